@@ -1,0 +1,88 @@
+"""MedPFL measures what a federated-learning server can read back from what a hospital sends."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medpfl.auditing.report import Report as Report
+    from medpfl.auditing.run import audit as audit
+    from medpfl.core.errors import InputError as InputError
+    from medpfl.core.plan import Plan as Plan
+    from medpfl.core.records import Record as Record
+    from medpfl.core.roles import Attack as Attack
+    from medpfl.core.roles import DataSource as DataSource
+    from medpfl.core.roles import Defense as Defense
+    from medpfl.core.roles import Metric as Metric
+    from medpfl.core.roles import Model as Model
+    from medpfl.core.threat import ThreatModel as ThreatModel
+    from medpfl.core.types import Batch as Batch
+    from medpfl.core.types import Channel as Channel
+    from medpfl.core.types import Finding as Finding
+    from medpfl.core.types import Observation as Observation
+    from medpfl.core.types import Reconstruction as Reconstruction
+    from medpfl.core.types import Update as Update
+    from medpfl.core.types import View as View
+    from medpfl.core.types import Weights as Weights
+    from medpfl.federated.local import local_update as local_update
+    from medpfl.federated.ready import prepare as prepare
+
+_PLACES = {
+    "Attack": "core.roles",
+    "Batch": "core.types",
+    "Channel": "core.types",
+    "DataSource": "core.roles",
+    "Defense": "core.roles",
+    "Finding": "core.types",
+    "InputError": "core.errors",
+    "Metric": "core.roles",
+    "Model": "core.roles",
+    "Observation": "core.types",
+    "Plan": "core.plan",
+    "Reconstruction": "core.types",
+    "Record": "core.records",
+    "Report": "auditing.report",
+    "ThreatModel": "core.threat",
+    "Update": "core.types",
+    "View": "core.types",
+    "Weights": "core.types",
+    "audit": "auditing.run",
+    "local_update": "federated.local",
+    "prepare": "federated.ready",
+}
+
+__all__ = [
+    "Attack",
+    "Batch",
+    "Channel",
+    "DataSource",
+    "Defense",
+    "Finding",
+    "InputError",
+    "Metric",
+    "Model",
+    "Observation",
+    "Plan",
+    "Reconstruction",
+    "Record",
+    "Report",
+    "ThreatModel",
+    "Update",
+    "View",
+    "Weights",
+    "audit",
+    "local_update",
+    "prepare",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is used first, so that ``import medpfl`` costs nothing."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'medpfl' has no attribute '{name}'")
+    return getattr(import_module(f"medpfl.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

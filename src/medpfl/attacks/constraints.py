@@ -1,0 +1,55 @@
+"""What a guess must be, enforced after every step of an optimizer that takes projections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from medpfl.core.spec import Part
+
+__all__ = ["Box", "Constraint", "Free"]
+
+
+@dataclass(frozen=True, repr=False)
+class Constraint(Part):
+    """Maps images (A, N, C, H, W) to the nearest allowed ones."""
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        """After step number `step`, counted from 1."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, repr=False)
+class Free(Constraint):
+    """Anything goes."""
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        """The images themselves."""
+        return images
+
+
+@dataclass(frozen=True, repr=False)
+class Box(Constraint):
+    """Pixels in [0, 1] and, every so many steps, a 3 x 3 median filter (Geiping et al. 2020).
+
+    Attributes:
+        median_every: steps between two filters; 0: never.
+    """
+
+    median_every: int = 0
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        """Clamped, and filtered if it is time."""
+        if self.median_every and step % self.median_every == 0 and images.ndim == 5:
+            images = _median(images.flatten(0, 2)).view_as(images)
+        return images.clamp(0, 1)
+
+
+def _median(planes: Tensor) -> Tensor:
+    """3 x 3 median of planes (M, H, W), mirrored at the border."""
+    padded = functional.pad(planes, (1, 1, 1, 1), mode="reflect")
+    windows = padded.unfold(1, 3, 1).unfold(2, 3, 1).flatten(3)
+    return torch.median(windows, dim=3).values

@@ -1,0 +1,59 @@
+"""Inverting gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from medpfl.attacks.constraints import Box
+from medpfl.attacks.labels import LastLayer
+from medpfl.attacks.matching import GradientMatching
+from medpfl.attacks.objectives import Cosine
+from medpfl.attacks.optimizers import SignedAdam
+from medpfl.attacks.priors import TotalVariation
+from medpfl.attacks.starts import Normal
+from medpfl.core.roles import Attack
+from medpfl.core.types import Observation, Reconstruction
+
+__all__ = ["GradInv"]
+
+
+@dataclass(frozen=True, repr=False)
+class GradInv(Attack):
+    """Cosine distance and total variation, by Adam on the sign of the gradient, in a box, filtered.
+
+    Source: Geiping, Bauermeister, Droege and Moeller, "Inverting Gradients", NeurIPS 2020
+    (arXiv:2003.14053), equation 4; settings of Das, Amini and Wu (arXiv:2409.18907): total variation 1e-6
+    on untrained and 1e-1 on trained networks, rate 0.1 on normalized pixels, 8 restarts, 24,000 steps.
+    Needs: the update, the plan, the model. Both papers give the labels to the adversary; here they are
+    inferred unless they are granted.
+    Deviates: pixels are not normalized, so the rate is in units of [0, 1]; one restart and 2,000 steps
+    by default.
+
+    Attributes:
+        steps, restarts: of the optimizer.
+        tv: weight of the total variation.
+        rate: first learning rate.
+        median_every: steps between two 3 x 3 median filters; 0: none.
+    """
+
+    steps: int = 2000
+    restarts: int = 1
+    tv: float = 1e-2
+    rate: float = 0.05
+    median_every: int = 0
+
+    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        """The attack."""
+        attack = GradientMatching(
+            objective=Cosine(),
+            prior=TotalVariation(self.tv),
+            optimizer=SignedAdam(self.rate),
+            start=Normal(0.5, 0.25),
+            labels=LastLayer(),
+            constraint=Box(self.median_every),
+            restarts=self.restarts,
+            steps=self.steps,
+        )
+        return attack(seen, generator)

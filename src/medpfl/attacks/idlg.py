@@ -1,0 +1,33 @@
+"""Improved deep leakage from gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from medpfl.attacks.labels import LastLayer
+from medpfl.attacks.matching import GradientMatching
+from medpfl.core.roles import Attack
+from medpfl.core.types import Observation, Reconstruction
+
+__all__ = ["iDLG"]
+
+
+@dataclass(frozen=True, repr=False)
+class iDLG(Attack):
+    """Reads the label from the last layer's gradient, then optimizes the images by L-BFGS.
+
+    Source: Zhao, Mopuri and Bilen, "iDLG: Improved Deep Leakage from Gradients", 2020 (arXiv:2001.02610).
+    Needs: the update, the plan, the model.
+    Start: independent standard normal pixels.
+    Deviates: as `DLG`; labels of batches above 1 are inferred as counts, see
+    `medpfl.attacks.labels.LastLayer` (the paper has batches of 1 only).
+    """
+
+    steps: int = 1500
+    restarts: int = 1
+
+    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        """The attack."""
+        return GradientMatching(labels=LastLayer(), restarts=self.restarts, steps=self.steps)(seen, generator)

@@ -1,0 +1,170 @@
+"""Limited-memory BFGS on a stack of independent problems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medpfl.attacks.optimizers import Ledger, Optimizer, Problem, Solution
+from medpfl.core import progress
+from medpfl.core.errors import InputError
+
+__all__ = ["LBFGS"]
+
+_TRIALS = 12
+_SUFFICIENT = 1e-4
+
+
+@dataclass(frozen=True, repr=False)
+class LBFGS(Optimizer):
+    """L-BFGS (Liu and Nocedal 1989) with Armijo backtracking, for every row of its own.
+
+    The direction is Nocedal's two-loop recursion, the first trial step is 1, and trials are interpolated
+    quadratically. A row whose line search fails forgets its history; if it fails again at once, it has
+    stalled: float precision or a kink is reached.
+
+    Attributes:
+        history: pairs of steps and gradient changes kept.
+        tolerance: a row whose objective is below it has converged.
+        patience: a row whose objective has not fallen by a hundredth within so many steps has stalled.
+    """
+
+    history: int = 20
+    tolerance: float = 1e-9
+    patience: int = 200
+
+    def __post_init__(self) -> None:
+        if self.history < 1 or self.patience < 1:
+            raise InputError("history and patience must be at least 1")
+
+    def minimize(self, problem: Problem, start: Tensor, steps: int) -> Solution:
+        """At most `steps` iterations of each row."""
+        ledger = Ledger(start)
+        state = _State.at(problem, start, self.history, ledger)
+        for step in range(steps):
+            state = self._retire(state, ledger, step)
+            if not len(state.rows):
+                break
+            state.iterate(problem, ledger, step)
+            progress.report((step + 1) / steps)
+        ledger.steps[state.rows.cpu()] = steps
+        self._retire(state, ledger, steps)
+        return ledger.solution()
+
+    def _retire(self, state: _State, ledger: Ledger, step: int) -> _State:
+        """Ends the rows that are done, and returns the others."""
+        if step % self.patience == 0:
+            state.slow = state.loss > 0.99 * state.milestone
+            state.milestone = state.loss.clone()
+        broken = ~(state.loss.isfinite() & state.gradient.isfinite().all(1))
+        converged = (state.loss < self.tolerance) & ~broken
+        stalled = (state.failed | state.slow) & ~broken & ~converged
+        ledger.end(state.rows[broken], "nonfinite", step)
+        ledger.end(state.rows[converged], "converged", step)
+        ledger.end(state.rows[stalled], "stalled", step)
+        keep = ~(broken | converged | stalled)
+        return state if keep.all() else state.take(keep)
+
+
+class _State:
+    """What the iteration remembers of its A active rows: points, gradients, and M pairs of each."""
+
+    def __init__(self, rows: Tensor, z: Tensor, loss: Tensor, gradient: Tensor, history: int) -> None:
+        self.rows, self.z, self.loss, self.gradient = rows, z, loss, gradient
+        self.moves = z.new_zeros(history, *z.shape)
+        self.changes = z.new_zeros(history, *z.shape)
+        self.curvature = z.new_zeros(history, len(z))  # 1 / (move . change); 0 where there is no pair
+        self.scale = z.new_zeros(len(z))  # of the first inverse Hessian; 0 before the first pair
+        self.failed = torch.zeros_like(loss, dtype=torch.bool)
+        self.slow = torch.zeros_like(self.failed)
+        self.milestone = torch.full_like(loss, torch.inf)
+        self.pairs = 0
+
+    @classmethod
+    def at(cls, problem: Problem, start: Tensor, history: int, ledger: Ledger) -> _State:
+        rows = torch.arange(len(start), device=start.device)
+        loss, gradient = problem.evaluate(start, rows)
+        ledger.evaluations += 1
+        ledger.note(rows, start, loss)
+        return cls(rows, start.clone(), loss, gradient, history)
+
+    def take(self, keep: Tensor) -> _State:
+        for name in ("rows", "z", "loss", "gradient", "scale", "failed", "slow", "milestone"):
+            setattr(self, name, getattr(self, name)[keep])
+        for name in ("moves", "changes", "curvature"):
+            setattr(self, name, getattr(self, name)[:, keep])
+        return self
+
+    def iterate(self, problem: Problem, ledger: Ledger, step: int) -> None:
+        """One direction, one line search, one new pair."""
+        fresh = self.scale == 0
+        direction, slope = self._direction()
+        z, loss, gradient, found = self._search(problem, ledger, direction, slope, fresh)
+        self._remember(z - self.z, gradient - self.gradient, found)
+        self.failed = ~found & fresh
+        self.z, self.loss, self.gradient = z, loss, gradient
+        ledger.note(self.rows, z, loss)
+
+    def _direction(self) -> tuple[Tensor, Tensor]:
+        """Descent directions (A, D) and slopes (A,) along them; steepest descent where history misleads."""
+        history = len(self.moves)
+        newest_first = [(self.pairs - 1 - i) % history for i in range(min(self.pairs, history))]
+        q, weights = self.gradient.clone(), {}
+        for i in newest_first:
+            weights[i] = self.curvature[i] * torch.linalg.vecdot(self.moves[i], q)
+            q = torch.addcmul(q, weights[i][:, None], self.changes[i], value=-1)
+        q = q * torch.where(self.scale > 0, self.scale, 1.0)[:, None]
+        for i in reversed(newest_first):
+            other = self.curvature[i] * torch.linalg.vecdot(self.changes[i], q)
+            q = torch.addcmul(q, (weights[i] - other)[:, None], self.moves[i])
+        slope = -torch.linalg.vecdot(q, self.gradient)
+        uphill = ~(slope < 0)
+        self._forget(uphill)
+        q = torch.where(uphill[:, None], self.gradient, q)
+        return -q, torch.where(uphill, -self.gradient.square().sum(1), slope)
+
+    def _forget(self, which: Tensor) -> None:
+        if which.any():
+            self.curvature[:, which] = 0
+            self.scale[which] = 0
+
+    def _search(
+        self, problem: Problem, ledger: Ledger, direction: Tensor, slope: Tensor, fresh: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The first point along each direction that lowers the objective enough (Armijo 1966)."""
+        first = 1 / self.gradient.abs().sum(1).clamp(min=1e-30)
+        length = torch.where(self.scale == 0, first.clamp(max=1.0), torch.ones_like(first))
+        z, loss, gradient = self.z.clone(), self.loss.clone(), self.gradient.clone()
+        open_ = torch.arange(len(z), device=z.device)
+        for _ in range(_TRIALS):
+            whole = len(open_) == len(z)
+            rows = self.rows if whole else self.rows[open_]
+            trial = torch.addcmul(self.z[open_], length[open_, None], direction[open_])
+            value, slopes = problem.evaluate(trial, rows)
+            ledger.evaluations[rows.cpu()] += 1
+            enough = value <= self.loss[open_] + _SUFFICIENT * length[open_] * slope[open_]
+            enough &= slopes.isfinite().all(1)
+            taken = open_[enough]
+            z[taken], loss[taken], gradient[taken] = trial[enough], value[enough], slopes[enough]
+            open_, value = open_[~enough], value[~enough]
+            if not len(open_):
+                break
+            old, rise = length[open_], value - self.loss[open_]
+            best = -slope[open_] * old.square() / (2 * (rise - slope[open_] * old))
+            length[open_] = best.nan_to_num(0.0).clamp(0.1 * old, 0.5 * old)
+        found = torch.ones_like(fresh)
+        found[open_] = False
+        return z, loss, gradient, found
+
+    def _remember(self, move: Tensor, change: Tensor, found: Tensor) -> None:
+        product = torch.linalg.vecdot(move, change)
+        size = change.square().sum(1)
+        good = found & (product > 1e-10 * (size * move.square().sum(1)).sqrt()) & (size > 0)
+        slot = self.pairs % len(self.moves)
+        self.moves[slot], self.changes[slot] = move, change
+        self.curvature[slot] = torch.where(good, 1 / torch.where(good, product, 1.0), 0.0)
+        self.scale = torch.where(good, product / torch.where(good, size, 1.0), self.scale)
+        self.pairs += 1
+        self._forget(~found)

@@ -1,0 +1,51 @@
+"""Where an optimization starts: images (N, C, H, W) from a generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medpfl.core.spec import Part
+
+__all__ = ["Normal", "Patterned", "Start"]
+
+
+@dataclass(frozen=True, repr=False)
+class Start(Part):
+    """Draws the first guess."""
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Images of a shape (N, C, H, W), on the CPU."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, repr=False)
+class Normal(Start):
+    """Independent normal pixels; mean 0 and deviation 1 is the start of DLG and iDLG."""
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Normal images."""
+        return self.mean + self.deviation * torch.randn(shape, generator=generator)
+
+
+@dataclass(frozen=True, repr=False)
+class Patterned(Start):
+    """One random tile of uniform pixels, repeated over the image (Wei et al. 2020, arXiv:2004.10397, 4.2).
+
+    Attributes:
+        tile: its edge in pixels.
+    """
+
+    tile: int = 16
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Patterned images."""
+        *front, height, width = shape
+        tile = torch.rand((*front, min(self.tile, height), min(self.tile, width)), generator=generator)
+        repeats = (-(-height // tile.shape[-2]), -(-width // tile.shape[-1]))
+        return tile.repeat(*[1] * len(front), *repeats)[..., :height, :width]

@@ -1,0 +1,1 @@
+"""The audit: the one place where data, clients, defenses, attacks and metrics meet."""

@@ -1,0 +1,78 @@
+"""Verdicts and the reasons to doubt them. A failed attack is not safety."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from medpfl.core.types import Finding
+from medpfl.metrics.rates import mean_interval
+
+__all__ = ["INCONCLUSIVE", "LEAKS", "NO_LEAK", "flags_of", "leaks", "verdict_of"]
+
+LEAKS = "leaks"
+NO_LEAK = "no leak found by these attacks"
+INCONCLUSIVE = "inconclusive"
+
+
+def leaks(cell: dict[str, Any]) -> bool:
+    """Whether more was read back, or pointed to, than a guess made without the update can explain.
+
+    With 95 % confidence the success rate lies above that of every baseline (the mean image, the nearest
+    other image, the same attack on a random update), or the identification rate above chance and above
+    that of a random update.
+    """
+    floor = max(cell[k] or 0.0 for k in ("asr_mean_image", "asr_nearest", "asr_random_update"))
+    if cell["asr_low"] is not None and cell["asr_low"] > floor:
+        return True
+    if cell["identified_low"] is None:
+        return False
+    return cell["identified_low"] > max(cell["chance"] or 0.0, cell["identified_random_update"] or 0.0)
+
+
+def verdict_of(cell: dict[str, Any], control: dict[str, Any] | None) -> str:
+    """One of the three outcomes.
+
+    Args:
+        cell: the summary of an attack under a defense.
+        control: the same attack's undefended cell; ``None`` if it was not run.
+    """
+    if leaks(cell):
+        return LEAKS
+    works = control is not None and leaks(control)
+    broken = cell["images"] == 0 or cell["nonfinite"] > 0.5
+    return NO_LEAK if works and not broken else INCONCLUSIVE
+
+
+def flags_of(rows: Sequence[Finding], cell: dict[str, Any], control: dict[str, Any] | None) -> list[str]:
+    """The flags of a cell, from its rows and its control."""
+    scored = [row for row in rows if "zero-gradient" not in row.flags]
+    raised = {
+        "control-failed": control is None or not leaks(control),
+        "prior-only": bool(scored) and not leaks(cell) and not _beats_baselines(scored, cell),
+        "zero-gradient": len(scored) < len(rows),
+        "not-converged": _share(scored, "not-converged") > 0.5,
+        "nonfinite": cell["nonfinite"] > 0,
+    }
+    return [flag for flag, up in raised.items() if up]
+
+
+def _share(rows: Sequence[Finding], flag: str) -> float:
+    return sum(flag in row.flags for row in rows) / len(rows) if rows else 0.0
+
+
+def _beats_baselines(rows: Sequence[Finding], cell: dict[str, Any]) -> bool:
+    """Whether the mean SSIM is above every baseline's, image by image where the baseline has the image."""
+    gains = [
+        [float(row.scores["ssim"] or 0) - float(row.scores[name] or 0) for row in rows]
+        for name in ("mean_image_ssim", "nearest_ssim")
+        if all(row.scores.get(name) is not None for row in rows)
+    ]
+    if cell["ssim_random_update"] is not None:
+        gains.append([float(row.scores["ssim"] or 0) - cell["ssim_random_update"] for row in rows])
+    return all(_above_zero(gain) for gain in gains)
+
+
+def _above_zero(gains: list[float]) -> bool:
+    low, _ = mean_interval(gains)
+    return min(gains) > 0 if low is None else low > 0

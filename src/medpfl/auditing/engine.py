@@ -1,0 +1,104 @@
+"""How the work is laid out on a machine: seeds, stacks, devices, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+
+__all__ = ["check_network", "device_of", "generator_of", "seed_of", "stack_size", "versions"]
+
+_LARGEST_STACK = 64
+
+
+def seed_of(seed: int, *words: Any) -> int:
+    """A seed of its own for every named draw of an experiment."""
+    text = json.dumps([seed, *words], default=str)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
+
+
+def generator_of(seed: int, *words: Any) -> torch.Generator:
+    """A CPU generator under `seed_of`."""
+    return torch.Generator().manual_seed(seed_of(seed, *words))
+
+
+def device_of(name: str) -> torch.device:
+    """The device, if this machine has it."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{name}' cannot be used here: {str(error).partition(chr(10))[0]}") from None
+    return device
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for package in ("medpfl", "torch", "torchvision", "numpy", "torchmetrics"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan) -> int:
+    """Runs a model once on a batch; the number of its outputs K.
+
+    Raises:
+        InputError: it does not take the images, or does not return finite logits (N, K) with K >= `classes`.
+    """
+    network.train(plan.mode == "train")
+    shape = tuple(images.shape)
+    try:
+        with torch.no_grad():
+            logits = network(images)
+    except Exception as error:  # whatever a stranger's network raises is for the user to read
+        hint = "; in train mode batch norm needs more: try mode eval or larger images" if "per channel" in str(error) else ""
+        raise InputError(f"the model does not take images of shape {shape}: {error}{hint}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"the model must return logits of shape ({len(images)}, classes), it returned {found}")
+    outputs = logits.shape[1]
+    if outputs < max(classes, 2):
+        raise InputError(
+            f"the model has {outputs} outputs for {classes} classes: it needs at least {max(classes, 2)} "
+            "(with one output the loss, and so every update, is zero)"
+        )
+    if not logits.isfinite().all():
+        raise InputError("the model's outputs are not finite on these images")
+    return outputs
+
+
+def stack_size(network: nn.Module, images: Tensor, memory: float) -> int:
+    """Victims that are attacked together: as many as fit into `memory` GiB by a fixed estimate, at most 64.
+
+    The estimate counts, for each victim, its update three times and the activations of its images ten times
+    (forward, backward and their derivatives). It depends on the experiment alone, never on free memory.
+    """
+    if not memory > 0:
+        raise InputError(f"memory is {memory}: it must be above 0 (GiB)")
+    parameters = sum(p.numel() for p in network.parameters())
+    activations = 0
+
+    def count(_: nn.Module, __: Any, output: Any) -> None:
+        nonlocal activations
+        activations += output.numel() if isinstance(output, Tensor) else 0
+
+    handles = [m.register_forward_hook(count) for m in network.modules() if not list(m.children())]
+    with torch.no_grad():
+        network(images)
+    for handle in handles:
+        handle.remove()
+    history = 2 * 100 * images.numel()
+    bytes_each = 4 * (3 * parameters + 10 * activations + history)
+    return max(1, min(_LARGEST_STACK, int(memory * 2**30 / bytes_each)))

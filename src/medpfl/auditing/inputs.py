@@ -1,0 +1,115 @@
+"""What a user gives, as the objects that the audit works with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from medpfl import attacks as attack_package
+from medpfl import data as data_package
+from medpfl import defenses as defense_package
+from medpfl import models as model_package
+from medpfl.attacks import matching
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.records import Record
+from medpfl.core.roles import Attack, DataSource, Defense, Model
+from medpfl.core.spec import build, expand, registry
+from medpfl.data import partition as partition_module
+from medpfl.data.folder import ImageFolder
+from medpfl.data.images import LabelledImages
+from medpfl.data.partition import Partition
+from medpfl.data.samples import Samples
+from medpfl.defenses import NoDefense
+from medpfl.models.user import UserModel
+
+__all__ = ["attacks_of", "data_of", "defenses_of", "is_record", "model_of", "partition_of"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, repr=False)
+class GivenModel(Model):
+    """A network that the user made; its weights are as they are."""
+
+    network: nn.Module = field(repr=False)
+    name: str = ""
+
+    def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+        """The network itself."""
+        return self.network
+
+
+def model_of(model: str | Model | nn.Module) -> Model:
+    """From a spec, a user's ``place:name``, a `Model` or a network."""
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, nn.Module):
+        return GivenModel(model, type(model).__name__)
+    if ":" in model.partition("(")[0]:
+        return UserModel.parse(model)
+    if model.partition("(")[0].endswith(".py"):
+        raise InputError(f"model '{model}': say which function makes it, {model}:make_model")
+    return build(model, registry(model_package), "model")
+
+
+def attacks_of(attacks: Iterable[str | Attack]) -> list[Attack]:
+    """From specs and attacks; sweeps are expanded, repetitions left out."""
+    known, nested = registry(attack_package), registry(matching)
+    return _each(attacks, Attack, lambda text: build(text, known, "attack", nested))
+
+
+def defenses_of(defenses: Iterable[str | Defense]) -> list[Defense]:
+    """The undefended control first, then the defenses given."""
+    known = registry(defense_package)
+    return _each([NoDefense(), *defenses], Defense, lambda text: build(text, known, "defense"))
+
+
+def _each(items: Iterable[Any], role: type[T], make: Any) -> list[T]:
+    made = [one for item in items for one in ([item] if not isinstance(item, str) else map(make, expand(item)))]
+    for one in made:
+        if not isinstance(one, role):
+            raise InputError(f"{one!r} is not {role.__name__}: give a spec string or an object of that role")
+    return list({repr(one): one for one in made}.values())
+
+
+def partition_of(partition: str | Partition) -> Partition:
+    """From a spec or a partition."""
+    if isinstance(partition, Partition):
+        return partition
+    return build(partition, registry(partition_module) | {}, "partition")
+
+
+def is_record(data: Any) -> bool:
+    """Whether the data is the path of a recorded update."""
+    return isinstance(data, str | Path) and Path(data).is_file() and Record.is_one(Path(data))
+
+
+def data_of(
+    data: str | Path | DataSource | LabelledImages, size: int, fit: str, channels: int | None
+) -> tuple[LabelledImages, str]:
+    """The images, and how the source is called in what is written (without its path)."""
+    if isinstance(data, LabelledImages):
+        return data, "images"
+    source = data if isinstance(data, DataSource) else _source(str(data), size, fit, channels)
+    return source.load(), repr(source)
+
+
+def _source(data: str, size: int, fit: str, channels: int | None) -> DataSource:
+    if data == "samples":
+        return Samples(size=size, fit=fit, channels=channels)  # type: ignore[arg-type]
+    if "(" in data and not Path(data).exists():
+        return build(data, registry(data_package), "data source")
+    if not Path(data).exists() and "/" not in data:
+        raise InputError(f"there is no folder or record '{data}' here; {nearest(data, ['samples'])}")
+    if Path(data).is_file():
+        raise InputError(f"'{data}' is a file, but no record of an update: give a folder of class folders")
+    return ImageFolder(data, size=size, fit=fit, channels=channels)  # type: ignore[arg-type]
+
+
+def names(parts: Sequence[Any]) -> list[str]:
+    """Their specs."""
+    return [repr(part) for part in parts]

@@ -1,0 +1,66 @@
+"""An update that was made elsewhere, as one defense among the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from medpfl.core.errors import InputError
+from medpfl.core.records import Record
+from medpfl.core.roles import Defense, State
+from medpfl.core.types import Update
+from medpfl.data.images import LabelledImages
+
+__all__ = ["Recorded", "relabel"]
+
+
+@dataclass(frozen=True, repr=False)
+class Recorded(Defense):
+    """Whatever happened at the client that made the record: its update, in place of ours."""
+
+    sent: Update = field(repr=False)
+
+    def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
+        """The recorded update."""
+        return self.sent, state
+
+
+def read(path: Path) -> Record:
+    """A record that is whole and fits its own weights.
+
+    Raises:
+        InputError: with everything that does not fit.
+    """
+    record = Record.load(path)
+    if problems := record.misfits():
+        shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise InputError(f"the record '{path}' does not fit its own weights and plan:\n  {shown}")
+    return record
+
+
+def relabel(truth: LabelledImages, record: Record) -> LabelledImages:
+    """The truth with the record's label indices.
+
+    Raises:
+        InputError: another number or shape of images than the update was made from, or another class.
+    """
+    if len(truth) != record.plan.images:
+        raise InputError(
+            f"the record was made from {record.plan.images} images, --truth holds {len(truth)}: "
+            "give a folder with just those images, in class folders"
+        )
+    if record.image_shape is not None and tuple(record.image_shape) != truth.shape:
+        raise InputError(
+            f"the record was made from images of shape {record.image_shape}, --truth gives {truth.shape}: "
+            "set --size, --fit and --channels as the client did"
+        )
+    if record.classes is None:
+        return truth
+    if unknown := set(truth.classes) - set(record.classes):
+        raise InputError(f"--truth has a class {sorted(unknown)[0]!r}, the record knows {', '.join(record.classes)}")
+    place = torch.tensor([record.classes.index(name) for name in truth.classes])
+    return LabelledImages(
+        truth.images, place[truth.labels], record.classes, truth.names, truth.patients, truth.skipped
+    )

@@ -1,0 +1,76 @@
+"""What an audit returns, and how it is read back from a run directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medpfl.auditing.files import write_whole
+from medpfl.auditing.store import JobKey, Store, job_of, read_json, read_rows
+from medpfl.auditing.summary import summarize
+from medpfl.core.errors import InputError
+from medpfl.core.types import Finding
+
+__all__ = ["Report", "reread"]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The result of an audit.
+
+    Attributes:
+        summary: one entry per attack and defense: rates with intervals, baselines, verdict, flags.
+        rows: one finding per image.
+        settings: what the audit was told, and what it found.
+        pages: the files written.
+    """
+
+    summary: list[dict[str, Any]]
+    rows: list[Finding]
+    settings: dict[str, Any]
+    pages: tuple[Path, ...] = ()
+
+    def verdict(self) -> tuple[str, str]:
+        """Two plain sentences."""
+        from medpfl.reporting.verdict import verdict_sentences
+
+        return verdict_sentences(self.summary, self.settings)
+
+    def __str__(self) -> str:
+        return "\n".join(self.verdict())
+
+
+def finish(store: Store, settings: dict[str, Any]) -> Report:
+    """Summary, pages and pictures from a store's rows."""
+    rows = store.rows()
+    summary = summarize(rows, settings.get("server_side", ()))
+    if store.out is None:
+        return Report(summary, rows, settings)
+    import json
+
+    from medpfl.reporting import write_pages
+
+    write_whole(store.out / "summary.json", json.dumps(summary, indent=1).encode())
+    pages = write_pages(store.out, settings, summary, rows, store.picture)
+    return Report(summary, rows, settings, tuple(pages))
+
+
+def reread(out: Path) -> Report:
+    """Makes summary and pages of a run directory again.
+
+    Raises:
+        InputError: no run directory, or one without rows.
+    """
+    run = read_json(out / "run.json")
+    if run is None or "identity" not in run:
+        raise InputError(f"'{out}' is no run directory: it has no run.json")
+    sizes: dict[JobKey, int] = {}
+    for row in read_rows(out / "findings.jsonl"):
+        sizes[job_of(row)] = sizes.get(job_of(row), 0) + 1
+    if not sizes:
+        raise InputError(f"'{out}' holds no finished rows yet")
+    # A job that was cut in the middle is shown by the audit only after it is redone.
+    planned = {JobKey(*key): count for *key, count in run.get("jobs", [])}
+    whole = {job: count for job, count in sizes.items() if planned.get(job, count) == count}
+    return finish(Store(out, run["identity"], whole, force=False), run.get("settings", {}))

@@ -1,0 +1,190 @@
+"""The audit: plays every job that is not done yet, and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from medpfl.auditing.engine import device_of, versions
+from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
+from medpfl.auditing.key import study_index
+from medpfl.auditing.play import Player, server_side
+from medpfl.auditing.recorded import Recorded, read, relabel
+from medpfl.auditing.report import Report, finish
+from medpfl.auditing.scoring import Scorer
+from medpfl.auditing.setup import Setup
+from medpfl.auditing.store import Store
+from medpfl.auditing.watch import watching
+from medpfl.core.errors import InputError
+from medpfl.core.experiment import STANDARD
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Attack, DataSource, Defense, Model
+from medpfl.core.threat import ThreatModel
+from medpfl.data.images import LabelledImages
+
+if TYPE_CHECKING:
+    from medpfl.data.partition import Partition
+
+__all__ = ["audit"]
+
+
+def audit(
+    model: str | Model | nn.Module = "LeNet('dlg')",
+    data: str | Path | DataSource | LabelledImages = "samples",
+    *,
+    attacks: Sequence[str | Attack] = STANDARD,
+    defenses: Sequence[str | Defense] = (),
+    threat: ThreatModel = ThreatModel(),
+    plan: Plan = Plan(),
+    images: int = 32,
+    draws: int = 1,
+    weights: str | Path | None = None,
+    truth: str | Path | DataSource | LabelledImages | None = None,
+    partition: str | Partition = "IID(clients=1)",
+    size: int = 32,
+    fit: str = "crop",
+    channels: int | None = None,
+    seed: int = 0,
+    memory: float = 2.0,
+    device: str = "cpu",
+    out: str | Path | None = None,
+    force: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Measures what the server could read back from the updates of clients that hold these images.
+
+    Every defense runs beside its undefended control, and every attack against random updates too. With
+    `out`, finished work survives a kill: the same call continues where it stopped.
+
+    Args:
+        model: a spec, ``file.py:name`` or ``package.module:name``, a `Model`, or a network that maps
+            (N, C, H, W) in [0, 1] to logits (N, K).
+        data: ``"samples"``, a folder of class folders, a record of an update, a source, or images.
+        attacks, defenses: specs or objects; the undefended control is always there.
+        threat: what the adversary is granted beyond the wire.
+        plan: what every client does; ``plan.images`` images stand behind one update.
+        images: how many to attack, evenly over classes, in whole updates.
+        draws: of untrained weights; each attacks the same images.
+        weights: a weights file for the model.
+        truth: for a record: the images that it was made from.
+        partition: how images are dealt to clients, by patient where patients are known.
+        size, fit, channels: of the images, where a folder or the samples are read.
+        seed: of every random draw.
+        memory: GiB that a stack of victims may take, by a fixed estimate.
+        device: of the computation.
+        out: the run directory.
+        force: discards what another experiment left in it.
+        progress: shows a progress bar on the terminal.
+
+    Raises:
+        InputError: anything that cannot work, before work is done.
+
+    >>> report = audit("LeNet('idlg')", attacks=["iDLG(steps=3)"], images=3)
+    >>> [(cell["attack"], cell["defense"], cell["images"]) for cell in report.summary]
+    [('iDLG(steps=3)', 'NoDefense()', 3)]
+    """
+    out = None if out is None else Path(out)
+    made_defenses, start = defenses_of(defenses), None if weights is None else Path(weights)
+    record = None
+    if is_record(data):
+        record, data = read(Path(str(data))), _truth_of(truth, start, defenses)
+        plan, made_defenses, start = record.plan, [*made_defenses, Recorded(record.update)], record.weights
+        size = record.image_shape[-1] if record.image_shape else size
+        channels = record.image_shape[0] if record.image_shape else channels
+        draws, partition = 1, "IID(clients=1)"
+    elif truth is not None:
+        raise InputError("truth goes with a record of an update; here, the data is the truth")
+    made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition)
+    found, source = data_of(data, size, fit, channels)
+    if record is not None:
+        found, images = relabel(found, record), record.plan.images
+    setup = Setup(
+        made_model, start, found, source, made_attacks, made_defenses, threat, plan, made_partition,
+        images, draws, seed, memory, device_of(device),
+    )  # fmt: skip
+    setup.check()
+    return _run(setup, str(data) if isinstance(data, str | Path) else source, out, force, progress)
+
+
+def _truth_of(truth: Any, weights: Path | None, defenses: Sequence[Any]) -> Any:
+    if truth is None:
+        raise InputError("a record holds no image: --truth names the folder of the images that it was made from")
+    if weights is not None:
+        raise InputError("a record holds the weights that the client started from: leave out --weights")
+    if defenses:
+        raise InputError("a record is audited as it was sent: leave out --defense")
+    return truth
+
+
+def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool) -> Report:
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    index = study_index(out, setup.data, setup.source, place)
+    store = Store(out, setup.identity(index), setup.jobs, force)
+    player = Player(setup, Scorer(setup.data, index))
+    settings = _settings(setup, player)
+    store.note(settings=settings, jobs=[[*job, count] for job, count in setup.jobs.items()])
+    todo = [job for job in setup.jobs if job not in store]
+    total = sum(setup.jobs.values())
+    with watching(total, total - sum(setup.jobs[j] for j in todo), progress) as during:
+        for job in todo:
+            with during(job, setup.jobs[job]):
+                store.add(job, *player(job))
+    return finish(store, settings)
+
+
+def _settings(setup: Setup, player: Player) -> dict[str, Any]:
+    """What the pages print of an audit. No path, no name of an image or patient."""
+    data = setup.data
+    known = {p for p in data.patients if p is not None}
+    counts = {name: int((data.labels == i).sum()) for i, name in enumerate(data.classes)}
+    settings: dict[str, Any] = {
+        "experiment": {
+            "data": setup.source,
+            "model": repr(setup.model),
+            "attacks": [repr(a) for a in setup.attacks],
+            "defenses": [repr(d) for d in setup.defenses],
+            "images": setup.images,
+            "images_per_update": setup.plan.images,
+            "draws": setup.draws,
+            "plan": repr(setup.plan),
+            "partition": repr(setup.partition),
+            "weights": "untrained" if setup.weights is None else "given",
+            "memory_gib": setup.memory,
+            "victims_per_stack": setup.stack,
+        },
+        "grants": list(setup.threat.grants),
+        "data": {
+            "source": setup.source,
+            "classes": counts,
+            "images": len(data),
+            "shape": list(data.shape),
+            "patients": len(known) or None,
+            "skipped": len(data.skipped),
+        },
+        "model": {"parameters": sum(p.numel() for p in setup.network(0).parameters()), "outputs": setup.outputs},
+        "versions": versions(),
+        "device": str(setup.device),
+        "seed": setup.seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "server_side": server_side(setup.defenses),
+        "notes": _notes(setup),
+    }
+    recorded = [d for d in setup.defenses if isinstance(d, Recorded)]
+    if recorded:
+        settings["record"] = {"difference": player.difference(recorded[0])}
+    return settings
+
+
+def _notes(setup: Setup) -> list[str]:
+    notes = []
+    attacked = len(setup.victims) * setup.plan.images
+    if attacked < setup.images:
+        notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")
+    if setup.data.skipped:
+        notes.append(f"{len(setup.data.skipped)} files could not be read and were left out")
+    return notes

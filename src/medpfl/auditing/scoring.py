@@ -1,0 +1,146 @@
+"""Rows from a reconstruction: the only place where guess and truth meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medpfl import metrics as metric_package
+from medpfl.auditing.key import StudyIndex
+from medpfl.core.spec import registry
+from medpfl.core.types import Finding, Reconstruction
+from medpfl.data.images import LabelledImages
+from medpfl.metrics.identification import distances, identified, nearest_other
+from medpfl.metrics.pairing import pair
+from medpfl.metrics.pixel import SUCCESS, ssim
+
+__all__ = ["Scorer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """Scores guesses against the data that the victims' images come from.
+
+    Attributes:
+        data: the gallery; truths are in it.
+        index: the study indices.
+    """
+
+    data: LabelledImages
+    index: StudyIndex
+
+    def rows(
+        self, guess: Reconstruction, victims: list[Tensor], zero: list[bool], seconds: float, common: dict[str, Any]
+    ) -> tuple[list[Finding], Tensor, Tensor]:
+        """Findings of V victims with N images each, their truths and their paired guesses (V * N, C, H, W).
+
+        Args:
+            guess: on any device.
+            victims: V index tensors (N,) of the truths.
+            zero: V, whether the victim's raw update is exactly zero.
+            seconds: of the whole stack.
+            common: the fields that the rows share.
+        """
+        rows, truths, guesses = [], [], []
+        each = seconds / sum(map(len, victims))
+        for v, own in enumerate(victims):
+            truth = self.data.images[own]
+            order = pair(guess.guesses[v].cpu(), truth)
+            mine = guess.guesses[v].cpu()[order]
+            flags = _flags(guess, v, zero[v])
+            ended = {
+                "loss": _number(guess.loss[v]),
+                "steps": int(guess.steps[v]),
+                "evaluations": int(guess.evaluations[v]),
+                "ended": guess.ended[v],
+                "flags": flags,
+                "seconds": each,
+            }
+            rows += self._victim(v, own, mine.nan_to_num(0.0), self._labels(guess, v, order), _best(guess, v, truth),
+                                 {**common, **ended})
+            truths.append(truth)
+            guesses.append(mine)
+        return rows, torch.cat(truths), torch.cat(guesses)
+
+    def _victim(
+        self, v: int, own: Tensor, guess: Tensor, labels: list[int | None], best: Tensor | None, common: dict[str, Any]
+    ) -> list[Finding]:
+        truth = self.data.images[own]
+        scores = {name: metric(guess, truth).tolist() for name, metric in registry(metric_package).items()}
+        scores |= self._baselines(own, truth)
+        scores["ssim_worst"] = best.tolist() if best is not None else scores["ssim"]
+        found, gallery = self._identified(guess, own)
+        return [
+            Finding(
+                victim=v,
+                position=i,
+                image=self.index.images[place],
+                patient=self.index.patients[place],
+                label=int(self.data.labels[place]),
+                label_guess=labels[i],
+                scores={name: values[i] for name, values in scores.items()},
+                success=scores["ssim"][i] >= SUCCESS,
+                identified=found[i],
+                gallery=gallery[i],
+                chance=min(1.0, len(own) / gallery[i]) if gallery[i] > 1 else None,
+                date=datetime.now(UTC).isoformat(timespec="seconds"),
+                **common,
+            )
+            for i, place in enumerate(own.tolist())
+        ]
+
+    def _labels(self, guess: Reconstruction, v: int, order: Tensor) -> list[int | None]:
+        if guess.labels is None:
+            return [None] * len(order)
+        return guess.labels[v].cpu()[order].tolist()
+
+    def _excluded(self, own: Tensor) -> Tensor:
+        """(N, M) other images of the same patient."""
+        patients = self.data.patients
+        same = [[p is not None and p == patients[i] for p in patients] for i in own.tolist()]
+        return torch.tensor(same)
+
+    def _identified(self, guess: Tensor, own: Tensor) -> tuple[list[bool | None], list[int]]:
+        excluded = self._excluded(own)
+        gallery = (~excluded).sum(1) + excluded[torch.arange(len(own)), own]
+        distance = distances(guess.clamp(0, 1), self.data.images)
+        found = identified(distance, own, excluded).tolist()
+        return [f if g > 1 else None for f, g in zip(found, gallery.tolist(), strict=True)], gallery.tolist()
+
+    def _baselines(self, own: Tensor, truth: Tensor) -> dict[str, list[Any]]:
+        """What guesses made without the update score."""
+        others = len(self.data) - 1
+        if others < 1:
+            nothing: list[Any] = [None] * len(own)
+            return {"mean_image_ssim": nothing, "nearest_ssim": nothing}
+        mean = (self.data.images.sum(0) - truth) / others
+        nearest = nearest_other(distances(truth, self.data.images), own, self._excluded(own))
+        return {
+            "mean_image_ssim": ssim(mean, truth).tolist(),
+            "nearest_ssim": ssim(self.data.images[nearest], truth).tolist(),
+        }
+
+
+def _best(guess: Reconstruction, v: int, truth: Tensor) -> Tensor | None:
+    """(N,) the best SSIM of any candidate, chosen with the truth; ``None`` if there is one candidate."""
+    if guess.candidates is None:
+        return None
+    candidates = guess.candidates[v].cpu().nan_to_num(0.0)
+    return torch.stack([ssim(c[pair(c, truth)], truth) for c in candidates]).amax(0)
+
+
+def _flags(guess: Reconstruction, v: int, zero: bool) -> tuple[str, ...]:
+    raised = {
+        "zero-gradient": zero,
+        "nonfinite": guess.ended[v] == "nonfinite",
+        "not-converged": guess.ended[v] in ("max_steps", "stalled"),
+    }
+    return tuple(flag for flag, up in raised.items() if up)
+
+
+def _number(value: Tensor) -> float | None:
+    return float(value) if value.isfinite() else None

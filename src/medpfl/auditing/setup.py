@@ -1,0 +1,173 @@
+"""An audit, built and checked before any work is done: what is wrong is said at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medpfl.auditing.engine import check_network, generator_of, seed_of, stack_size
+from medpfl.auditing.key import StudyIndex
+from medpfl.auditing.store import JobKey
+from medpfl.auditing.summary import RANDOM_UPDATE
+from medpfl.auditing.victims import draw_victims
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Attack, Defense, Model
+from medpfl.core.threat import ThreatModel
+from medpfl.core.types import Weights
+from medpfl.data.images import LabelledImages
+from medpfl.data.partition import Partition
+from medpfl.defenses import NoDefense
+from medpfl.models.weights import check_finite, load_weights
+
+__all__ = ["Setup"]
+
+_RANDOM_UPDATES = 8
+"""Victims of the random-update control, for each attack."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """Everything that the rows of an audit are a function of.
+
+    Attributes:
+        model, weights: the network's recipe, and a file or the state that it starts from.
+        data, source: the images, and how their source is called.
+        attacks, defenses: the undefended control is the first defense.
+        threat, plan, partition: the scenario.
+        images, draws: how many images to attack, under how many draws of untrained weights.
+        seed, memory, device: of the run.
+    """
+
+    model: Model
+    weights: Path | Weights | None
+    data: LabelledImages
+    source: str
+    attacks: list[Attack]
+    defenses: list[Defense]
+    threat: ThreatModel
+    plan: Plan
+    partition: Partition
+    images: int
+    draws: int
+    seed: int
+    memory: float
+    device: torch.device
+
+    def check(self) -> None:
+        """Raises `InputError` for what cannot work."""
+        if not self.attacks:
+            raise InputError("no attack was given: 'medpfl list' names them")
+        if self.draws < 1:
+            raise InputError(f"draws is {self.draws}: it must be at least 1")
+        fixed = self.weights is not None or not self._drawn()
+        if self.draws > 1 and fixed:
+            raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
+        assert self.outputs  # runs the network once
+
+    def _drawn(self) -> bool:
+        return type(self.model).__name__ != "GivenModel"
+
+    @cached_property
+    def victims(self) -> list[Tensor]:
+        """Index tensors (N,) of the updates to attack; the same for every attack, defense and draw."""
+        generator = generator_of(self.seed, "victims")
+        return draw_victims(self.data, self.images, self.plan.images, self.partition, generator)
+
+    def network(self, draw: int) -> nn.Module:
+        """The global model of a draw, with its weights."""
+        network = self.model.build(self.data.shape, len(self.data.classes), seed_of(self.seed, "weights", draw))
+        if isinstance(self.weights, Path):
+            load_weights(network, self.weights)
+        elif self.weights is not None:
+            _set_weights(network, self.weights)
+        check_finite(network)
+        return network.to(self.device)
+
+    @cached_property
+    def _probe(self) -> Tensor:
+        return self.data.images[self.victims[0][: self.plan.batch_size]].to(self.device)
+
+    @cached_property
+    def outputs(self) -> int:
+        """Classes that the model tells apart."""
+        return check_network(self.network(0), self._probe, len(self.data.classes), self.plan)
+
+    @cached_property
+    def stack(self) -> int:
+        """Victims attacked together."""
+        network = self.network(0).train(self.plan.mode == "train")
+        images = self.data.images[self.victims[0]].to(self.device)
+        return min(stack_size(network, images, self.memory), len(self.victims))
+
+    @cached_property
+    def jobs(self) -> dict[JobKey, int]:
+        """All jobs in their order, with the number of rows of each."""
+        sizes = [len(part) * self.plan.images for part in self._stacks()]
+        few = min(_RANDOM_UPDATES, self.stack, len(self.victims)) * self.plan.images
+        control = repr(NoDefense())
+        jobs = {JobKey(RANDOM_UPDATE, 0, control, repr(a), 0): few for a in self.attacks}
+        for draw in range(self.draws):
+            for defense in self.defenses:
+                for attack in self.attacks:
+                    jobs |= {JobKey("", draw, repr(defense), repr(attack), i): n for i, n in enumerate(sizes)}
+        return jobs
+
+    def _stacks(self) -> list[list[Tensor]]:
+        return [self.victims[i : i + self.stack] for i in range(0, len(self.victims), self.stack)]
+
+    def of_job(self, job: JobKey) -> tuple[int, list[Tensor]]:
+        """The number of a job's first victim, and its victims."""
+        victims = self._stacks()[job.stack]
+        return job.stack * self.stack, victims[: self.jobs[job] // self.plan.images]
+
+    def identity(self, index: StudyIndex) -> dict[str, Any]:
+        """What tells this audit from another one."""
+        return {
+            "model": repr(self.model),
+            "weights": _fingerprint(self.network(0)),
+            "data": self.source,
+            "images_read": index.fingerprint(self.data),
+            "attacks": [repr(a) for a in self.attacks],
+            "defenses": [repr(d) for d in self.defenses],
+            "threat": repr(self.threat),
+            "plan": repr(self.plan),
+            "partition": repr(self.partition),
+            "images": self.images,
+            "draws": self.draws,
+            "seed": self.seed,
+            "memory": self.memory,
+            "device": str(self.device),
+        }
+
+
+def _fingerprint(network: nn.Module) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).double().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _set_weights(network: nn.Module, weights: Weights) -> None:
+    """Puts a record's weights into a network, or says which of them do not fit."""
+    state, given = network.state_dict(), {**weights.buffers, **weights.parameters}
+    problems = [f"{k}: in the model, not in the record" for k in state if k not in given]
+    for name, value in given.items():
+        own = dict(network.named_parameters()) | dict(network.named_buffers())
+        if name not in own:
+            problems.append(f"{name}: in the record, not in the model")
+        elif own[name].shape != value.shape:
+            problems.append(f"{name}: {tuple(value.shape)} in the record, {tuple(own[name].shape)} in the model")
+        elif own[name].dtype != value.dtype:
+            problems.append(f"{name}: {value.dtype} in the record, {own[name].dtype} in the model")
+    if problems:
+        raise InputError("the record does not fit the model:\n  " + "\n  ".join(sorted(problems)[:8]))
+    network.load_state_dict({k: given[k] for k in state})

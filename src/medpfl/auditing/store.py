@@ -1,0 +1,185 @@
+"""The run directory: rows and pictures of finished jobs, safe against a kill at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from medpfl.auditing.files import write_private, write_whole
+from medpfl.core.errors import InputError
+from medpfl.core.types import Finding
+
+__all__ = ["JobKey", "Store", "job_of"]
+
+
+class JobKey(NamedTuple):
+    """One stack of victims under one attack and one defense: the unit that is redone after a kill."""
+
+    control: str
+    draw: int
+    defense: str
+    attack: str
+    stack: int
+
+    def file_name(self) -> str:
+        """Of its pictures."""
+        return hashlib.sha256(json.dumps(self).encode()).hexdigest()[:16] + ".safetensors"
+
+
+def job_of(row: Finding) -> JobKey:
+    """The job that a row belongs to."""
+    return JobKey(row.control, row.draw, row.defense, row.attack, row.stack)
+
+
+class Store:
+    """Rows by job, in the order of the experiment; on disk if it has a directory, else in memory.
+
+    ``run.json`` holds what identifies the experiment, ``findings.jsonl`` the rows, ``images/`` truths and
+    guesses (mode 0600). A row counts only if its whole job is there.
+
+    Args:
+        out: the directory, made if it is not there; ``None``: memory only.
+        identity: what the rows are a function of.
+        sizes: rows of each job, in the experiment's order.
+        force: discards what another experiment left there.
+
+    Raises:
+        InputError: the directory holds another experiment, or is in use.
+    """
+
+    def __init__(self, out: Path | None, identity: dict[str, Any], sizes: dict[JobKey, int], force: bool) -> None:
+        self.out, self.sizes = out, sizes
+        self._rows: dict[JobKey, list[Finding]] = {}
+        self._pictures: dict[JobKey, tuple[Tensor, Tensor]] = {}
+        if out is not None:
+            self._lock = _lock(out)
+            self._claim(identity, force)
+            self._rows = _whole_jobs(out / "findings.jsonl", sizes)
+            self._rewrite()
+
+    def _claim(self, identity: dict[str, Any], force: bool) -> None:
+        assert self.out is not None
+        path = self.out / "run.json"
+        found = read_json(path)
+        if found is not None and found.get("identity") != identity:
+            if not force:
+                raise InputError(f"'{self.out}' holds another experiment ({_difference(found, identity)}): "
+                                 "name another --out, or --force to discard it")
+            found = None
+            (self.out / "findings.jsonl").unlink(missing_ok=True)
+        if found is None:
+            write_whole(path, json.dumps({"identity": identity}, indent=1).encode())
+
+    def _rewrite(self) -> None:
+        """Leaves only whole jobs in the file."""
+        assert self.out is not None
+        write_whole(self.out / "findings.jsonl", b"".join(_line(row) for row in self.rows()))
+
+    def __contains__(self, job: JobKey) -> bool:
+        return job in self._rows
+
+    def rows(self) -> list[Finding]:
+        """All rows, in the experiment's order."""
+        return [row for job in self.sizes for row in self._rows.get(job, ())]
+
+    def add(self, job: JobKey, rows: Sequence[Finding], truths: Tensor, guesses: Tensor) -> None:
+        """Keeps a finished job: rows, and their truths and guesses (rows, C, H, W) in [0, 1]."""
+        pictures = {"truths": _to_bytes(truths), "guesses": _to_bytes(guesses)}
+        if self.out is None:
+            self._pictures[job] = (pictures["truths"], pictures["guesses"])
+        else:
+            # Pictures first: a row must never speak of one that is not there.
+            (self.out / "images").mkdir(exist_ok=True)
+            write_private(self.out / "images" / job.file_name(), save(pictures))
+            with (self.out / "findings.jsonl").open("ab") as file:
+                file.write(b"".join(map(_line, rows)))
+                file.flush()
+                os.fsync(file.fileno())
+        self._rows[job] = list(rows)
+
+    def note(self, **settings: Any) -> None:
+        """Adds settings to ``run.json``."""
+        if self.out is not None:
+            known = read_json(self.out / "run.json") or {}
+            write_whole(self.out / "run.json", json.dumps(known | settings, indent=1).encode())
+
+    def picture(self, row: Finding) -> tuple[np.ndarray, np.ndarray]:
+        """Truth and guess of a row as uint8, (H, W) or (H, W, 3)."""
+        job = job_of(row)
+        if job not in self._pictures:
+            assert self.out is not None
+            loaded = load_file(self.out / "images" / job.file_name())
+            self._pictures = {job: (loaded["truths"], loaded["guesses"])}
+        truths, guesses = self._pictures[job]
+        place = self._rows[job].index(row)
+        return _for_screen(truths[place]), _for_screen(guesses[place])
+
+
+def _line(row: Finding) -> bytes:
+    return json.dumps(row.to_dict()).encode() + b"\n"
+
+
+def _lock(out: Path) -> int:
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(f"another audit is writing to '{out}': wait for it, or name another --out") from None
+    return descriptor
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or ``None`` if the file is not there or not whole."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def read_rows(path: Path) -> Iterable[Finding]:
+    """The rows of ``findings.jsonl``; a last line that was cut is left out."""
+    if path.exists():
+        for line in path.read_bytes().splitlines(keepends=True):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if line.endswith(b"\n"):
+                    yield Finding.from_dict(json.loads(line))
+
+
+def _whole_jobs(path: Path, sizes: dict[JobKey, int]) -> dict[JobKey, list[Finding]]:
+    rows: dict[JobKey, list[Finding]] = {}
+    for row in read_rows(path):
+        rows.setdefault(job_of(row), []).append(row)
+    folder = path.parent / "images"
+    return {
+        job: found
+        for job, found in rows.items()
+        if len(found) == sizes.get(job) and (folder / job.file_name()).exists()
+    }
+
+
+def _difference(found: dict[str, Any], identity: dict[str, Any]) -> str:
+    old = found.get("identity") or {}
+    changed = [k for k in identity if old.get(k) != identity[k]] + [k for k in old if k not in identity]
+    return "another " + ", ".join(changed[:4])
+
+
+def _to_bytes(images: Tensor) -> Tensor:
+    return (images.detach().cpu().nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
+
+
+def _for_screen(image: Tensor) -> np.ndarray:
+    array = image.permute(1, 2, 0).numpy()
+    return array[..., 0] if array.shape[2] == 1 else array

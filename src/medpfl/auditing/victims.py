@@ -1,0 +1,78 @@
+"""Which images stand behind which update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from medpfl.core.errors import InputError
+from medpfl.data.images import LabelledImages
+from medpfl.data.partition import Partition
+
+__all__ = ["draw_victims"]
+
+
+def draw_victims(
+    data: LabelledImages, images: int, per_update: int, partition: Partition, generator: torch.Generator
+) -> list[Tensor]:
+    """Index tensors (N,) of the updates to attack: clients take turns, each draws evenly over its classes.
+
+    Args:
+        data: all images.
+        images: how many to attack; rounded down to whole updates.
+        per_update: N.
+        partition: deals the images to clients.
+        generator: of partition and draw.
+
+    Raises:
+        InputError: fewer images than asked, or clients too small for one update.
+    """
+    if images < 1:
+        raise InputError(f"images is {images}: it must be at least 1")
+    if per_update > len(data):
+        raise InputError(f"an update of {per_update} images needs more than the {len(data)} that the data has")
+    if images > len(data):
+        raise InputError(f"{images} images were asked for, the data has {len(data)}: ask for fewer")
+    updates = images // per_update
+    if not updates:
+        raise InputError(f"{images} images are less than one update of {per_update}: ask for more")
+    clients = partition.deal(data, generator)
+    queues = [_evenly(data.labels[client], client, generator) for client in clients]
+    shares = _shares(updates, [len(q) // per_update for q in queues], per_update)
+    parts = [
+        queue[: share * per_update][torch.randperm(share * per_update, generator=generator)].split(per_update)
+        for queue, share in zip(queues, shares, strict=True)
+        if share
+    ]
+    return list(_in_turn(parts))
+
+
+def _shares(updates: int, capacity: list[int], per_update: int) -> list[int]:
+    """Updates of each client, as even as their images allow."""
+    if sum(capacity) < updates:
+        raise InputError(
+            f"{updates} updates of {per_update} images were asked for, the clients have enough for "
+            f"{sum(capacity)}: ask for fewer images, a smaller batch or fewer clients"
+        )
+    shares = [0] * len(capacity)
+    while sum(shares) < updates:
+        for i, room in enumerate(capacity):
+            if shares[i] < room and sum(shares) < updates:
+                shares[i] += 1
+    return shares
+
+
+def _evenly(labels: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
+    """The indices in an order whose every beginning is even over classes."""
+    by_class = []
+    for label in labels.unique().tolist():
+        members = indices[labels == label]
+        by_class.append(members[torch.randperm(len(members), generator=generator)].split(1))
+    return torch.cat(list(_in_turn(by_class))) if by_class else indices
+
+
+def _in_turn(parts: list[tuple[Tensor, ...]]) -> Iterator[Tensor]:
+    for place in range(max(map(len, parts), default=0)):
+        yield from (part[place] for part in parts if place < len(part))

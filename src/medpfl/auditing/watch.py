@@ -1,0 +1,47 @@
+"""Progress on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from medpfl.auditing.store import JobKey
+from medpfl.core import progress
+
+__all__ = ["watching"]
+
+During = Callable[[JobKey, int], AbstractContextManager[None]]
+
+
+@contextmanager
+def watching(total: int, done: int, visible: bool) -> Iterator[During]:
+    """A progress bar over images, with the time left; yields what to run each job within."""
+    if not visible:
+        yield lambda job, images: nullcontext()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("audit", total=total, completed=done)
+        finished = done
+
+        @contextmanager
+        def during(job: JobKey, images: int) -> Iterator[None]:
+            nonlocal finished
+            before = finished
+            bar.update(task, description=f"{job.attack} x {job.control or job.defense}")
+            with progress.listening(lambda share: bar.update(task, completed=before + int(share * images))):
+                yield
+            finished += images
+            bar.update(task, completed=finished)
+
+        yield during

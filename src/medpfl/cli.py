@@ -1,0 +1,222 @@
+"""The command line: parse, build, call, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.experiment import Experiment
+
+__all__ = ["main"]
+
+_DONE, _BAD_INPUT, _INTERRUPTED = 0, 2, 130
+_ROLES = ("attacks", "defenses", "models", "metrics", "data")
+_REPEATED = ("--attack", "--defense", "--grant")
+_COMMANDS = {
+    "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
+    "demo": "audit the embedded samples, offline",
+    "list": "name every attack, defense, model, metric and data source",
+    "report": "make the pages of a run directory again from its rows",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status: 0 done, 2 bad input, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except InputError as error:
+        print(f"medpfl: error: {error}", file=sys.stderr)
+        return _BAD_INPUT
+    except OSError as error:
+        where = f" '{error.filename}'" if error.filename else ""
+        print(f"medpfl: error: {error.strerror or error}{where}; finished rows are kept", file=sys.stderr)
+        return _BAD_INPUT
+    except KeyboardInterrupt:
+        print("medpfl: interrupted; the same command continues with --out where it stopped", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _run(words: list[str]) -> int:
+    parser = _parser()
+    if words and not words[0].startswith("-") and words[0] not in _COMMANDS:
+        raise InputError(f"there is no command '{words[0]}'; {nearest(words[0], _COMMANDS)}")
+    given = parser.parse_args(_spelled(words))
+    if given.subcommand is None:
+        parser.print_help()
+        return _BAD_INPUT
+    commands = {"audit": _audit, "demo": _demo, "list": _list, "report": _report}
+    return commands[given.subcommand](given[given.subcommand])
+
+
+def _spelled(words: list[str]) -> list[str]:
+    """Options may be spelled with ``_``; those given once for each value become one list."""
+    plain, lists, words = [], {}, list(words)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--print_config" if name in ("--print-config", "--print_config") else name.replace("_", "-")
+        if name not in _REPEATED:
+            plain.append(name + equals + value)
+        elif equals or words:
+            lists.setdefault(name, []).append(value if equals else words.pop(0))
+        else:
+            raise InputError(f"{name} needs a value")
+    return plain + [f"{name}={json.dumps(values)}" for name, values in lists.items()]
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="medpfl",
+        description="Measures what a federated-learning server can read back from what a hospital sends.",
+        version=_version(),
+    )
+    commands = parser.add_subcommands(required=False, metavar="COMMAND")
+    makers = {"audit": _audit_parser, "demo": _demo_parser, "list": _list_parser, "report": _report_parser}
+    for name, make in makers.items():
+        commands.add_subcommand(name, make(), help=_COMMANDS[name])
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("medpfl")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _audit_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Audits what the server could read back from updates on these images.")
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    for name, field in Experiment.model_fields.items():
+        option = "data" if name == "data" else f"--{name.replace('_', '-')}"
+        extra = {"nargs": "?"} if name == "data" else {}
+        parser.add_argument(
+            option,
+            type=field.rebuild_annotation(),
+            default=field.get_default(call_default_factory=True),
+            help=field.description,
+            **extra,
+        )
+    _add_run_options(parser)
+    return parser
+
+
+def _add_run_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=str | None, default=None, help="run directory; the same command continues it")
+    parser.add_argument("--force", action="store_true", help="discard what another experiment left in --out")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")
+
+
+def _demo_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Audits the embedded samples with and without a defense, offline.")
+    _add_run_options(parser)
+    return parser
+
+
+def _list_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Names the parts that an audit is made of.")
+    parser.add_argument("role", nargs="?", default=None, help=f"only these: {', '.join(_ROLES)}")
+    return parser
+
+
+def _report_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Makes summary and pages again from the rows of a run directory.")
+    parser.add_argument("out", type=str, help="run directory")
+    parser.add_argument("--quiet", action="store_true", help="no table")
+    return parser
+
+
+def _audit(given: Namespace) -> int:
+    options = {k: v for k, v in given.as_dict().items() if k in Experiment.model_fields}
+    return _perform(Experiment(**options), given)
+
+
+def _perform(experiment: Experiment, given: Namespace) -> int:
+    from medpfl.auditing.run import audit
+    from medpfl.core.plan import Plan
+    from medpfl.core.threat import ThreatModel
+
+    options = experiment.model_dump()
+    plan = Plan(**{k: options.pop(k) for k in list(options) if k in Plan.__dataclass_fields__})
+    threat = ThreatModel(tuple(options.pop("grant")))
+    attacks, defenses = options.pop("attack"), options.pop("defense")
+    report = audit(
+        **options,
+        attacks=attacks,
+        defenses=defenses,
+        threat=threat,
+        plan=plan,
+        out=given.out,
+        force=given.force,
+        progress=not given.quiet,
+    )
+    _print(report, given.quiet)
+    return _DONE
+
+
+def _demo(given: Namespace) -> int:
+    return _perform(DEMO, given)
+
+
+DEMO = Experiment(
+    model="LeNet('idlg')",
+    attack=["iDLG", "DLG"],
+    defense=["LaplaceNoise(scale=0.01)"],
+    images=24,
+)
+
+
+def _report(given: Namespace) -> int:
+    from medpfl.auditing.report import reread
+
+    _print(reread(Path(given.out)), given.quiet)
+    return _DONE
+
+
+def _print(report: Any, quiet: bool) -> None:
+    from rich.console import Console
+
+    from medpfl.reporting import terminal_table
+
+    console = Console()
+    if not quiet:
+        console.print(terminal_table(report.summary))
+        for note in report.settings.get("notes", []):
+            console.print(note, style="dim")
+    for sentence in report.verdict():
+        console.print(sentence, soft_wrap=True)
+    for page in report.pages:
+        if page.suffix == ".html":
+            console.print(f"wrote {page}", soft_wrap=True, highlight=False)
+
+
+def _list(given: Namespace) -> int:
+    from importlib import import_module
+
+    from rich.console import Console
+
+    from medpfl.core.spec import registry, summary
+
+    roles = _ROLES if given.role is None else (given.role,)
+    if roles[0] not in _ROLES:
+        raise InputError(f"there is no role '{given.role}'; {nearest(given.role, _ROLES)}")
+    console = Console(highlight=False)
+    for role in roles:
+        console.print(role.capitalize(), style="bold")
+        for name, member in registry(import_module(f"medpfl.{role}")).items():
+            console.print(f"  {name:<22}{summary(member)}", markup=False)
+    return _DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

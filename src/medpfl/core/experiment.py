@@ -1,0 +1,45 @@
+"""The typed experiment: what the command line and a YAML file say. Free of torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["STANDARD", "Experiment"]
+
+STANDARD = ("DLG", "iDLG", "CPL", "GradInv")
+"""The attacks of an audit that names none."""
+
+
+class Experiment(BaseModel):
+    """An audit as strings and numbers. Field descriptions are the command line's help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str = Field("samples", description="folder of class folders, record of an update, or 'samples'")
+    model: str = Field(
+        "LeNet('dlg')", description="spec from 'medpfl list models', file.py:name or package.module:name"
+    )
+    weights: str | None = Field(None, description="weights file: safetensors, or a state dict of torch.save")
+    attack: list[str] = Field(list(STANDARD), description="spec; once for each attack")
+    defense: list[str] = Field([], description="spec; once for each; parts joined by |, sweeps by geom() and lin()")
+    grant: list[str] = Field([], description="what the adversary is told: labels, order, masks, defense, ...")
+    truth: str | None = Field(None, description="for a record: folder of the images that it was made from")
+    images: int = Field(32, ge=1, description="images to attack, evenly over classes")
+    batch_size: int = Field(1, ge=1, description="images of one gradient")
+    draws: int = Field(1, ge=1, description="draws of untrained weights; each attacks the same images")
+    size: int = Field(32, ge=1, description="edge of the images in pixels")
+    fit: Literal["crop", "squash"] = Field("crop", description="how an image becomes square")
+    channels: Literal[1, 3] | None = Field(None, description="1 gray, 3 color; unset: as the images are")
+    partition: str = Field("IID(clients=1)", description="IID(clients=...) or Dirichlet(alpha=..., clients=...)")
+    algorithm: Literal["FedSGD", "FedAvg"] = Field("FedSGD", description="one gradient, or local training")
+    local_images: int | None = Field(None, ge=1, description="FedAvg: images of a client; unset: one batch")
+    epochs: int = Field(1, ge=1, description="FedAvg: local epochs")
+    learning_rate: float = Field(0.1, gt=0, description="FedAvg: local learning rate")
+    momentum: float = Field(0.0, ge=0, description="FedAvg: local momentum")
+    weight_decay: float = Field(0.0, ge=0, description="FedAvg: local weight decay")
+    mode: Literal["train", "eval"] = Field("train", description="of batch norm and dropout at the client")
+    seed: int = Field(0, ge=0, description="of every random draw")
+    memory: float = Field(2.0, gt=0, description="GiB that a stack of victims may take")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, ...")

@@ -1,0 +1,77 @@
+"""The public part of a round: what every client is told to do. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from medpfl.core.errors import InputError
+from medpfl.core.spec import Part
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True, repr=False)
+class Plan(Part):
+    """How a client makes its update. Seeds, batch order and dropout masks are the client's own and not here.
+
+    Attributes:
+        algorithm: ``"FedSGD"`` sends one gradient, ``"FedAvg"`` the difference of weights after local steps
+            (McMahan et al. 2017, arXiv:1602.05629).
+        batch_size: images of one gradient.
+        local_images: images that a client trains on in a round; ``None`` is one batch. FedAvg only.
+        epochs: passes over the local images. FedAvg only.
+        learning_rate, momentum, weight_decay: of the local SGD, as in ``torch.optim.SGD``. FedAvg only.
+        loss: ``"cross_entropy"``, averaged over the batch.
+        sampling: ``"shuffle"`` deals the local images into batches anew in every epoch.
+        mode: ``"train"`` or ``"eval"``, of batch norm and dropout.
+        sends: what travels beside the update: ``"num_samples"``, ``"buffers"`` (batch-norm statistics; FL
+            frameworks send both by default).
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    algorithm: Literal["FedSGD", "FedAvg"] = "FedSGD"
+    batch_size: int = 1
+    local_images: int | None = None
+    epochs: int = 1
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    sampling: Literal["shuffle"] = "shuffle"
+    mode: Literal["train", "eval"] = "train"
+    sends: tuple[str, ...] = ("num_samples", "buffers")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sends", tuple(self.sends))
+        if self.algorithm not in ("FedSGD", "FedAvg"):
+            raise InputError(f"algorithm is '{self.algorithm}': choose FedSGD or FedAvg")
+        if self.mode not in ("train", "eval"):
+            raise InputError(f"mode is '{self.mode}': choose train or eval")
+        if self.loss != "cross_entropy" or self.sampling != "shuffle":
+            raise InputError(f"loss '{self.loss}' with sampling '{self.sampling}': choose cross_entropy and shuffle")
+        for name in ("batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.local_images is not None and self.local_images < self.batch_size:
+            raise InputError(f"local_images is {self.local_images}, less than one batch of {self.batch_size}")
+        if self.images % self.batch_size:
+            raise InputError(f"local_images ({self.images}) must be a multiple of batch_size ({self.batch_size})")
+        if self.algorithm == "FedSGD" and (self.epochs != 1 or self.images != self.batch_size):
+            raise InputError("FedSGD sends one gradient of one batch: epochs and local_images need algorithm FedAvg")
+        if self.learning_rate <= 0 or self.momentum < 0 or self.weight_decay < 0:
+            raise InputError("learning_rate must be above 0, momentum and weight_decay at least 0")
+        if unknown := set(self.sends) - {"num_samples", "buffers"}:
+            raise InputError(f"sends names {sorted(unknown)}: choose from num_samples, buffers")
+
+    @property
+    def images(self) -> int:
+        """Images behind one update."""
+        return self.local_images or self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps behind one update."""
+        return self.epochs * (self.images // self.batch_size)

@@ -1,0 +1,149 @@
+"""Recorded updates: one safetensors file whose header holds JSON. Never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.types import Update, Weights
+
+__all__ = ["FORMAT", "VERSION", "Record"]
+
+FORMAT = "medpfl-update"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """An update that left a client, with what the server knew of it. It holds no image.
+
+    Attributes:
+        update: without a victim axis.
+        plan: that the client followed.
+        weights: the global model that it started from.
+        image_shape: (C, H, W) of the client's images, if known.
+        classes: names of the label indices, if known.
+    """
+
+    update: Update
+    plan: Plan
+    weights: Weights
+    image_shape: tuple[int, ...] | None = None
+    classes: tuple[str, ...] | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Writes the record as a safetensors file; tensors are named by group, as in ``update/fc.weight``."""
+        groups = {
+            "update": self.update.tensors,
+            "sent_buffer": self.update.buffers or {},
+            "parameter": self.weights.parameters,
+            "buffer": self.weights.buffers,
+        }
+        tensors = {
+            f"{group}/{name}": t.detach().cpu().contiguous().clone()
+            for group, members in groups.items()
+            for name, t in members.items()
+        }
+        about = {
+            "format": FORMAT,
+            "version": VERSION,
+            "kind": self.update.kind,
+            "num_samples": self.update.num_samples,
+            "sends_buffers": self.update.buffers is not None,
+            "plan": dataclasses.asdict(self.plan),
+            "image_shape": self.image_shape,
+            "classes": self.classes,
+        }
+        save_file(tensors, path, {"format": "pt", FORMAT: json.dumps(about)})
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether a file says that it is a record."""
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                return FORMAT.encode() in file.read(min(length, 1 << 24))
+        except (OSError, struct.error):
+            return False
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        """Reads a record.
+
+        Raises:
+            InputError: not a record, damaged, of another version, or with a plan that is not valid.
+        """
+        path = Path(path)
+        try:
+            with safe_open(path, "pt") as file:
+                header = (file.metadata() or {}).get(FORMAT)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"'{path}' cannot be read as a record: {error}") from None
+        if header is None:
+            raise InputError(f"'{path}' is a safetensors file, but no record: Update.save(path, plan, weights) makes one")
+        return cls._from(path, _json(path, header), tensors)
+
+    @classmethod
+    def _from(cls, path: Path, about: dict[str, Any], tensors: dict[str, Tensor]) -> Record:
+        if about.get("version") != VERSION:
+            raise InputError(f"'{path}' is a record of version {about.get('version')}, this program reads {VERSION}")
+        groups: dict[str, dict[str, Tensor]] = {g: {} for g in ("update", "sent_buffer", "parameter", "buffer")}
+        for name, tensor in tensors.items():
+            group, _, member = name.partition("/")
+            if group not in groups or not member:
+                raise InputError(f"'{path}' holds a tensor '{name}' that no record has")
+            groups[group][member] = tensor
+        try:
+            buffers = groups["sent_buffer"] if about["sends_buffers"] else None
+            return cls(
+                Update(groups["update"], about["kind"], buffers, about["num_samples"]),
+                Plan(**about["plan"]),
+                Weights(groups["parameter"], groups["buffer"]),
+                tuple(about["image_shape"]) if about["image_shape"] else None,
+                tuple(about["classes"]) if about["classes"] else None,
+            )
+        except (KeyError, TypeError, InputError) as error:
+            raise InputError(f"the header of '{path}' is not valid: {error}") from None
+
+    def misfits(self) -> list[str]:
+        """What does not fit between update and weights: names, shapes, dtypes, values that are not finite."""
+        problems = []
+        own, sent = self.weights.parameters, self.update.tensors
+        problems += [f"{k}: a parameter without an update" for k in own if k not in sent]
+        problems += [f"{k}: an update without a parameter" for k in sent if k not in own]
+        for name in own.keys() & sent.keys():
+            if own[name].shape != sent[name].shape:
+                problems.append(f"{name}: update {tuple(sent[name].shape)}, parameter {tuple(own[name].shape)}")
+            elif own[name].dtype != sent[name].dtype:
+                problems.append(f"{name}: update {sent[name].dtype}, parameter {own[name].dtype}")
+        for group, members in (("update", sent), ("parameter", own)):
+            problems += [
+                f"{k}: {group} with values that are not finite" for k, t in members.items() if not t.isfinite().all()
+            ]
+        kind = "gradient" if self.plan.algorithm == "FedSGD" else "difference"
+        if self.update.kind != kind:
+            problems.append(f"the update is a {self.update.kind}, but a {self.plan.algorithm} plan sends a {kind}")
+        if self.update.num_samples not in (None, self.plan.images):
+            problems.append(f"num_samples is {self.update.num_samples}, but the plan is for {self.plan.images} images")
+        return sorted(problems)
+
+
+def _json(path: Path, header: str) -> dict[str, Any]:
+    try:
+        about = json.loads(header)
+        if about["format"] == FORMAT:
+            return about
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise InputError(f"the header of '{path}' is damaged")

@@ -1,0 +1,224 @@
+"""The roles that parts play. A new part is one file, one line in its package's ``__all__``, one test row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from medpfl.core.spec import Part
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from medpfl.core.types import Batch, Channel, Observation, Reconstruction, Tensors, Update
+
+__all__ = ["Attack", "Composed", "DataSource", "Defense", "Metric", "Model", "State", "metric"]
+
+State = dict[str, Any]
+"""What a defense remembers between rounds: tensors, numbers, and dictionaries of them."""
+
+
+class Attack(Part):
+    """Reads images back from what the server saw. Final classes are frozen dataclasses."""
+
+    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        """The guesses for all victims of the observation.
+
+        Args:
+            seen: what the adversary has; no private image is in it.
+            generator: on the CPU; the only source of randomness.
+        """
+        raise NotImplementedError
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """What an active server sends instead of the model (grant ``active``); the model itself here."""
+        return model
+
+
+class Defense(Part):
+    """Changes what leaves a client. Five moments, each the identity unless overridden; compose with ``|``.
+
+    Moments are pure: they take a value, the defense's state and a generator, and return the new value
+    and the new state.
+    """
+
+    where: ClassVar[Literal["client", "server"]] = "client"
+    """Where it acts. What only the server does cannot protect from the server."""
+
+    def init(self) -> State:
+        """The state before the first round."""
+        return {}
+
+    def model(self, value: nn.Module, state: State, generator: torch.Generator) -> tuple[nn.Module, State]:
+        """Before anything: replaces layers."""
+        return value, state
+
+    def batch(self, value: Batch, state: State, generator: torch.Generator) -> tuple[Batch, State]:
+        """Before local training: changes images or labels."""
+        return value, state
+
+    def gradient(self, value: Tensors, state: State, generator: torch.Generator) -> tuple[Tensors, State]:
+        """Inside a local step: the per-sample gradients, (N, ...) each, whose mean becomes the step's."""
+        return value, state
+
+    def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
+        """What leaves the client."""
+        return value, state
+
+    def aggregate(
+        self, value: Sequence[Update], state: State, generator: torch.Generator
+    ) -> tuple[Sequence[Update], State]:
+        """What the server gets from several clients: all of them here, one sum under secure aggregation."""
+        return value, state
+
+    def disclose(self, sent: Update) -> Channel:
+        """What is publicly known of the change, from the defense's settings and the sent update alone."""
+        from medpfl.core.types import Channel
+
+        return Channel()
+
+    def acts(self, moment: str) -> bool:
+        """Whether it overrides a moment."""
+        return getattr(type(self), moment) is not getattr(Defense, moment)
+
+    def __or__(self, other: Defense) -> Defense:
+        """This defense, then the other."""
+        return Composed((*_parts(self), *_parts(other)))
+
+
+def _parts(defense: Defense) -> tuple[Defense, ...]:
+    return defense.parts if isinstance(defense, Composed) else (defense,)
+
+
+@dataclass(frozen=True, repr=False)
+class Composed(Defense):
+    """Several defenses, one after the other at each moment."""
+
+    parts: tuple[Defense, ...] = ()
+
+    @property
+    def where(self) -> Literal["client", "server"]:  # type: ignore[override]
+        """At the client if any part acts there."""
+        return "client" if any(p.where == "client" for p in self.parts) else "server"
+
+    def init(self) -> State:
+        """The parts' states by position."""
+        return {str(i): part.init() for i, part in enumerate(self.parts)}
+
+    def _through(self, moment: str, value: Any, state: State, generator: torch.Generator) -> tuple[Any, State]:
+        after = {}
+        for i, part in enumerate(self.parts):
+            value, after[str(i)] = getattr(part, moment)(value, state[str(i)], generator)
+        return value, after
+
+    def model(self, value: nn.Module, state: State, generator: torch.Generator) -> tuple[nn.Module, State]:
+        """Each part's, in order."""
+        return self._through("model", value, state, generator)
+
+    def batch(self, value: Batch, state: State, generator: torch.Generator) -> tuple[Batch, State]:
+        """Each part's, in order."""
+        return self._through("batch", value, state, generator)
+
+    def gradient(self, value: Tensors, state: State, generator: torch.Generator) -> tuple[Tensors, State]:
+        """Each part's, in order."""
+        return self._through("gradient", value, state, generator)
+
+    def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
+        """Each part's, in order."""
+        return self._through("update", value, state, generator)
+
+    def aggregate(
+        self, value: Sequence[Update], state: State, generator: torch.Generator
+    ) -> tuple[Sequence[Update], State]:
+        """Each part's, in order."""
+        return self._through("aggregate", value, state, generator)
+
+    def disclose(self, sent: Update) -> Channel:
+        """The known parts in order; of precisions the least, of bounds the sum."""
+        from medpfl.core.types import Channel
+
+        channels = [part.disclose(sent) for part in self.parts]
+
+        def apply(tensors: Tensors) -> Tensors:
+            return reduce(lambda value, channel: channel.apply(value), channels, tensors)
+
+        return Channel(
+            apply,
+            _merge([c.precision for c in channels], lambda a, b: (1 / (1 / a + 1 / b)).nan_to_num(0.0)),
+            _merge([c.bounds for c in channels], lambda a, b: a + b),
+        )
+
+    def acts(self, moment: str) -> bool:
+        """Whether any part does."""
+        return any(part.acts(moment) for part in self.parts)
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self.parts))
+
+
+def _merge(many: Sequence[Tensors | None], join: Callable[[Tensor, Tensor], Tensor]) -> Tensors | None:
+    known = [m for m in many if m is not None]
+    if not known:
+        return None
+    return reduce(lambda a, b: {name: join(a[name], b[name]) for name in a}, known)
+
+
+class Model(Part):
+    """Makes a network for images of a shape. Final classes are frozen dataclasses."""
+
+    def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+        """A network that maps (N, *image_shape) in [0, 1] to (N, num_classes) logits.
+
+        Args:
+            image_shape: (C, H, W).
+            num_classes: outputs, unless the model's own arguments say otherwise.
+            seed: of the untrained weights; the same seed gives the same weights.
+        """
+        raise NotImplementedError
+
+
+class DataSource(Part):
+    """Reads labelled images. Final classes are frozen dataclasses."""
+
+    def load(self) -> Any:
+        """The images, as a `medpfl.data.images.LabelledImages`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A pure function (guess, truth), both (N, C, H, W), to one number per image (N,).
+
+    Attributes:
+        function: the computation; guesses are clamped to [0, 1] unless the metric is a legacy one.
+        unit: "" for a pure number.
+        leak: ``"higher"`` or ``"lower"``: which direction means that more leaked.
+        data_range: of the pixels.
+        legacy: kept for comparison with the paper's notebooks only.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    unit: str
+    leak: Literal["higher", "lower"]
+    data_range: float = 1.0
+    legacy: bool = False
+
+    def __post_init__(self) -> None:
+        self.__dict__.update(__doc__=self.function.__doc__, __name__=self.function.__name__)
+
+    def __call__(self, guess: Tensor, truth: Tensor) -> Tensor:
+        """One number per image."""
+        return self.function(guess if self.legacy else guess.clamp(0, 1), truth)
+
+    def __repr__(self) -> str:
+        return self.function.__name__
+
+
+def metric(
+    *, unit: str, leak: Literal["higher", "lower"], data_range: float = 1.0, legacy: bool = False
+) -> Callable[[Callable[[Tensor, Tensor], Tensor]], Metric]:
+    """Makes a `Metric` of a function."""
+    return lambda function: Metric(function, unit, leak, data_range, legacy)

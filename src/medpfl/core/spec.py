@@ -1,0 +1,154 @@
+"""Spec strings: ``"LaplaceNoise(scale=0.01)"`` <-> object. Literals and known names only, never ``eval``."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from medpfl.core.errors import InputError, nearest
+
+__all__ = ["Part", "build", "expand", "registry", "summary"]
+
+
+class Part:
+    """A frozen dataclass whose ``repr`` is its spec string: fields that differ from their default.
+
+    >>> @dataclasses.dataclass(frozen=True, repr=False)
+    ... class Noise(Part):
+    ...     scale: float = 0.01
+    ...     relative: bool = False
+    >>> Noise(0.1), Noise()
+    (Noise(scale=0.1), Noise())
+    """
+
+    def __repr__(self) -> str:
+        given = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if f.repr and getattr(self, f.name) != _default(f)
+        ]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def registry(package: Any) -> dict[str, Any]:
+    """The members that a package's ``__all__`` names: there is no other registry."""
+    return {name: getattr(package, name) for name in package.__all__}
+
+
+def summary(member: Any) -> str:
+    """The first line of a member's docstring."""
+    return (inspect.getdoc(member) or "").partition("\n")[0]
+
+
+def build(text: str, known: Mapping[str, Any], role: str = "part", nested: Mapping[str, Any] | None = None) -> Any:
+    """The object that a spec string describes; ``"A() | B()"`` composes with the parts' own ``|``.
+
+    Args:
+        text: ``Name``, ``Name(arg=literal, ...)`` or several of them joined by ``|``.
+        known: what a name may stand for.
+        role: the word for it in error messages ("attack", "defense").
+        nested: what a name inside the arguments may stand for.
+
+    Raises:
+        InputError: a wrong name (with the nearest right one), argument or value.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise InputError(
+            f"{role} '{text}' is not a spec: write Name or Name(argument=value); {nearest(text, known)}"
+        ) from None
+    return _build(tree, known, role, nested or {})
+
+
+def _build(node: ast.expr, known: Mapping[str, Any], role: str, nested: Mapping[str, Any]) -> Any:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _build(node.left, known, role, nested) | _build(node.right, known, role, nested)
+    call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
+    if not isinstance(call.func, ast.Name):
+        raise InputError(f"{role} '{ast.unparse(node)}' is not a spec: write Name or Name(argument=value)")
+    name = call.func.id
+    if name not in known:
+        raise InputError(f"there is no {role} '{name}'; {nearest(name, known)}")
+    args = [_value(a, name, role, nested) for a in call.args]
+    kwargs = {k.arg or "**": _value(k.value, name, role, nested) for k in call.keywords}
+    return construct(known[name], name, args, kwargs, role)
+
+
+def construct(make: Any, name: str, args: list[Any], kwargs: dict[str, Any], role: str) -> Any:
+    """``make(*args, **kwargs)``, with an error that names the nearest right argument."""
+    parameters = inspect.signature(make).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key in kwargs:
+        if key not in parameters and not free:
+            known = list(parameters)
+            hint = nearest(key, known) if known else "it takes none"
+            raise InputError(f"{role} '{name}' has no argument '{key}'; {hint}")
+    try:
+        inspect.signature(make).bind(*args, **kwargs)
+        return make(*args, **kwargs)
+    except InputError as error:
+        raise InputError(f"{role} '{name}': {error}") from None
+    except TypeError as error:
+        raise InputError(f"{role} '{name}': {error}") from error
+
+
+def _value(node: ast.expr, name: str, role: str, nested: Mapping[str, Any]) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        pass
+    if isinstance(node, ast.Call | ast.Name) and nested:
+        return _build(node, nested, f"part of {role} {name}", nested)
+    raise InputError(f"{role} '{name}': '{ast.unparse(node)}' is not a literal (a number, a 'text', True, None, ...)")
+
+
+def expand(text: str) -> list[str]:
+    """A sweep as the specs it stands for: every ``geom(first, last, n)`` and ``lin(first, last, n)`` in it.
+
+    >>> expand("TopK(keep=lin(0.2, 0.4, 3))")
+    ['TopK(keep=0.2)', 'TopK(keep=0.3)', 'TopK(keep=0.4)']
+    >>> expand("LaplaceNoise(scale=geom(0.001, 0.1, 3))")
+    ['LaplaceNoise(scale=0.001)', 'LaplaceNoise(scale=0.01)', 'LaplaceNoise(scale=0.1)']
+    >>> expand("DLG")
+    ['DLG']
+    """
+    between = _SWEEP.split(text)[::3]
+    points = [_points(kind, arguments) for kind, arguments in _SWEEP.findall(text)]
+    return [
+        "".join(itertools.chain.from_iterable(itertools.zip_longest(between, values, fillvalue="")))
+        for values in itertools.product(*points)
+    ]
+
+
+_SWEEP = re.compile(r"\b(geom|lin)\(([^()]*)\)")
+
+
+def _points(kind: str, arguments: str) -> list[str]:
+    try:
+        first, last, count = (ast.literal_eval(a.strip()) for a in arguments.split(","))
+        ratios = [i / max(count - 1, 1) for i in range(count)]
+        if kind == "lin":
+            values = [first + (last - first) * r for r in ratios]
+        else:
+            values = [math.exp(math.log(first) + (math.log(last) - math.log(first)) * r) for r in ratios]
+        if not values:
+            raise ValueError
+    except (ValueError, TypeError, SyntaxError):
+        raise InputError(
+            f"'{kind}({arguments})' is not a sweep: write lin(first, last, count), or geom(first, last, count) "
+            "with first and last above 0"
+        ) from None
+    return [f"{v:.12g}" for v in values]

@@ -1,0 +1,49 @@
+"""What the adversary has, said explicitly and printed in every report. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.spec import Part
+
+__all__ = ["GRANTS", "ThreatModel"]
+
+GRANTS = {
+    "labels": "the adversary is told the labels of the private images",
+    "order": "the adversary is told in which order the client used its images",
+    "masks": "the adversary is told the client's dropout masks",
+    "defense": "the adversary knows what the defense discloses of itself",
+    "auxiliary": "the adversary has other images of the same kind",
+    "active": "the server may choose the model that it sends to the client",
+}
+
+
+@dataclass(frozen=True, repr=False)
+class ThreatModel(Part):
+    """An honest-but-curious server, and what it is granted beyond the wire.
+
+    It always knows the model, its weights, the plan, and what is on the wire. Whatever else it has is a
+    grant, and a favourable assumption for the attack.
+
+    >>> ThreatModel().granting("labels")
+    ThreatModel(grants=('labels',))
+
+    Raises:
+        InputError: a grant that does not exist.
+    """
+
+    grants: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for grant in self.grants:
+            if grant not in GRANTS:
+                raise InputError(f"there is no grant '{grant}'; {nearest(grant, GRANTS)}")
+        object.__setattr__(self, "grants", tuple(g for g in GRANTS if g in self.grants))
+
+    def granting(self, *grants: str) -> ThreatModel:
+        """The same adversary with more."""
+        return ThreatModel((*self.grants, *grants))
+
+    def __contains__(self, grant: str) -> bool:
+        return grant in self.grants

@@ -1,0 +1,285 @@
+"""The values that travel along the line ``truth -> sent -> seen -> guess -> Finding``. All frozen.
+
+Shapes: V victims, N images of one update, (C, H, W) an image, K classes. A value of one client has no
+victim axis; an `Observation` and a `Reconstruction` always have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from medpfl.core.plan import Plan
+
+__all__ = [
+    "Batch",
+    "Channel",
+    "Ended",
+    "Finding",
+    "Observation",
+    "Reconstruction",
+    "Tensors",
+    "Update",
+    "View",
+    "Weights",
+]
+
+Tensors = Mapping[str, Tensor]
+Ended = Literal["converged", "stalled", "max_steps", "nonfinite"]
+"""Objective below the tolerance; no further decrease; out of steps; not finite."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Private images: ``images`` (N, C, H, W) in [0, 1]; ``labels`` (N,) classes or (N, K) probabilities."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A model's state by name: its parameters, and its buffers (batch-norm statistics)."""
+
+    parameters: Tensors
+    buffers: Tensors = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Weights:
+        """The detached weights of a model; frozen parameters (no gradient) count as buffers."""
+        free = {k: v.detach() for k, v in model.named_parameters() if v.requires_grad}
+        rest = {k: v.detach() for k, v in model.named_parameters() if not v.requires_grad}
+        return cls(free, rest | {k: v.detach() for k, v in model.named_buffers()})
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What leaves a client.
+
+    Attributes:
+        tensors: by parameter name; a gradient, or new minus old weights. Stacked: (V, ...) each.
+        kind: which of the two.
+        buffers: the buffers after the round, where the plan sends them.
+        num_samples: images behind it, where the plan sends that.
+    """
+
+    tensors: Tensors
+    kind: Literal["gradient", "difference"] = "gradient"
+    buffers: Tensors | None = None
+    num_samples: int | None = None
+
+    def replace(self, tensors: Tensors) -> Update:
+        """The same update with other tensors."""
+        return replace(self, tensors=tensors)
+
+    def norm(self) -> Tensor:
+        """The Euclidean norm over all tensors, in float64."""
+        return torch.stack([t.double().square().sum() for t in self.tensors.values()]).sum().sqrt()
+
+    @staticmethod
+    def stack(updates: Sequence[Update]) -> Update:
+        """V updates of one kind as one, along a new leading victim axis."""
+        first = updates[0]
+        buffers = None if first.buffers is None else stack_tensors([u.buffers or {} for u in updates])
+        return replace(first, tensors=stack_tensors([u.tensors for u in updates]), buffers=buffers)
+
+    def save(self, path: Any, plan: Plan, weights: Weights, **context: Any) -> None:
+        """Writes a record that ``medpfl audit`` reads; see `medpfl.core.records.Record`."""
+        from medpfl.core.records import Record
+
+        Record(self, plan, weights, **context).save(path)
+
+    @staticmethod
+    def load(path: Any) -> Update:
+        """The update of a record; `medpfl.core.records.Record.load` gives its plan and weights too."""
+        from medpfl.core.records import Record
+
+        return Record.load(path).update
+
+
+def stack_tensors(many: Sequence[Tensors]) -> dict[str, Tensor]:
+    """``{name: (V, ...)}`` from V mappings with the same names."""
+    return {name: torch.stack([one[name] for one in many]) for name in many[0]}
+
+
+def _unchanged(tensors: Tensors) -> Tensors:
+    return tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """What is publicly known of how the sent update differs from the raw one.
+
+    Attributes:
+        apply: the known, differentiable part (clipping, quantization): raw tensors to sent tensors.
+        precision: 1 / variance of the unknown part by coordinate; 0 where the sent value says nothing;
+            ``None``: the same everywhere.
+        bounds: the raw coordinate lies within this distance of the sent one (a pruned coordinate is at
+            most the threshold); ``None``: exact up to the noise.
+    """
+
+    apply: Callable[[Tensors], Tensors] = _unchanged
+    precision: Tensors | None = None
+    bounds: Tensors | None = None
+
+    @staticmethod
+    def stack(channels: Sequence[Channel]) -> Channel:
+        """V victims' channels as one; they share `apply`."""
+        first = channels[0]
+        return Channel(
+            first.apply,
+            None if first.precision is None else stack_tensors([c.precision or {} for c in channels]),
+            None if first.bounds is None else stack_tensors([c.bounds or {} for c in channels]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One thing that the server saw.
+
+    Attributes:
+        weights: the global model that the clients started from.
+        plans: of the K clients in it (K > 1 under secure aggregation).
+        update: stacked over victims.
+        channel: what the defense discloses, stacked; only under the grant ``defense``.
+    """
+
+    weights: Weights
+    plans: tuple[Plan, ...]
+    update: Update
+    channel: Channel | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of a view of one client."""
+        (plan,) = self.plans
+        return plan
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """Everything that an attack gets. No field holds a private image.
+
+    Attributes:
+        model: the architecture; its weights are those of each view.
+        views: one, or several rounds of the same images.
+        image_shape: (C, H, W) that the model takes.
+        num_classes: K.
+        labels: (V, N), only under the grant ``labels``.
+        order: (V, epochs, N) indices, only under the grant ``order``.
+        masks: by dropout layer (V, steps, ...), only under the grant ``masks``.
+        auxiliary: (M, C, H, W) other images, only under the grant ``auxiliary``.
+    """
+
+    model: nn.Module
+    views: tuple[View, ...]
+    image_shape: tuple[int, ...]
+    num_classes: int
+    labels: Tensor | None = None
+    order: Tensor | None = None
+    masks: Tensors | None = None
+    auxiliary: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Victims."""
+        return len(next(iter(self.views[0].update.tensors.values())))
+
+    @property
+    def num_images(self) -> int:
+        """Images behind one update: as sent, or else as the plan says."""
+        view = self.views[0]
+        return view.update.num_samples or sum(plan.images for plan in view.plans)
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What an attack makes of an observation, chosen without the truth.
+
+    Attributes:
+        guesses: (V, N, C, H, W) in [0, 1].
+        labels: (V, N), or ``None`` where the attack does not say.
+        loss: (V,) the attacker's own objective at the guess.
+        steps: (V,) steps taken.
+        evaluations: (V,) evaluations of the objective, all restarts together.
+        ended: V reasons.
+        candidates: (V, R, N, C, H, W) in the attacker's own order, the guess first; ``None`` if there is one.
+    """
+
+    guesses: Tensor
+    labels: Tensor | None
+    loss: Tensor
+    steps: Tensor
+    evaluations: Tensor
+    ended: tuple[Ended, ...]
+    candidates: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: one image under one attack and one defense. Only study indices name images and patients.
+
+    Attributes:
+        attack, defense, model, data, plan: specs.
+        grants: what the adversary was granted.
+        control: ``""``, or what the row is compared with: ``"random-update"``.
+        draw, stack, victim, position: place in the run: weight draw, stack, update, image in the update.
+        image, patient: random study indices; the key is beside the run directory.
+        label, label_guess: class indices.
+        scores: by metric, with the baselines' (``mean_image_ssim``, ``nearest_ssim``).
+        success: SSIM >= 0.9.
+        identified: nearer to its own truth than to any other image; ``None`` without a gallery.
+        gallery: images it was told from, its own included; ``chance``: the rate of a blind guess.
+        loss, steps, evaluations, ended: how the attack ended.
+        flags: reasons to doubt the row.
+        seed, engine, device, versions: what it takes to make it again.
+        seconds, date: of the attack, per image.
+    """
+
+    attack: str
+    defense: str
+    model: str
+    data: str
+    plan: str
+    grants: tuple[str, ...]
+    control: str
+    draw: int
+    stack: int
+    victim: int
+    position: int
+    image: str
+    patient: str | None
+    label: int
+    label_guess: int | None
+    scores: dict[str, float | None]
+    success: bool
+    identified: bool | None
+    gallery: int
+    chance: float | None
+    loss: float | None
+    steps: int
+    evaluations: int
+    ended: str
+    flags: tuple[str, ...]
+    seed: int
+    engine: str
+    device: str
+    versions: dict[str, str]
+    seconds: float
+    date: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Finding:
+        """The row back from JSON."""
+        tuples = {name: tuple(row[name]) for name in ("grants", "flags")}
+        return cls(**{**row, **tuples})

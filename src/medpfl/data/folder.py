@@ -1,0 +1,107 @@
+"""A folder of pictures, one folder a class: the layout of torchvision's ``ImageFolder``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from medpfl.core.errors import InputError
+from medpfl.core.roles import DataSource
+from medpfl.data.decode import decode, pillow_quiet, reason
+from medpfl.data.images import LabelledImages
+from medpfl.data.index import read_patients
+from medpfl.data.listing import list_images
+from medpfl.data.resize import Fit, check_target, fitted, stacked
+
+__all__ = ["ImageFolder"]
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, repr=False)
+class ImageFolder(DataSource):
+    """PNG, JPEG, BMP and TIFF pictures in class folders, with patients from ``index.csv`` if there is one.
+
+    Files that cannot be read are skipped and listed. What is transparent becomes black; orientation
+    tags are obeyed; of several pages the first counts. Gray is divided by 255 or 65535, as stored.
+
+    Attributes:
+        path: holds one folder a class; folders inside those are searched, hidden ones and links to
+            folders inside them are not.
+        size: of both sides, at least 8.
+        fit: ``"crop"`` (shorter side to `size`, middle cut out) or ``"squash"`` (both sides to `size`).
+        channels: 1, 3, or ``None``: 1 if every picture is gray, else 3.
+        limit: at most this many pictures, evenly over the classes and over each class's sorted files.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+
+    path: str | os.PathLike[str]
+    size: int = 32
+    fit: Fit = "crop"
+    channels: int | None = None
+    limit: int = 2000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.fspath(self.path))  # so that repr is a spec string
+        check_target(self.size, self.fit, self.channels)
+        if type(self.limit) is not int or self.limit < 1:
+            raise InputError(f"limit={self.limit!r} must be a whole number of images, 1 or more")
+
+    def load(self) -> LabelledImages:
+        """The pictures, by class and then by file. A class of which none could be read is left out.
+
+        Raises:
+            InputError: there is no such folder, it has no class folders, they hold no readable picture,
+                `limit` is less than the number of classes, or ``index.csv`` is malformed.
+        """
+        root = Path(self.path).expanduser()
+        listing = list_images(root, self.limit)
+        patients = read_patients(root / "index.csv")
+        read = _read_all(listing.chosen, self.size, self.fit)
+        images = {path: image for path, image in read.items() if isinstance(image, Tensor)}
+        unread = listing.unread | {path: why for path, why in read.items() if isinstance(why, str)}
+        skipped = tuple(f"{_text(path.relative_to(root))}: {why}" for path, why in unread.items())
+        if not images:
+            raise InputError(f"no image in '{root}' could be read: {_first(skipped)}")
+        files = [path.relative_to(root) for path in images]
+        classes = sorted({file.parts[0] for file in files})
+        return LabelledImages(
+            images=stacked(list(images.values()), self.channels),
+            labels=torch.tensor([classes.index(file.parts[0]) for file in files]),
+            classes=tuple(_text(Path(name)) for name in classes),
+            names=tuple(map(_text, files)),
+            patients=tuple(patients.get(file.as_posix()) for file in files),
+            skipped=skipped,
+            left_out=listing.left_out,
+        )
+
+
+def _read_all(files: Sequence[Path], size: int, fit: Fit) -> Mapping[Path, Tensor | str]:
+    """Each picture, or why it could not be read."""
+
+    def read(path: Path) -> Tensor | str:
+        try:
+            return fitted(decode(path), size, fit)
+        except Exception as error:  # a broken file makes Pillow raise almost anything
+            return reason(error)
+
+    with pillow_quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(files, pool.map(read, files), strict=True))
+
+
+def _text(path: Path) -> str:
+    """The name, fit to be printed even if it is not valid UTF-8."""
+    return path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _first(skipped: Sequence[str]) -> str:
+    more = len(skipped) - _SHOWN
+    return "; ".join(skipped[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")

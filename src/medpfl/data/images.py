@@ -1,0 +1,40 @@
+"""What every data source gives: labelled images of one shape, and names that only the key file may hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["LabelledImages"]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """M images of one shape.
+
+    Attributes:
+        images: (M, C, H, W) float32 in [0, 1].
+        labels: (M,) int64 indices of `classes`.
+        classes: names, sorted.
+        names: M, relative to the source; for the terminal and the key file only.
+        patients: M, the source's own patient ids, ``None`` where unknown; for the key file only.
+        skipped: ``"name: reason"`` of each file that could not be read; for the terminal only.
+        left_out: images of the source that its own limit left unopened.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    patients: tuple[str | None, ...]
+    skipped: tuple[str, ...] = ()
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of every image."""
+        return tuple(self.images.shape[1:])

@@ -1,0 +1,103 @@
+"""Which files of class folders to open; no file is opened here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from medpfl.core.errors import InputError
+from medpfl.data.decode import SUFFIXES, reason
+
+__all__ = ["Listing", "list_images"]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What was found.
+
+    Attributes:
+        chosen: files to open, by class and then by path.
+        left_out: how many more there are.
+        unread: folders that could not be searched, with the reason.
+    """
+
+    chosen: list[Path]
+    left_out: int
+    unread: dict[Path, str]
+
+
+def list_images(root: Path, limit: int) -> Listing:
+    """The image files in the class folders of `root`; at most `limit`, evenly over classes and files.
+
+    Raises:
+        InputError: there is no such folder, it has no class folders, they hold no image, or `limit` is
+            less than the number of classes.
+    """
+    folders = _class_folders(root)
+    unread: dict[Path, str] = {}
+    found = [files for folder in folders if (files := _images_in(folder, unread))]
+    if not found:
+        why = "".join(f"; cannot search {path.relative_to(root)}: {text}" for path, text in unread.items())
+        raise InputError(f"no {_IMAGES} in the class folders of '{root}': {', '.join(f.name for f in folders)}{why}")
+    if limit < len(found):
+        raise InputError(f"limit={limit} is less than the number of classes in '{root}', {len(found)}: raise it")
+    shares = _shares([len(files) for files in found], limit)
+    chosen = [path for files, share in zip(found, shares, strict=True) for path in _spaced(files, share)]
+    return Listing(chosen, sum(map(len, found)) - len(chosen), unread)
+
+
+_IMAGES = f"images ({', '.join(sorted(suffix[1:] for suffix in SUFFIXES))})"
+
+
+def _class_folders(root: Path) -> list[Path]:
+    try:
+        inside = sorted((p for p in root.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+    except NotADirectoryError:
+        raise InputError(f"'{root}' is a file: give the folder that holds the class folders") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot open the folder '{root}': {reason(error)}") from None
+    above = {root.resolve(), *root.resolve().parents}  # a link to one of these would hold every class
+    folders = [p for p in inside if p.is_dir() and p.resolve() not in above]
+    if not folders:
+        raise InputError(_no_class_folders(root, sum(_is_image(p.name) for p in inside)))
+    return folders
+
+
+def _no_class_folders(root: Path, loose: int) -> str:
+    hint = f"; {loose} image(s) lie directly in it: move each into a folder named for its class"
+    return (
+        f"'{root}' has no class folders: expected one folder a class, such as {root.name}/benign/0001.png "
+        f"and {root.name}/malignant/0002.png{hint if loose else ''}"
+    )
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+
+
+def _images_in(folder: Path, unread: dict[Path, str]) -> list[Path]:
+    def note(error: OSError) -> None:
+        unread[Path(error.filename)] = reason(error)
+
+    found: list[Path] = []
+    for base, folders, files in os.walk(folder, onerror=note):  # does not follow links, so it ends
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(base, name) for name in files if _is_image(name)]
+    return sorted(found)
+
+
+def _shares(sizes: list[int], limit: int) -> list[int]:
+    """As even as the sizes allow, in all at most `limit`.
+
+    >>> _shares([5, 100, 2], 20), _shares([2, 2], 9)
+    ([5, 13, 2], [2, 2])
+    """
+    shares = [0] * len(sizes)
+    for done, i in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        shares[i] = min(sizes[i], (limit - sum(shares)) // (len(sizes) - done))
+    return shares
+
+
+def _spaced(files: list[Path], count: int) -> list[Path]:
+    return [files[(2 * i + 1) * len(files) // (2 * count)] for i in range(count)]

@@ -1,0 +1,95 @@
+"""Any picture to the size and the number of channels that a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from medpfl.core.errors import InputError, nearest
+
+__all__ = ["Fit", "check_target", "fitted", "stacked"]
+
+Fit = Literal["crop", "squash"]
+"""How a picture becomes a square: its middle is cut out, or both sides are scaled."""
+
+_LUMA = (0.299, 0.587, 0.114)
+_LONGEST = 8
+_SMALLEST = 8
+
+
+def check_target(size: int, fit: str, channels: int | None) -> None:
+    """The shared arguments of the sources.
+
+    Raises:
+        InputError: `size` is not a whole number of at least 8, `fit` is unknown, or `channels` is not
+            None, 1 or 3.
+    """
+    if type(size) is not int or size < _SMALLEST:
+        raise InputError(f"size={size!r} must be a whole number of pixels, {_SMALLEST} or more")
+    if fit not in get_args(Fit):
+        raise InputError(f"there is no fit {fit!r}; {nearest(str(fit), get_args(Fit))}")
+    if channels is not None and (type(channels) is not int or channels not in (1, 3)):
+        raise InputError(f"channels={channels!r} must be None, 1 (gray) or 3 (RGB)")
+
+
+def fitted(image: Tensor, size: int, fit: str = "crop") -> Tensor:
+    """The picture as a square, with antialiasing.
+
+    Args:
+        image: (C, H, W) in [0, 1].
+        size: of both sides of the result.
+        fit: ``"crop"`` scales the shorter side to `size` and cuts out the middle; ``"squash"`` scales
+            both sides, whatever the proportions.
+
+    Returns:
+        (C, size, size) in [0, 1].
+    """
+    if fit == "squash":
+        return _scaled(image, size, size)
+    height, width = image.shape[-2:]
+    shorter = min(height, width)
+    # A strip of one pixel by millions would be scaled up to a picture that fits no memory: what the
+    # middle cannot hold goes first.
+    image = _middle(image, min(height, _LONGEST * shorter), min(width, _LONGEST * shorter))
+    height, width = (int(size * side / shorter) for side in image.shape[-2:])
+    return _middle(_scaled(image, height, width), size, size)
+
+
+def _scaled(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[-2:] == (height, width):
+        return image
+    # The call that torchvision's resize makes; importing torchvision would add a second to every start.
+    scaled = interpolate(image[None], (height, width), mode="bilinear", align_corners=False, antialias=True)
+    return scaled[0].clamp(0, 1)
+
+
+def _middle(image: Tensor, height: int, width: int) -> Tensor:
+    top, left = (round((have - want) / 2) for have, want in zip(image.shape[-2:], (height, width), strict=True))
+    return image[:, top : top + height, left : left + width]
+
+
+def stacked(images: Sequence[Tensor], channels: int | None = None) -> Tensor:
+    """One tensor of gray and color pictures.
+
+    Args:
+        images: M of (1, H, W) or (3, H, W), at least one.
+        channels: 1, 3, or ``None``: 1 if all are gray, else 3. Gray is repeated to RGB, and RGB is
+            weighted to gray (ITU-R 601 luma, as Pillow does).
+
+    Returns:
+        (M, channels, H, W).
+    """
+    channels = channels or max(len(image) for image in images)
+    return torch.stack([_with_channels(image, channels) for image in images])
+
+
+def _with_channels(image: Tensor, channels: int) -> Tensor:
+    if len(image) == channels:
+        return image
+    if channels == 3:
+        return image.expand(3, -1, -1)
+    return torch.tensordot(torch.tensor(_LUMA), image, dims=1)[None].clamp(0, 1)

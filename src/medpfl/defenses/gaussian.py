@@ -1,0 +1,28 @@
+"""Gaussian noise on the update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medpfl.defenses.noise import AdditiveNoise
+
+__all__ = ["GaussianNoise"]
+
+
+@dataclass(frozen=True, repr=False)
+class GaussianNoise(AdditiveNoise):
+    """Normal noise of standard deviation `scale` on every coordinate (Zhu et al. 2019, section 5.1).
+
+    Promises no differential privacy by itself: without clipping its sensitivity is unbounded.
+    """
+
+    def draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Standard normal."""
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+    def variance(self) -> float:
+        """1."""
+        return 1.0

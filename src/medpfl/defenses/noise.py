@@ -1,0 +1,74 @@
+"""What additive noise on an update has in common, whatever its distribution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from medpfl.core.errors import InputError
+from medpfl.core.roles import Defense, State
+from medpfl.core.types import Channel, Tensors, Update
+
+__all__ = ["AdditiveNoise"]
+
+
+@dataclass(frozen=True, repr=False)
+class AdditiveNoise(Defense):
+    """Independent zero-mean noise on every coordinate of the update that leaves the client.
+
+    Attributes:
+        scale: of the distribution, above 0.
+        relative: ``None``: `scale` is in the units of the update; ``"norm"``: it is a multiple of the root
+            mean square of the whole update's coordinates (its norm over the root of its size);
+            ``"layer"``: of each tensor's own.
+
+    Raises:
+        InputError: a scale that is not a number above 0, or another word for `relative`.
+    """
+
+    scale: float = 0.01
+    relative: Literal["norm", "layer"] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < float("inf"):
+            raise InputError(f"scale is {self.scale}: it must be a number above 0")
+        if self.relative not in (None, "norm", "layer"):
+            raise InputError(f"relative is '{self.relative}': choose None, 'norm' or 'layer'")
+
+    def draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise of scale 1 in the shape of `like`."""
+        raise NotImplementedError
+
+    def variance(self) -> float:
+        """Of the noise of scale 1."""
+        raise NotImplementedError
+
+    def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
+        """The update with noise."""
+        scales = self._scales(value.tensors)
+        noisy = {name: t + scales[name] * self.draw(t, generator).to(t) for name, t in value.tensors.items()}
+        return value.replace(noisy), state
+
+    def disclose(self, sent: Update) -> Channel:
+        """The noise's precision; of a relative scale, from the sent norm with the expected noise taken off."""
+        scales = self._scales(sent.tensors)
+        if self.relative:
+            shrink = (1 + self.scale**2 * self.variance()) ** -0.5
+            scales = {name: scale * shrink for name, scale in scales.items()}
+        precision = {
+            name: torch.full_like(t, 1 / max(float(scales[name]) ** 2 * self.variance(), 1e-38))
+            for name, t in sent.tensors.items()
+        }
+        return Channel(precision=precision)
+
+    def _scales(self, tensors: Tensors) -> dict[str, float]:
+        if self.relative is None:
+            return dict.fromkeys(tensors, self.scale)
+        if self.relative == "layer":
+            return {name: self.scale * t.double().square().mean().sqrt().item() for name, t in tensors.items()}
+        squares = sum(t.double().square().sum().item() for t in tensors.values())
+        size = sum(t.numel() for t in tensors.values())
+        return dict.fromkeys(tensors, self.scale * (squares / size) ** 0.5)

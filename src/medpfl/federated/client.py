@@ -1,0 +1,91 @@
+"""One client in one round: its data, its defense, and what leaves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Defense, State
+from medpfl.core.types import Batch, Tensors, Update, Weights
+from medpfl.federated.draws import Draws, draw
+from medpfl.federated.local import local_update
+
+__all__ = ["ClientRound", "client_round"]
+
+
+@dataclass(frozen=True, eq=False)
+class ClientRound:
+    """What happened at a client; only `sent` is on the wire.
+
+    Attributes:
+        batch: its private images.
+        draws: its batch order and dropout masks.
+        raw: the update before the defense's `update` moment.
+        sent: the update that left.
+        state: the defense's, after the round.
+    """
+
+    batch: Batch
+    draws: Draws
+    raw: Update
+    sent: Update
+    state: State
+
+
+def client_round(
+    model: nn.Module,
+    weights: Weights,
+    batch: Batch,
+    plan: Plan,
+    defense: Defense,
+    state: State,
+    generator: torch.Generator,
+) -> ClientRound:
+    """Plays a client: batch moment, local update with the gradient moment inside, update moment.
+
+    Args:
+        model: prepared for the plan, and already through the defense's `model` moment.
+        weights: the global model.
+        batch: N images (N, C, H, W) in [0, 1] with classes (N,).
+        plan: what the server told it to do.
+        defense: its defense.
+        state: the defense's state before the round.
+        generator: on the CPU; of the order, the masks and the defense.
+
+    Raises:
+        InputError: images out of range, or a batch that does not fit the plan.
+    """
+    _check(batch, plan)
+    batch, state = defense.batch(batch, state, generator)
+    draws = draw(model, batch, plan, generator)
+
+    def moment(gradients: Tensors) -> Tensors:
+        nonlocal state
+        gradients, state = defense.gradient(gradients, state, generator)
+        return gradients
+
+    raw = local_update(
+        model,
+        batch,
+        plan,
+        weights,
+        draws,
+        moment=moment if defense.acts("gradient") else None,
+        buffers="buffers" in plan.sends,
+    )
+    if "num_samples" in plan.sends:
+        raw = Update(raw.tensors, raw.kind, raw.buffers, len(batch))
+    sent, state = defense.update(raw, state, generator)
+    return ClientRound(batch, draws, raw, sent, state)
+
+
+def _check(batch: Batch, plan: Plan) -> None:
+    if len(batch) != plan.images:
+        raise InputError(f"the plan is for {plan.images} images, the batch holds {len(batch)}")
+    low, high = batch.images.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"images must lie in [0, 1], these lie in [{low:.3g}, {high:.3g}]")

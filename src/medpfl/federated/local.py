@@ -1,0 +1,101 @@
+"""The forward operator: what a client computes, and what an attacker differentiates through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from medpfl.core.plan import Plan
+from medpfl.core.types import Batch, Tensors, Update, Weights
+from medpfl.federated.draws import Draws
+from medpfl.federated.ready import running_statistics, state_of, track_statistics
+
+__all__ = ["cross_entropy", "local_update"]
+
+GradientMoment = Callable[[Tensors], Tensors]
+
+
+def local_update(
+    model: nn.Module,
+    batch: Batch,
+    plan: Plan,
+    weights: Weights,
+    draws: Draws | None = None,
+    *,
+    moment: GradientMoment | None = None,
+    buffers: bool = False,
+) -> Update:
+    """The update of one client, differentiable with respect to images and labels, and open to ``vmap``.
+
+    Args:
+        model: from `medpfl.federated.ready.prepare`; its own weights are not used.
+        batch: images (N, C, H, W) in [0, 1] with labels (N,) or label probabilities (N, K).
+        plan: FedSGD: the gradient of the loss on the batch. FedAvg: the difference of weights after
+            ``plan.steps`` steps of SGD with momentum and weight decay, as ``torch.optim.SGD`` makes them.
+        weights: the global model.
+        draws: the client's batch order and dropout masks; ``None``: the images in their order, no dropout.
+        moment: applied to the per-sample gradients (N, ...) of each step before their mean is taken.
+        buffers: whether to return the batch-norm statistics after the round too.
+    """
+    draws = draws or Draws()
+    if not buffers:
+        return Update(_tensors(model, batch, plan, weights, draws, moment), _kind(plan))
+    with track_statistics(model) as seen:
+        tensors = _tensors(model, batch, plan, weights, draws, moment)
+    return Update(tensors, _kind(plan), running_statistics(model, weights.buffers, seen))
+
+
+def _kind(plan: Plan) -> Any:
+    return "gradient" if plan.algorithm == "FedSGD" else "difference"
+
+
+def _tensors(
+    model: nn.Module, batch: Batch, plan: Plan, weights: Weights, draws: Draws, moment: GradientMoment | None
+) -> Tensors:
+    state = state_of(model, weights.buffers)
+    if plan.algorithm == "FedSGD":
+        return _gradient(model, weights.parameters, state | draws.at(0), batch, moment)
+    parameters, velocity = dict(weights.parameters), {}
+    for step in range(plan.steps):
+        part = _minibatch(batch, plan, draws, step)
+        gradient = _gradient(model, parameters, state | draws.at(step), part, moment)
+        for name, old in parameters.items():
+            push = gradient[name] + plan.weight_decay * old
+            velocity[name] = push if step == 0 else plan.momentum * velocity[name] + push
+        parameters = {name: old - plan.learning_rate * velocity[name] for name, old in parameters.items()}
+    return {name: parameters[name] - old for name, old in weights.parameters.items()}
+
+
+def _minibatch(batch: Batch, plan: Plan, draws: Draws, step: int) -> Batch:
+    per_epoch = plan.images // plan.batch_size
+    if per_epoch == 1:
+        return batch  # a mean over the same images: their order says nothing
+    epoch, place = divmod(step, per_epoch)
+    chosen = slice(place * plan.batch_size, (place + 1) * plan.batch_size)
+    index: Any = chosen if draws.order is None else draws.order[epoch][chosen]
+    return Batch(batch.images[index], batch.labels[index])
+
+
+def _gradient(
+    model: nn.Module, parameters: Tensors, state: Tensors, batch: Batch, moment: GradientMoment | None
+) -> Tensors:
+    def loss(parameters: Tensors, images: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(functional_call(model, {**parameters, **state}, (images,)), labels)
+
+    if moment is None:
+        return grad(loss)(dict(parameters), batch.images, batch.labels)
+    each = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
+    samples = moment(each(dict(parameters), batch.images[:, None], batch.labels[:, None]))
+    return {name: value.mean(0) for name, value in samples.items()}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of logits (N, K) with classes (N,) or probabilities (N, K)."""
+    log_probabilities = torch.log_softmax(logits, 1)
+    if labels.ndim == 1:
+        return -log_probabilities.gather(1, labels[:, None]).mean()
+    return -(labels * log_probabilities).sum(1).mean()

@@ -1,0 +1,91 @@
+"""Makes a model ready for `local_update`: functional, differentiable twice, and open to ``vmap``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import replace_all_batch_norm_modules_
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from medpfl.core.plan import Plan
+from medpfl.core.types import Tensors
+from medpfl.federated.draws import Dropout
+
+__all__ = ["prepare", "running_statistics", "state_of", "track_statistics"]
+
+Statistics = dict[str, list[tuple[Tensor, Tensor]]]
+
+
+def prepare(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of the model in the plan's mode.
+
+    In train mode, batch norm keeps no running statistics (its output never reads them, and writing them in
+    place is refused under ``vmap``), and dropout takes its masks as an input. In eval mode nothing changes.
+    """
+    ready = copy.deepcopy(model).train(plan.mode == "train")
+    if ready.training:
+        replace_all_batch_norm_modules_(ready)
+        for name, module in list(ready.named_modules()):
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                _set(ready, name, Dropout(module))
+    return ready
+
+
+def _set(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(root.get_submodule(parent), child, module)
+
+
+def state_of(model: nn.Module, buffers: Tensors) -> dict[str, Tensor]:
+    """The buffers and frozen parameters that the prepared model still takes."""
+    return {k: v for k, v in buffers.items() if _takes(model, k)}
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    parent, _, child = name.rpartition(".")
+    module = model.get_submodule(parent)
+    return module._buffers.get(child) is not None or module._parameters.get(child) is not None
+
+
+def _batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    return {k: m for k, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training}
+
+
+@contextmanager
+def track_statistics(model: nn.Module) -> Iterator[Statistics]:
+    """Collects (mean, unbiased variance) of every batch that enters each batch norm in train mode."""
+    seen: Statistics = {}
+    handles = []
+    for name, module in _batch_norms(model).items():
+
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            x = inputs[0].detach()
+            over = [0, *range(2, x.ndim)]
+            seen.setdefault(name, []).append((x.mean(over), x.var(over)))
+
+        handles.append(module.register_forward_pre_hook(hook))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def running_statistics(model: nn.Module, before: Tensors, seen: Statistics) -> dict[str, Tensor]:
+    """The buffers after the batches seen, by PyTorch's exponential (or cumulative) moving average."""
+    after = dict(before)
+    for name, module in _batch_norms(model).items():
+        if f"{name}.running_mean" not in before:
+            continue
+        for count, (mean, variance) in enumerate(seen.get(name, []), 1):
+            batches = before[f"{name}.num_batches_tracked"] + count
+            rate = module.momentum if module.momentum is not None else 1 / batches
+            for key, value in (("running_mean", mean), ("running_var", variance)):
+                old = after[f"{name}.{key}"]
+                after[f"{name}.{key}"] = torch.lerp(old, value.to(old), torch.as_tensor(rate).to(old))
+            after[f"{name}.num_batches_tracked"] = batches
+    return after

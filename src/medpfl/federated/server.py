@@ -1,0 +1,78 @@
+"""What a curious server has after a round: the door that the truth does not pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Defense
+from medpfl.core.threat import ThreatModel
+from medpfl.core.types import Channel, Observation, Update, View, Weights, stack_tensors
+from medpfl.federated.client import ClientRound
+
+__all__ = ["aggregate", "observe"]
+
+
+def aggregate(weights: Weights, updates: Sequence[Update], learning_rate: float = 1.0) -> Weights:
+    """The next global model: the mean update, weighted by the numbers of samples where they are sent.
+
+    A gradient is a step of `learning_rate` down (FedSGD), a difference is added (FedAvg).
+    """
+    counts = torch.tensor([float(u.num_samples or 1) for u in updates], dtype=torch.float64)
+    shares = (counts / counts.sum()).tolist()
+    step = -learning_rate if updates[0].kind == "gradient" else 1.0
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        if not values[0].is_floating_point():
+            return values[0]
+        return torch.stack([s * v for s, v in zip(shares, values, strict=True)]).sum(0)
+
+    parameters = {k: v + step * mean([u.tensors[k] for u in updates]) for k, v in weights.parameters.items()}
+    buffers = dict(weights.buffers)
+    if all(u.buffers is not None for u in updates):
+        buffers |= {k: mean([(u.buffers or {})[k] for u in updates]) for k in updates[0].buffers or {}}
+    return Weights(parameters, buffers)
+
+
+def observe(
+    model: nn.Module,
+    weights: Weights,
+    plan: Plan,
+    rounds: Sequence[ClientRound],
+    threat: ThreatModel,
+    *,
+    defense: Defense,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    auxiliary: Tensor | None = None,
+) -> Observation:
+    """V clients' rounds as the adversary sees them: what is on the wire, and what `threat` grants, no more.
+
+    Args:
+        model: as the client prepared it (the architecture is public).
+        weights: the global model of the round.
+        plan: of every client.
+        rounds: V of them.
+        threat: what is granted.
+        defense: asked for its channel under the grant ``defense``.
+        image_shape: (C, H, W).
+        num_classes: K.
+        auxiliary: (M, C, H, W) images of others, passed on under the grant ``auxiliary``.
+    """
+    sent = [r.sent for r in rounds]
+    channel = Channel.stack([defense.disclose(update) for update in sent]) if "defense" in threat else None
+    orders = [r.draws.order for r in rounds if r.draws.order is not None]
+    masks = [r.draws.masks for r in rounds if r.draws.masks]
+    return Observation(
+        model=model,
+        views=(View(weights, (plan,), Update.stack(sent), channel),),
+        image_shape=image_shape,
+        num_classes=num_classes,
+        labels=torch.stack([r.batch.labels for r in rounds]) if "labels" in threat else None,
+        order=torch.stack(orders) if "order" in threat and orders else None,
+        masks=stack_tensors(masks) if "masks" in threat and masks else None,
+        auxiliary=auxiliary if "auxiliary" in threat else None,
+    )

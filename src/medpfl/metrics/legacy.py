@@ -1,0 +1,32 @@
+"""Scores as the paper's released notebooks computed them, to compare with old figures only.
+
+Both call SSIM with a data range that does not fit the pixels, so that its constants C1 and C2 vanish or
+swamp the image: pure noise scores up to 0.74.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medpfl.core.roles import metric
+from medpfl.metrics.pixel import structural_similarity
+
+__all__ = ["legacy_ssim_range0", "legacy_ssim_range255"]
+
+_MEAN = torch.tensor([0.4914, 0.4822, 0.4465])
+_DEVIATION = torch.tensor([0.2023, 0.1994, 0.2010])
+
+
+@metric(unit="", leak="higher", data_range=0.0, legacy=True)
+def legacy_ssim_range0(guess: Tensor, truth: Tensor) -> Tensor:
+    """SSIM with data range 0 (no stabilizing constants), as in the notebooks of CPL, iDLG and most defenses."""
+    # The library divides by zero where both windows are flat; a tiny range gives the limit instead.
+    return structural_similarity(guess, truth, data_range=1e-6)
+
+
+@metric(unit="", leak="higher", data_range=255.0, legacy=True)
+def legacy_ssim_range255(guess: Tensor, truth: Tensor) -> Tensor:
+    """SSIM with data range 255 on pixels normalized by CIFAR-10's moments, as in the notebooks of GradInv."""
+    mean, deviation = (t[: truth.shape[1]].view(-1, 1, 1) for t in (_MEAN, _DEVIATION))
+    return structural_similarity((guess - mean) / deviation, (truth - mean) / deviation, data_range=255.0)

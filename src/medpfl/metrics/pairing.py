@@ -1,0 +1,25 @@
+"""Which guess stands for which image: the order in a batch is not on the wire."""
+
+from __future__ import annotations
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+__all__ = ["pair"]
+
+
+def pair(guesses: Tensor, truths: Tensor) -> Tensor:
+    """Optimal assignment of guesses to truths by mean squared error, once a batch.
+
+    Args:
+        guesses: (N, C, H, W); values that are not finite count as 0.
+        truths: (N, C, H, W).
+
+    Returns:
+        (N,) indices: ``guesses[pair(guesses, truths)][i]`` is the guess for ``truths[i]``.
+    """
+    flat = guesses.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1).flatten(1).double()
+    distance = torch.cdist(truths.flatten(1).double(), flat).square()
+    _, columns = linear_sum_assignment(distance.cpu().numpy())
+    return torch.as_tensor(columns)

@@ -1,0 +1,54 @@
+"""Pixel metrics on images (N, C, H, W) in [0, 1]. Their data range is 1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medpfl.core.errors import InputError
+from medpfl.core.roles import metric
+
+__all__ = ["SUCCESS", "mse", "psnr", "ssim"]
+
+SUCCESS = 0.9
+"""SSIM from which an image counts as read back (Das, Amini and Wu, arXiv:2409.18907)."""
+
+
+@metric(unit="", leak="lower")
+def mse(guess: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error over channels and pixels."""
+    return (guess.double() - truth.double()).square().flatten(1).mean(1)
+
+
+@metric(unit="dB", leak="higher")
+def psnr(guess: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio, -10 log10(MSE), at most 200 dB (the MSE of equal images is taken as 1e-20)."""
+    return -10 * mse(guess, truth).clamp(min=1e-20).log10()
+
+
+@metric(unit="", leak="higher")
+def ssim(guess: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004), mean over channels and pixels.
+
+    Gaussian window of sigma 1.5, 11 x 11, population covariance, C1 = 0.01^2, C2 = 0.03^2; as
+    ``skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    data_range=1)``.
+
+    Raises:
+        InputError: an image smaller than the window.
+    """
+    return structural_similarity(guess, truth, data_range=1.0)
+
+
+def structural_similarity(guess: Tensor, truth: Tensor, data_range: float) -> Tensor:
+    """SSIM for a data range; see `ssim`."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    if min(truth.shape[-2:]) < 11:
+        raise InputError(f"SSIM needs images of 11 x 11 pixels or more, these are {tuple(truth.shape[-2:])}")
+    with torch.no_grad():
+        value = structural_similarity_index_measure(
+            guess.double(), truth.double(), sigma=1.5, reduction="none", data_range=data_range
+        )
+    assert isinstance(value, Tensor)
+    return value.reshape(len(truth))

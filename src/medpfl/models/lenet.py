@@ -1,0 +1,70 @@
+"""The sigmoid LeNets of the gradient-inversion papers."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.roles import Model
+
+__all__ = ["LeNet"]
+
+# (kernel, output channels, padding, strides)
+_VARIANTS = {
+    "dlg": (5, 12, 2, (2, 2, 1, 1)),
+    "idlg": (5, 12, 2, (2, 2, 1)),
+    "cpl": (2, 16, 2, (1, 1, 1, 1, 1, 1)),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class LeNet(Model):
+    """Sigmoid convolutions and one linear layer; all weights and biases uniform in [-0.5, 0.5].
+
+    Variants, as in the code that Das, Amini and Wu (arXiv:2409.18907) used for each attack:
+    ``'dlg'`` four 5x5 convolutions of 12 channels, strides 2, 2, 1, 1 (Zhu et al. 2019, arXiv:1906.08935);
+    ``'idlg'`` three, strides 2, 2, 1 (Zhao et al. 2020, arXiv:2001.02610); ``'cpl'`` six 2x2 convolutions
+    of 16 channels, padding 2 (Wei et al. 2020, arXiv:2004.10397).
+
+    Attributes:
+        variant: which of the three.
+        classes, channels: ``None`` takes what the data has.
+        scale: half the width of the uniform distribution of the weights.
+    """
+
+    variant: Literal["dlg", "idlg", "cpl"] = "dlg"
+    classes: int | None = None
+    channels: int | None = None
+    scale: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.variant not in _VARIANTS:
+            raise InputError(f"there is no variant '{self.variant}'; {nearest(str(self.variant), _VARIANTS)}")
+
+    def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+        """The network for images (C, H, W)."""
+        kernel, width, padding, strides = _VARIANTS[self.variant]
+        channels = [self.channels or image_shape[0]] + [width] * len(strides)
+        layers: list[nn.Module] = []
+        for (inputs, outputs), stride in zip(itertools.pairwise(channels), strides, strict=True):
+            layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.Sigmoid()]
+        features = _features(strides, kernel, padding, image_shape[1:]) * width
+        network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, self.classes or num_classes))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.uniform_(-self.scale, self.scale, generator=generator)
+        return network
+
+
+def _features(strides: tuple[int, ...], kernel: int, padding: int, size: tuple[int, ...]) -> int:
+    """Pixels of the last feature map."""
+    height, width = size
+    for stride in strides:
+        height, width = ((edge + 2 * padding - kernel) // stride + 1 for edge in (height, width))
+    return height * width

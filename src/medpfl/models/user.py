@@ -1,0 +1,136 @@
+"""A user's own model: ``path/to/file.py:make_model`` or ``package.module:Class(arg=1)``."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.roles import Model
+from medpfl.core.spec import construct
+
+__all__ = ["UserModel"]
+
+_SYNONYMS = {
+    "classes": ("classes", "num_classes", "n_classes", "out_channels"),
+    "channels": ("channels", "in_channels", "n_input_channels", "num_channels"),
+    "size": ("size", "img_size", "image_size"),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class UserModel(Model):
+    """A network made by the user's own function or class, called with the arguments that the spec gives.
+
+    Arguments that it has no default for and that are named like ``num_classes``, ``in_channels`` or
+    ``image_size`` are filled in from the data.
+
+    Attributes:
+        place: a ``.py`` file or a module. It is kept out of everything that is written.
+        call: the name in it, with literal arguments if any.
+    """
+
+    place: str = field(repr=False)
+    call: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> UserModel:
+        """From ``place:name(arguments)``."""
+        head, _, arguments = text.partition("(")
+        place, _, name = head.rpartition(":")
+        return cls(place, f"{name}({arguments}" if arguments else name)
+
+    def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+        """What the user's function returns, made under `seed`.
+
+        Raises:
+            InputError: no such file, module or name, a call that fails, or a result that is no module.
+        """
+        name, args, kwargs = _parse_call(self.call)
+        make = _find(self.place, name)
+        values = {"classes": num_classes, "channels": image_shape[0], "size": image_shape[-1]}
+        kwargs |= _fill(make, len(args), kwargs, values)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                network = construct(make, name, args, kwargs, "model")
+            except InputError:
+                raise
+            except Exception as error:  # whatever a stranger's code raises is the user's to read
+                raise InputError(f"model '{name}' failed: {type(error).__name__}: {error}") from error
+        if not isinstance(network, nn.Module):
+            raise InputError(f"model '{name}' returned a {type(network).__name__}, not a torch.nn.Module")
+        return network
+
+
+def _parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+    try:
+        node = ast.parse(text, mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, [], {}
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise ValueError
+        kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+        return node.func.id, [ast.literal_eval(a) for a in node.args], kwargs
+    except (SyntaxError, ValueError):
+        raise InputError(
+            f"model '{text}': after the colon write a name, or a name with literal arguments: make_model(width=8)"
+        ) from None
+
+
+def _find(place: str, name: str) -> Callable[..., Any]:
+    module = _load_file(Path(place)) if place.endswith(".py") else _import(place)
+    found = getattr(module, name, None)
+    if not callable(found):
+        public = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
+        raise InputError(f"'{place}' has no function or class '{name}'; {nearest(name, public)}")
+    return found
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"there is no model file '{path}'")
+    spec = importlib.util.spec_from_file_location(f"medpfl_user_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"'{path}' is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # A dataclass or a pickle in the user's file looks its module up by name; its neighbours are imported too.
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's file may raise anything
+        raise InputError(f"importing '{path}' failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _import(place: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except Exception as error:  # so may the user's package
+        raise InputError(
+            f"importing '{place}' failed: {type(error).__name__}: {error}; a model is a name, "
+            "'file.py:name' or 'package.module:name'"
+        ) from error
+
+
+def _fill(make: Any, positional: int, given: dict[str, Any], values: dict[str, int]) -> dict[str, int]:
+    try:
+        parameters = list(inspect.signature(make).parameters.values())[positional:]
+    except (TypeError, ValueError):
+        return {}
+    missing = {p.name for p in parameters if p.default is p.empty and p.name not in given}
+    return {name: values[key] for key, names in _SYNONYMS.items() for name in names if name in missing}

@@ -1,0 +1,68 @@
+"""Weights files: safetensors, or a state dict that torch reads without running code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from medpfl.core.errors import InputError
+
+__all__ = ["check_finite", "load_weights"]
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Loads a weights file into a network, in place.
+
+    Raises:
+        InputError: no such file, not a weights file, keys or shapes that do not fit, values that are not finite.
+    """
+    state = _read(path)
+    problems = _misfits(network, state)
+    if problems:
+        shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise InputError(f"the weights in '{path}' do not fit the model:\n  {shown}")
+    network.load_state_dict(state)
+    check_finite(network, f"the weights in '{path}'")
+
+
+def check_finite(network: nn.Module, what: str = "the model") -> None:
+    """Raises `InputError` if a parameter or buffer holds a NaN or an infinity."""
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{what}: '{name}' holds values that are not finite")
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"there is no weights file '{path}'")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"'{path}' is not a weights file: it must be safetensors, or a state dict saved with "
+            f"torch.save(model.state_dict(), path) and nothing else ({reason})"
+        ) from None
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"'{path}' holds a {type(state).__name__}, not a state dict of tensors")
+    return state
+
+
+def _misfits(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    own = network.state_dict()
+    problems = [f"{k}: in the model, not in the file" for k in own if k not in state]
+    problems += [f"{k}: in the file, not in the model" for k in state if k not in own]
+    for name in own.keys() & state.keys():
+        if own[name].shape != state[name].shape:
+            problems.append(f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model")
+    return sorted(problems)

@@ -1,0 +1,8 @@
+"""Rows to pages, figures and tables. Nothing here computes a score: a report is a function of rows."""
+
+from medpfl.reporting.flags import FLAGS
+from medpfl.reporting.pages import write_pages
+from medpfl.reporting.tables import terminal_table
+from medpfl.reporting.verdict import verdict_sentences
+
+__all__ = ["FLAGS", "terminal_table", "verdict_sentences", "write_pages"]

@@ -1,0 +1,66 @@
+"""The settings of a run as titled lists, whatever of them is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from medpfl.core.threat import GRANTS
+from medpfl.reporting.words import DASH, number
+
+__all__ = ["Facts", "facts", "granted", "lead"]
+
+RUN = {"device": "device", "seed": "seed", "started": "started"}
+TITLES = {"experiment": "Experiment", "data": "Data", "model": "Model", "record": "Recorded update"}
+
+
+class Facts(NamedTuple):
+    """A title, and names with the lines that each one has."""
+
+    title: str
+    items: list[tuple[str, list[str]]]
+
+
+def facts(settings: Mapping[str, Any]) -> list[Facts]:
+    """The experiment, the data, the model, the record, the run and the versions."""
+    groups = {title: settings.get(key) for key, title in TITLES.items()}
+    groups["Run"] = {name: settings[key] for key, name in RUN.items() if key in settings}
+    groups["Versions"] = settings.get("versions")
+    return [Facts(title, _items(group)) for title, group in groups.items() if group]
+
+
+def _items(group: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    return [(str(name).replace("_", " "), _lines(name, value)) for name, value in group.items()]
+
+
+def _lines(name: str, value: Any) -> list[str]:
+    if name == "shape" and isinstance(value, list | tuple):
+        return [" \u00d7 ".join(map(str, value))]
+    if isinstance(value, Mapping):
+        return [f"{key}: {_text(key, one)}" for key, one in value.items()] or [DASH]
+    if isinstance(value, list | tuple):
+        return [_text(name, one) for one in value] or ["none"]
+    return [_text(name, value)]
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None or value == "":
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value, "g")
+    return f"{value:,}" if isinstance(value, int) and name != "seed" else str(value)
+
+
+def granted(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each grant with what it means."""
+    return [(grant, GRANTS.get(grant, "no explanation is known")) for grant in settings.get("grants") or ()]
+
+
+def lead(settings: Mapping[str, Any]) -> str:
+    """What was audited, in a line under the title."""
+    experiment, data = settings.get("experiment") or {}, settings.get("data") or {}
+    images = f"{data['images']:,} images" if isinstance(data.get("images"), int) else None
+    parts = [experiment.get("model"), data.get("source"), images, settings.get("started")]
+    return " \u00b7 ".join(str(part) for part in parts if part)

@@ -1,0 +1,155 @@
+"""The two figures of a report: how many images each attack read back, and how near all its guesses came.
+
+Both have a lane for each attack, under a heading for each defense, with its label above the mark: long
+specs then have the whole width, on a phone too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medpfl.reporting.phrases import Cell, Cells
+from medpfl.reporting.selection import cell_rows
+from medpfl.reporting.svg import COLORS, inline
+from medpfl.reporting.verdict import INCONCLUSIVE, LEAKS, NO_LEAK
+from medpfl.reporting.words import known, label, number, percent, percents, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from medpfl.core.types import Finding
+
+__all__ = ["leak_figure", "similarity_figure"]
+
+WIDTH, LANE, FOOT = 4.6, 0.42, 0.5  # inches
+STYLES = {LEAKS: ("leak", "^", True), NO_LEAK: ("safe", "o", False), INCONCLUSIVE: ("doubt", "d", False)}
+BASELINES = ("mean_image", "nearest", "random_update")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One line of a figure: a cell, or the heading of a defense."""
+
+    y: float
+    text: str
+    cell: Cell | None = None
+
+
+def leak_figure(summary: Cells) -> str:
+    """The rate of images read back, with intervals and the best guess made without the update."""
+    figure, axes, lanes = _canvas(summary, (0.0, 1.0))
+    for lane in lanes:
+        if lane.cell is not None:
+            rate = lane.cell.get("asr")
+            interval = (
+                f" ({percents(lane.cell.get('asr_low'), lane.cell.get('asr_high'))})" if known(rate) else ""
+            )
+            _label(axes, lane, percent(rate) + interval)
+            _rate(axes, lane.y, lane.cell)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_xlabel("images read back (ASR)", color=COLORS["muted"], fontsize=9)
+    return inline(figure, "leak", "Share of images read back, with 95 % intervals: " + _spoken(summary))
+
+
+def similarity_figure(summary: Cells, rows: Sequence[Finding]) -> str:
+    """The SSIM of every guess, a tick for each image."""
+    values = [[row.scores["ssim"] or 0.0 for row in cell_rows(cell, rows)] for cell in _in_lanes(summary)]
+    lowest = min([0.0, *(v[0] for v in values if v)])
+    figure, axes, lanes = _canvas(summary, (lowest, 1.0))
+    drawn = iter(values)
+    for lane in lanes:
+        if lane.cell is not None:
+            own = next(drawn)
+            _label(axes, lane, f"mean {number(lane.cell.get('ssim'))}")
+            _strip(axes, lane.y, lane.cell, own)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 0.9], ["0", "0.25", "0.5", "0.75", "0.9"])
+    axes.set_xlabel("SSIM of each guess", color=COLORS["muted"], fontsize=9)
+    return inline(figure, "ssim", "SSIM between guess and truth for every image, by defense and attack")
+
+
+def _in_lanes(summary: Cells) -> list[Cell]:
+    order = list(dict.fromkeys(cell["defense"] for cell in summary))
+    return sorted(summary, key=lambda cell: order.index(cell["defense"]))
+
+
+def _lanes(summary: Cells) -> list[Lane]:
+    lanes: list[Lane] = []
+    y, defense = 0.0, None
+    for cell in _in_lanes(summary):
+        if cell["defense"] != defense:
+            defense = cell["defense"]
+            y -= 0.95 if lanes else 0.3
+            lanes.append(Lane(y, label(defense)))
+            y -= 0.1
+        y -= 1
+        lanes.append(Lane(y, label(cell["attack"]), cell))
+    return lanes
+
+
+def _canvas(summary: Cells, limits: tuple[float, float]) -> tuple[Figure, Axes, list[Lane]]:
+    from matplotlib.figure import Figure
+
+    lanes = _lanes(summary)
+    bottom = lanes[-1].y - 0.35
+    height = -bottom * LANE + FOOT
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((0.045, FOOT / height, 0.91, 1 - FOOT / height))
+    axes.set(xlim=limits, ylim=(bottom, 0), yticks=[])
+    axes.tick_params(colors=COLORS["muted"], labelsize=9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(COLORS["line"])
+    for lane in lanes:
+        if lane.cell is None:
+            _text(axes, 0, lane.y, shorten(lane.text, 52), fontweight="bold", fontsize=9)
+        else:
+            axes.plot(limits, [lane.y] * 2, color=COLORS["line"], linewidth=0.8, zorder=0)
+    return figure, axes, lanes
+
+
+def _text(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
+    # A "$" in a spec is a dollar sign, not mathematics.
+    place = {"transform": axes.get_yaxis_transform(), "va": "center", "parse_math": False}
+    axes.text(x, y, text, **{"color": COLORS["ink"], "fontsize": 9, **place, **style})
+
+
+def _label(axes: Axes, lane: Lane, value: str) -> None:
+    _text(axes, 0, lane.y + 0.42, shorten(lane.text, 38))
+    _text(axes, 1, lane.y + 0.42, value, ha="right", color=COLORS["muted"])
+
+
+def _rate(axes: Axes, y: float, cell: Cell) -> None:
+    color, marker, filled = STYLES.get(cell.get("verdict", ""), STYLES[INCONCLUSIVE])
+    style = {"color": COLORS[color], "solid_capstyle": "butt", "clip_on": False}
+    baselines = [cell[f"asr_{b}"] for b in BASELINES if known(cell.get(f"asr_{b}"))]
+    if baselines:
+        axes.plot(
+            [max(baselines)] * 2, [y - 0.28, y + 0.2], color=COLORS["ink"], linewidth=1.6, clip_on=False
+        )
+    if known(cell.get("asr_low")) and known(cell.get("asr_high")):
+        axes.plot([cell["asr_low"], cell["asr_high"]], [y, y], linewidth=2.6, **style)
+    if known(cell.get("asr")):
+        face = COLORS[color if filled else "paper"]
+        axes.plot(
+            [cell["asr"]], [y], marker, markersize=7.5, markerfacecolor=face, markeredgewidth=1.6, **style
+        )
+
+
+def _strip(axes: Axes, y: float, cell: Cell, values: Sequence[float]) -> None:
+    axes.plot([0.9] * 2, [y - 0.26, y + 0.2], color=COLORS["ink"], linewidth=0.9, linestyle=(0, (2, 1.5)))
+    color = COLORS[STYLES.get(cell.get("verdict", ""), STYLES[INCONCLUSIVE])[0]]
+    # Beyond 200 ticks the eye sees a band: as many quantiles draw the same one in a tenth of the bytes.
+    shown = values if len(values) <= 200 else [values[round(i * (len(values) - 1) / 199)] for i in range(200)]
+    axes.vlines(shown, y - 0.18, y + 0.18, color=color, linewidth=1.3, alpha=0.55, clip_on=False)
+    baselines = [cell[f"ssim_{b}"] for b in BASELINES if known(cell.get(f"ssim_{b}"))]
+    if baselines:
+        axes.plot(
+            [max(baselines)] * 2, [y - 0.28, y + 0.2], color=COLORS["ink"], linewidth=1.6, clip_on=False
+        )
+
+
+def _spoken(summary: Cells) -> str:
+    return "; ".join(f"{label(c['attack'])}, {label(c['defense'])}: {percent(c.get('asr'))}" for c in summary)

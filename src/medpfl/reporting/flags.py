@@ -1,0 +1,53 @@
+"""Reasons to doubt a result: when each flag is raised, and what it means for the reader."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["FLAGS", "Flag"]
+
+
+class Flag(NamedTuple):
+    """When a flag is raised, and what follows from it."""
+
+    raised: str
+    means: str
+
+
+FLAGS = {
+    "control-failed": Flag(
+        "the same attack, on the same images, fails even without the defense",
+        "The attack does not work here, so its failure says nothing about the defense. "
+        "Try a stronger attack, more steps, or a smaller batch.",
+    ),
+    "prior-only": Flag(
+        "the guesses are no better than the mean image, the nearest other image, or the same attack on a "
+        "random update",
+        "What looks like the truth comes from what such images have in common, not from the update. "
+        "It is no evidence of a leak, and no evidence of safety.",
+    ),
+    "zero-gradient": Flag(
+        "the update of some images is exactly zero",
+        "The model has nothing to learn from these images (its loss is zero to machine precision), or the "
+        "defense removed everything. They are left out of every rate; the share is in the column Images.",
+    ),
+    "not-converged": Flag(
+        "the attack was stopped by its limit of steps while its objective was still falling",
+        "With more steps the guesses may get better. Read the rates as a lower bound.",
+    ),
+    "nonfinite": Flag(
+        "the attack ended at a number that is infinite or not a number",
+        "These guesses are useless for a reason of numerics, not of privacy. "
+        "Try float64, another start, or a smaller step.",
+    ),
+    "server-side": Flag(
+        "the defense acts only at the server, after the update has arrived",
+        "It may protect the published model from others. It cannot protect the images from the server, "
+        "which has seen the update as it was before.",
+    ),
+    "record-mismatch": Flag(
+        "the recorded update differs from what the private images give under the stated plan",
+        "The plan, the weights or the images are not those that made the update, or an undeclared defense "
+        "changed it. The audit does not hold until they agree.",
+    ),
+}

@@ -1,0 +1,119 @@
+"""Truth beside guess, for each attack and defense: private images, for the one page that may hold them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from medpfl.reporting.phrases import Cell, Cells
+from medpfl.reporting.selection import cell_rows, examples
+from medpfl.reporting.words import label, number
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from medpfl.core.types import Finding
+
+    Picture = Callable[[Finding], tuple[np.ndarray, np.ndarray]]
+
+__all__ = ["Pair", "Panel", "panels"]
+
+SHOWN = 320  # pixels of the longer side, at most
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image and what an attack made of it."""
+
+    rank: str
+    name: str
+    scores: str
+    classes: str
+    truth: Image.Image
+    guess: Image.Image
+
+    @property
+    def sources(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """Both as ``data:`` addresses, with the words beneath them."""
+        return ("truth", _address(self.truth)), ("guess", _address(self.guess))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The pairs of one attack and one defense."""
+
+    attack: str
+    defense: str
+    pairs: tuple[Pair, ...]
+
+    @property
+    def file(self) -> str:
+        """A file name that stays the same when other cells come or go."""
+        digest = hashlib.sha256(f"{self.attack}\n{self.defense}".encode()).hexdigest()[:6]
+        return f"{_slug(self.attack)}--{_slug(self.defense)}--{digest}.png"
+
+
+def panels(
+    summary: Cells, rows: Sequence[Finding], picture: Picture, classes: Mapping[str, Any]
+) -> list[Panel]:
+    """A panel for each cell that has rows.
+
+    Args:
+        summary: the cells, in order.
+        rows: all rows of the run.
+        picture: truth and guess of a row.
+        classes: the class names, in the order of their indices.
+    """
+    made = (_panel(cell, rows, picture, list(classes)) for cell in summary)
+    return [panel for panel in made if panel.pairs]
+
+
+def _panel(cell: Cell, rows: Iterable[Finding], picture: Picture, classes: list[str]) -> Panel:
+    chosen = examples(cell_rows(cell, rows))
+    return Panel(
+        cell["attack"], cell["defense"], tuple(_pair(rank, row, picture, classes) for rank, row in chosen)
+    )
+
+
+def _pair(rank: str, row: Finding, picture: Picture, classes: list[str]) -> Pair:
+    truth, guess = (_image(array) for array in picture(row))
+    psnr = row.scores.get("psnr")
+    scores = f"SSIM {number(row.scores['ssim'])}, PSNR {number(psnr, '.1f')} dB"
+    named = f"class {_class(row.label, classes)}"
+    if row.label_guess is not None:
+        named += f", guessed {_class(row.label_guess, classes)}"
+    return Pair(rank, f"image {row.image}", scores, named, truth, guess)
+
+
+def _slug(spec: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", label(spec)).strip("-.")[:40]
+
+
+def _class(index: int, classes: list[str]) -> str:
+    return str(classes[index]) if 0 <= index < len(classes) else str(index)
+
+
+def _image(array: np.ndarray) -> Image.Image:
+    from PIL import Image
+
+    image = Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    if max(image.size) > SHOWN:
+        image.thumbnail((SHOWN, SHOWN))
+    return image
+
+
+def _address(image: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+
+
+def png(image: Image.Image) -> bytes:
+    """The bytes of a PNG file; they hold pixels and nothing else."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,111 @@
+"""Numbers and specs as a reader sees them. What is not known is an en dash."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = [
+    "DASH",
+    "UNDEFENDED",
+    "between",
+    "brief",
+    "known",
+    "label",
+    "number",
+    "percent",
+    "percents",
+    "shorten",
+]
+
+DASH = "\u2013"
+UNDEFENDED = "NoDefense()"
+
+
+def known(value: Any) -> bool:
+    """Whether there is a number to show."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def number(value: float | None, style: str = ".2f") -> str:
+    """A number in a format.
+
+    >>> number(0.125, ".1f"), number(float("inf")), number(None) == DASH
+    ('0.1', '∞', True)
+    """
+    if value is None or not known(value):
+        return DASH
+    if math.isinf(value):
+        return "\u221e" if value > 0 else "\u2212\u221e"
+    return re.sub("^-", "\u2212", format(value, style))
+
+
+def percent(rate: float | None) -> str:
+    """A rate in percent; only a rate of exactly 0 or 1 is shown as 0 or 100.
+
+    >>> percent(0.79), percent(1), percent(0.999), percent(0.001)
+    ('79 %', '100 %', '>99 %', '<1 %')
+    """
+    if rate is None or not known(rate):
+        return DASH
+    if 0 < rate <= 0.005:
+        return "<1 %"
+    return ">99 %" if 0.995 <= rate < 1 else f"{100 * rate:.0f} %"
+
+
+def between(low: float | None, high: float | None, style: str = ".2f") -> str:
+    """An interval, or an en dash if an end is not known."""
+    if not (known(low) and known(high)):
+        return DASH
+    return f"{number(low, style)}{DASH}{number(high, style)}"
+
+
+def percents(low: float | None, high: float | None) -> str:
+    """An interval of rates: ``58-93 %`` with an en dash."""
+    if low is None or high is None or not (known(low) and known(high)):
+        return DASH
+    return f"{between(100 * low, 100 * high, '.0f')} %"
+
+
+def label(spec: str) -> str:
+    """A spec without its empty brackets.
+
+    >>> label("iDLG()"), label("TopK(keep=0.1) | Sign()"), label("NoDefense()")
+    ('iDLG', 'TopK(keep=0.1) | Sign', 'no defense')
+    """
+    return "no defense" if spec == UNDEFENDED else re.sub(r"\(\)", "", spec)
+
+
+def shorten(text: str, most: int) -> str:
+    """The text, cut in its middle to at most so many characters: specs often differ at their ends.
+
+    >>> shorten("LaplaceNoise(scale=0.01)", 15)
+    'LaplaceN…=0.01)'
+    """
+    end = most // 3 + 1
+    return text if len(text) <= most else f"{text[: most - end - 1]}\u2026{text[-end:]}"
+
+
+def brief(specs: Iterable[str], most: int = 40) -> dict[str, str]:
+    """A name for each spec that fits into a sentence: long arguments go, unless they tell two specs apart.
+
+    >>> brief(["A(x=1)", "B(y=2, z=C(3)) | D()"], most=10)
+    {'A(x=1)': 'A(x=1)', 'B(y=2, z=C(3)) | D()': 'B(…) | D'}
+    """
+    short = {spec: label(spec) if len(label(spec)) <= most else _elide(label(spec)) for spec in specs}
+    counts = Counter(short.values())
+    return {spec: name if counts[name] == 1 else label(spec) for spec, name in short.items()}
+
+
+def _elide(spec: str) -> str:
+    kept, depth = "", 0
+    for letter in spec:
+        depth -= letter == ")"
+        kept += letter if depth == 0 else ""
+        if letter == "(":
+            kept += "(\u2026" if depth == 0 else ""
+            depth += 1
+    return kept.replace("((", "(")

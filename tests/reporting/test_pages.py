@@ -1,0 +1,307 @@
+"""The two pages: what they say, what they must never hold, and that they are whole."""
+
+import base64
+import io
+import re
+import stat
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from made_up import LAPLACE, SETTINGS, cell, full, picture, row
+from PIL import Image
+
+from medpfl.core.threat import GRANTS
+from medpfl.reporting import FLAGS, write_pages
+
+NO_LEAK = "no leak found by these attacks"
+EVIL = "A(x=\"<script>alert('1')</script>\", y='$a_b$ id=\"k\" url(#k)')"
+VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
+
+SUMMARIES = {
+    "full": [full(), full(defense=LAPLACE, read=0, verdict=NO_LEAK, ssim=0.2, control_asr=0.79)],
+    "sparse": [{"attack": "DLG()", "defense": "NoDefense()"}],
+    "none scored": [
+        {**dict.fromkeys(full()), "attack": "DLG()", "defense": LAPLACE, "images": 0, "flags": []}
+    ],
+    "nan": [full(psnr=float("inf"), mse=float("nan"), asr_random_update=None)],
+    "flags": [cell(verdict="inconclusive", flags=[*FLAGS, "brand-new"])],
+    "evil": [full(attack=EVIL, defense=EVIL, flags=["<b>flag</b>"])],
+    "empty": [],
+}
+
+
+def rows_of(summary, count=7):
+    return [
+        row(c["attack"], c["defense"], ssim=i / count, image=f"{i:04d}")
+        for c in summary
+        for i in range(count)
+    ]
+
+
+def pages(out, summary, settings=SETTINGS, rows=None, show=picture):
+    write_pages(out, settings, summary, rows_of(summary) if rows is None else rows, show)
+    private = out / "report-with-images.html"
+    return (out / "report.html").read_text(), private.read_text() if private.exists() else ""
+
+
+class Page(HTMLParser):
+    """Tags that must balance, ids that must be one of a kind, and the text that a reader sees."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.ids, self.links, self.tags, self.text = [], [], [], [], ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self._seen(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self._seen(tag, attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+    def _seen(self, tag, attrs):
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), (tag, names)
+        self.text += " " if tag in ("dt", "dd", "br", "p") else ""
+        self.tags.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.links += [
+            value for name, value in attrs if name in ("href", "src", "xlink:href", "action", "data")
+        ]
+
+    @property
+    def words(self):
+        return re.sub(r"\s+", " ", self.text.replace("\u2060", "").replace("\u00a0", " "))
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_pages_are_well_formed_and_self_contained(tmp_path, name):
+    for html in pages(tmp_path, SUMMARIES[name]):
+        page = Page(html)
+        assert len(page.ids) == len(set(page.ids))
+        assert all(link[1:] in page.ids for link in page.links if link.startswith("#"))
+        assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+        assert not re.search(r"https?://|//[a-z]|@import|url\((?![#<])", re.sub(r"base64,[^\"]+", "", html))
+        assert "script" not in page.tags
+        assert html.startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_what_is_missing_is_an_en_dash(tmp_path, name):
+    words = Page(pages(tmp_path, SUMMARIES[name])[0]).words
+    assert not re.search(r"\b(None|nan|inf|Undefined)\b", words)
+    assert ("\u2013 " in words) or name in ("full", "evil")
+
+
+def test_shared_page_holds_no_image(tmp_path):
+    shared, private = pages(tmp_path, SUMMARIES["full"])
+    assert "<img" not in shared
+    assert "data:" not in shared
+    assert "Truth and guess" not in shared
+    assert private.count("<img") == 12
+    assert "image 0003" not in shared
+    assert "image 0003" in private
+
+
+def test_private_page_says_so_first(tmp_path):
+    _, private = pages(tmp_path, SUMMARIES["full"])
+    words = Page(private).words.strip().removeprefix("MedPFL audit with private images").strip()
+    assert words.startswith("This page holds private images of patients, and reconstructions of them.")
+    assert "must stay where those images may be" in words
+
+
+def test_without_pictures_there_is_only_the_shared_page(tmp_path):
+    files = write_pages(tmp_path / "new", SETTINGS, SUMMARIES["full"], [], None)
+    assert files == [tmp_path / "new" / "report.html"]
+    assert sorted((tmp_path / "new").iterdir()) == files
+
+
+def test_files_and_modes(tmp_path):
+    summary = SUMMARIES["full"]
+    files = write_pages(tmp_path, SETTINGS, summary, rows_of(summary), picture)
+    assert sorted(files) == sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    assert [f.name for f in files][:: len(files) - 1] == ["report.html", "report-with-images.html"]
+    assert all(stat.S_IMODE(f.stat().st_mode) == 0o600 for f in files[1:])
+    assert stat.S_IMODE((tmp_path / "pictures").stat().st_mode) == 0o700
+    assert files[0].stat().st_mode & stat.S_IRUSR
+
+
+def test_a_public_file_is_not_reused_for_private_images(tmp_path):
+    (tmp_path / "report-with-images.html").write_text("old")
+    (tmp_path / "report-with-images.html").chmod(0o644)
+    pages(tmp_path, SUMMARIES["full"])
+    assert stat.S_IMODE((tmp_path / "report-with-images.html").stat().st_mode) == 0o600
+
+
+def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
+    pages(tmp_path, SUMMARIES["full"])
+    before = (tmp_path / "report.html").read_bytes()
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        pages(tmp_path, SUMMARIES["flags"])
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_same_rows_same_bytes(tmp_path):
+    summary = SUMMARIES["full"]
+    for name, order in (("a", 1), ("b", -1)):
+        write_pages(tmp_path / name, SETTINGS, summary, rows_of(summary)[::order], picture)
+    files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
+    assert len(files) == 4
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_everything_is_escaped(tmp_path):
+    classes = {"<script>x</script>": 3, "b": 4}
+    settings = {
+        "experiment": {"model": EVIL},
+        "data": {"classes": classes},
+        "notes": ["<i>"],
+        "command": EVIL,
+    }
+    for html in pages(tmp_path, SUMMARIES["evil"], settings):
+        assert "<script" not in html
+        assert "<b>flag" not in html
+        assert "<i>" not in html.replace("<i>worst</i>", "").split("How to read this")[0]
+        assert "&lt;script&gt;" in html
+        assert EVIL in Page(html).words
+
+
+def test_numbers_of_a_cell_are_shown(tmp_path):
+    words = Page(pages(tmp_path, [full(control_asr=0.625)])[0]).words
+    for text in ("79 %58-93 %worst 83 %control 62 %", "4 %mean 0 %nearest 4 %random 0 %", "0.910.86-0.96"):
+        assert text.replace("-", "\u2013") in words
+    for text in ("0.51mean 0.42nearest 0.51random 0.03", "31.4", "0.0021", "1.512,345 evals", "244 % zero"):
+        assert text in words
+    assert "92 %73\u201399 %chance 4 %of 24" in words
+
+
+def test_grants_are_always_stated(tmp_path):
+    shared = Page(pages(tmp_path, [full()])[0]).words
+    assert GRANTS["labels"] in shared
+    assert GRANTS["defense"] in shared
+    assert GRANTS["masks"] not in shared
+    nothing = Page(pages(tmp_path, [full()], {"grants": []})[0]).words
+    assert "granted nothing beyond the model" in nothing
+    assert "nothing else" in nothing
+
+
+def test_grants_come_from_the_rows_if_the_settings_lack_them(tmp_path):
+    words = Page(pages(tmp_path, [full()], {}, [row(grants=("active",))])[0]).words
+    assert GRANTS["active"] in words
+    assert "a malicious server read back" in words
+
+
+def test_raised_flags_are_explained_where_raised(tmp_path):
+    words = Page(pages(tmp_path, SUMMARIES["flags"])[0]).words
+    for name, flag in FLAGS.items():
+        assert f"{name} Raised if {flag.raised}. {flag.means} Here: iDLG, no defense." in words
+    assert "brand-new Raised if of a reason that this version does not know" in words
+    assert "No flag was raised." in Page(pages(tmp_path, [full()])[0]).words
+
+
+def test_settings_are_shown_and_may_be_missing(tmp_path):
+    words = Page(pages(tmp_path, [full()])[0]).words
+    for text in (
+        "NORMAL: 12",
+        "1 \u00d7 28 \u00d7 28",
+        "16,330",
+        "20260101",
+        "torch 2.14.1",
+        SETTINGS["command"],
+    ):
+        assert text in words
+    assert "Note: 2 files could not be read" in words
+    assert "Made by MedPFL 0.1.0." in words
+    bare = Page(pages(tmp_path, [full()], {})[0]).words
+    assert "Settings" not in bare
+    assert "Made by MedPFL." in bare
+
+
+def test_record_is_shown(tmp_path):
+    words = Page(pages(tmp_path, [full()], {"record": {"difference": 1e-7}})[0]).words
+    assert "From the recorded update" in words
+    assert "difference 1e-07" in words
+
+
+def test_panels_show_worst_median_best_of_the_scored_rows(tmp_path):
+    rows = [row(ssim=s, image=f"i{s}") for s in (0.5, 0.1, 0.9, 0.3, 0.7)]
+    rows += [
+        row(ssim=0.99, image="control", control="random-update"),
+        row(ssim=0.01, image="zero", flags=("zero-gradient",)),
+        row(ssim=None, image="unscored"),
+        row(ssim=0.0, image="other", attack="DLG()"),
+    ]
+    words = Page(pages(tmp_path, [full()], rows=rows)[1]).words
+    shown = re.findall(
+        r"(\w+) guess, image (\S+) SSIM (\S+), PSNR (\S+) dB class (\w+), guessed (\w+)", words
+    )
+    numbers = ("28.2", "NORMAL", "PNEUMONIA")
+    assert shown == [
+        ("worst", "i0.1", "0.10", *numbers),
+        ("median", "i0.5", "0.50", *numbers),
+        ("best", "i0.9", "0.90", *numbers),
+    ]
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(0, []), (1, ["only"]), (2, ["worst", "best"])])
+def test_panels_of_few_rows(tmp_path, count, ranks):
+    _, private = pages(tmp_path, [full()], rows=rows_of([full()], count))
+    assert re.findall(r"<b>(\w+) guess</b>", private) == ranks
+    assert len(list((tmp_path / "pictures").iterdir())) == min(count, 1)
+
+
+def test_embedded_images_are_the_pictures(tmp_path):
+    rows = [row(ssim=0.5)]
+    _, private = pages(tmp_path, [full()], rows=rows)
+    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', private)
+    for source, array in zip(sources, picture(rows[0]), strict=True):
+        image = Image.open(io.BytesIO(base64.b64decode(source)))
+        np.testing.assert_array_equal(np.asarray(image), array)
+        assert image.info == {}
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (30, 20, 3), (16, 16, 1), (600, 400)])
+def test_panel_file_has_squares_for_pixels(tmp_path, shape):
+    truth = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    write_pages(tmp_path, SETTINGS, [full()], [row()], lambda _: (truth, 255 - truth))
+    (file,) = (tmp_path / "pictures").iterdir()
+    with Image.open(file) as image:
+        sheet = np.asarray(image)
+        assert image.info == {}
+    assert sheet.shape[1] >= 2 * 200
+    if shape == (28, 28):
+        block = sheet[:, 16 : 16 + 224, 0][:, ::8]
+        assert any(np.array_equal(block[y : y + 224 : 8], truth) for y in range(sheet.shape[0] - 224))
+
+
+def test_panel_files_of_two_cells_never_share_a_name(tmp_path):
+    summary = [
+        full(attack=f"A(x={'a' * 100}{i})", defense=d) for i in range(2) for d in (LAPLACE, "B/../C()")
+    ]
+    write_pages(tmp_path, SETTINGS, summary, rows_of(summary, 1), picture)
+    names = [p.name for p in (tmp_path / "pictures").iterdir()]
+    assert len(names) == 4
+    assert all(re.fullmatch(r"[A-Za-z0-9.-]{1,120}\.png", name) for name in names)
+
+
+def test_import_is_light():
+    code = "import sys, medpfl.reporting; print({'torch', 'matplotlib', 'rich.table'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
