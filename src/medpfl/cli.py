@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from pydantic import ValidationError
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
@@ -75,6 +76,7 @@ def _spelled(words: list[str]) -> list[str]:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="medpfl",
+        allow_abbrev=False,
         description="Measures what a federated-learning server can read back from what a hospital sends.",
         version=_version(),
     )
@@ -95,14 +97,16 @@ def _version() -> str:
 
 
 def _audit_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Audits what the server could read back from updates on these images.")
+    parser = ArgumentParser(
+        allow_abbrev=False, description="Audits what the server could read back from updates on these images."
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     for name, field in Experiment.model_fields.items():
         option = "data" if name == "data" else f"--{name.replace('_', '-')}"
-        extra = {"nargs": "?"} if name == "data" else {}
+        extra: dict[str, Any] = {"nargs": "?"} if name == "data" else {}
         parser.add_argument(
             option,
-            type=field.rebuild_annotation(),
+            type=field.annotation,
             default=field.get_default(call_default_factory=True),
             help=field.description,
             **extra,
@@ -118,7 +122,9 @@ def _add_run_options(parser: ArgumentParser) -> None:
 
 
 def _demo_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Audits the embedded samples with and without a defense, offline.")
+    parser = ArgumentParser(
+        allow_abbrev=False, description="Audits the embedded samples with and without a defense, offline."
+    )
     _add_run_options(parser)
     return parser
 
@@ -138,7 +144,13 @@ def _report_parser() -> ArgumentParser:
 
 def _audit(given: Namespace) -> int:
     options = {k: v for k, v in given.as_dict().items() if k in Experiment.model_fields}
-    return _perform(Experiment(**options), given)
+    try:
+        experiment = Experiment(**options)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = "--" + ".".join(map(str, wrong["loc"])).replace("_", "-")
+        raise InputError(f"{option} is {wrong['input']!r}: {wrong['msg'].lower()}") from None
+    return _perform(experiment, given)
 
 
 def _perform(experiment: Experiment, given: Namespace) -> int:
@@ -204,17 +216,19 @@ def _list(given: Namespace) -> int:
     from importlib import import_module
 
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     from medpfl.core.spec import registry, summary
 
-    roles = _ROLES if given.role is None else (given.role,)
-    if roles[0] not in _ROLES:
-        raise InputError(f"there is no role '{given.role}'; {nearest(given.role, _ROLES)}")
+    if (only := str(given.role or "")) and only not in _ROLES:
+        raise InputError(f"there is no role '{only}'; {nearest(only, _ROLES)}")
     console = Console(highlight=False)
-    for role in roles:
-        console.print(role.capitalize(), style="bold")
+    for role in [only] if only else _ROLES:
+        table = Table(box=None, show_header=False, title=role.capitalize(), title_justify="left")
         for name, member in registry(import_module(f"medpfl.{role}")).items():
-            console.print(f"  {name:<22}{summary(member)}", markup=False)
+            table.add_row(f"  {name}", Text(summary(member)))
+        console.print(table)
     return _DONE
 
 

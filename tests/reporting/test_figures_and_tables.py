@@ -53,9 +53,7 @@ def test_leak_figure_says_the_rates_in_words():
 
 
 def test_figures_share_no_id():
-    ids = [
-        set(re.findall(r'id="([^"]+)"', s)) for s in (leak_figure(SUMMARY), similarity_figure(SUMMARY, []))
-    ]
+    ids = [set(re.findall(r'id="([^"]+)"', s)) for s in (leak_figure(SUMMARY), similarity_figure(SUMMARY, []))]
     assert ids[0]
     assert not ids[0] & ids[1]
 

@@ -23,9 +23,7 @@ VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
 SUMMARIES = {
     "full": [full(), full(defense=LAPLACE, read=0, verdict=NO_LEAK, ssim=0.2, control_asr=0.79)],
     "sparse": [{"attack": "DLG()", "defense": "NoDefense()"}],
-    "none scored": [
-        {**dict.fromkeys(full()), "attack": "DLG()", "defense": LAPLACE, "images": 0, "flags": []}
-    ],
+    "none scored": [{**dict.fromkeys(full()), "attack": "DLG()", "defense": LAPLACE, "images": 0, "flags": []}],
     "nan": [full(psnr=float("inf"), mse=float("nan"), asr_random_update=None)],
     "flags": [cell(verdict="inconclusive", flags=[*FLAGS, "brand-new"])],
     "evil": [full(attack=EVIL, defense=EVIL, flags=["<b>flag</b>"])],
@@ -34,11 +32,7 @@ SUMMARIES = {
 
 
 def rows_of(summary, count=7):
-    return [
-        row(c["attack"], c["defense"], ssim=i / count, image=f"{i:04d}")
-        for c in summary
-        for i in range(count)
-    ]
+    return [row(c["attack"], c["defense"], ssim=i / count, image=f"{i:04d}") for c in summary for i in range(count)]
 
 
 def pages(out, summary, settings=SETTINGS, rows=None, show=picture):
@@ -79,9 +73,7 @@ class Page(HTMLParser):
         self.text += " " if tag in ("dt", "dd", "br", "p") else ""
         self.tags.append(tag)
         self.ids += [value for name, value in attrs if name == "id"]
-        self.links += [
-            value for name, value in attrs if name in ("href", "src", "xlink:href", "action", "data")
-        ]
+        self.links += [value for name, value in attrs if name in ("href", "src", "xlink:href", "action", "data")]
 
     @property
     def words(self):
@@ -235,7 +227,7 @@ def test_settings_are_shown_and_may_be_missing(tmp_path):
 
 
 def test_record_is_shown(tmp_path):
-    words = Page(pages(tmp_path, [full()], {"record": {"difference": 1e-7}})[0]).words
+    words = Page(pages(tmp_path, [full(), full(defense="Recorded()")], {"record": {"difference": 1e-7}})[0]).words
     assert "From the recorded update" in words
     assert "difference 1e-07" in words
 
@@ -249,9 +241,7 @@ def test_panels_show_worst_median_best_of_the_scored_rows(tmp_path):
         row(ssim=0.0, image="other", attack="DLG()"),
     ]
     words = Page(pages(tmp_path, [full()], rows=rows)[1]).words
-    shown = re.findall(
-        r"(\w+) guess, image (\S+) SSIM (\S+), PSNR (\S+) dB class (\w+), guessed (\w+)", words
-    )
+    shown = re.findall(r"(\w+) guess, image (\S+) SSIM (\S+), PSNR (\S+) dB class (\w+), guessed (\w+)", words)
     numbers = ("28.2", "NORMAL", "PNEUMONIA")
     assert shown == [
         ("worst", "i0.1", "0.10", *numbers),
@@ -292,9 +282,7 @@ def test_panel_file_has_squares_for_pixels(tmp_path, shape):
 
 
 def test_panel_files_of_two_cells_never_share_a_name(tmp_path):
-    summary = [
-        full(attack=f"A(x={'a' * 100}{i})", defense=d) for i in range(2) for d in (LAPLACE, "B/../C()")
-    ]
+    summary = [full(attack=f"A(x={'a' * 100}{i})", defense=d) for i in range(2) for d in (LAPLACE, "B/../C()")]
     write_pages(tmp_path, SETTINGS, summary, rows_of(summary, 1), picture)
     names = [p.name for p in (tmp_path / "pictures").iterdir()]
     assert len(names) == 4

@@ -3,21 +3,16 @@
 import pytest
 from made_up import LAPLACE, cell, full
 
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting import FLAGS, verdict_sentences
-from medpfl.reporting.verdict import INCONCLUSIVE, LEAKS, NO_LEAK, verdict_states
+from medpfl.reporting.verdict import verdict_states
 
 TOPK, SIGN, NOISE = "TopK(keep=0.1)", "Sign()", "GaussianNoise(scale=0.1)"
 DASH = "\u2013"
-FIRST = (
-    "Without a defense, a curious server read back 19 of 24 images "
-    f"(79 %, 95 % interval 58{DASH}93 %) with iDLG."
-)
+FIRST = f"Without a defense, a curious server read back 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) with iDLG."
 NO_DEFENSE = "No defense was audited, so what one would hold back is not known."
 DO_NOT_WORK = "these attacks do not work here even without a defense."
-FAILED = (
-    "Without a defense, these attacks read back none of 24 images: they do not work here, "
-    "so nothing can be said."
-)
+FAILED = "Without a defense, these attacks read back none of 24 images: they do not work here, so nothing can be said."
 LEAK = cell()
 SAFE = {"read": 0, "verdict": NO_LEAK}
 UNSURE = {"read": 0, "verdict": INCONCLUSIVE, "flags": ["control-failed"]}
@@ -81,8 +76,7 @@ CASES = {
     "no better than the prior": (
         [cell(read=5, verdict=INCONCLUSIVE, flags=["prior-only"])],
         {},
-        "Without a defense, nothing can be said: a guess made without the update does as well as "
-        "these attacks.",
+        "Without a defense, nothing can be said: a guess made without the update does as well as these attacks.",
         NO_DEFENSE,
     ),
     "no update": (
@@ -100,8 +94,7 @@ CASES = {
     "inconclusive without a flag": (
         [cell(read=2, verdict=INCONCLUSIVE)],
         {},
-        "Without a defense, nothing can be said: what was measured is too little to tell a leak "
-        "from a failed attack.",
+        "Without a defense, nothing can be said: what was measured is too little to tell a leak from a failed attack.",
         NO_DEFENSE,
     ),
     "a control that is only known by its rate": (
@@ -129,15 +122,14 @@ CASES = {
     "one image": (
         [cell(read=1, images=1)],
         {},
-        f"Without a defense, a curious server read back 1 of 1 image (100 %, 95 % interval "
-        f"2{DASH}100 %) with iDLG.",
+        f"Without a defense, a curious server read back 1 of 1 image (100 %, 95 % interval 2{DASH}100 %) with iDLG.",
         NO_DEFENSE,
     ),
     "a recorded update": (
-        [LEAK],
+        [LEAK, {**LEAK, "defense": "Recorded()"}],
         {"record": {"difference": 1e-7}},
+        FIRST,
         FIRST.replace("Without a defense", "From the recorded update"),
-        "It was made elsewhere, so whatever defense is in it was audited with it.",
     ),
     "an active server": (
         [LEAK],
@@ -226,10 +218,7 @@ def test_states_are_of_the_strongest_attack_and_the_weakest_defense():
         LEAKS,
         INCONCLUSIVE,
     )
-    assert (
-        verdict_states([cell("A()", defense=LAPLACE, **SAFE), cell("B()", defense=LAPLACE, **UNSURE)])[1]
-        == NO_LEAK
-    )
+    assert verdict_states([cell("A()", defense=LAPLACE, **SAFE), cell("B()", defense=LAPLACE, **UNSURE)])[1] == NO_LEAK
     assert verdict_states([cell(defense=LAPLACE), cell(defense=SIGN, **SAFE)])[1] == LEAKS
 
 

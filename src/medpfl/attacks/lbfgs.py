@@ -31,7 +31,7 @@ class LBFGS(Optimizer):
         patience: a row whose objective has not fallen by a hundredth within so many steps has stalled.
     """
 
-    history: int = 20
+    history: int = 100
     tolerance: float = 1e-9
     patience: int = 200
 

@@ -20,7 +20,7 @@ from medpfl.attacks.priors import NoPrior, Prior, TotalVariation
 from medpfl.attacks.starts import Normal, Patterned, Start
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Attack
-from medpfl.core.types import Batch, Observation, Reconstruction, Tensors
+from medpfl.core.types import Batch, Observation, Reconstruction, Tensors, View
 from medpfl.federated.draws import Draws
 from medpfl.federated.local import local_update
 
@@ -166,16 +166,17 @@ class Matching:
 
     def _one(self, z: Tensor, known: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Value and gradient for one row: forward to the update, its distance, and back."""
-        total, slope = grad_and_value(lambda v: self.parts.prior(self.split(v)[0]))(z)[::-1]
+        slope, total = grad_and_value(lambda v: self.parts.prior(self.split(v)[0]))(z)
         for view, of_view in zip(self.seen.views, known["views"], strict=True):
-            fake, back = vjp(lambda v, view=view, w=of_view: self._update(v, view, known, w), z)
+            forward: Any = vjp(lambda v, view=view: self._update(v, view, known), z)
+            fake, back = forward
             value, direction = self.parts.objective.value_and_direction(
                 fake, of_view["sent"], of_view.get("precision"), of_view.get("bounds")
             )
             total, slope = total + value, slope + back(direction)[0]
         return total, slope
 
-    def _update(self, z: Tensor, view: Any, known: dict[str, Any], of_view: dict[str, Any]) -> Tensors:
+    def _update(self, z: Tensor, view: View, known: dict[str, Any]) -> Tensors:
         images, logits = self.split(z)
         labels = known["labels"] if logits is None else logits.softmax(-1)
         draws = Draws(known.get("order"), known.get("masks", {}))

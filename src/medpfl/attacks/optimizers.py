@@ -5,7 +5,6 @@ Rows of a stack never mix: dropping a row, or adding one, leaves the others as t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -112,7 +111,10 @@ class SignedAdam(Optimizer):
             done = loss < self.tolerance
             ledger.end(rows[~finite], "nonfinite", step)
             ledger.end(rows[finite & done], "converged", step)
-            if step == steps or not (go := finite & ~done).any():
+            go = finite & ~done
+            if step == steps:
+                ledger.end(rows[go], "max_steps", step)
+            if step == steps or not go.any():
                 break
             if not go.all():
                 rows, z, gradient, mean, square = (t[go] for t in (rows, z, gradient, mean, square))
@@ -122,12 +124,7 @@ class SignedAdam(Optimizer):
             move = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
             z = problem.project(z - self._rate(step, steps) * move, step + 1)
             progress.report(step / steps)
-        for row in rows.tolist():
-            ledger.steps[row] = max(int(ledger.steps[row]), step)
         return ledger.solution()
 
     def _rate(self, step: int, steps: int) -> float:
         return self.rate * 0.1 ** sum(step >= steps * part for part in (3 / 8, 5 / 8, 7 / 8))
-
-
-Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from medpfl.core.types import Finding
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.metrics.rates import mean_interval
 
-__all__ = ["INCONCLUSIVE", "LEAKS", "NO_LEAK", "flags_of", "leaks", "verdict_of"]
-
-LEAKS = "leaks"
-NO_LEAK = "no leak found by these attacks"
-INCONCLUSIVE = "inconclusive"
+__all__ = ["flags_of", "leaks", "verdict_of"]
 
 
 def leaks(cell: dict[str, Any]) -> bool:

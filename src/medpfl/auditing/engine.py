@@ -63,7 +63,11 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan) 
         with torch.no_grad():
             logits = network(images)
     except Exception as error:  # whatever a stranger's network raises is for the user to read
-        hint = "; in train mode batch norm needs more: try mode eval or larger images" if "per channel" in str(error) else ""
+        hint = (
+            "; in train mode batch norm needs more: try mode eval or larger images"
+            if "per channel" in str(error)
+            else ""
+        )
         raise InputError(f"the model does not take images of shape {shape}: {error}{hint}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

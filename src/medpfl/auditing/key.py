@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medpfl.auditing.files import write_private
 from medpfl.core.errors import InputError
+from medpfl.core.files import PRIVATE, write
 from medpfl.data.images import LabelledImages
 
 __all__ = ["KEY_FILE", "StudyIndex", "study_index"]
@@ -81,6 +81,6 @@ def _locked(path: Path) -> Iterator[dict[str, Any]]:
         yield key
         new = json.dumps(key, indent=1)
         if new != text:
-            write_private(path, new.encode())
+            write(path, new.encode(), PRIVATE)
     finally:
         os.close(folder)

@@ -14,10 +14,10 @@ from medpfl.auditing.engine import generator_of, versions
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import JobKey
-from medpfl.auditing.summary import RANDOM_UPDATE
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Attack, Defense, State
 from medpfl.core.types import Batch, Finding, Observation, Reconstruction, Tensors, Weights
+from medpfl.core.verdicts import RANDOM_UPDATE
 from medpfl.federated.client import ClientRound, client_round
 from medpfl.federated.ready import prepare
 from medpfl.federated.server import observe

@@ -61,6 +61,4 @@ def relabel(truth: LabelledImages, record: Record) -> LabelledImages:
     if unknown := set(truth.classes) - set(record.classes):
         raise InputError(f"--truth has a class {sorted(unknown)[0]!r}, the record knows {', '.join(record.classes)}")
     place = torch.tensor([record.classes.index(name) for name in truth.classes])
-    return LabelledImages(
-        truth.images, place[truth.labels], record.classes, truth.names, truth.patients, truth.skipped
-    )
+    return LabelledImages(truth.images, place[truth.labels], record.classes, truth.names, truth.patients, truth.skipped)

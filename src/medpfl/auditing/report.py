@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medpfl.auditing.files import write_whole
 from medpfl.auditing.store import JobKey, Store, job_of, read_json, read_rows
 from medpfl.auditing.summary import summarize
 from medpfl.core.errors import InputError
+from medpfl.core.files import write
 from medpfl.core.types import Finding
 
 __all__ = ["Report", "reread"]
@@ -44,14 +44,14 @@ class Report:
 def finish(store: Store, settings: dict[str, Any]) -> Report:
     """Summary, pages and pictures from a store's rows."""
     rows = store.rows()
-    summary = summarize(rows, settings.get("server_side", ()))
+    summary = summarize(rows, settings.get("server_side", ()), settings.get("record"))
     if store.out is None:
         return Report(summary, rows, settings)
     import json
 
     from medpfl.reporting import write_pages
 
-    write_whole(store.out / "summary.json", json.dumps(summary, indent=1).encode())
+    write(store.out / "summary.json", json.dumps(summary, indent=1).encode())
     pages = write_pages(store.out, settings, summary, rows, store.picture)
     return Report(summary, rows, settings, tuple(pages))
 

@@ -38,8 +38,8 @@ def audit(
     *,
     attacks: Sequence[str | Attack] = STANDARD,
     defenses: Sequence[str | Defense] = (),
-    threat: ThreatModel = ThreatModel(),
-    plan: Plan = Plan(),
+    threat: ThreatModel | None = None,
+    plan: Plan | None = None,
     images: int = 32,
     draws: int = 1,
     weights: str | Path | None = None,
@@ -65,8 +65,8 @@ def audit(
             (N, C, H, W) in [0, 1] to logits (N, K).
         data: ``"samples"``, a folder of class folders, a record of an update, a source, or images.
         attacks, defenses: specs or objects; the undefended control is always there.
-        threat: what the adversary is granted beyond the wire.
-        plan: what every client does; ``plan.images`` images stand behind one update.
+        threat: what the adversary is granted beyond the wire; nothing by default.
+        plan: what every client does, FedSGD on one image by default; ``plan.images`` images stand behind one update.
         images: how many to attack, evenly over classes, in whole updates.
         draws: of untrained weights; each attacks the same images.
         weights: a weights file for the model.
@@ -98,6 +98,7 @@ def audit(
         draws, partition = 1, "IID(clients=1)"
     elif truth is not None:
         raise InputError("truth goes with a record of an update; here, the data is the truth")
+    plan, threat = plan or Plan(), threat or ThreatModel()
     made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition)
     found, source = data_of(data, size, fit, channels)
     if record is not None:

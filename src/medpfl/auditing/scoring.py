@@ -60,8 +60,9 @@ class Scorer:
                 "flags": flags,
                 "seconds": each,
             }
-            rows += self._victim(v, own, mine.nan_to_num(0.0), self._labels(guess, v, order), _best(guess, v, truth),
-                                 {**common, **ended})
+            rows += self._victim(
+                v, own, mine.nan_to_num(0.0), self._labels(guess, v, order), _best(guess, v, truth), {**common, **ended}
+            )
             truths.append(truth)
             guesses.append(mine)
         return rows, torch.cat(truths), torch.cat(guesses)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from medpfl.auditing.engine import check_network, generator_of, seed_of, stack_size
 from medpfl.auditing.key import StudyIndex
 from medpfl.auditing.store import JobKey
-from medpfl.auditing.summary import RANDOM_UPDATE
 from medpfl.auditing.victims import draw_victims
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Weights
+from medpfl.core.verdicts import RANDOM_UPDATE
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.defenses import NoDefense

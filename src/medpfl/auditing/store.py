@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from medpfl.auditing.files import write_private, write_whole
 from medpfl.core.errors import InputError
+from medpfl.core.files import PRIVATE, write
 from medpfl.core.types import Finding
 
 __all__ = ["JobKey", "Store", "job_of"]
@@ -74,17 +74,19 @@ class Store:
         found = read_json(path)
         if found is not None and found.get("identity") != identity:
             if not force:
-                raise InputError(f"'{self.out}' holds another experiment ({_difference(found, identity)}): "
-                                 "name another --out, or --force to discard it")
+                raise InputError(
+                    f"'{self.out}' holds another experiment ({_difference(found, identity)}): "
+                    "name another --out, or --force to discard it"
+                )
             found = None
             (self.out / "findings.jsonl").unlink(missing_ok=True)
         if found is None:
-            write_whole(path, json.dumps({"identity": identity}, indent=1).encode())
+            write(path, json.dumps({"identity": identity}, indent=1).encode())
 
     def _rewrite(self) -> None:
         """Leaves only whole jobs in the file."""
         assert self.out is not None
-        write_whole(self.out / "findings.jsonl", b"".join(_line(row) for row in self.rows()))
+        write(self.out / "findings.jsonl", b"".join(_line(row) for row in self.rows()))
 
     def __contains__(self, job: JobKey) -> bool:
         return job in self._rows
@@ -101,7 +103,7 @@ class Store:
         else:
             # Pictures first: a row must never speak of one that is not there.
             (self.out / "images").mkdir(exist_ok=True)
-            write_private(self.out / "images" / job.file_name(), save(pictures))
+            write(self.out / "images" / job.file_name(), save(pictures), PRIVATE)
             with (self.out / "findings.jsonl").open("ab") as file:
                 file.write(b"".join(map(_line, rows)))
                 file.flush()
@@ -112,7 +114,7 @@ class Store:
         """Adds settings to ``run.json``."""
         if self.out is not None:
             known = read_json(self.out / "run.json") or {}
-            write_whole(self.out / "run.json", json.dumps(known | settings, indent=1).encode())
+            write(self.out / "run.json", json.dumps(known | settings, indent=1).encode())
 
     def picture(self, row: Finding) -> tuple[np.ndarray, np.ndarray]:
         """Truth and guess of a row as uint8, (H, W) or (H, W, 3)."""

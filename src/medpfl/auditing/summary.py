@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medpfl.auditing.checks import flags_of, verdict_of
 from medpfl.core.types import Finding
+from medpfl.core.verdicts import RANDOM_UPDATE, RECORDED, UNDEFENDED
 from medpfl.metrics.pixel import SUCCESS
 from medpfl.metrics.rates import interval, mean_interval
 
-__all__ = ["RANDOM_UPDATE", "summarize"]
+__all__ = ["summarize"]
 
-RANDOM_UPDATE = "random-update"
-_CONTROL = "NoDefense()"
+_MISMATCH = 1e-3
+"""Relative difference from which a recorded update is not what its truth gives."""
 
 
-def summarize(rows: Sequence[Finding], server_side: Sequence[str] = ()) -> list[dict[str, Any]]:
+def summarize(
+    rows: Sequence[Finding], server_side: Sequence[str] = (), record: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """The cells in the order of the rows, verdicts and flags included.
 
     Images whose undefended update is exactly zero are left out of every rate; their share is stated.
@@ -24,6 +27,7 @@ def summarize(rows: Sequence[Finding], server_side: Sequence[str] = ()) -> list[
     Args:
         rows: of one run.
         server_side: specs of the defenses that act only at the server.
+        record: of a recorded update, its relative ``difference`` from what the truth gives.
     """
     by_cell: dict[tuple[str, str], list[Finding]] = {}
     random: dict[str, list[Finding]] = {}
@@ -34,12 +38,14 @@ def summarize(rows: Sequence[Finding], server_side: Sequence[str] = ()) -> list[
             by_cell.setdefault((row.attack, row.defense), []).append(row)
     cells = {key: _cell(*key, members, random.get(key[0], [])) for key, members in by_cell.items()}
     for (attack, defense), cell in cells.items():
-        control = cells.get((attack, _CONTROL))
+        control = cells.get((attack, UNDEFENDED))
         cell["control_asr"] = control["asr"] if control else None
         cell["verdict"] = verdict_of(cell, control)
         cell["flags"] = flags_of(by_cell[attack, defense], cell, control)
         if defense in server_side:
             cell["flags"].append("server-side")
+        if defense == RECORDED and record and record["difference"] > _MISMATCH:
+            cell["flags"].append("record-mismatch")
     return list(cells.values())
 
 

@@ -91,7 +91,9 @@ class Record:
         except (SafetensorError, OSError) as error:
             raise InputError(f"'{path}' cannot be read as a record: {error}") from None
         if header is None:
-            raise InputError(f"'{path}' is a safetensors file, but no record: Update.save(path, plan, weights) makes one")
+            raise InputError(
+                f"'{path}' is a safetensors file, but no record: Update.save(path, plan, weights) makes one"
+            )
         return cls._from(path, _json(path, header), tensors)
 
     @classmethod

@@ -163,7 +163,10 @@ def _merge(many: Sequence[Tensors | None], join: Callable[[Tensor, Tensor], Tens
     known = [m for m in many if m is not None]
     if not known:
         return None
-    return reduce(lambda a, b: {name: join(a[name], b[name]) for name in a}, known)
+    merged = dict(known[0])
+    for other in known[1:]:
+        merged = {name: join(merged[name], other[name]) for name in merged}
+    return merged
 
 
 class Model(Part):

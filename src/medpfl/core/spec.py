@@ -13,27 +13,32 @@ from typing import Any
 
 from medpfl.core.errors import InputError, nearest
 
-__all__ = ["Part", "build", "expand", "registry", "summary"]
+__all__ = ["Part", "build", "construct", "expand", "registry", "shown", "summary"]
 
 
 class Part:
-    """A frozen dataclass whose ``repr`` is its spec string: fields that differ from their default.
+    """A frozen dataclass whose ``repr`` is its spec string: fields that are `shown` or differ from their default.
 
     >>> @dataclasses.dataclass(frozen=True, repr=False)
     ... class Noise(Part):
-    ...     scale: float = 0.01
+    ...     scale: float = shown(0.01)
     ...     relative: bool = False
-    >>> Noise(0.1), Noise()
-    (Noise(scale=0.1), Noise())
+    >>> Noise(), Noise(0.1, relative=True)
+    (Noise(scale=0.01), Noise(scale=0.1, relative=True))
     """
 
     def __repr__(self) -> str:
         given = [
             f"{f.name}={getattr(self, f.name)!r}"
             for f in dataclasses.fields(self)  # type: ignore[arg-type]
-            if f.repr and getattr(self, f.name) != _default(f)
+            if f.repr and (f.metadata.get("shown") or getattr(self, f.name) != _default(f))
         ]
         return f"{type(self).__name__}({', '.join(given)})"
+
+
+def shown(default: Any) -> Any:
+    """A dataclass field that a spec string always states, since it means little without."""
+    return dataclasses.field(default=default, metadata={"shown": True})
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

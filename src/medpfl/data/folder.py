@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -43,14 +43,14 @@ class ImageFolder(DataSource):
         InputError: an argument is out of range.
     """
 
-    path: str | os.PathLike[str]
+    path: str | os.PathLike[str] = field(repr=False)
     size: int = 32
     fit: Fit = "crop"
     channels: int | None = None
     limit: int = 2000
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", os.fspath(self.path))  # so that repr is a spec string
+        object.__setattr__(self, "path", os.fspath(self.path))
         check_target(self.size, self.fit, self.channels)
         if type(self.limit) is not int or self.limit < 1:
             raise InputError(f"limit={self.limit!r} must be a whole number of images, 1 or more")

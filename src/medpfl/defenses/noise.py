@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Defense, State
+from medpfl.core.spec import shown
 from medpfl.core.types import Channel, Tensors, Update
 
 __all__ = ["AdditiveNoise"]
@@ -29,7 +31,7 @@ class AdditiveNoise(Defense):
         InputError: a scale that is not a number above 0, or another word for `relative`.
     """
 
-    scale: float = 0.01
+    scale: float = shown(0.01)
     relative: Literal["norm", "layer"] | None = None
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class AdditiveNoise(Defense):
         if self.relative is None:
             return dict.fromkeys(tensors, self.scale)
         if self.relative == "layer":
-            return {name: self.scale * t.double().square().mean().sqrt().item() for name, t in tensors.items()}
+            return {name: self.scale * float(t.double().square().mean().sqrt()) for name, t in tensors.items()}
         squares = sum(t.double().square().sum().item() for t in tensors.values())
         size = sum(t.numel() for t in tensors.values())
-        return dict.fromkeys(tensors, self.scale * (squares / size) ** 0.5)
+        return dict.fromkeys(tensors, self.scale * math.sqrt(squares / size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -62,12 +63,7 @@ def draw(model: nn.Module, batch: Batch, plan: Plan, generator: torch.Generator)
     if not layers:
         return Draws(order)
     masks: dict[str, list[Tensor]] = {name: [] for name in layers}
-    handles = [
-        module.register_forward_pre_hook(
-            lambda m, inputs, name=name: masks[name].append(m.draw(inputs[0], generator))
-        )
-        for name, module in layers.items()
-    ]
+    handles = [m.register_forward_pre_hook(_recorder(m, masks[name], generator)) for name, m in layers.items()]
     try:
         with torch.no_grad():
             for _ in range(plan.steps):
@@ -76,3 +72,12 @@ def draw(model: nn.Module, batch: Batch, plan: Plan, generator: torch.Generator)
         for handle in handles:
             handle.remove()
     return Draws(order, {name: torch.stack(drawn) for name, drawn in masks.items() if drawn})
+
+
+def _recorder(layer: Dropout, into: list[Tensor], generator: torch.Generator) -> Callable[..., None]:
+    """A hook that draws a mask for every input of a layer."""
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        into.append(layer.draw(inputs[0], generator))
+
+    return hook

@@ -11,6 +11,7 @@ from torch import nn
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.roles import Model
+from medpfl.core.spec import shown
 
 __all__ = ["LeNet"]
 
@@ -37,7 +38,7 @@ class LeNet(Model):
         scale: half the width of the uniform distribution of the weights.
     """
 
-    variant: Literal["dlg", "idlg", "cpl"] = "dlg"
+    variant: Literal["dlg", "idlg", "cpl"] = shown("dlg")
     classes: int | None = None
     channels: int | None = None
     scale: float = 0.5

@@ -12,6 +12,7 @@ from torchvision.models.resnet import ResNet as _TorchvisionResNet
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Model
+from medpfl.core.spec import shown
 
 __all__ = ["ResNet"]
 
@@ -36,7 +37,7 @@ class ResNet(Model):
         classes, channels: ``None`` takes what the data has.
     """
 
-    depth: int = 18
+    depth: int = shown(18)
     classes: int | None = None
     channels: int | None = None
 

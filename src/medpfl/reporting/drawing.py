@@ -60,9 +60,7 @@ def _caption(draw: ImageDraw.ImageDraw, pair: Pair, tile: int, y: int) -> None:
     most = (2 * tile + GAP) // 7
     lines = (f"{pair.rank}, {pair.name} (left: truth, right: guess)", pair.scores, pair.classes)
     for i, line in enumerate(lines):
-        draw.text(
-            (GAP, y + i * LINE * 0.85), shorten(line, most), fill=INK if i == 0 else FAINT, font=_font(12)
-        )
+        draw.text((GAP, y + i * LINE * 0.85), shorten(line, most), fill=INK if i == 0 else FAINT, font=_font(12))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting.phrases import Cell, Cells
 from medpfl.reporting.selection import cell_rows
 from medpfl.reporting.svg import COLORS, inline
-from medpfl.reporting.verdict import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting.words import known, label, number, percent, percents, shorten
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def leak_figure(summary: Cells) -> str:
     for lane in lanes:
         if lane.cell is not None:
             rate = lane.cell.get("asr")
-            interval = (
-                f" ({percents(lane.cell.get('asr_low'), lane.cell.get('asr_high'))})" if known(rate) else ""
-            )
+            interval = f" ({percents(lane.cell.get('asr_low'), lane.cell.get('asr_high'))})" if known(rate) else ""
             _label(axes, lane, percent(rate) + interval)
             _rate(axes, lane.y, lane.cell)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
@@ -126,16 +124,12 @@ def _rate(axes: Axes, y: float, cell: Cell) -> None:
     style = {"color": COLORS[color], "solid_capstyle": "butt", "clip_on": False}
     baselines = [cell[f"asr_{b}"] for b in BASELINES if known(cell.get(f"asr_{b}"))]
     if baselines:
-        axes.plot(
-            [max(baselines)] * 2, [y - 0.28, y + 0.2], color=COLORS["ink"], linewidth=1.6, clip_on=False
-        )
+        axes.plot([max(baselines)] * 2, [y - 0.28, y + 0.2], color=COLORS["ink"], linewidth=1.6, clip_on=False)
     if known(cell.get("asr_low")) and known(cell.get("asr_high")):
         axes.plot([cell["asr_low"], cell["asr_high"]], [y, y], linewidth=2.6, **style)
     if known(cell.get("asr")):
         face = COLORS[color if filled else "paper"]
-        axes.plot(
-            [cell["asr"]], [y], marker, markersize=7.5, markerfacecolor=face, markeredgewidth=1.6, **style
-        )
+        axes.plot([cell["asr"]], [y], marker, markersize=7.5, markerfacecolor=face, markeredgewidth=1.6, **style)
 
 
 def _strip(axes: Axes, y: float, cell: Cell, values: Sequence[float]) -> None:
@@ -146,9 +140,7 @@ def _strip(axes: Axes, y: float, cell: Cell, values: Sequence[float]) -> None:
     axes.vlines(shown, y - 0.18, y + 0.18, color=color, linewidth=1.3, alpha=0.55, clip_on=False)
     baselines = [cell[f"ssim_{b}"] for b in BASELINES if known(cell.get(f"ssim_{b}"))]
     if baselines:
-        axes.plot(
-            [max(baselines)] * 2, [y - 0.28, y + 0.2], color=COLORS["ink"], linewidth=1.6, clip_on=False
-        )
+        axes.plot([max(baselines)] * 2, [y - 0.28, y + 0.2], color=COLORS["ink"], linewidth=1.6, clip_on=False)
 
 
 def _spoken(summary: Cells) -> str:

@@ -21,8 +21,7 @@ FLAGS = {
         "Try a stronger attack, more steps, or a smaller batch.",
     ),
     "prior-only": Flag(
-        "the guesses are no better than the mean image, the nearest other image, or the same attack on a "
-        "random update",
+        "the guesses are no better than the mean image, the nearest other image, or the same attack on a random update",
         "What looks like the truth comes from what such images have in common, not from the update. "
         "It is no evidence of a leak, and no evidence of safety.",
     ),
@@ -32,7 +31,7 @@ FLAGS = {
         "defense removed everything. They are left out of every rate; the share is in the column Images.",
     ),
     "not-converged": Flag(
-        "the attack was stopped by its limit of steps while its objective was still falling",
+        "on most images the attack ran out of steps, or stalled, before its objective was near zero",
         "With more steps the guesses may get better. Read the rates as a lower bound.",
     ),
     "nonfinite": Flag(
@@ -48,6 +47,6 @@ FLAGS = {
     "record-mismatch": Flag(
         "the recorded update differs from what the private images give under the stated plan",
         "The plan, the weights or the images are not those that made the update, or an undeclared defense "
-        "changed it. The audit does not hold until they agree.",
+        "changed it. Unless a defense explains it, the audit does not hold.",
     ),
 }

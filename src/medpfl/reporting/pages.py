@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup, escape
 
+from medpfl.core.files import PRIVATE, write
+from medpfl.core.verdicts import INCONCLUSIVE
 from medpfl.reporting.drawing import draw_panel
 from medpfl.reporting.facts import facts, granted, lead
 from medpfl.reporting.figures import leak_figure, similarity_figure
-from medpfl.reporting.files import PRIVATE, write
 from medpfl.reporting.flags import FLAGS, Flag
 from medpfl.reporting.panels import Panel, panels
 from medpfl.reporting.tables import entries
-from medpfl.reporting.verdict import INCONCLUSIVE, MARKS, verdict_sentences, verdict_states
+from medpfl.reporting.verdict import MARKS, verdict_sentences, verdict_states
 from medpfl.reporting.words import DASH, label
 
 if TYPE_CHECKING:

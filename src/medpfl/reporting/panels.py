@@ -59,9 +59,7 @@ class Panel:
         return f"{_slug(self.attack)}--{_slug(self.defense)}--{digest}.png"
 
 
-def panels(
-    summary: Cells, rows: Sequence[Finding], picture: Picture, classes: Mapping[str, Any]
-) -> list[Panel]:
+def panels(summary: Cells, rows: Sequence[Finding], picture: Picture, classes: Mapping[str, Any]) -> list[Panel]:
     """A panel for each cell that has rows.
 
     Args:
@@ -76,9 +74,7 @@ def panels(
 
 def _panel(cell: Cell, rows: Iterable[Finding], picture: Picture, classes: list[str]) -> Panel:
     chosen = examples(cell_rows(cell, rows))
-    return Panel(
-        cell["attack"], cell["defense"], tuple(_pair(rank, row, picture, classes) for rank, row in chosen)
-    )
+    return Panel(cell["attack"], cell["defense"], tuple(_pair(rank, row, picture, classes) for rank, row in chosen))
 
 
 def _pair(rank: str, row: Finding, picture: Picture, classes: list[str]) -> Pair:

@@ -14,8 +14,7 @@ __all__ = ["COLORS", "inline"]
 
 # Colors that stand for the page's own (its custom properties) until the SVG is written.
 COLORS = {
-    name: f"#0{i}0{i}0{i}"
-    for i, name in enumerate(["ink", "muted", "line", "leak", "safe", "doubt", "paper"], start=1)
+    name: f"#0{i}0{i}0{i}" for i, name in enumerate(["ink", "muted", "line", "leak", "safe", "doubt", "paper"], start=1)
 }
 SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "medpfl", "font.size": 9.5, "axes.linewidth": 0.8}
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from textwrap import indent
 from typing import TYPE_CHECKING
 
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting.phrases import Cell, Cells
-from medpfl.reporting.verdict import INCONCLUSIVE, LEAKS, MARKS, NO_LEAK
+from medpfl.reporting.verdict import MARKS
 from medpfl.reporting.words import DASH, between, known, label, number, percent, percents
 
 if TYPE_CHECKING:
@@ -61,18 +62,14 @@ def _left_out(cell: Cell) -> tuple[str, ...]:
 def _asr_notes(cell: Cell) -> tuple[str, ...]:
     notes = _interval(percents(cell.get("asr_low"), cell.get("asr_high")))
     extra = {"asr_worst": "worst", "control_asr": "control"}
-    return notes + tuple(
-        f"{name} {percent(cell[key])}" for key, name in extra.items() if known(cell.get(key))
-    )
+    return notes + tuple(f"{name} {percent(cell[key])}" for key, name in extra.items() if known(cell.get(key)))
 
 
 def _baselines(cell: Cell, key: str) -> tuple[str, tuple[str, ...]]:
     show = percent if key == "asr" else number
     values = {name: cell.get(f"{key}_{b}") for b, name in BASELINES.items()}
     found = [v for v in values.values() if v is not None and known(v)]
-    return show(max(found, default=None)), tuple(
-        f"{name} {show(v)}" for name, v in values.items() if known(v)
-    )
+    return show(max(found, default=None)), tuple(f"{name} {show(v)}" for name, v in values.items() if known(v))
 
 
 def _identified_notes(cell: Cell) -> tuple[str, ...]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.reporting.phrases import Cell, Cells, count, did, example, failed, of, reason, strength
-from medpfl.reporting.words import UNDEFENDED, brief, known, label, percent
+from medpfl.reporting.words import brief, known, label, percent
 
-__all__ = ["INCONCLUSIVE", "LEAKS", "MARKS", "NO_LEAK", "verdict_sentences", "verdict_states"]
+__all__ = ["MARKS", "verdict_sentences", "verdict_states"]
 
-LEAKS = "leaks"
-NO_LEAK = "no leak found by these attacks"
-INCONCLUSIVE = "inconclusive"
 # A shape beside each color, so that nobody has to tell red from green.
 MARKS = {LEAKS: "\u25b2", NO_LEAK: "\u25cb", INCONCLUSIVE: "?"}
 
@@ -32,7 +30,9 @@ def verdict_sentences(summary: Cells, settings: Mapping[str, Any]) -> tuple[str,
     bare, groups = _split(_named(summary))
     first = _undefended(bare, settings) if bare else _no_control(summary)
     if not groups:
-        return first, _no_defense(settings)
+        return first, "No defense was audited, so what one would hold back is not known."
+    if groups[0][0]["defense"] == label(RECORDED):
+        return first, _recorded(groups[0], settings)
     return first, (_one(groups[0], settings) if len(groups) == 1 else _many(groups))
 
 
@@ -76,7 +76,7 @@ def _top(cells: Cells) -> Cell:
 
 
 def _undefended(cells: Cells, settings: Mapping[str, Any]) -> str:
-    opening = "From the recorded update" if settings.get("record") is not None else "Without a defense"
+    opening = "Without a defense"
     top = _top(cells)
     if _state(cells) == LEAKS:
         return f"{opening}, {_actor(settings)} {did(top)} with {_by(top, cells)}."
@@ -93,15 +93,7 @@ def _no_control(summary: Cells) -> str:
     if not controls:
         return "No attack was run without a defense, so whether these attacks work here at all is not known."
     best = max(controls, key=lambda c: c["control_asr"])
-    return (
-        f"Without a defense, {label(best['attack'])} reads back {percent(best['control_asr'])} of the images."
-    )
-
-
-def _no_defense(settings: Mapping[str, Any]) -> str:
-    if settings.get("record") is not None:
-        return "It was made elsewhere, so whatever defense is in it was audited with it."
-    return "No defense was audited, so what one would hold back is not known."
+    return f"Without a defense, {label(best['attack'])} reads back {percent(best['control_asr'])} of the images."
 
 
 def _actor(settings: Mapping[str, Any]) -> str:
@@ -121,6 +113,15 @@ def _one(cells: Cells, settings: Mapping[str, Any]) -> str:
     if _state(cells) == NO_LEAK:
         return f"With {name} {failed(top, noun=False)}, not that the defense is safe."
     return f"Nothing can be said about the defense {name}: {reason(cells)}."
+
+
+def _recorded(cells: Cells, settings: Mapping[str, Any]) -> str:
+    top, opening = _top(cells), "From the recorded update"
+    if _state(cells) == LEAKS:
+        return f"{opening}, {_actor(settings)} {did(top)} with {_by(top, cells)}."
+    if _state(cells) == NO_LEAK:
+        return f"{opening}, {failed(top)}, not that the update is safe."
+    return f"Nothing can be said about the recorded update: {reason(cells)}."
 
 
 def _many(groups: Sequence[Cells]) -> str:
@@ -162,7 +163,5 @@ def _upper(cell: Cell) -> float:
 
 
 def _unsure(groups: Sequence[Cells]) -> str:
-    who = (
-        " and ".join(label(g[0]["defense"]) for g in groups) if len(groups) < 3 else f"{len(groups)} of them"
-    )
+    who = " and ".join(label(g[0]["defense"]) for g in groups) if len(groups) < 3 else f"{len(groups)} of them"
     return f"nothing can be said about {who}: {reason([c for g in groups for c in g])}"

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from medpfl.core.verdicts import RECORDED, UNDEFENDED
+
 __all__ = [
     "DASH",
-    "UNDEFENDED",
     "between",
     "brief",
     "known",
@@ -22,7 +23,6 @@ __all__ = [
 ]
 
 DASH = "\u2013"
-UNDEFENDED = "NoDefense()"
 
 
 def known(value: Any) -> bool:
@@ -76,7 +76,8 @@ def label(spec: str) -> str:
     >>> label("iDLG()"), label("TopK(keep=0.1) | Sign()"), label("NoDefense()")
     ('iDLG', 'TopK(keep=0.1) | Sign', 'no defense')
     """
-    return "no defense" if spec == UNDEFENDED else re.sub(r"\(\)", "", spec)
+    special = {UNDEFENDED: "no defense", RECORDED: "recorded update"}
+    return special.get(spec) or re.sub(r"\(\)", "", spec)
 
 
 def shorten(text: str, most: int) -> str:

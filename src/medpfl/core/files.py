@@ -1,4 +1,4 @@
-"""Whole files or none: a page that is read while it is written is the old one or the new one."""
+"""Whole files or none: a file that is read while it is written is the old one or the new one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ def write(path: Path, content: bytes, mode: int = SHARED) -> Path:
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,0 +1,14 @@
+"""The three outcomes of an audit, and the names of its controls."""
+
+__all__ = ["INCONCLUSIVE", "LEAKS", "NO_LEAK", "RANDOM_UPDATE", "RECORDED", "UNDEFENDED"]
+
+LEAKS = "leaks"
+NO_LEAK = "no leak found by these attacks"
+INCONCLUSIVE = "inconclusive"
+
+UNDEFENDED = "NoDefense()"
+"""The spec of the undefended control."""
+RECORDED = "Recorded()"
+"""The spec of an update that was made elsewhere."""
+RANDOM_UPDATE = "random-update"
+"""The control that attacks random numbers in place of the update."""
