@@ -48,9 +48,10 @@ def test_images_labels_and_names_in_order(folder):
     assert data.left_out == 0
 
 
-def test_repr_is_a_spec_string(folder):
-    source = ImageFolder(folder, size=64, channels=3)
-    assert spec.build(repr(source), {"ImageFolder": ImageFolder}) == source
+def test_repr_says_how_images_are_read_but_not_where_from(folder):
+    assert repr(ImageFolder(folder, size=64, channels=3)) == "ImageFolder(size=64, channels=3)"
+    source = ImageFolder(folder, fit="squash")
+    assert spec.build(f"ImageFolder({str(folder)!r}, fit='squash')", {"ImageFolder": ImageFolder}) == source
 
 
 def test_what_is_not_an_image_or_hidden_is_ignored(folder):

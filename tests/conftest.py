@@ -1,0 +1,20 @@
+"""Fixtures of all tests. One thread: small tensors gain nothing by two, and runs repeat to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+SETS = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_sets() -> Path:
+    """The folder of real image sets, where this machine has it."""
+    if not (SETS / "brain_mri").is_dir():
+        pytest.skip("the real image sets (shared/data beside the repository) are not on this machine")
+    return SETS
