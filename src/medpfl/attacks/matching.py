@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vjp, vmap
+from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medpfl.attacks.constraints import Box, Constraint, Free
@@ -149,8 +149,9 @@ class Matching:
 
     def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Values (A,) and gradients (A, D) of the rows."""
-        # The fused attention kernels have no second derivative.
-        with sdpa_kernel(SDPBackend.MATH):
+        # The fused attention kernels have no second derivative. `grad` sees no `no_grad` around it; it only
+        # spares the graph that plain autograd would keep of the model's own parameters.
+        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             if self.stacked:
                 return vmap(self._one, randomness="different")(z, self._of(rows))
             victims = (rows // self.parts.restarts).tolist()
@@ -165,15 +166,24 @@ class Matching:
         return self._last[1]
 
     def _one(self, z: Tensor, known: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Value and gradient for one row: forward to the update, its distance, and back."""
-        slope, total = grad_and_value(lambda v: self.parts.prior(self.split(v)[0]))(z)
-        for view, of_view in zip(self.seen.views, known["views"], strict=True):
-            forward: Any = vjp(lambda v, view=view: self._update(v, view, known), z)
-            fake, back = forward
-            value, direction = self.parts.objective.value_and_direction(
-                fake, of_view["sent"], of_view.get("precision"), of_view.get("bounds")
-            )
-            total, slope = total + value, slope + back(direction)[0]
+        """Value and gradient for one row."""
+
+        def surrogate(z: Tensor) -> tuple[Tensor, Tensor]:
+            """Has the objective's gradient, by a fixed direction in the space of updates; and its value."""
+            pull = total = self.parts.prior(self.split(z)[0])
+            for view, of_view in zip(self.seen.views, known["views"], strict=True):
+                fake = self._update(z, view, known)
+                value, direction = self.parts.objective.value_and_direction(
+                    {name: t.detach() for name, t in fake.items()},
+                    of_view["sent"],
+                    of_view.get("precision"),
+                    of_view.get("bounds"),
+                )
+                total = total + value
+                pull = pull + sum((fake[name] * along).sum() for name, along in direction.items())
+            return pull, total.detach()
+
+        slope, total = grad(surrogate, has_aux=True)(z)
         return total, slope
 
     def _update(self, z: Tensor, view: View, known: dict[str, Any]) -> Tensors:

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 
-__all__ = ["check_network", "device_of", "generator_of", "seed_of", "stack_size", "versions"]
+__all__ = ["check_network", "check_trainable", "device_of", "generator_of", "seed_of", "stack_size", "versions"]
 
 _LARGEST_STACK = 64
 
@@ -34,7 +35,7 @@ def device_of(name: str) -> torch.device:
     """The device, if this machine has it."""
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # which the device that holds no numbers refuses
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{name}' cannot be used here: {str(error).partition(chr(10))[0]}") from None
     return device
@@ -49,6 +50,15 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "unknown"
     return found
+
+
+def check_trainable(network: nn.Module) -> None:
+    """Raises `InputError` if a model would send no update."""
+    parameters = list(network.parameters())
+    if any(isinstance(p, UninitializedParameter) for p in parameters):
+        raise InputError("the model has lazy layers without a shape yet: run it once on an image before it is audited")
+    if not any(p.requires_grad for p in parameters):
+        raise InputError("the model has no parameter that is trained (requires_grad), so no update would be sent")
 
 
 def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan) -> int:
@@ -105,4 +115,4 @@ def stack_size(network: nn.Module, images: Tensor, memory: float) -> int:
         handle.remove()
     history = 2 * 100 * images.numel()
     bytes_each = 4 * (3 * parameters + 10 * activations + history)
-    return max(1, min(_LARGEST_STACK, int(memory * 2**30 / bytes_each)))
+    return max(1, int(min(_LARGEST_STACK, memory * 2**30 / bytes_each)))

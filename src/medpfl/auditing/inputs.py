@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -39,8 +40,8 @@ class GivenModel(Model):
     name: str = ""
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """The network itself."""
-        return self.network
+        """A copy: a forward pass in train mode changes batch-norm statistics, and a record its weights."""
+        return copy.deepcopy(self.network)
 
 
 def model_of(model: str | Model | nn.Module) -> Model:
@@ -59,20 +60,25 @@ def model_of(model: str | Model | nn.Module) -> Model:
 def attacks_of(attacks: Iterable[str | Attack]) -> list[Attack]:
     """From specs and attacks; sweeps are expanded, repetitions left out."""
     known, nested = registry(attack_package), registry(matching)
-    return _each(attacks, Attack, lambda text: build(text, known, "attack", nested))
+    return _each(_listed(attacks), Attack, lambda text: build(text, known, "attack", nested))
 
 
 def defenses_of(defenses: Iterable[str | Defense]) -> list[Defense]:
     """The undefended control first, then the defenses given."""
     known = registry(defense_package)
-    return _each([NoDefense(), *defenses], Defense, lambda text: build(text, known, "defense"))
+    return _each([NoDefense(), *_listed(defenses)], Defense, lambda text: build(text, known, "defense"))
+
+
+def _listed(items: Any) -> list[Any]:
+    """One spec or part stands for a list of one."""
+    return list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
 
 
 def _each(items: Iterable[Any], role: type[T], make: Any) -> list[T]:
     made = [one for item in items for one in ([item] if not isinstance(item, str) else map(make, expand(item)))]
     for one in made:
         if not isinstance(one, role):
-            raise InputError(f"{one!r} is not {role.__name__}: give a spec string or an object of that role")
+            raise InputError(f"{one!r} is no {role.__name__.lower()}: give a spec string or an object of that role")
     return list({repr(one): one for one in made}.values())
 
 
@@ -80,7 +86,7 @@ def partition_of(partition: str | Partition) -> Partition:
     """From a spec or a partition."""
     if isinstance(partition, Partition):
         return partition
-    return build(partition, registry(partition_module) | {}, "partition")
+    return build(partition, registry(partition_module), "partition")
 
 
 def is_record(data: Any) -> bool:
@@ -88,14 +94,29 @@ def is_record(data: Any) -> bool:
     return isinstance(data, str | Path) and Path(data).is_file() and Record.is_one(Path(data))
 
 
-def data_of(
-    data: str | Path | DataSource | LabelledImages, size: int, fit: str, channels: int | None
-) -> tuple[LabelledImages, str]:
-    """The images, and how the source is called in what is written (without its path)."""
+class Found(NamedTuple):
+    """The images of a source.
+
+    Attributes:
+        images: what it holds.
+        source: how it is called in what is written, without its path.
+        place: where it is; for the terminal and the key file only.
+    """
+
+    images: LabelledImages
+    source: str
+    place: str
+
+
+def data_of(data: str | Path | DataSource | LabelledImages, size: int, fit: str, channels: int | None) -> Found:
+    """The images that a folder, a spec, a source or the user himself gives."""
     if isinstance(data, LabelledImages):
-        return data, "images"
+        return Found(data, "images", "images")
     source = data if isinstance(data, DataSource) else _source(str(data), size, fit, channels)
-    return source.load(), repr(source)
+    path = getattr(source, "path", None)
+    # The same folder, however it is spelled, has the same study indices.
+    place = type(source).__name__ if path is None else str(Path(path).expanduser().resolve())
+    return Found(source.load(), repr(source), place)
 
 
 def _source(data: str, size: int, fit: str, channels: int | None) -> DataSource:
@@ -108,8 +129,3 @@ def _source(data: str, size: int, fit: str, channels: int | None) -> DataSource:
     if Path(data).is_file():
         raise InputError(f"'{data}' is a file, but no record of an update: give a folder of class folders")
     return ImageFolder(data, size=size, fit=fit, channels=channels)  # type: ignore[arg-type]
-
-
-def names(parts: Sequence[Any]) -> list[str]:
-    """Their specs."""
-    return [repr(part) for part in parts]

@@ -55,15 +55,13 @@ def study_index(out: Path | None, data: LabelledImages, source: str, place: str)
     if out is None:
         return StudyIndex(secrets.token_hex(16), data, source)
     with _locked(out.parent / KEY_FILE) as key:
-        index = StudyIndex(key.setdefault("secret", secrets.token_hex(16)), data, place)
-        images = key.setdefault("images", {})
-        patients = key.setdefault("patients", {})
+        index = StudyIndex(key["secret"], data, place)
         for name, image, patient, patient_index in zip(
             data.names, index.images, data.patients, index.patients, strict=True
         ):
-            images[image] = f"{place}/{name}"
+            key["images"][image] = f"{place}/{name}"
             if patient_index is not None:
-                patients[patient_index] = patient
+                key["patients"][patient_index] = patient
     return index
 
 
@@ -73,14 +71,23 @@ def _locked(path: Path) -> Iterator[dict[str, Any]]:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        text = path.read_text() if path.exists() else ""
-        try:
-            key = json.loads(text) if text else {}
-        except ValueError:
-            raise InputError(f"the key file '{path}' is damaged: move it away, or use another --out") from None
+        before = path.read_bytes() if path.exists() else b""
+        key = _read(path, before)
         yield key
-        new = json.dumps(key, indent=1)
-        if new != text:
-            write(path, new.encode(), PRIVATE)
+        after = json.dumps(key, indent=1).encode()
+        if after != before:
+            write(path, after, PRIVATE)
     finally:
         os.close(folder)
+
+
+def _read(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        key = json.loads(content) if content else {"secret": secrets.token_hex(16), "images": {}, "patients": {}}
+        if isinstance(key["secret"], str) and isinstance(key["images"], dict) and isinstance(key["patients"], dict):
+            return key
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(
+        f"the key file '{path}' is damaged: put back a copy, or move it away and name an --out in another folder"
+    )

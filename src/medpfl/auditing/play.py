@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator
+from functools import lru_cache, reduce
+from operator import or_
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +18,27 @@ from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import JobKey
 from medpfl.core.errors import InputError
-from medpfl.core.roles import Attack, Defense, State
-from medpfl.core.types import Batch, Finding, Observation, Reconstruction, Tensors, Weights
+from medpfl.core.roles import Attack, Composed, Defense, State
+from medpfl.core.types import Batch, Finding, Observation, Reconstruction, Tensors, Update, Weights
 from medpfl.core.verdicts import RANDOM_UPDATE
+from medpfl.defenses import NoDefense
 from medpfl.federated.client import ClientRound, client_round
 from medpfl.federated.ready import prepare
 from medpfl.federated.server import observe
 
 __all__ = ["Player"]
+
+_AGAIN = 4
+"""Times that a record's round is played, to see how much depends on the client's own draws."""
+
+
+class Sent(NamedTuple):
+    """What the server sent to the clients of a draw, ready for use: one network each for client and server."""
+
+    client: nn.Module
+    server: nn.Module
+    weights: Weights
+    state: State
 
 
 class Player:
@@ -36,7 +52,7 @@ class Player:
     def __init__(self, setup: Setup, scorer: Scorer) -> None:
         self.setup, self.scorer = setup, scorer
         self.attacks = {repr(a): a for a in setup.attacks}
-        self.defenses = {repr(d): d for d in setup.defenses}
+        self.defenses = {repr(d): at_client(d) for d in setup.defenses}
         self.versions = versions()
         self._model = lru_cache(maxsize=1)(self._make_model)
 
@@ -51,17 +67,21 @@ class Player:
         seconds = time.perf_counter() - started
         return self.scorer.rows(guess, victims, zero, seconds, self._common(job, seen))
 
-    def difference(self, defense: Defense) -> float:
-        """How far a recorded update is from what the truth gives under the plan, relative to the latter."""
-        model, weights, state = self._model(0, repr(defense), repr(self.setup.attacks[0]))
-        own = self.setup.victims[0]
-        batch = Batch(self.setup.data.images[own], self.setup.data.labels[own])
-        generator = generator_of(self.setup.seed, "client", 0, 0)
-        played = client_round(model, weights, batch, self.setup.plan, defense, state, generator)
-        gap = {name: t - played.sent.tensors[name] for name, t in played.raw.tensors.items()}
-        return float(played.raw.replace(gap).norm() / played.raw.norm().clamp(min=1e-30))
+    def difference(self, defense: Defense) -> dict[str, float]:
+        """How far a recorded update is from what the truth gives under the plan, relative to the latter.
 
-    def _make_model(self, draw: int, defense: str, attack: str) -> tuple[nn.Module, Weights, State]:
+        Batch order and dropout masks of the record are not known: ``spread`` is how far apart updates with
+        other ones are.
+        """
+        job = JobKey("", 0, repr(defense), repr(self.setup.attacks[0]), 0)
+        rounds = [self._round(job, 0, self.setup.victims[0], again) for again in range(_AGAIN)]
+        first = rounds[0].raw
+        return {
+            "difference": _distance(first, rounds[0].sent),
+            "spread": max(_distance(first, other.raw) for other in rounds),
+        }
+
+    def _make_model(self, draw: int, defense: str, attack: str) -> Sent:
         """The global model as the server sent it and the client's defense changed it."""
         network = self.setup.network(draw)
         if "active" in self.setup.threat:
@@ -69,49 +89,50 @@ class Player:
         chosen = self.defenses[defense]
         generator = generator_of(self.setup.seed, "model", draw, defense)
         network, state = chosen.model(network, chosen.init(), generator)
-        return prepare(network, self.setup.plan), Weights.of(network), state
+        # The server gets a copy that no private image has ever passed: a network may keep what passes it.
+        client, server = (prepare(network, self.setup.plan) for _ in range(2))
+        return Sent(client, server, Weights.of(network), state)
 
     def _send(self, job: JobKey, first: int, victims: list[Tensor]) -> tuple[list[ClientRound], list[bool]]:
         """The clients' rounds, and whose raw update is exactly zero."""
-        model, weights, state = self._model(job.draw, job.defense, job.attack)
-        defense, data, rounds = self.defenses[job.defense], self.setup.data, []
-        for number, own in enumerate(victims, first):
-            batch = Batch(data.images[own].to(self.setup.device), data.labels[own].to(self.setup.device))
-            generator = generator_of(self.setup.seed, "client", job.draw, number)
-            played = client_round(model, weights, batch, self.setup.plan, defense, state, generator)
-            rounds.append(_randomized(played, generator) if job.control == RANDOM_UPDATE else played)
+        rounds = [self._round(job, number, own) for number, own in enumerate(victims, first)]
         return rounds, [bool(played.raw.norm() == 0) for played in rounds]
 
+    def _round(self, job: JobKey, number: int, own: Tensor, *again: int) -> ClientRound:
+        """A client's round; `again` names another draw of its order, masks and noise."""
+        sent, data = self._model(job.draw, job.defense, job.attack), self.setup.data
+        batch = Batch(data.images[own].to(self.setup.device), data.labels[own].to(self.setup.device))
+        generator = generator_of(self.setup.seed, "client", job.draw, number, *filter(None, again))
+        defense = self.defenses[job.defense]
+        with _explained("the update of this model cannot be computed"):
+            played = client_round(sent.client, sent.weights, batch, self.setup.plan, defense, sent.state, generator)
+        return _randomized(played, generator) if job.control == RANDOM_UPDATE else played
+
     def _see(self, job: JobKey, rounds: list[ClientRound]) -> Observation:
-        model, weights, _ = self._model(job.draw, job.defense, job.attack)
+        sent = self._model(job.draw, job.defense, job.attack)
         return observe(
-            model,
-            weights,
+            sent.server,
+            sent.weights,
             self.setup.plan,
             rounds,
             self.setup.threat,
             defense=self.defenses[job.defense],
             image_shape=self.setup.data.shape,
             num_classes=self.setup.outputs,
-            auxiliary=self._others(),
+            auxiliary=self._others() if "auxiliary" in self.setup.threat else None,
         )
 
     def _others(self) -> Tensor:
         """Images that no victim holds, of no victim's patient."""
-        data, private = self.setup.data, torch.cat(self.setup.victims).tolist()
+        data, private = self.setup.data, set(torch.cat(self.setup.victims).tolist())
         patients = {data.patients[i] for i in private} - {None}
-        free = [i for i in range(len(data)) if i not in set(private) and data.patients[i] not in patients]
+        free = [i for i in range(len(data)) if i not in private and data.patients[i] not in patients]
         return data.images[free].to(self.setup.device)
 
     def _attack(self, attack: Attack, seen: Observation, job: JobKey) -> Reconstruction:
         generator = generator_of(self.setup.seed, "attack", job.attack, job.draw, job.stack)
-        try:
+        with _explained(f"{job.attack} cannot attack this model"):
             return attack(seen, generator)
-        except (RuntimeError, NotImplementedError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise InputError("out of memory: lower --memory, --batch-size or --size") from error
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"{job.attack} cannot attack this model: {reason}") from error
 
     def _common(self, job: JobKey, seen: Observation) -> dict[str, Any]:
         setup = self.setup
@@ -141,6 +162,32 @@ def _randomized(played: ClientRound, generator: torch.Generator) -> ClientRound:
 
     sent = played.sent.replace(random(played.sent.tensors))
     return ClientRound(played.batch, played.draws, played.raw, sent, played.state)
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Whatever a stranger's network, defense or attack raises is for the user to read."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in reason:
+            raise InputError("out of memory: lower --memory, --batch-size or --size") from error
+        raise InputError(f"{what}: {reason}") from error
+
+
+def _distance(own: Update, other: Update) -> float:
+    gap = {name: t - other.tensors[name] for name, t in own.tensors.items()}
+    return float(own.replace(gap).norm() / own.norm().clamp(min=1e-30))
+
+
+def at_client(defense: Defense) -> Defense:
+    """The part of a defense that acts before the server has the update; the rest comes too late."""
+    parts = defense.parts if isinstance(defense, Composed) else (defense,)
+    kept = [part for part in parts if part.where == "client"]
+    return reduce(or_, kept) if kept else NoDefense()
 
 
 def server_side(defenses: list[Defense]) -> list[str]:

@@ -23,8 +23,8 @@ class Recorded(Defense):
     sent: Update = field(repr=False)
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
-        """The recorded update."""
-        return self.sent, state
+        """The recorded update, its tensors in the order of the model's."""
+        return self.sent.replace({name: self.sent.tensors[name] for name in value.tensors}), state
 
 
 def read(path: Path) -> Record:

@@ -42,7 +42,7 @@ class Report:
 
 
 def finish(store: Store, settings: dict[str, Any]) -> Report:
-    """Summary, pages and pictures from a store's rows."""
+    """Summary, pages and pictures from a store's rows; without its pictures, the page that needs none."""
     rows = store.rows()
     summary = summarize(rows, settings.get("server_side", ()), settings.get("record"))
     if store.out is None:
@@ -52,12 +52,13 @@ def finish(store: Store, settings: dict[str, Any]) -> Report:
     from medpfl.reporting import write_pages
 
     write(store.out / "summary.json", json.dumps(summary, indent=1).encode())
-    pages = write_pages(store.out, settings, summary, rows, store.picture)
+    picture = store.picture if all(store.pictured(job_of(row)) for row in rows) else None
+    pages = write_pages(store.out, settings, summary, rows, picture)
     return Report(summary, rows, settings, tuple(pages))
 
 
 def reread(out: Path) -> Report:
-    """Makes summary and pages of a run directory again.
+    """Makes summary and pages of a run directory again; its rows stay as they are.
 
     Raises:
         InputError: no run directory, or one without rows.
@@ -68,9 +69,9 @@ def reread(out: Path) -> Report:
     sizes: dict[JobKey, int] = {}
     for row in read_rows(out / "findings.jsonl"):
         sizes[job_of(row)] = sizes.get(job_of(row), 0) + 1
-    if not sizes:
-        raise InputError(f"'{out}' holds no finished rows yet")
     # A job that was cut in the middle is shown by the audit only after it is redone.
     planned = {JobKey(*key): count for *key, count in run.get("jobs", [])}
     whole = {job: count for job, count in sizes.items() if planned.get(job, count) == count}
-    return finish(Store(out, run["identity"], whole, force=False), run.get("settings", {}))
+    if not whole:
+        raise InputError(f"'{out}' holds no finished rows yet: give the same audit command again")
+    return finish(Store(out, whole), run.get("settings", {}))

@@ -17,8 +17,8 @@ from medpfl.auditing.recorded import Recorded, read, relabel
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
-from medpfl.auditing.store import Store
-from medpfl.auditing.watch import watching
+from medpfl.auditing.store import claimed
+from medpfl.auditing.watch import files, name_skipped, watching
 from medpfl.core.errors import InputError
 from medpfl.core.experiment import STANDARD
 from medpfl.core.plan import Plan
@@ -100,15 +100,23 @@ def audit(
         raise InputError("truth goes with a record of an update; here, the data is the truth")
     plan, threat = plan or Plan(), threat or ThreatModel()
     made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition)
-    found, source = data_of(data, size, fit, channels)
+    found = data_of(data, size, fit, channels)
+    name_skipped(found.images.skipped)
+    _check_outside(out, found.place)
+    held = found.images
     if record is not None:
-        found, images = relabel(found, record), record.plan.images
+        held, images = relabel(held, record), record.plan.images
     setup = Setup(
-        made_model, start, found, source, made_attacks, made_defenses, threat, plan, made_partition,
+        made_model, start, held, found.source, made_attacks, made_defenses, threat, plan, made_partition,
         images, draws, seed, memory, device_of(device),
     )  # fmt: skip
     setup.check()
-    return _run(setup, str(data) if isinstance(data, str | Path) else source, out, force, progress)
+    return _run(setup, found.place, out, force, progress)
+
+
+def _check_outside(out: Path | None, place: str) -> None:
+    if out is not None and Path(place).is_dir() and out.resolve().is_relative_to(place):
+        raise InputError(f"--out '{out}' lies in the data folder, where its pictures would be data: name another one")
 
 
 def _truth_of(truth: Any, weights: Path | None, defenses: Sequence[Any]) -> Any:
@@ -125,17 +133,17 @@ def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     index = study_index(out, setup.data, setup.source, place)
-    store = Store(out, setup.identity(index), setup.jobs, force)
     player = Player(setup, Scorer(setup.data, index))
-    settings = _settings(setup, player)
-    store.note(settings=settings, jobs=[[*job, count] for job, count in setup.jobs.items()])
-    todo = [job for job in setup.jobs if job not in store]
-    total = sum(setup.jobs.values())
-    with watching(total, total - sum(setup.jobs[j] for j in todo), progress) as during:
-        for job in todo:
-            with during(job, setup.jobs[job]):
-                store.add(job, *player(job))
-    return finish(store, settings)
+    with claimed(out, setup.identity(index), setup.jobs, force) as store:
+        settings = _settings(setup, player)
+        store.note(settings=settings, jobs=[[*job, count] for job, count in setup.jobs.items()])
+        todo = [job for job in setup.jobs if job not in store]
+        total = sum(setup.jobs.values())
+        with watching(total, total - sum(setup.jobs[j] for j in todo), progress) as during:
+            for job in todo:
+                with during(job, setup.jobs[job]):
+                    store.add(job, *player(job))
+        return finish(store, settings)
 
 
 def _settings(setup: Setup, player: Player) -> dict[str, Any]:
@@ -177,7 +185,7 @@ def _settings(setup: Setup, player: Player) -> dict[str, Any]:
     }
     recorded = [d for d in setup.defenses if isinstance(d, Recorded)]
     if recorded:
-        settings["record"] = {"difference": player.difference(recorded[0])}
+        settings["record"] = player.difference(recorded[0])
     return settings
 
 
@@ -187,5 +195,7 @@ def _notes(setup: Setup) -> list[str]:
     if attacked < setup.images:
         notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")
     if setup.data.skipped:
-        notes.append(f"{len(setup.data.skipped)} files could not be read and were left out")
+        notes.append(f"{files(len(setup.data.skipped))} could not be read and left out")
+    if setup.data.left_out:
+        notes.append(f"{files(setup.data.left_out)} above the limit of the data source were not opened")
     return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -83,7 +84,7 @@ class Scorer:
                 patient=self.index.patients[place],
                 label=int(self.data.labels[place]),
                 label_guess=labels[i],
-                scores={name: values[i] for name, values in scores.items()},
+                scores={name: _number(values[i]) for name, values in scores.items()},
                 success=scores["ssim"][i] >= SUCCESS,
                 identified=found[i],
                 gallery=gallery[i],
@@ -119,10 +120,14 @@ class Scorer:
             nothing: list[Any] = [None] * len(own)
             return {"mean_image_ssim": nothing, "nearest_ssim": nothing}
         mean = (self.data.images.sum(0) - truth) / others
-        nearest = nearest_other(distances(truth, self.data.images), own, self._excluded(own))
+        excluded = self._excluded(own)
+        excluded[torch.arange(len(own)), own] = True
+        nearest = nearest_other(distances(truth, self.data.images), own, excluded)
+        scores = ssim(self.data.images[nearest], truth).tolist()
+        alone = excluded.all(1).tolist()  # no image of another patient
         return {
             "mean_image_ssim": ssim(mean, truth).tolist(),
-            "nearest_ssim": ssim(self.data.images[nearest], truth).tolist(),
+            "nearest_ssim": [None if only else score for score, only in zip(scores, alone, strict=True)],
         }
 
 
@@ -137,11 +142,12 @@ def _best(guess: Reconstruction, v: int, truth: Tensor) -> Tensor | None:
 def _flags(guess: Reconstruction, v: int, zero: bool) -> tuple[str, ...]:
     raised = {
         "zero-gradient": zero,
-        "nonfinite": guess.ended[v] == "nonfinite",
+        "nonfinite": guess.ended[v] == "nonfinite" or not bool(guess.guesses[v].isfinite().all()),
         "not-converged": guess.ended[v] in ("max_steps", "stalled"),
     }
     return tuple(flag for flag, up in raised.items() if up)
 
 
-def _number(value: Tensor) -> float | None:
-    return float(value) if value.isfinite() else None
+def _number(value: Tensor | float | None) -> float | None:
+    """What JSON can hold."""
+    return None if value is None or not math.isfinite(value) else float(value)

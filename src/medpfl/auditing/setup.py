@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medpfl.auditing.engine import check_network, generator_of, seed_of, stack_size
+from medpfl.auditing.engine import check_network, check_trainable, generator_of, seed_of, stack_size
 from medpfl.auditing.key import StudyIndex
 from medpfl.auditing.store import JobKey
 from medpfl.auditing.victims import draw_victims
@@ -23,6 +23,7 @@ from medpfl.core.verdicts import RANDOM_UPDATE
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.defenses import NoDefense
+from medpfl.metrics.pixel import ssim
 from medpfl.models.weights import check_finite, load_weights
 
 __all__ = ["Setup"]
@@ -68,7 +69,8 @@ class Setup:
         fixed = self.weights is not None or not self._drawn()
         if self.draws > 1 and fixed:
             raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
-        assert self.outputs  # runs the network once
+        ssim(self._probe, self._probe)  # refuses images that are too small for it
+        self.outputs  # noqa: B018 (runs the network once)
 
     def _drawn(self) -> bool:
         return type(self.model).__name__ != "GivenModel"
@@ -86,6 +88,7 @@ class Setup:
             load_weights(network, self.weights)
         elif self.weights is not None:
             _set_weights(network, self.weights)
+        check_trainable(network)
         check_finite(network)
         return network.to(self.device)
 
@@ -159,11 +162,13 @@ def _fingerprint(network: nn.Module) -> str:
 def _set_weights(network: nn.Module, weights: Weights) -> None:
     """Puts a record's weights into a network, or says which of them do not fit."""
     state, given = network.state_dict(), {**weights.buffers, **weights.parameters}
+    own = dict(network.named_parameters()) | dict(network.named_buffers())
     problems = [f"{k}: in the model, not in the record" for k in state if k not in given]
     for name, value in given.items():
-        own = dict(network.named_parameters()) | dict(network.named_buffers())
         if name not in own:
             problems.append(f"{name}: in the record, not in the model")
+        elif own[name].requires_grad != (name in weights.parameters):
+            problems.append(f"{name}: trained in {'the record' if name in weights.parameters else 'the model'} only")
         elif own[name].shape != value.shape:
             problems.append(f"{name}: {tuple(value.shape)} in the record, {tuple(own[name].shape)} in the model")
         elif own[name].dtype != value.dtype:

@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.files import PRIVATE, write
 from medpfl.core.types import Finding
 
-__all__ = ["JobKey", "Store", "job_of"]
+__all__ = ["JobKey", "Store", "claimed", "job_of", "read_json", "read_rows"]
 
 
 class JobKey(NamedTuple):
@@ -49,43 +49,23 @@ class Store:
     guesses (mode 0600). A row counts only if its whole job is there.
 
     Args:
-        out: the directory, made if it is not there; ``None``: memory only.
-        identity: what the rows are a function of.
+        out: the directory; ``None``: memory only.
         sizes: rows of each job, in the experiment's order.
-        force: discards what another experiment left there.
-
-    Raises:
-        InputError: the directory holds another experiment, or is in use.
     """
 
-    def __init__(self, out: Path | None, identity: dict[str, Any], sizes: dict[JobKey, int], force: bool) -> None:
+    def __init__(self, out: Path | None, sizes: dict[JobKey, int]) -> None:
         self.out, self.sizes = out, sizes
-        self._rows: dict[JobKey, list[Finding]] = {}
+        self._rows = {} if out is None else _whole_jobs(out / "findings.jsonl", sizes)
         self._pictures: dict[JobKey, tuple[Tensor, Tensor]] = {}
-        if out is not None:
-            self._lock = _lock(out)
-            self._claim(identity, force)
-            self._rows = _whole_jobs(out / "findings.jsonl", sizes)
-            self._rewrite()
 
-    def _claim(self, identity: dict[str, Any], force: bool) -> None:
-        assert self.out is not None
-        path = self.out / "run.json"
-        found = read_json(path)
-        if found is not None and found.get("identity") != identity:
-            if not force:
-                raise InputError(
-                    f"'{self.out}' holds another experiment ({_difference(found, identity)}): "
-                    "name another --out, or --force to discard it"
-                )
-            found = None
-            (self.out / "findings.jsonl").unlink(missing_ok=True)
-        if found is None:
-            write(path, json.dumps({"identity": identity}, indent=1).encode())
+    def pictured(self, job: JobKey) -> bool:
+        """Whether a job's pictures are there."""
+        return job in self._pictures or (self.out is not None and _pictures(self.out, job).exists())
 
-    def _rewrite(self) -> None:
-        """Leaves only whole jobs in the file."""
+    def tidy(self) -> None:
+        """Leaves only whole jobs with their pictures, in the file too."""
         assert self.out is not None
+        self._rows = {job: rows for job, rows in self._rows.items() if self.pictured(job)}
         write(self.out / "findings.jsonl", b"".join(_line(row) for row in self.rows()))
 
     def __contains__(self, job: JobKey) -> bool:
@@ -103,7 +83,7 @@ class Store:
         else:
             # Pictures first: a row must never speak of one that is not there.
             (self.out / "images").mkdir(exist_ok=True)
-            write(self.out / "images" / job.file_name(), save(pictures), PRIVATE)
+            write(_pictures(self.out, job), save(pictures), PRIVATE)
             with (self.out / "findings.jsonl").open("ab") as file:
                 file.write(b"".join(map(_line, rows)))
                 file.flush()
@@ -121,26 +101,78 @@ class Store:
         job = job_of(row)
         if job not in self._pictures:
             assert self.out is not None
-            loaded = load_file(self.out / "images" / job.file_name())
+            loaded = load_file(_pictures(self.out, job))
             self._pictures = {job: (loaded["truths"], loaded["guesses"])}
         truths, guesses = self._pictures[job]
         place = self._rows[job].index(row)
         return _for_screen(truths[place]), _for_screen(guesses[place])
 
 
+@contextlib.contextmanager
+def claimed(out: Path | None, identity: dict[str, Any], sizes: dict[JobKey, int], force: bool) -> Iterator[Store]:
+    """The store of an audit; until the block ends, other audits are kept out of the directory.
+
+    Args:
+        out, sizes: of the `Store`; the directory is made if it is not there.
+        identity: what the rows are a function of.
+        force: discards what another experiment left there.
+
+    Raises:
+        InputError: the directory holds another experiment, or is in use.
+    """
+    if out is None:
+        yield Store(None, sizes)
+        return
+    with _locked(out):
+        _claim(out, identity, force)
+        store = Store(out, sizes)
+        store.tidy()
+        yield store
+
+
+def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
+    found = read_json(out / "run.json")
+    if found is None and not (out / "findings.jsonl").exists():
+        found = {"identity": identity}
+        write(out / "run.json", json.dumps(found, indent=1).encode())
+    if found is not None and found.get("identity") == identity:
+        return
+    if not force:
+        raise InputError(
+            f"'{out}' holds another experiment ({_difference(found, identity)}): "
+            "name another --out, or --force to discard it"
+        )
+    _discard(out)
+    write(out / "run.json", json.dumps({"identity": identity}, indent=1).encode())
+
+
+def _discard(out: Path) -> None:
+    """Removes what an experiment wrote, its rows first; nothing else that may lie there."""
+    for pattern in ("findings.jsonl", "summary.json", "report*.html", "images/*.safetensors", "pictures/*.png"):
+        for path in out.glob(pattern):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, PRIVATE)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another audit is writing to '{out}': wait for it, or name another --out") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _pictures(out: Path, job: JobKey) -> Path:
+    return out / "images" / job.file_name()
+
+
 def _line(row: Finding) -> bytes:
     return json.dumps(row.to_dict()).encode() + b"\n"
-
-
-def _lock(out: Path) -> int:
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(f"another audit is writing to '{out}': wait for it, or name another --out") from None
-    return descriptor
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -164,15 +196,12 @@ def _whole_jobs(path: Path, sizes: dict[JobKey, int]) -> dict[JobKey, list[Findi
     rows: dict[JobKey, list[Finding]] = {}
     for row in read_rows(path):
         rows.setdefault(job_of(row), []).append(row)
-    folder = path.parent / "images"
-    return {
-        job: found
-        for job, found in rows.items()
-        if len(found) == sizes.get(job) and (folder / job.file_name()).exists()
-    }
+    return {job: found for job, found in rows.items() if len(found) == sizes.get(job)}
 
 
-def _difference(found: dict[str, Any], identity: dict[str, Any]) -> str:
+def _difference(found: dict[str, Any] | None, identity: dict[str, Any]) -> str:
+    if found is None:
+        return "its run.json is missing or damaged"
     old = found.get("identity") or {}
     changed = [k for k in identity if old.get(k) != identity[k]] + [k for k in old if k not in identity]
     return "another " + ", ".join(changed[:4])

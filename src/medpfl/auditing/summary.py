@@ -7,7 +7,7 @@ from typing import Any
 
 from medpfl.auditing.checks import flags_of, verdict_of
 from medpfl.core.types import Finding
-from medpfl.core.verdicts import RANDOM_UPDATE, RECORDED, UNDEFENDED
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, RECORDED, UNDEFENDED
 from medpfl.metrics.pixel import SUCCESS
 from medpfl.metrics.rates import interval, mean_interval
 
@@ -27,7 +27,8 @@ def summarize(
     Args:
         rows: of one run.
         server_side: specs of the defenses that act only at the server.
-        record: of a recorded update, its relative ``difference`` from what the truth gives.
+        record: of a recorded update, its relative ``difference`` from what the truth gives, and the
+            ``spread`` of the latter with the client's own draws.
     """
     by_cell: dict[tuple[str, str], list[Finding]] = {}
     random: dict[str, list[Finding]] = {}
@@ -44,9 +45,15 @@ def summarize(
         cell["flags"] = flags_of(by_cell[attack, defense], cell, control)
         if defense in server_side:
             cell["flags"].append("server-side")
-        if defense == RECORDED and record and record["difference"] > _MISMATCH:
+        if defense == RECORDED and record and _mismatch(record):
             cell["flags"].append("record-mismatch")
+            # A guess of other images than the truth is no failure of the attack.
+            cell["verdict"] = LEAKS if cell["verdict"] == LEAKS else INCONCLUSIVE
     return list(cells.values())
+
+
+def _mismatch(record: Mapping[str, Any]) -> bool:
+    return record["difference"] > _MISMATCH + 2 * record.get("spread", 0.0)
 
 
 def _cell(attack: str, defense: str, rows: list[Finding], random: list[Finding]) -> dict[str, Any]:

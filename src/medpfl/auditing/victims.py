@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -17,7 +18,7 @@ __all__ = ["draw_victims"]
 def draw_victims(
     data: LabelledImages, images: int, per_update: int, partition: Partition, generator: torch.Generator
 ) -> list[Tensor]:
-    """Index tensors (N,) of the updates to attack: clients take turns, each draws evenly over its classes.
+    """Index tensors (N,) of the updates to attack: clients take turns, and classes come in evenly.
 
     Args:
         data: all images.
@@ -39,13 +40,12 @@ def draw_victims(
     if not updates:
         raise InputError(f"{images} images are less than one update of {per_update}: ask for more")
     clients = partition.deal(data, generator)
-    queues = [_evenly(data.labels[client], client, generator) for client in clients]
-    shares = _shares(updates, [len(q) // per_update for q in queues], per_update)
-    parts = [
-        queue[: share * per_update][torch.randperm(share * per_update, generator=generator)].split(per_update)
-        for queue, share in zip(queues, shares, strict=True)
-        if share
-    ]
+    shares = _shares(updates, [len(client) // per_update for client in clients], per_update)
+    taken: Counter[int] = Counter()
+    parts = []
+    for client, share in zip(clients, shares, strict=True):
+        chosen = _evenly(client, data.labels, share * per_update, taken, generator)
+        parts.append(chosen[torch.randperm(len(chosen), generator=generator)].split(per_update) if share else ())
     return list(_in_turn(parts))
 
 
@@ -64,13 +64,17 @@ def _shares(updates: int, capacity: list[int], per_update: int) -> list[int]:
     return shares
 
 
-def _evenly(labels: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
-    """The indices in an order whose every beginning is even over classes."""
-    by_class = []
-    for label in labels.unique().tolist():
-        members = indices[labels == label]
-        by_class.append(members[torch.randperm(len(members), generator=generator)].split(1))
-    return torch.cat(list(_in_turn(by_class))) if by_class else indices
+def _evenly(client: Tensor, labels: Tensor, count: int, taken: Counter[int], generator: torch.Generator) -> Tensor:
+    """`count` of a client's images, each of the class that was taken least so far, by all clients."""
+    left: dict[int, list[int]] = {}
+    for i in client[torch.randperm(len(client), generator=generator)].tolist():
+        left.setdefault(int(labels[i]), []).append(i)
+    chosen = []
+    for _ in range(count):
+        label = min((c for c in sorted(left) if left[c]), key=lambda c: taken[c])
+        chosen.append(left[label].pop())
+        taken[label] += 1
+    return torch.tensor(chosen, dtype=torch.long)
 
 
 def _in_turn(parts: list[tuple[Tensor, ...]]) -> Iterator[Tensor]:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from medpfl.auditing.store import JobKey
 from medpfl.core import progress
 
-__all__ = ["watching"]
+__all__ = ["files", "name_skipped", "watching"]
+
+_NAMED = 10
+"""Skipped files that are named."""
 
 During = Callable[[JobKey, int], AbstractContextManager[None]]
+
+
+def name_skipped(skipped: Sequence[str]) -> None:
+    """Names files that could not be read on the terminal: the one place where their names may be seen."""
+    if not skipped:
+        return
+    more = len(skipped) - _NAMED
+    lines = [*skipped[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    print(f"{files(len(skipped))} could not be read and left out:", *lines, sep="\n  ", file=sys.stderr)
+
+
+def files(count: int) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{count} file" + "s" * (count != 1)
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from medpfl.core.errors import InputError
-from medpfl.core.spec import Part
+from medpfl.core.spec import Part, shown
 
 __all__ = ["Plan"]
 
@@ -32,8 +33,8 @@ class Plan(Part):
         InputError: a value out of its range.
     """
 
-    algorithm: Literal["FedSGD", "FedAvg"] = "FedSGD"
-    batch_size: int = 1
+    algorithm: Literal["FedSGD", "FedAvg"] = shown("FedSGD")
+    batch_size: int = shown(1)
     local_images: int | None = None
     epochs: int = 1
     learning_rate: float = 0.1
@@ -41,7 +42,7 @@ class Plan(Part):
     weight_decay: float = 0.0
     loss: Literal["cross_entropy"] = "cross_entropy"
     sampling: Literal["shuffle"] = "shuffle"
-    mode: Literal["train", "eval"] = "train"
+    mode: Literal["train", "eval"] = shown("train")
     sends: tuple[str, ...] = ("num_samples", "buffers")
 
     def __post_init__(self) -> None:
@@ -52,17 +53,18 @@ class Plan(Part):
             raise InputError(f"mode is '{self.mode}': choose train or eval")
         if self.loss != "cross_entropy" or self.sampling != "shuffle":
             raise InputError(f"loss '{self.loss}' with sampling '{self.sampling}': choose cross_entropy and shuffle")
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("batch_size", "local_images", "epochs"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise InputError(f"{name} is {value}: it must be a whole number, at least 1")
         if self.local_images is not None and self.local_images < self.batch_size:
             raise InputError(f"local_images is {self.local_images}, less than one batch of {self.batch_size}")
         if self.images % self.batch_size:
             raise InputError(f"local_images ({self.images}) must be a multiple of batch_size ({self.batch_size})")
         if self.algorithm == "FedSGD" and (self.epochs != 1 or self.images != self.batch_size):
             raise InputError("FedSGD sends one gradient of one batch: epochs and local_images need algorithm FedAvg")
-        if self.learning_rate <= 0 or self.momentum < 0 or self.weight_decay < 0:
-            raise InputError("learning_rate must be above 0, momentum and weight_decay at least 0")
+        if not (0 < self.learning_rate < inf and 0 <= self.momentum < inf and 0 <= self.weight_decay < inf):
+            raise InputError("learning_rate must be a number above 0, momentum and weight_decay at least 0")
         if unknown := set(self.sends) - {"num_samples", "buffers"}:
             raise InputError(f"sends names {sorted(unknown)}: choose from num_samples, buffers")
 

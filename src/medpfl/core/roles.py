@@ -137,7 +137,7 @@ class Composed(Defense):
         return self._through("aggregate", value, state, generator)
 
     def disclose(self, sent: Update) -> Channel:
-        """The known parts in order; of precisions the least, of bounds the sum."""
+        """The known parts in order; variances (1 / precision) add up, and so do bounds."""
         from medpfl.core.types import Channel
 
         channels = [part.disclose(sent) for part in self.parts]
@@ -147,7 +147,7 @@ class Composed(Defense):
 
         return Channel(
             apply,
-            _merge([c.precision for c in channels], lambda a, b: (1 / (1 / a + 1 / b)).nan_to_num(0.0)),
+            _merge([c.precision for c in channels], lambda a, b: 1 / (1 / a + 1 / b)),
             _merge([c.bounds for c in channels], lambda a, b: a + b),
         )
 

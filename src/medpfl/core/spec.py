@@ -80,7 +80,10 @@ def build(text: str, known: Mapping[str, Any], role: str = "part", nested: Mappi
 
 def _build(node: ast.expr, known: Mapping[str, Any], role: str, nested: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return _build(node.left, known, role, nested) | _build(node.right, known, role, nested)
+        left, right = (_build(side, known, role, nested) for side in (node.left, node.right))
+        if not hasattr(left, "__or__"):
+            raise InputError(f"'{ast.unparse(node)}': {role} specs cannot be joined by |; give each on its own")
+        return left | right
     call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
     if not isinstance(call.func, ast.Name):
         raise InputError(f"{role} '{ast.unparse(node)}' is not a spec: write Name or Name(argument=value)")
@@ -113,7 +116,7 @@ def construct(make: Any, name: str, args: list[Any], kwargs: dict[str, Any], rol
 def _value(node: ast.expr, name: str, role: str, nested: Mapping[str, Any]) -> Any:
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):  # TypeError: a list as a key
         pass
     if isinstance(node, ast.Call | ast.Name) and nested:
         return _build(node, nested, f"part of {role} {name}", nested)

@@ -22,7 +22,7 @@ class ClientRound:
     """What happened at a client; only `sent` is on the wire.
 
     Attributes:
-        batch: its private images.
+        batch: what it trained on: its private images after the defense's `batch` moment.
         draws: its batch order and dropout masks.
         raw: the update before the defense's `update` moment.
         sent: the update that left.

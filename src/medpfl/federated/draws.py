@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Tensors
 
@@ -39,7 +40,7 @@ class Dropout(nn.Module):
     def __init__(self, layer: nn.modules.dropout._DropoutNd) -> None:
         super().__init__()
         self.rate = layer.p
-        whole = isinstance(layer, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.FeatureAlphaDropout)
+        whole = isinstance(layer, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d)
         self.kept_dims = 2 if whole else None  # whole channels are dropped: the mask has no further axes
         self.register_buffer(_MASK, torch.ones(()))
 
@@ -55,7 +56,11 @@ class Dropout(nn.Module):
 
 
 def draw(model: nn.Module, batch: Batch, plan: Plan, generator: torch.Generator) -> Draws:
-    """A client's draws for one round of `plan` on a batch (N, C, H, W), with a model made ready for it."""
+    """A client's draws for one round of `plan` on a batch (N, C, H, W), with a model made ready for it.
+
+    Raises:
+        InputError: a dropout layer that the model passes more than once.
+    """
     order = None
     if plan.images > plan.batch_size:
         order = torch.stack([torch.randperm(len(batch), generator=generator) for _ in range(plan.epochs)])
@@ -71,6 +76,9 @@ def draw(model: nn.Module, batch: Batch, plan: Plan, generator: torch.Generator)
     finally:
         for handle in handles:
             handle.remove()
+    for name, drawn in masks.items():
+        if len(drawn) not in (0, plan.steps):
+            raise InputError(f"dropout layer '{name}' is used more than once: give each use a layer of its own")
     return Draws(order, {name: torch.stack(drawn) for name, drawn in masks.items() if drawn})
 
 

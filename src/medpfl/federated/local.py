@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, vmap
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Tensors, Update, Weights
 from medpfl.federated.draws import Draws
-from medpfl.federated.ready import running_statistics, state_of, track_statistics
+from medpfl.federated.ready import check_separable, running_statistics, state_of, track_statistics
 
 __all__ = ["cross_entropy", "local_update"]
 
@@ -40,8 +40,13 @@ def local_update(
         draws: the client's batch order and dropout masks; ``None``: the images in their order, no dropout.
         moment: applied to the per-sample gradients (N, ...) of each step before their mean is taken.
         buffers: whether to return the batch-norm statistics after the round too.
+
+    Raises:
+        InputError: a moment on a model whose images do not have gradients of their own.
     """
     draws = draws or Draws()
+    if moment is not None:
+        check_separable(model)
     if not buffers:
         return Update(_tensors(model, batch, plan, weights, draws, moment), _kind(plan))
     with track_statistics(model) as seen:
@@ -58,11 +63,11 @@ def _tensors(
 ) -> Tensors:
     state = state_of(model, weights.buffers)
     if plan.algorithm == "FedSGD":
-        return _gradient(model, weights.parameters, state | draws.at(0), batch, moment)
+        return _gradient(model, weights.parameters, state, draws.at(0), batch, moment)
     parameters, velocity = dict(weights.parameters), {}
     for step in range(plan.steps):
         part = _minibatch(batch, plan, draws, step)
-        gradient = _gradient(model, parameters, state | draws.at(step), part, moment)
+        gradient = _gradient(model, parameters, state, draws.at(step), part, moment)
         for name, old in parameters.items():
             push = gradient[name] + plan.weight_decay * old
             velocity[name] = push if step == 0 else plan.momentum * velocity[name] + push
@@ -81,15 +86,16 @@ def _minibatch(batch: Batch, plan: Plan, draws: Draws, step: int) -> Batch:
 
 
 def _gradient(
-    model: nn.Module, parameters: Tensors, state: Tensors, batch: Batch, moment: GradientMoment | None
+    model: nn.Module, parameters: Tensors, state: Tensors, masks: Tensors, batch: Batch, moment: GradientMoment | None
 ) -> Tensors:
-    def loss(parameters: Tensors, images: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(functional_call(model, {**parameters, **state}, (images,)), labels)
+    def loss(parameters: Tensors, images: Tensor, labels: Tensor, masks: Tensors) -> Tensor:
+        return cross_entropy(functional_call(model, {**parameters, **state, **masks}, (images,)), labels)
 
     if moment is None:
-        return grad(loss)(dict(parameters), batch.images, batch.labels)
-    each = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
-    samples = moment(each(dict(parameters), batch.images[:, None], batch.labels[:, None]))
+        return grad(loss)(dict(parameters), batch.images, batch.labels, masks)
+    each = vmap(grad(loss), in_dims=(None, 0, 0, 0), randomness="different")
+    alone = {name: mask[:, None] for name, mask in masks.items()}
+    samples = moment(each(dict(parameters), batch.images[:, None], batch.labels[:, None], alone))
     return {name: value.mean(0) for name, value in samples.items()}
 
 

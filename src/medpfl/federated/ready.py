@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import replace_all_batch_norm_modules_
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
+from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Tensors
 from medpfl.federated.draws import Dropout
 
-__all__ = ["prepare", "running_statistics", "state_of", "track_statistics"]
+__all__ = ["check_separable", "prepare", "running_statistics", "state_of", "track_statistics"]
 
 Statistics = dict[str, list[tuple[Tensor, Tensor]]]
 
@@ -25,14 +27,34 @@ def prepare(model: nn.Module, plan: Plan) -> nn.Module:
 
     In train mode, batch norm keeps no running statistics (its output never reads them, and writing them in
     place is refused under ``vmap``), and dropout takes its masks as an input. In eval mode nothing changes.
+
+    Raises:
+        InputError: a layer that does more in train mode than can be repeated.
     """
     ready = copy.deepcopy(model).train(plan.mode == "train")
     if ready.training:
         replace_all_batch_norm_modules_(ready)
         for name, module in list(ready.named_modules()):
+            _check_repeatable(name, module)
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 _set(ready, name, Dropout(module))
     return ready
+
+
+def _check_repeatable(name: str, module: nn.Module) -> None:
+    tracks = isinstance(module, _InstanceNorm) and module.track_running_stats
+    if tracks or isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout):
+        what = "instance norm with running statistics" if tracks else "alpha dropout"
+        raise InputError(f"layer '{name}': {what} cannot be repeated in train mode; use mode eval or another layer")
+
+
+def check_separable(model: nn.Module) -> None:
+    """Raises `InputError` if the images of a batch have no gradients of their own: batch norm in train mode."""
+    if names := list(_batch_norms(model)):
+        raise InputError(
+            f"layer '{names[0]}': batch norm in train mode mixes the images of a batch, so that there are no "
+            "per-sample gradients; use mode eval or another norm"
+        )
 
 
 def _set(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -83,7 +83,7 @@ def _parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
             raise ValueError
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
         return node.func.id, [ast.literal_eval(a) for a in node.args], kwargs
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError):
         raise InputError(
             f"model '{text}': after the colon write a name, or a name with literal arguments: make_model(width=8)"
         ) from None

@@ -1,0 +1,97 @@
+"""Every member of ``attacks.__all__`` keeps what the role promises. One row an attack."""
+
+import pytest
+import torch
+from scenes import scene, smooth, tiny
+
+from medpfl import attacks
+from medpfl.attacks import CPL, DLG, GradientMatching, GradInv, iDLG
+from medpfl.core.plan import Plan
+from medpfl.core.threat import ThreatModel
+
+ROWS = {
+    "CPL": CPL(steps=150),
+    "DLG": DLG(steps=150),
+    "GradInv": GradInv(steps=800),
+    "GradientMatching": GradientMatching(steps=150),
+    "iDLG": iDLG(steps=150),
+}
+PLANS = {
+    "FedSGD": Plan(),
+    "FedSGD of 2": Plan(batch_size=2),
+    "FedAvg": Plan(algorithm="FedAvg", batch_size=1, local_images=2, epochs=2),
+    "eval": Plan(mode="eval"),
+}
+LABELS = torch.tensor([[0, 1], [2, 0], [1, 1]])
+
+
+def test_every_attack_has_a_row():
+    assert sorted(ROWS) == sorted(attacks.__all__)
+    assert all(type(attack).__name__ == name for name, attack in ROWS.items())
+
+
+def seen_by(plan: Plan, channels: int = 1, **options):
+    images = smooth(3 * plan.images, channels).view(3, plan.images, channels, 12, 12)
+    return images, scene(tiny(channels), images, LABELS[:, : plan.images], plan, **options)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("attack", ROWS.values(), ids=ROWS)
+def test_shapes_range_and_reasons(attack, plan):
+    short = type(attack)(steps=3)
+    _, seen = seen_by(plan)
+    guess = short(seen, torch.Generator().manual_seed(0))
+    assert guess.guesses.shape == (3, plan.images, 1, 12, 12)
+    assert guess.guesses.min() >= 0
+    assert guess.guesses.max() <= 1
+    assert guess.labels.shape == (3, plan.images)
+    assert guess.loss.shape == guess.steps.shape == guess.evaluations.shape == (3,)
+    assert guess.loss.isfinite().all()
+    assert (guess.steps <= 3).all()
+    assert (guess.evaluations >= guess.steps).all()
+    assert set(guess.ended) <= {"converged", "stalled", "max_steps", "nonfinite"}
+
+
+@pytest.mark.parametrize("attack", ROWS.values(), ids=ROWS)
+def test_reads_color_images_back_and_not_from_noise(attack):
+    images, seen = seen_by(PLANS["FedSGD"], channels=3)
+    guess = attack(seen, torch.Generator().manual_seed(0))
+    assert guess.labels[:, 0].tolist() == LABELS[:, 0].tolist()
+    error = (guess.guesses - images).square().flatten(1).mean(1)
+    assert (error < 0.015).all(), error
+    view = seen.views[0]
+    noise = torch.Generator().manual_seed(1)
+    random = view.update.replace({k: torch.randn(t.shape, generator=noise) for k, t in view.update.tensors.items()})
+    blind = attack(
+        type(seen)(seen.model, (type(view)(view.weights, view.plans, random),), seen.image_shape, 3),
+        torch.Generator().manual_seed(0),
+    )
+    assert ((blind.guesses - images).square().flatten(1).mean(1) > 0.03).all()
+
+
+@pytest.mark.parametrize("attack", ROWS.values(), ids=ROWS)
+def test_randomness_is_the_generator_s_alone(attack):
+    short = type(attack)(steps=5)
+    _, seen = seen_by(PLANS["FedSGD of 2"])
+    before = torch.random.get_rng_state()
+    one, same, other = (short(seen, torch.Generator().manual_seed(s)).guesses for s in (4, 4, 5))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("attack", ROWS.values(), ids=ROWS)
+def test_takes_granted_labels(attack):
+    _, seen = seen_by(PLANS["FedSGD of 2"], threat=ThreatModel(("labels",)))
+    guess = type(attack)(steps=2)(seen, torch.Generator().manual_seed(0))
+    assert torch.equal(guess.labels, LABELS)
+
+
+@pytest.mark.parametrize("attack", ROWS.values(), ids=ROWS)
+def test_more_restarts_are_no_worse_by_the_attacker_s_own_measure(attack):
+    _, seen = seen_by(PLANS["FedSGD"])
+    one = type(attack)(steps=10)(seen, torch.Generator().manual_seed(0))
+    three = type(attack)(steps=10, restarts=3)(seen, torch.Generator().manual_seed(0))
+    assert (three.loss <= 1.001 * one.loss).all()  # ten steps of float32 in another stack
+    assert three.candidates.shape == (3, 3, 1, 1, 12, 12)
+    assert torch.equal(three.candidates[:, 0], three.guesses)

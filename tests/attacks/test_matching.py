@@ -1,0 +1,164 @@
+import pytest
+import torch
+from scenes import scene, smooth, tiny
+
+from medpfl.attacks import matching
+from medpfl.attacks.labels import Joint
+from medpfl.attacks.lbfgs import LBFGS
+from medpfl.attacks.matching import GradientMatching, Matching
+from medpfl.attacks.objectives import Cosine, SquaredDistance
+from medpfl.attacks.optimizers import SignedAdam
+from medpfl.attacks.priors import TotalVariation
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.threat import ThreatModel
+from medpfl.core.types import Channel, Observation, View
+from medpfl.defenses import GaussianNoise
+from medpfl.models import LeNet, ResNet
+
+LABELS = torch.tensor([[0], [2]])
+
+
+def double(network, plan, size, channels=1, labels=LABELS, **options):
+    images = smooth(labels.numel(), channels, size).double().view(*labels.shape, channels, size, size)
+    return images, scene(network.double(), images, labels, plan, **options)
+
+
+CASES = [
+    ("LeNet", LBFGS()),
+    ("LeNet", SignedAdam(0.05)),
+    ("ResNet", SignedAdam(0.05)),
+    ("ResNet in train mode", SignedAdam(0.05)),
+]
+
+
+@pytest.mark.parametrize(("case", "optimizer"), CASES, ids=str)
+def test_stacked_and_one_by_one_agree_over_ten_steps(case, optimizer, monkeypatch):
+    if case == "LeNet":
+        _, seen = double(LeNet("idlg").build((1, 16, 16), 3, 0), Plan(), 16)
+    else:
+        plan = Plan(mode="eval") if case == "ResNet" else Plan(batch_size=4)
+        labels = LABELS if plan.images == 1 else torch.tensor([[0, 1, 2, 0], [2, 0, 1, 1]])
+        _, seen = double(ResNet(18).build((1, 32, 32), 3, 0), plan, 32, labels=labels)
+    attack = GradientMatching(Cosine(), TotalVariation(1e-3), optimizer, steps=10)
+    results = []
+    for stacked in (True, False):
+        monkeypatch.setattr(matching, "stacks", lambda seen, stacked=stacked: stacked)
+        torch.set_default_dtype(torch.float64)
+        try:
+            results.append(attack(seen, torch.Generator().manual_seed(0)))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.allclose(results[0].loss, results[1].loss, rtol=1e-6)
+    assert torch.allclose(results[0].guesses, results[1].guesses, atol=1e-5)
+
+
+@pytest.mark.parametrize("plan", [Plan(), Plan(algorithm="FedAvg", epochs=3, momentum=0.5)], ids=["FedSGD", "FedAvg"])
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["joint", "known"])
+def test_gradient_is_that_of_plain_double_backward(plan, labels):
+    network = LeNet("idlg").build((1, 16, 16), 3, 0)
+    _, seen = double(network, plan, 16)
+    parts = GradientMatching(SquaredDistance("none"), TotalVariation(0.3))
+    problem = Matching(parts, seen, labels)
+    z = torch.randn(2, 256 + (0 if labels is not None else 3), dtype=torch.float64)
+    value, slope = problem.evaluate(z, torch.arange(2))
+
+    for v in range(2):
+        point = z[v].clone().requires_grad_()
+        image = point[:256].view(1, 1, 16, 16)
+        target = point[256:].softmax(0)[None] if labels is None else labels[v]
+        old = [p.detach() for p in network.parameters()]
+        weights, velocity = [p.detach().clone().requires_grad_() for p in old], None
+        for step in range(plan.steps):
+            logits = torch.func.functional_call(
+                network, dict(zip(dict(network.named_parameters()), weights, strict=True)), image
+            )
+            gradient = torch.autograd.grad(
+                torch.nn.functional.cross_entropy(logits, target), weights, create_graph=True
+            )
+            velocity = gradient if step == 0 else [0.5 * a + b for a, b in zip(velocity, gradient, strict=True)]
+            weights = [w - plan.learning_rate * d for w, d in zip(weights, velocity, strict=True)]
+        fake = gradient if plan.algorithm == "FedSGD" else [w - o for w, o in zip(weights, old, strict=True)]
+        sent = [t[v] for t in seen.views[0].update.tensors.values()]
+        distance = sum((f - s).square().sum() for f, s in zip(fake, sent, strict=True))
+        distance = distance / sum(s.square().sum() for s in sent)
+        tv = 0.3 * (image.diff(dim=2).abs().mean() + image.diff(dim=3).abs().mean())
+        (expected,) = torch.autograd.grad(distance + tv, point)
+        assert value[v].item() == pytest.approx((distance + tv).item())
+        assert torch.allclose(slope[v], expected, rtol=1e-7, atol=1e-10)
+
+
+def test_several_rounds_of_the_same_images_are_matched_each_against_its_weights():
+    images = smooth(1).view(1, 1, 1, 12, 12)
+    label = torch.tensor([[1]])
+    rounds = [scene(tiny(seed=s), images, label, Plan()) for s in (0, 1)]
+    both = Observation(rounds[0].model, (rounds[0].views[0], rounds[1].views[0]), (1, 12, 12), 3)
+    problem = Matching(GradientMatching(), both, label)
+    at_truth, _ = problem.evaluate(images.flatten(1), torch.tensor([0]))
+    assert at_truth.item() < 1e-10
+    swapped = Observation(
+        rounds[0].model,
+        tuple(View(rounds[i].views[0].weights, (Plan(),), rounds[1 - i].views[0].update) for i in (0, 1)),
+        (1, 12, 12),
+        3,
+    )
+    at_truth, _ = Matching(GradientMatching(), swapped, label).evaluate(images.flatten(1), torch.tensor([0]))
+    assert at_truth.item() > 1e-3
+
+
+def test_the_known_part_of_a_channel_is_applied_to_the_guess():
+    images, label = smooth(1).view(1, 1, 1, 12, 12), torch.tensor([[1]])
+    seen = scene(tiny(), images, label, Plan())
+    view = seen.views[0]
+
+    def signs(tensors):
+        return {k: t.sign() for k, t in tensors.items()}
+
+    sent = view.update.replace(signs(view.update.tensors))
+    known = View(view.weights, view.plans, sent, Channel(apply=signs))
+    for channel, small in ((known, True), (View(view.weights, view.plans, sent), False)):
+        problem = Matching(GradientMatching(), Observation(seen.model, (channel,), (1, 12, 12), 3), label)
+        value, _ = problem.evaluate(images.flatten(1), torch.tensor([0]))
+        assert (value.item() < 1e-6) is small
+
+
+def test_a_granted_channel_reaches_the_objective():
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    seen = scene(tiny(), images, label, Plan(), threat=ThreatModel(("defense",)), defense=GaussianNoise(0.01))
+    known = matching._known(seen, label)["views"][0]
+    assert known["precision"]["0.weight"].shape == (2, 6, 1, 3, 3)
+    assert torch.allclose(known["precision"]["0.bias"], torch.tensor(1e4))
+    guess = GradientMatching(steps=5)(seen, torch.Generator().manual_seed(0))
+    assert guess.loss.isfinite().all()
+
+
+def test_granted_order_is_used():
+    plan = Plan(algorithm="FedAvg", local_images=4, batch_size=2, epochs=3)
+    images, labels = smooth(8).view(2, 4, 1, 12, 12), torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2]])
+    told = scene(tiny(), images, labels, plan, threat=ThreatModel(("labels", "order")))
+    untold = scene(tiny(), images, labels, plan, threat=ThreatModel(("labels",)))
+    losses = [
+        Matching(GradientMatching(), seen, labels).evaluate(images.flatten(1), torch.arange(2))[0]
+        for seen in (told, untold)
+    ]
+    assert (losses[0] < 1e-9).all()
+    assert (losses[1] > 1e-7).all()
+
+
+def test_the_least_objective_wins_and_candidates_are_in_its_order():
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    seen = scene(tiny(), images, label, Plan())
+    attack = GradientMatching(labels=Joint(), restarts=4, steps=6)
+    guess = attack(seen, torch.Generator().manual_seed(0))
+    problem = Matching(GradientMatching(), seen, guess.labels)
+    values = [problem.evaluate(guess.candidates[:, r].flatten(1), torch.arange(2))[0] for r in range(4)]
+    assert guess.candidates.shape == (2, 4, 1, 1, 12, 12)
+    assert len({round(v.sum().item(), 6) for v in values}) > 1
+
+
+def test_bad_settings():
+    for bad in ({"restarts": 0}, {"steps": 0}):
+        with pytest.raises(InputError, match="at least 1"):
+            GradientMatching(**bad)
+    with pytest.raises(InputError, match="weighting"):
+        SquaredDistance("some")

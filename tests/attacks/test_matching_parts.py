@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import torch
+from scenes import scene, smooth, tiny
+from scipy import ndimage
+from torch.func import grad
+
+from medpfl.attacks.constraints import Box
+from medpfl.attacks.labels import LastLayer
+from medpfl.attacks.objectives import Cosine, SquaredDistance
+from medpfl.attacks.priors import TotalVariation
+from medpfl.attacks.starts import Normal, Patterned
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.defenses import GaussianNoise
+
+OBJECTIVES = [SquaredDistance(), SquaredDistance("none"), Cosine()]
+
+
+def updates(seed):
+    g = torch.Generator().manual_seed(seed)
+    return {k: torch.randn(s, generator=g, dtype=torch.float64) for k, s in (("a", (3, 4)), ("b", (5,)))}
+
+
+def positive(seed):
+    return {k: v.square() for k, v in updates(seed).items()}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+@pytest.mark.parametrize("known", [(None, None), (positive(2), None), (None, positive(3)), (positive(2), positive(3))])
+def test_direction_is_the_derivative(objective, known):
+    fake, sent = updates(0), updates(1)
+    _, direction = objective.value_and_direction(fake, sent, *known)
+    auto = grad(lambda f: objective.value_and_direction(f, sent, *known)[0])(fake)
+    for name in sent:
+        assert torch.allclose(direction[name], auto[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_zero_at_a_match_one_at_nothing(objective):
+    sent = updates(1)
+    nothing = {k: torch.zeros_like(v) for k, v in sent.items()}
+    assert objective.value_and_direction(sent, sent, None, None)[0].item() == pytest.approx(0, abs=1e-12)
+    assert objective.value_and_direction(nothing, sent, None, None)[0].item() == pytest.approx(1)
+
+
+def test_squared_distance_is_the_paper_s_when_not_weighted():
+    fake, sent = updates(0), updates(1)
+    plain = sum((fake[k] - sent[k]).square().sum() for k in sent) / sum(v.square().sum() for v in sent.values())
+    assert SquaredDistance("none").value_and_direction(fake, sent, None, None)[0].item() == pytest.approx(plain.item())
+
+
+def test_cosine_is_torch_s_and_knows_no_length():
+    fake, sent = updates(0), updates(1)
+    flat = [torch.cat([v.flatten() for v in u.values()]) for u in (fake, sent)]
+    value = Cosine().value_and_direction(fake, sent, None, None)[0]
+    assert value.item() == pytest.approx(1 - torch.cosine_similarity(*flat, dim=0).item())
+    longer = {k: 7 * v for k, v in fake.items()}
+    assert Cosine().value_and_direction(longer, sent, None, None)[0].item() == pytest.approx(value.item())
+
+
+def test_what_lies_within_the_bounds_costs_nothing():
+    sent = updates(1)
+    fake = {k: v + 0.5 for k, v in sent.items()}
+    bounds = {k: torch.full_like(v, 0.6) for k, v in sent.items()}
+    value, direction = SquaredDistance().value_and_direction(fake, sent, None, bounds)
+    assert value.item() == 0
+    assert all((d == 0).all() for d in direction.values())
+
+
+def test_coordinates_without_precision_do_not_count():
+    sent, fake = updates(1), updates(0)
+    precision = {k: torch.ones_like(v) for k, v in sent.items()}
+    precision["b"] = torch.zeros_like(sent["b"])
+    for objective in OBJECTIVES[1:]:
+        far = {**fake, "b": fake["b"] + 100}
+        near = objective.value_and_direction(fake, sent, precision, None)[0]
+        assert objective.value_and_direction(far, sent, precision, None)[0].item() == pytest.approx(near.item())
+
+
+def test_total_variation_by_hand():
+    image = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).view(1, 1, 2, 2)
+    assert TotalVariation(2.0)(image).item() == pytest.approx(2 * ((0.5 + 0.5) / 2 + (1.0 + 0.0) / 2))
+    assert TotalVariation(1.0)(torch.full((2, 3, 4, 4), 0.3)).item() == 0
+    with pytest.raises(InputError, match="weight"):
+        TotalVariation(-1.0)
+
+
+def test_patterned_start_repeats_one_tile_an_image():
+    start = Patterned(16)((2, 3, 40, 32), torch.Generator().manual_seed(0))
+    assert torch.equal(start[..., :16, :16], start[..., 16:32, 16:32])
+    assert torch.equal(start[..., :8, :16], start[..., 32:, :16])
+    assert not torch.equal(start[0], start[1])
+    assert start.min() >= 0
+    assert start.max() <= 1
+    assert Patterned(16)((1, 1, 12, 12), torch.Generator()).shape == (1, 1, 12, 12)
+
+
+def test_normal_start_has_its_moments():
+    start = Normal(0.5, 0.25)((4, 3, 64, 64), torch.Generator().manual_seed(0))
+    assert start.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert start.std().item() == pytest.approx(0.25, abs=0.01)
+
+
+def test_median_filter_is_scipy_s():
+    images = torch.rand(2, 1, 3, 9, 7, generator=torch.Generator().manual_seed(0))
+    filtered = Box(median_every=5)(images, 10)
+    for ours, image in zip(filtered.flatten(0, 2), images.flatten(0, 2), strict=True):
+        assert np.allclose(ours.numpy(), ndimage.median_filter(image.numpy(), 3, mode="mirror"))
+    assert torch.equal(Box(median_every=5)(images, 9), images)
+    assert Box()(images * 3 - 1, 1).aminmax() == (0, 1)
+
+
+LABELS = torch.tensor([[0, 0, 0, 0], [2, 1, 0, 2], [1, 1, 1, 2]])
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(batch_size=4), Plan(algorithm="FedAvg", local_images=4, batch_size=2, epochs=2, learning_rate=0.001)]
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_label_counts_of_a_batch(plan, bias):
+    network = tiny()
+    if not bias:
+        network[-1] = torch.nn.Linear(network[-1].in_features, 3, bias=False)
+    seen = scene(network, smooth(12).view(3, 4, 1, 12, 12), LABELS, plan)
+    found = LastLayer().infer(seen, smooth(16, seed=9))
+    assert torch.equal(found, LABELS.sort(1).values)
+
+
+def test_label_of_one_image_under_noise():
+    seen = scene(tiny(), smooth(3).view(3, 1, 1, 12, 12), LABELS[:, 1:2], Plan(), defense=GaussianNoise(0.05))
+    assert torch.equal(LastLayer().infer(seen, smooth(4)), LABELS[:, 1:2])
+
+
+def test_labels_that_cannot_be_inferred():
+    seen = scene(tiny(), smooth(3).view(3, 1, 1, 12, 12), LABELS[:, :1], Plan(), classes=17)
+    with pytest.raises(InputError, match="grant the labels"):
+        LastLayer().infer(seen, smooth(2))

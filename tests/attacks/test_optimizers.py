@@ -1,0 +1,147 @@
+import pytest
+import torch
+from scipy.optimize import rosen, rosen_der
+
+from medpfl.attacks.lbfgs import LBFGS
+from medpfl.attacks.optimizers import SignedAdam
+from medpfl.core.errors import InputError
+
+
+class Problems:
+    """A list of functions of one point, each with its gradient by autograd."""
+
+    def __init__(self, *functions, project=lambda z, step: z):
+        self.functions, self.project, self.calls = functions, project, []
+
+    def evaluate(self, z, rows):
+        self.calls.append(rows.tolist())
+        points = z.detach().requires_grad_()
+        with torch.enable_grad():
+            values = torch.stack([self.functions[r](p) for r, p in zip(rows.tolist(), points, strict=True)])
+            (slopes,) = torch.autograd.grad(values.sum(), points)
+        return values.detach(), slopes
+
+
+def rosenbrock(z):
+    return (100 * (z[1:] - z[:-1].square()).square() + (1 - z[:-1]).square()).sum()
+
+
+def quadratic(seed, size=8):
+    g = torch.Generator().manual_seed(seed)
+    a = torch.randn(size, size, generator=g, dtype=torch.float64)
+    matrix, target = a @ a.T + 0.1 * torch.eye(size), torch.randn(size, generator=g, dtype=torch.float64)
+    return (lambda z: (z - target) @ matrix @ (z - target)), target
+
+
+def test_the_test_s_rosenbrock_is_scipy_s():
+    z = torch.randn(8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    value, slope = Problems(rosenbrock).evaluate(z[None], torch.tensor([0]))
+    assert value.item() == pytest.approx(rosen(z.numpy()))
+    assert slope[0].numpy() == pytest.approx(rosen_der(z.numpy()))
+
+
+def test_lbfgs_finds_known_minima_each_row_its_own():
+    functions, targets = zip(*map(quadratic, range(3)), strict=True)
+    start = torch.zeros(4, 8, dtype=torch.float64)
+    found = LBFGS(tolerance=1e-18).minimize(Problems(*functions, rosenbrock), start, 300)
+    assert found.ended == ("converged",) * 4
+    assert torch.allclose(found.z[:3], torch.stack(targets), atol=1e-7)
+    assert torch.allclose(found.z[3], torch.ones(8, dtype=torch.float64), atol=1e-6)
+    assert (found.loss < 1e-18).all()
+
+
+def test_lbfgs_is_as_quick_as_torch_s_with_strong_wolfe():
+    start = torch.linspace(-2, 2, 20, dtype=torch.float64)
+    ours = LBFGS(tolerance=1e-12).minimize(Problems(rosenbrock), start[None], 500)
+    z = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([z], max_iter=500, max_eval=10000, tolerance_grad=0, tolerance_change=0,
+                                  line_search_fn="strong_wolfe")  # fmt: skip
+    calls = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = rosenbrock(z)
+        loss.backward()
+        calls.append(loss.item())
+        return loss
+
+    optimizer.step(closure)
+    theirs = next(i for i, loss in enumerate(calls) if loss < 1e-12)
+    assert ours.evaluations.item() <= 1.5 * theirs
+
+
+@pytest.mark.parametrize("optimizer", [LBFGS(history=5), SignedAdam(0.01)], ids=["LBFGS", "SignedAdam"])
+def test_rows_do_not_mix(optimizer):
+    functions, _ = zip(*map(quadratic, range(4)), strict=True)
+    start = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    together = optimizer.minimize(Problems(*functions), start, 25)
+    for row, function in enumerate(functions):
+        alone = optimizer.minimize(Problems(function), start[row : row + 1], 25)
+        assert torch.allclose(alone.z[0], together.z[row], rtol=1e-9, atol=1e-12)
+        assert alone.ended[0] == together.ended[row]
+        assert alone.evaluations[0] == together.evaluations[row]
+
+
+@pytest.mark.parametrize("optimizer", [LBFGS(tolerance=1e-3), SignedAdam(0.05, tolerance=1e-3)])
+def test_finished_rows_leave_the_stack(optimizer):
+    easy, hard = (lambda z: z.square().sum()), rosenbrock
+    problems = Problems(easy, hard)
+    found = optimizer.minimize(problems, torch.full((2, 4), 0.01, dtype=torch.float64), 30)
+    assert found.ended[0] == "converged"
+    assert found.steps[0] < 30
+    assert all(0 not in rows for rows in problems.calls[int(found.evaluations[0]) + 12 :])
+
+
+@pytest.mark.parametrize("optimizer", [LBFGS(), SignedAdam()], ids=["LBFGS", "SignedAdam"])
+def test_a_row_that_is_not_finite_ends_alone(optimizer):
+    problems = Problems(lambda z: z.sum() * torch.nan, quadratic(0)[0])
+    found = optimizer.minimize(problems, torch.zeros(2, 8, dtype=torch.float64), 50)
+    assert found.ended[0] == "nonfinite"
+    assert found.ended[1] != "nonfinite"
+    assert found.z.isfinite().all()
+    assert found.loss[1] < quadratic(0)[0](torch.zeros(8, dtype=torch.float64))
+
+
+def test_lbfgs_stalls_at_a_minimum_that_is_not_zero():
+    found = LBFGS(patience=10).minimize(Problems(lambda z: 1 + z.square().sum()), torch.ones(1, 3), 100)
+    assert found.ended == ("stalled",)
+    assert found.loss.item() == pytest.approx(1)
+    assert found.steps.item() < 100
+
+
+def test_steps_are_a_limit():
+    problems = Problems(rosenbrock)
+    for optimizer in (LBFGS(tolerance=0), SignedAdam(0.001, tolerance=0)):
+        found = optimizer.minimize(problems, torch.zeros(1, 8, dtype=torch.float64), 7)
+        assert found.ended == ("max_steps",)
+        assert found.steps.item() == 7
+
+
+def test_unsigned_adam_is_torch_s_with_the_paper_s_decay():
+    function, _ = quadratic(3)
+    start = torch.randn(8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    visited = []
+    problems = Problems(function, project=lambda z, step: visited.append(z[0].clone()) or z)
+    SignedAdam(0.1, tolerance=0, signed=False).minimize(problems, start[None], 40)
+    z = start.clone().requires_grad_()
+    adam = torch.optim.Adam([z], lr=0.1)
+    decay = torch.optim.lr_scheduler.MultiStepLR(adam, [15, 25, 35], gamma=0.1)
+    for ours in visited:
+        adam.zero_grad()
+        function(z).backward()
+        adam.step()
+        decay.step()
+        assert torch.allclose(ours, z.detach(), rtol=1e-10)
+
+
+def test_adam_keeps_the_best_point_it_saw():
+    problems = Problems(lambda z: (z - 0.3).abs().sum())
+    found = SignedAdam(0.1, tolerance=0).minimize(problems, torch.zeros(1, 1, dtype=torch.float64), 200)
+    assert found.loss.item() == pytest.approx(abs(found.z.item() - 0.3))
+    assert found.loss.item() < 0.02
+
+
+@pytest.mark.parametrize("make", [lambda: LBFGS(history=0), lambda: LBFGS(patience=0), lambda: SignedAdam(rate=0)])
+def test_bad_settings(make):
+    with pytest.raises(InputError, match="must be"):
+        make()

@@ -1,0 +1,68 @@
+"""A plan is checked when it is made."""
+
+import dataclasses
+from math import inf, nan
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.spec import build
+
+
+@given(
+    batch_size=st.integers(1, 8),
+    batches=st.integers(1, 5),
+    epochs=st.integers(1, 5),
+    rates=st.tuples(st.floats(1e-6, 10), st.floats(0, 1), st.floats(0, 1)),
+    mode=st.sampled_from(["train", "eval"]),
+    sends=st.sampled_from([(), ("num_samples",), ("buffers", "num_samples")]),
+)
+def test_fedavg_counts_and_spec_both_ways(batch_size, batches, epochs, rates, mode, sends):
+    plan = Plan("FedAvg", batch_size, batch_size * batches, epochs, *rates, mode=mode, sends=sends)
+    assert plan.images == batch_size * batches
+    assert plan.steps == epochs * batches
+    assert build(repr(plan), {"Plan": Plan}) == plan
+
+
+def test_one_batch_unless_said_otherwise():
+    assert (Plan(batch_size=4).images, Plan(batch_size=4).steps) == (4, 1)
+    assert (Plan("FedAvg", 4, epochs=3).images, Plan("FedAvg", 4, epochs=3).steps) == (4, 3)
+
+
+def test_frozen_and_comparable():
+    plan = Plan(sends=["buffers"])  # as JSON gives it
+    assert plan == Plan(sends=("buffers",))
+    assert hash(plan) == hash(Plan(sends=("buffers",)))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.epochs = 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"algorithm": "fedsgd"}, "choose FedSGD or FedAvg"),
+        ({"mode": "test"}, "choose train or eval"),
+        ({"loss": "mse"}, "cross_entropy"),
+        ({"sampling": "poisson"}, "shuffle"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 1.5}, "batch_size is 1.5: it must be a whole number"),
+        ({"batch_size": True}, "whole number"),
+        ({"algorithm": "FedAvg", "epochs": 0}, "epochs is 0"),
+        ({"algorithm": "FedAvg", "epochs": -1}, "epochs is -1"),
+        ({"algorithm": "FedAvg", "local_images": 0}, "local_images is 0"),
+        ({"algorithm": "FedAvg", "local_images": 4.0}, "local_images is 4.0"),
+        ({"algorithm": "FedAvg", "batch_size": 4, "local_images": 2}, "less than one batch of 4"),
+        ({"algorithm": "FedAvg", "batch_size": 4, "local_images": 6}, "multiple of batch_size"),
+        ({"local_images": 2}, "FedSGD sends one gradient"),
+        ({"epochs": 2}, "FedSGD sends one gradient"),
+        ({"sends": ("buffers", "images")}, r"sends names \['images'\]"),
+        *(({name: value}, "learning_rate") for name in ("momentum", "weight_decay") for value in (-1e-9, nan, inf)),
+        *(({"learning_rate": value}, "learning_rate") for value in (0, -0.1, nan, inf)),
+    ],
+)
+def test_out_of_range(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Plan(**arguments)

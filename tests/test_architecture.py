@@ -1,0 +1,102 @@
+"""The import rule of the design, read off the source by its syntax tree; imports for type checkers count too."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import medpfl
+
+SOURCE = Path(medpfl.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+PACKAGES = {path.name for path in SOURCE.iterdir() if path.is_dir() and not path.name.startswith("__")}
+STAGES = {"attacks", "data", "defenses", "federated", "metrics", "models", "reporting"}
+# What each may import besides core and itself. The face (medpfl/__init__.py) names what others make.
+MAY = {
+    "core": set(),
+    "data": set(),
+    "models": set(),
+    "defenses": set(),
+    "metrics": set(),
+    "reporting": set(),
+    "federated": set(),
+    "attacks": {"federated"},
+    "auditing": STAGES,
+    "cli": {"auditing", "reporting"},
+    "integrations": {"auditing", "federated"},
+    "": {"auditing", "federated"},
+}
+LOADERS = {"", "cli"}  # they import by name, when a name is used
+
+
+def home(path: Path) -> str:
+    """The package or top module that a file belongs to; "" is the face."""
+    first = path.relative_to(SOURCE).with_suffix("").parts[0]
+    return "" if first == "__init__" else first
+
+
+def imports(source: str, path: Path) -> set[str]:
+    """Packages and top modules of ours that a file imports; "" for a name from the face."""
+    found, package = set(), ["medpfl", *path.relative_to(SOURCE).parent.parts]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            whole = ".".join([*above, node.module] if node.module else above)
+            found |= {f"{whole}.{alias.name}" for alias in node.names} if whole == "medpfl" else {whole}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            text = ast.unparse(node.args[0]).lstrip("f").strip("'\"") if home(path) not in LOADERS else ""
+            found.add(text)
+    ours = [name.split(".") for name in found if name.split(".")[0] == "medpfl"]
+    tops = {parts[1] if len(parts) > 1 else "" for parts in ours}
+    return {top if top in PACKAGES or (SOURCE / f"{top}.py").is_file() else "" for top in tops}
+
+
+def test_every_package_has_a_rule():
+    assert {home(path) for path in FILES} <= set(MAY)
+    assert PACKAGES <= set(MAY)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_file_imports_only_what_its_package_may(path):
+    own = home(path)
+    allowed = MAY[own] | {"core", own} - ({""} if own else set())
+    assert imports(path.read_text(), path) <= allowed
+
+
+def test_nobody_imports_those_on_top_and_attacks_see_no_truth():
+    for path in FILES:
+        used = imports(path.read_text(), path)
+        assert "integrations" not in used or home(path) == "integrations", path
+        assert "cli" not in used, path
+        if home(path) == "attacks":
+            assert not used & {"data", "defenses", "metrics", "auditing"}, path
+        if home(path) not in ("auditing", "integrations", "cli", ""):
+            assert len(used & STAGES - {home(path)}) <= (home(path) == "attacks"), path
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "found"),
+    [
+        ("from medpfl.data.folder import ImageFolder", "attacks/x.py", {"data"}),
+        ("from medpfl import metrics as m, audit", "attacks/x.py", {"metrics", ""}),
+        ("import medpfl.cli as c", "core/x.py", {"cli"}),
+        ("from ..defenses import noise", "attacks/x.py", {"defenses"}),
+        ("from .. import defenses", "attacks/x.py", {"defenses"}),
+        ("from . import dlg", "attacks/x.py", {"attacks"}),
+        ("if TYPE_CHECKING:\n    from medpfl.data import Samples", "core/x.py", {"data"}),
+        ("def f():\n    import medpfl.data, torch", "core/x.py", {"data"}),
+        ("import_module(f'medpfl.data.{x}')", "attacks/x.py", {"data"}),
+        ("import torch\nfrom pathlib import Path", "core/x.py", set()),
+    ],
+)
+def test_the_reader_of_imports_sees_every_way_to_import(source, file, found):
+    assert imports(source, SOURCE / file) == found
+
+
+def test_no_drawer_for_everything():
+    bad = [p for p in FILES if p.stem in ("utils", "util", "helpers", "common") or p.stem.startswith(("base_", "cfg"))]
+    assert not bad
