@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from pydantic import ValidationError
 
 from medpfl.core.errors import InputError, nearest
@@ -36,24 +38,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"medpfl: error: {error}", file=sys.stderr)
         return _BAD_INPUT
     except OSError as error:
-        where = f" '{error.filename}'" if error.filename else ""
-        print(f"medpfl: error: {error.strerror or error}{where}; finished rows are kept", file=sys.stderr)
+        print(f"medpfl: error: {_of_disk(error)}", file=sys.stderr)
         return _BAD_INPUT
     except KeyboardInterrupt:
         print("medpfl: interrupted; the same command continues with --out where it stopped", file=sys.stderr)
         return _INTERRUPTED
+    except SystemExit as end:  # after --help, --version and --print-config
+        return int(end.code or _DONE)
+
+
+def _of_disk(error: OSError) -> str:
+    where = f": '{error.filename}'" if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "; make room and give the same command again: with --out, what was finished is kept" if full else ""
+    return f"{(error.strerror or str(error)).lower()}{where}{hint}"
 
 
 def _run(words: list[str]) -> int:
     parser = _parser()
     if words and not words[0].startswith("-") and words[0] not in _COMMANDS:
         raise InputError(f"there is no command '{words[0]}'; {nearest(words[0], _COMMANDS)}")
-    given = parser.parse_args(_spelled(words))
+    try:
+        given = parser.parse_args(_spelled(words))
+    except ArgumentError as error:
+        raise InputError(f"{_plain(str(error))}; 'medpfl {words[0]} --help' names the options") from None
     if given.subcommand is None:
         parser.print_help()
         return _BAD_INPUT
     commands = {"audit": _audit, "demo": _demo, "list": _list, "report": _report}
     return commands[given.subcommand](given[given.subcommand])
+
+
+def _plain(text: str) -> str:
+    """What the parser found wrong, in the words of the command line.
+
+    >>> _plain("unrecognized arguments: --image 3")
+    "there is no option '--image'; did you mean '--images'?"
+    >>> _plain('Parser key "images": Expected a <class \'int\'>. Got value: x')
+    '--images is x: it must be a whole number'
+    """
+    if text.startswith("unrecognized arguments: "):
+        extra = text.split()[2]
+        known = [_option(name) for name in (*Experiment.model_fields, "out", "force", "quiet", "config")]
+        near = nearest(extra, known)
+        hint = f"; {near}" if near.startswith("did") else ""
+        return f"there is no option '{extra}'{hint}" if extra.startswith("-") else f"'{extra}' is one word too many"
+    key, value = re.search(r'Parser key "(\w+)"', text), re.search(r"(?:Got|Given) value: (.*)", text)
+    kinds = re.findall(r"Expected an? (?:<class '|typing\.)(int|float|list|Literal\[.*?\])", text)
+    if key and value and kinds:
+        return f"{_option(key[1])} is {value[1]}: it must be {' or '.join(map(_kind, kinds))}"
+    return re.sub(r"\s+", " ", text).replace("report.out", "the run directory")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _kind(name: str) -> str:
+    choices = name.removeprefix("Literal[").rstrip("]").replace("'", "")
+    return {"int": "a whole number", "float": "a number", "list": "a list"}.get(name, f"one of {choices}")
 
 
 def _spelled(words: list[str]) -> list[str]:
@@ -77,6 +120,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="medpfl",
         allow_abbrev=False,
+        exit_on_error=False,
         description="Measures what a federated-learning server can read back from what a hospital sends.",
         version=_version(),
     )
@@ -98,11 +142,13 @@ def _version() -> str:
 
 def _audit_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        allow_abbrev=False, description="Audits what the server could read back from updates on these images."
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Audits what the server could read back from updates on these images.",
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     for name, field in Experiment.model_fields.items():
-        option = "data" if name == "data" else f"--{name.replace('_', '-')}"
+        option = "data" if name == "data" else _option(name)
         extra: dict[str, Any] = {"nargs": "?"} if name == "data" else {}
         parser.add_argument(
             option,
@@ -123,20 +169,24 @@ def _add_run_options(parser: ArgumentParser) -> None:
 
 def _demo_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        allow_abbrev=False, description="Audits the embedded samples with and without a defense, offline."
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Audits the embedded samples with and without a defense, offline.",
     )
     _add_run_options(parser)
     return parser
 
 
 def _list_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Names the parts that an audit is made of.")
+    parser = ArgumentParser(exit_on_error=False, description="Names the parts that an audit is made of.")
     parser.add_argument("role", nargs="?", default=None, help=f"only these: {', '.join(_ROLES)}")
     return parser
 
 
 def _report_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Makes summary and pages again from the rows of a run directory.")
+    parser = ArgumentParser(
+        exit_on_error=False, description="Makes summary and pages again from the rows of a run directory."
+    )
     parser.add_argument("out", type=str, help="run directory")
     parser.add_argument("--quiet", action="store_true", help="no table")
     return parser
@@ -148,7 +198,7 @@ def _audit(given: Namespace) -> int:
         experiment = Experiment(**options)
     except ValidationError as error:
         wrong = error.errors()[0]
-        option = "--" + ".".join(map(str, wrong["loc"])).replace("_", "-")
+        option = _option(".".join(map(str, wrong["loc"])))
         raise InputError(f"{option} is {wrong['input']!r}: {wrong['msg'].lower()}") from None
     return _perform(experiment, given)
 

@@ -12,7 +12,7 @@ from medpfl.core.threat import ThreatModel
 ROWS = {
     "CPL": CPL(steps=150),
     "DLG": DLG(steps=150),
-    "GradInv": GradInv(steps=800),
+    "GradInv": GradInv(steps=800, tv=1e-3),
     "GradientMatching": GradientMatching(steps=150),
     "iDLG": iDLG(steps=150),
 }

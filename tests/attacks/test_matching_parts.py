@@ -8,8 +8,9 @@ from torch.func import grad
 from medpfl.attacks.constraints import Box
 from medpfl.attacks.labels import LastLayer
 from medpfl.attacks.objectives import Cosine, SquaredDistance
-from medpfl.attacks.priors import TotalVariation
+from medpfl.attacks.priors import Smoothness, TotalVariation, WarmUp
 from medpfl.attacks.starts import Normal, Patterned
+from medpfl.attacks.targets import free_labels, label_scale, label_vectors, linear_loss
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.defenses import GaussianNoise
@@ -136,3 +137,63 @@ def test_labels_that_cannot_be_inferred():
     seen = scene(tiny(), smooth(3).view(3, 1, 1, 12, 12), LABELS[:, :1], Plan(), classes=17)
     with pytest.raises(InputError, match="grant the labels"):
         LastLayer().infer(seen, smooth(2))
+
+
+def test_label_vectors_are_y_minus_p_where_the_wire_says_so():
+    network, images = tiny(), smooth(3).view(3, 1, 1, 12, 12)
+    seen = scene(network, images, LABELS[:, :1], Plan())
+    vectors = label_vectors(seen, LABELS[:, :1], smooth(1))
+    with torch.no_grad():
+        p = network(images.flatten(0, 1)).softmax(1)
+    y = torch.nn.functional.one_hot(LABELS[:, 0], 3)
+    assert torch.allclose(vectors[:, 0], y - p, atol=1e-6)
+    assert vectors.sum(2).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("why", ["noise", "batch", "local steps", "scaled logits", "wrong class", "zero"])
+def test_label_vectors_are_one_hot_where_it_does_not(why):
+    network, images, plan, defense = tiny(), smooth(6).view(3, 2, 1, 12, 12), Plan(), None
+    labels = LABELS[:, :1]
+    if why == "noise":
+        defense = GaussianNoise(0.1)
+    if why == "batch":
+        plan, labels = Plan(batch_size=2), LABELS[:, :2]
+    if why == "local steps":
+        plan = Plan(algorithm="FedAvg", epochs=2)
+    if why == "scaled logits":
+        network = torch.nn.Sequential(network, Halved())
+    seen = scene(network, images[:, : plan.images], labels, plan, defense=defense)
+    if why == "wrong class":
+        labels = (labels + 1) % 3
+    if why == "zero":
+        for tensor in seen.views[0].update.tensors.values():
+            tensor.zero_()
+    vectors = label_vectors(seen, labels, smooth(1))
+    assert torch.equal(vectors, torch.nn.functional.one_hot(labels, 3).float())
+
+
+class Halved(torch.nn.Module):
+    def forward(self, x):
+        return x / 2
+
+
+def test_linear_loss_means_one_gradient():
+    images, labels = smooth(3).view(3, 1, 1, 12, 12), LABELS[:, :1]
+    assert linear_loss(scene(tiny(), images, labels, Plan()))
+    assert linear_loss(scene(tiny(), images, labels, Plan(algorithm="FedAvg")))
+    assert not linear_loss(scene(tiny(), images, labels, Plan(algorithm="FedAvg", epochs=2)))
+    assert not linear_loss(scene(tiny(), images, labels, Plan(algorithm="FedAvg", weight_decay=0.1)))
+
+
+def test_free_labels_sum_to_zero_and_have_the_wire_s_scale():
+    assert free_labels(torch.randn(4, 5)).sum(1).abs().max() < 1e-6
+    seen = scene(tiny(), smooth(3).view(3, 1, 1, 12, 12), LABELS[:, :1], Plan())
+    assert torch.allclose(label_scale(seen), seen.views[0].update.tensors["3.bias"].norm(dim=1))
+
+
+def test_smoothness_by_hand_and_warm_up():
+    image = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).view(1, 1, 2, 2)
+    assert Smoothness(2.0)(image).item() == pytest.approx(2 * ((0.25 + 0.25) / 2 + (1.0 + 0.0) / 2))
+    assert WarmUp((3.0,), (7,)).stages() == [(Smoothness(3.0), 7)]
+    with pytest.raises(InputError, match="as many"):
+        WarmUp((1.0,), ())

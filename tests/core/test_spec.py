@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,7 +41,7 @@ class Inner(Part):
 @dataclass(frozen=True, repr=False)
 class Outer(Part):
     first: Any = None
-    second: Any = shown(0)
+    second: Any = shown(0)  # noqa: RUF009 (it is a field)
     part: Inner = field(default_factory=Inner)
     hidden: Any = field(default="", repr=False)
 
@@ -190,7 +189,6 @@ def test_whatever_is_typed_gives_a_part_or_an_input_error(text):
 
 
 def test_functions_with_free_keywords():
-    assert construct(dict, "dict", [], {"a": 1}, "model") == {"a": 1} if False else True
     assert construct(lambda **free: free, "f", [], {"a": 1}, "model") == {"a": 1}
     with pytest.raises(InputError, match="model 'f': inner"):
         construct(_failing, "f", [], {}, "model")
@@ -243,6 +241,6 @@ def test_geometric_sweeps_stay_above_zero(ends):
 
 
 def test_summary_is_the_first_line():
-    assert summary(defenses.NoDefense).startswith("The update leaves the client as it is")
-    assert summary(Path) != ""
-    assert summary(object()) != "\n"
+    assert summary(defenses.LaplaceNoise).startswith("Laplace noise of scale")
+    assert "\n" not in summary(defenses.LaplaceNoise)
+    assert summary(type("Bare", (), {})) == ""

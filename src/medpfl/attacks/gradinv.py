@@ -11,7 +11,7 @@ from medpfl.attacks.labels import LastLayer
 from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.objectives import Cosine
 from medpfl.attacks.optimizers import SignedAdam
-from medpfl.attacks.priors import TotalVariation
+from medpfl.attacks.priors import TotalVariation, WarmUp
 from medpfl.attacks.starts import Normal
 from medpfl.core.roles import Attack
 from medpfl.core.types import Observation, Reconstruction
@@ -40,8 +40,8 @@ class GradInv(Attack):
 
     steps: int = 2000
     restarts: int = 1
-    tv: float = 1e-2
-    rate: float = 0.05
+    tv: float = 2e-2
+    rate: float = 0.1
     median_every: int = 0
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
@@ -53,7 +53,9 @@ class GradInv(Attack):
             start=Normal(0.5, 0.25),
             labels=LastLayer(),
             constraint=Box(self.median_every),
+            warmup=WarmUp((), ()),
             restarts=self.restarts,
+            enough=0.0,
             steps=self.steps,
         )
         return attack(seen, generator)

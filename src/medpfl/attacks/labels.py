@@ -13,7 +13,7 @@ from medpfl.core.spec import Part
 from medpfl.core.types import Observation, Tensors
 from medpfl.federated.ready import state_of
 
-__all__ = ["Joint", "Labels", "LastLayer"]
+__all__ = ["Joint", "Labels", "LastLayer", "bias_gradient"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,17 +83,25 @@ def _last_layer(seen: Observation) -> tuple[str, str | None]:
     )
 
 
-def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
-    """(V, K) estimate of the bias gradient of the last layer."""
-    weight, bias = _last_layer(seen)
+def bias_gradient(seen: Observation) -> Tensor | None:
+    """(V, K) mean gradient of the last layer's bias over the steps of a round; ``None`` without a bias."""
+    bias = _last_layer(seen)[1]
+    return None if bias is None else _scale(seen) * seen.views[0].update.tensors[bias]
+
+
+def _scale(seen: Observation) -> float:
+    """From what was sent to a mean gradient."""
     view = seen.views[0]
-    scale = 1.0
-    if view.update.kind == "difference":
-        scale = -1 / (view.plan.learning_rate * view.plan.steps)
-    if bias is not None:
-        return scale * view.update.tensors[bias]
+    return 1.0 if view.update.kind == "gradient" else -1 / (view.plan.learning_rate * view.plan.steps)
+
+
+def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
+    """(V, K) estimate of the bias gradient of the last layer, even if it has no bias."""
+    if (gradient := bias_gradient(seen)) is not None:
+        return gradient
+    weight, _ = _last_layer(seen)
     inputs = _mean_input(seen, weight.rpartition(".")[0], dummy)
-    return scale * view.update.tensors[weight].flatten(2).sum(2) / inputs
+    return _scale(seen) * seen.views[0].update.tensors[weight].flatten(2).sum(2) / inputs
 
 
 def _logits(seen: Observation, dummy: Tensor) -> Tensor:

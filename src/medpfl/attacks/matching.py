@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medpfl.attacks.constraints import Box, Constraint, Free
 from medpfl.attacks.labels import Joint, Labels, LastLayer
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.objectives import Cosine, Objective, SquaredDistance
 from medpfl.attacks.optimizers import Optimizer, SignedAdam, Solution
-from medpfl.attacks.priors import NoPrior, Prior, TotalVariation
+from medpfl.attacks.priors import NoPrior, Prior, Smoothness, TotalVariation, WarmUp
+from medpfl.attacks.problem import Matching
 from medpfl.attacks.starts import Normal, Patterned, Start
+from medpfl.attacks.targets import label_vectors
+from medpfl.core import progress
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Attack
-from medpfl.core.types import Batch, Observation, Reconstruction, Tensors, View
-from medpfl.federated.draws import Draws
-from medpfl.federated.local import local_update
+from medpfl.core.types import Ended, Observation, Reconstruction
 
 __all__ = [
     "LBFGS",
@@ -36,17 +33,18 @@ __all__ = [
     "Normal",
     "Patterned",
     "SignedAdam",
+    "Smoothness",
     "SquaredDistance",
     "TotalVariation",
+    "WarmUp",
 ]
 
-STACKED_PARAMETERS = 2_000_000
-"""Up to so many parameters victims are evaluated together on a CPU. Above, they gain nothing by it."""
+_LABEL_STEPS = 20
 
 
 @dataclass(frozen=True, repr=False)
 class GradientMatching(Attack):
-    """Minimizes, over images (and soft labels), the distance of their update from the sent one.
+    """Minimizes, over images (and labels), the distance of their update from the sent one.
 
     The attacker differentiates through the same `local_update` that the client called, in every view of
     the observation. What the `medpfl.core.types.Channel` of a view says is used where it is granted.
@@ -58,8 +56,10 @@ class GradientMatching(Attack):
         start: first guess.
         labels: how labels are found, unless they are granted.
         constraint: what every iterate must be; for optimizers that project.
-        restarts: independent starts; the one with the least objective is the guess.
-        steps: at most so many, each start.
+        warmup: stages with a strong prior before the attack proper.
+        restarts: starts at most; the one with the least objective is the guess.
+        enough: a victim whose objective is below it gets no further start.
+        steps: at most so many, each start, warm-up included.
     """
 
     objective: Objective = SquaredDistance()
@@ -68,7 +68,9 @@ class GradientMatching(Attack):
     start: Start = Normal()
     labels: Labels = LastLayer()
     constraint: Constraint = Free()
+    warmup: WarmUp = WarmUp()
     restarts: int = 1
+    enough: float = 1e-5
     steps: int = 1000
 
     def __post_init__(self) -> None:
@@ -77,36 +79,87 @@ class GradientMatching(Attack):
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack on every victim of the observation."""
-        victims, device = len(seen), next(iter(seen.views[0].update.tensors.values())).device
-        shape = (seen.num_images, *seen.image_shape)
-        own = _spawn(generator, victims)
-        starts = torch.stack([self.start(shape, g) for g in own for _ in range(self.restarts)]).to(device)
-        labels = seen.labels if seen.labels is not None else self.labels.infer(seen, starts[:64, 0])
-        soft = None
-        if labels is None:
-            size = (shape[0], seen.num_classes)
-            soft = torch.stack([torch.randn(size, generator=g) for g in own for _ in range(self.restarts)]).to(device)
-        problem = Matching(self, seen, labels)
-        solution = self.optimizer.minimize(problem, problem.join(starts, soft), self.steps)
-        return self._choose(problem, solution, labels)
+        own = _spawn(generator, len(seen))
+        dummy = torch.stack([self._start(seen, g)[0] for g in own[:64]])
+        classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
+        labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
+        problem = Matching(self.objective, self.prior, self.constraint, seen, labels)
+        found = _Starts(seen, self.restarts)
+        for attempt in range(self.restarts):
+            victims = found.worse_than(self.enough if attempt else -torch.inf)
+            if not len(victims):
+                break
+            start = problem.join(*self._draw(seen, [own[v] for v in victims.tolist()], labels is None))
+            with progress.part(attempt / self.restarts, (attempt + 1) / self.restarts):
+                found.add(attempt, victims, self._minimize(problem.of(victims), start))
+        return found.reconstruction(problem, classes)
 
-    def _choose(self, problem: Matching, solution: Solution, labels: Tensor | None) -> Reconstruction:
-        """Of each victim's restarts the one with the least objective first."""
-        by_victim = solution.loss.nan_to_num(torch.inf).view(-1, self.restarts)
-        order = by_victim.argsort(dim=1, stable=True)
-        best = order[:, 0] + self.restarts * torch.arange(len(order), device=order.device)
-        images, soft = problem.split(solution.z)
-        candidates = images.unflatten(0, by_victim.shape)
-        candidates = candidates[torch.arange(len(order), device=order.device)[:, None], order].clamp(0, 1)
-        chosen = best.cpu()
+    def _start(self, seen: Observation, generator: torch.Generator) -> Tensor:
+        device = next(iter(seen.views[0].update.tensors.values())).device
+        return self.start((seen.num_images, *seen.image_shape), generator).to(device)
+
+    def _draw(self, seen: Observation, own: list[torch.Generator], joint: bool) -> tuple[Tensor, Tensor | None]:
+        """Images (rows, N, C, H, W), and label variables (rows, N, K) where labels are optimized."""
+        images = torch.stack([self._start(seen, g) for g in own])
+        if not joint:
+            return images, None
+        shape = (seen.num_images, seen.num_classes)
+        return images, torch.stack([torch.randn(shape, generator=g) for g in own]).to(images.device)
+
+    def _minimize(self, problem: Matching, z: Tensor) -> Solution:
+        """The warm-up's stages and then the attack proper, within the limit of steps."""
+        stages = [(problem.under(prior), min(most, self.steps // 4)) for prior, most in self.warmup.stages()]
+        if problem.joint:  # wrong labels would bend the pixels before the labels are right
+            stages.insert(0, (problem.labels_only(), min(_LABEL_STEPS, self.steps // 8)))
+        stages = [(p, most) for p, most in stages if most]
+        stages.append((problem.under(self.prior), self.steps - sum(most for _, most in stages)))
+        parts, done = [], 0
+        for stage, most in stages:
+            with progress.part(done / self.steps, (done + most) / self.steps):
+                parts.append(self.optimizer.minimize(stage, z, most))
+            z, done = parts[-1].z, done + most
+        taken, evaluations = (torch.stack([getattr(p, k) for p in parts]).sum(0) for k in ("steps", "evaluations"))
+        return Solution(z, parts[-1].loss, taken, evaluations, parts[-1].ended)
+
+
+class _Starts:
+    """What came of each start of each victim."""
+
+    def __init__(self, seen: Observation, restarts: int) -> None:
+        self.loss = torch.full((len(seen), restarts), torch.inf)
+        self.z: list[Tensor] = []
+        self.steps = torch.zeros(len(seen), restarts, dtype=torch.long)
+        self.evaluations = torch.zeros(len(seen), dtype=torch.long)
+        self.ended: dict[tuple[int, int], Ended] = {}
+
+    def worse_than(self, loss: float) -> Tensor:
+        """(A,) victims whose best objective so far is not below `loss`."""
+        return (~(self.loss.amin(1) < loss)).nonzero()[:, 0]
+
+    def add(self, attempt: int, victims: Tensor, solution: Solution) -> None:
+        """One more start of some victims."""
+        z = solution.z.new_zeros(len(self.loss), solution.z.shape[1]) if not self.z else self.z[0].clone()
+        z[victims] = solution.z
+        self.z.append(z)
+        self.loss[victims, attempt] = solution.loss.nan_to_num(torch.inf).to(self.loss)
+        self.steps[victims, attempt] = solution.steps
+        self.evaluations[victims] += solution.evaluations
+        self.ended |= {(v, attempt): why for v, why in zip(victims.tolist(), solution.ended, strict=True)}
+
+    def reconstruction(self, problem: Matching, classes: Tensor | None) -> Reconstruction:
+        """The start with the least objective as the guess, the others as candidates in that order."""
+        order = self.loss[:, : len(self.z)].argsort(dim=1, stable=True)
+        rows, best = torch.arange(len(order)), order[:, 0]
+        images, free = problem.split(torch.stack(self.z, 1)[rows[:, None], order])
+        images = images.clamp(0, 1)
         return Reconstruction(
-            guesses=candidates[:, 0],
-            labels=soft[best].argmax(2) if soft is not None else labels,
-            loss=solution.loss[best],
-            steps=solution.steps[chosen],
-            evaluations=solution.evaluations.view(-1, self.restarts).sum(1),
-            ended=tuple(solution.ended[i] for i in chosen.tolist()),
-            candidates=candidates if self.restarts > 1 else None,
+            guesses=images[:, 0],
+            labels=classes if free is None else free[:, 0].argmax(-1),
+            loss=self.loss[rows, best],
+            steps=self.steps[rows, best],
+            evaluations=self.evaluations,
+            ended=tuple(self.ended[v, a] for v, a in enumerate(best.tolist())),
+            candidates=images if len(self.z) > 1 else None,
         )
 
 
@@ -114,117 +167,3 @@ def _spawn(generator: torch.Generator, count: int) -> list[torch.Generator]:
     """One generator a victim, so that a victim's draws do not depend on its neighbors'."""
     seeds = torch.randint(2**62, (count,), generator=generator).tolist()
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-class Matching:
-    """The problems of an observation, one a restart of a victim, over flat variables.
-
-    A row's variables are its images (N, C, H, W) and, where labels are optimized, logits (N, K).
-    """
-
-    def __init__(self, parts: GradientMatching, seen: Observation, labels: Tensor | None) -> None:
-        self.parts, self.seen, self.joint = parts, seen, labels is None
-        self.shape = (seen.num_images, *seen.image_shape)
-        self.pixels = torch.Size(self.shape).numel()
-        self.known = _known(seen, labels)
-        self.stacked = stacks(seen)
-        self._last: tuple[Tensor, Any] | None = None
-
-    def join(self, images: Tensor, logits: Tensor | None) -> Tensor:
-        """Flat variables (rows, D)."""
-        parts = [images.flatten(1)] + ([] if logits is None else [logits.flatten(1)])
-        return torch.cat(parts, 1)
-
-    def split(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (rows, N, C, H, W) and logits (rows, N, K)."""
-        images = z[..., : self.pixels].unflatten(-1, self.shape)
-        if not self.joint:
-            return images, None
-        return images, z[..., self.pixels :].unflatten(-1, (self.shape[0], self.seen.num_classes))
-
-    def project(self, z: Tensor, step: int) -> Tensor:
-        """The constraint on the images; logits are free."""
-        images = self.parts.constraint(self.split(z)[0], step).flatten(1)
-        return torch.cat([images, z[:, self.pixels :]], 1)
-
-    def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (A,) and gradients (A, D) of the rows."""
-        # The fused attention kernels have no second derivative. `grad` sees no `no_grad` around it; it only
-        # spares the graph that plain autograd would keep of the model's own parameters.
-        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-            if self.stacked:
-                return vmap(self._one, randomness="different")(z, self._of(rows))
-            victims = (rows // self.parts.restarts).tolist()
-            each = [self._one(z[i], _pick(self.known, v)) for i, v in enumerate(victims)]
-        return torch.stack([e[0] for e in each]), torch.stack([e[1] for e in each])
-
-    def _of(self, rows: Tensor) -> Any:
-        """What is known of the rows' victims; copied only when the rows change."""
-        if self._last is None or self._last[0] is not rows:
-            whole = self.parts.restarts == 1 and len(rows) == len(self.seen)
-            self._last = (rows, self.known if whole else _pick(self.known, rows // self.parts.restarts))
-        return self._last[1]
-
-    def _one(self, z: Tensor, known: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Value and gradient for one row."""
-
-        def surrogate(z: Tensor) -> tuple[Tensor, Tensor]:
-            """Has the objective's gradient, by a fixed direction in the space of updates; and its value."""
-            pull = total = self.parts.prior(self.split(z)[0])
-            for view, of_view in zip(self.seen.views, known["views"], strict=True):
-                fake = self._update(z, view, known)
-                value, direction = self.parts.objective.value_and_direction(
-                    {name: t.detach() for name, t in fake.items()},
-                    of_view["sent"],
-                    of_view.get("precision"),
-                    of_view.get("bounds"),
-                )
-                total = total + value
-                pull = pull + sum((fake[name] * along).sum() for name, along in direction.items())
-            return pull, total.detach()
-
-        slope, total = grad(surrogate, has_aux=True)(z)
-        return total, slope
-
-    def _update(self, z: Tensor, view: View, known: dict[str, Any]) -> Tensors:
-        images, logits = self.split(z)
-        labels = known["labels"] if logits is None else logits.softmax(-1)
-        draws = Draws(known.get("order"), known.get("masks", {}))
-        update = local_update(self.seen.model, Batch(images, labels), view.plan, view.weights, draws).tensors
-        return dict(view.channel.apply(update)) if view.channel is not None else dict(update)
-
-
-def stacks(seen: Observation) -> bool:
-    """Whether the victims of an observation are evaluated together, by ``vmap``, or one after the other."""
-    parameters = seen.views[0].weights.parameters.values()
-    on_cpu = next(iter(parameters)).device.type == "cpu"
-    return not on_cpu or sum(p.numel() for p in parameters) <= STACKED_PARAMETERS
-
-
-def _known(seen: Observation, labels: Tensor | None) -> dict[str, Any]:
-    """All that differs between victims, with a leading victim axis."""
-    views = []
-    for view in seen.views:
-        known: dict[str, Any] = {"sent": dict(view.update.tensors)}
-        if view.channel is not None and view.channel.precision is not None:
-            known["precision"] = dict(view.channel.precision)
-        if view.channel is not None and view.channel.bounds is not None:
-            known["bounds"] = dict(view.channel.bounds)
-        views.append(known)
-    rest: dict[str, Any] = {"views": views}
-    if labels is not None:
-        rest["labels"] = labels
-    if seen.order is not None:
-        rest["order"] = seen.order
-    if seen.masks is not None:
-        rest["masks"] = dict(seen.masks)
-    return rest
-
-
-def _pick(tree: Any, index: Tensor | int) -> Any:
-    """The same tree with every tensor indexed along its victim axis; a number makes no copy."""
-    if isinstance(tree, Tensor):
-        return tree[index]
-    if isinstance(tree, Mapping):
-        return {key: _pick(value, index) for key, value in tree.items()}
-    return [_pick(value, index) for value in tree]

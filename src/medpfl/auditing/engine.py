@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,7 +17,16 @@ from torch.nn.parameter import UninitializedParameter
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 
-__all__ = ["check_network", "check_trainable", "device_of", "generator_of", "seed_of", "stack_size", "versions"]
+__all__ = [
+    "check_network",
+    "check_trainable",
+    "device_of",
+    "explained",
+    "generator_of",
+    "seed_of",
+    "stack_size",
+    "versions",
+]
 
 _LARGEST_STACK = 64
 
@@ -50,6 +61,20 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "unknown"
     return found
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Whatever a stranger's network, attack, defense or data source raises is for the user to read."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in reason:
+            raise InputError("out of memory: lower --memory, --batch-size or --size") from error
+        raise InputError(f"{what}: {reason}") from error
 
 
 def check_trainable(network: nn.Module) -> None:

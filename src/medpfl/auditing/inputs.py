@@ -15,6 +15,7 @@ from medpfl import data as data_package
 from medpfl import defenses as defense_package
 from medpfl import models as model_package
 from medpfl.attacks import matching
+from medpfl.auditing.engine import explained
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
@@ -116,7 +117,8 @@ def data_of(data: str | Path | DataSource | LabelledImages, size: int, fit: str,
     path = getattr(source, "path", None)
     # The same folder, however it is spelled, has the same study indices.
     place = type(source).__name__ if path is None else str(Path(path).expanduser().resolve())
-    return Found(source.load(), repr(source), place)
+    with explained("the images cannot be read"):
+        return Found(source.load(), repr(source), place)
 
 
 def _source(data: str, size: int, fit: str, channels: int | None) -> DataSource:

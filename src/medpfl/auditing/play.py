@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from functools import lru_cache, reduce
+from itertools import combinations
 from operator import or_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from medpfl.attacks.matching import stacks
-from medpfl.auditing.engine import generator_of, versions
+from medpfl.attacks.problem import stacks
+from medpfl.auditing.engine import explained, generator_of, versions
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import JobKey
-from medpfl.core.errors import InputError
 from medpfl.core.roles import Attack, Composed, Defense, State
 from medpfl.core.types import Batch, Finding, Observation, Reconstruction, Tensors, Update, Weights
 from medpfl.core.verdicts import RANDOM_UPDATE
@@ -28,7 +26,7 @@ from medpfl.federated.server import observe
 
 __all__ = ["Player"]
 
-_AGAIN = 4
+_DRAWS = 8
 """Times that a record's round is played, to see how much depends on the client's own draws."""
 
 
@@ -70,15 +68,16 @@ class Player:
     def difference(self, defense: Defense) -> dict[str, float]:
         """How far a recorded update is from what the truth gives under the plan, relative to the latter.
 
-        Batch order and dropout masks of the record are not known: ``spread`` is how far apart updates with
-        other ones are.
+        Batch order and dropout masks of the record are not known: of a few draws of them, ``difference`` is
+        the least, and ``spread`` how far apart they are among themselves.
         """
         job = JobKey("", 0, repr(defense), repr(self.setup.attacks[0]), 0)
-        rounds = [self._round(job, 0, self.setup.victims[0], again) for again in range(_AGAIN)]
-        first = rounds[0].raw
+        rounds = [self._round(job, 0, self.setup.victims[0])]
+        if rounds[0].draws.order is not None or rounds[0].draws.masks:
+            rounds += [self._round(job, 0, self.setup.victims[0], again) for again in range(1, _DRAWS)]
         return {
-            "difference": _distance(first, rounds[0].sent),
-            "spread": max(_distance(first, other.raw) for other in rounds),
+            "difference": min(_distance(played.raw, played.sent) for played in rounds),
+            "spread": max((_distance(a.raw, b.raw) for a, b in combinations(rounds, 2)), default=0.0),
         }
 
     def _make_model(self, draw: int, defense: str, attack: str) -> Sent:
@@ -98,13 +97,13 @@ class Player:
         rounds = [self._round(job, number, own) for number, own in enumerate(victims, first)]
         return rounds, [bool(played.raw.norm() == 0) for played in rounds]
 
-    def _round(self, job: JobKey, number: int, own: Tensor, *again: int) -> ClientRound:
+    def _round(self, job: JobKey, number: int, own: Tensor, again: int = 0) -> ClientRound:
         """A client's round; `again` names another draw of its order, masks and noise."""
         sent, data = self._model(job.draw, job.defense, job.attack), self.setup.data
         batch = Batch(data.images[own].to(self.setup.device), data.labels[own].to(self.setup.device))
-        generator = generator_of(self.setup.seed, "client", job.draw, number, *filter(None, again))
+        generator = generator_of(self.setup.seed, "client", job.draw, number, *([again] if again else []))
         defense = self.defenses[job.defense]
-        with _explained("the update of this model cannot be computed"):
+        with explained("the update of this model cannot be computed"):
             played = client_round(sent.client, sent.weights, batch, self.setup.plan, defense, sent.state, generator)
         return _randomized(played, generator) if job.control == RANDOM_UPDATE else played
 
@@ -131,7 +130,7 @@ class Player:
 
     def _attack(self, attack: Attack, seen: Observation, job: JobKey) -> Reconstruction:
         generator = generator_of(self.setup.seed, "attack", job.attack, job.draw, job.stack)
-        with _explained(f"{job.attack} cannot attack this model"):
+        with explained(f"{job.attack} cannot attack this model"):
             return attack(seen, generator)
 
     def _common(self, job: JobKey, seen: Observation) -> dict[str, Any]:
@@ -162,20 +161,6 @@ def _randomized(played: ClientRound, generator: torch.Generator) -> ClientRound:
 
     sent = played.sent.replace(random(played.sent.tensors))
     return ClientRound(played.batch, played.draws, played.raw, sent, played.state)
-
-
-@contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Whatever a stranger's network, defense or attack raises is for the user to read."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in reason:
-            raise InputError("out of memory: lower --memory, --batch-size or --size") from error
-        raise InputError(f"{what}: {reason}") from error
 
 
 def _distance(own: Update, other: Update) -> float:

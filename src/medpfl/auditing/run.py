@@ -131,7 +131,7 @@ def _truth_of(truth: Any, weights: Path | None, defenses: Sequence[Any]) -> Any:
 
 def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool) -> Report:
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        _make(out)
     index = study_index(out, setup.data, setup.source, place)
     player = Player(setup, Scorer(setup.data, index))
     with claimed(out, setup.identity(index), setup.jobs, force) as store:
@@ -144,6 +144,13 @@ def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool
                 with during(job, setup.jobs[job]):
                     store.add(job, *player(job))
         return finish(store, settings)
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out '{out}' cannot be made ({error.strerror}): name another one") from error
 
 
 def _settings(setup: Setup, player: Player) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Setup:
         if self.draws > 1 and fixed:
             raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
         ssim(self._probe, self._probe)  # refuses images that are too small for it
-        self.outputs  # noqa: B018 (runs the network once)
+        _ = self.outputs, self.stack  # both run the network once
 
     def _drawn(self) -> bool:
         return type(self.model).__name__ != "GivenModel"
@@ -135,7 +135,7 @@ class Setup:
             "model": repr(self.model),
             "weights": _fingerprint(self.network(0)),
             "data": self.source,
-            "images_read": index.fingerprint(self.data),
+            "pixels": index.fingerprint(self.data),
             "attacks": [repr(a) for a in self.attacks],
             "defenses": [repr(d) for d in self.defenses],
             "threat": repr(self.threat),

@@ -113,7 +113,7 @@ def claimed(out: Path | None, identity: dict[str, Any], sizes: dict[JobKey, int]
     """The store of an audit; until the block ends, other audits are kept out of the directory.
 
     Args:
-        out, sizes: of the `Store`; the directory is made if it is not there.
+        out, sizes: of the `Store`.
         identity: what the rows are a function of.
         force: discards what another experiment left there.
 
@@ -155,7 +155,6 @@ def _discard(out: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, PRIVATE)
     try:
         try:
@@ -204,7 +203,7 @@ def _difference(found: dict[str, Any] | None, identity: dict[str, Any]) -> str:
         return "its run.json is missing or damaged"
     old = found.get("identity") or {}
     changed = [k for k in identity if old.get(k) != identity[k]] + [k for k in old if k not in identity]
-    return "another " + ", ".join(changed[:4])
+    return "other " + ", ".join(changed[:4])
 
 
 def _to_bytes(images: Tensor) -> Tensor:

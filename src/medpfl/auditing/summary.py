@@ -53,7 +53,7 @@ def summarize(
 
 
 def _mismatch(record: Mapping[str, Any]) -> bool:
-    return record["difference"] > _MISMATCH + 2 * record.get("spread", 0.0)
+    return record["difference"] > _MISMATCH + record.get("spread", 0.0)
 
 
 def _cell(attack: str, defense: str, rows: list[Finding], random: list[Finding]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["listening", "report"]
+__all__ = ["listening", "part", "report"]
 
 _listener: ContextVar[Callable[[float], None] | None] = ContextVar("listener", default=None)
 
@@ -26,3 +26,14 @@ def listening(listener: Callable[[float], None]) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+@contextmanager
+def part(first: float, last: float) -> Iterator[None]:
+    """Within it, `report` counts for the share of the work from `first` to `last`."""
+    listener = _listener.get()
+    if listener is None:
+        yield
+        return
+    with listening(lambda done: listener(first + done * (last - first))):
+        yield

@@ -149,7 +149,7 @@ def _points(kind: str, arguments: str) -> list[str]:
         first, last, count = (ast.literal_eval(a.strip()) for a in arguments.split(","))
         ratios = [i / max(count - 1, 1) for i in range(count)]
         if kind == "lin":
-            values = [first + (last - first) * r for r in ratios]
+            values = [first * (1 - r) + last * r for r in ratios]
         else:
             values = [math.exp(math.log(first) + (math.log(last) - math.log(first)) * r) for r in ratios]
         if not values:

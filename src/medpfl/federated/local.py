@@ -94,8 +94,7 @@ def _gradient(
     if moment is None:
         return grad(loss)(dict(parameters), batch.images, batch.labels, masks)
     each = vmap(grad(loss), in_dims=(None, 0, 0, 0), randomness="different")
-    alone = {name: mask[:, None] for name, mask in masks.items()}
-    samples = moment(each(dict(parameters), batch.images[:, None], batch.labels[:, None], alone))
+    samples = moment(each(dict(parameters), batch.images[:, None], batch.labels[:, None], masks))
     return {name: value.mean(0) for name, value in samples.items()}
 
 

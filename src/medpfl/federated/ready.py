@@ -105,9 +105,10 @@ def running_statistics(model: nn.Module, before: Tensors, seen: Statistics) -> d
             continue
         for count, (mean, variance) in enumerate(seen.get(name, []), 1):
             batches = before[f"{name}.num_batches_tracked"] + count
-            rate = module.momentum if module.momentum is not None else 1 / batches
+            momentum = 1 / batches.double() if module.momentum is None else module.momentum
+            rate = torch.as_tensor(momentum, dtype=torch.float64)
             for key, value in (("running_mean", mean), ("running_var", variance)):
                 old = after[f"{name}.{key}"]
-                after[f"{name}.{key}"] = torch.lerp(old, value.to(old), torch.as_tensor(rate).to(old))
+                after[f"{name}.{key}"] = torch.lerp(old, value.to(old), rate.to(old))
             after[f"{name}.num_batches_tracked"] = batches
     return after

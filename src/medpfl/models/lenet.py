@@ -51,11 +51,12 @@ class LeNet(Model):
         """The network for images (C, H, W)."""
         kernel, width, padding, strides = _VARIANTS[self.variant]
         channels = [self.channels or image_shape[0]] + [width] * len(strides)
-        layers: list[nn.Module] = []
-        for (inputs, outputs), stride in zip(itertools.pairwise(channels), strides, strict=True):
-            layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.Sigmoid()]
         features = _features(strides, kernel, padding, image_shape[1:]) * width
-        network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, self.classes or num_classes))
+        layers: list[nn.Module] = []
+        with torch.random.fork_rng(devices=[]):  # what layers draw for themselves is overwritten
+            for (inputs, outputs), stride in zip(itertools.pairwise(channels), strides, strict=True):
+                layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.Sigmoid()]
+            network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, self.classes or num_classes))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in network.parameters():

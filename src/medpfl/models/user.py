@@ -47,9 +47,9 @@ class UserModel(Model):
     @classmethod
     def parse(cls, text: str) -> UserModel:
         """From ``place:name(arguments)``."""
-        head, _, arguments = text.partition("(")
+        head, bracket, arguments = text.partition("(")
         place, _, name = head.rpartition(":")
-        return cls(place, f"{name}({arguments}" if arguments else name)
+        return cls(place, name + bracket + arguments)
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
         """What the user's function returns, made under `seed`.

@@ -1,0 +1,75 @@
+"""What stands for the labels when a guess's update is computed.
+
+The loss acts on an update only through the gradient of the logits, p - y. Its softmax makes the update depend
+exponentially on the image, and where the model is sure of the label, p - 1 loses its digits. But for one
+image the gradient of the last bias *is* p - y. With label vectors that sum to zero, cross entropy is linear in
+the logits: ``-(l . log p) = -l . z`` if ``sum(l) = 0``. So ``l = y - p``, read from the wire, gives the very
+gradient that the client had, without a softmax, through the same `local_update`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from medpfl.attacks.labels import bias_gradient
+from medpfl.core.types import Batch, Observation
+from medpfl.federated.local import local_update
+
+__all__ = ["free_labels", "label_scale", "label_vectors", "linear_loss"]
+
+_TOLERANCE = 1e-3
+
+
+def linear_loss(seen: Observation) -> bool:
+    """Whether every update is one gradient, so that the logits' gradient is the same all along."""
+    return all(plan.steps == 1 and not plan.weight_decay for view in seen.views for plan in view.plans)
+
+
+def free_labels(variables: Tensor) -> Tensor:
+    """Label vectors (..., K) that sum to zero, from free variables."""
+    return variables - variables.mean(-1, keepdim=True)
+
+
+def label_scale(seen: Observation) -> Tensor:
+    """(V,) the size of y - p as the last bias tells it: the unit of label variables; 1 without a bias."""
+    gradient = bias_gradient(seen)
+    if gradient is None:
+        return next(iter(seen.views[0].update.tensors.values())).new_ones(len(seen))
+    return gradient.norm(dim=1).clamp(min=1e-12)
+
+
+def label_vectors(seen: Observation, classes: Tensor, dummy: Tensor) -> Tensor:
+    """(V, N, K) for classes (V, N): y - p where the wire says it exactly, else one-hot y.
+
+    Args:
+        seen: the observation.
+        classes: as inferred or granted.
+        dummy: (1, C, H, W) any image, to see that the last bias gets the logits' gradient unchanged.
+    """
+    hard = functional.one_hot(classes, seen.num_classes).to(dummy)
+    gradient = bias_gradient(seen) if seen.num_images == 1 and len(seen.views) == 1 and linear_loss(seen) else None
+    if gradient is None:
+        return hard
+    size = gradient.abs().sum(1)
+    # Of p - y exactly one entry is negative, and the sum is zero; noise breaks both.
+    exact = (gradient.sum(1).abs() <= _TOLERANCE * size) & ((gradient < 0).sum(1) == 1) & (size > 0)
+    exact &= gradient.argmin(1) == classes[:, 0]
+    exact &= _passes_through(seen, dummy)
+    return torch.where(exact[:, None, None], -free_labels(gradient)[:, None], hard)
+
+
+def _passes_through(seen: Observation, dummy: Tensor) -> bool:
+    """Whether the last bias's gradient is that of the logits, whatever the image: no layer comes after it."""
+    view = seen.views[0]
+    vector = free_labels(torch.arange(1.0, seen.num_classes + 1).to(dummy))
+    update = local_update(seen.model, Batch(dummy, vector[None]), view.plan, view.weights)
+    alone = type(seen)(
+        seen.model,
+        (type(view)(view.weights, view.plans, update.replace({k: t[None] for k, t in update.tensors.items()})),),
+        seen.image_shape,
+        seen.num_classes,
+    )
+    found = bias_gradient(alone)
+    return found is not None and torch.allclose(-found[0], vector, rtol=1e-3)

@@ -1,0 +1,64 @@
+"""Small audits, and what their tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from medpfl import Attack, Finding, Observation, Reconstruction, audit
+from medpfl.auditing.report import Report
+from medpfl.data.images import LabelledImages
+
+TINY: dict[str, Any] = {"model": "LeNet('idlg')", "attacks": ["iDLG(steps=3)"], "images": 4, "size": 16}
+"""A tenth of a second."""
+
+
+def draw_folder(path: Path, classes: Mapping[str, int], *, color: bool = False, size: int = 24, seed: int = 0) -> Path:
+    """A folder of class folders with smooth random pictures."""
+    random = np.random.default_rng(seed)
+    for name, count in classes.items():
+        (path / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            coarse = (random.random((4, 4, 3) if color else (4, 4)) * 255).astype("uint8")
+            Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(path / name / f"{i}.png")
+    return path
+
+
+def some_images(count: int, classes: int = 2, patients: Sequence[str | None] | None = None, seed: int = 0):
+    """Labelled random images of 16 x 16; image i is of class i modulo `classes`."""
+    images = torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+    names = tuple(f"{i}.png" for i in range(count))
+    patients = tuple(patients) if patients is not None else (None,) * count
+    labels = torch.arange(count) % classes
+    return LabelledImages(images, labels, tuple(f"class {c}" for c in range(classes)), names, patients)
+
+
+def tiny(data: Any, **options: Any) -> Report:
+    """A tiny audit with other options."""
+    return audit(data=data, **{**TINY, **options})
+
+
+def plain(rows: Sequence[Finding], *also: str) -> list[dict[str, Any]]:
+    """Rows without what an undisturbed run may have otherwise."""
+    return [{k: v for k, v in row.to_dict().items() if k not in ("seconds", "date", *also)} for row in rows]
+
+
+@dataclass(frozen=True, repr=False)
+class Answers(Attack):
+    """Keeps what it is given, and answers with what it is told to."""
+
+    value: float = 0.5
+    ended: str = "converged"
+    kept: list[Observation] = field(default_factory=list, repr=False, compare=False)
+
+    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        self.kept.append(seen)
+        guesses = torch.full((len(seen), seen.num_images, *seen.image_shape), self.value)
+        count = torch.ones(len(seen), dtype=torch.long)
+        return Reconstruction(guesses, None, torch.ones(len(seen)), count, count, (self.ended,) * len(seen))

@@ -1,0 +1,164 @@
+"""Nothing of a patient leaks through us: marked names, searched in every byte that an audit writes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+from audit_cases import draw_folder
+from PIL import Image, PngImagePlugin
+
+from medpfl import Batch, Plan, Weights, audit, local_update, prepare
+from medpfl.auditing.report import reread
+from medpfl.cli import main
+from medpfl.data import ImageFolder
+from medpfl.models import LeNet
+
+MARK = "Zyxwvut"
+"""In file names, folders inside class folders, patient ids, other columns, image metadata and paths."""
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Path:
+    """Class folders in which everything but the classes is marked; four files cannot be read."""
+    root = draw_folder(tmp_path / f"{MARK}-hospital" / f"{MARK}-set", {"benign": 3, "malignant": 3})
+    lines = ["file,patient_id,name,note"]
+    for i, path in enumerate(sorted(root.rglob("*.png"))):
+        inside = path.parent / f"{MARK}-ward" if i % 2 else path.parent
+        inside.mkdir(exist_ok=True)
+        about = PngImagePlugin.PngInfo()
+        about.add_text("Patient", f"{MARK} metadata")
+        with Image.open(path) as image:
+            image.save(inside / f"{MARK}-{i}.png", pnginfo=about)
+        path.unlink()
+        file = (inside / f"{MARK}-{i}.png").relative_to(root).as_posix()
+        lines.append(f"{file},{MARK}-patient-{i // 2},{MARK} Doe,{MARK} note")
+    (root / "index.csv").write_text("\n".join(lines))
+    (root / "benign" / f"{MARK}-junk.png").write_bytes(b"no picture")
+    (root / "benign" / f"{MARK}-empty.png").write_bytes(b"")
+    whole = next(root.rglob(f"{MARK}-0.png")).read_bytes()
+    (root / "benign" / f"{MARK}-cut.png").write_bytes(whole[:-60])
+    (root / "malignant" / f"{MARK}-dead.png").symlink_to("nowhere")
+    return root
+
+
+def everything(folder: Path) -> bytes:
+    """All bytes of all files, and all names, of a folder; what is packed is unpacked."""
+    found = [b""]
+    for path in folder.rglob("*"):
+        found.append(path.name.encode())
+        if path.is_file():
+            content = path.read_bytes()
+            found.append(content)
+            if content[:2] == b"\x1f\x8b":
+                found.append(gzip.decompress(content))
+    return b"\n".join(found)
+
+
+def check(out: Path) -> bytes:
+    """Nothing marked in the run directory, and nothing but the key beside it."""
+    assert sorted(p.name for p in out.parent.iterdir()) == sorted([out.name, "medpfl-key.json"])
+    assert MARK in (out.parent / "medpfl-key.json").read_text(), "the key leads back"
+    content = everything(out)
+    assert len(content) > 10_000
+    assert MARK.lower().encode() not in content.lower()
+    return content
+
+
+COMMON = ["--attack", "iDLG(steps=3)", "--size", "16", "--images", "4", "--defense", "LaplaceNoise(scale=0.1)"]
+
+
+def test_an_audit_of_a_folder(marked, tmp_path, capsys):
+    out = tmp_path / "runs" / "a"
+    assert main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]) == 0
+    content = check(out)
+    assert b"benign" in content, "class names are labels and do appear"
+    shown = capsys.readouterr()
+    assert "4 files could not be read" in shown.err
+    assert shown.err.count(MARK) >= 4, "the terminal does name them"
+    assert MARK not in shown.out
+
+
+def test_every_kind_of_file_was_searched(marked, tmp_path, capsys):
+    out = tmp_path / "runs" / "a"
+    main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out), "--quiet"])
+    assert {p.suffix or p.name for p in out.rglob("*") if p.is_file()} == {
+        ".lock", ".json", ".jsonl", ".html", ".png", ".safetensors",
+    }  # fmt: skip
+    for path in out.rglob("*.png"):
+        with Image.open(path) as image:
+            assert not image.info.keys() & {"Patient", "Comment", "exif"}
+    assert json.loads((out / "run.json").read_text())["settings"]["data"]["skipped"] == 4
+
+
+def test_resumed_reported_again_and_discarded(marked, tmp_path, capsys):
+    out = tmp_path / "runs" / "a"
+    words = ["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]
+    assert main(words) == 0
+    (out / "findings.jsonl").write_bytes((out / "findings.jsonl").read_bytes()[:-30])
+    assert main(words) == 0
+    assert main(["report", str(out)]) == 0
+    check(out)
+    assert main([*words, "--seed", "1"]) == 2
+    assert main([*words, "--seed", "1", "--force"]) == 0
+    check(out)
+
+
+def test_a_users_model_and_weights(marked, tmp_path, capsys):
+    import torch
+
+    place = tmp_path / f"{MARK}-models"
+    place.mkdir()
+    code = "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(256, 2))\n"
+    (place / f"{MARK}_net.py").write_text(code)
+    weights = place / f"{MARK}.pt"
+    torch.save({"1.weight": torch.rand(2, 256), "1.bias": torch.rand(2)}, weights)
+    out = tmp_path / "runs" / "a"
+    model = ["--model", f"{place}/{MARK}_net.py:make", "--weights", str(weights)]
+    assert main(["audit", str(marked), *model, *COMMON, "--out", str(out)]) == 0
+    check(out)
+
+
+def test_an_interrupted_and_a_failed_audit(marked, tmp_path, capsys, monkeypatch):
+    from medpfl.auditing.play import Player
+
+    out, done = tmp_path / "runs" / "a", []
+    play = Player.__call__
+
+    def fail(self, job):
+        done.append(job)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return play(self, job)
+
+    monkeypatch.setattr(Player, "__call__", fail)
+    assert main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]) == 130
+    assert MARK.encode() not in everything(out)
+    assert main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON[:-2], "--out", str(out)]) == 2
+    assert MARK.encode() not in everything(out)
+
+
+def test_a_record(marked, tmp_path):
+    """A record holds no name; its own path and its truth's are written nowhere."""
+    data = ImageFolder(marked, size=16).load()
+    network = LeNet("idlg").build(data.shape, 2, seed=0)
+    weights, plan = Weights.of(network), Plan(batch_size=len(data))
+    sent = local_update(prepare(network, plan), Batch(data.images, data.labels), plan, weights)
+    record = tmp_path / f"{MARK}-record"
+    sent.save(record, plan, weights, image_shape=data.shape, classes=data.classes)
+    assert MARK.encode() not in record.read_bytes()
+    out = tmp_path / "runs" / "a"
+    audit("LeNet('idlg')", record, truth=marked, attacks=["iDLG(steps=3)"], out=out)
+    reread(out)
+    check(out)
+
+
+def test_report_html_holds_no_picture(marked, tmp_path):
+    out = tmp_path / "runs" / "a"
+    audit("LeNet('idlg')", marked, attacks=["iDLG(steps=3)"], images=4, size=16, out=out)
+    shared, private = (out / "report.html").read_text(), (out / "report-with-images.html").read_text()
+    assert re.search(r"data:image/|<img|<image", private)
+    assert not re.search(r"data:image/|<img|<image|pictures/", shared)

@@ -1,0 +1,329 @@
+"""An update that was made elsewhere, audited with the images that it was made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from audit_cases import Answers, draw_folder, plain
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from medpfl import Batch, InputError, Plan, Record, Update, Weights, audit, prepare
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RECORDED, UNDEFENDED
+from medpfl.data import ImageFolder
+from medpfl.defenses import LaplaceNoise, NoDefense
+from medpfl.federated.client import client_round
+from medpfl.models import LeNet, ResNet
+
+COUNTS = {1: {"benign": 1}, 2: {"benign": 1, "malignant": 1}, 4: {"benign": 2, "malignant": 2}}
+CLASSES = ("benign", "malignant")
+FEDAVG = Plan("FedAvg", batch_size=2, local_images=4, epochs=2)
+
+
+def make(tmp_path: Path, plan: Plan, *, defense=None, model=None, classes=CLASSES, seed=0, **context):
+    """A client's record and the folder of its images."""
+    truth = draw_folder(tmp_path / "truth", COUNTS[plan.images], seed=seed)
+    data = ImageFolder(truth, size=16).load()
+    labels = torch.tensor([CLASSES.index(data.classes[int(i)]) for i in data.labels])
+    network = (model or LeNet("idlg")).build(data.shape, 2, seed=11)
+    ready, weights = prepare(network, plan), Weights.of(network)
+    played = client_round(
+        ready, weights, Batch(data.images, labels), plan, defense or NoDefense(), {}, torch.Generator().manual_seed(5)
+    )
+    context = {"image_shape": data.shape, "classes": classes, **context}
+    played.sent.save(tmp_path / "client.record", plan, weights, **context)
+    return tmp_path / "client.record", truth
+
+
+def look(record, truth, *, model="LeNet('idlg')", attacks=("iDLG(steps=3)",), **options):
+    return audit(model, record, truth=truth, attacks=attacks, **options)
+
+
+def by_defense(report):
+    return {cell["defense"]: cell for cell in report.summary}
+
+
+# --- what runs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", [Plan(), Plan(batch_size=2), Plan(batch_size=2, mode="eval"), FEDAVG], ids=repr)
+def test_a_record_runs_beside_its_control(tmp_path, plan):
+    record, truth = make(tmp_path, plan)
+    attack = Answers()
+    report = look(record, truth, attacks=[attack])
+    assert list(by_defense(report)) == [UNDEFENDED, RECORDED]
+    assert [cell["images"] for cell in report.summary] == [plan.images] * 2
+    assert {row.plan for row in report.rows} == {repr(plan)}
+    sent = Update.load(record)
+    for name, tensor in attack.kept[-1].views[0].update.tensors.items():
+        assert torch.equal(tensor[0], sent.tensors[name]), "the attack sees what was recorded"
+    weights = Record.load(record).weights.parameters
+    assert all(torch.equal(t, weights[k]) for k, t in attack.kept[-1].views[0].weights.parameters.items())
+
+
+def test_a_record_leaks_what_its_control_leaks(tmp_path):
+    record, truth = make(tmp_path, Plan(batch_size=1))
+    report = look(record, truth, attacks=["iDLG(steps=60)"])
+    assert {cell["verdict"] for cell in report.summary} == {LEAKS}
+    assert report.verdict()[1].startswith("From the recorded update, a curious server read back 1 of 1 image")
+    control, recorded = ([r for r in report.rows if r.defense == d and not r.control] for d in (UNDEFENDED, RECORDED))
+    assert plain(control, "defense", "image") == plain(recorded, "defense", "image")
+
+
+@pytest.mark.parametrize("plan", [Plan(), Plan(batch_size=2)], ids=repr)
+def test_what_the_truth_gives_is_what_was_recorded(tmp_path, plan):
+    report = look(*make(tmp_path, plan))
+    assert report.settings["record"]["difference"] < 1e-5
+    assert report.settings["record"]["spread"] == 0.0
+    assert "record-mismatch" not in by_defense(report)[RECORDED]["flags"]
+
+
+def test_plain_torch_gradients_are_a_record(tmp_path):
+    """The script of somebody who has never heard of our types."""
+    truth = draw_folder(tmp_path / "truth", COUNTS[2])
+    data = ImageFolder(truth, size=16).load()
+    torch.manual_seed(3)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Flatten(),\n"
+        "                         nn.Linear(4 * 14 * 14, 2))\n"
+    )
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Flatten(), nn.Linear(4 * 14 * 14, 2)
+    )
+    weights = Weights.of(network)
+    before = {k: v.clone() for k, v in weights.buffers.items()}
+    nn.functional.cross_entropy(network(data.images), data.labels).backward()
+    gradients = {k: p.grad for k, p in network.named_parameters()}
+    Update(gradients).save(tmp_path / "r", Plan(batch_size=2), Weights(weights.parameters, before))
+    report = look(tmp_path / "r", truth, model=f"{tmp_path}/net.py:make", size=16)
+    assert report.settings["record"]["difference"] < 1e-4
+    assert len(report.summary) == 2
+
+
+def test_the_client_s_own_order_is_no_mismatch(tmp_path):
+    """Batch order is the client's draw, and at large rates it changes the update by a few percent."""
+    record, truth = make(tmp_path, Plan("FedAvg", batch_size=1, local_images=4, epochs=5))
+    report = look(record, truth)
+    assert report.settings["record"]["difference"] > 1e-3
+    assert "record-mismatch" not in by_defense(report)[RECORDED]["flags"]
+
+
+def wrong_image(tmp_path):
+    return make(tmp_path, Plan())[0], draw_folder(tmp_path / "other", COUNTS[1], seed=8)
+
+
+def wrong_plan(tmp_path):
+    path, truth = make(tmp_path, Plan("FedAvg", batch_size=1, learning_rate=0.3))
+    made = Record.load(path)
+    stated = Plan("FedAvg", batch_size=1, learning_rate=0.1)
+    made.update.save(path, stated, made.weights, image_shape=made.image_shape, classes=made.classes)
+    return path, truth
+
+
+def undeclared_defense(tmp_path):
+    return make(tmp_path, Plan(), defense=LaplaceNoise(0.5))
+
+
+@pytest.mark.parametrize("wrong", [wrong_image, wrong_plan, undeclared_defense])
+def test_what_the_truth_does_not_give_is_a_mismatch_and_no_verdict(tmp_path, wrong):
+    report = look(*wrong(tmp_path), attacks=["iDLG(steps=60)"])
+    cells = by_defense(report)
+    assert report.settings["record"]["difference"] > 1e-2
+    assert cells[UNDEFENDED]["verdict"] == LEAKS
+    assert "record-mismatch" not in cells[UNDEFENDED]["flags"]
+    assert "record-mismatch" in cells[RECORDED]["flags"]
+    if wrong is not wrong_plan:  # there the guess may still be right
+        assert cells[RECORDED]["verdict"] == INCONCLUSIVE, "never 'no leak found'"
+
+
+def test_on_disk_resumed_and_read_again(tmp_path):
+    from medpfl.auditing.report import reread
+
+    record, truth = make(tmp_path, Plan(batch_size=2))
+    out = tmp_path / "runs" / "a"
+    first = look(record, truth, out=out)
+    second = look(record, truth, out=out)
+    assert [r.date for r in first.rows] == [r.date for r in second.rows]
+    assert first.summary == second.summary == reread(out).summary == json.loads((out / "summary.json").read_text())
+    with pytest.raises(InputError, match=r"another experiment \(other .*pixels"):
+        look(record, draw_folder(tmp_path / "other", COUNTS[2], seed=4), out=out)
+
+
+def test_size_and_channels_are_the_record_s(tmp_path):
+    record, truth = make(tmp_path, Plan())
+    report = look(record, truth, size=40, channels=3)
+    assert report.settings["data"]["shape"] == [1, 16, 16]
+
+
+def test_classes_are_the_record_s(tmp_path):
+    """One image of the second class: alone, its folder would make it the first."""
+    truth = draw_folder(tmp_path / "truth", {"malignant": 1})
+    data = ImageFolder(truth, size=16).load()
+    network = LeNet("idlg").build(data.shape, 2, seed=11)
+    ready, weights = prepare(network, Plan()), Weights.of(network)
+    batch = Batch(data.images, torch.tensor([1]))
+    played = client_round(ready, weights, batch, Plan(), NoDefense(), {}, torch.Generator())
+    played.sent.save(tmp_path / "r", Plan(), weights, image_shape=data.shape, classes=CLASSES)
+    report = look(tmp_path / "r", truth)
+    assert {row.label for row in report.rows} == {1}
+    assert report.settings["record"]["difference"] < 1e-5
+
+
+# --- what does not fit ----------------------------------------------------------------------------------------
+
+
+def edit(path: Path, change=lambda tensors: tensors, **header) -> Path:
+    """The record with other tensors, or another header."""
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    about = json.loads(metadata["medpfl-update"])
+    metadata["medpfl-update"] = json.dumps({**about, **header})
+    save_file(change(tensors), path, metadata)
+    return path
+
+
+def without(name):
+    return lambda tensors: {k: v for k, v in tensors.items() if k != name}
+
+
+def replaced(name, change):
+    return lambda tensors: {**tensors, name: change(tensors[name])}
+
+
+MISFITS = [
+    (without("update/0.weight"), r"0\.weight: a parameter without an update"),
+    (without("parameter/0.weight"), r"0\.weight: an update without a parameter"),
+    (replaced("update/0.bias", lambda t: t[:5].clone()), r"0\.bias: update \(5,\), parameter \(12,\)"),
+    (replaced("update/0.bias", lambda t: t.double()), r"0\.bias: update torch.float64, parameter torch.float32"),
+    (replaced("update/0.bias", lambda t: t / 0), r"0\.bias: update with values that are not finite"),
+    (replaced("parameter/0.bias", lambda t: t * float("nan")), r"0\.bias: parameter with values that are not finite"),
+    (lambda tensors: {**tensors, "extra": torch.zeros(1)}, "holds a tensor 'extra' that no record has"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISFITS)
+def test_a_record_that_does_not_fit_itself(tmp_path, change, message):
+    record, truth = make(tmp_path, Plan())
+    with pytest.raises(InputError, match=message):
+        look(edit(record, change), truth)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"version": 9}, "a record of version 9, this program reads 1"),
+        ({"kind": "difference"}, "the update is a difference, but a FedSGD plan sends a gradient"),
+        ({"num_samples": 3}, "num_samples is 3, but the plan is for 1 images"),
+        ({"plan": {"algorithm": "FedProx"}}, "algorithm is 'FedProx'"),
+        ({"plan": {"nonsense": 1}}, "the header of .* is not valid"),
+        ({"format": "other"}, "the header of .* is damaged"),
+    ],
+)
+def test_a_header_that_does_not_fit(tmp_path, header, message):
+    record, truth = make(tmp_path, Plan())
+    with pytest.raises(InputError, match=message):
+        look(edit(record, **header), truth)
+
+
+def rename(tensors):
+    return {k.replace("7.weight", "head.weight"): v for k, v in tensors.items()}
+
+
+def both(name, change):
+    return lambda tensors: {k: change(v) if k.endswith(name) else v for k, v in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename, r"7\.weight: in the model, not in the record\n  head\.weight: in the record, not in the model"),
+        (both("/7.bias", lambda t: torch.zeros(3)), r"7\.bias: \(3,\) in the record, \(2,\) in the model"),
+        (both("/7.bias", lambda t: t.double()), r"7\.bias: torch.float64 in the record, torch.float32 in the model"),
+    ],
+)
+def test_a_record_that_does_not_fit_the_model_says_what_does_not(tmp_path, change, message):
+    record, truth = make(tmp_path, Plan())
+    with pytest.raises(InputError, match=f"the record does not fit the model:\n.*{message}"):
+        look(edit(record, change), truth)
+
+
+def test_the_wrong_model(tmp_path):
+    record, truth = make(tmp_path, Plan())
+    for model in ("LeNet('dlg')", "LeNet('cpl')", "ResNet(18)"):
+        with pytest.raises(InputError, match="the record does not fit the model"):
+            look(record, truth, model=model)
+
+
+def test_a_frozen_layer_that_the_record_trained(tmp_path):
+    record, truth = make(tmp_path, Plan())
+    network = LeNet("idlg").build((1, 16, 16), 2, seed=0)
+    network[0].bias.requires_grad_(False)
+    with pytest.raises(InputError, match=r"0\.bias: trained in the record only"):
+        look(record, truth, model=network)
+
+
+def test_a_users_network_keeps_its_weights(tmp_path):
+    record, truth = make(tmp_path, Plan())
+    network = LeNet("idlg").build((1, 16, 16), 2, seed=0)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    look(record, truth, model=network)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-40], lambda b: b[:200], lambda b: b[:60] + b"\0" * 30 + b[90:]])
+def test_a_damaged_record(tmp_path, damage):
+    record, truth = make(tmp_path, Plan())
+    record.write_bytes(damage(record.read_bytes()))
+    with pytest.raises(InputError, match=r"cannot be read as a record|is a file, but no record|header of .* damaged"):
+        look(record, truth)
+
+
+def test_truth_of_the_wrong_number_shape_or_class(tmp_path):
+    record, truth = make(tmp_path, Plan(batch_size=2))
+    with pytest.raises(InputError, match="made from 2 images, --truth holds 4"):
+        look(record, draw_folder(tmp_path / "four", COUNTS[4]))
+    with pytest.raises(InputError, match="--truth has a class 'other', the record knows benign, malignant"):
+        look(record, draw_folder(tmp_path / "other", {"benign": 1, "other": 1}))
+    with pytest.raises(InputError, match=r"images of shape \(1, 16, 16\), --truth gives \(1, 20, 20\): set --size"):
+        look(record, ImageFolder(truth, size=20))
+    with pytest.raises(InputError, match="cannot open the folder"):
+        look(record, tmp_path / "nowhere")
+
+
+def test_unreadable_truth_is_counted_out(tmp_path):
+    record, truth = make(tmp_path, Plan(batch_size=2))
+    (truth / "benign" / "0.png").write_bytes(b"junk")
+    with pytest.raises(InputError, match="made from 2 images, --truth holds 1"):
+        look(record, truth)
+
+
+def test_options_that_a_record_excludes(tmp_path):
+    record, truth = make(tmp_path, Plan())
+    with pytest.raises(InputError, match="--truth names the folder"):
+        audit("LeNet('idlg')", record, attacks=["iDLG(steps=2)"])
+    with pytest.raises(InputError, match="leave out --weights"):
+        look(record, truth, weights="w.pt")
+    with pytest.raises(InputError, match="leave out --defense"):
+        look(record, truth, defenses=["LaplaceNoise"])
+
+
+def test_a_record_of_a_residual_network(tmp_path):
+    """Batch-norm statistics and buffers that no state dict holds are in the record too."""
+    plan = Plan(batch_size=2)
+    truth = draw_folder(tmp_path / "truth", COUNTS[2], size=40)
+    data = ImageFolder(truth, size=40).load()
+    network = ResNet(18).build(data.shape, 2, seed=1)
+    ready, weights = prepare(network, plan), Weights.of(network)
+    batch = Batch(data.images, data.labels)
+    played = client_round(ready, weights, batch, plan, NoDefense(), {}, torch.Generator())
+    played.sent.save(tmp_path / "r", plan, weights, image_shape=data.shape, classes=data.classes)
+    report = look(tmp_path / "r", truth, model="ResNet(18)", attacks=[Answers()])
+    assert report.settings["record"]["difference"] < 1e-4

@@ -1,0 +1,89 @@
+"""Pages made again from the rows of a run directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from audit_cases import plain, tiny
+
+from medpfl import InputError
+from medpfl.auditing.report import reread
+
+
+@pytest.fixture
+def run(folder, tmp_path):
+    out = tmp_path / "runs" / "a"
+    return out, tiny(folder, out=out, defenses=["LaplaceNoise(scale=0.1)"], draws=2, memory=1e-6, images=2)
+
+
+def contents(out):
+    return {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_the_pages_are_the_same_to_the_byte(run):
+    out, first = run
+    before = contents(out)
+    second = reread(out)
+    assert contents(out) == before
+    assert second.summary == first.summary
+    assert second.rows == first.rows
+    assert second.settings == first.settings
+    assert second.pages == first.pages
+    assert second.verdict() == first.verdict()
+
+
+def test_pages_that_were_lost_come_back(run):
+    out, _ = run
+    before = contents(out)
+    shutil.rmtree(out / "pictures")
+    for name in ("summary.json", "report.html", "report-with-images.html"):
+        (out / name).unlink()
+    reread(out)
+    assert contents(out) == before
+
+
+def test_pages_say_what_the_rows_say(run):
+    out, first = run
+    rows = (out / "findings.jsonl").read_text().splitlines()
+    changed = [json.dumps(json.loads(line) | {"success": True}) for line in rows]
+    (out / "findings.jsonl").write_text("\n".join(changed) + "\n")
+    again = reread(out)
+    assert {cell["asr"] for cell in first.summary} == {0.0}
+    assert {cell["asr"] for cell in again.summary} == {1.0}
+
+
+def test_an_unfinished_run_shows_its_whole_jobs_and_keeps_its_rows(run):
+    out, first = run
+    path = out / "findings.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    part = b"".join(lines[:4]) + lines[4][:50]
+    path.write_bytes(part)
+    assert plain(reread(out).rows) == plain(first.rows[:4])
+    assert path.read_bytes() == part, "what a report reads, it leaves as it is"
+
+
+def test_images_that_were_removed_do_not_cost_the_rows(run):
+    """Who shares a run directory deletes the private images first."""
+    out, first = run
+    rows = (out / "findings.jsonl").read_bytes()
+    for name in ("images", "pictures"):
+        shutil.rmtree(out / name)
+    (out / "report-with-images.html").unlink()
+    again = reread(out)
+    assert again.summary == first.summary
+    assert [p.name for p in again.pages] == ["report.html"]
+    assert (out / "findings.jsonl").read_bytes() == rows
+
+
+def test_no_run_directory(run, tmp_path):
+    out, _ = run
+    with pytest.raises(InputError, match=r"is no run directory: it has no run\.json"):
+        reread(tmp_path / "nowhere")
+    (out / "findings.jsonl").write_text("")
+    with pytest.raises(InputError, match="holds no finished rows yet"):
+        reread(out)
+    (out / "run.json").write_text("[]")
+    with pytest.raises(InputError, match="is no run directory"):
+        reread(out)

@@ -1,0 +1,184 @@
+"""Where guess and truth meet."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from audit_cases import some_images
+
+from medpfl import Reconstruction
+from medpfl.auditing.key import StudyIndex
+from medpfl.auditing.scoring import Scorer
+from medpfl.metrics import psnr, ssim
+
+COMMON = {
+    "attack": "A()", "defense": "NoDefense()", "model": "M()", "data": "d", "plan": "Plan()", "grants": ("labels",),
+    "control": "", "draw": 1, "stack": 2, "seed": 3, "engine": "loop of 1", "device": "cpu",
+    "versions": {"medpfl": "0"},
+}  # fmt: skip
+
+
+def guessed(guesses, labels=None, ended="converged", candidates=None, loss=0.5) -> Reconstruction:
+    count = len(guesses)
+    return Reconstruction(
+        guesses,
+        labels,
+        torch.full((count,), loss),
+        torch.arange(count) + 7,
+        torch.arange(count) + 9,
+        (ended,) * count,
+        candidates,
+    )
+
+
+def score(data, guess, victims, zero=None, seconds=1.0):
+    victims = [torch.tensor(v) for v in victims]
+    scorer = Scorer(data, StudyIndex("secret", data, "d"))
+    return scorer.rows(guess, victims, zero or [False] * len(victims), seconds, COMMON)
+
+
+def near(images, noise=0.05):
+    return (images + noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+
+
+def test_rows_hold_what_they_say():
+    data = some_images(6, patients=["a", "a", "b", None, "c", "c"])
+    index = StudyIndex("secret", data, "d")
+    victims = [[4, 2], [3, 1]]
+    truth = torch.stack([data.images[v] for v in victims])
+    guess = guessed(near(truth), torch.tensor([[0, 0], [1, 0]]))
+    rows, truths, guesses = score(data, guess, victims, seconds=8.0)
+    assert [(r.victim, r.position) for r in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [r.image for r in rows] == [index.images[i] for i in (4, 2, 3, 1)]
+    assert [r.patient for r in rows] == [index.patients[i] for i in (4, 2, 3, 1)]
+    assert rows[2].patient is None
+    assert [r.label for r in rows] == [0, 0, 1, 1]
+    assert [r.label_guess for r in rows] == [0, 0, 1, 0]
+    assert [r.seconds for r in rows] == [2.0] * 4
+    assert [(r.steps, r.evaluations) for r in rows] == [(7, 9), (7, 9), (8, 10), (8, 10)]
+    assert {(r.loss, r.ended, r.flags) for r in rows} == {(0.5, "converged", ())}
+    assert {(r.attack, r.grants, r.draw, r.stack, r.seed) for r in rows} == {("A()", ("labels",), 1, 2, 3)}
+    torch.testing.assert_close(truths, truth.flatten(0, 1))
+    torch.testing.assert_close(guesses, guess.guesses.flatten(0, 1))
+    expected = ssim(guesses, truths).tolist()
+    assert [r.scores["ssim"] for r in rows] == pytest.approx(expected)
+    assert [r.scores["psnr"] for r in rows] == pytest.approx(psnr(guesses, truths).tolist())
+    assert [r.success for r in rows] == [s >= 0.9 for s in expected]
+    assert [r.scores["ssim_worst"] for r in rows] == [r.scores["ssim"] for r in rows], "one candidate"
+
+
+def test_success_begins_at_ssim_09():
+    data = some_images(2)
+    noises = torch.linspace(0.01, 0.3, 30).tolist()
+    rows = [score(data, guessed(near(data.images[None, :1], n)), [[0]])[0][0] for n in noises]
+    assert {r.success for r in rows} == {True, False}
+    assert all(r.success == (r.scores["ssim"] >= 0.9) for r in rows)
+
+
+def test_guesses_of_a_batch_are_paired_once_and_labels_go_with_them():
+    data = some_images(6)
+    truth = data.images[[0, 1, 2]]
+    guess = guessed(near(truth)[[2, 0, 1]][None], torch.tensor([[0, 0, 1]]))
+    rows, _, guesses = score(data, guess, [[0, 1, 2]])
+    torch.testing.assert_close(guesses, near(truth))
+    assert [r.label_guess for r in rows] == [0, 1, 0]
+    assert all(r.success and r.identified for r in rows)
+
+
+def test_the_worst_case_is_of_the_candidates_and_the_success_of_the_guess():
+    data = some_images(4)
+    truth = data.images[[0]]
+    junk = torch.rand(truth.shape, generator=torch.Generator().manual_seed(5))
+    candidates = torch.stack([junk, truth, junk.flip(-1)])[None]
+    (row,), _, _ = score(data, guessed(junk[None], candidates=candidates), [[0]])
+    assert not row.success
+    assert row.scores["ssim"] < 0.5
+    assert row.scores["ssim_worst"] == pytest.approx(1.0)
+
+
+def test_identified_needs_the_own_image_to_be_nearest():
+    data = some_images(5)
+    (row,), _, _ = score(data, guessed(near(data.images[None, [0]])), [[0]])
+    assert (row.identified, row.gallery, row.chance) == (True, 5, pytest.approx(1 / 5))
+    (row,), _, _ = score(data, guessed(near(data.images[None, [1]])), [[0]])
+    assert row.identified is False
+
+
+def test_other_images_of_the_patient_are_left_out_of_the_gallery():
+    data = some_images(6, patients=["a", "a", "a", "b", None, None])
+    own = guessed(near(data.images[None, [1]]))  # of another image of the same patient
+    (row,), _, _ = score(data, own, [[0]])
+    assert (row.gallery, row.chance) == (4, 0.25)
+    distances = [(data.images[i] - own.guesses[0, 0]).square().mean() for i in (0, 3, 4, 5)]
+    assert row.identified is bool(distances[0] < min(distances[1:]))
+    (row,), _, _ = score(data, own, [[4]])
+    assert row.gallery == 6, "an image without a patient is compared with all"
+
+
+def test_chance_counts_the_images_of_the_batch():
+    data = some_images(8)
+    rows, _, _ = score(data, guessed(near(data.images[None, [0, 1]])), [[0, 1]])
+    assert [r.chance for r in rows] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("patients", [["a"] * 4, ["a", "a", "a", "a"]])
+def test_without_a_gallery_nobody_is_identified_and_there_is_no_nearest_image(patients):
+    data = some_images(4, patients=patients)
+    (row,), _, _ = score(data, guessed(near(data.images[None, [0]])), [[0]])
+    assert (row.identified, row.gallery, row.chance) == (None, 1, None)
+    assert row.scores["nearest_ssim"] is None
+    assert row.scores["mean_image_ssim"] is not None
+    (row,), _, _ = score(some_images(1), guessed(near(data.images[None, [0]])), [[0]])
+    assert (row.identified, row.gallery) == (None, 1)
+    assert (row.scores["nearest_ssim"], row.scores["mean_image_ssim"]) == (None, None)
+
+
+def test_baselines_are_of_the_other_images():
+    data = some_images(5, patients=["a", "a", "b", "c", "d"])
+    data.images[1] = near(data.images[0], 0.01)  # of the same patient: no baseline
+    data.images[4] = near(data.images[0], 0.1)
+    (row,), _, _ = score(data, guessed(torch.zeros(1, 1, 1, 16, 16)), [[0]])
+    own = data.images[[0]]
+    assert row.scores["nearest_ssim"] == pytest.approx(float(ssim(data.images[[4]], own)))
+    mean = data.images[1:].mean(0, keepdim=True)
+    assert row.scores["mean_image_ssim"] == pytest.approx(float(ssim(mean, own)))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_guesses_that_are_not_finite_are_flagged_and_still_scored(bad):
+    data = some_images(3)
+    guesses = near(data.images[:2])[:, None].clone()
+    guesses[1, 0, 0, 3, 3] = bad
+    rows, _, _ = score(data, guessed(guesses, loss=bad), [[0], [1]])
+    assert [r.flags for r in rows] == [(), ("nonfinite",)]
+    assert rows[1].loss is None
+    for row in rows:
+        assert all(v is None or math.isfinite(v) for v in row.scores.values()), "fit for JSON"
+    assert rows[1].scores["ssim"] is not None
+
+
+@pytest.mark.parametrize(
+    ("ended", "flags"),
+    [
+        ("converged", ()),
+        ("max_steps", ("not-converged",)),
+        ("stalled", ("not-converged",)),
+        ("nonfinite", ("nonfinite",)),
+    ],
+)
+def test_flags_of_how_the_attack_ended(ended, flags):
+    data = some_images(3)
+    rows, _, _ = score(data, guessed(near(data.images[None, [0]]), ended=ended), [[0]])
+    assert rows[0].flags == flags
+    rows, _, _ = score(data, guessed(near(data.images[None, [0]]), ended=ended), [[0]], zero=[True])
+    assert rows[0].flags == ("zero-gradient", *flags)
+
+
+def test_guesses_outside_the_range_are_clamped():
+    data = some_images(3)
+    data.images[0] = (data.images[0] > 0.5).float()
+    (row,), _, _ = score(data, guessed(data.images[None, [0]] * 9 - 4), [[0]])
+    assert row.scores["ssim"] == pytest.approx(1.0)
+    assert row.identified

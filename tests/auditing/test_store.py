@@ -1,0 +1,222 @@
+"""The run directory: what counts as finished, and who may write to it."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import pytest
+from audit_cases import plain, tiny
+
+from medpfl import InputError
+from medpfl.auditing.store import read_rows
+
+MANY = {"attacks": ["iDLG(steps=3)", "iDLG(steps=4)"], "memory": 1e-6, "images": 2, "out": None}
+"""Six jobs of one row: two controls, and two attacks on two stacks."""
+
+
+@pytest.fixture
+def run(folder, tmp_path):
+    """A finished run of six jobs, and its report."""
+    out = tmp_path / "runs" / "a"
+    return out, tiny(folder, **{**MANY, "out": out})
+
+
+def again(folder, out, **options):
+    return tiny(folder, **{**MANY, "out": out, **options})
+
+
+def stamps(report):
+    return [(row.seconds, row.date) for row in report.rows]
+
+
+def test_finished_work_is_not_done_again(folder, run, monkeypatch):
+    out, first = run
+    assert len(first.rows) == 6
+    monkeypatch.setattr("medpfl.auditing.play.Player.__call__", lambda *_: pytest.fail("played a finished job"))
+    second = again(folder, out)
+    assert stamps(second) == stamps(first)
+    assert plain(second.rows) == plain(first.rows)
+    assert second.summary == first.summary
+
+
+def cut_last_line(out):
+    path = out / "findings.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def drop_newline(out):
+    path = out / "findings.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def drop_pictures(out):
+    rows = list(read_rows(out / "findings.jsonl"))
+    from medpfl.auditing.store import job_of
+
+    (out / "images" / job_of(rows[-1]).file_name()).unlink()
+
+
+def garble_a_line(out):
+    path = out / "findings.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:-1], b'{"attack": 1}\n']))
+
+
+def double_a_line(out):
+    path = out / "findings.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines, lines[-1]]))
+
+
+@pytest.mark.parametrize("damage", [cut_last_line, drop_newline, drop_pictures, garble_a_line, double_a_line])
+def test_a_damaged_job_is_redone_and_only_that(folder, run, damage):
+    out, first = run
+    damage(out)
+    second = again(folder, out)
+    assert plain(second.rows) == plain(first.rows)
+    assert [a == b for a, b in zip(stamps(second), stamps(first), strict=True)] == [True] * 5 + [False]
+    on_disk = list(read_rows(out / "findings.jsonl"))
+    assert sorted(map(str, plain(on_disk))) == sorted(map(str, plain(first.rows))), "the file is whole again"
+
+
+def test_a_job_with_a_row_too_few_is_redone_whole(folder, tmp_path):
+    out = tmp_path / "runs" / "b"
+    first = tiny(folder, images=4, out=out)
+    assert [row.stack for row in first.rows] == [0] * 8, "two jobs of four rows"
+    lines = (out / "findings.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "findings.jsonl").write_bytes(b"".join(lines[:5] + lines[6:]))
+    second = tiny(folder, images=4, out=out)
+    assert plain(second.rows) == plain(first.rows)
+    assert [a == b for a, b in zip(stamps(second), stamps(first), strict=True)] == [True] * 4 + [False] * 4
+    assert len(list(read_rows(out / "findings.jsonl"))) == 8
+
+
+def test_rows_that_are_not_planned_are_dropped(folder, run):
+    out, first = run
+    path = out / "findings.jsonl"
+    strange = json.loads(path.read_bytes().splitlines()[-1]) | {"stack": 77}
+    path.write_bytes(path.read_bytes() + json.dumps(strange).encode() + b"\n")
+    second = again(folder, out)
+    assert stamps(second) == stamps(first)
+    assert all(row.stack < 2 for row in read_rows(path))
+
+
+def test_another_experiment_is_refused_and_says_what_differs(folder, run):
+    out, first = run
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match=r"holds another experiment \(other weights, seed\).*--force"):
+        again(folder, out, seed=1)
+    with pytest.raises(InputError, match=r"\(other attacks, defenses, images\)"):
+        again(folder, out, attacks=["DLG(steps=2)"], defenses=["LaplaceNoise"], images=3)
+    with pytest.raises(InputError, match="other model, weights"):
+        again(folder, out, model="LeNet('dlg')")
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before, "nothing was touched"
+    assert stamps(again(folder, out)) == stamps(first)
+
+
+def test_other_pixels_under_the_same_names_are_another_experiment(folder, run):
+    from audit_cases import draw_folder
+
+    out, _ = run
+    draw_folder(folder, {"benign": 5, "malignant": 5}, seed=9)
+    with pytest.raises(InputError, match="other pixels"):
+        again(folder, out)
+
+
+def test_force_discards_another_experiment_with_its_pictures(folder, run):
+    out, _ = run
+    old = {p.name for p in (out / "images").iterdir()}
+    (out / "images" / "mine.txt").write_text("not of a run")
+    report = again(folder, out, seed=1, attacks=["DLG(steps=2)"], force=True)
+    assert {row.seed for row in report.rows} == {1}
+    assert {row.attack for row in read_rows(out / "findings.jsonl")} == {"DLG(steps=2)"}
+    new = {p.name for p in (out / "images").iterdir()}
+    assert not old & new, "private images of the discarded run are gone"
+    assert "mine.txt" in new
+    assert {p for p in report.pages if p.suffix == ".png"} == set((out / "pictures").iterdir())
+
+
+def test_force_discards_nothing_of_the_same_experiment(folder, run):
+    out, first = run
+    assert stamps(again(folder, out, force=True)) == stamps(first)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}"])
+def test_rows_without_a_readable_identity_are_not_trusted(folder, run, text):
+    out, _ = run
+    if text is None:
+        (out / "run.json").unlink()
+    else:
+        (out / "run.json").write_text(text)
+    with pytest.raises(InputError, match="another experiment"):
+        again(folder, out, seed=5)
+    assert {row.seed for row in again(folder, out, seed=5, force=True).rows} == {5}
+
+
+def test_two_audits_on_one_directory_at_once(folder, run, monkeypatch):
+    out, first = run
+    messages = []
+
+    def intrude(*_):
+        with pytest.raises(InputError) as caught:
+            again(folder, out)
+        messages.append(str(caught.value))
+        return []
+
+    monkeypatch.setattr("medpfl.auditing.run._notes", intrude)  # called while the directory is held
+    again(folder, out)
+    assert "another audit is writing to" in messages[0]
+    monkeypatch.undo()
+    assert stamps(again(folder, out)) == stamps(first), "the directory is free again"
+
+
+def test_an_audit_that_fails_lets_go_of_the_directory(folder, run, monkeypatch):
+    out, first = run
+    with monkeypatch.context() as patch:
+        patch.setattr("medpfl.auditing.run._notes", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            again(folder, out)
+    assert stamps(again(folder, out)) == stamps(first)
+
+
+def test_in_memory_gives_the_same_rows_but_for_study_indices(folder, run):
+    _, on_disk = run
+    in_memory = again(folder, None)
+    assert plain(in_memory.rows, "image", "patient") == plain(on_disk.rows, "image", "patient")
+    assert [row.image for row in in_memory.rows] != [row.image for row in on_disk.rows]
+    assert in_memory.pages == ()
+
+    def without_time(summary):
+        return [{k: v for k, v in cell.items() if k != "seconds_per_image"} for cell in summary]
+
+    assert without_time(in_memory.summary) == without_time(on_disk.summary)
+
+
+def test_what_is_written(run):
+    out, report = run
+    assert {p.name for p in out.iterdir()} == {
+        ".lock", "run.json", "findings.jsonl", "summary.json", "images", "pictures", "report.html",
+        "report-with-images.html",
+    }  # fmt: skip
+    assert json.loads((out / "summary.json").read_text()) == report.summary
+    assert set(plain(read_rows(out / "findings.jsonl"))[0]) == set(plain(report.rows)[0])
+    private = [*(out / "images").iterdir(), *(out / "pictures").iterdir(), out / "report-with-images.html"]
+    assert len(private) > 2
+    assert {stat.S_IMODE(p.stat().st_mode) for p in private} == {0o600}
+
+
+def test_pictures_are_truth_and_guess(folder, tmp_path):
+    from safetensors.torch import load_file
+
+    from medpfl.data import ImageFolder
+
+    out = tmp_path / "runs" / "c"
+    report = tiny(folder, images=3, out=out)
+    data = ImageFolder(folder, size=16).load()
+    key = json.loads((out.parent / "medpfl-key.json").read_text())["images"]
+    row = report.rows[-1]
+    (place,) = [i for i, name in enumerate(data.names) if key[row.image].endswith(name)]
+    shown = [load_file(p) for p in (out / "images").iterdir()]
+    truth = (data.images[place] * 255).round().byte()
+    assert any((truth == s["truths"][-1]).all() for s in shown)

@@ -1,0 +1,288 @@
+"""Cells, flags and verdicts from made-up rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from medpfl import Finding
+from medpfl.auditing.checks import leaks
+from medpfl.auditing.summary import summarize
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RANDOM_UPDATE, RECORDED, UNDEFENDED
+from medpfl.metrics.rates import interval, mean_interval
+
+NOISE = "LaplaceNoise(scale=0.1)"
+COUNT = 20
+
+
+def row(success=False, **fields) -> Finding:
+    ssim = fields.pop("ssim", 0.95 if success else 0.1)
+    base = {"mean_image_ssim": 0.3, "nearest_ssim": 0.4, "ssim_worst": ssim, "psnr": 20.0, "mse": 0.01}
+    scores = base | {"ssim": ssim} | fields.pop("scores", {})
+    defaults = {
+        "attack": "iDLG()", "defense": UNDEFENDED, "model": "M()", "data": "d", "plan": "Plan()", "grants": (),
+        "control": "", "draw": 0, "stack": 0, "victim": 0, "position": 0, "image": "i-0", "patient": None, "label": 0,
+        "label_guess": 0, "identified": success, "gallery": 50, "chance": 0.02, "loss": 0.1, "steps": 3,
+        "evaluations": 4, "ended": "converged", "flags": (), "seed": 0, "engine": "loop of 1", "device": "cpu",
+        "versions": {}, "seconds": 2.0, "date": "2026-01-01",
+    }  # fmt: skip
+    return Finding(**{**defaults, "scores": scores, "success": success, **fields})
+
+
+def rows(hits: int, count: int = COUNT, **fields) -> list[Finding]:
+    return [row(i < hits, image=f"i-{i}", **fields) for i in range(count)]
+
+
+def random_update(hits: int = 0, count: int = 8, **fields) -> list[Finding]:
+    return rows(hits, count, control=RANDOM_UPDATE, **fields)
+
+
+def cells(*groups: list[Finding], **options):
+    found = summarize([r for group in groups for r in group], **options)
+    return {cell["defense"]: cell for cell in found}
+
+
+# --- rates --------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_has_rates_with_intervals():
+    cell = cells(rows(15))[UNDEFENDED]
+    assert (cell["images"], cell["asr"]) == (20, 0.75)
+    assert (cell["asr_low"], cell["asr_high"]) == interval(15, 20)
+    assert (cell["identified"], cell["identified_low"], cell["identified_high"]) == (0.75, *interval(15, 20))
+    assert cell["ssim"] == pytest.approx((15 * 0.95 + 5 * 0.1) / 20)
+    assert (cell["ssim_low"], cell["ssim_high"]) == mean_interval([0.95] * 15 + [0.1] * 5)
+    assert cell["ssim_low"] < cell["ssim"] < cell["ssim_high"]
+    assert (cell["psnr"], cell["gallery"]) == (20.0, 50)
+    assert (cell["mse"], cell["chance"]) == pytest.approx((0.01, 0.02))
+    assert (cell["seconds_per_image"], cell["evaluations"]) == (2.0, 4.0)
+    assert (cell["asr_mean_image"], cell["asr_nearest"], cell["asr_random_update"]) == (0.0, 0.0, None)
+
+
+def test_the_issue_s_columns_are_there():
+    wanted = {
+        "attack", "defense", "images", "asr", "asr_low", "asr_high", "ssim", "psnr", "mse", "identified",
+        "label_accuracy", "seconds_per_image", "verdict", "flags",
+    }  # fmt: skip
+    assert wanted <= set(cells(rows(1))[UNDEFENDED])
+
+
+def test_asr_is_of_the_chosen_guess_and_the_worst_case_apart():
+    cell = cells(rows(5, scores={"ssim_worst": 0.99}))[UNDEFENDED]
+    assert (cell["asr"], cell["asr_worst"]) == (0.25, 1.0)
+
+
+def test_label_accuracy_counts_only_stated_labels():
+    found = [*rows(0, 4), *rows(0, 4, label_guess=1), *rows(0, 8, label_guess=None)]
+    assert cells(found)[UNDEFENDED]["label_accuracy"] == 0.5
+    assert cells(rows(0, 3, label_guess=None))[UNDEFENDED]["label_accuracy"] is None
+
+
+def test_without_a_gallery_nothing_is_said_of_identification():
+    cell = cells(rows(15, identified=None, gallery=1, chance=None))[UNDEFENDED]
+    assert [cell[k] for k in ("identified", "identified_low", "identified_high", "chance")] == [None] * 4
+    assert cell["verdict"] == LEAKS
+
+
+def test_baselines_come_from_rows_of_their_own():
+    control = random_update(2, scores={"nearest_ssim": 0.0})
+    cell = cells(rows(5, scores={"mean_image_ssim": 0.92}), control)[UNDEFENDED]
+    assert cell["images"] == COUNT, "a control is no finding"
+    assert (cell["asr_mean_image"], cell["asr_nearest"], cell["asr_random_update"]) == (1.0, 0.0, 0.25)
+    assert cell["identified_random_update"] == 0.25
+    assert cell["ssim_random_update"] == pytest.approx((2 * 0.95 + 6 * 0.1) / 8)
+
+
+def test_random_updates_count_for_every_defense_of_their_attack_only():
+    found = summarize(
+        [
+            *random_update(8, attack="iDLG()"),
+            *random_update(0, attack="DLG()"),
+            *(r for a in ("iDLG()", "DLG()") for d in (UNDEFENDED, NOISE) for r in rows(0, attack=a, defense=d)),
+        ]
+    )
+    assert [(c["attack"], c["asr_random_update"]) for c in found] == [
+        ("iDLG()", 1.0), ("iDLG()", 1.0), ("DLG()", 0.0), ("DLG()", 0.0),
+    ]  # fmt: skip
+
+
+def test_cells_keep_the_order_of_the_rows():
+    order = [(a, d) for d in (UNDEFENDED, "B()", "A()") for a in ("Z()", "Y()")]
+    found = summarize([r for a, d in order for r in rows(1, 2, attack=a, defense=d)])
+    assert [(c["attack"], c["defense"]) for c in found] == order
+
+
+def test_no_rows_no_cells():
+    assert summarize([]) == []
+
+
+# --- zero gradients -----------------------------------------------------------------------------------------
+
+
+def test_zero_gradients_are_left_out_of_every_rate_and_their_share_is_stated():
+    zero = rows(0, 5, flags=("zero-gradient",), ssim=0.0, label_guess=1, seconds=2.0)
+    cell = cells(rows(15, 15), zero)[UNDEFENDED]
+    assert (cell["images"], cell["asr"], cell["ssim"], cell["label_accuracy"]) == (15, 1.0, pytest.approx(0.95), 1.0)
+    assert (cell["identified"], cell["zero_gradient"]) == (1.0, 0.25)
+    assert "zero-gradient" in cell["flags"]
+    assert "zero-gradient" not in cells(rows(15))[UNDEFENDED]["flags"]
+
+
+def test_all_gradients_zero_says_nothing():
+    cell = cells(rows(0, flags=("zero-gradient", "not-converged")))[UNDEFENDED]
+    assert (cell["images"], cell["asr"], cell["zero_gradient"], cell["verdict"]) == (0, None, 1.0, INCONCLUSIVE)
+    assert cell["flags"] == ["control-failed", "zero-gradient"]
+
+
+def test_a_defense_whose_control_has_only_zero_gradients_is_inconclusive():
+    found = cells(rows(0, flags=("zero-gradient",)), rows(0, defense=NOISE))
+    assert found[NOISE]["verdict"] == INCONCLUSIVE
+    assert "control-failed" in found[NOISE]["flags"]
+
+
+def test_zero_gradients_do_not_count_as_random_updates():
+    control = [*random_update(0, 4), *random_update(4, 4, flags=("zero-gradient",))]
+    assert cells(rows(3), control)[UNDEFENDED]["asr_random_update"] == 0.0
+
+
+# --- verdicts -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_read_back_leaks():
+    found = cells(rows(15), rows(12, defense=NOISE), random_update())
+    assert (found[UNDEFENDED]["verdict"], found[NOISE]["verdict"]) == (LEAKS, LEAKS)
+    assert found[UNDEFENDED]["flags"] == found[NOISE]["flags"] == []
+    assert found[NOISE]["control_asr"] == 0.75
+
+
+def test_a_failure_beside_a_control_that_works_is_no_leak_found():
+    found = cells(rows(15), rows(0, defense=NOISE), random_update())
+    assert found[NOISE]["verdict"] == NO_LEAK
+    assert "control-failed" not in found[NOISE]["flags"]
+
+
+def test_a_failed_control_is_never_no_leak():
+    found = cells(rows(0), rows(0, defense=NOISE), random_update())
+    assert {c["verdict"] for c in found.values()} == {INCONCLUSIVE}
+    assert all("control-failed" in c["flags"] for c in found.values())
+
+
+def test_a_missing_control_is_never_no_leak():
+    (cell,) = summarize(rows(0, defense=NOISE))
+    assert (cell["verdict"], cell["control_asr"]) == (INCONCLUSIVE, None)
+    assert "control-failed" in cell["flags"]
+
+
+def test_the_control_is_of_the_same_attack():
+    found = summarize([*rows(15, attack="iDLG()"), *rows(0, attack="DLG()"), *rows(0, attack="DLG()", defense=NOISE)])
+    assert found[-1]["verdict"] == INCONCLUSIVE
+
+
+def test_leaking_under_a_defense_counts_even_if_the_control_failed():
+    assert cells(rows(0), rows(15, defense=NOISE))[NOISE]["verdict"] == LEAKS
+
+
+@pytest.mark.parametrize("baseline", ["mean_image_ssim", "nearest_ssim"])
+def test_a_success_that_a_guess_without_the_update_explains_is_no_leak(baseline):
+    found = cells(rows(18, identified=None, scores={baseline: 0.95}))
+    assert found[UNDEFENDED]["verdict"] == INCONCLUSIVE
+    assert found[UNDEFENDED]["flags"] == ["control-failed", "prior-only"]
+
+
+def test_a_success_on_random_updates_too_is_no_leak():
+    found = cells(rows(18, identified=None), random_update(8))
+    assert found[UNDEFENDED]["verdict"] == INCONCLUSIVE
+    assert "prior-only" in found[UNDEFENDED]["flags"]
+
+
+def test_one_in_many_needs_confidence():
+    """1 of 20 is above a baseline of 0; above one of 5 % it is not."""
+    assert cells(rows(1, identified=None))[UNDEFENDED]["verdict"] == LEAKS
+    lucky = [row(i < 1, identified=None, scores={"nearest_ssim": 0.95 if i < 1 else 0.1}) for i in range(20)]
+    assert cells(lucky)[UNDEFENDED]["verdict"] == INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("identified", "verdict"), [(1, INCONCLUSIVE), (3, LEAKS), (20, LEAKS)])
+def test_identification_above_chance_leaks_without_a_single_success(identified, verdict):
+    found = [row(False, identified=i < identified) for i in range(20)]
+    assert cells(found)[UNDEFENDED]["verdict"] == verdict
+
+
+def test_identification_must_beat_random_updates_too():
+    found = [row(False, identified=i < 10) for i in range(20)]
+    control = [replace(r, identified=True) for r in random_update(0)]
+    assert cells(found, control)[UNDEFENDED]["verdict"] == INCONCLUSIVE
+
+
+def test_leaks_needs_an_interval():
+    keys = (
+        "asr_low", "asr_mean_image", "asr_nearest", "asr_random_update", "identified_low", "chance",
+        "identified_random_update",
+    )  # fmt: skip
+    assert not leaks(dict.fromkeys(keys))
+
+
+# --- flags --------------------------------------------------------------------------------------------------
+
+
+def test_similar_but_not_read_back_is_not_prior_only():
+    """Every guess is nearer than every baseline, though none succeeds: something did come from the update."""
+    found = cells(rows(0, ssim=0.7, identified=None), random_update())
+    assert found[UNDEFENDED]["flags"] == ["control-failed"]
+
+
+@pytest.mark.parametrize(
+    "scores", [{"mean_image_ssim": 0.7}, {"nearest_ssim": 0.71}, {"mean_image_ssim": 0.9, "nearest_ssim": None}]
+)
+def test_no_better_than_a_baseline_is_prior_only(scores):
+    assert "prior-only" in cells(rows(0, ssim=0.7, identified=None, scores=scores))[UNDEFENDED]["flags"]
+
+
+def test_no_better_than_on_random_updates_is_prior_only():
+    found = cells(rows(0, ssim=0.7, identified=None), random_update(ssim=0.7))
+    assert "prior-only" in found[UNDEFENDED]["flags"]
+
+
+@pytest.mark.parametrize(("share", "raised"), [(10, False), (11, True)])
+def test_not_converged_is_of_the_most(share, raised):
+    found = [row(True, flags=("not-converged",) if i < share else ()) for i in range(20)]
+    assert ("not-converged" in cells(found)[UNDEFENDED]["flags"]) is raised
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(0, NO_LEAK), (1, NO_LEAK), (10, NO_LEAK), (11, INCONCLUSIVE)])
+def test_nonfinite_is_flagged_at_once_and_decides_if_it_is_most(count, verdict):
+    bad = [row(False, defense=NOISE, flags=("nonfinite",) if i < count else ()) for i in range(20)]
+    cell = cells(rows(15), bad)[NOISE]
+    assert cell["nonfinite"] == count / 20
+    assert ("nonfinite" in cell["flags"]) is (count > 0)
+    assert cell["verdict"] == verdict
+
+
+def test_server_side_is_flagged():
+    found = cells(rows(15), rows(0, defense=NOISE), server_side=[NOISE])
+    assert "server-side" in found[NOISE]["flags"]
+    assert "server-side" not in found[UNDEFENDED]["flags"]
+
+
+@pytest.mark.parametrize(
+    ("record", "mismatch"),
+    [
+        ({"difference": 1e-7}, False),
+        ({"difference": 0.1}, True),
+        ({"difference": 0.1, "spread": 0.11}, False),
+        ({"difference": 0.1, "spread": 0.09}, True),
+        (None, False),
+    ],
+)
+def test_a_record_of_something_else_is_inconclusive_not_safe(record, mismatch):
+    found = cells(rows(15), rows(0, defense=RECORDED), record=record)
+    assert ("record-mismatch" in found[RECORDED]["flags"]) is mismatch
+    assert found[RECORDED]["verdict"] == (INCONCLUSIVE if mismatch else NO_LEAK)
+    assert "record-mismatch" not in found[UNDEFENDED]["flags"]
+
+
+def test_a_record_that_leaks_leaks_whatever_differs():
+    found = cells(rows(15), rows(15, defense=RECORDED), record={"difference": 0.5})
+    assert found[RECORDED]["verdict"] == LEAKS
+    assert found[RECORDED]["flags"] == ["record-mismatch"]

@@ -1,0 +1,19 @@
+"""Images with what medical ones have: a dark background, smooth tissue, edges, a little noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def phantom(height: int = 48, width: int = 48, channels: int = 1, seed: int = 0) -> Tensor:
+    """(1, channels, height, width) in [0, 1]: ellipses of several densities in a body."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    image = torch.zeros(channels, height, width)
+    for size, density in ((0.9, 0.5), (0.6, 0.2), (0.3, -0.3), (0.15, 0.4)):
+        place = 0.5 * (1 - size) * (torch.rand(2, generator=generator) - 0.5)
+        inside = ((x - place[0]) ** 2 + ((y - place[1]) * 1.3) ** 2) < size**2
+        image = image + inside * (density * (1 + 0.2 * torch.rand(channels, 1, 1, generator=generator)))
+    texture = 0.02 * torch.randn(image.shape, generator=generator) + 0.05 * (torch.sin(9 * x) * torch.cos(7 * y))
+    return (image + texture * (image > 0)).clamp(0, 1)[None]

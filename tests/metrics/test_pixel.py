@@ -1,0 +1,142 @@
+"""Pixel metrics against scikit-image, under the one definition of the design."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from phantoms import phantom
+from skimage import metrics as skimage
+
+from medpfl import metrics
+from medpfl.core.errors import InputError
+from medpfl.core.roles import Metric
+from medpfl.metrics import mse, psnr, ssim
+
+SIZES = st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), st.integers(11, 30), st.integers(11, 30))
+
+
+def ssim_of_skimage(guess, truth, data_range=1.0, **options):
+    return skimage.structural_similarity(
+        guess.double().numpy(),
+        truth.double().numpy(),
+        channel_axis=0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=data_range,
+        **options,
+    )
+
+
+REFERENCES = {
+    "ssim": ssim_of_skimage,
+    "mse": lambda guess, truth: skimage.mean_squared_error(guess.double().numpy(), truth.double().numpy()),
+    "psnr": lambda guess, truth: skimage.peak_signal_noise_ratio(
+        truth.double().numpy(), guess.double().numpy(), data_range=1
+    ),
+}
+
+
+def pairs(shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.rand(shape, generator=generator)
+    noise = torch.randn(shape, generator=generator)
+    levels = torch.logspace(-3, 0, shape[0])[:, None, None, None]
+    return (truth + levels * noise).clamp(0, 1), truth
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@settings(max_examples=20, deadline=None)
+@given(shape=SIZES, seed=st.integers(0, 1000))
+def test_as_scikit_image_on_noise(name, shape, seed):
+    guess, truth = pairs(shape, seed)
+    found = getattr(metrics, name)(guess, truth)
+    assert found.shape == (shape[0],)
+    expected = [REFERENCES[name](g, t) for g, t in zip(guess, truth, strict=True)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-4, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(48, 48), (33, 64), (80, 11)])
+def test_as_scikit_image_on_phantoms(name, channels, size):
+    truth = torch.cat([phantom(*size, channels, seed) for seed in range(4)])
+    blurred = torch.nn.functional.avg_pool2d(truth, 3, 1, 1)
+    for guess in (blurred, truth.flip(0), 1 - truth, torch.full_like(truth, 0.3), truth * 0.9 + 0.05):
+        expected = [REFERENCES[name](g, t) for g, t in zip(guess, truth, strict=True)]
+        assert getattr(metrics, name)(guess, truth).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mse", "psnr", "ssim"])
+def test_each_image_has_its_own_number(name):
+    metric, (guess, truth) = getattr(metrics, name), pairs((5, 3, 16, 20), 0)
+    whole = metric(guess, truth)
+    assert whole.shape == (5,)
+    alone = torch.cat([metric(guess[i : i + 1], truth[i : i + 1]) for i in range(5)])
+    assert torch.allclose(whole, alone, rtol=1e-12)
+    assert len(set(whole.tolist())) == 5
+
+
+@pytest.mark.parametrize("name", ["mse", "psnr", "ssim"])
+def test_guesses_are_clamped_truths_are_not(name):
+    metric, (guess, truth) = getattr(metrics, name), pairs((2, 1, 16, 16), 0)
+    wild = 3 * guess - 1
+    assert torch.equal(metric(wild, truth), metric(wild.clamp(0, 1), truth))
+    assert not torch.equal(metric(guess, 2 * truth), metric(guess, (2 * truth).clamp(0, 1)))
+
+
+@pytest.mark.parametrize("name", ["mse", "psnr", "ssim"])
+def test_single_and_double_precision_agree(name):
+    metric, (guess, truth) = getattr(metrics, name), pairs((3, 1, 24, 24), 1)
+    single, double = metric(guess, truth), metric(guess.double(), truth.double())
+    assert single.dtype == double.dtype == torch.float64
+    assert torch.allclose(single, double, atol=1e-7)
+
+
+def test_equal_images():
+    truth = phantom()
+    assert mse(truth, truth).tolist() == [0]
+    assert ssim(truth, truth).tolist() == pytest.approx([1])
+    assert psnr(truth, truth).tolist() == pytest.approx([200])
+    nearly = truth.clone().double()
+    nearly[0, 0, 20, 20] += 1e-6
+    assert 150 < psnr(nearly, truth).item() < 200
+
+
+def test_known_values():
+    black, white = torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)
+    assert mse(black, white).item() == 1
+    assert psnr(black, white).item() == 0
+    assert psnr(black + 0.1, black).item() == pytest.approx(20, abs=1e-5)
+    assert ssim(black, white).item() == pytest.approx(0.01**2 / (1 + 0.01**2))
+    assert ssim(black, black).item() == 1
+
+
+@pytest.mark.parametrize("size", [(10, 32), (32, 10), (1, 1)])
+@pytest.mark.parametrize("name", ["ssim", "legacy_ssim_range0", "legacy_ssim_range255"])
+def test_images_smaller_than_the_window(name, size):
+    with pytest.raises(InputError, match=rf"11 x 11 pixels or more, these are \({size[0]}, {size[1]}\)"):
+        getattr(metrics, name)(torch.rand(2, 1, *size), torch.rand(2, 1, *size))
+
+
+def test_nothing_to_differentiate_and_nothing_changed():
+    guess, truth = pairs((2, 1, 16, 16), 0)
+    before = guess.clone()
+    assert not ssim(guess.requires_grad_(), truth).requires_grad
+    assert torch.equal(guess, before)
+
+
+@pytest.mark.parametrize("name", metrics.__all__)
+def test_every_metric_keeps_what_the_role_promises(name):
+    metric = getattr(metrics, name)
+    truth = torch.cat([phantom(seed=s) for s in range(3)])
+    near = (truth + 0.01 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    far = torch.rand(truth.shape, generator=torch.Generator().manual_seed(1))
+    assert isinstance(metric, Metric)
+    assert metric.legacy == name.startswith("legacy_")
+    assert metric.data_range == {"legacy_ssim_range0": 0, "legacy_ssim_range255": 255}.get(name, 1)
+    better = metric(near, truth) > metric(far, truth)
+    assert better.shape == (3,)
+    assert better.all() if metric.leak == "higher" else not better.any()
