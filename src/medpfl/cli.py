@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace
 from pydantic import ValidationError
 
 from medpfl.core.errors import InputError, nearest
@@ -74,8 +74,8 @@ def _plain(text: str) -> str:
 
     >>> _plain("unrecognized arguments: --image 3")
     "there is no option '--image'; did you mean '--images'?"
-    >>> _plain('Parser key "images": Expected a <class \'int\'>. Got value: x')
-    '--images is x: it must be a whole number'
+    >>> _plain("Parser key \\"fit\\": Expected a typing.Literal['crop', 'squash']. Got value: x")
+    '--fit is x: it must be one of crop, squash'
     """
     if text.startswith("unrecognized arguments: "):
         extra = text.split()[2]
@@ -100,20 +100,22 @@ def _kind(name: str) -> str:
 
 
 def _spelled(words: list[str]) -> list[str]:
-    """Options may be spelled with ``_``; those given once for each value become one list."""
-    plain, lists, words = [], {}, list(words)
+    """Options may be spelled with ``_``; those given once for each value become one list; a file comes first."""
+    plain, files, lists, words = [], [], {}, list(words)
     while words:
         word = words.pop(0)
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             name = "--print_config" if name in ("--print-config", "--print_config") else name.replace("_", "-")
-        if name not in _REPEATED:
+        if name not in (*_REPEATED, "--config"):
             plain.append(name + equals + value)
-        elif equals or words:
-            lists.setdefault(name, []).append(value if equals else words.pop(0))
-        else:
+        elif not (equals or words):
             raise InputError(f"{name} needs a value")
-    return plain + [f"{name}={json.dumps(values)}" for name, values in lists.items()]
+        elif name == "--config":
+            files += [name, value if equals else words.pop(0)]  # what is said after a file overrides it
+        else:
+            lists.setdefault(name, []).append(value if equals else words.pop(0))
+    return plain[:1] + files + plain[1:] + [f"{name}={json.dumps(values)}" for name, values in lists.items()]
 
 
 def _parser() -> ArgumentParser:
@@ -149,14 +151,11 @@ def _audit_parser() -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     for name, field in Experiment.model_fields.items():
         option = "data" if name == "data" else _option(name)
-        extra: dict[str, Any] = {"nargs": "?"} if name == "data" else {}
-        parser.add_argument(
-            option,
-            type=field.annotation,
-            default=field.get_default(call_default_factory=True),
-            help=field.description,
-            **extra,
-        )
+        default = field.get_default(call_default_factory=True)
+        # Without a word for it, a positional argument would put its default in place of what --config says.
+        extra: dict[str, Any] = {"nargs": "?", "default": SUPPRESS} if name == "data" else {"default": default}
+        text = f"{field.description} (default: {default})" if name == "data" else field.description
+        parser.add_argument(option, type=field.annotation, help=text, **extra)
     _add_run_options(parser)
     return parser
 

@@ -216,6 +216,14 @@ def test_sources_are_folders_samples_and_images(folder):
         assert tiny(data).summary[0]["images"] == 4
 
 
+@pytest.mark.parametrize("name", ["brain_mri", "covid_xray", "melanoma"])
+def test_all_four_attacks_run_on_the_real_sets(real_sets, name):
+    data = ImageFolder(real_sets / name, size=16, limit=12)
+    report = tiny(data, attacks=[f"{a}(steps=2)" for a in ("DLG", "iDLG", "CPL", "GradInv")], images=2)
+    assert [cell["images"] for cell in report.summary] == [2] * 4
+    assert report.settings["data"]["skipped"] == 0
+
+
 def test_a_users_file_and_weights(folder, tmp_path):
     (tmp_path / "net.py").write_text(
         "from torch import nn\n"

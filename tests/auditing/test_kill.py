@@ -1,4 +1,4 @@
-"""An audit that is killed with -9 in the middle, and given again."""
+"""An audit that is killed with -9 in the middle, twice, and given again."""
 
 from __future__ import annotations
 
@@ -15,45 +15,84 @@ from medpfl.auditing.report import reread
 from medpfl.auditing.store import read_rows
 from medpfl.cli import main
 
+STOPS_AFTER_FOUR = """
+import sys, time
+from medpfl import cli
+from medpfl.auditing.play import Player
+
+play, done = Player.__call__, []
+
+def slow(self, job):
+    done.append(job)
+    found = play(self, job)
+    if len(done) > 4:
+        time.sleep(60)
+    return found
+
+Player.__call__ = slow
+cli.main(sys.argv[1:])
+"""
+
+DIES_IN_THE_MIDDLE_OF_A_LINE = """
+import os, signal, sys
+from medpfl import cli
+from medpfl.auditing import store
+
+write, added = store._line, []
+
+def die(row):
+    line = write(row)
+    added.append(row)
+    if len(added) > store_had + 2:
+        with open(sys.argv[-1] + "/findings.jsonl", "ab") as file:
+            file.write(line[: len(line) // 2])
+            file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return line
+
+store_had = sum(1 for _ in open(sys.argv[-1] + "/findings.jsonl"))
+store._line = die
+cli.main(sys.argv[1:])
+"""
+
 
 def words(folder: Path, out: Path) -> list[str]:
-    options = "--attack iDLG(steps=25) --attack DLG(steps=25) --draws 2 --images 4 --size 16 --memory 1e-6 --quiet"
+    options = "--attack iDLG(steps=4) --attack DLG(steps=4) --draws 2 --images 3 --size 16 --memory 1e-6 --quiet"
     return ["audit", str(folder), "--model", "LeNet('idlg')", *options.split(), "--out", str(out)]
 
 
-def kill_when(arguments: list[str], ready: Path, lines: int) -> None:
-    """Starts the command, and kills it with -9 as soon as a file has so many lines."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "medpfl.cli", *arguments], env=environment)
-    try:
-        deadline = time.monotonic() + 60
-        while not (ready.exists() and ready.read_bytes().count(b"\n") >= lines):
-            assert process.poll() is None, "the audit ended before it could be killed"
-            assert time.monotonic() < deadline, "the audit did not start"
-            time.sleep(0.005)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+def start(code: str, arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def test_a_killed_audit_continues_and_ends_with_the_same_rows(folder, tmp_path, capsys):
     whole, out = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
     assert main(words(folder, whole)) == 0
     undisturbed = list(read_rows(whole / "findings.jsonl"))
-    assert len(undisturbed) == 2 + 2 * 2 * 4
+    assert len(undisturbed) == 2 + 2 * 2 * 3
 
-    kill_when(words(folder, out), out / "run.json", lines=1)  # at the very beginning
-    early = list(read_rows(out / "findings.jsonl"))
-    kill_when(words(folder, out), out / "findings.jsonl", lines=4)  # in the middle
-    finished = list(read_rows(out / "findings.jsonl"))
-    assert 4 <= len(finished) < len(undisturbed)
-    assert finished[: len(early)] == early
+    path = out / "findings.jsonl"
+    process, deadline = start(STOPS_AFTER_FOUR, words(folder, out)), time.monotonic() + 60
+    while not (path.exists() and path.read_bytes().count(b"\n") == 4):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    first = list(read_rows(path))
+    assert len(first) == 4
+
+    process = start(DIES_IN_THE_MIDDLE_OF_A_LINE, words(folder, out))
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert not path.read_bytes().endswith(b"\n")
+    finished = list(read_rows(path))
+    assert len(finished) == 6
+    assert finished[:4] == first, "what was finished was not done again"
 
     assert main(words(folder, out)) == 0
-    rows = list(read_rows(out / "findings.jsonl"))
+    rows = list(read_rows(path))
     assert plain(rows) == plain(undisturbed)
-    assert rows[: len(finished)] == finished, "what was finished was not done again"
+    assert rows[:6] == finished
     assert plain(reread(out).rows) == plain(undisturbed)
     assert {p.name for p in out.rglob("*.safetensors")} == {p.name for p in whole.rglob("*.safetensors")}
     assert not list(out.rglob(".*.json*")), "no half-written file is left"

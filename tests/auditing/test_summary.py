@@ -199,8 +199,9 @@ def test_a_success_on_random_updates_too_is_no_leak():
 def test_one_in_many_needs_confidence():
     """1 of 20 is above a baseline of 0; above one of 5 % it is not."""
     assert cells(rows(1, identified=None))[UNDEFENDED]["verdict"] == LEAKS
-    lucky = [row(i < 1, identified=None, scores={"nearest_ssim": 0.95 if i < 1 else 0.1}) for i in range(20)]
-    assert cells(lucky)[UNDEFENDED]["verdict"] == INCONCLUSIVE
+    for hits, explained in ((1, 1), (4, 2)):  # 20 % of 20 are not surely more than 10 %
+        lucky = [row(i < hits, identified=None, scores={"nearest_ssim": 0.95 * (i < explained)}) for i in range(20)]
+        assert cells(lucky)[UNDEFENDED]["verdict"] == INCONCLUSIVE
 
 
 @pytest.mark.parametrize(("identified", "verdict"), [(1, INCONCLUSIVE), (3, LEAKS), (20, LEAKS)])

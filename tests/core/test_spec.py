@@ -202,6 +202,7 @@ def test_sweeps():
     assert expand("A") == ["A"]
     assert expand("A(x=lin(1, 3, 3))") == ["A(x=1)", "A(x=2)", "A(x=3)"]
     assert expand("A(x=lin(5, 9, 1))") == ["A(x=5)"]
+    assert expand("A(x=lin(65537, 1e-6, 2))") == ["A(x=65537)", "A(x=1e-06)"]
     assert expand("A(x=geom( 1e-4 ,1e-2, 3))|B") == ["A(x=0.0001)|B", "A(x=0.001)|B", "A(x=0.01)|B"]
     assert expand("A(x=lin(0, 1, 2), y='z') | B(x=geom(1, 4, 2))") == [
         f"A(x={a}, y='z') | B(x={b})" for a, b in itertools.product((0, 1), (1, 4))

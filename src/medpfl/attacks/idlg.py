@@ -21,11 +21,12 @@ class iDLG(Attack):
     Source: Zhao, Mopuri and Bilen, "iDLG: Improved Deep Leakage from Gradients", 2020 (arXiv:2001.02610).
     Needs: the update, the plan, the model.
     Start: independent standard normal pixels.
-    Deviates: as `DLG`; labels of batches above 1 are inferred as counts, see
+    Deviates: as `DLG`; the last bias gives not only the label but y - p, where the wire shows it exactly
+    (`medpfl.attacks.targets`); labels of batches above 1 are inferred as counts, see
     `medpfl.attacks.labels.LastLayer` (the paper has batches of 1 only).
     """
 
-    steps: int = 1500
+    steps: int = 1000
     restarts: int = 1
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:

@@ -121,7 +121,6 @@ class Scorer:
             return {"mean_image_ssim": nothing, "nearest_ssim": nothing}
         mean = (self.data.images.sum(0) - truth) / others
         excluded = self._excluded(own)
-        excluded[torch.arange(len(own)), own] = True
         nearest = nearest_other(distances(truth, self.data.images), own, excluded)
         scores = ssim(self.data.images[nearest], truth).tolist()
         alone = excluded.all(1).tolist()  # no image of another patient

@@ -34,10 +34,12 @@ def files(count: int) -> str:
 @contextmanager
 def watching(total: int, done: int, visible: bool) -> Iterator[During]:
     """A progress bar over images, with the time left; yields what to run each job within."""
-    if not visible:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not (visible and console.is_terminal):
         yield lambda job, images: nullcontext()
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -55,7 +57,7 @@ def watching(total: int, done: int, visible: bool) -> Iterator[During]:
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("audit", total=total, completed=done)
         finished = done
 

@@ -1,0 +1,85 @@
+"""``python -m benchmarks``: our recipes against the textbook loop. Prints ratios; see benchmarks/README.md."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+
+from benchmarks.scenes import NAMES, SETS, Scene, scene
+from benchmarks.textbook import textbook
+from medpfl.attacks import CPL, DLG, iDLG
+from medpfl.attacks.labels import LastLayer
+from medpfl.attacks.starts import Normal, Patterned
+from medpfl.metrics import ssim
+from medpfl.metrics.rates import interval
+
+RECIPES = {
+    "DLG": ("dlg", DLG(), Normal(), True),
+    "iDLG": ("idlg", iDLG(), Normal(), False),
+    "CPL": ("cpl", CPL(), Patterned(), False),
+}
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--images", type=int, default=16, help="images of each set, for each draw of weights")
+    parser.add_argument("--textbook", type=int, default=2, help="of these, images that the textbook loop gets too")
+    parser.add_argument("--draws", type=int, default=1, help="draws of the weights")
+    parser.add_argument("--stop", type=float, default=1e-10, help="relative squared distance at which the loop ends")
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    chosen = parser.parse_args()
+    sets = [name for name in NAMES if (SETS / name).is_dir()] or ["samples"]
+    print("set         recipe  images  zero  ASR [95 %]          SSIM   evals  s/image | textbook: ASR   evals  ratio")
+    for name in sets:
+        for recipe in chosen.recipes:
+            print(line(name, recipe, chosen), flush=True)
+
+
+def line(name: str, recipe: str, chosen: argparse.Namespace) -> str:
+    """One row of the table: all draws of a set under one recipe."""
+    variant, attack, start, joint = RECIPES[recipe]
+    scores, evaluations, seconds, zero = [], [], 0.0, 0
+    theirs, ratios, their_evaluations = [], [], []
+    for draw in range(chosen.draws):
+        case = scene(name, variant, chosen.images, seed=100 + draw)
+        began = time.perf_counter()
+        guess = attack(case.seen, torch.Generator().manual_seed(draw))
+        spent = time.perf_counter() - began
+        ours = ssim(guess.guesses[:, 0], case.truths)
+        scores.append(ours)
+        evaluations.append(guess.evaluations.double())
+        seconds, zero = seconds + spent, zero + case.zero
+        for v in range(min(chosen.textbook, len(case.truths))):
+            score, count, took = loop(case, v, start, joint, chosen.stop)
+            theirs.append(score)
+            their_evaluations.append(count)
+            if score >= 0.9 and ours[v] >= 0.9:
+                ratios.append(took / (spent / len(case.truths)))
+    score, evals = torch.cat(scores), torch.cat(evaluations)
+    hits = int((score >= 0.9).sum())
+    low, high = interval(hits, len(score))
+    ratio = f"{sum(ratios) / len(ratios):6.1f}" if ratios else "     -"
+    other = sum(s >= 0.9 for s in theirs) / max(len(theirs), 1)
+    return (
+        f"{name:<12}{recipe:<8}{len(score):>6}{zero:>6}  {hits / len(score):.2f} [{low:.2f}, {high:.2f}]  "
+        f"{score.mean():>8.3f}{evals.mean():>8.0f}{seconds / len(score):>9.2f} | {other:>12.2f}"
+        f"{sum(their_evaluations) / max(len(their_evaluations), 1):>8.0f}  {ratio}"
+    )
+
+
+def loop(case: Scene, v: int, start: Normal | Patterned, joint: bool, stop: float) -> tuple[float, int, float]:
+    """SSIM, evaluations and seconds of the textbook loop on one victim."""
+    sent = [t[v] for t in case.seen.views[0].update.tensors.values()]
+    first = start((1, *case.truths.shape[1:]), torch.Generator().manual_seed(v))
+    label = None if joint else LastLayer().infer(case.seen, first)[v]
+    began = time.perf_counter()
+    outcome = textbook(case.network, sent, first, label, case.classes, stop)
+    took = time.perf_counter() - began
+    return float(ssim(outcome.guess[None].nan_to_num(0.0), case.truths[v : v + 1])), outcome.evaluations, took
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,733 @@
+"""The command line: what it understands, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from medpfl import cli
+from medpfl.core.experiment import Experiment
+from medpfl.core.spec import summary
+
+TINY = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)", "--images", "4", "--size", "16"]
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch) -> Run:
+    """Calls the command line; its status, and what it says on both streams."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words) -> tuple[int, str, str]:
+        status = cli.main([str(word) for word in words])
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err + shown.out
+        return status, shown.out, shown.err
+
+    return call
+
+
+@pytest.fixture
+def refused(run) -> Callable[..., str]:
+    """Calls the command line with what it must refuse: status 2, and one message on the error stream only."""
+
+    def call(*words) -> str:
+        status, out, err = run(*words)
+        assert (status, out) == (2, "")
+        assert err.count("medpfl: error: ") == 1
+        return err
+
+    return call
+
+
+def draw(path: Path, seed: int = 0) -> Path:
+    coarse = (np.random.default_rng(seed).random((4, 4)) * 255).astype("uint8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(coarse).resize((24, 24), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for i in range(10):
+        draw(tmp_path / "data" / ("benign" if i % 2 else "malignant") / f"{i}.png", i)
+    return tmp_path / "data"
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "findings.jsonl").read_text().splitlines()]
+
+
+# --- audit ----------------------------------------------------------------------------------------------------
+
+
+def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_path):
+    out = tmp_path / "runs" / "a"
+    words = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=50)", "--images", "3", "--size", "16"]
+    status, shown, err = run("audit", folder, *words, "--defense", "LaplaceNoise(scale=0.01)", "--out", out)
+    assert (status, err) == (0, "")
+    table = shown.partition("Without a defense")[0]
+    assert "iDLG(steps=50)" in table
+    assert "LaplaceNoise(scale=0.01)" in table
+    assert "no defense" in table
+    assert "Without a defense, a curious server read back 3 of 3 images" in shown
+    assert f"wrote {out}/report.html\nwrote {out}/report-with-images.html\n" in shown
+    assert "\x1b" not in shown, "no color codes where nobody sees colors"
+    summary_of = json.loads((out / "summary.json").read_text())
+    assert [c["defense"] for c in summary_of] == ["NoDefense()", "LaplaceNoise(scale=0.01)"]
+
+
+def test_quiet_says_the_verdict_only(run, folder):
+    status, shown, err = run("audit", folder, *TINY, "--quiet")
+    assert (status, err) == (0, "")
+    assert len(shown.splitlines()) == 2
+    assert shown.startswith("Without a defense")
+
+
+def test_without_out_nothing_is_written(run, folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("audit", folder, *TINY)[0] == 0
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_options_may_be_spelled_with_underscores_and_equals_signs(run, folder, tmp_path):
+    out = tmp_path / "runs" / "a"
+    dashes = ["--batch-size", "2", "--learning-rate", "0.3", "--algorithm", "FedAvg", "--local-images", "4"]
+    assert run("audit", folder, *TINY, *dashes, "--out", out)[0] == 0
+    before = rows_of(out)
+    same = ["--batch_size=2", "--learning_rate=0.3", "--algorithm=FedAvg", "--local_images", "4", f"--out={out}"]
+    assert run("audit", *TINY, *same, folder)[0] == 0
+    assert rows_of(out) == before, "the same experiment, continued"
+    assert before[0]["plan"] == (
+        "Plan(algorithm='FedAvg', batch_size=2, local_images=4, learning_rate=0.3, mode='train')"
+    )
+
+
+def test_repeated_options_keep_their_order(run, folder, tmp_path):
+    out = tmp_path / "runs" / "a"
+    words = ["--model", "LeNet('idlg')", "--images", "2", "--size", "16", "--out", out]
+    words += ["--attack", "DLG(steps=2)", "--defense=GaussianNoise", "--attack=iDLG(steps=2)", "--grant", "labels"]
+    words += ["--defense", "LaplaceNoise(scale=lin(0.1, 0.2, 2)) | GaussianNoise(scale=0.5)", "--grant", "defense"]
+    assert run("audit", folder, *words)[0] == 0
+    cells = [(c["attack"], c["defense"]) for c in json.loads((out / "summary.json").read_text())]
+    composed = [f"LaplaceNoise(scale={s}) | GaussianNoise(scale=0.5)" for s in (0.1, 0.2)]
+    defenses = ["NoDefense()", "GaussianNoise(scale=0.01)", *composed]
+    assert cells == [(a, d) for d in defenses for a in ("DLG(steps=2)", "iDLG(steps=2)")]
+    assert rows_of(out)[0]["grants"] == ["labels", "defense"]
+
+
+def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
+    """Each field of the experiment, given on the command line, arrives at `audit` under its own name."""
+    got = {}
+
+    class Empty:
+        summary, settings, pages = (), {}, ()
+
+        def verdict(self):
+            return ("a", "b")
+
+    monkeypatch.setattr("medpfl.auditing.run.audit", lambda **options: got.update(options) or Empty())
+    given = {
+        "model": "M", "weights": "w", "truth": "t", "images": 7, "draws": 2, "size": 20, "fit": "squash",
+        "channels": 3, "partition": "IID(clients=2)", "seed": 5, "memory": 0.5, "device": "cuda",
+    }  # fmt: skip
+    plan = {
+        "algorithm": "FedAvg", "batch_size": 2, "local_images": 6, "epochs": 3, "learning_rate": 0.5, "momentum": 0.25,
+        "weight_decay": 0.125, "mode": "eval",
+    }  # fmt: skip
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in (given | plan).items()]
+    lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels"]
+    assert run("audit", "place", *words, *lists, "--out", tmp_path / "o", "--force", "--quiet")[0] == 0
+    assert got.pop("plan").__dict__.items() >= plan.items()
+    assert got.pop("threat").grants == ("labels",)
+    assert got == given | {
+        "data": "place", "attacks": ["A", "B"], "defenses": ["C"], "out": str(tmp_path / "o"), "force": True,
+        "progress": False,
+    }  # fmt: skip
+    assert {*given, *plan, "data", "attack", "defense", "grant"} == set(Experiment.model_fields), "none forgotten"
+
+
+def test_the_default_is_all_four_attacks_of_the_paper_on_the_samples():
+    assert (Experiment().data, Experiment().attack) == ("samples", ["DLG", "iDLG", "CPL", "GradInv"])
+
+
+# --- YAML -----------------------------------------------------------------------------------------------------
+
+
+def test_a_yaml_file_says_what_the_options_say(run, folder, tmp_path):
+    out, path = tmp_path / "runs" / "a", tmp_path / "experiment.yaml"
+    words = ["--attack", "DLG(steps=2)", "--attack", "iDLG(steps=2)", "--defense", "LaplaceNoise", "--batch-size", "2"]
+    common = ["--model", "LeNet('idlg')", "--images", "4", "--size", "16"]
+    assert run("audit", folder, *common, *words, "--out", out)[0] == 0
+    before = rows_of(out)
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "data": str(folder), "model": "LeNet('idlg')", "images": 4, "size": 16, "batch_size": 2,
+                "attack": ["DLG(steps=2)", "iDLG(steps=2)"], "defense": ["LaplaceNoise"], "out": str(out),
+            }
+        )
+    )  # fmt: skip
+    assert run("audit", "--config", path)[0] == 0
+    assert rows_of(out) == before
+    for words in (["--seed", "3", "--config", path], [f"--config={path}", "--seed", "3"]):
+        err = run("audit", *words)[2]
+        assert "holds another experiment (other weights, seed)" in err, "an option overrides the file, in any order"
+    assert "cannot open the folder '/nowhere/at/all'" in run("audit", "/nowhere/at/all", "--config", path)[2]
+
+
+def test_a_printed_config_is_accepted(run, folder, tmp_path):
+    words = ["audit", folder, *TINY, "--defense", "LaplaceNoise", "--batch_size", "2", "--out", tmp_path / "runs" / "a"]
+    for flag in ("--print-config", "--print_config"):
+        status, text, err = run(*words, flag)
+        assert (status, err) == (0, "")
+    assert not (tmp_path / "runs").exists(), "nothing is run"
+    (tmp_path / "printed.yaml").write_text(text)
+    assert run(*words)[0] == 0
+    before = rows_of(tmp_path / "runs" / "a")
+    assert run("audit", "--config", tmp_path / "printed.yaml")[0] == 0
+    assert rows_of(tmp_path / "runs" / "a") == before
+    again = run("audit", "--config", tmp_path / "printed.yaml", "--print-config")[1]
+    assert again == text
+    assert set(Experiment.model_fields) <= set(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("imagse: 3\n", "does not accept option 'imagse'"),
+        ("images: [3]\n", "--images is [3]: it must be a whole number"),
+        ("images: 0\n", "--images is 0"),
+        ("attack: iDLG\n", "--attack is iDLG: it must be a list"),
+        ("- 1\n", "config"),
+        ("a: b: c\n", "config"),
+    ],
+)
+def test_a_yaml_file_that_is_wrong(refused, tmp_path, text, message):
+    (tmp_path / "wrong.yaml").write_text(text)
+    assert message in refused("audit", "--config", tmp_path / "wrong.yaml")
+
+
+def test_no_yaml_file(refused, tmp_path):
+    assert "nowhere.yaml" in refused("audit", "--config", tmp_path / "nowhere.yaml")
+
+
+# --- help, list, demo, report ---------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_option(run):
+    status, text, _ = run("--help")
+    assert status == 0
+    assert all(command in text for command in ("audit", "demo", "list", "report"))
+    status, text, _ = run("audit", "--help")
+    assert status == 0
+    for name, field in Experiment.model_fields.items():
+        assert name == "data" or f"--{name.replace('_', '-')}" in text
+        assert field.description.partition(" ")[0] in text
+    for option in ("--out", "--force", "--quiet", "--config", "--print"):
+        assert option in text
+    for command in ("demo", "list", "report"):
+        status, text, _ = run(command, "--help")
+        assert status == 0
+        assert "usage: medpfl" in text
+
+
+def test_no_command_shows_the_help(run):
+    status, text, _ = run()
+    assert status == 2
+    assert "audit a folder of medical images" in text
+
+
+def test_version(run):
+    from importlib.metadata import version
+
+    assert run("--version") == (0, f"medpfl {version('medpfl')}\n", "")
+
+
+def test_help_and_version_do_without_torch():
+    words = [["--help"], ["audit", "--help"], ["--version"], ["audit", "--imagse"], ["audit", "--print-config"]]
+    code = (
+        f"import sys\nfrom medpfl.cli import main\nfor words in {words}:\n    main(words)\n"
+        "assert not {'torch', 'matplotlib', 'torchmetrics'} & set(sys.modules), 'heavy'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("role", ["attacks", "defenses", "models", "metrics", "data"])
+def test_list_names_every_member_with_its_line(run, role):
+    status, text, _ = run("list")
+    own = run("list", role)[1]
+    package = import_module(f"medpfl.{role}")
+    assert status == 0
+    assert role.capitalize() in text
+    for name in package.__all__:
+        line = summary(getattr(package, name))
+        assert line
+        found = [shown for shown in own.splitlines() if shown.split()[:1] == [name]]
+        assert len(found) == 1
+        assert found[0].split(maxsplit=1)[1].strip() == line
+        assert found[0].strip() in [shown.strip() for shown in text.splitlines()] or line in text
+    others = [n for r in ("attacks", "models") if r != role for n in import_module(f"medpfl.{r}").__all__]
+    assert not [n for n in others if f"  {n} " in own]
+
+
+def test_list_of_something_else(refused):
+    assert "there is no role 'atacks'; did you mean 'attacks'?" in refused("list", "atacks")
+
+
+def test_demo_audits_what_it_says(run, monkeypatch, tmp_path):
+    small = cli.DEMO.model_copy(update={"attack": ["iDLG(steps=3)"], "images": 3, "size": 16})
+    monkeypatch.setattr(cli, "DEMO", small)
+    out = tmp_path / "runs" / "demo"
+    status, shown, _ = run("demo", "--out", out)
+    assert status == 0
+    assert "LaplaceNoise(scale=0.01)" in shown
+    assert (out / "report.html").is_file()
+    assert {row["data"] for row in rows_of(out)} == {"Samples(size=16)"}
+
+
+def test_the_real_demo_can_be_built():
+    from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, model_of, partition_of
+    from medpfl.auditing.victims import draw_victims
+
+    demo = cli.DEMO
+    assert len(attacks_of(demo.attack)) == len(demo.attack) > 0
+    assert len(defenses_of(demo.defense)) == len(demo.defense) + 1 > 1, "with and without a defense"
+    found = data_of(demo.data, demo.size, demo.fit, demo.channels)
+    assert demo.data == "samples", "offline"
+    model_of(demo.model).build(found.images.shape, len(found.images.classes), 0)
+    victims = draw_victims(found.images, demo.images, demo.batch_size, partition_of(demo.partition), torch.Generator())
+    assert len(victims) == demo.images
+
+
+def test_report_makes_the_same_pages(run, folder, tmp_path):
+    out = tmp_path / "runs" / "a"
+    first = run("audit", folder, *TINY, "--defense", "LaplaceNoise", "--out", out)[1]
+    pages = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    status, shown, _ = run("report", out)
+    assert (status, shown) == (0, first)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == pages
+    (out / "report.html").unlink()
+    assert run("report", out, "--quiet")[0] == 0
+    assert (out / "report.html").read_bytes() == pages[out / "report.html"]
+
+
+def test_report_of_no_run(refused, tmp_path):
+    assert "is no run directory" in refused("report", tmp_path)
+    assert "the run directory" in refused("report")
+
+
+# --- wrong words ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["adit"], "there is no command 'adit'; did you mean 'audit'?"),
+        (["audit", "--imagse", "3"], "there is no option '--imagse'; did you mean '--images'?"),
+        (["audit", "--image", "3"], "there is no option '--image'; did you mean '--images'?"),
+        (["audit", "--batchsize=3"], "there is no option '--batchsize=3'; did you mean '--batch-size'?"),
+        (["audit", "a", "b"], "'b' is one word too many"),
+        (["audit", "--images", "many"], "--images is many: it must be a whole number"),
+        (["audit", "--images", "1.5"], "--images is 1.5: it must be a whole number"),
+        (["audit", "--images", "0"], "--images is 0: input should be greater than or equal to 1"),
+        (["audit", "--batch-size", "-2"], "--batch-size is -2"),
+        (["audit", "--learning_rate", "0"], "--learning-rate is 0"),
+        (["audit", "--memory", "lots"], "--memory is lots: it must be a number"),
+        (["audit", "--fit", "stretch"], "--fit is stretch: it must be one of crop, squash"),
+        (["audit", "--channels", "2"], "--channels is 2: it must be one of 1, 3"),
+        (["audit", "--images"], "--images"),
+        (["audit", "--attack"], "--attack needs a value"),
+        (["audit", "--out"], "--out"),
+        (["demo", "--images", "3"], "there is no option '--images'"),
+        (["report", "a", "b"], "'b' is one word too many"),
+        (["--nonsense"], "there is no option '--nonsense'"),
+    ],
+)
+def test_what_is_not_understood(refused, words, message):
+    err = refused(*words)
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--attack", "iDGL"], "there is no attack 'iDGL'; did you mean 'iDLG'?"),
+        (["--attack", "iDLG(stesp=3)"], "attack 'iDLG' has no argument 'stesp'; did you mean 'steps'?"),
+        (["--attack", "iDLG(steps="], "is not a spec"),
+        (["--attack", "iDLG(steps=__import__('os'))"], "there is no part of attack iDLG '__import__'"),
+        (["--defense", "LaplaceNoise(scale=__import__('os'))"], "'__import__('os')' is not a literal"),
+        (["--attack", ""], "is not a spec"),
+        (["--defense", "LaplaceNose"], "there is no defense 'LaplaceNose'; did you mean 'LaplaceNoise'?"),
+        (["--defense", "LaplaceNoise(scale=geom(0, 1, 3))"], "is not a sweep"),
+        (["--defense", "LaplaceNoise(scale=-1)"], "scale is -1: it must be a number above 0"),
+        (["--model", "LeNett"], "there is no model 'LeNett'; did you mean 'LeNet'?"),
+        (["--model", "LeNet('idgl')"], "did you mean 'idlg'?"),
+        (["--model", "nowhere.py:make"], "there is no model file 'nowhere.py'"),
+        (["--model", "nowhere.py"], "nowhere.py:make_model"),
+        (["--model", "no.such.module:Net"], "importing 'no.such.module' failed"),
+        (["--grant", "label"], "there is no grant 'label'; did you mean 'labels'?"),
+        (["--partition", "Dirichlt"], "there is no partition 'Dirichlt'; did you mean 'Dirichlet'?"),
+        (["--partition", "IID(clients=99)"], "more clients (99) than images (10)"),
+        (["--weights", "nowhere.pt"], "there is no weights file 'nowhere.pt'"),
+        (["--truth", "x"], "truth goes with a record"),
+        (["--device", "gpu"], "device 'gpu' cannot be used here"),
+        (["--images", "11"], "11 images were asked for, the data has 10: ask for fewer"),
+        (["--batch-size", "11", "--images", "11"], "an update of 11 images needs more than the 10"),
+        (["--batch-size", "5", "--images", "4"], "4 images are less than one update of 5: ask for more"),
+        (["--local-images", "4"], "need algorithm FedAvg"),
+        (["--algorithm", "FedAvg", "--local-images", "3", "--batch-size", "2"], "must be a multiple of batch_size"),
+        (["--size", "10"], "SSIM needs images of 11 x 11 pixels or more"),
+        (["--size", "4"], "size"),
+    ],
+)
+def test_what_cannot_be_audited(refused, folder, tmp_path, words, message):
+    options = ["--attack", "iDLG(steps=3)"] if "--attack" not in words else []
+    size = ["--size", "16"] if "--size" not in words else []
+    images = ["--images", "4"] if "--images" not in words else []
+    err = refused("audit", folder, *options, *size, *images, *words, "--out", tmp_path / "runs" / "a")
+    assert message in err
+    assert not (tmp_path / "runs").exists(), "nothing was written"
+
+
+# --- data that is bad -----------------------------------------------------------------------------------------
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG file that says that it is so large, and holds next to nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def bad_files(folder) -> dict[str, str]:
+    """Files that cannot be read, and what is said of them."""
+    whole = draw(folder / "benign" / "x.png", 77).read_bytes()
+    (folder / "benign" / "x.png").unlink()
+    contents = {
+        "truncated.png": (whole[:-80], "truncated"),
+        "text.png": (b"no image at all", "not an image"),
+        "bomb.png": (png(60_000, 60_000), "pixels"),
+        "empty.png": (b"", "empty file"),
+        "none.png": (png(0, 7), ""),
+    }
+    for name, (content, _) in contents.items():
+        (folder / "benign" / name).write_bytes(content)
+    return {name: why for name, (_, why) in contents.items()}
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_unreadable_images_are_named_and_skipped_with_a_count(run, folder, tmp_path, bad_files, quiet):
+    out = tmp_path / "runs" / "a"
+    status, shown, err = run("audit", folder, *TINY, "--images", "10", "--out", out, *quiet)
+    assert status == 0
+    assert "5 files could not be read and left out:" in err
+    for name, why in bad_files.items():
+        (line,) = [line for line in err.splitlines() if name in line]
+        assert line.startswith(f"  benign/{name}: ")
+        assert why in line
+    assert quiet or "5 files could not be read and left out" in shown
+    assert sum(row["control"] == "" for row in rows_of(out)) == 10, "all others were attacked"
+    assert json.loads((out / "run.json").read_text())["settings"]["data"]["skipped"] == 5
+    assert not [name for name in bad_files if name.encode() in (out / "report.html").read_bytes()]
+
+
+def test_all_images_bad(refused, tmp_path, folder):
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"junk")
+    err = refused("audit", folder, *TINY)
+    assert "could be read: benign/1.png: not an image; " in err
+    assert "and 7 more" in err
+
+
+def test_no_folder_and_no_class_folders(refused, tmp_path):
+    assert f"cannot open the folder '{tmp_path}/nowhere'" in refused("audit", tmp_path / "nowhere", *TINY)
+    assert "no folder or record 'sampels' here; did you mean 'samples'?" in refused("audit", "sampels", *TINY)
+    draw(tmp_path / "loose" / "1.png")
+    err = refused("audit", tmp_path / "loose", *TINY)
+    assert "has no class folders" in err
+    assert "1 image(s) lie directly in it" in err
+    (tmp_path / "empty" / "benign").mkdir(parents=True)
+    assert "no images (" in refused("audit", tmp_path / "empty", *TINY)
+    assert "is a file, but no record of an update" in refused("audit", tmp_path / "loose" / "1.png", *TINY)
+
+
+# --- models and weights that are bad --------------------------------------------------------------------------
+
+
+MODELS = """
+import torch
+from torch import nn
+
+def good():
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
+
+def other_size():
+    return nn.Sequential(nn.Flatten(), nn.Linear(99, 2))
+
+def wrong_shape():
+    return nn.Flatten(0)
+
+def a_map():
+    return nn.Conv2d(1, 2, 3)
+
+def one_output():
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 1))
+
+def not_finite():
+    network = good()
+    nn.init.constant_(network[1].weight, float("nan"))
+    return network
+
+def raises():
+    raise KeyError("nothing")
+
+def no_module():
+    return 3
+
+def needs(argument):
+    return good()
+"""
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    (tmp_path / "models.py").write_text(MODELS)
+    return tmp_path / "models.py"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("other_size", "the model does not take images of shape (1, 1, 16, 16)"),
+        ("wrong_shape", "the model has no parameter that is trained"),
+        ("a_map", "the model must return logits of shape (1, classes), it returned (1, 2, 14, 14)"),
+        ("one_output", "the model has 1 outputs for 2 classes"),
+        ("not_finite", "'1.weight' holds values that are not finite"),
+        ("raises", "model 'raises' failed: KeyError: 'nothing'"),
+        ("no_module", "model 'no_module' returned a int, not a torch.nn.Module"),
+        ("needs", "model 'needs'"),
+        ("god", "did you mean 'good'?"),
+        ("good(1)", "model 'good'"),
+        ("good(x=torch)", "write a name, or a name with literal arguments"),
+    ],
+)
+def test_a_model_that_does_not_fit(refused, folder, models, call, message):
+    assert message in refused("audit", folder, *TINY[2:], "--model", f"{models}:{call}")
+
+
+def test_a_model_file_that_is_broken(refused, folder, models):
+    models.write_text("import nonsense_that_is_not_installed")
+    err = refused("audit", folder, *TINY[2:], "--model", f"{models}:good")
+    assert f"importing '{models}' failed: ModuleNotFoundError" in err
+
+
+def test_a_users_model_and_weights(run, refused, folder, models, tmp_path):
+    path = tmp_path / "weights.pt"
+    own = [*TINY[2:], "--model", f"{models}:good", "--weights", path]
+    torch.save({"1.weight": torch.rand(2, 256), "1.bias": torch.rand(2)}, path)
+    assert run("audit", folder, *own)[0] == 0
+    torch.save({"1.weight": torch.rand(2, 99), "bias": torch.rand(2)}, path)
+    err = refused("audit", folder, *own)
+    assert "do not fit the model" in err
+    for line in (
+        "1.bias: in the model, not in the file",
+        "bias: in the file, not in the model",
+        "1.weight: (2, 99) in the file, (2, 256) in the model",
+    ):
+        assert f"\n  {line}" in err
+    torch.save({"1.weight": torch.rand(2, 256) / 0, "1.bias": torch.rand(2)}, path)
+    assert "'1.weight' holds values that are not finite" in refused("audit", folder, *own)
+    path.write_bytes(b"junk")
+    assert "is not a weights file" in refused("audit", folder, *own)
+    assert "draws above 1" in refused("audit", folder, *own[:-2], "--weights", path, "--draws", "2")
+
+
+# --- records --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def record(folder, tmp_path) -> Path:
+    """An update of a client with one image, saved by a short script; the image lies alone in ``truth``."""
+    from medpfl import Batch, Plan, Weights, local_update, prepare
+    from medpfl.data import ImageFolder
+    from medpfl.models import LeNet
+
+    draw(tmp_path / "truth" / "malignant" / "a.png", 5)
+    images = ImageFolder(tmp_path / "truth", size=16).load().images
+    network, plan = LeNet("idlg").build((1, 16, 16), 2, seed=4), Plan()
+    weights = Weights.of(network)
+    sent = local_update(prepare(network, plan), Batch(images, torch.tensor([1])), plan, weights)
+    sent.save(tmp_path / "client.record", plan, weights, image_shape=(1, 16, 16), classes=("benign", "malignant"))
+    return tmp_path / "client.record"
+
+
+def test_a_record_is_audited_with_its_truth(run, record, tmp_path):
+    out = tmp_path / "runs" / "a"
+    words = ["--truth", record.parent / "truth", "--model", "LeNet('idlg')", "--attack", "iDLG(steps=60)"]
+    status, shown, err = run("audit", record, *words, "--out", out)
+    assert (status, err) == (0, "")
+    assert "From the recorded update, a curious server read back 1 of 1 image" in shown
+    assert [c["defense"] for c in json.loads((out / "summary.json").read_text())] == ["NoDefense()", "Recorded()"]
+    assert json.loads((out / "run.json").read_text())["settings"]["record"]["difference"] < 1e-5
+
+
+def test_a_record_that_does_not_fit(refused, record, folder):
+    words, truth = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)"], record.parent / "truth"
+    assert "--truth names the folder of the images" in refused("audit", record, *words)
+    assert "made from 1 images, --truth holds 10" in refused("audit", record, *words, "--truth", folder)
+    assert "cannot open the folder" in refused("audit", record, *words, "--truth", "/nowhere/at/all")
+    assert "leave out --defense" in refused("audit", record, *words, "--truth", truth, "--defense", "LaplaceNoise")
+    err = refused("audit", record, "--model", "LeNet('dlg')", *words[2:], "--truth", truth)
+    assert "the record does not fit the model:" in err
+    assert "6.weight: in the model, not in the record" in err
+    record.write_bytes(record.read_bytes()[:-50])
+    assert "cannot be read as a record" in refused("audit", record, *words, "--truth", truth)
+
+
+# --- where results go -----------------------------------------------------------------------------------------
+
+
+def test_out_that_cannot_be_made(refused, folder, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "a", tmp_path / "file" / "a" / "b"):
+        assert f"--out '{out}' cannot be made (" in refused("audit", folder, *TINY, "--out", out)
+    assert (tmp_path / "file").read_text() == "x"
+    assert "lies in the data folder" in refused("audit", folder, *TINY, "--out", folder / "run")
+
+
+def test_out_of_another_experiment(run, refused, folder, tmp_path):
+    out = tmp_path / "runs" / "a"
+    run("audit", folder, *TINY, "--out", out)
+    before = rows_of(out)
+    err = refused("audit", folder, *TINY, "--images", "6", "--out", out)
+    assert "holds another experiment (other images): name another --out, or --force to discard it" in err
+    assert rows_of(out) == before
+    assert run("audit", folder, *TINY, "--images", "6", "--out", out, "--force")[0] == 0
+    assert len(rows_of(out)) == 12
+
+
+def test_a_damaged_key_file(refused, folder, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "medpfl-key.json").write_text("[]")
+    assert "medpfl-key.json' is damaged" in refused("audit", folder, *TINY, "--out", tmp_path / "runs" / "a")
+
+
+@pytest.mark.parametrize("room", [0, 1, 3, 5, 6, 7, 9, 12])
+def test_a_full_disk_costs_nothing_that_is_finished(run, folder, tmp_path, monkeypatch, room):
+    """The disk is full after so many files: the rows until then are kept, and the next run completes them."""
+    many = [*TINY[:4], "--images", "3", "--size", "16", "--memory", "1e-6"]  # four jobs of one row
+    out, calls, fsync = tmp_path / "runs" / "a", [], os.fsync
+    assert run("audit", folder, *many, "--out", tmp_path / "runs" / "whole")[0] == 0
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        status, shown, err = run("audit", folder, *many, "--out", out)
+    assert (status, shown) == (2, "")
+    assert "medpfl: error: no space left on device" in err
+    assert "make room and give the same command again" in err
+    assert not list(out.rglob(".*.json.*")) + list(out.rglob(".*safetensors*")), "no half-written file is left"
+    kept = rows_of(out) if (out / "findings.jsonl").exists() else []
+    assert run("audit", folder, *many, "--out", out)[0] == 0
+
+    def stripped(rows):
+        return [{k: v for k, v in row.items() if k not in ("seconds", "date")} for row in rows]
+
+    assert rows_of(out)[: len(kept)] == kept
+    assert stripped(rows_of(out)) == stripped(rows_of(tmp_path / "runs" / "whole"))
+
+
+def test_a_file_that_may_not_be_written(run, folder, tmp_path, monkeypatch):
+    def deny(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/runs/a/run.json")
+
+    monkeypatch.setattr("medpfl.auditing.store.write", deny)
+    status, shown, err = run("audit", folder, *TINY, "--out", tmp_path / "runs" / "a")
+    assert (status, shown) == (2, "")
+    assert "medpfl: error: permission denied: '/runs/a/run.json'" in err
+
+
+# --- interrupted ----------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_audit_ends_with_130_and_continues(run, folder, tmp_path, monkeypatch):
+    from medpfl.auditing.play import Player
+
+    out, played, play = tmp_path / "runs" / "a", [], Player.__call__
+
+    def interrupt(self, job):
+        played.append(job)
+        if len(played) == 3:
+            raise KeyboardInterrupt
+        return play(self, job)
+
+    many = [*TINY, "--memory", "1e-6"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Player, "__call__", interrupt)
+        status, shown, err = run("audit", folder, *many, "--out", out)
+    assert (status, shown) == (130, "")
+    assert "medpfl: interrupted; the same command continues" in err
+    kept = rows_of(out)
+    assert len(kept) == 2
+    assert run("audit", folder, *many, "--out", out)[0] == 0
+    assert rows_of(out)[:2] == kept
+    assert len(rows_of(out)) == 5
+
+
+def test_ctrl_c_in_a_terminal(folder, tmp_path):
+    out = tmp_path / "runs" / "a"
+    words = [
+        "--model",
+        "LeNet('idlg')",
+        "--attack",
+        "iDLG(steps=200)",
+        "--images",
+        "8",
+        "--size",
+        "16",
+        "--memory",
+        "1e-6",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "medpfl.cli", "audit", str(folder), *words, "--out", str(out)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    rows, deadline = out / "findings.jsonl", time.monotonic() + 60
+    while not (rows.exists() and rows.read_bytes()) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    shown, err = process.communicate(timeout=60)
+    assert (process.returncode, shown) == (130, "")
+    assert "medpfl: interrupted" in err
+    assert "Traceback" not in err
+    assert rows_of(out)
