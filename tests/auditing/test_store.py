@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 
 import pytest
-from audit_cases import plain, tiny
+from audit_cases import draw_folder, plain, tiny
 
 from medpfl import InputError
 from medpfl.auditing.store import read_rows
@@ -15,11 +16,25 @@ MANY = {"attacks": ["iDLG(steps=3)", "iDLG(steps=4)"], "memory": 1e-6, "images":
 """Six jobs of one row: two controls, and two attacks on two stacks."""
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder of pictures, a finished run of six jobs beside it, and its report."""
+    base = tmp_path_factory.mktemp("finished")
+    folder = draw_folder(base / "data", {"benign": 5, "malignant": 5})
+    return base, tiny(folder, **{**MANY, "out": base / "runs" / "a"})
+
+
 @pytest.fixture
-def run(folder, tmp_path):
-    """A finished run of six jobs, and its report."""
-    out = tmp_path / "runs" / "a"
-    return out, tiny(folder, **{**MANY, "out": out})
+def folder(finished):
+    return finished[0] / "data"
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run, and its report."""
+    base, report = finished
+    shutil.copytree(base / "runs", tmp_path / "runs")
+    return tmp_path / "runs" / "a", report
 
 
 def again(folder, out, **options):
@@ -116,12 +131,11 @@ def test_another_experiment_is_refused_and_says_what_differs(folder, run):
 
 
 def test_other_pixels_under_the_same_names_are_another_experiment(folder, run):
-    from audit_cases import draw_folder
-
     out, _ = run
-    draw_folder(folder, {"benign": 5, "malignant": 5}, seed=9)
+    shutil.copytree(folder, out.parent.parent / "data")
+    other = draw_folder(out.parent.parent / "data", {"benign": 5, "malignant": 5}, seed=9)
     with pytest.raises(InputError, match="other pixels"):
-        again(folder, out)
+        again(other, out)
 
 
 def test_force_discards_another_experiment_with_its_pictures(folder, run):

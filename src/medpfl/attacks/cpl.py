@@ -23,8 +23,8 @@ class CPL(Attack):
     Source: Wei et al., "A Framework for Evaluating Client Privacy Leakages in Federated Learning", ESORICS
     2020 (arXiv:2004.10397), algorithm 2 and section 4.2.
     Needs: the update, the plan, the model.
-    Deviates: as `iDLG`, but for the distance, which is the paper's own, unweighted. The paper's extra distance of the model's output from the label vanishes with the
-    label inferred, and is left out.
+    Deviates: as `iDLG`, but for the distance, which is the paper's own, unweighted. The paper's extra
+    distance of the model's output from the label vanishes with the label inferred, and is left out.
     """
 
     steps: int = 600

@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.federated.ready import prepare
 
 __all__ = [
     "check_network",
@@ -113,9 +114,23 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan) 
             f"the model has {outputs} outputs for {classes} classes: it needs at least {max(classes, 2)} "
             "(with one output the loss, and so every update, is zero)"
         )
+    _check_repeatable(network, images, plan)
     if not logits.isfinite().all():
         raise InputError("the model's outputs are not finite on these images")
     return outputs
+
+
+def _check_repeatable(network: nn.Module, images: Tensor, plan: Plan) -> None:
+    """Raises `InputError` if a model draws random numbers that no generator of ours gives it."""
+    ready = prepare(network, plan)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        before = torch.get_rng_state()
+        ready(images)
+        if not torch.equal(torch.get_rng_state(), before):
+            raise InputError(
+                f"the model draws random numbers of its own in {plan.mode} mode, so its update cannot be repeated: "
+                "make its dropout a torch.nn.Dropout layer, or audit it with --mode eval"
+            )
 
 
 def stack_size(network: nn.Module, images: Tensor, memory: float) -> int:

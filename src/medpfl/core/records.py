@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from medpfl.core.errors import InputError
+from medpfl.core.files import write
 from medpfl.core.plan import Plan
 from medpfl.core.types import Update, Weights
 
@@ -64,7 +65,7 @@ class Record:
             "image_shape": self.image_shape,
             "classes": self.classes,
         }
-        save_file(tensors, path, {"format": "pt", FORMAT: json.dumps(about)})
+        write(Path(path), save(tensors, {"format": "pt", FORMAT: json.dumps(about)}))
 
     @staticmethod
     def is_one(path: Path) -> bool:
@@ -108,6 +109,8 @@ class Record:
             groups[group][member] = tensor
         try:
             buffers = groups["sent_buffer"] if about["sends_buffers"] else None
+            if about["kind"] not in ("gradient", "difference"):
+                raise InputError(f"kind is {about['kind']!r}")
             return cls(
                 Update(groups["update"], about["kind"], buffers, about["num_samples"]),
                 Plan(**about["plan"]),
@@ -121,7 +124,7 @@ class Record:
     def misfits(self) -> list[str]:
         """What does not fit between update and weights: names, shapes, dtypes, values that are not finite."""
         problems = []
-        own, sent = self.weights.parameters, self.update.tensors
+        own, sent, known = self.weights.parameters, self.update.tensors, self.weights.buffers
         problems += [f"{k}: a parameter without an update" for k in own if k not in sent]
         problems += [f"{k}: an update without a parameter" for k in sent if k not in own]
         for name in own.keys() & sent.keys():
@@ -129,7 +132,8 @@ class Record:
                 problems.append(f"{name}: update {tuple(sent[name].shape)}, parameter {tuple(own[name].shape)}")
             elif own[name].dtype != sent[name].dtype:
                 problems.append(f"{name}: update {sent[name].dtype}, parameter {own[name].dtype}")
-        for group, members in (("update", sent), ("parameter", own)):
+        problems += [f"{k}: a sent buffer that the model has not" for k in self.update.buffers or {} if k not in known]
+        for group, members in (("update", sent), ("parameter", own), ("buffer", known)):
             problems += [
                 f"{k}: {group} with values that are not finite" for k, t in members.items() if not t.isfinite().all()
             ]

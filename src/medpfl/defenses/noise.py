@@ -61,7 +61,7 @@ class AdditiveNoise(Defense):
             shrink = (1 + self.scale**2 * self.variance()) ** -0.5
             scales = {name: scale * shrink for name, scale in scales.items()}
         precision = {
-            name: torch.full_like(t, 1 / max(float(scales[name]) ** 2 * self.variance(), 1e-38))
+            name: torch.full_like(t, 1 / max(float(scales[name]) ** 2 * self.variance(), 1e-30))
             for name, t in sent.tensors.items()
         }
         return Channel(precision=precision)

@@ -28,5 +28,5 @@ def legacy_ssim_range0(guess: Tensor, truth: Tensor) -> Tensor:
 @metric(unit="", leak="higher", data_range=255.0, legacy=True)
 def legacy_ssim_range255(guess: Tensor, truth: Tensor) -> Tensor:
     """SSIM with data range 255 on pixels normalized by CIFAR-10's moments, as in the notebooks of GradInv."""
-    mean, deviation = (t[: truth.shape[1]].view(-1, 1, 1) for t in (_MEAN, _DEVIATION))
+    mean, deviation = (t[: truth.shape[1]].view(-1, 1, 1).to(truth) for t in (_MEAN, _DEVIATION))
     return structural_similarity((guess - mean) / deviation, (truth - mean) / deviation, data_range=255.0)

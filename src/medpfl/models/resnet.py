@@ -65,10 +65,6 @@ class _Normalized(_TorchvisionResNet):
         mean, deviation = _IMAGENET if channels == 3 else _GRAY
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(-1, 1, 1), persistent=False)
-        for module in self.modules():
-            # An operation in place on a tensor that double backward needs is refused under vmap.
-            if isinstance(module, nn.ReLU):
-                module.inplace = False
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward((x - self.mean) / self.deviation)

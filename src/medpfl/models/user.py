@@ -118,6 +118,8 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _import(place: str) -> ModuleType:
+    # As `python -m` does: the user's package lies where the user is.
+    sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(place)
     except Exception as error:  # so may the user's package
@@ -125,6 +127,8 @@ def _import(place: str) -> ModuleType:
             f"importing '{place}' failed: {type(error).__name__}: {error}; a model is a name, "
             "'file.py:name' or 'package.module:name'"
         ) from error
+    finally:
+        sys.path.pop(0)
 
 
 def _fill(make: Any, positional: int, given: dict[str, Any], values: dict[str, int]) -> dict[str, int]:
