@@ -18,3 +18,11 @@ def real_sets() -> Path:
     if not (SETS / "brain_mri").is_dir():
         pytest.skip("the real image sets (shared/data beside the repository) are not on this machine")
     return SETS
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten gray pictures in two classes, for the audit's tests."""
+    from audit_cases import draw_folder
+
+    return draw_folder(tmp_path / "data", {"benign": 5, "malignant": 5})

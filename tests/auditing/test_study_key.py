@@ -36,6 +36,18 @@ def test_the_key_is_private_and_beside_the_run(patients, tmp_path):
     assert not list(out.rglob("*key*"))
 
 
+def test_the_key_is_never_in_a_run_directory(folder, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "runs" / "here")
+    tiny(folder, out=".")
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["here", KEY_FILE]
+    with pytest.raises(InputError, match="beside a run directory, not in one"):
+        tiny(folder, out="inside")
+    with pytest.raises(InputError, match="beside a run directory, not in one"):
+        tiny(folder, out=tmp_path / "runs")
+    assert list(tmp_path.rglob(KEY_FILE)) == [tmp_path / "runs" / KEY_FILE]
+
+
 def test_the_key_leads_back_to_the_pictures_and_patients(patients, tmp_path):
     out = tmp_path / "runs" / "a"
     report = tiny(patients, images=10, out=out)

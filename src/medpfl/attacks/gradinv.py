@@ -40,8 +40,8 @@ class GradInv(Attack):
 
     steps: int = 2000
     restarts: int = 1
-    tv: float = 2e-2
-    rate: float = 0.1
+    tv: float = 1e-3
+    rate: float = 0.03
     median_every: int = 0
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:

@@ -51,10 +51,19 @@ def study_index(out: Path | None, data: LabelledImages, source: str, place: str)
         data: the images.
         source: what names are relative to, as the key tells it apart from other sources.
         place: where the source is, for the key file only.
+
+    Raises:
+        InputError: the key would lie in a run directory, or it is damaged.
     """
     if out is None:
         return StudyIndex(secrets.token_hex(16), data, source)
-    with _locked(out.parent / KEY_FILE) as key:
+    folder = out.resolve().parent
+    if (folder / "run.json").exists() or (out / KEY_FILE).exists():
+        raise InputError(
+            f"the key of '{out}' must lie beside a run directory, not in one: name an --out that lies in no other "
+            "run directory and holds none"
+        )
+    with _locked(folder / KEY_FILE) as key:
         index = StudyIndex(key["secret"], data, place)
         for name, image, patient, patient_index in zip(
             data.names, index.images, data.patients, index.patients, strict=True
