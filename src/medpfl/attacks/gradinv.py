@@ -28,8 +28,9 @@ class GradInv(Attack):
     on untrained and 1e-1 on trained networks, rate 0.1 on normalized pixels, 8 restarts, 24,000 steps.
     Needs: the update, the plan, the model. Both papers give the labels to the adversary; here they are
     inferred unless they are granted.
-    Deviates: pixels are not normalized, so the rate is in units of [0, 1]; one restart and 2,000 steps
-    by default.
+    Deviates: pixels are not normalized, so the rate is in units of [0, 1]; where the last bias shows y - p,
+    it stands for the labels (`medpfl.attacks.targets`); by default one restart, 2,000 steps, no median filter
+    (it hurts at 32 pixels), and a weight for small networks: deep ones want ``tv=0.1``.
 
     Attributes:
         steps, restarts: of the optimizer.
