@@ -704,6 +704,11 @@ def test_an_interrupted_audit_ends_with_130_and_continues(run, folder, tmp_path,
     assert len(rows_of(out)) == 5
 
 
+def _hear_interrupts() -> None:
+    """A job in the background of a shell ignores them, and its children would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_in_a_terminal(folder, tmp_path):
     out = tmp_path / "runs" / "a"
     words = [
@@ -721,6 +726,7 @@ def test_ctrl_c_in_a_terminal(folder, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "medpfl.cli", "audit", str(folder), *words, "--out", str(out)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=_hear_interrupts,  # noqa: PLW1509 (no thread runs here)
     )  # fmt: skip
     rows, deadline = out / "findings.jsonl", time.monotonic() + 60
     while not (rows.exists() and rows.read_bytes()) and time.monotonic() < deadline and process.poll() is None:

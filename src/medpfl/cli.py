@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
+from medpfl.core.threat import GRANTS
 
 __all__ = ["main"]
 
@@ -259,6 +260,8 @@ def _print(report: Any, quiet: bool) -> None:
             console.print(note, style="dim")
     for sentence in report.verdict():
         console.print(sentence, soft_wrap=True)
+    if not report.pages and not quiet:
+        console.print("nothing was saved: --out names a directory for rows and pages", style="dim")
     for page in report.pages:
         if page.suffix == ".html":
             console.print(f"wrote {page}", soft_wrap=True, highlight=False)
@@ -271,7 +274,7 @@ def _list(given: Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from medpfl.core.spec import registry, summary
+    from medpfl.core.spec import registry, signature, summary
 
     if (only := str(given.role or "")) and only not in _ROLES:
         raise InputError(f"there is no role '{only}'; {nearest(only, _ROLES)}")
@@ -280,7 +283,13 @@ def _list(given: Namespace) -> int:
         table = Table(box=None, show_header=False, title=role.capitalize(), title_justify="left")
         for name, member in registry(import_module(f"medpfl.{role}")).items():
             table.add_row(f"  {name}", Text(summary(member)))
+            if arguments := signature(member):
+                table.add_row("", Text(arguments, style="dim"))
         console.print(table)
+    if not only:
+        console.print("Grants", style="italic")
+        for grant, meaning in GRANTS.items():
+            console.print(f"  {grant:<12}{meaning}")
     return _DONE
 
 

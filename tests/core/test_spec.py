@@ -132,7 +132,7 @@ def test_composition():
         ("LaplaceNoise(1, 'norm', 3)", "defense 'LaplaceNoise': too many positional arguments"),
         ("LaplaceNoise(1, scale=2)", "defense 'LaplaceNoise': multiple values for argument 'scale'"),
         ("LaplaceNoise(scale=-1)", "defense 'LaplaceNoise': scale is -1"),
-        ("LaplaceNoise(scale='wide')", "defense 'LaplaceNoise': '<' not supported"),
+        ("LaplaceNoise(scale='wide')", "defense 'LaplaceNoise': scale is 'wide': it must be a number, such as 0.01"),
         ("LaplaceNoise(scale=wide)", "'wide' is not a literal"),
         ("LaplaceNoise(scale={[1]: 2})", "is not a literal"),
         ("LaplaceNoise(**{'scale': 1})", r"no argument '\*\*'"),

@@ -75,7 +75,7 @@ class GradientMatching(Attack):
 
     def __post_init__(self) -> None:
         if self.restarts < 1 or self.steps < 1:
-            raise InputError("restarts and steps must be at least 1")
+            raise InputError(f"steps is {self.steps} and restarts {self.restarts}: both must be at least 1")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack on every victim of the observation."""

@@ -198,6 +198,8 @@ def _settings(setup: Setup, player: Player) -> dict[str, Any]:
 
 def _notes(setup: Setup) -> list[str]:
     notes = []
+    if any(isinstance(d, Recorded) for d in setup.defenses):
+        notes.append("plan, weights and image size are those of the record; options that name others are not used")
     attacked = len(setup.victims) * setup.plan.images
     if attacked < setup.images:
         notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")

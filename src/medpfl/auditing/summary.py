@@ -60,7 +60,7 @@ def _cell(attack: str, defense: str, rows: list[Finding], random: list[Finding])
     scored = [row for row in rows if "zero-gradient" not in row.flags]
     random = [row for row in random if "zero-gradient" not in row.flags]
     ssims = _scores(scored, "ssim")
-    ssim_low, ssim_high = mean_interval(ssims)
+    low, high = mean_interval(ssims)
     labels = [row.label == row.label_guess for row in scored if row.label_guess is not None]
     known = [row.identified for row in scored if row.identified is not None]
     return {
@@ -70,8 +70,8 @@ def _cell(attack: str, defense: str, rows: list[Finding], random: list[Finding])
         **_rate("asr", [row.success for row in scored]),
         "asr_worst": _mean([s >= SUCCESS for s in _scores(scored, "ssim_worst")]),
         "ssim": _mean(ssims),
-        "ssim_low": ssim_low,
-        "ssim_high": ssim_high,
+        "ssim_low": low,
+        "ssim_high": None if high is None else min(high, 1.0),  # no image is more like another than itself
         "psnr": _mean(_scores(scored, "psnr")),
         "mse": _mean(_scores(scored, "mse")),
         **_rate("identified", known),

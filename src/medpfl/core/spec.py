@@ -13,7 +13,7 @@ from typing import Any
 
 from medpfl.core.errors import InputError, nearest
 
-__all__ = ["Part", "build", "construct", "expand", "registry", "shown", "summary"]
+__all__ = ["Part", "build", "construct", "expand", "registry", "shown", "signature", "summary"]
 
 
 class Part:
@@ -55,6 +55,12 @@ def registry(package: Any) -> dict[str, Any]:
 def summary(member: Any) -> str:
     """The first line of a member's docstring."""
     return (inspect.getdoc(member) or "").partition("\n")[0]
+
+
+def signature(member: Any) -> str:
+    """The arguments of a member of a registry with their defaults, as a spec states them."""
+    fields = dataclasses.fields(member) if dataclasses.is_dataclass(member) and isinstance(member, type) else ()
+    return ", ".join(f.name if _default(f) is dataclasses.MISSING else f"{f.name}={_default(f)!r}" for f in fields)
 
 
 def build(text: str, known: Mapping[str, Any], role: str = "part", nested: Mapping[str, Any] | None = None) -> Any:
@@ -105,12 +111,25 @@ def construct(make: Any, name: str, args: list[Any], kwargs: dict[str, Any], rol
             hint = nearest(key, known) if known else "it takes none"
             raise InputError(f"{role} '{name}' has no argument '{key}'; {hint}")
     try:
-        inspect.signature(make).bind(*args, **kwargs)
+        bound = inspect.signature(make).bind(*args, **kwargs)
+        for key, value in bound.arguments.items():
+            if parameters[key].annotation not in ("Any", Any):
+                _check_kind(key, value, parameters[key].default)
         return make(*args, **kwargs)
     except InputError as error:
         raise InputError(f"{role} '{name}': {error}") from None
     except TypeError as error:
         raise InputError(f"{role} '{name}': {error}") from error
+
+
+def _check_kind(key: str, value: Any, default: Any) -> None:
+    """A number where the default is a number, and a text where it is a text."""
+    kinds: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
+    if isinstance(default, bool | int | float | str) and (
+        not isinstance(value, kinds) or isinstance(value, bool) is not isinstance(default, bool)
+    ):
+        word = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[type(default)]
+        raise InputError(f"{key} is {value!r}: it must be {word}, such as {default!r}")
 
 
 def _value(node: ast.expr, name: str, role: str, nested: Mapping[str, Any]) -> Any:

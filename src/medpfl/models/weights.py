@@ -44,7 +44,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch fails on a damaged file in every way there is
-        reason = str(error).partition("\n")[0]
+        code = "Weights only load failed" in str(error)
+        reason = (
+            "it holds more than tensors, and loading that could run code" if code else str(error).partition("\n")[0]
+        )
         raise InputError(
             f"'{path}' is not a weights file: it must be safetensors, or a state dict saved with "
             f"torch.save(model.state_dict(), path) and nothing else ({reason})"
