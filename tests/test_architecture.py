@@ -24,7 +24,8 @@ MAY = {
     "federated": set(),
     "attacks": {"federated"},
     "auditing": STAGES,
-    "cli": {"auditing", "reporting"},
+    "cli": {"auditing", "options", "reporting"},
+    "options": set(),
     "integrations": {"auditing", "federated"},
     "": {"auditing", "federated"},
 }

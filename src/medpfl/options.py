@@ -1,0 +1,147 @@
+"""The command line's options: the typed experiment as arguments, and errors in plain words."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from jsonargparse import SUPPRESS, ArgumentParser
+
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.experiment import Experiment
+
+__all__ = ["COMMANDS", "ROLES", "option_of", "parser_of", "plain", "spelled"]
+
+ROLES = ("attacks", "defenses", "models", "metrics", "data")
+_REPEATED = ("--attack", "--defense", "--grant")
+COMMANDS = {
+    "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
+    "demo": "audit the embedded samples, offline",
+    "list": "name every attack, defense, model, metric and data source",
+    "report": "make the pages of a run directory again from its rows",
+}
+
+
+def plain(text: str) -> str:
+    """What the parser found wrong, in the words of the command line.
+
+    >>> plain("unrecognized arguments: --image 3")
+    "there is no option '--image'; did you mean '--images'?"
+    >>> plain("Parser key \\"fit\\": Expected a typing.Literal['crop', 'squash']. Got value: x")
+    '--fit is x: it must be one of crop, squash'
+    """
+    if text.startswith("unrecognized arguments: "):
+        extra = text.split()[2]
+        known = [option_of(name) for name in (*Experiment.model_fields, "out", "force", "quiet", "config")]
+        near = nearest(extra, known)
+        hint = f"; {near}" if near.startswith("did") else ""
+        return f"there is no option '{extra}'{hint}" if extra.startswith("-") else f"'{extra}' is one word too many"
+    key, value = re.search(r'Parser key "(\w+)"', text), re.search(r"(?:Got|Given) value: (.*)", text)
+    kinds = re.findall(r"Expected an? (?:<class '|typing\.)(int|float|list|Literal\[.*?\])", text)
+    if key and value and kinds:
+        return f"{option_of(key[1])} is {value[1]}: it must be {' or '.join(map(_kind, kinds))}"
+    return re.sub(r"\s+", " ", text).replace("report.out", "the run directory")
+
+
+def option_of(name: str) -> str:
+    """How a field of the experiment is spelled on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _kind(name: str) -> str:
+    choices = name.removeprefix("Literal[").rstrip("]").replace("'", "")
+    return {"int": "a whole number", "float": "a number", "list": "a list"}.get(name, f"one of {choices}")
+
+
+def spelled(words: list[str]) -> list[str]:
+    """Options may be spelled with ``_``; those given once for each value become one list; a file comes first."""
+    plain, files, lists, words = [], [], {}, list(words)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--print_config" if name in ("--print-config", "--print_config") else name.replace("_", "-")
+        if name not in (*_REPEATED, "--config"):
+            plain.append(name + equals + value)
+        elif not (equals or words):
+            raise InputError(f"{name} needs a value")
+        elif name == "--config":
+            files += [name, value if equals else words.pop(0)]  # what is said after a file overrides it
+        else:
+            lists.setdefault(name, []).append(value if equals else words.pop(0))
+    return plain[:1] + files + plain[1:] + [f"{name}={json.dumps(values)}" for name, values in lists.items()]
+
+
+def parser_of() -> ArgumentParser:
+    """The parser of all commands."""
+    parser = ArgumentParser(
+        prog="medpfl",
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Measures what a federated-learning server can read back from what a hospital sends.",
+        version=_version(),
+    )
+    commands = parser.add_subcommands(required=False, metavar="COMMAND")
+    makers = {"audit": _audit_parser, "demo": _demo_parser, "list": _list_parser, "report": _report_parser}
+    for name, make in makers.items():
+        commands.add_subcommand(name, make(), help=COMMANDS[name])
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("medpfl")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _audit_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Audits what the server could read back from updates on these images.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    for name, field in Experiment.model_fields.items():
+        option = "data" if name == "data" else option_of(name)
+        default = field.get_default(call_default_factory=True)
+        # Without a word for it, a positional argument would put its default in place of what --config says.
+        extra: dict[str, Any] = {"nargs": "?", "default": SUPPRESS} if name == "data" else {"default": default}
+        text = f"{field.description} (default: {default})" if name == "data" else field.description
+        parser.add_argument(option, type=field.annotation, help=text, **extra)
+    _add_run_options(parser)
+    return parser
+
+
+def _add_run_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=str | None, default=None, help="run directory; the same command continues it")
+    parser.add_argument("--force", action="store_true", help="discard what another experiment left in --out")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")
+
+
+def _demo_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Audits the embedded samples with and without a defense, offline.",
+    )
+    _add_run_options(parser)
+    return parser
+
+
+def _list_parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, description="Names the parts that an audit is made of.")
+    parser.add_argument("role", nargs="?", default=None, help=f"only these: {', '.join(ROLES)}")
+    return parser
+
+
+def _report_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False, description="Makes summary and pages again from the rows of a run directory."
+    )
+    parser.add_argument("out", type=str, help="run directory")
+    parser.add_argument("--quiet", action="store_true", help="no table")
+    return parser
