@@ -52,6 +52,8 @@ class Matching(Problem):
         self.known = _known(seen, labels)
         if labels is None:
             self.known["scale"] = label_scale(seen)
+        if self.linear and len(seen.views) == 1 and seen.views[0].channel is None:
+            _rescale(self.known, "scale" if labels is None else "labels")
         self.stacked = stacks(seen)
         self.fixed_pixels = False
         self._last: tuple[Tensor, Any] | None = None
@@ -177,6 +179,21 @@ def _known(seen: Observation, labels: Tensor | None) -> dict[str, Any]:
     if seen.masks is not None:
         rest["masks"] = dict(seen.masks)
     return rest
+
+
+def _rescale(known: dict[str, Any], of_labels: str) -> None:
+    """Brings each update to a size of 1, in place, together with the label vectors that it is linear in.
+
+    Where a model is all but sure of its label, squares of the update would vanish in float32.
+    """
+    sent, labels = known["views"][0]["sent"], known[of_labels]
+    size = torch.stack([t.flatten(1).abs().amax(1) for t in sent.values()]).amax(0)
+    linear = torch.ones_like(size, dtype=torch.bool)
+    if of_labels == "labels":  # one-hot vectors go through a softmax, which is not linear
+        linear = labels.sum((1, 2)).abs() < 1e-3 * labels.abs().sum((1, 2))
+    factor = torch.where(linear & (size > 0), 1 / size.clamp(min=1e-37), 1.0)
+    known["views"][0]["sent"] = {k: t * factor.view(-1, *[1] * (t.ndim - 1)) for k, t in sent.items()}
+    known[of_labels] = labels * factor.view(-1, *[1] * (labels.ndim - 1))
 
 
 def _pick(tree: Any, index: Tensor | int) -> Any:

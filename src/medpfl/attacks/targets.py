@@ -33,11 +33,11 @@ def free_labels(variables: Tensor) -> Tensor:
 
 
 def label_scale(seen: Observation) -> Tensor:
-    """(V,) the size of y - p as the last bias tells it: the unit of label variables; 1 without a bias."""
+    """(V,) the largest entry of y - p as the last bias tells it: the unit of label variables; 1 without a bias."""
     gradient = bias_gradient(seen)
     if gradient is None:
         return next(iter(seen.views[0].update.tensors.values())).new_ones(len(seen))
-    return gradient.norm(dim=1).clamp(min=1e-12)
+    return gradient.abs().amax(1).clamp(min=1e-37)
 
 
 def label_vectors(seen: Observation, classes: Tensor, dummy: Tensor) -> Tensor:
