@@ -5,6 +5,7 @@ from scenes import scene, smooth, tiny
 from scipy import ndimage
 from torch.func import grad
 
+from medpfl.attacks import DLG, iDLG
 from medpfl.attacks.constraints import Box
 from medpfl.attacks.labels import LastLayer
 from medpfl.attacks.objectives import Cosine, SquaredDistance
@@ -13,6 +14,7 @@ from medpfl.attacks.starts import Normal, Patterned
 from medpfl.attacks.targets import free_labels, label_scale, label_vectors, linear_loss
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.core.threat import ThreatModel
 from medpfl.defenses import GaussianNoise
 
 OBJECTIVES = [SquaredDistance(), SquaredDistance("none"), Cosine()]
@@ -197,3 +199,21 @@ def test_smoothness_by_hand_and_warm_up():
     assert WarmUp((3.0,), (7,)).stages() == [(Smoothness(3.0), 7)]
     with pytest.raises(InputError, match="as many"):
         WarmUp((1.0,), ())
+
+
+class Sliced(torch.nn.Module):
+    """Four logits, of which three are shown: no layer has as many rows as there are classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = tiny(classes=4)
+
+    def forward(self, x):
+        return self.inner(x)[:, :3]
+
+
+@pytest.mark.parametrize("attack", [iDLG(steps=60), DLG(steps=60)], ids=repr)
+def test_granted_or_joint_labels_need_no_last_layer(attack):
+    threat = ThreatModel(("labels",)) if isinstance(attack, iDLG) else None
+    seen = scene(Sliced(), smooth(3).view(3, 1, 1, 12, 12), LABELS[:, :1], Plan(), threat=threat)
+    assert attack(seen, torch.Generator().manual_seed(0)).loss.max() < 0.5

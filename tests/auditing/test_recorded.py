@@ -327,3 +327,11 @@ def test_a_record_of_a_residual_network(tmp_path):
     played.sent.save(tmp_path / "r", plan, weights, image_shape=data.shape, classes=data.classes)
     report = look(tmp_path / "r", truth, model="ResNet(18)", attacks=[Answers()])
     assert report.settings["record"]["difference"] < 1e-4
+
+
+def test_another_record_is_another_experiment(tmp_path):
+    record, truth = make(tmp_path, Plan())
+    look(record, truth, out=tmp_path / "runs" / "a")
+    make(tmp_path, Plan(), defense=LaplaceNoise(0.1))
+    with pytest.raises(InputError, match="other record"):
+        look(record, truth, out=tmp_path / "runs" / "a")

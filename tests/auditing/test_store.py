@@ -234,3 +234,30 @@ def test_pictures_are_truth_and_guess(folder, tmp_path):
     shown = [load_file(p) for p in (out / "images").iterdir()]
     truth = (data.images[place] * 255).round().byte()
     assert any((truth == s["truths"][-1]).all() for s in shown)
+
+
+MODEL = """
+from torch import nn
+
+def make_model(num_classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 4), nn.ACTIVATION(), nn.Linear(4, num_classes))
+    for p in net.parameters():
+        nn.init.constant_(p, 0.1)
+    return net
+"""
+
+
+def test_another_model_with_the_same_weights_is_another_experiment(folder, tmp_path):
+    model, out = tmp_path / "model.py", tmp_path / "runs" / "b"
+    model.write_text(MODEL.replace("ACTIVATION", "Sigmoid"))
+    again(folder, out, model=f"{model}:make_model")
+    model.write_text(MODEL.replace("ACTIVATION", "ReLU"))
+    with pytest.raises(InputError, match=r"\(other code\)"):
+        again(folder, out, model=f"{model}:make_model")
+
+
+def test_other_patients_are_another_experiment(folder, run):
+    out, _ = run
+    (folder / "index.csv").write_text("file,patient_id\nbenign/0.png,p1\nbenign/1.png,p1\n")
+    with pytest.raises(InputError, match="other pixels"):
+        again(folder, out)

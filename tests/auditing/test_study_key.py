@@ -97,7 +97,7 @@ def test_indices_are_distinct_and_say_nothing_of_the_order(folder, tmp_path):
     report = tiny(folder, images=10, out=tmp_path / "runs" / "a")
     images = [r.image for r in report.rows if not r.control]
     assert len(set(images)) == 10
-    assert all(re.fullmatch(r"i-[0-9a-f]{10}", image) for image in images)
+    assert all(re.fullmatch(r"i-[0-9a-f]{16}", image) for image in images)
 
 
 def test_without_the_secret_an_index_cannot_be_computed(folder, tmp_path):

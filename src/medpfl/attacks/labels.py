@@ -70,17 +70,14 @@ def _round(counts: Tensor, total: int) -> Tensor:
     return torch.arange(len(counts), device=counts.device).repeat_interleave(whole.long())
 
 
-def _last_layer(seen: Observation) -> tuple[str, str | None]:
-    """Names of the weight and the bias of the layer that gives the logits."""
+def _last_layer(seen: Observation) -> tuple[str | None, str | None]:
+    """Names of the weight and the bias of the layer that gives the logits; ``None`` where there is none."""
     parameters = seen.views[0].weights.parameters
     for name in reversed(list(parameters)):
         if parameters[name].ndim >= 2 and len(parameters[name]) == seen.num_classes:
             bias = f"{name.rpartition('.')[0]}.bias".lstrip(".")
             return name, bias if bias in parameters and parameters[bias].ndim == 1 else None
-    raise InputError(
-        f"labels cannot be inferred: the model has no last layer of {seen.num_classes} rows; "
-        "grant the labels, or attack with labels=Joint()"
-    )
+    return None, None
 
 
 def bias_gradient(seen: Observation) -> Tensor | None:
@@ -100,6 +97,11 @@ def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
     if (gradient := bias_gradient(seen)) is not None:
         return gradient
     weight, _ = _last_layer(seen)
+    if weight is None:
+        raise InputError(
+            f"labels cannot be inferred: the model has no last layer of {seen.num_classes} rows; "
+            "grant the labels, or attack with labels=Joint()"
+        )
     inputs = _mean_input(seen, weight.rpartition(".")[0], dummy)
     return _scale(seen) * seen.views[0].update.tensors[weight].flatten(2).sum(2) / inputs
 

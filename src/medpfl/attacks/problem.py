@@ -52,7 +52,7 @@ class Matching(Problem):
         self.known = _known(seen, labels)
         if labels is None:
             self.known["scale"] = label_scale(seen)
-        if self.linear and len(seen.views) == 1 and seen.views[0].channel is None:
+        if self.linear and seen.views[0].channel is None:
             _rescale(self.known, "scale" if labels is None else "labels")
         self.stacked = stacks(seen)
         self.fixed_pixels = False

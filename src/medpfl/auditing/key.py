@@ -32,12 +32,13 @@ class StudyIndex:
 
     def _index(self, kind: str, name: str) -> str:
         digest = hmac.new(self.secret.encode(), f"{kind}:{name}".encode(), hashlib.sha256).hexdigest()
-        return f"{kind[0]}-{digest[:10]}"
+        return f"{kind[0]}-{digest[:16]}"
 
     def fingerprint(self, data: LabelledImages) -> str:
-        """A keyed hash of pixels and labels: tells whether the data is the same, and nothing else."""
+        """A keyed hash of pixels, labels, classes and patients: whether the data is the same, and nothing else."""
         digest = hmac.new(self.secret.encode(), data.images.numpy().tobytes(), hashlib.sha256)
         digest.update(data.labels.numpy().tobytes())
+        digest.update(json.dumps([data.classes, data.patients]).encode())
         return digest.hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.records import Record
@@ -21,6 +22,11 @@ class Recorded(Defense):
     """Whatever happened at the client that made the record: its update, in place of ours."""
 
     sent: Update = field(repr=False)
+
+    def contents(self) -> dict[str, Tensor]:
+        """All that was sent, by name: what tells one record from another."""
+        buffers = {f"buffer/{name}": t for name, t in (self.sent.buffers or {}).items()}
+        return {**self.sent.tensors, **buffers}
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
         """The recorded update, its tensors in the order of the model's."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +16,7 @@ from torch import Tensor, nn
 
 from medpfl.auditing.engine import check_network, check_trainable, generator_of, seed_of, stack_size
 from medpfl.auditing.key import StudyIndex
+from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.store import JobKey
 from medpfl.auditing.victims import draw_victims
 from medpfl.core.errors import InputError
@@ -133,11 +138,13 @@ class Setup:
         """What tells this audit from another one."""
         return {
             "model": repr(self.model),
-            "weights": _fingerprint(self.network(0)),
+            "weights": _fingerprint(self.network(0).state_dict()),
+            "code": _code(self.network(0)),
             "data": self.source,
             "pixels": index.fingerprint(self.data),
             "attacks": [repr(a) for a in self.attacks],
             "defenses": [repr(d) for d in self.defenses],
+            "record": [_fingerprint(d.contents()) for d in self.defenses if isinstance(d, Recorded)],
             "threat": repr(self.threat),
             "plan": repr(self.plan),
             "partition": repr(self.partition),
@@ -149,14 +156,22 @@ class Setup:
         }
 
 
-def _fingerprint(network: nn.Module) -> str:
-    import hashlib
-
+def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
+    for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).double().numpy().tobytes())
+        digest.update(tensors[name].detach().cpu().contiguous().view(-1).double().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _code(network: nn.Module) -> str:
+    """Of a network's layers and source: two networks with the same weights may compute different things."""
+    try:
+        source = inspect.getsource(type(network))
+    except (OSError, TypeError):  # made in an interpreter, or in C
+        source = ""
+    layers = re.sub(r" at 0x[0-9a-f]+", "", str(network))
+    return hashlib.sha256(f"{layers}{source}".encode()).hexdigest()[:16]
 
 
 def _set_weights(network: nn.Module, weights: Weights) -> None:
