@@ -1,8 +1,9 @@
-"""Images with what medical ones have: a dark background, smooth tissue, edges, a little noise."""
+"""Images with what medical ones have: a dark background, smooth tissue, edges, a little noise; and a reference."""
 
 from __future__ import annotations
 
 import torch
+from skimage.metrics import structural_similarity
 from torch import Tensor
 
 
@@ -17,3 +18,17 @@ def phantom(height: int = 48, width: int = 48, channels: int = 1, seed: int = 0)
         image = image + inside * (density * (1 + 0.2 * torch.rand(channels, 1, 1, generator=generator)))
     texture = 0.02 * torch.randn(image.shape, generator=generator) + 0.05 * (torch.sin(9 * x) * torch.cos(7 * y))
     return (image + texture * (image > 0)).clamp(0, 1)[None]
+
+
+def ssim_of_skimage(guess, truth, data_range=1.0, **options):
+    """SSIM of one image as scikit-image says it, with the window of the design."""
+    return structural_similarity(
+        guess.double().numpy(),
+        truth.double().numpy(),
+        channel_axis=0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=data_range,
+        **options,
+    )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from phantoms import phantom
-from skimage.metrics import structural_similarity
+from phantoms import phantom, ssim_of_skimage
 
 from medpfl.metrics import legacy_ssim_range0, legacy_ssim_range255, ssim
 
@@ -15,19 +14,6 @@ DEVIATION = torch.tensor([0.2023, 0.1994, 0.2010]).view(-1, 1, 1)
 
 def noise(like, seed=0):
     return torch.rand(like.shape, generator=torch.Generator().manual_seed(seed))
-
-
-def theirs(guess, truth, **options):
-    """As scikit-image says it, with the window of the design."""
-    return structural_similarity(
-        guess.double().numpy(),
-        truth.double().numpy(),
-        channel_axis=0,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        **options,
-    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -43,16 +29,18 @@ def test_range_255_is_that_of_cifar_s_normalized_pixels(channels):
     truth = phantom(40, 32, channels)
     for guess in (noise(truth), 2 * noise(truth) - 0.5):  # they did not clamp
         normalized = [((t[0] - MEAN[:channels]) / DEVIATION[:channels]) for t in (guess, truth)]
-        assert legacy_ssim_range255(guess, truth).item() == pytest.approx(theirs(*normalized, data_range=255), abs=1e-5)
+        assert legacy_ssim_range255(guess, truth).item() == pytest.approx(
+            ssim_of_skimage(*normalized, data_range=255), abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_range_0_has_no_stabilizing_constants(channels):
     truth = noise(torch.empty(1, channels, 32, 40), 1)  # nowhere flat
     for guess in (0.8 * truth + 0.2 * noise(truth, 2), 1.5 * noise(truth, 3)):
-        expected = theirs(guess[0], truth[0], data_range=1, K1=1e-7, K2=1e-7)
+        expected = ssim_of_skimage(guess[0], truth[0], data_range=1, K1=1e-7, K2=1e-7)
         assert legacy_ssim_range0(guess, truth).item() == pytest.approx(expected, abs=1e-5)
-        assert abs(expected - theirs(guess[0], truth[0], data_range=1)) > 1e-4
+        assert abs(expected - ssim_of_skimage(guess[0], truth[0], data_range=1)) > 1e-4
 
 
 def test_range_0_takes_a_trace_of_noise_on_black_for_a_total_loss():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from phantoms import phantom
+from phantoms import phantom, ssim_of_skimage
 from skimage import metrics as skimage
 
 from medpfl import metrics
@@ -15,19 +15,6 @@ from medpfl.core.roles import Metric
 from medpfl.metrics import mse, psnr, ssim
 
 SIZES = st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), st.integers(11, 30), st.integers(11, 30))
-
-
-def ssim_of_skimage(guess, truth, data_range=1.0, **options):
-    return skimage.structural_similarity(
-        guess.double().numpy(),
-        truth.double().numpy(),
-        channel_axis=0,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=data_range,
-        **options,
-    )
 
 
 REFERENCES = {

@@ -47,7 +47,7 @@ class LBFGS(Optimizer):
             state = self._retire(state, ledger, step)
             if not len(state.rows):
                 break
-            state.iterate(problem, ledger, step)
+            state.iterate(problem, ledger)
             progress.report((step + 1) / steps)
         ledger.steps[state.rows.cpu()] = steps
         self._retire(state, ledger, steps)
@@ -97,11 +97,11 @@ class _State:
             setattr(self, name, getattr(self, name)[:, keep])
         return self
 
-    def iterate(self, problem: Problem, ledger: Ledger, step: int) -> None:
+    def iterate(self, problem: Problem, ledger: Ledger) -> None:
         """One direction, one line search, one new pair."""
         fresh = self.scale == 0
         direction, slope = self._direction()
-        z, loss, gradient, found = self._search(problem, ledger, direction, slope, fresh)
+        z, loss, gradient, found = self._search(problem, ledger, direction, slope)
         self._remember(z - self.z, gradient - self.gradient, found)
         self.failed = ~found & fresh
         self.z, self.loss, self.gradient = z, loss, gradient
@@ -131,7 +131,7 @@ class _State:
             self.scale[which] = 0
 
     def _search(
-        self, problem: Problem, ledger: Ledger, direction: Tensor, slope: Tensor, fresh: Tensor
+        self, problem: Problem, ledger: Ledger, direction: Tensor, slope: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first point along each direction that lowers the objective enough (Armijo 1966)."""
         first = 1 / self.gradient.abs().sum(1).clamp(min=1e-30)
@@ -139,8 +139,8 @@ class _State:
         z, loss, gradient = self.z.clone(), self.loss.clone(), self.gradient.clone()
         open_ = torch.arange(len(z), device=z.device)
         for _ in range(_TRIALS):
-            whole = len(open_) == len(z)
-            rows = self.rows if whole else self.rows[open_]
+            # The same tensor where no row is out: the problem need not pick anew what it knows of the rows.
+            rows = self.rows if len(open_) == len(z) else self.rows[open_]
             trial = torch.addcmul(self.z[open_], length[open_, None], direction[open_])
             value, slopes = problem.evaluate(trial, rows)
             ledger.evaluations[rows.cpu()] += 1
@@ -154,7 +154,7 @@ class _State:
             old, rise = length[open_], value - self.loss[open_]
             best = -slope[open_] * old.square() / (2 * (rise - slope[open_] * old))
             length[open_] = best.nan_to_num(0.0).clamp(0.1 * old, 0.5 * old)
-        found = torch.ones_like(fresh)
+        found = torch.ones_like(self.failed)
         found[open_] = False
         return z, loss, gradient, found
 

@@ -31,28 +31,8 @@ class NoPrior(Prior):
 
 
 @dataclass(frozen=True, repr=False)
-class TotalVariation(Prior):
-    """Mean absolute difference of neighboring pixels along each axis, summed over axes (Rudin et al. 1992).
-
-    Attributes:
-        weight: of the term, at least 0.
-    """
-
-    weight: float = 1e-2
-
-    def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise InputError(f"weight is {self.weight}: it must be at least 0")
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """The weighted total variation over all axes after the channel's."""
-        steps = [images.diff(dim=axis).abs().mean() for axis in range(2, images.ndim)]
-        return self.weight * sum(steps, images.new_zeros(()))
-
-
-@dataclass(frozen=True, repr=False)
-class Smoothness(Prior):
-    """Mean squared difference of neighboring pixels along each axis, summed over axes.
+class Differences(Prior):
+    """A mean over the differences of neighboring pixels along each axis, summed over axes.
 
     Attributes:
         weight: of the term, at least 0.
@@ -64,10 +44,34 @@ class Smoothness(Prior):
         if not self.weight >= 0:
             raise InputError(f"weight is {self.weight}: it must be at least 0")
 
+    def size(self, steps: Tensor) -> Tensor:
+        """What a difference costs."""
+        raise NotImplementedError
+
     def __call__(self, images: Tensor) -> Tensor:
-        """The weighted roughness over all axes after the channel's."""
-        steps = [images.diff(dim=axis).square().mean() for axis in range(2, images.ndim)]
-        return self.weight * sum(steps, images.new_zeros(()))
+        """The weighted sum over all axes after the channel's."""
+        sizes = [self.size(images.diff(dim=axis)).mean() for axis in range(2, images.ndim)]
+        return self.weight * sum(sizes, images.new_zeros(()))
+
+
+@dataclass(frozen=True, repr=False)
+class TotalVariation(Differences):
+    """The mean absolute difference of neighbors (Rudin et al. 1992)."""
+
+    weight: float = 1e-2
+
+    def size(self, steps: Tensor) -> Tensor:
+        """Absolute."""
+        return steps.abs()
+
+
+@dataclass(frozen=True, repr=False)
+class Smoothness(Differences):
+    """The mean squared difference of neighbors."""
+
+    def size(self, steps: Tensor) -> Tensor:
+        """Squared."""
+        return steps.square()
 
 
 @dataclass(frozen=True, repr=False)

@@ -28,7 +28,7 @@ from medpfl.data.samples import Samples
 from medpfl.defenses import NoDefense
 from medpfl.models.user import UserModel
 
-__all__ = ["attacks_of", "data_of", "defenses_of", "is_record", "model_of", "partition_of"]
+__all__ = ["GivenModel", "attacks_of", "data_of", "defenses_of", "is_record", "model_of", "partition_of"]
 
 T = TypeVar("T")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, listed
 from medpfl.core.records import Record
 from medpfl.core.roles import Defense, State
 from medpfl.core.types import Update
 from medpfl.data.images import LabelledImages
 
-__all__ = ["Recorded", "relabel"]
+__all__ = ["Recorded", "read", "relabel"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,8 +41,7 @@ def read(path: Path) -> Record:
     """
     record = Record.load(path)
     if problems := record.misfits():
-        shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise InputError(f"the record '{path}' does not fit its own weights and plan:\n  {shown}")
+        raise InputError(f"the record '{path}' does not fit its own weights and plan:{listed(problems)}")
     return record
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -113,13 +114,17 @@ class Scorer:
         found = identified(distance, own, excluded).tolist()
         return [f if g > 1 else None for f, g in zip(found, gallery.tolist(), strict=True)], gallery.tolist()
 
+    @cached_property
+    def _sum(self) -> Tensor:
+        return self.data.images.sum(0)
+
     def _baselines(self, own: Tensor, truth: Tensor) -> dict[str, list[Any]]:
         """What guesses made without the update score."""
         others = len(self.data) - 1
         if others < 1:
             nothing: list[Any] = [None] * len(own)
             return {"mean_image_ssim": nothing, "nearest_ssim": nothing}
-        mean = (self.data.images.sum(0) - truth) / others
+        mean = (self._sum - truth) / others
         excluded = self._excluded(own)
         nearest = nearest_other(distances(truth, self.data.images), own, excluded)
         scores = ssim(self.data.images[nearest], truth).tolist()

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.auditing.engine import check_network, check_trainable, generator_of, seed_of, stack_size
+from medpfl.auditing.inputs import GivenModel
 from medpfl.auditing.key import StudyIndex
 from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.store import JobKey
 from medpfl.auditing.victims import draw_victims
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, listed
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.threat import ThreatModel
@@ -71,14 +72,10 @@ class Setup:
             raise InputError("no attack was given: 'medpfl list' names them")
         if self.draws < 1:
             raise InputError(f"draws is {self.draws}: it must be at least 1")
-        fixed = self.weights is not None or not self._drawn()
-        if self.draws > 1 and fixed:
+        if self.draws > 1 and (self.weights is not None or isinstance(self.model, GivenModel)):
             raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
         ssim(self._probe, self._probe)  # refuses images that are too small for it
         _ = self.outputs, self.stack  # both run the network once
-
-    def _drawn(self) -> bool:
-        return type(self.model).__name__ != "GivenModel"
 
     @cached_property
     def victims(self) -> list[Tensor]:
@@ -136,10 +133,11 @@ class Setup:
 
     def identity(self, index: StudyIndex) -> dict[str, Any]:
         """What tells this audit from another one."""
+        network = self.network(0)
         return {
             "model": repr(self.model),
-            "weights": _fingerprint(self.network(0).state_dict()),
-            "code": _code(self.network(0)),
+            "weights": _fingerprint(network.state_dict()),
+            "code": _code(network),
             "data": self.source,
             "pixels": index.fingerprint(self.data),
             "attacks": [repr(a) for a in self.attacks],
@@ -189,5 +187,5 @@ def _set_weights(network: nn.Module, weights: Weights) -> None:
         elif own[name].dtype != value.dtype:
             problems.append(f"{name}: {value.dtype} in the record, {own[name].dtype} in the model")
     if problems:
-        raise InputError("the record does not fit the model:\n  " + "\n  ".join(sorted(problems)[:8]))
+        raise InputError(f"the record does not fit the model:{listed(sorted(problems))}")
     network.load_state_dict({k: given[k] for k in state})

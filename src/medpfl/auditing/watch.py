@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from medpfl.auditing.store import JobKey
 from medpfl.core import progress
+from medpfl.core.errors import listed
 
 __all__ = ["files", "name_skipped", "watching"]
 
@@ -21,9 +22,7 @@ def name_skipped(skipped: Sequence[str]) -> None:
     """Names files that could not be read on the terminal: the one place where their names may be seen."""
     if not skipped:
         return
-    more = len(skipped) - _NAMED
-    lines = [*skipped[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
-    print(f"{files(len(skipped))} could not be read and left out:", *lines, sep="\n  ", file=sys.stderr)
+    print(f"{files(len(skipped))} could not be read and left out:{listed(skipped, _NAMED)}", file=sys.stderr)
 
 
 def files(count: int) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["InputError", "nearest"]
+__all__ = ["InputError", "listed", "nearest"]
 
 
 class InputError(ValueError):
@@ -24,3 +24,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     lower = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
     return f"did you mean '{lower[close[0]]}'?" if close else "known: " + ", ".join(known)
+
+
+def listed(problems: Sequence[str], most: int = 8) -> str:
+    """Problems as the lines below an error message: the first of them, and how many more there are.
+
+    >>> print("they do not fit:" + listed(["a: missing", "b: missing", "c: missing"], most=2))
+    they do not fit:
+      a: missing
+      b: missing
+      and 1 more
+    """
+    more = len(problems) - most
+    lines = [*problems[:most], *([f"and {more} more"] if more > 0 else [])]
+    return "".join(f"\n  {line}" for line in lines)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, listed
 
 __all__ = ["check_finite", "load_weights"]
 
@@ -23,8 +23,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     state = _read(path)
     problems = _misfits(network, state)
     if problems:
-        shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise InputError(f"the weights in '{path}' do not fit the model:\n  {shown}")
+        raise InputError(f"the weights in '{path}' do not fit the model:{listed(problems)}")
     network.load_state_dict(state)
     check_finite(network, f"the weights in '{path}'")
 
