@@ -293,11 +293,11 @@ class Known(Defense):
     precision: tuple[float, ...] | None = None
     bound: float | None = None
 
-    def disclose(self, sent):
-        return Channel(
+    def disclose(self, sent, plan=None, before=None):
+        return (before or Channel()).then(
             lambda tensors: {k: t * self.factor + self.offset for k, t in tensors.items()},
-            None if self.precision is None else {k: torch.tensor(self.precision) for k in sent.tensors},
-            None if self.bound is None else {k: torch.full_like(t, self.bound) for k, t in sent.tensors.items()},
+            precision=None if self.precision is None else {k: torch.tensor(self.precision) for k in sent.tensors},
+            bounds=None if self.bound is None else {k: torch.full_like(t, self.bound) for k, t in sent.tensors.items()},
         )
 
 

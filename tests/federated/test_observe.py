@@ -185,7 +185,7 @@ def test_granted_values_are_the_clients():
 
 def test_the_channel_is_what_the_defense_discloses_of_the_sent_update():
     class Asked(LaplaceNoise):
-        def disclose(self, sent):
+        def disclose(self, sent, plan=None, before=None):
             assert any(sent is client.sent for client in ROUNDS)
             return Channel(precision={"asked": torch.ones(2)})
 

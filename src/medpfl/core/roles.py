@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from medpfl.core.plan import Plan
     from medpfl.core.types import Batch, Channel, Observation, Reconstruction, Tensors, Update
 
 __all__ = ["Attack", "Composed", "DataSource", "Defense", "Metric", "Model", "State", "metric"]
@@ -61,7 +62,11 @@ class Defense(Part):
         return value, state
 
     def gradient(self, value: Tensors, state: State, generator: torch.Generator) -> tuple[Tensors, State]:
-        """Inside a local step: the per-sample gradients, (N, ...) each, whose mean becomes the step's."""
+        """Inside a local step: the per-sample gradients, (N, ...) each.
+
+        Their sum over the plan's batch size becomes the step's gradient: the mean, except under Poisson
+        sampling, where N is random (an empty batch is one row of zeros).
+        """
         return value, state
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
@@ -74,11 +79,18 @@ class Defense(Part):
         """What the server gets from several clients: all of them here, one sum under secure aggregation."""
         return value, state
 
-    def disclose(self, sent: Update) -> Channel:
-        """What is publicly known of the change, from the defense's settings and the sent update alone."""
+    def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
+        """What is publicly known of the change, from the defense's settings, the plan and the sent update alone.
+
+        Args:
+            sent: the update that left the client, after all parts of the defense.
+            plan: of the client.
+            before: what the parts before this one disclose; the result is that, followed by this part's
+                own (`Channel.then`). Where later parts change the update, it is an approximation.
+        """
         from medpfl.core.types import Channel
 
-        return Channel()
+        return before or Channel()
 
     def acts(self, moment: str) -> bool:
         """Whether it overrides a moment."""
@@ -136,20 +148,11 @@ class Composed(Defense):
         """Each part's, in order."""
         return self._through("aggregate", value, state, generator)
 
-    def disclose(self, sent: Update) -> Channel:
-        """The known parts in order; variances (1 / precision) add up, and so do bounds."""
+    def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
+        """From the first part to the last, each adding its own to what those before it disclose."""
         from medpfl.core.types import Channel
 
-        channels = [part.disclose(sent) for part in self.parts]
-
-        def apply(tensors: Tensors) -> Tensors:
-            return reduce(lambda value, channel: channel.apply(value), channels, tensors)
-
-        return Channel(
-            apply,
-            _merge([c.precision for c in channels], lambda a, b: 1 / (1 / a + 1 / b)),
-            _merge([c.bounds for c in channels], lambda a, b: a + b),
-        )
+        return reduce(lambda known, part: part.disclose(sent, plan, known), self.parts, before or Channel())
 
     def acts(self, moment: str) -> bool:
         """Whether any part does."""
@@ -157,16 +160,6 @@ class Composed(Defense):
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.parts))
-
-
-def _merge(many: Sequence[Tensors | None], join: Callable[[Tensor, Tensor], Tensor]) -> Tensors | None:
-    known = [m for m in many if m is not None]
-    if not known:
-        return None
-    merged = dict(known[0])
-    for other in known[1:]:
-        merged = {name: join(merged[name], other[name]) for name in merged}
-    return merged
 
 
 class Model(Part):

@@ -6,13 +6,14 @@ victim axis; an `Observation` and a `Reconstruction` always have it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from medpfl.core.channel import Channel, Tensors, stack_tensors
 from medpfl.core.plan import Plan
 
 __all__ = [
@@ -26,9 +27,9 @@ __all__ = [
     "Update",
     "View",
     "Weights",
+    "stack_tensors",
 ]
 
-Tensors = Mapping[str, Tensor]
 Ended = Literal["converged", "stalled", "max_steps", "nonfinite"]
 """Objective below the tolerance; no further decrease; out of steps; not finite."""
 
@@ -102,42 +103,6 @@ class Update:
         from medpfl.core.records import Record
 
         return Record.load(path).update
-
-
-def stack_tensors(many: Sequence[Tensors]) -> dict[str, Tensor]:
-    """``{name: (V, ...)}`` from V mappings with the same names."""
-    return {name: torch.stack([one[name] for one in many]) for name in many[0]}
-
-
-def _unchanged(tensors: Tensors) -> Tensors:
-    return tensors
-
-
-@dataclass(frozen=True, eq=False)
-class Channel:
-    """What is publicly known of how the sent update differs from the raw one.
-
-    Attributes:
-        apply: the known, differentiable part (clipping, quantization): raw tensors to sent tensors.
-        precision: 1 / variance of the unknown part by coordinate; 0 where the sent value says nothing;
-            ``None``: the same everywhere.
-        bounds: the raw coordinate lies within this distance of the sent one (a pruned coordinate is at
-            most the threshold); ``None``: exact up to the noise.
-    """
-
-    apply: Callable[[Tensors], Tensors] = _unchanged
-    precision: Tensors | None = None
-    bounds: Tensors | None = None
-
-    @staticmethod
-    def stack(channels: Sequence[Channel]) -> Channel:
-        """V victims' channels as one; they share `apply`."""
-        first = channels[0]
-        return Channel(
-            first.apply,
-            None if first.precision is None else stack_tensors([c.precision or {} for c in channels]),
-            None if first.bounds is None else stack_tensors([c.bounds or {} for c in channels]),
-        )
 
 
 @dataclass(frozen=True, eq=False)

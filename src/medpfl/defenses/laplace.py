@@ -9,15 +9,21 @@ from torch import Tensor
 
 from medpfl.defenses.noise import AdditiveNoise
 
-__all__ = ["LaplaceNoise"]
+__all__ = ["PAPER_SCALES", "LaplaceNoise"]
+
+PAPER_SCALES = (1 / 400, 1 / 300, 1 / 200, 1 / 100)
+"""Of the notebooks of Das, Amini and Wu (arXiv:2409.18907), weakest first: ``LaplaceNoise(scale=1/400)`` and so on."""
 
 
 @dataclass(frozen=True, repr=False)
 class LaplaceNoise(AdditiveNoise):
     """Laplace noise of scale (diversity) `scale` on every coordinate (Das, Amini and Wu, arXiv:2409.18907).
 
-    The paper's notebooks use 1/100, 1/200, 1/300 and 1/400. The standard deviation is ``scale * sqrt(2)``.
-    Promises no differential privacy by itself: without clipping its sensitivity is unbounded.
+    The paper's notebooks use `PAPER_SCALES`. The standard deviation is ``scale * sqrt(2)``.
+
+    Promises no differential privacy by itself: without clipping its sensitivity is unbounded. Breaks: the
+    paper's own third finding is that it does not always protect; generative priors are built to see through
+    noise (GradInvDiff, MICCAI 2025; Mjolnir, AAAI 2025).
     """
 
     def draw(self, like: Tensor, generator: torch.Generator) -> Tensor:

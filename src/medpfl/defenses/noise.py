@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
 from medpfl.core.types import Channel, Tensors, Update
@@ -21,24 +22,30 @@ __all__ = ["AdditiveNoise"]
 class AdditiveNoise(Defense):
     """Independent zero-mean noise on every coordinate of the update that leaves the client.
 
+    What travels beside the update (batch-norm statistics, the number of samples) is not changed.
+
     Attributes:
         scale: of the distribution, above 0.
         relative: ``None``: `scale` is in the units of the update; ``"norm"``: it is a multiple of the root
             mean square of the whole update's coordinates (its norm over the root of its size);
             ``"layer"``: of each tensor's own.
+        where: ``"server"``: the server adds it, after it has seen the update; no protection from the server.
 
     Raises:
-        InputError: a scale that is not a number above 0, or another word for `relative`.
+        InputError: a scale that is not a number above 0, or another word for `relative` or `where`.
     """
 
     scale: float = shown(0.01)
     relative: Literal["norm", "layer"] | None = None
+    where: Literal["client", "server"] = field(default="client", kw_only=True)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < float("inf"):
             raise InputError(f"scale is {self.scale}: it must be a number above 0")
         if self.relative not in (None, "norm", "layer"):
             raise InputError(f"relative is '{self.relative}': choose None, 'norm' or 'layer'")
+        if self.where not in ("client", "server"):
+            raise InputError(f"where is '{self.where}': choose 'client' or 'server'")
 
     def draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Noise of scale 1 in the shape of `like`."""
@@ -54,8 +61,11 @@ class AdditiveNoise(Defense):
         noisy = {name: t + scales[name] * self.draw(t, generator).to(t) for name, t in value.tensors.items()}
         return value.replace(noisy), state
 
-    def disclose(self, sent: Update) -> Channel:
+    def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """The noise's precision; of a relative scale, from the sent norm with the expected noise taken off."""
+        known = before or Channel()
+        if self.where == "server":
+            return known
         scales = self._scales(sent.tensors)
         if self.relative:
             shrink = (1 + self.scale**2 * self.variance()) ** -0.5
@@ -64,7 +74,7 @@ class AdditiveNoise(Defense):
             name: torch.full_like(t, 1 / max(float(scales[name]) ** 2 * self.variance(), 1e-30))
             for name, t in sent.tensors.items()
         }
-        return Channel(precision=precision)
+        return known.then(precision=precision)
 
     def _scales(self, tensors: Tensors) -> dict[str, float]:
         if self.relative is None:

@@ -63,7 +63,7 @@ def observe(
         auxiliary: (M, C, H, W) images of others, passed on under the grant ``auxiliary``.
     """
     sent = [r.sent for r in rounds]
-    channel = Channel.stack([defense.disclose(update) for update in sent]) if "defense" in threat else None
+    channel = Channel.stack([defense.disclose(update, plan) for update in sent]) if "defense" in threat else None
     orders = [r.draws.order for r in rounds if r.draws.order is not None]
     masks = [r.draws.masks for r in rounds if r.draws.masks]
     return Observation(
