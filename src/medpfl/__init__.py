@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medpfl.auditing.report import Report as Report
     from medpfl.auditing.run import audit as audit
+    from medpfl.core.channel import Channel as Channel
     from medpfl.core.errors import InputError as InputError
     from medpfl.core.plan import Plan as Plan
     from medpfl.core.records import Record as Record
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from medpfl.core.roles import Model as Model
     from medpfl.core.threat import ThreatModel as ThreatModel
     from medpfl.core.types import Batch as Batch
-    from medpfl.core.types import Channel as Channel
     from medpfl.core.types import Finding as Finding
     from medpfl.core.types import Observation as Observation
     from medpfl.core.types import Reconstruction as Reconstruction
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "Attack": "core.roles",
     "Batch": "core.types",
-    "Channel": "core.types",
+    "Channel": "core.channel",
     "DataSource": "core.roles",
     "Defense": "core.roles",
     "Finding": "core.types",

@@ -32,6 +32,13 @@ def test_one_batch_unless_said_otherwise():
     assert (Plan("FedAvg", 4, epochs=3).images, Plan("FedAvg", 4, epochs=3).steps) == (4, 3)
 
 
+def test_poisson_sampling_is_of_the_local_images():
+    plan = Plan("FedSGD", 2, 8, sampling="poisson")
+    assert (plan.rate, plan.steps, plan.images) == (0.25, 1, 8)
+    assert (Plan("FedAvg", 2, 8, 3, sampling="poisson").steps, Plan(batch_size=2, sampling="poisson").rate) == (12, 1)
+    assert build(repr(plan), {"Plan": Plan}) == plan
+
+
 def test_frozen_and_comparable():
     plan = Plan(sends=["buffers"])  # as JSON gives it
     assert plan == Plan(sends=("buffers",))
@@ -46,7 +53,7 @@ def test_frozen_and_comparable():
         ({"algorithm": "fedsgd"}, "choose FedSGD or FedAvg"),
         ({"mode": "test"}, "choose train or eval"),
         ({"loss": "mse"}, "cross_entropy"),
-        ({"sampling": "poisson"}, "shuffle"),
+        ({"sampling": "fixed"}, "choose shuffle or poisson"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 1.5}, "batch_size is 1.5: it must be a whole number"),
         ({"batch_size": True}, "whole number"),
@@ -58,6 +65,8 @@ def test_frozen_and_comparable():
         ({"algorithm": "FedAvg", "batch_size": 4, "local_images": 6}, "multiple of batch_size"),
         ({"local_images": 2}, "FedSGD sends one gradient"),
         ({"epochs": 2}, "FedSGD sends one gradient"),
+        ({"epochs": 2, "sampling": "poisson"}, "FedSGD sends one gradient"),
+        ({"local_images": 5, "batch_size": 2, "sampling": "poisson"}, "multiple of batch_size"),
         ({"sends": ("buffers", "images")}, r"sends names \['images'\]"),
         *(({name: value}, "learning_rate") for name in ("momentum", "weight_decay") for value in (-1e-9, nan, inf)),
         *(({"learning_rate": value}, "learning_rate") for value in (0, -0.1, nan, inf)),

@@ -19,7 +19,18 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
 from medpfl.core.spec import build, registry
 from medpfl.core.types import Batch, Channel, Update, Weights
-from medpfl.defenses import QSGD, Clipping, GaussianNoise, LaplaceNoise, NoDefense, RandomK, Signs, TopK
+from medpfl.defenses import (
+    DPSGD,
+    QSGD,
+    ClientDP,
+    Clipping,
+    GaussianNoise,
+    LaplaceNoise,
+    NoDefense,
+    RandomK,
+    Signs,
+    TopK,
+)
 from medpfl.federated.client import client_round
 from medpfl.federated.ready import prepare
 
@@ -77,6 +88,16 @@ def deviation(scale):
     return promise
 
 
+def noise_around(norm, std):
+    def promise(defense, raw):
+        sent = sends(defense, raw, DRAWS)
+        assert (sent - sent.mean(0)).square().mean().sqrt().item() == pytest.approx(std, rel=0.02)
+        shrunk = flat(raw) * min(1, norm / float(flat(raw).norm()))
+        assert (sent.mean(0) - shrunk).square().mean().sqrt() < 1.2 * std / DRAWS**0.5
+
+    return promise
+
+
 def unchanged(defense, raw):
     assert torch.equal(sends(defense, raw)[0], flat(raw))
 
@@ -101,7 +122,9 @@ class Row:
 
 
 ROWS = {
+    "ClientDP": [Row(ClientDP(0.1, 0.5), True, (noise_around(0.1, 0.05),))],
     "Clipping": [Row(Clipping(0.1), promises=(norm_at_most(0.1),)), Row(Clipping(0.1, "layer"))],
+    "DPSGD": [Row(DPSGD(0.5, 0.1), True), Row(DPSGD(100.0, 0.001), True)],
     "GaussianNoise": [
         Row(GaussianNoise(0.1), True, (unbiased, deviation(0.1))),
         Row(GaussianNoise(0.5, "norm"), True, (unbiased, deviation(0.5))),

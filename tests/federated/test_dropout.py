@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
-from medpfl.core.types import Weights
+from medpfl.core.types import Batch, Weights
 from medpfl.federated.draws import Draws, Dropout, draw
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
@@ -147,3 +147,20 @@ def test_alpha_dropout_is_refused_in_train_mode(layer):
     with pytest.raises(InputError, match="layer '1': alpha dropout"):
         prepare(model, Plan())
     prepare(model, Plan(mode="eval"))
+
+
+def test_poisson_batches_take_the_masks_of_their_images():
+    """A step of the drawn images alone, each with its own mask, divided by the expected number."""
+    plan = Plan("FedAvg", 2, 6, learning_rate=1.0, sampling="poisson")
+    model, private = seeded(dropping), batch(6)
+    draws = draw(prepare(model, plan), private, plan, torch.Generator().manual_seed(1))
+    assert draws.order is None
+    assert (draws.chosen.shape, draws.masks["5"].shape) == ((3, 6), (3, 6, 40))
+    alone = Plan("FedSGD", 2, 6, sampling="poisson")
+    sent = local_update(prepare(model, plan), private, alone, Weights.of(model), draws).tensors
+    index = draws.chosen[0].nonzero()[:, 0]
+    part = Batch(private.images[index], private.labels[index])
+    masks = {name: mask[:1, index] for name, mask in draws.masks.items()}
+    mean = local_update(prepare(model, plan), part, Plan(batch_size=len(index)), Weights.of(model), Draws(None, masks))
+    for name, value in mean.tensors.items():
+        assert torch.allclose(sent[name], value * len(index) / 2)

@@ -20,11 +20,15 @@ class Plan(Part):
         algorithm: ``"FedSGD"`` sends one gradient, ``"FedAvg"`` the difference of weights after local steps
             (McMahan et al. 2017, arXiv:1602.05629).
         batch_size: images of one gradient.
-        local_images: images that a client trains on in a round; ``None`` is one batch. FedAvg only.
+        local_images: images that a client trains on in a round; ``None`` is one batch. FedAvg only,
+            or FedSGD under Poisson sampling.
         epochs: passes over the local images. FedAvg only.
         learning_rate, momentum, weight_decay: of the local SGD, as in ``torch.optim.SGD``. FedAvg only.
         loss: ``"cross_entropy"``, averaged over the batch.
-        sampling: ``"shuffle"`` deals the local images into batches anew in every epoch.
+        sampling: ``"shuffle"`` deals the local images into batches anew in every epoch; ``"poisson"`` takes
+            each into each step with probability batch_size / local_images, and divides the sum of the
+            gradients by batch_size, whatever was drawn: a batch may be empty (Abadi et al. 2016,
+            arXiv:1607.00133). What was drawn is not on the wire.
         mode: ``"train"`` or ``"eval"``, of batch norm and dropout.
         sends: what travels beside the update: ``"num_samples"``, ``"buffers"`` (batch-norm statistics; FL
             frameworks send both by default).
@@ -41,7 +45,7 @@ class Plan(Part):
     momentum: float = 0.0
     weight_decay: float = 0.0
     loss: Literal["cross_entropy"] = "cross_entropy"
-    sampling: Literal["shuffle"] = "shuffle"
+    sampling: Literal["shuffle", "poisson"] = "shuffle"
     mode: Literal["train", "eval"] = shown("train")
     sends: tuple[str, ...] = ("num_samples", "buffers")
 
@@ -51,8 +55,10 @@ class Plan(Part):
             raise InputError(f"algorithm is '{self.algorithm}': choose FedSGD or FedAvg")
         if self.mode not in ("train", "eval"):
             raise InputError(f"mode is '{self.mode}': choose train or eval")
-        if self.loss != "cross_entropy" or self.sampling != "shuffle":
-            raise InputError(f"loss '{self.loss}' with sampling '{self.sampling}': choose cross_entropy and shuffle")
+        if self.loss != "cross_entropy":
+            raise InputError(f"loss is '{self.loss}': choose cross_entropy")
+        if self.sampling not in ("shuffle", "poisson"):
+            raise InputError(f"sampling is '{self.sampling}': choose shuffle or poisson")
         for name in ("batch_size", "local_images", "epochs"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
@@ -61,7 +67,8 @@ class Plan(Part):
             raise InputError(f"local_images is {self.local_images}, less than one batch of {self.batch_size}")
         if self.images % self.batch_size:
             raise InputError(f"local_images ({self.images}) must be a multiple of batch_size ({self.batch_size})")
-        if self.algorithm == "FedSGD" and (self.epochs != 1 or self.images != self.batch_size):
+        one_batch = self.sampling == "poisson" or self.images == self.batch_size
+        if self.algorithm == "FedSGD" and (self.epochs != 1 or not one_batch):
             raise InputError("FedSGD sends one gradient of one batch: epochs and local_images need algorithm FedAvg")
         if not (0 < self.learning_rate < inf and 0 <= self.momentum < inf and 0 <= self.weight_decay < inf):
             raise InputError("learning_rate must be a number above 0, momentum and weight_decay at least 0")
@@ -74,6 +81,13 @@ class Plan(Part):
         return self.local_images or self.batch_size
 
     @property
+    def rate(self) -> float:
+        """Probability of an image to be in a step, under Poisson sampling."""
+        return self.batch_size / self.images
+
+    @property
     def steps(self) -> int:
         """Gradient steps behind one update."""
+        if self.algorithm == "FedSGD":
+            return 1
         return self.epochs * (self.images // self.batch_size)

@@ -14,8 +14,9 @@ __all__ = ["GaussianNoise"]
 
 @dataclass(frozen=True, repr=False)
 class GaussianNoise(AdditiveNoise):
-    """Normal noise of standard deviation `scale` on every coordinate (Zhu et al. 2019, arXiv:1906.08935,
-    section 5.1).
+    """Normal noise of standard deviation `scale` on every coordinate.
+
+    Zhu et al. 2019 (arXiv:1906.08935, section 5.1).
 
     Promises no differential privacy by itself: without clipping its sensitivity is unbounded; see `DPSGD` and
     `ClientDP`. Breaks: generative priors are built to see through noise

@@ -1,4 +1,4 @@
-"""The client's own random draws: batch order and dropout masks. They are not on the wire."""
+"""The client's own random draws: batch order or Poisson batches, and dropout masks. They are not on the wire."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ class Draws:
 
     Attributes:
         order: (epochs, N) indices of the images; ``None``: as they are.
-        masks: by dropout layer (steps, ...) scaled masks; a layer without one passes its input on.
+        chosen: (steps, N) whether an image is in a step's batch, under Poisson sampling; ``None``: all are.
+        masks: by dropout layer (steps, images of a step, ...) scaled masks, under Poisson sampling of all N
+            images; a layer without one passes its input on.
     """
 
     order: Tensor | None = None
     masks: Tensors = field(default_factory=dict)
+    chosen: Tensor | None = None
 
     def at(self, step: int) -> dict[str, Tensor]:
         """The masks of a step as the model's state."""
@@ -61,25 +64,27 @@ def draw(model: nn.Module, batch: Batch, plan: Plan, generator: torch.Generator)
     Raises:
         InputError: a dropout layer that the model passes more than once.
     """
-    order = None
-    if plan.images > plan.batch_size:
+    order, chosen, dealt = None, None, batch.images[: plan.batch_size]
+    if plan.sampling == "poisson":
+        chosen, dealt = torch.rand((plan.steps, len(batch)), generator=generator) < plan.rate, batch.images
+    elif plan.images > plan.batch_size:
         order = torch.stack([torch.randperm(len(batch), generator=generator) for _ in range(plan.epochs)])
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Dropout)}
     if not layers:
-        return Draws(order)
+        return Draws(order, chosen=chosen)
     masks: dict[str, list[Tensor]] = {name: [] for name in layers}
     handles = [m.register_forward_pre_hook(_recorder(m, masks[name], generator)) for name, m in layers.items()]
     try:
         with torch.no_grad():
             for _ in range(plan.steps):
-                model(batch.images[: plan.batch_size])
+                model(dealt)
     finally:
         for handle in handles:
             handle.remove()
     for name, drawn in masks.items():
         if len(drawn) not in (0, plan.steps):
             raise InputError(f"dropout layer '{name}' is used more than once: give each use a layer of its own")
-    return Draws(order, {name: torch.stack(drawn) for name, drawn in masks.items() if drawn})
+    return Draws(order, {name: torch.stack(drawn) for name, drawn in masks.items() if drawn}, chosen)
 
 
 def _recorder(layer: Dropout, into: list[Tensor], generator: torch.Generator) -> Callable[..., None]:

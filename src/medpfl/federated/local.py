@@ -35,10 +35,12 @@ def local_update(
         model: from `medpfl.federated.ready.prepare`; its own weights are not used.
         batch: images (N, C, H, W) in [0, 1] with labels (N,) or label probabilities (N, K).
         plan: FedSGD: the gradient of the loss on the batch. FedAvg: the difference of weights after
-            ``plan.steps`` steps of SGD with momentum and weight decay, as ``torch.optim.SGD`` makes them.
+            ``plan.steps`` steps of SGD with momentum and weight decay, as ``torch.optim.SGD`` makes them. Under
+            Poisson sampling and without draws, each step is the expected one: of all images.
         weights: the global model.
         draws: the client's batch order and dropout masks; ``None``: the images in their order, no dropout.
-        moment: applied to the per-sample gradients (N, ...) of each step before their mean is taken.
+        moment: applied to the per-sample gradients (n, ...) of each step before their sum is divided by the
+            batch size; of an empty batch it gets one row of zeros.
         buffers: whether to return the batch-norm statistics after the round too.
 
     Raises:
@@ -62,40 +64,57 @@ def _tensors(
     model: nn.Module, batch: Batch, plan: Plan, weights: Weights, draws: Draws, moment: GradientMoment | None
 ) -> Tensors:
     state = state_of(model, weights.buffers)
+
+    def gradient(parameters: Tensors, step: int) -> Tensors:
+        part, masks, size = _minibatch(batch, plan, draws, step)
+        if not len(part) and moment is None:
+            return {name: torch.zeros_like(p) for name, p in parameters.items()}
+        whole = _gradient(model, parameters, state, masks, part, moment)
+        return whole if size is None else {name: g * (max(len(part), 1) / size) for name, g in whole.items()}
+
     if plan.algorithm == "FedSGD":
-        return _gradient(model, weights.parameters, state, draws.at(0), batch, moment)
+        return gradient(weights.parameters, 0)
     parameters, velocity = dict(weights.parameters), {}
     for step in range(plan.steps):
-        part = _minibatch(batch, plan, draws, step)
-        gradient = _gradient(model, parameters, state, draws.at(step), part, moment)
+        slope = gradient(parameters, step)
         for name, old in parameters.items():
-            push = gradient[name] + plan.weight_decay * old
+            push = slope[name] + plan.weight_decay * old
             velocity[name] = push if step == 0 else plan.momentum * velocity[name] + push
         parameters = {name: old - plan.learning_rate * velocity[name] for name, old in parameters.items()}
     return {name: parameters[name] - old for name, old in weights.parameters.items()}
 
 
-def _minibatch(batch: Batch, plan: Plan, draws: Draws, step: int) -> Batch:
+def _minibatch(batch: Batch, plan: Plan, draws: Draws, step: int) -> tuple[Batch, Tensors, int | None]:
+    """A step's images and masks, and what their sum is divided by; ``None``: their number."""
+    masks = draws.at(step)
+    if draws.chosen is not None:
+        index: Any = draws.chosen[step].nonzero()[:, 0].to(batch.images.device)
+        return Batch(batch.images[index], batch.labels[index]), {k: m[index] for k, m in masks.items()}, plan.batch_size
     per_epoch = plan.images // plan.batch_size
-    if per_epoch == 1:
-        return batch  # a mean over the same images: their order says nothing
+    if per_epoch == 1 or plan.sampling == "poisson":
+        return batch, masks, None  # a mean over the same images: their order says nothing
     epoch, place = divmod(step, per_epoch)
     chosen = slice(place * plan.batch_size, (place + 1) * plan.batch_size)
-    index: Any = chosen if draws.order is None else draws.order[epoch][chosen]
-    return Batch(batch.images[index], batch.labels[index])
+    index = chosen if draws.order is None else draws.order[epoch][chosen]
+    return Batch(batch.images[index], batch.labels[index]), masks, None
 
 
 def _gradient(
     model: nn.Module, parameters: Tensors, state: Tensors, masks: Tensors, batch: Batch, moment: GradientMoment | None
 ) -> Tensors:
+    """The mean gradient (after the moment); of no images, the mean of the moment's one row."""
+
     def loss(parameters: Tensors, images: Tensor, labels: Tensor, masks: Tensors) -> Tensor:
         return cross_entropy(functional_call(model, {**parameters, **state, **masks}, (images,)), labels)
 
     if moment is None:
         return grad(loss)(dict(parameters), batch.images, batch.labels, masks)
     each = vmap(grad(loss), in_dims=(None, 0, 0, 0), randomness="different")
-    samples = moment(each(dict(parameters), batch.images[:, None], batch.labels[:, None], masks))
-    return {name: value.mean(0) for name, value in samples.items()}
+    if len(batch):
+        samples = each(dict(parameters), batch.images[:, None], batch.labels[:, None], masks)
+    else:
+        samples = {name: torch.zeros_like(p)[None] for name, p in parameters.items()}
+    return {name: value.mean(0) for name, value in moment(samples).items()}
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

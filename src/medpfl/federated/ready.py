@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import gcd
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +51,11 @@ def _check_repeatable(name: str, module: nn.Module) -> None:
 
 def check_separable(model: nn.Module) -> None:
     """Raises `InputError` if the images of a batch have no gradients of their own: batch norm in train mode."""
-    if names := list(_batch_norms(model)):
+    for name, layer in _batch_norms(model).items():
+        channels = layer.num_features
         raise InputError(
-            f"layer '{names[0]}': batch norm in train mode mixes the images of a batch, so that there are no "
-            "per-sample gradients; use mode eval or another norm"
+            f"layer '{name}': batch norm in train mode mixes the images of a batch, so that there are no "
+            f"per-sample gradients; use mode eval, or torch.nn.GroupNorm({gcd(32, channels)}, {channels}) in its place"
         )
 
 
