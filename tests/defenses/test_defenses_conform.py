@@ -21,14 +21,18 @@ from medpfl.core.spec import build, registry
 from medpfl.core.types import Batch, Channel, Update, Weights
 from medpfl.defenses import (
     DPSGD,
+    PRECODE,
     QSGD,
     ClientDP,
     Clipping,
     GaussianNoise,
     LaplaceNoise,
+    Mixup,
     NoDefense,
+    Outpost,
     RandomK,
     Signs,
+    Soteria,
     TopK,
 )
 from medpfl.federated.client import client_round
@@ -135,7 +139,10 @@ ROWS = {
         Row(LaplaceNoise(0.5, "norm"), True, (unbiased, deviation(0.5 * 2**0.5))),
         Row(LaplaceNoise(0.5, "layer"), True, (unbiased, deviation(0.5 * 2**0.5))),
     ],
+    "Mixup": [Row(Mixup(), True)],
     "NoDefense": [Row(NoDefense(), promises=(unchanged,))],
+    "Outpost": [Row(Outpost(), True), Row(Outpost(0.1, 1.0, 0.0, 0.0), True)],
+    "PRECODE": [Row(PRECODE(8), True)],
     "QSGD": [Row(QSGD(4), True, (unbiased,)), Row(QSGD(2, "global"), True, (unbiased,))],
     "RandomK": [
         Row(RandomK(0.25), True, (unbiased, keeps(0.25, exact=False))),
@@ -146,6 +153,7 @@ ROWS = {
         Row(Signs(), promises=(two_values,), tolerance=0.25),
         Row(Signs("global", feedback=False), promises=(two_values,), tolerance=0.25),
     ],
+    "Soteria": [Row(Soteria(0.25))],
     "TopK": [
         Row(TopK(0.25), promises=(keeps(0.25),)),
         Row(TopK(0.25, "layer")),

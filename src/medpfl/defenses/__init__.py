@@ -5,10 +5,14 @@ from medpfl.defenses.clipping import Clipping
 from medpfl.defenses.dpsgd import DPSGD
 from medpfl.defenses.gaussian import GaussianNoise
 from medpfl.defenses.laplace import LaplaceNoise
+from medpfl.defenses.mixup import Mixup
 from medpfl.defenses.none import NoDefense
+from medpfl.defenses.outpost import Outpost
+from medpfl.defenses.precode import PRECODE
 from medpfl.defenses.qsgd import QSGD
 from medpfl.defenses.randomk import RandomK
 from medpfl.defenses.signs import Signs
+from medpfl.defenses.soteria import Soteria
 from medpfl.defenses.topk import TopK
 
 __all__ = [  # noqa: RUF022
@@ -17,9 +21,13 @@ __all__ = [  # noqa: RUF022
     "DPSGD",
     "GaussianNoise",
     "LaplaceNoise",
+    "Mixup",
     "NoDefense",
+    "Outpost",
+    "PRECODE",
     "QSGD",
     "RandomK",
     "Signs",
+    "Soteria",
     "TopK",
 ]

@@ -21,7 +21,7 @@ __all__ = ["QSGD"]
 class QSGD(Defense):
     """Rounds each coordinate at random to one of the next two levels, so that its expectation stays.
 
-    QSGD (Alistarh et al. 2017, arXiv:1610.02132, section 3.1): levels are ``norm * l / levels`` for
+    QSGD (Alistarh et al. 2017, arXiv:1610.02132, section 3): levels are ``norm * l / levels`` for
     l = 0 ... levels, with the sign beside; the norm is the Euclidean one of the group. Unbiased; the error of
     a coordinate is less than ``norm / levels``.
 

@@ -29,7 +29,7 @@ __all__ = ["RandomK"]
 class RandomK(Compressor):
     """Sends a uniformly drawn share `keep` of the coordinates and sets the others to zero.
 
-    Random-k sparsification (Stich et al. 2018, arXiv:1809.07599, definition 2.2). Without error feedback the
+    Random-k sparsification (Stich et al. 2018, arXiv:1809.07599, section 2). Without error feedback the
     survivors are divided by the share, so that the expectation is the update itself (unbiased); with it they
     are sent as they are.
 

@@ -24,8 +24,7 @@ class Signs(Compressor):
     Scaled sign compression with error feedback (Karimireddy et al. 2019, arXiv:1901.09847, algorithm 1);
     without feedback it is the scaled form of signSGD (Bernstein et al. 2018, arXiv:1802.04434), biased.
 
-    Promises one bit a coordinate, and nothing about privacy. Breaks: no dedicated one known to us; signs are
-    what signed-gradient attacks need least.
+    Promises one bit a coordinate, and nothing about privacy. Breaks: no dedicated one known to us.
 
     Attributes:
         scope: one mean for each tensor, or one for the whole update.

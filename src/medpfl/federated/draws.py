@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from medpfl.core.drawn import DRAWN, Drawn
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Tensors
 
-__all__ = ["Draws", "Dropout", "draw"]
-
-_MASK = "medpfl_mask"
+__all__ = ["Draws", "Dropout", "draw", "index_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +24,8 @@ class Draws:
     Attributes:
         order: (epochs, N) indices of the images; ``None``: as they are.
         chosen: (steps, N) whether an image is in a step's batch, under Poisson sampling; ``None``: all are.
-        masks: by dropout layer (steps, images of a step, ...) scaled masks, under Poisson sampling of all N
-            images; a layer without one passes its input on.
+        masks: by drawn layer (steps, images of a step, ...), under Poisson sampling of all N images; a layer
+            without one is neutral: dropout passes its input on.
     """
 
     order: Tensor | None = None
@@ -34,25 +34,24 @@ class Draws:
 
     def at(self, step: int) -> dict[str, Tensor]:
         """The masks of a step as the model's state."""
-        return {f"{name}.{_MASK}": mask[step] for name, mask in self.masks.items()}
+        return {f"{name}.{DRAWN}": mask[step] for name, mask in self.masks.items()}
 
 
-class Dropout(nn.Module):
-    """Dropout that multiplies by a given mask instead of drawing one, so that it can be repeated."""
+class Dropout(Drawn):
+    """Dropout that multiplies by a given mask instead of drawing one."""
 
     def __init__(self, layer: nn.modules.dropout._DropoutNd) -> None:
-        super().__init__()
+        super().__init__(1.0)
         self.rate = layer.p
         whole = isinstance(layer, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d)
         self.kept_dims = 2 if whole else None  # whole channels are dropped: the mask has no further axes
-        self.register_buffer(_MASK, torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
         """The input times the mask."""
-        return x * getattr(self, _MASK).to(x)
+        return x * self.drawn.to(x)
 
-    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """A mask for an input like `x`."""
+    def draw(self, x: Tensor, generator: torch.Generator, images: Tensor | None = None) -> Tensor:
+        """A scaled mask for an input like `x`."""
         shape = x.shape[: self.kept_dims] + (1,) * len(x.shape[self.kept_dims :]) if self.kept_dims else x.shape
         keep = torch.rand(shape, generator=generator) >= self.rate
         return keep.to(x) / (1 - self.rate) if self.rate < 1 else keep.to(x)
@@ -61,36 +60,62 @@ class Dropout(nn.Module):
 def draw(model: nn.Module, batch: Batch, plan: Plan, generator: torch.Generator) -> Draws:
     """A client's draws for one round of `plan` on a batch (N, C, H, W), with a model made ready for it.
 
+    What a layer draws depends on the images of the step, if at all, through the model's own weights.
+
     Raises:
-        InputError: a dropout layer that the model passes more than once.
+        InputError: a layer that draws and that the model passes more than once.
     """
-    order, chosen, dealt = None, None, batch.images[: plan.batch_size]
+    order = chosen = None
     if plan.sampling == "poisson":
-        chosen, dealt = torch.rand((plan.steps, len(batch)), generator=generator) < plan.rate, batch.images
+        chosen = torch.rand((plan.steps, len(batch)), generator=generator) < plan.rate
     elif plan.images > plan.batch_size:
         order = torch.stack([torch.randperm(len(batch), generator=generator) for _ in range(plan.epochs)])
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, Dropout)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Drawn)}
     if not layers:
         return Draws(order, chosen=chosen)
+    steps = [batch.images if chosen is not None else batch.images[index_of(plan, order, s)] for s in range(plan.steps)]
+    return Draws(order, _masks(model, layers, steps, generator), chosen)
+
+
+def index_of(plan: Plan, order: Tensor | None, step: int) -> Any:
+    """The images of a step, where they are dealt into batches; all, where there is one batch only."""
+    per_epoch = plan.images // plan.batch_size
+    if per_epoch == 1:
+        return slice(None)  # a mean over the same images: their order says nothing
+    epoch, place = divmod(step, per_epoch)
+    dealt = slice(place * plan.batch_size, (place + 1) * plan.batch_size)
+    return dealt if order is None else order[epoch][dealt]
+
+
+def _masks(
+    model: nn.Module, layers: dict[str, Drawn], steps: Sequence[Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """What each layer draws in each step."""
     masks: dict[str, list[Tensor]] = {name: [] for name in layers}
-    handles = [m.register_forward_pre_hook(_recorder(m, masks[name], generator)) for name, m in layers.items()]
+    handles, current = [], [steps[0]]
+    for name, layer in layers.items():
+        handles.append(layer.register_forward_pre_hook(_recorder(layer, masks[name], generator, current)))
+    slope = any(layer.needs_slope for layer in layers.values())
     try:
-        with torch.no_grad():
-            for _ in range(plan.steps):
-                model(dealt)
+        with torch.set_grad_enabled(slope):
+            for images in steps:
+                current[0] = images.detach().requires_grad_(slope)
+                model(current[0])
     finally:
         for handle in handles:
             handle.remove()
     for name, drawn in masks.items():
-        if len(drawn) not in (0, plan.steps):
+        if len(drawn) not in (0, len(steps)):
             raise InputError(f"dropout layer '{name}' is used more than once: give each use a layer of its own")
-    return Draws(order, {name: torch.stack(drawn) for name, drawn in masks.items() if drawn}, chosen)
+    return {name: torch.stack(drawn) for name, drawn in masks.items() if drawn}
 
 
-def _recorder(layer: Dropout, into: list[Tensor], generator: torch.Generator) -> Callable[..., None]:
-    """A hook that draws a mask for every input of a layer."""
+def _recorder(
+    layer: Drawn, into: list[Tensor], generator: torch.Generator, current: list[Tensor]
+) -> Callable[..., None]:
+    """A hook that draws for every input of a layer."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        into.append(layer.draw(inputs[0], generator))
+        into.append(layer.draw(inputs[0], generator, current[0]).detach())
 
     return hook

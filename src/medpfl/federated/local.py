@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Tensors, Update, Weights
-from medpfl.federated.draws import Draws
+from medpfl.federated.draws import Draws, index_of
 from medpfl.federated.ready import check_separable, running_statistics, state_of, track_statistics
 
 __all__ = ["cross_entropy", "local_update"]
@@ -90,12 +90,7 @@ def _minibatch(batch: Batch, plan: Plan, draws: Draws, step: int) -> tuple[Batch
     if draws.chosen is not None:
         index: Any = draws.chosen[step].nonzero()[:, 0].to(batch.images.device)
         return Batch(batch.images[index], batch.labels[index]), {k: m[index] for k, m in masks.items()}, plan.batch_size
-    per_epoch = plan.images // plan.batch_size
-    if per_epoch == 1 or plan.sampling == "poisson":
-        return batch, masks, None  # a mean over the same images: their order says nothing
-    epoch, place = divmod(step, per_epoch)
-    chosen = slice(place * plan.batch_size, (place + 1) * plan.batch_size)
-    index = chosen if draws.order is None else draws.order[epoch][chosen]
+    index = slice(None) if plan.sampling == "poisson" else index_of(plan, draws.order, step)
     return Batch(batch.images[index], batch.labels[index]), masks, None
 
 

@@ -1,0 +1,78 @@
+"""Training on mixtures of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from medpfl.core.drawn import last_linear
+from medpfl.core.errors import InputError
+from medpfl.core.roles import Defense, State
+from medpfl.core.spec import shown
+from medpfl.core.types import Batch
+
+__all__ = ["Mixup"]
+
+
+@dataclass(frozen=True, repr=False)
+class Mixup(Defense):
+    """Trains on mixtures of two images and of their labels in place of the images.
+
+    Mixup (Zhang et al. 2018, arXiv:1710.09412, section 2): ``w x_i + (1 - w) x_j`` with j another image of the
+    batch, and w from Beta(alpha, alpha), here mirrored to at least 1/2 and drawn for each image; labels become
+    probabilities (N, K). Studied as a defense in Huang et al. 2021 (arXiv:2112.00059).
+
+    Promises that what is read back is a mixture. It is no encryption: in a mixture of weight 0.8 a patient is
+    easily known. Breaks: the mixtures themselves are read back as images are, and mixtures of one image in
+    several rounds are separated (Carlini et al. 2021, arXiv:2011.05315, on the stronger InstaHide).
+
+    Attributes:
+        alpha: of the Beta distribution, above 0; 1 is uniform, small values hardly mix.
+
+    Raises:
+        InputError: a number that is not above 0. In a round: fewer than two images, or a model without a linear
+            layer, which tells the number of classes.
+    """
+
+    alpha: float = shown(1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < inf:
+            raise InputError(f"alpha is {self.alpha}: it must be a number above 0")
+
+    def init(self) -> State:
+        """The number of classes is not known yet."""
+        return {"classes": 0}
+
+    def model(self, value: nn.Module, state: State, generator: torch.Generator) -> tuple[nn.Module, State]:
+        """The model as it is; its number of outputs is remembered."""
+        return value, {**state, "classes": last_linear(value, "Mixup")[1].out_features}
+
+    def batch(self, value: Batch, state: State, generator: torch.Generator) -> tuple[Batch, State]:
+        """The mixtures, with label probabilities (N, K)."""
+        count, images = len(value), value.images
+        if count < 2:
+            raise InputError("Mixup needs two images or more in a round: it cannot mix one with itself")
+        labels = value.labels
+        if labels.ndim == 1:
+            labels = functional.one_hot(labels, state["classes"]).to(images)
+        turn = int(torch.randint(1, count, (), generator=generator))
+        shuffled = torch.randperm(count, generator=generator)
+        other = torch.empty_like(shuffled).scatter_(0, shuffled, shuffled.roll(turn))
+        weight = _beta(self.alpha, count, generator).to(images)
+        weight = torch.maximum(weight, 1 - weight)
+        over = weight.view(-1, *[1] * (images.ndim - 1))
+        mixed = over * images + (1 - over) * images[other]
+        return Batch(mixed.clamp(0, 1), weight[:, None] * labels + (1 - weight[:, None]) * labels[other]), state
+
+
+def _beta(alpha: float, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Beta(alpha, alpha) numbers (count,), by the inverse of its distribution function."""
+    from scipy.special import betaincinv
+
+    uniform = torch.rand(count, generator=generator, dtype=torch.float64)
+    return torch.as_tensor(betaincinv(alpha, alpha, uniform.numpy()))
