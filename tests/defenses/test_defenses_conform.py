@@ -31,6 +31,7 @@ from medpfl.defenses import (
     NoDefense,
     Outpost,
     RandomK,
+    SecAggPlus,
     Signs,
     Soteria,
     TopK,
@@ -106,6 +107,13 @@ def unchanged(defense, raw):
     assert torch.equal(sends(defense, raw)[0], flat(raw))
 
 
+def sums_up(defense, raw):
+    others = [raw.replace({k: c * t for k, t in raw.tensors.items()}) for c in (1.0, -3.0, 4.0)]
+    ((total,), _) = defense.aggregate(others, defense.init(), torch.Generator().manual_seed(7))
+    assert torch.allclose(flat(total), flat(raw) * 2 / 3, atol=1e-3)
+    assert total.num_samples == 12
+
+
 def two_values(defense, raw):
     for tensor in defense.update(raw, defense.init(), torch.Generator())[0].tensors.values():
         assert tensor.abs().unique().numel() <= 2
@@ -149,6 +157,7 @@ ROWS = {
         Row(RandomK(0.25, "layer"), True, (unbiased,)),
         Row(RandomK(0.25, feedback=True), True, (keeps(0.25, exact=False),)),
     ],
+    "SecAggPlus": [Row(SecAggPlus(), promises=(unchanged, sums_up))],
     "Signs": [
         Row(Signs(), promises=(two_values,), tolerance=0.25),
         Row(Signs("global", feedback=False), promises=(two_values,), tolerance=0.25),

@@ -11,6 +11,7 @@ from medpfl.defenses.outpost import Outpost
 from medpfl.defenses.precode import PRECODE
 from medpfl.defenses.qsgd import QSGD
 from medpfl.defenses.randomk import RandomK
+from medpfl.defenses.secagg import SecAggPlus
 from medpfl.defenses.signs import Signs
 from medpfl.defenses.soteria import Soteria
 from medpfl.defenses.topk import TopK
@@ -27,6 +28,7 @@ __all__ = [  # noqa: RUF022
     "PRECODE",
     "QSGD",
     "RandomK",
+    "SecAggPlus",
     "Signs",
     "Soteria",
     "TopK",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
 from medpfl.core.threat import ThreatModel
@@ -61,7 +62,15 @@ def observe(
         image_shape: (C, H, W).
         num_classes: K.
         auxiliary: (M, C, H, W) images of others, passed on under the grant ``auxiliary``.
+
+    Raises:
+        InputError: the defense hides single updates from the server, so that there is none to be seen.
     """
+    if defense.acts("aggregate"):
+        raise InputError(
+            f"{defense!r}: the server gets a sum over clients and no update of one client, and several clients "
+            "together are not audited yet"
+        )
     sent = [r.sent for r in rounds]
     channel = Channel.stack([defense.disclose(update, plan) for update in sent]) if "defense" in threat else None
     orders = [r.draws.order for r in rounds if r.draws.order is not None]
