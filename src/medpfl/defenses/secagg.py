@@ -82,8 +82,8 @@ class SecAggPlus(Defense):
             generator: of rounding, masks, the ring and who drops out.
 
         Raises:
-            InputError: a client without `num_samples`, or with more than `max_weight` or next to nothing of it; too many clients for the
-                modulus; a client of whose neighbors fewer than `threshold` stay.
+            InputError: a client without `num_samples`, or with more than `max_weight` or next to nothing of it;
+                too many clients for the modulus; a client of whose neighbors fewer than `threshold` stay.
         """
         self._check(updates)
         vectors = [self.quantized(update, generator) for update in updates]
