@@ -132,7 +132,7 @@ class Matching(Problem):
             """Has the objective's gradient, by a fixed direction in the space of updates; and its value."""
             pull = total = self.prior(self.split(z)[0])
             for view, of_view in zip(self.seen.views, known["views"], strict=True):
-                fake = self._update(z, view, known)
+                fake = self._update(z, view, known, of_view.get("channel"))
                 value, direction = self.objective.value_and_direction(
                     {name: t.detach() for name, t in fake.items()},
                     of_view["sent"],
@@ -146,12 +146,13 @@ class Matching(Problem):
         slope, total = grad(surrogate, has_aux=True)(z)
         return total, self._moving(slope)
 
-    def _update(self, z: Tensor, view: View, known: dict[str, Any]) -> Tensors:
+    def _update(self, z: Tensor, view: View, known: dict[str, Any], told: Tensors | None) -> Tensors:
         images, logits = self.split(z)
         labels = known["labels"] if logits is None else self._vectors(logits, known["scale"])
         draws = Draws(known.get("order"), known.get("masks", {}))
-        update = local_update(self.seen.model, Batch(images, labels), view.plan, view.weights, draws).tensors
-        return dict(view.channel.apply(update)) if view.channel is not None else dict(update)
+        batch, moment = Batch(images, labels), None if view.channel is None else view.channel.moment
+        update = local_update(self.seen.model, batch, view.plan, view.weights, draws, moment=moment).tensors
+        return dict(view.channel(update, told)) if view.channel is not None else dict(update)
 
 
 def stacks(seen: Observation) -> bool:
@@ -170,6 +171,8 @@ def _known(seen: Observation, labels: Tensor | None) -> dict[str, Any]:
             known["precision"] = dict(view.channel.precision)
         if view.channel is not None and view.channel.bounds is not None:
             known["bounds"] = dict(view.channel.bounds)
+        if view.channel is not None and view.channel.known is not None:
+            known["channel"] = dict(view.channel.known)
         views.append(known)
     rest: dict[str, Any] = {"views": views}
     if labels is not None:
