@@ -106,6 +106,15 @@ def test_nested_parts_and_positions():
         build("Outer(part=Inner())", KNOWN)
 
 
+def test_ratios_as_papers_write_them():
+    from medpfl.defenses.laplace import PAPER_SCALES
+
+    texts = [f"LaplaceNoise(scale=1/{d})" for d in (400, 300, 200, 100)]
+    built = [build(text, registry(defenses)) for text in texts]
+    assert built == [defenses.LaplaceNoise(scale) for scale in PAPER_SCALES]
+    assert build(repr(built[1]), registry(defenses)) == built[1]
+
+
 def test_composition():
     known = registry(defenses)
     three = build("LaplaceNoise(scale=0.5) | NoDefense | GaussianNoise(0.25)", known, "defense")
@@ -134,6 +143,9 @@ def test_composition():
         ("LaplaceNoise(scale=-1)", "defense 'LaplaceNoise': scale is -1"),
         ("LaplaceNoise(scale='wide')", "defense 'LaplaceNoise': scale is 'wide': it must be a number, such as 0.01"),
         ("LaplaceNoise(scale=wide)", "'wide' is not a literal"),
+        ("LaplaceNoise(scale=1/0)", "'1 / 0' is not a literal"),
+        ("LaplaceNoise(scale=1/wide)", "'1 / wide' is not a literal"),
+        ("LaplaceNoise(scale=1/'2')", "is not a literal"),
         ("LaplaceNoise(scale={[1]: 2})", "is not a literal"),
         ("LaplaceNoise(**{'scale': 1})", r"no argument '\*\*'"),
         ("LaplaceNoise(*[1])", "is not a literal"),

@@ -80,6 +80,12 @@ def test_random_coordinates_are_uniform_and_say_which_they_are():
     assert numbers(sent)[kept] == pytest.approx(4 * numbers(update)[kept])
 
 
+def test_a_zero_says_nothing_even_where_few_coordinates_are_not_zero():
+    update = Update({"w": torch.eye(1, 40)[0]})
+    precision = RandomK(0.5).disclose(send(RandomK(0.5), update)[0]).precision["w"]
+    assert int((precision > 0).sum()) <= 1
+
+
 @pytest.mark.parametrize("levels", [1, 4, 64])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_qsgd_rounds_to_the_two_next_levels_with_the_right_odds(levels, scope):

@@ -1,4 +1,4 @@
-"""Spec strings: ``"LaplaceNoise(scale=0.01)"`` <-> object. Literals and known names only, never ``eval``."""
+"""Spec strings: ``"LaplaceNoise(scale=1/300)"`` <-> object. Literals, their ratios and known names, never ``eval``."""
 
 from __future__ import annotations
 
@@ -134,8 +134,10 @@ def _check_kind(key: str, value: Any, default: Any) -> None:
 
 def _value(node: ast.expr, name: str, role: str, nested: Mapping[str, Any]) -> Any:
     try:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            return ast.literal_eval(node.left) / ast.literal_eval(node.right)
         return ast.literal_eval(node)
-    except (ValueError, TypeError):  # TypeError: a list as a key
+    except (ValueError, TypeError, ZeroDivisionError):  # TypeError: a list as a key, or a text divided
         pass
     if isinstance(node, ast.Call | ast.Name) and nested:
         return _build(node, nested, f"part of {role} {name}", nested)
