@@ -16,7 +16,7 @@ from torch.nn import functional
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Update, Weights
-from medpfl.defenses import DPSGD, ClientDP, Clipping, GaussianNoise
+from medpfl.defenses import DPSGD, ClientDP, Clipping, GaussianNoise, accountant
 from medpfl.defenses.accountant import Epsilon, epsilon, noise_for
 from medpfl.federated.client import client_round
 from medpfl.federated.ready import prepare
@@ -231,6 +231,14 @@ def test_the_noise_for_an_epsilon(target):
     noise = noise_for(target, 1e-5, 0.25, 12)
     assert epsilon(noise, 0.25, 12, 1e-5).value <= target * 1.001
     assert epsilon(noise * 0.98, 0.25, 12, 1e-5).pld > target
+
+
+def test_the_noise_satisfies_the_stricter_of_the_two(monkeypatch):
+    needs_accountants()
+    for prv, pld, least in ((1.0, 1.2, 1.2), (3.0, 1.0, 3.0)):
+        monkeypatch.setattr(accountant, "_prv", lambda noise, *_, prv=prv: prv / noise)
+        monkeypatch.setattr(accountant, "_pld", lambda noise, *_, pld=pld: pld / noise)
+        assert noise_for(1.0, 1e-5, 0.5, 1) == pytest.approx(least, rel=0.005)
 
 
 def test_an_epsilon_says_both():
