@@ -101,14 +101,20 @@ def test_noise_then_random_coordinates():
     assert flat(channel.precision)[kept][0].item() == pytest.approx(1 / (16 * 0.01), rel=1e-2)
 
 
-def test_quantization_adds_to_bounds_and_noise_to_variances():
-    channel = look(QSGD(64) | GaussianNoise(0.01), raw())[2]
-    assert flat(channel.precision).unique().tolist() == pytest.approx([1e4])
-    for levels in (64, 4096):  # the step is above the threshold, and below it
-        sent, through, channel = look(TopK(0.5) | QSGD(levels), raw())
-        assert ((sent - through).abs() <= flat(channel.bounds) * 1.0001).all()
-    kept = sent != 0
-    assert flat(channel.bounds)[kept].max() < flat(channel.bounds)[~kept].min()
+def test_quantization_and_noise_add_up_to_one_variance():
+    one, other = GaussianNoise(0.5) | QSGD(256), QSGD(256)
+    sent, through, channel = look(one, raw())
+    alone = look(other, send(GaussianNoise(0.5), raw()))[2].precision["w"][0]
+    assert channel.precision["w"][0].item() == pytest.approx(1 / (0.25 + 1 / alone.item()), rel=0.02)
+    large = slice(0, SIZE)  # the small tensor has a step of its own
+    assert (sent - through)[large].var().item() == pytest.approx(1 / channel.precision["w"][0].item(), rel=0.1)
+
+
+def test_prune_then_quantize_keeps_the_bounds():
+    sent, through, channel = look(TopK(0.5, "layer") | QSGD(4096), raw())
+    pruned = flat(channel.bounds) > 0
+    assert int(pruned.sum()) == 2025
+    assert ((sent - through).abs() <= flat(channel.bounds) + 0.02)[pruned].all()
 
 
 def test_prune_then_signs_takes_their_size_from_the_wire():

@@ -55,16 +55,19 @@ class QSGD(Defense):
         return group.sign() * step * (places + drawn).floor()
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """The raw coordinate is within a step of the sent one; the step is the smallest value that is not zero.
+        """The variance of the rounding, on the average over a group; a group of zeros says nothing.
 
-        That is a multiple of the step if no coordinate was rounded to the first level. A group of zeros says
-        nothing. Under noise that was added later, the step is not to be seen and taken too small.
+        The step is taken for the smallest value that is not zero, a multiple of it if no coordinate was rounded to
+        the first level. A coordinate x below the step has the variance ``step |x|`` nearly, others
+        ``step^2 / 6`` on the average. Under noise that was added later the step is not to be seen, and taken too small.
         """
-        groups = flat(sent.tensors, self.scope)
-        precision = [torch.full_like(g, certain(g) if g.any() else 0.0) for g in groups]
-        bounds = [torch.full_like(g, float(g[g != 0].abs().min()) if g.any() else 0.0) for g in groups]
-        like = sent.tensors
-        silent = any(not g.any() for g in groups)
-        return (before or Channel()).then(
-            precision=unflat(precision, like) if silent else None, bounds=unflat(bounds, like)
-        )
+        precision = [torch.full_like(g, _precision(g)) for g in flat(sent.tensors, self.scope)]
+        return (before or Channel()).then(precision=unflat(precision, sent.tensors))
+
+
+def _precision(group: Tensor) -> float:
+    if not group.any():
+        return 0.0
+    size = group.abs().double()
+    step = float(size[size > 0].min())
+    return min(1 / max(min(step * float(size.mean()), step**2 / 6), 1e-30), certain(group))
