@@ -84,9 +84,9 @@ class Peer:
 
 
 PEERS = {
-    # It refuses labels in its own joint form and names this setting as the way to give them.
-    "deepleakage": Peer("deepleakage", ("attack_type=optimization",), evaluations=20),
-    "deepleakage, joint": Peer("deepleakage", evaluations=20, labelled=False),
+    "deepleakage": Peer("deepleakage", evaluations=20, labelled=False),
+    # Its joint form refuses labels, and names this setting as the way to give them.
+    "deepleakage+labels": Peer("deepleakage", ("attack_type=optimization",), evaluations=20),
     "invertinggradients": Peer("invertinggradients"),
 }
 
