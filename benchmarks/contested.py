@@ -8,7 +8,6 @@ slowest of ours took, or the time of its least number of evaluations where that 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import PEERS, missing
-from benchmarks.rows import columns, rate, scores
+from benchmarks.rows import columns, conditions, now, rate, scores
 from benchmarks.scenes import REPORTED, TUNED, Scene, available, dealt, held_out, play
 from medpfl.attacks import GradientMatching, GradInv, iDLG
 from medpfl.attacks.objectives import SquaredDistance
@@ -104,9 +103,9 @@ def compare(cell: Cell, scenes: Sequence[Scene], ours: dict[str, Attack], theirs
     for draw, case in enumerate(scenes):
         budget = 0.0
         for name, attack in ours.items():
-            began = time.perf_counter()
+            began = now()
             found = attack(case.seen, torch.Generator().manual_seed(draw))
-            spent = time.perf_counter() - began
+            spent = now() - began
             tallies[name].add(scores(found.guesses, case.batches), spent, float(found.evaluations.sum()))
             budget = max(budget, spent / len(case.seen))
         for name in theirs:
@@ -133,6 +132,7 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
     if theirs and (why := missing()):
         yield f"(the peers' rows are missing: {why})"
         theirs = []
+    yield conditions()
     yield HEAD
     ours, first = {name: OURS[name] for name in chosen.ours}, TUNED if chosen.tune else REPORTED
     for name in chosen.cells:

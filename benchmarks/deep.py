@@ -8,7 +8,6 @@ tells both the SSIM at equal time (share 1) and the least share of its time in w
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.overhead import overhead
 from benchmarks.peers import PEERS, missing
-from benchmarks.rows import columns, rate, scores
+from benchmarks.rows import columns, conditions, now, rate, scores
 from benchmarks.scenes import REPORTED, Scene, play
 from benchmarks.trained import Case, trained, untrained
 from medpfl.attacks import GradInv
@@ -52,9 +51,9 @@ def observed(case: Case) -> Scene:
 
 def run(scene: Scene, attack: GradInv, steps: int) -> tuple[Tensor, float]:
     """SSIM (V,) of ours after so many steps, and seconds an image."""
-    began = time.perf_counter()
+    began = now()
     found = replace(attack, steps=steps)(scene.seen, torch.Generator().manual_seed(0))
-    spent = time.perf_counter() - began
+    spent = now() - began
     return scores(found.guesses, scene.batches), spent / len(scene.seen)
 
 
@@ -101,6 +100,7 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
         "trained": lambda: _draws(chosen, "trained", not why),
         "224": lambda: duel(untrained(224, 1, REPORTED), OURS["untrained"], chosen.large, False),
     }
+    yield conditions()
     yield HEAD
     for name in chosen.parts:
         yield from parts[name]() if go_on() else [f"{name}: not run: time is up"]

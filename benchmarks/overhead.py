@@ -8,12 +8,12 @@ timed in turns, and the least of each counts: other programs on the machine only
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.rows import now
 from benchmarks.scenes import Scene
 from medpfl.attacks.constraints import Box
 from medpfl.attacks.objectives import Cosine
@@ -35,15 +35,15 @@ class Floor:
 
     def __call__(self, image: Tensor) -> Tensor:
         """The gradient of the cosine distance with respect to an image (1, C, H, W)."""
-        marks = [time.perf_counter()]
+        marks = [now()]
         z = image.clone().requires_grad_()
         loss = nn.functional.cross_entropy(self.network(z), self.label)
         fake = torch.autograd.grad(loss, self.parameters, create_graph=True)
-        marks.append(time.perf_counter())
+        marks.append(now())
         along = self._direction([f.detach() for f in fake])
-        marks.append(time.perf_counter())
+        marks.append(now())
         slope = torch.autograd.grad(fake, z, along)[0]
-        marks.append(time.perf_counter())
+        marks.append(now())
         spent = [b - a for a, b in zip(marks, marks[1:], strict=False)]
         self.parts = [min(a, b) for a, b in zip(self.parts, spent, strict=True)]
         return slope
@@ -71,9 +71,9 @@ def disagreement(case: Scene, image: Tensor) -> float:
 
 def least(act: Callable[[], object], best: float = float("inf")) -> float:
     """Seconds of one call, or `best` if that is less."""
-    began = time.perf_counter()
+    began = now()
     act()
-    return min(best, time.perf_counter() - began)
+    return min(best, now() - began)
 
 
 def overhead(case: Scene, rounds: int = 10, steps: int = 4) -> str:

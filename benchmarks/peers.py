@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.rows import now
 from benchmarks.scenes import Scene
 from medpfl.core.errors import InputError
 
@@ -59,11 +59,11 @@ class Peer:
             settings = [*self.overrides, f"optim.max_iterations={iterations}"]
             config = breaching.get_attack_config(self.config, settings)
             loss = _CountedLoss()
-            began = time.perf_counter()
+            began = now()
             attacker = breaching.attacks.prepare_attack(case.network, loss, config)
             payload, shared = _payload(case), _shared(case, v, self.labelled)
             found, stats = attacker.reconstruct([payload], [shared], {})
-            seconds = time.perf_counter() - began
+            seconds = now() - began
         mean, deviation, _ = _normalization(case.network)
         guess = found["data"].detach() * deviation + mean
         return Outcome(guess, len(stats["Trial_0_Val"]), loss.calls, seconds)

@@ -1,6 +1,9 @@
-"""What the tables share: scores by image, rates with their intervals."""
+"""What the tables share: the clock, scores by image, rates with their intervals."""
 
 from __future__ import annotations
+
+import os
+import time
 
 import torch
 from torch import Tensor
@@ -9,6 +12,18 @@ from medpfl.metrics import ssim
 from medpfl.metrics.pairing import pair
 from medpfl.metrics.pixel import SUCCESS
 from medpfl.metrics.rates import interval
+
+now = time.process_time if os.environ.get("BENCH_CLOCK") == "cpu" else time.perf_counter
+"""Seconds: of the wall, or, with ``BENCH_CLOCK=cpu``, of the processor, for a machine that others use too.
+
+The latter counts every thread: compare with ``OMP_NUM_THREADS=1`` only.
+"""
+
+
+def conditions() -> str:
+    """What a table was made under."""
+    kind = "processor" if now is time.process_time else "wall"
+    return f"seconds of the {kind}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def scores(guesses: Tensor, batches: Tensor) -> Tensor:
