@@ -11,7 +11,7 @@ import argparse
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -52,8 +52,11 @@ def peak(images: int, steps: int) -> float:
     return float(done.stdout.split()[-1])
 
 
-def lines(chosen: argparse.Namespace) -> Iterator[str]:
-    """The peaks, and their ratio."""
+def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
+    """The peaks, and their ratio; nothing but a word where `go_on` says no at the start."""
+    if not go_on():
+        yield "not run: time is up"
+        return
     peaks = []
     for images in chosen.images:
         peaks.append(peak(images, chosen.steps))

@@ -9,6 +9,7 @@ timed in turns, and the least of each counts: other programs on the machine only
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Floor:
         marks.append(now())
         slope = torch.autograd.grad(fake, z, along)[0]
         marks.append(now())
-        spent = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        spent = [b - a for a, b in pairwise(marks)]
         self.parts = [min(a, b) for a, b in zip(self.parts, spent, strict=True)]
         return slope
 

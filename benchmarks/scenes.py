@@ -58,7 +58,7 @@ class Scene:
     seen: Observation
     classes: int
     zero: int
-    plan: Plan = Plan()
+    plan: Plan
 
     @property
     def truths(self) -> Tensor:
@@ -99,15 +99,18 @@ def play(
     labels: Tensor,
     classes: int,
     *,
-    plan: Plan = Plan(),
-    defense: Defense = NoDefense(),
-    threat: ThreatModel = ThreatModel(),
+    plan: Plan | None = None,
+    defense: Defense | None = None,
+    threat: ThreatModel | None = None,
 ) -> Scene:
     """The updates of batches (V, N, C, H, W) with labels (V, N) under a network's weights.
+
+    One gradient of one image, no defense and no grant where nothing else is said.
 
     Raises:
         InputError: every update is zero.
     """
+    plan, defense, threat = plan or Plan(), defense or NoDefense(), threat or ThreatModel()
     ready, weights = prepare(network, plan), Weights.of(network)
     rounds = [
         client_round(ready, weights, Batch(x, y), plan, defense, {}, torch.Generator().manual_seed(i))
