@@ -27,12 +27,13 @@ from medpfl.core.errors import InputError
 
 @dataclass(frozen=True)
 class Outcome:
-    """A guess (N, C, H, W) in [0, 1], iterations of breaching's loop, evaluations, seconds."""
+    """A guess (N, C, H, W), iterations of breaching's loop, evaluations, seconds, and its last objective."""
 
     guess: Tensor
     iterations: int
     evaluations: int
     seconds: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Peer:
             seconds = now() - began
         mean, deviation, _ = _normalization(case.network)
         guess = found["data"].detach() * deviation + mean
-        return Outcome(guess, len(stats["Trial_0_Val"]), loss.calls, seconds)
+        values = stats["Trial_0_Val"]  # none if it is not finite at once
+        return Outcome(guess, len(values), loss.calls, seconds, values[-1] if values else float("nan"))
 
     def within(self, case: Scene, v: int, seconds: float, pace: float, least: int, seed: int = 0) -> Outcome:
         """The same with as many iterations as fit into `seconds` at `pace` seconds an evaluation, rounded up.
