@@ -66,6 +66,13 @@ CELLS = {
     "FedAvg, 1 step of 4": Cell(4, averaging=True),
 }
 
+QUICK = {
+    "images": 4,
+    "cells": ["batch 4", "Laplace 1e-2", "FedAvg, 1 step"],
+    "ours": ["iDLG"],
+    "theirs": ["deepleakage", "invertinggradients"],
+}
+
 
 @dataclass
 class Tally:
@@ -151,16 +158,19 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contested", description=__doc__)
     parser.add_argument("--full", action="store_true", help="24 images of each set and 3 draws of the weights")
+    parser.add_argument("--quick", action="store_true", help="4 images, three cells, iDLG against two of the peers")
     parser.add_argument("--images", type=int, help="images of each set, for each draw (8)")
     parser.add_argument("--draws", type=int, help="draws of the weights (1)")
     parser.add_argument("--sets", nargs="+", default=available())
-    parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS))
-    parser.add_argument("--ours", nargs="+", default=list(OURS), choices=list(OURS))
-    parser.add_argument("--theirs", nargs="*", default=list(THEIRS), choices=list(PEERS))
+    parser.add_argument("--cells", nargs="+", choices=list(CELLS), help="(all)")
+    parser.add_argument("--ours", nargs="+", choices=list(OURS), help="(all)")
+    parser.add_argument("--theirs", nargs="*", choices=list(PEERS), help="(all)")
     parser.add_argument("--tune", action="store_true", help="on the rows and the weights that are not reported")
     chosen = parser.parse_args(arguments)
-    chosen.images = chosen.images or (24 if chosen.full else 8)
-    chosen.draws = chosen.draws or (3 if chosen.full else 1)
+    form = QUICK if chosen.quick else {"images": 24, "draws": 3} if chosen.full else {}
+    for name, value in ({"images": 8, "draws": 1, "cells": CELLS, "ours": OURS, "theirs": THEIRS} | form).items():
+        if getattr(chosen, name) is None:
+            setattr(chosen, name, value if isinstance(value, int) else list(value))
     return chosen
 
 

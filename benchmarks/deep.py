@@ -31,10 +31,10 @@ HEAD = columns(("network", -48), ("method", -20), ("images", 6), ("steps", 7), (
 HEAD += columns(("SSIM", 7), ("s/image", 9), ("share", 7))
 
 
-def line(network: str, method: str, steps: int, score: Tensor, seconds: float, share: float) -> str:
+def line(network: str, method: str, steps: int, score: Tensor, seconds: float, share: float | None) -> str:
     """A row; `share` is of the peer's time."""
     front = f"{network:<48}{method:<20}{len(score):>6}{steps:>7}  {rate(score):<19}"
-    return f"{front}{score.mean():>7.3f}{seconds:>9.1f}{share:>7.2f}"
+    return f"{front}{score.mean():>7.3f}{seconds:>9.1f}{'-' if share is None else f'{share:.2f}':>7}"
 
 
 def observed(case: Case) -> Scene:
@@ -64,7 +64,7 @@ def duel(case: Case, attack: GradInv, iterations: int, peer: bool) -> Iterator[s
         yield f"{case.name}: {scene.zero} zero updates left out"
     if not peer:
         score, seconds = run(scene, attack, iterations)
-        yield line(case.name, "GradInv", iterations, score, seconds, float("nan"))
+        yield line(case.name, "GradInv", iterations, score, seconds, None)
         return
     theirs, seconds = _theirs(scene, iterations)
     yield line(case.name, "invertinggradients", iterations, theirs, seconds, 1.0)
