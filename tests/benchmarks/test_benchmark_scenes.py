@@ -14,6 +14,7 @@ from torch import nn
 
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.data.folder import ImageFolder
 from medpfl.defenses import LaplaceNoise
 
 
@@ -22,6 +23,9 @@ def test_reported_images_are_of_odd_rows_and_tuned_ones_of_even(real_sets, name)
     with (real_sets / name / "index.csv").open() as file:
         rows = list(csv.DictReader(file))
     reported, tuned = (held_out(name, 10_000, 16, tune)[0] for tune in (False, True))
+    whole = ImageFolder(real_sets / name, size=16, channels=3).load()
+    odd = {row["file"] for row in rows[1::2]}
+    assert torch.equal(reported, whole.images[[file in odd for file in whole.names]])
     assert len(reported) == len(rows[1::2])
     assert len(tuned) == len(rows[::2])
     assert len(torch.cat([reported, tuned]).flatten(1).unique(dim=0)) == len(rows)
