@@ -127,6 +127,10 @@ def _print(report: Any, quiet: bool) -> None:
         console.print(terminal_table(report.summary))
         for note in report.settings.get("notes", []):
             console.print(note, style="dim")
+    if report.classes and console.is_terminal and not quiet:
+        # Not into a file that the output goes to: a class folder may be named for a patient.
+        names = ", ".join(f"class {i}: {name}" for i, name in enumerate(report.classes))
+        console.print(names, style="dim", markup=False, highlight=False, soft_wrap=True)
     for sentence in report.verdict():
         console.print(sentence, soft_wrap=True)
     if not report.pages and not quiet:

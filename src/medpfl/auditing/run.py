@@ -143,7 +143,7 @@ def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool
             for job in todo:
                 with during(job, setup.jobs[job]):
                     store.add(job, *player(job))
-        return finish(store, settings)
+        return finish(store, settings, setup.data.classes)
 
 
 def _make(out: Path) -> None:
@@ -154,10 +154,10 @@ def _make(out: Path) -> None:
 
 
 def _settings(setup: Setup, player: Player) -> dict[str, Any]:
-    """What the pages print of an audit. No path, no name of an image or patient."""
+    """What the pages print of an audit. No path, no name of an image, a patient or a class."""
     data = setup.data
     known = {p for p in data.patients if p is not None}
-    counts = {name: int((data.labels == i).sum()) for i, name in enumerate(data.classes)}
+    counts = {f"class {i}": int((data.labels == i).sum()) for i in range(len(data.classes))}
     settings: dict[str, Any] = {
         "experiment": {
             "data": setup.source,

@@ -33,7 +33,7 @@ class Record:
         plan: that the client followed.
         weights: the global model that it started from.
         image_shape: (C, H, W) of the client's images, if known.
-        classes: names of the label indices, if known.
+        classes: names of the label indices, if known. They are in the file as they are: name no patient.
     """
 
     update: Update

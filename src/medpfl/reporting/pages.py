@@ -54,8 +54,7 @@ def write_pages(
     written = [write(out / "report.html", _page(settings, summary, rows))]
     if picture is None:
         return written
-    classes = (settings.get("data") or {}).get("classes") or {}
-    shown = panels(summary, rows, picture, classes)
+    shown = panels(summary, rows, picture)
     (out / "pictures").mkdir(mode=0o700, exist_ok=True)
     written += [write(out / "pictures" / panel.file, draw_panel(panel), PRIVATE) for panel in shown]
     page = _page(settings, summary, rows, shown)
