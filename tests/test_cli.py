@@ -131,7 +131,14 @@ def test_repeated_options_keep_their_order(run, folder, tmp_path):
     composed = [f"LaplaceNoise(scale={s}) | GaussianNoise(scale=0.5)" for s in (0.1, 0.2)]
     defenses = ["NoDefense()", "GaussianNoise(scale=0.01)", *composed]
     assert cells == [(a, d) for d in defenses for a in ("DLG(steps=2)", "iDLG(steps=2)")]
-    assert rows_of(out)[0]["grants"] == ["labels", "defense"]
+    assert rows_of(out)[-1]["grants"] == ["labels", "defense"]
+
+
+def test_a_defense_is_known_unless_that_is_withheld(run, folder, tmp_path):
+    words = ["audit", folder, *TINY, "--defense", "LaplaceNoise(scale=50.0)", "--grant", "labels"]
+    for name, more, grants in (("a", [], ["labels", "defense"]), ("b", ["--naive"], ["labels"])):
+        assert run(*words, *more, "--out", tmp_path / "runs" / name)[0] == 0
+        assert rows_of(tmp_path / "runs" / name)[-1]["grants"] == grants
 
 
 def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
@@ -139,7 +146,7 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
     got = {}
 
     class Empty:
-        summary, settings, pages = (), {}, ()
+        summary, settings, pages, classes = (), {}, (), ()
 
         def verdict(self):
             return ("a", "b")
@@ -154,15 +161,17 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
         "weight_decay": 0.125, "mode": "eval",
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (given | plan).items()]
-    lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels"]
+    lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--naive"]
     assert run("audit", "place", *words, *lists, "--out", tmp_path / "o", "--force", "--quiet")[0] == 0
     assert got.pop("plan").__dict__.items() >= plan.items()
     assert got.pop("threat").grants == ("labels",)
     assert got == given | {
         "data": "place", "attacks": ["A", "B"], "defenses": ["C"], "out": str(tmp_path / "o"), "force": True,
-        "progress": False,
+        "progress": False, "naive": True,
     }  # fmt: skip
-    assert {*given, *plan, "data", "attack", "defense", "grant"} == set(Experiment.model_fields), "none forgotten"
+    assert {*given, *plan, "data", "attack", "defense", "grant", "naive"} == set(Experiment.model_fields), (
+        "none forgotten"
+    )
 
 
 def test_the_default_is_all_four_attacks_of_the_paper_on_the_samples():

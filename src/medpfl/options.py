@@ -111,7 +111,8 @@ def _audit_parser() -> ArgumentParser:
         # Without a word for it, a positional argument would put its default in place of what --config says.
         extra: dict[str, Any] = {"nargs": "?", "default": SUPPRESS} if name == "data" else {"default": default}
         text = f"{field.description} (default: {default})" if name == "data" else field.description
-        parser.add_argument(option, type=field.annotation, help=text, **extra)
+        kind: dict[str, Any] = {"action": "store_true"} if field.annotation is bool else {"type": field.annotation}
+        parser.add_argument(option, help=text, **kind, **extra)
     _add_run_options(parser)
     return parser
 

@@ -10,7 +10,7 @@ from audit_cases import Answers, draw_folder, plain, some_images, tiny
 from torch import nn
 
 from medpfl import Defense, InputError, Plan, ThreatModel, Update, audit
-from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, UNDEFENDED
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RANDOM_UPDATE, UNDEFENDED
 from medpfl.data import ImageFolder, Samples
 
 
@@ -111,8 +111,9 @@ def test_every_grant_is_passed_on_and_printed(folder, grants):
     threat = ThreatModel(grants)
     plan = Plan("FedAvg", batch_size=1, local_images=2, epochs=2)
     report = tiny(
-        folder, model=Net(), attacks=[attack, "iDLG(steps=2)"], defenses=["LaplaceNoise"], threat=threat, plan=plan
-    )
+        folder, model=Net(), attacks=[attack, "iDLG(steps=2)"], defenses=["LaplaceNoise"], threat=threat, plan=plan,
+        naive="defense" not in grants,
+    )  # fmt: skip
     seen = attack.kept[-1]
     given = {
         "labels": seen.labels is not None,
@@ -122,8 +123,37 @@ def test_every_grant_is_passed_on_and_printed(folder, grants):
         "auxiliary": seen.auxiliary is not None,
     }
     assert given == {name: name in grants for name in given}
-    assert {row.grants for row in report.rows} == {grants}
+    bare = tuple(g for g in grants if g != "defense")
+    assert {row.grants for row in report.rows if row.defense == UNDEFENDED} == {bare}
+    assert {row.grants for row in report.rows if row.defense != UNDEFENDED} == {grants}
     assert report.settings["grants"] == list(grants)
+
+
+def test_a_defense_is_judged_by_attacks_that_know_it_unless_that_is_withheld(folder):
+    for naive, known in ((False, True), (True, False)):
+        attack = Answers()
+        report = tiny(folder, attacks=[attack, "iDLG(steps=40)"], defenses=["LaplaceNoise(scale=50.0)"], naive=naive)
+        of_random, of_control, of_defense = (seen.views[0].channel for seen in attack.kept)
+        assert (of_random, of_control) == (None, None), "there is no defense to know"
+        assert (of_defense is not None) is known
+        assert report.settings["grants"] == (["defense"] if known else [])
+        cell = report.summary[-1]
+        assert ("naive-attack" in cell["flags"]) is naive
+        assert cell["verdict"] == (INCONCLUSIVE if naive else NO_LEAK)
+        assert ("these attacks were not told of the defense" in str(report)) is naive
+
+
+def test_without_a_defense_there_is_none_to_know(folder):
+    attack = Answers()
+    report = tiny(folder, attacks=[attack], defenses=["NoDefense()"])
+    assert report.settings["grants"] == []
+    assert {row.grants for row in report.rows} == {()}
+    assert [seen.views[0].channel for seen in attack.kept] == [None, None]
+
+
+def test_a_grant_that_is_withheld_too(folder):
+    with pytest.raises(InputError, match="naive withholds what the grant 'defense' gives"):
+        tiny(folder, defenses=["LaplaceNoise"], threat=ThreatModel(("defense",)), naive=True)
 
 
 def test_granted_labels_are_right_and_used(folder):

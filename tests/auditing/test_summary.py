@@ -20,8 +20,9 @@ def row(success=False, **fields) -> Finding:
     ssim = fields.pop("ssim", 0.95 if success else 0.1)
     base = {"mean_image_ssim": 0.3, "nearest_ssim": 0.4, "ssim_worst": ssim, "psnr": 20.0, "mse": 0.01}
     scores = base | {"ssim": ssim} | fields.pop("scores", {})
+    told = () if fields.get("defense", UNDEFENDED) in (UNDEFENDED, RECORDED) else ("defense",)
     defaults = {
-        "attack": "iDLG()", "defense": UNDEFENDED, "model": "M()", "data": "d", "plan": "Plan()", "grants": (),
+        "attack": "iDLG()", "defense": UNDEFENDED, "model": "M()", "data": "d", "plan": "Plan()", "grants": told,
         "control": "", "draw": 0, "stack": 0, "victim": 0, "position": 0, "image": "i-0", "patient": None, "label": 0,
         "label_guess": 0, "identified": success, "gallery": 50, "chance": 0.02, "loss": 0.1, "steps": 3,
         "evaluations": 4, "ended": "converged", "flags": (), "seed": 0, "engine": "loop of 1", "device": "cpu",
@@ -160,6 +161,31 @@ def test_a_failure_beside_a_control_that_works_is_no_leak_found():
     found = cells(rows(15), rows(0, defense=NOISE), random_update())
     assert found[NOISE]["verdict"] == NO_LEAK
     assert "control-failed" not in found[NOISE]["flags"]
+
+
+def test_a_failure_of_an_attack_that_did_not_know_the_defense_says_nothing():
+    naive = rows(0, defense=NOISE, grants=("labels",))
+    found = cells(rows(15), naive, random_update())
+    assert (found[NOISE]["verdict"], found[UNDEFENDED]["verdict"]) == (INCONCLUSIVE, LEAKS)
+    assert "naive-attack" in found[NOISE]["flags"]
+    assert "naive-attack" not in found[UNDEFENDED]["flags"]
+    partly = [*rows(0, defense=NOISE, count=19), *naive[:1]]
+    assert cells(rows(15), partly)[NOISE]["verdict"] == INCONCLUSIVE
+
+
+def test_what_does_not_work_at_all_is_not_called_naive():
+    cell = cells(rows(0), rows(0, defense=NOISE, grants=()), random_update())[NOISE]
+    assert cell["flags"] == ["control-failed", "prior-only"]
+
+
+def test_a_leak_to_an_attack_that_did_not_know_the_defense_is_a_leak():
+    cell = cells(rows(15), rows(12, defense=NOISE, grants=()))[NOISE]
+    assert (cell["verdict"], cell["flags"]) == (LEAKS, [])
+
+
+def test_a_defense_that_comes_too_late_need_not_be_known():
+    cell = cells(rows(15), rows(0, defense=NOISE, grants=()), server_side=[NOISE])[NOISE]
+    assert "naive-attack" not in cell["flags"]
 
 
 def test_a_failed_control_is_never_no_leak():

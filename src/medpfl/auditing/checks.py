@@ -27,25 +27,30 @@ def leaks(cell: dict[str, Any]) -> bool:
     return cell["identified_low"] > max(cell["chance"] or 0.0, cell["identified_random_update"] or 0.0)
 
 
-def verdict_of(cell: dict[str, Any], control: dict[str, Any] | None) -> str:
+def verdict_of(cell: dict[str, Any], control: dict[str, Any] | None, naive: bool = False) -> str:
     """One of the three outcomes.
 
     Args:
         cell: the summary of an attack under a defense.
         control: the same attack's undefended cell; ``None`` if it was not run.
+        naive: whether there is a defense that the attack was not told of: its failure says nothing.
     """
     if leaks(cell):
         return LEAKS
     works = control is not None and leaks(control)
     broken = cell["images"] == 0 or cell["nonfinite"] > 0.5
-    return NO_LEAK if works and not broken else INCONCLUSIVE
+    return NO_LEAK if works and not broken and not naive else INCONCLUSIVE
 
 
-def flags_of(rows: Sequence[Finding], cell: dict[str, Any], control: dict[str, Any] | None) -> list[str]:
-    """The flags of a cell, from its rows and its control."""
+def flags_of(
+    rows: Sequence[Finding], cell: dict[str, Any], control: dict[str, Any] | None, naive: bool = False
+) -> list[str]:
+    """The flags of a cell, from its rows and its control; `naive` as in `verdict_of`."""
     scored = [row for row in rows if "zero-gradient" not in row.flags]
+    works = control is not None and leaks(control)
     raised = {
-        "control-failed": control is None or not leaks(control),
+        "control-failed": not works,
+        "naive-attack": naive and works and not leaks(cell),
         "prior-only": bool(scored) and not leaks(cell) and not _beats_baselines(scored, cell),
         "zero-gradient": len(scored) < len(rows),
         "not-converged": _share(scored, "not-converged") > 0.5,

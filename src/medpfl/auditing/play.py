@@ -17,6 +17,7 @@ from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import JobKey
 from medpfl.core.roles import Attack, Composed, Defense, State
+from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Batch, Finding, Observation, Reconstruction, Tensors, Update, Weights
 from medpfl.core.verdicts import RANDOM_UPDATE
 from medpfl.defenses import NoDefense
@@ -114,12 +115,17 @@ class Player:
             sent.weights,
             self.setup.plan,
             rounds,
-            self.setup.threat,
+            self._threat(job),
             defense=self.defenses[job.defense],
             image_shape=self.setup.data.shape,
             num_classes=self.setup.outputs,
             auxiliary=self._others() if "auxiliary" in self.setup.threat else None,
         )
+
+    def _threat(self, job: JobKey) -> ThreatModel:
+        """The grants of a job: of an update that no defense changed there is nothing to know."""
+        bare = self.defenses[job.defense] == NoDefense()
+        return self.setup.threat.withholding("defense") if bare else self.setup.threat
 
     def _others(self) -> Tensor:
         """Images that no victim holds, of no victim's patient."""
@@ -141,7 +147,7 @@ class Player:
             "model": repr(setup.model),
             "data": setup.source,
             "plan": repr(setup.plan),
-            "grants": setup.threat.grants,
+            "grants": self._threat(job).grants,
             "control": job.control,
             "draw": job.draw,
             "stack": job.stack,

@@ -25,6 +25,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.data.images import LabelledImages
+from medpfl.defenses import NoDefense
 
 if TYPE_CHECKING:
     from medpfl.data.partition import Partition
@@ -39,6 +40,7 @@ def audit(
     attacks: Sequence[str | Attack] = STANDARD,
     defenses: Sequence[str | Defense] = (),
     threat: ThreatModel | None = None,
+    naive: bool = False,
     plan: Plan | None = None,
     images: int = 32,
     draws: int = 1,
@@ -65,7 +67,9 @@ def audit(
             (N, C, H, W) in [0, 1] to logits (N, K).
         data: ``"samples"``, a folder of class folders, a record of an update, a source, or images.
         attacks, defenses: specs or objects; the undefended control is always there.
-        threat: what the adversary is granted beyond the wire; nothing by default.
+        threat: what the adversary is granted beyond the wire; nothing by default, but what a defense discloses
+            of itself where one is judged.
+        naive: withholds the latter; then a failed attack is never "no leak found".
         plan: what every client does, FedSGD on one image by default; ``plan.images`` images stand behind one update.
         images: how many to attack, evenly over classes, in whole updates.
         draws: of untrained weights; each attacks the same images.
@@ -98,7 +102,7 @@ def audit(
         draws, partition = 1, "IID(clients=1)"
     elif truth is not None:
         raise InputError("truth goes with a record of an update; here, the data is the truth")
-    plan, threat = plan or Plan(), threat or ThreatModel()
+    plan, threat = plan or Plan(), _threat(threat or ThreatModel(), made_defenses, naive)
     made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition)
     found = data_of(data, size, fit, channels)
     name_skipped(found.images.skipped)
@@ -112,6 +116,14 @@ def audit(
     )  # fmt: skip
     setup.check()
     return _run(setup, found.place, out, force, progress)
+
+
+def _threat(given: ThreatModel, defenses: list[Defense], naive: bool) -> ThreatModel:
+    """A defense is judged by attacks that know it, unless that is withheld."""
+    if naive and "defense" in given:
+        raise InputError("naive withholds what the grant 'defense' gives: leave out one of them")
+    judged = [defense for defense in defenses if defense != NoDefense()]
+    return given.granting("defense") if judged and not naive else given
 
 
 def _check_outside(out: Path | None, place: str) -> None:

@@ -41,8 +41,9 @@ def summarize(
     for (attack, defense), cell in cells.items():
         control = cells.get((attack, UNDEFENDED))
         cell["control_asr"] = control["asr"] if control else None
-        cell["verdict"] = verdict_of(cell, control)
-        cell["flags"] = flags_of(by_cell[attack, defense], cell, control)
+        naive = defense not in (UNDEFENDED, RECORDED, *server_side) and not _knowing(by_cell[attack, defense])
+        cell["verdict"] = verdict_of(cell, control, naive)
+        cell["flags"] = flags_of(by_cell[attack, defense], cell, control, naive)
         if defense in server_side:
             cell["flags"].append("server-side")
         if defense == RECORDED and record and _mismatch(record):
@@ -50,6 +51,10 @@ def summarize(
             # A guess of other images than the truth is no failure of the attack.
             cell["verdict"] = LEAKS if cell["verdict"] == LEAKS else INCONCLUSIVE
     return list(cells.values())
+
+
+def _knowing(rows: Sequence[Finding]) -> bool:
+    return all("defense" in row.grants for row in rows)
 
 
 def _mismatch(record: Mapping[str, Any]) -> bool:

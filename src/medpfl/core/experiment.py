@@ -26,7 +26,8 @@ class Experiment(BaseModel):
     defense: list[str] = Field(
         default=[], description="spec; once for each; parts joined by |, sweeps by geom() and lin()"
     )
-    grant: list[str] = Field(default=[], description="what the adversary is told: labels, order, masks, defense, ...")
+    grant: list[str] = Field(default=[], description="what the adversary is told: labels, order, masks, auxiliary, ...")
+    naive: bool = Field(default=False, description="withhold from the attacks what a defense discloses of itself")
     truth: str | None = Field(default=None, description="for a record: folder of the images that it was made from")
     images: int = Field(default=32, ge=1, description="images to attack, evenly over classes")
     batch_size: int = Field(default=1, ge=1, description="images of one gradient")

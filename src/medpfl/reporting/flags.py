@@ -20,6 +20,11 @@ FLAGS = {
         "The attack does not work here, so its failure says nothing about the defense. "
         "Try a stronger attack, more steps, or a smaller batch.",
     ),
+    "naive-attack": Flag(
+        "the attack works without the defense, failed with it, and was not told what the defense discloses of itself",
+        "An adversary that knows the defense may succeed where this one failed. "
+        "Audit again with the grant defense, which is the default: leave out --naive.",
+    ),
     "prior-only": Flag(
         "the guesses are no better than the mean image, the nearest other image, or the same attack on a random update",
         "What looks like the truth comes from what such images have in common, not from the update. "
