@@ -22,6 +22,9 @@ from medpfl.metrics.pixel import SUCCESS, ssim
 
 __all__ = ["Scorer"]
 
+_SMALL = 1e-3
+"""A relative objective (1 at an update of zeros) up to which an attack that runs out of steps was all but done."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
@@ -147,7 +150,8 @@ def _flags(guess: Reconstruction, v: int, zero: bool) -> tuple[str, ...]:
     raised = {
         "zero-gradient": zero,
         "nonfinite": guess.ended[v] == "nonfinite" or not bool(guess.guesses[v].isfinite().all()),
-        "not-converged": guess.ended[v] in ("max_steps", "stalled"),
+        # Not "stalled": it has what it can get, for want of precision, or under noise.
+        "not-converged": guess.ended[v] == "max_steps" and float(guess.loss[v]) > _SMALL,
     }
     return tuple(flag for flag, up in raised.items() if up)
 

@@ -36,7 +36,8 @@ FLAGS = {
         "defense removed everything. They are left out of every rate; the share is in the column Images.",
     ),
     "not-converged": Flag(
-        "on most images the attack ran out of steps, or stalled, before its objective was near zero",
+        "on most images the attack ran out of steps while its own objective was above a thousandth of its size "
+        "at an update of zeros",
         "With more steps the guesses may get better. Read the rates as a lower bound.",
     ),
     "nonfinite": Flag(
