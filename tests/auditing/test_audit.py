@@ -211,6 +211,21 @@ def test_draws_attack_the_same_images_under_other_weights(folder):
     assert not torch.equal(weights[1], weights[2])
 
 
+def test_draws_of_a_model_that_loads_its_own_weights_are_refused(folder, tmp_path, monkeypatch):
+    """They would count one draw several times."""
+    monkeypatch.setattr("medpfl.auditing.play.Player.__call__", lambda *_: pytest.fail("work was done"))
+    torch.save(nn.Linear(256, 2).state_dict(), tmp_path / "own.pt")
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make():\n"
+        "    last = nn.Linear(256, 2)\n"
+        f"    last.load_state_dict(torch.load({str(tmp_path / 'own.pt')!r}))\n"
+        "    return nn.Sequential(nn.Flatten(), last)\n"
+    )
+    with pytest.raises(InputError, match=r"2 draws .* but two draws of this model have the same"):
+        tiny(folder, model=f"{tmp_path}/net.py:make", draws=2)
+
+
 @pytest.mark.parametrize("partition", ["IID(clients=3)", "Dirichlet(alpha=0.5, clients=3)"])
 def test_partitions(folder, partition):
     assert tiny(folder, partition=partition).summary[0]["images"] == 4

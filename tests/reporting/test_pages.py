@@ -184,6 +184,17 @@ def test_numbers_of_a_cell_are_shown(tmp_path):
     assert "92 %73\u201399 %chance 4 %of 24" in words
 
 
+def test_every_rate_is_shown_with_its_interval(tmp_path):
+    bounds = {
+        f"{k}_{end}": v
+        for k in ("asr_worst", "asr_nearest", "label_accuracy")
+        for end, v in zip(("low", "high"), (0.1, 0.95), strict=True)
+    }
+    words = Page(pages(tmp_path, [full(**bounds, label_chance=0.5, clusters=6)])[0]).words.replace("\u2013", "-")
+    for text in ("worst 83 % (10-95 %)", "nearest 4 % (10-95 %)", "100 %10-95 %chance 50 %", "244 % zeroin 6 updates"):
+        assert text in words
+
+
 def test_grants_are_always_stated(tmp_path):
     shared = Page(pages(tmp_path, [full()])[0]).words
     assert GRANTS["labels"] in shared

@@ -9,7 +9,12 @@ from medpfl.core.types import Finding
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.metrics.rates import mean_interval
 
-__all__ = ["flags_of", "leaks", "verdict_of"]
+__all__ = ["clusters_of", "flags_of", "leaks", "verdict_of"]
+
+
+def clusters_of(rows: Sequence[Finding]) -> list[tuple[int, int]]:
+    """The update that each row's image is in: of all draws of weights the same, as all attack the same images."""
+    return [(row.stack, row.victim) for row in rows]
 
 
 def leaks(cell: dict[str, Any]) -> bool:
@@ -72,9 +77,9 @@ def _beats_baselines(rows: Sequence[Finding], cell: dict[str, Any]) -> bool:
     ]
     if cell["ssim_random_update"] is not None:
         gains.append([float(row.scores["ssim"] or 0) - cell["ssim_random_update"] for row in rows])
-    return all(_above_zero(gain) for gain in gains)
+    return all(_above_zero(gain, rows) for gain in gains)
 
 
-def _above_zero(gains: list[float]) -> bool:
-    low, _ = mean_interval(gains)
+def _above_zero(gains: list[float], rows: Sequence[Finding]) -> bool:
+    low, _ = mean_interval(gains, clusters=clusters_of(rows))
     return min(gains) > 0 if low is None else low > 0

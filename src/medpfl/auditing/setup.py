@@ -74,6 +74,11 @@ class Setup:
             raise InputError(f"draws is {self.draws}: it must be at least 1")
         if self.draws > 1 and (self.weights is not None or isinstance(self.model, GivenModel)):
             raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
+        if self.draws > 1 and _equal(self.network(0), self.network(1)):
+            raise InputError(
+                f"{self.draws} draws of untrained weights were asked for, but two draws of this model have the same: "
+                "it loads or sets its own; leave --draws at 1"
+            )
         ssim(self._probe, self._probe)  # refuses images that are too small for it
         _ = self.outputs, self.stack  # both run the network once
 
@@ -152,6 +157,12 @@ class Setup:
             "memory": self.memory,
             "device": str(self.device),
         }
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks have the same trained weights."""
+    pairs = zip(one.parameters(), other.parameters(), strict=False)
+    return all(torch.equal(a, b) for a, b in pairs if a.requires_grad)
 
 
 def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
