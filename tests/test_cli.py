@@ -161,17 +161,44 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
         "weight_decay": 0.125, "mode": "eval",
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (given | plan).items()]
-    lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--naive"]
+    lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--naive", "--sends", "buffers"]
     assert run("audit", "place", *words, *lists, "--out", tmp_path / "o", "--force", "--quiet")[0] == 0
+    assert got["plan"].sends == ("buffers",)
     assert got.pop("plan").__dict__.items() >= plan.items()
     assert got.pop("threat").grants == ("labels",)
     assert got == given | {
         "data": "place", "attacks": ["A", "B"], "defenses": ["C"], "out": str(tmp_path / "o"), "force": True,
         "progress": False, "naive": True,
     }  # fmt: skip
-    assert {*given, *plan, "data", "attack", "defense", "grant", "naive"} == set(Experiment.model_fields), (
+    assert {*given, *plan, "data", "attack", "defense", "grant", "naive", "sends"} == set(Experiment.model_fields), (
         "none forgotten"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "sends"),
+    [
+        ([], ("num_samples", "buffers")),
+        (["--sends=num_samples"], ("num_samples",)),
+        (["--sends", "buffers", "--sends", "num_samples"], ("buffers", "num_samples")),
+        (["--sends", "nothing"], ()),
+    ],
+)
+def test_what_travels_beside_the_update(run, folder, tmp_path, words, sends):
+    from medpfl import Plan
+
+    out = tmp_path / "runs" / "a"
+    assert run("audit", folder, *TINY, *words, "--out", out)[0] == 0
+    assert {row["plan"] for row in rows_of(out)} == {repr(Plan(sends=sends))}
+    text = run("audit", folder, *TINY, *words, "--print-config")[1]
+    assert yaml.safe_load(text)["sends"] == list(sends)
+
+
+def test_something_else_beside_the_update(refused, folder):
+    err = refused("audit", folder, *TINY, "--sends", "labels")
+    assert "--sends" in err
+    assert "num_samples, buffers" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_the_default_is_all_four_attacks_of_the_paper_on_the_samples():

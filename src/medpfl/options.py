@@ -14,7 +14,9 @@ from medpfl.core.experiment import Experiment
 __all__ = ["COMMANDS", "ROLES", "option_of", "parser_of", "plain", "spelled"]
 
 ROLES = ("attacks", "defenses", "models", "metrics", "data")
-_REPEATED = ("--attack", "--defense", "--grant")
+_REPEATED = ("--attack", "--defense", "--grant", "--sends")
+_NONE = ("--sends", "nothing")
+"""The word for a list without members."""
 COMMANDS = {
     "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
     "demo": "audit the embedded samples, offline",
@@ -69,7 +71,8 @@ def spelled(words: list[str]) -> list[str]:
         elif name == "--config":
             files += [name, value if equals else words.pop(0)]  # what is said after a file overrides it
         else:
-            lists.setdefault(name, []).append(value if equals else words.pop(0))
+            value = value if equals else words.pop(0)
+            lists.setdefault(name, []).extend([] if (name, value) == _NONE else [value])
     return plain[:1] + files + plain[1:] + [f"{name}={json.dumps(values)}" for name, values in lists.items()]
 
 

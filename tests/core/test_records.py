@@ -22,6 +22,8 @@ from medpfl.core.plan import Plan
 from medpfl.core.records import FORMAT, Record
 from medpfl.core.types import Update, Weights
 
+BESIDE = ("buffers", "num_samples")
+
 
 def example(**changes) -> Record:
     torch.manual_seed(0)
@@ -251,6 +253,31 @@ def test_misfits_of_shapes_and_dtypes():
     assert changed("update", **{name: torch.zeros(2, 1, 3, 3).half()}).misfits() == [
         "0.weight: update torch.float16, parameter torch.float32"
     ]
+
+
+def with_buffers(**tensors) -> Record:
+    record = example()
+    return replace(record, update=replace(record.update, buffers={**record.update.buffers, **tensors}))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "misfit"),
+    [
+        (torch.zeros(3), "sent buffer (3,), buffer (2,)"),
+        (torch.zeros(2).double(), "sent buffer torch.float64, buffer torch.float32"),
+        (torch.tensor([0.0, torch.nan]), "sent buffer with values that are not finite"),
+    ],
+)
+def test_misfits_of_sent_buffers(tensor, misfit):
+    assert with_buffers(**{"1.running_mean": tensor}).misfits() == [f"1.running_mean: {misfit}"]
+    assert with_buffers(extra=tensor.nan_to_num()).misfits() == ["extra: a sent buffer that the model has not"]
+
+
+def test_misfits_of_what_the_plan_does_not_send():
+    record = example()
+    silent = replace(record, plan=replace(record.plan, sends=()))
+    assert silent.misfits() == [f"the update holds {w}, but the plan does not send them" for w in BESIDE]
+    assert replace(silent, update=replace(silent.update, buffers=None, num_samples=None)).misfits() == []
 
 
 @pytest.mark.parametrize("group", ["update", "parameter"])
