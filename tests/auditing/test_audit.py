@@ -500,7 +500,7 @@ def test_networks_that_cannot_be_audited(folder):
         (Net(1), "the model has 1 outputs for 2 classes"),
         (Infinite(), "outputs are not finite"),
         (Raises(), r"does not take images of shape \(1, 1, 16, 16\): 'layer'"),
-        (RaisesLater(), "the update of this model cannot be computed: not twice"),
+        (RaisesLater(), "cannot be computed, because of the forward method of RaisesLater: not twice"),
         (nn.Sequential(nn.Flatten(), nn.Linear(99, 2)), r"does not take images of shape \(1, 1, 16, 16\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(256, 2).double()), "does not take images"),
         (bad, "'last.bias' holds values that are not finite"),

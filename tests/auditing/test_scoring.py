@@ -33,10 +33,10 @@ def guessed(guesses, labels=None, ended="converged", candidates=None, loss=0.5) 
     )
 
 
-def score(data, guess, victims, zero=None, seconds=1.0):
+def score(data, guess, victims, doubts=None, seconds=1.0):
     victims = [torch.tensor(v) for v in victims]
     scorer = Scorer(data, StudyIndex("secret", data, "d"))
-    return scorer.rows(guess, victims, zero or [False] * len(victims), seconds, COMMON)
+    return scorer.rows(guess, victims, doubts or [()] * len(victims), seconds, COMMON)
 
 
 def near(images, noise=0.05):
@@ -172,8 +172,10 @@ def test_flags_of_how_the_attack_ended(ended, flags):
     data = some_images(3)
     rows, _, _ = score(data, guessed(near(data.images[None, [0]]), ended=ended), [[0]])
     assert rows[0].flags == flags
-    rows, _, _ = score(data, guessed(near(data.images[None, [0]]), ended=ended), [[0]], zero=[True])
-    assert rows[0].flags == ("zero-gradient", *flags)
+    rows, _, _ = score(
+        data, guessed(near(data.images[None, [0]]), ended=ended), [[0]], [("zero-gradient", "nonfinite")]
+    )
+    assert rows[0].flags == tuple(dict.fromkeys(("zero-gradient", "nonfinite", *flags)))
 
 
 def test_guesses_outside_the_range_are_clamped():

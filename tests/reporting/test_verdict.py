@@ -239,6 +239,7 @@ def test_every_flag_is_explained():
         "prior-only",
         "record-mismatch",
         "server-side",
+        "wrong-derivative",
         "zero-gradient",
     }
     assert all(flag.raised and flag.means.endswith(".") for flag in FLAGS.values())

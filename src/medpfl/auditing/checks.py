@@ -60,6 +60,7 @@ def flags_of(
         "zero-gradient": len(scored) < len(rows),
         "not-converged": _share(scored, "not-converged") > 0.5,
         "nonfinite": cell["nonfinite"] > 0,
+        "wrong-derivative": _share(scored, "wrong-derivative") > 0,
     }
     return [flag for flag, up in raised.items() if up]
 

@@ -59,12 +59,12 @@ class Player:
         """A job's rows, truths and guesses."""
         attack = self.attacks[job.attack]
         first, victims = self.setup.of_job(job)
-        rounds, zero = self._send(job, first, victims)
+        rounds, doubts = self._send(job, first, victims)
         seen = self._see(job, rounds)
         started = time.perf_counter()
         guess = self._attack(attack, seen, job)
         seconds = time.perf_counter() - started
-        return self.scorer.rows(guess, victims, zero, seconds, self._common(job, seen))
+        return self.scorer.rows(guess, victims, doubts, seconds, self._common(job, seen))
 
     def difference(self, defense: Defense) -> dict[str, float]:
         """How far a recorded update is from what the truth gives under the plan, relative to the latter.
@@ -93,10 +93,18 @@ class Player:
         client, server = (prepare(network, self.setup.plan) for _ in range(2))
         return Sent(client, server, Weights.of(network), state)
 
-    def _send(self, job: JobKey, first: int, victims: list[Tensor]) -> tuple[list[ClientRound], list[bool]]:
-        """The clients' rounds, and whose raw update is exactly zero."""
+    def _send(self, job: JobKey, first: int, victims: list[Tensor]) -> tuple[list[ClientRound], list[tuple[str, ...]]]:
+        """The clients' rounds, and the flags of their updates."""
         rounds = [self._round(job, number, own) for number, own in enumerate(victims, first)]
-        return rounds, [bool(played.raw.norm() == 0) for played in rounds]
+        return rounds, [self._doubts(played) for played in rounds]
+
+    def _doubts(self, played: ClientRound) -> tuple[str, ...]:
+        raised = {
+            "zero-gradient": bool(played.raw.norm() == 0 or played.sent.norm() == 0),
+            "nonfinite": not all(bool(t.isfinite().all()) for t in played.sent.tensors.values()),
+            "wrong-derivative": self.setup.wrong_layer is not None,
+        }
+        return tuple(flag for flag, up in raised.items() if up)
 
     def _round(self, job: JobKey, number: int, own: Tensor, again: int = 0) -> ClientRound:
         """A client's round; `again` names another draw of its order, masks and noise."""

@@ -212,6 +212,8 @@ def _notes(setup: Setup) -> list[str]:
     notes = []
     if any(isinstance(d, Recorded) for d in setup.defenses):
         notes.append("plan, weights and image size are those of the record; options that name others are not used")
+    if setup.wrong_layer is not None:
+        notes.append(f"{setup.wrong_layer} has a second derivative that is not that of what it computes")
     attacked = len(setup.victims) * setup.plan.images
     if attacked < setup.images:
         notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")

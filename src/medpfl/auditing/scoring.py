@@ -39,14 +39,19 @@ class Scorer:
     index: StudyIndex
 
     def rows(
-        self, guess: Reconstruction, victims: list[Tensor], zero: list[bool], seconds: float, common: dict[str, Any]
+        self,
+        guess: Reconstruction,
+        victims: list[Tensor],
+        doubts: list[tuple[str, ...]],
+        seconds: float,
+        common: dict[str, Any],
     ) -> tuple[list[Finding], Tensor, Tensor]:
         """Findings of V victims with N images each, their truths and their paired guesses (V * N, C, H, W).
 
         Args:
             guess: on any device.
             victims: V index tensors (N,) of the truths.
-            zero: V, whether the victim's raw update is exactly zero.
+            doubts: V, flags of the victims' updates.
             seconds: of the whole stack.
             common: the fields that the rows share.
         """
@@ -56,7 +61,7 @@ class Scorer:
             truth = self.data.images[own]
             order = pair(guess.guesses[v].cpu(), truth)
             mine = guess.guesses[v].cpu()[order]
-            flags = _flags(guess, v, zero[v])
+            flags = tuple(dict.fromkeys((*doubts[v], *_flags(guess, v))))
             ended = {
                 "loss": _number(guess.loss[v]),
                 "steps": int(guess.steps[v]),
@@ -146,9 +151,8 @@ def _best(guess: Reconstruction, v: int, truth: Tensor) -> Tensor | None:
     return torch.stack([ssim(c[pair(c, truth)], truth) for c in candidates]).amax(0)
 
 
-def _flags(guess: Reconstruction, v: int, zero: bool) -> tuple[str, ...]:
+def _flags(guess: Reconstruction, v: int) -> tuple[str, ...]:
     raised = {
-        "zero-gradient": zero,
         "nonfinite": guess.ended[v] == "nonfinite" or not bool(guess.guesses[v].isfinite().all()),
         # Not "stalled": it has what it can get, for want of precision, or under noise.
         "not-converged": guess.ended[v] == "max_steps" and float(guess.loss[v]) > _SMALL,

@@ -23,7 +23,7 @@ def summarize(
 ) -> list[dict[str, Any]]:
     """The cells in the order of the rows, verdicts and flags included.
 
-    Images whose undefended update is exactly zero are left out of every rate; their share is stated. Intervals
+    Images whose update is exactly zero are left out of every rate; their share is stated. Intervals
     are by cluster: images of one update depend on each other, and so do the draws that attack it again.
 
     Args:

@@ -31,7 +31,7 @@ FLAGS = {
         "It is no evidence of a leak, and no evidence of safety.",
     ),
     "zero-gradient": Flag(
-        "the update of some images is exactly zero",
+        "the update of some images is exactly zero, before a defense or after it",
         "The model has nothing to learn from these images (its loss is zero to machine precision), or the "
         "defense removed everything. They are left out of every rate; the share is in the column Images.",
     ),
@@ -44,6 +44,11 @@ FLAGS = {
         "the attack ended at a number that is infinite or not a number",
         "These guesses are useless for a reason of numerics, not of privacy. "
         "Try float64, another start, or a smaller step.",
+    ),
+    "wrong-derivative": Flag(
+        "a layer of the model has a second derivative that is not that of what it computes",
+        "Attacks follow that derivative, and are weaker for it than they could be. A note names the layer: a detach, "
+        "a number taken out of a tensor, or a function that can be differentiated only once.",
     ),
     "server-side": Flag(
         "the defense acts only at the server, after the update has arrived",
