@@ -637,7 +637,8 @@ def test_a_record_that_does_not_fit(refused, record, folder):
     assert "--truth names the folder of the images" in refused("audit", record, *words)
     assert "made from 1 images, --truth holds 10" in refused("audit", record, *words, "--truth", folder)
     assert "cannot open the folder" in refused("audit", record, *words, "--truth", "/nowhere/at/all")
-    assert "leave out --defense" in refused("audit", record, *words, "--truth", truth, "--defense", "LaplaceNoise")
+    two = ["--defense", "LaplaceNoise", "--defense", "GaussianNoise"]
+    assert "give the one that its client used" in refused("audit", record, *words, "--truth", truth, *two)
     err = refused("audit", record, "--model", "LeNet('dlg')", *words[2:], "--truth", truth)
     assert "the record does not fit the model:" in err
     assert "6.weight: in the model, not in the record" in err

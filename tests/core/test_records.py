@@ -37,7 +37,9 @@ def example(**changes) -> Record:
         6,
     )
     plan = Plan("FedAvg", 2, 6, epochs=3, learning_rate=0.3, momentum=0.5, weight_decay=1e-4, mode="eval")
-    return replace(Record(update, plan, weights, (1, 8, 9), ("benign", "malignant")), **changes)
+    return replace(
+        Record(update, plan, weights, (1, 8, 9), ("benign", "malignant"), "LaplaceNoise(scale=0.01)"), **changes
+    )
 
 
 def saved(tmp_path: Path, record: Record | None = None) -> Path:
@@ -65,7 +67,7 @@ def test_all_of_a_record_comes_back(tmp_path):
     assert after.update.tensors["2.weight"].dtype == torch.float64
     assert (after.update.kind, after.update.num_samples) == ("difference", 6)
     assert (after.plan, after.image_shape, after.classes) == (before.plan, (1, 8, 9), ("benign", "malignant"))
-    assert after.misfits() == []
+    assert (after.defense, after.misfits()) == ("LaplaceNoise(scale=0.01)", [])
 
 
 def test_what_was_not_sent_is_not_there(tmp_path):
@@ -186,6 +188,7 @@ def without(key: str) -> str:
         (json.dumps(about(plan={"batch_size": 0})), "not valid: batch_size is 0"),
         (json.dumps(about(plan={"sends": 5})), "not valid"),
         (json.dumps(about(image_shape=5)), "not valid"),
+        (json.dumps(about(defense=5)), "not valid: defense is 5: it must be a spec, or nothing"),
     ],
 )
 def test_wrong_headers(tmp_path, header, message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,15 +54,14 @@ def check_derivatives(network: nn.Module, images: Tensor, outputs: int, plan: Pl
             if error := _error(stage, _whole(ready, images, outputs), images):
                 where = _culprit(ready, images, lambda part, x, stage=stage: _error(stage, part, x) is not None)
                 raise InputError(f"{what}, because of {where}: {str(error).partition(chr(10))[0]}") from error
-        return _wrong(ready, images, outputs)
+        # Prepared anew: a network may keep what has passed it.
+        return _wrong(prepare(network, plan).double(), images.double(), outputs)
 
 
-def _wrong(ready: nn.Module, images: Tensor, outputs: int) -> str | None:
-    exact, doubles = copy.deepcopy(ready).double(), images.double()
+def _wrong(exact: nn.Module, doubles: Tensor, outputs: int) -> str | None:
     part = _whole(exact, doubles, outputs)
-    if _error(_slope, part, doubles) or _is_right(
-        part, doubles
-    ):  # a model that is made for float32 alone is not judged
+    # A model that is made for float32 alone is not judged.
+    if _error(_slope, part, doubles) or _is_right(part, doubles):
         return None
     return _culprit(exact, doubles, lambda part, x: not _error(_slope, part, x) and not _is_right(part, x))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medpfl.attacks.problem import stacks
 from medpfl.auditing.engine import explained, generator_of, versions
+from medpfl.auditing.recorded import Recorded, behind
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import JobKey
@@ -66,19 +67,21 @@ class Player:
         seconds = time.perf_counter() - started
         return self.scorer.rows(guess, victims, doubts, seconds, self._common(job, seen))
 
-    def difference(self, defense: Defense) -> dict[str, float]:
-        """How far a recorded update is from what the truth gives under the plan, relative to the latter.
+    def difference(self, recorded: Recorded) -> dict[str, float]:
+        """How far a recorded update is from what the truth gives under plan and defense, relative to the latter.
 
-        Batch order and dropout masks of the record are not known: of a few draws of them, ``difference`` is
-        the least, and ``spread`` how far apart they are among themselves.
+        Batch order, dropout masks and noise of the record are not known: of a few draws of them, ``difference``
+        is the least, and ``spread`` how far apart they are among themselves.
         """
-        job = JobKey("", 0, repr(defense), repr(self.setup.attacks[0]), 0)
+        claimed = repr(recorded.claimed)
+        self.defenses.setdefault(claimed, recorded.claimed)
+        job = JobKey("", 0, claimed, repr(self.setup.attacks[0]), 0)
         rounds = [self._round(job, 0, self.setup.victims[0])]
-        if rounds[0].draws.order is not None or rounds[0].draws.masks:
+        if recorded.claimed != NoDefense() or rounds[0].draws.order is not None or rounds[0].draws.masks:
             rounds += [self._round(job, 0, self.setup.victims[0], again) for again in range(1, _DRAWS)]
         return {
-            "difference": min(_distance(played.raw, played.sent) for played in rounds),
-            "spread": max((_distance(a.raw, b.raw) for a, b in combinations(rounds, 2)), default=0.0),
+            "difference": min(_distance(played.sent, recorded.sent) for played in rounds),
+            "spread": max((_distance(a.sent, b.sent) for a, b in combinations(rounds, 2)), default=0.0),
         }
 
     def _make_model(self, draw: int, defense: str, attack: str) -> Sent:
@@ -132,7 +135,7 @@ class Player:
 
     def _threat(self, job: JobKey) -> ThreatModel:
         """The grants of a job: of an update that no defense changed there is nothing to know."""
-        bare = self.defenses[job.defense] == NoDefense()
+        bare = behind(self.defenses[job.defense]) == NoDefense()
         return self.setup.threat.withholding("defense") if bare else self.setup.threat
 
     def _others(self) -> Tensor:

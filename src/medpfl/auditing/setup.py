@@ -158,7 +158,7 @@ class Setup:
             "pixels": index.fingerprint(self.data),
             "attacks": [repr(a) for a in self.attacks],
             "defenses": [repr(d) for d in self.defenses],
-            "record": [_fingerprint(d.contents()) for d in self.defenses if isinstance(d, Recorded)],
+            "record": [[_fingerprint(d.contents()), repr(d.claimed)] for d in self.defenses if isinstance(d, Recorded)],
             "threat": repr(self.threat),
             "plan": repr(self.plan),
             "partition": repr(self.partition),

@@ -29,8 +29,8 @@ def summarize(
     Args:
         rows: of one run.
         server_side: specs of the defenses that act only at the server.
-        record: of a recorded update, its relative ``difference`` from what the truth gives, and the
-            ``spread`` of the latter with the client's own draws.
+        record: of a recorded update, the ``defense`` that it is said to have passed, its relative ``difference``
+            from what the truth then gives, and the ``spread`` of the latter with the client's own draws.
     """
     by_cell: dict[tuple[str, str], list[Finding]] = {}
     random: dict[str, list[Finding]] = {}
@@ -43,7 +43,8 @@ def summarize(
     for (attack, defense), cell in cells.items():
         control = cells.get((attack, UNDEFENDED))
         cell["control_asr"] = control["asr"] if control else None
-        naive = defense not in (UNDEFENDED, RECORDED, *server_side) and not _knowing(by_cell[attack, defense])
+        acting = (record or {}).get("defense", UNDEFENDED) if defense == RECORDED else defense
+        naive = acting not in (UNDEFENDED, *server_side) and not _knowing(by_cell[attack, defense])
         cell["verdict"] = verdict_of(cell, control, naive)
         cell["flags"] = flags_of(by_cell[attack, defense], cell, control, naive)
         if defense in server_side:

@@ -34,6 +34,7 @@ class Record:
         weights: the global model that it started from.
         image_shape: (C, H, W) of the client's images, if known.
         classes: names of the label indices, if known. They are in the file as they are: name no patient.
+        defense: spec of the defense that the client used, if known.
     """
 
     update: Update
@@ -41,6 +42,7 @@ class Record:
     weights: Weights
     image_shape: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None
+    defense: str | None = None
 
     def save(self, path: str | Path) -> None:
         """Writes the record as a safetensors file; tensors are named by group, as in ``update/fc.weight``."""
@@ -64,6 +66,7 @@ class Record:
             "plan": dataclasses.asdict(self.plan),
             "image_shape": self.image_shape,
             "classes": self.classes,
+            "defense": self.defense,
         }
         write(Path(path), save(tensors, {"format": "pt", FORMAT: json.dumps(about)}))
 
@@ -117,6 +120,7 @@ class Record:
                 Weights(groups["parameter"], groups["buffer"]),
                 tuple(about["image_shape"]) if about["image_shape"] else None,
                 tuple(about["classes"]) if about["classes"] else None,
+                _spec(about.get("defense")),  # records that were made before have none
             )
         except (KeyError, TypeError, InputError) as error:
             raise InputError(f"the header of '{path}' is not valid: {error}") from None
@@ -145,6 +149,12 @@ class Record:
     def _unplanned(self) -> list[str]:
         there = {"buffers": self.update.buffers is not None, "num_samples": self.update.num_samples is not None}
         return [word for word, held in there.items() if held and word not in self.plan.sends]
+
+
+def _spec(defense: Any) -> str | None:
+    if defense is None or isinstance(defense, str):
+        return defense
+    raise InputError(f"defense is {defense!r}: it must be a spec, or nothing")
 
 
 def _unlike(what: str, sent: Tensors, whose: str, own: Tensors) -> list[str]:

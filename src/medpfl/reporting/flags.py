@@ -56,8 +56,8 @@ FLAGS = {
         "which has seen the update as it was before.",
     ),
     "record-mismatch": Flag(
-        "the recorded update differs from what the private images give under the stated plan",
-        "The plan, the weights or the images are not those that made the update, or an undeclared defense "
-        "changed it. Unless a defense explains it, the audit does not hold.",
+        "the recorded update differs from what the private images give under the stated plan and defense",
+        "The plan, the weights or the images are not those that made the update, or a defense that is not stated "
+        "changed it. State it in the record, or with --defense; else the audit does not hold.",
     ),
 }
