@@ -258,8 +258,24 @@ def test_a_printed_config_is_accepted(run, folder, tmp_path):
     ],
 )
 def test_a_yaml_file_that_is_wrong(refused, tmp_path, text, message):
-    (tmp_path / "wrong.yaml").write_text(text)
-    assert message in refused("audit", "--config", tmp_path / "wrong.yaml")
+    wrong, right = tmp_path / "wrong.yaml", tmp_path / "right.yaml"
+    wrong.write_text(text)
+    right.write_text("seed: 3\n")
+    err = refused("audit", "--config", wrong)
+    assert message in err
+    assert f"in '{wrong}': " in err
+    err = refused("audit", "--config", right, f"--config={wrong}", "--seed", "4")
+    assert f"'{wrong}': " in err
+    assert message in err
+
+
+def test_a_yaml_file_is_not_blamed_for_an_option(refused, tmp_path):
+    right = tmp_path / "right.yaml"
+    right.write_text("images: 3\n")
+    for words, message in ((["--images", "0"], "--images is 0"), (["--imagse", "3"], "there is no option '--imagse'")):
+        err = refused("audit", "--config", right, *words)
+        assert message in err
+        assert "right.yaml" not in err
 
 
 def test_no_yaml_file(refused, tmp_path):
@@ -510,6 +526,17 @@ def test_no_folder_and_no_class_folders(refused, tmp_path):
     (tmp_path / "empty" / "benign").mkdir(parents=True)
     assert "no images (" in refused("audit", tmp_path / "empty", *TINY)
     assert "is a file, but no record of an update" in refused("audit", tmp_path / "loose" / "1.png", *TINY)
+
+
+def test_run_directories_are_no_class_folders(run, refused, folder, tmp_path):
+    runs = tmp_path / "runs"
+    assert run("audit", folder, *TINY, "--out", runs / "a")[0] == 0
+    for data in (runs, runs / "a", f"ImageFolder('{runs}')"):
+        err = refused("audit", data, *TINY)
+        assert f"'{runs}/a' is the run directory of an audit" in err
+        assert f"medpfl report {runs}/a" in err
+    (runs / "a").rename(folder / "a")
+    assert "is the run directory of an audit" in refused("audit", folder, *TINY)
 
 
 # --- models and weights that are bad --------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from jsonargparse import SUPPRESS, ArgumentParser
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
 
-__all__ = ["COMMANDS", "ROLES", "option_of", "parser_of", "plain", "spelled"]
+__all__ = ["COMMANDS", "ROLES", "files_of", "option_of", "parser_of", "plain", "spelled"]
 
 ROLES = ("attacks", "defenses", "models", "metrics", "data")
 _REPEATED = ("--attack", "--defense", "--grant", "--sends")
@@ -74,6 +74,12 @@ def spelled(words: list[str]) -> list[str]:
             value = value if equals else words.pop(0)
             lists.setdefault(name, []).extend([] if (name, value) == _NONE else [value])
     return plain[:1] + files + plain[1:] + [f"{name}={json.dumps(values)}" for name, values in lists.items()]
+
+
+def files_of(words: list[str]) -> list[str]:
+    """The files that ``--config`` names."""
+    said = spelled(words)
+    return [said[i + 1] for i, word in enumerate(said) if word == "--config"]
 
 
 def parser_of() -> ArgumentParser:

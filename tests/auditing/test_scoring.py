@@ -12,6 +12,7 @@ from medpfl import Reconstruction
 from medpfl.auditing.key import StudyIndex
 from medpfl.auditing.scoring import Scorer
 from medpfl.metrics import psnr, ssim
+from medpfl.metrics.identification import nearest_other
 
 COMMON = {
     "attack": "A()", "defense": "NoDefense()", "model": "M()", "data": "d", "plan": "Plan()", "grants": ("labels",),
@@ -193,3 +194,19 @@ def test_not_converged_is_of_the_attacker_s_own_objective_and_not_of_the_truth(l
     for guess in (data.images[None, [0]], data.images[None, [1]]):
         (row,), _, _ = score(data, guessed(guess, ended="max_steps", loss=loss), [[0]])
         assert row.flags == (("not-converged",) if raised else ())
+
+
+def test_baselines_are_scored_once_for_a_victim(monkeypatch):
+    """They are of the truth alone: attacks, defenses and draws share them."""
+    data, scored = some_images(6), []
+    monkeypatch.setattr("medpfl.auditing.scoring.nearest_other", lambda *a: scored.append(a) or nearest_other(*a))
+    scorer = Scorer(data, StudyIndex("secret", data, "d"))
+    victims = [torch.tensor([0, 1]), torch.tensor([2, 3])]
+    found = []
+    for noise in (0.05, 0.1):
+        guess = guessed(torch.stack([near(data.images[v], noise) for v in victims]))
+        rows, _, _ = scorer.rows(guess, victims, [(), ()], 1.0, COMMON)
+        found.append([(r.scores["mean_image_ssim"], r.scores["nearest_ssim"]) for r in rows])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 4
+    assert len(scored) == 2

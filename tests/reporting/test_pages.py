@@ -184,6 +184,14 @@ def test_numbers_of_a_cell_are_shown(tmp_path):
     assert "92 %73\u201399 %chance 4 %of 24" in words
 
 
+def test_the_template_is_compiled_once(tmp_path, monkeypatch):
+    import jinja2
+
+    pages(tmp_path, [full()])
+    monkeypatch.setattr(jinja2.Environment, "compile", lambda *_, **__: pytest.fail("compiled again"))
+    pages(tmp_path, [full()])
+
+
 def test_every_rate_is_shown_with_its_interval(tmp_path):
     bounds = {
         f"{k}_{end}": v

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ class Scorer:
     ) -> list[Finding]:
         truth = self.data.images[own]
         scores = {name: metric(guess, truth).tolist() for name, metric in registry(metric_package).items()}
-        scores |= self._baselines(own, truth)
+        scores |= self._baselines(tuple(own.tolist()))
         scores["ssim_worst"] = best.tolist() if best is not None else scores["ssim"]
         found, gallery = self._identified(guess, own)
         return [
@@ -126,9 +127,14 @@ class Scorer:
     def _sum(self) -> Tensor:
         return self.data.images.sum(0)
 
-    def _baselines(self, own: Tensor, truth: Tensor) -> dict[str, list[Any]]:
-        """What guesses made without the update score."""
-        others = len(self.data) - 1
+    @cached_property
+    def _baselines(self) -> Callable[[tuple[int, ...]], dict[str, list[Any]]]:
+        """What guesses made without the update score, of the truth alone: the same under every attack and defense."""
+        return cache(self._score_baselines)
+
+    def _score_baselines(self, victim: tuple[int, ...]) -> dict[str, list[Any]]:
+        own = torch.tensor(victim)
+        truth, others = self.data.images[own], len(self.data) - 1
         if others < 1:
             nothing: list[Any] = [None] * len(own)
             return {"mean_image_ssim": nothing, "nearest_ssim": nothing}

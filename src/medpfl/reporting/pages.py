@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,7 @@ def _raised(summary: Sequence[Mapping[str, Any]]) -> list[tuple[str, Flag, list[
     return [(flag, FLAGS.get(flag, unknown), where) for flag, where in cells.items()]
 
 
+@cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medpfl.reporting", ""),
