@@ -117,8 +117,22 @@ def data_of(data: str | Path | DataSource | LabelledImages, size: int, fit: str,
     path = getattr(source, "path", None)
     # The same folder, however it is spelled, has the same study indices.
     place = type(source).__name__ if path is None else str(Path(path).expanduser().resolve())
+    if path is not None:
+        _check_no_run(Path(path).expanduser())
     with explained("the images cannot be read"):
         return Found(source.load(), repr(source), place)
+
+
+def _check_no_run(folder: Path) -> None:
+    """Raises `InputError` if the pictures that audits wrote would be taken for data."""
+    if not folder.is_dir():
+        return
+    for inside in [folder, *sorted(folder.iterdir())]:
+        if (inside / "run.json").is_file() and (inside / "findings.jsonl").is_file():
+            raise InputError(
+                f"'{inside}' is the run directory of an audit, whose pictures are no data: give a folder of class "
+                f"folders without it, or make its pages again with 'medpfl report {inside}'"
+            )
 
 
 def _source(data: str, size: int, fit: str, channels: int | None) -> DataSource:

@@ -15,12 +15,12 @@ __all__ = ["check_finite", "load_weights"]
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Loads a weights file into a network, in place.
+    """Loads a weights file into a network, in place; one that was saved from inside a wrapper too.
 
     Raises:
         InputError: no such file, not a weights file, keys or shapes that do not fit, values that are not finite.
     """
-    state = _read(path)
+    state = _unwrapped(_read(path), network)
     problems = _misfits(network, state)
     if problems:
         raise InputError(f"the weights in '{path}' do not fit the model:{listed(problems)}")
@@ -55,6 +55,15 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"'{path}' holds a {type(state).__name__}, not a state dict of tensors")
+    return state
+
+
+def _unwrapped(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
+    """The state by the network's own names: ``DataParallel`` puts ``module.`` before each, ``compile`` its own."""
+    for prefix in ("module.", "_orig_mod."):
+        inside = all(name.startswith(prefix) for name in network.state_dict())
+        if state and not inside and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 
