@@ -10,7 +10,8 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from medpfl.data.viewer import dicom_frame, volume
+from medpfl.data.viewer import dicom_frame
+from medpfl.data.volumes import volume
 
 
 def dicom(path: Path, pixels: np.ndarray, **tags) -> Path:

@@ -36,7 +36,7 @@ def check_target(size: int, fit: str, channels: int | None) -> None:
         raise InputError(f"channels={channels!r} must be None, 1 (gray) or 3 (RGB)")
 
 
-def fitted(image: Tensor, size: int, fit: str = "crop") -> Tensor:
+def fitted(image: Tensor, size: int, fit: str = "crop", spacing: tuple[float, float] = (1, 1)) -> Tensor:
     """The picture as a square, with antialiasing.
 
     Args:
@@ -44,18 +44,21 @@ def fitted(image: Tensor, size: int, fit: str = "crop") -> Tensor:
         size: of both sides of the result.
         fit: ``"crop"`` scales the shorter side to `size` and cuts out the middle; ``"squash"`` scales
             both sides, whatever the proportions.
+        spacing: height and width of a pixel, in any unit: after ``"crop"``, pixels are square.
 
     Returns:
         (C, size, size) in [0, 1].
     """
     if fit == "squash":
         return _scaled(image, size, size)
-    height, width = image.shape[-2:]
-    shorter = min(height, width)
+    sides = [side * step for side, step in zip(image.shape[-2:], spacing, strict=True)]
+    shorter = min(sides)
     # A strip of one pixel by millions would be scaled up to a picture that fits no memory: what the
     # middle cannot hold goes first.
-    image = _middle(image, min(height, _LONGEST * shorter), min(width, _LONGEST * shorter))
-    height, width = (int(size * side / shorter) for side in image.shape[-2:])
+    most = [max(1, int(_LONGEST * shorter / step)) for step in spacing]
+    image = _middle(image, *map(min, image.shape[-2:], most))
+    sides = [side * step for side, step in zip(image.shape[-2:], spacing, strict=True)]
+    height, width = (max(size, int(size * side / shorter)) for side in sides)
     return _middle(_scaled(image, height, width), size, size)
 
 
