@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from medpfl.data.dicom import Dicom
 from medpfl.data.folder import ImageFolder
 from medpfl.data.samples import Samples
 
-__all__ = ["ImageFolder", "Samples"]
+__all__ = ["Dicom", "ImageFolder", "Samples"]

@@ -17,7 +17,7 @@ from medpfl.data.decode import decode, pillow_quiet, reason
 from medpfl.data.images import LabelledImages
 from medpfl.data.index import read_patients
 from medpfl.data.listing import first, list_images, printable
-from medpfl.data.resize import Fit, check_target, fitted, stacked
+from medpfl.data.resize import Fit, check_limit, check_target, fitted, stacked
 
 __all__ = ["ImageFolder"]
 
@@ -50,8 +50,7 @@ class ImageFolder(DataSource):
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", os.fspath(self.path))
         check_target(self.size, self.fit, self.channels)
-        if type(self.limit) is not int or self.limit < 1:
-            raise InputError(f"limit={self.limit!r} must be a whole number of images, 1 or more")
+        check_limit(self.limit)
 
     def load(self) -> LabelledImages:
         """The pictures, by class and then by file. A class of which none could be read is left out.

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from medpfl.core.errors import InputError, nearest
 
-__all__ = ["Fit", "check_target", "fitted", "stacked"]
+__all__ = ["Fit", "check_limit", "check_target", "fitted", "stacked"]
 
 Fit = Literal["crop", "squash"]
 """How a picture becomes a square: its middle is cut out, or both sides are scaled."""
@@ -34,6 +34,12 @@ def check_target(size: int, fit: str, channels: int | None) -> None:
         raise InputError(f"there is no fit {fit!r}; {nearest(str(fit), get_args(Fit))}")
     if channels is not None and (type(channels) is not int or channels not in (1, 3)):
         raise InputError(f"channels={channels!r} must be None, 1 (gray) or 3 (RGB)")
+
+
+def check_limit(limit: int) -> None:
+    """Raises `InputError` if `limit` is not a whole number of at least 1."""
+    if type(limit) is not int or limit < 1:
+        raise InputError(f"limit={limit!r} must be a whole number of images, 1 or more")
 
 
 def fitted(image: Tensor, size: int, fit: str = "crop", spacing: tuple[float, float] = (1, 1)) -> Tensor:
