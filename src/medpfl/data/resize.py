@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from medpfl.core.errors import InputError, nearest
 
-__all__ = ["Fit", "check_limit", "check_target", "fitted", "stacked"]
+__all__ = ["Fit", "check_limit", "check_target", "fitted", "fitted_volume", "stacked"]
 
 Fit = Literal["crop", "squash"]
 """How a picture becomes a square: its middle is cut out, or both sides are scaled."""
@@ -76,9 +76,45 @@ def _scaled(image: Tensor, height: int, width: int) -> Tensor:
     return scaled[0].clamp(0, 1)
 
 
-def _middle(image: Tensor, height: int, width: int) -> Tensor:
-    top, left = (round((have - want) / 2) for have, want in zip(image.shape[-2:], (height, width), strict=True))
-    return image[:, top : top + height, left : left + width]
+def fitted_volume(
+    volume: Tensor, size: int, fit: str = "crop", spacing: tuple[float, float, float] = (1, 1, 1)
+) -> tuple[Tensor, tuple[float, float, float]]:
+    """A volume as a cube, with antialiasing.
+
+    Args:
+        volume: (C, D, H, W) in [0, 1].
+        size: of all sides of the result.
+        fit: ``"crop"`` makes voxels cubic, scales the shortest side to `size` and cuts out the middle;
+            ``"squash"`` scales all sides, whatever the proportions.
+        spacing: of the voxels along D, H and W.
+
+    Returns:
+        (C, size, size, size) in [0, 1], and the spacing of its voxels.
+    """
+    sides = [side * step for side, step in zip(volume.shape[1:], spacing, strict=True)]
+    if fit == "squash":
+        depth, height, width = (side / size for side in sides)
+        return _scaled_volume(volume, size, size, size), (depth, height, width)
+    shorter = min(sides)
+    most = [max(1, int(_LONGEST * shorter / step)) for step in spacing]
+    volume = _middle(volume, *map(min, volume.shape[1:], most))
+    sides = [side * step for side, step in zip(volume.shape[1:], spacing, strict=True)]
+    scaled = _scaled_volume(volume, *(max(size, int(size * side / shorter)) for side in sides))
+    edge = shorter / size
+    return _middle(scaled, size, size, size), (edge, edge, edge)
+
+
+def _scaled_volume(volume: Tensor, depth: int, height: int, width: int) -> Tensor:
+    """Slice by slice first, then along the depth: antialiasing is there for pictures only."""
+    slices = torch.stack([_scaled(part, height, width) for part in volume.unbind(1)], 1)
+    return _scaled(slices.flatten(2), depth, height * width).unflatten(2, (height, width))
+
+
+def _middle(image: Tensor, *sides: int) -> Tensor:
+    """The middle of the last axes."""
+    for axis, want in enumerate(sides, 1):
+        image = image.narrow(axis, round((image.shape[axis] - want) / 2), want)
+    return image
 
 
 def stacked(images: Sequence[Tensor], channels: int | None = None) -> Tensor:
@@ -87,7 +123,7 @@ def stacked(images: Sequence[Tensor], channels: int | None = None) -> Tensor:
     Args:
         images: M of (1, H, W) or (3, H, W), at least one.
         channels: 1, 3, or ``None``: 1 if all are gray, else 3. Gray is repeated to RGB, and RGB is
-            weighted to gray (ITU-R 601 luma, as Pillow does).
+            weighted to gray (ITU-R 601 luma, as Pillow does). Volumes (1, D, H, W) too.
 
     Returns:
         (M, channels, H, W).
@@ -100,5 +136,5 @@ def _with_channels(image: Tensor, channels: int) -> Tensor:
     if len(image) == channels:
         return image
     if channels == 3:
-        return image.expand(3, -1, -1)
+        return image.expand(3, *image.shape[1:])
     return torch.tensordot(torch.tensor(_LUMA), image, dims=1)[None].clamp(0, 1)
