@@ -129,8 +129,10 @@ class MedMNIST(DataSource):
                 f"{what} are of type {table.dtype} and shape {table.shape}: whole numbers (N, 1) are needed"
             )
         table = table.reshape(len(table), -1).astype(np.int64)
-        if table.shape[1] == 1 or self.column is None:
-            return table[:, 0] if table.shape[1] == 1 else table.any(1).astype(np.int64)
+        if table.shape[1] == 1:
+            return table[:, 0]
+        if self.column is None:
+            return np.asarray((table != 0).any(1), dtype=np.int64)
         if self.column >= table.shape[1]:
             raise InputError(f"column={self.column}: an image has {table.shape[1]} labels, they count from 0")
         return table[:, self.column]
