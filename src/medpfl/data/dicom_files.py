@@ -107,14 +107,15 @@ def _directory(path: Path) -> list[Path] | None:
     """The files that a DICOMDIR names; ``None`` if the file is no DICOMDIR."""
     import pydicom
 
+    named = path.name.upper() == "DICOMDIR"
     try:
         with quiet():
             header: Any = pydicom.dcmread(path)
-            if header.file_meta.get("MediaStorageSOPClassUID") != _DIRECTORY:
+            if header.file_meta.get("MediaStorageSOPClassUID") != _DIRECTORY and not named:
                 return None
             names = [r.ReferencedFileID for r in header.DirectoryRecordSequence if "ReferencedFileID" in r]
     except Exception as error:  # a damaged file makes pydicom raise almost anything
-        if path.name.upper() != "DICOMDIR":
+        if not named:
             return None
         raise InputError(f"cannot read the DICOMDIR '{path}' ({reason(error)}): give its folder instead") from None
     parts = [[name] if isinstance(name, str) else list(name) for name in names]

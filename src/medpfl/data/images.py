@@ -16,7 +16,7 @@ class LabelledImages:
     Attributes:
         images: (M, C, H, W), or (M, C, D, H, W) for volumes; float32 in [0, 1].
         labels: (M,) int64 indices of `classes`.
-        classes: names, sorted.
+        classes: names; a label is a place among them.
         names: M, relative to the source; for the terminal and the key file only.
         patients: M, the source's own patient ids, ``None`` where unknown; for the key file only.
         skipped: ``"name: reason"`` of each file that could not be read; for the terminal only.

@@ -11,7 +11,7 @@ from medpfl.core.errors import InputError, listed
 
 __all__ = ["UNLABELED", "Place", "label_files"]
 
-UNLABELED = ("unlabeled", "other")
+UNLABELED = ("no label", "other")
 """The classes of images without labels: all are of the first, since a loss needs two."""
 
 FOLDERS = "folders"

@@ -97,10 +97,15 @@ def _tags(header: Any, frame: int) -> Any:
 
 def _spacing(tags: Any) -> tuple[float, float]:
     for name in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
-        steps = [float(step) for step in np.atleast_1d(tags.get(name) or [])]
+        steps = [float(step) for step in _several(tags.get(name))]
         if len(steps) == 2 and min(steps) > 0:
             return steps[0], steps[1]
     return 1.0, 1.0
+
+
+def _several(value: Any) -> Sequence[Any]:
+    """The values of a tag that may have one, many or none; a center of 0 is one."""
+    return [] if value is None else np.atleast_1d(value)  # type: ignore[return-value]
 
 
 def _windowed(pixels: np.ndarray, header: Any, tags: Any, window: Window | None) -> np.ndarray:
@@ -120,7 +125,7 @@ def _windowed(pixels: np.ndarray, header: Any, tags: Any, window: Window | None)
 
 def _first_window(tags: Any) -> Window:
     """Center and width; a width of 0 where the file has no window."""
-    centers, widths = (np.atleast_1d(tags.get(name) or []) for name in ("WindowCenter", "WindowWidth"))
+    centers, widths = (_several(tags.get(name)) for name in ("WindowCenter", "WindowWidth"))
     return (float(centers[0]), float(widths[0])) if len(centers) and len(widths) else (0.0, 0.0)
 
 
