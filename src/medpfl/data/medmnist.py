@@ -128,7 +128,7 @@ class MedMNIST(DataSource):
             raise InputError(
                 f"{what} are of type {table.dtype} and shape {table.shape}: whole numbers (N, 1) are needed"
             )
-        table = table.reshape(len(table), -1).astype(np.int64)
+        table = (table if table.ndim == 2 else table[:, None]).astype(np.int64)
         if table.shape[1] == 1:
             return table[:, 0]
         if self.column is None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from medpfl.data.index import read_patients
 from medpfl.data.labels import Place, label_files
 from medpfl.data.listing import files_in, first, printable, spread
 from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
-from medpfl.data.volumes import PLANES, Volume, read_volume, slice_of, stack_of
+from medpfl.data.volumes import PLANES, Volume, read_volume, slice_of, stack_of, upright_shape
 
 __all__ = ["SUFFIXES", "Nifti"]
 
@@ -80,7 +80,7 @@ class Nifti(DataSource):
         root = given if given.is_dir() else given.parent
         unread: dict[Path, str] = {}
         files = _files(given, unread)
-        shapes = _shapes(files, unread)
+        shapes = _shapes(files, self.frame, unread)
         known = read_patients(root / "index.csv")
         names = {file: printable(file.relative_to(root)) for file in shapes}
         owners = {file: known.get(name) or _subject(name) for file, name in names.items()}
@@ -160,17 +160,12 @@ def _files(given: Path, unread: dict[Path, str]) -> list[Path]:
     return [path for path in files_in(given, unread) if path.name.lower().endswith(SUFFIXES)]
 
 
-def _shapes(files: Sequence[Path], unread: dict[Path, str]) -> dict[Path, tuple[int, ...]]:
+def _shapes(files: Sequence[Path], frame: int | None, unread: dict[Path, str]) -> dict[Path, tuple[int, ...]]:
     """Of the volumes, upright, by their headers alone."""
-    import nibabel
-
     shapes = {}
     for file in files:
         try:
-            image: Any = nibabel.load(file)  # type: ignore[attr-defined]
-            axes = nibabel.io_orientation(image.affine)[:, 0]  # type: ignore[attr-defined]
-            order = sorted(range(3), key=lambda i: axes[i])
-            shapes[file] = tuple(image.shape[i] for i in order)
+            shapes[file] = upright_shape(file, frame)
         except Exception as error:  # a broken file makes nibabel raise almost anything
             unread[file] = reason(error)
     return shapes

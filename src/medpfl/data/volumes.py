@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medpfl.data.viewer import between_percentiles, quiet
 
-__all__ = ["PLANES", "Plane", "Volume", "read_volume", "slice_of", "stack_of", "volume"]
+__all__ = ["PLANES", "Plane", "Volume", "read_volume", "slice_of", "stack_of", "upright_shape", "volume"]
 
 Plane = Literal["sagittal", "coronal", "axial"]
 PLANES = ("sagittal", "coronal", "axial")
@@ -49,12 +49,8 @@ def read_volume(path: str | PathLike[str], frame: int | None = None) -> Volume:
     """
     import nibabel
 
-    if not Path(path).stat().st_size:
-        raise ValueError("empty file")
     with quiet():
-        image: Any = nibabel.load(path)  # type: ignore[attr-defined]
-        _check_header(image, frame)
-        upright: Any = nibabel.as_closest_canonical(image)  # type: ignore[attr-defined]
+        upright: Any = nibabel.as_closest_canonical(_checked(path, frame))  # type: ignore[attr-defined]
         values = np.asarray(upright.dataobj)
     if values.dtype.names or np.iscomplexobj(values):
         raise ValueError("its voxels are colors or complex numbers: save one number a voxel")
@@ -65,8 +61,26 @@ def read_volume(path: str | PathLike[str], frame: int | None = None) -> Volume:
     return Volume(torch.from_numpy(between_percentiles(values)), (right, front, head))
 
 
-def _check_header(image: Any, frame: int | None) -> None:
-    shape, affine = image.shape, image.affine
+def upright_shape(path: str | PathLike[str], frame: int | None = None) -> tuple[int, ...]:
+    """Of what `read_volume` reads, by the header alone; raises as it does."""
+    import nibabel
+
+    with quiet():
+        image = _checked(path, frame)
+    axes = nibabel.io_orientation(image.affine)[:, 0].tolist()  # type: ignore[attr-defined]
+    return tuple(image.shape[axes.index(axis)] for axis in range(3))
+
+
+def _checked(path: str | PathLike[str], frame: int | None) -> Any:
+    """The file, its voxels not read yet."""
+    import nibabel
+
+    if not Path(path).stat().st_size:
+        raise ValueError("empty file")
+    image: Any = nibabel.load(path)  # type: ignore[attr-defined]
+    shape, affine = image.shape, getattr(image, "affine", None)
+    if affine is None:
+        raise ValueError("holds no volume")
     if 0 in shape or len(shape) < 3:
         raise ValueError(f"has shape {shape}: a volume with three axes is needed")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < np.finfo(np.float32).tiny:
@@ -76,6 +90,7 @@ def _check_header(image: Any, frame: int | None) -> None:
         raise ValueError(f"holds a series of {frames} volumes: choose one with frame=0 to frame={frames - 1}")
     if frame is not None and frame >= frames:
         raise ValueError(f"holds {frames} volume(s): frame={frame} is not one of them, they count from 0")
+    return image
 
 
 def slice_of(whole: Volume, plane: str, position: int) -> tuple[Tensor, tuple[float, float]]:
