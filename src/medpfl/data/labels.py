@@ -67,10 +67,10 @@ def _named(places: Sequence[Place], root: Path, labels: str | None) -> list[str]
     if labels == FOLDERS:
         return _folders(places, root)
     if labels is not None:
-        return _from_table(places, Path(labels).expanduser(), strict=True)
+        return _from_table(places, Path(labels).expanduser(), root)
     index = root / "index.csv"
     if index.exists() and set(_LABELS) & set(_columns(index)):
-        return _from_table(places, index, strict=False)
+        return _from_table(places, index, None)
     return _folders(places, root) if _look_like_classes(places) else None
 
 
@@ -93,15 +93,16 @@ def _look_like_classes(places: Sequence[Place]) -> bool:
     return len(patients) > 1 and all(len(own) > 1 for own in patients.values())
 
 
-def _from_table(places: Sequence[Place], path: Path, strict: bool) -> list[str]:
+def _from_table(places: Sequence[Place], path: Path, root: Path | None) -> list[str]:
+    """The label of each file; with `root`, the files that the table names must be there."""
     key, table = _read(path)
     keys = [getattr(place, _KEYS[key]) for place in places]
     if missing := [place.file for place, own in zip(places, keys, strict=True) if own not in table]:
         raise InputError(f"'{path}' has no label for {len(missing)} file(s):{listed(missing)}\nadd a row for each")
-    if strict and key == "file" and (gone := sorted(set(table) - set(keys))):
+    if root and key == "file" and (gone := sorted(own for own in {*table} - {*keys} if not (root / own).exists())):
         raise InputError(
-            f"'{path}' names {len(gone)} file(s) that hold no image or are not there:{listed(gone)}\n"
-            "take out their rows, or put the files back; paths are relative to the folder"
+            f"'{path}' names {len(gone)} file(s) that are not there:{listed(gone)}\n"
+            f"take out their rows, or put the files back; paths are relative to '{root}'"
         )
     return [table[own] for own in keys]
 

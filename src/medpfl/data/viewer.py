@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -152,10 +153,18 @@ def between_percentiles(values: np.ndarray, counted: np.ndarray | None = None) -
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings that old or odd headers give rise to.
+    """Without the warnings and log records that odd headers give rise to: they quote tags.
 
-    Filters belong to the process, not to a thread: enter it once, around the threads.
+    Filters and loggers belong to the process, not to a thread: enter it once, around the threads.
     """
+    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global")]
+    before = [logger.disabled for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            for logger in loggers:
+                logger.disabled = True
+            yield
+        finally:
+            for logger, disabled in zip(loggers, before, strict=True):
+                logger.disabled = disabled
