@@ -16,7 +16,7 @@ def dicom(path: Path, pixels: np.ndarray, **tags) -> Path:
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = CTImageStorage
     header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = "1.2.3"
-    header.Rows, header.Columns = pixels.shape[1:] if "NumberOfFrames" in tags else pixels.shape[:2]
+    header.Rows, header.Columns = pixels.shape[1:] if "NumberOfFrames" in tags and pixels.ndim > 2 else pixels.shape[:2]
     path.parent.mkdir(parents=True, exist_ok=True)
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
     header.BitsAllocated = header.BitsStored = pixels.dtype.itemsize * 8

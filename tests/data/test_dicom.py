@@ -174,6 +174,7 @@ def test_what_cannot_be_read_is_skipped_and_said(folder):
     (folder / "header.dcm").write_bytes(whole[:200])
     (folder / "empty.dcm").touch()
     (folder / "text.dcm").write_text("not DICOM")
+    dicom(folder / "frames.dcm", noise(), PatientID="p", NumberOfFrames=10**9)
     dicom(folder / "huge.dcm", noise(), PatientID="p", Rows=4000)
     for name, tags in {"no_pixels": ["PixelData"], "no_rows": ["Rows"]}.items():
         header = pydicom.dcmread(folder / "a" / "0")
@@ -194,6 +195,7 @@ def test_what_cannot_be_read_is_skipped_and_said(folder):
     assert reasons == {
         "cut.dcm": damaged,
         "empty.dcm": "empty file",
+        "frames.dcm": "damaged header (it says 1000000000 frames)",
         "huge.dcm": damaged,
         "liver_1frame.dcm": "a segmentation, not a picture",
         "MR_truncated.dcm": damaged,

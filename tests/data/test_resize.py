@@ -68,6 +68,11 @@ def test_pixels_that_are_not_square_fit_too(height, width, tall, wide):
     assert out.equal(fitted(picture(height, width), 16, "crop", (3 * tall, 3 * wide)))
 
 
+def test_a_damaged_spacing_takes_no_memory():
+    assert fitted(picture(20, 20), 16, "crop", (1e15, 1)).shape == (1, 16, 16)
+    assert fitted_volume(torch.zeros(1, 9, 9, 9), 8, "crop", (1, 1e-15, 1))[0].shape == (1, 8, 8, 8)
+
+
 def test_spacing_stretches_the_picture():
     tall = torch.rand(1, 20, 40, generator=torch.Generator().manual_seed(0))
     stretched = torch.nn.functional.interpolate(tall[None], (40, 40), mode="bilinear", antialias=True)[0]

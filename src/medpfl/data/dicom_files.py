@@ -24,6 +24,7 @@ _DIRECTORY, _DOSE, _SEGMENTATION = (
     "1.2.840.10008.5.1.4.1.1.481.2",
     "1.2.840.10008.5.1.4.1.1.66.4",
 )
+_MOST_FRAMES = 100_000
 _NO_PICTURE = {_DOSE: "a dose, not a picture", _SEGMENTATION: "a segmentation, not a picture"}
 _WANTED = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "SOPClassUID", "Rows", "Columns"]
 _OURS = "pip install 'medpfl[dicom]'"
@@ -136,19 +137,24 @@ def _read_header(path: Path, root: Path) -> DicomFile | str | None:
         return "empty file" if path.is_file() and not path.stat().st_size else "has no DICOM header"
     try:
         with quiet():
-            header: Any = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_WANTED)
-            kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
-            if kind == _DIRECTORY:
-                return None
-            if kind in _NO_PICTURE:
-                return _NO_PICTURE[kind]
-            if not header.get("Rows") or not header.get("Columns"):
-                return "holds no pixels"
-            frames = int(header.get("NumberOfFrames") or 1)
-            ids = [str(header.get(tag) or "").strip() or None for tag in _WANTED[:3]]
+            return _described(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_WANTED), path, root)
     except Exception as error:  # a damaged file makes pydicom raise almost anything
         return f"damaged header ({reason(error)})"
-    return DicomFile(path, Place(printable(path.relative_to(root)), *ids), max(frames, 1))
+
+
+def _described(header: Any, path: Path, root: Path) -> DicomFile | str | None:
+    kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
+    if kind == _DIRECTORY:
+        return None
+    if kind in _NO_PICTURE:
+        return _NO_PICTURE[kind]
+    if not header.get("Rows") or not header.get("Columns"):
+        return "holds no pixels"
+    frames = max(int(header.get("NumberOfFrames") or 1), 1)
+    if frames > _MOST_FRAMES:
+        return f"damaged header (it says {frames} frames)"
+    ids = [str(header.get(tag) or "").strip() or None for tag in _WANTED[:3]]
+    return DicomFile(path, Place(printable(path.relative_to(root)), *ids), frames)
 
 
 def why_unread(path: Path, error: Exception) -> str:

@@ -39,7 +39,7 @@ class Npz:
         try:
             with zipfile.ZipFile(path) as archive:
                 return cls(path, tuple(n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")))
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise InputError(f"'{path}' is no .npz file ({reason(error)}): it may be cut off; get it anew") from None
 
     def shape(self, name: str) -> tuple[int, ...]:

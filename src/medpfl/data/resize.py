@@ -64,8 +64,13 @@ def fitted(image: Tensor, size: int, fit: str = "crop", spacing: tuple[float, fl
     most = [max(1, int(_LONGEST * shorter / step)) for step in spacing]
     image = _middle(image, *map(min, image.shape[-2:], most))
     sides = [side * step for side, step in zip(image.shape[-2:], spacing, strict=True)]
-    height, width = (max(size, int(size * side / shorter)) for side in sides)
+    height, width = (_length(size, side, shorter) for side in sides)
     return _middle(_scaled(image, height, width), size, size)
+
+
+def _length(size: int, side: float, shorter: float) -> int:
+    """Of a side after scaling; one pixel may be many times as tall as wide."""
+    return min(max(size, int(size * side / shorter)), _LONGEST * size)
 
 
 def _scaled(image: Tensor, height: int, width: int) -> Tensor:
@@ -99,7 +104,7 @@ def fitted_volume(
     most = [max(1, int(_LONGEST * shorter / step)) for step in spacing]
     volume = _middle(volume, *map(min, volume.shape[1:], most))
     sides = [side * step for side, step in zip(volume.shape[1:], spacing, strict=True)]
-    scaled = _scaled_volume(volume, *(max(size, int(size * side / shorter)) for side in sides))
+    scaled = _scaled_volume(volume, *(_length(size, side, shorter) for side in sides))
     edge = shorter / size
     return _middle(scaled, size, size, size), (edge, edge, edge)
 

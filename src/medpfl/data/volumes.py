@@ -17,6 +17,7 @@ __all__ = ["PLANES", "Plane", "Volume", "read_volume", "slice_of", "stack_of", "
 Plane = Literal["sagittal", "coronal", "axial"]
 PLANES = ("sagittal", "coronal", "axial")
 """By the axis (X, Y, Z) that they cut across."""
+_LONGEST_AXIS = 2**15
 
 
 class Volume(NamedTuple):
@@ -83,6 +84,8 @@ def _checked(path: str | PathLike[str], frame: int | None) -> Any:
         raise ValueError("holds no volume")
     if 0 in shape or len(shape) < 3:
         raise ValueError(f"has shape {shape}: a volume with three axes is needed")
+    if max(shape[:3]) > _LONGEST_AXIS:
+        raise ValueError(f"damaged header (shape {shape})")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < np.finfo(np.float32).tiny:
         raise ValueError("its affine has no inverse, so which way is up is unknown: save it with a right affine")
     frames = int(np.prod(shape[3:]))
