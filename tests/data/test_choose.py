@@ -69,5 +69,10 @@ def test_files_of_several_kinds_are_not_silently_left_out(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.py", "x.png", "weights.pt"])
 def test_a_file_that_no_source_reads(tmp_path, name):
-    with pytest.raises(InputError, match=r"is no DICOM or NIfTI file, no .npz of MedMNIST and no record"):
+    with pytest.raises(InputError, match=r"is a file, but no record of an update, no DICOM or NIfTI file and no"):
         source_at(str(put(tmp_path / name, b"x")))
+
+
+def test_nothing_there_is_said_by_the_source(tmp_path):
+    with pytest.raises(InputError, match="cannot open the folder"):
+        source_at(str(tmp_path / "none")).load()

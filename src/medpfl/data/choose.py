@@ -27,11 +27,14 @@ def source_at(path: str, **arguments: Any) -> DataSource:
         path: of a file or a folder.
         arguments: of the source: size, fit, channels.
 
+    Returns:
+        The source; `ImageFolder`, which says what it needs, for a folder without such files or none at all.
+
     Raises:
         InputError: a file that no source reads, or a folder with files for more than one.
     """
     place = Path(path).expanduser()
-    if not place.is_dir():
+    if place.is_file():
         return _of_file(place)(path, **arguments)
     found: dict[type, int] = {}
     probed = 0
@@ -66,6 +69,6 @@ def _of_file(file: Path) -> Any:
     if dicom_files.is_dicom(file):
         return Dicom
     raise InputError(
-        f"'{file}' is no DICOM or NIfTI file, no .npz of MedMNIST and no record of an update: give one of these, "
-        "or a folder of class folders"
+        f"'{file}' is a file, but no record of an update, no DICOM or NIfTI file and no .npz of MedMNIST: give one of "
+        "these, or a folder of class folders"
     )
