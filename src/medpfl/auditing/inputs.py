@@ -21,7 +21,7 @@ from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
 from medpfl.core.spec import build, expand, registry
 from medpfl.data import partition as partition_module
-from medpfl.data.folder import ImageFolder
+from medpfl.data.choose import source_at
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.data.samples import Samples
@@ -142,6 +142,4 @@ def _source(data: str, size: int, fit: str, channels: int | None) -> DataSource:
         return build(data, registry(data_package), "data source")
     if not Path(data).exists() and "/" not in data:
         raise InputError(f"there is no folder or record '{data}' here; {nearest(data, ['samples'])}")
-    if Path(data).is_file():
-        raise InputError(f"'{data}' is a file, but no record of an update: give a folder of class folders")
-    return ImageFolder(data, size=size, fit=fit, channels=channels)  # type: ignore[arg-type]
+    return source_at(data, size=size, fit=fit, channels=channels)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Tensors, Update, Weights
@@ -89,7 +90,9 @@ def _gradient(
     model: nn.Module, parameters: Tensors, state: Tensors, masks: Tensors, batch: Batch, moment: GradientMoment | None
 ) -> Tensors:
     def loss(parameters: Tensors, images: Tensor, labels: Tensor, masks: Tensors) -> Tensor:
-        return cross_entropy(functional_call(model, {**parameters, **state, **masks}, (images,)), labels)
+        # The fused kernels of attention have no second derivative, which an attacker needs.
+        with sdpa_kernel(SDPBackend.MATH):
+            return cross_entropy(functional_call(model, {**parameters, **state, **masks}, (images,)), labels)
 
     if moment is None:
         return grad(loss)(dict(parameters), batch.images, batch.labels, masks)
