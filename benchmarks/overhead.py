@@ -60,7 +60,7 @@ class Floor:
 def matching(case: Scene, tv: float) -> Matching:
     """The engine's problem on one update whose label is known as a class, as the floor knows it."""
     hard = nn.functional.one_hot(case.labels, case.classes).float()
-    return Matching(Cosine(), TotalVariation(tv), Box(), case.seen, hard)
+    return Matching(case.seen, hard, Cosine(), TotalVariation(tv), Box())
 
 
 def disagreement(case: Scene, image: Tensor) -> float:
