@@ -1,13 +1,19 @@
-"""``python -m benchmarks``: our recipes against the textbook loop. Prints ratios; see benchmarks/README.md."""
+"""``python -m benchmarks``: all parts briefly. With arguments: our recipes against the textbook loop, or another part.
+
+Prints ratios; see benchmarks/README.md.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from benchmarks.scenes import NAMES, SETS, Scene, scene
+from benchmarks import contested, deep, memory
+from benchmarks.scenes import Scene, available, scene
 from benchmarks.textbook import textbook
 from medpfl.attacks import CPL, DLG, iDLG
 from medpfl.attacks.labels import LastLayer
@@ -22,20 +28,61 @@ RECIPES = {
 }
 
 
-def main() -> None:
-    """Runs the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--images", type=int, default=16, help="images of each set, for each draw of weights")
+PARTS = {"contested": contested, "deep": deep, "memory": memory}
+QUICK = {
+    "recipes": (4.0, "--images 8 --textbook 1"),
+    "deep": (6.0, "--iterations 20 --large 2"),
+    "contested": (8.0, f"--quick --sets {available()[0]}"),
+    "memory": (8.5, "--images 64 640 --steps 2"),
+}
+"""The form that ends in ten minutes: by part, the minute from which no row of it begins, and its arguments."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one part, named first, with its own arguments; the recipes where none is named; all, briefly, with none."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given:
+        quick()
+    elif given[0] in PARTS:
+        PARTS[given[0]].main(given[1:])
+    else:
+        for row in lines(parsed(given[given[0] == "recipes" :])):
+            print(row, flush=True)
+
+
+def quick() -> None:
+    """Every part in a small form. What its time does not allow is left out, and named."""
+    began = time.monotonic()
+    for name, (minutes, arguments) in QUICK.items():
+        print(f"\n== {name} {arguments}", flush=True)
+        part, end = PARTS.get(name, sys.modules[__name__]), began + minutes * 60
+        for row in part.lines(part.parsed(arguments.split()), lambda end=end: time.monotonic() < end):
+            print(row, flush=True)
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of the recipes' part."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, epilog=f"Other parts: {', '.join(PARTS)}; see their --help."
+    )
+    parser.add_argument("--full", action="store_true", help="48 images of each set and 3 draws of the weights")
+    parser.add_argument("--images", type=int, help="images of each set, for each draw of weights (16)")
     parser.add_argument("--textbook", type=int, default=2, help="of these, images that the textbook loop gets too")
-    parser.add_argument("--draws", type=int, default=1, help="draws of the weights")
+    parser.add_argument("--draws", type=int, help="draws of the weights (1)")
     parser.add_argument("--stop", type=float, default=1e-10, help="relative squared distance at which the loop ends")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
-    chosen = parser.parse_args()
-    sets = [name for name in NAMES if (SETS / name).is_dir()] or ["samples"]
-    print("set         recipe  images  zero  ASR [95 %]          SSIM   evals  s/image | textbook: ASR   evals  ratio")
-    for name in sets:
+    chosen = parser.parse_args(arguments)
+    chosen.images = chosen.images or (48 if chosen.full else 16)
+    chosen.draws = chosen.draws or (3 if chosen.full else 1)
+    return chosen
+
+
+def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
+    """The recipes' table; a row is left out, and named, once `go_on` says no."""
+    yield "set         recipe  images  zero  ASR [95 %]          SSIM   evals  s/image | textbook: ASR   evals  ratio"
+    for name in available():
         for recipe in chosen.recipes:
-            print(line(name, recipe, chosen), flush=True)
+            yield line(name, recipe, chosen) if go_on() else f"{name:<12}{recipe:<8}not run: time is up"
 
 
 def line(name: str, recipe: str, chosen: argparse.Namespace) -> str:

@@ -1,7 +1,8 @@
 """Real images, models and gradients that everyone gets alike.
 
-Images of a set are split by the row of its ``index.csv``: rows with an even number (from 0) served to tune the
-attacks, rows with an odd number are the ones reported here.
+Images of a set are split by the row of its ``index.csv``: rows with an even number (from 0) serve to tune the
+attacks, rows with an odd number are the ones reported. The embedded samples, which stand in where a machine has
+no sets, are too few to be split.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.core.roles import Defense
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Batch, Observation, Weights
 from medpfl.data.folder import ImageFolder
@@ -26,56 +29,104 @@ from medpfl.models import LeNet
 
 SETS = Path(__file__).resolve().parents[2] / "shared" / "data"
 NAMES = ("brain_mri", "covid_xray", "melanoma")
+REPORTED, TUNED = 100, 500
+"""Seeds of the weights count up from here, where results are reported and where attacks are tuned."""
+
+
+def available() -> list[str]:
+    """The sets that this machine has, or else the embedded samples."""
+    return [name for name in NAMES if (SETS / name).is_dir()] or ["samples"]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One draw of weights, and V single-image gradients under it; updates that are zero are left out."""
+    """One draw of weights, and V updates under it; updates that are zero are left out.
+
+    Attributes:
+        network: the model with its weights, in the client's mode.
+        batches: (V, N, C, H, W) the private images.
+        labels: (V, N).
+        seen: what the attacks get.
+        classes: K.
+        zero: updates that were left out.
+        plan: of the client.
+    """
 
     network: nn.Module
-    truths: Tensor
+    batches: Tensor
     labels: Tensor
     seen: Observation
     classes: int
     zero: int
+    plan: Plan
+
+    @property
+    def truths(self) -> Tensor:
+        """(V, C, H, W) the first image of each update: all there is where an update is of one image."""
+        return self.batches[:, 0]
 
 
-def held_out(name: str, count: int, size: int) -> tuple[Tensor, Tensor, int]:
-    """Images (count, 3, size, size) of odd rows, even over classes, their labels, and the number of classes."""
+def held_out(name: str, count: int, size: int, tune: bool = False) -> tuple[Tensor, Tensor, int]:
+    """Images (count, 3, size, size) of odd rows, even over classes, their labels, and the number of classes.
+
+    With `tune`, of even rows. Fewer images where a class has not enough.
+    """
     if name == "samples":
-        data, odd = Samples(size=size, channels=3).load(), None
+        data, own_rows = Samples(size=size, channels=3).load(), None
     else:
         data = ImageFolder(SETS / name, size=size, channels=3).load()
         with (SETS / name / "index.csv").open() as file:
-            odd = {row["file"] for i, row in enumerate(csv.DictReader(file)) if i % 2}
+            own_rows = {row["file"] for i, row in enumerate(csv.DictReader(file)) if i % 2 != tune}
     chosen: list[int] = []
     classes = len(data.classes)
     for label in range(classes):
-        own = [i for i in (data.labels == label).nonzero()[:, 0].tolist() if odd is None or data.names[i] in odd]
+        own = [i for i in (data.labels == label).nonzero()[:, 0].tolist() if not own_rows or data.names[i] in own_rows]
         share = count // classes + (label < count % classes)
-        chosen += own[:: max(len(own) // share, 1)][:share]
+        chosen += own[:: max(len(own) // max(share, 1), 1)][:share]
     return data.images[chosen], data.labels[chosen], classes
 
 
-def scene(name: str, variant: str, count: int, seed: int, size: int = 32) -> Scene:
-    """The gradients of `count` images under one draw of a LeNet's weights."""
-    images, labels, classes = held_out(name, count, size)
-    network = LeNet(variant).build(tuple(images.shape[1:]), classes, seed)  # type: ignore[arg-type]
-    plan, weights = Plan(), Weights.of(network)
-    ready = prepare(network, plan)
+def dealt(images: Tensor, labels: Tensor, batch: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Whole batches (V, batch, C, H, W) and their labels (V, batch) from images (M, C, H, W), shuffled."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    order = order[: len(order) // batch * batch].view(-1, batch)
+    return images[order], labels[order]
+
+
+def play(
+    network: nn.Module,
+    batches: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    plan: Plan | None = None,
+    defense: Defense | None = None,
+    threat: ThreatModel | None = None,
+) -> Scene:
+    """The updates of batches (V, N, C, H, W) with labels (V, N) under a network's weights.
+
+    One gradient of one image, no defense and no grant where nothing else is said.
+
+    Raises:
+        InputError: every update is zero.
+    """
+    plan, defense, threat = plan or Plan(), defense or NoDefense(), threat or ThreatModel()
+    ready, weights = prepare(network, plan), Weights.of(network)
     rounds = [
-        client_round(ready, weights, Batch(x[None], y[None]), plan, NoDefense(), {}, torch.Generator())
-        for x, y in zip(images, labels, strict=True)
+        client_round(ready, weights, Batch(x, y), plan, defense, {}, torch.Generator().manual_seed(i))
+        for i, (x, y) in enumerate(zip(batches, labels, strict=True))
     ]
     alive = [i for i, r in enumerate(rounds) if r.raw.norm() > 0]
-    seen = observe(
-        ready,
-        weights,
-        plan,
-        [rounds[i] for i in alive],
-        ThreatModel(),
-        defense=NoDefense(),
-        image_shape=tuple(images.shape[1:]),
-        num_classes=classes,
-    )
-    return Scene(network, images[alive], labels[alive], seen, classes, len(rounds) - len(alive))
+    if not alive:
+        raise InputError(f"all {len(rounds)} updates are zero: nothing to attack; take other images or weights")
+    shape = tuple(batches.shape[2:])
+    sent = [rounds[i] for i in alive]
+    seen = observe(ready, weights, plan, sent, threat, defense=defense, image_shape=shape, num_classes=classes)
+    return Scene(network, batches[alive], labels[alive], seen, classes, len(rounds) - len(alive), plan)
+
+
+def scene(name: str, variant: str, count: int, seed: int, size: int = 32, tune: bool = False) -> Scene:
+    """The gradients of `count` images, one by one, under one draw of a LeNet's weights."""
+    images, labels, classes = held_out(name, count, size, tune)
+    network = LeNet(variant).build(tuple(images.shape[1:]), classes, seed)  # type: ignore[arg-type]
+    return play(network, images[:, None], labels[:, None], classes)

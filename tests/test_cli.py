@@ -131,7 +131,14 @@ def test_repeated_options_keep_their_order(run, folder, tmp_path):
     composed = [f"LaplaceNoise(scale={s}) | GaussianNoise(scale=0.5)" for s in (0.1, 0.2)]
     defenses = ["NoDefense()", "GaussianNoise(scale=0.01)", *composed]
     assert cells == [(a, d) for d in defenses for a in ("DLG(steps=2)", "iDLG(steps=2)")]
-    assert rows_of(out)[0]["grants"] == ["labels", "defense"]
+    assert rows_of(out)[-1]["grants"] == ["labels", "defense"]
+
+
+def test_a_defense_is_known_unless_that_is_withheld(run, folder, tmp_path):
+    words = ["audit", folder, *TINY, "--defense", "LaplaceNoise(scale=50.0)", "--grant", "labels"]
+    for name, more, grants in (("a", [], ["labels", "defense"]), ("b", ["--naive"], ["labels"])):
+        assert run(*words, *more, "--out", tmp_path / "runs" / name)[0] == 0
+        assert rows_of(tmp_path / "runs" / name)[-1]["grants"] == grants
 
 
 def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
@@ -139,7 +146,7 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
     got = {}
 
     class Empty:
-        summary, settings, pages = (), {}, ()
+        summary, settings, pages, classes = (), {}, (), ()
 
         def verdict(self):
             return ("a", "b")
@@ -154,15 +161,44 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
         "weight_decay": 0.125, "mode": "eval",
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (given | plan).items()]
-    lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels"]
+    lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--naive", "--sends", "buffers"]
     assert run("audit", "place", *words, *lists, "--out", tmp_path / "o", "--force", "--quiet")[0] == 0
+    assert got["plan"].sends == ("buffers",)
     assert got.pop("plan").__dict__.items() >= plan.items()
     assert got.pop("threat").grants == ("labels",)
     assert got == given | {
         "data": "place", "attacks": ["A", "B"], "defenses": ["C"], "out": str(tmp_path / "o"), "force": True,
-        "progress": False,
+        "progress": False, "naive": True,
     }  # fmt: skip
-    assert {*given, *plan, "data", "attack", "defense", "grant"} == set(Experiment.model_fields), "none forgotten"
+    assert {*given, *plan, "data", "attack", "defense", "grant", "naive", "sends"} == set(Experiment.model_fields), (
+        "none forgotten"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "sends"),
+    [
+        ([], ("num_samples", "buffers")),
+        (["--sends=num_samples"], ("num_samples",)),
+        (["--sends", "buffers", "--sends", "num_samples"], ("buffers", "num_samples")),
+        (["--sends", "nothing"], ()),
+    ],
+)
+def test_what_travels_beside_the_update(run, folder, tmp_path, words, sends):
+    from medpfl import Plan
+
+    out = tmp_path / "runs" / "a"
+    assert run("audit", folder, *TINY, *words, "--out", out)[0] == 0
+    assert {row["plan"] for row in rows_of(out)} == {repr(Plan(sends=sends))}
+    text = run("audit", folder, *TINY, *words, "--print-config")[1]
+    assert yaml.safe_load(text)["sends"] == list(sends)
+
+
+def test_something_else_beside_the_update(refused, folder):
+    err = refused("audit", folder, *TINY, "--sends", "labels")
+    assert "--sends" in err
+    assert "num_samples, buffers" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_the_default_is_all_four_attacks_of_the_paper_on_the_samples():
@@ -222,8 +258,24 @@ def test_a_printed_config_is_accepted(run, folder, tmp_path):
     ],
 )
 def test_a_yaml_file_that_is_wrong(refused, tmp_path, text, message):
-    (tmp_path / "wrong.yaml").write_text(text)
-    assert message in refused("audit", "--config", tmp_path / "wrong.yaml")
+    wrong, right = tmp_path / "wrong.yaml", tmp_path / "right.yaml"
+    wrong.write_text(text)
+    right.write_text("seed: 3\n")
+    err = refused("audit", "--config", wrong)
+    assert message in err
+    assert f"in '{wrong}': " in err
+    err = refused("audit", "--config", right, f"--config={wrong}", "--seed", "4")
+    assert f"'{wrong}': " in err
+    assert message in err
+
+
+def test_a_yaml_file_is_not_blamed_for_an_option(refused, tmp_path):
+    right = tmp_path / "right.yaml"
+    right.write_text("images: 3\n")
+    for words, message in ((["--images", "0"], "--images is 0"), (["--imagse", "3"], "there is no option '--imagse'")):
+        err = refused("audit", "--config", right, *words)
+        assert message in err
+        assert "right.yaml" not in err
 
 
 def test_no_yaml_file(refused, tmp_path):
@@ -476,6 +528,17 @@ def test_no_folder_and_no_class_folders(refused, tmp_path):
     assert "is a file, but no record of an update" in refused("audit", tmp_path / "loose" / "1.png", *TINY)
 
 
+def test_run_directories_are_no_class_folders(run, refused, folder, tmp_path):
+    runs = tmp_path / "runs"
+    assert run("audit", folder, *TINY, "--out", runs / "a")[0] == 0
+    for data in (runs, runs / "a", f"ImageFolder('{runs}')"):
+        err = refused("audit", data, *TINY)
+        assert f"'{runs}/a' is the run directory of an audit" in err
+        assert f"medpfl report {runs}/a" in err
+    (runs / "a").rename(folder / "a")
+    assert "is the run directory of an audit" in refused("audit", folder, *TINY)
+
+
 # --- models and weights that are bad --------------------------------------------------------------------------
 
 
@@ -601,7 +664,8 @@ def test_a_record_that_does_not_fit(refused, record, folder):
     assert "--truth names the folder of the images" in refused("audit", record, *words)
     assert "made from 1 images, --truth holds 10" in refused("audit", record, *words, "--truth", folder)
     assert "cannot open the folder" in refused("audit", record, *words, "--truth", "/nowhere/at/all")
-    assert "leave out --defense" in refused("audit", record, *words, "--truth", truth, "--defense", "LaplaceNoise")
+    two = ["--defense", "LaplaceNoise", "--defense", "GaussianNoise"]
+    assert "give the one that its client used" in refused("audit", record, *words, "--truth", truth, *two)
     err = refused("audit", record, "--model", "LeNet('dlg')", *words[2:], "--truth", truth)
     assert "the record does not fit the model:" in err
     assert "6.weight: in the model, not in the record" in err

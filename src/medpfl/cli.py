@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
 from medpfl.core.threat import GRANTS
-from medpfl.options import COMMANDS, ROLES, option_of, parser_of, plain, spelled
+from medpfl.options import COMMANDS, ROLES, files_of, option_of, parser_of, plain, spelled
 
 __all__ = ["main"]
 
@@ -56,22 +56,38 @@ def _run(words: list[str]) -> int:
     try:
         given = parser.parse_args(spelled(words))
     except ArgumentError as error:
-        raise InputError(f"{plain(str(error))}; 'medpfl {words[0]} --help' names the options") from None
+        where = _in_file(words)
+        raise InputError(f"{where}{plain(str(error))}; 'medpfl {words[0]} --help' names the options") from None
     if given.subcommand is None:
         parser.print_help()
         return _BAD_INPUT
-    commands = {"audit": _audit, "demo": _demo, "list": _list, "report": _report}
+    if given.subcommand == "audit":
+        return _audit(given.audit, words)
+    commands = {"demo": _demo, "list": _list, "report": _report}
     return commands[given.subcommand](given[given.subcommand])
 
 
-def _audit(given: Namespace) -> int:
+def _in_file(words: list[str]) -> str:
+    """Which YAML file is wrong, if one of them is."""
+    for path in files_of(words):
+        try:
+            parser_of().parse_args([words[0], "--config", path])
+        except ArgumentError:
+            return f"in '{path}': "
+    return ""
+
+
+def _audit(given: Namespace, words: list[str]) -> int:
     options = {k: v for k, v in given.as_dict().items() if k in Experiment.model_fields}
     try:
         experiment = Experiment(**options)
     except ValidationError as error:
         wrong = error.errors()[0]
         option = option_of(".".join(map(str, wrong["loc"])))
-        raise InputError(f"{option} is {wrong['input']!r}: {wrong['msg'].lower()}") from None
+        typed = any(word.partition("=")[0] == option for word in spelled(words))
+        files = [] if typed else files_of(words)
+        where = f"in {' or '.join(map(repr, files))}: " if files else ""
+        raise InputError(f"{where}{option} is {wrong['input']!r}: {wrong['msg'].lower()}") from None
     return _perform(experiment, given)
 
 
@@ -127,6 +143,10 @@ def _print(report: Any, quiet: bool) -> None:
         console.print(terminal_table(report.summary))
         for note in report.settings.get("notes", []):
             console.print(note, style="dim")
+    if report.classes and console.is_terminal and not quiet:
+        # Not into a file that the output goes to: a class folder may be named for a patient.
+        names = ", ".join(f"class {i}: {name}" for i, name in enumerate(report.classes))
+        console.print(names, style="dim", markup=False, highlight=False, soft_wrap=True)
     for sentence in report.verdict():
         console.print(sentence, soft_wrap=True)
     if not report.pages and not quiet:

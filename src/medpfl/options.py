@@ -11,10 +11,12 @@ from jsonargparse import SUPPRESS, ArgumentParser
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
 
-__all__ = ["COMMANDS", "ROLES", "option_of", "parser_of", "plain", "spelled"]
+__all__ = ["COMMANDS", "ROLES", "files_of", "option_of", "parser_of", "plain", "spelled"]
 
 ROLES = ("attacks", "defenses", "models", "metrics", "data")
-_REPEATED = ("--attack", "--defense", "--grant")
+_REPEATED = ("--attack", "--defense", "--grant", "--sends")
+_NONE = ("--sends", "nothing")
+"""The word for a list without members."""
 COMMANDS = {
     "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
     "demo": "audit the embedded samples, offline",
@@ -69,8 +71,15 @@ def spelled(words: list[str]) -> list[str]:
         elif name == "--config":
             files += [name, value if equals else words.pop(0)]  # what is said after a file overrides it
         else:
-            lists.setdefault(name, []).append(value if equals else words.pop(0))
+            value = value if equals else words.pop(0)
+            lists.setdefault(name, []).extend([] if (name, value) == _NONE else [value])
     return plain[:1] + files + plain[1:] + [f"{name}={json.dumps(values)}" for name, values in lists.items()]
+
+
+def files_of(words: list[str]) -> list[str]:
+    """The files that ``--config`` names."""
+    said = spelled(words)
+    return [said[i + 1] for i, word in enumerate(said) if word == "--config"]
 
 
 def parser_of() -> ArgumentParser:
@@ -111,7 +120,8 @@ def _audit_parser() -> ArgumentParser:
         # Without a word for it, a positional argument would put its default in place of what --config says.
         extra: dict[str, Any] = {"nargs": "?", "default": SUPPRESS} if name == "data" else {"default": default}
         text = f"{field.description} (default: {default})" if name == "data" else field.description
-        parser.add_argument(option, type=field.annotation, help=text, **extra)
+        kind: dict[str, Any] = {"action": "store_true"} if field.annotation is bool else {"type": field.annotation}
+        parser.add_argument(option, help=text, **kind, **extra)
     _add_run_options(parser)
     return parser
 

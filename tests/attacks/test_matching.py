@@ -3,12 +3,11 @@ import torch
 from scenes import scene, smooth, tiny
 
 from medpfl.attacks import problem as problem_module
-from medpfl.attacks.constraints import Free
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.objectives import Cosine, SquaredDistance
 from medpfl.attacks.optimizers import SignedAdam
-from medpfl.attacks.priors import NoPrior, TotalVariation, WarmUp
+from medpfl.attacks.priors import NoPrior, TotalVariation
 from medpfl.attacks.problem import Matching
 from medpfl.attacks.starts import Normal
 from medpfl.core.errors import InputError
@@ -23,7 +22,7 @@ LABELS = torch.tensor([[0], [2]])
 
 def problems(seen, labels, objective=None, prior=None):
     vectors = None if labels is None else torch.nn.functional.one_hot(labels, seen.num_classes).to(seen_dtype(seen))
-    return Matching(objective or SquaredDistance(), prior or NoPrior(), Free(), seen, vectors)
+    return Matching(seen, vectors, objective or SquaredDistance(), prior or NoPrior())
 
 
 def seen_dtype(seen):
@@ -81,7 +80,7 @@ def test_gradient_is_that_of_plain_double_backward(plan, labels):
             target = torch.nn.functional.one_hot(labels[v], 3).double()
         elif plan.steps == 1:
             scale = seen.views[0].update.tensors[list(seen.views[0].update.tensors)[-1]][v].abs().max()
-            target = scale * (free - free.mean())[None]
+            target = problem_module.LABEL_UNIT * scale * (free - free.mean())[None]
         else:
             target = free.softmax(0)[None]
         old = [p.detach() for p in network.parameters()]
@@ -141,9 +140,9 @@ def test_the_known_part_of_a_channel_is_applied_to_the_guess():
 def test_a_granted_channel_reaches_the_objective():
     images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
     seen = scene(tiny(), images, label, Plan(), threat=ThreatModel(("defense",)), defense=GaussianNoise(0.01))
-    known = problem_module._known(seen, label)["views"][0]
-    assert known["precision"]["0.weight"].shape == (2, 6, 1, 3, 3)
-    assert torch.allclose(known["precision"]["0.bias"], torch.tensor(1e4))
+    weight = problems(seen, label).known["targets"][0]["weight"]
+    assert weight["0.weight"].shape == (2, 6, 1, 3, 3)
+    assert torch.allclose(weight["0.weight"][0, 0, 0, 0, 0], weight["3.weight"][0, 0, 0])
     guess = GradientMatching(steps=5)(seen, torch.Generator().manual_seed(0))
     assert guess.loss.isfinite().all()
 
@@ -161,7 +160,7 @@ def test_granted_order_is_used():
 def test_the_least_objective_wins_and_candidates_are_in_its_order():
     images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
     seen = scene(tiny(), images, label, Plan())
-    attack = GradientMatching(restarts=4, steps=200, start=Normal(0.5, 0.1), warmup=WarmUp((), ()), enough=0)
+    attack = GradientMatching(restarts=4, steps=200, start=Normal(0.5, 0.1), warmup=(), enough=0)
     guess = attack(seen, torch.Generator().manual_seed(0))
     values = [problems(seen, label).evaluate(guess.candidates[:, r].flatten(1), torch.arange(2))[0] for r in range(4)]
     assert guess.candidates.shape == (2, 4, 1, 1, 12, 12)
@@ -214,4 +213,46 @@ def test_an_update_whose_squares_vanish_is_read_back_all_the_same():
     faint = view.update.replace({k: 1e-26 * t for k, t in view.update.tensors.items()})
     low = Observation(seen.model, (View(view.weights, view.plans, faint),), (1, 12, 12), 3)
     guess = GradientMatching(steps=300)(low, torch.Generator().manual_seed(0))
+    assert ((guess.guesses - images).square().flatten(1).mean(1) < 1e-3).all()
+
+
+def test_the_last_layer_alone_is_matched_by_its_own_update_and_no_other():
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    seen = scene(tiny(), images, label, Plan())
+    whole = problems(seen, label, SquaredDistance("none"))
+    head = whole.head_only()
+    assert sorted(head.known["targets"][0]["sent"]) == ["3.bias", "3.weight"]
+    assert whole.told_by_head()
+    z = torch.rand(2, 144)
+    spoiled = {k: (t if k.startswith("3") else torch.randn(t.shape)) for k, t in seen.views[0].update.tensors.items()}
+    view = seen.views[0]
+    other = Observation(seen.model, (View(view.weights, view.plans, view.update.replace(spoiled)),), (1, 12, 12), 3)
+    same = problems(other, label, SquaredDistance("none")).head_only()
+    rows = torch.arange(2)
+    assert torch.allclose(head.evaluate(z, rows)[1], same.evaluate(z, rows)[1], rtol=1e-4, atol=1e-9)
+    assert head.evaluate(images.flatten(1), rows)[0].max() < 1e-10
+
+
+def test_what_was_mixed_has_no_last_layer_of_its_own():
+    images, label = smooth(2).view(1, 2, 1, 12, 12), torch.tensor([[1, 0]])
+    local = scene(tiny(), images, label, Plan(algorithm="FedAvg", batch_size=1, local_images=2))
+    noisy = scene(
+        tiny(), images[:, :1], label[:, :1], Plan(), threat=ThreatModel(("defense",)), defense=GaussianNoise(1)
+    )
+    for seen in (local, noisy):
+        assert problems(seen, label[:, : seen.num_images]).head_only() is None
+
+
+def test_an_update_that_rounding_has_spoiled_is_read_from_the_rows_that_are_exact():
+    """A model so sure of its label that p - 1 is exactly 0 in float32: the last layer's other rows are left."""
+    network = tiny()
+    with torch.no_grad():
+        network[-1].bias += torch.tensor([0.0, 40.0, 0.0])
+    images, label = smooth(3).view(3, 1, 1, 12, 12), torch.tensor([[1], [1], [1]])
+    seen = scene(network, images, label, Plan())
+    bias = seen.views[0].update.tensors["3.bias"]
+    assert (bias[:, 1] == 0).all()
+    assert (bias.norm(dim=1) > 0).all()
+    guess = GradientMatching(steps=300)(seen, torch.Generator().manual_seed(0))
+    assert torch.equal(guess.labels, label)
     assert ((guess.guesses - images).square().flatten(1).mean(1) < 1e-3).all()

@@ -10,7 +10,7 @@ from audit_cases import Answers, draw_folder, plain, some_images, tiny
 from torch import nn
 
 from medpfl import Defense, InputError, Plan, ThreatModel, Update, audit
-from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, UNDEFENDED
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RANDOM_UPDATE, UNDEFENDED
 from medpfl.data import ImageFolder, Samples
 
 
@@ -111,8 +111,9 @@ def test_every_grant_is_passed_on_and_printed(folder, grants):
     threat = ThreatModel(grants)
     plan = Plan("FedAvg", batch_size=1, local_images=2, epochs=2)
     report = tiny(
-        folder, model=Net(), attacks=[attack, "iDLG(steps=2)"], defenses=["LaplaceNoise"], threat=threat, plan=plan
-    )
+        folder, model=Net(), attacks=[attack, "iDLG(steps=2)"], defenses=["LaplaceNoise"], threat=threat, plan=plan,
+        naive="defense" not in grants,
+    )  # fmt: skip
     seen = attack.kept[-1]
     given = {
         "labels": seen.labels is not None,
@@ -122,8 +123,37 @@ def test_every_grant_is_passed_on_and_printed(folder, grants):
         "auxiliary": seen.auxiliary is not None,
     }
     assert given == {name: name in grants for name in given}
-    assert {row.grants for row in report.rows} == {grants}
+    bare = tuple(g for g in grants if g != "defense")
+    assert {row.grants for row in report.rows if row.defense == UNDEFENDED} == {bare}
+    assert {row.grants for row in report.rows if row.defense != UNDEFENDED} == {grants}
     assert report.settings["grants"] == list(grants)
+
+
+def test_a_defense_is_judged_by_attacks_that_know_it_unless_that_is_withheld(folder):
+    for naive, known in ((False, True), (True, False)):
+        attack = Answers()
+        report = tiny(folder, attacks=[attack, "iDLG(steps=40)"], defenses=["LaplaceNoise(scale=50.0)"], naive=naive)
+        of_random, of_control, of_defense = (seen.views[0].channel for seen in attack.kept)
+        assert (of_random, of_control) == (None, None), "there is no defense to know"
+        assert (of_defense is not None) is known
+        assert report.settings["grants"] == (["defense"] if known else [])
+        cell = report.summary[-1]
+        assert ("naive-attack" in cell["flags"]) is naive
+        assert cell["verdict"] == (INCONCLUSIVE if naive else NO_LEAK)
+        assert ("these attacks were not told of the defense" in str(report)) is naive
+
+
+def test_without_a_defense_there_is_none_to_know(folder):
+    attack = Answers()
+    report = tiny(folder, attacks=[attack], defenses=["NoDefense()"])
+    assert report.settings["grants"] == []
+    assert {row.grants for row in report.rows} == {()}
+    assert [seen.views[0].channel for seen in attack.kept] == [None, None]
+
+
+def test_a_grant_that_is_withheld_too(folder):
+    with pytest.raises(InputError, match="naive withholds what the grant 'defense' gives"):
+        tiny(folder, defenses=["LaplaceNoise"], threat=ThreatModel(("defense",)), naive=True)
 
 
 def test_granted_labels_are_right_and_used(folder):
@@ -179,6 +209,21 @@ def test_draws_attack_the_same_images_under_other_weights(folder):
     weights = [next(iter(seen.views[0].weights.parameters.values())) for seen in attack.kept[1:]]
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
+
+
+def test_draws_of_a_model_that_loads_its_own_weights_are_refused(folder, tmp_path, monkeypatch):
+    """They would count one draw several times."""
+    monkeypatch.setattr("medpfl.auditing.play.Player.__call__", lambda *_: pytest.fail("work was done"))
+    torch.save(nn.Linear(256, 2).state_dict(), tmp_path / "own.pt")
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make():\n"
+        "    last = nn.Linear(256, 2)\n"
+        f"    last.load_state_dict(torch.load({str(tmp_path / 'own.pt')!r}))\n"
+        "    return nn.Sequential(nn.Flatten(), last)\n"
+    )
+    with pytest.raises(InputError, match=r"2 draws .* but two draws of this model have the same"):
+        tiny(folder, model=f"{tmp_path}/net.py:make", draws=2)
 
 
 @pytest.mark.parametrize("partition", ["IID(clients=3)", "Dirichlet(alpha=0.5, clients=3)"])
@@ -455,7 +500,7 @@ def test_networks_that_cannot_be_audited(folder):
         (Net(1), "the model has 1 outputs for 2 classes"),
         (Infinite(), "outputs are not finite"),
         (Raises(), r"does not take images of shape \(1, 1, 16, 16\): 'layer'"),
-        (RaisesLater(), "the update of this model cannot be computed: not twice"),
+        (RaisesLater(), "cannot be computed, because of the forward method of RaisesLater: not twice"),
         (nn.Sequential(nn.Flatten(), nn.Linear(99, 2)), r"does not take images of shape \(1, 1, 16, 16\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(256, 2).double()), "does not take images"),
         (bad, "'last.bias' holds values that are not finite"),

@@ -18,13 +18,16 @@ from medpfl.data import ImageFolder
 from medpfl.models import LeNet
 
 MARK = "Zyxwvut"
-"""In file names, folders inside class folders, patient ids, other columns, image metadata and paths."""
+"""In names of files, of class folders and of folders inside them, patient ids, other columns, metadata and paths."""
+
+CLASSES = f"{MARK}-Anna", f"{MARK}-Bert"
+"""A folder for each patient: a mistake that people make."""
 
 
 @pytest.fixture
 def marked(tmp_path: Path) -> Path:
-    """Class folders in which everything but the classes is marked; four files cannot be read."""
-    root = draw_folder(tmp_path / f"{MARK}-hospital" / f"{MARK}-set", {"benign": 3, "malignant": 3})
+    """Class folders in which everything is marked; four files cannot be read."""
+    root = draw_folder(tmp_path / f"{MARK}-hospital" / f"{MARK}-set", dict.fromkeys(CLASSES, 3))
     lines = ["file,patient_id,name,note"]
     for i, path in enumerate(sorted(root.rglob("*.png"))):
         inside = path.parent / f"{MARK}-ward" if i % 2 else path.parent
@@ -37,11 +40,11 @@ def marked(tmp_path: Path) -> Path:
         file = (inside / f"{MARK}-{i}.png").relative_to(root).as_posix()
         lines.append(f"{file},{MARK}-patient-{i // 2},{MARK} Doe,{MARK} note")
     (root / "index.csv").write_text("\n".join(lines))
-    (root / "benign" / f"{MARK}-junk.png").write_bytes(b"no picture")
-    (root / "benign" / f"{MARK}-empty.png").write_bytes(b"")
+    (root / CLASSES[0] / f"{MARK}-junk.png").write_bytes(b"no picture")
+    (root / CLASSES[0] / f"{MARK}-empty.png").write_bytes(b"")
     whole = next(root.rglob(f"{MARK}-0.png")).read_bytes()
-    (root / "benign" / f"{MARK}-cut.png").write_bytes(whole[:-60])
-    (root / "malignant" / f"{MARK}-dead.png").symlink_to("nowhere")
+    (root / CLASSES[0] / f"{MARK}-cut.png").write_bytes(whole[:-60])
+    (root / CLASSES[1] / f"{MARK}-dead.png").symlink_to("nowhere")
     return root
 
 
@@ -75,11 +78,26 @@ def test_an_audit_of_a_folder(marked, tmp_path, capsys):
     out = tmp_path / "runs" / "a"
     assert main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]) == 0
     content = check(out)
-    assert b"benign" in content, "class names are labels and do appear"
+    assert b"class 0: 3" in content, "classes are numbers"
+    classes = json.loads((out.parent / "medpfl-key.json").read_text())["classes"]
+    assert classes == {json.loads((out / "run.json").read_text())["identity"]["pixels"]: list(CLASSES)}
     shown = capsys.readouterr()
     assert "4 files could not be read" in shown.err
     assert shown.err.count(MARK) >= 4, "the terminal does name them"
-    assert MARK not in shown.out
+    assert MARK not in shown.out, "which may go to a file"
+
+
+def test_a_terminal_names_the_classes(marked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = tmp_path / "runs" / "a"
+    names = f"class 0: {CLASSES[0]}, class 1: {CLASSES[1]}"
+    assert main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]) == 0
+    assert names in capsys.readouterr().out
+    assert main(["report", str(out)]) == 0
+    assert names in capsys.readouterr().out, "from the key"
+    (out.parent / "medpfl-key.json").unlink()
+    assert main(["report", str(out)]) == 0
+    assert MARK not in capsys.readouterr().out
 
 
 def test_every_kind_of_file_was_searched(marked, tmp_path, capsys):
@@ -142,14 +160,14 @@ def test_an_interrupted_and_a_failed_audit(marked, tmp_path, capsys, monkeypatch
 
 
 def test_a_record(marked, tmp_path):
-    """A record holds no name; its own path and its truth's are written nowhere."""
+    """A record holds the names that its client states; the audit of it writes none."""
     data = ImageFolder(marked, size=16).load()
     network = LeNet("idlg").build(data.shape, 2, seed=0)
     weights, plan = Weights.of(network), Plan(batch_size=len(data))
     sent = local_update(prepare(network, plan), Batch(data.images, data.labels), plan, weights)
     record = tmp_path / f"{MARK}-record"
     sent.save(record, plan, weights, image_shape=data.shape, classes=data.classes)
-    assert MARK.encode() not in record.read_bytes()
+    assert record.read_bytes().count(MARK.encode()) == len(CLASSES)
     out = tmp_path / "runs" / "a"
     audit("LeNet('idlg')", record, truth=marked, attacks=["iDLG(steps=3)"], out=out)
     reread(out)

@@ -23,7 +23,9 @@ CLASSES = ("benign", "malignant")
 FEDAVG = Plan("FedAvg", batch_size=2, local_images=4, epochs=2)
 
 
-def make(tmp_path: Path, plan: Plan, *, defense=None, model=None, classes=CLASSES, seed=0, **context):
+def make(
+    tmp_path: Path, plan: Plan, *, defense=None, model=None, classes=CLASSES, seed=0, defense_spec=None, **context
+):
     """A client's record and the folder of its images."""
     truth = draw_folder(tmp_path / "truth", COUNTS[plan.images], seed=seed)
     data = ImageFolder(truth, size=16).load()
@@ -33,7 +35,7 @@ def make(tmp_path: Path, plan: Plan, *, defense=None, model=None, classes=CLASSE
     played = client_round(
         ready, weights, Batch(data.images, labels), plan, defense or NoDefense(), {}, torch.Generator().manual_seed(5)
     )
-    context = {"image_shape": data.shape, "classes": classes, **context}
+    context = {"image_shape": data.shape, "classes": classes, "defense": defense_spec, **context}
     played.sent.save(tmp_path / "client.record", plan, weights, **context)
     return tmp_path / "client.record", truth
 
@@ -139,6 +141,101 @@ def test_what_the_truth_does_not_give_is_a_mismatch_and_no_verdict(tmp_path, wro
     assert "record-mismatch" in cells[RECORDED]["flags"]
     if wrong is not wrong_plan:  # there the guess may still be right
         assert cells[RECORDED]["verdict"] == INCONCLUSIVE, "never 'no leak found'"
+
+
+# --- the defense of the client --------------------------------------------------------------------------------
+
+
+NOISE = LaplaceNoise(0.5)
+
+
+def stated(tmp_path, used=NOISE, spec=None):
+    return make(tmp_path, Plan(), defense=used, defense_spec=spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [
+        (repr(NOISE), {}),
+        (None, {"defenses": [repr(NOISE)]}),
+        ("LaplaceNoise(scale=99.0)", {"defenses": [NOISE]}),
+    ],
+)
+def test_a_stated_defense_is_no_mismatch_and_known(tmp_path, spec, options):
+    attack = Answers()
+    report = look(*stated(tmp_path, spec=spec), attacks=[attack, "iDLG(steps=60)"], **options)
+    assert list(by_defense(report)) == [UNDEFENDED, RECORDED]
+    assert report.settings["record"]["defense"] == repr(NOISE)
+    assert report.settings["record"]["difference"] > 1e-2, "noise has another draw here"
+    assert all("record-mismatch" not in cell["flags"] for cell in report.summary)
+    assert report.settings["grants"] == ["defense"]
+    _, bare, recorded = attack.kept
+    assert bare.views[0].channel is None
+    (variance,) = {float(1 / t.flatten()[0]) for t in recorded.views[0].channel.precision.values()}
+    assert variance == pytest.approx(2 * 0.5**2)
+    assert {row.grants for row in report.rows if row.defense == RECORDED} == {("defense",)}
+
+
+def test_a_record_s_defense_can_be_withheld_from_the_attacks(tmp_path):
+    record, truth = stated(tmp_path, LaplaceNoise(50.0), "LaplaceNoise(scale=50.0)")
+    report = look(record, truth, naive=True, attacks=["iDLG(steps=60)"])
+    cell = by_defense(report)[RECORDED]
+    assert "naive-attack" in cell["flags"]
+    assert cell["verdict"] == INCONCLUSIVE
+    assert report.settings["grants"] == []
+
+
+def test_other_images_than_those_behind_the_stated_defense_are_a_mismatch(tmp_path):
+    record, _ = stated(tmp_path, LaplaceNoise(1e-4), "LaplaceNoise(scale=0.0001)")
+    other = draw_folder(tmp_path / "other", COUNTS[1], seed=8)
+    assert "record-mismatch" in by_defense(look(record, other))[RECORDED]["flags"]
+    assert "record-mismatch" not in by_defense(look(record, tmp_path / "truth"))[RECORDED]["flags"]
+
+
+def test_a_record_without_a_defense_has_none_to_know(tmp_path):
+    report = look(*make(tmp_path, Plan()))
+    assert report.settings["grants"] == []
+    assert report.settings["record"]["defense"] == UNDEFENDED
+    assert "naive-attack" not in by_defense(report)[RECORDED]["flags"]
+
+
+def test_the_stated_defense_is_part_of_the_experiment(tmp_path):
+    record, truth = stated(tmp_path, spec=repr(NOISE))
+    look(record, truth, out=tmp_path / "runs" / "a")
+    with pytest.raises(InputError, match=r"another experiment \(other record"):
+        look(record, truth, out=tmp_path / "runs" / "a", defenses=["LaplaceNoise(scale=0.4)"])
+
+
+@pytest.mark.parametrize("spec", ["LaplaceNose(scale=0.5)", "LaplaceNoise(", "LaplaceNoise(scale=-1)"])
+def test_a_stated_defense_that_does_not_exist(tmp_path, spec):
+    record, truth = make(tmp_path, Plan(), defense_spec=spec)
+    with pytest.raises(InputError, match=r"^of the record: .*LaplaceNo.*; --defense states another$"):
+        look(record, truth)
+    assert look(record, truth, defenses=[NOISE]).settings["record"]["defense"] == repr(NOISE)
+
+
+# --- updates that are bad -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attack", ["iDLG(steps=3)", "DLG(steps=3)", "CPL(steps=3)", "GradInv(steps=3)"])
+def test_an_update_of_zeros_is_flagged_and_left_out(tmp_path, attack):
+    record, truth = make(tmp_path, Plan())
+    edit(record, lambda tensors: {k: t * 0 if k.startswith("update/") else t for k, t in tensors.items()})
+    report = look(record, truth, attacks=[attack])
+    cell = by_defense(report)[RECORDED]
+    assert {"zero-gradient", "record-mismatch"} <= set(cell["flags"])
+    assert (cell["images"], cell["verdict"]) == (0, INCONCLUSIVE)
+    assert "the update of every image is exactly zero" in report.verdict()[1]
+
+
+@pytest.mark.parametrize(
+    ("sends", "change"), [(["num_samples"], "buffers"), (["buffers"], "num_samples"), ([], "num_samples")]
+)
+def test_an_update_with_what_the_plan_does_not_send(tmp_path, sends, change):
+    record, truth = make(tmp_path, Plan())
+    edit(record, plan={"sends": sends})
+    with pytest.raises(InputError, match=f"the update holds {change}, but the plan does not send them"):
+        look(record, truth)
 
 
 def test_on_disk_resumed_and_read_again(tmp_path):
@@ -311,8 +408,8 @@ def test_options_that_a_record_excludes(tmp_path):
         audit("LeNet('idlg')", record, attacks=["iDLG(steps=2)"])
     with pytest.raises(InputError, match="leave out --weights"):
         look(record, truth, weights="w.pt")
-    with pytest.raises(InputError, match="leave out --defense"):
-        look(record, truth, defenses=["LaplaceNoise"])
+    with pytest.raises(InputError, match="a record was made under one defense"):
+        look(record, truth, defenses=["LaplaceNoise(scale=lin(0.1, 0.2, 2))"])
 
 
 def test_a_record_of_a_residual_network(tmp_path):

@@ -12,6 +12,7 @@ from medpfl import Reconstruction
 from medpfl.auditing.key import StudyIndex
 from medpfl.auditing.scoring import Scorer
 from medpfl.metrics import psnr, ssim
+from medpfl.metrics.identification import nearest_other
 
 COMMON = {
     "attack": "A()", "defense": "NoDefense()", "model": "M()", "data": "d", "plan": "Plan()", "grants": ("labels",),
@@ -33,10 +34,10 @@ def guessed(guesses, labels=None, ended="converged", candidates=None, loss=0.5) 
     )
 
 
-def score(data, guess, victims, zero=None, seconds=1.0):
+def score(data, guess, victims, doubts=None, seconds=1.0):
     victims = [torch.tensor(v) for v in victims]
     scorer = Scorer(data, StudyIndex("secret", data, "d"))
-    return scorer.rows(guess, victims, zero or [False] * len(victims), seconds, COMMON)
+    return scorer.rows(guess, victims, doubts or [()] * len(victims), seconds, COMMON)
 
 
 def near(images, noise=0.05):
@@ -164,7 +165,7 @@ def test_guesses_that_are_not_finite_are_flagged_and_still_scored(bad):
     [
         ("converged", ()),
         ("max_steps", ("not-converged",)),
-        ("stalled", ("not-converged",)),
+        ("stalled", ()),
         ("nonfinite", ("nonfinite",)),
     ],
 )
@@ -172,8 +173,10 @@ def test_flags_of_how_the_attack_ended(ended, flags):
     data = some_images(3)
     rows, _, _ = score(data, guessed(near(data.images[None, [0]]), ended=ended), [[0]])
     assert rows[0].flags == flags
-    rows, _, _ = score(data, guessed(near(data.images[None, [0]]), ended=ended), [[0]], zero=[True])
-    assert rows[0].flags == ("zero-gradient", *flags)
+    rows, _, _ = score(
+        data, guessed(near(data.images[None, [0]]), ended=ended), [[0]], [("zero-gradient", "nonfinite")]
+    )
+    assert rows[0].flags == tuple(dict.fromkeys(("zero-gradient", "nonfinite", *flags)))
 
 
 def test_guesses_outside_the_range_are_clamped():
@@ -182,3 +185,28 @@ def test_guesses_outside_the_range_are_clamped():
     (row,), _, _ = score(data, guessed(data.images[None, [0]] * 9 - 4), [[0]])
     assert row.scores["ssim"] == pytest.approx(1.0)
     assert row.identified
+
+
+@pytest.mark.parametrize(("loss", "raised"), [(0.5, True), (1.1e-3, True), (0.9e-3, False), (1e-9, False)])
+def test_not_converged_is_of_the_attacker_s_own_objective_and_not_of_the_truth(loss, raised):
+    """SignedAdam always takes all its steps: that alone is no reason to doubt. And the guess may be right or wrong."""
+    data = some_images(4)
+    for guess in (data.images[None, [0]], data.images[None, [1]]):
+        (row,), _, _ = score(data, guessed(guess, ended="max_steps", loss=loss), [[0]])
+        assert row.flags == (("not-converged",) if raised else ())
+
+
+def test_baselines_are_scored_once_for_a_victim(monkeypatch):
+    """They are of the truth alone: attacks, defenses and draws share them."""
+    data, scored = some_images(6), []
+    monkeypatch.setattr("medpfl.auditing.scoring.nearest_other", lambda *a: scored.append(a) or nearest_other(*a))
+    scorer = Scorer(data, StudyIndex("secret", data, "d"))
+    victims = [torch.tensor([0, 1]), torch.tensor([2, 3])]
+    found = []
+    for noise in (0.05, 0.1):
+        guess = guessed(torch.stack([near(data.images[v], noise) for v in victims]))
+        rows, _, _ = scorer.rows(guess, victims, [(), ()], 1.0, COMMON)
+        found.append([(r.scores["mean_image_ssim"], r.scores["nearest_ssim"]) for r in rows])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 4
+    assert len(scored) == 2

@@ -122,7 +122,7 @@ def test_another_experiment_is_refused_and_says_what_differs(folder, run):
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     with pytest.raises(InputError, match=r"holds another experiment \(other weights, seed\).*--force"):
         again(folder, out, seed=1)
-    with pytest.raises(InputError, match=r"\(other attacks, defenses, images\)"):
+    with pytest.raises(InputError, match=r"\(other attacks, defenses, threat, images\)"):
         again(folder, out, attacks=["DLG(steps=2)"], defenses=["LaplaceNoise"], images=3)
     with pytest.raises(InputError, match="other model, weights"):
         again(folder, out, model="LeNet('dlg')")

@@ -12,6 +12,7 @@ from audit_cases import draw_folder, some_images, tiny
 
 from medpfl import InputError
 from medpfl.auditing.key import KEY_FILE, StudyIndex
+from medpfl.auditing.report import reread
 from medpfl.data import ImageFolder
 
 
@@ -124,7 +125,16 @@ def test_in_memory_no_key_is_written(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "content",
-    [b"{", b"[]", b"7", b"null", b'{"secret": 5, "images": {}, "patients": {}}', b'{"secret": "a"}', b"\xff\xfe\x00"],
+    [
+        b"{",
+        b"[]",
+        b"7",
+        b"null",
+        b'{"secret": "a", "images": {}, "patients": {}, "classes": []}',
+        b'{"secret": 5, "images": {}, "patients": {}}',
+        b'{"secret": "a"}',
+        b"\xff\xfe\x00",
+    ],
 )
 def test_a_damaged_key_is_said_and_kept(folder, tmp_path, content):
     path = tmp_path / "runs" / KEY_FILE
@@ -133,6 +143,26 @@ def test_a_damaged_key_is_said_and_kept(folder, tmp_path, content):
     with pytest.raises(InputError, match=r"the key file .*medpfl-key\.json' is damaged"):
         tiny(folder, out=tmp_path / "runs" / "a")
     assert path.read_bytes() == content
+
+
+def test_a_key_of_before_classes_were_in_it_is_read(folder, tmp_path):
+    path = tmp_path / "runs" / KEY_FILE
+    path.parent.mkdir()
+    path.write_text(json.dumps({"secret": "a" * 32, "images": {"i-0": "x"}, "patients": {}}))
+    report = tiny(folder, out=tmp_path / "runs" / "a")
+    assert reread(tmp_path / "runs" / "a").classes == report.classes == ("benign", "malignant")
+    assert json.loads(path.read_text())["images"]["i-0"] == "x"
+
+
+def test_classes_of_a_run_stay_when_the_folder_changes(folder, tmp_path):
+    """The number of a class depends on the others; a run keeps those that it was made with."""
+    tiny(folder, out=tmp_path / "runs" / "a")
+    draw_folder(folder, {"another": 2})
+    with pytest.raises(InputError, match="another experiment"):
+        tiny(folder, out=tmp_path / "runs" / "a")
+    tiny(folder, out=tmp_path / "runs" / "b")
+    assert reread(tmp_path / "runs" / "a").classes == ("benign", "malignant")
+    assert reread(tmp_path / "runs" / "b").classes == ("another", "benign", "malignant")
 
 
 def test_the_key_grows_with_the_data(folder, tmp_path):

@@ -10,7 +10,7 @@ from medpfl import Finding
 from medpfl.auditing.checks import leaks
 from medpfl.auditing.summary import summarize
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RANDOM_UPDATE, RECORDED, UNDEFENDED
-from medpfl.metrics.rates import interval, mean_interval
+from medpfl.metrics.rates import cluster_interval, interval, mean_interval
 
 NOISE = "LaplaceNoise(scale=0.1)"
 COUNT = 20
@@ -20,8 +20,9 @@ def row(success=False, **fields) -> Finding:
     ssim = fields.pop("ssim", 0.95 if success else 0.1)
     base = {"mean_image_ssim": 0.3, "nearest_ssim": 0.4, "ssim_worst": ssim, "psnr": 20.0, "mse": 0.01}
     scores = base | {"ssim": ssim} | fields.pop("scores", {})
+    told = () if fields.get("defense", UNDEFENDED) in (UNDEFENDED, RECORDED) else ("defense",)
     defaults = {
-        "attack": "iDLG()", "defense": UNDEFENDED, "model": "M()", "data": "d", "plan": "Plan()", "grants": (),
+        "attack": "iDLG()", "defense": UNDEFENDED, "model": "M()", "data": "d", "plan": "Plan()", "grants": told,
         "control": "", "draw": 0, "stack": 0, "victim": 0, "position": 0, "image": "i-0", "patient": None, "label": 0,
         "label_guess": 0, "identified": success, "gallery": 50, "chance": 0.02, "loss": 0.1, "steps": 3,
         "evaluations": 4, "ended": "converged", "flags": (), "seed": 0, "engine": "loop of 1", "device": "cpu",
@@ -31,7 +32,7 @@ def row(success=False, **fields) -> Finding:
 
 
 def rows(hits: int, count: int = COUNT, **fields) -> list[Finding]:
-    return [row(i < hits, image=f"i-{i}", **fields) for i in range(count)]
+    return [row(i < hits, image=f"i-{i}", victim=i, **fields) for i in range(count)]
 
 
 def random_update(hits: int = 0, count: int = 8, **fields) -> list[Finding]:
@@ -58,6 +59,68 @@ def test_a_cell_has_rates_with_intervals():
     assert (cell["mse"], cell["chance"]) == pytest.approx((0.01, 0.02))
     assert (cell["seconds_per_image"], cell["evaluations"]) == (2.0, 4.0)
     assert (cell["asr_mean_image"], cell["asr_nearest"], cell["asr_random_update"]) == (0.0, 0.0, None)
+
+
+def test_images_of_one_update_are_a_cluster():
+    together = [replace(r, victim=i // 4, position=i % 4) for i, r in enumerate(rows(8))]  # two updates of five
+    cell, alone = cells(together)[UNDEFENDED], cells(rows(8))[UNDEFENDED]
+    assert (cell["images"], cell["clusters"], alone["clusters"]) == (20, 5, 20)
+    for name in ("asr", "identified"):
+        hits, clusters = [i < 8 for i in range(20)], [i // 4 for i in range(20)]
+        assert (cell[f"{name}_low"], cell[f"{name}_high"]) == cluster_interval(hits, clusters)
+    for name in ("asr", "identified", "ssim"):
+        assert cell[name] == alone[name]
+        assert cell[f"{name}_low"] < alone[f"{name}_low"]
+        assert cell[f"{name}_high"] > alone[f"{name}_high"]
+
+
+def test_an_image_under_several_draws_is_a_cluster():
+    drawn = [replace(r, draw=d) for d in range(3) for r in rows(0, 8)]
+    cell = cells(drawn)[UNDEFENDED]
+    assert (cell["images"], cell["clusters"]) == (24, 8)
+    assert (cell["asr_low"], cell["asr_high"]) == interval(0, 8), "not 0 of 24"
+
+
+def test_victims_of_two_stacks_are_two():
+    cell = cells([replace(r, stack=s) for s in range(2) for r in rows(0, 8)])[UNDEFENDED]
+    assert (cell["clusters"], cell["asr_high"]) == (16, interval(0, 16)[1])
+
+
+def test_a_leak_must_show_between_clusters():
+    """Two of forty hits in one update of twenty: not surely above 2 %. In updates of one, they would be."""
+    lucky = [row(False, identified=i < 4, victim=i) for i in range(40)]
+    assert cells(lucky)[UNDEFENDED]["verdict"] == LEAKS
+    together = [replace(r, victim=i // 20) for i, r in enumerate(lucky)]
+    assert cells(together)[UNDEFENDED]["verdict"] == INCONCLUSIVE
+
+
+def test_prior_only_is_of_clusters():
+    """Twelve of twenty images a little better than the mean image: of two updates, that says less."""
+    scores = [{"mean_image_ssim": 0.3 if i < 12 else 0.55, "nearest_ssim": None} for i in range(20)]
+    found = [row(ssim=0.5, victim=i, identified=None, scores=s) for i, s in enumerate(scores)]
+    assert "prior-only" not in cells(found)[UNDEFENDED]["flags"]
+    two = [replace(r, victim=i // 10) for i, r in enumerate(found)]
+    assert "prior-only" in cells(two)[UNDEFENDED]["flags"]
+
+
+def test_every_rate_has_an_interval():
+    control = random_update(2)
+    cell = cells(rows(5, scores={"mean_image_ssim": 0.95, "ssim_worst": 0.95}, label_guess=1), control)[UNDEFENDED]
+    expected = {
+        "asr": (5, 20), "asr_worst": (20, 20), "identified": (5, 20), "label_accuracy": (0, 20),
+        "asr_mean_image": (20, 20), "asr_nearest": (0, 20), "asr_random_update": (2, 8),
+        "identified_random_update": (2, 8),
+    }  # fmt: skip
+    for name, counts in expected.items():
+        assert (cell[f"{name}_low"], cell[f"{name}_high"]) == interval(*counts), name
+    assert cells(rows(5))[UNDEFENDED]["asr_random_update_low"] is None
+
+
+def test_chance_of_a_label_is_that_of_the_commonest_class():
+    found = [row(victim=i, label=int(i < 15), label_guess=None if i in (0, 1, 2) else 1) for i in range(20)]
+    cell = cells(found)[UNDEFENDED]
+    assert cell["label_accuracy"] == cell["label_chance"] == pytest.approx(12 / 17)
+    assert cells(rows(0, 3, label_guess=None))[UNDEFENDED]["label_chance"] is None
 
 
 def test_the_issue_s_columns_are_there():
@@ -162,6 +225,31 @@ def test_a_failure_beside_a_control_that_works_is_no_leak_found():
     assert "control-failed" not in found[NOISE]["flags"]
 
 
+def test_a_failure_of_an_attack_that_did_not_know_the_defense_says_nothing():
+    naive = rows(0, defense=NOISE, grants=("labels",))
+    found = cells(rows(15), naive, random_update())
+    assert (found[NOISE]["verdict"], found[UNDEFENDED]["verdict"]) == (INCONCLUSIVE, LEAKS)
+    assert "naive-attack" in found[NOISE]["flags"]
+    assert "naive-attack" not in found[UNDEFENDED]["flags"]
+    partly = [*rows(0, defense=NOISE, count=19), *naive[:1]]
+    assert cells(rows(15), partly)[NOISE]["verdict"] == INCONCLUSIVE
+
+
+def test_what_does_not_work_at_all_is_not_called_naive():
+    cell = cells(rows(0), rows(0, defense=NOISE, grants=()), random_update())[NOISE]
+    assert cell["flags"] == ["control-failed", "prior-only"]
+
+
+def test_a_leak_to_an_attack_that_did_not_know_the_defense_is_a_leak():
+    cell = cells(rows(15), rows(12, defense=NOISE, grants=()))[NOISE]
+    assert (cell["verdict"], cell["flags"]) == (LEAKS, [])
+
+
+def test_a_defense_that_comes_too_late_need_not_be_known():
+    cell = cells(rows(15), rows(0, defense=NOISE, grants=()), server_side=[NOISE])[NOISE]
+    assert "naive-attack" not in cell["flags"]
+
+
 def test_a_failed_control_is_never_no_leak():
     found = cells(rows(0), rows(0, defense=NOISE), random_update())
     assert {c["verdict"] for c in found.values()} == {INCONCLUSIVE}
@@ -200,18 +288,20 @@ def test_one_in_many_needs_confidence():
     """1 of 20 is above a baseline of 0; above one of 5 % it is not."""
     assert cells(rows(1, identified=None))[UNDEFENDED]["verdict"] == LEAKS
     for hits, explained in ((1, 1), (4, 2)):  # 20 % of 20 are not surely more than 10 %
-        lucky = [row(i < hits, identified=None, scores={"nearest_ssim": 0.95 * (i < explained)}) for i in range(20)]
+        lucky = [
+            row(i < hits, victim=i, identified=None, scores={"nearest_ssim": 0.95 * (i < explained)}) for i in range(20)
+        ]
         assert cells(lucky)[UNDEFENDED]["verdict"] == INCONCLUSIVE
 
 
 @pytest.mark.parametrize(("identified", "verdict"), [(1, INCONCLUSIVE), (3, LEAKS), (20, LEAKS)])
 def test_identification_above_chance_leaks_without_a_single_success(identified, verdict):
-    found = [row(False, identified=i < identified) for i in range(20)]
+    found = [row(False, victim=i, identified=i < identified) for i in range(20)]
     assert cells(found)[UNDEFENDED]["verdict"] == verdict
 
 
 def test_identification_must_beat_random_updates_too():
-    found = [row(False, identified=i < 10) for i in range(20)]
+    found = [row(False, victim=i, identified=i < 10) for i in range(20)]
     control = [replace(r, identified=True) for r in random_update(0)]
     assert cells(found, control)[UNDEFENDED]["verdict"] == INCONCLUSIVE
 
@@ -247,13 +337,13 @@ def test_no_better_than_on_random_updates_is_prior_only():
 
 @pytest.mark.parametrize(("share", "raised"), [(10, False), (11, True)])
 def test_not_converged_is_of_the_most(share, raised):
-    found = [row(True, flags=("not-converged",) if i < share else ()) for i in range(20)]
+    found = [row(True, victim=i, flags=("not-converged",) if i < share else ()) for i in range(20)]
     assert ("not-converged" in cells(found)[UNDEFENDED]["flags"]) is raised
 
 
 @pytest.mark.parametrize(("count", "verdict"), [(0, NO_LEAK), (1, NO_LEAK), (10, NO_LEAK), (11, INCONCLUSIVE)])
 def test_nonfinite_is_flagged_at_once_and_decides_if_it_is_most(count, verdict):
-    bad = [row(False, defense=NOISE, flags=("nonfinite",) if i < count else ()) for i in range(20)]
+    bad = [row(False, victim=i, defense=NOISE, flags=("nonfinite",) if i < count else ()) for i in range(20)]
     cell = cells(rows(15), bad)[NOISE]
     assert cell["nonfinite"] == count / 20
     assert ("nonfinite" in cell["flags"]) is (count > 0)

@@ -22,6 +22,8 @@ from medpfl.core.plan import Plan
 from medpfl.core.records import FORMAT, Record
 from medpfl.core.types import Update, Weights
 
+BESIDE = ("buffers", "num_samples")
+
 
 def example(**changes) -> Record:
     torch.manual_seed(0)
@@ -35,7 +37,9 @@ def example(**changes) -> Record:
         6,
     )
     plan = Plan("FedAvg", 2, 6, epochs=3, learning_rate=0.3, momentum=0.5, weight_decay=1e-4, mode="eval")
-    return replace(Record(update, plan, weights, (1, 8, 9), ("benign", "malignant")), **changes)
+    return replace(
+        Record(update, plan, weights, (1, 8, 9), ("benign", "malignant"), "LaplaceNoise(scale=0.01)"), **changes
+    )
 
 
 def saved(tmp_path: Path, record: Record | None = None) -> Path:
@@ -63,7 +67,7 @@ def test_all_of_a_record_comes_back(tmp_path):
     assert after.update.tensors["2.weight"].dtype == torch.float64
     assert (after.update.kind, after.update.num_samples) == ("difference", 6)
     assert (after.plan, after.image_shape, after.classes) == (before.plan, (1, 8, 9), ("benign", "malignant"))
-    assert after.misfits() == []
+    assert (after.defense, after.misfits()) == ("LaplaceNoise(scale=0.01)", [])
 
 
 def test_what_was_not_sent_is_not_there(tmp_path):
@@ -184,6 +188,7 @@ def without(key: str) -> str:
         (json.dumps(about(plan={"batch_size": 0})), "not valid: batch_size is 0"),
         (json.dumps(about(plan={"sends": 5})), "not valid"),
         (json.dumps(about(image_shape=5)), "not valid"),
+        (json.dumps(about(defense=5)), "not valid: defense is 5: it must be a spec, or nothing"),
     ],
 )
 def test_wrong_headers(tmp_path, header, message):
@@ -251,6 +256,31 @@ def test_misfits_of_shapes_and_dtypes():
     assert changed("update", **{name: torch.zeros(2, 1, 3, 3).half()}).misfits() == [
         "0.weight: update torch.float16, parameter torch.float32"
     ]
+
+
+def with_buffers(**tensors) -> Record:
+    record = example()
+    return replace(record, update=replace(record.update, buffers={**record.update.buffers, **tensors}))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "misfit"),
+    [
+        (torch.zeros(3), "sent buffer (3,), buffer (2,)"),
+        (torch.zeros(2).double(), "sent buffer torch.float64, buffer torch.float32"),
+        (torch.tensor([0.0, torch.nan]), "sent buffer with values that are not finite"),
+    ],
+)
+def test_misfits_of_sent_buffers(tensor, misfit):
+    assert with_buffers(**{"1.running_mean": tensor}).misfits() == [f"1.running_mean: {misfit}"]
+    assert with_buffers(extra=tensor.nan_to_num()).misfits() == ["extra: a sent buffer that the model has not"]
+
+
+def test_misfits_of_what_the_plan_does_not_send():
+    record = example()
+    silent = replace(record, plan=replace(record.plan, sends=()))
+    assert silent.misfits() == [f"the update holds {w}, but the plan does not send them" for w in BESIDE]
+    assert replace(silent, update=replace(silent.update, buffers=None, num_samples=None)).misfits() == []
 
 
 @pytest.mark.parametrize("group", ["update", "parameter"])

@@ -46,3 +46,9 @@ def test_unknown_grants():
 
 def test_every_grant_is_explained():
     assert all(text.startswith("the ") and len(text) > 30 for text in GRANTS.values())
+
+
+def test_withholding_takes_away_what_was_granted():
+    threat = ThreatModel(("labels", "defense"))
+    assert threat.withholding("defense", "masks") == ThreatModel(("labels",))
+    assert threat.grants == ("labels", "defense")

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import nibabel
 import numpy as np
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from made_dicom import dicom
+from pydicom.dataset import Dataset
 
-from medpfl.data.viewer import dicom_frame, volume
-
-
-def dicom(path: Path, pixels: np.ndarray, **tags) -> Path:
-    header = Dataset()
-    header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = CTImageStorage
-    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = "1.2.3"
-    header.Rows, header.Columns = pixels.shape[:2]
-    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-    header.BitsAllocated = header.BitsStored = pixels.dtype.itemsize * 8
-    header.HighBit = header.BitsStored - 1
-    header.PixelRepresentation = int(pixels.dtype.kind == "i")
-    header.PixelData = pixels.tobytes()
-    for name, value in tags.items():
-        setattr(header, name, value)
-    header.save_as(path, enforce_file_format=True)
-    return path
-
+from medpfl.data.viewer import dicom_frame, dicom_frames
+from medpfl.data.volumes import volume
 
 RAMP = np.arange(0, 4096, 4, dtype=np.uint16).reshape(32, 32)
 
@@ -102,3 +82,91 @@ def test_volume_is_turned_to_right_anterior_superior(tmp_path):
     first = values[::-1, ::-1, :, 0]
     low, high = np.percentile(first, (1, 99))
     np.testing.assert_allclose(volume(tmp_path / "x.nii.gz"), ((first - low) / (high - low)).clip(0, 1), atol=1e-5)
+
+
+# What an enhanced multi-frame file, a palette, and pixels of other shapes ask for
+
+
+def sequence(**tags):
+    item = Dataset()
+    for name, value in tags.items():
+        setattr(item, name, value)
+    return [item]
+
+
+def test_each_frame_of_an_enhanced_file_has_its_own_window_and_rescaling(tmp_path):
+    frames = np.stack([RAMP, RAMP, RAMP])
+    own = []
+    for intercept, center in ((0, 1000), (-500, 1000), (0, 2000)):
+        group = Dataset()
+        group.PixelValueTransformationSequence = sequence(RescaleSlope=1, RescaleIntercept=intercept)
+        group.FrameVOILUTSequence = sequence(WindowCenter=center, WindowWidth=1000)
+        own.append(group)
+    shared = sequence(PixelMeasuresSequence=sequence(PixelSpacing=[0.5, 2.0]))
+    tags = {"SharedFunctionalGroupsSequence": shared, "PerFrameFunctionalGroupsSequence": own, "WindowCenter": 7}
+    shown = dicom_frames(dicom(tmp_path / "x.dcm", frames, NumberOfFrames=3, WindowWidth=3, **tags), [2, 0, 1])
+    for (image, spacing), (intercept, center) in zip(shown, ((0, 2000), (0, 1000), (-500, 1000)), strict=True):
+        expected = ((RAMP.astype(float) + intercept - (center - 0.5)) / 999 + 0.5).clip(0, 1)
+        np.testing.assert_allclose(image[0], expected, atol=1e-6)
+        assert spacing == (0.5, 2.0)
+
+
+def test_a_palette_gives_colors(tmp_path):
+    pixels = np.arange(4, dtype=np.uint8).reshape(2, 2)
+    tags = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, values in (("Red", [0, 65535, 0, 32768]), ("Green", [0, 0, 65535, 0]), ("Blue", [0, 0, 0, 65535])):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [4, 0, 16]
+        tags[f"{name}PaletteColorLookupTableData"] = np.array(values, "<u2").tobytes()
+    ours = dicom_frame(dicom(tmp_path / "x.dcm", pixels, **tags))
+    assert ours.shape == (3, 2, 2)
+    np.testing.assert_allclose(ours[:, 1, 1], [32768 / 65535, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(ours[:, 0, 1], [1, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(8, np.uint8), (7, np.uint8), (1, np.uint8)])
+def test_few_bits_without_a_window_are_shown_as_stored(tmp_path, bits, dtype):
+    pixels = np.random.default_rng(0).integers(0, 2**bits, (16, 16)).astype(dtype)
+    path = dicom(tmp_path / "x.dcm", pixels, BitsStored=bits, HighBit=bits - 1)
+    np.testing.assert_allclose(dicom_frame(path)[0], pixels / (2**bits - 1), atol=1e-7)
+
+
+def test_signed_pixels(tmp_path):
+    pixels = np.arange(-512, 512, dtype=np.int16).reshape(32, 32)
+    ours = dicom_frame(dicom(tmp_path / "x.dcm", pixels, WindowCenter=0, WindowWidth=1024))
+    np.testing.assert_allclose(ours[0], (pixels + 512) / 1023, atol=1e-6)
+
+
+def test_sixteen_bits_keep_their_precision(tmp_path):
+    pixels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    ours = dicom_frame(dicom(tmp_path / "x.dcm", pixels, WindowCenter=32768, WindowWidth=65536))
+    assert len(ours.unique()) == 65536
+    np.testing.assert_allclose(ours[0], pixels / 65535, atol=1e-7)
+
+
+def test_padding_does_not_decide_what_is_black(tmp_path):
+    pixels = RAMP.copy().astype(np.int16)
+    pixels[:8] = -30000
+    ours = dicom_frame(dicom(tmp_path / "x.dcm", pixels, PixelPaddingValue=-30000))[0].numpy()
+    low, high = np.percentile(pixels[8:], (1, 99))
+    np.testing.assert_allclose(ours[8:], ((pixels[8:] - low) / (high - low)).clip(0, 1), atol=1e-6)
+    assert ours[:8].max() == 0
+
+
+def test_a_window_given_goes_before_the_file_s(tmp_path):
+    path = dicom(tmp_path / "x.dcm", RAMP, WindowCenter=1, WindowWidth=1)
+    ((image, _),) = dicom_frames(path, [0], (2000, 1000))
+    np.testing.assert_allclose(image[0], ((RAMP - 1999.5) / 999 + 0.5).clip(0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ({"PixelSpacing": [0.5, 0.25]}, (0.5, 0.25)),
+        ({"ImagerPixelSpacing": [0.1, 0.2]}, (0.1, 0.2)),
+        ({"PixelAspectRatio": [4, 3]}, (4, 3)),
+        ({"PixelSpacing": [0, 1]}, (1, 1)),
+        ({}, (1, 1)),
+    ],
+)
+def test_spacing(tmp_path, tags, expected):
+    assert dicom_frames(dicom(tmp_path / "x.dcm", RAMP, **tags), [0])[0].spacing == expected

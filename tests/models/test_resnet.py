@@ -67,3 +67,84 @@ def test_the_normalization_is_sent_to_the_server_as_a_buffer_and_not_trained():
 def test_unknown_depth(depth):
     with pytest.raises(InputError, match=f"depth is {depth}: choose from 18, 34, 50"):
         ResNet(depth)
+
+
+# Weights
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Torchvision's network of 1000 classes, as its weights files are."""
+    torch.manual_seed(3)
+    state = THEIRS[18]().state_dict()
+    torch.save(state, tmp_path / "secret-name.pth")
+    return tmp_path / "secret-name.pth"
+
+
+def test_a_weights_file_with_its_head_kept_or_drawn_anew(file):
+    theirs = torch.load(file, weights_only=True)
+    kept = ResNet(18, weights=str(file)).build((3, 64, 64), 1000, seed=0).state_dict()
+    assert all(torch.equal(kept[k], t) for k, t in theirs.items())
+    new, other = (ResNet(18, weights=str(file)).build((3, 64, 64), 4, seed=s).state_dict() for s in (0, 1))
+    body = [k for k in theirs if not k.startswith("fc.")]
+    assert all(torch.equal(new[k], theirs[k]) for k in body)
+    assert new["fc.weight"].shape == (4, 512)
+    assert not torch.equal(new["fc.weight"], other["fc.weight"])
+    untrained = ResNet(18).build((3, 64, 64), 4, seed=0).state_dict()
+    assert torch.equal(new["fc.weight"], untrained["fc.weight"])
+
+
+def test_gray_images_are_three_equal_channels(file):
+    network = ResNet(18, weights=str(file)).build((1, 64, 48), 4, seed=0).eval()
+    assert network.conv1.weight.shape == (64, 3, 7, 7)
+    color = ResNet(18, weights=str(file)).build((3, 64, 48), 4, seed=0).eval()
+    with torch.no_grad():
+        assert torch.equal(network(images(1)), color(images(1).expand(-1, 3, -1, -1)))
+    with pytest.raises(InputError, match="takes 1 or 3 channels, not 2"):
+        ResNet(18, weights=str(file)).build((2, 64, 64), 4, seed=0)
+
+
+def test_a_file_without_counts_of_batches_fits(file, tmp_path):
+    old = {k: t for k, t in torch.load(file, weights_only=True).items() if "num_batches" not in k}
+    torch.save(old, tmp_path / "old.pth")
+    ResNet(18, weights=str(tmp_path / "old.pth")).build((3, 64, 64), 1000, seed=0)
+
+
+def test_weights_of_another_depth_do_not_fit(file):
+    with pytest.raises(InputError, match=r"do not fit the model:\n  layer1.2.bn1.bias: in the model, not in the file"):
+        ResNet(34, weights=str(file)).build((3, 64, 64), 4, seed=0)
+
+
+def test_a_path_is_in_no_repr(file):
+    assert repr(ResNet(18, weights=str(file), classes=4)) == "ResNet(depth=18, weights='a file', classes=4)"
+    assert repr(ResNet(18, "IMAGENET1K_V1")) == "ResNet(depth=18, weights='IMAGENET1K_V1')"
+    with pytest.raises(InputError, match=r"there is no weights file 'none.pth'"):
+        ResNet(18, "none.pth").build((3, 64, 64), 4, seed=0)
+
+
+def test_published_weights_are_downloaded_by_name_with_their_hash_checked(file, monkeypatch):
+    asked = []
+
+    def served(url, **options):
+        asked.append((url, options))
+        return torch.load(file, weights_only=True)
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", served)
+    network = ResNet(18, "IMAGENET1K_V1").build((3, 64, 64), 4, seed=0)
+    assert torch.equal(network.conv1.weight, served("")["conv1.weight"])
+    ((url, options), _) = asked
+    assert url.startswith("https://download.pytorch.org/models/resnet18-")
+    assert options["check_hash"]
+    assert options["weights_only"]
+
+    def fails(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fails)
+    with pytest.raises(InputError, match=r"cannot download IMAGENET1K_V1 \(no route\): get the file yourself"):
+        ResNet(18, "IMAGENET1K_V1").build((3, 64, 64), 4, seed=0)
+
+
+def test_volumes_are_refused():
+    with pytest.raises(InputError, match=r"ResNet takes images .* use ConvNet, MLP"):
+        ResNet(18).build((1, 8, 8, 8), 2, seed=0)

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from medpfl.core.errors import InputError
-from medpfl.core.types import Weights
+from medpfl.core.plan import Plan
+from medpfl.core.types import Batch, Weights
+from medpfl.federated.local import local_update
+from medpfl.federated.ready import prepare
 from medpfl.models.user import UserModel
 
 FILE = """
@@ -52,6 +55,18 @@ def breaks(width=1):
 def adds(width):
     return width + "1"
 
+class Several(nn.Linear):
+    def __init__(self, kind):
+        super().__init__(4, 2)
+        self.kind = kind
+    def forward(self, x):
+        logits = super().forward(x)
+        several = {"tuple": (logits, x), "list": [logits, x], "logits": {"aux": x, "logits": logits}}
+        return (several | {"out": {"out": logits}, "other": {"else": logits}})[self.kind]
+
+def of_axes(spatial_dims):
+    return nn.Linear(spatial_dims, 2)
+
 def _private():
     pass
 
@@ -93,6 +108,25 @@ def test_a_class_with_arguments_and_the_data_s_filled_in_by_name(file):
 def test_nothing_is_filled_in_that_has_a_default(file):
     assert build(f"{file}:fixed").in_features == 7
     assert build(f"{file}:anything(width=6)").in_features == 6
+
+
+def test_the_number_of_axes_is_filled_in(file):
+    assert build(f"{file}:of_axes", (1, 8, 8)).in_features == 2
+    assert build(f"{file}:of_axes", (1, 8, 8, 8)).in_features == 3
+
+
+@pytest.mark.parametrize("kind", ["tuple", "list", "logits", "out"])
+def test_of_several_outputs_the_logits_count(file, kind):
+    network, x = build(f"{file}:Several('{kind}')"), torch.ones(3, 4)
+    assert torch.equal(network(x), nn.functional.linear(x, network.weight, network.bias))
+    assert set(dict(network.named_parameters())) == {"weight", "bias"}  # as without us, so weights files fit
+    plan = Plan(batch_size=3)
+    update = local_update(prepare(network, plan), Batch(x, torch.tensor([0, 1, 1])), plan, Weights.of(network))
+    assert update.norm() > 0
+
+
+def test_outputs_of_unknown_names_are_left_to_the_check(file):
+    assert isinstance(build(f"{file}:Several('other')")(torch.ones(3, 4)), dict)
 
 
 def test_dataclasses_in_the_file_find_their_module(file):

@@ -48,6 +48,26 @@ def test_loads_every_weight_and_buffer(tmp_path, way):
 
 
 @each_way
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_that_were_saved_from_inside_a_wrapper(tmp_path, way, prefix):
+    """Of `nn.DataParallel`, its distributed sibling, or `torch.compile`."""
+    wanted = state()
+    target = network()
+    load_weights(target, way(tmp_path, {f"{prefix}{name}": t for name, t in wanted.items()}))
+    assert all(torch.equal(t, wanted[k]) for k, t in target.state_dict().items())
+
+
+def test_a_prefix_that_is_the_network_s_own_or_not_of_all_stays(tmp_path):
+    inner = nn.Module()
+    inner.module = network()
+    wanted = {f"module.{name}": t for name, t in state().items()}
+    load_weights(inner, written(tmp_path / "w.pt", wanted))
+    assert all(torch.equal(t, wanted[k]) for k, t in inner.state_dict().items())
+    with pytest.raises(InputError, match=r"0\.bias: in the model, not in the file"):
+        load_weights(network(), written(tmp_path / "w.pt", {**wanted, "epoch": torch.zeros(1)}))
+
+
+@each_way
 def test_wrong_keys_are_named(tmp_path, way):
     content = state(**{"0.wieght": torch.zeros(2, 3)})
     del content["0.weight"]

@@ -113,7 +113,7 @@ SETTINGS = {
     },
     "grants": ["labels", "defense"],
     "data": {
-        "classes": {"NORMAL": 12, "PNEUMONIA": 12},
+        "classes": {"class 0": 12, "class 1": 12},
         "images": 24,
         "shape": [1, 28, 28],
         "patients": None,

@@ -184,6 +184,25 @@ def test_numbers_of_a_cell_are_shown(tmp_path):
     assert "92 %73\u201399 %chance 4 %of 24" in words
 
 
+def test_the_template_is_compiled_once(tmp_path, monkeypatch):
+    import jinja2
+
+    pages(tmp_path, [full()])
+    monkeypatch.setattr(jinja2.Environment, "compile", lambda *_, **__: pytest.fail("compiled again"))
+    pages(tmp_path, [full()])
+
+
+def test_every_rate_is_shown_with_its_interval(tmp_path):
+    bounds = {
+        f"{k}_{end}": v
+        for k in ("asr_worst", "asr_nearest", "label_accuracy")
+        for end, v in zip(("low", "high"), (0.1, 0.95), strict=True)
+    }
+    words = Page(pages(tmp_path, [full(**bounds, label_chance=0.5, clusters=6)])[0]).words.replace("\u2013", "-")
+    for text in ("worst 83 % (10-95 %)", "nearest 4 % (10-95 %)", "100 %10-95 %chance 50 %", "244 % zeroin 6 updates"):
+        assert text in words
+
+
 def test_grants_are_always_stated(tmp_path):
     shared = Page(pages(tmp_path, [full()])[0]).words
     assert GRANTS["labels"] in shared
@@ -211,7 +230,7 @@ def test_raised_flags_are_explained_where_raised(tmp_path):
 def test_settings_are_shown_and_may_be_missing(tmp_path):
     words = Page(pages(tmp_path, [full()])[0]).words
     for text in (
-        "NORMAL: 12",
+        "class 0: 12",
         "1 \u00d7 28 \u00d7 28",
         "16,330",
         "20260101",
@@ -242,7 +261,7 @@ def test_panels_show_worst_median_best_of_the_scored_rows(tmp_path):
     ]
     words = Page(pages(tmp_path, [full()], rows=rows)[1]).words
     shown = re.findall(r"(\w+) guess, image (\S+) SSIM (\S+), PSNR (\S+) dB class (\w+), guessed (\w+)", words)
-    numbers = ("28.2", "NORMAL", "PNEUMONIA")
+    numbers = ("28.2", "0", "1")
     assert shown == [
         ("worst", "i0.1", "0.10", *numbers),
         ("median", "i0.5", "0.50", *numbers),

@@ -16,6 +16,7 @@ FAILED = "Without a defense, these attacks read back none of 24 images: they do 
 LEAK = cell()
 SAFE = {"read": 0, "verdict": NO_LEAK}
 UNSURE = {"read": 0, "verdict": INCONCLUSIVE, "flags": ["control-failed"]}
+NAIVE = [("iDLG()", "naive-attack"), ("DLG()", "control-failed")]
 
 CASES = {
     "empty": (
@@ -72,6 +73,13 @@ CASES = {
         {},
         FAILED,
         f"Nothing can be said about the defense LaplaceNoise(scale=0.01): {DO_NOT_WORK}",
+    ),
+    "attacks that did not know the defense": (
+        [LEAK, cell("DLG()", **UNSURE), *(cell(a, LAPLACE, read=0, verdict=INCONCLUSIVE, flags=[f]) for a, f in NAIVE)],
+        {},
+        FIRST.replace("with iDLG", "with the strongest of these attacks (iDLG)"),
+        "Nothing can be said about the defense LaplaceNoise(scale=0.01): these attacks were not told of the defense "
+        "that they failed against.",
     ),
     "no better than the prior": (
         [cell(read=5, verdict=INCONCLUSIVE, flags=["prior-only"])],
@@ -225,11 +233,13 @@ def test_states_are_of_the_strongest_attack_and_the_weakest_defense():
 def test_every_flag_is_explained():
     assert set(FLAGS) == {
         "control-failed",
+        "naive-attack",
         "nonfinite",
         "not-converged",
         "prior-only",
         "record-mismatch",
         "server-side",
+        "wrong-derivative",
         "zero-gradient",
     }
     assert all(flag.raised and flag.means.endswith(".") for flag in FLAGS.values())

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from medpfl.attacks.bases import Pixels
 from medpfl.attacks.labels import LastLayer
+from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.objectives import SquaredDistance
 from medpfl.attacks.starts import Patterned
@@ -23,12 +25,14 @@ class CPL(Attack):
     Source: Wei et al., "A Framework for Evaluating Client Privacy Leakages in Federated Learning", ESORICS
     2020 (arXiv:2004.10397), algorithm 2 and section 4.2.
     Needs: the update, the plan, the model.
-    Deviates: as `iDLG`, but for the distance, which is the paper's own, unweighted. The paper's extra
-    distance of the model's output from the label vanishes with the label inferred, and is left out.
+    Deviates: as `iDLG`, but for the distance, which is the paper's own, unweighted, and for the basis, which is
+    that of pixels, without a warm-up. Starts that end in a poor minimum are replaced by new ones, up to `restarts`.
+    The paper's extra distance of the model's output from the label vanishes with the label inferred, and is left
+    out.
     """
 
-    steps: int = 600
-    restarts: int = 1
+    steps: int = 300
+    restarts: int = 4
     tile: int = 16
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
@@ -38,6 +42,10 @@ class CPL(Attack):
             objective=SquaredDistance("none"),
             start=start,
             labels=LastLayer(),
+            basis=Pixels(),
+            warmup=(),
+            optimizer=LBFGS(tolerance=1e-11, patience=40),
+            enough=1e-9,
             restarts=self.restarts,
             steps=self.steps,
         )

@@ -21,15 +21,17 @@ class DLG(Attack):
     Source: Zhu, Liu and Han, "Deep Leakage from Gradients", NeurIPS 2019 (arXiv:1906.08935), algorithm 1.
     Needs: the update, the plan, the model. Labels are optimized, or taken where granted.
     Start: independent standard normal pixels and logits.
-    Deviates: the squared distance of each layer is divided by the norm of that layer's update; every
-    iteration has a line search (the authors' L-BFGS, rate 1 without one, can diverge); a hundred steps with
-    a prior for smooth images come first (`medpfl.attacks.priors.WarmUp`); where the update is one gradient,
-    not the softmax of the label variables is optimized but what it stands for, y - p, in units of what the
-    last bias shows of it (`medpfl.attacks.targets`); `steps` counts single iterations (the authors': 300
-    calls of 20).
+    Deviates: the squared distance of each layer is divided by the norm of that layer's update, the last
+    layer's matrix counting twelvefold; images move in a basis of scaled cosines (`medpfl.attacks.bases`); every
+    iteration has a line search (the authors' L-BFGS, rate 1 without one, can diverge); seventy steps with a prior
+    for smooth images come first, thirty of them on the last layer's update only (`medpfl.attacks.schedule`);
+    where the update is one gradient, not the softmax of the label variables is optimized but what it stands for,
+    y - p, in units of what the last bias shows of it, first against that bias alone (`medpfl.attacks.targets`);
+    a last layer with at least twice as many inputs as the image has pixels is matched alone; `steps` counts
+    single iterations (the authors': 300 calls of 20).
     """
 
-    steps: int = 1500
+    steps: int = 1000
     restarts: int = 1
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from medpfl.attacks.bases import Pixels
 from medpfl.attacks.constraints import Box
 from medpfl.attacks.labels import LastLayer
 from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.objectives import Cosine
 from medpfl.attacks.optimizers import SignedAdam
-from medpfl.attacks.priors import TotalVariation, WarmUp
+from medpfl.attacks.priors import TotalVariation
 from medpfl.attacks.starts import Normal
 from medpfl.core.roles import Attack
 from medpfl.core.types import Observation, Reconstruction
@@ -54,7 +55,8 @@ class GradInv(Attack):
             start=Normal(0.5, 0.25),
             labels=LastLayer(),
             constraint=Box(self.median_every),
-            warmup=WarmUp((), ()),
+            basis=Pixels(),
+            warmup=(),
             restarts=self.restarts,
             enough=0.0,
             steps=self.steps,

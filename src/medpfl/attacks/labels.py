@@ -13,7 +13,7 @@ from medpfl.core.spec import Part
 from medpfl.core.types import Observation, Tensors
 from medpfl.federated.ready import state_of
 
-__all__ = ["Joint", "Labels", "LastLayer", "bias_gradient"]
+__all__ = ["Joint", "Labels", "LastLayer", "bias_gradient", "last_layer"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,7 +70,7 @@ def _round(counts: Tensor, total: int) -> Tensor:
     return torch.arange(len(counts), device=counts.device).repeat_interleave(whole.long())
 
 
-def _last_layer(seen: Observation) -> tuple[str | None, str | None]:
+def last_layer(seen: Observation) -> tuple[str | None, str | None]:
     """Names of the weight and the bias of the layer that gives the logits; ``None`` where there is none."""
     parameters = seen.views[0].weights.parameters
     for name in reversed(list(parameters)):
@@ -82,7 +82,7 @@ def _last_layer(seen: Observation) -> tuple[str | None, str | None]:
 
 def bias_gradient(seen: Observation) -> Tensor | None:
     """(V, K) mean gradient of the last layer's bias over the steps of a round; ``None`` without a bias."""
-    bias = _last_layer(seen)[1]
+    bias = last_layer(seen)[1]
     return None if bias is None else _scale(seen) * seen.views[0].update.tensors[bias]
 
 
@@ -96,7 +96,7 @@ def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
     """(V, K) estimate of the bias gradient of the last layer, even if it has no bias."""
     if (gradient := bias_gradient(seen)) is not None:
         return gradient
-    weight, _ = _last_layer(seen)
+    weight, _ = last_layer(seen)
     if weight is None:
         raise InputError(
             f"labels cannot be inferred: the model has no last layer of {seen.num_classes} rows; "

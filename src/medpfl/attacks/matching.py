@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medpfl.attacks.bases import Basis, Pixels, Spectral
 from medpfl.attacks.constraints import Box, Constraint, Free
 from medpfl.attacks.labels import Joint, Labels, LastLayer
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.objectives import Cosine, Objective, SquaredDistance
 from medpfl.attacks.optimizers import Optimizer, SignedAdam, Solution
-from medpfl.attacks.priors import NoPrior, Prior, Smoothness, TotalVariation, WarmUp
+from medpfl.attacks.priors import NoPrior, Prior, Smoothness, TotalVariation
 from medpfl.attacks.problem import Matching
+from medpfl.attacks.schedule import WARM_UP, Stage
 from medpfl.attacks.starts import Normal, Patterned, Start
 from medpfl.attacks.targets import label_vectors
 from medpfl.core import progress
@@ -32,11 +34,13 @@ __all__ = [
     "NoPrior",
     "Normal",
     "Patterned",
+    "Pixels",
     "SignedAdam",
     "Smoothness",
+    "Spectral",
     "SquaredDistance",
+    "Stage",
     "TotalVariation",
-    "WarmUp",
 ]
 
 _LABEL_STEPS = 20
@@ -47,7 +51,8 @@ class GradientMatching(Attack):
     """Minimizes, over images (and labels), the distance of their update from the sent one.
 
     The attacker differentiates through the same `local_update` that the client called, in every view of
-    the observation. What the `medpfl.core.types.Channel` of a view says is used where it is granted.
+    the observation. What the `medpfl.core.types.Channel` of a view says is used where it is granted. Where the last
+    layer has at least twice as many inputs as the image has pixels, and its update is its own, it is matched alone.
 
     Attributes:
         objective: distance of updates.
@@ -56,7 +61,8 @@ class GradientMatching(Attack):
         start: first guess.
         labels: how labels are found, unless they are granted.
         constraint: what every iterate must be; for optimizers that project.
-        warmup: stages with a strong prior before the attack proper.
+        basis: coordinates of the images that the optimizer moves in.
+        warmup: stages before the attack proper; each takes a quarter of the steps at most.
         restarts: starts at most; the one with the least objective is the guess.
         enough: a victim whose objective is below it gets no further start.
         steps: at most so many, each start, warm-up included.
@@ -68,7 +74,8 @@ class GradientMatching(Attack):
     start: Start = Normal()
     labels: Labels = LastLayer()
     constraint: Constraint = Free()
-    warmup: WarmUp = WarmUp()
+    basis: Basis = Spectral()
+    warmup: tuple[Stage, ...] = WARM_UP
     restarts: int = 1
     enough: float = 1e-5
     steps: int = 1000
@@ -83,15 +90,15 @@ class GradientMatching(Attack):
         dummy = torch.stack([self._start(seen, g)[0] for g in own[:64]])
         classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
         labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
-        problem = Matching(self.objective, self.prior, self.constraint, seen, labels)
-        found = _Starts(seen, self.restarts)
+        problem = Matching(seen, labels, self.objective, self.prior, self.constraint, self.basis)
+        stages, found = self._stages(problem), _Starts(seen, self.restarts)
         for attempt in range(self.restarts):
             victims = found.worse_than(self.enough if attempt else -torch.inf)
             if not len(victims):
                 break
             start = problem.join(*self._draw(seen, [own[v] for v in victims.tolist()], labels is None))
             with progress.part(attempt / self.restarts, (attempt + 1) / self.restarts):
-                found.add(attempt, victims, self._minimize(problem.of(victims), start))
+                found.add(attempt, victims, self._minimize([(p.of(victims), n) for p, n in stages], start))
         return found.reconstruction(problem, classes)
 
     def _start(self, seen: Observation, generator: torch.Generator) -> Tensor:
@@ -106,13 +113,21 @@ class GradientMatching(Attack):
         shape = (seen.num_images, seen.num_classes)
         return images, torch.stack([torch.randn(shape, generator=g) for g in own]).to(images.device)
 
-    def _minimize(self, problem: Matching, z: Tensor) -> Solution:
-        """The warm-up's stages and then the attack proper, within the limit of steps."""
-        stages = [(problem.under(prior), min(most, self.steps // 4)) for prior, most in self.warmup.stages()]
+    def _stages(self, problem: Matching) -> list[tuple[Matching, int]]:
+        """The warm-up's stages and then the attack proper, with steps for each, within the limit."""
+        stages = []
         if problem.joint:  # wrong labels would bend the pixels before the labels are right
-            stages.insert(0, (problem.labels_only(), min(_LABEL_STEPS, self.steps // 8)))
+            stages.append((problem.labels_only(), min(_LABEL_STEPS, self.steps // 8)))
+        head = problem.head_only() if problem.told_by_head() or any(stage.head for stage in self.warmup) else None
+        for stage in self.warmup:
+            whole = head if stage.head and head is not None else problem
+            stages.append((whole.under(stage.prior), min(stage.steps, self.steps // 4)))
         stages = [(p, most) for p, most in stages if most]
-        stages.append((problem.under(self.prior), self.steps - sum(most for _, most in stages)))
+        whole = head if head is not None and problem.told_by_head() else problem
+        return [*stages, (whole, self.steps - sum(most for _, most in stages))]
+
+    def _minimize(self, stages: list[tuple[Matching, int]], z: Tensor) -> Solution:
+        """One stage after the other."""
         parts, done = [], 0
         for stage, most in stages:
             with progress.part(done / self.steps, (done + most) / self.steps):

@@ -2,11 +2,13 @@
 
 Each returns the value and, in closed form, its derivative with respect to the guess's update, so that
 the network is differentiated twice only once. Values are relative (1 or less at a zero update, 0 at a
-perfect match), so that one tolerance serves every model.
+perfect match), so that one tolerance serves every model. What depends on the sent update alone is computed
+once, by `prepare`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +21,9 @@ from medpfl.core.types import Tensors
 
 __all__ = ["Cosine", "Objective", "SquaredDistance"]
 
+Target = Mapping[str, Tensors]
+"""By kind, tensors by parameter: what an objective compares with."""
+
 _TINY = 1e-30
 
 
@@ -26,17 +31,17 @@ _TINY = 1e-30
 class Objective(Part):
     """The distance of two updates of one victim, given what is known of each coordinate."""
 
-    def value_and_direction(
-        self, fake: Tensors, sent: Tensors, precision: Tensors | None, bounds: Tensors | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The distance (scalar), and its derivative by the guess's update.
+    def prepare(self, sent: Target) -> Target:
+        """What `value_and_direction` compares with; open to ``vmap``.
 
         Args:
-            fake: the update of the guess, after the channel's known part.
-            sent: the update on the wire.
-            precision: by coordinate, see `medpfl.core.types.Channel`; ``None``: the same everywhere.
-            bounds: likewise; ``None``: 0.
+            sent: ``"sent"``, the update on the wire; ``"precision"`` and ``"bounds"`` by coordinate, where they
+                are known (see `medpfl.core.types.Channel`); ``"trusted"``, 0 where rounding has left no digits.
         """
+        raise NotImplementedError
+
+    def value_and_direction(self, fake: Tensors, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
+        """The distance (scalar) of the guess's update, after the channel's known part, and its derivative by it."""
         raise NotImplementedError
 
 
@@ -47,43 +52,53 @@ class SquaredDistance(Objective):
     Attributes:
         weighting: ``'none'`` is the plain distance of Zhu et al. 2019 (arXiv:1906.08935, equation 4);
             ``'layer'`` divides each tensor's part by the norm of that tensor of the sent update, which
-            keeps large layers from hiding small ones.
+            keeps large layers from hiding small ones. Where the noise of each coordinate is known, it is
+            the noise that weighs, and ``'layer'`` is left out.
+        head: further weight of the last layer's matrix under ``'layer'``: it alone tells the layer's inputs.
     """
 
     weighting: Literal["none", "layer"] = "layer"
+    head: float = 12.0
 
     def __post_init__(self) -> None:
         if self.weighting not in ("none", "layer"):
             raise InputError(f"weighting is '{self.weighting}': choose 'none' or 'layer'")
+        if not self.head > 0:
+            raise InputError(f"head is {self.head}: it must be above 0")
 
-    def value_and_direction(
-        self, fake: Tensors, sent: Tensors, precision: Tensors | None, bounds: Tensors | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def prepare(self, sent: Target) -> Target:
+        """The update, its bounds, and the weight of every tensor or coordinate."""
+        update = sent["sent"]
+        weight = sent["precision"] if "precision" in sent else self._weights(update)
+        if "trusted" in sent:
+            weight = {k: w * sent["trusted"][k] for k, w in weight.items()}
+        total = sum(((weight[k] * t.square()).sum() for k, t in update.items()), torch.zeros(()))
+        shares = {k: w / total.clamp(min=_TINY) for k, w in weight.items()}
+        return {**{k: v for k, v in sent.items() if k in ("sent", "bounds")}, "weight": shares}
+
+    def value_and_direction(self, fake: Tensors, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of squares over the same of the sent update."""
-        weight = self._weights(sent)
-        scale = sum((weight[k] * _square(v, precision, k).sum() for k, v in sent.items()), torch.zeros(()))
-        value, direction = torch.zeros_like(scale), {}
-        for name, target in sent.items():
-            residual = fake[name] - target
-            if bounds is not None:
-                residual = residual - residual.clamp(-bounds[name], bounds[name])
-            pull = residual if precision is None else residual * precision[name]
-            share = weight[name] / scale.clamp(min=_TINY)
-            value = value + share * (residual * pull).sum()
-            direction[name] = 2 * share * pull
+        value, direction = torch.zeros(()), {}
+        for name, sent in target["sent"].items():
+            residual = fake[name] - sent
+            if "bounds" in target:
+                bound = target["bounds"][name]
+                residual = residual - residual.clamp(-bound, bound)
+            pull = residual * target["weight"][name]
+            value = value + (residual * pull).sum()
+            direction[name] = 2 * pull
         return value, direction
 
     def _weights(self, sent: Tensors) -> dict[str, Tensor]:
         if self.weighting == "none":
-            return {name: target.new_ones(()) for name, target in sent.items()}
-        norms = {name: target.square().sum().sqrt() for name, target in sent.items()}
+            return {name: tensor.new_ones(()) for name, tensor in sent.items()}
+        norms = {name: tensor.square().sum().sqrt() for name, tensor in sent.items()}
         # A layer whose update vanishes must not get all the weight.
-        floor = 1e-6 * torch.stack(list(norms.values())).max() + _TINY
-        return {name: 1 / norm.clamp(min=floor) for name, norm in norms.items()}
-
-
-def _square(value: Tensor, precision: Tensors | None, name: str) -> Tensor:
-    return value.square() if precision is None else value.square() * precision[name]
+        floor = 1e-6 * torch.stack(list(norms.values())).amax() + _TINY
+        weights = {name: 1 / norm.clamp(min=floor) for name, norm in norms.items()}
+        if matrices := [name for name, tensor in sent.items() if tensor.ndim >= 2]:
+            weights[matrices[-1]] = self.head * weights[matrices[-1]]
+        return weights
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,18 +108,24 @@ class Cosine(Objective):
     Bounds are not used: an angle has no coordinates that are free within an interval.
     """
 
-    def value_and_direction(
-        self, fake: Tensors, sent: Tensors, precision: Tensors | None, bounds: Tensors | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The distance of directions, under the precision as metric."""
-        weighed = sent if precision is None else {k: v * precision[k] for k, v in sent.items()}
-        mine = fake if precision is None else {k: v * precision[k] for k, v in fake.items()}
-        dot = _dot(fake, weighed)
-        fake_norm = _dot(fake, mine).clamp(min=_TINY).sqrt()
-        sent_norm = _dot(sent, weighed).clamp(min=_TINY).sqrt()
-        cosine = dot / (fake_norm * sent_norm)
-        along, back = -1 / (fake_norm * sent_norm), cosine / fake_norm.square()
-        return 1 - cosine, {k: along * weighed[k] + back * mine[k] for k in sent}
+    def prepare(self, sent: Target) -> Target:
+        """The sent direction: of length 1 under the precision as metric."""
+        update, precision = sent["sent"], sent.get("precision")
+        if trusted := sent.get("trusted"):
+            precision = trusted if precision is None else {k: t * precision[k] for k, t in trusted.items()}
+        weighed = update if precision is None else {k: t * precision[k] for k, t in update.items()}
+        length = _dot(update, weighed).clamp(min=_TINY).sqrt()
+        target: dict[str, Tensors] = {"along": {k: t / length for k, t in weighed.items()}}
+        return target if precision is None else {**target, "precision": precision}
+
+    def value_and_direction(self, fake: Tensors, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
+        """The distance of directions."""
+        along, precision = target["along"], target.get("precision")
+        mine = fake if precision is None else {k: t * precision[k] for k, t in fake.items()}
+        length = _dot(fake, mine).clamp(min=_TINY).sqrt()
+        cosine = _dot(fake, along) / length
+        back = cosine / length.square()
+        return 1 - cosine, {k: t * -(1 / length) + mine[k] * back for k, t in along.items()}
 
 
 def _dot(a: Tensors, b: Tensors) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from medpfl.core.errors import InputError
 from medpfl.core.spec import Part
 
-__all__ = ["NoPrior", "Prior", "Smoothness", "TotalVariation", "WarmUp"]
+__all__ = ["NoPrior", "Prior", "Smoothness", "TotalVariation"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,27 +72,3 @@ class Smoothness(Differences):
     def size(self, steps: Tensor) -> Tensor:
         """Squared."""
         return steps.square()
-
-
-@dataclass(frozen=True, repr=False)
-class WarmUp(Part):
-    """Stages before the attack proper, each with a `Smoothness` prior that is weaker than the last.
-
-    What an update says least about an image are its fine details. A rough start leaves them in the guess until
-    the very end; a smooth prior that is switched off as the fit improves takes them out first.
-
-    Attributes:
-        weights: of the prior, stage by stage, against an objective that is 1 for an empty update.
-        steps: of each stage.
-    """
-
-    weights: tuple[float, ...] = (30.0, 1.0)
-    steps: tuple[int, ...] = (40, 60)
-
-    def __post_init__(self) -> None:
-        if len(self.weights) != len(self.steps):
-            raise InputError("a warm-up needs as many weights as steps")
-
-    def stages(self) -> list[tuple[Smoothness, int]]:
-        """Priors and steps."""
-        return [(Smoothness(w), s) for w, s in zip(self.weights, self.steps, strict=True)]

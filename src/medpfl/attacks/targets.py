@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medpfl.attacks.labels import bias_gradient
+from medpfl.attacks.labels import bias_gradient, last_layer
 from medpfl.core.types import Batch, Observation, Update
 from medpfl.federated.local import local_update
 
-__all__ = ["free_labels", "label_scale", "label_vectors", "linear_loss"]
+__all__ = ["free_labels", "label_scale", "label_vectors", "linear_loss", "trusted"]
 
 _TOLERANCE = 1e-3
+_ROUNDING = 2.0**-21
+"""p - 1 is a multiple of 2^-24 in float32, whatever its size; sums of it are off by a few of these."""
 
 
 def linear_loss(seen: Observation) -> bool:
@@ -45,7 +47,7 @@ def label_scale(seen: Observation) -> Tensor:
 
 
 def label_vectors(seen: Observation, classes: Tensor, dummy: Tensor) -> Tensor:
-    """(V, N, K) for classes (V, N): y - p where the wire says it exactly, else one-hot y.
+    """(V, N, K) for classes (V, N): y - p where the wire says it, else one-hot y.
 
     Args:
         seen: the observation.
@@ -54,14 +56,46 @@ def label_vectors(seen: Observation, classes: Tensor, dummy: Tensor) -> Tensor:
     """
     hard = functional.one_hot(classes, seen.num_classes).to(dummy)
     gradient = bias_gradient(seen) if seen.num_images == 1 and linear_loss(seen) else None
-    if gradient is None:
+    if gradient is None or not _passes_through(seen, dummy):
         return hard
-    size = gradient.abs().sum(1)
-    # Of p - y exactly one entry is negative, and the sum is zero; noise breaks both.
-    exact = (gradient.sum(1).abs() <= _TOLERANCE * size) & ((gradient < 0).sum(1) == 1) & (size > 0)
-    exact &= gradient.argmin(1) == classes[:, 0]
-    exact &= _passes_through(seen, dummy)
-    return torch.where(exact[:, None, None], -free_labels(gradient)[:, None], hard)
+    whole, rounded = _readable(gradient, classes[:, 0])
+    # Rounding spares the other classes' p: of y's own entry the sum is the better reading.
+    others = gradient.scatter(1, classes, 0.0)
+    vectors = -others.scatter(1, classes, -others.sum(1, keepdim=True))
+    return torch.where((whole | rounded)[:, None, None], vectors[:, None], hard)
+
+
+def trusted(seen: Observation, dummy: Tensor) -> dict[str, Tensor] | None:
+    """1 for what to believe of an update by parameter (V, ...), 0 for what rounding has spoiled; ``None``: all.
+
+    Where p - 1 has no digits left, neither has anything that was computed from it: all layers but the last, and
+    the label's own row there. The other rows are exact.
+    """
+    gradient = bias_gradient(seen) if seen.num_images == 1 and linear_loss(seen) else None
+    if gradient is None or not gradient.any() or not _passes_through(seen, dummy):
+        return None
+    label = gradient.argmin(1)
+    _, rounded = _readable(gradient, label)
+    if not rounded.any():
+        return None
+    rows = functional.one_hot(label, seen.num_classes).to(gradient) == 0
+    keep: dict[str, Tensor] = {}
+    for name, tensor in seen.views[0].update.tensors.items():
+        mask = rows if name in last_layer(seen) else torch.zeros_like(rows[:, :1])
+        keep[name] = (mask | ~rounded[:, None]).to(gradient).view(len(mask), -1, *[1] * (tensor.ndim - 2))
+    return keep
+
+
+def _readable(gradient: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """(V,) whether p - y (V, K) is all there, and whether only the entry of y is lost to rounding.
+
+    Of p - y exactly one entry is negative, and the sum is zero; noise breaks both.
+    """
+    size, error = gradient.abs().sum(1), gradient.sum(1).abs()
+    lowest = (gradient.argmin(1) == label) & (size > 0)
+    others = gradient.scatter(1, label[:, None], 0.0)
+    whole = lowest & (error <= _TOLERANCE * size) & ((gradient < 0).sum(1) == 1)
+    return whole, lowest & ~whole & (error <= _ROUNDING) & (others >= 0).all(1) & (others.sum(1) > 0)
 
 
 def _passes_through(seen: Observation, dummy: Tensor) -> bool:

@@ -9,7 +9,12 @@ from medpfl.core.types import Finding
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.metrics.rates import mean_interval
 
-__all__ = ["flags_of", "leaks", "verdict_of"]
+__all__ = ["clusters_of", "flags_of", "leaks", "verdict_of"]
+
+
+def clusters_of(rows: Sequence[Finding]) -> list[tuple[int, int]]:
+    """The update that each row's image is in: of all draws of weights the same, as all attack the same images."""
+    return [(row.stack, row.victim) for row in rows]
 
 
 def leaks(cell: dict[str, Any]) -> bool:
@@ -27,29 +32,35 @@ def leaks(cell: dict[str, Any]) -> bool:
     return cell["identified_low"] > max(cell["chance"] or 0.0, cell["identified_random_update"] or 0.0)
 
 
-def verdict_of(cell: dict[str, Any], control: dict[str, Any] | None) -> str:
+def verdict_of(cell: dict[str, Any], control: dict[str, Any] | None, naive: bool = False) -> str:
     """One of the three outcomes.
 
     Args:
         cell: the summary of an attack under a defense.
         control: the same attack's undefended cell; ``None`` if it was not run.
+        naive: whether there is a defense that the attack was not told of: its failure says nothing.
     """
     if leaks(cell):
         return LEAKS
     works = control is not None and leaks(control)
     broken = cell["images"] == 0 or cell["nonfinite"] > 0.5
-    return NO_LEAK if works and not broken else INCONCLUSIVE
+    return NO_LEAK if works and not broken and not naive else INCONCLUSIVE
 
 
-def flags_of(rows: Sequence[Finding], cell: dict[str, Any], control: dict[str, Any] | None) -> list[str]:
-    """The flags of a cell, from its rows and its control."""
+def flags_of(
+    rows: Sequence[Finding], cell: dict[str, Any], control: dict[str, Any] | None, naive: bool = False
+) -> list[str]:
+    """The flags of a cell, from its rows and its control; `naive` as in `verdict_of`."""
     scored = [row for row in rows if "zero-gradient" not in row.flags]
+    works = control is not None and leaks(control)
     raised = {
-        "control-failed": control is None or not leaks(control),
+        "control-failed": not works,
+        "naive-attack": naive and works and not leaks(cell),
         "prior-only": bool(scored) and not leaks(cell) and not _beats_baselines(scored, cell),
         "zero-gradient": len(scored) < len(rows),
         "not-converged": _share(scored, "not-converged") > 0.5,
         "nonfinite": cell["nonfinite"] > 0,
+        "wrong-derivative": _share(scored, "wrong-derivative") > 0,
     }
     return [flag for flag, up in raised.items() if up]
 
@@ -67,9 +78,9 @@ def _beats_baselines(rows: Sequence[Finding], cell: dict[str, Any]) -> bool:
     ]
     if cell["ssim_random_update"] is not None:
         gains.append([float(row.scores["ssim"] or 0) - cell["ssim_random_update"] for row in rows])
-    return all(_above_zero(gain) for gain in gains)
+    return all(_above_zero(gain, rows) for gain in gains)
 
 
-def _above_zero(gains: list[float]) -> bool:
-    low, _ = mean_interval(gains)
+def _above_zero(gains: list[float], rows: Sequence[Finding]) -> bool:
+    low, _ = mean_interval(gains, clusters=clusters_of(rows))
     return min(gains) > 0 if low is None else low > 0

@@ -21,7 +21,7 @@ from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
 from medpfl.core.spec import build, expand, registry
 from medpfl.data import partition as partition_module
-from medpfl.data.folder import ImageFolder
+from medpfl.data.choose import source_at
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.data.samples import Samples
@@ -117,8 +117,22 @@ def data_of(data: str | Path | DataSource | LabelledImages, size: int, fit: str,
     path = getattr(source, "path", None)
     # The same folder, however it is spelled, has the same study indices.
     place = type(source).__name__ if path is None else str(Path(path).expanduser().resolve())
+    if path is not None:
+        _check_no_run(Path(path).expanduser())
     with explained("the images cannot be read"):
         return Found(source.load(), repr(source), place)
+
+
+def _check_no_run(folder: Path) -> None:
+    """Raises `InputError` if the pictures that audits wrote would be taken for data."""
+    if not folder.is_dir():
+        return
+    for inside in [folder, *sorted(folder.iterdir())]:
+        if (inside / "run.json").is_file() and (inside / "findings.jsonl").is_file():
+            raise InputError(
+                f"'{inside}' is the run directory of an audit, whose pictures are no data: give a folder of class "
+                f"folders without it, or make its pages again with 'medpfl report {inside}'"
+            )
 
 
 def _source(data: str, size: int, fit: str, channels: int | None) -> DataSource:
@@ -128,6 +142,4 @@ def _source(data: str, size: int, fit: str, channels: int | None) -> DataSource:
         return build(data, registry(data_package), "data source")
     if not Path(data).exists() and "/" not in data:
         raise InputError(f"there is no folder or record '{data}' here; {nearest(data, ['samples'])}")
-    if Path(data).is_file():
-        raise InputError(f"'{data}' is a file, but no record of an update: give a folder of class folders")
-    return ImageFolder(data, size=size, fit=fit, channels=channels)  # type: ignore[arg-type]
+    return source_at(data, size=size, fit=fit, channels=channels)

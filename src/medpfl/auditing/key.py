@@ -1,4 +1,4 @@
-"""Study indices: the only names of images and patients in what is written, and the key back."""
+"""Study indices: the only names of images and patients in what is written, and the key back to them and to classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.files import PRIVATE, write
 from medpfl.data.images import LabelledImages
 
-__all__ = ["KEY_FILE", "StudyIndex", "study_index"]
+__all__ = ["KEY_FILE", "StudyIndex", "class_names", "study_index"]
 
 KEY_FILE = "medpfl-key.json"
 
@@ -66,6 +66,8 @@ def study_index(out: Path | None, data: LabelledImages, source: str, place: str)
         )
     with _locked(folder / KEY_FILE) as key:
         index = StudyIndex(key["secret"], data, place)
+        # A folder may be named for a patient: files say "class 0", and only the key says what that is.
+        key["classes"][index.fingerprint(data)] = list(data.classes)
         for name, image, patient, patient_index in zip(
             data.names, index.images, data.patients, index.patients, strict=True
         ):
@@ -73,6 +75,18 @@ def study_index(out: Path | None, data: LabelledImages, source: str, place: str)
             if patient_index is not None:
                 key["patients"][patient_index] = patient
     return index
+
+
+def class_names(out: Path, fingerprint: str) -> tuple[str, ...]:
+    """The names of a run's classes by their numbers, if the key is still beside the run directory.
+
+    Args:
+        out: the run directory.
+        fingerprint: of its data, see `StudyIndex.fingerprint`.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return tuple(json.loads((out.resolve().parent / KEY_FILE).read_text())["classes"][fingerprint])
+    return ()
 
 
 @contextlib.contextmanager
@@ -94,9 +108,10 @@ def _locked(path: Path) -> Iterator[dict[str, Any]]:
 def _read(path: Path, content: bytes) -> dict[str, Any]:
     try:
         key = json.loads(content) if content else {"secret": secrets.token_hex(16), "images": {}, "patients": {}}
-        if isinstance(key["secret"], str) and isinstance(key["images"], dict) and isinstance(key["patients"], dict):
+        key.setdefault("classes", {})
+        if isinstance(key["secret"], str) and all(isinstance(key[k], dict) for k in ("images", "patients", "classes")):
             return key
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise InputError(
         f"the key file '{path}' is damaged: put back a copy, or move it away and name an --out in another folder"

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from medpfl.attacks.problem import stacks
 from medpfl.auditing.engine import explained, generator_of, versions
+from medpfl.auditing.recorded import Recorded, behind
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import JobKey
 from medpfl.core.roles import Attack, Composed, Defense, State
+from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Batch, Finding, Observation, Reconstruction, Tensors, Update, Weights
 from medpfl.core.verdicts import RANDOM_UPDATE
 from medpfl.defenses import NoDefense
@@ -58,26 +60,28 @@ class Player:
         """A job's rows, truths and guesses."""
         attack = self.attacks[job.attack]
         first, victims = self.setup.of_job(job)
-        rounds, zero = self._send(job, first, victims)
+        rounds, doubts = self._send(job, first, victims)
         seen = self._see(job, rounds)
         started = time.perf_counter()
         guess = self._attack(attack, seen, job)
         seconds = time.perf_counter() - started
-        return self.scorer.rows(guess, victims, zero, seconds, self._common(job, seen))
+        return self.scorer.rows(guess, victims, doubts, seconds, self._common(job, seen))
 
-    def difference(self, defense: Defense) -> dict[str, float]:
-        """How far a recorded update is from what the truth gives under the plan, relative to the latter.
+    def difference(self, recorded: Recorded) -> dict[str, float]:
+        """How far a recorded update is from what the truth gives under plan and defense, relative to the latter.
 
-        Batch order and dropout masks of the record are not known: of a few draws of them, ``difference`` is
-        the least, and ``spread`` how far apart they are among themselves.
+        Batch order, dropout masks and noise of the record are not known: of a few draws of them, ``difference``
+        is the least, and ``spread`` how far apart they are among themselves.
         """
-        job = JobKey("", 0, repr(defense), repr(self.setup.attacks[0]), 0)
+        claimed = repr(recorded.claimed)
+        self.defenses.setdefault(claimed, recorded.claimed)
+        job = JobKey("", 0, claimed, repr(self.setup.attacks[0]), 0)
         rounds = [self._round(job, 0, self.setup.victims[0])]
-        if rounds[0].draws.order is not None or rounds[0].draws.masks:
+        if recorded.claimed != NoDefense() or rounds[0].draws.order is not None or rounds[0].draws.masks:
             rounds += [self._round(job, 0, self.setup.victims[0], again) for again in range(1, _DRAWS)]
         return {
-            "difference": min(_distance(played.raw, played.sent) for played in rounds),
-            "spread": max((_distance(a.raw, b.raw) for a, b in combinations(rounds, 2)), default=0.0),
+            "difference": min(_distance(played.sent, recorded.sent) for played in rounds),
+            "spread": max((_distance(a.sent, b.sent) for a, b in combinations(rounds, 2)), default=0.0),
         }
 
     def _make_model(self, draw: int, defense: str, attack: str) -> Sent:
@@ -92,10 +96,18 @@ class Player:
         client, server = (prepare(network, self.setup.plan) for _ in range(2))
         return Sent(client, server, Weights.of(network), state)
 
-    def _send(self, job: JobKey, first: int, victims: list[Tensor]) -> tuple[list[ClientRound], list[bool]]:
-        """The clients' rounds, and whose raw update is exactly zero."""
+    def _send(self, job: JobKey, first: int, victims: list[Tensor]) -> tuple[list[ClientRound], list[tuple[str, ...]]]:
+        """The clients' rounds, and the flags of their updates."""
         rounds = [self._round(job, number, own) for number, own in enumerate(victims, first)]
-        return rounds, [bool(played.raw.norm() == 0) for played in rounds]
+        return rounds, [self._doubts(played) for played in rounds]
+
+    def _doubts(self, played: ClientRound) -> tuple[str, ...]:
+        raised = {
+            "zero-gradient": bool(played.raw.norm() == 0 or played.sent.norm() == 0),
+            "nonfinite": not all(bool(t.isfinite().all()) for t in played.sent.tensors.values()),
+            "wrong-derivative": self.setup.wrong_layer is not None,
+        }
+        return tuple(flag for flag, up in raised.items() if up)
 
     def _round(self, job: JobKey, number: int, own: Tensor, again: int = 0) -> ClientRound:
         """A client's round; `again` names another draw of its order, masks and noise."""
@@ -114,12 +126,17 @@ class Player:
             sent.weights,
             self.setup.plan,
             rounds,
-            self.setup.threat,
+            self._threat(job),
             defense=self.defenses[job.defense],
             image_shape=self.setup.data.shape,
             num_classes=self.setup.outputs,
             auxiliary=self._others() if "auxiliary" in self.setup.threat else None,
         )
+
+    def _threat(self, job: JobKey) -> ThreatModel:
+        """The grants of a job: of an update that no defense changed there is nothing to know."""
+        bare = behind(self.defenses[job.defense]) == NoDefense()
+        return self.setup.threat.withholding("defense") if bare else self.setup.threat
 
     def _others(self) -> Tensor:
         """Images that no victim holds, of no victim's patient."""
@@ -141,7 +158,7 @@ class Player:
             "model": repr(setup.model),
             "data": setup.source,
             "plan": repr(setup.plan),
-            "grants": setup.threat.grants,
+            "grants": self._threat(job).grants,
             "control": job.control,
             "draw": job.draw,
             "stack": job.stack,

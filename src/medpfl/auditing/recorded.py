@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError, listed
+from medpfl.core.plan import Plan
 from medpfl.core.records import Record
 from medpfl.core.roles import Defense, State
-from medpfl.core.types import Update
+from medpfl.core.types import Channel, Update
 from medpfl.data.images import LabelledImages
+from medpfl.defenses import NoDefense
 
-__all__ = ["Recorded", "read", "relabel"]
+__all__ = ["Recorded", "behind", "read", "relabel"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,6 +24,8 @@ class Recorded(Defense):
     """Whatever happened at the client that made the record: its update, in place of ours."""
 
     sent: Update = field(repr=False)
+    claimed: Defense = field(default=NoDefense(), repr=False)
+    """What the client says that it did, or the auditor; the adversary knows it by the same grant as any defense."""
 
     def contents(self) -> dict[str, Tensor]:
         """All that was sent, by name: what tells one record from another."""
@@ -31,6 +35,15 @@ class Recorded(Defense):
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
         """The recorded update, its tensors in the order of the model's."""
         return self.sent.replace({name: self.sent.tensors[name] for name in value.tensors}), state
+
+    def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
+        """What the claimed defense discloses."""
+        return self.claimed.disclose(sent, plan, before)
+
+
+def behind(defense: Defense) -> Defense:
+    """The defense itself, or that which a recorded update is said to have passed."""
+    return defense.claimed if isinstance(defense, Recorded) else defense
 
 
 def read(path: Path) -> Record:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medpfl.auditing.key import class_names
 from medpfl.auditing.store import JobKey, Store, job_of, read_json, read_rows
 from medpfl.auditing.summary import summarize
 from medpfl.core.errors import InputError
@@ -24,12 +25,14 @@ class Report:
         rows: one finding per image.
         settings: what the audit was told, and what it found.
         pages: the files written.
+        classes: names of the label indices, where they are known; they are written nowhere but in the key file.
     """
 
     summary: list[dict[str, Any]]
     rows: list[Finding]
     settings: dict[str, Any]
     pages: tuple[Path, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def verdict(self) -> tuple[str, str]:
         """Two plain sentences."""
@@ -41,12 +44,12 @@ class Report:
         return "\n".join(self.verdict())
 
 
-def finish(store: Store, settings: dict[str, Any]) -> Report:
+def finish(store: Store, settings: dict[str, Any], classes: tuple[str, ...] = ()) -> Report:
     """Summary, pages and pictures from a store's rows; without its pictures, the page that needs none."""
     rows = store.rows()
     summary = summarize(rows, settings.get("server_side", ()), settings.get("record"))
     if store.out is None:
-        return Report(summary, rows, settings)
+        return Report(summary, rows, settings, classes=classes)
     import json
 
     from medpfl.reporting import write_pages
@@ -54,7 +57,7 @@ def finish(store: Store, settings: dict[str, Any]) -> Report:
     write(store.out / "summary.json", json.dumps(summary, indent=1).encode())
     picture = store.picture if all(store.pictured(job_of(row)) for row in rows) else None
     pages = write_pages(store.out, settings, summary, rows, picture)
-    return Report(summary, rows, settings, tuple(pages))
+    return Report(summary, rows, settings, tuple(pages), classes)
 
 
 def reread(out: Path) -> Report:
@@ -74,4 +77,4 @@ def reread(out: Path) -> Report:
     whole = {job: count for job, count in sizes.items() if planned.get(job, count) == count}
     if not whole:
         raise InputError(f"'{out}' holds no finished rows yet: give the same audit command again")
-    return finish(Store(out, whole), run.get("settings", {}))
+    return finish(Store(out, whole), run.get("settings", {}), class_names(out, run["identity"].get("pixels", "")))

@@ -12,8 +12,8 @@ from torch import nn
 from medpfl.auditing.engine import device_of, versions
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
 from medpfl.auditing.key import study_index
-from medpfl.auditing.play import Player, server_side
-from medpfl.auditing.recorded import Recorded, read, relabel
+from medpfl.auditing.play import Player, at_client, server_side
+from medpfl.auditing.recorded import Recorded, behind, read, relabel
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
@@ -22,9 +22,11 @@ from medpfl.auditing.watch import files, name_skipped, watching
 from medpfl.core.errors import InputError
 from medpfl.core.experiment import STANDARD
 from medpfl.core.plan import Plan
+from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.data.images import LabelledImages
+from medpfl.defenses import NoDefense
 
 if TYPE_CHECKING:
     from medpfl.data.partition import Partition
@@ -39,6 +41,7 @@ def audit(
     attacks: Sequence[str | Attack] = STANDARD,
     defenses: Sequence[str | Defense] = (),
     threat: ThreatModel | None = None,
+    naive: bool = False,
     plan: Plan | None = None,
     images: int = 32,
     draws: int = 1,
@@ -64,8 +67,11 @@ def audit(
         model: a spec, ``file.py:name`` or ``package.module:name``, a `Model`, or a network that maps
             (N, C, H, W) in [0, 1] to logits (N, K).
         data: ``"samples"``, a folder of class folders, a record of an update, a source, or images.
-        attacks, defenses: specs or objects; the undefended control is always there.
-        threat: what the adversary is granted beyond the wire; nothing by default.
+        attacks, defenses: specs or objects; the undefended control is always there. For a record: the defense that
+            its client used, if the record does not state it.
+        threat: what the adversary is granted beyond the wire; nothing by default, but what a defense discloses
+            of itself where one is judged.
+        naive: withholds the latter; then a failed attack is never "no leak found".
         plan: what every client does, FedSGD on one image by default; ``plan.images`` images stand behind one update.
         images: how many to attack, evenly over classes, in whole updates.
         draws: of untrained weights; each attacks the same images.
@@ -91,14 +97,15 @@ def audit(
     made_defenses, start = defenses_of(defenses), None if weights is None else Path(weights)
     record = None
     if is_record(data):
-        record, data = read(Path(str(data))), _truth_of(truth, start, defenses)
-        plan, made_defenses, start = record.plan, [*made_defenses, Recorded(record.update)], record.weights
+        record, data = read(Path(str(data))), _truth_of(truth, start)
+        made_defenses = [NoDefense(), Recorded(record.update, _claimed(record, made_defenses))]
+        plan, start = record.plan, record.weights
         size = record.image_shape[-1] if record.image_shape else size
         channels = record.image_shape[0] if record.image_shape else channels
         draws, partition = 1, "IID(clients=1)"
     elif truth is not None:
         raise InputError("truth goes with a record of an update; here, the data is the truth")
-    plan, threat = plan or Plan(), threat or ThreatModel()
+    plan, threat = plan or Plan(), _threat(threat or ThreatModel(), made_defenses, naive)
     made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition)
     found = data_of(data, size, fit, channels)
     name_skipped(found.images.skipped)
@@ -114,18 +121,37 @@ def audit(
     return _run(setup, found.place, out, force, progress)
 
 
+def _threat(given: ThreatModel, defenses: list[Defense], naive: bool) -> ThreatModel:
+    """A defense is judged by attacks that know it, unless that is withheld."""
+    if naive and "defense" in given:
+        raise InputError("naive withholds what the grant 'defense' gives: leave out one of them")
+    judged = [defense for defense in defenses if behind(defense) != NoDefense()]
+    return given.granting("defense") if judged and not naive else given
+
+
 def _check_outside(out: Path | None, place: str) -> None:
     if out is not None and Path(place).is_dir() and out.resolve().is_relative_to(place):
         raise InputError(f"--out '{out}' lies in the data folder, where its pictures would be data: name another one")
 
 
-def _truth_of(truth: Any, weights: Path | None, defenses: Sequence[Any]) -> Any:
+def _claimed(record: Record, given: list[Defense]) -> Defense:
+    """The defense behind a record, at the client: as the auditor says, or else as the record does."""
+    stated = [at_client(d) for d in given if d != NoDefense()]
+    if not stated and record.defense is not None:
+        try:
+            stated = [at_client(d) for d in defenses_of([record.defense]) if d != NoDefense()]
+        except InputError as error:
+            raise InputError(f"of the record: {error}; --defense states another") from None
+    if len(stated) > 1:
+        raise InputError("a record was made under one defense: give the one that its client used, parts joined by |")
+    return stated[0] if stated else NoDefense()
+
+
+def _truth_of(truth: Any, weights: Path | None) -> Any:
     if truth is None:
         raise InputError("a record holds no image: --truth names the folder of the images that it was made from")
     if weights is not None:
         raise InputError("a record holds the weights that the client started from: leave out --weights")
-    if defenses:
-        raise InputError("a record is audited as it was sent: leave out --defense")
     return truth
 
 
@@ -143,7 +169,7 @@ def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool
             for job in todo:
                 with during(job, setup.jobs[job]):
                     store.add(job, *player(job))
-        return finish(store, settings)
+        return finish(store, settings, setup.data.classes)
 
 
 def _make(out: Path) -> None:
@@ -154,10 +180,10 @@ def _make(out: Path) -> None:
 
 
 def _settings(setup: Setup, player: Player) -> dict[str, Any]:
-    """What the pages print of an audit. No path, no name of an image or patient."""
+    """What the pages print of an audit. No path, no name of an image, a patient or a class."""
     data = setup.data
     known = {p for p in data.patients if p is not None}
-    counts = {name: int((data.labels == i).sum()) for i, name in enumerate(data.classes)}
+    counts = {f"class {i}": int((data.labels == i).sum()) for i in range(len(data.classes))}
     settings: dict[str, Any] = {
         "experiment": {
             "data": setup.source,
@@ -192,7 +218,7 @@ def _settings(setup: Setup, player: Player) -> dict[str, Any]:
     }
     recorded = [d for d in setup.defenses if isinstance(d, Recorded)]
     if recorded:
-        settings["record"] = player.difference(recorded[0])
+        settings["record"] = {"defense": repr(recorded[0].claimed), **player.difference(recorded[0])}
     return settings
 
 
@@ -200,6 +226,8 @@ def _notes(setup: Setup) -> list[str]:
     notes = []
     if any(isinstance(d, Recorded) for d in setup.defenses):
         notes.append("plan, weights and image size are those of the record; options that name others are not used")
+    if setup.wrong_layer is not None:
+        notes.append(f"{setup.wrong_layer} has a second derivative that is not that of what it computes")
     attacked = len(setup.victims) * setup.plan.images
     if attacked < setup.images:
         notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")

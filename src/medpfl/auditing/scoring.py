@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from medpfl.metrics.pixel import SUCCESS, ssim
 
 __all__ = ["Scorer"]
 
+_SMALL = 1e-3
+"""A relative objective (1 at an update of zeros) up to which an attack that runs out of steps was all but done."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
@@ -36,14 +40,19 @@ class Scorer:
     index: StudyIndex
 
     def rows(
-        self, guess: Reconstruction, victims: list[Tensor], zero: list[bool], seconds: float, common: dict[str, Any]
+        self,
+        guess: Reconstruction,
+        victims: list[Tensor],
+        doubts: list[tuple[str, ...]],
+        seconds: float,
+        common: dict[str, Any],
     ) -> tuple[list[Finding], Tensor, Tensor]:
         """Findings of V victims with N images each, their truths and their paired guesses (V * N, C, H, W).
 
         Args:
             guess: on any device.
             victims: V index tensors (N,) of the truths.
-            zero: V, whether the victim's raw update is exactly zero.
+            doubts: V, flags of the victims' updates.
             seconds: of the whole stack.
             common: the fields that the rows share.
         """
@@ -53,7 +62,7 @@ class Scorer:
             truth = self.data.images[own]
             order = pair(guess.guesses[v].cpu(), truth)
             mine = guess.guesses[v].cpu()[order]
-            flags = _flags(guess, v, zero[v])
+            flags = tuple(dict.fromkeys((*doubts[v], *_flags(guess, v))))
             ended = {
                 "loss": _number(guess.loss[v]),
                 "steps": int(guess.steps[v]),
@@ -74,7 +83,7 @@ class Scorer:
     ) -> list[Finding]:
         truth = self.data.images[own]
         scores = {name: metric(guess, truth).tolist() for name, metric in registry(metric_package).items()}
-        scores |= self._baselines(own, truth)
+        scores |= self._baselines(tuple(own.tolist()))
         scores["ssim_worst"] = best.tolist() if best is not None else scores["ssim"]
         found, gallery = self._identified(guess, own)
         return [
@@ -118,9 +127,14 @@ class Scorer:
     def _sum(self) -> Tensor:
         return self.data.images.sum(0)
 
-    def _baselines(self, own: Tensor, truth: Tensor) -> dict[str, list[Any]]:
-        """What guesses made without the update score."""
-        others = len(self.data) - 1
+    @cached_property
+    def _baselines(self) -> Callable[[tuple[int, ...]], dict[str, list[Any]]]:
+        """What guesses made without the update score, of the truth alone: the same under every attack and defense."""
+        return cache(self._score_baselines)
+
+    def _score_baselines(self, victim: tuple[int, ...]) -> dict[str, list[Any]]:
+        own = torch.tensor(victim)
+        truth, others = self.data.images[own], len(self.data) - 1
         if others < 1:
             nothing: list[Any] = [None] * len(own)
             return {"mean_image_ssim": nothing, "nearest_ssim": nothing}
@@ -143,11 +157,11 @@ def _best(guess: Reconstruction, v: int, truth: Tensor) -> Tensor | None:
     return torch.stack([ssim(c[pair(c, truth)], truth) for c in candidates]).amax(0)
 
 
-def _flags(guess: Reconstruction, v: int, zero: bool) -> tuple[str, ...]:
+def _flags(guess: Reconstruction, v: int) -> tuple[str, ...]:
     raised = {
-        "zero-gradient": zero,
         "nonfinite": guess.ended[v] == "nonfinite" or not bool(guess.guesses[v].isfinite().all()),
-        "not-converged": guess.ended[v] in ("max_steps", "stalled"),
+        # Not "stalled": it has what it can get, for want of precision, or under noise.
+        "not-converged": guess.ended[v] == "max_steps" and float(guess.loss[v]) > _SMALL,
     }
     return tuple(flag for flag, up in raised.items() if up)
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medpfl.attacks.problem import stacks
+from medpfl.auditing.derivatives import check_derivatives
 from medpfl.auditing.engine import check_network, check_trainable, generator_of, seed_of, stack_size
 from medpfl.auditing.inputs import GivenModel
 from medpfl.auditing.key import StudyIndex
@@ -24,7 +26,7 @@ from medpfl.core.errors import InputError, listed
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.threat import ThreatModel
-from medpfl.core.types import Weights
+from medpfl.core.types import Observation, Update, View, Weights
 from medpfl.core.verdicts import RANDOM_UPDATE
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
@@ -74,8 +76,13 @@ class Setup:
             raise InputError(f"draws is {self.draws}: it must be at least 1")
         if self.draws > 1 and (self.weights is not None or isinstance(self.model, GivenModel)):
             raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
+        if self.draws > 1 and _equal(self.network(0), self.network(1)):
+            raise InputError(
+                f"{self.draws} draws of untrained weights were asked for, but two draws of this model have the same: "
+                "it loads or sets its own; leave --draws at 1"
+            )
         ssim(self._probe, self._probe)  # refuses images that are too small for it
-        _ = self.outputs, self.stack  # both run the network once
+        _ = self.outputs, self.stack, self.wrong_layer  # all run the network
 
     @cached_property
     def victims(self) -> list[Tensor]:
@@ -102,6 +109,15 @@ class Setup:
     def outputs(self) -> int:
         """Classes that the model tells apart."""
         return check_network(self.network(0), self._probe, len(self.data.classes), self.plan)
+
+    @cached_property
+    def wrong_layer(self) -> str | None:
+        """The layer whose second derivative is wrong, if any."""
+        network, few = self.network(0), min(2, self.plan.batch_size)
+        images = torch.rand(few, *self.data.shape, generator=generator_of(0, "probe")).to(self.device)
+        view = View(Weights.of(network), (self.plan,), Update({}))
+        together = stacks(Observation(network, (view,), self.data.shape, self.outputs))
+        return check_derivatives(network, images, self.outputs, self.plan, together)
 
     @cached_property
     def stack(self) -> int:
@@ -142,7 +158,7 @@ class Setup:
             "pixels": index.fingerprint(self.data),
             "attacks": [repr(a) for a in self.attacks],
             "defenses": [repr(d) for d in self.defenses],
-            "record": [_fingerprint(d.contents()) for d in self.defenses if isinstance(d, Recorded)],
+            "record": [[_fingerprint(d.contents()), repr(d.claimed)] for d in self.defenses if isinstance(d, Recorded)],
             "threat": repr(self.threat),
             "plan": repr(self.plan),
             "partition": repr(self.partition),
@@ -152,6 +168,12 @@ class Setup:
             "memory": self.memory,
             "device": str(self.device),
         }
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks have the same trained weights."""
+    pairs = zip(one.parameters(), other.parameters(), strict=False)
+    return all(torch.equal(a, b) for a, b in pairs if a.requires_grad)
 
 
 def _fingerprint(tensors: Mapping[str, Tensor]) -> str:

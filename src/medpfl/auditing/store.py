@@ -211,5 +211,6 @@ def _to_bytes(images: Tensor) -> Tensor:
 
 
 def _for_screen(image: Tensor) -> np.ndarray:
+    image = image if image.ndim == 3 else image[:, image.shape[1] // 2]  # of a volume the middle slice
     array = image.permute(1, 2, 0).numpy()
     return array[..., 0] if array.shape[2] == 1 else array

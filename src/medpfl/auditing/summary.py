@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from medpfl.auditing.checks import flags_of, verdict_of
+from medpfl.auditing.checks import clusters_of, flags_of, verdict_of
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, RECORDED, UNDEFENDED
 from medpfl.metrics.pixel import SUCCESS
-from medpfl.metrics.rates import interval, mean_interval
+from medpfl.metrics.rates import cluster_interval, mean_interval
 
 __all__ = ["summarize"]
 
@@ -22,13 +23,14 @@ def summarize(
 ) -> list[dict[str, Any]]:
     """The cells in the order of the rows, verdicts and flags included.
 
-    Images whose undefended update is exactly zero are left out of every rate; their share is stated.
+    Images whose update is exactly zero are left out of every rate; their share is stated. Intervals
+    are by cluster: images of one update depend on each other, and so do the draws that attack it again.
 
     Args:
         rows: of one run.
         server_side: specs of the defenses that act only at the server.
-        record: of a recorded update, its relative ``difference`` from what the truth gives, and the
-            ``spread`` of the latter with the client's own draws.
+        record: of a recorded update, the ``defense`` that it is said to have passed, its relative ``difference``
+            from what the truth then gives, and the ``spread`` of the latter with the client's own draws.
     """
     by_cell: dict[tuple[str, str], list[Finding]] = {}
     random: dict[str, list[Finding]] = {}
@@ -41,8 +43,10 @@ def summarize(
     for (attack, defense), cell in cells.items():
         control = cells.get((attack, UNDEFENDED))
         cell["control_asr"] = control["asr"] if control else None
-        cell["verdict"] = verdict_of(cell, control)
-        cell["flags"] = flags_of(by_cell[attack, defense], cell, control)
+        acting = (record or {}).get("defense", UNDEFENDED) if defense == RECORDED else defense
+        naive = acting not in (UNDEFENDED, *server_side) and not _knowing(by_cell[attack, defense])
+        cell["verdict"] = verdict_of(cell, control, naive)
+        cell["flags"] = flags_of(by_cell[attack, defense], cell, control, naive)
         if defense in server_side:
             cell["flags"].append("server-side")
         if defense == RECORDED and record and _mismatch(record):
@@ -52,6 +56,10 @@ def summarize(
     return list(cells.values())
 
 
+def _knowing(rows: Sequence[Finding]) -> bool:
+    return all("defense" in row.grants for row in rows)
+
+
 def _mismatch(record: Mapping[str, Any]) -> bool:
     return record["difference"] > _MISMATCH + record.get("spread", 0.0)
 
@@ -59,49 +67,73 @@ def _mismatch(record: Mapping[str, Any]) -> bool:
 def _cell(attack: str, defense: str, rows: list[Finding], random: list[Finding]) -> dict[str, Any]:
     scored = [row for row in rows if "zero-gradient" not in row.flags]
     random = [row for row in random if "zero-gradient" not in row.flags]
-    ssims = _scores(scored, "ssim")
-    low, high = mean_interval(ssims)
-    labels = [row.label == row.label_guess for row in scored if row.label_guess is not None]
-    known = [row.identified for row in scored if row.identified is not None]
+    low, high = mean_interval(_scores(scored, "ssim"), clusters=clusters_of(_with(scored, "ssim")))
     return {
         "attack": attack,
         "defense": defense,
         "images": len(scored),
-        **_rate("asr", [row.success for row in scored]),
-        "asr_worst": _mean([s >= SUCCESS for s in _scores(scored, "ssim_worst")]),
-        "ssim": _mean(ssims),
+        "clusters": len(set(clusters_of(scored))),
+        **_rate("asr", scored, lambda row: row.success),
+        **_rate("asr_worst", scored, _reaches("ssim_worst")),
+        "ssim": _mean(_scores(scored, "ssim")),
         "ssim_low": low,
         "ssim_high": None if high is None else min(high, 1.0),  # no image is more like another than itself
         "psnr": _mean(_scores(scored, "psnr")),
         "mse": _mean(_scores(scored, "mse")),
-        **_rate("identified", known),
+        **_rate("identified", scored, lambda row: row.identified),
         "gallery": max((row.gallery for row in scored), default=0),
         "chance": _mean([row.chance for row in scored if row.chance is not None]),
-        "label_accuracy": _mean(labels),
+        **_rate("label_accuracy", scored, _label_right),
+        "label_chance": _label_chance(scored),
         "seconds_per_image": _mean([row.seconds for row in rows]),
         "evaluations": _mean([row.evaluations for row in scored]),
         "zero_gradient": 1 - len(scored) / len(rows),
         "nonfinite": _mean(["nonfinite" in row.flags for row in scored]) or 0.0,
-        "asr_mean_image": _mean([s >= SUCCESS for s in _scores(scored, "mean_image_ssim")]),
-        "asr_nearest": _mean([s >= SUCCESS for s in _scores(scored, "nearest_ssim")]),
-        "asr_random_update": _mean([row.success for row in random]),
+        **_rate("asr_mean_image", scored, _reaches("mean_image_ssim")),
+        **_rate("asr_nearest", scored, _reaches("nearest_ssim")),
+        **_rate("asr_random_update", random, lambda row: row.success),
         "ssim_mean_image": _mean(_scores(scored, "mean_image_ssim")),
         "ssim_nearest": _mean(_scores(scored, "nearest_ssim")),
         "ssim_random_update": _mean(_scores(random, "ssim")),
-        "identified_random_update": _mean([row.identified for row in random if row.identified is not None]),
+        **_rate("identified_random_update", random, lambda row: row.identified),
     }
 
 
+def _with(rows: Sequence[Finding], name: str) -> list[Finding]:
+    return [row for row in rows if row.scores.get(name) is not None]
+
+
 def _scores(rows: Sequence[Finding], name: str) -> list[float]:
-    return [value for row in rows if (value := row.scores.get(name)) is not None]
+    return [row.scores[name] or 0.0 for row in _with(rows, name)]
 
 
 def _mean(values: Sequence[float | bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _rate(name: str, hits: Sequence[bool]) -> dict[str, float | None]:
-    if not hits:
+def _reaches(name: str) -> Callable[[Finding], bool | None]:
+    def hit(row: Finding) -> bool | None:
+        score = row.scores.get(name)
+        return None if score is None else score >= SUCCESS
+
+    return hit
+
+
+def _label_right(row: Finding) -> bool | None:
+    return None if row.label_guess is None else row.label == row.label_guess
+
+
+def _label_chance(rows: Sequence[Finding]) -> float | None:
+    """The accuracy of always naming the commonest class."""
+    labels = Counter(row.label for row in rows if row.label_guess is not None)
+    return max(labels.values()) / labels.total() if labels else None
+
+
+def _rate(name: str, rows: Sequence[Finding], hit: Callable[[Finding], bool | None]) -> dict[str, float | None]:
+    """The share of the rows that hit, of those of which it is known, with its interval."""
+    known = [row for row in rows if hit(row) is not None]
+    if not known:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
-    low, high = interval(sum(hits), len(hits))
+    hits = [bool(hit(row)) for row in known]
+    low, high = cluster_interval(hits, clusters_of(known))
     return {name: sum(hits) / len(hits), f"{name}_low": low, f"{name}_high": high}

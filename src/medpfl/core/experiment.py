@@ -26,7 +26,8 @@ class Experiment(BaseModel):
     defense: list[str] = Field(
         default=[], description="spec; once for each; parts joined by |, sweeps by geom() and lin()"
     )
-    grant: list[str] = Field(default=[], description="what the adversary is told: labels, order, masks, defense, ...")
+    grant: list[str] = Field(default=[], description="what the adversary is told: labels, order, masks, auxiliary, ...")
+    naive: bool = Field(default=False, description="withhold from the attacks what a defense discloses of itself")
     truth: str | None = Field(default=None, description="for a record: folder of the images that it was made from")
     images: int = Field(default=32, ge=1, description="images to attack, evenly over classes")
     batch_size: int = Field(default=1, ge=1, description="images of one gradient")
@@ -43,6 +44,10 @@ class Experiment(BaseModel):
     learning_rate: float = Field(default=0.1, gt=0, description="FedAvg: local learning rate")
     momentum: float = Field(default=0.0, ge=0, description="FedAvg: local momentum")
     weight_decay: float = Field(default=0.0, ge=0, description="FedAvg: local weight decay")
+    sends: list[Literal["num_samples", "buffers"]] = Field(
+        default=["num_samples", "buffers"],
+        description="what travels beside the update: num_samples, buffers; once for each, or 'nothing'",
+    )
     mode: Literal["train", "eval"] = Field(default="train", description="of batch norm and dropout at the client")
     seed: int = Field(default=0, ge=0, description="of every random draw")
     memory: float = Field(default=2.0, gt=0, description="GiB that a stack of victims may take")

@@ -16,7 +16,7 @@ from torch import Tensor
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
 from medpfl.core.plan import Plan
-from medpfl.core.types import Update, Weights
+from medpfl.core.types import Tensors, Update, Weights
 
 __all__ = ["FORMAT", "VERSION", "Record"]
 
@@ -33,7 +33,8 @@ class Record:
         plan: that the client followed.
         weights: the global model that it started from.
         image_shape: (C, H, W) of the client's images, if known.
-        classes: names of the label indices, if known.
+        classes: names of the label indices, if known. They are in the file as they are: name no patient.
+        defense: spec of the defense that the client used, if known.
     """
 
     update: Update
@@ -41,6 +42,7 @@ class Record:
     weights: Weights
     image_shape: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None
+    defense: str | None = None
 
     def save(self, path: str | Path) -> None:
         """Writes the record as a safetensors file; tensors are named by group, as in ``update/fc.weight``."""
@@ -64,6 +66,7 @@ class Record:
             "plan": dataclasses.asdict(self.plan),
             "image_shape": self.image_shape,
             "classes": self.classes,
+            "defense": self.defense,
         }
         write(Path(path), save(tensors, {"format": "pt", FORMAT: json.dumps(about)}))
 
@@ -117,6 +120,7 @@ class Record:
                 Weights(groups["parameter"], groups["buffer"]),
                 tuple(about["image_shape"]) if about["image_shape"] else None,
                 tuple(about["classes"]) if about["classes"] else None,
+                _spec(about.get("defense")),  # records that were made before have none
             )
         except (KeyError, TypeError, InputError) as error:
             raise InputError(f"the header of '{path}' is not valid: {error}") from None
@@ -125,15 +129,12 @@ class Record:
         """What does not fit between update and weights: names, shapes, dtypes, values that are not finite."""
         problems = []
         own, sent, known = self.weights.parameters, self.update.tensors, self.weights.buffers
+        buffers = self.update.buffers or {}
         problems += [f"{k}: a parameter without an update" for k in own if k not in sent]
         problems += [f"{k}: an update without a parameter" for k in sent if k not in own]
-        for name in own.keys() & sent.keys():
-            if own[name].shape != sent[name].shape:
-                problems.append(f"{name}: update {tuple(sent[name].shape)}, parameter {tuple(own[name].shape)}")
-            elif own[name].dtype != sent[name].dtype:
-                problems.append(f"{name}: update {sent[name].dtype}, parameter {own[name].dtype}")
-        problems += [f"{k}: a sent buffer that the model has not" for k in self.update.buffers or {} if k not in known]
-        for group, members in (("update", sent), ("parameter", own), ("buffer", known)):
+        problems += [f"{k}: a sent buffer that the model has not" for k in buffers if k not in known]
+        problems += _unlike("update", sent, "parameter", own) + _unlike("sent buffer", buffers, "buffer", known)
+        for group, members in (("update", sent), ("sent buffer", buffers), ("parameter", own), ("buffer", known)):
             problems += [
                 f"{k}: {group} with values that are not finite" for k, t in members.items() if not t.isfinite().all()
             ]
@@ -142,7 +143,29 @@ class Record:
             problems.append(f"the update is a {self.update.kind}, but a {self.plan.algorithm} plan sends a {kind}")
         if self.update.num_samples not in (None, self.plan.images):
             problems.append(f"num_samples is {self.update.num_samples}, but the plan is for {self.plan.images} images")
+        problems += [f"the update holds {word}, but the plan does not send them" for word in self._unplanned()]
         return sorted(problems)
+
+    def _unplanned(self) -> list[str]:
+        there = {"buffers": self.update.buffers is not None, "num_samples": self.update.num_samples is not None}
+        return [word for word, held in there.items() if held and word not in self.plan.sends]
+
+
+def _spec(defense: Any) -> str | None:
+    if defense is None or isinstance(defense, str):
+        return defense
+    raise InputError(f"defense is {defense!r}: it must be a spec, or nothing")
+
+
+def _unlike(what: str, sent: Tensors, whose: str, own: Tensors) -> list[str]:
+    """Shapes and dtypes of what was sent that are not those of what the client started from."""
+    problems = []
+    for name in own.keys() & sent.keys():
+        if own[name].shape != sent[name].shape:
+            problems.append(f"{name}: {what} {tuple(sent[name].shape)}, {whose} {tuple(own[name].shape)}")
+        elif own[name].dtype != sent[name].dtype:
+            problems.append(f"{name}: {what} {sent[name].dtype}, {whose} {own[name].dtype}")
+    return problems
 
 
 def _json(path: Path, header: str) -> dict[str, Any]:

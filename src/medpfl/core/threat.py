@@ -13,7 +13,7 @@ GRANTS = {
     "labels": "the adversary is told the labels of the private images",
     "order": "the adversary is told in which order the client used its images",
     "masks": "the adversary is told the client's dropout masks",
-    "defense": "the adversary knows what the defense discloses of itself",
+    "defense": "the adversary knows what the defense discloses of itself; the default where one is judged",
     "auxiliary": "the adversary has other images of the same kind",
     "active": "the server may choose the model that it sends to the client",
 }
@@ -44,6 +44,10 @@ class ThreatModel(Part):
     def granting(self, *grants: str) -> ThreatModel:
         """The same adversary with more."""
         return ThreatModel((*self.grants, *grants))
+
+    def withholding(self, *grants: str) -> ThreatModel:
+        """The same adversary with less."""
+        return ThreatModel(tuple(g for g in self.grants if g not in grants))
 
     def __contains__(self, grant: str) -> bool:
         return grant in self.grants

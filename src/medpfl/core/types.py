@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.core.channel import Channel, Tensors, stack_tensors
+from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 
 __all__ = [
@@ -123,9 +124,13 @@ class View:
 
     @property
     def plan(self) -> Plan:
-        """The plan of a view of one client."""
-        (plan,) = self.plans
-        return plan
+        """The plan of a view of one client; raises `InputError` if the update is the sum of several."""
+        if len(self.plans) != 1:
+            raise InputError(
+                f"this update is the sum of {len(self.plans)} clients, and this attack reads those of one: take an "
+                "attack that uses the plans of all, or audit without secure aggregation"
+            )
+        return self.plans[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from medpfl.data.arrays import Arrays
+from medpfl.data.dicom import Dicom
 from medpfl.data.folder import ImageFolder
+from medpfl.data.kaggle import Kaggle
+from medpfl.data.medmnist import MedMNIST
+from medpfl.data.nifti import Nifti
 from medpfl.data.samples import Samples
 
-__all__ = ["ImageFolder", "Samples"]
+__all__ = ["Arrays", "Dicom", "ImageFolder", "Kaggle", "MedMNIST", "Nifti", "Samples"]

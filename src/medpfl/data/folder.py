@@ -16,12 +16,10 @@ from medpfl.core.roles import DataSource
 from medpfl.data.decode import decode, pillow_quiet, reason
 from medpfl.data.images import LabelledImages
 from medpfl.data.index import read_patients
-from medpfl.data.listing import list_images
-from medpfl.data.resize import Fit, check_target, fitted, stacked
+from medpfl.data.listing import first, list_images, printable
+from medpfl.data.resize import Fit, check_limit, check_target, fitted, stacked
 
 __all__ = ["ImageFolder"]
-
-_SHOWN = 3
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,8 +50,7 @@ class ImageFolder(DataSource):
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", os.fspath(self.path))
         check_target(self.size, self.fit, self.channels)
-        if type(self.limit) is not int or self.limit < 1:
-            raise InputError(f"limit={self.limit!r} must be a whole number of images, 1 or more")
+        check_limit(self.limit)
 
     def load(self) -> LabelledImages:
         """The pictures, by class and then by file. A class of which none could be read is left out.
@@ -68,16 +65,16 @@ class ImageFolder(DataSource):
         read = _read_all(listing.chosen, self.size, self.fit)
         images = {path: image for path, image in read.items() if isinstance(image, Tensor)}
         unread = listing.unread | {path: why for path, why in read.items() if isinstance(why, str)}
-        skipped = tuple(f"{_text(path.relative_to(root))}: {why}" for path, why in unread.items())
+        skipped = tuple(f"{printable(path.relative_to(root))}: {why}" for path, why in unread.items())
         if not images:
-            raise InputError(f"no image in '{root}' could be read: {_first(skipped)}")
+            raise InputError(f"no image in '{root}' could be read: {first(skipped)}")
         files = [path.relative_to(root) for path in images]
         classes = sorted({file.parts[0] for file in files})
         return LabelledImages(
             images=stacked(list(images.values()), self.channels),
             labels=torch.tensor([classes.index(file.parts[0]) for file in files]),
-            classes=tuple(_text(Path(name)) for name in classes),
-            names=tuple(map(_text, files)),
+            classes=tuple(printable(Path(name)) for name in classes),
+            names=tuple(map(printable, files)),
             patients=tuple(patients.get(file.as_posix()) for file in files),
             skipped=skipped,
             left_out=listing.left_out,
@@ -95,13 +92,3 @@ def _read_all(files: Sequence[Path], size: int, fit: Fit) -> Mapping[Path, Tenso
 
     with pillow_quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(files, pool.map(read, files), strict=True))
-
-
-def _text(path: Path) -> str:
-    """The name, fit to be printed even if it is not valid UTF-8."""
-    return path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _first(skipped: Sequence[str]) -> str:
-    more = len(skipped) - _SHOWN
-    return "; ".join(skipped[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")

@@ -14,13 +14,14 @@ class LabelledImages:
     """M images of one shape.
 
     Attributes:
-        images: (M, C, H, W) float32 in [0, 1].
+        images: (M, C, H, W), or (M, C, D, H, W) for volumes; float32 in [0, 1].
         labels: (M,) int64 indices of `classes`.
-        classes: names, sorted.
+        classes: names; a label is a place among them.
         names: M, relative to the source; for the terminal and the key file only.
         patients: M, the source's own patient ids, ``None`` where unknown; for the key file only.
         skipped: ``"name: reason"`` of each file that could not be read; for the terminal only.
         left_out: images of the source that its own limit left unopened.
+        spacing: of the voxels of volumes along D, H and W in mm, where it is known and the same for all.
     """
 
     images: Tensor
@@ -30,11 +31,12 @@ class LabelledImages:
     patients: tuple[str | None, ...]
     skipped: tuple[str, ...] = ()
     left_out: int = 0
+    spacing: tuple[float, float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of every image."""
+        """(C, H, W) or (C, D, H, W) of every image."""
         return tuple(self.images.shape[1:])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from medpfl.core.errors import InputError
 from medpfl.data.decode import SUFFIXES, reason
 
-__all__ = ["Listing", "list_images"]
+__all__ = ["Listing", "files_in", "first", "is_image", "list_images", "printable", "spread"]
+
+T = TypeVar("T")
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def _class_folders(root: Path) -> list[Path]:
     above = {root.resolve(), *root.resolve().parents}  # a link to one of these would hold every class
     folders = [p for p in inside if p.is_dir() and p.resolve() not in above]
     if not folders:
-        raise InputError(_no_class_folders(root, sum(_is_image(p.name) for p in inside)))
+        raise InputError(_no_class_folders(root, sum(is_image(p.name) for p in inside)))
     return folders
 
 
@@ -72,19 +77,58 @@ def _no_class_folders(root: Path, loose: int) -> str:
     )
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file is named as a picture, and not hidden."""
     return Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
 
 
 def _images_in(folder: Path, unread: dict[Path, str]) -> list[Path]:
+    return [path for path in files_in(folder, unread) if is_image(path.name)]
+
+
+def files_in(folder: Path, unread: dict[Path, str]) -> list[Path]:
+    """All files in a folder and in those inside it, sorted; hidden ones and links to folders are left out.
+
+    Args:
+        folder: to be searched.
+        unread: gets the folders that could not be searched, with the reason.
+    """
+
     def note(error: OSError) -> None:
         unread[Path(error.filename)] = reason(error)
 
     found: list[Path] = []
     for base, folders, files in os.walk(folder, onerror=note):  # does not follow links, so it ends
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(base, name) for name in files if _is_image(name)]
+        found += [Path(base, name) for name in files if not name.startswith(".")]
     return sorted(found)
+
+
+def spread(units: Sequence[T], class_of: Callable[[T], Any], limit: int) -> list[T]:
+    """At most `limit` of the units, evenly over classes and over each class's units, in their order.
+
+    Raises:
+        InputError: `limit` is less than the number of classes.
+    """
+    by_class: dict[Any, list[int]] = {}
+    for i, unit in enumerate(units):
+        by_class.setdefault(class_of(unit), []).append(i)
+    if limit < len(by_class):
+        raise InputError(f"limit={limit} is less than the number of classes, {len(by_class)}: raise it")
+    shares = _shares([len(own) for own in by_class.values()], limit)
+    kept = [i for own, share in zip(by_class.values(), shares, strict=True) for i in _spaced(own, share)]
+    return [units[i] for i in sorted(kept)]
+
+
+def printable(path: Path) -> str:
+    """The name, fit to be printed even if it is not valid UTF-8."""
+    return path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def first(skipped: Sequence[str]) -> str:
+    """The first of what was skipped, for an error message."""
+    more = len(skipped) - _SHOWN
+    return "; ".join(skipped[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _shares(sizes: list[int], limit: int) -> list[int]:
@@ -99,5 +143,5 @@ def _shares(sizes: list[int], limit: int) -> list[int]:
     return shares
 
 
-def _spaced(files: list[Path], count: int) -> list[Path]:
+def _spaced(files: list[T], count: int) -> list[T]:
     return [files[(2 * i + 1) * len(files) // (2 * count)] for i in range(count)]

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from medpfl.core.errors import InputError, nearest
 
-__all__ = ["Fit", "check_target", "fitted", "stacked"]
+__all__ = ["Fit", "check_limit", "check_target", "fitted", "fitted_volume", "stacked"]
 
 Fit = Literal["crop", "squash"]
 """How a picture becomes a square: its middle is cut out, or both sides are scaled."""
@@ -36,7 +36,13 @@ def check_target(size: int, fit: str, channels: int | None) -> None:
         raise InputError(f"channels={channels!r} must be None, 1 (gray) or 3 (RGB)")
 
 
-def fitted(image: Tensor, size: int, fit: str = "crop") -> Tensor:
+def check_limit(limit: int) -> None:
+    """Raises `InputError` if `limit` is not a whole number of at least 1."""
+    if type(limit) is not int or limit < 1:
+        raise InputError(f"limit={limit!r} must be a whole number of images, 1 or more")
+
+
+def fitted(image: Tensor, size: int, fit: str = "crop", spacing: tuple[float, float] = (1, 1)) -> Tensor:
     """The picture as a square, with antialiasing.
 
     Args:
@@ -44,19 +50,27 @@ def fitted(image: Tensor, size: int, fit: str = "crop") -> Tensor:
         size: of both sides of the result.
         fit: ``"crop"`` scales the shorter side to `size` and cuts out the middle; ``"squash"`` scales
             both sides, whatever the proportions.
+        spacing: height and width of a pixel, in any unit: after ``"crop"``, pixels are square.
 
     Returns:
         (C, size, size) in [0, 1].
     """
     if fit == "squash":
         return _scaled(image, size, size)
-    height, width = image.shape[-2:]
-    shorter = min(height, width)
+    sides = [side * step for side, step in zip(image.shape[-2:], spacing, strict=True)]
+    shorter = min(sides)
     # A strip of one pixel by millions would be scaled up to a picture that fits no memory: what the
     # middle cannot hold goes first.
-    image = _middle(image, min(height, _LONGEST * shorter), min(width, _LONGEST * shorter))
-    height, width = (int(size * side / shorter) for side in image.shape[-2:])
+    most = [max(1, int(_LONGEST * shorter / step)) for step in spacing]
+    image = _middle(image, *map(min, image.shape[-2:], most))
+    sides = [side * step for side, step in zip(image.shape[-2:], spacing, strict=True)]
+    height, width = (_length(size, side, shorter) for side in sides)
     return _middle(_scaled(image, height, width), size, size)
+
+
+def _length(size: int, side: float, shorter: float) -> int:
+    """Of a side after scaling; one pixel may be many times as tall as wide."""
+    return min(max(size, int(size * side / shorter)), _LONGEST * size)
 
 
 def _scaled(image: Tensor, height: int, width: int) -> Tensor:
@@ -67,9 +81,45 @@ def _scaled(image: Tensor, height: int, width: int) -> Tensor:
     return scaled[0].clamp(0, 1)
 
 
-def _middle(image: Tensor, height: int, width: int) -> Tensor:
-    top, left = (round((have - want) / 2) for have, want in zip(image.shape[-2:], (height, width), strict=True))
-    return image[:, top : top + height, left : left + width]
+def fitted_volume(
+    volume: Tensor, size: int, fit: str = "crop", spacing: tuple[float, float, float] = (1, 1, 1)
+) -> tuple[Tensor, tuple[float, float, float]]:
+    """A volume as a cube, with antialiasing.
+
+    Args:
+        volume: (C, D, H, W) in [0, 1].
+        size: of all sides of the result.
+        fit: ``"crop"`` makes voxels cubic, scales the shortest side to `size` and cuts out the middle;
+            ``"squash"`` scales all sides, whatever the proportions.
+        spacing: of the voxels along D, H and W.
+
+    Returns:
+        (C, size, size, size) in [0, 1], and the spacing of its voxels.
+    """
+    sides = [side * step for side, step in zip(volume.shape[1:], spacing, strict=True)]
+    if fit == "squash":
+        depth, height, width = (side / size for side in sides)
+        return _scaled_volume(volume, size, size, size), (depth, height, width)
+    shorter = min(sides)
+    most = [max(1, int(_LONGEST * shorter / step)) for step in spacing]
+    volume = _middle(volume, *map(min, volume.shape[1:], most))
+    sides = [side * step for side, step in zip(volume.shape[1:], spacing, strict=True)]
+    scaled = _scaled_volume(volume, *(_length(size, side, shorter) for side in sides))
+    edge = shorter / size
+    return _middle(scaled, size, size, size), (edge, edge, edge)
+
+
+def _scaled_volume(volume: Tensor, depth: int, height: int, width: int) -> Tensor:
+    """Slice by slice first, then along the depth: antialiasing is there for pictures only."""
+    slices = torch.stack([_scaled(part, height, width) for part in volume.unbind(1)], 1)
+    return _scaled(slices.flatten(2), depth, height * width).unflatten(2, (height, width))
+
+
+def _middle(image: Tensor, *sides: int) -> Tensor:
+    """The middle of the last axes."""
+    for axis, want in enumerate(sides, 1):
+        image = image.narrow(axis, round((image.shape[axis] - want) / 2), want)
+    return image
 
 
 def stacked(images: Sequence[Tensor], channels: int | None = None) -> Tensor:
@@ -78,7 +128,7 @@ def stacked(images: Sequence[Tensor], channels: int | None = None) -> Tensor:
     Args:
         images: M of (1, H, W) or (3, H, W), at least one.
         channels: 1, 3, or ``None``: 1 if all are gray, else 3. Gray is repeated to RGB, and RGB is
-            weighted to gray (ITU-R 601 luma, as Pillow does).
+            weighted to gray (ITU-R 601 luma, as Pillow does). Volumes (1, D, H, W) too.
 
     Returns:
         (M, channels, H, W).
@@ -91,5 +141,5 @@ def _with_channels(image: Tensor, channels: int) -> Tensor:
     if len(image) == channels:
         return image
     if channels == 3:
-        return image.expand(3, -1, -1)
+        return image.expand(3, *image.shape[1:])
     return torch.tensordot(torch.tensor(_LUMA), image, dims=1)[None].clamp(0, 1)

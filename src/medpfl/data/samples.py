@@ -14,11 +14,10 @@ from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.data.resize import Fit, check_target, fitted, stacked
 from medpfl.data.sample_cuts import CROPS, SLICES
-from medpfl.data.viewer import dicom_frame, volume
+from medpfl.data.viewer import dicom_frame
+from medpfl.data.volumes import Volume, slice_of, volume
 
 __all__ = ["Samples"]
-
-_AXES = ("sagittal", "coronal", "axial")
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,8 +89,8 @@ def _slices() -> Iterator[_Sample]:
             raise InputError(_MISSING.format(file=f"nibabel/{file}"))
         voxels = _read(volume, path)
         for plane, position in slices:
-            image = voxels.select(_AXES.index(plane), position).rot90()  # the head or the face upwards
-            yield _Sample(label, f"nibabel/{file}", f"{plane}{position}", image[None])
+            image, _ = slice_of(Volume(voxels, (1, 1, 1)), plane, position)
+            yield _Sample(label, f"nibabel/{file}", f"{plane}{position}", image)
 
 
 def _read(reader: Callable[..., Tensor], path: str | Path, *which: int) -> Tensor:

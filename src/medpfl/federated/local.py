@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Tensors, Update, Weights
@@ -100,7 +101,9 @@ def _gradient(
     """The mean gradient (after the moment); of no images, the mean of the moment's one row."""
 
     def loss(parameters: Tensors, images: Tensor, labels: Tensor, masks: Tensors) -> Tensor:
-        return cross_entropy(functional_call(model, {**parameters, **state, **masks}, (images,)), labels)
+        # The fused kernels of attention have no second derivative, which an attacker needs.
+        with sdpa_kernel(SDPBackend.MATH):
+            return cross_entropy(functional_call(model, {**parameters, **state, **masks}, (images,)), labels)
 
     if moment is None:
         return grad(loss)(dict(parameters), batch.images, batch.labels, masks)

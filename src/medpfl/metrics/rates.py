@@ -1,13 +1,15 @@
-"""Rates and their intervals."""
+"""Rates and means, and their intervals. Values of one cluster may depend on each other, clusters may not."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 from scipy import stats
 
-__all__ = ["interval", "mean_interval"]
+__all__ = ["cluster_interval", "interval", "mean_interval"]
 
 
-def interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+def interval(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
     """Clopper-Pearson interval of a rate: exact, never too narrow.
 
     >>> low, high = interval(0, 24)
@@ -22,10 +24,55 @@ def interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[flo
     return low, high
 
 
-def mean_interval(values: list[float], confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """Student's interval of a mean; ``None`` where there are fewer than two values."""
-    if len(values) < 2:
+def cluster_interval(
+    hits: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Clopper-Pearson interval of a rate on the effective number of trials, after Korn and Graubard (1998).
+
+    The number is that of independent trials which would give the rate the variance that it has between
+    clusters, corrected for how well so few clusters show it. Where every trial is a cluster of its own, it
+    is the plain interval; where no trial or every trial succeeds, each cluster counts once.
+
+    Args:
+        hits: one a trial.
+        clusters: the cluster of each trial.
+        confidence: of the interval.
+    """
+    if not hits:
+        return 0.0, 1.0
+    rate, trials = sum(hits) / len(hits), _effective([float(hit) for hit in hits], clusters, confidence)
+    return interval(trials if rate == 1 else rate * trials, trials, confidence)
+
+
+def _effective(hits: list[float], clusters: Sequence[Hashable], confidence: float) -> float:
+    count, groups = len(hits), len(set(clusters))
+    rate = sum(hits) / count
+    if groups in (1, count) or rate in (0, 1):
+        return groups
+    variance = _variance(hits, clusters)
+    if variance == 0:
+        return count
+    tail = 0.5 + confidence / 2
+    known = float(stats.t.ppf(tail, count - 1) / stats.t.ppf(tail, groups - 1)) ** 2
+    return min(count, known * rate * (1 - rate) / variance)
+
+
+def _variance(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """Of the mean of all values, from the sums of the clusters' deviations; at least two clusters."""
+    mean, sums = sum(values) / len(values), dict.fromkeys(clusters, 0.0)
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] += value - mean
+    return len(sums) / (len(sums) - 1) * sum(total**2 for total in sums.values()) / len(values) ** 2
+
+
+def mean_interval(
+    values: Sequence[float], confidence: float = 0.95, clusters: Sequence[Hashable] | None = None
+) -> tuple[float | None, float | None]:
+    """Student's interval of a mean; ``None`` where there are fewer than two values, or than two clusters of them."""
+    clusters = range(len(values)) if clusters is None else clusters
+    groups = len(set(clusters))
+    if groups < 2:
         return None, None
-    mean, error = float(sum(values) / len(values)), float(stats.sem(values))
-    half = error * float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1))
+    mean = sum(values) / len(values)
+    half = _variance(values, clusters) ** 0.5 * float(stats.t.ppf(0.5 + confidence / 2, groups - 1))
     return mean - half, mean + half

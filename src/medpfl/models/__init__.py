@@ -1,6 +1,10 @@
 """Networks that a federation trains: a file per architecture. ``__all__`` is the registry."""
 
+from medpfl.models.convnet import ConvNet
+from medpfl.models.densenet import DenseNet121
 from medpfl.models.lenet import LeNet
+from medpfl.models.mlp import MLP
 from medpfl.models.resnet import ResNet
+from medpfl.models.vit import ViT
 
-__all__ = ["LeNet", "ResNet"]
+__all__ = ["ConvNet", "DenseNet121", "LeNet", "MLP", "ResNet", "ViT"]  # noqa: RUF022

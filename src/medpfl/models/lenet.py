@@ -12,6 +12,7 @@ from torch import nn
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.roles import Model
 from medpfl.core.spec import shown
+from medpfl.models.parts import planar
 
 __all__ = ["LeNet"]
 
@@ -50,8 +51,9 @@ class LeNet(Model):
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
         """The network for images (C, H, W)."""
         kernel, width, padding, strides = _VARIANTS[self.variant]
-        channels = [self.channels or image_shape[0]] + [width] * len(strides)
-        features = _features(strides, kernel, padding, image_shape[1:]) * width
+        inputs, *size = planar(image_shape, "LeNet")
+        channels = [self.channels or inputs] + [width] * len(strides)
+        features = _features(strides, kernel, padding, size) * width
         layers: list[nn.Module] = []
         with torch.random.fork_rng(devices=[]):  # what layers draw for themselves is overwritten
             for (inputs, outputs), stride in zip(itertools.pairwise(channels), strides, strict=True):
@@ -64,7 +66,7 @@ class LeNet(Model):
         return network
 
 
-def _features(strides: tuple[int, ...], kernel: int, padding: int, size: tuple[int, ...]) -> int:
+def _features(strides: tuple[int, ...], kernel: int, padding: int, size: list[int]) -> int:
     """Pixels of the last feature map."""
     height, width = size
     for stride in strides:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision import models as theirs
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.resnet import ResNet as _TorchvisionResNet
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Model
 from medpfl.core.spec import shown
+from medpfl.models.parts import Normalized, planar
+from medpfl.models.weights import fill, load_weights
 
 __all__ = ["ResNet"]
 
-_DEPTHS: dict[int, tuple[Any, list[int]]] = {
-    18: (BasicBlock, [2, 2, 2, 2]),
-    34: (BasicBlock, [3, 4, 6, 3]),
-    50: (Bottleneck, [3, 4, 6, 3]),
+_DEPTHS: dict[int, tuple[Any, list[int], Any]] = {
+    18: (BasicBlock, [2, 2, 2, 2], theirs.ResNet18_Weights),
+    34: (BasicBlock, [3, 4, 6, 3], theirs.ResNet34_Weights),
+    50: (Bottleneck, [3, 4, 6, 3], theirs.ResNet50_Weights),
 }
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_GRAY = ((0.449,), (0.226,))
+_HEAD = "fc"
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,14 +34,19 @@ class ResNet(Model):
     """Residual network of 18, 34 or 50 layers (He et al. 2016, arXiv:1512.03385), as in torchvision.
 
     Takes images in [0, 1]; ImageNet's mean and deviation are subtracted and divided inside. Parameter names
-    are torchvision's, so that its weight files fit (with ``classes=1000`` and three channels).
+    are torchvision's.
 
     Attributes:
         depth: 18, 34 or 50.
+        weights: ``None``: untrained; a published name, such as ``"IMAGENET1K_V1"``: downloaded by torchvision,
+            hash checked; or the path of a weights file of torchvision's network. With weights, gray images are
+            taken as three equal channels, and a last layer that has another number of classes than the file's
+            (ImageNet's 1000) is drawn anew. A path is kept out of everything that is written.
         classes, channels: ``None`` takes what the data has.
     """
 
     depth: int = shown(18)
+    weights: str | None = None
     classes: int | None = None
     channels: int | None = None
 
@@ -45,26 +54,49 @@ class ResNet(Model):
         if self.depth not in _DEPTHS:
             raise InputError(f"depth is {self.depth}: choose from {', '.join(map(str, _DEPTHS))}")
 
+    def __repr__(self) -> str:
+        hidden = self.weights is not None and self.weights not in self._published()
+        return Model.__repr__(replace(self, weights="a file") if hidden else self)
+
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """The untrained network for images (C, H, W); torchvision's own initialization under `seed`."""
-        block, layers = _DEPTHS[self.depth]
+        """The network for images (C, H, W); what no weights file gives has torchvision's initialization under `seed`.
+
+        Raises:
+            InputError: volumes, channels other than 1 or 3 with weights, or weights that cannot be had or do not
+                fit.
+        """
+        own, _, _ = planar(image_shape, "ResNet")
+        channels = self.channels or own
+        if self.weights is not None and channels not in (1, 3):
+            raise InputError(f"ResNet with weights takes 1 or 3 channels, not {channels}: leave the weights out")
+        block, layers, _ = _DEPTHS[self.depth]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _Normalized(block, layers, self.classes or num_classes, self.channels or image_shape[0])
+            network = _Network(block, layers, self.classes or num_classes, 3 if self.weights else channels)
+        if self.weights in self._published():
+            fill(network, self._download(), f"torchvision's {self.weights}", _HEAD)
+        elif self.weights is not None:
+            load_weights(network, Path(self.weights).expanduser(), _HEAD)
+        return network
+
+    def _published(self) -> Mapping[str, Any]:
+        return _DEPTHS[self.depth][2].__members__
+
+    def _download(self) -> Mapping[str, Tensor]:
+        try:
+            return self._published()[str(self.weights)].get_state_dict(
+                progress=False, check_hash=True, map_location="cpu", weights_only=True
+            )
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"cannot download {self.weights} ({error}): get the file yourself and give its path as weights='...'"
+            ) from error
 
 
-class _Normalized(_TorchvisionResNet):
-    mean: Tensor
-    deviation: Tensor
-
+class _Network(Normalized, _TorchvisionResNet):
     def __init__(self, block: Any, layers: list[int], classes: int, channels: int) -> None:
         super().__init__(block, layers, num_classes=classes)
         if channels != 3:
             self.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        mean, deviation = _IMAGENET if channels == 3 else _GRAY
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(deviation).view(-1, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward((x - self.mean) / self.deviation)
+        self.set_normalization(channels)

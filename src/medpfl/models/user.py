@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +26,7 @@ _SYNONYMS = {
     "classes": ("classes", "num_classes", "n_classes", "out_channels"),
     "channels": ("channels", "in_channels", "n_input_channels", "num_channels"),
     "size": ("size", "img_size", "image_size"),
+    "axes": ("spatial_dims",),
 }
 
 
@@ -33,8 +34,9 @@ _SYNONYMS = {
 class UserModel(Model):
     """A network made by the user's own function or class, called with the arguments that the spec gives.
 
-    Arguments that it has no default for and that are named like ``num_classes``, ``in_channels`` or
-    ``image_size`` are filled in from the data.
+    Arguments that it has no default for and that are named like ``num_classes``, ``in_channels``, ``image_size``
+    or ``spatial_dims`` are filled in from the data. Of several outputs the first counts (of named ones that are
+    called ``logits`` or ``out``, this one).
 
     Attributes:
         place: a ``.py`` file or a module. It is kept out of everything that is written.
@@ -59,7 +61,8 @@ class UserModel(Model):
         """
         name, args, kwargs = _parse_call(self.call)
         make = _find(self.place, name)
-        values = {"classes": num_classes, "channels": image_shape[0], "size": image_shape[-1]}
+        axes = len(image_shape) - 1
+        values = {"classes": num_classes, "channels": image_shape[0], "size": image_shape[-1], "axes": axes}
         kwargs |= _fill(make, len(args), kwargs, values)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -71,7 +74,14 @@ class UserModel(Model):
                 raise InputError(f"model '{name}' failed: {type(error).__name__}: {error}") from error
         if not isinstance(network, nn.Module):
             raise InputError(f"model '{name}' returned a {type(network).__name__}, not a torch.nn.Module")
+        network.register_forward_hook(_first_output)  # a hook, since a wrapper would rename the parameters
         return network
+
+
+def _first_output(_: nn.Module, __: Any, output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return next((output[key] for key in ("logits", "out") if key in output), output)
+    return output[0] if isinstance(output, tuple | list) and output else output
 
 
 def _parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:

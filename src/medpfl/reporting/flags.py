@@ -20,18 +20,24 @@ FLAGS = {
         "The attack does not work here, so its failure says nothing about the defense. "
         "Try a stronger attack, more steps, or a smaller batch.",
     ),
+    "naive-attack": Flag(
+        "the attack works without the defense, failed with it, and was not told what the defense discloses of itself",
+        "An adversary that knows the defense may succeed where this one failed. "
+        "Audit again with the grant defense, which is the default: leave out --naive.",
+    ),
     "prior-only": Flag(
         "the guesses are no better than the mean image, the nearest other image, or the same attack on a random update",
         "What looks like the truth comes from what such images have in common, not from the update. "
         "It is no evidence of a leak, and no evidence of safety.",
     ),
     "zero-gradient": Flag(
-        "the update of some images is exactly zero",
+        "the update of some images is exactly zero, before a defense or after it",
         "The model has nothing to learn from these images (its loss is zero to machine precision), or the "
         "defense removed everything. They are left out of every rate; the share is in the column Images.",
     ),
     "not-converged": Flag(
-        "on most images the attack ran out of steps, or stalled, before its objective was near zero",
+        "on most images the attack ran out of steps while its own objective was above a thousandth of its size "
+        "at an update of zeros",
         "With more steps the guesses may get better. Read the rates as a lower bound.",
     ),
     "nonfinite": Flag(
@@ -39,14 +45,19 @@ FLAGS = {
         "These guesses are useless for a reason of numerics, not of privacy. "
         "Try float64, another start, or a smaller step.",
     ),
+    "wrong-derivative": Flag(
+        "a layer of the model has a second derivative that is not that of what it computes",
+        "Attacks follow that derivative, and are weaker for it than they could be. A note names the layer: a detach, "
+        "a number taken out of a tensor, or a function that can be differentiated only once.",
+    ),
     "server-side": Flag(
         "the defense acts only at the server, after the update has arrived",
         "It may protect the published model from others. It cannot protect the images from the server, "
         "which has seen the update as it was before.",
     ),
     "record-mismatch": Flag(
-        "the recorded update differs from what the private images give under the stated plan",
-        "The plan, the weights or the images are not those that made the update, or an undeclared defense "
-        "changed it. Unless a defense explains it, the audit does not hold.",
+        "the recorded update differs from what the private images give under the stated plan and defense",
+        "The plan, the weights or the images are not those that made the update, or a defense that is not stated "
+        "changed it. State it in the record, or with --defense; else the audit does not hold.",
     ),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,8 +55,7 @@ def write_pages(
     written = [write(out / "report.html", _page(settings, summary, rows))]
     if picture is None:
         return written
-    classes = (settings.get("data") or {}).get("classes") or {}
-    shown = panels(summary, rows, picture, classes)
+    shown = panels(summary, rows, picture)
     (out / "pictures").mkdir(mode=0o700, exist_ok=True)
     written += [write(out / "pictures" / panel.file, draw_panel(panel), PRIVATE) for panel in shown]
     page = _page(settings, summary, rows, shown)
@@ -110,6 +110,7 @@ def _raised(summary: Sequence[Mapping[str, Any]]) -> list[tuple[str, Flag, list[
     return [(flag, FLAGS.get(flag, unknown), where) for flag, where in cells.items()]
 
 
+@cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medpfl.reporting", ""),

@@ -6,9 +6,9 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medpfl.reporting.phrases import Cell, Cells
 from medpfl.reporting.selection import cell_rows, examples
@@ -59,40 +59,33 @@ class Panel:
         return f"{_slug(self.attack)}--{_slug(self.defense)}--{digest}.png"
 
 
-def panels(summary: Cells, rows: Sequence[Finding], picture: Picture, classes: Mapping[str, Any]) -> list[Panel]:
+def panels(summary: Cells, rows: Sequence[Finding], picture: Picture) -> list[Panel]:
     """A panel for each cell that has rows.
 
     Args:
         summary: the cells, in order.
         rows: all rows of the run.
         picture: truth and guess of a row.
-        classes: the class names, in the order of their indices.
     """
-    made = (_panel(cell, rows, picture, list(classes)) for cell in summary)
+    made = (_panel(cell, rows, picture) for cell in summary)
     return [panel for panel in made if panel.pairs]
 
 
-def _panel(cell: Cell, rows: Iterable[Finding], picture: Picture, classes: list[str]) -> Panel:
+def _panel(cell: Cell, rows: Iterable[Finding], picture: Picture) -> Panel:
     chosen = examples(cell_rows(cell, rows))
-    return Panel(cell["attack"], cell["defense"], tuple(_pair(rank, row, picture, classes) for rank, row in chosen))
+    return Panel(cell["attack"], cell["defense"], tuple(_pair(rank, row, picture) for rank, row in chosen))
 
 
-def _pair(rank: str, row: Finding, picture: Picture, classes: list[str]) -> Pair:
+def _pair(rank: str, row: Finding, picture: Picture) -> Pair:
     truth, guess = (_image(array) for array in picture(row))
     psnr = row.scores.get("psnr")
     scores = f"SSIM {number(row.scores['ssim'])}, PSNR {number(psnr, '.1f')} dB"
-    named = f"class {_class(row.label, classes)}"
-    if row.label_guess is not None:
-        named += f", guessed {_class(row.label_guess, classes)}"
+    named = f"class {row.label}" + ("" if row.label_guess is None else f", guessed {row.label_guess}")
     return Pair(rank, f"image {row.image}", scores, named, truth, guess)
 
 
 def _slug(spec: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", label(spec)).strip("-.")[:40]
-
-
-def _class(index: int, classes: list[str]) -> str:
-    return str(classes[index]) if 0 <= index < len(classes) else str(index)
 
 
 def _image(array: np.ndarray) -> Image.Image:

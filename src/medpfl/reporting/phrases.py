@@ -14,8 +14,9 @@ Cells = Sequence[Cell]
 
 # In the order in which they explain: the first that is raised is the reason given.
 REASONS = {
+    "naive-attack": "these attacks were not told of the defense that they failed against",
     "control-failed": "these attacks do not work here even without a defense",
-    "record-mismatch": "the recorded update is not what the images give under the stated plan",
+    "record-mismatch": "the recorded update is not what the images give under the stated plan and defense",
     "prior-only": "a guess made without the update does as well as these attacks",
     "nonfinite": "the attacks ended at numbers that are not finite",
     "not-converged": "the attacks were stopped before they had converged",

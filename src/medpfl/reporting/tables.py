@@ -45,7 +45,7 @@ def entries(cell: Cell) -> list[Entry]:
         Entry("PSNR, dB", number(get("psnr"), ".1f")),
         Entry("MSE", number(get("mse"), ".2g")),
         Entry("Identified", percent(get("identified")), _identified_notes(cell)),
-        Entry("Labels right", percent(get("label_accuracy"))),
+        Entry("Labels right", percent(get("label_accuracy")), _label_notes(cell)),
         Entry("Seconds per image", number(get("seconds_per_image"), ".2g"), _evaluations(cell)),
     ]
 
@@ -55,21 +55,34 @@ def _interval(text: str) -> tuple[str, ...]:
 
 
 def _left_out(cell: Cell) -> tuple[str, ...]:
-    share = cell.get("zero_gradient")
-    return (f"{percent(share)} zero",) if known(share) and share else ()
+    share, clusters = cell.get("zero_gradient"), cell.get("clusters")
+    dependent = (f"in {clusters} updates",) if clusters and clusters < cell["images"] else ()
+    return ((f"{percent(share)} zero",) if known(share) and share else ()) + dependent
 
 
 def _asr_notes(cell: Cell) -> tuple[str, ...]:
     notes = _interval(percents(cell.get("asr_low"), cell.get("asr_high")))
     extra = {"asr_worst": "worst", "control_asr": "control"}
-    return notes + tuple(f"{name} {percent(cell[key])}" for key, name in extra.items() if known(cell.get(key)))
+    return notes + tuple(f"{name} {_rate(cell, key)}" for key, name in extra.items() if known(cell.get(key)))
+
+
+def _rate(cell: Cell, key: str) -> str:
+    spread = percents(cell.get(f"{key}_low"), cell.get(f"{key}_high"))
+    return percent(cell.get(key)) + ("" if spread == DASH else f" ({spread})")
+
+
+def _label_notes(cell: Cell) -> tuple[str, ...]:
+    if not known(cell.get("label_accuracy")):
+        return ()
+    notes = _interval(percents(cell.get("label_accuracy_low"), cell.get("label_accuracy_high")))
+    return (*notes, f"chance {percent(cell.get('label_chance'))}")
 
 
 def _baselines(cell: Cell, key: str) -> tuple[str, tuple[str, ...]]:
     show = percent if key == "asr" else number
-    values = {name: cell.get(f"{key}_{b}") for b, name in BASELINES.items()}
-    found = [v for v in values.values() if v is not None and known(v)]
-    return show(max(found, default=None)), tuple(f"{name} {show(v)}" for name, v in values.items() if known(v))
+    values = {f"{key}_{b}": name for b, name in BASELINES.items() if known(cell.get(f"{key}_{b}"))}
+    notes = (f"{name} {_rate(cell, k) if key == 'asr' else show(cell[k])}" for k, name in values.items())
+    return show(max((cell[k] for k in values), default=None)), tuple(notes)
 
 
 def _identified_notes(cell: Cell) -> tuple[str, ...]:

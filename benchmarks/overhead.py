@@ -1,0 +1,97 @@
+"""The engine's own overhead over the floor, on a ResNet-18.
+
+The floor is what no gradient matching can do without, written by hand with plain autograd: the network's gradient,
+the direction of the cosine in the space of its weights, and the derivative of the gradient along it with respect to
+the image. Ours is a whole step: the same through `Matching`, total variation, the signed Adam, the box. Both are
+timed in turns, and the least of each counts: other programs on the machine only ever add to a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.rows import now
+from benchmarks.scenes import Scene
+from medpfl.attacks.constraints import Box
+from medpfl.attacks.objectives import Cosine
+from medpfl.attacks.optimizers import SignedAdam
+from medpfl.attacks.priors import TotalVariation
+from medpfl.attacks.problem import Matching
+
+
+class Floor:
+    """Gradient, direction and second differentiation for one update."""
+
+    def __init__(self, case: Scene) -> None:
+        self.network, self.label = case.network, case.labels[0]
+        self.parameters = list(case.network.parameters())
+        tensors = case.seen.views[0].update.tensors
+        self.sent = [tensors[name][0] for name, _ in case.network.named_parameters()]
+        self.size = torch.stack(torch._foreach_norm(self.sent)).norm()
+        self.parts = [float("inf")] * 3
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """The gradient of the cosine distance with respect to an image (1, C, H, W)."""
+        marks = [now()]
+        z = image.clone().requires_grad_()
+        loss = nn.functional.cross_entropy(self.network(z), self.label)
+        fake = torch.autograd.grad(loss, self.parameters, create_graph=True)
+        marks.append(now())
+        along = self._direction([f.detach() for f in fake])
+        marks.append(now())
+        slope = torch.autograd.grad(fake, z, along)[0]
+        marks.append(now())
+        spent = [b - a for a, b in pairwise(marks)]
+        self.parts = [min(a, b) for a, b in zip(self.parts, spent, strict=True)]
+        return slope
+
+    def _direction(self, fake: list[Tensor]) -> list[Tensor]:
+        """Of 1 - cos(fake, sent) with respect to fake."""
+        size = torch.stack(torch._foreach_norm(fake)).norm()
+        dot = torch.stack([torch.dot(f.flatten(), s.flatten()) for f, s in zip(fake, self.sent, strict=True)]).sum()
+        toward = torch._foreach_mul(self.sent, float(-1 / (size * self.size)))
+        return list(torch._foreach_add(toward, fake, alpha=float(dot / (size**3 * self.size))))
+
+
+def matching(case: Scene, tv: float) -> Matching:
+    """The engine's problem on one update whose label is known as a class, as the floor knows it."""
+    hard = nn.functional.one_hot(case.labels, case.classes).float()
+    return Matching(case.seen, hard, Cosine(), TotalVariation(tv), Box())
+
+
+def disagreement(case: Scene, image: Tensor) -> float:
+    """Relative distance of the engine's slope to the floor's at an image (1, C, H, W)."""
+    theirs = Floor(case)(image).flatten()
+    ours = matching(case, 0.0).evaluate(image.flatten(1), torch.tensor([0]))[1][0]
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def least(act: Callable[[], object], best: float = float("inf")) -> float:
+    """Seconds of one call, or `best` if that is less."""
+    began = now()
+    act()
+    return min(best, now() - began)
+
+
+def overhead(case: Scene, rounds: int = 10, steps: int = 4) -> str:
+    """The line of the report. `case` holds one update of one image."""
+    image = torch.rand(case.truths.shape, generator=torch.Generator().manual_seed(0))
+    apart = disagreement(case, image)
+    floor, problem = Floor(case), matching(case, 0.1)
+    bare = whole = alone = float("inf")
+    for _ in range(rounds):
+        for _ in range(steps + 1):  # a minimization of so many steps evaluates once more
+            bare = least(lambda: floor(image), bare)
+        alone = least(lambda: problem.evaluate(image.flatten(1), torch.tensor([0])), alone)
+        whole = least(lambda: SignedAdam().minimize(problem, image.flatten(1), steps), whole)
+    step = whole / (steps + 1)
+    gradient, direction, second = (1000 * part for part in floor.parts)
+    return (
+        f"overhead: floor {1000 * bare:.1f} ms (gradient {gradient:.1f}, direction {direction:.1f}, second "
+        f"differentiation {second:.1f}); Matching.evaluate {1000 * alone:.1f} ms; a whole step {1000 * step:.1f} ms, "
+        f"{100 * (step / bare - 1):+.0f} %; the two slopes differ by {apart:.1e}"
+    )

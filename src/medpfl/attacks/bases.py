@@ -1,0 +1,107 @@
+"""In which coordinates images are optimized.
+
+An optimizer that knows only gradients moves first where the objective is steep, and an update says most about
+whatever its layers happen to amplify. In coordinates whose scales are those of natural images it moves first
+where images have most of their energy. On sigmoid LeNets at 32 pixels that takes a third of the evaluations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from medpfl.core.errors import InputError
+from medpfl.core.spec import Part
+
+__all__ = ["Basis", "Pixels", "Spectral"]
+
+
+@dataclass(frozen=True, repr=False)
+class Basis(Part):
+    """An invertible linear map between coordinates and images (..., N, C, H, W) or (..., N, C, D, H, W)."""
+
+    def images(self, coordinates: Tensor, axes: int) -> Tensor:
+        """Images of coordinates; the last `axes` axes are the channel and the pixels."""
+        raise NotImplementedError
+
+    def coordinates(self, images: Tensor, axes: int) -> Tensor:
+        """The inverse."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, repr=False)
+class Pixels(Basis):
+    """The pixels themselves."""
+
+    def images(self, coordinates: Tensor, axes: int) -> Tensor:
+        """The coordinates."""
+        return coordinates
+
+    def coordinates(self, images: Tensor, axes: int) -> Tensor:
+        """The images."""
+        return images
+
+
+@dataclass(frozen=True, repr=False)
+class Spectral(Basis):
+    """Orthonormal cosine transform over channels and pixels, scaled as the spectrum of natural images falls.
+
+    The amplitude of frequency f (in half periods an image, the Euclidean norm over axes) is
+    ``(1 + f / corner) ** -exponent``: natural images have amplitudes of about 1 / f (Field 1987). The transform
+    over the channels of a color image gives its brightness and two differences of colors, which are weaker.
+
+    Attributes:
+        exponent: of the fall; 0 is no scaling.
+        corner: frequency from which on amplitudes fall.
+        color: amplitude of color differences against the brightness.
+    """
+
+    exponent: float = 1.0
+    corner: float = 8.0
+    color: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not (self.corner > 0 and self.color > 0 and self.exponent >= 0):
+            raise InputError("corner and color must be above 0, exponent at least 0")
+
+    def images(self, coordinates: Tensor, axes: int) -> Tensor:
+        """Scaled amplitudes to pixels."""
+        return _transform(coordinates * self._scale(coordinates, axes), axes, inverse=True)
+
+    def coordinates(self, images: Tensor, axes: int) -> Tensor:
+        """Pixels to scaled amplitudes."""
+        return _transform(images, axes, inverse=False) / self._scale(images, axes)
+
+    def _scale(self, like: Tensor, axes: int) -> Tensor:
+        return _amplitudes(self, tuple(like.shape[-axes:]), like.dtype, like.device)
+
+
+@lru_cache(maxsize=16)
+def _amplitudes(basis: Spectral, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(C, ...) amplitude of every coordinate."""
+    grids = torch.meshgrid(*(torch.arange(edge, dtype=dtype) for edge in shape[1:]), indexing="ij")
+    frequency = torch.stack(grids).square().sum(0).sqrt()
+    colors = torch.full((shape[0], *[1] * (len(shape) - 1)), basis.color, dtype=dtype)
+    colors[0] = 1
+    return (colors * (1 + frequency / basis.corner) ** -basis.exponent).to(device)
+
+
+@lru_cache(maxsize=16)
+def _cosines(edge: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(edge, edge) orthonormal DCT-II; a row is a frequency."""
+    row, place = torch.arange(edge, dtype=torch.float64)[:, None], torch.arange(edge, dtype=torch.float64)
+    matrix = torch.cos(math.pi * row * (place + 0.5) / edge) * math.sqrt(2 / edge)
+    matrix[0] /= math.sqrt(2)
+    return matrix.to(device, dtype)
+
+
+def _transform(values: Tensor, axes: int, *, inverse: bool) -> Tensor:
+    """The transform along each of the last axes."""
+    for axis in range(-axes, 0):
+        matrix = _cosines(values.shape[axis], values.dtype, values.device)
+        values = torch.movedim(torch.movedim(values, axis, -1) @ (matrix if inverse else matrix.T), -1, axis)
+    return values

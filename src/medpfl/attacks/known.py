@@ -1,0 +1,70 @@
+"""What an attack knows of each victim, as trees of tensors with a leading victim axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from medpfl.attacks.objectives import Objective
+from medpfl.attacks.targets import label_scale, linear_loss, trusted
+from medpfl.core.types import Observation, View
+
+__all__ = ["known_of", "pick", "targets_of"]
+
+
+def known_of(seen: Observation, labels: Tensor | None) -> dict[str, Any]:
+    """Everything but the updates: label vectors (V, N, K) or the unit of label variables, and what was granted."""
+    known: dict[str, Any] = {"labels": labels} if labels is not None else {"scale": label_scale(seen)}
+    known["channels"] = [dict(getattr(view.channel, "known", None) or {}) for view in seen.views]
+    if seen.order is not None:
+        known["order"] = seen.order
+    if seen.masks is not None:
+        known["masks"] = dict(seen.masks)
+    return known
+
+
+def targets_of(seen: Observation, objective: Objective, known: dict[str, Any], dummy: Tensor) -> list[Any]:
+    """By view, what the objective compares a guess's update with.
+
+    Where the loss is linear in the label vectors, each update is brought to a size of 1 together with the vectors
+    in `known`, in place: where a model is all but sure of its label, squares of the update would vanish in float32.
+    """
+    views = [_of_view(view) for view in seen.views]
+    if linear_loss(seen) and seen.views[0].channel is None:
+        if (mask := trusted(seen, dummy)) is not None:
+            views[0]["trusted"] = mask
+        _rescale(views[0], known, "labels" if "labels" in known else "scale")
+    return [vmap(objective.prepare)(view) for view in views]
+
+
+def _of_view(view: View) -> dict[str, Any]:
+    known = {"sent": dict(view.update.tensors)}
+    for name in ("precision", "bounds"):
+        value = getattr(view.channel, name, None)
+        if value is not None:
+            known[name] = dict(value)
+    return known
+
+
+def _rescale(view: dict[str, Any], known: dict[str, Any], of_labels: str) -> None:
+    sent, labels = view["sent"], known[of_labels]
+    size = torch.stack([t.flatten(1).abs().amax(1) for t in sent.values()]).amax(0)
+    linear = torch.ones_like(size, dtype=torch.bool)
+    if of_labels == "labels":  # one-hot vectors go through a softmax, which is not linear
+        linear = labels.sum((1, 2)).abs() < 1e-3 * labels.abs().sum((1, 2))
+    factor = torch.where(linear & (size > 0), 1 / size.clamp(min=1e-37), 1.0)
+    view["sent"] = {k: t * factor.view(-1, *[1] * (t.ndim - 1)) for k, t in sent.items()}
+    known[of_labels] = labels * factor.view(-1, *[1] * (labels.ndim - 1))
+
+
+def pick(tree: Any, index: Tensor | int) -> Any:
+    """The same tree with every tensor indexed along its victim axis; a number makes no copy."""
+    if isinstance(tree, Tensor):
+        return tree[index]
+    if isinstance(tree, Mapping):
+        return {key: pick(value, index) for key, value in tree.items()}
+    return [pick(value, index) for value in tree]

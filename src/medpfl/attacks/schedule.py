@@ -1,0 +1,32 @@
+"""Stages before an attack proper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medpfl.attacks.priors import NoPrior, Prior, Smoothness
+from medpfl.core.spec import Part
+
+__all__ = ["WARM_UP", "Stage"]
+
+
+@dataclass(frozen=True, repr=False)
+class Stage(Part):
+    """Some steps on an easier problem, whose result starts the next stage.
+
+    Attributes:
+        prior: in place of the attack's own.
+        steps: at most so many.
+        head: match the last layer's update only. That takes no derivative of the other layers' gradients, a
+            third to a fifth of the cost, and it is what says most about the layer's inputs. Where the last
+            layer's update is not its own (several local steps, a channel that mixes tensors) all are matched.
+    """
+
+    prior: Prior = NoPrior()
+    steps: int = 40
+    head: bool = False
+
+
+WARM_UP = (Stage(Smoothness(1.0), 30, head=True), Stage(Smoothness(0.1), 40))
+"""What an update says least about an image are its fine details. A rough start leaves them in the guess until the
+very end; a smooth prior that is weakened and switched off as the fit improves takes them out first."""

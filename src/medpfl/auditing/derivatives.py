@@ -1,0 +1,181 @@
+"""Whether a model's update can be differentiated by the images, as attacks do, and if not, at which layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from medpfl.auditing.engine import generator_of
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.types import Batch, Tensors, Weights
+from medpfl.federated.local import local_update
+from medpfl.federated.ready import prepare
+
+__all__ = ["check_derivatives"]
+
+Part = Callable[[Tensor], Tensors]
+"""What is sent, or a layer's share of it, as a function of the images, or of what enters the layer."""
+
+_STEP = 1e-7  # in float64: small, so that hardly a ReLU or a maximum changes its branch
+_TRIES = 3
+
+
+def check_derivatives(network: nn.Module, images: Tensor, outputs: int, plan: Plan, together: bool) -> str | None:
+    """Differentiates a model's update by its images.
+
+    Args:
+        network: the model.
+        images: (N, C, H, W) that it takes.
+        outputs: K of its logits.
+        plan: of the client; its mode counts.
+        together: whether attacks evaluate several victims by ``vmap``.
+
+    Returns:
+        The layer whose second derivative is not that of what it computes (it loses a path, as
+        ``once_differentiable`` does under `torch.func`, or ``detach``); ``None`` if there is none.
+
+    Raises:
+        InputError: it cannot be differentiated; with the layer.
+    """
+    ready = prepare(network, plan)
+    once = "the update of this model cannot be computed"
+    twice = "the update of this model cannot be differentiated by the images, as attacks do"
+    stages: dict[str, Callable[[Part, Tensor], Any]] = {once: lambda part, x: part(x), twice: _slope}
+    if together:
+        stages[f"{twice}, for several victims together (torch.func.vmap)"] = _slopes
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():  # the kernels of attacks; fused ones have no second derivative
+        for what, stage in stages.items():
+            if error := _error(stage, _whole(ready, images, outputs), images):
+                where = _culprit(ready, images, lambda part, x, stage=stage: _error(stage, part, x) is not None)
+                raise InputError(f"{what}, because of {where}: {str(error).partition(chr(10))[0]}") from error
+        # Prepared anew: a network may keep what has passed it.
+        return _wrong(prepare(network, plan).double(), images.double(), outputs)
+
+
+def _wrong(exact: nn.Module, doubles: Tensor, outputs: int) -> str | None:
+    part = _whole(exact, doubles, outputs)
+    if not _is_wrong(part, doubles):
+        return None
+    return _culprit(exact, doubles, _is_wrong)
+
+
+def _is_wrong(part: Part, x: Tensor) -> bool:
+    """A model that is made for float32 alone is not judged."""
+    try:
+        return not _is_right(part, x)
+    except Exception:  # whatever a stranger's network raises
+        return False
+
+
+def _error(stage: Callable[[Part, Tensor], Any], part: Part, x: Tensor) -> Exception | None:
+    try:
+        stage(part, x)
+    except Exception as error:  # whatever a stranger's network raises is for the user to read
+        return error
+    return None
+
+
+def _slope(part: Part, x: Tensor) -> Tensor:
+    return grad(_along(part, part(x)))(x)
+
+
+def _slopes(part: Part, x: Tensor) -> Tensor:
+    return vmap(grad(_along(part, part(x))), randomness="different")(torch.stack([x, x]))
+
+
+def _along(part: Part, like: Tensors, number: int = 0) -> Callable[[Tensor], Tensor]:
+    """The update's component along a random direction."""
+    generator = generator_of(number, "derivatives")
+    along = {k: torch.randn(t.shape, generator=generator).to(t) for k, t in like.items()}
+    size = _size(along)
+
+    def value(x: Tensor) -> Tensor:
+        update = part(x)
+        return torch.stack([(update[k] * t).sum() for k, t in along.items()]).sum() / size
+
+    return value
+
+
+def _size(tensors: Tensors) -> Tensor:
+    return torch.stack([t.square().sum() for t in tensors.values()]).sum().sqrt()
+
+
+def _is_right(part: Part, x: Tensor) -> bool:
+    """Whether the derivative is that which differences show, for one of a few directions at least."""
+    update = part(x)
+    for number in range(_TRIES):
+        value = _along(part, update, number)
+        step = torch.randn(x.shape, generator=generator_of(number, "steps")).to(x)
+        step = step / step.norm()
+        shown, stated = (value(x + _STEP * step) - value(x - _STEP * step)) / (2 * _STEP), (grad(value)(x) * step).sum()
+        gap = (shown - stated).abs()
+        if not gap > 1e-2 * torch.maximum(shown.abs(), stated.abs()) + 1e-6 * _size(update):
+            return True
+    return False
+
+
+def _whole(ready: nn.Module, images: Tensor, outputs: int) -> Part:
+    """The update; with labels that say nothing, so that it does not vanish where the model is sure."""
+    labels, weights = images.new_full((len(images), outputs), 1 / outputs), Weights.of(ready)
+    plan = Plan(batch_size=len(images))
+    return lambda x: local_update(ready, Batch(x, labels), plan, weights).tensors
+
+
+def _layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], place: int) -> Part:
+    """A layer's outputs, and the derivatives of their squares by its parameters and by what enters it at `place`."""
+    weights = Weights.of(module)
+
+    def total(parameters: Tensors, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        state = {**parameters, **weights.buffers}
+        out = functional_call(module, state, (*args[:place], x, *args[place + 1 :]), kwargs)
+        outputs = {f"/output/{i}": t for i, t in enumerate(_floats(out))}
+        return torch.stack([t.square().sum() for t in outputs.values()]).sum(), outputs
+
+    def part(x: Tensor) -> Tensors:
+        (by_parameter, by_input), outputs = grad(total, argnums=(0, 1), has_aux=True)(dict(weights.parameters), x)
+        return {**by_parameter, **outputs, "/input": by_input}
+
+    return part
+
+
+def _floats(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _floats(one)
+
+
+def _culprit(ready: nn.Module, images: Tensor, fails: Callable[[Part, Tensor], bool]) -> str:
+    """The smallest module that fails on what enters it."""
+    for name, (args, kwargs) in _inputs(ready, images).items():
+        module = ready.get_submodule(name)
+        place = next((i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()), None)
+        if name and place is not None and fails(_layer(module, args, kwargs, place), args[place]):
+            return f"layer '{name}' ({type(module).__name__})"
+    return f"the forward method of {type(ready).__name__}"
+
+
+def _inputs(ready: nn.Module, images: Tensor) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What enters each module that is used, smaller modules first."""
+    seen: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    handles = []
+    for name, module in ready.named_modules():
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+            # A copy: the layer, or the next one, may write into it.
+            seen.setdefault(name, (tuple(a.clone() if isinstance(a, Tensor) else a for a in args), kwargs))
+
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        ready(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return dict(sorted(seen.items(), key=lambda item: len(list(ready.get_submodule(item[0]).modules()))))

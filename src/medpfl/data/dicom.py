@@ -1,0 +1,152 @@
+"""DICOM images: a folder, a series or a DICOMDIR, grouped by patient."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from medpfl.core.errors import InputError, listed, nearest
+from medpfl.core.roles import DataSource
+from medpfl.data.dicom_files import DicomFile, list_dicom, why_unread
+from medpfl.data.images import LabelledImages
+from medpfl.data.index import read_patients
+from medpfl.data.labels import Place, label_files
+from medpfl.data.listing import first, spread
+from medpfl.data.resize import Fit, check_limit, check_target, fitted, stacked
+from medpfl.data.viewer import dicom_frames, quiet
+
+__all__ = ["Dicom"]
+
+Group = Literal["patient", "study", "series", "file"]
+
+
+@dataclass(frozen=True, repr=False)
+class Dicom(DataSource):
+    """DICOM files as a viewer shows them, every frame an image, with patients from their headers.
+
+    Rescaled, windowed by the file's VOI LUT or window (by `window` if given), MONOCHROME1 inverted; 16 bits
+    keep their precision. Doses, segmentations and files that cannot be read are skipped and listed. No tag
+    reaches anything that is written: ids are in the key file only.
+
+    Attributes:
+        path: a folder, searched with the folders in it; a DICOMDIR; or one file.
+        labels: of files without ``index.csv``; see `medpfl.data.labels.label_files`. Unlabeled images are all
+            of one class.
+        group: what counts as one patient: ``"patient"`` (PatientID; ``patient_id`` in ``index.csv`` goes
+            before it), ``"study"``, ``"series"`` or ``"file"``.
+        window: center and width after the rescaling, such as (40, 400) for a CT of the abdomen.
+        size, fit, channels: as in `ImageFolder`; pixels that are not square are made so.
+        limit: at most this many images, evenly over classes and over files and frames in their order.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+
+    path: str | os.PathLike[str] = field(repr=False)
+    labels: str | None = field(default=None, repr=False)
+    group: Group = "patient"
+    window: tuple[float, float] | None = None
+    size: int = 32
+    fit: Fit = "crop"
+    channels: int | None = None
+    limit: int = 2000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.fspath(self.path))
+        check_target(self.size, self.fit, self.channels)
+        check_limit(self.limit)
+        if self.group not in get_args(Group):
+            raise InputError(f"there is no group {self.group!r}; {nearest(str(self.group), get_args(Group))}")
+        if self.window is not None:
+            _check_window(self.window)
+
+    def load(self) -> LabelledImages:
+        """The images, by file and frame.
+
+        Raises:
+            InputError: there is no such place, it holds no DICOM image that can be read, files do not say
+                whom they are of, or the labels do not fit.
+        """
+        root, files, unread = list_dicom(Path(self.path).expanduser())
+        if not files:
+            raise InputError(_NOTHING.format(root=self.path, why=first(_lines(unread)) or "no DICOM file is in it"))
+        owners = dict(zip(files, self._owners(files, root), strict=True))
+        labels, classes = label_files([file.place for file in files], root, self.labels)
+        label_of = dict(zip(files, labels, strict=True))
+        frames = [(file, frame) for file in files for frame in range(file.frames)]
+        chosen = spread(frames, lambda unit: label_of[unit[0]], self.limit)
+        images, failed = self._read(chosen)
+        unread |= failed
+        if not images:
+            raise InputError(_NOTHING.format(root=self.path, why=first(_lines(unread))))
+        units = list(images)
+        return LabelledImages(
+            images=stacked(list(images.values()), self.channels),
+            labels=torch.tensor([label_of[file] for file, _ in units]),
+            classes=classes,
+            names=tuple(file.place.file + (f"#{frame}" if file.frames > 1 else "") for file, frame in units),
+            patients=tuple(owners[file] for file, _ in units),
+            skipped=tuple(_lines(unread)),
+            left_out=len(frames) - len(chosen),
+        )
+
+    def _owners(self, files: Sequence[DicomFile], root: Path) -> list[str]:
+        known = read_patients(root / "index.csv") if self.group == "patient" else {}
+        owners = [known.get(file.place.file) or _id(file.place, self.group) for file in files]
+        if missing := [file.place.file for file, owner in zip(files, owners, strict=True) if owner is None]:
+            raise InputError(
+                f"{len(missing)} file(s) have no {_TAGS[self.group]}, so whose they are is unknown:{listed(missing)}\n"
+                f"give a column 'patient_id' in '{root / 'index.csv'}', or take a study, a series or a file for a "
+                f"""patient: "Dicom('{self.path}', group='study')" """
+            )
+        return [str(owner) for owner in owners]
+
+    def _read(
+        self, chosen: Sequence[tuple[DicomFile, int]]
+    ) -> tuple[dict[tuple[DicomFile, int], Tensor], dict[str, str]]:
+        """The images, and why files could not be read."""
+        wanted: dict[DicomFile, list[int]] = {}
+        for file, frame in chosen:
+            wanted.setdefault(file, []).append(frame)
+
+        def read(file: DicomFile) -> list[Tensor] | str:
+            try:
+                shown = dicom_frames(file.path, wanted[file], self.window)
+                return [fitted(image, self.size, self.fit, spacing) for image, spacing in shown]
+            except Exception as error:  # a broken file makes pydicom raise almost anything
+                return why_unread(file.path, error)
+
+        with quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            done = dict(zip(wanted, pool.map(read, wanted), strict=True))
+        images = {
+            (file, frame): image
+            for file, read in done.items()
+            if not isinstance(read, str)
+            for frame, image in zip(wanted[file], read, strict=True)
+        }
+        return images, {file.place.file: read for file, read in done.items() if isinstance(read, str)}
+
+
+_NOTHING = "no DICOM image in '{root}' could be read: {why}"
+_TAGS = {"patient": "PatientID", "study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
+
+
+def _id(place: Place, group: str) -> str | None:
+    return getattr(place, group)
+
+
+def _lines(unread: dict[str, str]) -> list[str]:
+    return [f"{name}: {why}" for name, why in sorted(unread.items())]
+
+
+def _check_window(window: tuple[float, float]) -> None:
+    pair = window if isinstance(window, tuple | list) else ()
+    if len(pair) != 2 or not all(type(value) in (int, float) for value in pair) or not pair[1] > 0:
+        raise InputError(f"window={window!r} must be a center and a width above 0, such as (40, 400)")

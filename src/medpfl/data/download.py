@@ -1,0 +1,59 @@
+"""A file from the network, only when it was asked for by name, and only if its checksum is right."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from urllib.request import urlopen
+
+from medpfl.core.errors import InputError
+from medpfl.data.decode import reason
+
+__all__ = ["cached"]
+
+_SECONDS = 60
+
+
+def cached(url: str, md5: str) -> Path:
+    """The file, downloaded if it is not in the cache yet.
+
+    Args:
+        url: its last part is the name of the file.
+        md5: the published checksum, in hexadecimal.
+
+    Returns:
+        Its path, below ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+        InputError: it cannot be downloaded, or its checksum differs.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "medpfl"
+    path = folder / url.rpartition("/")[2].partition("?")[0]
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _download(url, md5, path)
+    elif _md5(path) != md5:
+        raise InputError(f"'{path}' does not have the published checksum: remove it, so that it is downloaded anew")
+    return path
+
+
+def _download(url: str, md5: str, path: Path) -> None:
+    """Beside its place until it is whole and right."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        part = Path(folder, path.name)
+        try:
+            with urlopen(url, timeout=_SECONDS) as answer, part.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+        except OSError as error:
+            raise InputError(f"cannot download {url} ({reason(error)}): get it yourself and give its path") from None
+        if (found := _md5(part)) != md5:
+            raise InputError(f"what came from {url} has the checksum {found}, not the published {md5}: it was not kept")
+        part.replace(path)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

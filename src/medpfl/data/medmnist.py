@@ -1,0 +1,145 @@
+"""MedMNIST: the ``.npz`` files of any of its sets, in two and three dimensions."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.roles import DataSource
+from medpfl.data.download import cached
+from medpfl.data.images import LabelledImages
+from medpfl.data.listing import spread
+from medpfl.data.medmnist_sums import SUMS, URL
+from medpfl.data.npz import Npz
+from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
+from medpfl.data.unit import unit
+
+__all__ = ["MedMNIST"]
+
+Split = Literal["train", "val", "test"]
+_COLOR = 3
+
+
+@dataclass(frozen=True, repr=False)
+class MedMNIST(DataSource):
+    """One of the 18 sets of MedMNIST (Yang et al. 2023), 28 to 224 pixels, from its ``.npz`` file.
+
+    Sets in three dimensions give volumes (1, D, H, W). Classes are numbers, as in the file. A set with
+    several labels an image (ChestMNIST) is asked about one of them, or about any. The files name no patients.
+
+    Attributes:
+        path: of the file; with `download`, the name of a set, as ``"pneumoniamnist"`` (28 pixels) or
+            ``"pneumoniamnist_224"``.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        column: of several labels, the one to tell apart, from 0; ``None``: whether there is any.
+        download: from Zenodo into ``~/.cache/medpfl`` (or below ``$XDG_CACHE_HOME``), if it is not there
+            yet; its published checksum is verified each time.
+        size, fit, channels, limit: as in `ImageFolder`.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+
+    path: str | os.PathLike[str] = field(repr=False)
+    split: Split = "train"
+    column: int | None = None
+    download: bool = field(default=False, repr=False)
+    size: int = 32
+    fit: Fit = "crop"
+    channels: int | None = None
+    limit: int = 2000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.fspath(self.path))
+        check_target(self.size, self.fit, self.channels)
+        check_limit(self.limit)
+        if self.split not in get_args(Split):
+            raise InputError(f"there is no split {self.split!r}; {nearest(str(self.split), get_args(Split))}")
+        if self.column is not None and (type(self.column) is not int or self.column < 0):
+            raise InputError(f"column={self.column!r} must be None or the place of a label, counted from 0")
+
+    def load(self) -> LabelledImages:
+        """The images of the split, in the file's order; of too many, evenly over the classes.
+
+        Raises:
+            InputError: there is no such file or set, the checksum differs, or the file does not hold a split's
+                images and labels.
+        """
+        file = Npz.open(self._file())
+        images, shape = self._named(file, "images"), file.shape(f"{self.split}_images")
+        if len(shape) not in (3, 4):
+            raise InputError(f"'{images}' in '{file.path}' has shape {shape}: (N, H, W[, 3]) or (N, D, H, W) is needed")
+        labels, classes = self._labels(file, shape[0])
+        chosen = spread(range(shape[0]), lambda i: labels[i], self.limit)
+        if not chosen:
+            raise InputError(f"'{images}' in '{file.path}' holds no image: take another split")
+        pixels = unit(file.rows(images, chosen), f"the images in '{file.path}'")
+        return LabelledImages(
+            images=stacked([self._fitted(image) for image in pixels], self.channels),
+            labels=torch.tensor([labels[i] for i in chosen]),
+            classes=tuple(map(str, range(classes))),
+            names=tuple(f"{self.split}/{i}" for i in chosen),
+            patients=(None,) * len(chosen),
+            left_out=shape[0] - len(chosen),
+        )
+
+    def _file(self) -> Path:
+        place = Path(self.path).expanduser()
+        if self.download:
+            name = str(self.path)
+            if name not in SUMS:
+                raise InputError(f"there is no set '{name}' in MedMNIST; {nearest(name, SUMS)}")
+            return cached(URL.format(name=name), SUMS[name])
+        if not place.exists() and str(self.path) in SUMS:
+            raise InputError(
+                f"there is no file '{place}': give the path of its .npz, or get it, MedMNIST('{place}', download=True)"
+            )
+        return place
+
+    def _named(self, file: Npz, what: str) -> str:
+        name = f"{self.split}_{what}"
+        if name not in file.names:
+            known = ", ".join(file.names) or "no array"
+            raise InputError(
+                f"'{file.path}' has no array '{name}', but {known}: a file of MedMNIST holds images and labels of "
+                "train, val and test"
+            )
+        return name
+
+    def _labels(self, file: Npz, count: int) -> tuple[list[int], int]:
+        """Of each image of the split, and the number of classes in all splits."""
+        name = self._named(file, "labels")
+        others = [f"{split}_labels" for split in get_args(Split) if f"{split}_labels" in file.names]
+        tables = {other: self._column(file.rows(other), f"'{other}' in '{file.path}'") for other in others}
+        if len(tables[name]) != count:
+            raise InputError(f"'{file.path}' has {count} images and {len(tables[name])} labels in '{self.split}'")
+        return tables[name].tolist(), 1 + max(int(table.max(initial=0)) for table in tables.values())
+
+    def _column(self, table: np.ndarray, what: str) -> np.ndarray:
+        """(N,) classes from a table (N,) or (N, L)."""
+        if table.dtype.kind not in "ui" or table.ndim > 2 or (table.size and table.min() < 0):
+            raise InputError(
+                f"{what} are of type {table.dtype} and shape {table.shape}: whole numbers (N, 1) are needed"
+            )
+        table = (table if table.ndim == 2 else table[:, None]).astype(np.int64)
+        if table.shape[1] == 1:
+            return table[:, 0]
+        if self.column is None:
+            return np.asarray((table != 0).any(1), dtype=np.int64)
+        if self.column >= table.shape[1]:
+            raise InputError(f"column={self.column}: an image has {table.shape[1]} labels, they count from 0")
+        return table[:, self.column]
+
+    def _fitted(self, image: Tensor) -> Tensor:
+        if image.ndim == 2:
+            return fitted(image[None], self.size, self.fit)
+        if image.shape[-1] == _COLOR:
+            return fitted(image.movedim(-1, 0), self.size, self.fit)
+        return fitted_volume(image[None], self.size, self.fit)[0]

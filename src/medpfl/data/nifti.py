@@ -1,0 +1,187 @@
+"""NIfTI volumes: as slices across one axis, or whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.roles import DataSource
+from medpfl.data.decode import reason
+from medpfl.data.images import LabelledImages
+from medpfl.data.index import read_patients
+from medpfl.data.labels import Place, label_files
+from medpfl.data.listing import files_in, first, printable, spread
+from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
+from medpfl.data.volumes import PLANES, Volume, read_volume, slice_of, stack_of, upright_shape
+
+__all__ = ["SUFFIXES", "Nifti"]
+
+SUFFIXES = (".nii", ".nii.gz")
+"""Of NIfTI files, in lower case."""
+
+Plane = Literal["axial", "coronal", "sagittal", "volume"]
+
+
+@dataclass(frozen=True, repr=False)
+class Nifti(DataSource):
+    """NIfTI volumes, turned upright by their affine: slices across an axis, or whole volumes.
+
+    Values are windowed between the 1st and the 99th percentile of each volume. Slices show the head or the
+    face upwards and the patient's right on the right; slices of one value are left out. Files that cannot be
+    read are skipped and listed.
+
+    Attributes:
+        path: a folder, searched with the folders in it, or one file.
+        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"`` slices, or ``"volume"``: (1, D, H, W), axial slices
+            from the feet upwards.
+        labels: of files without ``index.csv``; see `medpfl.data.labels.label_files`. Unlabeled images are all
+            of one class. A patient is ``patient_id`` in ``index.csv``, a folder ``sub-...`` (BIDS), or a file.
+        frame: which volume of a file that holds a series; ``None``: a file must hold one volume.
+        size: of all sides, at least 8; voxels are made cubic, unless `fit` is ``"squash"``.
+        fit, channels: as in `ImageFolder`.
+        limit: at most this many images, evenly over classes and over files and slices in their order.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+
+    path: str | os.PathLike[str] = field(repr=False)
+    plane: Plane = "axial"
+    labels: str | None = field(default=None, repr=False)
+    frame: int | None = None
+    size: int = 32
+    fit: Fit = "crop"
+    channels: int | None = None
+    limit: int = 2000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.fspath(self.path))
+        check_target(self.size, self.fit, self.channels)
+        check_limit(self.limit)
+        if self.plane not in get_args(Plane):
+            raise InputError(f"there is no plane {self.plane!r}; {nearest(str(self.plane), get_args(Plane))}")
+        if self.frame is not None and (type(self.frame) is not int or self.frame < 0):
+            raise InputError(f"frame={self.frame!r} must be None or the place of a volume, counted from 0")
+
+    def load(self) -> LabelledImages:
+        """The images, by file and slice.
+
+        Raises:
+            InputError: there is no such place, it holds no volume that can be read, or the labels do not fit.
+        """
+        given = Path(self.path).expanduser()
+        root = given if given.is_dir() else given.parent
+        unread: dict[Path, str] = {}
+        files = _files(given, unread)
+        shapes = _shapes(files, self.frame, unread)
+        known = read_patients(root / "index.csv")
+        names = {file: printable(file.relative_to(root)) for file in shapes}
+        owners = {file: known.get(name) or _subject(name) for file, name in names.items()}
+        labels, classes = label_files([Place(name, owners[file]) for file, name in names.items()], root, self.labels)
+        units = [
+            _Unit(file, label, position)
+            for file, label in zip(names, labels, strict=True)
+            for position in self._positions(shapes[file])
+        ]
+        chosen = spread(units, lambda unit: unit.label, self.limit)
+        images = self._read(chosen, unread)
+        lines = tuple(f"{printable(path.relative_to(root))}: {why}" for path, why in sorted(unread.items()))
+        if not images:
+            raise InputError(f"no NIfTI volume in '{given}' could be read: {first(lines) or 'no such file is in it'}")
+        kept = list(images)
+        return LabelledImages(
+            images=stacked([image.pixels for image in images.values()], self.channels),
+            labels=torch.tensor([unit.label for unit in kept]),
+            classes=classes,
+            names=tuple(names[unit.file] + self._part(unit.position) for unit in kept),
+            patients=tuple(owners[unit.file] for unit in kept),
+            skipped=lines,
+            left_out=len(units) - len(chosen),
+            spacing=_common([image.spacing for image in images.values()]),
+        )
+
+    def _positions(self, shape: Sequence[int]) -> range:
+        return range(1 if self.plane == "volume" else shape[PLANES.index(self.plane)])
+
+    def _part(self, position: int) -> str:
+        return "" if self.plane == "volume" else f"#{self.plane}{position}"
+
+    def _read(self, chosen: Sequence[_Unit], unread: dict[Path, str]) -> dict[_Unit, _Fitted]:
+        """The images, one file after the other: a volume is large."""
+        wanted: dict[Path, list[_Unit]] = {}
+        for unit in chosen:
+            wanted.setdefault(unit.file, []).append(unit)
+        images: dict[_Unit, _Fitted] = {}
+        for file, units in wanted.items():
+            try:
+                whole = read_volume(file, self.frame)
+            except Exception as error:  # a broken file makes nibabel raise almost anything
+                unread[file] = reason(error)
+                continue
+            for unit in units:
+                if (image := self._fitted(whole, unit.position)) is not None:
+                    images[unit] = image
+        return images
+
+    def _fitted(self, whole: Volume, position: int) -> _Fitted | None:
+        """A slice or the volume; ``None`` for a slice of one value."""
+        if self.plane == "volume":
+            voxels, spacing = stack_of(whole)
+            return _Fitted(*fitted_volume(voxels, self.size, self.fit, spacing))
+        pixels, (height, width) = slice_of(whole, self.plane, position)
+        if pixels.min() == pixels.max():
+            return None
+        return _Fitted(fitted(pixels, self.size, self.fit, (height, width)), None)
+
+
+class _Unit(NamedTuple):
+    file: Path
+    label: int
+    position: int
+
+
+class _Fitted(NamedTuple):
+    pixels: Tensor
+    spacing: tuple[float, ...] | None
+
+
+def _files(given: Path, unread: dict[Path, str]) -> list[Path]:
+    if not given.exists():
+        raise InputError(f"there is no file or folder '{given}'")
+    if not given.is_dir():
+        return [given]
+    return [path for path in files_in(given, unread) if path.name.lower().endswith(SUFFIXES)]
+
+
+def _shapes(files: Sequence[Path], frame: int | None, unread: dict[Path, str]) -> dict[Path, tuple[int, ...]]:
+    """Of the volumes, upright, by their headers alone."""
+    shapes = {}
+    for file in files:
+        try:
+            shapes[file] = upright_shape(file, frame)
+        except Exception as error:  # a broken file makes nibabel raise almost anything
+            unread[file] = reason(error)
+    return shapes
+
+
+def _subject(name: str) -> str:
+    """The subject's folder of a BIDS tree, or the file."""
+    return next((part for part in Path(name).parts[:-1] if part.startswith("sub-")), name)
+
+
+def _common(spacings: Sequence[tuple[float, ...] | None]) -> tuple[float, float, float] | None:
+    """The size of a voxel, if it is the same in all volumes to within 1 %."""
+    known = [spacing for spacing in spacings if spacing is not None]
+    if len(known) < len(spacings):
+        return None
+    table = torch.tensor(known)
+    depth, height, width = table.mean(0).tolist()
+    alike = ((table / table.mean(0) - 1).abs() < 0.01).all()
+    return (depth, height, width) if alike else None

@@ -1,0 +1,54 @@
+"""Torchvision's DenseNet121, with the normalization of the images as its first layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torchvision.models.densenet import DenseNet as _TorchvisionDenseNet
+
+from medpfl.core.errors import InputError
+from medpfl.core.roles import Model
+from medpfl.models.parts import Normalized, planar
+
+__all__ = ["DenseNet121"]
+
+_SMALLEST = 32
+
+
+@dataclass(frozen=True, repr=False)
+class DenseNet121(Model):
+    """Densely connected network of 121 layers (Huang et al. 2017, arXiv:1608.06993), as in torchvision.
+
+    Takes images in [0, 1] of 32 pixels or more a side; ImageNet's mean and deviation are subtracted and
+    divided inside. Parameter names are torchvision's.
+
+    Attributes:
+        classes, channels: ``None`` takes what the data has.
+    """
+
+    classes: int | None = None
+    channels: int | None = None
+
+    def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+        """The untrained network for images (C, H, W); torchvision's own initialization under `seed`.
+
+        Raises:
+            InputError: volumes, or images of fewer than 32 pixels a side.
+        """
+        channels, *sides = planar(image_shape, "DenseNet121")
+        if min(sides) < _SMALLEST:
+            raise InputError(f"DenseNet121 halves images five times: {sides} must be {_SMALLEST} pixels or more")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _DenseNet(self.classes or num_classes, self.channels or channels)
+
+
+class _DenseNet(Normalized, _TorchvisionDenseNet):
+    def __init__(self, classes: int, channels: int) -> None:
+        super().__init__(32, (6, 12, 24, 16), 64, num_classes=classes)
+        if channels != 3:
+            self.features.conv0 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+            nn.init.kaiming_normal_(self.features.conv0.weight)
+        self.set_normalization(channels)

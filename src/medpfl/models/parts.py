@@ -1,0 +1,77 @@
+"""What several models have in common: normalization as a layer, activations, and checks of what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medpfl.core.errors import InputError, nearest
+
+__all__ = ["ACTIVATIONS", "Normalized", "check_choice", "check_counts", "check_rate", "planar"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_GRAY = ((0.449,), (0.226,))
+
+
+class Normalized(nn.Module):
+    """Subtracts ImageNet's mean from images in [0, 1] and divides by its deviation, before its sister class.
+
+    Gray images go into a network of three channels as three equal ones.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def set_normalization(self, channels: int) -> None:
+        """Registers mean and deviation as buffers that are in no weights file; gray ones unless `channels` is 3."""
+        mean, deviation = _IMAGENET if channels == 3 else _GRAY
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sister class's outputs on the normalized images."""
+        if x.shape[-3] == 1 and len(self.mean) == 3:
+            x = x.expand(*x.shape[:-3], 3, *x.shape[-2:])
+        return super().forward((x - self.mean) / self.deviation)  # type: ignore[misc]
+
+
+def planar(image_shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
+    """(C, H, W), or an `InputError` for volumes."""
+    if len(image_shape) != 3:
+        raise InputError(
+            f"{name} takes images (C, H, W), these are volumes {tuple(image_shape)}: use ConvNet, MLP or a model of "
+            "your own, or read slices"
+        )
+    channels, height, width = image_shape
+    return channels, height, width
+
+
+def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
+    """Raises `InputError` if a word is none of those known."""
+    if value not in (known := list(known)):
+        raise InputError(f"there is no {name} {value!r}; {nearest(str(value), known)}")
+
+
+def check_counts(**values: Any) -> None:
+    """Raises `InputError` unless each value is a whole number of at least 1."""
+    for name, value in values.items():
+        if type(value) is not int or value < 1:
+            raise InputError(f"{name} is {value!r}: it must be a whole number, at least 1")
+
+
+def check_rate(dropout: float) -> None:
+    """Raises `InputError` if a dropout rate is not in [0, 1)."""
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise InputError(f"dropout is {dropout!r}: it must be at least 0 and below 1")

@@ -1,0 +1,146 @@
+"""The lines of the tables, at sizes of a few seconds."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from benchmarks.contested import CELLS, Tally
+from benchmarks.peers import Outcome
+from benchmarks.scenes import scene
+
+from benchmarks import __main__ as command
+from benchmarks import contested, deep, memory, overhead, trained
+from medpfl.attacks import GradInv, iDLG
+
+
+@pytest.fixture
+def no_peer(monkeypatch):
+    for module in (contested, deep):
+        monkeypatch.setattr(module, "missing", lambda: "breaching is elsewhere")
+
+
+@pytest.fixture
+def no_chest(monkeypatch, tmp_path):
+    monkeypatch.setattr(trained, "CHEST", tmp_path / "none.npz")
+
+
+def test_recipe_rows_hold_both_sides(monkeypatch):
+    monkeypatch.setitem(command.RECIPES, "iDLG", ("idlg", iDLG(steps=2), command.Normal(), False))
+    monkeypatch.setattr(command, "textbook", lambda *_: SimpleNamespace(guess=torch.zeros(3, 32, 32), evaluations=17))
+    monkeypatch.setattr(command, "available", lambda: ["samples"])
+    head, row = command.lines(command.parsed(["--images", "3", "--textbook", "1", "--recipes", "iDLG"]))
+    assert head.split()[:2] == ["set", "recipe"]
+    assert row.split()[:4] == ["samples", "iDLG", "3", "0"]
+    assert row.split()[-2:] == ["17", "-"]
+
+
+def test_contested_without_its_peers_says_so_and_runs_ours(no_peer, monkeypatch):
+    chosen = contested.parsed(["--sets", "samples", "--cells", "batch 2", "--ours", "GradInv", "--images", "4"])
+    chosen.draws = 2
+    monkeypatch.setitem(contested.OURS, "GradInv", GradInv(steps=1))
+    reason, _, head, row, last = contested.lines(chosen)
+    assert "breaching is elsewhere" in reason
+    assert head.split()[:3] == ["cell", "method", "images"]
+    assert row.split()[:4] == ["batch", "2", "GradInv", "8"]  # two draws of two batches of two
+    assert "zero updates left out" in last
+
+
+def test_a_peer_gets_the_time_of_the_slowest_of_ours(monkeypatch):
+    case, given = CELLS["Laplace 1e-2"].scene("samples", 2, 100), []
+
+    def within(case, v, seconds, pace, least, seed):
+        given.append((seconds, pace, least))
+        return Outcome(case.batches[v], 1, 5, 0.5, 0.0)
+
+    peer = SimpleNamespace(pace=lambda case: 0.25, within=within)
+    monkeypatch.setitem(contested.PEERS, "perfect", peer)
+    ours = {"short": iDLG(steps=1), "long": iDLG(steps=40)}
+    tallies = contested.compare(CELLS["Laplace 1e-2"], [case], ours, ["perfect"])
+    assert given == [(pytest.approx(tallies["long"].seconds / 2), 0.25, contested.LEAST)] * 2
+    assert tallies["perfect"].mean == pytest.approx(1.0)
+    assert (tallies["perfect"].seconds, tallies["perfect"].evaluations) == (1.0, 10)
+    text = contested.verdict("cell", tallies, list(ours), ["perfect"], 3)
+    assert "long - perfect: -" in text
+    assert "3 zero updates left out" in text
+
+
+def test_a_tally_prints_an_images_share():
+    tally = Tally()
+    tally.add(torch.tensor([1.0, 0.5]), seconds=3.0, evaluations=40)
+    assert tally.line("cell", "method").split() == [
+        "cell",
+        "method",
+        "2",
+        "0.50",
+        "[0.01,",
+        "0.99]",
+        "0.750",
+        "20",
+        "1.50",
+    ]
+
+
+def test_cells_are_what_they_say():
+    averaging = CELLS["FedAvg, 1 step of 4"].scene("samples", 4, 100)
+    assert averaging.batches.shape[:2] == (1, 4)
+    assert averaging.seen.views[0].update.kind == "difference"
+    assert averaging.plan.steps == 1
+    assert torch.equal(averaging.seen.labels, averaging.labels)
+    clean, noisy = (CELLS[n].scene("samples", 1, 100).seen.views[0].update for n in ("FedAvg, 1 step", "Laplace 1e-2"))
+    difference = noisy.tensors["7.weight"] + clean.tensors["7.weight"] / 0.1
+    assert difference.abs().mean() == pytest.approx(1e-2, rel=0.1)
+
+
+def test_what_time_does_not_allow_is_named(no_peer):
+    assert "batch 8              not run: time is up" in list(
+        contested.lines(contested.parsed(["--cells", "batch 8"]), lambda: False)
+    )
+    assert list(memory.lines(memory.parsed([]), lambda: False)) == ["not run: time is up"]
+    assert [r for r in deep.lines(deep.parsed([]), lambda: False) if "not run" in r] == [
+        f"{part}: not run: time is up" for part in ("overhead", "untrained", "trained", "224")
+    ]
+
+
+def test_deep_without_its_peer_runs_ours(no_peer, no_chest, monkeypatch):
+    monkeypatch.setattr(trained, "available", lambda: ["samples"])
+    chosen = deep.parsed(["--iterations", "1", "--training", "1", "--parts", "untrained", "trained"])
+    _, _, _, first, second = deep.lines(chosen)
+    assert first.split()[:4] == ["untrained,", "samples", "GradInv", "1"]
+    assert second.startswith("trained on the samples, accuracy 0.")
+
+
+def test_the_duel_tells_the_share_of_time_in_which_ours_is_as_good(monkeypatch):
+    ladder = {4: 0.1, 11: 0.1, 24: 0.5, 49: 0.6, 149: 0.7}  # SSIM by steps; a step and the last evaluation cost 0.1 s
+
+    monkeypatch.setattr(deep, "observed", lambda case: SimpleNamespace(zero=0))
+    monkeypatch.setattr(deep, "_theirs", lambda scene, n: (torch.tensor([0.55]), 15.0))
+    monkeypatch.setattr(deep, "run", lambda scene, a, steps: (torch.tensor([ladder[steps]]), 0.1 * (steps + 1)))
+    rows = list(deep.duel(SimpleNamespace(name="net"), GradInv(), 2000, True))
+    assert len(rows) == 6
+    assert rows[-1] == "net: the peer has SSIM 0.550; ours reaches it in 0.33 of its time"
+
+
+def test_the_floor_and_the_engine_have_the_same_slope():
+    case = scene("samples", "idlg", 1, seed=0)
+    image = torch.rand(case.truths.shape, generator=torch.Generator().manual_seed(0))
+    assert overhead.disagreement(case, image) < 1e-3
+    assert "overhead: floor" in overhead.overhead(case, rounds=1, steps=1)
+
+
+def test_memory_takes_images_that_differ():
+    data = memory.many(230)
+    assert len(data) == len(data.images.flatten(1).unique(dim=0)) == 230
+    assert 0 <= data.images.min() <= data.images.max() <= 1
+
+
+def test_memory_compares_the_peaks(monkeypatch):
+    monkeypatch.setattr(memory, "peak", lambda images, steps: 500.0 + images / 10)
+    *rows, last = memory.lines(memory.parsed([]))
+    assert len(rows) == 2
+    assert last == "ratio 1.18 (the mark is 1.2)"
+
+
+def test_a_process_of_its_own_tells_its_peak():
+    assert 100 < memory.peak(3, 1) < 20_000  # MiB; torch alone is hundreds
