@@ -53,7 +53,7 @@ def test_stacked_and_one_by_one_agree(case, optimizer, monkeypatch):
     attack = GradientMatching(Cosine(), TotalVariation(1e-3), optimizer, steps=10 if case == "LeNet" else 3)
     results = []
     for stacked in (True, False):
-        monkeypatch.setattr(problem_module, "stacks", lambda seen, stacked=stacked: stacked)
+        monkeypatch.setattr(problem_module, "stacks", lambda weights, stacked=stacked: stacked)
         torch.set_default_dtype(torch.float64)
         try:
             results.append(attack(seen, torch.Generator().manual_seed(0)))

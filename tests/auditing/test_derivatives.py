@@ -27,9 +27,7 @@ class Old(torch.autograd.Function):
         return g * ctx.saved_tensors[0].cos()
 
 
-class Once(torch.autograd.Function):
-    """Right once; under `torch.func` its second derivative silently loses a path."""
-
+class Sine(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -39,6 +37,10 @@ class Once(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs)
+
+
+class Once(Sine):
+    """Right once; under `torch.func` its second derivative silently loses a path."""
 
     @staticmethod
     @once_differentiable
@@ -46,18 +48,8 @@ class Once(torch.autograd.Function):
         return g * ctx.saved_tensors[0].cos()
 
 
-class NoSecond(torch.autograd.Function):
+class NoSecond(Sine):
     """Refuses a second derivative, as some of torch's own kernels do."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x.sin()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, g):

@@ -118,13 +118,14 @@ class GradientMatching(Attack):
         stages = []
         if problem.joint:  # wrong labels would bend the pixels before the labels are right
             stages.append((problem.labels_only(), min(_LABEL_STEPS, self.steps // 8)))
-        head = problem.head_only() if problem.told_by_head() or any(stage.head for stage in self.warmup) else None
+        alone, head = problem.told_by_head(), problem
+        if alone or any(stage.head for stage in self.warmup):
+            head = problem.head_only() or problem
         for stage in self.warmup:
-            whole = head if stage.head and head is not None else problem
-            stages.append((whole.under(stage.prior), min(stage.steps, self.steps // 4)))
+            part = head if stage.head else problem
+            stages.append((part.under(stage.prior), min(stage.steps, self.steps // 4)))
         stages = [(p, most) for p, most in stages if most]
-        whole = head if head is not None and problem.told_by_head() else problem
-        return [*stages, (whole, self.steps - sum(most for _, most in stages))]
+        return [*stages, (head if alone else problem, self.steps - sum(most for _, most in stages))]
 
     def _minimize(self, stages: list[tuple[Matching, int]], z: Tensor) -> Solution:
         """One stage after the other."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medpfl.attacks.bases import Basis, Pixels
 from medpfl.attacks.constraints import Constraint, Free
@@ -53,7 +52,7 @@ class Matching(Problem):
         basis: Basis = Pixels(),
     ) -> None:
         self.objective, self.prior, self.constraint, self.basis = objective, prior, constraint, basis
-        self.joint, self.linear, self.stacked = labels is None, linear_loss(seen), stacks(seen)
+        self.joint, self.linear, self.stacked = labels is None, linear_loss(seen), stacks(seen.views[0].weights)
         self.shape = (seen.num_images, *seen.image_shape)
         self.pixels = torch.Size(self.shape).numel()
         self.labels, self.fixed_pixels = labels, False
@@ -136,9 +135,9 @@ class Matching(Problem):
 
     def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Values (A,) and gradients (A, D) of the rows."""
-        # The fused attention kernels have no second derivative. `grad` sees no `no_grad` around it; it only
-        # spares the graph that plain autograd would keep of the model's own parameters.
-        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        # `grad` sees no `no_grad` around it; it only spares the graph that plain autograd would keep of the
+        # model's own parameters.
+        with torch.no_grad():
             if self.stacked:
                 return vmap(self._one, randomness="different")(z, self._of(rows))
             each = [self._one(z[i], pick(self.known, row)) for i, row in enumerate(rows.tolist())]
@@ -178,8 +177,8 @@ class Matching(Problem):
         return dict(update) if view.channel is None else dict(view.channel(update, told or None))
 
 
-def stacks(seen: Observation) -> bool:
-    """Whether the victims of an observation are evaluated together, by ``vmap``, or one after the other."""
-    parameters = seen.views[0].weights.parameters.values()
+def stacks(weights: Weights) -> bool:
+    """Whether victims of a model are evaluated together, by ``vmap``, or one after the other."""
+    parameters = weights.parameters.values()
     on_cpu = next(iter(parameters)).device.type == "cpu"
     return not on_cpu or sum(p.numel() for p in parameters) <= STACKED_PARAMETERS

@@ -55,7 +55,7 @@ def label_vectors(seen: Observation, classes: Tensor, dummy: Tensor) -> Tensor:
         dummy: (1, C, H, W) any image, to see that the last bias gets the logits' gradient unchanged.
     """
     hard = functional.one_hot(classes, seen.num_classes).to(dummy)
-    gradient = bias_gradient(seen) if seen.num_images == 1 and linear_loss(seen) else None
+    gradient = _told(seen)
     if gradient is None or not _passes_through(seen, dummy):
         return hard
     whole, rounded = _readable(gradient, classes[:, 0])
@@ -71,12 +71,11 @@ def trusted(seen: Observation, dummy: Tensor) -> dict[str, Tensor] | None:
     Where p - 1 has no digits left, neither has anything that was computed from it: all layers but the last, and
     the label's own row there. The other rows are exact.
     """
-    gradient = bias_gradient(seen) if seen.num_images == 1 and linear_loss(seen) else None
-    if gradient is None or not gradient.any() or not _passes_through(seen, dummy):
+    if (gradient := _told(seen)) is None:
         return None
     label = gradient.argmin(1)
     _, rounded = _readable(gradient, label)
-    if not rounded.any():
+    if not rounded.any() or not _passes_through(seen, dummy):
         return None
     rows = functional.one_hot(label, seen.num_classes).to(gradient) == 0
     keep: dict[str, Tensor] = {}
@@ -84,6 +83,11 @@ def trusted(seen: Observation, dummy: Tensor) -> dict[str, Tensor] | None:
         mask = rows if name in last_layer(seen) else torch.zeros_like(rows[:, :1])
         keep[name] = (mask | ~rounded[:, None]).to(gradient).view(len(mask), -1, *[1] * (tensor.ndim - 2))
     return keep
+
+
+def _told(seen: Observation) -> Tensor | None:
+    """(V, K) the last bias's gradient, where it is p - y of a single image."""
+    return bias_gradient(seen) if seen.num_images == 1 and linear_loss(seen) else None
 
 
 def _readable(gradient: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -163,7 +163,7 @@ class Player:
             "draw": job.draw,
             "stack": job.stack,
             "seed": setup.seed,
-            "engine": f"{'vmap' if stacks(seen) else 'loop'} of {len(seen)}",
+            "engine": f"{'vmap' if stacks(seen.views[0].weights) else 'loop'} of {len(seen)}",
             "device": str(setup.device),
             "versions": self.versions,
         }

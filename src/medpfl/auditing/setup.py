@@ -26,7 +26,7 @@ from medpfl.core.errors import InputError, listed
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.threat import ThreatModel
-from medpfl.core.types import Observation, Update, View, Weights
+from medpfl.core.types import Weights
 from medpfl.core.verdicts import RANDOM_UPDATE
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
@@ -115,9 +115,7 @@ class Setup:
         """The layer whose second derivative is wrong, if any."""
         network, few = self.network(0), min(2, self.plan.batch_size)
         images = torch.rand(few, *self.data.shape, generator=generator_of(0, "probe")).to(self.device)
-        view = View(Weights.of(network), (self.plan,), Update({}))
-        together = stacks(Observation(network, (view,), self.data.shape, self.outputs))
-        return check_derivatives(network, images, self.outputs, self.plan, together)
+        return check_derivatives(network, images, self.outputs, self.plan, stacks(Weights.of(network)))
 
     @cached_property
     def stack(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medpfl.core.errors import InputError
 
-__all__ = ["DRAWN", "Drawn", "last_linear", "with_layer"]
+__all__ = ["DRAWN", "Drawn", "last_linear", "set_layer", "with_layer"]
 
 DRAWN = "medpfl_mask"
 """Name of the buffer that holds what was drawn."""
@@ -57,6 +57,11 @@ def with_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     if not name:
         return layer
     changed = copy.deepcopy(model)
-    parent, _, child = name.rpartition(".")
-    setattr(changed.get_submodule(parent), child, layer)
+    set_layer(changed, name, layer)
     return changed
+
+
+def set_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Puts another layer at a name, in place."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from math import inf
 
-__all__ = ["InputError", "listed", "nearest"]
+__all__ = ["InputError", "check_positive", "listed", "nearest"]
 
 
 class InputError(ValueError):
     """Something that the user gave is wrong: what, where, and what to do. The command line exits with 2."""
+
+
+def check_positive(**values: float) -> None:
+    """Raises `InputError` for the first of the named values that is not a finite number above 0."""
+    for name, value in values.items():
+        if not 0 < value < inf:
+            raise InputError(f"{name} is {value}: it must be a number above 0")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

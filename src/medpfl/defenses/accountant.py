@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from math import inf
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, check_positive
 
 __all__ = ["Epsilon", "epsilon", "noise_for"]
 
@@ -61,8 +60,7 @@ def noise_for(target: float, delta: float, rate: float, steps: int) -> float:
     Raises:
         InputError: a number out of its range, or the extra ``dp`` is not installed.
     """
-    if not 0 < target < inf:
-        raise InputError(f"epsilon is {target}: it must be a number above 0")
+    check_positive(epsilon=target)
     _check(1.0, rate, steps, delta)
     low = high = 1.0
     while _prv(high, rate, steps, delta) > target:
@@ -78,8 +76,7 @@ def noise_for(target: float, delta: float, rate: float, steps: int) -> float:
 
 
 def _check(noise: float, rate: float, steps: int, delta: float) -> None:
-    if not 0 < noise < inf:
-        raise InputError(f"noise is {noise}: it must be a number above 0")
+    check_positive(noise=noise)
     if not 0 < rate <= 1:
         raise InputError(f"the sampling rate is {rate}: it must be above 0 and at most 1")
     if type(steps) is not int or steps < 1:

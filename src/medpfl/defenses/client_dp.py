@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 
 import torch
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import check_positive
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
@@ -43,9 +42,7 @@ class ClientDP(Defense):
     noise: float = shown(1.0)
 
     def __post_init__(self) -> None:
-        for name in ("clip", "noise"):
-            if not 0 < getattr(self, name) < inf:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be a number above 0")
+        check_positive(clip=self.clip, noise=self.noise)
 
     def _parts(self) -> tuple[Clipping, GaussianNoise]:
         return Clipping(self.clip), GaussianNoise(self.clip * self.noise)

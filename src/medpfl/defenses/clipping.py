@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 
 import torch
 from torch import Tensor
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import check_positive
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
@@ -39,8 +38,7 @@ class Clipping(Defense):
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        if not 0 < self.norm < inf:
-            raise InputError(f"norm is {self.norm}: it must be a number above 0")
+        check_positive(norm=self.norm)
         check_scope(self.scope)
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:

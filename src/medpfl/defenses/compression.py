@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Defense, State
+from medpfl.core.spec import shown
 from medpfl.core.types import Tensors, Update
 
-__all__ = ["Compressor", "Scope", "certain", "check_keep", "check_scope", "flat", "kept_count", "largest", "unflat"]
+__all__ = ["Compressor", "Scope", "Sparsifier", "certain", "check_scope", "flat", "kept_count", "largest", "unflat"]
 
 Scope = Literal["global", "layer"]
 """``"global"``: all coordinates of the update together; ``"layer"``: each tensor by itself."""
@@ -46,10 +48,27 @@ class Compressor(Defense):
         return value.replace(sent), {**state, "owed": {name: t - sent[name] for name, t in whole.items()}}
 
 
-def check_keep(keep: float) -> None:
-    """Raises `InputError` unless 0 < keep <= 1."""
-    if not 0 < keep <= 1:
-        raise InputError(f"keep is {keep}: it must be above 0 and at most 1")
+@dataclass(frozen=True, repr=False)
+class Sparsifier(Compressor):
+    """Sends a share of the coordinates and zeros for the others.
+
+    Attributes:
+        keep: the share of coordinates that survive, above 0 and at most 1; at least one does.
+        scope: of the whole update, or of each tensor.
+        feedback: see `Compressor`.
+
+    Raises:
+        InputError: `keep` out of its range, or another word for `scope`.
+    """
+
+    keep: float = shown(0.1)
+    scope: Scope = "global"
+    feedback: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise InputError(f"keep is {self.keep}: it must be above 0 and at most 1")
+        check_scope(self.scope)
 
 
 def check_scope(scope: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf, sqrt
+from math import sqrt
 
 import torch
 from torch import Tensor
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import check_positive
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
@@ -45,9 +45,7 @@ class DPSGD(Defense):
     noise: float = shown(1.0)
 
     def __post_init__(self) -> None:
-        for name in ("clip", "noise"):
-            if not 0 < getattr(self, name) < inf:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be a number above 0")
+        check_positive(clip=self.clip, noise=self.noise)
 
     def init(self) -> State:
         """No step was taken."""

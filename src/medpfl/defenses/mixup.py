@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from medpfl.core.drawn import last_linear
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, check_positive
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
 from medpfl.core.types import Batch
@@ -41,8 +40,7 @@ class Mixup(Defense):
     alpha: float = shown(1.0)
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < inf:
-            raise InputError(f"alpha is {self.alpha}: it must be a number above 0")
+        check_positive(alpha=self.alpha)
 
     def init(self) -> State:
         """The number of classes is not known yet."""

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, check_positive
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
@@ -40,8 +40,7 @@ class AdditiveNoise(Defense):
     where: Literal["client", "server"] = field(default="client", kw_only=True)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale < float("inf"):
-            raise InputError(f"scale is {self.scale}: it must be a number above 0")
+        check_positive(scale=self.scale)
         if self.relative not in (None, "norm", "layer"):
             raise InputError(f"relative is '{self.relative}': choose None, 'norm' or 'layer'")
         if self.where not in ("client", "server"):

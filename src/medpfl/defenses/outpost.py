@@ -8,7 +8,7 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, check_positive
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
 from medpfl.core.types import Tensors
@@ -47,8 +47,7 @@ class Outpost(Defense):
     decay: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale < inf:
-            raise InputError(f"scale is {self.scale}: it must be a number above 0")
+        check_positive(scale=self.scale)
         if not 0 < self.share <= 1:
             raise InputError(f"share is {self.share}: it must be above 0 and at most 1")
         if not 0 <= self.prune < 1:

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from medpfl.core.plan import Plan
-from medpfl.core.spec import shown
 from medpfl.core.types import Channel, Tensors, Update
 from medpfl.defenses.compression import (
-    Compressor,
-    Scope,
+    Sparsifier,
     certain,
-    check_keep,
-    check_scope,
     flat,
     kept_count,
     largest,
@@ -26,7 +22,7 @@ __all__ = ["RandomK"]
 
 
 @dataclass(frozen=True, repr=False)
-class RandomK(Compressor):
+class RandomK(Sparsifier):
     """Sends a uniformly drawn share `keep` of the coordinates and sets the others to zero.
 
     Random-k sparsification (Stich et al. 2018, arXiv:1809.07599, section 2). Without error feedback the
@@ -36,21 +32,8 @@ class RandomK(Compressor):
     Promises nothing about privacy: the survivors are exact. Breaks: ROG and the others of `TopK`.
 
     Attributes:
-        keep: the share of coordinates that survive, above 0 and at most 1; at least one does.
-        scope: drawn from the whole update, or from each tensor.
-        feedback: see `medpfl.defenses.compression.Compressor`.
-
-    Raises:
-        InputError: `keep` out of its range, or another word for `scope`.
+        keep, scope, feedback: see `medpfl.defenses.compression.Sparsifier`.
     """
-
-    keep: float = shown(0.1)
-    scope: Scope = "global"
-    feedback: bool = False
-
-    def __post_init__(self) -> None:
-        check_keep(self.keep)
-        check_scope(self.scope)
 
     def compress(self, tensors: Tensors, generator: torch.Generator) -> Tensors:
         """The survivors, and zeros."""

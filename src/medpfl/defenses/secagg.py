@@ -9,7 +9,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, check_positive
 from medpfl.core.masked import Exchange, MaskedVector
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
@@ -59,9 +59,7 @@ class SecAggPlus(Defense):
             raise InputError(f"shares is {self.shares}: it must be an odd whole number, at least 3, or None")
         if type(self.threshold) is not int or not 2 <= self.threshold < (self.shares or inf):
             raise InputError(f"threshold is {self.threshold}: it must be at least 2 and less than shares")
-        for name in ("clip", "max_weight"):
-            if not 0 < getattr(self, name) < inf:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be a number above 0")
+        check_positive(clip=self.clip, max_weight=self.max_weight)
         whole = type(self.levels) is int and type(self.modulus) is int
         if not whole or not 2 <= self.levels < self.modulus <= 2**48:
             raise InputError("levels and modulus must be whole numbers with 2 <= levels < modulus <= 2**48")

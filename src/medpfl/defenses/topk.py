@@ -7,15 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from medpfl.core.plan import Plan
-from medpfl.core.spec import shown
 from medpfl.core.types import Channel, Tensors, Update
-from medpfl.defenses.compression import Compressor, Scope, check_keep, check_scope, flat, kept_count, largest, unflat
+from medpfl.defenses.compression import Sparsifier, flat, kept_count, largest, unflat
 
 __all__ = ["TopK"]
 
 
 @dataclass(frozen=True, repr=False)
-class TopK(Compressor):
+class TopK(Sparsifier):
     """Sets all but the share `keep` of the coordinates, those of largest magnitude, to zero.
 
     Deep gradient compression (Lin et al. 2018, arXiv:1712.01887, algorithm 1, without its momentum
@@ -26,21 +25,8 @@ class TopK(Compressor):
     that all others are at most the smallest of them. Breaks: ROG and FGLA, the latter at 0.8 percent.
 
     Attributes:
-        keep: the share of coordinates that survive, above 0 and at most 1; at least one does.
-        scope: the largest of the whole update, or of each tensor.
-        feedback: see `medpfl.defenses.compression.Compressor`.
-
-    Raises:
-        InputError: `keep` out of its range, or another word for `scope`.
+        keep, scope, feedback: see `medpfl.defenses.compression.Sparsifier`.
     """
-
-    keep: float = shown(0.1)
-    scope: Scope = "global"
-    feedback: bool = False
-
-    def __post_init__(self) -> None:
-        check_keep(self.keep)
-        check_scope(self.scope)
 
     def compress(self, tensors: Tensors, generator: torch.Generator) -> Tensors:
         """The survivors, and zeros."""

@@ -13,6 +13,7 @@ from torch.func import replace_all_batch_norm_modules_
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from medpfl.core.drawn import set_layer
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Tensors
@@ -38,7 +39,7 @@ def prepare(model: nn.Module, plan: Plan) -> nn.Module:
         for name, module in list(ready.named_modules()):
             _check_repeatable(name, module)
             if isinstance(module, nn.modules.dropout._DropoutNd):
-                _set(ready, name, Dropout(module))
+                set_layer(ready, name, Dropout(module))
     return ready
 
 
@@ -57,11 +58,6 @@ def check_separable(model: nn.Module) -> None:
             f"layer '{name}': batch norm in train mode mixes the images of a batch, so that there are no "
             f"per-sample gradients; use mode eval, or torch.nn.GroupNorm({gcd(32, channels)}, {channels}) in its place"
         )
-
-
-def _set(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(root.get_submodule(parent), child, module)
 
 
 def state_of(model: nn.Module, buffers: Tensors) -> dict[str, Tensor]:
