@@ -9,10 +9,12 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from benchmarks import contested, deep, memory
+from benchmarks.rows import now
 from benchmarks.scenes import Scene, available, scene
 from benchmarks.textbook import textbook
 from medpfl.attacks import CPL, DLG, iDLG
@@ -69,7 +71,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="images of each set, for each draw of weights (16)")
     parser.add_argument("--textbook", type=int, default=2, help="of these, images that the textbook loop gets too")
     parser.add_argument("--draws", type=int, help="draws of the weights (1)")
-    parser.add_argument("--stop", type=float, default=1e-10, help="relative squared distance at which the loop ends")
+    parser.add_argument("--stop", type=float, help="relative distance at which everyone ends (each recipe's tolerance)")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     chosen = parser.parse_args(arguments)
     chosen.images = chosen.images or (48 if chosen.full else 16)
@@ -88,19 +90,20 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
 def line(name: str, recipe: str, chosen: argparse.Namespace) -> str:
     """One row of the table: all draws of a set under one recipe."""
     variant, attack, start, joint = RECIPES[recipe]
+    attack = replace(attack, tolerance=chosen.stop or attack.tolerance)
     scores, evaluations, seconds, zero = [], [], 0.0, 0
     theirs, ratios, their_evaluations = [], [], []
     for draw in range(chosen.draws):
         case = scene(name, variant, chosen.images, seed=100 + draw)
-        began = time.perf_counter()
+        began = now()
         guess = attack(case.seen, torch.Generator().manual_seed(draw))
-        spent = time.perf_counter() - began
+        spent = now() - began
         ours = ssim(guess.guesses[:, 0], case.truths)
         scores.append(ours)
         evaluations.append(guess.evaluations.double())
         seconds, zero = seconds + spent, zero + case.zero
         for v in range(min(chosen.textbook, len(case.truths))):
-            score, count, took = loop(case, v, start, joint, chosen.stop)
+            score, count, took = loop(case, v, start, joint, attack.tolerance)
             theirs.append(score)
             their_evaluations.append(count)
             if score >= 0.9 and ours[v] >= 0.9:
@@ -122,9 +125,9 @@ def loop(case: Scene, v: int, start: Normal | Patterned, joint: bool, stop: floa
     sent = [t[v] for t in case.seen.views[0].update.tensors.values()]
     first = start((1, *case.truths.shape[1:]), torch.Generator().manual_seed(v))
     label = None if joint else LastLayer().infer(case.seen, first)[v]
-    began = time.perf_counter()
+    began = now()
     outcome = textbook(case.network, sent, first, label, case.classes, stop)
-    took = time.perf_counter() - began
+    took = now() - began
     return float(ssim(outcome.guess[None].nan_to_num(0.0), case.truths[v : v + 1])), outcome.evaluations, took
 
 

@@ -34,6 +34,7 @@ class CPL(Attack):
     steps: int = 300
     restarts: int = 4
     tile: int = 16
+    tolerance: float = 1e-11
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
@@ -44,7 +45,7 @@ class CPL(Attack):
             labels=LastLayer(),
             basis=Pixels(),
             warmup=(),
-            optimizer=LBFGS(tolerance=1e-11, patience=40),
+            optimizer=LBFGS(tolerance=self.tolerance, patience=40),
             enough=1e-9,
             restarts=self.restarts,
             steps=self.steps,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from medpfl.attacks.labels import Joint
+from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
 from medpfl.core.roles import Attack
 from medpfl.core.types import Observation, Reconstruction
@@ -33,7 +34,11 @@ class DLG(Attack):
 
     steps: int = 1000
     restarts: int = 1
+    tolerance: float = 1e-8
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
-        return GradientMatching(labels=Joint(), restarts=self.restarts, steps=self.steps)(seen, generator)
+        attack = GradientMatching(
+            labels=Joint(), optimizer=LBFGS(tolerance=self.tolerance), restarts=self.restarts, steps=self.steps
+        )
+        return attack(seen, generator)

@@ -32,7 +32,7 @@ class LBFGS(Optimizer):
     """
 
     history: int = 100
-    tolerance: float = 1e-10
+    tolerance: float = 1e-8
     patience: int = 200
 
     def __post_init__(self) -> None:
@@ -114,11 +114,11 @@ class _State:
         q, weights = self.gradient.clone(), {}
         for i in newest_first:
             weights[i] = self.curvature[i] * torch.linalg.vecdot(self.moves[i], q)
-            q = torch.addcmul(q, weights[i][:, None], self.changes[i], value=-1)
-        q = q * torch.where(self.scale > 0, self.scale, 1.0)[:, None]
+            q.addcmul_(weights[i][:, None], self.changes[i], value=-1)
+        q *= torch.where(self.scale > 0, self.scale, 1.0)[:, None]
         for i in reversed(newest_first):
             other = self.curvature[i] * torch.linalg.vecdot(self.changes[i], q)
-            q = torch.addcmul(q, (weights[i] - other)[:, None], self.moves[i])
+            q.addcmul_((weights[i] - other)[:, None], self.moves[i])
         slope = -torch.linalg.vecdot(q, self.gradient)
         uphill = ~(slope < 0)
         self._forget(uphill)
