@@ -343,7 +343,24 @@ def test_list_names_every_member_with_its_line(run, role):
 
 
 def test_list_of_something_else(refused):
-    assert "there is no role 'atacks'; did you mean 'attacks'?" in refused("list", "atacks")
+    assert "there is no role or part 'atacks'; did you mean 'attacks'?" in refused("list", "atacks")
+    assert "did you mean 'TopK'?" in refused("list", "TopKs")
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("iDLG", ["iDLG(steps=1000, restarts=1, ", "arXiv:2001.02610", "Needs: the update, the plan, the model."]),
+        ("TopK", ["TopK(keep=0.1, ", "scope: "]),
+        ("LBFGS", ["LBFGS(history=", "Nocedal", "patience:"]),
+        ("ssim", ["Wang et al. 2004"]),
+        ("Samples", ["Samples(size=32"]),
+    ],
+)
+def test_list_explains_a_part(run, name, texts):
+    status, text, _ = run("list", name)
+    assert status == 0
+    assert all(expected in text for expected in texts)
 
 
 def test_demo_audits_what_it_says(run, monkeypatch, tmp_path):

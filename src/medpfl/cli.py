@@ -165,12 +165,17 @@ def _list(given: Namespace) -> int:
 
     from medpfl.core.spec import registry, signature, summary
 
-    if (only := str(given.role or "")) and only not in ROLES:
-        raise InputError(f"there is no role '{only}'; {nearest(only, ROLES)}")
+    parts = {role: registry(import_module(f"medpfl.{role}")) for role in ROLES}
+    inner = registry(import_module("medpfl.attacks.matching"))
+    each = {name: member for members in (inner, *parts.values()) for name, member in members.items()}
+    if (only := str(given.what or "")) in each:
+        return _explain(only, each[only])
+    if only and only not in ROLES:
+        raise InputError(f"there is no role or part '{only}'; {nearest(only, [*ROLES, *each])}")
     console = Console(highlight=False)
     for role in [only] if only else ROLES:
         table = Table(box=None, show_header=False, title=role.capitalize(), title_justify="left")
-        for name, member in registry(import_module(f"medpfl.{role}")).items():
+        for name, member in parts[role].items():
             table.add_row(f"  {name}", Text(summary(member)))
             if arguments := signature(member):
                 table.add_row("", Text(arguments, style="dim"))
@@ -179,6 +184,16 @@ def _list(given: Namespace) -> int:
         console.print("Grants", style="italic")
         for grant, meaning in GRANTS.items():
             console.print(f"  {grant:<12}{meaning}")
+    return _DONE
+
+
+def _explain(name: str, member: Any) -> int:
+    from inspect import getdoc
+
+    from medpfl.core.spec import signature
+
+    arguments = signature(member)
+    print(name + (f"({arguments})" if arguments else ""), getdoc(member) or "", sep="\n\n")
     return _DONE
 
 

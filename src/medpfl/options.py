@@ -143,8 +143,10 @@ def _demo_parser() -> ArgumentParser:
 
 
 def _list_parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, description="Names the parts that an audit is made of.")
-    parser.add_argument("role", nargs="?", default=None, help=f"only these: {', '.join(ROLES)}")
+    parser = ArgumentParser(
+        exit_on_error=False, description="Names the parts that an audit is made of, or explains one."
+    )
+    parser.add_argument("what", nargs="?", default=None, help=f"one of {', '.join(ROLES)}, or the name of a part")
     return parser
 
 

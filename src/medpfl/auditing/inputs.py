@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,6 +19,7 @@ from medpfl import models as model_package
 from medpfl.attacks import matching
 from medpfl.auditing.engine import explained
 from medpfl.core.errors import InputError, nearest
+from medpfl.core.place import find, is_place
 from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
 from medpfl.core.spec import build, expand, registry
@@ -51,7 +54,7 @@ def model_of(model: str | Model | nn.Module) -> Model:
         return model
     if isinstance(model, nn.Module):
         return GivenModel(model, type(model).__name__)
-    if ":" in model.partition("(")[0]:
+    if is_place(model):
         return UserModel.parse(model)
     if model.partition("(")[0].endswith(".py"):
         raise InputError(f"model '{model}': say which function makes it, {model}:make_model")
@@ -59,15 +62,29 @@ def model_of(model: str | Model | nn.Module) -> Model:
 
 
 def attacks_of(attacks: Iterable[str | Attack]) -> list[Attack]:
-    """From specs and attacks; sweeps are expanded, repetitions left out."""
+    """From specs, the user's own ``place:Name``, and attacks; sweeps are expanded, repetitions left out."""
     known, nested = registry(attack_package), registry(matching)
-    return _each(_listed(attacks), Attack, lambda text: build(text, known, "attack", nested))
+    return _each(_listed(attacks), Attack, lambda text: _made(text, known, "attack", nested))
 
 
 def defenses_of(defenses: Iterable[str | Defense]) -> list[Defense]:
     """The undefended control first, then the defenses given."""
     known = registry(defense_package)
-    return _each([NoDefense(), *_listed(defenses)], Defense, lambda text: build(text, known, "defense"))
+    return _each([NoDefense(), *_listed(defenses)], Defense, lambda text: _made(text, known, "defense"))
+
+
+def _made(text: str, known: Mapping[str, Any], role: str, nested: Mapping[str, Any] | None = None) -> Any:
+    """From a spec; its first name may be the user's own, ``file.py:Name(argument=value)``."""
+    if is_place(text):
+        place = text.partition("(")[0].rpartition(":")[0]
+        text = text[len(place) + 1 :]
+        if (own := re.match(r"\s*(\w+)", text)) is None:
+            raise InputError(f"{role} '{place}:{text}': after the colon write its name, {place}:Name(argument=value)")
+        if own[1] in known:
+            raise InputError(f"'{place}' calls its {role} '{own[1]}', as one of ours is called: give it another name")
+        known = {**known, own[1]: find(place, own[1], role)}
+    with explained(f"{role} '{text}' failed"):
+        return build(text, known, role, nested)
 
 
 def _listed(items: Any) -> list[Any]:
@@ -80,6 +97,9 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[T]:
     for one in made:
         if not isinstance(one, role):
             raise InputError(f"{one!r} is no {role.__name__.lower()}: give a spec string or an object of that role")
+    homes = {(repr(one), type(one).__module__, type(one).__qualname__) for one in made}
+    if twins := [text for text, count in Counter(text for text, *_ in homes).items() if count > 1]:
+        raise InputError(f"two different classes are both written {twins[0]}: rename one, so that rows tell them apart")
     return list({repr(one): one for one in made}.values())
 
 

@@ -151,7 +151,7 @@ class Setup:
         return {
             "model": repr(self.model),
             "weights": _fingerprint(network.state_dict()),
-            "code": _code(network),
+            "code": _code(network, [*self.attacks, *self.defenses]),
             "data": self.source,
             "pixels": index.fingerprint(self.data),
             "attacks": [repr(a) for a in self.attacks],
@@ -182,14 +182,23 @@ def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _code(network: nn.Module) -> str:
-    """Of a network's layers and source: two networks with the same weights may compute different things."""
-    try:
-        source = inspect.getsource(type(network))
-    except (OSError, TypeError):  # made in an interpreter, or in C
-        source = ""
+def _code(network: nn.Module, parts: list[Any]) -> str:
+    """Of a network's layers and source, and of the user's own attacks and defenses.
+
+    Two networks with the same weights may compute different things.
+    """
+    each = [one for part in parts for one in getattr(part, "parts", [part])]
+    own = [type(part) for part in each if not type(part).__module__.startswith("medpfl.")]
     layers = re.sub(r" at 0x[0-9a-f]+", "", str(network))
-    return hashlib.sha256(f"{layers}{source}".encode()).hexdigest()[:16]
+    text = layers + "".join(map(_source, [type(network), *own]))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # made in an interpreter, or in C
+        return ""
 
 
 def _set_weights(network: nn.Module, weights: Weights) -> None:

@@ -32,7 +32,9 @@ class RandomK(Sparsifier):
     Promises nothing about privacy: the survivors are exact. Breaks: ROG and the others of `TopK`.
 
     Attributes:
-        keep, scope, feedback: see `medpfl.defenses.compression.Sparsifier`.
+        keep: the share of coordinates that survive, above 0 and at most 1; at least one does.
+        scope: ``'global'``, of the whole update, or ``'layer'``, of each tensor.
+        feedback: what was not sent is added to the next round's update before it is compressed.
     """
 
     def compress(self, tensors: Tensors, generator: torch.Generator) -> Tensors:

@@ -28,7 +28,7 @@ class Signs(Compressor):
 
     Attributes:
         scope: one mean for each tensor, or one for the whole update.
-        feedback: see `medpfl.defenses.compression.Compressor`; part of the method, so on.
+        feedback: what was not sent is added to the next round's update; part of the method, so on.
 
     Raises:
         InputError: another word for `scope`.

@@ -25,7 +25,9 @@ class TopK(Sparsifier):
     that all others are at most the smallest of them. Breaks: ROG and FGLA, the latter at 0.8 percent.
 
     Attributes:
-        keep, scope, feedback: see `medpfl.defenses.compression.Sparsifier`.
+        keep: the share of coordinates that survive, above 0 and at most 1; at least one does.
+        scope: ``'global'``, of the whole update, or ``'layer'``, of each tensor.
+        feedback: what was not sent is added to the next round's update before it is compressed.
     """
 
     def compress(self, tensors: Tensors, generator: torch.Generator) -> Tensors:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from medpfl.core.errors import InputError, nearest
+from medpfl.core.errors import InputError
+from medpfl.core.place import find
 from medpfl.core.roles import Model
 from medpfl.core.spec import construct
 
@@ -60,7 +56,7 @@ class UserModel(Model):
             InputError: no such file, module or name, a call that fails, or a result that is no module.
         """
         name, args, kwargs = _parse_call(self.call)
-        make = _find(self.place, name)
+        make = find(self.place, name, "model")
         axes = len(image_shape) - 1
         values = {"classes": num_classes, "channels": image_shape[0], "size": image_shape[-1], "axes": axes}
         kwargs |= _fill(make, len(args), kwargs, values)
@@ -97,48 +93,6 @@ def _parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
         raise InputError(
             f"model '{text}': after the colon write a name, or a name with literal arguments: make_model(width=8)"
         ) from None
-
-
-def _find(place: str, name: str) -> Callable[..., Any]:
-    module = _load_file(Path(place)) if place.endswith(".py") else _import(place)
-    found = getattr(module, name, None)
-    if not callable(found):
-        public = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
-        raise InputError(f"'{place}' has no function or class '{name}'; {nearest(name, public)}")
-    return found
-
-
-def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InputError(f"there is no model file '{path}'")
-    spec = importlib.util.spec_from_file_location(f"medpfl_user_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"'{path}' is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    # A dataclass or a pickle in the user's file looks its module up by name; its neighbours are imported too.
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's file may raise anything
-        raise InputError(f"importing '{path}' failed: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    return module
-
-
-def _import(place: str) -> ModuleType:
-    # As `python -m` does: the user's package lies where the user is.
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(place)
-    except Exception as error:  # so may the user's package
-        raise InputError(
-            f"importing '{place}' failed: {type(error).__name__}: {error}; a model is a name, "
-            "'file.py:name' or 'package.module:name'"
-        ) from error
-    finally:
-        sys.path.pop(0)
 
 
 def _fill(make: Any, positional: int, given: dict[str, Any], values: dict[str, int]) -> dict[str, int]:

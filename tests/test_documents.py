@@ -1,0 +1,55 @@
+"""What the documents show runs: their Python as it stands, their commands as far as the command line reads them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from medpfl.options import parser_of, spelled
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced code of a language, without the indentation of a list that it stands in."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) for indent, text in found]
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = [line[2:] for text in blocks(page, "console") for line in text.splitlines() if line.startswith("$ medpfl ")]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+COMMANDS = [pytest.param(words, id=" ".join(words)[:60]) for page in PAGES for words in commands(page)]
+
+
+def test_there_is_something_to_run():
+    assert sum(len(blocks(page, "python")) for page in PAGES) >= 4
+    assert len(COMMANDS) >= 12
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python(page, tmp_path, monkeypatch):
+    """The blocks of a page one after the other, as a reader would run them."""
+    document = ModuleType("document")
+    document.model = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 2))
+    document.loss = nn.functional.cross_entropy(document.model(torch.rand(1, 1, 32, 32)), torch.tensor([1]))
+    document.torch = torch
+    monkeypatch.setitem(sys.modules, "document", document)  # where a dataclass looks for its names
+    monkeypatch.chdir(tmp_path)
+    for text in blocks(page, "python"):
+        exec(compile(text, page.name, "exec"), vars(document))
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands(words):
+    parser_of().parse_args(spelled(words))
