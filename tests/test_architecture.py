@@ -24,8 +24,9 @@ MAY = {
     "federated": set(),
     "attacks": {"federated"},
     "auditing": STAGES,
-    "cli": {"auditing", "options", "reporting"},
-    "options": set(),
+    "reproduction": {"auditing", "reporting"},
+    "cli": {"auditing", "options", "reporting", "reproduction"},
+    "options": {"reproduction"},
     "integrations": {"auditing", "federated"},
     "": {"auditing", "federated"},
 }

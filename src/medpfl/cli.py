@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
 from medpfl.core.threat import GRANTS
-from medpfl.options import COMMANDS, ROLES, files_of, option_of, parser_of, plain, spelled
+from medpfl.options import COMMANDS, ROLES, files_of, mapping_of, option_of, parser_of, plain, spelled
+from medpfl.reproduction.experiments import EXPERIMENTS
 
 __all__ = ["main"]
 
@@ -63,7 +64,7 @@ def _run(words: list[str]) -> int:
         return _BAD_INPUT
     if given.subcommand == "audit":
         return _audit(given.audit, words)
-    commands = {"demo": _demo, "list": _list, "report": _report}
+    commands = {"demo": _demo, "list": _list, "report": _report, "reproduce": _reproduce}
     return commands[given.subcommand](given[given.subcommand])
 
 
@@ -92,25 +93,9 @@ def _audit(given: Namespace, words: list[str]) -> int:
 
 
 def _perform(experiment: Experiment, given: Namespace) -> int:
-    from medpfl.auditing.run import audit
-    from medpfl.core.plan import Plan
-    from medpfl.core.threat import ThreatModel
+    from medpfl.auditing.perform import perform
 
-    options = experiment.model_dump()
-    plan = Plan(**{k: options.pop(k) for k in list(options) if k in Plan.__dataclass_fields__})
-    threat = ThreatModel(tuple(options.pop("grant")))
-    attacks, defenses = options.pop("attack"), options.pop("defense")
-    report = audit(
-        **options,
-        attacks=attacks,
-        defenses=defenses,
-        threat=threat,
-        plan=plan,
-        out=given.out,
-        force=given.force,
-        progress=not given.quiet,
-    )
-    _print(report, given.quiet)
+    _print(perform(experiment, given.out, given.force, progress=not given.quiet), given.quiet)
     return _DONE
 
 
@@ -130,6 +115,24 @@ def _report(given: Namespace) -> int:
     from medpfl.auditing.report import reread
 
     _print(reread(Path(given.out)), given.quiet)
+    return _DONE
+
+
+def _reproduce(given: Namespace) -> int:
+    from medpfl.reproduction.run import remake, reproduce
+
+    if given["from"]:
+        found = remake(given["from"])
+    else:
+        options = {k: given[k] for k in ("quick", "faithful", "weights", "seed", "force")}
+        experiments = given.experiment or EXPERIMENTS
+        sets = mapping_of(given.sets) if given.sets else {}
+        found = reproduce(experiments, data=given.data, out=given.out, sets=sets, progress=not given.quiet, **options)
+    for gap in found.gaps:
+        print(f"not run: {gap}")
+    for table in found.tables:
+        if table.suffix == ".md":
+            print(f"wrote {table}, and the same as .csv and .tex")
     return _DONE
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
+from medpfl.reproduction.experiments import EXPERIMENTS, SETS
 
-__all__ = ["COMMANDS", "ROLES", "files_of", "option_of", "parser_of", "plain", "spelled"]
+__all__ = ["COMMANDS", "ROLES", "files_of", "mapping_of", "option_of", "parser_of", "plain", "spelled"]
 
 ROLES = ("attacks", "defenses", "models", "metrics", "data")
 _REPEATED = ("--attack", "--defense", "--grant", "--sends")
@@ -22,6 +24,7 @@ COMMANDS = {
     "demo": "audit the embedded samples, offline",
     "list": "name every attack, defense, model, metric and data source",
     "report": "make the pages of a run directory again from its rows",
+    "reproduce": "run the paper's experiments on its three sets of images",
 }
 
 
@@ -93,6 +96,7 @@ def parser_of() -> ArgumentParser:
     )
     commands = parser.add_subcommands(required=False, metavar="COMMAND")
     makers = {"audit": _audit_parser, "demo": _demo_parser, "list": _list_parser, "report": _report_parser}
+    makers["reproduce"] = _reproduce_parser
     for name, make in makers.items():
         commands.add_subcommand(name, make(), help=COMMANDS[name])
     return parser
@@ -148,6 +152,44 @@ def _list_parser() -> ArgumentParser:
     )
     parser.add_argument("what", nargs="?", default=None, help=f"one of {', '.join(ROLES)}, or the name of a part")
     return parser
+
+
+def _reproduce_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Runs the paper's experiments on the sets that are there, and writes their tables. "
+        "The same command continues where it was stopped.",
+    )
+    parser.add_argument("experiment", nargs="*", default=[], help=f"some of {', '.join(EXPERIMENTS)}; none: all")
+    parser.add_argument("--data", type=str, default=".", help=f"folder that holds the folders {', '.join(SETS)}")
+    parser.add_argument("--sets", type=str | None, default=None, help="YAML file of other folders: 'melanoma: path'")
+    parser.add_argument("--weights", type=str | None, default=None, help="weights file of the trained ResNet-18")
+    parser.add_argument("--quick", action="store_true", help="few images and steps; the numbers mean little")
+    parser.add_argument("--faithful", action="store_true", help="the notebooks' settings where they are not ours")
+    parser.add_argument("--seed", type=int, default=0, help="of every random draw")
+    parser.add_argument("--out", type=str, default="runs/reproduction", help="where runs and tables go")
+    parser.add_argument("--from", type=str | None, default=None, help="make the tables of such a directory again")
+    parser.add_argument("--force", action="store_true", help="discard what other settings left in --out")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def mapping_of(path: str) -> dict[str, str]:
+    """What a YAML file maps to what.
+
+    Raises:
+        InputError: no such file, or something else in it.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"'{path}' cannot be read as YAML: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in found.items()):
+        raise InputError(f"'{path}' is no mapping: write one line for each name, 'name: path'")
+    return found
 
 
 def _report_parser() -> ArgumentParser:

@@ -1,0 +1,78 @@
+"""The experiments as files: what is audited, in full, briefly, and as the notebooks had it. Free of torch."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.experiment import Experiment
+
+__all__ = ["EXPERIMENTS", "SETS", "Part", "Study", "study"]
+
+EXPERIMENTS = ("attacks", "noise", "gaussian", "compression")
+"""By name, the files of this package."""
+
+SETS = ("melanoma", "brain_mri", "covid_xray")
+"""The paper's data sets, as their folders are called."""
+
+
+class Part(BaseModel):
+    """One audit of a study, on each of its sets.
+
+    Attributes:
+        name: in the tables.
+        audit: what differs from the audit's own defaults, as its options are called.
+        images: how many to attack; or `per_class`, so many of each class.
+        needs_weights: whether it is of a trained network, whose weights the user gives.
+        quick, faithful: what is put in place of the above in the brief form, and in that of the notebooks.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    audit: dict[str, Any]
+    images: int | None = None
+    per_class: int | None = None
+    needs_weights: bool = False
+    quick: dict[str, Any] = {}
+    faithful: dict[str, Any] = {}
+
+    def under(self, quick: bool, faithful: bool) -> Part:
+        """This part in the form that was asked for; the brief form goes before the notebooks'."""
+        part = self
+        for wanted, other in ((faithful, self.faithful), (quick, self.quick)):
+            if wanted:
+                audit = {**part.audit, **other.get("audit", {})}
+                part = part.model_copy(update={**other, "audit": audit})
+        return part
+
+    def experiment(self, data: str, seed: int, classes: int, held: int) -> Experiment:
+        """The audit of a folder that holds so many images of so many classes."""
+        images = self.images if self.per_class is None else self.per_class * classes
+        return Experiment(**{**self.audit, "data": data, "seed": seed, "images": min(images or held, held)})
+
+
+class Study(BaseModel):
+    """An experiment of the paper: a title, where it is from, and its parts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    source: str
+    parts: list[Part]
+
+
+def study(name: str) -> Study:
+    """The experiment of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    import yaml
+
+    if name not in EXPERIMENTS:
+        raise InputError(f"there is no experiment '{name}'; {nearest(name, EXPERIMENTS)}")
+    return Study(**yaml.safe_load((files("medpfl.reproduction") / f"{name}.yaml").read_text()))

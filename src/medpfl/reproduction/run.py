@@ -1,0 +1,189 @@
+"""Runs the paper's experiments on the data sets that are there, and writes their tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medpfl.auditing.inputs import data_of
+from medpfl.auditing.perform import perform
+from medpfl.auditing.report import Report, reread
+from medpfl.core.errors import InputError, listed
+from medpfl.core.files import write
+from medpfl.reproduction.experiments import EXPERIMENTS, SETS, Part, study
+from medpfl.reproduction.tables import Row, as_csv, as_latex, as_markdown, rows_of
+
+__all__ = ["Gap", "Reproduction", "remake", "reproduce"]
+
+_STATE = "reproduction.json"
+
+
+class Gap(NamedTuple):
+    """What was not run: of an experiment (``""``: of all), as the tables name it, and why, for the terminal only."""
+
+    experiment: str
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of the experiments.
+
+    Attributes:
+        rows: one entry by experiment, set, part, attack and defense.
+        gaps: what was not run.
+        tables: the files written.
+    """
+
+    rows: list[Row]
+    gaps: list[Gap]
+    tables: tuple[Path, ...] = ()
+
+
+class _Task(NamedTuple):
+    experiment: str
+    name: str
+    part: Part
+
+    def out(self, root: Path) -> Path:
+        words = "".join(c if c.isalnum() else "-" for c in self.part.name.lower())
+        return root / self.experiment / self.name / words.replace("--", "-")
+
+
+def reproduce(
+    experiments: Sequence[str] = EXPERIMENTS,
+    *,
+    data: str | Path,
+    out: str | Path,
+    quick: bool = False,
+    faithful: bool = False,
+    sets: Mapping[str, str | Path] | None = None,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    force: bool = False,
+    progress: bool = False,
+) -> Reproduction:
+    """The paper's experiments, each on every set of images that is there.
+
+    Every audit has its own run directory under `out`, so a killed reproduction continues at the stack of images
+    that it was at, when the same call is given again.
+
+    Args:
+        experiments: names, see `medpfl.reproduction.experiments.EXPERIMENTS`.
+        data: the folder that holds the sets' folders ``melanoma``, ``brain_mri`` and ``covid_xray``.
+        out: where runs and tables go.
+        quick: few images and steps, to see that it works; the numbers mean little.
+        faithful: the notebooks' own settings where they differ from the corrected ones.
+        sets: other folders for sets, by name.
+        weights: of the trained ResNet-18; without them its parts are left out, and named.
+        seed: of every random draw.
+        force: discards what other settings left in the run directories.
+        progress: shows progress bars on the terminal.
+
+    Raises:
+        InputError: no such experiment, no set at all, or an `out` that holds another form of the study.
+    """
+    chosen = {name: study(name) for name in experiments}
+    places = _places(Path(data), sets or {})
+    out = Path(out)
+    _claim(out, {"quick": quick, "faithful": faithful, "seed": seed}, force)
+    gaps = [Gap("", name, "its folder is not there") for name in SETS if name not in places]
+    rows: list[Row] = []
+    for task in _tasks(chosen, places, quick, faithful):
+        if progress:
+            print(f"{task.experiment}: {task.part.name} on {task.name}", file=sys.stderr)
+        try:
+            report = _audit(task, places[task.name], task.out(out), weights, seed, force, progress)
+        except InputError as error:
+            gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", str(error)))
+            continue
+        rows += rows_of(task.experiment, task.name, task.part.name, report)
+        _write(out, rows, gaps)  # after each audit: a reader need not wait for the last
+    if not rows:
+        raise InputError("nothing could be run:" + listed(list(map(str, gaps))))
+    return Reproduction(rows, gaps, _write(out, rows, gaps))
+
+
+def remake(out: str | Path) -> Reproduction:
+    """The tables again, from the rows of a reproduction's run directories.
+
+    Raises:
+        InputError: no reproduction, or one without finished rows.
+    """
+    out = Path(out)
+    if not (out / _STATE).is_file():
+        raise InputError(f"'{out}' holds no reproduction: it has no {_STATE}")
+    state = json.loads((out / _STATE).read_text())
+    rows: list[Row] = []
+    gaps: list[Gap] = []
+    for task in _tasks({name: study(name) for name in EXPERIMENTS}, SETS, state["quick"], state["faithful"]):
+        if (task.out(out) / "findings.jsonl").is_file():
+            rows += rows_of(task.experiment, task.name, task.part.name, reread(task.out(out)))
+        elif (out / task.experiment).is_dir():
+            gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", "there are no rows of it"))
+    if not rows:
+        raise InputError(f"'{out}' holds no finished rows yet: give the same command again, without --from")
+    return Reproduction(rows, gaps, _write(out, rows, gaps))
+
+
+def _places(data: Path, sets: Mapping[str, str | Path]) -> dict[str, Path]:
+    if unknown := sorted(set(sets) - set(SETS)):
+        raise InputError(f"there is no set '{unknown[0]}' in the study: its sets are {', '.join(SETS)}")
+    places = {name: Path(sets.get(name, data / name)).expanduser() for name in SETS}
+    if missing := [name for name in sets if not places[name].is_dir()]:
+        raise InputError(f"'{places[missing[0]]}', which stands for {missing[0]}, is no folder")
+    found = {name: place for name, place in places.items() if place.is_dir()}
+    if not found:
+        raise InputError(f"'{data}' holds none of the folders {', '.join(SETS)}: other names are given by --sets")
+    return found
+
+
+def _claim(out: Path, settings: dict[str, Any], force: bool) -> None:
+    """Keeps what the tables of a directory are of; an incomplete study of another form is not mixed with it."""
+    path = out / _STATE
+    if path.is_file() and not force and json.loads(path.read_text()) != settings:
+        raise InputError(f"'{out}' holds a reproduction with other settings: name another --out, or add --force")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out '{out}' cannot be made ({error.strerror}): name another one") from error
+    write(path, json.dumps(settings).encode())
+
+
+def _tasks(studies: Mapping[str, Any], places: Any, quick: bool, faithful: bool) -> Iterator[_Task]:
+    for experiment, chosen in studies.items():
+        for part in chosen.parts:
+            for name in places:
+                yield _Task(experiment, name, part.under(quick, faithful))
+
+
+def _audit(
+    task: _Task, place: Path, out: Path, weights: str | Path | None, seed: int, force: bool, progress: bool
+) -> Report:
+    if task.part.needs_weights and weights is None:
+        raise InputError("--weights names the trained network's file; none was given")
+    options = task.part.audit
+    held = data_of(str(place), options.get("size", 32), options.get("fit", "crop"), options.get("channels")).images
+    experiment = task.part.experiment(str(place), seed, len(held.classes), len(held))
+    if task.part.needs_weights:
+        experiment = experiment.model_copy(update={"weights": str(weights)})
+    return perform(experiment, out, force, progress)
+
+
+def _write(out: Path, rows: list[Row], gaps: list[Gap]) -> tuple[Path, ...]:
+    made = []
+    for experiment in dict.fromkeys(row["experiment"] for row in rows):
+        own = [row for row in rows if row["experiment"] == experiment]
+        notes = [gap.what for gap in gaps if gap.experiment in ("", experiment)]
+        text = as_markdown(study(experiment).title, study(experiment).source, own, notes)
+        for suffix, content in (("md", text), ("csv", as_csv(own)), ("tex", as_latex(own))):
+            made.append(write(out / f"{experiment}.{suffix}", content.encode()))
+    return tuple(made)

@@ -1,0 +1,189 @@
+"""The paper's experiments as files, their runs on the sets that are there, and their tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medpfl import InputError, cli
+from medpfl.auditing.inputs import attacks_of, defenses_of, model_of
+from medpfl.reproduction import run as module
+from medpfl.reproduction.experiments import EXPERIMENTS, Part, Study, study
+from medpfl.reproduction.run import remake, reproduce
+from medpfl.reproduction.tables import as_latex, as_markdown
+
+SMALL = Study(
+    title="Small",
+    source="made up",
+    parts=[
+        Part(
+            name="iDLG, short",
+            audit={"model": "LeNet('idlg')", "attack": ["iDLG(steps=3)"], "defense": ["TopK(keep=0.5)"], "size": 16},
+            per_class=2,
+            quick={"per_class": 1},
+            faithful={"audit": {"fit": "squash"}},
+        ),
+        Part(name="trained", audit={"model": "MLP", "attack": ["iDLG(steps=2)"]}, images=1, needs_weights=True),
+    ],
+)
+
+
+def draw(root: Path, name: str, count: int = 3) -> None:
+    random = np.random.default_rng(len(name))
+    for i in range(2 * count):
+        path = root / name / f"class-{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((random.random((20, 24)) * 255).astype("uint8")).save(path)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    """Two of the three sets, and a small study in place of the paper's `attacks`."""
+    for name in ("melanoma", "covid_xray"):
+        draw(tmp_path / "data", name)
+    monkeypatch.setattr(module, "study", lambda name: SMALL if name == "attacks" else study(name))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("faithful", [False, True])
+def test_every_part_of_every_experiment_can_be_built(name, quick, faithful):
+    for part in study(name).parts:
+        experiment = part.under(quick, faithful).experiment("somewhere", 0, classes=3, held=100)
+        assert len(attacks_of(experiment.attack)) == 1
+        assert len(defenses_of(experiment.defense)) > (name != "attacks")
+        model_of(experiment.model)
+        assert experiment.images <= 100
+
+
+def test_forms_of_a_part():
+    part = SMALL.parts[0]
+    assert part.under(False, False) == part
+    assert part.under(True, False).experiment("", 0, 2, 99).images == 2
+    assert part.experiment("", 0, 2, 99).images == 4
+    assert part.experiment("", 0, 2, 3).images == 3
+    both = part.under(True, True).experiment("", 5, 2, 99)
+    assert (both.fit, both.images, both.seed, both.size) == ("squash", 2, 5, 16)
+
+
+def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
+    out = tmp_path / "out"
+    found = reproduce(["attacks"], data=data, out=out)
+    assert [(r["set"], r["part"], r["defense"], r["images"]) for r in found.rows] == [
+        (name, "iDLG, short", defense, 4)
+        for name in ("melanoma", "covid_xray")
+        for defense in ("NoDefense()", "TopK(keep=0.5)")
+    ]
+    assert list(map(str, found.gaps)) == [
+        "brain_mri: its folder is not there",
+        "trained on melanoma: --weights names the trained network's file; none was given",
+        "trained on covid_xray: --weights names the trained network's file; none was given",
+    ]
+    text = (out / "attacks.md").read_text()
+    assert text.count("| melanoma | iDLG, short |") == 2
+    assert all(f"- {gap.what}\n" in text for gap in found.gaps)
+    read = list(csv.DictReader(io.StringIO((out / "attacks.csv").read_text())))
+    assert [float(row["asr"]) for row in read] == [row["asr"] for row in found.rows]
+    rows = [json.loads(x) for x in (out / "attacks/melanoma/idlg-short/findings.jsonl").read_text().splitlines()]
+    legacy = [r["scores"]["legacy_ssim_range0"] for r in rows if r["defense"] == "NoDefense()" and not r["control"]]
+    assert found.rows[0]["legacy_ssim_range0"] == pytest.approx(sum(legacy) / 4)
+
+
+def test_the_same_call_continues_and_tables_are_made_again_from_rows(data, tmp_path, monkeypatch):
+    first = reproduce(["attacks"], data=data, out=tmp_path)
+    kept = {path: path.read_bytes() for path in first.tables}
+    path = tmp_path / "attacks" / "covid_xray" / "idlg-short" / "findings.jsonl"
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole[:-4]))  # as if it had been killed in the last stack
+    for table in first.tables:
+        table.unlink()
+    again = reproduce(["attacks"], data=data, out=tmp_path)
+    assert [dict(r, seconds_per_image=0) for r in again.rows] == [dict(r, seconds_per_image=0) for r in first.rows]
+    for table in first.tables:
+        table.unlink()
+    made = remake(tmp_path)
+    assert [r["asr"] for r in made.rows] == [r["asr"] for r in first.rows]
+    assert set(made.tables) == set(kept)
+
+
+def test_forms_are_not_mixed(data, tmp_path):
+    reproduce(["attacks"], data=data, out=tmp_path, quick=True)
+    with pytest.raises(
+        InputError, match="holds a reproduction with other settings: name another --out, or add --force"
+    ):
+        reproduce(["attacks"], data=data, out=tmp_path)
+    assert len(reproduce(["attacks"], data=data, out=tmp_path, force=True).rows) == 4
+
+
+def test_other_folders_for_sets(data, tmp_path):
+    draw(tmp_path, "heads")
+    found = reproduce(["attacks"], data=data, out=tmp_path / "out", sets={"brain_mri": tmp_path / "heads"})
+    assert [row["set"] for row in found.rows[::2]] == ["melanoma", "brain_mri", "covid_xray"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["atacks", "--data", "data"], "there is no experiment 'atacks'; did you mean 'attacks'?"),
+        (["--data", "nowhere"], "'nowhere' holds none of the folders melanoma, brain_mri, covid_xray"),
+        (["--data", "data", "--sets", "none.yaml"], "'none.yaml' cannot be read as YAML"),
+        (["--data", "data", "--sets", "list.yaml"], "'list.yaml' is no mapping: write one line for each name"),
+        (["--data", "data", "--sets", "wrong.yaml"], "there is no set 'brain' in the study"),
+        (["--data", "data", "--sets", "gone.yaml"], "'nowhere', which stands for melanoma, is no folder"),
+        (["--from", "data"], "'data' holds no reproduction: it has no reproduction.json"),
+    ],
+)
+def test_bad_input(data, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    Path("list.yaml").write_text("- melanoma\n")
+    Path("wrong.yaml").write_text("brain: data\n")
+    Path("gone.yaml").write_text("melanoma: nowhere\n")
+    assert cli.main(["reproduce", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_set_that_cannot_be_read_is_a_gap_and_its_path_stays_on_the_terminal(data, tmp_path):
+    secret = tmp_path / "secret-place"
+    (secret / "class").mkdir(parents=True)
+    found = reproduce(["attacks"], data=data, out=tmp_path / "out", sets={"brain_mri": secret})
+    assert len(found.rows) == 4
+    assert any(gap.what == "iDLG, short on brain_mri" and "secret-place" in gap.why for gap in found.gaps)
+    assert "- iDLG, short on brain_mri\n" in (tmp_path / "out" / "attacks.md").read_text()
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"secret-place" not in written
+
+
+def test_nothing_that_could_be_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "study", lambda name: SMALL)
+    (tmp_path / "melanoma").mkdir()
+    with pytest.raises(InputError, match=r"(?s)nothing could be run:.*iDLG, short on melanoma: "):
+        reproduce(["attacks"], data=tmp_path, out=tmp_path / "out")
+
+
+def test_the_command(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["reproduce", "attacks", "--data", "data", "--out", "out", "--quick", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "not run: brain_mri: its folder is not there\n" in out
+    assert "wrote out/attacks.md, and the same as .csv and .tex\n" in out
+    assert cli.main(["reproduce", "--from", "out"]) == 0
+    assert "wrote out/attacks.md" in capsys.readouterr().out
+
+
+def test_marks_that_mean_something_in_a_table(data, tmp_path):
+    row = dict(reproduce(["attacks"], data=data, out=tmp_path).rows[0], defense="A() | B(x='_&#')", psnr=float("-inf"))
+    latex = as_latex([row])
+    assert r"A \textbar{} B(x='\_\&\#')" in latex
+    assert r"$-$$\infty$" in latex
+    assert r"\%" in latex
+    body = as_markdown("T", "S", [row], []).splitlines()[4:7]
+    assert len({line.replace("\\|", "").count("|") for line in body}) == 1
