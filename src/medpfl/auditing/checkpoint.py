@@ -116,7 +116,7 @@ def keep(out: Path, about: About, network: nn.Module, weights: Weights, state: b
         shutil.rmtree(old, ignore_errors=True)
     part.mkdir()
     put_state(network, weights)
-    tensors = network.state_dict() | weights.buffers | weights.parameters
+    tensors = {**network.state_dict(), **weights.buffers, **weights.parameters}
     own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     header = {"format": "pt", _ABOUT: json.dumps({"version": _VERSION, **about.__dict__})}
     write(part / WEIGHTS, save(own, header))
@@ -138,9 +138,11 @@ def put_weights(network: nn.Module, path: Path) -> None:
     """
     tensors, _ = _read(path)
     own = Weights.of(network)
-    known = own.buffers | own.parameters
+    known = {**own.buffers, **own.parameters}
     problems = [f"{k}: in the model, not in the checkpoint" for k in known if k not in tensors]
-    problems += [f"{k}: in the checkpoint, not in the model" for k in tensors if k not in network.state_dict() | known]
+    problems += [
+        f"{k}: in the checkpoint, not in the model" for k in tensors if k not in {**network.state_dict(), **known}
+    ]
     problems += [
         f"{k}: {tuple(tensors[k].shape)} in the checkpoint, {tuple(t.shape)} in the model"
         for k, t in known.items()
@@ -153,7 +155,7 @@ def put_weights(network: nn.Module, path: Path) -> None:
 
 def put_state(network: nn.Module, weights: Weights) -> None:
     """Copies tensors into the network's own, by name."""
-    given = weights.buffers | weights.parameters
+    given = {**weights.buffers, **weights.parameters}
     with torch.no_grad():
         for own in (dict(network.named_parameters()), dict(network.named_buffers())):
             for name, tensor in own.items():
