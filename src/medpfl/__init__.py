@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medpfl.auditing.report import Report as Report
     from medpfl.auditing.run import audit as audit
+    from medpfl.auditing.train import train as train
+    from medpfl.auditing.training_report import Trained as Trained
     from medpfl.core.channel import Channel as Channel
     from medpfl.core.errors import InputError as InputError
     from medpfl.core.plan import Plan as Plan
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from medpfl.core.roles import Defense as Defense
     from medpfl.core.roles import Metric as Metric
     from medpfl.core.roles import Model as Model
+    from medpfl.core.rounds import Round as Round
     from medpfl.core.threat import ThreatModel as ThreatModel
     from medpfl.core.types import Batch as Batch
     from medpfl.core.types import Finding as Finding
@@ -43,13 +46,16 @@ _PLACES = {
     "Reconstruction": "core.types",
     "Record": "core.records",
     "Report": "auditing.report",
+    "Round": "core.rounds",
     "ThreatModel": "core.threat",
+    "Trained": "auditing.training_report",
     "Update": "core.types",
     "View": "core.types",
     "Weights": "core.types",
     "audit": "auditing.run",
     "local_update": "federated.local",
     "prepare": "federated.ready",
+    "train": "auditing.train",
 }
 
 __all__ = [
@@ -67,13 +73,16 @@ __all__ = [
     "Reconstruction",
     "Record",
     "Report",
+    "Round",
     "ThreatModel",
+    "Trained",
     "Update",
     "View",
     "Weights",
     "audit",
     "local_update",
     "prepare",
+    "train",
 ]
 
 

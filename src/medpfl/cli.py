@@ -7,18 +7,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, Namespace
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
 from medpfl.core.threat import GRANTS
+from medpfl.core.training import Training
 from medpfl.options import COMMANDS, ROLES, files_of, mapping_of, option_of, parser_of, plain, spelled
 from medpfl.reproduction.experiments import EXPERIMENTS
 
 __all__ = ["main"]
+
+T = TypeVar("T", bound=BaseModel)
 
 _DONE, _BAD_INPUT, _INTERRUPTED = 0, 2, 130
 
@@ -62,8 +65,8 @@ def _run(words: list[str]) -> int:
     if given.subcommand is None:
         parser.print_help()
         return _BAD_INPUT
-    if given.subcommand == "audit":
-        return _audit(given.audit, words)
+    if given.subcommand in ("audit", "train"):
+        return {"audit": _audit, "train": _train}[given.subcommand](given[given.subcommand], words)
     commands = {"demo": _demo, "list": _list, "report": _report, "reproduce": _reproduce}
     return commands[given.subcommand](given[given.subcommand])
 
@@ -79,9 +82,25 @@ def _in_file(words: list[str]) -> str:
 
 
 def _audit(given: Namespace, words: list[str]) -> int:
-    options = {k: v for k, v in given.as_dict().items() if k in Experiment.model_fields}
+    return _perform(_typed(Experiment, given, words), given)
+
+
+def _train(given: Namespace, words: list[str]) -> int:
+    from medpfl.auditing.train import train
+    from medpfl.core.plan import Plan
+
+    options = _typed(Training, given, words).model_dump()
+    plan = Plan(**{k: options.pop(k) for k in list(options) if k in Plan.__dataclass_fields__})
+    result = train(**options, plan=plan, out=given.out, force=given.force, progress=not given.quiet)
+    _print_training(result, given.quiet)
+    return _DONE
+
+
+def _typed(experiment: type[T], given: Namespace, words: list[str]) -> T:
+    """The options as the typed experiment; what is wrong is said in their words."""
+    options = {k: v for k, v in given.as_dict().items() if k in experiment.model_fields}
     try:
-        experiment = Experiment(**options)
+        return experiment(**options)
     except ValidationError as error:
         wrong = error.errors()[0]
         option = option_of(".".join(map(str, wrong["loc"])))
@@ -89,7 +108,6 @@ def _audit(given: Namespace, words: list[str]) -> int:
         files = [] if typed else files_of(words)
         where = f"in {' or '.join(map(repr, files))}: " if files else ""
         raise InputError(f"{where}{option} is {wrong['input']!r}: {wrong['msg'].lower()}") from None
-    return _perform(experiment, given)
 
 
 def _perform(experiment: Experiment, given: Namespace) -> int:
@@ -113,7 +131,12 @@ DEMO = Experiment(
 
 def _report(given: Namespace) -> int:
     from medpfl.auditing.report import reread
+    from medpfl.auditing.training_report import reread_training
+    from medpfl.auditing.training_store import is_training
 
+    if is_training(Path(given.out)):
+        _print_training(reread_training(Path(given.out)), given.quiet)
+        return _DONE
     _print(reread(Path(given.out)), given.quiet)
     return _DONE
 
@@ -157,6 +180,21 @@ def _print(report: Any, quiet: bool) -> None:
     for page in report.pages:
         if page.suffix == ".html":
             console.print(f"wrote {page}", soft_wrap=True, highlight=False)
+
+
+def _print_training(result: Any, quiet: bool) -> None:
+    from rich.console import Console
+
+    from medpfl.reporting.training import training_table
+
+    console = Console()
+    if not quiet:
+        console.print(training_table(result.rows))
+        for note in result.settings.get("notes", []):
+            console.print(note, style="dim")
+    console.print(str(result), soft_wrap=True)
+    for page in result.pages:
+        console.print(f"wrote {page}", soft_wrap=True, highlight=False)
 
 
 def _list(given: Namespace) -> int:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import SUPPRESS, ArgumentParser
+from pydantic import BaseModel
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
+from medpfl.core.training import Training
 from medpfl.reproduction.experiments import EXPERIMENTS, SETS
 
 __all__ = ["COMMANDS", "ROLES", "files_of", "mapping_of", "option_of", "parser_of", "plain", "spelled"]
@@ -25,6 +27,7 @@ COMMANDS = {
     "list": "name every attack, defense, model, metric and data source",
     "report": "make the pages of a run directory again from its rows",
     "reproduce": "run the paper's experiments on its three sets of images",
+    "train": "train a model by federated learning, with a defense or without",
 }
 
 
@@ -38,7 +41,8 @@ def plain(text: str) -> str:
     """
     if text.startswith("unrecognized arguments: "):
         extra = text.split()[2]
-        known = [option_of(name) for name in (*Experiment.model_fields, "out", "force", "quiet", "config")]
+        fields = {**Experiment.model_fields, **Training.model_fields}
+        known = [option_of(name) for name in (*fields, "out", "force", "quiet", "config")]
         near = nearest(extra, known)
         hint = f"; {near}" if near.startswith("did") else ""
         return f"there is no option '{extra}'{hint}" if extra.startswith("-") else f"'{extra}' is one word too many"
@@ -95,8 +99,14 @@ def parser_of() -> ArgumentParser:
         version=_version(),
     )
     commands = parser.add_subcommands(required=False, metavar="COMMAND")
-    makers = {"audit": _audit_parser, "demo": _demo_parser, "list": _list_parser, "report": _report_parser}
-    makers["reproduce"] = _reproduce_parser
+    makers = {
+        "audit": _audit_parser,
+        "demo": _demo_parser,
+        "list": _list_parser,
+        "report": _report_parser,
+        "reproduce": _reproduce_parser,
+        "train": _train_parser,
+    }
     for name, make in makers.items():
         commands.add_subcommand(name, make(), help=COMMANDS[name])
     return parser
@@ -112,13 +122,18 @@ def _version() -> str:
 
 
 def _audit_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        allow_abbrev=False,
-        exit_on_error=False,
-        description="Audits what the server could read back from updates on these images.",
-    )
+    return _typed_parser(Experiment, "Audits what the server could read back from updates on these images.")
+
+
+def _train_parser() -> ArgumentParser:
+    return _typed_parser(Training, "Trains a model on these images by federated learning, and judges it each round.")
+
+
+def _typed_parser(experiment: type[BaseModel], description: str) -> ArgumentParser:
+    """Each field of a typed experiment is an option; the data needs no word for it."""
+    parser = ArgumentParser(allow_abbrev=False, exit_on_error=False, description=description)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    for name, field in Experiment.model_fields.items():
+    for name, field in experiment.model_fields.items():
         option = "data" if name == "data" else option_of(name)
         default = field.get_default(call_default_factory=True)
         # Without a word for it, a positional argument would put its default in place of what --config says.

@@ -180,7 +180,7 @@ def test_two_audits_on_one_directory_at_once(folder, run, monkeypatch):
 
     monkeypatch.setattr("medpfl.auditing.run._notes", intrude)  # called while the directory is held
     again(folder, out)
-    assert "another audit is writing to" in messages[0]
+    assert "another run is writing to" in messages[0]
     monkeypatch.undo()
     assert stamps(again(folder, out)) == stamps(first), "the directory is free again"
 

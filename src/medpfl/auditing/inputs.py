@@ -17,6 +17,7 @@ from medpfl import data as data_package
 from medpfl import defenses as defense_package
 from medpfl import models as model_package
 from medpfl.attacks import matching
+from medpfl.auditing.checkpoint import checkpoint_at, is_checkpoint
 from medpfl.auditing.engine import explained
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.place import find, is_place
@@ -31,7 +32,7 @@ from medpfl.data.samples import Samples
 from medpfl.defenses import NoDefense
 from medpfl.models.user import UserModel
 
-__all__ = ["GivenModel", "attacks_of", "data_of", "defenses_of", "is_record", "model_of", "partition_of"]
+__all__ = ["GivenModel", "attacks_of", "data_of", "defenses_of", "is_record", "model_of", "partition_of", "source_of"]
 
 T = TypeVar("T")
 
@@ -48,17 +49,22 @@ class GivenModel(Model):
         return copy.deepcopy(self.network)
 
 
-def model_of(model: str | Model | nn.Module) -> Model:
-    """From a spec, a user's ``place:name``, a `Model` or a network."""
+def model_of(model: str | Path | Model | nn.Module) -> Model:
+    """From a spec, a user's ``place:name``, the directory of a training or of its round, a `Model` or a network."""
     if isinstance(model, Model):
         return model
     if isinstance(model, nn.Module):
         return GivenModel(model, type(model).__name__)
+    if is_checkpoint(model):
+        return checkpoint_at(Path(model))
+    model = str(model)
     if is_place(model):
         return UserModel.parse(model)
     if model.partition("(")[0].endswith(".py"):
         raise InputError(f"model '{model}': say which function makes it, {model}:make_model")
-    return build(model, registry(model_package), "model")
+    if Path(model).is_dir():
+        raise InputError(f"model '{model}' is a folder without a round of a training (round-0, round-1, ...)")
+    return build(str(model), registry(model_package), "model")
 
 
 def attacks_of(attacks: Iterable[str | Attack]) -> list[Attack]:
@@ -133,7 +139,7 @@ def data_of(data: str | Path | DataSource | LabelledImages, size: int, fit: str,
     """The images that a folder, a spec, a source or the user himself gives."""
     if isinstance(data, LabelledImages):
         return Found(data, "images", "images")
-    source = data if isinstance(data, DataSource) else _source(str(data), size, fit, channels)
+    source = data if isinstance(data, DataSource) else source_of(str(data), size, fit, channels)
     path = getattr(source, "path", None)
     # The same folder, however it is spelled, has the same study indices.
     place = type(source).__name__ if path is None else str(Path(path).expanduser().resolve())
@@ -155,7 +161,8 @@ def _check_no_run(folder: Path) -> None:
             )
 
 
-def _source(data: str, size: int, fit: str, channels: int | None) -> DataSource:
+def source_of(data: str, size: int, fit: str, channels: int | None) -> DataSource:
+    """From a path or a spec."""
     if data == "samples":
         return Samples(size=size, fit=fit, channels=channels)  # type: ignore[arg-type]
     if "(" in data and not Path(data).exists():

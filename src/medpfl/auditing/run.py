@@ -31,7 +31,7 @@ from medpfl.defenses import NoDefense
 if TYPE_CHECKING:
     from medpfl.data.partition import Partition
 
-__all__ = ["audit"]
+__all__ = ["audit", "check_outside", "made"]
 
 
 def audit(
@@ -109,7 +109,7 @@ def audit(
     made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition)
     found = data_of(data, size, fit, channels)
     name_skipped(found.images.skipped)
-    _check_outside(out, found.place)
+    check_outside(out, found.place)
     held = found.images
     if record is not None:
         held, images = relabel(held, record), record.plan.images
@@ -129,7 +129,8 @@ def _threat(given: ThreatModel, defenses: list[Defense], naive: bool) -> ThreatM
     return given.granting("defense") if judged and not naive else given
 
 
-def _check_outside(out: Path | None, place: str) -> None:
+def check_outside(out: Path | None, place: str) -> None:
+    """Raises `InputError` for a run directory in the data folder."""
     if out is not None and Path(place).is_dir() and out.resolve().is_relative_to(place):
         raise InputError(f"--out '{out}' lies in the data folder, where its pictures would be data: name another one")
 
@@ -157,7 +158,7 @@ def _truth_of(truth: Any, weights: Path | None) -> Any:
 
 def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool) -> Report:
     if out is not None:
-        _make(out)
+        made(out)
     index = study_index(out, setup.data, setup.source, place)
     player = Player(setup, Scorer(setup.data, index))
     with claimed(out, setup.identity(index), setup.jobs, force) as store:
@@ -172,7 +173,8 @@ def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool
         return finish(store, settings, setup.data.classes)
 
 
-def _make(out: Path) -> None:
+def made(out: Path) -> None:
+    """Makes the run directory."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from medpfl.defenses import NoDefense
 from medpfl.metrics.pixel import ssim
 from medpfl.models.weights import check_finite, load_weights
 
-__all__ = ["Setup"]
+__all__ = ["Setup", "code_of", "fingerprint"]
 
 _RANDOM_UPDATES = 8
 """Victims of the random-update control, for each attack."""
@@ -150,13 +150,13 @@ class Setup:
         network = self.network(0)
         return {
             "model": repr(self.model),
-            "weights": _fingerprint(network.state_dict()),
-            "code": _code(network, [*self.attacks, *self.defenses]),
+            "weights": fingerprint(network.state_dict()),
+            "code": code_of(network, [*self.attacks, *self.defenses]),
             "data": self.source,
             "pixels": index.fingerprint(self.data),
             "attacks": [repr(a) for a in self.attacks],
             "defenses": [repr(d) for d in self.defenses],
-            "record": [[_fingerprint(d.contents()), repr(d.claimed)] for d in self.defenses if isinstance(d, Recorded)],
+            "record": [[fingerprint(d.contents()), repr(d.claimed)] for d in self.defenses if isinstance(d, Recorded)],
             "threat": repr(self.threat),
             "plan": repr(self.plan),
             "partition": repr(self.partition),
@@ -174,7 +174,8 @@ def _equal(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs if a.requires_grad)
 
 
-def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Of tensors by name: whether they are the same."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -182,7 +183,7 @@ def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _code(network: nn.Module, parts: list[Any]) -> str:
+def code_of(network: nn.Module, parts: Sequence[Any] = ()) -> str:
     """Of a network's layers and source, and of the user's own attacks and defenses.
 
     Two networks with the same weights may compute different things.

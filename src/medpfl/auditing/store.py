@@ -20,7 +20,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.files import PRIVATE, write
 from medpfl.core.types import Finding
 
-__all__ = ["JobKey", "Store", "claimed", "job_of", "read_json", "read_rows"]
+__all__ = ["JobKey", "Store", "claimed", "difference", "job_of", "locked", "read_json", "read_rows"]
 
 
 class JobKey(NamedTuple):
@@ -123,7 +123,7 @@ def claimed(out: Path | None, identity: dict[str, Any], sizes: dict[JobKey, int]
     if out is None:
         yield Store(None, sizes)
         return
-    with _locked(out):
+    with locked(out):
         _claim(out, identity, force)
         store = Store(out, sizes)
         store.tidy()
@@ -139,7 +139,7 @@ def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
         return
     if not force:
         raise InputError(
-            f"'{out}' holds another experiment ({_difference(found, identity)}): "
+            f"'{out}' holds another experiment ({difference(found, identity)}): "
             "name another --out, or --force to discard it"
         )
     _discard(out)
@@ -154,13 +154,14 @@ def _discard(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
+    """Keeps other runs out of the directory."""
     descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, PRIVATE)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"another audit is writing to '{out}': wait for it, or name another --out") from None
+            raise InputError(f"another run is writing to '{out}': wait for it, or name another --out") from None
         yield
     finally:
         os.close(descriptor)
@@ -198,7 +199,8 @@ def _whole_jobs(path: Path, sizes: dict[JobKey, int]) -> dict[JobKey, list[Findi
     return {job: found for job, found in rows.items() if len(found) == sizes.get(job)}
 
 
-def _difference(found: dict[str, Any] | None, identity: dict[str, Any]) -> str:
+def difference(found: dict[str, Any] | None, identity: dict[str, Any]) -> str:
+    """In what an experiment that was found in a directory differs from another one."""
     if found is None:
         return "its run.json is missing or damaged"
     old = found.get("identity") or {}

@@ -10,7 +10,7 @@ from medpfl.auditing.store import JobKey
 from medpfl.core import progress
 from medpfl.core.errors import listed
 
-__all__ = ["files", "name_skipped", "watching"]
+__all__ = ["files", "name_skipped", "rounds_of", "watching"]
 
 _NAMED = 10
 """Skipped files that are named."""
@@ -71,3 +71,16 @@ def watching(total: int, done: int, visible: bool) -> Iterator[During]:
             bar.update(task, completed=finished)
 
         yield during
+
+
+def rounds_of(first: int, last: int, visible: bool) -> Iterator[int]:
+    """The rounds from `first` to `last`, with a progress bar and the time left."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not (visible and console.is_terminal):
+        yield from range(first, last + 1)
+        return
+    from rich.progress import track
+
+    yield from track(range(first, last + 1), "train", console=console, transient=True)

@@ -92,6 +92,13 @@ class Defense(Part):
 
         return before or Channel()
 
+    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
+        """Epsilon of all that one client sends in so many rounds, at `delta`, against who sees it all.
+
+        Of differential privacy of an image, or of the whole client, which is more; ``None``: nothing is promised.
+        """
+        return None
+
     def acts(self, moment: str) -> bool:
         """Whether it overrides a moment."""
         return getattr(type(self), moment) is not getattr(Defense, moment)
@@ -153,6 +160,13 @@ class Composed(Defense):
         from medpfl.core.types import Channel
 
         return reduce(lambda known, part: part.disclose(sent, plan, known), self.parts, before or Channel())
+
+    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
+        """The best that a part promises; of one that acts inside steps, only if no other changes what enters them."""
+        inside = [part for part in self.parts if any(map(part.acts, ("model", "batch", "gradient")))]
+        counted = [part for part in self.parts if not part.acts("gradient") or inside == [part]]
+        known = [part.promises(plan, rounds, delta) for part in counted]
+        return min((epsilon for epsilon in known if epsilon is not None), default=None)
 
     def acts(self, moment: str) -> bool:
         """Whether any part does."""

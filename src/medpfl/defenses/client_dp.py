@@ -61,6 +61,10 @@ class ClientDP(Defense):
         """
         return epsilon(self.noise, 1.0, rounds, delta)
 
+    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
+        """`spent`, for the client."""
+        return self.spent(rounds, delta).value
+
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """As of the two parts."""
         for part in self._parts():

@@ -78,6 +78,10 @@ class DPSGD(Defense):
             return epsilon(self.noise, plan.rate, rounds * plan.steps, delta)
         return epsilon(self.noise, 1.0, rounds * plan.epochs, delta)
 
+    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
+        """`spent`, for an image."""
+        return self.spent(plan, rounds, delta).value
+
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """The clipping, and the precision of the noise in the update.
 

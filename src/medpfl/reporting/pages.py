@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from medpfl.core.types import Finding
 
-__all__ = ["write_pages"]
+__all__ = ["environment", "write_pages"]
 
 
 def write_pages(
@@ -75,7 +75,7 @@ def _page(
     rows: Sequence[Finding],
     shown: Sequence[Panel] | None = None,
 ) -> bytes:
-    template = _environment().get_template("report.html.jinja")
+    template = environment().get_template("report.html.jinja")
     figures = [leak_figure(summary), similarity_figure(summary, rows)] if summary else []
     text = template.render(
         css=Markup(files("medpfl.reporting").joinpath("report.css").read_text("utf-8")),
@@ -111,7 +111,8 @@ def _raised(summary: Sequence[Mapping[str, Any]]) -> list[tuple[str, Flag, list[
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates, with what they need to print specs and sentences."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medpfl.reporting", ""),
         autoescape=True,

@@ -1,0 +1,70 @@
+"""What passes between rounds as one safetensors file: its tensors, and their places in JSON. Never pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from medpfl.core.errors import InputError
+from medpfl.federated.training import Standing
+
+__all__ = ["packed", "unpacked"]
+
+_TREE = "medpfl-state"
+_TENSOR = "$tensor"
+
+
+def packed(standing: Standing) -> bytes:
+    """A standing without its weights.
+
+    Raises:
+        InputError: a defense remembers something that is no tensor, number, text, list or dictionary.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _leaves({f.name: getattr(standing, f.name) for f in fields(standing) if f.name != "weights"}, tensors)
+    return save(tensors, {"format": "pt", _TREE: json.dumps(tree)})
+
+
+def unpacked(path: Path) -> dict[str, Any]:
+    """The fields of a standing but the weights.
+
+    Raises:
+        InputError: no such file, or a damaged one.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tree = json.loads((file.metadata() or {})[_TREE])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        found = _whole(tree, tensors)
+        return {**found, "clients": tuple(found["clients"]), "taken": tuple(found["taken"])}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"'{path}' is no state of a training, or damaged: {error}") from None
+
+
+def _leaves(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The value as JSON, its tensors moved out under numbers."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {_TENSOR: name}
+    if isinstance(value, dict):
+        return {str(key): _leaves(one, tensors) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_leaves(one, tensors) for one in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(f"a defense remembers a {type(value).__name__}: only tensors, numbers and texts can be saved")
+
+
+def _whole(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {_TENSOR}:
+            return tensors[value[_TENSOR]]
+        return {key: _whole(one, tensors) for key, one in value.items()}
+    return [_whole(one, tensors) for one in value] if isinstance(value, list) else value

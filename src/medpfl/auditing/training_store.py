@@ -1,0 +1,131 @@
+"""The directory of a training: a row and a checkpoint of each finished round, safe against a kill at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medpfl.auditing.checkpoint import STATE, WEIGHTS, round_folder
+from medpfl.auditing.store import difference, locked, read_json
+from medpfl.core.errors import InputError
+from medpfl.core.files import write
+from medpfl.core.rounds import Round
+
+__all__ = ["ROWS", "TrainingStore", "is_training", "read_rounds", "training_in"]
+
+ROWS = "rounds.jsonl"
+
+
+class TrainingStore:
+    """Rows of rounds; on disk if it has a directory, else in memory.
+
+    ``run.json`` holds what identifies the training, ``rounds.jsonl`` the rows, ``round-N/`` the checkpoints. A row
+    counts only if all before it are there, and its checkpoint is.
+
+    Args:
+        out: the directory; ``None``: memory only.
+    """
+
+    def __init__(self, out: Path | None) -> None:
+        self.out = out
+        self.rows: list[Round] = [] if out is None else _whole(out)
+
+    def tidy(self) -> None:
+        """Leaves only whole rounds in the file, and the last of them with a state to go on from."""
+        assert self.out is not None
+        while self.rows and not (round_folder(self.out, self.rows[-1].round) / STATE).is_file():
+            self.rows.pop()
+        write(self.out / ROWS, b"".join(map(_line, self.rows)))
+
+    def add(self, row: Round) -> None:
+        """Keeps a finished round, after its checkpoint: a row must never speak of one that is not there."""
+        if self.out is not None:
+            with (self.out / ROWS).open("ab") as file:
+                file.write(_line(row))
+                file.flush()
+                os.fsync(file.fileno())
+        self.rows.append(row)
+
+    def note(self, **settings: Any) -> None:
+        """Adds settings to ``run.json``."""
+        if self.out is not None:
+            known = read_json(self.out / "run.json") or {}
+            write(self.out / "run.json", json.dumps(known | settings, indent=1).encode())
+
+
+@contextlib.contextmanager
+def training_in(out: Path | None, identity: dict[str, Any], force: bool) -> Iterator[TrainingStore]:
+    """The store of a training; until the block ends, other runs are kept out of the directory.
+
+    Args:
+        out: of the `TrainingStore`.
+        identity: what the rows are a function of.
+        force: discards what another run left there.
+
+    Raises:
+        InputError: the directory holds another run, or is in use.
+    """
+    if out is None:
+        yield TrainingStore(None)
+        return
+    with locked(out):
+        _claim(out, identity, force)
+        store = TrainingStore(out)
+        store.tidy()
+        yield store
+
+
+def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
+    found = read_json(out / "run.json")
+    fresh = found is None and not (out / ROWS).exists() and not (out / "findings.jsonl").exists()
+    if found is not None and found.get("identity") == identity:
+        return
+    if not fresh and not force:
+        raise InputError(
+            f"'{out}' holds another run ({difference(found, identity)}): name another --out, or --force to discard it"
+        )
+    _discard(out)
+    write(out / "run.json", json.dumps({"identity": identity}, indent=1).encode())
+
+
+def _discard(out: Path) -> None:
+    """Removes what a training or an audit wrote, rows first; nothing else that may lie there."""
+    patterns = (ROWS, "findings.jsonl", "summary.json", "report*.html", "images/*.safetensors", "pictures/*.png")
+    for pattern in patterns:
+        for path in out.glob(pattern):
+            path.unlink()
+    for folder in out.glob("round-*"):
+        if (folder / WEIGHTS).is_file():
+            shutil.rmtree(folder)
+
+
+def is_training(out: Path) -> bool:
+    """Whether a directory is that of a training."""
+    return "training" in ((read_json(out / "run.json") or {}).get("identity") or {})
+
+
+def read_rounds(path: Path) -> Iterator[Round]:
+    """The rows of ``rounds.jsonl``; a last line that was cut is left out."""
+    if path.exists():
+        for line in path.read_bytes().splitlines(keepends=True):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if line.endswith(b"\n"):
+                    yield Round.from_dict(json.loads(line))
+
+
+def _whole(out: Path) -> list[Round]:
+    rows: list[Round] = []
+    for row in read_rounds(out / ROWS):
+        if row.round != len(rows) or not (round_folder(out, row.round) / WEIGHTS).is_file():
+            break
+        rows.append(row)
+    return rows
+
+
+def _line(row: Round) -> bytes:
+    return json.dumps(row.to_dict()).encode() + b"\n"

@@ -1,0 +1,92 @@
+"""What a model is worth: how well it tells classes apart on images that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from medpfl.metrics.rates import cluster_interval
+
+__all__ = ["auroc", "balanced_accuracy", "cross_entropy", "right", "utility"]
+
+
+def utility(logits: Tensor, labels: Tensor, clusters: Sequence[Hashable] | None = None) -> dict[str, float | None]:
+    """All scores of a set of images.
+
+    Accuracy has the interval of `cluster_interval`. That of balanced accuracy is the mean of the classes'
+    intervals, each at the confidence ``1 - 0.05 / classes``, so that all hold together: exact, a little wide.
+
+    Args:
+        logits: (N, K) of the model.
+        labels: (N,) classes.
+        clusters: of each image, images of one patient say; ``None``: all stand alone.
+
+    Returns:
+        accuracy and balanced_accuracy with ``_low`` and ``_high``, auroc, loss and images; ``None``: undefined, as
+        AUROC is where all images are of one class.
+    """
+    hits, own = right(logits, labels), list(range(len(labels)) if clusters is None else clusters)
+    low, high = cluster_interval(hits.tolist(), own)
+    ends = _ends(hits, labels, own)
+    return {
+        "accuracy": float(hits.double().mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "balanced_accuracy": balanced_accuracy(logits, labels),
+        "balanced_accuracy_low": sum(end[0] for end in ends) / len(ends),
+        "balanced_accuracy_high": sum(end[1] for end in ends) / len(ends),
+        "auroc": auroc(logits, labels),
+        "loss": cross_entropy(logits, labels),
+        "images": float(len(labels)),
+    }
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) whether the largest logit is that of the label."""
+    return logits.argmax(1) == labels
+
+
+def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The mean of the classes' recalls, over the classes that have images."""
+    hits = right(logits, labels).double()
+    return float(torch.stack([hits[labels == label].mean() for label in labels.unique()]).mean())
+
+
+def auroc(logits: Tensor, labels: Tensor) -> float | None:
+    """Area under the ROC curve: how often an image of a class has a higher score for it than one of the others.
+
+    Mann and Whitney's statistic; ties count one half. With two classes, of the difference of the logits; with more,
+    the mean over the classes that have images, of the softmax, each against all others.
+
+    Returns:
+        ``None`` where all images are of one class, or a score is not a number.
+    """
+    present = labels.unique()
+    if len(present) < 2 or bool(logits.isnan().any()):
+        return None
+    if logits.shape[1] == 2:
+        return _area(logits[:, 1] - logits[:, 0], labels == 1)
+    shares = logits.double().softmax(1)
+    areas = [_area(shares[:, label], labels == label) for label in present.tolist()]
+    return sum(areas) / len(areas)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> float:
+    """Mean cross entropy in nats."""
+    return float(torch.nn.functional.cross_entropy(logits.double(), labels))
+
+
+def _area(score: Tensor, positive: Tensor) -> float:
+    ranks, count = torch.as_tensor(rankdata(score.double().numpy())), int(positive.sum())
+    wins = float(ranks[positive].sum()) - count * (count + 1) / 2
+    return wins / (count * (len(score) - count))
+
+
+def _ends(hits: Tensor, labels: Tensor, clusters: list[Hashable]) -> list[tuple[float, float]]:
+    """The interval of each class's recall."""
+    present = labels.unique().tolist()
+    places = [(labels == label).nonzero()[:, 0].tolist() for label in present]
+    return [cluster_interval(hits[own].tolist(), [clusters[i] for i in own], 1 - 0.05 / len(present)) for own in places]

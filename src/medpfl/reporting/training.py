@@ -1,0 +1,132 @@
+"""The page of a training: its figures, its table, and what it says in two sentences. Made from rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medpfl.core.files import write
+from medpfl.core.rounds import Round, Scores
+from medpfl.core.verdicts import UNDEFENDED
+from medpfl.reporting.words import between, label, number, percent, percents
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["COLUMNS", "judged", "sentences", "shown_rounds", "size", "training_table", "write_training_page"]
+
+COLUMNS = ("Round", "Accuracy", "Balanced", "AUROC", "Loss", "Step", "Sent", "Epsilon")
+_MOST = 40
+"""Rounds of a table."""
+
+
+def judged(rows: Sequence[Round]) -> str:
+    """The set that the headline is about: the test set where there is one."""
+    return "test" if "test" in rows[-1].scores else next(iter(rows[-1].scores))
+
+
+def sentences(rows: Sequence[Round], settings: Mapping[str, Any]) -> tuple[str, str]:
+    """How well the model does, and what was sent and spent for it."""
+    last, name = rows[-1], judged(rows)
+    scores, experiment = last.scores[name], settings.get("experiment") or {}
+    defense = experiment.get("defense", UNDEFENDED)
+    under = "without a defense" if defense == UNDEFENDED else f"with {label(defense)}"
+    area = "undefined, as all are of one class" if scores["auroc"] is None else number(scores["auroc"])
+    first = (
+        f"After {last.round} rounds {under}, the model tells {_rate(scores, 'accuracy')} of the "
+        f"{number(scores['images'], '.0f')} {name} images right; balanced over classes "
+        f"{_rate(scores, 'balanced_accuracy')}; AUROC {area}."
+    )
+    spent = "" if last.epsilon is None else f"; epsilon is {number(last.epsilon, '.3g')} at delta {last.delta:g}"
+    total = sum(row.bytes_sent for row in rows)
+    return first, f"{experiment.get('clients', 'The')} clients sent {size(total)} in all{spent}."
+
+
+def _rate(scores: Scores, name: str) -> str:
+    spread = percents(scores[f"{name}_low"], scores[f"{name}_high"])
+    return f"{percent(scores[name])} (95 % interval {spread})"
+
+
+def size(count: float) -> str:
+    """Bytes in the largest unit that leaves a whole number.
+
+    >>> size(0), size(1500), size(2_500_000)
+    ('0 B', '1.5 kB', '2.5 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+
+
+def shown_rounds(rows: Sequence[Round], most: int) -> list[Round]:
+    """The first and the last, and rounds between them, evenly."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+
+
+def _values(row: Round, name: str) -> list[tuple[str, str]]:
+    """The columns of a round, each with its interval."""
+    scores = row.scores[name]
+    rates = [(percent(scores[k]), percents(scores[f"{k}_low"], scores[f"{k}_high"])) for k in _RATES]
+    plain = [number(scores["auroc"], ".3f"), number(scores["loss"], ".3g"), number(row.update_norm, ".3g")]
+    rest = [*plain, size(row.bytes_sent), number(row.epsilon, ".3g")]
+    return [(str(row.round), ""), *rates, *((value, "") for value in rest)]
+
+
+_RATES = ("accuracy", "balanced_accuracy")
+
+
+def training_table(rows: Sequence[Round], most: int = 12) -> Table:
+    """Some of the rounds for a terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, title=f"on the {judged(rows)} images", title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in shown_rounds(rows, most):
+        table.add_row(*(value for value, _ in _values(row, judged(rows))))
+    return table
+
+
+def write_training_page(out: Path, settings: Mapping[str, Any], rows: Sequence[Round]) -> Path:
+    """Writes ``report.html``, which holds no image and may be shared."""
+    from markupsafe import Markup
+
+    from medpfl.reporting.curves import privacy_figure, score_figure
+    from medpfl.reporting.facts import facts, lead
+    from medpfl.reporting.pages import environment
+
+    name = judged(rows)
+    text = (
+        environment()
+        .get_template("training.html.jinja")
+        .render(
+            css=Markup(files("medpfl.reporting").joinpath("report.css").read_text("utf-8")),
+            sentences=sentences(rows, settings),
+            lead=lead(settings),
+            notes=settings.get("notes") or (),
+            figures=[Markup(score_figure(rows, name)), Markup(privacy_figure(rows))],
+            judged=name,
+            others={other: _final(rows[-1].scores[other]) for other in rows[-1].scores if other != name},
+            columns=COLUMNS,
+            rows=[_values(row, name) for row in shown_rounds(rows, _MOST)],
+            left_out=max(len(rows) - _MOST, 0),
+            facts=facts(settings),
+            version=(settings.get("versions") or {}).get("medpfl", ""),
+        )
+    )
+    return write(out / "report.html", text.encode())
+
+
+def _final(scores: Scores) -> str:
+    ends = between(scores["balanced_accuracy_low"], scores["balanced_accuracy_high"])
+    return (
+        f"accuracy {percent(scores['accuracy'])}, balanced accuracy {number(scores['balanced_accuracy'])} ({ends}), "
+        f"AUROC {number(scores['auroc'], '.3f')}, loss {number(scores['loss'], '.3g')}"
+    )
