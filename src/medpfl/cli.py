@@ -63,7 +63,7 @@ def _run(words: list[str]) -> int:
         return _BAD_INPUT
     if given.subcommand == "audit":
         return _audit(given.audit, words)
-    commands = {"demo": _demo, "list": _list, "report": _report}
+    commands = {"check-model": _check_model, "demo": _demo, "list": _list, "report": _report}
     return commands[given.subcommand](given[given.subcommand])
 
 
@@ -124,6 +124,36 @@ DEMO = Experiment(
     defense=["LaplaceNoise(scale=0.01)"],
     images=24,
 )
+
+
+def _check_model(given: Namespace) -> int:
+    import json
+
+    from rich.console import Console
+    from rich.padding import Padding
+
+    from medpfl.auditing.model_check import check_model
+    from medpfl.reporting.model_page import model_page
+
+    shape = _shape(given.image_shape) if given.image_shape else (given.channels, given.size, given.size)
+    options = {"weights": given.weights, "mode": given.mode, "seed": given.seed}
+    check = check_model(given.model, shape, given.classes, **options).to_dict()
+    if given.json:
+        print(json.dumps(check, indent=1))
+        return _DONE
+    console = Console(highlight=False, markup=False)
+    for heading, lines in model_page(check):
+        console.print(heading, style="bold")
+        for line in lines:
+            console.print(Padding(line, (0, 0, 0, 2)))
+    return _DONE
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(side) for side in text.strip("()[] ").replace("x", ",").split(","))
+    except ValueError:
+        raise InputError(f"--image-shape is {text}: write channels and sides, such as 1,64,64") from None
 
 
 def _report(given: Namespace) -> int:

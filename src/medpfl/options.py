@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import SUPPRESS, ArgumentParser
 
@@ -19,6 +19,7 @@ _NONE = ("--sends", "nothing")
 """The word for a list without members."""
 COMMANDS = {
     "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
+    "check-model": "say on one page what an update of a model leaks by construction, and what can attack it",
     "demo": "audit the embedded samples, offline",
     "list": "name every attack, defense, model, metric and data source",
     "report": "make the pages of a run directory again from its rows",
@@ -92,7 +93,13 @@ def parser_of() -> ArgumentParser:
         version=_version(),
     )
     commands = parser.add_subcommands(required=False, metavar="COMMAND")
-    makers = {"audit": _audit_parser, "demo": _demo_parser, "list": _list_parser, "report": _report_parser}
+    makers = {
+        "audit": _audit_parser,
+        "check-model": _check_model_parser,
+        "demo": _demo_parser,
+        "list": _list_parser,
+        "report": _report_parser,
+    }
     for name, make in makers.items():
         commands.add_subcommand(name, make(), help=COMMANDS[name])
     return parser
@@ -123,6 +130,24 @@ def _audit_parser() -> ArgumentParser:
         kind: dict[str, Any] = {"action": "store_true"} if field.annotation is bool else {"type": field.annotation}
         parser.add_argument(option, help=text, **kind, **extra)
     _add_run_options(parser)
+    return parser
+
+
+def _check_model_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Says what an update of a model leaks by construction and what can attack it, offline.",
+    )
+    parser.add_argument("model", type=str, help="spec from 'medpfl list models', file.py:name or package.module:name")
+    parser.add_argument("--image-shape", type=str | None, default=None, help="1,64,64 or, of volumes, 1,16,64,64")
+    parser.add_argument("--size", type=int, default=32, help="edge of the images in pixels, in place of the shape")
+    parser.add_argument("--channels", type=int, default=1, help="of the images, in place of the shape")
+    parser.add_argument("--classes", type=int, default=2, help="of the data")
+    parser.add_argument("--weights", type=str | None, default=None, help="weights file, as for an audit")
+    parser.add_argument("--mode", type=Literal["train", "eval"], default="train", help="of batch norm and dropout")
+    parser.add_argument("--seed", type=int, default=0, help="of untrained weights")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     return parser
 
 

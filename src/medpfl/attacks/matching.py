@@ -87,7 +87,7 @@ class GradientMatching(Attack):
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack on every victim of the observation."""
         own = _spawn(generator, len(seen))
-        dummy = torch.stack([self._start(seen, g)[0] for g in own[:64]])
+        dummy = torch.cat([self._start(seen, g) for g in own[:64]])[:64]
         classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
         labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
         problem = Matching(seen, labels, self.objective, self.prior, self.constraint, self.basis)
