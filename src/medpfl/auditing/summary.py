@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medpfl.auditing.checks import clusters_of, flags_of, verdict_of
+from medpfl.auditing.patients import by_patient
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, RECORDED, UNDEFENDED
 from medpfl.metrics.pixel import SUCCESS
@@ -43,6 +44,7 @@ def summarize(
     for (attack, defense), cell in cells.items():
         control = cells.get((attack, UNDEFENDED))
         cell["control_asr"] = control["asr"] if control else None
+        cell["by_patient"] = by_patient(by_cell[attack, defense])
         acting = (record or {}).get("defense", UNDEFENDED) if defense == RECORDED else defense
         naive = acting not in (UNDEFENDED, *server_side) and not _knowing(by_cell[attack, defense])
         cell["verdict"] = verdict_of(cell, control, naive)

@@ -2,7 +2,8 @@
 
 from medpfl.reporting.flags import FLAGS
 from medpfl.reporting.pages import write_pages
+from medpfl.reporting.patients import patient_lines
 from medpfl.reporting.tables import terminal_table
 from medpfl.reporting.verdict import verdict_sentences
 
-__all__ = ["FLAGS", "terminal_table", "verdict_sentences", "write_pages"]
+__all__ = ["FLAGS", "patient_lines", "terminal_table", "verdict_sentences", "write_pages"]

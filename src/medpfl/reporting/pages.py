@@ -19,6 +19,7 @@ from medpfl.reporting.facts import facts, granted, lead
 from medpfl.reporting.figures import leak_figure, similarity_figure
 from medpfl.reporting.flags import FLAGS, Flag
 from medpfl.reporting.panels import Panel, panels
+from medpfl.reporting.patients import patient_rows
 from medpfl.reporting.tables import entries
 from medpfl.reporting.verdict import MARKS, verdict_sentences, verdict_states
 from medpfl.reporting.words import DASH, label
@@ -82,6 +83,7 @@ def _page(
         sentences=list(zip(verdict_sentences(summary, settings), verdict_states(summary), strict=True)),
         lead=lead(settings),
         cells=[_row(cell) for cell in summary],
+        by_patient=patient_rows(summary),
         figures=[Markup(figure) for figure in figures],
         panels=shown,
         grants=granted(settings),
