@@ -166,12 +166,12 @@ def _report(given: Namespace) -> int:
 def _print(report: Any, quiet: bool) -> None:
     from rich.console import Console
 
-    from medpfl.reporting import patient_lines, terminal_table
+    from medpfl.reporting import mask_lines, patient_lines, terminal_table
 
     console = Console()
     if not quiet:
         console.print(terminal_table(report.summary))
-        for line in patient_lines(report.summary):
+        for line in [*patient_lines(report.summary), *mask_lines(report.summary)]:
             console.print(line, markup=False, highlight=False)
         for note in report.settings.get("notes", []):
             console.print(note, style="dim")

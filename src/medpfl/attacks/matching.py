@@ -110,7 +110,7 @@ class GradientMatching(Attack):
         images = torch.stack([self._start(seen, g) for g in own])
         if not joint:
             return images, None
-        shape = (seen.num_images, seen.num_classes)
+        shape = (seen.num_images, seen.num_classes, *seen.label_shape)
         return images, torch.stack([torch.randn(shape, generator=g) for g in own]).to(images.device)
 
     def _stages(self, problem: Matching) -> list[tuple[Matching, int]]:
@@ -170,7 +170,7 @@ class _Starts:
         images = images.clamp(0, 1)
         return Reconstruction(
             guesses=images[:, 0],
-            labels=classes if free is None else free[:, 0].argmax(-1),
+            labels=classes if free is None else free[:, 0].argmax(2),
             loss=self.loss[rows, best],
             steps=self.steps[rows, best],
             evaluations=self.evaluations,

@@ -123,7 +123,9 @@ def _is_right(part: Part, x: Tensor) -> bool:
 
 def _whole(ready: nn.Module, images: Tensor, outputs: int) -> Part:
     """The update; with labels that say nothing, so that it does not vanish where the model is sure."""
-    labels, weights = images.new_full((len(images), outputs), 1 / outputs), Weights.of(ready)
+    with torch.no_grad():
+        sides = ready(images).shape[2:]  # of masks
+    labels, weights = images.new_full((len(images), outputs, *sides), 1 / outputs), Weights.of(ready)
     plan = Plan(batch_size=len(images))
     return lambda x: local_update(ready, Batch(x, labels), plan, weights).tensors
 

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from medpfl import attacks as attack_package
 from medpfl.attacks.problem import stacks
 from medpfl.auditing.derivatives import ONCE, check_derivatives
-from medpfl.auditing.engine import check_network, check_trainable, explained, generator_of, seed_of
+from medpfl.auditing.engine import check_network, check_trainable, explained, generator_of, label_shape_of, seed_of
 from medpfl.auditing.inputs import model_of
 from medpfl.auditing.model_facts import facts_of
 from medpfl.auditing.model_leaks import Scene, labels_told, linear_inputs, statistics_told
@@ -106,9 +106,9 @@ def check_model(
     check_trainable(network)
     check_finite(network)
     images = torch.rand(2, *image_shape, generator=generator_of(seed, "images"))
-    outputs = check_network(network, images, classes, Plan(batch_size=2, mode=mode))  # type: ignore[arg-type]
+    outputs = check_network(network, images, classes, Plan(batch_size=2, mode=mode), masks=True)  # type: ignore[arg-type]
     plan = Plan(batch_size=_fewest(network, images, mode), mode=mode)  # type: ignore[arg-type]
-    scene = Scene(network, tuple(image_shape), outputs, plan, seed)
+    scene = Scene(network, tuple(image_shape), outputs, plan, seed, label_shape_of(network, images, plan))
     derivatives = _derivatives(scene)
     with explained(ONCE):
         return ModelCheck(
@@ -129,7 +129,7 @@ def check_model(
 
 def _fewest(network: nn.Module, images: Tensor, mode: str) -> int:
     try:
-        check_network(network, images[:1], 2, Plan(mode=mode))  # type: ignore[arg-type]
+        check_network(network, images[:1], 2, Plan(mode=mode), masks=True)  # type: ignore[arg-type]
     except InputError:
         return 2
     return 1
@@ -177,7 +177,7 @@ def _short(attack: Attack, steps: int) -> Attack:
 def _seconds(scene: Scene, derivatives: dict[str, str]) -> dict[str, float | bool | None]:
     plan, weights = scene.plan, Weights.of(scene.network)
     x, ready = scene.images(plan.batch_size), prepare(scene.network, plan)
-    label = torch.zeros(len(x), dtype=torch.long)
+    label = scene.labels(torch.zeros(len(x), dtype=torch.long))
 
     def update(images: Tensor) -> dict[str, Tensor]:
         return dict(local_update(ready, Batch(images, label), plan, weights).tensors)

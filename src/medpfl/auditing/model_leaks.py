@@ -37,6 +37,7 @@ class Scene:
         outputs: K.
         plan: of a client.
         seed: of the images.
+        label_shape: of an image's label: () a class, (H, W) or (D, H, W) a mask.
     """
 
     network: nn.Module
@@ -44,22 +45,28 @@ class Scene:
     outputs: int
     plan: Plan
     seed: int = 0
+    label_shape: tuple[int, ...] = ()
 
     def images(self, count: int) -> Tensor:
         """(count, C, H, W) uniform in [0, 1]."""
         return torch.rand(count, *self.shape, generator=generator_of(self.seed, "images", count))
 
+    def labels(self, classes: Tensor) -> Tensor:
+        """Classes (...) as labels: as they are, or as masks of the one class."""
+        spread = classes.view(*classes.shape, *[1] * len(self.label_shape))
+        return spread.expand(*classes.shape, *self.label_shape)
+
     def seen(self, labels: Tensor, plan: Plan | None = None) -> Observation:
-        """What a server sees of V clients whose images have the labels (V, N)."""
+        """What a server sees of V clients whose images have the classes (V, N)."""
         plan, weights = plan or self.plan, Weights.of(self.network)
         client, server = (prepare(self.network, plan) for _ in range(2))
         images = self.images(labels.numel()).unflatten(0, tuple(labels.shape))
         generator = generator_of(self.seed, "clients")
         rounds = [
-            client_round(client, weights, Batch(x, y), plan, NoDefense(), {}, generator)
+            client_round(client, weights, Batch(x, self.labels(y)), plan, NoDefense(), {}, generator)
             for x, y in zip(images, labels, strict=True)
         ]
-        told = {"image_shape": self.shape, "num_classes": self.outputs}
+        told: dict[str, Any] = {"image_shape": self.shape, "num_classes": self.outputs, "label_shape": self.label_shape}
         return observe(server, weights, plan, rounds, ThreatModel(), defense=NoDefense(), **told)
 
 
@@ -74,6 +81,8 @@ def labels_told(scene: Scene, images: int, most: int = 8) -> dict[str, Any]:
     Returns:
         ``layer``: its weight; ``bias``: whether it has one; ``right`` of ``all``; or ``why`` nothing is read.
     """
+    if scene.label_shape:
+        return {"why": "masks, which no gradient shows at once; attacks optimize them with the images"}
     plan = Plan(batch_size=images, mode=scene.plan.mode)
     victims = min(scene.outputs, most) if images == 1 else 2
     truth = torch.arange(victims * images).view(victims, images) % scene.outputs
@@ -111,7 +120,7 @@ def linear_inputs(scene: Scene) -> list[dict[str, Any]]:
     plan, x = scene.plan, scene.images(scene.plan.batch_size)
     ready = prepare(scene.network, plan)
     entered = _entered(ready, x)
-    labels = torch.zeros(len(x), dtype=torch.long)
+    labels = scene.labels(torch.zeros(len(x), dtype=torch.long))
     update = local_update(ready, Batch(x, labels), plan, Weights.of(scene.network)).tensors
     found = []
     for name, inputs in entered.items():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medpfl.auditing.checks import clusters_of, flags_of, verdict_of
+from medpfl.auditing.masks import mask_cell
 from medpfl.auditing.patients import by_patient
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, RECORDED, UNDEFENDED
@@ -98,6 +99,7 @@ def _cell(attack: str, defense: str, rows: list[Finding], random: list[Finding])
         "ssim_nearest": _mean(_scores(scored, "nearest_ssim")),
         "ssim_random_update": _mean(_scores(random, "ssim")),
         **_rate("identified_random_update", random, lambda row: row.identified),
+        "masks": mask_cell(scored, random),
     }
 
 

@@ -18,6 +18,7 @@ from medpfl.reporting.drawing import draw_panel
 from medpfl.reporting.facts import facts, granted, lead
 from medpfl.reporting.figures import leak_figure, similarity_figure
 from medpfl.reporting.flags import FLAGS, Flag
+from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.panels import Panel, panels
 from medpfl.reporting.patients import patient_rows
 from medpfl.reporting.tables import entries
@@ -84,6 +85,7 @@ def _page(
         lead=lead(settings),
         cells=[_row(cell) for cell in summary],
         by_patient=patient_rows(summary),
+        masks=mask_lines(summary),
         figures=[Markup(figure) for figure in figures],
         panels=shown,
         grants=granted(settings),
