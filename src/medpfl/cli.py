@@ -67,7 +67,13 @@ def _run(words: list[str]) -> int:
         return _BAD_INPUT
     if given.subcommand in ("audit", "train"):
         return {"audit": _audit, "train": _train}[given.subcommand](given[given.subcommand], words)
-    commands = {"demo": _demo, "list": _list, "report": _report, "reproduce": _reproduce}
+    commands = {
+        "check-model": _check_model,
+        "demo": _demo,
+        "list": _list,
+        "report": _report,
+        "reproduce": _reproduce,
+    }
     return commands[given.subcommand](given[given.subcommand])
 
 
@@ -129,6 +135,36 @@ DEMO = Experiment(
 )
 
 
+def _check_model(given: Namespace) -> int:
+    import json
+
+    from rich.console import Console
+    from rich.padding import Padding
+
+    from medpfl.auditing.model_check import check_model
+    from medpfl.reporting.model_page import model_page
+
+    shape = _shape(given.image_shape) if given.image_shape else (given.channels, given.size, given.size)
+    options = {"weights": given.weights, "mode": given.mode, "seed": given.seed}
+    check = check_model(given.model, shape, given.classes, **options).to_dict()
+    if given.json:
+        print(json.dumps(check, indent=1))
+        return _DONE
+    console = Console(highlight=False, markup=False)
+    for heading, lines in model_page(check):
+        console.print(heading, style="bold")
+        for line in lines:
+            console.print(Padding(line, (0, 0, 0, 2)))
+    return _DONE
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(side) for side in text.strip("()[] ").replace("x", ",").split(","))
+    except ValueError:
+        raise InputError(f"--image-shape is {text}: write channels and sides, such as 1,64,64") from None
+
+
 def _report(given: Namespace) -> int:
     from medpfl.auditing.report import reread
     from medpfl.auditing.training_report import reread_training
@@ -162,11 +198,13 @@ def _reproduce(given: Namespace) -> int:
 def _print(report: Any, quiet: bool) -> None:
     from rich.console import Console
 
-    from medpfl.reporting import terminal_table
+    from medpfl.reporting import mask_lines, patient_lines, terminal_table
 
     console = Console()
     if not quiet:
         console.print(terminal_table(report.summary))
+        for line in [*patient_lines(report.summary), *mask_lines(report.summary)]:
+            console.print(line, markup=False, highlight=False)
         for note in report.settings.get("notes", []):
             console.print(note, style="dim")
     if report.classes and console.is_terminal and not quiet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import SUPPRESS, ArgumentParser
 from pydantic import BaseModel
@@ -23,6 +23,7 @@ _NONE = ("--sends", "nothing")
 """The word for a list without members."""
 COMMANDS = {
     "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
+    "check-model": "say on one page what an update of a model leaks by construction, and what can attack it",
     "demo": "audit the embedded samples, offline",
     "list": "name every attack, defense, model, metric and data source",
     "report": "make the pages of a run directory again from its rows",
@@ -101,6 +102,7 @@ def parser_of() -> ArgumentParser:
     commands = parser.add_subcommands(required=False, metavar="COMMAND")
     makers = {
         "audit": _audit_parser,
+        "check-model": _check_model_parser,
         "demo": _demo_parser,
         "list": _list_parser,
         "report": _report_parser,
@@ -142,6 +144,24 @@ def _typed_parser(experiment: type[BaseModel], description: str) -> ArgumentPars
         kind: dict[str, Any] = {"action": "store_true"} if field.annotation is bool else {"type": field.annotation}
         parser.add_argument(option, help=text, **kind, **extra)
     _add_run_options(parser)
+    return parser
+
+
+def _check_model_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Says what an update of a model leaks by construction and what can attack it, offline.",
+    )
+    parser.add_argument("model", type=str, help="spec from 'medpfl list models', file.py:name or package.module:name")
+    parser.add_argument("--image-shape", type=str | None, default=None, help="1,64,64 or, of volumes, 1,16,64,64")
+    parser.add_argument("--size", type=int, default=32, help="edge of the images in pixels, in place of the shape")
+    parser.add_argument("--channels", type=int, default=1, help="of the images, in place of the shape")
+    parser.add_argument("--classes", type=int, default=2, help="of the data")
+    parser.add_argument("--weights", type=str | None, default=None, help="weights file, as for an audit")
+    parser.add_argument("--mode", type=Literal["train", "eval"], default="train", help="of batch norm and dropout")
+    parser.add_argument("--seed", type=int, default=0, help="of untrained weights")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     return parser
 
 

@@ -46,11 +46,14 @@ class LastLayer(Labels):
     For one image, the class whose row has the most negative gradient (Zhao et al. 2020, arXiv:2001.02610,
     equation 6). For N images, the bias gradient is the mean of p - y; with p as the model predicts it on
     dummy images it gives the count of each class, rounded to N in all (Geng et al. 2021,
-    arXiv:2110.09074). Without a bias, the rows' sums stand for it, divided by the mean input of the layer.
+    arXiv:2110.09074). Without a bias, the rows' sums stand for it, divided by the mean input of the layer. Masks are
+    optimized with the images: a gradient holds one number a class.
     """
 
     def infer(self, seen: Observation, dummy: Tensor) -> Tensor | None:
-        """Classes (V, N), ascending in each victim."""
+        """Classes (V, N), ascending in each victim; ``None`` for masks."""
+        if seen.label_shape:
+            return None
         rows = _row_gradient(seen, dummy)
         if seen.num_images == 1:
             return rows.argmin(1, keepdim=True)

@@ -87,7 +87,7 @@ class GradientMatching(Attack):
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack on every victim of the observation."""
         own = _spawn(generator, len(seen))
-        dummy = torch.stack([self._start(seen, g)[0] for g in own[:64]])
+        dummy = torch.cat([self._start(seen, g) for g in own[:64]])[:64]
         classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
         labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
         problem = Matching(seen, labels, self.objective, self.prior, self.constraint, self.basis)
@@ -110,7 +110,7 @@ class GradientMatching(Attack):
         images = torch.stack([self._start(seen, g) for g in own])
         if not joint:
             return images, None
-        shape = (seen.num_images, seen.num_classes)
+        shape = (seen.num_images, seen.num_classes, *seen.label_shape)
         return images, torch.stack([torch.randn(shape, generator=g) for g in own]).to(images.device)
 
     def _stages(self, problem: Matching) -> list[tuple[Matching, int]]:
@@ -170,7 +170,7 @@ class _Starts:
         images = images.clamp(0, 1)
         return Reconstruction(
             guesses=images[:, 0],
-            labels=classes if free is None else free[:, 0].argmax(-1),
+            labels=classes if free is None else free[:, 0].argmax(2),
             loss=self.loss[rows, best],
             steps=self.steps[rows, best],
             evaluations=self.evaluations,

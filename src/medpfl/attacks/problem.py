@@ -122,11 +122,13 @@ class Matching(Problem):
         images = self.basis.images(coordinates, len(self.shape) - 1)
         if not self.joint:
             return images, None
-        return images, z[..., self.pixels :].unflatten(-1, (self.shape[0], self.seen.num_classes))
+        return images, z[..., self.pixels :].unflatten(
+            -1, (self.shape[0], self.seen.num_classes, *self.seen.label_shape)
+        )
 
     def _vectors(self, free: Tensor, scale: Tensor) -> Tensor:
         """Label vectors (..., K) from the free variables: y - p itself where it is one and the same all along."""
-        return LABEL_UNIT * scale * free_labels(free) if self.linear else free.softmax(-1)
+        return LABEL_UNIT * scale * free_labels(free) if self.linear else free.softmax(-1 - len(self.seen.label_shape))
 
     def project(self, z: Tensor, step: int) -> Tensor:
         """The constraint on the images; logits are free."""

@@ -28,6 +28,8 @@ _ROUNDING = 2.0**-21
 
 def linear_loss(seen: Observation) -> bool:
     """Whether every update is one gradient, so that the logits' gradient is the same all along."""
+    if seen.label_shape or any(plan.loss != "cross_entropy" for view in seen.views for plan in view.plans):
+        return False
     if len(seen.views) > 1:  # p differs with the weights of each round
         return False
     return all(plan.steps == 1 and not plan.weight_decay for view in seen.views for plan in view.plans)
@@ -47,14 +49,14 @@ def label_scale(seen: Observation) -> Tensor:
 
 
 def label_vectors(seen: Observation, classes: Tensor, dummy: Tensor) -> Tensor:
-    """(V, N, K) for classes (V, N): y - p where the wire says it, else one-hot y.
+    """(V, N, K) for classes (V, N): y - p where the wire says it, else one-hot y; (V, N, K, H, W) for masks.
 
     Args:
         seen: the observation.
         classes: as inferred or granted.
         dummy: (1, C, H, W) any image, to see that the last bias gets the logits' gradient unchanged.
     """
-    hard = functional.one_hot(classes, seen.num_classes).to(dummy)
+    hard = functional.one_hot(classes, seen.num_classes).movedim(-1, 2).to(dummy)
     gradient = _told(seen)
     if gradient is None or not _passes_through(seen, dummy):
         return hard

@@ -17,7 +17,9 @@ from medpfl.core.types import Batch, Tensors, Weights
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
 
-__all__ = ["check_derivatives"]
+__all__ = ["ONCE", "check_derivatives"]
+
+ONCE = "the update of this model cannot be computed"
 
 Part = Callable[[Tensor], Tensors]
 """What is sent, or a layer's share of it, as a function of the images, or of what enters the layer."""
@@ -44,9 +46,8 @@ def check_derivatives(network: nn.Module, images: Tensor, outputs: int, plan: Pl
         InputError: it cannot be differentiated; with the layer.
     """
     ready = prepare(network, plan)
-    once = "the update of this model cannot be computed"
     twice = "the update of this model cannot be differentiated by the images, as attacks do"
-    stages: dict[str, Callable[[Part, Tensor], Any]] = {once: lambda part, x: part(x), twice: _slope}
+    stages: dict[str, Callable[[Part, Tensor], Any]] = {ONCE: lambda part, x: part(x), twice: _slope}
     if together:
         stages[f"{twice}, for several victims together (torch.func.vmap)"] = _slopes
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():  # the kernels of attacks; fused ones have no second derivative
@@ -122,7 +123,9 @@ def _is_right(part: Part, x: Tensor) -> bool:
 
 def _whole(ready: nn.Module, images: Tensor, outputs: int) -> Part:
     """The update; with labels that say nothing, so that it does not vanish where the model is sure."""
-    labels, weights = images.new_full((len(images), outputs), 1 / outputs), Weights.of(ready)
+    with torch.no_grad():
+        sides = ready(images).shape[2:]  # of masks
+    labels, weights = images.new_full((len(images), outputs, *sides), 1 / outputs), Weights.of(ready)
     plan = Plan(batch_size=len(images))
     return lambda x: local_update(ready, Batch(x, labels), plan, weights).tensors
 

@@ -24,6 +24,7 @@ __all__ = [
     "device_of",
     "explained",
     "generator_of",
+    "label_shape_of",
     "seed_of",
     "stack_size",
     "versions",
@@ -87,8 +88,15 @@ def check_trainable(network: nn.Module) -> None:
         raise InputError("the model has no parameter that is trained (requires_grad), so no update would be sent")
 
 
-def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan) -> int:
+def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, masks: bool = False) -> int:
     """Runs a model once on a batch; the number of its outputs K.
+
+    Args:
+        network: the model.
+        images: (N, C, H, W).
+        classes: of the data.
+        plan: of the client.
+        masks: whether the data has masks, so that logits may be (N, K, H, W).
 
     Raises:
         InputError: it does not take the images, or does not return finite logits (N, K) with K >= `classes`.
@@ -105,7 +113,13 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan) 
             else ""
         )
         raise InputError(f"the model does not take images of shape {shape}: {error}{hint}") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+    if isinstance(logits, Tensor) and len(logits) == len(images) and logits.shape[2:] == images.shape[2:]:
+        if not masks:
+            raise InputError(
+                "the model gives a class for every pixel, and the images have no masks: give images with masks, "
+                "such as a folder that holds 'images' and 'masks' (see Segmented)"
+            )
+    elif not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"the model must return logits of shape ({len(images)}, classes), it returned {found}")
     outputs = logits.shape[1]
@@ -118,6 +132,12 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan) 
     if not logits.isfinite().all():
         raise InputError("the model's outputs are not finite on these images")
     return outputs
+
+
+def label_shape_of(network: nn.Module, images: Tensor, plan: Plan) -> tuple[int, ...]:
+    """Of what the model tells of an image: () a class, (H, W) or (D, H, W) a class for every pixel."""
+    with torch.no_grad():
+        return tuple(network.train(plan.mode == "train")(images).shape[2:])
 
 
 def _check_repeatable(network: nn.Module, images: Tensor, plan: Plan) -> None:

@@ -35,9 +35,11 @@ class StudyIndex:
         return f"{kind[0]}-{digest[:16]}"
 
     def fingerprint(self, data: LabelledImages) -> str:
-        """A keyed hash of pixels, labels, classes and patients: whether the data is the same, and nothing else."""
+        """A keyed hash of all but the names: whether the data is the same, and nothing else."""
         digest = hmac.new(self.secret.encode(), data.images.numpy().tobytes(), hashlib.sha256)
         digest.update(data.labels.numpy().tobytes())
+        if data.masks is not None:
+            digest.update(data.masks.numpy().tobytes())
         digest.update(json.dumps([data.classes, data.patients]).encode())
         return digest.hexdigest()[:16]
 

@@ -112,7 +112,7 @@ class Player:
     def _round(self, job: JobKey, number: int, own: Tensor, again: int = 0) -> ClientRound:
         """A client's round; `again` names another draw of its order, masks and noise."""
         sent, data = self._model(job.draw, job.defense, job.attack), self.setup.data
-        batch = Batch(data.images[own].to(self.setup.device), data.labels[own].to(self.setup.device))
+        batch = Batch(data.images[own].to(self.setup.device), self.setup.truths[own].to(self.setup.device))
         generator = generator_of(self.setup.seed, "client", job.draw, number, *([again] if again else []))
         defense = self.defenses[job.defense]
         with explained("the update of this model cannot be computed"):
@@ -130,6 +130,7 @@ class Player:
             defense=self.defenses[job.defense],
             image_shape=self.setup.data.shape,
             num_classes=self.setup.outputs,
+            label_shape=self.setup.label_shape,
             auxiliary=self._others() if "auxiliary" in self.setup.threat else None,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -79,4 +79,5 @@ def relabel(truth: LabelledImages, record: Record) -> LabelledImages:
     if unknown := set(truth.classes) - set(record.classes):
         raise InputError(f"--truth has a class {sorted(unknown)[0]!r}, the record knows {', '.join(record.classes)}")
     place = torch.tensor([record.classes.index(name) for name in truth.classes])
-    return LabelledImages(truth.images, place[truth.labels], record.classes, truth.names, truth.patients, truth.skipped)
+    masks = None if truth.masks is None else place[truth.masks]
+    return replace(truth, labels=place[truth.labels], masks=masks, classes=record.classes)

@@ -160,7 +160,7 @@ def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool
     if out is not None:
         made(out)
     index = study_index(out, setup.data, setup.source, place)
-    player = Player(setup, Scorer(setup.data, index))
+    player = Player(setup, Scorer(setup.data, index, bool(setup.label_shape)))
     with claimed(out, setup.identity(index), setup.jobs, force) as store:
         settings = _settings(setup, player)
         store.note(settings=settings, jobs=[[*job, count] for job, count in setup.jobs.items()])
@@ -230,6 +230,9 @@ def _notes(setup: Setup) -> list[str]:
         notes.append("plan, weights and image size are those of the record; options that name others are not used")
     if setup.wrong_layer is not None:
         notes.append(f"{setup.wrong_layer} has a second derivative that is not that of what it computes")
+    if setup.data.masks is not None:
+        pixelwise = "the model gives a class for every pixel: the truth is an image and a mask"
+        notes.append(pixelwise if setup.label_shape else "the model gives a class for an image: masks are not used")
     attacked = len(setup.victims) * setup.plan.images
     if attacked < setup.images:
         notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medpfl import metrics as metric_package
 from medpfl.auditing.key import StudyIndex
+from medpfl.auditing.masks import with_masks
 from medpfl.core.spec import registry
 from medpfl.core.types import Finding, Reconstruction
 from medpfl.data.images import LabelledImages
@@ -34,10 +35,12 @@ class Scorer:
     Attributes:
         data: the gallery; truths are in it.
         index: the study indices.
+        segments: whether the model gives masks, so that the truth is an image and a mask.
     """
 
     data: LabelledImages
     index: StudyIndex
+    segments: bool = False
 
     def rows(
         self,
@@ -71,9 +74,13 @@ class Scorer:
                 "flags": flags,
                 "seconds": each,
             }
-            rows += self._victim(
+            found = self._victim(
                 v, own, mine.nan_to_num(0.0), self._labels(guess, v, order), _best(guess, v, truth), {**common, **ended}
             )
+            if self.segments and self.data.masks is not None:
+                told = None if guess.labels is None else guess.labels[v].cpu()[order]
+                found = with_masks(found, told, self.data.masks, own)
+            rows += found
             truths.append(truth)
             guesses.append(mine)
         return rows, torch.cat(truths), torch.cat(guesses)
@@ -106,7 +113,7 @@ class Scorer:
         ]
 
     def _labels(self, guess: Reconstruction, v: int, order: Tensor) -> list[int | None]:
-        if guess.labels is None:
+        if guess.labels is None or self.segments:
             return [None] * len(order)
         return guess.labels[v].cpu()[order].tolist()
 

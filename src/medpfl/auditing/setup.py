@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medpfl.attacks.problem import stacks
 from medpfl.auditing.derivatives import check_derivatives
-from medpfl.auditing.engine import check_network, check_trainable, generator_of, seed_of, stack_size
+from medpfl.auditing.engine import check_network, check_trainable, generator_of, label_shape_of, seed_of, stack_size
 from medpfl.auditing.inputs import GivenModel
 from medpfl.auditing.key import StudyIndex
 from medpfl.auditing.recorded import Recorded
@@ -83,6 +83,8 @@ class Setup:
             )
         ssim(self._probe, self._probe)  # refuses images that are too small for it
         _ = self.outputs, self.stack, self.wrong_layer  # all run the network
+        if self.plan.loss == "dice" and not self.label_shape:
+            raise InputError("loss dice is of masks, and this model gives one class for an image: use cross_entropy")
 
     @cached_property
     def victims(self) -> list[Tensor]:
@@ -108,7 +110,18 @@ class Setup:
     @cached_property
     def outputs(self) -> int:
         """Classes that the model tells apart."""
-        return check_network(self.network(0), self._probe, len(self.data.classes), self.plan)
+        masks, network = self.data.masks is not None, self.network(0)
+        return check_network(network, self._probe, len(self.data.classes), self.plan, masks)
+
+    @cached_property
+    def label_shape(self) -> tuple[int, ...]:
+        """Of what the model tells of an image: () a class, (H, W) or (D, H, W) a mask."""
+        return label_shape_of(self.network(0), self._probe, self.plan)
+
+    @property
+    def truths(self) -> Tensor:
+        """What the client trains the model to tell: classes (M,), or masks (M, H, W)."""
+        return self.data.masks if self.label_shape and self.data.masks is not None else self.data.labels
 
     @cached_property
     def wrong_layer(self) -> str | None:

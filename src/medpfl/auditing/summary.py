@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medpfl.auditing.checks import clusters_of, flags_of, verdict_of
+from medpfl.auditing.masks import mask_cell
+from medpfl.auditing.patients import by_patient
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, RECORDED, UNDEFENDED
 from medpfl.metrics.pixel import SUCCESS
@@ -43,6 +45,7 @@ def summarize(
     for (attack, defense), cell in cells.items():
         control = cells.get((attack, UNDEFENDED))
         cell["control_asr"] = control["asr"] if control else None
+        cell["by_patient"] = by_patient(by_cell[attack, defense])
         acting = (record or {}).get("defense", UNDEFENDED) if defense == RECORDED else defense
         naive = acting not in (UNDEFENDED, *server_side) and not _knowing(by_cell[attack, defense])
         cell["verdict"] = verdict_of(cell, control, naive)
@@ -96,6 +99,7 @@ def _cell(attack: str, defense: str, rows: list[Finding], random: list[Finding])
         "ssim_nearest": _mean(_scores(scored, "nearest_ssim")),
         "ssim_random_update": _mean(_scores(random, "ssim")),
         **_rate("identified_random_update", random, lambda row: row.identified),
+        "masks": mask_cell(scored, random),
     }
 
 

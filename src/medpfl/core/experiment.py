@@ -44,6 +44,9 @@ class Experiment(BaseModel):
     learning_rate: float = Field(default=0.1, gt=0, description="FedAvg: local learning rate")
     momentum: float = Field(default=0.0, ge=0, description="FedAvg: local momentum")
     weight_decay: float = Field(default=0.0, ge=0, description="FedAvg: local weight decay")
+    loss: Literal["cross_entropy", "dice"] = Field(
+        default="cross_entropy", description="of the client; dice is for models that give masks"
+    )
     sends: list[Literal["num_samples", "buffers"]] = Field(
         default=["num_samples", "buffers"],
         description="what travels beside the update: num_samples, buffers; once for each, or 'nothing'",

@@ -24,7 +24,8 @@ class Plan(Part):
             or FedSGD under Poisson sampling.
         epochs: passes over the local images. FedAvg only.
         learning_rate, momentum, weight_decay: of the local SGD, as in ``torch.optim.SGD``. FedAvg only.
-        loss: ``"cross_entropy"``, averaged over the batch.
+        loss: ``"cross_entropy"``, averaged over the batch, and over the pixels of masks; or, of masks only,
+            ``"dice"``, averaged over images and classes.
         sampling: ``"shuffle"`` deals the local images into batches anew in every epoch; ``"poisson"`` takes
             each into each step with probability batch_size / local_images, and divides the sum of the
             gradients by batch_size, whatever was drawn: a batch may be empty (Abadi et al. 2016,
@@ -44,7 +45,7 @@ class Plan(Part):
     learning_rate: float = 0.1
     momentum: float = 0.0
     weight_decay: float = 0.0
-    loss: Literal["cross_entropy"] = "cross_entropy"
+    loss: Literal["cross_entropy", "dice"] = "cross_entropy"
     sampling: Literal["shuffle", "poisson"] = "shuffle"
     mode: Literal["train", "eval"] = shown("train")
     sends: tuple[str, ...] = ("num_samples", "buffers")
@@ -55,8 +56,8 @@ class Plan(Part):
             raise InputError(f"algorithm is '{self.algorithm}': choose FedSGD or FedAvg")
         if self.mode not in ("train", "eval"):
             raise InputError(f"mode is '{self.mode}': choose train or eval")
-        if self.loss != "cross_entropy":
-            raise InputError(f"loss is '{self.loss}': choose cross_entropy")
+        if self.loss not in ("cross_entropy", "dice"):
+            raise InputError(f"loss is '{self.loss}': choose cross_entropy or dice")
         if self.sampling not in ("shuffle", "poisson"):
             raise InputError(f"sampling is '{self.sampling}': choose shuffle or poisson")
         for name in ("batch_size", "local_images", "epochs"):

@@ -182,6 +182,8 @@ class Model(Part):
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
         """A network that maps (N, *image_shape) in [0, 1] to (N, num_classes) logits.
 
+        Those of a network that segments are (N, num_classes, H, W), or (N, num_classes, D, H, W).
+
         Args:
             image_shape: (C, H, W).
             num_classes: outputs, unless the model's own arguments say otherwise.

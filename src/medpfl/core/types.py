@@ -37,7 +37,10 @@ Ended = Literal["converged", "stalled", "max_steps", "nonfinite"]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Private images: ``images`` (N, C, H, W) in [0, 1]; ``labels`` (N,) classes or (N, K) probabilities."""
+    """Private images: ``images`` (N, C, H, W) in [0, 1]; ``labels`` (N,) classes or (N, K) probabilities.
+
+    For segmentation, ``labels`` are masks: (N, H, W) classes, or (N, K, H, W) probabilities.
+    """
 
     images: Tensor
     labels: Tensor
@@ -142,10 +145,11 @@ class Observation:
         views: one, or several rounds of the same images.
         image_shape: (C, H, W) that the model takes.
         num_classes: K.
-        labels: (V, N), only under the grant ``labels``.
+        labels: (V, N), or masks (V, N, H, W), only under the grant ``labels``.
         order: (V, epochs, N) indices, only under the grant ``order``.
         masks: by dropout layer (V, steps, ...), only under the grant ``masks``.
         auxiliary: (M, C, H, W) other images, only under the grant ``auxiliary``.
+        label_shape: of an image's label: () for a class, (H, W) or (D, H, W) for a mask.
     """
 
     model: nn.Module
@@ -156,6 +160,7 @@ class Observation:
     order: Tensor | None = None
     masks: Tensors | None = None
     auxiliary: Tensor | None = None
+    label_shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """Victims."""
@@ -174,7 +179,7 @@ class Reconstruction:
 
     Attributes:
         guesses: (V, N, C, H, W) in [0, 1].
-        labels: (V, N), or ``None`` where the attack does not say.
+        labels: (V, N), or masks (V, N, H, W); ``None`` where the attack does not say.
         loss: (V,) the attacker's own objective at the guess.
         steps: (V,) steps taken.
         evaluations: (V,) evaluations of the objective, all restarts together.

@@ -9,5 +9,6 @@ from medpfl.data.kaggle import Kaggle
 from medpfl.data.medmnist import MedMNIST
 from medpfl.data.nifti import Nifti
 from medpfl.data.samples import Samples
+from medpfl.data.segmented import Segmented
 
-__all__ = ["Arrays", "Dicom", "ImageFolder", "Kaggle", "MedMNIST", "Nifti", "Samples"]
+__all__ = ["Arrays", "Dicom", "ImageFolder", "Kaggle", "MedMNIST", "Nifti", "Samples", "Segmented"]

@@ -13,6 +13,7 @@ from medpfl.data.folder import ImageFolder
 from medpfl.data.listing import files_in, is_image
 from medpfl.data.medmnist import MedMNIST
 from medpfl.data.nifti import Nifti
+from medpfl.data.segmented import Segmented, is_segmented
 
 __all__ = ["source_at"]
 
@@ -21,7 +22,7 @@ _PROBED = 200
 
 
 def source_at(path: str, **arguments: Any) -> DataSource:
-    """A DICOM folder, file or DICOMDIR, a NIfTI folder or file, an ``.npz`` of MedMNIST, or class folders.
+    """A DICOM folder, file or DICOMDIR, NIfTI, an ``.npz`` of MedMNIST, images with masks, or class folders.
 
     Args:
         path: of a file or a folder.
@@ -34,6 +35,8 @@ def source_at(path: str, **arguments: Any) -> DataSource:
         InputError: a file that no source reads, or a folder with files for more than one.
     """
     place = Path(path).expanduser()
+    if is_segmented(place):
+        return Segmented(path, **arguments)
     if place.is_file():
         return _of_file(place)(path, **arguments)
     found: dict[type, int] = {}

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Tensors, Update, Weights
 from medpfl.federated.draws import Draws, index_of
+from medpfl.federated.losses import LOSSES, cross_entropy
 from medpfl.federated.ready import check_separable, running_statistics, state_of, track_statistics
 
 __all__ = ["cross_entropy", "local_update"]
@@ -34,7 +35,8 @@ def local_update(
 
     Args:
         model: from `medpfl.federated.ready.prepare`; its own weights are not used.
-        batch: images (N, C, H, W) in [0, 1] with labels (N,) or label probabilities (N, K).
+        batch: images (N, C, H, W) in [0, 1] with labels (N,) or label probabilities (N, K); or masks,
+            (N, H, W) or (N, K, H, W).
         plan: FedSGD: the gradient of the loss on the batch. FedAvg: the difference of weights after
             ``plan.steps`` steps of SGD with momentum and weight decay, as ``torch.optim.SGD`` makes them. Under
             Poisson sampling and without draws, each step is the expected one: of all images.
@@ -70,7 +72,7 @@ def _tensors(
         part, masks, size = _minibatch(batch, plan, draws, step)
         if not len(part) and moment is None:
             return {name: torch.zeros_like(p) for name, p in parameters.items()}
-        whole = _gradient(model, parameters, state, masks, part, moment)
+        whole = _gradient(model, parameters, state, masks, part, moment, LOSSES[plan.loss])
         return whole if size is None else {name: g * (max(len(part), 1) / size) for name, g in whole.items()}
 
     if plan.algorithm == "FedSGD":
@@ -96,14 +98,20 @@ def _minibatch(batch: Batch, plan: Plan, draws: Draws, step: int) -> tuple[Batch
 
 
 def _gradient(
-    model: nn.Module, parameters: Tensors, state: Tensors, masks: Tensors, batch: Batch, moment: GradientMoment | None
+    model: nn.Module,
+    parameters: Tensors,
+    state: Tensors,
+    masks: Tensors,
+    batch: Batch,
+    moment: GradientMoment | None,
+    criterion: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensors:
     """The mean gradient (after the moment); of no images, the mean of the moment's one row."""
 
     def loss(parameters: Tensors, images: Tensor, labels: Tensor, masks: Tensors) -> Tensor:
         # The fused kernels of attention have no second derivative, which an attacker needs.
         with sdpa_kernel(SDPBackend.MATH):
-            return cross_entropy(functional_call(model, {**parameters, **state, **masks}, (images,)), labels)
+            return criterion(functional_call(model, {**parameters, **state, **masks}, (images,)), labels)
 
     if moment is None:
         return grad(loss)(dict(parameters), batch.images, batch.labels, masks)
@@ -113,11 +121,3 @@ def _gradient(
     else:
         samples = {name: torch.zeros_like(p)[None] for name, p in parameters.items()}
     return {name: value.mean(0) for name, value in moment(samples).items()}
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits (N, K) with classes (N,) or probabilities (N, K)."""
-    log_probabilities = torch.log_softmax(logits, 1)
-    if labels.ndim == 1:
-        return -log_probabilities.gather(1, labels[:, None]).mean()
-    return -(labels * log_probabilities).sum(1).mean()

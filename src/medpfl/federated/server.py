@@ -49,6 +49,7 @@ def observe(
     image_shape: tuple[int, ...],
     num_classes: int,
     auxiliary: Tensor | None = None,
+    label_shape: tuple[int, ...] = (),
 ) -> Observation:
     """V clients' rounds as the adversary sees them: what is on the wire, and what `threat` grants, no more.
 
@@ -62,6 +63,7 @@ def observe(
         image_shape: (C, H, W).
         num_classes: K.
         auxiliary: (M, C, H, W) images of others, passed on under the grant ``auxiliary``.
+        label_shape: of an image's label, () for a class.
 
     Raises:
         InputError: the defense hides single updates from the server, so that there is none to be seen.
@@ -84,4 +86,5 @@ def observe(
         order=torch.stack(orders) if "order" in threat and orders else None,
         masks=stack_tensors(masks) if "masks" in threat and masks else None,
         auxiliary=auxiliary if "auxiliary" in threat else None,
+        label_shape=label_shape,
     )

@@ -15,9 +15,9 @@ from medpfl.core.roles import Model
 from medpfl.core.spec import shown
 from medpfl.models.parts import ACTIVATIONS, check_choice, check_counts, check_rate
 
-__all__ = ["ConvNet"]
+__all__ = ["NORMS", "ConvNet", "norm_layer"]
 
-_NORMS = ("none", "batch", "group", "instance")
+NORMS = ("none", "batch", "group", "instance")
 _GROUPS = 8
 # By the number of axes of an image: convolution, pooling, batch and instance norm.
 _LAYERS: dict[int, tuple[Any, Any, Any, Any]] = {
@@ -51,7 +51,7 @@ class ConvNet(Model):
 
     def __post_init__(self) -> None:
         check_counts(width=self.width, depth=self.depth)
-        check_choice("norm", self.norm, _NORMS)
+        check_choice("norm", self.norm, NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)
         check_rate(self.dropout)
 
@@ -74,13 +74,18 @@ class ConvNet(Model):
         return nn.Sequential(*blocks, nn.Flatten(), *drop, last)
 
     def _block(self, axes: int, inputs: int, outputs: int) -> nn.Module:
-        conv, pool, batch_norm, instance_norm = _LAYERS[axes]
-        norms = {
-            "none": lambda: [],
-            "batch": lambda: [batch_norm(outputs)],
-            "group": lambda: [nn.GroupNorm(math.gcd(_GROUPS, outputs), outputs)],
-            "instance": lambda: [instance_norm(outputs, affine=True)],
-        }
-        return nn.Sequential(
-            conv(inputs, outputs, 3, padding=1), *norms[self.norm](), ACTIVATIONS[self.activation](), pool(2)
-        )
+        conv, pool, _, _ = _LAYERS[axes]
+        norm = norm_layer(self.norm, axes, outputs)
+        return nn.Sequential(conv(inputs, outputs, 3, padding=1), *norm, ACTIVATIONS[self.activation](), pool(2))
+
+
+def norm_layer(norm: str, axes: int, channels: int) -> list[nn.Module]:
+    """The layer of a name in `NORMS` for images of so many axes; none for ``"none"``."""
+    _, _, batch_norm, instance_norm = _LAYERS[axes]
+    norms = {
+        "none": lambda: [],
+        "batch": lambda: [batch_norm(channels)],
+        "group": lambda: [nn.GroupNorm(math.gcd(_GROUPS, channels), channels)],
+        "instance": lambda: [instance_norm(channels, affine=True)],
+    }
+    return norms[norm]()

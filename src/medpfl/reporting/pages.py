@@ -18,7 +18,9 @@ from medpfl.reporting.drawing import draw_panel
 from medpfl.reporting.facts import facts, granted, lead
 from medpfl.reporting.figures import leak_figure, similarity_figure
 from medpfl.reporting.flags import FLAGS, Flag
+from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.panels import Panel, panels
+from medpfl.reporting.patients import patient_rows
 from medpfl.reporting.tables import entries
 from medpfl.reporting.verdict import MARKS, verdict_sentences, verdict_states
 from medpfl.reporting.words import DASH, label
@@ -82,6 +84,8 @@ def _page(
         sentences=list(zip(verdict_sentences(summary, settings), verdict_states(summary), strict=True)),
         lead=lead(settings),
         cells=[_row(cell) for cell in summary],
+        by_patient=patient_rows(summary),
+        masks=mask_lines(summary),
         figures=[Markup(figure) for figure in figures],
         panels=shown,
         grants=granted(settings),

@@ -1,0 +1,43 @@
+"""How much of a mask was told: overlap of guess and truth, one number per image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["majority", "mask_dice", "mask_iou"]
+
+
+def mask_dice(guess: Tensor, truth: Tensor) -> Tensor:
+    """(N,) Dice coefficients (Dice 1945), ``2 |A & B| / (|A| + |B|)``, mean over the classes above 0 in either mask.
+
+    Args:
+        guess, truth: (N, H, W) or (N, D, H, W) classes; 0 is the background. Two empty masks are equal: 1.
+    """
+    return _mean_overlap(guess, truth, lambda both, total: 2 * both / total)
+
+
+def mask_iou(guess: Tensor, truth: Tensor) -> Tensor:
+    """(N,) intersections over unions (Jaccard 1901), ``|A & B| / |A | B|``; else as `mask_dice`."""
+    return _mean_overlap(guess, truth, lambda both, total: both / (total - both))
+
+
+def _mean_overlap(guess: Tensor, truth: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    sums, counts = torch.zeros(len(truth), dtype=torch.float64), torch.zeros(len(truth), dtype=torch.float64)
+    for label in range(1, int(max(guess.max(), truth.max())) + 1):
+        own, other = (guess == label).flatten(1), (truth == label).flatten(1)
+        both, total = (own & other).sum(1).double(), (own.sum(1) + other.sum(1)).double()
+        there = total > 0
+        sums += torch.where(there, score(both, total.clamp(min=1)), 0.0)
+        counts += there
+    return torch.where(counts > 0, sums / counts.clamp(min=1), 1.0)
+
+
+def majority(masks: Tensor, without: Tensor) -> Tensor:
+    """(N, H, W) the commonest class of each pixel over all masks (M, H, W) but one, for each of `without` (N,)."""
+    classes = range(int(masks.max()) + 1)
+    counts = torch.stack([(masks == label).sum(0) for label in classes])
+    own = torch.stack([(masks[without] == label).long() for label in classes], 1)
+    return (counts - own).argmax(1)

@@ -1,0 +1,142 @@
+"""The page of ``medpfl check-model``: what was found, in sentences for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from medpfl.reporting.words import percent
+
+__all__ = ["model_page"]
+
+_NAMED = 3
+_LINEAR = 6
+_READ = {
+    "exactly": "the layer's input, exactly (a row of its gradient over that of the bias)",
+    "up to a factor": "the layer's input up to a factor (there is no bias)",
+    "as a sum": "the sum of several inputs, weighted",
+    "not": "nothing readable by itself: a row gets no gradient from one input alone",
+}
+
+
+def model_page(check: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Headings and their lines.
+
+    Args:
+        check: the fields of a `medpfl.auditing.model_check.ModelCheck`.
+    """
+    return [
+        (f"{check['model']} on images {_shape(check['image_shape'])}, {check['mode']} mode", list(_facts(check))),
+        ("An update of it leaks by construction", list(_leaks(check))),
+        ("Attacks", list(_attacks(check))),
+        ("Derivatives", list(_derivatives(check["derivatives"]))),
+        ("Time", list(_time(check["seconds"], check["facts"], check["fewest"]))),
+    ]
+
+
+def _shape(sides: Sequence[int]) -> str:
+    return " x ".join(map(str, sides))
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _facts(check: Mapping[str, Any]) -> Iterator[str]:
+    facts = check["facts"]
+    yield f"{facts['parameters']:,} parameters, {facts['trained']:,} of them trained; {check['outputs']} outputs"
+    if check["fewest"] > 1:
+        yield "takes no single image: batch norm in train mode would meet one value a channel; see --mode eval"
+    if facts["frozen"]:
+        yield f"frozen, so not in an update: {_names(facts['frozen'])}"
+    if facts["without_gradient"]:
+        yield f"get no gradient, so are zero in every update: {_names(facts['without_gradient'])}"
+    for same in facts["tied"]:
+        yield f"one tensor under several names, sent once: {_names(same)}"
+    if facts["returns"] > 1:
+        yield f"returns {facts['returns']} outputs, of which one counts: 'logits' or 'out' by name, else the first"
+    if facts["layers"] or facts["attention"]:
+        layers = [f"{count} {kind}" for kind, count in facts["layers"].items()]
+        calls = [f"{facts['attention']} x attention (math kernel)"] if facts["attention"] else []
+        yield "layers that matter: " + ", ".join(layers + calls)
+    if facts["layers"].get("dropout") and check["mode"] == "train":
+        yield "dropout masks are the client's own: without the grant 'masks' an attack does not know them"
+
+
+def _leaks(check: Mapping[str, Any]) -> Iterator[str]:
+    for images, told in check["labels"].items():
+        yield f"labels, {_count(images)}: " + _labels(told)
+    shown = sorted(check["linear"], key=lambda layer: (layer["read"] == "as a sum", -layer["inputs"]))
+    for layer in shown[:_LINEAR]:
+        what = "the image itself: " if layer["pixels_themselves"] and layer["read"] != "not" else ""
+        sizes = f"{layer['inputs']:,} inputs for {layer['pixels']:,} pixels"
+        yield f"'{layer['layer']}', {_count(check['fewest'])}: {what}{_READ[layer['read']]}; {sizes}"
+    if len(shown) > _LINEAR:
+        yield f"and {len(shown) - _LINEAR} more linear layers (--json names all)"
+    if any(layer["read"] in ("exactly", "up to a factor") for layer in shown):
+        yield "of a batch, a mixture of the inputs, except where one image alone drives a row"
+    yield _statistics(check["statistics"], check["mode"])
+
+
+def _count(images: int | str) -> str:
+    return "one image" if str(images) == "1" else f"batches of {images}"
+
+
+def _labels(told: Mapping[str, Any]) -> str:
+    if "why" in told:
+        return told["why"]
+    by = "bias" if told["bias"] else "weight (there is no bias)"
+    layer = told["layer"].rpartition(".")[0] or told["layer"]
+    return f"{told['right']} of {told['all']} read from the gradient of the last layer's {by}, '{layer}'"
+
+
+def _statistics(told: Mapping[str, Any], mode: str) -> str:
+    if not told["layers"]:
+        return "no batch-norm statistics: there are none"
+    if not told["sent"]:
+        return f"no batch-norm statistics: in {mode} mode they do not move"
+    return (
+        f"means and variances of the batch's features in {told['layers']} batch norms, {told['numbers']:,} numbers, "
+        "where buffers are sent (frameworks do so by default; --sends)"
+    )
+
+
+def _attacks(check: Mapping[str, Any]) -> Iterator[str]:
+    applies = [name for name, why in check["attacks"].items() if not why]
+    if applies:
+        yield "apply: " + ", ".join(applies)
+    reasons: dict[str, list[str]] = {}
+    for name, why in check["attacks"].items():
+        if why:
+            reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        yield f"do not apply: {', '.join(names)}: {why}"
+
+
+def _derivatives(found: Mapping[str, str]) -> Iterator[str]:
+    yield "by the image (double backward): " + (f"no: {found['twice']}" if found["twice"] else "yes")
+    if not found["twice"]:
+        yield "of several victims together (vmap): " + (f"no: {found['together']}" if found["together"] else "yes")
+    if found["wrong"]:
+        yield f"wrong: {found['wrong']} has a second derivative that is not that of what it computes"
+
+
+def _time(seconds: Mapping[str, Any], facts: Mapping[str, Any], fewest: int) -> Iterator[str]:
+    line = f"{_count(fewest)}: {_ms(seconds['forward'])} forward, {_ms(seconds['gradient'])} for an update"
+    if seconds["second"] is None:
+        yield line
+    else:
+        ratio = seconds["second"] / seconds["gradient"]
+        yield f"{line}, {_ms(seconds['second'])} for its derivative by the image, {ratio:.1f} times an update"
+    if seconds["together"] is not None:
+        gain = seconds["second"] / seconds["together"]
+        does = "audits do so" if seconds["audits_together"] else "audits take one after the other, as it is large"
+        yield f"four victims together: {gain:.1f} times as fast as one after the other; {does}"
+    if facts["slowest"]:
+        kind, share = facts["slowest"]
+        yield f"slowest: {kind}, {percent(share)} of a forward pass"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -1,0 +1,69 @@
+"""What an audit found by patient, where patients have several images: lines for a terminal, a table for the pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from medpfl.reporting.phrases import Cells
+from medpfl.reporting.words import known, label, number, percent, percents
+
+__all__ = ["PatientRow", "patient_lines", "patient_rows"]
+
+
+@dataclass(frozen=True)
+class PatientRow:
+    """One attack under one defense, by patient, and those that it exposed most."""
+
+    attack: str
+    defense: str
+    patients: str
+    read_back: str
+    identified: str
+    worst: tuple[str, ...]
+
+
+def patient_rows(summary: Cells) -> list[PatientRow]:
+    """A row for each cell with patients of several images."""
+    return [
+        PatientRow(
+            cell["attack"],
+            cell["defense"],
+            _patients(told),
+            _rate(told, "read_back"),
+            _rate(told, "identified") + (f"; chance {percent(told['chance'])}" if known(told["chance"]) else ""),
+            tuple(_exposed(one) for one in told["worst"]),
+        )
+        for cell in summary
+        if (told := cell.get("by_patient"))
+    ]
+
+
+def patient_lines(summary: Cells) -> list[str]:
+    """The same, a line for each cell, under a heading; nothing where no patient has two images."""
+    rows = patient_rows(summary)
+    lines = [
+        f"  {label(row.attack)}, {label(row.defense)}: of {row.patients}, read back {row.read_back}, "
+        f"identified {row.identified}; worst: {'; '.join(row.worst[:2])}"
+        for row in rows
+    ]
+    return ["By patient (exposed if any image is):", *lines] if rows else []
+
+
+def _patients(told: dict[str, Any]) -> str:
+    unknown = told["without_patient"]
+    left_out = f", {unknown} images of unknown patients left out" if unknown else ""
+    return f"{told['patients']} patients with {told['images']} images{left_out}"
+
+
+def _rate(told: dict[str, Any], key: str) -> str:
+    if not known(told[key]):
+        return percent(None)
+    return f"{percent(told[key])} ({percents(told[f'{key}_low'], told[f'{key}_high'])})"
+
+
+def _exposed(one: dict[str, Any]) -> str:
+    images = f"{one['images']} image" + "s" * (one["images"] != 1)
+    tries = f"{one['guesses']} guesses of {images}" if one["guesses"] > one["images"] else images
+    read, told = (one[key] or "none" for key in ("read_back", "identified"))
+    return f"{one['patient']}: of {tries}, {read} read back, {told} identified, best SSIM {number(one['ssim'])}"

@@ -1,0 +1,140 @@
+"""Models that segment: the truth is an image and a mask, granted or inferred."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medpfl import InputError, Plan, ThreatModel, audit, cli
+from medpfl.auditing.key import StudyIndex
+from medpfl.auditing.model_check import check_model
+from medpfl.data.images import LabelledImages
+from medpfl.data.masks import class_of
+from medpfl.reporting import mask_lines
+
+SIDE = 12
+
+
+def segmented(count=4, axes=2, patients=None) -> LabelledImages:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(count, 1, *[SIDE] * axes, generator=generator)
+    masks = torch.zeros(count, *[SIDE] * axes, dtype=torch.long)
+    for i in range(count):
+        masks[i, 2 : 6 + i % 3, 3 : 7 + i % 2] = 1
+    names = tuple(map(str, range(count)))
+    return LabelledImages(
+        images, class_of(masks), ("background", "a"), names, patients or (None,) * count, masks=masks
+    )  # fmt: skip
+
+
+LABELS = ThreatModel(("labels",))
+TINY: dict[str, Any] = {"model": "UNet(4, 1, 'none', 'sigmoid')", "attacks": ["iDLG(steps=6)"], "images": 2}
+
+
+def cell(**options):
+    report = audit(data=options.pop("data", segmented()), **{**TINY, **options})
+    return report.summary[0], report
+
+
+def test_granted_masks_read_the_image_back():
+    found, report = cell(attacks=["iDLG(steps=250)"], model="UNet(8, 1, 'none', 'sigmoid')", threat=LABELS)
+    assert found["ssim"] > 0.9
+    assert found["masks"]["granted"]
+    assert all(row.scores["mask_dice"] == 1 for row in report.rows)
+    assert "granted to the adversary" in mask_lines(report.summary)[1]
+
+
+def test_without_the_grant_the_mask_is_optimized_with_the_image():
+    found, report = cell(attacks=["DLG(steps=150)"])
+    told = found["masks"]
+    assert not told["granted"]
+    assert 0 <= told["dice_low"] <= told["dice"] <= told["dice_high"] <= 1
+    assert told["iou"] <= told["dice"] < 1
+    assert 0 < told["dice_majority"] < 1
+    assert told["dice_random_update"] is not None
+    assert "IoU" in mask_lines(report.summary)[1]
+    assert "mean mask" in mask_lines(report.summary)[1]
+    assert {"mask_dice", "mask_iou", "majority_dice"} <= set(report.rows[-1].scores)
+
+
+def test_the_masks_that_are_granted_are_those_of_the_client():
+    right, _ = cell(attacks=["iDLG(steps=60)"], threat=LABELS)
+    data = segmented()
+    wrong = LabelledImages(
+        data.images, data.labels, data.classes, data.names, data.patients, masks=torch.zeros_like(data.masks)
+    )  # fmt: skip
+    other, _ = cell(data=wrong, attacks=["iDLG(steps=60)"], threat=LABELS)
+    assert right["ssim"] != other["ssim"]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "dice"])
+@pytest.mark.parametrize("threat", [LABELS, ThreatModel()], ids=["granted", "inferred"])
+def test_every_loss_and_every_attack(loss, threat):
+    attacks = ["DLG(steps=4)", "CPL(steps=4)", "GradInv(steps=4)"]
+    plan = Plan(batch_size=2, loss=loss)
+    report = audit(data=segmented(), **{**TINY, "attacks": attacks}, threat=threat, plan=plan)
+    assert len(report.summary) == 3
+    assert all(c["masks"] is not None and c["ssim"] is not None for c in report.summary)
+    assert f"loss='{loss}'" in report.rows[0].plan or loss == "cross_entropy"
+
+
+def test_fedavg_and_volumes():
+    plan = Plan("FedAvg", 1, 2, learning_rate=0.1)
+    found, _ = cell(data=segmented(axes=3), plan=plan, attacks=["GradInv(steps=2)"])
+    assert found["masks"]["dice"] is not None
+
+
+def test_a_classifier_leaves_the_masks_alone():
+    found, report = cell(model="LeNet('idlg')")
+    assert found["masks"] is None
+    assert "masks are not used" in " ".join(report.settings["notes"])
+    assert mask_lines(report.summary) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "samples", "model": "UNet"}, "the images have no masks"),
+        ({"model": "LeNet('idlg')", "plan": Plan(loss="dice")}, "loss dice is of masks"),
+        ({"model": "UNet(depth=3)"}, "must divide by 8"),
+        ({"defenses": ["Mixup"], "plan": Plan(batch_size=2)}, "Mixup"),
+    ],
+)
+def test_what_cannot_be_audited(options, message):
+    with pytest.raises(InputError, match=message):
+        cell(**options)
+
+
+def test_another_mask_is_another_experiment():
+    data = segmented()
+    other = LabelledImages(data.images, data.labels, data.classes, data.names, data.patients, masks=1 - data.masks)
+    index = StudyIndex("secret", data, "d")
+    assert index.fingerprint(data) == index.fingerprint(segmented())
+    assert index.fingerprint(data) != index.fingerprint(other)
+
+
+def test_check_model_of_a_network_that_segments():
+    check = check_model("UNet(4, 1)", (1, SIDE, SIDE))
+    assert "masks" in check.labels["1"]["why"]
+    assert not any(check.attacks.values())
+    assert check.derivatives == {"twice": "", "together": "", "wrong": ""}
+
+
+def test_from_the_command_line(tmp_path, capsys):
+    data = segmented()
+    for name, values in (("images", data.images[:, 0].numpy() * 255), ("masks", data.masks.numpy() * 255)):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i, picture in enumerate(values):
+            Image.fromarray(np.asarray(picture, dtype=np.uint8)).save(tmp_path / "d" / name / f"{i}.png")
+    words = ["--model", "UNet(4, 1)", "--attack", "GradInv(steps=3)", "--images", "2", "--size", "12"]
+    out = ["--loss", "dice", "--out", str(tmp_path / "run")]
+    assert cli.main(["audit", str(tmp_path / "d"), *words, *out, "--grant", "labels"]) == 0
+    assert "Masks (overlap with the truth" in capsys.readouterr().out
+    (summary,) = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["masks"]["granted"] is True
+    assert "granted to the adversary" in (tmp_path / "run" / "report.html").read_text()
