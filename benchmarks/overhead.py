@@ -53,8 +53,9 @@ class Floor:
         """Of 1 - cos(fake, sent) with respect to fake."""
         size = torch.stack(torch._foreach_norm(fake)).norm()
         dot = torch.stack([torch.dot(f.flatten(), s.flatten()) for f, s in zip(fake, self.sent, strict=True)]).sum()
-        toward = torch._foreach_mul(self.sent, float(-1 / (size * self.size)))
-        return list(torch._foreach_add(toward, fake, alpha=float(dot / (size**3 * self.size))))
+        along = torch._foreach_add(self.sent, fake, alpha=float(-dot / size**2))
+        torch._foreach_mul_(along, float(-1 / (size * self.size)))
+        return list(along)
 
 
 def matching(case: Scene, tv: float) -> Matching:

@@ -122,11 +122,19 @@ class Cosine(Objective):
         """The distance of directions."""
         along, precision = target["along"], target.get("precision")
         mine = fake if precision is None else {k: t * precision[k] for k, t in fake.items()}
-        length = _dot(fake, mine).clamp(min=_TINY).sqrt()
+        square = _square(fake) if precision is None else _dot(fake, mine)
+        length = square.clamp(min=_TINY).sqrt()
         cosine = _dot(fake, along) / length
-        back = cosine / length.square()
-        return 1 - cosine, {k: t * -(1 / length) + mine[k] * back for k, t in along.items()}
+        toward, back = -1 / length, -cosine / length
+        # One new tensor for each: the memory of a large model's weights costs more than the arithmetic.
+        return 1 - cosine, {k: torch.addcmul(t, mine[k], back).mul_(toward) for k, t in along.items()}
 
 
 def _dot(a: Tensors, b: Tensors) -> Tensor:
     return torch.stack([(a[k] * b[k]).sum() for k in a]).sum()
+
+
+def _square(a: Tensors) -> Tensor:
+    """Of the length; row by row, since one float32 sum over millions loses digits."""
+    rows = [torch.linalg.vector_norm(t.flatten(1) if t.ndim > 1 else t, dim=-1) for t in a.values()]
+    return torch.stack([row.square().sum() for row in rows]).sum()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vjp, vmap
 
 from medpfl.attacks.bases import Basis, Pixels
 from medpfl.attacks.constraints import Constraint, Free
@@ -155,17 +155,17 @@ class Matching(Problem):
     def _one(self, z: Tensor, known: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Value and gradient for one row."""
 
-        def surrogate(z: Tensor) -> tuple[Tensor, Tensor]:
-            """Has the objective's gradient, by a fixed direction in the space of updates; and its value."""
-            pull = total = self.prior(self.split(z)[0])
-            for view, target, told in zip(self.seen.views, known["targets"], known["channels"], strict=True):
-                fake = self._update(z, view, known, told)
-                value, direction = self.objective.value_and_direction({k: t.detach() for k, t in fake.items()}, target)
-                total = total + value
-                pull = pull + sum((fake[name] * along).sum() for name, along in direction.items())
-            return pull, total.detach()
+        def guessed(z: Tensor) -> tuple[Tensor, list[Tensors]]:
+            views = zip(self.seen.views, known["channels"], strict=True)
+            return self.prior(self.split(z)[0]), [self._update(z, view, known, told) for view, told in views]
 
-        slope, total = grad(surrogate, has_aux=True)(z)
+        (total, fakes), pull, *_ = vjp(guessed, z)
+        directions = []
+        for fake, target in zip(fakes, known["targets"], strict=True):
+            value, direction = self.objective.value_and_direction(fake, target)
+            total = total + value
+            directions.append(direction)
+        (slope,) = pull((torch.ones_like(total), directions))
         if self.fixed_pixels:
             slope = torch.cat([torch.zeros_like(slope[: self.pixels]), slope[self.pixels :]])
         return total, slope
