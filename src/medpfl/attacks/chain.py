@@ -164,9 +164,10 @@ class _Tracer:
                 f"layer '{name}' loses information: it has {unknown} inputs, and only {known} equations for them "
                 "(outputs and weights); take smaller strides or more channels, or attack with iDLG"
             )
-        first = all(isinstance(done, Scaled) for done in self.layers)
+        leading = [done for done in self.layers if isinstance(done, Scaled)]
+        first = len(leading) == len(self.layers)
         factor, shift = torch.ones_like(inputs[0]).flatten(), torch.zeros_like(inputs[0]).flatten()
-        for done in self.layers if first else []:
+        for done in leading if first else []:
             factor, shift = factor * done.factor, shift * done.factor + done.shift
         shape = tuple(inputs.shape[1:])
         expected = expected_images(shape, inputs.device) if first else expected_values(*_statistics(inputs.flatten(1)))

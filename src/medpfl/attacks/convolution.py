@@ -67,7 +67,7 @@ class Convolution:
         """The most likely inputs; their error as seen on a probe, one number a channel."""
         system = _System(self, out, wire)
         fit = least_squares(system, system.right(out, wire), wire.steps, wire.tolerance)
-        wire.taken.add_(fit.steps)
+        wire.taken.append(fit.steps)
         value, pull = self.expected.mean + self.expected.into(fit.x), self.through(out.pull, out.value)
         weight = torch.ones_like(value) if self.first else self._weight(system, wire)
         return Estimate(value, weight, pull, torch.zeros_like(pull))
@@ -77,7 +77,7 @@ class Convolution:
         # One probe for all: a victim's solution must not depend on its place in the stack.
         noise = torch.randn(sum(system.sizes), dtype=torch.float64, generator=wire.generator).to(self.kernel.device)
         probe = least_squares(system, noise.expand(len(wire.noise), -1), wire.steps, _PROBE)
-        wire.taken.add_(probe.steps)
+        wire.taken.append(probe.steps)
         error = self.expected.into(probe.x).unflatten(1, (self.shape[0], -1))
         return error.square().mean(2, keepdim=True).rsqrt().expand_as(error).flatten(1)
 

@@ -8,6 +8,7 @@ import torch
 
 from medpfl.attacks.labels import LastLayer
 from medpfl.attacks.matching import GradientMatching
+from medpfl.attacks.starts import Normal, Start
 from medpfl.core.roles import Attack
 from medpfl.core.types import Observation, Reconstruction
 
@@ -20,7 +21,7 @@ class iDLG(Attack):
 
     Source: Zhao, Mopuri and Bilen, "iDLG: Improved Deep Leakage from Gradients", 2020 (arXiv:2001.02610).
     Needs: the update, the plan, the model.
-    Start: independent standard normal pixels.
+    Start: independent standard normal pixels; with ``start=Analytic()`` the images of `RGAP`.
     Deviates: as `DLG`; the last bias gives not only the label but y - p, where the wire shows it exactly
     (`medpfl.attacks.targets`); labels of batches above 1 are inferred as counts, see
     `medpfl.attacks.labels.LastLayer` (the paper has batches of 1 only).
@@ -28,7 +29,9 @@ class iDLG(Attack):
 
     steps: int = 1000
     restarts: int = 1
+    start: Start = Normal()
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
-        return GradientMatching(labels=LastLayer(), restarts=self.restarts, steps=self.steps)(seen, generator)
+        attack = GradientMatching(start=self.start, labels=LastLayer(), restarts=self.restarts, steps=self.steps)
+        return attack(seen, generator)

@@ -48,7 +48,7 @@ class Wire:
         noise: (V, 1) deviation of the noise on them, as they show it themselves.
         steps, tolerance: of the least squares of each layer.
         generator: of the probes that tell the error of a solution.
-        taken: (V,) iterations so far, counted up in place.
+        taken: (V,) iterations of each solution so far.
     """
 
     gradients: Tensors
@@ -56,7 +56,7 @@ class Wire:
     steps: int
     tolerance: float
     generator: torch.Generator
-    taken: Tensor
+    taken: list[Tensor]
 
 
 class Layer(Protocol):

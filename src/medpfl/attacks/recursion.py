@@ -22,10 +22,14 @@ _TOGETHER = 64
 
 
 class Inverted(NamedTuple):
-    """Images (V, 1, C, H, W) in float64, not clamped, not finite where there are none; iterations (V,) in all."""
+    """Images (V, 1, C, H, W) in float64, not clamped, not finite where there are none.
+
+    `steps`, the iterations (V,) of the layer that took most, and `total`, those of all layers and probes.
+    """
 
     images: Tensor
     steps: Tensor
+    total: Tensor
 
 
 def check_plan(plan: Plan) -> None:
@@ -71,10 +75,11 @@ def _some(
     scale = gradient_scale(seen)
     gradients = {k: scale * t.double() for k, t in pick(dict(sent), rows).items()}
     weight, pull = (gradients[f"{chain.entry.name}.{kind}"] for kind in ("weight", "bias"))
-    taken = torch.zeros(len(rows), dtype=torch.long, device=pull.device)
-    wire = Wire(gradients, noise_of(weight, pull, epsilon), steps, tolerance, generator, taken)
+    none = torch.zeros(len(rows), dtype=torch.long, device=pull.device)
+    wire = Wire(gradients, noise_of(weight, pull, epsilon), steps, tolerance, generator, [none])
     nothing = torch.zeros_like(pull)
     estimate = chain.entry.back(Estimate(nothing, nothing, pull, nothing), wire)
     for layer in reversed(chain.layers):
         estimate = layer.back(estimate, wire)
-    return Inverted(estimate.value.view(len(rows), 1, *seen.image_shape), taken)
+    taken = torch.stack(wire.taken)
+    return Inverted(estimate.value.view(len(rows), 1, *seen.image_shape), taken.amax(0), taken.sum(0))

@@ -21,7 +21,7 @@ from medpfl.core.types import Ended, Observation, Reconstruction, Weights
 
 __all__ = ["RGAP"]
 
-_CONVERGED = 1e-5
+_CONVERGED = 1e-7
 """Relative squared distance from the sent update below which a guess explains it."""
 
 
@@ -49,8 +49,8 @@ class RGAP(Attack):
         tolerance: of the same.
     """
 
-    steps: int = 2000
-    tolerance: float = 1e-7
+    steps: int = 1000
+    tolerance: float = 1e-6
 
     def __post_init__(self) -> None:
         check_positive(steps=self.steps, tolerance=self.tolerance)
@@ -72,11 +72,14 @@ class RGAP(Attack):
             raise InputError("the last layer tells no label: grant the labels")
         problem = Matching(seen, label_vectors(seen, classes, dummy), SquaredDistance(), basis=Pixels())
         loss, _ = problem.evaluate(problem.join(guesses, None), torch.arange(len(seen), device=like.device))
-        ended = tuple(map(self._why, finite.tolist(), loss.tolist(), found.steps.tolist()))
-        one = torch.ones_like(found.steps)
-        return Reconstruction(guesses, classes, loss, found.steps, found.steps + one, ended)
+        ended = tuple(
+            self._why(*each) for each in zip(finite.tolist(), loss.tolist(), found.steps.tolist(), strict=True)
+        )
+        return Reconstruction(guesses, classes, loss, found.steps, found.total + 1, ended)
 
     def _why(self, finite: bool, loss: float, steps: int) -> Ended:
         if not finite:
             return "nonfinite"
-        return "converged" if loss < _CONVERGED else "max_steps" if steps >= self.steps else "stalled"
+        if loss < _CONVERGED:
+            return "converged"
+        return "max_steps" if steps >= self.steps else "stalled"
