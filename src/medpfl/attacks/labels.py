@@ -49,7 +49,7 @@ class LastLayer(Labels):
     arXiv:2110.09074). Without a bias, the rows' sums stand for it, divided by the mean input of the layer.
     """
 
-    def infer(self, seen: Observation, dummy: Tensor) -> Tensor | None:
+    def infer(self, seen: Observation, dummy: Tensor) -> Tensor:
         """Classes (V, N), ascending in each victim."""
         rows = _row_gradient(seen, dummy)
         if seen.num_images == 1:

@@ -60,9 +60,12 @@ class Wire:
 
 
 class Layer(Protocol):
-    """One layer of a chain; `name` is the model's."""
+    """One layer of a chain."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As the model has it."""
+        ...
 
     def back(self, out: Estimate, wire: Wire) -> Estimate:
         """From its outputs to its inputs."""

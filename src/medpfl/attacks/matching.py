@@ -113,7 +113,7 @@ class GradientMatching(Attack):
         return torch.stack([torch.randn(shape, generator=g) for g in own]).to(_device(seen))
 
     def _stages(self, problem: Matching, rough: bool) -> list[tuple[Matching, int]]:
-        """The warm-up's stages, for a rough start, and then the attack proper, with steps for each, within the limit."""
+        """The warm-up's stages, if the start is rough, then the attack proper; with steps for each, at most all."""
         stages, warmup = [], self.warmup if rough else ()
         if problem.joint:  # wrong labels would bend the pixels before the labels are right
             stages.append((problem.labels_only(), min(_LABEL_STEPS, self.steps // 8)))

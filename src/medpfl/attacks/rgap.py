@@ -14,7 +14,7 @@ from medpfl.attacks.objectives import SquaredDistance
 from medpfl.attacks.problem import Matching
 from medpfl.attacks.recursion import check_plan, invert
 from medpfl.attacks.targets import label_vectors
-from medpfl.core.errors import InputError, check_positive
+from medpfl.core.errors import check_positive
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
 from medpfl.core.types import Ended, Observation, Reconstruction, Weights
@@ -68,8 +68,6 @@ class RGAP(Attack):
         guesses = found.images.to(like).nan_to_num(0.5, 0.5, 0.5).clamp(0, 1)
         dummy = torch.full_like(guesses[:1, 0], 0.5)
         classes = seen.labels if seen.labels is not None else LastLayer().infer(seen, dummy)
-        if classes is None:
-            raise InputError("the last layer tells no label: grant the labels")
         problem = Matching(seen, label_vectors(seen, classes, dummy), SquaredDistance(), basis=Pixels())
         loss, _ = problem.evaluate(problem.join(guesses, None), torch.arange(len(seen), device=like.device))
         ended = tuple(
