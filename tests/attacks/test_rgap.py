@@ -72,7 +72,7 @@ NETWORKS = {
         nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(128, 40), nn.ReLU(), nn.Linear(40, 3)
     ),
     "normalized": lambda: drawn(Normalize(), nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(128, 3)),
-    "functions between layers": lambda: Functional(),
+    "functions between layers": lambda: drawn(Functional()),
     "batch norm in eval mode": lambda: double(
         drawn(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Flatten(), nn.Linear(128, 3))
     ),
@@ -88,7 +88,7 @@ class Normalize(nn.Module):
 class Functional(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.fc = drawn(nn.Conv2d(3, 8, 3)), drawn(nn.Linear(128, 3))
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(128, 3)
 
     def forward(self, x):
         return self.fc(torch.sigmoid(self.conv(x)).flatten(1))
@@ -100,7 +100,7 @@ def test_exact_in_float64(name):
     plan = Plan(mode="train" if name.startswith("dropout") else "eval")
     error, guess = attacked(network, smooth(3, 3, 6), EXACT, plan)
     assert error.max() < 1e-5
-    assert guess.ended == ("converged",) * 3
+    assert guess.ended == ("stalled" if name.startswith("dropout") else "converged",) * 3  # masks are not known
     assert guess.labels.tolist() == LABELS.tolist()
 
 
@@ -119,7 +119,7 @@ def test_one_local_step_is_a_gradient():
 def test_a_common_factor_cancels():
     error, guess = attacked(tiny(size=8).double(), smooth(3, 1, 8), EXACT, defense=Clipping(1e-3))
     assert error.max() < 1e-4
-    assert guess.loss.max() > 0.5  # the objective does not know of the clipping, and says so
+    assert guess.ended == ("converged",) * 3
 
 
 @settings(max_examples=25, deadline=None)
@@ -185,7 +185,18 @@ REFUSED = {
     "a way around": (Around, "'conv' does not get its gradient by way of layer 'fc' alone"),
     "used twice": (Twice, "'conv' is used 2 times"),
     "frozen": (frozen, "'0' is frozen"),
-    "groups": (lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular")), "'0': a convolution"),
+    "circular padding": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(256, 3)),
+        "'0': a convolution",
+    ),
+    "uneven padding": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 2, padding="same"), nn.Flatten(), nn.Linear(256, 3)),
+        "'0': a convolution",
+    ),
+    "groups": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(144, 3)),
+        "'1': a convolution",
+    ),
     "train batch norm": (
         lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 3)),
         "'1' normalizes by its own batch",
@@ -203,10 +214,6 @@ def test_refuses_models_before_it_starts_and_the_start_falls_back(name):
     make, message = REFUSED[name]
     torch.manual_seed(0)
     network = make()
-    if name == "groups":
-        with pytest.raises(InputError, match=message):
-            RGAP().check(network, Plan(), (1, 8, 8))
-        return
     seen = scene(network, smooth(2, 1, 8)[:, None], LABELS[:2], Plan())
     with pytest.raises(InputError, match=message):
         RGAP()(seen, generator())

@@ -185,18 +185,14 @@ def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _geometry(name: str, layer: nn.Conv2d) -> dict[str, Any]:
-    padding: Any = layer.padding
-    if padding == "valid":
-        padding = (0, 0)
-    elif padding == "same":
-        padding = tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
-    even = layer.padding == "same" and any(
-        d * (k - 1) % 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
-    )
-    if layer.groups > 1 or layer.padding_mode != "zeros" or even:
-        raise InputError(
-            f"layer '{name}': convolutions in groups, or padded by other than equal zeros, cannot be inverted"
-        )
+    both: Any = layer.padding  # of the two sides of each axis together
+    if isinstance(both, str):
+        both = [d * (k - 1) * (both == "same") for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    else:
+        both = [2 * side for side in both]
+    if layer.groups > 1 or layer.padding_mode != "zeros" or any(sides % 2 for sides in both):
+        raise InputError(f"layer '{name}': a convolution in groups, or not padded evenly with zeros, is not inverted")
+    padding = tuple(sides // 2 for sides in both)
     return {"kernel_size": layer.kernel_size, "dilation": layer.dilation, "padding": padding, "stride": layer.stride}
 
 

@@ -70,10 +70,10 @@ class RGAP(Attack):
         classes = seen.labels if seen.labels is not None else LastLayer().infer(seen, dummy)
         problem = Matching(seen, label_vectors(seen, classes, dummy), SquaredDistance(), basis=Pixels())
         loss, _ = problem.evaluate(problem.join(guesses, None), torch.arange(len(seen), device=like.device))
-        ended = tuple(
-            self._why(*each) for each in zip(finite.tolist(), loss.tolist(), found.steps.tolist(), strict=True)
-        )
-        return Reconstruction(guesses, classes, loss, found.steps, found.total + 1, ended)
+        ended: list[Ended] = []
+        for one in zip(finite.tolist(), loss.tolist(), found.steps.tolist(), strict=True):
+            ended.append(self._why(*one))
+        return Reconstruction(guesses, classes, loss, found.steps, found.total + 1, tuple(ended))
 
     def _why(self, finite: bool, loss: float, steps: int) -> Ended:
         if not finite:
