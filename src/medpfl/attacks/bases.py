@@ -76,6 +76,10 @@ class Spectral(Basis):
         """Pixels to scaled amplitudes."""
         return _transform(images, axes, inverse=False) / self._scale(images, axes)
 
+    def transposed(self, images: Tensor, axes: int) -> Tensor:
+        """The transpose of `images`, which is linear."""
+        return _transform(images, axes, inverse=False) * self._scale(images, axes)
+
     def _scale(self, like: Tensor, axes: int) -> Tensor:
         return _amplitudes(self, tuple(like.shape[-axes:]), like.dtype, like.device)
 

@@ -9,6 +9,7 @@ import torch
 from medpfl.attacks.labels import Joint
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
+from medpfl.attacks.starts import Normal, Start
 from medpfl.core.roles import Attack
 from medpfl.core.types import Observation, Reconstruction
 
@@ -21,7 +22,7 @@ class DLG(Attack):
 
     Source: Zhu, Liu and Han, "Deep Leakage from Gradients", NeurIPS 2019 (arXiv:1906.08935), algorithm 1.
     Needs: the update, the plan, the model. Labels are optimized, or taken where granted.
-    Start: independent standard normal pixels and logits.
+    Start: independent standard normal pixels and logits; with ``start=Analytic()`` the images of `RGAP`.
     Deviates: the squared distance of each layer is divided by the norm of that layer's update, the last
     layer's matrix counting twelvefold; images move in a basis of scaled cosines (`medpfl.attacks.bases`); every
     iteration has a line search (the authors' L-BFGS, rate 1 without one, can diverge); seventy steps with a prior
@@ -35,10 +36,15 @@ class DLG(Attack):
     steps: int = 1000
     restarts: int = 1
     tolerance: float = 1e-8
+    start: Start = Normal()
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
         attack = GradientMatching(
-            labels=Joint(), optimizer=LBFGS(tolerance=self.tolerance), restarts=self.restarts, steps=self.steps
+            start=self.start,
+            labels=Joint(),
+            optimizer=LBFGS(tolerance=self.tolerance),
+            restarts=self.restarts,
+            steps=self.steps,
         )
         return attack(seen, generator)

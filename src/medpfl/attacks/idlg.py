@@ -9,6 +9,7 @@ import torch
 from medpfl.attacks.labels import LastLayer
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
+from medpfl.attacks.starts import Normal, Start
 from medpfl.core.roles import Attack
 from medpfl.core.types import Observation, Reconstruction
 
@@ -21,7 +22,7 @@ class iDLG(Attack):
 
     Source: Zhao, Mopuri and Bilen, "iDLG: Improved Deep Leakage from Gradients", 2020 (arXiv:2001.02610).
     Needs: the update, the plan, the model.
-    Start: independent standard normal pixels.
+    Start: independent standard normal pixels; with ``start=Analytic()`` the images of `RGAP`.
     Deviates: as `DLG`; the last bias gives not only the label but y - p, where the wire shows it exactly
     (`medpfl.attacks.targets`); labels of batches above 1 are inferred as counts, see
     `medpfl.attacks.labels.LastLayer` (the paper has batches of 1 only).
@@ -30,10 +31,15 @@ class iDLG(Attack):
     steps: int = 1000
     restarts: int = 1
     tolerance: float = 1e-8
+    start: Start = Normal()
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
         attack = GradientMatching(
-            labels=LastLayer(), optimizer=LBFGS(tolerance=self.tolerance), restarts=self.restarts, steps=self.steps
+            start=self.start,
+            labels=LastLayer(),
+            optimizer=LBFGS(tolerance=self.tolerance),
+            restarts=self.restarts,
+            steps=self.steps,
         )
         return attack(seen, generator)

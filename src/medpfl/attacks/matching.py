@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medpfl.attacks.analytic import Analytic
 from medpfl.attacks.bases import Basis, Pixels, Spectral
 from medpfl.attacks.constraints import Box, Constraint, Free
 from medpfl.attacks.labels import Joint, Labels, LastLayer
@@ -25,6 +26,7 @@ from medpfl.core.types import Ended, Observation, Reconstruction
 
 __all__ = [
     "LBFGS",
+    "Analytic",
     "Box",
     "Cosine",
     "Free",
@@ -58,7 +60,7 @@ class GradientMatching(Attack):
         objective: distance of updates.
         prior: what images look like.
         optimizer: how to minimize.
-        start: first guess.
+        start: first guess; after one that is not rough there is no warm-up.
         labels: how labels are found, unless they are granted.
         constraint: what every iterate must be; for optimizers that project.
         basis: coordinates of the images that the optimizer moves in.
@@ -86,42 +88,39 @@ class GradientMatching(Attack):
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack on every victim of the observation."""
-        own = _spawn(generator, len(seen))
-        dummy = torch.cat([self._start(seen, g) for g in own[:64]])[:64]
+        own, start = _spawn(generator, len(seen)), self.start.of(seen, generator)
+        shape, device = (seen.num_images, *seen.image_shape), _device(seen)
+        dummy = torch.cat([start(shape, g) for g in own[:64]])[:64].to(device)
         classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
         labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
         problem = Matching(seen, labels, self.objective, self.prior, self.constraint, self.basis)
-        stages, found = self._stages(problem), _Starts(seen, self.restarts)
+        found = _Starts(seen, self.restarts)
         for attempt in range(self.restarts):
             victims = found.worse_than(self.enough if attempt else -torch.inf)
             if not len(victims):
                 break
-            start = problem.join(*self._draw(seen, [own[v] for v in victims.tolist()], labels is None))
+            images = start.images(shape, victims, own).to(device)
+            z = problem.join(images, self._logits(seen, [own[v] for v in victims.tolist()]) if problem.joint else None)
+            stages = self._stages(problem, start.rough)
             with progress.part(attempt / self.restarts, (attempt + 1) / self.restarts):
-                found.add(attempt, victims, self._minimize([(p.of(victims), n) for p, n in stages], start))
+                found.add(attempt, victims, self._minimize([(p.of(victims), n) for p, n in stages], z))
+            start = self.start.again()
         return found.reconstruction(problem, classes)
 
-    def _start(self, seen: Observation, generator: torch.Generator) -> Tensor:
-        device = next(iter(seen.views[0].update.tensors.values())).device
-        return self.start((seen.num_images, *seen.image_shape), generator).to(device)
-
-    def _draw(self, seen: Observation, own: list[torch.Generator], joint: bool) -> tuple[Tensor, Tensor | None]:
-        """Images (rows, N, C, H, W), and label variables (rows, N, K) where labels are optimized."""
-        images = torch.stack([self._start(seen, g) for g in own])
-        if not joint:
-            return images, None
+    def _logits(self, seen: Observation, own: list[torch.Generator]) -> Tensor:
+        """Label variables (rows, N, K), of masks (rows, N, K, H, W)."""
         shape = (seen.num_images, seen.num_classes, *seen.label_shape)
-        return images, torch.stack([torch.randn(shape, generator=g) for g in own]).to(images.device)
+        return torch.stack([torch.randn(shape, generator=g) for g in own]).to(_device(seen))
 
-    def _stages(self, problem: Matching) -> list[tuple[Matching, int]]:
-        """The warm-up's stages and then the attack proper, with steps for each, within the limit."""
-        stages = []
+    def _stages(self, problem: Matching, rough: bool) -> list[tuple[Matching, int]]:
+        """The warm-up's stages, if the start is rough, then the attack proper; with steps for each, at most all."""
+        stages, warmup = [], self.warmup if rough else ()
         if problem.joint:  # wrong labels would bend the pixels before the labels are right
             stages.append((problem.labels_only(), min(_LABEL_STEPS, self.steps // 8)))
         alone, head = problem.told_by_head(), problem
-        if alone or any(stage.head for stage in self.warmup):
+        if alone or any(stage.head for stage in warmup):
             head = problem.head_only() or problem
-        for stage in self.warmup:
+        for stage in warmup:
             part = head if stage.head else problem
             stages.append((part.under(stage.prior), min(stage.steps, self.steps // 4)))
         stages = [(p, most) for p, most in stages if most]
@@ -177,6 +176,10 @@ class _Starts:
             ended=tuple(self.ended[v, a] for v, a in enumerate(best.tolist())),
             candidates=images if len(self.z) > 1 else None,
         )
+
+
+def _device(seen: Observation) -> torch.device:
+    return next(iter(seen.views[0].update.tensors.values())).device
 
 
 def _spawn(generator: torch.Generator, count: int) -> list[torch.Generator]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from medpfl.core.spec import Part
+from medpfl.core.types import Observation
 
 __all__ = ["Normal", "Patterned", "Start"]
 
@@ -15,6 +17,21 @@ __all__ = ["Normal", "Patterned", "Start"]
 @dataclass(frozen=True, repr=False)
 class Start(Part):
     """Draws the first guess."""
+
+    rough: ClassVar[bool] = True
+    """Whether its fine details are nothing but noise, which a warm-up takes out."""
+
+    def of(self, seen: Observation, generator: torch.Generator) -> Start:
+        """The start for an observation: itself, unless it learns from what was seen."""
+        return self
+
+    def again(self) -> Start:
+        """The start of restarts."""
+        return self
+
+    def images(self, shape: tuple[int, ...], victims: Tensor, own: list[torch.Generator]) -> Tensor:
+        """Images (A, N, C, H, W) for victims (A,), each from its own generator, on the CPU."""
+        return torch.stack([self(shape, own[v]) for v in victims.tolist()])
 
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Images of a shape (N, C, H, W), on the CPU."""

@@ -31,6 +31,7 @@ from medpfl.core.verdicts import RANDOM_UPDATE
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.defenses import NoDefense
+from medpfl.federated.ready import prepare
 from medpfl.metrics.pixel import ssim
 from medpfl.models.weights import check_finite, load_weights
 
@@ -85,6 +86,15 @@ class Setup:
         _ = self.outputs, self.stack, self.wrong_layer  # all run the network
         if self.plan.loss == "dice" and not self.label_shape:
             raise InputError("loss dice is of masks, and this model gives one class for an image: use cross_entropy")
+        self._check_attacks()
+
+    def _check_attacks(self) -> None:
+        """Every attack, on the model as each defense leaves it."""
+        for defense in self.defenses:
+            network, generator = self.network(0), generator_of(self.seed, "model", 0, repr(defense))
+            changed, _ = defense.model(network, defense.init(), generator)
+            for attack in self.attacks:
+                attack.check(prepare(changed, self.plan), self.plan, self.data.shape)
 
     @cached_property
     def victims(self) -> list[Tensor]:

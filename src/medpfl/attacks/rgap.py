@@ -1,0 +1,84 @@
+"""R-GAP: a recursive gradient attack on privacy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from medpfl.attacks.bases import Pixels
+from medpfl.attacks.chain import chain_of
+from medpfl.attacks.labels import LastLayer
+from medpfl.attacks.objectives import SquaredDistance
+from medpfl.attacks.problem import Matching
+from medpfl.attacks.recursion import check_plan, invert
+from medpfl.attacks.targets import label_vectors
+from medpfl.core.errors import check_positive
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Attack
+from medpfl.core.types import Ended, Observation, Reconstruction, Weights
+
+__all__ = ["RGAP"]
+
+_CONVERGED = 1e-7
+"""Relative squared distance from the sent update below which a guess explains it."""
+
+
+@dataclass(frozen=True, repr=False)
+class RGAP(Attack):
+    """Solves for the inputs of one layer after the other, from the first linear layer back to the image.
+
+    Source: Zhu and Blaschko, "R-GAP: Recursive Gradient Attack on Privacy", ICLR 2021 (arXiv:2010.07733),
+    sections 3.2 and 3.3. Where the first layer is linear, it is Phong et al. 2018 (IEEE TIFS 13(5)) and
+    proposition 3.1 of Geiping et al. 2020 (arXiv:2003.14053), and the image is read at once.
+    Needs: the update, the plan, the model; one gradient of one image. Exact for chains of Conv2d, invertible
+    activations and Linear layers whose convolutions have as many equations (outputs and weights) as inputs: else
+    it raises `InputError` before it starts, with the layer and the reason (pooling, strides, sums, batches, local
+    steps, no bias). Where it has begun, noise and lost ranks show in `Reconstruction.loss` and `ended`.
+    Deviates: the recursion begins at the first linear layer with a bias, whatever follows it, and takes that layer's
+    output gradients from its bias and its inputs by least squares over all rows, where the paper finds the former
+    from the loss; outputs and gradients of a convolution are solved jointly by conjugate gradients, without
+    matrices, each equation weighed by its error: the update's noise, as the first layer's lost rank shows it, and
+    what comes of it in later layers; inputs are drawn to what they are expected to be, images as natural ones and
+    hidden values as made-up images have them, which decides only what noise leaves open. What a channel discloses
+    is not used: one common factor (clipping) cancels, all else counts as noise.
+
+    Attributes:
+        steps: iterations at most of each layer's least squares.
+        tolerance: of the same.
+    """
+
+    steps: int = 1000
+    tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_positive(steps=self.steps, tolerance=self.tolerance)
+
+    def check(self, model: nn.Module, plan: Plan, image_shape: tuple[int, ...]) -> None:
+        """Raises `InputError` where it does not apply."""
+        check_plan(plan)
+        chain_of(model, Weights.of(model), image_shape, torch.Generator())
+
+    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        """The attack."""
+        found = invert(seen, generator, self.steps, self.tolerance)
+        like = next(iter(seen.views[0].update.tensors.values()))
+        finite = found.images.flatten(1).isfinite().all(1)
+        guesses = found.images.to(like).nan_to_num(0.5, 0.5, 0.5).clamp(0, 1)
+        dummy = torch.full_like(guesses[:1, 0], 0.5)
+        classes = seen.labels if seen.labels is not None else LastLayer().infer(seen, dummy)
+        assert classes is not None  # masks have no chain that ends in linear layers
+        problem = Matching(seen, label_vectors(seen, classes, dummy), SquaredDistance(), basis=Pixels())
+        loss, _ = problem.evaluate(problem.join(guesses, None), torch.arange(len(seen), device=like.device))
+        ended: list[Ended] = []
+        for one in zip(finite.tolist(), loss.tolist(), found.steps.tolist(), strict=True):
+            ended.append(self._why(*one))
+        return Reconstruction(guesses, classes, loss, found.steps, found.total + 1, tuple(ended))
+
+    def _why(self, finite: bool, loss: float, steps: int) -> Ended:
+        if not finite:
+            return "nonfinite"
+        if loss < _CONVERGED:
+            return "converged"
+        return "max_steps" if steps >= self.steps else "stalled"
