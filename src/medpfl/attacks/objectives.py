@@ -52,12 +52,12 @@ class SquaredDistance(Objective):
     """Squared Euclidean distance, each layer weighted.
 
     Attributes:
-        weighting: ``'none'`` is the plain distance of Zhu et al. 2019 (arXiv:1906.08935, equation 4);
+        weighting: ``'none'`` is the plain distance of Zhu et al. 2019 (arXiv:1906.08935, equation 4), or, where
+            the precision of each coordinate is known, that weighted by it;
             ``'layer'`` divides each tensor's part by the norm of that tensor of the sent update, which
-            keeps large layers from hiding small ones. Where the precision of each coordinate is known, it
-            weighs within a tensor, against the tensor's mean precision, and the whole tensor is weighed by the
-            share of its square that is not noise: weights by precision alone would leave all but the layers
-            of tiny updates, which are the hardest to match, out of sight.
+            keeps large layers from hiding small ones. There, precision weighs within a tensor, against the
+            tensor's mean precision, and the whole tensor is weighed by the share of its square that is not
+            noise: by precision alone layers of tiny updates, the hardest to match, would hide all others.
         head: further weight of the last layer's matrix under ``'layer'``: it alone tells the layer's inputs.
     """
 
@@ -74,7 +74,9 @@ class SquaredDistance(Objective):
         """The update, its bounds, and the weight of every tensor or coordinate."""
         update = sent["sent"]
         weight = self._weights(update)
-        if "precision" in sent:
+        if "precision" in sent and self.weighting == "none":
+            weight = sent["precision"]
+        elif "precision" in sent:
             told = {name: _reliability(sent["precision"][name], t) for name, t in update.items()}
             weight = {name: w * told[name] for name, w in weight.items()}
         if "trusted" in sent:
