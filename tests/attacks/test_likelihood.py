@@ -1,13 +1,10 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from scenes import scene, smooth, tiny
 from torch.func import grad
 
-from medpfl.attacks.likelihood import Likelihood, noise_from_columns, with_precision
+from medpfl.attacks.likelihood import Likelihood, noise_from_columns, with_noise
 from medpfl.attacks.priors import ColorVariation
-from medpfl.core.channel import Channel
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
@@ -33,7 +30,7 @@ def test_likelihood_is_half_at_the_noise_and_that_of_scipy():
     sent, deviation = updates(0), 0.3
     fake = {k: t + deviation * updates(1)[k] for k, t in sent.items()}
     precision = {k: torch.full_like(t, deviation**-2) for k, t in sent.items()}
-    target = Likelihood().prepare({"sent": sent, "precision": precision})
+    target = Likelihood(1e-6).prepare({"sent": sent, "precision": precision})
     value, _ = Likelihood().value_and_direction(fake, target)
     assert value.item() == pytest.approx(0.5, rel=0.25)
     residual = torch.cat([(fake[k] - sent[k]).flatten() for k in sent]).numpy()
@@ -72,33 +69,29 @@ def test_columns_tell_nothing_under_weight_decay():
     assert noise_from_columns(seen, seen.views[0]) is None
 
 
-def test_every_view_gets_a_precision():
-    told = with_precision(seen_by(GaussianNoise(0.05), granted=("defense",)), 1e-3).views[0].channel.precision
-    naive = with_precision(seen_by(GaussianNoise(0.05)), 1e-3).views[0].channel.precision
-    for name, tensor in told.items():
-        assert torch.allclose(tensor, torch.full_like(tensor, 0.05**-2), rtol=1e-3)
+def test_what_is_told_of_noise_stays_and_what_is_not_is_estimated():
+    granted = seen_by(GaussianNoise(0.05), granted=("defense",))
+    assert with_noise(granted).views[0] is granted.views[0]
+    pruned = seen_by(TopK(keep=0.3), granted=("defense",))
+    assert with_noise(pruned).views[0] is pruned.views[0]
+    naive = with_noise(seen_by(GaussianNoise(0.05))).views[0].channel.precision
+    for name, tensor in granted.views[0].channel.precision.items():
+        assert naive[name].shape == tensor.shape
         assert torch.allclose(naive[name], tensor, rtol=0.3)
-
-
-def test_without_noise_the_floor_is_relative_to_each_tensor():
-    seen = seen_by(TopK(keep=0.3), granted=("defense",))
-    told = with_precision(seen, 1e-2).views[0].channel
-    assert told.bounds is seen.views[0].channel.bounds
-    for name, sent in seen.views[0].update.tensors.items():
-        square = sent[1].square().mean()
-        expected = (1e-4 * square.clamp(min=1e-30)) ** -1
-        assert torch.allclose(told.precision[name][1], expected.expand_as(sent[1]), rtol=1e-3)
-
-
-def test_what_says_nothing_stays_without_precision_and_what_mixes_stays_applied():
-    seen = seen_by(NoDefense())
-    sent = seen.views[0].update.tensors
-    channel = Channel(precision={k: (t > 0).to(t) for k, t in sent.items()})
-    silent = replace(seen, views=(replace(seen.views[0], channel=channel),))
-    after = with_precision(silent, 1e-2).views[0].channel.precision
-    assert all(torch.equal(after[k] > 0, t > 0) for k, t in sent.items())
     clipped = seen_by(Clipping(0.1), granted=("defense",))
-    assert with_precision(clipped, 1e-2).views[0].channel.apply is clipped.views[0].channel.apply
+    assert with_noise(clipped).views[0].channel.apply is clipped.views[0].channel.apply
+
+
+def test_the_floor_adds_to_the_variance_and_silence_stays_silence():
+    sent = {"a": torch.tensor([3.0, -1.0]), "b": torch.tensor([2.0])}
+    precision = {"a": torch.tensor([4.0, 0.0]), "b": torch.tensor([torch.inf])}
+    weight = Likelihood(floor=0.1).prepare({"sent": sent, "precision": precision})["weight"]
+    assert torch.allclose(3 * weight["a"], torch.tensor([1 / (0.25 + 0.01 * 5), 0.0]))
+    assert torch.allclose(3 * weight["b"], torch.tensor([1 / (0.01 * 4)]))
+    plain = Likelihood(floor=0.1).prepare({"sent": sent})["weight"]
+    assert torch.allclose(3 * plain["a"], torch.full((2,), 1 / (0.01 * 5)))
+    with pytest.raises(InputError, match="floor"):
+        Likelihood(floor=0.0)
 
 
 def test_color_variation_by_hand():

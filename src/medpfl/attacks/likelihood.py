@@ -10,9 +10,10 @@ from torch import Tensor
 from medpfl.attacks.labels import last_layer
 from medpfl.attacks.objectives import Objective, Target
 from medpfl.core.channel import Channel
+from medpfl.core.errors import InputError
 from medpfl.core.types import Observation, Tensors, View
 
-__all__ = ["Likelihood", "noise_from_columns", "with_precision"]
+__all__ = ["Likelihood", "noise_from_columns", "with_noise"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,15 +22,30 @@ class Likelihood(Objective):
 
     ``sum(precision * residual^2) / (2 * coordinates)``, of a residual beyond the bounds, where there are bounds. It
     is about 1/2 at the truth: less says that noise was fitted. Noise of another distribution (Laplace) is taken for
-    normal noise of the same variance. Without a precision, 1 stands for it.
+    normal noise of the same variance. Without a precision there is no noise but the floor's.
+
+    Attributes:
+        floor: every variance is larger by ``floor^2`` of its tensor's mean square, above 0: no model is fitted more
+            closely than that, and layers of tiny updates, to which precision alone gives all the weight, leave
+            others theirs. A large floor makes a smoother landscape, in which to start.
     """
+
+    floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.floor > 0:
+            raise InputError(f"floor is {self.floor}: it must be above 0")
 
     def prepare(self, sent: Target) -> Target:
         """The update, its bounds, and the precision over the number of coordinates."""
-        update = sent["sent"]
+        update, precision = sent["sent"], sent.get("precision")
         count = sum(t.numel() for t in update.values())
-        precision = sent.get("precision") or {name: torch.ones_like(t) for name, t in update.items()}
-        return {**{k: v for k, v in sent.items() if k in ("sent", "bounds")}, "weight": _times(precision, 1 / count)}
+        weight = {}
+        for name, t in update.items():
+            least = self.floor**2 * t.square().mean().clamp(min=1e-30)
+            known = torch.full_like(t, torch.inf) if precision is None else precision[name]
+            weight[name] = torch.where(known > 0, 1 / (1 / known + least), 0.0) / count
+        return {**{k: v for k, v in sent.items() if k in ("sent", "bounds")}, "weight": weight}
 
     def value_and_direction(self, fake: Tensors, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
         """The value, and its derivative by the guess's update."""
@@ -42,10 +58,6 @@ class Likelihood(Objective):
             direction[name] = residual * target["weight"][name]
             total = total + (residual * direction[name]).sum() / 2
         return total, direction
-
-
-def _times(tensors: Tensors, factor: float) -> dict[str, Tensor]:
-    return {name: t * factor for name, t in tensors.items()}
 
 
 def noise_from_columns(seen: Observation, view: View) -> Tensor | None:
@@ -63,32 +75,21 @@ def noise_from_columns(seen: Observation, view: View) -> Tensor | None:
     return rows.sum(1).square().mean(1) / rows.shape[1]
 
 
-def with_precision(seen: Observation, floor: float) -> Observation:
-    """The same views, each with a channel that has a precision everywhere.
+def with_noise(seen: Observation) -> Observation:
+    """The same views; one whose channel tells neither noise nor bounds gets the noise that `noise_from_columns` sees.
 
-    What a channel does not tell of noise is estimated (`noise_from_columns`), the same for all coordinates. Then
-    every variance is at least ``floor^2`` of the mean square of its tensor: no model is fitted more closely than
-    that, and layers of tiny updates, to which a deterministic channel gives all the weight, leave others theirs.
+    The noise is taken to be the same for all coordinates.
     """
-    return replace(seen, views=tuple(replace(v, channel=_precise(seen, v, floor)) for v in seen.views))
+    return replace(seen, views=tuple(_with_noise(seen, view) for view in seen.views))
 
 
-def _precise(seen: Observation, view: View, floor: float) -> Channel:
-    channel, sent = view.channel or Channel(), view.update.tensors
-    known = channel.precision
-    if known is None:
-        told = channel.bounds is None
-        variance = noise_from_columns(seen, view) if told else None
-        known = {name: _everywhere(t, variance) for name, t in sent.items()}
-    return replace(channel, precision={name: _floored(known[name], t, floor) for name, t in sent.items()})
-
-
-def _everywhere(like: Tensor, variance: Tensor | None) -> Tensor:
-    """A precision in the shape of a tensor (V, ...); of no noise, infinity."""
-    value = like.new_zeros(len(like)) if variance is None else variance.to(like)
-    return (1 / value).view(-1, *[1] * (like.ndim - 1)).expand_as(like)
-
-
-def _floored(precision: Tensor, sent: Tensor, floor: float) -> Tensor:
-    square = sent.flatten(1).square().mean(1).clamp(min=1e-30).view(-1, *[1] * (sent.ndim - 1))
-    return torch.where(precision > 0, 1 / (1 / precision + floor**2 * square), 0.0)
+def _with_noise(seen: Observation, view: View) -> View:
+    channel = view.channel or Channel()
+    if channel.precision is not None or channel.bounds is not None:
+        return view
+    variance = noise_from_columns(seen, view)
+    if variance is None:
+        return view
+    sent = view.update.tensors
+    precision = {k: (1 / variance.to(t)).view(-1, *[1] * (t.ndim - 1)).expand_as(t) for k, t in sent.items()}
+    return replace(view, channel=replace(channel, precision=precision))
