@@ -5,5 +5,6 @@ from medpfl.attacks.dlg import DLG
 from medpfl.attacks.gradinv import GradInv
 from medpfl.attacks.idlg import iDLG
 from medpfl.attacks.matching import GradientMatching
+from medpfl.attacks.posterior import Posterior
 
-__all__ = ["CPL", "DLG", "GradInv", "GradientMatching", "iDLG"]
+__all__ = ["CPL", "DLG", "GradInv", "GradientMatching", "Posterior", "iDLG"]
