@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from benchmarks import contested, deep, memory
+from benchmarks import adaptive, contested, deep, memory
 from benchmarks.scenes import Scene, available, scene
 from benchmarks.textbook import textbook
 from medpfl.attacks import CPL, DLG, iDLG
@@ -28,7 +28,7 @@ RECIPES = {
 }
 
 
-PARTS = {"contested": contested, "deep": deep, "memory": memory}
+PARTS = {"adaptive": adaptive, "contested": contested, "deep": deep, "memory": memory}
 QUICK = {
     "recipes": (4.0, "--images 8 --textbook 1"),
     "deep": (6.0, "--iterations 20 --large 2"),
