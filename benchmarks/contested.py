@@ -156,9 +156,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contested", description=__doc__)
     parser.add_argument("--full", action="store_true", help="24 images of each set and 3 draws of the weights")
-    parser.add_argument(
-        "--quick", action="store_true", help="4 images, three cells, two of the peers"
-    )
+    parser.add_argument("--quick", action="store_true", help="4 images, three cells, two of the peers")
     parser.add_argument("--images", type=int, help="images of each set, for each draw (8)")
     parser.add_argument("--draws", type=int, help="draws of the weights (1)")
     parser.add_argument("--sets", nargs="+", default=available())

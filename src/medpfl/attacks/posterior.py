@@ -51,7 +51,7 @@ class Posterior(Attack):
     restarts: int = 1
     edges: float = 0.04
     floor: float = 1e-2
-    coarse: tuple[float, ...] = (0.1,)
+    coarse: tuple[float, ...] = (0.3, 0.1, 0.03)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "coarse", tuple(self.coarse))
