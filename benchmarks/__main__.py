@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks import contested, deep, memory
+from benchmarks import adaptive, contested, deep, memory
 from benchmarks.rows import now
 from benchmarks.scenes import Scene, available, scene
 from benchmarks.textbook import textbook
@@ -30,7 +30,7 @@ RECIPES = {
 }
 
 
-PARTS = {"contested": contested, "deep": deep, "memory": memory}
+PARTS = {"adaptive": adaptive, "contested": contested, "deep": deep, "memory": memory}
 QUICK = {
     "recipes": (4.0, "--images 8 --textbook 1"),
     "deep": (6.0, "--iterations 20 --large 2"),

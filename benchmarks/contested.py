@@ -17,9 +17,7 @@ from torch import Tensor
 from benchmarks.peers import PEERS, missing
 from benchmarks.rows import columns, conditions, now, rate, scores
 from benchmarks.scenes import REPORTED, TUNED, Scene, available, dealt, held_out, play
-from medpfl.attacks import GradientMatching, GradInv, iDLG
-from medpfl.attacks.objectives import SquaredDistance
-from medpfl.attacks.priors import TotalVariation
+from medpfl.attacks import GradInv, Posterior, iDLG
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
 from medpfl.core.threat import ThreatModel
@@ -29,7 +27,7 @@ from medpfl.models import LeNet
 OURS: dict[str, Attack] = {
     "iDLG": iDLG(),
     "GradInv": GradInv(),
-    "matching": GradientMatching(objective=SquaredDistance("layer"), prior=TotalVariation(1e-4)),
+    "Posterior": Posterior(),
 }
 """What we send into the ring; `main` takes any of them by name."""
 
@@ -69,7 +67,7 @@ CELLS = {
 QUICK = {
     "images": 4,
     "cells": ["batch 4", "Laplace 1e-2", "FedAvg, 1 step"],
-    "ours": ["iDLG"],
+    "ours": ["Posterior"],
     "theirs": ["deepleakage", "invertinggradients"],
 }
 
@@ -158,7 +156,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contested", description=__doc__)
     parser.add_argument("--full", action="store_true", help="24 images of each set and 3 draws of the weights")
-    parser.add_argument("--quick", action="store_true", help="4 images, three cells, iDLG against two of the peers")
+    parser.add_argument("--quick", action="store_true", help="4 images, three cells, two of the peers")
     parser.add_argument("--images", type=int, help="images of each set, for each draw (8)")
     parser.add_argument("--draws", type=int, help="draws of the weights (1)")
     parser.add_argument("--sets", nargs="+", default=available())

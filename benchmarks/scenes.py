@@ -111,9 +111,10 @@ def play(
         InputError: every update is zero.
     """
     plan, defense, threat = plan or Plan(), defense or NoDefense(), threat or ThreatModel()
+    network, state = defense.model(network, defense.init(), torch.Generator().manual_seed(0))
     ready, weights = prepare(network, plan), Weights.of(network)
     rounds = [
-        client_round(ready, weights, Batch(x, y), plan, defense, {}, torch.Generator().manual_seed(i))
+        client_round(ready, weights, Batch(x, y), plan, defense, state, torch.Generator().manual_seed(i))
         for i, (x, y) in enumerate(zip(batches, labels, strict=True))
     ]
     alive = [i for i, r in enumerate(rounds) if r.raw.norm() > 0]

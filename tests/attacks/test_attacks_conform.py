@@ -5,7 +5,7 @@ import torch
 from scenes import scene, smooth, tiny
 
 from medpfl import attacks
-from medpfl.attacks import CPL, DLG, RGAP, GradientMatching, GradInv, iDLG
+from medpfl.attacks import CPL, DLG, RGAP, GradientMatching, GradInv, Posterior, iDLG
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
@@ -15,6 +15,7 @@ ROWS = {
     "DLG": DLG(steps=150),
     "GradInv": GradInv(steps=800, tv=1e-3),
     "GradientMatching": GradientMatching(steps=150),
+    "Posterior": Posterior(steps=200),
     "RGAP": RGAP(),
     "iDLG": iDLG(steps=150),
 }

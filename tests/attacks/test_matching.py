@@ -4,6 +4,7 @@ from scenes import scene, smooth, tiny
 
 from medpfl.attacks import problem as problem_module
 from medpfl.attacks.lbfgs import LBFGS
+from medpfl.attacks.likelihood import Likelihood
 from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.objectives import Cosine, SquaredDistance
 from medpfl.attacks.optimizers import SignedAdam
@@ -14,7 +15,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Channel, Observation, View
-from medpfl.defenses import GaussianNoise
+from medpfl.defenses import Clipping, GaussianNoise
 from medpfl.models import LeNet, ResNet
 
 LABELS = torch.tensor([[0], [2]])
@@ -236,11 +237,34 @@ def test_the_last_layer_alone_is_matched_by_its_own_update_and_no_other():
 def test_what_was_mixed_has_no_last_layer_of_its_own():
     images, label = smooth(2).view(1, 2, 1, 12, 12), torch.tensor([[1, 0]])
     local = scene(tiny(), images, label, Plan(algorithm="FedAvg", batch_size=1, local_images=2))
-    noisy = scene(
-        tiny(), images[:, :1], label[:, :1], Plan(), threat=ThreatModel(("defense",)), defense=GaussianNoise(1)
+    clipped = scene(
+        tiny(), images[:, :1], label[:, :1], Plan(), threat=ThreatModel(("defense",)), defense=Clipping(0.1)
     )
-    for seen in (local, noisy):
+    for seen in (local, clipped):
         assert problems(seen, label[:, : seen.num_images]).head_only() is None
+
+
+def test_under_noise_the_last_layer_has_its_own_precision_but_does_not_tell_alone():
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    threat = ThreatModel(("defense",))
+    seen = scene(tiny(), images, label, Plan(), threat=threat, defense=GaussianNoise(0.1, "layer"))
+    whole = problems(seen, label, Likelihood())
+    head = whole.head_only()
+    assert not whole.told_by_head()
+    for name, weight in head.known["targets"][0]["weight"].items():
+        ratio = weight / whole.known["targets"][0]["weight"][name]
+        assert torch.allclose(ratio, ratio.flatten()[0].expand_as(ratio), rtol=1e-4)
+    assert sorted(head.known["targets"][0]["weight"]) == ["3.bias", "3.weight"]
+
+
+def test_a_stage_may_have_an_objective_of_its_own():
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    whole = problems(scene(tiny(), images, label, Plan(), defense=GaussianNoise(0.1)), label, Likelihood())
+    z, rows = torch.rand(2, 144), torch.arange(2)
+    easy = problems(whole.seen, label, SquaredDistance()).evaluate(z, rows)[0]
+    assert torch.allclose(whole.under(NoPrior(), SquaredDistance()).evaluate(z, rows)[0], easy)
+    assert not torch.allclose(whole.evaluate(z, rows)[0], easy)
+    assert torch.equal(whole.under(NoPrior()).evaluate(z, rows)[0], whole.evaluate(z, rows)[0])
 
 
 def test_an_update_that_rounding_has_spoiled_is_read_from_the_rows_that_are_exact():

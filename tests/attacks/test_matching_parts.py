@@ -7,7 +7,7 @@ from torch.func import grad
 
 from medpfl.attacks import DLG, iDLG
 from medpfl.attacks.constraints import Box
-from medpfl.attacks.labels import LastLayer
+from medpfl.attacks.labels import LastLayer, bias_gradient
 from medpfl.attacks.objectives import Cosine, SquaredDistance
 from medpfl.attacks.priors import Smoothness, TotalVariation
 from medpfl.attacks.starts import Normal, Patterned
@@ -133,6 +133,39 @@ def test_label_counts_of_a_batch(plan, bias):
     seen = scene(network, smooth(12).view(3, 4, 1, 12, 12), LABELS, plan)
     found = LastLayer().infer(seen, smooth(16, seed=9))
     assert torch.equal(found, LABELS.sort(1).values)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_label_counts_under_momentum_and_weight_decay(bias):
+    plan = Plan(algorithm="FedAvg", batch_size=4, epochs=3, learning_rate=1e-3, momentum=0.9, weight_decay=0.5)
+    network = tiny()
+    network[-1] = torch.nn.Linear(network[-1].in_features, 3, bias=bias)
+    with torch.no_grad():  # decay alone must not be taken for labels
+        network[-1].weight.add_(torch.tensor([[0.0], [0.05], [-0.05]]))
+    seen = scene(network, smooth(12).view(3, 4, 1, 12, 12), LABELS, plan)
+    assert torch.equal(LastLayer().infer(seen, smooth(16, seed=9)), LABELS.sort(1).values)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_mean_gradient_of_a_round_is_that_of_its_steps(epochs):
+    plan = Plan(algorithm="FedAvg", batch_size=4, epochs=epochs, learning_rate=1e-5, momentum=0.9, weight_decay=0.1)
+    images = smooth(12).view(3, 4, 1, 12, 12)
+    one = bias_gradient(scene(tiny(), images, LABELS, Plan(batch_size=4)))
+    assert torch.allclose(bias_gradient(scene(tiny(), images, LABELS, plan)), one, atol=5e-3)
+
+
+def test_precision_weighs_within_a_tensor_and_what_is_noise_alone_hardly_counts():
+    sent = updates(1)
+    ones = {k: torch.ones_like(v) for k, v in sent.items()}
+    exact = SquaredDistance().prepare({"sent": sent, "precision": {k: 1e9 * v for k, v in ones.items()}})["weight"]
+    plain = SquaredDistance().prepare({"sent": sent})["weight"]
+    assert all(torch.allclose(exact[k], plain[k].expand_as(exact[k])) for k in sent)
+    drowned = {"a": 1e9 * ones["a"], "b": 1e-3 * ones["b"]}
+    weight = SquaredDistance().prepare({"sent": sent, "precision": drowned})["weight"]
+    assert (weight["b"] < 0.01 * weight["a"].mean()).all()
+    plain_none = SquaredDistance("none").prepare({"sent": sent, "precision": positive(2)})["weight"]
+    ratio = plain_none["a"] / positive(2)["a"]
+    assert torch.allclose(ratio, ratio.flatten()[0].expand_as(ratio))
 
 
 def test_label_of_one_image_under_noise():

@@ -11,8 +11,10 @@ from benchmarks.peers import Outcome
 from benchmarks.scenes import scene
 
 from benchmarks import __main__ as command
-from benchmarks import contested, deep, memory, overhead, trained
+from benchmarks import adaptive, contested, deep, memory, overhead, trained
 from medpfl.attacks import GradInv, iDLG
+from medpfl.core.roles import Attack
+from medpfl.core.types import Reconstruction
 
 
 @pytest.fixture
@@ -64,6 +66,29 @@ def test_a_peer_gets_the_time_of_the_slowest_of_ours(monkeypatch):
     text = contested.verdict("cell", tallies, list(ours), ["perfect"], 3)
     assert "long - perfect: -" in text
     assert "3 zero updates left out" in text
+
+
+class Told(Attack):
+    """White images where it knows the defense, else black ones."""
+
+    def __call__(self, seen, generator):
+        told, count = float(seen.views[0].channel is not None), len(seen)
+        zeros = torch.zeros(count)
+        return Reconstruction(torch.full((count, 1, 3, 32, 32), told), None, zeros, zeros, zeros, ("stalled",) * count)
+
+
+@pytest.mark.parametrize("name", adaptive.DEFENSES)
+def test_only_the_adaptive_side_is_told_of_each_defense(name, monkeypatch):
+    monkeypatch.setitem(adaptive.OURS, "iDLG", Told())
+    monkeypatch.setattr(adaptive, "scores", lambda guesses, batches: guesses.flatten(1).mean(1))
+    chosen = adaptive.parsed(["--sets", "samples", "--images", "2", "--defenses", name, "--ours", "iDLG"])
+    _, head, row = adaptive.lines(chosen)
+    assert head.split()[:3] == ["defense", "attack", "images"]
+    words = row.removeprefix(name).split()
+    assert words[:3] == ["iDLG", "2", "0.00"]
+    assert words[5:7] == ["0.000", "1.00"]
+    assert words[9] == "1.000"
+    assert "time is up" in list(adaptive.lines(chosen, lambda: False))[-1]
 
 
 def test_a_tally_prints_an_images_share():

@@ -72,3 +72,13 @@ def test_what_differs_must_be_handed_over():
     stacked = Channel.stack([Channel().then(plus, known=of(v, v, v)) for v in (1.0, 5.0)])
     with pytest.raises(KeyError):
         stacked.apply(ONES)
+
+
+def test_what_is_additive_may_be_told_of_a_part():
+    tensors = {"a": torch.ones(2), "b": torch.ones(3)}
+    noisy = Channel(precision=tensors, bounds={k: 2 * t for k, t in tensors.items()})
+    assert noisy.additive
+    assert list(noisy.of({"b"}).precision) == list(noisy.of({"b"}).bounds) == ["b"]
+    assert Channel().of({"b"}).precision is None
+    assert not noisy.then(lambda t: t).additive
+    assert not Channel(moment=lambda t: t).additive

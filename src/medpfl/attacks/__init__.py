@@ -5,6 +5,7 @@ from medpfl.attacks.dlg import DLG
 from medpfl.attacks.gradinv import GradInv
 from medpfl.attacks.idlg import iDLG
 from medpfl.attacks.matching import GradientMatching
+from medpfl.attacks.posterior import Posterior
 from medpfl.attacks.rgap import RGAP
 
-__all__ = ["CPL", "DLG", "RGAP", "GradInv", "GradientMatching", "iDLG"]
+__all__ = ["CPL", "DLG", "RGAP", "GradInv", "GradientMatching", "Posterior", "iDLG"]

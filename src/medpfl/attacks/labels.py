@@ -13,7 +13,7 @@ from medpfl.core.spec import Part
 from medpfl.core.types import Observation, Tensors
 from medpfl.federated.ready import state_of
 
-__all__ = ["Joint", "Labels", "LastLayer", "bias_gradient", "gradient_scale", "last_layer"]
+__all__ = ["Joint", "Labels", "LastLayer", "bias_gradient", "last_layer", "mean_gradient"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,13 +86,21 @@ def last_layer(seen: Observation) -> tuple[str | None, str | None]:
 def bias_gradient(seen: Observation) -> Tensor | None:
     """(V, K) mean gradient of the last layer's bias over the steps of a round; ``None`` without a bias."""
     bias = last_layer(seen)[1]
-    return None if bias is None else gradient_scale(seen) * seen.views[0].update.tensors[bias]
+    return None if bias is None else mean_gradient(seen, bias)
 
 
-def gradient_scale(seen: Observation) -> float:
-    """What turns a sent update into the mean gradient of its steps."""
-    view = seen.views[0]
-    return 1.0 if view.update.kind == "gradient" else -1 / (view.plan.learning_rate * view.plan.steps)
+def mean_gradient(seen: Observation, name: str) -> Tensor:
+    """(V, ...) mean gradient of a parameter over the steps of a round, as momentum weighs them.
+
+    Of T steps of SGD with momentum m, the gradient of step s counts (1 - m^(T - s)) / (1 - m) times, s from 0; decay
+    adds the weights themselves to each, which are taken for those that the round began with.
+    """
+    view, plan = seen.views[0], seen.views[0].plan
+    sent = view.update.tensors[name]
+    if view.update.kind == "gradient":
+        return sent
+    counts = sum(plan.momentum**k for s in range(plan.steps) for k in range(plan.steps - s))
+    return sent / (-plan.learning_rate * counts) - plan.weight_decay * view.weights.parameters[name]
 
 
 def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
@@ -106,7 +114,7 @@ def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
             "grant the labels, or attack with labels=Joint()"
         )
     inputs = _mean_input(seen, weight.rpartition(".")[0], dummy)
-    return gradient_scale(seen) * seen.views[0].update.tensors[weight].flatten(2).sum(2) / inputs
+    return mean_gradient(seen, weight).flatten(2).sum(2) / inputs
 
 
 def _logits(seen: Observation, dummy: Tensor) -> Tensor:

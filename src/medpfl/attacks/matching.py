@@ -122,7 +122,7 @@ class GradientMatching(Attack):
             head = problem.head_only() or problem
         for stage in warmup:
             part = head if stage.head else problem
-            stages.append((part.under(stage.prior), min(stage.steps, self.steps // 4)))
+            stages.append((part.under(stage.prior, stage.objective), min(stage.steps, self.steps // 4)))
         stages = [(p, most) for p, most in stages if most]
         return [*stages, (head if alone else problem, self.steps - sum(most for _, most in stages))]
 

@@ -25,6 +25,8 @@ Target = Mapping[str, Tensors]
 """By kind, tensors by parameter: what an objective compares with."""
 
 _TINY = 1e-30
+_LEAST_SHARE = 1e-3
+"""Of a tensor that looks like noise alone: it still says that nothing larger was there."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,10 +52,12 @@ class SquaredDistance(Objective):
     """Squared Euclidean distance, each layer weighted.
 
     Attributes:
-        weighting: ``'none'`` is the plain distance of Zhu et al. 2019 (arXiv:1906.08935, equation 4);
+        weighting: ``'none'`` is the plain distance of Zhu et al. 2019 (arXiv:1906.08935, equation 4), or, where
+            the precision of each coordinate is known, that weighted by it;
             ``'layer'`` divides each tensor's part by the norm of that tensor of the sent update, which
-            keeps large layers from hiding small ones. Where the noise of each coordinate is known, it is
-            the noise that weighs, and ``'layer'`` is left out.
+            keeps large layers from hiding small ones. There, precision weighs within a tensor, against the
+            tensor's mean precision, and the whole tensor is weighed by the share of its square that is not
+            noise: by precision alone layers of tiny updates, the hardest to match, would hide all others.
         head: further weight of the last layer's matrix under ``'layer'``: it alone tells the layer's inputs.
     """
 
@@ -69,7 +73,12 @@ class SquaredDistance(Objective):
     def prepare(self, sent: Target) -> Target:
         """The update, its bounds, and the weight of every tensor or coordinate."""
         update = sent["sent"]
-        weight = sent["precision"] if "precision" in sent else self._weights(update)
+        weight = self._weights(update)
+        if "precision" in sent and self.weighting == "none":
+            weight = sent["precision"]
+        elif "precision" in sent:
+            told = {name: _reliability(sent["precision"][name], t) for name, t in update.items()}
+            weight = {name: w * told[name] for name, w in weight.items()}
         if "trusted" in sent:
             weight = {k: w * sent["trusted"][k] for k, w in weight.items()}
         total = sum(((weight[k] * t.square()).sum() for k, t in update.items()), torch.zeros(()))
@@ -99,6 +108,14 @@ class SquaredDistance(Objective):
         if matrices := [name for name, tensor in sent.items() if tensor.ndim >= 2]:
             weights[matrices[-1]] = self.head * weights[matrices[-1]]
         return weights
+
+
+def _reliability(precision: Tensor, sent: Tensor) -> Tensor:
+    """Precision over its mean, times the share of the tensor's square (above 0) that noise does not explain."""
+    known = (precision > 0).sum().clamp(min=1)
+    relative = precision / (precision.sum() / known).clamp(min=_TINY)
+    share = 1 - known / (precision * sent.square()).sum().clamp(min=_TINY)
+    return relative * share.clamp(min=_LEAST_SHARE)
 
 
 @dataclass(frozen=True, repr=False)

@@ -72,10 +72,13 @@ class Matching(Problem):
         other.known, other._last = pick(self.known, victims), None
         return other
 
-    def under(self, prior: Prior) -> Matching:
-        """The same problems with another prior."""
+    def under(self, prior: Prior, objective: Objective | None = None) -> Matching:
+        """The same problems with another prior, and another objective where one is given."""
         other = copy.copy(self)
         other.prior = prior
+        if objective is not None:
+            other.objective = objective
+            other._see(self.seen)
         return other
 
     def labels_only(self) -> Matching:
@@ -95,20 +98,23 @@ class Matching(Problem):
     def told_by_head(self) -> bool:
         """Whether the last layer has inputs enough, twice as many as pixels, to tell the image by itself."""
         weight = last_layer(self.seen)[0]
-        if weight is None or self.seen.num_images > 1:
+        if weight is None or self.seen.num_images > 1 or self.seen.views[0].channel is not None:
             return False
         return self.seen.views[0].weights.parameters[weight][0].numel() >= 2 * self.pixels
 
     def _part(self, names: set[str]) -> Matching | None:
         view, *more = self.seen.views
-        if more or not names or view.channel is not None or any(plan.steps > 1 for plan in view.plans):
+        if more or not names or any(plan.steps > 1 for plan in view.plans):
+            return None
+        if view.channel is not None and not view.channel.additive:
             return None
         old = view.weights
         fixed = {k: t for k, t in old.parameters.items() if k not in names}
         weights = Weights({k: t for k, t in old.parameters.items() if k in names}, {**old.buffers, **fixed})
         update = view.update.replace({k: t for k, t in view.update.tensors.items() if k in names})
         other = copy.copy(self)
-        other._see(replace(self.seen, views=(replace(view, weights=weights, update=update),)))
+        channel = None if view.channel is None else view.channel.of(names)
+        other._see(replace(self.seen, views=(replace(view, weights=weights, update=update, channel=channel),)))
         return other
 
     def join(self, images: Tensor, logits: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from medpfl.attacks.objectives import Objective
 from medpfl.attacks.priors import NoPrior, Prior, Smoothness
 from medpfl.core.spec import Part
 
@@ -20,11 +21,13 @@ class Stage(Part):
         head: match the last layer's update only. That takes no derivative of the other layers' gradients, a
             third to a fifth of the cost, and it is what says most about the layer's inputs. Where the last
             layer's update is not its own (several local steps, a channel that mixes tensors) all are matched.
+        objective: in place of the attack's own; ``None``: the attack's own.
     """
 
     prior: Prior = NoPrior()
     steps: int = 40
     head: bool = False
+    objective: Objective | None = None
 
 
 WARM_UP = (Stage(Smoothness(1.0), 30, head=True), Stage(Smoothness(0.1), 40))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,6 +49,19 @@ class Channel:
         """One victim's tensors through the known part; `known` of that victim where the channel is stacked."""
         known = self.known if known is None else known
         return self.apply(tensors) if known is None else self.apply(tensors, known)
+
+    @property
+    def additive(self) -> bool:
+        """Whether the sent update is the raw one but for noise and errors, coordinate by coordinate."""
+        return self.apply is _unchanged and self.moment is None
+
+    def of(self, names: Collection[str]) -> Channel:
+        """What an additive channel says of some parameters."""
+
+        def some(tensors: Tensors | None) -> Tensors | None:
+            return None if tensors is None else {name: t for name, t in tensors.items() if name in names}
+
+        return replace(self, precision=some(self.precision), bounds=some(self.bounds))
 
     def then(
         self,
