@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from medpfl import InputError, cli
 from medpfl.auditing.inputs import attacks_of, defenses_of, model_of
+from medpfl.auditing.store import read_rows
 from medpfl.reproduction import run as module
 from medpfl.reproduction.experiments import EXPERIMENTS, Part, Study, study
+from medpfl.reproduction.modalities import features, kept, relations
 from medpfl.reproduction.run import remake, reproduce
 from medpfl.reproduction.tables import as_latex, as_markdown
 
@@ -26,6 +30,7 @@ SMALL = Study(
             name="iDLG, short",
             audit={"model": "LeNet('idlg')", "attack": ["iDLG(steps=3)"], "defense": ["TopK(keep=0.5)"], "size": 16},
             per_class=2,
+            explained=True,
             quick={"per_class": 1},
             faithful={"audit": {"fit": "squash"}},
         ),
@@ -89,6 +94,7 @@ def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
     text = (out / "attacks.md").read_text()
     assert text.count("| melanoma | iDLG, short |") == 2
     assert all(f"- {gap.what}\n" in text for gap in found.gaps)
+    assert "Spearman's rank correlation over 8 images of 2 sets:" in text
     read = list(csv.DictReader(io.StringIO((out / "attacks.csv").read_text())))
     assert [float(row["asr"]) for row in read] == [row["asr"] for row in found.rows]
     rows = [json.loads(x) for x in (out / "attacks/melanoma/idlg-short/findings.jsonl").read_text().splitlines()]
@@ -187,3 +193,33 @@ def test_marks_that_mean_something_in_a_table(data, tmp_path):
     assert r"\%" in latex
     body = as_markdown("T", "S", [row], []).splitlines()[4:7]
     assert len({line.replace("\\|", "").count("|") for line in body}) == 1
+
+
+def test_features_of_images_that_one_knows():
+    flat = torch.full((1, 3, 6, 8), 0.5)
+    black = torch.zeros(1, 3, 6, 8)
+    steps = black.clone()
+    steps[..., 4:] = 1.0
+    found = features(torch.cat([flat, black, steps]))
+    assert found[0] == {"variation": 0.0, "edges": 0.0, "range": 0.0, "background": 0.0}
+    assert found[1]["background"] == 1.0
+    # Six of the 82 pairs of neighbors differ, by 1; six of the 48 pixels have a right neighbor that differs.
+    assert found[2] == {"variation": pytest.approx(6 / 82), "edges": 6 / 48, "range": 1.0, "background": 0.5}
+
+
+def test_features_are_set_against_what_was_read_back(data, tmp_path):
+    reproduce(["attacks"], data=data, out=tmp_path)
+    run = tmp_path / "attacks" / "melanoma" / "idlg-short"
+    rows, own = list(read_rows(run / "findings.jsonl")), kept(run)
+    assert len(own) == 6
+    order = sorted(own, key=lambda image: own[image]["edges"] + own[image]["variation"])
+    rank = {image: i for i, image in enumerate(order)}
+    made = {
+        image: dict(values, edges=rank[image], variation=-rank[image], background=1.0) for image, values in own.items()
+    }
+    known = [replace(row, evaluations=10 * rank[row.image]) for row in rows]
+    lines = relations({"melanoma": known}, {"melanoma": made}).splitlines()
+    by_feature = {line.split(":")[0][2:]: line.split(" | ") for line in lines[-4:]}
+    assert by_feature["edges"][2] == "1.00"
+    assert by_feature["variation"][2] == "\u22121.00"
+    assert by_feature["background"][2] == "\u2013"

@@ -12,7 +12,7 @@ from medpfl.core.experiment import Experiment
 
 __all__ = ["EXPERIMENTS", "SETS", "Part", "Study", "study"]
 
-EXPERIMENTS = ("attacks", "noise", "gaussian", "compression")
+EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "modalities")
 """By name, the files of this package."""
 
 SETS = ("melanoma", "brain_mri", "covid_xray")
@@ -27,6 +27,7 @@ class Part(BaseModel):
         audit: what differs from the audit's own defaults, as its options are called.
         images: how many to attack; or `per_class`, so many of each class.
         needs_weights: whether it is of a trained network, whose weights the user gives.
+        explained: whether what its images are like is kept beside the rows, and set against them.
         quick, faithful: what is put in place of the above in the brief form, and in that of the notebooks.
     """
 
@@ -37,6 +38,7 @@ class Part(BaseModel):
     images: int | None = None
     per_class: int | None = None
     needs_weights: bool = False
+    explained: bool = False
     quick: dict[str, Any] = {}
     faithful: dict[str, Any] = {}
 

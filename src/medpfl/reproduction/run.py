@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medpfl.auditing.inputs import data_of
+from medpfl.auditing.key import study_index
 from medpfl.auditing.perform import perform
 from medpfl.auditing.report import Report, reread
+from medpfl.auditing.store import read_rows
 from medpfl.core.errors import InputError, listed
 from medpfl.core.files import write
 from medpfl.reproduction.experiments import EXPERIMENTS, SETS, Part, study
+from medpfl.reproduction.modalities import KEPT, features, keep, kept, relations
 from medpfl.reproduction.tables import Row, as_csv, as_latex, as_markdown, rows_of
 
 __all__ = ["Gap", "Reproduction", "remake", "reproduce"]
@@ -171,11 +174,15 @@ def _audit(
     if task.part.needs_weights and weights is None:
         raise InputError("--weights names the trained network's file; none was given")
     options = task.part.audit
-    held = data_of(str(place), options.get("size", 32), options.get("fit", "crop"), options.get("channels")).images
+    found = data_of(str(place), options.get("size", 32), options.get("fit", "crop"), options.get("channels"))
+    held = found.images
     experiment = task.part.experiment(str(place), seed, len(held.classes), len(held))
     if task.part.needs_weights:
         experiment = experiment.model_copy(update={"weights": str(weights)})
-    return perform(experiment, out, force, progress)
+    report = perform(experiment, out, force, progress)
+    if task.part.explained:
+        keep(out, study_index(out, held, found.source, found.place).images, features(held.images))
+    return report
 
 
 def _write(out: Path, rows: list[Row], gaps: list[Gap]) -> tuple[Path, ...]:
@@ -184,6 +191,9 @@ def _write(out: Path, rows: list[Row], gaps: list[Gap]) -> tuple[Path, ...]:
         own = [row for row in rows if row["experiment"] == experiment]
         notes = [gap.what for gap in gaps if gap.experiment in ("", experiment)]
         text = as_markdown(study(experiment).title, study(experiment).source, own, notes)
+        if runs := {path.parent.parent.name: path.parent for path in sorted((out / experiment).glob(f"*/*/{KEPT}"))}:
+            rows_by_set = {name: list(read_rows(run / "findings.jsonl")) for name, run in runs.items()}
+            text += "\n" + relations(rows_by_set, {name: kept(run) for name, run in runs.items()}) + "\n"
         for suffix, content in (("md", text), ("csv", as_csv(own)), ("tex", as_latex(own))):
             made.append(write(out / f"{experiment}.{suffix}", content.encode()))
     return tuple(made)

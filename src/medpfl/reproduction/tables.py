@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from medpfl.auditing.report import Report
-from medpfl.reporting.words import between, label, number, percent, percents
+from medpfl.reporting.words import DASH, between, label, number, percent, percents
 
 __all__ = ["Row", "as_csv", "as_latex", "as_markdown", "rows_of"]
 
@@ -24,13 +24,17 @@ class _Column(NamedTuple):
     text: Callable[[Row], str]
 
 
+def _with(value: str, interval: str) -> str:
+    return value if interval == DASH else f"{value} ({interval})"
+
+
 _COLUMNS = (
     _Column("Set", lambda row: row["set"]),
     _Column("Attack", lambda row: row["part"]),
     _Column("Defense", lambda row: label(row["defense"])),
     _Column("Images", lambda row: number(row["images"], "d")),
-    _Column("ASR", lambda row: f"{percent(row['asr'])} ({percents(row['asr_low'], row['asr_high'])})"),
-    _Column("SSIM", lambda row: f"{number(row['ssim'])} ({between(row['ssim_low'], row['ssim_high'])})"),
+    _Column("ASR", lambda row: _with(percent(row["asr"]), percents(row["asr_low"], row["asr_high"]))),
+    _Column("SSIM", lambda row: _with(number(row["ssim"]), between(row["ssim_low"], row["ssim_high"]))),
     _Column("Best SSIM without the update", lambda row: number(_without_update(row))),
     _Column("MSE", lambda row: number(row["mse"], ".2g")),
     _Column("PSNR, dB", lambda row: number(row["psnr"], ".1f")),

@@ -1,0 +1,121 @@
+"""What images are like, against what was read back of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from medpfl.core.files import write
+from medpfl.core.types import Finding
+from medpfl.core.verdicts import UNDEFENDED
+from medpfl.reporting.words import number
+
+__all__ = ["FEATURES", "KEPT", "features", "keep", "kept", "relations"]
+
+FEATURES = {
+    "variation": "mean absolute difference of neighboring pixels",
+    "edges": "share of pixels that differ from a neighbor by more than a tenth",
+    "range": "99th less 1st percentile",
+    "background": "share of pixels below 0.05",
+}
+"""Of one image in [0, 1], its channels averaged."""
+
+KEPT = "features.csv"
+"""The file of a run directory that holds them."""
+
+
+def features(images: Tensor) -> list[dict[str, float]]:
+    """The features of images (M, C, H, W) in [0, 1]."""
+    gray = images.double().mean(1)
+    down = torch.nn.functional.pad(gray.diff(dim=1).abs(), (0, 0, 0, 1))
+    right = torch.nn.functional.pad(gray.diff(dim=2).abs(), (0, 1))
+    low, high = (gray.flatten(1).quantile(q, dim=1) for q in (0.01, 0.99))
+    pairs = gray[0].diff(dim=0).numel() + gray[0].diff(dim=1).numel()
+    columns = {
+        "variation": (down.sum((1, 2)) + right.sum((1, 2))) / pairs,
+        "edges": (torch.maximum(down, right) > 0.1).double().mean((1, 2)),
+        "range": high - low,
+        "background": (gray < 0.05).double().mean((1, 2)),
+    }
+    return [dict(zip(columns, map(float, values), strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def keep(out: Path, indices: Sequence[str], found: Sequence[Mapping[str, float]]) -> None:
+    """Writes features by study index into a run directory, so that tables can be made without the images."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, ["image", *FEATURES], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"image": index, **values} for index, values in zip(indices, found, strict=True))
+    write(out / KEPT, file.getvalue().encode())
+
+
+def kept(out: Path) -> dict[str, dict[str, float]]:
+    """The features that `keep` wrote, by study index."""
+    with (out / KEPT).open() as file:
+        return {row.pop("image"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)}
+
+
+def relations(rows: Mapping[str, Sequence[Finding]], found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Two tables: each set's mean features beside its results, and rank correlations over the images of all sets.
+
+    Args:
+        rows: by set, the findings of its audit.
+        found: by set, features by study index.
+    """
+    heads = ["Set", *FEATURES, "SSIM, no defense", "Evaluations", "SSIM, noise"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    pooled: list[dict[str, float]] = []
+    for name, own in rows.items():
+        if not (images := _by_image(own, found[name])):
+            continue
+        pooled += images
+        means = [sum(image[key] for image in images) / len(images) for key in (*FEATURES, *_RESULTS)]
+        lines.append("| " + " | ".join([name, *map(_plain, means)]) + " |")
+    lines += ["", f"Spearman's rank correlation over {len(pooled)} images of {len(rows)} sets:", ""]
+    lines += ["| | " + " | ".join(heads[-3:]) + " |", "|" + " --- |" * 4]
+    for feature, meaning in FEATURES.items():
+        values = [number(_spearman(pooled, feature, result)) for result in _RESULTS]
+        lines.append(f"| {feature}: {meaning} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def _plain(value: float) -> str:
+    return number(value, ",.0f" if value >= 10 else ".2f")
+
+
+_FEW = 3
+"""Below so many images, a correlation says nothing at all."""
+
+_RESULTS = ("ssim", "evaluations", "ssim_noise")
+
+
+def _by_image(rows: Sequence[Finding], found: Mapping[str, Mapping[str, float]]) -> list[dict[str, float]]:
+    """Features and results of each image that was attacked with and without the defense."""
+    scored = [row for row in rows if not row.control and "zero-gradient" not in row.flags]
+    plain = {row.image: row for row in scored if row.defense == UNDEFENDED}
+    noisy = {row.image: row for row in scored if row.defense != UNDEFENDED}
+    return [
+        {
+            **found[image],
+            "ssim": row.scores["ssim"] or 0.0,
+            "evaluations": float(row.evaluations),
+            "ssim_noise": noisy[image].scores["ssim"] or 0.0,
+        }
+        for image, row in plain.items()
+        if image in noisy and image in found
+    ]
+
+
+def _spearman(images: Sequence[Mapping[str, float]], one: str, other: str) -> float | None:
+    """Correlation of the ranks, ties sharing theirs; ``None`` where there is none."""
+    from scipy.stats import rankdata
+
+    columns = [[image[key] for image in images] for key in (one, other)]
+    if len(images) < _FEW or any(len(set(column)) == 1 for column in columns):
+        return None
+    return float(torch.corrcoef(torch.tensor([rankdata(column).tolist() for column in columns]))[0, 1])
