@@ -246,7 +246,7 @@ def test_a_leak_to_an_attack_that_did_not_know_the_defense_is_a_leak():
 
 
 def test_a_defense_that_comes_too_late_need_not_be_known():
-    cell = cells(rows(15), rows(0, defense=NOISE, grants=()), server_side=[NOISE])[NOISE]
+    cell = cells(rows(15), rows(0, defense=NOISE, grants=()), server_side=[NOISE], server_only=[NOISE])[NOISE]
     assert "naive-attack" not in cell["flags"]
 
 

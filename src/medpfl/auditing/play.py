@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from functools import lru_cache, reduce
+from functools import lru_cache
 from itertools import combinations
-from operator import or_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from medpfl.attacks.problem import stacks
+from medpfl.auditing.acting import at_client
 from medpfl.auditing.engine import explained, generator_of, versions
-from medpfl.auditing.recorded import Recorded, behind
+from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import JobKey
-from medpfl.core.roles import Attack, Composed, Defense, State
+from medpfl.core.roles import Attack, State
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Batch, Finding, Observation, Reconstruction, Tensors, Update, Weights
 from medpfl.core.verdicts import RANDOM_UPDATE
@@ -134,9 +134,8 @@ class Player:
         )
 
     def _threat(self, job: JobKey) -> ThreatModel:
-        """The grants of a job: of an update that no defense changed there is nothing to know."""
-        bare = behind(self.defenses[job.defense]) == NoDefense()
-        return self.setup.threat.withholding("defense") if bare else self.setup.threat
+        """The grants of a job: what the defense discloses of itself where it says so, and all others."""
+        return self.setup.threat.granting("defense") if job.knows else self.setup.threat.withholding("defense")
 
     def _others(self) -> Tensor:
         """Images that no victim holds, of no victim's patient."""
@@ -183,15 +182,3 @@ def _randomized(played: ClientRound, generator: torch.Generator) -> ClientRound:
 def _distance(own: Update, other: Update) -> float:
     gap = {name: t - other.tensors[name] for name, t in own.tensors.items()}
     return float(own.replace(gap).norm() / own.norm().clamp(min=1e-30))
-
-
-def at_client(defense: Defense) -> Defense:
-    """The part of a defense that acts before the server has the update; the rest comes too late."""
-    parts = defense.parts if isinstance(defense, Composed) else (defense,)
-    kept = [part for part in parts if part.where == "client"]
-    return reduce(or_, kept) if kept else NoDefense()
-
-
-def server_side(defenses: list[Defense]) -> list[str]:
-    """Specs of the defenses that do not act at the client."""
-    return [repr(d) for d in defenses if d.where == "server"]

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from medpfl.auditing.acting import at_client, discloses, server_only, server_side
 from medpfl.auditing.engine import device_of, versions
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
 from medpfl.auditing.key import study_index
-from medpfl.auditing.play import Player, at_client, server_side
+from medpfl.auditing.play import Player
 from medpfl.auditing.recorded import Recorded, behind, read, relabel
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scoring import Scorer
@@ -69,9 +70,10 @@ def audit(
         data: ``"samples"``, a folder of class folders, a record of an update, a source, or images.
         attacks, defenses: specs or objects; the undefended control is always there. For a record: the defense that
             its client used, if the record does not state it.
-        threat: what the adversary is granted beyond the wire; nothing by default, but what a defense discloses
-            of itself where one is judged.
-        naive: withholds the latter; then a failed attack is never "no leak found".
+        threat: what the adversary is granted beyond the wire; nothing by default. A defense that discloses
+            something of itself is attacked twice, by attacks that are not told of it and by attacks that are; the
+            grant ``defense`` leaves out the former.
+        naive: leaves out the latter; then a failed attack is never "no leak found".
         plan: what every client does, FedSGD on one image by default; ``plan.images`` images stand behind one update.
         images: how many to attack, evenly over classes, in whole updates.
         draws: of untrained weights; each attacks the same images.
@@ -105,7 +107,8 @@ def audit(
         draws, partition = 1, "IID(clients=1)"
     elif truth is not None:
         raise InputError("truth goes with a record of an update; here, the data is the truth")
-    plan, threat = plan or Plan(), _threat(threat or ThreatModel(), made_defenses, naive)
+    plan, given = plan or Plan(), threat or ThreatModel()
+    knowledge = _knowledge(given, naive)
     made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition)
     found = data_of(data, size, fit, channels)
     name_skipped(found.images.skipped)
@@ -114,19 +117,25 @@ def audit(
     if record is not None:
         held, images = relabel(held, record), record.plan.images
     setup = Setup(
-        made_model, start, held, found.source, made_attacks, made_defenses, threat, plan, made_partition,
-        images, draws, seed, memory, device_of(device),
+        made_model, start, held, found.source, made_attacks, made_defenses,
+        _threat(given, made_defenses, knowledge), plan, made_partition,
+        images, draws, seed, memory, device_of(device), knowledge,
     )  # fmt: skip
     setup.check()
     return _run(setup, found.place, out, force, progress)
 
 
-def _threat(given: ThreatModel, defenses: list[Defense], naive: bool) -> ThreatModel:
-    """A defense is judged by attacks that know it, unless that is withheld."""
+def _knowledge(given: ThreatModel, naive: bool) -> tuple[bool, ...]:
+    """Whether attacks are told of a defense: both ways, unless that is granted or withheld."""
     if naive and "defense" in given:
         raise InputError("naive withholds what the grant 'defense' gives: leave out one of them")
-    judged = [defense for defense in defenses if behind(defense) != NoDefense()]
-    return given.granting("defense") if judged and not naive else given
+    return (False,) if naive else (True,) if "defense" in given else (False, True)
+
+
+def _threat(given: ThreatModel, defenses: list[Defense], knowledge: tuple[bool, ...]) -> ThreatModel:
+    """A defense is judged by attacks that know it, unless that is withheld."""
+    judged = [defense for defense in defenses if at_client(behind(defense)) != NoDefense()]
+    return given.granting("defense") if judged and True in knowledge else given
 
 
 def _check_outside(out: Path | None, place: str) -> None:
@@ -214,6 +223,7 @@ def _settings(setup: Setup, player: Player) -> dict[str, Any]:
         "seed": setup.seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "server_side": server_side(setup.defenses),
+        "server_only": server_only(setup.defenses),
         "notes": _notes(setup),
     }
     recorded = [d for d in setup.defenses if isinstance(d, Recorded)]
@@ -224,6 +234,13 @@ def _settings(setup: Setup, player: Player) -> dict[str, Any]:
 
 def _notes(setup: Setup) -> list[str]:
     notes = []
+    twice = sum(map(discloses, setup.defenses)) if len(setup.knowledge) > 1 else 0
+    if twice:
+        some = "1 defense is" if twice == 1 else f"{twice} defenses are"
+        notes.append(
+            f"{some} attacked twice, without and with what it discloses of itself: --grant defense, or --naive, "
+            "takes half the time"
+        )
     if any(isinstance(d, Recorded) for d in setup.defenses):
         notes.append("plan, weights and image size are those of the record; options that name others are not used")
     if setup.wrong_layer is not None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.attacks.problem import stacks
+from medpfl.auditing.acting import at_client, discloses
 from medpfl.auditing.derivatives import check_derivatives
 from medpfl.auditing.engine import check_network, check_trainable, generator_of, seed_of, stack_size
 from medpfl.auditing.inputs import GivenModel
 from medpfl.auditing.key import StudyIndex
-from medpfl.auditing.recorded import Recorded
+from medpfl.auditing.recorded import Recorded, behind
 from medpfl.auditing.store import JobKey
 from medpfl.auditing.victims import draw_victims
 from medpfl.core.errors import InputError, listed
@@ -49,6 +51,8 @@ class Setup:
         data, source: the images, and how their source is called.
         attacks, defenses: the undefended control is the first defense.
         threat, plan, partition: the scenario.
+        knowledge: whether attacks are told of a defense that discloses something: not, or told, or one after the
+            other.
         images, draws: how many images to attack, under how many draws of untrained weights.
         seed, memory, device: of the run.
     """
@@ -67,6 +71,7 @@ class Setup:
     seed: int
     memory: float
     device: torch.device
+    knowledge: tuple[bool, ...] = (False, True)
 
     def check(self) -> None:
         """Raises `InputError` for what cannot work."""
@@ -133,9 +138,16 @@ class Setup:
         jobs = {JobKey(RANDOM_UPDATE, 0, control, repr(a), 0): few for a in self.attacks}
         for draw in range(self.draws):
             for defense in self.defenses:
-                for attack in self.attacks:
-                    jobs |= {JobKey("", draw, repr(defense), repr(attack), i): n for i, n in enumerate(sizes)}
+                for attack, knows in product(self.attacks, self._knowledge_of(defense)):
+                    key = ("", draw, repr(defense), repr(attack))
+                    jobs |= {JobKey(*key, i, knows): n for i, n in enumerate(sizes)}
         return jobs
+
+    def _knowledge_of(self, defense: Defense) -> tuple[bool, ...]:
+        """One run is enough where there is nothing to know: as told of a defense, unless that is withheld."""
+        if at_client(behind(defense)) == NoDefense():
+            return (False,)
+        return self.knowledge if discloses(defense) else self.knowledge[-1:]
 
     def _stacks(self) -> list[list[Tensor]]:
         return [self.victims[i : i + self.stack] for i in range(0, len(self.victims), self.stack)]
@@ -158,6 +170,7 @@ class Setup:
             "defenses": [repr(d) for d in self.defenses],
             "record": [[_fingerprint(d.contents()), repr(d.claimed)] for d in self.defenses if isinstance(d, Recorded)],
             "threat": repr(self.threat),
+            "knowledge": list(self.knowledge),
             "plan": repr(self.plan),
             "partition": repr(self.partition),
             "images": self.images,

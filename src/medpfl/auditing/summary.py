@@ -1,4 +1,4 @@
-"""One entry per attack and defense, computed from rows alone."""
+"""One entry per attack, told of the defense or not, and defense, computed from rows alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medpfl.auditing.checks import clusters_of, flags_of, verdict_of
+from medpfl.auditing.difference import false_security
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, RECORDED, UNDEFENDED
 from medpfl.metrics.pixel import SUCCESS
@@ -17,9 +18,15 @@ __all__ = ["summarize"]
 _MISMATCH = 1e-3
 """Relative difference from which a recorded update is not what its truth gives."""
 
+_Key = tuple[str, str, bool]
+"""An attack, a defense, and whether the attack is told of it."""
+
 
 def summarize(
-    rows: Sequence[Finding], server_side: Sequence[str] = (), record: Mapping[str, Any] | None = None
+    rows: Sequence[Finding],
+    server_side: Sequence[str] = (),
+    record: Mapping[str, Any] | None = None,
+    server_only: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """The cells in the order of the rows, verdicts and flags included.
 
@@ -28,25 +35,30 @@ def summarize(
 
     Args:
         rows: of one run.
-        server_side: specs of the defenses that act only at the server.
+        server_side: specs of the defenses of which a part acts only at the server.
         record: of a recorded update, the ``defense`` that it is said to have passed, its relative ``difference``
             from what the truth then gives, and the ``spread`` of the latter with the client's own draws.
+        server_only: specs of the defenses of which no part acts at the client: there is nothing to know.
     """
-    by_cell: dict[tuple[str, str], list[Finding]] = {}
+    by_cell: dict[_Key, list[Finding]] = {}
     random: dict[str, list[Finding]] = {}
     for row in rows:
         if row.control == RANDOM_UPDATE:
             random.setdefault(row.attack, []).append(row)
         else:
-            by_cell.setdefault((row.attack, row.defense), []).append(row)
+            by_cell.setdefault((row.attack, row.defense, row.knows_defense), []).append(row)
     cells = {key: _cell(*key, members, random.get(key[0], [])) for key, members in by_cell.items()}
-    for (attack, defense), cell in cells.items():
-        control = cells.get((attack, UNDEFENDED))
+    for (attack, defense, knows), cell in cells.items():
+        control = cells.get((attack, UNDEFENDED, False))
         cell["control_asr"] = control["asr"] if control else None
         acting = (record or {}).get("defense", UNDEFENDED) if defense == RECORDED else defense
-        naive = acting not in (UNDEFENDED, *server_side) and not _knowing(by_cell[attack, defense])
-        cell["verdict"] = verdict_of(cell, control, naive)
-        cell["flags"] = flags_of(by_cell[attack, defense], cell, control, naive)
+        bare = acting in (UNDEFENDED, *server_only)
+        cell["knows_defense"] = None if bare else knows
+        cell |= false_security(
+            by_cell.get((attack, defense, False)) if knows else None, by_cell[attack, defense, knows]
+        )
+        cell["verdict"] = verdict_of(cell, control, not bare and not knows)
+        cell["flags"] = flags_of(by_cell[attack, defense, knows], cell, control, not bare and not knows)
         if defense in server_side:
             cell["flags"].append("server-side")
         if defense == RECORDED and record and _mismatch(record):
@@ -56,15 +68,11 @@ def summarize(
     return list(cells.values())
 
 
-def _knowing(rows: Sequence[Finding]) -> bool:
-    return all("defense" in row.grants for row in rows)
-
-
 def _mismatch(record: Mapping[str, Any]) -> bool:
     return record["difference"] > _MISMATCH + record.get("spread", 0.0)
 
 
-def _cell(attack: str, defense: str, rows: list[Finding], random: list[Finding]) -> dict[str, Any]:
+def _cell(attack: str, defense: str, _: bool, rows: list[Finding], random: list[Finding]) -> dict[str, Any]:
     scored = [row for row in rows if "zero-gradient" not in row.flags]
     random = [row for row in random if "zero-gradient" not in row.flags]
     low, high = mean_interval(_scores(scored, "ssim"), clusters=clusters_of(_with(scored, "ssim")))

@@ -244,6 +244,11 @@ class Finding:
     seconds: float
     date: str
 
+    @property
+    def knows_defense(self) -> bool:
+        """Whether the attack was told what the defense discloses of itself."""
+        return "defense" in self.grants
+
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON holds it."""
         return asdict(self)
