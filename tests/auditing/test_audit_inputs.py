@@ -9,9 +9,9 @@ from torch import nn
 
 from medpfl import InputError
 from medpfl.attacks import DLG, iDLG
+from medpfl.auditing.acting import at_client
 from medpfl.auditing.engine import check_network, device_of, explained, generator_of, seed_of, stack_size, versions
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
-from medpfl.auditing.acting import at_client
 from medpfl.auditing.watch import name_skipped, watching
 from medpfl.core.roles import Defense
 from medpfl.data.partition import IID, Dirichlet
