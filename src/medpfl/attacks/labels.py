@@ -87,9 +87,9 @@ def bias_gradient(seen: Observation) -> Tensor | None:
 
 
 def _scale(seen: Observation) -> float:
-    """From what was sent to a mean gradient."""
+    """From what was sent to a mean gradient; of several clients, all have one plan."""
     view = seen.views[0]
-    return 1.0 if view.update.kind == "gradient" else -1 / (view.plan.learning_rate * view.plan.steps)
+    return 1.0 if view.update.kind == "gradient" else -1 / (view.plans[0].learning_rate * view.plans[0].steps)
 
 
 def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:

@@ -54,11 +54,11 @@ def summarize(
         acting = (record or {}).get("defense", UNDEFENDED) if defense == RECORDED else defense
         bare = acting in (UNDEFENDED, *server_only)
         cell["knows_defense"] = None if bare else knows
-        cell |= false_security(
-            by_cell.get((attack, defense, False)) if knows else None, by_cell[attack, defense, knows]
-        )
-        cell["verdict"] = verdict_of(cell, control, not bare and not knows)
-        cell["flags"] = flags_of(by_cell[attack, defense, knows], cell, control, not bare and not knows)
+        own, other = by_cell[attack, defense, knows], by_cell.get((attack, defense, False)) if knows else None
+        cell.update(false_security(other, own))
+        naive = not bare and not knows
+        cell["verdict"] = verdict_of(cell, control, naive)
+        cell["flags"] = flags_of(own, cell, control, naive)
         if defense in server_side:
             cell["flags"].append("server-side")
         if defense == RECORDED and record and _mismatch(record):
