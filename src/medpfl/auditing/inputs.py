@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,11 +83,10 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[T]:
     return list({repr(one): one for one in made}.values())
 
 
-def partition_of(partition: str | Partition) -> Partition:
-    """From a spec or a partition."""
-    if isinstance(partition, Partition):
-        return partition
-    return build(partition, registry(partition_module), "partition")
+def partition_of(partition: str | Partition, clients: int | None = None) -> Partition:
+    """From a spec or a partition; with so many clients, if that is given."""
+    made = partition if isinstance(partition, Partition) else build(partition, registry(partition_module), "partition")
+    return made if clients is None else replace(made, clients=clients)  # type: ignore[type-var]
 
 
 def is_record(data: Any) -> bool:

@@ -19,6 +19,7 @@ from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import claimed
+from medpfl.auditing.sums import aggregates, staying
 from medpfl.auditing.watch import files, name_skipped, watching
 from medpfl.core.errors import InputError
 from medpfl.core.experiment import STANDARD
@@ -49,6 +50,7 @@ def audit(
     weights: str | Path | None = None,
     truth: str | Path | DataSource | LabelledImages | None = None,
     partition: str | Partition = "IID(clients=1)",
+    clients: int | None = None,
     size: int = 32,
     fit: str = "crop",
     channels: int | None = None,
@@ -80,6 +82,7 @@ def audit(
         weights: a weights file for the model.
         truth: for a record: the images that it was made from.
         partition: how images are dealt to clients, by patient where patients are known.
+        clients: of the partition, in place of its own number; secure aggregation sums the updates of all of them.
         size, fit, channels: of the images, where a folder or the samples are read.
         seed: of every random draw.
         memory: GiB that a stack of victims may take, by a fixed estimate.
@@ -104,12 +107,12 @@ def audit(
         plan, start = record.plan, record.weights
         size = record.image_shape[-1] if record.image_shape else size
         channels = record.image_shape[0] if record.image_shape else channels
-        draws, partition = 1, "IID(clients=1)"
+        draws, partition, clients = 1, "IID(clients=1)", None
     elif truth is not None:
         raise InputError("truth goes with a record of an update; here, the data is the truth")
     plan, given = plan or Plan(), threat or ThreatModel()
     knowledge = _knowledge(given, naive)
-    made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition)
+    made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition, clients)
     found = data_of(data, size, fit, channels)
     name_skipped(found.images.skipped)
     _check_outside(out, found.place)
@@ -151,6 +154,8 @@ def _claimed(record: Record, given: list[Defense]) -> Defense:
             stated = [at_client(d) for d in defenses_of([record.defense]) if d != NoDefense()]
         except InputError as error:
             raise InputError(f"of the record: {error}; --defense states another") from None
+    if any(map(aggregates, stated)):
+        raise InputError("a record is of one client's update, and secure aggregation gives the server only a sum")
     if len(stated) > 1:
         raise InputError("a record was made under one defense: give the one that its client used, parts joined by |")
     return stated[0] if stated else NoDefense()
@@ -206,7 +211,7 @@ def _settings(setup: Setup, player: Player) -> dict[str, Any]:
             "partition": repr(setup.partition),
             "weights": "untrained" if setup.weights is None else "given",
             "memory_gib": setup.memory,
-            "victims_per_stack": setup.stack,
+            "victims_per_stack": setup.stack(),
         },
         "grants": list(setup.threat.grants),
         "data": {
@@ -245,6 +250,12 @@ def _notes(setup: Setup) -> list[str]:
         notes.append("plan, weights and image size are those of the record; options that name others are not used")
     if setup.wrong_layer is not None:
         notes.append(f"{setup.wrong_layer} has a second derivative that is not that of what it computes")
+    for defense in filter(aggregates, setup.defenses):
+        each = staying(defense, setup.clients)
+        notes.append(
+            f"{defense!r}: the server gets the sum of {each} clients' updates, and attacks read back all "
+            f"{each * setup.plan.images} images of it; the undefended control is of the same clients one by one"
+        )
     attacked = len(setup.victims) * setup.plan.images
     if attacked < setup.images:
         notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")

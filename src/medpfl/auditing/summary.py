@@ -9,7 +9,7 @@ from typing import Any
 from medpfl.auditing.checks import clusters_of, flags_of, verdict_of
 from medpfl.auditing.difference import false_security
 from medpfl.core.types import Finding
-from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, RECORDED, UNDEFENDED
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, MASKED, RANDOM_UPDATE, RECORDED, UNDEFENDED
 from medpfl.metrics.pixel import SUCCESS
 from medpfl.metrics.rates import cluster_interval, mean_interval
 
@@ -42,9 +42,12 @@ def summarize(
     """
     by_cell: dict[_Key, list[Finding]] = {}
     random: dict[str, list[Finding]] = {}
+    masked: dict[tuple[str, str], list[Finding]] = {}
     for row in rows:
         if row.control == RANDOM_UPDATE:
             random.setdefault(row.attack, []).append(row)
+        elif row.control == MASKED:
+            masked.setdefault((row.attack, row.defense), []).append(row)
         else:
             by_cell.setdefault((row.attack, row.defense, row.knows_defense), []).append(row)
     cells = {key: _cell(*key, members, random.get(key[0], [])) for key, members in by_cell.items()}
@@ -53,6 +56,7 @@ def summarize(
         cell["control_asr"] = control["asr"] if control else None
         acting = (record or {}).get("defense", UNDEFENDED) if defense == RECORDED else defense
         bare = acting in (UNDEFENDED, *server_only)
+        cell.update(_masked(masked.get((attack, defense), [])))
         cell["knows_defense"] = None if bare else knows
         own, other = by_cell[attack, defense, knows], by_cell.get((attack, defense, False)) if knows else None
         cell.update(false_security(other, own))
@@ -104,6 +108,16 @@ def _cell(attack: str, defense: str, _: bool, rows: list[Finding], random: list[
         "ssim_nearest": _mean(_scores(scored, "nearest_ssim")),
         "ssim_random_update": _mean(_scores(random, "ssim")),
         **_rate("identified_random_update", random, lambda row: row.identified),
+    }
+
+
+def _masked(rows: Sequence[Finding]) -> dict[str, float | None]:
+    """What the same attack makes of one client's masked message."""
+    return {
+        **_rate("asr_masked_vector", rows, lambda row: row.success),
+        "ssim_masked_vector": _mean(_scores(rows, "ssim")),
+        **_rate("identified_masked_vector", rows, lambda row: row.identified),
+        "chance_masked_vector": _mean([row.chance for row in rows if row.chance is not None]),
     }
 
 

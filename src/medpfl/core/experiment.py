@@ -38,6 +38,9 @@ class Experiment(BaseModel):
     partition: str = Field(
         default="IID(clients=1)", description="IID(clients=...) or Dirichlet(alpha=..., clients=...)"
     )
+    clients: int | None = Field(
+        default=None, ge=1, description="clients of the partition; secure aggregation sums over all of them"
+    )
     algorithm: Literal["FedSGD", "FedAvg"] = Field(default="FedSGD", description="one gradient, or local training")
     local_images: int | None = Field(default=None, ge=1, description="FedAvg: images of a client; unset: one batch")
     epochs: int = Field(default=1, ge=1, description="FedAvg: local epochs")

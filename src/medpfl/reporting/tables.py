@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "entries", "terminal_table"]
 
-BASELINES = {"mean_image": "mean", "nearest": "nearest", "random_update": "random"}
+BASELINES = {"mean_image": "mean", "nearest": "nearest", "random_update": "random", "masked_vector": "masked"}
 COLORS = {LEAKS: "bold red", NO_LEAK: "cyan", INCONCLUSIVE: "yellow"}
 SHORT = {LEAKS: "leaks", NO_LEAK: "no leak found", INCONCLUSIVE: "inconclusive"}
 WIDE = 110
