@@ -14,6 +14,7 @@ from medpfl.auditing.engine import device_of, versions
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
 from medpfl.auditing.key import study_index
 from medpfl.auditing.play import Player
+from medpfl.auditing.privacy import spent
 from medpfl.auditing.recorded import Recorded, behind, read, relabel
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scoring import Scorer
@@ -44,6 +45,7 @@ def audit(
     defenses: Sequence[str | Defense] = (),
     threat: ThreatModel | None = None,
     naive: bool = False,
+    delta: float = 1e-5,
     plan: Plan | None = None,
     images: int = 32,
     draws: int = 1,
@@ -76,6 +78,7 @@ def audit(
             something of itself is attacked twice, by attacks that are not told of it and by attacks that are; the
             grant ``defense`` leaves out the former.
         naive: leaves out the latter; then a failed attack is never "no leak found".
+        delta: probability of failure at which the epsilon of differentially private defenses is stated.
         plan: what every client does, FedSGD on one image by default; ``plan.images`` images stand behind one update.
         images: how many to attack, evenly over classes, in whole updates.
         draws: of untrained weights; each attacks the same images.
@@ -125,7 +128,7 @@ def audit(
         images, draws, seed, memory, device_of(device), knowledge,
     )  # fmt: skip
     setup.check()
-    return _run(setup, found.place, out, force, progress)
+    return _run(setup, found.place, out, force, progress, delta)
 
 
 def _knowledge(given: ThreatModel, naive: bool) -> tuple[bool, ...]:
@@ -169,13 +172,13 @@ def _truth_of(truth: Any, weights: Path | None) -> Any:
     return truth
 
 
-def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool) -> Report:
+def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool, delta: float) -> Report:
     if out is not None:
         _make(out)
     index = study_index(out, setup.data, setup.source, place)
     player = Player(setup, Scorer(setup.data, index))
     with claimed(out, setup.identity(index), setup.jobs, force) as store:
-        settings = _settings(setup, player)
+        settings = _settings(setup, player, delta)
         store.note(settings=settings, jobs=[[*job, count] for job, count in setup.jobs.items()])
         todo = [job for job in setup.jobs if job not in store]
         total = sum(setup.jobs.values())
@@ -193,7 +196,7 @@ def _make(out: Path) -> None:
         raise InputError(f"--out '{out}' cannot be made ({error.strerror}): name another one") from error
 
 
-def _settings(setup: Setup, player: Player) -> dict[str, Any]:
+def _settings(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
     """What the pages print of an audit. No path, no name of an image, a patient or a class."""
     data = setup.data
     known = {p for p in data.patients if p is not None}
@@ -211,7 +214,7 @@ def _settings(setup: Setup, player: Player) -> dict[str, Any]:
             "partition": repr(setup.partition),
             "weights": "untrained" if setup.weights is None else "given",
             "memory_gib": setup.memory,
-            "victims_per_stack": setup.stack(),
+            "victims_per_stack": setup.stack(NoDefense()),
         },
         "grants": list(setup.threat.grants),
         "data": {
@@ -231,6 +234,8 @@ def _settings(setup: Setup, player: Player) -> dict[str, Any]:
         "server_only": server_only(setup.defenses),
         "notes": _notes(setup),
     }
+    if private := spent(setup.defenses, setup.plan, delta):
+        settings["privacy"] = private
     recorded = [d for d in setup.defenses if isinstance(d, Recorded)]
     if recorded:
         settings["record"] = {"defense": repr(recorded[0].claimed), **player.difference(recorded[0])}

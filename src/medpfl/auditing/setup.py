@@ -135,7 +135,7 @@ class Setup:
         images = torch.rand(few, *self.data.shape, generator=generator_of(0, "probe")).to(self.device)
         return check_derivatives(network, images, self.outputs, self.plan, stacks(Weights.of(network)))
 
-    def stack(self, defense: Defense = NoDefense()) -> int:
+    def stack(self, defense: Defense) -> int:
         """Victims attacked together."""
         return self._stack(self.together(defense))
 
