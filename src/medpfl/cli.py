@@ -143,6 +143,8 @@ def _print(report: Any, quiet: bool) -> None:
         console.print(terminal_table(report.summary))
         for note in report.settings.get("notes", []):
             console.print(note, style="dim")
+        for spec, epsilon in (report.settings.get("privacy") or {}).items():
+            console.print(f"{spec} spends {epsilon}", markup=False, highlight=False, soft_wrap=True)
     if report.classes and console.is_terminal and not quiet:
         # Not into a file that the output goes to: a class folder may be named for a patient.
         names = ", ".join(f"class {i}: {name}" for i, name in enumerate(report.classes))

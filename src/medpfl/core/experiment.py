@@ -28,7 +28,7 @@ class Experiment(BaseModel):
     )
     grant: list[str] = Field(
         default=[],
-        description="what the adversary is told: labels, order, masks, auxiliary, ...; defense: only attacks that know it",
+        description="what the adversary is told: labels, order, ...; defense: only attacks that know it",
     )
     naive: bool = Field(
         default=False,

@@ -97,7 +97,7 @@ def _page(
 
 def _row(cell: Mapping[str, Any]) -> dict[str, Any]:
     known = {"verdict": cell.get("verdict") or INCONCLUSIVE, "flags": cell.get("flags") or ()}
-    knows = {True: "yes", False: "no"}.get(cell.get("knows_defense"), DASH)
+    knows = DASH if cell.get("knows_defense") is None else "yes" if cell["knows_defense"] else "no"
     return {
         "attack": cell["attack"], "defense": cell["defense"], "knows": knows, "numbers": entries(cell), **known
     }  # fmt: skip
