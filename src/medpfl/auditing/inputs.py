@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ from medpfl.auditing.engine import explained
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
-from medpfl.core.spec import build, expand, registry
+from medpfl.core.spec import Part, build, expand, registry
 from medpfl.data import partition as partition_module
 from medpfl.data.choose import source_at
 from medpfl.data.images import LabelledImages
@@ -80,7 +80,18 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[T]:
     for one in made:
         if not isinstance(one, role):
             raise InputError(f"{one!r} is no {role.__name__.lower()}: give a spec string or an object of that role")
+        _check_spec(one)
     return list({repr(one): one for one in made}.values())
+
+
+def _check_spec(part: Any) -> None:
+    """Raises `InputError` for a part, or a part of one, that has no spec: rows could not name it."""
+    for one in getattr(part, "parts", (part,)):
+        if type(one).__repr__ is Part.__repr__ and not is_dataclass(one):
+            raise InputError(
+                f"{type(one).__name__} is no dataclass, so that nothing names its settings: put "
+                "@dataclass(frozen=True, repr=False) above the class"
+            )
 
 
 def partition_of(partition: str | Partition, clients: int | None = None) -> Partition:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from medpfl.attacks.problem import stacks
 from medpfl.auditing.acting import at_client, discloses
 from medpfl.auditing.derivatives import check_derivatives
-from medpfl.auditing.engine import check_network, check_trainable, generator_of, seed_of, stack_size
+from medpfl.auditing.engine import check_network, check_trainable, generator_of, naming, seed_of, stack_size
 from medpfl.auditing.inputs import GivenModel
 from medpfl.auditing.key import StudyIndex
 from medpfl.auditing.recorded import Recorded, behind
@@ -34,6 +34,7 @@ from medpfl.core.verdicts import MASKED, RANDOM_UPDATE
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.defenses import NoDefense
+from medpfl.federated.ready import check_separable, prepare
 from medpfl.metrics.pixel import ssim
 from medpfl.models.weights import check_finite, load_weights
 
@@ -89,6 +90,9 @@ class Setup:
             )
         ssim(self._probe, self._probe)  # refuses images that are too small for it
         for defense in self.defenses:
+            if at_client(defense).acts("gradient"):
+                with naming(defense):
+                    check_separable(prepare(self.network(0), self.plan))
             if aggregates(defense):
                 check_sum(defense, self.clients, self.plan)
         _ = self.outputs, self.wrong_layer, *(self.stack(d) for d in self.defenses)  # all run the network
