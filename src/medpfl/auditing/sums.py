@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -74,9 +75,7 @@ def check_sum(defense: Defense, clients: int, plan: Plan) -> None:
         raise InputError(f"{defense!r}: a sum needs two clients or more: --clients 2, or more in --partition")
     part = _aggregating(defense)
     if isinstance(part, SecAggPlus) and "num_samples" not in plan.sends:
-        raise InputError(
-            f"{defense!r}: the mean is weighted by num_samples, which this plan does not send: see --sends"
-        )
+        raise InputError(f"{defense!r}: the mean is weighted by num_samples, which --sends leaves out")
     samples = plan.images if "num_samples" in plan.sends else None
     like = [Update({"": torch.zeros(1)}, num_samples=samples) for _ in range(clients)]
     _exchange(part, like, torch.Generator().manual_seed(0))
@@ -95,4 +94,6 @@ def _exchange(part: Defense, updates: Sequence[Update], generator: torch.Generat
     made, _ = part.aggregate(updates, part.init(), generator)
     if len(made) != 1:
         raise InputError(f"{part!r}: the server gets {len(made)} updates, and not one sum")
-    return Exchange({}, (), made[0])
+    samples = [update.num_samples for update in updates]
+    total = None if None in samples else sum(n or 0 for n in samples)
+    return Exchange({}, (), replace(made[0], num_samples=total))
