@@ -91,7 +91,10 @@ def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_pa
     assert f"wrote {out}/report.html\nwrote {out}/report-with-images.html\n" in shown
     assert "\x1b" not in shown, "no color codes where nobody sees colors"
     summary_of = json.loads((out / "summary.json").read_text())
-    assert [c["defense"] for c in summary_of] == ["NoDefense()", "LaplaceNoise(scale=0.01)"]
+    assert [c["defense"] for c in summary_of] == ["NoDefense()", *["LaplaceNoise(scale=0.01)"] * 2]
+    assert [c["knows_defense"] for c in summary_of] == [None, False, True]
+    assert "iDLG(steps=50), naive" in table
+    assert "1 defense is attacked twice" in shown
 
 
 def test_quiet_says_the_verdict_only(run, folder):
@@ -193,7 +196,8 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
     monkeypatch.setattr("medpfl.auditing.run.audit", lambda **options: got.update(options) or Empty())
     given = {
         "model": "M", "weights": "w", "truth": "t", "images": 7, "draws": 2, "size": 20, "fit": "squash",
-        "channels": 3, "partition": "IID(clients=2)", "clients": 4, "delta": 0.001, "seed": 5, "memory": 0.5, "device": "cuda",
+        "channels": 3, "partition": "IID(clients=2)", "clients": 4, "delta": 0.001, "seed": 5,
+        "memory": 0.5, "device": "cuda",
     }  # fmt: skip
     plan = {
         "algorithm": "FedAvg", "batch_size": 2, "local_images": 6, "epochs": 3, "learning_rate": 0.5, "momentum": 0.25,

@@ -120,9 +120,9 @@ def _demo(given: Namespace) -> int:
 
 DEMO = Experiment(
     model="LeNet('idlg')",
-    attack=["iDLG", "DLG"],
+    attack=["iDLG"],
     defense=["LaplaceNoise(scale=0.01)"],
-    images=24,
+    images=16,
 )
 
 

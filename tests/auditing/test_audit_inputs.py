@@ -124,7 +124,8 @@ def test_what_only_the_server_does_is_not_done_at_the_client():
 
     noise, other = LaplaceNoise(), GaussianNoise()
     assert at_client(noise) is noise
-    parts = [noise, Late(), noise | Late()]
+    late = LaplaceNoise(where="server")
+    parts = [noise, late, noise | late]
     assert server_side(parts) == [repr(d) for d in parts[1:]]
     assert server_only(parts) == [repr(parts[1])]
     assert at_client(Late()) == NoDefense()
