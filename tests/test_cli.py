@@ -91,7 +91,10 @@ def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_pa
     assert f"wrote {out}/report.html\nwrote {out}/report-with-images.html\n" in shown
     assert "\x1b" not in shown, "no color codes where nobody sees colors"
     summary_of = json.loads((out / "summary.json").read_text())
-    assert [c["defense"] for c in summary_of] == ["NoDefense()", "LaplaceNoise(scale=0.01)"]
+    assert [c["defense"] for c in summary_of] == ["NoDefense()", *["LaplaceNoise(scale=0.01)"] * 2]
+    assert [c["knows_defense"] for c in summary_of] == [None, False, True]
+    assert "iDLG(steps=50), naive" in table
+    assert "1 defense is attacked twice" in shown
 
 
 def test_quiet_says_the_verdict_only(run, folder):
@@ -136,9 +139,48 @@ def test_repeated_options_keep_their_order(run, folder, tmp_path):
 
 def test_a_defense_is_known_unless_that_is_withheld(run, folder, tmp_path):
     words = ["audit", folder, *TINY, "--defense", "LaplaceNoise(scale=50.0)", "--grant", "labels"]
-    for name, more, grants in (("a", [], ["labels", "defense"]), ("b", ["--naive"], ["labels"])):
+    told, not_told = ["labels", "defense"], ["labels"]
+    ways = {"both": ([], [not_told, told]), "naive": (["--naive"], [not_told]), "told": (["--grant=defense"], [told])}
+    for name, (more, grants) in ways.items():
         assert run(*words, *more, "--out", tmp_path / "runs" / name)[0] == 0
-        assert rows_of(tmp_path / "runs" / name)[-1]["grants"] == grants
+        defended = [row for row in rows_of(tmp_path / "runs" / name) if row["defense"] != "NoDefense()"]
+        assert [list(g) for g in dict.fromkeys(tuple(row["grants"]) for row in defended)] == grants
+
+
+def test_what_is_spent_is_said(run, folder):
+    words = ["audit", folder, *TINY, "--defense", "DPSGD(noise=2.0)", "--sampling", "poisson", "--local-images", "2"]
+    status, shown, _ = run(*words, "--delta", "0.001", "--naive")
+    assert status == 0
+    (line,) = [line for line in shown.splitlines() if " spends " in line]
+    assert line.startswith("DPSGD(clip=1.0, noise=2.0) spends epsilon ")
+    assert "(PRV)" in line and "(PLD) at delta 0.001, of an image, over 1 round under poisson sampling" in line  # noqa: PT018
+
+
+def test_secure_aggregation_is_audited_with_several_clients(run, folder, tmp_path):
+    words = ["audit", folder, *TINY, "--images=4", "--clients", "2", "--defense", "SecAggPlus", "--grant=defense"]
+    assert run(*words, "--out", tmp_path / "runs" / "a")[0] == 0
+    controls = {(row["defense"], row["control"]) for row in rows_of(tmp_path / "runs" / "a")}
+    assert controls == {
+        ("NoDefense()", "random-update"), ("NoDefense()", ""),
+        ("SecAggPlus(threshold=2)", "masked-vector"), ("SecAggPlus(threshold=2)", ""),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--defense=LaplaceNoise(scale=-1)"], "scale is -1: it must be a number above 0"),
+        (["--defense=DPSGD", "--delta=2"], "--delta is 2.0"),
+        (["--defense=DPSGD(noise=0)"], "noise is 0"),
+        (["--defense=TopK(keep=1.5)"], "keep is 1.5: it must be above 0 and at most 1"),
+        (["--defense=SecAggPlus"], "--clients 2"),
+        (["--defense=SecAggPlus(threshold=3, dropouts=2)", "--clients=4"], "the round is lost"),
+        (["--defense=DPSGD", "--model=ResNet(18)"], "batch norm in train mode mixes the images"),
+    ],
+)
+def test_what_a_defense_cannot_do_is_said(run, folder, words, message):
+    status, _, error = run("audit", folder, *TINY, *words)
+    assert (status, message in error) == (2, True), error
 
 
 def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
@@ -154,11 +196,12 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
     monkeypatch.setattr("medpfl.auditing.run.audit", lambda **options: got.update(options) or Empty())
     given = {
         "model": "M", "weights": "w", "truth": "t", "images": 7, "draws": 2, "size": 20, "fit": "squash",
-        "channels": 3, "partition": "IID(clients=2)", "seed": 5, "memory": 0.5, "device": "cuda",
+        "channels": 3, "partition": "IID(clients=2)", "clients": 4, "delta": 0.001, "seed": 5,
+        "memory": 0.5, "device": "cuda",
     }  # fmt: skip
     plan = {
         "algorithm": "FedAvg", "batch_size": 2, "local_images": 6, "epochs": 3, "learning_rate": 0.5, "momentum": 0.25,
-        "weight_decay": 0.125, "mode": "eval",
+        "weight_decay": 0.125, "mode": "eval", "sampling": "poisson",
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (given | plan).items()]
     lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--naive", "--sends", "buffers"]

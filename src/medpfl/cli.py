@@ -129,9 +129,9 @@ def _demo(given: Namespace) -> int:
 
 DEMO = Experiment(
     model="LeNet('idlg')",
-    attack=["iDLG", "DLG"],
+    attack=["iDLG"],
     defense=["LaplaceNoise(scale=0.01)"],
-    images=24,
+    images=16,
 )
 
 
@@ -207,6 +207,8 @@ def _print(report: Any, quiet: bool) -> None:
             console.print(line, markup=False, highlight=False)
         for note in report.settings.get("notes", []):
             console.print(note, style="dim")
+        for spec, epsilon in (report.settings.get("privacy") or {}).items():
+            console.print(f"{spec} spends {epsilon}", markup=False, highlight=False, soft_wrap=True)
     if report.classes and console.is_terminal and not quiet:
         # Not into a file that the output goes to: a class folder may be named for a patient.
         names = ", ".join(f"class {i}: {name}" for i, name in enumerate(report.classes))

@@ -49,9 +49,11 @@ def test_every_defense_runs_beside_the_undefended_control(folder):
         defenses=["GaussianNoise(scale=0.1)", "LaplaceNoise(scale=geom(0.001, 0.1, 3))"],
     )
     defenses = [UNDEFENDED, "GaussianNoise(scale=0.1)", *(f"LaplaceNoise(scale={s})" for s in (0.001, 0.01, 0.1))]
-    assert cells(report) == [(a, d) for d in defenses for a in ("iDLG(steps=3)", "DLG(steps=3)")]
+    twice = [(a, d) for d in defenses for a in ("iDLG(steps=3)", "DLG(steps=3)") for _ in range(1 + (d != UNDEFENDED))]
+    assert cells(report) == twice
+    assert [cell["knows_defense"] for cell in report.summary] == [None, None, *[False, True] * 8]
     assert {cell["images"] for cell in report.summary} == {4}
-    assert len(report.rows) == 2 * 4 + 2 * 5 * 4
+    assert len(report.rows) == 2 * 4 + 2 * (1 + 2 * 4) * 4
     victims = {
         cell: [r.image for r in report.rows if (r.attack, r.defense, r.control) == (*cell, "")]
         for cell in cells(report)
@@ -62,7 +64,8 @@ def test_every_defense_runs_beside_the_undefended_control(folder):
 def test_defenses_change_what_the_server_sees(folder):
     attack = Answers()
     tiny(folder, attacks=[attack], defenses=["LaplaceNoise(scale=5.0) | GaussianNoise(scale=0.1)", "NoDefense()"])
-    _, bare, noisy = attack.kept
+    _, bare, noisy, same = attack.kept
+    assert all(torch.equal(t, same.views[0].update.tensors[k]) for k, t in noisy.views[0].update.tensors.items())
     for name, value in bare.views[0].update.tensors.items():
         gap = noisy.views[0].update.tensors[name] - value
         assert gap.abs().mean() == pytest.approx(5.0, rel=0.5)
@@ -74,7 +77,7 @@ def test_a_sweep_or_a_name_given_twice_runs_once(folder):
 
 
 def test_one_spec_stands_for_a_list_of_one(folder):
-    assert cells(tiny(folder, attacks="iDLG(steps=3)", defenses="LaplaceNoise"))[1][1] == "LaplaceNoise(scale=0.01)"
+    assert cells(tiny(folder, attacks="iDLG(steps=3)", defenses="LaplaceNoise"))[2][1] == "LaplaceNoise(scale=0.01)"
 
 
 def test_batches(folder):
@@ -108,7 +111,7 @@ def test_modes_of_a_users_network(folder, mode):
 def test_every_grant_is_passed_on_and_printed(folder, grants):
     torch.manual_seed(0)
     attack = Answers()
-    threat = ThreatModel(grants)
+    threat = ThreatModel(grants)  # with "defense" in it, only attacks that are told of it are run
     plan = Plan("FedAvg", batch_size=1, local_images=2, epochs=2)
     report = tiny(
         folder, model=Net(), attacks=[attack, "iDLG(steps=2)"], defenses=["LaplaceNoise"], threat=threat, plan=plan,
@@ -129,18 +132,33 @@ def test_every_grant_is_passed_on_and_printed(folder, grants):
     assert report.settings["grants"] == list(grants)
 
 
-def test_a_defense_is_judged_by_attacks_that_know_it_unless_that_is_withheld(folder):
-    for naive, known in ((False, True), (True, False)):
-        attack = Answers()
-        report = tiny(folder, attacks=[attack, "iDLG(steps=40)"], defenses=["LaplaceNoise(scale=50.0)"], naive=naive)
-        of_random, of_control, of_defense = (seen.views[0].channel for seen in attack.kept)
-        assert (of_random, of_control) == (None, None), "there is no defense to know"
-        assert (of_defense is not None) is known
-        assert report.settings["grants"] == (["defense"] if known else [])
-        cell = report.summary[-1]
-        assert ("naive-attack" in cell["flags"]) is naive
-        assert cell["verdict"] == (INCONCLUSIVE if naive else NO_LEAK)
-        assert ("these attacks were not told of the defense" in str(report)) is naive
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({}, [False, True]), ({"naive": True}, [False]), ({"threat": ThreatModel(("defense",))}, [True])],
+)
+def test_a_defense_is_attacked_without_and_with_what_it_discloses(folder, options, told):
+    attack = Answers()
+    report = tiny(folder, attacks=[attack, "iDLG(steps=40)"], defenses=["LaplaceNoise(scale=50.0)"], **options)
+    of_random, of_control, *of_defense = (seen.views[0].channel for seen in attack.kept)
+    assert (of_random, of_control) == (None, None), "there is no defense to know"
+    assert [channel is not None for channel in of_defense] == told
+    assert report.settings["grants"] == (["defense"] if True in told else [])
+    cells = [cell for cell in report.summary if cell["attack"].startswith("iDLG") and cell["defense"] != UNDEFENDED]
+    assert [cell["knows_defense"] for cell in cells] == told
+    for cell in cells:
+        assert ("naive-attack" in cell["flags"]) is not cell["knows_defense"]
+        assert cell["verdict"] == (NO_LEAK if cell["knows_defense"] else INCONCLUSIVE)
+        assert (cell["false_security_ssim"] is not None) is (cell["knows_defense"] and len(told) == 2)
+    assert ("these attacks were not told of the defense" in str(report)) is (told == [False])
+    assert any("attacked twice" in note for note in report.settings["notes"]) is (len(told) == 2)
+
+
+def test_a_defense_that_discloses_nothing_is_attacked_once(folder):
+    attack = Answers()
+    report = tiny(folder, attacks=[attack], defenses=["Mixup()"])
+    assert len(attack.kept) == 3
+    assert [cell["knows_defense"] for cell in report.summary] == [None, True]
+    assert not any("attacked twice" in note for note in report.settings["notes"])
 
 
 def test_without_a_defense_there_is_none_to_know(folder):
@@ -244,7 +262,7 @@ def test_a_resnet(folder):
         "ResNet(18)", folder, attacks=["GradInv(steps=2)"], images=1, size=32, plan=Plan(mode="eval"),
         defenses=["LaplaceNoise"],
     )  # fmt: skip
-    assert len(report.summary) == 2
+    assert len(report.summary) == 3
     assert report.settings["model"]["parameters"] > 11_000_000
     assert report.rows[0].engine == "loop of 1"
 

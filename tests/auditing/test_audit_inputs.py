@@ -9,9 +9,9 @@ from torch import nn
 
 from medpfl import InputError
 from medpfl.attacks import DLG, iDLG
+from medpfl.auditing.acting import at_client, server_only, server_side
 from medpfl.auditing.engine import check_network, device_of, explained, generator_of, seed_of, stack_size, versions
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
-from medpfl.auditing.play import at_client
 from medpfl.auditing.watch import name_skipped, watching
 from medpfl.core.roles import Defense
 from medpfl.data.partition import IID, Dirichlet
@@ -124,6 +124,10 @@ def test_what_only_the_server_does_is_not_done_at_the_client():
 
     noise, other = LaplaceNoise(), GaussianNoise()
     assert at_client(noise) is noise
+    late = LaplaceNoise(where="server")
+    parts = [noise, late, noise | late]
+    assert server_side(parts) == [repr(d) for d in parts[1:]]
+    assert server_only(parts) == [repr(parts[1])]
     assert at_client(Late()) == NoDefense()
     assert at_client(noise | Late()) is noise
     assert repr(at_client(noise | Late() | other)) == repr(noise | other)
@@ -166,3 +170,28 @@ def test_the_progress_bar_counts_images_and_goes_away(capsys, monkeypatch):
 def test_an_attack_object_is_kept_as_it_is():
     attack = Answers()
     assert attacks_of([attack])[0] is attack
+
+
+def test_a_part_without_a_spec_is_refused():
+    class Mine(Defense):
+        pass
+
+    for given in (Mine(), GaussianNoise() | Mine()):
+        with pytest.raises(InputError, match=r"Mine is no dataclass, .* put @dataclass"):
+            defenses_of([given])
+
+
+def test_what_private_defenses_spend():
+    from medpfl.auditing.privacy import spent
+    from medpfl.core.plan import Plan
+    from medpfl.defenses import DPSGD, ClientDP
+
+    both = DPSGD(noise=3.0) | ClientDP(noise=4.0)
+    found = spent([NoDefense(), GaussianNoise(), both, DPSGD(noise=0.001)], Plan(), 1e-4)
+    assert list(found) == [repr(both), "DPSGD(clip=1.0, noise=0.001)"]
+    image, client = found[repr(both)].split("; ")
+    assert image.startswith(f"{DPSGD(noise=3.0).spent(Plan(), 1, 1e-4)}, of an image")
+    assert client.startswith(f"{ClientDP(noise=4.0).spent(1, 1e-4)}, of the client")
+    assert "epsilon is in the hundreds" in found["DPSGD(clip=1.0, noise=0.001)"]
+    with pytest.raises(InputError, match="delta is 1"):
+        spent([], Plan(), 1.0)

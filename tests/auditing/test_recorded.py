@@ -169,11 +169,12 @@ def test_a_stated_defense_is_no_mismatch_and_known(tmp_path, spec, options):
     assert report.settings["record"]["difference"] > 1e-2, "noise has another draw here"
     assert all("record-mismatch" not in cell["flags"] for cell in report.summary)
     assert report.settings["grants"] == ["defense"]
-    _, bare, recorded = attack.kept
+    _, bare, naive, recorded = attack.kept
+    assert naive.views[0].channel is None
     assert bare.views[0].channel is None
     (variance,) = {float(1 / t.flatten()[0]) for t in recorded.views[0].channel.precision.values()}
     assert variance == pytest.approx(2 * 0.5**2)
-    assert {row.grants for row in report.rows if row.defense == RECORDED} == {("defense",)}
+    assert {row.grants for row in report.rows if row.defense == RECORDED} == {(), ("defense",)}
 
 
 def test_a_record_s_defense_can_be_withheld_from_the_attacks(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from audit_cases import draw_folder, plain, tiny
 
 from medpfl import InputError
+from medpfl.auditing.report import reread
 from medpfl.auditing.store import read_rows
 
 MANY = {"attacks": ["iDLG(steps=3)", "iDLG(steps=4)"], "memory": 1e-6, "images": 2, "out": None}
@@ -166,6 +167,18 @@ def test_rows_without_a_readable_identity_are_not_trusted(folder, run, text):
     with pytest.raises(InputError, match="another experiment"):
         again(folder, out, seed=5)
     assert {row.seed for row in again(folder, out, seed=5, force=True).rows} == {5}
+
+
+def test_a_directory_of_another_format_is_not_continued(folder, run):
+    out, _ = run
+    settings = json.loads((out / "run.json").read_text())
+    del settings["format"]  # as before there was one
+    (out / "run.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"made by another version of MedPFL: its format is 1, .* --force to discard"):
+        again(folder, out)
+    with pytest.raises(InputError, match=r"another version of MedPFL: .* make its pages with that version"):
+        reread(out)
+    assert len(again(folder, out, force=True).rows) == 6
 
 
 def test_two_audits_on_one_directory_at_once(folder, run, monkeypatch):

@@ -246,7 +246,7 @@ def test_a_leak_to_an_attack_that_did_not_know_the_defense_is_a_leak():
 
 
 def test_a_defense_that_comes_too_late_need_not_be_known():
-    cell = cells(rows(15), rows(0, defense=NOISE, grants=()), server_side=[NOISE])[NOISE]
+    cell = cells(rows(15), rows(0, defense=NOISE, grants=()), server_side=[NOISE], server_only=[NOISE])[NOISE]
     assert "naive-attack" not in cell["flags"]
 
 
@@ -377,3 +377,30 @@ def test_a_record_that_leaks_leaks_whatever_differs():
     found = cells(rows(15), rows(15, defense=RECORDED), record={"difference": 0.5})
     assert found[RECORDED]["verdict"] == LEAKS
     assert found[RECORDED]["flags"] == ["record-mismatch"]
+
+
+# --- naive and adaptive ---------------------------------------------------------------------------------------
+
+
+def told_apart(naive, adaptive):
+    found = summarize([*rows(15), *rows(naive, defense=NOISE, grants=()), *rows(adaptive, defense=NOISE)])
+    return {cell["knows_defense"]: cell for cell in found}
+
+
+def test_naive_and_adaptive_are_two_cells_with_their_difference():
+    found = told_apart(0, 12)
+    assert list(found) == [None, False, True]
+    assert (found[False]["asr"], found[True]["asr"]) == (0.0, 0.6)
+    assert (found[False]["verdict"], found[True]["verdict"]) == (INCONCLUSIVE, LEAKS)
+    assert found[True]["false_security_asr"] == pytest.approx(0.6)
+    low, high = found[True]["false_security_asr_low"], found[True]["false_security_asr_high"]
+    assert 0 < low < 0.6 < high < 1
+    assert found[False]["false_security_asr"] is None
+    assert found[None]["false_security_asr"] is None
+    assert told_apart(12, 0)[True]["false_security_asr"] == pytest.approx(-0.6)
+
+
+def test_without_a_naive_run_there_is_no_difference():
+    (_, cell) = summarize([*rows(15), *rows(12, defense=NOISE)])
+    assert cell["false_security_asr"] is None
+    assert cell["knows_defense"] is True

@@ -233,6 +233,7 @@ def test_states_are_of_the_strongest_attack_and_the_weakest_defense():
 def test_every_flag_is_explained():
     assert set(FLAGS) == {
         "control-failed",
+        "masked-vector",
         "naive-attack",
         "nonfinite",
         "not-converged",
@@ -248,3 +249,18 @@ def test_every_flag_is_explained():
 def test_the_best_defense_is_the_one_that_is_known_best():
     few, many = cell(defense=LAPLACE, images=8, **SAFE), cell(defense=TOPK, images=96, **SAFE)
     assert "at best with TopK(keep=0.1) (none of 96 images, " in verdict_sentences([LEAK, few, many], {})[1]
+
+
+def test_what_only_attacks_that_know_the_defense_read_is_said():
+    naive = cell(defense=LAPLACE, read=0, verdict="inconclusive", flags=["naive-attack"], knows_defense=False)
+    told = cell(defense=LAPLACE, read=12, knows_defense=True, false_security_asr=0.5)
+    _, second = verdict_sentences([cell(), naive, told], {})
+    assert "(iDLG, adaptive)" in second
+    assert second.endswith("; attacks that were not told of it seemed to fail.")
+    _, second = verdict_sentences([cell(), {**naive, "verdict": "leaks", "read": 5}, told], {})
+    assert "seemed to fail" not in second
+    other = "TopK(keep=0.1)"
+    _, second = verdict_sentences([cell(), naive, told, cell(defense=other, read=10)], {})
+    assert f"seemed to fail against {LAPLACE}" in second
+    held = {**told, "verdict": "no leak found by these attacks", "flags": []}
+    assert "no more than" in verdict_sentences([cell(), naive, held], {})[1], "the adaptive attack has the word"

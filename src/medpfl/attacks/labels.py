@@ -95,7 +95,7 @@ def mean_gradient(seen: Observation, name: str) -> Tensor:
     Of T steps of SGD with momentum m, the gradient of step s counts (1 - m^(T - s)) / (1 - m) times, s from 0; decay
     adds the weights themselves to each, which are taken for those that the round began with.
     """
-    view, plan = seen.views[0], seen.views[0].plan
+    view, plan = seen.views[0], seen.views[0].plans[0]  # of several clients, all have one plan
     sent = view.update.tensors[name]
     if view.update.kind == "gradient":
         return sent

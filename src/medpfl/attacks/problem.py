@@ -177,11 +177,24 @@ class Matching(Problem):
         return total, slope
 
     def _update(self, z: Tensor, view: View, known: dict[str, Any], told: Tensors) -> Tensors:
+        """A guess's update as it is sent; of several clients, the mean of theirs by numbers of images."""
         images, logits = self.split(z)
         labels = known["labels"] if logits is None else self._vectors(logits, known["scale"])
-        draws = Draws(known.get("order"), known.get("masks", {}))
-        batch, moment = Batch(images, labels), None if view.channel is None else view.channel.moment
-        update = local_update(self.seen.model, batch, view.plan, view.weights, draws, moment=moment).tensors
+        if len(view.plans) == 1:
+            return self._client(Batch(images, labels), view, Draws(known.get("order"), known.get("masks", {})), told)
+        sizes = [plan.images for plan in view.plans]
+        total: dict[str, Tensor] = {}
+        for client, own in enumerate(map(Batch, images.split(sizes), labels.split(sizes))):
+            order = known["order"][client] if "order" in known else None
+            draws = Draws(order, pick(known.get("masks", {}), client))
+            for name, t in self._client(own, view, draws, told, client).items():
+                total[name] = total.get(name, 0) + t * (sizes[client] / sum(sizes))
+        return total
+
+    def _client(self, batch: Batch, view: View, draws: Draws, told: Tensors, client: int = 0) -> dict[str, Tensor]:
+        """The update of one client."""
+        plan, moment = view.plans[client], None if view.channel is None else view.channel.moment
+        update = local_update(self.seen.model, batch, plan, view.weights, draws, moment=moment).tensors
         return dict(update) if view.channel is None else dict(view.channel(update, told or None))
 
 

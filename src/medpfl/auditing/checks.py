@@ -60,9 +60,19 @@ def flags_of(
         "zero-gradient": len(scored) < len(rows),
         "not-converged": _share(scored, "not-converged") > 0.5,
         "nonfinite": cell["nonfinite"] > 0,
+        "masked-vector": _mask_leaks(cell),
         "wrong-derivative": _share(scored, "wrong-derivative") > 0,
     }
     return [flag for flag, up in raised.items() if up]
+
+
+def _mask_leaks(cell: dict[str, Any]) -> bool:
+    """Whether one client's masked message says more than random numbers do."""
+    if cell.get("asr_masked_vector") is None:
+        return False
+    alone = {"asr_low": "asr_masked_vector_low", "identified_low": "identified_masked_vector_low"}
+    own = {name: cell[key] for name, key in alone.items()}
+    return leaks({**cell, **own, "chance": cell["chance_masked_vector"]})
 
 
 def _share(rows: Sequence[Finding], flag: str) -> float:

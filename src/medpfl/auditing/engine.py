@@ -25,6 +25,7 @@ __all__ = [
     "explained",
     "generator_of",
     "label_shape_of",
+    "naming",
     "seed_of",
     "stack_size",
     "versions",
@@ -77,6 +78,15 @@ def explained(what: str) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in reason:
             raise InputError("out of memory: lower --memory, --batch-size or --size") from error
         raise InputError(f"{what}: {reason}") from error
+
+
+@contextlib.contextmanager
+def naming(part: Any) -> Iterator[None]:
+    """Says which part an `InputError` is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{part!r}: {error}") from None
 
 
 def check_trainable(network: nn.Module) -> None:

@@ -6,7 +6,7 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +23,7 @@ from medpfl.core.errors import InputError, nearest
 from medpfl.core.place import find, is_place
 from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
-from medpfl.core.spec import build, expand, registry
+from medpfl.core.spec import Part, build, expand, registry
 from medpfl.data import partition as partition_module
 from medpfl.data.choose import source_at
 from medpfl.data.images import LabelledImages
@@ -103,17 +103,27 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[T]:
     for one in made:
         if not isinstance(one, role):
             raise InputError(f"{one!r} is no {role.__name__.lower()}: give a spec string or an object of that role")
+        _check_spec(one)
     homes = {(repr(one), type(one).__module__, type(one).__qualname__) for one in made}
     if twins := [text for text, count in Counter(text for text, *_ in homes).items() if count > 1]:
         raise InputError(f"two different classes are both written {twins[0]}: rename one, so that rows tell them apart")
     return list({repr(one): one for one in made}.values())
 
 
-def partition_of(partition: str | Partition) -> Partition:
-    """From a spec or a partition."""
-    if isinstance(partition, Partition):
-        return partition
-    return build(partition, registry(partition_module), "partition")
+def _check_spec(part: Any) -> None:
+    """Raises `InputError` for a part, or a part of one, that has no spec: rows could not name it."""
+    for one in getattr(part, "parts", (part,)):
+        if type(one).__repr__ is Part.__repr__ and not is_dataclass(one):
+            raise InputError(
+                f"{type(one).__name__} is no dataclass, so that nothing names its settings: put "
+                "@dataclass(frozen=True, repr=False) above the class"
+            )
+
+
+def partition_of(partition: str | Partition, clients: int | None = None) -> Partition:
+    """From a spec or a partition; with so many clients, if that is given."""
+    made = partition if isinstance(partition, Partition) else build(partition, registry(partition_module), "partition")
+    return made if clients is None else replace(made, clients=clients)  # type: ignore[type-var]
 
 
 def is_record(data: Any) -> bool:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import time
-from functools import lru_cache, reduce
+from collections.abc import Callable
+from functools import lru_cache
 from itertools import combinations
-from operator import or_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from medpfl.attacks.problem import stacks
+from medpfl.auditing.acting import at_client
 from medpfl.auditing.engine import explained, generator_of, versions
-from medpfl.auditing.recorded import Recorded, behind
+from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import JobKey
-from medpfl.core.roles import Attack, Composed, Defense, State
+from medpfl.auditing.sums import Group, aggregates, one_masked, summed
+from medpfl.core.roles import Attack, Defense, State
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Batch, Finding, Observation, Reconstruction, Tensors, Update, Weights
-from medpfl.core.verdicts import RANDOM_UPDATE
+from medpfl.core.verdicts import MASKED, RANDOM_UPDATE
 from medpfl.defenses import NoDefense
 from medpfl.federated.client import ClientRound, client_round
 from medpfl.federated.ready import prepare
-from medpfl.federated.server import observe
+from medpfl.federated.server import observe, observe_sums
 
 __all__ = ["Player"]
 
@@ -59,9 +61,9 @@ class Player:
     def __call__(self, job: JobKey) -> tuple[list[Finding], Tensor, Tensor]:
         """A job's rows, truths and guesses."""
         attack = self.attacks[job.attack]
-        first, victims = self.setup.of_job(job)
-        rounds, doubts = self._send(job, first, victims)
-        seen = self._see(job, rounds)
+        groups = self.setup.of_job(job)
+        rounds = [[self._round(job, number, own) for number, own in group] for group in groups]
+        seen, victims, doubts = self._see(job, groups, rounds)
         started = time.perf_counter()
         guess = self._attack(attack, seen, job)
         seconds = time.perf_counter() - started
@@ -96,15 +98,11 @@ class Player:
         client, server = (prepare(network, self.setup.plan) for _ in range(2))
         return Sent(client, server, Weights.of(network), state)
 
-    def _send(self, job: JobKey, first: int, victims: list[Tensor]) -> tuple[list[ClientRound], list[tuple[str, ...]]]:
-        """The clients' rounds, and the flags of their updates."""
-        rounds = [self._round(job, number, own) for number, own in enumerate(victims, first)]
-        return rounds, [self._doubts(played) for played in rounds]
-
-    def _doubts(self, played: ClientRound) -> tuple[str, ...]:
+    def _doubts(self, rounds: list[ClientRound], sent: Update) -> tuple[str, ...]:
+        """The flags of what the server gets of these clients."""
         raised = {
-            "zero-gradient": bool(played.raw.norm() == 0 or played.sent.norm() == 0),
-            "nonfinite": not all(bool(t.isfinite().all()) for t in played.sent.tensors.values()),
+            "zero-gradient": bool(all(played.raw.norm() == 0 for played in rounds) or sent.norm() == 0),
+            "nonfinite": not all(bool(t.isfinite().all()) for t in sent.tensors.values()),
             "wrong-derivative": self.setup.wrong_layer is not None,
         }
         return tuple(flag for flag, up in raised.items() if up)
@@ -119,15 +117,37 @@ class Player:
             played = client_round(sent.client, sent.weights, batch, self.setup.plan, defense, sent.state, generator)
         return _randomized(played, generator) if job.control == RANDOM_UPDATE else played
 
-    def _see(self, job: JobKey, rounds: list[ClientRound]) -> Observation:
+    def _see(
+        self, job: JobKey, groups: list[Group], rounds: list[list[ClientRound]]
+    ) -> tuple[Observation, list[Tensor], list[tuple[str, ...]]]:
+        """What the server has, the images behind each victim of it, and the flags of each."""
+        defense = self.defenses[job.defense]
+        if not aggregates(defense):
+            alone = [played for (played,) in rounds]
+            doubts = [self._doubts([played], played.sent) for played in alone]
+            return self._observe(job, observe, alone, defense), [own for ((_, own),) in groups], doubts
+        made = [
+            summed(defense, group, played, generator_of(self.setup.seed, "sum", job.draw, group[0][0]))
+            for group, played in zip(groups, rounds, strict=True)
+        ]
+        if job.control == MASKED:
+            alone = [one_masked(defense, one) for one in made]
+            images = [one.images[: self.setup.plan.images] for one in made]
+            doubts = [self._doubts([played], played.sent) for played in alone]
+            return self._observe(job, observe, alone, NoDefense()), images, doubts
+        sums = [(one.exchange.mean, one.rounds) for one in made]
+        doubts = [self._doubts(played, mean) for mean, played in sums]
+        return self._observe(job, observe_sums, sums, defense), [one.images for one in made], doubts
+
+    def _observe(self, job: JobKey, how: Callable[..., Observation], what: list[Any], defense: Defense) -> Observation:
         sent = self._model(job.draw, job.defense, job.attack)
-        return observe(
+        return how(
             sent.server,
             sent.weights,
             self.setup.plan,
-            rounds,
+            what,
             self._threat(job),
-            defense=self.defenses[job.defense],
+            defense=defense,
             image_shape=self.setup.data.shape,
             num_classes=self.setup.outputs,
             label_shape=self.setup.label_shape,
@@ -135,9 +155,8 @@ class Player:
         )
 
     def _threat(self, job: JobKey) -> ThreatModel:
-        """The grants of a job: of an update that no defense changed there is nothing to know."""
-        bare = behind(self.defenses[job.defense]) == NoDefense()
-        return self.setup.threat.withholding("defense") if bare else self.setup.threat
+        """The grants of a job: what the defense discloses of itself where it says so, and all others."""
+        return self.setup.threat.granting("defense") if job.knows else self.setup.threat.withholding("defense")
 
     def _others(self) -> Tensor:
         """Images that no victim holds, of no victim's patient."""
@@ -184,15 +203,3 @@ def _randomized(played: ClientRound, generator: torch.Generator) -> ClientRound:
 def _distance(own: Update, other: Update) -> float:
     gap = {name: t - other.tensors[name] for name, t in own.tensors.items()}
     return float(own.replace(gap).norm() / own.norm().clamp(min=1e-30))
-
-
-def at_client(defense: Defense) -> Defense:
-    """The part of a defense that acts before the server has the update; the rest comes too late."""
-    parts = defense.parts if isinstance(defense, Composed) else (defense,)
-    kept = [part for part in parts if part.where == "client"]
-    return reduce(or_, kept) if kept else NoDefense()
-
-
-def server_side(defenses: list[Defense]) -> list[str]:
-    """Specs of the defenses that do not act at the client."""
-    return [repr(d) for d in defenses if d.where == "server"]

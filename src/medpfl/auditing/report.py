@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medpfl.auditing.key import class_names
-from medpfl.auditing.store import JobKey, Store, job_of, read_json, read_rows
+from medpfl.auditing.store import JobKey, Store, check_format, job_of, read_json, read_rows
 from medpfl.auditing.summary import summarize
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
@@ -21,7 +21,8 @@ class Report:
     """The result of an audit.
 
     Attributes:
-        summary: one entry per attack and defense: rates with intervals, baselines, verdict, flags.
+        summary: one entry per attack, told of the defense or not, and defense: rates with intervals, baselines,
+            verdict, flags.
         rows: one finding per image.
         settings: what the audit was told, and what it found.
         pages: the files written.
@@ -47,7 +48,7 @@ class Report:
 def finish(store: Store, settings: dict[str, Any], classes: tuple[str, ...] = ()) -> Report:
     """Summary, pages and pictures from a store's rows; without its pictures, the page that needs none."""
     rows = store.rows()
-    summary = summarize(rows, settings.get("server_side", ()), settings.get("record"))
+    summary = summarize(rows, settings.get("server_side", ()), settings.get("record"), settings.get("server_only", ()))
     if store.out is None:
         return Report(summary, rows, settings, classes=classes)
     import json
@@ -69,6 +70,7 @@ def reread(out: Path) -> Report:
     run = read_json(out / "run.json")
     if run is None or "identity" not in run:
         raise InputError(f"'{out}' is no run directory: it has no run.json")
+    check_format(out, run, "make its pages with that version, or audit again")
     sizes: dict[JobKey, int] = {}
     for row in read_rows(out / "findings.jsonl"):
         sizes[job_of(row)] = sizes.get(job_of(row), 0) + 1

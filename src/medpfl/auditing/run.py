@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from medpfl.auditing.acting import at_client, discloses, server_only, server_side
 from medpfl.auditing.engine import device_of, versions
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
 from medpfl.auditing.key import study_index
-from medpfl.auditing.play import Player, at_client, server_side
+from medpfl.auditing.play import Player
+from medpfl.auditing.privacy import spent
 from medpfl.auditing.recorded import Recorded, behind, read, relabel
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import claimed
+from medpfl.auditing.sums import aggregates, staying
 from medpfl.auditing.watch import files, name_skipped, watching
 from medpfl.core.errors import InputError
 from medpfl.core.experiment import STANDARD
@@ -42,12 +45,14 @@ def audit(
     defenses: Sequence[str | Defense] = (),
     threat: ThreatModel | None = None,
     naive: bool = False,
+    delta: float = 1e-5,
     plan: Plan | None = None,
     images: int = 32,
     draws: int = 1,
     weights: str | Path | None = None,
     truth: str | Path | DataSource | LabelledImages | None = None,
     partition: str | Partition = "IID(clients=1)",
+    clients: int | None = None,
     size: int = 32,
     fit: str = "crop",
     channels: int | None = None,
@@ -69,15 +74,18 @@ def audit(
         data: ``"samples"``, a folder of class folders, a record of an update, a source, or images.
         attacks, defenses: specs or objects; the undefended control is always there. For a record: the defense that
             its client used, if the record does not state it.
-        threat: what the adversary is granted beyond the wire; nothing by default, but what a defense discloses
-            of itself where one is judged.
-        naive: withholds the latter; then a failed attack is never "no leak found".
+        threat: what the adversary is granted beyond the wire; nothing by default. A defense that discloses
+            something of itself is attacked twice, by attacks that are not told of it and by attacks that are; the
+            grant ``defense`` leaves out the former.
+        naive: leaves out the latter; then a failed attack is never "no leak found".
+        delta: probability of failure at which the epsilon of differentially private defenses is stated.
         plan: what every client does, FedSGD on one image by default; ``plan.images`` images stand behind one update.
         images: how many to attack, evenly over classes, in whole updates.
         draws: of untrained weights; each attacks the same images.
         weights: a weights file for the model.
         truth: for a record: the images that it was made from.
         partition: how images are dealt to clients, by patient where patients are known.
+        clients: of the partition, in place of its own number; secure aggregation sums the updates of all of them.
         size, fit, channels: of the images, where a folder or the samples are read.
         seed: of every random draw.
         memory: GiB that a stack of victims may take, by a fixed estimate.
@@ -102,11 +110,12 @@ def audit(
         plan, start = record.plan, record.weights
         size = record.image_shape[-1] if record.image_shape else size
         channels = record.image_shape[0] if record.image_shape else channels
-        draws, partition = 1, "IID(clients=1)"
+        draws, partition, clients = 1, "IID(clients=1)", None
     elif truth is not None:
         raise InputError("truth goes with a record of an update; here, the data is the truth")
-    plan, threat = plan or Plan(), _threat(threat or ThreatModel(), made_defenses, naive)
-    made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition)
+    plan, given = plan or Plan(), threat or ThreatModel()
+    knowledge = _knowledge(given, naive)
+    made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition, clients)
     found = data_of(data, size, fit, channels)
     name_skipped(found.images.skipped)
     check_outside(out, found.place)
@@ -114,19 +123,25 @@ def audit(
     if record is not None:
         held, images = relabel(held, record), record.plan.images
     setup = Setup(
-        made_model, start, held, found.source, made_attacks, made_defenses, threat, plan, made_partition,
-        images, draws, seed, memory, device_of(device),
+        made_model, start, held, found.source, made_attacks, made_defenses,
+        _threat(given, made_defenses, knowledge), plan, made_partition,
+        images, draws, seed, memory, device_of(device), knowledge,
     )  # fmt: skip
     setup.check()
-    return _run(setup, found.place, out, force, progress)
+    return _run(setup, found.place, out, force, progress, delta)
 
 
-def _threat(given: ThreatModel, defenses: list[Defense], naive: bool) -> ThreatModel:
-    """A defense is judged by attacks that know it, unless that is withheld."""
+def _knowledge(given: ThreatModel, naive: bool) -> tuple[bool, ...]:
+    """Whether attacks are told of a defense: both ways, unless that is granted or withheld."""
     if naive and "defense" in given:
         raise InputError("naive withholds what the grant 'defense' gives: leave out one of them")
-    judged = [defense for defense in defenses if behind(defense) != NoDefense()]
-    return given.granting("defense") if judged and not naive else given
+    return (False,) if naive else (True,) if "defense" in given else (False, True)
+
+
+def _threat(given: ThreatModel, defenses: list[Defense], knowledge: tuple[bool, ...]) -> ThreatModel:
+    """A defense is judged by attacks that know it, unless that is withheld."""
+    judged = [defense for defense in defenses if at_client(behind(defense)) != NoDefense()]
+    return given.granting("defense") if judged and True in knowledge else given
 
 
 def check_outside(out: Path | None, place: str) -> None:
@@ -143,6 +158,8 @@ def _claimed(record: Record, given: list[Defense]) -> Defense:
             stated = [at_client(d) for d in defenses_of([record.defense]) if d != NoDefense()]
         except InputError as error:
             raise InputError(f"of the record: {error}; --defense states another") from None
+    if any(map(aggregates, stated)):
+        raise InputError("a record is of one client's update, and secure aggregation gives the server only a sum")
     if len(stated) > 1:
         raise InputError("a record was made under one defense: give the one that its client used, parts joined by |")
     return stated[0] if stated else NoDefense()
@@ -156,13 +173,13 @@ def _truth_of(truth: Any, weights: Path | None) -> Any:
     return truth
 
 
-def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool) -> Report:
+def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool, delta: float) -> Report:
     if out is not None:
         made(out)
     index = study_index(out, setup.data, setup.source, place)
     player = Player(setup, Scorer(setup.data, index, bool(setup.label_shape)))
     with claimed(out, setup.identity(index), setup.jobs, force) as store:
-        settings = _settings(setup, player)
+        settings = _settings(setup, player, delta)
         store.note(settings=settings, jobs=[[*job, count] for job, count in setup.jobs.items()])
         todo = [job for job in setup.jobs if job not in store]
         total = sum(setup.jobs.values())
@@ -181,7 +198,7 @@ def made(out: Path) -> None:
         raise InputError(f"--out '{out}' cannot be made ({error.strerror}): name another one") from error
 
 
-def _settings(setup: Setup, player: Player) -> dict[str, Any]:
+def _settings(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
     """What the pages print of an audit. No path, no name of an image, a patient or a class."""
     data = setup.data
     known = {p for p in data.patients if p is not None}
@@ -199,7 +216,7 @@ def _settings(setup: Setup, player: Player) -> dict[str, Any]:
             "partition": repr(setup.partition),
             "weights": "untrained" if setup.weights is None else "given",
             "memory_gib": setup.memory,
-            "victims_per_stack": setup.stack,
+            "victims_per_stack": setup.stack(NoDefense()),
         },
         "grants": list(setup.threat.grants),
         "data": {
@@ -216,8 +233,11 @@ def _settings(setup: Setup, player: Player) -> dict[str, Any]:
         "seed": setup.seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "server_side": server_side(setup.defenses),
+        "server_only": server_only(setup.defenses),
         "notes": _notes(setup),
     }
+    if private := spent(setup.defenses, setup.plan, delta):
+        settings["privacy"] = private
     recorded = [d for d in setup.defenses if isinstance(d, Recorded)]
     if recorded:
         settings["record"] = {"defense": repr(recorded[0].claimed), **player.difference(recorded[0])}
@@ -226,6 +246,13 @@ def _settings(setup: Setup, player: Player) -> dict[str, Any]:
 
 def _notes(setup: Setup) -> list[str]:
     notes = []
+    twice = sum(map(discloses, setup.defenses)) if len(setup.knowledge) > 1 else 0
+    if twice:
+        some = "1 defense is" if twice == 1 else f"{twice} defenses are"
+        notes.append(
+            f"{some} attacked twice, without and with what it discloses of itself: --grant defense, or --naive, "
+            "takes half the time"
+        )
     if any(isinstance(d, Recorded) for d in setup.defenses):
         notes.append("plan, weights and image size are those of the record; options that name others are not used")
     if setup.wrong_layer is not None:
@@ -233,6 +260,12 @@ def _notes(setup: Setup) -> list[str]:
     if setup.data.masks is not None:
         pixelwise = "the model gives a class for every pixel: the truth is an image and a mask"
         notes.append(pixelwise if setup.label_shape else "the model gives a class for an image: masks are not used")
+    for defense in filter(aggregates, setup.defenses):
+        each = staying(defense, setup.clients)
+        notes.append(
+            f"{defense!r}: the server gets the sum of {each} clients' updates, and attacks read back all "
+            f"{each * setup.plan.images} images of it; the undefended control is of the same clients one by one"
+        )
     attacked = len(setup.victims) * setup.plan.images
     if attacked < setup.images:
         notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")

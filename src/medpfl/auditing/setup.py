@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,33 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.attacks.problem import stacks
+from medpfl.auditing.acting import at_client, discloses
 from medpfl.auditing.derivatives import check_derivatives
-from medpfl.auditing.engine import check_network, check_trainable, generator_of, label_shape_of, seed_of, stack_size
+from medpfl.auditing.engine import (
+    check_network,
+    check_trainable,
+    generator_of,
+    label_shape_of,
+    naming,
+    seed_of,
+    stack_size,
+)
 from medpfl.auditing.inputs import GivenModel
 from medpfl.auditing.key import StudyIndex
-from medpfl.auditing.recorded import Recorded
+from medpfl.auditing.recorded import Recorded, behind
 from medpfl.auditing.store import JobKey
+from medpfl.auditing.sums import Group, aggregates, check_sum, masks, staying
 from medpfl.auditing.victims import draw_victims
 from medpfl.core.errors import InputError, listed
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Weights
-from medpfl.core.verdicts import RANDOM_UPDATE
+from medpfl.core.verdicts import MASKED, RANDOM_UPDATE
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.defenses import NoDefense
-from medpfl.federated.ready import prepare
+from medpfl.federated.ready import check_separable, prepare
 from medpfl.metrics.pixel import ssim
 from medpfl.models.weights import check_finite, load_weights
 
@@ -50,6 +61,8 @@ class Setup:
         data, source: the images, and how their source is called.
         attacks, defenses: the undefended control is the first defense.
         threat, plan, partition: the scenario.
+        knowledge: whether attacks are told of a defense that discloses something: not, or told, or one after the
+            other.
         images, draws: how many images to attack, under how many draws of untrained weights.
         seed, memory, device: of the run.
     """
@@ -68,6 +81,7 @@ class Setup:
     seed: int
     memory: float
     device: torch.device
+    knowledge: tuple[bool, ...] = (False, True)
 
     def check(self) -> None:
         """Raises `InputError` for what cannot work."""
@@ -83,7 +97,13 @@ class Setup:
                 "it loads or sets its own; leave --draws at 1"
             )
         ssim(self._probe, self._probe)  # refuses images that are too small for it
-        _ = self.outputs, self.stack, self.wrong_layer  # all run the network
+        for defense in self.defenses:
+            if at_client(defense).acts("gradient"):
+                with naming(defense):
+                    check_separable(prepare(self.network(0), self.plan))
+            if aggregates(defense):
+                check_sum(defense, self.clients, self.plan)
+        _ = self.outputs, self.wrong_layer, *(self.stack(d) for d in self.defenses)  # all run the network
         if self.plan.loss == "dice" and not self.label_shape:
             raise InputError("loss dice is of masks, and this model gives one class for an image: use cross_entropy")
         self._check_attacks()
@@ -99,8 +119,17 @@ class Setup:
     @cached_property
     def victims(self) -> list[Tensor]:
         """Index tensors (N,) of the updates to attack; the same for every attack, defense and draw."""
-        generator = generator_of(self.seed, "victims")
-        return draw_victims(self.data, self.images, self.plan.images, self.partition, generator)
+        generator, together = generator_of(self.seed, "victims"), max(map(self.together, self.defenses))
+        return draw_victims(self.data, self.images, self.plan.images, self.partition, generator, together)
+
+    @property
+    def clients(self) -> int:
+        """Clients of a round."""
+        return getattr(self.partition, "clients", 1)
+
+    def together(self, defense: Defense) -> int:
+        """Clients whose updates reach the server as one."""
+        return self.clients if aggregates(defense) else 1
 
     def network(self, draw: int) -> nn.Module:
         """The global model of a draw, with its weights."""
@@ -140,33 +169,58 @@ class Setup:
         images = torch.rand(few, *self.data.shape, generator=generator_of(0, "probe")).to(self.device)
         return check_derivatives(network, images, self.outputs, self.plan, stacks(Weights.of(network)))
 
-    @cached_property
-    def stack(self) -> int:
+    def stack(self, defense: Defense) -> int:
         """Victims attacked together."""
+        return self._stack(self.together(defense))
+
+    @cached_property
+    def _stack(self) -> Callable[[int], int]:
+        return cache(self._stack_of)
+
+    def _stack_of(self, together: int) -> int:
         network = self.network(0).train(self.plan.mode == "train")
-        images = self.data.images[self.victims[0]].to(self.device)
-        return min(stack_size(network, images, self.memory), len(self.victims))
+        images = self.data.images[torch.cat(self.victims[:together])].to(self.device)
+        return min(stack_size(network, images, self.memory), len(self.victims) // together)
 
     @cached_property
     def jobs(self) -> dict[JobKey, int]:
         """All jobs in their order, with the number of rows of each."""
-        sizes = [len(part) * self.plan.images for part in self._stacks()]
-        few = min(_RANDOM_UPDATES, self.stack, len(self.victims)) * self.plan.images
-        control = repr(NoDefense())
-        jobs = {JobKey(RANDOM_UPDATE, 0, control, repr(a), 0): few for a in self.attacks}
+        jobs = {JobKey(RANDOM_UPDATE, 0, repr(NoDefense()), repr(a), 0): self._few(NoDefense()) for a in self.attacks}
+        for defense in filter(masks, self.defenses):
+            jobs |= {JobKey(MASKED, 0, repr(defense), repr(a), 0): self._few(defense) for a in self.attacks}
         for draw in range(self.draws):
             for defense in self.defenses:
-                for attack in self.attacks:
-                    jobs |= {JobKey("", draw, repr(defense), repr(attack), i): n for i, n in enumerate(sizes)}
+                sizes = [len(part) * self._images(defense) for part in self._stacks(defense)]
+                for attack, knows in product(self.attacks, self._knowledge_of(defense)):
+                    key = ("", draw, repr(defense), repr(attack))
+                    jobs |= {JobKey(*key, i, knows): n for i, n in enumerate(sizes)}
         return jobs
 
-    def _stacks(self) -> list[list[Tensor]]:
-        return [self.victims[i : i + self.stack] for i in range(0, len(self.victims), self.stack)]
+    def _knowledge_of(self, defense: Defense) -> tuple[bool, ...]:
+        """One run is enough where there is nothing to know: as told of a defense, unless that is withheld."""
+        if at_client(behind(defense)) == NoDefense():
+            return (False,)
+        return self.knowledge if discloses(defense) else self.knowledge[-1:]
 
-    def of_job(self, job: JobKey) -> tuple[int, list[Tensor]]:
-        """The number of a job's first victim, and its victims."""
-        victims = self._stacks()[job.stack]
-        return job.stack * self.stack, victims[: self.jobs[job] // self.plan.images]
+    def _few(self, defense: Defense) -> int:
+        """Rows of a control."""
+        return min(_RANDOM_UPDATES, self.stack(defense)) * self.plan.images
+
+    def _images(self, defense: Defense) -> int:
+        """Images behind what the server gets."""
+        return self.plan.images * (staying(defense, self.clients) if aggregates(defense) else 1)
+
+    def _stacks(self, defense: Defense) -> list[list[Group]]:
+        together, most = self.together(defense), self.stack(defense)
+        numbered = list(enumerate(self.victims))
+        groups = [tuple(numbered[i : i + together]) for i in range(0, len(numbered), together)]
+        return [groups[i : i + most] for i in range(0, len(groups), most)]
+
+    def of_job(self, job: JobKey) -> list[Group]:
+        """A job's victims: each the clients whose updates reach the server together."""
+        (defense,) = (d for d in self.defenses if repr(d) == job.defense)
+        images = self.plan.images if job.control else self._images(defense)
+        return self._stacks(defense)[job.stack][: self.jobs[job] // images]
 
     def identity(self, index: StudyIndex) -> dict[str, Any]:
         """What tells this audit from another one."""
@@ -181,6 +235,7 @@ class Setup:
             "defenses": [repr(d) for d in self.defenses],
             "record": [[fingerprint(d.contents()), repr(d.claimed)] for d in self.defenses if isinstance(d, Recorded)],
             "threat": repr(self.threat),
+            "knowledge": list(self.knowledge),
             "plan": repr(self.plan),
             "partition": repr(self.partition),
             "images": self.images,

@@ -20,17 +20,26 @@ from medpfl.core.errors import InputError
 from medpfl.core.files import PRIVATE, write
 from medpfl.core.types import Finding
 
-__all__ = ["JobKey", "Store", "claimed", "difference", "job_of", "locked", "read_json", "read_rows"]
+__all__ = [
+    "FORMAT", "JobKey", "Store", "check_format", "claimed", "difference", "job_of", "locked", "read_json", "read_rows",
+]  # fmt: skip
+
+FORMAT = 2
+"""Of a run directory; from 2 on, a job says whether its attack knows the defense."""
 
 
 class JobKey(NamedTuple):
-    """One stack of victims under one attack and one defense: the unit that is redone after a kill."""
+    """One stack of victims under one attack and one defense: the unit that is redone after a kill.
+
+    `knows` says whether the attack is told what the defense discloses of itself.
+    """
 
     control: str
     draw: int
     defense: str
     attack: str
     stack: int
+    knows: bool = False
 
     def file_name(self) -> str:
         """Of its pictures."""
@@ -39,7 +48,7 @@ class JobKey(NamedTuple):
 
 def job_of(row: Finding) -> JobKey:
     """The job that a row belongs to."""
-    return JobKey(row.control, row.draw, row.defense, row.attack, row.stack)
+    return JobKey(row.control, row.draw, row.defense, row.attack, row.stack, row.knows_defense)
 
 
 class Store:
@@ -133,17 +142,32 @@ def claimed(out: Path | None, identity: dict[str, Any], sizes: dict[JobKey, int]
 def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
     found = read_json(out / "run.json")
     if found is None and not (out / "findings.jsonl").exists():
-        found = {"identity": identity}
-        write(out / "run.json", json.dumps(found, indent=1).encode())
-    if found is not None and found.get("identity") == identity:
+        found = _begin(out, identity)
+    if found is not None and found.get("format") == FORMAT and found.get("identity") == identity:
         return
     if not force:
+        if found is not None and "identity" in found:
+            check_format(out, found, "name another --out, or --force to discard it")
         raise InputError(
             f"'{out}' holds another experiment ({difference(found, identity)}): "
             "name another --out, or --force to discard it"
         )
     _discard(out)
-    write(out / "run.json", json.dumps({"identity": identity}, indent=1).encode())
+    _begin(out, identity)
+
+
+def _begin(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    found = {"format": FORMAT, "identity": identity}
+    write(out / "run.json", json.dumps(found, indent=1).encode())
+    return found
+
+
+def check_format(out: Path, run: dict[str, Any], remedy: str) -> None:
+    """Raises `InputError` if another version of MedPFL made a run directory, whose ``run.json`` is given."""
+    if (made := run.get("format", 1)) != FORMAT:
+        raise InputError(
+            f"'{out}' was made by another version of MedPFL: its format is {made}, this version's is {FORMAT}; {remedy}"
+        )
 
 
 def _discard(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""One entry per attack and defense, computed from rows alone."""
+"""One entry per attack, told of the defense or not, and defense, computed from rows alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medpfl.auditing.checks import clusters_of, flags_of, verdict_of
+from medpfl.auditing.difference import false_security
 from medpfl.auditing.masks import mask_cell
 from medpfl.auditing.patients import by_patient
 from medpfl.core.types import Finding
-from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, RECORDED, UNDEFENDED
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, MASKED, RANDOM_UPDATE, RECORDED, UNDEFENDED
 from medpfl.metrics.pixel import SUCCESS
 from medpfl.metrics.rates import cluster_interval, mean_interval
 
@@ -19,9 +20,15 @@ __all__ = ["summarize"]
 _MISMATCH = 1e-3
 """Relative difference from which a recorded update is not what its truth gives."""
 
+_Key = tuple[str, str, bool]
+"""An attack, a defense, and whether the attack is told of it."""
+
 
 def summarize(
-    rows: Sequence[Finding], server_side: Sequence[str] = (), record: Mapping[str, Any] | None = None
+    rows: Sequence[Finding],
+    server_side: Sequence[str] = (),
+    record: Mapping[str, Any] | None = None,
+    server_only: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """The cells in the order of the rows, verdicts and flags included.
 
@@ -30,26 +37,35 @@ def summarize(
 
     Args:
         rows: of one run.
-        server_side: specs of the defenses that act only at the server.
+        server_side: specs of the defenses of which a part acts only at the server.
         record: of a recorded update, the ``defense`` that it is said to have passed, its relative ``difference``
             from what the truth then gives, and the ``spread`` of the latter with the client's own draws.
+        server_only: specs of the defenses of which no part acts at the client: there is nothing to know.
     """
-    by_cell: dict[tuple[str, str], list[Finding]] = {}
+    by_cell: dict[_Key, list[Finding]] = {}
     random: dict[str, list[Finding]] = {}
+    masked: dict[tuple[str, str], list[Finding]] = {}
     for row in rows:
         if row.control == RANDOM_UPDATE:
             random.setdefault(row.attack, []).append(row)
+        elif row.control == MASKED:
+            masked.setdefault((row.attack, row.defense), []).append(row)
         else:
-            by_cell.setdefault((row.attack, row.defense), []).append(row)
+            by_cell.setdefault((row.attack, row.defense, row.knows_defense), []).append(row)
     cells = {key: _cell(*key, members, random.get(key[0], [])) for key, members in by_cell.items()}
-    for (attack, defense), cell in cells.items():
-        control = cells.get((attack, UNDEFENDED))
+    for (attack, defense, knows), cell in cells.items():
+        control = cells.get((attack, UNDEFENDED, False))
         cell["control_asr"] = control["asr"] if control else None
-        cell["by_patient"] = by_patient(by_cell[attack, defense])
+        cell["by_patient"] = by_patient(by_cell[attack, defense, knows])
         acting = (record or {}).get("defense", UNDEFENDED) if defense == RECORDED else defense
-        naive = acting not in (UNDEFENDED, *server_side) and not _knowing(by_cell[attack, defense])
+        bare = acting in (UNDEFENDED, *server_only)
+        cell.update(_masked(masked.get((attack, defense), [])))
+        cell["knows_defense"] = None if bare else knows
+        own, other = by_cell[attack, defense, knows], by_cell.get((attack, defense, False)) if knows else None
+        cell.update(false_security(other, own))
+        naive = not bare and not knows
         cell["verdict"] = verdict_of(cell, control, naive)
-        cell["flags"] = flags_of(by_cell[attack, defense], cell, control, naive)
+        cell["flags"] = flags_of(own, cell, control, naive)
         if defense in server_side:
             cell["flags"].append("server-side")
         if defense == RECORDED and record and _mismatch(record):
@@ -59,15 +75,11 @@ def summarize(
     return list(cells.values())
 
 
-def _knowing(rows: Sequence[Finding]) -> bool:
-    return all("defense" in row.grants for row in rows)
-
-
 def _mismatch(record: Mapping[str, Any]) -> bool:
     return record["difference"] > _MISMATCH + record.get("spread", 0.0)
 
 
-def _cell(attack: str, defense: str, rows: list[Finding], random: list[Finding]) -> dict[str, Any]:
+def _cell(attack: str, defense: str, _: bool, rows: list[Finding], random: list[Finding]) -> dict[str, Any]:
     scored = [row for row in rows if "zero-gradient" not in row.flags]
     random = [row for row in random if "zero-gradient" not in row.flags]
     low, high = mean_interval(_scores(scored, "ssim"), clusters=clusters_of(_with(scored, "ssim")))
@@ -100,6 +112,16 @@ def _cell(attack: str, defense: str, rows: list[Finding], random: list[Finding])
         "ssim_random_update": _mean(_scores(random, "ssim")),
         **_rate("identified_random_update", random, lambda row: row.identified),
         "masks": mask_cell(scored, random),
+    }
+
+
+def _masked(rows: Sequence[Finding]) -> dict[str, float | None]:
+    """What the same attack makes of one client's masked message."""
+    return {
+        **_rate("asr_masked_vector", rows, lambda row: row.success),
+        "ssim_masked_vector": _mean(_scores(rows, "ssim")),
+        **_rate("identified_masked_vector", rows, lambda row: row.identified),
+        "chance_masked_vector": _mean([row.chance for row in rows if row.chance is not None]),
     }
 
 

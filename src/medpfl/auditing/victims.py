@@ -16,7 +16,12 @@ __all__ = ["draw_victims"]
 
 
 def draw_victims(
-    data: LabelledImages, images: int, per_update: int, partition: Partition, generator: torch.Generator
+    data: LabelledImages,
+    images: int,
+    per_update: int,
+    partition: Partition,
+    generator: torch.Generator,
+    together: int = 1,
 ) -> list[Tensor]:
     """Index tensors (N,) of the updates to attack: clients take turns, and classes come in evenly.
 
@@ -26,6 +31,7 @@ def draw_victims(
         per_update: N.
         partition: deals the images to clients.
         generator: of partition and draw.
+        together: clients of the partition whose updates are summed: each has one in every so many updates.
 
     Raises:
         InputError: fewer images than asked, or clients too small for one update.
@@ -39,8 +45,16 @@ def draw_victims(
     updates = images // per_update
     if not updates:
         raise InputError(f"{images} images are less than one update of {per_update}: ask for more")
+    if not (rounds := updates // together):
+        raise InputError(f"a sum of {together} updates is of {together * per_update} images, {images} were asked for")
+    updates = rounds * together
     clients = partition.deal(data, generator)
     shares = _shares(updates, [len(client) // per_update for client in clients], per_update)
+    if together > 1 and len(set(shares)) > 1:
+        raise InputError(
+            f"{rounds} sums of {together} clients need {rounds * per_update} images of each, and a client has fewer: "
+            "ask for fewer images, or deal them evenly (--partition)"
+        )
     taken: Counter[int] = Counter()
     parts = []
     for client, share in zip(clients, shares, strict=True):

@@ -26,8 +26,15 @@ class Experiment(BaseModel):
     defense: list[str] = Field(
         default=[], description="spec; once for each; parts joined by |, sweeps by geom() and lin()"
     )
-    grant: list[str] = Field(default=[], description="what the adversary is told: labels, order, masks, auxiliary, ...")
-    naive: bool = Field(default=False, description="withhold from the attacks what a defense discloses of itself")
+    grant: list[str] = Field(
+        default=[],
+        description="what the adversary is told: labels, order, ...; defense: only attacks that know it",
+    )
+    naive: bool = Field(
+        default=False,
+        description="only attacks that are not told what a defense discloses of itself; else without and with",
+    )
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="at which epsilon of DPSGD and ClientDP is stated")
     truth: str | None = Field(default=None, description="for a record: folder of the images that it was made from")
     images: int = Field(default=32, ge=1, description="images to attack, evenly over classes")
     batch_size: int = Field(default=1, ge=1, description="images of one gradient")
@@ -38,8 +45,13 @@ class Experiment(BaseModel):
     partition: str = Field(
         default="IID(clients=1)", description="IID(clients=...) or Dirichlet(alpha=..., clients=...)"
     )
+    clients: int | None = Field(
+        default=None, ge=1, description="clients of the partition; secure aggregation sums over all of them"
+    )
     algorithm: Literal["FedSGD", "FedAvg"] = Field(default="FedSGD", description="one gradient, or local training")
-    local_images: int | None = Field(default=None, ge=1, description="FedAvg: images of a client; unset: one batch")
+    local_images: int | None = Field(
+        default=None, ge=1, description="FedAvg or poisson: images of a client; unset: one batch"
+    )
     epochs: int = Field(default=1, ge=1, description="FedAvg: local epochs")
     learning_rate: float = Field(default=0.1, gt=0, description="FedAvg: local learning rate")
     momentum: float = Field(default=0.0, ge=0, description="FedAvg: local momentum")
@@ -50,6 +62,9 @@ class Experiment(BaseModel):
     sends: list[Literal["num_samples", "buffers"]] = Field(
         default=["num_samples", "buffers"],
         description="what travels beside the update: num_samples, buffers; once for each, or 'nothing'",
+    )
+    sampling: Literal["shuffle", "poisson"] = Field(
+        default="shuffle", description="of the local images into batches; poisson, as DPSGD is accounted"
     )
     mode: Literal["train", "eval"] = Field(default="train", description="of batch norm and dropout at the client")
     seed: int = Field(default=0, ge=0, description="of every random draw")

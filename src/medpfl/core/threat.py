@@ -13,7 +13,7 @@ GRANTS = {
     "labels": "the adversary is told the labels of the private images",
     "order": "the adversary is told in which order the client used its images",
     "masks": "the adversary is told the client's dropout masks",
-    "defense": "the adversary knows what the defense discloses of itself; the default where one is judged",
+    "defense": "the adversary knows what the defense discloses of itself; by default it is attacked without and with",
     "auxiliary": "the adversary has other images of the same kind",
     "active": "the server may choose the model that it sends to the client",
 }

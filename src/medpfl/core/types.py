@@ -117,7 +117,8 @@ class View:
         weights: the global model that the clients started from.
         plans: of the K clients in it (K > 1 under secure aggregation).
         update: stacked over victims.
-        channel: what the defense discloses, stacked; only under the grant ``defense``.
+        channel: what the defense discloses, stacked; only under the grant ``defense``. Of several clients, its
+            known part is that of each client's update, and precision and bounds are of their mean.
     """
 
     weights: Weights
@@ -146,8 +147,8 @@ class Observation:
         image_shape: (C, H, W) that the model takes.
         num_classes: K.
         labels: (V, N), or masks (V, N, H, W), only under the grant ``labels``.
-        order: (V, epochs, N) indices, only under the grant ``order``.
-        masks: by dropout layer (V, steps, ...), only under the grant ``masks``.
+        order: (V, epochs, N) indices, only under the grant ``order``; of a sum of K clients (V, K, epochs, N).
+        masks: by dropout layer (V, steps, ...), only under the grant ``masks``; of a sum (V, K, steps, ...).
         auxiliary: (M, C, H, W) other images, only under the grant ``auxiliary``.
         label_shape: of an image's label: () for a class, (H, W) or (D, H, W) for a mask.
     """
@@ -248,6 +249,11 @@ class Finding:
     versions: dict[str, str]
     seconds: float
     date: str
+
+    @property
+    def knows_defense(self) -> bool:
+        """Whether the attack was told what the defense discloses of itself."""
+        return "defense" in self.grants
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON holds it."""

@@ -15,6 +15,10 @@ from medpfl.core.errors import InputError, check_positive
 __all__ = ["Epsilon", "epsilon", "noise_for"]
 
 
+_LEAST = 0.05
+"""Noise multiplier from which epsilon is computed: below, the accountants run out of memory."""
+
+
 @dataclass(frozen=True)
 class Epsilon:
     """What was spent, by each accountant.
@@ -48,9 +52,11 @@ def epsilon(noise: float, rate: float, steps: int, delta: float) -> Epsilon:
         delta: in (0, 1).
 
     Raises:
-        InputError: a number out of its range, or the extra ``dp`` is not installed.
+        InputError: a number out of its range, too little noise, or the extra ``dp`` is not installed.
     """
     _check(noise, rate, steps, delta)
+    if noise < _LEAST:
+        raise InputError(f"noise is {noise}: below {_LEAST}, epsilon is in the hundreds, which promises nothing")
     return Epsilon(_prv(noise, rate, steps, delta), _pld(noise, rate, steps, delta), delta)
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError, check_positive
 from medpfl.core.masked import Exchange, MaskedVector
+from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
-from medpfl.core.types import Tensors, Update
+from medpfl.core.types import Channel, Tensors, Update
 from medpfl.defenses.masking import Masks, ring
 
 __all__ = ["SecAggPlus"]
@@ -95,6 +96,36 @@ class SecAggPlus(Defense):
         masked = {i: MaskedVector(v, self.modulus, updates[i].num_samples or 0) for i, v in seen.items()}
         return Exchange(masked, tuple(sorted(dropped)), self._mean(total, [updates[i] for i in stayed]))
 
+    def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
+        """Of the sum: the variance of the rounding in the mean update, a sixth of a squared step for each client.
+
+        What the parts before it disclose is of each client's update: their noise is averaged, and bounds, which are
+        read off a single update, are not known of a sum.
+
+        Args:
+            sent: the mean update; `num_samples` over the plan's images is the number of clients.
+            plan: of every client; without one, the update is of one client.
+            before: of the parts before this one.
+        """
+        samples = sent.num_samples or 1
+        clients = max(round(samples / plan.images), 1) if plan else 1
+        step = self.max_weight / (samples * self._per_unit)
+        rounding = {k: torch.full_like(t, 6 / (clients * step**2)) for k, t in sent.tensors.items()}
+        known = before or Channel()
+        averaged = None if known.precision is None else {k: clients * t for k, t in known.precision.items()}
+        return replace(known, precision=averaged, bounds=None).then(precision=rounding)
+
+    def read(self, masked: MaskedVector, like: Update) -> Update:
+        """One client's message as if it were not masked: what an attack on it alone has to work with.
+
+        Args:
+            masked: the message.
+            like: an update with the same tensors.
+        """
+        share = max(self._weight(replace(like, num_samples=masked.num_samples)), 1) / self.levels
+        values = (masked.values[1:].double() / self._per_unit - self.clip) / share
+        return self._as(values, like)
+
     def quantized(self, update: Update, generator: torch.Generator) -> Tensor:
         """The integers (1 + size,) of one update before they are masked, in [0, levels]."""
         weight = self._weight(update)
@@ -115,14 +146,17 @@ class SecAggPlus(Defense):
         """The weighted mean from the sum of integers; what is not a floating-point number is the first client's."""
         first, share = updates[0], float(total[0]) / self.levels
         values = (total[1:].double() / self._per_unit - len(updates) * self.clip) / share
-        like = _floats(first)
-        parts = values.split([t.numel() for t in like.values()])
-        mean = {name: part.view_as(t).to(t) for part, (name, t) in zip(parts, like.items(), strict=True)}
-        buffers = first.buffers
+        return replace(self._as(values, first), num_samples=sum(u.num_samples or 0 for u in updates))
+
+    def _as(self, values: Tensor, like: Update) -> Update:
+        """An update like another one, with these values (size,) in place of its floating-point numbers."""
+        floats = _floats(like)
+        parts = values.split([t.numel() for t in floats.values()])
+        found = {name: part.view_as(t).to(t) for part, (name, t) in zip(parts, floats.items(), strict=True)}
+        buffers = like.buffers
         if buffers is not None:
-            buffers = {name: mean.get(f"buffer {name}", t) for name, t in buffers.items()}
-        tensors = {name: mean[name] for name in first.tensors}
-        return replace(first, tensors=tensors, buffers=buffers, num_samples=sum(u.num_samples or 0 for u in updates))
+            buffers = {name: found.get(f"buffer {name}", t) for name, t in buffers.items()}
+        return replace(like, tensors={name: found[name] for name in like.tensors}, buffers=buffers)
 
     def _check(self, updates: Sequence[Update]) -> None:
         if len(updates) < 2:

@@ -14,7 +14,7 @@ from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Channel, Observation, Update, View, Weights, stack_tensors
 from medpfl.federated.client import ClientRound
 
-__all__ = ["aggregate", "observe"]
+__all__ = ["aggregate", "observe", "observe_sums"]
 
 
 def aggregate(weights: Weights, updates: Sequence[Update], learning_rate: float = 1.0) -> Weights:
@@ -70,8 +70,7 @@ def observe(
     """
     if defense.acts("aggregate"):
         raise InputError(
-            f"{defense!r}: the server gets a sum over clients and no update of one client, and several clients "
-            "together are not audited yet"
+            f"{defense!r}: the server gets a sum over clients and no update of one client: see observe_sums"
         )
     sent = [r.sent for r in rounds]
     channel = Channel.stack([defense.disclose(update, plan) for update in sent]) if "defense" in threat else None
@@ -88,3 +87,45 @@ def observe(
         auxiliary=auxiliary if "auxiliary" in threat else None,
         label_shape=label_shape,
     )
+
+
+def observe_sums(
+    model: nn.Module,
+    weights: Weights,
+    plan: Plan,
+    sums: Sequence[tuple[Update, Sequence[ClientRound]]],
+    threat: ThreatModel,
+    *,
+    defense: Defense,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    auxiliary: Tensor | None = None,
+) -> Observation:
+    """V sums of the updates of K clients each as the adversary sees them: no update of a single client is in it.
+
+    Args:
+        model, weights, plan, threat, defense, image_shape, num_classes, auxiliary: as of `observe`.
+        sums: V times the mean update of K clients by numbers of samples, and the rounds of these clients, of which
+            only what is granted is passed on: labels (V, K * N), client after client, orders and masks.
+    """
+    means, clients = [update for update, _ in sums], [list(rounds) for _, rounds in sums]
+    channel = Channel.stack([defense.disclose(update, plan) for update in means]) if "defense" in threat else None
+    labels = [torch.cat([r.batch.labels for r in rounds]) for rounds in clients]
+    orders = [stacked for rounds in clients if (stacked := _orders(rounds)) is not None]
+    masks = [stack_tensors([r.draws.masks for r in rounds]) for rounds in clients if rounds[0].draws.masks]
+    return Observation(
+        model=model,
+        views=(View(weights, (plan,) * len(clients[0]), Update.stack(means), channel),),
+        image_shape=image_shape,
+        num_classes=num_classes,
+        labels=torch.stack(labels) if "labels" in threat else None,
+        order=torch.stack(orders) if "order" in threat and orders else None,
+        masks=stack_tensors(masks) if "masks" in threat and masks else None,
+        auxiliary=auxiliary if "auxiliary" in threat else None,
+    )
+
+
+def _orders(rounds: Sequence[ClientRound]) -> Tensor | None:
+    """(K, epochs, N), or ``None`` where images need no order."""
+    orders = [r.draws.order for r in rounds if r.draws.order is not None]
+    return torch.stack(orders) if orders else None

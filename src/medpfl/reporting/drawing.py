@@ -51,7 +51,7 @@ def enlarge(image: Image.Image) -> Image.Image:
 
 
 def _title(panel: Panel, width: int) -> list[str]:
-    specs = [f"attack: {label(panel.attack)}", f"defense: {label(panel.defense)}"]
+    specs = [f"attack: {label(panel.attack)}{panel.told}", f"defense: {label(panel.defense)}"]
     wrapped = [part for spec in specs for part in textwrap.wrap(spec, max(width // 8, 20))]
     return [*wrapped, "private images: do not share"]
 

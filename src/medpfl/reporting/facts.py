@@ -11,7 +11,13 @@ from medpfl.reporting.words import DASH, number
 __all__ = ["Facts", "facts", "granted", "lead"]
 
 RUN = {"device": "device", "seed": "seed", "started": "started"}
-TITLES = {"experiment": "Experiment", "data": "Data", "model": "Model", "record": "Recorded update"}
+TITLES = {
+    "experiment": "Experiment",
+    "data": "Data",
+    "model": "Model",
+    "record": "Recorded update",
+    "privacy": "Differential privacy",
+}
 
 
 class Facts(NamedTuple):

@@ -14,7 +14,7 @@ from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting.phrases import Cell, Cells
 from medpfl.reporting.selection import cell_rows
 from medpfl.reporting.svg import COLORS, inline
-from medpfl.reporting.words import known, label, number, percent, percents, shorten
+from medpfl.reporting.words import attacker, known, label, number, percent, percents, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def _lanes(summary: Cells) -> list[Lane]:
             lanes.append(Lane(y, label(defense)))
             y -= 0.1
         y -= 1
-        lanes.append(Lane(y, label(cell["attack"]), cell))
+        lanes.append(Lane(y, attacker(cell), cell))
     return lanes
 
 
@@ -144,4 +144,4 @@ def _strip(axes: Axes, y: float, cell: Cell, values: Sequence[float]) -> None:
 
 
 def _spoken(summary: Cells) -> str:
-    return "; ".join(f"{label(c['attack'])}, {label(c['defense'])}: {percent(c.get('asr'))}" for c in summary)
+    return "; ".join(f"{attacker(c)}, {label(c['defense'])}: {percent(c.get('asr'))}" for c in summary)

@@ -50,8 +50,12 @@ FLAGS = {
         "Attacks follow that derivative, and are weaker for it than they could be. A note names the layer: a detach, "
         "a number taken out of a tensor, or a function that can be differentiated only once.",
     ),
+    "masked-vector": Flag(
+        "the attack made more of one client's masked message than of random numbers",
+        "The masks do not hide it: secure aggregation is broken here. This must not happen.",
+    ),
     "server-side": Flag(
-        "the defense acts only at the server, after the update has arrived",
+        "the defense, or a part of it, acts only at the server, after the update has arrived",
         "It may protect the published model from others. It cannot protect the images from the server, "
         "which has seen the update as it was before.",
     ),

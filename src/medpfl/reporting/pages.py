@@ -23,7 +23,7 @@ from medpfl.reporting.panels import Panel, panels
 from medpfl.reporting.patients import patient_rows
 from medpfl.reporting.tables import entries
 from medpfl.reporting.verdict import MARKS, verdict_sentences, verdict_states
-from medpfl.reporting.words import DASH, label
+from medpfl.reporting.words import DASH, attacker, label
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +101,10 @@ def _page(
 
 def _row(cell: Mapping[str, Any]) -> dict[str, Any]:
     known = {"verdict": cell.get("verdict") or INCONCLUSIVE, "flags": cell.get("flags") or ()}
-    return {"attack": cell["attack"], "defense": cell["defense"], "numbers": entries(cell), **known}
+    knows = DASH if cell.get("knows_defense") is None else "yes" if cell["knows_defense"] else "no"
+    return {
+        "attack": cell["attack"], "defense": cell["defense"], "knows": knows, "numbers": entries(cell), **known
+    }  # fmt: skip
 
 
 def _raised(summary: Sequence[Mapping[str, Any]]) -> list[tuple[str, Flag, list[str]]]:
@@ -109,7 +112,7 @@ def _raised(summary: Sequence[Mapping[str, Any]]) -> list[tuple[str, Flag, list[
     cells: dict[str, list[str]] = {}
     for cell in summary:
         for flag in cell.get("flags") or ():
-            cells.setdefault(flag, []).append(f"{label(cell['attack'])}, {label(cell['defense'])}")
+            cells.setdefault(flag, []).append(f"{attacker(cell)}, {label(cell['defense'])}")
     unknown = Flag("of a reason that this version does not know", "Ask where the rows come from.")
     return [(flag, FLAGS.get(flag, unknown), where) for flag, where in cells.items()]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from medpfl.reporting.phrases import Cell, Cells
 from medpfl.reporting.selection import cell_rows, examples
-from medpfl.reporting.words import label, number
+from medpfl.reporting.words import attacker, label, number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,11 +51,13 @@ class Panel:
     attack: str
     defense: str
     pairs: tuple[Pair, ...]
+    told: str = ""
+    """``, naive`` or ``, adaptive`` where that tells two panels apart."""
 
     @property
     def file(self) -> str:
         """A file name that stays the same when other cells come or go."""
-        digest = hashlib.sha256(f"{self.attack}\n{self.defense}".encode()).hexdigest()[:6]
+        digest = hashlib.sha256(f"{self.attack}\n{self.defense}{self.told}".encode()).hexdigest()[:6]
         return f"{_slug(self.attack)}--{_slug(self.defense)}--{digest}.png"
 
 
@@ -73,7 +75,8 @@ def panels(summary: Cells, rows: Sequence[Finding], picture: Picture) -> list[Pa
 
 def _panel(cell: Cell, rows: Iterable[Finding], picture: Picture) -> Panel:
     chosen = examples(cell_rows(cell, rows))
-    return Panel(cell["attack"], cell["defense"], tuple(_pair(rank, row, picture) for rank, row in chosen))
+    told = attacker(cell).removeprefix(label(cell["attack"]))
+    return Panel(cell["attack"], cell["defense"], tuple(_pair(rank, row, picture) for rank, row in chosen), told)
 
 
 def _pair(rank: str, row: Finding, picture: Picture) -> Pair:

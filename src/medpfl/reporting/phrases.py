@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medpfl.reporting.words import known, label, percent, percents
+from medpfl.reporting.words import attacker, known, label, percent, percents
 
 __all__ = ["Cell", "Cells", "bound", "count", "did", "example", "failed", "of", "reason", "strength"]
 
@@ -49,7 +49,7 @@ def example(cell: Cell) -> str:
     name, some = label(cell["defense"]), count(cell)
     if some is None:
         return name
-    extent = [percent(cell["asr"]), f"by {label(cell['attack'])}"] if some else [bound(cell)]
+    extent = [percent(cell["asr"]), f"by {attacker(cell)}"] if some else [bound(cell)]
     return f"{name} ({', '.join(filter(None, [of(some, cell), *extent]))})"
 
 
@@ -80,7 +80,8 @@ def failed(cell: Cell, noun: bool = True) -> str:
 
 
 def reason(cells: Cells) -> str:
-    """Why nothing can be said."""
+    """Why nothing can be said; attacks that know the defense have the word, if there are any."""
+    cells = [cell for cell in cells if cell.get("knows_defense") is not False] or cells
     flags = {flag for cell in cells for flag in cell.get("flags") or ()}
     if not any(cell.get("images") for cell in cells):
         empty = "the update of every image is exactly zero" if "zero-gradient" in flags else ""

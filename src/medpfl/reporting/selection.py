@@ -20,6 +20,7 @@ def cell_rows(cell: Cell, rows: Iterable[Finding]) -> list[Finding]:
         row
         for row in rows
         if (row.attack, row.defense, row.control) == (cell["attack"], cell["defense"], "")
+        and cell.get("knows_defense") in (None, row.knows_defense)
         and known(row.scores.get("ssim"))
         and "zero-gradient" not in row.flags
     ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting.phrases import Cell, Cells
 from medpfl.reporting.verdict import MARKS
-from medpfl.reporting.words import DASH, between, known, label, number, percent, percents
+from medpfl.reporting.words import DASH, attacker, between, known, label, number, percent, percents, signed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "entries", "terminal_table"]
 
-BASELINES = {"mean_image": "mean", "nearest": "nearest", "random_update": "random"}
+BASELINES = {"mean_image": "mean", "nearest": "nearest", "random_update": "random", "masked_vector": "masked"}
 COLORS = {LEAKS: "bold red", NO_LEAK: "cyan", INCONCLUSIVE: "yellow"}
 SHORT = {LEAKS: "leaks", NO_LEAK: "no leak found", INCONCLUSIVE: "inconclusive"}
 WIDE = 110
@@ -39,6 +39,7 @@ def entries(cell: Cell) -> list[Entry]:
     return [
         Entry("Images", number(get("images"), "d"), _left_out(cell)),
         Entry("Read back (ASR)", percent(get("asr")), _asr_notes(cell)),
+        Entry("False security", signed(get("false_security_asr"), percent), _gain_notes(cell)),
         Entry("ASR without the update", *_baselines(cell, "asr")),
         Entry("SSIM", number(get("ssim")), _interval(between(get("ssim_low"), get("ssim_high")))),
         Entry("SSIM without the update", *_baselines(cell, "ssim")),
@@ -64,6 +65,14 @@ def _asr_notes(cell: Cell) -> tuple[str, ...]:
     notes = _interval(percents(cell.get("asr_low"), cell.get("asr_high")))
     extra = {"asr_worst": "worst", "control_asr": "control"}
     return notes + tuple(f"{name} {_rate(cell, key)}" for key, name in extra.items() if known(cell.get(key)))
+
+
+def _gain_notes(cell: Cell) -> tuple[str, ...]:
+    """What an attack that knows the defense gains in SSIM and identification."""
+    ssim, told = cell.get("false_security_ssim"), cell.get("false_security_identified")
+    spread = between(cell.get("false_security_ssim_low"), cell.get("false_security_ssim_high"))
+    notes = [f"SSIM {signed(ssim, number)}" + ("" if spread == DASH else f" ({spread})")] if known(ssim) else []
+    return (*notes, *([f"identified {signed(told, percent)}"] if known(told) else []))
 
 
 def _rate(cell: Cell, key: str) -> str:
@@ -125,7 +134,7 @@ def terminal_table(summary: Cells, width: int | None = None) -> Table:
 def _wide_row(cell: Cell) -> list[Text]:
     from rich.text import Text
 
-    specs = [Text(fold(label(cell[key]), 24)) for key in ("attack", "defense")]
+    specs = [Text(fold(text, 24)) for text in (attacker(cell), label(cell["defense"]))]
     flags = Text("\n".join(cell.get("flags") or ()), style="dim")
     return [*specs, *_numbers(cell, " [{}]"), _outcome(cell), flags]
 
@@ -133,7 +142,7 @@ def _wide_row(cell: Cell) -> list[Text]:
 def _narrow_row(cell: Cell) -> list[Text]:
     from rich.text import Text
 
-    specs = Text(fold(label(cell["attack"]), 26))
+    specs = Text(fold(attacker(cell), 26))
     specs.append("\n" + indent(fold(label(cell["defense"]), 24), "  "), style="dim")
     flags = "".join(f"\n{flag}" for flag in cell.get("flags") or ())
     return [specs, *_numbers(cell, "\n{}"), _outcome(cell).append(flags, style="not bold dim")]

@@ -10,7 +10,7 @@ from typing import Any
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.reporting.phrases import Cell, Cells, count, did, example, failed, of, reason, strength
-from medpfl.reporting.words import brief, known, label, percent
+from medpfl.reporting.words import attacker, brief, known, label, percent
 
 __all__ = ["MARKS", "verdict_sentences", "verdict_states"]
 
@@ -101,7 +101,7 @@ def _actor(settings: Mapping[str, Any]) -> str:
 
 
 def _by(cell: Cell, cells: Cells) -> str:
-    name = label(cell["attack"])
+    name = attacker(cell)
     return name if len(cells) == 1 else f"the strongest of these attacks ({name})"
 
 
@@ -109,10 +109,17 @@ def _one(cells: Cells, settings: Mapping[str, Any]) -> str:
     top, name = _top(cells), label(cells[0]["defense"])
     if _state(cells) == LEAKS:
         end = "so this defense does not protect these images"
-        return f"With {name}, {_actor(settings)} still {did(top)} with {_by(top, cells)}, {end}."
+        hidden = "; attacks that were not told of it seemed to fail" if _hidden(cells) else ""
+        return f"With {name}, {_actor(settings)} still {did(top)} with {_by(top, cells)}, {end}{hidden}."
     if _state(cells) == NO_LEAK:
         return f"With {name} {failed(top, noun=False)}, not that the defense is safe."
     return f"Nothing can be said about the defense {name}: {reason(cells)}."
+
+
+def _hidden(cells: Cells) -> bool:
+    """Whether a leak shows only to attacks that know the defense, where others were run too."""
+    naive = [cell for cell in cells if cell.get("knows_defense") is False]
+    return bool(naive) and _state(cells) == LEAKS and _state(naive) != LEAKS
 
 
 def _recorded(cells: Cells, settings: Mapping[str, Any]) -> str:
@@ -133,6 +140,7 @@ def _many(groups: Sequence[Cells]) -> str:
         _leaking(leaking, total) if leaking else "",
         _holding(holding, total) if holding else "",
         _unsure(unsure) if unsure else "",
+        _seeming([g for g in leaking if _hidden(g)]),
     ]
     sentence = "; ".join(filter(None, parts))
     return sentence[0].upper() + sentence[1:] + "."
@@ -145,6 +153,13 @@ def _leaking(groups: Sequence[Cells], total: int) -> str:
     if len(tops) == 1:
         return f"{who} still {verb}: {example(tops[0])}"
     return f"{who} still {verb}, most with {example(tops[0])}, least with {example(tops[-1])}"
+
+
+def _seeming(groups: Sequence[Cells]) -> str:
+    if not groups:
+        return ""
+    who = label(groups[0][0]["defense"]) if len(groups) == 1 else f"{len(groups)} of these"
+    return f"attacks that were not told of the defense seemed to fail against {who}"
 
 
 def _holding(groups: Sequence[Cells], total: int) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from medpfl.core.verdicts import RECORDED, UNDEFENDED
 
 __all__ = [
     "DASH",
+    "attacker",
     "between",
     "brief",
     "known",
@@ -20,6 +21,7 @@ __all__ = [
     "percent",
     "percents",
     "shorten",
+    "signed",
 ]
 
 DASH = "\u2013"
@@ -78,6 +80,30 @@ def label(spec: str) -> str:
     """
     special = {UNDEFENDED: "no defense", RECORDED: "recorded update"}
     return special.get(spec) or re.sub(r"\(\)", "", spec)
+
+
+def attacker(cell: Mapping[str, Any]) -> str:
+    """The attack of a cell, and whether it knows the defense where that tells two cells apart.
+
+    >>> attacker({"attack": "iDLG()", "knows_defense": False})
+    'iDLG, naive'
+    >>> attacker({"attack": "iDLG()", "knows_defense": True, "false_security_ssim": 0.25})
+    'iDLG, adaptive'
+    """
+    knows = cell.get("knows_defense")
+    paired = any(known(cell.get(f"false_security_{name}")) for name in ("asr", "ssim", "identified"))
+    return label(cell["attack"]) + (", naive" if knows is False else ", adaptive" if knows and paired else "")
+
+
+def signed(value: float | None, show: Callable[[float], str]) -> str:
+    """A difference with its sign.
+
+    >>> signed(0.25, percent), signed(-0.5, percent), signed(0.0, percent)
+    ('+25 %', '−50 %', '0 %')
+    """
+    if value is None or not known(value):
+        return DASH
+    return ("+" if value > 0 else "\u2212" if value < 0 else "") + show(abs(value))
 
 
 def shorten(text: str, most: int) -> str:

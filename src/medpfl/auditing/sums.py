@@ -1,0 +1,99 @@
+"""Secure aggregation in an audit: whose updates are in a sum, and what one masked message looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from medpfl.auditing.acting import at_client, parts_of
+from medpfl.core.errors import InputError
+from medpfl.core.masked import Exchange
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Defense
+from medpfl.core.types import Update
+from medpfl.defenses import SecAggPlus
+from medpfl.federated.client import ClientRound
+
+__all__ = ["Group", "Sum", "aggregates", "check_sum", "masks", "one_masked", "staying", "summed"]
+
+Group = tuple[tuple[int, Tensor], ...]
+"""The clients whose updates reach the server together, one where nothing is summed: number and image indices (N,)."""
+
+
+class Sum(NamedTuple):
+    """A round of several clients.
+
+    Attributes:
+        exchange: what the server has of it.
+        rounds: of the clients that stayed.
+        images: indices of all their images, client after client.
+    """
+
+    exchange: Exchange
+    rounds: list[ClientRound]
+    images: Tensor
+
+
+def aggregates(defense: Defense) -> bool:
+    """Whether the server gets a sum over clients, and no update of one client."""
+    return at_client(defense).acts("aggregate")
+
+
+def masks(defense: Defense) -> bool:
+    """Whether single clients' messages are on the wire, masked."""
+    return aggregates(defense) and isinstance(_aggregating(defense), SecAggPlus)
+
+
+def staying(defense: Defense, clients: int) -> int:
+    """Clients that are in a sum."""
+    part = _aggregating(defense)
+    return clients - (part.dropouts if isinstance(part, SecAggPlus) else 0)
+
+
+def summed(defense: Defense, group: Group, rounds: Sequence[ClientRound], generator: torch.Generator) -> Sum:
+    """The sum over a group of clients, as the defense makes it."""
+    exchange = _exchange(_aggregating(defense), [played.sent for played in rounds], generator)
+    stayed = [i for i in range(len(rounds)) if i not in exchange.dropped]
+    return Sum(exchange, [rounds[i] for i in stayed], torch.cat([group[i][1] for i in stayed]))
+
+
+def one_masked(defense: Defense, made: Sum) -> ClientRound:
+    """The round of the first client that stayed, with its masked message read as if it were an update."""
+    part, first = _aggregating(defense), made.rounds[0]
+    assert isinstance(part, SecAggPlus)
+    sent = part.read(next(iter(made.exchange.masked.values())), first.sent)
+    return ClientRound(first.batch, first.draws, first.raw, sent, first.state)
+
+
+def check_sum(defense: Defense, clients: int, plan: Plan) -> None:
+    """Raises `InputError` where a round of so many clients cannot give a sum."""
+    if clients < 2:
+        raise InputError(f"{defense!r}: a sum needs two clients or more: --clients 2, or more in --partition")
+    part = _aggregating(defense)
+    if isinstance(part, SecAggPlus) and "num_samples" not in plan.sends:
+        raise InputError(f"{defense!r}: the mean is weighted by num_samples, which --sends leaves out")
+    samples = plan.images if "num_samples" in plan.sends else None
+    like = [Update({"": torch.zeros(1)}, num_samples=samples) for _ in range(clients)]
+    _exchange(part, like, torch.Generator().manual_seed(0))
+
+
+def _aggregating(defense: Defense) -> Defense:
+    found = [part for part in parts_of(at_client(defense)) if part.acts("aggregate")]
+    if len(found) != 1:
+        raise InputError(f"{defense!r}: {len(found)} of its parts sum over clients, and only one can")
+    return found[0]
+
+
+def _exchange(part: Defense, updates: Sequence[Update], generator: torch.Generator) -> Exchange:
+    if isinstance(part, SecAggPlus):
+        return part.exchange(updates, generator)
+    made, _ = part.aggregate(updates, part.init(), generator)
+    if len(made) != 1:
+        raise InputError(f"{part!r}: the server gets {len(made)} updates, and not one sum")
+    samples = [update.num_samples for update in updates]
+    total = None if None in samples else sum(n or 0 for n in samples)
+    return Exchange({}, (), replace(made[0], num_samples=total))
