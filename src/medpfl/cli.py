@@ -110,6 +110,7 @@ def _typed(experiment: type[T], given: Namespace, words: list[str]) -> T:
 
 
 def _perform(experiment: Experiment, given: Namespace) -> int:
+    from medpfl.auditing.over_rounds import leakage, rounds_in
     from medpfl.auditing.run import audit
     from medpfl.core.plan import Plan
     from medpfl.core.threat import ThreatModel
@@ -118,17 +119,12 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
     plan = Plan(**{k: options.pop(k) for k in list(options) if k in Plan.__dataclass_fields__})
     threat = ThreatModel(tuple(options.pop("grant")))
     attacks, defenses = options.pop("attack"), options.pop("defense")
-    report = audit(
-        **options,
-        attacks=attacks,
-        defenses=defenses,
-        threat=threat,
-        plan=plan,
-        out=given.out,
-        force=given.force,
-        progress=not given.quiet,
-    )
-    _print(report, given.quiet)
+    options |= {"attacks": attacks, "defenses": defenses, "threat": threat, "plan": plan, "out": given.out}
+    options |= {"force": given.force, "progress": not given.quiet}
+    if (rounds := options.pop("rounds")) is None:
+        _print(audit(**options), given.quiet)
+    else:
+        _print_leakage(leakage(rounds=rounds_in(rounds), **options), given.quiet)
     return _DONE
 
 
@@ -177,6 +173,19 @@ def _print(report: Any, quiet: bool) -> None:
     for page in report.pages:
         if page.suffix == ".html":
             console.print(f"wrote {page}", soft_wrap=True, highlight=False)
+
+
+def _print_leakage(found: Any, quiet: bool) -> None:
+    from rich.console import Console
+
+    from medpfl.reporting.leakage import leakage_table
+
+    console = Console()
+    if not quiet:
+        console.print(leakage_table(found.summary))
+    console.print(str(found), soft_wrap=True)
+    for page in found.pages:
+        console.print(f"wrote {page}", soft_wrap=True, highlight=False)
 
 
 def _print_training(result: Any, quiet: bool) -> None:

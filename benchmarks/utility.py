@@ -1,0 +1,45 @@
+"""Accuracy of federated and of central training on PneumoniaMNIST: ``python -m benchmarks.utility FILE.npz``.
+
+Central training is that of one client which has all images, with as many steps, each on as many images as all clients
+take together.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import torch
+
+from medpfl import Plan, train
+
+MODEL = "ConvNet(width=16, depth=4, norm='instance', dropout=0.5)"
+CLIENTS, BATCH, STEPS, ROUNDS = 4, 32, 4, 40
+PARTITIONS = {"IID": "IID(clients=4)", "Dirichlet 0.5": "Dirichlet(alpha=0.5, clients=4)", "central": "IID(clients=1)"}
+SCORES = ("balanced_accuracy", "accuracy", "auroc")
+
+
+def run(path: str, partition: str, seed: int, rounds: int = ROUNDS) -> dict[str, float]:
+    """The last test scores, and the seconds."""
+    size = BATCH * CLIENTS if "clients=1" in partition else BATCH
+    plan = Plan("FedAvg", size, size * STEPS, learning_rate=0.05, momentum=0.9, weight_decay=1e-2)
+    began = time.perf_counter()
+    rows = train(MODEL, path, plan=plan, partition=partition, rounds=rounds, decay=0.93, balance=True, seed=seed).rows
+    scores = {name: float(rows[-1].scores["test"][name] or 0) for name in SCORES}
+    return {**scores, "seconds": time.perf_counter() - began}
+
+
+def main(path: str, seeds: int = 3) -> None:
+    """Prints a table, a line for each way to deal the images: mean and range over seeds."""
+    torch.set_num_threads(1)
+    print("| | balanced accuracy | accuracy | AUROC | seconds |\n|---|---|---|---|---|")
+    for name, partition in PARTITIONS.items():
+        found = [run(path, partition, seed) for seed in range(seeds)]
+        cells = [[one[key] for one in found] for key in (*SCORES, "seconds")]
+        texts = [f"{statistics.mean(c):.3f} ({min(c):.3f} to {max(c):.3f})" for c in cells[:-1]]
+        print(f"| {name} | {' | '.join(texts)} | {statistics.mean(cells[-1]):.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
