@@ -15,7 +15,7 @@ import torch
 from medpfl import Plan, train
 
 MODEL = "ConvNet(width=16, depth=4, norm='instance', dropout=0.5)"
-CLIENTS, BATCH, STEPS, ROUNDS = 4, 32, 4, 40
+CLIENTS, BATCH, STEPS, ROUNDS = 4, 32, 4, 12
 PARTITIONS = {"IID": "IID(clients=4)", "Dirichlet 0.5": "Dirichlet(alpha=0.5, clients=4)", "central": "IID(clients=1)"}
 SCORES = ("balanced_accuracy", "accuracy", "auroc")
 
@@ -25,7 +25,7 @@ def run(path: str, partition: str, seed: int, rounds: int = ROUNDS) -> dict[str,
     size = BATCH * CLIENTS if "clients=1" in partition else BATCH
     plan = Plan("FedAvg", size, size * STEPS, learning_rate=0.05, momentum=0.9, weight_decay=1e-2)
     began = time.perf_counter()
-    rows = train(MODEL, path, plan=plan, partition=partition, rounds=rounds, decay=0.93, balance=True, seed=seed).rows
+    rows = train(MODEL, path, plan=plan, partition=partition, rounds=rounds, decay=0.75, balance=True, seed=seed).rows
     scores = {name: float(rows[-1].scores["test"][name] or 0) for name in SCORES}
     return {**scores, "seconds": time.perf_counter() - began}
 
