@@ -71,7 +71,7 @@ def canvas() -> tuple[Figure, Axes]:
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=_SIZE)
-    axes = figure.add_axes((0.11, 0.15, 0.78, 0.72))
+    axes = figure.add_axes((0.13, 0.15, 0.76, 0.72))
     axes.tick_params(colors=COLORS["muted"], labelsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round", color=COLORS["muted"], fontsize=9)
