@@ -38,6 +38,8 @@ def test_signs_take_a_bit_and_their_size():
     signs = Update({"a": sent(Signs()).tensors["a"]})
     assert len(signs.tensors["a"].unique()) == 2
     assert wire_bytes(signs) == 1000 // 8 + 2 * 4
+    odd = Update({"a": signs.tensors["a"].flatten()[:-1]})
+    assert wire_bytes(odd) == 125 + 2 * 4, "the last byte is not full"
 
 
 def test_masked_integers_cannot_be_packed():
