@@ -95,6 +95,16 @@ def test_killed_before_its_row_is_written_a_round_is_played_again(tmp_path):
     assert again.rows[2] == whole.rows[2]
 
 
+def test_rows_count_up_to_the_first_that_is_missing(tmp_path):
+    out = tmp_path / "runs" / "a"
+    whole = small(out=out)
+    lines = (out / "rounds.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "rounds.jsonl").write_bytes(b"".join([*lines[:2], lines[3]]))
+    again = small(out=out)
+    assert [row.round for row in again.rows] == [0, 1, 2, 3]
+    assert plainly(again.rows) == plainly(whole.rows)
+
+
 def test_a_finished_training_is_prolonged(tmp_path):
     out = tmp_path / "runs" / "a"
     first = small(out=out, rounds=2)
