@@ -213,9 +213,9 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
         "data": "place", "attacks": ["A", "B"], "defenses": ["C"], "out": str(tmp_path / "o"), "force": True,
         "progress": False, "naive": True,
     }  # fmt: skip
-    assert {*given, *plan, "data", "attack", "defense", "grant", "naive", "sends"} == set(Experiment.model_fields), (
-        "none forgotten"
-    )
+    assert {*given, *plan, "data", "attack", "defense", "grant", "naive", "sends", "rounds"} == set(
+        Experiment.model_fields
+    ), "none forgotten"
 
 
 @pytest.mark.parametrize(

@@ -117,9 +117,15 @@ def _typed(experiment: type[T], given: Namespace, words: list[str]) -> T:
 
 
 def _perform(experiment: Experiment, given: Namespace) -> int:
-    from medpfl.auditing.perform import perform
+    from medpfl.auditing.over_rounds import leakage, rounds_in
+    from medpfl.auditing.perform import options_of, perform
 
-    _print(perform(experiment, given.out, given.force, progress=not given.quiet), given.quiet)
+    run: dict[str, Any] = {"out": given.out, "force": given.force, "progress": not given.quiet}
+    if experiment.rounds is None:
+        _print(perform(experiment, **run), given.quiet)
+    else:
+        rounds = rounds_in(experiment.rounds)
+        _print_leakage(leakage(rounds=rounds, **options_of(experiment), **run), given.quiet)
     return _DONE
 
 
@@ -220,6 +226,19 @@ def _print(report: Any, quiet: bool) -> None:
     for page in report.pages:
         if page.suffix == ".html":
             console.print(f"wrote {page}", soft_wrap=True, highlight=False)
+
+
+def _print_leakage(found: Any, quiet: bool) -> None:
+    from rich.console import Console
+
+    from medpfl.reporting.leakage import leakage_table
+
+    console = Console()
+    if not quiet:
+        console.print(leakage_table(found.summary))
+    console.print(str(found), soft_wrap=True)
+    for page in found.pages:
+        console.print(f"wrote {page}", soft_wrap=True, highlight=False)
 
 
 def _print_training(result: Any, quiet: bool) -> None:

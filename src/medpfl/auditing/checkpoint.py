@@ -118,7 +118,8 @@ def keep(out: Path, about: About, network: nn.Module, weights: Weights, state: b
     put_state(network, weights)
     tensors = {**network.state_dict(), **weights.buffers, **weights.parameters}
     own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    header = {"format": "pt", _ABOUT: json.dumps({"version": _VERSION, **about.__dict__})}
+    # One entry only: the order of several would differ from run to run.
+    header = {_ABOUT: json.dumps({"version": _VERSION, **about.__dict__})}
     write(part / WEIGHTS, save(own, header))
     write(part / STATE, state, PRIVATE)
     part.rename(folder)

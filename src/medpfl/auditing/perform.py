@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from medpfl.auditing.report import Report
 from medpfl.auditing.run import audit
@@ -10,24 +11,20 @@ from medpfl.core.experiment import Experiment
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 
-__all__ = ["perform"]
+__all__ = ["options_of", "perform"]
 
 
 def perform(
     experiment: Experiment, out: str | Path | None = None, force: bool = False, progress: bool = False
 ) -> Report:
-    """What an experiment describes in strings and numbers; see `medpfl.audit`."""
-    options = experiment.model_dump()
+    """What an experiment describes in strings and numbers; see `medpfl.audit`. Of one model: without `rounds`."""
+    return audit(**options_of(experiment), out=out, force=force, progress=progress)
+
+
+def options_of(experiment: Experiment) -> dict[str, Any]:
+    """An experiment as the arguments of `medpfl.audit`."""
+    options = experiment.model_dump(exclude={"rounds"})
     plan = Plan(**{k: options.pop(k) for k in list(options) if k in Plan.__dataclass_fields__})
     threat = ThreatModel(tuple(options.pop("grant")))
-    attacks, defenses = options.pop("attack"), options.pop("defense")
-    return audit(
-        **options,
-        attacks=attacks,
-        defenses=defenses,
-        threat=threat,
-        plan=plan,
-        out=out,
-        force=force,
-        progress=progress,
-    )
+    parts = {"attacks": options.pop("attack"), "defenses": options.pop("defense")}
+    return {**options, **parts, "plan": plan, "threat": threat}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from medpfl.auditing.acting import at_client, discloses, server_only, server_side
+from medpfl.auditing.checkpoint import Checkpoint
 from medpfl.auditing.engine import device_of, versions
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
 from medpfl.auditing.key import study_index
@@ -38,7 +39,7 @@ __all__ = ["audit", "check_outside", "made"]
 
 
 def audit(
-    model: str | Model | nn.Module = "LeNet('dlg')",
+    model: str | Path | Model | nn.Module = "LeNet('dlg')",
     data: str | Path | DataSource | LabelledImages = "samples",
     *,
     attacks: Sequence[str | Attack] = STANDARD,
@@ -69,8 +70,8 @@ def audit(
     `out`, finished work survives a kill: the same call continues where it stopped.
 
     Args:
-        model: a spec, ``file.py:name`` or ``package.module:name``, a `Model`, or a network that maps
-            (N, C, H, W) in [0, 1] to logits (N, K).
+        model: a spec, ``file.py:name`` or ``package.module:name``, the directory of a training or of one of its
+            rounds, a `Model`, or a network that maps (N, C, H, W) in [0, 1] to logits (N, K).
         data: ``"samples"``, a folder of class folders, a record of an update, a source, or images.
         attacks, defenses: specs or objects; the undefended control is always there. For a record: the defense that
             its client used, if the record does not state it.
@@ -214,7 +215,7 @@ def _settings(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
             "draws": setup.draws,
             "plan": repr(setup.plan),
             "partition": repr(setup.partition),
-            "weights": "untrained" if setup.weights is None else "given",
+            "weights": _origin(setup),
             "memory_gib": setup.memory,
             "victims_per_stack": setup.stack(NoDefense()),
         },
@@ -242,6 +243,12 @@ def _settings(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
     if recorded:
         settings["record"] = {"defense": repr(recorded[0].claimed), **player.difference(recorded[0])}
     return settings
+
+
+def _origin(setup: Setup) -> str:
+    if isinstance(setup.model, Checkpoint) and setup.weights is None:
+        return f"of a training, round {setup.model.round}"
+    return "untrained" if setup.weights is None else "given"
 
 
 def _notes(setup: Setup) -> list[str]:

@@ -28,7 +28,7 @@ def packed(standing: Standing) -> bytes:
     """
     tensors: dict[str, Tensor] = {}
     tree = _leaves({f.name: getattr(standing, f.name) for f in fields(standing) if f.name != "weights"}, tensors)
-    return save(tensors, {"format": "pt", _TREE: json.dumps(tree)})
+    return save(tensors, {_TREE: json.dumps(tree)})
 
 
 def unpacked(path: Path) -> dict[str, Any]:

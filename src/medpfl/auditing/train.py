@@ -86,7 +86,7 @@ def train(
     Raises:
         InputError: anything that cannot work, before work is done; a training that diverges.
 
-    >>> result = train("MLP(width=8)", rounds=2, clients=2, plan=Plan("FedAvg", batch_size=8))
+    >>> result = train("MLP(hidden=(8,))", rounds=2, clients=2, plan=Plan("FedAvg", batch_size=8))
     >>> [row.round for row in result.rows]
     [0, 1, 2]
     """

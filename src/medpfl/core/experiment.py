@@ -19,7 +19,8 @@ class Experiment(BaseModel):
 
     data: str = Field(default="samples", description="folder of class folders, record of an update, or 'samples'")
     model: str = Field(
-        default="LeNet('dlg')", description="spec from 'medpfl list models', file.py:name or package.module:name"
+        default="LeNet('dlg')",
+        description="spec from 'medpfl list models', file.py:name, package.module:name, or directory of a training",
     )
     weights: str | None = Field(default=None, description="weights file: safetensors, or a state dict of torch.save")
     attack: list[str] = Field(default=list(STANDARD), description="spec; once for each attack")
@@ -35,6 +36,9 @@ class Experiment(BaseModel):
         description="only attacks that are not told what a defense discloses of itself; else without and with",
     )
     delta: float = Field(default=1e-5, gt=0, lt=1, description="at which epsilon of DPSGD and ClientDP is stated")
+    rounds: str | None = Field(
+        default=None, description="with a training as --model: rounds whose models are audited, as 0,1,5"
+    )
     truth: str | None = Field(default=None, description="for a record: folder of the images that it was made from")
     images: int = Field(default=32, ge=1, description="images to attack, evenly over classes")
     batch_size: int = Field(default=1, ge=1, description="images of one gradient")

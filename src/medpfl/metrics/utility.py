@@ -68,7 +68,7 @@ def auroc(logits: Tensor, labels: Tensor) -> float | None:
     if len(present) < 2 or bool(logits.isnan().any()):
         return None
     if logits.shape[1] == 2:
-        return _area(logits[:, 1] - logits[:, 0], labels == 1)
+        return _area(logits[:, 1].double() - logits[:, 0].double(), labels == 1)
     shares = logits.double().softmax(1)
     areas = [_area(shares[:, label], labels == label) for label in present.tolist()]
     return sum(areas) / len(areas)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["privacy_figure", "score_figure"]
+__all__ = ["canvas", "legend", "privacy_figure", "score_figure"]
 
 _SIZE = (4.6, 3.0)  # inches
 _LINES = {
@@ -26,7 +26,7 @@ _LINES = {
 
 def score_figure(rows: Sequence[Round], name: str) -> str:
     """Balanced accuracy with its interval, accuracy and AUROC on one of the sets."""
-    figure, axes = _canvas()
+    figure, axes = canvas()
     numbers, scores = [row.round for row in rows], [row.scores[name] for row in rows]
     ends: list[Any] = [[one[f"balanced_accuracy_{end}"] for one in scores] for end in ("low", "high")]
     axes.fill_between(numbers, *ends, color=COLORS["safe"], alpha=0.15, linewidth=0)
@@ -35,7 +35,7 @@ def score_figure(rows: Sequence[Round], name: str) -> str:
         axes.plot(numbers, values, style, color=COLORS[color], linewidth=1.6, label=text)
     axes.set(ylim=(0, 1.02))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    _legend(axes)
+    legend(axes)
     last = scores[-1]
     spoken = f"balanced accuracy {percent(last['balanced_accuracy'])}, AUROC {number(last['auroc'])}"
     return inline(figure, "scores", f"Scores on the {name} images by round; after the last: {spoken}")
@@ -43,7 +43,7 @@ def score_figure(rows: Sequence[Round], name: str) -> str:
 
 def privacy_figure(rows: Sequence[Round]) -> str:
     """The step of the global model by round; epsilon where something is promised, else bytes sent so far."""
-    figure, axes = _canvas()
+    figure, axes = canvas()
     numbers = [row.round for row in rows]
     if rows[-1].epsilon is not None:
         values: list[Any] = [float("nan") if row.epsilon is None else row.epsilon for row in rows]
@@ -61,16 +61,17 @@ def privacy_figure(rows: Sequence[Round]) -> str:
         spine.set_color(COLORS["line"])
     axes.set_ylim(bottom=0)
     right.set_ylim(bottom=0)
-    _legend(axes, right)
+    legend(axes, right)
     return inline(figure, "privacy", f"By round: {spoken}; and the norm of the global model's step")
 
 
-def _canvas() -> tuple[Figure, Axes]:
+def canvas() -> tuple[Figure, Axes]:
+    """An empty figure over rounds."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=_SIZE)
-    axes = figure.add_axes((0.11, 0.15, 0.78, 0.72))
+    axes = figure.add_axes((0.13, 0.15, 0.76, 0.72))
     axes.tick_params(colors=COLORS["muted"], labelsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round", color=COLORS["muted"], fontsize=9)
@@ -80,14 +81,15 @@ def _canvas() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(*all_axes: Axes) -> None:
+def legend(*all_axes: Axes, columns: int = 3) -> None:
+    """The lines' names, above the axes."""
     lines = [line for axes in all_axes for line in axes.get_lines()]
     all_axes[-1].legend(
         lines,
         [str(line.get_label()) for line in lines],
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=3,
+        ncols=columns,
         frameon=False,
         fontsize=8.5,
         labelcolor=COLORS["ink"],

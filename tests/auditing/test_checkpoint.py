@@ -1,0 +1,135 @@
+"""Checkpoints of a training: what they hold, and that an audit takes them for its model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from audit_cases import some_images
+from safetensors.torch import load_file, save_file
+from torch import nn
+from training_cases import small
+
+from medpfl import InputError, Weights, audit
+from medpfl.auditing.checkpoint import checkpoint_at, is_checkpoint
+from medpfl.auditing.state_files import packed, unpacked
+from medpfl.federated.training import Standing
+
+AUDIT = {"attacks": ["iDLG(steps=3)"], "images": 2, "progress": False}
+
+
+@pytest.mark.parametrize("defense", ["NoDefense", "PRECODE(width=4)", "Soteria(prune=0.3)"])
+def test_it_is_the_model_that_was_trained(defense, tmp_path):
+    out = tmp_path / "runs" / "a"
+    result = small(out=out, defense=defense)
+    network = checkpoint_at(out).build((1, 16, 16), 2, seed=9)
+    own = Weights.of(network)
+    for name, value in result.weights.parameters.items():
+        assert torch.equal(own.parameters[name], value)
+    first = Weights.of(checkpoint_at(out, 0).build((1, 16, 16), 2, seed=9)).parameters
+    assert any(not torch.equal(first[name], value) for name, value in result.weights.parameters.items())
+    assert (checkpoint_at(out).round, checkpoint_at(out / "round-1").round) == (3, 1)
+
+
+def test_an_audit_takes_it(tmp_path):
+    out = tmp_path / "runs" / "a"
+    small(out=out)
+    last, first = (audit(place, some_images(8), **AUDIT) for place in (str(out), out / "round-0"))
+    assert {row.model for row in last.rows} == {"Checkpoint(trained='MLP(hidden=(6,))', round=3)"}
+    assert last.settings["experiment"]["weights"] == "of a training, round 3"
+    assert [r.scores["ssim"] for r in last.rows] != [r.scores["ssim"] for r in first.rows]
+    untrained = audit("MLP(hidden=(6,))", some_images(8), **AUDIT)
+    assert untrained.settings["experiment"]["weights"] == "untrained"
+    with pytest.raises(InputError, match="it loads or sets its own"):
+        audit(str(out), some_images(8), draws=2, **AUDIT)
+
+
+def test_images_of_another_size_are_told_the_size(tmp_path):
+    out = tmp_path / "runs" / "a"
+    small(out=out)
+    data = some_images(8)
+    with pytest.raises(InputError, match=r"trained on images of \(1, 16, 16\), .*--size 16 --channels 1"):
+        audit(str(out), replace(data, images=data.images[..., :12, :12]), **AUDIT)
+
+
+def test_a_round_that_is_not_there(tmp_path):
+    out = tmp_path / "runs" / "a"
+    small(out=out)
+    with pytest.raises(InputError, match=r"has no round 7: there are 0, 1, 2, 3"):
+        checkpoint_at(out, 7)
+    (tmp_path / "empty").mkdir()
+    assert not is_checkpoint(tmp_path / "empty")
+    assert not is_checkpoint("MLP")
+    assert not is_checkpoint("")
+    with pytest.raises(InputError, match="is a folder without a round of a training"):
+        audit(str(tmp_path / "empty"), some_images(8), **AUDIT)
+
+
+def test_weights_of_another_model(tmp_path):
+    one, other = tmp_path / "runs" / "a", tmp_path / "runs" / "b"
+    small(out=one)
+    small(out=other, model="MLP(hidden=(7,))")
+    place = other / "round-3" / "weights.safetensors"
+    content = place.read_bytes().replace(b"MLP(hidden=(7,))", b"MLP(hidden=(6,))")
+    place.write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"is of another model:\n  .*\n  1.weight: \(7, 256\) in the checkpoint, \(6, 256\)"
+    ):
+        checkpoint_at(other).build((1, 16, 16), 2, 0)
+
+
+def test_names_that_do_not_fit(tmp_path):
+    out = tmp_path / "runs" / "a"
+    small(out=out)
+    model = checkpoint_at(out)
+    from medpfl.auditing.checkpoint import put_weights
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(256, 6), nn.Linear(6, 2, bias=False))
+    wrong = r"2.weight: in the model, not in the checkpoint\n  3.bias: in the checkpoint, not in the model"
+    with pytest.raises(InputError, match=wrong):
+        put_weights(network, model.path)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
+def test_damaged_files(content, tmp_path):
+    out = tmp_path / "runs" / "a"
+    small(out=out)
+    (out / "round-3" / "weights.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="is no checkpoint of a training, or damaged"):
+        checkpoint_at(out)
+    (out / "round-2" / "state.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="is no state of a training, or damaged"):
+        unpacked(out / "round-2" / "state.safetensors")
+
+
+def test_other_safetensors_are_no_checkpoint(tmp_path):
+    (tmp_path / "round-0").mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "round-0" / "weights.safetensors")
+    with pytest.raises(InputError, match="is no checkpoint of a training"):
+        checkpoint_at(tmp_path)
+
+
+def test_a_model_of_the_user_is_given_with_the_weights(tmp_path):
+    out, network = tmp_path / "runs" / "a", nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
+    result = small(model=network, out=out)
+    with pytest.raises(InputError, match=r"its folder does not hold .*--weights '.*round-3/weights.safetensors'"):
+        audit(str(out), some_images(8), **AUDIT)
+    file = out / "round-3" / "weights.safetensors"
+    audit(network, some_images(8), weights=file, **AUDIT)
+    assert torch.equal(load_file(file)["1.weight"], result.weights.parameters["1.weight"])
+
+
+def test_any_state_comes_back_as_it_was(tmp_path):
+    state = {"owed": {"a.b/c": torch.rand(2, 3), "": torch.tensor(3)}, "steps": 4, "name": None, "list": [1.5, True]}
+    before = Standing(Weights({}), {"a": torch.rand(2)}, (state, {}), {"x": 1}, (2, 1))
+    (tmp_path / "s").write_bytes(packed(before))
+    after = unpacked(tmp_path / "s")
+    assert torch.equal(after["velocity"]["a"], before.velocity["a"])
+    assert torch.equal(after["clients"][0]["owed"]["a.b/c"], state["owed"]["a.b/c"])
+    assert after["clients"][0]["owed"][""].dtype == torch.int64
+    del after["clients"][0]["owed"], state["owed"]
+    assert after["clients"][0] == state
+    assert (after["clients"][1], after["server"], after["taken"]) == ({}, {"x": 1}, (2, 1))
+    with pytest.raises(InputError, match="remembers a object"):
+        packed(Standing(Weights({}), {}, ({"x": object()},), {}, (0,)))

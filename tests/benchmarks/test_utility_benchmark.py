@@ -1,0 +1,17 @@
+"""The benchmark of accuracy, on the real set: federated training is worth something, and as much as central."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import utility
+
+
+@pytest.mark.parametrize("name", list(utility.PARTITIONS))
+def test_a_few_rounds_tell_pneumonia_from_none(name, real_sets):
+    path = real_sets / "pneumonia_mnist" / "pneumoniamnist.npz"
+    if not path.is_file():
+        pytest.skip("the training set (shared/data/pneumonia_mnist) is not on this machine")
+    scores = utility.run(str(path), utility.PARTITIONS[name], seed=0, rounds=3)
+    assert scores["auroc"] > 0.85
+    assert scores["balanced_accuracy"] > 0.72
