@@ -201,7 +201,7 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
     }  # fmt: skip
     plan = {
         "algorithm": "FedAvg", "batch_size": 2, "local_images": 6, "epochs": 3, "learning_rate": 0.5, "momentum": 0.25,
-        "weight_decay": 0.125, "mode": "eval", "sampling": "poisson",
+        "weight_decay": 0.125, "mode": "eval", "sampling": "poisson", "loss": "dice",
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (given | plan).items()]
     lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--naive", "--sends", "buffers"]

@@ -14,7 +14,7 @@ from PIL import Image
 from medpfl import data
 from medpfl.core.roles import DataSource
 from medpfl.core.spec import build, registry
-from medpfl.data import Arrays, Dicom, ImageFolder, Kaggle, MedMNIST, Nifti, Samples
+from medpfl.data import Arrays, Dicom, ImageFolder, Kaggle, MedMNIST, Nifti, Samples, Segmented
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import IID
 
@@ -57,6 +57,16 @@ def npz(path: Path) -> Path:
     return path
 
 
+def with_masks(root: Path) -> Path:
+    for i in range(6):
+        mask = np.zeros((20, 24), dtype=np.uint8)
+        mask[4 : 9 + i, 6:15] = 255 if i % 2 else 128
+        for name, picture in (("images", random(20, 24, seed=i)), ("masks", mask)):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(root / name / f"{MARK}{i}.png")
+    return root
+
+
 ROWS = {
     "Arrays": lambda place: Arrays(random(6, 20, 20), [0, 1] * 3, ["a", "b"], [MARK] * 6, size=16),
     "Dicom": lambda place: Dicom(dicom_folder(place), size=16, group="patient", labels="folders"),
@@ -65,6 +75,7 @@ ROWS = {
     "MedMNIST": lambda place: MedMNIST(npz(place.with_suffix(".npz")), "test", size=16),
     "Nifti": lambda place: Nifti(nifti_folder(place), size=16),
     "Samples": lambda place: Samples(size=16),
+    "Segmented": lambda place: Segmented(with_masks(place), size=16),
 }
 SOURCES = pytest.mark.parametrize("name", ROWS)
 

@@ -127,3 +127,39 @@ def test_every_metric_keeps_what_the_role_promises(name):
     better = metric(near, truth) > metric(far, truth)
     assert better.shape == (3,)
     assert better.all() if metric.leak == "higher" else not better.any()
+
+
+# --- volumes --------------------------------------------------------------------------------------------------
+
+
+def volumes(depth):
+    generator = torch.Generator().manual_seed(depth)
+    truth = torch.rand(2, 1, depth, 13, 14, generator=generator)
+    guess = (truth + 0.3 * torch.randn(truth.shape, generator=generator)).clamp(0, 1)
+    guess[:, :, 0] = 1 - truth[:, :, 0]  # an outer slice that is all wrong
+    return guess, truth
+
+
+def of_skimage(guess, truth):
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+    return skimage.structural_similarity(guess.double().numpy(), truth.double().numpy(), **options)
+
+
+@pytest.mark.parametrize("depth", [11, 12, 20])
+def test_volumes_have_a_window_of_three_axes(depth):
+    guess, truth = volumes(depth)
+    expected = [of_skimage(g[0], t[0]) for g, t in zip(guess, truth, strict=True)]
+    assert ssim(guess, truth).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 10])
+def test_thin_volumes_are_scored_slice_by_slice(depth):
+    guess, truth = volumes(depth)
+    for i in range(2):
+        slices = [of_skimage(g, t) for g, t in zip(guess[i, 0], truth[i, 0], strict=True)]
+        assert ssim(guess, truth)[i].item() == pytest.approx(sum(slices) / depth, abs=1e-5)
+
+
+def test_slices_that_are_smaller_than_the_window():
+    with pytest.raises(InputError, match="11 x 11"):
+        ssim(torch.zeros(1, 1, 12, 10, 12), torch.zeros(1, 1, 12, 10, 12))

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from medpfl import models
 from medpfl.core.roles import Model
 from medpfl.core.types import Weights
-from medpfl.models import MLP, ConvNet, DenseNet121, LeNet, ResNet, ViT
+from medpfl.models import MLP, ConvNet, DenseNet121, LeNet, ResNet, UNet, ViT
 
 ROWS = {
     "ConvNet": [
@@ -25,6 +25,7 @@ ROWS = {
     "LeNet": [LeNet("dlg"), LeNet("idlg"), LeNet("cpl")],
     "MLP": [MLP(), MLP((20, 10), "tanh", 0.2), MLP(())],
     "ResNet": [ResNet(18), ResNet(34)],
+    "UNet": [UNet(), UNet(4, 3, "batch", "sigmoid"), UNet(4, 1, "group", "gelu")],
     "ViT": [ViT(8, 2, 24, 2), ViT(4, 1, 12, 3, mlp=30, dropout=0.1)],
 }
 VARIANTS = [model for row in ROWS.values() for model in row]
@@ -33,6 +34,11 @@ SHAPES = [(1, 32, 32), (3, 32, 32), (3, 64, 64), (1, 40, 32)]
 
 def images(shape, count=2):
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def outputs(model, classes, shape):
+    """Of two images: one class each, or one for every pixel."""
+    return (2, classes, *shape[1:]) if isinstance(model, UNet) else (2, classes)
 
 
 def test_every_model_has_a_row():
@@ -47,7 +53,7 @@ def test_logits(model, shape):
     network = model.build(shape, 5, seed=0).eval()
     with torch.no_grad():
         logits = network(images(shape))
-    assert logits.shape == (2, 5)
+    assert logits.shape == outputs(model, 5, shape)
     assert logits.isfinite().all()
     assert (logits.std(0) > 0).all()
 
@@ -70,7 +76,7 @@ def test_the_seed_alone_makes_the_weights(model):
 def test_own_arguments_go_before_the_data_s(model):
     chosen = dataclasses.replace(model, classes=7, channels=2)
     with torch.no_grad():
-        assert chosen.build((1, 32, 32), 3, seed=0).eval()(images((2, 32, 32))).shape == (2, 7)
+        assert chosen.build((1, 32, 32), 3, seed=0).eval()(images((2, 32, 32))).shape == outputs(model, 7, (2, 32, 32))
 
 
 @pytest.mark.parametrize("model", VARIANTS, ids=repr)
@@ -78,7 +84,9 @@ def test_double_backward(model):
     """What gradient matching needs: the derivative of a gradient's norm with respect to the images."""
     network, x = model.build((1, 32, 32), 3, seed=0).train(), images((1, 32, 32)).requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):  # as `local_update` does
-        loss = nn.functional.cross_entropy(network(x), torch.tensor([0, 2]))
+        logits = network(x)
+        labels = torch.tensor([0, 2]).view(-1, *[1] * (logits.ndim - 2)).expand(2, *logits.shape[2:])
+        loss = nn.functional.cross_entropy(logits, labels)
     gradient = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
     (direction,) = torch.autograd.grad(sum(g.square().sum() for g in gradient), x)
     assert direction.shape == x.shape

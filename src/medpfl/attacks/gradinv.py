@@ -38,6 +38,7 @@ class GradInv(Attack):
         tv: weight of the total variation.
         rate: first learning rate.
         median_every: steps between two 3 x 3 median filters; 0: none.
+        spacing: of the voxels of volumes along D, H and W, for the total variation; ``None``: they are cubes.
     """
 
     steps: int = 2000
@@ -45,12 +46,13 @@ class GradInv(Attack):
     tv: float = 1e-3
     rate: float = 0.03
     median_every: int = 0
+    spacing: tuple[float, ...] | None = None
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
         attack = GradientMatching(
             objective=Cosine(),
-            prior=TotalVariation(self.tv),
+            prior=TotalVariation(self.tv, self.spacing),
             optimizer=SignedAdam(self.rate),
             start=Normal(0.5, 0.25),
             labels=LastLayer(),

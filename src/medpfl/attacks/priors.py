@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -37,21 +38,41 @@ class Differences(Prior):
 
     Attributes:
         weight: of the term, at least 0.
+        spacing: of neighbors along the axes after the channel's, (D, H, W) of volumes, in any unit: differences count
+            per length, that of the smallest spacing being 1; ``None``: the same along all axes.
     """
 
     weight: float = 1.0
+    spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
             raise InputError(f"weight is {self.weight}: it must be at least 0")
+        if self.spacing is not None:
+            object.__setattr__(self, "spacing", tuple(self.spacing))
+            if not self.spacing or not all(isinstance(s, int | float) and 0 < s < inf for s in self.spacing):
+                raise InputError(f"spacing is {self.spacing}: it must hold a number above 0 for each axis")
 
     def size(self, steps: Tensor) -> Tensor:
         """What a difference costs."""
         raise NotImplementedError
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The weighted sum over all axes after the channel's."""
-        sizes = [self.size(images.diff(dim=axis)).mean() for axis in range(2, images.ndim)]
+        """The weighted sum over all axes after the channel's.
+
+        Raises:
+            InputError: another number of axes than of spacings.
+        """
+        spacing = self.spacing or (1.0,) * (images.ndim - 2)
+        if len(spacing) != images.ndim - 2:
+            raise InputError(
+                f"spacing is {spacing}, and the images have {images.ndim - 2} axes: give one number for each"
+            )
+        sizes = [
+            self.size(images.diff(dim=axis) * (min(spacing) / step)).mean()
+            for axis, step in enumerate(spacing, 2)
+            if images.shape[axis] > 1  # a mean over no neighbor is not a number
+        ]
         return self.weight * sum(sizes, images.new_zeros(()))
 
 

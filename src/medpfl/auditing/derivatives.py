@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medpfl.auditing.engine import generator_of
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Tensors, Weights
+from medpfl.federated.kernels import differentiable_kernels
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
 
@@ -50,7 +50,7 @@ def check_derivatives(network: nn.Module, images: Tensor, outputs: int, plan: Pl
     stages: dict[str, Callable[[Part, Tensor], Any]] = {ONCE: lambda part, x: part(x), twice: _slope}
     if together:
         stages[f"{twice}, for several victims together (torch.func.vmap)"] = _slopes
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():  # the kernels of attacks; fused ones have no second derivative
+    with differentiable_kernels(), torch.no_grad():  # as in attacks
         for what, stage in stages.items():
             if error := _error(stage, _whole(ready, images, outputs), images):
                 where = _culprit(ready, images, lambda part, x, stage=stage: _error(stage, part, x) is not None)

@@ -116,6 +116,8 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
     try:
         with torch.no_grad():
             logits = network(images)
+    except InputError:
+        raise
     except Exception as error:  # whatever a stranger's network raises is for the user to read
         hint = (
             "; in train mode batch norm needs more: try mode eval or larger images"
@@ -131,7 +133,10 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
             )
     elif not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"the model must return logits of shape ({len(images)}, classes), it returned {found}")
+        several = "; name the output that counts, make_model()['logits']" if isinstance(logits, dict) else ""
+        raise InputError(
+            f"the model must return logits of shape ({len(images)}, classes), it returned {found}{several}"
+        )
     outputs = logits.shape[1]
     if outputs < max(classes, 2):
         raise InputError(
@@ -159,7 +164,7 @@ def _check_repeatable(network: nn.Module, images: Tensor, plan: Plan) -> None:
         if not torch.equal(torch.get_rng_state(), before):
             raise InputError(
                 f"the model draws random numbers of its own in {plan.mode} mode, so its update cannot be repeated: "
-                "make its dropout a torch.nn.Dropout layer, or audit it with --mode eval"
+                "make its dropout a torch.nn.Dropout layer (that inside attention is none), or take --mode eval"
             )
 
 

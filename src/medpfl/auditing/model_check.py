@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medpfl import attacks as attack_package
 from medpfl.attacks.problem import stacks
@@ -26,6 +25,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Model
 from medpfl.core.spec import registry
 from medpfl.core.types import Batch, Weights
+from medpfl.federated.kernels import differentiable_kernels
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
 from medpfl.models.weights import check_finite, load_weights
@@ -188,7 +188,7 @@ def _seconds(scene: Scene, derivatives: dict[str, str]) -> dict[str, float | boo
         return torch.stack([(t * along[name]).sum() for name, t in update(images).items()]).sum()
 
     stack, together = torch.stack([x] * _TOGETHER), None
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), differentiable_kernels():
         forward, gradient = _time(lambda: ready(x)), _time(lambda: update(x))
         second = None if derivatives["twice"] else _time(lambda: grad(part)(x))
         if second is not None and not derivatives["together"]:

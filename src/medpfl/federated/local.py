@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Tensors, Update, Weights
 from medpfl.federated.draws import Draws, index_of
+from medpfl.federated.kernels import differentiable_kernels
 from medpfl.federated.losses import LOSSES, cross_entropy
 from medpfl.federated.ready import check_separable, running_statistics, state_of, track_statistics
 
@@ -109,8 +109,7 @@ def _gradient(
     """The mean gradient (after the moment); of no images, the mean of the moment's one row."""
 
     def loss(parameters: Tensors, images: Tensor, labels: Tensor, masks: Tensors) -> Tensor:
-        # The fused kernels of attention have no second derivative, which an attacker needs.
-        with sdpa_kernel(SDPBackend.MATH):
+        with differentiable_kernels():
             return criterion(functional_call(model, {**parameters, **state, **masks}, (images,)), labels)
 
     if moment is None:

@@ -32,10 +32,11 @@ def ssim(guess: Tensor, truth: Tensor) -> Tensor:
 
     Gaussian window of sigma 1.5, 11 x 11, population covariance, C1 = 0.01^2, C2 = 0.03^2; as
     ``skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-    data_range=1)``.
+    data_range=1)``. Of volumes the window is 11 x 11 x 11; if they have fewer than 11 slices, it is the mean over
+    slices.
 
     Raises:
-        InputError: an image smaller than the window.
+        InputError: images, or slices, smaller than the window.
     """
     return structural_similarity(guess, truth, data_range=1.0)
 
@@ -46,9 +47,12 @@ def structural_similarity(guess: Tensor, truth: Tensor, data_range: float) -> Te
 
     if min(truth.shape[-2:]) < 11:
         raise InputError(f"SSIM needs images of 11 x 11 pixels or more, these are {tuple(truth.shape[-2:])}")
+    if truth.ndim == 5 and truth.shape[2] < 11:
+        guess, truth = (t.transpose(1, 2).flatten(1, 2) for t in (guess, truth))  # slices as channels
     with torch.no_grad():
         _, whole = structural_similarity_index_measure(
             guess.double(), truth.double(), sigma=1.5, reduction="none", data_range=data_range, return_full_image=True
         )
     # Scikit-image leaves the padded border out; torchmetrics' own mean counts it since its pull request 2721.
-    return whole[..., 5:-5, 5:-5].flatten(1).mean(1)
+    inside = (..., *[slice(5, -5)] * (truth.ndim - 2))
+    return whole[inside].flatten(1).mean(1)

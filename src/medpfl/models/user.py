@@ -1,9 +1,10 @@
-"""A user's own model: ``path/to/file.py:make_model`` or ``package.module:Class(arg=1)``."""
+"""A user's own model: ``path/to/file.py:make_model`` or ``package.module:Class(arg=1)['output']``."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,12 +32,12 @@ class UserModel(Model):
     """A network made by the user's own function or class, called with the arguments that the spec gives.
 
     Arguments that it has no default for and that are named like ``num_classes``, ``in_channels``, ``image_size``
-    or ``spatial_dims`` are filled in from the data. Of several outputs the first counts (of named ones that are
-    called ``logits`` or ``out``, this one).
+    or ``spatial_dims`` are filled in from the data. Of several outputs the one in brackets counts, ``make()[1]`` or
+    ``make()['aux']``, else of named ones that which is called ``logits`` or ``out``, else the first.
 
     Attributes:
         place: a ``.py`` file or a module. It is kept out of everything that is written.
-        call: the name in it, with literal arguments if any.
+        call: the name in it, with literal arguments if any, and an output in brackets if not the first counts.
     """
 
     place: str = field(repr=False)
@@ -45,9 +46,9 @@ class UserModel(Model):
     @classmethod
     def parse(cls, text: str) -> UserModel:
         """From ``place:name(arguments)``."""
-        head, bracket, arguments = text.partition("(")
+        head = re.split(r"[(\[]", text, maxsplit=1)[0]
         place, _, name = head.rpartition(":")
-        return cls(place, name + bracket + arguments)
+        return cls(place, name + text[len(head) :])
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
         """What the user's function returns, made under `seed`.
@@ -55,7 +56,7 @@ class UserModel(Model):
         Raises:
             InputError: no such file, module or name, a call that fails, or a result that is no module.
         """
-        name, args, kwargs = _parse_call(self.call)
+        name, args, kwargs, output = _parse_call(self.call)
         make = find(self.place, name, "model")
         axes = len(image_shape) - 1
         values = {"classes": num_classes, "channels": image_shape[0], "size": image_shape[-1], "axes": axes}
@@ -70,28 +71,56 @@ class UserModel(Model):
                 raise InputError(f"model '{name}' failed: {type(error).__name__}: {error}") from error
         if not isinstance(network, nn.Module):
             raise InputError(f"model '{name}' returned a {type(network).__name__}, not a torch.nn.Module")
-        network.register_forward_hook(_first_output)  # a hook, since a wrapper would rename the parameters
+        network.register_forward_hook(_Output(output))  # a hook, since a wrapper would rename the parameters
         return network
 
 
-def _first_output(_: nn.Module, __: Any, output: Any) -> Any:
-    if isinstance(output, Mapping):
-        return next((output[key] for key in ("logits", "out") if key in output), output)
-    return output[0] if isinstance(output, tuple | list) and output else output
+@dataclass(frozen=True)
+class _Output:
+    """Takes one of several outputs: that of a key or a place, or the one that is likely meant."""
+
+    key: str | int | None = None
+
+    def __call__(self, _: nn.Module, __: Any, output: Any) -> Any:
+        if self.key is not None:
+            return self._named(output)
+        if isinstance(output, Mapping):
+            return next((output[key] for key in ("logits", "out") if key in output), output)
+        return output[0] if isinstance(output, tuple | list) and output else output
+
+    def _named(self, output: Any) -> Any:
+        if isinstance(self.key, str) and hasattr(output, self.key):  # named tuples
+            return getattr(output, self.key)
+        try:
+            if isinstance(output, Mapping | tuple | list):
+                return output[self.key]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            pass
+        has = f"those named {', '.join(map(str, output))}" if isinstance(output, Mapping) else _counted(output)
+        raise InputError(f"the model has no output [{self.key!r}]: it returns {has}")
 
 
-def _parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+def _counted(output: Any) -> str:
+    return f"{len(output)}, counted from 0" if isinstance(output, tuple | list) else "one: leave the brackets out"
+
+
+def _parse_call(text: str) -> tuple[str, list[Any], dict[str, Any], str | int | None]:
     try:
-        node = ast.parse(text, mode="eval").body
+        node, output = ast.parse(text, mode="eval").body, None
+        if isinstance(node, ast.Subscript):
+            node, output = node.value, ast.literal_eval(node.slice)
+        if output is not None and not isinstance(output, str | int):
+            raise ValueError
         if isinstance(node, ast.Name):
-            return node.id, [], {}
+            return node.id, [], {}, output
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise ValueError
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-        return node.func.id, [ast.literal_eval(a) for a in node.args], kwargs
+        return node.func.id, [ast.literal_eval(a) for a in node.args], kwargs, output
     except (SyntaxError, ValueError, TypeError):
         raise InputError(
-            f"model '{text}': after the colon write a name, or a name with literal arguments: make_model(width=8)"
+            f"model '{text}': after the colon write a name, or a name with literal arguments, make_model(width=8), and "
+            "of several outputs the one that counts, make_model()['logits']"
         ) from None
 
 

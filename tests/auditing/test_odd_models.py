@@ -1,0 +1,136 @@
+"""Networks as users have them, each from its ``.py`` file through the command line to scored rows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from medpfl import cli
+
+FILE = '''
+import torch
+from torch import nn
+
+TOKENS = ("attention", "encoder", "functional")
+
+
+class Net(nn.Module):
+    """Parts by name; whatever a part does, the answer depends on the image through all of it."""
+
+    def __init__(self, num_classes, part):
+        super().__init__()
+        self.part, wide = part, 16
+        self.conv = nn.Conv2d(1, 4, 3, 2, 1)
+        self.norm = {"group": lambda: nn.GroupNorm(2, 4), "instance": lambda: nn.InstanceNorm2d(4, affine=True),
+                     "layer": lambda: nn.LayerNorm([4, 6, 6]),
+                     "batch": lambda: nn.BatchNorm2d(4)}.get(part, nn.Identity)()
+        self.drop = {"dropout": nn.Dropout(0.3), "dropout2d": nn.Dropout2d(0.3)}.get(part, nn.Identity())
+        self.inner = nn.Linear(144, wide)
+        self.again = nn.Linear(wide, wide)
+        self.more = nn.Linear(wide, wide)
+        self.last = nn.Linear(wide, num_classes)
+        if part == "tied":
+            self.more.weight = self.again.weight
+        if part == "frozen":
+            self.conv.requires_grad_(False)
+            self.again.bias.requires_grad_(False)
+        if part == "unused":
+            self.nowhere = nn.Linear(3, 3)
+        if part in ("attention", "encoder"):
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.encoder = nn.TransformerEncoderLayer(4, 2, 8, 0.2, batch_first=True)
+        if part == "parametrized":
+            self.inner = nn.utils.parametrizations.weight_norm(self.inner)
+        if part == "shared":
+            self.more = self.again
+
+    def forward(self, x):
+        x = self.drop(self.norm(torch.sigmoid(self.conv(x))))
+        tokens = x.flatten(2).transpose(1, 2)
+        if self.part == "attention":
+            tokens = tokens + self.attention(tokens, tokens, tokens)[0]
+        elif self.part == "functional":
+            tokens = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        elif self.part == "encoder":
+            tokens = self.encoder(tokens)
+        x = torch.sigmoid(self.inner(x.flatten(1) if self.part not in TOKENS else tokens.flatten(1)))
+        logits = self.last(torch.sigmoid(self.more(torch.sigmoid(self.again(x)))))
+        several = {"tuple": (logits, x), "named": {"aux": x, "scores": logits}, "logits": {"aux": x, "logits": logits}}
+        return several.get(self.part, logits)
+
+
+def make(num_classes, part="plain"):
+    return Net(num_classes, part)
+'''
+PARTS = [
+    "attention", "batch", "dropout", "dropout2d", "encoder", "frozen", "functional", "group", "instance", "layer",
+    "logits", "parametrized", "shared", "tied", "tuple", "unused",
+]  # fmt: skip
+PLANS = {
+    "FedSGD, train": ["--batch-size", "2"],
+    "FedSGD, eval": ["--mode", "eval"],
+    "FedAvg, train": ["--algorithm", "FedAvg", "--batch-size", "2", "--local-images", "4", "--grant", "masks"],
+}
+ATTACKS = ["--attack", "DLG(steps=4)", "--attack", "iDLG(steps=4)", "--attack", "GradInv(steps=2)"]
+
+
+def fits(part, plan):
+    """Dropout inside attention cannot be repeated."""
+    return part != "encoder" or plan.endswith("eval")
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(FILE)
+    return path
+
+
+def audited(capsys, folder, model, call, out, *words):
+    options = ["--size", "12", "--images", "4", "--quiet", "--out", str(out)]
+    status = cli.main(["audit", str(folder), "--model", f"{model}:{call}", *ATTACKS, *options, *words])
+    shown = capsys.readouterr()
+    assert status == 0, shown.err
+    return [row for row in map(json.loads, (out / "findings.jsonl").read_text().splitlines()) if not row["control"]]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # weight norm has no rule for vmap
+@pytest.mark.parametrize(("part", "plan"), [(part, plan) for part in PARTS for plan in PLANS if fits(part, plan)])
+def test_audited_from_the_command_line(capsys, folder, model, tmp_path, part, plan):
+    rows = audited(capsys, folder, model, f"make(part={part!r})", tmp_path / "run", *PLANS[plan])
+    assert len(rows) == 3 * 4
+    assert all(row["loss"] is not None and row["scores"]["ssim"] is not None for row in rows)
+    assert all(row["loss"] < 10 for row in rows)
+    assert not any({"nonfinite", "zero-gradient", "wrong-derivative"} & set(row["flags"]) for row in rows)
+
+
+def test_the_output_that_is_named_counts(capsys, folder, model, tmp_path):
+    plain, named, placed = (
+        audited(capsys, folder, model, call, tmp_path / str(i))
+        for i, call in enumerate(["make()", "make(part='named')['scores']", "make(part='tuple')[0]"])
+    )
+    scores = [[(row["loss"], row["scores"]["ssim"]) for row in rows] for rows in (plain, named, placed)]
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_dropout_inside_attention_is_refused_in_train_mode(capsys, folder, model):
+    words = ["--model", f"{model}:make(part='encoder')", "--size", "12", "--images", "2"]
+    assert cli.main(["audit", str(folder), *words]) == 2
+    assert "(that inside attention is none), or take --mode eval" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("make(part='named')['score']", "no output ['score']: it returns those named aux, scores"),
+        ("make(part='tuple')[2]", "no output [2]: it returns 2, counted from 0"),
+        ("make()['scores']", "no output ['scores']: it returns one: leave the brackets out"),
+        ("make(part='named')", "it returned dict; name the output that counts"),
+        ("make()[1.5]", "after the colon write a name"),
+        ("make()[x]", "after the colon write a name"),
+    ],
+)
+def test_an_output_that_is_not_there(capsys, folder, model, call, message):
+    assert cli.main(["audit", str(folder), "--model", f"{model}:{call}", "--size", "12", "--images", "2"]) == 2
+    assert message in capsys.readouterr().err
