@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from benchmarks import contested, deep, memory
+from benchmarks.rows import now
 from benchmarks.scenes import Scene, available, scene
 from benchmarks.textbook import textbook
-from medpfl.attacks import CPL, DLG, iDLG
+from medpfl.attacks import CPL, DLG, RGAP, iDLG
+from medpfl.attacks.analytic import Analytic
 from medpfl.attacks.labels import LastLayer
 from medpfl.attacks.starts import Normal, Patterned
+from medpfl.defenses import LaplaceNoise
 from medpfl.metrics import ssim
 from medpfl.metrics.rates import interval
 
@@ -25,8 +28,14 @@ RECIPES = {
     "DLG": ("dlg", DLG(), Normal(), True),
     "iDLG": ("idlg", iDLG(), Normal(), False),
     "CPL": ("cpl", CPL(), Patterned(), False),
+    "RGAP/dlg": ("dlg", RGAP(), None, False),
+    "RGAP/idlg": ("idlg", RGAP(), None, False),
+    "RGAP+DLG": ("dlg", DLG(start=Analytic()), None, True),
+    "RGAP+iDLG": ("idlg", iDLG(start=Analytic()), None, False),
 }
-
+"""By row: the network, our attack, and the textbook loop's start and whether it optimizes labels; ``None``: it has no
+counterpart there.
+"""
 
 PARTS = {"contested": contested, "deep": deep, "memory": memory}
 QUICK = {
@@ -70,6 +79,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--textbook", type=int, default=2, help="of these, images that the textbook loop gets too")
     parser.add_argument("--draws", type=int, help="draws of the weights (1)")
     parser.add_argument("--stop", type=float, default=1e-10, help="relative squared distance at which the loop ends")
+    parser.add_argument("--noise", type=float, default=0.0, help="scale of Laplace noise on the updates (none)")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     chosen = parser.parse_args(arguments)
     chosen.images = chosen.images or (48 if chosen.full else 16)
@@ -79,10 +89,10 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
     """The recipes' table; a row is left out, and named, once `go_on` says no."""
-    yield "set         recipe  images  zero  ASR [95 %]          SSIM   evals  s/image | textbook: ASR   evals  ratio"
+    yield "set         recipe     images  zero  ASR [95 %]          SSIM   evals  s/image | textbook: ASR   evals  ratio"
     for name in available():
         for recipe in chosen.recipes:
-            yield line(name, recipe, chosen) if go_on() else f"{name:<12}{recipe:<8}not run: time is up"
+            yield line(name, recipe, chosen) if go_on() else f"{name:<12}{recipe:<11}not run: time is up"
 
 
 def line(name: str, recipe: str, chosen: argparse.Namespace) -> str:
@@ -91,15 +101,16 @@ def line(name: str, recipe: str, chosen: argparse.Namespace) -> str:
     scores, evaluations, seconds, zero = [], [], 0.0, 0
     theirs, ratios, their_evaluations = [], [], []
     for draw in range(chosen.draws):
-        case = scene(name, variant, chosen.images, seed=100 + draw)
-        began = time.perf_counter()
+        noise = LaplaceNoise(chosen.noise) if chosen.noise else None
+        case = scene(name, variant, chosen.images, seed=100 + draw, defense=noise)
+        began = now()
         guess = attack(case.seen, torch.Generator().manual_seed(draw))
-        spent = time.perf_counter() - began
+        spent = now() - began
         ours = ssim(guess.guesses[:, 0], case.truths)
         scores.append(ours)
         evaluations.append(guess.evaluations.double())
         seconds, zero = seconds + spent, zero + case.zero
-        for v in range(min(chosen.textbook, len(case.truths))):
+        for v in range(min(chosen.textbook, len(case.truths)) if start else 0):
             score, count, took = loop(case, v, start, joint, chosen.stop)
             theirs.append(score)
             their_evaluations.append(count)
@@ -109,10 +120,10 @@ def line(name: str, recipe: str, chosen: argparse.Namespace) -> str:
     hits = int((score >= 0.9).sum())
     low, high = interval(hits, len(score))
     ratio = f"{sum(ratios) / len(ratios):6.1f}" if ratios else "     -"
-    other = sum(s >= 0.9 for s in theirs) / max(len(theirs), 1)
+    other = f"{sum(s >= 0.9 for s in theirs) / len(theirs):.2f}" if theirs else "-"
     return (
-        f"{name:<12}{recipe:<8}{len(score):>6}{zero:>6}  {hits / len(score):.2f} [{low:.2f}, {high:.2f}]  "
-        f"{score.mean():>8.3f}{evals.mean():>8.0f}{seconds / len(score):>9.2f} | {other:>12.2f}"
+        f"{name:<12}{recipe:<11}{len(score):>6}{zero:>6}  {hits / len(score):.2f} [{low:.2f}, {high:.2f}]  "
+        f"{score.mean():>8.3f}{evals.mean():>8.0f}{seconds / len(score):>9.2f} | {other:>12}"
         f"{sum(their_evaluations) / max(len(their_evaluations), 1):>8.0f}  {ratio}"
     )
 
@@ -122,9 +133,9 @@ def loop(case: Scene, v: int, start: Normal | Patterned, joint: bool, stop: floa
     sent = [t[v] for t in case.seen.views[0].update.tensors.values()]
     first = start((1, *case.truths.shape[1:]), torch.Generator().manual_seed(v))
     label = None if joint else LastLayer().infer(case.seen, first)[v]
-    began = time.perf_counter()
+    began = now()
     outcome = textbook(case.network, sent, first, label, case.classes, stop)
-    took = time.perf_counter() - began
+    took = now() - began
     return float(ssim(outcome.guess[None].nan_to_num(0.0), case.truths[v : v + 1])), outcome.evaluations, took
 
 
