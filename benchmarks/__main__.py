@@ -39,7 +39,7 @@ counterpart there.
 
 PARTS = {"contested": contested, "deep": deep, "memory": memory}
 QUICK = {
-    "recipes": (4.0, "--images 8 --textbook 1"),
+    "recipes": (4.0, "--images 8 --textbook 1 --recipes DLG iDLG CPL RGAP/idlg"),
     "deep": (6.0, "--iterations 20 --large 2"),
     "contested": (8.0, f"--quick --sets {available()[0]}"),
     "memory": (8.5, "--images 64 640 --steps 2"),
@@ -89,7 +89,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
     """The recipes' table; a row is left out, and named, once `go_on` says no."""
-    yield "set         recipe     images  zero  ASR [95 %]          SSIM   evals  s/image | textbook: ASR   evals  ratio"
+    yield "set         recipe     images  zero  ASR [95 %]          SSIM   evals  s/image | textbook: ASR  evals  ratio"
     for name in available():
         for recipe in chosen.recipes:
             yield line(name, recipe, chosen) if go_on() else f"{name:<12}{recipe:<11}not run: time is up"
