@@ -7,4 +7,4 @@ from medpfl.attacks.idlg import iDLG
 from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.rgap import RGAP
 
-__all__ = ["CPL", "DLG", "RGAP", "GradInv", "GradientMatching", "iDLG"]
+__all__ = ["CPL", "DLG", "GradInv", "GradientMatching", "RGAP", "iDLG"]  # noqa: RUF022  (plainly sorted)
