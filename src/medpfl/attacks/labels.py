@@ -13,7 +13,7 @@ from medpfl.core.spec import Part
 from medpfl.core.types import Observation, Tensors
 from medpfl.federated.ready import state_of
 
-__all__ = ["Joint", "Labels", "LastLayer", "bias_gradient", "gradient_scale", "last_layer"]
+__all__ = ["Joint", "Labels", "LastLayer", "bias_gradient", "last_layer"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,11 +83,11 @@ def last_layer(seen: Observation) -> tuple[str | None, str | None]:
 def bias_gradient(seen: Observation) -> Tensor | None:
     """(V, K) mean gradient of the last layer's bias over the steps of a round; ``None`` without a bias."""
     bias = last_layer(seen)[1]
-    return None if bias is None else gradient_scale(seen) * seen.views[0].update.tensors[bias]
+    return None if bias is None else _scale(seen) * seen.views[0].update.tensors[bias]
 
 
-def gradient_scale(seen: Observation) -> float:
-    """What turns a sent update into the mean gradient of its steps."""
+def _scale(seen: Observation) -> float:
+    """From what was sent to a mean gradient."""
     view = seen.views[0]
     return 1.0 if view.update.kind == "gradient" else -1 / (view.plan.learning_rate * view.plan.steps)
 
@@ -103,7 +103,7 @@ def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
             "grant the labels, or attack with labels=Joint()"
         )
     inputs = _mean_input(seen, weight.rpartition(".")[0], dummy)
-    return gradient_scale(seen) * seen.views[0].update.tensors[weight].flatten(2).sum(2) / inputs
+    return _scale(seen) * seen.views[0].update.tensors[weight].flatten(2).sum(2) / inputs
 
 
 def _logits(seen: Observation, dummy: Tensor) -> Tensor:
