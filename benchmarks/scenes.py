@@ -126,8 +126,10 @@ def play(
     return Scene(network, batches[alive], labels[alive], seen, classes, len(rounds) - len(alive), plan)
 
 
-def scene(name: str, variant: str, count: int, seed: int, size: int = 32, tune: bool = False) -> Scene:
+def scene(
+    name: str, variant: str, count: int, seed: int, size: int = 32, tune: bool = False, defense: Defense | None = None
+) -> Scene:
     """The gradients of `count` images, one by one, under one draw of a LeNet's weights."""
     images, labels, classes = held_out(name, count, size, tune)
     network = LeNet(variant).build(tuple(images.shape[1:]), classes, seed)  # type: ignore[arg-type]
-    return play(network, images[:, None], labels[:, None], classes)
+    return play(network, images[:, None], labels[:, None], classes, defense=defense)

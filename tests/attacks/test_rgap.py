@@ -209,6 +209,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses_models_before_it_starts_and_the_start_falls_back(name):
     make, message = REFUSED[name]

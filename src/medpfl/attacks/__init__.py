@@ -8,4 +8,4 @@ from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.posterior import Posterior
 from medpfl.attacks.rgap import RGAP
 
-__all__ = ["CPL", "DLG", "RGAP", "GradInv", "GradientMatching", "Posterior", "iDLG"]
+__all__ = ["CPL", "DLG", "GradInv", "GradientMatching", "Posterior", "RGAP", "iDLG"]  # noqa: RUF022  (plainly sorted)

@@ -156,7 +156,7 @@ class _Tracer:
         return activation(name, layer) or _scaled(name, layer, inputs.flatten(1), out)
 
     def _convolution(self, name: str, layer: nn.Conv2d, inputs: Tensor, out: Tensor) -> Convolution:
-        kernel = self.weights.parameters[f"{name}.weight"].flatten(1)
+        geometry, kernel = _geometry(name, layer), self.weights.parameters[f"{name}.weight"].flatten(1)
         bias = self.weights.parameters.get(f"{name}.bias", self.weights.buffers.get(f"{name}.bias"))
         unknown, known = inputs[0].numel(), out[0].numel() + kernel.numel()
         if known < unknown:
@@ -172,7 +172,7 @@ class _Tracer:
         shape = tuple(inputs.shape[1:])
         expected = expected_images(shape, inputs.device) if first else expected_values(*_statistics(inputs.flatten(1)))
         bias = kernel.new_zeros(len(kernel), 1) if bias is None else bias[:, None]
-        return Convolution(name, kernel, bias, shape, _geometry(name, layer), factor, shift, expected, first)
+        return Convolution(name, kernel, bias, shape, geometry, factor, shift, expected, first)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -13,7 +13,7 @@ from medpfl.core.spec import Part
 from medpfl.core.types import Observation, Tensors
 from medpfl.federated.ready import state_of
 
-__all__ = ["Joint", "Labels", "LastLayer", "bias_gradient", "last_layer", "mean_gradient"]
+__all__ = ["Joint", "Labels", "LastLayer", "bias_gradient", "last_layer"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,10 +86,10 @@ def last_layer(seen: Observation) -> tuple[str | None, str | None]:
 def bias_gradient(seen: Observation) -> Tensor | None:
     """(V, K) mean gradient of the last layer's bias over the steps of a round; ``None`` without a bias."""
     bias = last_layer(seen)[1]
-    return None if bias is None else mean_gradient(seen, bias)
+    return None if bias is None else _mean_gradient(seen, bias)
 
 
-def mean_gradient(seen: Observation, name: str) -> Tensor:
+def _mean_gradient(seen: Observation, name: str) -> Tensor:
     """(V, ...) mean gradient of a parameter over the steps of a round, as momentum weighs them.
 
     Of T steps of SGD with momentum m, the gradient of step s counts (1 - m^(T - s)) / (1 - m) times, s from 0; decay
@@ -114,7 +114,7 @@ def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
             "grant the labels, or attack with labels=Joint()"
         )
     inputs = _mean_input(seen, weight.rpartition(".")[0], dummy)
-    return mean_gradient(seen, weight).flatten(2).sum(2) / inputs
+    return _mean_gradient(seen, weight).flatten(2).sum(2) / inputs
 
 
 def _logits(seen: Observation, dummy: Tensor) -> Tensor:
