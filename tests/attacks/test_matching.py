@@ -3,12 +3,14 @@ import torch
 from scenes import scene, smooth, tiny
 
 from medpfl.attacks import problem as problem_module
+from medpfl.attacks.bases import Blocks, Pixels, Spectral
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.objectives import Cosine, SquaredDistance
 from medpfl.attacks.optimizers import SignedAdam
 from medpfl.attacks.priors import NoPrior, TotalVariation
 from medpfl.attacks.problem import Matching
+from medpfl.attacks.schedule import Stage
 from medpfl.attacks.starts import Normal
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -231,6 +233,42 @@ def test_the_last_layer_alone_is_matched_by_its_own_update_and_no_other():
     rows = torch.arange(2)
     assert torch.allclose(head.evaluate(z, rows)[1], same.evaluate(z, rows)[1], rtol=1e-4, atol=1e-9)
     assert head.evaluate(images.flatten(1), rows)[0].max() < 1e-10
+
+
+def test_the_largest_tensors_are_left_out_but_for_the_last_layer_s():
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3, 1, 1), tiny(6))
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    whole = problems(scene(network, images, label, Plan()), label)
+    part = whole.without_larger(60)  # numbers: 54 and 6, 324 and 6, 2592 and 3
+    assert sorted(part.known["targets"][0]["sent"]) == ["0.bias", "0.weight", "1.0.bias", "1.3.bias", "1.3.weight"]
+    assert part.evaluate(images.flatten(1), torch.arange(2))[0].max() < 1e-10
+    assert whole.without_larger(324) is whole
+    mixed = problems(scene(network, images, label, Plan(algorithm="FedAvg", epochs=2)), label)
+    assert mixed.without_larger(60) is mixed
+
+
+def test_a_stage_of_blocks_hands_its_images_to_the_next():
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    seen = scene(tiny(), images, label, Plan())
+    stage = Stage(NoPrior(), block=4, share=0.8)
+
+    def guess(basis, warmup):
+        near = SignedAdam(1e-4), Normal(0.5, 0.1)
+        attack = GradientMatching(Cosine(), NoPrior(), *near, basis=basis, warmup=warmup, steps=5)
+        return attack(seen, torch.Generator().manual_seed(0)).guesses
+
+    for basis in (Pixels(), Spectral()):
+        blocky = guess(basis, (stage,))
+        plain = Blocks(4).images(Blocks(4).coordinates(guess(basis, ()), 3), 3)
+        assert torch.allclose(blocky, plain, atol=0.01)
+
+
+def test_steps_of_stages():
+    assert [Stage(steps=30).within(n) for n in (1000, 40)] == [30, 10]
+    assert Stage(share=1 / 3).within(600) == 200
+    for bad in ({"block": 0}, {"steps": 0}, {"share": 1.0}, {"share": 0.0}):
+        with pytest.raises(InputError, match="share"):
+            Stage(**bad)
 
 
 def test_what_was_mixed_has_no_last_layer_of_its_own():

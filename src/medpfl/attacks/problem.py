@@ -78,6 +78,21 @@ class Matching(Problem):
         other.prior = prior
         return other
 
+    def in_basis(self, basis: Basis) -> Matching:
+        """The same problems in other coordinates."""
+        other = copy.copy(self)
+        other.basis = basis
+        return other
+
+    def without_larger(self, size: int) -> Matching:
+        """The problems of all victims, in which the update of tensors of more than `size` numbers does not count, but
+        for the last layer's; the same where the update is mixed.
+        """
+        parameters = self.seen.views[0].weights.parameters
+        last = last_layer(self.seen)
+        kept = {k for k, p in parameters.items() if p.numel() <= size or k in last}
+        return (self._part(kept) if len(kept) < len(parameters) else None) or self
+
     def labels_only(self) -> Matching:
         """The same problems, in which only the label variables move, and all but the last bias is left out of the
         distance where its gradient is the label vectors' mean whatever the images are.
