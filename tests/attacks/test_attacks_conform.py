@@ -5,14 +5,13 @@ import torch
 from scenes import scene, smooth, tiny
 
 from medpfl import attacks
-from medpfl.attacks import CPL, DLG, CoarseToFine, GradientMatching, GradInv, iDLG
+from medpfl.attacks import CPL, DLG, GradientMatching, GradInv, iDLG
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 
 ROWS = {
     "CPL": CPL(steps=150),
     "DLG": DLG(steps=150),
-    "CoarseToFine": CoarseToFine(steps=600, tv=1e-3, rate=0.03),
     "GradInv": GradInv(steps=800, tv=1e-3),
     "GradientMatching": GradientMatching(steps=150),
     "iDLG": iDLG(steps=150),

@@ -294,3 +294,30 @@ def test_an_update_that_rounding_has_spoiled_is_read_from_the_rows_that_are_exac
     guess = GradientMatching(steps=300)(seen, torch.Generator().manual_seed(0))
     assert torch.equal(guess.labels, label)
     assert ((guess.guesses - images).square().flatten(1).mean(1) < 1e-3).all()
+
+
+class Branches(torch.nn.Module):
+    """Depends on the data in a way that ``vmap`` cannot follow."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_evaluated_together_is_evaluated_one_by_one_and_said():
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    plain, branching = tiny(), torch.nn.Sequential(Branches(), tiny())
+    attack, found = GradientMatching(steps=20), []
+    for network in (plain, branching):
+        found.append(attack(scene(network, images, label, Plan()), torch.Generator().manual_seed(0)))
+    assert [f.engine for f in found] == ["vmap", "loop"]
+    start, rows = 0.1 + images.flatten(1), torch.arange(2)
+    together, alone = (problems(scene(n, images, label, Plan()), label) for n in (plain, branching))
+    for one, other in zip(together.evaluate(start, rows), alone.evaluate(start, rows), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_an_error_that_is_not_vmap_s_is_raised():
+    seen = scene(tiny(), smooth(2).view(2, 1, 1, 12, 12), LABELS, Plan())
+    problem = problems(seen, LABELS)
+    with pytest.raises(RuntimeError):
+        problem.evaluate(torch.zeros(2, 7), torch.arange(2))

@@ -185,6 +185,7 @@ class _Starts:
             evaluations=self.evaluations,
             ended=tuple(self.ended[v, a] for v, a in enumerate(best.tolist())),
             candidates=images if len(self.z) > 1 else None,
+            engine="vmap" if problem.together else "loop",
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medpfl.auditing.engine import generator_of
@@ -26,7 +26,7 @@ _STEP = 1e-7  # in float64: small, so that hardly a ReLU or a maximum changes it
 _TRIES = 3
 
 
-def check_derivatives(network: nn.Module, images: Tensor, outputs: int, plan: Plan, together: bool) -> str | None:
+def check_derivatives(network: nn.Module, images: Tensor, outputs: int, plan: Plan) -> str | None:
     """Differentiates a model's update by its images.
 
     Args:
@@ -34,7 +34,6 @@ def check_derivatives(network: nn.Module, images: Tensor, outputs: int, plan: Pl
         images: (N, C, H, W) that it takes.
         outputs: K of its logits.
         plan: of the client; its mode counts.
-        together: whether attacks evaluate several victims by ``vmap``.
 
     Returns:
         The layer whose second derivative is not that of what it computes (it loses a path, as
@@ -47,8 +46,6 @@ def check_derivatives(network: nn.Module, images: Tensor, outputs: int, plan: Pl
     once = "the update of this model cannot be computed"
     twice = "the update of this model cannot be differentiated by the images, as attacks do"
     stages: dict[str, Callable[[Part, Tensor], Any]] = {once: lambda part, x: part(x), twice: _slope}
-    if together:
-        stages[f"{twice}, for several victims together (torch.func.vmap)"] = _slopes
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():  # the kernels of attacks; fused ones have no second derivative
         for what, stage in stages.items():
             if error := _error(stage, _whole(ready, images, outputs), images):
@@ -83,10 +80,6 @@ def _error(stage: Callable[[Part, Tensor], Any], part: Part, x: Tensor) -> Excep
 
 def _slope(part: Part, x: Tensor) -> Tensor:
     return grad(_along(part, part(x)))(x)
-
-
-def _slopes(part: Part, x: Tensor) -> Tensor:
-    return vmap(grad(_along(part, part(x))), randomness="different")(torch.stack([x, x]))
 
 
 def _along(part: Part, like: Tensors, number: int = 0) -> Callable[[Tensor], Tensor]:

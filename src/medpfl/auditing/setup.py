@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medpfl.attacks.problem import stacks
 from medpfl.auditing.derivatives import check_derivatives
 from medpfl.auditing.engine import check_network, check_trainable, generator_of, seed_of, stack_size
 from medpfl.auditing.inputs import GivenModel
@@ -115,7 +114,7 @@ class Setup:
         """The layer whose second derivative is wrong, if any."""
         network, few = self.network(0), min(2, self.plan.batch_size)
         images = torch.rand(few, *self.data.shape, generator=generator_of(0, "probe")).to(self.device)
-        return check_derivatives(network, images, self.outputs, self.plan, stacks(Weights.of(network)))
+        return check_derivatives(network, images, self.outputs, self.plan)
 
     @cached_property
     def stack(self) -> int:
