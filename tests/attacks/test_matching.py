@@ -2,6 +2,7 @@ import pytest
 import torch
 from scenes import scene, smooth, tiny
 
+from medpfl.attacks import GradInv
 from medpfl.attacks import problem as problem_module
 from medpfl.attacks.bases import Blocks, Pixels, Spectral
 from medpfl.attacks.lbfgs import LBFGS
@@ -235,16 +236,32 @@ def test_the_last_layer_alone_is_matched_by_its_own_update_and_no_other():
     assert head.evaluate(images.flatten(1), rows)[0].max() < 1e-10
 
 
-def test_the_largest_tensors_are_left_out_but_for_the_last_layer_s():
+def test_the_deep_layers_are_left_out_but_for_the_last():
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3, 1, 1), tiny(6))
     images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
     whole = problems(scene(network, images, label, Plan()), label)
-    part = whole.without_larger(60)  # numbers: 54 and 6, 324 and 6, 2592 and 3
-    assert sorted(part.known["targets"][0]["sent"]) == ["0.bias", "0.weight", "1.0.bias", "1.3.bias", "1.3.weight"]
+    part = whole.up_to(60)  # numbers: 54 and 6, 324 and 6, 2592 and 3
+    assert sorted(part.known["targets"][0]["sent"]) == ["0.bias", "0.weight", "1.3.bias", "1.3.weight"]
     assert part.evaluate(images.flatten(1), torch.arange(2))[0].max() < 1e-10
-    assert whole.without_larger(324) is whole
+    assert whole.up_to(324) is whole
     mixed = problems(scene(network, images, label, Plan(algorithm="FedAvg", epochs=2)), label)
-    assert mixed.without_larger(60) is mixed
+    assert mixed.up_to(60) is mixed
+
+
+def test_gradinv_leaves_out_what_it_is_told_to():
+    front = torch.nn.Conv2d(1, 6, 3, 1, 1), torch.nn.Sigmoid(), torch.nn.Conv2d(6, 6, 3, 1, 1), torch.nn.AvgPool2d(2)
+    network = torch.nn.Sequential(*front, torch.nn.Flatten(), torch.nn.Linear(216, 3))
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    seen = scene(network, images, label, Plan())
+    spoiled = {k: (torch.randn(t.shape) if k.startswith("2.") else t) for k, t in seen.views[0].update.tensors.items()}
+    view = seen.views[0]
+    other = Observation(seen.model, (View(view.weights, view.plans, view.update.replace(spoiled)),), (1, 12, 12), 3)
+    guesses = {}
+    for largest in (0, 60):
+        attack = GradInv(steps=5, largest=largest)
+        guesses[largest] = [attack(s, torch.Generator().manual_seed(0)).guesses for s in (seen, other)]
+    assert torch.allclose(*guesses[60], atol=1e-4)
+    assert not torch.allclose(*guesses[0], atol=1e-4)
 
 
 def test_a_stage_of_blocks_hands_its_images_to_the_next():

@@ -32,14 +32,14 @@ class GradInv(Attack):
     Deviates: pixels are not normalized, so the rate is in units of [0, 1]; where the last bias shows y - p,
     it stands for the labels (`medpfl.attacks.targets`); by default one restart, 2,000 steps, no median filter
     (it hurts at 32 pixels), and settings for small networks: deep ones want ``tv=0.1, rate=0.1, largest=1000000``,
-    of which `largest` is not the papers' (half the time of a step on a ResNet-18, and no worse an image).
+    of which `largest` is not the papers': it leaves the last stage of a ResNet-18 out of the distance.
 
     Attributes:
         steps, restarts: of the optimizer.
         tv: weight of the total variation.
         rate: first learning rate.
         median_every: steps between two 3 x 3 median filters; 0: none.
-        largest: numbers of the largest tensor of the update that is matched; 0: all are, as in the paper.
+        largest: the update is matched up to the first tensor of more numbers than that; 0: all of it, as in the paper.
     """
 
     steps: int = 2000

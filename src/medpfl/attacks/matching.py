@@ -65,9 +65,10 @@ class GradientMatching(Attack):
         basis: coordinates of the images that the optimizer moves in.
         warmup: stages before the attack proper; each takes a quarter of the steps at most.
         restarts: starts at most; the one with the least objective is the guess.
-        largest: the update of tensors of more numbers than that, the last layer's aside, is left out of the distance;
-            0: of none. A deep network has most of its weights where it sees the image coarsest: they take much time and
-            say little of pixels. Where the last layer's update is not its own (see `Stage`) none is left out.
+        largest: from the first tensor of more numbers than that on, the last layer's aside, the update is left out of
+            the distance; 0: nothing is. A deep network has most of its weights where it sees the image coarsest: they
+            take time and say little of pixels. Nothing is left out where the last layer's update is not its own (see
+            `medpfl.attacks.schedule.Stage`).
         enough: a victim whose objective is below it gets no further start.
         steps: at most so many, each start, warm-up included.
     """
@@ -123,7 +124,7 @@ class GradientMatching(Attack):
         stages = []
         if problem.joint:  # wrong labels would bend the pixels before the labels are right
             stages.append((problem.labels_only(), min(_LABEL_STEPS, self.steps // 8)))
-        problem = problem.without_larger(self.largest) if self.largest else problem
+        problem = problem.up_to(self.largest) if self.largest else problem
         alone, head = problem.told_by_head(), problem
         if alone or any(stage.head for stage in self.warmup):
             head = problem.head_only() or problem

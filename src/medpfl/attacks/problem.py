@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -90,13 +91,13 @@ class Matching(Problem):
         other.basis = basis
         return other
 
-    def without_larger(self, size: int) -> Matching:
-        """The problems of all victims, in which the update of tensors of more than `size` numbers does not count, but
-        for the last layer's; the same where the update is mixed.
+    def up_to(self, size: int) -> Matching:
+        """The problems of all victims, in which, of the first tensor of more than `size` numbers and all after it, only
+        the last layer's update counts; the same where the update is mixed.
         """
-        parameters = self.seen.views[0].weights.parameters
-        last = last_layer(self.seen)
-        kept = {k for k, p in parameters.items() if p.numel() <= size or k in last}
+        parameters, last = self.seen.views[0].weights.parameters, last_layer(self.seen)
+        early = list(takewhile(lambda name: parameters[name].numel() <= size or name in last, parameters))
+        kept = {*early, *(name for name in last if name)}
         return (self._part(kept) if len(kept) < len(parameters) else None) or self
 
     def labels_only(self) -> Matching:
