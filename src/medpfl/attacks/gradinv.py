@@ -31,8 +31,9 @@ class GradInv(Attack):
     inferred unless they are granted.
     Deviates: pixels are not normalized, so the rate is in units of [0, 1]; where the last bias shows y - p,
     it stands for the labels (`medpfl.attacks.targets`); by default one restart, 2,000 steps, no median filter
-    (it hurts at 32 pixels), and settings for small networks: deep ones want ``tv=0.1, rate=0.1, largest=1000000``,
-    of which `largest` is not the papers': it leaves the last stage of a ResNet-18 out of the distance.
+    (it hurts at 32 pixels), and settings for small networks: untrained deep ones want ``tv=0.1, rate=0.1,
+    largest=1000000``, of which `largest` is not the papers': it leaves the last stage of a ResNet-18 out of the
+    distance; trained ones want ``tv=0.44, rate=0.1``.
 
     Attributes:
         steps, restarts: of the optimizer.
