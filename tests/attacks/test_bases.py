@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import fft
 
-from medpfl.attacks.bases import Pixels, Spectral
+from medpfl.attacks.bases import Blocks, Pixels, Spectral
 from medpfl.core.errors import InputError
 
 EDGES = st.integers(1, 9)
@@ -43,3 +43,27 @@ def test_bad_scales():
     for bad in ({"corner": 0.0}, {"color": 0.0}, {"exponent": -1.0}):
         with pytest.raises(InputError, match="above 0"):
             Spectral(**bad)
+
+
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.sampled_from([2, 3]))
+def test_images_of_blocks_stay_as_they_are_and_in_range(edge, height, width, axes):
+    coordinates = torch.rand(2, 1, 3, *[height, width, 4][:axes], dtype=torch.float64)
+    found = Blocks(edge).images(coordinates, axes + 1)
+    assert found.shape == coordinates.shape
+    assert found.min() >= coordinates.min() - 1e-12
+    assert found.max() <= coordinates.max() + 1e-12
+    again = Blocks(edge).images(Blocks(edge).coordinates(found, axes + 1), axes + 1)
+    assert torch.allclose(again, found, atol=1e-10)
+
+
+def test_blocks_move_as_one_and_are_linear_between_their_centers():
+    ramp = torch.arange(16.0).expand(1, 1, 1, 16, 16)
+    inner = Blocks(4).images(ramp, 3)[0, 0, 0]
+    assert torch.allclose(inner[:, 2:-2], ramp[0, 0, 0, :, 2:-2])
+    z = torch.rand(1, 1, 1, 16, 16, requires_grad=True)
+    (slope,) = torch.autograd.grad(Blocks(4).images(z, 3).square().sum(), z)
+    blocks = slope.unfold(3, 4, 4).unfold(4, 4, 4).flatten(5)
+    assert torch.allclose(blocks, blocks[..., :1].expand_as(blocks))
+    assert torch.allclose(Blocks(1).images(ramp, 3), ramp)
+    with pytest.raises(InputError, match="edge"):
+        Blocks(0)

@@ -2,7 +2,9 @@ import pytest
 import torch
 from scenes import scene, smooth, tiny
 
+from medpfl.attacks import GradInv
 from medpfl.attacks import problem as problem_module
+from medpfl.attacks.bases import Blocks, Pixels, Spectral
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.likelihood import Likelihood
 from medpfl.attacks.matching import GradientMatching
@@ -10,6 +12,7 @@ from medpfl.attacks.objectives import Cosine, SquaredDistance
 from medpfl.attacks.optimizers import SignedAdam
 from medpfl.attacks.priors import NoPrior, TotalVariation
 from medpfl.attacks.problem import Matching
+from medpfl.attacks.schedule import Stage
 from medpfl.attacks.starts import Normal
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -234,6 +237,58 @@ def test_the_last_layer_alone_is_matched_by_its_own_update_and_no_other():
     assert head.evaluate(images.flatten(1), rows)[0].max() < 1e-10
 
 
+def test_the_deep_layers_are_left_out_but_for_the_last():
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3, 1, 1), tiny(6))
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    whole = problems(scene(network, images, label, Plan()), label)
+    part = whole.up_to(60)  # numbers: 54 and 6, 324 and 6, 2592 and 3
+    assert sorted(part.known["targets"][0]["sent"]) == ["0.bias", "0.weight", "1.3.bias", "1.3.weight"]
+    assert part.evaluate(images.flatten(1), torch.arange(2))[0].max() < 1e-10
+    assert whole.up_to(324) is whole
+    mixed = problems(scene(network, images, label, Plan(algorithm="FedAvg", epochs=2)), label)
+    assert mixed.up_to(60) is mixed
+
+
+def test_gradinv_leaves_out_what_it_is_told_to():
+    front = torch.nn.Conv2d(1, 6, 3, 1, 1), torch.nn.Sigmoid(), torch.nn.Conv2d(6, 6, 3, 1, 1), torch.nn.AvgPool2d(2)
+    network = torch.nn.Sequential(*front, torch.nn.Flatten(), torch.nn.Linear(216, 3))
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    seen = scene(network, images, label, Plan())
+    spoiled = {k: (torch.randn(t.shape) if k.startswith("2.") else t) for k, t in seen.views[0].update.tensors.items()}
+    view = seen.views[0]
+    other = Observation(seen.model, (View(view.weights, view.plans, view.update.replace(spoiled)),), (1, 12, 12), 3)
+    guesses = {}
+    for largest in (0, 60):
+        attack = GradInv(steps=5, largest=largest)
+        guesses[largest] = [attack(s, torch.Generator().manual_seed(0)).guesses for s in (seen, other)]
+    assert torch.allclose(*guesses[60], atol=1e-4)
+    assert not torch.allclose(*guesses[0], atol=1e-4)
+
+
+def test_a_stage_of_blocks_hands_its_images_to_the_next():
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    seen = scene(tiny(), images, label, Plan())
+    stage = Stage(NoPrior(), block=4, share=0.8)
+
+    def guess(basis, warmup):
+        near = SignedAdam(1e-4), Normal(0.5, 0.1)
+        attack = GradientMatching(Cosine(), NoPrior(), *near, basis=basis, warmup=warmup, steps=5)
+        return attack(seen, torch.Generator().manual_seed(0)).guesses
+
+    for basis in (Pixels(), Spectral()):
+        blocky = guess(basis, (stage,))
+        plain = Blocks(4).images(Blocks(4).coordinates(guess(basis, ()), 3), 3)
+        assert torch.allclose(blocky, plain, atol=0.01)
+
+
+def test_steps_of_stages():
+    assert [Stage(steps=30).within(n) for n in (1000, 40)] == [30, 10]
+    assert Stage(share=1 / 3).within(600) == 200
+    for bad in ({"block": 0}, {"steps": 0}, {"share": 1.0}, {"share": 0.0}):
+        with pytest.raises(InputError, match="share"):
+            Stage(**bad)
+
+
 def test_what_was_mixed_has_no_last_layer_of_its_own():
     images, label = smooth(2).view(1, 2, 1, 12, 12), torch.tensor([[1, 0]])
     local = scene(tiny(), images, label, Plan(algorithm="FedAvg", batch_size=1, local_images=2))
@@ -280,3 +335,30 @@ def test_an_update_that_rounding_has_spoiled_is_read_from_the_rows_that_are_exac
     guess = GradientMatching(steps=300)(seen, torch.Generator().manual_seed(0))
     assert torch.equal(guess.labels, label)
     assert ((guess.guesses - images).square().flatten(1).mean(1) < 1e-3).all()
+
+
+class Branches(torch.nn.Module):
+    """Depends on the data in a way that ``vmap`` cannot follow."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_evaluated_together_is_evaluated_one_by_one_and_said():
+    images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
+    plain, branching = tiny(), torch.nn.Sequential(Branches(), tiny())
+    attack, found = GradientMatching(steps=20), []
+    for network in (plain, branching):
+        found.append(attack(scene(network, images, label, Plan()), torch.Generator().manual_seed(0)))
+    assert [f.engine for f in found] == ["vmap", "loop"]
+    start, rows = 0.1 + images.flatten(1), torch.arange(2)
+    together, alone = (problems(scene(n, images, label, Plan()), label) for n in (plain, branching))
+    for one, other in zip(together.evaluate(start, rows), alone.evaluate(start, rows), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_an_error_that_is_not_vmap_s_is_raised():
+    seen = scene(tiny(), smooth(2).view(2, 1, 1, 12, 12), LABELS, Plan())
+    problem = problems(seen, LABELS)
+    with pytest.raises(RuntimeError):
+        problem.evaluate(torch.zeros(2, 7), torch.arange(2))

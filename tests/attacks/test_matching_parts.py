@@ -17,7 +17,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 from medpfl.defenses import GaussianNoise
 
-OBJECTIVES = [SquaredDistance(), SquaredDistance("none"), Cosine()]
+OBJECTIVES = [SquaredDistance(), SquaredDistance("none"), Cosine(), Cosine("layer")]
 
 
 def updates(seed):
@@ -65,6 +65,25 @@ def test_cosine_is_torch_s_and_knows_no_length():
     assert value.item() == pytest.approx(1 - torch.cosine_similarity(*flat, dim=0).item())
     longer = {k: 7 * v for k, v in fake.items()}
     assert distance(Cosine(), longer, sent, None, None)[0].item() == pytest.approx(value.item())
+
+
+def test_cosine_by_layer_is_the_mean_of_torch_s_over_tensors_that_are_not_zero():
+    fake, sent = updates(0) | {"c": torch.ones(2, dtype=torch.float64)}, updates(1)
+    sent["c"] = torch.zeros(2, dtype=torch.float64)
+    each = [1 - torch.cosine_similarity(fake[k].flatten(), sent[k].flatten(), dim=0).item() for k in "ab"]
+    value, direction = distance(Cosine("layer"), fake, sent)
+    assert value.item() == pytest.approx(sum(each) / 2)
+    assert not direction["c"].any()
+    shorter = {**sent, "a": 1e-3 * sent["a"]}
+    assert distance(Cosine("layer"), fake, shorter)[0].item() == pytest.approx(value.item())
+    with pytest.raises(InputError, match="scope"):
+        Cosine("tensor")  # type: ignore[arg-type]
+
+
+def test_the_length_of_many_numbers_keeps_its_digits():
+    fake = {"a": torch.rand(1500, 1500, generator=torch.Generator().manual_seed(0))}
+    value, _ = distance(Cosine(), fake, fake)
+    assert abs(value.item()) < 3e-7
 
 
 def test_what_lies_within_the_bounds_costs_nothing():

@@ -13,23 +13,24 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from medpfl.core.errors import InputError
 from medpfl.core.spec import Part
 
-__all__ = ["Basis", "Pixels", "Spectral"]
+__all__ = ["Basis", "Blocks", "Pixels", "Spectral"]
 
 
 @dataclass(frozen=True, repr=False)
 class Basis(Part):
-    """An invertible linear map between coordinates and images (..., N, C, H, W) or (..., N, C, D, H, W)."""
+    """A linear map between coordinates and images (..., N, C, H, W) or (..., N, C, D, H, W)."""
 
     def images(self, coordinates: Tensor, axes: int) -> Tensor:
         """Images of coordinates; the last `axes` axes are the channel and the pixels."""
         raise NotImplementedError
 
     def coordinates(self, images: Tensor, axes: int) -> Tensor:
-        """The inverse."""
+        """The inverse, or, where coordinates do not reach every image, one that is taken to the nearest or so."""
         raise NotImplementedError
 
 
@@ -44,6 +45,39 @@ class Pixels(Basis):
     def coordinates(self, images: Tensor, axes: int) -> Tensor:
         """The images."""
         return images
+
+
+@dataclass(frozen=True, repr=False)
+class Blocks(Basis):
+    """Images of a lower resolution: the means of blocks of coordinates, interpolated linearly between their centers.
+
+    Coordinates have the images' shape, so that one resolution's start the next; those of a block move as one. Images
+    of a higher resolution are taken to the nearest of this one. Edges that `edge` does not divide have blocks of
+    about that size.
+
+    Attributes:
+        edge: of a block, in pixels.
+    """
+
+    edge: int = 2
+
+    def __post_init__(self) -> None:
+        if self.edge < 1:
+            raise InputError(f"edge is {self.edge}: it must be at least 1")
+
+    def images(self, coordinates: Tensor, axes: int) -> Tensor:
+        """The means, interpolated."""
+        return self._along(coordinates, axes, 0)
+
+    def coordinates(self, images: Tensor, axes: int) -> Tensor:
+        """Blocks of the values whose interpolation is nearest to the images; the inverse for images of blocks."""
+        return self._along(images, axes, 1)
+
+    def _along(self, values: Tensor, axes: int, way: int) -> Tensor:
+        for axis in range(1 - axes, 0):
+            matrix = _blocks(values.shape[axis], self.edge, values.dtype, values.device)[way]
+            values = torch.movedim(torch.movedim(values, axis, -1) @ matrix.T, -1, axis)
+        return values
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,6 +135,16 @@ def _cosines(edge: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     matrix = torch.cos(math.pi * row * (place + 0.5) / edge) * math.sqrt(2 / edge)
     matrix[0] /= math.sqrt(2)
     return matrix.to(device, dtype)
+
+
+@lru_cache(maxsize=32)
+def _blocks(size: int, edge: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(size, size) from coordinates to an axis of images, and back."""
+    count = max(size // edge, 1)
+    means = functional.adaptive_avg_pool1d(torch.eye(size, dtype=torch.float64), count).T
+    between = functional.interpolate(torch.eye(count, dtype=torch.float64)[None], size, mode="linear")[0].T
+    back = torch.linalg.pinv(means) @ torch.linalg.pinv(between)
+    return (between @ means).to(device, dtype), back.to(device, dtype)
 
 
 def _transform(values: Tensor, axes: int, *, inverse: bool) -> Tensor:

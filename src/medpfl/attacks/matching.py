@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.analytic import Analytic
-from medpfl.attacks.bases import Basis, Pixels, Spectral
+from medpfl.attacks.bases import Basis, Blocks, Pixels, Spectral
 from medpfl.attacks.constraints import Box, Constraint, Free
 from medpfl.attacks.labels import Joint, Labels, LastLayer
 from medpfl.attacks.lbfgs import LBFGS
@@ -27,6 +27,7 @@ from medpfl.core.types import Ended, Observation, Reconstruction
 __all__ = [
     "LBFGS",
     "Analytic",
+    "Blocks",
     "Box",
     "Cosine",
     "Free",
@@ -66,6 +67,10 @@ class GradientMatching(Attack):
         basis: coordinates of the images that the optimizer moves in.
         warmup: stages before the attack proper; each takes a quarter of the steps at most.
         restarts: starts at most; the one with the least objective is the guess.
+        largest: from the first tensor of more numbers than that on, the last layer's aside, the update is left out of
+            the distance; 0: nothing is. A deep network has most of its weights where it sees the image coarsest: they
+            take time and say little of pixels. Nothing is left out where the last layer's update is not its own (see
+            `medpfl.attacks.schedule.Stage`).
         enough: a victim whose objective is below it gets no further start.
         steps: at most so many, each start, warm-up included.
     """
@@ -79,6 +84,7 @@ class GradientMatching(Attack):
     basis: Basis = Spectral()
     warmup: tuple[Stage, ...] = WARM_UP
     restarts: int = 1
+    largest: int = 0
     enough: float = 1e-5
     steps: int = 1000
 
@@ -117,22 +123,26 @@ class GradientMatching(Attack):
         stages, warmup = [], self.warmup if rough else ()
         if problem.joint:  # wrong labels would bend the pixels before the labels are right
             stages.append((problem.labels_only(), min(_LABEL_STEPS, self.steps // 8)))
+        problem = problem.up_to(self.largest) if self.largest else problem
         alone, head = problem.told_by_head(), problem
         if alone or any(stage.head for stage in warmup):
             head = problem.head_only() or problem
         for stage in warmup:
-            part = head if stage.head else problem
-            stages.append((part.under(stage.prior, stage.objective), min(stage.steps, self.steps // 4)))
+            part = (head if stage.head else problem).under(stage.prior, stage.objective)
+            part = part if stage.block == 1 else part.in_basis(Blocks(stage.block))
+            stages.append((part, stage.within(self.steps)))
         stages = [(p, most) for p, most in stages if most]
         return [*stages, (head if alone else problem, self.steps - sum(most for _, most in stages))]
 
     def _minimize(self, stages: list[tuple[Matching, int]], z: Tensor) -> Solution:
-        """One stage after the other."""
-        parts, done = [], 0
+        """One stage after the other; `z` is in the last one's basis, the attack's own."""
+        parts, done, (own, _) = [], 0, stages[-1]
         for stage, most in stages:
+            other = stage.basis != own.basis
             with progress.part(done / self.steps, (done + most) / self.steps):
-                parts.append(self.optimizer.minimize(stage, z, most))
+                parts.append(self.optimizer.minimize(stage, stage.join(*own.split(z)) if other else z, most))
             z, done = parts[-1].z, done + most
+            z = own.join(*stage.split(z)) if other else z
         taken, evaluations = (torch.stack([getattr(p, k) for p in parts]).sum(0) for k in ("steps", "evaluations"))
         return Solution(z, parts[-1].loss, taken, evaluations, parts[-1].ended)
 
@@ -175,6 +185,7 @@ class _Starts:
             evaluations=self.evaluations,
             ended=tuple(self.ended[v, a] for v, a in enumerate(best.tolist())),
             candidates=images if len(self.z) > 1 else None,
+            engine="vmap" if problem.together else "loop",
         )
 
 

@@ -123,35 +123,59 @@ class Cosine(Objective):
     """One minus the cosine of the angle between the updates (Geiping et al. 2020, arXiv:2003.14053, eq. 4).
 
     Bounds are not used: an angle has no coordinates that are free within an interval.
+
+    Attributes:
+        scope: ``'global'`` is the angle between the whole updates, as in the paper; ``'layer'`` the mean of the
+            distances of the tensors, each with an angle of its own, so that small ones count as much as large ones.
+            Tensors of the sent update that are zero have no direction and are left out.
     """
 
+    scope: Literal["global", "layer"] = "global"
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("global", "layer"):
+            raise InputError(f"scope is '{self.scope}': choose 'global' or 'layer'")
+
     def prepare(self, sent: Target) -> Target:
-        """The sent direction: of length 1 under the precision as metric."""
+        """The sent directions, of length 1 under the precision as metric, and each tensor's share of the value."""
         update, precision = sent["sent"], sent.get("precision")
         if trusted := sent.get("trusted"):
             precision = trusted if precision is None else {k: t * precision[k] for k, t in trusted.items()}
         weighed = update if precision is None else {k: t * precision[k] for k, t in update.items()}
-        length = _dot(update, weighed).clamp(min=_TINY).sqrt()
-        target: dict[str, Tensors] = {"along": {k: t / length for k, t in weighed.items()}}
+        squares = self._pooled(_dots(update, weighed))
+        lengths = squares.clamp(min=_TINY).sqrt()
+        told = (squares > _TINY).to(squares)
+        target: dict[str, Tensors] = {
+            "along": {k: t / length for (k, t), length in zip(weighed.items(), lengths, strict=True)},
+            "share": {"each": told / told.sum().clamp(min=1)},
+        }
         return target if precision is None else {**target, "precision": precision}
 
     def value_and_direction(self, fake: Tensors, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
         """The distance of directions."""
-        along, precision = target["along"], target.get("precision")
+        along, precision, share = target["along"], target.get("precision"), target["share"]["each"]
         mine = fake if precision is None else {k: t * precision[k] for k, t in fake.items()}
-        square = _square(fake) if precision is None else _dot(fake, mine)
-        length = square.clamp(min=_TINY).sqrt()
-        cosine = _dot(fake, along) / length
-        toward, back = -1 / length, -cosine / length
+        squares = self._pooled(_squares(fake) if precision is None else _dots(fake, mine))
+        lengths = squares.clamp(min=_TINY).sqrt()
+        cosines = self._pooled(_dots(fake, along)) / lengths
+        toward = -(share if self.scope == "layer" else 1) / lengths
         # One new tensor for each: the memory of a large model's weights costs more than the arithmetic.
-        return 1 - cosine, {k: torch.addcmul(t, mine[k], back).mul_(toward) for k, t in along.items()}
+        direction = {
+            k: torch.addcmul(t, mine[k], back).mul_(pull)
+            for (k, t), back, pull in zip(along.items(), -cosines / lengths, toward, strict=True)
+        }
+        return (share * (1 - cosines)).sum(), direction
+
+    def _pooled(self, each: Tensor) -> Tensor:
+        """(T,) numbers of the tensors, all of them their sum where there is one angle."""
+        return each if self.scope == "layer" else each.sum().expand(each.shape)
 
 
-def _dot(a: Tensors, b: Tensors) -> Tensor:
-    return torch.stack([(a[k] * b[k]).sum() for k in a]).sum()
+def _dots(a: Tensors, b: Tensors) -> Tensor:
+    return torch.stack([(a[k] * b[k]).sum() for k in a])
 
 
-def _square(a: Tensors) -> Tensor:
-    """Of the length; row by row, since one float32 sum over millions loses digits."""
+def _squares(a: Tensors) -> Tensor:
+    """Of the lengths; row by row, since one float32 sum over millions loses digits."""
     rows = [torch.linalg.vector_norm(t.flatten(1) if t.ndim > 1 else t, dim=-1) for t in a.values()]
-    return torch.stack([row.square().sum() for row in rows]).sum()
+    return torch.stack([row.square().sum() for row in rows])

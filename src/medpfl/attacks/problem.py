@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class Matching(Problem):
     ) -> None:
         self.objective, self.prior, self.constraint, self.basis = objective, prior, constraint, basis
         self.joint, self.linear, self.stacked = labels is None, linear_loss(seen), stacks(seen.views[0].weights)
+        self.refused: list[RuntimeError] = []  # shared with every part of the problem
         self.shape = (seen.num_images, *seen.image_shape)
         self.pixels = torch.Size(self.shape).numel()
         self.labels, self.fixed_pixels = labels, False
@@ -63,6 +65,11 @@ class Matching(Problem):
         self.known = known_of(seen, self.labels)
         like = next(iter(seen.views[0].weights.parameters.values()))
         self.known["targets"] = targets_of(seen, self.objective, self.known, like.new_zeros(1, *seen.image_shape))
+
+    @property
+    def together(self) -> bool:
+        """Whether victims are evaluated together, by ``vmap``; one after the other where a model cannot be."""
+        return self.stacked and not self.refused
 
     def of(self, victims: Tensor) -> Matching:
         """The problems of some victims (A,), in their order."""
@@ -80,6 +87,21 @@ class Matching(Problem):
             other.objective = objective
             other._see(self.seen)
         return other
+
+    def in_basis(self, basis: Basis) -> Matching:
+        """The same problems in other coordinates."""
+        other = copy.copy(self)
+        other.basis = basis
+        return other
+
+    def up_to(self, size: int) -> Matching:
+        """The problems of all victims, in which, of the first tensor of more than `size` numbers and all after it, only
+        the last layer's update counts; the same where the update is mixed.
+        """
+        parameters, last = self.seen.views[0].weights.parameters, last_layer(self.seen)
+        early = list(takewhile(lambda name: parameters[name].numel() <= size or name in last, parameters))
+        kept = {*early, *(name for name in last if name)}
+        return (self._part(kept) if len(kept) < len(parameters) else None) or self
 
     def labels_only(self) -> Matching:
         """The same problems, in which only the label variables move, and all but the last bias is left out of the
@@ -146,8 +168,11 @@ class Matching(Problem):
         # `grad` sees no `no_grad` around it; it only spares the graph that plain autograd would keep of the
         # model's own parameters.
         with torch.no_grad():
-            if self.stacked:
-                return vmap(self._one, randomness="different")(z, self._of(rows))
+            if self.together:
+                try:
+                    return vmap(self._one, randomness="different")(z, self._of(rows))
+                except RuntimeError as error:  # vmap has no rule for an operation; if it is not that, the loop raises
+                    self.refused.append(error)
             each = [self._one(z[i], pick(self.known, row)) for i, row in enumerate(rows.tolist())]
         return torch.stack([e[0] for e in each]), torch.stack([e[1] for e in each])
 
@@ -199,7 +224,7 @@ class Matching(Problem):
 
 
 def stacks(weights: Weights) -> bool:
-    """Whether victims of a model are evaluated together, by ``vmap``, or one after the other."""
+    """Whether victims of a model of that size gain by being evaluated together, by ``vmap``."""
     parameters = weights.parameters.values()
     on_cpu = next(iter(parameters)).device.type == "cpu"
     return not on_cpu or sum(p.numel() for p in parameters) <= STACKED_PARAMETERS

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from medpfl.attacks.objectives import Objective
 from medpfl.attacks.priors import NoPrior, Prior, Smoothness
+from medpfl.core.errors import InputError
 from medpfl.core.spec import Part
 
 __all__ = ["WARM_UP", "Stage"]
@@ -22,12 +23,25 @@ class Stage(Part):
             third to a fifth of the cost, and it is what says most about the layer's inputs. Where the last
             layer's update is not its own (several local steps, a channel that mixes tensors) all are matched.
         objective: in place of the attack's own; ``None``: the attack's own.
+        block: edge in pixels of the blocks that move as one (see `medpfl.attacks.bases.Blocks`); 1: the attack's own
+            basis.
+        share: of the attack's steps; ``None``: `steps`, a quarter of them at most.
     """
 
     prior: Prior = NoPrior()
     steps: int = 40
     head: bool = False
     objective: Objective | None = None
+    block: int = 1
+    share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.block < 1 or self.steps < 1 or not (self.share is None or 0 < self.share < 1):
+            raise InputError("block and steps must be at least 1, share between 0 and 1")
+
+    def within(self, steps: int) -> int:
+        """Of so many steps in all, those of this stage."""
+        return min(self.steps, steps // 4) if self.share is None else int(self.share * steps)
 
 
 WARM_UP = (Stage(Smoothness(1.0), 30, head=True), Stage(Smoothness(0.1), 40))

@@ -28,7 +28,9 @@ _STEP = 1e-7  # in float64: small, so that hardly a ReLU or a maximum changes it
 _TRIES = 3
 
 
-def check_derivatives(network: nn.Module, images: Tensor, outputs: int, plan: Plan, together: bool) -> str | None:
+def check_derivatives(
+    network: nn.Module, images: Tensor, outputs: int, plan: Plan, together: bool = False
+) -> str | None:
     """Differentiates a model's update by its images.
 
     Args:
@@ -36,7 +38,7 @@ def check_derivatives(network: nn.Module, images: Tensor, outputs: int, plan: Pl
         images: (N, C, H, W) that it takes.
         outputs: K of its logits.
         plan: of the client; its mode counts.
-        together: whether attacks evaluate several victims by ``vmap``.
+        together: also for several victims at once, by ``vmap``; attacks fall back on one after the other.
 
     Returns:
         The layer whose second derivative is not that of what it computes (it loses a path, as

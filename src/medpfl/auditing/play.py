@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from medpfl.attacks.problem import stacks
 from medpfl.auditing.acting import at_client
 from medpfl.auditing.engine import explained, generator_of, versions
 from medpfl.auditing.recorded import Recorded
@@ -67,7 +66,7 @@ class Player:
         started = time.perf_counter()
         guess = self._attack(attack, seen, job)
         seconds = time.perf_counter() - started
-        return self.scorer.rows(guess, victims, doubts, seconds, self._common(job, seen))
+        return self.scorer.rows(guess, victims, doubts, seconds, self._common(job, guess))
 
     def difference(self, recorded: Recorded) -> dict[str, float]:
         """How far a recorded update is from what the truth gives under plan and defense, relative to the latter.
@@ -170,7 +169,7 @@ class Player:
         with explained(f"{job.attack} cannot attack this model"):
             return attack(seen, generator)
 
-    def _common(self, job: JobKey, seen: Observation) -> dict[str, Any]:
+    def _common(self, job: JobKey, guess: Reconstruction) -> dict[str, Any]:
         setup = self.setup
         return {
             "attack": job.attack,
@@ -183,7 +182,7 @@ class Player:
             "draw": job.draw,
             "stack": job.stack,
             "seed": setup.seed,
-            "engine": f"{'vmap' if stacks(seen.views[0].weights) else 'loop'} of {len(seen)}",
+            "engine": f"{guess.engine} of {len(guess.guesses)}",
             "device": str(setup.device),
             "versions": self.versions,
         }

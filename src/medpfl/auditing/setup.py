@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medpfl.attacks.problem import stacks
 from medpfl.auditing.acting import at_client, discloses
 from medpfl.auditing.derivatives import check_derivatives
 from medpfl.auditing.engine import (
@@ -167,7 +166,7 @@ class Setup:
         """The layer whose second derivative is wrong, if any."""
         network, few = self.network(0), min(2, self.plan.batch_size)
         images = torch.rand(few, *self.data.shape, generator=generator_of(0, "probe")).to(self.device)
-        return check_derivatives(network, images, self.outputs, self.plan, stacks(Weights.of(network)))
+        return check_derivatives(network, images, self.outputs, self.plan)
 
     def stack(self, defense: Defense) -> int:
         """Victims attacked together."""

@@ -186,6 +186,7 @@ class Reconstruction:
         evaluations: (V,) evaluations of the objective, all restarts together.
         ended: V reasons.
         candidates: (V, R, N, C, H, W) in the attacker's own order, the guess first; ``None`` if there is one.
+        engine: ``"vmap"`` where victims were evaluated together, else ``"loop"``.
     """
 
     guesses: Tensor
@@ -195,6 +196,7 @@ class Reconstruction:
     evaluations: Tensor
     ended: tuple[Ended, ...]
     candidates: Tensor | None = None
+    engine: str = "loop"
 
 
 @dataclass(frozen=True)
