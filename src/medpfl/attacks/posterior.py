@@ -41,7 +41,7 @@ class Posterior(Attack):
         steps, restarts: of the optimizer, warm-up included.
         edges: mean gradient of a pixel over its channels, in units of [0, 1]; of images of 32 pixels.
         floor: least deviation that is assumed, of a tensor's root mean square; of the last stage.
-        coarse: floors of the stages before, of up to 60 steps each.
+        coarse: floors of the stages before, of a tenth of the steps each.
 
     Raises:
         InputError: a number that is not above 0.
@@ -70,7 +70,7 @@ class Posterior(Attack):
             warmup=(
                 Stage(Smoothness(1.0), 30, head=True, objective=_EASY),
                 Stage(Smoothness(0.1), 40, objective=_EASY),
-                *(Stage(prior, 60, objective=Likelihood(floor)) for floor in self.coarse),
+                *(Stage(prior, self.steps // 10, objective=Likelihood(floor)) for floor in self.coarse),
             ),
             enough=0.0,
             restarts=self.restarts,
