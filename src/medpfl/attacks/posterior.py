@@ -34,7 +34,7 @@ class Posterior(Attack):
     Needs: the update, the plan, the model. Where no channel is granted, the noise is estimated from what must sum
     to zero in the last layer (`medpfl.attacks.likelihood.noise_from_columns`).
     Labels: inferred, unless they are granted.
-    Ends at the noise: the prior keeps the guess from fitting it; the objective there is 1/2 and the prior's part, not 0.
+    Ends at the noise, which the prior keeps it from fitting: with an objective of 1/2 and the prior's part, not 0.
     Deviates: starts with iDLG's stages, from smooth images and the last layer, then anneals the variance.
 
     Attributes:
