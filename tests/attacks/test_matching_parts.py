@@ -167,7 +167,7 @@ def test_label_counts_under_momentum_and_weight_decay(bias):
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_the_mean_gradient_of_a_round_is_that_of_its_steps(epochs):
-    plan = Plan(algorithm="FedAvg", batch_size=4, epochs=epochs, learning_rate=1e-5, momentum=0.9, weight_decay=0.1)
+    plan = Plan(algorithm="FedAvg", batch_size=4, epochs=epochs, learning_rate=1e-5, momentum=0.9, weight_decay=5.0)
     images = smooth(12).view(3, 4, 1, 12, 12)
     one = bias_gradient(scene(tiny(), images, LABELS, Plan(batch_size=4)))
     assert torch.allclose(bias_gradient(scene(tiny(), images, LABELS, plan)), one, atol=5e-3)
@@ -176,7 +176,8 @@ def test_the_mean_gradient_of_a_round_is_that_of_its_steps(epochs):
 def test_precision_weighs_within_a_tensor_and_what_is_noise_alone_hardly_counts():
     sent = updates(1)
     ones = {k: torch.ones_like(v) for k, v in sent.items()}
-    exact = SquaredDistance().prepare({"sent": sent, "precision": {k: 1e9 * v for k, v in ones.items()}})["weight"]
+    high = {"a": 1e9 * ones["a"], "b": 1e12 * ones["b"]}
+    exact = SquaredDistance().prepare({"sent": sent, "precision": high})["weight"]
     plain = SquaredDistance().prepare({"sent": sent})["weight"]
     assert all(torch.allclose(exact[k], plain[k].expand_as(exact[k])) for k in sent)
     drowned = {"a": 1e9 * ones["a"], "b": 1e-3 * ones["b"]}

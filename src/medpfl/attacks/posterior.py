@@ -34,14 +34,14 @@ class Posterior(Attack):
     Needs: the update, the plan, the model. Where no channel is granted, the noise is estimated from what must sum
     to zero in the last layer (`medpfl.attacks.likelihood.noise_from_columns`).
     Labels: inferred, unless they are granted.
-    Ends at the noise: the prior keeps the guess from fitting it, and the objective is about 1/2 there, not 0.
+    Ends at the noise, which the prior keeps it from fitting: with an objective of 1/2 and the prior's part, not 0.
     Deviates: starts with iDLG's stages, from smooth images and the last layer, then anneals the variance.
 
     Attributes:
         steps, restarts: of the optimizer, warm-up included.
         edges: mean gradient of a pixel over its channels, in units of [0, 1]; of images of 32 pixels.
         floor: least deviation that is assumed, of a tensor's root mean square; of the last stage.
-        coarse: floors of the stages before, of up to 60 steps each.
+        coarse: floors of the stages before, of a tenth of the steps each.
 
     Raises:
         InputError: a number that is not above 0.
@@ -70,7 +70,7 @@ class Posterior(Attack):
             warmup=(
                 Stage(Smoothness(1.0), 30, head=True, objective=_EASY),
                 Stage(Smoothness(0.1), 40, objective=_EASY),
-                *(Stage(prior, 60, objective=Likelihood(floor)) for floor in self.coarse),
+                *(Stage(prior, self.steps // 10, objective=Likelihood(floor)) for floor in self.coarse),
             ),
             enough=0.0,
             restarts=self.restarts,
