@@ -80,6 +80,7 @@ def test_labels_are_read_from_the_last_layer():
 
 
 def test_a_model_without_a_last_layer_says_why_no_label_is_read():
+    torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.Tanh(), nn.Unflatten(1, (2, 4)))
     network.register_forward_hook(lambda _, __, out: out.mean(2))
     check = check_model(network, SHAPE)
@@ -125,6 +126,7 @@ def test_a_model_that_takes_no_single_image_in_train_mode():
     check = check_model("ConvNet(4, 2, 'batch')", (1, 4, 4))
     deep = check_model("ConvNet(4, 2, 'batch')", (1, 4, 4), mode="eval")
     assert (check.fewest, deep.fewest) == (1, 1)
+    torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.BatchNorm1d(8), nn.Sigmoid(), nn.Linear(8, 2))
     check = check_model(network, SHAPE)
     assert check.fewest == 2
@@ -155,6 +157,7 @@ def test_a_model_that_cannot_be_differentiated_twice():
         def forward(self, x):
             return Once.apply(x)
 
+    torch.manual_seed(0)
     check_fails = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), Layer(), nn.Linear(8, 2))
     with pytest.raises(InputError, match=r"layer '2' \(Layer\)"):
         check_model(check_fails, SHAPE)
@@ -176,6 +179,7 @@ def test_a_second_derivative_that_is_wrong_is_named():
         def forward(self, x):
             return x * x.detach().sigmoid()
 
+    torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), Detached(), nn.Linear(8, 2))
     check = check_model(network, SHAPE)
     assert "'2'" in check.derivatives["wrong"]
@@ -183,6 +187,7 @@ def test_a_second_derivative_that_is_wrong_is_named():
 
 
 def test_the_model_is_left_as_it_was():
+    torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(200, 2))
     before = {k: v.clone() for k, v in network.state_dict().items()}
     check_model(GivenModel(network, "mine"), SHAPE)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from audit_cases import Answers
 from PIL import Image
 
 from medpfl import InputError, Plan, ThreatModel, audit, cli
@@ -81,6 +82,16 @@ def test_every_loss_and_every_attack(loss, threat):
     assert len(report.summary) == 3
     assert all(c["masks"] is not None and c["ssim"] is not None for c in report.summary)
     assert f"loss='{loss}'" in report.rows[0].plan or loss == "cross_entropy"
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_masks_reach_the_attack_under_the_grant_alone(granted):
+    attack = Answers()
+    audit(data=segmented(), **{**TINY, "attacks": [attack]}, threat=LABELS if granted else ThreatModel())
+    seen = attack.kept[-1]
+    assert seen.label_shape == (SIDE, SIDE)
+    assert (seen.labels is not None) is granted
+    assert not granted or seen.labels.shape == (len(seen), 1, SIDE, SIDE)
 
 
 def test_fedavg_and_volumes():

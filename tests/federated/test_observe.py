@@ -210,6 +210,7 @@ def test_grants_of_what_there_is_not():
 
 def test_no_field_was_forgotten():
     assert {f.name for f in dataclasses.fields(Observation)} == {
-        "model", "views", "image_shape", "num_classes", "labels", "order", "masks", "auxiliary"
+        "model", "views", "image_shape", "num_classes", "labels", "order", "masks", "auxiliary",
+        "label_shape",  # of the model's own outputs, which are public
     }  # fmt: skip
     assert {f.name for f in dataclasses.fields(Update)} == {"tensors", "kind", "buffers", "num_samples"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -125,11 +126,14 @@ def _is_right(part: Part, x: Tensor) -> bool:
 
 def _whole(ready: nn.Module, images: Tensor, outputs: int) -> Part:
     """The update; with labels that say nothing, so that it does not vanish where the model is sure."""
-    with torch.no_grad():
-        sides = ready(images).shape[2:]  # of masks
-    labels, weights = images.new_full((len(images), outputs, *sides), 1 / outputs), Weights.of(ready)
-    plan = Plan(batch_size=len(images))
-    return lambda x: local_update(ready, Batch(x, labels), plan, weights).tensors
+    plan, weights = Plan(batch_size=len(images)), Weights.of(ready)
+
+    @cache
+    def labels() -> Tensor:
+        with torch.no_grad():
+            return images.new_full((len(images), outputs, *ready(images).shape[2:]), 1 / outputs)
+
+    return lambda x: local_update(ready, Batch(x, labels()), plan, weights).tensors
 
 
 def _layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], place: int) -> Part:
