@@ -155,7 +155,7 @@ def test_a_defense_is_attacked_without_and_with_what_it_discloses(folder, option
 
 def test_a_defense_that_discloses_nothing_is_attacked_once(folder):
     attack = Answers()
-    report = tiny(folder, attacks=[attack], defenses=["Mixup()"])
+    report = tiny(folder, attacks=[attack], defenses=["Mixup()"], plan=Plan(batch_size=2))
     assert len(attack.kept) == 3
     assert [cell["knows_defense"] for cell in report.summary] == [None, True]
     assert not any("attacked twice" in note for note in report.settings["notes"])
