@@ -193,7 +193,7 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
         def verdict(self):
             return ("a", "b")
 
-    monkeypatch.setattr("medpfl.auditing.run.audit", lambda **options: got.update(options) or Empty())
+    monkeypatch.setattr("medpfl.auditing.perform.audit", lambda **options: got.update(options) or Empty())
     given = {
         "model": "M", "weights": "w", "truth": "t", "images": 7, "draws": 2, "size": 20, "fit": "squash",
         "channels": 3, "partition": "IID(clients=2)", "clients": 4, "delta": 0.001, "seed": 5,

@@ -24,7 +24,7 @@ def test_each_round_is_audited_as_it_would_be_alone(tmp_path):
     changing = ("image", "patient")
     assert plain(found.reports[3].rows, *changing) == plain(alone.rows, *changing)
     assert {row["round"] for row in found.rows} == {0, 3}
-    assert [cell["round"] for cell in found.summary] == [0, 0, 3, 3]
+    assert [cell["round"] for cell in found.summary] == [0, 0, 0, 3, 3, 3]  # the defense without and with the grant
     assert [r.scores for r in found.reports[0].rows] != [r.scores for r in found.reports[3].rows]
     assert "Of the models of rounds 0, 3, that of round" in str(found)
 

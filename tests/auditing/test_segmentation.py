@@ -43,7 +43,7 @@ def cell(**options):
 
 
 def test_granted_masks_read_the_image_back():
-    found, report = cell(attacks=["iDLG(steps=250)"], model="UNet(8, 1, 'none', 'sigmoid')", threat=LABELS)
+    found, report = cell(attacks=["iDLG(steps=500)"], model="UNet(8, 1, 'none', 'sigmoid')", threat=LABELS)
     assert found["ssim"] > 0.9
     assert found["masks"]["granted"]
     assert all(row.scores["mask_dice"] == 1 for row in report.rows)
@@ -132,7 +132,7 @@ def test_another_mask_is_another_experiment():
 def test_check_model_of_a_network_that_segments():
     check = check_model("UNet(4, 1)", (1, SIDE, SIDE))
     assert "masks" in check.labels["1"]["why"]
-    assert not any(check.attacks.values())
+    assert [name for name, why in check.attacks.items() if why] == ["RGAP"]  # which needs a chain of layers
     assert check.derivatives == {"twice": "", "together": "", "wrong": ""}
 
 

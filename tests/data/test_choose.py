@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import nibabel
+import numpy as np
 import pytest
 from pydicom.data import get_testdata_file
 
@@ -32,7 +33,10 @@ def test_files(tmp_path):
     assert isinstance(source_at(str(put(tmp_path / "DICOMDIR"))), Dicom)
     assert isinstance(source_at(str(put(tmp_path / "x.NII", NIFTI))), Nifti)
     assert isinstance(source_at(str(put(tmp_path / "x.nii.gz"))), Nifti)
-    assert isinstance(source_at(str(put(tmp_path / "x.npz"))), MedMNIST)
+    np.savez(tmp_path / "x.npz", train_images=np.zeros((1, 28, 28), "uint8"))
+    assert isinstance(source_at(str(tmp_path / "x.npz")), MedMNIST)
+    with pytest.raises(InputError, match=r"no \.npz file .*it may be cut off"):
+        source_at(str(put(tmp_path / "cut.npz")))
 
 
 @pytest.mark.parametrize(

@@ -84,15 +84,17 @@ def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
     assert [(r["set"], r["part"], r["defense"], r["images"]) for r in found.rows] == [
         (name, "iDLG, short", defense, 4)
         for name in ("melanoma", "covid_xray")
-        for defense in ("NoDefense()", "TopK(keep=0.5)")
+        for defense in ("NoDefense()", "TopK(keep=0.5)", "TopK(keep=0.5)")
     ]
+    assert [r["knows_defense"] for r in found.rows[:3]] == [None, False, True]
     assert list(map(str, found.gaps)) == [
         "brain_mri: its folder is not there",
         "trained on melanoma: --weights names the trained network's file; none was given",
         "trained on covid_xray: --weights names the trained network's file; none was given",
     ]
     text = (out / "attacks.md").read_text()
-    assert text.count("| melanoma | iDLG, short |") == 2
+    assert text.count("| melanoma | iDLG, short |") == 3
+    assert "| melanoma | iDLG, short | TopK(keep=0.5) | yes |" in text
     assert all(f"- {gap.what}\n" in text for gap in found.gaps)
     assert "Spearman's rank correlation over 8 images of 2 sets:" in text
     read = list(csv.DictReader(io.StringIO((out / "attacks.csv").read_text())))
@@ -125,13 +127,13 @@ def test_forms_are_not_mixed(data, tmp_path):
         InputError, match="holds a reproduction with other settings: name another --out, or add --force"
     ):
         reproduce(["attacks"], data=data, out=tmp_path)
-    assert len(reproduce(["attacks"], data=data, out=tmp_path, force=True).rows) == 4
+    assert len(reproduce(["attacks"], data=data, out=tmp_path, force=True).rows) == 6
 
 
 def test_other_folders_for_sets(data, tmp_path):
     draw(tmp_path, "heads")
     found = reproduce(["attacks"], data=data, out=tmp_path / "out", sets={"brain_mri": tmp_path / "heads"})
-    assert [row["set"] for row in found.rows[::2]] == ["melanoma", "brain_mri", "covid_xray"]
+    assert [row["set"] for row in found.rows[::3]] == ["melanoma", "brain_mri", "covid_xray"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_a_set_that_cannot_be_read_is_a_gap_and_its_path_stays_on_the_terminal(d
     secret = tmp_path / "secret-place"
     (secret / "class").mkdir(parents=True)
     found = reproduce(["attacks"], data=data, out=tmp_path / "out", sets={"brain_mri": secret})
-    assert len(found.rows) == 4
+    assert len(found.rows) == 6
     assert any(gap.what == "iDLG, short on brain_mri" and "secret-place" in gap.why for gap in found.gaps)
     assert "- iDLG, short on brain_mri\n" in (tmp_path / "out" / "attacks.md").read_text()
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())

@@ -30,7 +30,7 @@ class iDLG(Attack):
 
     steps: int = 1000
     restarts: int = 1
-    tolerance: float = 1e-8
+    tolerance: float = 1e-10
     start: Start = Normal()
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:

@@ -32,7 +32,7 @@ class LBFGS(Optimizer):
     """
 
     history: int = 100
-    tolerance: float = 1e-8
+    tolerance: float = 1e-10
     patience: int = 200
 
     def __post_init__(self) -> None:

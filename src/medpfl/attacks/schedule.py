@@ -36,8 +36,8 @@ class Stage(Part):
     share: float | None = None
 
     def __post_init__(self) -> None:
-        if self.block < 1 or self.steps < 1 or not (self.share is None or 0 < self.share < 1):
-            raise InputError("block and steps must be at least 1, share between 0 and 1")
+        if self.block < 1 or self.steps < 0 or not (self.share is None or 0 < self.share < 1):
+            raise InputError("block must be at least 1, steps at least 0, and share between 0 and 1")
 
     def within(self, steps: int) -> int:
         """Of so many steps in all, those of this stage."""

@@ -99,12 +99,13 @@ def observe_sums(
     defense: Defense,
     image_shape: tuple[int, ...],
     num_classes: int,
+    label_shape: tuple[int, ...] = (),
     auxiliary: Tensor | None = None,
 ) -> Observation:
     """V sums of the updates of K clients each as the adversary sees them: no update of a single client is in it.
 
     Args:
-        model, weights, plan, threat, defense, image_shape, num_classes, auxiliary: as of `observe`.
+        model, weights, plan, threat, defense, image_shape, num_classes, label_shape, auxiliary: as of `observe`.
         sums: V times the mean update of K clients by numbers of samples, and the rounds of these clients, of which
             only what is granted is passed on: labels (V, K * N), client after client, orders and masks.
     """
@@ -118,6 +119,7 @@ def observe_sums(
         views=(View(weights, (plan,) * len(clients[0]), Update.stack(means), channel),),
         image_shape=image_shape,
         num_classes=num_classes,
+        label_shape=label_shape,
         labels=torch.stack(labels) if "labels" in threat else None,
         order=torch.stack(orders) if "order" in threat and orders else None,
         masks=stack_tensors(masks) if "masks" in threat and masks else None,

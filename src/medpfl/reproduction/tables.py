@@ -32,6 +32,7 @@ _COLUMNS = (
     _Column("Set", lambda row: row["set"]),
     _Column("Attack", lambda row: row["part"]),
     _Column("Defense", lambda row: label(row["defense"])),
+    _Column("Told of it", lambda row: {None: DASH, False: "no", True: "yes"}[row["knows_defense"]]),
     _Column("Images", lambda row: number(row["images"], "d")),
     _Column("ASR", lambda row: _with(percent(row["asr"]), percents(row["asr_low"], row["asr_high"]))),
     _Column("SSIM", lambda row: _with(number(row["ssim"]), between(row["ssim_low"], row["ssim_high"]))),
@@ -59,6 +60,7 @@ def _legacy(cell: Row, report: Report) -> dict[str, float | None]:
         row.scores
         for row in report.rows
         if (row.attack, row.defense, row.control) == (cell["attack"], cell["defense"], "")
+        and row.knows_defense == bool(cell["knows_defense"])
         and "zero-gradient" not in row.flags
     ]
     means = {}
@@ -84,7 +86,7 @@ def as_markdown(title: str, source: str, rows: Sequence[Row], gaps: Sequence[str
 
 
 _MEANING = (
-    "In brackets: 95 % intervals. ASR: the share of images with SSIM of at least 0.9, the guess being the attacker's "
+    "Told of it: whether the attack knows what the defense discloses of itself. In brackets: 95 % intervals. ASR: the share of images with SSIM of at least 0.9, the guess being the attacker's "
     "own choice. Best SSIM without the update: the highest of the mean image, the nearest other image, and the same "
     "attack on random numbers. The two legacy columns are what the paper's notebooks computed in places, and compare "
     "with nothing: with data range 0 the constants that stabilize SSIM are zero, and with 255 on normalized pixels "
