@@ -287,7 +287,8 @@ def test_a_stage_of_blocks_hands_its_images_to_the_next():
 def test_steps_of_stages():
     assert [Stage(steps=30).within(n) for n in (1000, 40)] == [30, 10]
     assert Stage(share=1 / 3).within(600) == 200
-    for bad in ({"block": 0}, {"steps": 0}, {"share": 1.0}, {"share": 0.0}):
+    assert Stage(steps=0).within(10) == 0
+    for bad in ({"block": 0}, {"steps": -1}, {"share": 1.0}, {"share": 0.0}):
         with pytest.raises(InputError, match="share"):
             Stage(**bad)
 
