@@ -194,11 +194,11 @@ def _reproduce(given: Namespace) -> int:
         sets = mapping_of(given.sets) if given.sets else {}
         found = reproduce(experiments, data=given.data, out=given.out, sets=sets, progress=not given.quiet, **options)
     for gap in found.gaps:
-        print(f"not run: {gap}")
+        print(f"{'failed' if gap.failed else 'not run'}: {gap}")
     for table in found.tables:
         if table.suffix == ".md":
             print(f"wrote {table}, and the same as .csv and .tex")
-    return _DONE
+    return _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
 
 
 def _print(report: Any, quiet: bool) -> None:

@@ -3,6 +3,8 @@ import torch
 from scenes import scene, smooth, tiny
 
 from medpfl.attacks import Posterior, iDLG
+from medpfl.attacks.likelihood import noise_from_columns
+from medpfl.attacks.objectives import SquaredDistance
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
@@ -34,3 +36,19 @@ def test_bad_settings():
         Posterior(edges=0.0)
     with pytest.raises(InputError, match="floor"):
         errors(Posterior(floor=-1.0), LaplaceNoise(0.01))
+
+
+def test_two_classes_whose_columns_cancel_are_no_exact_zeros():
+    images, labels = smooth(6).view(6, 1, 1, 12, 12), torch.tensor([[0], [1]] * 3)
+    seen = scene(tiny(classes=2), images, labels, Plan())
+    variance = noise_from_columns(seen, seen.views[0])
+    assert (variance > 0).all()
+    guess = Posterior(steps=20)(seen, torch.Generator().manual_seed(0))
+    assert guess.guesses.isfinite().all()
+
+
+def test_an_exact_coordinate_leaves_weights_finite():
+    sent = {"a": torch.randn(4, 3), "b": torch.randn(4)}
+    precision = {"a": torch.full((4, 3), torch.inf), "b": torch.tensor([1.0, torch.inf, 0.0, 2.0])}
+    weights = SquaredDistance().prepare({"sent": sent, "precision": precision})["weight"]
+    assert all(w.isfinite().all() and (w >= 0).all() for w in weights.values())

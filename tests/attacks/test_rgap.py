@@ -219,7 +219,7 @@ def test_refuses_models_before_it_starts_and_the_start_falls_back(name):
     with pytest.raises(InputError, match=message):
         RGAP()(seen, generator())
     with pytest.raises(InputError, match=message):
-        RGAP().check(seen.model, Plan(), (1, 8, 8))
+        RGAP().check(seen.model, (Plan(),), (1, 8, 8))
     assert Analytic().of(seen, generator()) == Normal()
 
 

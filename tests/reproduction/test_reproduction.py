@@ -99,35 +99,40 @@ def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
     assert "Spearman's rank correlation over 8 images of 2 sets:" in text
     read = list(csv.DictReader(io.StringIO((out / "attacks.csv").read_text())))
     assert [float(row["asr"]) for row in read] == [row["asr"] for row in found.rows]
-    rows = [json.loads(x) for x in (out / "attacks/melanoma/idlg-short/findings.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(x)
+        for x in (out.with_name("out-runs") / "attacks-melanoma-idlg-short" / "findings.jsonl").read_text().splitlines()
+    ]
     legacy = [r["scores"]["legacy_ssim_range0"] for r in rows if r["defense"] == "NoDefense()" and not r["control"]]
     assert found.rows[0]["legacy_ssim_range0"] == pytest.approx(sum(legacy) / 4)
 
 
 def test_the_same_call_continues_and_tables_are_made_again_from_rows(data, tmp_path, monkeypatch):
-    first = reproduce(["attacks"], data=data, out=tmp_path)
+    first = reproduce(["attacks"], data=data, out=tmp_path / "out")
     kept = {path: path.read_bytes() for path in first.tables}
-    path = tmp_path / "attacks" / "covid_xray" / "idlg-short" / "findings.jsonl"
+    path = tmp_path / "out-runs" / "attacks-covid_xray-idlg-short" / "findings.jsonl"
     whole = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole[:-4]))  # as if it had been killed in the last stack
     for table in first.tables:
         table.unlink()
-    again = reproduce(["attacks"], data=data, out=tmp_path)
+    again = reproduce(["attacks"], data=data, out=tmp_path / "out")
     assert [dict(r, seconds_per_image=0) for r in again.rows] == [dict(r, seconds_per_image=0) for r in first.rows]
     for table in first.tables:
         table.unlink()
-    made = remake(tmp_path)
+    made = remake(tmp_path / "out")
     assert [r["asr"] for r in made.rows] == [r["asr"] for r in first.rows]
     assert set(made.tables) == set(kept)
 
 
 def test_forms_are_not_mixed(data, tmp_path):
-    reproduce(["attacks"], data=data, out=tmp_path, quick=True)
+    reproduce(["attacks"], data=data, out=tmp_path / "out", quick=True)
     with pytest.raises(
         InputError, match="holds a reproduction with other settings: name another --out, or add --force"
     ):
-        reproduce(["attacks"], data=data, out=tmp_path)
-    assert len(reproduce(["attacks"], data=data, out=tmp_path, force=True).rows) == 6
+        reproduce(["attacks"], data=data, out=tmp_path / "out")
+    assert "Form: quick, seed 0. Few images and steps" in (tmp_path / "out" / "attacks.md").read_text()
+    assert len(reproduce(["attacks"], data=data, out=tmp_path / "out", force=True).rows) == 6
+    assert "Form: full, seed 0.\n" in (tmp_path / "out" / "attacks.md").read_text()
 
 
 def test_other_folders_for_sets(data, tmp_path):
@@ -168,6 +173,8 @@ def test_a_set_that_cannot_be_read_is_a_gap_and_its_path_stays_on_the_terminal(d
     assert "- iDLG, short on brain_mri\n" in (tmp_path / "out" / "attacks.md").read_text()
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert b"secret-place" not in written
+    assert not list((tmp_path / "out").rglob("medpfl-key.json"))
+    assert (tmp_path / "out-runs" / "medpfl-key.json").is_file()
 
 
 def test_nothing_that_could_be_run(tmp_path, monkeypatch):
@@ -188,12 +195,14 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
 
 
 def test_marks_that_mean_something_in_a_table(data, tmp_path):
-    row = dict(reproduce(["attacks"], data=data, out=tmp_path).rows[0], defense="A() | B(x='_&#')", psnr=float("-inf"))
+    row = dict(
+        reproduce(["attacks"], data=data, out=tmp_path / "out").rows[0], defense="A() | B(x='_&#')", psnr=float("-inf")
+    )
     latex = as_latex([row])
     assert r"A \textbar{} B(x='\_\&\#')" in latex
     assert r"$-$$\infty$" in latex
     assert r"\%" in latex
-    body = as_markdown("T", "S", [row], []).splitlines()[4:7]
+    body = as_markdown("T", "S", [row], []).splitlines()[6:9]
     assert len({line.replace("\\|", "").count("|") for line in body}) == 1
 
 
@@ -210,8 +219,8 @@ def test_features_of_images_that_one_knows():
 
 
 def test_features_are_set_against_what_was_read_back(data, tmp_path):
-    reproduce(["attacks"], data=data, out=tmp_path)
-    run = tmp_path / "attacks" / "melanoma" / "idlg-short"
+    reproduce(["attacks"], data=data, out=tmp_path / "out")
+    run = tmp_path / "out-runs" / "attacks-melanoma-idlg-short"
     rows, own = list(read_rows(run / "findings.jsonl")), kept(run)
     assert len(own) == 6
     order = sorted(own, key=lambda image: own[image]["edges"] + own[image]["variation"])

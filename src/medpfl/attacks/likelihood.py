@@ -72,7 +72,9 @@ def noise_from_columns(seen: Observation, view: View) -> Tensor | None:
     if weight is None or any(plan.weight_decay for plan in view.plans):
         return None
     rows = view.update.tensors[weight].flatten(2)
-    return rows.sum(1).square().mean(1) / rows.shape[1]
+    # Of two classes, columns may cancel to the last digit: rounding is noise, too.
+    rounding = torch.finfo(rows.dtype).eps * rows.abs().flatten(1).amax(1)
+    return (rows.sum(1).square().mean(1) / rows.shape[1]).clamp(min=rounding.square())
 
 
 def with_noise(seen: Observation) -> Observation:

@@ -12,9 +12,10 @@ from medpfl.attacks.bases import Basis, Blocks, Pixels, Spectral
 from medpfl.attacks.constraints import Box, Constraint, Free
 from medpfl.attacks.labels import Joint, Labels, LastLayer
 from medpfl.attacks.lbfgs import LBFGS
+from medpfl.attacks.likelihood import Likelihood
 from medpfl.attacks.objectives import Cosine, Objective, SquaredDistance
 from medpfl.attacks.optimizers import Optimizer, SignedAdam, Solution
-from medpfl.attacks.priors import NoPrior, Prior, Smoothness, TotalVariation
+from medpfl.attacks.priors import ColorVariation, NoPrior, Prior, Smoothness, TotalVariation
 from medpfl.attacks.problem import Matching
 from medpfl.attacks.schedule import WARM_UP, Stage
 from medpfl.attacks.starts import Normal, Patterned, Start
@@ -29,11 +30,13 @@ __all__ = [
     "Analytic",
     "Blocks",
     "Box",
+    "ColorVariation",
     "Cosine",
     "Free",
     "GradientMatching",
     "Joint",
     "LastLayer",
+    "Likelihood",
     "NoPrior",
     "Normal",
     "Patterned",

@@ -112,6 +112,7 @@ class SquaredDistance(Objective):
 
 def _reliability(precision: Tensor, sent: Tensor) -> Tensor:
     """Precision over its mean, times the share of the tensor's square (above 0) that noise does not explain."""
+    precision = precision.clamp(max=1 / _TINY)  # an exact coordinate is not infinitely better than the next
     known = (precision > 0).sum().clamp(min=1)
     relative = precision / (precision.sum() / known).clamp(min=_TINY)
     share = 1 - known / (precision * sent.square()).sum().clamp(min=_TINY)

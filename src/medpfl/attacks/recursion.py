@@ -14,7 +14,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Observation
 
-__all__ = ["Inverted", "check_plan", "invert"]
+__all__ = ["Inverted", "check_plans", "invert"]
 
 _TOGETHER = 64
 """Victims that are solved for at once: at 32 pixels a LeNet takes a few MB for each."""
@@ -31,10 +31,12 @@ class Inverted(NamedTuple):
     total: Tensor
 
 
-def check_plan(plan: Plan) -> None:
+def check_plans(plans: tuple[Plan, ...]) -> None:
     """Raises `InputError` for an update that is no gradient of a single image."""
-    reason = None
-    if plan.images > 1:
+    reason, plan = None, plans[0]
+    if len(plans) > 1:
+        reason = f"a sum over {len(plans)} clients"
+    elif plan.images > 1:
         reason = f"an update of {plan.images} images: gradients are sums over them"
     elif plan.steps > 1:
         reason = f"an update of {plan.steps} steps: each has a gradient of its own"
@@ -56,7 +58,7 @@ def invert(seen: Observation, generator: torch.Generator, steps: int, tolerance:
         InputError: the plan or the model does not allow it; with the layer and the reason.
     """
     view = seen.views[0]
-    check_plan(view.plan)
+    check_plans(view.plans)
     chain = chain_of(seen.model, view.weights, seen.image_shape, generator)
     own = int(torch.randint(2**62, (1,), generator=generator))
     parts = [

@@ -12,7 +12,7 @@ from medpfl.attacks.chain import chain_of
 from medpfl.attacks.labels import LastLayer
 from medpfl.attacks.objectives import SquaredDistance
 from medpfl.attacks.problem import Matching
-from medpfl.attacks.recursion import check_plan, invert
+from medpfl.attacks.recursion import check_plans, invert
 from medpfl.attacks.targets import label_vectors
 from medpfl.core.errors import check_positive
 from medpfl.core.plan import Plan
@@ -55,9 +55,9 @@ class RGAP(Attack):
     def __post_init__(self) -> None:
         check_positive(steps=self.steps, tolerance=self.tolerance)
 
-    def check(self, model: nn.Module, plan: Plan, image_shape: tuple[int, ...]) -> None:
+    def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
         """Raises `InputError` where it does not apply."""
-        check_plan(plan)
+        check_plans(plans)
         chain_of(model, Weights.of(model), image_shape, torch.Generator())
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:

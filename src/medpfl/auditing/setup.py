@@ -112,8 +112,9 @@ class Setup:
         for defense in self.defenses:
             network, generator = self.network(0), generator_of(self.seed, "model", 0, repr(defense))
             changed, _ = defense.model(network, defense.init(), generator)
+            plans = (self.plan,) * (staying(defense, self.clients) if aggregates(defense) else 1)
             for attack in self.attacks:
-                attack.check(prepare(changed, self.plan), self.plan, self.data.shape)
+                attack.check(prepare(changed, self.plan), plans, self.data.shape)
 
     @cached_property
     def victims(self) -> list[Tensor]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["STANDARD", "Experiment"]
 
-STANDARD = ("DLG", "iDLG", "CPL", "GradInv")
+STANDARD = ("DLG", "iDLG", "CPL", "GradInv", "Posterior")
 """The attacks of an audit that names none."""
 
 

@@ -34,8 +34,8 @@ class Attack(Part):
         """
         raise NotImplementedError
 
-    def check(self, model: nn.Module, plan: Plan, image_shape: tuple[int, ...]) -> None:
-        """Raises `InputError` if it cannot attack this model, made ready for the plan, under it; nothing here."""
+    def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
+        """Raises `InputError` if it cannot attack this model, made ready for the plans of the clients in an update."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """What an active server sends instead of the model (grant ``active``); the model itself here."""

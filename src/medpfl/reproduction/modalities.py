@@ -67,7 +67,7 @@ def relations(rows: Mapping[str, Sequence[Finding]], found: Mapping[str, Mapping
         rows: by set, the findings of its audit.
         found: by set, features by study index.
     """
-    heads = ["Set", *FEATURES, "SSIM, no defense", "Evaluations", "SSIM, noise"]
+    heads = ["Set", *FEATURES, "SSIM, no defense", "Evaluations", "SSIM, noise that is known"]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     pooled: list[dict[str, float]] = []
     for name, own in rows.items():
@@ -98,7 +98,7 @@ def _by_image(rows: Sequence[Finding], found: Mapping[str, Mapping[str, float]])
     """Features and results of each image that was attacked with and without the defense."""
     scored = [row for row in rows if not row.control and "zero-gradient" not in row.flags]
     plain = {row.image: row for row in scored if row.defense == UNDEFENDED}
-    noisy = {row.image: row for row in scored if row.defense != UNDEFENDED}
+    noisy = {row.image: row for row in scored if row.defense != UNDEFENDED and row.knows_defense}
     return [
         {
             **found[image],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +27,19 @@ __all__ = ["Gap", "Reproduction", "remake", "reproduce"]
 _STATE = "reproduction.json"
 
 
+_NO_WEIGHTS = "--weights names the trained network's file; none was given"
+
+
 class Gap(NamedTuple):
-    """What was not run: of an experiment (``""``: of all), as the tables name it, and why, for the terminal only."""
+    """What was not run: of an experiment (``""``: of all), as the tables name it, and why, for the terminal only.
+
+    `failed`: it was there to be run.
+    """
 
     experiment: str
     what: str
     why: str
+    failed: bool
 
     def __str__(self) -> str:
         return f"{self.what}: {self.why}"
@@ -57,8 +66,9 @@ class _Task(NamedTuple):
     part: Part
 
     def out(self, root: Path) -> Path:
-        words = "".join(c if c.isalnum() else "-" for c in self.part.name.lower())
-        return root / self.experiment / self.name / words.replace("--", "-")
+        """Beside the tables, not among them: the key to the study's indices lies beside its runs."""
+        words = "".join(c if c.isalnum() else "-" for c in self.part.name.lower()).replace("--", "-")
+        return _runs(root) / f"{self.experiment}-{self.name}-{words}"
 
 
 def reproduce(
@@ -82,7 +92,7 @@ def reproduce(
     Args:
         experiments: names, see `medpfl.reproduction.experiments.EXPERIMENTS`.
         data: the folder that holds the sets' folders ``melanoma``, ``brain_mri`` and ``covid_xray``.
-        out: where runs and tables go.
+        out: where tables go; runs go into a folder of that name and ``-runs``, the key to study indices with them.
         quick: few images and steps, to see that it works; the numbers mean little.
         faithful: the notebooks' own settings where they differ from the corrected ones.
         sets: other folders for sets, by name.
@@ -98,17 +108,21 @@ def reproduce(
     places = _places(Path(data), sets or {})
     out = Path(out)
     _claim(out, {"quick": quick, "faithful": faithful, "seed": seed}, force)
-    gaps = [Gap("", name, "its folder is not there") for name in SETS if name not in places]
+    form = _form(quick, faithful, seed)
+    gaps = [Gap("", name, "its folder is not there", False) for name in SETS if name not in places]
     rows: list[Row] = []
     for task in _tasks(chosen, places, quick, faithful):
         if progress:
             print(f"{task.experiment}: {task.part.name} on {task.name}", file=sys.stderr)
         try:
+            if task.part.needs_weights and weights is None:
+                gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", _NO_WEIGHTS, False))
+                continue
             report = _audit(task, places[task.name], task.out(out), weights, seed, force, progress)
         except InputError as error:
-            gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", str(error)))
+            gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", str(error), True))
             continue
-        rows += rows_of(task.experiment, task.name, task.part.name, report)
+        rows += rows_of(task.experiment, task.name, task.part.name, form, report)
         _write(out, rows, gaps)  # after each audit: a reader need not wait for the last
     if not rows:
         raise InputError("nothing could be run:" + listed(list(map(str, gaps))))
@@ -129,9 +143,9 @@ def remake(out: str | Path) -> Reproduction:
     gaps: list[Gap] = []
     for task in _tasks({name: study(name) for name in EXPERIMENTS}, SETS, state["quick"], state["faithful"]):
         if (task.out(out) / "findings.jsonl").is_file():
-            rows += rows_of(task.experiment, task.name, task.part.name, reread(task.out(out)))
-        elif (out / task.experiment).is_dir():
-            gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", "there are no rows of it"))
+            rows += rows_of(task.experiment, task.name, task.part.name, _form(**state), reread(task.out(out)))
+        elif any(_runs(out).glob(f"{task.experiment}-*")):
+            gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", "there are no rows of it", False))
     if not rows:
         raise InputError(f"'{out}' holds no finished rows yet: give the same command again, without --from")
     return Reproduction(rows, gaps, _write(out, rows, gaps))
@@ -149,11 +163,24 @@ def _places(data: Path, sets: Mapping[str, str | Path]) -> dict[str, Path]:
     return found
 
 
+def _runs(out: Path) -> Path:
+    return out.with_name(f"{out.name}-runs")
+
+
+def _form(quick: bool, faithful: bool, seed: int) -> str:
+    words = [word for word, is_it in (("quick", quick), ("faithful", faithful)) if is_it]
+    return f"{', '.join(words) or 'full'}, seed {seed}"
+
+
 def _claim(out: Path, settings: dict[str, Any], force: bool) -> None:
     """Keeps what the tables of a directory are of; an incomplete study of another form is not mixed with it."""
     path = out / _STATE
-    if path.is_file() and not force and json.loads(path.read_text()) != settings:
-        raise InputError(f"'{out}' holds a reproduction with other settings: name another --out, or add --force")
+    if path.is_file() and json.loads(path.read_text()) != settings:
+        if not force:
+            raise InputError(f"'{out}' holds a reproduction with other settings: name another --out, or add --force")
+        for name, run in itertools.product(EXPERIMENTS, _runs(out).iterdir() if _runs(out).is_dir() else ()):
+            if run.name.startswith(f"{name}-") and (run / "run.json").is_file():
+                shutil.rmtree(run)  # or tables would be made of both
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -171,8 +198,6 @@ def _tasks(studies: Mapping[str, Any], places: Any, quick: bool, faithful: bool)
 def _audit(
     task: _Task, place: Path, out: Path, weights: str | Path | None, seed: int, force: bool, progress: bool
 ) -> Report:
-    if task.part.needs_weights and weights is None:
-        raise InputError("--weights names the trained network's file; none was given")
     options = task.part.audit
     found = data_of(str(place), options.get("size", 32), options.get("fit", "crop"), options.get("channels"))
     held = found.images
@@ -191,7 +216,8 @@ def _write(out: Path, rows: list[Row], gaps: list[Gap]) -> tuple[Path, ...]:
         own = [row for row in rows if row["experiment"] == experiment]
         notes = [gap.what for gap in gaps if gap.experiment in ("", experiment)]
         text = as_markdown(study(experiment).title, study(experiment).source, own, notes)
-        if runs := {path.parent.parent.name: path.parent for path in sorted((out / experiment).glob(f"*/*/{KEPT}"))}:
+        found = sorted(_runs(out).glob(f"{experiment}-*/{KEPT}"))
+        if runs := {path.parent.name.split("-")[1]: path.parent for path in found}:
             rows_by_set = {name: list(read_rows(run / "findings.jsonl")) for name, run in runs.items()}
             text += "\n" + relations(rows_by_set, {name: kept(run) for name, run in runs.items()}) + "\n"
         for suffix, content in (("md", text), ("csv", as_csv(own)), ("tex", as_latex(own))):

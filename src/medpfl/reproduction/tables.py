@@ -16,7 +16,8 @@ Row = Mapping[str, Any]
 """One cell of an audit, with the experiment, set and part that it is of."""
 
 _LEGACY = ("legacy_ssim_range0", "legacy_ssim_range255")
-_PLACE = ("experiment", "set", "part")
+_NESTED = ("by_patient", "masks")
+"""Of a cell, what is no number of its own."""
 
 
 class _Column(NamedTuple):
@@ -47,12 +48,10 @@ _COLUMNS = (
 )
 
 
-def rows_of(experiment: str, name: str, part: str, report: Report) -> list[Row]:
-    """The cells of an audit, with the scores that the notebooks would have printed."""
-    return [
-        {"experiment": experiment, "set": name, "part": part, **cell, **_legacy(cell, report)}
-        for cell in report.summary
-    ]
+def rows_of(experiment: str, name: str, part: str, form: str, report: Report) -> list[Row]:
+    """The cells of an audit, with the form of the study and the scores that the notebooks would have printed."""
+    place = {"experiment": experiment, "set": name, "part": part, "form": form}
+    return [{**place, **cell, **_legacy(cell, report)} for cell in report.summary]
 
 
 def _legacy(cell: Row, report: Report) -> dict[str, float | None]:
@@ -82,23 +81,28 @@ def as_markdown(title: str, source: str, rows: Sequence[Row], gaps: Sequence[str
     lines = [head, "|" + " --- |" * len(_COLUMNS)]
     lines += ["| " + " | ".join(column.text(row).replace("|", "\\|") for column in _COLUMNS) + " |" for row in rows]
     missing = ["", "Not run:", "", *(f"- {gap}" for gap in gaps)] if gaps else []
-    return "\n".join([f"# {title}", "", source, "", *lines, "", _MEANING, *missing, ""])
+    return "\n".join([f"# {title}", "", source, "", _form(rows), "", *lines, "", _MEANING, *missing, ""])
 
 
 _MEANING = (
-    "Told of it: whether the attack knows what the defense discloses of itself. In brackets: 95 % intervals. ASR: the share of images with SSIM of at least 0.9, the guess being the attacker's "
-    "own choice. Best SSIM without the update: the highest of the mean image, the nearest other image, and the same "
-    "attack on random numbers. The two legacy columns are what the paper's notebooks computed in places, and compare "
-    "with nothing: with data range 0 the constants that stabilize SSIM are zero, and with 255 on normalized pixels "
-    "they swamp it, so that pure noise scores 0.74."
+    "Told of it: whether the attack knows what the defense discloses of itself. In brackets: 95 % intervals. ASR: the "
+    "share of images with SSIM of at least 0.9, the guess being the attacker's own choice. Best SSIM without the "
+    "update: the highest of the mean image, the nearest other image, and the same attack on random numbers. The two "
+    "legacy columns are what the paper's notebooks computed in places, and compare with nothing: with data range 0 the "
+    "constants that stabilize SSIM are zero, and with 255 on normalized pixels they swamp it: pure noise scores 0.74."
 )
+
+
+def _form(rows: Sequence[Row]) -> str:
+    form = rows[0]["form"]
+    return f"Form: {form}." + (" Few images and steps: the numbers mean little." if "quick" in form else "")
 
 
 def as_csv(rows: Sequence[Row]) -> str:
     """Every number of every row."""
     file = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(file, names, lineterminator="\n")
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in _NESTED))
+    writer = csv.DictWriter(file, names, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows({**row, "flags": " ".join(row["flags"])} for row in rows)
     return file.getvalue()
@@ -110,6 +114,7 @@ def as_latex(rows: Sequence[Row]) -> str:
     body = [" & ".join(_tex(column.text(row)) for column in columns) + r" \\" for row in rows]
     lines = [
         r"% needs \usepackage{booktabs}",
+        f"% {_form(rows)}",
         r"\begin{tabular}{lll" + "r" * (len(columns) - 3) + "}",
         r"\toprule",
         " & ".join(_tex(column.title) for column in columns) + r" \\",
