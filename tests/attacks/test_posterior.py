@@ -40,7 +40,7 @@ def test_bad_settings():
 
 def test_two_classes_whose_columns_cancel_are_no_exact_zeros():
     images, labels = smooth(6).view(6, 1, 1, 12, 12), torch.tensor([[0], [1]] * 3)
-    seen = scene(tiny(classes=2), images, labels, Plan())
+    seen = scene(tiny(classes=2), images, labels, Plan(), classes=2)
     variance = noise_from_columns(seen, seen.views[0])
     assert (variance > 0).all()
     guess = Posterior(steps=20)(seen, torch.Generator().manual_seed(0))
