@@ -136,7 +136,9 @@ def _train_parser() -> ArgumentParser:
 
 
 def _frontier_parser() -> ArgumentParser:
-    text = "Trains and audits under each defense and strength; draws leakage against accuracy, and recommends a setting."
+    text = (
+        "Trains and audits under each defense and strength; draws leakage against accuracy, and recommends a setting."
+    )
     return _typed_parser(Frontier, text)
 
 

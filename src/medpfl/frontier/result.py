@@ -88,13 +88,16 @@ def _settings(found: Found, name: str) -> dict[str, Any]:
         "experiment": {
             **{k: experiment[k] for k in ("data", "model", "attacks", "images", "images_per_update", "draws")},
             "plan that is attacked": experiment["plan"],
-            "weights that are attacked": f"of round {identity['round']}" if identity["round"] else experiment["weights"],
+            "weights that are attacked": f"of round {identity['round']}"
+            if identity["round"]
+            else experiment["weights"],
             **{f"training: {key}": value for key, value in kept.items()},
             "training: seeds": identity["seeds"],
         },
         "data": training["data"],
         **{key: audit[key] for key in ("grants", "model", "versions", "device", "seed", "started")},
-        "notes": list(dict.fromkeys([*audit.get("notes", ()), *training.get("notes", ())])),
+        # A frontier judges a defense by the strongest attack, and has no --naive.
+        "notes": [n for n in [*audit.get("notes", ()), *training.get("notes", ())] if "--naive" not in n],
         "judged": name,
         "round": identity["round"],
         "images_per_update": identity["images_per_update"],

@@ -14,7 +14,7 @@ from medpfl.auditing.report import reread
 from medpfl.auditing.run import made
 from medpfl.auditing.store import difference, locked, read_json
 from medpfl.auditing.training_report import Trained, reread_training
-from medpfl.core.errors import Diverged, InputError
+from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.files import write
 from medpfl.core.frontier import Frontier
 from medpfl.frontier.limits import check_within_reach, limits_of
@@ -164,7 +164,7 @@ def _trained(
         own = _training(out, setting, seed)
         try:
             found.append(perform_training(training_of(experiment, setting, seed), own, force, progress))
-        except Diverged:
+        except DivergedError:
             if setting.given is None:
                 raise  # without a defense there is nothing to compare with
             return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from medpfl.core.files import write
 from medpfl.reporting.frontier_figure import NAMES, frontier_figure
+from medpfl.reporting.verdict import MARKS
 from medpfl.reporting.words import DASH, between, known, label, number, percent, percents
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ def sentences(points: Points, chosen: Mapping[str, Any], settings: Mapping[str, 
     """What the undefended model and the strongest attack on it do, and what is recommended or why nothing is."""
     bare = points[0]
     first = (
-        f"Without a defense, the model has a balanced accuracy of {_accuracy(bare)} on the {settings['judged']} images, "
-        f"and the strongest attack reads back {_rate(bare, 'asr')}, with a mean SSIM of {number(bare['ssim'])}, and "
-        f"points to {_rate(bare, 'identified')}."
+        f"Without a defense, the model has a balanced accuracy of {_accuracy(bare)} on the {settings['judged']} "
+        f"images, and the strongest attack reads back {_rate(bare, 'asr')} of the attacked, with a mean SSIM of "
+        f"{number(bare['ssim'])}, and identifies {_rate(bare, 'identified')}."
     )
     return first, _advice({p["defense"]: p for p in points}, chosen)
 
@@ -48,12 +49,12 @@ def _advice(points: Mapping[str, Point], chosen: Mapping[str, Any]) -> str:
         return f"No setting meets {limit} at the upper end of every attack's 95 % interval{why}."
     best = points[chosen["defense"]]
     bound = f" (epsilon {number(best['epsilon'], '.3g')})" if known(best["epsilon"]) else ""
-    also = " It still leaks by the audit's own verdict, within this limit." if best["verdict"] == "leaks" else ""
+    also = " By the audit's verdict it leaks, within this limit." if best["verdict"] == "leaks" else ""
     return (
         f"Under {limit}, {label(best['defense'])}{bound} costs least: {_points(best['loss'])} of balanced accuracy, "
-        f"which is then {_accuracy(best)}. Of its images, the strongest attack read back {_rate(best, 'asr')}, and "
-        f"pointed to {_rate(best, 'identified')}; mean SSIM {number(best['ssim'])}.{also} That these attacks stay below "
-        "a limit does not show that others would."
+        f"which is then {_accuracy(best)}. The strongest attack still reads back {_rate(best, 'asr')} of the images, "
+        f"with a mean SSIM of {number(best['ssim'])}, and identifies {_rate(best, 'identified')}.{also} That these "
+        "attacks keep a limit does not show that others would."
     )
 
 
@@ -94,19 +95,44 @@ def _values(place: int, point: Point, chosen: Mapping[str, Any]) -> list[tuple[s
 
 
 def frontier_table(points: Points, chosen: Mapping[str, Any]) -> Table:
-    """The points for a terminal."""
+    """The points for a terminal. An arrow: recommended; a star: in the Pareto set of the limit's metric."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for name in COLUMNS:
-        table.add_column(name)
+    metric = _asked(chosen)[0]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("No.")
+    table.add_column("Setting", overflow="fold")
+    for name in _SHORT:
+        table.add_column(name, no_wrap=True, justify="right")
     for place, point in enumerate(points):
-        cells = _values(place, point, chosen)
-        notes = ("", "", cells[2][1], "", cells[4][1], cells[5][1], cells[6][1], "", "", "")
-        table.add_row(*(Text(f"{v}\n{n}" if n else v) for (v, _), n in zip(cells, notes, strict=True)))
+        cells: dict[str, tuple[str, str]] = dict(zip(COLUMNS, _values(place, point, chosen), strict=True))
+        marks = "*" * (metric in point["unbeaten"]) + "\u2192" * (point["defense"] == chosen["defense"])
+        numbers = [_number(name, *cells[column]) for name, column in _SHORT.items()]
+        named = f"{label(point['defense'])}\n{MARKS[point['verdict']]} {point['verdict'].partition(' by ')[0]}"
+        table.add_row(f"{place}\n{marks}", Text(named), *map(Text, numbers))
     return table
+
+
+_SHORT = {
+    "Balanced": "Balanced",
+    "Loss": "Loss",
+    "ASR": "Read back",
+    "SSIM": "SSIM",
+    "Ident.": "Identified",
+    "Eps.": "Epsilon",
+}
+_PLAIN = ("Loss", "SSIM", "Eps.")
+
+
+def _number(name: str, value: str, note: str) -> str:
+    return value if name in _PLAIN else f"{value}\n{note}"
+
+
+def _asked(chosen: Mapping[str, Any]) -> list[str]:
+    """The metrics of leakage, those that a limit is on first."""
+    return list(dict.fromkeys([*(limit.partition("<=")[0] for limit in chosen["limits"]), *NAMES]))
 
 
 def reading(settings: Mapping[str, Any]) -> list[str]:
@@ -115,9 +141,9 @@ def reading(settings: Mapping[str, Any]) -> list[str]:
     of = "1 image" if count == 1 else f"{count} images"
     model = f"the model of round {number_of} of each training" if number_of else "the untrained model, as in round 0"
     return [
-        f"The attacks see one update of {of} of {model}. A client of the training sends updates of more images, which "
-        "these attacks read less well: leakage here is that of the worst case.",
-        "Of each setting the strongest attack counts, naive or adaptive. The figure compares point estimates; a limit "
+        f"The attacks see one update of {of}, of {model}. An update of the training, of as many images as a client has "
+        "or --local-images says, was not attacked: the fewer, the more is read. --images-per-update takes more.",
+        "Of each setting the strongest attack counts, naive or adaptive. The figures compare point estimates; a limit "
         "is met only if the upper ends of the 95 % intervals of all attacks meet it.",
         f"Accuracy is balanced accuracy on the {settings['judged']} images after the last round, "
         + (
@@ -136,7 +162,6 @@ def write_frontier_page(out: Path, settings: Mapping[str, Any], points: Points, 
     from medpfl.reporting.facts import facts
     from medpfl.reporting.pages import environment
 
-    asked = [limit.partition("<=")[0] for limit in chosen["limits"]]
     text = (
         environment()
         .get_template("frontier.html.jinja")
@@ -144,10 +169,7 @@ def write_frontier_page(out: Path, settings: Mapping[str, Any], points: Points, 
             css=Markup(files("medpfl.reporting").joinpath("report.css").read_text("utf-8")),
             sentences=sentences(points, chosen, settings),
             notes=[*reading(settings), *settings["notes"]],
-            figures=[
-                (NAMES[metric], Markup(frontier_figure(points, chosen, metric)))
-                for metric in dict.fromkeys([*asked, *NAMES])
-            ],
+            figures=[(NAMES[metric], Markup(frontier_figure(points, chosen, metric))) for metric in _asked(chosen)],
             columns=COLUMNS,
             rows=[_values(place, point, chosen) for place, point in enumerate(points)],
             facts=facts(settings),

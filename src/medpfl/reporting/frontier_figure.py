@@ -34,7 +34,9 @@ def frontier_figure(points: Points, chosen: Mapping[str, Any], metric: str) -> s
     figure = Figure(figsize=_SIZE)
     axes = figure.add_axes((0.13, 0.13, 0.83, 0.66))
     known = [(i, p) for i, p in enumerate(points) if p[metric] is not None and p["accuracy"] is not None]
-    looks = {name: _LOOKS[i % len(_LOOKS)] for i, name in enumerate(dict.fromkeys(family(p["defense"]) for p in points))}
+    looks = {
+        name: _LOOKS[i % len(_LOOKS)] for i, name in enumerate(dict.fromkeys(family(p["defense"]) for p in points))
+    }
     _steps(axes, [p for _, p in known if metric in p["unbeaten"]], metric)
     for place, point in known:
         _point(axes, place, point, metric, looks[family(point["defense"])])
