@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from medpfl.core.frontier import Frontier
 
 SMALL: dict[str, Any] = {
@@ -23,3 +26,14 @@ SMALL: dict[str, Any] = {
 def small(data: Path | str, **options: Any) -> Frontier:
     """A small frontier with other options."""
     return Frontier(**{**SMALL, "data": str(data), **options})
+
+
+def draw(path: Path) -> Path:
+    """A folder of two classes with twelve smooth random pictures each."""
+    random = np.random.default_rng(0)
+    for name in ("benign", "malignant"):
+        (path / name).mkdir(parents=True)
+        for i in range(12):
+            coarse = (random.random((4, 4)) * 255).astype("uint8")
+            Image.fromarray(coarse).resize((24, 24), Image.Resampling.BICUBIC).save(path / name / f"{i}.png")
+    return path

@@ -50,9 +50,10 @@ def frontier(experiment: Frontier, out: str | Path, force: bool = False, progres
         _claim(out, _identity(experiment, settings), force)
         _note(out, limits=list(map(str, limits)))
         say: Callable[[str], Any] = _say if progress else lambda _: None
-        # What is untrained is audited first: what cannot be audited is then known before hours of training.
+        # One training, then the audit: what cannot be trained or audited is known before hours of work.
+        trainings = {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[:1]}
         audits = {} if experiment.round else _audited_at_once(experiment, settings, out, force, progress, say)
-        trainings = {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings}
+        trainings |= {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[1:]}
         _note(out, diverged=[spec for spec, own in trainings.items() if own is None])
         if experiment.round:
             audits = {
