@@ -230,17 +230,20 @@ def test_bad_input_is_said_before_any_work(options, message, pictures, tmp_path,
     assert message in str(error.value)
 
 
-def test_another_frontier_is_not_mixed_with_it(pictures, tmp_path):
+def test_another_frontier_is_not_mixed_with_it(pictures, tmp_path, monkeypatch):
     out = tmp_path / "out"
     frontier(small(pictures, rounds=1), out)
     with pytest.raises(InputError, match="holds another experiment \\(other rounds\\): name another --out, or --force"):
         frontier(small(pictures), out)
     assert len(frontier(small(pictures, seed=3, images=2), out, force=True).points) == 4
-    training = Training(data=str(pictures), rounds=1)
-    assert training.rounds == 1
+    monkeypatch.setattr(module, "_trained", lambda *_: pytest.fail("begun"))
+    with pytest.raises(pytest.fail.Exception, match="begun"):
+        frontier(small(pictures, seed=4), out, force=True)
+    assert not any((out / name).exists() for name in FILES), "what another experiment gave is gone"
+    monkeypatch.undo()
     other = tmp_path / "other"
     frontier(small(pictures, rounds=1), other)
-    with pytest.raises(InputError, match="holds another experiment \\(other model"):
+    with pytest.raises(InputError, match="holds another run \\(other model"):
         frontier(small(pictures, rounds=1, model="MLP(hidden=(5,))"), other)
 
 

@@ -21,9 +21,10 @@ from medpfl.frontier.scenes import Setting, training_of
 from medpfl.reporting.frontier import sentences, write_frontier_page
 from medpfl.reporting.training import judged
 
-__all__ = ["Found", "Result", "results", "write_recommended"]
+__all__ = ["OUTPUTS", "Found", "Result", "results", "write_recommended"]
 
 _YAML = "recommended.yaml"
+OUTPUTS = ("frontier.json", "frontier.csv", "frontier.html", _YAML)
 
 
 class Found(NamedTuple):

@@ -18,7 +18,7 @@ from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.files import write
 from medpfl.core.frontier import Frontier
 from medpfl.frontier.limits import check_within_reach, limits_of
-from medpfl.frontier.result import Found, Result, results, write_recommended
+from medpfl.frontier.result import OUTPUTS, Found, Result, results, write_recommended
 from medpfl.frontier.scenes import Setting, audit_of, check, settings_of, training_of
 
 __all__ = ["frontier", "is_frontier", "remake"]
@@ -110,6 +110,8 @@ def _identity(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, An
 def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
     found = read_json(out / "run.json")
     if found is None or (force and found.get("identity") != identity):
+        for path in OUTPUTS:
+            (out / path).unlink(missing_ok=True)  # of another experiment
         write(out / "run.json", json.dumps({"identity": identity}, indent=1).encode())
     elif found.get("identity") != identity:
         raise InputError(
