@@ -132,6 +132,14 @@ def test_the_figure_marks_what_is_unbeaten_recommended_and_the_limit(monkeypatch
     assert [(list(s.get_xdata()), list(s.get_ydata())) for s in stairs] == [([0.8, 0.9], [0.0, 0.95])]
 
 
+def test_points_that_lie_together_share_a_label_and_what_is_unbeaten_lies_on_top(monkeypatch):
+    near = point("TopK(keep=0.2)", 0.01, 0.81, unbeaten=[])
+    axes = drawn(monkeypatch, CHOSEN, [*POINTS, near])
+    assert [text.get_text() for text in axes.texts] == ["0", "1, 4", "2"]
+    marks = [line for line in axes.lines if line.get_markersize() == 7]
+    assert marks[1].get_zorder() > marks[3].get_zorder()
+
+
 def test_another_metric_s_limit_is_not_drawn(monkeypatch):
     axes = drawn(monkeypatch, {**CHOSEN, "limits": ["ssim<=0.2"], "defense": None})
     assert not [line for line in axes.lines if line.get_linestyle() == "--" or line.get_markersize() == 15]

@@ -16,6 +16,7 @@ __all__ = ["NAMES", "family", "frontier_figure"]
 NAMES = {"asr": "images read back (ASR)", "ssim": "mean SSIM", "identified": "images identified"}
 Points = Sequence[Mapping[str, Any]]
 _SIZE = (4.6, 3.7)  # inches
+_NEAR = (0.02, 0.05)
 _LOOKS = tuple(zip(("safe", "doubt", "leak", "muted", "ink"), "osD^v", strict=True))
 
 
@@ -38,10 +39,11 @@ def frontier_figure(points: Points, chosen: Mapping[str, Any], metric: str) -> s
         name: _LOOKS[i % len(_LOOKS)] for i, name in enumerate(dict.fromkeys(family(p["defense"]) for p in points))
     }
     _steps(axes, [p for _, p in known if metric in p["unbeaten"]], metric)
-    for place, point in known:
-        _point(axes, place, point, metric, looks[family(point["defense"])])
+    for _, point in known:
+        _point(axes, point, metric, looks[family(point["defense"])])
         if point["defense"] == chosen["defense"]:
             axes.plot(point["accuracy"], point[metric], "o", markersize=15, mfc="none", mec=COLORS["ink"], zorder=4)
+    _numbers(axes, known, metric)
     for bound in (float(one.partition("<=")[2]) for one in chosen["limits"] if one.startswith(f"{metric}<=")):
         axes.axhline(bound, color=COLORS["leak"], linestyle="--", linewidth=1)
     _frame(axes, NAMES[metric])
@@ -50,14 +52,29 @@ def frontier_figure(points: Points, chosen: Mapping[str, Any], metric: str) -> s
     return inline(figure, f"frontier-{metric}", f"{NAMES[metric]} against balanced accuracy: {spoken}")
 
 
-def _point(axes: Axes, place: int, point: Mapping[str, Any], metric: str, look: tuple[str, str]) -> None:
+def _point(axes: Axes, point: Mapping[str, Any], metric: str, look: tuple[str, str]) -> None:
     color, shape = COLORS[look[0]], look[1]
     x, y = point["accuracy"], point[metric]
     errors = {"ecolor": color, "elinewidth": 0.8, "alpha": 0.55, "fmt": "none", "zorder": 2}
     axes.errorbar(x, y, xerr=_ends(point, "accuracy"), yerr=_ends(point, metric), **errors)
     filled = color if metric in point["unbeaten"] else COLORS["paper"]
-    axes.plot(x, y, shape, markersize=7, mfc=filled, mec=color, mew=1.4, zorder=5, clip_on=False)
-    axes.annotate(str(place), (x, y), (6, 5), textcoords="offset points", fontsize=8.5, color=COLORS["ink"], zorder=6)
+    above = 5.5 if metric in point["unbeaten"] else 5
+    axes.plot(x, y, shape, markersize=7, mfc=filled, mec=color, mew=1.4, zorder=above, clip_on=False)
+
+
+def _numbers(axes: Axes, known: Sequence[tuple[int, Mapping[str, Any]]], metric: str) -> None:
+    """The points' numbers; those that lie too near to be told apart share one place."""
+    groups: list[tuple[float, float, list[int]]] = []
+    for place, point in known:
+        x, y = point["accuracy"], point[metric]
+        near = [own for a, b, own in groups if abs(a - x) < _NEAR[0] and abs(b - y) < _NEAR[1]]
+        if near:
+            near[0].append(place)
+        else:
+            groups.append((x, y, [place]))
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8.5, "color": COLORS["ink"], "zorder": 6}
+    for x, y, places in groups:
+        axes.annotate(", ".join(map(str, places)), (x, y), (6, 5), **style)
 
 
 def _ends(point: Mapping[str, Any], name: str) -> Any:
