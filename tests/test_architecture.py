@@ -24,8 +24,9 @@ MAY = {
     "federated": set(),
     "attacks": {"federated"},
     "auditing": STAGES,
+    "frontier": {"auditing", "metrics", "reporting"},
     "reproduction": {"auditing", "reporting"},
-    "cli": {"auditing", "options", "reporting", "reproduction"},
+    "cli": {"auditing", "frontier", "options", "reporting", "reproduction"},
     "options": {"reproduction"},
     "integrations": {"auditing", "federated"},
     "": {"auditing", "federated"},
@@ -76,7 +77,7 @@ def test_nobody_imports_those_on_top_and_attacks_see_no_truth():
         assert "cli" not in used, path
         if home(path) == "attacks":
             assert not used & {"data", "defenses", "metrics", "auditing"}, path
-        if home(path) not in ("auditing", "integrations", "reproduction", "cli", ""):
+        if home(path) not in ("auditing", "frontier", "integrations", "reproduction", "cli", ""):
             assert len(used & STAGES - {home(path)}) <= (home(path) == "attacks"), path
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
+from medpfl.core.frontier import Frontier
 from medpfl.core.threat import GRANTS
 from medpfl.core.training import Training
 from medpfl.options import COMMANDS, ROLES, files_of, mapping_of, option_of, parser_of, plain, spelled
@@ -65,8 +66,9 @@ def _run(words: list[str]) -> int:
     if given.subcommand is None:
         parser.print_help()
         return _BAD_INPUT
-    if given.subcommand in ("audit", "train"):
-        return {"audit": _audit, "train": _train}[given.subcommand](given[given.subcommand], words)
+    typed = {"audit": _audit, "frontier": _frontier, "train": _train}
+    if given.subcommand in typed:
+        return typed[given.subcommand](given[given.subcommand], words)
     commands = {
         "check-model": _check_model,
         "demo": _demo,
@@ -92,13 +94,20 @@ def _audit(given: Namespace, words: list[str]) -> int:
 
 
 def _train(given: Namespace, words: list[str]) -> int:
-    from medpfl.auditing.train import train
-    from medpfl.core.plan import Plan
+    from medpfl.auditing.perform_training import perform_training
 
-    options = _typed(Training, given, words).model_dump()
-    plan = Plan(**{k: options.pop(k) for k in list(options) if k in Plan.__dataclass_fields__})
-    result = train(**options, plan=plan, out=given.out, force=given.force, progress=not given.quiet)
+    result = perform_training(_typed(Training, given, words), given.out, given.force, not given.quiet)
     _print_training(result, given.quiet)
+    return _DONE
+
+
+def _frontier(given: Namespace, words: list[str]) -> int:
+    from medpfl.frontier.run import frontier
+
+    experiment = _typed(Frontier, given, words)
+    if given.out is None:
+        raise InputError("a frontier is kept as it goes on: --out names a directory for its runs and its figure")
+    _print_frontier(frontier(experiment, given.out, given.force, not given.quiet), given.quiet)
     return _DONE
 
 
@@ -175,7 +184,11 @@ def _report(given: Namespace) -> int:
     from medpfl.auditing.report import reread
     from medpfl.auditing.training_report import reread_training
     from medpfl.auditing.training_store import is_training
+    from medpfl.frontier.run import is_frontier, remake
 
+    if is_frontier(Path(given.out)):
+        _print_frontier(remake(Path(given.out)), given.quiet)
+        return _DONE
     if is_training(Path(given.out)):
         _print_training(reread_training(Path(given.out)), given.quiet)
         return _DONE
@@ -237,6 +250,21 @@ def _print_leakage(found: Any, quiet: bool) -> None:
     if not quiet:
         console.print(leakage_table(found.summary))
     console.print(str(found), soft_wrap=True)
+    for page in found.pages:
+        console.print(f"wrote {page}", soft_wrap=True, highlight=False)
+
+
+def _print_frontier(found: Any, quiet: bool) -> None:
+    from rich.console import Console
+
+    from medpfl.reporting.frontier import frontier_table, reading
+
+    console = Console()
+    if not quiet:
+        console.print(frontier_table(found.points, found.recommendation))
+        for line in [*reading(found.settings), *found.settings["notes"]]:
+            console.print(line, style="dim", markup=False, highlight=False)
+    console.print(str(found), soft_wrap=True, markup=False)
     for page in found.pages:
         console.print(f"wrote {page}", soft_wrap=True, highlight=False)
 

@@ -12,19 +12,21 @@ from pydantic import BaseModel
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
+from medpfl.core.frontier import Frontier
 from medpfl.core.training import Training
 from medpfl.reproduction.experiments import EXPERIMENTS, SETS
 
 __all__ = ["COMMANDS", "ROLES", "files_of", "mapping_of", "option_of", "parser_of", "plain", "spelled"]
 
 ROLES = ("attacks", "defenses", "models", "metrics", "data")
-_REPEATED = ("--attack", "--defense", "--grant", "--sends")
+_REPEATED = ("--attack", "--defense", "--grant", "--limit", "--sends")
 _NONE = ("--sends", "nothing")
 """The word for a list without members."""
 COMMANDS = {
     "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
     "check-model": "say on one page what an update of a model leaks by construction, and what can attack it",
     "demo": "audit the embedded samples, offline",
+    "frontier": "draw leakage against accuracy over defenses and strengths, and recommend one under a limit",
     "list": "name every attack, defense, model, metric and data source",
     "report": "make the pages of a run directory again from its rows",
     "reproduce": "run the paper's experiments on its three sets of images",
@@ -42,8 +44,9 @@ def plain(text: str) -> str:
     """
     if text.startswith("unrecognized arguments: "):
         extra = text.split()[2]
-        fields = {**Experiment.model_fields, **Training.model_fields}
-        known = [option_of(name) for name in (*fields, "out", "force", "quiet", "config")]
+        fields = dict.fromkeys([*Experiment.model_fields, *Training.model_fields, *Frontier.model_fields])
+        options = map(option_of, (*fields, "out", "force", "quiet", "config"))
+        known = [option for option in options if option != extra]  # another command may have it
         near = nearest(extra, known)
         hint = f"; {near}" if near.startswith("did") else ""
         return f"there is no option '{extra}'{hint}" if extra.startswith("-") else f"'{extra}' is one word too many"
@@ -104,6 +107,7 @@ def parser_of() -> ArgumentParser:
         "audit": _audit_parser,
         "check-model": _check_model_parser,
         "demo": _demo_parser,
+        "frontier": _frontier_parser,
         "list": _list_parser,
         "report": _report_parser,
         "reproduce": _reproduce_parser,
@@ -129,6 +133,13 @@ def _audit_parser() -> ArgumentParser:
 
 def _train_parser() -> ArgumentParser:
     return _typed_parser(Training, "Trains a model on these images by federated learning, and judges it each round.")
+
+
+def _frontier_parser() -> ArgumentParser:
+    text = (
+        "Trains and audits under each defense and strength; draws leakage against accuracy, and recommends a setting."
+    )
+    return _typed_parser(Frontier, text)
 
 
 def _typed_parser(experiment: type[BaseModel], description: str) -> ArgumentParser:

@@ -6,11 +6,15 @@ import difflib
 from collections.abc import Iterable, Sequence
 from math import inf
 
-__all__ = ["InputError", "check_positive", "listed", "nearest"]
+__all__ = ["DivergedError", "InputError", "check_positive", "listed", "nearest"]
 
 
 class InputError(ValueError):
     """Something that the user gave is wrong: what, where, and what to do. The command line exits with 2."""
+
+
+class DivergedError(InputError):
+    """A training left the finite numbers: its step or its noise is too large."""
 
 
 def check_positive(**values: float) -> None:

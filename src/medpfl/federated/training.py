@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import DivergedError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.types import Batch, Tensors, Update, Weights
@@ -121,7 +121,7 @@ def _step(before: Standing, mean: Weights, momentum: float) -> tuple[Weights, Te
 
 def _check_finite(tensors: Tensors, what: str) -> None:
     if not all(bool(t.isfinite().all()) for t in tensors.values()):
-        raise InputError(
+        raise DivergedError(
             f"{what} is not finite: training diverged; lower --learning-rate, or the noise or scale of the defense"
         )
 

@@ -1,0 +1,21 @@
+"""The typed training, performed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medpfl.auditing import train as training_module
+from medpfl.auditing.training_report import Trained
+from medpfl.core.plan import Plan
+from medpfl.core.training import Training
+
+__all__ = ["perform_training"]
+
+
+def perform_training(
+    training: Training, out: str | Path | None = None, force: bool = False, progress: bool = False
+) -> Trained:
+    """What a typed training describes in strings and numbers; see `medpfl.train`."""
+    options = training.model_dump()
+    plan = Plan(**{k: options.pop(k) for k in list(options) if k in Plan.__dataclass_fields__})
+    return training_module.train(**options, plan=plan, out=out, force=force, progress=progress)

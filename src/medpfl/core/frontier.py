@@ -1,0 +1,32 @@
+"""The typed frontier: what ``medpfl frontier`` and a YAML file say. Free of torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from medpfl.core.experiment import STANDARD
+from medpfl.core.training import Training
+
+__all__ = ["Frontier"]
+
+
+class Frontier(Training):
+    """Trainings and audits under several defenses as strings and numbers; the training is as of ``medpfl train``."""
+
+    defense: list[str] = Field(
+        default=[], description="spec; once for each; parts joined by |, strengths by geom() and lin()"
+    )
+    limit: list[str] = Field(
+        default=[],
+        description="'asr<=0.05', of asr, ssim or identified; once for each; the interval's upper end must keep it",
+    )
+    seeds: int = Field(default=1, ge=1, description="trainings of each setting, seeds counted from --seed on")
+    round: int = Field(
+        default=0, ge=0, description="whose model is audited; 0: untrained, the same under every defense"
+    )
+    attack: list[str] = Field(default=list(STANDARD), description="spec; once for each attack")
+    grant: list[str] = Field(default=[], description="what the adversary is told: labels, order, ...")
+    images: int = Field(default=32, ge=1, description="images to attack, evenly over classes")
+    images_per_update: int = Field(default=1, ge=1, description="images behind an update that is attacked")
+    draws: int = Field(default=1, ge=1, description="draws of untrained weights that are audited")
+    memory: float = Field(default=2.0, gt=0, description="GiB that a stack of victims may take")

@@ -1,0 +1,98 @@
+"""A setting as a point of the frontier: what its strongest attack reads, and what its model is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medpfl.core.rounds import Round
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, UNDEFENDED
+from medpfl.frontier.limits import METRICS
+from medpfl.metrics.rates import mean_interval
+
+__all__ = ["Cell", "Point", "points_of"]
+
+Cell = Mapping[str, Any]
+Point = dict[str, Any]
+"""A setting as JSON holds it, see `points_of`."""
+
+
+def points_of(
+    audits: Mapping[str, Sequence[Cell]], trainings: Mapping[str, Sequence[Sequence[Round]]], judged: str
+) -> list[Point]:
+    """A point for each setting; the undefended one is the first.
+
+    Of each metric of leakage a point has the value of the strongest attack with its interval (``asr``, ``asr_low``,
+    ``asr_high``), which attack that is, the upper end of all attacks' intervals (``asr_end``), and the lower end of
+    the strongest undefended attack (``asr_control``). ``accuracy`` is balanced accuracy, the mean over seeds; with
+    several seeds its interval is Student's over them, else that of the images. ``loss`` is what the undefended model
+    has more.
+
+    Args:
+        audits: by setting, the cells of the audit that it is in, the undefended ones too.
+        trainings: by setting, the rounds of its training under each seed; empty where it diverged.
+        judged: the set of images whose scores count.
+    """
+    points = [
+        {"defense": spec, **_leakage(spec, cells), **_accuracy(trainings[spec], judged)}
+        for spec, cells in audits.items()
+    ]
+    best = points[0]["accuracy"]
+    return [{**p, "loss": None if None in (best, p["accuracy"]) else best - p["accuracy"]} for p in points]
+
+
+def _leakage(spec: str, cells: Sequence[Cell]) -> Point:
+    own = [cell for cell in cells if cell["defense"] == spec]
+    control = [cell for cell in cells if cell["defense"] == UNDEFENDED]
+    point: Point = {"images": max((cell["images"] for cell in own), default=0), "verdict": _verdict(own)}
+    for metric in METRICS:
+        point |= _strongest(own, metric)
+        point[f"{metric}_control"] = _strongest(control, metric)[f"{metric}_low"]
+    flags = dict.fromkeys(flag for cell in own for flag in cell["flags"])
+    return {**point, "control_works": _verdict(control) == LEAKS, "flags": list(flags)}
+
+
+def _verdict(cells: Sequence[Cell]) -> str:
+    verdicts = [cell["verdict"] for cell in cells]
+    return next((one for one in (LEAKS, NO_LEAK) if one in verdicts), INCONCLUSIVE)
+
+
+def _strongest(cells: Sequence[Cell], metric: str) -> Point:
+    keys = [metric, f"{metric}_low", f"{metric}_high"]
+    known = [cell for cell in cells if cell[metric] is not None]
+    ends = [cell[keys[2]] for cell in cells]
+    top = max(known, key=lambda cell: (cell[metric], cell[keys[2]] or 0.0), default=None)
+    return {
+        **{key: None if top is None else top[key] for key in keys},
+        f"{metric}_attack": None if top is None else top["attack"],
+        f"{metric}_knows_defense": None if top is None else top["knows_defense"],
+        # An attack of which the end is not known may have read anything.
+        f"{metric}_end": max(ends) if ends and None not in ends else None,
+    }
+
+
+def _accuracy(trainings: Sequence[Sequence[Round]], judged: str) -> Point:
+    if not trainings:
+        gap = "the training diverged"
+        return dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "auroc", "epsilon")) | {
+            "accuracies": [], "interval": None, "delta": None, "gap": gap,
+        }  # fmt: skip
+    last = [rows[-1] for rows in trainings]
+    scores = [row.scores[judged] for row in last]
+    values = [score["balanced_accuracy"] or 0.0 for score in scores]
+    areas = [score["auroc"] for score in scores if score["auroc"] is not None]
+    low, high = (scores[0][f"balanced_accuracy_{end}"] for end in ("low", "high"))
+    if len(values) > 1:
+        low, high = mean_interval(values)
+    spent = [row.epsilon for row in last if row.epsilon is not None]
+    return {
+        "accuracy": sum(values) / len(values),
+        "accuracy_low": None if low is None else max(low, 0.0),
+        "accuracy_high": None if high is None else min(high, 1.0),
+        "auroc": sum(areas) / len(areas) if len(areas) == len(scores) else None,
+        "accuracies": values,
+        "interval": "seeds" if len(values) > 1 else "images",
+        "epsilon": max(spent) if len(spent) == len(last) else None,
+        "delta": last[0].delta,
+        "gap": None,
+    }

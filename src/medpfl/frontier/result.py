@@ -1,0 +1,131 @@
+"""What a frontier returns and writes: points, recommendation, table, page, and a file for ``medpfl train``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medpfl.auditing.report import Report
+from medpfl.auditing.training_report import Trained
+from medpfl.core.files import PRIVATE, write
+from medpfl.core.frontier import Frontier
+from medpfl.frontier.choice import marked, recommendation
+from medpfl.frontier.limits import limits_of
+from medpfl.frontier.points import Point, points_of
+from medpfl.frontier.scenes import Setting, training_of
+from medpfl.reporting.frontier import sentences, write_frontier_page
+from medpfl.reporting.training import judged
+
+__all__ = ["OUTPUTS", "Found", "Result", "results", "write_recommended"]
+
+_YAML = "recommended.yaml"
+OUTPUTS = ("frontier.json", "frontier.csv", "frontier.html", _YAML)
+
+
+class Found(NamedTuple):
+    """What the runs of a frontier gave.
+
+    Attributes:
+        known: of the frontier's ``run.json``.
+        settings: in their order.
+        audits: by setting; missing where there was no model to audit.
+        trainings: by setting, of each seed; ``None`` where one diverged.
+    """
+
+    known: dict[str, Any]
+    settings: Sequence[Setting]
+    audits: Mapping[str, Report]
+    trainings: Mapping[str, Sequence[Trained] | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The result of a frontier.
+
+    Attributes:
+        points: one for each setting, see `medpfl.frontier.points.points_of`, with the metrics by which it is
+            unbeaten and whether it meets the limits.
+        recommendation: see `medpfl.frontier.choice.recommendation`.
+        settings: what pages print of the trainings and audits.
+        pages: the files written.
+    """
+
+    points: list[Point]
+    recommendation: dict[str, Any]
+    settings: dict[str, Any]
+    pages: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join(sentences(self.points, self.recommendation, self.settings))
+
+
+def results(out: Path, found: Found) -> Result:
+    """Points and recommendation from the rows of the runs, and the files of them."""
+    first = next(own for own in found.trainings.values() if own)[0]
+    limits, name = limits_of(found.known["limits"]), judged(first.rows)
+    cells = {s.spec: found.audits[s.spec].summary if s.spec in found.audits else [] for s in found.settings}
+    rounds = {spec: [one.rows for one in own or ()] for spec, own in found.trainings.items()}
+    points = marked(points_of(cells, rounds, name), limits)
+    result = Result(points, recommendation(points, limits), _settings(found, name))
+    shown = {"points": points, "recommendation": result.recommendation, "settings": result.settings}
+    write(out / "frontier.json", json.dumps(shown, indent=1).encode())
+    write(out / "frontier.csv", _as_csv(points).encode())
+    page = write_frontier_page(out, result.settings, points, result.recommendation)
+    return Result(points, result.recommendation, result.settings, (page,))
+
+
+def _settings(found: Found, name: str) -> dict[str, Any]:
+    """What the page prints. No path, no name of an image, a patient or a class."""
+    audit = next(iter(found.audits.values())).settings
+    training = next(own for own in found.trainings.values() if own)[0].settings
+    identity, experiment = found.known["identity"], dict(audit["experiment"])
+    kept = {k: v for k, v in training["experiment"].items() if k not in ("defense", "data", "model", "weights")}
+    return {
+        "experiment": {
+            **{k: experiment[k] for k in ("data", "model", "attacks", "images", "images_per_update", "draws")},
+            "plan that is attacked": experiment["plan"],
+            "weights that are attacked": f"of round {identity['round']}"
+            if identity["round"]
+            else experiment["weights"],
+            **{f"training: {key}": value for key, value in kept.items()},
+            "training: seeds": identity["seeds"],
+        },
+        "data": training["data"],
+        **{key: audit[key] for key in ("grants", "model", "versions", "device", "seed", "started")},
+        # A frontier judges a defense by the strongest attack, and has no --naive.
+        "notes": [n for n in [*audit.get("notes", ()), *training.get("notes", ())] if "--naive" not in n],
+        "judged": name,
+        "round": identity["round"],
+        "images_per_update": identity["images_per_update"],
+        "seeds": identity["seeds"],
+    }
+
+
+def _as_csv(points: Sequence[Point]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(points[0]), lineterminator="\n")
+    writer.writeheader()
+    for point in points:
+        writer.writerow({k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in point.items()})
+    return text.getvalue()
+
+
+def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Setting], result: Result) -> None:
+    """Writes the recommended training for ``medpfl train --config``, or removes what an earlier limit recommended.
+
+    The file names the data by its path, as the training must, so that it is its owner's alone to read (mode 0600).
+    """
+    import yaml
+
+    (out / _YAML).unlink(missing_ok=True)
+    chosen = [setting for setting in settings if setting.spec == result.recommendation["defense"]]
+    if chosen:
+        training = training_of(experiment, chosen[0], experiment.seed).model_dump()
+        limits = ", ".join(result.recommendation["limits"])
+        head = f"# Recommended by medpfl frontier under {limits}. Names the data by its path: do not share.\n"
+        write(out / _YAML, (head + yaml.safe_dump(training, sort_keys=False)).encode(), PRIVATE)

@@ -1,0 +1,174 @@
+"""Trains and audits every setting that is not done yet, and places them all in one figure."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from medpfl.auditing.perform import perform
+from medpfl.auditing.perform_training import perform_training
+from medpfl.auditing.report import reread
+from medpfl.auditing.run import made
+from medpfl.auditing.store import difference, locked, read_json
+from medpfl.auditing.training_report import Trained, reread_training
+from medpfl.core.errors import DivergedError, InputError
+from medpfl.core.files import write
+from medpfl.core.frontier import Frontier
+from medpfl.frontier.limits import check_within_reach, limits_of
+from medpfl.frontier.result import OUTPUTS, Found, Result, results, write_recommended
+from medpfl.frontier.scenes import Setting, audit_of, check, settings_of, training_of
+
+__all__ = ["frontier", "is_frontier", "remake"]
+
+Report = Any
+
+
+def frontier(experiment: Frontier, out: str | Path, force: bool = False, progress: bool = False) -> Result:
+    """Leakage against accuracy, for each defense and strength, and the setting that is recommended under a limit.
+
+    Every training and audit has a directory of its own in ``OUT/runs``, so a killed frontier continues where it was
+    when the same call is given again; the limit alone may change. The key to the images lies in ``OUT/runs`` too.
+
+    Args:
+        experiment: what is trained, audited and asked for.
+        out: where figure, tables and runs go.
+        force: discards what other settings left there.
+        progress: says on the terminal what is being done.
+
+    Raises:
+        InputError: anything that cannot work.
+    """
+    settings, limits = settings_of(experiment.defense), limits_of(experiment.limit)
+    check(experiment)
+    check_within_reach(limits, experiment.images, experiment.images_per_update)
+    out = Path(out)
+    made(out)
+    with locked(out):
+        _claim(out, _identity(experiment, settings), force)
+        _note(out, limits=list(map(str, limits)))
+        say: Callable[[str], Any] = _say if progress else lambda _: None
+        # One training, then the audit: what cannot be trained or audited is known before hours of work.
+        trainings = {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[:1]}
+        audits = {} if experiment.round else _audited_at_once(experiment, settings, out, force, progress, say)
+        trainings |= {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[1:]}
+        _note(out, diverged=[spec for spec, own in trainings.items() if own is None])
+        if experiment.round:
+            audits = {
+                s.spec: _audited(experiment, s, out, force, progress, say)
+                for s in settings
+                if trainings[s.spec] is not None
+            }
+        result = results(out, Found(_known(out), settings, audits, trainings))
+        write_recommended(out, experiment, settings, result)
+    return result
+
+
+def remake(out: Path) -> Result:
+    """Figure, tables and page again from the rows of a finished frontier's runs; ``recommended.yaml`` stays.
+
+    Raises:
+        InputError: none, or one that is not finished.
+    """
+    known = _known(out)
+    identity = known["identity"]
+    settings = [Setting(i, spec, None) for i, spec in enumerate(identity["settings"])]
+    if "diverged" not in known:
+        raise InputError(f"'{out}' holds a frontier that is not finished: give the same frontier command again")
+    going = [s for s in settings if s.spec not in known["diverged"]]
+    trainings: dict[str, list[Trained] | None] = {s.spec: None for s in settings}
+    for s in going:
+        trainings[s.spec] = [reread_training(_training(out, s, seed)) for seed in _seeds(identity)]
+    if identity["round"]:
+        audits = {s.spec: reread(_audit(out, s)) for s in going}
+    else:
+        audits = dict.fromkeys(identity["settings"], reread(_audit(out)))
+    return results(out, Found(known, settings, audits, trainings))
+
+
+def is_frontier(out: Path) -> bool:
+    """Whether a directory is that of a frontier."""
+    return "frontier" in ((read_json(out / "run.json") or {}).get("identity") or {})
+
+
+def _known(out: Path) -> dict[str, Any]:
+    return read_json(out / "run.json") or {}
+
+
+def _identity(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any]:
+    """What tells this frontier from another one; of model, images and weights, each run has its own. No path."""
+    paths = ("data", "model", "weights", "validation", "test", "attack", "defense", "limit")
+    return {
+        "frontier": 1,
+        "settings": [setting.spec for setting in settings],
+        **experiment.model_dump(exclude=set(paths)),
+    }
+
+
+def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
+    found = read_json(out / "run.json")
+    if found is None or (force and found.get("identity") != identity):
+        for path in OUTPUTS:
+            (out / path).unlink(missing_ok=True)  # of another experiment
+        write(out / "run.json", json.dumps({"identity": identity}, indent=1).encode())
+    elif found.get("identity") != identity:
+        raise InputError(
+            f"'{out}' holds another experiment ({difference(found, identity)}): name another --out, or --force to "
+            "discard it"
+        )
+
+
+def _note(out: Path, **settings: Any) -> None:
+    write(out / "run.json", json.dumps(_known(out) | settings, indent=1).encode())
+
+
+def _seeds(identity: dict[str, Any]) -> range:
+    return range(identity["seed"], identity["seed"] + identity["seeds"])
+
+
+def _training(out: Path, setting: Setting, seed: int) -> Path:
+    return out / "runs" / f"training-{setting.place}-seed-{seed}"
+
+
+def _audit(out: Path, setting: Setting | None = None) -> Path:
+    return out / "runs" / ("audit" if setting is None else f"audit-{setting.place}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _audited_at_once(
+    experiment: Frontier, settings: list[Setting], out: Path, force: bool, progress: bool, say: Callable[[str], Any]
+) -> dict[str, Report]:
+    """One audit, whose undefended control serves all settings."""
+    say(f"audit of {len(settings)} settings")
+    report = perform(audit_of(experiment, settings), _audit(out), force, progress)
+    return {setting.spec: report for setting in settings}
+
+
+def _audited(
+    experiment: Frontier, setting: Setting, out: Path, force: bool, progress: bool, say: Callable[[str], Any]
+) -> Report:
+    say(f"audit of {setting.spec}")
+    model = _training(out, setting, experiment.seed) / f"round-{experiment.round}"
+    return perform(audit_of(experiment, [setting], str(model)), _audit(out, setting), force, progress)
+
+
+def _trained(
+    experiment: Frontier, setting: Setting, out: Path, force: bool, progress: bool, say: Callable[[str], Any]
+) -> list[Trained] | None:
+    """The trainings under all seeds, or ``None`` if one of them diverges, as strong noise may make it."""
+    found = []
+    for seed in _seeds(experiment.model_dump()):
+        say(f"training with {setting.spec}, seed {seed}")
+        own = _training(out, setting, seed)
+        try:
+            found.append(perform_training(training_of(experiment, setting, seed), own, force, progress))
+        except DivergedError:
+            if setting.given is None:
+                raise  # without a defense there is nothing to compare with
+            return None
+    return found

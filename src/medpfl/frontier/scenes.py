@@ -1,0 +1,86 @@
+"""A frontier as the trainings and audits that it is made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from medpfl.auditing.inputs import attacks_of, defenses_of
+from medpfl.core.errors import InputError
+from medpfl.core.experiment import Experiment
+from medpfl.core.frontier import Frontier
+from medpfl.core.spec import expand
+from medpfl.core.training import Training
+from medpfl.core.verdicts import UNDEFENDED
+
+__all__ = ["Setting", "audit_of", "check", "settings_of", "training_of"]
+
+
+class Setting(NamedTuple):
+    """A defense at one strength.
+
+    Attributes:
+        place: its number; the undefended one is 0.
+        spec: as rows state it.
+        given: as the user gave it, which may name a file; ``None`` for the undefended one.
+    """
+
+    place: int
+    spec: str
+    given: str | None
+
+
+def settings_of(defenses: list[str]) -> list[Setting]:
+    """The undefended setting, and one for each defense and strength.
+
+    Raises:
+        InputError: a wrong spec, or less than two settings with a defense.
+    """
+    texts = [text for one in defenses for text in expand(one)]
+    specs = {repr(defenses_of([text])[-1]): text for text in texts}
+    specs.pop(UNDEFENDED, None)
+    if len(specs) < 2:
+        raise InputError(
+            f"a frontier of {len(specs) or 'no'} defended setting{'s' * (not specs)} has nothing to choose from: give "
+            "several strengths, as in --defense 'LaplaceNoise(scale=geom(0.001, 0.1, 5))', or several defenses; of "
+            "one setting, 'medpfl train' and 'medpfl audit' say the rest"
+        )
+    defended = [Setting(place, spec, text) for place, (spec, text) in enumerate(specs.items(), start=1)]
+    return [Setting(0, UNDEFENDED, None), *defended]
+
+
+def check(experiment: Frontier) -> None:
+    """Raises `InputError` for what cannot work, as far as that is seen without reading an image."""
+    attacks_of(experiment.attack)
+    if experiment.round > experiment.rounds:
+        raise InputError(f"--round is {experiment.round}, but a training has {experiment.rounds} rounds")
+    if experiment.images < experiment.images_per_update:
+        raise InputError(
+            f"--images is {experiment.images}, less than the {experiment.images_per_update} images of one update"
+        )
+
+
+def training_of(experiment: Frontier, setting: Setting, seed: int) -> Training:
+    """The training of a setting under a seed."""
+    fields = {name: getattr(experiment, name) for name in Training.model_fields}
+    own = {"defense": [] if setting.given is None else [setting.given], "seed": seed}
+    return Training(**{**fields, **own})
+
+
+def audit_of(experiment: Frontier, settings: list[Setting], model: str | None = None) -> Experiment:
+    """The audit of some settings: of untrained weights, or of the checkpoint that `model` names.
+
+    The client is that of the training, with as few images as are asked for: a round over a client's whole data is
+    harder to read, so that what is read of a few of them is the worst case of what the training sends.
+    """
+    count, small = experiment.images_per_update, min(experiment.batch_size, experiment.images_per_update)
+    whole = experiment.algorithm == "FedSGD" and experiment.sampling == "shuffle"
+    fields = {name: getattr(experiment, name) for name in Experiment.model_fields if hasattr(experiment, name)}
+    own = {
+        "defense": [setting.given for setting in settings if setting.given is not None],
+        "batch_size": count if whole else small,
+        "local_images": None if whole else count,
+        "rounds": None,
+    }
+    if model is not None:
+        own |= {"model": model, "weights": None, "draws": 1}
+    return Experiment(**{**fields, **own})

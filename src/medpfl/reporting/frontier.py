@@ -1,0 +1,179 @@
+"""A frontier in words, as a table and as a page, from its points alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medpfl.core.files import write
+from medpfl.reporting.frontier_figure import NAMES, frontier_figure
+from medpfl.reporting.verdict import MARKS
+from medpfl.reporting.words import DASH, between, known, label, number, percent, percents
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["COLUMNS", "frontier_table", "reading", "sentences", "write_frontier_page"]
+
+Point = Mapping[str, Any]
+Points = Sequence[Point]
+COLUMNS = ("No.", "Defense", "Balanced", "Loss", "Read back", "SSIM", "Identified", "Epsilon", "Verdict", "Mark")
+
+
+def sentences(points: Points, chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, str]:
+    """What the undefended model and the strongest attack on it do, and what is recommended or why nothing is."""
+    bare = points[0]
+    first = (
+        f"Without a defense, the model has a balanced accuracy of {_accuracy(bare)} on the {settings['judged']} "
+        f"images, and the strongest attack reads back {_rate(bare, 'asr')} of the attacked, with a mean SSIM of "
+        f"{number(bare['ssim'])}, and identifies {_rate(bare, 'identified')}."
+    )
+    return first, _advice({p["defense"]: p for p in points}, chosen)
+
+
+def _advice(points: Mapping[str, Point], chosen: Mapping[str, Any]) -> str:
+    limit = " and ".join(chosen["limits"])
+    if chosen["state"] == "no limit":
+        return "Nothing is recommended, as no limit was given: --limit 'asr<=0.05'."
+    if chosen["state"] == "control failed":
+        return (
+            f"Nothing is recommended: without a defense, these attacks do not exceed {limit} with 95 % confidence, so "
+            "that a defense that meets it shows nothing. A failed attack is not safety: take stronger attacks, more "
+            "images, or a model that they read."
+        )
+    if chosen["state"] == "none":
+        left = chosen["inconclusive"]
+        why = f"; {', '.join(map(label, left))} would, but the verdict is inconclusive" if left else ""
+        return f"No setting meets {limit} at the upper end of every attack's 95 % interval{why}."
+    best = points[chosen["defense"]]
+    bound = f" (epsilon {number(best['epsilon'], '.3g')})" if known(best["epsilon"]) else ""
+    also = " By the audit's verdict it leaks, within this limit." if best["verdict"] == "leaks" else ""
+    return (
+        f"Under {limit}, {label(best['defense'])}{bound} costs least: {_points(best['loss'])} of balanced accuracy, "
+        f"which is then {_accuracy(best)}. The strongest attack still reads back {_rate(best, 'asr')} of the images, "
+        f"with a mean SSIM of {number(best['ssim'])}, and identifies {_rate(best, 'identified')}.{also} That these "
+        "attacks keep a limit does not show that others would."
+    )
+
+
+def _points(loss: float | None) -> str:
+    return DASH if loss is None else f"{number(100 * loss, '.1f')} points"
+
+
+def _accuracy(point: Point) -> str:
+    if point["accuracy"] is None:
+        return DASH
+    of = f", over {len(point['accuracies'])} seeds" if point["interval"] == "seeds" else ""
+    ends = percents(point["accuracy_low"], point["accuracy_high"])
+    return f"{percent(point['accuracy'])} (95 % interval {ends}{of})"
+
+
+def _rate(point: Point, name: str) -> str:
+    return f"{percent(point[name])} (95 % interval {percents(point[f'{name}_low'], point[f'{name}_high'])})"
+
+
+def _values(place: int, point: Point, chosen: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def rate(name: str) -> tuple[str, str]:
+        return percent(point[name]), percents(point[f"{name}_low"], point[f"{name}_high"])
+
+    marks = ["recommended"] * (point["defense"] == chosen["defense"])
+    marks += ["unbeaten by " + ", ".join(point["unbeaten"])] if point["unbeaten"] else []
+    return [
+        (str(place), ""),
+        (label(point["defense"]), ""),
+        rate("accuracy") if point["gap"] is None else (DASH, point["gap"]),
+        (_points(point["loss"]).removesuffix(" points"), ""),
+        rate("asr"),
+        (number(point["ssim"]), between(point["ssim_low"], point["ssim_high"])),
+        rate("identified"),
+        (number(point["epsilon"], ".3g"), "" if point["epsilon"] is None else f"at delta {point['delta']:g}"),
+        (point["verdict"], " ".join(point["flags"])),
+        ("; ".join(marks) or DASH, ""),
+    ]
+
+
+def frontier_table(points: Points, chosen: Mapping[str, Any]) -> Table:
+    """The points for a terminal. An arrow: recommended; a star: in the Pareto set of the limit's metric."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    metric = _asked(chosen)[0]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("No.")
+    table.add_column("Setting", overflow="fold")
+    for name in _SHORT:
+        table.add_column(name, no_wrap=True, justify="right")
+    for place, point in enumerate(points):
+        cells: dict[str, tuple[str, str]] = dict(zip(COLUMNS, _values(place, point, chosen), strict=True))
+        marks = "*" * (metric in point["unbeaten"]) + "\u2192" * (point["defense"] == chosen["defense"])
+        numbers = [_number(name, *cells[column]) for name, column in _SHORT.items()]
+        named = f"{label(point['defense'])}\n{MARKS[point['verdict']]} {point['verdict'].partition(' by ')[0]}"
+        table.add_row(f"{place}\n{marks}", Text(named), *map(Text, numbers))
+    return table
+
+
+_SHORT = {
+    "Balanced": "Balanced",
+    "Loss": "Loss",
+    "ASR": "Read back",
+    "SSIM": "SSIM",
+    "Ident.": "Identified",
+    "Eps.": "Epsilon",
+}
+_PLAIN = ("Loss", "SSIM", "Eps.")
+
+
+def _number(name: str, value: str, note: str) -> str:
+    return value if name in _PLAIN else f"{value}\n{note}"
+
+
+def _asked(chosen: Mapping[str, Any]) -> list[str]:
+    """The metrics of leakage, those that a limit is on first."""
+    return list(dict.fromkeys([*(limit.partition("<=")[0] for limit in chosen["limits"]), *NAMES]))
+
+
+def reading(settings: Mapping[str, Any]) -> list[str]:
+    """What was attacked, and what that says of the training."""
+    count, number_of = settings["images_per_update"], settings["round"]
+    of = "1 image" if count == 1 else f"{count} images"
+    model = f"the model of round {number_of} of each training" if number_of else "the untrained model, as in round 0"
+    return [
+        f"The attacks see one update of {of}, of {model}. An update of the training, of as many images as a client has "
+        "or --local-images says, was not attacked: the fewer, the more is read. --images-per-update takes more.",
+        "Of each setting the strongest attack counts, naive or adaptive. The figures compare point estimates; a limit "
+        "is met only if the upper ends of the 95 % intervals of all attacks meet it.",
+        f"Accuracy is balanced accuracy on the {settings['judged']} images after the last round, "
+        + (
+            f"the mean over {settings['seeds']} seeds with Student's interval."
+            if settings["seeds"] > 1
+            else "of one training: its interval is of the images, and another seed may differ by more."
+        )
+        + " The choice is made on the same images.",
+    ]
+
+
+def write_frontier_page(out: Path, settings: Mapping[str, Any], points: Points, chosen: Mapping[str, Any]) -> Path:
+    """Writes ``frontier.html``, which holds no image and may be shared."""
+    from markupsafe import Markup
+
+    from medpfl.reporting.facts import facts
+    from medpfl.reporting.pages import environment
+
+    text = (
+        environment()
+        .get_template("frontier.html.jinja")
+        .render(
+            css=Markup(files("medpfl.reporting").joinpath("report.css").read_text("utf-8")),
+            sentences=sentences(points, chosen, settings),
+            notes=[*reading(settings), *settings["notes"]],
+            figures=[(NAMES[metric], Markup(frontier_figure(points, chosen, metric))) for metric in _asked(chosen)],
+            columns=COLUMNS,
+            rows=[_values(place, point, chosen) for place, point in enumerate(points)],
+            facts=facts(settings),
+            version=(settings.get("versions") or {}).get("medpfl", ""),
+        )
+    )
+    return write(out / "frontier.html", text.encode())

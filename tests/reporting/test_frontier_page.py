@@ -1,0 +1,150 @@
+"""The page, table and figure of a frontier from made-up points: every gap is a dash, every state has its words."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
+from medpfl.reporting.frontier import frontier_table, reading, sentences, write_frontier_page
+from medpfl.reporting.frontier_figure import family, frontier_figure
+
+METRICS = ("asr", "ssim", "identified")
+
+
+def point(defense: str, value: float | None, accuracy: float | None, **more: Any) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    for name in METRICS:
+        ends = (None, None) if value is None else (max(value - 0.1, 0), value + 0.05)
+        scores |= {name: value, f"{name}_low": ends[0], f"{name}_high": ends[1], f"{name}_end": ends[1]}
+    ends = (None, None) if accuracy is None else (accuracy - 0.1, accuracy + 0.05)
+    kept = {
+        "defense": defense, "accuracy": accuracy, "accuracy_low": ends[0], "accuracy_high": ends[1],
+        "accuracies": [accuracy], "interval": "images", "loss": None if accuracy is None else 0.9 - accuracy,
+        "verdict": NO_LEAK, "flags": [], "unbeaten": list(METRICS), "epsilon": None, "delta": 1e-5, "gap": None,
+    }  # fmt: skip
+    return {**kept, **scores, **more}
+
+
+POINTS = [
+    point("NoDefense()", 0.95, 0.9, verdict=LEAKS),
+    point("DPSGD(clip=1.0, noise=1.0)", 0.0, 0.8, epsilon=3.25),
+    point("TopK(keep=0.1) | <b>()", 0.4, 0.7, unbeaten=[], verdict=LEAKS),
+    point("GaussianNoise(scale=9)", None, None, gap="the training diverged", verdict=INCONCLUSIVE, unbeaten=[]),
+]
+CHOSEN = {"state": "recommended", "limits": ["asr<=0.1"], "defense": POINTS[1]["defense"], "inconclusive": []}
+SETTINGS: dict[str, Any] = {
+    "judged": "test", "images_per_update": 1, "round": 0, "seeds": 1, "notes": ["a <i>note</i>"],
+    "experiment": {"model": "M"}, "versions": {"medpfl": "1"},
+}  # fmt: skip
+
+
+def test_the_page_holds_three_figures_the_limit_s_first_and_a_row_for_each_setting(tmp_path):
+    chosen = {**CHOSEN, "limits": ["ssim<=0.3"]}
+    page = write_frontier_page(tmp_path, SETTINGS, POINTS, chosen).read_text()
+    assert re.findall(r'id="(frontier-\w+)-title"', page) == ["frontier-ssim", "frontier-asr", "frontier-identified"]
+    assert page.count('data-label="No."') == 4
+    assert "&lt;b&gt;" in page
+    assert "<i>" not in page
+    assert "<img" not in page
+    assert "nan" not in page.lower().replace("name", "")
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert page.count("recommended<") + page.count("recommended; unbeaten") == 1
+
+
+def test_the_table_has_gaps_as_dashes_and_marks():
+    table = frontier_table(POINTS, CHOSEN)
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    assert columns[0] == ["0\n*", "1\n*\u2192", "2\n", "3\n"]
+    assert columns[2] == [
+        "90 %\n80\u201395 %",
+        "80 %\n70\u201385 %",
+        "70 %\n60\u201375 %",
+        "\u2013\nthe training diverged",
+    ]
+    assert columns[3] == ["0.0", "10.0", "20.0", "\u2013"]
+    assert columns[7] == ["\u2013", "3.25", "\u2013", "\u2013"]
+
+
+def test_the_recommendation_says_its_price_and_what_still_leaks():
+    first, second = sentences(POINTS, CHOSEN, SETTINGS)
+    assert "balanced accuracy of 90 % (95 % interval 80\u201395 %) on the test images" in first
+    assert "reads back 95 % (95 % interval 85\u2013100 %)" in first
+    assert second.startswith(
+        "Under asr<=0.1, DPSGD(clip=1.0, noise=1.0) (epsilon 3.25) costs least: 10.0 points of balanced accuracy, "
+        "which is then 80 % (95 % interval 70\u201385 %). The strongest attack still reads back 0 % "
+        "(95 % interval 0\u20135 %)"
+    )
+    assert "does not show that others would" in second
+    assert "By the audit's verdict it leaks" not in second
+    leaking = [POINTS[0], {**POINTS[1], "verdict": LEAKS}]
+    assert "By the audit's verdict it leaks, within this limit." in sentences(leaking, CHOSEN, SETTINGS)[1]
+
+
+@pytest.mark.parametrize(
+    ("state", "inconclusive", "words"),
+    [
+        ("no limit", [], "no limit was given"),
+        ("control failed", [], "A failed attack is not safety"),
+        ("none", [], "No setting meets asr<=0.1 at the upper end of every attack's 95 % interval."),
+        ("none", ["TopK(keep=0.1)"], "; TopK(keep=0.1) would, but the verdict is inconclusive."),
+    ],
+)
+def test_every_other_state_recommends_nothing(state, inconclusive, words):
+    said = sentences(POINTS, {**CHOSEN, "state": state, "defense": None, "inconclusive": inconclusive}, SETTINGS)[1]
+    assert words in said
+    assert "costs least" not in said
+
+
+def test_what_the_intervals_are_of_is_said():
+    assert "of one training: its interval is of the images" in reading(SETTINGS)[2]
+    assert "the mean over 3 seeds with Student's interval" in reading({**SETTINGS, "seeds": 3})[2]
+    assert "of the untrained model" in reading(SETTINGS)[0]
+    assert "of 4 images, of the model of round 5" in reading({**SETTINGS, "round": 5, "images_per_update": 4})[0]
+    over = {**POINTS[0], "interval": "seeds", "accuracies": [0.9, 0.9, 0.9]}
+    assert "(95 % interval 80\u201395 %, over 3 seeds)" in sentences([over, *POINTS[1:]], CHOSEN, SETTINGS)[0]
+
+
+def drawn(monkeypatch, chosen: dict[str, Any], points=POINTS) -> Any:
+    """The axes of the figure, before they become SVG."""
+    kept = []
+    monkeypatch.setattr("medpfl.reporting.frontier_figure.inline", lambda figure, *_: kept.append(figure))
+    frontier_figure(points, chosen, "asr")
+    return kept[0].axes[0]
+
+
+def test_the_figure_marks_what_is_unbeaten_recommended_and_the_limit(monkeypatch):
+    axes = drawn(monkeypatch, CHOSEN)
+    assert [text.get_text() for text in axes.texts] == ["0", "1", "2"], "a point without a model is not drawn"
+    marks = [line for line in axes.lines if line.get_marker() in "osD^v" and line.get_markersize() == 7]
+    assert [(m.get_xdata()[0], m.get_ydata()[0]) for m in marks] == [(0.9, 0.95), (0.8, 0.0), (0.7, 0.4)]
+    filled = [m.get_markerfacecolor() == m.get_markeredgecolor() for m in marks]
+    assert filled == [True, True, False]
+    assert len({m.get_marker() for m in marks}) == 3
+    ring = [line for line in axes.lines if line.get_markersize() == 15]
+    assert [(r.get_xdata()[0], r.get_ydata()[0]) for r in ring] == [(0.8, 0.0)]
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [list(line.get_ydata()) for line in dashed] == [[0.1, 0.1]]
+    stairs = [line for line in axes.lines if line.get_drawstyle() == "steps-pre"]
+    assert [(list(s.get_xdata()), list(s.get_ydata())) for s in stairs] == [([0.8, 0.9], [0.0, 0.95])]
+
+
+def test_points_that_lie_together_share_a_label_and_what_is_unbeaten_lies_on_top(monkeypatch):
+    near = point("TopK(keep=0.2)", 0.01, 0.81, unbeaten=[])
+    axes = drawn(monkeypatch, CHOSEN, [*POINTS, near])
+    assert [text.get_text() for text in axes.texts] == ["0", "1, 4", "2"]
+    marks = [line for line in axes.lines if line.get_markersize() == 7]
+    assert marks[1].get_zorder() > marks[3].get_zorder()
+
+
+def test_another_metric_s_limit_is_not_drawn(monkeypatch):
+    axes = drawn(monkeypatch, {**CHOSEN, "limits": ["ssim<=0.2"], "defense": None})
+    assert not [line for line in axes.lines if line.get_linestyle() == "--" or line.get_markersize() == 15]
+
+
+def test_a_family_is_the_names_of_the_parts():
+    assert family("TopK(keep=0.1) | Sign()") == "TopK | Sign"
+    assert family("NoDefense()") == "no defense"
