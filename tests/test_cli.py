@@ -244,8 +244,8 @@ def test_something_else_beside_the_update(refused, folder):
     assert len(err.splitlines()) == 1
 
 
-def test_the_default_is_all_four_attacks_of_the_paper_on_the_samples():
-    assert (Experiment().data, Experiment().attack) == ("samples", ["DLG", "iDLG", "CPL", "GradInv"])
+def test_the_default_is_the_four_attacks_of_the_paper_and_the_strongest_under_noise_on_the_samples():
+    assert (Experiment().data, Experiment().attack) == ("samples", ["DLG", "iDLG", "CPL", "GradInv", "Posterior"])
 
 
 # --- YAML -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.words import known, label, number, percent, percents
+from medpfl.reporting.words import attacker, known, label, number, percent, percents
 
 __all__ = ["PatientRow", "patient_lines", "patient_rows"]
 
@@ -27,7 +27,7 @@ def patient_rows(summary: Cells) -> list[PatientRow]:
     """A row for each cell with patients of several images."""
     return [
         PatientRow(
-            cell["attack"],
+            attacker(cell),
             cell["defense"],
             _patients(told),
             _rate(told, "read_back"),
@@ -43,7 +43,7 @@ def patient_lines(summary: Cells) -> list[str]:
     """The same, a line for each cell, under a heading; nothing where no patient has two images."""
     rows = patient_rows(summary)
     lines = [
-        f"  {label(row.attack)}, {label(row.defense)}: of {row.patients}, read back {row.read_back}, "
+        f"  {row.attack}, {label(row.defense)}: of {row.patients}, read back {row.read_back}, "
         f"identified {row.identified}; worst: {'; '.join(row.worst[:2])}"
         for row in rows
     ]

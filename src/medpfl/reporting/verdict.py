@@ -72,7 +72,10 @@ def _state(cells: Cells) -> str:
 def _top(cells: Cells) -> Cell:
     """The strongest attack of those that decide the state."""
     state = _state(cells)
-    return max([c for c in cells if c.get("verdict") == state] or cells, key=strength)
+    return max(
+        [c for c in cells if c.get("verdict") == state] or cells,
+        key=lambda cell: (strength(cell), bool(cell.get("knows_defense"))),
+    )
 
 
 def _undefended(cells: Cells, settings: Mapping[str, Any]) -> str:
