@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medpfl.auditing.checkpoint import checkpoint_at, is_checkpoint
+from medpfl.auditing.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.auditing.report import Report
 from medpfl.auditing.run import audit, made
 from medpfl.core.errors import InputError
@@ -72,7 +72,7 @@ def leakage(
     out = None if out is None else Path(out)
     reports = {n: audit(one, data, out=_beside(out, n), **options) for n, one in models.items()}
     found = Leakage(reports)
-    return found if out is None else Leakage(reports, _written(out, found))
+    return found if out is None else Leakage(reports, _written(out, found, next(iter(models.values()))))
 
 
 def rounds_in(text: str) -> list[int]:
@@ -91,11 +91,14 @@ def _beside(out: Path | None, number: int) -> Path | None:
     return None if out is None else out.with_name(f"{out.name}-round-{number}")
 
 
-def _written(out: Path, found: Leakage) -> tuple[Path, ...]:
+def _written(out: Path, found: Leakage, model: Checkpoint) -> tuple[Path, ...]:
     from medpfl.reporting.leakage import write_leakage_page
 
     made(out)
     write(out / "leakage.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in found.rows))
     write(out / "leakage.json", json.dumps(found.summary, indent=1).encode())
     settings = next(iter(found.reports.values())).settings
+    # What is of all rounds in place of what is of the first.
+    own = {"model": model.trained, "weights": f"of a training, rounds {', '.join(map(str, found.reports))}"}
+    settings = settings | {"experiment": settings["experiment"] | own}
     return (write_leakage_page(out, settings, found.summary),)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medpfl.core.files import write
+from medpfl.core.verdicts import LEAKS, NO_LEAK
 from medpfl.reporting.curves import canvas, legend
+from medpfl.reporting.phrases import reason, strength
 from medpfl.reporting.svg import COLORS, inline
-from medpfl.reporting.words import label, number, percent, percents, shorten
+from medpfl.reporting.words import attacker, label, number, percent, percents, shorten
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,35 +26,57 @@ _DASHES = ("-", "--", "-.", ":")
 
 
 def sentence(summary: Cells) -> str:
-    """In which round the strongest attack read most."""
-    best = max(summary, key=lambda cell: (cell["asr"] or 0.0, cell["identified"] or 0.0, cell["ssim"] or 0.0))
-    rounds = sorted({cell["round"] for cell in summary})
-    return (
-        f"Of the models of rounds {', '.join(map(str, rounds))}, that of round {best['round']} leaks most: "
-        f"{percent(best['asr'])} of {best['images']} images were read back (95 % interval "
-        f"{percents(best['asr_low'], best['asr_high'])}), {percent(best['identified'])} were identified, by "
-        f"{label(best['attack'])} with {label(best['defense'])}."
-    )
+    """In which round a leak is largest; where none was found, that, or why nothing can be said.
+
+    Only cells whose verdict is a leak tell of one. A round's defense without a leak is inconclusive unless some attack
+    on it worked, and one that is inconclusive makes all so.
+    """
+    if not summary:
+        return "Nothing was audited: no attack has finished."
+    where = f"Of the models of rounds {', '.join(str(n) for n in sorted({cell['round'] for cell in summary}))}"
+    if leaking := [cell for cell in summary if cell["verdict"] == LEAKS]:
+        best = max(leaking, key=strength)
+        return (
+            f"{where}, that of round {best['round']} leaks most: "
+            f"{percent(best['asr'])} of {best['images']} images were read back (95 % interval "
+            f"{percents(best['asr_low'], best['asr_high'])}), {percent(best['identified'])} were identified, by "
+            f"{attacker(best)} with {label(best['defense'])}."
+        )
+    settled = {(cell["round"], cell["defense"]) for cell in summary if cell["verdict"] == NO_LEAK}
+    if open_ := [cell for cell in summary if (cell["round"], cell["defense"]) not in settled]:
+        flags = ", ".join(dict.fromkeys(flag for cell in open_ for flag in cell["flags"]))
+        rounds = ", ".join(str(n) for n in sorted({cell["round"] for cell in open_}))
+        why = f"{reason(open_)}{f' (flags: {flags})' if flags else ''}"
+        return f"{where}, none was seen to leak, but that is inconclusive in rounds {rounds}: {why}."
+    return f"{where}, none was seen to leak: no leak found by these attacks, which does not mean that they are safe."
 
 
 def leakage_figure(summary: Cells, score: str = "ssim") -> str:
     """A score by round, a line for each attack under each defense, with its interval."""
     figure, axes = canvas()
-    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for cell in summary:
-        lines.setdefault((cell["attack"], cell["defense"]), []).append(cell)
-    for place, ((attack, defense), cells) in enumerate(lines.items()):
+    spoken = []
+    for place, cells in enumerate(_lines(summary)):
         color, style = COLORS[_INKS[place % len(_INKS)]], _DASHES[place // len(_INKS) % len(_DASHES)]
         known = sorted((c for c in cells if c[score] is not None), key=lambda cell: cell["round"])
         rounds: list[Any] = [cell["round"] for cell in known]
         values: list[Any] = [cell[score] for cell in known]
         ends: list[Any] = [[c[score] if c[f"{score}_{e}"] is None else c[f"{score}_{e}"] for c in known] for e in _ENDS]
         axes.fill_between(rounds, *ends, color=color, alpha=0.12, linewidth=0)
-        text = shorten(f"{label(attack)}, {label(defense)}", 44)
+        # Its longest form: in a round without a pair, the name does not say "adaptive". Cut so that the end stays.
+        name = shorten(max(map(attacker, cells), key=len), 27)
+        text = f"{name}, {shorten(label(cells[0]['defense']), 42 - len(name))}"
         axes.plot(rounds, values, style, marker="o", markersize=4, color=color, linewidth=1.6, label=text)
+        spoken.append(f"{text}: " + ", ".join(f"round {c['round']}: {number(c[score])}" for c in cells))
     legend(axes, columns=1)
-    spoken = "; ".join(f"round {c['round']}: {number(c[score])}" for c in summary)
-    return inline(figure, score, f"{_NAMES[score]} by round: {spoken}")
+    return inline(figure, score, f"{_NAMES[score]} by round: {'; '.join(spoken)}")
+
+
+def _lines(summary: Cells) -> list[list[Mapping[str, Any]]]:
+    """The cells of each attack under each defense, naive and adaptive ones apart."""
+    lines: dict[Any, list[Mapping[str, Any]]] = {}
+    for cell in summary:
+        lines.setdefault((cell["attack"], cell["defense"], cell.get("knows_defense")), []).append(cell)
+    return list(lines.values())
 
 
 _ENDS = ("low", "high")
@@ -61,7 +85,7 @@ _NAMES = {"ssim": "mean SSIM", "asr": "share of images read back"}
 
 def _values(cell: Mapping[str, Any]) -> list[tuple[str, str]]:
     rates = [(percent(cell[k]), percents(cell[f"{k}_low"], cell[f"{k}_high"])) for k in ("asr", "identified")]
-    names = [(str(cell["round"]), ""), (label(cell["attack"]), ""), (label(cell["defense"]), "")]
+    names = [(str(cell["round"]), ""), (attacker(cell), ""), (label(cell["defense"]), "")]
     return [*names, rates[0], (number(cell["ssim"]), ""), rates[1], (cell["verdict"], " ".join(cell["flags"]))]
 
 

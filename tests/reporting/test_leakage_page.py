@@ -1,0 +1,71 @@
+"""Leakage over the rounds of a training, from made-up cells."""
+
+from __future__ import annotations
+
+import pytest
+from made_up import LAPLACE, full
+from rich.console import Console
+
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
+from medpfl.reporting.leakage import leakage_figure, leakage_table, sentence
+
+LONG = "GradientMatching(objective='cosine', restarts=4, steps=2000)"
+
+
+def pairs(attack="iDLG()"):
+    """A naive and an adaptive cell for each of two rounds; in round 0 their difference is not known."""
+    cells = []
+    for number in (0, 5):
+        cells.append({"round": number, **full(attack=attack, defense=LAPLACE, ssim=0.1, knows_defense=False)})
+        more = {"false_security_ssim": 0.8 if number else None}
+        cells.append({"round": number, **full(attack=attack, defense=LAPLACE, ssim=0.9, knows_defense=True, **more)})
+    return cells
+
+
+def test_naive_and_adaptive_attacks_are_lines_of_their_own():
+    figure = leakage_figure(pairs())
+    assert "iDLG, naive, LaplaceNoise(scale=0.01): round 0: 0.10, round 5: 0.10" in figure
+    assert "iDLG, adaptive, LaplaceNoise(scale=0.01): round 0: 0.90, round 5: 0.90" in figure
+
+
+def test_long_names_still_tell_them_apart():
+    spoken = leakage_figure(pairs(LONG))
+    assert ", naive, " in spoken
+    assert ", adaptive, " in spoken
+
+
+def test_the_table_names_them():
+    console = Console(width=200, record=True)
+    console.print(leakage_table(pairs()))
+    text = console.export_text()
+    assert text.count("iDLG, naive") == 2
+    assert text.count("iDLG, adaptive") == 1
+
+
+def at(number, verdict, read=19, flags=(), **more):
+    return {"round": number, **full(read=read, verdict=verdict, flags=list(flags), **more)}
+
+
+def test_the_largest_leak_is_one_by_verdict():
+    cells = [at(0, INCONCLUSIVE, read=24), at(1, LEAKS, read=3), at(2, LEAKS, read=9), at(3, NO_LEAK, read=0)]
+    assert "Of the models of rounds 0, 1, 2, 3, that of round 2 leaks most: 38 % of 24 images" in sentence(cells)
+
+
+def test_the_leak_says_which_attacker():
+    naive = at(0, LEAKS, read=9, knows_defense=False)
+    assert "by iDLG, naive with no defense" in sentence([naive])
+
+
+@pytest.mark.parametrize("read", [0, 24])
+def test_an_inconclusive_audit_names_its_flags_and_no_leak(read):
+    cells = [at(0, NO_LEAK, read=0), at(1, INCONCLUSIVE, read=read, flags=["control-failed"])]
+    said = sentence(cells)
+    assert "inconclusive in rounds 1: these attacks do not work here" in said
+    assert "(flags: control-failed)" in said
+    assert "leaks most" not in said
+
+
+def test_a_failed_attack_is_not_safety():
+    said = sentence([at(0, NO_LEAK, read=0), at(0, INCONCLUSIVE, read=0, attack="DLG()"), at(1, NO_LEAK, read=0)])
+    assert "no leak found by these attacks, which does not mean that they are safe" in said
+    assert "Nothing was audited" in sentence([])
