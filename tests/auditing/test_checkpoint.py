@@ -45,6 +45,29 @@ def test_an_audit_takes_it(tmp_path):
         audit(str(out), some_images(8), draws=2, **AUDIT)
 
 
+def test_a_training_under_a_defense_of_ones_own_is_audited(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from medpfl.core.roles import Defense\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True, repr=False)\n"
+        "class Mine(Defense):\n"
+        "    pass\n"
+    )
+    out = tmp_path / "runs" / "a"
+    result = small(out=out, defense=f"{tmp_path / 'mine.py'}:Mine()")
+    network = checkpoint_at(out).build((1, 16, 16), 2, seed=9)
+    assert all(torch.equal(t, result.weights.parameters[k]) for k, t in Weights.of(network).parameters.items())
+
+
+def test_an_audit_does_not_go_into_the_directory_of_a_training(tmp_path):
+    out = tmp_path / "runs" / "a"
+    small(out=out)
+    for force in (False, True):
+        with pytest.raises(InputError, match="holds a training: name another --out"):
+            audit("MLP((6,))", some_images(8), out=out, force=force, **AUDIT)
+    assert (out / "rounds.jsonl").is_file()
+
+
 def test_images_of_another_size_are_told_the_size(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)

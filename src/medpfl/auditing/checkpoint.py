@@ -18,7 +18,7 @@ from medpfl import models as model_package
 from medpfl.auditing.engine import generator_of
 from medpfl.core.errors import InputError, listed
 from medpfl.core.files import PRIVATE, write
-from medpfl.core.roles import Model
+from medpfl.core.roles import Defense, Model
 from medpfl.core.spec import build, registry, shown
 from medpfl.core.types import Weights
 
@@ -89,11 +89,19 @@ class Checkpoint(Model):
                 f"the checkpoint was trained on images of {about.image_shape}, these are {tuple(image_shape)}: "
                 f"--size {sides[-1]} --channels {channels}"
             )
-        network, defense = self._network(), build(about.defense, registry(defense_package), "defense")
+        network, defense = self._network(), self._defense()
         # The same draws as the training's: layers that the defense put in.
         network, _ = defense.model(network, defense.init(), generator_of(about.seed, "model"))
         put_weights(network, self.path)
         return network
+
+    def _defense(self) -> Defense:
+        try:
+            return build(self.about.defense, registry(defense_package), "defense")
+        except (
+            InputError
+        ):  # of the user's own, which the folder does not hold: had it put layers in, weights do not fit
+            return defense_package.NoDefense()
 
     def _network(self) -> nn.Module:
         try:

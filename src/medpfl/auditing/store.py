@@ -145,6 +145,8 @@ def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
         found = _begin(out, identity)
     if found is not None and found.get("format") == FORMAT and found.get("identity") == identity:
         return
+    if found is not None and "training" in (found.get("identity") or {}):
+        raise InputError(f"'{out}' holds a training: name another --out for the audit")
     if not force:
         if found is not None and "identity" in found:
             check_format(out, found, "name another --out, or --force to discard it")
