@@ -222,3 +222,25 @@ def test_the_channel_of_a_sum_is_its_rounding():
     assert noisy.precision is not None
     assert float(1 / noisy.precision["w"][0]) == pytest.approx(0.25 / 4, rel=1e-2), "the noise of four is averaged"
     assert noisy.bounds is None
+
+
+@pytest.mark.parametrize("spec", ["LaplaceNoise", "GaussianNoise", "TopK", "RandomK", "QSGD", "Signs"])
+def test_what_is_read_off_one_update_is_not_told_of_a_sum(spec):
+    from medpfl import defenses
+    from medpfl.auditing.acting import discloses
+    from medpfl.core.types import Update
+
+    generator = torch.Generator().manual_seed(0)
+    raw = [Update({"w": torch.randn(4000, generator=generator) / 50}, num_samples=3) for _ in range(4)]
+    part = getattr(defenses, spec)()
+    defense = part | SecAggPlus()
+    mean = SecAggPlus().exchange([part.update(u, part.init(), generator)[0] for u in raw], generator).mean
+    channel = defense.disclose(mean, Plan(batch_size=3))
+    assert discloses(defense) == spec.endswith("Noise")
+    if spec.endswith("Noise"):
+        error = mean.tensors["w"] - torch.stack([u.tensors["w"] for u in raw]).mean(0)
+        assert float((channel.precision["w"] * error**2).mean()) == pytest.approx(1, rel=0.15)
+    else:
+        assert channel.precision is None
+        assert channel.bounds is None
+        assert channel(mean.tensors)["w"] is mean.tensors["w"]

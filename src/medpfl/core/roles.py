@@ -95,6 +95,16 @@ class Defense(Part):
 
         return before or Channel()
 
+    def settled(self, first: bool) -> bool:
+        """Whether what it discloses follows from its settings and the plan: it then holds of each client of a sum.
+
+        What is read off a sent update does not: under secure aggregation no client's update is sent.
+
+        Args:
+            first: no part before this one discloses anything.
+        """
+        return True
+
     def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
         """Epsilon of all that one client sends in so many rounds, at `delta`, against who sees it all.
 
@@ -159,10 +169,21 @@ class Composed(Defense):
         return self._through("aggregate", value, state, generator)
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """From the first part to the last, each adding its own to what those before it disclose."""
+        """From the first part to the last, what makes a sum after all others, each adding its own to those before it.
+
+        Nothing of a sum if a part would have to see the single updates to say what it did to them (`settled`).
+        """
         from medpfl.core.types import Channel
 
-        return reduce(lambda known, part: part.disclose(sent, plan, known), self.parts, before or Channel())
+        if self.acts("aggregate") and not self.settled(before is None):
+            return before or Channel()
+        parts = sorted(self.parts, key=lambda part: part.acts("aggregate"))
+        return reduce(lambda known, part: part.disclose(sent, plan, known), parts, before or Channel())
+
+    def settled(self, first: bool) -> bool:
+        """Whether every part is."""
+        silent = [first and not any(p.acts("disclose") for p in self.parts[:i]) for i in range(len(self.parts))]
+        return all(part.settled(none) for part, none in zip(self.parts, silent, strict=True))
 
     def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
         """The best that a part promises; of one that acts inside steps, only if no other changes what enters them."""
@@ -172,8 +193,9 @@ class Composed(Defense):
         return min((epsilon for epsilon in known if epsilon is not None), default=None)
 
     def acts(self, moment: str) -> bool:
-        """Whether any part does."""
-        return any(part.acts(moment) for part in self.parts)
+        """Whether any part does; of a sum, that it discloses something only if it does (see `disclose`)."""
+        found = any(part.acts(moment) for part in self.parts)
+        return found and not (moment == "disclose" and self.acts("aggregate") and not self.settled(True))
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.parts))

@@ -65,6 +65,10 @@ class ClientDP(Defense):
         """`spent`, for the client."""
         return self.spent(rounds, delta).value
 
+    def settled(self, first: bool) -> bool:
+        """As the first part: after noise, how much was clipped is read off the update."""
+        return first
+
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """As of the two parts."""
         for part in self._parts():

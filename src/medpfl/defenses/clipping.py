@@ -45,6 +45,10 @@ class Clipping(Defense):
         """The clipped update."""
         return value.replace(scaled_down(value.tensors, self.norm, self.scope)), state
 
+    def settled(self, first: bool) -> bool:
+        """As the first part: after noise, how much was clipped is read off the update."""
+        return first
+
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """The map itself, taking into account what earlier parts removed and the norm of what they added.
 

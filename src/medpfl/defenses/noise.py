@@ -60,6 +60,10 @@ class AdditiveNoise(Defense):
         noisy = {name: t + scales[name] * self.draw(t, generator).to(t) for name, t in value.tensors.items()}
         return value.replace(noisy), state
 
+    def settled(self, first: bool) -> bool:
+        """Yes, unless the scale is relative to the update."""
+        return not self.relative or self.where == "server"
+
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """The noise's precision; of a relative scale, from the sent norm with the expected noise taken off."""
         known = before or Channel()

@@ -54,6 +54,10 @@ class QSGD(Defense):
         drawn = torch.rand(group.shape, generator=generator, dtype=torch.float64).to(group)
         return group.sign() * step * (places + drawn).floor()
 
+    def settled(self, first: bool) -> bool:
+        """No: the step is read off the update."""
+        return False
+
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """The variance of the rounding, on the average over a group; a group of zeros says nothing.
 

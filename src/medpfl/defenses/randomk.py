@@ -49,6 +49,10 @@ class RandomK(Sparsifier):
     def _factor(self, size: int) -> float:
         return 1.0 if self.feedback else size / kept_count(self.keep, size)
 
+    def settled(self, first: bool) -> bool:
+        """No: which survived is read off the update."""
+        return False
+
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """The factor, and which coordinates say nothing: those that are zero.
 

@@ -99,8 +99,8 @@ class SecAggPlus(Defense):
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """Of the sum: the variance of the rounding in the mean update, a sixth of a squared step for each client.
 
-        What the parts before it disclose is of each client's update: their noise is averaged, and bounds, which are
-        read off a single update, are not known of a sum.
+        What the parts before it disclose is of each client's update, and their noise is averaged. Parts that read
+        what they disclose off a single update cannot, of a sum: with them a composed defense discloses nothing.
 
         Args:
             sent: the mean update; `num_samples` over the plan's images is the number of clients.

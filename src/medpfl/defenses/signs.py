@@ -44,6 +44,10 @@ class Signs(Compressor):
         """Signs times the mean magnitude."""
         return unflat([g.abs().mean() * g.sign() for g in flat(tensors, self.scope)], tensors)
 
+    def settled(self, first: bool) -> bool:
+        """No: the mean of signs is not the sign of the mean."""
+        return False
+
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """The map itself, with a smooth function in place of the sign so that it has a derivative.
 

@@ -57,6 +57,10 @@ class Soteria(Defense):
         name, layer = last_linear(value, "Soteria")
         return with_layer(value, name, PrunedLinear(layer, self.prune)), state
 
+    def settled(self, first: bool) -> bool:
+        """No: the pruned columns are read off the update."""
+        return False
+
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """The columns of the last weight matrix that are zero say nothing, and it none at all after several batches."""
         matrices = [name for name, t in sent.tensors.items() if t.ndim == 2]

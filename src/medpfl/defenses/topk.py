@@ -35,6 +35,10 @@ class TopK(Sparsifier):
         groups = flat(tensors, self.scope)
         return unflat([g * largest(g, self.keep) for g in groups], tensors)
 
+    def settled(self, first: bool) -> bool:
+        """No: which survived is read off the update."""
+        return False
+
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """The survivors as they are; all others are bounded by the smallest of them.
 
