@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from medpfl.auditing.acting import at_client, parts_of
 from medpfl.auditing.recorded import behind
@@ -11,22 +15,29 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
 from medpfl.defenses import DPSGD, ClientDP
 
-__all__ = ["ROUNDS", "spent"]
+__all__ = ["ROUNDS", "sends_statistics", "spent"]
 
 ROUNDS = 1
 """Of a client, that the adversary sees in an audit."""
 
 
-def spent(defenses: Sequence[Defense], plan: Plan, delta: float) -> dict[str, str]:
+def sends_statistics(network: nn.Module, plan: Plan) -> bool:
+    """Whether batch-norm statistics of the images travel beside the update, which no noise on it covers."""
+    norms = any(isinstance(module, _BatchNorm) for module in network.modules())
+    return norms and "buffers" in plan.sends and plan.mode == "train"
+
+
+def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Module) -> dict[str, str]:
     """Epsilon by both accountants, for each defense that promises one, over the rounds that the adversary sees.
 
     Args:
         defenses: of the audit.
         plan: of the client.
         delta: in (0, 1).
+        network: the model.
 
     Returns:
-        By spec, a sentence; without the extra ``dp``, what to install. Several private parts stand each for itself.
+        By spec, a sentence: epsilon; why none may be stated; without the extra ``dp``, what to install.
 
     Raises:
         InputError: delta out of its range.
@@ -35,10 +46,21 @@ def spent(defenses: Sequence[Defense], plan: Plan, delta: float) -> dict[str, st
         raise InputError(f"delta is {delta}: it must lie between 0 and 1, and be well below 1 / images")
     found: dict[str, str] = {}
     for defense in defenses:
-        lines = [_line(part, plan, delta) for part in parts_of(at_client(behind(defense))) if _private(part)]
-        if lines:
-            found[repr(defense)] = "; ".join(lines)
+        whole = at_client(behind(defense))
+        if private := [part for part in parts_of(whole) if _private(part)]:
+            lines = [_line(part, plan, delta) for part in private]
+            found[repr(defense)] = _unpromised(whole, plan, delta, network) or "; ".join(lines)
     return found
+
+
+def _unpromised(whole: Defense, plan: Plan, delta: float, network: nn.Module) -> str:
+    """Why the accountants' number would be no promise; ``""`` if it is one."""
+    if sends_statistics(network, plan):
+        return "not stated: it would not cover the batch-norm statistics that are sent"
+    with suppress(InputError):  # which the line itself explains
+        if whole.promises(plan, ROUNDS, delta) is None:
+            return "not stated: another part changes what enters its steps"
+    return ""
 
 
 def _private(part: Defense) -> bool:

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from medpfl.auditing.checkpoint import STATE, WEIGHTS, About, keep, put_weights, round_folder
 from medpfl.auditing.engine import explained, generator_of, versions
+from medpfl.auditing.privacy import sends_statistics
 from medpfl.auditing.state_files import packed, unpacked
 from medpfl.auditing.training_setup import TrainingSetup
 from medpfl.auditing.training_store import TrainingStore
@@ -137,13 +137,8 @@ class Spent:
 
     def _uncovered(self, network: nn.Module) -> str:
         """What the promise does not cover, so that no epsilon may be stated."""
-        plan = self.setup.plan
         if self.setup.schedule.balance:
             return "epsilon is not stated: with --balance, an image may be in several batches of an epoch"
-        if (
-            "buffers" in plan.sends
-            and plan.mode == "train"
-            and any(isinstance(m, _BatchNorm) for m in network.modules())
-        ):
+        if sends_statistics(network, self.setup.plan):
             return "epsilon is not stated: it would not cover the batch-norm statistics that are sent"
         return ""

@@ -237,7 +237,7 @@ def _settings(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
         "server_only": server_only(setup.defenses),
         "notes": _notes(setup),
     }
-    if private := spent(setup.defenses, setup.plan, delta):
+    if private := spent(setup.defenses, setup.plan, delta, setup.network(0)):
         settings["privacy"] = private
     recorded = [d for d in setup.defenses if isinstance(d, Recorded)]
     if recorded:
