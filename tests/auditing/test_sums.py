@@ -224,7 +224,7 @@ def test_the_channel_of_a_sum_is_its_rounding():
     assert noisy.bounds is None
 
 
-@pytest.mark.parametrize("spec", ["LaplaceNoise", "GaussianNoise", "TopK", "RandomK", "QSGD", "Signs"])
+@pytest.mark.parametrize("spec", ["LaplaceNoise", "GaussianNoise", "TopK", "RandomK", "QSGD", "Signs", "Outpost"])
 def test_what_is_read_off_one_update_is_not_told_of_a_sum(spec):
     from medpfl import defenses
     from medpfl.auditing.acting import discloses

@@ -66,6 +66,10 @@ class Outpost(Defense):
         }
         return value, {**state, "risk": risk}
 
+    def settled(self, first: bool) -> bool:
+        """No: it prunes and noises by each update, and discloses nothing of that."""
+        return False
+
     def gradient(self, value: Tensors, state: State, generator: torch.Generator) -> tuple[Tensors, State]:
         """Per-sample gradients, pruned alike, among which the noise of one step is dealt out evenly."""
         after = {**state, "steps": state["steps"] + 1}
