@@ -400,6 +400,15 @@ def test_naive_and_adaptive_are_two_cells_with_their_difference():
     assert told_apart(12, 0)[True]["false_security_asr"] == pytest.approx(-0.6)
 
 
+@pytest.mark.parametrize("naive", [0, 5, 20])
+@pytest.mark.parametrize("adaptive", [0, 1, 20])
+def test_the_interval_of_a_difference_holds_it_and_is_possible(naive, adaptive):
+    cell = told_apart(naive, adaptive)[True]
+    low, high = cell["false_security_asr_low"], cell["false_security_asr_high"]
+    assert -1 <= low <= cell["false_security_asr"] <= high <= 1
+    assert high - low > 0.1  # twenty images never show it exactly
+
+
 def test_without_a_naive_run_there_is_no_difference():
     (_, cell) = summarize([*rows(15), *rows(12, defense=NOISE)])
     assert cell["false_security_asr"] is None

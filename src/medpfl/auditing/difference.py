@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from medpfl.auditing.checks import clusters_of
 from medpfl.core.types import Finding
-from medpfl.metrics.rates import mean_interval
+from medpfl.metrics.rates import cluster_interval, mean_interval
 
 __all__ = ["false_security"]
 
@@ -26,7 +26,8 @@ def false_security(naive: Sequence[Finding] | None, adaptive: Sequence[Finding])
 
     Returns:
         ``false_security_asr``, ``..._ssim`` and ``..._identified``, each with its 95 % interval (``..._low``,
-        ``..._high``; Student's, of the paired differences, by cluster; ``None`` where they do not vary); ``None``
+        ``..._high``, by cluster): of the SSIM Student's of the paired differences, ``None`` where they do not vary;
+        of a rate the ends of the shares of images that were won and lost, each at 97.5 %, which is cautious. ``None``
         where there is nothing to compare.
     """
     before = {_place(row): row for row in naive or () if "zero-gradient" not in row.flags}
@@ -36,11 +37,23 @@ def false_security(naive: Sequence[Finding] | None, adaptive: Sequence[Finding])
         known = [(score(old), score(new), new) for old, new in pairs]
         gains = [(new - old, row) for old, new, row in known if old is not None and new is not None]
         values = [gain for gain, _ in gains]
-        key, varies = f"false_security_{name}", len(set(values)) > 1
+        key, clusters = f"false_security_{name}", clusters_of([row for _, row in gains])
         found[key] = sum(values) / len(values) if values else None
-        low, high = mean_interval(values, clusters=clusters_of([row for _, row in gains])) if varies else (None, None)
+        low, high = (_of_means if name == "ssim" else _of_rates)(values, clusters)
         found |= {f"{key}_low": low, f"{key}_high": high}
     return found
+
+
+def _of_means(gains: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float | None, float | None]:
+    return mean_interval(gains, clusters=clusters) if len(set(gains)) > 1 else (None, None)
+
+
+def _of_rates(gains: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float | None, float | None]:
+    """Of gains that are 1, 0 or -1: between the least won and most lost, and the most won and least lost."""
+    if not gains:
+        return None, None
+    won, lost = (cluster_interval([gain == side for gain in gains], clusters, 0.975) for side in (1, -1))
+    return won[0] - lost[1], won[1] - lost[0]
 
 
 def _place(row: Finding) -> tuple[int, int, int, int]:

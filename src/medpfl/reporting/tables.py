@@ -68,11 +68,16 @@ def _asr_notes(cell: Cell) -> tuple[str, ...]:
 
 
 def _gain_notes(cell: Cell) -> tuple[str, ...]:
-    """What an attack that knows the defense gains in SSIM and identification."""
-    ssim, told = cell.get("false_security_ssim"), cell.get("false_security_identified")
-    spread = between(cell.get("false_security_ssim_low"), cell.get("false_security_ssim_high"))
-    notes = [f"SSIM {signed(ssim, number)}" + ("" if spread == DASH else f" ({spread})")] if known(ssim) else []
-    return (*notes, *([f"identified {signed(told, percent)}"] if known(told) else []))
+    """The interval of the gain of an attack that knows the defense, and what it gains in SSIM and identification."""
+    asr, ssim, told = (f"false_security_{name}" for name in ("asr", "ssim", "identified"))
+    notes = _interval(percents(cell.get(f"{asr}_low"), cell.get(f"{asr}_high")))
+    if known(cell.get(ssim)):
+        spread = between(cell.get(f"{ssim}_low"), cell.get(f"{ssim}_high"))
+        notes += (f"SSIM {signed(cell[ssim], number)}" + ("" if spread == DASH else f" ({spread})"),)
+    if known(cell.get(told)):
+        spread = percents(cell.get(f"{told}_low"), cell.get(f"{told}_high"))
+        notes += (f"identified {signed(cell[told], percent)}" + ("" if spread == DASH else f" ({spread})"),)
+    return notes
 
 
 def _rate(cell: Cell, key: str) -> str:
