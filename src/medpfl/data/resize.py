@@ -61,7 +61,7 @@ def fitted(image: Tensor, size: int, fit: str = "crop", spacing: tuple[float, fl
     shorter = min(sides)
     # A strip of one pixel by millions would be scaled up to a picture that fits no memory: what the
     # middle cannot hold goes first.
-    most = [max(1, int(_LONGEST * shorter / step)) for step in spacing]
+    most = [max(1, _whole(_LONGEST * shorter / step)) for step in spacing]
     image = _middle(image, *map(min, image.shape[-2:], most))
     sides = [side * step for side, step in zip(image.shape[-2:], spacing, strict=True)]
     height, width = (_length(size, side, shorter) for side in sides)
@@ -70,7 +70,12 @@ def fitted(image: Tensor, size: int, fit: str = "crop", spacing: tuple[float, fl
 
 def _length(size: int, side: float, shorter: float) -> int:
     """Of a side after scaling; one pixel may be many times as tall as wide."""
-    return min(max(size, int(size * side / shorter)), _LONGEST * size)
+    return min(max(size, _whole(size * side / shorter)), _LONGEST * size)
+
+
+def _whole(length: float) -> int:
+    """Rounded down, but for what the unit of a spacing has rounded off: 47.9999999 is 48."""
+    return int(length + 1e-6)
 
 
 def _scaled(image: Tensor, height: int, width: int) -> Tensor:
@@ -101,7 +106,7 @@ def fitted_volume(
         depth, height, width = (side / size for side in sides)
         return _scaled_volume(volume, size, size, size), (depth, height, width)
     shorter = min(sides)
-    most = [max(1, int(_LONGEST * shorter / step)) for step in spacing]
+    most = [max(1, _whole(_LONGEST * shorter / step)) for step in spacing]
     volume = _middle(volume, *map(min, volume.shape[1:], most))
     sides = [side * step for side, step in zip(volume.shape[1:], spacing, strict=True)]
     scaled = _scaled_volume(volume, *(_length(size, side, shorter) for side in sides))
