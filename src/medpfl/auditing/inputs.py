@@ -123,7 +123,11 @@ def _check_spec(part: Any) -> None:
 def partition_of(partition: str | Partition, clients: int | None = None) -> Partition:
     """From a spec or a partition; with so many clients, if that is given."""
     made = partition if isinstance(partition, Partition) else build(partition, registry(partition_module), "partition")
-    return made if clients is None else replace(made, clients=clients)  # type: ignore[type-var]
+    if clients is None:
+        return made
+    if not hasattr(made, "clients"):
+        raise InputError(f"{made!r} says itself how many clients there are: leave out --clients")
+    return replace(made, clients=clients)  # type: ignore[type-var]
 
 
 def is_record(data: Any) -> bool:

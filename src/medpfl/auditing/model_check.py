@@ -16,10 +16,11 @@ from torch.func import grad, vmap
 from medpfl import attacks as attack_package
 from medpfl.attacks.problem import stacks
 from medpfl.auditing.derivatives import ONCE, check_derivatives
-from medpfl.auditing.engine import check_network, check_trainable, explained, generator_of, label_shape_of, seed_of
+from medpfl.auditing.engine import check_network, explained, generator_of, label_shape_of, seed_of
 from medpfl.auditing.inputs import model_of
 from medpfl.auditing.model_facts import facts_of
 from medpfl.auditing.model_leaks import Scene, labels_told, linear_inputs, statistics_told
+from medpfl.auditing.network import network_of
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Model
@@ -28,7 +29,6 @@ from medpfl.core.types import Batch, Weights
 from medpfl.federated.kernels import differentiable_kernels
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
-from medpfl.models.weights import check_finite, load_weights
 
 __all__ = ["ModelCheck", "check_model"]
 
@@ -100,11 +100,8 @@ def check_model(
     if len(image_shape) not in (3, 4) or min(image_shape) < 1:
         raise InputError(f"image shape {tuple(image_shape)}: give (C, H, W), or (C, D, H, W) for volumes")
     made = model_of(model)
-    network = made.build(tuple(image_shape), classes, seed_of(seed, "weights", 0))
-    if weights is not None:
-        load_weights(network, Path(weights))
-    check_trainable(network)
-    check_finite(network)
+    weights = None if weights is None else Path(weights)
+    network = network_of(made, tuple(image_shape), classes, seed_of(seed, "weights", 0), weights)
     images = torch.rand(2, *image_shape, generator=generator_of(seed, "images"))
     outputs = check_network(network, images, classes, Plan(batch_size=2, mode=mode), masks=True)  # type: ignore[arg-type]
     plan = Plan(batch_size=_fewest(network, images, mode), mode=mode)  # type: ignore[arg-type]

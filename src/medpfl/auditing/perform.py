@@ -23,8 +23,7 @@ def perform(
 
 def options_of(experiment: Experiment) -> dict[str, Any]:
     """An experiment as the arguments of `medpfl.audit`."""
-    options = experiment.model_dump(exclude={"rounds"})
-    plan = Plan(**{k: options.pop(k) for k in list(options) if k in Plan.__dataclass_fields__})
+    plan, options = Plan.among(experiment.model_dump(exclude={"rounds"}))
     threat = ThreatModel(tuple(options.pop("grant")))
     parts = {"attacks": options.pop("attack"), "defenses": options.pop("defense")}
     return {**options, **parts, "plan": plan, "threat": threat}

@@ -16,6 +16,5 @@ def perform_training(
     training: Training, out: str | Path | None = None, force: bool = False, progress: bool = False
 ) -> Trained:
     """What a typed training describes in strings and numbers; see `medpfl.train`."""
-    options = training.model_dump()
-    plan = Plan(**{k: options.pop(k) for k in list(options) if k in Plan.__dataclass_fields__})
+    plan, options = Plan.among(training.model_dump())
     return training_module.train(**options, plan=plan, out=out, force=force, progress=progress)

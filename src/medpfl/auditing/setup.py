@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
@@ -19,20 +16,21 @@ from medpfl.auditing.acting import at_client, discloses
 from medpfl.auditing.derivatives import check_derivatives
 from medpfl.auditing.engine import (
     check_network,
-    check_trainable,
     generator_of,
     label_shape_of,
     naming,
     seed_of,
     stack_size,
 )
+from medpfl.auditing.identity import code_of, fingerprint
 from medpfl.auditing.inputs import GivenModel
 from medpfl.auditing.key import StudyIndex
+from medpfl.auditing.network import network_of
 from medpfl.auditing.recorded import Recorded, behind
 from medpfl.auditing.store import JobKey
 from medpfl.auditing.sums import Group, aggregates, check_sum, masks, staying
 from medpfl.auditing.victims import draw_victims
-from medpfl.core.errors import InputError, listed
+from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.threat import ThreatModel
@@ -43,9 +41,8 @@ from medpfl.data.partition import Partition
 from medpfl.defenses import NoDefense
 from medpfl.federated.ready import check_separable, prepare
 from medpfl.metrics.pixel import ssim
-from medpfl.models.weights import check_finite, load_weights
 
-__all__ = ["Setup", "code_of", "fingerprint"]
+__all__ = ["Setup"]
 
 _RANDOM_UPDATES = 8
 """Victims of the random-update control, for each attack."""
@@ -112,9 +109,9 @@ class Setup:
         for defense in self.defenses:
             network, generator = self.network(0), generator_of(self.seed, "model", 0, repr(defense))
             changed, _ = defense.model(network, defense.init(), generator)
-            plans = (self.plan,) * (staying(defense, self.clients) if aggregates(defense) else 1)
+            ready, plans = prepare(changed, self.plan), (self.plan,) * self._in_sum(defense)
             for attack in self.attacks:
-                attack.check(prepare(changed, self.plan), plans, self.data.shape)
+                attack.check(ready, plans, self.data.shape)
 
     @cached_property
     def victims(self) -> list[Tensor]:
@@ -133,14 +130,8 @@ class Setup:
 
     def network(self, draw: int) -> nn.Module:
         """The global model of a draw, with its weights."""
-        network = self.model.build(self.data.shape, len(self.data.classes), seed_of(self.seed, "weights", draw))
-        if isinstance(self.weights, Path):
-            load_weights(network, self.weights)
-        elif self.weights is not None:
-            _set_weights(network, self.weights)
-        check_trainable(network)
-        check_finite(network)
-        return network.to(self.device)
+        seed = seed_of(self.seed, "weights", draw)
+        return network_of(self.model, self.data.shape, len(self.data.classes), seed, self.weights).to(self.device)
 
     @cached_property
     def _probe(self) -> Tensor:
@@ -208,7 +199,11 @@ class Setup:
 
     def _images(self, defense: Defense) -> int:
         """Images behind what the server gets."""
-        return self.plan.images * (staying(defense, self.clients) if aggregates(defense) else 1)
+        return self.plan.images * self._in_sum(defense)
+
+    def _in_sum(self, defense: Defense) -> int:
+        """Clients whose images are in what the server gets."""
+        return staying(defense, self.clients) if aggregates(defense) else 1
 
     def _stacks(self, defense: Defense) -> list[list[Group]]:
         together, most = self.together(defense), self.stack(defense)
@@ -250,50 +245,3 @@ def _equal(one: nn.Module, other: nn.Module) -> bool:
     """Whether two networks have the same trained weights."""
     pairs = zip(one.parameters(), other.parameters(), strict=False)
     return all(torch.equal(a, b) for a, b in pairs if a.requires_grad)
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Of tensors by name: whether they are the same."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().view(-1).double().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def code_of(network: nn.Module, parts: Sequence[Any] = ()) -> str:
-    """Of a network's layers and source, and of the user's own attacks and defenses.
-
-    Two networks with the same weights may compute different things.
-    """
-    each = [one for part in parts for one in getattr(part, "parts", [part])]
-    own = [type(part) for part in each if not type(part).__module__.startswith("medpfl.")]
-    layers = re.sub(r" at 0x[0-9a-f]+", "", str(network))
-    text = layers + "".join(map(_source, [type(network), *own]))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _source(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # made in an interpreter, or in C
-        return ""
-
-
-def _set_weights(network: nn.Module, weights: Weights) -> None:
-    """Puts a record's weights into a network, or says which of them do not fit."""
-    state, given = network.state_dict(), {**weights.buffers, **weights.parameters}
-    own = dict(network.named_parameters()) | dict(network.named_buffers())
-    problems = [f"{k}: in the model, not in the record" for k in state if k not in given]
-    for name, value in given.items():
-        if name not in own:
-            problems.append(f"{name}: in the record, not in the model")
-        elif own[name].requires_grad != (name in weights.parameters):
-            problems.append(f"{name}: trained in {'the record' if name in weights.parameters else 'the model'} only")
-        elif own[name].shape != value.shape:
-            problems.append(f"{name}: {tuple(value.shape)} in the record, {tuple(own[name].shape)} in the model")
-        elif own[name].dtype != value.dtype:
-            problems.append(f"{name}: {value.dtype} in the record, {own[name].dtype} in the model")
-    if problems:
-        raise InputError(f"the record does not fit the model:{listed(sorted(problems))}")
-    network.load_state_dict({k: given[k] for k in state})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import reduce
 from operator import or_
@@ -91,14 +90,13 @@ def train(
     [0, 1, 2]
     """
     out = None if out is None else Path(out)
-    dealer = partition_of(partition)
     setup = TrainingSetup(
         model=model_of(model),
         weights=None if weights is None else Path(weights),
         splits=splits_of(data, validation, test, holdout, seed, size=size, fit=fit, channels=channels),
         defense=_joined(defense),
         plan=plan or Plan("FedAvg", batch_size=32, learning_rate=0.05),
-        partition=dealer if clients is None else _with(dealer, clients),
+        partition=partition_of(partition, clients),
         schedule=Schedule(rounds, fraction, decay, server_momentum, balance, delta),
         seed=seed,
         device=device_of(device),
@@ -116,12 +114,6 @@ def _joined(defense: Any) -> Defense:
     if len(given) > asked:
         raise InputError(f"{defense!r} is a sweep of {len(given)} defenses: a training is under one")
     return reduce(or_, given) if given else NoDefense()
-
-
-def _with(partition: Partition, clients: int) -> Partition:
-    if not hasattr(partition, "clients"):
-        raise InputError(f"{partition!r} says itself how many clients there are: leave out --clients")
-    return replace(partition, clients=clients)  # type: ignore[type-var]
 
 
 def _run(setup: TrainingSetup, out: Path | None, force: bool, progress: bool) -> Trained:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medpfl.auditing.engine import check_network, check_trainable, explained, generator_of, seed_of
+from medpfl.auditing.engine import check_network, explained, generator_of, seed_of
+from medpfl.auditing.identity import code_of, fingerprint
 from medpfl.auditing.key import StudyIndex
-from medpfl.auditing.setup import code_of, fingerprint
+from medpfl.auditing.network import network_of
 from medpfl.auditing.splits import Splits, part_of
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -22,7 +23,6 @@ from medpfl.core.types import Batch
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.federated.training import Server, Standing, Work, start
-from medpfl.models.weights import check_finite, load_weights
 
 __all__ = ["TrainingSetup"]
 
@@ -76,12 +76,8 @@ class TrainingSetup:
 
     def base(self) -> nn.Module:
         """The global model before training, and before the defense."""
-        network = self.model.build(self.data.shape, len(self.data.classes), seed_of(self.seed, "weights", 0))
-        if self.weights is not None:
-            load_weights(network, self.weights)
-        check_trainable(network)
-        check_finite(network)
-        return network.to(self.device)
+        seed = seed_of(self.seed, "weights", 0)
+        return network_of(self.model, self.data.shape, len(self.data.classes), seed, self.weights).to(self.device)
 
     def begin(self) -> tuple[nn.Module, Standing]:
         """The network that is trained, and where it starts."""

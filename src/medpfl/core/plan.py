@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 from medpfl.core.errors import InputError
 from medpfl.core.spec import Part, shown
@@ -75,6 +76,17 @@ class Plan(Part):
             raise InputError("learning_rate must be a number above 0, momentum and weight_decay at least 0")
         if unknown := set(self.sends) - {"num_samples", "buffers"}:
             raise InputError(f"sends names {sorted(unknown)}: choose from num_samples, buffers")
+
+    @classmethod
+    def among(cls, options: Mapping[str, Any]) -> tuple[Plan, dict[str, Any]]:
+        """The plan that options describe, and those that are of something else.
+
+        >>> Plan.among({"batch_size": 2, "seed": 5})
+        (Plan(algorithm='FedSGD', batch_size=2, mode='train'), {'seed': 5})
+        """
+        own = cls.__dataclass_fields__
+        plan = cls(**{k: v for k, v in options.items() if k in own})
+        return plan, {k: v for k, v in options.items() if k not in own}
 
     @property
     def images(self) -> int:
