@@ -182,14 +182,14 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _report(given: Namespace) -> int:
     from medpfl.auditing.report import reread
+    from medpfl.auditing.run_files import is_of
     from medpfl.auditing.training_report import reread_training
-    from medpfl.auditing.training_store import is_training
-    from medpfl.frontier.run import is_frontier, remake
+    from medpfl.frontier.run import remake
 
-    if is_frontier(Path(given.out)):
+    if is_of("frontier", Path(given.out)):
         _print_frontier(remake(Path(given.out)), given.quiet)
         return _DONE
-    if is_training(Path(given.out)):
+    if is_of("training", Path(given.out)):
         _print_training(reread_training(Path(given.out)), given.quiet)
         return _DONE
     _print(reread(Path(given.out)), given.quiet)

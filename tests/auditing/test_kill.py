@@ -36,9 +36,9 @@ cli.main(sys.argv[1:])
 DIES_IN_THE_MIDDLE_OF_A_LINE = """
 import os, signal, sys
 from medpfl import cli
-from medpfl.auditing import store
+from medpfl.auditing import run_files
 
-write, added = store._line, []
+write, added = run_files._line, []
 
 def die(row):
     line = write(row)
@@ -51,7 +51,7 @@ def die(row):
     return line
 
 store_had = sum(1 for _ in open(sys.argv[-1] + "/findings.jsonl"))
-store._line = die
+run_files._line = die
 cli.main(sys.argv[1:])
 """
 

@@ -11,6 +11,7 @@ from typing import Any
 from medpfl.auditing.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.auditing.report import Report
 from medpfl.auditing.run import audit, made
+from medpfl.auditing.run_files import lines
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
 
@@ -95,7 +96,7 @@ def _written(out: Path, found: Leakage, model: Checkpoint) -> tuple[Path, ...]:
     from medpfl.reporting.leakage import write_leakage_page
 
     made(out)
-    write(out / "leakage.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in found.rows))
+    write(out / "leakage.jsonl", lines(found.rows))
     write(out / "leakage.json", json.dumps(found.summary, indent=1).encode())
     settings = next(iter(found.reports.values())).settings
     # What is of all rounds in place of what is of the first.

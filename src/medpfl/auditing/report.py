@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from medpfl.auditing.key import class_names
-from medpfl.auditing.store import JobKey, Store, check_format, job_of, read_json, read_rows
+from medpfl.auditing.run_files import RUN, read_json
+from medpfl.auditing.store import ROWS, JobKey, Store, check_format, job_of, read_rows
 from medpfl.auditing.summary import summarize
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
@@ -67,12 +68,12 @@ def reread(out: Path) -> Report:
     Raises:
         InputError: no run directory, or one without rows.
     """
-    run = read_json(out / "run.json")
+    run = read_json(out / RUN)
     if run is None or "identity" not in run:
         raise InputError(f"'{out}' is no run directory: it has no run.json")
     check_format(out, run, "make its pages with that version, or audit again")
     sizes: dict[JobKey, int] = {}
-    for row in read_rows(out / "findings.jsonl"):
+    for row in read_rows(out / ROWS):
         sizes[job_of(row)] = sizes.get(job_of(row), 0) + 1
     # A job that was cut in the middle is shown by the audit only after it is redone.
     planned = {JobKey(*key): count for *key, count in run.get("jobs", [])}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +14,14 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from medpfl.auditing.run_files import RUN, append, difference, is_of, lines, locked, note, read_json, read_lines
 from medpfl.core.errors import InputError
 from medpfl.core.files import PRIVATE, write
 from medpfl.core.types import Finding
 
-__all__ = [
-    "FORMAT", "JobKey", "Store", "check_format", "claimed", "difference", "job_of", "locked", "read_json", "read_rows",
-]  # fmt: skip
+__all__ = ["FORMAT", "ROWS", "JobKey", "Store", "check_format", "claimed", "discard", "job_of", "read_rows"]
+
+ROWS = "findings.jsonl"
 
 FORMAT = 2
 """Of a run directory; from 2 on, a job says whether its attack knows the defense."""
@@ -64,7 +63,7 @@ class Store:
 
     def __init__(self, out: Path | None, sizes: dict[JobKey, int]) -> None:
         self.out, self.sizes = out, sizes
-        self._rows = {} if out is None else _whole_jobs(out / "findings.jsonl", sizes)
+        self._rows = {} if out is None else _whole_jobs(out / ROWS, sizes)
         self._pictures: dict[JobKey, tuple[Tensor, Tensor]] = {}
 
     def pictured(self, job: JobKey) -> bool:
@@ -75,7 +74,7 @@ class Store:
         """Leaves only whole jobs with their pictures, in the file too."""
         assert self.out is not None
         self._rows = {job: rows for job, rows in self._rows.items() if self.pictured(job)}
-        write(self.out / "findings.jsonl", b"".join(_line(row) for row in self.rows()))
+        write(self.out / ROWS, lines(row.to_dict() for row in self.rows()))
 
     def __contains__(self, job: JobKey) -> bool:
         return job in self._rows
@@ -93,17 +92,13 @@ class Store:
             # Pictures first: a row must never speak of one that is not there.
             (self.out / "images").mkdir(exist_ok=True)
             write(_pictures(self.out, job), save(pictures), PRIVATE)
-            with (self.out / "findings.jsonl").open("ab") as file:
-                file.write(b"".join(map(_line, rows)))
-                file.flush()
-                os.fsync(file.fileno())
+            append(self.out / ROWS, [row.to_dict() for row in rows])
         self._rows[job] = list(rows)
 
     def note(self, **settings: Any) -> None:
         """Adds settings to ``run.json``."""
         if self.out is not None:
-            known = read_json(self.out / "run.json") or {}
-            write(self.out / "run.json", json.dumps(known | settings, indent=1).encode())
+            note(self.out, **settings)
 
     def picture(self, row: Finding) -> tuple[np.ndarray, np.ndarray]:
         """Truth and guess of a row as uint8, (H, W) or (H, W, 3)."""
@@ -140,12 +135,12 @@ def claimed(out: Path | None, identity: dict[str, Any], sizes: dict[JobKey, int]
 
 
 def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
-    found = read_json(out / "run.json")
-    if found is None and not (out / "findings.jsonl").exists():
+    found = read_json(out / RUN)
+    if found is None and not (out / ROWS).exists():
         found = _begin(out, identity)
     if found is not None and found.get("format") == FORMAT and found.get("identity") == identity:
         return
-    if found is not None and "training" in (found.get("identity") or {}):
+    if is_of("training", out):
         raise InputError(f"'{out}' holds a training: name another --out for the audit")
     if not force:
         if found is not None and "identity" in found:
@@ -154,13 +149,13 @@ def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
             f"'{out}' holds another experiment ({difference(found, identity)}): "
             "name another --out, or --force to discard it"
         )
-    _discard(out)
+    discard(out)
     _begin(out, identity)
 
 
 def _begin(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
     found = {"format": FORMAT, "identity": identity}
-    write(out / "run.json", json.dumps(found, indent=1).encode())
+    write(out / RUN, json.dumps(found, indent=1).encode())
     return found
 
 
@@ -172,50 +167,20 @@ def check_format(out: Path, run: dict[str, Any], remedy: str) -> None:
         )
 
 
-def _discard(out: Path) -> None:
+def discard(out: Path) -> None:
     """Removes what an experiment wrote, its rows first; nothing else that may lie there."""
-    for pattern in ("findings.jsonl", "summary.json", "report*.html", "images/*.safetensors", "pictures/*.png"):
+    for pattern in (ROWS, "summary.json", "report*.html", "images/*.safetensors", "pictures/*.png"):
         for path in out.glob(pattern):
             path.unlink()
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keeps other runs out of the directory."""
-    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, PRIVATE)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another run is writing to '{out}': wait for it, or name another --out") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _pictures(out: Path, job: JobKey) -> Path:
     return out / "images" / job.file_name()
 
 
-def _line(row: Finding) -> bytes:
-    return json.dumps(row.to_dict()).encode() + b"\n"
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or ``None`` if the file is not there or not whole."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text())
-        return found if isinstance(found, dict) else None
-    return None
-
-
-def read_rows(path: Path) -> Iterable[Finding]:
+def read_rows(path: Path) -> Iterator[Finding]:
     """The rows of ``findings.jsonl``; a last line that was cut is left out."""
-    if path.exists():
-        for line in path.read_bytes().splitlines(keepends=True):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                if line.endswith(b"\n"):
-                    yield Finding.from_dict(json.loads(line))
+    return read_lines(path, Finding.from_dict)
 
 
 def _whole_jobs(path: Path, sizes: dict[JobKey, int]) -> dict[JobKey, list[Finding]]:
@@ -223,15 +188,6 @@ def _whole_jobs(path: Path, sizes: dict[JobKey, int]) -> dict[JobKey, list[Findi
     for row in read_rows(path):
         rows.setdefault(job_of(row), []).append(row)
     return {job: found for job, found in rows.items() if len(found) == sizes.get(job)}
-
-
-def difference(found: dict[str, Any] | None, identity: dict[str, Any]) -> str:
-    """In what an experiment that was found in a directory differs from another one."""
-    if found is None:
-        return "its run.json is missing or damaged"
-    old = found.get("identity") or {}
-    changed = [k for k in identity if old.get(k) != identity[k]] + [k for k in old if k not in identity]
-    return "other " + ", ".join(changed[:4])
 
 
 def _to_bytes(images: Tensor) -> Tensor:

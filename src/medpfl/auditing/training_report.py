@@ -10,6 +10,7 @@ from typing import Any
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medpfl.auditing.engine import versions
+from medpfl.auditing.run_files import RUN, read_json
 from medpfl.auditing.training_setup import TrainingSetup
 from medpfl.auditing.training_store import ROWS, TrainingStore, read_rounds
 from medpfl.auditing.watch import files
@@ -68,14 +69,12 @@ def reread_training(out: Path) -> Trained:
     Raises:
         InputError: it has no finished round.
     """
-    from medpfl.auditing.store import read_json
-
     store = TrainingStore(None)
     store.rows = [row for number, row in enumerate(read_rounds(out / ROWS)) if row.round == number]
     if not store.rows:
         raise InputError(f"'{out}' holds no finished round yet: give the same train command again")
     store.out = out
-    return trained(store, (read_json(out / "run.json") or {}).get("settings", {}))
+    return trained(store, (read_json(out / RUN) or {}).get("settings", {}))
 
 
 def settings_of(setup: TrainingSetup, why: str) -> dict[str, Any]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from medpfl.auditing.checkpoint import STATE, WEIGHTS, round_folder
-from medpfl.auditing.store import difference, locked, read_json
+from medpfl.auditing.run_files import RUN, append, difference, lines, locked, note, read_json, read_lines
+from medpfl.auditing.store import ROWS as AUDIT_ROWS
+from medpfl.auditing.store import discard
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
 from medpfl.core.rounds import Round
 
-__all__ = ["ROWS", "TrainingStore", "is_training", "read_rounds", "training_in"]
+__all__ = ["ROWS", "TrainingStore", "read_rounds", "training_in"]
 
 ROWS = "rounds.jsonl"
 
@@ -40,22 +41,18 @@ class TrainingStore:
         assert self.out is not None
         while self.rows and not (round_folder(self.out, self.rows[-1].round) / STATE).is_file():
             self.rows.pop()
-        write(self.out / ROWS, b"".join(map(_line, self.rows)))
+        write(self.out / ROWS, lines(row.to_dict() for row in self.rows))
 
     def add(self, row: Round) -> None:
         """Keeps a finished round, after its checkpoint: a row must never speak of one that is not there."""
         if self.out is not None:
-            with (self.out / ROWS).open("ab") as file:
-                file.write(_line(row))
-                file.flush()
-                os.fsync(file.fileno())
+            append(self.out / ROWS, [row.to_dict()])
         self.rows.append(row)
 
     def note(self, **settings: Any) -> None:
         """Adds settings to ``run.json``."""
         if self.out is not None:
-            known = read_json(self.out / "run.json") or {}
-            write(self.out / "run.json", json.dumps(known | settings, indent=1).encode())
+            note(self.out, **settings)
 
 
 @contextlib.contextmanager
@@ -81,8 +78,8 @@ def training_in(out: Path | None, identity: dict[str, Any], force: bool) -> Iter
 
 
 def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
-    found = read_json(out / "run.json")
-    fresh = found is None and not (out / ROWS).exists() and not (out / "findings.jsonl").exists()
+    found = read_json(out / RUN)
+    fresh = found is None and not (out / ROWS).exists() and not (out / AUDIT_ROWS).exists()
     if found is not None and found.get("identity") == identity:
         return
     if not fresh and not force:
@@ -90,32 +87,21 @@ def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
             f"'{out}' holds another run ({difference(found, identity)}): name another --out, or --force to discard it"
         )
     _discard(out)
-    write(out / "run.json", json.dumps({"identity": identity}, indent=1).encode())
+    write(out / RUN, json.dumps({"identity": identity}, indent=1).encode())
 
 
 def _discard(out: Path) -> None:
     """Removes what a training or an audit wrote, rows first; nothing else that may lie there."""
-    patterns = (ROWS, "findings.jsonl", "summary.json", "report*.html", "images/*.safetensors", "pictures/*.png")
-    for pattern in patterns:
-        for path in out.glob(pattern):
-            path.unlink()
+    (out / ROWS).unlink(missing_ok=True)
+    discard(out)
     for folder in out.glob("round-*"):
         if (folder / WEIGHTS).is_file():
             shutil.rmtree(folder)
 
 
-def is_training(out: Path) -> bool:
-    """Whether a directory is that of a training."""
-    return "training" in ((read_json(out / "run.json") or {}).get("identity") or {})
-
-
 def read_rounds(path: Path) -> Iterator[Round]:
     """The rows of ``rounds.jsonl``; a last line that was cut is left out."""
-    if path.exists():
-        for line in path.read_bytes().splitlines(keepends=True):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                if line.endswith(b"\n"):
-                    yield Round.from_dict(json.loads(line))
+    return read_lines(path, Round.from_dict)
 
 
 def _whole(out: Path) -> list[Round]:
@@ -125,7 +111,3 @@ def _whole(out: Path) -> list[Round]:
             break
         rows.append(row)
     return rows
-
-
-def _line(row: Round) -> bytes:
-    return json.dumps(row.to_dict()).encode() + b"\n"

@@ -12,7 +12,7 @@ from medpfl.auditing.perform import perform
 from medpfl.auditing.perform_training import perform_training
 from medpfl.auditing.report import reread
 from medpfl.auditing.run import made
-from medpfl.auditing.store import difference, locked, read_json
+from medpfl.auditing.run_files import RUN, difference, locked, note, read_json
 from medpfl.auditing.training_report import Trained, reread_training
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.files import write
@@ -21,7 +21,7 @@ from medpfl.frontier.limits import check_within_reach, limits_of
 from medpfl.frontier.result import OUTPUTS, Found, Result, results, write_recommended
 from medpfl.frontier.scenes import Setting, audit_of, check, settings_of, training_of
 
-__all__ = ["frontier", "is_frontier", "remake"]
+__all__ = ["frontier", "remake"]
 
 Report = Any
 
@@ -48,13 +48,13 @@ def frontier(experiment: Frontier, out: str | Path, force: bool = False, progres
     made(out)
     with locked(out):
         _claim(out, _identity(experiment, settings), force)
-        _note(out, limits=list(map(str, limits)))
+        note(out, limits=list(map(str, limits)))
         say: Callable[[str], Any] = _say if progress else lambda _: None
         # One training, then the audit: what cannot be trained or audited is known before hours of work.
         trainings = {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[:1]}
         audits = {} if experiment.round else _audited_at_once(experiment, settings, out, force, progress, say)
         trainings |= {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[1:]}
-        _note(out, diverged=[spec for spec, own in trainings.items() if own is None])
+        note(out, diverged=[spec for spec, own in trainings.items() if own is None])
         if experiment.round:
             audits = {
                 s.spec: _audited(experiment, s, out, force, progress, say)
@@ -88,13 +88,8 @@ def remake(out: Path) -> Result:
     return results(out, Found(known, settings, audits, trainings))
 
 
-def is_frontier(out: Path) -> bool:
-    """Whether a directory is that of a frontier."""
-    return "frontier" in ((read_json(out / "run.json") or {}).get("identity") or {})
-
-
 def _known(out: Path) -> dict[str, Any]:
-    return read_json(out / "run.json") or {}
+    return read_json(out / RUN) or {}
 
 
 def _identity(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any]:
@@ -108,20 +103,16 @@ def _identity(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, An
 
 
 def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
-    found = read_json(out / "run.json")
+    found = read_json(out / RUN)
     if found is None or (force and found.get("identity") != identity):
         for path in OUTPUTS:
             (out / path).unlink(missing_ok=True)  # of another experiment
-        write(out / "run.json", json.dumps({"identity": identity}, indent=1).encode())
+        write(out / RUN, json.dumps({"identity": identity}, indent=1).encode())
     elif found.get("identity") != identity:
         raise InputError(
             f"'{out}' holds another experiment ({difference(found, identity)}): name another --out, or --force to "
             "discard it"
         )
-
-
-def _note(out: Path, **settings: Any) -> None:
-    write(out / "run.json", json.dumps(_known(out) | settings, indent=1).encode())
 
 
 def _seeds(identity: dict[str, Any]) -> range:

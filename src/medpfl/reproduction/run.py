@@ -15,7 +15,7 @@ from medpfl.auditing.inputs import data_of
 from medpfl.auditing.key import study_index
 from medpfl.auditing.perform import perform
 from medpfl.auditing.report import Report, reread
-from medpfl.auditing.store import read_rows
+from medpfl.auditing.store import ROWS, read_rows
 from medpfl.core.errors import InputError, listed
 from medpfl.core.files import write
 from medpfl.reproduction.experiments import EXPERIMENTS, SETS, Part, study
@@ -142,7 +142,7 @@ def remake(out: str | Path) -> Reproduction:
     rows: list[Row] = []
     gaps: list[Gap] = []
     for task in _tasks({name: study(name) for name in EXPERIMENTS}, SETS, state["quick"], state["faithful"]):
-        if (task.out(out) / "findings.jsonl").is_file():
+        if (task.out(out) / ROWS).is_file():
             rows += rows_of(task.experiment, task.name, task.part.name, _form(**state), reread(task.out(out)))
         elif any(_runs(out).glob(f"{task.experiment}-*")):
             gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", "there are no rows of it", False))
@@ -218,7 +218,7 @@ def _write(out: Path, rows: list[Row], gaps: list[Gap]) -> tuple[Path, ...]:
         text = as_markdown(study(experiment).title, study(experiment).source, own, notes)
         found = sorted(_runs(out).glob(f"{experiment}-*/{KEPT}"))
         if runs := {path.parent.name.split("-")[1]: path.parent for path in found}:
-            rows_by_set = {name: list(read_rows(run / "findings.jsonl")) for name, run in runs.items()}
+            rows_by_set = {name: list(read_rows(run / ROWS)) for name, run in runs.items()}
             text += "\n" + relations(rows_by_set, {name: kept(run) for name, run in runs.items()}) + "\n"
         for suffix, content in (("md", text), ("csv", as_csv(own)), ("tex", as_latex(own))):
             made.append(write(out / f"{experiment}.{suffix}", content.encode()))

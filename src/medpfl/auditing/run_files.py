@@ -1,0 +1,88 @@
+"""What every run directory has: who writes to it, what it is of, and rows, a line each."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from medpfl.core.errors import InputError
+from medpfl.core.files import PRIVATE, write
+
+__all__ = ["RUN", "append", "difference", "is_of", "lines", "locked", "note", "read_json", "read_lines"]
+
+RUN = "run.json"
+"""What a run directory is of."""
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keeps other runs out of the directory."""
+    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, PRIVATE)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another run is writing to '{out}': wait for it, or name another --out") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or ``None`` if the file is not there or not whole."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def is_of(kind: str, out: Path) -> bool:
+    """Whether a directory is that of a ``"training"`` or a ``"frontier"``."""
+    return kind in ((read_json(out / RUN) or {}).get("identity") or {})
+
+
+def note(out: Path, **settings: Any) -> None:
+    """Adds settings to ``run.json``."""
+    write(out / RUN, json.dumps((read_json(out / RUN) or {}) | settings, indent=1).encode())
+
+
+def difference(found: dict[str, Any] | None, identity: dict[str, Any]) -> str:
+    """In what an experiment that was found in a directory differs from another one."""
+    if found is None:
+        return "its run.json is missing or damaged"
+    old = found.get("identity") or {}
+    changed = [k for k in identity if old.get(k) != identity[k]] + [k for k in old if k not in identity]
+    return "other " + ", ".join(changed[:4])
+
+
+def lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    """Rows as JSON, a line each."""
+    return b"".join(map(_line, rows))
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Adds rows to a file; they are on the disk when it returns."""
+    with path.open("ab") as file:
+        file.write(lines(rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path, parse: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """The rows of a file; a last line that was cut, and one that is damaged, are left out."""
+    if path.exists():
+        for line in path.read_bytes().splitlines(keepends=True):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if line.endswith(b"\n"):
+                    yield parse(json.loads(line))
