@@ -98,9 +98,7 @@ class Checkpoint(Model):
     def _defense(self) -> Defense:
         try:
             return build(self.about.defense, registry(defense_package), "defense")
-        except (
-            InputError
-        ):  # of the user's own, which the folder does not hold: had it put layers in, weights do not fit
+        except InputError:  # of the user's own, which the folder does not hold: layers of its would not fit
             return defense_package.NoDefense()
 
     def _network(self) -> nn.Module:

@@ -15,16 +15,20 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
 from medpfl.defenses import DPSGD, ClientDP
 
-__all__ = ["ROUNDS", "sends_statistics", "spent"]
+__all__ = ["ROUNDS", "has_statistics", "sends_statistics", "spent"]
 
 ROUNDS = 1
 """Of a client, that the adversary sees in an audit."""
 
 
+def has_statistics(network: nn.Module, plan: Plan) -> bool:
+    """Whether training changes batch-norm statistics of a network."""
+    return plan.mode == "train" and any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
 def sends_statistics(network: nn.Module, plan: Plan) -> bool:
     """Whether batch-norm statistics of the images travel beside the update, which no noise on it covers."""
-    norms = any(isinstance(module, _BatchNorm) for module in network.modules())
-    return norms and "buffers" in plan.sends and plan.mode == "train"
+    return has_statistics(network, plan) and "buffers" in plan.sends
 
 
 def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Module) -> dict[str, str]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.nn.modules.batchnorm import _BatchNorm
-
 from medpfl.auditing.engine import versions
+from medpfl.auditing.privacy import has_statistics
 from medpfl.auditing.run_files import RUN, read_json
 from medpfl.auditing.training_setup import TrainingSetup
 from medpfl.auditing.training_store import ROWS, TrainingStore, read_rounds
@@ -127,8 +126,7 @@ def _notes(setup: TrainingSetup) -> list[str]:
         shared = {p for p in images.patients if p is not None} & {data.patients[i] for i in setup.splits.train.tolist()}
         if shared:
             notes.append(f"{len(shared)} patients of the {name} set are in the training set too, by their ids")
-    norms = any(isinstance(layer, _BatchNorm) for layer in setup.base().modules())
-    if norms and setup.plan.mode == "train" and "buffers" not in setup.plan.sends:
+    if has_statistics(setup.base(), setup.plan) and "buffers" not in setup.plan.sends:
         notes.append(
             "batch-norm statistics stay at the clients: the global model is judged with those that it began with"
         )

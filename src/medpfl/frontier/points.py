@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medpfl.core.rounds import Round
-from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, UNDEFENDED
+from medpfl.core.verdicts import LEAKS, UNDEFENDED, together
 from medpfl.frontier.limits import METRICS
 from medpfl.metrics.rates import mean_interval
 
@@ -44,17 +44,15 @@ def points_of(
 def _leakage(spec: str, cells: Sequence[Cell]) -> Point:
     own = [cell for cell in cells if cell["defense"] == spec]
     control = [cell for cell in cells if cell["defense"] == UNDEFENDED]
-    point: Point = {"images": max((cell["images"] for cell in own), default=0), "verdict": _verdict(own)}
+    point: Point = {
+        "images": max((cell["images"] for cell in own), default=0),
+        "verdict": together(cell["verdict"] for cell in own),
+    }
     for metric in METRICS:
         point |= _strongest(own, metric)
         point[f"{metric}_control"] = _strongest(control, metric)[f"{metric}_low"]
     flags = dict.fromkeys(flag for cell in own for flag in cell["flags"])
-    return {**point, "control_works": _verdict(control) == LEAKS, "flags": list(flags)}
-
-
-def _verdict(cells: Sequence[Cell]) -> str:
-    verdicts = [cell["verdict"] for cell in cells]
-    return next((one for one in (LEAKS, NO_LEAK) if one in verdicts), INCONCLUSIVE)
+    return {**point, "control_works": together(cell["verdict"] for cell in control) == LEAKS, "flags": list(flags)}
 
 
 def _strongest(cells: Sequence[Cell], metric: str) -> Point:

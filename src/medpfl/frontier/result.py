@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import Any, NamedTuple
 
 from medpfl.auditing.report import Report
 from medpfl.auditing.training_report import Trained
-from medpfl.core.files import PRIVATE, write
+from medpfl.core.files import PRIVATE, as_csv, write
 from medpfl.core.frontier import Frontier
 from medpfl.frontier.choice import marked, recommendation
 from medpfl.frontier.limits import limits_of
@@ -74,7 +72,7 @@ def results(out: Path, found: Found) -> Result:
     result = Result(points, recommendation(points, limits), _settings(found, name))
     shown = {"points": points, "recommendation": result.recommendation, "settings": result.settings}
     write(out / "frontier.json", json.dumps(shown, indent=1).encode())
-    write(out / "frontier.csv", _as_csv(points).encode())
+    write(out / "frontier.csv", as_csv(list(points[0]), points).encode())
     page = write_frontier_page(out, result.settings, points, result.recommendation)
     return Result(points, result.recommendation, result.settings, (page,))
 
@@ -104,15 +102,6 @@ def _settings(found: Found, name: str) -> dict[str, Any]:
         "images_per_update": identity["images_per_update"],
         "seeds": identity["seeds"],
     }
-
-
-def _as_csv(points: Sequence[Point]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(points[0]), lineterminator="\n")
-    writer.writeheader()
-    for point in points:
-        writer.writerow({k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in point.items()})
-    return text.getvalue()
 
 
 def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Setting], result: Result) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,21 +158,15 @@ def write_frontier_page(out: Path, settings: Mapping[str, Any], points: Points, 
     """Writes ``frontier.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 
-    from medpfl.reporting.facts import facts
-    from medpfl.reporting.pages import environment
+    from medpfl.reporting.pages import rendered
 
-    text = (
-        environment()
-        .get_template("frontier.html.jinja")
-        .render(
-            css=Markup(files("medpfl.reporting").joinpath("report.css").read_text("utf-8")),
-            sentences=sentences(points, chosen, settings),
-            notes=[*reading(settings), *settings["notes"]],
-            figures=[(NAMES[metric], Markup(frontier_figure(points, chosen, metric))) for metric in _asked(chosen)],
-            columns=COLUMNS,
-            rows=[_values(place, point, chosen) for place, point in enumerate(points)],
-            facts=facts(settings),
-            version=(settings.get("versions") or {}).get("medpfl", ""),
-        )
+    page = rendered(
+        "frontier",
+        settings,
+        sentences=sentences(points, chosen, settings),
+        notes=[*reading(settings), *settings["notes"]],
+        figures=[(NAMES[metric], Markup(frontier_figure(points, chosen, metric))) for metric in _asked(chosen)],
+        columns=COLUMNS,
+        rows=[_values(place, point, chosen) for place, point in enumerate(points)],
     )
-    return write(out / "frontier.html", text.encode())
+    return write(out / "frontier.html", page)

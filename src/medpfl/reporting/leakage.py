@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,20 +106,14 @@ def write_leakage_page(out: Path, settings: Mapping[str, Any], summary: Cells) -
     """Writes ``leakage.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 
-    from medpfl.reporting.facts import facts
-    from medpfl.reporting.pages import environment
+    from medpfl.reporting.pages import rendered
 
-    text = (
-        environment()
-        .get_template("leakage.html.jinja")
-        .render(
-            css=Markup(files("medpfl.reporting").joinpath("report.css").read_text("utf-8")),
-            sentence=sentence(summary),
-            figures=[(name, Markup(leakage_figure(summary, score))) for score, name in _NAMES.items()],
-            columns=COLUMNS,
-            rows=[_values(cell) for cell in summary],
-            facts=facts(settings),
-            version=(settings.get("versions") or {}).get("medpfl", ""),
-        )
+    page = rendered(
+        "leakage",
+        settings,
+        sentence=sentence(summary),
+        figures=[(name, Markup(leakage_figure(summary, score))) for score, name in _NAMES.items()],
+        columns=COLUMNS,
+        rows=[_values(cell) for cell in summary],
     )
-    return write(out / "leakage.html", text.encode())
+    return write(out / "leakage.html", page)

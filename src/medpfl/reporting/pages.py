@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from medpfl.core.types import Finding
 
-__all__ = ["environment", "write_pages"]
+__all__ = ["environment", "rendered", "write_pages"]
 
 
 def write_pages(
@@ -77,10 +77,10 @@ def _page(
     rows: Sequence[Finding],
     shown: Sequence[Panel] | None = None,
 ) -> bytes:
-    template = environment().get_template("report.html.jinja")
     figures = [leak_figure(summary), similarity_figure(summary, rows)] if summary else []
-    text = template.render(
-        css=Markup(files("medpfl.reporting").joinpath("report.css").read_text("utf-8")),
+    return rendered(
+        "report",
+        settings,
         sentences=list(zip(verdict_sentences(summary, settings), verdict_states(summary), strict=True)),
         lead=lead(settings),
         cells=[_row(cell) for cell in summary],
@@ -90,13 +90,10 @@ def _page(
         panels=shown,
         grants=granted(settings),
         flags=_raised(summary),
-        facts=facts(settings),
         notes=settings.get("notes") or (),
         command=settings.get("command"),
-        version=(settings.get("versions") or {}).get("medpfl", ""),
         marks=MARKS,
     )
-    return text.encode()
 
 
 def _row(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,6 +112,14 @@ def _raised(summary: Sequence[Mapping[str, Any]]) -> list[tuple[str, Flag, list[
             cells.setdefault(flag, []).append(f"{attacker(cell)}, {label(cell['defense'])}")
     unknown = Flag("of a reason that this version does not know", "Ask where the rows come from.")
     return [(flag, FLAGS.get(flag, unknown), where) for flag, where in cells.items()]
+
+
+def rendered(name: str, settings: Mapping[str, Any], **values: Any) -> bytes:
+    """A page from its template, with the style, the facts and the version that all pages have."""
+    style = Markup(files("medpfl.reporting").joinpath("report.css").read_text("utf-8"))
+    version = (settings.get("versions") or {}).get("medpfl", "")
+    template = environment().get_template(f"{name}.html.jinja")
+    return template.render(css=style, facts=facts(settings), version=version, **values).encode()
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,29 +98,24 @@ def write_training_page(out: Path, settings: Mapping[str, Any], rows: Sequence[R
     from markupsafe import Markup
 
     from medpfl.reporting.curves import privacy_figure, score_figure
-    from medpfl.reporting.facts import facts, lead
-    from medpfl.reporting.pages import environment
+    from medpfl.reporting.facts import lead
+    from medpfl.reporting.pages import rendered
 
     name = judged(rows)
-    text = (
-        environment()
-        .get_template("training.html.jinja")
-        .render(
-            css=Markup(files("medpfl.reporting").joinpath("report.css").read_text("utf-8")),
-            sentences=sentences(rows, settings),
-            lead=lead(settings),
-            notes=settings.get("notes") or (),
-            figures=[Markup(score_figure(rows, name)), Markup(privacy_figure(rows))],
-            judged=name,
-            others={other: _final(rows[-1].scores[other]) for other in rows[-1].scores if other != name},
-            columns=COLUMNS,
-            rows=[_values(row, name) for row in shown_rounds(rows, _MOST)],
-            left_out=max(len(rows) - _MOST, 0),
-            facts=facts(settings),
-            version=(settings.get("versions") or {}).get("medpfl", ""),
-        )
+    page = rendered(
+        "training",
+        settings,
+        sentences=sentences(rows, settings),
+        lead=lead(settings),
+        notes=settings.get("notes") or (),
+        figures=[Markup(score_figure(rows, name)), Markup(privacy_figure(rows))],
+        judged=name,
+        others={other: _final(rows[-1].scores[other]) for other in rows[-1].scores if other != name},
+        columns=COLUMNS,
+        rows=[_values(row, name) for row in shown_rounds(rows, _MOST)],
+        left_out=max(len(rows) - _MOST, 0),
     )
-    return write(out / "report.html", text.encode())
+    return write(out / "report.html", page)
 
 
 def _final(scores: Scores) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED, together
 from medpfl.reporting.phrases import Cell, Cells, count, did, example, failed, of, reason, strength
 from medpfl.reporting.words import attacker, brief, known, label, percent
 
@@ -65,8 +65,7 @@ def _split(summary: Cells) -> tuple[list[Cell], list[list[Cell]]]:
 
 
 def _state(cells: Cells) -> str:
-    verdicts = [cell.get("verdict") for cell in cells]
-    return next((s for s in (LEAKS, NO_LEAK) if s in verdicts), INCONCLUSIVE)
+    return together(cell.get("verdict") for cell in cells)
 
 
 def _top(cells: Cells) -> Cell:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from medpfl.core.files import write
+from medpfl.core.files import as_csv, write
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.reporting.words import number
@@ -47,11 +46,8 @@ def features(images: Tensor) -> list[dict[str, float]]:
 
 def keep(out: Path, indices: Sequence[str], found: Sequence[Mapping[str, float]]) -> None:
     """Writes features by study index into a run directory, so that tables can be made without the images."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, ["image", *FEATURES], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"image": index, **values} for index, values in zip(indices, found, strict=True))
-    write(out / KEPT, file.getvalue().encode())
+    rows = ({"image": index, **values} for index, values in zip(indices, found, strict=True))
+    write(out / KEPT, as_csv(["image", *FEATURES], rows).encode())
 
 
 def kept(out: Path) -> dict[str, dict[str, float]]:

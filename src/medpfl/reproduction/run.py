@@ -20,7 +20,7 @@ from medpfl.core.errors import InputError, listed
 from medpfl.core.files import write
 from medpfl.reproduction.experiments import EXPERIMENTS, SETS, Part, study
 from medpfl.reproduction.modalities import KEPT, features, keep, kept, relations
-from medpfl.reproduction.tables import Row, as_csv, as_latex, as_markdown, rows_of
+from medpfl.reproduction.tables import Row, as_latex, as_markdown, as_table, rows_of
 
 __all__ = ["Gap", "Reproduction", "remake", "reproduce"]
 
@@ -220,6 +220,6 @@ def _write(out: Path, rows: list[Row], gaps: list[Gap]) -> tuple[Path, ...]:
         if runs := {path.parent.name.split("-")[1]: path.parent for path in found}:
             rows_by_set = {name: list(read_rows(run / ROWS)) for name, run in runs.items()}
             text += "\n" + relations(rows_by_set, {name: kept(run) for name, run in runs.items()}) + "\n"
-        for suffix, content in (("md", text), ("csv", as_csv(own)), ("tex", as_latex(own))):
+        for suffix, content in (("md", text), ("csv", as_table(own)), ("tex", as_latex(own))):
             made.append(write(out / f"{experiment}.{suffix}", content.encode()))
     return tuple(made)

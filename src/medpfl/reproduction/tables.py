@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from medpfl.auditing.report import Report
+from medpfl.core.files import as_csv
+from medpfl.reporting.selection import cell_rows
 from medpfl.reporting.words import DASH, between, label, number, percent, percents
 
-__all__ = ["Row", "as_csv", "as_latex", "as_markdown", "rows_of"]
+__all__ = ["Row", "as_latex", "as_markdown", "as_table", "rows_of"]
 
 Row = Mapping[str, Any]
 """One cell of an audit, with the experiment, set and part that it is of."""
@@ -55,13 +55,7 @@ def rows_of(experiment: str, name: str, part: str, form: str, report: Report) ->
 
 
 def _legacy(cell: Row, report: Report) -> dict[str, float | None]:
-    own = [
-        row.scores
-        for row in report.rows
-        if (row.attack, row.defense, row.control) == (cell["attack"], cell["defense"], "")
-        and row.knows_defense == bool(cell["knows_defense"])
-        and "zero-gradient" not in row.flags
-    ]
+    own = [row.scores for row in cell_rows(cell, report.rows)]
     means = {}
     for name in _LEGACY:
         values = [score for scores in own if (score := scores.get(name)) is not None]
@@ -98,14 +92,9 @@ def _form(rows: Sequence[Row]) -> str:
     return f"Form: {form}." + (" Few images and steps: the numbers mean little." if "quick" in form else "")
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    """Every number of every row."""
-    file = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in _NESTED))
-    writer = csv.DictWriter(file, names, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows({**row, "flags": " ".join(row["flags"])} for row in rows)
-    return file.getvalue()
+def as_table(rows: Sequence[Row]) -> str:
+    """Every number of every row, as CSV."""
+    return as_csv(list(dict.fromkeys(name for row in rows for name in row if name not in _NESTED)), rows)
 
 
 def as_latex(rows: Sequence[Row]) -> str:
