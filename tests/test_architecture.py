@@ -26,12 +26,13 @@ MAY = {
     "auditing": STAGES,
     "frontier": {"auditing", "metrics", "reporting"},
     "reproduction": {"auditing", "reporting"},
-    "cli": {"auditing", "frontier", "options", "reporting", "reproduction"},
+    "catalog": {"options"},
+    "cli": {"auditing", "catalog", "frontier", "options", "reporting", "reproduction"},
     "options": {"reproduction"},
     "integrations": {"auditing", "federated"},
     "": {"auditing", "federated"},
 }
-LOADERS = {"", "cli"}  # they import by name, when a name is used
+LOADERS = {"", "catalog"}  # they import by name, when a name is used
 
 
 def home(path: Path) -> str:

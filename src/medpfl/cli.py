@@ -15,9 +15,8 @@ from pydantic import BaseModel, ValidationError
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
 from medpfl.core.frontier import Frontier
-from medpfl.core.threat import GRANTS
 from medpfl.core.training import Training
-from medpfl.options import COMMANDS, ROLES, files_of, mapping_of, option_of, parser_of, plain, spelled
+from medpfl.options import COMMANDS, files_of, mapping_of, option_of, parser_of, plain, spelled
 from medpfl.reproduction.experiments import EXPERIMENTS
 
 __all__ = ["main"]
@@ -95,19 +94,21 @@ def _audit(given: Namespace, words: list[str]) -> int:
 
 def _train(given: Namespace, words: list[str]) -> int:
     from medpfl.auditing.perform_training import perform_training
+    from medpfl.reporting.terminal import print_training
 
     result = perform_training(_typed(Training, given, words), given.out, given.force, not given.quiet)
-    _print_training(result, given.quiet)
+    print_training(result, given.quiet)
     return _DONE
 
 
 def _frontier(given: Namespace, words: list[str]) -> int:
     from medpfl.frontier.run import frontier
+    from medpfl.reporting.terminal import print_frontier
 
     experiment = _typed(Frontier, given, words)
     if given.out is None:
         raise InputError("a frontier is kept as it goes on: --out names a directory for its runs and its figure")
-    _print_frontier(frontier(experiment, given.out, given.force, not given.quiet), given.quiet)
+    print_frontier(frontier(experiment, given.out, given.force, not given.quiet), given.quiet)
     return _DONE
 
 
@@ -128,13 +129,14 @@ def _typed(experiment: type[T], given: Namespace, words: list[str]) -> T:
 def _perform(experiment: Experiment, given: Namespace) -> int:
     from medpfl.auditing.over_rounds import leakage, rounds_in
     from medpfl.auditing.perform import options_of, perform
+    from medpfl.reporting.terminal import print_audit, print_leakage
 
     run: dict[str, Any] = {"out": given.out, "force": given.force, "progress": not given.quiet}
     if experiment.rounds is None:
-        _print(perform(experiment, **run), given.quiet)
+        print_audit(perform(experiment, **run), given.quiet)
     else:
         rounds = rounds_in(experiment.rounds)
-        _print_leakage(leakage(rounds=rounds, **options_of(experiment), **run), given.quiet)
+        print_leakage(leakage(rounds=rounds, **options_of(experiment), **run), given.quiet)
     return _DONE
 
 
@@ -185,14 +187,15 @@ def _report(given: Namespace) -> int:
     from medpfl.auditing.run_files import is_of
     from medpfl.auditing.training_report import reread_training
     from medpfl.frontier.run import remake
+    from medpfl.reporting.terminal import print_audit, print_frontier, print_training
 
     if is_of("frontier", Path(given.out)):
-        _print_frontier(remake(Path(given.out)), given.quiet)
+        print_frontier(remake(Path(given.out)), given.quiet)
         return _DONE
     if is_of("training", Path(given.out)):
-        _print_training(reread_training(Path(given.out)), given.quiet)
+        print_training(reread_training(Path(given.out)), given.quiet)
         return _DONE
-    _print(reread(Path(given.out)), given.quiet)
+    print_audit(reread(Path(given.out)), given.quiet)
     return _DONE
 
 
@@ -214,114 +217,10 @@ def _reproduce(given: Namespace) -> int:
     return _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
 
 
-def _print(report: Any, quiet: bool) -> None:
-    from rich.console import Console
-
-    from medpfl.reporting import mask_lines, patient_lines, terminal_table
-
-    console = Console()
-    if not quiet:
-        console.print(terminal_table(report.summary))
-        for line in [*patient_lines(report.summary), *mask_lines(report.summary)]:
-            console.print(line, markup=False, highlight=False)
-        for note in report.settings.get("notes", []):
-            console.print(note, style="dim")
-        for spec, epsilon in (report.settings.get("privacy") or {}).items():
-            console.print(f"{spec} spends {epsilon}", markup=False, highlight=False, soft_wrap=True)
-    if report.classes and console.is_terminal and not quiet:
-        # Not into a file that the output goes to: a class folder may be named for a patient.
-        names = ", ".join(f"class {i}: {name}" for i, name in enumerate(report.classes))
-        console.print(names, style="dim", markup=False, highlight=False, soft_wrap=True)
-    for sentence in report.verdict():
-        console.print(sentence, soft_wrap=True)
-    if not report.pages and not quiet:
-        console.print("nothing was saved: --out names a directory for rows and pages", style="dim")
-    for page in report.pages:
-        if page.suffix == ".html":
-            console.print(f"wrote {page}", soft_wrap=True, highlight=False)
-
-
-def _print_leakage(found: Any, quiet: bool) -> None:
-    from rich.console import Console
-
-    from medpfl.reporting.leakage import leakage_table
-
-    console = Console()
-    if not quiet:
-        console.print(leakage_table(found.summary))
-    console.print(str(found), soft_wrap=True)
-    for page in found.pages:
-        console.print(f"wrote {page}", soft_wrap=True, highlight=False)
-
-
-def _print_frontier(found: Any, quiet: bool) -> None:
-    from rich.console import Console
-
-    from medpfl.reporting.frontier import frontier_table, reading
-
-    console = Console()
-    if not quiet:
-        console.print(frontier_table(found.points, found.recommendation))
-        for line in [*reading(found.settings), *found.settings["notes"]]:
-            console.print(line, style="dim", markup=False, highlight=False)
-    console.print(str(found), soft_wrap=True, markup=False)
-    for page in found.pages:
-        console.print(f"wrote {page}", soft_wrap=True, highlight=False)
-
-
-def _print_training(result: Any, quiet: bool) -> None:
-    from rich.console import Console
-
-    from medpfl.reporting.training import training_table
-
-    console = Console()
-    if not quiet:
-        console.print(training_table(result.rows))
-        for note in result.settings.get("notes", []):
-            console.print(note, style="dim")
-    console.print(str(result), soft_wrap=True)
-    for page in result.pages:
-        console.print(f"wrote {page}", soft_wrap=True, highlight=False)
-
-
 def _list(given: Namespace) -> int:
-    from importlib import import_module
+    from medpfl.catalog import show
 
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from medpfl.core.spec import registry, signature, summary
-
-    parts = {role: registry(import_module(f"medpfl.{role}")) for role in ROLES}
-    inner = registry(import_module("medpfl.attacks.matching"))
-    each = {name: member for members in (inner, *parts.values()) for name, member in members.items()}
-    if (only := str(given.what or "")) in each:
-        return _explain(only, each[only])
-    if only and only not in ROLES:
-        raise InputError(f"there is no role or part '{only}'; {nearest(only, [*ROLES, *each])}")
-    console = Console(highlight=False)
-    for role in [only] if only else ROLES:
-        table = Table(box=None, show_header=False, title=role.capitalize(), title_justify="left")
-        for name, member in parts[role].items():
-            table.add_row(f"  {name}", Text(summary(member)))
-            if arguments := signature(member):
-                table.add_row("", Text(arguments, style="dim"))
-        console.print(table)
-    if not only:
-        console.print("Grants", style="italic")
-        for grant, meaning in GRANTS.items():
-            console.print(f"  {grant:<12}{meaning}")
-    return _DONE
-
-
-def _explain(name: str, member: Any) -> int:
-    from inspect import getdoc
-
-    from medpfl.core.spec import signature
-
-    arguments = signature(member)
-    print(name + (f"({arguments})" if arguments else ""), getdoc(member) or "", sep="\n\n")
+    show(given.what)
     return _DONE
 
 

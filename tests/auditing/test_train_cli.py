@@ -58,7 +58,7 @@ def test_a_table_two_sentences_and_a_page(run, pictures, tmp_path):
 def test_every_option_arrives(monkeypatch, tmp_path):
     given, real = {}, import_module("medpfl.auditing.train")
     monkeypatch.setattr(real, "train", lambda **options: given.update(options))
-    monkeypatch.setattr(cli, "_print_training", lambda *_: None)
+    monkeypatch.setattr("medpfl.reporting.terminal.print_training", lambda *_: None)
     words = [
         "folder", "--model=M", "--weights=w", "--defense=A", "--defense=B", "--validation=v", "--test=t", "--holdout=7",
         "--clients=3", "--partition=P", "--rounds=9", "--fraction=0.5", "--algorithm=FedSGD", "--batch-size=8",

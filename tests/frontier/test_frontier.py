@@ -270,7 +270,7 @@ def test_the_command_prints_table_and_sentences(whole, pictures, capsys, monkeyp
 def test_every_option_of_a_training_arrives(monkeypatch, capsys):
     given = {}
     monkeypatch.setattr(module, "frontier", lambda experiment, *rest: given.update(vars(experiment), rest=rest))
-    monkeypatch.setattr(cli, "_print_frontier", lambda *_: None)
+    monkeypatch.setattr("medpfl.reporting.terminal.print_frontier", lambda *_: None)
     said = ["--limit=asr<=0.5", "--limit", "ssim<=0.4", "--seeds=3", "--round=2", "--fraction=0.5", "--grant=labels"]
     assert cli.main(["frontier", "folder", *said, "--defense=A", "--out", "o", "--force"]) == 0
     assert (given["limit"], given["seeds"], given["round"]) == (["asr<=0.5", "ssim<=0.4"], 3, 2)

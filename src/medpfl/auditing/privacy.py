@@ -60,10 +60,10 @@ def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Mod
 def _unpromised(whole: Defense, plan: Plan, delta: float, network: nn.Module) -> str:
     """Why the accountants' number would be no promise; ``""`` if it is one."""
     if sends_statistics(network, plan):
-        return "not stated: it would not cover the batch-norm statistics that are sent"
+        return "an epsilon that is not stated: it would not cover the batch-norm statistics that are sent"
     with suppress(InputError):  # which the line itself explains
         if whole.promises(plan, ROUNDS, delta) is None:
-            return "not stated: another part changes what enters its steps"
+            return "an epsilon that is not stated: another part changes what enters its steps"
     return ""
 
 
@@ -76,5 +76,5 @@ def _line(part: Defense, plan: Plan, delta: float) -> str:
     try:
         value = part.spent(plan, ROUNDS, delta) if isinstance(part, DPSGD) else part.spent(ROUNDS, delta)  # type: ignore[attr-defined]
     except InputError as error:
-        return f"of {of}: not computed ({error})"
+        return f"an epsilon, of {of}, that is not computed ({error})"
     return f"{value}, of {of}, over {ROUNDS} round under {plan.sampling} sampling"

@@ -1,0 +1,76 @@
+"""What the command line says at the end: a table, what to note of it, and its sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from medpfl.reporting.frontier import frontier_table, reading
+from medpfl.reporting.leakage import leakage_table
+from medpfl.reporting.masks import mask_lines
+from medpfl.reporting.patients import patient_lines
+from medpfl.reporting.tables import terminal_table
+from medpfl.reporting.training import training_table
+
+__all__ = ["print_audit", "print_frontier", "print_leakage", "print_training"]
+
+
+def print_audit(report: Any, quiet: bool) -> None:
+    """An audit's table, notes and verdict."""
+    console = Console()
+    if not quiet:
+        console.print(terminal_table(report.summary))
+        for line in [*patient_lines(report.summary), *mask_lines(report.summary)]:
+            console.print(line, markup=False, highlight=False)
+        for note in report.settings.get("notes", []):
+            console.print(note, style="dim")
+        for spec, epsilon in (report.settings.get("privacy") or {}).items():
+            console.print(f"{spec} spends {epsilon}", markup=False, highlight=False, soft_wrap=True)
+    if report.classes and console.is_terminal and not quiet:
+        # Not into a file that the output goes to: a class folder may be named for a patient.
+        names = ", ".join(f"class {i}: {name}" for i, name in enumerate(report.classes))
+        console.print(names, style="dim", markup=False, highlight=False, soft_wrap=True)
+    for sentence in report.verdict():
+        console.print(sentence, soft_wrap=True)
+    if not report.pages and not quiet:
+        console.print("nothing was saved: --out names a directory for rows and pages", style="dim")
+    _wrote(console, (page for page in report.pages if page.suffix == ".html"))
+
+
+def print_leakage(found: Any, quiet: bool) -> None:
+    """An overview of several rounds' audits."""
+    console = Console()
+    if not quiet:
+        console.print(leakage_table(found.summary))
+    console.print(str(found), soft_wrap=True)
+    _wrote(console, found.pages)
+
+
+def print_frontier(found: Any, quiet: bool) -> None:
+    """A frontier's table, how to read it, and its recommendation."""
+    console = Console()
+    if not quiet:
+        console.print(frontier_table(found.points, found.recommendation))
+        for line in [*reading(found.settings), *found.settings["notes"]]:
+            console.print(line, style="dim", markup=False, highlight=False)
+    console.print(str(found), soft_wrap=True, markup=False)
+    _wrote(console, found.pages)
+
+
+def print_training(result: Any, quiet: bool) -> None:
+    """A training's table, notes and scores."""
+    console = Console()
+    if not quiet:
+        console.print(training_table(result.rows))
+        for note in result.settings.get("notes", []):
+            console.print(note, style="dim")
+    console.print(str(result), soft_wrap=True)
+    _wrote(console, result.pages)
+
+
+def _wrote(console: Console, pages: Iterable[Path]) -> None:
+    for page in pages:
+        console.print(f"wrote {page}", soft_wrap=True, highlight=False)
