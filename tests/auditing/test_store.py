@@ -191,7 +191,7 @@ def test_two_audits_on_one_directory_at_once(folder, run, monkeypatch):
         messages.append(str(caught.value))
         return []
 
-    monkeypatch.setattr("medpfl.auditing.run._notes", intrude)  # called while the directory is held
+    monkeypatch.setattr("medpfl.auditing.settings._notes", intrude)  # called while the directory is held
     again(folder, out)
     assert "another run is writing to" in messages[0]
     monkeypatch.undo()
@@ -201,7 +201,7 @@ def test_two_audits_on_one_directory_at_once(folder, run, monkeypatch):
 def test_an_audit_that_fails_lets_go_of_the_directory(folder, run, monkeypatch):
     out, first = run
     with monkeypatch.context() as patch:
-        patch.setattr("medpfl.auditing.run._notes", lambda *_: 1 / 0)
+        patch.setattr("medpfl.auditing.settings._notes", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             again(folder, out)
     assert stamps(again(folder, out)) == stamps(first)

@@ -10,8 +10,8 @@ from typing import Any
 
 from medpfl.auditing.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.auditing.report import Report
-from medpfl.auditing.run import audit, made
-from medpfl.auditing.run_files import lines
+from medpfl.auditing.run import audit
+from medpfl.auditing.run_files import lines, made
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from medpfl.auditing.acting import at_client, discloses, server_only, server_side
-from medpfl.auditing.checkpoint import Checkpoint
-from medpfl.auditing.engine import device_of, versions
+from medpfl.auditing.acting import at_client
+from medpfl.auditing.engine import device_of
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
 from medpfl.auditing.key import study_index
 from medpfl.auditing.play import Player
-from medpfl.auditing.privacy import spent
 from medpfl.auditing.recorded import Recorded, behind, read, relabel
 from medpfl.auditing.report import Report, finish
+from medpfl.auditing.run_files import check_outside, made
 from medpfl.auditing.scoring import Scorer
+from medpfl.auditing.settings import settings_of
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import claimed
-from medpfl.auditing.sums import aggregates, staying
-from medpfl.auditing.watch import files, name_skipped, watching
+from medpfl.auditing.sums import aggregates
+from medpfl.auditing.watch import name_skipped, watching
 from medpfl.core.errors import InputError
 from medpfl.core.experiment import STANDARD
 from medpfl.core.plan import Plan
@@ -35,7 +34,7 @@ from medpfl.defenses import NoDefense
 if TYPE_CHECKING:
     from medpfl.data.partition import Partition
 
-__all__ = ["audit", "check_outside", "made"]
+__all__ = ["audit"]
 
 
 def audit(
@@ -145,12 +144,6 @@ def _threat(given: ThreatModel, defenses: list[Defense], knowledge: tuple[bool, 
     return given.granting("defense") if judged and True in knowledge else given
 
 
-def check_outside(out: Path | None, place: str) -> None:
-    """Raises `InputError` for a run directory in the data folder."""
-    if out is not None and Path(place).is_dir() and out.resolve().is_relative_to(place):
-        raise InputError(f"--out '{out}' lies in the data folder, where its pictures would be data: name another one")
-
-
 def _claimed(record: Record, given: list[Defense]) -> Defense:
     """The defense behind a record, at the client: as the auditor says, or else as the record does."""
     stated = [at_client(d) for d in given if d != NoDefense()]
@@ -180,7 +173,7 @@ def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool
     index = study_index(out, setup.data, setup.source, place)
     player = Player(setup, Scorer(setup.data, index, bool(setup.label_shape)))
     with claimed(out, setup.identity(index), setup.jobs, force) as store:
-        settings = _settings(setup, player, delta)
+        settings = settings_of(setup, player, delta)
         store.note(settings=settings, jobs=[[*job, count] for job, count in setup.jobs.items()])
         todo = [job for job in setup.jobs if job not in store]
         total = sum(setup.jobs.values())
@@ -189,95 +182,3 @@ def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool
                 with during(job, setup.jobs[job]):
                     store.add(job, *player(job))
         return finish(store, settings, setup.data.classes)
-
-
-def made(out: Path) -> None:
-    """Makes the run directory."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out '{out}' cannot be made ({error.strerror}): name another one") from error
-
-
-def _settings(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
-    """What the pages print of an audit. No path, no name of an image, a patient or a class."""
-    data = setup.data
-    known = {p for p in data.patients if p is not None}
-    counts = {f"class {i}": int((data.labels == i).sum()) for i in range(len(data.classes))}
-    settings: dict[str, Any] = {
-        "experiment": {
-            "data": setup.source,
-            "model": repr(setup.model),
-            "attacks": [repr(a) for a in setup.attacks],
-            "defenses": [repr(d) for d in setup.defenses],
-            "images": setup.images,
-            "images_per_update": setup.plan.images,
-            "draws": setup.draws,
-            "plan": repr(setup.plan),
-            "partition": repr(setup.partition),
-            "weights": _origin(setup),
-            "memory_gib": setup.memory,
-            "victims_per_stack": setup.stack(NoDefense()),
-        },
-        "grants": list(setup.threat.grants),
-        "data": {
-            "source": setup.source,
-            "classes": counts,
-            "images": len(data),
-            "shape": list(data.shape),
-            "patients": len(known) or None,
-            "skipped": len(data.skipped),
-        },
-        "model": {"parameters": sum(p.numel() for p in setup.network(0).parameters()), "outputs": setup.outputs},
-        "versions": versions(),
-        "device": str(setup.device),
-        "seed": setup.seed,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "server_side": server_side(setup.defenses),
-        "server_only": server_only(setup.defenses),
-        "notes": _notes(setup),
-    }
-    if private := spent(setup.defenses, setup.plan, delta, setup.network(0)):
-        settings["privacy"] = private
-    recorded = [d for d in setup.defenses if isinstance(d, Recorded)]
-    if recorded:
-        settings["record"] = {"defense": repr(recorded[0].claimed), **player.difference(recorded[0])}
-    return settings
-
-
-def _origin(setup: Setup) -> str:
-    if isinstance(setup.model, Checkpoint) and setup.weights is None:
-        return f"of a training, round {setup.model.round}"
-    return "untrained" if setup.weights is None else "given"
-
-
-def _notes(setup: Setup) -> list[str]:
-    notes = []
-    twice = sum(map(discloses, setup.defenses)) if len(setup.knowledge) > 1 else 0
-    if twice:
-        some = "1 defense is" if twice == 1 else f"{twice} defenses are"
-        notes.append(
-            f"{some} attacked twice, without and with what it discloses of itself: --grant defense, or --naive, "
-            "takes half the time"
-        )
-    if any(isinstance(d, Recorded) for d in setup.defenses):
-        notes.append("plan, weights and image size are those of the record; options that name others are not used")
-    if setup.wrong_layer is not None:
-        notes.append(f"{setup.wrong_layer} has a second derivative that is not that of what it computes")
-    if setup.data.masks is not None:
-        pixelwise = "the model gives a class for every pixel: the truth is an image and a mask"
-        notes.append(pixelwise if setup.label_shape else "the model gives a class for an image: masks are not used")
-    for defense in filter(aggregates, setup.defenses):
-        each = staying(defense, setup.clients)
-        notes.append(
-            f"{defense!r}: the server gets the sum of {each} clients' updates, and attacks read back all "
-            f"{each * setup.plan.images} images of it; the undefended control is of the same clients one by one"
-        )
-    attacked = len(setup.victims) * setup.plan.images
-    if attacked < setup.images:
-        notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")
-    if setup.data.skipped:
-        notes.append(f"{files(len(setup.data.skipped))} could not be read and left out")
-    if setup.data.left_out:
-        notes.append(f"{files(setup.data.left_out)} above the limit of the data source were not opened")
-    return notes

@@ -13,12 +13,38 @@ from typing import Any, TypeVar
 from medpfl.core.errors import InputError
 from medpfl.core.files import PRIVATE, write
 
-__all__ = ["RUN", "append", "difference", "is_of", "lines", "locked", "note", "read_json", "read_lines"]
+__all__ = [
+    "RUN",
+    "append",
+    "check_outside",
+    "difference",
+    "is_of",
+    "lines",
+    "locked",
+    "made",
+    "note",
+    "read_json",
+    "read_lines",
+]
 
 RUN = "run.json"
 """What a run directory is of."""
 
 T = TypeVar("T")
+
+
+def check_outside(out: Path | None, place: str) -> None:
+    """Raises `InputError` for a run directory in the data folder."""
+    if out is not None and Path(place).is_dir() and out.resolve().is_relative_to(place):
+        raise InputError(f"--out '{out}' lies in the data folder, where its pictures would be data: name another one")
+
+
+def made(out: Path) -> None:
+    """Makes the run directory."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out '{out}' cannot be made ({error.strerror}): name another one") from error
 
 
 @contextlib.contextmanager

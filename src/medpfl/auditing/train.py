@@ -15,7 +15,7 @@ from medpfl.auditing.engine import device_of
 from medpfl.auditing.inputs import defenses_of, model_of, partition_of
 from medpfl.auditing.key import study_index
 from medpfl.auditing.rounds import Trainer
-from medpfl.auditing.run import check_outside, made
+from medpfl.auditing.run_files import check_outside, made
 from medpfl.auditing.splits import splits_of
 from medpfl.auditing.training_report import Trained, settings_of, trained
 from medpfl.auditing.training_setup import TrainingSetup

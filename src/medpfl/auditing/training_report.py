@@ -10,9 +10,9 @@ from typing import Any
 from medpfl.auditing.engine import versions
 from medpfl.auditing.privacy import has_statistics
 from medpfl.auditing.run_files import RUN, read_json
+from medpfl.auditing.settings import of_reading
 from medpfl.auditing.training_setup import TrainingSetup
 from medpfl.auditing.training_store import ROWS, TrainingStore, read_rounds
-from medpfl.auditing.watch import files
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
 from medpfl.core.rounds import Round
@@ -133,8 +133,4 @@ def _notes(setup: TrainingSetup) -> list[str]:
     if setup.plan.sampling == "poisson":
         idle = sum(len(own) - setup.plan_of(client).images for client, own in enumerate(setup.clients))
         notes += [f"{idle} images beyond whole batches are never drawn"] if idle else []
-    if data.skipped:
-        notes.append(f"{files(len(data.skipped))} could not be read and left out")
-    if data.left_out:
-        notes.append(f"{files(data.left_out)} above the limit of the data source were not opened")
-    return notes
+    return notes + of_reading(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
 from medpfl.core.threat import ThreatModel
-from medpfl.core.types import Channel, Observation, Update, View, Weights, stack_tensors
+from medpfl.core.types import Channel, Observation, Tensors, Update, View, Weights, stack_tensors
 from medpfl.federated.client import ClientRound
 
 __all__ = ["aggregate", "observe", "observe_sums"]
@@ -81,11 +82,8 @@ def observe(
         views=(View(weights, (plan,), Update.stack(sent), channel),),
         image_shape=image_shape,
         num_classes=num_classes,
-        labels=torch.stack([r.batch.labels for r in rounds]) if "labels" in threat else None,
-        order=torch.stack(orders) if "order" in threat and orders else None,
-        masks=stack_tensors(masks) if "masks" in threat and masks else None,
-        auxiliary=auxiliary if "auxiliary" in threat else None,
         label_shape=label_shape,
+        **_granted(threat, [r.batch.labels for r in rounds], orders, masks, auxiliary),
     )
 
 
@@ -120,11 +118,20 @@ def observe_sums(
         image_shape=image_shape,
         num_classes=num_classes,
         label_shape=label_shape,
-        labels=torch.stack(labels) if "labels" in threat else None,
-        order=torch.stack(orders) if "order" in threat and orders else None,
-        masks=stack_tensors(masks) if "masks" in threat and masks else None,
-        auxiliary=auxiliary if "auxiliary" in threat else None,
+        **_granted(threat, labels, orders, masks, auxiliary),
     )
+
+
+def _granted(
+    threat: ThreatModel, labels: list[Tensor], orders: list[Tensor], masks: Sequence[Tensors], auxiliary: Tensor | None
+) -> dict[str, Any]:
+    """Of what is not on the wire, V of each, the fields that the adversary is told: the one door for all of it."""
+    return {
+        "labels": torch.stack(labels) if "labels" in threat else None,
+        "order": torch.stack(orders) if "order" in threat and orders else None,
+        "masks": stack_tensors(masks) if "masks" in threat and masks else None,
+        "auxiliary": auxiliary if "auxiliary" in threat else None,
+    }
 
 
 def _orders(rounds: Sequence[ClientRound]) -> Tensor | None:

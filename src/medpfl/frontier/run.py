@@ -11,8 +11,7 @@ from typing import Any
 from medpfl.auditing.perform import perform
 from medpfl.auditing.perform_training import perform_training
 from medpfl.auditing.report import reread
-from medpfl.auditing.run import made
-from medpfl.auditing.run_files import RUN, difference, locked, note, read_json
+from medpfl.auditing.run_files import RUN, difference, locked, made, note, read_json
 from medpfl.auditing.training_report import Trained, reread_training
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.files import write

@@ -1,0 +1,107 @@
+"""What the pages print of an audit, and what to note of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from medpfl.auditing.acting import discloses, server_only, server_side
+from medpfl.auditing.checkpoint import Checkpoint
+from medpfl.auditing.engine import versions
+from medpfl.auditing.play import Player
+from medpfl.auditing.privacy import spent
+from medpfl.auditing.recorded import Recorded
+from medpfl.auditing.setup import Setup
+from medpfl.auditing.sums import aggregates, staying
+from medpfl.auditing.watch import files
+from medpfl.data.images import LabelledImages
+from medpfl.defenses import NoDefense
+
+__all__ = ["of_reading", "settings_of"]
+
+
+def settings_of(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
+    """What the pages print of an audit. No path, no name of an image, a patient or a class."""
+    data = setup.data
+    known = {p for p in data.patients if p is not None}
+    counts = {f"class {i}": int((data.labels == i).sum()) for i in range(len(data.classes))}
+    settings: dict[str, Any] = {
+        "experiment": {
+            "data": setup.source,
+            "model": repr(setup.model),
+            "attacks": [repr(a) for a in setup.attacks],
+            "defenses": [repr(d) for d in setup.defenses],
+            "images": setup.images,
+            "images_per_update": setup.plan.images,
+            "draws": setup.draws,
+            "plan": repr(setup.plan),
+            "partition": repr(setup.partition),
+            "weights": _origin(setup),
+            "memory_gib": setup.memory,
+            "victims_per_stack": setup.stack(NoDefense()),
+        },
+        "grants": list(setup.threat.grants),
+        "data": {
+            "source": setup.source,
+            "classes": counts,
+            "images": len(data),
+            "shape": list(data.shape),
+            "patients": len(known) or None,
+            "skipped": len(data.skipped),
+        },
+        "model": {"parameters": sum(p.numel() for p in setup.network(0).parameters()), "outputs": setup.outputs},
+        "versions": versions(),
+        "device": str(setup.device),
+        "seed": setup.seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "server_side": server_side(setup.defenses),
+        "server_only": server_only(setup.defenses),
+        "notes": _notes(setup),
+    }
+    if private := spent(setup.defenses, setup.plan, delta, setup.network(0)):
+        settings["privacy"] = private
+    recorded = [d for d in setup.defenses if isinstance(d, Recorded)]
+    if recorded:
+        settings["record"] = {"defense": repr(recorded[0].claimed), **player.difference(recorded[0])}
+    return settings
+
+
+def _origin(setup: Setup) -> str:
+    if isinstance(setup.model, Checkpoint) and setup.weights is None:
+        return f"of a training, round {setup.model.round}"
+    return "untrained" if setup.weights is None else "given"
+
+
+def _notes(setup: Setup) -> list[str]:
+    notes = []
+    twice = sum(map(discloses, setup.defenses)) if len(setup.knowledge) > 1 else 0
+    if twice:
+        some = "1 defense is" if twice == 1 else f"{twice} defenses are"
+        notes.append(
+            f"{some} attacked twice, without and with what it discloses of itself: --grant defense, or --naive, "
+            "takes half the time"
+        )
+    if any(isinstance(d, Recorded) for d in setup.defenses):
+        notes.append("plan, weights and image size are those of the record; options that name others are not used")
+    if setup.wrong_layer is not None:
+        notes.append(f"{setup.wrong_layer} has a second derivative that is not that of what it computes")
+    if setup.data.masks is not None:
+        pixelwise = "the model gives a class for every pixel: the truth is an image and a mask"
+        notes.append(pixelwise if setup.label_shape else "the model gives a class for an image: masks are not used")
+    for defense in filter(aggregates, setup.defenses):
+        each = staying(defense, setup.clients)
+        notes.append(
+            f"{defense!r}: the server gets the sum of {each} clients' updates, and attacks read back all "
+            f"{each * setup.plan.images} images of it; the undefended control is of the same clients one by one"
+        )
+    attacked = len(setup.victims) * setup.plan.images
+    if attacked < setup.images:
+        notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")
+    return notes + of_reading(setup.data)
+
+
+def of_reading(data: LabelledImages) -> list[str]:
+    """Notes of what was not read."""
+    skipped = [f"{files(len(data.skipped))} could not be read and left out"] if data.skipped else []
+    beyond = f"{files(data.left_out)} above the limit of the data source were not opened"
+    return [*skipped, *([beyond] if data.left_out else [])]
