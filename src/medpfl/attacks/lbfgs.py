@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.optimizers import Ledger, Optimizer, Problem, Solution
+from medpfl.attacks.pairs import Pairs
 from medpfl.core import progress
 from medpfl.core.errors import InputError
 
@@ -21,9 +22,9 @@ _SUFFICIENT = 1e-4
 class LBFGS(Optimizer):
     """L-BFGS (Liu and Nocedal 1989) with Armijo backtracking, for every row of its own.
 
-    The direction is Nocedal's two-loop recursion, the first trial step is 1, and trials are interpolated
-    quadratically. A row whose line search fails forgets its history; if it fails again at once, it has
-    stalled: float precision or a kink is reached.
+    The direction is that of the compact representation (Byrd, Nocedal and Schnabel 1994, equation 3.1), the first
+    trial step is 1, and trials are interpolated quadratically. A row whose line search fails forgets its history; if
+    it fails again at once, it has stalled: float precision or a kink is reached.
 
     Attributes:
         history: pairs of steps and gradient changes kept.
@@ -73,14 +74,10 @@ class _State:
 
     def __init__(self, rows: Tensor, z: Tensor, loss: Tensor, gradient: Tensor, history: int) -> None:
         self.rows, self.z, self.loss, self.gradient = rows, z, loss, gradient
-        self.moves = z.new_zeros(history, *z.shape)
-        self.changes = z.new_zeros(history, *z.shape)
-        self.curvature = z.new_zeros(history, len(z))  # 1 / (move . change); 0 where there is no pair
-        self.scale = z.new_zeros(len(z))  # of the first inverse Hessian; 0 before the first pair
+        self.pairs = Pairs(z, history)
         self.failed = torch.zeros_like(loss, dtype=torch.bool)
         self.slow = torch.zeros_like(self.failed)
         self.milestone = torch.full_like(loss, torch.inf)
-        self.pairs = 0
 
     @classmethod
     def at(cls, problem: Problem, start: Tensor, history: int, ledger: Ledger) -> _State:
@@ -91,51 +88,36 @@ class _State:
         return cls(rows, start.clone(), loss, gradient, history)
 
     def take(self, keep: Tensor) -> _State:
-        for name in ("rows", "z", "loss", "gradient", "scale", "failed", "slow", "milestone"):
+        for name in ("rows", "z", "loss", "gradient", "failed", "slow", "milestone"):
             setattr(self, name, getattr(self, name)[keep])
-        for name in ("moves", "changes", "curvature"):
-            setattr(self, name, getattr(self, name)[:, keep])
+        self.pairs.take(keep)
         return self
 
     def iterate(self, problem: Problem, ledger: Ledger) -> None:
         """One direction, one line search, one new pair."""
-        fresh = self.scale == 0
+        fresh = self.pairs.scale == 0
         direction, slope = self._direction()
         z, loss, gradient, found = self._search(problem, ledger, direction, slope)
-        self._remember(z - self.z, gradient - self.gradient, found)
+        self.pairs.add(z - self.z, gradient - self.gradient, gradient, found)
         self.failed = ~found & fresh
         self.z, self.loss, self.gradient = z, loss, gradient
         ledger.note(self.rows, z, loss)
 
     def _direction(self) -> tuple[Tensor, Tensor]:
         """Descent directions (A, D) and slopes (A,) along them; steepest descent where history misleads."""
-        history = len(self.moves)
-        newest_first = [(self.pairs - 1 - i) % history for i in range(min(self.pairs, history))]
-        q, weights = self.gradient.clone(), {}
-        for i in newest_first:
-            weights[i] = self.curvature[i] * torch.linalg.vecdot(self.moves[i], q)
-            q.addcmul_(weights[i][:, None], self.changes[i], value=-1)
-        q *= torch.where(self.scale > 0, self.scale, 1.0)[:, None]
-        for i in reversed(newest_first):
-            other = self.curvature[i] * torch.linalg.vecdot(self.changes[i], q)
-            q.addcmul_((weights[i] - other)[:, None], self.moves[i])
-        slope = -torch.linalg.vecdot(q, self.gradient)
+        step = self.pairs.times(self.gradient)
+        slope = -torch.linalg.vecdot(step, self.gradient)
         uphill = ~(slope < 0)
-        self._forget(uphill)
-        q = torch.where(uphill[:, None], self.gradient, q)
-        return -q, torch.where(uphill, -self.gradient.square().sum(1), slope)
-
-    def _forget(self, which: Tensor) -> None:
-        if which.any():
-            self.curvature[:, which] = 0
-            self.scale[which] = 0
+        self.pairs.forget(uphill)
+        step = torch.where(uphill[:, None], self.gradient, step)
+        return -step, torch.where(uphill, -self.gradient.square().sum(1), slope)
 
     def _search(
         self, problem: Problem, ledger: Ledger, direction: Tensor, slope: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first point along each direction that lowers the objective enough (Armijo 1966)."""
         first = 1 / self.gradient.abs().sum(1).clamp(min=1e-30)
-        length = torch.where(self.scale == 0, first.clamp(max=1.0), torch.ones_like(first))
+        length = torch.where(self.pairs.scale == 0, first.clamp(max=1.0), torch.ones_like(first))
         z, loss, gradient = self.z.clone(), self.loss.clone(), self.gradient.clone()
         open_ = torch.arange(len(z), device=z.device)
         for _ in range(_TRIALS):
@@ -157,14 +139,3 @@ class _State:
         found = torch.ones_like(self.failed)
         found[open_] = False
         return z, loss, gradient, found
-
-    def _remember(self, move: Tensor, change: Tensor, found: Tensor) -> None:
-        product = torch.linalg.vecdot(move, change)
-        size = change.square().sum(1)
-        good = found & (product > 1e-10 * (size * move.square().sum(1)).sqrt()) & (size > 0)
-        slot = self.pairs % len(self.moves)
-        self.moves[slot], self.changes[slot] = move, change
-        self.curvature[slot] = torch.where(good, 1 / torch.where(good, product, 1.0), 0.0)
-        self.scale = torch.where(good, product / torch.where(good, size, 1.0), self.scale)
-        self.pairs += 1
-        self._forget(~found)
