@@ -49,9 +49,8 @@ def test_a_row_that_loses_a_pair_or_all_leaves_the_others_as_they_are() -> None:
     trace = drawn(3, 4, torch.Generator().manual_seed(1))
     kept = Pairs(torch.zeros(3, 9, dtype=torch.float64), 4)
     for i, (move, change, gradient) in enumerate(trace):
-        change = change.clone()
         if i == 2:
-            change[1] = -change[1]  # negative curvature: the pair is left out
+            change[1].neg_()  # negative curvature: the pair is left out
         kept.add(move, change, gradient, torch.tensor([True, True, i != 1]))
     last, usable = trace[-1][2], [[0, 1, 2, 3], [0, 1, 3], [2, 3]]
     for row, pairs in enumerate(usable):
