@@ -29,6 +29,7 @@ class SecAggPlus(Defense):
     ``round((clip(w x, -clip, clip) + clip) levels / (2 clip))``, rounded at random without bias; masks of each
     client's own and of each pair of neighbors on a ring, all modulo `modulus`. Key agreement and secret sharing
     are taken to work; masks are drawn from the generator. Here x is the update; in Flower, the new weights.
+    Weaker than the model: Flower 1.41 makes each mask of 32 bits of its secret, few enough to be searched through.
 
     Promises that one masked vector is uniform, whatever the update, as long as fewer than `threshold` clients
     collude with the server; and nothing about the sum, which leaks as an update of a larger batch does.
