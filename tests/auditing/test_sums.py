@@ -253,7 +253,7 @@ def test_an_attack_on_a_sum_of_which_nothing_is_told_is_not_called_adaptive(thre
     attack, report = look(2, 4, defenses=[pruned, noised], threat=threat)
     told = {spec: [c["knows_defense"] for c in report.summary if c["defense"] == spec] for spec in (pruned, noised)}
     assert told == {pruned: [False], noised: [True] if "defense" in threat else [False, True]}
-    untold = [seen for seen in attack.kept if len(seen.views[0].plans) == 2][0]
+    untold = next(seen for seen in attack.kept if len(seen.views[0].plans) == 2)
     assert untold.views[0].channel is None
     (cell,) = [cell for cell in report.summary if cell["defense"] == pruned]
     assert cell["verdict"] == INCONCLUSIVE

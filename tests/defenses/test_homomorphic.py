@@ -121,4 +121,4 @@ def test_without_tenseal_an_audit_says_what_to_install_before_any_work(monkeypat
     _keys.cache_clear()
     monkeypatch.setitem(sys.modules, "tenseal", None)
     with pytest.raises(InputError, match=r"needs TenSEAL: pip install 'medpfl\[he\]'"):
-        audit("LeNet('idlg')", attacks=["iDLG"], defenses=[HomomorphicAggregation()], clients=2, images=200)
+        audit("LeNet('idlg')", attacks=["iDLG"], defenses=[HomomorphicAggregation()], clients=2, images=40)

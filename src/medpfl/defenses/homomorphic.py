@@ -28,18 +28,18 @@ class HomomorphicAggregation(Defense):
     """Clients encrypt their updates, the server adds the ciphertexts, and only the sum is decrypted (CKKS).
 
     CKKS (Cheon, Kim, Kim and Song 2017, ASIACRYPT, "Homomorphic encryption for arithmetic of approximate numbers"),
-    by TenSEAL (extra ``he``) over SEAL: ring degree 8192, moduli of 60, `scale_bits` and 60 bits, 128-bit security. A
-    client encrypts ``num_samples x`` under the clients' public key; the sum over `num_samples` is the mean, as exact
-    as ``clients (degree / 2) (1 + 2 degree / 3) / 12`` of variance over ``(2^scale_bits num_samples)^2`` let it be.
+    by TenSEAL over SEAL (extra ``he``): ring degree 8192, moduli of 60, `scale_bits` and 60 bits, 128-bit security. Each
+    client encrypts ``num_samples x``, and the mean is the decrypted sum over the sum of `num_samples`. Its error has
+    the variance ``clients (degree / 2) (1 + 2 degree / 3) / 12``, over the square of ``2^scale_bits sum(num_samples)``.
 
-    The clients hold one secret key, and the server none. Promises that the server has ciphertexts alone, and nothing
-    about the sum, which leaks as an update of a larger batch does: every client reads it, and so does the server
-    that a client gives it to, or the key; audited is that case. With the key, the server reads each update: then this is
-    no defense. `num_samples` stays in clear. Against clients with the key, ciphertexts on the wire hide nothing.
-    Breaks: decryptions that are shared give the secret key away, since their error depends on it (Li and Micciancio
-    2021, EUROCRYPT), unless noise is added to them, which TenSEAL does not; and every malicious server that makes one
-    client dominate the sum, as of `SecAggPlus`.
-    Deviates: the encryption's randomness is SEAL's own and no generator's, so two runs differ by the error above.
+    Who holds the key: all clients the same secret key, the server none. Promises that a server without the key has
+    nothing but ciphertexts (and `num_samples`, in clear); it gets the mean to go on with from a client, which is the
+    view that is audited. Nothing about the mean, which leaks as an update of a larger batch does, and nothing
+    against a client that can read the wire. A server that has the key, of any client, reads each update by itself.
+    Breaks: whoever sees decryptions and their ciphertexts computes the secret key, since the error depends on it
+    (Li and Micciancio 2021, EUROCRYPT), unless noise is added before sharing, which neither TenSEAL nor this does:
+    with the mean handed to it, so does the server; and malicious servers, as of `SecAggPlus`.
+    Deviates: the randomness is SEAL's own and no generator's; two runs differ by the error above.
 
     Attributes:
         scale_bits: bits after the point, 20 to 50.
@@ -62,7 +62,7 @@ class HomomorphicAggregation(Defense):
         samples = [update.num_samples for update in value]
         if len(value) < 2:
             raise InputError(f"homomorphic aggregation needs two clients or more: there are {len(value)}")
-        if None in samples and any(samples) or 0 in samples:
+        if (None in samples and any(samples)) or 0 in samples:
             raise InputError(f"num_samples of the clients are {samples}: each must be above 0, or all left out")
         weights = [n or 1 for n in samples]
         total = self._sum([n * flattened(update) for n, update in zip(weights, value, strict=True)])
@@ -106,7 +106,7 @@ def _slots(vectors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
 def _keys(scale_bits: int) -> tuple[Any, Any, Any]:
     """TenSEAL, the clients' context with the secret key, and the server's without; made once a process."""
     try:
-        import tenseal
+        import tenseal  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError("homomorphic aggregation needs TenSEAL: pip install 'medpfl[he]'") from None
     scheme, bits = tenseal.SCHEME_TYPE.CKKS, [60, scale_bits, 60]
