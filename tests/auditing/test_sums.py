@@ -257,3 +257,10 @@ def test_an_attack_on_a_sum_of_which_nothing_is_told_is_not_called_adaptive(thre
     assert untold.views[0].channel is None
     (cell,) = [cell for cell in report.summary if cell["defense"] == pruned]
     assert cell["verdict"] == INCONCLUSIVE
+
+
+def test_outpost_alone_is_attacked_without_knowledge_and_mixup_has_nothing_to_be_known():
+    _, report = look(1, 4, defenses=["Outpost(scale=0.8)", "Mixup(alpha=1.0)"], plan=Plan(batch_size=2))
+    told = {cell["defense"].split("(")[0]: (cell["knows_defense"], cell["verdict"]) for cell in report.summary}
+    assert told["Outpost"] == (False, INCONCLUSIVE)
+    assert told["Mixup"][0] is True

@@ -30,9 +30,12 @@ def discloses(defense: Defense) -> bool:
 
 
 def untold(defense: Defense) -> bool:
-    """Whether what a sum hides of single updates is not told: an attack on the sum is then one without knowledge."""
+    """Whether there is something to know that nobody is told: what is done by each update, unseen or hidden in a sum.
+
+    An attack on it is one without knowledge, and its failure says nothing.
+    """
     acting = at_client(behind(defense))
-    return acting.acts("aggregate") and not acting.settled(True)
+    return not acting.acts("disclose") and not acting.settled(True)
 
 
 def server_side(defenses: Sequence[Defense]) -> list[str]:

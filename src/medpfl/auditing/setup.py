@@ -188,10 +188,7 @@ class Setup:
         return jobs
 
     def _knowledge_of(self, defense: Defense) -> tuple[bool, ...]:
-        """One run is enough where there is nothing to know: as told of a defense, unless that is withheld.
-
-        Not as told where there would be something to know that a sum hides: a failure of such an attack says nothing.
-        """
+        """One run is enough where there is nothing to know, as told of a defense, or where nothing of it is told."""
         if at_client(behind(defense)) == NoDefense() or untold(defense):
             return (False,)
         return self.knowledge if discloses(defense) else self.knowledge[-1:]

@@ -29,8 +29,8 @@ class HomomorphicAggregation(Defense):
 
     CKKS (Cheon, Kim, Kim and Song 2017, ASIACRYPT, "Homomorphic encryption for arithmetic of approximate numbers"),
     by TenSEAL over SEAL (extra ``he``): ring degree 8192, moduli of 60, `scale_bits` and 60 bits, 128-bit security.
-    Each client encrypts ``num_samples x``, and the mean is the decrypted sum over the sum of `num_samples`. Its error has
-    the variance ``clients (degree / 2) (1 + 2 degree / 3) / 12``, over the square of ``2^scale_bits sum(num_samples)``.
+    Each client encrypts ``num_samples x``; the mean is the decrypted sum over the sum of `num_samples`. The variance of
+    its error is ``clients (degree / 2) (1 + 2 degree / 3) / 12`` over the square of ``2^scale_bits sum(num_samples)``.
 
     Who holds the key: all clients the same secret key, the server none. Promises that a server without the key has
     nothing but ciphertexts (and `num_samples`, in clear); it gets the mean to go on with from a client, which is the
