@@ -205,10 +205,11 @@ def _reproduce(given: Namespace) -> int:
     if given["from"]:
         found = remake(given["from"])
     else:
-        options = {k: given[k] for k in ("quick", "faithful", "weights", "seed", "force")}
+        options = {k: given[k] for k in ("quick", "faithful", "weights", "seed", "force", "images")}
+        options |= {"parts": given.part, "progress": not given.quiet}
         experiments = given.experiment or EXPERIMENTS
         sets = mapping_of(given.sets) if given.sets else {}
-        found = reproduce(experiments, data=given.data, out=given.out, sets=sets, progress=not given.quiet, **options)
+        found = reproduce(experiments, data=given.data, out=given.out, sets=sets, **options)
     for gap in found.gaps:
         print(f"{'failed' if gap.failed else 'not run'}: {gap}")
     for table in found.tables:

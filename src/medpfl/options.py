@@ -19,7 +19,7 @@ from medpfl.reproduction.experiments import EXPERIMENTS, SETS
 __all__ = ["COMMANDS", "ROLES", "files_of", "mapping_of", "option_of", "parser_of", "plain", "spelled"]
 
 ROLES = ("attacks", "defenses", "models", "metrics", "data")
-_REPEATED = ("--attack", "--defense", "--grant", "--limit", "--sends")
+_REPEATED = ("--attack", "--defense", "--grant", "--limit", "--part", "--sends")
 _NONE = ("--sends", "nothing")
 """The word for a list without members."""
 COMMANDS = {
@@ -209,6 +209,8 @@ def _reproduce_parser() -> ArgumentParser:
     )
     parser.add_argument("experiment", nargs="*", default=[], help=f"some of {', '.join(EXPERIMENTS)}; none: all")
     parser.add_argument("--data", type=str, default=".", help=f"folder that holds the folders {', '.join(SETS)}")
+    parser.add_argument("--part", type=list[str], default=[], help="an attack of the tables, once for each; none: all")
+    parser.add_argument("--images", type=int | None, default=None, help="of each set, in place of the experiment's own")
     parser.add_argument("--sets", type=str | None, default=None, help="YAML file of other folders: 'melanoma: path'")
     parser.add_argument("--weights", type=str | None, default=None, help="weights file of the trained ResNet-18")
     parser.add_argument("--quick", action="store_true", help="few images and steps; the numbers mean little")

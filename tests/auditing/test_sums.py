@@ -13,7 +13,7 @@ from medpfl.attacks.labels import Joint
 from medpfl.attacks.matching import GradientMatching
 from medpfl.auditing.sums import aggregates, masks, staying
 from medpfl.auditing.victims import draw_victims
-from medpfl.core.verdicts import LEAKS, MASKED, RANDOM_UPDATE, UNDEFENDED
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, MASKED, RANDOM_UPDATE, UNDEFENDED
 from medpfl.data.partition import IID
 from medpfl.defenses import GaussianNoise, SecAggPlus
 
@@ -244,3 +244,23 @@ def test_what_is_read_off_one_update_is_not_told_of_a_sum(spec):
         assert channel.precision is None
         assert channel.bounds is None
         assert channel(mean.tensors)["w"] is mean.tensors["w"]
+
+
+@pytest.mark.parametrize("threat", [ThreatModel(), ThreatModel(("defense",))])
+def test_an_attack_on_a_sum_of_which_nothing_is_told_is_not_called_adaptive(threat):
+    """What pruning did to single updates is known to their clients alone: the attack's failure is inconclusive."""
+    pruned, noised = f"TopK(keep=0.1) | {FINE}", f"GaussianNoise(scale=0.01) | {FINE}"
+    attack, report = look(2, 4, defenses=[pruned, noised], threat=threat)
+    told = {spec: [c["knows_defense"] for c in report.summary if c["defense"] == spec] for spec in (pruned, noised)}
+    assert told == {pruned: [False], noised: [True] if "defense" in threat else [False, True]}
+    untold = next(seen for seen in attack.kept if len(seen.views[0].plans) == 2)
+    assert untold.views[0].channel is None
+    (cell,) = [cell for cell in report.summary if cell["defense"] == pruned]
+    assert cell["verdict"] == INCONCLUSIVE
+
+
+def test_outpost_alone_is_attacked_without_knowledge_and_mixup_has_nothing_to_be_known():
+    _, report = look(1, 4, defenses=["Outpost(scale=0.8)", "Mixup(alpha=1.0)"], plan=Plan(batch_size=2))
+    told = {cell["defense"].split("(")[0]: (cell["knows_defense"], cell["verdict"]) for cell in report.summary}
+    assert told["Outpost"] == (False, INCONCLUSIVE)
+    assert told["Mixup"][0] is True

@@ -26,6 +26,7 @@ from medpfl.defenses import (
     ClientDP,
     Clipping,
     GaussianNoise,
+    HomomorphicAggregation,
     LaplaceNoise,
     Mixup,
     NoDefense,
@@ -114,6 +115,11 @@ def sums_up(defense, raw):
     assert total.num_samples == 12
 
 
+def sums_up_encrypted(defense, raw):
+    pytest.importorskip("tenseal", reason="needs TenSEAL: pip install 'medpfl[he]'")
+    sums_up(defense, raw)
+
+
 def two_values(defense, raw):
     for tensor in defense.update(raw, defense.init(), torch.Generator())[0].tensors.values():
         assert tensor.abs().unique().numel() <= 2
@@ -142,6 +148,7 @@ ROWS = {
         Row(GaussianNoise(0.5, "norm"), True, (unbiased, deviation(0.5))),
         Row(GaussianNoise(0.5, "layer"), True, (unbiased, deviation(0.5))),
     ],
+    "HomomorphicAggregation": [Row(HomomorphicAggregation(), promises=(unchanged, sums_up_encrypted))],
     "LaplaceNoise": [
         Row(LaplaceNoise(0.1), True, (unbiased, deviation(0.1 * 2**0.5))),
         Row(LaplaceNoise(0.5, "norm"), True, (unbiased, deviation(0.5 * 2**0.5))),

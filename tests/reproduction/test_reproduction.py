@@ -17,6 +17,7 @@ from medpfl import InputError, cli
 from medpfl.auditing.inputs import attacks_of, defenses_of, model_of
 from medpfl.auditing.store import read_rows
 from medpfl.reproduction import run as module
+from medpfl.reproduction.comparison import beside
 from medpfl.reproduction.experiments import EXPERIMENTS, Part, Study, study
 from medpfl.reproduction.modalities import features, kept, relations
 from medpfl.reproduction.run import remake, reproduce
@@ -93,7 +94,7 @@ def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
         "trained on covid_xray: --weights names the trained network's file; none was given",
     ]
     text = (out / "attacks.md").read_text()
-    assert text.count("| melanoma | iDLG, short |") == 3
+    assert text.split("## Naive")[0].count("| melanoma | iDLG, short |") == 3
     assert "| melanoma | iDLG, short | TopK(keep=0.5) | yes |" in text
     assert all(f"- {gap.what}\n" in text for gap in found.gaps)
     assert "Spearman's rank correlation over 8 images of 2 sets:" in text
@@ -234,3 +235,58 @@ def test_features_are_set_against_what_was_read_back(data, tmp_path):
     assert by_feature["edges"][2] == "1.00"
     assert by_feature["variation"][2] == "\u22121.00"
     assert by_feature["background"][2] == "\u2013"
+
+
+def test_images_and_parts_are_chosen(data, tmp_path):
+    found = reproduce(["attacks"], data=data, out=tmp_path / "out", images=3, parts=["iDLG, short"])
+    assert {(r["part"], r["images"]) for r in found.rows} == {("iDLG, short", 3)}
+    assert list(map(str, found.gaps)) == ["brain_mri: its folder is not there"], "what was not chosen is not missing"
+    assert "Form: full, seed 0, 3 images of each set.\n" in (tmp_path / "out" / "attacks.md").read_text()
+    assert [row["images"] for row in remake(tmp_path / "out").rows] == [3] * 6
+    with pytest.raises(InputError, match="other settings"):
+        reproduce(["attacks"], data=data, out=tmp_path / "out", images=2, parts=["iDLG, short"])
+    with pytest.raises(InputError, match="no part 'iDLG, shirt'; did you mean 'iDLG, short'"):
+        reproduce(["attacks"], data=data, out=tmp_path / "out", parts=["iDLG, shirt"])
+    with pytest.raises(InputError, match="images is 0"):
+        reproduce(["attacks"], data=data, out=tmp_path / "other", images=0)
+
+
+def test_parts_are_chosen_on_the_command_line(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["reproduce", "attacks", "--data", "data", "--out", "out", "--images", "1", "--quiet"]
+    assert cli.main([*words, "--part", "iDLG, short", "--part", "trained"]) == 0
+    assert "not run: trained on melanoma: --weights" in capsys.readouterr().out
+    assert cli.main([*words, "--part", "CPL"]) == 2
+
+
+def test_naive_and_adaptive_stand_side_by_side(data, tmp_path):
+    found = reproduce(["attacks"], data=data, out=tmp_path / "out", parts=["iDLG, short"])
+    bare, naive, told = found.rows[:3]
+    made = {False: {**naive, "ssim": 0.25, "asr": 0.0}, True: {**told, "ssim": 0.75, "asr": 1.0, "identified": 0.5}}
+    made[True] |= {"false_security_ssim": 0.5, "false_security_ssim_low": 0.1, "false_security_ssim_high": 0.9}
+    lines = beside([bare, made[True], made[False]]).splitlines()
+    heads, undefended, both = (lines[i].split(" | ") for i in (2, 4, 5))
+    cell = dict(zip(heads, both, strict=True))
+    assert cell["SSIM, naive"].startswith("0.25 (")
+    assert cell["SSIM, adaptive"].startswith("0.75 (")
+    assert (cell["ASR, naive"].split(" (")[0], cell["ASR, adaptive"].split(" (")[0]) == ("0 %", "100 %")
+    assert cell["Identified, adaptive"].startswith("50 % (")
+    assert both[-1] == "+0.50 (0.10\u20130.90) |"
+    assert undefended[heads.index("SSIM, adaptive")] == "\u2013" != undefended[heads.index("SSIM, naive")]
+    assert beside([bare]) == "", "no defense, nothing to compare"
+    text = (tmp_path / "out" / "attacks.md").read_text()
+    assert text.count("| melanoma | iDLG, short | TopK(keep=0.5) |") == 3, "naive, adaptive, and both in one line"
+
+
+def test_the_noise_of_differential_privacy_is_that_of_the_epsilon_that_is_stated():
+    pytest.importorskip("dp_accounting", reason="needs the extra dp")
+    from medpfl.core.plan import Plan
+    from medpfl.defenses import DPSGD
+
+    for part in study("defenses").parts:
+        experiment = part.experiment("somewhere", 0, classes=3, held=100)
+        plan = Plan(experiment.algorithm, batch_size=experiment.batch_size)
+        private = [d for d in defenses_of(experiment.defense) if isinstance(d, DPSGD)]
+        for defense, epsilon in zip(private, (8, 3, 1), strict=True):
+            assert 0.98 * epsilon < defense.promises(plan, 1, experiment.delta) <= epsilon
+            assert f"{defense.noise:g}" in study("defenses").source

@@ -10,7 +10,7 @@ from medpfl.auditing.recorded import behind
 from medpfl.core.roles import Composed, Defense
 from medpfl.defenses import NoDefense
 
-__all__ = ["at_client", "discloses", "parts_of", "server_only", "server_side"]
+__all__ = ["at_client", "discloses", "parts_of", "server_only", "server_side", "untold"]
 
 
 def parts_of(defense: Defense) -> tuple[Defense, ...]:
@@ -27,6 +27,15 @@ def at_client(defense: Defense) -> Defense:
 def discloses(defense: Defense) -> bool:
     """Whether an adversary that is told of a defense learns something: its channel is not the identity."""
     return at_client(behind(defense)).acts("disclose")
+
+
+def untold(defense: Defense) -> bool:
+    """Whether there is something to know that nobody is told: what is done by each update, unseen or hidden in a sum.
+
+    An attack on it is one without knowledge, and its failure says nothing.
+    """
+    acting = at_client(behind(defense))
+    return not acting.acts("disclose") and not acting.settled(True)
 
 
 def server_side(defenses: Sequence[Defense]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medpfl.auditing.acting import at_client, discloses
+from medpfl.auditing.acting import at_client, discloses, untold
 from medpfl.auditing.derivatives import check_derivatives
 from medpfl.auditing.engine import (
     check_network,
@@ -188,8 +188,8 @@ class Setup:
         return jobs
 
     def _knowledge_of(self, defense: Defense) -> tuple[bool, ...]:
-        """One run is enough where there is nothing to know: as told of a defense, unless that is withheld."""
-        if at_client(behind(defense)) == NoDefense():
+        """One run is enough where there is nothing to know, as told of a defense, or where nothing of it is told."""
+        if at_client(behind(defense)) == NoDefense() or untold(defense):
             return (False,)
         return self.knowledge if discloses(defense) else self.knowledge[-1:]
 

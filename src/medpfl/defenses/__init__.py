@@ -4,6 +4,7 @@ from medpfl.defenses.client_dp import ClientDP
 from medpfl.defenses.clipping import Clipping
 from medpfl.defenses.dpsgd import DPSGD
 from medpfl.defenses.gaussian import GaussianNoise
+from medpfl.defenses.homomorphic import HomomorphicAggregation
 from medpfl.defenses.laplace import LaplaceNoise
 from medpfl.defenses.mixup import Mixup
 from medpfl.defenses.none import NoDefense
@@ -21,6 +22,7 @@ __all__ = [  # noqa: RUF022
     "Clipping",
     "DPSGD",
     "GaussianNoise",
+    "HomomorphicAggregation",
     "LaplaceNoise",
     "Mixup",
     "NoDefense",

@@ -29,7 +29,8 @@ class Outpost(Defense):
 
     Promises less noise than on every coordinate, and no guarantee. Breaks: no dedicated one known to us.
     Deviates: the Fisher information is a mean over the images, as in the paper's text; an attacker is told
-    nothing, since neither the steps that were perturbed nor the Fisher information are on the wire.
+    nothing, since neither the steps that were perturbed nor the Fisher information are on the wire: an audit takes
+    every attack on it for one that does not know it, and failure for inconclusive.
 
     Attributes:
         scale: of the noise, above 0.

@@ -14,7 +14,8 @@ from medpfl.core.masked import Exchange, MaskedVector
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
-from medpfl.core.types import Channel, Tensors, Update
+from medpfl.core.types import Channel, Update
+from medpfl.defenses.averaging import clients_of, filled, flattened, of_mean
 from medpfl.defenses.masking import Masks, ring
 
 __all__ = ["SecAggPlus"]
@@ -29,6 +30,7 @@ class SecAggPlus(Defense):
     ``round((clip(w x, -clip, clip) + clip) levels / (2 clip))``, rounded at random without bias; masks of each
     client's own and of each pair of neighbors on a ring, all modulo `modulus`. Key agreement and secret sharing
     are taken to work; masks are drawn from the generator. Here x is the update; in Flower, the new weights.
+    Weaker than the model: Flower 1.41 makes each mask of 32 bits of its secret, few enough to be searched through.
 
     Promises that one masked vector is uniform, whatever the update, as long as fewer than `threshold` clients
     collude with the server; and nothing about the sum, which leaks as an update of a larger batch does.
@@ -107,13 +109,10 @@ class SecAggPlus(Defense):
             plan: of every client; without one, the update is of one client.
             before: of the parts before this one.
         """
-        samples = sent.num_samples or 1
-        clients = max(round(samples / plan.images), 1) if plan else 1
-        step = self.max_weight / (samples * self._per_unit)
+        clients = clients_of(sent, plan)
+        step = self.max_weight / ((sent.num_samples or 1) * self._per_unit)
         rounding = {k: torch.full_like(t, 6 / (clients * step**2)) for k, t in sent.tensors.items()}
-        known = before or Channel()
-        averaged = None if known.precision is None else {k: clients * t for k, t in known.precision.items()}
-        return replace(known, precision=averaged, bounds=None).then(precision=rounding)
+        return of_mean(before, clients).then(precision=rounding)
 
     def read(self, masked: MaskedVector, like: Update) -> Update:
         """One client's message as if it were not masked: what an attack on it alone has to work with.
@@ -124,13 +123,12 @@ class SecAggPlus(Defense):
         """
         share = max(self._weight(replace(like, num_samples=masked.num_samples)), 1) / self.levels
         values = (masked.values[1:].double() / self._per_unit - self.clip) / share
-        return self._as(values, like)
+        return filled(values, like)
 
     def quantized(self, update: Update, generator: torch.Generator) -> Tensor:
         """The integers (1 + size,) of one update before they are masked, in [0, levels]."""
         weight = self._weight(update)
-        values = torch.cat([t.detach().double().flatten().cpu() for t in _floats(update).values()])
-        places = ((values * weight / self.levels).clamp(-self.clip, self.clip) + self.clip) * self._per_unit
+        places = ((flattened(update) * weight / self.levels).clamp(-self.clip, self.clip) + self.clip) * self._per_unit
         above = places.ceil()
         lower = torch.rand(above.shape, generator=generator, dtype=torch.float64) < above - places
         return torch.cat([torch.tensor([weight]), (above - lower.double()).long()])
@@ -146,17 +144,7 @@ class SecAggPlus(Defense):
         """The weighted mean from the sum of integers; what is not a floating-point number is the first client's."""
         first, share = updates[0], float(total[0]) / self.levels
         values = (total[1:].double() / self._per_unit - len(updates) * self.clip) / share
-        return replace(self._as(values, first), num_samples=sum(u.num_samples or 0 for u in updates))
-
-    def _as(self, values: Tensor, like: Update) -> Update:
-        """An update like another one, with these values (size,) in place of its floating-point numbers."""
-        floats = _floats(like)
-        parts = values.split([t.numel() for t in floats.values()])
-        found = {name: part.view_as(t).to(t) for part, (name, t) in zip(parts, floats.items(), strict=True)}
-        buffers = like.buffers
-        if buffers is not None:
-            buffers = {name: found.get(f"buffer {name}", t) for name, t in buffers.items()}
-        return replace(like, tensors={name: found[name] for name in like.tensors}, buffers=buffers)
+        return replace(filled(values, first), num_samples=sum(u.num_samples or 0 for u in updates))
 
     def _check(self, updates: Sequence[Update]) -> None:
         if len(updates) < 2:
@@ -178,9 +166,3 @@ class SecAggPlus(Defense):
                     f"{left} of the {len(own)} clients that hold shares of client {place} stayed, {self.threshold} "
                     "are needed: the server cannot unmask the sum, and the round is lost"
                 )
-
-
-def _floats(update: Update) -> Tensors:
-    """What is averaged, by name."""
-    buffers = {f"buffer {k}": v for k, v in (update.buffers or {}).items() if v.is_floating_point()}
-    return {**update.tensors, **buffers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -12,7 +13,7 @@ from medpfl.core.experiment import Experiment
 
 __all__ = ["EXPERIMENTS", "SETS", "Part", "Study", "study"]
 
-EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "modalities")
+EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "defenses", "modalities")
 """By name, the files of this package."""
 
 SETS = ("melanoma", "brain_mri", "covid_xray")
@@ -42,14 +43,19 @@ class Part(BaseModel):
     quick: dict[str, Any] = {}
     faithful: dict[str, Any] = {}
 
-    def under(self, quick: bool, faithful: bool) -> Part:
-        """This part in the form that was asked for; the brief form goes before the notebooks'."""
+    def under(self, quick: bool, faithful: bool, images: int | None = None) -> Part:
+        """This part in the form that was asked for; the brief form goes before the notebooks'.
+
+        Args:
+            quick, faithful: which form.
+            images: to attack, in place of the form's own number.
+        """
         part = self
         for wanted, other in ((faithful, self.faithful), (quick, self.quick)):
             if wanted:
                 audit = {**part.audit, **other.get("audit", {})}
                 part = part.model_copy(update={**other, "audit": audit})
-        return part
+        return part if images is None else part.model_copy(update={"images": images, "per_class": None})
 
     def experiment(self, data: str, seed: int, classes: int, held: int) -> Experiment:
         """The audit of a folder that holds so many images of so many classes."""
@@ -65,6 +71,10 @@ class Study(BaseModel):
     title: str
     source: str
     parts: list[Part]
+
+    def only(self, names: Sequence[str]) -> Study:
+        """The study with the parts of these names alone; all of them where none is named."""
+        return self.model_copy(update={"parts": [p for p in self.parts if not names or p.name in names]})
 
 
 def study(name: str) -> Study:

@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,9 @@ from medpfl.auditing.key import study_index
 from medpfl.auditing.perform import perform
 from medpfl.auditing.report import Report, reread
 from medpfl.auditing.store import ROWS, read_rows
-from medpfl.core.errors import InputError, listed
+from medpfl.core.errors import InputError, listed, nearest
 from medpfl.core.files import write
-from medpfl.reproduction.experiments import EXPERIMENTS, SETS, Part, study
+from medpfl.reproduction.experiments import EXPERIMENTS, SETS, Part, Study, study
 from medpfl.reproduction.modalities import KEPT, features, keep, kept, relations
 from medpfl.reproduction.tables import Row, as_latex, as_markdown, as_table, rows_of
 
@@ -81,6 +81,8 @@ def reproduce(
     sets: Mapping[str, str | Path] | None = None,
     weights: str | Path | None = None,
     seed: int = 0,
+    images: int | None = None,
+    parts: Sequence[str] = (),
     force: bool = False,
     progress: bool = False,
 ) -> Reproduction:
@@ -98,20 +100,24 @@ def reproduce(
         sets: other folders for sets, by name.
         weights: of the trained ResNet-18; without them its parts are left out, and named.
         seed: of every random draw.
+        images: to attack of each set, at least 1, in place of the experiments' own numbers.
+        parts: names of parts of the experiments, as the tables show them in the column of attacks; none: all.
         force: discards what other settings left in the run directories.
         progress: shows progress bars on the terminal.
 
     Raises:
-        InputError: no such experiment, no set at all, or an `out` that holds another form of the study.
+        InputError: no such experiment or part, no set at all, or an `out` that holds another form of the study.
     """
-    chosen = {name: study(name) for name in experiments}
+    chosen = _chosen(experiments, parts)
     places = _places(Path(data), sets or {})
     out = Path(out)
-    _claim(out, {"quick": quick, "faithful": faithful, "seed": seed}, force)
-    form = _form(quick, faithful, seed)
+    if images is not None and images < 1:
+        raise InputError(f"images is {images}: it must be at least 1")
+    form = {"quick": quick, "faithful": faithful, "seed": seed, **({} if images is None else {"images": images})}
+    _claim(out, form, force)
     gaps = [Gap("", name, "its folder is not there", False) for name in SETS if name not in places]
     rows: list[Row] = []
-    for task in _tasks(chosen, places, quick, faithful):
+    for task in _tasks(chosen, places, quick, faithful, images):
         if progress:
             print(f"{task.experiment}: {task.part.name} on {task.name}", file=sys.stderr)
         try:
@@ -122,7 +128,7 @@ def reproduce(
         except InputError as error:
             gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", str(error), True))
             continue
-        rows += rows_of(task.experiment, task.name, task.part.name, form, report)
+        rows += rows_of(task.experiment, task.name, task.part.name, _form(**form), report)
         _write(out, rows, gaps)  # after each audit: a reader need not wait for the last
     if not rows:
         raise InputError("nothing could be run:" + listed(list(map(str, gaps))))
@@ -141,7 +147,8 @@ def remake(out: str | Path) -> Reproduction:
     state = json.loads((out / _STATE).read_text())
     rows: list[Row] = []
     gaps: list[Gap] = []
-    for task in _tasks({name: study(name) for name in EXPERIMENTS}, SETS, state["quick"], state["faithful"]):
+    form = {name: state.get(name) for name in ("quick", "faithful", "images")}
+    for task in _tasks({name: study(name) for name in EXPERIMENTS}, SETS, **form):
         if (task.out(out) / ROWS).is_file():
             rows += rows_of(task.experiment, task.name, task.part.name, _form(**state), reread(task.out(out)))
         elif any(_runs(out).glob(f"{task.experiment}-*")):
@@ -149,6 +156,15 @@ def remake(out: str | Path) -> Reproduction:
     if not rows:
         raise InputError(f"'{out}' holds no finished rows yet: give the same command again, without --from")
     return Reproduction(rows, gaps, _write(out, rows, gaps))
+
+
+def _chosen(experiments: Sequence[str], parts: Sequence[str]) -> dict[str, Study]:
+    """By name, the experiments with the parts that were asked for; those that have none of them are left out."""
+    found = {name: study(name) for name in experiments}
+    names = dict.fromkeys(part.name for each in found.values() for part in each.parts)
+    if unknown := [part for part in parts if part not in names]:
+        raise InputError(f"these experiments have no part '{unknown[0]}'; {nearest(unknown[0], list(names))}")
+    return {name: chosen for name, each in found.items() if (chosen := each.only(parts)).parts}
 
 
 def _places(data: Path, sets: Mapping[str, str | Path]) -> dict[str, Path]:
@@ -167,9 +183,9 @@ def _runs(out: Path) -> Path:
     return out.with_name(f"{out.name}-runs")
 
 
-def _form(quick: bool, faithful: bool, seed: int) -> str:
+def _form(quick: bool, faithful: bool, seed: int, images: int | None = None) -> str:
     words = [word for word, is_it in (("quick", quick), ("faithful", faithful)) if is_it]
-    return f"{', '.join(words) or 'full'}, seed {seed}"
+    return f"{', '.join(words) or 'full'}, seed {seed}" + ("" if images is None else f", {images} images of each set")
 
 
 def _claim(out: Path, settings: dict[str, Any], force: bool) -> None:
@@ -188,11 +204,13 @@ def _claim(out: Path, settings: dict[str, Any], force: bool) -> None:
     write(path, json.dumps(settings).encode())
 
 
-def _tasks(studies: Mapping[str, Any], places: Any, quick: bool, faithful: bool) -> Iterator[_Task]:
+def _tasks(
+    studies: Mapping[str, Study], places: Iterable[str], quick: bool, faithful: bool, images: int | None
+) -> Iterator[_Task]:
     for experiment, chosen in studies.items():
         for part in chosen.parts:
             for name in places:
-                yield _Task(experiment, name, part.under(quick, faithful))
+                yield _Task(experiment, name, part.under(quick, faithful, images))
 
 
 def _audit(

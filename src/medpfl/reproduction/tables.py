@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from medpfl.auditing.report import Report
 from medpfl.core.files import as_csv
 from medpfl.reporting.selection import cell_rows
-from medpfl.reporting.words import DASH, between, label, number, percent, percents
+from medpfl.reporting.words import DASH, label, number
+from medpfl.reproduction.comparison import Row, beside, with_interval
 
 __all__ = ["Row", "as_latex", "as_markdown", "as_table", "rows_of"]
-
-Row = Mapping[str, Any]
-"""One cell of an audit, with the experiment, set and part that it is of."""
 
 _LEGACY = ("legacy_ssim_range0", "legacy_ssim_range255")
 _NESTED = ("by_patient", "masks")
@@ -25,22 +23,18 @@ class _Column(NamedTuple):
     text: Callable[[Row], str]
 
 
-def _with(value: str, interval: str) -> str:
-    return value if interval == DASH else f"{value} ({interval})"
-
-
 _COLUMNS = (
     _Column("Set", lambda row: row["set"]),
     _Column("Attack", lambda row: row["part"]),
     _Column("Defense", lambda row: label(row["defense"])),
     _Column("Told of it", lambda row: {None: DASH, False: "no", True: "yes"}[row["knows_defense"]]),
     _Column("Images", lambda row: number(row["images"], "d")),
-    _Column("ASR", lambda row: _with(percent(row["asr"]), percents(row["asr_low"], row["asr_high"]))),
-    _Column("SSIM", lambda row: _with(number(row["ssim"]), between(row["ssim_low"], row["ssim_high"]))),
+    _Column("ASR", lambda row: with_interval(row, "asr")),
+    _Column("SSIM", lambda row: with_interval(row, "ssim")),
     _Column("Best SSIM without the update", lambda row: number(_without_update(row))),
     _Column("MSE", lambda row: number(row["mse"], ".2g")),
     _Column("PSNR, dB", lambda row: number(row["psnr"], ".1f")),
-    _Column("Identified", lambda row: percent(row["identified"])),
+    _Column("Identified", lambda row: with_interval(row, "identified")),
     _Column("s/image", lambda row: number(row["seconds_per_image"], ".2g")),
     _Column("Legacy SSIM, range 0", lambda row: number(row[_LEGACY[0]])),
     _Column("Legacy SSIM, range 255", lambda row: number(row[_LEGACY[1]])),
@@ -70,12 +64,13 @@ def _without_update(row: Row) -> float | None:
 
 
 def as_markdown(title: str, source: str, rows: Sequence[Row], gaps: Sequence[str]) -> str:
-    """A page with the table, what the columns mean, and what is missing."""
+    """A page with the table, what the columns mean, naive and adaptive side by side, and what is missing."""
     head = "| " + " | ".join(column.title for column in _COLUMNS) + " |"
     lines = [head, "|" + " --- |" * len(_COLUMNS)]
     lines += ["| " + " | ".join(column.text(row).replace("|", "\\|") for column in _COLUMNS) + " |" for row in rows]
     missing = ["", "Not run:", "", *(f"- {gap}" for gap in gaps)] if gaps else []
-    return "\n".join([f"# {title}", "", source, "", _form(rows), "", *lines, "", _MEANING, *missing, ""])
+    both = ["", pairs] if (pairs := beside(rows)) else []
+    return "\n".join([f"# {title}", "", source, "", _form(rows), "", *lines, "", _MEANING, *both, *missing, ""])
 
 
 _MEANING = (

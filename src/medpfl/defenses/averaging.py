@@ -1,0 +1,50 @@
+"""What the defenses share that give the server a mean of several clients' updates, and no update of one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from medpfl.core.plan import Plan
+from medpfl.core.types import Channel, Tensors, Update
+
+__all__ = ["clients_of", "filled", "flattened", "of_mean"]
+
+
+def flattened(update: Update) -> Tensor:
+    """All that is averaged, (size,) in float64 on the CPU: the tensors, then the floating-point buffers."""
+    return torch.cat([t.detach().double().flatten().cpu() for t in _floats(update).values()])
+
+
+def filled(values: Tensor, like: Update) -> Update:
+    """An update like another one, with these values (size,) in place of its floating-point numbers."""
+    floats = _floats(like)
+    parts = values.split([t.numel() for t in floats.values()])
+    found = {name: part.view_as(t).to(t) for part, (name, t) in zip(parts, floats.items(), strict=True)}
+    buffers = like.buffers
+    if buffers is not None:
+        buffers = {name: found.get(f"buffer {name}", t) for name, t in buffers.items()}
+    return replace(like, tensors={name: found[name] for name in like.tensors}, buffers=buffers)
+
+
+def clients_of(mean: Update, plan: Plan | None) -> int:
+    """Clients in a mean: `num_samples` over the plan's images; 1 without a plan."""
+    return max(round((mean.num_samples or 1) / plan.images), 1) if plan else 1
+
+
+def of_mean(before: Channel | None, clients: int) -> Channel:
+    """What earlier parts disclose of each client's update, as it is of their mean: noise is averaged.
+
+    Bounds are left out: what was read off single updates cannot be of a mean.
+    """
+    known = before or Channel()
+    averaged = None if known.precision is None else {k: clients * t for k, t in known.precision.items()}
+    return replace(known, precision=averaged, bounds=None)
+
+
+def _floats(update: Update) -> Tensors:
+    """What is averaged, by name."""
+    buffers = {f"buffer {k}": v for k, v in (update.buffers or {}).items() if v.is_floating_point()}
+    return {**update.tensors, **buffers}
