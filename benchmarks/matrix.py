@@ -118,11 +118,11 @@ def _line(words: Sequence[str]) -> str:
 _HEAD = f"""# Which attack takes which model
 
 Made by `make matrix`, which audits every registered model under every registered attack, each with its default
-arguments but {STEPS} steps and one start: one image behind the update of FedSGD, two local steps on one image each behind
-that of FedAvg; gray samples of 32 pixels a side, or 64 where batch norm in train mode takes no single one of 32; nothing
-granted. Models that give a class for every pixel have masks, which the attacks optimize with the images.
+arguments but {STEPS} steps and one start: one image behind the update of FedSGD, two local steps on one image each
+behind that of FedAvg; gray samples of 32 pixels a side, or 64 where batch norm in train mode takes no single one of
+32; nothing granted. Models that give a class for every pixel have masks, which the attacks optimize with the images.
 
 **{RUNS}** means that the attack ends with finite guesses. It says nothing of its success. **no** is followed by the
-number of the reason, below, which is the audit's own message or flag. For your own model, `medpfl check-model` says the
-same and more.
+number of the reason, below, which is the audit's own message or flag. For your own model, `medpfl check-model` says
+the same and more.
 """
