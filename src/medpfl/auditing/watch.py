@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from medpfl.auditing.store import JobKey
 from medpfl.core import progress
 from medpfl.core.errors import listed
+from medpfl.data.images import LabelledImages
 
 __all__ = ["files", "name_skipped", "rounds_of", "watching"]
 
@@ -18,11 +19,13 @@ _NAMED = 10
 During = Callable[[JobKey, int], AbstractContextManager[None]]
 
 
-def name_skipped(skipped: Sequence[str]) -> None:
-    """Names files that could not be read on the terminal: the one place where their names may be seen."""
-    if not skipped:
-        return
-    print(f"{files(len(skipped))} could not be read and left out:{listed(skipped, _NAMED)}", file=sys.stderr)
+def name_skipped(data: LabelledImages) -> None:
+    """Names files that could not be read, and what to doubt, on the terminal: the one place where names may be seen."""
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if data.skipped:
+        count = files(len(data.skipped))
+        print(f"{count} could not be read and left out:{listed(data.skipped, _NAMED)}", file=sys.stderr)
 
 
 def files(count: int) -> str:
