@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from medpfl.auditing.store import JobKey
 from medpfl.core import progress
 from medpfl.core.errors import listed
-from medpfl.data.images import LabelledImages
 
 __all__ = ["files", "name_skipped", "rounds_of", "watching"]
 
@@ -19,13 +18,12 @@ _NAMED = 10
 During = Callable[[JobKey, int], AbstractContextManager[None]]
 
 
-def name_skipped(data: LabelledImages) -> None:
+def name_skipped(skipped: Sequence[str], notes: Sequence[str] = ()) -> None:
     """Names files that could not be read, and what to doubt, on the terminal: the one place where names may be seen."""
-    for note in data.notes:
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    if data.skipped:
-        count = files(len(data.skipped))
-        print(f"{count} could not be read and left out:{listed(data.skipped, _NAMED)}", file=sys.stderr)
+    if skipped:
+        print(f"{files(len(skipped))} could not be read and left out:{listed(skipped, _NAMED)}", file=sys.stderr)
 
 
 def files(count: int) -> str:
