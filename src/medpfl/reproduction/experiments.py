@@ -12,7 +12,7 @@ from medpfl.core.experiment import Experiment
 
 __all__ = ["EXPERIMENTS", "SETS", "Part", "Study", "study"]
 
-EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "modalities")
+EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "modalities", "models")
 """By name, the files of this package."""
 
 SETS = ("melanoma", "brain_mri", "covid_xray")
