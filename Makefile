@@ -5,7 +5,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench matrix clean
 
 demo: $(READY)  ## audits the embedded samples, offline, with and without a defense
 	$(BIN)/medpfl demo --out runs/demo
@@ -20,6 +20,9 @@ check: $(READY)
 
 bench: .venv/.bench  ## speed and strength beside peers, in at most ten minutes
 	$(BIN)/python -m benchmarks
+
+matrix: $(READY)  ## runs every attack on every model, briefly, and writes docs/support.md
+	$(BIN)/python -m benchmarks matrix
 
 .venv/.bench: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

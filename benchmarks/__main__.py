@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks import adaptive, contested, deep, memory
+from benchmarks import adaptive, contested, deep, matrix, memory
 from benchmarks.rows import now
 from benchmarks.scenes import Scene, available, scene
 from benchmarks.textbook import textbook
@@ -38,7 +38,7 @@ RECIPES = {
 counterpart there.
 """
 
-PARTS = {"adaptive": adaptive, "contested": contested, "deep": deep, "memory": memory}
+PARTS = {"adaptive": adaptive, "contested": contested, "deep": deep, "matrix": matrix, "memory": memory}
 QUICK = {
     "recipes": (4.0, "--images 8 --textbook 1 --recipes DLG iDLG CPL RGAP/idlg"),
     "deep": (6.0, "--iterations 20 --large 2"),

@@ -159,6 +159,17 @@ def test_an_array_that_is_cut_off(path):
     assert "is cut off" in refused(path)
 
 
+def test_a_header_that_is_cut_off(path):
+    """Which numpy takes for one of Python 2, and gives to its tokenizer."""
+    buffer = io.BytesIO()
+    np.save(buffer, arrays((28, 28))["train_images"])
+    np.savez(path, **{k: v for k, v in arrays((28, 28)).items() if k != "train_images"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("train_images.npy", buffer.getvalue().replace(b"}", b"\n", 1))
+    assert "array 'train_images'" in refused(path)
+    assert "is damaged" in refused(path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"split": "training"}, "did you mean 'train'"), ({"column": -1}, "column=-1"), ({"size": 1}, "size=1")],

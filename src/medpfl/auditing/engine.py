@@ -121,7 +121,7 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
     except Exception as error:  # whatever a stranger's network raises is for the user to read
         hint = (
             "; in train mode batch norm needs more: try mode eval or larger images"
-            if "per channel" in str(error)
+            if "value per channel" in str(error)
             else ""
         )
         raise InputError(f"the model does not take images of shape {shape}: {error}{hint}") from error

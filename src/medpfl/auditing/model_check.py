@@ -30,7 +30,7 @@ from medpfl.federated.kernels import differentiable_kernels
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
 
-__all__ = ["ModelCheck", "check_model"]
+__all__ = ["ModelCheck", "check_model", "shortened"]
 
 _TOGETHER = 4
 _BATCH = 8
@@ -158,14 +158,14 @@ def _attacks(scene: Scene, undifferentiable: str) -> dict[str, str]:
     for name, member in registry(attack_package).items():
         try:
             with explained("it failed"):
-                _short(member(), steps)(seen, generator_of(scene.seed, name))
+                shortened(member(), steps)(seen, generator_of(scene.seed, name))
             found[name] = ""
         except InputError as error:
             found[name] = str(error)
     return found
 
 
-def _short(attack: Attack, steps: int) -> Attack:
+def shortened(attack: Attack, steps: int) -> Attack:
     """The same attack with fewer steps and one start, if it has them."""
     own = {field.name for field in fields(attack)}  # type: ignore[arg-type]
     return replace(attack, **{k: v for k, v in {"steps": steps, "restarts": 1}.items() if k in own})  # type: ignore[type-var]

@@ -117,7 +117,7 @@ def audit(
     knowledge = _knowledge(given, naive)
     made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition, clients)
     found = data_of(data, size, fit, channels)
-    name_skipped(found.images.skipped)
+    name_skipped(found.images.skipped, found.images.notes)
     check_outside(out, found.place)
     held = found.images
     if record is not None:

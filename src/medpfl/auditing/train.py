@@ -101,7 +101,7 @@ def train(
         seed=seed,
         device=device_of(device),
     )
-    name_skipped(setup.data.skipped)
+    name_skipped(setup.data.skipped, setup.data.notes)
     check_outside(out, setup.splits.found.place)
     setup.check()
     return _run(setup, out, force, progress)

@@ -18,11 +18,12 @@ _NAMED = 10
 During = Callable[[JobKey, int], AbstractContextManager[None]]
 
 
-def name_skipped(skipped: Sequence[str]) -> None:
-    """Names files that could not be read on the terminal: the one place where their names may be seen."""
-    if not skipped:
-        return
-    print(f"{files(len(skipped))} could not be read and left out:{listed(skipped, _NAMED)}", file=sys.stderr)
+def name_skipped(skipped: Sequence[str], notes: Sequence[str] = ()) -> None:
+    """Names files that could not be read, and what to doubt, on the terminal: the one place where names may be seen."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if skipped:
+        print(f"{files(len(skipped))} could not be read and left out:{listed(skipped, _NAMED)}", file=sys.stderr)
 
 
 def files(count: int) -> str:

@@ -56,8 +56,8 @@ class ImageFolder(DataSource):
         """The pictures, by class and then by file. A class of which none could be read is left out.
 
         Raises:
-            InputError: there is no such folder, it has no class folders, they hold no readable picture,
-                `limit` is less than the number of classes, or ``index.csv`` is malformed.
+            InputError: there is no such folder, it has no class folders, they hold no readable picture or are sets
+                themselves, `limit` is less than the number of classes, or ``index.csv`` is malformed.
         """
         root = Path(self.path).expanduser()
         listing = list_images(root, self.limit)
@@ -78,6 +78,7 @@ class ImageFolder(DataSource):
             patients=tuple(patients.get(file.as_posix()) for file in files),
             skipped=skipped,
             left_out=listing.left_out,
+            notes=(listing.note,) if listing.note else (),
         )
 
 

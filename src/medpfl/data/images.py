@@ -21,6 +21,7 @@ class LabelledImages:
         patients: M, the source's own patient ids, ``None`` where unknown; for the key file only.
         skipped: ``"name: reason"`` of each file that could not be read; for the terminal only.
         left_out: images of the source that its own limit left unopened.
+        notes: what to doubt of how the source was read; for the terminal only.
         masks: (M, H, W) or (M, D, H, W) int64 indices of `classes`, where the images are segmented; 0 is the
             background. `labels` then hold, for each image, its commonest class above 0, or 0.
         spacing: of the voxels of volumes along D, H and W in mm, where it is known and the same for all.
@@ -35,6 +36,7 @@ class LabelledImages:
     left_out: int = 0
     spacing: tuple[float, float, float] | None = None
     masks: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from medpfl.core.errors import InputError
 from medpfl.data.decode import SUFFIXES, reason
+from medpfl.data.nested import check_one_set
 
 __all__ = ["Listing", "files_in", "first", "is_image", "list_images", "printable", "spread"]
 
@@ -25,31 +26,35 @@ class Listing:
         chosen: files to open, by class and then by path.
         left_out: how many more there are.
         unread: folders that could not be searched, with the reason.
+        note: what to doubt of the classes; see `medpfl.data.nested.check_one_set`.
     """
 
     chosen: list[Path]
     left_out: int
     unread: dict[Path, str]
+    note: str = ""
 
 
 def list_images(root: Path, limit: int) -> Listing:
     """The image files in the class folders of `root`; at most `limit`, evenly over classes and files.
 
     Raises:
-        InputError: there is no such folder, it has no class folders, they hold no image, or `limit` is
-            less than the number of classes.
+        InputError: there is no such folder, it has no class folders, they hold no image or are sets themselves, or
+            `limit` is less than the number of classes.
     """
     folders = _class_folders(root)
     unread: dict[Path, str] = {}
-    found = [files for folder in folders if (files := _images_in(folder, unread))]
+    held = {folder: files for folder in folders if (files := _images_in(folder, unread))}
+    found = list(held.values())
     if not found:
         why = "".join(f"; cannot search {path.relative_to(root)}: {text}" for path, text in unread.items())
         raise InputError(f"no {_IMAGES} in the class folders of '{root}': {', '.join(f.name for f in folders)}{why}")
+    note = check_one_set(root, held)
     if limit < len(found):
         raise InputError(f"limit={limit} is less than the number of classes in '{root}', {len(found)}: raise it")
     shares = _shares([len(files) for files in found], limit)
     chosen = [path for files, share in zip(found, shares, strict=True) for path in _spaced(files, share)]
-    return Listing(chosen, sum(map(len, found)) - len(chosen), unread)
+    return Listing(chosen, sum(map(len, found)) - len(chosen), unread, note)
 
 
 _IMAGES = f"images ({', '.join(sorted(suffix[1:] for suffix in SUFFIXES))})"

@@ -68,7 +68,7 @@ def upright_shape(path: str | PathLike[str], frame: int | None = None) -> tuple[
 
     with quiet():
         image = _checked(path, frame)
-    axes = nibabel.io_orientation(image.affine)[:, 0].tolist()  # type: ignore[attr-defined]
+        axes = nibabel.io_orientation(image.affine)[:, 0].tolist()  # type: ignore[attr-defined]
     return tuple(image.shape[axes.index(axis)] for axis in range(3))
 
 

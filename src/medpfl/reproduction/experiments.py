@@ -13,7 +13,7 @@ from medpfl.core.experiment import Experiment
 
 __all__ = ["EXPERIMENTS", "SETS", "Part", "Study", "study"]
 
-EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "defenses", "modalities")
+EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "defenses", "modalities", "models")
 """By name, the files of this package."""
 
 SETS = ("melanoma", "brain_mri", "covid_xray")

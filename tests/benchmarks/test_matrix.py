@@ -1,0 +1,65 @@
+"""The support matrix: its page is of the registries as they are, and a cell says what an audit says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from benchmarks import matrix
+from medpfl import attacks, models
+from medpfl.attacks import iDLG
+from medpfl.core.roles import Attack
+
+
+def table(text: str) -> list[list[str]]:
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [[word.strip("`") for word in line] for line in lines if line[0] != "---"]
+
+
+def test_the_page_is_of_the_registries_as_they_are():
+    text = matrix.PAGE.read_text()
+    head, *rows = table(text)
+    again = "run 'make matrix'"
+    assert sorted(head[3:]) == sorted(attacks.__all__), again
+    wanted = [[model, *plan] for model in sorted(models.__all__) for plan in matrix.PLANS]
+    assert sorted(row[:3] for row in rows) == sorted(wanted), again
+    reasons = {f"no: {number}" for number in re.findall(r"^(\d+)\. .{20}", text, re.MULTILINE)}
+    said = {word for row in rows for word in row[3:]}
+    assert said == {matrix.RUNS} | reasons
+
+
+def test_a_cell_says_what_the_audit_says():
+    found = dict(matrix.cells(["MLP"], ["iDLG", "RGAP"]))
+    no = "an analytic attack reads one gradient of one image, not an update of 2 images"
+    for (_, algorithm, _, attack), said in found.items():
+        assert said.startswith(no if attack == "RGAP" and algorithm == "FedAvg" else matrix.RUNS)
+    head, *rows = table(matrix.page(found))
+    assert head == ["Model", "Algorithm", "Mode", "iDLG", "RGAP"]
+    assert [row[3:] for row in rows] == [["runs", "runs"]] * 2 + [["runs", "no: 1"]] * 2
+
+
+@dataclass(frozen=True, repr=False)
+class Lost(Attack):
+    """Ends at numbers that are none."""
+
+    def __call__(self, seen, generator):
+        found = iDLG(steps=1)(seen, generator)
+        return replace(found, ended=("nonfinite",) * len(found.ended), guesses=torch.zeros_like(found.guesses))
+
+
+def test_a_flag_that_makes_guesses_useless_is_a_reason(monkeypatch):
+    monkeypatch.setattr(matrix, "registry", lambda _: {"Lost": Lost})
+    data = matrix.images_for("MLP")
+    said = matrix.outcome("MLP", "Lost", matrix.PLANS["FedSGD", "train"], data)
+    assert said.startswith("nonfinite: the attack ended at a number")
+
+
+@pytest.mark.parametrize(("model", "side"), [("LeNet", 32), ("DenseNet121", 64)])
+def test_the_smallest_size_of_which_batch_norm_takes_one_image(model, side):
+    data = matrix.images_for(model)
+    assert data.shape == (1, side, side)
+    assert data.masks is not None
+    assert 0.3 < data.masks.double().mean() < 0.6
