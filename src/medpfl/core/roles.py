@@ -185,11 +185,15 @@ class Composed(Defense):
         silent = [first and not any(p.acts("disclose") for p in self.parts[:i]) for i in range(len(self.parts))]
         return all(part.settled(none) for part, none in zip(self.parts, silent, strict=True))
 
-    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
-        """The best that a part promises; of one that acts inside steps, only if no other changes what enters them."""
+    @property
+    def counted(self) -> tuple[Defense, ...]:
+        """Whose promises hold: of a part that acts inside steps, only if no other changes what enters them."""
         inside = [part for part in self.parts if any(map(part.acts, ("model", "batch", "gradient")))]
-        counted = [part for part in self.parts if not part.acts("gradient") or inside == [part]]
-        known = [part.promises(plan, rounds, delta) for part in counted]
+        return tuple(part for part in self.parts if not part.acts("gradient") or inside == [part])
+
+    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
+        """The best that a part promises, of those that count."""
+        known = [part.promises(plan, rounds, delta) for part in self.counted]
         return min((epsilon for epsilon in known if epsilon is not None), default=None)
 
     def acts(self, moment: str) -> bool:

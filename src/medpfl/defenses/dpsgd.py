@@ -15,6 +15,7 @@ from medpfl.core.spec import shown
 from medpfl.core.types import Channel, Tensors, Update
 from medpfl.defenses.accountant import Epsilon, epsilon
 from medpfl.defenses.clipping import scaled_down
+from medpfl.defenses.tradeoff import Mechanism
 
 __all__ = ["DPSGD"]
 
@@ -74,9 +75,14 @@ class DPSGD(Defense):
         Raises:
             InputError: a number out of its range, or the extra ``dp`` is not installed.
         """
+        seen = self.mechanism(plan, rounds)
+        return epsilon(seen.noise, seen.rate, seen.steps, delta)
+
+    def mechanism(self, plan: Plan, rounds: int) -> Mechanism:
+        """What the adversary sees of one image in the rounds of a client, as `spent` counts them."""
         if plan.sampling == "poisson":
-            return epsilon(self.noise, plan.rate, rounds * plan.steps, delta)
-        return epsilon(self.noise, 1.0, rounds * plan.epochs, delta)
+            return Mechanism(self.noise, plan.rate, rounds * plan.steps)
+        return Mechanism(self.noise, 1.0, rounds * plan.epochs)
 
     def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
         """`spent`, for an image."""
