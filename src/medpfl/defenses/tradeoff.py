@@ -29,7 +29,7 @@ loss distribution of P against Q (dp-accounting, rounded to the safe side): any 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, exp, floor, sqrt
 from typing import Any
@@ -61,6 +61,7 @@ class Mechanism:
         noise: standard deviation over sensitivity, above 0.
         rate: probability of a record to be in a sample, in (0, 1].
         steps: how many there are, at least 1.
+        known: the `profile`, where it was computed before.
 
     Raises:
         InputError: a number out of its range.
@@ -69,6 +70,7 @@ class Mechanism:
     noise: float
     rate: float = 1.0
     steps: int = 1
+    known: Profile = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_positive(noise=self.noise)
@@ -105,7 +107,7 @@ class Mechanism:
         Raises:
             InputError: the extra ``dp`` is not installed, or too little noise.
         """
-        return () if self.rate == 1 or self.steps == 1 else _composed(self.noise, self.rate, self.steps)
+        return self.known if self.rate == 1 or self.steps == 1 or self.known else _composed(self.noise, self.rate, self.steps)
 
 
 def _composed(noise: float, rate: float, steps: int) -> Profile:
