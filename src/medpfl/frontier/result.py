@@ -72,7 +72,7 @@ def results(out: Path, found: Found) -> Result:
     result = Result(points, recommendation(points, limits), _settings(found, name))
     shown = {"points": points, "recommendation": result.recommendation, "settings": result.settings}
     write(out / "frontier.json", json.dumps(shown, indent=1).encode())
-    write(out / "frontier.csv", as_csv(list(points[0]), points).encode())
+    write(out / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
     page = write_frontier_page(out, result.settings, points, result.recommendation)
     return Result(points, result.recommendation, result.settings, (page,))
 
