@@ -35,7 +35,7 @@ def bound_figure(ones: Placed, event: str) -> str:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE)
-    axes = figure.add_axes((0.13, 0.12, 0.83, 0.6))
+    axes = figure.add_axes((0.17, 0.12, 0.79, 0.6))
     known = [one for one in ones if one["bound"]["gap"] is None]
     pairs = [kappa for kappa, _ in known[0]["bound"]["curve"] if kappa >= _LEAST] if known else []
     axes.plot(pairs, pairs, color=COLORS["line"], linewidth=1.2)
