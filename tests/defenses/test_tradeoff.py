@@ -22,8 +22,8 @@ DRAWS = 20_000
 def identification(noise: float, rate: float, steps: int, among: int, seed: int = 0) -> tuple[float, float]:
     """Success of the likelihood-ratio attack that names which of `among` equally likely records was in the sums.
 
-    Records are orthogonal, each of the length of the sensitivity: each step sends (among,) coordinates, of which that of
-    the record is 1 if it was drawn; all have the noise. The record's likelihood is the product of its mixtures.
+    Records are orthogonal, each of the length of the sensitivity: each step sends (among,) coordinates, of which that
+    of the record is 1 if it was drawn; all have the noise. The record's likelihood is the product of its mixtures.
     """
     random = np.random.default_rng(seed)
     sums = random.normal(0, noise, (DRAWS, steps, among))
@@ -160,7 +160,7 @@ def test_bad_numbers_are_named(arguments, words):
 
 
 def test_kappa_is_a_probability_and_too_little_noise_is_not_composed():
-    with pytest.raises(InputError, match="kappa is 1.5"):
+    with pytest.raises(InputError, match=r"kappa is 1\.5"):
         Mechanism(1.0).bound(1.5)
     with pytest.raises(InputError, match=r"below 0\.05"):
         Mechanism(0.01, 0.5, 2).bound(0.1)

@@ -9,6 +9,7 @@ from made_up import full
 
 from medpfl.reporting.bound_figure import bound_figure, bound_section
 from medpfl.reporting.bounds import bound_rows, placed, stands
+from medpfl.reporting.words import DASH
 
 CURVE = [[kappa, min(1.0, 3 * kappa)] for kappa in (0.0, 1e-5, 1e-4, 0.01, 0.1, 1.0)]
 
@@ -43,7 +44,7 @@ def test_the_strongest_attack_stands_for_a_defense_at_the_largest_kappa_of_its_c
         (0.3, 0.1, 0.1, "not above"),
         (0.31, 0.1, 0.1, "within"),
         (0.9, 0.7, 0.1, "not what it says"),
-        (0.5, 0.1, None, "–"),
+        (0.5, 0.1, None, DASH),
     ],
 )
 def test_where_a_rate_stands(rate, low, kappa, words):
@@ -57,7 +58,7 @@ def test_rows_say_measured_guess_and_bound_and_a_gap_says_why():
     assert first[1][1] == "noise 1, rate 0.5, 2 steps, over 1 round"
     assert first[5][1] == "30 % at 10 %"
     assert [value for value, _ in second[2:8]] == ["identified", "2 %", "5 %", "15 %", "40 %", "not above"]
-    assert third[5] == ("–", "not stated: no accountant")
+    assert third[5] == (DASH, "not stated: no accountant")
 
 
 def test_the_section_is_left_out_without_bounds_and_the_figure_without_curves():

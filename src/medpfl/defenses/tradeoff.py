@@ -107,11 +107,9 @@ class Mechanism:
         Raises:
             InputError: the extra ``dp`` is not installed, or too little noise.
         """
-        return (
-            self.known
-            if self.rate == 1 or self.steps == 1 or self.known
-            else _composed(self.noise, self.rate, self.steps)
-        )
+        if self.known or self.rate == 1 or self.steps == 1:
+            return self.known
+        return _composed(self.noise, self.rate, self.steps)
 
 
 def _composed(noise: float, rate: float, steps: int) -> Profile:

@@ -26,8 +26,8 @@ def points_of(
     Of each metric of leakage a point has the value of the strongest attack with its interval (``asr``, ``asr_low``,
     ``asr_high``), which attack that is, the upper end of all attacks' intervals (``asr_end``), and the lower end of
     the strongest undefended attack (``asr_control``). ``bound``: of a differentially private defense, over the rounds
-    that the attack sees (`medpfl.auditing.bounds`), else ``None``. ``accuracy`` is balanced accuracy, the mean over seeds; with
-    several seeds its interval is Student's over them, else that of the images. ``loss`` is what the undefended model
+    that the attack sees (`medpfl.auditing.bounds`), else ``None``. ``accuracy`` is balanced accuracy, the mean
+    over seeds; with several seeds its interval is Student's over them, else that of the images. ``loss`` is what the undefended model
     has more.
 
     Args:

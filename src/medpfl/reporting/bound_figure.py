@@ -86,7 +86,7 @@ def _baselines(axes: Axes, guesses: Sequence[Mapping[str, Any]], event: str) -> 
     at: dict[float, list[str]] = {}
     for own in guesses:
         for name, text in _GUESSES[event].items():
-            if own[name] is not None and text not in sum(at.values(), []):
+            if own[name] is not None and not any(text in texts for texts in at.values()):
                 at.setdefault(max(own[name], _LEAST), []).append(text)
     for kappa, texts in at.items():
         axes.plot([kappa], [0], marker=2, markersize=7, color=COLORS["ink"], clip_on=False, zorder=6)
