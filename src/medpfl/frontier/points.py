@@ -27,8 +27,8 @@ def points_of(
     ``asr_high``), which attack that is, the upper end of all attacks' intervals (``asr_end``), and the lower end of
     the strongest undefended attack (``asr_control``). ``bound``: of a differentially private defense, over the rounds
     that the attack sees (`medpfl.auditing.bounds`), else ``None``. ``accuracy`` is balanced accuracy, the mean
-    over seeds; with several seeds its interval is Student's over them, else that of the images. ``loss`` is what the undefended model
-    has more.
+    over seeds; with several seeds its interval is Student's over them, else that of the images. ``loss`` is what the
+    undefended model has more.
 
     Args:
         audits: by setting, the cells of the audit that it is in, the undefended ones too.

@@ -95,9 +95,10 @@ def reading_bounds() -> tuple[str, ...]:
     """How to read bound and reference."""
     return (
         "Measured success is a lower bound of the risk. The curve is an upper bound, 1 \u2212 f(kappa), for any "
-        "attack, also one that was not run, by an adversary that is right with probability kappa without the update: the "
-        "trade-off function f is that of the noise, over the rounds that the attack sees, for one record that is there "
-        "or not. It is of one record on average, not of the worst one, nor of several of one patient together.",
+        "attack, also one that was not run, by an adversary that is right with probability kappa without the "
+        "update: the trade-off function f is that of the noise, over the rounds that the attack sees, for one record "
+        "that is there or not. It is of one record on average, not of the worst one, nor of several of one patient "
+        "together.",
         "Kappa is an assumption. The table takes the best of the guesses that were made without the update (the mean "
         "image, the nearest other image, random numbers; by chance, of identification); who knows more of the images "
         "has a larger kappa, and the curve says what that allows.",
