@@ -112,10 +112,7 @@ class Defense(Part):
         return True
 
     def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
-        """Epsilon of all that one client sends in so many rounds, at `delta`, against who sees it all.
-
-        Of privacy of an image, or of the whole client, which is more; ``None``: nothing is promised.
-        """
+        """Epsilon, of an image or the client, of what it sends in so many rounds; ``None``: nothing is promised."""
         return None
 
     def acts(self, moment: str) -> bool:
