@@ -121,10 +121,7 @@ def _blind(
 ) -> dict[str, Tensor]:
     """The same where only shapes count: one pass through the model shows those of every step."""
     inputs: dict[str, list[Tensor]] = {}
-    handles = [
-        layer.register_forward_pre_hook(lambda _, given, name=name: inputs.setdefault(name, []).append(given[0]))
-        for name, layer in layers.items()
-    ]
+    handles = [layer.register_forward_pre_hook(_keeper(inputs, name)) for name, layer in layers.items()]
     try:
         with torch.no_grad():
             model(steps[0])
@@ -135,6 +132,15 @@ def _blind(
         _check_once(name, len(given))
     drawn = [{name: layers[name].draw(x, generator, images) for name, (x,) in inputs.items()} for images in steps]
     return {name: torch.stack([one[name] for one in drawn]) for name in inputs}
+
+
+def _keeper(inputs: dict[str, list[Tensor]], name: str) -> Callable[..., None]:
+    """A hook that keeps every input of a layer."""
+
+    def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        inputs.setdefault(name, []).append(given[0])
+
+    return hook
 
 
 def _recorder(
