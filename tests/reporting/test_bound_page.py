@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from made_up import full
+from test_frontier_page import CHOSEN, POINTS, SETTINGS
 
 from medpfl.reporting.bound_figure import bound_figure, bound_section
 from medpfl.reporting.bounds import bound_rows, placed, stands
+from medpfl.reporting.frontier import write_frontier_page
 from medpfl.reporting.words import DASH
 
 CURVE = [[kappa, min(1.0, 3 * kappa)] for kappa in (0.0, 1e-5, 1e-4, 0.01, 0.1, 1.0)]
@@ -83,3 +85,12 @@ def test_the_figure_draws_curve_point_reference_and_guesses(monkeypatch):
     assert [text.get_text() for text in named.texts] == ["chance"]
     dotted = [line for line in named.lines if line.get_linestyle() == ":"]
     assert [list(line.get_ydata()) for line in dotted] == [[0.4, 0.4]] * 2
+
+
+def test_a_frontier_s_page_has_the_section_where_a_point_has_a_bound(tmp_path):
+    (one,) = placed([cell(3)])
+    points = [POINTS[0], {**POINTS[1], "bound": one["bound"]}]
+    page = write_frontier_page(tmp_path, SETTINGS, points, CHOSEN).read_text()
+    assert page.count('id="bound-asr-title"') == page.count('id="bound-identified-title"') == 1
+    assert "noise 1, rate 0.5, 2 steps, over 1 round" in page
+    assert "bound-asr-title" not in write_frontier_page(tmp_path, SETTINGS, POINTS, CHOSEN).read_text()
