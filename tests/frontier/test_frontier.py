@@ -113,9 +113,9 @@ def test_another_limit_needs_no_other_run(whole, pictures, monkeypatch):
     assert path.stat().st_mode & 0o777 == 0o600
     said = yaml.safe_load(path.read_text())
     assert Training(**said) == Training(
-        **{k: v for k, v in SMALL.items() if k in Training.model_fields} | {"data": str(pictures)}
-        | {"defense": ["GaussianNoise(scale=10)"]}
-    )  # fmt: skip
+        **{k: v for k, v in SMALL.items() if k in Training.model_fields} | {"defense": ["GaussianNoise(scale=10)"]}
+    )
+    assert str(pictures) not in path.read_text()
     monkeypatch.undo()
     frontier(small(pictures), out)
     assert not path.exists(), "what an earlier limit recommended is gone"
@@ -125,8 +125,8 @@ def test_train_takes_what_is_recommended_as_it_stands(pictures, tmp_path, monkey
     monkeypatch.setattr("medpfl.frontier.choice._control_works", lambda *_: True)
     found = frontier(small(pictures, limit=["ssim<=0.99"]), tmp_path / "f")
     assert found.recommendation["state"] == "recommended"
-    words = ["train", "--config", str(tmp_path / "f/recommended.yaml"), "--out", str(tmp_path / "t"), "--quiet"]
-    assert cli.main(words) == 0
+    said = ["--config", str(tmp_path / "f/recommended.yaml"), "--out", str(tmp_path / "t"), "--quiet"]
+    assert cli.main(["train", str(pictures), *said]) == 0
     place = SPECS.index(found.recommendation["defense"])
     own = tmp_path / f"f/runs/training-{place}-seed-0/round-2/weights.safetensors"
     assert (tmp_path / "t/round-2/weights.safetensors").read_bytes() == own.read_bytes()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medpfl.auditing.bounds import bounded
 from medpfl.auditing.key import class_names
 from medpfl.auditing.run_files import RUN, read_json
 from medpfl.auditing.store import ROWS, JobKey, Store, check_format, job_of, read_rows
@@ -50,6 +51,7 @@ def finish(store: Store, settings: dict[str, Any], classes: tuple[str, ...] = ()
     """Summary, pages and pictures from a store's rows; without its pictures, the page that needs none."""
     rows = store.rows()
     summary = summarize(rows, settings.get("server_side", ()), settings.get("record"), settings.get("server_only", ()))
+    summary = bounded(summary, settings.get("bounds", {}))
     if store.out is None:
         return Report(summary, rows, settings, classes=classes)
     import json

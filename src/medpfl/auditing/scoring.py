@@ -92,7 +92,7 @@ class Scorer:
         scores = {name: metric(guess, truth).tolist() for name, metric in registry(metric_package).items()}
         scores |= self._baselines(tuple(own.tolist()))
         scores["ssim_worst"] = best.tolist() if best is not None else scores["ssim"]
-        found, gallery = self._identified(guess, own)
+        found, gallery = self.identified(guess, own)
         return [
             Finding(
                 victim=v,
@@ -123,7 +123,8 @@ class Scorer:
         same = [[p is not None and p == patients[i] for p in patients] for i in own.tolist()]
         return torch.tensor(same)
 
-    def _identified(self, guess: Tensor, own: Tensor) -> tuple[list[bool | None], list[int]]:
+    def identified(self, guess: Tensor, own: Tensor) -> tuple[list[bool | None], list[int]]:
+        """Of guesses (N, C, H, W): whether each points to its own image (N,) alone, and among how many."""
         excluded = self._excluded(own)
         gallery = (~excluded).sum(1) + excluded[torch.arange(len(own)), own]
         distance = distances(guess.clamp(0, 1), self.data.images)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from medpfl.auditing.acting import discloses, server_only, server_side
+from medpfl.auditing.bounds import bounds_of
 from medpfl.auditing.checkpoint import Checkpoint
 from medpfl.auditing.engine import versions
 from medpfl.auditing.play import Player
@@ -60,6 +61,8 @@ def settings_of(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
     }
     if private := spent(setup.defenses, setup.plan, delta, setup.network(0)):
         settings["privacy"] = private
+    if bounds := bounds_of(setup, player.scorer):
+        settings["bounds"] = bounds
     recorded = [d for d in setup.defenses if isinstance(d, Recorded)]
     if recorded:
         settings["record"] = {"defense": repr(recorded[0].claimed), **player.difference(recorded[0])}

@@ -21,7 +21,8 @@ class Drawn(nn.Module):
     Clients fill it for each step (`medpfl.federated.draws.draw`); an attacker only under the grant ``masks``.
 
     Attributes:
-        needs_slope: whether `draw` differentiates its input with respect to the images.
+        needs_slope: whether `draw` differentiates its input with respect to the images. If not, it takes nothing but
+            the shape of the input.
     """
 
     needs_slope = False

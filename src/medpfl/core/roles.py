@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from medpfl.core.plan import Plan
     from medpfl.core.types import Batch, Channel, Observation, Reconstruction, Tensors, Update
+
+    Sums = tuple[Tensors, dict[str, Any]] | None
 
 __all__ = ["Attack", "Composed", "DataSource", "Defense", "Metric", "Model", "State", "metric"]
 
@@ -72,6 +74,10 @@ class Defense(Part):
         """
         return value, state
 
+    def summed(self, parts: Iterator[Tensors], state: State, generator: torch.Generator) -> Sums:
+        """What `gradient` gives, summed over the images, which come in parts; ``None``: it must see all at once."""
+        return None
+
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
         """What leaves the client."""
         return value, state
@@ -106,10 +112,7 @@ class Defense(Part):
         return True
 
     def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
-        """Epsilon of all that one client sends in so many rounds, at `delta`, against who sees it all.
-
-        Of differential privacy of an image, or of the whole client, which is more; ``None``: nothing is promised.
-        """
+        """Epsilon, of an image or the client, of what it sends in so many rounds; ``None``: nothing is promised."""
         return None
 
     def acts(self, moment: str) -> bool:
@@ -158,6 +161,12 @@ class Composed(Defense):
         """Each part's, in order."""
         return self._through("gradient", value, state, generator)
 
+    def summed(self, parts: Iterator[Tensors], state: State, generator: torch.Generator) -> Sums:
+        """Of the only part that acts on gradients."""
+        acting = [str(i) for i, part in enumerate(self.parts) if part.acts("gradient")]
+        made = self.parts[int(acting[0])].summed(parts, state[acting[0]], generator) if len(acting) == 1 else None
+        return made and (made[0], {**state, acting[0]: made[1]})
+
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
         """Each part's, in order."""
         return self._through("update", value, state, generator)
@@ -185,11 +194,15 @@ class Composed(Defense):
         silent = [first and not any(p.acts("disclose") for p in self.parts[:i]) for i in range(len(self.parts))]
         return all(part.settled(none) for part, none in zip(self.parts, silent, strict=True))
 
-    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
-        """The best that a part promises; of one that acts inside steps, only if no other changes what enters them."""
+    @property
+    def counted(self) -> tuple[Defense, ...]:
+        """Whose promises hold: of a part that acts inside steps, only if no other changes what enters them."""
         inside = [part for part in self.parts if any(map(part.acts, ("model", "batch", "gradient")))]
-        counted = [part for part in self.parts if not part.acts("gradient") or inside == [part]]
-        known = [part.promises(plan, rounds, delta) for part in counted]
+        return tuple(part for part in self.parts if not part.acts("gradient") or inside == [part])
+
+    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
+        """The best that a part promises, of those that count."""
+        known = [part.promises(plan, rounds, delta) for part in self.counted]
         return min((epsilon for epsilon in known if epsilon is not None), default=None)
 
     def acts(self, moment: str) -> bool:

@@ -14,6 +14,7 @@ from medpfl.core.types import Channel, Update
 from medpfl.defenses.accountant import Epsilon, epsilon
 from medpfl.defenses.clipping import Clipping
 from medpfl.defenses.gaussian import GaussianNoise
+from medpfl.defenses.tradeoff import Mechanism
 
 __all__ = ["ClientDP"]
 
@@ -60,6 +61,10 @@ class ClientDP(Defense):
             InputError: a number out of its range, or the extra ``dp`` is not installed.
         """
         return epsilon(self.noise, 1.0, rounds, delta)
+
+    def mechanism(self, plan: Plan, rounds: int) -> Mechanism:
+        """What the adversary sees of one client, whatever its plan."""
+        return Mechanism(self.noise, 1.0, rounds)
 
     def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
         """`spent`, for the client."""

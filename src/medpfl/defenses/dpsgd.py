@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import sqrt
 
@@ -15,6 +16,7 @@ from medpfl.core.spec import shown
 from medpfl.core.types import Channel, Tensors, Update
 from medpfl.defenses.accountant import Epsilon, epsilon
 from medpfl.defenses.clipping import scaled_down
+from medpfl.defenses.tradeoff import Mechanism
 
 __all__ = ["DPSGD"]
 
@@ -59,6 +61,21 @@ class DPSGD(Defense):
             noisy[name] = clipped + self.noise * self.clip * noise / len(clipped)
         return noisy, {**state, "steps": state["steps"] + 1}
 
+    def summed(
+        self, parts: Iterator[Tensors], state: State, generator: torch.Generator
+    ) -> tuple[Tensors, State] | None:
+        """The same sum, with the gradients of one part of the images in memory at a time."""
+        total: Tensors = {}
+        for part in parts:
+            factors = _factors(part, self.clip)
+            for name, each in part.items():
+                clipped = (factors @ each.flatten(1)).view(each.shape[1:])
+                total = {**total, name: total[name] + clipped if name in total else clipped}
+        for name, clean in total.items():
+            noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
+            total[name] = clean + self.noise * self.clip * noise
+        return total, {**state, "steps": state["steps"] + 1}
+
     def spent(self, plan: Plan, rounds: int, delta: float) -> Epsilon:
         """Epsilon after the rounds of a client that the adversary sees.
 
@@ -74,9 +91,14 @@ class DPSGD(Defense):
         Raises:
             InputError: a number out of its range, or the extra ``dp`` is not installed.
         """
+        seen = self.mechanism(plan, rounds)
+        return epsilon(seen.noise, seen.rate, seen.steps, delta)
+
+    def mechanism(self, plan: Plan, rounds: int) -> Mechanism:
+        """What the adversary sees of one image in the rounds of a client, as `spent` counts them."""
         if plan.sampling == "poisson":
-            return epsilon(self.noise, plan.rate, rounds * plan.steps, delta)
-        return epsilon(self.noise, 1.0, rounds * plan.epochs, delta)
+            return Mechanism(self.noise, plan.rate, rounds * plan.steps)
+        return Mechanism(self.noise, 1.0, rounds * plan.epochs)
 
     def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
         """`spent`, for an image."""
@@ -104,9 +126,14 @@ class DPSGD(Defense):
 
 def clip_each(gradients: Tensors, norm: float) -> dict[str, Tensor]:
     """Per-sample gradients (N, ...), each of a Euclidean norm over all tensors of at most `norm`."""
-    squares = torch.stack([t.flatten(1).square().sum(1) for t in gradients.values()]).sum(0)
-    factors = norm * squares.clamp(min=norm**2).rsqrt()
+    factors = _factors(gradients, norm)
     return {name: t * factors.view(-1, *[1] * (t.ndim - 1)) for name, t in gradients.items()}
+
+
+def _factors(gradients: Tensors, norm: float) -> Tensor:
+    """What each image's gradient (N, ...) is multiplied by."""
+    squares = torch.stack([t.flatten(1).square().sum(1) for t in gradients.values()]).sum(0)
+    return norm * squares.clamp(min=norm**2).rsqrt()
 
 
 def _reach(plan: Plan) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.types import Batch, Tensors, Update, Weights
 from medpfl.federated.draws import Draws, draw
-from medpfl.federated.local import local_update
+from medpfl.federated.local import joined, local_update
 
 __all__ = ["ClientRound", "client_round"]
 
@@ -63,10 +64,14 @@ def client_round(
     batch, state = defense.batch(batch, state, generator)
     draws = draw(model, batch, plan, generator)
 
-    def moment(gradients: Tensors) -> Tensors:
+    def total(parts: Iterator[Tensors]) -> Tensors:
         nonlocal state
-        gradients, state = defense.gradient(gradients, state, generator)
-        return gradients
+        made = defense.summed(parts, state, generator)
+        if made is None:
+            whole, state = defense.gradient(joined(parts), state, generator)
+            return {name: each.sum(0) for name, each in whole.items()}
+        sums, state = made
+        return sums
 
     raw = local_update(
         model,
@@ -74,7 +79,7 @@ def client_round(
         plan,
         weights,
         draws,
-        moment=moment if defense.acts("gradient") else None,
+        total=total if defense.acts("gradient") else None,
         buffers="buffers" in plan.sends,
     )
     if "num_samples" in plan.sends:

@@ -91,6 +91,8 @@ def _masks(
     model: nn.Module, layers: dict[str, Drawn], steps: Sequence[Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
     """What each layer draws in each step."""
+    if not any(layer.needs_slope for layer in layers.values()):
+        return _blind(model, layers, steps, generator)
     masks: dict[str, list[Tensor]] = {name: [] for name in layers}
     handles, current = [], [steps[0]]
     for name, layer in layers.items():
@@ -105,9 +107,40 @@ def _masks(
         for handle in handles:
             handle.remove()
     for name, drawn in masks.items():
-        if len(drawn) not in (0, len(steps)):
-            raise InputError(f"dropout layer '{name}' is used more than once: give each use a layer of its own")
+        _check_once(name, len(drawn) / len(steps))
     return {name: torch.stack(drawn) for name, drawn in masks.items() if drawn}
+
+
+def _check_once(name: str, uses: float) -> None:
+    if uses > 1:
+        raise InputError(f"dropout layer '{name}' is used more than once: give each use a layer of its own")
+
+
+def _blind(
+    model: nn.Module, layers: dict[str, Drawn], steps: Sequence[Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The same where only shapes count: one pass through the model shows those of every step."""
+    inputs: dict[str, list[Tensor]] = {}
+    handles = [layer.register_forward_pre_hook(_keeper(inputs, name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            model(steps[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, given in inputs.items():
+        _check_once(name, len(given))
+    drawn = [{name: layers[name].draw(x, generator, images) for name, (x,) in inputs.items()} for images in steps]
+    return {name: torch.stack([one[name] for one in drawn]) for name in inputs}
+
+
+def _keeper(inputs: dict[str, list[Tensor]], name: str) -> Callable[..., None]:
+    """A hook that keeps every input of a layer."""
+
+    def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        inputs.setdefault(name, []).append(given[0])
+
+    return hook
 
 
 def _recorder(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,9 +16,13 @@ from medpfl.federated.kernels import differentiable_kernels
 from medpfl.federated.losses import LOSSES, cross_entropy
 from medpfl.federated.ready import check_separable, running_statistics, state_of, track_statistics
 
-__all__ = ["cross_entropy", "local_update"]
+__all__ = ["cross_entropy", "joined", "local_update"]
 
 GradientMoment = Callable[[Tensors], Tensors]
+Total = Callable[[Iterator[Tensors]], Tensors]
+
+_MOST_IMAGES, _MOST_NUMBERS = 64, 2**25
+"""Of one part of a batch's per-sample gradients; 2**25 numbers in float32 are 128 MiB."""
 
 
 def local_update(
@@ -29,6 +33,7 @@ def local_update(
     draws: Draws | None = None,
     *,
     moment: GradientMoment | None = None,
+    total: Total | None = None,
     buffers: bool = False,
 ) -> Update:
     """The update of one client, differentiable with respect to images and labels, and open to ``vmap``.
@@ -44,6 +49,7 @@ def local_update(
         draws: the client's batch order and dropout masks; ``None``: the images in their order, no dropout.
         moment: applied to the per-sample gradients (n, ...) of each step before their sum is divided by the
             batch size; of an empty batch it gets one row of zeros.
+        total: makes that sum itself, of the per-sample gradients part by part, so that not all need be in memory.
         buffers: whether to return the batch-norm statistics after the round too.
 
     Raises:
@@ -51,11 +57,13 @@ def local_update(
     """
     draws = draws or Draws()
     if moment is not None:
+        total = _total_of(moment)
+    if total is not None:
         check_separable(model)
     if not buffers:
-        return Update(_tensors(model, batch, plan, weights, draws, moment), _kind(plan))
+        return Update(_tensors(model, batch, plan, weights, draws, total), _kind(plan))
     with track_statistics(model) as seen:
-        tensors = _tensors(model, batch, plan, weights, draws, moment)
+        tensors = _tensors(model, batch, plan, weights, draws, total)
     return Update(tensors, _kind(plan), running_statistics(model, weights.buffers, seen))
 
 
@@ -64,15 +72,15 @@ def _kind(plan: Plan) -> Any:
 
 
 def _tensors(
-    model: nn.Module, batch: Batch, plan: Plan, weights: Weights, draws: Draws, moment: GradientMoment | None
+    model: nn.Module, batch: Batch, plan: Plan, weights: Weights, draws: Draws, total: Total | None
 ) -> Tensors:
     state = state_of(model, weights.buffers)
 
     def gradient(parameters: Tensors, step: int) -> Tensors:
         part, masks, size = _minibatch(batch, plan, draws, step)
-        if not len(part) and moment is None:
+        if not len(part) and total is None:
             return {name: torch.zeros_like(p) for name, p in parameters.items()}
-        whole = _gradient(model, parameters, state, masks, part, moment, LOSSES[plan.loss])
+        whole = _gradient(model, parameters, state, masks, part, total, LOSSES[plan.loss])
         return whole if size is None else {name: g * (max(len(part), 1) / size) for name, g in whole.items()}
 
     if plan.algorithm == "FedSGD":
@@ -103,20 +111,44 @@ def _gradient(
     state: Tensors,
     masks: Tensors,
     batch: Batch,
-    moment: GradientMoment | None,
+    total: Total | None,
     criterion: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensors:
-    """The mean gradient (after the moment); of no images, the mean of the moment's one row."""
+    """The mean gradient, or `total` over the number of images; of none, over 1."""
 
     def loss(parameters: Tensors, images: Tensor, labels: Tensor, masks: Tensors) -> Tensor:
         with differentiable_kernels():
             return criterion(functional_call(model, {**parameters, **state, **masks}, (images,)), labels)
 
-    if moment is None:
+    if total is None:
         return grad(loss)(dict(parameters), batch.images, batch.labels, masks)
     each = vmap(grad(loss), in_dims=(None, 0, 0, 0), randomness="different")
-    if len(batch):
-        samples = each(dict(parameters), batch.images[:, None], batch.labels[:, None], masks)
-    else:
-        samples = {name: torch.zeros_like(p)[None] for name, p in parameters.items()}
-    return {name: value.mean(0) for name, value in moment(samples).items()}
+
+    def parts() -> Iterator[Tensors]:
+        for images, labels, *own in zip(*(t.split(size) for t in rows), strict=True):
+            yield each(dict(parameters), images, labels, dict(zip(masks, own, strict=True)))
+
+    size, rows = _part_size(parameters), (batch.images[:, None], batch.labels[:, None], *masks.values())
+    nothing = {name: torch.zeros_like(p)[None] for name, p in parameters.items()}
+    summed = total(parts() if len(batch) else iter([nothing]))
+    return {name: value / max(len(batch), 1) for name, value in summed.items()}
+
+
+def _part_size(parameters: Tensors) -> int:
+    """Images whose gradients are in memory at once: a number that depends on the model alone."""
+    return max(1, min(_MOST_IMAGES, _MOST_NUMBERS // sum(p.numel() for p in parameters.values())))
+
+
+def _total_of(moment: GradientMoment) -> Total:
+    """The sum over all images of a moment, which sees them at once."""
+
+    def total(parts: Iterator[Tensors]) -> Tensors:
+        return {name: value.sum(0) for name, value in moment(joined(parts)).items()}
+
+    return total
+
+
+def joined(parts: Iterator[Tensors]) -> Tensors:
+    """All per-sample gradients (N, ...) of those that come in parts (n, ...)."""
+    rows = list(parts)
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]} if len(rows) > 1 else rows[0]

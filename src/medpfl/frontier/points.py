@@ -9,6 +9,7 @@ from medpfl.core.rounds import Round
 from medpfl.core.verdicts import LEAKS, UNDEFENDED, together
 from medpfl.frontier.limits import METRICS
 from medpfl.metrics.rates import mean_interval
+from medpfl.reporting.bounds import placed
 
 __all__ = ["Cell", "Point", "points_of"]
 
@@ -24,9 +25,10 @@ def points_of(
 
     Of each metric of leakage a point has the value of the strongest attack with its interval (``asr``, ``asr_low``,
     ``asr_high``), which attack that is, the upper end of all attacks' intervals (``asr_end``), and the lower end of
-    the strongest undefended attack (``asr_control``). ``accuracy`` is balanced accuracy, the mean over seeds; with
-    several seeds its interval is Student's over them, else that of the images. ``loss`` is what the undefended model
-    has more.
+    the strongest undefended attack (``asr_control``). ``bound``: of a differentially private defense, over the rounds
+    that the attack sees (`medpfl.auditing.bounds`), else ``None``. ``accuracy`` is balanced accuracy, the mean
+    over seeds; with several seeds its interval is Student's over them, else that of the images. ``loss`` is what the
+    undefended model has more.
 
     Args:
         audits: by setting, the cells of the audit that it is in, the undefended ones too.
@@ -51,6 +53,8 @@ def _leakage(spec: str, cells: Sequence[Cell]) -> Point:
     for metric in METRICS:
         point |= _strongest(own, metric)
         point[f"{metric}_control"] = _strongest(control, metric)[f"{metric}_low"]
+    bounds = placed(own)
+    point["bound"] = bounds[0]["bound"] if bounds else None
     flags = dict.fromkeys(flag for cell in own for flag in cell["flags"])
     return {**point, "control_works": together(cell["verdict"] for cell in control) == LEAKS, "flags": list(flags)}
 

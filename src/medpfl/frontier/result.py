@@ -22,6 +22,8 @@ from medpfl.reporting.training import judged
 __all__ = ["OUTPUTS", "Found", "Result", "results", "write_recommended"]
 
 _YAML = "recommended.yaml"
+_PLACES = ("data", "validation", "test", "weights")
+"""Paths, which a command line says and no file."""
 OUTPUTS = ("frontier.json", "frontier.csv", "frontier.html", _YAML)
 
 
@@ -72,7 +74,7 @@ def results(out: Path, found: Found) -> Result:
     result = Result(points, recommendation(points, limits), _settings(found, name))
     shown = {"points": points, "recommendation": result.recommendation, "settings": result.settings}
     write(out / "frontier.json", json.dumps(shown, indent=1).encode())
-    write(out / "frontier.csv", as_csv(list(points[0]), points).encode())
+    write(out / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
     page = write_frontier_page(out, result.settings, points, result.recommendation)
     return Result(points, result.recommendation, result.settings, (page,))
 
@@ -105,16 +107,20 @@ def _settings(found: Found, name: str) -> dict[str, Any]:
 
 
 def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Setting], result: Result) -> None:
-    """Writes the recommended training for ``medpfl train --config``, or removes what an earlier limit recommended.
+    """Writes the recommended training for ``medpfl train DATA --config``, or removes what an earlier limit recommended.
 
-    The file names the data by its path, as the training must, so that it is its owner's alone to read (mode 0600).
+    It names no images and no weights file: where they lie is said on the command line. A model or a defense of one's
+    own is named by its file, so that this file is its owner's alone to read (mode 0600).
     """
     import yaml
 
     (out / _YAML).unlink(missing_ok=True)
     chosen = [setting for setting in settings if setting.spec == result.recommendation["defense"]]
     if chosen:
-        training = training_of(experiment, chosen[0], experiment.seed).model_dump()
-        limits = ", ".join(result.recommendation["limits"])
-        head = f"# Recommended by medpfl frontier under {limits}. Names the data by its path: do not share.\n"
+        training = training_of(experiment, chosen[0], experiment.seed).model_dump(exclude=set(_PLACES))
+        given = "".join(f" --{name} ..." for name in _PLACES[1:] if getattr(experiment, name) is not None)
+        head = (
+            f"# Recommended by medpfl frontier under {', '.join(result.recommendation['limits'])}.\n"
+            f"# Its images are yours to name: medpfl train DATA{given} --config {_YAML}\n"
+        )
         write(out / _YAML, (head + yaml.safe_dump(training, sort_keys=False)).encode(), PRIVATE)

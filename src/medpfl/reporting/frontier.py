@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medpfl.core.files import write
+from medpfl.reporting.bound_figure import bound_section
 from medpfl.reporting.frontier_figure import NAMES, frontier_figure
 from medpfl.reporting.verdict import MARKS
 from medpfl.reporting.words import DASH, between, known, label, number, percent, percents
@@ -168,5 +169,6 @@ def write_frontier_page(out: Path, settings: Mapping[str, Any], points: Points, 
         figures=[(NAMES[metric], Markup(frontier_figure(points, chosen, metric))) for metric in _asked(chosen)],
         columns=COLUMNS,
         rows=[_values(place, point, chosen) for place, point in enumerate(points)],
+        bounds=bound_section([point for point in points if point.get("bound")]),
     )
     return write(out / "frontier.html", page)

@@ -14,6 +14,8 @@ from markupsafe import Markup, escape
 
 from medpfl.core.files import PRIVATE, write
 from medpfl.core.verdicts import INCONCLUSIVE
+from medpfl.reporting.bound_figure import bound_section
+from medpfl.reporting.bounds import placed
 from medpfl.reporting.drawing import draw_panel
 from medpfl.reporting.facts import facts, granted, lead
 from medpfl.reporting.figures import leak_figure, similarity_figure
@@ -87,6 +89,7 @@ def _page(
         by_patient=patient_rows(summary),
         masks=mask_lines(summary),
         figures=[Markup(figure) for figure in figures],
+        bounds=bound_section(placed(summary)),
         panels=shown,
         grants=granted(settings),
         flags=_raised(summary),

@@ -1,0 +1,116 @@
+"""What differential privacy allows any attack on an audit's images, beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+
+from medpfl.auditing.acting import at_client, parts_of
+from medpfl.auditing.engine import generator_of
+from medpfl.auditing.privacy import ROUNDS, sends_statistics
+from medpfl.auditing.recorded import behind
+from medpfl.auditing.scoring import Scorer
+from medpfl.auditing.setup import Setup
+from medpfl.core.errors import InputError
+from medpfl.core.roles import Composed, Defense
+from medpfl.defenses import DPSGD, ClientDP
+from medpfl.defenses.tradeoff import Mechanism
+from medpfl.metrics.no_prior import no_prior_guess
+from medpfl.metrics.pixel import SUCCESS, ssim
+
+__all__ = ["bounded", "bounds_of"]
+
+_KAPPAS = (0.0, *np.logspace(-4, 0, 81).round(8).tolist())
+_GUESSES = 200
+"""Of the no-prior reference, over all images."""
+_WITHOUT = ("mean_image", "nearest", "random_update")
+"""Baselines of the success rate: guesses without the update."""
+
+
+def bounds_of(setup: Setup, scorer: Scorer) -> dict[str, dict[str, Any]]:
+    """For each differentially private defense, what its noise allows over the rounds that the adversary sees.
+
+    Returns:
+        By spec: ``unit``, whose record it is, an image or the client; ``rounds``; ``noise``, ``rate`` and ``steps`` of
+        the mechanism; ``curve``, pairs of kappa and the bound; ``no_prior``, success rates of the no-prior reference;
+        ``gap``: why there is no curve, else ``None``.
+    """
+    found = {}
+    for defense in setup.defenses:
+        whole = at_client(behind(defense))
+        if any(isinstance(part, DPSGD | ClientDP) for part in parts_of(whole)):
+            found[repr(defense)] = _entry(whole, setup, scorer)
+    return found
+
+
+def _entry(whole: Defense, setup: Setup, scorer: Scorer) -> dict[str, Any]:
+    counted = whole.counted if isinstance(whole, Composed) else (whole,)
+    known = [part for part in counted if isinstance(part, DPSGD | ClientDP)]
+    entry: dict[str, Any] = {"rounds": ROUNDS, "gap": None, "curve": []}
+    if sends_statistics(setup.network(0), setup.plan):
+        return {**entry, "gap": "it would not cover the batch-norm statistics that are sent"}
+    if not known:
+        return {**entry, "gap": "another part changes what enters its steps"}
+    # Of several, each bounds alone; the one with the most noise is taken.
+    part = max(known, key=lambda one: one.noise)
+    seen = part.mechanism(setup.plan, ROUNDS)
+    entry |= {"unit": "image" if isinstance(part, DPSGD) else "client", **_numbers(seen)}
+    try:
+        entry |= {"curve": [[kappa, seen.bound(kappa)] for kappa in _KAPPAS], "profile": seen.profile}
+    except InputError as error:
+        entry["gap"] = str(error)
+    return {**entry, "no_prior": _no_prior(setup, scorer, seen)}
+
+
+def _numbers(seen: Mechanism) -> dict[str, Any]:
+    return {"noise": seen.noise, "rate": seen.rate, "steps": seen.steps}
+
+
+def _no_prior(setup: Setup, scorer: Scorer, seen: Mechanism) -> dict[str, float | None]:
+    """Success rates of guesses without a prior, as if the image were in every step."""
+    own = torch.cat(setup.victims)
+    generator, hits, told = generator_of(setup.seed, "no prior", *_numbers(seen).values()), [], []
+    for _ in range(-(-_GUESSES // len(own))):
+        truth = setup.data.images[own]
+        guess = no_prior_guess(truth, seen.noise / sqrt(seen.steps), generator).clamp(0, 1)
+        hits += (ssim(guess, truth) >= SUCCESS).tolist()
+        told += [one for one in scorer.identified(guess, own)[0] if one is not None]
+    return {"asr": sum(hits) / len(hits), "identified": sum(told) / len(told) if told else None}
+
+
+def bounded(summary: Sequence[dict[str, Any]], bounds: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The cells, those under differential privacy with ``bound``: `bounds_of`, and the bound where guessing stands.
+
+    For ``asr`` and ``identified``, ``bound`` has ``kappa``, the best of the guesses that were made without the update,
+    ``kappa_high``, the upper end of the 95 % interval of what they could score, and the ``bound`` at both. A better
+    guess without the update may exist: kappa is an assumption.
+    """
+    return [{**cell, "bound": _of_cell(cell, bounds[cell["defense"]])} if cell["defense"] in bounds else cell
+            for cell in summary]  # fmt: skip
+
+
+def _at(entry: Mapping[str, Any], rates: Iterable[float | None], ends: Iterable[float | None]) -> dict[str, Any]:
+    """The largest of the rates, the largest end of their intervals, and the bound at both; ``None`` without any."""
+    seen = Mechanism(entry["noise"], entry["rate"], entry["steps"], tuple(map(tuple, entry["profile"])))
+    kappa = max((rate for rate in rates if rate is not None), default=None)
+    if kappa is None:
+        return dict.fromkeys(("kappa", "kappa_high", "bound", "bound_high"))
+    high = max([kappa, *(end for end in ends if end is not None)])
+    return {"kappa": kappa, "kappa_high": high, "bound": seen.bound(kappa), "bound_high": seen.bound(high)}
+
+
+def _of_cell(cell: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {k: v for k, v in entry.items() if k != "profile"}
+    if entry["gap"] is not None:
+        return shown
+    by_guess = {name: cell.get(f"asr_{name}") for name in _WITHOUT}
+    ends = [cell.get(f"asr_{name}_high") for name in ("mean_image", "nearest")]
+    marks = {
+        "asr": _at(entry, by_guess.values(), ends),
+        "identified": _at(entry, [cell.get("chance"), cell.get("identified_random_update")], [cell.get("chance")]),
+    }
+    return {**shown, **marks, "guesses": {**by_guess, "chance": cell.get("chance")}}

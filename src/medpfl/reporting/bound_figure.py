@@ -1,0 +1,121 @@
+"""The figure of bounds: how often any attack can succeed, over how often a guess without the update does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from medpfl.reporting.bounds import COLUMNS, EVENTS, bound_rows, reading_bounds
+from medpfl.reporting.svg import COLORS, inline
+from medpfl.reporting.words import label, number, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["bound_figure", "bound_section"]
+
+_SIZE = (4.6, 4.1)  # inches
+_LEAST = 1e-4
+"""The left edge of kappa; what is smaller, 0 too, stands there."""
+_INKS, _DASHES, _SHAPES = ("leak", "safe", "doubt", "muted", "ink"), ("-", "--", "-."), "osD^v"
+_GUESSES = {
+    "asr": {"mean_image": "mean image", "nearest": "nearest image", "random_update": "random"},
+    "identified": {"chance": "chance"},
+}
+Placed = Sequence[Mapping[str, Any]]
+
+
+def bound_figure(ones: Placed, event: str) -> str:
+    """A curve for each defense that has one, its measured point at its kappa, and its no-prior reference, dotted.
+
+    Args:
+        ones: from `medpfl.reporting.bounds.placed`.
+        event: ``"asr"`` or ``"identified"``.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE)
+    axes = figure.add_axes((0.17, 0.12, 0.79, 0.6))
+    known = [one for one in ones if one["bound"]["gap"] is None]
+    pairs = [kappa for kappa, _ in known[0]["bound"]["curve"] if kappa >= _LEAST] if known else []
+    axes.plot(pairs, pairs, color=COLORS["line"], linewidth=1.2)
+    for place, one in enumerate(known):
+        _one(axes, one, event, place)
+    _baselines(axes, [one["bound"]["guesses"] for one in known], event)
+    _frame(axes, f"success: {EVENTS[event]}")
+    if known:
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(-0.1, 1), frameon=False, fontsize=8.5, labelcolor=COLORS["ink"],
+            handlelength=2.2,
+        )  # fmt: skip
+    return inline(figure, f"bound-{event}", _spoken(known, event))
+
+
+def bound_section(ones: Placed) -> dict[str, Any] | None:
+    """What a page prints of bounds: figures, columns, rows and how to read them; ``None`` if there is no bound."""
+    from markupsafe import Markup
+
+    if not ones:
+        return None
+    drawn = any(one["bound"]["gap"] is None for one in ones)
+    figures = [(name, Markup(bound_figure(ones, event))) for event, name in EVENTS.items()] if drawn else []
+    return {"figures": figures, "columns": COLUMNS, "rows": bound_rows(ones), "notes": reading_bounds()}
+
+
+def _one(axes: Axes, one: Mapping[str, Any], event: str, place: int) -> None:
+    color, bound = COLORS[_INKS[place % len(_INKS)]], one["bound"]
+    curve: list[Any] = list(zip(*(pair for pair in bound["curve"] if pair[0] >= _LEAST), strict=True))
+    style = _DASHES[place // len(_INKS) % len(_DASHES)]
+    axes.plot(*curve, style, color=color, linewidth=1.6, label=shorten(label(one["defense"]), 44))
+    if bound["no_prior"][event] is not None:
+        axes.axhline(bound["no_prior"][event], color=color, linestyle=":", linewidth=1)
+    mark = bound[event]
+    if mark["kappa"] is None or one[event] is None:
+        return
+    x, end, y = max(mark["kappa"], _LEAST), max(mark["kappa_high"], _LEAST), one[event]
+    axes.plot([x, end], [y, y], color=color, linewidth=0.8, alpha=0.7, clip_on=False)
+    low, high = one[f"{event}_low"], one[f"{event}_high"]
+    if low is not None and high is not None:
+        axes.plot([x, x], [low, high], color=color, linewidth=0.8, alpha=0.7, clip_on=False)
+    shape: dict[str, Any] = {"markersize": 6.5, "mfc": COLORS["paper"], "mew": 1.5, "zorder": 5, "clip_on": False}
+    axes.plot(x, y, _SHAPES[place % len(_SHAPES)], mec=color, **shape)
+
+
+def _baselines(axes: Axes, guesses: Sequence[Mapping[str, Any]], event: str) -> None:
+    """Ticks at what guesses without the update score; those at one place share a line of text."""
+    at: dict[float, list[str]] = {}
+    for own in guesses:
+        for name, text in _GUESSES[event].items():
+            if own[name] is not None and not any(text in texts for texts in at.values()):
+                at.setdefault(max(own[name], _LEAST), []).append(text)
+    for kappa, texts in at.items():
+        axes.plot([kappa], [0], marker=2, markersize=7, color=COLORS["ink"], clip_on=False, zorder=6)
+        side: Any = "left" if kappa < 0.1 else "right"
+        offset = (4 if side == "left" else -4, 5)
+        axes.annotate(", ".join(texts), (kappa, 0), offset, textcoords="offset points", fontsize=8, ha=side,
+                      color=COLORS["ink"])  # fmt: skip
+
+
+def _frame(axes: Axes, name: str) -> None:
+    axes.set_xscale("log")
+    axes.set(xlim=(_LEAST, 1), ylim=(0, 1.02))
+    axes.set_xticks([1e-4, 1e-3, 1e-2, 0.1, 1], ["0.01 %", "0.1 %", "1 %", "10 %", "100 %"])
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.tick_params(colors=COLORS["muted"], labelsize=9)
+    axes.tick_params(which="minor", length=0)
+    axes.set_xlabel("kappa: success of a guess without the update", color=COLORS["muted"], fontsize=9)
+    axes.set_ylabel(name, color=COLORS["muted"], fontsize=9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("bottom", "left"))
+        spine.set_color(COLORS["line"])
+
+
+def _spoken(ones: Placed, event: str) -> str:
+    said = []
+    for one in ones:
+        mark = one["bound"][event]
+        said.append(
+            f"{label(one['defense'])}: measured {number(one[event])}, at most {number(mark['bound'])} at a kappa of "
+            f"{number(mark['kappa'], '.2g')}"
+        )
+    return f"{EVENTS[event]}: bound over kappa; {'; '.join(said)}"

@@ -1,0 +1,95 @@
+"""Bounds in an audit: which settings have one, over what, and where the measured rates stand."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from medpfl import Plan, audit
+from medpfl.auditing.bounds import bounded
+from medpfl.auditing.report import reread
+from medpfl.defenses.tradeoff import Mechanism
+
+MODEL = "MLP(hidden=(6,), activation='sigmoid')"
+SMALL = {"attacks": ["iDLG(steps=2)"], "images": 4, "size": 16}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bounds") / "run"
+    plan = Plan("FedAvg", 2, 4, sampling="poisson")
+    specs = ["DPSGD(clip=1.0, noise=1.0)", "ClientDP(noise=0.5)", "GaussianNoise(scale=0.1)", "DPSGD() | Mixup()"]
+    return out, audit(MODEL, defenses=specs, plan=plan, out=out, **SMALL)
+
+
+def test_dp_settings_have_a_bound_over_the_round_and_no_other(found):
+    cells = {cell["defense"]: cell for cell in found[1].summary}
+    assert [spec for spec, cell in cells.items() if "bound" in cell] == [
+        "DPSGD(clip=1.0, noise=1.0)",
+        "ClientDP(clip=1.0, noise=0.5)",
+        next(spec for spec in cells if "Mixup" in spec),
+    ]
+    records, client, mixed = (cell["bound"] for cell in cells.values() if "bound" in cell)
+    assert (records["unit"], records["rate"], records["steps"], records["rounds"]) == ("image", 0.5, 2, 1)
+    assert (client["unit"], client["rate"], client["steps"]) == ("client", 1.0, 1)
+    for kappa, bound in client["curve"]:
+        assert bound == Mechanism(0.5).bound(kappa)
+    assert mixed["gap"] == "another part changes what enters its steps"
+    assert mixed["curve"] == []
+
+
+def test_the_marks_are_at_what_was_guessed_without_the_update(found):
+    for cell in found[1].summary:
+        bound = cell.get("bound")
+        if not bound or bound["gap"]:
+            continue
+        seen = Mechanism(bound["noise"], bound["rate"], bound["steps"])
+        mark = bound["identified"]
+        assert mark["kappa"] == max(cell["chance"], cell["identified_random_update"])
+        assert mark["bound"] == pytest.approx(seen.bound(mark["kappa"]))
+        guessed = max(cell[f"asr_{name}"] for name in ("mean_image", "nearest", "random_update"))
+        assert (bound["asr"]["kappa"], bound["asr"]["kappa_high"] > guessed) == (guessed, True)
+        assert bound["asr"]["bound_high"] == pytest.approx(seen.bound(bound["asr"]["kappa_high"]))
+
+
+def test_files_hold_it_and_a_page_that_is_made_again_needs_no_accountant(found, monkeypatch):
+    out, report = found
+    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(report.summary))
+    page = (out / "report.html").read_text()
+    assert page.count('id="bound-') == page.count('id="bound-asr') + page.count('id="bound-identified')
+    assert "what the noise allows" in page
+    assert "ceiling" not in page
+    monkeypatch.setattr("medpfl.defenses.tradeoff._composed", None)
+    assert reread(out).summary == json.loads(json.dumps(report.summary))
+
+
+def test_less_noise_a_better_reference_and_nothing_a_perfect_one():
+    specs = ["DPSGD(noise=0.0001)", "DPSGD(noise=100.0)"]
+    cells = [cell["bound"]["no_prior"] for cell in audit(MODEL, defenses=specs, naive=True, **SMALL).summary[1:]]
+    assert cells[0] == {"asr": 1.0, "identified": 1.0}
+    assert cells[1]["asr"] == 0
+    assert cells[1]["identified"] < 0.5
+
+
+def test_statistics_that_are_sent_leave_no_bound():
+    model = "ConvNet(width=4, depth=1, norm='batch')"
+    cells = audit(model, defenses=["ClientDP()"], plan=Plan(batch_size=2), naive=True, **SMALL).summary
+    assert "batch-norm statistics" in cells[1]["bound"]["gap"]
+    covered = Plan(batch_size=2, sends=("num_samples",))
+    assert audit(model, defenses=["ClientDP()"], plan=covered, naive=True, **SMALL).summary[1]["bound"]["gap"] is None
+
+
+def test_without_the_extra_samples_say_what_to_install(monkeypatch):
+    for name in ("dp_accounting", "dp_accounting.pld"):
+        monkeypatch.setitem(sys.modules, name, None)
+    plan = Plan("FedAvg", 2, 4, sampling="poisson")
+    cell = audit(MODEL, defenses=["DPSGD()", "ClientDP()"], plan=plan, naive=True, **SMALL).summary
+    assert "pip install 'medpfl[dp]'" in cell[1]["bound"]["gap"]
+    assert cell[2]["bound"]["identified"]["bound"] is not None
+
+
+def test_a_summary_without_bounds_stays_as_it_is():
+    cells = [{"defense": "NoDefense()", "asr": 1.0}]
+    assert bounded(cells, {}) == cells
