@@ -30,7 +30,7 @@ MAY = {
     "cli": {"auditing", "catalog", "frontier", "options", "reporting", "reproduction"},
     "options": {"reproduction"},
     "integrations": {"auditing", "federated"},
-    "": {"auditing", "federated"},
+    "": {"auditing", "federated", "reproduction"},
 }
 LOADERS = {"", "catalog"}  # they import by name, when a name is used
 

@@ -10,13 +10,16 @@ from pydantic import BaseModel, ConfigDict
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
 
-__all__ = ["EXPERIMENTS", "SETS", "Part", "Study", "study"]
+__all__ = ["EXPERIMENTS", "SAMPLES", "SETS", "Part", "Study", "study"]
 
 EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "modalities")
 """By name, the files of this package."""
 
 SETS = ("melanoma", "brain_mri", "covid_xray")
 """The paper's data sets, as their folders are called."""
+
+SAMPLES = "samples"
+"""In place of all sets: the embedded images."""
 
 
 class Part(BaseModel):

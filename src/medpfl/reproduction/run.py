@@ -18,7 +18,7 @@ from medpfl.auditing.report import Report, reread
 from medpfl.auditing.store import ROWS, read_rows
 from medpfl.core.errors import InputError, listed
 from medpfl.core.files import write
-from medpfl.reproduction.experiments import EXPERIMENTS, SETS, Part, study
+from medpfl.reproduction.experiments import EXPERIMENTS, SAMPLES, SETS, Part, study
 from medpfl.reproduction.modalities import KEPT, features, keep, kept, relations
 from medpfl.reproduction.tables import Row, as_latex, as_markdown, as_table, rows_of
 
@@ -91,7 +91,8 @@ def reproduce(
 
     Args:
         experiments: names, see `medpfl.reproduction.experiments.EXPERIMENTS`.
-        data: the folder that holds the sets' folders ``melanoma``, ``brain_mri`` and ``covid_xray``.
+        data: the folder that holds the sets' folders ``melanoma``, ``brain_mri`` and ``covid_xray``; ``"samples"``:
+            the embedded images in their place, which may be shown to everybody.
         out: where tables go; runs go into a folder of that name and ``-runs``, the key to study indices with them.
         quick: few images and steps, to see that it works; the numbers mean little.
         faithful: the notebooks' own settings where they differ from the corrected ones.
@@ -109,7 +110,7 @@ def reproduce(
     out = Path(out)
     _claim(out, {"quick": quick, "faithful": faithful, "seed": seed}, force)
     form = _form(quick, faithful, seed)
-    gaps = [Gap("", name, "its folder is not there", False) for name in SETS if name not in places]
+    gaps = [Gap("", name, "its folder is not there", False) for name in SETS if not {name, SAMPLES} & set(places)]
     rows: list[Row] = []
     for task in _tasks(chosen, places, quick, faithful):
         if progress:
@@ -141,7 +142,7 @@ def remake(out: str | Path) -> Reproduction:
     state = json.loads((out / _STATE).read_text())
     rows: list[Row] = []
     gaps: list[Gap] = []
-    for task in _tasks({name: study(name) for name in EXPERIMENTS}, SETS, state["quick"], state["faithful"]):
+    for task in _tasks({name: study(name) for name in EXPERIMENTS}, (*SETS, SAMPLES), state["quick"], state["faithful"]):
         if (task.out(out) / ROWS).is_file():
             rows += rows_of(task.experiment, task.name, task.part.name, _form(**state), reread(task.out(out)))
         elif any(_runs(out).glob(f"{task.experiment}-*")):
@@ -152,6 +153,8 @@ def remake(out: str | Path) -> Reproduction:
 
 
 def _places(data: Path, sets: Mapping[str, str | Path]) -> dict[str, Path]:
+    if str(data) == SAMPLES and not sets:
+        return {SAMPLES: data}
     if unknown := sorted(set(sets) - set(SETS)):
         raise InputError(f"there is no set '{unknown[0]}' in the study: its sets are {', '.join(SETS)}")
     places = {name: Path(sets.get(name, data / name)).expanduser() for name in SETS}
