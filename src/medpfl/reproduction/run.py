@@ -142,7 +142,9 @@ def remake(out: str | Path) -> Reproduction:
     state = json.loads((out / _STATE).read_text())
     rows: list[Row] = []
     gaps: list[Gap] = []
-    for task in _tasks({name: study(name) for name in EXPERIMENTS}, (*SETS, SAMPLES), state["quick"], state["faithful"]):
+    for task in _tasks(
+        {name: study(name) for name in EXPERIMENTS}, (*SETS, SAMPLES), state["quick"], state["faithful"]
+    ):
         if (task.out(out) / ROWS).is_file():
             rows += rows_of(task.experiment, task.name, task.part.name, _form(**state), reread(task.out(out)))
         elif any(_runs(out).glob(f"{task.experiment}-*")):
