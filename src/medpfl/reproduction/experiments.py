@@ -57,7 +57,8 @@ class Part(BaseModel):
     def experiment(self, data: str, seed: int, classes: int, held: int) -> Experiment:
         """The audit of a folder that holds so many images of so many classes."""
         images = self.images if self.per_class is None else self.per_class * classes
-        return Experiment(**{**self.audit, "data": data, "seed": seed, "images": min(images or held, held)})
+        own = {"data": data, "seed": seed, "images": min(images or held, held), "iterates": True}
+        return Experiment(**{**self.audit, **own})
 
 
 class Study(BaseModel):
