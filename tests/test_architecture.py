@@ -25,7 +25,7 @@ MAY = {
     "attacks": {"federated"},
     "auditing": STAGES,
     "frontier": {"auditing", "metrics", "reporting"},
-    "reproduction": {"auditing", "reporting"},
+    "reproduction": {"auditing", "metrics", "reporting"},
     "catalog": {"options"},
     "cli": {"auditing", "catalog", "frontier", "options", "reporting", "reproduction"},
     "options": {"reproduction"},

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medpfl.auditing.inputs import data_of
+from medpfl.auditing.inputs import data_of, defenses_of
 from medpfl.auditing.key import study_index
 from medpfl.auditing.perform import perform
 from medpfl.auditing.report import Report, reread
@@ -19,7 +19,10 @@ from medpfl.auditing.store import ROWS, read_rows
 from medpfl.core.errors import InputError, listed
 from medpfl.core.files import write
 from medpfl.reproduction.experiments import EXPERIMENTS, SAMPLES, SETS, Part, study
+from medpfl.reproduction.legacy import write_legacy
 from medpfl.reproduction.modalities import KEPT, features, keep, kept, relations
+from medpfl.reproduction.pictures import write_pictures
+from medpfl.reproduction.published import Published, beside, read_published
 from medpfl.reproduction.tables import Row, as_latex, as_markdown, as_table, rows_of
 
 __all__ = ["Gap", "Reproduction", "remake", "reproduce"]
@@ -53,17 +56,26 @@ class Reproduction:
         rows: one entry by experiment, set, part, attack and defense.
         gaps: what was not run.
         tables: the files written.
+        legacy: page and picture on what the notebooks' scores do.
+        pictures: panels of private images, beside the runs.
     """
 
     rows: list[Row]
     gaps: list[Gap]
     tables: tuple[Path, ...] = ()
+    legacy: tuple[Path, ...] = ()
+    pictures: tuple[Path, ...] = ()
 
 
 class _Task(NamedTuple):
     experiment: str
     name: str
     part: Part
+
+    @property
+    def title(self) -> str:
+        """Above its pictures."""
+        return f"{self.part.name} on {self.name} ({self.experiment})"
 
     def out(self, root: Path) -> Path:
         """Beside the tables, not among them: the key to the study's indices lies beside its runs."""
@@ -80,6 +92,7 @@ def reproduce(
     faithful: bool = False,
     sets: Mapping[str, str | Path] | None = None,
     weights: str | Path | None = None,
+    published: str | Path | None = None,
     seed: int = 0,
     force: bool = False,
     progress: bool = False,
@@ -98,6 +111,7 @@ def reproduce(
         faithful: the notebooks' own settings where they differ from the corrected ones.
         sets: other folders for sets, by name.
         weights: of the trained ResNet-18; without them its parts are left out, and named.
+        published: a CSV file of published values, which go beside ours; see `medpfl.reproduction.published`.
         seed: of every random draw.
         force: discards what other settings left in the run directories.
         progress: shows progress bars on the terminal.
@@ -107,11 +121,13 @@ def reproduce(
     """
     chosen = {name: study(name) for name in experiments}
     places = _places(Path(data), sets or {})
+    theirs = _published(published, places)
     out = Path(out)
     _claim(out, {"quick": quick, "faithful": faithful, "seed": seed}, force)
     form = _form(quick, faithful, seed)
     gaps = [Gap("", name, "its folder is not there", False) for name in SETS if not {name, SAMPLES} & set(places)]
     rows: list[Row] = []
+    pictures: list[Path] = []
     for task in _tasks(chosen, places, quick, faithful):
         if progress:
             print(f"{task.experiment}: {task.part.name} on {task.name}", file=sys.stderr)
@@ -124,34 +140,47 @@ def reproduce(
             gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", str(error), True))
             continue
         rows += rows_of(task.experiment, task.name, task.part.name, form, report)
-        _write(out, rows, gaps)  # after each audit: a reader need not wait for the last
+        pictures += write_pictures(task.out(out), _panels(out), task.title)
+        _write(out, rows, gaps, theirs)  # after each audit: a reader need not wait for the last
     if not rows:
         raise InputError("nothing could be run:" + listed(list(map(str, gaps))))
-    return Reproduction(rows, gaps, _write(out, rows, gaps))
+    return Reproduction(rows, gaps, _write(out, rows, gaps, theirs), tuple(write_legacy(out)), tuple(pictures))
 
 
-def remake(out: str | Path) -> Reproduction:
-    """The tables again, from the rows of a reproduction's run directories.
+def remake(out: str | Path, published: str | Path | None = None) -> Reproduction:
+    """Tables, panels and the page on legacy scores again, from the rows of a reproduction's run directories.
 
     Raises:
-        InputError: no reproduction, or one without finished rows.
+        InputError: no reproduction, one without finished rows, or wrong published values.
     """
-    out = Path(out)
+    out, theirs = Path(out), _published(published, (*SETS, SAMPLES))
     if not (out / _STATE).is_file():
         raise InputError(f"'{out}' holds no reproduction: it has no {_STATE}")
     state = json.loads((out / _STATE).read_text())
     rows: list[Row] = []
     gaps: list[Gap] = []
+    pictures: list[Path] = []
     for task in _tasks(
         {name: study(name) for name in EXPERIMENTS}, (*SETS, SAMPLES), state["quick"], state["faithful"]
     ):
         if (task.out(out) / ROWS).is_file():
             rows += rows_of(task.experiment, task.name, task.part.name, _form(**state), reread(task.out(out)))
+            pictures += write_pictures(task.out(out), _panels(out), task.title)
         elif any(_runs(out).glob(f"{task.experiment}-*")):
             gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", "there are no rows of it", False))
     if not rows:
         raise InputError(f"'{out}' holds no finished rows yet: give the same command again, without --from")
-    return Reproduction(rows, gaps, _write(out, rows, gaps))
+    return Reproduction(rows, gaps, _write(out, rows, gaps, theirs), tuple(write_legacy(out)), tuple(pictures))
+
+
+def _published(path: str | Path | None, sets: Any) -> list[Published]:
+    if path is None:
+        return []
+    known = {
+        name: {part.name: list(map(repr, defenses_of(part.audit.get("defense", ())))) for part in study(name).parts}
+        for name in EXPERIMENTS
+    }
+    return read_published(path, known, tuple(sets))
 
 
 def _places(data: Path, sets: Mapping[str, str | Path]) -> dict[str, Path]:
@@ -172,6 +201,10 @@ def _runs(out: Path) -> Path:
     return out.with_name(f"{out.name}-runs")
 
 
+def _panels(out: Path) -> Path:
+    return _runs(out) / "panels"
+
+
 def _form(quick: bool, faithful: bool, seed: int) -> str:
     words = [word for word, is_it in (("quick", quick), ("faithful", faithful)) if is_it]
     return f"{', '.join(words) or 'full'}, seed {seed}"
@@ -186,6 +219,8 @@ def _claim(out: Path, settings: dict[str, Any], force: bool) -> None:
         for name, run in itertools.product(EXPERIMENTS, _runs(out).iterdir() if _runs(out).is_dir() else ()):
             if run.name.startswith(f"{name}-") and (run / "run.json").is_file():
                 shutil.rmtree(run)  # or tables would be made of both
+        for panel in _panels(out).glob("*.png"):
+            panel.unlink()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -215,7 +250,7 @@ def _audit(
     return report
 
 
-def _write(out: Path, rows: list[Row], gaps: list[Gap]) -> tuple[Path, ...]:
+def _write(out: Path, rows: list[Row], gaps: list[Gap], theirs: list[Published]) -> tuple[Path, ...]:
     made = []
     for experiment in dict.fromkeys(row["experiment"] for row in rows):
         own = [row for row in rows if row["experiment"] == experiment]
@@ -225,6 +260,8 @@ def _write(out: Path, rows: list[Row], gaps: list[Gap]) -> tuple[Path, ...]:
         if runs := {path.parent.name.split("-")[1]: path.parent for path in found}:
             rows_by_set = {name: list(read_rows(run / ROWS)) for name, run in runs.items()}
             text += "\n" + relations(rows_by_set, {name: kept(run) for name, run in runs.items()}) + "\n"
+        if compared := beside(theirs, own):
+            text += "\n" + compared
         for suffix, content in (("md", text), ("csv", as_table(own)), ("tex", as_latex(own))):
             made.append(write(out / f"{experiment}.{suffix}", content.encode()))
     return tuple(made)
