@@ -203,7 +203,7 @@ def _reproduce(given: Namespace) -> int:
     from medpfl.reproduction.run import remake, reproduce
 
     if given["from"]:
-        found = remake(given["from"], given.published)
+        found = remake(given["from"], given.published, given.force)
     else:
         options = {k: given[k] for k in ("quick", "faithful", "weights", "published", "seed", "force")}
         experiments = given.experiment or EXPERIMENTS

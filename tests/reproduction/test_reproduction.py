@@ -234,3 +234,50 @@ def test_features_are_set_against_what_was_read_back(data, tmp_path):
     assert by_feature["edges"][2] == "1.00"
     assert by_feature["variation"][2] == "\u22121.00"
     assert by_feature["background"][2] == "\u2013"
+
+
+def test_panels_are_private_and_made_again_from_rows(data, tmp_path):
+    found = reproduce(["attacks"], data=data, out=tmp_path / "out")
+    assert sorted(path.name for path in found.pictures) == [
+        f"attacks-{name}-idlg-short-{kind}.png" for name in ("covid_xray", "melanoma") for kind in ("adaptive", "naive")
+    ]
+    assert {path.stat().st_mode & 0o777 for path in found.pictures} == {0o600}
+    assert {path.parent for path in found.pictures} == {tmp_path / "out-runs" / "panels"}
+    with Image.open(found.pictures[0]) as image:
+        assert image.width == 3 * 138 + 10, "truth, guess, and the guess under one defense"
+        assert image.height > 3 * 138, "worst, median, best"
+    kept = {path: path.read_bytes() for path in found.pictures}
+    for path in found.pictures:
+        path.unlink()
+    assert {path: path.read_bytes() for path in remake(tmp_path / "out").pictures} == kept
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["legacy.png"]
+
+
+def test_published_values_in_the_page(data, tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    path.write_text('set,attack,asr\nmelanoma,"iDLG, short",0.5\n')
+    reproduce(["attacks"], data=data, out=tmp_path / "out", published=path)
+    text = (tmp_path / "out" / "attacks.md").read_text()
+    assert "## Beside published values" in text
+    assert "| melanoma | iDLG, short | no defense | ASR | 50 % | 0 %" in text
+    path.write_text("set,attack,asr\nmelanoma,short,0.5\n")
+    with pytest.raises(InputError, match="no attack 'short' in the study"):
+        remake(tmp_path / "out", published=path)
+
+
+def test_rows_of_another_version_are_refused_unless_forced(data, tmp_path):
+    reproduce(["attacks"], data=data, out=tmp_path / "out")
+    path = tmp_path / "out-runs" / "attacks-melanoma-idlg-short" / "findings.jsonl"
+    path.write_text(path.read_text().replace('"medpfl": "', '"medpfl": "9.'))
+    with pytest.raises(InputError, match=r"holds rows of MedPFL 9\..*: run again, or add --force"):
+        remake(tmp_path / "out")
+    assert len(remake(tmp_path / "out", force=True).rows) == 6
+    assert "rows of MedPFL 9." in (tmp_path / "out" / "attacks.md").read_text()
+
+
+def test_the_embedded_images_stand_in_for_the_sets(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "study", lambda name: SMALL)
+    found = reproduce(["attacks"], data="samples", out=tmp_path / "out", quick=True)
+    assert {row["set"] for row in found.rows} == {"samples"}
+    assert [gap.what for gap in found.gaps] == ["trained on samples"]
+    assert all(row["legacy_oracle_iterate"] >= 0 for row in found.rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from medpfl.metrics.pixel import ssim
 from medpfl.reporting.grid import draw_grid
 from medpfl.reporting.words import number
 from medpfl.reproduction.experiments import SAMPLES
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["CALLS", "eight_bit", "examples", "uniform_window", "write_legacy"]
 
@@ -89,7 +93,7 @@ def write_legacy(out: Path) -> list[Path]:
     return [write(out / "legacy.md", "\n".join([_HEAD, *lines, "", _FOOT, ""]).encode()), picture]
 
 
-def _screen(image: Tensor):  # noqa: ANN202
+def _screen(image: Tensor) -> np.ndarray:
     return (image[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
@@ -106,10 +110,10 @@ _FOOT = """The first column is the SSIM of all our tables: pixels clamped to [0,
   that are almost flat are scored by their rounding errors.
 - *Data range 255 on pixels normalized by CIFAR-10's moments* (GradInv): the constants are larger than the image's own
   variances. Whatever is guessed looks like the truth, pure noise too.
-- *After 8-bit conversion* (DLG): between 0 and 1 it costs next to nothing, but numbers below 0 or above 1 are taken modulo
-  256, where dark turns to white.
+- *After 8-bit conversion* (DLG): between 0 and 1 it costs next to nothing, but numbers below 0 or above 1 are
+  taken modulo 256, where dark turns to white.
 - *Default window* (7 x 7, uniform, sample covariance; data range 1): sound, but another number. Two papers' SSIM can
   be compared only if the window is the same.
-- *Oracle iterate* (defense cells) is no call but a choice, the iterate nearest to the truth: see the column of that name in
-  the tables.
+- *Oracle iterate* (defense cells) is no call but a choice, the iterate nearest to the truth: see the column of that
+  name in the tables.
 """

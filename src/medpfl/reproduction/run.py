@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medpfl.auditing.engine import versions
 from medpfl.auditing.inputs import data_of, defenses_of
 from medpfl.auditing.key import study_index
 from medpfl.auditing.perform import perform
@@ -147,11 +148,12 @@ def reproduce(
     return Reproduction(rows, gaps, _write(out, rows, gaps, theirs), tuple(write_legacy(out)), tuple(pictures))
 
 
-def remake(out: str | Path, published: str | Path | None = None) -> Reproduction:
+def remake(out: str | Path, published: str | Path | None = None, force: bool = False) -> Reproduction:
     """Tables, panels and the page on legacy scores again, from the rows of a reproduction's run directories.
 
     Raises:
-        InputError: no reproduction, one without finished rows, or wrong published values.
+        InputError: no reproduction, one without finished rows, rows of another version (unless `force`, which has
+            the tables say so), or wrong published values.
     """
     out, theirs = Path(out), _published(published, (*SETS, SAMPLES))
     if not (out / _STATE).is_file():
@@ -164,13 +166,25 @@ def remake(out: str | Path, published: str | Path | None = None) -> Reproduction
         {name: study(name) for name in EXPERIMENTS}, (*SETS, SAMPLES), state["quick"], state["faithful"]
     ):
         if (task.out(out) / ROWS).is_file():
-            rows += rows_of(task.experiment, task.name, task.part.name, _form(**state), reread(task.out(out)))
+            form = _form(**state) + _of_version(task.out(out), force)
+            rows += rows_of(task.experiment, task.name, task.part.name, form, reread(task.out(out)))
             pictures += write_pictures(task.out(out), _panels(out), task.title)
         elif any(_runs(out).glob(f"{task.experiment}-*")):
             gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", "there are no rows of it", False))
     if not rows:
         raise InputError(f"'{out}' holds no finished rows yet: give the same command again, without --from")
     return Reproduction(rows, gaps, _write(out, rows, gaps, theirs), tuple(write_legacy(out)), tuple(pictures))
+
+
+def _of_version(run: Path, force: bool) -> str:
+    """What tables say of the rows of another version."""
+    own = versions()["medpfl"]
+    if not (other := sorted({row.versions.get("medpfl", "unknown") for row in read_rows(run / ROWS)} - {own})):
+        return ""
+    made = f"rows of MedPFL {', '.join(other)}"
+    if not force:
+        raise InputError(f"'{run}' holds {made}, and this is {own}: run again, or add --force to take them as they are")
+    return f", {made}"
 
 
 def _published(path: str | Path | None, sets: Any) -> list[Published]:
