@@ -30,6 +30,7 @@ class Part(BaseModel):
         audit: what differs from the audit's own defaults, as its options are called.
         images: how many to attack; or `per_class`, so many of each class.
         needs_weights: whether it is of a trained network, whose weights the user gives.
+        training: how that network is trained on the images that are attacked, where the user gives none.
         explained: whether what its images are like is kept beside the rows, and set against them.
         quick, faithful: what is put in place of the above in the brief form, and in that of the notebooks.
     """
@@ -41,6 +42,7 @@ class Part(BaseModel):
     images: int | None = None
     per_class: int | None = None
     needs_weights: bool = False
+    training: dict[str, Any] = {}
     explained: bool = False
     quick: dict[str, Any] = {}
     faithful: dict[str, Any] = {}
@@ -62,13 +64,20 @@ class Part(BaseModel):
 
 
 class Study(BaseModel):
-    """An experiment of the paper: a title, where it is from, and its parts."""
+    """An experiment of the paper: a title, where it is from, and its parts.
+
+    Attributes:
+        accuracy: how a network is trained under each defense of the parts, to say what the defense costs; empty: it is
+            not said. `accuracy_quick` is put in place of some of it in the brief form.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
     source: str
     parts: list[Part]
+    accuracy: dict[str, Any] = {}
+    accuracy_quick: dict[str, Any] = {}
 
 
 def study(name: str) -> Study:
