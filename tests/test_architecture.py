@@ -25,12 +25,12 @@ MAY = {
     "attacks": {"federated"},
     "auditing": STAGES,
     "frontier": {"auditing", "metrics", "reporting"},
-    "reproduction": {"auditing", "reporting"},
+    "reproduction": {"auditing", "metrics", "reporting"},
     "catalog": {"options"},
     "cli": {"auditing", "catalog", "frontier", "options", "reporting", "reproduction"},
     "options": {"reproduction"},
     "integrations": {"auditing", "federated"},
-    "": {"auditing", "federated"},
+    "": {"auditing", "federated", "reproduction"},
 }
 LOADERS = {"", "catalog"}  # they import by name, when a name is used
 

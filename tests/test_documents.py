@@ -53,3 +53,10 @@ def test_python(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("words", COMMANDS)
 def test_commands(words):
     parser_of().parse_args(spelled(words))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages(page):
+    """No page sends its reader to a file that is not there."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []

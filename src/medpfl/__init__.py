@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medpfl.auditing.over_rounds import Leakage as Leakage
+    from medpfl.auditing.over_rounds import leakage as leakage
     from medpfl.auditing.report import Report as Report
     from medpfl.auditing.run import audit as audit
     from medpfl.auditing.train import train as train
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from medpfl.core.types import Weights as Weights
     from medpfl.federated.local import local_update as local_update
     from medpfl.federated.ready import prepare as prepare
+    from medpfl.reproduction.run import Reproduction as Reproduction
+    from medpfl.reproduction.run import reproduce as reproduce
 
 _PLACES = {
     "Attack": "core.roles",
@@ -39,6 +43,7 @@ _PLACES = {
     "Defense": "core.roles",
     "Finding": "core.types",
     "InputError": "core.errors",
+    "Leakage": "auditing.over_rounds",
     "Metric": "core.roles",
     "Model": "core.roles",
     "Observation": "core.types",
@@ -46,6 +51,7 @@ _PLACES = {
     "Reconstruction": "core.types",
     "Record": "core.records",
     "Report": "auditing.report",
+    "Reproduction": "reproduction.run",
     "Round": "core.rounds",
     "ThreatModel": "core.threat",
     "Trained": "auditing.training_report",
@@ -53,8 +59,10 @@ _PLACES = {
     "View": "core.types",
     "Weights": "core.types",
     "audit": "auditing.run",
+    "leakage": "auditing.over_rounds",
     "local_update": "federated.local",
     "prepare": "federated.ready",
+    "reproduce": "reproduction.run",
     "train": "auditing.train",
 }
 
@@ -66,6 +74,7 @@ __all__ = [
     "Defense",
     "Finding",
     "InputError",
+    "Leakage",
     "Metric",
     "Model",
     "Observation",
@@ -73,6 +82,7 @@ __all__ = [
     "Reconstruction",
     "Record",
     "Report",
+    "Reproduction",
     "Round",
     "ThreatModel",
     "Trained",
@@ -80,8 +90,10 @@ __all__ = [
     "View",
     "Weights",
     "audit",
+    "leakage",
     "local_update",
     "prepare",
+    "reproduce",
     "train",
 ]
 

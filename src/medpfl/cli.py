@@ -203,9 +203,9 @@ def _reproduce(given: Namespace) -> int:
     from medpfl.reproduction.run import remake, reproduce
 
     if given["from"]:
-        found = remake(given["from"])
+        found = remake(given["from"], given.published, given.force)
     else:
-        options = {k: given[k] for k in ("quick", "faithful", "weights", "seed", "force", "images")}
+        options = {k: given[k] for k in ("quick", "faithful", "weights", "published", "seed", "force", "images")}
         options |= {"parts": given.part, "progress": not given.quiet}
         experiments = given.experiment or EXPERIMENTS
         sets = mapping_of(given.sets) if given.sets else {}
@@ -215,6 +215,10 @@ def _reproduce(given: Namespace) -> int:
     for table in found.tables:
         if table.suffix == ".md":
             print(f"wrote {table}, and the same as .csv and .tex")
+    for page in found.legacy[:1]:
+        print(f"wrote {page}: what the notebooks' scores do")
+    if found.pictures:
+        print(f"wrote {len(found.pictures)} panels of private images: {found.pictures[0].parent}")
     return _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
 
 

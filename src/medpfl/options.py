@@ -218,6 +218,7 @@ def _reproduce_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of every random draw")
     parser.add_argument("--out", type=str, default="runs/reproduction", help="where runs and tables go")
     parser.add_argument("--from", type=str | None, default=None, help="make the tables of such a directory again")
+    parser.add_argument("--published", type=str | None, default=None, help="CSV file of published values, beside ours")
     parser.add_argument("--force", action="store_true", help="discard what other settings left in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser

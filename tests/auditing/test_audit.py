@@ -602,3 +602,13 @@ def test_out_must_not_lie_in_the_data(folder):
 def test_too_large_for_memory_is_said():
     with pytest.raises(InputError, match="out of memory: lower"):
         tiny("samples", size=100_000_000)
+
+
+def test_iterates_are_scored_where_they_are_asked_for(folder, tmp_path):
+    plain, kept = tiny(folder), tiny(folder, iterates=True, out=tmp_path / "out")
+    assert not any("legacy_oracle_iterate" in row.scores for row in plain.rows)
+    for row, other in zip(kept.rows, plain.rows, strict=True):
+        assert row.scores["ssim"] == other.scores["ssim"]
+        assert row.scores["legacy_oracle_iterate"] is not None
+    with pytest.raises(InputError, match="holds another experiment"):
+        tiny(folder, out=tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,6 +98,19 @@ def test_the_worst_case_is_of_the_candidates_and_the_success_of_the_guess():
     assert not row.success
     assert row.scores["ssim"] < 0.5
     assert row.scores["ssim_worst"] == pytest.approx(1.0)
+
+
+def test_the_iterate_nearest_to_the_truth_is_a_score_of_its_own():
+    data = some_images(4)
+    truth = data.images[[0, 1]]
+    junk = torch.rand(truth.shape, generator=torch.Generator().manual_seed(5))
+    trace = torch.stack([junk, near(truth, 0.02)[[1, 0]], near(truth, 0.2)])[None]
+    rows, _, _ = score(data, replace(guessed(junk[None]), trace=trace), [[0, 1]])
+    expected = ssim(near(truth, 0.02), truth).tolist()
+    assert [row.scores["legacy_oracle_iterate"] for row in rows] == pytest.approx(expected)
+    assert not any(row.success for row in rows)
+    rows, _, _ = score(data, replace(guessed(truth[None]), trace=trace), [[0, 1]])
+    assert [row.scores["legacy_oracle_iterate"] for row in rows] == pytest.approx([1.0, 1.0]), "the guess counts too"
 
 
 def test_identified_needs_the_own_image_to_be_nearest():

@@ -35,7 +35,13 @@ SMALL = Study(
             quick={"per_class": 1},
             faithful={"audit": {"fit": "squash"}},
         ),
-        Part(name="trained", audit={"model": "MLP", "attack": ["iDLG(steps=2)"]}, images=1, needs_weights=True),
+        Part(
+            name="trained",
+            audit={"model": "MLP", "attack": ["iDLG(steps=2)"], "size": 16},
+            images=1,
+            needs_weights=True,
+            training={"rounds": 1, "batch_size": 2, "clients": 1},
+        ),
     ],
 )
 
@@ -86,17 +92,16 @@ def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
         (name, "iDLG, short", defense, 4)
         for name in ("melanoma", "covid_xray")
         for defense in ("NoDefense()", "TopK(keep=0.5)", "TopK(keep=0.5)")
-    ]
+    ] + [(name, "trained", "NoDefense()", 1) for name in ("melanoma", "covid_xray")]
     assert [r["knows_defense"] for r in found.rows[:3]] == [None, False, True]
     assert list(map(str, found.gaps)) == [
         "brain_mri: its folder is not there",
-        "trained on melanoma: --weights names the trained network's file; none was given",
-        "trained on covid_xray: --weights names the trained network's file; none was given",
     ]
     text = (out / "attacks.md").read_text()
     assert text.split("## Naive")[0].count("| melanoma | iDLG, short |") == 3
     assert "| melanoma | iDLG, short | TopK(keep=0.5) | yes |" in text
     assert all(f"- {gap.what}\n" in text for gap in found.gaps)
+    assert "| melanoma | trained here, round 1 | no defense |" in text
     assert "Spearman's rank correlation over 8 images of 2 sets:" in text
     read = list(csv.DictReader(io.StringIO((out / "attacks.csv").read_text())))
     assert [float(row["asr"]) for row in read] == [row["asr"] for row in found.rows]
@@ -132,14 +137,14 @@ def test_forms_are_not_mixed(data, tmp_path):
     ):
         reproduce(["attacks"], data=data, out=tmp_path / "out")
     assert "Form: quick, seed 0. Few images and steps" in (tmp_path / "out" / "attacks.md").read_text()
-    assert len(reproduce(["attacks"], data=data, out=tmp_path / "out", force=True).rows) == 6
+    assert len(reproduce(["attacks"], data=data, out=tmp_path / "out", force=True).rows) == 8
     assert "Form: full, seed 0.\n" in (tmp_path / "out" / "attacks.md").read_text()
 
 
 def test_other_folders_for_sets(data, tmp_path):
     draw(tmp_path, "heads")
     found = reproduce(["attacks"], data=data, out=tmp_path / "out", sets={"brain_mri": tmp_path / "heads"})
-    assert [row["set"] for row in found.rows[::3]] == ["melanoma", "brain_mri", "covid_xray"]
+    assert [row["set"] for row in found.rows[::3]] == ["melanoma", "brain_mri", "covid_xray", "melanoma"]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +174,7 @@ def test_a_set_that_cannot_be_read_is_a_gap_and_its_path_stays_on_the_terminal(d
     secret = tmp_path / "secret-place"
     (secret / "class").mkdir(parents=True)
     found = reproduce(["attacks"], data=data, out=tmp_path / "out", sets={"brain_mri": secret})
-    assert len(found.rows) == 6
+    assert len(found.rows) == 8
     assert any(gap.what == "iDLG, short on brain_mri" and "secret-place" in gap.why for gap in found.gaps)
     assert "- iDLG, short on brain_mri\n" in (tmp_path / "out" / "attacks.md").read_text()
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -255,7 +260,7 @@ def test_parts_are_chosen_on_the_command_line(data, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     words = ["reproduce", "attacks", "--data", "data", "--out", "out", "--images", "1", "--quiet"]
     assert cli.main([*words, "--part", "iDLG, short", "--part", "trained"]) == 0
-    assert "not run: trained on melanoma: --weights" in capsys.readouterr().out
+    assert "trained here" in capsys.readouterr().out
     assert cli.main([*words, "--part", "CPL"]) == 2
 
 
@@ -290,3 +295,98 @@ def test_the_noise_of_differential_privacy_is_that_of_the_epsilon_that_is_stated
         for defense, epsilon in zip(private, (8, 3, 1), strict=True):
             assert 0.98 * epsilon < defense.promises(plan, 1, experiment.delta) <= epsilon
             assert f"{defense.noise:g}" in study("defenses").source
+
+
+def test_panels_are_private_and_made_again_from_rows(data, tmp_path):
+    found = reproduce(["attacks"], data=data, out=tmp_path / "out")
+    assert sorted(path.name for path in found.pictures) == [
+        f"attacks-{name}-{part}.png"
+        for name in ("covid_xray", "melanoma")
+        for part in ("idlg-short-adaptive", "idlg-short-naive", "trained")
+    ]
+    assert {path.stat().st_mode & 0o777 for path in found.pictures} == {0o600}
+    assert {path.parent for path in found.pictures} == {tmp_path / "out-runs" / "panels"}
+    with Image.open(found.pictures[0]) as image:
+        assert image.width == 3 * 138 + 10, "truth, guess, and the guess under one defense"
+        assert image.height > 3 * 138, "worst, median, best"
+    kept = {path: path.read_bytes() for path in found.pictures}
+    for path in found.pictures:
+        path.unlink()
+    assert {path: path.read_bytes() for path in remake(tmp_path / "out").pictures} == kept
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["legacy.png"]
+
+
+def test_published_values_in_the_page(data, tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    path.write_text('set,attack,asr\nmelanoma,"iDLG, short",0.5\n')
+    reproduce(["attacks"], data=data, out=tmp_path / "out", published=path)
+    text = (tmp_path / "out" / "attacks.md").read_text()
+    assert "## Beside published values" in text
+    assert "| melanoma | iDLG, short | no defense | ASR | 50 % | 0 %" in text
+    path.write_text("set,attack,asr\nmelanoma,short,0.5\n")
+    with pytest.raises(InputError, match="no attack 'short' in the study"):
+        remake(tmp_path / "out", published=path)
+
+
+def test_rows_of_another_version_are_refused_unless_forced(data, tmp_path):
+    reproduce(["attacks"], data=data, out=tmp_path / "out")
+    path = tmp_path / "out-runs" / "attacks-melanoma-idlg-short" / "findings.jsonl"
+    path.write_text(path.read_text().replace('"medpfl": "', '"medpfl": "9.'))
+    with pytest.raises(InputError, match=r"holds rows of MedPFL 9\..*: run again, or add --force"):
+        remake(tmp_path / "out")
+    assert len(remake(tmp_path / "out", force=True).rows) == 8
+    assert "rows of MedPFL 9." in (tmp_path / "out" / "attacks.md").read_text()
+
+
+def test_the_embedded_images_stand_in_for_the_sets(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "study", lambda name: SMALL)
+    found = reproduce(["attacks"], data="samples", out=tmp_path / "out", quick=True)
+    assert {row["set"] for row in found.rows} == {"samples"}
+    assert found.gaps == []
+    assert all(row["legacy_oracle_iterate"] is not None for row in found.rows)
+
+
+def test_weights_of_ones_own_go_before_a_training(data, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(model_of("MLP").build((1, 16, 16), 2, 0).state_dict(), path)
+    found = reproduce(["attacks"], data=data, out=tmp_path / "out", weights=path)
+    assert [row["weights"] for row in found.rows if row["part"] == "trained"] == ["given", "given"]
+    assert not list((tmp_path / "out-runs").glob("*-training"))
+
+
+def test_accuracy_left_by_each_defense(data, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    (tmp_path / "data" / "pneumonia_mnist").mkdir()
+    arrays = {
+        f"{split}_{what}": made
+        for split in ("train", "val", "test")
+        for what, made in (
+            ("images", random.integers(0, 256, (24, 28, 28)).astype("uint8")),
+            ("labels", np.arange(24)[:, None] % 2),
+        )
+    }
+    np.savez(tmp_path / "data" / "pneumonia_mnist" / "file.npz", **arrays)
+    options = {"model": "MLP((4,))", "rounds": 2, "size": 28, "algorithm": "FedSGD", "batch_size": 4}
+    costly = SMALL.model_copy(update={"parts": SMALL.parts[:1], "accuracy": options, "accuracy_quick": {"rounds": 1}})
+    monkeypatch.setattr(module, "study", lambda name: costly if name == "noise" else study(name))
+    found = reproduce(["noise"], data=data, out=tmp_path / "out")
+    assert all(0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1 for row in found.rows)
+    assert len({row["accuracy"] for row in found.rows[1:3]}) == 1, "one training a defense"
+    assert "| Accuracy left |" in (tmp_path / "out" / "noise.md").read_text()
+    made = remake(tmp_path / "out")
+    assert [row["accuracy"] for row in made.rows] == [row["accuracy"] for row in found.rows]
+    places = sorted(path.name for path in (tmp_path / "out-runs").glob("*accuracy*"))
+    assert places == ["noise-pneumonia_mnist-accuracy-0", "noise-pneumonia_mnist-accuracy-1"]
+    assert (tmp_path / "out-runs" / places[0] / "round-2").is_dir()
+    quick = reproduce(["noise"], data=data, out=tmp_path / "quick", quick=True)
+    assert len(quick.rows) == 6
+    assert not (tmp_path / "quick-runs" / places[0] / "round-2").is_dir()
+
+
+def test_without_the_set_the_accuracy_is_a_gap(data, tmp_path, monkeypatch):
+    costly = SMALL.model_copy(update={"parts": SMALL.parts[:1], "accuracy": {"model": "MLP"}})
+    monkeypatch.setattr(module, "study", lambda name: costly)
+    found = reproduce(["noise"], data=data, out=tmp_path / "out")
+    assert any(gap.what == "accuracy on pneumonia_mnist" and not gap.failed for gap in found.gaps)
+    assert "- accuracy on pneumonia_mnist\n" in (tmp_path / "out" / "noise.md").read_text()
+    assert "Accuracy left |" not in (tmp_path / "out" / "noise.md").read_text()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from medpfl.attacks.analytic import Analytic
 from medpfl.attacks.bases import Basis, Blocks, Pixels, Spectral
 from medpfl.attacks.constraints import Box, Constraint, Free
+from medpfl.attacks.iterates import Iterates
 from medpfl.attacks.labels import Joint, Labels, LastLayer
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.likelihood import Likelihood
@@ -20,7 +21,7 @@ from medpfl.attacks.problem import Matching
 from medpfl.attacks.schedule import WARM_UP, Stage
 from medpfl.attacks.starts import Normal, Patterned, Start
 from medpfl.attacks.targets import label_vectors
-from medpfl.core import progress
+from medpfl.core import progress, trace
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Attack
 from medpfl.core.types import Ended, Observation, Reconstruction
@@ -103,7 +104,7 @@ class GradientMatching(Attack):
         classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
         labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
         problem = Matching(seen, labels, self.objective, self.prior, self.constraint, self.basis)
-        found = _Starts(seen, self.restarts)
+        found, iterates = _Starts(seen, self.restarts), Iterates(len(seen), self.steps)
         for attempt in range(self.restarts):
             victims = found.worse_than(self.enough if attempt else -torch.inf)
             if not len(victims):
@@ -112,9 +113,10 @@ class GradientMatching(Attack):
             z = problem.join(images, self._logits(seen, [own[v] for v in victims.tolist()]) if problem.joint else None)
             stages = self._stages(problem, start.rough)
             with progress.part(attempt / self.restarts, (attempt + 1) / self.restarts):
-                found.add(attempt, victims, self._minimize([(p.of(victims), n) for p, n in stages], z))
+                stages = [(p.of(victims), n) for p, n in stages]
+                found.add(attempt, victims, self._minimize(stages, z, iterates, victims))
             start = self.start.again()
-        return found.reconstruction(problem, classes)
+        return replace(found.reconstruction(problem, classes), trace=iterates.stacked())
 
     def _logits(self, seen: Observation, own: list[torch.Generator]) -> Tensor:
         """Label variables (rows, N, K), of masks (rows, N, K, H, W)."""
@@ -137,12 +139,13 @@ class GradientMatching(Attack):
         stages = [(p, most) for p, most in stages if most]
         return [*stages, (head if alone else problem, self.steps - sum(most for _, most in stages))]
 
-    def _minimize(self, stages: list[tuple[Matching, int]], z: Tensor) -> Solution:
+    def _minimize(self, stages: list[tuple[Matching, int]], z: Tensor, iterates: Iterates, victims: Tensor) -> Solution:
         """One stage after the other; `z` is in the last one's basis, the attack's own."""
         parts, done, (own, _) = [], 0, stages[-1]
         for stage, most in stages:
             other = stage.basis != own.basis
-            with progress.part(done / self.steps, (done + most) / self.steps):
+            kept = trace.keeping(iterates.keeper(stage, victims, done))
+            with kept, progress.part(done / self.steps, (done + most) / self.steps):
                 parts.append(self.optimizer.minimize(stage, stage.join(*own.split(z)) if other else z, most))
             z, done = parts[-1].z, done + most
             z = own.join(*stage.split(z)) if other else z

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from medpfl.core import progress
+from medpfl.core import progress, trace
 from medpfl.core.errors import InputError
 from medpfl.core.spec import Part
 from medpfl.core.types import Ended
@@ -63,10 +63,11 @@ class Ledger:
         self.ended: list[Ended] = ["max_steps"] * count
 
     def note(self, rows: Tensor, z: Tensor, loss: Tensor) -> None:
-        """Keeps the points that are better than their rows' best."""
+        """Keeps the points that are better than their rows' best; once a step."""
         better = loss < self.loss[rows]
         self.z[rows[better]] = z[better]
         self.loss[rows[better]] = loss[better]
+        trace.step(rows, z)
 
     def end(self, rows: Tensor, why: Ended, step: int) -> None:
         """Says that rows have ended."""

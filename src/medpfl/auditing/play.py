@@ -20,6 +20,7 @@ from medpfl.auditing.store import JobKey
 from medpfl.auditing.sums import Group, aggregates, one_masked, summed
 from medpfl.core.roles import Attack, Defense, State
 from medpfl.core.threat import ThreatModel
+from medpfl.core.trace import tracing
 from medpfl.core.types import Batch, Finding, Observation, Reconstruction, Tensors, Update, Weights
 from medpfl.core.verdicts import MASKED, RANDOM_UPDATE
 from medpfl.defenses import NoDefense
@@ -31,6 +32,10 @@ __all__ = ["Player"]
 
 _DRAWS = 8
 """Times that a record's round is played, to see how much depends on the client's own draws."""
+
+
+_ITERATES = 30
+"""Kept of each start, where they are asked for: as many as the notebooks keep of 300 steps."""
 
 
 class Sent(NamedTuple):
@@ -166,7 +171,8 @@ class Player:
 
     def _attack(self, attack: Attack, seen: Observation, job: JobKey) -> Reconstruction:
         generator = generator_of(self.setup.seed, "attack", job.attack, job.draw, job.stack)
-        with explained(f"{job.attack} cannot attack this model"):
+        most = _ITERATES if self.setup.iterates else 0
+        with explained(f"{job.attack} cannot attack this model"), tracing(most):
             return attack(seen, generator)
 
     def _common(self, job: JobKey, guess: Reconstruction) -> dict[str, Any]:

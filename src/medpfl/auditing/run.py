@@ -59,6 +59,7 @@ def audit(
     seed: int = 0,
     memory: float = 2.0,
     device: str = "cpu",
+    iterates: bool = False,
     out: str | Path | None = None,
     force: bool = False,
     progress: bool = False,
@@ -90,6 +91,8 @@ def audit(
         seed: of every random draw.
         memory: GiB that a stack of victims may take, by a fixed estimate.
         device: of the computation.
+        iterates: adds the score ``legacy_oracle_iterate``: SSIM of the iterate nearest to the truth, among up to 31 of
+            each start, evenly spaced, and the guess. No attacker can pick it; the paper's notebooks do.
         out: the run directory.
         force: discards what another experiment left in it.
         progress: shows a progress bar on the terminal.
@@ -125,7 +128,7 @@ def audit(
     setup = Setup(
         made_model, start, held, found.source, made_attacks, made_defenses,
         _threat(given, made_defenses, knowledge), plan, made_partition,
-        images, draws, seed, memory, device_of(device), knowledge,
+        images, draws, seed, memory, device_of(device), knowledge, iterates,
     )  # fmt: skip
     setup.check()
     return _run(setup, found.place, out, force, progress, delta)

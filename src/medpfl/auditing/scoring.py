@@ -20,7 +20,7 @@ from medpfl.core.types import Finding, Reconstruction
 from medpfl.data.images import LabelledImages
 from medpfl.metrics.identification import distances, identified, nearest_other
 from medpfl.metrics.pairing import pair
-from medpfl.metrics.pixel import SUCCESS, ssim
+from medpfl.metrics.pixel import SUCCESS, mse, ssim
 
 __all__ = ["Scorer"]
 
@@ -75,7 +75,12 @@ class Scorer:
                 "seconds": each,
             }
             found = self._victim(
-                v, own, mine.nan_to_num(0.0), self._labels(guess, v, order), _best(guess, v, truth), {**common, **ended}
+                v,
+                own,
+                mine.nan_to_num(0.0),
+                self._labels(guess, v, order),
+                _picked(guess, v, truth),
+                {**common, **ended},
             )
             if self.segments and self.data.masks is not None:
                 told = None if guess.labels is None else guess.labels[v].cpu()[order]
@@ -86,12 +91,18 @@ class Scorer:
         return rows, torch.cat(truths), torch.cat(guesses)
 
     def _victim(
-        self, v: int, own: Tensor, guess: Tensor, labels: list[int | None], best: Tensor | None, common: dict[str, Any]
+        self,
+        v: int,
+        own: Tensor,
+        guess: Tensor,
+        labels: list[int | None],
+        picked: dict[str, list[Any]],
+        common: dict[str, Any],
     ) -> list[Finding]:
         truth = self.data.images[own]
         scores = {name: metric(guess, truth).tolist() for name, metric in registry(metric_package).items()}
         scores |= self._baselines(tuple(own.tolist()))
-        scores["ssim_worst"] = best.tolist() if best is not None else scores["ssim"]
+        scores |= {"ssim_worst": scores["ssim"], **picked}
         found, gallery = self.identified(guess, own)
         return [
             Finding(
@@ -157,12 +168,25 @@ class Scorer:
         }
 
 
-def _best(guess: Reconstruction, v: int, truth: Tensor) -> Tensor | None:
-    """(N,) the best SSIM of any candidate, chosen with the truth; ``None`` if there is one candidate."""
-    if guess.candidates is None:
-        return None
-    candidates = guess.candidates[v].cpu().nan_to_num(0.0)
-    return torch.stack([ssim(c[pair(c, truth)], truth) for c in candidates]).amax(0)
+def _picked(guess: Reconstruction, v: int, truth: Tensor) -> dict[str, list[Any]]:
+    """What is chosen with the truth, as no attacker can: N scores each, of candidates and iterates if there are any."""
+    found = {}
+    if guess.candidates is not None:
+        found["ssim_worst"] = _scores(_paired(guess.candidates[v], truth), truth).amax(0).tolist()
+    if guess.trace is not None:
+        iterates = _paired(torch.cat([guess.trace[v].cpu(), guess.guesses[v : v + 1].cpu()]), truth)
+        nearest = torch.stack([mse(images, truth) for images in iterates]).argmin(0)
+        found["legacy_oracle_iterate"] = ssim(iterates[nearest, torch.arange(len(truth))], truth).tolist()
+    return found
+
+
+def _paired(candidates: Tensor, truth: Tensor) -> Tensor:
+    """Candidates (R, N, C, H, W), the images of each in the order of the truth's."""
+    return torch.stack([images[pair(images, truth)] for images in candidates.cpu().nan_to_num(0.0)])
+
+
+def _scores(candidates: Tensor, truth: Tensor) -> Tensor:
+    return torch.stack([ssim(images, truth) for images in candidates])
 
 
 def _flags(guess: Reconstruction, v: int) -> tuple[str, ...]:

@@ -61,6 +61,7 @@ class Setup:
             other.
         images, draws: how many images to attack, under how many draws of untrained weights.
         seed, memory, device: of the run.
+        iterates: whether the iterate that is nearest to the truth is scored too, which no attacker can pick.
     """
 
     model: Model
@@ -78,6 +79,7 @@ class Setup:
     memory: float
     device: torch.device
     knowledge: tuple[bool, ...] = (False, True)
+    iterates: bool = False
 
     def check(self) -> None:
         """Raises `InputError` for what cannot work."""
@@ -238,6 +240,7 @@ class Setup:
             "seed": self.seed,
             "memory": self.memory,
             "device": str(self.device),
+            **({"iterates": True} if self.iterates else {}),
         }
 
 

@@ -19,7 +19,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.files import PRIVATE, write
 from medpfl.core.types import Finding
 
-__all__ = ["FORMAT", "ROWS", "JobKey", "Store", "check_format", "claimed", "discard", "job_of", "read_rows"]
+__all__ = ["FORMAT", "ROWS", "JobKey", "Store", "check_format", "claimed", "discard", "job_of", "read_rows", "stored"]
 
 ROWS = "findings.jsonl"
 
@@ -181,6 +181,14 @@ def _pictures(out: Path, job: JobKey) -> Path:
 def read_rows(path: Path) -> Iterator[Finding]:
     """The rows of ``findings.jsonl``; a last line that was cut is left out."""
     return read_lines(path, Finding.from_dict)
+
+
+def stored(out: Path) -> Store:
+    """What lies in a run directory, whole or not, to read it."""
+    sizes: dict[JobKey, int] = {}
+    for row in read_rows(out / ROWS):
+        sizes[job_of(row)] = sizes.get(job_of(row), 0) + 1
+    return Store(out, sizes)
 
 
 def _whole_jobs(path: Path, sizes: dict[JobKey, int]) -> dict[JobKey, list[Finding]]:

@@ -74,3 +74,6 @@ class Experiment(BaseModel):
     seed: int = Field(default=0, ge=0, description="of every random draw")
     memory: float = Field(default=2.0, gt=0, description="GiB that a stack of victims may take")
     device: str = Field(default="cpu", description="cpu, cuda, cuda:1, ...")
+    iterates: bool = Field(
+        default=False, description="score the iterate nearest to the truth too, which no attacker can pick"
+    )

@@ -187,6 +187,8 @@ class Reconstruction:
         ended: V reasons.
         candidates: (V, R, N, C, H, W) in the attacker's own order, the guess first; ``None`` if there is one.
         engine: ``"vmap"`` where victims were evaluated together, else ``"loop"``.
+        trace: (V, T, N, C, H, W) in [0, 1], iterates kept by their number alone, where the auditor asks for them
+            (`medpfl.core.trace`); ``None`` elsewhere, and from attacks that have none.
     """
 
     guesses: Tensor
@@ -197,6 +199,7 @@ class Reconstruction:
     ended: tuple[Ended, ...]
     candidates: Tensor | None = None
     engine: str = "loop"
+    trace: Tensor | None = None
 
 
 @dataclass(frozen=True)

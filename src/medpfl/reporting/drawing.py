@@ -12,7 +12,7 @@ from medpfl.reporting.words import label, shorten
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["draw_panel"]
+__all__ = ["draw_panel", "font"]
 
 SIDE = 224  # about; small images are enlarged by a whole factor
 GAP, LINE = 16, 22
@@ -30,7 +30,7 @@ def draw_panel(panel: Panel) -> bytes:
     sheet = Image.new("RGB", (2 * tile + 3 * GAP, height), PAPER)
     draw, y = ImageDraw.Draw(sheet), GAP
     for line in title:
-        draw.text((GAP, y), line, fill=INK if line != title[-1] else FAINT, font=_font(13))
+        draw.text((GAP, y), line, fill=INK if line != title[-1] else FAINT, font=font(13))
         y += LINE
     y += 6
     for pair, truth, guess in rows:
@@ -60,10 +60,11 @@ def _caption(draw: ImageDraw.ImageDraw, pair: Pair, tile: int, y: int) -> None:
     most = (2 * tile + GAP) // 7
     lines = (f"{pair.rank}, {pair.name} (left: truth, right: guess)", pair.scores, pair.classes)
     for i, line in enumerate(lines):
-        draw.text((GAP, y + i * LINE * 0.85), shorten(line, most), fill=INK if i == 0 else FAINT, font=_font(12))
+        draw.text((GAP, y + i * LINE * 0.85), shorten(line, most), fill=INK if i == 0 else FAINT, font=font(12))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans in so many pixels."""
     import matplotlib
     from PIL import ImageFont
 

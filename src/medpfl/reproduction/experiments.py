@@ -11,13 +11,16 @@ from pydantic import BaseModel, ConfigDict
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
 
-__all__ = ["EXPERIMENTS", "SETS", "Part", "Study", "study"]
+__all__ = ["EXPERIMENTS", "SAMPLES", "SETS", "Part", "Study", "study"]
 
 EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "defenses", "modalities", "models")
 """By name, the files of this package."""
 
 SETS = ("melanoma", "brain_mri", "covid_xray")
 """The paper's data sets, as their folders are called."""
+
+SAMPLES = "samples"
+"""In place of all sets: the embedded images."""
 
 
 class Part(BaseModel):
@@ -28,6 +31,7 @@ class Part(BaseModel):
         audit: what differs from the audit's own defaults, as its options are called.
         images: how many to attack; or `per_class`, so many of each class.
         needs_weights: whether it is of a trained network, whose weights the user gives.
+        training: how that network is trained on the images that are attacked, where the user gives none.
         explained: whether what its images are like is kept beside the rows, and set against them.
         quick, faithful: what is put in place of the above in the brief form, and in that of the notebooks.
     """
@@ -39,6 +43,7 @@ class Part(BaseModel):
     images: int | None = None
     per_class: int | None = None
     needs_weights: bool = False
+    training: dict[str, Any] = {}
     explained: bool = False
     quick: dict[str, Any] = {}
     faithful: dict[str, Any] = {}
@@ -60,17 +65,25 @@ class Part(BaseModel):
     def experiment(self, data: str, seed: int, classes: int, held: int) -> Experiment:
         """The audit of a folder that holds so many images of so many classes."""
         images = self.images if self.per_class is None else self.per_class * classes
-        return Experiment(**{**self.audit, "data": data, "seed": seed, "images": min(images or held, held)})
+        own = {"data": data, "seed": seed, "images": min(images or held, held), "iterates": True}
+        return Experiment(**{**self.audit, **own})
 
 
 class Study(BaseModel):
-    """An experiment of the paper: a title, where it is from, and its parts."""
+    """An experiment of the paper: a title, where it is from, and its parts.
+
+    Attributes:
+        accuracy: how a network is trained under each defense of the parts, to say what the defense costs; empty: it is
+            not said. `accuracy_quick` is put in place of some of it in the brief form.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
     source: str
     parts: list[Part]
+    accuracy: dict[str, Any] = {}
+    accuracy_quick: dict[str, Any] = {}
 
     def only(self, names: Sequence[str]) -> Study:
         """The study with the parts of these names alone; all of them where none is named."""

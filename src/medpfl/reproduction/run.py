@@ -11,38 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medpfl.auditing.inputs import data_of
+from medpfl.auditing.inputs import data_of, defenses_of
 from medpfl.auditing.key import study_index
 from medpfl.auditing.perform import perform
 from medpfl.auditing.report import Report, reread
-from medpfl.auditing.store import ROWS, read_rows
+from medpfl.auditing.store import ROWS
 from medpfl.core.errors import InputError, listed, nearest
 from medpfl.core.files import write
-from medpfl.reproduction.experiments import EXPERIMENTS, SETS, Part, Study, study
-from medpfl.reproduction.modalities import KEPT, features, keep, kept, relations
-from medpfl.reproduction.tables import Row, as_latex, as_markdown, as_table, rows_of
+from medpfl.reproduction.experiments import EXPERIMENTS, SAMPLES, SETS, Part, Study, study
+from medpfl.reproduction.legacy import write_legacy
+from medpfl.reproduction.modalities import features, keep
+from medpfl.reproduction.outputs import Gap, of_version, panels_of, runs_of, write_tables
+from medpfl.reproduction.pictures import write_pictures
+from medpfl.reproduction.published import Published, read_published
+from medpfl.reproduction.tables import Row, rows_of
+from medpfl.reproduction.training import (
+    ACCURACY_SET,
+    Accuracies,
+    accuracies,
+    accuracy_data,
+    known_accuracies,
+    trained_here,
+)
 
 __all__ = ["Gap", "Reproduction", "remake", "reproduce"]
 
 _STATE = "reproduction.json"
-
-
-_NO_WEIGHTS = "--weights names the trained network's file; none was given"
-
-
-class Gap(NamedTuple):
-    """What was not run: of an experiment (``""``: of all), as the tables name it, and why, for the terminal only.
-
-    `failed`: it was there to be run.
-    """
-
-    experiment: str
-    what: str
-    why: str
-    failed: bool
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -53,11 +47,15 @@ class Reproduction:
         rows: one entry by experiment, set, part, attack and defense.
         gaps: what was not run.
         tables: the files written.
+        legacy: page and picture on what the notebooks' scores do.
+        pictures: panels of private images, beside the runs.
     """
 
     rows: list[Row]
     gaps: list[Gap]
     tables: tuple[Path, ...] = ()
+    legacy: tuple[Path, ...] = ()
+    pictures: tuple[Path, ...] = ()
 
 
 class _Task(NamedTuple):
@@ -65,10 +63,15 @@ class _Task(NamedTuple):
     name: str
     part: Part
 
+    @property
+    def title(self) -> str:
+        """Above its pictures."""
+        return f"{self.part.name} on {self.name} ({self.experiment})"
+
     def out(self, root: Path) -> Path:
         """Beside the tables, not among them: the key to the study's indices lies beside its runs."""
         words = "".join(c if c.isalnum() else "-" for c in self.part.name.lower()).replace("--", "-")
-        return _runs(root) / f"{self.experiment}-{self.name}-{words}"
+        return runs_of(root) / f"{self.experiment}-{self.name}-{words}"
 
 
 def reproduce(
@@ -80,6 +83,7 @@ def reproduce(
     faithful: bool = False,
     sets: Mapping[str, str | Path] | None = None,
     weights: str | Path | None = None,
+    published: str | Path | None = None,
     seed: int = 0,
     images: int | None = None,
     parts: Sequence[str] = (),
@@ -93,12 +97,14 @@ def reproduce(
 
     Args:
         experiments: names, see `medpfl.reproduction.experiments.EXPERIMENTS`.
-        data: the folder that holds the sets' folders ``melanoma``, ``brain_mri`` and ``covid_xray``.
+        data: the folder that holds the sets' folders ``melanoma``, ``brain_mri`` and ``covid_xray``; ``"samples"``:
+            the embedded images in their place, which may be shown to everybody.
         out: where tables go; runs go into a folder of that name and ``-runs``, the key to study indices with them.
         quick: few images and steps, to see that it works; the numbers mean little.
         faithful: the notebooks' own settings where they differ from the corrected ones.
         sets: other folders for sets, by name.
-        weights: of the trained ResNet-18; without them its parts are left out, and named.
+        weights: of the trained ResNet-18; without them, one is trained briefly on each set, and the tables say so.
+        published: a CSV file of published values, which go beside ours; see `medpfl.reproduction.published`.
         seed: of every random draw.
         images: to attack of each set, at least 1, in place of the experiments' own numbers.
         parts: names of parts of the experiments, as the tables show them in the column of attacks; none: all.
@@ -110,52 +116,61 @@ def reproduce(
     """
     chosen = _chosen(experiments, parts)
     places = _places(Path(data), sets or {})
+    theirs = _published(published, places)
     out = Path(out)
     if images is not None and images < 1:
         raise InputError(f"images is {images}: it must be at least 1")
     form = {"quick": quick, "faithful": faithful, "seed": seed, **({} if images is None else {"images": images})}
     _claim(out, form, force)
-    gaps = [Gap("", name, "its folder is not there", False) for name in SETS if name not in places]
+    words = _form(**form)
+    gaps = [Gap("", name, "its folder is not there", False) for name in SETS if not {name, SAMPLES} & set(places)]
     rows: list[Row] = []
+    pictures: list[Path] = []
+    costs = {name: _accuracy(name, data, sets or {}, out, quick, seed, force, progress, gaps) for name in chosen}
     for task in _tasks(chosen, places, quick, faithful, images):
         if progress:
             print(f"{task.experiment}: {task.part.name} on {task.name}", file=sys.stderr)
         try:
-            if task.part.needs_weights and weights is None:
-                gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", _NO_WEIGHTS, False))
-                continue
             report = _audit(task, places[task.name], task.out(out), weights, seed, force, progress)
         except InputError as error:
             gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", str(error), True))
             continue
-        rows += rows_of(task.experiment, task.name, task.part.name, _form(**form), report)
-        _write(out, rows, gaps)  # after each audit: a reader need not wait for the last
+        rows += _with(
+            costs[task.experiment], rows_of(task.experiment, task.name, task.part.name, _form(**form), report)
+        )
+        pictures += write_pictures(task.out(out), panels_of(out), task.title)
+        write_tables(out, rows, gaps, theirs)  # after each audit: a reader need not wait for the last
     if not rows:
         raise InputError("nothing could be run:" + listed(list(map(str, gaps))))
-    return Reproduction(rows, gaps, _write(out, rows, gaps))
+    return Reproduction(rows, gaps, write_tables(out, rows, gaps, theirs), tuple(write_legacy(out)), tuple(pictures))
 
 
-def remake(out: str | Path) -> Reproduction:
-    """The tables again, from the rows of a reproduction's run directories.
+def remake(out: str | Path, published: str | Path | None = None, force: bool = False) -> Reproduction:
+    """Tables, panels and the page on legacy scores again, from the rows of a reproduction's run directories.
 
     Raises:
-        InputError: no reproduction, or one without finished rows.
+        InputError: no reproduction, one without finished rows, rows of another version (unless `force`, which has
+            the tables say so), or wrong published values.
     """
-    out = Path(out)
+    out, theirs = Path(out), _published(published, (*SETS, SAMPLES))
     if not (out / _STATE).is_file():
         raise InputError(f"'{out}' holds no reproduction: it has no {_STATE}")
     state = json.loads((out / _STATE).read_text())
     rows: list[Row] = []
     gaps: list[Gap] = []
-    form = {name: state.get(name) for name in ("quick", "faithful", "images")}
-    for task in _tasks({name: study(name) for name in EXPERIMENTS}, SETS, **form):
+    pictures: list[Path] = []
+    how = {name: state.get(name) for name in ("quick", "faithful", "images")}
+    for task in _tasks({name: study(name) for name in EXPERIMENTS}, (*SETS, SAMPLES), **how):
         if (task.out(out) / ROWS).is_file():
-            rows += rows_of(task.experiment, task.name, task.part.name, _form(**state), reread(task.out(out)))
-        elif any(_runs(out).glob(f"{task.experiment}-*")):
+            form = _form(**state) + of_version(task.out(out), force)
+            costs = known_accuracies(study(task.experiment), _accuracy_runs(out, task.experiment))
+            rows += _with(costs, rows_of(task.experiment, task.name, task.part.name, form, reread(task.out(out))))
+            pictures += write_pictures(task.out(out), panels_of(out), task.title)
+        elif any(runs_of(out).glob(f"{task.experiment}-*")):
             gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", "there are no rows of it", False))
     if not rows:
         raise InputError(f"'{out}' holds no finished rows yet: give the same command again, without --from")
-    return Reproduction(rows, gaps, _write(out, rows, gaps))
+    return Reproduction(rows, gaps, write_tables(out, rows, gaps, theirs), tuple(write_legacy(out)), tuple(pictures))
 
 
 def _chosen(experiments: Sequence[str], parts: Sequence[str]) -> dict[str, Study]:
@@ -167,20 +182,64 @@ def _chosen(experiments: Sequence[str], parts: Sequence[str]) -> dict[str, Study
     return {name: chosen for name, each in found.items() if (chosen := each.only(parts)).parts}
 
 
+def _with(costs: Accuracies, rows: list[Row]) -> list[Row]:
+    """The rows with the accuracy that their defense leaves, where it is known."""
+    return [{**row, **costs.get(row["defense"], {})} for row in rows]
+
+
+def _accuracy_runs(out: Path, experiment: str) -> Path:
+    return runs_of(out) / f"{experiment}-{ACCURACY_SET}-accuracy"
+
+
+def _accuracy(
+    name: str,
+    data: str | Path,
+    sets: Mapping[str, str | Path],
+    out: Path,
+    quick: bool,
+    seed: int,
+    force: bool,
+    progress: bool,
+    gaps: list[Gap],
+) -> Accuracies:
+    """What the defenses of an experiment cost in accuracy, if it asks for it and there is something to train on."""
+    chosen = study(name)
+    if not chosen.accuracy:
+        return {}
+    options = {**chosen.accuracy, **(chosen.accuracy_quick if quick else {})}
+    what = f"accuracy on {ACCURACY_SET}"
+    try:
+        found = accuracy_data(Path(sets.get(ACCURACY_SET, Path(data) / ACCURACY_SET)).expanduser())
+        if found is not None:
+            return accuracies(chosen, found, _accuracy_runs(out, name), options, seed, force, progress)
+        gaps.append(Gap(name, what, "its folder, with one .npz in it, is not there", False))
+    except InputError as error:
+        gaps.append(Gap(name, what, str(error), True))
+    return {}
+
+
+def _published(path: str | Path | None, sets: Any) -> list[Published]:
+    if path is None:
+        return []
+    known = {
+        name: {part.name: list(map(repr, defenses_of(part.audit.get("defense", ())))) for part in study(name).parts}
+        for name in EXPERIMENTS
+    }
+    return read_published(path, known, tuple(sets))
+
+
 def _places(data: Path, sets: Mapping[str, str | Path]) -> dict[str, Path]:
-    if unknown := sorted(set(sets) - set(SETS)):
+    if str(data) == SAMPLES and not sets:
+        return {SAMPLES: data}
+    if unknown := sorted(set(sets) - {*SETS, ACCURACY_SET}):
         raise InputError(f"there is no set '{unknown[0]}' in the study: its sets are {', '.join(SETS)}")
     places = {name: Path(sets.get(name, data / name)).expanduser() for name in SETS}
-    if missing := [name for name in sets if not places[name].is_dir()]:
+    if missing := [name for name in places if name in sets and not places[name].is_dir()]:
         raise InputError(f"'{places[missing[0]]}', which stands for {missing[0]}, is no folder")
     found = {name: place for name, place in places.items() if place.is_dir()}
     if not found:
         raise InputError(f"'{data}' holds none of the folders {', '.join(SETS)}: other names are given by --sets")
     return found
-
-
-def _runs(out: Path) -> Path:
-    return out.with_name(f"{out.name}-runs")
 
 
 def _form(quick: bool, faithful: bool, seed: int, images: int | None = None) -> str:
@@ -194,9 +253,11 @@ def _claim(out: Path, settings: dict[str, Any], force: bool) -> None:
     if path.is_file() and json.loads(path.read_text()) != settings:
         if not force:
             raise InputError(f"'{out}' holds a reproduction with other settings: name another --out, or add --force")
-        for name, run in itertools.product(EXPERIMENTS, _runs(out).iterdir() if _runs(out).is_dir() else ()):
+        for name, run in itertools.product(EXPERIMENTS, runs_of(out).iterdir() if runs_of(out).is_dir() else ()):
             if run.name.startswith(f"{name}-") and (run / "run.json").is_file():
                 shutil.rmtree(run)  # or tables would be made of both
+        for panel in panels_of(out).glob("*.png"):
+            panel.unlink()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -220,24 +281,12 @@ def _audit(
     found = data_of(str(place), options.get("size", 32), options.get("fit", "crop"), options.get("channels"))
     held = found.images
     experiment = task.part.experiment(str(place), seed, len(held.classes), len(held))
-    if task.part.needs_weights:
+    if task.part.needs_weights and weights is not None:
         experiment = experiment.model_copy(update={"weights": str(weights)})
+    elif task.part.needs_weights:
+        trained = trained_here(task.part, str(place), out.with_name(f"{out.name}-training"), seed, force, progress)
+        experiment = experiment.model_copy(update={"model": str(trained)})
     report = perform(experiment, out, force, progress)
     if task.part.explained:
         keep(out, study_index(out, held, found.source, found.place).images, features(held.images))
     return report
-
-
-def _write(out: Path, rows: list[Row], gaps: list[Gap]) -> tuple[Path, ...]:
-    made = []
-    for experiment in dict.fromkeys(row["experiment"] for row in rows):
-        own = [row for row in rows if row["experiment"] == experiment]
-        notes = [gap.what for gap in gaps if gap.experiment in ("", experiment)]
-        text = as_markdown(study(experiment).title, study(experiment).source, own, notes)
-        found = sorted(_runs(out).glob(f"{experiment}-*/{KEPT}"))
-        if runs := {path.parent.name.split("-")[1]: path.parent for path in found}:
-            rows_by_set = {name: list(read_rows(run / ROWS)) for name, run in runs.items()}
-            text += "\n" + relations(rows_by_set, {name: kept(run) for name, run in runs.items()}) + "\n"
-        for suffix, content in (("md", text), ("csv", as_table(own)), ("tex", as_latex(own))):
-            made.append(write(out / f"{experiment}.{suffix}", content.encode()))
-    return tuple(made)

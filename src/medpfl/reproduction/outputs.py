@@ -1,0 +1,71 @@
+"""What a study writes: tables of its rows, beside the directory of its runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from medpfl.auditing.engine import versions
+from medpfl.auditing.store import ROWS, read_rows
+from medpfl.core.errors import InputError
+from medpfl.core.files import write
+from medpfl.reproduction.experiments import study
+from medpfl.reproduction.modalities import KEPT, kept, relations
+from medpfl.reproduction.published import Published, beside
+from medpfl.reproduction.tables import Row, as_latex, as_markdown, as_table
+
+__all__ = ["Gap", "of_version", "panels_of", "runs_of", "write_tables"]
+
+
+class Gap(NamedTuple):
+    """What was not run: of an experiment (``""``: of all), as the tables name it, and why, for the terminal only.
+
+    `failed`: it was there to be run.
+    """
+
+    experiment: str
+    what: str
+    why: str
+    failed: bool
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}"
+
+
+def runs_of(out: Path) -> Path:
+    """Where the runs behind some tables lie, with the key to the study's indices."""
+    return out.with_name(f"{out.name}-runs")
+
+
+def panels_of(out: Path) -> Path:
+    """Where the panels of private images lie."""
+    return runs_of(out) / "panels"
+
+
+def of_version(run: Path, force: bool) -> str:
+    """What tables say of the rows of another version."""
+    own = versions()["medpfl"]
+    if not (other := sorted({row.versions.get("medpfl", "unknown") for row in read_rows(run / ROWS)} - {own})):
+        return ""
+    made = f"rows of MedPFL {', '.join(other)}"
+    if not force:
+        raise InputError(f"'{run}' holds {made}, and this is {own}: run again, or add --force to take them as they are")
+    return f", {made}"
+
+
+def write_tables(out: Path, rows: list[Row], gaps: list[Gap], theirs: list[Published]) -> tuple[Path, ...]:
+    """Markdown, CSV and LaTeX of each experiment that has rows."""
+    made = []
+    for experiment in dict.fromkeys(row["experiment"] for row in rows):
+        own = [row for row in rows if row["experiment"] == experiment]
+        notes = [gap.what for gap in gaps if gap.experiment in ("", experiment)]
+        text = as_markdown(study(experiment).title, study(experiment).source, own, notes)
+        found = sorted(runs_of(out).glob(f"{experiment}-*/{KEPT}"))
+        if runs := {path.parent.name.split("-")[1]: path.parent for path in found}:
+            rows_by_set = {name: list(read_rows(run / ROWS)) for name, run in runs.items()}
+            text += "\n" + relations(rows_by_set, {name: kept(run) for name, run in runs.items()}) + "\n"
+        if compared := beside(theirs, own):
+            text += "\n" + compared
+        for suffix, content in (("md", text), ("csv", as_table(own)), ("tex", as_latex(own))):
+            made.append(write(out / f"{experiment}.{suffix}", content.encode()))
+    return tuple(made)

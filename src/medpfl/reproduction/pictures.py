@@ -1,0 +1,67 @@
+"""The paper's picture panels: truth, guess, and the guess under each strength of the defense. Private images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from medpfl.auditing.store import Store, job_of, stored
+from medpfl.core.files import PRIVATE, write
+from medpfl.core.types import Finding
+from medpfl.core.verdicts import UNDEFENDED
+from medpfl.reporting.grid import draw_grid
+from medpfl.reporting.selection import cell_rows, examples
+from medpfl.reporting.words import label, number
+
+__all__ = ["write_pictures"]
+
+
+def write_pictures(run: Path, folder: Path, title: str) -> list[Path]:
+    """Writes the panels of a run directory: worst, median and best image by what is read without a defense.
+
+    One panel where there is no defense, else one for attacks that are not told of it and one for those that are.
+
+    Args:
+        run: the run directory.
+        folder: where the PNG files go; they are readable by their owner alone.
+        title: above the pictures.
+    """
+    store = stored(run)
+    rows = [row for row in store.rows() if not row.control and store.pictured(job_of(row))]
+    if not rows:
+        return []
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    defended = [row for row in rows if row.defense != UNDEFENDED]
+    kinds = {False: "naive", True: "adaptive"}
+    wanted = {kinds[knows]: knows for knows in sorted({row.knows_defense for row in defended})} or {"": None}
+    made = []
+    for kind, knows in wanted.items():
+        shown = [row for row in rows if row.defense == UNDEFENDED or row.knows_defense is knows]
+        lines = [list(_line(store, shown, rank, row)) for rank, row in _chosen(shown)]
+        words = ", ".join(filter(None, [title, f"attack {kind}" if kind else ""]))
+        name = "-".join(filter(None, [run.name, kind]))
+        made.append(write(folder / f"{name}.png", draw_grid(words, lines), PRIVATE)) if lines else None
+    return made
+
+
+def _chosen(rows: Sequence[Finding]) -> list[tuple[str, Finding]]:
+    undefended = [row for row in rows if row.defense == UNDEFENDED]
+    cell = {"attack": rows[0].attack, "defense": UNDEFENDED}
+    return examples(cell_rows(cell, undefended))
+
+
+def _brief(spec: str) -> str:
+    """A spec that may break before its bracket, its numbers in three digits."""
+    return re.sub(r"\d+\.\d{4,}", lambda found: f"{float(found[0]):.3g}", label(spec)).replace("(", " (")
+
+
+def _line(store: Store, rows: Sequence[Finding], rank: str, plain: Finding) -> Iterator[tuple]:
+    """Truth, guess without a defense, and the guess under each one."""
+    truth, guess = store.picture(plain)
+    yield truth, f"truth ({rank})"
+    yield guess, f"no defense: SSIM {number(plain.scores['ssim'])}"
+    for row in rows:
+        same = (row.image, row.draw, row.attack) == (plain.image, plain.draw, plain.attack)
+        if same and row.defense != UNDEFENDED:
+            yield store.picture(row)[1], f"{_brief(row.defense)}: SSIM {number(row.scores['ssim'])}"

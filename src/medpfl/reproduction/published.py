@@ -1,0 +1,141 @@
+"""A reader's copy of published values, beside ours. None are shipped: they are not known to us."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.verdicts import UNDEFENDED
+from medpfl.reporting.words import DASH, between, label, number, percent, percents
+
+__all__ = ["Published", "beside", "read_published"]
+
+_PLACES = ("experiment", "set", "attack", "defense")
+_VALUES = {"asr": "ASR", "ssim": "SSIM", "mse": "MSE", "psnr": "PSNR, dB", "seconds_per_image": "s/image"}
+_RATES = ("asr",)
+
+Known = Mapping[str, Mapping[str, Sequence[str]]]
+"""Specs of defenses, the undefended one among them, by experiment and part."""
+
+
+class Published(NamedTuple):
+    """A line of the table: where it belongs (an experiment of ``""``: any), and its values by name."""
+
+    experiment: str
+    set: str
+    attack: str
+    defense: str
+    values: dict[str, float]
+
+    def is_of(self, row: Mapping[str, Any]) -> bool:
+        """Whether it is a value of a cell of ours; of two attacks on a defense, of that which is not told of it."""
+        place = (self.set, self.attack, self.defense) == (row["set"], row["part"], row["defense"])
+        return place and self.experiment in ("", row["experiment"]) and row["knows_defense"] is not True
+
+
+def read_published(path: str | Path, known: Known, sets: Sequence[str]) -> list[Published]:
+    """Reads a CSV file with columns ``set`` and ``attack``, some of ``experiment`` and ``defense``, and some values.
+
+    Args:
+        path: the file.
+        known: what the study holds.
+        sets: names of sets.
+
+    Raises:
+        InputError: no such file, an unknown column, a row that the study does not have, or a broken number.
+    """
+    try:
+        text = Path(path).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--published '{path}' cannot be read: {error}") from None
+    reader = csv.DictReader(io.StringIO(text))
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = columns
+    _check_columns(path, columns)
+    return [_line(f"'{path}', line {reader.line_num}", row, known, sets) for row in reader]
+
+
+def _check_columns(path: str | Path, columns: Sequence[str]) -> None:
+    allowed = (*_PLACES, *_VALUES)
+    for name in columns:
+        if name not in allowed:
+            raise InputError(
+                f"'{path}' has an unknown column '{name}'; {nearest(name, allowed)} (columns are {', '.join(allowed)})"
+            )
+    if missing := [name for name in ("set", "attack") if name not in columns]:
+        raise InputError(f"'{path}' has no column '{missing[0]}': its columns may be {', '.join(allowed)}")
+    if not set(columns) & set(_VALUES):
+        raise InputError(f"'{path}' holds no values: name a column one of {', '.join(_VALUES)}")
+
+
+def _line(where: str, row: Mapping[Any, Any], known: Known, sets: Sequence[str]) -> Published:
+    if None in row or None in row.values():
+        raise InputError(f"{where} has more or fewer fields than the head of the table")
+    told = {name: str(value).strip() for name, value in row.items()}
+    experiment = told.get("experiment", "")
+    _member(where, "experiment", experiment, ["", *known])
+    _member(where, "set", told["set"], sets)
+    parts = {n: d for name, own in known.items() if experiment in ("", name) for n, d in own.items()}
+    _member(where, "attack", told["attack"], list(parts))
+    defenses = {
+        spec: spec for name, own in known.items() if experiment in ("", name) for spec in own.get(told["attack"], ())
+    }
+    named = {**{label(spec): spec for spec in defenses}, **defenses}
+    defense = told.get("defense") or UNDEFENDED
+    _member(where, "defense", defense, list(named))
+    values = {name: _number(where, name, told[name]) for name in _VALUES if told.get(name)}
+    return Published(experiment, told["set"], told["attack"], named[defense], values)
+
+
+def _member(where: str, what: str, name: str, allowed: Sequence[str]) -> None:
+    if name not in allowed:
+        raise InputError(f"{where}: there is no {what} '{name}' in the study; {nearest(name, allowed)}")
+
+
+def _number(where: str, name: str, text: str) -> float:
+    share = text.endswith("%")
+    try:
+        value = float(text.removesuffix("%")) / (100 if share else 1)
+    except ValueError:
+        raise InputError(f"{where}: {name} is '{text}', which is no number") from None
+    if not math.isfinite(value) or (share and name not in _RATES) or (name in _RATES and not 0 <= value <= 1):
+        hint = "write a share such as 0.97, or 97 %" if name in _RATES else "write a plain number"
+        raise InputError(f"{where}: {name} is '{text}': {hint}")
+    return value
+
+
+def beside(published: Sequence[Published], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of the published values of these rows and ours; empty if there are none."""
+    lines = []
+    for line in published:
+        for row in filter(line.is_of, rows):
+            place = [row["set"], row["part"], label(row["defense"])]
+            for name, value in line.values.items():
+                cells = [*place, _VALUES[name], _shown(name, value), _ours(name, row), _within(name, value, row)]
+                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    if not lines:
+        return ""
+    head = ["Set", "Attack", "Defense", "Value", "As published", "Ours", "Within our interval"]
+    note = "The published values are the reader's own copy, not checked. Ours are of attacks not told of the defense."
+    table = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *lines]
+    return "\n".join(["## Beside published values", "", note, "", *table, ""])
+
+
+def _shown(name: str, value: float | None) -> str:
+    return percent(value) if name in _RATES else number(value, ".3g")
+
+
+def _ours(name: str, row: Mapping[str, Any]) -> str:
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    interval = percents(low, high) if name in _RATES else between(low, high)
+    return _shown(name, row[name]) + ("" if interval == DASH else f" ({interval})")
+
+
+def _within(name: str, value: float, row: Mapping[str, Any]) -> str:
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return DASH if low is None or high is None else "yes" if low <= value <= high else "no"
