@@ -135,9 +135,8 @@ def reproduce(
         except InputError as error:
             gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", str(error), True))
             continue
-        rows += _with(
-            costs[task.experiment], rows_of(task.experiment, task.name, task.part.name, _form(**form), report)
-        )
+        found = rows_of(task.experiment, task.name, task.part.name, words, report)
+        rows += _with(costs[task.experiment], found)
         pictures += write_pictures(task.out(out), panels_of(out), task.title)
         write_tables(out, rows, gaps, theirs)  # after each audit: a reader need not wait for the last
     if not rows:
