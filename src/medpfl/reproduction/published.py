@@ -64,9 +64,7 @@ def _check_columns(path: str | Path, columns: Sequence[str]) -> None:
     allowed = (*_PLACES, *_VALUES)
     for name in columns:
         if name not in allowed:
-            raise InputError(
-                f"'{path}' has an unknown column '{name}'; {nearest(name, allowed)} (columns are {', '.join(allowed)})"
-            )
+            raise InputError(f"'{path}' has an unknown column '{name}'; {nearest(name, allowed)}")
     if missing := [name for name in ("set", "attack") if name not in columns]:
         raise InputError(f"'{path}' has no column '{missing[0]}': its columns may be {', '.join(allowed)}")
     if not set(columns) & set(_VALUES):
