@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medpfl.reporting.words import DASH, between, label, number, percent, percents, signed
+from medpfl.reproduction.markdown import markdown_table
 
 __all__ = ["Row", "beside", "with_interval"]
 
@@ -30,16 +31,14 @@ def beside(rows: Sequence[Row]) -> str:
     Args:
         rows: cells of audits, each with its ``set`` and ``part``.
     """
-    pairs: dict[tuple[str, ...], dict[bool, Row]] = {}
+    pairs: dict[tuple[str, str, str], dict[bool, Row]] = {}
     for row in rows:
         pairs.setdefault((row["set"], row["part"], row["defense"]), {})[bool(row["knows_defense"])] = row
     if not any(len(pair) == 2 for pair in pairs.values()):
         return ""
-    lines = ["## Naive and adaptive, side by side", "", "| " + " | ".join(_HEADS) + " |", "|" + " --- |" * len(_HEADS)]
-    for place, pair in pairs.items():
-        cells = [place[0], place[1], label(place[2]).replace("|", "\\|"), *_numbers(pair)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", _MEANING, ""])
+    cells = [[name, part, label(defense), *_numbers(pair)] for (name, part, defense), pair in pairs.items()]
+    lines = markdown_table(_HEADS, cells)
+    return "\n".join(["## Naive and adaptive, side by side", "", *lines, "", _MEANING, ""])
 
 
 def with_interval(row: Row, key: str) -> str:

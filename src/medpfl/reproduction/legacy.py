@@ -18,6 +18,7 @@ from medpfl.metrics.pixel import ssim
 from medpfl.reporting.grid import draw_grid
 from medpfl.reporting.words import number
 from medpfl.reproduction.experiments import SAMPLES
+from medpfl.reproduction.markdown import markdown_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,10 +87,8 @@ def write_legacy(out: Path) -> list[Path]:
     truth, guesses = examples()
     tiles = [(_screen(image), name) for name, image in guesses.items()]
     picture = write(out / "legacy.png", draw_grid("An embedded sample, and what stands in for a guess of it", [tiles]))
-    lines = ["| guess | " + " | ".join(CALLS) + " |", "|" + " --- |" * (len(CALLS) + 1)]
-    for name, guess in guesses.items():
-        scores = [number(float(call(guess, truth))) for call in CALLS.values()]
-        lines.append(f"| {name} | " + " | ".join(scores) + " |")
+    scores = {n: [number(float(call(g, truth))) for call in CALLS.values()] for n, g in guesses.items()}
+    lines = markdown_table(["guess", *CALLS], [[name, *own] for name, own in scores.items()])
     return [write(out / "legacy.md", "\n".join([_HEAD, *lines, "", _FOOT, ""]).encode()), picture]
 
 

@@ -13,6 +13,7 @@ from medpfl.core.files import as_csv, write
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.reporting.words import number
+from medpfl.reproduction.markdown import markdown_table
 
 __all__ = ["FEATURES", "KEPT", "features", "keep", "kept", "relations"]
 
@@ -64,20 +65,20 @@ def relations(rows: Mapping[str, Sequence[Finding]], found: Mapping[str, Mapping
         found: by set, features by study index.
     """
     heads = ["Set", *FEATURES, "SSIM, no defense", "Evaluations", "SSIM, noise that is known"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    sets: list[list[str]] = []
     pooled: list[dict[str, float]] = []
     for name, own in rows.items():
         if not (images := _by_image(own, found[name])):
             continue
         pooled += images
         means = [sum(image[key] for image in images) / len(images) for key in (*FEATURES, *_RESULTS)]
-        lines.append("| " + " | ".join([name, *map(_plain, means)]) + " |")
-    lines += ["", f"Spearman's rank correlation over {len(pooled)} images of {len(rows)} sets:", ""]
-    lines += ["| | " + " | ".join(heads[-3:]) + " |", "|" + " --- |" * 4]
-    for feature, meaning in FEATURES.items():
-        values = [number(_spearman(pooled, feature, result)) for result in _RESULTS]
-        lines.append(f"| {feature}: {meaning} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
+        sets.append([name, *map(_plain, means)])
+    ranks = [
+        [f"{feature}: {meaning}", *(number(_spearman(pooled, feature, result)) for result in _RESULTS)]
+        for feature, meaning in FEATURES.items()
+    ]
+    between = ["", f"Spearman's rank correlation over {len(pooled)} images of {len(rows)} sets:", ""]
+    return "\n".join([*markdown_table(heads, sets), *between, *markdown_table(["", *heads[-3:]], ranks)])
 
 
 def _plain(value: float) -> str:

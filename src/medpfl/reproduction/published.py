@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.reporting.words import DASH, between, label, number, percent, percents
+from medpfl.reproduction.markdown import markdown_table
 
 __all__ = ["Published", "beside", "read_published"]
 
@@ -114,14 +115,12 @@ def beside(published: Sequence[Published], rows: Sequence[Mapping[str, Any]]) ->
         for row in filter(line.is_of, rows):
             place = [row["set"], row["part"], label(row["defense"])]
             for name, value in line.values.items():
-                cells = [*place, _VALUES[name], _shown(name, value), _ours(name, row), _within(name, value, row)]
-                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+                lines.append([*place, _VALUES[name], _shown(name, value), _ours(name, row), _within(name, value, row)])
     if not lines:
         return ""
     head = ["Set", "Attack", "Defense", "Value", "As published", "Ours", "Within our interval"]
     note = "The published values are the reader's own copy, not checked. Ours are of attacks not told of the defense."
-    table = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *lines]
-    return "\n".join(["## Beside published values", "", note, "", *table, ""])
+    return "\n".join(["## Beside published values", "", note, "", *markdown_table(head, lines), ""])
 
 
 def _shown(name: str, value: float | None) -> str:

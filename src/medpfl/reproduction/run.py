@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medpfl.auditing.inputs import data_of, defenses_of
+from medpfl.auditing.inputs import data_of
 from medpfl.auditing.key import study_index
 from medpfl.auditing.perform import perform
 from medpfl.auditing.report import Report, reread
@@ -30,6 +30,7 @@ from medpfl.reproduction.training import (
     Accuracies,
     accuracies,
     accuracy_data,
+    defenses_in,
     known_accuracies,
     trained_here,
 )
@@ -159,11 +160,13 @@ def remake(out: str | Path, published: str | Path | None = None, force: bool = F
     gaps: list[Gap] = []
     pictures: list[Path] = []
     how = {name: state.get(name) for name in ("quick", "faithful", "images")}
-    for task in _tasks({name: study(name) for name in EXPERIMENTS}, (*SETS, SAMPLES), **how):
+    studies = {name: study(name) for name in EXPERIMENTS}
+    costs = {name: known_accuracies(own, _accuracy_runs(out, name)) for name, own in studies.items()}
+    for task in _tasks(studies, (*SETS, SAMPLES), **how):
         if (task.out(out) / ROWS).is_file():
             form = _form(**state) + of_version(task.out(out), force)
-            costs = known_accuracies(study(task.experiment), _accuracy_runs(out, task.experiment))
-            rows += _with(costs, rows_of(task.experiment, task.name, task.part.name, form, reread(task.out(out))))
+            found = rows_of(task.experiment, task.name, task.part.name, form, reread(task.out(out)))
+            rows += _with(costs[task.experiment], found)
             pictures += write_pictures(task.out(out), panels_of(out), task.title)
         elif any(runs_of(out).glob(f"{task.experiment}-*")):
             gaps.append(Gap(task.experiment, f"{task.part.name} on {task.name}", "there are no rows of it", False))
@@ -220,10 +223,7 @@ def _accuracy(
 def _published(path: str | Path | None, sets: Any) -> list[Published]:
     if path is None:
         return []
-    known = {
-        name: {part.name: list(map(repr, defenses_of(part.audit.get("defense", ())))) for part in study(name).parts}
-        for name in EXPERIMENTS
-    }
+    known = {name: {part.name: defenses_in(part) for part in study(name).parts} for name in EXPERIMENTS}
     return read_published(path, known, tuple(sets))
 
 

@@ -10,6 +10,7 @@ from medpfl.core.files import as_csv
 from medpfl.reporting.selection import cell_rows
 from medpfl.reporting.words import DASH, label, number
 from medpfl.reproduction.comparison import Row, beside, with_interval
+from medpfl.reproduction.markdown import markdown_table
 
 __all__ = ["Row", "as_latex", "as_markdown", "as_table", "rows_of"]
 
@@ -84,9 +85,8 @@ def _without_update(row: Row) -> float | None:
 def as_markdown(title: str, source: str, rows: Sequence[Row], gaps: Sequence[str]) -> str:
     """A page with the table, what the columns mean, naive and adaptive side by side, and what is missing."""
     columns = _columns(rows)
-    head = "| " + " | ".join(column.title for column in columns) + " |"
-    lines = [head, "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(column.text(row).replace("|", "\\|") for column in columns) + " |" for row in rows]
+    cells = [[column.text(row) for column in columns] for row in rows]
+    lines = markdown_table([column.title for column in columns], cells)
     missing = ["", "Not run:", "", *(f"- {gap}" for gap in gaps)] if gaps else []
     both = ["", pairs] if (pairs := beside(rows)) else []
     return "\n".join([f"# {title}", "", source, "", _form(rows), "", *lines, "", _MEANING, *both, *missing, ""])

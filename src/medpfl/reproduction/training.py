@@ -15,7 +15,15 @@ from medpfl.core.training import Training
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.reproduction.experiments import Part, Study
 
-__all__ = ["ACCURACY_SET", "Accuracies", "accuracies", "accuracy_data", "known_accuracies", "trained_here"]
+__all__ = [
+    "ACCURACY_SET",
+    "Accuracies",
+    "accuracies",
+    "accuracy_data",
+    "defenses_in",
+    "known_accuracies",
+    "trained_here",
+]
 
 ACCURACY_SET = "pneumonia_mnist"
 """The set that defended trainings are judged on, where it is there."""
@@ -43,9 +51,13 @@ def accuracy_data(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
+def defenses_in(part: Part) -> list[str]:
+    """Specs of the defenses of a part, the undefended one among them."""
+    return list(map(repr, defenses_of(part.audit.get("defense", ()))))
+
+
 def _settings(study: Study) -> list[str]:
-    specs = [repr(one) for part in study.parts for one in defenses_of(part.audit.get("defense", ()))]
-    return list(dict.fromkeys(specs))
+    return list(dict.fromkeys(spec for part in study.parts for spec in defenses_in(part)))
 
 
 def accuracies(
