@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bound_figure", "bound_section"]
 
-_SIZE = (4.6, 4.1)  # inches
+_WIDTH, _BELOW, _HEIGHT, _ABOVE, _LINE = 4.6, 0.49, 2.5, 0.2, 0.18  # inches; of the axes, and of a legend's line
 _LEAST = 1e-4
 """The left edge of kappa; what is smaller, 0 too, stands there."""
 _INKS, _DASHES, _SHAPES = ("leak", "safe", "doubt", "muted", "ink"), ("-", "--", "-."), "osD^v"
@@ -34,9 +34,10 @@ def bound_figure(ones: Placed, event: str) -> str:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_SIZE)
-    axes = figure.add_axes((0.17, 0.12, 0.79, 0.6))
     known = [one for one in ones if one["bound"]["gap"] is None]
+    height = _BELOW + _HEIGHT + _ABOVE + _LINE * len(known)
+    figure = Figure(figsize=(_WIDTH, height))
+    axes = figure.add_axes((0.17, _BELOW / height, 0.79, _HEIGHT / height))
     pairs = [kappa for kappa, _ in known[0]["bound"]["curve"] if kappa >= _LEAST] if known else []
     axes.plot(pairs, pairs, color=COLORS["line"], linewidth=1.2)
     for place, one in enumerate(known):
