@@ -19,7 +19,9 @@ def pairs(attack="iDLG()"):
     for number in (0, 5):
         cells.append({**MODEL, "round": number, **full(attack=attack, defense=LAPLACE, ssim=0.1, knows_defense=False)})
         more = {"false_security_ssim": 0.8 if number else None}
-        cells.append({**MODEL, "round": number, **full(attack=attack, defense=LAPLACE, ssim=0.9, knows_defense=True, **more)})
+        cells.append(
+            {**MODEL, "round": number, **full(attack=attack, defense=LAPLACE, ssim=0.9, knows_defense=True, **more)}
+        )
     return cells
 
 
