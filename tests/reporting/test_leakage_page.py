@@ -83,6 +83,11 @@ def test_the_largest_leak_is_one_by_verdict():
     assert "Of the models of rounds 0, 1, 2, 3, that of round 2 leaks most: 38 % of 24 images" in sentence(cells)
 
 
+def test_rounds_that_leak_alike_are_all_named():
+    said = sentence([at(0, LEAKS, read=9), at(1, LEAKS, read=9), at(5, LEAKS, read=3)])
+    assert "those of rounds 0, 1 leak most, and alike: 38 % of 24 images" in said
+
+
 def test_the_leak_says_which_attacker():
     naive = at(0, LEAKS, read=9, knows_defense=False)
     assert "by iDLG, naive with no defense" in sentence([naive])

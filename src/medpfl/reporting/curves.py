@@ -74,7 +74,7 @@ def canvas(lines: int = 1) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height))
     axes = figure.add_axes((0.13, _BELOW / height, 0.76, _HEIGHT / height))
     axes.tick_params(colors=COLORS["muted"], labelsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("round", color=COLORS["muted"], fontsize=9)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("bottom", "left"))

@@ -35,8 +35,12 @@ def sentence(summary: Cells) -> str:
     where = f"Of the models of rounds {', '.join(str(n) for n in sorted({cell['round'] for cell in summary}))}"
     if leaking := [cell for cell in summary if cell["verdict"] == LEAKS]:
         best = max(leaking, key=strength)
+        alike = sorted({c["round"] for c in leaking if all(c[k] == best[k] for k in ("asr", "identified"))})
+        which = f"that of round {best['round']} leaks most"
+        if len(alike) > 1:
+            which = f"those of rounds {', '.join(map(str, alike))} leak most, and alike"
         return (
-            f"{where}, that of round {best['round']} leaks most: "
+            f"{where}, {which}: "
             f"{percent(best['asr'])} of {best['images']} images were read back (95 % interval "
             f"{percents(best['asr_low'], best['asr_high'])}), {percent(best['identified'])} were identified, by "
             f"{attacker(best)} with {label(best['defense'])}."
