@@ -33,10 +33,14 @@ class GradInv(Attack):
     it stands for the labels (`medpfl.attacks.targets`); by default one restart, 2,000 steps, no median filter
     (it hurts at 32 pixels), and settings for small networks: untrained deep ones want ``tv=0.1, rate=0.1,
     largest=1000000``, of which `largest` is not the papers': it leaves the last stage of a ResNet-18 out of the
-    distance; trained ones want ``tv=0.44, rate=0.1``.
+    distance; trained ones want ``tv=0.44, rate=0.1``. `halving` and `patience` are not the papers' either.
 
     Attributes:
         steps, restarts: of the optimizer.
+        halving: share of the steps between two cuts, at which the worse half of the starts leaves
+            (`medpfl.attacks.restarts.Race`); 0: every start runs to its end.
+        patience: steps without a hundredth's fall of the objective after which the next rate comes early, and after the
+            last one the end (`medpfl.attacks.optimizers.SignedAdam`); 0: rates follow the number of steps alone.
         tv: weight of the total variation.
         rate: first learning rate.
         median_every: steps between two 3 x 3 median filters; 0: none.
@@ -51,19 +55,22 @@ class GradInv(Attack):
     median_every: int = 0
     spacing: tuple[float, ...] | None = None
     largest: int = 0
+    halving: float = 0.0
+    patience: int = 0
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
         attack = GradientMatching(
             objective=Cosine(),
             prior=TotalVariation(self.tv, self.spacing),
-            optimizer=SignedAdam(self.rate),
+            optimizer=SignedAdam(self.rate, patience=self.patience),
             start=Normal(0.5, 0.25),
             labels=LastLayer(),
             constraint=Box(self.median_every),
             basis=Pixels(),
             warmup=(),
             restarts=self.restarts,
+            halving=self.halving,
             largest=self.largest,
             enough=0.0,
             steps=self.steps,
