@@ -94,10 +94,10 @@ def overhead(case: Scene, rounds: int = 20, steps: int = 1) -> str:
         bare[i] = (before + seconds(lambda: floor(image))) / 2
     gradient, direction, second = (1000 * part for part in floor.parts)
     low, middle, high = 100 * (whole / bare - 1).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    least = 100 * (whole.min() / bare.min() - 1)
     return (
         f"overhead: floor {1000 * bare.median():.1f} ms (least: gradient {gradient:.1f}, direction {direction:.1f}, "
         f"second differentiation {second:.1f}); Matching.evaluate {1000 * alone.median():.1f} ms; a whole step "
-        f"{1000 * whole.median():.1f} ms; over the floor {middle:+.1f} % (median of {rounds} rounds in turns, quartiles "
-        f"{low:+.1f} and {high:+.1f}; least against least {100 * (whole.min() / bare.min() - 1):+.1f}); the two slopes "
-        f"differ by {apart:.1e}"
+        f"{1000 * whole.median():.1f} ms; over the floor {middle:+.1f} % (median of {rounds} rounds in turns, "
+        f"quartiles {low:+.1f} and {high:+.1f}; least against least {least:+.1f}); the two slopes differ by {apart:.1e}"
     )
