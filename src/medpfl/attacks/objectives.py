@@ -173,7 +173,7 @@ class Cosine(Objective):
 
 
 def _dots(a: Tensors, b: Tensors) -> Tensor:
-    return torch.stack([torch.dot(a[k].flatten(), b[k].flatten()) for k in a])
+    return torch.stack([(a[k] * b[k]).sum() for k in a])
 
 
 def _squares(a: Tensors) -> Tensor:
