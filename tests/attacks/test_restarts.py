@@ -132,8 +132,9 @@ def test_the_stack_of_a_victim_is_nothing_to_it(victims, stacked, monkeypatch):
     assert torch.equal(part.evaluations, whole.evaluations[victims])
 
 
+@pytest.mark.parametrize("optimizer", [SignedAdam(0.05), LBFGS(history=3)], ids=["SignedAdam", "LBFGS"])
 @pytest.mark.parametrize(("victims", "restarts"), [(1, 5), (3, 2), (3, 4), (7, 3)])
-def test_no_more_rows_than_victims_are_evaluated_together(victims, restarts, monkeypatch):
+def test_no_more_rows_than_victims_are_evaluated_together(victims, restarts, optimizer, monkeypatch):
     sizes, one = [], problem_module.vmap
 
     def counting(function, **options):
@@ -142,14 +143,16 @@ def test_no_more_rows_than_victims_are_evaluated_together(victims, restarts, mon
 
     monkeypatch.setattr(problem_module, "vmap", counting)
     images, labels = smooth(victims).view(victims, 1, 1, 12, 12), torch.arange(victims)[:, None] % 3
-    found = guessed(search(restarts=restarts, halving=0.2, steps=4), scene(tiny(), images, labels, Plan()))
+    found = guessed(
+        search(restarts=restarts, halving=0.2, steps=4, optimizer=optimizer), scene(tiny(), images, labels, Plan())
+    )
     assert max(sizes) <= victims
     assert found.candidates.shape[:2] == (victims, restarts)
     assert found.engine == "vmap"
 
 
 @settings(deadline=None)
-@given(victims=st.integers(1, 9), restarts=st.integers(1, 5), together=st.booleans())
+@given(victims=st.integers(1, 9), restarts=st.integers(1, 5), together=st.integers(0, 9))
 def test_every_start_of_every_victim_is_run_once(victims, restarts, together):
     class Many:
         def __len__(self):
@@ -157,7 +160,7 @@ def test_every_start_of_every_victim_is_run_once(victims, restarts, together):
 
     runs = [
         (victim, attempt)
-        for some, attempts in heats(Starts(Many(), restarts), 0.0, together=together)
+        for some, attempts in heats(Starts(Many(), restarts), 0.0, together)
         for victim in some.tolist()
         for attempt in attempts
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class LBFGS(Optimizer):
         patience: a row whose objective has not fallen by a hundredth within so many steps has stalled.
     """
 
+    remembers: ClassVar[bool] = True
     history: int = 100
     tolerance: float = 1e-10
     patience: int = 200

@@ -114,7 +114,8 @@ class GradientMatching(Attack):
         problem = Matching(seen, labels, self.objective, self.prior, self.constraint, self.basis)
         found, iterates = Starts(seen, self.restarts), Iterates(len(seen), self.steps)
         race = Race(self.restarts, max(1, round(self.halving * self.steps))) if self.halving else None
-        for victims, attempts in heats(found, self.enough, together=race is not None):
+        together = max(1, len(seen) // self.restarts) if self.optimizer.remembers else len(seen)
+        for victims, attempts in heats(found, self.enough, together if race else 0):
             starts = [self.start.again() if attempt else start for attempt in attempts]
             z = torch.cat([self._start(s, problem, victims, own) for s in starts])
             rows = victims.repeat(len(attempts))

@@ -6,7 +6,7 @@ Rows of a stack never mix: dropping a row, or adding one, leaves the others as t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -51,6 +51,9 @@ class Solution:
 @dataclass(frozen=True, repr=False)
 class Optimizer(Part):
     """Minimizes."""
+
+    remembers: ClassVar[bool] = False
+    """Whether it keeps many points of each row: then the starts of all victims are too many for one stack."""
 
     def minimize(self, problem: Problem, start: Tensor, steps: int, race: Race | None = None) -> Solution:
         """At most `steps` steps from `start` (V, D); rows that a race gives up leave the stack."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -168,8 +169,8 @@ class Matching(Problem):
         with torch.no_grad():
             if self.together:
                 try:
-                    parts = zip(z.split(len(self.seen)), *self._of(rows), strict=True)
-                    values, slopes = zip(*(self._stack(*part) for part in parts), strict=True)
+                    parts = zip(z.split(len(self.seen)), self._of(rows), strict=True)
+                    values, slopes = zip(*(self._stack(part, *known) for part, known in parts), strict=True)
                     return torch.cat(values), torch.cat(slopes)
                 except RuntimeError as error:  # vmap has no rule for an operation; if it is not that, the loop raises
                     self.refused.append(error)
@@ -181,16 +182,17 @@ class Matching(Problem):
         """Of rows that share what is known (axis ``None``), or have each its own along the first axis."""
         return vmap(self._one, in_dims=(0, axis), randomness="different")(z, known)
 
-    def _of(self, rows: Tensor) -> tuple[list[Any], list[int | None]]:
+    def _of(self, rows: Tensor) -> Iterable[tuple[Any, int | None]]:
         """What is known of the rows and along which axis, in stacks of as many as there are victims at most.
 
-        Copied only when the rows change, and never for starts of the same victim.
+        Copied only when the rows change; of several stacks, one after the other, so that there is one copy at a time.
         """
+        victims = self.victims[rows.cpu()]
+        if len(victims) > len(self.seen):
+            return (self._known(part) for part in victims.split(len(self.seen)))
         if self._last is None or self._last[0] is not rows:
-            stacks = self.victims[rows.cpu()].split(len(self.seen))
-            known = [self._known(victims) for victims in stacks]
-            self._last = (rows, [k for k, _ in known], [axis for _, axis in known])
-        return self._last[1:]
+            self._last = (rows, self._known(victims))
+        return [self._last[1]]
 
     def _known(self, victims: Tensor) -> tuple[Any, int | None]:
         if len(victims) == len(self.seen) and (victims == torch.arange(len(victims))).all():

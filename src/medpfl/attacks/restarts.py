@@ -86,15 +86,15 @@ class Starts:
         )
 
 
-def heats(found: Starts, enough: float, *, together: bool) -> Iterator[tuple[Tensor, range]]:
+def heats(found: Starts, enough: float, together: int) -> Iterator[tuple[Tensor, range]]:
     """Victims (A,) and which of their starts are run in one stack.
 
-    One start after the other, each of the victims that no earlier one brought below `enough`; or, `together`, all
-    starts of as many victims as make a stack no larger than that of all victims, of one victim at least.
+    One start after the other, each of the victims that no earlier one brought below `enough`; or, where `together` is
+    not 0, all starts of so many victims at once.
     """
     victims, restarts = found.loss.shape
     if together:
-        for some in torch.arange(victims).split(max(1, victims // restarts)):
+        for some in torch.arange(victims).split(together):
             yield some, range(restarts)
         return
     for attempt in range(restarts):
