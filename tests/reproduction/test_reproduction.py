@@ -16,9 +16,10 @@ from PIL import Image
 from medpfl import InputError, cli
 from medpfl.auditing.inputs import attacks_of, defenses_of, model_of
 from medpfl.auditing.store import read_rows
-from medpfl.reproduction import run as module
+from medpfl.reproduction import experiments as module
 from medpfl.reproduction.comparison import beside
 from medpfl.reproduction.experiments import EXPERIMENTS, Part, Study, study
+from medpfl.reproduction.form import Form
 from medpfl.reproduction.modalities import features, kept, relations
 from medpfl.reproduction.run import remake, reproduce
 from medpfl.reproduction.tables import as_latex, as_markdown
@@ -68,7 +69,7 @@ def data(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("faithful", [False, True])
 def test_every_part_of_every_experiment_can_be_built(name, quick, faithful):
     for part in study(name).parts:
-        experiment = part.under(quick, faithful).experiment("somewhere", 0, classes=3, held=100)
+        experiment = Form(quick, faithful).part(part).experiment("somewhere", classes=3, held=100, seed=0)
         assert len(attacks_of(experiment.attack)) == 1
         assert len(defenses_of(experiment.defense)) > (name not in ("attacks", "models"))
         model_of(experiment.model)
@@ -77,12 +78,28 @@ def test_every_part_of_every_experiment_can_be_built(name, quick, faithful):
 
 def test_forms_of_a_part():
     part = SMALL.parts[0]
-    assert part.under(False, False) == part
-    assert part.under(True, False).experiment("", 0, 2, 99).images == 2
-    assert part.experiment("", 0, 2, 99).images == 4
-    assert part.experiment("", 0, 2, 3).images == 3
-    both = part.under(True, True).experiment("", 5, 2, 99)
+    assert Form().part(part) == part
+    assert Form(quick=True).part(part).experiment("", 2, 99, 0).images == 2
+    assert part.experiment("", 2, 99, 0).images == 4
+    assert part.experiment("", 2, 3, 0).images == 3
+    both = Form(quick=True, faithful=True).part(part).experiment("", 2, 99, 5)
     assert (both.fit, both.images, both.seed, both.size) == ("squash", 2, 5, 16)
+    assert Form(per_class=3).part(part).experiment("", 2, 99, 0).images == 6
+    assert Form(quick=True, images=3, steps=7).part(part).experiment("", 2, 99, 0).attack == ["iDLG(steps=7)"]
+    assert Form(images=3).part(part).experiment("", 2, 99, 0).images == 3
+    with pytest.raises(InputError, match="steps is 0"):
+        Form(steps=0)
+    with pytest.raises(InputError, match="leave out one of images and per_class"):
+        Form(images=1, per_class=1)
+    with pytest.raises(InputError, match="'Form' has no argument 'quik'; did you mean 'quick'"):
+        reproduce(["attacks"], data="samples", out="nowhere", quik=True)
+
+
+def test_a_form_in_words_and_settings():
+    form = Form(quick=True, seed=7, per_class=2, steps=9, weights="/private/place.pth")
+    assert str(form) == "quick, seed 7, 2 of each class, 9 steps"
+    assert form.settings() == {"quick": True, "seed": 7, "per_class": 2, "steps": 9}
+    assert str(Form()) == "full, seed 0"
 
 
 def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
@@ -133,7 +150,7 @@ def test_the_same_call_continues_and_tables_are_made_again_from_rows(data, tmp_p
 def test_forms_are_not_mixed(data, tmp_path):
     reproduce(["attacks"], data=data, out=tmp_path / "out", quick=True)
     with pytest.raises(
-        InputError, match="holds a reproduction with other settings: name another --out, or add --force"
+        InputError, match=r"other settings \(iDLG, short of attacks: quick, seed 0\): name another --out, or add --force"
     ):
         reproduce(["attacks"], data=data, out=tmp_path / "out")
     assert "Form: quick, seed 0. Few images and steps" in (tmp_path / "out" / "attacks.md").read_text()
@@ -289,7 +306,7 @@ def test_the_noise_of_differential_privacy_is_that_of_the_epsilon_that_is_stated
     from medpfl.defenses import DPSGD
 
     for part in study("defenses").parts:
-        experiment = part.experiment("somewhere", 0, classes=3, held=100)
+        experiment = part.experiment("somewhere", classes=3, held=100, seed=0)
         plan = Plan(experiment.algorithm, batch_size=experiment.batch_size)
         private = [d for d in defenses_of(experiment.defense) if isinstance(d, DPSGD)]
         for defense, epsilon in zip(private, (8, 3, 1), strict=True):

@@ -104,8 +104,13 @@ _MEANING = (
 
 
 def _form(rows: Sequence[Row]) -> str:
-    form = rows[0]["form"]
-    return f"Form: {form}." + (" Few images and steps: the numbers mean little." if "quick" in form else "")
+    """The form of the rows; of which parts, where there are several."""
+    parts: dict[str, dict[str, None]] = {}
+    for row in rows:
+        parts.setdefault(row["form"], {})[row["part"]] = None
+    some = [form if len(parts) == 1 else f"{form} ({'; '.join(names)})" for form, names in parts.items()]
+    few = " Few images and steps: the numbers mean little." if any("quick" in form for form in parts) else ""
+    return f"Form: {'. '.join(some)}.{few}"
 
 
 def as_table(rows: Sequence[Row]) -> str:
