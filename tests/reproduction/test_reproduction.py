@@ -150,7 +150,8 @@ def test_the_same_call_continues_and_tables_are_made_again_from_rows(data, tmp_p
 def test_forms_are_not_mixed(data, tmp_path):
     reproduce(["attacks"], data=data, out=tmp_path / "out", quick=True)
     with pytest.raises(
-        InputError, match=r"other settings \(iDLG, short of attacks: quick, seed 0\): name another --out, or add --force"
+        InputError,
+        match=r"other settings \(iDLG, short of attacks: quick, seed 0\): name another --out, or add --force",
     ):
         reproduce(["attacks"], data=data, out=tmp_path / "out")
     assert "Form: quick, seed 0. Few images and steps" in (tmp_path / "out" / "attacks.md").read_text()
@@ -264,13 +265,34 @@ def test_images_and_parts_are_chosen(data, tmp_path):
     assert {(r["part"], r["images"]) for r in found.rows} == {("iDLG, short", 3)}
     assert list(map(str, found.gaps)) == ["brain_mri: its folder is not there"], "what was not chosen is not missing"
     assert "Form: full, seed 0, 3 images of each set.\n" in (tmp_path / "out" / "attacks.md").read_text()
-    assert [row["images"] for row in remake(tmp_path / "out").rows] == [3] * 6
+    made = remake(tmp_path / "out")
+    assert [row["images"] for row in made.rows] == [3] * 6
+    assert made.gaps == found.gaps, "from the rows neither"
     with pytest.raises(InputError, match="other settings"):
         reproduce(["attacks"], data=data, out=tmp_path / "out", images=2, parts=["iDLG, short"])
     with pytest.raises(InputError, match="no part 'iDLG, shirt'; did you mean 'iDLG, short'"):
         reproduce(["attacks"], data=data, out=tmp_path / "out", parts=["iDLG, shirt"])
     with pytest.raises(InputError, match="images is 0"):
         reproduce(["attacks"], data=data, out=tmp_path / "other", images=0)
+
+
+def test_parts_of_one_directory_may_have_forms_of_their_own(data, tmp_path):
+    out = tmp_path / "out"
+    reproduce(["attacks"], data=data, out=out, images=3, parts=["iDLG, short"])
+    found = reproduce(["attacks"], data=data, out=out, steps=1, parts=["trained"])
+    text = (out / "attacks.md").read_text()
+    assert "Form: full, seed 0, 3 images of each set (iDLG, short). full, seed 0, 1 steps (trained).\n" in text
+    assert {(row["part"], row["images"]) for row in found.rows} == {("iDLG, short", 3), ("trained", 1)}
+    assert {row["attack"] for row in found.rows if row["part"] == "trained"} == {"iDLG(steps=1)"}
+    made = remake(out)
+    assert [dict(row, seconds_per_image=0) for row in made.rows] == [
+        dict(row, seconds_per_image=0) for row in found.rows
+    ]
+    forced = reproduce(["attacks"], data=data, out=out, steps=2, parts=["trained"], force=True)
+    assert {row["images"] for row in forced.rows} == {3, 1}, "the other part is kept"
+    (out / "reproduction.json").write_text('{"quick": true}')
+    with pytest.raises(InputError, match="is damaged, or of another version"):
+        remake(out)
 
 
 def test_parts_are_chosen_on_the_command_line(data, tmp_path, monkeypatch, capsys):
@@ -359,7 +381,7 @@ def test_the_embedded_images_stand_in_for_the_sets(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "study", lambda name: SMALL)
     found = reproduce(["attacks"], data="samples", out=tmp_path / "out", quick=True)
     assert {row["set"] for row in found.rows} == {"samples"}
-    assert found.gaps == []
+    assert found.gaps == remake(tmp_path / "out").gaps == []
     assert all(row["legacy_oracle_iterate"] is not None for row in found.rows)
 
 

@@ -31,7 +31,8 @@ class Part(BaseModel):
         audit: what differs from the audit's own defaults, as its options are called.
         images: how many to attack; or `per_class`, so many of each class.
         needs_weights: whether it is of a trained network, whose weights the user gives.
-        training: how that network is trained on the images that are attacked, where the user gives none.
+        training: how a network is trained on the images that are attacked before it is, if the user does not give
+            the weights that it needs.
         explained: whether what its images are like is kept beside the rows, and set against them.
         quick, faithful: what is put in place of the above in the brief form, and in that of the notebooks; see
             `medpfl.reproduction.form.Form`.

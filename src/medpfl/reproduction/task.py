@@ -63,7 +63,7 @@ class Task:
         experiment = part.experiment(str(place), len(held.classes), len(held), form.seed, form.device)
         if part.needs_weights and form.weights is not None:
             experiment = experiment.model_copy(update={"weights": str(form.weights)})
-        elif part.needs_weights:
+        elif part.training:
             trained = _trained(part, place, training_of(out), form, force, progress)
             experiment = experiment.model_copy(update={"model": str(trained)})
         report = perform(experiment, out, force, progress)
