@@ -151,7 +151,7 @@ def test_forms_are_not_mixed(data, tmp_path):
     reproduce(["attacks"], data=data, out=tmp_path / "out", quick=True)
     with pytest.raises(
         InputError,
-        match=r"other settings \(iDLG, short of attacks: quick, seed 0\): name another --out, or add --force",
+        match=r"settings \(iDLG, short of attacks: quick, seed 0\): name another --out, or add --force",
     ):
         reproduce(["attacks"], data=data, out=tmp_path / "out")
     assert "Form: quick, seed 0. Few images and steps" in (tmp_path / "out" / "attacks.md").read_text()
