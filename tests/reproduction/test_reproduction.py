@@ -293,6 +293,8 @@ def test_parts_of_one_directory_may_have_forms_of_their_own(data, tmp_path):
     (out / "reproduction.json").write_text('{"quick": true}')
     with pytest.raises(InputError, match="is damaged, or of another version"):
         remake(out)
+    with pytest.raises(InputError, match="is damaged, or of another version: name another --out, or add --force"):
+        reproduce(["attacks"], data=data, out=out, parts=["trained"])
 
 
 def test_parts_are_chosen_on_the_command_line(data, tmp_path, monkeypatch, capsys):

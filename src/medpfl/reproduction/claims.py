@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medpfl.auditing.run_files import made, read_json
+from medpfl.auditing.run_files import made
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
 from medpfl.reproduction import experiments
@@ -57,9 +57,15 @@ class Claims:
         """Adds what is asked for to what was, on the disk too.
 
         Raises:
-            InputError: a part was asked for in another form, unless `force`, which discards that; or no directory.
+            InputError: a part was asked for in another form, or what is there cannot be read, unless `force`, which
+                discards that; or no directory.
         """
-        old = cls.read(out) if read_json(out / _STATE) is not None else cls({}, {})
+        try:
+            old = cls.read(out) if (out / _STATE).is_file() else cls({}, {})
+        except InputError as error:
+            if not force:
+                raise InputError(f"{error}, or add --force") from None
+            old = cls({}, {})
         for task in old.tasks():
             if task.part in (chosen[task.experiment].parts if task.experiment in chosen else ()) and task.form != form:
                 _discard(task, out, force)
