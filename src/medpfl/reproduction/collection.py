@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medpfl.auditing.report import Report, reread
+from medpfl.auditing.run_files import read_json
 from medpfl.auditing.store import ROWS
 from medpfl.reproduction.accuracy import Accuracies
 from medpfl.reproduction.legacy import write_legacy
@@ -13,7 +14,7 @@ from medpfl.reproduction.outputs import Gap, of_version, panels_of, write_tables
 from medpfl.reproduction.pictures import write_pictures
 from medpfl.reproduction.published import Published
 from medpfl.reproduction.tables import Row, rows_of
-from medpfl.reproduction.task import Task
+from medpfl.reproduction.task import Task, training_of
 
 __all__ = ["Collection", "Reproduction"]
 
@@ -65,7 +66,8 @@ class Collection:
         """
         found = rows_of(task.experiment, task.set, task.part.name, f"{task.form}{remark}", report)
         costs = self.costs.get(task.experiment, {})
-        self.rows += [{**row, **costs.get(row["defense"], {})} for row in found]
+        more = _of_training(training_of(task.out(self.out)))
+        self.rows += [{**row, **more, **costs.get(row["defense"], {})} for row in found]
         self.pictures += write_pictures(task.out(self.out), panels_of(self.out), task.title)
 
     def reread(self, task: Task, force: bool) -> None:
@@ -88,3 +90,9 @@ class Collection:
         """Writes all there is to write."""
         legacy = tuple(write_legacy(self.out))
         return Reproduction(self.rows, self.gaps, self.tables(), legacy, tuple(self.pictures))
+
+
+def _of_training(run: Path) -> dict[str, float]:
+    """How good a network is that was trained for an audit: balanced accuracy of the images held out."""
+    scores = (read_json(run / "summary.json") or {}).get("scores", {}).get("validation", {})
+    return {"trained_accuracy": scores["balanced_accuracy"]} if "balanced_accuracy" in scores else {}

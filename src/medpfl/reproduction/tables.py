@@ -8,7 +8,7 @@ from typing import NamedTuple
 from medpfl.auditing.report import Report
 from medpfl.core.files import as_csv
 from medpfl.reporting.selection import cell_rows
-from medpfl.reporting.words import DASH, label, number
+from medpfl.reporting.words import DASH, label, number, percent
 from medpfl.reproduction.comparison import Row, beside, with_interval
 from medpfl.reproduction.markdown import markdown_table
 
@@ -28,7 +28,8 @@ def _trained_here(row: Row) -> str:
     """Of a network that the study itself trained on these images."""
     of, _, last = row["weights"].rpartition(", ")
     said = "" if row["part"].endswith("trained") else ", on weights trained"
-    return f"{said} here, {last}" if of == "of a training" else ""
+    good = f", balanced accuracy {percent(row['trained_accuracy'])}" if "trained_accuracy" in row else ""
+    return f"{said} here, {last}{good}" if of == "of a training" else ""
 
 
 _ACCURACY = _Column(

@@ -17,7 +17,7 @@ from medpfl.reproduction.form import Form
 from medpfl.reproduction.modalities import features, keep
 from medpfl.reproduction.outputs import runs_of
 
-__all__ = ["Task"]
+__all__ = ["Task", "training_of"]
 
 
 @dataclass(frozen=True)
