@@ -205,11 +205,12 @@ def _reproduce(given: Namespace) -> int:
     if given["from"]:
         found = remake(given["from"], given.published, given.force)
     else:
-        options = {k: given[k] for k in ("quick", "faithful", "weights", "published", "seed", "force", "images")}
-        options |= {"parts": given.part, "progress": not given.quiet}
+        form = {k: given[k] for k in ("quick", "faithful", "seed", "images", "steps", "device", "weights")}
+        form["per_class"] = given.images_per_class
+        options = {"published": given.published, "parts": given.part, "force": given.force, "progress": not given.quiet}
         experiments = given.experiment or EXPERIMENTS
         sets = mapping_of(given.sets) if given.sets else {}
-        found = reproduce(experiments, data=given.data, out=given.out, sets=sets, **options)
+        found = reproduce(experiments, data=given.data, out=given.out, sets=sets, **options, **form)
     for gap in found.gaps:
         print(f"{'failed' if gap.failed else 'not run'}: {gap}")
     for table in found.tables:

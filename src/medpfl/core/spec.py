@@ -13,7 +13,7 @@ from typing import Any
 
 from medpfl.core.errors import InputError, nearest
 
-__all__ = ["Part", "build", "construct", "expand", "registry", "shown", "signature", "summary"]
+__all__ = ["Part", "build", "construct", "expand", "registry", "shown", "signature", "summary", "with_argument"]
 
 
 class Part:
@@ -162,6 +162,18 @@ def expand(text: str) -> list[str]:
         "".join(itertools.chain.from_iterable(itertools.zip_longest(between, values, fillvalue="")))
         for values in itertools.product(*points)
     ]
+
+
+def with_argument(text: str, name: str, value: Any) -> str:
+    """A spec of one part with another value of an argument that is named, as all but the first should be.
+
+    >>> with_argument("GradInv(steps=2000, tv=1e-06)", "steps", 150), with_argument("DLG", "steps", 3)
+    ('GradInv(tv=1e-06, steps=150)', 'DLG(steps=3)')
+    """
+    node = ast.parse(text.strip(), mode="eval").body
+    call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
+    call.keywords = [k for k in call.keywords if k.arg != name] + [ast.keyword(name, ast.Constant(value))]
+    return ast.unparse(call)
 
 
 _SWEEP = re.compile(r"\b(geom|lin)\(([^()]*)\)")
