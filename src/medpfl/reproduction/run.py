@@ -277,9 +277,10 @@ def _audit(
     task: _Task, place: Path, out: Path, weights: str | Path | None, seed: int, force: bool, progress: bool
 ) -> Report:
     options = task.part.audit
-    found = data_of(str(place), options.get("size", 32), options.get("fit", "crop"), options.get("channels"))
+    data = task.part.data(str(place))
+    found = data_of(data, options.get("size", 32), options.get("fit", "crop"), options.get("channels"))
     held = found.images
-    experiment = task.part.experiment(str(place), seed, len(held.classes), len(held))
+    experiment = task.part.experiment(data, seed, len(held.classes), len(held))
     if task.part.needs_weights and weights is not None:
         experiment = experiment.model_copy(update={"weights": str(weights)})
     elif task.part.needs_weights:
