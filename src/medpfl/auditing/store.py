@@ -203,6 +203,13 @@ def _to_bytes(images: Tensor) -> Tensor:
 
 
 def _for_screen(image: Tensor) -> np.ndarray:
-    image = image if image.ndim == 3 else image[:, image.shape[1] // 2]  # of a volume the middle slice
+    image = image if image.ndim == 3 else _slices(image)
     array = image.permute(1, 2, 0).numpy()
     return array[..., 0] if array.shape[2] == 1 else array
+
+
+def _slices(volume: Tensor) -> Tensor:
+    """Four slices (C, 2 H, 2 W) along the depth of (C, D, H, W), in reading order."""
+    depth = volume.shape[1]
+    one, two, three, four = (volume[:, (2 * i + 1) * depth // 8] for i in range(4))
+    return torch.cat([torch.cat([one, two], -1), torch.cat([three, four], -1)], -2)
