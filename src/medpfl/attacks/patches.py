@@ -155,7 +155,7 @@ class _Calls:
     def gradients(self, made: Tensor, name: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Of a number made from the model's outputs: by the layer's outputs (T, D), and by all parameters."""
         parameters = {k: t.detach().requires_grad_() for k, t in self.weights.parameters.items()}
-        caught: list[Tensor] = []
+        caught: list[Any] = []
         handle = self.model.get_submodule(name).register_forward_hook(lambda _, __, out: caught.append(out))
         try:
             out = functional_call(self.model, {**self.state, **parameters}, (made,))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.nn.functional import pad
 
 from medpfl.auditing.run_files import RUN, append, difference, is_of, lines, locked, note, read_json, read_lines
 from medpfl.core.errors import InputError
@@ -209,7 +210,7 @@ def _for_screen(image: Tensor) -> np.ndarray:
 
 
 def _slices(volume: Tensor) -> Tensor:
-    """Four slices (C, 2 H, 2 W) along the depth of (C, D, H, W), in reading order."""
+    """Four slices along the depth of (C, D, H, W), in reading order with a white line between: (C, 2 H + 1, 2 W + 1)."""
     depth = volume.shape[1]
-    one, two, three, four = (volume[:, (2 * i + 1) * depth // 8] for i in range(4))
-    return torch.cat([torch.cat([one, two], -1), torch.cat([three, four], -1)], -2)
+    one, two, three, four = (pad(volume[:, (2 * i + 1) * depth // 8], (0, 1, 0, 1), value=255) for i in range(4))
+    return torch.cat([torch.cat([one, two], -1), torch.cat([three, four], -1)], -2)[:, :-1, :-1]

@@ -181,7 +181,8 @@ class Segmented(DataSource):
         """The image, and the size of its voxels where it is a volume."""
         if pair.mask.ndim == 2:
             return fitted(pair.pixels, self.size, self.fit, (pair.spacing[0], pair.spacing[1])), None
-        return fitted_volume(pair.pixels, self.size, self.fit, pair.spacing)
+        depth, height, width = pair.spacing
+        return fitted_volume(pair.pixels, self.size, self.fit, (depth, height, width))
 
 
 def is_segmented(place: Path) -> bool:
