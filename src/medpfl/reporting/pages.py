@@ -91,6 +91,7 @@ def _page(
         figures=[Markup(figure) for figure in figures],
         bounds=bound_section(placed(summary)),
         panels=shown,
+        volumes=len((settings.get("data") or {}).get("shape") or ()) == 4,
         grants=granted(settings),
         flags=_raised(summary),
         notes=settings.get("notes") or (),

@@ -33,6 +33,7 @@ class Part(BaseModel):
         needs_weights: whether it is of a trained network, whose weights the user gives.
         training: how a network is trained on the images that are attacked before it is, if the user does not give
             the weights that it needs.
+        masks: whether the network segments, and learns masks that `medpfl.data.Thresholded` makes of the images.
         explained: whether what its images are like is kept beside the rows, and set against them.
         quick, faithful: what is put in place of the above in the brief form, and in that of the notebooks; see
             `medpfl.reproduction.form.Form`.
@@ -46,9 +47,16 @@ class Part(BaseModel):
     per_class: int | None = None
     needs_weights: bool = False
     training: dict[str, Any] = {}
+    masks: bool = False
     explained: bool = False
     quick: dict[str, Any] = {}
     faithful: dict[str, Any] = {}
+
+    def data(self, place: str) -> str:
+        """What an audit of the images at a place is given: the place, or how masks are made of them."""
+        shape = {name: self.audit[name] for name in ("size", "fit", "channels") if name in self.audit}
+        words = [repr(place), *(f"{name}={value!r}" for name, value in shape.items())]
+        return f"Thresholded({', '.join(words)})" if self.masks else place
 
     def experiment(self, data: str, classes: int, held: int, seed: int, device: str = "cpu") -> Experiment:
         """The audit of a folder that holds so many images of so many classes."""

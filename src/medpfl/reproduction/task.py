@@ -57,10 +57,10 @@ class Task:
     def run(self, place: Path, root: Path, force: bool, progress: bool) -> Report:
         """The audit; what is there of it already is not done again."""
         part, out = self.form.part(self.part), self.out(root)
-        options = part.audit
-        found = data_of(str(place), options.get("size", 32), options.get("fit", "crop"), options.get("channels"))
+        options, data = part.audit, part.data(str(place))
+        found = data_of(data, options.get("size", 32), options.get("fit", "crop"), options.get("channels"))
         held, form = found.images, self.form
-        experiment = part.experiment(str(place), len(held.classes), len(held), form.seed, form.device)
+        experiment = part.experiment(data, len(held.classes), len(held), form.seed, form.device)
         if part.needs_weights and form.weights is not None:
             experiment = experiment.model_copy(update={"weights": str(form.weights)})
         elif part.training:
