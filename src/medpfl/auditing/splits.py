@@ -80,9 +80,10 @@ def _held_out(data: LabelledImages, holdout: int, seed: int) -> tuple[Tensor, La
     try:
         shares = IID(clients=holdout).deal(data, generator_of(seed, "holdout"))
     except InputError as error:
+        why = error.args[0].partition(":")[0].replace("clients", "parts")
         raise InputError(
-            f"one in {holdout} images cannot be held out ({error.args[0].replace('clients', 'parts')}): give a set "
-            "of their own as --validation, or a smaller --holdout"
+            f"one in {holdout} images cannot be held out ({why}): give a set of their own as --validation, or a "
+            "smaller --holdout"
         ) from None
     return torch.cat(shares[1:]).sort().values, part_of(data, shares[0])
 
