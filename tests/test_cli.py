@@ -194,6 +194,7 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
             return ("a", "b")
 
     monkeypatch.setattr("medpfl.auditing.perform.audit", lambda **options: got.update(options) or Empty())
+    monkeypatch.setattr(cli, "check_words", lambda **_: None)  # these parts do not exist
     given = {
         "model": "M", "weights": "w", "truth": "t", "images": 7, "draws": 2, "size": 20, "fit": "squash",
         "channels": 3, "partition": "IID(clients=2)", "clients": 4, "delta": 0.001, "seed": 5,
@@ -357,10 +358,17 @@ def test_version(run):
     assert run("--version") == (0, f"medpfl {version('medpfl')}\n", "")
 
 
-def test_help_and_version_do_without_torch():
-    words = [["--help"], ["audit", "--help"], ["--version"], ["audit", "--imagse"], ["audit", "--print-config"]]
+def test_help_and_mistakes_do_without_torch():
+    words = [["--help"], ["audit", "--help"], ["--version"], ["audit", "--print-config"]]
+    wrong = [
+        ["audit", "--imagse"], ["adit"], ["audit", "no/folder"], ["train", "sampels"], ["audit", "--attack", "iDGL"],
+        ["audit", "--defense", "TopK(0.1) | LaplaceNose()"], ["audit", "--model", "LeNett"], ["audit", "--grant", "x"],
+        ["frontier", "--defense", "TopK"], ["frontier", "--out", "x", "--limit", "asr<1"], ["audit", "Dicm('x')"],
+        ["check-model", "LeNett()"], ["list", "iDGL"],
+    ]  # fmt: skip
     code = (
         f"import sys\nfrom medpfl.cli import main\nfor words in {words}:\n    main(words)\n"
+        f"for words in {wrong}:\n    assert main(words) == 2, words\n"
         "assert not {'torch', 'matplotlib', 'torchmetrics'} & set(sys.modules), 'heavy'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
@@ -577,7 +585,9 @@ def test_all_images_bad(refused, tmp_path, folder):
 
 
 def test_no_folder_and_no_class_folders(refused, tmp_path):
-    assert f"cannot open the folder '{tmp_path}/nowhere'" in refused("audit", tmp_path / "nowhere", *TINY)
+    assert f"no folder or record '{tmp_path}/nowhere' (the working directory is '" in refused(
+        "audit", tmp_path / "nowhere", *TINY
+    )
     assert "no folder or record 'sampels' here; did you mean 'samples'?" in refused("audit", "sampels", *TINY)
     draw(tmp_path / "loose" / "1.png")
     err = refused("audit", tmp_path / "loose", *TINY)

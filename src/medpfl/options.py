@@ -179,7 +179,7 @@ def _check_model_parser() -> ArgumentParser:
 def _add_run_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=str | None, default=None, help="run directory; the same command continues it")
     parser.add_argument("--force", action="store_true", help="discard what another experiment left in --out")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no table")
 
 
 def _demo_parser() -> ArgumentParser:
@@ -220,7 +220,7 @@ def _reproduce_parser() -> ArgumentParser:
     parser.add_argument("--from", type=str | None, default=None, help="make the tables of such a directory again")
     parser.add_argument("--published", type=str | None, default=None, help="CSV file of published values, beside ours")
     parser.add_argument("--force", action="store_true", help="discard what other settings left in --out")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
 

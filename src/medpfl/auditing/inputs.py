@@ -18,8 +18,9 @@ from medpfl import defenses as defense_package
 from medpfl import models as model_package
 from medpfl.attacks import matching
 from medpfl.auditing.checkpoint import checkpoint_at, is_checkpoint
+from medpfl.auditing.early import check_source
 from medpfl.auditing.engine import explained
-from medpfl.core.errors import InputError, nearest
+from medpfl.core.errors import InputError
 from medpfl.core.place import find, is_place
 from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
@@ -181,6 +182,5 @@ def source_of(data: str, size: int, fit: str, channels: int | None) -> DataSourc
         return Samples(size=size, fit=fit, channels=channels)  # type: ignore[arg-type]
     if "(" in data and not Path(data).exists():
         return build(data, registry(data_package), "data source")
-    if not Path(data).exists() and "/" not in data:
-        raise InputError(f"there is no folder or record '{data}' here; {nearest(data, ['samples'])}")
+    check_source(data)
     return source_at(data, size=size, fit=fit, channels=channels)

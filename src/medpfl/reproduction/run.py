@@ -110,7 +110,7 @@ def reproduce(
         images: to attack of each set, at least 1, in place of the experiments' own numbers.
         parts: names of parts of the experiments, as the tables show them in the column of attacks; none: all.
         force: discards what other settings left in the run directories.
-        progress: shows progress bars on the terminal.
+        progress: shows progress bars on the terminal, or prints lines now and then.
 
     Raises:
         InputError: no such experiment or part, no set at all, or an `out` that holds another form of the study.
