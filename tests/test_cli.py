@@ -271,7 +271,7 @@ def test_a_yaml_file_says_what_the_options_say(run, folder, tmp_path):
     for words in (["--seed", "3", "--config", path], [f"--config={path}", "--seed", "3"]):
         err = run("audit", *words)[2]
         assert "holds another experiment (other weights, seed)" in err, "an option overrides the file, in any order"
-    assert "cannot open the folder '/nowhere/at/all'" in run("audit", "/nowhere/at/all", "--config", path)[2]
+    assert "no folder or record '/nowhere/at/all'" in run("audit", "/nowhere/at/all", "--config", path)[2]
 
 
 def test_a_printed_config_is_accepted(run, folder, tmp_path):
@@ -733,7 +733,7 @@ def test_a_record_that_does_not_fit(refused, record, folder):
     words, truth = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)"], record.parent / "truth"
     assert "--truth names the folder of the images" in refused("audit", record, *words)
     assert "made from 1 images, --truth holds 10" in refused("audit", record, *words, "--truth", folder)
-    assert "cannot open the folder" in refused("audit", record, *words, "--truth", "/nowhere/at/all")
+    assert "no folder or record '/nowhere/at/all'" in refused("audit", record, *words, "--truth", "/nowhere/at/all")
     two = ["--defense", "LaplaceNoise", "--defense", "GaussianNoise"]
     assert "give the one that its client used" in refused("audit", record, *words, "--truth", truth, *two)
     err = refused("audit", record, "--model", "LeNet('dlg')", *words[2:], "--truth", truth)

@@ -174,6 +174,7 @@ def test_without_a_terminal_progress_is_a_plain_line_now_and_then(capsys, monkey
 
     clock = iter([0.0, 1.0, 25.0, 30.0, 46.5, 50.0])
     monkeypatch.setattr(watch, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(watch, "APART", 20.0)
     with watching(10, 4, True) as during, during(JobKey("", 0, "NoDefense()", "iDLG()", 0), 4):  # shown at 1 s
         for share in (0.25, 0.5, 0.75):  # at 25, 30 and 46.5 s
             progress.report(share)

@@ -128,7 +128,7 @@ def partition_of(partition: str | Partition, clients: int | None = None) -> Part
         return made
     if not hasattr(made, "clients"):
         raise InputError(f"{made!r} says itself how many clients there are: leave out --clients")
-    return replace(made, clients=clients)  # type: ignore[type-var]
+    return replace(made, clients=clients)  # type: ignore[type-var]  (it has the field)
 
 
 def is_record(data: Any) -> bool:
@@ -179,7 +179,7 @@ def _check_no_run(folder: Path) -> None:
 def source_of(data: str, size: int, fit: str, channels: int | None) -> DataSource:
     """From a path or a spec."""
     if data == "samples":
-        return Samples(size=size, fit=fit, channels=channels)  # type: ignore[arg-type]
+        return Samples(size=size, fit=fit, channels=channels)  # type: ignore[arg-type]  (it checks fit)
     if "(" in data and not Path(data).exists():
         return build(data, registry(data_package), "data source")
     check_source(data)

@@ -12,11 +12,11 @@ from medpfl.auditing.store import JobKey
 from medpfl.core import progress
 from medpfl.core.errors import listed
 
-__all__ = ["files", "name_skipped", "rounds_of", "watching"]
+__all__ = ["APART", "files", "name_skipped", "rounds_of", "watching"]
 
 _NAMED = 10
 """Skipped files that are named."""
-_APART = 20.0
+APART = 20.0
 """Seconds between two lines of progress."""
 
 During = Callable[[JobKey, int], AbstractContextManager[None]]
@@ -102,7 +102,7 @@ def _shown(total: int, done: int, unit: str) -> Iterator[Show]:
 
 
 class _Lines:
-    """Progress in lines; what takes less than `_APART` seconds leaves none."""
+    """Progress in lines; what takes less than `APART` seconds leaves none."""
 
     def __init__(self, total: int, unit: str) -> None:
         self.total, self.unit = total, unit
@@ -110,7 +110,7 @@ class _Lines:
 
     def __call__(self, what: str, done: int) -> None:
         now = monotonic()
-        if now - self.latest >= _APART:
+        if now - self.latest >= APART:
             self.latest = now
             passed = timedelta(seconds=int(now - self.began))
             print(f"{passed}  {done} of {self.total} {self.unit}  {what}", file=sys.stderr, flush=True)
