@@ -54,7 +54,8 @@ def plain(text: str) -> str:
     kinds = re.findall(r"Expected an? (?:<class '|typing\.)(int|float|list|Literal\[.*?\])", text)
     if key and value and kinds:
         return f"{option_of(key[1])} is {value[1]}: it must be {' or '.join(map(_kind, kinds))}"
-    return re.sub(r"\s+", " ", text).replace("report.out", "the run directory")
+    names = {"report.out": "the run directory", "check-model.model": "the model"}
+    return re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], re.sub(r"\s+", " ", text))
 
 
 def option_of(name: str) -> str:

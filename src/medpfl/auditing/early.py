@@ -11,7 +11,7 @@ from medpfl.core.place import is_place
 from medpfl.core.spec import check_names, expand
 from medpfl.core.threat import ThreatModel
 
-__all__ = ["check_source", "check_words", "names_in"]
+__all__ = ["check_model", "check_source", "check_words", "names_in"]
 
 
 def check_words(
@@ -25,6 +25,7 @@ def check_words(
     """Raises `InputError`, as the audit itself would later, for names of parts, grants and places that do not exist."""
     ThreatModel(tuple(grant))
     if model is not None and not Path(model).exists():
+        check_model(model)
         _check("model", "models", [model])
     _check("attack", "attacks", attack)
     _check("defense", "defenses", defense)
@@ -47,6 +48,15 @@ def check_source(data: str) -> None:
         if "/" in data:
             raise InputError(f"there is no folder or record '{data}' (the working directory is '{Path.cwd()}')")
         raise InputError(f"there is no folder or record '{data}' here; {nearest(data, ['samples'])}")
+
+
+def check_model(model: str) -> None:
+    """Raises `InputError` for a model that is meant as a path, at which nothing is."""
+    if "/" in model.partition("(")[0] and not is_place(model) and not Path(model).exists():
+        raise InputError(
+            f"model '{model}': there is no such directory of a training or of its round; a spec, file.py:name and "
+            "package.module:name are models too"
+        )
 
 
 def names_in(package: str) -> list[str]:

@@ -18,7 +18,7 @@ from medpfl import defenses as defense_package
 from medpfl import models as model_package
 from medpfl.attacks import matching
 from medpfl.auditing.checkpoint import checkpoint_at, is_checkpoint
-from medpfl.auditing.early import check_source
+from medpfl.auditing.early import check_model, check_source
 from medpfl.auditing.engine import explained
 from medpfl.core.errors import InputError
 from medpfl.core.place import find, is_place
@@ -65,7 +65,8 @@ def model_of(model: str | Path | Model | nn.Module) -> Model:
         raise InputError(f"model '{model}': say which function makes it, {model}:make_model")
     if Path(model).is_dir():
         raise InputError(f"model '{model}' is a folder without a round of a training (round-0, round-1, ...)")
-    return build(str(model), registry(model_package), "model")
+    check_model(model)
+    return build(model, registry(model_package), "model")
 
 
 def attacks_of(attacks: Iterable[str | Attack]) -> list[Attack]:
