@@ -74,11 +74,15 @@ def test_the_recommendation_says_its_price_and_what_still_leaks():
     assert "balanced accuracy of 90 % (95 % interval 80\u201395 %) on the test images" in first
     assert "reads back 95 % (95 % interval 85\u2013100 %)" in first
     assert second.startswith(
-        "Under asr<=0.1, DPSGD(clip=1.0, noise=1.0) (epsilon 3.25) costs least: 10.0 points of balanced accuracy, "
-        "which is then 80 % (95 % interval 70\u201385 %). The strongest attack still reads back 0 % "
-        "(95 % interval 0\u20135 %)"
+        "Under asr<=0.1, DPSGD(clip=1.0, noise=1.0) (epsilon 3.25) costs least: its model has a balanced accuracy "
+        "of 80 % (95 % interval 70\u201385 %), 10.0 points less than without a defense. The strongest attack still "
+        "reads back 0 % (95 % interval 0\u20135 %)"
     )
     assert "does not show that others would" in second
+    better = [POINTS[0], {**POINTS[1], "loss": -0.02}]
+    assert "2.0 points more than without a defense" in sentences(better, CHOSEN, SETTINGS)[1]
+    unknown = [POINTS[0], {**POINTS[1], "loss": None}]
+    assert "85 %). The strongest" in sentences(unknown, CHOSEN, SETTINGS)[1]
     assert "By the audit's verdict it leaks" not in second
     leaking = [POINTS[0], {**POINTS[1], "verdict": LEAKS}]
     assert "By the audit's verdict it leaks, within this limit." in sentences(leaking, CHOSEN, SETTINGS)[1]
@@ -118,7 +122,7 @@ def drawn(monkeypatch, chosen: dict[str, Any], points=POINTS) -> Any:
 
 def test_the_figure_marks_what_is_unbeaten_recommended_and_the_limit(monkeypatch):
     axes = drawn(monkeypatch, CHOSEN)
-    assert [text.get_text() for text in axes.texts] == ["0", "1", "2"], "a point without a model is not drawn"
+    assert [text.get_text() for text in axes.texts] == ["0", "1"], "beaten: it bears no number"
     marks = [line for line in axes.lines if line.get_marker() in "osD^v" and line.get_markersize() == 7]
     assert [(m.get_xdata()[0], m.get_ydata()[0]) for m in marks] == [(0.9, 0.95), (0.8, 0.0), (0.7, 0.4)]
     filled = [m.get_markerfacecolor() == m.get_markeredgecolor() for m in marks]
@@ -133,11 +137,13 @@ def test_the_figure_marks_what_is_unbeaten_recommended_and_the_limit(monkeypatch
 
 
 def test_points_that_lie_together_share_a_label_and_what_is_unbeaten_lies_on_top(monkeypatch):
-    near = point("TopK(keep=0.2)", 0.01, 0.81, unbeaten=[])
+    near = point("DPSGD(clip=1.0, noise=2.0)", 0.01, 0.81)
     axes = drawn(monkeypatch, CHOSEN, [*POINTS, near])
-    assert [text.get_text() for text in axes.texts] == ["0", "1, 4", "2"]
-    marks = [line for line in axes.lines if line.get_markersize() == 7]
-    assert marks[1].get_zorder() > marks[3].get_zorder()
+    assert [text.get_text() for text in axes.texts] == ["0", "1, 4"]
+    marks = [line for line in axes.lines if line.get_markersize() == 7 and line.get_marker() != "None"]
+    assert marks[1].get_zorder() > marks[2].get_zorder()
+    paths = [line for line in axes.lines if line.get_linewidth() == 0.7]
+    assert [list(path.get_xdata()) for path in paths] == [[0.9], [0.8, 0.81], [0.7], []]
 
 
 def test_another_metric_s_limit_is_not_drawn(monkeypatch):

@@ -170,6 +170,8 @@ def expand(text: str) -> list[str]:
     ['TopK(keep=0.2)', 'TopK(keep=0.3)', 'TopK(keep=0.4)']
     >>> expand("LaplaceNoise(scale=geom(0.001, 0.1, 3))")
     ['LaplaceNoise(scale=0.001)', 'LaplaceNoise(scale=0.01)', 'LaplaceNoise(scale=0.1)']
+    >>> expand("TopK(keep=geom(0.1, 0.5, 3))")  # between the ends, four digits
+    ['TopK(keep=0.1)', 'TopK(keep=0.2236)', 'TopK(keep=0.5)']
     >>> expand("DLG")
     ['DLG']
     """
@@ -192,6 +194,7 @@ def _points(kind: str, arguments: str) -> list[str]:
             values = [first * (1 - r) + last * r for r in ratios]
         else:
             values = [math.exp(math.log(first) + (math.log(last) - math.log(first)) * r) for r in ratios]
+            values[1:-1] = [v if math.isclose(v, round(v)) else float(f"{v:.4g}") for v in values[1:-1]]
         if not values:
             raise ValueError
     except (ValueError, TypeError, SyntaxError):

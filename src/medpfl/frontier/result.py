@@ -82,7 +82,9 @@ def results(out: Path, found: Found) -> Result:
 def _settings(found: Found, name: str) -> dict[str, Any]:
     """What the page prints. No path, no name of an image, a patient or a class."""
     audit = next(iter(found.audits.values())).settings
-    training = next(own for own in found.trainings.values() if own)[0].settings
+    trainings = [own[0].settings for own in found.trainings.values() if own]
+    training = trainings[0]
+    notes = dict.fromkeys(note for one in (audit, *trainings) for note in one.get("notes", ()))
     identity, experiment = found.known["identity"], dict(audit["experiment"])
     kept = {k: v for k, v in training["experiment"].items() if k not in ("defense", "data", "model", "weights")}
     return {
@@ -98,7 +100,7 @@ def _settings(found: Found, name: str) -> dict[str, Any]:
         "data": training["data"],
         **{key: audit[key] for key in ("grants", "model", "versions", "device", "seed", "started")},
         # A frontier judges a defense by the strongest attack, and has no --naive.
-        "notes": [n for n in [*audit.get("notes", ()), *training.get("notes", ())] if "--naive" not in n],
+        "notes": [note for note in notes if "--naive" not in note],
         "judged": name,
         "round": identity["round"],
         "images_per_update": identity["images_per_update"],

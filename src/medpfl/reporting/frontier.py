@@ -51,11 +51,16 @@ def _advice(points: Mapping[str, Point], chosen: Mapping[str, Any]) -> str:
     bound = f" (epsilon {number(best['epsilon'], '.3g')})" if known(best["epsilon"]) else ""
     also = " By the audit's verdict it leaks, within this limit." if best["verdict"] == "leaks" else ""
     return (
-        f"Under {limit}, {label(best['defense'])}{bound} costs least: {_points(best['loss'])} of balanced accuracy, "
-        f"which is then {_accuracy(best)}. The strongest attack still reads back {_rate(best, 'asr')} of the images, "
-        f"with a mean SSIM of {number(best['ssim'])}, and identifies {_rate(best, 'identified')}.{also} That these "
-        "attacks keep a limit does not show that others would."
+        f"Under {limit}, {label(best['defense'])}{bound} costs least: {_price(best)} The strongest attack still reads "
+        f"back {_rate(best, 'asr')} of the images, with a mean SSIM of {number(best['ssim'])}, and identifies "
+        f"{_rate(best, 'identified')}.{also} That these attacks keep a limit does not show that others would."
     )
+
+
+def _price(best: Point) -> str:
+    loss = best["loss"]
+    change = "" if loss is None else f", {_points(abs(loss))} {'less' if loss > 0 else 'more'} than without a defense"
+    return f"its model has a balanced accuracy of {_accuracy(best)}{change}."
 
 
 def _points(loss: float | None) -> str:
@@ -89,7 +94,7 @@ def _values(place: int, point: Point, chosen: Mapping[str, Any]) -> list[tuple[s
         (number(point["ssim"]), between(point["ssim_low"], point["ssim_high"])),
         rate("identified"),
         (number(point["epsilon"], ".3g"), "" if point["epsilon"] is None else f"at delta {point['delta']:g}"),
-        (point["verdict"], " ".join(point["flags"])),
+        (point["verdict"], ", ".join(point["flags"])),
         ("; ".join(marks) or DASH, ""),
     ]
 

@@ -26,9 +26,10 @@ def family(spec: str) -> str:
 
 
 def frontier_figure(points: Points, chosen: Mapping[str, Any], metric: str) -> str:
-    """Leakage over balanced accuracy with both intervals; numbers are those of the table.
+    """Leakage over balanced accuracy with both intervals.
 
-    Filled: in the Pareto set, whose corners the line joins. A ring: recommended. Dashed: the limit.
+    Filled: in the Pareto set, whose corners the wide line joins; these, the undefended setting and the recommended one
+    bear their numbers. A thin line joins a defense's strengths. A ring: recommended. Dashed: the limit.
     """
     from matplotlib.figure import Figure
 
@@ -39,11 +40,18 @@ def frontier_figure(points: Points, chosen: Mapping[str, Any], metric: str) -> s
         name: _LOOKS[i % len(_LOOKS)] for i, name in enumerate(dict.fromkeys(family(p["defense"]) for p in points))
     }
     _steps(axes, [p for _, p in known if metric in p["unbeaten"]], metric)
+    for name, (color, _) in looks.items():
+        own = [p for _, p in known if family(p["defense"]) == name]
+        axes.plot(*_places(own, metric), color=COLORS[color], linewidth=0.7, alpha=0.6, zorder=1.5)
     for _, point in known:
         _point(axes, point, metric, looks[family(point["defense"])])
         if point["defense"] == chosen["defense"]:
             axes.plot(point["accuracy"], point[metric], "o", markersize=15, mfc="none", mec=COLORS["ink"], zorder=4)
-    _numbers(axes, known, metric)
+    _numbers(
+        axes,
+        [(i, p) for i, p in known if not i or metric in p["unbeaten"] or p["defense"] == chosen["defense"]],
+        metric,
+    )
     for bound in (float(one.partition("<=")[2]) for one in chosen["limits"] if one.startswith(f"{metric}<=")):
         axes.axhline(bound, color=COLORS["leak"], linestyle="--", linewidth=1)
     _frame(axes, NAMES[metric])
@@ -86,8 +94,11 @@ def _ends(point: Mapping[str, Any], name: str) -> Any:
 def _steps(axes: Axes, points: Points, metric: str) -> None:
     """The corners of what is unbeaten: between two of its points nothing was measured."""
     ordered = sorted(points, key=lambda p: (p["accuracy"], p[metric]))
-    values: list[Any] = [[p["accuracy"] for p in ordered], [p[metric] for p in ordered]]
-    axes.step(*values, where="pre", color=COLORS["line"], linewidth=2.2, zorder=1)
+    axes.step(*_places(ordered, metric), where="pre", color=COLORS["line"], linewidth=2.2, zorder=1)
+
+
+def _places(points: Points, metric: str) -> list[Any]:
+    return [[p["accuracy"] for p in points], [p[metric] for p in points]]
 
 
 def _frame(axes: Axes, name: str) -> None:

@@ -73,13 +73,18 @@ def percents(low: float | None, high: float | None) -> str:
 
 
 def label(spec: str) -> str:
-    """A spec without its empty brackets.
+    """A spec without its empty brackets, long fractions with four digits.
 
     >>> label("iDLG()"), label("TopK(keep=0.1) | Sign()"), label("NoDefense()")
     ('iDLG', 'TopK(keep=0.1) | Sign', 'no defense')
+    >>> label("LaplaceNoise(scale=0.0033333333333333335)")
+    'LaplaceNoise(scale=0.003333)'
     """
     special = {UNDEFENDED: "no defense", RECORDED: "recorded update"}
-    return special.get(spec) or re.sub(r"\(\)", "", spec)
+    return special.get(spec) or _LONG.sub(lambda found: f"{float(found[0]):.4g}", spec.replace("()", ""))
+
+
+_LONG = re.compile(r"\b\d+\.\d{7,}(e-?\d+)?\b")
 
 
 def attacker(cell: Mapping[str, Any]) -> str:
