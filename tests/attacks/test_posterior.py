@@ -28,7 +28,8 @@ def test_reads_through_noise_what_a_match_does_not_and_ends_at_the_noise():
     naive, _ = errors(Posterior(steps=250), LaplaceNoise(0.01), granted=())
     assert ours.mean() < 0.8 * theirs.mean()
     assert ((guess.loss > 0.7) & (guess.loss < 1.2)).all(), guess.loss  # 0.8 of the noise, and the prior
-    assert naive.mean() < 1.3 * ours.mean()  # the noise is to be seen in the update
+    # How large the noise is can be seen in the update; that it is Laplace's is told.
+    assert ours.mean() < naive.mean() < 2 * ours.mean()
 
 
 def test_bad_settings():
