@@ -54,7 +54,8 @@ def plain(text: str) -> str:
     kinds = re.findall(r"Expected an? (?:<class '|typing\.)(int|float|list|Literal\[.*?\])", text)
     if key and value and kinds:
         return f"{option_of(key[1])} is {value[1]}: it must be {' or '.join(map(_kind, kinds))}"
-    return re.sub(r"\s+", " ", text).replace("report.out", "the run directory")
+    names = {"report.out": "the run directory", "check-model.model": "the model"}
+    return re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], re.sub(r"\s+", " ", text))
 
 
 def option_of(name: str) -> str:
@@ -179,7 +180,7 @@ def _check_model_parser() -> ArgumentParser:
 def _add_run_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=str | None, default=None, help="run directory; the same command continues it")
     parser.add_argument("--force", action="store_true", help="discard what another experiment left in --out")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no table")
 
 
 def _demo_parser() -> ArgumentParser:
@@ -223,7 +224,7 @@ def _reproduce_parser() -> ArgumentParser:
     parser.add_argument("--from", type=str | None, default=None, help="make the tables of such a directory again")
     parser.add_argument("--published", type=str | None, default=None, help="CSV file of published values, beside ours")
     parser.add_argument("--force", action="store_true", help="discard what other settings left in --out")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
 

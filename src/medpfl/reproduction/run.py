@@ -48,7 +48,7 @@ def reproduce(
         published: a CSV file of published values, which go beside ours; see `medpfl.reproduction.published`.
         parts: names of parts of the experiments, as the tables show them in the column of attacks; none: all.
         force: discards what other settings left in the run directories.
-        progress: shows progress bars on the terminal.
+        progress: shows progress bars on the terminal, or prints lines now and then.
         form: `quick`, `faithful`, `seed`, `images`, `per_class`, `steps`, `device` and `weights`, as
             `medpfl.reproduction.form.Form` explains them.
 
