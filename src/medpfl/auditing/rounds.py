@@ -89,7 +89,8 @@ class Trainer:
         )
 
     def _scores(self, images: LabelledImages) -> Scores:
-        logits = logits_of(self.network, self.weights, images.images.to(self.setup.device))
+        with explained("the model cannot be run on the images that judge it"):
+            logits = logits_of(self.network, self.weights, images.images.to(self.setup.device))
         patients = [i if p is None else p for i, p in enumerate(images.patients)]
         return utility(logits, images.labels, patients)
 

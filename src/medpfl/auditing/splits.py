@@ -70,8 +70,8 @@ def _source(data: Any, size: int, fit: str, channels: int | None) -> Any:
         return data
     source = source_of(str(data), size, fit, channels)
     named = "(" in str(data) and not Path(str(data)).exists()
-    limited = not named and any(f.name == "limit" for f in dataclasses.fields(source))  # type: ignore[arg-type]
-    return dataclasses.replace(source, limit=_ALL) if limited else source  # type: ignore[type-var]
+    limited = not named and any(f.name == "limit" for f in dataclasses.fields(source))  # type: ignore[arg-type]  (sources are)
+    return dataclasses.replace(source, limit=_ALL) if limited else source  # type: ignore[type-var]  (dataclasses)
 
 
 def _held_out(data: LabelledImages, holdout: int, seed: int) -> tuple[Tensor, LabelledImages]:
