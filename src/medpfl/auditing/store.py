@@ -210,7 +210,7 @@ def _for_screen(image: Tensor) -> np.ndarray:
 
 
 def _slices(volume: Tensor) -> Tensor:
-    """Four slices along the depth of (C, D, H, W), in reading order: (C, 2 H + 1, 2 W + 1) with white lines."""
+    """Four slices of (C, D, H, W) along the depth, a white line between them: (C, 2 H + 1, 2 W + 1)."""
     depth = volume.shape[1]
     one, two, three, four = (pad(volume[:, (2 * i + 1) * depth // 8], (0, 1, 0, 1), value=255) for i in range(4))
     return torch.cat([torch.cat([one, two], -1), torch.cat([three, four], -1)], -2)[:, :-1, :-1]

@@ -95,6 +95,7 @@ def _page(
         grants=granted(settings),
         flags=_raised(summary),
         notes=settings.get("notes") or (),
+        assumed=settings.get("assumed") or (),
         command=settings.get("command"),
         marks=MARKS,
     )
