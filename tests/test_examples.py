@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from medpfl.reproduction import run as reproduction
+from medpfl.reproduction import experiments as reproduction
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "examples").glob("*.ipynb"))
 

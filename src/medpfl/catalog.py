@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from medpfl.auditing.early import names_in
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.spec import registry, signature, summary
 from medpfl.core.threat import GRANTS
@@ -24,14 +25,15 @@ def show(what: str | None) -> None:
     Raises:
         InputError: neither a role nor a part.
     """
-    parts = {role: registry(import_module(f"medpfl.{role}")) for role in ROLES}
-    inner = registry(import_module("medpfl.attacks.matching"))
-    each = {name: member for members in (inner, *parts.values()) for name, member in members.items()}
-    if (only := what or "") in each:
+    places = ("attacks.matching", *ROLES)
+    names = [name for place in places for name in names_in(place)]  # read before torch is imported
+    if (only := what or "") and only not in (*ROLES, *names):
+        raise InputError(f"there is no role or part '{only}'; {nearest(only, [*ROLES, *names])}")
+    parts = {place: registry(import_module(f"medpfl.{place}")) for place in places}
+    each = {name: member for members in parts.values() for name, member in members.items()}
+    if only in each:
         print(explained(only, each[only]))
         return
-    if only and only not in ROLES:
-        raise InputError(f"there is no role or part '{only}'; {nearest(only, [*ROLES, *each])}")
     console = Console(highlight=False)
     for role in [only] if only else ROLES:
         table = Table(box=None, show_header=False, title=role.capitalize(), title_justify="left")

@@ -6,16 +6,19 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, Namespace
 from pydantic import BaseModel, ValidationError
 
+from medpfl.auditing.early import check_words
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
 from medpfl.core.frontier import Frontier
 from medpfl.core.training import Training
+from medpfl.frontier.limits import limits_of
 from medpfl.options import COMMANDS, files_of, mapping_of, option_of, parser_of, plain, spelled
 from medpfl.reproduction.experiments import EXPERIMENTS
 
@@ -93,21 +96,23 @@ def _audit(given: Namespace, words: list[str]) -> int:
 
 
 def _train(given: Namespace, words: list[str]) -> int:
+    training = _typed(Training, given, words)
     from medpfl.auditing.perform_training import perform_training
     from medpfl.reporting.terminal import print_training
 
-    result = perform_training(_typed(Training, given, words), given.out, given.force, not given.quiet)
+    result = perform_training(training, given.out, given.force, not given.quiet)
     print_training(result, given.quiet)
     return _DONE
 
 
 def _frontier(given: Namespace, words: list[str]) -> int:
-    from medpfl.frontier.run import frontier
-    from medpfl.reporting.terminal import print_frontier
-
     experiment = _typed(Frontier, given, words)
     if given.out is None:
         raise InputError("a frontier is kept as it goes on: --out names a directory for its runs and its figure")
+    limits_of(experiment.limit)
+    from medpfl.frontier.run import frontier
+    from medpfl.reporting.terminal import print_frontier
+
     print_frontier(frontier(experiment, given.out, given.force, not given.quiet), given.quiet)
     return _DONE
 
@@ -116,7 +121,7 @@ def _typed(experiment: type[T], given: Namespace, words: list[str]) -> T:
     """The options as the typed experiment; what is wrong is said in their words."""
     options = {k: v for k, v in given.as_dict().items() if k in experiment.model_fields}
     try:
-        return experiment(**options)
+        made = experiment(**options)
     except ValidationError as error:
         wrong = error.errors()[0]
         option = option_of(".".join(map(str, wrong["loc"])))
@@ -124,6 +129,8 @@ def _typed(experiment: type[T], given: Namespace, words: list[str]) -> T:
         files = [] if typed else files_of(words)
         where = f"in {' or '.join(map(repr, files))}: " if files else ""
         raise InputError(f"{where}{option} is {wrong['input']!r}: {wrong['msg'].lower()}") from None
+    check_words(**made.model_dump(include=set(signature(check_words).parameters)))
+    return made
 
 
 def _perform(experiment: Experiment, given: Namespace) -> int:
@@ -153,6 +160,7 @@ DEMO = Experiment(
 
 
 def _check_model(given: Namespace) -> int:
+    check_words(model=given.model)
     import json
 
     from rich.console import Console
@@ -205,11 +213,12 @@ def _reproduce(given: Namespace) -> int:
     if given["from"]:
         found = remake(given["from"], given.published, given.force)
     else:
-        options = {k: given[k] for k in ("quick", "faithful", "weights", "published", "seed", "force", "images")}
-        options |= {"parts": given.part, "progress": not given.quiet}
+        form = {k: given[k] for k in ("quick", "faithful", "seed", "images", "steps", "device", "weights")}
+        form["per_class"] = given.images_per_class
+        options = {"published": given.published, "parts": given.part, "force": given.force, "progress": not given.quiet}
         experiments = given.experiment or EXPERIMENTS
         sets = mapping_of(given.sets) if given.sets else {}
-        found = reproduce(experiments, data=given.data, out=given.out, sets=sets, **options)
+        found = reproduce(experiments, data=given.data, out=given.out, sets=sets, **options, **form)
     for gap in found.gaps:
         print(f"{'failed' if gap.failed else 'not run'}: {gap}")
     for table in found.tables:

@@ -54,7 +54,8 @@ def plain(text: str) -> str:
     kinds = re.findall(r"Expected an? (?:<class '|typing\.)(int|float|list|Literal\[.*?\])", text)
     if key and value and kinds:
         return f"{option_of(key[1])} is {value[1]}: it must be {' or '.join(map(_kind, kinds))}"
-    return re.sub(r"\s+", " ", text).replace("report.out", "the run directory")
+    names = {"report.out": "the run directory", "check-model.model": "the model"}
+    return re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], re.sub(r"\s+", " ", text))
 
 
 def option_of(name: str) -> str:
@@ -179,7 +180,7 @@ def _check_model_parser() -> ArgumentParser:
 def _add_run_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=str | None, default=None, help="run directory; the same command continues it")
     parser.add_argument("--force", action="store_true", help="discard what another experiment left in --out")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no table")
 
 
 def _demo_parser() -> ArgumentParser:
@@ -211,16 +212,19 @@ def _reproduce_parser() -> ArgumentParser:
     parser.add_argument("--data", type=str, default=".", help=f"folder that holds the folders {', '.join(SETS)}")
     parser.add_argument("--part", type=list[str], default=[], help="an attack of the tables, once for each; none: all")
     parser.add_argument("--images", type=int | None, default=None, help="of each set, in place of the experiment's own")
+    parser.add_argument("--images-per-class", type=int | None, default=None, help="the same, of each class of each set")
+    parser.add_argument("--steps", type=int | None, default=None, help="of every attack, in place of its own")
     parser.add_argument("--sets", type=str | None, default=None, help="YAML file of other folders: 'melanoma: path'")
     parser.add_argument("--weights", type=str | None, default=None, help="weights file of the trained ResNet-18")
     parser.add_argument("--quick", action="store_true", help="few images and steps; the numbers mean little")
     parser.add_argument("--faithful", action="store_true", help="the notebooks' settings where they are not ours")
     parser.add_argument("--seed", type=int, default=0, help="of every random draw")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--out", type=str, default="runs/reproduction", help="where runs and tables go")
     parser.add_argument("--from", type=str | None, default=None, help="make the tables of such a directory again")
     parser.add_argument("--published", type=str | None, default=None, help="CSV file of published values, beside ours")
     parser.add_argument("--force", action="store_true", help="discard what other settings left in --out")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
 

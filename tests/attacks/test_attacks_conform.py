@@ -5,12 +5,14 @@ import torch
 from scenes import scene, smooth, tiny
 
 from medpfl import attacks
-from medpfl.attacks import CPL, DLG, RGAP, GradientMatching, GradInv, Posterior, iDLG
+from medpfl.attacks import APRIL, CPL, DLG, RGAP, GradientMatching, GradInv, Posterior, iDLG
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
+from medpfl.models import ViT
 
 ROWS = {
+    "APRIL": APRIL(),
     "CPL": CPL(steps=150),
     "DLG": DLG(steps=150),
     "GradInv": GradInv(steps=800, tv=1e-3),
@@ -27,6 +29,8 @@ PLANS = {
     "eval": Plan(mode="eval"),
 }
 LABELS = torch.tensor([[0, 1], [2, 0], [1, 1]])
+NETWORKS = {"APRIL": lambda channels: ViT(4, depth=1, width=32, heads=2).build((channels, 12, 12), 3, 0)}
+"""Of attacks that do not take the others' network."""
 
 
 def test_every_attack_has_a_row():
@@ -34,16 +38,17 @@ def test_every_attack_has_a_row():
     assert all(type(attack).__name__ == name for name, attack in ROWS.items())
 
 
-def seen_by(plan: Plan, channels: int = 1, **options):
+def seen_by(plan: Plan, channels: int = 1, attack=None, **options):
     images = smooth(3 * plan.images, channels).view(3, plan.images, channels, 12, 12)
-    return images, scene(tiny(channels), images, LABELS[:, : plan.images], plan, **options)
+    network = NETWORKS.get(type(attack).__name__, tiny)(channels)
+    return images, scene(network, images, LABELS[:, : plan.images], plan, **options)
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("attack", ROWS.values(), ids=ROWS)
 def test_shapes_range_and_reasons(attack, plan):
-    short = type(attack)(steps=3)
-    _, seen = seen_by(plan)
+    short = type(attack)(**{"steps": 3} if hasattr(attack, "steps") else {})
+    _, seen = seen_by(plan, attack=attack)
     if attack not in SEARCHES.values() and plan.images > 1:
         with pytest.raises(InputError, match="one gradient of one image"):
             short(seen, torch.Generator())
@@ -62,7 +67,7 @@ def test_shapes_range_and_reasons(attack, plan):
 
 @pytest.mark.parametrize("attack", ROWS.values(), ids=ROWS)
 def test_reads_color_images_back_and_not_from_noise(attack):
-    images, seen = seen_by(PLANS["FedSGD"], channels=3)
+    images, seen = seen_by(PLANS["FedSGD"], channels=3, attack=attack)
     guess = attack(seen, torch.Generator().manual_seed(0))
     assert guess.labels[:, 0].tolist() == LABELS[:, 0].tolist()
     error = (guess.guesses - images).square().flatten(1).mean(1)
@@ -88,10 +93,11 @@ def test_randomness_is_the_generator_s_alone(attack):
     assert not torch.equal(one, other)
 
 
-def test_an_analytic_attack_draws_from_the_generator_alone_and_takes_granted_labels():
-    _, seen = seen_by(PLANS["FedSGD"], threat=ThreatModel(("labels",)))
+@pytest.mark.parametrize("attack", [RGAP(), APRIL()], ids=repr)
+def test_an_analytic_attack_draws_from_the_generator_alone_and_takes_granted_labels(attack):
+    _, seen = seen_by(PLANS["FedSGD"], attack=attack, threat=ThreatModel(("labels",)))
     before = torch.random.get_rng_state()
-    one, same = (RGAP()(seen, torch.Generator().manual_seed(4)) for _ in range(2))
+    one, same = (attack(seen, torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(one.guesses, same.guesses)
     assert torch.equal(one.labels, LABELS[:, :1])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from scenes import scene, smooth, tiny
@@ -8,7 +10,8 @@ from medpfl.attacks.priors import ColorVariation
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
-from medpfl.defenses import Clipping, GaussianNoise, LaplaceNoise, NoDefense, TopK
+from medpfl.core.types import Update
+from medpfl.defenses import Clipping, GaussianNoise, LaplaceNoise, NoDefense, SecAggPlus, TopK
 
 LABELS = torch.tensor([[0, 1], [2, 0], [1, 1]])
 
@@ -38,12 +41,38 @@ def test_likelihood_is_half_at_the_noise_and_that_of_scipy():
     assert value.item() == pytest.approx(expected)
 
 
+def test_the_likelihood_of_laplace_noise_is_that_of_scipy_far_from_its_middle():
+    from scipy.stats import laplace
+
+    sent, scale = updates(0), 0.3
+    fake = {k: t + 50 * scale * (2 + updates(1)[k].abs()) for k, t in sent.items()}
+    precision = {k: torch.full_like(t, 1 / (2 * scale**2)) for k, t in sent.items()}
+    precision["b"][:20] = 0  # nothing is known of these
+    likelihood = Likelihood(1e-6, laplace=True)
+    value, direction = likelihood.value_and_direction(fake, likelihood.prepare({"sent": sent, "precision": precision}))
+    known = torch.cat([(fake["a"] - sent["a"]).flatten(), (fake["b"] - sent["b"])[20:]]).numpy()
+    expected = laplace(0, scale).logpdf(0) * len(known) - laplace(0, scale).logpdf(known).sum()
+    assert value.item() == pytest.approx(expected / 170, rel=5e-3)
+    assert (direction["b"][:20] == 0).all()
+
+
+def test_the_noise_of_a_channel_is_laplace_s_unless_another_adds_to_it():
+    sent, laplace, normal = Update({"w": torch.rand(20)}), LaplaceNoise(0.02), GaussianNoise(0.1)
+    assert seen_by(laplace, granted=("defense",)).views[0].channel.laplace
+    assert (laplace | TopK(keep=0.3)).disclose(sent, Plan()).laplace
+    assert not any(d.disclose(sent, Plan()).laplace for d in (normal, laplace | normal, normal | laplace))
+    mean = replace(sent, num_samples=3)
+    assert not (laplace | SecAggPlus()).disclose(mean, Plan()).laplace, "a mean of three"
+
+
+@pytest.mark.parametrize("laplace", [False, True])
 @pytest.mark.parametrize("kinds", [(), ("precision",), ("bounds",), ("precision", "bounds")])
-def test_direction_is_the_derivative(kinds):
+def test_direction_is_the_derivative(kinds, laplace):
     known = {"sent": updates(0)} | {kind: {k: t.square() for k, t in updates(2).items()} for kind in kinds}
-    target, fake = Likelihood().prepare(known), updates(1)
-    _, direction = Likelihood().value_and_direction(fake, target)
-    auto = grad(lambda f: Likelihood().value_and_direction(f, target)[0])(fake)
+    likelihood = Likelihood(laplace=laplace)
+    target, fake = likelihood.prepare(known), updates(1)
+    _, direction = likelihood.value_and_direction(fake, target)
+    auto = grad(lambda f: likelihood.value_and_direction(f, target)[0])(fake)
     assert all(torch.allclose(direction[k], auto[k]) for k in fake)
 
 

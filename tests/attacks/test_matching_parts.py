@@ -17,7 +17,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 from medpfl.defenses import GaussianNoise
 
-OBJECTIVES = [SquaredDistance(), SquaredDistance("none"), Cosine(), Cosine("layer")]
+OBJECTIVES = [SquaredDistance(), SquaredDistance("none"), Cosine(), Cosine("layer"), Cosine(top=1)]
 
 
 def updates(seed):
@@ -78,6 +78,20 @@ def test_cosine_by_layer_is_the_mean_of_torch_s_over_tensors_that_are_not_zero()
     assert distance(Cosine("layer"), fake, shorter)[0].item() == pytest.approx(value.item())
     with pytest.raises(InputError, match="scope"):
         Cosine("tensor")  # type: ignore[arg-type]
+
+
+def test_cosine_of_the_tensors_of_largest_norm_leaves_the_others_out():
+    fake, sent = updates(0) | {"c": updates(2)["b"]}, updates(1) | {"c": 9 * updates(1)["b"]}
+    kept = sorted(sent, key=lambda k: -sent[k].norm())[:2]
+    pair = [torch.cat([u[k].flatten() for k in kept]) for u in (fake, sent)]
+    value, direction = distance(Cosine(top=2), fake, sent)
+    assert value.item() == pytest.approx(1 - torch.cosine_similarity(*pair, dim=0).item())
+    assert {k for k, d in direction.items() if d.any()} == set(kept) != set(sent)
+    assert distance(Cosine(top=9), fake, sent)[0] == distance(Cosine(), fake, sent)[0]
+    precise = distance(Cosine(top=2), fake, sent, positive(3) | {"c": positive(3)["b"]})[1]
+    assert {k for k, d in precise.items() if d.any()} == set(kept)
+    with pytest.raises(InputError, match="top is -1"):
+        Cosine(top=-1)
 
 
 def test_the_length_of_many_numbers_keeps_its_digits():

@@ -141,6 +141,39 @@ def test_adam_keeps_the_best_point_it_saw():
     assert found.loss.item() < 0.02
 
 
+def test_adam_s_rates_follow_the_objective_and_it_stalls_after_the_last():
+    """Where the first rate of 0.1 only jumps about a minimum, smaller ones come early, one look apart."""
+    seen = []
+    problems = Problems(lambda z: 1 + z.square().sum(), project=lambda z, step: seen.append(z.item()) or z)
+    found = SignedAdam(0.1, patience=20).minimize(problems, torch.full((1, 1), 0.55, dtype=torch.float64), 400)
+    assert found.ended == ("stalled",)
+    assert found.steps.item() < 400 * 3 / 8
+    assert found.steps.item() % 20 == 0
+    assert found.evaluations.item() == found.steps.item() + 1
+    assert found.loss.item() == pytest.approx(1, abs=1e-5)
+    last = [abs(b - a) for a, b in zip(seen[-20:], seen[-19:], strict=False)]
+    assert max(last) < 2e-4, "the last rate is a thousandth of the first"
+
+
+def test_adam_s_patience_is_each_row_s_own_and_off_where_the_objective_falls():
+    flat, steep = (lambda z: 1 + z.square().sum()), (lambda z: 100 + z.sum())
+    start = torch.full((2, 1), 0.55, dtype=torch.float64)
+    patient = SignedAdam(0.5, patience=5, fall=1e-6)
+    together = patient.minimize(Problems(flat, steep), start, 60)
+    assert together.ended == ("stalled", "max_steps")
+    for row, function in enumerate((flat, steep)):
+        alone = patient.minimize(Problems(function), start[row : row + 1], 60)
+        assert (alone.steps[0], alone.z[0]) == (together.steps[row], together.z[row])
+    plain = SignedAdam(0.5).minimize(Problems(steep), start[1:], 60)
+    assert torch.equal(plain.z[0], together.z[1])
+
+
+@pytest.mark.parametrize("settings", [{"patience": -1}, {"fall": 1.0}, {"fall": 0.0}])
+def test_bad_patience(settings):
+    with pytest.raises(InputError, match="patience"):
+        SignedAdam(**settings)
+
+
 @pytest.mark.parametrize("make", [lambda: LBFGS(history=0), lambda: LBFGS(patience=0), lambda: SignedAdam(rate=0)])
 def test_bad_settings(make):
     with pytest.raises(InputError, match="must be"):

@@ -580,7 +580,7 @@ def test_data_that_is_none(tmp_path):
     (tmp_path / "file.txt").write_text("x")
     (tmp_path / "empty").mkdir()
     for data, message in [
-        (tmp_path / "nowhere", "cannot open the folder"),
+        (tmp_path / "nowhere", "there is no folder or record"),
         ("sampels", "there is no folder or record 'sampels' here; did you mean 'samples'"),
         (tmp_path / "file.txt", "is a file, but no record of an update"),
         (tmp_path / "empty", "has no class folders"),

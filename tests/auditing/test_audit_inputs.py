@@ -12,7 +12,7 @@ from medpfl.attacks import DLG, iDLG
 from medpfl.auditing.acting import at_client, server_only, server_side
 from medpfl.auditing.engine import check_network, device_of, explained, generator_of, seed_of, stack_size, versions
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
-from medpfl.auditing.watch import name_skipped, watching
+from medpfl.auditing.watch import name_skipped, rounds_of, watching
 from medpfl.core.roles import Defense
 from medpfl.data.partition import IID, Dirichlet
 from medpfl.defenses import GaussianNoise, LaplaceNoise, NoDefense
@@ -165,6 +165,26 @@ def test_the_progress_bar_counts_images_and_goes_away(capsys, monkeypatch):
     with watching(10, 4, False) as during, during(job, 3):
         progress.report(0.5)
     assert capsys.readouterr().err == ""
+
+
+def test_without_a_terminal_progress_is_a_plain_line_now_and_then(capsys, monkeypatch):
+    from medpfl.auditing import watch
+    from medpfl.auditing.store import JobKey
+    from medpfl.core import progress
+
+    clock = iter([0.0, 1.0, 25.0, 30.0, 46.5, 50.0])
+    monkeypatch.setattr(watch, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(watch, "APART", 20.0)
+    with watching(10, 4, True) as during, during(JobKey("", 0, "NoDefense()", "iDLG()", 0), 4):  # shown at 1 s
+        for share in (0.25, 0.5, 0.75):  # at 25, 30 and 46.5 s
+            progress.report(share)
+    lines = ["0:00:25  5 of 10 images  iDLG() x NoDefense()", "0:00:46  7 of 10 images  iDLG() x NoDefense()"]
+    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
+    clock = iter([0.0, 10.0, 70.0, 75.0])
+    assert list(rounds_of(3, 5, True)) == [3, 4, 5]
+    assert capsys.readouterr() == ("", "0:01:10  4 of 5 rounds  train\n")
+    clock = iter([])
+    assert list(rounds_of(3, 5, False)) == [3, 4, 5], "and no clock is read"
 
 
 def test_an_attack_object_is_kept_as_it_is():

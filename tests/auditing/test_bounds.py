@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from medpfl import Plan, audit
+from medpfl import InputError, Plan, audit
 from medpfl.auditing.bounds import bounded
 from medpfl.auditing.report import reread
 from medpfl.defenses.tradeoff import Mechanism
@@ -32,8 +32,9 @@ def test_dp_settings_have_a_bound_over_the_round_and_no_other(found):
         next(spec for spec in cells if "Mixup" in spec),
     ]
     records, client, mixed = (cell["bound"] for cell in cells.values() if "bound" in cell)
-    assert (records["unit"], records["rate"], records["steps"], records["rounds"]) == ("image", 0.5, 2, 1)
-    assert (client["unit"], client["rate"], client["steps"]) == ("client", 1.0, 1)
+    assert records["mechanisms"] == [{"unit": "image", "noise": 1.0, "rate": 0.5, "steps": 2}]
+    assert client["mechanisms"] == [{"unit": "client", "noise": 0.5, "rate": 1.0, "steps": 1}]
+    assert records["rounds"] == 1
     for kappa, bound in client["curve"]:
         assert bound == Mechanism(0.5).bound(kappa)
     assert mixed["gap"] == "another part changes what enters its steps"
@@ -45,13 +46,35 @@ def test_the_marks_are_at_what_was_guessed_without_the_update(found):
         bound = cell.get("bound")
         if not bound or bound["gap"]:
             continue
-        seen = Mechanism(bound["noise"], bound["rate"], bound["steps"])
+        (one,) = bound["mechanisms"]
+        seen = Mechanism(one["noise"], one["rate"], one["steps"])
         mark = bound["identified"]
         assert mark["kappa"] == max(cell["chance"], cell["identified_random_update"])
         assert mark["bound"] == pytest.approx(seen.bound(mark["kappa"]))
         guessed = max(cell[f"asr_{name}"] for name in ("mean_image", "nearest", "random_update"))
         assert (bound["asr"]["kappa"], bound["asr"]["kappa_high"] > guessed) == (guessed, True)
         assert bound["asr"]["bound_high"] == pytest.approx(seen.bound(bound["asr"]["kappa_high"]))
+
+
+def test_of_several_private_parts_the_least_bound_at_each_kappa_holds(monkeypatch):
+    plan, specs = Plan("FedAvg", 2, 16, sampling="poisson"), ["DPSGD(noise=0.55) | ClientDP(noise=1.0)"]
+    options = {**SMALL, "images": 16, "defenses": specs, "plan": plan, "naive": True}
+    pytest.importorskip("dp_accounting")
+    both = audit(MODEL, **options).summary[1]["bound"]
+    records, client = Mechanism(0.55, 0.125, 8), Mechanism(1.0)
+    assert [one["unit"] for one in both["mechanisms"]] == ["image", "client"]
+    for kappa, bound in both["curve"]:
+        assert bound == min(records.bound(kappa), client.bound(kappa))
+    lower = {records.bound(kappa) < client.bound(kappa) for kappa, _ in both["curve"] if 0 < kappa < 1}
+    assert lower == {True, False}, "which of them is lower depends on kappa"
+    monkeypatch.setattr("medpfl.defenses.tradeoff._composed", _unable)
+    alone = audit(MODEL, **options).summary[1]["bound"]
+    assert [one["unit"] for one in alone["mechanisms"]] == ["client"]
+    assert alone["gap"] is None
+
+
+def _unable(*_: object) -> None:
+    raise InputError("no accountant")
 
 
 def test_files_hold_it_and_a_page_that_is_made_again_needs_no_accountant(found, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from audit_cases import some_images
 from safetensors.torch import load_file, save_file
 from torch import nn
-from training_cases import small
+from training_cases import plainly, small
 
 from medpfl import InputError, Weights, audit
 from medpfl.auditing.checkpoint import checkpoint_at, is_checkpoint
@@ -124,6 +125,19 @@ def test_damaged_files(content, tmp_path):
     (out / "round-2" / "state.safetensors").write_bytes(content)
     with pytest.raises(InputError, match="is no state of a training, or damaged"):
         unpacked(out / "round-2" / "state.safetensors")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.safetensors"])
+def test_a_training_with_a_damaged_last_round_says_what_to_delete_and_then_goes_on(name, tmp_path):
+    out = tmp_path / "runs" / "a"
+    whole = small(out=out)
+    (out / "round-3" / name).write_bytes(b"nonsense")
+    with pytest.raises(InputError, match=r"or damaged: .*; delete '.*round-3', and the same command plays that round"):
+        small(out=out, rounds=4)
+    shutil.rmtree(out / "round-3")
+    longer = small(out=out, rounds=4)
+    assert plainly(longer.rows[:4]) == plainly(whole.rows)
+    assert len(longer.rows) == 5
 
 
 def test_other_safetensors_are_no_checkpoint(tmp_path):

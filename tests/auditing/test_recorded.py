@@ -392,7 +392,7 @@ def test_truth_of_the_wrong_number_shape_or_class(tmp_path):
         look(record, draw_folder(tmp_path / "other", {"benign": 1, "other": 1}))
     with pytest.raises(InputError, match=r"images of shape \(1, 16, 16\), --truth gives \(1, 20, 20\): set --size"):
         look(record, ImageFolder(truth, size=20))
-    with pytest.raises(InputError, match="cannot open the folder"):
+    with pytest.raises(InputError, match="there is no folder or record"):
         look(record, tmp_path / "nowhere")
 
 

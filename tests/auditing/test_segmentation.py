@@ -132,7 +132,10 @@ def test_another_mask_is_another_experiment():
 def test_check_model_of_a_network_that_segments():
     check = check_model("UNet(4, 1)", (1, SIDE, SIDE))
     assert "masks" in check.labels["1"]["why"]
-    assert [name for name, why in check.attacks.items() if why] == ["RGAP"]  # which needs a chain of layers
+    assert [name for name, why in check.attacks.items() if why] == [
+        "APRIL",
+        "RGAP",
+    ]  # which need patches, and a chain of layers
     assert check.derivatives == {"twice": "", "together": "", "wrong": ""}
 
 

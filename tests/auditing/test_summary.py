@@ -256,6 +256,37 @@ def test_a_failed_control_is_never_no_leak():
     assert all("control-failed" in c["flags"] for c in found.values())
 
 
+SUMS = "SecAggPlus()"
+
+
+def in_sums(found: list[Finding], images: int) -> list[Finding]:
+    return [replace(r, victim=i // images) for i, r in enumerate(found)]
+
+
+def test_an_attack_that_only_recognizes_single_images_says_nothing_of_sums():
+    told = [row(False, identified=True, victim=i) for i in range(8)]
+    found = cells(told, in_sums(rows(0, 8, defense=SUMS), 4), rows(0, 8, defense=NOISE))
+    assert found[UNDEFENDED]["verdict"] == LEAKS
+    assert (found[SUMS]["verdict"], found[SUMS]["flags"][:1]) == (INCONCLUSIVE, ["control-weak"])
+    assert found[NOISE]["verdict"] == NO_LEAK, "of single updates, recognition is comparable"
+    read = cells(rows(20), in_sums(rows(0, defense=SUMS), 4))[SUMS]
+    assert read["verdict"] == NO_LEAK
+    assert not {"control-weak", "too-few"} & set(read["flags"])
+    leaking = cells(told, in_sums(rows(20, defense=SUMS), 4))[SUMS]
+    assert leaking["verdict"] == LEAKS
+    assert "control-weak" not in leaking["flags"]
+
+
+def test_what_so_few_updates_cannot_show_is_inconclusive():
+    """A quarter of 20 images are read back without the defense; of 2 updates, that would be none or one."""
+    few = cells(rows(5), rows(0, 2, defense=NOISE))[NOISE]
+    assert (few["verdict"], few["flags"][:1]) == (INCONCLUSIVE, ["too-few"])
+    two_sums = cells(rows(5), in_sums(rows(0, defense=SUMS), 10))[SUMS]
+    assert (two_sums["verdict"], two_sums["flags"][:1]) == (INCONCLUSIVE, ["too-few"])
+    enough = cells(rows(5), rows(0, 20, defense=NOISE))[NOISE]
+    assert enough["verdict"] == NO_LEAK
+
+
 def test_a_missing_control_is_never_no_leak():
     (cell,) = summarize(rows(0, defense=NOISE))
     assert (cell["verdict"], cell["control_asr"]) == (INCONCLUSIVE, None)

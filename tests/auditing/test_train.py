@@ -118,7 +118,7 @@ def test_a_finished_training_is_prolonged(tmp_path):
 def test_another_training_is_not_continued(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
-    for other in ({"seed": 1}, {"model": "MLP(hidden=(7,))"}, {"defense": "Signs"}, {"decay": 0.5}, {"balance": True}):
+    for other in ({"seed": 1}, {"model": "MLP(hidden=(7,))"}, {"defense": "Signs"}, {"decay": 0.5}, {"augment": True}):
         with pytest.raises(InputError, match=r"holds another run \(other .*--force to discard it"):
             small(out=out, **other)
     assert small(out=out, seed=1, force=True).rows[0].seed == 1
@@ -154,6 +154,21 @@ def test_balanced_clients_draw_evenly(monkeypatch):
         assert abs(int(count[0] - count[1])) <= 1
         common = one.batch.images[one.batch.labels == 0]
         assert len(common.unique(dim=0)) == len(common), "no image comes again before all of its class came"
+
+
+def test_clients_augment_their_images_anew_in_each_round(monkeypatch):
+    kept, work = [], TrainingSetup.work
+    monkeypatch.setattr(TrainingSetup, "work", lambda self, n: kept.append(w := work(self, n)) or w)
+    data = some_images(24)
+    first, again = small(data, augment=True, rounds=2), small(data, augment=True, rounds=2)
+    assert plainly(first.rows) == plainly(again.rows)
+    assert first.settings["experiment"]["augmented"]
+    for batch in (one.batch for round_ in kept for one in round_):
+        nearest = (batch.images[:, None] - data.images).abs().amax((2, 3, 4)).min(1).values
+        assert nearest.min() > 0.01, "no image is as it was"
+    changed = [torch.cat([one.batch.images for one in round_]).flatten(1) for round_ in kept]
+    assert not torch.equal(changed[0].sum(1).sort().values, changed[1].sum(1).sort().values)
+    assert torch.equal(changed[0], changed[2])
 
 
 def test_poisson_clients_have_the_same_images_in_every_round(monkeypatch):

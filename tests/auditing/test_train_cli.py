@@ -59,11 +59,12 @@ def test_every_option_arrives(monkeypatch, tmp_path):
     given, real = {}, import_module("medpfl.auditing.train")
     monkeypatch.setattr(real, "train", lambda **options: given.update(options))
     monkeypatch.setattr("medpfl.reporting.terminal.print_training", lambda *_: None)
+    monkeypatch.setattr(cli, "check_words", lambda **_: None)  # these parts do not exist
     words = [
         "folder", "--model=M", "--weights=w", "--defense=A", "--defense=B", "--validation=v", "--test=t", "--holdout=7",
         "--clients=3", "--partition=P", "--rounds=9", "--fraction=0.5", "--algorithm=FedSGD", "--batch-size=8",
         "--learning-rate=0.3", "--decay=0.9", "--momentum=0.1", "--weight-decay=0.01", "--server-momentum=0.2",
-        "--sampling=poisson", "--balance", "--sends=buffers", "--mode=eval", "--delta=1e-6", "--size=20",
+        "--sampling=poisson", "--balance", "--augment", "--sends=buffers", "--mode=eval", "--delta=1e-6", "--size=20",
         "--fit=squash", "--channels=3", "--seed=5", "--device=cpu", "--out=o", "--force", "--quiet",
         "--local-images=16",
     ]  # fmt: skip
@@ -75,8 +76,8 @@ def test_every_option_arrives(monkeypatch, tmp_path):
     assert given == {
         "data": "folder", "model": "M", "weights": "w", "defense": ["A", "B"], "validation": "v", "test": "t",
         "holdout": 7, "clients": 3, "partition": "P", "rounds": 9, "fraction": 0.5, "decay": 0.9,
-        "server_momentum": 0.2, "balance": True, "delta": 1e-6, "size": 20, "fit": "squash", "channels": 3, "seed": 5,
-        "device": "cpu", "out": "o", "force": True, "progress": False,
+        "server_momentum": 0.2, "balance": True, "augment": True, "delta": 1e-6, "size": 20, "fit": "squash",
+        "channels": 3, "seed": 5, "device": "cpu", "out": "o", "force": True, "progress": False,
     }  # fmt: skip
     assert set(given) - {"out", "force", "progress"} | set(vars(plan)) - {"loss"} == set(Training.model_fields)
 

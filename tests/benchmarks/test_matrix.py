@@ -22,7 +22,7 @@ def table(text: str) -> list[list[str]]:
 def test_the_page_is_of_the_registries_as_they_are():
     text = matrix.PAGE.read_text()
     head, *rows = table(text)
-    again = "run 'make matrix'"
+    again = "run 'python -m benchmarks matrix --new', which adds what is new to docs/support.md"
     assert sorted(head[3:]) == sorted(attacks.__all__), again
     wanted = [[model, *plan] for model in sorted(models.__all__) for plan in matrix.PLANS]
     assert sorted(row[:3] for row in rows) == sorted(wanted), again
@@ -32,13 +32,33 @@ def test_the_page_is_of_the_registries_as_they_are():
 
 
 def test_a_cell_says_what_the_audit_says():
-    found = dict(matrix.cells(["MLP"], ["iDLG", "RGAP"]))
+    found = dict(matrix.cells(["MLP"], ["iDLG", "RGAP"], {}))
     no = "an analytic attack reads one gradient of one image, not an update of 2 images"
     for (_, algorithm, _, attack), said in found.items():
         assert said.startswith(no if attack == "RGAP" and algorithm == "FedAvg" else matrix.RUNS)
     head, *rows = table(matrix.page(found))
     assert head == ["Model", "Algorithm", "Mode", "iDLG", "RGAP"]
     assert [row[3:] for row in rows] == [["runs", "runs"]] * 2 + [["runs", "no: 1"]] * 2
+
+
+def test_only_what_is_new_is_run(tmp_path, monkeypatch, capsys):
+    """An attack of a page that is taken away is run again, and the page is as before; what is gone is left out."""
+    found = dict(matrix.cells(["MLP"], ["RGAP", "iDLG"], {}))
+    assert matrix.known(matrix.page(found)) == found
+    path, tried = tmp_path / "page.md", []
+    old = {cell: said for cell, said in found.items() if cell[3] != "RGAP"}
+    path.write_text(matrix.page({**old, ("Gone", "FedSGD", "train", "iDLG"): "runs"}))
+
+    def outcome(model, attack, plan, data):
+        tried.append(attack)
+        return found[model, *next(names for names, own in matrix.PLANS.items() if own == plan), attack]
+
+    monkeypatch.setattr(matrix, "registry", lambda package: ["MLP"] if package is models else ["iDLG", "RGAP"])
+    monkeypatch.setattr(matrix, "outcome", outcome)
+    matrix.main(["--new", "--out", str(path)])
+    assert tried == ["RGAP"] * 4
+    assert path.read_text() == matrix.page(found)
+    assert capsys.readouterr().out.count("MLP") == 4
 
 
 @dataclass(frozen=True, repr=False)

@@ -122,7 +122,7 @@ def test_extreme_alphas_deal_all(alpha):
 
 @pytest.mark.parametrize("make", [IID, lambda clients: Dirichlet(clients=clients)])
 def test_more_clients_than_there_are(make):
-    with pytest.raises(InputError, match=r"more clients \(9\) than patients \(2\)"):
+    with pytest.raises(InputError, match=r"more clients \(9\) than patients \(2\): take at most 2"):
         make(9).deal(images([0] * 12, list("aaaaaabbbbbb")), seeded())
     with pytest.raises(InputError, match=r"more clients \(9\) than images \(8\)"):
         make(9).deal(images([0] * 8), seeded())

@@ -111,7 +111,7 @@ def test_what_is_refused(tmp_path):
     Image.fromarray(noise).save(root / "masks" / "2_mask.png")
     assert "2 to 32 are needed" in refusal(Segmented(root))
     empty = made(tmp_path / "e", values=(0, 0))
-    assert "the masks have 1 different values" in refusal(Segmented(empty))
+    assert "all masks are empty" in refusal(Segmented(empty))
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 9, 9)), masks=np.zeros((2, 9, 9)))
     assert "the masks are of type float64" in refusal(Segmented(tmp_path / "a.npz"))
     np.savez(tmp_path / "b.npz", images=np.zeros((2, 9, 9)), masks=np.zeros((3, 9, 9), int))

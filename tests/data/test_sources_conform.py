@@ -14,7 +14,7 @@ from PIL import Image
 from medpfl import data
 from medpfl.core.roles import DataSource
 from medpfl.core.spec import build, registry
-from medpfl.data import Arrays, Dicom, ImageFolder, Kaggle, MedMNIST, Nifti, Samples, Segmented
+from medpfl.data import Arrays, Dicom, ImageFolder, Kaggle, MedMNIST, Nifti, Samples, Segmented, Thresholded
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import IID
 
@@ -76,6 +76,7 @@ ROWS = {
     "Nifti": lambda place: Nifti(nifti_folder(place), size=16),
     "Samples": lambda place: Samples(size=16),
     "Segmented": lambda place: Segmented(with_masks(place), size=16),
+    "Thresholded": lambda place: Thresholded(pictures(place), size=16),
 }
 SOURCES = pytest.mark.parametrize("name", ROWS)
 

@@ -135,6 +135,17 @@ def test_the_disclosed_sign_has_a_derivative():
     assert all(t.grad.isfinite().all() and t.grad.abs().max() > 0 for t in value.values())
 
 
+def test_signs_of_a_given_magnitude_are_the_first_step_of_adam():
+    weight = torch.nn.Parameter(torch.zeros(4, 3))
+    weight.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    weight.grad[0, 0] = 0.0
+    torch.optim.Adam([weight], lr=0.01).step()
+    sent, _ = send(Signs(magnitude=1.0), Update({"weight": weight.grad}))
+    assert torch.allclose(-0.01 * sent.tensors["weight"], weight.detach(), rtol=1e-5)
+    with pytest.raises(InputError, match="magnitude is 0"):
+        Signs(magnitude=0)
+
+
 @pytest.mark.parametrize("defense", [TopK(0.1, feedback=True), RandomK(0.1, feedback=True), Signs()], ids=repr)
 def test_feedback_loses_nothing(defense):
     """What was sent over the rounds and what is still owed is what there was to send."""

@@ -56,6 +56,24 @@ def test_gray_images_have_a_first_layer_of_one_channel():
     assert ours.conv1.weight.std().item() == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "deviation"),
+    [("cifar10", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), ("none", (0, 0, 0), (1, 1, 1))],
+)
+def test_other_normalizations_and_heads_of_more_classes(name, mean, deviation):
+    theirs = THEIRS[18](num_classes=9).eval()
+    ours = ResNet(18, classes=9, normalization=name).build((3, 64, 64), 4, seed=1).eval()
+    ours.load_state_dict(theirs.state_dict())
+    moved = (images() - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(deviation).view(-1, 1, 1)
+    with torch.no_grad():
+        assert torch.allclose(ours(images()), theirs(moved), atol=1e-5)
+
+
+def test_a_normalization_that_nobody_knows():
+    with pytest.raises(InputError, match="no normalization 'cifar'; did you mean 'cifar10'"):
+        ResNet(18, normalization="cifar")
+
+
 def test_the_normalization_is_sent_to_the_server_as_a_buffer_and_not_trained():
     weights = Weights.of(ResNet(18).build((3, 64, 64), 2, seed=0))
     assert torch.equal(weights.buffers["mean"], MEAN)

@@ -64,6 +64,10 @@ class Several(nn.Linear):
         several = {"tuple": (logits, x), "list": [logits, x], "logits": {"aux": x, "logits": logits}}
         return (several | {"out": {"out": logits}, "other": {"else": logits}})[self.kind]
 
+def of_axes_or_three(spatial_dims=3):
+    return nn.Linear(spatial_dims, 2)
+
+
 def of_axes(spatial_dims):
     return nn.Linear(spatial_dims, 2)
 
@@ -111,6 +115,9 @@ def test_nothing_is_filled_in_that_has_a_default(file):
 
 
 def test_the_number_of_axes_is_filled_in(file):
+    """Even where there is a default: MONAI's ViT is for volumes unless it is told."""
+    assert build(f"{file}:of_axes_or_three", (1, 8, 8)).in_features == 2
+    assert build(f"{file}:of_axes_or_three(spatial_dims=4)", (1, 8, 8)).in_features == 4
     assert build(f"{file}:of_axes", (1, 8, 8)).in_features == 2
     assert build(f"{file}:of_axes", (1, 8, 8, 8)).in_features == 3
 

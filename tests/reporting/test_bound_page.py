@@ -20,11 +20,15 @@ def marked(kappa: float | None, high: float | None) -> dict[str, Any]:
     return {"kappa": kappa, "kappa_high": high, "bound": kappa and 3 * kappa, "bound_high": high and 3 * high}
 
 
+def mechanism(noise: float, unit: str = "image") -> dict[str, Any]:
+    return {"unit": unit, "noise": noise, "rate": 0.5, "steps": 2}
+
+
 def cell(
     read: int, noise: float = 1.0, gap: str | None = None, identified: float = 0.02, **more: Any
 ) -> dict[str, Any]:
     bound = {
-        "unit": "image", "rounds": 1, "noise": noise, "rate": 0.5, "steps": 2, "gap": gap, "curve": CURVE,
+        "rounds": 1, "mechanisms": [mechanism(noise)], "gap": gap, "curve": CURVE,
         "no_prior": {"asr": 0.0, "identified": 0.4}, "asr": marked(0.0, 0.1), "identified": marked(0.05, 0.05),
         "guesses": {"mean_image": 0.0, "nearest": 0.02, "random_update": None, "chance": 0.05},
     }  # fmt: skip
@@ -61,6 +65,17 @@ def test_rows_say_measured_guess_and_bound_and_a_gap_says_why():
     assert first[5][1] == "30 % at 10 %"
     assert [value for value, _ in second[2:8]] == ["identified", "2 %", "5 %", "15 %", "40 %", "not above"]
     assert third[5] == (DASH, "not stated: no accountant")
+
+
+def test_several_mechanisms_are_named_and_whose_record_it_is():
+    both = cell(0)
+    both["bound"]["mechanisms"].append(mechanism(3.0, "client") | {"steps": 1})
+    assert bound_rows(placed([both]))[0][1] == (
+        "an image", "noise 1, rate 0.5, 2 steps and noise 3, rate 0.5, 1 step, over 1 round",
+    )  # fmt: skip
+    client = cell(0)
+    client["bound"]["mechanisms"] = [mechanism(1.0, "client")]
+    assert bound_rows(placed([client]))[0][1][0] == "an image (of all of a client)"
 
 
 def test_the_section_is_left_out_without_bounds_and_the_figure_without_curves():

@@ -7,8 +7,9 @@ from made_up import LAPLACE, full
 from rich.console import Console
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
-from medpfl.reporting.leakage import leakage_figure, leakage_table, sentence
+from medpfl.reporting.leakage import _values, leakage_figure, leakage_table, sentence
 
+MODEL = {"balanced_accuracy": 0.8}
 LONG = "GradientMatching(objective='cosine', restarts=4, steps=2000)"
 
 
@@ -16,9 +17,11 @@ def pairs(attack="iDLG()"):
     """A naive and an adaptive cell for each of two rounds; in round 0 their difference is not known."""
     cells = []
     for number in (0, 5):
-        cells.append({"round": number, **full(attack=attack, defense=LAPLACE, ssim=0.1, knows_defense=False)})
+        cells.append({**MODEL, "round": number, **full(attack=attack, defense=LAPLACE, ssim=0.1, knows_defense=False)})
         more = {"false_security_ssim": 0.8 if number else None}
-        cells.append({"round": number, **full(attack=attack, defense=LAPLACE, ssim=0.9, knows_defense=True, **more)})
+        cells.append(
+            {**MODEL, "round": number, **full(attack=attack, defense=LAPLACE, ssim=0.9, knows_defense=True, **more)}
+        )
     return cells
 
 
@@ -26,6 +29,35 @@ def test_naive_and_adaptive_attacks_are_lines_of_their_own():
     figure = leakage_figure(pairs())
     assert "iDLG, naive, LaplaceNoise(scale=0.01): round 0: 0.10, round 5: 0.10" in figure
     assert "iDLG, adaptive, LaplaceNoise(scale=0.01): round 0: 0.90, round 5: 0.90" in figure
+
+
+def test_the_accuracy_of_the_model_is_a_line_and_no_line_leaves_the_axes(monkeypatch):
+    kept = []
+    monkeypatch.setattr("medpfl.reporting.leakage.inline", lambda figure, *_: kept.append(figure) or "")
+    cells = [cell | {"balanced_accuracy": 0.5 + cell["round"] / 10} for cell in pairs()]
+    leakage_figure(cells, "asr")
+    leakage_figure(at_rounds(0, 5))
+    accuracy = next(line for line in kept[0].axes[0].lines if line.get_label() == "balanced accuracy of the model")
+    assert list(accuracy.get_ydata()) == [0.5, 1.0]
+    assert all(figure.axes[0].get_ylim() == (0, 1.02) for figure in kept)
+    for figure in kept:
+        figure.canvas.draw()
+        top = figure.axes[0].get_legend().get_window_extent().y1
+        assert top <= figure.bbox.y1, "the legend is within the picture"
+        assert figure.bbox.y1 - top < 0.15 * figure.dpi, "with no blank space above it"
+
+
+def at_rounds(*numbers):
+    return [at(number, NO_LEAK) | {"balanced_accuracy": None} for number in numbers]
+
+
+def test_the_table_says_what_was_attacked_and_what_a_guess_without_the_update_scores():
+    console = Console(width=200, record=True)
+    console.print(leakage_table([at(5, LEAKS, read=9)]))
+    text = console.export_text()
+    assert "80 %" in text
+    assert " 24 " in text
+    assert list(_values(at(5, LEAKS, read=9))[6]) == ["0.91", "0.51 without the update"]
 
 
 def test_long_names_still_tell_them_apart():
@@ -43,12 +75,17 @@ def test_the_table_names_them():
 
 
 def at(number, verdict, read=19, flags=(), **more):
-    return {"round": number, **full(read=read, verdict=verdict, flags=list(flags), **more)}
+    return {**MODEL, "round": number, **full(read=read, verdict=verdict, flags=list(flags), **more)}
 
 
 def test_the_largest_leak_is_one_by_verdict():
     cells = [at(0, INCONCLUSIVE, read=24), at(1, LEAKS, read=3), at(2, LEAKS, read=9), at(3, NO_LEAK, read=0)]
     assert "Of the models of rounds 0, 1, 2, 3, that of round 2 leaks most: 38 % of 24 images" in sentence(cells)
+
+
+def test_rounds_that_leak_alike_are_all_named():
+    said = sentence([at(0, LEAKS, read=9), at(1, LEAKS, read=9), at(5, LEAKS, read=3)])
+    assert "those of rounds 0, 1 leak most, and alike: 38 % of 24 images" in said
 
 
 def test_the_leak_says_which_attacker():

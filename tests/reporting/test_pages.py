@@ -213,6 +213,13 @@ def test_grants_are_always_stated(tmp_path):
     assert "nothing else" in nothing
 
 
+def test_what_is_assumed_is_said_beside_the_grants(tmp_path):
+    words = Page(
+        pages(tmp_path, [full()], {"grants": [], "assumed": ["A(): the server gets the mean in clear."]})[0]
+    ).words
+    assert words.index("What the adversary was granted") < words.index("A(): the server gets the mean in clear.")
+
+
 def test_grants_come_from_the_rows_if_the_settings_lack_them(tmp_path):
     words = Page(pages(tmp_path, [full()], {}, [row(grants=("active",))])[0]).words
     assert GRANTS["active"] in words

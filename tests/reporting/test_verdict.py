@@ -233,6 +233,7 @@ def test_states_are_of_the_strongest_attack_and_the_weakest_defense():
 def test_every_flag_is_explained():
     assert set(FLAGS) == {
         "control-failed",
+        "control-weak",
         "masked-vector",
         "naive-attack",
         "nonfinite",
@@ -240,6 +241,7 @@ def test_every_flag_is_explained():
         "prior-only",
         "record-mismatch",
         "server-side",
+        "too-few",
         "wrong-derivative",
         "zero-gradient",
     }

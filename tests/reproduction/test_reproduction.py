@@ -16,9 +16,10 @@ from PIL import Image
 from medpfl import InputError, cli
 from medpfl.auditing.inputs import attacks_of, defenses_of, model_of
 from medpfl.auditing.store import read_rows
-from medpfl.reproduction import run as module
+from medpfl.reproduction import experiments as module
 from medpfl.reproduction.comparison import beside
 from medpfl.reproduction.experiments import EXPERIMENTS, Part, Study, study
+from medpfl.reproduction.form import Form
 from medpfl.reproduction.modalities import features, kept, relations
 from medpfl.reproduction.run import remake, reproduce
 from medpfl.reproduction.tables import as_latex, as_markdown
@@ -68,7 +69,7 @@ def data(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("faithful", [False, True])
 def test_every_part_of_every_experiment_can_be_built(name, quick, faithful):
     for part in study(name).parts:
-        experiment = part.under(quick, faithful).experiment("somewhere", 0, classes=3, held=100)
+        experiment = Form(quick, faithful).part(part).experiment("somewhere", classes=3, held=100, seed=0)
         assert len(attacks_of(experiment.attack)) == 1
         assert len(defenses_of(experiment.defense)) > (name not in ("attacks", "models"))
         model_of(experiment.model)
@@ -77,12 +78,28 @@ def test_every_part_of_every_experiment_can_be_built(name, quick, faithful):
 
 def test_forms_of_a_part():
     part = SMALL.parts[0]
-    assert part.under(False, False) == part
-    assert part.under(True, False).experiment("", 0, 2, 99).images == 2
-    assert part.experiment("", 0, 2, 99).images == 4
-    assert part.experiment("", 0, 2, 3).images == 3
-    both = part.under(True, True).experiment("", 5, 2, 99)
+    assert Form().part(part) == part
+    assert Form(quick=True).part(part).experiment("", 2, 99, 0).images == 2
+    assert part.experiment("", 2, 99, 0).images == 4
+    assert part.experiment("", 2, 3, 0).images == 3
+    both = Form(quick=True, faithful=True).part(part).experiment("", 2, 99, 5)
     assert (both.fit, both.images, both.seed, both.size) == ("squash", 2, 5, 16)
+    assert Form(per_class=3).part(part).experiment("", 2, 99, 0).images == 6
+    assert Form(quick=True, images=3, steps=7).part(part).experiment("", 2, 99, 0).attack == ["iDLG(steps=7)"]
+    assert Form(images=3).part(part).experiment("", 2, 99, 0).images == 3
+    with pytest.raises(InputError, match="steps is 0"):
+        Form(steps=0)
+    with pytest.raises(InputError, match="leave out one of images and per_class"):
+        Form(images=1, per_class=1)
+    with pytest.raises(InputError, match="'Form' has no argument 'quik'; did you mean 'quick'"):
+        reproduce(["attacks"], data="samples", out="nowhere", quik=True)
+
+
+def test_a_form_in_words_and_settings():
+    form = Form(quick=True, seed=7, per_class=2, steps=9, weights="/private/place.pth")
+    assert str(form) == "quick, seed 7, 2 of each class, 9 steps"
+    assert form.settings() == {"quick": True, "seed": 7, "per_class": 2, "steps": 9}
+    assert str(Form()) == "full, seed 0"
 
 
 def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
@@ -101,7 +118,8 @@ def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
     assert text.split("## Naive")[0].count("| melanoma | iDLG, short |") == 3
     assert "| melanoma | iDLG, short | TopK(keep=0.5) | yes |" in text
     assert all(f"- {gap.what}\n" in text for gap in found.gaps)
-    assert "| melanoma | trained here, round 1 | no defense |" in text
+    accuracy = found.rows[-1]["trained_accuracy"]
+    assert f"| covid_xray | trained here, round 1, balanced accuracy {accuracy:.0%}".replace("%", " % |") in text
     assert "Spearman's rank correlation over 8 images of 2 sets:" in text
     read = list(csv.DictReader(io.StringIO((out / "attacks.csv").read_text())))
     assert [float(row["asr"]) for row in read] == [row["asr"] for row in found.rows]
@@ -133,7 +151,8 @@ def test_the_same_call_continues_and_tables_are_made_again_from_rows(data, tmp_p
 def test_forms_are_not_mixed(data, tmp_path):
     reproduce(["attacks"], data=data, out=tmp_path / "out", quick=True)
     with pytest.raises(
-        InputError, match="holds a reproduction with other settings: name another --out, or add --force"
+        InputError,
+        match=r"settings \(iDLG, short of attacks: quick, seed 0\): name another --out, or add --force",
     ):
         reproduce(["attacks"], data=data, out=tmp_path / "out")
     assert "Form: quick, seed 0. Few images and steps" in (tmp_path / "out" / "attacks.md").read_text()
@@ -247,13 +266,36 @@ def test_images_and_parts_are_chosen(data, tmp_path):
     assert {(r["part"], r["images"]) for r in found.rows} == {("iDLG, short", 3)}
     assert list(map(str, found.gaps)) == ["brain_mri: its folder is not there"], "what was not chosen is not missing"
     assert "Form: full, seed 0, 3 images of each set.\n" in (tmp_path / "out" / "attacks.md").read_text()
-    assert [row["images"] for row in remake(tmp_path / "out").rows] == [3] * 6
+    made = remake(tmp_path / "out")
+    assert [row["images"] for row in made.rows] == [3] * 6
+    assert made.gaps == found.gaps, "from the rows neither"
     with pytest.raises(InputError, match="other settings"):
         reproduce(["attacks"], data=data, out=tmp_path / "out", images=2, parts=["iDLG, short"])
     with pytest.raises(InputError, match="no part 'iDLG, shirt'; did you mean 'iDLG, short'"):
         reproduce(["attacks"], data=data, out=tmp_path / "out", parts=["iDLG, shirt"])
     with pytest.raises(InputError, match="images is 0"):
         reproduce(["attacks"], data=data, out=tmp_path / "other", images=0)
+
+
+def test_parts_of_one_directory_may_have_forms_of_their_own(data, tmp_path):
+    out = tmp_path / "out"
+    reproduce(["attacks"], data=data, out=out, images=3, parts=["iDLG, short"])
+    found = reproduce(["attacks"], data=data, out=out, steps=1, parts=["trained"])
+    text = (out / "attacks.md").read_text()
+    assert "Form: full, seed 0, 3 images of each set (iDLG, short). full, seed 0, 1 steps (trained).\n" in text
+    assert {(row["part"], row["images"]) for row in found.rows} == {("iDLG, short", 3), ("trained", 1)}
+    assert {row["attack"] for row in found.rows if row["part"] == "trained"} == {"iDLG(steps=1)"}
+    made = remake(out)
+    assert [dict(row, seconds_per_image=0) for row in made.rows] == [
+        dict(row, seconds_per_image=0) for row in found.rows
+    ]
+    forced = reproduce(["attacks"], data=data, out=out, steps=2, parts=["trained"], force=True)
+    assert {row["images"] for row in forced.rows} == {3, 1}, "the other part is kept"
+    (out / "reproduction.json").write_text('{"quick": true}')
+    with pytest.raises(InputError, match="is damaged, or of another version"):
+        remake(out)
+    with pytest.raises(InputError, match="is damaged, or of another version: name another --out, or add --force"):
+        reproduce(["attacks"], data=data, out=out, parts=["trained"])
 
 
 def test_parts_are_chosen_on_the_command_line(data, tmp_path, monkeypatch, capsys):
@@ -289,7 +331,7 @@ def test_the_noise_of_differential_privacy_is_that_of_the_epsilon_that_is_stated
     from medpfl.defenses import DPSGD
 
     for part in study("defenses").parts:
-        experiment = part.experiment("somewhere", 0, classes=3, held=100)
+        experiment = part.experiment("somewhere", classes=3, held=100, seed=0)
         plan = Plan(experiment.algorithm, batch_size=experiment.batch_size)
         private = [d for d in defenses_of(experiment.defense) if isinstance(d, DPSGD)]
         for defense, epsilon in zip(private, (8, 3, 1), strict=True):
@@ -342,7 +384,7 @@ def test_the_embedded_images_stand_in_for_the_sets(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "study", lambda name: SMALL)
     found = reproduce(["attacks"], data="samples", out=tmp_path / "out", quick=True)
     assert {row["set"] for row in found.rows} == {"samples"}
-    assert found.gaps == []
+    assert found.gaps == remake(tmp_path / "out").gaps == []
     assert all(row["legacy_oracle_iterate"] is not None for row in found.rows)
 
 

@@ -1,5 +1,6 @@
 """Attacks: a file per paper, over `medpfl.attacks.matching`. ``__all__`` is the registry."""
 
+from medpfl.attacks.april import APRIL
 from medpfl.attacks.cpl import CPL
 from medpfl.attacks.dlg import DLG
 from medpfl.attacks.gradinv import GradInv
@@ -8,4 +9,4 @@ from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.posterior import Posterior
 from medpfl.attacks.rgap import RGAP
 
-__all__ = ["CPL", "DLG", "GradInv", "GradientMatching", "Posterior", "RGAP", "iDLG"]  # noqa: RUF022  (plainly sorted)
+__all__ = ["APRIL", "CPL", "DLG", "GradInv", "GradientMatching", "Posterior", "RGAP", "iDLG"]  # noqa: RUF022  (plainly sorted)

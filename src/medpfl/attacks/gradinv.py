@@ -33,7 +33,7 @@ class GradInv(Attack):
     it stands for the labels (`medpfl.attacks.targets`); by default one restart, 2,000 steps, no median filter
     (it hurts at 32 pixels), and settings for small networks: untrained deep ones want ``tv=0.1, rate=0.1,
     largest=1000000``, of which `largest` is not the papers': it leaves the last stage of a ResNet-18 out of the
-    distance; trained ones want ``tv=0.44, rate=0.1``.
+    distance; trained ones want ``tv=0.44, rate=0.1``. `halving` and `patience` are not the papers' either.
 
     Attributes:
         steps, restarts: of the optimizer.
@@ -42,6 +42,12 @@ class GradInv(Attack):
         median_every: steps between two 3 x 3 median filters; 0: none.
         spacing: of the voxels of volumes along D, H and W, for the total variation; ``None``: they are cubes.
         largest: the update is matched up to the first tensor of more numbers than that; 0: all of it, as in the paper.
+        top: so many tensors of the update are matched, those of the largest norms; 0: all of them, as in the paper. The
+            notebooks of Das, Amini and Wu match ten.
+        halving: share of the steps between two cuts, at which the worse half of the starts leaves
+            (`medpfl.attacks.restarts.Race`); 0: every start runs to its end.
+        patience: steps without a hundredth's fall of the objective after which the next rate comes early, and after the
+            last one the end (`medpfl.attacks.optimizers.SignedAdam`); 0: rates follow the number of steps alone.
     """
 
     steps: int = 2000
@@ -51,19 +57,23 @@ class GradInv(Attack):
     median_every: int = 0
     spacing: tuple[float, ...] | None = None
     largest: int = 0
+    top: int = 0
+    halving: float = 0.0
+    patience: int = 0
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
         attack = GradientMatching(
-            objective=Cosine(),
+            objective=Cosine(top=self.top),
             prior=TotalVariation(self.tv, self.spacing),
-            optimizer=SignedAdam(self.rate),
+            optimizer=SignedAdam(self.rate, patience=self.patience),
             start=Normal(0.5, 0.25),
             labels=LastLayer(),
             constraint=Box(self.median_every),
             basis=Pixels(),
             warmup=(),
             restarts=self.restarts,
+            halving=self.halving,
             largest=self.largest,
             enough=0.0,
             steps=self.steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from medpfl.attacks.optimizers import Ledger, Optimizer, Problem, Solution
 from medpfl.attacks.pairs import Pairs
 from medpfl.core import progress
 from medpfl.core.errors import InputError
+
+if TYPE_CHECKING:
+    from medpfl.attacks.restarts import Race
 
 __all__ = ["LBFGS"]
 
@@ -32,6 +36,7 @@ class LBFGS(Optimizer):
         patience: a row whose objective has not fallen by a hundredth within so many steps has stalled.
     """
 
+    remembers: ClassVar[bool] = True
     history: int = 100
     tolerance: float = 1e-10
     patience: int = 200
@@ -40,9 +45,9 @@ class LBFGS(Optimizer):
         if self.history < 1 or self.patience < 1:
             raise InputError("history and patience must be at least 1")
 
-    def minimize(self, problem: Problem, start: Tensor, steps: int) -> Solution:
+    def minimize(self, problem: Problem, start: Tensor, steps: int, race: Race | None = None) -> Solution:
         """At most `steps` iterations of each row."""
-        ledger = Ledger(start)
+        ledger = Ledger(start, race)
         state = _State.at(problem, start, self.history, ledger)
         for step in range(steps):
             state = self._retire(state, ledger, step)
@@ -56,16 +61,10 @@ class LBFGS(Optimizer):
 
     def _retire(self, state: _State, ledger: Ledger, step: int) -> _State:
         """Ends the rows that are done, and returns the others."""
-        if step % self.patience == 0:
-            state.slow = state.loss > 0.99 * state.milestone
-            state.milestone = state.loss.clone()
         broken = ~(state.loss.isfinite() & state.gradient.isfinite().all(1))
-        converged = (state.loss < self.tolerance) & ~broken
-        stalled = (state.failed | state.slow) & ~broken & ~converged
-        ledger.end(state.rows[broken], "nonfinite", step)
-        ledger.end(state.rows[converged], "converged", step)
-        ledger.end(state.rows[stalled], "stalled", step)
-        keep = ~(broken | converged | stalled)
+        stalled = state.failed | ledger.slow(state.rows, step, self.patience)
+        converged = state.loss < self.tolerance
+        keep = ledger.end(state.rows, step, {"nonfinite": broken, "converged": converged, "stalled": stalled})
         return state if keep.all() else state.take(keep)
 
 
@@ -76,8 +75,6 @@ class _State:
         self.rows, self.z, self.loss, self.gradient = rows, z, loss, gradient
         self.pairs = Pairs(z, history)
         self.failed = torch.zeros_like(loss, dtype=torch.bool)
-        self.slow = torch.zeros_like(self.failed)
-        self.milestone = torch.full_like(loss, torch.inf)
 
     @classmethod
     def at(cls, problem: Problem, start: Tensor, history: int, ledger: Ledger) -> _State:
@@ -88,7 +85,7 @@ class _State:
         return cls(rows, start.clone(), loss, gradient, history)
 
     def take(self, keep: Tensor) -> _State:
-        for name in ("rows", "z", "loss", "gradient", "failed", "slow", "milestone"):
+        for name in ("rows", "z", "loss", "gradient", "failed"):
             setattr(self, name, getattr(self, name)[keep])
         self.pairs.take(keep)
         return self

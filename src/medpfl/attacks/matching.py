@@ -18,13 +18,14 @@ from medpfl.attacks.objectives import Cosine, Objective, SquaredDistance
 from medpfl.attacks.optimizers import Optimizer, SignedAdam, Solution
 from medpfl.attacks.priors import ColorVariation, NoPrior, Prior, Smoothness, TotalVariation
 from medpfl.attacks.problem import Matching
+from medpfl.attacks.restarts import Race, Starts, heats
 from medpfl.attacks.schedule import WARM_UP, Stage
 from medpfl.attacks.starts import Normal, Patterned, Start
 from medpfl.attacks.targets import label_vectors
 from medpfl.core import progress, trace
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Attack
-from medpfl.core.types import Ended, Observation, Reconstruction
+from medpfl.core.types import Observation, Reconstruction
 
 __all__ = [
     "LBFGS",
@@ -71,6 +72,10 @@ class GradientMatching(Attack):
         basis: coordinates of the images that the optimizer moves in.
         warmup: stages before the attack proper; each takes a quarter of the steps at most.
         restarts: starts at most; the one with the least objective is the guess.
+        halving: share of the steps after which, again and again until one is left, the worse half of a victim's starts
+            is given up (see `medpfl.attacks.restarts.Race`). All starts are then made, whatever `enough` says. Of steps
+            before the attack proper the objective is another one: a cut that falls there waits for its first step.
+            0: every start runs to its end, one after the other.
         largest: from the first tensor of more numbers than that on, the last layer's aside, the update is left out of
             the distance; 0: nothing is. A deep network has most of its weights where it sees the image coarsest: they
             take time and say little of pixels. Nothing is left out where the last layer's update is not its own (see
@@ -88,6 +93,7 @@ class GradientMatching(Attack):
     basis: Basis = Spectral()
     warmup: tuple[Stage, ...] = WARM_UP
     restarts: int = 1
+    halving: float = 0.0
     largest: int = 0
     enough: float = 1e-5
     steps: int = 1000
@@ -95,6 +101,8 @@ class GradientMatching(Attack):
     def __post_init__(self) -> None:
         if self.restarts < 1 or self.steps < 1:
             raise InputError(f"steps is {self.steps} and restarts {self.restarts}: both must be at least 1")
+        if not 0 <= self.halving < 1:
+            raise InputError(f"halving is {self.halving}: it is a share of the steps, at least 0 and below 1")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack on every victim of the observation."""
@@ -104,19 +112,26 @@ class GradientMatching(Attack):
         classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
         labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
         problem = Matching(seen, labels, self.objective, self.prior, self.constraint, self.basis)
-        found, iterates = _Starts(seen, self.restarts), Iterates(len(seen), self.steps)
-        for attempt in range(self.restarts):
-            victims = found.worse_than(self.enough if attempt else -torch.inf)
-            if not len(victims):
-                break
-            images = start.images(shape, victims, own).to(device)
-            z = problem.join(images, self._logits(seen, [own[v] for v in victims.tolist()]) if problem.joint else None)
-            stages = self._stages(problem, start.rough)
-            with progress.part(attempt / self.restarts, (attempt + 1) / self.restarts):
-                stages = [(p.of(victims), n) for p, n in stages]
-                found.add(attempt, victims, self._minimize(stages, z, iterates, victims))
-            start = self.start.again()
+        found, iterates = Starts(seen, self.restarts), Iterates(len(seen), self.steps)
+        race = Race(self.restarts, max(1, round(self.halving * self.steps))) if self.halving else None
+        together = max(1, len(seen) // self.restarts) if self.optimizer.remembers else len(seen)
+        for victims, attempts in heats(found, self.enough, together if race else 0):
+            starts = [self.start.again() if attempt else start for attempt in attempts]
+            z = torch.cat([self._start(s, problem, victims, own) for s in starts])
+            rows = victims.repeat(len(attempts))
+            stages = [(p.of(rows), n) for p, n in self._stages(problem, all(s.rough for s in starts))]
+            # A race runs all starts of some victims, the rest is one start of all that still need it.
+            over = victims.tolist() if race else attempts
+            count = len(seen) if race else self.restarts
+            with progress.part(over[0] / count, (over[-1] + 1) / count):
+                found.add(victims, attempts, self._minimize(stages, z, iterates, rows, race))
         return replace(found.reconstruction(problem, classes), trace=iterates.stacked())
+
+    def _start(self, start: Start, problem: Matching, victims: Tensor, own: list[torch.Generator]) -> Tensor:
+        """Variables (A, D) to start from, of victims (A,)."""
+        images = start.images(problem.shape, victims, own).to(_device(problem.seen))
+        logits = self._logits(problem.seen, [own[v] for v in victims.tolist()]) if problem.joint else None
+        return problem.join(images, logits)
 
     def _logits(self, seen: Observation, own: list[torch.Generator]) -> Tensor:
         """Label variables (rows, N, K), of masks (rows, N, K, H, W)."""
@@ -139,60 +154,21 @@ class GradientMatching(Attack):
         stages = [(p, most) for p, most in stages if most]
         return [*stages, (head if alone else problem, self.steps - sum(most for _, most in stages))]
 
-    def _minimize(self, stages: list[tuple[Matching, int]], z: Tensor, iterates: Iterates, victims: Tensor) -> Solution:
-        """One stage after the other; `z` is in the last one's basis, the attack's own."""
+    def _minimize(
+        self, stages: list[tuple[Matching, int]], z: Tensor, iterates: Iterates, victims: Tensor, race: Race | None
+    ) -> Solution:
+        """One stage after the other; `z` is in the last one's basis, the attack's own, and so is a race's objective."""
         parts, done, (own, _) = [], 0, stages[-1]
         for stage, most in stages:
             other = stage.basis != own.basis
             kept = trace.keeping(iterates.keeper(stage, victims, done))
             with kept, progress.part(done / self.steps, (done + most) / self.steps):
-                parts.append(self.optimizer.minimize(stage, stage.join(*own.split(z)) if other else z, most))
+                cuts = replace(race, done=done) if race and stage is own else None
+                parts.append(self.optimizer.minimize(stage, stage.join(*own.split(z)) if other else z, most, cuts))
             z, done = parts[-1].z, done + most
             z = own.join(*stage.split(z)) if other else z
         taken, evaluations = (torch.stack([getattr(p, k) for p in parts]).sum(0) for k in ("steps", "evaluations"))
         return Solution(z, parts[-1].loss, taken, evaluations, parts[-1].ended)
-
-
-class _Starts:
-    """What came of each start of each victim."""
-
-    def __init__(self, seen: Observation, restarts: int) -> None:
-        self.loss = torch.full((len(seen), restarts), torch.inf)
-        self.z: list[Tensor] = []
-        self.steps = torch.zeros(len(seen), restarts, dtype=torch.long)
-        self.evaluations = torch.zeros(len(seen), dtype=torch.long)
-        self.ended: dict[tuple[int, int], Ended] = {}
-
-    def worse_than(self, loss: float) -> Tensor:
-        """(A,) victims whose best objective so far is not below `loss`."""
-        return (~(self.loss.amin(1) < loss)).nonzero()[:, 0]
-
-    def add(self, attempt: int, victims: Tensor, solution: Solution) -> None:
-        """One more start of some victims."""
-        z = solution.z.new_zeros(len(self.loss), solution.z.shape[1]) if not self.z else self.z[0].clone()
-        z[victims] = solution.z
-        self.z.append(z)
-        self.loss[victims, attempt] = solution.loss.nan_to_num(torch.inf).to(self.loss)
-        self.steps[victims, attempt] = solution.steps
-        self.evaluations[victims] += solution.evaluations
-        self.ended |= {(v, attempt): why for v, why in zip(victims.tolist(), solution.ended, strict=True)}
-
-    def reconstruction(self, problem: Matching, classes: Tensor | None) -> Reconstruction:
-        """The start with the least objective as the guess, the others as candidates in that order."""
-        order = self.loss[:, : len(self.z)].argsort(dim=1, stable=True)
-        rows, best = torch.arange(len(order)), order[:, 0]
-        images, free = problem.split(torch.stack(self.z, 1)[rows[:, None], order])
-        images = images.clamp(0, 1)
-        return Reconstruction(
-            guesses=images[:, 0],
-            labels=classes if free is None else free[:, 0].argmax(2),
-            loss=self.loss[rows, best],
-            steps=self.steps[rows, best],
-            evaluations=self.evaluations,
-            ended=tuple(self.ended[v, a] for v, a in enumerate(best.tolist())),
-            candidates=images if len(self.z) > 1 else None,
-            engine="vmap" if problem.together else "loop",
-        )
 
 
 def _device(seen: Observation) -> torch.device:

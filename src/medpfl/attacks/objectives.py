@@ -129,19 +129,26 @@ class Cosine(Objective):
         scope: ``'global'`` is the angle between the whole updates, as in the paper; ``'layer'`` the mean of the
             distances of the tensors, each with an angle of its own, so that small ones count as much as large ones.
             Tensors of the sent update that are zero have no direction and are left out.
+        top: only so many tensors count, those of the sent update with the largest norms; 0: all of them.
     """
 
     scope: Literal["global", "layer"] = "global"
+    top: int = 0
 
     def __post_init__(self) -> None:
         if self.scope not in ("global", "layer"):
             raise InputError(f"scope is '{self.scope}': choose 'global' or 'layer'")
+        if self.top < 0:
+            raise InputError(f"top is {self.top}: it must be at least 0")
 
     def prepare(self, sent: Target) -> Target:
         """The sent directions, of length 1 under the precision as metric, and each tensor's share of the value."""
         update, precision = sent["sent"], sent.get("precision")
         if trusted := sent.get("trusted"):
             precision = trusted if precision is None else {k: t * precision[k] for k, t in trusted.items()}
+        if 0 < self.top < len(update):
+            kept = _of_largest_norm(update, self.top)
+            precision = kept if precision is None else {k: t * precision[k] for k, t in kept.items()}
         weighed = update if precision is None else {k: t * precision[k] for k, t in update.items()}
         squares = self._pooled(_dots(update, weighed))
         lengths = squares.clamp(min=_TINY).sqrt()
@@ -170,6 +177,13 @@ class Cosine(Objective):
     def _pooled(self, each: Tensor) -> Tensor:
         """(T,) numbers of the tensors, all of them their sum where there is one angle."""
         return each if self.scope == "layer" else each.sum().expand(each.shape)
+
+
+def _of_largest_norm(tensors: Tensors, count: int) -> dict[str, Tensor]:
+    """1 for so many tensors, 0 for the others."""
+    squares = _squares(tensors)
+    kept = torch.zeros_like(squares).scatter(0, squares.topk(count).indices, 1.0)
+    return dict(zip(tensors, kept, strict=True))
 
 
 def _dots(a: Tensors, b: Tensors) -> Tensor:

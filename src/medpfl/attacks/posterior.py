@@ -28,13 +28,15 @@ class Posterior(Attack):
 
     Source: Balunovic, Dimitrov, Staab and Vechev, "Bayesian Framework for Gradient Leakage", ICLR 2022
     (arXiv:2111.04706), section 3: against a known defense the best attack maximizes p(update | image) p(image).
-    Here p(update | image) is normal with the `medpfl.core.types.Channel`'s precision, and p(image) is the total
-    variation of all channels together, so that neither has a weight to tune: under a density
-    exp(-variation / edges) the variation's mean is `edges` times the number of pixels and channels, whence the unit.
+    Here p(update | image) has the `medpfl.core.types.Channel`'s precision and is normal, or in the last stage Laplace's
+    where the channel says so, and p(image) is the total variation of all channels together, so that neither has a
+    weight to tune: under a density exp(-variation / edges) the variation's mean is `edges` times the number of pixels
+    and channels, whence the unit.
     Needs: the update, the plan, the model. Where no channel is granted, the noise is estimated from what must sum
     to zero in the last layer (`medpfl.attacks.likelihood.noise_from_columns`).
     Labels: inferred, unless they are granted.
-    Ends at the noise, which the prior keeps it from fitting: with an objective of 1/2 and the prior's part, not 0.
+    Ends at the noise, which the prior keeps it from fitting: with an objective of 1/2 (0.8 of Laplace's) and the
+    prior's part, not 0.
     Deviates: starts with iDLG's stages, from smooth images and the last layer, then anneals the variance.
 
     Attributes:
@@ -62,8 +64,9 @@ class Posterior(Attack):
         """The attack."""
         coordinates = sum(t[0].numel() for t in seen.views[0].update.tensors.values())
         prior = ColorVariation(1 / (self.edges * coordinates))
+        laplace = all(view.channel is not None and view.channel.laplace for view in seen.views)
         attack = GradientMatching(
-            objective=Likelihood(self.floor),
+            objective=Likelihood(self.floor, laplace),
             prior=prior,
             labels=LastLayer(),
             optimizer=LBFGS(patience=50),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -61,7 +62,7 @@ class Matching(Problem):
         self._see(seen)
 
     def _see(self, seen: Observation) -> None:
-        self.seen, self._last = seen, None
+        self.seen, self._last, self.victims = seen, None, torch.arange(len(seen))
         self.known = known_of(seen, self.labels)
         like = next(iter(seen.views[0].weights.parameters.values()))
         self.known["targets"] = targets_of(seen, self.objective, self.known, like.new_zeros(1, *seen.image_shape))
@@ -72,11 +73,9 @@ class Matching(Problem):
         return self.stacked and not self.refused
 
     def of(self, victims: Tensor) -> Matching:
-        """The problems of some victims (A,), in their order."""
-        if len(victims) == len(self.seen):
-            return self
+        """The problems of some victims (A,), in their order; one that is there again is another row, no other copy."""
         other = copy.copy(self)
-        other.known, other._last = pick(self.known, victims), None
+        other.victims, other._last = self.victims[victims], None
         return other
 
     def under(self, prior: Prior, objective: Objective | None = None) -> Matching:
@@ -170,18 +169,37 @@ class Matching(Problem):
         with torch.no_grad():
             if self.together:
                 try:
-                    return vmap(self._one, randomness="different")(z, self._of(rows))
+                    parts = zip(z.split(len(self.seen)), self._of(rows), strict=True)
+                    values, slopes = zip(*(self._stack(part, *known) for part, known in parts), strict=True)
+                    return torch.cat(values), torch.cat(slopes)
                 except RuntimeError as error:  # vmap has no rule for an operation; if it is not that, the loop raises
                     self.refused.append(error)
-            each = [self._one(z[i], pick(self.known, row)) for i, row in enumerate(rows.tolist())]
+            victims = self.victims[rows.cpu()].tolist()
+            each = [self._one(z[i], pick(self.known, victim)) for i, victim in enumerate(victims)]
         return torch.stack([e[0] for e in each]), torch.stack([e[1] for e in each])
 
-    def _of(self, rows: Tensor) -> Any:
-        """What is known of the rows; copied only when the rows change."""
+    def _stack(self, z: Tensor, known: Any, axis: int | None) -> tuple[Tensor, Tensor]:
+        """Of rows that share what is known (axis ``None``), or have each its own along the first axis."""
+        return vmap(self._one, in_dims=(0, axis), randomness="different")(z, known)
+
+    def _of(self, rows: Tensor) -> Iterable[tuple[Any, int | None]]:
+        """What is known of the rows and along which axis, in stacks of as many as there are victims at most.
+
+        Copied only when the rows change; of several stacks, one after the other, so that there is one copy at a time.
+        """
+        victims = self.victims[rows.cpu()]
+        if len(victims) > len(self.seen):
+            return (self._known(part) for part in victims.split(len(self.seen)))
         if self._last is None or self._last[0] is not rows:
-            count = len(self.known["labels" if not self.joint else "scale"])
-            self._last = (rows, self.known if len(rows) == count else pick(self.known, rows))
-        return self._last[1]
+            self._last = (rows, self._known(victims))
+        return [self._last[1]]
+
+    def _known(self, victims: Tensor) -> tuple[Any, int | None]:
+        if len(victims) == len(self.seen) and (victims == torch.arange(len(victims))).all():
+            return self.known, 0
+        if (victims == victims[0]).all():
+            return pick(self.known, int(victims[0])), None
+        return pick(self.known, victims), 0
 
     def _one(self, z: Tensor, known: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Value and gradient for one row."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from medpfl.auditing.setup import Setup
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Composed, Defense
 from medpfl.defenses import DPSGD, ClientDP
-from medpfl.defenses.tradeoff import Mechanism
+from medpfl.defenses.tradeoff import Mechanism, tightest
 from medpfl.metrics.no_prior import no_prior_guess
 from medpfl.metrics.pixel import SUCCESS, ssim
 
@@ -35,9 +34,9 @@ def bounds_of(setup: Setup, scorer: Scorer) -> dict[str, dict[str, Any]]:
     """For each differentially private defense, what its noise allows over the rounds that the adversary sees.
 
     Returns:
-        By spec: ``unit``, whose record it is, an image or the client; ``rounds``; ``noise``, ``rate`` and ``steps`` of
-        the mechanism; ``curve``, pairs of kappa and the bound; ``no_prior``, success rates of the no-prior reference;
-        ``gap``: why there is no curve, else ``None``.
+        By spec: ``rounds``; ``mechanisms``, each with its ``unit`` (whose record it is, an image or the client),
+        ``noise``, ``rate`` and ``steps``; ``curve``, pairs of kappa and the least bound of the mechanisms;
+        ``no_prior``, success rates of the no-prior reference; ``gap``: why there is no curve, else ``None``.
     """
     found = {}
     for defense in setup.defenses:
@@ -55,28 +54,35 @@ def _entry(whole: Defense, setup: Setup, scorer: Scorer) -> dict[str, Any]:
         return {**entry, "gap": "it would not cover the batch-norm statistics that are sent"}
     if not known:
         return {**entry, "gap": "another part changes what enters its steps"}
-    # Of several, each bounds alone; the one with the most noise is taken.
-    part = max(known, key=lambda one: one.noise)
-    seen = part.mechanism(setup.plan, ROUNDS)
-    entry |= {"unit": "image" if isinstance(part, DPSGD) else "client", **_numbers(seen)}
-    try:
-        entry |= {"curve": [[kappa, seen.bound(kappa)] for kappa in _KAPPAS], "profile": seen.profile}
-    except InputError as error:
-        entry["gap"] = str(error)
-    return {**entry, "no_prior": _no_prior(setup, scorer, seen)}
+    kept, gaps = [], []
+    for part in known:
+        seen = part.mechanism(setup.plan, ROUNDS)
+        try:
+            kept.append((seen, {"unit": "image" if isinstance(part, DPSGD) else "client", **_numbers(seen)}))
+        except InputError as error:
+            gaps.append(str(error))
+    if not kept:
+        return {**entry, "gap": gaps[0]}
+    mechanisms = [seen for seen, _ in kept]
+    return {
+        **entry,
+        "mechanisms": [numbers for _, numbers in kept],
+        "curve": [[kappa, tightest(mechanisms, kappa)] for kappa in _KAPPAS],
+        "no_prior": _no_prior(setup, scorer, min(mechanisms, key=lambda one: one.mu)),
+    }
 
 
 def _numbers(seen: Mechanism) -> dict[str, Any]:
-    return {"noise": seen.noise, "rate": seen.rate, "steps": seen.steps}
+    return {"noise": seen.noise, "rate": seen.rate, "steps": seen.steps, "profile": seen.profile}
 
 
 def _no_prior(setup: Setup, scorer: Scorer, seen: Mechanism) -> dict[str, float | None]:
     """Success rates of guesses without a prior, as if the image were in every step."""
-    own = torch.cat(setup.victims)
-    generator, hits, told = generator_of(setup.seed, "no prior", *_numbers(seen).values()), [], []
+    own, numbers = torch.cat(setup.victims), (seen.noise, seen.rate, seen.steps)
+    generator, hits, told = generator_of(setup.seed, "no prior", *numbers), [], []
     for _ in range(-(-_GUESSES // len(own))):
         truth = setup.data.images[own]
-        guess = no_prior_guess(truth, seen.noise / sqrt(seen.steps), generator).clamp(0, 1)
+        guess = no_prior_guess(truth, 1 / seen.mu, generator).clamp(0, 1)
         hits += (ssim(guess, truth) >= SUCCESS).tolist()
         told += [one for one in scorer.identified(guess, own)[0] if one is not None]
     return {"asr": sum(hits) / len(hits), "identified": sum(told) / len(told) if told else None}
@@ -95,16 +101,22 @@ def bounded(summary: Sequence[dict[str, Any]], bounds: Mapping[str, Mapping[str,
 
 def _at(entry: Mapping[str, Any], rates: Iterable[float | None], ends: Iterable[float | None]) -> dict[str, Any]:
     """The largest of the rates, the largest end of their intervals, and the bound at both; ``None`` without any."""
-    seen = Mechanism(entry["noise"], entry["rate"], entry["steps"], tuple(map(tuple, entry["profile"])))
+    mechanisms = [
+        Mechanism(one["noise"], one["rate"], one["steps"], tuple(map(tuple, one["profile"])))
+        for one in entry["mechanisms"]
+    ]
     kappa = max((rate for rate in rates if rate is not None), default=None)
     if kappa is None:
         return dict.fromkeys(("kappa", "kappa_high", "bound", "bound_high"))
     high = max([kappa, *(end for end in ends if end is not None)])
-    return {"kappa": kappa, "kappa_high": high, "bound": seen.bound(kappa), "bound_high": seen.bound(high)}
+    return {"kappa": kappa, "kappa_high": high, "bound": tightest(mechanisms, kappa),
+            "bound_high": tightest(mechanisms, high)}  # fmt: skip
 
 
 def _of_cell(cell: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    shown = {k: v for k, v in entry.items() if k != "profile"}
+    shown = dict(entry)
+    if "mechanisms" in entry:
+        shown["mechanisms"] = [{k: v for k, v in one.items() if k != "profile"} for one in entry["mechanisms"]]
     if entry["gap"] is not None:
         return shown
     by_guess = {name: cell.get(f"asr_{name}") for name in _WITHOUT}

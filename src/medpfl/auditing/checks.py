@@ -7,9 +7,9 @@ from typing import Any
 
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
-from medpfl.metrics.rates import mean_interval
+from medpfl.metrics.rates import interval, mean_interval
 
-__all__ = ["clusters_of", "flags_of", "leaks", "verdict_of"]
+__all__ = ["clusters_of", "flags_of", "leaks", "untested", "verdict_of"]
 
 
 def clusters_of(rows: Sequence[Finding]) -> list[tuple[int, int]]:
@@ -24,12 +24,41 @@ def leaks(cell: dict[str, Any]) -> bool:
     other image, the same attack on a random update), or the identification rate above chance and above
     that of a random update.
     """
+    return _reads(cell) or _recognizes(cell)
+
+
+def _reads(cell: dict[str, Any]) -> bool:
     floor = max(cell[k] or 0.0 for k in ("asr_mean_image", "asr_nearest", "asr_random_update"))
-    if cell["asr_low"] is not None and cell["asr_low"] > floor:
-        return True
-    if cell["identified_low"] is None:
-        return False
-    return cell["identified_low"] > max(cell["chance"] or 0.0, cell["identified_random_update"] or 0.0)
+    return cell["asr_low"] is not None and cell["asr_low"] > floor
+
+
+def _recognizes(cell: dict[str, Any]) -> bool:
+    floor = max(cell["chance"] or 0.0, cell["identified_random_update"] or 0.0)
+    return cell["identified_low"] is not None and cell["identified_low"] > floor
+
+
+def untested(cell: dict[str, Any], control: dict[str, Any] | None) -> str | None:
+    """The flag of why a failure in this cell is none of the attack; ``None`` if a leak would have shown.
+
+    ``control-failed``: the attack works without the defense no more than with it. ``control-weak``: there, it only
+    recognizes the images of a client, and here, the server has no update of one client but a sum of several, which is
+    harder to read. ``too-few``: were it as successful as without the defense, so few updates would not show it.
+    """
+    if control is None or not leaks(control):
+        return "control-failed"
+    a_sum = cell["images"] * control["clusters"] > control["images"] * cell["clusters"]
+    if a_sum and not _reads(control):
+        return "control-weak"
+    alike = {"asr_low": _least(control["asr"], cell), "identified_low": _least(control["identified"], cell)}
+    if a_sum:
+        alike["identified_low"] = None
+    return None if leaks({**cell, **alike}) else "too-few"
+
+
+def _least(rate: float | None, cell: dict[str, Any]) -> float | None:
+    """The lower end of the interval of a rate, if a cell had it."""
+    updates = cell["clusters"]
+    return None if rate is None or not updates else interval(round(rate * updates), updates)[0]
 
 
 def verdict_of(cell: dict[str, Any], control: dict[str, Any] | None, naive: bool = False) -> str:
@@ -42,9 +71,8 @@ def verdict_of(cell: dict[str, Any], control: dict[str, Any] | None, naive: bool
     """
     if leaks(cell):
         return LEAKS
-    works = control is not None and leaks(control)
     broken = cell["images"] == 0 or cell["nonfinite"] > 0.5
-    return NO_LEAK if works and not broken and not naive else INCONCLUSIVE
+    return INCONCLUSIVE if broken or naive or untested(cell, control) else NO_LEAK
 
 
 def flags_of(
@@ -52,10 +80,12 @@ def flags_of(
 ) -> list[str]:
     """The flags of a cell, from its rows and its control; `naive` as in `verdict_of`."""
     scored = [row for row in rows if "zero-gradient" not in row.flags]
-    works = control is not None and leaks(control)
+    why, failed = untested(cell, control), not leaks(cell)
     raised = {
-        "control-failed": not works,
-        "naive-attack": naive and works and not leaks(cell),
+        "control-failed": why == "control-failed",
+        "control-weak": failed and why == "control-weak",
+        "too-few": failed and why == "too-few" and bool(scored),
+        "naive-attack": naive and why != "control-failed" and failed,
         "prior-only": bool(scored) and not leaks(cell) and not _beats_baselines(scored, cell),
         "zero-gradient": len(scored) < len(rows),
         "not-converged": _share(scored, "not-converged") > 0.5,

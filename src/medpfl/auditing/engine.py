@@ -73,7 +73,7 @@ def explained(what: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except Exception as error:  # a stranger's code may raise anything, and none of it is a bug of ours
         reason = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in reason:
             raise InputError("out of memory: lower --memory, --batch-size or --size") from error

@@ -18,8 +18,9 @@ from medpfl import defenses as defense_package
 from medpfl import models as model_package
 from medpfl.attacks import matching
 from medpfl.auditing.checkpoint import checkpoint_at, is_checkpoint
+from medpfl.auditing.early import check_model, check_source
 from medpfl.auditing.engine import explained
-from medpfl.core.errors import InputError, nearest
+from medpfl.core.errors import InputError
 from medpfl.core.place import find, is_place
 from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
@@ -64,7 +65,8 @@ def model_of(model: str | Path | Model | nn.Module) -> Model:
         raise InputError(f"model '{model}': say which function makes it, {model}:make_model")
     if Path(model).is_dir():
         raise InputError(f"model '{model}' is a folder without a round of a training (round-0, round-1, ...)")
-    return build(str(model), registry(model_package), "model")
+    check_model(model)
+    return build(model, registry(model_package), "model")
 
 
 def attacks_of(attacks: Iterable[str | Attack]) -> list[Attack]:
@@ -127,7 +129,7 @@ def partition_of(partition: str | Partition, clients: int | None = None) -> Part
         return made
     if not hasattr(made, "clients"):
         raise InputError(f"{made!r} says itself how many clients there are: leave out --clients")
-    return replace(made, clients=clients)  # type: ignore[type-var]
+    return replace(made, clients=clients)  # type: ignore[type-var]  (it has the field)
 
 
 def is_record(data: Any) -> bool:
@@ -178,9 +180,8 @@ def _check_no_run(folder: Path) -> None:
 def source_of(data: str, size: int, fit: str, channels: int | None) -> DataSource:
     """From a path or a spec."""
     if data == "samples":
-        return Samples(size=size, fit=fit, channels=channels)  # type: ignore[arg-type]
+        return Samples(size=size, fit=fit, channels=channels)  # type: ignore[arg-type]  (it checks fit)
     if "(" in data and not Path(data).exists():
         return build(data, registry(data_package), "data source")
-    if not Path(data).exists() and "/" not in data:
-        raise InputError(f"there is no folder or record '{data}' here; {nearest(data, ['samples'])}")
+    check_source(data)
     return source_at(data, size=size, fit=fit, channels=channels)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from medpfl.auditing.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.auditing.report import Report
 from medpfl.auditing.run import audit
 from medpfl.auditing.run_files import lines, made
+from medpfl.auditing.training_store import ROWS, read_rounds
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
 
@@ -24,10 +25,13 @@ class Leakage:
 
     Attributes:
         reports: one for each round, in their order.
+        accuracies: balanced accuracy of the model after each round, on the images that the training was judged by (its
+            test images, if it has any); ``None`` where it is not known.
         pages: the files written beside those of the single audits.
     """
 
     reports: dict[int, Report]
+    accuracies: dict[int, float | None]
     pages: tuple[Path, ...] = ()
 
     @property
@@ -37,8 +41,12 @@ class Leakage:
 
     @property
     def summary(self) -> list[dict[str, Any]]:
-        """The cells of all rounds, each with its ``round``."""
-        return [{"round": n, **cell} for n, report in self.reports.items() for cell in report.summary]
+        """The cells of all rounds, each with its ``round`` and the model's ``balanced_accuracy``."""
+        return [
+            {"round": n, "balanced_accuracy": self.accuracies[n], **cell}
+            for n, report in self.reports.items()
+            for cell in report.summary
+        ]
 
     def __str__(self) -> str:
         from medpfl.reporting.leakage import sentence
@@ -72,8 +80,9 @@ def leakage(
     models = {number: checkpoint_at(Path(model), number) for number in dict.fromkeys(rounds)}
     out = None if out is None else Path(out)
     reports = {n: audit(one, data, out=_beside(out, n), **options) for n, one in models.items()}
-    found = Leakage(reports)
-    return found if out is None else Leakage(reports, _written(out, found, next(iter(models.values()))))
+    some = next(iter(models.values()))
+    found = Leakage(reports, _accuracies(some.path.parents[1], models))
+    return found if out is None else replace(found, pages=_written(out, found, some))
 
 
 def rounds_in(text: str) -> list[int]:
@@ -86,6 +95,14 @@ def rounds_in(text: str) -> list[int]:
     if not all(word.isdecimal() for word in words):
         raise InputError(f"--rounds is {text!r}: give numbers of rounds, such as 0,1,5")
     return [int(word) for word in words]
+
+
+def _accuracies(training: Path, rounds: Iterable[int]) -> dict[int, float | None]:
+    from medpfl.reporting.training import judged
+
+    rows = list(read_rounds(training / ROWS))
+    known = {row.round: row.scores[judged(rows)]["balanced_accuracy"] for row in rows}
+    return {number: known.get(number) for number in rounds}
 
 
 def _beside(out: Path | None, number: int) -> Path | None:

@@ -89,7 +89,8 @@ class Trainer:
         )
 
     def _scores(self, images: LabelledImages) -> Scores:
-        logits = logits_of(self.network, self.weights, images.images.to(self.setup.device))
+        with explained("the model cannot be run on the images that judge it"):
+            logits = logits_of(self.network, self.weights, images.images.to(self.setup.device))
         patients = [i if p is None else p for i, p in enumerate(images.patients)]
         return utility(logits, images.labels, patients)
 
@@ -103,8 +104,14 @@ class Trainer:
     def _read(self, number: int) -> Standing:
         assert self.store.out is not None
         folder = round_folder(self.store.out, number)
-        put_weights(self.network, folder / WEIGHTS)
-        state = unpacked(folder / STATE)
+        try:
+            put_weights(self.network, folder / WEIGHTS)
+            state = unpacked(folder / STATE)
+        except InputError as error:
+            raise InputError(
+                f"the training cannot go on from here: {error}; delete '{folder}', and the same command plays that "
+                "round again"
+            ) from None
         state["velocity"] = {name: t.to(self.setup.device) for name, t in state["velocity"].items()}
         weights = Weights.of(self.network)
         own = [{k: t.clone() for k, t in group.items()} for group in (weights.parameters, weights.buffers)]

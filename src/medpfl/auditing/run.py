@@ -95,7 +95,7 @@ def audit(
             each start, evenly spaced, and the guess. No attacker can pick it; the paper's notebooks do.
         out: the run directory.
         force: discards what another experiment left in it.
-        progress: shows a progress bar on the terminal.
+        progress: shows a progress bar on the terminal, or prints a line now and then where there is none.
 
     Raises:
         InputError: anything that cannot work, before work is done.

@@ -13,12 +13,17 @@ from medpfl.auditing.play import Player
 from medpfl.auditing.privacy import spent
 from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.setup import Setup
-from medpfl.auditing.sums import aggregates, staying
+from medpfl.auditing.sums import aggregates, decrypts, staying
 from medpfl.auditing.watch import files
 from medpfl.data.images import LabelledImages
 from medpfl.defenses import NoDefense
 
 __all__ = ["of_reading", "settings_of"]
+
+_IN_CLEAR = (
+    "{!r}: the server is assumed to get the decrypted mean in clear, as it must to go on with the training. What it "
+    "could do with ciphertexts alone was not audited."
+)
 
 
 def settings_of(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
@@ -55,6 +60,7 @@ def settings_of(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
         "device": str(setup.device),
         "seed": setup.seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "assumed": [_IN_CLEAR.format(defense) for defense in filter(decrypts, setup.defenses)],
         "server_side": server_side(setup.defenses),
         "server_only": server_only(setup.defenses),
         "notes": _notes(setup),
@@ -93,8 +99,9 @@ def _notes(setup: Setup) -> list[str]:
         notes.append(pixelwise if setup.label_shape else "the model gives a class for an image: masks are not used")
     for defense in filter(aggregates, setup.defenses):
         each = staying(defense, setup.clients)
+        clear = ", which it is assumed to get in clear" if decrypts(defense) else ""
         notes.append(
-            f"{defense!r}: the server gets the sum of {each} clients' updates, and attacks read back all "
+            f"{defense!r}: the server gets the sum of {each} clients' updates{clear}, and attacks read back all "
             f"{each * setup.plan.images} images of it; the undefended control is of the same clients one by one"
         )
     attacked = len(setup.victims) * setup.plan.images

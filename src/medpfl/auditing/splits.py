@@ -70,8 +70,8 @@ def _source(data: Any, size: int, fit: str, channels: int | None) -> Any:
         return data
     source = source_of(str(data), size, fit, channels)
     named = "(" in str(data) and not Path(str(data)).exists()
-    limited = not named and any(f.name == "limit" for f in dataclasses.fields(source))  # type: ignore[arg-type]
-    return dataclasses.replace(source, limit=_ALL) if limited else source  # type: ignore[type-var]
+    limited = not named and any(f.name == "limit" for f in dataclasses.fields(source))  # type: ignore[arg-type]  (sources are)
+    return dataclasses.replace(source, limit=_ALL) if limited else source  # type: ignore[type-var]  (dataclasses)
 
 
 def _held_out(data: LabelledImages, holdout: int, seed: int) -> tuple[Tensor, LabelledImages]:
@@ -80,9 +80,10 @@ def _held_out(data: LabelledImages, holdout: int, seed: int) -> tuple[Tensor, La
     try:
         shares = IID(clients=holdout).deal(data, generator_of(seed, "holdout"))
     except InputError as error:
+        why = error.args[0].partition(":")[0].replace("clients", "parts")
         raise InputError(
-            f"one in {holdout} images cannot be held out ({error.args[0].replace('clients', 'parts')}): give a set "
-            "of their own as --validation, or a smaller --holdout"
+            f"one in {holdout} images cannot be held out ({why}): give a set of their own as --validation, or a "
+            "smaller --holdout"
         ) from None
     return torch.cat(shares[1:]).sort().values, part_of(data, shares[0])
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.nn.functional import pad
 
 from medpfl.auditing.run_files import RUN, append, difference, is_of, lines, locked, note, read_json, read_lines
 from medpfl.core.errors import InputError
@@ -203,6 +204,13 @@ def _to_bytes(images: Tensor) -> Tensor:
 
 
 def _for_screen(image: Tensor) -> np.ndarray:
-    image = image if image.ndim == 3 else image[:, image.shape[1] // 2]  # of a volume the middle slice
+    image = image if image.ndim == 3 else _slices(image)
     array = image.permute(1, 2, 0).numpy()
     return array[..., 0] if array.shape[2] == 1 else array
+
+
+def _slices(volume: Tensor) -> Tensor:
+    """Four slices of (C, D, H, W) along the depth, a white line between them: (C, 2 H + 1, 2 W + 1)."""
+    depth = volume.shape[1]
+    one, two, three, four = (pad(volume[:, (2 * i + 1) * depth // 8], (0, 1, 0, 1), value=255) for i in range(4))
+    return torch.cat([torch.cat([one, two], -1), torch.cat([three, four], -1)], -2)[:, :-1, :-1]

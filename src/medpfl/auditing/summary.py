@@ -91,7 +91,7 @@ def _cell(attack: str, defense: str, _: bool, rows: list[Finding], random: list[
         **_rate("asr", scored, lambda row: row.success),
         **_rate("asr_worst", scored, _reaches("ssim_worst")),
         "ssim": _mean(_scores(scored, "ssim")),
-        "ssim_low": low,
+        "ssim_low": None if low is None else max(low, -1.0),  # of few images the interval is wider than the scale
         "ssim_high": None if high is None else min(high, 1.0),  # no image is more like another than itself
         "psnr": _mean(_scores(scored, "psnr")),
         "mse": _mean(_scores(scored, "mse")),

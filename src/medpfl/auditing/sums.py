@@ -15,10 +15,10 @@ from medpfl.core.masked import Exchange
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
 from medpfl.core.types import Update
-from medpfl.defenses import SecAggPlus
+from medpfl.defenses import HomomorphicAggregation, SecAggPlus
 from medpfl.federated.client import ClientRound
 
-__all__ = ["Group", "Sum", "aggregates", "check_sum", "masks", "one_masked", "staying", "summed"]
+__all__ = ["Group", "Sum", "aggregates", "check_sum", "decrypts", "masks", "one_masked", "staying", "summed"]
 
 Group = tuple[tuple[int, Tensor], ...]
 """The clients whose updates reach the server together, one where nothing is summed: number and image indices (N,)."""
@@ -46,6 +46,11 @@ def aggregates(defense: Defense) -> bool:
 def masks(defense: Defense) -> bool:
     """Whether single clients' messages are on the wire, masked."""
     return aggregates(defense) and isinstance(_aggregating(defense), SecAggPlus)
+
+
+def decrypts(defense: Defense) -> bool:
+    """Whether the server has the mean only if a client that can decrypt hands it over in clear."""
+    return aggregates(defense) and isinstance(_aggregating(defense), HomomorphicAggregation)
 
 
 def staying(defense: Defense, clients: int) -> int:

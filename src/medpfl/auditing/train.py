@@ -45,6 +45,7 @@ def train(
     decay: float = 1.0,
     server_momentum: float = 0.0,
     balance: bool = False,
+    augment: bool = False,
     validation: str | Path | DataSource | LabelledImages | None = None,
     test: str | Path | DataSource | LabelledImages | None = None,
     holdout: int = 5,
@@ -76,6 +77,8 @@ def train(
         decay: factor of the learning rate from round to round.
         server_momentum: of the global model's steps.
         balance: whether clients draw their images evenly over the classes that they have, rare ones repeatedly.
+        augment: whether clients shift, turn, zoom and shade their images at random, anew in each round, so that the
+            model holds under other positions and exposures; an audit attacks images as they are.
         validation, test: images to judge the model by; MedMNIST's own splits, if its file is the data.
         holdout: one in so many images is held out where there is no validation set, patients whole.
         weights: a weights file to start from.
@@ -97,7 +100,7 @@ def train(
         defense=_joined(defense),
         plan=plan or Plan("FedAvg", batch_size=32, learning_rate=0.05),
         partition=partition_of(partition, clients),
-        schedule=Schedule(rounds, fraction, decay, server_momentum, balance, delta),
+        schedule=Schedule(rounds, fraction, decay, server_momentum, balance, augment, delta),
         seed=seed,
         device=device_of(device),
     )

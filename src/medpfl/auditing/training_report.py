@@ -92,6 +92,7 @@ def settings_of(setup: TrainingSetup, why: str) -> dict[str, Any]:
             "decay": schedule.decay,
             "server_momentum": schedule.server_momentum,
             "balanced": schedule.balance,
+            "augmented": schedule.augment,
             "weights": "untrained" if setup.weights is None else "given",
         },
         "data": {

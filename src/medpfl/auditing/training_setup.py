@@ -20,6 +20,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, Model
 from medpfl.core.schedule import Schedule
 from medpfl.core.types import Batch
+from medpfl.data.augment import augmented
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.federated.training import Server, Standing, Work, start
@@ -104,7 +105,10 @@ class TrainingSetup:
     def _work(self, client: int, number: int) -> Work:
         plan, generator = self.plan_of(client, number), generator_of(self.seed, "client", number, client)
         chosen = self._chosen(client, plan, generator)
-        batch = Batch(self.data.images[chosen].to(self.device), self.data.labels[chosen].to(self.device))
+        images = self.data.images[chosen]
+        if self.schedule.augment:
+            images = augmented(images, generator_of(self.seed, "augment", number, client))
+        batch = Batch(images.to(self.device), self.data.labels[chosen].to(self.device))
         return Work(client, batch, plan, generator)
 
     def _chosen(self, client: int, plan: Plan, generator: torch.Generator) -> Tensor:

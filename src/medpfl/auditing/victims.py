@@ -46,7 +46,8 @@ def draw_victims(
     if not updates:
         raise InputError(f"{images} images are less than one update of {per_update}: ask for more")
     if not (rounds := updates // together):
-        raise InputError(f"a sum of {together} updates is of {together * per_update} images, {images} were asked for")
+        least = together * per_update
+        raise InputError(f"a sum of {together} updates is of {least} images, {images} were asked for: ask for more")
     updates = rounds * together
     clients = partition.deal(data, generator)
     shares = _shares(updates, [len(client) // per_update for client in clients], per_update)

@@ -1,21 +1,27 @@
-"""Progress on the terminal."""
+"""Progress, on the terminal or in a log."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from time import monotonic
 
 from medpfl.auditing.store import JobKey
 from medpfl.core import progress
 from medpfl.core.errors import listed
 
-__all__ = ["files", "name_skipped", "rounds_of", "watching"]
+__all__ = ["APART", "files", "name_skipped", "rounds_of", "watching"]
 
 _NAMED = 10
 """Skipped files that are named."""
+APART = 20.0
+"""Seconds between two lines of progress."""
 
 During = Callable[[JobKey, int], AbstractContextManager[None]]
+Show = Callable[[str, int], None]
+"""Called with what is being done, and how much is finished."""
 
 
 def name_skipped(skipped: Sequence[str], notes: Sequence[str] = ()) -> None:
@@ -33,12 +39,45 @@ def files(count: int) -> str:
 
 @contextmanager
 def watching(total: int, done: int, visible: bool) -> Iterator[During]:
-    """A progress bar over images, with the time left; yields what to run each job within."""
+    """How many images are done, where `visible`; yields what to run each job within."""
+    if not visible:
+        yield lambda job, images: nullcontext()
+        return
+    finished = done
+    with _shown(total, done, "images") as show:
+
+        @contextmanager
+        def during(job: JobKey, images: int) -> Iterator[None]:
+            nonlocal finished
+            before, what = finished, f"{job.attack} x {job.control or job.defense}"
+            show(what, before)
+            with progress.listening(lambda share: show(what, before + int(share * images))):
+                yield
+            finished += images
+            show(what, finished)
+
+        yield during
+
+
+def rounds_of(first: int, last: int, visible: bool) -> Iterator[int]:
+    """The rounds from `first` to `last`, and, where `visible`, which of them was the latest."""
+    if not visible:
+        yield from range(first, last + 1)
+        return
+    with _shown(last, max(first - 1, 0), "rounds") as show:
+        for number in range(first, last + 1):
+            yield number
+            show("train", number)
+
+
+@contextmanager
+def _shown(total: int, done: int, unit: str) -> Iterator[Show]:
+    """A bar with the time left on a terminal; in a pipe or a file, a plain line now and then."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not (visible and console.is_terminal):
-        yield lambda job, images: nullcontext()
+    if not console.is_terminal:
+        yield _Lines(total, unit)
         return
     from rich.progress import (
         BarColumn,
@@ -59,29 +98,19 @@ def watching(total: int, done: int, visible: bool) -> Iterator[During]:
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("audit", total=total, completed=done)
-        finished = done
-
-        @contextmanager
-        def during(job: JobKey, images: int) -> Iterator[None]:
-            nonlocal finished
-            before = finished
-            bar.update(task, description=f"{job.attack} x {job.control or job.defense}")
-            with progress.listening(lambda share: bar.update(task, completed=before + int(share * images))):
-                yield
-            finished += images
-            bar.update(task, completed=finished)
-
-        yield during
+        yield lambda what, done: bar.update(task, description=what, completed=done)
 
 
-def rounds_of(first: int, last: int, visible: bool) -> Iterator[int]:
-    """The rounds from `first` to `last`, with a progress bar and the time left."""
-    from rich.console import Console
+class _Lines:
+    """Progress in lines; what takes less than `APART` seconds leaves none."""
 
-    console = Console(stderr=True)
-    if not (visible and console.is_terminal):
-        yield from range(first, last + 1)
-        return
-    from rich.progress import track
+    def __init__(self, total: int, unit: str) -> None:
+        self.total, self.unit = total, unit
+        self.began = self.latest = monotonic()
 
-    yield from track(range(first, last + 1), "train", console=console, transient=True)
+    def __call__(self, what: str, done: int) -> None:
+        now = monotonic()
+        if now - self.latest >= APART:
+            self.latest = now
+            passed = timedelta(seconds=int(now - self.began))
+            print(f"{passed}  {done} of {self.total} {self.unit}  {what}", file=sys.stderr, flush=True)

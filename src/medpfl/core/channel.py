@@ -34,6 +34,8 @@ class Channel:
             ``None``: the same everywhere.
         bounds: the error is at most this by coordinate (a pruned coordinate is at most the threshold);
             ``None``: exact up to the noise.
+        laplace: whether the noise has Laplace's distribution; otherwise, as where several noises add up, it is taken
+            for normal.
         known: what `apply` takes besides and differs between victims, by name; ``None``: nothing.
         moment: the known, differentiable part of the `gradient` moment, on per-sample gradients (N, ...):
             `medpfl.federated.local.local_update` takes it; ``None``: there is none.
@@ -42,6 +44,7 @@ class Channel:
     apply: Callable[..., Tensors] = _unchanged
     precision: Tensors | None = None
     bounds: Tensors | None = None
+    laplace: bool = False
     known: Tensors | None = None
     moment: Callable[[Tensors], Tensors] | None = None
 
@@ -70,6 +73,7 @@ class Channel:
         gain: float = 1.0,
         precision: Tensors | None = None,
         bounds: Tensors | None = None,
+        laplace: bool = False,
         known: Tensors | None = None,
     ) -> Channel:
         """This channel followed by one more change.
@@ -78,6 +82,7 @@ class Channel:
             apply: the known part of that change.
             gain: what it multiplies earlier noise and errors by.
             precision, bounds: of the noise and the error that it adds; variances add up, and so do bounds.
+            laplace: of the noise that it adds.
             known: what its `apply` takes besides.
         """
         merged, function = self._chained(apply, known)
@@ -86,6 +91,7 @@ class Channel:
             apply=function,
             precision=_join(_times(self.precision, gain**-2 if gain else torch.inf), precision, _add_variances),
             bounds=_join(_times(self.bounds, gain), bounds, torch.add),
+            laplace=self.laplace if precision is None else laplace and self.precision is None,
             known=merged,
         )
 

@@ -19,6 +19,7 @@ class Schedule:
         decay: factor of the learning rate from round to round, above 0 and at most 1.
         server_momentum: of the global model's steps, at least 0 and less than 1.
         balance: whether clients draw their images evenly over the classes that they have, rare ones repeatedly.
+        augment: whether clients move and shade their images anew in each round (`medpfl.data.augment`).
         delta: of epsilon.
 
     Raises:
@@ -30,6 +31,7 @@ class Schedule:
     decay: float = 1.0
     server_momentum: float = 0.0
     balance: bool = False
+    augment: bool = False
     delta: float = 1e-5
 
     def __post_init__(self) -> None:

@@ -8,12 +8,23 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from medpfl.core.errors import InputError, nearest
 
-__all__ = ["Part", "build", "construct", "expand", "registry", "shown", "signature", "summary"]
+__all__ = [
+    "Part",
+    "build",
+    "check_names",
+    "construct",
+    "expand",
+    "registry",
+    "shown",
+    "signature",
+    "summary",
+    "with_argument",
+]
 
 
 class Part:
@@ -75,13 +86,37 @@ def build(text: str, known: Mapping[str, Any], role: str = "part", nested: Mappi
     Raises:
         InputError: a wrong name (with the nearest right one), argument or value.
     """
+    return _build(_parsed(text, known, role), known, role, nested or {})
+
+
+def check_names(text: str, known: Iterable[str], role: str) -> None:
+    """Raises the `InputError` of `build` for what is no spec, or names no part; the parts need not be at hand."""
+    nodes = [_parsed(text, known, role)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            nodes += [node.right, node.left]
+        else:
+            _called(node, known, role)
+
+
+def _parsed(text: str, known: Iterable[str], role: str) -> ast.expr:
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError):  # ValueError: a null byte
         raise InputError(
             f"{role} '{text}' is not a spec: write Name or Name(argument=value); {nearest(text, known)}"
         ) from None
-    return _build(tree, known, role, nested or {})
+
+
+def _called(node: ast.expr, known: Iterable[str], role: str) -> tuple[str, ast.Call]:
+    """The known name that a spec calls, and the call."""
+    call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
+    if not isinstance(call.func, ast.Name):
+        raise InputError(f"{role} '{ast.unparse(node)}' is not a spec: write Name or Name(argument=value)")
+    if call.func.id not in known:
+        raise InputError(f"there is no {role} '{call.func.id}'; {nearest(call.func.id, known)}")
+    return call.func.id, call
 
 
 def _build(node: ast.expr, known: Mapping[str, Any], role: str, nested: Mapping[str, Any]) -> Any:
@@ -90,12 +125,7 @@ def _build(node: ast.expr, known: Mapping[str, Any], role: str, nested: Mapping[
         if not hasattr(left, "__or__"):
             raise InputError(f"'{ast.unparse(node)}': {role} specs cannot be joined by |; give each on its own")
         return left | right
-    call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
-    if not isinstance(call.func, ast.Name):
-        raise InputError(f"{role} '{ast.unparse(node)}' is not a spec: write Name or Name(argument=value)")
-    name = call.func.id
-    if name not in known:
-        raise InputError(f"there is no {role} '{name}'; {nearest(name, known)}")
+    name, call = _called(node, known, role)
     args = [_value(a, name, role, nested) for a in call.args]
     kwargs = {k.arg or "**": _value(k.value, name, role, nested) for k in call.keywords}
     return construct(known[name], name, args, kwargs, role)
@@ -162,6 +192,18 @@ def expand(text: str) -> list[str]:
         "".join(itertools.chain.from_iterable(itertools.zip_longest(between, values, fillvalue="")))
         for values in itertools.product(*points)
     ]
+
+
+def with_argument(text: str, name: str, value: Any) -> str:
+    """A spec of one part with another value of an argument that is named, as all but the first should be.
+
+    >>> with_argument("GradInv(steps=2000, tv=1e-06)", "steps", 150), with_argument("DLG", "steps", 3)
+    ('GradInv(tv=1e-06, steps=150)', 'DLG(steps=3)')
+    """
+    node = ast.parse(text.strip(), mode="eval").body
+    call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
+    call.keywords = [k for k in call.keywords if k.arg != name] + [ast.keyword(name, ast.Constant(value))]
+    return ast.unparse(call)
 
 
 _SWEEP = re.compile(r"\b(geom|lin)\(([^()]*)\)")

@@ -45,6 +45,9 @@ class Training(BaseModel):
         default="shuffle", description="batches of a client; poisson is what differential privacy counts"
     )
     balance: bool = Field(default=False, description="clients draw their images evenly over their classes")
+    augment: bool = Field(
+        default=False, description="clients shift, turn, zoom and shade their images at random, anew in each round"
+    )
     sends: list[Literal["num_samples", "buffers"]] = Field(
         default=["num_samples", "buffers"],
         description="what travels beside the update: num_samples, buffers; once for each, or 'nothing'",

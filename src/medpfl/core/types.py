@@ -31,8 +31,8 @@ __all__ = [
     "stack_tensors",
 ]
 
-Ended = Literal["converged", "stalled", "max_steps", "nonfinite"]
-"""Objective below the tolerance; no further decrease; out of steps; not finite."""
+Ended = Literal["converged", "stalled", "max_steps", "nonfinite", "beaten"]
+"""Objective below the tolerance; no further decrease; out of steps; not finite; given up for better starts."""
 
 
 @dataclass(frozen=True, eq=False)

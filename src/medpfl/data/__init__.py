@@ -10,5 +10,6 @@ from medpfl.data.medmnist import MedMNIST
 from medpfl.data.nifti import Nifti
 from medpfl.data.samples import Samples
 from medpfl.data.segmented import Segmented
+from medpfl.data.thresholded import Thresholded
 
-__all__ = ["Arrays", "Dicom", "ImageFolder", "Kaggle", "MedMNIST", "Nifti", "Samples", "Segmented"]
+__all__ = ["Arrays", "Dicom", "ImageFolder", "Kaggle", "MedMNIST", "Nifti", "Samples", "Segmented", "Thresholded"]

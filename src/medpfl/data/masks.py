@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,9 @@ def numbered(masks: Sequence[np.ndarray]) -> tuple[list[Tensor], int]:
         InputError: values that are no whole numbers, more than 32 of them, or a single one.
     """
     values = sorted({int(value) for mask in masks for value in np.unique(_whole(mask))} | {0})
-    if not 2 <= len(values) <= MOST:
+    if len(values) < 2:
+        raise InputError("all masks are empty: they hold nothing but 0, the background")
+    if len(values) > MOST:
         raise InputError(
             f"the masks have {len(values)} different values: 2 to {MOST} are needed, one a class and 0 for the "
             "background. JPEG blurs masks: save them as PNG"
@@ -57,10 +60,18 @@ def _whole(mask: np.ndarray) -> np.ndarray:
     return mask
 
 
-def fitted_mask(mask: Tensor, classes: int, size: int, fit: str) -> Tensor:
-    """A mask (H, W) or (D, H, W) as its image is fitted: of each pixel the class that covers most of it."""
+def fitted_mask(mask: Tensor, classes: int, size: int, fit: str, spacing: Any = None) -> Tensor:
+    """A mask (H, W) or (D, H, W) as its image is fitted: of each pixel the class that covers most of it.
+
+    Args:
+        mask: classes from 0 on.
+        classes: how many.
+        size, fit: of the image.
+        spacing: of its pixels or voxels along the axes; ``None``: they are square or cubic.
+    """
+    spacing = spacing or (1,) * mask.ndim
     planes = torch.stack([(mask == label).float() for label in range(classes)])
-    scaled = fitted(planes, size, fit) if mask.ndim == 2 else fitted_volume(planes, size, fit)[0]
+    scaled = fitted(planes, size, fit, spacing) if mask.ndim == 2 else fitted_volume(planes, size, fit, spacing)[0]
     return scaled.argmax(0)
 
 

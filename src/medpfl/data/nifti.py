@@ -19,14 +19,15 @@ from medpfl.data.index import read_patients
 from medpfl.data.labels import Place, label_files
 from medpfl.data.listing import files_in, first, printable, spread
 from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
-from medpfl.data.volumes import PLANES, Volume, read_volume, slice_of, stack_of, upright_shape
+from medpfl.data.volumes import PLANES, Volume, common_spacing, read_volume, slice_of, stack_of, upright_shape
 
-__all__ = ["SUFFIXES", "Nifti"]
+__all__ = ["SUFFIXES", "Nifti", "Plane", "check_plane", "subject"]
 
 SUFFIXES = (".nii", ".nii.gz")
 """Of NIfTI files, in lower case."""
 
 Plane = Literal["axial", "coronal", "sagittal", "volume"]
+"""How a volume becomes images: slices across an axis, or whole."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,10 +66,7 @@ class Nifti(DataSource):
         object.__setattr__(self, "path", os.fspath(self.path))
         check_target(self.size, self.fit, self.channels)
         check_limit(self.limit)
-        if self.plane not in get_args(Plane):
-            raise InputError(f"there is no plane {self.plane!r}; {nearest(str(self.plane), get_args(Plane))}")
-        if self.frame is not None and (type(self.frame) is not int or self.frame < 0):
-            raise InputError(f"frame={self.frame!r} must be None or the place of a volume, counted from 0")
+        check_plane(self.plane, self.frame)
 
     def load(self) -> LabelledImages:
         """The images, by file and slice.
@@ -83,7 +81,7 @@ class Nifti(DataSource):
         shapes = _shapes(files, self.frame, unread)
         known = read_patients(root / "index.csv")
         names = {file: printable(file.relative_to(root)) for file in shapes}
-        owners = {file: known.get(name) or _subject(name) for file, name in names.items()}
+        owners = {file: known.get(name) or subject(name) for file, name in names.items()}
         labels, classes = label_files([Place(name, owners[file]) for file, name in names.items()], root, self.labels)
         units = [
             _Unit(file, label, position)
@@ -104,7 +102,7 @@ class Nifti(DataSource):
             patients=tuple(owners[unit.file] for unit in kept),
             skipped=lines,
             left_out=len(units) - len(chosen),
-            spacing=_common([image.spacing for image in images.values()]),
+            spacing=common_spacing([image.spacing for image in images.values()]),
         )
 
     def _positions(self, shape: Sequence[int]) -> range:
@@ -152,6 +150,14 @@ class _Fitted(NamedTuple):
     spacing: tuple[float, ...] | None
 
 
+def check_plane(plane: str, frame: int | None) -> None:
+    """Raises `InputError` for a plane that there is not, or a frame that is no place in a series."""
+    if plane not in get_args(Plane):
+        raise InputError(f"there is no plane {plane!r}; {nearest(str(plane), get_args(Plane))}")
+    if frame is not None and (type(frame) is not int or frame < 0):
+        raise InputError(f"frame={frame!r} must be None or the place of a volume, counted from 0")
+
+
 def _files(given: Path, unread: dict[Path, str]) -> list[Path]:
     if not given.exists():
         raise InputError(f"there is no file or folder '{given}'")
@@ -171,17 +177,6 @@ def _shapes(files: Sequence[Path], frame: int | None, unread: dict[Path, str]) -
     return shapes
 
 
-def _subject(name: str) -> str:
-    """The subject's folder of a BIDS tree, or the file."""
+def subject(name: str) -> str:
+    """Of a volume, by its name with its folders: the subject's folder of a BIDS tree, or the file."""
     return next((part for part in Path(name).parts[:-1] if part.startswith("sub-")), name)
-
-
-def _common(spacings: Sequence[tuple[float, ...] | None]) -> tuple[float, float, float] | None:
-    """The size of a voxel, if it is the same in all volumes to within 1 %."""
-    known = [spacing for spacing in spacings if spacing is not None]
-    if len(known) < len(spacings):
-        return None
-    table = torch.tensor(known)
-    depth, height, width = table.mean(0).tolist()
-    alike = ((table / table.mean(0) - 1).abs() < 0.01).all()
-    return (depth, height, width) if alike else None

@@ -125,7 +125,7 @@ def _units(data: LabelledImages, clients: int, generator: torch.Generator) -> li
         by_patient.setdefault(i if patient is None else patient, []).append(i)
     if clients > len(by_patient):
         unit = "images" if all(p is None for p in data.patients) else "patients"
-        raise InputError(f"more clients ({clients}) than {unit} ({len(by_patient)})")
+        raise InputError(f"more clients ({clients}) than {unit} ({len(by_patient)}): take at most {len(by_patient)}")
     units = [torch.tensor(indices) for indices in by_patient.values()]
     return [units[i] for i in torch.randperm(len(units), generator=generator).tolist()]
 

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from medpfl.core.errors import InputError, listed
+from medpfl.core.errors import InputError
 from medpfl.core.roles import DataSource
-from medpfl.data.decode import decode, pillow_quiet, reason
+from medpfl.data.decode import pillow_quiet, reason
 from medpfl.data.images import LabelledImages
 from medpfl.data.index import read_patients
-from medpfl.data.listing import files_in, first, is_image, printable, spread
-from medpfl.data.masks import class_of, fitted_mask, numbered, read_mask
+from medpfl.data.listing import first, printable, spread
+from medpfl.data.masks import class_of, fitted_mask, numbered
+from medpfl.data.nifti import Plane, check_plane
 from medpfl.data.npz import Npz
+from medpfl.data.pairs import IMAGES, MASKS, Pair, owner_of, paired, places_in, read_pairs
 from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
 from medpfl.data.unit import unit
+from medpfl.data.volumes import MisplacedError, common_spacing
 
 __all__ = ["Segmented", "is_segmented"]
 
-_IMAGES, _MASKS, _PATIENTS = "images", "masks", "patients"
-_ENDINGS = ("", "_mask", "_segmentation", "_seg")
-Pair = tuple[Tensor, np.ndarray]
+_PATIENTS = "patients"
+Unit = tuple[Path, int | None]
+"""A file and a slice in it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,17 +36,22 @@ class Segmented(DataSource):
     """Images, and for each a mask that says which class every pixel is of; 0 is the background.
 
     A folder that holds ``images`` and ``masks``, with the mask of ``images/a.png`` in ``masks/a.png`` (or
-    ``a_mask.png``, ``a_segmentation.png``, ``a_seg.png``; PNG, BMP or TIFF), and patients from ``index.csv`` (``file``
-    relative to ``images``). Or an ``.npz`` file with arrays ``images`` (M, H, W), (M, H, W, 3) or (M, C, H, W),
-    ``masks`` (M, H, W) and, if known, ``patients`` (M,) of numbers or texts; with masks (M, D, H, W), images are
-    volumes.
+    ``a_mask.png``, ``a_segmentation.png``, ``a_seg.png``), and patients from ``index.csv`` (``file`` relative to
+    ``images``). Images are pictures or DICOM files of one frame, with masks in PNG, BMP or TIFF; or NIfTI volumes with
+    NIfTI masks of the same voxels, read as `Nifti` reads them. Where ``index.csv`` does not say, a patient is
+    PatientID or the subject or file of a volume. Or an ``.npz`` file with arrays ``images`` (M, H, W), (M, H, W, 3) or
+    (M, C, H, W), ``masks`` (M, H, W) and, if known, ``patients`` (M,) of numbers or texts; with masks (M, D, H, W),
+    images are volumes.
 
-    The values of all masks, in their order, are the classes: 0 and 255 are two.
+    The values of all masks, in their order, are the classes: 0 and 255 are two. Images without any structure count.
+    Pairs of which a file cannot be read are skipped and listed.
 
     Attributes:
         path: of the folder or file.
-        size, fit, channels: as in `ImageFolder`; masks go with their images.
+        size, fit, channels: as in `ImageFolder`, and in `Nifti` of volumes; masks go with their images.
         limit: at most this many, spread evenly.
+        plane: of NIfTI volumes: ``"axial"``, ``"coronal"`` or ``"sagittal"`` slices, or ``"volume"``.
+        frame: which volume of a NIfTI image that holds a series.
 
     Raises:
         InputError: an argument is out of range.
@@ -55,11 +62,14 @@ class Segmented(DataSource):
     fit: Fit = "crop"
     channels: int | None = None
     limit: int = 2000
+    plane: Plane = "axial"
+    frame: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", os.fspath(self.path))
         check_target(self.size, self.fit, self.channels)
         check_limit(self.limit)
+        check_plane(self.plane, self.frame)
 
     def load(self) -> LabelledImages:
         """The images in the order of their names or places.
@@ -72,33 +82,70 @@ class Segmented(DataSource):
         return self._of_file(root) if root.is_file() else self._of_folder(root)
 
     def _of_folder(self, root: Path) -> LabelledImages:
-        files = _paired(root)
-        chosen = spread(list(files), lambda _: 0, self.limit)
-        read = {path: _read(path, files[path]) for path in chosen}
-        pairs = {path: pair for path, pair in read.items() if not isinstance(pair, str)}
-        inside = {path: path.relative_to(root / _IMAGES) for path in chosen}
-        skipped = tuple(f"{printable(inside[path])}: {why}" for path, why in read.items() if isinstance(why, str))
+        if not is_segmented(root):
+            raise InputError(f"'{root}' must hold a folder 'images' and a folder 'masks', or be an .npz file with both")
+        files = paired(root)
+        inside = {image: printable(image.relative_to(root / IMAGES)) for image in files}
+        unread: dict[Path, str] = {}
+        units = self._units(list(files), unread)
+        chosen = spread(units, lambda _: 0, self.limit)
+        pairs = self._read(chosen, files, inside, unread)
+        skipped = tuple(f"{inside[image]}: {why}" for image, why in unread.items())
         if not pairs:
             raise InputError(f"no image in '{root}' could be read: {first(skipped)}")
         patients = read_patients(root / "index.csv")
+        owners = {image: patients.get(name) or owner_of(image, name) for image, name in inside.items()}
         return self._made(
             list(pairs.values()),
-            tuple(printable(inside[path]) for path in pairs),
-            tuple(patients.get(inside[path].as_posix()) for path in pairs),
+            tuple(inside[image] + ("" if place is None else f"#{self.plane}{place}") for image, place in pairs),
+            tuple(owners[image] for image, _ in pairs),
             skipped,
-            len(files) - len(chosen),
+            len(units) - len(chosen),
         )
+
+    def _units(self, files: Sequence[Path], unread: dict[Path, str]) -> list[Unit]:
+        units: list[Unit] = []
+        for image in files:
+            try:
+                units += [(image, place) for place in places_in(image, self.plane, self.frame)]
+            except Exception as error:  # a broken file makes nibabel raise almost anything
+                unread[image] = reason(error)
+        return units
+
+    def _read(
+        self, chosen: Sequence[Unit], files: Mapping[Path, Path], inside: Mapping[Path, str], unread: dict[Path, str]
+    ) -> dict[Unit, Pair]:
+        """One file after the other: a volume is large."""
+        wanted: dict[Path, list[int | None]] = {}
+        for image, place in chosen:
+            wanted.setdefault(image, []).append(place)
+        pairs: dict[Unit, Pair] = {}
+        for image, places in wanted.items():
+            try:
+                with pillow_quiet():
+                    found = read_pairs(image, files[image], places, self.plane, self.frame)
+            except MisplacedError as error:
+                raise InputError(f"image '{inside[image]}' {error}") from None
+            except Exception as error:  # a broken file makes Pillow, nibabel and pydicom raise almost anything
+                unread[image] = reason(error)
+                continue
+            pairs |= {(image, place): pair for place, pair in found.items()}
+        if self.plane == "volume" and len({pair.mask.ndim for pair in pairs.values()}) > 1:
+            raise InputError(f"'{self.path}' holds pictures and volumes: move them apart, or take slices")
+        return pairs
 
     def _of_file(self, path: Path) -> LabelledImages:
         file = Npz.open(path)
-        if missing := {_IMAGES, _MASKS} - set(file.names):
+        if missing := {IMAGES, MASKS} - set(file.names):
             raise InputError(f"'{path}' has no array {' and '.join(sorted(missing))}: it has {', '.join(file.names)}")
-        count, masks = file.shape(_IMAGES)[0], file.shape(_MASKS)
+        count, masks = file.shape(IMAGES)[0], file.shape(MASKS)
         if len(masks) not in (3, 4) or masks[0] != count:
             raise InputError(f"'masks' in '{path}' has shape {masks}: ({count}, H, W) or ({count}, D, H, W) is needed")
         chosen = spread(range(count), lambda _: 0, self.limit)
-        pixels = unit(file.rows(_IMAGES, chosen), f"the images in '{path}'")
-        pairs = [(_first(p, len(masks) - 1, path), m) for p, m in zip(pixels, file.rows(_MASKS, chosen), strict=True)]
+        pixels = unit(file.rows(IMAGES, chosen), f"the images in '{path}'")
+        axes = len(masks) - 1
+        cells = (1.0,) * axes
+        pairs = [Pair(_first(p, axes, path), m, cells) for p, m in zip(pixels, file.rows(MASKS, chosen), strict=True)]
         own = file.rows(_PATIENTS, chosen) if _PATIENTS in file.names else [None] * len(chosen)
         patients = tuple(None if p is None else str(p) for p in own)
         return self._made(pairs, tuple(map(str, chosen)), patients, (), count - len(chosen))
@@ -111,60 +158,38 @@ class Segmented(DataSource):
         skipped: tuple[str, ...],
         left_out: int,
     ) -> LabelledImages:
-        for name, (image, mask) in zip(names, pairs, strict=True):
+        for name, (image, mask, _) in zip(names, pairs, strict=True):
             if tuple(image.shape[1:]) != mask.shape:
                 raise InputError(f"image '{name}' has sides {tuple(image.shape[1:])}, its mask {mask.shape}")
-        masks, classes = numbered([mask for _, mask in pairs])
-        fit = [self._fitted(image) for image, _ in pairs]
-        whole = torch.stack([fitted_mask(mask, classes, self.size, self.fit) for mask in masks])
+        masks, classes = numbered([pair.mask for pair in pairs])
+        cells = [pair.spacing for pair in pairs]
+        whole = [fitted_mask(m, classes, self.size, self.fit, c) for m, c in zip(masks, cells, strict=True)]
+        images, spacings = zip(*map(self._fitted, pairs), strict=True)
         return LabelledImages(
-            images=stacked(fit, self.channels),
-            labels=class_of(whole),
+            images=stacked(images, self.channels),
+            labels=class_of(torch.stack(whole)),
             classes=("background", *(f"structure {label}" for label in range(1, classes))),
             names=names,
             patients=patients,
             skipped=skipped,
             left_out=left_out,
-            masks=whole,
+            masks=torch.stack(whole),
+            spacing=common_spacing(spacings),
         )
 
-    def _fitted(self, image: Tensor) -> Tensor:
-        return fitted(image, self.size, self.fit) if image.ndim == 3 else fitted_volume(image, self.size, self.fit)[0]
+    def _fitted(self, pair: Pair) -> tuple[Tensor, tuple[float, ...] | None]:
+        """The image, and the size of its voxels where it is a volume."""
+        if pair.mask.ndim == 2:
+            return fitted(pair.pixels, self.size, self.fit, (pair.spacing[0], pair.spacing[1])), None
+        depth, height, width = pair.spacing
+        return fitted_volume(pair.pixels, self.size, self.fit, (depth, height, width))
 
 
 def is_segmented(place: Path) -> bool:
     """Whether a folder or an ``.npz`` file holds images and masks."""
     if place.is_file():
-        return place.suffix.lower() == ".npz" and {_IMAGES, _MASKS} <= set(Npz.open(place).names)
-    return all((place / name).is_dir() for name in (_IMAGES, _MASKS))
-
-
-def _paired(root: Path) -> dict[Path, Path]:
-    """The mask of each image."""
-    if not is_segmented(root):
-        raise InputError(f"'{root}' must hold a folder 'images' and a folder 'masks', or be an .npz file with both")
-    images, masks = ([f for f in files_in(root / name, {}) if is_image(f.name)] for name in (_IMAGES, _MASKS))
-    by_name = {file.relative_to(root / _MASKS).with_suffix(""): file for file in masks}
-    found = {}
-    for image in images:
-        stem = image.relative_to(root / _IMAGES).with_suffix("")
-        own = (by_name.get(stem.with_name(stem.name + ending)) for ending in _ENDINGS)
-        found[image] = next((mask for mask in own if mask), None)
-    if not found:
-        raise InputError(f"no image in '{root / _IMAGES}'")
-    if missing := [printable(image.relative_to(root)) for image, mask in found.items() if mask is None]:
-        raise InputError(
-            f"{len(missing)} image(s) have no mask of the same name in '{root / _MASKS}':{listed(missing)}"
-        )
-    return {image: mask for image, mask in found.items() if mask is not None}
-
-
-def _read(image: Path, mask: Path) -> Pair | str:
-    try:
-        with pillow_quiet():
-            return decode(image), read_mask(mask)
-    except Exception as error:  # a broken file makes Pillow raise almost anything
-        return reason(error)
+        return place.suffix.lower() == ".npz" and {IMAGES, MASKS} <= set(Npz.open(place).names)
+    return all((place / name).is_dir() for name in (IMAGES, MASKS))
 
 
 def _first(pixels: Tensor, axes: int, path: Path) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,12 +13,17 @@ from torch import Tensor
 
 from medpfl.data.viewer import between_percentiles, quiet
 
-__all__ = ["PLANES", "Plane", "Volume", "read_volume", "slice_of", "stack_of", "upright_shape", "volume"]
+__all__ = [
+    "PLANES", "MisplacedError", "Plane", "Volume", "common_spacing", "read_labels", "read_volume", "slice_of",
+    "stack_of", "upright_shape", "volume",
+]  # fmt: skip
 
 Plane = Literal["sagittal", "coronal", "axial"]
 PLANES = ("sagittal", "coronal", "axial")
 """By the axis (X, Y, Z) that they cut across."""
 _LONGEST_AXIS = 2**15
+_APART = 0.1
+"""Voxels by which the corners of an image and of its mask may differ: affines are rounded."""
 
 
 class Volume(NamedTuple):
@@ -30,6 +36,10 @@ class Volume(NamedTuple):
 
     voxels: Tensor
     spacing: tuple[float, float, float]
+
+
+class MisplacedError(ValueError):
+    """A mask that is not of its image's voxels; the message goes on from the image's name."""
 
 
 def volume(path: str | PathLike[str]) -> Tensor:
@@ -62,14 +72,64 @@ def read_volume(path: str | PathLike[str], frame: int | None = None) -> Volume:
     return Volume(torch.from_numpy(between_percentiles(values)), (right, front, head))
 
 
-def upright_shape(path: str | PathLike[str], frame: int | None = None) -> tuple[int, ...]:
-    """Of what `read_volume` reads, by the header alone; raises as it does."""
+def read_labels(path: str | PathLike[str], image: str | PathLike[str], frame: int | None = None) -> np.ndarray:
+    """The mask of a volume, turned as `read_volume` turns its image; (X, Y, Z) int64.
+
+    Args:
+        path: of the mask.
+        image: path of the volume that it is of, and `frame` in it.
+
+    Raises:
+        MisplacedError: they do not have the same voxels at the same places.
+        ValueError: what is wrong with the mask's shape, affine or values.
+        Exception: whatever nibabel raises for what it cannot read.
+    """
     import nibabel
 
     with quiet():
-        image = _checked(path, frame)
-        axes = nibabel.io_orientation(image.affine)[:, 0].tolist()  # type: ignore[attr-defined]
-    return tuple(image.shape[axes.index(axis)] for axis in range(3))
+        own, other = _checked(path, None), _checked(image, frame)
+        _check_places(own, other)
+        upright: Any = nibabel.as_closest_canonical(own)  # type: ignore[attr-defined]
+        values = np.asarray(upright.dataobj)
+    values = values.reshape(values.shape[:3])
+    if values.dtype.kind not in "uibf" or not (np.isfinite(values).all() and (values == values.round()).all()):
+        raise ValueError("its mask holds values that are no whole numbers: save one class a voxel, not a probability")
+    if values.min() < 0:
+        raise ValueError(f"its mask holds the value {values.min():g}: classes are 0 or more")
+    return values.astype(np.int64)
+
+
+def _check_places(mask: Any, image: Any) -> None:
+    """Raises `MisplacedError` unless both have the same voxels, however they are stored."""
+    (shape, affine), (own_shape, own_affine) = map(_grid, (image, mask))
+    if shape != own_shape:
+        raise MisplacedError(f"has {_sides(shape)} voxels, its mask {_sides(own_shape)}: resample the mask")
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])]).T
+    apart = np.linalg.norm((affine - own_affine) @ corners, axis=0).max()
+    if apart > _APART * np.linalg.norm(affine[:3, :3], axis=0).min():
+        raise MisplacedError(
+            f"and its mask lie up to {apart:.3g} mm apart, as their affines say: resample the mask to the image, or "
+            "give it the image's affine if it was drawn on the same voxels"
+        )
+
+
+def _grid(image: Any) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine after turning upright, by the header alone."""
+    from nibabel.orientations import inv_ornt_aff, io_orientation
+
+    turn: Any = io_orientation(image.affine)
+    shape = tuple(image.shape[turn[:, 0].tolist().index(axis)] for axis in range(3))
+    return shape, image.affine @ inv_ornt_aff(turn, image.shape[:3])
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def upright_shape(path: str | PathLike[str], frame: int | None = None) -> tuple[int, ...]:
+    """Of what `read_volume` reads, by the header alone; raises as it does."""
+    with quiet():
+        return _grid(_checked(path, frame))[0]
 
 
 def _checked(path: str | PathLike[str], frame: int | None) -> Any:
@@ -117,3 +177,14 @@ def stack_of(whole: Volume) -> tuple[Tensor, tuple[float, float, float]]:
     """
     right, front, head = whole.spacing
     return whole.voxels.permute(2, 1, 0).flip(1)[None], (head, front, right)
+
+
+def common_spacing(spacings: Sequence[tuple[float, ...] | None]) -> tuple[float, float, float] | None:
+    """The size of a voxel, if it is known of all volumes and the same to within 1 %."""
+    known = [spacing for spacing in spacings if spacing is not None]
+    if len(known) < len(spacings):
+        return None
+    table = torch.tensor(known)
+    depth, height, width = table.mean(0).tolist()
+    alike = ((table / table.mean(0) - 1).abs() < 0.01).all()
+    return (depth, height, width) if alike else None

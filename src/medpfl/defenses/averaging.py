@@ -41,7 +41,7 @@ def of_mean(before: Channel | None, clients: int) -> Channel:
     """
     known = before or Channel()
     averaged = None if known.precision is None else {k: clients * t for k, t in known.precision.items()}
-    return replace(known, precision=averaged, bounds=None)
+    return replace(known, precision=averaged, bounds=None, laplace=known.laplace and clients == 1)
 
 
 def _floats(update: Update) -> Tensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class LaplaceNoise(AdditiveNoise):
     paper's own third finding is that it does not always protect; generative priors are built to see through
     noise (GradInvDiff, MICCAI 2025; Mjolnir, AAAI 2025).
     """
+
+    laplace: ClassVar[bool] = True
 
     def draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Laplace of diversity 1, by the inverse of its distribution function."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ class AdditiveNoise(Defense):
     Raises:
         InputError: a scale that is not a number above 0, or another word for `relative` or `where`.
     """
+
+    laplace: ClassVar[bool] = False
+    """Whether the distribution is Laplace's, as an attack may know."""
 
     scale: float = shown(0.01)
     relative: Literal["norm", "layer"] | None = None
@@ -77,7 +80,7 @@ class AdditiveNoise(Defense):
             name: torch.full_like(t, 1 / max(float(scales[name]) ** 2 * self.variance(), 1e-30))
             for name, t in sent.tensors.items()
         }
-        return known.then(precision=precision)
+        return known.then(precision=precision, laplace=self.laplace)
 
     def _scales(self, tensors: Tensors) -> dict[str, float]:
         if self.relative is None:

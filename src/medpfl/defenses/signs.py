@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 from torch import Tensor
 
+from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Channel, Tensors, Update
 from medpfl.defenses.compression import Compressor, Scope, check_scope, flat, unflat
@@ -29,20 +31,28 @@ class Signs(Compressor):
     Attributes:
         scope: one mean for each tensor, or one for the whole update.
         feedback: what was not sent is added to the next round's update; part of the method, so on.
+        magnitude: sent in place of the mean magnitude; ``None``: that. With 1 it is signSGD without a scale, whose
+            first step is that of Adam.
 
     Raises:
-        InputError: another word for `scope`.
+        InputError: another word for `scope`, or a magnitude that is not above 0.
     """
 
     scope: Scope = "layer"
     feedback: bool = True
+    magnitude: float | None = None
 
     def __post_init__(self) -> None:
         check_scope(self.scope)
+        if self.magnitude is not None and not 0 < self.magnitude < inf:
+            raise InputError(f"magnitude is {self.magnitude}: it must be above 0")
 
     def compress(self, tensors: Tensors, generator: torch.Generator) -> Tensors:
-        """Signs times the mean magnitude."""
-        return unflat([g.abs().mean() * g.sign() for g in flat(tensors, self.scope)], tensors)
+        """Signs times the magnitude."""
+        return unflat([self._size(g) * g.sign() for g in flat(tensors, self.scope)], tensors)
+
+    def _size(self, group: Tensor) -> Tensor | float:
+        return group.abs().mean() if self.magnitude is None else self.magnitude
 
     def settled(self, first: bool) -> bool:
         """No: the mean of signs is not the sign of the mean."""
@@ -62,7 +72,7 @@ class Signs(Compressor):
 
     def _like_sent(self, tensors: Tensors) -> Tensors:
         groups = flat(tensors, self.scope)
-        return unflat([g.abs().mean() * _smooth_sign(g) for g in groups], tensors)
+        return unflat([self._size(g) * _smooth_sign(g) for g in groups], tensors)
 
     def _of_magnitude(self, tensors: Tensors, known: Tensors) -> Tensors:
         signs = unflat([_smooth_sign(g) for g in flat(tensors, self.scope)], tensors)

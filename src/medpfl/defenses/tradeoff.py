@@ -25,10 +25,16 @@ likelihood ratio grows too, so that the best test is the same and ``1 - f(a) = (
 **Several of those** have no closed form: for every real e, ``power <= exp(e) a + D(e)`` with the hockey-stick
 divergence ``D(e) = sup_S P(S) - exp(e) Q(S)``, with equality at one e for each a. D is that of the composed privacy
 loss distribution of P against Q (dp-accounting, rounded to the safe side): any choice of e is a bound.
+
+**Several private parts in one defense** (``DPSGD() | ClientDP()``): the later ones are post-processing of what the
+earlier send, and a guarantee of a later one holds whatever came before it. So each one's bound holds, and the least at
+this kappa, `tightest`, is taken: the order of their bounds may depend on kappa. It counts no noise twice, so that it
+is valid and may be wider than need be.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, exp, floor, sqrt
@@ -39,7 +45,7 @@ from scipy.special import ndtr, ndtri
 
 from medpfl.core.errors import InputError, check_positive
 
-__all__ = ["Mechanism", "Profile"]
+__all__ = ["Mechanism", "Profile", "tightest"]
 
 Profile = tuple[tuple[float, float], ...]
 """Pairs (e, D(e)); D falls."""
@@ -110,6 +116,18 @@ class Mechanism:
         if self.known or self.rate == 1 or self.steps == 1:
             return self.known
         return _composed(self.noise, self.rate, self.steps)
+
+
+def tightest(mechanisms: Sequence[Mechanism], kappa: float) -> float:
+    """The least bound at `kappa` of mechanisms that all acted on what is seen; at least one.
+
+    >>> round(tightest([Mechanism(noise=1.0), Mechanism(noise=0.5, rate=0.1)], 0.01), 4)
+    0.0462
+
+    Raises:
+        InputError: as `Mechanism.bound`.
+    """
+    return min(one.bound(kappa) for one in mechanisms)
 
 
 def _composed(noise: float, rate: float, steps: int) -> Profile:

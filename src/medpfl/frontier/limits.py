@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medpfl.core.errors import InputError, nearest
-from medpfl.metrics.rates import interval
 
 __all__ = ["METRICS", "Limit", "check_within_reach", "limits_of"]
 
@@ -72,6 +71,8 @@ def check_within_reach(limits: Sequence[Limit], images: int, per_update: int) ->
         images: that are attacked.
         per_update: images of one update, which are one trial of the interval.
     """
+    from medpfl.metrics.rates import interval  # not above: a wrong limit is said before torch is imported
+
     for limit in limits:
         if limit.metric not in _RATES:
             continue

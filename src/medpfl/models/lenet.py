@@ -1,4 +1,4 @@
-"""The sigmoid LeNets of the gradient-inversion papers."""
+"""The LeNets of the gradient-inversion papers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.roles import Model
 from medpfl.core.spec import shown
-from medpfl.models.parts import planar
+from medpfl.models.parts import ACTIVATIONS, check_choice, planar
 
 __all__ = ["LeNet"]
 
@@ -26,27 +26,33 @@ _VARIANTS = {
 
 @dataclass(frozen=True, repr=False)
 class LeNet(Model):
-    """Sigmoid convolutions and one linear layer; all weights and biases uniform in [-0.5, 0.5].
+    """Convolutions, with sigmoids, and one linear layer; all weights and biases uniform in [-0.5, 0.5].
 
     Variants, as in the code that Das, Amini and Wu (arXiv:2409.18907) used for each attack:
     ``'dlg'`` four 5x5 convolutions of 12 channels, strides 2, 2, 1, 1 (Zhu et al. 2019, arXiv:1906.08935);
     ``'idlg'`` three, strides 2, 2, 1 (Zhao et al. 2020, arXiv:2001.02610); ``'cpl'`` six 2x2 convolutions
     of 16 channels, padding 2 (Wei et al. 2020, arXiv:2004.10397).
 
+    With their sigmoids and wide weights they leak, and hardly train: the gradient of the first layers all but
+    vanishes. ``LeNet('idlg', activation='tanh', scale=0.1)`` does both.
+
     Attributes:
         variant: which of the three.
         classes, channels: ``None`` takes what the data has.
         scale: half the width of the uniform distribution of the weights.
+        activation: ``"sigmoid"`` as in the papers, or another of those of `ConvNet`.
     """
 
     variant: Literal["dlg", "idlg", "cpl"] = shown("dlg")
     classes: int | None = None
     channels: int | None = None
     scale: float = 0.5
+    activation: str = "sigmoid"
 
     def __post_init__(self) -> None:
         if self.variant not in _VARIANTS:
             raise InputError(f"there is no variant '{self.variant}'; {nearest(str(self.variant), _VARIANTS)}")
+        check_choice("activation", self.activation, ACTIVATIONS)
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
         """The network for images (C, H, W)."""
@@ -57,7 +63,7 @@ class LeNet(Model):
         layers: list[nn.Module] = []
         with torch.random.fork_rng(devices=[]):  # what layers draw for themselves is overwritten
             for (inputs, outputs), stride in zip(itertools.pairwise(channels), strides, strict=True):
-                layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.Sigmoid()]
+                layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding), ACTIVATIONS[self.activation]()]
             network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, self.classes or num_classes))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

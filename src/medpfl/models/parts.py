@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medpfl.core.errors import InputError, nearest
 
-__all__ = ["ACTIVATIONS", "Normalized", "check_choice", "check_counts", "check_rate", "planar"]
+__all__ = ["ACTIVATIONS", "MOMENTS", "Normalized", "check_choice", "check_counts", "check_rate", "planar"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -21,12 +21,16 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_GRAY = ((0.449,), (0.226,))
+MOMENTS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+"""By name, mean and deviation of red, green and blue. Gray ones are their means, of three digits."""
 
 
 class Normalized(nn.Module):
-    """Subtracts ImageNet's mean from images in [0, 1] and divides by its deviation, before its sister class.
+    """Subtracts a mean from images in [0, 1] and divides by a deviation, ImageNet's as a rule, before its sister class.
 
     Gray images go into a network of three channels as three equal ones.
     """
@@ -34,9 +38,9 @@ class Normalized(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def set_normalization(self, channels: int) -> None:
+    def set_normalization(self, channels: int, moments: str = "imagenet") -> None:
         """Registers mean and deviation as buffers that are in no weights file; gray ones unless `channels` is 3."""
-        mean, deviation = _IMAGENET if channels == 3 else _GRAY
+        mean, deviation = MOMENTS[moments] if channels == 3 else ((round(sum(m) / 3, 3),) for m in MOMENTS[moments])
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(-1, 1, 1), persistent=False)
 

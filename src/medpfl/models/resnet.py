@@ -16,7 +16,7 @@ from torchvision.models.resnet import ResNet as _TorchvisionResNet
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Model
 from medpfl.core.spec import shown
-from medpfl.models.parts import Normalized, planar
+from medpfl.models.parts import MOMENTS, Normalized, check_choice, planar
 from medpfl.models.weights import fill, load_weights
 
 __all__ = ["ResNet"]
@@ -33,8 +33,7 @@ _HEAD = "fc"
 class ResNet(Model):
     """Residual network of 18, 34 or 50 layers (He et al. 2016, arXiv:1512.03385), as in torchvision.
 
-    Takes images in [0, 1]; ImageNet's mean and deviation are subtracted and divided inside. Parameter names
-    are torchvision's.
+    Takes images in [0, 1]; a mean and a deviation are subtracted and divided inside. Parameter names are torchvision's.
 
     Attributes:
         depth: 18, 34 or 50.
@@ -43,16 +42,19 @@ class ResNet(Model):
             taken as three equal channels, and a last layer that has another number of classes than the file's
             (ImageNet's 1000) is drawn anew. A path is kept out of everything that is written.
         classes, channels: ``None`` takes what the data has.
+        normalization: ``"imagenet"``, ``"cifar10"`` or ``"none"``: whose mean and deviation.
     """
 
     depth: int = shown(18)
     weights: str | None = None
     classes: int | None = None
     channels: int | None = None
+    normalization: str = "imagenet"
 
     def __post_init__(self) -> None:
         if self.depth not in _DEPTHS:
             raise InputError(f"depth is {self.depth}: choose from {', '.join(map(str, _DEPTHS))}")
+        check_choice("normalization", self.normalization, MOMENTS)
 
     def __repr__(self) -> str:
         hidden = self.weights is not None and self.weights not in self._published()
@@ -73,6 +75,7 @@ class ResNet(Model):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = _Network(block, layers, self.classes or num_classes, 3 if self.weights else channels)
+        network.set_normalization(3 if self.weights else channels, self.normalization)
         if self.weights in self._published():
             fill(network, self._download(), f"torchvision's {self.weights}", _HEAD)
         elif self.weights is not None:
@@ -99,4 +102,3 @@ class _Network(Normalized, _TorchvisionResNet):
         if channels != 3:
             self.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.set_normalization(channels)

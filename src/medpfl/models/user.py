@@ -31,9 +31,10 @@ _SYNONYMS = {
 class UserModel(Model):
     """A network made by the user's own function or class, called with the arguments that the spec gives.
 
-    Arguments that it has no default for and that are named like ``num_classes``, ``in_channels``, ``image_size``
-    or ``spatial_dims`` are filled in from the data. Of several outputs the one in brackets counts, ``make()[1]`` or
-    ``make()['aux']``, else of named ones that which is called ``logits`` or ``out``, else the first.
+    Arguments that it has no default for and that are named like ``num_classes``, ``in_channels`` or ``image_size`` are
+    filled in from the data, and ``spatial_dims`` always, which MONAI sets to 3 in places. Of several outputs the one
+    in brackets counts, ``make()[1]`` or ``make()['aux']``, else of named ones that which is called ``logits`` or
+    ``out``, else the first.
 
     Attributes:
         place: a ``.py`` file or a module. It is kept out of everything that is written.
@@ -129,5 +130,6 @@ def _fill(make: Any, positional: int, given: dict[str, Any], values: dict[str, i
         parameters = list(inspect.signature(make).parameters.values())[positional:]
     except (TypeError, ValueError):
         return {}
-    missing = {p.name for p in parameters if p.default is p.empty and p.name not in given}
+    open_ = {p.name for p in parameters if p.default is p.empty or p.name in _SYNONYMS["axes"]}
+    missing = open_ - set(given)
     return {name: values[key] for key, names in _SYNONYMS.items() for name in names if name in missing}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bound_figure", "bound_section"]
 
-_SIZE = (4.6, 4.1)  # inches
+_WIDTH, _BELOW, _HEIGHT, _ABOVE, _LINE = 4.6, 0.49, 2.5, 0.2, 0.18  # inches; of the axes, and of a legend's line
 _LEAST = 1e-4
 """The left edge of kappa; what is smaller, 0 too, stands there."""
 _INKS, _DASHES, _SHAPES = ("leak", "safe", "doubt", "muted", "ink"), ("-", "--", "-."), "osD^v"
@@ -34,9 +34,10 @@ def bound_figure(ones: Placed, event: str) -> str:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_SIZE)
-    axes = figure.add_axes((0.17, 0.12, 0.79, 0.6))
     known = [one for one in ones if one["bound"]["gap"] is None]
+    height = _BELOW + _HEIGHT + _ABOVE + _LINE * len(known)
+    figure = Figure(figsize=(_WIDTH, height))
+    axes = figure.add_axes((0.17, _BELOW / height, 0.77, _HEIGHT / height))
     pairs = [kappa for kappa, _ in known[0]["bound"]["curve"] if kappa >= _LEAST] if known else []
     axes.plot(pairs, pairs, color=COLORS["line"], linewidth=1.2)
     for place, one in enumerate(known):
@@ -92,8 +93,9 @@ def _baselines(axes: Axes, guesses: Sequence[Mapping[str, Any]], event: str) -> 
         axes.plot([kappa], [0], marker=2, markersize=7, color=COLORS["ink"], clip_on=False, zorder=6)
         side: Any = "left" if kappa < 0.1 else "right"
         offset = (4 if side == "left" else -4, 5)
+        behind: dict[str, Any] = {"fc": COLORS["paper"], "ec": "none", "pad": 0.8, "alpha": 0.8}
         axes.annotate(", ".join(texts), (kappa, 0), offset, textcoords="offset points", fontsize=8, ha=side,
-                      color=COLORS["ink"])  # fmt: skip
+                      color=COLORS["ink"], bbox=behind, zorder=4)  # fmt: skip
 
 
 def _frame(axes: Axes, name: str) -> None:

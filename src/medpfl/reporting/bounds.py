@@ -67,10 +67,11 @@ def _row(one: Cell, event: str) -> list[tuple[str, str]]:
         return [(label(one["defense"]), ""), (DASH, ""), (EVENTS[event], ""), rate, (DASH, ""), none, (DASH, ""),
                 (DASH, "")]  # fmt: skip
     mark = bound[event]
+    units = {one["unit"] for one in bound["mechanisms"]}
     ends = known(mark["kappa_high"]) and mark["kappa_high"] > mark["kappa"]
     return [
         (label(one["defense"]), ""),
-        (f"an image{' (of all of a client)' if bound['unit'] == 'client' else ''}", _mechanism(bound)),
+        ("an image (of all of a client)" if units == {"client"} else "an image", _mechanisms(bound)),
         (EVENTS[event], ""),
         rate,
         (_share(mark["kappa"]), f"up to {_share(mark['kappa_high'])}" if ends else ""),
@@ -85,10 +86,14 @@ def _share(rate: float | None) -> str:
     return percent(rate) if rate is None or rate == 0 or rate >= 0.1 else f"{number(100 * rate, '.2g')} %"
 
 
-def _mechanism(bound: Mapping[str, Any]) -> str:
-    steps = "1 step" if bound["steps"] == 1 else f"{bound['steps']} steps"
+def _mechanisms(bound: Mapping[str, Any]) -> str:
     rounds = "1 round" if bound["rounds"] == 1 else f"{bound['rounds']} rounds"
-    return f"noise {bound['noise']:g}, rate {bound['rate']:.3g}, {steps}, over {rounds}"
+    return f"{' and '.join(map(_mechanism, bound['mechanisms']))}, over {rounds}"
+
+
+def _mechanism(one: Mapping[str, Any]) -> str:
+    steps = "1 step" if one["steps"] == 1 else f"{one['steps']} steps"
+    return f"noise {one['noise']:g}, rate {one['rate']:.3g}, {steps}"
 
 
 def reading_bounds() -> tuple[str, ...]:

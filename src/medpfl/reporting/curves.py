@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["canvas", "legend", "privacy_figure", "score_figure"]
 
-_SIZE = (4.6, 3.0)  # inches
+_WIDTH, _BELOW, _HEIGHT, _ABOVE, _LINE = 4.6, 0.45, 2.16, 0.16, 0.18  # inches; of the axes, and of a legend's line
 _LINES = {
     "balanced_accuracy": ("balanced accuracy", "safe", "-"),
     "accuracy": ("accuracy", "muted", "--"),
@@ -65,15 +65,16 @@ def privacy_figure(rows: Sequence[Round]) -> str:
     return inline(figure, "privacy", f"By round: {spoken}; and the norm of the global model's step")
 
 
-def canvas() -> tuple[Figure, Axes]:
-    """An empty figure over rounds."""
+def canvas(lines: int = 1) -> tuple[Figure, Axes]:
+    """An empty figure over rounds, under room for a legend of so many lines."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=_SIZE)
-    axes = figure.add_axes((0.13, 0.15, 0.76, 0.72))
+    height = _BELOW + _HEIGHT + _ABOVE + _LINE * lines
+    figure = Figure(figsize=(_WIDTH, height))
+    axes = figure.add_axes((0.13, _BELOW / height, 0.76, _HEIGHT / height))
     axes.tick_params(colors=COLORS["muted"], labelsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("round", color=COLORS["muted"], fontsize=9)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("bottom", "left"))

@@ -20,6 +20,17 @@ FLAGS = {
         "The attack does not work here, so its failure says nothing about the defense. "
         "Try a stronger attack, more steps, or a smaller batch.",
     ),
+    "control-weak": Flag(
+        "the server gets a sum over clients, the attack failed, and even of one client's update it only recognizes the "
+        "images: it reads none back",
+        "The attack is at its limit before anything is summed, so its failure says nothing about the sum. "
+        "Try a stronger attack, more steps, or smaller batches.",
+    ),
+    "too-few": Flag(
+        "the attack failed, and even if it were as successful as without the defense, the 95 % interval of so few "
+        "updates would reach down to what a guess explains",
+        "A leak would not have shown. Attack more images; images in one sum or one update count as one.",
+    ),
     "naive-attack": Flag(
         "the attack works without the defense, failed with it, and was not told what the defense discloses of itself",
         "An adversary that knows the defense may succeed where this one failed. "

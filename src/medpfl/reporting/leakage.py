@@ -11,7 +11,7 @@ from medpfl.core.verdicts import LEAKS, NO_LEAK
 from medpfl.reporting.curves import canvas, legend
 from medpfl.reporting.phrases import reason, strength
 from medpfl.reporting.svg import COLORS, inline
-from medpfl.reporting.words import attacker, label, number, percent, percents, shorten
+from medpfl.reporting.words import attacker, known, label, number, percent, percents, shorten
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["leakage_figure", "leakage_table", "sentence", "write_leakage_page"]
 
 Cells = Sequence[Mapping[str, Any]]
-COLUMNS = ("Round", "Attack", "Defense", "Read back", "SSIM", "Identified", "Verdict")
+COLUMNS = ("Round", "Model", "Attack", "Defense", "Images", "Read back", "SSIM", "Identified", "Verdict")
 _INKS = ("leak", "safe", "doubt", "muted", "ink")
 _DASHES = ("-", "--", "-.", ":")
 
@@ -35,8 +35,12 @@ def sentence(summary: Cells) -> str:
     where = f"Of the models of rounds {', '.join(str(n) for n in sorted({cell['round'] for cell in summary}))}"
     if leaking := [cell for cell in summary if cell["verdict"] == LEAKS]:
         best = max(leaking, key=strength)
+        alike = sorted({c["round"] for c in leaking if all(c[k] == best[k] for k in ("asr", "identified"))})
+        which = f"that of round {best['round']} leaks most"
+        if len(alike) > 1:
+            which = f"those of rounds {', '.join(map(str, alike))} leak most, and alike"
         return (
-            f"{where}, that of round {best['round']} leaks most: "
+            f"{where}, {which}: "
             f"{percent(best['asr'])} of {best['images']} images were read back (95 % interval "
             f"{percents(best['asr_low'], best['asr_high'])}), {percent(best['identified'])} were identified, by "
             f"{attacker(best)} with {label(best['defense'])}."
@@ -51,21 +55,28 @@ def sentence(summary: Cells) -> str:
 
 
 def leakage_figure(summary: Cells, score: str = "ssim") -> str:
-    """A score by round, a line for each attack under each defense, with its interval."""
-    figure, axes = canvas()
-    spoken = []
-    for place, cells in enumerate(_lines(summary)):
+    """A score by round, a line for each attack under each defense, with its interval; the model's accuracy, dotted."""
+    lines, spoken = _lines(summary), []
+    figure, axes = canvas(len(lines) + 1)
+    for place, cells in enumerate(lines):
         color, style = COLORS[_INKS[place % len(_INKS)]], _DASHES[place // len(_INKS) % len(_DASHES)]
-        known = sorted((c for c in cells if c[score] is not None), key=lambda cell: cell["round"])
-        rounds: list[Any] = [cell["round"] for cell in known]
-        values: list[Any] = [cell[score] for cell in known]
-        ends: list[Any] = [[c[score] if c[f"{score}_{e}"] is None else c[f"{score}_{e}"] for c in known] for e in _ENDS]
+        own = sorted((c for c in cells if c[score] is not None), key=lambda cell: cell["round"])
+        rounds: list[Any] = [cell["round"] for cell in own]
+        values: list[Any] = [cell[score] for cell in own]
+        ends: list[Any] = [[c[score] if c[f"{score}_{e}"] is None else c[f"{score}_{e}"] for c in own] for e in _ENDS]
         axes.fill_between(rounds, *ends, color=color, alpha=0.12, linewidth=0)
         # Its longest form: in a round without a pair, the name does not say "adaptive". Cut so that the end stays.
         name = shorten(max(map(attacker, cells), key=len), 27)
         text = f"{name}, {shorten(label(cells[0]['defense']), 42 - len(name))}"
         axes.plot(rounds, values, style, marker="o", markersize=4, color=color, linewidth=1.6, label=text)
         spoken.append(f"{text}: " + ", ".join(f"round {c['round']}: {number(c[score])}" for c in cells))
+    accuracies: dict[Any, Any] = {c["round"]: c["balanced_accuracy"] for c in summary if known(c["balanced_accuracy"])}
+    rounds = sorted(accuracies)
+    text = "balanced accuracy of the model"
+    axes.plot(rounds, [accuracies[n] for n in rounds], ":", color=COLORS["ink"], linewidth=1.3, label=text)
+    axes.set_ylim(min(0, axes.get_ylim()[0]), 1.02)
+    if score != "ssim":
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     legend(axes, columns=1)
     return inline(figure, score, f"{_NAMES[score]} by round: {'; '.join(spoken)}")
 
@@ -84,8 +95,17 @@ _NAMES = {"ssim": "mean SSIM", "asr": "share of images read back"}
 
 def _values(cell: Mapping[str, Any]) -> list[tuple[str, str]]:
     rates = [(percent(cell[k]), percents(cell[f"{k}_low"], cell[f"{k}_high"])) for k in ("asr", "identified")]
-    names = [(str(cell["round"]), ""), (attacker(cell), ""), (label(cell["defense"]), "")]
-    return [*names, rates[0], (number(cell["ssim"]), ""), rates[1], (cell["verdict"], " ".join(cell["flags"]))]
+    model = (percent(cell["balanced_accuracy"]), "balanced accuracy" if known(cell["balanced_accuracy"]) else "")
+    names = [(str(cell["round"]), ""), model, (attacker(cell), ""), (label(cell["defense"]), "")]
+    guessed = [cell[f"ssim_{name}"] for name in _WITHOUT if known(cell[f"ssim_{name}"])]
+    ssim = (number(cell["ssim"]), f"{number(max(guessed))} without the update" if guessed else "")
+    chance = f"by chance {percent(cell['chance'])}"
+    identified = (rates[1][0], f"{rates[1][1]}; {chance}" if known(cell["chance"]) else rates[1][1])
+    verdict = (cell["verdict"], " ".join(cell["flags"]))
+    return [*names, (str(cell["images"]), ""), rates[0], ssim, identified, verdict]
+
+
+_WITHOUT = ("mean_image", "nearest", "random_update")
 
 
 def leakage_table(summary: Cells) -> Table:

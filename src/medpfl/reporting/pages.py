@@ -91,9 +91,11 @@ def _page(
         figures=[Markup(figure) for figure in figures],
         bounds=bound_section(placed(summary)),
         panels=shown,
+        volumes=len((settings.get("data") or {}).get("shape") or ()) == 4,
         grants=granted(settings),
         flags=_raised(summary),
         notes=settings.get("notes") or (),
+        assumed=settings.get("assumed") or (),
         command=settings.get("command"),
         marks=MARKS,
     )

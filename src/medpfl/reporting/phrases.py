@@ -16,6 +16,9 @@ Cells = Sequence[Cell]
 REASONS = {
     "naive-attack": "these attacks were not told of the defense that they failed against",
     "control-failed": "these attacks do not work here even without a defense",
+    "control-weak": "without the defense these attacks only recognize the images of one client and read none back, "
+    "and a sum over clients is harder to read",
+    "too-few": "so few updates were attacked that as much success as without the defense would not have shown",
     "record-mismatch": "the recorded update is not what the images give under the stated plan and defense",
     "prior-only": "a guess made without the update does as well as these attacks",
     "nonfinite": "the attacks ended at numbers that are not finite",

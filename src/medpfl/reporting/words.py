@@ -35,14 +35,15 @@ def known(value: Any) -> bool:
 def number(value: float | None, style: str = ".2f") -> str:
     """A number in a format.
 
-    >>> number(0.125, ".1f"), number(float("inf")), number(None) == DASH
-    ('0.1', '∞', True)
+    >>> number(0.125, ".1f"), number(-0.001), number(float("inf")), number(None) == DASH
+    ('0.1', '0.00', '∞', True)
     """
     if value is None or not known(value):
         return DASH
     if math.isinf(value):
         return "\u221e" if value > 0 else "\u2212\u221e"
-    return re.sub("^-", "\u2212", format(value, style))
+    text = format(value, style)
+    return re.sub("^-", "\u2212", text) if re.search("[1-9]", text) else text.lstrip("-")
 
 
 def percent(rate: float | None) -> str:

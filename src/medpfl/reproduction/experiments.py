@@ -31,9 +31,12 @@ class Part(BaseModel):
         audit: what differs from the audit's own defaults, as its options are called.
         images: how many to attack; or `per_class`, so many of each class.
         needs_weights: whether it is of a trained network, whose weights the user gives.
-        training: how that network is trained on the images that are attacked, where the user gives none.
+        training: how a network is trained on the images that are attacked before it is, if the user does not give
+            the weights that it needs.
+        masks: whether the network segments, and learns masks that `medpfl.data.Thresholded` makes of the images.
         explained: whether what its images are like is kept beside the rows, and set against them.
-        quick, faithful: what is put in place of the above in the brief form, and in that of the notebooks.
+        quick, faithful: what is put in place of the above in the brief form, and in that of the notebooks; see
+            `medpfl.reproduction.form.Form`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,28 +47,21 @@ class Part(BaseModel):
     per_class: int | None = None
     needs_weights: bool = False
     training: dict[str, Any] = {}
+    masks: bool = False
     explained: bool = False
     quick: dict[str, Any] = {}
     faithful: dict[str, Any] = {}
 
-    def under(self, quick: bool, faithful: bool, images: int | None = None) -> Part:
-        """This part in the form that was asked for; the brief form goes before the notebooks'.
+    def data(self, place: str) -> str:
+        """What an audit of the images at a place is given: the place, or how masks are made of them."""
+        shape = {name: self.audit[name] for name in ("size", "fit", "channels") if name in self.audit}
+        words = [repr(place), *(f"{name}={value!r}" for name, value in shape.items())]
+        return f"Thresholded({', '.join(words)})" if self.masks else place
 
-        Args:
-            quick, faithful: which form.
-            images: to attack, in place of the form's own number.
-        """
-        part = self
-        for wanted, other in ((faithful, self.faithful), (quick, self.quick)):
-            if wanted:
-                audit = {**part.audit, **other.get("audit", {})}
-                part = part.model_copy(update={**other, "audit": audit})
-        return part if images is None else part.model_copy(update={"images": images, "per_class": None})
-
-    def experiment(self, data: str, seed: int, classes: int, held: int) -> Experiment:
+    def experiment(self, data: str, classes: int, held: int, seed: int, device: str = "cpu") -> Experiment:
         """The audit of a folder that holds so many images of so many classes."""
         images = self.images if self.per_class is None else self.per_class * classes
-        own = {"data": data, "seed": seed, "images": min(images or held, held), "iterates": True}
+        own = {"data": data, "seed": seed, "device": device, "images": min(images or held, held), "iterates": True}
         return Experiment(**{**self.audit, **own})
 
 

@@ -78,7 +78,8 @@ def relations(rows: Mapping[str, Sequence[Finding]], found: Mapping[str, Mapping
         for feature, meaning in FEATURES.items()
     ]
     between = ["", f"Spearman's rank correlation over {len(pooled)} images of {len(rows)} sets:", ""]
-    return "\n".join([*markdown_table(heads, sets), *between, *markdown_table(["", *heads[-3:]], ranks)])
+    title = "## What the images are like, and what was read back of them"
+    return "\n".join([title, "", *markdown_table(heads, sets), *between, *markdown_table(["", *heads[-3:]], ranks)])
 
 
 def _plain(value: float) -> str:

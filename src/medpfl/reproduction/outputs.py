@@ -9,7 +9,7 @@ from medpfl.auditing.engine import versions
 from medpfl.auditing.store import ROWS, read_rows
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
-from medpfl.reproduction.experiments import study
+from medpfl.reproduction import experiments
 from medpfl.reproduction.modalities import KEPT, kept, relations
 from medpfl.reproduction.published import Published, beside
 from medpfl.reproduction.tables import Row, as_latex, as_markdown, as_table
@@ -59,7 +59,8 @@ def write_tables(out: Path, rows: list[Row], gaps: list[Gap], theirs: list[Publi
     for experiment in dict.fromkeys(row["experiment"] for row in rows):
         own = [row for row in rows if row["experiment"] == experiment]
         notes = [gap.what for gap in gaps if gap.experiment in ("", experiment)]
-        text = as_markdown(study(experiment).title, study(experiment).source, own, notes)
+        study = experiments.study(experiment)
+        text = as_markdown(study.title, study.source, own, notes)
         found = sorted(runs_of(out).glob(f"{experiment}-*/{KEPT}"))
         if runs := {path.parent.name.split("-")[1]: path.parent for path in found}:
             rows_by_set = {name: list(read_rows(run / ROWS)) for name, run in runs.items()}

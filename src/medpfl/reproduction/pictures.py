@@ -60,8 +60,13 @@ def _line(store: Store, rows: Sequence[Finding], rank: str, plain: Finding) -> I
     """Truth, guess without a defense, and the guess under each one."""
     truth, guess = store.picture(plain)
     yield truth, f"truth ({rank})"
-    yield guess, f"no defense: SSIM {number(plain.scores['ssim'])}"
+    yield guess, f"no defense: {_score(plain)}"
     for row in rows:
         same = (row.image, row.draw, row.attack) == (plain.image, plain.draw, plain.attack)
         if same and row.defense != UNDEFENDED:
-            yield store.picture(row)[1], f"{_brief(row.defense)}: SSIM {number(row.scores['ssim'])}"
+            yield store.picture(row)[1], f"{_brief(row.defense)}: {_score(row)}"
+
+
+def _score(row: Finding) -> str:
+    """In one piece: a line does not end between name and number."""
+    return f"SSIM\u00a0{number(row.scores['ssim'])}"

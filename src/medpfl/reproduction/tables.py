@@ -8,7 +8,7 @@ from typing import NamedTuple
 from medpfl.auditing.report import Report
 from medpfl.core.files import as_csv
 from medpfl.reporting.selection import cell_rows
-from medpfl.reporting.words import DASH, label, number
+from medpfl.reporting.words import DASH, label, number, percent
 from medpfl.reproduction.comparison import Row, beside, with_interval
 from medpfl.reproduction.markdown import markdown_table
 
@@ -27,7 +27,9 @@ class _Column(NamedTuple):
 def _trained_here(row: Row) -> str:
     """Of a network that the study itself trained on these images."""
     of, _, last = row["weights"].rpartition(", ")
-    return f" here, {last}" if of == "of a training" else ""
+    said = "" if row["part"].endswith("trained") else ", on weights trained"
+    good = f", balanced accuracy {percent(row['trained_accuracy'])}" if "trained_accuracy" in row else ""
+    return f"{said} here, {last}{good}" if of == "of a training" else ""
 
 
 _ACCURACY = _Column(
@@ -89,23 +91,34 @@ def as_markdown(title: str, source: str, rows: Sequence[Row], gaps: Sequence[str
     lines = markdown_table([column.title for column in columns], cells)
     missing = ["", "Not run:", "", *(f"- {gap}" for gap in gaps)] if gaps else []
     both = ["", pairs] if (pairs := beside(rows)) else []
-    return "\n".join([f"# {title}", "", source, "", _form(rows), "", *lines, "", _MEANING, *both, *missing, ""])
+    meaning = _MEANING + (_OF_ACCURACY if _ACCURACY in columns else "") + _OF_LEGACY
+    return "\n".join([f"# {title}", "", source, "", _form(rows), "", *lines, "", meaning, *both, *missing, ""])
 
 
 _MEANING = (
     "Told of it: whether the attack knows what the defense discloses of itself. In brackets: 95 % intervals. ASR: the "
     "share of images with SSIM of at least 0.9, the guess being the attacker's own choice. Best SSIM without the "
-    "update: the highest of the mean image, the nearest other image, and the same attack on random numbers. Accuracy "
-    "left: balanced accuracy on the test images of pneumonia_mnist of a small network trained under that defense. The "
-    "legacy columns are what the paper's notebooks computed in places, and compare with nothing: with data range 0 the "
-    "constants that stabilize SSIM are zero; with 255 on normalized pixels they swamp it (see legacy.md); the oracle "
-    "iterate is the one nearest to the truth, which no attacker can pick, here with the corrected SSIM."
+    "update: the highest of the mean image, the nearest other image, and the same attack on random numbers."
+)
+_OF_ACCURACY = (
+    " Accuracy left: balanced accuracy on the test images of pneumonia_mnist of a small network trained under that "
+    "defense."
+)
+_OF_LEGACY = (
+    " The legacy columns are what the paper's notebooks computed in places, and compare with nothing: with data range "
+    "0 the constants that stabilize SSIM are zero; with 255 on normalized pixels they swamp it (see legacy.md); the "
+    "oracle iterate is the one nearest to the truth, which no attacker can pick, here with the corrected SSIM."
 )
 
 
 def _form(rows: Sequence[Row]) -> str:
-    form = rows[0]["form"]
-    return f"Form: {form}." + (" Few images and steps: the numbers mean little." if "quick" in form else "")
+    """The form of the rows; of which parts, where there are several."""
+    parts: dict[str, dict[str, None]] = {}
+    for row in rows:
+        parts.setdefault(row["form"], {})[row["part"]] = None
+    some = [form if len(parts) == 1 else f"{form} ({'; '.join(names)})" for form, names in parts.items()]
+    few = " Few images and steps: the numbers mean little." if any("quick" in form for form in parts) else ""
+    return f"Form: {'. '.join(some)}.{few}"
 
 
 def as_table(rows: Sequence[Row]) -> str:

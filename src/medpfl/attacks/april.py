@@ -1,0 +1,95 @@
+"""APRIL: attention privacy leakage, of the patch embedding of a vision transformer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from medpfl.attacks.labels import LastLayer
+from medpfl.attacks.patches import PatchEmbedding, embedding_of
+from medpfl.attacks.recursion import check_plans
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Attack
+from medpfl.core.types import Ended, Observation, Reconstruction, Weights
+
+__all__ = ["APRIL"]
+
+_CONVERGED = 1e-6
+"""Relative squared distance from the projection's gradient below which the patches explain it."""
+_MEAN, _SPREAD = 0.5, 0.3
+"""Of pixels in [0, 1], before anything is measured of them."""
+
+
+@dataclass(frozen=True, repr=False)
+class APRIL(Attack):
+    """Solves for the patches of an image, from the gradients of the patch projection and of the learned positions.
+
+    Source: Lu, Zhang, Zhao, He and Cheng, "APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers",
+    CVPR 2022 (arXiv:2112.14087): a learned position gets the gradient of the token that it is added to. They solve
+    the attention layer for its inputs, which takes one without normalization before it. Here the projection itself
+    is solved, whatever follows: of patches x_t and gradients g_t of the tokens, its weight W has the gradient
+    dL/dW = sum_t g_t x_t^T, linear equations for x with known g.
+    Needs: the update, the plan, the model; one gradient of one image. Exact for any model that cuts the image into
+    patches by a convolution with as many channels as patches or more and adds a learned position to each (ViTs of
+    torchvision, timm and MONAI, and what is built on them, images and volumes): else `InputError` with the reason.
+    Noise on the update is seen in what no patches explain, and weighed against pixels of mean 0.5 and deviation 0.3.
+    What a channel discloses is not used: one common factor cancels, all else counts as noise.
+    """
+
+    def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
+        """Raises `InputError` where it does not apply."""
+        check_plans(plans)
+        embedding_of(model, Weights.of(model), image_shape, torch.Generator())
+
+    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        """The attack."""
+        view = seen.views[0]
+        check_plans(view.plans)
+        found = embedding_of(seen.model, view.weights, seen.image_shape, generator)
+        sent = view.update.tensors
+        tokens = sent[found.positions].double().reshape(len(seen), -1, sent[found.positions].shape[-1])
+        pull = tokens[:, found.first : found.first + torch.Size(found.grid).numel()]
+        weight = sent[found.weight].double().flatten(2)
+        patches, loss = _solved(pull, weight, found, torch.finfo(sent[found.weight].dtype).eps)
+        images = ((found.joined(patches) - found.shift) / found.factor).view(len(seen), *found.shape)
+        if seen.image_shape[0] == 1:  # a gray image may enter as three equal channels
+            images = images.mean(1, keepdim=True)
+        guesses = images.to(sent[found.weight]).nan_to_num(_MEAN, _MEAN, _MEAN).clamp(0, 1)[:, None]
+        dummy = torch.full_like(guesses[:1, 0], _MEAN)
+        classes = seen.labels if seen.labels is not None else LastLayer().infer(seen, dummy)
+        none = torch.zeros(len(seen), dtype=torch.long, device=loss.device)
+        ended: list[Ended] = [_why(value) for value in loss.tolist()]
+        return Reconstruction(guesses, classes, loss.to(guesses), none, none + 1, tuple(ended))
+
+
+def _why(loss: float) -> Ended:
+    if math.isnan(loss):
+        return "nonfinite"
+    return "converged" if loss < _CONVERGED else "stalled"
+
+
+def _solved(pull: Tensor, weight: Tensor, found: PatchEmbedding, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The likeliest patches (V, T, K), and (V,) the share of the weight's gradient that they leave unexplained.
+
+    Args:
+        pull: (V, T, D) gradients of the tokens.
+        weight: (V, D, K) of the projection.
+        found: which says what pixels are to be expected.
+        epsilon: of the type that was sent.
+    """
+    size = weight.square().sum((1, 2))
+    mean, spread = found.cut(torch.stack([_MEAN * found.factor + found.shift, _SPREAD * found.factor.abs()]).double())
+    left, values, right = torch.linalg.svd(pull.mT, full_matrices=False)  # (V, D, T), (V, T), (V, T, T)
+    rest = weight - pull.mT @ mean
+    along = left.mT @ rest
+    freedoms = max(pull.shape[2] - pull.shape[1], 1) * weight.shape[2]
+    outside = (rest - left @ along).square().sum((1, 2)) / freedoms
+    noise = torch.maximum(outside, epsilon**2 * size / weight[0].numel())[:, None, None]
+    # A deviation for each column of the weight: pixels at one place of all patches are scaled alike.
+    precision = noise / spread.mean(0).square()
+    patches = mean + right.mT @ (values[:, :, None] * along / (values[:, :, None].square() + precision))
+    loss = (weight - pull.mT @ patches).square().sum((1, 2)) / size
+    return patches, loss

@@ -1,0 +1,76 @@
+"""What the defenses of an experiment cost: for each, a network trained under it, and its accuracy."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medpfl.auditing.inputs import defenses_of
+from medpfl.auditing.perform_training import perform_training
+from medpfl.auditing.training_report import Trained, reread_training
+from medpfl.core.errors import DivergedError
+from medpfl.core.training import Training
+from medpfl.core.verdicts import UNDEFENDED
+from medpfl.reproduction.experiments import Part, Study
+from medpfl.reproduction.form import Form
+from medpfl.reproduction.outputs import runs_of
+from medpfl.reproduction.places import ACCURACY_SET
+
+__all__ = ["Accuracies", "AccuracyRuns", "defenses_in"]
+
+Accuracies = dict[str, dict[str, Any]]
+"""Balanced accuracy of the test images with its interval, by defense; empty where a training diverged."""
+
+
+def defenses_in(part: Part) -> list[str]:
+    """Specs of the defenses of a part, the undefended one among them."""
+    return list(map(repr, defenses_of(part.audit.get("defense", ()))))
+
+
+@dataclass(frozen=True)
+class AccuracyRuns:
+    """The trainings of an experiment, each in a directory of its own.
+
+    Attributes:
+        name, study: of the experiment.
+        out: where its tables are.
+    """
+
+    name: str
+    study: Study
+    out: Path
+
+    def train(self, data: Path, form: Form, force: bool, progress: bool) -> Accuracies:
+        """Trains under each defense, and judges the test images of a file of `ACCURACY_SET`."""
+        options = {**self.study.accuracy, **(self.study.accuracy_quick if form.quick else {})}
+        options |= {"data": str(data), "seed": form.seed, "device": form.device}
+        found: Accuracies = {}
+        for spec, place in self._each():
+            training = Training(**options, defense=[] if spec == UNDEFENDED else [spec])
+            try:
+                found[spec] = _scores(perform_training(training, place, force, progress))
+            except DivergedError:
+                found[spec] = {}
+        return found
+
+    def known(self) -> Accuracies:
+        """The same, from the rows of trainings that are there."""
+        return {spec: _scores(reread_training(p)) for spec, p in self._each() if (p / "summary.json").is_file()}
+
+    def _each(self) -> Iterator[tuple[str, Path]]:
+        specs = dict.fromkeys(itertools.chain.from_iterable(map(defenses_in, self.study.parts)))
+        root = runs_of(self.out)
+        return ((spec, root / f"{self.name}-{ACCURACY_SET}-accuracy-{i}") for i, spec in enumerate(specs))
+
+
+def _scores(trained: Trained) -> dict[str, Any]:
+    scores = trained.rows[-1].scores
+    own = scores.get("test") or scores["validation"]
+    return {
+        "accuracy": own["balanced_accuracy"],
+        "accuracy_low": own["balanced_accuracy_low"],
+        "accuracy_high": own["balanced_accuracy_high"],
+    }

@@ -1,0 +1,87 @@
+"""One audit of a study: a part, in a form, on a set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medpfl.auditing.checkpoint import round_folder
+from medpfl.auditing.inputs import data_of
+from medpfl.auditing.key import study_index
+from medpfl.auditing.perform import perform
+from medpfl.auditing.perform_training import perform_training
+from medpfl.auditing.report import Report
+from medpfl.core.training import Training
+from medpfl.reproduction.experiments import Part
+from medpfl.reproduction.form import Form
+from medpfl.reproduction.modalities import features, keep
+from medpfl.reproduction.outputs import runs_of
+
+__all__ = ["Task", "training_of"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is run.
+
+    Attributes:
+        experiment: its name.
+        part: as its file has it.
+        set: name of the set of images.
+        form: of the study.
+    """
+
+    experiment: str
+    part: Part
+    set: str
+    form: Form
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Names of experiment, part and set."""
+        return self.experiment, self.part.name, self.set
+
+    @property
+    def title(self) -> str:
+        """Above its pictures."""
+        return f"{self} ({self.experiment})"
+
+    def __str__(self) -> str:
+        return f"{self.part.name} on {self.set}"
+
+    def out(self, root: Path) -> Path:
+        """Beside the tables, not among them: the key to the study's indices lies beside its runs."""
+        words = "".join(c if c.isalnum() else "-" for c in self.part.name.lower()).replace("--", "-")
+        return runs_of(root) / f"{self.experiment}-{self.set}-{words}"
+
+    def run(self, place: Path, root: Path, force: bool, progress: bool) -> Report:
+        """The audit; what is there of it already is not done again."""
+        part, out = self.form.part(self.part), self.out(root)
+        options, data = part.audit, part.data(str(place))
+        found = data_of(data, options.get("size", 32), options.get("fit", "crop"), options.get("channels"))
+        held, form = found.images, self.form
+        experiment = part.experiment(data, len(held.classes), len(held), form.seed, form.device)
+        if part.needs_weights and form.weights is not None:
+            experiment = experiment.model_copy(update={"weights": str(form.weights)})
+        elif part.training:
+            trained = _trained(part, place, training_of(out), form, force, progress)
+            experiment = experiment.model_copy(update={"model": str(trained)})
+        report = perform(experiment, out, force, progress)
+        if part.explained:
+            keep(out, study_index(out, held, found.source, found.place).images, features(held.images))
+        return report
+
+
+def training_of(out: Path) -> Path:
+    """Where the network of an audit is trained."""
+    return out.with_name(f"{out.name}-training")
+
+
+def _trained(part: Part, place: Path, out: Path, form: Form, force: bool, progress: bool) -> Path:
+    """Trains a part's network on the images that are attacked, briefly, and returns the last round's directory."""
+    kept = ("model", "size", "fit", "channels")
+    own = {name: value for name, value in part.audit.items() if name in kept}
+    where = {"data": str(place), "seed": form.seed, "device": form.device}
+    training = Training(**{**own, **part.training, **where})
+    perform_training(training, out, force, progress)
+    return round_folder(out, training.rounds)

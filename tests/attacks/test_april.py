@@ -1,0 +1,127 @@
+"""Patches of vision transformers: exact where they are told, an error where they are not, and honest under noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scenes import scene, smooth, tiny
+from torch import nn
+
+from medpfl import audit
+from medpfl.attacks import APRIL
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.data.images import LabelledImages
+from medpfl.defenses import GaussianNoise
+from medpfl.models import ViT
+
+LABELS = torch.tensor([[0], [2], [1]])
+
+
+class Patches(nn.Module):
+    """Patches with positions, then anything: no transformer is needed."""
+
+    def __init__(self, axes=2, channels=1, width=40, tokens=9, positions=True, masks=False):
+        super().__init__()
+        torch.manual_seed(0)
+        convolution = nn.Conv2d if axes == 2 else nn.Conv3d
+        self.cut = convolution(channels, width, 4, 4)
+        places = torch.randn(1, tokens, width)
+        self.places = nn.Parameter(places) if positions else nn.Buffer(places)
+        self.mix = nn.Linear(width, width)
+        self.last = nn.Linear(width * tokens, 3)
+        self.up = nn.ConvTranspose2d(width, 3, 4, 4) if masks else None
+
+    def forward(self, x):
+        tokens = torch.tanh(self.mix(self.cut(2 * x - 1).flatten(2).mT + self.places))
+        if self.up is not None:
+            return self.up(tokens.mT.unflatten(2, (3, 3)))
+        return self.last(tokens.flatten(1))
+
+
+def attacked(network, images, plan=None, labels=None, **options):
+    seen = scene(network, images[:, None], LABELS if labels is None else labels, plan or Plan(), **options)
+    guess = APRIL()(seen, torch.Generator().manual_seed(0))
+    return (guess.guesses[:, 0] - images).abs().flatten(1).amax(1), guess
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("plan", [Plan(), Plan("FedAvg", local_images=1), Plan(mode="eval")], ids=repr)
+def test_a_vision_transformer_gives_its_image_away(channels, plan):
+    """Gray images enter with one channel; a class token goes before the patches."""
+    images = smooth(3, channels, 16)
+    error, guess = attacked(ViT(4, depth=2, width=48, dropout=0.1).build((channels, 16, 16), 3, 0), images, plan)
+    assert (error < 5e-3).all(), error
+    assert guess.ended == ("converged",) * 3
+    assert (guess.loss < 1e-6).all()
+    assert guess.labels.equal(LABELS)
+
+
+def test_images_that_are_not_square():
+    images = smooth(3, 1, 16)[..., :8, :]
+    assert (attacked(ViT(4, depth=1, width=48).build((1, 8, 16), 3, 0), images)[0] < 5e-3).all()
+
+
+def test_gray_images_in_a_network_of_three_channels():
+    images = smooth(3, 1, 16)
+    assert (attacked(ViT(4, depth=1, width=48, channels=3).build((1, 16, 16), 3, 0), images)[0] < 5e-3).all()
+
+
+def test_volumes():
+    volumes = torch.rand(3, 1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert (attacked(Patches(axes=3, tokens=8, width=70), volumes)[0] < 1e-3).all()
+
+
+def test_masks_need_not_be_known():
+    images, masks = smooth(3), torch.randint(0, 3, (3, 1, 12, 12), generator=torch.Generator().manual_seed(1))
+    assert (attacked(Patches(masks=True), images, labels=masks)[0] < 1e-3).all()
+    data = LabelledImages(images, torch.ones(3).long(), ("a", "b", "c"), tuple("abc"), (None,) * 3, masks=masks[:, 0])
+    cell = audit(Patches(masks=True), data, attacks=[APRIL()], images=3).summary[0]
+    assert cell["asr"] == 1.0
+    assert cell["masks"]["dice"] is None
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        (tiny, "cuts no image into patches"),
+        (lambda: Patches(positions=False), "get no learned positions of their own"),
+        (lambda: Patches(width=8), "'cut' has 8 channels for 9 patches"),
+    ],
+    ids=["a LeNet", "fixed positions", "few channels"],
+)
+def test_what_cannot_be_solved_is_refused_with_the_reason(network, why):
+    with pytest.raises(InputError, match=why):
+        attacked(network(), smooth(3))
+    with pytest.raises(InputError, match=why):
+        APRIL().check(network(), (Plan(),), (1, 12, 12))
+
+
+def test_a_batch_is_refused():
+    with pytest.raises(InputError, match="one gradient of one image"):
+        APRIL().check(Patches(), (Plan(batch_size=2),), (1, 12, 12))
+
+
+def test_noise_makes_images_blurred_and_not_wild():
+    """More noise, more error, and never worse than gray; the attack says that it did not explain the update."""
+    images, errors = smooth(3), []
+    network = Patches()
+    for scale in (0, 1e-4, 1e-3, 1e-1):
+        defense = {"defense": GaussianNoise(scale)} if scale else {}
+        _, guess = attacked(network, images, **defense)
+        errors.append(float((guess.guesses[:, 0] - images).square().mean()))
+    assert errors == sorted(errors)
+    gray = float((images - 0.5).square().mean())
+    assert errors[0] < 1e-6 < 0.5 * gray < errors[-1] < 1.2 * gray
+    assert errors[1] < 0.1 * gray
+    assert guess.ended == ("stalled",) * 3
+
+
+def test_an_audit_with_its_control():
+    images = smooth(8, 1, 16)
+    data = LabelledImages(images, torch.arange(8) % 2, ("a", "b"), tuple("abcdefgh"), (None,) * 8)
+    report = audit(ViT(4, depth=1, width=48), data, attacks=[APRIL()], images=4)
+    cell = report.summary[0]
+    assert cell["asr"] == 1.0
+    assert cell["ssim_random_update"] < 0.5
+    assert cell["verdict"] == "leaks"

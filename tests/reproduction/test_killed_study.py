@@ -1,0 +1,43 @@
+"""A reproduction that is killed in the middle continues where it was."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from medpfl import cli
+from medpfl.auditing.store import job_of, read_rows
+
+WORDS = ["reproduce", "noise", "--part", "iDLG", "--data", "samples", "--images", "2", "--steps", "30", "--quiet"]
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "noise.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds_per_image"} for row in csv.DictReader(file)]
+
+
+def test_a_kill_costs_at_most_the_stack_of_images_that_was_attacked(tmp_path):
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    rows = tmp_path / "killed-runs" / "noise-samples-idlg" / "findings.jsonl"
+    with subprocess.Popen([sys.executable, "-m", "medpfl.cli", *WORDS, "--out", str(out)]) as process:
+        while process.poll() is None and len(lines(rows)) < 6:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    before, jobs = lines(rows), {job_of(row) for row in read_rows(rows)}
+    assert cli.main([*WORDS, "--out", str(out)]) == 0
+    after = set(lines(rows))
+    redone = {job_of(row) for row, line in zip(read_rows(rows), lines(rows), strict=True) if line not in before}
+    assert len(before) >= 6
+    assert len(jobs & redone) <= 1, "rows that were whole are kept to the letter, their dates too"
+    assert len(after) > len(before)
+    assert cli.main([*WORDS, "--out", str(whole)]) == 0
+    assert table(out) == table(whole)
