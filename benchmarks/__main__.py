@@ -90,7 +90,10 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
     """The recipes' table; a row is left out, and named, once `go_on` says no."""
-    yield "set         recipe     images  zero  ASR [95 %]          SSIM   evals  s/image | textbook: ASR  evals  ratio"
+    yield (
+        "set         recipe     images  zero  ASR [95 %]          SSIM   evals  s/image  ms/eval"
+        " | textbook: ASR  evals  ms/eval  ratio"
+    )
     for name in available():
         for recipe in chosen.recipes:
             yield line(name, recipe, chosen) if go_on() else f"{name:<12}{recipe:<11}not run: time is up"
@@ -102,7 +105,7 @@ def line(name: str, recipe: str, chosen: argparse.Namespace) -> str:
     if chosen.stop and not isinstance(attack, RGAP):  # whose tolerance is that of its least squares
         attack = replace(attack, tolerance=chosen.stop)
     scores, evaluations, seconds, zero = [], [], 0.0, 0
-    theirs, ratios, their_evaluations = [], [], []
+    theirs, ratios, their_evaluations, their_seconds = [], [], [], 0.0
     for draw in range(chosen.draws):
         noise = LaplaceNoise(chosen.noise) if chosen.noise else None
         case = scene(name, variant, chosen.images, seed=100 + draw, defense=noise)
@@ -117,6 +120,7 @@ def line(name: str, recipe: str, chosen: argparse.Namespace) -> str:
             score, count, took = loop(case, v, start, joint, attack.tolerance)
             theirs.append(score)
             their_evaluations.append(count)
+            their_seconds += took
             if score >= 0.9 and ours[v] >= 0.9:
                 ratios.append(took / (spent / len(case.truths)))
     score, evals = torch.cat(scores), torch.cat(evaluations)
@@ -126,8 +130,9 @@ def line(name: str, recipe: str, chosen: argparse.Namespace) -> str:
     other = f"{sum(s >= 0.9 for s in theirs) / len(theirs):.2f}" if theirs else "-"
     return (
         f"{name:<12}{recipe:<11}{len(score):>6}{zero:>6}  {hits / len(score):.2f} [{low:.2f}, {high:.2f}]  "
-        f"{score.mean():>8.3f}{evals.mean():>8.0f}{seconds / len(score):>9.2f} | {other:>12}"
-        f"{sum(their_evaluations) / max(len(their_evaluations), 1):>8.0f}  {ratio}"
+        f"{score.mean():>8.3f}{evals.mean():>8.0f}{seconds / len(score):>9.2f}{1e3 * seconds / evals.sum():>9.2f} | "
+        f"{other:>12}{sum(their_evaluations) / max(len(their_evaluations), 1):>7.0f}"
+        f"{1e3 * their_seconds / max(sum(their_evaluations), 1):>9.2f} {ratio}"
     )
 
 

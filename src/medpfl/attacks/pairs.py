@@ -25,13 +25,21 @@ class Pairs:
     def __init__(self, like: Tensor, history: int) -> None:
         rows = len(like)
         self.moves, self.changes = (like.new_zeros(rows, history, like.shape[1]) for _ in range(2))
-        self.cross, self.square = (like.new_zeros(rows, history, history, dtype=torch.float64) for _ in range(2))
-        """Inner products (A, M, M) of steps with changes, and of changes with changes."""
-        self.along = like.new_zeros(rows, history, 2, dtype=torch.float64)
-        """Of steps and of changes with the gradient at which they were last added."""
+        self.cross, self.square = (
+            like.new_zeros(rows, 2 * history, 2 * history, dtype=torch.float64) for _ in range(2)
+        )
+        """Inner products of steps with changes (on and above the diagonal), and of changes with changes.
+
+        The pairs' vectors are overwritten in turn, but of these (A, 2 M, 2 M) a window moves down the diagonal, oldest
+        first: solving triangular systems takes no sorting of matrices then. A pair that says nothing has a diagonal
+        of 1 in the first, so that the systems have a solution, 0 there.
+        """
+        self.along = like.new_zeros(rows, 0, 2, dtype=torch.float64)
+        """Of steps and of changes, oldest first, with the gradient at which they were last added."""
         self.scale = like.new_zeros(rows)
         """Of the first inverse Hessian, s . y / y . y of the newest pair; 0 before the first."""
-        self.count = 0
+        self.count = self.end = 0
+        """Pairs added, and where the window ends."""
 
     def take(self, keep: Tensor) -> None:
         """Drops the other rows."""
@@ -43,6 +51,7 @@ class Pairs:
         if which.any():
             for kept in (self.moves, self.changes, self.cross, self.square, self.along, self.scale):
                 kept[which] = 0
+            self.cross.diagonal(dim1=1, dim2=2)[which] = 1
 
     def add(self, move: Tensor, change: Tensor, gradient: Tensor, found: Tensor) -> None:
         """The newest pairs (A, D), in place of the oldest; `gradient` is that at the new points.
@@ -58,31 +67,50 @@ class Pairs:
         self.scale = torch.where(good, product / torch.where(good, size, 1), self.scale)
         self.count += 1
         both = torch.stack([self.changes[:, slot], gradient], 1)
-        filled = min(self.count, self.moves.shape[1])
-        steps, changes = (torch.bmm(both, t[:, :filled].mT).double() for t in (self.moves, self.changes))
-        self.cross[:, :filled, slot] = steps[:, 0]
-        self.square[:, :filled, slot] = self.square[:, slot, :filled] = changes[:, 0]
-        self.along[:, :filled] = torch.stack([steps[:, 1], changes[:, 1]], 2)
+        order, window, last = self._order(), self._slide(), self.end - 1
+        filled = len(order)
+        steps, changes = (torch.bmm(both, t[:, :filled].mT)[:, :, order].double() for t in (self.moves, self.changes))
+        self.cross[:, window, last] = steps[:, 0]
+        self.cross[:, last, last] += (steps[:, 0, -1] == 0).to(self.cross)
+        self.square[:, window, last] = self.square[:, last, window] = changes[:, 0]
+        self.along = torch.stack([steps[:, 1], changes[:, 1]], 2)
         self.forget(~found)
+
+    def _order(self) -> Tensor:
+        """Where the vectors of the pairs are, oldest first."""
+        history = self.moves.shape[1]
+        oldest = max(self.count - history, 0)
+        return torch.arange(oldest, self.count, device=self.moves.device) % history
+
+    def _slide(self) -> slice:
+        """The window with room for one more pair at its end."""
+        history = self.moves.shape[1]
+        if self.end == 2 * history:
+            for products in (self.cross, self.square):
+                products[:, :history, :history] = products[:, history:, history:]
+            self.end = history
+        self.end += 1
+        return self._window()
+
+    def _window(self) -> slice:
+        return slice(max(self.end - self.moves.shape[1], 0), self.end)
 
     def times(self, gradient: Tensor) -> Tensor:
         """(A, D) the inverse Hessian times the gradient (A, D) with which `add` was last called."""
-        size, history = min(self.count, self.moves.shape[1]), self.moves.shape[1]
         scale = torch.where(self.scale > 0, self.scale, 1.0)
-        if not size:
+        if not self.count:
             return gradient * scale[:, None]
-        order = torch.arange(self.count - size, self.count, device=gradient.device) % history  # oldest first
-        cross, square = (t[:, order[:, None], order] for t in (self.cross, self.square))
-        steps, changes = self.along[:, order].unbind(2)
+        order, window = self._order(), self._window()
+        upper, square = (t[:, window, window] for t in (self.cross, self.square))
+        steps, changes = self.along.unbind(2)
         first = scale.double()[:, None, None]
-        diagonal = cross.diagonal(dim1=1, dim2=2)
-        upper = cross.triu() + torch.diag_embed((diagonal == 0).to(cross))
         u = torch.linalg.solve_triangular(upper, steps[..., None], upper=True)
-        right = diagonal[..., None] * u + first * (square @ u - changes[..., None])
+        right = upper.diagonal(dim1=1, dim2=2)[..., None] * u + first * (square @ u - changes[..., None])
         v = torch.linalg.solve_triangular(upper.mT, right, upper=False)
         weights = torch.stack([v[..., 0], -first[..., 0] * u[..., 0]], 1)
         back = torch.empty_like(weights)
         back[:, :, order] = weights
         along_steps, along_changes = back.to(gradient).split(1, dim=1)
+        size = len(order)
         product = gradient * scale[:, None] + torch.bmm(along_steps, self.moves[:, :size])[:, 0]
         return product + torch.bmm(along_changes, self.changes[:, :size])[:, 0]
