@@ -93,8 +93,8 @@ def test_bounds_of_another_version_are_refused_with_what_to_do(found, tmp_path, 
     shutil.copytree(found[0], tmp_path / "run")
     path = tmp_path / "run" / "run.json"
     run = json.loads(path.read_text())
-    for bound in run["settings"]["bounds"].values():
-        bound |= (bound.pop("mechanisms", None) or [{}])[0]  # as it was kept before
+    for own in run["settings"]["bounds"].values():
+        own.update((own.pop("mechanisms", None) or [{}])[0])  # as it was kept before
     path.write_text(json.dumps(run))
     assert cli.main(["report", str(tmp_path / "run")]) == 2
     assert "made by another version of MedPFL, whose bounds" in capsys.readouterr().err
