@@ -114,7 +114,8 @@ class Setup:
         """Every attack, on the model as each defense leaves it."""
         for ready, plans in self._scenes():
             for attack in self.attacks:
-                attack.check(ready, plans, self.data.shape)
+                with explained(f"{type(attack).__name__} cannot look at this model"):
+                    attack.check(ready, plans, self.data.shape)
 
     def _scenes(self) -> Iterator[tuple[nn.Module, tuple[Plan, ...]]]:
         """The model as each defense leaves it, and the plans of the clients in an update."""
