@@ -18,6 +18,7 @@ from medpfl.auditing.acting import at_client, discloses, untold
 from medpfl.auditing.derivatives import check_derivatives
 from medpfl.auditing.engine import (
     check_network,
+    explained,
     generator_of,
     label_shape_of,
     naming,
@@ -129,7 +130,7 @@ class Setup:
         for kind in registry(attack_package).values():
             if kind in run or kind.check is Attack.check:
                 continue
-            with suppress(InputError):
+            with suppress(InputError), explained("it cannot be run as the check runs it"):
                 for ready, plans in self._scenes():
                     kind().check(ready, plans, self.data.shape)
                 found.append(kind())
