@@ -323,7 +323,8 @@ def test_a_yaml_file_is_not_blamed_for_an_option(refused, tmp_path):
 
 
 def test_no_yaml_file(refused, tmp_path):
-    assert "nowhere.yaml" in refused("audit", "--config", tmp_path / "nowhere.yaml")
+    missing = tmp_path / "nowhere.yaml"
+    assert f"in '{missing}': there is no such file" in refused("audit", "--config", missing)
 
 
 # --- help, list, demo, report ---------------------------------------------------------------------------------
@@ -463,6 +464,7 @@ def test_report_of_no_run(refused, tmp_path):
     ("words", "message"),
     [
         (["adit"], "there is no command 'adit'; did you mean 'audit'?"),
+        (["nothing"], "there is no command 'nothing'; known: audit, "),
         (["audit", "--imagse", "3"], "there is no option '--imagse'; did you mean '--images'?"),
         (["audit", "--image", "3"], "there is no option '--image'; did you mean '--images'?"),
         (["audit", "--batchsize=3"], "there is no option '--batchsize=3'; did you mean '--batch-size'?"),
@@ -478,6 +480,7 @@ def test_report_of_no_run(refused, tmp_path):
         (["audit", "--images"], "--images"),
         (["audit", "--attack"], "--attack needs a value"),
         (["audit", "--out"], "--out"),
+        (["audit", "--quiet=3"], "--quiet takes no value, and '3' was given"),
         (["demo", "--images", "3"], "there is no option '--images'"),
         (["report", "a", "b"], "'b' is one word too many"),
         (["--nonsense"], "there is no option '--nonsense'"),

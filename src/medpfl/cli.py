@@ -208,6 +208,7 @@ def _report(given: Namespace) -> int:
 
 
 def _reproduce(given: Namespace) -> int:
+    from medpfl.reporting.words import counted
     from medpfl.reproduction.run import remake, reproduce
 
     if given["from"]:
@@ -227,7 +228,8 @@ def _reproduce(given: Namespace) -> int:
     for page in found.legacy[:1]:
         print(f"wrote {page}: what the notebooks' scores do")
     if found.pictures:
-        print(f"wrote {len(found.pictures)} panels of private images: {found.pictures[0].parent}")
+        panels = counted(len(found.pictures), "panel")
+        print(f"wrote {panels} of private images: {found.pictures[0].parent}")
     return _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
 
 

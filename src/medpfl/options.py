@@ -50,6 +50,10 @@ def plain(text: str) -> str:
         near = nearest(extra, known)
         hint = f"; {near}" if near.startswith("did") else ""
         return f"there is no option '{extra}'{hint}" if extra.startswith("-") else f"'{extra}' is one word too many"
+    if flag := re.match(r"argument (--\S+): ignored explicit argument '(.*)'", text):
+        return f"{flag[1]} takes no value, and '{flag[2]}' was given"
+    if 'Parser key "config"' in text and "does not exist" in text:
+        return "there is no such file"
     key, value = re.search(r'Parser key "(\w+)"', text), re.search(r"(?:Got|Given) value: (.*)", text)
     kinds = re.findall(r"Expected an? (?:<class '|typing\.)(int|float|list|Literal\[.*?\])", text)
     if key and value and kinds:

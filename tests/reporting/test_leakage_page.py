@@ -60,6 +60,15 @@ def test_the_table_says_what_was_attacked_and_what_a_guess_without_the_update_sc
     assert list(_values(at(5, LEAKS, read=9))[6]) == ["0.91", "0.51 without the update"]
 
 
+def test_a_narrow_terminal_cuts_nothing():
+    console = Console(width=80, record=True)
+    console.print(leakage_table([at(5, LEAKS, read=9), at(20, NO_LEAK)]))
+    text = console.export_text()
+    assert "\u2026" not in text
+    assert "Read back" in text
+    assert "Identified" in text
+
+
 def test_long_names_still_tell_them_apart():
     spoken = leakage_figure(pairs(LONG))
     assert ", naive, " in spoken

@@ -98,7 +98,7 @@ def check_model(
     'exactly'
     """
     if len(image_shape) not in (3, 4) or min(image_shape) < 1:
-        raise InputError(f"image shape {tuple(image_shape)}: give (C, H, W), or (C, D, H, W) for volumes")
+        raise InputError(f"image shape {tuple(image_shape)}: give (C, H, W), or (C, D, H, W) of volumes, all above 0")
     made = model_of(model)
     weights = None if weights is None else Path(weights)
     network = network_of(made, tuple(image_shape), classes, seed_of(seed, "weights", 0), weights)

@@ -120,7 +120,7 @@ def _notes(setup: TrainingSetup) -> list[str]:
     for client, own in enumerate(setup.clients):
         missing = sorted(set(range(len(data.classes))) - set(data.labels[own].tolist()))
         if missing:
-            notes.append(f"client {client} has no image of class {', '.join(map(str, missing))}")
+            notes.append(f"client {client} has no image of class {' or '.join(map(str, missing))}")
     for name, images in setup.splits.judged.items():
         if len(images.labels.unique()) < 2:
             notes.append(f"all {name} images are of one class: AUROC is undefined")

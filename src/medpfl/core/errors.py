@@ -34,7 +34,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     known = list(known)
     lower = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.55)
     return f"did you mean '{lower[close[0]]}'?" if close else "known: " + ", ".join(known)
 
 

@@ -63,6 +63,11 @@ def _import(place: str, role: str) -> ModuleType:
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"importing '{place}' failed: there is no module '{error.name}' in this Python: install it with pip; your "
+            f"own {role} is given as 'file.py:name' or 'package.module:name'"
+        ) from error
     except Exception as error:  # so may the user's package
         raise InputError(
             f"importing '{place}' failed: {type(error).__name__}: {error}; your own {role} is given as "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from medpfl.core.files import write
@@ -11,6 +12,7 @@ from medpfl.core.verdicts import LEAKS, NO_LEAK
 from medpfl.reporting.curves import canvas, legend
 from medpfl.reporting.phrases import reason, strength
 from medpfl.reporting.svg import COLORS, inline
+from medpfl.reporting.tables import SHORT, fold
 from medpfl.reporting.words import attacker, known, label, number, percent, percents, shorten
 
 if TYPE_CHECKING:
@@ -120,11 +122,13 @@ def leakage_table(summary: Cells) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for name in COLUMNS:
-        table.add_column(name)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for name in ("Round", "Model", "Attack, defense", *COLUMNS[4:]):  # together, so that 80 columns hold them uncut
+        table.add_column(name, no_wrap=name != "Verdict")
     for cell in summary:
-        table.add_row(*(Text(value) for value, _ in _values(cell)))
+        number, model, attack, defense, *rest = (value for value, _ in _values(cell))
+        specs = fold(attack, 20) + "\n" + indent(fold(defense, 18), "  ")
+        table.add_row(*map(Text, (number, model, specs, *rest[:-1], SHORT.get(rest[-1], rest[-1]))))
     return table
 
 

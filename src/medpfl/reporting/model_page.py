@@ -131,7 +131,8 @@ def _time(seconds: Mapping[str, Any], facts: Mapping[str, Any], fewest: int) -> 
         yield f"{line}, {_ms(seconds['second'])} for its derivative by the image, {ratio:.1f} times an update"
     if seconds["together"] is not None:
         gain = seconds["second"] / seconds["together"]
-        does = "audits do so" if seconds["audits_together"] else "audits take one after the other, as it is large"
+        small = "audits take them together, as the model is small"
+        does = small if seconds["audits_together"] else "audits take one after the other, as it is large"
         yield f"four victims together: {gain:.1f} times as fast as one after the other; {does}"
     if facts["slowest"]:
         kind, share = facts["slowest"]

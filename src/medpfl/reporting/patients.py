@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.words import attacker, known, label, number, percent, percents
+from medpfl.reporting.words import attacker, counted, known, label, number, percent, percents
 
 __all__ = ["PatientRow", "patient_lines", "patient_rows"]
 
@@ -52,8 +52,8 @@ def patient_lines(summary: Cells) -> list[str]:
 
 def _patients(told: dict[str, Any]) -> str:
     unknown = told["without_patient"]
-    left_out = f", {unknown} images of unknown patients left out" if unknown else ""
-    return f"{told['patients']} patients with {told['images']} images{left_out}"
+    left_out = f", {counted(unknown, 'image')} of unknown patients left out" if unknown else ""
+    return f"{counted(told['patients'], 'patient')} with {counted(told['images'], 'image')}{left_out}"
 
 
 def _rate(told: dict[str, Any], key: str) -> str:

@@ -39,13 +39,13 @@ def entries(cell: Cell) -> list[Entry]:
     return [
         Entry("Images", number(get("images"), "d"), _left_out(cell)),
         Entry("Read back (ASR)", percent(get("asr")), _asr_notes(cell)),
+        Entry("Identified", percent(get("identified")), _identified_notes(cell)),
         Entry("False security", signed(get("false_security_asr"), percent), _gain_notes(cell)),
         Entry("ASR without the update", *_baselines(cell, "asr")),
         Entry("SSIM", number(get("ssim")), _interval(between(get("ssim_low"), get("ssim_high")))),
         Entry("SSIM without the update", *_baselines(cell, "ssim")),
         Entry("PSNR, dB", number(get("psnr"), ".1f")),
         Entry("MSE", number(get("mse"), ".2g")),
-        Entry("Identified", percent(get("identified")), _identified_notes(cell)),
         Entry("Labels right", percent(get("label_accuracy")), _label_notes(cell)),
         Entry("Seconds per image", number(get("seconds_per_image"), ".2g"), _evaluations(cell)),
     ]

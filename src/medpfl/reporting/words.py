@@ -15,6 +15,7 @@ __all__ = [
     "attacker",
     "between",
     "brief",
+    "counted",
     "known",
     "label",
     "number",
@@ -71,6 +72,15 @@ def percents(low: float | None, high: float | None) -> str:
     if low is None or high is None or not (known(low) and known(high)):
         return DASH
     return f"{between(100 * low, 100 * high, '.0f')} %"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, with an ``s`` unless it is one.
+
+    >>> counted(1, "patient"), counted(7, "patient")
+    ('1 patient', '7 patients')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def label(spec: str) -> str:
