@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from medpfl.core.types import Weights as Weights
     from medpfl.federated.local import local_update as local_update
     from medpfl.federated.ready import prepare as prepare
-    from medpfl.reproduction.run import Reproduction as Reproduction
+    from medpfl.reproduction.collection import Reproduction as Reproduction
     from medpfl.reproduction.run import reproduce as reproduce
 
 _PLACES = {
@@ -51,7 +51,7 @@ _PLACES = {
     "Reconstruction": "core.types",
     "Record": "core.records",
     "Report": "auditing.report",
-    "Reproduction": "reproduction.run",
+    "Reproduction": "reproduction.collection",
     "Round": "core.rounds",
     "ThreatModel": "core.threat",
     "Trained": "auditing.training_report",

@@ -117,6 +117,17 @@ def test_noise_makes_images_blurred_and_not_wild():
     assert guess.ended == ("stalled",) * 3
 
 
+def test_an_update_that_is_not_finite_says_nothing_and_leaves_the_others_as_they_are():
+    images, network = smooth(3), Patches()
+    seen = scene(network, images[:, None], LABELS, Plan())
+    for tensor in seen.views[0].update.tensors.values():
+        tensor[1] = torch.nan
+    guess = APRIL()(seen, torch.Generator().manual_seed(0))
+    assert guess.ended == ("converged", "nonfinite", "converged")
+    assert (guess.guesses[1] == 0.5).all()
+    assert ((guess.guesses[:, 0] - images)[[0, 2]].abs() < 1e-3).all()
+
+
 def test_an_audit_with_its_control():
     images = smooth(8, 1, 16)
     data = LabelledImages(images, torch.arange(8) % 2, ("a", "b"), tuple("abcdefgh"), (None,) * 8)

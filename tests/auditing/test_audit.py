@@ -612,3 +612,45 @@ def test_iterates_are_scored_where_they_are_asked_for(folder, tmp_path):
         assert row.scores["legacy_oracle_iterate"] is not None
     with pytest.raises(InputError, match="holds another experiment"):
         tiny(folder, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"attacks": ["iDLG(steps=3)"]}, "RGAP"),
+        ({"attacks": ["iDLG(steps=3)", "RGAP(steps=3)"]}, None),
+        ({"attacks": ["iDLG(steps=3)"], "plan": Plan(batch_size=2)}, None),
+        ({"attacks": ["GradInv(steps=3)"], "model": "ViT(4, 1, 24, 3)"}, "APRIL"),
+    ],
+)
+def test_an_attack_that_is_made_for_the_model_and_is_not_run_is_named(folder, more, named):
+    notes = [note for note in tiny(folder, **more).settings["notes"] if note.startswith("not run")]
+    assert notes == ([f"not run, though made for models like this one: {named} (--attack {named})"] if named else [])
+
+
+class Picky(nn.Module):
+    """Has patches and positions, and does not take as many images as a check would give it."""
+
+    def __init__(self):
+        super().__init__()
+        self.cut, self.places = nn.Conv2d(1, 32, 4, 4), nn.Parameter(torch.zeros(1, 16, 32))
+        self.last = nn.Linear(512, 4)
+
+    def forward(self, x):
+        if len(x) > 2:
+            raise ValueError("two images at most")
+        return self.last((self.cut(x).flatten(2).mT + self.places).flatten(1))
+
+
+def test_a_model_that_no_other_attack_can_look_at_is_audited_all_the_same():
+    report = audit(Picky(), attacks=["iDLG(steps=2)"], images=2, size=16)
+    assert not [note for note in report.settings["notes"] if note.startswith("not run")]
+    assert report.rows
+
+
+def test_an_audit_that_names_no_attack_runs_what_is_made_for_the_model(folder, monkeypatch):
+    monkeypatch.setattr("medpfl.auditing.run.STANDARD", ("iDLG(steps=3)",))
+    named = tiny(folder, attacks=("iDLG(steps=3)",), model="ViT(4, 1, 24, 3)").settings["experiment"]["attacks"]
+    assert named == ["iDLG(steps=3)", "APRIL()"]
+    defended = tiny(folder, attacks=("iDLG(steps=3)",), defenses=["SecAggPlus"], clients=2)
+    assert defended.settings["experiment"]["attacks"] == ["iDLG(steps=3)"], "RGAP refuses sums"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
 
-from medpfl import InputError, Plan, audit
+from medpfl import InputError, Plan, audit, cli
 from medpfl.auditing.bounds import bounded
 from medpfl.auditing.report import reread
 from medpfl.defenses.tradeoff import Mechanism
@@ -86,6 +87,17 @@ def test_files_hold_it_and_a_page_that_is_made_again_needs_no_accountant(found, 
     assert "ceiling" not in page
     monkeypatch.setattr("medpfl.defenses.tradeoff._composed", None)
     assert reread(out).summary == json.loads(json.dumps(report.summary))
+
+
+def test_bounds_of_another_version_are_refused_with_what_to_do(found, tmp_path, capsys):
+    shutil.copytree(found[0], tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    run = json.loads(path.read_text())
+    for own in run["settings"]["bounds"].values():
+        own.update((own.pop("mechanisms", None) or [{}])[0])  # as it was kept before
+    path.write_text(json.dumps(run))
+    assert cli.main(["report", str(tmp_path / "run")]) == 2
+    assert "made by another version of MedPFL, whose bounds" in capsys.readouterr().err
 
 
 def test_less_noise_a_better_reference_and_nothing_a_perfect_one():

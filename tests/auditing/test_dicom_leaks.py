@@ -14,7 +14,6 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from medpfl.cli import main
-from medpfl.reproduction import run as study_run
 from medpfl.reproduction.experiments import Part, Study, study
 
 KEY = "medpfl-key.json"
@@ -212,7 +211,9 @@ def test_the_study_of_a_set_in_dicom(marked, log, tmp_path, monkeypatch, capsys)
         ],
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study_run, "study", lambda name: small if name == "attacks" else study(name))
+    monkeypatch.setattr(
+        "medpfl.reproduction.experiments.study", lambda name: small if name == "attacks" else study(name)
+    )
     out = tmp_path / "study"
     sets = tmp_path / f"{MARK}.yaml"
     sets.write_text(f"melanoma: {marked}\n")

@@ -287,6 +287,24 @@ def test_what_so_few_updates_cannot_show_is_inconclusive():
     assert enough["verdict"] == NO_LEAK
 
 
+def test_as_many_updates_as_showed_the_leak_of_the_control_are_enough():
+    """Images of one update are a cluster, in both cells: the control's own interval answers the question."""
+    alike = {"scores": {"mean_image_ssim": 0.1}, "chance": 0.1, "identified": None}
+    control = in_sums(rows(9, 40, **alike), 10)
+    control = [replace(r, success=r.position == 0 and i % 4 == 0) for i, r in enumerate(control)]
+    found = cells(control, in_sums(rows(0, 40, defense=NOISE, **alike), 10), random_update(1, 20))
+    assert found[UNDEFENDED]["verdict"] == LEAKS
+    assert (found[NOISE]["verdict"], "too-few" in found[NOISE]["flags"]) == (NO_LEAK, False)
+
+
+def test_images_left_out_of_the_control_make_no_sum_of_the_others():
+    """Draws of which an update is zero without the defense, and is not under noise."""
+    told = [row(False, identified=True, victim=i, draw=d) for i in range(8) for d in range(2)]
+    control = [replace(r, flags=("zero-gradient",)) if (r.victim, r.draw) == (0, 1) else r for r in told]
+    failed = [replace(r, identified=False, defense=NOISE, grants=("defense",)) for r in told]
+    assert cells(control, failed)[NOISE]["verdict"] == NO_LEAK
+
+
 def test_a_missing_control_is_never_no_leak():
     (cell,) = summarize(rows(0, defense=NOISE))
     assert (cell["verdict"], cell["control_asr"]) == (INCONCLUSIVE, None)

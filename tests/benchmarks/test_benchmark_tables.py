@@ -35,7 +35,7 @@ def test_recipe_rows_hold_both_sides(monkeypatch):
     head, row = command.lines(command.parsed(["--images", "3", "--textbook", "1", "--recipes", "iDLG"]))
     assert head.split()[:2] == ["set", "recipe"]
     assert row.split()[:4] == ["samples", "iDLG", "3", "0"]
-    assert row.split()[-2:] == ["17", "-"]
+    assert (row.split()[-3], row.split()[-1]) == ("17", "-")
 
 
 def test_contested_without_its_peers_says_so_and_runs_ours(no_peer, monkeypatch):

@@ -20,7 +20,7 @@ def test_the_threshold_is_otsu_s(image):
     assert otsu(own) == pytest.approx(threshold_otsu(own.numpy(), nbins=256), abs=1.5 / 256)
 
 
-@pytest.mark.parametrize(("ground", "object"), [(20, 200), (200, 20)])
+@pytest.mark.parametrize(("ground", "object"), [(20, 200), (200, 20), (160, 220), (220, 160)])
 def test_the_structure_is_what_the_border_is_not(tmp_path, ground, object):
     picture = np.full((24, 24), ground, dtype=np.uint8)
     picture[6:16, 8:20] = object

@@ -272,7 +272,8 @@ def test_every_option_of_a_training_arrives(monkeypatch, capsys):
     monkeypatch.setattr(module, "frontier", lambda experiment, *rest: given.update(vars(experiment), rest=rest))
     monkeypatch.setattr("medpfl.reporting.terminal.print_frontier", lambda *_: None)
     said = ["--limit=asr<=0.5", "--limit", "ssim<=0.4", "--seeds=3", "--round=2", "--fraction=0.5", "--grant=labels"]
-    assert cli.main(["frontier", "folder", *said, "--defense=A", "--out", "o", "--force"]) == 0
+    assert cli.main(["frontier", "samples", *said, "--defense=Signs", "--out", "o", "--force"]) == 0
     assert (given["limit"], given["seeds"], given["round"]) == (["asr<=0.5", "ssim<=0.4"], 3, 2)
-    assert (given["fraction"], given["grant"], given["defense"], given["data"]) == (0.5, ["labels"], ["A"], "folder")
+    assert (given["fraction"], given["grant"]) == (0.5, ["labels"])
+    assert (given["defense"], given["data"]) == (["Signs"], "samples")
     assert given["rest"] == ("o", True, True)

@@ -86,6 +86,8 @@ def test_the_largest_leak_is_one_by_verdict():
 def test_rounds_that_leak_alike_are_all_named():
     said = sentence([at(0, LEAKS, read=9), at(1, LEAKS, read=9), at(5, LEAKS, read=3)])
     assert "those of rounds 0, 1 leak most, and alike: 38 % of 24 images" in said
+    other = sentence([at(0, LEAKS, read=9), at(1, LEAKS, read=9, attack="DLG()")])
+    assert "that of round 0 leaks most: 38 % of 24 images" in other, "one attack is named"
 
 
 def test_the_leak_says_which_attacker():

@@ -148,6 +148,31 @@ def test_the_same_call_continues_and_tables_are_made_again_from_rows(data, tmp_p
     assert set(made.tables) == set(kept)
 
 
+def test_what_the_runs_themselves_compare_is_no_other_form(data, tmp_path):
+    """Weights and device are not in the study's file; the same call continues, and discards nothing under force."""
+    weights = tmp_path / "weights.pth"
+    torch.save(model_of("MLP").build((1, 16, 16), 2, seed=5).state_dict(), weights)
+    options = {"data": data, "out": tmp_path / "out", "parts": ["trained"], "weights": weights}
+    first = reproduce(["attacks"], **options)
+    rows = tmp_path / "out-runs" / "attacks-covid_xray-trained" / "findings.jsonl"
+    before = rows.read_bytes()
+    for force in (False, True):
+        assert [row["asr"] for row in reproduce(["attacks"], **options, force=force).rows] == [
+            row["asr"] for row in first.rows
+        ]
+        assert rows.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("form", [Form(quick=True), Form(faithful=True), Form(quick=True, faithful=True)], ids=str)
+def test_images_are_counted_of_a_set_or_of_each_class_as_the_form_says(name, form):
+    for part in study(name).parts:
+        made, own = form.part(part), {**(part.faithful if form.faithful else {}), **(part.quick if form.quick else {})}
+        assert None in (made.images, made.per_class), part.name
+        if count := own.get("images"):
+            assert made.experiment("somewhere", classes=3, held=100, seed=0).images == count, part.name
+
+
 def test_forms_are_not_mixed(data, tmp_path):
     reproduce(["attacks"], data=data, out=tmp_path / "out", quick=True)
     with pytest.raises(
@@ -417,6 +442,10 @@ def test_accuracy_left_by_each_defense(data, tmp_path, monkeypatch):
     assert "| Accuracy left |" in (tmp_path / "out" / "noise.md").read_text()
     made = remake(tmp_path / "out")
     assert [row["accuracy"] for row in made.rows] == [row["accuracy"] for row in found.rows]
+    (tmp_path / "data" / "pneumonia_mnist" / "file.npz").rename(tmp_path / "elsewhere.npz")
+    again = reproduce(["noise"], data=data, out=tmp_path / "out")
+    assert [row["accuracy"] for row in again.rows] == [row["accuracy"] for row in found.rows], "what is known stays"
+    (tmp_path / "elsewhere.npz").rename(tmp_path / "data" / "pneumonia_mnist" / "file.npz")
     places = sorted(path.name for path in (tmp_path / "out-runs").glob("*accuracy*"))
     assert places == ["noise-pneumonia_mnist-accuracy-0", "noise-pneumonia_mnist-accuracy-1"]
     assert (tmp_path / "out-runs" / places[0] / "round-2").is_dir()

@@ -72,7 +72,8 @@ def _why(loss: float) -> Ended:
 
 
 def _solved(pull: Tensor, weight: Tensor, found: PatchEmbedding, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The likeliest patches (V, T, K), and (V,) the share of the weight's gradient that they leave unexplained.
+    """The likeliest patches (V, T, K), and (V,) the share of the weight's gradient that they leave unexplained, NaN
+    where the update is not finite.
 
     Args:
         pull: (V, T, D) gradients of the tokens.
@@ -80,6 +81,9 @@ def _solved(pull: Tensor, weight: Tensor, found: PatchEmbedding, epsilon: float)
         found: which says what pixels are to be expected.
         epsilon: of the type that was sent.
     """
+    finite = pull.flatten(1).isfinite().all(1) & weight.flatten(1).isfinite().all(1)
+    # Those that are not say nothing, and the decomposition of a stack fails at one of them.
+    pull, weight = (t.where(finite[:, None, None], 0.0) for t in (pull, weight))
     size = weight.square().sum((1, 2))
     mean, spread = found.cut(torch.stack([_MEAN * found.factor + found.shift, _SPREAD * found.factor.abs()]).double())
     left, values, right = torch.linalg.svd(pull.mT, full_matrices=False)  # (V, D, T), (V, T), (V, T, T)
@@ -92,4 +96,4 @@ def _solved(pull: Tensor, weight: Tensor, found: PatchEmbedding, epsilon: float)
     precision = noise / spread.mean(0).square()
     patches = mean + right.mT @ (values[:, :, None] * along / (values[:, :, None].square() + precision))
     loss = (weight - pull.mT @ patches).square().sum((1, 2)) / size
-    return patches, loss
+    return patches, loss.where(finite, torch.nan)

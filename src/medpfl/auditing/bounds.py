@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from medpfl.defenses.tradeoff import Mechanism, tightest
 from medpfl.metrics.no_prior import no_prior_guess
 from medpfl.metrics.pixel import SUCCESS, ssim
 
-__all__ = ["bounded", "bounds_of"]
+__all__ = ["bounded", "bounds_of", "check_bounds"]
 
 _KAPPAS = (0.0, *np.logspace(-4, 0, 81).round(8).tolist())
 _GUESSES = 200
@@ -86,6 +87,15 @@ def _no_prior(setup: Setup, scorer: Scorer, seen: Mechanism) -> dict[str, float 
         hits += (ssim(guess, truth) >= SUCCESS).tolist()
         told += [one for one in scorer.identified(guess, own)[0] if one is not None]
     return {"asr": sum(hits) / len(hits), "identified": sum(told) / len(told) if told else None}
+
+
+def check_bounds(out: Path, bounds: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises `InputError` if the bounds of a run directory, as `bounds_of` gives them, are another version's."""
+    if any(entry["gap"] is None and "mechanisms" not in entry for entry in bounds.values()):
+        raise InputError(
+            f"'{out}' was made by another version of MedPFL, whose bounds under differential privacy this one cannot "
+            "read: give the command that made it again, which keeps its rows"
+        )
 
 
 def bounded(summary: Sequence[dict[str, Any]], bounds: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

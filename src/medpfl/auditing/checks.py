@@ -46,19 +46,22 @@ def untested(cell: dict[str, Any], control: dict[str, Any] | None) -> str | None
     """
     if control is None or not leaks(control):
         return "control-failed"
-    a_sum = cell["images"] * control["clusters"] > control["images"] * cell["clusters"]
+    # Of several clients; a few images more may be due to updates that are zero without the defense, and left out.
+    a_sum = cell["images"] * control["clusters"] >= 2 * control["images"] * cell["clusters"]
     if a_sum and not _reads(control):
         return "control-weak"
-    alike = {"asr_low": _least(control["asr"], cell), "identified_low": _least(control["identified"], cell)}
+    alike = {"asr_low": _least("asr", cell, control), "identified_low": _least("identified", cell, control)}
     if a_sum:
         alike["identified_low"] = None
     return None if leaks({**cell, **alike}) else "too-few"
 
 
-def _least(rate: float | None, cell: dict[str, Any]) -> float | None:
-    """The lower end of the interval of a rate, if a cell had it."""
+def _least(rate: str, cell: dict[str, Any], control: dict[str, Any]) -> float | None:
+    """The lower end of the interval of the control's rate, if it were that of the cell's updates."""
     updates = cell["clusters"]
-    return None if rate is None or not updates else interval(round(rate * updates), updates)[0]
+    if control[rate] is None or updates >= control["clusters"]:
+        return control[f"{rate}_low"]
+    return interval(round(control[rate] * updates), updates)[0]
 
 
 def verdict_of(cell: dict[str, Any], control: dict[str, Any] | None, naive: bool = False) -> str:

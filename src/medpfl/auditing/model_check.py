@@ -103,8 +103,8 @@ def check_model(
     weights = None if weights is None else Path(weights)
     network = network_of(made, tuple(image_shape), classes, seed_of(seed, "weights", 0), weights)
     images = torch.rand(2, *image_shape, generator=generator_of(seed, "images"))
-    outputs = check_network(network, images, classes, Plan(batch_size=2, mode=mode), masks=True)  # type: ignore[arg-type]
-    plan = Plan(batch_size=_fewest(network, images, mode), mode=mode)  # type: ignore[arg-type]
+    outputs = check_network(network, images, classes, Plan(batch_size=2, mode=mode), masks=True)  # type: ignore[arg-type]  (Plan checks it)
+    plan = Plan(batch_size=_fewest(network, images, mode), mode=mode)  # type: ignore[arg-type]  (Plan checks it)
     scene = Scene(network, tuple(image_shape), outputs, plan, seed, label_shape_of(network, images, plan))
     derivatives = _derivatives(scene)
     with explained(ONCE):
@@ -126,7 +126,7 @@ def check_model(
 
 def _fewest(network: nn.Module, images: Tensor, mode: str) -> int:
     try:
-        check_network(network, images[:1], 2, Plan(mode=mode), masks=True)  # type: ignore[arg-type]
+        check_network(network, images[:1], 2, Plan(mode=mode), masks=True)  # type: ignore[arg-type]  (Plan checks it)
     except InputError:
         return 2
     return 1
@@ -167,8 +167,8 @@ def _attacks(scene: Scene, undifferentiable: str) -> dict[str, str]:
 
 def shortened(attack: Attack, steps: int) -> Attack:
     """The same attack with fewer steps and one start, if it has them."""
-    own = {field.name for field in fields(attack)}  # type: ignore[arg-type]
-    return replace(attack, **{k: v for k, v in {"steps": steps, "restarts": 1}.items() if k in own})  # type: ignore[type-var]
+    own = {field.name for field in fields(attack)}  # type: ignore[arg-type]  (attacks are dataclasses)
+    return replace(attack, **{k: v for k, v in {"steps": steps, "restarts": 1}.items() if k in own})  # type: ignore[type-var]  (so are they)
 
 
 def _seconds(scene: Scene, derivatives: dict[str, str]) -> dict[str, float | bool | None]:

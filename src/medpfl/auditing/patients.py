@@ -71,7 +71,7 @@ def _clusters(trials: Trials) -> dict[str, Hashable]:
         met = {of_update[u] for u in updates if u in of_update} | ({cluster[patient]} if patient in cluster else set())
         joined = min(met, default=number)
         for known in (cluster, of_update):
-            known.update({key: joined for key, value in known.items() if value in met})  # type: ignore[arg-type]
+            known.update({key: joined for key, value in known.items() if value in met})  # type: ignore[arg-type]  (its own keys)
         cluster[patient] = joined
         of_update |= dict.fromkeys(updates, joined)
     return dict(cluster)

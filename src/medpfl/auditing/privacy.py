@@ -74,7 +74,7 @@ def _private(part: Defense) -> bool:
 def _line(part: Defense, plan: Plan, delta: float) -> str:
     of = "an image" if isinstance(part, DPSGD) else "the client"
     try:
-        value = part.spent(plan, ROUNDS, delta) if isinstance(part, DPSGD) else part.spent(ROUNDS, delta)  # type: ignore[attr-defined]
+        value = part.spent(plan, ROUNDS, delta) if isinstance(part, DPSGD) else part.spent(ROUNDS, delta)  # type: ignore[attr-defined]  (ClientDP)
     except InputError as error:
         return f"an epsilon, of {of}, that is not computed ({error})"
     return f"{value}, of {of}, over {ROUNDS} round under {plan.sampling} sampling"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medpfl.auditing.bounds import bounded
+from medpfl.auditing.bounds import bounded, check_bounds
 from medpfl.auditing.key import class_names
 from medpfl.auditing.run_files import RUN, read_json
 from medpfl.auditing.store import ROWS, JobKey, Store, check_format, job_of, read_rows
@@ -68,12 +68,14 @@ def reread(out: Path) -> Report:
     """Makes summary and pages of a run directory again; its rows stay as they are.
 
     Raises:
-        InputError: no run directory, or one without rows.
+        InputError: no run directory, one without rows, or one of another version.
     """
     run = read_json(out / RUN)
     if run is None or "identity" not in run:
         raise InputError(f"'{out}' is no run directory: it has no run.json")
     check_format(out, run, "make its pages with that version, or audit again")
+    settings = run.get("settings", {})
+    check_bounds(out, settings.get("bounds", {}))
     sizes: dict[JobKey, int] = {}
     for row in read_rows(out / ROWS):
         sizes[job_of(row)] = sizes.get(job_of(row), 0) + 1
@@ -82,4 +84,4 @@ def reread(out: Path) -> Report:
     whole = {job: count for job, count in sizes.items() if planned.get(job, count) == count}
     if not whole:
         raise InputError(f"'{out}' holds no finished rows yet: give the same audit command again")
-    return finish(Store(out, whole), run.get("settings", {}), class_names(out, run["identity"].get("pixels", "")))
+    return finish(Store(out, whole), settings, class_names(out, run["identity"].get("pixels", "")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,8 @@ def audit(
         images, draws, seed, memory, device_of(device), knowledge, iterates,
     )  # fmt: skip
     setup.check()
+    if tuple(attacks) == STANDARD:
+        setup = replace(setup, attacks=[*setup.attacks, *setup.untried])
     return _run(setup, found.place, out, force, progress, delta)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medpfl import attacks as attack_package
 from medpfl.auditing.acting import at_client, discloses, untold
 from medpfl.auditing.derivatives import check_derivatives
 from medpfl.auditing.engine import (
     check_network,
+    explained,
     generator_of,
     label_shape_of,
     naming,
@@ -33,6 +36,7 @@ from medpfl.auditing.victims import draw_victims
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Defense, Model
+from medpfl.core.spec import registry
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Weights
 from medpfl.core.verdicts import MASKED, RANDOM_UPDATE
@@ -108,12 +112,29 @@ class Setup:
 
     def _check_attacks(self) -> None:
         """Every attack, on the model as each defense leaves it."""
-        for defense in self.defenses:
-            network, generator = self.network(0), generator_of(self.seed, "model", 0, repr(defense))
-            changed, _ = defense.model(network, defense.init(), generator)
-            ready, plans = prepare(changed, self.plan), (self.plan,) * self._in_sum(defense)
+        for ready, plans in self._scenes():
             for attack in self.attacks:
                 attack.check(ready, plans, self.data.shape)
+
+    def _scenes(self) -> Iterator[tuple[nn.Module, tuple[Plan, ...]]]:
+        """The model as each defense leaves it, and the plans of the clients in an update."""
+        for defense in self.defenses:
+            generator = generator_of(self.seed, "model", 0, repr(defense))
+            changed, _ = defense.model(self.network(0), defense.init(), generator)
+            yield prepare(changed, self.plan), (self.plan,) * self._in_sum(defense)
+
+    @cached_property
+    def untried(self) -> list[Attack]:
+        """Attacks that refuse most models and not this one, under any of its defenses, and are not run."""
+        run, found = {type(attack) for attack in self.attacks}, []
+        for kind in registry(attack_package).values():
+            if kind in run or kind.check is Attack.check:
+                continue
+            with suppress(InputError), explained("it cannot be run as the check runs it"):
+                for ready, plans in self._scenes():
+                    kind().check(ready, plans, self.data.shape)
+                found.append(kind())
+        return found
 
     @cached_property
     def victims(self) -> list[Tensor]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["STANDARD", "Experiment"]
 
 STANDARD = ("DLG", "iDLG", "CPL", "GradInv", "Posterior")
-"""The attacks of an audit that names none."""
+"""The attacks of an audit that names none; those that are made for few models, its own among them, are added."""
 
 
 class Experiment(BaseModel):
@@ -23,7 +23,9 @@ class Experiment(BaseModel):
         description="spec from 'medpfl list models', file.py:name, package.module:name, or directory of a training",
     )
     weights: str | None = Field(default=None, description="weights file: safetensors, or a state dict of torch.save")
-    attack: list[str] = Field(default=list(STANDARD), description="spec; once for each attack")
+    attack: list[str] = Field(
+        default=list(STANDARD), description="spec; once for each attack; as it is, APRIL or RGAP too, where they apply"
+    )
     defense: list[str] = Field(
         default=[], description="spec; once for each; parts joined by |, sweeps by geom() and lin()"
     )

@@ -63,17 +63,20 @@ class Thresholded(DataSource):
 
 def _mask(gray: Tensor) -> Tensor:
     """1 on the side of the threshold that less of the border is on; (H, W) or (D, H, W) int64."""
-    above = gray > otsu(gray)
+    above = gray >= otsu(gray)
     inside = above[(slice(1, -1),) * gray.ndim]
     border = (above.sum() - inside.sum()) / (above.numel() - inside.numel())
     return (~above if border > 0.5 else above).long()
 
 
 def otsu(values: Tensor) -> float:
-    """The value that splits values in [0, 1], of any shape, into two groups with the most variance between them."""
+    """The value that splits values in [0, 1], of any shape, into two groups with the most variance between them.
+
+    It is the least of the upper group: the edge between two of 256 bins.
+    """
     counts = torch.histc(values.double(), _BINS, 0, 1)
     centers = (torch.arange(_BINS, dtype=torch.float64) + 0.5) / _BINS
     below, sums = counts.cumsum(0), (counts * centers).cumsum(0)
     above, rest = below[-1] - below, sums[-1] - sums
     between = below * above * (sums / below - rest / above).square()
-    return float(centers[between.nan_to_num(-1).argmax()])
+    return (int(between.nan_to_num(-1).argmax()) + 1) / _BINS

@@ -35,7 +35,7 @@ def sentence(summary: Cells) -> str:
     where = f"Of the models of rounds {', '.join(str(n) for n in sorted({cell['round'] for cell in summary}))}"
     if leaking := [cell for cell in summary if cell["verdict"] == LEAKS]:
         best = max(leaking, key=strength)
-        alike = sorted({c["round"] for c in leaking if all(c[k] == best[k] for k in ("asr", "identified"))})
+        alike = sorted({c["round"] for c in leaking if _said(c) == _said(best)})
         which = f"that of round {best['round']} leaks most"
         if len(alike) > 1:
             which = f"those of rounds {', '.join(map(str, alike))} leak most, and alike"
@@ -52,6 +52,12 @@ def sentence(summary: Cells) -> str:
         why = f"{reason(open_)}{f' (flags: {flags})' if flags else ''}"
         return f"{where}, none was seen to leak, but that is inconclusive in rounds {rounds}: {why}."
     return f"{where}, none was seen to leak: no leak found by these attacks, which does not mean that they are safe."
+
+
+def _said(cell: Mapping[str, Any]) -> list[Any]:
+    """What one sentence says of all the rounds that it names."""
+    numbers = ("defense", "images", "asr", "asr_low", "asr_high", "identified")
+    return [attacker(cell), *(cell[name] for name in numbers)]
 
 
 def leakage_figure(summary: Cells, score: str = "ssim") -> str:

@@ -67,7 +67,8 @@ class Claims:
                 raise InputError(f"{error}, or add --force") from None
             old = cls({}, {})
         for task in old.tasks():
-            if task.part in (chosen[task.experiment].parts if task.experiment in chosen else ()) and task.form != form:
+            again = task.experiment in chosen and task.part in chosen[task.experiment].parts
+            if again and task.form.settings() != form.settings():  # which leave out what the runs themselves compare
                 _discard(task, out, force)
         new = {name: {part.name: form for part in own.parts} for name, own in chosen.items()}
         forms = {n: {**old.forms.get(n, {}), **new.get(n, {})} for n in EXPERIMENTS if n in new or n in old.forms}

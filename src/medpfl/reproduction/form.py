@@ -14,6 +14,8 @@ __all__ = ["Form"]
 
 _UNWRITTEN = ("device", "weights")
 """Of a form, what is kept by its runs: a device in every row, of weights that they were given, and no path."""
+_COUNTS = ("images", "per_class")
+"""How many images are attacked is said by one of these: a form that gives the one takes the other away."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Form:
         for wanted, other in ((self.faithful, part.faithful), (self.quick, part.quick)):
             if wanted:
                 audit = {**part.audit, **other.get("audit", {})}
-                part = part.model_copy(update={**other, "audit": audit})
+                counted = dict.fromkeys(_COUNTS) if other.keys() & set(_COUNTS) else {}
+                part = part.model_copy(update={**counted, **other, "audit": audit})
         if self.images is not None or self.per_class is not None:
             part = part.model_copy(update={"images": self.images, "per_class": self.per_class})
         if self.steps is not None:

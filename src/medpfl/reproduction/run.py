@@ -121,6 +121,8 @@ def _accuracies(
     try:
         if (found := places.accuracy_file()) is not None:
             return runs.train(found, form, force, progress)
+        if known := runs.known():  # an earlier call had the images
+            return known
         gaps.append(Gap(runs.name, what, "its folder, with one .npz in it, is not there", False))
     except InputError as error:
         gaps.append(Gap(runs.name, what, str(error), True))
