@@ -5,6 +5,7 @@ from scenes import scene, smooth, tiny
 from medpfl.attacks import GradInv
 from medpfl.attacks import problem as problem_module
 from medpfl.attacks.bases import Blocks, Pixels, Spectral
+from medpfl.attacks.labels import Joint, LastLayer
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.likelihood import Likelihood
 from medpfl.attacks.matching import GradientMatching
@@ -14,6 +15,7 @@ from medpfl.attacks.priors import NoPrior, TotalVariation
 from medpfl.attacks.problem import Matching
 from medpfl.attacks.schedule import Stage
 from medpfl.attacks.starts import Normal
+from medpfl.attacks.targets import label_vectors
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
@@ -326,8 +328,9 @@ def test_a_stage_may_have_an_objective_of_its_own():
     assert torch.equal(whole.under(NoPrior()).evaluate(z, rows)[0], whole.evaluate(z, rows)[0])
 
 
-def test_an_update_that_rounding_has_spoiled_is_read_from_the_rows_that_are_exact():
-    """A model so sure of its label that p - 1 is exactly 0 in float32: the last layer's other rows are left."""
+@pytest.mark.parametrize("labels", [LastLayer(), Joint()], ids=repr)
+def test_an_update_that_rounding_has_spoiled_is_read_back(labels):
+    """A model so sure of its label that p - 1 is exactly 0 in float32."""
     network = tiny()
     with torch.no_grad():
         network[-1].bias += torch.tensor([0.0, 40.0, 0.0])
@@ -336,9 +339,24 @@ def test_an_update_that_rounding_has_spoiled_is_read_from_the_rows_that_are_exac
     bias = seen.views[0].update.tensors["3.bias"]
     assert (bias[:, 1] == 0).all()
     assert (bias.norm(dim=1) > 0).all()
-    guess = GradientMatching(steps=300)(seen, torch.Generator().manual_seed(0))
+    guess = GradientMatching(labels=labels, steps=300)(seen, torch.Generator().manual_seed(0))
     assert torch.equal(guess.labels, label)
-    assert ((guess.guesses - images).square().flatten(1).mean(1) < 1e-3).all()
+    assert ((guess.guesses - images).square().flatten(1).mean(1) < 1e-7).all()
+
+
+def test_the_truth_has_no_distance_from_an_update_that_rounding_has_spoiled():
+    """The second is not spoiled, and the third is taken for another class: one-hot labels through the same model."""
+    network = tiny()
+    with torch.no_grad():
+        network[-1].bias += torch.tensor([0.0, 40.0, 0.0])
+    images, label = smooth(3).view(3, 1, 1, 12, 12), torch.tensor([[1], [0], [1]])
+    seen, taken = scene(network, images, label, Plan()), torch.tensor([[1], [0], [2]])
+    spoiled = Matching(seen, label_vectors(seen, taken, smooth(1)), SquaredDistance())
+    assert spoiled.labels.shape == (3, 1, 4)
+    value = spoiled.evaluate(images.flatten(1), torch.arange(3))[0]
+    assert (value[:2] < 1e-9).all()
+    plain = Matching(seen, torch.nn.functional.one_hot(taken, 3).float(), SquaredDistance())
+    assert torch.allclose(value[2], plain.evaluate(images.flatten(1), torch.arange(3))[0][2])
 
 
 class Branches(torch.nn.Module):

@@ -11,7 +11,7 @@ from medpfl.attacks.labels import LastLayer, bias_gradient
 from medpfl.attacks.objectives import Cosine, SquaredDistance
 from medpfl.attacks.priors import Smoothness, TotalVariation
 from medpfl.attacks.starts import Normal, Patterned
-from medpfl.attacks.targets import free_labels, label_scale, label_vectors, linear_loss
+from medpfl.attacks.targets import free_labels, label_scale, label_vectors, linear_loss, rounded
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
@@ -222,6 +222,22 @@ def test_label_vectors_are_y_minus_p_where_the_wire_says_so():
     y = torch.nn.functional.one_hot(LABELS[:, 0], 3)
     assert torch.allclose(vectors[:, 0], y - p, atol=1e-6)
     assert vectors.sum(2).abs().max() < 1e-6
+    assert not rounded(seen).any()
+
+
+def test_where_rounding_has_spoiled_y_minus_p_a_spare_entry_completes_what_was_sent():
+    """Two images, one with a gradient that rounding has left with a sum far from zero, against its size."""
+    seen = scene(tiny(), smooth(2).view(2, 1, 1, 12, 12), LABELS[:2, :1], Plan())
+    bias, label = seen.views[0].update.tensors["3.bias"], int(LABELS[0, 0])
+    bias[0] = torch.tensor([2e-9, 1e-9, 3e-9])
+    bias[0, label] = -(2.0**-24)
+    assert rounded(seen).tolist() == [True, False]
+    vectors = label_vectors(seen, LABELS[:2, :1], smooth(1))
+    assert vectors.shape == (2, 1, 4)
+    assert torch.equal(vectors[0, 0, :3], -bias[0])
+    assert abs(float(vectors[0].sum())) < 1e-14
+    assert torch.allclose(vectors[1, 0, :3], -bias[1], atol=1e-6)
+    assert vectors[1, 0, 3] == 0
 
 
 @pytest.mark.parametrize("why", ["noise", "batch", "local steps", "scaled logits", "wrong class", "zero"])
@@ -260,7 +276,9 @@ def test_linear_loss_means_one_gradient():
 
 
 def test_free_labels_sum_to_zero_and_have_the_wire_s_scale():
-    assert free_labels(torch.randn(4, 5)).sum(1).abs().max() < 1e-6
+    free = torch.randn(4, 5)
+    assert free_labels(free, torch.tensor(1.0)).sum(1).abs().max() < 1e-6
+    assert torch.equal(free_labels(free, torch.tensor(0.0)), free)  # rounding has left no sum of zero
     seen = scene(tiny(), smooth(3).view(3, 1, 1, 12, 12), LABELS[:, :1], Plan())
     assert torch.allclose(label_scale(seen), seen.views[0].update.tensors["3.bias"].abs().amax(1))
 

@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.func import vmap
 
 from medpfl.attacks.objectives import Objective
-from medpfl.attacks.targets import label_scale, linear_loss, trusted
+from medpfl.attacks.targets import label_scale, linear_loss
 from medpfl.core.types import Observation, View
 
 __all__ = ["known_of", "pick", "targets_of"]
 
 
-def known_of(seen: Observation, labels: Tensor | None) -> dict[str, Any]:
-    """Everything but the updates: label vectors (V, N, K) or the unit of label variables, and what was granted."""
-    known: dict[str, Any] = {"labels": labels} if labels is not None else {"scale": label_scale(seen)}
+def known_of(seen: Observation, labels: Tensor | None, whole: Tensor) -> dict[str, Any]:
+    """Everything but the updates: label vectors (V, N, K), or the unit of label variables and whether the vectors sum
+    to zero (V,); and what was granted.
+    """
+    known: dict[str, Any] = {"labels": labels} if labels is not None else {"scale": label_scale(seen), "whole": whole}
     known["channels"] = [dict(getattr(view.channel, "known", None) or {}) for view in seen.views]
     if seen.order is not None:
         known["order"] = seen.order
@@ -27,7 +29,7 @@ def known_of(seen: Observation, labels: Tensor | None) -> dict[str, Any]:
     return known
 
 
-def targets_of(seen: Observation, objective: Objective, known: dict[str, Any], dummy: Tensor) -> list[Any]:
+def targets_of(seen: Observation, objective: Objective, known: dict[str, Any]) -> list[Any]:
     """By view, what the objective compares a guess's update with.
 
     Where the loss is linear in the label vectors, each update is brought to a size of 1 together with the vectors
@@ -35,8 +37,6 @@ def targets_of(seen: Observation, objective: Objective, known: dict[str, Any], d
     """
     views = [_of_view(view) for view in seen.views]
     if linear_loss(seen) and seen.views[0].channel is None:
-        if (mask := trusted(seen, dummy)) is not None:
-            views[0]["trusted"] = mask
         _rescale(views[0], known, "labels" if "labels" in known else "scale")
     return [vmap(objective.prepare)(view) for view in views]
 

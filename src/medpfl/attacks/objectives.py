@@ -38,7 +38,7 @@ class Objective(Part):
 
         Args:
             sent: ``"sent"``, the update on the wire; ``"precision"`` and ``"bounds"`` by coordinate, where they
-                are known (see `medpfl.core.types.Channel`); ``"trusted"``, 0 where rounding has left no digits.
+                are known (see `medpfl.core.types.Channel`).
         """
         raise NotImplementedError
 
@@ -79,8 +79,6 @@ class SquaredDistance(Objective):
         elif "precision" in sent:
             told = {name: _reliability(sent["precision"][name], t) for name, t in update.items()}
             weight = {name: w * told[name] for name, w in weight.items()}
-        if "trusted" in sent:
-            weight = {k: w * sent["trusted"][k] for k, w in weight.items()}
         total = sum(((weight[k] * t.square()).sum() for k, t in update.items()), torch.zeros(()))
         shares = {k: w / total.clamp(min=_TINY) for k, w in weight.items()}
         return {**{k: v for k, v in sent.items() if k in ("sent", "bounds")}, "weight": shares}
@@ -144,8 +142,6 @@ class Cosine(Objective):
     def prepare(self, sent: Target) -> Target:
         """The sent directions, of length 1 under the precision as metric, and each tensor's share of the value."""
         update, precision = sent["sent"], sent.get("precision")
-        if trusted := sent.get("trusted"):
-            precision = trusted if precision is None else {k: t * precision[k] for k, t in trusted.items()}
         if 0 < self.top < len(update):
             kept = _of_largest_norm(update, self.top)
             precision = kept if precision is None else {k: t * precision[k] for k, t in kept.items()}

@@ -19,7 +19,7 @@ from medpfl.attacks.labels import last_layer
 from medpfl.attacks.objectives import Objective
 from medpfl.attacks.optimizers import Problem
 from medpfl.attacks.priors import NoPrior, Prior
-from medpfl.attacks.targets import free_labels, linear_loss
+from medpfl.attacks.targets import free_labels, linear_loss, rounded, with_spare
 from medpfl.core.types import Batch, Observation, Tensors, View, Weights
 from medpfl.federated.draws import Draws
 from medpfl.federated.local import local_update
@@ -40,7 +40,7 @@ class Matching(Problem):
 
     Args:
         seen: the observation.
-        labels: vectors (V, N, K), see `medpfl.attacks.targets`; ``None`` to optimize them.
+        labels: vectors (V, N, K), or K + 1 for a spare logit, see `medpfl.attacks.targets`; ``None`` to optimize them.
         objective, prior, constraint, basis: parts of the attack.
     """
 
@@ -58,14 +58,15 @@ class Matching(Problem):
         self.refused: list[RuntimeError] = []  # shared with every part of the problem
         self.shape = (seen.num_images, *seen.image_shape)
         self.pixels = torch.Size(self.shape).numel()
-        self.labels, self.fixed_pixels = labels, False
+        self.labels, self.fixed_pixels, self.whole = labels, False, (~rounded(seen)).float()
+        self.spare = not self.whole.all() if labels is None else labels.shape[2] > seen.num_classes
+        self.model = with_spare(seen.model) if self.spare else seen.model
         self._see(seen)
 
     def _see(self, seen: Observation) -> None:
         self.seen, self._last, self.victims = seen, None, torch.arange(len(seen))
-        self.known = known_of(seen, self.labels)
-        like = next(iter(seen.views[0].weights.parameters.values()))
-        self.known["targets"] = targets_of(seen, self.objective, self.known, like.new_zeros(1, *seen.image_shape))
+        self.known = known_of(seen, self.labels, self.whole)
+        self.known["targets"] = targets_of(seen, self.objective, self.known)
 
     @property
     def together(self) -> bool:
@@ -107,8 +108,7 @@ class Matching(Problem):
         distance where its gradient is the label vectors' mean whatever the images are.
         """
         bias = last_layer(self.seen)[1]
-        part = self._part({bias}) if bias and self.linear else None
-        other = part or copy.copy(self)
+        other = (self._part({bias}) if bias and self.linear else None) or copy.copy(self)
         other.fixed_pixels = True
         return other
 
@@ -153,9 +153,11 @@ class Matching(Problem):
             -1, (self.shape[0], self.seen.num_classes, *self.seen.label_shape)
         )
 
-    def _vectors(self, free: Tensor, scale: Tensor) -> Tensor:
+    def _vectors(self, free: Tensor, known: dict[str, Any]) -> Tensor:
         """Label vectors (..., K) from the free variables: y - p itself where it is one and the same all along."""
-        return LABEL_UNIT * scale * free_labels(free) if self.linear else free.softmax(-1 - len(self.seen.label_shape))
+        if not self.linear:
+            return free.softmax(-1 - len(self.seen.label_shape))
+        return free_labels(LABEL_UNIT * known["scale"] * free, known["whole"], self.spare)
 
     def project(self, z: Tensor, step: int) -> Tensor:
         """The constraint on the images; logits are free."""
@@ -222,7 +224,7 @@ class Matching(Problem):
     def _update(self, z: Tensor, view: View, known: dict[str, Any], told: Tensors) -> Tensors:
         """A guess's update as it is sent; of several clients, the mean of theirs by numbers of images."""
         images, logits = self.split(z)
-        labels = known["labels"] if logits is None else self._vectors(logits, known["scale"])
+        labels = known["labels"] if logits is None else self._vectors(logits, known)
         if len(view.plans) == 1:
             return self._client(Batch(images, labels), view, Draws(known.get("order"), known.get("masks", {})), told)
         sizes = [plan.images for plan in view.plans]
@@ -237,7 +239,7 @@ class Matching(Problem):
     def _client(self, batch: Batch, view: View, draws: Draws, told: Tensors, client: int = 0) -> dict[str, Tensor]:
         """The update of one client."""
         plan, moment = view.plans[client], None if view.channel is None else view.channel.moment
-        update = local_update(self.seen.model, batch, plan, view.weights, draws, moment=moment).tensors
+        update = local_update(self.model, batch, plan, view.weights, draws, moment=moment).tensors
         return dict(update) if view.channel is None else dict(view.channel(update, told or None))
 
 

@@ -5,25 +5,33 @@ exponentially on the image, and where the model is sure of the label, p - 1 lose
 image the gradient of the last bias *is* p - y. With label vectors that sum to zero, cross entropy is linear in
 the logits: ``-(l . log p) = -l . z`` if ``sum(l) = 0``. So ``l = y - p``, read from the wire, gives the very
 gradient that the client had, without a softmax, through the same `local_update`.
+
+Where the model is sure, the client's own p - 1 is rounded, at worst to 0, and what it sent has no sum of zero. All its
+layers were computed from just that vector. One more logit, the same for every image, takes what is missing to zero.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from medpfl.attacks.labels import bias_gradient, last_layer
+from medpfl.attacks.labels import bias_gradient
 from medpfl.core.types import Batch, Observation, Update
 from medpfl.federated.local import local_update
 
-__all__ = ["free_labels", "label_scale", "label_vectors", "linear_loss", "trusted"]
+__all__ = ["free_labels", "label_scale", "label_vectors", "linear_loss", "rounded", "with_spare"]
 
 _TOLERANCE = 1e-3
-_ROUNDING = 2.0**-21
-"""p - 1 is a multiple of 2^-24 in float32, whatever its size; sums of it are off by a few of these."""
+_ROUNDING, _ROUNDED = 2.0**-21, 1e-6
+"""p - 1 is a multiple of 2^-24 in float32, whatever its size; sums of it are off by a few of these, which matters from
+a millionth of p - y on."""
+
+_NEVER = -1e4
+"""The spare logit: its class has probability 0, so that cross entropy with one-hot labels is what it was."""
 
 
 def linear_loss(seen: Observation) -> bool:
@@ -35,9 +43,28 @@ def linear_loss(seen: Observation) -> bool:
     return all(plan.steps == 1 and not plan.weight_decay for view in seen.views for plan in view.plans)
 
 
-def free_labels(variables: Tensor) -> Tensor:
-    """Label vectors (..., K) that sum to zero, from free variables."""
-    return variables - variables.mean(-1, keepdim=True)
+def free_labels(variables: Tensor, whole: Tensor, spare: bool = False) -> Tensor:
+    """Label vectors (..., K) from free variables, less their mean where `whole` is 1: they sum to zero there.
+
+    With `spare`, vectors (..., K + 1) for a model `with_spare`, which all do.
+    """
+    vectors = variables - whole * variables.mean(-1, keepdim=True)
+    return _completed(vectors) if spare else vectors
+
+
+def _completed(vectors: Tensor) -> Tensor:
+    return torch.cat([vectors, -vectors.sum(-1, keepdim=True)], -1)
+
+
+def with_spare(model: nn.Module) -> nn.Module:
+    """A copy with logits (N, K + 1), the last of them constant."""
+
+    def hook(_: nn.Module, __: object, logits: Tensor) -> Tensor:
+        return functional.pad(logits, (0, 1), value=_NEVER)
+
+    other = copy.deepcopy(model)
+    other.register_forward_hook(hook)
+    return other
 
 
 def label_scale(seen: Observation) -> Tensor:
@@ -51,6 +78,8 @@ def label_scale(seen: Observation) -> Tensor:
 def label_vectors(seen: Observation, classes: Tensor, dummy: Tensor) -> Tensor:
     """(V, N, K) for classes (V, N): y - p where the wire says it, else one-hot y; (V, N, K, H, W) for masks.
 
+    Where `rounded` says that a victim's y - p has no sum of zero, (V, N, K + 1) for a model `with_spare`.
+
     Args:
         seen: the observation.
         classes: as inferred or granted.
@@ -60,31 +89,22 @@ def label_vectors(seen: Observation, classes: Tensor, dummy: Tensor) -> Tensor:
     gradient = _told(seen)
     if gradient is None or not _passes_through(seen, dummy):
         return hard
-    whole, rounded = _readable(gradient, classes[:, 0])
-    # Rounding spares the other classes' p: of y's own entry the sum is the better reading.
+    whole, spoiled = _readable(gradient, classes[:, 0])
+    # Of y's own entry the sum is the better reading, where all of it is there.
     others = gradient.scatter(1, classes, 0.0)
     vectors = -others.scatter(1, classes, -others.sum(1, keepdim=True))
-    return torch.where((whole | rounded)[:, None, None], vectors[:, None], hard)
+    vectors = torch.where(whole[:, None, None], vectors[:, None], hard)
+    if not spoiled.any():
+        return vectors
+    return torch.where(spoiled[:, None, None], _completed(-gradient)[:, None], functional.pad(vectors, (0, 1)))
 
 
-def trusted(seen: Observation, dummy: Tensor) -> dict[str, Tensor] | None:
-    """1 for what to believe of an update by parameter (V, ...), 0 for what rounding has spoiled; ``None``: all.
-
-    Where p - 1 has no digits left, neither has anything that was computed from it: all layers but the last, and
-    the label's own row there. The other rows are exact.
-    """
-    if (gradient := _told(seen)) is None:
-        return None
-    label = gradient.argmin(1)
-    _, rounded = _readable(gradient, label)
-    if not rounded.any() or not _passes_through(seen, dummy):
-        return None
-    rows = functional.one_hot(label, seen.num_classes).to(gradient) == 0
-    keep: dict[str, Tensor] = {}
-    for name, tensor in seen.views[0].update.tensors.items():
-        mask = rows if name in last_layer(seen) else torch.zeros_like(rows[:, :1])
-        keep[name] = (mask | ~rounded[:, None]).to(gradient).view(len(mask), -1, *[1] * (tensor.ndim - 2))
-    return keep
+def rounded(seen: Observation) -> Tensor:
+    """(V,) whether rounding has left p - y, and all that the client computed from it, without a sum of zero."""
+    like, gradient = next(iter(seen.views[0].update.tensors.values())), _told(seen)
+    none = torch.zeros(len(seen), dtype=torch.bool, device=like.device)
+    spoiled = none if gradient is None else _readable(gradient, gradient.argmin(1))[1]
+    return spoiled if spoiled.any() and _passes_through(seen, like.new_zeros(1, *seen.image_shape)) else none
 
 
 def _told(seen: Observation) -> Tensor | None:
@@ -93,21 +113,22 @@ def _told(seen: Observation) -> Tensor | None:
 
 
 def _readable(gradient: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """(V,) whether p - y (V, K) is all there, and whether only the entry of y is lost to rounding.
+    """(V,) whether p - y (V, K) is all there, and whether the entry of y is rounded, all others being exact.
 
     Of p - y exactly one entry is negative, and the sum is zero; noise breaks both.
     """
     size, error = gradient.abs().sum(1), gradient.sum(1).abs()
     lowest = (gradient.argmin(1) == label) & (size > 0)
     others = gradient.scatter(1, label[:, None], 0.0)
-    whole = lowest & (error <= _TOLERANCE * size) & ((gradient < 0).sum(1) == 1)
-    return whole, lowest & ~whole & (error <= _ROUNDING) & (others >= 0).all(1) & (others.sum(1) > 0)
+    spoiled = lowest & (others >= 0).all(1) & (others.sum(1) > 0) & (error <= _ROUNDING) & (error > _ROUNDED * size)
+    whole = lowest & ~spoiled & (error <= _TOLERANCE * size) & ((gradient < 0).sum(1) == 1)
+    return whole, spoiled
 
 
 def _passes_through(seen: Observation, dummy: Tensor) -> bool:
     """Whether the last bias's gradient is that of the logits, whatever the image: no layer comes after it."""
     view = seen.views[0]
-    vector = free_labels(torch.arange(1.0, seen.num_classes + 1).to(dummy))
+    vector = torch.arange(seen.num_classes).to(dummy) - (seen.num_classes - 1) / 2
     update = local_update(seen.model, Batch(dummy, vector[None]), view.plan, view.weights)
     found = bias_gradient(replace(seen, views=(replace(view, update=Update.stack([update])),)))
     return found is not None and torch.allclose(-found[0], vector, rtol=1e-3)
