@@ -217,7 +217,8 @@ def test_from_the_command_line(tmp_path, capsys):
     ("words", "message"),
     [
         (["MLP", "--image-shape", "1x"], "--image-shape is 1x"),
-        (["MLP", "--image-shape", "1,8"], "give (C, H, W), or (C, D, H, W) for volumes"),
+        (["MLP", "--image-shape", "1,8"], "give (C, H, W), or (C, D, H, W) of volumes, all above 0"),
+        (["MLP", "--size", "0"], "all above 0"),
         (["MLQ"], "did you mean 'MLP'?"),
         (["ResNet(18)", "--image-shape", "1,8,8,8"], "ResNet takes images (C, H, W)"),
         (["MLP(classes=1)"], "the model has 1 outputs"),
