@@ -127,15 +127,19 @@ class Setup:
     @cached_property
     def untried(self) -> list[Attack]:
         """Attacks that refuse most models and not this one, under any of its defenses, and are not run."""
-        run, found = {type(attack) for attack in self.attacks}, []
-        for kind in registry(attack_package).values():
-            if kind in run or kind.check is Attack.check:
-                continue
-            with suppress(InputError), explained("it cannot be run as the check runs it"):
-                for ready, plans in self._scenes():
-                    kind().check(ready, plans, self.data.shape)
-                found.append(kind())
-        return found
+        run, registered = {type(attack) for attack in self.attacks}, registry(attack_package).values()
+        kinds = [kind for kind in registered if kind not in run and kind.check is not Attack.check]
+        with suppress(InputError), explained("it cannot be made ready"):  # which is for `check` to say
+            for ready, plans in self._scenes() if kinds else ():
+                kinds = [kind for kind in kinds if self._takes(kind(), ready, plans)]
+            return [kind() for kind in kinds]
+        return []
+
+    def _takes(self, attack: Attack, ready: nn.Module, plans: tuple[Plan, ...]) -> bool:
+        with suppress(InputError), explained("it cannot be run as the check runs it"):
+            attack.check(ready, plans, self.data.shape)
+            return True
+        return False
 
     @cached_property
     def victims(self) -> list[Tensor]:
