@@ -109,6 +109,20 @@ def test_lbfgs_stalls_at_a_minimum_that_is_not_zero():
     assert found.steps.item() < 100
 
 
+def test_lbfgs_stalls_where_a_row_hardly_moves_though_its_objective_still_falls():
+    quartic = lambda z: (z - 1).pow(4).sum()  # noqa: E731
+    start = torch.zeros(2, 3, dtype=torch.float64)
+    start[1] = 1e6  # far away: it needs longer
+    found = LBFGS(tolerance=0, still=1e-3).minimize(Problems(quartic, quartic), start, 400)
+    assert found.ended == ("stalled", "stalled")
+    assert 50 <= found.steps[0] < found.steps[1]
+    assert (found.steps % 50 == 0).all()
+    assert found.z.numpy() == pytest.approx(1, abs=1e-2)
+    on = LBFGS(tolerance=0, still=0).minimize(Problems(quartic, quartic), start, 400)
+    assert (on.steps > found.steps).all()
+    assert (on.loss < found.loss).all()
+
+
 def test_steps_are_a_limit():
     problems = Problems(rosenbrock)
     for optimizer in (LBFGS(tolerance=0), SignedAdam(0.001, tolerance=0)):
@@ -117,15 +131,22 @@ def test_steps_are_a_limit():
         assert found.steps.item() == 7
 
 
-def test_unsigned_adam_is_torch_s_with_the_paper_s_decay():
+DECAYS = {
+    "steps": lambda adam: torch.optim.lr_scheduler.MultiStepLR(adam, [15, 25, 35], gamma=0.1),
+    "linear": lambda adam: torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, total_iters=40),
+}
+
+
+@pytest.mark.parametrize("schedule", DECAYS)
+def test_unsigned_adam_is_torch_s_with_its_decays(schedule):
     function, _ = quadratic(3)
     start = torch.randn(8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     visited = []
     problems = Problems(function, project=lambda z, step: visited.append(z[0].clone()) or z)
-    SignedAdam(0.1, tolerance=0, signed=False).minimize(problems, start[None], 40)
+    SignedAdam(0.1, tolerance=0, signed=False, schedule=schedule).minimize(problems, start[None], 40)
     z = start.clone().requires_grad_()
     adam = torch.optim.Adam([z], lr=0.1)
-    decay = torch.optim.lr_scheduler.MultiStepLR(adam, [15, 25, 35], gamma=0.1)
+    decay = DECAYS[schedule](adam)
     for ours in visited:
         adam.zero_grad()
         function(z).backward()
@@ -174,7 +195,17 @@ def test_bad_patience(settings):
         SignedAdam(**settings)
 
 
-@pytest.mark.parametrize("make", [lambda: LBFGS(history=0), lambda: LBFGS(patience=0), lambda: SignedAdam(rate=0)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LBFGS(history=0),
+        lambda: LBFGS(patience=0),
+        lambda: LBFGS(still=1.0),
+        lambda: SignedAdam(rate=0),
+        lambda: SignedAdam(schedule="cosine"),
+        lambda: SignedAdam(patience=5, schedule="linear"),
+    ],
+)
 def test_bad_settings(make):
     with pytest.raises(InputError, match="must be"):
         make()

@@ -23,9 +23,9 @@ class DLG(Attack):
     Source: Zhu, Liu and Han, "Deep Leakage from Gradients", NeurIPS 2019 (arXiv:1906.08935), algorithm 1.
     Needs: the update, the plan, the model. Labels are optimized, or taken where granted.
     Start: independent standard normal pixels and logits; with ``start=Analytic()`` the images of `RGAP`.
-    Deviates: the squared distance of each layer is divided by the norm of that layer's update, the last
+    Deviates: the squared distance of each tensor is divided by the root mean square of that tensor's update, the last
     layer's matrix counting twelvefold; images move in a basis of scaled cosines (`medpfl.attacks.bases`); every
-    iteration has a line search (the authors' L-BFGS, rate 1 without one, can diverge); seventy steps with a prior
+    iteration has a line search (the authors' L-BFGS, rate 1 without one, can diverge); forty steps with a prior
     for smooth images come first, thirty of them on the last layer's update only (`medpfl.attacks.schedule`);
     where the update is one gradient, not the softmax of the label variables is optimized but what it stands for,
     y - p, in units of what the last bias shows of it, first against that bias alone (`medpfl.attacks.targets`);

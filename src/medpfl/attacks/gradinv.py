@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -48,6 +49,9 @@ class GradInv(Attack):
             (`medpfl.attacks.restarts.Race`); 0: every start runs to its end.
         patience: steps without a hundredth's fall of the objective after which the next rate comes early, and after the
             last one the end (`medpfl.attacks.optimizers.SignedAdam`); 0: rates follow the number of steps alone.
+        scope: ``'global'``, one angle between whole updates, as in the paper, or ``'layer'``, the mean of the tensors' own
+            (`medpfl.attacks.objectives.Cosine`).
+        schedule: of the rate: ``'steps'``, as in the paper, or ``'linear'`` (`medpfl.attacks.optimizers.SignedAdam`).
     """
 
     steps: int = 2000
@@ -60,13 +64,15 @@ class GradInv(Attack):
     top: int = 0
     halving: float = 0.0
     patience: int = 0
+    scope: Literal["global", "layer"] = "global"
+    schedule: Literal["steps", "linear"] = "steps"
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
         attack = GradientMatching(
-            objective=Cosine(top=self.top),
+            objective=Cosine(self.scope, self.top),
             prior=TotalVariation(self.tv, self.spacing),
-            optimizer=SignedAdam(self.rate, patience=self.patience),
+            optimizer=SignedAdam(self.rate, patience=self.patience, schedule=self.schedule),
             start=Normal(0.5, 0.25),
             labels=LastLayer(),
             constraint=Box(self.median_every),

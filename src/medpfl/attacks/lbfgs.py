@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["LBFGS"]
 
 _TRIALS = 12
+_LOOK = 50
 _SUFFICIENT = 1e-4
 
 
@@ -34,16 +35,22 @@ class LBFGS(Optimizer):
         history: pairs of steps and gradient changes kept.
         tolerance: a row whose objective is below it has converged.
         patience: a row whose objective has not fallen by a hundredth within so many steps has stalled.
+        still: a row whose point has moved by less than this share of its length within 50 steps has stalled: where an
+            objective that is not yet 0 ends depends on the model, but whoever no longer moves has what there is to get.
+            0: it goes on.
     """
 
     remembers: ClassVar[bool] = True
     history: int = 100
     tolerance: float = 1e-10
     patience: int = 200
+    still: float = 2e-3
 
     def __post_init__(self) -> None:
         if self.history < 1 or self.patience < 1:
             raise InputError("history and patience must be at least 1")
+        if not 0 <= self.still < 1:
+            raise InputError(f"still is {self.still}: it must be a share of the point's length, at least 0 and below 1")
 
     def minimize(self, problem: Problem, start: Tensor, steps: int, race: Race | None = None) -> Solution:
         """At most `steps` iterations of each row."""
@@ -62,7 +69,7 @@ class LBFGS(Optimizer):
     def _retire(self, state: _State, ledger: Ledger, step: int) -> _State:
         """Ends the rows that are done, and returns the others."""
         broken = ~(state.loss.isfinite() & state.gradient.isfinite().all(1))
-        stalled = state.failed | ledger.slow(state.rows, step, self.patience)
+        stalled = state.failed | ledger.slow(state.rows, step, self.patience) | state.still(step, self.still)
         converged = state.loss < self.tolerance
         keep = ledger.end(state.rows, step, {"nonfinite": broken, "converged": converged, "stalled": stalled})
         return state if keep.all() else state.take(keep)
@@ -75,6 +82,7 @@ class _State:
         self.rows, self.z, self.loss, self.gradient = rows, z, loss, gradient
         self.pairs = Pairs(z, history)
         self.failed = torch.zeros_like(loss, dtype=torch.bool)
+        self.seen = z
 
     @classmethod
     def at(cls, problem: Problem, start: Tensor, history: int, ledger: Ledger) -> _State:
@@ -85,10 +93,17 @@ class _State:
         return cls(rows, start.clone(), loss, gradient, history)
 
     def take(self, keep: Tensor) -> _State:
-        for name in ("rows", "z", "loss", "gradient", "failed"):
+        for name in ("rows", "z", "loss", "gradient", "failed", "seen"):
             setattr(self, name, getattr(self, name)[keep])
         self.pairs.take(keep)
         return self
+
+    def still(self, step: int, share: float) -> Tensor:
+        """(A,) rows that have moved by less than that share of their length since they were last looked at."""
+        if not step or step % _LOOK:
+            return torch.zeros_like(self.failed)
+        moved, self.seen = torch.linalg.vector_norm(self.z - self.seen, dim=1), self.z
+        return moved < share * torch.linalg.vector_norm(self.z, dim=1)
 
     def iterate(self, problem: Problem, ledger: Ledger) -> None:
         """One direction, one line search, one new pair."""

@@ -54,10 +54,11 @@ class SquaredDistance(Objective):
     Attributes:
         weighting: ``'none'`` is the plain distance of Zhu et al. 2019 (arXiv:1906.08935, equation 4), or, where
             the precision of each coordinate is known, that weighted by it;
-            ``'layer'`` divides each tensor's part by the norm of that tensor of the sent update, which
-            keeps large layers from hiding small ones. There, precision weighs within a tensor, against the
-            tensor's mean precision, and the whole tensor is weighed by the share of its square that is not
-            noise: by precision alone layers of tiny updates, the hardest to match, would hide all others.
+            ``'layer'`` divides each tensor's part by the root mean square of that tensor of the sent update, which
+            keeps large numbers from hiding small ones: a tensor counts by how many it has and how small they are.
+            There, precision weighs within a tensor, against the tensor's mean precision, and the whole tensor is
+            weighed by the share of its square that is not noise: by precision alone layers of tiny updates, the
+            hardest to match, would hide all others.
         head: further weight of the last layer's matrix under ``'layer'``: it alone tells the layer's inputs.
     """
 
@@ -99,10 +100,10 @@ class SquaredDistance(Objective):
     def _weights(self, sent: Tensors) -> dict[str, Tensor]:
         if self.weighting == "none":
             return {name: tensor.new_ones(()) for name, tensor in sent.items()}
-        norms = {name: tensor.square().sum().sqrt() for name, tensor in sent.items()}
+        sizes = {name: tensor.square().mean().sqrt() for name, tensor in sent.items()}
         # A layer whose update vanishes must not get all the weight.
-        floor = 1e-6 * torch.stack(list(norms.values())).amax() + _TINY
-        weights = {name: 1 / norm.clamp(min=floor) for name, norm in norms.items()}
+        floor = 1e-6 * torch.stack(list(sizes.values())).amax() + _TINY
+        weights = {name: 1 / size.clamp(min=floor) for name, size in sizes.items()}
         if matrices := [name for name, tensor in sent.items() if tensor.ndim >= 2]:
             weights[matrices[-1]] = self.head * weights[matrices[-1]]
         return weights

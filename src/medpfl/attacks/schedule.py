@@ -44,6 +44,7 @@ class Stage(Part):
         return min(self.steps, steps // 4) if self.share is None else int(self.share * steps)
 
 
-WARM_UP = (Stage(Smoothness(1.0), 30, head=True), Stage(Smoothness(0.1), 40))
+WARM_UP = (Stage(Smoothness(1.0), 30, head=True), Stage(Smoothness(0.1), 10))
 """What an update says least about an image are its fine details. A rough start leaves them in the guess until the
-very end; a smooth prior that is weakened and switched off as the fit improves takes them out first."""
+very end; a smooth prior that is weakened and switched off as the fit improves takes them out first. The second stage
+is short: most of its steps would be taken to fit what the prior says, and taken back after it."""

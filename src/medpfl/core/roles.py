@@ -135,7 +135,7 @@ class Composed(Defense):
     parts: tuple[Defense, ...] = ()
 
     @property
-    def where(self) -> Literal["client", "server"]:  # type: ignore[override]
+    def where(self) -> Literal["client", "server"]:  # type: ignore[override]  (a field elsewhere)
         """At the client if any part acts there."""
         return "client" if any(p.where == "client" for p in self.parts) else "server"
 

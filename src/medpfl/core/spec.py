@@ -41,7 +41,7 @@ class Part:
     def __repr__(self) -> str:
         given = [
             f"{f.name}={getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]  (parts are dataclasses)
             if f.repr and (f.metadata.get("shown") or getattr(self, f.name) != _default(f))
         ]
         return f"{type(self).__name__}({', '.join(given)})"

@@ -92,7 +92,7 @@ class Kaggle(DataSource):
 
 def _fetched(handle: str) -> Path:
     try:
-        import kagglehub  # type: ignore[import-not-found]
+        import kagglehub  # type: ignore[import-not-found]  (an extra)
     except ImportError:
         raise InputError(
             f"kagglehub is not installed: pip install kagglehub, or download kaggle.com/datasets/{handle} yourself "

@@ -106,7 +106,7 @@ def _spacing(tags: Any) -> tuple[float, float]:
 
 def _several(value: Any) -> Sequence[Any]:
     """The values of a tag that may have one, many or none; a center of 0 is one."""
-    return [] if value is None else np.atleast_1d(value)  # type: ignore[return-value]
+    return [] if value is None else np.atleast_1d(value)  # type: ignore[return-value]  (an array is as good)
 
 
 def _windowed(pixels: np.ndarray, header: Any, tags: Any, window: Window | None) -> np.ndarray:

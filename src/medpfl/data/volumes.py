@@ -61,7 +61,7 @@ def read_volume(path: str | PathLike[str], frame: int | None = None) -> Volume:
     import nibabel
 
     with quiet():
-        upright: Any = nibabel.as_closest_canonical(_checked(path, frame))  # type: ignore[attr-defined]
+        upright: Any = nibabel.as_closest_canonical(_checked(path, frame))  # type: ignore[attr-defined]  (untyped)
         values = np.asarray(upright.dataobj)
     if values.dtype.names or np.iscomplexobj(values):
         raise ValueError("its voxels are colors or complex numbers: save one number a voxel")
@@ -89,7 +89,7 @@ def read_labels(path: str | PathLike[str], image: str | PathLike[str], frame: in
     with quiet():
         own, other = _checked(path, None), _checked(image, frame)
         _check_places(own, other)
-        upright: Any = nibabel.as_closest_canonical(own)  # type: ignore[attr-defined]
+        upright: Any = nibabel.as_closest_canonical(own)  # type: ignore[attr-defined]  (untyped)
         values = np.asarray(upright.dataobj)
     values = values.reshape(values.shape[:3])
     if values.dtype.kind not in "uibf" or not (np.isfinite(values).all() and (values == values.round()).all()):
@@ -138,7 +138,7 @@ def _checked(path: str | PathLike[str], frame: int | None) -> Any:
 
     if not Path(path).stat().st_size:
         raise ValueError("empty file")
-    image: Any = nibabel.load(path)  # type: ignore[attr-defined]
+    image: Any = nibabel.load(path)  # type: ignore[attr-defined]  (untyped)
     shape, affine = image.shape, getattr(image, "affine", None)
     if affine is None:
         raise ValueError("holds no volume")

@@ -40,7 +40,7 @@ class AdditiveNoise(Defense):
 
     scale: float = shown(0.01)
     relative: Literal["norm", "layer"] | None = None
-    where: Literal["client", "server"] = field(default="client", kw_only=True)  # type: ignore[misc]
+    where: Literal["client", "server"] = field(default="client", kw_only=True)  # type: ignore[misc]  (the role lets a part compute it)
 
     def __post_init__(self) -> None:
         check_positive(scale=self.scale)

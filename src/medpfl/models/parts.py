@@ -48,7 +48,7 @@ class Normalized(nn.Module):
         """The sister class's outputs on the normalized images."""
         if x.shape[-3] == 1 and len(self.mean) == 3:
             x = x.expand(*x.shape[:-3], 3, *x.shape[-2:])
-        return super().forward((x - self.mean) / self.deviation)  # type: ignore[misc]
+        return super().forward((x - self.mean) / self.deviation)  # type: ignore[misc]  (a mix-in: the sister has it)
 
 
 def planar(image_shape: tuple[int, ...], name: str) -> tuple[int, int, int]:

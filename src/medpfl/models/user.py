@@ -94,7 +94,7 @@ class _Output:
             return getattr(output, self.key)
         try:
             if isinstance(output, Mapping | tuple | list):
-                return output[self.key]  # type: ignore[index]
+                return output[self.key]  # type: ignore[index]  (what does not fit is caught)
         except (KeyError, IndexError, TypeError):
             pass
         has = f"those named {', '.join(map(str, output))}" if isinstance(output, Mapping) else _counted(output)

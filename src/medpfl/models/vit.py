@@ -77,7 +77,7 @@ class _ViT(Normalized, VisionTransformer):
         if channels != 3:
             self.conv_proj = nn.Conv2d(channels, like.width, like.patch, like.patch)
             nn.init.trunc_normal_(self.conv_proj.weight, std=math.sqrt(1 / (channels * like.patch**2)))
-            nn.init.zeros_(self.conv_proj.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(self.conv_proj.bias)  # type: ignore[arg-type]  (it has one)
         self.encoder.pos_embedding = nn.Parameter(torch.empty(1, tokens, like.width).normal_(std=_SPREAD))
         nn.init.trunc_normal_(self.get_parameter("heads.head.weight"), std=_SPREAD)
         self.set_normalization(channels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -51,11 +50,6 @@ def _chosen(rows: Sequence[Finding]) -> list[tuple[str, Finding]]:
     return examples(cell_rows(cell, undefended))
 
 
-def _brief(spec: str) -> str:
-    """A spec that may break before its bracket, its numbers in three digits."""
-    return re.sub(r"\d+\.\d{4,}", lambda found: f"{float(found[0]):.3g}", label(spec)).replace("(", " (")
-
-
 def _line(store: Store, rows: Sequence[Finding], rank: str, plain: Finding) -> Iterator[tuple]:
     """Truth, guess without a defense, and the guess under each one."""
     truth, guess = store.picture(plain)
@@ -64,7 +58,7 @@ def _line(store: Store, rows: Sequence[Finding], rank: str, plain: Finding) -> I
     for row in rows:
         same = (row.image, row.draw, row.attack) == (plain.image, plain.draw, plain.attack)
         if same and row.defense != UNDEFENDED:
-            yield store.picture(row)[1], f"{_brief(row.defense)}: {_score(row)}"
+            yield store.picture(row)[1], f"{label(row.defense).replace('(', ' (')}: {_score(row)}"
 
 
 def _score(row: Finding) -> str:
