@@ -34,7 +34,9 @@ class GradInv(Attack):
     it stands for the labels (`medpfl.attacks.targets`); by default one restart, 2,000 steps, no median filter
     (it hurts at 32 pixels), and settings for small networks: untrained deep ones want ``tv=0.1, rate=0.1,
     largest=1000000``, of which `largest` is not the papers': it leaves the last stage of a ResNet-18 out of the
-    distance; trained ones want ``tv=0.44, rate=0.1``. `halving` and `patience` are not the papers' either.
+    distance; trained ones want ``tv=0.44, rate=0.1, largest=1000000, scope='layer', schedule='linear'``, of which the
+    last two are not the papers' either: on untrained and small networks an angle for each layer is worse. Nor are
+    `halving` and `patience`.
 
     Attributes:
         steps, restarts: of the optimizer.
@@ -49,8 +51,8 @@ class GradInv(Attack):
             (`medpfl.attacks.restarts.Race`); 0: every start runs to its end.
         patience: steps without a hundredth's fall of the objective after which the next rate comes early, and after the
             last one the end (`medpfl.attacks.optimizers.SignedAdam`); 0: rates follow the number of steps alone.
-        scope: ``'global'``, one angle between whole updates, as in the paper, or ``'layer'``, the mean of the tensors' own
-            (`medpfl.attacks.objectives.Cosine`).
+        scope: ``'global'``, one angle between whole updates, as in the paper, or ``'layer'``, the mean of what the
+            tensors have of their own (`medpfl.attacks.objectives.Cosine`).
         schedule: of the rate: ``'steps'``, as in the paper, or ``'linear'`` (`medpfl.attacks.optimizers.SignedAdam`).
     """
 
