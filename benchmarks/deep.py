@@ -19,14 +19,11 @@ from benchmarks.peers import PEERS, missing
 from benchmarks.rows import columns, conditions, now, rate, scores
 from benchmarks.scenes import REPORTED, Scene, play
 from benchmarks.trained import Case, trained, untrained
-from medpfl.attacks import GradInv
+from medpfl.attacks.gradinv import TRAINED, UNTRAINED, GradInv
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 
-OURS = {
-    "untrained": GradInv(tv=0.1, rate=0.1, largest=1_000_000),
-    "trained": GradInv(tv=0.44, rate=0.1, largest=1_000_000, scope="layer", schedule="linear"),
-}
+OURS = {"untrained": UNTRAINED, "trained": TRAINED}
 """By kind of network; `steps` is set by the time there is."""
 
 SHARES = (1 / 12, 1 / 6, 1 / 3, 1.0)

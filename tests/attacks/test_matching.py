@@ -5,6 +5,7 @@ from scenes import scene, smooth, tiny
 from medpfl.attacks import GradInv
 from medpfl.attacks import problem as problem_module
 from medpfl.attacks.bases import Blocks, Pixels, Spectral
+from medpfl.attacks.gradinv import TRAINED, UNTRAINED
 from medpfl.attacks.labels import Joint, LastLayer
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.likelihood import Likelihood
@@ -384,3 +385,21 @@ def test_an_error_that_is_not_vmap_s_is_raised():
     problem = problems(seen, LABELS)
     with pytest.raises(RuntimeError):
         problem.evaluate(torch.zeros(2, 7), torch.arange(2))
+
+
+def test_gradinv_has_settings_for_deep_networks_unless_they_were_chosen():
+    deep, small = ResNet(18).build((3, 32, 32), 2, 0), LeNet("idlg").build((1, 16, 16), 3, 0)
+    assert GradInv().suited(deep) == (UNTRAINED, TRAINED)
+    assert GradInv().suited(small) == ()
+    assert GradInv(steps=3).suited(deep) == TRAINED.suited(deep) == ()
+
+
+def test_gradinv_s_scope_and_schedule_reach_its_parts():
+    images = smooth(2, 1, 16)[:, None]
+    seen = scene(LeNet("idlg").build((1, 16, 16), 3, 0), images, LABELS, Plan())
+    plain = GradInv(steps=4)(seen, torch.Generator().manual_seed(0))
+    for other in (GradInv(steps=4, scope="layer"), GradInv(steps=4, schedule="linear")):
+        assert not torch.equal(other(seen, torch.Generator().manual_seed(0)).guesses, plain.guesses)
+    for bad in ({"scope": "tensor"}, {"schedule": "cosine"}):
+        with pytest.raises(InputError, match=r"choose|must be"):
+            GradInv(**bad)(seen, torch.Generator())

@@ -10,6 +10,7 @@ from audit_cases import Answers, draw_folder, plain, some_images, tiny
 from torch import nn
 
 from medpfl import Defense, InputError, Plan, ThreatModel, Update, audit
+from medpfl.attacks import GradInv
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RANDOM_UPDATE, UNDEFENDED
 from medpfl.data import ImageFolder, Samples
 
@@ -648,6 +649,19 @@ def test_a_model_that_no_other_attack_can_look_at_is_audited_all_the_same():
     assert report.rows
     with pytest.raises(InputError, match="APRIL cannot look at this model: two images at most"):
         audit(Picky(), attacks=["APRIL"], images=2, size=16)
+
+
+def test_an_audit_that_names_no_attack_takes_settings_for_deep_networks(folder, monkeypatch):
+    monkeypatch.setattr("medpfl.attacks.gradinv.UNTRAINED", GradInv(steps=2, tv=0.1))
+    monkeypatch.setattr("medpfl.attacks.gradinv.TRAINED", GradInv(steps=2, scope="layer"))
+    monkeypatch.setattr("medpfl.auditing.run.STANDARD", ("iDLG(steps=3)", "GradInv"))
+    monkeypatch.setattr("medpfl.attacks.gradinv._DEEP", 10)
+    plan = Plan(batch_size=2)  # for which there is no RGAP
+    found = tiny(folder, attacks=("iDLG(steps=3)", "GradInv"), plan=plan).settings["experiment"]["attacks"]
+    assert found == ["iDLG(steps=3)", "GradInv(steps=2, tv=0.1)", "GradInv(steps=2, scope='layer')"]
+    typed = tiny(folder, attacks=("GradInv(steps=3)",), plan=plan).settings
+    assert typed["experiment"]["attacks"] == ["GradInv(steps=3)"]
+    assert not [note for note in typed["notes"] if note.startswith("not run")], "its settings were chosen"
 
 
 def test_an_audit_that_names_no_attack_runs_what_is_made_for_the_model(folder, monkeypatch):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from medpfl.attacks.bases import Pixels
 from medpfl.attacks.constraints import Box
@@ -18,7 +19,10 @@ from medpfl.attacks.starts import Normal
 from medpfl.core.roles import Attack
 from medpfl.core.types import Observation, Reconstruction
 
-__all__ = ["GradInv"]
+__all__ = ["TRAINED", "UNTRAINED", "GradInv"]
+
+_DEEP = 2_000_000
+"""Parameters from which on a network counts as deep."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,11 +36,8 @@ class GradInv(Attack):
     inferred unless they are granted.
     Deviates: pixels are not normalized, so the rate is in units of [0, 1]; where the last bias shows y - p,
     it stands for the labels (`medpfl.attacks.targets`); by default one restart, 2,000 steps, no median filter
-    (it hurts at 32 pixels), and settings for small networks: untrained deep ones want ``tv=0.1, rate=0.1,
-    largest=1000000``, of which `largest` is not the papers': it leaves the last stage of a ResNet-18 out of the
-    distance; trained ones want ``tv=0.44, rate=0.1, largest=1000000, scope='layer', schedule='linear'``, of which the
-    last two are not the papers' either: on untrained and small networks an angle for each layer is worse. Nor are
-    `halving` and `patience`.
+    (it hurts at 32 pixels), and settings for small networks; those for deep ones are `UNTRAINED` and `TRAINED`, of
+    which `largest`, `scope` and `schedule` are not the papers', nor are `halving` and `patience`.
 
     Attributes:
         steps, restarts: of the optimizer.
@@ -69,6 +70,11 @@ class GradInv(Attack):
     scope: Literal["global", "layer"] = "global"
     schedule: Literal["steps", "linear"] = "steps"
 
+    def suited(self, model: nn.Module) -> tuple[Attack, ...]:
+        """For a deep network, with the settings for untrained and for trained ones."""
+        deep = sum(p.numel() for p in model.parameters()) > _DEEP
+        return (UNTRAINED, TRAINED) if deep and self == GradInv() else ()
+
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
         attack = GradientMatching(
@@ -87,3 +93,10 @@ class GradInv(Attack):
             steps=self.steps,
         )
         return attack(seen, generator)
+
+
+UNTRAINED = GradInv(steps=500, tv=0.1, rate=0.1, largest=1_000_000)
+"""For deep networks before training. The last stage of a ResNet-18 is left out of the distance."""
+
+TRAINED = GradInv(steps=500, tv=0.44, rate=0.1, largest=1_000_000, scope="layer", schedule="linear")
+"""For deep networks that have learned something: on untrained and on small ones an angle for each layer is worse."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from typing import Any
 
@@ -105,8 +106,10 @@ def _notes(setup: Setup) -> list[str]:
             f"{each * setup.plan.images} images of it; the undefended control is of the same clients one by one"
         )
     if setup.untried:
-        names = [type(attack).__name__ for attack in setup.untried]
-        notes.append(f"not run, though made for models like this one: {' and '.join(names)} (--attack {names[0]})")
+        names = [repr(attack).removesuffix("()") for attack in setup.untried]
+        notes.append(
+            f"not run, though made for models like this one: {' and '.join(names)} (--attack {shlex.quote(names[0])})"
+        )
     attacked = len(setup.victims) * setup.plan.images
     if attacked < setup.images:
         notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["STANDARD", "Experiment"]
 
 STANDARD = ("DLG", "iDLG", "CPL", "GradInv", "Posterior")
-"""The attacks of an audit that names none; those that are made for few models, its own among them, are added."""
+"""The attacks of an audit that names none. Those that are made for few models, its own among them, are added; for deep
+ones, attacks give way to themselves with other settings."""
 
 
 class Experiment(BaseModel):

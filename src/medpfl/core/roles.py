@@ -39,6 +39,10 @@ class Attack(Part):
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
         """Raises `InputError` if it cannot attack this model, made ready for the plans of the clients in an update."""
 
+    def suited(self, model: nn.Module) -> tuple[Attack, ...]:
+        """In its place, itself with settings for such a model; none where its own will do, or were chosen."""
+        return ()
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """What an active server sends instead of the model (grant ``active``); the model itself here."""
         return model
