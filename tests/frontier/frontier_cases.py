@@ -13,7 +13,7 @@ from medpfl.core.frontier import Frontier
 SMALL: dict[str, Any] = {
     "model": "MLP(hidden=(6,), activation='sigmoid')",
     "defense": ["GaussianNoise(scale=geom(0.001, 10, 2))", "TopK(keep=0.5)"],
-    "attack": ["iDLG(steps=3)"],
+    "attack": ["iDLG(steps=12)"],
     "size": 16,
     "clients": 2,
     "rounds": 2,

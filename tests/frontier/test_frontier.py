@@ -103,7 +103,7 @@ def test_another_limit_needs_no_other_run(whole, pictures, monkeypatch):
     for point in found.points:
         point["control_works"] = True
     limit = f"identified<={max(least['identified_end'], 0.61):.2f}"
-    # These attacks are too short to leak; that the control is obeyed, others test.
+    # These images are too few for a control that works; that the control is obeyed, others test.
     monkeypatch.setattr("medpfl.frontier.choice._control_works", lambda *_: True)
     again = frontier(small(pictures, limit=[limit]), out)
     assert (out / "runs/audit/findings.jsonl").read_bytes() == rows
