@@ -22,7 +22,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Channel, Observation, View
 from medpfl.defenses import Clipping, GaussianNoise
-from medpfl.models import LeNet, ResNet
+from medpfl.models import MLP, LeNet, ResNet
 
 LABELS = torch.tensor([[0], [2]])
 
@@ -391,6 +391,7 @@ def test_gradinv_has_settings_for_deep_networks_unless_they_were_chosen():
     deep, small = ResNet(18).build((3, 32, 32), 2, 0), LeNet("idlg").build((1, 16, 16), 3, 0)
     assert GradInv().suited(deep) == (UNTRAINED, TRAINED)
     assert GradInv().suited(small) == ()
+    assert GradInv().suited(MLP((1024,)).build((3, 32, 32), 2, 0)) == (), "wide is not deep"
     assert GradInv(steps=3).suited(deep) == TRAINED.suited(deep) == ()
 
 
@@ -400,6 +401,6 @@ def test_gradinv_s_scope_and_schedule_reach_its_parts():
     plain = GradInv(steps=4)(seen, torch.Generator().manual_seed(0))
     for other in (GradInv(steps=4, scope="layer"), GradInv(steps=4, schedule="linear")):
         assert not torch.equal(other(seen, torch.Generator().manual_seed(0)).guesses, plain.guesses)
-    for bad in ({"scope": "tensor"}, {"schedule": "cosine"}):
+    for bad in ({"scope": "tensor"}, {"schedule": "cosine"}, {"schedule": "linear", "patience": 5}, {"rate": 0}):
         with pytest.raises(InputError, match=r"choose|must be"):
-            GradInv(**bad)(seen, torch.Generator())
+            GradInv(**bad)

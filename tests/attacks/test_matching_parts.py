@@ -304,3 +304,19 @@ def test_granted_or_joint_labels_need_no_last_layer(attack):
     threat = ThreatModel(("labels",)) if isinstance(attack, iDLG) else None
     seen = scene(Sliced(), smooth(3).view(3, 1, 1, 12, 12), LABELS[:, :1], Plan(), threat=threat)
     assert attack(seen, torch.Generator().manual_seed(0)).loss.max() < 0.5
+
+
+def test_layers_are_weighed_by_root_mean_squares():
+    sent = {
+        "large": torch.full((8, 10), 2.0),
+        "bias": torch.full((4,), 0.5),
+        "empty": torch.zeros(0),
+        "last": torch.full((4, 5), 4.0),
+    }
+    weight = SquaredDistance(head=3.0).prepare({"sent": sent})["weight"]
+    assert (weight["bias"] / weight["large"]).item() == pytest.approx(2.0 / 0.5)
+    assert (weight["last"] / weight["large"]).item() == pytest.approx(3 * 2.0 / 4.0)
+    value, _ = SquaredDistance().value_and_direction(
+        {k: 0 * t for k, t in sent.items()}, {"sent": sent, "weight": weight}
+    )
+    assert value.item() == pytest.approx(1.0)

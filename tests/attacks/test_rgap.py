@@ -135,8 +135,8 @@ def test_any_geometry_is_exact_or_refused(channels, height, width, kernel, strid
         return
     error, guess = attacked(network, images, EXACT)
     # Enough equations may still be dependent; then the guess is the likeliest image among many that explain it.
-    assert error.max() < 1e-3 or guess.loss.max() < 1e-6
-    assert guess.loss.max() < 1e-6
+    assert error.max() < 1e-3 or guess.loss.max() < 1e-5
+    assert guess.loss.max() < 1e-5
 
 
 class Residual(nn.Module):

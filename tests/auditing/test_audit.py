@@ -654,14 +654,25 @@ def test_a_model_that_no_other_attack_can_look_at_is_audited_all_the_same():
 def test_an_audit_that_names_no_attack_takes_settings_for_deep_networks(folder, monkeypatch):
     monkeypatch.setattr("medpfl.attacks.gradinv.UNTRAINED", GradInv(steps=2, tv=0.1))
     monkeypatch.setattr("medpfl.attacks.gradinv.TRAINED", GradInv(steps=2, scope="layer"))
-    monkeypatch.setattr("medpfl.auditing.run.STANDARD", ("iDLG(steps=3)", "GradInv"))
+    monkeypatch.setattr("medpfl.auditing.run.STANDARD", ("iDLG(steps=3)", "GradInv(steps=1)"))
     monkeypatch.setattr("medpfl.attacks.gradinv._DEEP", 10)
+    monkeypatch.setattr("medpfl.attacks.gradinv._LAYERS", 1)
+    plain = GradInv(steps=1)
+    monkeypatch.setattr("medpfl.attacks.gradinv.GradInv", lambda: plain)
     plan = Plan(batch_size=2)  # for which there is no RGAP
-    found = tiny(folder, attacks=("iDLG(steps=3)", "GradInv"), plan=plan).settings["experiment"]["attacks"]
-    assert found == ["iDLG(steps=3)", "GradInv(steps=2, tv=0.1)", "GradInv(steps=2, scope='layer')"]
-    typed = tiny(folder, attacks=("GradInv(steps=3)",), plan=plan).settings
-    assert typed["experiment"]["attacks"] == ["GradInv(steps=3)"]
-    assert not [note for note in typed["notes"] if note.startswith("not run")], "its settings were chosen"
+    deep = ["GradInv(steps=2, tv=0.1)", "GradInv(steps=2, scope='layer')"]
+    found = tiny(folder, attacks=("iDLG(steps=3)", "GradInv(steps=1)"), plan=plan).settings["experiment"]["attacks"]
+    assert found == ["iDLG(steps=3)", "GradInv(steps=1)", *deep]
+
+    def told(*attacks):
+        notes = tiny(folder, attacks=attacks, plan=plan).settings["notes"]
+        return [note for note in notes if note.startswith("not run")]
+
+    made = "not run, though made for models like this one: "
+    flags = " ".join(f'--attack "{spec}"' for spec in deep)
+    assert told("GradInv(steps=1)") == [f"{made}{' and '.join(deep)} ({flags})"]
+    assert told("GradInv(steps=1)", deep[0]) == [f'{made}{deep[1]} (--attack "{deep[1]}")']
+    assert not told("GradInv(steps=3)"), "its settings were chosen"
 
 
 def test_an_audit_that_names_no_attack_runs_what_is_made_for_the_model(folder, monkeypatch):

@@ -22,7 +22,10 @@ from medpfl.core.types import Observation, Reconstruction
 __all__ = ["TRAINED", "UNTRAINED", "GradInv"]
 
 _DEEP = 2_000_000
-"""Parameters from which on a network counts as deep."""
+"""Parameters above which a network counts as deep,"""
+
+_LAYERS = 10
+"""if it has more weights of layers than that: a wide one that is not deep is read best as small ones are."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,7 +57,8 @@ class GradInv(Attack):
             last one the end (`medpfl.attacks.optimizers.SignedAdam`); 0: rates follow the number of steps alone.
         scope: ``'global'``, one angle between whole updates, as in the paper, or ``'layer'``, the mean of what the
             tensors have of their own (`medpfl.attacks.objectives.Cosine`).
-        schedule: of the rate: ``'steps'``, as in the paper, or ``'linear'`` (`medpfl.attacks.optimizers.SignedAdam`).
+        schedule: of the rate: ``'steps'``, as in the paper, or ``'linear'``, which takes no `patience`
+            (`medpfl.attacks.optimizers.SignedAdam`).
     """
 
     steps: int = 2000
@@ -72,12 +76,19 @@ class GradInv(Attack):
 
     def suited(self, model: nn.Module) -> tuple[Attack, ...]:
         """For a deep network, with the settings for untrained and for trained ones."""
-        deep = sum(p.numel() for p in model.parameters()) > _DEEP
-        return (UNTRAINED, TRAINED) if deep and self == GradInv() else ()
+        sizes = [p.numel() for p in model.parameters() if p.ndim > 1]
+        return (UNTRAINED, TRAINED) if sum(sizes) > _DEEP and len(sizes) > _LAYERS and self == GradInv() else ()
+
+    def __post_init__(self) -> None:
+        self._matching()
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
-        attack = GradientMatching(
+        return self._matching()(seen, generator)
+
+    def _matching(self) -> GradientMatching:
+        """The search that it is, which checks its settings."""
+        return GradientMatching(
             objective=Cosine(self.scope, self.top),
             prior=TotalVariation(self.tv, self.spacing),
             optimizer=SignedAdam(self.rate, patience=self.patience, schedule=self.schedule),
@@ -92,7 +103,6 @@ class GradInv(Attack):
             enough=0.0,
             steps=self.steps,
         )
-        return attack(seen, generator)
 
 
 UNTRAINED = GradInv(steps=500, tv=0.1, rate=0.1, largest=1_000_000)

@@ -20,6 +20,10 @@ __all__ = ["LBFGS"]
 
 _TRIALS = 12
 _LOOK = 50
+"""Steps from one look at how far a row has moved to the next."""
+
+_MATCHED = 1e-3
+"""An objective above it is that of noise, or of a search that is not there yet, which may go slowly."""
 _SUFFICIENT = 1e-4
 
 
@@ -35,9 +39,9 @@ class LBFGS(Optimizer):
         history: pairs of steps and gradient changes kept.
         tolerance: a row whose objective is below it has converged.
         patience: a row whose objective has not fallen by a hundredth within so many steps has stalled.
-        still: a row whose point has moved by less than this share of its length within 50 steps has stalled: where an
-            objective that is not yet 0 ends depends on the model, but whoever no longer moves has what there is to get.
-            0: it goes on.
+        still: a row that matches to a thousandth and has moved by less than this share of its length within 50 steps
+            has stalled: how low an objective must be depends on the model, how far a point still moves does not. 0: it
+            goes on.
     """
 
     remembers: ClassVar[bool] = True
@@ -69,7 +73,7 @@ class LBFGS(Optimizer):
     def _retire(self, state: _State, ledger: Ledger, step: int) -> _State:
         """Ends the rows that are done, and returns the others."""
         broken = ~(state.loss.isfinite() & state.gradient.isfinite().all(1))
-        stalled = state.failed | ledger.slow(state.rows, step, self.patience) | state.still(step, self.still)
+        stalled = state.failed | ledger.slow(state.rows, step, self.patience) | state.settled(step, self.still)
         converged = state.loss < self.tolerance
         keep = ledger.end(state.rows, step, {"nonfinite": broken, "converged": converged, "stalled": stalled})
         return state if keep.all() else state.take(keep)
@@ -82,7 +86,7 @@ class _State:
         self.rows, self.z, self.loss, self.gradient = rows, z, loss, gradient
         self.pairs = Pairs(z, history)
         self.failed = torch.zeros_like(loss, dtype=torch.bool)
-        self.seen = z
+        self.before = z
 
     @classmethod
     def at(cls, problem: Problem, start: Tensor, history: int, ledger: Ledger) -> _State:
@@ -93,17 +97,17 @@ class _State:
         return cls(rows, start.clone(), loss, gradient, history)
 
     def take(self, keep: Tensor) -> _State:
-        for name in ("rows", "z", "loss", "gradient", "failed", "seen"):
+        for name in ("rows", "z", "loss", "gradient", "failed", "before"):
             setattr(self, name, getattr(self, name)[keep])
         self.pairs.take(keep)
         return self
 
-    def still(self, step: int, share: float) -> Tensor:
-        """(A,) rows that have moved by less than that share of their length since they were last looked at."""
+    def settled(self, step: int, share: float) -> Tensor:
+        """(A,) rows that match, and moved by less than that share of their length since the last look, at each look."""
         if not step or step % _LOOK:
             return torch.zeros_like(self.failed)
-        moved, self.seen = torch.linalg.vector_norm(self.z - self.seen, dim=1), self.z
-        return moved < share * torch.linalg.vector_norm(self.z, dim=1)
+        moved, self.before = torch.linalg.vector_norm(self.z - self.before, dim=1), self.z
+        return (moved < share * torch.linalg.vector_norm(self.z, dim=1)) & (self.loss < _MATCHED)
 
     def iterate(self, problem: Problem, ledger: Ledger) -> None:
         """One direction, one line search, one new pair."""

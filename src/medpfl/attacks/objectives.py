@@ -55,7 +55,7 @@ class SquaredDistance(Objective):
         weighting: ``'none'`` is the plain distance of Zhu et al. 2019 (arXiv:1906.08935, equation 4), or, where
             the precision of each coordinate is known, that weighted by it;
             ``'layer'`` divides each tensor's part by the root mean square of that tensor of the sent update, which
-            keeps large numbers from hiding small ones: a tensor counts by how many it has and how small they are.
+            keeps large tensors' squares from hiding small ones': a tensor counts by the number of its entries.
             There, precision weighs within a tensor, against the tensor's mean precision, and the whole tensor is
             weighed by the share of its square that is not noise: by precision alone layers of tiny updates, the
             hardest to match, would hide all others.
@@ -100,7 +100,7 @@ class SquaredDistance(Objective):
     def _weights(self, sent: Tensors) -> dict[str, Tensor]:
         if self.weighting == "none":
             return {name: tensor.new_ones(()) for name, tensor in sent.items()}
-        sizes = {name: tensor.square().mean().sqrt() for name, tensor in sent.items()}
+        sizes = {name: (tensor.square().sum() / max(tensor.numel(), 1)).sqrt() for name, tensor in sent.items()}
         # A layer whose update vanishes must not get all the weight.
         floor = 1e-6 * torch.stack(list(sizes.values())).amax() + _TINY
         weights = {name: 1 / size.clamp(min=floor) for name, size in sizes.items()}

@@ -37,7 +37,8 @@ class Posterior(Attack):
     Labels: inferred, unless they are granted.
     Ends at the noise, which the prior keeps it from fitting: with an objective of 1/2 (0.8 of Laplace's) and the
     prior's part, not 0.
-    Deviates: starts with iDLG's stages, from smooth images and the last layer, then anneals the variance.
+    Deviates: starts with stages like iDLG's (the second is longer), from smooth images and the last layer, then anneals
+    the variance.
 
     Attributes:
         steps, restarts: of the optimizer, warm-up included.

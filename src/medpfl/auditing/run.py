@@ -132,7 +132,7 @@ def audit(
         images, draws, seed, memory, device_of(device), knowledge, iterates,
     )  # fmt: skip
     if tuple(attacks) == STANDARD:  # before the check, whose findings another setup would have to make again
-        setup = replace(setup, attacks=setup.standard)
+        setup = replace(setup, attacks=[*setup.attacks, *setup.untried])
     setup.check()
     return _run(setup, found.place, out, force, progress, delta)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from datetime import UTC, datetime
 from typing import Any
 
@@ -107,9 +106,8 @@ def _notes(setup: Setup) -> list[str]:
         )
     if setup.untried:
         names = [repr(attack).removesuffix("()") for attack in setup.untried]
-        notes.append(
-            f"not run, though made for models like this one: {' and '.join(names)} (--attack {shlex.quote(names[0])})"
-        )
+        flags = " ".join(f'--attack "{name}"' if "(" in name else f"--attack {name}" for name in names)
+        notes.append(f"not run, though made for models like this one: {' and '.join(names)} ({flags})")
     attacked = len(setup.victims) * setup.plan.images
     if attacked < setup.images:
         notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")

@@ -135,22 +135,9 @@ class Setup:
         with suppress(InputError), explained("it cannot be made ready"):  # which is for `check` to say
             for ready, plans in self._scenes() if kinds else ():
                 kinds = [kind for kind in kinds if self._takes(kind(), ready, plans)]
-            fitting = [suited for _, found in self._suited for suited in found]
-            return [kind() for kind in kinds] + [attack for attack in fitting if attack not in self.attacks]
-        return []
-
-    @property
-    def standard(self) -> list[Attack]:
-        """The attacks of an audit that names none: `untried`, and those that its settings suit."""
-        replaced = [attack for attack, suited in self._suited if suited]
-        return [*(attack for attack in self.attacks if attack not in replaced), *self.untried]
-
-    @cached_property
-    def _suited(self) -> list[tuple[Attack, tuple[Attack, ...]]]:
-        """Attacks whose settings are not for this model, and those that are."""
-        with suppress(InputError), explained("it cannot be made ready"):  # which is for `check` to say
             network = self.network(0)
-            return [(attack, attack.suited(network)) for attack in self.attacks]
+            suited = [found for attack in self.attacks for found in attack.suited(network)]
+            return [kind() for kind in kinds] + [attack for attack in suited if attack not in self.attacks]
         return []
 
     def _takes(self, attack: Attack, ready: nn.Module, plans: tuple[Plan, ...]) -> bool:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["STANDARD", "Experiment"]
 
 STANDARD = ("DLG", "iDLG", "CPL", "GradInv", "Posterior")
-"""The attacks of an audit that names none. Those that are made for few models, its own among them, are added; for deep
-ones, attacks give way to themselves with other settings."""
+"""The attacks of an audit that names none. Those that are made for few models, its own among them, are added, and
+for deep ones attacks with settings for these."""
 
 
 class Experiment(BaseModel):
@@ -25,7 +25,8 @@ class Experiment(BaseModel):
     )
     weights: str | None = Field(default=None, description="weights file: safetensors, or a state dict of torch.save")
     attack: list[str] = Field(
-        default=list(STANDARD), description="spec; once for each attack; as it is, APRIL or RGAP too, where they apply"
+        default=list(STANDARD),
+        description="spec; once for each attack; as it is, those that are made for the model too",
     )
     defense: list[str] = Field(
         default=[], description="spec; once for each; parts joined by |, sweeps by geom() and lin()"

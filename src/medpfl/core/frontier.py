@@ -24,7 +24,10 @@ class Frontier(Training):
     round: int = Field(
         default=0, ge=0, description="whose model is audited; 0: untrained, the same under every defense"
     )
-    attack: list[str] = Field(default=list(STANDARD), description="spec; once for each attack")
+    attack: list[str] = Field(
+        default=list(STANDARD),
+        description="spec; once for each attack; as it is, those that are made for the model too",
+    )
     grant: list[str] = Field(default=[], description="what the adversary is told: labels, order, ...")
     images: int = Field(default=32, ge=1, description="images to attack, evenly over classes")
     images_per_update: int = Field(default=1, ge=1, description="images behind an update that is attacked")

@@ -40,7 +40,7 @@ class Attack(Part):
         """Raises `InputError` if it cannot attack this model, made ready for the plans of the clients in an update."""
 
     def suited(self, model: nn.Module) -> tuple[Attack, ...]:
-        """In its place, itself with settings for such a model; none where its own will do, or were chosen."""
+        """Itself with settings for such a model, to be run too; none where its own will do, or were chosen."""
         return ()
 
     def prepare(self, model: nn.Module) -> nn.Module:
