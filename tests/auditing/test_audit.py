@@ -10,7 +10,7 @@ from audit_cases import Answers, draw_folder, plain, some_images, tiny
 from torch import nn
 
 from medpfl import Defense, InputError, Plan, ThreatModel, Update, audit
-from medpfl.attacks import GradInv
+from medpfl.attacks import GradInv, iDLG
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RANDOM_UPDATE, UNDEFENDED
 from medpfl.data import ImageFolder, Samples
 
@@ -641,6 +641,10 @@ class Picky(nn.Module):
         if len(x) > 2:
             raise ValueError("two images at most")
         return self.last((self.cut(x).flatten(2).mT + self.places).flatten(1))
+
+
+def test_one_attack_may_be_given_alone(folder):
+    assert tiny(folder, attacks=iDLG(steps=3)).settings["experiment"]["attacks"] == ["iDLG(steps=3)"]
 
 
 def test_a_model_that_no_other_attack_can_look_at_is_audited_all_the_same():

@@ -131,7 +131,7 @@ def audit(
         _threat(given, made_defenses, knowledge), plan, made_partition,
         images, draws, seed, memory, device_of(device), knowledge, iterates,
     )  # fmt: skip
-    if tuple(attacks) == STANDARD:  # before the check, whose findings another setup would have to make again
+    if made_attacks == attacks_of(STANDARD):  # before the check, whose findings another setup would have to make again
         setup = replace(setup, attacks=[*setup.attacks, *setup.untried])
     setup.check()
     return _run(setup, found.place, out, force, progress, delta)
