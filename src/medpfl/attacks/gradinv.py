@@ -22,10 +22,10 @@ from medpfl.core.types import Observation, Reconstruction
 __all__ = ["TRAINED", "UNTRAINED", "GradInv"]
 
 _DEEP = 2_000_000
-"""Parameters above which a network counts as deep,"""
+"""Entries of the layers' weights, biases aside, above which a network may count as deep."""
 
 _LAYERS = 10
-"""if it has more weights of layers than that: a wide one that is not deep is read best as small ones are."""
+"""Layers with weights above which it does: a wide network that is not deep is read best as small ones are."""
 
 
 @dataclass(frozen=True, repr=False)

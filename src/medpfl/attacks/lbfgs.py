@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["LBFGS"]
 
 _TRIALS = 12
+_SUFFICIENT = 1e-4
+
 _LOOK = 50
 """Steps from one look at how far a row has moved to the next."""
 
 _MATCHED = 1e-3
 """An objective above it is that of noise, or of a search that is not there yet, which may go slowly."""
-_SUFFICIENT = 1e-4
 
 
 @dataclass(frozen=True, repr=False)
