@@ -92,9 +92,13 @@ class SquaredDistance(Objective):
             if "bounds" in target:
                 bound = target["bounds"][name]
                 residual = residual - residual.clamp(-bound, bound)
-            pull = residual * target["weight"][name]
-            value = value + (residual * pull).sum()
-            direction[name] = 2 * pull
+            weight = target["weight"][name]
+            direction[name] = residual * (2 * weight)
+            # Of a wide layer, memory costs more than arithmetic: no tensor of products where there is one weight.
+            if weight.ndim:
+                value = value + (residual * direction[name]).sum() / 2
+            else:
+                value = value + weight * _square(residual)
         return value, direction
 
     def _weights(self, sent: Tensors) -> dict[str, Tensor]:
@@ -188,6 +192,9 @@ def _dots(a: Tensors, b: Tensors) -> Tensor:
 
 
 def _squares(a: Tensors) -> Tensor:
-    """Of the lengths; row by row, since one float32 sum over millions loses digits."""
-    rows = [torch.linalg.vector_norm(t.flatten(1) if t.ndim > 1 else t, dim=-1) for t in a.values()]
-    return torch.stack([row.square().sum() for row in rows])
+    return torch.stack([_square(t) for t in a.values()])
+
+
+def _square(t: Tensor) -> Tensor:
+    """Of the length; row by row, since one float32 sum over millions loses digits."""
+    return torch.linalg.vector_norm(t.flatten(1) if t.ndim > 1 else t, dim=-1).square().sum()
