@@ -679,6 +679,19 @@ def test_an_audit_that_names_no_attack_takes_settings_for_deep_networks(folder, 
     assert not told("GradInv(steps=3)"), "its settings were chosen"
 
 
+@dataclass(frozen=True, repr=False)
+class Unsure(iDLG):
+    """Fails when it is asked for other settings."""
+
+    def suited(self, model):
+        raise ValueError("no such layer")
+
+
+def test_an_attack_that_cannot_say_what_suits_a_model_is_named(folder):
+    with pytest.raises(InputError, match="Unsure cannot say which settings suit this model: no such layer"):
+        tiny(folder, attacks=[Unsure(steps=2)])
+
+
 def test_an_audit_that_names_no_attack_runs_what_is_made_for_the_model(folder, monkeypatch):
     monkeypatch.setattr("medpfl.auditing.run.STANDARD", ("iDLG(steps=3)",))
     named = tiny(folder, attacks=("iDLG(steps=3)",), model="ViT(4, 1, 24, 3)").settings["experiment"]["attacks"]

@@ -132,13 +132,18 @@ class Setup:
         """
         run, registered = {type(attack) for attack in self.attacks}, registry(attack_package).values()
         kinds = [kind for kind in registered if kind not in run and kind.check is not Attack.check]
+        network = None
         with suppress(InputError), explained("it cannot be made ready"):  # which is for `check` to say
             for ready, plans in self._scenes() if kinds else ():
                 kinds = [kind for kind in kinds if self._takes(kind(), ready, plans)]
             network = self.network(0)
-            suited = [found for attack in self.attacks for found in attack.suited(network)]
-            return [kind() for kind in kinds] + [attack for attack in suited if attack not in self.attacks]
-        return []
+        if network is None:
+            return []
+        suited: list[Attack] = []
+        for attack in self.attacks:
+            with explained(f"{type(attack).__name__} cannot say which settings suit this model"):
+                suited += [found for found in attack.suited(network) if found not in self.attacks]
+        return [kind() for kind in kinds] + suited
 
     def _takes(self, attack: Attack, ready: nn.Module, plans: tuple[Plan, ...]) -> bool:
         with suppress(InputError), explained("it cannot be run as the check runs it"):
