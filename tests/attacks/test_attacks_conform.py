@@ -1,7 +1,10 @@
 """Every member of ``attacks.__all__`` keeps what the role promises. One row an attack."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from elsewhere import Elsewhere, Watch, moved
 from scenes import scene, smooth, tiny
 
 from medpfl import attacks
@@ -9,6 +12,7 @@ from medpfl.attacks import APRIL, CPL, DLG, RGAP, GradientMatching, GradInv, Pos
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
+from medpfl.defenses import LaplaceNoise
 from medpfl.models import ViT
 
 ROWS = {
@@ -118,3 +122,32 @@ def test_more_restarts_are_no_worse_by_the_attacker_s_own_measure(attack):
     assert (three.loss <= 1.05 * one.loss).all()  # four steps of float32 in another stack
     assert three.candidates.shape == (3, 3, 1, 1, 12, 12)
     assert torch.equal(three.candidates[:, 0], three.guesses)
+
+
+@pytest.mark.parametrize("threat", [ThreatModel(), ThreatModel(("labels", "defense"))], ids=["honest", "granted"])
+@pytest.mark.parametrize("attack", [*ROWS.values(), GradInv(restarts=4, halving=0.2)], ids=[*ROWS, "race"])
+def test_runs_on_the_device_that_the_update_is_on(attack, threat):
+    short = replace(attack, steps=12) if hasattr(attack, "steps") else attack
+    defense = LaplaceNoise(1e-3) if "defense" in threat.grants else None
+    _, seen = seen_by(PLANS["FedSGD"], channels=3, attack=attack, threat=threat, defense=defense)
+    here = short(seen, torch.Generator().manual_seed(0))
+    with Watch():
+        there = short(moved(seen), torch.Generator().manual_seed(0))
+    assert isinstance(there.guesses, Elsewhere)
+    assert torch.allclose(there.guesses.inner, here.guesses, atol=1e-5)
+    assert there.ended == here.ended
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda there: there + torch.ones(3),
+        lambda there: torch.stack([there.sum(), torch.zeros(())]),
+        lambda there: torch.ones(3)[there.long()],
+        lambda there: torch.ones(()).add_(there.sum()),
+        lambda there: torch.rand(3, generator=torch.Generator(), device=there.device),
+    ],
+)
+def test_the_device_of_these_tests_refuses_what_a_gpu_refuses(mixed):
+    with Watch(), pytest.raises(RuntimeError, match=r"two devices|another device"):
+        mixed(Elsewhere(torch.zeros(3)))

@@ -404,3 +404,22 @@ def test_gradinv_s_scope_and_schedule_reach_its_parts():
     for bad in ({"scope": "tensor"}, {"schedule": "cosine"}, {"schedule": "linear", "patience": 5}, {"rate": 0}):
         with pytest.raises(InputError, match=r"choose|must be"):
             GradInv(**bad)
+
+
+@pytest.mark.parametrize(("kind", "of_guess"), [(torch.float64, torch.float64), (torch.bfloat16, torch.float32)])
+def test_images_have_the_type_of_the_weights_but_no_less_than_float32(kind, of_guess):
+    class Cast(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny().to(kind)
+
+        def forward(self, images):
+            return self.inner(images.to(kind)).float()
+
+    images = smooth(2)[:, None]
+    seen = scene(Cast(), images, torch.tensor([[0], [1]]), Plan())
+    attack = GradientMatching(optimizer=LBFGS(tolerance=1e-14), steps=150)
+    guess = attack(seen, torch.Generator().manual_seed(0))
+    assert guess.guesses.dtype == of_guess
+    error = (guess.guesses - images).square().mean()
+    assert error < (1e-9 if kind == torch.float64 else 0.02)

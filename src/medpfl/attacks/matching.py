@@ -107,8 +107,8 @@ class GradientMatching(Attack):
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack on every victim of the observation."""
         own, start = _spawn(generator, len(seen)), self.start.of(seen, generator)
-        shape, device = (seen.num_images, *seen.image_shape), _device(seen)
-        dummy = torch.cat([start(shape, g) for g in own[:64]])[:64].to(device)
+        shape = (seen.num_images, *seen.image_shape)
+        dummy = torch.cat([start(shape, g) for g in own[:64]])[:64].to(_like(seen))
         classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
         labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
         problem = Matching(seen, labels, self.objective, self.prior, self.constraint, self.basis)
@@ -129,14 +129,14 @@ class GradientMatching(Attack):
 
     def _start(self, start: Start, problem: Matching, victims: Tensor, own: list[torch.Generator]) -> Tensor:
         """Variables (A, D) to start from, of victims (A,)."""
-        images = start.images(problem.shape, victims, own).to(_device(problem.seen))
+        images = start.images(problem.shape, victims, own).to(_like(problem.seen))
         logits = self._logits(problem.seen, [own[v] for v in victims.tolist()]) if problem.joint else None
         return problem.join(images, logits)
 
     def _logits(self, seen: Observation, own: list[torch.Generator]) -> Tensor:
         """Label variables (rows, N, K), of masks (rows, N, K, H, W)."""
         shape = (seen.num_images, seen.num_classes, *seen.label_shape)
-        return torch.stack([torch.randn(shape, generator=g) for g in own]).to(_device(seen))
+        return torch.stack([torch.randn(shape, generator=g) for g in own]).to(_like(seen))
 
     def _stages(self, problem: Matching, rough: bool) -> list[tuple[Matching, int]]:
         """The warm-up's stages, if the start is rough, then the attack proper; with steps for each, at most all."""
@@ -171,8 +171,10 @@ class GradientMatching(Attack):
         return Solution(z, parts[-1].loss, taken, evaluations, parts[-1].ended)
 
 
-def _device(seen: Observation) -> torch.device:
-    return next(iter(seen.views[0].update.tensors.values())).device
+def _like(seen: Observation) -> Tensor:
+    """What the variables are like, in type and device: the model's weights, in float32 at least."""
+    weight = next(iter(seen.views[0].weights.parameters.values()))
+    return weight.new_empty((), dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 def _spawn(generator: torch.Generator, count: int) -> list[torch.Generator]:

@@ -131,4 +131,4 @@ def _passes_through(seen: Observation, dummy: Tensor) -> bool:
     vector = torch.arange(seen.num_classes).to(dummy) - (seen.num_classes - 1) / 2
     update = local_update(seen.model, Batch(dummy, vector[None]), view.plan, view.weights)
     found = bias_gradient(replace(seen, views=(replace(view, update=Update.stack([update])),)))
-    return found is not None and torch.allclose(-found[0], vector, rtol=1e-3)
+    return found is not None and torch.allclose(-found[0].to(vector), vector, rtol=1e-3)

@@ -1,0 +1,113 @@
+"""A device that no machine lacks: tensors that say they are on another one, compute on the CPU, and refuse to be mixed.
+
+What a GPU refuses is refused here: an operation on tensors of both devices, unless those of the CPU are numbers or
+indices, and draws for the device from a generator of the CPU. So a test tells whether code is careful of devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from medpfl.core.types import Observation, View, Weights
+
+DEVICE = torch.device("meta")
+"""Stands for the other device: a name that torch knows and that this package uses for nothing."""
+
+_COPIES = ("aten::_to_copy", "aten::copy_")
+_INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
+_JOINED = ("aten::cat", "aten::stack")
+
+
+class Elsewhere(Tensor):
+    """A tensor of the other device, over one of the CPU."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner: Tensor):
+        kind = {"strides": inner.stride(), "dtype": inner.dtype, "device": DEVICE}
+        made = Tensor._make_wrapper_subclass(cls, inner.shape, **kind)
+        made.inner = inner
+        return made
+
+    def __repr__(self):
+        return f"Elsewhere({self.inner})"
+
+    def tolist(self):
+        return self.inner.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
+        return _run(operation, args, kwargs or {})
+
+
+class Watch(TorchDispatchMode):
+    """Within it, new tensors are made on the device that they are asked for."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        return _run(operation, args, kwargs or {})
+
+
+def moved(seen: Observation) -> Observation:
+    """The same on the other device."""
+    return replace(seen, views=tuple(_view(view) for view in seen.views), labels=_there(seen.labels))
+
+
+def _view(view: View) -> View:
+    weights = Weights(_there(view.weights.parameters), _there(view.weights.buffers))
+    channel = view.channel
+    if channel is not None:
+        channel = replace(
+            channel, **{name: _there(getattr(channel, name)) for name in ("precision", "bounds", "known")}
+        )
+    return replace(view, weights=weights, update=view.update.replace(_there(view.update.tensors)), channel=channel)
+
+
+def _there(value):
+    return tree_map(lambda t: Elsewhere(t) if isinstance(t, Tensor) else t, value)
+
+
+def _run(operation, args, kwargs):
+    name, asked = operation._schema.name, kwargs.get("device")
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    there = [t for t in tensors if isinstance(t, Elsewhere)]
+    if there and name not in _COPIES:
+        _check(name, tensors, args)
+    if asked is not None and torch.device(asked) == DEVICE and kwargs.get("generator") is not None:
+        raise RuntimeError(f"{name}: a generator of the CPU draws for another device")
+    result_there = torch.device(asked) == DEVICE if asked is not None else bool(there)
+    if name == "aten::copy_":
+        result_there = isinstance(args[0], Elsewhere)
+    here = {**kwargs, "device": torch.device("cpu")} if asked is not None else kwargs
+    inner = operation(*tree_map(_inner, args), **tree_map(_inner, here))
+    if not result_there:
+        return inner
+    known = {id(t.inner): t for t in there}  # what is written in place stays the tensor that it was
+
+    def outer(value):
+        if not isinstance(value, Tensor):
+            return value
+        return known[id(value)] if id(value) in known else Elsewhere(value)
+
+    return tree_map(outer, inner)
+
+
+def _check(name: str, tensors: list[Tensor], args) -> None:
+    """Raises what a GPU would."""
+    here = [t for t in tensors if not isinstance(t, Elsewhere)]
+    if name in _INDEXED and isinstance(args[0], Elsewhere):
+        here = [t for t in here if t.dtype not in (torch.long, torch.bool)]
+    elif name not in (*_INDEXED, *_JOINED):
+        written = args[0] if name.endswith("_") else None
+        here = [t for t in here if t.ndim or t is written]
+    if here:
+        raise RuntimeError(f"{name}: tensors of two devices, of the CPU {[tuple(t.shape) for t in here]}")
+
+
+def _inner(value):
+    return value.inner if isinstance(value, Elsewhere) else value
