@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks import adaptive, contested, deep, matrix, memory
+from benchmarks import adaptive, conditioning, contested, deep, matrix, memory
 from benchmarks.rows import now
 from benchmarks.scenes import Scene, available, scene
 from benchmarks.textbook import textbook
@@ -38,7 +38,14 @@ RECIPES = {
 counterpart there.
 """
 
-PARTS = {"adaptive": adaptive, "contested": contested, "deep": deep, "matrix": matrix, "memory": memory}
+PARTS = {
+    "adaptive": adaptive,
+    "conditioning": conditioning,
+    "contested": contested,
+    "deep": deep,
+    "matrix": matrix,
+    "memory": memory,
+}
 QUICK = {
     "recipes": (4.0, "--images 8 --textbook 1 --recipes DLG iDLG CPL RGAP/idlg"),
     "deep": (6.0, "--iterations 20 --large 2"),

@@ -177,6 +177,20 @@ def test_a_layer_whose_second_derivative_is_silently_wrong_is_named(function):
     assert check(around(function)) == "layer '1.1' (Does)"
 
 
+@pytest.mark.parametrize("rounded", [lambda x: x.float(), lambda x: x.float().type_as(x)])
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_model_that_rounds_to_float32_is_not_called_wrong(rounded, place):
+    class Rounds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.Sigmoid(), nn.Linear(8, 2))
+
+        def forward(self, x):
+            return self.inner(rounded(x)) if place == "first" else rounded(self.inner(x))
+
+    assert check(Rounds()) is None
+
+
 def test_the_model_s_own_forward_is_named_if_no_layer_is_at_fault():
     class Own(nn.Sequential):
         def forward(self, x):

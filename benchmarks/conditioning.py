@@ -1,0 +1,180 @@
+"""``python -m benchmarks conditioning``: what makes the search of DLG and iDLG well conditioned, part by part.
+
+On tuning images (even rows, weights that are not reported): the recipe as it is, and with one part of it changed. A
+tolerance means another thing under another objective, so that the table tells steps until the guess has an SSIM, too;
+only the table knows the SSIM, no search does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+from torch.nn.functional import avg_pool2d, pad
+
+from benchmarks.rows import columns, conditions, now
+from benchmarks.scenes import TUNED, Scene, available, scene
+from medpfl.attacks.analytic import Solved
+from medpfl.attacks.bases import Basis, Pixels, Spectral
+from medpfl.attacks.labels import Joint, LastLayer
+from medpfl.attacks.lbfgs import LBFGS
+from medpfl.attacks.matching import GradientMatching
+from medpfl.attacks.objectives import SquaredDistance
+from medpfl.attacks.schedule import WARM_UP
+from medpfl.attacks.targets import label_vectors
+from medpfl.core.trace import tracing
+from medpfl.core.types import Batch, Observation, Reconstruction, Weights
+from medpfl.federated.local import local_update
+from medpfl.metrics import ssim
+
+SCORES = (0.9, 0.98, 0.99)
+ENDING = "float64, to 1/100"
+PLAIN = Spectral(exponent=0.0, color=1.0)
+_PROBES, _NEIGHBORS = 8, 5
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scaled(Basis):
+    """Cosines of which each is multiplied by its entry of a table (C, H, W), too."""
+
+    table: Tensor
+    cosines: Spectral
+
+    def images(self, coordinates: Tensor, axes: int) -> Tensor:
+        return self.cosines.images(coordinates * self.table, axes)
+
+    def coordinates(self, images: Tensor, axes: int) -> Tensor:
+        return self.cosines.coordinates(images, axes) / self.table
+
+
+def diagonal(case: Scene) -> Tensor:
+    """(C, H, W) of the Gauss-Newton matrix of the weighted distance at gray images, in orthonormal cosines.
+
+    Mean over victims, by random signs on the update's side, smoothed over neighboring frequencies.
+    """
+    seen, generator = case.seen, torch.Generator().manual_seed(0)
+    gray = torch.full((1, *seen.image_shape), 0.5)
+    vectors = label_vectors(seen, LastLayer().infer(seen, gray), gray)
+    total, view = torch.zeros(seen.image_shape), seen.views[0]
+    for v in range(len(seen)):
+        sent = {name: t[v] for name, t in view.update.tensors.items()}
+        weights = SquaredDistance().prepare({"sent": sent})["weight"]
+
+        def update(images: Tensor, labels: Tensor = vectors[v]) -> dict[str, Tensor]:
+            return dict(local_update(seen.model, Batch(images, labels), view.plan, view.weights).tensors)
+
+        made, pull = vjp(update, gray)
+        for _ in range(_PROBES):
+            signs = {k: torch.randint(2, t.shape, generator=generator) * 2.0 - 1 for k, t in made.items()}
+            (row,) = pull({k: s * weights[k].sqrt() for k, s in signs.items()})
+            total += PLAIN.coordinates(row, 3)[0].square()
+    total /= len(seen) * _PROBES
+    return avg_pool2d(pad(total[None], [_NEIGHBORS // 2] * 4, mode="replicate"), _NEIGHBORS, 1)[0]
+
+
+def by_diagonal(case: Scene, cosines: Spectral) -> Scaled:
+    """Cosines divided by the root of that diagonal, against that of the mean brightness."""
+    table = diagonal(case).rsqrt()
+    return Scaled(table / table[0, 0, 0], cosines)
+
+
+VARIANTS: dict[str, Callable[[Scene], dict[str, Any]]] = {
+    "as it is": lambda _: {},
+    "pixels": lambda _: {"basis": Pixels()},
+    "cosines, not scaled": lambda _: {"basis": PLAIN},
+    "no warm-up": lambda _: {"warmup": ()},
+    "smooth prior stays on": lambda _: {"prior": WARM_UP[-1].prior},
+    "plain distance": lambda _: {"objective": SquaredDistance("none")},
+    "Gauss-Newton diagonal": lambda case: {"basis": by_diagonal(case, PLAIN)},
+    "the same, times ours": lambda case: {"basis": by_diagonal(case, Spectral())},
+    ENDING: lambda _: {},
+}
+"""By name, what is changed."""
+
+HEAD = columns(("set", -12), ("variant", -24), ("images", 6), *((f"to {s:g}", 12) for s in SCORES))
+HEAD += columns(("evals", 8), ("SSIM", 8), ("s/image", 9))
+
+
+def attack(case: Scene, joint: bool, chosen: argparse.Namespace, **changed: Any) -> GradientMatching:
+    """The recipe with something changed."""
+    optimizer = LBFGS(tolerance=chosen.stop)
+    labels = Joint() if joint else LastLayer()
+    return GradientMatching(**{"labels": labels, "optimizer": optimizer, "steps": chosen.steps, **changed})
+
+
+def line(name: str, variant: str, chosen: argparse.Namespace) -> str:
+    """One row: a change, on one set."""
+    case = scene(name, chosen.network, chosen.images, TUNED, tune=True)
+    changed = VARIANTS[variant](case)
+    search = attack(case, chosen.network == "dlg", chosen, **changed)
+    began, parts = now(), []
+    with tracing(chosen.steps):
+        parts.append(search(case.seen, torch.Generator().manual_seed(0)))
+        if variant == ENDING:
+            start, optimizer = Solved(parts[0].guesses.double()), LBFGS(tolerance=chosen.stop / 100)
+            further = replace(search, start=start, optimizer=optimizer)
+            parts.append(further(in_double(case.seen), torch.Generator().manual_seed(0)))
+    seconds = now() - began
+    course = torch.cat([course_of(part, case.truths) for part in parts])
+    cells = "".join(f"{reached(course, score):>12}" for score in SCORES)
+    evaluations = sum(part.evaluations.double().mean() for part in parts)
+    last = ssim(parts[-1].guesses[:, 0].float(), case.truths)
+    front = f"{name:<12}{variant:<24}{len(last):>6}{cells}"
+    return f"{front}{evaluations:>8.0f}{last.mean():>8.4f}{seconds / len(last):>9.2f}"
+
+
+def course_of(found: Reconstruction, truths: Tensor) -> Tensor:
+    """(T, V) SSIM at each step."""
+    assert found.trace is not None, "nothing was traced"
+    return torch.stack([ssim(images[:, 0].float(), truths) for images in found.trace.unbind(1)])
+
+
+def reached(course: Tensor, score: float) -> str:
+    """Median of the steps until images have that score in a course (T, V), and how many have it at any time."""
+    hit = (course >= score).any(0)
+    steps = (course >= score).double().argmax(0)[hit]
+    return f"{steps.median():.0f} ({int(hit.sum())})" if len(steps) else "- (0)"
+
+
+def in_double(seen: Observation) -> Observation:
+    """The same in float64; the client computed in float32."""
+    (view,) = seen.views
+    state = ({k: t.double() for k, t in part.items()} for part in (view.weights.parameters, view.weights.buffers))
+    update = view.update.replace({k: t.double() for k, t in view.update.tensors.items()})
+    return replace(seen, views=(replace(view, weights=Weights(*state), update=update),))
+
+
+def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
+    """The table; a row is left out, and named, once `go_on` says no."""
+    yield conditions()
+    yield HEAD
+    for name in chosen.sets:
+        for variant in chosen.variants:
+            yield line(name, variant, chosen) if go_on() else f"{name:<12}{variant:<24}not run: time is up"
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks conditioning", description=__doc__)
+    parser.add_argument("--network", choices=["dlg", "idlg"], default="idlg", help="and its recipe (idlg)")
+    parser.add_argument("--images", type=int, default=8, help="of each set (8)")
+    parser.add_argument("--steps", type=int, default=500, help="at most (500)")
+    parser.add_argument("--stop", type=float, default=1e-7, help="relative distance at which searches end (1e-7)")
+    parser.add_argument("--sets", nargs="+", default=available())
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="(all)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    for row in lines(parsed(arguments)):
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
