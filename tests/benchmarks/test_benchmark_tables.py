@@ -11,10 +11,13 @@ from benchmarks.peers import Outcome
 from benchmarks.scenes import scene
 
 from benchmarks import __main__ as command
-from benchmarks import adaptive, contested, deep, memory, overhead, trained
+from benchmarks import adaptive, conditioning, contested, deep, memory, overhead, trained
 from medpfl.attacks import GradInv, iDLG
+from medpfl.attacks.objectives import SquaredDistance
+from medpfl.attacks.targets import label_vectors
 from medpfl.core.roles import Attack
-from medpfl.core.types import Reconstruction
+from medpfl.core.types import Batch, Reconstruction
+from medpfl.federated.local import local_update
 
 
 @pytest.fixture
@@ -89,6 +92,40 @@ def test_only_the_adaptive_side_is_told_of_each_defense(name, monkeypatch):
     assert words[5:7] == ["0.000", "1.00"]
     assert words[9] == "1.000"
     assert "time is up" in list(adaptive.lines(chosen, lambda: False))[-1]
+
+
+@pytest.mark.parametrize("variant", conditioning.VARIANTS)
+def test_each_change_of_the_recipe_has_a_row(variant):
+    chosen = conditioning.parsed(["--sets", "samples", "--images", "2", "--steps", "8", "--variants", variant])
+    _, head, row = conditioning.lines(chosen)
+    assert head.split()[:3] == ["set", "variant", "images"]
+    words = row.removeprefix(f"samples     {variant}").split()
+    assert words[:3] == ["2", "-", "(0)"]
+    assert float(words[-3]) >= 9  # eight steps and the first evaluation, in each of its parts
+    assert "time is up" in list(conditioning.lines(chosen, lambda: False))[-1]
+
+
+def test_steps_until_a_score_are_those_of_the_images_that_reach_it():
+    course = torch.tensor([[0.1, 0.1, 0.1], [0.95, 0.2, 0.1], [0.8, 0.3, 0.2], [0.99, 0.9, 0.3]])
+    assert conditioning.reached(course, 0.9) == "1 (2)"
+    assert conditioning.reached(course, 0.995) == "- (0)"
+
+
+def test_a_gauss_newton_diagonal_is_that_of_the_jacobian(monkeypatch):
+    monkeypatch.setattr(conditioning, "_PROBES", 400)
+    monkeypatch.setattr(conditioning, "_NEIGHBORS", 1)
+    case = scene("samples", "idlg", 1, seed=0, size=8)
+    seen, gray = case.seen, torch.full((1, *case.seen.image_shape), 0.5)
+    view, labels = seen.views[0], label_vectors(seen, case.labels, gray)[0]
+    weights = SquaredDistance().prepare({"sent": {k: t[0] for k, t in view.update.tensors.items()}})["weight"]
+
+    def residuals(coordinates):
+        images = conditioning.PLAIN.images(coordinates, 3)
+        update = local_update(seen.model, Batch(images, labels), view.plan, view.weights).tensors
+        return torch.cat([(update[k] * weights[k].sqrt()).flatten() for k in update])
+
+    exact = torch.func.jacrev(residuals)(conditioning.PLAIN.coordinates(gray, 3)).square().sum(0)[0]
+    assert (conditioning.diagonal(case) / exact).log().abs().mean() < 0.1
 
 
 def test_a_tally_prints_an_images_share():
