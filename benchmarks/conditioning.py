@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import vjp
 from torch.nn.functional import avg_pool2d, pad
 
-from benchmarks.rows import columns, conditions, now
+from benchmarks.rows import columns, conditions
 from benchmarks.scenes import TUNED, Scene, available, scene
 from medpfl.attacks.analytic import Solved
 from medpfl.attacks.bases import Basis, Pixels, Spectral
@@ -97,7 +97,7 @@ VARIANTS: dict[str, Callable[[Scene], dict[str, Any]]] = {
 """By name, what is changed."""
 
 HEAD = columns(("set", -12), ("variant", -24), ("images", 6), *((f"to {s:g}", 12) for s in SCORES))
-HEAD += columns(("evals", 8), ("SSIM", 8), ("s/image", 9))
+HEAD += columns(("evals", 8), ("SSIM", 8))
 
 
 def attack(case: Scene, joint: bool, chosen: argparse.Namespace, **changed: Any) -> GradientMatching:
@@ -112,20 +112,19 @@ def line(name: str, variant: str, chosen: argparse.Namespace) -> str:
     case = scene(name, chosen.network, chosen.images, TUNED, tune=True)
     changed = VARIANTS[variant](case)
     search = attack(case, chosen.network == "dlg", chosen, **changed)
-    began, parts = now(), []
+    parts = []
     with tracing(chosen.steps):
         parts.append(search(case.seen, torch.Generator().manual_seed(0)))
         if variant == ENDING:
             start, optimizer = Solved(parts[0].guesses.double()), LBFGS(tolerance=chosen.stop / 100)
             further = replace(search, start=start, optimizer=optimizer)
             parts.append(further(in_double(case.seen), torch.Generator().manual_seed(0)))
-    seconds = now() - began
     course = torch.cat([course_of(part, case.truths) for part in parts])
     cells = "".join(f"{reached(course, score):>12}" for score in SCORES)
     evaluations = sum(part.evaluations.double().mean() for part in parts)
     last = ssim(parts[-1].guesses[:, 0].float(), case.truths)
     front = f"{name:<12}{variant:<24}{len(last):>6}{cells}"
-    return f"{front}{evaluations:>8.0f}{last.mean():>8.4f}{seconds / len(last):>9.2f}"
+    return f"{front}{evaluations:>8.0f}{last.mean():>8.4f}"
 
 
 def course_of(found: Reconstruction, truths: Tensor) -> Tensor:

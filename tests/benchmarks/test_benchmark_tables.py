@@ -101,7 +101,7 @@ def test_each_change_of_the_recipe_has_a_row(variant):
     assert head.split()[:3] == ["set", "variant", "images"]
     words = row.removeprefix(f"samples     {variant}").split()
     assert words[:3] == ["2", "-", "(0)"]
-    assert float(words[-3]) >= 9  # eight steps and the first evaluation, in each of its parts
+    assert float(words[-2]) >= 9  # eight steps and the first evaluation, in each of its parts
     assert "time is up" in list(conditioning.lines(chosen, lambda: False))[-1]
 
 
