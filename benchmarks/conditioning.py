@@ -26,7 +26,7 @@ from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.objectives import SquaredDistance
 from medpfl.attacks.schedule import WARM_UP
-from medpfl.attacks.targets import label_vectors
+from medpfl.attacks.targets import label_vectors, with_spare
 from medpfl.core.trace import tracing
 from medpfl.core.types import Batch, Observation, Reconstruction, Weights
 from medpfl.federated.local import local_update
@@ -61,12 +61,13 @@ def diagonal(case: Scene) -> Tensor:
     gray = torch.full((1, *seen.image_shape), 0.5)
     vectors = label_vectors(seen, LastLayer().infer(seen, gray), gray)
     total, view = torch.zeros(seen.image_shape), seen.views[0]
+    model = with_spare(seen.model) if vectors.shape[2] > seen.num_classes else seen.model
     for v in range(len(seen)):
         sent = {name: t[v] for name, t in view.update.tensors.items()}
         weights = SquaredDistance().prepare({"sent": sent})["weight"]
 
         def update(images: Tensor, labels: Tensor = vectors[v]) -> dict[str, Tensor]:
-            return dict(local_update(seen.model, Batch(images, labels), view.plan, view.weights).tensors)
+            return dict(local_update(model, Batch(images, labels), view.plan, view.weights).tensors)
 
         made, pull = vjp(update, gray)
         for _ in range(_PROBES):

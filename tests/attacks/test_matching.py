@@ -2,7 +2,7 @@ import pytest
 import torch
 from scenes import scene, smooth, tiny
 
-from medpfl.attacks import GradInv
+from medpfl.attacks import CPL, DLG, GradInv, Posterior, iDLG
 from medpfl.attacks import problem as problem_module
 from medpfl.attacks.bases import Blocks, Pixels, Spectral
 from medpfl.attacks.gradinv import TRAINED, UNTRAINED
@@ -423,3 +423,67 @@ def test_images_have_the_type_of_the_weights_but_no_less_than_float32(kind, of_g
     assert guess.guesses.dtype == of_guess
     error = (guess.guesses - images).square().mean()
     assert error < (1e-9 if kind == torch.float64 else 0.02)
+
+
+def sure(bias):
+    network = tiny()
+    with torch.no_grad():
+        network[3].bias[0] = bias
+    return network
+
+
+@pytest.mark.parametrize("bias", [0.0, 8.0, 14.0, 18.0, 25.0])
+def test_rounding_of_a_model_that_is_sure_is_not_taken_for_noise(bias):
+    images = smooth(3)[:, None]
+    seen = scene(sure(bias), images, torch.zeros(3, 1, dtype=torch.long), Plan())
+    guess = Posterior(steps=150)(seen, torch.Generator().manual_seed(0))
+    assert ((guess.guesses - images).square().flatten(1).mean(1) < 1e-4).all()
+
+
+@pytest.mark.parametrize("attack", [GradInv(steps=30), iDLG(steps=30), CPL(steps=30), Posterior(steps=60)], ids=repr)
+def test_a_batch_s_update_may_be_as_small_as_floats_are(attack):
+    images, labels = smooth(4).view(2, 2, 1, 12, 12), torch.zeros(2, 2, dtype=torch.long)
+    plan, threat = Plan(batch_size=2), ThreatModel(("labels",))
+    found = [
+        attack(scene(sure(bias), images, labels, plan, threat=threat), torch.Generator().manual_seed(0))
+        for bias in (30.0, 38.0, 60.0)
+    ]
+    assert all(set(f.ended) == {"max_steps"} for f in found)
+    for other in found[1:]:
+        torch.testing.assert_close(other.loss, found[0].loss, rtol=0.3, atol=1e-6)
+
+
+def test_an_update_of_nothing_is_no_match():
+    seen = scene(tiny(), smooth(2)[:, None], torch.tensor([[0], [1]]), Plan())
+    for tensor in seen.views[0].update.tensors.values():
+        tensor.zero_()
+    guess = GradInv(steps=5)(seen, torch.Generator().manual_seed(0))
+    assert guess.ended == ("nonfinite", "nonfinite")
+
+
+def test_memory_that_runs_out_does_not_change_the_way_of_evaluating(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(problem_module, "vmap", full)
+    seen = scene(tiny(), smooth(2)[:, None], torch.tensor([[0], [1]]), Plan())
+    with pytest.raises(torch.OutOfMemoryError):
+        GradientMatching(steps=3)(seen, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: CPL(tile=0),
+        lambda: DLG(tolerance=-1.0),
+        lambda: iDLG(steps=0),
+        lambda: GradInv(median_every=-1),
+        lambda: GradInv(largest=-4),
+        lambda: Posterior(steps=0),
+        lambda: Posterior(floor=0.0),
+        lambda: Posterior(coarse=(0.3, 0.0)),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_when_they_are_given(made):
+    with pytest.raises(InputError, match="must be"):
+        made()

@@ -123,10 +123,14 @@ def test_the_winner_is_one_of_the_starts_as_it_would_have_ended_and_the_steps_ar
 def test_the_stack_of_a_victim_is_nothing_to_it(victims, stacked, monkeypatch):
     monkeypatch.setattr(problem_module, "stacks", lambda weights: stacked)
     attack = search(halving=0.2, steps=10, optimizer=SignedAdam(0.01, signed=False))
-    own = [torch.Generator().manual_seed(v) for v in range(3)]
-    monkeypatch.setattr("medpfl.attacks.matching._spawn", lambda _, count: own[-count:] if count == 2 else own[:count])
+
+    def own(victims):
+        turns = iter([[torch.Generator()], [torch.Generator().manual_seed(v) for v in range(3)][victims]])
+        monkeypatch.setattr("medpfl.attacks.matching._spawn", lambda *_: next(turns))
+
+    own(slice(None))
     whole = guessed(attack)
-    own[:] = [torch.Generator().manual_seed(v) for v in range(3)]
+    own(victims)
     part = guessed(attack, seen(victims))
     torch.testing.assert_close(part.candidates, whole.candidates[victims], rtol=0, atol=1e-4)
     assert torch.equal(part.evaluations, whole.evaluations[victims])
@@ -194,8 +198,9 @@ def test_iterates_are_those_of_all_starts():
 
 
 def test_an_analytic_start_races_without_a_warm_up():
+    solved = guessed(GradientMatching(start=Analytic(), steps=1)).loss
     found = guessed(GradientMatching(start=Analytic(), restarts=2, steps=8, halving=0.5))
-    assert found.loss.isfinite().all()
+    assert (found.loss <= solved).all()  # smooth images, which a warm-up begins with, are no solutions
 
 
 @pytest.mark.parametrize("halving", [-0.1, 1.0])

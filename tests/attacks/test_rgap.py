@@ -277,7 +277,7 @@ def test_what_a_zero_update_says_is_nothing():
     assert isinstance(solved, Solved)
     own = [generator(v) for v in range(2)]
     started = solved.images((1, 1, 8, 8), torch.arange(2), own)
-    assert torch.equal(started[0], Normal()((1, 1, 8, 8), generator(0)))
+    assert (started[0] == 0.5).all()  # not rough: the other victims' warm-up is left out for all
     assert torch.allclose(started[1], guess.guesses[1])
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medpfl import Batch, InputError, Plan, Record, Update, Weights, audit, prepare
+from medpfl.core.threat import ThreatModel
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RECORDED, UNDEFENDED
 from medpfl.data import ImageFolder
 from medpfl.defenses import LaplaceNoise, NoDefense
@@ -146,11 +147,19 @@ def test_what_the_truth_does_not_give_is_a_mismatch_and_no_verdict(tmp_path, wro
 # --- the defense of the client --------------------------------------------------------------------------------
 
 
-NOISE = LaplaceNoise(0.5)
+NOISE, KNOWN = LaplaceNoise(0.5), ThreatModel(("defense",))
 
 
 def stated(tmp_path, used=NOISE, spec=None):
     return make(tmp_path, Plan(), defense=used, defense_spec=spec)
+
+
+@pytest.mark.parametrize("used", [NoDefense(), LaplaceNoise(0.2)], ids=repr)
+def test_a_record_that_overstates_its_noise_is_a_mismatch(tmp_path, used):
+    report = look(*stated(tmp_path, used, repr(NOISE)), attacks=["Posterior(steps=20)"], threat=KNOWN)
+    recorded = by_defense(report)[RECORDED]
+    assert "record-mismatch" in recorded["flags"]
+    assert recorded["verdict"] in (LEAKS, INCONCLUSIVE), "never 'no leak found'"
 
 
 @pytest.mark.parametrize(

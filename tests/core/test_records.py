@@ -296,7 +296,7 @@ def test_misfits_of_kind_and_count():
     gradient = replace(record, update=replace(record.update, kind="gradient", num_samples=5))
     assert gradient.misfits() == [
         "num_samples is 5, but the plan is for 6 images",
-        "the update is a gradient, but a FedAvg plan sends a difference",
+        "the update is a gradient, but a FedAvg plan sends a difference: save Update(tensors, kind='difference')",
     ]
     assert replace(gradient, plan=Plan(batch_size=5)).misfits() == []
     assert replace(record, update=replace(record.update, num_samples=None)).misfits() == []

@@ -15,10 +15,12 @@ from medpfl.core.types import Observation
 
 __all__ = ["Analytic", "Solved"]
 
+_GRAY = 0.5
+
 
 @dataclass(frozen=True, repr=False)
 class Analytic(Start):
-    """The images that `medpfl.attacks.RGAP` finds; where it does not apply, or finds none, normal ones.
+    """The images that `medpfl.attacks.RGAP` finds; where it does not apply, normal ones.
 
     A restart is from normal images too.
 
@@ -51,7 +53,7 @@ class Analytic(Start):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Solved(Start):
-    """Images (V, N, C, H, W) that were found; normal ones for victims whose images are not finite."""
+    """Images (V, N, C, H, W) that were found; gray, which is no more rough, for victims whose images are not finite."""
 
     found: Tensor
     rough: ClassVar[bool] = False
@@ -60,7 +62,7 @@ class Solved(Start):
         """What was found."""
         found = self.found[victims.cpu()]
         good = found.flatten(1).isfinite().all(1).view(-1, *[1] * (found.ndim - 1))
-        return torch.where(good, found, super().images(shape, victims, own))
+        return torch.where(good, found, _GRAY)
 
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Normal images."""

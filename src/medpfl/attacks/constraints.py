@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medpfl.core.errors import InputError
 from medpfl.core.spec import Part
 
 __all__ = ["Box", "Constraint", "Free"]
@@ -37,13 +38,22 @@ class Box(Constraint):
 
     Attributes:
         median_every: steps between two filters; 0: never.
+
+    Raises:
+        InputError: a filter of volumes, at the call.
     """
 
     median_every: int = 0
 
+    def __post_init__(self) -> None:
+        if self.median_every < 0:
+            raise InputError(f"median_every is {self.median_every}: it must be at least 0")
+
     def __call__(self, images: Tensor, step: int) -> Tensor:
         """Clamped, and filtered if it is time."""
-        if self.median_every and step % self.median_every == 0 and images.ndim == 5:
+        if self.median_every and images.ndim != 5:
+            raise InputError("the median filter is one of pictures: set median_every=0 for volumes")
+        if self.median_every and step % self.median_every == 0:
             images = _median(images.flatten(0, 2)).view_as(images)
         return images.clamp(0, 1)
 

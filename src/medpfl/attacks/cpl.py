@@ -36,12 +36,18 @@ class CPL(Attack):
     tile: int = 16
     tolerance: float = 1e-11
 
+    def __post_init__(self) -> None:
+        self._matching()
+
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
-        start = Patterned(self.tile)
-        attack = GradientMatching(
+        return self._matching()(seen, generator)
+
+    def _matching(self) -> GradientMatching:
+        """The search that it is, which checks its settings."""
+        return GradientMatching(
             objective=SquaredDistance("none"),
-            start=start,
+            start=Patterned(self.tile),
             labels=LastLayer(),
             basis=Pixels(),
             warmup=(),
@@ -50,4 +56,3 @@ class CPL(Attack):
             restarts=self.restarts,
             steps=self.steps,
         )
-        return attack(seen, generator)

@@ -38,13 +38,19 @@ class DLG(Attack):
     tolerance: float = 1e-10
     start: Start = Normal()
 
+    def __post_init__(self) -> None:
+        self._matching()
+
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
-        attack = GradientMatching(
+        return self._matching()(seen, generator)
+
+    def _matching(self) -> GradientMatching:
+        """The search that it is, which checks its settings."""
+        return GradientMatching(
             start=self.start,
             labels=Joint(),
             optimizer=LBFGS(tolerance=self.tolerance),
             restarts=self.restarts,
             steps=self.steps,
         )
-        return attack(seen, generator)

@@ -9,11 +9,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
 from medpfl.core.spec import Part
-from medpfl.core.types import Observation, Tensors
+from medpfl.core.types import Batch, Observation, Tensors
+from medpfl.federated.local import local_update
 from medpfl.federated.ready import state_of
 
-__all__ = ["Joint", "Labels", "LastLayer", "bias_gradient", "last_layer"]
+__all__ = ["ROUNDING", "Joint", "Labels", "LastLayer", "bias_gradient", "last_layer", "mean_gradient"]
+
+ROUNDING = 2.0**-21
+"""p - 1 is a multiple of 2^-24 in float32, whatever its size; sums of p - y are off by a few of these."""
+
+_TINY, _GRAY = 1e-12, 0.5
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,16 +51,20 @@ class LastLayer(Labels):
     """The classes of a batch, from the gradient of the last layer.
 
     For one image, the class whose row has the most negative gradient (Zhao et al. 2020, arXiv:2001.02610,
-    equation 6). For N images, the bias gradient is the mean of p - y; with p as the model predicts it on
-    dummy images it gives the count of each class, rounded to N in all (Geng et al. 2021,
-    arXiv:2110.09074). Without a bias, the rows' sums stand for it, divided by the mean input of the layer. Masks are
-    optimized with the images: a gradient holds one number a class.
+    equation 6). Without a bias, it is the row that points against all others (equation 5); of two classes, whose rows
+    always do, the one whose product with the layer's inputs of a gray image is negative. For N images, the bias
+    gradient is the mean of p - y; with p as the model predicts it on dummy images it gives the count of each class,
+    rounded to N in all (Geng et al. 2021, arXiv:2110.09074). Without a bias, the rows' sums stand for it, divided by
+    the sum of the layer's mean input. Masks are optimized with the images: a gradient holds one number a class.
     """
 
     def infer(self, seen: Observation, dummy: Tensor) -> Tensor | None:
         """Classes (V, N), ascending in each victim; ``None`` for masks."""
         if seen.label_shape:
             return None
+        weight, bias = last_layer(seen)
+        if seen.num_images == 1 and weight is not None and bias is None and seen.num_classes > 2:
+            return _against_all(mean_gradient(seen, weight).flatten(2))
         rows = _row_gradient(seen, dummy)
         if seen.num_images == 1:
             return rows.argmin(1, keepdim=True)
@@ -73,23 +84,51 @@ def _round(counts: Tensor, total: int) -> Tensor:
     return torch.arange(len(counts), device=counts.device).repeat_interleave(whole.long())
 
 
+def _against_all(rows: Tensor) -> Tensor:
+    """(V, 1) of rows (V, K, J), which are one vector times p - y each, the one whose factor alone is negative."""
+    unit = rows / rows.norm(dim=2, keepdim=True).clamp(min=1e-37)
+    return (unit @ unit.sum(1)[..., None])[..., 0].argmin(1, keepdim=True)
+
+
 def last_layer(seen: Observation) -> tuple[str | None, str | None]:
-    """Names of the weight and the bias of the layer that gives the logits; ``None`` where there is none."""
+    """Names of the weight and the bias of the layer that gives the logits; ``None`` where there is none.
+
+    It is the one whose gradient has a row for each class, all rows in proportion to what the loss sends into the
+    logits. Where no layer's are (something comes after the last one), the last in the model's order.
+    """
     parameters = seen.views[0].weights.parameters
-    for name in reversed(list(parameters)):
-        if parameters[name].ndim >= 2 and len(parameters[name]) == seen.num_classes:
-            bias = f"{name.rpartition('.')[0]}.bias".lstrip(".")
-            return name, bias if bias in parameters and parameters[bias].ndim == 1 else None
-    return None, None
+    rows = [k for k, t in parameters.items() if t.ndim >= 2 and len(t) == seen.num_classes]
+    if len(rows) > 1:
+        vector = torch.arange(seen.num_classes).to(parameters[rows[0]]) - (seen.num_classes - 1) / 2
+        made = _of_logits(seen, vector)
+        rows = [k for k in rows if _in_proportion(made[k].flatten(1), vector)] or rows
+    if not rows:
+        return None, None
+    bias = f"{rows[-1].rpartition('.')[0]}.bias".lstrip(".")
+    return rows[-1], bias if bias in parameters and parameters[bias].ndim == 1 else None
+
+
+def _of_logits(seen: Observation, vector: Tensor) -> Tensors:
+    """The gradient of a batch of gray images whose loss sends minus a vector (K,) of sum zero into all logits."""
+    view, images = seen.views[0], vector.new_full((seen.num_images, *seen.image_shape), _GRAY)
+    labels = vector.view(-1, *[1] * len(seen.label_shape)).expand(seen.num_images, -1, *seen.label_shape)
+    plan = Plan(mode=view.plans[0].mode, batch_size=seen.num_images)
+    return local_update(seen.model, Batch(images, labels), plan, view.weights).tensors
+
+
+def _in_proportion(rows: Tensor, vector: Tensor) -> bool:
+    """Whether every column of the rows (K, J) is a multiple of the vector (K,), and not all are zero."""
+    rest = rows - vector[:, None] * (vector @ rows / vector.square().sum())
+    return bool(rows.norm() > 0) and bool(rest.norm() <= 1e-3 * rows.norm())
 
 
 def bias_gradient(seen: Observation) -> Tensor | None:
     """(V, K) mean gradient of the last layer's bias over the steps of a round; ``None`` without a bias."""
     bias = last_layer(seen)[1]
-    return None if bias is None else _mean_gradient(seen, bias)
+    return None if bias is None else mean_gradient(seen, bias)
 
 
-def _mean_gradient(seen: Observation, name: str) -> Tensor:
+def mean_gradient(seen: Observation, name: str) -> Tensor:
     """(V, ...) mean gradient of a parameter over the steps of a round, as momentum weighs them.
 
     Of T steps of SGD with momentum m, the gradient of step s counts (1 - m^(T - s)) / (1 - m) times, s from 0; decay
@@ -113,8 +152,13 @@ def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
             f"labels cannot be inferred: the model has no last layer of {seen.num_classes} rows; "
             "grant the labels, or attack with labels=Joint()"
         )
-    inputs = _mean_input(seen, weight.rpartition(".")[0], dummy)
-    return _mean_gradient(seen, weight).flatten(2).sum(2) / inputs
+    layer, rows = weight.rpartition(".")[0], mean_gradient(seen, weight).flatten(2)
+    if seen.num_images == 1:
+        inputs = _mean_inputs(seen, layer, torch.full_like(dummy[:1], _GRAY))
+        if len(inputs) == rows.shape[2]:
+            return rows @ inputs / inputs.square().sum().clamp(min=_TINY)
+    total = _mean_inputs(seen, layer, dummy).sum()
+    return rows.sum(2) / torch.where(total.abs() < _TINY, _TINY, total)
 
 
 def _logits(seen: Observation, dummy: Tensor) -> Tensor:
@@ -128,16 +172,16 @@ def _mean_probability(seen: Observation, dummy: Tensor) -> Tensor:
     return _logits(seen, dummy).softmax(1).mean(0)
 
 
-def _mean_input(seen: Observation, layer: str, dummy: Tensor) -> Tensor:
-    """The sum of the last layer's inputs, averaged over dummy images."""
+def _mean_inputs(seen: Observation, layer: str, dummy: Tensor) -> Tensor:
+    """(J,) the last layer's inputs, averaged over dummy images."""
     caught: list[Tensor] = []
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        caught.append(inputs[0].flatten(1).sum(1).mean())
+        caught.append(inputs[0].flatten(1).mean(0))
 
     handle = seen.model.get_submodule(layer).register_forward_pre_hook(hook)
     try:
         _logits(seen, dummy)
     finally:
         handle.remove()
-    return caught[0].clamp(min=1e-12)
+    return caught[0]

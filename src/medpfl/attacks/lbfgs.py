@@ -54,6 +54,8 @@ class LBFGS(Optimizer):
     def __post_init__(self) -> None:
         if self.history < 1 or self.patience < 1:
             raise InputError("history and patience must be at least 1")
+        if not self.tolerance >= 0:
+            raise InputError(f"tolerance is {self.tolerance}: it must be at least 0")
         if not 0 <= self.still < 1:
             raise InputError(f"still is {self.still}: it must be a share of the point's length, at least 0 and below 1")
 

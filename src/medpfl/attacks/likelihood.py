@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from medpfl.attacks.labels import last_layer
+from medpfl.attacks.labels import ROUNDING, last_layer, mean_gradient
 from medpfl.attacks.objectives import Objective, Target
 from medpfl.core.channel import Channel
 from medpfl.core.errors import InputError
@@ -85,7 +85,24 @@ def noise_from_columns(seen: Observation, view: View) -> Tensor | None:
     rows = view.update.tensors[weight].flatten(2)
     # Of two classes, columns may cancel to the last digit: rounding is noise, too.
     rounding = torch.finfo(rows.dtype).eps * rows.abs().flatten(1).amax(1)
-    return (rows.sum(1).square().mean(1) / rows.shape[1]).clamp(min=rounding.square())
+    variance = rows.sum(1).square().mean(1) / rows.shape[1]
+    return torch.where(_rounded_away(seen, view), 0.0, variance).clamp(min=rounding.square())
+
+
+def _rounded_away(seen: Observation, view: View) -> Tensor:
+    """(V,) whether columns sum to no more than what rounding p - y leaves of them.
+
+    Where a model is sure of a label, p - 1 loses its digits, at worst all, and so do sums over classes: by a rounding
+    error times the layer's inputs, which the row of the largest p - y tells.
+    """
+    weight, bias = last_layer(seen)
+    if weight is None or bias is None:
+        return torch.zeros(len(seen), dtype=torch.bool, device=next(iter(view.update.tensors.values())).device)
+    rows, told = (mean_gradient(replace(seen, views=(view,)), name) for name in (weight, bias))
+    size, largest = told.abs().max(1)
+    row = rows.flatten(2)[torch.arange(len(rows), device=rows.device), largest]
+    inputs = row.square().mean(1).sqrt() / size.clamp(min=torch.finfo(rows.dtype).tiny)
+    return rows.flatten(2).sum(1).square().mean(1).sqrt() <= ROUNDING * inputs
 
 
 def with_noise(seen: Observation) -> Observation:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,6 +54,12 @@ __all__ = [
 ]
 
 _LABEL_STEPS = 20
+
+_DUMMIES = 64
+"""Made-up images that tell what the model says without the truth."""
+
+Stages = list[tuple[Callable[[], Matching], int]]
+"""Problems, made when their turn comes, since each holds what it compares with; and steps of each."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,12 +111,16 @@ class GradientMatching(Attack):
             raise InputError(f"steps is {self.steps} and restarts {self.restarts}: both must be at least 1")
         if not 0 <= self.halving < 1:
             raise InputError(f"halving is {self.halving}: it is a share of the steps, at least 0 and below 1")
+        if self.largest < 0:
+            raise InputError(f"largest is {self.largest}: it must be at least 0")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack on every victim of the observation."""
-        own, start = _spawn(generator, len(seen)), self.start.of(seen, generator)
+        # Whatever the other victims are: the draws of all come from the first numbers, in their order.
+        (common,), own = _spawn(generator, 1), _spawn(generator, len(seen))
+        start = self.start.of(seen, generator)
         shape = (seen.num_images, *seen.image_shape)
-        dummy = torch.cat([start(shape, g) for g in own[:64]])[:64].to(_like(seen))
+        dummy = torch.cat([start(shape, common) for _ in range(-(-_DUMMIES // shape[0]))])[:_DUMMIES].to(_like(seen))
         classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
         labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
         problem = Matching(seen, labels, self.objective, self.prior, self.constraint, self.basis)
@@ -119,7 +131,7 @@ class GradientMatching(Attack):
             starts = [self.start.again() if attempt else start for attempt in attempts]
             z = torch.cat([self._start(s, problem, victims, own) for s in starts])
             rows = victims.repeat(len(attempts))
-            stages = [(p.of(rows), n) for p, n in self._stages(problem, all(s.rough for s in starts))]
+            stages = self._stages(problem, all(s.rough for s in starts))
             # A race runs all starts of some victims, the rest is one start of all that still need it.
             over = victims.tolist() if race else attempts
             count = len(seen) if race else self.restarts
@@ -138,28 +150,26 @@ class GradientMatching(Attack):
         shape = (seen.num_images, seen.num_classes, *seen.label_shape)
         return torch.stack([torch.randn(shape, generator=g) for g in own]).to(_like(seen))
 
-    def _stages(self, problem: Matching, rough: bool) -> list[tuple[Matching, int]]:
+    def _stages(self, problem: Matching, rough: bool) -> Stages:
         """The warm-up's stages, if the start is rough, then the attack proper; with steps for each, at most all."""
-        stages, warmup = [], self.warmup if rough else ()
+        stages: Stages = []
         if problem.joint:  # wrong labels would bend the pixels before the labels are right
-            stages.append((problem.labels_only(), min(_LABEL_STEPS, self.steps // 8)))
+            stages.append((problem.labels_only, min(_LABEL_STEPS, self.steps // 8)))
         problem = problem.up_to(self.largest) if self.largest else problem
-        alone, head = problem.told_by_head(), problem
-        if alone or any(stage.head for stage in warmup):
-            head = problem.head_only() or problem
-        for stage in warmup:
-            part = (head if stage.head else problem).under(stage.prior, stage.objective)
-            part = part if stage.block == 1 else part.in_basis(Blocks(stage.block))
-            stages.append((part, stage.within(self.steps)))
-        stages = [(p, most) for p, most in stages if most]
-        return [*stages, (head if alone else problem, self.steps - sum(most for _, most in stages))]
+        for stage in self.warmup if rough else ():
+            stages.append((partial(_easier, problem, stage), stage.within(self.steps)))
+        stages = [(make, most) for make, most in stages if most]
 
-    def _minimize(
-        self, stages: list[tuple[Matching, int]], z: Tensor, iterates: Iterates, victims: Tensor, race: Race | None
-    ) -> Solution:
+        def proper() -> Matching:
+            return (problem.head_only() if problem.told_by_head() else None) or problem
+
+        return [*stages, (proper, self.steps - sum(most for _, most in stages))]
+
+    def _minimize(self, stages: Stages, z: Tensor, iterates: Iterates, victims: Tensor, race: Race | None) -> Solution:
         """One stage after the other; `z` is in the last one's basis, the attack's own, and so is a race's objective."""
-        parts, done, (own, _) = [], 0, stages[-1]
-        for stage, most in stages:
+        parts, done, own = [], 0, stages[-1][0]().of(victims)
+        for make, most in stages:
+            stage = own if make is stages[-1][0] else make().of(victims)
             other = stage.basis != own.basis
             kept = trace.keeping(iterates.keeper(stage, victims, done))
             with kept, progress.part(done / self.steps, (done + most) / self.steps):
@@ -169,6 +179,13 @@ class GradientMatching(Attack):
             z = own.join(*stage.split(z)) if other else z
         taken, evaluations = (torch.stack([getattr(p, k) for p in parts]).sum(0) for k in ("steps", "evaluations"))
         return Solution(z, parts[-1].loss, taken, evaluations, parts[-1].ended)
+
+
+def _easier(problem: Matching, stage: Stage) -> Matching:
+    """The problem as a stage has it."""
+    part = (problem.head_only() or problem) if stage.head else problem
+    part = part.under(stage.prior, stage.objective)
+    return part if stage.block == 1 else part.in_basis(Blocks(stage.block))
 
 
 def _like(seen: Observation) -> Tensor:

@@ -156,7 +156,7 @@ class Cosine(Objective):
         told = (squares > _TINY).to(squares)
         target: dict[str, Tensors] = {
             "along": {k: t / length for (k, t), length in zip(weighed.items(), lengths, strict=True)},
-            "share": {"each": told / told.sum().clamp(min=1)},
+            "share": {"each": told / told.sum()},  # of an update of zeros not a number, and so is its distance
         }
         return target if precision is None else {**target, "precision": precision}
 

@@ -13,7 +13,7 @@ from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.objectives import SquaredDistance
 from medpfl.attacks.priors import ColorVariation, Smoothness
 from medpfl.attacks.schedule import Stage
-from medpfl.core.errors import InputError
+from medpfl.core.errors import check_positive
 from medpfl.core.roles import Attack
 from medpfl.core.types import Observation, Reconstruction
 
@@ -58,15 +58,19 @@ class Posterior(Attack):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "coarse", tuple(self.coarse))
-        if not self.edges > 0:
-            raise InputError(f"edges is {self.edges}: it must be above 0")
+        check_positive(edges=self.edges)
+        self._matching(1, laplace=False)
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
         coordinates = sum(t[0].numel() for t in seen.views[0].update.tensors.values())
-        prior = ColorVariation(1 / (self.edges * coordinates))
         laplace = all(view.channel is not None and view.channel.laplace for view in seen.views)
-        attack = GradientMatching(
+        return self._matching(coordinates, laplace)(with_noise(seen), generator)
+
+    def _matching(self, coordinates: int, laplace: bool) -> GradientMatching:
+        """The search that it is for updates of so many numbers, which checks its settings."""
+        prior = ColorVariation(1 / (self.edges * coordinates))
+        return GradientMatching(
             objective=Likelihood(self.floor, laplace),
             prior=prior,
             labels=LastLayer(),
@@ -80,4 +84,3 @@ class Posterior(Attack):
             restarts=self.restarts,
             steps=self.steps,
         )
-        return attack(with_noise(seen), generator)

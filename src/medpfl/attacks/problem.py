@@ -19,7 +19,7 @@ from medpfl.attacks.labels import last_layer
 from medpfl.attacks.objectives import Objective
 from medpfl.attacks.optimizers import Problem
 from medpfl.attacks.priors import NoPrior, Prior
-from medpfl.attacks.targets import free_labels, linear_loss, rounded, with_spare
+from medpfl.attacks.targets import free_labels, label_scale, linear_loss, rounded, with_spare
 from medpfl.core.types import Batch, Observation, Tensors, View, Weights
 from medpfl.federated.draws import Draws
 from medpfl.federated.local import local_update
@@ -61,11 +61,12 @@ class Matching(Problem):
         self.labels, self.fixed_pixels, self.whole = labels, False, (~rounded(seen)).float()
         self.spare = not self.whole.all() if labels is None else labels.shape[2] > seen.num_classes
         self.model = with_spare(seen.model) if self.spare else seen.model
+        self.unit = label_scale(seen) if labels is None else None  # of all tensors: a part may lack the last layer
         self._see(seen)
 
     def _see(self, seen: Observation) -> None:
         self.seen, self._last, self.victims = seen, None, torch.arange(len(seen))
-        self.known = known_of(seen, self.labels, self.whole)
+        self.known = known_of(seen, self.labels, self.unit, self.whole)
         self.known["targets"] = targets_of(seen, self.objective, self.known)
 
     @property
@@ -174,7 +175,11 @@ class Matching(Problem):
                     parts = zip(z.split(len(self.seen)), self._of(rows), strict=True)
                     values, slopes = zip(*(self._stack(part, *known) for part, known in parts), strict=True)
                     return torch.cat(values), torch.cat(slopes)
+                except torch.OutOfMemoryError:
+                    raise  # one by one would be slower, and other rows than with more memory
                 except RuntimeError as error:  # vmap has no rule for an operation; if it is not that, the loop raises
+                    if "allocate memory" in str(error):
+                        raise
                     self.refused.append(error)
             victims = self.victims[rows.cpu()].tolist()
             each = [self._one(z[i], pick(self.known, victim)) for i, victim in enumerate(victims)]
@@ -208,7 +213,10 @@ class Matching(Problem):
 
         def guessed(z: Tensor) -> tuple[Tensor, list[Tensors]]:
             views = zip(self.seen.views, known["channels"], strict=True)
-            return self.prior(self.split(z)[0]), [self._update(z, view, known, told) for view, told in views]
+            fakes: list[Tensors] = [self._update(z, view, known, told) for view, told in views]
+            if "gain" in known:
+                fakes = [{k: t * known["gain"] for k, t in fake.items()} for fake in fakes]
+            return self.prior(self.split(z)[0]), fakes
 
         (total, fakes), pull, *_ = vjp(guessed, z)
         directions = []

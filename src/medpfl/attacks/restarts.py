@@ -62,7 +62,7 @@ class Starts:
         self.made = max(self.made, attempts[-1] + 1)
         rows, tries = victims.repeat(len(attempts)), torch.tensor(list(attempts)).repeat_interleave(len(victims))
         self.z[rows, tries] = solution.z
-        self.loss[rows, tries] = solution.loss.nan_to_num(torch.inf).to(self.loss)
+        self.loss[rows, tries] = solution.loss.nan_to_num(torch.inf, torch.inf).to(self.loss)
         self.steps[rows, tries] = solution.steps
         self.evaluations.index_add_(0, rows, solution.evaluations)
         self.ended |= dict(zip(zip(rows.tolist(), tries.tolist(), strict=True), solution.ended, strict=True))

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from medpfl.core.errors import check_positive
 from medpfl.core.spec import Part
 from medpfl.core.types import Observation
 
@@ -59,6 +60,9 @@ class Patterned(Start):
     """
 
     tile: int = 16
+
+    def __post_init__(self) -> None:
+        check_positive(tile=self.tile)
 
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Patterned images."""

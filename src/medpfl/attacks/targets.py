@@ -19,16 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medpfl.attacks.labels import bias_gradient
+from medpfl.attacks.labels import ROUNDING, bias_gradient
 from medpfl.core.types import Batch, Observation, Update
 from medpfl.federated.local import local_update
 
 __all__ = ["free_labels", "label_scale", "label_vectors", "linear_loss", "rounded", "with_spare"]
 
 _TOLERANCE = 1e-3
-_ROUNDING, _ROUNDED = 2.0**-21, 1e-6
-"""p - 1 is a multiple of 2^-24 in float32, whatever its size; sums of it are off by a few of these, which matters from
-a millionth of p - y on."""
+_ROUNDED = 1e-6
+"""Of p - y, a part that is rounded away matters from here on."""
 
 _NEVER = -1e4
 """The spare logit: its class has probability 0, so that cross entropy with one-hot labels is what it was."""
@@ -120,7 +119,7 @@ def _readable(gradient: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     size, error = gradient.abs().sum(1), gradient.sum(1).abs()
     lowest = (gradient.argmin(1) == label) & (size > 0)
     others = gradient.scatter(1, label[:, None], 0.0)
-    spoiled = lowest & (others >= 0).all(1) & (others.sum(1) > 0) & (error <= _ROUNDING) & (error > _ROUNDED * size)
+    spoiled = lowest & (others >= 0).all(1) & (others.sum(1) > 0) & (error <= ROUNDING) & (error > _ROUNDED * size)
     whole = lowest & ~spoiled & (error <= _TOLERANCE * size) & ((gradient < 0).sum(1) == 1)
     return whole, spoiled
 

@@ -66,6 +66,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+_HINTS = {
+    "value per channel": "; in train mode batch norm needs more: try mode eval or larger images",
+    "should be the same": "; images are float32: let the model begin with images.to(the type of its weights)",
+}
+"""What to do, by a part of torch's error."""
+
+
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
     """Whatever a stranger's network, attack, defense or data source raises is for the user to read."""
@@ -119,11 +126,7 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
     except InputError:
         raise
     except Exception as error:  # whatever a stranger's network raises is for the user to read
-        hint = (
-            "; in train mode batch norm needs more: try mode eval or larger images"
-            if "value per channel" in str(error)
-            else ""
-        )
+        hint = next((hint for said, hint in _HINTS.items() if said in str(error)), "")
         raise InputError(f"the model does not take images of shape {shape}: {error}{hint}") from error
     if isinstance(logits, Tensor) and len(logits) == len(images) and logits.shape[2:] == images.shape[2:]:
         if not masks:

@@ -77,7 +77,8 @@ class Player:
         """How far a recorded update is from what the truth gives under plan and defense, relative to the latter.
 
         Batch order, dropout masks and noise of the record are not known: of a few draws of them, ``difference``
-        is the least, and ``spread`` how far apart they are among themselves.
+        is the least, and ``spread`` how far apart they are among themselves. Of independent noise alone, a record is
+        as far from a draw as draws are from each other: ``noise`` is how near two of these come, else 0.
         """
         claimed = repr(recorded.claimed)
         self.defenses.setdefault(claimed, recorded.claimed)
@@ -85,9 +86,13 @@ class Player:
         rounds = [self._round(job, 0, self.setup.victims[0])]
         if recorded.claimed != NoDefense() or rounds[0].draws.order is not None or rounds[0].draws.masks:
             rounds += [self._round(job, 0, self.setup.victims[0], again) for again in range(1, _DRAWS)]
+        apart = [_distance(a.sent, b.sent) for a, b in combinations(rounds, 2)]
+        told = recorded.claimed.disclose(recorded.sent, self.setup.plan).precision
+        noise_alone = told is not None and rounds[0].draws.order is None and not rounds[0].draws.masks
         return {
             "difference": min(_distance(played.sent, recorded.sent) for played in rounds),
-            "spread": max((_distance(a.sent, b.sent) for a, b in combinations(rounds, 2)), default=0.0),
+            "spread": max(apart, default=0.0),
+            "noise": min(apart, default=0.0) if noise_alone else 0.0,
         }
 
     def _make_model(self, draw: int, defense: str, attack: str) -> Sent:

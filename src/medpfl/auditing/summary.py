@@ -20,6 +20,9 @@ __all__ = ["summarize"]
 _MISMATCH = 1e-3
 """Relative difference from which a recorded update is not what its truth gives."""
 
+_LESS_NOISE = 0.85
+"""Of the distance of two draws of the stated noise; without any noise, a record is at 0.71 of it from a draw."""
+
 _Key = tuple[str, str, bool]
 """An attack, a defense, and whether the attack is told of it."""
 
@@ -76,7 +79,9 @@ def summarize(
 
 
 def _mismatch(record: Mapping[str, Any]) -> bool:
-    return record["difference"] > _MISMATCH + record.get("spread", 0.0)
+    """Whether an update is too far from what it should be, or nearer to it than the stated noise lets it."""
+    difference = record["difference"]
+    return difference > _MISMATCH + record.get("spread", 0.0) or difference < _LESS_NOISE * record.get("noise", 0.0)
 
 
 def _cell(attack: str, defense: str, _: bool, rows: list[Finding], random: list[Finding]) -> dict[str, Any]:

@@ -140,7 +140,10 @@ class Record:
             ]
         kind = "gradient" if self.plan.algorithm == "FedSGD" else "difference"
         if self.update.kind != kind:
-            problems.append(f"the update is a {self.update.kind}, but a {self.plan.algorithm} plan sends a {kind}")
+            problems.append(
+                f"the update is a {self.update.kind}, but a {self.plan.algorithm} plan sends a {kind}: "
+                f"save Update(tensors, kind='{kind}')"
+            )
         if self.update.num_samples not in (None, self.plan.images):
             problems.append(f"num_samples is {self.update.num_samples}, but the plan is for {self.plan.images} images")
         problems += [f"the update holds {word}, but the plan does not send them" for word in self._unplanned()]

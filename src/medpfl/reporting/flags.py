@@ -72,7 +72,8 @@ FLAGS = {
     ),
     "record-mismatch": Flag(
         "the recorded update differs from what the private images give under the stated plan and defense",
-        "The plan, the weights or the images are not those that made the update, or a defense that is not stated "
-        "changed it. State it in the record, or with --defense; else the audit does not hold.",
+        "The plan, the weights or the images are not those that made the update, a defense that is not stated "
+        "changed it, or it has less noise than is stated. State what it passed in the record, or with --defense; else "
+        "the audit does not hold.",
     ),
 }
