@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from medpfl.attacks.bases import Pixels
 from medpfl.attacks.labels import LastLayer
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.objectives import SquaredDistance
+from medpfl.attacks.recipe import Recipe
 from medpfl.attacks.starts import Patterned
-from medpfl.core.roles import Attack
-from medpfl.core.types import Observation, Reconstruction
 
 __all__ = ["CPL"]
 
 
 @dataclass(frozen=True, repr=False)
-class CPL(Attack):
+class CPL(Recipe):
     """As iDLG, from a patterned start: a random 16 x 16 tile, repeated.
 
     Source: Wei et al., "A Framework for Evaluating Client Privacy Leakages in Federated Learning", ESORICS
@@ -36,15 +33,8 @@ class CPL(Attack):
     tile: int = 16
     tolerance: float = 1e-11
 
-    def __post_init__(self) -> None:
-        self._matching()
-
-    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        """The attack."""
-        return self._matching()(seen, generator)
-
-    def _matching(self) -> GradientMatching:
-        """The search that it is, which checks its settings."""
+    def matching(self) -> GradientMatching:
+        """The search that it is."""
         return GradientMatching(
             objective=SquaredDistance("none"),
             start=Patterned(self.tile),

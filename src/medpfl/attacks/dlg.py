@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from medpfl.attacks.labels import Joint
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
+from medpfl.attacks.recipe import Recipe
 from medpfl.attacks.starts import Normal, Start
-from medpfl.core.roles import Attack
-from medpfl.core.types import Observation, Reconstruction
 
 __all__ = ["DLG"]
 
 
 @dataclass(frozen=True, repr=False)
-class DLG(Attack):
+class DLG(Recipe):
     """Optimizes images and soft labels together by L-BFGS.
 
     Source: Zhu, Liu and Han, "Deep Leakage from Gradients", NeurIPS 2019 (arXiv:1906.08935), algorithm 1.
@@ -38,15 +35,8 @@ class DLG(Attack):
     tolerance: float = 1e-10
     start: Start = Normal()
 
-    def __post_init__(self) -> None:
-        self._matching()
-
-    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        """The attack."""
-        return self._matching()(seen, generator)
-
-    def _matching(self) -> GradientMatching:
-        """The search that it is, which checks its settings."""
+    def matching(self) -> GradientMatching:
+        """The search that it is."""
         return GradientMatching(
             start=self.start,
             labels=Joint(),

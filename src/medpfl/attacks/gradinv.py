@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
 from medpfl.attacks.bases import Pixels
@@ -15,9 +14,9 @@ from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.objectives import Cosine
 from medpfl.attacks.optimizers import SignedAdam
 from medpfl.attacks.priors import TotalVariation
+from medpfl.attacks.recipe import Recipe
 from medpfl.attacks.starts import Normal
 from medpfl.core.roles import Attack
-from medpfl.core.types import Observation, Reconstruction
 
 __all__ = ["TRAINED", "UNTRAINED", "GradInv"]
 
@@ -29,7 +28,7 @@ _LAYERS = 10
 
 
 @dataclass(frozen=True, repr=False)
-class GradInv(Attack):
+class GradInv(Recipe):
     """Cosine distance and total variation, by Adam on the sign of the gradient, in a box, filtered.
 
     Source: Geiping, Bauermeister, Droege and Moeller, "Inverting Gradients", NeurIPS 2020
@@ -79,15 +78,8 @@ class GradInv(Attack):
         sizes = [p.numel() for p in model.parameters() if p.ndim > 1]
         return (UNTRAINED, TRAINED) if sum(sizes) > _DEEP and len(sizes) > _LAYERS and self == GradInv() else ()
 
-    def __post_init__(self) -> None:
-        self._matching()
-
-    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        """The attack."""
-        return self._matching()(seen, generator)
-
-    def _matching(self) -> GradientMatching:
-        """The search that it is, which checks its settings."""
+    def matching(self) -> GradientMatching:
+        """The search that it is."""
         return GradientMatching(
             objective=Cosine(self.scope, self.top),
             prior=TotalVariation(self.tv, self.spacing),

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from medpfl.attacks.labels import LastLayer
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
+from medpfl.attacks.recipe import Recipe
 from medpfl.attacks.starts import Normal, Start
-from medpfl.core.roles import Attack
-from medpfl.core.types import Observation, Reconstruction
 
 __all__ = ["iDLG"]
 
 
 @dataclass(frozen=True, repr=False)
-class iDLG(Attack):
+class iDLG(Recipe):
     """Reads the label from the last layer's gradient, then optimizes the images by L-BFGS.
 
     Source: Zhao, Mopuri and Bilen, "iDLG: Improved Deep Leakage from Gradients", 2020 (arXiv:2001.02610).
@@ -33,15 +30,8 @@ class iDLG(Attack):
     tolerance: float = 1e-10
     start: Start = Normal()
 
-    def __post_init__(self) -> None:
-        self._matching()
-
-    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        """The attack."""
-        return self._matching()(seen, generator)
-
-    def _matching(self) -> GradientMatching:
-        """The search that it is, which checks its settings."""
+    def matching(self) -> GradientMatching:
+        """The search that it is."""
         return GradientMatching(
             start=self.start,
             labels=LastLayer(),

@@ -176,7 +176,7 @@ class Matching(Problem):
                     values, slopes = zip(*(self._stack(part, *known) for part, known in parts), strict=True)
                     return torch.cat(values), torch.cat(slopes)
                 except torch.OutOfMemoryError:
-                    raise  # one by one would be slower, and other rows than with more memory
+                    raise  # rows must not depend on the memory that there is
                 except RuntimeError as error:  # vmap has no rule for an operation; if it is not that, the loop raises
                     if "allocate memory" in str(error):
                         raise
