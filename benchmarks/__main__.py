@@ -1,50 +1,25 @@
-"""``python -m benchmarks``: all parts briefly. With arguments: our recipes against the textbook loop, or another part.
+"""``python -m benchmarks``: all parts in a small form; ``python -m benchmarks PART``: one, in its own or in full.
 
-Prints ratios; see benchmarks/README.md.
+Every part has a --help of its own. What they measure, and their last results: benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
-import torch
-
-from benchmarks import adaptive, conditioning, contested, deep, matrix, memory
-from benchmarks.rows import now
-from benchmarks.scenes import Scene, available, scene
-from benchmarks.textbook import textbook
-from medpfl.attacks import CPL, DLG, RGAP, iDLG
-from medpfl.attacks.analytic import Analytic
-from medpfl.attacks.labels import LastLayer
-from medpfl.attacks.starts import Normal, Patterned
-from medpfl.defenses import LaplaceNoise
-from medpfl.metrics import ssim
-from medpfl.metrics.rates import interval
-
-RECIPES = {
-    "DLG": ("dlg", DLG(), Normal(), True),
-    "iDLG": ("idlg", iDLG(), Normal(), False),
-    "CPL": ("cpl", CPL(), Patterned(), False),
-    "RGAP/dlg": ("dlg", RGAP(), None, False),
-    "RGAP/idlg": ("idlg", RGAP(), None, False),
-    "RGAP+DLG": ("dlg", DLG(start=Analytic()), None, True),
-    "RGAP+iDLG": ("idlg", iDLG(start=Analytic()), None, False),
-}
-"""By row: the network, our attack, and the textbook loop's start and whether it optimizes labels; ``None``: it has no
-counterpart there.
-"""
+from benchmarks import adaptive, conditioning, contested, deep, matrix, memory, recipes
+from benchmarks.scenes import available
 
 PARTS = {
+    "recipes": recipes,
+    "contested": contested,
     "adaptive": adaptive,
     "conditioning": conditioning,
-    "contested": contested,
     "deep": deep,
-    "matrix": matrix,
     "memory": memory,
+    "matrix": matrix,
 }
 QUICK = {
     "recipes": (4.0, "--images 8 --textbook 1 --recipes DLG iDLG CPL RGAP/idlg"),
@@ -56,102 +31,27 @@ QUICK = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one part, named first, with its own arguments; the recipes where none is named; all, briefly, with none."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given:
+    """Runs one part, named first, with its own arguments; all, briefly, where none is named."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("part", nargs="?", choices=list(PARTS), help="what to run (all of `make bench`)")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the part")
+    given = parser.parse_args(arguments)
+    if not given.part:
         quick()
-    elif given[0] in PARTS:
-        PARTS[given[0]].main(given[1:])
-    else:
-        for row in lines(parsed(given[given[0] == "recipes" :])):
-            print(row, flush=True)
+        return
+    part = PARTS[given.part]
+    for row in part.lines(part.parsed(given.arguments)):
+        print(row, flush=True)
 
 
 def quick() -> None:
-    """Every part in a small form. What its time does not allow is left out, and named."""
+    """The parts of `QUICK`. What their time does not allow is left out, and named."""
     began = time.monotonic()
     for name, (minutes, arguments) in QUICK.items():
         print(f"\n== {name} {arguments}", flush=True)
-        part, end = PARTS.get(name, sys.modules[__name__]), began + minutes * 60
+        part, end = PARTS[name], began + minutes * 60
         for row in part.lines(part.parsed(arguments.split()), lambda end=end: time.monotonic() < end):
             print(row, flush=True)
-
-
-def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line of the recipes' part."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, epilog=f"Other parts: {', '.join(PARTS)}; see their --help."
-    )
-    parser.add_argument("--full", action="store_true", help="48 images of each set and 3 draws of the weights")
-    parser.add_argument("--images", type=int, help="images of each set, for each draw of weights (16)")
-    parser.add_argument("--textbook", type=int, default=2, help="of these, images that the textbook loop gets too")
-    parser.add_argument("--draws", type=int, help="draws of the weights (1)")
-    parser.add_argument("--stop", type=float, help="relative distance at which searches end (each recipe's tolerance)")
-    parser.add_argument("--noise", type=float, default=0.0, help="scale of Laplace noise on the updates (none)")
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
-    chosen = parser.parse_args(arguments)
-    chosen.images = chosen.images or (48 if chosen.full else 16)
-    chosen.draws = chosen.draws or (3 if chosen.full else 1)
-    return chosen
-
-
-def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
-    """The recipes' table; a row is left out, and named, once `go_on` says no."""
-    yield (
-        "set         recipe     images  zero  ASR [95 %]          SSIM   evals  s/image  ms/eval"
-        " | textbook: ASR  evals  ms/eval  ratio"
-    )
-    for name in available():
-        for recipe in chosen.recipes:
-            yield line(name, recipe, chosen) if go_on() else f"{name:<12}{recipe:<11}not run: time is up"
-
-
-def line(name: str, recipe: str, chosen: argparse.Namespace) -> str:
-    """One row of the table: all draws of a set under one recipe."""
-    variant, attack, start, joint = RECIPES[recipe]
-    if chosen.stop and not isinstance(attack, RGAP):  # whose tolerance is that of its least squares
-        attack = replace(attack, tolerance=chosen.stop)
-    scores, evaluations, seconds, zero = [], [], 0.0, 0
-    theirs, ratios, their_evaluations, their_seconds = [], [], [], 0.0
-    for draw in range(chosen.draws):
-        noise = LaplaceNoise(chosen.noise) if chosen.noise else None
-        case = scene(name, variant, chosen.images, seed=100 + draw, defense=noise)
-        began = now()
-        guess = attack(case.seen, torch.Generator().manual_seed(draw))
-        spent = now() - began
-        ours = ssim(guess.guesses[:, 0], case.truths)
-        scores.append(ours)
-        evaluations.append(guess.evaluations.double())
-        seconds, zero = seconds + spent, zero + case.zero
-        for v in range(min(chosen.textbook, len(case.truths)) if start else 0):
-            score, count, took = loop(case, v, start, joint, attack.tolerance)
-            theirs.append(score)
-            their_evaluations.append(count)
-            their_seconds += took
-            if score >= 0.9 and ours[v] >= 0.9:
-                ratios.append(took / (spent / len(case.truths)))
-    score, evals = torch.cat(scores), torch.cat(evaluations)
-    hits = int((score >= 0.9).sum())
-    low, high = interval(hits, len(score))
-    ratio = f"{sum(ratios) / len(ratios):6.1f}" if ratios else "     -"
-    other = f"{sum(s >= 0.9 for s in theirs) / len(theirs):.2f}" if theirs else "-"
-    return (
-        f"{name:<12}{recipe:<11}{len(score):>6}{zero:>6}  {hits / len(score):.2f} [{low:.2f}, {high:.2f}]  "
-        f"{score.mean():>8.3f}{evals.mean():>8.0f}{seconds / len(score):>9.2f}{1e3 * seconds / evals.sum():>9.2f} | "
-        f"{other:>12}{sum(their_evaluations) / max(len(their_evaluations), 1):>7.0f}"
-        f"{1e3 * their_seconds / max(sum(their_evaluations), 1):>9.2f} {ratio}"
-    )
-
-
-def loop(case: Scene, v: int, start: Normal | Patterned, joint: bool, stop: float) -> tuple[float, int, float]:
-    """SSIM, evaluations and seconds of the textbook loop on one victim."""
-    sent = [t[v] for t in case.seen.views[0].update.tensors.values()]
-    first = start((1, *case.truths.shape[1:]), torch.Generator().manual_seed(v))
-    label = None if joint else LastLayer().infer(case.seen, first)[v]
-    began = now()
-    outcome = textbook(case.network, sent, first, label, case.classes, stop)
-    took = now() - began
-    return float(ssim(outcome.guess[None].nan_to_num(0.0), case.truths[v : v + 1])), outcome.evaluations, took
 
 
 if __name__ == "__main__":

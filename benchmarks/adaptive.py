@@ -1,4 +1,4 @@
-"""``python -m benchmarks.adaptive``: attacks that know the defense beside those that do not.
+"""``python -m benchmarks adaptive``: attacks that know the defense beside those that do not.
 
 One image an update, on LeNet('idlg') at 32 px. An attack is naive where it is not granted what the defense
 discloses; labels are inferred in both cases. The difference is the false security of a defense that was judged by
@@ -95,20 +95,10 @@ def line(name: str, which: str, chosen: argparse.Namespace) -> str:
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptive", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks adaptive", description=__doc__)
     parser.add_argument("--images", type=int, default=4, help="images of each set (4)")
     parser.add_argument("--sets", nargs="+", default=available())
     parser.add_argument("--defenses", nargs="+", choices=list(DEFENSES), default=list(DEFENSES), help="(all)")
     parser.add_argument("--ours", nargs="+", choices=list(OURS), default=list(OURS), help="(all)")
     parser.add_argument("--tune", action="store_true", help="on the rows and the weights that are not reported")
     return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table."""
-    for row in lines(parsed(arguments)):
-        print(row, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -168,13 +168,3 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", default=available())
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="(all)")
     return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table."""
-    for row in lines(parsed(arguments)):
-        print(row, flush=True)
-
-
-if __name__ == "__main__":
-    main()

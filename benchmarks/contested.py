@@ -1,4 +1,4 @@
-"""``python -m benchmarks.contested``: our attacks against breaching's where success is not a matter of course.
+"""``python -m benchmarks contested``: our attacks against breaching's where success is not a matter of course.
 
 Batches, noise and a weight difference, on LeNet('idlg') at 32 px. Everyone is told the labels. Ours go first, all
 victims of a stack together; a peer, which takes one update at a time, then gets as many seconds an update as the
@@ -154,7 +154,7 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.contested", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks contested", description=__doc__)
     parser.add_argument("--full", action="store_true", help="24 images of each set and 3 draws of the weights")
     parser.add_argument("--quick", action="store_true", help="4 images, three cells, two of the peers")
     parser.add_argument("--images", type=int, help="images of each set, for each draw (8)")
@@ -170,13 +170,3 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(chosen, name) is None:
             setattr(chosen, name, value if isinstance(value, int) else list(value))
     return chosen
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table."""
-    for line in lines(parsed(arguments)):
-        print(line, flush=True)
-
-
-if __name__ == "__main__":
-    main()

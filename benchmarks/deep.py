@@ -1,4 +1,4 @@
-"""``python -m benchmarks.deep``: GradInv on ResNet-18 against breaching's invertinggradients.
+"""``python -m benchmarks deep``: GradInv on ResNet-18 against breaching's invertinggradients.
 
 Images are attacked one by one in eval mode, with labels told to everyone. The peer runs for a number of iterations;
 ours then runs from scratch for fixed shares of the peer's time, each run with its own whole schedule. So the table
@@ -117,7 +117,7 @@ def _draws(chosen: argparse.Namespace, kind: str, peer: bool) -> Iterator[str]:
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.deep", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks deep", description=__doc__)
     parser.add_argument("--full", action="store_true", help="6 images, 2,000 iterations of the peer, 3 draws")
     parser.add_argument("--images", type=int, help="at 64 px, for each draw of the weights (1)")
     parser.add_argument("--iterations", type=int, help="of the peer at 64 px (50)")
@@ -131,13 +131,3 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for name, (quick, full) in forms.items():
         setattr(chosen, name, getattr(chosen, name) or (full if chosen.full else quick))
     return chosen
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table."""
-    for row in lines(parsed(arguments)):
-        print(row, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -44,20 +44,24 @@ Cell = tuple[str, str, str, str]
 """Model, algorithm, mode, attack."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs all cells and writes the page."""
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks matrix", description=__doc__)
     parser.add_argument("--out", type=Path, default=PAGE, help="the page")
     parser.add_argument("--new", action="store_true", help="keep the page's cells, and run only those that it lacks")
-    given = parser.parse_args(arguments)
-    kept = known(given.out.read_text()) if given.new and given.out.is_file() else {}
+    return parser.parse_args(arguments)
+
+
+def lines(chosen: argparse.Namespace) -> Iterator[str]:
+    """What each cell says, as it is run; then writes the page."""
+    kept = known(chosen.out.read_text()) if chosen.new and chosen.out.is_file() else {}
     began, found = time.perf_counter(), {}
     for cell, said in cells(sorted(registry(model_package)), sorted(registry(attack_package)), kept):
         found[cell] = said
         if cell not in kept:
-            print(*cell, said, f"({time.perf_counter() - began:.0f} s)", flush=True)
-    given.out.parent.mkdir(exist_ok=True)
-    given.out.write_text(page(found))
+            yield f"{' '.join(cell)} {said} ({time.perf_counter() - began:.0f} s)"
+    chosen.out.parent.mkdir(exist_ok=True)
+    chosen.out.write_text(page(found))
 
 
 def cells(models: Sequence[str], attacks: Sequence[str], kept: Mapping[Cell, str]) -> Iterator[tuple[Cell, str]]:

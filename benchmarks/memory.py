@@ -1,4 +1,4 @@
-"""``python -m benchmarks.memory``: peak memory of an audit of 100 and of 1,000 images, a process each.
+"""``python -m benchmarks memory``: peak memory of an audit of 100 and of 1,000 images, a process each.
 
 The mark is that ten times the images take at most 1.2 times the memory: victims come in stacks of a stated size.
 The images are the reported ones and mirrored and dimmed copies of them, and the steps are few: what is held does not
@@ -46,7 +46,7 @@ def child(images: int, steps: int) -> None:
 
 def peak(images: int, steps: int) -> float:
     """The same in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--child", str(images), "--steps", str(steps)]
+    command = [sys.executable, "-m", "benchmarks.memory", str(images), str(steps)]
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.split()[-1])
@@ -66,25 +66,14 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__)
     parser.add_argument("--full", action="store_true", help="120 steps")
     parser.add_argument("--images", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--steps", type=int, help="of each attack (3)")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     chosen.steps = chosen.steps or (120 if chosen.full else 3)
     return chosen
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the lines."""
-    chosen = parsed(arguments)
-    if chosen.child:
-        child(chosen.child, chosen.steps)
-        return
-    for line in lines(chosen):
-        print(line, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    child(*map(int, sys.argv[1:]))

@@ -11,7 +11,7 @@ from benchmarks.peers import Outcome
 from benchmarks.scenes import scene
 
 from benchmarks import __main__ as command
-from benchmarks import adaptive, conditioning, contested, deep, memory, overhead, trained
+from benchmarks import adaptive, conditioning, contested, deep, memory, overhead, recipes, trained
 from medpfl.attacks import GradInv, iDLG
 from medpfl.attacks.objectives import SquaredDistance
 from medpfl.attacks.targets import label_vectors
@@ -32,13 +32,30 @@ def no_chest(monkeypatch, tmp_path):
 
 
 def test_recipe_rows_hold_both_sides(monkeypatch):
-    monkeypatch.setitem(command.RECIPES, "iDLG", ("idlg", iDLG(steps=2), command.Normal(), False))
-    monkeypatch.setattr(command, "textbook", lambda *_: SimpleNamespace(guess=torch.zeros(3, 32, 32), evaluations=17))
-    monkeypatch.setattr(command, "available", lambda: ["samples"])
-    head, row = command.lines(command.parsed(["--images", "3", "--textbook", "1", "--recipes", "iDLG"]))
+    monkeypatch.setitem(recipes.RECIPES, "iDLG", ("idlg", iDLG(steps=2), recipes.Normal(), False))
+    monkeypatch.setattr(recipes, "textbook", lambda *_: SimpleNamespace(guess=torch.zeros(3, 32, 32), evaluations=17))
+    monkeypatch.setattr(recipes, "available", lambda: ["samples"])
+    head, row = recipes.lines(recipes.parsed(["--images", "3", "--textbook", "1", "--recipes", "iDLG"]))
     assert head.split()[:2] == ["set", "recipe"]
     assert row.split()[:4] == ["samples", "iDLG", "3", "0"]
     assert (row.split()[-3], row.split()[-1]) == ("17", "-")
+
+
+def test_a_part_named_gets_its_own_words_and_none_runs_all_briefly(monkeypatch, capsys):
+    def part(name):
+        return SimpleNamespace(parsed=lambda words: words, lines=lambda words, *go_on: [f"{name} ran {words}"])
+
+    for name in command.PARTS:
+        monkeypatch.setitem(command.PARTS, name, part(name))
+    command.main(["deep", "--images", "2"])
+    assert capsys.readouterr().out == "deep ran ['--images', '2']\n"
+    command.main([])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "ran" in line] == list(command.QUICK)
+
+
+def test_the_small_form_has_words_that_each_part_takes():
+    for name, (_, words) in command.QUICK.items():
+        command.PARTS[name].parsed(words.split())
 
 
 def test_contested_without_its_peers_says_so_and_runs_ours(no_peer, monkeypatch):

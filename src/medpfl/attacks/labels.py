@@ -15,7 +15,7 @@ from medpfl.core.types import Batch, Observation, Tensors
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import state_of
 
-__all__ = ["ROUNDING", "Joint", "Labels", "LastLayer", "bias_gradient", "last_layer", "mean_gradient"]
+__all__ = ["ROUNDING", "Joint", "Labels", "LastLayer", "bias_gradient", "last_layer", "logit_probe", "mean_gradient"]
 
 ROUNDING = 2.0**-21
 """p - 1 is a multiple of 2^-24 in float32, whatever its size; sums of p - y are off by a few of these."""
@@ -99,8 +99,7 @@ def last_layer(seen: Observation) -> tuple[str | None, str | None]:
     parameters = seen.views[0].weights.parameters
     rows = [k for k, t in parameters.items() if t.ndim >= 2 and len(t) == seen.num_classes]
     if len(rows) > 1:
-        vector = torch.arange(seen.num_classes).to(parameters[rows[0]]) - (seen.num_classes - 1) / 2
-        made = _of_logits(seen, vector)
+        vector, made = logit_probe(seen)
         rows = [k for k in rows if _in_proportion(made[k].flatten(1), vector)] or rows
     if not rows:
         return None, None
@@ -108,12 +107,15 @@ def last_layer(seen: Observation) -> tuple[str | None, str | None]:
     return rows[-1], bias if bias in parameters and parameters[bias].ndim == 1 else None
 
 
-def _of_logits(seen: Observation, vector: Tensor) -> Tensors:
-    """The gradient of a batch of gray images whose loss sends minus a vector (K,) of sum zero into all logits."""
-    view, images = seen.views[0], vector.new_full((seen.num_images, *seen.image_shape), _GRAY)
+def logit_probe(seen: Observation) -> tuple[Tensor, Tensors]:
+    """A vector (K,) of sum zero, and the gradient of gray images whose loss sends minus it into all logits."""
+    view = seen.views[0]
+    like = next(iter(view.weights.parameters.values()))
+    vector = torch.arange(seen.num_classes).to(like) - (seen.num_classes - 1) / 2
+    images = vector.new_full((seen.num_images, *seen.image_shape), _GRAY)
     labels = vector.view(-1, *[1] * len(seen.label_shape)).expand(seen.num_images, -1, *seen.label_shape)
     plan = Plan(mode=view.plans[0].mode, batch_size=seen.num_images)
-    return local_update(seen.model, Batch(images, labels), plan, view.weights).tensors
+    return vector, local_update(seen.model, Batch(images, labels), plan, view.weights).tensors
 
 
 def _in_proportion(rows: Tensor, vector: Tensor) -> bool:

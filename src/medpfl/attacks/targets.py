@@ -13,15 +13,13 @@ layers were computed from just that vector. One more logit, the same for every i
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medpfl.attacks.labels import ROUNDING, bias_gradient
-from medpfl.core.types import Batch, Observation, Update
-from medpfl.federated.local import local_update
+from medpfl.attacks.labels import ROUNDING, bias_gradient, last_layer, logit_probe
+from medpfl.core.types import Observation
 
 __all__ = ["free_labels", "label_scale", "label_vectors", "linear_loss", "rounded", "with_spare"]
 
@@ -74,7 +72,7 @@ def label_scale(seen: Observation) -> Tensor:
     return gradient.abs().amax(1).clamp(min=1e-37)
 
 
-def label_vectors(seen: Observation, classes: Tensor, dummy: Tensor) -> Tensor:
+def label_vectors(seen: Observation, classes: Tensor, like: Tensor) -> Tensor:
     """(V, N, K) for classes (V, N): y - p where the wire says it, else one-hot y; (V, N, K, H, W) for masks.
 
     Where `rounded` says that a victim's y - p has no sum of zero, (V, N, K + 1) for a model `with_spare`.
@@ -82,11 +80,11 @@ def label_vectors(seen: Observation, classes: Tensor, dummy: Tensor) -> Tensor:
     Args:
         seen: the observation.
         classes: as inferred or granted.
-        dummy: (1, C, H, W) any image, to see that the last bias gets the logits' gradient unchanged.
+        like: of the dtype and on the device that one-hot y is to have.
     """
-    hard = functional.one_hot(classes, seen.num_classes).movedim(-1, 2).to(dummy)
+    hard = functional.one_hot(classes, seen.num_classes).movedim(-1, 2).to(like)
     gradient = _told(seen)
-    if gradient is None or not _passes_through(seen, dummy):
+    if gradient is None or not _passes_through(seen):
         return hard
     whole, spoiled = _readable(gradient, classes[:, 0])
     # Of y's own entry the sum is the better reading, where all of it is there.
@@ -100,10 +98,10 @@ def label_vectors(seen: Observation, classes: Tensor, dummy: Tensor) -> Tensor:
 
 def rounded(seen: Observation) -> Tensor:
     """(V,) whether rounding has left p - y, and all that the client computed from it, without a sum of zero."""
-    like, gradient = next(iter(seen.views[0].update.tensors.values())), _told(seen)
-    none = torch.zeros(len(seen), dtype=torch.bool, device=like.device)
+    device, gradient = next(iter(seen.views[0].update.tensors.values())).device, _told(seen)
+    none = torch.zeros(len(seen), dtype=torch.bool, device=device)
     spoiled = none if gradient is None else _readable(gradient, gradient.argmin(1))[1]
-    return spoiled if spoiled.any() and _passes_through(seen, like.new_zeros(1, *seen.image_shape)) else none
+    return spoiled if spoiled.any() and _passes_through(seen) else none
 
 
 def _told(seen: Observation) -> Tensor | None:
@@ -124,10 +122,10 @@ def _readable(gradient: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     return whole, spoiled
 
 
-def _passes_through(seen: Observation, dummy: Tensor) -> bool:
+def _passes_through(seen: Observation) -> bool:
     """Whether the last bias's gradient is that of the logits, whatever the image: no layer comes after it."""
-    view = seen.views[0]
-    vector = torch.arange(seen.num_classes).to(dummy) - (seen.num_classes - 1) / 2
-    update = local_update(seen.model, Batch(dummy, vector[None]), view.plan, view.weights)
-    found = bias_gradient(replace(seen, views=(replace(view, update=Update.stack([update])),)))
-    return found is not None and torch.allclose(-found[0].to(vector), vector, rtol=1e-3)
+    bias = last_layer(seen)[1]
+    if bias is None:
+        return False
+    vector, made = logit_probe(seen)
+    return torch.allclose(-made[bias], vector, rtol=1e-3)
