@@ -2,6 +2,7 @@
 
 from medpfl.attacks.april import APRIL
 from medpfl.attacks.cpl import CPL
+from medpfl.attacks.deep_rgap import DeepRGAP
 from medpfl.attacks.dlg import DLG
 from medpfl.attacks.gradinv import GradInv
 from medpfl.attacks.idlg import iDLG
@@ -9,4 +10,4 @@ from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.posterior import Posterior
 from medpfl.attacks.rgap import RGAP
 
-__all__ = ["APRIL", "CPL", "DLG", "GradInv", "GradientMatching", "Posterior", "RGAP", "iDLG"]  # noqa: RUF022  (plainly sorted)
+__all__ = ["APRIL", "CPL", "DLG", "DeepRGAP", "GradInv", "GradientMatching", "Posterior", "RGAP", "iDLG"]  # noqa: RUF022  (plainly sorted)

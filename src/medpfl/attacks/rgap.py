@@ -7,13 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from medpfl.attacks.bases import Pixels
 from medpfl.attacks.chain import chain_of
-from medpfl.attacks.labels import LastLayer
-from medpfl.attacks.objectives import SquaredDistance
-from medpfl.attacks.problem import Matching
+from medpfl.attacks.explained import explained
 from medpfl.attacks.recursion import check_plans, invert
-from medpfl.attacks.targets import label_vectors
 from medpfl.core.errors import check_positive
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
@@ -66,11 +62,7 @@ class RGAP(Attack):
         like = next(iter(seen.views[0].update.tensors.values()))
         finite = found.images.flatten(1).isfinite().all(1)
         guesses = found.images.to(like).nan_to_num(0.5, 0.5, 0.5).clamp(0, 1)
-        dummy = torch.full_like(guesses[:1, 0], 0.5)
-        classes = seen.labels if seen.labels is not None else LastLayer().infer(seen, dummy)
-        assert classes is not None  # masks have no chain that ends in linear layers
-        problem = Matching(seen, label_vectors(seen, classes, dummy), SquaredDistance(), basis=Pixels())
-        loss, _ = problem.evaluate(problem.join(guesses, None), torch.arange(len(seen), device=like.device))
+        classes, loss = explained(seen, guesses)
         ended: list[Ended] = []
         for one in zip(finite.tolist(), loss.tolist(), found.steps.tolist(), strict=True):
             ended.append(self._why(*one))

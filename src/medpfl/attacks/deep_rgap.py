@@ -1,0 +1,128 @@
+"""R-GAP through deep rectified networks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from medpfl.attacks.bases import Spectral
+from medpfl.attacks.explained import explained
+from medpfl.attacks.front import Front
+from medpfl.attacks.graph import Graph, graph_of
+from medpfl.attacks.lbfgs import LBFGS
+from medpfl.attacks.optimizers import Solution
+from medpfl.attacks.peeling import Peeled, peel
+from medpfl.attacks.recursion import check_plans
+from medpfl.core import progress
+from medpfl.core.errors import InputError, check_positive
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Attack
+from medpfl.core.types import Batch, Ended, Observation, Reconstruction, Tensors, Weights
+from medpfl.federated.local import local_update
+
+__all__ = ["DeepRGAP"]
+
+_TOGETHER = 64
+"""Victims that are searched for in one stack."""
+
+_BASIS = Spectral(exponent=2.0, corner=4.0)
+_GRAY = 0.5
+
+
+@dataclass(frozen=True, repr=False)
+class DeepRGAP(Attack):
+    """Reads what a deep network computed, layer by layer from the last back, then looks for the image that gives it.
+
+    Source: the recursion is that of Zhu and Blaschko, "R-GAP: Recursive Gradient Attack on Privacy", ICLR 2021
+    (arXiv:2010.07733), section 3: a layer's inputs are linear in its weight's gradient, once the derivative of the loss
+    by its outputs is known. It was made for chains whose activations can be inverted. Here it goes by way of sums
+    and strides, batch norm in eval mode, rectifiers and average pooling, since it takes nothing from outputs: of a
+    deep layer the gradient alone has many more equations than the layer has inputs (`medpfl.attacks.peeling`). Where
+    it ends, at max pooling or at a layer with more inputs than equations, the image is searched for whose values there
+    are those that were read: the network in front of that place is run, and no gradient is matched.
+    Needs: the update, the plan, the model; one gradient of one image. Applies to networks that end in a linear layer
+    with a bias, over an average of at most 2 by 2 places or over a flat map, and whose layers can be read back to as
+    many values as the image has: ResNet-18 and ResNet-34 in eval mode, of images of at most 64 pixels a side. Else it
+    raises `InputError` before it starts, with the layer and the reason. It reads float32's rounding well, and noise
+    badly: what cannot be read of an update is left to the search, and shows in `Reconstruction.loss`.
+    What a channel discloses is not used: one common factor (clipping) cancels, all else counts as noise.
+
+    Attributes:
+        steps: of the search, at most.
+        tolerance: squared distance of what was read, relative to its size, at which the search ends.
+    """
+
+    steps: int = 500
+    tolerance: float = 1e-7
+
+    def __post_init__(self) -> None:
+        check_positive(steps=self.steps, tolerance=self.tolerance)
+
+    def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
+        """Raises `InputError` where it does not apply, as its reading of a made-up image shows."""
+        check_plans(plans)
+        weights = Weights.of(model)
+        graph = graph_of(model, weights, image_shape)
+        image = torch.rand((1, *image_shape), generator=torch.Generator().manual_seed(0))
+        image = image.to(next(iter(weights.parameters.values())))
+        label = torch.zeros(1, dtype=torch.long, device=image.device)
+        made = local_update(model, Batch(image, label), Plan(mode=plans[0].mode), weights)
+        read = peel(graph, _exact(made.tensors))
+        values = sum(graph.shapes[node].numel() for node in read.rim(graph))
+        if values < image.numel():
+            raise InputError(
+                f"of a gradient no more than {values} values can be read back, of an image that has {image.numel()}: "
+                f"{read.reasons[0]}; attack with GradInv"
+            )
+
+    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        """The attack."""
+        view = seen.views[0]
+        check_plans(view.plans)
+        graph = graph_of(seen.model, view.weights, seen.image_shape)
+        read = []
+        for v in range(len(seen)):
+            progress.report(v / len(seen) / 2)
+            read.append(peel(graph, _exact({k: t[v] for k, t in view.update.tensors.items()})))
+        like = next(iter(view.weights.parameters.values()))
+        like = like.new_empty((), dtype=torch.promote_types(like.dtype, torch.float32))
+        guesses = like.new_full((len(seen), 1, *seen.image_shape), _GRAY)
+        steps, evaluations = torch.zeros(2, len(seen), dtype=torch.long)
+        ended: list[Ended] = ["nonfinite"] * len(seen)
+        with progress.part(0.5, 1.0):
+            for rim, victims in _alike(graph, read):
+                targets = {k: torch.stack([read[v].known[k] for v in victims.tolist()]).to(like) for k in rim}
+                images, found = self._images(graph, targets)
+                guesses[victims], steps[victims], evaluations[victims] = images, found.steps, found.evaluations
+                for v, why in zip(victims.tolist(), found.ended, strict=True):
+                    ended[v] = why
+        guesses = guesses.clamp(0, 1)
+        classes, loss = explained(seen, guesses)
+        return Reconstruction(guesses, classes, loss, steps, evaluations + 1, tuple(ended))
+
+    def _images(self, graph: Graph, targets: dict[Node, Tensor]) -> tuple[Tensor, Solution]:
+        """Images (A, 1, C, H, W) whose values at some nodes are the given ones (A, ...), and how they were found."""
+        front = Front(graph, targets, _BASIS)
+        first = next(iter(targets.values()))
+        gray = first.new_full((len(first), *graph.shapes[graph.image]), _GRAY)
+        found = LBFGS(tolerance=self.tolerance).minimize(front, front.variables(gray), self.steps)
+        return front.images(found.z), found
+
+
+def _exact(tensors: Tensors) -> dict[str, Tensor]:
+    return {k: t.double() for k, t in tensors.items()}
+
+
+def _alike(graph: Graph, read: list[Peeled]) -> Iterator[tuple[tuple[Node, ...], Tensor]]:
+    """The nodes up to which victims (A,) were read, all of a stack alike; victims of whom nothing was are left out."""
+    rims: dict[tuple[Node, ...], list[int]] = defaultdict(list)
+    for v, one in enumerate(read):
+        rims[one.rim(graph)].append(v)
+    for rim, victims in rims.items():
+        if rim:
+            yield from ((rim, some) for some in torch.tensor(victims).split(_TOGETHER))

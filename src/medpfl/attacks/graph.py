@@ -1,0 +1,132 @@
+"""A model as a graph of tensor operations on one image, at given weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, functionalize
+from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
+
+from medpfl.core.errors import InputError
+from medpfl.core.types import Weights
+from medpfl.federated.ready import state_of
+
+__all__ = ["Graph", "graph_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The operations from the image to the output, all without side effects.
+
+    Attributes:
+        image: the node that stands for the image (1, C, H, W).
+        output: the node of the logits.
+        nodes: all that depend on the image, the image first, each after what it takes.
+        fixed: values of those that do not, floating ones in float64.
+        shapes: of the values of `nodes` that are tensors.
+        parameters: the model's parameters by node.
+    """
+
+    image: Node
+    output: Node
+    nodes: tuple[Node, ...]
+    fixed: dict[Node, Any]
+    shapes: dict[Node, torch.Size]
+    parameters: dict[Node, str]
+
+    def sources(self, node: Node) -> list[Node]:
+        """What a node takes that depends on the image."""
+        return [other for other in node.all_input_nodes if other not in self.fixed]
+
+    def call(self, node: Node, values: dict[Node, Any]) -> Any:
+        """The value of a node, from those of what it takes; those not given are `fixed`."""
+
+        def value(other: Node) -> Any:
+            return values[other] if other in values else self.fixed[other]
+
+        assert callable(node.target), f"{node} calls {node.target}"
+        args: Any = map_arg(node.args, value)
+        kwargs: Any = map_arg(node.kwargs, value)
+        return node.target(*args, **kwargs)
+
+    def needed(self, wanted: Iterable[Node]) -> tuple[Node, ...]:
+        """Those of `nodes` that some need, and these themselves."""
+        found, open_ = set(), list(wanted)
+        while open_:
+            node = open_.pop()
+            if node not in found:
+                found.add(node)
+                open_ += self.sources(node)
+        return tuple(node for node in self.nodes if node in found)
+
+    def run(
+        self, image: Tensor, order: Sequence[Node], fixed: dict[Node, Any], skipped: Collection[Node] = ()
+    ) -> dict[Node, Any]:
+        """Values of nodes, as `needed` orders them; those `skipped` hand on what they take."""
+        values = {**fixed, self.image: image}
+        for node in order:
+            if node in skipped:
+                values[node] = values[self.sources(node)[0]]
+            elif node is not self.image:
+                values[node] = self.call(node, values)
+        return values
+
+
+def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -> Graph:
+    """The graph of a prepared model.
+
+    Args:
+        model: prepared; its own weights are not used.
+        weights: the global model.
+        image_shape: (C, H, W).
+
+    Raises:
+        InputError: what the model computes depends on more than tensors of fixed shapes.
+    """
+    parameters = {k: t.double() for k, t in weights.parameters.items()}
+    rest = {k: t.double() if t.is_floating_point() else t for k, t in state_of(model, weights.buffers).items()}
+    image = next(iter(parameters.values())).new_full((1, *image_shape), 0.5)
+
+    def forward(own: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(model, {**own, **rest}, (x,))
+
+    try:
+        with torch.no_grad():
+            module = make_fx(functionalize(forward))(parameters, image)
+    except Exception as error:  # whatever a model of the user's does
+        raise InputError(
+            f"the model's operations cannot be listed ({type(error).__name__}: {str(error).splitlines()[0]}): "
+            "attack with GradInv"
+        ) from error
+    module.graph.eliminate_dead_code()
+    return _sorted(module, parameters, image)
+
+
+def _sorted(module: torch.fx.GraphModule, parameters: dict[str, Tensor], image: Tensor) -> Graph:
+    """What depends on the image, and what does not."""
+    *given, entry = [node for node in module.graph.nodes if node.op == "placeholder"]
+    fixed: dict[Node, Any] = dict(zip(given, parameters.values(), strict=True))
+    nodes, shapes, output = [entry], {entry: image.shape}, entry
+    values: dict[Node, Any] = {entry: image}
+    graph = Graph(entry, entry, (), fixed, {}, {})
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            fixed[node] = copy.copy(getattr(module, str(node.target)))
+        elif node.op == "output":
+            output = node.all_input_nodes[0]
+        elif node.op == "call_function":
+            depends = any(other in values for other in node.all_input_nodes)
+            with torch.no_grad():
+                (values if depends else fixed)[node] = value = graph.call(node, values)
+            if depends:
+                nodes.append(node)
+                if isinstance(value, Tensor):
+                    shapes[node] = value.shape
+    return Graph(entry, output, tuple(nodes), fixed, shapes, dict(zip(given, parameters, strict=True)))
