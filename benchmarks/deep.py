@@ -1,8 +1,9 @@
-"""``python -m benchmarks deep``: GradInv on ResNet-18 against breaching's invertinggradients.
+"""``python -m benchmarks deep``: GradInv and DeepRGAP on ResNet-18 against breaching's invertinggradients.
 
 Images are attacked one by one in eval mode, with labels told to everyone. The peer runs for a number of iterations;
-ours then runs from scratch for fixed shares of the peer's time, each run with its own whole schedule. So the table
-tells both the SSIM at equal time (share 1) and the least share of its time in which ours has the peer's SSIM.
+GradInv then runs from scratch for fixed shares of the peer's time, each run with its own whole schedule. So the table
+tells both the SSIM at equal time (share 1) and the least share of its time in which ours has the peer's SSIM. DeepRGAP
+takes the time that it takes.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from torch import Tensor
 from benchmarks.overhead import overhead
 from benchmarks.peers import PEERS, missing
 from benchmarks.rows import columns, conditions, now, rate, scores
-from benchmarks.scenes import REPORTED, Scene, play
+from benchmarks.scenes import REPORTED, Scene, available, play
 from benchmarks.trained import Case, trained, untrained
+from medpfl.attacks.deep_rgap import DeepRGAP
 from medpfl.attacks.gradinv import TRAINED, UNTRAINED, GradInv
+from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 
@@ -49,7 +52,7 @@ def observed(case: Case) -> Scene:
     )
 
 
-def run(scene: Scene, attack: GradInv, steps: int) -> tuple[Tensor, float]:
+def run(scene: Scene, attack: GradInv | DeepRGAP, steps: int) -> tuple[Tensor, float]:
     """SSIM (V,) of ours after so many steps, and seconds an image."""
     began = now()
     found = replace(attack, steps=steps)(scene.seen, torch.Generator().manual_seed(0))
@@ -57,17 +60,29 @@ def run(scene: Scene, attack: GradInv, steps: int) -> tuple[Tensor, float]:
     return scores(found.guesses, scene.batches), spent / len(scene.seen)
 
 
+def solved(case: Case, scene: Scene, theirs: float | None) -> str:
+    """The row of DeepRGAP; `theirs` is the peer's time."""
+    try:
+        DeepRGAP().check(scene.seen.model, scene.seen.views[0].plans, scene.seen.image_shape)
+    except InputError as error:
+        return f"{case.name}: DeepRGAP does not apply: {error}"
+    score, seconds = run(scene, DeepRGAP(), DeepRGAP().steps)
+    return line(case.name, "DeepRGAP", DeepRGAP().steps, score, seconds, seconds / theirs if theirs else None)
+
+
 def duel(case: Case, attack: GradInv, iterations: int, peer: bool) -> Iterator[str]:
-    """The rows of one network; without the peer, ours for as many steps as it would have had iterations."""
+    """The rows of one network; without the peer, GradInv for as many steps as it would have had iterations."""
     scene = observed(case)
     if scene.zero:
         yield f"{case.name}: {scene.zero} zero updates left out"
     if not peer:
+        yield solved(case, scene, None)
         score, seconds = run(scene, attack, iterations)
         yield line(case.name, "GradInv", iterations, score, seconds, None)
         return
     theirs, seconds = _theirs(scene, iterations)
     yield line(case.name, "invertinggradients", iterations, theirs, seconds, 1.0)
+    yield solved(case, scene, seconds)
     pace = run(scene, attack, 4)[1] / 5  # evaluations are one more than steps
     reached = None
     for share in SHARES:
@@ -92,12 +107,12 @@ def _theirs(scene: Scene, iterations: int) -> tuple[Tensor, float]:
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
     """The table; a part is left out, and named, once `go_on` says no."""
     why = missing()
-    if why:
-        yield f"(the peer's rows are missing: {why})"
+    if why or chosen.alone:
+        yield f"(the peer's rows are missing: {why or 'it was not asked for'})"
     parts: dict[str, Callable[[], Iterator[str]]] = {
         "overhead": lambda: iter([overhead(observed(untrained(64, 1, REPORTED)))]),
-        "untrained": lambda: _draws(chosen, "untrained", not why),
-        "trained": lambda: _draws(chosen, "trained", not why),
+        "untrained": lambda: _draws(chosen, "untrained", not (why or chosen.alone)),
+        "trained": lambda: _draws(chosen, "trained", not (why or chosen.alone)),
         "224": lambda: duel(untrained(224, 1, REPORTED), OURS["untrained"], chosen.large, False),
     }
     yield conditions()
@@ -111,7 +126,7 @@ def _draws(chosen: argparse.Namespace, kind: str, peer: bool) -> Iterator[str]:
         if kind == "trained":
             case = trained(64, chosen.images, seed, chosen.training)
         else:
-            case = untrained(64, chosen.images, seed)
+            case = untrained(64, chosen.images, seed, chosen.set)
         yield from duel(case, OURS[kind], chosen.iterations, peer)
 
 
@@ -122,6 +137,10 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="at 64 px, for each draw of the weights (1)")
     parser.add_argument("--iterations", type=int, help="of the peer at 64 px (50)")
     parser.add_argument("--draws", type=int, help="draws of the weights (1)")
+    parser.add_argument("--alone", action="store_true", help="without the peer: ours for as many iterations")
+    parser.add_argument(
+        "--set", choices=available(), default=available()[0], help="whose images, untrained (%(default)s)"
+    )
     parser.add_argument("--training", type=int, help="steps of Adam, 64 images each, of the trained network (20)")
     parser.add_argument("--large", type=int, help="steps of ours on one image at 224 px (10)")
     names = ["overhead", "untrained", "trained", "224"]

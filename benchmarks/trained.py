@@ -26,11 +26,12 @@ class Case:
     classes: int
 
 
-def untrained(size: int, count: int, seed: int) -> Case:
-    """A ResNet-18 with fresh weights and images of the first set."""
-    images, labels, classes = held_out(available()[0], count, size)
+def untrained(size: int, count: int, seed: int, name: str | None = None) -> Case:
+    """A ResNet-18 with fresh weights, and images of a set (the first)."""
+    name = name or available()[0]
+    images, labels, classes = held_out(name, count, size)
     network = ResNet(18).build((3, size, size), classes, seed).eval()
-    return Case(f"untrained, {available()[0]}", network, images, labels, classes)
+    return Case(f"untrained, {name}", network, images, labels, classes)
 
 
 def trained(size: int, count: int, seed: int, steps: int, batch: int = 64) -> Case:

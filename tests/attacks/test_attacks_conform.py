@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from elsewhere import Elsewhere, Watch, moved
+from residual import built
 from scenes import scene, smooth, tiny
 
 from medpfl import attacks
-from medpfl.attacks import APRIL, CPL, DLG, RGAP, GradientMatching, GradInv, Posterior, iDLG
+from medpfl.attacks import APRIL, CPL, DLG, RGAP, DeepRGAP, GradientMatching, GradInv, Posterior, iDLG
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
@@ -19,6 +20,7 @@ ROWS = {
     "APRIL": APRIL(),
     "CPL": CPL(steps=150),
     "DLG": DLG(steps=150),
+    "DeepRGAP": DeepRGAP(),
     "GradInv": GradInv(steps=800, tv=1e-3),
     "GradientMatching": GradientMatching(steps=150),
     "Posterior": Posterior(steps=200),
@@ -33,7 +35,10 @@ PLANS = {
     "eval": Plan(mode="eval"),
 }
 LABELS = torch.tensor([[0, 1], [2, 0], [1, 1]])
-NETWORKS = {"APRIL": lambda channels: ViT(4, depth=1, width=32, heads=2).build((channels, 12, 12), 3, 0)}
+NETWORKS = {
+    "APRIL": lambda channels: ViT(4, depth=1, width=32, heads=2).build((channels, 12, 12), 3, 0),
+    "DeepRGAP": lambda channels: built(channels=channels),
+}
 """Of attacks that do not take the others' network."""
 
 
@@ -97,7 +102,7 @@ def test_randomness_is_the_generator_s_alone(attack):
     assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("attack", [RGAP(), APRIL()], ids=repr)
+@pytest.mark.parametrize("attack", [RGAP(), APRIL(), DeepRGAP()], ids=repr)
 def test_an_analytic_attack_draws_from_the_generator_alone_and_takes_granted_labels(attack):
     _, seen = seen_by(PLANS["FedSGD"], attack=attack, threat=ThreatModel(("labels",)))
     before = torch.random.get_rng_state()

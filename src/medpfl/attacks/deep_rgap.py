@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from medpfl.attacks.bases import Spectral
+from medpfl.attacks.chain import chain_of
 from medpfl.attacks.explained import explained
 from medpfl.attacks.front import Front
 from medpfl.attacks.graph import Graph, graph_of
@@ -64,9 +65,11 @@ class DeepRGAP(Attack):
         check_positive(steps=self.steps, tolerance=self.tolerance)
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
-        """Raises `InputError` where it does not apply, as its reading of a made-up image shows."""
+        """Raises `InputError` where it does not apply, as its reading of a made-up image shows, and where RGAP does."""
         check_plans(plans)
         weights = Weights.of(model)
+        if _solved(model, weights, image_shape):
+            raise InputError("this model is a chain of layers that can be inverted: attack with RGAP")
         graph = graph_of(model, weights, image_shape)
         image = torch.rand((1, *image_shape), generator=torch.Generator().manual_seed(0))
         image = image.to(next(iter(weights.parameters.values())))
@@ -93,7 +96,8 @@ class DeepRGAP(Attack):
         like = like.new_empty((), dtype=torch.promote_types(like.dtype, torch.float32))
         guesses = like.new_full((len(seen), 1, *seen.image_shape), _GRAY)
         steps, evaluations = torch.zeros(2, len(seen), dtype=torch.long)
-        ended: list[Ended] = ["nonfinite"] * len(seen)
+        finite = torch.stack([t.flatten(1).isfinite().all(1) for t in view.update.tensors.values()]).all(0)
+        ended: list[Ended] = ["stalled" if one else "nonfinite" for one in finite.tolist()]
         with progress.part(0.5, 1.0):
             for rim, victims in _alike(graph, read):
                 targets = {k: torch.stack([read[v].known[k] for v in victims.tolist()]).to(like) for k in rim}
@@ -115,7 +119,16 @@ class DeepRGAP(Attack):
 
 
 def _exact(tensors: Tensors) -> dict[str, Tensor]:
-    return {k: t.double() for k, t in tensors.items()}
+    return {k: t.cpu().double() for k, t in tensors.items()}
+
+
+def _solved(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -> bool:
+    """Whether `medpfl.attacks.RGAP` takes a model."""
+    try:
+        chain_of(model, weights, image_shape, torch.Generator())
+    except InputError:
+        return False
+    return True
 
 
 def _alike(graph: Graph, read: list[Peeled]) -> Iterator[tuple[tuple[Node, ...], Tensor]]:

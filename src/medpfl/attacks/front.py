@@ -85,4 +85,6 @@ def _rectifier(graph: Graph, node: Node) -> Node | None:
 
 
 def _as(value: Any, like: Tensor) -> Any:
-    return value.to(like) if isinstance(value, Tensor) and value.is_floating_point() else value
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(like) if value.is_floating_point() else value.to(like.device)

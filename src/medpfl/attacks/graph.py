@@ -80,7 +80,7 @@ class Graph:
 
 
 def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -> Graph:
-    """The graph of a prepared model.
+    """The graph of a prepared model, on the CPU: what is read of it needs float64, and is little work.
 
     Args:
         model: prepared; its own weights are not used.
@@ -90,8 +90,10 @@ def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -
     Raises:
         InputError: what the model computes depends on more than tensors of fixed shapes.
     """
-    parameters = {k: t.double() for k, t in weights.parameters.items()}
-    rest = {k: t.double() if t.is_floating_point() else t for k, t in state_of(model, weights.buffers).items()}
+    model = copy.deepcopy(model).cpu()
+    parameters = {k: t.cpu().double() for k, t in weights.parameters.items()}
+    state = {k: t.cpu() for k, t in state_of(model, weights.buffers).items()}
+    rest = {k: t.double() if t.is_floating_point() else t for k, t in state.items()}
     image = next(iter(parameters.values())).new_full((1, *image_shape), 0.5)
 
     def forward(own: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -102,8 +104,8 @@ def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -
             module = make_fx(functionalize(forward))(parameters, image)
     except Exception as error:  # whatever a model of the user's does
         raise InputError(
-            f"the model's operations cannot be listed ({type(error).__name__}: {str(error).splitlines()[0]}): "
-            "attack with GradInv"
+            f"the model's operations cannot be listed ({type(error).__name__}: {str(error)[:80]}...); they must not "
+            "depend on what is in the image: attack with GradInv"
         ) from error
     module.graph.eliminate_dead_code()
     return _sorted(module, parameters, image)

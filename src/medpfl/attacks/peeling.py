@@ -107,7 +107,7 @@ def peel(graph: Graph, gradients: Tensors) -> Peeled:
 
     Args:
         graph: of the model.
-        gradients: of its parameters, in float64; all may have one factor in common.
+        gradients: of its parameters, in float64 on the CPU; all may have one factor in common.
     """
     rectifiers: dict[Node, tuple[Tensor, Tensor]] = {}
     solved: dict[Node, tuple[Tensor, Inputs | None]] = {}
@@ -237,7 +237,7 @@ class _Walk:
         gradient = self.gradients[name].flatten(2)
         size, kernel = tuple(self.graph.shapes[source][2:]), tuple(self.gradients[name].shape[2:])
         geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-        where, count = places(size, kernel, geometry).to(gradient.device), size[0] * size[1]
+        where, count = places(size, kernel, geometry), size[0] * size[1]
         if pull.value is None:
             if pull.open is not None and pull.rectifier is not None:
                 states = active(pull.open[0].flatten(1), gradient, where, count)

@@ -1,0 +1,51 @@
+"""A small residual network, to be attacked."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Residual(nn.Module):
+    """A small ResNet: a stem, which may pool, two blocks, the second with a stride, and an average of 2 by 2."""
+
+    def __init__(
+        self, pool: nn.Module | None = None, channels: int = 1, width: int = 32, activation=None, classes=3
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 5, 3, 1, bias=False), nn.BatchNorm2d(width))
+        self.pool, self.activation = pool or nn.Identity(), activation or nn.ReLU()
+        self.one, self.two = Block(width, width, 1), Block(width, 2 * width, 2)
+        self.head = nn.Linear(2 * width, classes)
+
+    def forward(self, x):
+        h = self.pool(self.activation(self.stem((x - 0.4) / 0.2)))
+        return self.head(self.two(self.one(h)).mean((2, 3)))
+
+
+class Block(nn.Module):
+    """Two convolutions, and a way around them."""
+
+    def __init__(self, width, out, stride):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(width, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out))
+        self.second = nn.Sequential(nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out))
+        self.skip = nn.Conv2d(width, out, 1, stride, bias=False) if stride > 1 else nn.Identity()
+
+    def forward(self, x):
+        return functional.relu(self.skip(x) + self.second(functional.relu(self.first(x))))
+
+
+def built(*args, seed: int = 0, **options) -> nn.Module:
+    """A `Residual` in eval mode, whose batch norms have seen something."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Residual(*args, **options)
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.uniform_(layer.weight, 0.5, 1.5)
+                nn.init.uniform_(layer.bias, -0.3, 0.3)
+                nn.init.uniform_(layer.running_mean, -0.3, 0.3)
+                nn.init.uniform_(layer.running_var, 0.5, 2.0)
+    return network.eval()
