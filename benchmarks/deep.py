@@ -138,9 +138,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, help="of the peer at 64 px (50)")
     parser.add_argument("--draws", type=int, help="draws of the weights (1)")
     parser.add_argument("--alone", action="store_true", help="without the peer: ours for as many iterations")
-    parser.add_argument(
-        "--set", choices=available(), default=available()[0], help="whose images, untrained (%(default)s)"
-    )
+    parser.add_argument("--set", default=available()[0], help="whose images untrained ones get (%(default)s)")
     parser.add_argument("--training", type=int, help="steps of Adam, 64 images each, of the trained network (20)")
     parser.add_argument("--large", type=int, help="steps of ours on one image at 224 px (10)")
     names = ["overhead", "untrained", "trained", "224"]

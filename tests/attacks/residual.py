@@ -10,13 +10,11 @@ from torch.nn import functional
 class Residual(nn.Module):
     """A small ResNet: a stem, which may pool, two blocks, the second with a stride, and an average of 2 by 2."""
 
-    def __init__(
-        self, pool: nn.Module | None = None, channels: int = 1, width: int = 32, activation=None, classes=3
-    ) -> None:
+    def __init__(self, pool=None, channels=1, width=32, activation=None, classes=3, norm=nn.BatchNorm2d):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 5, 3, 1, bias=False), nn.BatchNorm2d(width))
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 5, 3, 1, bias=False), norm(width))
         self.pool, self.activation = pool or nn.Identity(), activation or nn.ReLU()
-        self.one, self.two = Block(width, width, 1), Block(width, 2 * width, 2)
+        self.one, self.two = Block(width, width, 1, norm), Block(width, 2 * width, 2, norm)
         self.head = nn.Linear(2 * width, classes)
 
     def forward(self, x):
@@ -27,10 +25,10 @@ class Residual(nn.Module):
 class Block(nn.Module):
     """Two convolutions, and a way around them."""
 
-    def __init__(self, width, out, stride):
+    def __init__(self, width, out, stride, norm):
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(width, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out))
-        self.second = nn.Sequential(nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out))
+        self.first = nn.Sequential(nn.Conv2d(width, out, 3, stride, 1, bias=False), norm(out))
+        self.second = nn.Sequential(nn.Conv2d(out, out, 3, 1, 1, bias=False), norm(out))
         self.skip = nn.Conv2d(width, out, 1, stride, bias=False) if stride > 1 else nn.Identity()
 
     def forward(self, x):

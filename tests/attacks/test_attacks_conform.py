@@ -7,6 +7,7 @@ import torch
 from elsewhere import Elsewhere, Watch, moved
 from residual import built
 from scenes import scene, smooth, tiny
+from torch import nn
 
 from medpfl import attacks
 from medpfl.attacks import APRIL, CPL, DLG, RGAP, DeepRGAP, GradientMatching, GradInv, Posterior, iDLG
@@ -37,7 +38,7 @@ PLANS = {
 LABELS = torch.tensor([[0, 1], [2, 0], [1, 1]])
 NETWORKS = {
     "APRIL": lambda channels: ViT(4, depth=1, width=32, heads=2).build((channels, 12, 12), 3, 0),
-    "DeepRGAP": lambda channels: built(channels=channels),
+    "DeepRGAP": lambda channels: built(channels=channels, norm=nn.Identity),
 }
 """Of attacks that do not take the others' network."""
 

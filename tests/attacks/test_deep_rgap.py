@@ -135,9 +135,15 @@ def unbiased() -> nn.Module:
 
 REFUSED = {
     "batch": (built, Plan(batch_size=2, mode="eval"), "one gradient of one image"),
-    "train mode": (built, Plan(), "passes derivatives"),
+    "train mode": (lambda: ResNet(18).build((1, 12, 12), 3, 0), Plan(), "layer4.1.bn2': batch norm in train mode"),
     "a chain": (lambda: LeNet("idlg").build((1, 12, 12), 3, 0), EVAL, "attack with RGAP"),
     "wide average": (averaged, EVAL, "4x4 are averaged"),
+    "no layer tells": (
+        lambda: nn.Sequential(*list(built().stem), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3)),
+        EVAL,
+        "4x4 are averaged",
+    ),
+    "masks": (lambda: nn.Conv2d(1, 3, 3, padding=1), EVAL, "a class for every pixel"),
     "no bias": (unbiased, EVAL, "with a bias"),
     "pooling": (lambda: ConvNet(4, 2).build((1, 12, 12), 3, 0), EVAL, "no more than"),
 }

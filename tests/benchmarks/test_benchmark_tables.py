@@ -12,12 +12,15 @@ from benchmarks.scenes import scene
 
 from benchmarks import __main__ as command
 from benchmarks import adaptive, conditioning, contested, deep, memory, overhead, recipes, trained
-from medpfl.attacks import GradInv, iDLG
+from medpfl.attacks import DeepRGAP, GradInv, iDLG
 from medpfl.attacks.objectives import SquaredDistance
 from medpfl.attacks.targets import label_vectors
 from medpfl.core.roles import Attack
 from medpfl.core.types import Batch, Reconstruction
 from medpfl.federated.local import local_update
+from medpfl.models import LeNet
+
+LABEL = torch.tensor([0])
 
 
 @pytest.fixture
@@ -184,20 +187,29 @@ def test_what_time_does_not_allow_is_named(no_peer):
 
 def test_deep_without_its_peer_runs_ours(no_peer, no_chest, monkeypatch):
     monkeypatch.setattr(trained, "available", lambda: ["samples"])
-    chosen = deep.parsed(["--iterations", "1", "--training", "1", "--parts", "untrained", "trained"])
-    _, _, _, first, second = deep.lines(chosen)
+    monkeypatch.setattr(deep, "DeepRGAP", lambda: DeepRGAP(steps=2))
+    words = ["--iterations", "1", "--training", "1", "--parts", "untrained", "trained", "--set", "samples"]
+    _, _, _, solved, first, second, _ = deep.lines(deep.parsed(words))
+    assert solved.split()[:5] == ["untrained,", "samples", "DeepRGAP", "1", "2"]
     assert first.split()[:4] == ["untrained,", "samples", "GradInv", "1"]
     assert second.startswith("trained on the samples, accuracy 0.")
+
+
+def test_where_the_deep_solution_does_not_apply_the_row_says_so():
+    case = trained.Case("wide", LeNet("idlg").build((3, 32, 32), 2, 0).eval(), torch.rand(1, 3, 32, 32), LABEL, 2)
+    assert "DeepRGAP does not apply: this model is a chain" in deep.solved(case, deep.observed(case), None)
 
 
 def test_the_duel_tells_the_share_of_time_in_which_ours_is_as_good(monkeypatch):
     ladder = {4: 0.1, 11: 0.1, 24: 0.5, 49: 0.6, 149: 0.7}  # SSIM by steps; a step and the last evaluation cost 0.1 s
 
     monkeypatch.setattr(deep, "observed", lambda case: SimpleNamespace(zero=0))
+    monkeypatch.setattr(deep, "solved", lambda case, scene, theirs: "solved")
     monkeypatch.setattr(deep, "_theirs", lambda scene, n: (torch.tensor([0.55]), 15.0))
     monkeypatch.setattr(deep, "run", lambda scene, a, steps: (torch.tensor([ladder[steps]]), 0.1 * (steps + 1)))
     rows = list(deep.duel(SimpleNamespace(name="net"), GradInv(), 2000, True))
-    assert len(rows) == 6
+    assert len(rows) == 7
+    assert rows[1] == "solved"
     assert rows[-1] == "net: the peer has SSIM 0.550; ours reaches it in 0.33 of its time"
 
 

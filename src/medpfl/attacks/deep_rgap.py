@@ -71,6 +71,8 @@ class DeepRGAP(Attack):
         if _solved(model, weights, image_shape):
             raise InputError("this model is a chain of layers that can be inverted: attack with RGAP")
         graph = graph_of(model, weights, image_shape)
+        if len(graph.shapes[graph.output]) != 2:
+            raise InputError("this model gives a class for every pixel: attack with GradInv")
         image = torch.rand((1, *image_shape), generator=torch.Generator().manual_seed(0))
         image = image.to(next(iter(weights.parameters.values())))
         label = torch.zeros(1, dtype=torch.long, device=image.device)
@@ -78,9 +80,10 @@ class DeepRGAP(Attack):
         read = peel(graph, _exact(made.tensors))
         values = sum(graph.shapes[node].numel() for node in read.rim(graph))
         if values < image.numel():
+            reason = read.reasons[0] if read.reasons else "no layer tells what the last rectifier passed"
             raise InputError(
-                f"of a gradient no more than {values} values can be read back, of an image that has {image.numel()}: "
-                f"{read.reasons[0]}; attack with GradInv"
+                f"from a gradient no more than {values} values can be read, of an image that has {image.numel()}: "
+                f"{reason}; attack with GradInv"
             )
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:

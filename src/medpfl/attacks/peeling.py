@@ -163,7 +163,7 @@ class _Walk:
         elif node.target in _RECTIFIERS or node.target in _SLOPES:
             self._activation(node, pull)
         elif not self._affine(node):
-            self._stop(node, f"{node.target} passes derivatives in a way that its outputs do not tell", pull)
+            self._stop(node, _obstacle(node), pull)
         else:
             if node.target is _OPS.convolution.default:
                 self._convolution(node, pull)
@@ -338,6 +338,14 @@ class _Walk:
         names = [self.graph.parameters[n] for n in node.all_input_nodes if n in self.graph.parameters]
         where = f"layer '{names[0].rpartition('.')[0]}'" if names else f"operation '{node.name}'"
         for source in self.graph.sources(node):
-            self.stops.append((source, f"{where}: {reason}"))
+            if pull is None or pull.value is not None:  # else the walk had ended before
+                self.stops.append((source, f"{where}: {reason}"))
             if pull is not None:
                 self._add(source, Pull(None))
+
+
+def _obstacle(node: Node) -> str:
+    """Why a derivative does not pass an operation."""
+    if node.target is _OPS.native_batch_norm.default:
+        return "batch norm in train mode mixes places: use mode eval"
+    return f"how derivatives pass {str(node.target).split('.')[1]} depends on values that nothing tells"
