@@ -24,7 +24,7 @@ from medpfl.core.types import Weights
 from medpfl.defenses import Clipping, GaussianNoise
 from medpfl.federated.ready import prepare
 from medpfl.metrics import ssim
-from medpfl.models import ConvNet, LeNet
+from medpfl.models import ConvNet, LeNet, ResNet
 
 LABELS = torch.tensor([[0], [2], [1]])
 EVAL = Plan(mode="eval")
