@@ -25,7 +25,8 @@ _ROUNDED, _SPOILED = 1e-6, 3.0
 """Relative residual up to which float32 is cause enough. A median above it may be that of a solution which a row in
 doubt has spoiled: then rows of so many times the median do not fit."""
 
-_TRIMS = 16
+_TRIMS, _SPARE = 16, 1.5
+"""Rows are left out at most so often, and equations kept at least so many times the unknowns."""
 
 
 class Inputs(NamedTuple):
@@ -75,23 +76,28 @@ def inputs(pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs 
     system = system[:, :, :count]
     sent = gradient.transpose(1, 2)  # (O, K, C)
     size = sent.flatten(1).norm(dim=1)
-    keep, trims = size > 0, 0
-    while True:
-        solved = _solve(system[keep], sent[keep])
-        if solved is None:
-            return None
-        value, spread = solved
-        rest = sent - system @ value
-        share = torch.where(size > 0, rest.flatten(1).norm(dim=1) / size.clamp(min=1e-300), 0.0)
-        median, worst = float(share[keep].median()), float(share[keep].max())
-        limit = (_ODD if median < _ROUNDED else _SPOILED) * median
-        fewer = keep & (share <= worst / 3)
-        if worst <= limit or int(fewer.sum()) * weights < count or trims == _TRIMS:
+    size = (
+        size + size[size > 0].median() if size.any() else size
+    )  # rounding is a part of each row, noise the same of all
+    keep, solved = sent.flatten(1).any(1), None
+    for _ in range(_TRIMS):
+        trial = _solve(system[keep], sent[keep])
+        if trial is None:
             break
-        keep, trims = fewer, trims + 1
-    freedoms = max(int(keep.sum()) * weights - count, 1)
-    deviation = (rest[keep].square().sum((0, 1)) / freedoms).sqrt()
-    return Inputs(value.T, deviation[:, None] * spread, share > limit, median)
+        solved = trial
+        rest = sent - system @ trial[0]
+        share = rest.flatten(1).norm(dim=1) / size
+        median, worst = float(share[keep].median()), float(share[keep].max())
+        odd = share > (_ODD if median < _ROUNDED else _SPOILED) * median
+        fitting = keep
+        keep = keep & (share <= worst / 3)
+        if not odd[fitting].any() or int(keep.sum()) * weights < _SPARE * count:
+            break
+    if solved is None:
+        return None
+    freedoms = max(int(fitting.sum()) * weights - count, 1)
+    deviation = (rest[fitting].square().sum((0, 1)) / freedoms).sqrt()
+    return Inputs(solved[0].T, deviation[:, None] * solved[1], odd, median)
 
 
 def _solve(system: Tensor, sent: Tensor) -> tuple[Tensor, Tensor] | None:

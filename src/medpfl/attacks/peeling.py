@@ -61,8 +61,8 @@ _SURE = 6.0
 _NOISY = 1e-2
 """Relative residual from which on a layer's gradient does not tell its inputs."""
 
-_WALKS = 200
-"""At most; each begins with one more row of a rectifier put right."""
+_CORRECTIONS = 8
+"""Of one rectifier, at most: under noise they need not come to an end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +109,22 @@ def peel(graph: Graph, gradients: Tensors) -> Peeled:
         graph: of the model.
         gradients: of its parameters, in float64 on the CPU; all may have one factor in common.
     """
-    rectifiers: dict[Node, tuple[Tensor, Tensor]] = {}
+    rectifiers: dict[Node, Corrected] = {}
     solved: dict[Node, tuple[Tensor, Inputs | None]] = {}
     walk = _Walk(graph, gradients, rectifiers, solved)
-    for _ in range(_WALKS):
-        if walk.run():
-            break
+    while not walk.run():
         walk = _Walk(graph, gradients, rectifiers, solved)
     known = {k: torch.where(t.abs() > _SURE * walk.errors[k], t, 0.0) for k, t in walk.known.items()}
     return Peeled(known, tuple(reason for node, reason in walk.stops if node not in known))
+
+
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """What was put right of a rectifier: rows (C,), their states (C, L), and how often."""
+
+    rows: Tensor
+    states: Tensor
+    times: int = 1
 
 
 class _Again(Exception):  # noqa: N818  (no error: a rectifier was put right)
@@ -125,13 +132,13 @@ class _Again(Exception):  # noqa: N818  (no error: a rectifier was put right)
 
 
 class _Walk:
-    """One walk, with what is known so far of rectifiers: rows (C,) that were put right, and their states (C, ...)."""
+    """One walk, with what earlier ones have put right and solved."""
 
     def __init__(
         self,
         graph: Graph,
         gradients: Tensors,
-        rectifiers: dict[Node, tuple[Tensor, Tensor]],
+        rectifiers: dict[Node, Corrected],
         solved: dict[Node, tuple[Tensor, Inputs | None]],
     ) -> None:
         self.graph, self.gradients, self.rectifiers, self.solved = graph, gradients, rectifiers, solved
@@ -218,14 +225,11 @@ class _Walk:
             self._add(source, Pull(None if value is None else pull.value * _SLOPES[node.target](value)))
         else:
             on = None if value is None else value > _SURE * self.errors[node]
-            rows, states = self.rectifiers.get(node, (None, None))
-            if rows is not None and states is not None:
+            corrected = self.rectifiers.get(node)
+            if corrected is not None:
                 shape = self.graph.shapes[node]
-                rows, states = rows.view(1, -1, *[1] * (len(shape) - 2)), states.view(shape)
-                if on is not None:
-                    on = torch.where(rows, states, on)
-                elif rows.all():
-                    on = states
+                rows, states = corrected.rows.view(1, -1, *[1] * (len(shape) - 2)), corrected.states.view(shape)
+                on = torch.where(rows, states, on) if on is not None else states if rows.all() else None
             self._add(source, Pull(None if on is None else pull.value * on, pull.value, node))
 
     def _convolution(self, node: Node, pull: Pull) -> None:
@@ -281,11 +285,13 @@ class _Walk:
             self._correct(pull.rectifier, found.odd, whole)
 
     def _correct(self, rectifier: Node, rows: Tensor, states: Tensor) -> None:
-        old = self.rectifiers.get(rectifier)
+        """Begins anew with other states (C, L) of some rows (C,), unless it has been done too often."""
+        old, times = self.rectifiers.get(rectifier), 1
         if old is not None:
-            rows, states = rows | old[0], torch.where(rows[:, None], states, old[1])
-        self.rectifiers[rectifier] = (rows, states)
-        raise _Again
+            rows, states, times = rows | old.rows, torch.where(rows[:, None], states, old.states), old.times + 1
+        if times <= _CORRECTIONS:
+            self.rectifiers[rectifier] = Corrected(rows, states, times)
+            raise _Again
 
     def _linear(self, node: Node, pull: Pull) -> None:
         """The inputs of a linear layer, from its weight's gradient."""
