@@ -24,7 +24,7 @@ from medpfl.core.types import Weights
 from medpfl.defenses import Clipping, GaussianNoise
 from medpfl.federated.ready import prepare
 from medpfl.metrics import ssim
-from medpfl.models import ConvNet, LeNet, ResNet
+from medpfl.models import ConvNet, DenseNet121, LeNet, ResNet
 
 LABELS = torch.tensor([[0], [2], [1]])
 EVAL = Plan(mode="eval")
@@ -109,17 +109,80 @@ def test_noise_is_not_taken_for_values():
     assert found.known
 
 
-def test_an_update_that_is_not_finite_is_called_so():
+def tampered(change) -> DeepRGAP:
+    """What it makes of three updates whose tensors were changed."""
     seen = scene(built(), smooth(3, 1, 12)[:, None], LABELS, EVAL)
     view = seen.views[0]
-    broken = {k: t.clone() for k, t in view.update.tensors.items()}
-    broken["head.bias"][1] = torch.nan
-    guess = DeepRGAP()(
-        type(seen)(seen.model, (type(view)(view.weights, view.plans, view.update.replace(broken)),), (1, 12, 12), 3),
-        torch.Generator(),
-    )
+    tensors = {k: t.clone() for k, t in view.update.tensors.items()}
+    change(tensors)
+    other = type(view)(view.weights, view.plans, view.update.replace(tensors))
+    return DeepRGAP()(type(seen)(seen.model, (other,), (1, 12, 12), 3), torch.Generator())
+
+
+@pytest.mark.parametrize("name", ["head.bias", "one.first.0.weight", "stem.0.weight"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_update_that_is_not_finite_is_called_so(name, value):
+    def change(tensors):
+        tensors[name][1].view(-1)[0] = value
+
+    guess = tampered(change)
     assert guess.ended == ("converged", "nonfinite", "converged")
     assert guess.guesses.isfinite().all()
+
+
+def test_what_was_misread_is_not_called_converged():
+    guess = tampered(lambda tensors: tensors["stem.0.weight"].mul_(2))  # an image that fits it fits no other layer
+    assert guess.loss.min() > 1e-2
+    assert "converged" not in guess.ended
+
+
+def test_rectifiers_that_cannot_be_put_right_do_not_keep_it_from_ending(monkeypatch):
+    network, image = built(), smooth(1, 1, 12)
+    monkeypatch.setattr("medpfl.attacks.peeling._SURE", 1e5)  # takes small values for rectified ones
+    whole = read(network, image)[1]
+    monkeypatch.setattr("medpfl.attacks.peeling._CORRECTIONS", 1)
+    part = read(network, image)[1]
+    assert len(whole.known) >= len(part.known) > 0
+
+
+class Shifted(nn.Module):
+    """Adds to each of four places what the same convolution gave of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 8, 12), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(functional.relu(self.conv(x) + torch.tensor([[0.0, 0.1], [0.2, 0.3]])).mean((2, 3)))
+
+
+class Drawing(nn.Module):
+    """Drops values whatever its mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(144, 3)
+
+    def forward(self, x):
+        return self.head(functional.dropout(x.flatten(1), 0.5, training=True))
+
+
+class Blind(nn.Module):
+    """Does not look at the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.ones(1, 4, dtype=x.dtype))
+
+
+def dead() -> nn.Module:
+    """No unit of the stem is ever on."""
+    network = built()
+    nn.init.constant_(network.stem[1].bias, -50.0)
+    return network
 
 
 def averaged() -> nn.Module:
@@ -134,18 +197,17 @@ def unbiased() -> nn.Module:
 
 
 REFUSED = {
-    "batch": (built, Plan(batch_size=2, mode="eval"), "one gradient of one image"),
-    "train mode": (lambda: ResNet(18).build((1, 12, 12), 3, 0), Plan(), "layer4.1.bn2': batch norm in train mode"),
     "a chain": (lambda: LeNet("idlg").build((1, 12, 12), 3, 0), EVAL, "attack with RGAP"),
-    "wide average": (averaged, EVAL, "4x4 are averaged"),
-    "no layer tells": (
-        lambda: nn.Sequential(*list(built().stem), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3)),
-        EVAL,
-        "4x4 are averaged",
-    ),
+    "batch": (built, Plan(batch_size=2, mode="eval"), "one gradient of one image"),
+    "blind": (Blind, EVAL, "no tensor that depends on the image"),
+    "broadcast": (Shifted, EVAL, "no more than"),
+    "dead": (dead, EVAL, "no more than 0 values"),
+    "dropout": (lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 3)), Plan(), "draws at random"),
+    "dropout as a function": (Drawing, EVAL, "draws at random"),
     "masks": (lambda: nn.Conv2d(1, 3, 3, padding=1), EVAL, "a class for every pixel"),
     "no bias": (unbiased, EVAL, "with a bias"),
     "pooling": (lambda: ConvNet(4, 2).build((1, 12, 12), 3, 0), EVAL, "no more than"),
+    "wide average": (averaged, EVAL, "does not tell which of its 4x4 outputs"),
 }
 
 
@@ -154,6 +216,14 @@ def test_what_it_does_not_take_is_refused_with_the_reason(name):
     make, plan, reason = REFUSED[name]
     with pytest.raises(InputError, match=reason):
         DeepRGAP().check(prepare(make(), plan), (plan,), (1, 12, 12))
+
+
+@pytest.mark.parametrize("network", [ResNet(18), DenseNet121()], ids=repr)
+def test_a_large_model_that_it_does_not_take_is_told_the_layer(network):
+    plan = Plan(mode="train" if isinstance(network, ResNet) else "eval")
+    reason = "layer 'layer4.1.bn2': batch norm in train mode" if isinstance(network, ResNet) else "operation 'cat"
+    with pytest.raises(InputError, match=reason):
+        DeepRGAP().check(prepare(network.build((1, 40, 40), 3, 0), plan), (plan,), (1, 40, 40))
 
 
 class Branching(nn.Module):

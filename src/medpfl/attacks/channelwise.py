@@ -60,7 +60,7 @@ def places(size: tuple[int, ...], kernel: tuple[int, ...], geometry: dict[str, A
 
 
 def inputs(pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs | None:
-    """The inputs by least squares over the rows that fit; ``None`` where the system does not determine them.
+    """The inputs by least squares over the rows that fit; ``None`` where the system does not determine them all.
 
     Args:
         pull: (O, L) derivative of the loss by the outputs.
@@ -69,35 +69,42 @@ def inputs(pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs 
         count: D.
     """
     channels, weights = len(pull), len(where)
-    if channels * weights < count:
-        return None
     system = pull.new_zeros(channels, weights, count + 1)
     system.scatter_add_(2, where.expand(channels, -1, -1), pull[:, None].expand(-1, weights, -1))
     system = system[:, :, :count]
     sent = gradient.transpose(1, 2)  # (O, K, C)
     size = sent.flatten(1).norm(dim=1)
-    size = (
-        size + size[size > 0].median() if size.any() else size
-    )  # rounding is a part of each row, noise the same of all
-    keep, solved = sent.flatten(1).any(1), None
-    for _ in range(_TRIMS):
-        trial = _solve(system[keep], sent[keep])
-        if trial is None:
-            break
-        solved = trial
-        rest = sent - system @ trial[0]
-        share = rest.flatten(1).norm(dim=1) / size
-        median, worst = float(share[keep].median()), float(share[keep].max())
-        odd = share > (_ODD if median < _ROUNDED else _SPOILED) * median
-        fitting = keep
-        keep = keep & (share <= worst / 3)
-        if not odd[fitting].any() or int(keep.sum()) * weights < _SPARE * count:
-            break
-    if solved is None:
+    if not size.any():
         return None
-    freedoms = max(int(fitting.sum()) * weights - count, 1)
-    deviation = (rest[fitting].square().sum((0, 1)) / freedoms).sqrt()
-    return Inputs(solved[0].T, deviation[:, None] * solved[1], odd, median)
+    keep, solved = torch.ones_like(size, dtype=torch.bool), _solve(system, sent)
+    for left in reversed(range(_TRIMS)):
+        if solved is None:
+            return None
+        rest = sent - system @ solved[0]
+        share, median, limit = _shares(rest.flatten(1).norm(dim=1), size, keep)
+        odd, worst = share > limit, share[keep].max()
+        fewer = keep & (share <= worst / 3)
+        again = _solve(system[fewer], sent[fewer]) if odd[keep].any() else None
+        if again is None or not left or int(fewer.sum()) * weights < _SPARE * count:
+            freedoms = max(int(keep.sum()) * weights - count, 1)
+            deviation = (rest[keep].square().sum((0, 1)) / freedoms).sqrt()
+            return Inputs(solved[0].T, deviation[:, None] * solved[1], odd, median)
+        keep, solved = fewer, again
+    return None
+
+
+def _shares(rest: Tensor, size: Tensor, keep: Tensor) -> tuple[Tensor, float, float]:
+    """Residuals (O,) against the sizes of rows, their median among some, and the limit of those that fit.
+
+    Rounding is a share of each row; noise is the same of all, so that small rows seem not to fit.
+    """
+    share = torch.where(size > 0, rest / size, 0.0)
+    median = float(share[keep].median())
+    if median < _ROUNDED:
+        return share, median, max(_ODD * median, torch.finfo(torch.float64).eps)
+    share = rest / (size + size[size > 0].median())
+    median = float(share[keep].median())
+    return share, median, _SPOILED * median
 
 
 def _solve(system: Tensor, sent: Tensor) -> tuple[Tensor, Tensor] | None:

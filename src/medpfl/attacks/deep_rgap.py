@@ -12,9 +12,10 @@ from torch.fx import Node
 
 from medpfl.attacks.bases import Spectral
 from medpfl.attacks.chain import chain_of
-from medpfl.attacks.explained import explained
+from medpfl.attacks.expected import expected_images
 from medpfl.attacks.front import Front
 from medpfl.attacks.graph import Graph, graph_of
+from medpfl.attacks.judged import judged
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.optimizers import Solution
 from medpfl.attacks.peeling import Peeled, peel
@@ -27,6 +28,9 @@ from medpfl.core.types import Batch, Ended, Observation, Reconstruction, Tensors
 from medpfl.federated.local import local_update
 
 __all__ = ["DeepRGAP"]
+
+_EXPLAINED = 1e-3
+"""Relative squared distance from the sent update up to which a guess explains it."""
 
 _TOGETHER = 64
 """Victims that are searched for in one stack."""
@@ -65,42 +69,50 @@ class DeepRGAP(Attack):
         check_positive(steps=self.steps, tolerance=self.tolerance)
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
-        """Raises `InputError` where it does not apply, as its reading of a made-up image shows, and where RGAP does."""
+        """Raises `InputError` where it does not apply, as its reading of a made-up image shows, and where RGAP does.
+
+        The reading is of an undefended gradient: it says nothing of what a defense leaves.
+        """
         check_plans(plans)
         weights = Weights.of(model)
-        if _solved(model, weights, image_shape):
-            raise InputError("this model is a chain of layers that can be inverted: attack with RGAP")
         graph = graph_of(model, weights, image_shape)
         if len(graph.shapes[graph.output]) != 2:
             raise InputError("this model gives a class for every pixel: attack with GradInv")
-        image = torch.rand((1, *image_shape), generator=torch.Generator().manual_seed(0))
-        image = image.to(next(iter(weights.parameters.values())))
-        label = torch.zeros(1, dtype=torch.long, device=image.device)
-        made = local_update(model, Batch(image, label), Plan(mode=plans[0].mode), weights)
+        drawn = expected_images(image_shape, torch.device("cpu")).draw(1, torch.Generator().manual_seed(0))
+        image = drawn.clamp(0, 1).view(1, *image_shape)
+        with torch.no_grad():
+            made_of, made_of_less = (graph.run(x, graph.nodes, graph.fixed) for x in (image, image / 2))
+        label = made_of[graph.output].argmin(1)  # a class that the model is sure of has no gradient
+        like = next(iter(weights.parameters.values()))
+        made = local_update(model, Batch(image.to(like), label.to(like.device)), Plan(mode=plans[0].mode), weights)
         read = peel(graph, _exact(made.tensors))
-        values = sum(graph.shapes[node].numel() for node in read.rim(graph))
-        if values < image.numel():
-            reason = read.reasons[0] if read.reasons else "no layer tells what the last rectifier passed"
+        rim = read.rim(graph)  # a value that is 0, or the same whatever the image is, says little of it
+        values = sum(int(((made_of[k] != 0) & (made_of[k] != made_of_less[k])).sum()) for k in rim)
+        if values < image.numel() / 2:
+            reason = read.reasons[0] if read.reasons else "its first layers are dead"
             raise InputError(
-                f"from a gradient no more than {values} values can be read, of an image that has {image.numel()}: "
-                f"{reason}; attack with GradInv"
+                f"of a gradient no more than {values} values of a layer can be read back, of an image that has "
+                f"{image.numel()}: {reason}; attack with GradInv"
             )
+        if _solved(model, weights, image_shape):
+            raise InputError("this model is a chain of layers that can be inverted: attack with RGAP")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""
         view = seen.views[0]
         check_plans(view.plans)
         graph = graph_of(seen.model, view.weights, seen.image_shape)
-        read = []
+        read, finite = [], []
         for v in range(len(seen)):
             progress.report(v / len(seen) / 2)
-            read.append(peel(graph, _exact({k: t[v] for k, t in view.update.tensors.items()})))
+            sent = _exact({k: t[v] for k, t in view.update.tensors.items()})
+            finite.append(all(bool(t.isfinite().all()) for t in sent.values()))
+            read.append(peel(graph, sent) if finite[-1] else Peeled({}, ()))
         like = next(iter(view.weights.parameters.values()))
         like = like.new_empty((), dtype=torch.promote_types(like.dtype, torch.float32))
         guesses = like.new_full((len(seen), 1, *seen.image_shape), _GRAY)
         steps, evaluations = torch.zeros(2, len(seen), dtype=torch.long)
-        finite = torch.stack([t.flatten(1).isfinite().all(1) for t in view.update.tensors.values()]).all(0)
-        ended: list[Ended] = ["stalled" if one else "nonfinite" for one in finite.tolist()]
+        ended: list[Ended] = ["stalled" if one else "nonfinite" for one in finite]
         with progress.part(0.5, 1.0):
             for rim, victims in _alike(graph, read):
                 targets = {k: torch.stack([read[v].known[k] for v in victims.tolist()]).to(like) for k in rim}
@@ -109,15 +121,21 @@ class DeepRGAP(Attack):
                 for v, why in zip(victims.tolist(), found.ended, strict=True):
                     ended[v] = why
         guesses = guesses.clamp(0, 1)
-        classes, loss = explained(seen, guesses)
+        classes, loss = judged(seen, guesses)
+        for v, (why, distance) in enumerate(zip(ended, loss.tolist(), strict=True)):
+            if why == "converged" and not distance < _EXPLAINED:  # what was read was misread
+                ended[v] = "stalled"
         return Reconstruction(guesses, classes, loss, steps, evaluations + 1, tuple(ended))
 
     def _images(self, graph: Graph, targets: dict[Node, Tensor]) -> tuple[Tensor, Solution]:
         """Images (A, 1, C, H, W) whose values at some nodes are the given ones (A, ...), and how they were found."""
-        front = Front(graph, targets, _BASIS)
         first = next(iter(targets.values()))
+        if graph.image in targets:
+            none = torch.zeros(len(first), dtype=torch.long)
+            return first, Solution(first.flatten(1), none.to(first), none, none, ("converged",) * len(first))
+        front = Front(graph, targets, _BASIS)
         gray = first.new_full((len(first), *graph.shapes[graph.image]), _GRAY)
-        found = LBFGS(tolerance=self.tolerance).minimize(front, front.variables(gray), self.steps)
+        found = LBFGS(tolerance=self.tolerance, patience=50).minimize(front, front.variables(gray), self.steps)
         return front.images(found.z), found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -15,10 +14,6 @@ from medpfl.attacks.graph import Graph
 from medpfl.attacks.optimizers import Problem
 
 __all__ = ["Front"]
-
-_OPS = torch.ops.aten
-_ORDERED = (_OPS.max_pool2d_with_indices.default, operator.getitem)
-"""Between a rectifier and its maxima, the rectifier might as well come after them."""
 
 
 class Front(Problem):
@@ -38,7 +33,7 @@ class Front(Problem):
         like = next(iter(targets.values()))
         self.fixed = {k: _as(value, like) for k, value in graph.fixed.items()}
         self.order = graph.needed(targets)
-        self.rectifiers = {k: node for k in targets if (node := _rectifier(graph, k))}
+        self.rectifiers = {k: node for k in targets if (node := graph.rectifier(k))}
         self.sizes = {k: t.flatten(1).square().sum(1).clamp(min=1e-30) for k, t in targets.items()}
 
     def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,13 +70,6 @@ class Front(Problem):
         if node in self.rectifiers:
             rest = torch.where(target > 0, rest, made.clamp(min=0))
         return rest.flatten(1).square().sum(1) / self.sizes[node][rows]
-
-
-def _rectifier(graph: Graph, node: Node) -> Node | None:
-    """The rectifier that gives a node's values, or those of which it has the maxima."""
-    while node.target in _ORDERED:
-        (node,) = graph.sources(node)
-    return node if node.target is _OPS.relu.default else None
 
 
 def _as(value: Any, like: Tensor) -> Any:

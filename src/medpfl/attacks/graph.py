@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, functionalize
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
+from medpfl.core.drawn import Drawn
 from medpfl.core.errors import InputError
 from medpfl.core.types import Weights
 from medpfl.federated.ready import state_of
 
-__all__ = ["Graph", "graph_of"]
+__all__ = ["RECTIFIERS", "Graph", "graph_of"]
+
+_OPS = torch.ops.aten
+RECTIFIERS = {_OPS.relu.default}
+_ORDERED = (_OPS.max_pool2d_with_indices.default, operator.getitem)
+"""Between a rectifier and its maxima, the rectifier might as well come after them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +54,13 @@ class Graph:
 
     def call(self, node: Node, values: dict[Node, Any]) -> Any:
         """The value of a node, from those of what it takes; those not given are `fixed`."""
+        return _call(node, lambda other: values[other] if other in values else self.fixed[other])
 
-        def value(other: Node) -> Any:
-            return values[other] if other in values else self.fixed[other]
-
-        assert callable(node.target), f"{node} calls {node.target}"
-        args: Any = map_arg(node.args, value)
-        kwargs: Any = map_arg(node.kwargs, value)
-        return node.target(*args, **kwargs)
+    def rectifier(self, node: Node) -> Node | None:
+        """The one that gives a node's values, or those of which it has the maxima."""
+        while node.target in _ORDERED:
+            (node,) = self.sources(node)
+        return node if node.target in RECTIFIERS else None
 
     def needed(self, wanted: Iterable[Node]) -> tuple[Node, ...]:
         """Those of `nodes` that some need, and these themselves."""
@@ -88,8 +94,13 @@ def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -
         image_shape: (C, H, W).
 
     Raises:
-        InputError: what the model computes depends on more than tensors of fixed shapes.
+        InputError: what the model computes depends on more than tensors of fixed shapes, is drawn at random, or does
+            not depend on the image.
     """
+    for name, layer in model.named_modules():
+        if isinstance(layer, Drawn) and getattr(layer, "rate", 1) > 0:
+            kind = type(layer).__name__
+            raise InputError(f"layer '{name}' ({kind}) draws at random: use mode eval, or another attack")
     model = copy.deepcopy(model).cpu()
     parameters = {k: t.cpu().double() for k, t in weights.parameters.items()}
     state = {k: t.cpu() for k, t in state_of(model, weights.buffers).items()}
@@ -111,24 +122,33 @@ def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -
     return _sorted(module, parameters, image)
 
 
-def _sorted(module: torch.fx.GraphModule, parameters: dict[str, Tensor], image: Tensor) -> Graph:
+def _sorted(module: GraphModule, parameters: dict[str, Tensor], image: Tensor) -> Graph:
     """What depends on the image, and what does not."""
     *given, entry = [node for node in module.graph.nodes if node.op == "placeholder"]
     fixed: dict[Node, Any] = dict(zip(given, parameters.values(), strict=True))
-    nodes, shapes, output = [entry], {entry: image.shape}, entry
-    values: dict[Node, Any] = {entry: image}
-    graph = Graph(entry, entry, (), fixed, {}, {})
+    nodes, shapes = [entry], {entry: image.shape}
     for node in module.graph.nodes:
         if node.op == "get_attr":
-            fixed[node] = copy.copy(getattr(module, str(node.target)))
-        elif node.op == "output":
-            output = node.all_input_nodes[0]
+            fixed[node] = getattr(module, str(node.target))
         elif node.op == "call_function":
-            depends = any(other in values for other in node.all_input_nodes)
-            with torch.no_grad():
-                (values if depends else fixed)[node] = value = graph.call(node, values)
-            if depends:
-                nodes.append(node)
-                if isinstance(value, Tensor):
-                    shapes[node] = value.shape
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+                raise InputError(f"operation '{node.name}' of the model draws at random: attack with GradInv")
+            if all(other in fixed for other in node.all_input_nodes):
+                with torch.no_grad():
+                    fixed[node] = _call(node, fixed.__getitem__)
+                continue
+            nodes.append(node)
+            shape = getattr(node.meta.get("tensor_meta"), "shape", None)
+            if shape is not None:
+                shapes[node] = shape
+    (output,) = next(node for node in module.graph.nodes if node.op == "output").all_input_nodes
+    if output not in shapes:
+        raise InputError("the model's output is no tensor that depends on the image: attack with GradInv")
     return Graph(entry, output, tuple(nodes), fixed, shapes, dict(zip(given, parameters, strict=True)))
+
+
+def _call(node: Node, value: Callable[[Node], Any]) -> Any:
+    assert callable(node.target), f"{node} calls {node.target}"
+    args: Any = map_arg(node.args, value)
+    kwargs: Any = map_arg(node.kwargs, value)
+    return node.target(*args, **kwargs)

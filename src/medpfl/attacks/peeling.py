@@ -20,7 +20,7 @@ from torch.func import vjp
 from torch.fx import Node
 
 from medpfl.attacks.channelwise import Inputs, active, inputs, places, pulls
-from medpfl.attacks.graph import Graph
+from medpfl.attacks.graph import RECTIFIERS, Graph
 from medpfl.attacks.layers import layer_input
 from medpfl.core.types import Tensors
 
@@ -54,7 +54,6 @@ _SLOPES: dict[Any, Callable[[Tensor], Tensor]] = {
 }
 """By the output."""
 
-_RECTIFIERS = {_OPS.relu.default}
 _SURE = 6.0
 """Deviations above zero from which on a rectifier counts as on."""
 
@@ -62,7 +61,10 @@ _NOISY = 1e-2
 """Relative residual from which on a layer's gradient does not tell its inputs."""
 
 _CORRECTIONS = 8
-"""Of one rectifier, at most: under noise they need not come to an end."""
+"""Of one rectifier, at most: under noise they need not come to an end. Then the walk goes on without."""
+
+_LARGEST = 2**26
+"""Numbers in the equations of one layer, from which on they are not solved: 512 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,7 @@ class Pull:
 
 @dataclass(frozen=True, eq=False)
 class Peeled:
-    """Values that were read, by node, 0 where they may be; and why the rest was not read, the last layers first."""
+    """Values that were read, by node, rectified ones 0 where they may be; and why others were not, last layer first."""
 
     known: dict[Node, Tensor]
     reasons: tuple[str, ...]
@@ -114,7 +116,9 @@ def peel(graph: Graph, gradients: Tensors) -> Peeled:
     walk = _Walk(graph, gradients, rectifiers, solved)
     while not walk.run():
         walk = _Walk(graph, gradients, rectifiers, solved)
-    known = {k: torch.where(t.abs() > _SURE * walk.errors[k], t, 0.0) for k, t in walk.known.items()}
+    known = dict(walk.known)
+    for node in filter(graph.rectifier, known):
+        known[node] = torch.where(known[node] > _SURE * walk.errors[node], known[node], 0.0)
     return Peeled(known, tuple(reason for node, reason in walk.stops if node not in known))
 
 
@@ -167,7 +171,7 @@ class _Walk:
         pull = self.pulls.get(node, Pull(None))
         if node.target is operator.getitem:
             self._add(node.all_input_nodes[0], pull)
-        elif node.target in _RECTIFIERS or node.target in _SLOPES:
+        elif node.target in RECTIFIERS or node.target in _SLOPES:
             self._activation(node, pull)
         elif not self._affine(node):
             self._stop(node, _obstacle(node), pull)
@@ -193,10 +197,13 @@ class _Walk:
         """The pull of what an affine operation takes."""
         sources = self.graph.sources(node)
         kept = node.target in _PLACEWISE
+        if pull.value is None and pull.open is not None and not kept and node.target is not _OPS.convolution.default:
+            self._stop(node, "which of its values were rectified is told by no layer behind it")
         values = self._derivative(node, sources, pull.value)
         opened = self._derivative(node, sources, pull.open if kept else None)
         for source, value, other in zip(sources, values, opened, strict=True):
-            self._add(source, Pull(value, other, None if other is None else pull.rectifier))
+            same = other is not None and pull.open is not None and other.shape == pull.open.shape
+            self._add(source, Pull(value, other, pull.rectifier) if same else Pull(value))
 
     def _derivative(self, node: Node, sources: list[Node], pull: Tensor | None) -> Sequence[Tensor | None]:
         if pull is None:
@@ -248,13 +255,20 @@ class _Walk:
                 if states is not None:
                     self._correct(pull.rectifier, torch.ones_like(states[:, 0]), states)
                 edge = "x".join(map(str, self.graph.shapes[node][2:]))
-                self._stop(node, f"which of its outputs were rectified cannot be told: {edge} are averaged")
+                self._stop(node, f"its gradient does not tell which of its {edge} outputs were rectified")
+            return
+        equations = len(gradient) * len(where)
+        if equations < count:
+            self._stop(node, f"its gradient has {equations} equations for {count} inputs of a channel")
+            return
+        if equations * count > _LARGEST:
+            self._stop(node, "its equations are too many to solve")
             return
         found = self._inputs(node, pull.value[0].flatten(1), gradient, where, count)
         if found is None:
-            self._stop(node, "its gradient has too few equations for its inputs")
+            self._stop(node, "its gradient does not determine all of its inputs")
             return
-        if found.residual > _NOISY:
+        if not found.residual <= _NOISY:  # also where it is NaN
             self._stop(node, f"a share of {found.residual:.2g} of its gradient is noise")
             return
         if found.odd.any() and pull.open is not None and pull.rectifier is not None:
@@ -304,7 +318,7 @@ class _Walk:
         sent, size = self.gradients[name], pull.value.norm()
         value = layer_input(sent[None], pull.value)
         residual = (sent - pull.value.T @ value).square().mean().sqrt()
-        if not value.isfinite().all() or residual > _NOISY * sent.square().mean().sqrt():
+        if not (value.isfinite().all() and residual <= _NOISY * sent.square().mean().sqrt()):
             self._stop(node, "its gradient is noise, or zero")
             return
         self._learn(source, value, (residual / size).expand_as(value))
@@ -344,7 +358,7 @@ class _Walk:
         names = [self.graph.parameters[n] for n in node.all_input_nodes if n in self.graph.parameters]
         where = f"layer '{names[0].rpartition('.')[0]}'" if names else f"operation '{node.name}'"
         for source in self.graph.sources(node):
-            if pull is None or pull.value is not None:  # else the walk had ended before
+            if pull is None or pull.value is not None or pull.open is not None:  # else the walk had ended before
                 self.stops.append((source, f"{where}: {reason}"))
             if pull is not None:
                 self._add(source, Pull(None))

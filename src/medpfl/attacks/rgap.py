@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from medpfl.attacks.chain import chain_of
-from medpfl.attacks.explained import explained
+from medpfl.attacks.judged import judged
 from medpfl.attacks.recursion import check_plans, invert
 from medpfl.core.errors import check_positive
 from medpfl.core.plan import Plan
@@ -62,7 +62,7 @@ class RGAP(Attack):
         like = next(iter(seen.views[0].update.tensors.values()))
         finite = found.images.flatten(1).isfinite().all(1)
         guesses = found.images.to(like).nan_to_num(0.5, 0.5, 0.5).clamp(0, 1)
-        classes, loss = explained(seen, guesses)
+        classes, loss = judged(seen, guesses)
         ended: list[Ended] = []
         for one in zip(finite.tolist(), loss.tolist(), found.steps.tolist(), strict=True):
             ended.append(self._why(*one))

@@ -12,10 +12,10 @@ from medpfl.attacks.problem import Matching
 from medpfl.attacks.targets import label_vectors
 from medpfl.core.types import Observation
 
-__all__ = ["explained"]
+__all__ = ["judged"]
 
 
-def explained(seen: Observation, guesses: Tensor) -> tuple[Tensor, Tensor]:
+def judged(seen: Observation, guesses: Tensor) -> tuple[Tensor, Tensor]:
     """Classes (V, 1), granted or inferred, and the relative squared distance (V,) of the guesses' updates.
 
     Args:
