@@ -10,52 +10,21 @@ the walk begins anew.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 from torch.fx import Node
 
 from medpfl.attacks.channelwise import Inputs, active, inputs, places, pulls
 from medpfl.attacks.graph import RECTIFIERS, Graph
 from medpfl.attacks.layers import layer_input
+from medpfl.attacks.passing import PLACEWISE, SHAPES, SLOPES, derivative, is_affine, obstacle
 from medpfl.core.types import Tensors
 
 __all__ = ["Peeled", "peel"]
 
 _OPS = torch.ops.aten
-_PLACEWISE = {_OPS.add.Tensor, _OPS.sub.Tensor, _OPS.mul.Tensor, _OPS.div.Tensor, _OPS.native_batch_norm.default}
-"""Affine, with outputs that depend on the input of the same channel and place alone."""
-
-_AFFINE = _PLACEWISE | {
-    _OPS.addmm.default,
-    _OPS.avg_pool2d.default,
-    _OPS._adaptive_avg_pool2d.default,
-    _OPS.cat.default,
-    _OPS.clone.default,
-    _OPS.constant_pad_nd.default,
-    _OPS.convolution.default,
-    _OPS.expand.default,
-    _OPS.mean.dim,
-    _OPS.permute.default,
-    _OPS.select.int,
-    _OPS.slice.Tensor,
-    _OPS.squeeze.dim,
-    _OPS.transpose.int,
-    _OPS.unsqueeze.default,
-    _OPS.view.default,
-    _OPS._unsafe_view.default,
-    _OPS.reshape.default,
-}
-_SHAPES = {_OPS.view.default, _OPS._unsafe_view.default, _OPS.reshape.default}
-_SLOPES: dict[Any, Callable[[Tensor], Tensor]] = {
-    _OPS.sigmoid.default: lambda h: h * (1 - h),
-    _OPS.tanh.default: lambda h: 1 - h.square(),
-}
-"""By the output."""
 
 _SURE = 6.0
 """Deviations above zero from which on a rectifier counts as on."""
@@ -174,10 +143,10 @@ class _Walk:
         pull = self.pulls.get(node, Pull(None))
         if node.target is operator.getitem:
             self._add(node.all_input_nodes[0], pull)
-        elif node.target in RECTIFIERS or node.target in _SLOPES:
+        elif node.target in RECTIFIERS or node.target in SLOPES:
             self._activation(node, pull)
-        elif not self._affine(node):
-            self._stop(node, _obstacle(node), pull)
+        elif not is_affine(self.graph, node):
+            self._stop(node, obstacle(node), pull)
         else:
             if node.target is _OPS.convolution.default:
                 self._convolution(node, pull)
@@ -185,39 +154,17 @@ class _Walk:
                 self._linear(node, pull)
             self._through(node, pull)
 
-    def _affine(self, node: Node) -> bool:
-        """Whether a derivative passes whatever the values are."""
-        sources = self.graph.sources(node)
-        if node.target in (_OPS.mul.Tensor, _OPS.div.Tensor):
-            return sources == [node.args[0]] or (node.target is _OPS.mul.Tensor and len(sources) == 1)
-        if node.target is _OPS.native_batch_norm.default:
-            return not node.args[5]
-        if node.target in (_OPS.convolution.default, _OPS.addmm.default):
-            return sources == [node.args[node.target is _OPS.addmm.default]]
-        return node.target in _AFFINE
-
     def _through(self, node: Node, pull: Pull) -> None:
         """The pull of what an affine operation takes."""
         sources = self.graph.sources(node)
-        kept = node.target in _PLACEWISE
+        kept = node.target in PLACEWISE
         if pull.value is None and pull.open is not None and not kept and node.target is not _OPS.convolution.default:
             self._stop(node, "which of its values were rectified is told by no layer behind it")
-        values = self._derivative(node, sources, pull.value)
-        opened = self._derivative(node, sources, pull.open if kept else None)
+        values = derivative(self.graph, node, pull.value)
+        opened = derivative(self.graph, node, pull.open if kept else None)
         for source, value, other in zip(sources, values, opened, strict=True):
             same = other is not None and pull.open is not None and other.shape == pull.open.shape
             self._add(source, Pull(value, other, pull.rectifier) if same else Pull(value))
-
-    def _derivative(self, node: Node, sources: list[Node], pull: Tensor | None) -> Sequence[Tensor | None]:
-        if pull is None:
-            return [None] * len(sources)
-        zeros = [pull.new_zeros(self.graph.shapes[s]) for s in sources]
-
-        def function(*values: Tensor) -> Tensor:
-            found = self.graph.call(node, dict(zip(sources, values, strict=True)))
-            return found[0] if isinstance(found, tuple) else found
-
-        return vjp(function, *zeros)[1](pull)
 
     def _add(self, node: Node, pull: Pull) -> None:
         """One of the uses of a node; of several, the sum is known if all are."""
@@ -231,8 +178,8 @@ class _Walk:
         (source,), value = self.graph.sources(node), self.known.get(node)
         if pull.value is None:
             self._add(source, Pull(None))
-        elif node.target in _SLOPES:
-            self._add(source, Pull(None if value is None else pull.value * _SLOPES[node.target](value)))
+        elif node.target in SLOPES:
+            self._add(source, Pull(None if value is None else pull.value * SLOPES[node.target](value)))
         else:
             on = None if value is None else value > _SURE * self.errors[node]
             corrected = self.rectifiers.get(node)
@@ -339,9 +286,9 @@ class _Walk:
             return
         source, value, error = sources[0], self.known[node], self.errors[node]
         shape = self.graph.shapes.get(source)
-        if node.target in _SHAPES and shape is not None:
+        if node.target in SHAPES and shape is not None:
             self._learn(source, value.view(shape), error.view(shape))
-        elif node.target in _PLACEWISE and shape is not None and shape == value.shape and self._affine(node):
+        elif node.target in PLACEWISE and shape is not None and shape == value.shape and is_affine(self.graph, node):
             low, high = (self.graph.call(node, {source: value.new_full(shape, number)}) for number in (0.0, 1.0))
             if (high != low).all():
                 self._learn(source, (value - low) / (high - low), error / (high - low).abs())
@@ -365,10 +312,3 @@ class _Walk:
                 self.stops.append((source, f"{where}: {reason}"))
             if pull is not None:
                 self._add(source, Pull(None))
-
-
-def _obstacle(node: Node) -> str:
-    """Why a derivative does not pass an operation."""
-    if node.target is _OPS.native_batch_norm.default:
-        return "batch norm in train mode mixes places: use mode eval"
-    return f"how derivatives pass {str(node.target).split('.')[1]} depends on values that nothing tells"
