@@ -33,7 +33,7 @@ _EXPLAINED = 1e-3
 """Relative squared distance from the sent update up to which a guess explains it."""
 
 _TOGETHER = 64
-"""Victims that are searched for in one stack."""
+"""Victims whose images are searched for in one stack."""
 
 _BASIS = Spectral(exponent=2.0, corner=4.0)
 _GRAY = 0.5
@@ -51,10 +51,11 @@ class DeepRGAP(Attack):
     it ends, at max pooling or at a layer with more inputs than equations, the image is searched for whose values there
     are those that were read: the network in front of that place is run, and no gradient is matched.
     Needs: the update, the plan, the model; one gradient of one image. Applies to networks that end in a linear layer
-    with a bias, over an average of at most 2 by 2 places or over a flat map, and whose layers can be read back to as
-    many values as the image has: ResNet-18 and ResNet-34 in eval mode, of images of at most 64 pixels a side. Else it
-    raises `InputError` before it starts, with the layer and the reason. It reads float32's rounding well, and noise
-    badly: what cannot be read of an update is left to the search, and shows in `Reconstruction.loss`.
+    with a bias, over a flat map or an average of at most 2 by 2 places of a 3 by 3 convolution, and whose layers can be
+    read back to at least half as many values as the image has: ResNet-18 and ResNet-34 in eval mode, of images of at
+    most 64 pixels a side. Else it raises `InputError` before it starts, with the layer and the reason. It reads through
+    float32's rounding, and not through noise: what cannot be read of an update is left to the search, which then finds
+    something else, and that shows in `Reconstruction.loss`.
     What a channel discloses is not used: one common factor (clipping) cancels, all else counts as noise.
 
     Attributes:
