@@ -134,8 +134,9 @@ def test_check_model_of_a_network_that_segments():
     assert "masks" in check.labels["1"]["why"]
     assert [name for name, why in check.attacks.items() if why] == [
         "APRIL",
+        "DeepRGAP",
         "RGAP",
-    ]  # which need patches, and a chain of layers
+    ]  # which need patches, and layers that end in one class for an image
     assert check.derivatives == {"twice": "", "together": "", "wrong": ""}
 
 

@@ -20,7 +20,7 @@ DEFENSES = [
     "NoDefense",
     "TopK(keep=0.2, feedback=True)",
     "Signs",
-    "ClientDP(clip=0.5, noise=0.1)",
+    "ClientDP(clip=0.5, noise=1.0)",
     "DPSGD(clip=1.0, noise=0.5)",
     "SecAggPlus(max_weight=16.0) | GaussianNoise(scale=0.01)",
     "PRECODE(width=4)",
