@@ -106,13 +106,13 @@ def _theirs(scene: Scene, iterations: int) -> tuple[Tensor, float]:
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
     """The table; a part is left out, and named, once `go_on` says no."""
-    why = missing()
-    if why or chosen.alone:
-        yield f"(the peer's rows are missing: {why or 'it was not asked for'})"
+    why = missing() or ("it was not asked for" if chosen.alone else None)
+    if why:
+        yield f"(the peer's rows are missing: {why})"
     parts: dict[str, Callable[[], Iterator[str]]] = {
         "overhead": lambda: iter([overhead(observed(untrained(64, 1, REPORTED)))]),
-        "untrained": lambda: _draws(chosen, "untrained", not (why or chosen.alone)),
-        "trained": lambda: _draws(chosen, "trained", not (why or chosen.alone)),
+        "untrained": lambda: _draws(chosen, "untrained", not why),
+        "trained": lambda: _draws(chosen, "trained", not why),
         "224": lambda: duel(untrained(224, 1, REPORTED), OURS["untrained"], chosen.large, False),
     }
     yield conditions()

@@ -15,7 +15,7 @@ from medpfl.attacks.activations import activation
 from medpfl.attacks.convolution import Convolution
 from medpfl.attacks.expected import expected_images, expected_values
 from medpfl.attacks.layers import Dense, Layer, Scaled
-from medpfl.core.drawn import Drawn
+from medpfl.core.drawn import draws
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Weights
@@ -141,7 +141,7 @@ class _Tracer:
 
     def _layer(self, name: str, layer: nn.Module, inputs: Tensor, out: Tensor) -> Layer | None:
         """The layer as the recursion has it; ``None`` if it changes nothing."""
-        if isinstance(layer, Drawn) and getattr(layer, "rate", 1) > 0:
+        if draws(layer):
             raise InputError(
                 f"layer '{name}' ({type(layer).__name__}) draws at random; use mode eval, or another attack"
             )

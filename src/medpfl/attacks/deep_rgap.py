@@ -11,20 +11,21 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from medpfl.attacks.bases import Spectral
-from medpfl.attacks.chain import chain_of
 from medpfl.attacks.expected import expected_images
 from medpfl.attacks.front import Front
-from medpfl.attacks.graph import Graph, graph_of
+from medpfl.attacks.graph import Graph, exact, graph_of
 from medpfl.attacks.judged import judged
+from medpfl.attacks.known import variables_like
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.optimizers import Solution
 from medpfl.attacks.peeling import Peeled, peel
 from medpfl.attacks.recursion import check_plans
+from medpfl.attacks.rgap import RGAP
 from medpfl.core import progress
 from medpfl.core.errors import InputError, check_positive
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
-from medpfl.core.types import Batch, Ended, Observation, Reconstruction, Tensors, Weights
+from medpfl.core.types import Batch, Ended, Observation, Reconstruction, Weights
 from medpfl.federated.local import local_update
 
 __all__ = ["DeepRGAP"]
@@ -86,7 +87,7 @@ class DeepRGAP(Attack):
         label = made_of[graph.output].argmin(1)  # a class that the model is sure of has no gradient
         like = next(iter(weights.parameters.values()))
         made = local_update(model, Batch(image.to(like), label.to(like.device)), Plan(mode=plans[0].mode), weights)
-        read = peel(graph, _exact(made.tensors))
+        read = peel(graph, exact(made.tensors))
         rim = read.rim(graph)  # a value that is 0, or the same whatever the image is, says little of it
         values = sum(int(((made_of[k] != 0) & (made_of[k] != made_of_less[k])).sum()) for k in rim)
         if values < image.numel() / 2:
@@ -95,7 +96,7 @@ class DeepRGAP(Attack):
                 f"of a gradient no more than {values} values of a layer can be read back, of an image that has "
                 f"{image.numel()}: {reason}; attack with GradInv"
             )
-        if _solved(model, weights, image_shape):
+        if _solved(model, plans, image_shape):
             raise InputError("this model is a chain of layers that can be inverted: attack with RGAP")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
@@ -106,11 +107,10 @@ class DeepRGAP(Attack):
         read, finite = [], []
         for v in range(len(seen)):
             progress.report(v / len(seen) / 2)
-            sent = _exact({k: t[v] for k, t in view.update.tensors.items()})
+            sent = exact({k: t[v] for k, t in view.update.tensors.items()})
             finite.append(all(bool(t.isfinite().all()) for t in sent.values()))
             read.append(peel(graph, sent) if finite[-1] else Peeled({}, ()))
-        like = next(iter(view.weights.parameters.values()))
-        like = like.new_empty((), dtype=torch.promote_types(like.dtype, torch.float32))
+        like = variables_like(seen)
         guesses = like.new_full((len(seen), 1, *seen.image_shape), _GRAY)
         steps, evaluations = torch.zeros(2, len(seen), dtype=torch.long)
         ended: list[Ended] = ["stalled" if one else "nonfinite" for one in finite]
@@ -140,14 +140,10 @@ class DeepRGAP(Attack):
         return front.images(found.z), found
 
 
-def _exact(tensors: Tensors) -> dict[str, Tensor]:
-    return {k: t.cpu().double() for k, t in tensors.items()}
-
-
-def _solved(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -> bool:
+def _solved(model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> bool:
     """Whether `medpfl.attacks.RGAP` takes a model."""
     try:
-        chain_of(model, weights, image_shape, torch.Generator())
+        RGAP().check(model, plans, image_shape)
     except InputError:
         return False
     return True

@@ -15,12 +15,12 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
-from medpfl.core.drawn import Drawn
+from medpfl.core.drawn import draws
 from medpfl.core.errors import InputError
-from medpfl.core.types import Weights
+from medpfl.core.types import Tensors, Weights
 from medpfl.federated.ready import state_of
 
-__all__ = ["RECTIFIERS", "Graph", "graph_of"]
+__all__ = ["RECTIFIERS", "Graph", "exact", "graph_of"]
 
 _OPS = torch.ops.aten
 RECTIFIERS = {_OPS.relu.default}
@@ -85,6 +85,11 @@ class Graph:
         return values
 
 
+def exact(tensors: Tensors) -> dict[str, Tensor]:
+    """The same on the CPU, floating ones in float64."""
+    return {k: t.cpu().double() if t.is_floating_point() else t.cpu() for k, t in tensors.items()}
+
+
 def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -> Graph:
     """The graph of a prepared model, on the CPU: what is read of it needs float64, and is little work.
 
@@ -98,13 +103,11 @@ def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -
             not depend on the image.
     """
     for name, layer in model.named_modules():
-        if isinstance(layer, Drawn) and getattr(layer, "rate", 1) > 0:
+        if draws(layer):
             kind = type(layer).__name__
             raise InputError(f"layer '{name}' ({kind}) draws at random: use mode eval, or another attack")
     model = copy.deepcopy(model).cpu()
-    parameters = {k: t.cpu().double() for k, t in weights.parameters.items()}
-    state = {k: t.cpu() for k, t in state_of(model, weights.buffers).items()}
-    rest = {k: t.double() if t.is_floating_point() else t for k, t in state.items()}
+    parameters, rest = exact(weights.parameters), exact(state_of(model, weights.buffers))
     image = next(iter(parameters.values())).new_full((1, *image_shape), 0.5)
 
     def forward(own: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -131,8 +134,8 @@ def _sorted(module: GraphModule, parameters: dict[str, Tensor], image: Tensor) -
         if node.op == "get_attr":
             fixed[node] = getattr(module, str(node.target))
         elif node.op == "call_function":
-            draws = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-            if draws and "attention" not in node.name:  # which may drop values, and is walked back by nobody
+            seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if seeded and "attention" not in node.name:  # which may drop values, and is walked back by nobody
                 raise InputError(f"operation '{node.name}' of the model draws at random: attack with GradInv")
             if all(other in fixed for other in node.all_input_nodes):
                 with torch.no_grad():

@@ -13,7 +13,7 @@ from medpfl.attacks.objectives import Objective
 from medpfl.attacks.targets import linear_loss
 from medpfl.core.types import Observation, Tensors, View
 
-__all__ = ["known_of", "pick", "targets_of"]
+__all__ = ["known_of", "pick", "targets_of", "variables_like"]
 
 _SMALL = 1e-8
 """Largest entry of an update whose squares lose digits that count, as sums of them do."""
@@ -92,3 +92,9 @@ def pick(tree: Any, index: Tensor | int) -> Any:
     if isinstance(tree, Mapping):
         return {key: pick(value, index) for key, value in tree.items()}
     return [pick(value, index) for value in tree]
+
+
+def variables_like(seen: Observation) -> Tensor:
+    """What the variables are like, in type and device: the model's weights, in float32 at least."""
+    weight = next(iter(seen.views[0].weights.parameters.values()))
+    return weight.new_empty((), dtype=torch.promote_types(weight.dtype, torch.float32))

@@ -13,6 +13,7 @@ from medpfl.attacks.analytic import Analytic
 from medpfl.attacks.bases import Basis, Blocks, Pixels, Spectral
 from medpfl.attacks.constraints import Box, Constraint, Free
 from medpfl.attacks.iterates import Iterates
+from medpfl.attacks.known import variables_like
 from medpfl.attacks.labels import Joint, Labels, LastLayer
 from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.likelihood import Likelihood
@@ -120,7 +121,9 @@ class GradientMatching(Attack):
         (common,), own = _spawn(generator, 1), _spawn(generator, len(seen))
         start = self.start.of(seen, generator)
         shape = (seen.num_images, *seen.image_shape)
-        dummy = torch.cat([start(shape, common) for _ in range(-(-_DUMMIES // shape[0]))])[:_DUMMIES].to(_like(seen))
+        dummy = torch.cat([start(shape, common) for _ in range(-(-_DUMMIES // shape[0]))])[:_DUMMIES].to(
+            variables_like(seen)
+        )
         classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
         labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
         problem = Matching(seen, labels, self.objective, self.prior, self.constraint, self.basis)
@@ -141,14 +144,14 @@ class GradientMatching(Attack):
 
     def _start(self, start: Start, problem: Matching, victims: Tensor, own: list[torch.Generator]) -> Tensor:
         """Variables (A, D) to start from, of victims (A,)."""
-        images = start.images(problem.shape, victims, own).to(_like(problem.seen))
+        images = start.images(problem.shape, victims, own).to(variables_like(problem.seen))
         logits = self._logits(problem.seen, [own[v] for v in victims.tolist()]) if problem.joint else None
         return problem.join(images, logits)
 
     def _logits(self, seen: Observation, own: list[torch.Generator]) -> Tensor:
         """Label variables (rows, N, K), of masks (rows, N, K, H, W)."""
         shape = (seen.num_images, seen.num_classes, *seen.label_shape)
-        return torch.stack([torch.randn(shape, generator=g) for g in own]).to(_like(seen))
+        return torch.stack([torch.randn(shape, generator=g) for g in own]).to(variables_like(seen))
 
     def _stages(self, problem: Matching, rough: bool) -> Stages:
         """The warm-up's stages, if the start is rough, then the attack proper; with steps for each, at most all."""
@@ -186,12 +189,6 @@ def _easier(problem: Matching, stage: Stage) -> Matching:
     part = (problem.head_only() or problem) if stage.head else problem
     part = part.under(stage.prior, stage.objective)
     return part if stage.block == 1 else part.in_basis(Blocks(stage.block))
-
-
-def _like(seen: Observation) -> Tensor:
-    """What the variables are like, in type and device: the model's weights, in float32 at least."""
-    weight = next(iter(seen.views[0].weights.parameters.values()))
-    return weight.new_empty((), dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 def _spawn(generator: torch.Generator, count: int) -> list[torch.Generator]:

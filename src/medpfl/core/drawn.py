@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medpfl.core.errors import InputError
 
-__all__ = ["DRAWN", "Drawn", "last_linear", "set_layer", "with_layer"]
+__all__ = ["DRAWN", "Drawn", "draws", "last_linear", "set_layer", "with_layer"]
 
 DRAWN = "medpfl_mask"
 """Name of the buffer that holds what was drawn."""
@@ -39,6 +39,11 @@ class Drawn(nn.Module):
     def draw(self, x: Tensor, generator: torch.Generator, images: Tensor) -> Tensor:
         """A draw (images, ...) for an input `x` (images, ...) that the model made of `images`."""
         raise NotImplementedError
+
+
+def draws(layer: nn.Module) -> bool:
+    """Whether a layer takes what a client drew: one whose rate is 0 drops nothing."""
+    return isinstance(layer, Drawn) and getattr(layer, "rate", 1) > 0
 
 
 def last_linear(model: nn.Module, for_what: str) -> tuple[str, nn.Linear]:
