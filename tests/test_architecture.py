@@ -23,8 +23,9 @@ MAY = {
     "reporting": set(),
     "federated": set(),
     "attacks": {"federated"},
-    "auditing": STAGES,
-    "frontier": {"auditing", "metrics", "reporting"},
+    "judging": {"metrics"},
+    "auditing": {*STAGES, "judging"},
+    "frontier": {"auditing", "judging", "metrics", "reporting"},
     "reproduction": {"auditing", "metrics", "reporting"},
     "catalog": {"auditing", "options"},
     "cli": {"auditing", "catalog", "frontier", "options", "reporting", "reproduction"},
@@ -78,7 +79,7 @@ def test_nobody_imports_those_on_top_and_attacks_see_no_truth():
         assert "cli" not in used, path
         if home(path) == "attacks":
             assert not used & {"data", "defenses", "metrics", "auditing"}, path
-        if home(path) not in ("auditing", "frontier", "integrations", "reproduction", "cli", ""):
+        if home(path) not in ("auditing", "frontier", "integrations", "judging", "reproduction", "cli", ""):
             assert len(used & STAGES - {home(path)}) <= (home(path) == "attacks"), path
 
 

@@ -9,11 +9,16 @@ import pytest
 from audit_cases import some_images, tiny
 
 from medpfl import Finding, cli
-from medpfl.auditing.patients import by_patient
-from medpfl.auditing.summary import summarize
+from medpfl.judging import patients
+from medpfl.judging.summary import summarize
 from medpfl.metrics.rates import cluster_interval, interval
 from medpfl.reporting import patient_lines
 from medpfl.reporting.patients import patient_rows
+
+
+def by_patient(rows):
+    found = patients.by_patient(rows)
+    return None if found is None else found[0]
 
 
 def one(patient, image, success=False, identified=False, ssim=0.3, **more):
@@ -21,7 +26,8 @@ def one(patient, image, success=False, identified=False, ssim=0.3, **more):
         "attack": "iDLG()", "defense": "NoDefense()", "model": "M()", "data": "d", "plan": "Plan()", "grants": (),
         "control": "", "draw": 0, "stack": 0, "victim": int(image), "position": 0, "image": image, "patient": patient,
         "label": 0, "label_guess": 0, "scores": {"ssim": ssim, "psnr": 10.0}, "success": success,
-        "identified": identified, "gallery": 10, "chance": 0.1, "loss": 0.1, "steps": 3, "evaluations": 4,
+        "identified": identified, "gallery": 10, "chance": 0.1, "nearest_image": None, "loss": 0.1,
+        "steps": 3, "evaluations": 4,
         "ended": "converged", "flags": (), "seed": 0, "engine": "loop of 1", "device": "cpu", "versions": {},
         "seconds": 2.0, "date": "2026-01-01",
     }  # fmt: skip

@@ -168,10 +168,11 @@ class Player:
         return self.setup.threat.granting("defense") if job.knows else self.setup.threat.withholding("defense")
 
     def _others(self) -> Tensor:
-        """Images that no victim holds, of no victim's patient."""
+        """Images that no victim holds, not even as a copy, of no victim's patient."""
         data, private = self.setup.data, set(torch.cat(self.setup.victims).tolist())
         patients = {data.patients[i] for i in private} - {None}
-        free = [i for i in range(len(data)) if i not in private and data.patients[i] not in patients]
+        pictures = {int(data.copies[i]) for i in private}
+        free = [i for i in range(len(data)) if int(data.copies[i]) not in pictures and data.patients[i] not in patients]
         return data.images[free].to(self.setup.device)
 
     def _attack(self, attack: Attack, seen: Observation, job: JobKey) -> Reconstruction:

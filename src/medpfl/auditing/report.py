@@ -10,10 +10,10 @@ from medpfl.auditing.bounds import bounded, check_bounds
 from medpfl.auditing.key import class_names
 from medpfl.auditing.run_files import RUN, read_json
 from medpfl.auditing.store import ROWS, JobKey, Store, check_format, job_of, read_rows
-from medpfl.auditing.summary import summarize
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
 from medpfl.core.types import Finding
+from medpfl.judging.summary import Context, summarize
 
 __all__ = ["Report", "reread"]
 
@@ -50,8 +50,7 @@ class Report:
 def finish(store: Store, settings: dict[str, Any], classes: tuple[str, ...] = ()) -> Report:
     """Summary, pages and pictures from a store's rows; without its pictures, the page that needs none."""
     rows = store.rows()
-    summary = summarize(rows, settings.get("server_side", ()), settings.get("record"), settings.get("server_only", ()))
-    summary = bounded(summary, settings.get("bounds", {}))
+    summary = bounded(summarize(rows, Context.of(settings)), settings.get("bounds", {}))
     if store.out is None:
         return Report(summary, rows, settings, classes=classes)
     import json

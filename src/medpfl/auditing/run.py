@@ -29,6 +29,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
 from medpfl.core.threat import ThreatModel
+from medpfl.core.verdicts import TOLERANCE
 from medpfl.data.images import LabelledImages
 from medpfl.defenses import NoDefense
 
@@ -47,6 +48,7 @@ def audit(
     threat: ThreatModel | None = None,
     naive: bool = False,
     delta: float = 1e-5,
+    tolerance: float = TOLERANCE,
     plan: Plan | None = None,
     images: int = 32,
     draws: int = 1,
@@ -81,6 +83,8 @@ def audit(
             grant ``defense`` leaves out the former.
         naive: leaves out the latter; then a failed attack is never "no leak found".
         delta: probability of failure at which the epsilon of differentially private defenses is stated.
+        tolerance: share of images in (0, 1). "No leak found" needs 95 % confidence that fewer than this share are read
+            back, and that fewer are recognized beyond what guesses without the update explain.
         plan: what every client does, FedSGD on one image by default; ``plan.images`` images stand behind one update.
         images: how many to attack, evenly over classes, in whole updates.
         draws: of untrained weights; each attacks the same images.
@@ -131,10 +135,12 @@ def audit(
         _threat(given, made_defenses, knowledge), plan, made_partition,
         images, draws, seed, memory, device_of(device), knowledge, iterates,
     )  # fmt: skip
+    if not 0 < tolerance < 1:
+        raise InputError(f"tolerance is {tolerance}: it must be a share of images above 0 and below 1")
     if made_attacks == attacks_of(STANDARD):  # before the check, whose findings another setup would have to make again
         setup = replace(setup, attacks=[*setup.attacks, *setup.untried])
     setup.check()
-    return _run(setup, found.place, out, force, progress, delta)
+    return _run(setup, found.place, out, force, progress, delta, tolerance)
 
 
 def _knowledge(given: ThreatModel, naive: bool) -> tuple[bool, ...]:
@@ -173,13 +179,15 @@ def _truth_of(truth: Any, weights: Path | None) -> Any:
     return truth
 
 
-def _run(setup: Setup, place: str, out: Path | None, force: bool, progress: bool, delta: float) -> Report:
+def _run(
+    setup: Setup, place: str, out: Path | None, force: bool, progress: bool, delta: float, tolerance: float
+) -> Report:
     if out is not None:
         made(out)
     index = study_index(out, setup.data, setup.source, place)
     player = Player(setup, Scorer(setup.data, index, bool(setup.label_shape)))
     with claimed(out, setup.identity(index), setup.jobs, force) as store:
-        settings = settings_of(setup, player, delta)
+        settings = {**settings_of(setup, player, delta), "tolerance": tolerance}
         store.note(settings=settings, jobs=[[*job, count] for job, count in setup.jobs.items()])
         todo = [job for job in setup.jobs if job not in store]
         total = sum(setup.jobs.values())

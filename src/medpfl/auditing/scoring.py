@@ -103,7 +103,7 @@ class Scorer:
         scores = {name: metric(guess, truth).tolist() for name, metric in registry(metric_package).items()}
         scores |= self._baselines(tuple(own.tolist()))
         scores |= {"ssim_worst": scores["ssim"], **picked}
-        found, gallery = self.identified(guess, own)
+        found, gallery, nearest = self.identified(guess, own)
         return [
             Finding(
                 victim=v,
@@ -117,6 +117,7 @@ class Scorer:
                 identified=found[i],
                 gallery=gallery[i],
                 chance=min(1.0, len(own) / gallery[i]) if gallery[i] > 1 else None,
+                nearest_image=None if (named := nearest[i]) is None else self.index.images[named],
                 date=datetime.now(UTC).isoformat(timespec="seconds"),
                 **common,
             )
@@ -129,18 +130,30 @@ class Scorer:
         return guess.labels[v].cpu()[order].tolist()
 
     def _excluded(self, own: Tensor) -> Tensor:
-        """(N, M) other images of the same patient."""
-        patients = self.data.patients
-        same = [[p is not None and p == patients[i] for p in patients] for i in own.tolist()]
-        return torch.tensor(same)
+        """(N, M) true at images of the same patient and at copies of the same image: no guess is told from them."""
+        patients, copies = self.data.patients, self.data.copies
+        of_patient = torch.tensor([[p is not None and p == patients[i] for p in patients] for i in own.tolist()])
+        return of_patient | (copies[own][:, None] == copies)
 
-    def identified(self, guess: Tensor, own: Tensor) -> tuple[list[bool | None], list[int]]:
-        """Of guesses (N, C, H, W): whether each points to its own image (N,) alone, and among how many."""
+    def identified(self, guess: Tensor, own: Tensor) -> tuple[list[bool | None], list[int], list[int | None]]:
+        """Compare guesses (N, C, H, W) with the gallery.
+
+        Returns:
+            For each, whether it is nearest to its own image alone, ``None`` without a gallery; among how many
+            images; and the index of the image that it is nearest to.
+        """
         excluded = self._excluded(own)
-        gallery = (~excluded).sum(1) + excluded[torch.arange(len(own)), own]
+        gallery = ((~excluded).sum(1) + excluded[torch.arange(len(own)), own]).tolist()
         distance = distances(guess.clamp(0, 1), self.data.images)
         found = identified(distance, own, excluded).tolist()
-        return [f if g > 1 else None for f, g in zip(found, gallery.tolist(), strict=True)], gallery.tolist()
+        excluded[torch.arange(len(own)), own] = False
+        nearest = distance.masked_fill(excluded, torch.inf).argmin(1).tolist()
+        told = [count > 1 for count in gallery]
+        return (
+            [hit if any_ else None for hit, any_ in zip(found, told, strict=True)],
+            gallery,
+            [place if any_ else None for place, any_ in zip(nearest, told, strict=True)],
+        )
 
     @cached_property
     def _sum(self) -> Tensor:
@@ -152,18 +165,21 @@ class Scorer:
         return cache(self._score_baselines)
 
     def _score_baselines(self, victim: tuple[int, ...]) -> dict[str, list[Any]]:
-        own = torch.tensor(victim)
-        truth, others = self.data.images[own], len(self.data) - 1
-        if others < 1:
+        own, copies = torch.tensor(victim), self.data.copies
+        truth = self.data.images[own]
+        others = (copies[own][:, None] != copies).sum(1)  # a copy of the truth is no guess without the update
+        if not others.all():
             nothing: list[Any] = [None] * len(own)
-            return {"mean_image_ssim": nothing, "nearest_ssim": nothing}
-        mean = (self._sum - truth) / others
+            return {"mean_image_ssim": nothing, "mean_image_identified": nothing, "nearest_ssim": nothing}
+        count = others.view(-1, *[1] * (truth.ndim - 1))
+        mean = (self._sum - (len(self.data) - count) * truth) / count
         excluded = self._excluded(own)
         nearest = nearest_other(distances(truth, self.data.images), own, excluded)
         scores = ssim(self.data.images[nearest], truth).tolist()
         alone = excluded.all(1).tolist()  # no image of another patient
         return {
             "mean_image_ssim": ssim(mean, truth).tolist(),
+            "mean_image_identified": [None if hit is None else float(hit) for hit in self.identified(mean, own)[0]],
             "nearest_ssim": [None if only else score for score, only in zip(scores, alone, strict=True)],
         }
 

@@ -115,7 +115,15 @@ def _notes(setup: Setup) -> list[str]:
 
 
 def of_reading(data: LabelledImages) -> list[str]:
-    """Notes of what was not read."""
+    """Return notes on files that were not read, and on images that are there more than once."""
     skipped = [f"{files(len(data.skipped))} could not be read and left out"] if data.skipped else []
     beyond = f"{files(data.left_out)} above the limit of the data source were not opened"
-    return [*skipped, *([beyond] if data.left_out else [])]
+    return [*skipped, *([beyond] if data.left_out else []), *_copies(data)]
+
+
+def _copies(data: LabelledImages) -> list[str]:
+    extra = len(data) - len(set(data.copies.tolist()))
+    if not extra:
+        return []
+    some = "1 image is an exact copy of another one" if extra == 1 else f"{extra} images are exact copies of others"
+    return [f"{some}: copies are not told apart, and no baseline uses a copy of the image that is attacked"]

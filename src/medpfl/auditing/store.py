@@ -24,8 +24,8 @@ __all__ = ["FORMAT", "ROWS", "JobKey", "Store", "check_format", "claimed", "disc
 
 ROWS = "findings.jsonl"
 
-FORMAT = 2
-"""Of a run directory; from 2 on, a job says whether its attack knows the defense."""
+FORMAT = 3
+"""Of a run directory; from 3 on, a row names the image that its guess is nearest to."""
 
 
 class JobKey(NamedTuple):

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from medpfl.core.verdicts import TOLERANCE
+
 __all__ = ["STANDARD", "Experiment"]
 
 STANDARD = ("DLG", "iDLG", "CPL", "GradInv", "Posterior")
@@ -40,6 +42,12 @@ class Experiment(BaseModel):
         description="only attacks that are not told what a defense discloses of itself; else without and with",
     )
     delta: float = Field(default=1e-5, gt=0, lt=1, description="at which epsilon of DPSGD and ClientDP is stated")
+    tolerance: float = Field(
+        default=TOLERANCE,
+        gt=0,
+        lt=1,
+        description="share of images: 'no leak found' needs 95 % confidence that fewer are read back or recognized",
+    )
     rounds: str | None = Field(
         default=None, description="with a training as --model: rounds whose models are audited, as 0,1,5"
     )

@@ -217,6 +217,7 @@ class Finding:
         success: SSIM >= 0.9.
         identified: nearer to its own truth than to any other image; ``None`` without a gallery.
         gallery: images it was told from, its own included; ``chance``: the rate of a blind guess.
+        nearest_image: study index of the gallery's image that the guess is nearest to; ``None`` without a gallery.
         loss, steps, evaluations, ended: how the attack ended.
         flags: reasons to doubt the row.
         seed, engine, device, versions: what it takes to make it again.
@@ -243,6 +244,7 @@ class Finding:
     identified: bool | None
     gallery: int
     chance: float | None
+    nearest_image: str | None
     loss: float | None
     steps: int
     evaluations: int

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["INCONCLUSIVE", "LEAKS", "MASKED", "NO_LEAK", "RANDOM_UPDATE", "RECORDED", "UNDEFENDED", "together"]
+__all__ = [
+    "INCONCLUSIVE",
+    "LEAKS",
+    "MASKED",
+    "NO_LEAK",
+    "RANDOM_UPDATE",
+    "RECORDED",
+    "TOLERANCE",
+    "UNDEFENDED",
+    "together",
+]
 
 LEAKS = "leaks"
 NO_LEAK = "no leak found by these attacks"
 INCONCLUSIVE = "inconclusive"
+
+TOLERANCE = 0.2
+"""Share of images below which a rate must lie, with 95 % confidence, before it counts as no leak."""
 
 UNDEFENDED = "NoDefense()"
 """The spec of the undefended control."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 __all__ = ["LabelledImages"]
@@ -45,3 +47,9 @@ class LabelledImages:
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) or (C, D, H, W) of every image."""
         return tuple(self.images.shape[1:])
+
+    @cached_property
+    def copies(self) -> Tensor:
+        """(M,) for each image the index of the first one with exactly the same pixels, which may be itself."""
+        first: dict[bytes, int] = {}
+        return torch.tensor([first.setdefault(image.numpy().tobytes(), i) for i, image in enumerate(self.images)])

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 from scipy import stats
 
-__all__ = ["cluster_interval", "interval", "mean_interval"]
+__all__ = ["cluster_interval", "effective_trials", "interval", "mean_interval"]
 
 
 def interval(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -40,16 +40,17 @@ def cluster_interval(
     """
     if not hits:
         return 0.0, 1.0
-    rate, trials = sum(hits) / len(hits), _effective([float(hit) for hit in hits], clusters, confidence)
+    rate, trials = sum(hits) / len(hits), effective_trials(hits, clusters, confidence)
     return interval(trials if rate == 1 else rate * trials, trials, confidence)
 
 
-def _effective(hits: list[float], clusters: Sequence[Hashable], confidence: float) -> float:
+def effective_trials(hits: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95) -> float:
+    """Return the number of independent trials that `cluster_interval` takes; at most one for each hit or miss."""
     count, groups = len(hits), len(set(clusters))
     rate = sum(hits) / count
     if groups in (1, count) or rate in (0, 1):
         return groups
-    variance = _variance(hits, clusters)
+    variance = _variance([float(hit) for hit in hits], clusters)
     if variance == 0:
         return count
     tail = 0.5 + confidence / 2

@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from medpfl import Finding
-from medpfl.auditing.checks import leaks
-from medpfl.auditing.summary import summarize
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RANDOM_UPDATE, RECORDED, UNDEFENDED
+from medpfl.judging.summary import Context, summarize
 from medpfl.metrics.rates import cluster_interval, interval, mean_interval
 
 NOISE = "LaplaceNoise(scale=0.1)"
@@ -24,8 +23,9 @@ def row(success=False, **fields) -> Finding:
     defaults = {
         "attack": "iDLG()", "defense": UNDEFENDED, "model": "M()", "data": "d", "plan": "Plan()", "grants": told,
         "control": "", "draw": 0, "stack": 0, "victim": 0, "position": 0, "image": "i-0", "patient": None, "label": 0,
-        "label_guess": 0, "identified": success, "gallery": 50, "chance": 0.02, "loss": 0.1, "steps": 3,
-        "evaluations": 4, "ended": "converged", "flags": (), "seed": 0, "engine": "loop of 1", "device": "cpu",
+        "label_guess": 0, "identified": success, "gallery": 50, "chance": 0.02, "nearest_image": None,
+        "loss": 0.1, "steps": 3, "evaluations": 4,
+        "ended": "converged", "flags": (), "seed": 0, "engine": "loop of 1", "device": "cpu",
         "versions": {}, "seconds": 2.0, "date": "2026-01-01",
     }  # fmt: skip
     return Finding(**{**defaults, "scores": scores, "success": success, **fields})
@@ -40,7 +40,7 @@ def random_update(hits: int = 0, count: int = 8, **fields) -> list[Finding]:
 
 
 def cells(*groups: list[Finding], **options):
-    found = summarize([r for group in groups for r in group], **options)
+    found = summarize([r for group in groups for r in group], Context(**options))
     return {cell["defense"]: cell for cell in found}
 
 
@@ -264,42 +264,46 @@ def in_sums(found: list[Finding], images: int) -> list[Finding]:
 
 
 def test_an_attack_that_only_recognizes_single_images_says_nothing_of_sums():
-    told = [row(False, identified=True, victim=i) for i in range(8)]
-    found = cells(told, in_sums(rows(0, 8, defense=SUMS), 4), rows(0, 8, defense=NOISE))
+    told = [row(False, identified=True, victim=i) for i in range(80)]
+    found = cells(told, in_sums(rows(0, 80, defense=SUMS), 4), rows(0, 80, defense=NOISE))
     assert found[UNDEFENDED]["verdict"] == LEAKS
     assert (found[SUMS]["verdict"], found[SUMS]["flags"][:1]) == (INCONCLUSIVE, ["control-weak"])
     assert found[NOISE]["verdict"] == NO_LEAK, "of single updates, recognition is comparable"
-    read = cells(rows(20), in_sums(rows(0, defense=SUMS), 4))[SUMS]
+    read = cells(rows(80, 80), in_sums(rows(0, 80, defense=SUMS), 4))[SUMS]
     assert read["verdict"] == NO_LEAK
     assert not {"control-weak", "too-few"} & set(read["flags"])
-    leaking = cells(told, in_sums(rows(20, defense=SUMS), 4))[SUMS]
+    leaking = cells(told, in_sums(rows(80, 80, defense=SUMS), 4))[SUMS]
     assert leaking["verdict"] == LEAKS
     assert "control-weak" not in leaking["flags"]
 
 
-def test_what_so_few_updates_cannot_show_is_inconclusive():
-    """A quarter of 20 images are read back without the defense; of 2 updates, that would be none or one."""
-    few = cells(rows(5), rows(0, 2, defense=NOISE))[NOISE]
-    assert (few["verdict"], few["flags"][:1]) == (INCONCLUSIVE, ["too-few"])
-    two_sums = cells(rows(5), in_sums(rows(0, defense=SUMS), 10))[SUMS]
-    assert (two_sums["verdict"], two_sums["flags"][:1]) == (INCONCLUSIVE, ["too-few"])
-    enough = cells(rows(5), rows(0, 20, defense=NOISE))[NOISE]
-    assert enough["verdict"] == NO_LEAK
+@pytest.mark.parametrize(("updates", "verdict"), [(2, INCONCLUSIVE), (16, INCONCLUSIVE), (17, NO_LEAK)])
+def test_what_so_few_updates_cannot_show_is_inconclusive(updates, verdict):
+    """Without a success, 16 updates leave up to 20.6 %, 17 up to 19.5 %."""
+    few = cells(rows(5), rows(0, updates, defense=NOISE))[NOISE]
+    assert (few["verdict"], "too-few" in few["flags"]) == (verdict, verdict == INCONCLUSIVE)
+    assert few["union"]["updates_needed"] == (17 if verdict == INCONCLUSIVE else None)
 
 
-def test_as_many_updates_as_showed_the_leak_of_the_control_are_enough():
-    """Images of one update are a cluster, in both cells: the control's own interval answers the question."""
-    alike = {"scores": {"mean_image_ssim": 0.1}, "chance": 0.1, "identified": None}
-    control = in_sums(rows(9, 40, **alike), 10)
-    control = [replace(r, success=r.position == 0 and i % 4 == 0) for i, r in enumerate(control)]
-    found = cells(control, in_sums(rows(0, 40, defense=NOISE, **alike), 10), random_update(1, 20))
-    assert found[UNDEFENDED]["verdict"] == LEAKS
-    assert (found[NOISE]["verdict"], "too-few" in found[NOISE]["flags"]) == (NO_LEAK, False)
+def test_a_stricter_tolerance_needs_more_updates():
+    cell = cells(rows(5), rows(0, defense=NOISE), tolerance=0.1)[NOISE]
+    assert (cell["verdict"], cell["union"]["updates_needed"]) == (INCONCLUSIVE, 36)
+    assert cells(rows(5), rows(0, 36, defense=NOISE), tolerance=0.1)[NOISE]["verdict"] == NO_LEAK
+
+
+@pytest.mark.parametrize("hits", [0, 1])
+def test_images_of_one_update_are_one_trial_of_a_failure(hits):
+    """32 images in batches of 8 are 4 updates: even without a success, up to 60 % may be read."""
+    batches = [replace(r, victim=i // 8, position=i % 8) for i, r in enumerate(rows(0, 32, defense=NOISE))]
+    batches = [replace(r, identified=i < hits) for i, r in enumerate(batches)]
+    cell = cells(rows(20), batches)[NOISE]
+    assert (cell["verdict"], "too-few" in cell["flags"]) == (INCONCLUSIVE, True)
+    assert cell["union"]["asr_excess"] == pytest.approx(0.602, abs=1e-3)
 
 
 def test_images_left_out_of_the_control_make_no_sum_of_the_others():
     """Draws of which an update is zero without the defense, and is not under noise."""
-    told = [row(False, identified=True, victim=i, draw=d) for i in range(8) for d in range(2)]
+    told = [row(False, identified=True, victim=i, draw=d) for i in range(20) for d in range(2)]
     control = [replace(r, flags=("zero-gradient",)) if (r.victim, r.draw) == (0, 1) else r for r in told]
     failed = [replace(r, identified=False, defense=NOISE, grants=("defense",)) for r in told]
     assert cells(control, failed)[NOISE]["verdict"] == NO_LEAK
@@ -353,14 +357,6 @@ def test_identification_must_beat_random_updates_too():
     found = [row(False, victim=i, identified=i < 10) for i in range(20)]
     control = [replace(r, identified=True) for r in random_update(0)]
     assert cells(found, control)[UNDEFENDED]["verdict"] == INCONCLUSIVE
-
-
-def test_leaks_needs_an_interval():
-    keys = (
-        "asr_low", "asr_mean_image", "asr_nearest", "asr_random_update", "identified_low", "chance",
-        "identified_random_update",
-    )  # fmt: skip
-    assert not leaks(dict.fromkeys(keys))
 
 
 # --- flags --------------------------------------------------------------------------------------------------
@@ -462,3 +458,149 @@ def test_without_a_naive_run_there_is_no_difference():
     (_, cell) = summarize([*rows(15), *rows(12, defense=NOISE)])
     assert cell["false_security_asr"] is None
     assert cell["knows_defense"] is True
+
+
+# --- the defense, judged on all its attacks together ------------------------------------------------------------
+
+
+def spread(share: int, attacks: int = 5, count: int = 40) -> list[Finding]:
+    """Attacks of which each reads other images, `share` of them."""
+    found = []
+    for a in range(attacks):
+        hits = range(a * share, (a + 1) * share)
+        found += [row(i in hits, victim=i, image=f"i-{i}", attack=f"A{a}()", defense=NOISE) for i in range(count)]
+    return found
+
+
+def controls(attacks: int = 5, count: int = 40) -> list[Finding]:
+    return [r for a in range(attacks) for r in rows(count, count, attack=f"A{a}()")]
+
+
+def test_an_image_counts_as_read_if_any_attack_read_it():
+    baseline = {"scores": {"mean_image_ssim": 0.3, "nearest_ssim": 0.3}}
+    found = [replace(r, scores=r.scores | baseline["scores"]) for r in [*controls(), *spread(6)]]
+    cells_ = [cell for cell in summarize(found) if cell["defense"] == NOISE]
+    union = cells_[0]["union"]
+    assert all(cell["union"] is union for cell in cells_)
+    assert (union["attacks"], union["images"], union["updates"], union["asr"]) == (5, 40, 40, 30 / 40)
+    assert union["verdict"] == LEAKS
+
+
+def test_attacks_that_read_too_little_one_by_one_leak_together():
+    """Each recognizes 3 of 40, which chance (5 %) explains; together they recognize 15, and only 5 % are named."""
+    found = []
+    for a in range(5):
+        found += rows(40, 40, attack=f"A{a}()")
+        found += [
+            row(victim=i, image=f"i-{i}", identified=i // 3 == a, attack=f"A{a}()", defense=NOISE, chance=0.05,
+                gallery=20, nearest_image=f"i-{i}" if i // 3 == a else "i-0") for i in range(40)
+        ]  # fmt: skip
+    cells_ = [cell for cell in summarize(found) if cell["defense"] == NOISE]
+    assert LEAKS not in {cell["verdict"] for cell in cells_}
+    assert cells_[0]["union"]["verdict"] == LEAKS
+    assert cells_[0]["union"]["leaks_by"] == ["recognized"]
+
+
+def test_guesses_that_point_everywhere_recognize_by_chance():
+    """Twenty attacks that each name another image of twenty recognize every one, and that shows nothing."""
+    found = []
+    for a in range(20):
+        found += rows(20, 20, attack=f"A{a}()")
+        found += [
+            row(victim=i, image=f"i-{i}", identified=i == a, attack=f"A{a}()", defense=NOISE, gallery=20, chance=0.05,
+                nearest_image=f"i-{a}") for i in range(20)
+        ]  # fmt: skip
+    union = summarize(found)[-1]["union"]
+    assert (union["identified"], union["identified_floor"], union["leaks_by"]) == (1.0, 1.0, [])
+
+
+def test_every_attack_must_fail_and_one_that_works_must_be_told():
+    told, naive = rows(0, attack="A()", defense=NOISE), rows(0, attack="B()", defense=NOISE, grants=())
+    both = [*rows(20, attack="A()"), *rows(20, attack="B()")]
+    assert summarize([*both, *told, *naive])[-1]["union"]["verdict"] == NO_LEAK
+    assert summarize([*both, *naive])[-1]["union"]["verdict"] == INCONCLUSIVE
+    hit = [replace(r, success=i < 4) for i, r in enumerate(naive)]
+    assert summarize([*both, *told, *hit])[-1]["union"]["verdict"] == LEAKS
+
+
+def test_a_leak_among_many_cells_must_pass_holm_s_correction():
+    """3 of 20 recognized against 2 % has p = 0.007: enough alone, not among forty cells without a leak."""
+    lucky = [row(victim=i, image=f"i-{i}", identified=i < 3) for i in range(20)]
+    assert cells(lucky)[UNDEFENDED]["verdict"] == LEAKS
+    many = [r for a in range(40) for r in rows(0, attack=f"A{a}()", gallery=50)]
+    assert summarize([*lucky, *many])[0]["verdict"] == INCONCLUSIVE
+
+
+# --- what keeps a failure from being evidence --------------------------------------------------------------------
+
+
+def test_in_a_small_gallery_recognition_decides_nothing():
+    told = [row(victim=i, identified=True, gallery=19, chance=1 / 19) for i in range(19)]
+    assert cells(told)[UNDEFENDED]["verdict"] == INCONCLUSIVE
+    cell = cells(rows(20), rows(0, defense=NOISE, gallery=19, identified=False))[NOISE]
+    assert (cell["verdict"], cell["flags"]) == (INCONCLUSIVE, ["prior-only", "small-gallery"])
+
+
+def test_recognition_must_beat_the_mean_image_in_pairs():
+    scores = {"mean_image_identified": 1.0}
+    told = [row(victim=i, image=f"i-{i}", identified=i < 10, scores=scores if i < 10 else {}) for i in range(20)]
+    cell = cells(told)[UNDEFENDED]
+    assert (cell["identified_mean_image"], cell["verdict"]) == (1.0, INCONCLUSIVE)
+    better = [replace(r, scores=r.scores | {"mean_image_identified": float(i < 1)}) for i, r in enumerate(told)]
+    assert cells(better)[UNDEFENDED]["leaks_by"] == ["recognized"]
+
+
+def test_what_is_recognized_above_its_floor_must_be_below_the_tolerance_too():
+    """2 of 20 recognized: up to 32 %, of which chance explains 2 %."""
+    found = [row(victim=i, image=f"i-{i}", identified=i < 2, defense=NOISE) for i in range(20)]
+    cell = cells(rows(20), found)[NOISE]
+    assert (cell["verdict"], "too-few" in cell["flags"]) == (INCONCLUSIVE, True)
+    assert cell["union"]["updates_needed"] > 20
+
+
+def test_a_reading_among_the_candidates_keeps_a_failure_from_being_evidence():
+    found = [row(victim=i, defense=NOISE, scores={"ssim_worst": 0.95}) for i in range(20)]
+    cell = cells(rows(20), found)[NOISE]
+    assert (cell["verdict"], "worst-candidate" in cell["flags"]) == (INCONCLUSIVE, True)
+
+
+@pytest.mark.parametrize(
+    ("found", "flag"),
+    [
+        ({"changes": True, "silent": True, "problems": []}, "undisclosed"),
+        ({"changes": True, "silent": False, "problems": ["it tells of noise that is not there"]}, "misdisclosed"),
+    ],
+)
+def test_the_failure_against_a_defense_that_says_nothing_or_lies_is_inconclusive(found, flag):
+    for grants in ((), ("defense",)):
+        cell = cells(rows(20), rows(0, defense=NOISE, grants=grants), disclosure={NOISE: found})[NOISE]
+        assert (cell["verdict"], cell["union"]["verdict"]) == (INCONCLUSIVE, INCONCLUSIVE)
+        assert flag in cell["flags"]
+    assert cells(rows(20), rows(9, defense=NOISE), disclosure={NOISE: found})[NOISE]["verdict"] == LEAKS
+
+
+def test_a_defense_that_changes_nothing_need_not_be_told():
+    same = {NOISE: {"changes": False, "silent": False, "problems": []}}
+    cell = cells(rows(20), rows(0, defense=NOISE, grants=()), disclosure=same)[NOISE]
+    assert (cell["verdict"], cell["knows_defense"]) == (NO_LEAK, None)
+
+
+def test_labels_are_judged_by_the_same_rules():
+    labels = [row(victim=i, label=i % 2, label_guess=i % 2, defense=NOISE) for i in range(20)]
+    found = cells(rows(20), labels)[NOISE]
+    assert (found["label_accuracy"], found["label_verdict"]) == (1.0, LEAKS)
+    constant = [replace(r, label_guess=0) for r in labels]
+    assert cells(rows(20), constant)[NOISE]["label_verdict"] == INCONCLUSIVE
+    assert cells(rows(20), [replace(r, label_guess=None) for r in labels])[NOISE]["label_verdict"] is None
+    granted = [replace(r, grants=("labels", "defense")) for r in labels]
+    assert cells(rows(20), granted)[NOISE]["label_verdict"] is None
+
+
+def test_patients_are_judged_by_the_same_rules():
+    pairs = [replace(r, patient=f"p-{i // 2}") for i, r in enumerate(rows(0, 40, defense=NOISE))]
+    told = cells(rows(20), pairs)[NOISE]["by_patient"]
+    assert (told["patients"], told["verdict"]) == (20, NO_LEAK)
+    few = cells(rows(20), pairs[:20])[NOISE]["by_patient"]
+    assert (few["patients"], few["verdict"]) == (10, INCONCLUSIVE)
+    some = [replace(r, success=i == 0) for i, r in enumerate(pairs)]
+    assert cells(rows(20), some)[NOISE]["by_patient"]["verdict"] == LEAKS

@@ -1,4 +1,4 @@
-"""A cell of the summary by patient: whoever has several images is exposed by any of them."""
+"""A cell by patient: whoever has several images is exposed by any of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from medpfl.auditing.checks import clusters_of
 from medpfl.core.types import Finding
-from medpfl.metrics.rates import cluster_interval
+from medpfl.judging.cells import GALLERY, Evidence, scored
+from medpfl.judging.evidence import Tally, clusters_of
+from medpfl.metrics.pixel import SUCCESS
 
 __all__ = ["by_patient"]
 
@@ -18,8 +19,8 @@ _WORST = 10
 Trials = dict[tuple[str, int], list[Finding]]
 
 
-def by_patient(rows: Sequence[Finding]) -> dict[str, Any] | None:
-    """Rates over patients, from the rows of one attack and one defense.
+def by_patient(rows: Sequence[Finding]) -> tuple[dict[str, Any], Evidence] | None:
+    """Return the rates over patients, from the rows of one attack and one defense, and what decides about them.
 
     A patient counts, in each draw of weights, as read back if any of his images is, and as identified if any is.
     Patients that share an update, and a patient under several draws, are a cluster.
@@ -33,33 +34,58 @@ def by_patient(rows: Sequence[Finding]) -> dict[str, Any] | None:
         identify a patient by one of his images; ``worst``: the tenth of the patients with most read back, the
         worst first. ``None`` where no patient has two images: it is the summary by image then.
     """
-    scored = [row for row in rows if "zero-gradient" not in row.flags]
-    known = [row for row in scored if row.patient is not None]
+    own = scored(rows)
+    known = [row for row in own if row.patient is not None]
     trials: Trials = {}
     for row in known:
         trials.setdefault((str(row.patient), row.draw), []).append(row)
-    if all(len({row.image for row in own}) < 2 for own in trials.values()):
+    if all(len({row.image for row in images}) < 2 for images in trials.values()):
         return None
-    return {
+    together, chance = _clusters(trials), _chance(trials)
+    explained = max(_share(trials, _reaches(name)) for name in ("mean_image_ssim", "nearest_ssim"))
+    named = _share(trials, lambda row: bool(row.scores.get("mean_image_identified")))
+    floor = max(chance or 0.0, named)
+    read = _tally(trials, lambda row: row.success, together, explained, 0.0)
+    told = _tally(trials, lambda row: row.identified, together, floor, floor)
+    numbers = {
         "patients": len({patient for patient, _ in trials}),
         "images": len({row.image for row in known}),
-        "without_patient": len({row.image for row in scored if row.patient is None}),
-        **_rate("read_back", trials, lambda row: row.success),
-        **_rate("identified", trials, lambda row: row.identified),
-        "chance": _chance(trials),
+        "without_patient": len({row.image for row in own if row.patient is None}),
+        **_rate("read_back", read),
+        **_rate("identified", told),
+        "chance": chance,
         "worst": _worst(known),
     }
+    large = all(row.gallery >= GALLERY for row in known)
+    return numbers, Evidence(read, told if large else None, None, True)
 
 
-def _rate(name: str, trials: Trials, hit: Callable[[Finding], bool | None]) -> dict[str, float | None]:
+def _tally(
+    trials: Trials,
+    hit: Callable[[Finding], bool | None],
+    together: dict[str, Hashable],
+    floor: float,
+    known_floor: float,
+) -> Tally | None:
     told = {key: [hit(row) for row in own if hit(row) is not None] for key, own in trials.items()}
     told = {key: hits for key, hits in told.items() if hits}
     if not told:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    hits = [any(hits) for hits in told.values()]
-    together = _clusters(trials)
-    low, high = cluster_interval(hits, [together[patient] for patient, _ in told])
-    return {name: sum(hits) / len(hits), f"{name}_low": low, f"{name}_high": high}
+        return None
+    hits = tuple(any(hits) for hits in told.values())
+    return Tally(hits, tuple(together[patient] for patient, _ in told), floor, known_floor)
+
+
+def _rate(name: str, tally: Tally | None) -> dict[str, float | None]:
+    low, high = (None, None) if tally is None else tally.interval
+    return {name: None if tally is None else tally.rate, f"{name}_low": low, f"{name}_high": high}
+
+
+def _share(trials: Trials, hit: Callable[[Finding], bool]) -> float:
+    return sum(any(map(hit, own)) for own in trials.values()) / len(trials)
+
+
+def _reaches(name: str) -> Callable[[Finding], bool]:
+    return lambda row: (row.scores.get(name) or 0.0) >= SUCCESS
 
 
 def _clusters(trials: Trials) -> dict[str, Hashable]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-from medpfl.auditing.checks import clusters_of
 from medpfl.core.types import Finding
+from medpfl.judging.evidence import clusters_of
 from medpfl.metrics.rates import cluster_interval, mean_interval
 
 __all__ = ["false_security"]

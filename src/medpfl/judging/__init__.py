@@ -1,0 +1,1 @@
+"""From rows to a verdict: pure functions of findings."""

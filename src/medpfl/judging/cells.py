@@ -1,0 +1,273 @@
+"""The numbers of one cell, an attack under a defense, and of the union of a defense's attacks, from their rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medpfl.core.types import Finding
+from medpfl.judging.evidence import Tally, beats_in_pairs, clusters_of
+from medpfl.judging.masks import mask_cell
+from medpfl.metrics.pixel import SUCCESS
+from medpfl.metrics.rates import cluster_interval, mean_interval
+
+__all__ = ["GALLERY", "Evidence", "evidence_of", "labels_of", "masked_evidence", "numbers_of", "scored", "union_of"]
+
+GALLERY = 20
+"""Images from which one is told, below which its recognition decides nothing."""
+
+Hit = Callable[[Finding], bool | None]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What decides about the images of a cell or of a union.
+
+    Attributes:
+        read: images read back; ``None`` if none was scored.
+        recognized: images told from the others of the gallery; ``None`` if there is no gallery, or a small one.
+        worst: images of which any candidate was a reading, though the attack may not have chosen it.
+        paired: whether more images are recognized than by the mean image and by random updates, on those that
+            both tried.
+    """
+
+    read: Tally | None
+    recognized: Tally | None
+    worst: Tally | None
+    paired: bool
+
+
+def scored(rows: Iterable[Finding]) -> list[Finding]:
+    """Return the rows that count: those whose update is not exactly zero."""
+    return [row for row in rows if "zero-gradient" not in row.flags]
+
+
+def numbers_of(rows: Sequence[Finding], random: Sequence[Finding], masked: Sequence[Finding]) -> dict[str, Any]:
+    """Return rates with 95 % intervals, means and baselines of one cell.
+
+    Args:
+        rows: of the cell; images whose update is exactly zero are left out of every rate.
+        random: of the same attack on random updates.
+        masked: of the same attack on one client's masked message.
+    """
+    own, random = scored(rows), scored(random)
+    low, high = mean_interval(_scores(own, "ssim"), clusters=clusters_of(_with(own, "ssim")))
+    return {
+        "images": len(own),
+        "clusters": len(set(clusters_of(own))),
+        **_rate("asr", own, _read),
+        **_rate("asr_worst", own, _reaches("ssim_worst")),
+        "ssim": _mean(_scores(own, "ssim")),
+        "ssim_low": None if low is None else max(low, -1.0),  # of few images the interval is wider than the scale
+        "ssim_high": None if high is None else min(high, 1.0),  # no image is more like another than itself
+        "psnr": _mean(_scores(own, "psnr")),
+        "mse": _mean(_scores(own, "mse")),
+        **_rate("identified", own, _identified),
+        "gallery": max((row.gallery for row in own), default=0),
+        "chance": _mean([row.chance for row in own if row.chance is not None]),
+        **_rate("label_accuracy", own, _label_right),
+        "label_chance": _label_chance(own),
+        "seconds_per_image": _mean([row.seconds for row in rows]),
+        "evaluations": _mean([row.evaluations for row in own]),
+        "zero_gradient": 1 - len(own) / len(rows),
+        "nonfinite": _mean(["nonfinite" in row.flags for row in own]) or 0.0,
+        **_rate("asr_mean_image", own, _reaches("mean_image_ssim")),
+        **_rate("asr_nearest", own, _reaches("nearest_ssim")),
+        **_rate("asr_random_update", random, _read),
+        "ssim_mean_image": _mean(_scores(own, "mean_image_ssim")),
+        "ssim_nearest": _mean(_scores(own, "nearest_ssim")),
+        "ssim_random_update": _mean(_scores(random, "ssim")),
+        **_rate("identified_mean_image", own, _mean_identified),
+        **_rate("identified_random_update", random, _identified),
+        "masks": mask_cell(own, random),
+        **_rate("asr_masked_vector", masked, _read),
+        "ssim_masked_vector": _mean(_scores(masked, "ssim")),
+        **_rate("identified_masked_vector", masked, _identified),
+        "chance_masked_vector": _mean([row.chance for row in masked if row.chance is not None]),
+    }
+
+
+def evidence_of(rows: Sequence[Finding], random: Sequence[Finding]) -> Evidence:
+    """Return what decides about one cell; `rows` and `random` as of `numbers_of`."""
+    own, random = scored(rows), scored(random)
+    chances = [row.chance for row in own if row.chance is not None]
+    return _evidence([own], [random], _mean(chances) or 0.0)
+
+
+def masked_evidence(rows: Sequence[Finding], masked: Sequence[Finding], random: Sequence[Finding]) -> Evidence:
+    """Return what decides whether a masked message says more than random numbers; its baselines are the cell's."""
+    alone = evidence_of(masked, random)
+    floor = (evidence_of(rows, random).read or Tally((False,), (0,))).floor
+    read = None if alone.read is None else Tally(alone.read.hits, alone.read.updates, max(floor, alone.read.floor))
+    return Evidence(read, alone.recognized, None, alone.paired)
+
+
+def union_of(
+    cells: Sequence[Sequence[Finding]], random: Sequence[Sequence[Finding]]
+) -> tuple[dict[str, Any], Evidence]:
+    """Return the numbers of a defense's attacks together, and what decides about them.
+
+    An image counts as read, or as recognized, if any of the attacks did it. The baselines have as many guesses: an
+    image is explained by them if the mean image, the nearest other image, or any attack on its random update gives
+    it; the chance to be recognized is the share of the gallery that the guesses for an update point to.
+
+    Args:
+        cells: the rows of each attack, naive and adaptive ones apart.
+        random: the rows of each attack on random updates.
+    """
+    own = [scored(rows) for rows in cells]
+    evidence = _evidence(own, [scored(rows) for rows in random], _named_share(own))
+    read, recognized = evidence.read, evidence.recognized
+    rows = [row for part in own for row in part]
+    numbers: dict[str, Any] = {
+        "attacks": len(cells),
+        "images": 0 if read is None else len(read.hits),
+        "updates": 0 if read is None else read.independent,
+        "gallery": max((row.gallery for row in rows), default=0),
+    }
+    for name, tally in (("asr", read), ("identified", recognized)):
+        low, high = (None, None) if tally is None else tally.interval
+        numbers |= {
+            name: None if tally is None else tally.rate,
+            f"{name}_low": low,
+            f"{name}_high": high,
+            f"{name}_floor": None if tally is None else tally.floor,
+            f"{name}_excess": None if tally is None else tally.excess,
+        }
+    return numbers, evidence
+
+
+def labels_of(rows: Sequence[Finding]) -> Tally | None:
+    """Return the labels that were inferred rightly, against always naming the commonest class.
+
+    ``None`` where the attack states none, or is told them.
+    """
+    own = [row for row in scored(rows) if _label_right(row) is not None and "labels" not in row.grants]
+    if not own:
+        return None
+    chance = _label_chance(own) or 0.0
+    return Tally(tuple(bool(_label_right(row)) for row in own), tuple(clusters_of(own)), chance, chance)
+
+
+def _evidence(cells: Sequence[Sequence[Finding]], random: Sequence[Sequence[Finding]], chance: float) -> Evidence:
+    updates = {_place(row): (row.stack, row.victim) for rows in cells for row in rows}
+    read, worst = (_any(cells, hit) for hit in (_read, _reaches("ssim_worst")))
+    told = [[row for row in rows if row.gallery >= GALLERY] for rows in cells]
+    named, mean = _any(told, _identified), _any(told, _mean_identified)
+    seen, lucky = (_any(part, _identified, _of_image) for part in (told, random))
+    explained = [_share(_any(cells, _reaches(name))) for name in ("mean_image_ssim", "nearest_ssim")]
+    read_floor = max([*explained, _share(_any(random, _read))])
+    known = max(chance, _share(mean))
+    return Evidence(
+        _tally(read, updates, read_floor),
+        _tally(named, updates, max(known, _share(lucky)), known),
+        _tally(worst, updates),
+        beats_in_pairs(named, mean) and beats_in_pairs(seen, lucky),
+    )
+
+
+def _tally(
+    hits: Mapping[Hashable, bool], updates: Mapping[Hashable, Hashable], floor: float = 0.0, known: float = 0.0
+) -> Tally | None:
+    return Tally(tuple(hits.values()), tuple(updates[k] for k in hits), floor, known) if hits else None
+
+
+def _place(row: Finding) -> Hashable:
+    """Return the trial of a row: an image in an update under a draw of weights, whichever attack reads it."""
+    return row.draw, row.stack, row.victim, row.position
+
+
+def _of_image(row: Finding) -> Hashable:
+    """Return the same without the update: a random update stands for that of the client, not for that of a sum."""
+    return row.draw, row.image
+
+
+def _any(
+    cells: Iterable[Iterable[Finding]], hit: Hit, key: Callable[[Finding], Hashable] = _place
+) -> dict[Hashable, bool]:
+    """Return by trial whether any of the cells hits it, of the trials of which one says."""
+    found: dict[Hashable, bool] = {}
+    for rows in cells:
+        for row in rows:
+            if (told := hit(row)) is not None:
+                found[key(row)] = found.get(key(row), False) or bool(told)
+    return found
+
+
+def _named_share(cells: Sequence[Sequence[Finding]]) -> float:
+    """Return the mean share of the gallery that the guesses for an update point to, all attacks together.
+
+    It is at least the chance of the guesses of one attack.
+    """
+    named: dict[Hashable, set[str | None]] = {}
+    trials: dict[Hashable, Finding] = {}
+    for rows in cells:
+        for row in rows:
+            if row.chance is not None:
+                named.setdefault(_update(row), set()).add(row.nearest_image)
+                trials[_place(row)] = row
+    shares = [max(row.chance or 0.0, min(1.0, len(named[_update(row)]) / row.gallery)) for row in trials.values()]
+    return _mean(shares) or 0.0
+
+
+def _update(row: Finding) -> Hashable:
+    return row.draw, row.stack, row.victim
+
+
+def _share(hits: Mapping[Hashable, bool]) -> float:
+    return sum(hits.values()) / len(hits) if hits else 0.0
+
+
+def _read(row: Finding) -> bool:
+    return row.success
+
+
+def _identified(row: Finding) -> bool | None:
+    return row.identified
+
+
+def _mean_identified(row: Finding) -> bool | None:
+    told = row.scores.get("mean_image_identified")
+    return None if told is None else bool(told)
+
+
+def _reaches(name: str) -> Hit:
+    def hit(row: Finding) -> bool | None:
+        score = row.scores.get(name)
+        return None if score is None else score >= SUCCESS
+
+    return hit
+
+
+def _label_right(row: Finding) -> bool | None:
+    return None if row.label_guess is None else row.label == row.label_guess
+
+
+def _label_chance(rows: Sequence[Finding]) -> float | None:
+    """Return the accuracy of always naming the commonest class."""
+    labels = Counter(row.label for row in rows if row.label_guess is not None)
+    return max(labels.values()) / labels.total() if labels else None
+
+
+def _with(rows: Sequence[Finding], name: str) -> list[Finding]:
+    return [row for row in rows if row.scores.get(name) is not None]
+
+
+def _scores(rows: Sequence[Finding], name: str) -> list[float]:
+    return [row.scores[name] or 0.0 for row in _with(rows, name)]
+
+
+def _mean(values: Sequence[float | bool]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _rate(name: str, rows: Sequence[Finding], hit: Hit) -> dict[str, float | None]:
+    """Return the share of the rows that hit, of those of which it is known, with its interval."""
+    known = [row for row in rows if hit(row) is not None]
+    if not known:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    hits = [bool(hit(row)) for row in known]
+    low, high = cluster_interval(hits, clusters_of(known))
+    return {name: sum(hits) / len(hits), f"{name}_low": low, f"{name}_high": high}

@@ -1,0 +1,127 @@
+"""Verdicts and the reasons to doubt them. A failed attack is not safety, and few images are no evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medpfl.core.types import Finding
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
+from medpfl.judging.cells import Evidence, scored
+from medpfl.judging.evidence import Tally, clusters_of, updates_needed
+from medpfl.metrics.rates import mean_interval
+
+__all__ = ["READ", "RECOGNIZED", "doubts_of", "limits_of", "p_values", "untested", "updates_to_decide", "verdict_of"]
+
+READ, RECOGNIZED = "read", "recognized"
+"""The two ways in which an image leaks."""
+
+Cell = Mapping[str, Any]
+
+
+def p_values(evidence: Evidence) -> dict[str, float]:
+    """Return, for each way in which images may leak, the probability of so much by guesses without the update.
+
+    Recognition counts only where the guesses also do better than each baseline on the images that both tried.
+    """
+    found = {}
+    if evidence.read is not None:
+        found[READ] = evidence.read.p_value
+    if evidence.recognized is not None:
+        found[RECOGNIZED] = evidence.recognized.p_value if evidence.paired else 1.0
+    return found
+
+
+def untested(cell: Cell, control: Cell | None) -> str | None:
+    """Return the flag that says why a failure in this cell tells nothing of the defense, or ``None``.
+
+    ``control-failed``: the attack does not work without the defense either. ``control-weak``: there, it only
+    recognizes the images of a client, and here, the server has no update of one client but a sum of several, which is
+    harder to read.
+    """
+    if control is None or not control["leaks_by"]:
+        return "control-failed"
+    # Of several clients; a few images more may be due to updates that are zero without the defense, and left out.
+    a_sum = cell["images"] * control["clusters"] >= 2 * control["images"] * cell["clusters"]
+    return "control-weak" if a_sum and READ not in control["leaks_by"] else None
+
+
+def limits_of(evidence: Evidence, tolerance: float) -> list[str]:
+    """Return the flags that say why the tolerance is not shown to be kept; empty where it is.
+
+    ``too-few``: the upper end of the 95 % interval of the images read, or of those recognized above what is explained,
+    reaches the tolerance. ``small-gallery``: there are not enough images to recognize one among. ``worst-candidate``:
+    only by the candidates that the attack did not choose is the tolerance passed.
+    """
+    if evidence.read is None:
+        return ["too-few"]
+    found = []
+    if any(tally is not None and tally.excess >= tolerance for tally in (evidence.read, evidence.recognized)):
+        found.append("too-few")
+    elif evidence.worst is not None and evidence.worst.excess >= tolerance:
+        found.append("worst-candidate")
+    return [*found, *(["small-gallery"] if evidence.recognized is None else [])]
+
+
+def verdict_of(cell: Cell, qualified: bool, limits: Sequence[str]) -> str:
+    """Return one of the three outcomes for a cell or a union.
+
+    Args:
+        cell: with the ways in which it leaks.
+        qualified: whether the failure of the attack would say something.
+        limits: from `limits_of`.
+    """
+    if cell["leaks_by"]:
+        return LEAKS
+    return NO_LEAK if qualified and not limits else INCONCLUSIVE
+
+
+def doubts_of(rows: Sequence[Finding], cell: Cell, reason: str | None) -> list[str]:
+    """Return the flags of a cell.
+
+    Args:
+        rows: of the cell.
+        cell: its numbers, and the ways in which it leaks.
+        reason: why its failure says nothing of the defense, from `untested` or from what is disclosed.
+    """
+    own, failed = scored(rows), not cell["leaks_by"]
+    raised = {
+        "control-failed": reason == "control-failed",
+        "control-weak": failed and reason == "control-weak",
+        "naive-attack": failed and reason == "naive-attack",
+        "undisclosed": failed and reason == "undisclosed",
+        "misdisclosed": failed and reason == "misdisclosed",
+        "prior-only": bool(own) and failed and not _beats_baselines(own, cell),
+        "zero-gradient": len(own) < len(rows),
+        "not-converged": _share(own, "not-converged") > 0.5,
+        "nonfinite": cell["nonfinite"] > 0,
+        "wrong-derivative": _share(own, "wrong-derivative") > 0,
+    }
+    return [flag for flag, up in raised.items() if up]
+
+
+def updates_to_decide(evidence: Evidence, tolerance: float) -> int | None:
+    """Return how many updates would decide about images if all rates stayed as they are; ``None``: no number would."""
+    tallies = [tally for tally in (evidence.read, evidence.recognized) if tally is not None]
+    return updates_needed(tallies or [Tally((False,), (0,))], tolerance)
+
+
+def _share(rows: Sequence[Finding], flag: str) -> float:
+    return sum(flag in row.flags for row in rows) / len(rows) if rows else 0.0
+
+
+def _beats_baselines(rows: Sequence[Finding], cell: Cell) -> bool:
+    """Return whether the mean SSIM is above every baseline's, image by image where the baseline has the image."""
+    gains = [
+        [float(row.scores["ssim"] or 0) - float(row.scores[name] or 0) for row in rows]
+        for name in ("mean_image_ssim", "nearest_ssim")
+        if all(row.scores.get(name) is not None for row in rows)
+    ]
+    if cell["ssim_random_update"] is not None:
+        gains.append([float(row.scores["ssim"] or 0) - cell["ssim_random_update"] for row in rows])
+    return all(_above_zero(gain, rows) for gain in gains)
+
+
+def _above_zero(gains: list[float], rows: Sequence[Finding]) -> bool:
+    low, _ = mean_interval(gains, clusters=clusters_of(rows))
+    return min(gains) > 0 if low is None else low > 0
