@@ -4,6 +4,7 @@ import numpy as np
 from scipy.stats import beta
 
 from medpfl.core.types import Finding
+from medpfl.core.verdicts import LEAKS, together
 
 UNDEFENDED, LAPLACE = "NoDefense()", "LaplaceNoise(scale=0.01)"
 
@@ -55,6 +56,31 @@ def full(**more):
     return cell(**{**known, **more})
 
 
+def united(summary, by=("defense",), **more):
+    """The cells, with what the attacks on each defense show together: as much as the strongest of them."""
+    found = []
+    for one in summary:
+        own = [c for c in summary if all(c.get(key) == one.get(key) for key in by)]
+        top = max(own, key=lambda c: (c.get("asr") or 0, c.get("identified") or 0))
+        keys = [f"{name}{end}" for name in ("asr", "identified") for end in ("", "_low", "_high")]
+        union = {
+            **{key: top.get(key) for key in keys},
+            "attacks": len(own),
+            "images": top.get("images") or 0,
+            "updates": top.get("images") or 0,
+            "gallery": top.get("gallery"),
+            "identified_floor": top.get("chance"),
+            "leaks_by": ["read"] if top.get("verdict") == LEAKS else [],
+            "verdict": together(c.get("verdict") for c in own),
+            "flags": top.get("union_flags", []),
+            "tolerance": 0.2,
+            "updates_needed": 17,
+            **more,
+        }
+        found.append({**one, "union": union})
+    return found
+
+
 def row(attack="iDLG()", defense=UNDEFENDED, ssim: float | None = 0.95, image="0007", **more):
     values = {
         "attack": attack,
@@ -77,6 +103,7 @@ def row(attack="iDLG()", defense=UNDEFENDED, ssim: float | None = 0.95, image="0
         "identified": True,
         "gallery": 24,
         "chance": 1 / 24,
+        "nearest_image": None,
         "loss": 0.0,
         "steps": 10,
         "evaluations": 10,

@@ -48,8 +48,16 @@ def test_leak_figure_says_the_rates_in_words():
     svg = leak_figure(SUMMARY)
     title = re.search(r"<title[^>]*>(.*?)</title>", svg)
     assert title
-    assert "iDLG, no defense: 79 %; " in title[1]
+    assert "iDLG, no defense: 79 % and 92 %; " in title[1]
     assert "iDLG, LaplaceNoise(scale=0.01): 0 %" in title[1]
+
+
+def test_only_the_rate_that_leaks_has_the_color_of_a_leak():
+    """A leak by recognition is no red mark at 0 % read back."""
+    for ways, marks in ((["read"], 1), (["recognized"], 1), (["read", "recognized"], 2), ([], 0)):
+        svg = leak_figure([full(read=0, leaks_by=ways)])
+        assert len(re.findall(r"fill: var\(--leak\)", svg)) == marks
+    assert ticks(similarity_figure([full(leaks_by=["recognized"])], [row()]), "leak") == 0
 
 
 def test_figures_share_no_id():
@@ -66,8 +74,9 @@ def test_labels_are_taken_literally():
 def test_a_tick_for_each_scored_row_and_at_most_200():
     rows = [row(ssim=i / 5) for i in range(5)]
     noise = [row(control="random-update"), row(ssim=None), row(flags=("zero-gradient",)), row(attack="DLG()")]
-    assert ticks(similarity_figure([full()], rows + noise), "leak") == 5
-    assert ticks(similarity_figure([full()], [row(ssim=i / 999) for i in range(999)]), "leak") == 200
+    leaking = full(leaks_by=["read"])
+    assert ticks(similarity_figure([leaking], rows + noise), "leak") == 5
+    assert ticks(similarity_figure([leaking], [row(ssim=i / 999) for i in range(999)]), "leak") == 200
 
 
 def test_negative_similarity_is_inside_the_figure():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from made_up import LAPLACE, full
+from made_up import LAPLACE, full, united
 from rich.console import Console
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
-from medpfl.reporting.leakage import _values, leakage_figure, leakage_table, sentence
+from medpfl.reporting.leakage import _values, leakage_figure, leakage_table
+from medpfl.reporting.leakage import sentence as sentence_of
 
 MODEL = {"balanced_accuracy": 0.8}
 LONG = "GradientMatching(objective='cosine', restarts=4, steps=2000)"
@@ -81,6 +82,10 @@ def test_the_table_names_them():
     text = console.export_text()
     assert text.count("iDLG, naive") == 2
     assert text.count("iDLG, adaptive") == 1
+
+
+def sentence(cells):
+    return sentence_of(united(cells, by=("round", "defense")))
 
 
 def at(number, verdict, read=19, flags=(), **more):

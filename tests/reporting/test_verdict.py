@@ -1,7 +1,9 @@
 """The two sentences, word by word, for every case that they have to tell apart."""
 
+import re
+
 import pytest
-from made_up import LAPLACE, cell, full
+from made_up import LAPLACE, cell, full, united
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting import FLAGS, verdict_sentences
@@ -10,9 +12,7 @@ from medpfl.reporting.verdict import verdict_states
 TOPK, SIGN, NOISE = "TopK(keep=0.1)", "Sign()", "GaussianNoise(scale=0.1)"
 DASH = "\u2013"
 FIRST = f"Without a defense, a curious server read back 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) with iDLG."
-NO_DEFENSE = "No defense was audited, so what one would hold back is not known."
-DO_NOT_WORK = "these attacks do not work here even without a defense."
-FAILED = "Without a defense, these attacks read back none of 24 images: they do not work here, so nothing can be said."
+NO_DEFENSE = "No defense was tested. Add one with --defense."
 LEAK = cell()
 SAFE = {"read": 0, "verdict": NO_LEAK}
 UNSURE = {"read": 0, "verdict": INCONCLUSIVE, "flags": ["control-failed"]}
@@ -34,57 +34,62 @@ CASES = {
     "the strongest attack is named": (
         [cell("DLG()", read=3), LEAK, cell("CPL()", read=0, verdict=NO_LEAK)],
         {},
-        FIRST.replace("with iDLG", "with the strongest of these attacks (iDLG)"),
+        f"Without a defense, a curious server read back 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) "
+        "with 3 attacks (the strongest: iDLG).",
         NO_DEFENSE,
     ),
     "no leak, no defense": (
         [cell(**SAFE)],
         {},
-        "Without a defense, none of 24 images was read back, which shows only that these attacks failed "
-        "(at most 14 % with 95 % confidence), not that the images are safe.",
+        f"Without a defense, a curious server read back none of 24 images (0 %, 95 % interval 0{DASH}14 %), "
+        "which is inconclusive: what was measured is too little to tell a leak from a failed attack.",
         NO_DEFENSE,
     ),
     "a few read back, but no leak": (
         [cell(read=1, verdict=NO_LEAK)],
         {},
-        f"Without a defense, no more than 1 of 24 images was read back (4 %, 95 % interval "
-        f"0{DASH}21 %), which shows "
-        "only that these attacks failed, not that the images are safe.",
+        f"Without a defense, a curious server read back 1 of 24 images (4 %, 95 % interval 0{DASH}21 %), which"
+        " is inconclusive: what was measured is too little to tell a leak from a failed attack.",
         NO_DEFENSE,
     ),
     "the defense holds": (
         [LEAK, cell(defense=LAPLACE, **SAFE)],
         {},
         FIRST,
-        "With LaplaceNoise(scale=0.01) none of 24 was read back, which shows only that these attacks failed "
-        "(at most 14 % with 95 % confidence), not that the defense is safe.",
+        "With LaplaceNoise(scale=0.01), no leak was found: with 95 % confidence, these attacks read back "
+        "fewer than 20 % of images and recognize fewer than 20 % beyond chance (read back none of 24 images, "
+        "recognized none). That these attacks failed does not show that the defense is safe.",
     ),
     "the defense leaks": (
         [LEAK, cell(defense=LAPLACE, read=12), cell("DLG()", defense=LAPLACE, **SAFE)],
         {},
         FIRST,
-        f"With LaplaceNoise(scale=0.01), a curious server still read back 12 of 24 images (50 %, 95 "
-        f"% interval "
-        f"29{DASH}71 %) with the strongest of these attacks (iDLG), so this defense does not "
-        f"protect these images.",
+        "With LaplaceNoise(scale=0.01), a curious server still read back 12 of 24 images (50 %, 95 % interval"
+        f" 29{DASH}71 %) with 2 attacks (the strongest: iDLG), so this defense does not protect these images.",
     ),
     "the control failed": (
         [cell(**UNSURE), cell(defense=LAPLACE, **UNSURE)],
         {},
-        FAILED,
-        f"Nothing can be said about the defense LaplaceNoise(scale=0.01): {DO_NOT_WORK}",
+        f"Without a defense, these attacks read back none of 24 images (0 %, 95 % interval 0{DASH}14 %): they "
+        "do not work here, so this test says nothing about safety. Try: medpfl check-model; --mode eval; "
+        "--batch-size 1.",
+        "With LaplaceNoise(scale=0.01), a curious server read back none of 24 images (0 %, 95 % interval "
+        f"0{DASH}14 %), which is inconclusive: these attacks do not work here even without a defense.",
     ),
     "attacks that did not know the defense": (
         [LEAK, cell("DLG()", **UNSURE), *(cell(a, LAPLACE, read=0, verdict=INCONCLUSIVE, flags=[f]) for a, f in NAIVE)],
         {},
-        FIRST.replace("with iDLG", "with the strongest of these attacks (iDLG)"),
-        "Nothing can be said about the defense LaplaceNoise(scale=0.01): these attacks were not told of the defense "
-        "that they failed against.",
+        f"Without a defense, a curious server read back 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) "
+        "with 2 attacks (the strongest: iDLG).",
+        "With LaplaceNoise(scale=0.01), a curious server read back none of 24 images (0 %, 95 % interval "
+        f"0{DASH}14 %), which is inconclusive: these attacks were not told of the defense that they failed "
+        "against.",
     ),
     "no better than the prior": (
         [cell(read=5, verdict=INCONCLUSIVE, flags=["prior-only"])],
         {},
-        "Without a defense, nothing can be said: a guess made without the update does as well as these attacks.",
+        f"Without a defense, a curious server read back 5 of 24 images (21 %, 95 % interval 7{DASH}42 %), "
+        "which is inconclusive: a guess made without the update does as well as these attacks.",
         NO_DEFENSE,
     ),
     "no update": (
@@ -102,47 +107,51 @@ CASES = {
     "inconclusive without a flag": (
         [cell(read=2, verdict=INCONCLUSIVE)],
         {},
-        "Without a defense, nothing can be said: what was measured is too little to tell a leak from a failed attack.",
+        f"Without a defense, a curious server read back 2 of 24 images (8 %, 95 % interval 1{DASH}27 %), which"
+        " is inconclusive: what was measured is too little to tell a leak from a failed attack.",
         NO_DEFENSE,
     ),
     "a control that is only known by its rate": (
         [cell(defense=LAPLACE, control_asr=0.79, **SAFE)],
         {},
         "Without a defense, iDLG reads back 79 % of the images.",
-        "With LaplaceNoise(scale=0.01) none of 24 was read back, which shows only that these attacks failed "
-        "(at most 14 % with 95 % confidence), not that the defense is safe.",
+        "With LaplaceNoise(scale=0.01), no leak was found: with 95 % confidence, these attacks read back "
+        "fewer than 20 % of images and recognize fewer than 20 % beyond chance (read back none of 24 images, "
+        "recognized none). That these attacks failed does not show that the defense is safe.",
     ),
     "no control at all": (
         [cell(defense=LAPLACE, read=24)],
         {},
         "No attack was run without a defense, so whether these attacks work here at all is not known.",
-        "With LaplaceNoise(scale=0.01), a curious server still read back 24 of 24 images (100 %, 95 "
-        "% interval "
-        f"86{DASH}100 %) with iDLG, so this defense does not protect these images.",
+        "With LaplaceNoise(scale=0.01), a curious server still read back 24 of 24 images (100 %, 95 % "
+        f"interval 86{DASH}100 %) with iDLG, so this defense does not protect these images.",
     ),
     "a leak that shows in the identification": (
         [full(read=0)],
         {},
-        "Without a defense, a curious server recognized 22 of 24 images among others (92 %, 95 % interval "
-        f"73{DASH}99 %; by chance 4 %), though it read back none, with iDLG.",
+        f"Without a defense, a curious server read back none of 24 images (0 %, 95 % interval 0{DASH}14 %) and"
+        f" recognized 22 among others (92 %, 95 % interval 73{DASH}99 %; by chance 4 %) with iDLG.",
         NO_DEFENSE,
     ),
     "one image": (
         [cell(read=1, images=1)],
         {},
-        f"Without a defense, a curious server read back 1 of 1 image (100 %, 95 % interval 2{DASH}100 %) with iDLG.",
+        "Without a defense, a curious server read back 1 of 1 image of this one update (100 %, 95 % interval "
+        f"2{DASH}100 %) with iDLG.",
         NO_DEFENSE,
     ),
     "a recorded update": (
         [LEAK, {**LEAK, "defense": "Recorded()"}],
         {"record": {"difference": 1e-7}},
         FIRST,
-        FIRST.replace("Without a defense", "From the recorded update"),
+        f"From the recorded update, a curious server read back 19 of 24 images (79 %, 95 % interval 58{DASH}93"
+        " %) with iDLG.",
     ),
     "an active server": (
         [LEAK],
         {"grants": ["active"]},
-        FIRST.replace("curious", "malicious"),
+        f"Without a defense, a malicious server read back 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) "
+        "with iDLG.",
         NO_DEFENSE,
     ),
     "many: all hold": (
@@ -154,22 +163,24 @@ CASES = {
         ],
         {},
         FIRST,
-        "With the 3 defenses no leak was found, at best with LaplaceNoise(scale=0.01) (none of 24 "
-        "images, at most 14 % "
-        "with 95 % confidence), which shows only that these attacks failed, not that the defenses are safe.",
+        "With the 3 defenses, such as LaplaceNoise(scale=0.01) (read back none of 24 images), no leak was "
+        "found (with 95 % confidence, these attacks read back fewer than 20 % of images and recognize fewer "
+        "than 20 % beyond chance), which does not show that the images are safe.",
     ),
     "many: all leak": (
         [LEAK, cell(defense=LAPLACE, read=4), cell(defense=TOPK, read=18), cell(defense=SIGN, read=9)],
         {},
         FIRST,
-        "All 3 defenses still leak, most with TopK(keep=0.1) (18 of 24 images, 75 %, by iDLG), least with "
-        "LaplaceNoise(scale=0.01) (4 of 24 images, 17 %, by iDLG).",
+        "All 3 defenses still leak, most with TopK(keep=0.1) (read back 18 of 24 images), least with "
+        "LaplaceNoise(scale=0.01) (read back 4 of 24 images).",
     ),
     "many: all unsure": (
         [cell(**UNSURE), cell(defense=LAPLACE, **UNSURE), cell(defense=TOPK, **UNSURE)],
         {},
-        FAILED,
-        "Nothing can be said about the 2 defenses: these attacks do not work here even without a defense.",
+        f"Without a defense, these attacks read back none of 24 images (0 %, 95 % interval 0{DASH}14 %): they "
+        "do not work here, so this test says nothing about safety. Try: medpfl check-model; --mode eval; "
+        "--batch-size 1.",
+        "The 2 defenses are inconclusive: these attacks do not work here even without a defense.",
     ),
     "many: of each kind": (
         [
@@ -181,53 +192,60 @@ CASES = {
         ],
         {},
         FIRST,
-        "2 of 4 defenses still leak, most with GaussianNoise(scale=0.1) (18 of 24 images, 75 %, by "
-        "iDLG), least with "
-        "LaplaceNoise(scale=0.01) (12 of 24 images, 50 %, by iDLG); with TopK(keep=0.1) (none of 24 "
-        "images, at most "
-        "14 % with 95 % confidence) no leak was found, which does not show that it is safe; nothing "
-        "can be said about "
-        "Sign: these attacks do not work here even without a defense.",
+        "2 of 4 defenses still leak, most with GaussianNoise(scale=0.1) (read back 18 of 24 images), least "
+        "with LaplaceNoise(scale=0.01) (read back 12 of 24 images); with TopK(keep=0.1) (read back none of 24"
+        " images) no leak was found (with 95 % confidence, these attacks read back fewer than 20 % of images "
+        "and recognize fewer than 20 % beyond chance), which does not show that the images are safe; "
+        "inconclusive with Sign (read back none of 24 images): these attacks do not work here even without a "
+        "defense.",
     ),
 }
+
+
+def sentences(summary, settings, **union):
+    return verdict_sentences(united([{"asr": None, "flags": [], **c} for c in summary], **union), settings)
+
+
+def states(summary):
+    return verdict_states(united(summary))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_sentences(case):
     summary, settings, first, second = CASES[case]
-    assert verdict_sentences(summary, settings) == (first, second)
+    assert sentences(summary, settings) == (first, second)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_case_calls_anything_safe_or_leaves_a_gap(case):
     summary, settings, *_ = CASES[case]
-    text = " ".join(verdict_sentences(summary, settings))
+    text = " ".join(sentences(summary, settings))
     assert "None" not in text
     assert "nan" not in text.split()
     assert "()" not in text
-    assert text.count("safe") == sum(text.count(f"not {w} safe") for w in _NOT_SAFE)
+    assert len(re.findall(r"\bsafe\b", text)) == sum(text.count(f"not {w} safe") for w in _NOT_SAFE)
 
 
-_NOT_SAFE = ("that the images are", "that the defense is", "that the defenses are", "show that it is")
+_NOT_SAFE = ("show that the images are", "show that the defense is")
 
 
 def test_long_specs_are_named_by_their_heads_unless_that_is_ambiguous():
     spec = "GradientMatching(objective='cosine', prior=TotalVariation(weight={}), restarts=4)"
-    one = verdict_sentences([cell(spec.format(0.1))], {})[0]
+    one = sentences([cell(spec.format(0.1))], {})[0]
     assert one.endswith("with GradientMatching(\u2026).")
-    two = verdict_sentences([cell(spec.format(0.1)), cell(spec.format(0.2), read=3)], {})[0]
-    assert two.endswith(f"({spec.format(0.1)}).")
+    two = sentences([cell(spec.format(0.1)), cell(spec.format(0.2), read=3)], {})[0]
+    assert two.endswith(f"(the strongest: {spec.format(0.1)}).")
 
 
 def test_states_are_of_the_strongest_attack_and_the_weakest_defense():
-    assert verdict_states([]) == (None, None)
-    assert verdict_states([LEAK, cell("DLG()", **UNSURE)]) == (LEAKS, None)
-    assert verdict_states([LEAK, cell(defense=LAPLACE, **SAFE), cell(defense=SIGN, **UNSURE)]) == (
+    assert states([]) == (None, None)
+    assert states([LEAK, cell("DLG()", **UNSURE)]) == (LEAKS, None)
+    assert states([LEAK, cell(defense=LAPLACE, **SAFE), cell(defense=SIGN, **UNSURE)]) == (
         LEAKS,
         INCONCLUSIVE,
     )
-    assert verdict_states([cell("A()", defense=LAPLACE, **SAFE), cell("B()", defense=LAPLACE, **UNSURE)])[1] == NO_LEAK
-    assert verdict_states([cell(defense=LAPLACE), cell(defense=SIGN, **SAFE)])[1] == LEAKS
+    assert states([cell("A()", defense=LAPLACE, **SAFE), cell("B()", defense=LAPLACE, **UNSURE)])[1] == NO_LEAK
+    assert states([cell(defense=LAPLACE), cell(defense=SIGN, **SAFE)])[1] == LEAKS
 
 
 def test_every_flag_is_explained():
@@ -235,34 +253,71 @@ def test_every_flag_is_explained():
         "control-failed",
         "control-weak",
         "masked-vector",
+        "misdisclosed",
         "naive-attack",
         "nonfinite",
         "not-converged",
         "prior-only",
         "record-mismatch",
         "server-side",
+        "small-gallery",
         "too-few",
+        "undisclosed",
+        "worst-candidate",
         "wrong-derivative",
         "zero-gradient",
     }
     assert all(flag.raised and flag.means.endswith(".") for flag in FLAGS.values())
 
 
-def test_the_best_defense_is_the_one_that_is_known_best():
-    few, many = cell(defense=LAPLACE, images=8, **SAFE), cell(defense=TOPK, images=96, **SAFE)
-    assert "at best with TopK(keep=0.1) (none of 96 images, " in verdict_sentences([LEAK, few, many], {})[1]
-
-
 def test_what_only_attacks_that_know_the_defense_read_is_said():
     naive = cell(defense=LAPLACE, read=0, verdict="inconclusive", flags=["naive-attack"], knows_defense=False)
     told = cell(defense=LAPLACE, read=12, knows_defense=True, false_security_asr=0.5)
-    _, second = verdict_sentences([cell(), naive, told], {})
-    assert "(iDLG, adaptive)" in second
+    _, second = sentences([cell(), naive, told], {})
+    assert "(the strongest: iDLG, adaptive)" in second
     assert second.endswith("; attacks that were not told of it seemed to fail.")
-    _, second = verdict_sentences([cell(), {**naive, "verdict": "leaks", "read": 5}, told], {})
+    _, second = sentences([cell(), {**naive, "verdict": "leaks", "read": 5}, told], {})
     assert "seemed to fail" not in second
     other = "TopK(keep=0.1)"
-    _, second = verdict_sentences([cell(), naive, told, cell(defense=other, read=10)], {})
+    _, second = sentences([cell(), naive, told, cell(defense=other, read=10)], {})
     assert f"seemed to fail against {LAPLACE}" in second
     held = {**told, "verdict": "no leak found by these attacks", "flags": []}
-    assert "no more than" in verdict_sentences([cell(), naive, held], {})[1], "the adaptive attack has the word"
+    assert "no leak was found" in sentences([cell(), naive, held], {})[1], "the adaptive attack has the word"
+
+
+FEW = {"read": 0, "images": 4, "verdict": INCONCLUSIVE}
+
+
+def test_too_few_updates_are_said_with_how_many_would_decide():
+    two = full(defense=LAPLACE, identified=0.5, identified_low=0.07, identified_high=0.93, chance=0.125, **FEW)
+    _, said = sentences([LEAK, two], {}, flags=["too-few"], updates_needed=17)
+    assert "read back none of 4 images" in said
+    assert "recognized 2 among others (50 %" in said
+    assert said.endswith(
+        "which is inconclusive: 4 updates are too few to tell a leak from a failed attack: run 17 updates or more "
+        "(--images 17)."
+    )
+    batches = sentences([LEAK, two], {}, flags=["too-few"], updates_needed=17, updates=1)[1]
+    assert "none of 4 images of this one update" in batches
+    assert "one update is too few" in batches
+    assert batches.endswith("(--images 68).")
+
+
+@pytest.mark.parametrize(
+    ("flag", "why"),
+    [
+        ("undisclosed", "this defense does not say what an attacker who knows its code could undo"),
+        ("misdisclosed", "what this defense discloses of itself is not what it does"),
+        ("small-gallery", "at least 20 images are needed"),
+        ("worst-candidate", "an attack had readings among its candidates"),
+    ],
+)
+def test_the_reason_of_what_is_inconclusive(flag, why):
+    _, said = sentences([LEAK, cell(defense=LAPLACE, flags=[flag], read=0, verdict=INCONCLUSIVE)], {})
+    assert f"which is inconclusive: {why}" in said
+
+
+def test_labels_that_were_inferred_are_said_where_no_image_leaks():
+    told = cell(defense=LAPLACE, label_verdict=LEAKS, label_accuracy=22 / 24, **SAFE)
+    assert sentences([LEAK, told], {})[1].endswith("The labels of 22 of 24 images were inferred.")
+    assert "labels" not in sentences([LEAK, {**told, "label_verdict": NO_LEAK}], {})[1]

@@ -1,4 +1,4 @@
-"""The two figures of a report: how many images each attack read back, and how near all its guesses came.
+"""The two figures of a report: how many images each attack read back and recognized, and how near its guesses came.
 
 Both have a lane for each attack, under a heading for each defense, with its label above the mark: long
 specs then have the whole width, on a phone too.
@@ -14,7 +14,8 @@ from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting.phrases import Cell, Cells
 from medpfl.reporting.selection import cell_rows
 from medpfl.reporting.svg import COLORS, inline
-from medpfl.reporting.words import attacker, known, label, number, percent, percents, shorten
+from medpfl.reporting.tables import with_unions
+from medpfl.reporting.words import attacker, known, label, number, percent, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["leak_figure", "similarity_figure"]
 
 WIDTH, LANE, FOOT = 4.6, 0.42, 0.5  # inches
+GAP = 0.36  # between the two marks of a lane, in lanes
+WAYS = {"asr": "read", "identified": "recognized"}
 STYLES = {LEAKS: ("leak", "^", True), NO_LEAK: ("safe", "o", False), INCONCLUSIVE: ("doubt", "d", False)}
 BASELINES = ("mean_image", "nearest", "random_update")
 
@@ -39,17 +42,22 @@ class Lane:
 
 
 def leak_figure(summary: Cells) -> str:
-    """The rate of images read back, with intervals and the best guess made without the update."""
-    figure, axes, lanes = _canvas(summary, (0.0, 1.0))
+    """Draw the rates of images read back and recognized, with intervals and the best guess without the update.
+
+    The upper mark of a lane is the rate of images read back, the lower and smaller one that of images recognized. A
+    mark has the color of a leak only if its own rate is one.
+    """
+    figure, axes, lanes = _canvas(with_unions(summary), (0.0, 1.0), 1 + GAP)
     for lane in lanes:
         if lane.cell is not None:
-            rate = lane.cell.get("asr")
-            interval = f" ({percents(lane.cell.get('asr_low'), lane.cell.get('asr_high'))})" if known(rate) else ""
-            _label(axes, lane, percent(rate) + interval)
-            _rate(axes, lane.y, lane.cell)
+            told = lane.cell.get("identified")
+            recognized = f", recognized {percent(told)}" if known(told) else ""
+            _label(axes, lane, f"read {percent(lane.cell.get('asr'))}{recognized}")
+            _rate(axes, lane.y, lane.cell, "asr")
+            _rate(axes, lane.y - GAP, lane.cell, "identified")
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    axes.set_xlabel("images read back (ASR)", color=COLORS["muted"], fontsize=9)
-    return inline(figure, "leak", "Share of images read back, with 95 % intervals: " + _spoken(summary))
+    axes.set_xlabel("share of images", color=COLORS["muted"], fontsize=9)
+    return inline(figure, "leak", "Share of images read back and recognized, with 95 % intervals: " + _spoken(summary))
 
 
 def similarity_figure(summary: Cells, rows: Sequence[Finding]) -> str:
@@ -73,25 +81,25 @@ def _in_lanes(summary: Cells) -> list[Cell]:
     return sorted(summary, key=lambda cell: order.index(cell["defense"]))
 
 
-def _lanes(summary: Cells) -> list[Lane]:
+def _lanes(summary: Cells, height: float) -> list[Lane]:
     lanes: list[Lane] = []
     y, defense = 0.0, None
     for cell in _in_lanes(summary):
         if cell["defense"] != defense:
             defense = cell["defense"]
-            y -= 0.95 if lanes else 0.3
+            y -= height - 0.05 if lanes else 0.3
             lanes.append(Lane(y, label(defense)))
             y -= 0.1
-        y -= 1
+        y -= 1 if lanes[-1].cell is None else height
         lanes.append(Lane(y, attacker(cell), cell))
     return lanes
 
 
-def _canvas(summary: Cells, limits: tuple[float, float]) -> tuple[Figure, Axes, list[Lane]]:
+def _canvas(summary: Cells, limits: tuple[float, float], lane_height: float = 1.0) -> tuple[Figure, Axes, list[Lane]]:
     from matplotlib.figure import Figure
 
-    lanes = _lanes(summary)
-    bottom = lanes[-1].y - 0.35
+    lanes = _lanes(summary, lane_height)
+    bottom = lanes[-1].y - (lane_height - 1) - 0.35
     height = -bottom * LANE + FOOT
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_axes((0.045, FOOT / height, 0.91, 1 - FOOT / height))
@@ -119,22 +127,30 @@ def _label(axes: Axes, lane: Lane, value: str) -> None:
     _text(axes, 1, lane.y + 0.42, value, ha="right", color=COLORS["muted"])
 
 
-def _rate(axes: Axes, y: float, cell: Cell) -> None:
-    color, marker, filled = STYLES.get(cell.get("verdict", ""), STYLES[INCONCLUSIVE])
+def _style(cell: Cell, way: str) -> tuple[str, str, bool]:
+    """Return color, marker and filling of one rate: a leak's only if this very rate is one."""
+    if way in (cell.get("leaks_by") or ()):
+        return STYLES[LEAKS]
+    return STYLES[NO_LEAK if cell.get("verdict") == NO_LEAK else INCONCLUSIVE]
+
+
+def _rate(axes: Axes, y: float, cell: Cell, key: str) -> None:
+    color, marker, filled = _style(cell, WAYS[key])
     style = {"color": COLORS[color], "solid_capstyle": "butt", "clip_on": False}
-    baselines = [cell[f"asr_{b}"] for b in BASELINES if known(cell.get(f"asr_{b}"))]
+    names = [*(f"{key}_{b}" for b in BASELINES), f"{key}_floor", *(["chance"] if key == "identified" else [])]
+    baselines = [cell[name] for name in names if known(cell.get(name))]
     if baselines:
-        axes.plot([max(baselines)] * 2, [y - 0.28, y + 0.2], color=COLORS["ink"], linewidth=1.6, clip_on=False)
-    if known(cell.get("asr_low")) and known(cell.get("asr_high")):
-        axes.plot([cell["asr_low"], cell["asr_high"]], [y, y], linewidth=2.6, **style)
-    if known(cell.get("asr")):
-        face = COLORS[color if filled else "paper"]
-        axes.plot([cell["asr"]], [y], marker, markersize=7.5, markerfacecolor=face, markeredgewidth=1.6, **style)
+        axes.plot([max(baselines)] * 2, [y - 0.16, y + 0.16], color=COLORS["ink"], linewidth=1.6, clip_on=False)
+    if known(cell.get(f"{key}_low")) and known(cell.get(f"{key}_high")):
+        axes.plot([cell[f"{key}_low"], cell[f"{key}_high"]], [y, y], linewidth=2.6, **style)
+    if known(cell.get(key)):
+        face, size = COLORS[color if filled else "paper"], 7.5 if key == "asr" else 5.5
+        axes.plot([cell[key]], [y], marker, markersize=size, markerfacecolor=face, markeredgewidth=1.6, **style)
 
 
 def _strip(axes: Axes, y: float, cell: Cell, values: Sequence[float]) -> None:
     axes.plot([0.9] * 2, [y - 0.26, y + 0.2], color=COLORS["ink"], linewidth=0.9, linestyle=(0, (2, 1.5)))
-    color = COLORS[STYLES.get(cell.get("verdict", ""), STYLES[INCONCLUSIVE])[0]]
+    color = COLORS[_style(cell, "read")[0]]
     # Beyond 200 ticks the eye sees a band: as many quantiles draw the same one in a tenth of the bytes.
     shown = values if len(values) <= 200 else [values[round(i * (len(values) - 1) / 199)] for i in range(200)]
     axes.vlines(shown, y - 0.18, y + 0.18, color=color, linewidth=1.3, alpha=0.55, clip_on=False)
@@ -144,4 +160,7 @@ def _strip(axes: Axes, y: float, cell: Cell, values: Sequence[float]) -> None:
 
 
 def _spoken(summary: Cells) -> str:
-    return "; ".join(f"{attacker(c)}, {label(c['defense'])}: {percent(c.get('asr'))}" for c in summary)
+    return "; ".join(
+        f"{attacker(c)}, {label(c['defense'])}: {percent(c.get('asr'))} and {percent(c.get('identified'))}"
+        for c in summary
+    )

@@ -27,9 +27,27 @@ FLAGS = {
         "Try a stronger attack, more steps, or smaller batches.",
     ),
     "too-few": Flag(
-        "the attack failed, and even if it were as successful as without the defense, the 95 % interval of so few "
-        "updates would reach down to what a guess explains",
-        "A leak would not have shown. Attack more images; images in one sum or one update count as one.",
+        "the attack failed, but the upper end of a 95 % interval, of the images read back or of those recognized "
+        "beyond chance, reaches the tolerance",
+        "Few images are no evidence. Attack more updates: images in one update or one sum count as one trial.",
+    ),
+    "small-gallery": Flag(
+        "the attack failed, and there are fewer than 20 images among which one could be recognized",
+        "Recognition was not tested. Give more images of the same kind.",
+    ),
+    "worst-candidate": Flag(
+        "the attack failed, but images are among its candidates that it did not choose, in a share that may reach the "
+        "tolerance",
+        "An attacker who could tell good guesses from bad ones would have these images.",
+    ),
+    "undisclosed": Flag(
+        "the defense changes what is sent and discloses nothing of how, and the attack failed",
+        "An attacker knows the code of a defense. What such an attacker could undo was not tested, so the failure says "
+        "nothing. Let the defense disclose what it does (docs/extending.md).",
+    ),
+    "misdisclosed": Flag(
+        "playing the defense contradicts what it discloses of itself, and the attack failed",
+        "The attack was told something wrong, so its failure says nothing. A note says what was found.",
     ),
     "naive-attack": Flag(
         "the attack works without the defense, failed with it, and was not told what the defense discloses of itself",

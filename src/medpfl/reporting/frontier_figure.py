@@ -17,7 +17,7 @@ NAMES = {"asr": "images read back (ASR)", "ssim": "mean SSIM", "identified": "im
 Points = Sequence[Mapping[str, Any]]
 _SIZE = (4.6, 3.7)  # inches
 _NEAR = (0.02, 0.05)
-_LOOKS = tuple(zip(("safe", "doubt", "leak", "muted", "ink"), "osD^v", strict=True))
+_LOOKS = tuple(zip(("safe", "doubt", "muted", "ink"), "osD^", strict=True))  # not the color of a leak
 
 
 def family(spec: str) -> str:

@@ -22,20 +22,19 @@ __all__ = ["leakage_figure", "leakage_table", "sentence", "write_leakage_page"]
 
 Cells = Sequence[Mapping[str, Any]]
 COLUMNS = ("Round", "Model", "Attack", "Defense", "Images", "Read back", "SSIM", "Identified", "Verdict")
-_INKS = ("leak", "safe", "doubt", "muted", "ink")
+_INKS = ("safe", "doubt", "muted", "ink")  # not the color of a leak: a line is an attack, whatever it reads
 _DASHES = ("-", "--", "-.", ":")
 
 
 def sentence(summary: Cells) -> str:
     """In which round a leak is largest; where none was found, that, or why nothing can be said.
 
-    Only cells whose verdict is a leak tell of one. A round's defense without a leak is inconclusive unless some attack
-    on it worked, and one that is inconclusive makes all so.
+    A round's defense is judged on all attacks together, and one that is inconclusive makes all so.
     """
     if not summary:
         return "Nothing was audited: no attack has finished."
     where = f"Of the models of rounds {', '.join(str(n) for n in sorted({cell['round'] for cell in summary}))}"
-    if leaking := [cell for cell in summary if cell["verdict"] == LEAKS]:
+    if leaking := [cell for cell in summary if LEAKS in (cell["verdict"], cell["union"]["verdict"])]:
         best = max(leaking, key=strength)
         alike = sorted({c["round"] for c in leaking if _said(c) == _said(best)})
         which = f"that of round {best['round']} leaks most"
@@ -47,13 +46,18 @@ def sentence(summary: Cells) -> str:
             f"{percents(best['asr_low'], best['asr_high'])}), {percent(best['identified'])} were identified, by "
             f"{attacker(best)} with {label(best['defense'])}."
         )
-    settled = {(cell["round"], cell["defense"]) for cell in summary if cell["verdict"] == NO_LEAK}
-    if open_ := [cell for cell in summary if (cell["round"], cell["defense"]) not in settled]:
+    if open_ := [cell for cell in summary if cell["union"]["verdict"] != NO_LEAK]:
         flags = ", ".join(dict.fromkeys(flag for cell in open_ for flag in cell["flags"]))
         rounds = ", ".join(str(n) for n in sorted({cell["round"] for cell in open_}))
-        why = f"{reason(open_)}{f' (flags: {flags})' if flags else ''}"
+        why = f"{reason(_first_group(open_))}{f' (flags: {flags})' if flags else ''}"
         return f"{where}, none was seen to leak, but that is inconclusive in rounds {rounds}: {why}."
     return f"{where}, none was seen to leak: no leak found by these attacks, which does not mean that they are safe."
+
+
+def _first_group(cells: Cells) -> Cells:
+    """Return the cells of the first round and defense."""
+    first = cells[0]
+    return [c for c in cells if (c["round"], c["defense"]) == (first["round"], first["defense"])]
 
 
 def _said(cell: Mapping[str, Any]) -> list[Any]:

@@ -23,7 +23,7 @@ from medpfl.reporting.flags import FLAGS, Flag
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.panels import Panel, panels
 from medpfl.reporting.patients import patient_rows
-from medpfl.reporting.tables import entries
+from medpfl.reporting.tables import entries, with_unions
 from medpfl.reporting.verdict import MARKS, verdict_sentences, verdict_states
 from medpfl.reporting.words import DASH, attacker, label
 
@@ -85,7 +85,7 @@ def _page(
         settings,
         sentences=list(zip(verdict_sentences(summary, settings), verdict_states(summary), strict=True)),
         lead=lead(settings),
-        cells=[_row(cell) for cell in summary],
+        cells=[_row(cell) for cell in with_unions(summary)],
         by_patient=patient_rows(summary),
         masks=mask_lines(summary),
         figures=[Markup(figure) for figure in figures],

@@ -1,25 +1,32 @@
-"""What one cell (an attack and a defense) says in words: how many images, how sure, or why nothing."""
+"""What the attacks on one defense say in words: how many images, how sure, or why nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medpfl.reporting.words import attacker, known, label, percent, percents
+from medpfl.core.verdicts import LEAKS
+from medpfl.reporting.words import attacker, counted, known, label, percent, percents
 
-__all__ = ["Cell", "Cells", "bound", "count", "did", "example", "failed", "of", "reason", "strength"]
+__all__ = ["Cell", "Cells", "bounded", "by", "counts", "example", "hits", "labels", "reason", "strength"]
 
 Cell = Mapping[str, Any]
 Cells = Sequence[Cell]
 
+_BLUNT = "these attacks do not work here even without a defense"
+
 # In the order in which they explain: the first that is raised is the reason given.
 REASONS = {
+    "record-mismatch": "the recorded update is not what the images give under the stated plan and defense",
+    "misdisclosed": "what this defense discloses of itself is not what it does, so that no attack knew what it does",
+    "undisclosed": "this defense does not say what an attacker who knows its code could undo",
     "naive-attack": "these attacks were not told of the defense that they failed against",
-    "control-failed": "these attacks do not work here even without a defense",
+    "control-failed": _BLUNT,
     "control-weak": "without the defense these attacks only recognize the images of one client and read none back, "
     "and a sum over clients is harder to read",
-    "too-few": "so few updates were attacked that as much success as without the defense would not have shown",
-    "record-mismatch": "the recorded update is not what the images give under the stated plan and defense",
+    "patients-leak": "few images are exposed, but some patients are, by one of their images",
+    "worst-candidate": "an attack had readings among its candidates, and only did not choose them",
+    "small-gallery": "at least 20 images are needed to test whether one can be recognized among them",
     "prior-only": "a guess made without the update does as well as these attacks",
     "nonfinite": "the attacks ended at numbers that are not finite",
     "not-converged": "the attacks were stopped before they had converged",
@@ -27,73 +34,105 @@ REASONS = {
 
 
 def strength(cell: Cell) -> tuple[float, ...]:
-    """How much an attack got, for comparing cells."""
+    """Return how much an attack got, for comparing cells."""
     return tuple(cell[k] if known(cell.get(k)) else -1.0 for k in ("asr", "identified", "ssim"))
 
 
-def count(cell: Cell) -> int | None:
-    """Images read back, or ``None`` if none was scored."""
-    return round(cell["asr"] * cell["images"]) if known(cell.get("asr")) and cell.get("images") else None
+def hits(told: Cell, key: str) -> int | None:
+    """Return the number of images behind a rate of a cell or a union; ``None`` if it is not known."""
+    return round(told[key] * told["images"]) if known(told.get(key)) and told.get("images") else None
 
 
-def of(some: int, cell: Cell, noun: bool = True) -> str:
-    """``19 of 24 images``."""
-    images = "" if not noun else " image" if cell["images"] == 1 else " images"
-    return f"{some or 'none'} of {cell['images']}{images}"
+def _of(some: int, told: Cell) -> str:
+    return f"{some or 'none'} of {counted(told['images'], 'image')}"
 
 
-def bound(cell: Cell) -> str:
-    """``at most 14 % with 95 % confidence``, if that is known."""
-    return f"at most {percent(cell['asr_high'])} with 95 % confidence" if known(cell.get("asr_high")) else ""
+def counts(union: Cell, short: bool = False) -> str:
+    """Return what was read back and recognized, in numbers.
+
+    Args:
+        union: what the attacks on a defense show together.
+        short: without intervals.
+    """
+    read, told = hits(union, "asr"), hits(union, "identified")
+    if read is None:
+        return "read back no image"
+    one = " of this one update" if union["updates"] == 1 else ""
+    first = f"read back {_of(read, union)}{one}{_rate(union, 'asr', short)}"
+    if told is None:
+        return first
+    chance = f"; by chance {percent(union['identified_floor'])}" if known(union.get("identified_floor")) else ""
+    return f"{first} and recognized {told or 'none'} among others{_rate(union, 'identified', short, chance)}"
 
 
-def example(cell: Cell) -> str:
-    """``TopK(keep=0.1) (5 of 24 images, 21 %, by iDLG)``."""
-    name, some = label(cell["defense"]), count(cell)
-    if some is None:
-        return name
-    extent = [percent(cell["asr"]), f"by {attacker(cell)}"] if some else [bound(cell)]
-    return f"{name} ({', '.join(filter(None, [of(some, cell), *extent]))})"
+def _rate(union: Cell, key: str, short: bool, more: str = "") -> str:
+    low, high = union.get(f"{key}_low"), union.get(f"{key}_high")
+    interval = f", 95 % interval {percents(low, high)}" if known(low) and known(high) and not short else ""
+    return f" ({percent(union[key])}{interval}{more})"
 
 
-def did(cell: Cell) -> str:
-    """What a server did in a cell that leaks. A leak may show in the identification alone."""
-    some = count(cell)
-    if some is None:
-        return "read back images"
-    if some:
-        return f"read back {of(some, cell)} ({_rate(cell, 'asr')})"
-    if not known(cell.get("identified")):
-        return f"learned something of the images, though it read back none of {cell['images']},"
-    chance = f"; by chance {percent(cell['chance'])}" if known(cell.get("chance")) else ""
-    told = of(round(cell["identified"] * cell["images"]), cell)
-    return f"recognized {told} among others ({_rate(cell, 'identified')}{chance}), though it read back none,"
+def bounded(union: Cell) -> str:
+    """Return what a failure shows: the tolerance that the upper ends keep, and the numbers."""
+    least, read, told = percent(union["tolerance"]), hits(union, "asr") or 0, hits(union, "identified")
+    return (
+        f"with 95 % confidence, these attacks read back fewer than {least} of images and recognize fewer than {least} "
+        f"beyond chance (read back {_of(read, union)}, recognized {told or 'none'})"
+    )
 
 
-def failed(cell: Cell, noun: bool = True) -> str:
-    """What a failed attack shows, up to the comma before what it does not show."""
-    some, only = count(cell), "which shows only that these attacks failed"
-    if some is None:
-        return f"no leak was found, {only}"
-    if some:
-        be = "was" if some == 1 else "were"
-        return f"no more than {of(some, cell, noun)} {be} read back ({_rate(cell, 'asr')}), {only}"
-    extent = f" ({bound(cell)})" if bound(cell) else ""
-    return f"{of(0, cell, noun)} was read back, {only}{extent}"
+def by(cells: Cells) -> str:
+    """Return which attacks, and the strongest of them."""
+    best = max(
+        [cell for cell in cells if cell.get("verdict") == LEAKS] or cells,
+        key=lambda cell: (strength(cell), bool(cell.get("knows_defense"))),
+    )
+    name = attacker(best)
+    return name if len(cells) == 1 else f"{len(cells)} attacks (the strongest: {name})"
+
+
+def example(cells: Cells) -> str:
+    """Return ``TopK(keep=0.1) (read back 5 of 24 images, recognized 8)``."""
+    union = cells[0]["union"]
+    read, told = hits(union, "asr"), hits(union, "identified")
+    if read is None:
+        return label(cells[0]["defense"])
+    extent = f"read back {_of(read, union)}" + ("" if told is None else f", recognized {told or 'none'}")
+    return f"{label(cells[0]['defense'])} ({extent})"
+
+
+def labels(cells: Cells) -> str:
+    """Return a sentence on the labels that were inferred; empty where they were not."""
+    telling = [cell for cell in cells if cell.get("label_verdict") == LEAKS]
+    if not telling:
+        return ""
+    best = max(telling, key=lambda cell: cell["label_accuracy"])
+    some = round(best["label_accuracy"] * best["images"])
+    return f" The labels of {some} of {counted(best['images'], 'image')} were inferred."
 
 
 def reason(cells: Cells) -> str:
-    """Why nothing can be said; attacks that know the defense have the word, if there are any."""
-    cells = [cell for cell in cells if cell.get("knows_defense") is not False] or cells
-    flags = {flag for cell in cells for flag in cell.get("flags") or ()}
+    """Return why nothing can be concluded of a defense; attacks that know it have the word, if there are any."""
+    union = cells[0].get("union") or {}
+    asked = [cell for cell in cells if cell.get("knows_defense") is not False] or cells
+    own = list(union.get("flags") or ())
+    flags = set(own or (flag for cell in asked for flag in cell.get("flags") or ()))
     if not any(cell.get("images") for cell in cells):
         empty = "the update of every image is exactly zero" if "zero-gradient" in flags else ""
         return empty or "no image was scored"
-    found = (why for flag, why in REASONS.items() if flag in flags)
-    return next(found, "what was measured is too little to tell a leak from a failed attack")
+    found = next((why for flag, why in REASONS.items() if flag in flags and flag not in _LAST), None)
+    if "too-few" in flags and (found is None or own):
+        return _few(union)
+    later = (why for flag, why in REASONS.items() if flag in flags)
+    return found or next(later, "what was measured is too little to tell a leak from a failed attack")
 
 
-def _rate(cell: Cell, key: str) -> str:
-    low, high = cell.get(f"{key}_low"), cell.get(f"{key}_high")
-    interval = f", 95 % interval {percents(low, high)}" if known(low) and known(high) else ""
-    return percent(cell[key]) + interval
+_LAST = ("prior-only", "nonfinite", "not-converged")
+
+
+def _few(union: Cell) -> str:
+    """Return that so few updates do not decide, and how many would."""
+    need, per = union.get("updates_needed"), max(1, round(union["images"] / max(1, union["updates"])))
+    have = "one update is" if union["updates"] == 1 else f"{union['updates']} updates are"
+    if need is None or need <= union["updates"]:
+        return f"{have} too few to tell a leak from a failed attack: run more"
+    return f"{have} too few to tell a leak from a failed attack: run {need} updates or more (--images {need * per})"

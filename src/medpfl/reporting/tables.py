@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["Entry", "entries", "terminal_table"]
+__all__ = ["Entry", "entries", "terminal_table", "with_unions"]
 
 BASELINES = {"mean_image": "mean", "nearest": "nearest", "random_update": "random", "masked_vector": "masked"}
 COLORS = {LEAKS: "bold red", NO_LEAK: "cyan", INCONCLUSIVE: "yellow"}
@@ -31,6 +31,17 @@ class Entry:
     column: str
     value: str
     notes: tuple[str, ...] = ()
+
+
+def with_unions(summary: Cells) -> list[Cell]:
+    """Return the cells by defense, each defense of several attacks followed by what these show together."""
+    found: list[Cell] = []
+    for defense in dict.fromkeys(cell["defense"] for cell in summary):
+        own = [cell for cell in summary if cell["defense"] == defense]
+        found += own
+        if len(own) > 1 and (union := own[0].get("union")):
+            found.append({**union, "attack": f"all {len(own)} together", "defense": defense})
+    return found
 
 
 def entries(cell: Cell) -> list[Entry]:
@@ -56,7 +67,7 @@ def _interval(text: str) -> tuple[str, ...]:
 
 
 def _left_out(cell: Cell) -> tuple[str, ...]:
-    share, clusters = cell.get("zero_gradient"), cell.get("clusters")
+    share, clusters = cell.get("zero_gradient"), cell.get("clusters", cell.get("updates"))
     dependent = (f"in {clusters} updates",) if clusters and clusters < cell["images"] else ()
     return ((f"{percent(share)} zero",) if known(share) and share else ()) + dependent
 
@@ -104,7 +115,8 @@ def _identified_notes(cell: Cell) -> tuple[str, ...]:
         return ()
     notes = _interval(percents(cell.get("identified_low"), cell.get("identified_high")))
     among = (f"of {cell['gallery']}",) if cell.get("gallery") else ()
-    return (*notes, f"chance {percent(cell.get('chance'))}", *among)
+    chance = cell["chance"] if known(cell.get("chance")) else cell.get("identified_floor")
+    return (*notes, f"chance {percent(chance)}", *among)
 
 
 def _evaluations(cell: Cell) -> tuple[str, ...]:
@@ -131,7 +143,7 @@ def terminal_table(summary: Cells, width: int | None = None) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("Verdict", "Flags") if wide else ("Verdict",):
         table.add_column(name, no_wrap=True)
-    for cell in summary:
+    for cell in with_unions(summary):
         table.add_row(*(_wide_row if wide else _narrow_row)(cell))
     return table
 

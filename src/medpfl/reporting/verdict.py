@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED, together
-from medpfl.reporting.phrases import Cell, Cells, count, did, example, failed, of, reason, strength
-from medpfl.reporting.words import attacker, brief, known, label, percent
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
+from medpfl.reporting.phrases import Cell, Cells, bounded, by, counts, example, labels, reason
+from medpfl.reporting.words import brief, known, label, percent
 
 __all__ = ["MARKS", "verdict_sentences", "verdict_states"]
 
@@ -19,10 +19,10 @@ MARKS = {LEAKS: "\u25b2", NO_LEAK: "\u25cb", INCONCLUSIVE: "?"}
 
 
 def verdict_sentences(summary: Cells, settings: Mapping[str, Any]) -> tuple[str, str]:
-    """What the audit found: without a defense, then with.
+    """Return what the audit found: without a defense, then with.
 
     Args:
-        summary: one mapping for each attack and defense.
+        summary: one mapping for each attack and defense, with what the attacks on the defense show together.
         settings: of the run; its grants and its record change the wording.
     """
     if not summary:
@@ -30,25 +30,25 @@ def verdict_sentences(summary: Cells, settings: Mapping[str, Any]) -> tuple[str,
     bare, groups = _split(_named(summary))
     first = _undefended(bare, settings) if bare else _no_control(summary)
     if not groups:
-        return first, "No defense was audited, so what one would hold back is not known."
+        return first, "No defense was tested. Add one with --defense."
     if groups[0][0]["defense"] == label(RECORDED):
         return first, _recorded(groups[0], settings)
     return first, (_one(groups[0], settings) if len(groups) == 1 else _many(groups))
 
 
 def verdict_states(summary: Cells) -> tuple[str | None, str | None]:
-    """The outcome that belongs to each sentence; ``None`` where it states none.
+    """Return the outcome that belongs to each sentence; ``None`` where it states none.
 
-    A defense leaks if one attack gets through. Several defenses together are as good as the weakest.
+    Several defenses together are as good as the weakest.
     """
     bare, groups = _split(summary)
     states = [_state(cells) for cells in groups]
-    together = next((s for s in (LEAKS, INCONCLUSIVE, NO_LEAK) if s in states), None)
-    return (_state(bare) if bare else None), together
+    worst = next((s for s in (LEAKS, INCONCLUSIVE, NO_LEAK) if s in states), None)
+    return (_state(bare) if bare else None), worst
 
 
 def _named(summary: Cells) -> list[Cell]:
-    """The cells under names that fit into a sentence; the table has the specs in full."""
+    """Return the cells under names that fit into a sentence; the table has the specs in full."""
     names = brief({cell[key]: None for cell in summary for key in ("attack", "defense")})
     return [{**c, "attack": names[c["attack"]], "defense": _name(c["defense"], names)} for c in summary]
 
@@ -65,29 +65,19 @@ def _split(summary: Cells) -> tuple[list[Cell], list[list[Cell]]]:
 
 
 def _state(cells: Cells) -> str:
-    return together(cell.get("verdict") for cell in cells)
-
-
-def _top(cells: Cells) -> Cell:
-    """The strongest attack of those that decide the state."""
-    state = _state(cells)
-    return max(
-        [c for c in cells if c.get("verdict") == state] or cells,
-        key=lambda cell: (strength(cell), bool(cell.get("knows_defense"))),
-    )
+    return cells[0]["union"]["verdict"]
 
 
 def _undefended(cells: Cells, settings: Mapping[str, Any]) -> str:
-    opening = "Without a defense"
-    top = _top(cells)
+    union = cells[0]["union"]
     if _state(cells) == LEAKS:
-        return f"{opening}, {_actor(settings)} {did(top)} with {_by(top, cells)}."
-    if _state(cells) == NO_LEAK:
-        return f"{opening}, {failed(top)}, not that the images are safe."
-    if "control-failed" in (top.get("flags") or ()) and (some := count(top)) is not None:
-        what = f"these attacks read back {of(some, top)}"
-        return f"{opening}, {what}: they do not work here, so nothing can be said."
-    return f"{opening}, nothing can be said: {reason(cells)}."
+        return f"Without a defense, {_actor(settings)} {counts(union)} with {by(cells)}."
+    if "control-failed" in (cells[0].get("flags") or ()) and union["images"]:
+        return (
+            f"Without a defense, these attacks {counts(union)}: they do not work here, so this test says nothing about "
+            "safety. Try: medpfl check-model; --mode eval; --batch-size 1."
+        )
+    return _open("Without a defense", cells, settings)
 
 
 def _no_control(summary: Cells) -> str:
@@ -102,42 +92,48 @@ def _actor(settings: Mapping[str, Any]) -> str:
     return "a malicious server" if "active" in (settings.get("grants") or ()) else "a curious server"
 
 
-def _by(cell: Cell, cells: Cells) -> str:
-    name = attacker(cell)
-    return name if len(cells) == 1 else f"the strongest of these attacks ({name})"
-
-
 def _one(cells: Cells, settings: Mapping[str, Any]) -> str:
-    top, name = _top(cells), label(cells[0]["defense"])
+    union, opening = cells[0]["union"], f"With {label(cells[0]['defense'])}"
     if _state(cells) == LEAKS:
         end = "so this defense does not protect these images"
         hidden = "; attacks that were not told of it seemed to fail" if _hidden(cells) else ""
-        return f"With {name}, {_actor(settings)} still {did(top)} with {_by(top, cells)}, {end}{hidden}."
+        return f"{opening}, {_actor(settings)} still {counts(union)} with {by(cells)}, {end}{hidden}."
     if _state(cells) == NO_LEAK:
-        return f"With {name} {failed(top, noun=False)}, not that the defense is safe."
-    return f"Nothing can be said about the defense {name}: {reason(cells)}."
+        return f"{opening}, no leak was found: {bounded(union)}. {_NOT_SAFE}{labels(cells)}"
+    return _open(opening, cells, settings)
+
+
+_NOT_SAFE = "That these attacks failed does not show that the defense is safe."
+
+
+def _open(opening: str, cells: Cells, settings: Mapping[str, Any]) -> str:
+    """Return the sentence of what is inconclusive: the numbers, and why they decide nothing."""
+    union = cells[0]["union"]
+    if not union["images"]:
+        return f"{opening}, nothing can be said: {reason(cells)}."
+    return f"{opening}, {_actor(settings)} {counts(union)}, which is inconclusive: {reason(cells)}.{labels(cells)}"
 
 
 def _hidden(cells: Cells) -> bool:
-    """Whether a leak shows only to attacks that know the defense, where others were run too."""
+    """Return whether a leak shows only to attacks that know the defense, where others were run too."""
     naive = [cell for cell in cells if cell.get("knows_defense") is False]
-    return bool(naive) and _state(cells) == LEAKS and _state(naive) != LEAKS
+    return bool(naive) and _state(cells) == LEAKS and all(cell.get("verdict") != LEAKS for cell in naive)
 
 
 def _recorded(cells: Cells, settings: Mapping[str, Any]) -> str:
-    top, opening = _top(cells), "From the recorded update"
+    union, opening = cells[0]["union"], "From the recorded update"
     if _state(cells) == LEAKS:
-        return f"{opening}, {_actor(settings)} {did(top)} with {_by(top, cells)}."
+        return f"{opening}, {_actor(settings)} {counts(union)} with {by(cells)}."
     if _state(cells) == NO_LEAK:
-        return f"{opening}, {failed(top)}, not that the update is safe."
-    return f"Nothing can be said about the recorded update: {reason(cells)}."
+        return f"{opening}, no leak was found: {bounded(union)}. {_NOT_SAFE}{labels(cells)}"
+    return _open(opening, cells, settings)
 
 
 def _many(groups: Sequence[Cells]) -> str:
     leaking, holding, unsure = ([g for g in groups if _state(g) == s] for s in (LEAKS, NO_LEAK, INCONCLUSIVE))
     total = len(groups)
     if len(unsure) == total:
-        return f"Nothing can be said about the {total} defenses: {reason([c for g in groups for c in g])}."
+        return f"The {total} defenses are inconclusive: {_reasons(unsure)}."
     parts = [
         _leaking(leaking, total) if leaking else "",
         _holding(holding, total) if holding else "",
@@ -149,12 +145,16 @@ def _many(groups: Sequence[Cells]) -> str:
 
 
 def _leaking(groups: Sequence[Cells], total: int) -> str:
-    tops = sorted((_top(g) for g in groups), key=strength, reverse=True)
+    ordered = sorted(groups, key=lambda cells: _extent(cells[0]["union"]), reverse=True)
     verb = "leaks" if len(groups) == 1 else "leak"
     who = f"all {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
-    if len(tops) == 1:
-        return f"{who} still {verb}: {example(tops[0])}"
-    return f"{who} still {verb}, most with {example(tops[0])}, least with {example(tops[-1])}"
+    if len(ordered) == 1:
+        return f"{who} still {verb}: {example(ordered[0])}"
+    return f"{who} still {verb}, most with {example(ordered[0])}, least with {example(ordered[-1])}"
+
+
+def _extent(union: Cell) -> tuple[float, ...]:
+    return tuple(union[key] if known(union.get(key)) else -1.0 for key in ("asr", "identified"))
 
 
 def _seeming(groups: Sequence[Cells]) -> str:
@@ -165,20 +165,22 @@ def _seeming(groups: Sequence[Cells]) -> str:
 
 
 def _holding(groups: Sequence[Cells], total: int) -> str:
-    best = example(min((_top(g) for g in groups), key=_upper))
+    least = percent(groups[0][0]["union"]["tolerance"])
     if len(groups) == 1:
-        return f"with {best} no leak was found, which does not show that it is safe"
-    who = f"the {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
+        who = example(groups[0])
+    else:
+        count = f"the {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
+        who = f"{count}, such as {example(min(groups, key=lambda cells: _extent(cells[0]['union'])))},"
     return (
-        f"with {who} no leak was found, at best with {best}, which shows only that these attacks failed, "
-        "not that the defenses are safe"
+        f"with {who} no leak was found (with 95 % confidence, these attacks read back fewer than {least} of images and "
+        f"recognize fewer than {least} beyond chance), which does not show that the images are safe"
     )
 
 
-def _upper(cell: Cell) -> float:
-    return cell["asr_high"] if known(cell.get("asr_high")) else 1.0
-
-
 def _unsure(groups: Sequence[Cells]) -> str:
-    who = " and ".join(label(g[0]["defense"]) for g in groups) if len(groups) < 3 else f"{len(groups)} of them"
-    return f"nothing can be said about {who}: {reason([c for g in groups for c in g])}"
+    who = " and ".join(map(example, groups)) if len(groups) < 3 else f"{len(groups)} of them"
+    return f"inconclusive with {who}: {_reasons(groups)}"
+
+
+def _reasons(groups: Sequence[Cells]) -> str:
+    return "; or ".join(dict.fromkeys(map(reason, groups)))
