@@ -21,7 +21,8 @@ def point(defense: str, asr: float | None = 0.0, accuracy: float | None = 0.8, *
         f"{m}_end": None if asr is None else asr + 0.05 for m in METRICS
     }
     control = {f"{m}_control": 0.9 for m in METRICS}
-    verdict = {"verdict": NO_LEAK, "control_works": True}
+    verdict = {"verdict": NO_LEAK, "control_works": True, "flags": [], "updates_needed": None}
+    verdict["accuracy_low"] = None if accuracy is None else accuracy - 0.1
     return {"defense": defense, "accuracy": accuracy, **leakage, **control, **verdict, **more}
 
 
@@ -47,13 +48,13 @@ def test_marks_are_by_metric_and_limits_are_all_to_be_met():
     assert both[0]["unbeaten"] == list(METRICS)
     assert [p["meets"] for p in both] == [False, False]
     assert [p["meets"] for p in marked([BARE, near], ASR)] == [False, True]
-    assert marked([near], [])[0]["meets"] is None
 
 
 def test_the_least_loss_of_accuracy_under_the_limit_wins():
     points = [BARE, point("A()", 0.0, 0.6), point("B()", 0.02, 0.8), point("C()", 0.4, 0.85)]
     assert recommendation(points, ASR) == {
-        "state": "recommended", "defense": "B()", "limits": ["asr<=0.1"], "inconclusive": []
+        "state": "recommended", "defense": "B()", "limits": ["asr<=0.1"], "inconclusive": [], "leaking": [],
+        "updates_needed": None, "chance": 0.5,
     }  # fmt: skip
     tie = [BARE, point("A()", 0.03, 0.8), point("B()", 0.01, 0.8)]
     assert recommendation(tie, ASR)["defense"] == "B()"
@@ -72,9 +73,8 @@ def test_the_upper_end_counts_not_the_estimate():
 )
 def test_nothing_is_recommended_where_the_control_failed(control):
     points = [{**BARE, **control}, point("A()", **control), point("B()", **control)]
-    assert recommendation(points, ASR) == {
-        "state": "control failed", "defense": None, "limits": ["asr<=0.1"], "inconclusive": []
-    }  # fmt: skip
+    found = recommendation(points, ASR)
+    assert (found["state"], found["defense"]) == ("control failed", None)
 
 
 def test_of_several_controls_each_setting_has_its_own():
@@ -96,5 +96,25 @@ def test_the_undefended_setting_is_never_recommended():
     assert recommendation([{**BARE, "asr_end": 0.0}, point("A()", 0.5)], ASR)["state"] == "none"
 
 
-def test_without_a_limit():
-    assert recommendation([BARE, point("A()")], [])["state"] == "no limit"
+def test_a_setting_whose_own_audit_leaks_is_recommended_on_demand_only():
+    points = [BARE, point("A()", 0.0, 0.85, verdict=LEAKS), point("B()", 0.0, 0.7)]
+    found = recommendation(points, ASR)
+    assert (found["defense"], found["leaking"]) == ("B()", ["A()"])
+    assert recommendation(points, ASR, accept_leak=True)["defense"] == "A()"
+    alone = recommendation(points[:2], ASR)
+    assert (alone["state"], alone["leaking"]) == ("none", ["A()"])
+
+
+def test_too_few_updates_are_no_choice_and_say_how_many_are_needed():
+    few = {"verdict": INCONCLUSIVE, "flags": ["too-few"], "asr_end": 0.6}
+    points = [BARE, point("A()", updates_needed=17, **few), point("B()", updates_needed=40, **few)]
+    found = recommendation(points, [Limit("asr", 0.2)])
+    assert (found["state"], found["defense"], found["updates_needed"]) == ("too few", None, 17)
+    assert recommendation(points, ASR)["updates_needed"] == 36, "as many as the limit needs"
+    assert recommendation(points, [Limit("asr", 0.0)])["state"] == "none"
+
+
+def test_nothing_is_traded_where_nothing_was_learned():
+    bare = {**BARE, "accuracy": 0.5, "accuracy_low": 0.49}
+    assert recommendation([bare, point("A()")], ASR)["state"] == "nothing learned"
+    assert recommendation([bare, point("A()")], ASR, classes=4)["state"] == "recommended"

@@ -35,13 +35,31 @@ def rounds(accuracy: float, epsilon: float | None = None, auroc: float | None = 
     ]
 
 
-CELLS = [
-    cell("A()", UNDEFENDED, 0.9, verdict=LEAKS, flags=["x"]),
-    cell("B()", UNDEFENDED, 0.2, 0.95),
-    cell("A()", "D()", 0.0, 0.3),
-    cell("A()", "D()", 0.25, 0.2, knows=True, flags=["y"], verdict=INCONCLUSIVE),
-    cell("B()", "D()", 0.1, 0.1),
-]
+def united(cells: list[dict]) -> list[dict]:
+    """The cells with what the attacks on each defense show together."""
+    found = []
+    for one in cells:
+        own = [c for c in cells if c["defense"] == one["defense"]]
+        known = [c["asr"] for c in own if c["asr"] is not None]
+        top = max(known, default=0.0)
+        union = {
+            "verdict": own[0]["verdict"], "updates_needed": 17, "flags": ["too-few"], "asr_excess": top + 0.3,
+            "identified": top, "identified_low": top - 0.1, "identified_high": top + 0.1, "identified_floor": 0.05,
+            "identified_excess": top + 0.2,
+        }  # fmt: skip
+        found.append({**one, "union": union})
+    return found
+
+
+CELLS = united(
+    [
+        cell("A()", UNDEFENDED, 0.9, verdict=LEAKS, flags=["x"]),
+        cell("B()", UNDEFENDED, 0.2, 0.95),
+        cell("A()", "D()", 0.0, 0.3),
+        cell("A()", "D()", 0.25, 0.2, knows=True, flags=["y"], verdict=INCONCLUSIVE),
+        cell("B()", "D()", 0.1, 0.1),
+    ]
+)
 
 
 def test_of_each_score_the_strongest_attack_counts():
@@ -55,21 +73,20 @@ def test_of_each_score_the_strongest_attack_counts():
     assert (bare["verdict"], defended["verdict"]) == (LEAKS, NO_LEAK)
     assert bare["control_works"]
     assert defended["control_works"]
-    assert (bare["flags"], defended["flags"]) == (["x"], ["y"])
+    assert (bare["flags"], defended["flags"]) == (["too-few", "x"], ["too-few", "y"])
     assert (bare["loss"], defended["loss"]) == (0.0, pytest.approx(0.2))
 
 
-def test_the_end_is_that_of_all_attacks_and_unknown_if_one_is():
-    wide = cell("C()", "D()", 0.2, asr_high=0.8)
-    found = points_of({"D()": [*CELLS, wide]}, {"D()": [rounds(0.7)]}, "test")[0]
-    assert (found["asr"], found["asr_high"], found["asr_end"]) == (0.25, 0.35, 0.8)
-    none = cell("C()", "D()", None)
-    found = points_of({"D()": [*CELLS, none]}, {"D()": [rounds(0.7)]}, "test")[0]
-    assert (found["asr"], found["asr_end"]) == (0.25, None)
+def test_ends_are_of_all_attacks_together():
+    found = points_of({"D()": CELLS}, {"D()": [rounds(0.7)]}, "test")[0]
+    assert (found["asr_high"], found["asr_end"]) == (0.35, 0.55)
+    assert (found["identified_end"], found["updates_needed"]) == (0.35, 17)
+    assert (found["recognized"], found["recognized_end"]) == (pytest.approx(0.2), pytest.approx(0.45))
+    assert found["recognized_control"] == pytest.approx(0.75)
 
 
 def test_a_control_that_leaks_nothing_does_not_work():
-    weak = [cell("A()", UNDEFENDED, 0.0, verdict=INCONCLUSIVE), cell("A()", "D()", 0.0, verdict=LEAKS)]
+    weak = united([cell("A()", UNDEFENDED, 0.0, verdict=INCONCLUSIVE), cell("A()", "D()", 0.0, verdict=LEAKS)])
     assert not points_of({"D()": weak}, {"D()": [rounds(0.7)]}, "test")[0]["control_works"]
 
 

@@ -34,7 +34,15 @@ POINTS = [
     point("TopK(keep=0.1) | <b>()", 0.4, 0.7, unbeaten=[], verdict=LEAKS),
     point("GaussianNoise(scale=9)", None, None, gap="the training diverged", verdict=INCONCLUSIVE, unbeaten=[]),
 ]
-CHOSEN = {"state": "recommended", "limits": ["asr<=0.1"], "defense": POINTS[1]["defense"], "inconclusive": []}
+CHOSEN = {
+    "state": "recommended",
+    "limits": ["asr<=0.1"],
+    "defense": POINTS[1]["defense"],
+    "inconclusive": [],
+    "leaking": [],
+    "updates_needed": None,
+    "chance": 0.5,
+}
 SETTINGS: dict[str, Any] = {
     "judged": "test", "images_per_update": 1, "round": 0, "seeds": 1, "notes": ["a <i>note</i>"],
     "experiment": {"model": "M"}, "versions": {"medpfl": "1"},
@@ -89,16 +97,18 @@ def test_the_recommendation_says_its_price_and_what_still_leaks():
 
 
 @pytest.mark.parametrize(
-    ("state", "inconclusive", "words"),
+    ("more", "words"),
     [
-        ("no limit", [], "no limit was given"),
-        ("control failed", [], "A failed attack is not safety"),
-        ("none", [], "No setting meets asr<=0.1 at the upper end of every attack's 95 % interval."),
-        ("none", ["TopK(keep=0.1)"], "; TopK(keep=0.1) would, but the verdict is inconclusive."),
+        ({"state": "nothing learned"}, "has learned nothing (balanced accuracy 90 %"),
+        ({"state": "control failed"}, "A failed attack is not safety"),
+        ({"state": "too few", "updates_needed": 36}, "Run 36 updates or more (--images)."),
+        ({"state": "none"}, "No setting meets asr<=0.1 at the upper end of the 95 % interval of all attacks together."),
+        ({"state": "none", "inconclusive": ["TopK(keep=0.1)"]}, "; TopK(keep=0.1) would, but the verdict is inconcl"),
+        ({"state": "none", "leaking": ["Signs()"]}, "; Signs would, but by its own audit it leaks (--accept-leak)."),
     ],
 )
-def test_every_other_state_recommends_nothing(state, inconclusive, words):
-    said = sentences(POINTS, {**CHOSEN, "state": state, "defense": None, "inconclusive": inconclusive}, SETTINGS)[1]
+def test_every_other_state_recommends_nothing(more, words):
+    said = sentences(POINTS, {**CHOSEN, "defense": None, **more}, SETTINGS)[1]
     assert words in said
     assert "costs least" not in said
 

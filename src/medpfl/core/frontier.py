@@ -6,6 +6,7 @@ from pydantic import Field
 
 from medpfl.core.experiment import STANDARD
 from medpfl.core.training import Training
+from medpfl.core.verdicts import TOLERANCE
 
 __all__ = ["Frontier"]
 
@@ -18,7 +19,17 @@ class Frontier(Training):
     )
     limit: list[str] = Field(
         default=[],
-        description="'asr<=0.05', of asr, ssim or identified; once for each; the interval's upper end must keep it",
+        description="'asr<=0.05', of asr, ssim, identified or recognized (identified above chance); repeat for "
+        "several; the upper end of the 95 % interval must not exceed it; unset: --tolerance on asr and on recognized",
+    )
+    tolerance: float = Field(
+        default=TOLERANCE,
+        gt=0,
+        lt=1,
+        description="share of images, as for 'medpfl audit': the default limit",
+    )
+    accept_leak: bool = Field(
+        default=False, description="recommend a setting even if its own audit says that it leaks, within the limits"
     )
     seeds: int = Field(default=1, ge=1, description="trainings of each setting, seeds counted from --seed on")
     round: int = Field(
@@ -29,7 +40,11 @@ class Frontier(Training):
         description="spec; once for each attack; as it is, those that are made for the model too",
     )
     grant: list[str] = Field(default=[], description="what the adversary is told: labels, order, ...")
-    images: int = Field(default=32, ge=1, description="images to attack, evenly over classes")
+    images: int | None = Field(
+        default=None,
+        ge=1,
+        description="images to attack, evenly over classes; unset: 32, or more where the limits need more updates",
+    )
     images_per_update: int = Field(default=1, ge=1, description="images behind an update that is attacked")
     draws: int = Field(default=1, ge=1, description="draws of untrained weights that are audited")
     memory: float = Field(default=2.0, gt=0, description="GiB that a stack of victims may take")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from medpfl.core.verdicts import INCONCLUSIVE, UNDEFENDED
-from medpfl.frontier.limits import METRICS, Limit
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, UNDEFENDED
+from medpfl.frontier.limits import METRICS, Limit, updates_for
 from medpfl.frontier.points import Point
 
 __all__ = ["marked", "recommendation", "unbeaten"]
@@ -45,34 +45,58 @@ def _meets(point: Point, limit: Limit) -> bool:
 
 
 def _control_works(point: Point, limits: Sequence[Limit]) -> bool:
-    """Whether the attacks read more than every limit where there is no defense: else to meet it says nothing."""
+    """Return whether the attacks leak without the defense, and exceed a limit there: else to meet it says nothing."""
     ends = [(point[f"{limit.metric}_control"], limit.bound) for limit in limits]
-    return point["control_works"] and all(low is not None and low > bound for low, bound in ends)
+    return point["control_works"] and any(low is not None and low > bound for low, bound in ends)
 
 
-def recommendation(points: Sequence[Point], limits: Sequence[Limit]) -> dict[str, Any]:
-    """The setting with the least loss of balanced accuracy of those that meet all limits, or why there is none.
+def recommendation(
+    points: Sequence[Point], limits: Sequence[Limit], classes: int = 2, accept_leak: bool = False
+) -> dict[str, Any]:
+    """Return the setting with the least loss of balanced accuracy of those that meet all limits, or why there is none.
 
-    A setting meets a limit if the upper ends of the 95 % intervals of all attacks do, naive and adaptive: of the two
+    A setting meets a limit if the upper end of the 95 % interval of what all attacks get together does: of the two
     readings of a limit, the cautious one. Of settings that are equally accurate, the one that leaks less. The
-    undefended control must exceed the limit with 95 % confidence, or the attacks cannot tell; a setting whose verdict
-    is inconclusive is not recommended.
+    undefended control must leak and exceed a limit with 95 % confidence, or the attacks cannot tell; a setting whose
+    verdict is inconclusive is not recommended, and one that leaks only on demand.
+
+    Args:
+        points: the undefended setting first.
+        limits: at least one.
+        classes: of the data; a balanced accuracy of 1 / `classes` is had by guessing.
+        accept_leak: whether a setting may be recommended although its own audit says that it leaks.
 
     Returns:
-        ``state``: ``"recommended"``, ``"none"``, ``"control failed"`` or ``"no limit"``; ``limits``; ``defense``;
-        ``inconclusive``: settings left out for that.
+        ``state``: ``"recommended"``, ``"none"``, ``"too few"``, ``"control failed"`` or ``"nothing learned"``;
+        ``limits``; ``defense``; ``inconclusive`` and ``leaking``: settings left out for that; ``updates_needed``: how
+        many updates would decide, where so few do not.
     """
-    found = {"limits": list(map(str, limits)), "defense": None, "inconclusive": []}
-    if not limits:
-        return {**found, "state": "no limit"}
+    found: dict[str, Any] = {
+        "limits": list(map(str, limits)), "defense": None, "inconclusive": [], "leaking": [], "updates_needed": None,
+        "chance": 1 / classes,
+    }  # fmt: skip
+    low = points[0]["accuracy_low"]
+    if low is not None and low <= 1 / classes:
+        return {**found, "state": "nothing learned"}
     defended = [p for p in points if p["defense"] != UNDEFENDED and p["accuracy"] is not None]
-    judged = [p for p in defended if _control_works(p, limits)]
     if not any(_control_works(p, limits) for p in defended or points):
         return {**found, "state": "control failed"}
+    judged = [p for p in defended if _control_works(p, limits)]
     meeting = [p for p in judged if all(_meets(p, limit) for limit in limits)]
     found["inconclusive"] = [p["defense"] for p in meeting if p["verdict"] == INCONCLUSIVE]
-    sure = [p for p in meeting if p["verdict"] != INCONCLUSIVE]
-    if not sure:
-        return {**found, "state": "none"}
-    best = min(sure, key=lambda p: (-p["accuracy"], p[f"{limits[0].metric}_end"]))
-    return {**found, "state": "recommended", "defense": best["defense"]}
+    found["leaking"] = [p["defense"] for p in meeting if p["verdict"] == LEAKS and not accept_leak]
+    left_out = {*found["inconclusive"], *found["leaking"]}
+    sure = [p for p in meeting if p["defense"] not in left_out]
+    if sure:
+        best = min(sure, key=lambda p: (-p["accuracy"], p[f"{limits[0].metric}_end"]))
+        return {**found, "state": "recommended", "defense": best["defense"]}
+    needed = _needed(judged, limits)
+    return {**found, "state": "none" if needed is None else "too few", "updates_needed": needed}
+
+
+def _needed(points: Sequence[Point], limits: Sequence[Limit]) -> int | None:
+    """Return how many updates would decide on one of the settings that too few updates leave open."""
+    open_ = [p for p in points if p["verdict"] == INCONCLUSIVE and "too-few" in p["flags"]]
+    needs = [p["updates_needed"] for p in open_ if p["updates_needed"] is not None]
+    least = updates_for(limits)
+    return None if not needs or least is None else max(least, min(needs))

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medpfl.core.errors import InputError, nearest
+from medpfl.core.verdicts import TOLERANCE
 
-__all__ = ["METRICS", "Limit", "check_within_reach", "limits_of"]
+__all__ = ["METRICS", "Limit", "limits_of", "updates_for"]
 
-METRICS = ("asr", "ssim", "identified")
-"""What a limit may be on; a rate of images, but for the mean SSIM."""
-_RATES = ("asr", "identified")
+METRICS = ("asr", "ssim", "identified", "recognized")
+"""What a limit may be on; a rate of images, but for the mean SSIM. ``recognized`` is identified above chance."""
+_RATES = ("asr", "identified", "recognized")
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Limit:
         return f"{self.metric}<={self.bound:g}"
 
 
-def limits_of(texts: Sequence[str]) -> list[Limit]:
-    """Limits from ``"asr<=0.05"``.
+def limits_of(texts: Sequence[str], tolerance: float = TOLERANCE) -> list[Limit]:
+    """Return limits from ``"asr<=0.05"``; without any, the tolerance on images read back and on images recognized.
 
     Raises:
         InputError: something else, an unknown metric, a bound out of [0, 1), or one metric twice.
     """
-    limits = [_limit(text) for text in texts]
+    limits = [_limit(text) for text in texts] or [Limit("asr", tolerance), Limit("recognized", tolerance)]
     if len({limit.metric for limit in limits}) < len(limits):
         raise InputError(f"--limit is given twice for one metric: {', '.join(map(str, limits))}")
     return limits
@@ -63,28 +64,12 @@ def _number(text: str) -> float | None:
         return None
 
 
-def check_within_reach(limits: Sequence[Limit], images: int, per_update: int) -> None:
-    """Raises `InputError` for a limit that so few images cannot show, even if not one of them is read.
-
-    Args:
-        limits: of which the upper ends of 95 % intervals must be.
-        images: that are attacked.
-        per_update: images of one update, which are one trial of the interval.
-    """
-    from medpfl.metrics.rates import interval  # not above: a wrong limit is said before torch is imported
-
-    for limit in limits:
-        if limit.metric not in _RATES:
-            continue
-        end = interval(0, images // per_update)[1]
-        if end > limit.bound:
-            need = "no number of images can" if limit.bound == 0 else f"--images {_needed(limit.bound) * per_update}"
-            raise InputError(
-                f"--limit '{limit}' cannot be shown by {images} images: even if none is read, the 95 % interval ends "
-                f"at {end:.2g}; {need}{'' if limit.bound == 0 else ' can show it'}"
-            )
+def updates_for(limits: Sequence[Limit]) -> int | None:
+    """Return the least number of updates that can show the limits, if nothing is read; ``None`` if no number can."""
+    bounds = [limit.bound for limit in limits if limit.metric in _RATES]
+    return None if 0 in bounds else max(map(_needed, bounds), default=1)
 
 
 def _needed(bound: float) -> int:
-    """The least number of trials without success whose interval ends at the bound or below."""
+    """Return the least number of trials without success whose 95 % interval ends at the bound or below."""
     return math.ceil(math.log(0.025) / math.log1p(-bound))

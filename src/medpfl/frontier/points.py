@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medpfl.core.rounds import Round
-from medpfl.core.verdicts import LEAKS, UNDEFENDED, together
-from medpfl.frontier.limits import METRICS
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, UNDEFENDED
 from medpfl.metrics.rates import mean_interval
 from medpfl.reporting.bounds import placed
 
@@ -24,11 +23,13 @@ def points_of(
     """A point for each setting; the undefended one is the first.
 
     Of each metric of leakage a point has the value of the strongest attack with its interval (``asr``, ``asr_low``,
-    ``asr_high``), which attack that is, the upper end of all attacks' intervals (``asr_end``), and the lower end of
-    the strongest undefended attack (``asr_control``). ``bound``: of a differentially private defense, over the rounds
-    that the attack sees (`medpfl.auditing.bounds`), else ``None``. ``accuracy`` is balanced accuracy, the mean
-    over seeds; with several seeds its interval is Student's over them, else that of the images. ``loss`` is what the
-    undefended model has more.
+    ``asr_high``), which attack that is, the upper end of what all attacks get together (``asr_end``; by update, as of
+    `medpfl.judging.evidence.Tally.excess`; of the mean SSIM, that of the strongest), and the lower end of the strongest
+    undefended attack (``asr_control``). ``recognized`` is what all attacks together identify above what guesses without
+    the update explain. ``verdict`` and ``updates_needed`` are those of all attacks together. ``bound``: of a
+    differentially private defense, over the rounds that the attack sees (`medpfl.auditing.bounds`), else ``None``.
+    ``accuracy`` is balanced accuracy, the mean over seeds; with several seeds its interval is Student's over them, else
+    that of the images. ``loss`` is what the undefended model has more.
 
     Args:
         audits: by setting, the cells of the audit that it is in, the undefended ones too.
@@ -46,17 +47,39 @@ def points_of(
 def _leakage(spec: str, cells: Sequence[Cell]) -> Point:
     own = [cell for cell in cells if cell["defense"] == spec]
     control = [cell for cell in cells if cell["defense"] == UNDEFENDED]
+    union, bare = ((part[0]["union"] if part else _NOTHING) for part in (own, control))
     point: Point = {
         "images": max((cell["images"] for cell in own), default=0),
-        "verdict": together(cell["verdict"] for cell in own),
+        "verdict": union["verdict"],
+        "updates_needed": union["updates_needed"],
     }
-    for metric in METRICS:
+    for metric in ("asr", "ssim", "identified"):
         point |= _strongest(own, metric)
         point[f"{metric}_control"] = _strongest(control, metric)[f"{metric}_low"]
+    point |= {"asr_end": union["asr_excess"], "identified_end": union["identified_high"], **_recognized(union)}
+    point["recognized_control"] = _recognized(bare)["recognized_low"]
     bounds = placed(own)
     point["bound"] = bounds[0]["bound"] if bounds else None
-    flags = dict.fromkeys(flag for cell in own for flag in cell["flags"])
-    return {**point, "control_works": together(cell["verdict"] for cell in control) == LEAKS, "flags": list(flags)}
+    flags = dict.fromkeys([*union["flags"], *(flag for cell in own for flag in cell["flags"])])
+    return {**point, "control_works": bare["verdict"] == LEAKS, "flags": list(flags)}
+
+
+_NOTHING: Cell = {
+    "verdict": INCONCLUSIVE,
+    "updates_needed": None,
+    "flags": (),
+    **dict.fromkeys(("asr_excess", "identified", "identified_low", "identified_high")),
+    **dict.fromkeys(("identified_floor", "identified_excess")),
+}
+"""What the attacks on a setting show together where there was no model to attack."""
+
+
+def _recognized(union: Cell) -> Point:
+    """Return what was identified above the floor; the upper end is by update, and above the known floor."""
+    floor = union["identified_floor"]
+    ends = {"recognized": "identified", "recognized_low": "identified_low", "recognized_high": "identified_high"}
+    found = {name: None if union[key] is None else max(union[key] - floor, 0.0) for name, key in ends.items()}
+    return {**found, "recognized_end": union["identified_excess"], "recognized_attack": None}
 
 
 def _strongest(cells: Sequence[Cell], metric: str) -> Point:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 from medpfl.auditing.report import Report
@@ -71,12 +72,18 @@ def results(out: Path, found: Found) -> Result:
     cells = {s.spec: found.audits[s.spec].summary if s.spec in found.audits else [] for s in found.settings}
     rounds = {spec: [one.rows for one in own or ()] for spec, own in found.trainings.items()}
     points = marked(points_of(cells, rounds, name), limits)
-    result = Result(points, recommendation(points, limits), _settings(found, name))
+    settings = _settings(found, name)
+    chosen = recommendation(points, limits, _classes(found), found.known.get("accept_leak", False))
+    result = Result(points, chosen, settings)
     shown = {"points": points, "recommendation": result.recommendation, "settings": result.settings}
     write(out / "frontier.json", json.dumps(shown, indent=1).encode())
     write(out / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
     page = write_frontier_page(out, result.settings, points, result.recommendation)
     return Result(points, result.recommendation, result.settings, (page,))
+
+
+def _classes(found: Found) -> int:
+    return len(next(iter(found.audits.values())).settings["data"]["classes"])
 
 
 def _settings(found: Found, name: str) -> dict[str, Any]:
@@ -121,8 +128,9 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
     if chosen:
         training = training_of(experiment, chosen[0], experiment.seed).model_dump(exclude=set(_PLACES))
         given = "".join(f" --{name} ..." for name in _PLACES[1:] if getattr(experiment, name) is not None)
+        reasons = "".join(f"# {line}\n" for text in str(result).split("\n") for line in wrap(text, 100))
         head = (
-            f"# Recommended by medpfl frontier under {', '.join(result.recommendation['limits'])}.\n"
+            f"# Recommended by medpfl frontier under {', '.join(result.recommendation['limits'])}.\n{reasons}"
             f"# Its images are yours to name: medpfl train DATA{given} --config {_YAML}\n"
         )
         write(out / _YAML, (head + yaml.safe_dump(training, sort_keys=False)).encode(), PRIVATE)

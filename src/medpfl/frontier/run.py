@@ -16,9 +16,9 @@ from medpfl.auditing.training_report import Trained, reread_training
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.files import write
 from medpfl.core.frontier import Frontier
-from medpfl.frontier.limits import check_within_reach, limits_of
+from medpfl.frontier.limits import limits_of
 from medpfl.frontier.result import OUTPUTS, Found, Result, results, write_recommended
-from medpfl.frontier.scenes import Setting, audit_of, check, settings_of, training_of
+from medpfl.frontier.scenes import Setting, audit_of, check, settings_of, training_of, with_images
 
 __all__ = ["frontier", "remake"]
 
@@ -40,14 +40,14 @@ def frontier(experiment: Frontier, out: str | Path, force: bool = False, progres
     Raises:
         InputError: anything that cannot work.
     """
-    settings, limits = settings_of(experiment.defense), limits_of(experiment.limit)
+    settings, limits = settings_of(experiment.defense), limits_of(experiment.limit, experiment.tolerance)
+    experiment = with_images(experiment, limits)
     check(experiment)
-    check_within_reach(limits, experiment.images, experiment.images_per_update)
     out = Path(out)
     made(out)
     with locked(out):
         _claim(out, _identity(experiment, settings), force)
-        note(out, limits=list(map(str, limits)))
+        note(out, limits=list(map(str, limits)), accept_leak=experiment.accept_leak)
         say: Callable[[str], Any] = _say if progress else lambda _: None
         # One training, then the audit: what cannot be trained or audited is known before hours of work.
         trainings = {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[:1]}
@@ -93,7 +93,7 @@ def _known(out: Path) -> dict[str, Any]:
 
 def _identity(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any]:
     """What tells this frontier from another one; of model, images and weights, each run has its own. No path."""
-    paths = ("data", "model", "weights", "validation", "test", "attack", "defense", "limit")
+    paths = ("data", "model", "weights", "validation", "test", "attack", "defense", "limit", "tolerance", "accept_leak")
     return {
         "frontier": 1,
         "settings": [setting.spec for setting in settings],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from medpfl.auditing.inputs import attacks_of, defenses_of
@@ -11,8 +12,12 @@ from medpfl.core.frontier import Frontier
 from medpfl.core.spec import expand
 from medpfl.core.training import Training
 from medpfl.core.verdicts import UNDEFENDED
+from medpfl.frontier.limits import Limit, updates_for
 
-__all__ = ["Setting", "audit_of", "check", "settings_of", "training_of"]
+__all__ = ["Setting", "audit_of", "check", "settings_of", "training_of", "with_images"]
+
+_IMAGES = 32
+"""Attacked where no number is given, or more if the limits need more updates."""
 
 
 class Setting(NamedTuple):
@@ -53,10 +58,18 @@ def check(experiment: Frontier) -> None:
     attacks_of(experiment.attack)
     if experiment.round > experiment.rounds:
         raise InputError(f"--round is {experiment.round}, but a training has {experiment.rounds} rounds")
-    if experiment.images < experiment.images_per_update:
+    if experiment.images is not None and experiment.images < experiment.images_per_update:
         raise InputError(
             f"--images is {experiment.images}, less than the {experiment.images_per_update} images of one update"
         )
+
+
+def with_images(experiment: Frontier, limits: Sequence[Limit]) -> Frontier:
+    """Return the experiment with a number of images: as given, or as many updates as can show the limits."""
+    if experiment.images is not None:
+        return experiment
+    updates = max(updates_for(limits) or 1, -(-_IMAGES // experiment.images_per_update))
+    return experiment.model_copy(update={"images": updates * experiment.images_per_update})
 
 
 def training_of(experiment: Frontier, setting: Setting, seed: int) -> Training:

@@ -35,18 +35,25 @@ def sentences(points: Points, chosen: Mapping[str, Any], settings: Mapping[str, 
 
 def _advice(points: Mapping[str, Point], chosen: Mapping[str, Any]) -> str:
     limit = " and ".join(chosen["limits"])
-    if chosen["state"] == "no limit":
-        return "Nothing is recommended, as no limit was given: --limit 'asr<=0.05'."
+    if chosen["state"] == "nothing learned":
+        bare = _accuracy(next(iter(points.values())))
+        return (
+            f"Nothing is recommended: the undefended model has learned nothing (balanced accuracy {bare}; by guessing "
+            f"{percent(chosen['chance'])}), so there is nothing to trade. Train longer, or with other settings."
+        )
     if chosen["state"] == "control failed":
         return (
             f"Nothing is recommended: without a defense, these attacks do not exceed {limit} with 95 % confidence, so "
             "that a defense that meets it shows nothing. A failed attack is not safety: take stronger attacks, more "
             "images, or a model that they read."
         )
+    if chosen["state"] == "too few":
+        return (
+            f"Nothing is recommended: so few updates do not show that a setting keeps {limit}. Run "
+            f"{chosen['updates_needed']} updates or more (--images)."
+        )
     if chosen["state"] == "none":
-        left = chosen["inconclusive"]
-        why = f"; {', '.join(map(label, left))} would, but the verdict is inconclusive" if left else ""
-        return f"No setting meets {limit} at the upper end of every attack's 95 % interval{why}."
+        return f"No setting meets {limit} at the upper end of the 95 % interval of all attacks together{_left(chosen)}."
     best = points[chosen["defense"]]
     bound = f" (epsilon {number(best['epsilon'], '.3g')})" if known(best["epsilon"]) else ""
     also = " By the audit's verdict it leaks, within this limit." if best["verdict"] == "leaks" else ""
@@ -55,6 +62,12 @@ def _advice(points: Mapping[str, Point], chosen: Mapping[str, Any]) -> str:
         f"back {_rate(best, 'asr')} of the images, with a mean SSIM of {number(best['ssim'])}, and identifies "
         f"{_rate(best, 'identified')}.{also} That these attacks keep a limit does not show that others would."
     )
+
+
+def _left(chosen: Mapping[str, Any]) -> str:
+    whys = {"inconclusive": "the verdict is inconclusive", "leaking": "by its own audit it leaks (--accept-leak)"}
+    found = [f"{', '.join(map(label, chosen[key]))} would, but {why}" for key, why in whys.items() if chosen[key]]
+    return "".join(f"; {text}" for text in found)
 
 
 def _price(best: Point) -> str:
@@ -137,7 +150,10 @@ def _number(name: str, value: str, note: str) -> str:
 
 def _asked(chosen: Mapping[str, Any]) -> list[str]:
     """The metrics of leakage, those that a limit is on first."""
-    return list(dict.fromkeys([*(limit.partition("<=")[0] for limit in chosen["limits"]), *NAMES]))
+    return list(dict.fromkeys([*(limit.partition("<=")[0] for limit in chosen["limits"]), *_ALWAYS]))
+
+
+_ALWAYS = ("asr", "ssim", "identified")
 
 
 def reading(settings: Mapping[str, Any]) -> list[str]:
@@ -149,7 +165,7 @@ def reading(settings: Mapping[str, Any]) -> list[str]:
         f"The attacks see one update of {of}, of {model}. An update of the training, of as many images as a client has "
         "or --local-images says, was not attacked: the fewer, the more is read. --images-per-update takes more.",
         "Of each setting the strongest attack counts, naive or adaptive. The figures compare point estimates; a limit "
-        "is met only if the upper ends of the 95 % intervals of all attacks meet it.",
+        "is met only if the upper end of the 95 % interval of all attacks together meets it.",
         f"Accuracy is balanced accuracy on the {settings['judged']} images after the last round, "
         + (
             f"the mean over {settings['seeds']} seeds with Student's interval."

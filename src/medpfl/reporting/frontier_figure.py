@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "family", "frontier_figure"]
 
-NAMES = {"asr": "images read back (ASR)", "ssim": "mean SSIM", "identified": "images identified"}
+NAMES = {
+    "asr": "images read back (ASR)",
+    "ssim": "mean SSIM",
+    "identified": "images identified",
+    "recognized": "images identified beyond chance",
+}
 Points = Sequence[Mapping[str, Any]]
 _SIZE = (4.6, 3.7)  # inches
 _NEAR = (0.02, 0.05)
