@@ -155,7 +155,7 @@ DEMO = Experiment(
     model="LeNet('idlg')",
     attack=["iDLG"],
     defense=["LaplaceNoise(scale=0.01)"],
-    images=16,
+    images=24,
 )
 
 
