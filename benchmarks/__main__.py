@@ -9,7 +9,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from benchmarks import adaptive, conditioning, contested, deep, matrix, memory, recipes
+from benchmarks import adaptive, conditioning, contested, deep, matrix, memory, recipes, verdicts
 from benchmarks.scenes import available
 
 PARTS = {
@@ -20,6 +20,7 @@ PARTS = {
     "deep": deep,
     "memory": memory,
     "matrix": matrix,
+    "verdicts": verdicts,
 }
 QUICK = {
     "recipes": (4.0, "--images 8 --textbook 1 --recipes DLG iDLG CPL RGAP/idlg"),
