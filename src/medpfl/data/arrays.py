@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import DataSource
-from medpfl.data.images import LabelledImages
+from medpfl.data.images import LabelledImages, check_classes
 from medpfl.data.listing import spread
 from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
 from medpfl.data.unit import unit
@@ -111,6 +111,7 @@ class Arrays(DataSource):
 
     def _names(self, labels: Tensor) -> tuple[str, ...]:
         needed = int(labels.max()) + 1
+        check_classes(needed, "the labels")
         names = tuple(map(str, range(needed) if self.classes is None else self.classes))
         if len(names) < needed:
             raise InputError(f"there are {len(names)} classes and a label {needed - 1}: labels count from 0")
@@ -142,7 +143,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 def _label(label: Any, place: int) -> int:
     value = np.asarray(label)
-    if value.size != 1 or value.dtype.kind not in "uib" or value.item() < 0:
+    if value.size != 1 or value.dtype.kind not in "uib" or not 0 <= value.item() < 2**63:
         raise InputError(f"the label of image {place} is {label!r}: it must be a whole number, 0 or more")
     return int(value.item())
 

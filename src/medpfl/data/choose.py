@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from medpfl.core.roles import DataSource
 from medpfl.data import dicom_files, nifti
 from medpfl.data.dicom import Dicom
 from medpfl.data.folder import ImageFolder
+from medpfl.data.formats import is_text
 from medpfl.data.listing import files_in, is_image
 from medpfl.data.medmnist import MedMNIST
 from medpfl.data.nifti import Nifti
@@ -17,8 +20,9 @@ from medpfl.data.segmented import Segmented, is_segmented
 
 __all__ = ["source_at"]
 
-_PROBED = 200
-"""Files without a telling name that are opened to see whether they are DICOM."""
+_PROBED = 100
+"""Files without a telling name of a folder that are opened to see whether one is DICOM."""
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def source_at(path: str, **arguments: Any) -> DataSource:
@@ -32,27 +36,39 @@ def source_at(path: str, **arguments: Any) -> DataSource:
         The source; `ImageFolder`, which says what it needs, for a folder without such files or none at all.
 
     Raises:
-        InputError: a file that no source reads, or a folder with files for more than one.
+        InputError: a file that no source reads, a named pipe or a device, or a folder with files for more than one.
     """
     place = Path(path).expanduser()
+    if place.exists() and not place.is_file() and not place.is_dir():
+        raise InputError(f"'{path}' is a named pipe or a device: give a folder or a regular file")
     if is_segmented(place):
         return Segmented(path, **arguments)
     if place.is_file():
         return _of_file(place)(path, **arguments)
-    found: dict[type, int] = {}
-    probed = 0
-    for file in files_in(place, {}):
-        telling = _by_name(file)
-        if telling is None and not file.suffix and probed < _PROBED:
-            probed += 1
-            telling = Dicom if dicom_files.is_dicom(file) else None
-        if telling is not None:
-            found[telling] = found.get(telling, 0) + 1
+    found = Counter(_kinds(files_in(place, {})))
     if len(found) > 1:
         counts = ", ".join(f"{count} for {kind.__name__}" for kind, count in found.items())
         choice = " or ".join(f"\"{kind.__name__}('{path}')\"" for kind in found)
         raise InputError(f"'{path}' holds files of more than one kind ({counts}): say which to read, {choice}")
     return next(iter(found), ImageFolder)(path, **arguments)
+
+
+def _kinds(files: Iterable[Path]) -> Iterator[Any]:
+    """Yield the source that reads each file, by its name or by the mark of DICOM in it; nothing of other files.
+
+    What follows the last dot of a DICOM file's name may be the end of a UID, and not a suffix.
+    """
+    probed: Counter[Path] = Counter()
+    dicom_folders: set[Path] = set()
+    for file in files:
+        kind = _by_name(file)
+        if kind is None and not is_text(file) and (file.parent in dicom_folders or probed[file.parent] < _PROBED):
+            probed[file.parent] += 1
+            if dicom_files.is_dicom(file):
+                kind = Dicom
+                dicom_folders.add(file.parent)
+        if kind is not None:
+            yield kind
 
 
 def _by_name(file: Path) -> Any:
@@ -71,6 +87,8 @@ def _of_file(file: Path) -> Any:
         return kind
     if dicom_files.is_dicom(file):
         return Dicom
+    if file.name.lower().endswith(_ARCHIVES):
+        raise InputError(f"'{file}' is an archive: unpack it, and give the folder")
     raise InputError(
         f"'{file}' is a file, but no record of an update, no DICOM or NIfTI file and no .npz of MedMNIST: give one of "
         "these, or a folder of class folders"

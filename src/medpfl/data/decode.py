@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +15,13 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["SUFFIXES", "decode", "pillow_quiet", "reason"]
+__all__ = ["FORMATS", "SUFFIXES", "decode", "pillow_quiet", "reason"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 """Of image files, in lower case."""
 
 # Pillow guesses by content. Only these formats: some of its others start programs.
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _GRAY = ("1", "L", "LA", "La")
 _DEEP = ("I", "F")  # and all of I;16
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
@@ -55,7 +57,7 @@ def decode(path: Path) -> Tensor:
     if not path.stat().st_size:
         raise ValueError("empty file")
     # Not by its name: Pillow would map the file into memory, and 13.0 garbles a turned TIFF that way.
-    with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+    with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         if 0 in image.size:
             raise ValueError("has no pixels")
         ImageOps.exif_transpose(image, in_place=True)
@@ -85,8 +87,17 @@ def _deep(image: Image.Image) -> np.ndarray:
     return pixels / white
 
 
-def reason(error: Exception) -> str:
-    """Why a file could not be read, in a few words and without its path."""
+# A quoted text that holds a slash, or an absolute path without quotes.
+_PLACE = re.compile(r"""(["'])[^"']*[/\\][^"']*\1|(?<![\w./:])/[^\s"':;,)]+""")
+
+
+def reason(error: Exception, path: str | os.PathLike[str] | None = None) -> str:
+    """Return why a file could not be read, in a few words and without any path.
+
+    Args:
+        error: what the reader of the file raised.
+        path: of the file, to be cut out of the error's own words; other paths are cut out as far as they look like one.
+    """
     match error:
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
             return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
@@ -94,4 +105,10 @@ def reason(error: Exception) -> str:
             return "not an image"
         case OSError(strerror=str(text)):
             return text
-    return (str(error).partition("\n")[0] or type(error).__name__)[:100]
+        case MemoryError():
+            return "needs more memory than there is"
+    text = str(error).partition("\n")[0]
+    if path is not None and "\0" not in os.fspath(path):
+        for own in (os.path.realpath(path), str(Path(path).absolute()), os.fspath(path)):
+            text = text.replace(own, "the file")
+    return (_PLACE.sub("the file", text) or type(error).__name__)[:100]

@@ -16,7 +16,7 @@ from medpfl.core.errors import InputError, listed, nearest
 from medpfl.core.roles import DataSource
 from medpfl.data.dicom_files import DicomFile, list_dicom, why_unread
 from medpfl.data.images import LabelledImages
-from medpfl.data.index import read_patients
+from medpfl.data.index import Patients, read_patients
 from medpfl.data.labels import Place, label_files
 from medpfl.data.listing import first, spread
 from medpfl.data.resize import Fit, check_limit, check_target, fitted, stacked
@@ -74,10 +74,11 @@ class Dicom(DataSource):
             InputError: there is no such place, it holds no DICOM image that can be read, files do not say
                 whom they are of, or the labels do not fit.
         """
-        root, files, unread = list_dicom(Path(self.path).expanduser())
+        root, files, unread, notes = list_dicom(Path(self.path).expanduser())
         if not files:
             raise InputError(_NOTHING.format(root=self.path, why=first(_lines(unread)) or "no DICOM file is in it"))
-        owners = dict(zip(files, self._owners(files, root), strict=True))
+        known = self._known(files, root)
+        owners = dict(zip(files, self._owners(files, root, known), strict=True))
         labels, classes = label_files([file.place for file in files], root, self.labels)
         label_of = dict(zip(files, labels, strict=True))
         frames = [(file, frame) for file in files for frame in range(file.frames)]
@@ -95,11 +96,17 @@ class Dicom(DataSource):
             patients=tuple(owners[file] for file, _ in units),
             skipped=tuple(_lines(unread)),
             left_out=len(frames) - len(chosen),
+            notes=(*notes, *known.notes),
         )
 
-    def _owners(self, files: Sequence[DicomFile], root: Path) -> list[str]:
-        known = read_patients(root / "index.csv") if self.group == "patient" else {}
-        owners = [known.get(file.place.file) or _id(file.place, self.group) for file in files]
+    def _known(self, files: Sequence[DicomFile], root: Path) -> Patients:
+        if self.group != "patient":
+            return Patients({})
+        names = [file.place.file for file in files]
+        return read_patients(root, names, otherwise="their patients are those of their headers")
+
+    def _owners(self, files: Sequence[DicomFile], root: Path, known: Patients) -> list[str]:
+        owners = [known.of(file.place.file) or _id(file.place, self.group) for file in files]
         if missing := [file.place.file for file, owner in zip(files, owners, strict=True) if owner is None]:
             raise InputError(
                 f"{len(missing)} file(s) have no {_TAGS[self.group]}, so whose they are is unknown:{listed(missing)}\n"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medpfl.core.errors import InputError
 from medpfl.data.decode import reason
+from medpfl.data.formats import of_other_formats
 from medpfl.data.labels import Place
 from medpfl.data.listing import files_in, printable
-from medpfl.data.viewer import quiet
+from medpfl.data.viewer import UnshownError, quiet, read_header, starts_bare
 
-__all__ = ["SUFFIXES", "DicomFile", "is_dicom", "list_dicom", "why_unread"]
+__all__ = ["SUFFIXES", "DicomFile", "Found", "is_dicom", "list_dicom", "why_unread"]
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 """That DICOM files often have, in lower case; as often they have none."""
@@ -27,6 +28,10 @@ _DIRECTORY, _DOSE, _SEGMENTATION = (
 _MOST_FRAMES = 100_000
 _NO_PICTURE = {_DOSE: "a dose, not a picture", _SEGMENTATION: "a segmentation, not a picture"}
 _WANTED = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "SOPClassUID", "Rows", "Columns"]
+_WANTED += ["SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation"]
+_MOST_PIXELS = 2**27
+"""In a frame; the largest detectors and slide tiles have a fifth of it."""
+_DAMAGED = "has fewer or other pixels than its header says: it is cut off or damaged"
 _OURS = "pip install 'medpfl[dicom]'"
 # By transfer syntax: the module that decodes it, and how to get that.
 _PLUGINS = {
@@ -58,12 +63,27 @@ class DicomFile:
     frames: int
 
 
-def list_dicom(given: Path) -> tuple[Path, list[DicomFile], dict[str, str]]:
+class Found(NamedTuple):
+    """DICOM files.
+
+    Attributes:
+        root: the folder that names are relative to.
+        files: those with pixels, in the order of their names.
+        unread: why others could not be read, by name.
+        notes: how many files are of other formats.
+    """
+
+    root: Path
+    files: list[DicomFile]
+    unread: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def list_dicom(given: Path) -> Found:
     """The DICOM images of a folder, of a DICOMDIR, or of one file.
 
     Returns:
-        The folder that names are relative to, the files in the order of their names, and why others could
-        not be read.
+        What was found.
 
     Raises:
         InputError: there is no such file or folder, or the DICOMDIR cannot be read.
@@ -72,36 +92,50 @@ def list_dicom(given: Path) -> tuple[Path, list[DicomFile], dict[str, str]]:
         raise InputError(f"there is no file or folder '{given}'")
     unread: dict[Path, str] = {}
     root = given if given.is_dir() else given.parent
-    candidates = sorted(_candidates(given, unread))
+    candidates, others = _candidates(given, unread)
     files: list[DicomFile] = []
-    for path in candidates:
+    for path in sorted(candidates):
         found = _read_header(path, root)
         if isinstance(found, DicomFile):
             files.append(found)
         elif found:
             unread[path] = found
-    return root, files, {printable(path.relative_to(root)): why for path, why in unread.items()}
+    notes = of_other_formats(others, lambda _: False, "DICOM")
+    return Found(root, files, {printable(path.relative_to(root)): why for path, why in unread.items()}, notes)
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has the mark of a DICOM file, whatever its name."""
+    """Return whether a file is DICOM, whatever its name: by its mark, or by a header without one."""
     try:
+        if not path.is_file():  # opening a named pipe would wait for ever
+            return False
         with path.open("rb") as file:
-            return path.is_file() and file.read(132)[128:] == b"DICM"
+            start = file.read(132)
     except OSError:
         return False
+    return start[128:] == b"DICM" or (starts_bare(start) and not isinstance(_bare_header(path), str))
 
 
-def _candidates(given: Path, unread: dict[Path, str]) -> Iterator[Path]:
+def _bare_header(path: Path) -> Any:
+    """Return the header of a data set without preamble and mark, or why it is none."""
+    try:
+        with quiet():
+            header = read_header(path, stop_before_pixels=True, specific_tags=_WANTED)
+    except Exception as error:  # whatever the file is instead
+        return reason(error, path)
+    return header if header.get("Rows") and header.get("Columns") else "has no DICOM header"
+
+
+def _candidates(given: Path, unread: dict[Path, str]) -> tuple[list[Path], list[Path]]:
+    """Return the files that may be DICOM, and the others in the folder."""
     if given.is_dir():
-        yield from (p for p in files_in(given, unread) if p.suffix.lower() in SUFFIXES or is_dicom(p))
-        return
-    listed = _directory(given)
-    for path in [given] if listed is None else listed:
-        if path.exists():
-            yield path
-        else:
-            unread[path] = "named in the DICOMDIR, but not there"
+        files = files_in(given, unread)
+        likely = [path for path in files if path.suffix.lower() in SUFFIXES or is_dicom(path)]
+        return likely, sorted({*files} - {*likely})
+    named = _directory(given)
+    candidates = [given] if named is None else named
+    unread |= {path: "named in the DICOMDIR, but not there" for path in candidates if not path.exists()}
+    return [path for path in candidates if path.exists()], []
 
 
 def _directory(path: Path) -> list[Path] | None:
@@ -109,6 +143,8 @@ def _directory(path: Path) -> list[Path] | None:
     import pydicom
 
     named = path.name.upper() == "DICOMDIR"
+    if not path.is_file():
+        return None
     try:
         with quiet():
             header: Any = pydicom.dcmread(path)
@@ -118,7 +154,9 @@ def _directory(path: Path) -> list[Path] | None:
     except Exception as error:  # a damaged file makes pydicom raise almost anything
         if not named:
             return None
-        raise InputError(f"cannot read the DICOMDIR '{path}' ({reason(error)}): give its folder instead") from None
+        raise InputError(
+            f"cannot read the DICOMDIR '{path}' ({reason(error, path)}): give its folder instead"
+        ) from None
     parts = [[name] if isinstance(name, str) else list(name) for name in names]
     return sorted({_as_on_disk(path.parent, own) for own in parts if ".." not in own})
 
@@ -130,16 +168,18 @@ def _as_on_disk(root: Path, parts: list[str]) -> Path:
 
 
 def _read_header(path: Path, root: Path) -> DicomFile | str | None:
-    """The file, why it cannot be read, or ``None`` for a DICOMDIR."""
-    import pydicom
-
+    """Return the file, why it cannot be read, or ``None`` for a DICOMDIR."""
+    if not path.is_file():
+        return "not a regular file" if path.exists() else "a link to nothing"
     if not is_dicom(path):
-        return "empty file" if path.is_file() and not path.stat().st_size else "has no DICOM header"
+        if not path.stat().st_size:
+            return "empty file"
+        return "has no DICOM header" if os.access(path, os.R_OK) else "Permission denied"
     try:
         with quiet():
-            return _described(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_WANTED), path, root)
+            return _described(read_header(path, stop_before_pixels=True, specific_tags=_WANTED), path, root)
     except Exception as error:  # a damaged file makes pydicom raise almost anything
-        return f"damaged header ({reason(error)})"
+        return f"damaged header ({reason(error, path)})"
 
 
 def _described(header: Any, path: Path, root: Path) -> DicomFile | str | None:
@@ -153,27 +193,39 @@ def _described(header: Any, path: Path, root: Path) -> DicomFile | str | None:
     frames = max(int(header.get("NumberOfFrames") or 1), 1)
     if frames > _MOST_FRAMES:
         return f"damaged header (it says {frames} frames)"
+    if header.Rows * header.Columns > _MOST_PIXELS:
+        return f"damaged header (it says {header.Rows} x {header.Columns} pixels)"
     ids = [str(header.get(tag) or "").strip() or None for tag in _WANTED[:3]]
     return DicomFile(path, Place(printable(path.relative_to(root)), *ids), frames)
 
 
 def why_unread(path: Path, error: Exception) -> str:
-    """Why the pixels of a file could not be read, in a few words, with the missing plug-in if that is it."""
-    import pydicom
-
+    """Return why the pixels of a file could not be read, in a few words, with the missing plug-in if that is it."""
+    if isinstance(error, UnshownError):
+        return str(error)
     try:
         with quiet():
-            header: Any = pydicom.dcmread(path, defer_size=1024)
-            syntax = header.file_meta.TransferSyntaxUID
-            if not any(tag in header for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-                return "holds no pixels"
-            if isinstance(error, NotImplementedError):
-                return f"has the unknown transfer syntax {syntax.name}: save it as Explicit VR Little Endian"
-            if isinstance(error, ValueError) and not syntax.is_compressed:
-                return "has fewer or other pixels than its header says: it is cut off or damaged"
+            return _why(read_header(path), reason(error, path), isinstance(error, NotImplementedError))
     except Exception as again:  # whatever made the first attempt fail
-        return f"damaged ({reason(again)})"
+        return f"damaged ({reason(again, path)})"
+
+
+def _why(header: Any, said: str, unknown: bool) -> str:
+    """Return why pixels could not be read: by the header, by what the decoder said, and whether it knows the syntax."""
+    from pydicom.pixels.utils import get_expected_length
+
+    syntax = header.file_meta.TransferSyntaxUID
+    pixels = next((header[tag].value for tag in _PIXELS if tag in header), None)
+    if pixels is None:
+        return "holds no pixels"
+    if unknown:
+        return f"has the unknown transfer syntax {syntax.name}: save it as Explicit VR Little Endian"
+    if not syntax.is_compressed:
+        return _DAMAGED if len(pixels) < get_expected_length(header) else f"cannot be shown ({said})"
     module, remedy = _PLUGINS.get(syntax, ("", ""))
     if module and find_spec(module) is None:
         return f"is compressed as {syntax.name}, which needs a plug-in: {remedy}"
-    return f"cannot be decoded, {syntax.name} ({reason(error)})"
+    return f"cannot be decoded, {syntax.name} ({said})"
+
+
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")

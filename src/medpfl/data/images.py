@@ -8,7 +8,25 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["LabelledImages"]
+from medpfl.core.errors import InputError
+
+__all__ = ["MOST_CLASSES", "LabelledImages", "check_classes"]
+
+MOST_CLASSES = 10_000
+"""Of images that are labelled by numbers: a model has an output for each number up to the largest."""
+
+
+def check_classes(classes: int, what: str) -> None:
+    """Check how many classes numbers from 0 on stand for.
+
+    Raises:
+        InputError: more than `MOST_CLASSES`.
+    """
+    if classes > MOST_CLASSES:
+        raise InputError(
+            f"{what} go up to {classes - 1}, and labels are the numbers of classes, counted from 0: at most "
+            f"{MOST_CLASSES} classes are read"
+        )
 
 
 @dataclass(frozen=True, eq=False)

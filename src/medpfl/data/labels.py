@@ -1,21 +1,26 @@
-"""Which class a DICOM or NIfTI file is of: by a CSV, or by the folder that it lies in."""
+"""Which class a file is of: by a CSV, or by the folder that it lies in."""
 
 from __future__ import annotations
 
-import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from medpfl.core.errors import InputError, listed
+from medpfl.data.index import INDEX
+from medpfl.data.nested import are_parts, check_parts
+from medpfl.data.table import Table, file_key, is_missing, read_table
 
-__all__ = ["UNLABELED", "Place", "label_files"]
+__all__ = ["UNLABELED", "Place", "label_files", "labels_given"]
 
 UNLABELED = ("no label", "other")
 """The classes of images without labels: all are of the first, since a loss needs two."""
 
 FOLDERS = "folders"
-_KEYS = {"file": "file", "series_uid": "series", "study_uid": "study", "patient_id": "patient"}
+_KEYS = {
+    "file": "file", "series_uid": "series", "study_uid": "study", "patient_id": "patient", "patientid": "patient"
+}  # fmt: skip
 _LABELS = ("label", "class")
 _EXPECTED = (
     "a comma-separated file in UTF-8 whose first line names a column 'label' and one of 'file' (relative to the "
@@ -54,7 +59,7 @@ def label_files(places: Sequence[Place], root: Path, labels: str | None) -> tupl
 
     Raises:
         InputError: the CSV cannot be read, lacks some of the files, or names some that are not there; files
-            lie outside of folders.
+            lie outside of folders; folders are the parts of a set, each with folders of its own.
     """
     names = _named(places, root, labels)
     if names is None:
@@ -67,11 +72,24 @@ def _named(places: Sequence[Place], root: Path, labels: str | None) -> list[str]
     if labels == FOLDERS:
         return _folders(places, root)
     if labels is not None:
-        return _from_table(places, Path(labels).expanduser(), root)
-    index = root / "index.csv"
-    if index.exists() and set(_LABELS) & set(_columns(index)):
-        return _from_table(places, index, None)
-    return _folders(places, root) if _look_like_classes(places) else None
+        return _from_table(places, read_table(Path(labels).expanduser(), _EXPECTED), root)
+    if table := labels_given(root):
+        return _from_table(places, table, None)
+    return _folders(places, root) if _look_like_classes(places, root) else None
+
+
+def labels_given(root: Path) -> Table | None:
+    """Return the table ``index.csv`` of a folder if it gives labels.
+
+    Raises:
+        InputError: the table is there and cannot be read.
+    """
+    path = root / INDEX
+    if not os.path.lexists(path):
+        return None
+    table = read_table(path, _EXPECTED)
+    column = table.first(*_LABELS)
+    return table if column and not all(is_missing(row[column]) for row in table.rows) else None
 
 
 def _folders(places: Sequence[Place], root: Path) -> list[str]:
@@ -83,55 +101,50 @@ def _folders(places: Sequence[Place], root: Path) -> list[str]:
     return [place.file.partition("/")[0] for place in places]
 
 
-def _look_like_classes(places: Sequence[Place]) -> bool:
+def _look_like_classes(places: Sequence[Place], root: Path) -> bool:
     patients: dict[str, set[str]] = {}
     for place in places:
         folder, inside, _ = place.file.partition("/")
         if not inside:
             return False
         patients.setdefault(folder, set()).add(place.patient or place.file)
+    if are_parts(patients):
+        check_parts(root, [place.file for place in places])
+        return False
     return len(patients) > 1 and all(len(own) > 1 for own in patients.values())
 
 
-def _from_table(places: Sequence[Place], path: Path, root: Path | None) -> list[str]:
-    """The label of each file; with `root`, the files that the table names must be there."""
-    key, table = _read(path)
-    keys = [getattr(place, _KEYS[key]) for place in places]
-    if missing := [place.file for place, own in zip(places, keys, strict=True) if own not in table]:
+def _from_table(places: Sequence[Place], table: Table, root: Path | None) -> list[str]:
+    """Return the label of each file; with `root`, the files that the table names must be there."""
+    path = table.path
+    key, named = _named_by(table)
+    keys = [_key(place, key) for place in places]
+    if not any(keys) and places:
+        raise InputError(f"'{path}' gives labels by '{key}', which is not known of these files: add a column 'file'")
+    if missing := [place.file for place, own in zip(places, keys, strict=True) if own not in named]:
         raise InputError(f"'{path}' has no label for {len(missing)} file(s):{listed(missing)}\nadd a row for each")
-    if root and key == "file" and (gone := sorted(own for own in {*table} - {*keys} if not (root / own).exists())):
+    if root and key == "file" and (gone := sorted(own for own in {*named} - {*keys} if not (root / own).exists())):
         raise InputError(
             f"'{path}' names {len(gone)} file(s) that are not there:{listed(gone)}\n"
             f"take out their rows, or put the files back; paths are relative to '{root}'"
         )
-    return [table[own] for own in keys]
+    return [named[own or ""] for own in keys]
 
 
-def _columns(path: Path) -> list[str]:
-    return list(_rows(path)[0])
+def _key(place: Place, key: str) -> str | None:
+    own = getattr(place, _KEYS[key])
+    return file_key(own) if key == "file" else own
 
 
-def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, restkey="", restval="")
-            return list(rows.fieldnames or ()), list(rows)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read '{path}' ({error}): expected {_EXPECTED}") from error
-
-
-def _read(path: Path) -> tuple[str, dict[str, str]]:
-    """The column that files are known by, and the label of each of its values."""
-    columns, rows = _rows(path)
-    key = next((name for name in _KEYS if name in columns), None)
-    label = next((name for name in _LABELS if name in columns), None)
+def _named_by(table: Table) -> tuple[str, dict[str, str]]:
+    """Return the column that files are known by, and the label of each of its values."""
+    key, label = table.first(*_KEYS), table.first(*_LABELS)
     if key is None or label is None:
-        raise InputError(f"'{path}' has the columns {', '.join(columns) or '(none)'}: expected {_EXPECTED}")
-    table: dict[str, str] = {}
-    for row in rows:
-        own = row[key].strip()
-        own = str(PurePosixPath(own)) if key == "file" else own
-        name = row[label].strip()
-        if name and table.setdefault(own, name) != name:
-            raise InputError(f"'{path}' gives two labels, '{table[own]}' and '{name}', to one {key}: keep one")
-    return key, table
+        found = ", ".join(table.columns) or "(none)"
+        raise InputError(f"'{table.path}' has the columns {found}: expected {_EXPECTED}")
+    named: dict[str, str] = {}
+    for row in table.rows:
+        own, name = file_key(row[key]) if key == "file" else row[key], row[label]
+        if not is_missing(name) and named.setdefault(own, name) != name:
+            raise InputError(f"'{table.path}' gives two labels, '{named[own]}' and '{name}', to one {key}: keep one")
+    return key, named

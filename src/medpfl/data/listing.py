@@ -1,4 +1,4 @@
-"""Which files of class folders to open; no file is opened here."""
+"""Which files of a folder of pictures to open; only those that are named as masks are opened here."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medpfl.core.errors import InputError
-from medpfl.data.decode import SUFFIXES, reason
-from medpfl.data.nested import check_one_set
+from medpfl.data.among import is_mask_picture, without_masks
+from medpfl.data.decode import SUFFIXES, pillow_quiet, reason
+from medpfl.data.formats import counted, ignored, kinds_of, of_other_formats
+from medpfl.data.labels import Place, label_files, labels_given
+from medpfl.data.nested import check_no_masks, check_one_set
 
 __all__ = ["Listing", "files_in", "first", "is_image", "list_images", "printable", "spread"]
 
@@ -24,53 +27,138 @@ class Listing:
 
     Attributes:
         chosen: files to open, by class and then by path.
-        left_out: how many more there are.
+        labels: the class of each of them.
+        names: of all image files that were found, relative to the folder, with ``/``.
+        left_out: how many more there are than `chosen`.
         unread: folders that could not be searched, with the reason.
-        note: what to doubt of the classes; see `medpfl.data.nested.check_one_set`.
+        notes: what to doubt of the classes, and what was left out.
     """
 
     chosen: list[Path]
+    labels: dict[Path, str]
+    names: tuple[str, ...]
     left_out: int
     unread: dict[Path, str]
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def list_images(root: Path, limit: int) -> Listing:
-    """The image files in the class folders of `root`; at most `limit`, evenly over classes and files.
+    """List the image files of a folder; at most `limit`, evenly over classes and files.
+
+    Classes are those of the labels in its ``index.csv``, for all pictures in it; or else its folders.
 
     Raises:
-        InputError: there is no such folder, it has no class folders, they hold no image or are sets themselves, or
-            `limit` is less than the number of classes.
+        InputError: there is no such folder; it has no class folders, they hold no image, one of them holds files of
+            other formats only, or they are sets themselves or images and masks; ``index.csv`` has no label for some of
+            the images; or `limit` is less than the number of classes.
     """
-    folders = _class_folders(root)
     unread: dict[Path, str] = {}
-    held = {folder: files for folder in folders if (files := _images_in(folder, unread))}
-    found = list(held.values())
-    if not found:
-        why = "".join(f"; cannot search {path.relative_to(root)}: {text}" for path, text in unread.items())
-        raise InputError(f"no {_IMAGES} in the class folders of '{root}': {', '.join(f.name for f in folders)}{why}")
-    note = check_one_set(root, held)
-    if limit < len(found):
-        raise InputError(f"limit={limit} is less than the number of classes in '{root}', {len(found)}: raise it")
-    shares = _shares([len(files) for files in found], limit)
-    chosen = [path for files, share in zip(found, shares, strict=True) for path in _spaced(files, share)]
-    return Listing(chosen, sum(map(len, found)) - len(chosen), unread, note)
+    inside = _inside(root)
+    by = _by_table if labels_given(root) else _by_folders
+    labels, notes = by(root, inside, unread)
+    chosen = spread(list(labels), labels.__getitem__, limit)
+    names = tuple(printable(path.relative_to(root)) for path in labels)
+    return Listing(chosen, labels, names, len(labels) - len(chosen), unread, tuple(notes))
 
 
-_IMAGES = f"images ({', '.join(sorted(suffix[1:] for suffix in SUFFIXES))})"
+def _by_table(root: Path, inside: Sequence[Path], unread: dict[Path, str]) -> tuple[dict[Path, str], list[str]]:
+    """Return the class of each picture by ``index.csv``, and notes."""
+    loose = [path for path in inside if not path.is_dir()]
+    files = [*loose, *(file for folder in _folders(root, inside) for file in files_in(folder, unread))]
+    pictures, notes = _pictures(sorted(filter(_is_picture, files)), root)
+    if not pictures:
+        raise InputError(f"no {_IMAGES} in '{root}'{_unsearched(root, unread)}")
+    names = [printable(path.relative_to(root)) for path in pictures]
+    indices, classes = label_files([Place(name) for name in names], root, None)
+    labels = {path: classes[i] for path, i in zip(pictures, indices, strict=True)}
+    folders = {name: label for name, label in zip(names, labels.values(), strict=True) if "/" in name}
+    if len({name.partition("/")[0] for name in folders}) > 1 and any(
+        name.partition("/")[0] != label for name, label in folders.items()
+    ):
+        notes = (f"Classes are the {len(classes)} labels in index.csv, not the folders.", *notes)
+    return labels, [*notes, *of_other_formats(files, _is_picture, _READ)]
 
 
-def _class_folders(root: Path) -> list[Path]:
+def _by_folders(root: Path, inside: Sequence[Path], unread: dict[Path, str]) -> tuple[dict[Path, str], list[str]]:
+    """Return the class of each picture by its folder, and notes."""
+    folders = _class_folders(root, inside)
+    files = {folder: files_in(folder, unread) for folder in folders}
+    images = {folder: own for folder, all_ in files.items() if (own := [f for f in all_ if is_image(f.name)])}
+    every = [file for own in files.values() for file in own]
+    other = of_other_formats(every, _is_picture, _READ)
+    if not images:
+        names = ", ".join(printable(Path(folder.name)) for folder in folders)
+        others = f" (but {kinds})" if (kinds := kinds_of(ignored(every, _is_picture))) else ""
+        raise InputError(f"no {_IMAGES} in the class folders of '{root}'{others}: {names}{_unsearched(root, unread)}")
+    check_no_masks(root, list(images))
+    empty = [folder for folder in folders if folder not in images]
+    _check_other_formats(root, empty, files)
+    doubt = check_one_set(root, images)
+    pictures, notes = _pictures([file for own in images.values() for file in own], root)
+    labels = {path: path.relative_to(root).parts[0] for path in pictures}
+    loose = sum(is_image(path.name) and path.is_file() for path in inside)
+    return labels, [
+        *([doubt] if doubt else []),
+        *notes,
+        *([f"Left out {counted(loose, 'picture')} beside the class folders: they are of no class."] if loose else []),
+        *([f"No class, since no picture is in it: the folder {_quoted(empty)}."] if empty else []),
+        *other,
+    ]
+
+
+def _pictures(files: Sequence[Path], root: Path) -> tuple[list[Path], tuple[str, ...]]:
+    with pillow_quiet():
+        pictures = without_masks(files, root, is_mask_picture)
+    return pictures.images, pictures.notes
+
+
+def _check_other_formats(root: Path, empty: Sequence[Path], files: dict[Path, list[Path]]) -> None:
+    """Raise `InputError` for folders without pictures that hold files of other formats: a class would be lost."""
+    for folder in empty:
+        if note := of_other_formats(files[folder], _is_picture, _READ):
+            name = printable(Path(folder.name))
+            raise InputError(
+                f"the folder '{name}' in '{root}' holds no picture that can be read. {note[0]} Convert them, or "
+                "move the folder away if it is no class."
+            )
+
+
+def _quoted(folders: Sequence[Path]) -> str:
+    more = len(folders) - _SHOWN
+    names = ", ".join(f"'{printable(Path(folder.name))}'" for folder in folders[:_SHOWN])
+    return names + (f" and {more} more" if more > 0 else "")
+
+
+def _unsearched(root: Path, unread: dict[Path, str]) -> str:
+    return "".join(f"; cannot search {printable(path.relative_to(root))}: {text}" for path, text in unread.items())
+
+
+_READ = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+_IMAGES = f"images ({_READ})"
+
+
+def _inside(root: Path) -> list[Path]:
+    """Return what lies in the folder, sorted, without what is hidden."""
     try:
-        inside = sorted((p for p in root.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+        return sorted((p for p in root.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
     except NotADirectoryError:
         raise InputError(f"'{root}' is a file: give the folder that holds the class folders") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot open the folder '{root}': {reason(error)}") from None
+        raise InputError(f"cannot open the folder '{root}': {reason(error, root)}") from None
+
+
+def _folders(root: Path, inside: Sequence[Path]) -> list[Path]:
     above = {root.resolve(), *root.resolve().parents}  # a link to one of these would hold every class
-    folders = [p for p in inside if p.is_dir() and p.resolve() not in above]
+    return [path for path in inside if path.is_dir() and path.resolve() not in above]
+
+
+def _class_folders(root: Path, inside: Sequence[Path]) -> list[Path]:
+    folders = _folders(root, inside)
     if not folders:
-        raise InputError(_no_class_folders(root, sum(is_image(p.name) for p in inside)))
+        other = of_other_formats(inside, _is_picture, _READ)
+        raise InputError(
+            _no_class_folders(root, sum(map(_is_picture, inside))) + "".join(f"; {note}" for note in other)
+        )
     return folders
 
 
@@ -82,13 +170,13 @@ def _no_class_folders(root: Path, loose: int) -> str:
     )
 
 
+def _is_picture(path: Path) -> bool:
+    return is_image(path.name)
+
+
 def is_image(name: str) -> bool:
     """Whether a file is named as a picture, and not hidden."""
     return Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-
-
-def _images_in(folder: Path, unread: dict[Path, str]) -> list[Path]:
-    return [path for path in files_in(folder, unread) if is_image(path.name)]
 
 
 def files_in(folder: Path, unread: dict[Path, str]) -> list[Path]:
@@ -105,6 +193,9 @@ def files_in(folder: Path, unread: dict[Path, str]) -> list[Path]:
     found: list[Path] = []
     for base, folders, files in os.walk(folder, onerror=note):  # does not follow links, so it ends
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if (link := Path(base, name)).is_symlink():
+                unread[link] = "a link to a folder, which is not followed: give the folder itself"
         found += [Path(base, name) for name in files if not name.startswith(".")]
     return sorted(found)
 

@@ -24,9 +24,11 @@ def read_mask(path: Path) -> np.ndarray:
     """The values of a gray or palette image, as stored, (H, W).
 
     Raises:
-        ValueError: a color image.
+        ValueError: a color image, or no regular file.
         Exception: whatever Pillow raises for a broken file.
     """
+    if not path.is_file():  # opening a named pipe would wait for ever
+        raise ValueError("its mask is no regular file" if path.exists() else "its mask is a link to nothing")
     with path.open("rb") as file, Image.open(file, formats=("PNG", "BMP", "TIFF")) as image:
         ImageOps.exif_transpose(image, in_place=True)
         values = np.asarray(image)

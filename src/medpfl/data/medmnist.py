@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,7 +15,7 @@ from torch import Tensor
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.roles import DataSource
 from medpfl.data.download import cached
-from medpfl.data.images import LabelledImages
+from medpfl.data.images import LabelledImages, check_classes
 from medpfl.data.listing import spread
 from medpfl.data.medmnist_sums import SUMS, URL
 from medpfl.data.npz import Npz
@@ -24,15 +25,16 @@ from medpfl.data.unit import unit
 __all__ = ["MedMNIST"]
 
 Split = Literal["train", "val", "test"]
-_COLOR = 3
+_CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True, repr=False)
 class MedMNIST(DataSource):
     """One of the 18 sets of MedMNIST (Yang et al. 2023), 28 to 224 pixels, from its ``.npz`` file.
 
-    Sets in three dimensions give volumes (1, D, H, W). Classes are numbers, as in the file. A set with
-    several labels an image (ChestMNIST) is asked about one of them, or about any. The files name no patients.
+    Sets in three dimensions give volumes (C, D, H, W). A first or last side of 1 or 3 is one of channels. Classes are
+    numbers, as in the file, or the columns of one-hot labels. A set with several labels an image (ChestMNIST) is
+    asked about one of them, or about any. The files name no patients.
 
     Attributes:
         path: of the file; with `download`, the name of a set, as ``"pneumoniamnist"`` (28 pixels) or
@@ -74,15 +76,17 @@ class MedMNIST(DataSource):
         """
         file = Npz.open(self._file())
         images, shape = self._named(file, "images"), file.shape(f"{self.split}_images")
-        if len(shape) not in (3, 4):
-            raise InputError(f"'{images}' in '{file.path}' has shape {shape}: (N, H, W[, 3]) or (N, D, H, W) is needed")
+        axis = _channel_axis(shape, f"'{images}' in '{file.path}'")
         labels, classes = self._labels(file, shape[0])
         chosen = spread(range(shape[0]), lambda i: labels[i], self.limit)
         if not chosen:
             raise InputError(f"'{images}' in '{file.path}' holds no image: take another split")
         pixels = unit(file.rows(images, chosen), f"the images in '{file.path}'")
         return LabelledImages(
-            images=stacked([self._fitted(image) for image in pixels], self.channels),
+            images=stacked(
+                [self._fitted(image if axis is None else image.movedim(axis, 0), axis) for image in pixels],
+                self.channels,
+            ),
             labels=torch.tensor([labels[i] for i in chosen]),
             classes=tuple(map(str, range(classes))),
             names=tuple(f"{self.split}/{i}" for i in chosen),
@@ -117,18 +121,20 @@ class MedMNIST(DataSource):
         """Of each image of the split, and the number of classes in all splits."""
         name = self._named(file, "labels")
         others = [f"{split}_labels" for split in get_args(Split) if f"{split}_labels" in file.names]
-        tables = {other: self._column(file.rows(other), f"'{other}' in '{file.path}'") for other in others}
-        if len(tables[name]) != count:
-            raise InputError(f"'{file.path}' has {count} images and {len(tables[name])} labels in '{self.split}'")
-        return tables[name].tolist(), 1 + max(int(table.max(initial=0)) for table in tables.values())
+        tables = {other: _table(file.rows(other), f"'{other}' in '{file.path}'") for other in others}
+        widths = {table.shape[1] for table in tables.values()}
+        if self.column is None and len(widths) == 1 and min(widths) > 1 and _are_one_hot(tables.values()):
+            columns, classes = {other: table.argmax(1) for other, table in tables.items()}, widths.pop()
+        else:
+            columns = {other: self._column(table) for other, table in tables.items()}
+            classes = 1 + max(int(column.max(initial=0)) for column in columns.values())
+        check_classes(classes, f"the labels in '{file.path}'")
+        if len(columns[name]) != count:
+            raise InputError(f"'{file.path}' has {count} images and {len(columns[name])} labels in '{self.split}'")
+        return columns[name].tolist(), classes
 
-    def _column(self, table: np.ndarray, what: str) -> np.ndarray:
-        """(N,) classes from a table (N,) or (N, L)."""
-        if table.dtype.kind not in "ui" or table.ndim > 2 or (table.size and table.min() < 0):
-            raise InputError(
-                f"{what} are of type {table.dtype} and shape {table.shape}: whole numbers (N, 1) are needed"
-            )
-        table = (table if table.ndim == 2 else table[:, None]).astype(np.int64)
+    def _column(self, table: np.ndarray) -> np.ndarray:
+        """Return (N,) classes from a table (N, L)."""
         if table.shape[1] == 1:
             return table[:, 0]
         if self.column is None:
@@ -137,9 +143,43 @@ class MedMNIST(DataSource):
             raise InputError(f"column={self.column}: an image has {table.shape[1]} labels, they count from 0")
         return table[:, self.column]
 
-    def _fitted(self, image: Tensor) -> Tensor:
-        if image.ndim == 2:
-            return fitted(image[None], self.size, self.fit)
-        if image.shape[-1] == _COLOR:
-            return fitted(image.movedim(-1, 0), self.size, self.fit)
-        return fitted_volume(image[None], self.size, self.fit)[0]
+    def _fitted(self, image: Tensor, axis: int | None) -> Tensor:
+        """Fit an image or a volume, whose channels come first where it has an axis of them."""
+        image = image[None] if axis is None else image
+        return fitted(image, self.size, self.fit) if image.ndim == 3 else fitted_volume(image, self.size, self.fit)[0]
+
+
+def _table(table: np.ndarray, what: str) -> np.ndarray:
+    """Return labels (N,) or (N, L) as (N, L) int64."""
+    if table.dtype.kind not in "ui" or table.ndim > 2 or (table.size and table.min() < 0):
+        raise InputError(f"{what} are of type {table.dtype} and shape {table.shape}: whole numbers (N, 1) are needed")
+    if table.size and table.max() > np.iinfo(np.int64).max:
+        raise InputError(f"{what} go up to {table.max()}: whole numbers of classes are needed")
+    return (table if table.ndim == 2 else table[:, None]).astype(np.int64)
+
+
+def _channel_axis(shape: tuple[int, ...], what: str) -> int | None:
+    """Return which axis of an image of the array (N, ...) is that of its channels; ``None``: it has none.
+
+    A first or last side of 1 or 3 is one of channels: no volume has such a side. One of 2 or 4 at the end may be
+    channels too (gray or color with transparency), which are not read.
+
+    Raises:
+        InputError: other axes.
+    """
+    own = shape[1:]
+    last, first = (own[-1] in _CHANNELS, own[0] in _CHANNELS) if own else (False, False)
+    if len(own) == 2:
+        return None
+    if len(own) in (3, 4) and (last or first):
+        return -1 if last else 0
+    if len(own) == 3 and own[-1] > max(_CHANNELS) + 1:
+        return None
+    raise InputError(
+        f"{what} has shape {shape}: (N, H, W[, C]) or (N, D, H, W[, C]) is needed, with C of 1 or 3 channels"
+    )
+
+
+def _are_one_hot(tables: Iterable[np.ndarray]) -> bool:
+    """Return whether all rows of all tables hold a single 1 among zeros, as Keras writes classes."""
+    return all(bool(((table == 1).sum(1) == 1).all() and ((table != 0).sum(1) == 1).all()) for table in tables)

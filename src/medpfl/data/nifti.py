@@ -13,13 +13,25 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.roles import DataSource
+from medpfl.data.among import without_masks
 from medpfl.data.decode import reason
+from medpfl.data.formats import of_other_formats
 from medpfl.data.images import LabelledImages
 from medpfl.data.index import read_patients
 from medpfl.data.labels import Place, label_files
 from medpfl.data.listing import files_in, first, printable, spread
 from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
-from medpfl.data.volumes import PLANES, Volume, common_spacing, read_volume, slice_of, stack_of, upright_shape
+from medpfl.data.viewer import quiet
+from medpfl.data.volumes import (
+    PLANES,
+    Volume,
+    common_spacing,
+    is_mask_volume,
+    read_volume,
+    slice_of,
+    stack_of,
+    upright_shape,
+)
 
 __all__ = ["SUFFIXES", "Nifti", "Plane", "check_plane", "subject"]
 
@@ -36,7 +48,7 @@ class Nifti(DataSource):
 
     Values are windowed between the 1st and the 99th percentile of each volume. Slices show the head or the
     face upwards and the patient's right on the right; slices of one value are left out. Files that cannot be
-    read are skipped and listed.
+    read are skipped and listed, and files that are named as masks of others and hold few values are left out.
 
     Attributes:
         path: a folder, searched with the folders in it, or one file.
@@ -77,11 +89,11 @@ class Nifti(DataSource):
         given = Path(self.path).expanduser()
         root = given if given.is_dir() else given.parent
         unread: dict[Path, str] = {}
-        files = _files(given, unread)
+        files, notes = _files(given, unread)
         shapes = _shapes(files, self.frame, unread)
-        known = read_patients(root / "index.csv")
         names = {file: printable(file.relative_to(root)) for file in shapes}
-        owners = {file: known.get(name) or subject(name) for file, name in names.items()}
+        known = read_patients(root, [printable(file.relative_to(root)) for file in files], otherwise=_OTHERWISE)
+        owners = {file: known.of(name) or subject(name) for file, name in names.items()}
         labels, classes = label_files([Place(name, owners[file]) for file, name in names.items()], root, self.labels)
         units = [
             _Unit(file, label, position)
@@ -102,6 +114,7 @@ class Nifti(DataSource):
             patients=tuple(owners[unit.file] for unit in kept),
             skipped=lines,
             left_out=len(units) - len(chosen),
+            notes=(*notes, *known.notes),
             spacing=common_spacing([image.spacing for image in images.values()]),
         )
 
@@ -121,7 +134,7 @@ class Nifti(DataSource):
             try:
                 whole = read_volume(file, self.frame)
             except Exception as error:  # a broken file makes nibabel raise almost anything
-                unread[file] = reason(error)
+                unread[file] = reason(error, file)
                 continue
             for unit in units:
                 if (image := self._fitted(whole, unit.position)) is not None:
@@ -158,12 +171,23 @@ def check_plane(plane: str, frame: int | None) -> None:
         raise InputError(f"frame={frame!r} must be None or the place of a volume, counted from 0")
 
 
-def _files(given: Path, unread: dict[Path, str]) -> list[Path]:
+_OTHERWISE = "a patient is then a folder 'sub-...' or a file"
+
+
+def _files(given: Path, unread: dict[Path, str]) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the volumes of a folder, or the file, and what to say of what was left out."""
     if not given.exists():
         raise InputError(f"there is no file or folder '{given}'")
     if not given.is_dir():
-        return [given]
-    return [path for path in files_in(given, unread) if path.name.lower().endswith(SUFFIXES)]
+        return [given], ()
+    files = files_in(given, unread)
+    with quiet():
+        volumes = without_masks([path for path in files if _is_nifti(path)], given, is_mask_volume)
+    return volumes.images, (*volumes.notes, *of_other_formats(files, _is_nifti, "NIfTI (.nii, .nii.gz)"))
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES)
 
 
 def _shapes(files: Sequence[Path], frame: int | None, unread: dict[Path, str]) -> dict[Path, tuple[int, ...]]:
@@ -173,7 +197,7 @@ def _shapes(files: Sequence[Path], frame: int | None, unread: dict[Path, str]) -
         try:
             shapes[file] = upright_shape(file, frame)
         except Exception as error:  # a broken file makes nibabel raise almost anything
-            unread[file] = reason(error)
+            unread[file] = reason(error, file)
     return shapes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +15,30 @@ from medpfl.core.errors import InputError, listed
 from medpfl.data import dicom_files, nifti
 from medpfl.data.decode import decode
 from medpfl.data.dicom_files import is_dicom, list_dicom
+from medpfl.data.formats import counted, of_other_formats
 from medpfl.data.listing import files_in, is_image, printable
 from medpfl.data.masks import read_mask
 from medpfl.data.viewer import dicom_frames
 from medpfl.data.volumes import PLANES, Volume, read_labels, read_volume, slice_of, stack_of, upright_shape
 
-__all__ = ["IMAGES", "MASKS", "Pair", "is_volume", "owner_of", "paired", "places_in", "read_pairs"]
+__all__ = [
+    "IMAGES",
+    "MASKS",
+    "Pair",
+    "Paired",
+    "case_of",
+    "folders_of",
+    "is_volume",
+    "owner_of",
+    "paired",
+    "places_in",
+    "read_pairs",
+]
 
 IMAGES, MASKS = "images", "masks"
+_LAYOUTS = ((IMAGES, MASKS), ("imagesTr", "labelsTr"))
+"""Names of the two folders: ours, and those of the Medical Segmentation Decathlon and nnU-Net."""
+_CHANNEL = re.compile(r"_\d{4}(?=$|\.nii(\.gz)?$)")  # what nnU-Net adds to the name of an image
 _ENDINGS = ("", "_mask", "_segmentation", "_seg")
 
 
@@ -39,30 +56,77 @@ class Pair(NamedTuple):
     spacing: tuple[float, ...]
 
 
-def paired(root: Path) -> dict[Path, Path]:
-    """The mask of each image in the folders ``images`` and ``masks``.
+class Paired(NamedTuple):
+    """Images with their masks.
+
+    Attributes:
+        masks: of each image.
+        notes: what was left out, without a name.
+    """
+
+    masks: dict[Path, Path]
+    notes: tuple[str, ...]
+
+
+def folders_of(root: Path) -> tuple[Path, Path] | None:
+    """Return the folders of images and of masks; ``None``: there are none."""
+    both = ((root / images, root / masks) for images, masks in _LAYOUTS)
+    return next(((images, masks) for images, masks in both if images.is_dir() and masks.is_dir()), None)
+
+
+def paired(images: Path, masks: Path, unread: dict[Path, str]) -> Paired:
+    """Return the mask of each image in a folder.
+
+    Args:
+        images: the folder of the images.
+        masks: that of the masks, beside it.
+        unread: gets the folders that could not be searched, with the reason.
 
     Raises:
         InputError: there is no image, or one without a mask of its name and kind.
     """
-    images = [file for file in files_in(root / IMAGES, {}) if is_image(file.name) or is_volume(file) or _dicom(file)]
-    masks = [file for file in files_in(root / MASKS, {}) if is_image(file.name) or is_volume(file)]
-    by_name = {_name(file, root / MASKS): file for file in masks}
+    all_images, all_masks = files_in(images, unread), files_in(masks, unread)
+    by_name = {_name(file, masks): file for file in all_masks if _is_picture(file) or is_volume(file)}
     found = {}
-    for image in images:
-        name = _name(image, root / IMAGES)
-        found[image] = next((by_name[name + ending] for ending in _ENDINGS if name + ending in by_name), None)
+    for image in filter(_is_image, all_images):
+        name = _name(image, images)
+        names = *(name + ending for ending in _ENDINGS), case_of(name, images)
+        found[image] = next((by_name[own] for own in names if own in by_name), None)
     if not found:
-        raise InputError(f"no picture, NIfTI volume or DICOM file in '{root / IMAGES}'")
-    if missing := [printable(image.relative_to(root)) for image, mask in found.items() if mask is None]:
-        raise InputError(f"{len(missing)} image(s) have no mask of the same name in '{root / MASKS}':{listed(missing)}")
+        raise InputError(f"no picture, NIfTI volume or DICOM file in '{images}'")
+    if missing := [printable(image.relative_to(images)) for image, mask in found.items() if mask is None]:
+        raise InputError(f"{len(missing)} image(s) have no mask of the same name in '{masks}':{listed(missing)}")
     pairs = {image: mask for image, mask in found.items() if mask is not None}
-    if odd := [printable(i.relative_to(root)) for i, m in pairs.items() if is_volume(i) != is_volume(m)]:
+    if odd := [printable(i.relative_to(images)) for i, m in pairs.items() if is_volume(i) != is_volume(m)]:
         raise InputError(
             f"{len(odd)} image(s) and their masks are of two kinds, a volume and a picture:{listed(odd)}\n"
             "give NIfTI masks to NIfTI images, and pictures to pictures and DICOM files"
         )
-    return pairs
+    return Paired(pairs, _notes(images.parent, all_images, all_masks, len(by_name) - len({*pairs.values()})))
+
+
+def case_of(name: str, images: Path) -> str:
+    """Return the name of an image without its channel, which nnU-Net adds: channels are images of one patient."""
+    return name if images.name == IMAGES else _CHANNEL.sub("", name)
+
+
+def _notes(root: Path, images: Sequence[Path], masks: Sequence[Path], alone: int) -> tuple[str, ...]:
+    """Return what to say of files that no pair holds."""
+    without = sum(map(_is_image, files_in(root / "imagesTs", {}))) if (root / "imagesTs").is_dir() else 0
+    return (
+        *([f"Left out {counted(alone, 'mask')} without an image of the same name."] if alone else []),
+        *([f"Left out {counted(without, 'image')} in 'imagesTs', which have no masks."] if without else []),
+        *of_other_formats(images, _is_image, "pictures, NIfTI and DICOM"),
+        *of_other_formats(masks, lambda file: _is_picture(file) or is_volume(file), "masks as PNG, BMP, TIFF or NIfTI"),
+    )
+
+
+def _is_image(file: Path) -> bool:
+    return _is_picture(file) or is_volume(file) or _dicom(file)
+
+
+def _is_picture(file: Path) -> bool:
+    return is_image(file.name)
 
 
 def is_volume(file: Path) -> bool:
@@ -97,7 +161,7 @@ def owner_of(image: Path, name: str) -> str | None:
     """Whom an image is of, where the file says so: a DICOM header, the folder ``sub-...`` or the file of a volume."""
     if is_volume(image):
         return nifti.subject(name)
-    files = [] if is_image(image.name) else list_dicom(image)[1]
+    files = [] if is_image(image.name) else list_dicom(image).files
     return files[0].place.patient if files else None
 
 
@@ -117,7 +181,7 @@ def read_pairs(
 
 
 def _of_dicom(path: Path) -> tuple[Tensor, tuple[float, float]]:
-    _, files, unread = list_dicom(path)
+    _, files, unread, _ = list_dicom(path)
     if not files:
         raise ValueError(next(iter(unread.values()), "is no DICOM image"))
     if files[0].frames > 1:

@@ -18,18 +18,18 @@ Fit = Literal["crop", "squash"]
 
 _LUMA = (0.299, 0.587, 0.114)
 _LONGEST = 8
-_SMALLEST = 8
+_SMALLEST, _LARGEST = 8, 4096
 
 
 def check_target(size: int, fit: str, channels: int | None) -> None:
     """The shared arguments of the sources.
 
     Raises:
-        InputError: `size` is not a whole number of at least 8, `fit` is unknown, or `channels` is not
+        InputError: `size` is not a whole number from 8 to 4096, `fit` is unknown, or `channels` is not
             None, 1 or 3.
     """
-    if type(size) is not int or size < _SMALLEST:
-        raise InputError(f"size={size!r} must be a whole number of pixels, {_SMALLEST} or more")
+    if type(size) is not int or not _SMALLEST <= size <= _LARGEST:
+        raise InputError(f"size={size!r} must be a whole number of pixels, {_SMALLEST} or more and at most {_LARGEST}")
     if fit not in get_args(Fit):
         raise InputError(f"there is no fit {fit!r}; {nearest(str(fit), get_args(Fit))}")
     if channels is not None and (type(channels) is not int or channels not in (1, 3)):

@@ -15,11 +15,12 @@ from medpfl.core.roles import DataSource
 from medpfl.data.decode import pillow_quiet, reason
 from medpfl.data.images import LabelledImages
 from medpfl.data.index import read_patients
+from medpfl.data.labels import labels_given
 from medpfl.data.listing import first, printable, spread
 from medpfl.data.masks import class_of, fitted_mask, numbered
 from medpfl.data.nifti import Plane, check_plane
 from medpfl.data.npz import Npz
-from medpfl.data.pairs import IMAGES, MASKS, Pair, owner_of, paired, places_in, read_pairs
+from medpfl.data.pairs import IMAGES, MASKS, Pair, case_of, folders_of, owner_of, paired, places_in, read_pairs
 from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
 from medpfl.data.unit import unit
 from medpfl.data.volumes import MisplacedError, common_spacing
@@ -27,6 +28,7 @@ from medpfl.data.volumes import MisplacedError, common_spacing
 __all__ = ["Segmented", "is_segmented"]
 
 _PATIENTS = "patients"
+_UNUSED = "The labels in index.csv are not used: the classes of segmented images are those of their masks."
 Unit = tuple[Path, int | None]
 """A file and a slice in it."""
 
@@ -37,10 +39,11 @@ class Segmented(DataSource):
 
     A folder that holds ``images`` and ``masks``, with the mask of ``images/a.png`` in ``masks/a.png`` (or
     ``a_mask.png``, ``a_segmentation.png``, ``a_seg.png``), and patients from ``index.csv`` (``file`` relative to
-    ``images``). Images are pictures or DICOM files of one frame, with masks in PNG, BMP or TIFF; or NIfTI volumes with
-    NIfTI masks of the same voxels, read as `Nifti` reads them. Where ``index.csv`` does not say, a patient is
-    PatientID or the subject or file of a volume. Or an ``.npz`` file with arrays ``images`` (M, H, W), (M, H, W, 3) or
-    (M, C, H, W), ``masks`` (M, H, W) and, if known, ``patients`` (M,) of numbers or texts; with masks (M, D, H, W),
+    ``images``); ``imagesTr`` and ``labelsTr`` of the Medical Segmentation Decathlon and nnU-Net are read in the same
+    way. Images are pictures or DICOM files of one frame, with masks in PNG, BMP or TIFF; or NIfTI volumes with NIfTI
+    masks of the same voxels, read as `Nifti` reads them. Where ``index.csv`` does not say, a patient is PatientID or
+    the subject or file of a volume. Or an ``.npz`` file with arrays ``images`` (M, H, W), (M, H, W, 3) or (M, C, H, W),
+    ``masks`` (M, H, W) or (M, H, W, 1) and, if known, ``patients`` (M,) of numbers or texts; with masks (M, D, H, W),
     images are volumes.
 
     The values of all masks, in their order, are the classes: 0 and 255 are two. Images without any structure count.
@@ -82,25 +85,27 @@ class Segmented(DataSource):
         return self._of_file(root) if root.is_file() else self._of_folder(root)
 
     def _of_folder(self, root: Path) -> LabelledImages:
-        if not is_segmented(root):
+        if (folders := folders_of(root)) is None:
             raise InputError(f"'{root}' must hold a folder 'images' and a folder 'masks', or be an .npz file with both")
-        files = paired(root)
-        inside = {image: printable(image.relative_to(root / IMAGES)) for image in files}
-        unread: dict[Path, str] = {}
+        folder, unread = folders[0], dict[Path, str]()
+        files, notes = paired(*folders, unread)
+        inside = {image: printable(image.relative_to(folder)) for image in files}
         units = self._units(list(files), unread)
         chosen = spread(units, lambda _: 0, self.limit)
         pairs = self._read(chosen, files, inside, unread)
-        skipped = tuple(f"{inside[image]}: {why}" for image, why in unread.items())
+        skipped = tuple(f"{inside.get(path) or printable(path.relative_to(root))}: {w}" for path, w in unread.items())
         if not pairs:
             raise InputError(f"no image in '{root}' could be read: {first(skipped)}")
-        patients = read_patients(root / "index.csv")
-        owners = {image: patients.get(name) or owner_of(image, name) for image, name in inside.items()}
+        known = read_patients(root, list(inside.values()), folder, "a patient is then what the file says, if it does")
+        unused = [_UNUSED] if labels_given(root) else []
+        owners = {image: known.of(name) or owner_of(image, case_of(name, folder)) for image, name in inside.items()}
         return self._made(
             list(pairs.values()),
             tuple(inside[image] + ("" if place is None else f"#{self.plane}{place}") for image, place in pairs),
             tuple(owners[image] for image, _ in pairs),
             skipped,
             len(units) - len(chosen),
+            (*notes, *known.notes, *unused),
         )
 
     def _units(self, files: Sequence[Path], unread: dict[Path, str]) -> list[Unit]:
@@ -109,7 +114,7 @@ class Segmented(DataSource):
             try:
                 units += [(image, place) for place in places_in(image, self.plane, self.frame)]
             except Exception as error:  # a broken file makes nibabel raise almost anything
-                unread[image] = reason(error)
+                unread[image] = reason(error, image)
         return units
 
     def _read(
@@ -127,7 +132,7 @@ class Segmented(DataSource):
             except MisplacedError as error:
                 raise InputError(f"image '{inside[image]}' {error}") from None
             except Exception as error:  # a broken file makes Pillow, nibabel and pydicom raise almost anything
-                unread[image] = reason(error)
+                unread[image] = reason(error, image)
                 continue
             pairs |= {(image, place): pair for place, pair in found.items()}
         if self.plane == "volume" and len({pair.mask.ndim for pair in pairs.values()}) > 1:
@@ -138,16 +143,18 @@ class Segmented(DataSource):
         file = Npz.open(path)
         if missing := {IMAGES, MASKS} - set(file.names):
             raise InputError(f"'{path}' has no array {' and '.join(sorted(missing))}: it has {', '.join(file.names)}")
-        count, masks = file.shape(IMAGES)[0], file.shape(MASKS)
+        (count, *_), own = file.shape(IMAGES), file.shape(MASKS)
+        masks = own[:-1] if len(own) > 3 and own[-1] == 1 else own  # a channel, as Keras has it
         if len(masks) not in (3, 4) or masks[0] != count:
-            raise InputError(f"'masks' in '{path}' has shape {masks}: ({count}, H, W) or ({count}, D, H, W) is needed")
+            raise InputError(f"'masks' in '{path}' has shape {own}: ({count}, H, W) or ({count}, D, H, W) is needed")
         chosen = spread(range(count), lambda _: 0, self.limit)
         pixels = unit(file.rows(IMAGES, chosen), f"the images in '{path}'")
         axes = len(masks) - 1
         cells = (1.0,) * axes
-        pairs = [Pair(_first(p, axes, path), m, cells) for p, m in zip(pixels, file.rows(MASKS, chosen), strict=True)]
-        own = file.rows(_PATIENTS, chosen) if _PATIENTS in file.names else [None] * len(chosen)
-        patients = tuple(None if p is None else str(p) for p in own)
+        values = file.rows(MASKS, chosen).reshape(len(chosen), *masks[1:])
+        pairs = [Pair(_first(p, axes, path), m, cells) for p, m in zip(pixels, values, strict=True)]
+        owners = file.rows(_PATIENTS, chosen) if _PATIENTS in file.names else [None] * len(chosen)
+        patients = tuple(None if p is None else str(p) for p in owners)
         return self._made(pairs, tuple(map(str, chosen)), patients, (), count - len(chosen))
 
     def _made(
@@ -157,6 +164,7 @@ class Segmented(DataSource):
         patients: tuple[str | None, ...],
         skipped: tuple[str, ...],
         left_out: int,
+        notes: tuple[str, ...] = (),
     ) -> LabelledImages:
         for name, (image, mask, _) in zip(names, pairs, strict=True):
             if tuple(image.shape[1:]) != mask.shape:
@@ -174,6 +182,7 @@ class Segmented(DataSource):
             skipped=skipped,
             left_out=left_out,
             masks=torch.stack(whole),
+            notes=notes,
             spacing=common_spacing(spacings),
         )
 
@@ -189,7 +198,7 @@ def is_segmented(place: Path) -> bool:
     """Whether a folder or an ``.npz`` file holds images and masks."""
     if place.is_file():
         return place.suffix.lower() == ".npz" and {IMAGES, MASKS} <= set(Npz.open(place).names)
-    return all((place / name).is_dir() for name in (IMAGES, MASKS))
+    return folders_of(place) is not None
 
 
 def _first(pixels: Tensor, axes: int, path: Path) -> Tensor:

@@ -13,15 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Shown", "between_percentiles", "dicom_frame", "dicom_frames", "quiet"]
+__all__ = [
+    "Shown", "UnshownError", "between_percentiles", "dicom_frame", "dicom_frames", "quiet", "read_header",
+    "starts_bare",
+]  # fmt: skip
 
 Window = tuple[float, float]
 
-_TINY = 1e-6
 _SHOWN_AS_STORED = 8
+_RARE = 0.05
+"""Share of the voxels that differ from the commonest value: if fewer do, percentiles are theirs alone."""
 # What decides how a frame is shown; an enhanced multi-frame file says it once for each frame.
 _TAGS = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction")
 _TAGS += ("WindowCenter", "WindowWidth", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio")
+
+
+class UnshownError(ValueError):
+    """A file whose pixels are whole and that cannot be shown; the message goes on from the file's name."""
 
 
 class Shown(NamedTuple):
@@ -53,13 +61,43 @@ def dicom_frames(path: str | PathLike[str], frames: Sequence[int], window: Windo
         window: center and width, in place of the file's own.
 
     Raises:
+        UnshownError: a tag that decides how the pixels are shown is no number, or a pixel is not finite.
         Exception: whatever pydicom raises for what it cannot read or decode.
     """
-    import pydicom
-
     with quiet():
-        header = pydicom.dcmread(path)
+        header = read_header(path)
         return [_shown(header, frame, window) for frame in frames]
+
+
+def starts_bare(start: bytes) -> bool:
+    """Return whether a file's first bytes are those of a data set without the preamble and the mark ``DICM``."""
+    return len(start) > 8 and start[:2] in (b"\x08\x00", b"\x02\x00", b"\x00\x08")
+
+
+def read_header(path: str | PathLike[str], **options: Any) -> Any:
+    """Read a DICOM file, with or without preamble and mark.
+
+    Args:
+        path: of the file.
+        options: of ``pydicom.dcmread``.
+
+    Raises:
+        UnshownError: the file does not say how its pixels are compressed.
+        Exception: whatever pydicom raises for what it cannot read.
+    """
+    import pydicom
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    with open(path, "rb") as file:  # noqa: PTH123  (the path may be a text)
+        bare = starts_bare(file.read(132))
+    header: Any = pydicom.dcmread(path, force=bare, **options)
+    if "TransferSyntaxUID" not in header.file_meta:
+        if "PixelData" in header and header["PixelData"].is_undefined_length:
+            raise UnshownError("its pixels are compressed, and no transfer syntax says how")
+        implicit, little = header.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return header
 
 
 def _shown(header: Any, frame: int, window: Window | None) -> Shown:
@@ -67,7 +105,9 @@ def _shown(header: Any, frame: int, window: Window | None) -> Shown:
     from pydicom.pixels.utils import pixel_array
 
     pixels, tags = pixel_array(header, index=frame), _tags(header, frame)
-    white = 2**header.BitsStored - 1
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise UnshownError("holds pixels that are not finite (NaN)")
+    white = 1 if pixels.dtype.kind == "f" else 2**header.BitsStored - 1
     if header.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, header)
         white = np.iinfo(pixels.dtype).max
@@ -91,64 +131,144 @@ def _tags(header: Any, frame: int) -> Any:
     flat.file_meta = header.file_meta  # the byte order of lookup tables
     for source in (header, *macros):
         for tag in _TAGS:
-            if tag in source:
-                flat.add(source[tag])
+            if tag in source:  # as it is stored: a number that is none would raise an error here
+                stored: Any = source.get_item(tag)
+                flat[stored.tag] = stored
     return flat
 
 
 def _spacing(tags: Any) -> tuple[float, float]:
     for name in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
-        steps = [float(step) for step in _several(tags.get(name))]
+        steps = _numbers(tags, name)
         if len(steps) == 2 and min(steps) > 0:
             return steps[0], steps[1]
     return 1.0, 1.0
 
 
-def _several(value: Any) -> Sequence[Any]:
-    """The values of a tag that may have one, many or none; a center of 0 is one."""
-    return [] if value is None else np.atleast_1d(value)  # type: ignore[return-value]  (an array is as good)
+_TEXTS = (None, "DS", "IS", "LO", "SH", "UN")
+"""Value representations in which a number is a text; ``None``: as the dictionary says, where the VR is implicit."""
+
+
+def _numbers(tags: Any, name: str) -> list[float]:
+    """Return the numbers of a tag; none where it is missing or empty. A decimal comma is read as a point.
+
+    Raises:
+        UnshownError: one of them is no finite number.
+    """
+    if name not in tags:
+        return []
+    stored: Any = tags.get_item(name)
+    value = stored.value
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "replace") if stored.VR in _TEXTS else tags[name].value
+    if isinstance(value, str):
+        value = value.replace(",", ".").split("\\")
+    texts = [] if value is None else value if isinstance(value, Sequence) else [value]
+    try:
+        numbers = [float(text) for text in texts if str(text).strip(" \0")]
+    except ValueError:
+        raise UnshownError(f"its {name} is no number") from None
+    if not np.isfinite(numbers).all():
+        raise UnshownError(f"its {name} is not a finite number")
+    return numbers
+
+
+def _rescaled(pixels: np.ndarray, tags: Any) -> np.ndarray:
+    """Return the pixels by the modality's table or line; a missing or an empty tag changes nothing."""
+    from pydicom.pixels.processing import apply_modality_lut
+
+    if tags.get("ModalityLUTSequence"):
+        return apply_modality_lut(pixels, tags)
+    slope, intercept = _numbers(tags, "RescaleSlope"), _numbers(tags, "RescaleIntercept")
+    if not slope and not intercept:
+        return pixels
+    if slope and slope[0] == 0:
+        raise UnshownError("its RescaleSlope is 0")
+    return pixels.astype(np.float64) * (slope or [1.0])[0] + (intercept or [0.0])[0]
 
 
 def _windowed(pixels: np.ndarray, header: Any, tags: Any, window: Window | None) -> np.ndarray:
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi
+    from pydicom.pixels.processing import apply_voi
 
-    values = apply_modality_lut(pixels, tags)
+    values = _rescaled(pixels, tags)
     if window is None and tags.get("VOILUTSequence"):
         bits = tags.VOILUTSequence[0].LUTDescriptor[2]
         return (apply_voi(values, tags) / (2**bits - 1)).astype(np.float32)
     center, width = window or _first_window(tags)
     if width > 0:
         return _window(values, center, width, tags.get("VOILUTFunction") or "LINEAR")
-    if values is pixels and header.BitsStored <= _SHOWN_AS_STORED and not header.PixelRepresentation:
+    whole = pixels.dtype.kind != "f"
+    if whole and values is pixels and header.BitsStored <= _SHOWN_AS_STORED and not header.PixelRepresentation:
         return (pixels / (2**header.BitsStored - 1)).astype(np.float32)
-    return between_percentiles(values, pixels != header.get("PixelPaddingValue"))
+    return between_percentiles(values, _counted(pixels, header))
+
+
+def _counted(pixels: np.ndarray, header: Any) -> np.ndarray:
+    """Return which pixels are no padding: it is a value, or a range if ``PixelPaddingRangeLimit`` says its end."""
+    kind = {("f", 4): "Float", ("f", 8): "DoubleFloat"}.get((pixels.dtype.kind, pixels.dtype.itemsize), "")
+    first, last = (_as_pixel(header.get(f"{kind}PixelPadding{end}"), pixels.dtype) for end in ("Value", "RangeLimit"))
+    if first is None:
+        return np.ones(pixels.shape, bool)
+    low, high = sorted((first, first if last is None else last))
+    return (pixels < low) | (pixels > high)
+
+
+def _as_pixel(value: Any, dtype: np.dtype) -> float | None:
+    """Return a padding value as the pixels' type has it: its VR often has the other sign, of the same bytes."""
+    if isinstance(value, bytes):
+        value = int.from_bytes(value, "little")
+    if not isinstance(value, int | float):
+        return None
+    if dtype.kind not in "ui":
+        return float(value)
+    bits = 8 * dtype.itemsize
+    value = int(value) % 2**bits
+    return value - 2**bits if dtype.kind == "i" and value >= 2 ** (bits - 1) else value
 
 
 def _first_window(tags: Any) -> Window:
-    """Center and width; a width of 0 where the file has no window."""
-    centers, widths = (_several(tags.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    return (float(centers[0]), float(widths[0])) if len(centers) and len(widths) else (0.0, 0.0)
+    """Return center and width; a width of 0 where the file has no window."""
+    centers, widths = _numbers(tags, "WindowCenter"), _numbers(tags, "WindowWidth")
+    return (centers[0], widths[0]) if centers and widths else (0.0, 0.0)
 
 
 def _window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
-    """The three functions of DICOM PS3.3 C.11.2.1, to the whole range: pydicom's own depends on the bit depth."""
+    """Apply a function of DICOM PS3.3 C.11.2.1, to the whole range: pydicom's own depends on the bit depth.
+
+    A width below 1, which LINEAR must not have and maps of tiny values do, is that of LINEAR_EXACT.
+    """
     if function == "SIGMOID":
         return (0.5 + 0.5 * np.tanh(2 * (values - center) / width)).astype(np.float32)
-    if function == "LINEAR":
+    if function == "LINEAR" and width >= 1:
         center, width = center - 0.5, width - 1
-    return ((values - center) / max(width, _TINY) + 0.5).clip(0, 1).astype(np.float32)
+    if width == 0:
+        return (values > center).astype(np.float32)
+    return ((values - center) / width + 0.5).clip(0, 1).astype(np.float32)
 
 
 def between_percentiles(values: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
-    """Values scaled so that the 1st percentile is 0 and the 99th is 1; float32, clipped to [0, 1].
+    """Scale values so that the 1st percentile is 0 and the 99th is 1; float32, clipped to [0, 1].
+
+    Where nearly all are of one value, the percentiles are those of the others, with that value in the range: else a
+    few bright voxels in a black volume would all become white. Values that are all equal become 0.
 
     Args:
-        values: of any shape.
+        values: of any shape and magnitude, finite.
         counted: those of which the percentiles are taken; all, if there are none.
     """
     chosen = values if counted is None or not np.any(counted) else values[counted]
-    low, high = np.percentile(chosen, (1, 99))
-    return ((values - low) / max(high - low, _TINY)).clip(0, 1).astype(np.float32)
+    common = np.median(chosen)
+    others = chosen[chosen != common]
+    if 0 < others.size < _RARE * chosen.size:
+        low, high = np.percentile(others, (1, 99)).astype(np.float64)
+        low, high = min(low, np.float64(common)), max(high, np.float64(common))
+    else:
+        low, high = np.percentile(chosen, (1, 99)).astype(np.float64)
+    if not high > low:
+        return np.zeros(values.shape, np.float32)
+    scaled = np.subtract(values, low, dtype=np.float64)
+    scaled /= high - low
+    return scaled.clip(0, 1, out=scaled).astype(np.float32)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,17 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medpfl.data.masks import MOST
 from medpfl.data.viewer import between_percentiles, quiet
 
 __all__ = [
-    "PLANES", "MisplacedError", "Plane", "Volume", "common_spacing", "read_labels", "read_volume", "slice_of",
-    "stack_of", "upright_shape", "volume",
+    "PLANES", "MisplacedError", "Plane", "Volume", "common_spacing", "is_mask_volume", "read_labels", "read_volume",
+    "slice_of", "stack_of", "upright_shape", "volume",
 ]  # fmt: skip
 
 Plane = Literal["sagittal", "coronal", "axial"]
 PLANES = ("sagittal", "coronal", "axial")
 """By the axis (X, Y, Z) that they cut across."""
 _LONGEST_AXIS = 2**15
+_MOST_VOXELS = 2**31
+_EXPANDED = 1100
+"""Bytes that a compressed byte can become at most: what deflate does."""
 _APART = 0.1
 """Voxels by which the corners of an image and of its mask may differ: affines are rounded."""
 
@@ -99,6 +104,18 @@ def read_labels(path: str | PathLike[str], image: str | PathLike[str], frame: in
     return values.astype(np.int64)
 
 
+def is_mask_volume(path: str | PathLike[str]) -> bool:
+    """Return whether a file holds few whole numbers, as masks do; ``False`` if it cannot be read.
+
+    Call it within `medpfl.data.viewer.quiet`.
+    """
+    try:
+        values = np.asarray(_checked(path, None).dataobj)
+        return values.dtype.kind in "uibf" and len(kinds := np.unique(values)) <= MOST and bool((kinds % 1 == 0).all())
+    except Exception:  # a broken file makes nibabel raise almost anything; reading it will say why
+        return False
+
+
 def _check_places(mask: Any, image: Any) -> None:
     """Raises `MisplacedError` unless both have the same voxels, however they are stored."""
     (shape, affine), (own_shape, own_affine) = map(_grid, (image, mask))
@@ -136,7 +153,9 @@ def _checked(path: str | PathLike[str], frame: int | None) -> Any:
     """The file, its voxels not read yet."""
     import nibabel
 
-    if not Path(path).stat().st_size:
+    if not Path(path).is_file():  # opening a named pipe would wait for ever
+        raise ValueError("not a regular file" if Path(path).exists() else "a link to nothing")
+    if not (size := Path(path).stat().st_size):
         raise ValueError("empty file")
     image: Any = nibabel.load(path)  # type: ignore[attr-defined]  (untyped)
     shape, affine = image.shape, getattr(image, "affine", None)
@@ -146,9 +165,12 @@ def _checked(path: str | PathLike[str], frame: int | None) -> Any:
         raise ValueError(f"has shape {shape}: a volume with three axes is needed")
     if max(shape[:3]) > _LONGEST_AXIS:
         raise ValueError(f"damaged header (shape {shape})")
+    needed = math.prod(shape) * image.get_data_dtype().itemsize
+    if math.prod(shape) > _MOST_VOXELS or needed > size * _EXPANDED:
+        raise ValueError(f"damaged header, or cut off (shape {shape})")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < np.finfo(np.float32).tiny:
         raise ValueError("its affine has no inverse, so which way is up is unknown: save it with a right affine")
-    frames = int(np.prod(shape[3:]))
+    frames = math.prod(shape[3:])
     if frame is None and frames > 1:
         raise ValueError(f"holds a series of {frames} volumes: choose one with frame=0 to frame={frames - 1}")
     if frame is not None and frame >= frames:

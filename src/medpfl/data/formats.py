@@ -1,0 +1,66 @@
+"""Files that are ignored for their format: how many there are, and of which kinds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+__all__ = ["counted", "ignored", "is_text", "kinds_of", "of_other_formats"]
+
+_TEXTS = frozenset(
+    {
+        ".bib", ".bval", ".bvec", ".cfg", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json",
+        ".lock", ".log", ".md", ".pdf", ".py", ".rst", ".sh", ".tex", ".toml", ".tsv", ".txt", ".xls", ".xlsx", ".xml",
+        ".yaml", ".yml",
+    }
+)  # fmt: skip
+_PROSE = ("readme", "license", "licence", "changes", "authors", "citation", "makefile", "md5sums", "sha256sums")
+_LONGEST_SUFFIX = 8
+_SHOWN = 3
+
+
+def of_other_formats(files: Iterable[Path], is_read: Callable[[Path], bool], formats: str) -> tuple[str, ...]:
+    """Return a note of how many files are ignored for their format; none where all are read, or texts and tables.
+
+    Args:
+        files: that were found.
+        is_read: whether a file is read.
+        formats: that are read.
+    """
+    others = ignored(files, is_read)
+    if not others:
+        return ()
+    of = f"{counted(len(others), 'file')} of other formats ({kinds_of(others)})"
+    return (f"Left out {of}. Formats that are read: {formats}.",)
+
+
+def ignored(files: Iterable[Path], is_read: Callable[[Path], bool]) -> list[Path]:
+    """Return the files that are not read, without texts and tables."""
+    return [path for path in files if not is_read(path) and not is_text(path)]
+
+
+def is_text(path: Path) -> bool:
+    """Return whether a file is named as a text, a table or a program, which often lie beside images."""
+    return path.suffix.lower() in _TEXTS or path.stem.lower() in _PROSE or path.name.lower() == "dicomdir"
+
+
+def kinds_of(files: Sequence[Path]) -> str:
+    """Return how many files there are of each suffix.
+
+    >>> kinds_of([Path("a.webp"), Path("b.webp"), Path("c"), Path("1.2.840.10008.123456789012")])
+    '2 .webp, 1 without a suffix, 1 others'
+    """
+    suffixes = (path.suffix.lower() for path in files)
+    kinds = Counter("without a suffix" if not s else s if len(s) <= _LONGEST_SUFFIX else "others" for s in suffixes)
+    shown = [f"{count} {kind}" for kind, count in kinds.most_common(_SHOWN)]
+    return ", ".join(shown) + ", ..." * (len(kinds) > _SHOWN)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "file"), counted(2, "file")
+    ('1 file', '2 files')
+    """
+    return f"{count} {noun}" + "s" * (count != 1)
