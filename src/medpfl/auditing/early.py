@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from medpfl.core.place import is_place
 from medpfl.core.spec import check_names, expand
 from medpfl.core.threat import ThreatModel
 
-__all__ = ["check_model", "check_source", "check_words", "names_in"]
+__all__ = ["check_model", "check_source", "check_words", "is_there", "names_a_source", "names_in", "path_of"]
+
+_CALL = re.compile(r"\s*(\w+)\s*\((.*)", re.DOTALL)
 
 
 def check_words(
@@ -29,10 +32,10 @@ def check_words(
         _check("model", "models", [model])
     _check("attack", "attacks", attack)
     _check("defense", "defenses", defense)
-    if "(" not in data or Path(data).exists():
-        check_source(data)
-    else:
+    if names_a_source(data):
         _check("data source", "data", [data])
+    else:
+        check_source(data)
 
 
 def _check(role: str, package: str, specs: Iterable[str]) -> None:
@@ -42,9 +45,50 @@ def _check(role: str, package: str, specs: Iterable[str]) -> None:
             check_names(spec, known, role)
 
 
+def names_a_source(data: str) -> bool:
+    """Return whether data is given as a spec, ``Name(argument=value)``: what is there under that name is a path.
+
+    >>> names_a_source("Dicom('a (1)', size=32)"), names_a_source("data/no such (folder)"), names_a_source("data (2)")
+    (True, False, False)
+    """
+    call = _CALL.fullmatch(data)
+    if call is None or is_there(data):
+        return False
+    return call[1] in names_in("data") or any(mark in call[2] for mark in ("'", '"', "="))
+
+
+def is_there(data: str) -> bool:
+    """Return whether there is something at a path; ``~`` stands for the home."""
+    try:
+        return path_of(data).exists()
+    except (InputError, OSError):  # no path at all, or one that is too long to be one
+        return False
+
+
+def path_of(data: str | Path) -> Path:
+    """Return a path that a person wrote, with ``~`` as the home.
+
+    Raises:
+        InputError: there is no such home, or a null byte.
+    """
+    if "\0" in str(data):
+        raise InputError(f"{str(data)!r} holds a null byte, which no path does")
+    try:
+        return Path(data).expanduser()
+    except RuntimeError:
+        raise InputError(f"'{data}' starts with the home of a user who is not known here") from None
+
+
 def check_source(data: str) -> None:
     """Raises `InputError` if there is nothing at the path of the images."""
-    if data != "samples" and not Path(data).expanduser().exists():
+    if data == "samples":
+        return
+    place = path_of(data)
+    try:
+        there = place.exists()
+    except OSError as error:
+        raise InputError(f"there is no folder or record '{data}' ({error.strerror})") from None
+    if not there:
         if "/" in data:
             raise InputError(f"there is no folder or record '{data}' (the working directory is '{Path.cwd()}')")
         raise InputError(f"there is no folder or record '{data}' here; {nearest(data, ['samples'])}")

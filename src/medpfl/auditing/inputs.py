@@ -18,7 +18,7 @@ from medpfl import defenses as defense_package
 from medpfl import models as model_package
 from medpfl.attacks import matching
 from medpfl.auditing.checkpoint import checkpoint_at, is_checkpoint
-from medpfl.auditing.early import check_model, check_source
+from medpfl.auditing.early import check_model, check_source, is_there, names_a_source, path_of
 from medpfl.auditing.engine import explained
 from medpfl.core.errors import InputError
 from medpfl.core.place import find, is_place
@@ -134,7 +134,12 @@ def partition_of(partition: str | Partition, clients: int | None = None) -> Part
 
 def is_record(data: Any) -> bool:
     """Whether the data is the path of a recorded update."""
-    return isinstance(data, str | Path) and Path(data).is_file() and Record.is_one(Path(data))
+    return (
+        isinstance(data, str | Path)
+        and is_there(str(data))
+        and path_of(data).is_file()  # opening a named pipe would wait for ever
+        and Record.is_one(path_of(data))
+    )
 
 
 class Found(NamedTuple):
@@ -158,9 +163,9 @@ def data_of(data: str | Path | DataSource | LabelledImages, size: int, fit: str,
     source = data if isinstance(data, DataSource) else source_of(str(data), size, fit, channels)
     path = getattr(source, "path", None)
     # The same folder, however it is spelled, has the same study indices.
-    place = type(source).__name__ if path is None else str(Path(path).expanduser().resolve())
+    place = type(source).__name__ if path is None else str(path_of(path).resolve())
     if path is not None:
-        _check_no_run(Path(path).expanduser())
+        _check_no_run(path_of(path))
     with explained("the images cannot be read"):
         return Found(source.load(), repr(source), place)
 
@@ -169,7 +174,11 @@ def _check_no_run(folder: Path) -> None:
     """Raises `InputError` if the pictures that audits wrote would be taken for data."""
     if not folder.is_dir():
         return
-    for inside in [folder, *sorted(folder.iterdir())]:
+    try:
+        folders = [folder, *sorted(folder.iterdir())]
+    except OSError as error:
+        raise InputError(f"cannot open the folder '{folder}': {error.strerror}") from None
+    for inside in folders:
         if (inside / "run.json").is_file() and (inside / "findings.jsonl").is_file():
             raise InputError(
                 f"'{inside}' is the run directory of an audit, whose pictures are no data: give a folder of class "
@@ -181,7 +190,7 @@ def source_of(data: str, size: int, fit: str, channels: int | None) -> DataSourc
     """From a path or a spec."""
     if data == "samples":
         return Samples(size=size, fit=fit, channels=channels)  # type: ignore[arg-type]  (it checks fit)
-    if "(" in data and not Path(data).exists():
+    if names_a_source(data):
         return build(data, registry(data_package), "data source")
     check_source(data)
     return source_at(data, size=size, fit=fit, channels=channels)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from medpfl.auditing.acting import at_client
+from medpfl.auditing.early import path_of
 from medpfl.auditing.engine import device_of
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
 from medpfl.auditing.key import study_index
@@ -113,7 +114,7 @@ def audit(
     made_defenses, start = defenses_of(defenses), None if weights is None else Path(weights)
     record = None
     if is_record(data):
-        record, data = read(Path(str(data))), _truth_of(truth, start)
+        record, data = read(path_of(str(data))), _truth_of(truth, start)
         made_defenses = [NoDefense(), Recorded(record.update, _claimed(record, made_defenses))]
         plan, start = record.plan, record.weights
         size = record.image_shape[-1] if record.image_shape else size

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from medpfl.auditing.early import names_a_source
 from medpfl.auditing.engine import generator_of
 from medpfl.auditing.inputs import Found, data_of, source_of
 from medpfl.core.errors import InputError
@@ -69,8 +69,7 @@ def _source(data: Any, size: int, fit: str, channels: int | None) -> Any:
     if isinstance(data, LabelledImages | DataSource):
         return data
     source = source_of(str(data), size, fit, channels)
-    named = "(" in str(data) and not Path(str(data)).exists()
-    limited = not named and any(f.name == "limit" for f in dataclasses.fields(source))  # type: ignore[arg-type]  (sources are)
+    limited = not names_a_source(str(data)) and any(f.name == "limit" for f in dataclasses.fields(source))  # type: ignore[arg-type]  (sources are)
     return dataclasses.replace(source, limit=_ALL) if limited else source  # type: ignore[type-var]  (dataclasses)
 
 

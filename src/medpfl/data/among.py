@@ -94,7 +94,7 @@ def _key(file: Path) -> tuple[tuple[str, str], bool]:
     folders = [part for part in file.parts[:-1] if not (holds_images(part) or holds_masks(part))]
     stem = re.sub(r"\.nii(\.gz)?$", "", file.name, flags=re.IGNORECASE)
     stem = PurePosixPath(stem).stem if stem == file.name else stem
-    bare = _AT_START.sub("", _AT_END.sub("", stem))
+    bare = _AT_END.sub("", _AT_START.sub("", stem))
     named = bare != stem or any(map(holds_masks, file.parts[:-1]))
     bare = _OF_A_KIND.sub("", bare) if named else bare
     return ("/".join(folders), _OF_AN_IMAGE.sub("", bare)), named

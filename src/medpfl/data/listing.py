@@ -93,9 +93,10 @@ def _by_folders(root: Path, inside: Sequence[Path], unread: dict[Path, str]) -> 
     check_no_masks(root, list(images))
     empty = [folder for folder in folders if folder not in images]
     _check_other_formats(root, empty, files)
-    doubt = check_one_set(root, images)
     pictures, notes = _pictures([file for own in images.values() for file in own], root)
     labels = {path: path.relative_to(root).parts[0] for path in pictures}
+    held = {folder: [path for path in pictures if labels[path] == folder.name] for folder in images}
+    doubt = check_one_set(root, {folder: own for folder, own in held.items() if own})
     loose = sum(is_image(path.name) and path.is_file() for path in inside)
     return labels, [
         *([doubt] if doubt else []),

@@ -143,8 +143,8 @@ class Segmented(DataSource):
         file = Npz.open(path)
         if missing := {IMAGES, MASKS} - set(file.names):
             raise InputError(f"'{path}' has no array {' and '.join(sorted(missing))}: it has {', '.join(file.names)}")
-        (count, *_), own = file.shape(IMAGES), file.shape(MASKS)
-        masks = own[:-1] if len(own) > 3 and own[-1] == 1 else own  # a channel, as Keras has it
+        count, own = file.shape(IMAGES)[0], file.shape(MASKS)
+        masks = own[: len(own) - (len(own) > 3 and own[-1] == 1)]  # without a channel, as Keras has it
         if len(masks) not in (3, 4) or masks[0] != count:
             raise InputError(f"'masks' in '{path}' has shape {own}: ({count}, H, W) or ({count}, D, H, W) is needed")
         chosen = spread(range(count), lambda _: 0, self.limit)
