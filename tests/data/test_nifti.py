@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -226,3 +228,33 @@ def test_nothing_there(tmp_path):
 def test_wrong_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
         Nifti("x", **arguments)
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1e-9, np.float32), (1e-12, np.float64), (1e6, np.float32)])
+def test_maps_of_tiny_and_of_large_values_are_images(tmp_path, scale, dtype):
+    save(tmp_path / "plain" / "x.nii.gz", marked())
+    save(tmp_path / "map" / "x.nii.gz", (marked() * scale).astype(dtype))
+    plain, ours = (Nifti(tmp_path / name).load().images for name in ("plain", "map"))
+    np.testing.assert_allclose(ours, plain, atol=1e-5)
+
+
+def test_a_map_that_is_zero_almost_everywhere_keeps_its_gray_levels(tmp_path):
+    values = np.zeros((32, 32, 10), np.float32)
+    values[10:15, 10:15, 4:7] = np.random.default_rng(0).random((5, 5, 3)) + 1
+    save(tmp_path / "x.nii.gz", values)
+    assert len(Nifti(tmp_path, size=32).load().images.unique()) > 60
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("sides", [(30_000, 30_000, 30_000), (2000, 2000, 500)])
+def test_a_header_that_claims_more_than_the_file_holds(tmp_path, suffix, sides):
+    path = save(tmp_path / f"x{suffix}", marked())
+    content = bytearray(gzip.decompress(path.read_bytes()) if suffix.endswith("gz") else path.read_bytes())
+    content[42:48] = np.array(sides, "<i2").tobytes()
+    path.write_bytes(gzip.compress(bytes(content)) if suffix.endswith("gz") else bytes(content))
+    began = tracemalloc.start() or tracemalloc.get_traced_memory()[1]
+    message = refused(Nifti(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1] - began
+    tracemalloc.stop()
+    assert f"x{suffix}: damaged header, or cut off (shape {sides})" in message
+    assert peak < 2**26

@@ -8,7 +8,7 @@ import pytest
 from made_dicom import dicom
 from pydicom.dataset import Dataset
 
-from medpfl.data.viewer import dicom_frame, dicom_frames
+from medpfl.data.viewer import between_percentiles, dicom_frame, dicom_frames
 from medpfl.data.volumes import volume
 
 RAMP = np.arange(0, 4096, 4, dtype=np.uint16).reshape(32, 32)
@@ -170,3 +170,50 @@ def test_a_window_given_goes_before_the_file_s(tmp_path):
 )
 def test_spacing(tmp_path, tags, expected):
     assert dicom_frames(dicom(tmp_path / "x.dcm", RAMP, **tags), [0])[0].spacing == expected
+
+
+# Values that are tiny, rare or all alike
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1, 1e9, 1e30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_magnitude_of_values_decides_nothing(scale, dtype):
+    values = np.random.default_rng(0).random((8, 8, 8))
+    ours = between_percentiles((values * scale).astype(dtype))
+    np.testing.assert_allclose(ours, between_percentiles(values), atol=1e-5)
+    offset = between_percentiles(1000 + values * 1e-6)
+    np.testing.assert_allclose(offset, between_percentiles(values), atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.002, 0.007, 0.012, 0.03])
+@pytest.mark.parametrize("background", [0.0, -1024.0])
+def test_rare_values_keep_their_gray_levels(share, background):
+    values = np.full(10_000, background)
+    count = int(share * len(values))
+    values[:count] = background + np.linspace(1, 2, count)
+    ours = between_percentiles(values)
+    assert ours[count:].max() == 0
+    assert 0.4 < ours[:count].min() < ours[:count].max() == 1
+    assert len(np.unique(ours[:count])) > 0.9 * count
+
+
+def test_a_volume_of_two_values_is_black_and_white():
+    values = np.zeros(10_000)
+    values[:3] = 7
+    assert set(between_percentiles(values).tolist()) == {0, 1}
+    assert between_percentiles(np.full(9, 7.0)).max() == 0
+
+
+def test_many_values_are_between_their_percentiles_as_before():
+    values = np.random.default_rng(0).normal(size=10_000)
+    values[: len(values) // 2] = values.min()  # a background
+    low, high = np.percentile(values, (1, 99))
+    np.testing.assert_allclose(between_percentiles(values), ((values - low) / (high - low)).clip(0, 1), atol=1e-6)
+
+
+def test_a_window_below_1_is_not_a_threshold(tmp_path):
+    tags = {"RescaleSlope": 1e-5, "RescaleIntercept": 0, "WindowCenter": 0.02, "WindowWidth": 0.04}
+    ours = dicom_frame(dicom(tmp_path / "x.dcm", RAMP, **tags))[0].numpy()
+    np.testing.assert_allclose(ours, ((RAMP * 1e-5 - 0.02) / 0.04 + 0.5).clip(0, 1), atol=1e-5)
+    tags = {"WindowCenter": 2000, "WindowWidth": 1}
+    assert set(dicom_frame(dicom(tmp_path / "y.dcm", RAMP, **tags)).unique().tolist()) == {0, 1}
