@@ -45,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("medpfl: interrupted; the same command continues with --out where it stopped", file=sys.stderr)
         return _INTERRUPTED
-    except SystemExit as end:  # after --help, --version and --print-config
-        return int(end.code or _DONE)
+    except SystemExit as end:  # of code that is not ours: nobody may take it for success
+        print(f"medpfl: error: a part of the experiment ended the program (SystemExit: {end.code})", file=sys.stderr)
+        return _BAD_INPUT
 
 
 def _of_disk(error: OSError) -> str:
@@ -62,6 +63,8 @@ def _run(words: list[str]) -> int:
         raise InputError(f"there is no command '{words[0]}'; {nearest(words[0], COMMANDS)}")
     try:
         given = parser.parse_args(spelled(words))
+    except SystemExit as end:  # after --help, --version and --print-config
+        return int(end.code or _DONE)
     except ArgumentError as error:
         where = _in_file(words)
         raise InputError(f"{where}{plain(str(error))}; 'medpfl {words[0]} --help' names the options") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
+from medpfl.core.copies import copied
 from medpfl.core.drawn import draws
 from medpfl.core.errors import InputError
 from medpfl.core.types import Tensors, Weights
@@ -106,7 +106,7 @@ def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -
         if draws(layer):
             kind = type(layer).__name__
             raise InputError(f"layer '{name}' ({kind}) draws at random: use mode eval, or another attack")
-    model = copy.deepcopy(model).cpu()
+    model = copied(model, forget=True).cpu()
     parameters, rest = exact(weights.parameters), exact(state_of(model, weights.buffers))
     image = next(iter(parameters.values())).new_full((1, *image_shape), 0.5)
 

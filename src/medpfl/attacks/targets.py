@@ -12,13 +12,12 @@ layers were computed from just that vector. One more logit, the same for every i
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from medpfl.attacks.labels import ROUNDING, bias_gradient, last_layer, logit_probe
+from medpfl.core.copies import copied
 from medpfl.core.types import Observation
 
 __all__ = ["free_labels", "label_scale", "label_vectors", "linear_loss", "rounded", "with_spare"]
@@ -59,7 +58,7 @@ def with_spare(model: nn.Module) -> nn.Module:
     def hook(_: nn.Module, __: object, logits: Tensor) -> Tensor:
         return functional.pad(logits, (0, 1), value=_NEVER)
 
-    other = copy.deepcopy(model)
+    other = copied(model, forget=True)
     other.register_forward_hook(hook)
     return other
 

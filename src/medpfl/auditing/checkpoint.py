@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from medpfl.auditing.engine import generator_of
 from medpfl.core.errors import InputError, listed
 from medpfl.core.files import PRIVATE, write
 from medpfl.core.roles import Defense, Model
+from medpfl.core.sizes import check_classes, check_image_shape
 from medpfl.core.spec import build, registry, shown
+from medpfl.core.tensors import oddity
 from medpfl.core.types import Weights
+from medpfl.models.sized import built
 
 __all__ = [
     "STATE",
@@ -104,12 +107,15 @@ class Checkpoint(Model):
     def _network(self) -> nn.Module:
         try:
             model = build(self.about.model, registry(model_package), "model")
-            return model.build(self.about.image_shape, self.about.classes, 0)
         except InputError as error:
             raise InputError(
                 f"the checkpoint was trained from {self.about.model}, which its folder does not hold ({error}): give "
                 f"the model itself as --model, with --weights '{self.path}'"
             ) from None
+        try:
+            return built(model, self.about.image_shape, self.about.classes, 0)
+        except InputError as error:
+            raise InputError(f"the checkpoint's {self.about.model:.80} cannot be built: {error}") from None
 
 
 def keep(out: Path, about: About, network: nn.Module, weights: Weights, state: bytes) -> None:
@@ -155,6 +161,7 @@ def put_weights(network: nn.Module, path: Path) -> None:
         for k, t in known.items()
         if k in tensors and tensors[k].shape != t.shape
     ]
+    problems += [f"{k}: {why}" for k, t in tensors.items() if (why := oddity(t))]
     if problems:
         raise InputError(f"the checkpoint '{path.parent}' is of another model:{listed(sorted(problems))}")
     put_state(network, Weights(tensors))
@@ -167,6 +174,17 @@ def put_state(network: nn.Module, weights: Weights) -> None:
         for own in (dict(network.named_parameters()), dict(network.named_buffers())):
             for name, tensor in own.items():
                 tensor.copy_(given[name])
+
+
+def _checked(about: About) -> About:
+    """What a file says of itself, if it can be true; raises `ValueError` if not."""
+    for name, kind in (("round", int), ("model", str), ("defense", str), ("seed", int)):
+        if type(value := getattr(about, name)) is not kind:
+            raise ValueError(f"its header says {name} {value!r:.40}")
+    if about.round < 0:
+        raise ValueError(f"its header says round {about.round}")
+    check_classes(about.classes)
+    return replace(about, image_shape=check_image_shape(about.image_shape))
 
 
 def is_checkpoint(path: Any) -> bool:
@@ -208,6 +226,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], About]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if about.pop("version") != _VERSION:
             raise ValueError("it is of another version")
-        return tensors, About(**{**about, "image_shape": tuple(about["image_shape"])})
+        return tensors, _checked(About(**about))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"'{path}' is no checkpoint of a training, or damaged: {error}") from None

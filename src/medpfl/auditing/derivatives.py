@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -13,12 +14,13 @@ from torch.func import functional_call, grad, vmap
 from medpfl.auditing.engine import generator_of
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.core.strangers import explained
 from medpfl.core.types import Batch, Tensors, Weights
 from medpfl.federated.kernels import differentiable_kernels
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
 
-__all__ = ["ONCE", "check_derivatives"]
+__all__ = ["ONCE", "check_derivatives", "check_update"]
 
 ONCE = "the update of this model cannot be computed"
 
@@ -28,6 +30,17 @@ Part = Callable[[Tensor], Tensors]
 _STEPS = (1e-7, 1e-2)  # in float64: the first so small that hardly a ReLU or a maximum changes its branch, the second
 # for models that round to float32 on their way, where the first shows rounding alone
 _TRIES = 3
+
+
+def check_update(network: nn.Module, images: Tensor, outputs: int, plan: Plan) -> None:
+    """Raise `InputError` if the update of a model cannot be computed; with the layer.
+
+    Args:
+        network, images, outputs, plan: as in `check_derivatives`, which checks more.
+    """
+    ready = prepare(network, plan)
+    with differentiable_kernels(), torch.no_grad():
+        _check_stages({ONCE: _update}, ready, images, outputs)
 
 
 def check_derivatives(
@@ -51,16 +64,20 @@ def check_derivatives(
     """
     ready = prepare(network, plan)
     twice = "the update of this model cannot be differentiated by the images, as attacks do"
-    stages: dict[str, Callable[[Part, Tensor], Any]] = {ONCE: lambda part, x: part(x), twice: _slope}
+    stages: dict[str, Callable[[Part, Tensor], Any]] = {ONCE: _update, twice: _slope}
     if together:
         stages[f"{twice}, for several victims together (torch.func.vmap)"] = _slopes
     with differentiable_kernels(), torch.no_grad():  # as in attacks
-        for what, stage in stages.items():
-            if error := _error(stage, _whole(ready, images, outputs), images):
-                where = _culprit(ready, images, lambda part, x, stage=stage: _error(stage, part, x) is not None)
-                raise InputError(f"{what}, because of {where}: {str(error).partition(chr(10))[0]}") from error
+        _check_stages(stages, ready, images, outputs)
         # Prepared anew: a network may keep what has passed it.
         return _wrong(prepare(network, plan).double(), images.double(), outputs)
+
+
+def _check_stages(stages: dict[str, Callable[[Part, Tensor], Any]], ready: nn.Module, x: Tensor, outputs: int) -> None:
+    for what, stage in stages.items():
+        if said := _error(stage, _whole(ready, x, outputs), x):
+            where = _culprit(ready, x, lambda part, x, stage=stage: _error(stage, part, x) != "")
+            raise InputError(f"{what}, because of {where}: {said}")
 
 
 def _wrong(exact: nn.Module, doubles: Tensor, outputs: int) -> str | None:
@@ -72,18 +89,23 @@ def _wrong(exact: nn.Module, doubles: Tensor, outputs: int) -> str | None:
 
 def _is_wrong(part: Part, x: Tensor) -> bool:
     """A model that is made for float32 alone is not judged."""
-    try:
+    with suppress(InputError), explained("it cannot be computed in float64"):
         return not _is_right(part, x)
-    except Exception:  # whatever a stranger's network raises
-        return False
+    return False
 
 
-def _error(stage: Callable[[Part, Tensor], Any], part: Part, x: Tensor) -> Exception | None:
+def _error(stage: Callable[[Part, Tensor], Any], part: Part, x: Tensor) -> str:
+    """What a stage raises, and what to do about it; ``""`` if it works."""
     try:
-        stage(part, x)
-    except Exception as error:  # whatever a stranger's network raises is for the user to read
-        return error
-    return None
+        with explained("error"):
+            stage(part, x)
+    except InputError as error:
+        return str(error).removeprefix("error: ")
+    return ""
+
+
+def _update(part: Part, x: Tensor) -> Tensors:
+    return part(x)
 
 
 def _slope(part: Part, x: Tensor) -> Tensor:
@@ -186,7 +208,8 @@ def _inputs(ready: nn.Module, images: Tensor) -> dict[str, tuple[tuple[Any, ...]
 
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
-        ready(images)
+        with explained("the model cannot be run once more"):
+            ready(images)
     finally:
         for handle in handles:
             handle.remove()

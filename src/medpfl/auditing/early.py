@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from medpfl.core.errors import InputError, nearest
-from medpfl.core.place import is_place
+from medpfl.core.place import at_home, is_call, is_place
 from medpfl.core.spec import check_names, expand
 from medpfl.core.threat import ThreatModel
 
@@ -27,7 +27,7 @@ def check_words(
 ) -> None:
     """Raises `InputError`, as the audit itself would later, for names of parts, grants and places that do not exist."""
     ThreatModel(tuple(grant))
-    if model is not None and not Path(model).exists():
+    if model is not None and not at_home(model).exists():
         check_model(model)
         _check("model", "models", [model])
     _check("attack", "attacks", attack)
@@ -41,7 +41,7 @@ def check_words(
 def _check(role: str, package: str, specs: Iterable[str]) -> None:
     known = names_in(package)
     for spec in (one for text in specs if not is_place(text) for one in expand(text)):
-        if not spec.partition("(")[0].endswith(".py"):  # a place without its name
+        if not (spec.endswith(".py") or spec.partition("(")[0].endswith(".py")):  # a place without its name
             check_names(spec, known, role)
 
 
@@ -96,7 +96,7 @@ def check_source(data: str) -> None:
 
 def check_model(model: str) -> None:
     """Raises `InputError` for a model that is meant as a path, at which nothing is."""
-    if "/" in model.partition("(")[0] and not is_place(model) and not Path(model).exists():
+    if "/" in model and not is_call(model) and not is_place(model) and not at_home(model).exists():
         raise InputError(
             f"model '{model}': there is no such directory of a training or of its round; a spec, file.py:name and "
             "package.module:name are models too"

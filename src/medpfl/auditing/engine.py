@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from medpfl.auditing.writes import check_writes
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.core.strangers import explained
 from medpfl.federated.ready import prepare
 
 __all__ = [
@@ -66,27 +68,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-_HINTS = {
-    "value per channel": "; in train mode batch norm needs more: try mode eval or larger images",
-    "should be the same": "; images are float32: let the model begin with images.to(the type of its weights)",
-}
-"""What to do, by a part of torch's error."""
-
-
-@contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Whatever a stranger's network, attack, defense or data source raises is for the user to read."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # a stranger's code may raise anything, and none of it is a bug of ours
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in reason:
-            raise InputError("out of memory: lower --memory, --batch-size or --size") from error
-        raise InputError(f"{what}: {reason}") from error
-
-
 @contextlib.contextmanager
 def naming(part: Any) -> Iterator[None]:
     """Says which part an `InputError` is about."""
@@ -116,18 +97,13 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
         masks: whether the data has masks, so that logits may be (N, K, H, W).
 
     Raises:
-        InputError: it does not take the images, or does not return finite logits (N, K) with K >= `classes`.
+        InputError: it does not take the images, does not return finite logits (N, K) with K >= `classes`, writes into
+            what it must not (`medpfl.auditing.writes`), or draws random numbers of its own.
     """
-    network.train(plan.mode == "train")
     shape = tuple(images.shape)
-    try:
-        with torch.no_grad():
-            logits = network(images)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a stranger's network raises is for the user to read
-        hint = next((hint for said, hint in _HINTS.items() if said in str(error)), "")
-        raise InputError(f"the model does not take images of shape {shape}: {error}{hint}") from error
+    with explained(f"the model does not take images of shape {shape}"), torch.no_grad():
+        network.train(plan.mode == "train")
+        logits = network(images.clone())  # which the model may write into
     if isinstance(logits, Tensor) and len(logits) == len(images) and logits.shape[2:] == images.shape[2:]:
         if not masks:
             raise InputError(
@@ -146,6 +122,7 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
             f"the model has {outputs} outputs for {classes} classes: it needs at least {max(classes, 2)} "
             "(with one output the loss, and so every update, is zero)"
         )
+    check_writes(network, images, plan)
     _check_repeatable(network, images, plan)
     if not logits.isfinite().all():
         raise InputError("the model's outputs are not finite on these images")
@@ -154,14 +131,14 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
 
 def label_shape_of(network: nn.Module, images: Tensor, plan: Plan) -> tuple[int, ...]:
     """Of what the model tells of an image: () a class, (H, W) or (D, H, W) a class for every pixel."""
-    with torch.no_grad():
+    with explained("the model cannot be run once more"), torch.no_grad():
         return tuple(network.train(plan.mode == "train")(images).shape[2:])
 
 
 def _check_repeatable(network: nn.Module, images: Tensor, plan: Plan) -> None:
     """Raises `InputError` if a model draws random numbers that no generator of ours gives it."""
     ready = prepare(network, plan)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), explained("the model cannot be run once more"):
         before = torch.get_rng_state()
         ready(images)
         if not torch.equal(torch.get_rng_state(), before):
@@ -187,10 +164,12 @@ def stack_size(network: nn.Module, images: Tensor, memory: float) -> int:
         activations += output.numel() if isinstance(output, Tensor) else 0
 
     handles = [m.register_forward_hook(count) for m in network.modules() if not list(m.children())]
-    with torch.no_grad():
-        network(images)
-    for handle in handles:
-        handle.remove()
+    try:
+        with torch.no_grad(), explained("the model cannot be run once more"):
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
     history = 2 * 100 * images.numel()
     bytes_each = 4 * (3 * parameters + 10 * activations + history)
     return max(1, int(min(_LARGEST_STACK, memory * 2**30 / bytes_each)))

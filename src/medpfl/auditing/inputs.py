@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,8 +19,9 @@ from medpfl.attacks import matching
 from medpfl.auditing.checkpoint import checkpoint_at, is_checkpoint
 from medpfl.auditing.early import check_model, check_source, is_there, names_a_source, path_of
 from medpfl.auditing.engine import explained
+from medpfl.core.copies import copied
 from medpfl.core.errors import InputError
-from medpfl.core.place import find, is_place
+from medpfl.core.place import at_home, find, is_place, parted
 from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
 from medpfl.core.spec import Part, build, expand, registry
@@ -32,6 +32,7 @@ from medpfl.data.partition import Partition
 from medpfl.data.samples import Samples
 from medpfl.defenses import NoDefense
 from medpfl.models.user import UserModel
+from medpfl.models.wrapped import unwrapped
 
 __all__ = ["GivenModel", "attacks_of", "data_of", "defenses_of", "is_record", "model_of", "partition_of", "source_of"]
 
@@ -47,7 +48,7 @@ class GivenModel(Model):
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
         """A copy: a forward pass in train mode changes batch-norm statistics, and a record its weights."""
-        return copy.deepcopy(self.network)
+        return copied(unwrapped(self.network))
 
 
 def model_of(model: str | Path | Model | nn.Module) -> Model:
@@ -56,14 +57,15 @@ def model_of(model: str | Path | Model | nn.Module) -> Model:
         return model
     if isinstance(model, nn.Module):
         return GivenModel(model, type(model).__name__)
-    if is_checkpoint(model):
-        return checkpoint_at(Path(model))
+    folder = at_home(model)
+    if str(model) and is_checkpoint(folder):
+        return checkpoint_at(folder)
     model = str(model)
     if is_place(model):
         return UserModel.parse(model)
-    if model.partition("(")[0].endswith(".py"):
+    if model.endswith(".py") or model.partition("(")[0].endswith(".py"):
         raise InputError(f"model '{model}': say which function makes it, {model}:make_model")
-    if Path(model).is_dir():
+    if model and folder.is_dir():
         raise InputError(f"model '{model}' is a folder without a round of a training (round-0, round-1, ...)")
     check_model(model)
     return build(model, registry(model_package), "model")
@@ -83,9 +85,8 @@ def defenses_of(defenses: Iterable[str | Defense]) -> list[Defense]:
 
 def _made(text: str, known: Mapping[str, Any], role: str, nested: Mapping[str, Any] | None = None) -> Any:
     """From a spec; its first name may be the user's own, ``file.py:Name(argument=value)``."""
-    if is_place(text):
-        place = text.partition("(")[0].rpartition(":")[0]
-        text = text[len(place) + 1 :]
+    if found := parted(text):
+        place, text = found
         if (own := re.match(r"\s*(\w+)", text)) is None:
             raise InputError(f"{role} '{place}:{text}': after the colon write its name, {place}:Name(argument=value)")
         if own[1] in known:
@@ -106,7 +107,8 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[T]:
         if not isinstance(one, role):
             raise InputError(f"{one!r} is no {role.__name__.lower()}: give a spec string or an object of that role")
         _check_spec(one)
-    homes = {(repr(one), type(one).__module__, type(one).__qualname__) for one in made}
+    with explained(f"the {role.__name__.lower()}s cannot be written as specs"):
+        homes = {(repr(one), type(one).__module__, type(one).__qualname__) for one in made}
     if twins := [text for text, count in Counter(text for text, *_ in homes).items() if count > 1]:
         raise InputError(f"two different classes are both written {twins[0]}: rename one, so that rows tell them apart")
     return list({repr(one): one for one in made}.values())
@@ -167,7 +169,10 @@ def data_of(data: str | Path | DataSource | LabelledImages, size: int, fit: str,
     if path is not None:
         _check_no_run(path_of(path))
     with explained("the images cannot be read"):
-        return Found(source.load(), repr(source), place)
+        images, called = source.load(), repr(source)
+    if not isinstance(images, LabelledImages):
+        raise InputError(f"{called}: load() returned a {type(images).__name__}, not LabelledImages")
+    return Found(images, called, place)
 
 
 def _check_no_run(folder: Path) -> None:

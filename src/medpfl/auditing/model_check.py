@@ -24,6 +24,7 @@ from medpfl.auditing.network import network_of
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Model
+from medpfl.core.sizes import check_classes, check_image_shape
 from medpfl.core.spec import registry
 from medpfl.core.types import Batch, Weights
 from medpfl.federated.kernels import differentiable_kernels
@@ -97,20 +98,19 @@ def check_model(
     >>> check_model("MLP((16,))", (1, 12, 12)).linear[0]["read"]
     'exactly'
     """
-    if len(image_shape) not in (3, 4) or min(image_shape) < 1:
-        raise InputError(f"image shape {tuple(image_shape)}: give (C, H, W), or (C, D, H, W) of volumes, all above 0")
+    image_shape, classes = check_image_shape(image_shape), check_classes(classes)
     made = model_of(model)
     weights = None if weights is None else Path(weights)
-    network = network_of(made, tuple(image_shape), classes, seed_of(seed, "weights", 0), weights)
+    network = network_of(made, image_shape, classes, seed_of(seed, "weights", 0), weights)
     images = torch.rand(2, *image_shape, generator=generator_of(seed, "images"))
     outputs = check_network(network, images, classes, Plan(batch_size=2, mode=mode), masks=True)  # type: ignore[arg-type]  (Plan checks it)
     plan = Plan(batch_size=_fewest(network, images, mode), mode=mode)  # type: ignore[arg-type]  (Plan checks it)
-    scene = Scene(network, tuple(image_shape), outputs, plan, seed, label_shape_of(network, images, plan))
+    scene = Scene(network, image_shape, outputs, plan, seed, label_shape_of(network, images, plan))
     derivatives = _derivatives(scene)
     with explained(ONCE):
         return ModelCheck(
             model=repr(made),
-            image_shape=tuple(image_shape),
+            image_shape=image_shape,
             outputs=outputs,
             mode=mode,
             fewest=plan.batch_size,

@@ -7,10 +7,14 @@ from pathlib import Path
 from torch import nn
 
 from medpfl.auditing.engine import check_trainable
+from medpfl.core.copies import copied
 from medpfl.core.errors import InputError, listed
 from medpfl.core.roles import Model
+from medpfl.core.strangers import explained
 from medpfl.core.types import Weights
-from medpfl.models.weights import check_finite, load_weights
+from medpfl.models.sized import built
+from medpfl.models.weights import check_finite, check_plain, load_weights
+from medpfl.models.wrapped import unwrapped
 
 __all__ = ["network_of"]
 
@@ -30,13 +34,17 @@ def network_of(
     Raises:
         InputError: it cannot be built, weights do not fit or are not finite, or nothing of it is trained.
     """
-    network = model.build(image_shape, classes, seed)
-    if isinstance(weights, Path):
-        load_weights(network, weights)
-    elif weights is not None:
-        _set_weights(network, weights)
-    check_trainable(network)
-    check_finite(network)
+    with explained(f"the model {type(model).__name__} cannot be built"):
+        network = unwrapped(built(model, image_shape, classes, seed))
+        check_trainable(network)
+        check_plain(network)
+        copied(network)
+        if isinstance(weights, Path):
+            load_weights(network, weights)
+        elif weights is not None:
+            _set_weights(network, weights)
+        check_finite(network)
+        str(network)  # which tells one model from another in a run's identity
     return network
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medpfl.auditing.acting import at_client
 from medpfl.auditing.engine import explained, generator_of, versions
+from medpfl.auditing.reconstructed import check_reconstruction
 from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
@@ -87,7 +88,8 @@ class Player:
         if recorded.claimed != NoDefense() or rounds[0].draws.order is not None or rounds[0].draws.masks:
             rounds += [self._round(job, 0, self.setup.victims[0], again) for again in range(1, _DRAWS)]
         apart = [_distance(a.sent, b.sent) for a, b in combinations(rounds, 2)]
-        told = recorded.claimed.disclose(recorded.sent, self.setup.plan).precision
+        with explained(f"{claimed} cannot say what it discloses"):
+            told = recorded.claimed.disclose(recorded.sent, self.setup.plan).precision
         noise_alone = told is not None and rounds[0].draws.order is None and not rounds[0].draws.masks
         return {
             "difference": min(_distance(played.sent, recorded.sent) for played in rounds),
@@ -99,10 +101,12 @@ class Player:
         """The global model as the server sent it and the client's defense changed it."""
         network = self.setup.network(draw)
         if "active" in self.setup.threat:
-            network = self.attacks[attack].prepare(network)
+            with explained(f"{attack} cannot prepare the model that the server sends"):
+                network = self.attacks[attack].prepare(network)
         chosen = self.defenses[defense]
         generator = generator_of(self.setup.seed, "model", draw, defense)
-        network, state = chosen.model(network, chosen.init(), generator)
+        with explained(f"{defense} cannot change this model"):
+            network, state = chosen.model(network, chosen.init(), generator)
         # The server gets a copy that no private image has ever passed: a network may keep what passes it.
         client, server = (prepare(network, self.setup.plan) for _ in range(2))
         return Sent(client, server, Weights.of(network), state)
@@ -122,7 +126,7 @@ class Player:
         batch = Batch(data.images[own].to(self.setup.device), self.setup.truths[own].to(self.setup.device))
         generator = generator_of(self.setup.seed, "client", job.draw, number, *([again] if again else []))
         defense = self.defenses[job.defense]
-        with explained("the update of this model cannot be computed"):
+        with explained(f"the update of this model cannot be computed under {job.defense}"):
             played = client_round(sent.client, sent.weights, batch, self.setup.plan, defense, sent.state, generator)
         return _randomized(played, generator) if job.control == RANDOM_UPDATE else played
 
@@ -135,10 +139,11 @@ class Player:
             alone = [played for (played,) in rounds]
             doubts = [self._doubts([played], played.sent) for played in alone]
             return self._observe(job, observe, alone, defense), [own for ((_, own),) in groups], doubts
-        made = [
-            summed(defense, group, played, generator_of(self.setup.seed, "sum", job.draw, group[0][0]))
-            for group, played in zip(groups, rounds, strict=True)
-        ]
+        with explained(f"{job.defense} cannot sum the updates"):
+            made = [
+                summed(defense, group, played, generator_of(self.setup.seed, "sum", job.draw, group[0][0]))
+                for group, played in zip(groups, rounds, strict=True)
+            ]
         if job.control == MASKED:
             alone = [one_masked(defense, one) for one in made]
             images = [one.images[: self.setup.plan.images] for one in made]
@@ -150,18 +155,19 @@ class Player:
 
     def _observe(self, job: JobKey, how: Callable[..., Observation], what: list[Any], defense: Defense) -> Observation:
         sent = self._model(job.draw, job.defense, job.attack)
-        return how(
-            sent.server,
-            sent.weights,
-            self.setup.plan,
-            what,
-            self._threat(job),
-            defense=defense,
-            image_shape=self.setup.data.shape,
-            num_classes=self.setup.outputs,
-            label_shape=self.setup.label_shape,
-            auxiliary=self._others() if "auxiliary" in self.setup.threat else None,
-        )
+        with explained(f"{job.defense} cannot say what it discloses"):
+            return how(
+                sent.server,
+                sent.weights,
+                self.setup.plan,
+                what,
+                self._threat(job),
+                defense=defense,
+                image_shape=self.setup.data.shape,
+                num_classes=self.setup.outputs,
+                label_shape=self.setup.label_shape,
+                auxiliary=self._others() if "auxiliary" in self.setup.threat else None,
+            )
 
     def _threat(self, job: JobKey) -> ThreatModel:
         """The grants of a job: what the defense discloses of itself where it says so, and all others."""
@@ -179,7 +185,9 @@ class Player:
         generator = generator_of(self.setup.seed, "attack", job.attack, job.draw, job.stack)
         most = _ITERATES if self.setup.iterates else 0
         with explained(f"{job.attack} cannot attack this model"), tracing(most):
-            return attack(seen, generator)
+            guess = attack(seen, generator)
+        check_reconstruction(guess, seen, job.attack)
+        return guess
 
     def _common(self, job: JobKey, guess: Reconstruction) -> dict[str, Any]:
         setup = self.setup

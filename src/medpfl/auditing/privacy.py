@@ -13,6 +13,7 @@ from medpfl.auditing.recorded import behind
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
+from medpfl.core.strangers import explained
 from medpfl.defenses import DPSGD, ClientDP
 
 __all__ = ["ROUNDS", "has_statistics", "sends_statistics", "spent"]
@@ -61,7 +62,7 @@ def _unpromised(whole: Defense, plan: Plan, delta: float, network: nn.Module) ->
     """Why the accountants' number would be no promise; ``""`` if it is one."""
     if sends_statistics(network, plan):
         return "an epsilon that is not stated: it would not cover the batch-norm statistics that are sent"
-    with suppress(InputError):  # which the line itself explains
+    with suppress(InputError), explained("it cannot say what it promises"):  # which the line itself explains
         if whole.promises(plan, ROUNDS, delta) is None:
             return "an epsilon that is not stated: another part changes what enters its steps"
     return ""
@@ -74,7 +75,8 @@ def _private(part: Defense) -> bool:
 def _line(part: Defense, plan: Plan, delta: float) -> str:
     of = "an image" if isinstance(part, DPSGD) else "the client"
     try:
-        value = part.spent(plan, ROUNDS, delta) if isinstance(part, DPSGD) else part.spent(ROUNDS, delta)  # type: ignore[attr-defined]  (ClientDP)
+        with explained("it failed"):
+            value = part.spent(plan, ROUNDS, delta) if isinstance(part, DPSGD) else part.spent(ROUNDS, delta)  # type: ignore[attr-defined]  (ClientDP)
     except InputError as error:
         return f"an epsilon, of {of}, that is not computed ({error})"
     return f"{value}, of {of}, over {ROUNDS} round under {plan.sampling} sampling"

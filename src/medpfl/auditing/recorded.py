@@ -6,17 +6,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medpfl.core.errors import InputError, listed
 from medpfl.core.plan import Plan
 from medpfl.core.records import Record
 from medpfl.core.roles import Defense, State
+from medpfl.core.tensors import shared_prefix
 from medpfl.core.types import Channel, Update
 from medpfl.data.images import LabelledImages
 from medpfl.defenses import NoDefense
 
-__all__ = ["Recorded", "behind", "read", "relabel"]
+__all__ = ["Recorded", "behind", "named_as", "read", "relabel"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,6 +57,14 @@ def read(path: Path) -> Record:
     if problems := record.misfits():
         raise InputError(f"the record '{path}' does not fit its own weights and plan:{listed(problems)}")
     return record
+
+
+def named_as(record: Record, network: nn.Module) -> Record:
+    """The record by a network's own names: a wrapper at the client, such as ``DataParallel``, puts a prefix first."""
+    sent, start = record.update, record.weights
+    names = [*sent.tensors, *(sent.buffers or {}), *start.parameters, *start.buffers]
+    own = [name for name, _ in (*network.named_parameters(), *network.named_buffers())]
+    return record.without(shared_prefix(names, own))
 
 
 def relabel(truth: LabelledImages, record: Record) -> LabelledImages:

@@ -139,7 +139,8 @@ class Spent:
     def _of(self, client: int, rounds: int) -> float | None:
         key = (self.setup.plan_of(client), rounds)
         if key not in self._known:
-            self._known[key] = self.setup.defense.promises(*key, self.setup.schedule.delta)
+            with explained("the defense cannot say what it promises"):
+                self._known[key] = self.setup.defense.promises(*key, self.setup.schedule.delta)
         return self._known[key]
 
     def _uncovered(self, network: nn.Module) -> str:

@@ -11,11 +11,12 @@ from torch import nn
 
 from medpfl.auditing.acting import at_client
 from medpfl.auditing.early import path_of
-from medpfl.auditing.engine import device_of
+from medpfl.auditing.engine import device_of, seed_of
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
 from medpfl.auditing.key import study_index
+from medpfl.auditing.network import network_of
 from medpfl.auditing.play import Player
-from medpfl.auditing.recorded import Recorded, behind, read, relabel
+from medpfl.auditing.recorded import Recorded, behind, named_as, read, relabel
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.run_files import check_outside, made
 from medpfl.auditing.scoring import Scorer
@@ -112,11 +113,10 @@ def audit(
     """
     out = None if out is None else Path(out)
     made_defenses, start = defenses_of(defenses), None if weights is None else Path(weights)
-    record = None
+    record, stated = None, NoDefense()
     if is_record(data):
         record, data = read(path_of(str(data))), _truth_of(truth, start)
-        made_defenses = [NoDefense(), Recorded(record.update, _claimed(record, made_defenses))]
-        plan, start = record.plan, record.weights
+        stated, plan = _claimed(record, made_defenses), record.plan
         size = record.image_shape[-1] if record.image_shape else size
         channels = record.image_shape[0] if record.image_shape else channels
         draws, partition, clients = 1, "IID(clients=1)", None
@@ -131,6 +131,9 @@ def audit(
     held = found.images
     if record is not None:
         held, images = relabel(held, record), record.plan.images
+        bare = network_of(made_model, held.shape, len(held.classes), seed_of(seed, "weights", 0))
+        record = named_as(record, bare)
+        made_defenses, start = [NoDefense(), Recorded(record.update, stated)], record.weights
     setup = Setup(
         made_model, start, held, found.source, made_attacks, made_defenses,
         _threat(given, made_defenses, knowledge), plan, made_partition,

@@ -100,15 +100,20 @@ class Setup:
             )
         ssim(self._probe, self._probe)  # refuses images that are too small for it
         for defense in self.defenses:
-            if at_client(defense).acts("gradient"):
-                with naming(defense):
-                    check_separable(prepare(self.network(0), self.plan))
-            if aggregates(defense):
-                check_sum(defense, self.clients, self.plan)
+            with explained(f"{defense!r} cannot be asked what it does"):
+                self._check_defense(defense)
         _ = self.outputs, self.wrong_layer, *(self.stack(d) for d in self.defenses)  # all run the network
         if self.plan.loss == "dice" and not self.label_shape:
             raise InputError("loss dice is of masks, and this model gives one class for an image: use cross_entropy")
         self._check_attacks()
+
+    def _check_defense(self, defense: Defense) -> None:
+        if at_client(defense).acts("gradient"):
+            with naming(defense):
+                check_separable(prepare(self.network(0), self.plan))
+        if aggregates(defense):
+            check_sum(defense, self.clients, self.plan)
+        self._knowledge_of(defense)
 
     def _check_attacks(self) -> None:
         """Every attack, on the model as each defense leaves it."""
@@ -121,7 +126,8 @@ class Setup:
         """The model as each defense leaves it, and the plans of the clients in an update."""
         for defense in self.defenses:
             generator = generator_of(self.seed, "model", 0, repr(defense))
-            changed, _ = defense.model(self.network(0), defense.init(), generator)
+            with explained(f"{defense!r} cannot change this model"):
+                changed, _ = defense.model(self.network(0), defense.init(), generator)
             yield prepare(changed, self.plan), (self.plan,) * self._in_sum(defense)
 
     @cached_property
@@ -155,7 +161,8 @@ class Setup:
     def victims(self) -> list[Tensor]:
         """Index tensors (N,) of the updates to attack; the same for every attack, defense and draw."""
         generator, together = generator_of(self.seed, "victims"), max(map(self.together, self.defenses))
-        return draw_victims(self.data, self.images, self.plan.images, self.partition, generator, together)
+        with explained("the images cannot be dealt to clients"):
+            return draw_victims(self.data, self.images, self.plan.images, self.partition, generator, together)
 
     @property
     def clients(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medpfl.auditing.derivatives import check_update
 from medpfl.auditing.engine import check_network, explained, generator_of, seed_of
 from medpfl.auditing.identity import code_of, fingerprint
 from medpfl.auditing.key import StudyIndex
@@ -58,7 +59,8 @@ class TrainingSetup:
     def clients(self) -> tuple[Tensor, ...]:
         """The images of each client, as indices of `data`."""
         train = self.splits.train
-        dealt = self.partition.deal(part_of(self.data, train), generator_of(self.seed, "clients"))
+        with explained("the images cannot be dealt to clients"):
+            dealt = self.partition.deal(part_of(self.data, train), generator_of(self.seed, "clients"))
         for number, own in enumerate(dealt):
             if not len(own):
                 raise InputError(f"client {number} has no image: take fewer clients, or another partition")
@@ -71,9 +73,9 @@ class TrainingSetup:
         smallest = min(range(len(self.clients)), key=lambda c: len(self.clients[c]))
         plan = self.plan_of(smallest)
         probe = self.data.images[self.clients[smallest][: plan.batch_size]].to(self.device)
-        check_network(self.base(), probe, len(self.data.classes), plan)
-        with explained("the defense cannot change this model"):
-            self.begin()
+        outputs = check_network(self.base(), probe, len(self.data.classes), plan)
+        check_update(self.base(), probe, outputs, plan)
+        self.begin()
 
     def base(self) -> nn.Module:
         """The global model before training, and before the defense."""
@@ -82,7 +84,9 @@ class TrainingSetup:
 
     def begin(self) -> tuple[nn.Module, Standing]:
         """The network that is trained, and where it starts."""
-        return start(self.base(), self.defense, len(self.clients), generator_of(self.seed, "model"))
+        network = self.base()
+        with explained("the defense cannot change this model"):
+            return start(network, self.defense, len(self.clients), generator_of(self.seed, "model"))
 
     def plan_of(self, client: int, number: int = 1) -> Plan:
         """A client's plan in a round: whole batches of what it has."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from medpfl.core.copies import copied
 from medpfl.core.errors import InputError
 
 __all__ = ["DRAWN", "Drawn", "draws", "last_linear", "set_layer", "with_layer"]
@@ -62,7 +61,7 @@ def with_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     """A copy of the model with another layer at a name; ``""`` is the whole."""
     if not name:
         return layer
-    changed = copy.deepcopy(model)
+    changed = copied(model, forget=True)
     set_layer(changed, name, layer)
     return changed
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,28 +13,74 @@ from types import ModuleType
 from typing import Any
 
 from medpfl.core.errors import InputError, nearest
+from medpfl.core.strangers import explained
 
-__all__ = ["find", "is_place"]
+__all__ = ["at_home", "find", "is_call", "is_place", "parted"]
+
+_IN_FILE = re.compile(r"(.+?\.py):(\s*\w*\s*(?:[(\[|].*)?)", re.DOTALL)
+"""A file, whose path may hold parentheses and colons, and what follows it: a name, and perhaps its arguments."""
+_IN_MODULE = re.compile(r"([^(\[]*):([^:(\[]*(?:[(\[].*)?)", re.DOTALL)
+
+
+def parted(text: str) -> tuple[str, str] | None:
+    """Return the place of a spec and what follows its colon, or ``None`` if the spec names no place.
+
+    >>> parted("net (1).py:make(width=8)['logits']")
+    ('net (1).py', "make(width=8)['logits']")
+    >>> parted("package.module:Class"), parted("LeNet('a:b')")
+    (('package.module', 'Class'), None)
+    """
+    if _is_expression(text):  # a name with arguments, whose texts may hold anything
+        return None
+    found = _IN_FILE.fullmatch(text) or _IN_MODULE.fullmatch(text)
+    return None if found is None else (found[1], found[2])
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def is_place(text: str) -> bool:
     """Whether a spec says where its part is: ``place:name``, with or without arguments."""
-    return ":" in text.partition("(")[0]
+    return parted(text) is not None
+
+
+def at_home(path: str | Path) -> Path:
+    """Return a path with ``~`` replaced by the home, or as it is where nobody has that home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def is_call(text: str) -> bool:
+    """Whether a text is meant as a name with or without arguments, and not as a path.
+
+    >>> is_call("MLP((4,))"), is_call("MLP((4,)"), is_call("runs/a (1)"), is_call("net (1)/round-2")
+    (True, True, False, False)
+    """
+    return re.fullmatch(r"\s*\w+\s*(\(.*\)\s*|\([^)]*)?", text, re.DOTALL) is not None
 
 
 def find(place: str, name: str, role: str) -> Callable[..., Any]:
     """The function or class `name` of a file or a module.
 
     Args:
-        place: a ``.py`` file, whose neighbors it may import, or a module, as seen from the working directory.
+        place: a ``.py`` file, whose neighbors it may import, or a module, as seen from the working directory. ``~`` is
+            the home.
         name: what is looked for in it.
         role: the word for it in error messages ("model", "attack").
 
     Raises:
         InputError: no such file, module or name (with the nearest right one), or an import that fails.
     """
-    module = _load_file(Path(place), role) if place.endswith(".py") else _import(place, role)
-    found = getattr(module, name, None)
+    module = _load_file(at_home(place), role) if place.endswith(".py") else _import(place, role)
+    with explained(f"'{place}' does not give '{name}'"):  # a module may answer for its names itself
+        found = getattr(module, name, None)
     if not callable(found):
         public = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
         raise InputError(f"'{place}' has no function or class '{name}'; {nearest(name, public)}")
@@ -50,9 +98,8 @@ def _load_file(path: Path, role: str) -> ModuleType:
     sys.modules[spec.name] = module
     sys.path.insert(0, str(path.parent.resolve()))
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's file may raise anything
-        raise InputError(f"importing '{path}' failed: {type(error).__name__}: {error}") from error
+        with explained(f"importing '{path}' failed", named=True):
+            spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
     return module
@@ -61,17 +108,15 @@ def _load_file(path: Path, role: str) -> ModuleType:
 def _import(place: str, role: str) -> ModuleType:
     # As `python -m` does: the user's package lies where the user is.
     sys.path.insert(0, str(Path.cwd()))
+    ours = f"your own {role} is given as 'file.py:name' or 'package.module:name'"
     try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"importing '{place}' failed: there is no module '{error.name}' in this Python: install it with pip; your "
-            f"own {role} is given as 'file.py:name' or 'package.module:name'"
-        ) from error
-    except Exception as error:  # so may the user's package
-        raise InputError(
-            f"importing '{place}' failed: {type(error).__name__}: {error}; your own {role} is given as "
-            "'file.py:name' or 'package.module:name'"
-        ) from error
+        with explained(f"importing '{place}' failed ({ours})", named=True):
+            try:
+                return importlib.import_module(place)
+            except ModuleNotFoundError as error:
+                raise InputError(
+                    f"importing '{place}' failed: there is no module '{error.name}' in this Python: install it with "
+                    f"pip; {ours}"
+                ) from error
     finally:
         sys.path.pop(0)

@@ -16,6 +16,7 @@ from torch import Tensor
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
 from medpfl.core.plan import Plan
+from medpfl.core.tensors import oddity
 from medpfl.core.types import Tensors, Update, Weights
 
 __all__ = ["FORMAT", "VERSION", "Record"]
@@ -125,6 +126,22 @@ class Record:
         except (KeyError, TypeError, InputError) as error:
             raise InputError(f"the header of '{path}' is not valid: {error}") from None
 
+    def without(self, prefix: str) -> Record:
+        """Return the record with a prefix removed from the names of its tensors, such as ``"module."``."""
+        if not prefix:
+            return self
+
+        def bare(tensors: Tensors) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+        own, sent = self.weights, self.update
+        buffers = None if sent.buffers is None else bare(sent.buffers)
+        return dataclasses.replace(
+            self,
+            update=dataclasses.replace(sent, tensors=bare(sent.tensors), buffers=buffers),
+            weights=Weights(bare(own.parameters), bare(own.buffers)),
+        )
+
     def misfits(self) -> list[str]:
         """What does not fit between update and weights: names, shapes, dtypes, values that are not finite."""
         problems = []
@@ -135,8 +152,12 @@ class Record:
         problems += [f"{k}: a sent buffer that the model has not" for k in buffers if k not in known]
         problems += _unlike("update", sent, "parameter", own) + _unlike("sent buffer", buffers, "buffer", known)
         for group, members in (("update", sent), ("sent buffer", buffers), ("parameter", own), ("buffer", known)):
+            odd = {k: oddity(t) for k, t in members.items()}
+            problems += [f"{k}: {group} that {why}" for k, why in odd.items() if why]
             problems += [
-                f"{k}: {group} with values that are not finite" for k, t in members.items() if not t.isfinite().all()
+                f"{k}: {group} with values that are not finite"
+                for k, t in members.items()
+                if not odd[k] and not t.isfinite().all()
             ]
         kind = "gradient" if self.plan.algorithm == "FedSGD" else "difference"
         if self.update.kind != kind:

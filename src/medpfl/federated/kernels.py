@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["differentiable_kernels"]
+__all__ = ["differentiable_kernels", "plain_recurrence"]
 
 
 @contextmanager
@@ -25,3 +27,35 @@ def differentiable_kernels() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def plain_recurrence(network: nn.Module) -> nn.Module:
+    """Make the recurrent layers of a network, in place, use PyTorch's own kernels, and return the network.
+
+    oneDNN's LSTM has no second derivative, nor have cuDNN's LSTM, GRU and RNN. Only these layers lose their fast
+    kernels: convolutions keep theirs.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase) and not any(isinstance(h, _Plain) for h in module._forward_hooks.values()):
+            switch = _Plain()
+            module.register_forward_pre_hook(switch.off)
+            module.register_forward_hook(switch, always_call=True)  # after an error too
+    return network
+
+
+class _Plain:
+    """Switches the fast kernels off before a layer, and on again after it."""
+
+    def __init__(self) -> None:
+        self.before: list[tuple[bool, bool]] = []
+
+    def off(self, _: nn.Module, __: Any) -> None:
+        self.before.append((torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()))
+        torch._C._set_mkldnn_enabled(False)
+        torch._C._set_cudnn_enabled(False)
+
+    def __call__(self, _: nn.Module, __: Any, ___: Any) -> None:
+        if self.before:
+            mkldnn, cudnn = self.before.pop()
+            torch._C._set_mkldnn_enabled(mkldnn)
+            torch._C._set_cudnn_enabled(cudnn)

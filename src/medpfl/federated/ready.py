@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import gcd
@@ -13,11 +12,13 @@ from torch.func import replace_all_batch_norm_modules_
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from medpfl.core.copies import copied
 from medpfl.core.drawn import set_layer
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Tensors
 from medpfl.federated.draws import Dropout
+from medpfl.federated.kernels import plain_recurrence
 
 __all__ = ["check_separable", "prepare", "running_statistics", "state_of", "track_statistics"]
 
@@ -28,12 +29,13 @@ def prepare(model: nn.Module, plan: Plan) -> nn.Module:
     """A copy of the model in the plan's mode.
 
     In train mode, batch norm keeps no running statistics (its output never reads them, and writing them in
-    place is refused under ``vmap``), and dropout takes its masks as an input. In eval mode nothing changes.
+    place is refused under ``vmap``), and dropout takes its masks as an input. Recurrent layers use kernels that can
+    be differentiated twice. Otherwise nothing changes in eval mode.
 
     Raises:
-        InputError: a layer that does more in train mode than can be repeated.
+        InputError: a model that cannot be copied, or a layer that does more in train mode than can be repeated.
     """
-    ready = copy.deepcopy(model).train(plan.mode == "train")
+    ready = plain_recurrence(copied(model, forget=True)).train(plan.mode == "train")
     if ready.training:
         replace_all_batch_norm_modules_(ready)
         for name, module in list(ready.named_modules()):

@@ -127,12 +127,15 @@ def _check_finite(tensors: Tensors, what: str) -> None:
 
 
 def logits_of(network: nn.Module, weights: Weights, images: Tensor) -> Tensor:
-    """The global model's logits (N, K) on the CPU for images (N, C, H, W), in eval mode."""
+    """The global model's logits (N, K) on the CPU for images (N, C, H, W), in eval mode.
+
+    The model gets copies: it may write into what it is given, and the images are those of the data set.
+    """
     was = network.training
     network.eval()
     state = {**weights.parameters, **weights.buffers}
     try:
         with torch.no_grad():
-            return torch.cat([functional_call(network, state, (part,)).cpu() for part in images.split(_CHUNK)])
+            return torch.cat([functional_call(network, state, (part.clone(),)).cpu() for part in images.split(_CHUNK)])
     finally:
         network.train(was)

@@ -41,6 +41,8 @@ class MLP(Model):
         if not isinstance(self.hidden, tuple | list):
             raise InputError(f"hidden is {self.hidden!r}: it must be a list of widths, such as (256, 64)")
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.hidden:
+            check_counts(depth=len(self.hidden))
         for width in self.hidden:
             check_counts(hidden=width)
         check_choice("activation", self.activation, ACTIVATIONS)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.core.errors import InputError, nearest
+from medpfl.core.sizes import MOST_LAYERS, MOST_PARAMETERS
 
 __all__ = ["ACTIVATIONS", "MOMENTS", "Normalized", "check_choice", "check_counts", "check_rate", "planar"]
 
@@ -69,10 +70,15 @@ def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
 
 
 def check_counts(**values: Any) -> None:
-    """Raises `InputError` unless each value is a whole number of at least 1."""
+    """Raises `InputError` unless each value is a whole number of at least 1, and not absurdly large.
+
+    A width is at most `MOST_PARAMETERS`, and a ``depth`` at most `MOST_LAYERS`.
+    """
     for name, value in values.items():
         if type(value) is not int or value < 1:
             raise InputError(f"{name} is {value!r}: it must be a whole number, at least 1")
+        if value > (most := MOST_LAYERS if name == "depth" else MOST_PARAMETERS):
+            raise InputError(f"{name} is {value!r:.40}: the most is {most:,}")
 
 
 def check_rate(dropout: float) -> None:

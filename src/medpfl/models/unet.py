@@ -56,7 +56,8 @@ class UNet(Model):
         unit = 2**self.depth
         if any(side % unit for side in sides):
             raise InputError(
-                f"UNet halves images {self.depth} times: the sides of {tuple(sides)} must divide by {unit}"
+                f"UNet halves images {self.depth} times: the sides of {tuple(sides)} must divide by "
+                f"{unit if self.depth < 32 else f'2^{self.depth}'}"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

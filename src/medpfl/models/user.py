@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from medpfl.core.copies import check_copies
 from medpfl.core.errors import InputError
-from medpfl.core.place import find
+from medpfl.core.place import find, parted
 from medpfl.core.roles import Model
 from medpfl.core.spec import construct
+from medpfl.core.strangers import explained
+from medpfl.models.wrapped import unwrapped
 
 __all__ = ["UserModel"]
 
@@ -47,9 +49,8 @@ class UserModel(Model):
     @classmethod
     def parse(cls, text: str) -> UserModel:
         """From ``place:name(arguments)``."""
-        head = re.split(r"[(\[]", text, maxsplit=1)[0]
-        place, _, name = head.rpartition(":")
-        return cls(place, name + text[len(head) :])
+        place, call = parted(text) or ("", text)
+        return cls(place, call)
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
         """What the user's function returns, made under `seed`.
@@ -61,17 +62,14 @@ class UserModel(Model):
         make = find(self.place, name, "model")
         axes = len(image_shape) - 1
         values = {"classes": num_classes, "channels": image_shape[0], "size": image_shape[-1], "axes": axes}
-        kwargs |= _fill(make, len(args), kwargs, values)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), explained(f"model '{name}' failed", named=True):
             torch.manual_seed(seed)
-            try:
-                network = construct(make, name, args, kwargs, "model")
-            except InputError:
-                raise
-            except Exception as error:  # whatever a stranger's code raises is the user's to read
-                raise InputError(f"model '{name}' failed: {type(error).__name__}: {error}") from error
+            kwargs |= _fill(make, len(args), kwargs, values)
+            network = construct(make, name, args, kwargs, "model")
         if not isinstance(network, nn.Module):
             raise InputError(f"model '{name}' returned a {type(network).__name__}, not a torch.nn.Module")
+        network = unwrapped(network)
+        check_copies(network)
         network.register_forward_hook(_Output(output))  # a hook, since a wrapper would rename the parameters
         return network
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medpfl.core.errors import InputError, listed
+from medpfl.core.tensors import oddity, shared_prefix
 
-__all__ = ["check_finite", "fill", "load_weights"]
+__all__ = ["check_finite", "check_plain", "fill", "load_weights"]
 
 _COUNT = "num_batches_tracked"
+_STATES = ("state_dict", "model_state_dict", "model", "net", "network", "params", "module")
+"""Where a checkpoint of a training holds its model, the likeliest first."""
 
 
 def load_weights(network: nn.Module, path: Path, head: str | None = None) -> None:
-    """Loads a weights file into a network, in place; see `fill`. One that was saved from inside a wrapper fits too.
+    """Loads a weights file into a network, in place; see `fill`.
+
+    A checkpoint of a training fits too, which holds the state under a name such as ``model_state_dict``, and so does a
+    state that was saved from inside a wrapper, which puts a prefix before all names.
 
     Raises:
         InputError: no such file, not a weights file, or what `fill` raises.
@@ -44,16 +51,28 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], what: str, head: str |
         kept = {k for k in own if k.startswith(f"{head}.") and k in state and own[k].shape != state[k].shape}
         state = {k: own[k] if k in kept else t for k, t in state.items()}
     if problems := _misfits(network, state):
-        raise InputError(f"{what} do not fit the model:{listed(problems)}")
+        raise InputError(f"{what} do not fit the model:{listed(problems)}{_remedy(network, state)}")
     network.load_state_dict(state)
     check_finite(network, what)
 
 
 def check_finite(network: nn.Module, what: str = "the model") -> None:
     """Raises `InputError` if a parameter or buffer holds a NaN or an infinity."""
-    for name, value in network.state_dict().items():
+    for name, value in _named(network):
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(f"{what}: '{name}' holds values that are not finite")
+
+
+def check_plain(network: nn.Module) -> None:
+    """Raises `InputError` if a parameter or buffer is no plain tensor of real numbers, see `medpfl.core.tensors`."""
+    for name, value in _named(network):
+        if why := oddity(value):
+            raise InputError(f"the model: '{name}' {why}")
+
+
+def _named(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
@@ -61,7 +80,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise InputError(f"there is no weights file '{path}'")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _checked(load_file(path), path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch fails on a damaged file in every way there is
         code = "Weights only load failed" in str(error)
@@ -72,20 +91,56 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             f"'{path}' is not a weights file: it must be safetensors, or a state dict saved with "
             f"torch.save(model.state_dict(), path) and nothing else ({reason})"
         ) from None
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"'{path}' holds a {type(state).__name__}, not a state dict of tensors")
+    return _checked(_state_in(state, path), path)
+
+
+def _state_in(held: Any, path: Path) -> Mapping[Any, Any]:
+    """What a file holds, if that is a state dict; or else the one state dict in it."""
+    if isinstance(held, Mapping) and held and not _is_state(held):
+        inside = {key: value for key, value in held.items() if isinstance(value, Mapping) and _is_state(value)}
+        likely = [key for key in _STATES if key in inside] or list(inside)
+        if len(likely) > 1 and likely[0] not in _STATES:
+            names = ", ".join(map(repr, likely))
+            raise InputError(
+                f"'{path}' holds several state dicts ({names}): save the one that counts with "
+                f"torch.save(checkpoint[{likely[0]!r}], path)"
+            )
+        held = inside[likely[0]] if likely else held
+    if not isinstance(held, Mapping) or not _is_state(held):
+        raise InputError(f"'{path}' holds a {type(held).__name__}, not a state dict of tensors")
+    return held
+
+
+def _is_state(held: Mapping[Any, Any]) -> bool:
+    return bool(held) and all(isinstance(value, Tensor) for value in held.values())
+
+
+def _checked(state: Mapping[Any, Any], path: Path) -> Mapping[str, Tensor]:
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise InputError(
+                f"'{path}' holds a tensor named {name!r:.40}, which is no text: save the model's own state_dict()"
+            )
+        if why := oddity(value):
+            raise InputError(f"'{path}': '{name}' {why}")
     return state
 
 
 def _unwrapped(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
-    """The state by the network's own names: ``DataParallel`` puts ``module.`` before each, ``compile`` its own."""
-    for prefix in ("module.", "_orig_mod."):
-        inside = all(name.startswith(prefix) for name in network.state_dict())
-        if state and not inside and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+    """The state by the network's own names: ``DataParallel`` puts ``module.`` before each, and others their own."""
+    prefix = shared_prefix(list(state), list(network.state_dict()))
+    return {name.removeprefix(prefix): value for name, value in state.items()}
+
+
+def _remedy(network: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """What to do where the model is one of several parts of a file."""
+    own = set(network.state_dict())
+    for prefix in dict.fromkeys(name.partition(".")[0] + "." for name in state):
+        if own <= {name.removeprefix(prefix) for name in state if name.startswith(prefix)}:
+            return (
+                f"\n  the names that begin with '{prefix}' are the model's: save these alone, each without '{prefix}'"
+            )
+    return ""
 
 
 def _misfits(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

@@ -1,0 +1,59 @@
+"""What the named tensors in a file or a model must be like, and by which names a model knows them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["oddity", "shared_prefix"]
+
+_DTYPES = {
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+}  # fmt: skip
+
+
+def oddity(tensor: Tensor) -> str:
+    """Return why a tensor cannot be a weight here and what to do, as the end of a sentence; ``""`` if it can.
+
+    >>> oddity(torch.zeros(2)), oddity(torch.zeros(2, dtype=torch.complex64))
+    ('', 'holds complex numbers: use torch.view_as_real, which gives real ones')
+    """
+    if tensor.is_meta:
+        return "is on the meta device, where tensors have no values: give it values before it is saved or used"
+    if tensor.layout is not torch.strided:
+        return "is a sparse tensor: use its .to_dense()"
+    if tensor.is_quantized:
+        return "is quantized, and a quantized model is not trained: use its .dequantize()"
+    if tensor.is_complex():
+        return "holds complex numbers: use torch.view_as_real, which gives real ones"
+    if tensor.dtype not in _DTYPES:
+        return f"is of {tensor.dtype}, which cannot be computed with: use its .float()"
+    return ""
+
+
+def shared_prefix(names: list[str], own: list[str]) -> str:
+    """Return what stands before each of some tensors' names and before none of a network's own, such as ``"module."``.
+
+    Wrappers put such a prefix there, some of them several. It ends with a dot; ``""`` if there is none.
+
+    Args:
+        names: of the tensors that somebody saved.
+        own: of the network's parameters and buffers.
+
+    >>> shared_prefix(["_orig_mod.module.fc.weight", "_orig_mod.module.fc.bias"], ["fc.weight", "fc.bias"])
+    '_orig_mod.module.'
+    >>> shared_prefix(["fc.weight", "fc.bias"], ["fc.weight", "fc.bias"]), shared_prefix(["a.b"], ["c"])
+    ('', 'a.')
+    """
+    prefix = ""
+    while names:
+        first, dot, _ = names[0].partition(".")
+        head = first + dot
+        if not dot or not all(name.startswith(head) for name in names):
+            break
+        if own and all(name.startswith(head) for name in own):
+            break
+        names = [name.removeprefix(head) for name in names]
+        prefix += head
+    return prefix

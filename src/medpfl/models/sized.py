@@ -1,0 +1,68 @@
+"""Build a network only if its size is reasonable: what is too large is refused before memory is taken for it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from contextlib import suppress
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from medpfl.core.errors import InputError
+from medpfl.core.roles import Model
+from medpfl.core.sizes import check_classes, check_image_shape, check_parameters
+
+__all__ = ["built"]
+
+
+def built(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+    """Return the network of a model, see `Model.build`.
+
+    One of our own models is built on torch's meta device first, which takes no memory, and counted.
+
+    Raises:
+        InputError: images, classes or a network beyond the bounds of `medpfl.core.sizes`, or what `Model.build`
+            raises.
+    """
+    check_image_shape(image_shape)
+    check_classes(classes)
+    if type(model).__module__.startswith("medpfl.models."):
+        _count(model, image_shape, classes, seed)
+    with _Counting():
+        return model.build(image_shape, classes, seed)
+
+
+def _count(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -> None:
+    """Raise `InputError` if the network is too large; whatever else is wrong is for the true build to say."""
+    if is_dataclass(model) and any(field.name == "weights" for field in fields(model)):
+        model = replace(model, weights=None)  # type: ignore[type-var]  (a dataclass)
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            network = model.build(image_shape, classes, seed)
+    except InputError:
+        return
+    except (RuntimeError, OverflowError) as error:
+        if isinstance(error, OverflowError) or "overflow" in str(error):
+            raise InputError("the model is too large: it asks for more numbers than any memory has") from None
+        return
+    check_parameters(sum(t.numel() for t in (*network.parameters(), *network.buffers())))
+
+
+class _Counting(TorchDispatchMode):
+    """Refuses to make a tensor that is larger than a whole model may be, before memory is taken for it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], list | tuple) and _makes(func):
+            with suppress(TypeError):  # a list of something else
+                check_parameters(math.prod(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+def _makes(func: Any) -> bool:
+    """Whether an operation makes a tensor of a size that it is given."""
+    first = func._schema.arguments[:1]
+    return bool(first) and first[0].name == "size"
