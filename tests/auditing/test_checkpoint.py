@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from audit_cases import some_images
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from training_cases import plainly, small
@@ -170,3 +172,44 @@ def test_any_state_comes_back_as_it_was(tmp_path):
     assert (after["clients"][1], after["server"], after["taken"]) == ({}, {"x": 1}, (2, 1))
     with pytest.raises(InputError, match="remembers a object"):
         packed(Standing(Weights({}), {}, ({"x": object()},), {}, (0,)))
+
+
+HEADERS = {
+    "a model of many parameters": ({"model": "MLP((99999999999,))"}, "hidden is 99999999999: the most is"),
+    "a model of more": ({"model": "MLP((99999999,))"}, r"checkpoint's MLP.* cannot be built: the model would have"),
+    "no model": ({"model": 3}, "its header says model 3"),
+    "a model of many layers": ({"model": "ViT(depth=99999999)"}, "depth is 99999999: the most is"),
+    "classes": ({"classes": -5}, "classes is -5"),
+    "many classes": ({"classes": 10**12}, "classes is 1000000000000"),
+    "large images": ({"image_shape": [1, 99999, 99999]}, "image shape"),
+    "no images": ({"image_shape": [[1], "x", None]}, "image shape"),
+    "no shape": ({"image_shape": 7}, "image shape"),
+    "a round": ({"round": -1}, "round -1"),
+    "no round": ({"round": "5"}, "round '5'"),
+    "a seed": ({"seed": None}, "seed None"),
+    "a defense": ({"defense": ["x"]}, "defense"),
+    "one word more": ({"extra": 1}, "extra"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), HEADERS.values(), ids=HEADERS)
+def test_a_header_that_cannot_be_true(change, message, tmp_path):
+    out = tmp_path / "runs" / "a"
+    small(out=out, rounds=1)
+    place = out / "round-1" / "weights.safetensors"
+    with safe_open(place, "pt") as file:
+        about = json.loads(file.metadata()["medpfl-round"])
+    save_file(load_file(place), place, {"medpfl-round": json.dumps({**about, **change})})
+    with pytest.raises(InputError, match=message):
+        checkpoint_at(out).build((1, 16, 16), 2, 0)
+
+
+def test_weights_that_are_none(tmp_path):
+    out = tmp_path / "runs" / "a"
+    small(out=out, rounds=1)
+    place = out / "round-1" / "weights.safetensors"
+    with safe_open(place, "pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file({name: t.cfloat() for name, t in tensors.items()}, place, header)
+    with pytest.raises(InputError, match="holds complex numbers"):
+        checkpoint_at(out).build((1, 16, 16), 2, 0)

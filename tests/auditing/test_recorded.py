@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from audit_cases import Answers, draw_folder, plain
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -17,7 +18,7 @@ from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RECORDED, UNDEFENDED
 from medpfl.data import ImageFolder
 from medpfl.defenses import LaplaceNoise, NoDefense
 from medpfl.federated.client import client_round
-from medpfl.models import LeNet, ResNet
+from medpfl.models import ConvNet, LeNet, ResNet
 
 COUNTS = {1: {"benign": 1}, 2: {"benign": 1, "malignant": 1}, 4: {"benign": 2, "malignant": 2}}
 CLASSES = ("benign", "malignant")
@@ -442,3 +443,33 @@ def test_another_record_is_another_experiment(tmp_path):
     make(tmp_path, Plan(), defense=LaplaceNoise(0.1))
     with pytest.raises(InputError, match="other record"):
         look(record, truth, out=tmp_path / "runs" / "a")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_module.", "_orig_mod.module.", "client_model."])
+def test_a_record_of_a_wrapped_model(tmp_path, prefix):
+    """All names of the client's have the wrapper's prefix: the same rows as without."""
+    plan = Plan(batch_size=2)
+    record, truth = make(tmp_path, plan, model=ConvNet(width=4, depth=1, norm="batch"))
+    options = {"model": "ConvNet(width=4, depth=1, norm='batch')", "attacks": ["iDLG(steps=3)"]}
+    bare = look(record, truth, **options)
+    held = Record.load(record)
+
+    def wrapped(tensors):
+        return {f"{prefix}{name}": t for name, t in tensors.items()}
+
+    sent = Update(wrapped(held.update.tensors), held.update.kind, wrapped(held.update.buffers), held.update.num_samples)
+    weights = Weights(wrapped(held.weights.parameters), wrapped(held.weights.buffers))
+    sent.save(record, plan, weights, image_shape=held.image_shape, classes=held.classes)
+    assert plain(look(record, truth, **options).rows, "image") == plain(bare.rows, "image")
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_a_record_of_tensors_that_are_no_weights(tmp_path, kind):
+    record, truth = make(tmp_path, Plan())
+    content = load_file(record)
+    name = next(name for name in content if name.startswith("update/"))
+    with safe_open(record, "pt") as file:
+        header = file.metadata()
+    save_file({**content, name: content[name].to(kind)}, record, header)
+    with pytest.raises(InputError, match=r"update that (holds complex numbers|is of torch.float8)"):
+        look(record, truth)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from medpfl.core.errors import InputError
-from medpfl.models.weights import check_finite, load_weights
+from medpfl.models.weights import check_finite, check_plain, load_weights
 
 
 def network(seed=0):
@@ -170,3 +170,77 @@ def test_damaged_files_are_refused_or_read(intact, cut, changes):
     damaged.write_bytes(content)
     with suppress(InputError):
         load_weights(network(), damaged)
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "model", "net", "params", "state_dict", "generator"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_module.", "model.", "net._orig_mod."])
+def test_a_checkpoint_of_a_training(tmp_path, key, prefix):
+    wanted, target = state(), network()
+    optimizer = torch.optim.Adam(target.parameters()).state_dict()
+    content = {"epoch": 3, key: {f"{prefix}{k}": t for k, t in wanted.items()}, "optimizer_state_dict": optimizer}
+    load_weights(target, written(tmp_path / "w.pt", content))
+    assert all(torch.equal(t, wanted[k]) for k, t in target.state_dict().items())
+
+
+def test_the_state_dict_counts_where_there_is_an_average_too(tmp_path):
+    wanted, target = state(), network()
+    averaged = {k: t + 1 for k, t in wanted.items()}
+    load_weights(target, written(tmp_path / "w.pt", {"ema": averaged, "state_dict": wanted}))
+    assert all(torch.equal(t, wanted[k]) for k, t in target.state_dict().items())
+    with pytest.raises(InputError, match=r"several state dicts \('a', 'b'\): .*torch.save\(checkpoint\['a'\], path\)"):
+        load_weights(network(), written(tmp_path / "w.pt", {"a": averaged, "b": wanted}))
+
+
+def test_a_model_among_other_parts_is_told_apart(tmp_path):
+    """Lightning keeps the loss's weights beside the model's."""
+    content = {f"model.{k}": t for k, t in state().items()} | {"criterion.weight": torch.ones(2)}
+    with pytest.raises(InputError, match=r"the names that begin with 'model.' are the model's: save these alone"):
+        load_weights(network(), written(tmp_path / "w.pt", {"state_dict": content}))
+
+
+ODD = {
+    "meta": (lambda t: t.to("meta"), "is on the meta device"),
+    "sparse": (lambda t: t.to_sparse(), r"is a sparse tensor: use its \.to_dense\(\)"),
+    "quantized": (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), r"is quantized, .*\.dequantize\(\)"),
+    "complex": (lambda t: t.cfloat(), "holds complex numbers: use torch.view_as_real"),
+    "float8": (lambda t: t.to(torch.float8_e4m3fn), r"is of torch\.float8_e4m3fn, .*use its \.float\(\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*[Qq]uantiz")
+@pytest.mark.parametrize(("change", "message"), ODD.values(), ids=ODD)
+def test_tensors_that_are_no_weights(tmp_path, change, message):
+    content = state()
+    content["0.weight"] = change(content["0.weight"])
+    with pytest.raises(InputError, match=f"'0.weight' {message}"):
+        load_weights(network(), written(tmp_path / "w.pt", content))
+
+
+@pytest.mark.parametrize("name", ["complex", "float8"])
+def test_such_tensors_in_safetensors(tmp_path, name):
+    change, message = ODD[name]
+    with pytest.raises(InputError, match=f"'0.weight' {message}"):
+        load_weights(network(), written(tmp_path / "w.safetensors", state(**{"0.weight": change(torch.zeros(2, 3))})))
+
+
+def test_names_that_are_no_texts(tmp_path):
+    with pytest.raises(InputError, match="a tensor named 0, which is no text: save the model's own state_dict"):
+        load_weights(network(), written(tmp_path / "w.pt", dict(enumerate(state().values()))))
+    with pytest.raises(InputError, match="which is no text"):
+        load_weights(network(), written(tmp_path / "w.pt", {**state(), (1, 2): torch.zeros(1)}))
+
+
+def test_half_precision_and_an_expanded_tensor_without_memory(tmp_path):
+    load_weights(network(), written(tmp_path / "w.pt", {k: t.half() for k, t in state().items()}))
+    with pytest.raises(InputError, match=r"0.weight: \(1000000, 10000000\) in the file"):
+        load_weights(network(), written(tmp_path / "w.pt", state(**{"0.weight": torch.zeros(1).expand(10**6, 10**7)})))
+
+
+@pytest.mark.parametrize("change", [lambda t: t.to("meta"), lambda t: t.cfloat()], ids=["meta", "complex"])
+def test_a_model_of_such_tensors(change):
+    odd = network()
+    odd[0].weight = nn.Parameter(change(odd[0].weight.detach()))
+    with pytest.raises(InputError, match=r"the model: '0.weight' (is on the meta|holds complex)"):
+        check_plain(odd)
+    check_plain(network())

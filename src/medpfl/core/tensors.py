@@ -46,13 +46,12 @@ def shared_prefix(names: list[str], own: list[str]) -> str:
     >>> shared_prefix(["fc.weight", "fc.bias"], ["fc.weight", "fc.bias"]), shared_prefix(["a.b"], ["c"])
     ('', 'a.')
     """
-    prefix = ""
-    while names:
+    prefix, known = "", set(own)
+    while names and not known.intersection(names):
         first, dot, _ = names[0].partition(".")
         head = first + dot
-        if not dot or not all(name.startswith(head) for name in names):
-            break
-        if own and all(name.startswith(head) for name in own):
+        shared = all(name.startswith(head) for name in names)
+        if not dot or not shared or (own and all(name.startswith(head) for name in own)):
             break
         names = [name.removeprefix(head) for name in names]
         prefix += head

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["differentiable_kernels", "plain_recurrence"]
@@ -33,12 +33,13 @@ def plain_recurrence(network: nn.Module) -> nn.Module:
     """Make the recurrent layers of a network, in place, use PyTorch's own kernels, and return the network.
 
     oneDNN's LSTM has no second derivative, nor have cuDNN's LSTM, GRU and RNN. Only these layers lose their fast
-    kernels: convolutions keep theirs.
+    kernels: convolutions keep theirs. The state before the first step, which is zero, is made from the input, so that
+    the kernels can write into it under ``vmap``.
     """
     for module in network.modules():
         if isinstance(module, nn.RNNBase) and not any(isinstance(h, _Plain) for h in module._forward_hooks.values()):
             switch = _Plain()
-            module.register_forward_pre_hook(switch.off)
+            module.register_forward_pre_hook(switch.off, with_kwargs=True)
             module.register_forward_hook(switch, always_call=True)  # after an error too
     return network
 
@@ -49,13 +50,25 @@ class _Plain:
     def __init__(self) -> None:
         self.before: list[tuple[bool, bool]] = []
 
-    def off(self, _: nn.Module, __: Any) -> None:
+    def off(self, layer: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.before.append((torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()))
         torch._C._set_mkldnn_enabled(False)
         torch._C._set_cudnn_enabled(False)
+        given = [*args, *kwargs.values()]
+        if len(given) == 1 and isinstance(given[0], Tensor):
+            return (given[0], _start(layer, given[0])), {}
+        return args, kwargs
 
     def __call__(self, _: nn.Module, __: Any, ___: Any) -> None:
         if self.before:
             mkldnn, cudnn = self.before.pop()
             torch._C._set_mkldnn_enabled(mkldnn)
             torch._C._set_cudnn_enabled(cudnn)
+
+
+def _start(layer: nn.RNNBase, x: Tensor) -> Any:
+    """The zeros that a layer starts from: (layers, N, width), or (layers, width) of a single sequence."""
+    layers = layer.num_layers * (2 if layer.bidirectional else 1)
+    batch = x.shape[:-2] if x.ndim == 2 else x.shape[0 if layer.batch_first else 1 :][:1]
+    hidden = x.new_zeros((layers, *batch, layer.proj_size or layer.hidden_size))
+    return (hidden, x.new_zeros((layers, *batch, layer.hidden_size))) if isinstance(layer, nn.LSTM) else hidden

@@ -79,9 +79,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise InputError(f"there is no weights file '{path}'")
     try:
-        if path.suffix == ".safetensors":
-            return _checked(load_file(path), path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        plain = path.suffix == ".safetensors"
+        held = load_file(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch fails on a damaged file in every way there is
         code = "Weights only load failed" in str(error)
         reason = (
@@ -91,7 +90,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             f"'{path}' is not a weights file: it must be safetensors, or a state dict saved with "
             f"torch.save(model.state_dict(), path) and nothing else ({reason})"
         ) from None
-    return _checked(_state_in(state, path), path)
+    return _checked(held if plain else _state_in(held, path), path)
 
 
 def _state_in(held: Any, path: Path) -> Mapping[Any, Any]:

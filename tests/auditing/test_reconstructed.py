@@ -1,0 +1,90 @@
+"""What an attack returns is checked against what it was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from audit_cases import some_images
+
+from medpfl import Attack, InputError, Plan, audit
+from medpfl.core.types import Reconstruction
+from medpfl.models import UNet
+
+GOOD = {
+    "plain": lambda g: g,
+    "float64": lambda g: replace(g, guesses=g.guesses.double()),
+    "labels": lambda g: replace(g, labels=torch.zeros(2, 2, dtype=torch.long)),
+    "candidates": lambda g: replace(g, candidates=g.guesses[:, None].repeat(1, 3, 1, 1, 1, 1)),
+    "NaN, and it says so": lambda g: replace(g, guesses=g.guesses * torch.nan, ended=("nonfinite",) * 2),
+}
+BAD = {
+    "another size": (lambda g: replace(g, guesses=g.guesses[..., :-1]), r"of shape \(2, 2, 1, 16, 15\): expected"),
+    "too many victims": (lambda g: replace(g, guesses=g.guesses[[0, 1, 1]]), r"of shape \(2, 2, 1, 16, 16\)"),
+    "too few images": (lambda g: replace(g, guesses=g.guesses[:, :1]), r"\(victims, images, \*image_shape\)"),
+    "bytes": (lambda g: replace(g, guesses=g.guesses.byte()), r"guesses of torch\.uint8: expected"),
+    "complex": (lambda g: replace(g, guesses=g.guesses.cfloat()), r"guesses of torch\.complex64"),
+    "numpy": (lambda g: replace(g, guesses=g.guesses.numpy()), "guesses that are a ndarray"),
+    "sparse": (lambda g: replace(g, guesses=g.guesses.to_sparse()), "guesses without values in memory"),
+    "NaN": (lambda g: replace(g, guesses=g.guesses * torch.nan), r"not finite .* for victim 0, .* says 'converged'"),
+    "nothing": (lambda g: None, "returned a NoneType: it must return a medpfl.Reconstruction"),
+    "a tensor": (lambda g: g.guesses, "returned a Tensor"),
+    "no guesses": (lambda g: replace(g, guesses=None), "guesses that are a NoneType"),
+    "labels of a shape": (lambda g: replace(g, labels=torch.zeros(2, dtype=torch.long)), r"labels of shape \(2,\)"),
+    "labels of a kind": (lambda g: replace(g, labels=torch.zeros(2, 2)), r"labels of torch\.float32: .*integer"),
+    "loss": (lambda g: replace(g, loss=g.loss[0]), r"loss of shape \(\): .*shape \(2,\), that is \(victims,\)"),
+    "steps": (lambda g: replace(g, steps=3), "steps that are a int"),
+    "evaluations": (lambda g: replace(g, evaluations=torch.ones(3).long()), r"evaluations of shape \(3,\)"),
+    "ended": (lambda g: replace(g, ended=g.ended[:1]), "ended of length 1: expected is a tuple of length 2"),
+    "ended with": (lambda g: replace(g, ended=("done",) * 2), "ended with 'done': the words are converged"),
+    "ended as a text": (lambda g: replace(g, ended="converged"), "ended that is a str"),
+    "one candidate": (lambda g: replace(g, candidates=g.guesses), r"candidates of shape .*\(2, any, 2, 1, 16, 16\)"),
+    "trace": (lambda g: replace(g, trace=g.guesses), r"trace of shape"),
+    "engine": (lambda g: replace(g, engine="fast"), "engine 'fast'"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class Mine(Attack):
+    """Returns what a case makes of a right answer."""
+
+    case: str = ""
+
+    def __call__(self, seen, generator):
+        count = torch.ones(len(seen), dtype=torch.long)
+        guesses = torch.full((len(seen), seen.num_images, *seen.image_shape), 0.5)
+        right = Reconstruction(guesses, None, torch.ones(len(seen)), count, count, ("converged",) * len(seen))
+        return GOOD[self.case](right) if self.case in GOOD else BAD[self.case][0](right)
+
+
+def audited(case, **options):
+    return audit("LeNet('idlg')", some_images(8), attacks=[Mine(case)], plan=Plan(batch_size=2), images=4, **options)
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_what_is_right_is_scored(case):
+    assert len([row for row in audited(case).rows if not row.control]) == 4
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_said_with_the_attack_s_name(case):
+    with pytest.raises(
+        InputError, match=rf"^Mine\(case='{case}'\) returned .*{BAD[case][1].removeprefix('returned ')}"
+    ):
+        audited(case)
+
+
+def test_labels_of_masks():
+    from medpfl.auditing.reconstructed import check_reconstruction
+    from medpfl.core.types import Observation, Update, View, Weights
+
+    network = UNet().build((1, 8, 8), 2, 0)
+    weights = Weights.of(network)
+    update = Update({name: t[None] for name, t in weights.parameters.items()})
+    seen = Observation(network, (View(weights, (Plan(),), update),), (1, 8, 8), 2, label_shape=(8, 8))
+    one = torch.ones(1, dtype=torch.long)
+    guess = Reconstruction(torch.zeros(1, 1, 1, 8, 8), torch.zeros(1, 1, 8, 8).long(), one, one, one, ("converged",))
+    check_reconstruction(guess, seen, "Mine()")
+    with pytest.raises(InputError, match=r"labels of shape \(1, 1\): .*\(1, 1, 8, 8\)"):
+        check_reconstruction(replace(guess, labels=one[None]), seen, "Mine()")

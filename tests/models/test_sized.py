@@ -1,0 +1,79 @@
+"""A network that is too large is refused in about a second, before memory is taken for it."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+import torch
+from torch import nn
+
+from medpfl import InputError
+from medpfl.core.roles import Model
+from medpfl.models import MLP, ConvNet, DenseNet121, LeNet, ResNet, UNet, ViT
+from medpfl.models.sized import built
+from medpfl.models.user import UserModel
+
+SHAPE = (1, 32, 32)
+TOO_LARGE = {
+    "MLP, one layer": lambda: MLP((10**8,)),
+    "MLP, beyond all memory": lambda: MLP((10**9, 10**9)),
+    "MLP, a width": lambda: MLP((10**12,)),
+    "MLP, layers": lambda: MLP((1,) * 2000),
+    "ConvNet": lambda: ConvNet(width=10**9),
+    "ConvNet, blocks": lambda: ConvNet(depth=10**12),
+    "UNet": lambda: UNet(width=10**8),
+    "UNet, levels": lambda: UNet(depth=10**12),
+    "ViT": lambda: ViT(mlp=10**9),
+    "ViT, layers": lambda: ViT(depth=10**9),
+    "ViT, patch": lambda: ViT(patch=10**12),
+    "ResNet": lambda: ResNet(classes=10**12),
+    "DenseNet": lambda: DenseNet121(channels=10**8),
+    "LeNet": lambda: LeNet(classes=10**9),
+}
+
+
+@pytest.mark.parametrize("make", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_our_own_models(make):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r"the most is|too large"):
+        built(make(), SHAPE, 2, 0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
+
+
+FILE = """
+import torch
+from torch import nn
+def wide(num_classes): return nn.Linear(10**9, 10**4)
+def wider(num_classes): return nn.Linear(10**12, 10**12)
+def widest(num_classes): return nn.Linear(10**30, 10)
+def kept(num_classes):
+    network = nn.Linear(3, 4)
+    network.table = torch.zeros(10**6, 10**6)
+    return network
+"""
+
+
+@pytest.mark.parametrize("name", ["wide", "wider", "widest", "kept"])
+def test_models_of_a_user(tmp_path, name):
+    (tmp_path / "large.py").write_text(FILE)
+    with pytest.raises(InputError, match=r"the most is 1,000,000,000|[Oo]verflow"):
+        built(UserModel(str(tmp_path / "large.py"), name), SHAPE, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "model", [MLP(), ConvNet(), UNet(), ViT(), ResNet(), DenseNet121(), LeNet("cpl")], ids=lambda m: type(m).__name__
+)
+def test_what_is_small_enough_is_built_as_before(model):
+    one, other = built(model, SHAPE, 2, 3), model.build(SHAPE, 2, 3)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((1, 99999, 99999), 2), ((1, 8), 2), (SHAPE, -5), (SHAPE, 10**12)])
+def test_images_and_classes(shape, classes):
+    class Unasked(Model):
+        def build(self, image_shape, num_classes, seed) -> nn.Module:
+            raise AssertionError("it is not built")
+
+    with pytest.raises(InputError, match=r"^(image shape|classes)"):
+        built(Unasked(), shape, classes, 0)
