@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import dataclass, replace
 
 import pytest
@@ -70,7 +71,7 @@ def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(defense, tmp_
         done = play(self, number, work)
         played.append(number)
         if len(played) in (2, 4):
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return done
 
     monkeypatch.setattr(Trainer, "_play", stop)

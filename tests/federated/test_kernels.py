@@ -45,6 +45,7 @@ def test_the_update_of_a_recurrent_network_has_a_derivative(kind, mode):
     assert torch.allclose(together[1], slope, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"proj_size": 3}, {"batch_first": False}], ids=str)
 def test_outputs_stay_what_they_are(options):
     torch.manual_seed(0)

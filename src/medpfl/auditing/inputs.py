@@ -56,7 +56,7 @@ def model_of(model: str | Path | Model | nn.Module) -> Model:
     if isinstance(model, Model):
         return model
     if isinstance(model, nn.Module):
-        return GivenModel(model, type(model).__name__)
+        return GivenModel(model, type(unwrapped(model)).__name__)
     folder = at_home(model)
     if str(model) and is_checkpoint(folder):
         return checkpoint_at(folder)

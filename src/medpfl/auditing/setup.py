@@ -98,10 +98,10 @@ class Setup:
                 f"{self.draws} draws of untrained weights were asked for, but two draws of this model have the same: "
                 "it loads or sets its own; leave --draws at 1"
             )
-        ssim(self._probe, self._probe)  # refuses images that are too small for it
         for defense in self.defenses:
             with explained(f"{defense!r} cannot be asked what it does"):
                 self._check_defense(defense)
+        ssim(self._probe, self._probe)  # refuses images that are too small for it
         _ = self.outputs, self.wrong_layer, *(self.stack(d) for d in self.defenses)  # all run the network
         if self.plan.loss == "dice" and not self.label_shape:
             raise InputError("loss dice is of masks, and this model gives one class for an image: use cross_entropy")

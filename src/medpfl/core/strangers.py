@@ -24,6 +24,9 @@ _HINTS = {
 }
 """What to do, by a part of torch's error."""
 
+_OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
+"""Python's, and torch's, which is not imported here."""
+
 
 @contextmanager
 def explained(what: str, named: bool = False) -> Iterator[None]:
@@ -49,10 +52,9 @@ def explained(what: str, named: bool = False) -> Iterator[None]:
         except BaseException as error:
             if pressed:
                 raise KeyboardInterrupt from error
-            said = reason(error)
-            if isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said:
+            said, kind = reason(error), type(error).__name__
+            if kind in _OUT_OF_MEMORY or "out of memory" in said or "allocate memory" in said:
                 raise InputError("out of memory: lower --memory, --batch-size or --size") from error
-            kind = type(error).__name__
             if named and kind not in said:
                 said = f"{kind}: {said}"
             raise InputError(f"{what}: {said}{hint(error)}") from error

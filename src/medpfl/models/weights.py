@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise InputError(f"there is no weights file '{path}'")
     try:
         plain = path.suffix == ".safetensors"
-        held = load_file(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of odd tensors, which are refused below
+            held = load_file(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch fails on a damaged file in every way there is
         code = "Weights only load failed" in str(error)
         reason = (
