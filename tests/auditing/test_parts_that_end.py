@@ -131,6 +131,28 @@ def test_a_promise_that_ends_the_program_is_no_epsilon():
     assert result.rows[-1].epsilon is None
 
 
+class NoNetwork(Defense):
+    def model(self, value, state, generator):
+        return None, state
+
+    def __repr__(self):
+        return "NoNetwork()"
+
+
+@dataclass(frozen=True, repr=False)
+class NoModel(Ending):
+    def prepare(self, model):
+        return None
+
+
+def test_a_part_that_returns_no_network():
+    message = "it returned a NoneType in place of the network, not a torch.nn.Module"
+    with pytest.raises(InputError, match=rf"^NoNetwork\(\): {message}"):
+        audit("MLP((4,))", some_images(8), attacks=["iDLG(steps=2)"], defenses=[NoNetwork()], images=2)
+    with pytest.raises(InputError, match=rf"^NoModel\(\): {message}"):
+        audit("MLP((4,))", some_images(8), attacks=[NoModel()], images=2, threat=ThreatModel(("active",)))
+
+
 class Net(nn.Module):
     def __init__(self, moment="", end="exit", passes=0):
         super().__init__()
@@ -188,6 +210,7 @@ class Source(DataSource):
         sys.exit(0)
 
 
+@dataclass(frozen=True, repr=False)
 class Nothing(DataSource):
     def load(self):
         return None

@@ -23,6 +23,7 @@ from medpfl.federated.ready import prepare
 __all__ = [
     "check_network",
     "check_trainable",
+    "checked_module",
     "device_of",
     "explained",
     "generator_of",
@@ -70,11 +71,18 @@ def versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def naming(part: Any) -> Iterator[None]:
-    """Says which part an `InputError` is about."""
+    """Says which part, an object or its spec, an `InputError` is about."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{part!r}: {error}") from None
+        raise InputError(f"{part if isinstance(part, str) else repr(part)}: {error}") from None
+
+
+def checked_module(network: Any) -> nn.Module:
+    """Return what a stranger's part made of a network; raise `InputError` unless it is one."""
+    if not isinstance(network, nn.Module):
+        raise InputError(f"it returned a {type(network).__name__} in place of the network, not a torch.nn.Module")
+    return network
 
 
 def check_trainable(network: nn.Module) -> None:

@@ -109,6 +109,7 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[T]:
         _check_spec(one)
     with explained(f"the {role.__name__.lower()}s cannot be written as specs"):
         homes = {(repr(one), type(one).__module__, type(one).__qualname__) for one in made}
+        _ = [one.where for one in made if isinstance(one, Defense)]  # which a property may compute
     if twins := [text for text, count in Counter(text for text, *_ in homes).items() if count > 1]:
         raise InputError(f"two different classes are both written {twins[0]}: rename one, so that rows tell them apart")
     return list({repr(one): one for one in made}.values())

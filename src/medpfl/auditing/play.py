@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.auditing.acting import at_client
-from medpfl.auditing.engine import explained, generator_of, versions
+from medpfl.auditing.engine import checked_module, explained, generator_of, naming, versions
 from medpfl.auditing.reconstructed import check_reconstruction
 from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.scoring import Scorer
@@ -101,12 +101,13 @@ class Player:
         """The global model as the server sent it and the client's defense changed it."""
         network = self.setup.network(draw)
         if "active" in self.setup.threat:
-            with explained(f"{attack} cannot prepare the model that the server sends"):
-                network = self.attacks[attack].prepare(network)
+            with naming(attack), explained("it cannot prepare the model that the server sends"):
+                network = checked_module(self.attacks[attack].prepare(network))
         chosen = self.defenses[defense]
         generator = generator_of(self.setup.seed, "model", draw, defense)
-        with explained(f"{defense} cannot change this model"):
+        with naming(defense), explained("it cannot change this model"):
             network, state = chosen.model(network, chosen.init(), generator)
+            network = checked_module(network)
         # The server gets a copy that no private image has ever passed: a network may keep what passes it.
         client, server = (prepare(network, self.setup.plan) for _ in range(2))
         return Sent(client, server, Weights.of(network), state)

@@ -18,6 +18,7 @@ from medpfl.auditing.acting import at_client, discloses, untold
 from medpfl.auditing.derivatives import check_derivatives
 from medpfl.auditing.engine import (
     check_network,
+    checked_module,
     explained,
     generator_of,
     label_shape_of,
@@ -126,9 +127,10 @@ class Setup:
         """The model as each defense leaves it, and the plans of the clients in an update."""
         for defense in self.defenses:
             generator = generator_of(self.seed, "model", 0, repr(defense))
-            with explained(f"{defense!r} cannot change this model"):
+            with naming(defense), explained("it cannot change this model"):
                 changed, _ = defense.model(self.network(0), defense.init(), generator)
-            yield prepare(changed, self.plan), (self.plan,) * self._in_sum(defense)
+                ready = prepare(checked_module(changed), self.plan)
+            yield ready, (self.plan,) * self._in_sum(defense)
 
     @cached_property
     def untried(self) -> list[Attack]:

@@ -57,7 +57,8 @@ def explained(what: str, named: bool = False) -> Iterator[None]:
                 raise InputError("out of memory: lower --memory, --batch-size or --size") from error
             if named and kind not in said:
                 said = f"{kind}: {said}"
-            raise InputError(f"{what}: {said}{hint(error)}") from error
+            remedy = hint(error)
+            raise InputError(f"{what}: {said.rstrip('.') if remedy else said}{remedy}") from error
 
 
 @contextmanager
@@ -91,7 +92,7 @@ def reason(error: BaseException) -> str:
     """
     kind = type(error).__name__
     try:
-        text = str(error).strip().partition("\n")[0]
+        text = str(error).strip().partition("\n")[0].partition(" Please open an issue")[0]  # torch's, not with us
     except BaseException:  # an error of a stranger's class may fail at this too
         text = ""
     if isinstance(error, SystemExit):
