@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from medpfl import InputError, attacks, cli
+from medpfl import InputError, attacks, audit, cli
 from medpfl.auditing.inputs import GivenModel
 from medpfl.auditing.model_check import check_model
 from medpfl.reporting.model_page import model_page
@@ -247,3 +247,49 @@ def test_from_the_command_line(tmp_path, capsys):
 def test_what_cannot_be_checked(capsys, words, message):
     assert cli.main(["check-model", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+class Rows(nn.Module):
+    """Reads an image row by row."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rows, self.last = nn.LSTM(12, 6, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.last(self.rows(x[:, 0])[0][:, -1])
+
+
+def test_a_recurrent_model_is_checked_as_it_is_audited():
+    check = check_model(Rows(), SHAPE)
+    assert (check.derivatives["twice"], check.derivatives["together"]) == ("", "")
+    assert check.attacks["iDLG"] == ""
+    report = audit(Rows(), "samples", attacks=["iDLG(steps=2)"], images=2, size=12, channels=1)
+    assert {row.engine.partition(" ")[0] for row in report.rows} == {"vmap"}
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "compile"])
+def test_a_wrapped_model_is_the_network_inside(wrap):
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(144, 2))
+
+    plain, wrapped = (check_model(one, SHAPE) for one in (network(), wrap(network())))
+    assert wrapped.model == plain.model
+    assert wrapped.linear == plain.linear
+    bare, inside = (
+        audit(one, "samples", attacks=["iDLG(steps=2)"], images=2, size=12, channels=1)
+        for one in (network(), wrap(network()))
+    )
+    assert [row.scores for row in inside.rows] == [row.scores for row in bare.rows]
+
+
+def test_a_file_with_parentheses_in_its_name(tmp_path, capsys, monkeypatch):
+    (tmp_path / "net (1).py").write_text(FILE.replace("64", "144"))
+    monkeypatch.chdir(tmp_path)
+    model = "net (1).py:make"
+    assert cli.main(["check-model", model, "--size", "12", "--json"]) == 0
+    size = ["--size", "12", "--channels", "1", "--quiet"]
+    assert cli.main(["audit", "samples", "--model", model, "--attack", "iDLG(steps=2)", "--images", "2", *size]) == 0
+    assert cli.main(["train", "samples", "--model", model, "--rounds", "1", "--clients", "2", *size]) == 0

@@ -146,3 +146,15 @@ def test_logits_are_those_of_eval_mode_in_any_chunks(monkeypatch):
     monkeypatch.setattr("medpfl.federated.training._CHUNK", 3)
     assert torch.allclose(logits_of(model, weights, images), expected)
     assert model.training, "it is left as it was"
+
+
+def test_a_model_that_writes_into_what_it_is_given_does_not_change_the_images():
+    class InPlace(torch.nn.Module):
+        def forward(self, x):
+            return x.sub_(0.5).flatten(1)
+
+    images = torch.rand(3, 1, 2, 2)
+    before = images.clone()
+    logits = [logits_of(InPlace(), Weights({}), images) for _ in range(2)]
+    assert torch.equal(images, before)
+    assert torch.equal(*logits)
