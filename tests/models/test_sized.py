@@ -77,3 +77,16 @@ def test_images_and_classes(shape, classes):
 
     with pytest.raises(InputError, match=r"^(image shape|classes)"):
         built(Unasked(), shape, classes, 0)
+
+
+def test_a_user_s_function_is_called_once(tmp_path):
+    calls = tmp_path / "calls"
+    (tmp_path / "counted.py").write_text(
+        f"from torch import nn\n"
+        f"def make(num_classes):\n"
+        f"    open({str(calls)!r}, 'a').write('x')\n"
+        f"    return nn.Linear(3, num_classes)\n"
+    )
+    network = built(UserModel(str(tmp_path / "counted.py"), "make"), SHAPE, 2, 0)
+    assert network.weight.device.type == "cpu"
+    assert calls.read_text() == "x"

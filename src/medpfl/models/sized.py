@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Model
 from medpfl.core.sizes import check_classes, check_image_shape, check_parameters
+from medpfl.models.user import UserModel
 
 __all__ = ["built"]
 
@@ -22,7 +23,8 @@ __all__ = ["built"]
 def built(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
     """Return the network of a model, see `Model.build`.
 
-    One of our own models is built on torch's meta device first, which takes no memory, and counted.
+    One of our own models is built on torch's meta device first, which takes no memory, and counted. A user's code runs
+    once, and may make no tensor that is larger than a whole model.
 
     Raises:
         InputError: images, classes or a network beyond the bounds of `medpfl.core.sizes`, or what `Model.build`
@@ -30,7 +32,7 @@ def built(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -
     """
     check_image_shape(image_shape)
     check_classes(classes)
-    if type(model).__module__.startswith("medpfl.models."):
+    if type(model).__module__.startswith("medpfl.models.") and not isinstance(model, UserModel):
         _count(model, image_shape, classes, seed)
     with _Counting():
         return model.build(image_shape, classes, seed)
