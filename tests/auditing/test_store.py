@@ -265,7 +265,7 @@ def test_another_model_with_the_same_weights_is_another_experiment(folder, tmp_p
     model.write_text(MODEL.replace("ACTIVATION", "Sigmoid"))
     again(folder, out, model=f"{model}:make_model")
     model.write_text(MODEL.replace("ACTIVATION", "ReLU"))
-    with pytest.raises(InputError, match=r"\(other code\)"):
+    with pytest.raises(InputError, match=r"the code of the model make_model changed \(module model\); other layers"):
         again(folder, out, model=f"{model}:make_model")
 
 

@@ -152,11 +152,13 @@ class Found(NamedTuple):
         images: what it holds.
         source: how it is called in what is written, without its path.
         place: where it is; for the terminal and the key file only.
+        reader: what read them, whose code the run is a function of.
     """
 
     images: LabelledImages
     source: str
     place: str
+    reader: DataSource | None = None
 
 
 def data_of(data: str | Path | DataSource | LabelledImages, size: int, fit: str, channels: int | None) -> Found:
@@ -173,7 +175,7 @@ def data_of(data: str | Path | DataSource | LabelledImages, size: int, fit: str,
         images, called = source.load(), repr(source)
     if not isinstance(images, LabelledImages):
         raise InputError(f"{called}: load() returned a {type(images).__name__}, not LabelledImages")
-    return Found(images, called, place)
+    return Found(images, called, place, source)
 
 
 def _check_no_run(folder: Path) -> None:

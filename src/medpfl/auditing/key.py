@@ -9,30 +9,49 @@ import hmac
 import json
 import os
 import secrets
+import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from medpfl.auditing.run_files import RUN, is_of, read_json
 from medpfl.core.errors import InputError
-from medpfl.core.files import PRIVATE, write
+from medpfl.core.files import PRIVATE, remove_leftovers, write
 from medpfl.data.images import LabelledImages
 
-__all__ = ["KEY_FILE", "StudyIndex", "class_names", "study_index"]
+__all__ = ["KEY_FILE", "Key", "StudyIndex", "class_names", "key_file", "key_of", "move_out", "study_index"]
 
 KEY_FILE = "medpfl-key.json"
+_SHORTEST = 16
+"""Characters of a secret; ours have 32."""
 
 
-class StudyIndex:
+class Key:
+    """The secret of a study, and what is written in place of texts that may name a person.
+
+    Attributes:
+        where: the key is, for a message.
+    """
+
+    def __init__(self, secret: str, where: str = "memory") -> None:
+        self.secret, self.where = secret, where
+
+    def tag(self, kind: str, text: str) -> str:
+        """A keyed hash: the same for the same key and text, and nobody can compute it without the key."""
+        return hmac.new(self.secret.encode(), f"{kind}:{text}".encode(), hashlib.sha256).hexdigest()[:16]
+
+
+class StudyIndex(Key):
     """Indices that nobody can compute without the secret: a keyed hash of the name."""
 
-    def __init__(self, secret: str, data: LabelledImages, source: str) -> None:
-        self.secret = secret
+    def __init__(self, secret: str, data: LabelledImages, source: str, where: str = "memory") -> None:
+        super().__init__(secret, where)
         self.images = [self._index("image", f"{source}/{name}") for name in data.names]
         self.patients = [None if p is None else self._index("patient", f"{source}/{p}") for p in data.patients]
 
     def _index(self, kind: str, name: str) -> str:
-        digest = hmac.new(self.secret.encode(), f"{kind}:{name}".encode(), hashlib.sha256).hexdigest()
-        return f"{kind[0]}-{digest[:16]}"
+        return f"{kind[0]}-{self.tag(kind, name)}"
 
     def fingerprint(self, data: LabelledImages) -> str:
         """A keyed hash of all but the names: whether the data is the same, and nothing else."""
@@ -44,30 +63,27 @@ class StudyIndex:
         return digest.hexdigest()[:16]
 
 
-def study_index(out: Path | None, data: LabelledImages, source: str, place: str) -> StudyIndex:
+def study_index(out: Path | None, data: LabelledImages, source: str, place: str, force: bool = False) -> StudyIndex:
     """The indices of a data set; the key goes into a file of mode 0600 beside the run directory.
 
-    Runs in one folder share the key, so that an image has the same index in all of them.
+    Runs in one folder share the key, so that an image has the same index in all of them. The runs of a frontier or a
+    reproduction share the key beside that.
 
     Args:
         out: the run directory; ``None`` writes no key.
         data: the images.
         source: what names are relative to, as the key tells it apart from other sources.
         place: where the source is, for the key file only.
+        force: makes a new key in place of one that is missing.
 
     Raises:
-        InputError: the key would lie in a run directory, or it is damaged.
+        InputError: the key would lie in a run directory, it is damaged, or it is missing beside rows that were made
+            with it.
     """
     if out is None:
         return StudyIndex(secrets.token_hex(16), data, source)
-    folder = out.resolve().parent
-    if (folder / "run.json").exists() or (out / KEY_FILE).exists():
-        raise InputError(
-            f"the key of '{out}' must lie beside a run directory, not in one: name an --out that lies in no other "
-            "run directory and holds none"
-        )
-    with _locked(folder / KEY_FILE) as key:
-        index = StudyIndex(key["secret"], data, place)
+    with _locked(key_file(out), None if force else out) as key:
+        index = StudyIndex(key["secret"], data, place, f"'{key_file(out)}'")
         # A folder may be named for a patient: files say "class 0", and only the key says what that is.
         key["classes"][index.fingerprint(data)] = list(data.classes)
         for name, image, patient, patient_index in zip(
@@ -79,6 +95,20 @@ def study_index(out: Path | None, data: LabelledImages, source: str, place: str)
     return index
 
 
+def key_of(out: Path, force: bool = False) -> Key:
+    """The key of a directory of runs; it is made if there is none.
+
+    Args:
+        out: the directory of a frontier.
+        force: makes a new key in place of one that is missing.
+
+    Raises:
+        InputError: as from `study_index`.
+    """
+    with _locked(key_file(out), None if force else out) as key:
+        return Key(key["secret"], f"'{key_file(out)}'")
+
+
 def class_names(out: Path, fingerprint: str) -> tuple[str, ...]:
     """The names of a run's classes by their numbers, if the key is still beside the run directory.
 
@@ -87,18 +117,83 @@ def class_names(out: Path, fingerprint: str) -> tuple[str, ...]:
         fingerprint: of its data, see `StudyIndex.fingerprint`.
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return tuple(json.loads((out.resolve().parent / KEY_FILE).read_text())["classes"][fingerprint])
+        path = key_file(out)
+        _make_private(path)
+        return tuple(json.loads(path.read_text())["classes"][fingerprint])
     return ()
 
 
+def key_file(out: Path) -> Path:
+    """Where the key of a run directory lies: beside it, and beside the frontier or reproduction that it is part of.
+
+    Raises:
+        InputError: that is in another run directory.
+    """
+    own = out.resolve()
+    if is_of("frontier", own.parent.parent) and own.parent.name == "runs":
+        own = own.parent.parent
+    elif is_of("reproduction", own.parent):
+        own = own.parent
+    if any("identity" in (read_json(folder / RUN) or {}) for folder in own.parents) or (own / KEY_FILE).exists():
+        raise InputError(
+            f"the key of '{out}' must lie beside a run directory, not in one: name an --out that lies in no other "
+            "run directory and holds none"
+        )
+    return own.parent / KEY_FILE
+
+
+def move_out(inside: Path, beside: Path) -> None:
+    """Moves a key that an earlier version of MedPFL put into a directory of runs beside that directory.
+
+    Where there is a key already, what the other one leads back to is added to it.
+    """
+    if not inside.exists():
+        return
+    old = _read(inside, inside.read_bytes())
+    fresh = not beside.exists()
+    with _locked(beside) as key:
+        key.update({"secret": old["secret"]} if fresh else {})
+        for entry in ("images", "patients", "classes"):
+            key[entry].update(old[entry])
+    inside.unlink()
+
+
+def _make_private(path: Path) -> None:
+    """Takes from everybody else the right to read the key, and says so."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        path.chmod(PRIVATE)
+        print(
+            f"note: the key file '{path}' could be read or changed by others (its mode was {mode:04o}): it is 0600 "
+            "again. Whoever copied it meanwhile can tell whose image an index is.",
+            file=sys.stderr,
+        )
+
+
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[dict[str, Any]]:
-    """The key file's content, held against other runs, and written back as a whole if it changed."""
+def _locked(path: Path, run: Path | None = None) -> Iterator[dict[str, Any]]:
+    """The key file's content, held against other runs, and written back as a whole if it changed.
+
+    Args:
+        path: of the key.
+        run: the directory of a run that was made with the key, if it holds one.
+    """
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        before = path.read_bytes() if path.exists() else b""
-        key = _read(path, before)
+        remove_leftovers(path.parent, KEY_FILE)
+        if path.exists():
+            _make_private(path)
+            before = path.read_bytes()
+            key = _read(path, before)
+        elif run is not None and "key" in ((read_json(run / RUN) or {}).get("identity") or {}):
+            raise InputError(
+                f"the key that '{run}' was made with is missing: it should be the file '{path}'. Put it back from a "
+                "copy and give the same command again. Without it nobody can tell which images the rows are of: if "
+                "it is lost, name another --out, or --force to discard the rows and make a new key"
+            )
+        else:
+            before, key = b"", {"secret": secrets.token_hex(16), "images": {}, "patients": {}, "classes": {}}
         yield key
         after = json.dumps(key, indent=1).encode()
         if after != before:
@@ -109,12 +204,17 @@ def _locked(path: Path) -> Iterator[dict[str, Any]]:
 
 def _read(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        key = json.loads(content) if content else {"secret": secrets.token_hex(16), "images": {}, "patients": {}}
+        key = json.loads(content)
         key.setdefault("classes", {})
-        if isinstance(key["secret"], str) and all(isinstance(key[k], dict) for k in ("images", "patients", "classes")):
+        if (
+            isinstance(key["secret"], str)
+            and len(key["secret"]) >= _SHORTEST
+            and all(isinstance(key[k], dict) for k in ("images", "patients", "classes"))
+        ):
             return key
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise InputError(
-        f"the key file '{path}' is damaged: put back a copy, or move it away and name an --out in another folder"
+        f"the key file '{path}' is damaged: put back a copy, or name an --out in another folder, which gets a key of "
+        "its own"
     )

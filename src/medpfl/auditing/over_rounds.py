@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from medpfl.auditing.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
+from medpfl.auditing.inputs import attacks_of, defenses_of
 from medpfl.auditing.report import Report
 from medpfl.auditing.run import audit
 from medpfl.auditing.run_files import lines, made
 from medpfl.auditing.training_store import ROWS, read_rounds
 from medpfl.core.errors import InputError
-from medpfl.core.files import write
+from medpfl.core.files import remove_leftovers, write
 
 __all__ = ["Leakage", "leakage", "rounds_in"]
 
@@ -77,6 +78,9 @@ def leakage(
         raise InputError(f"--rounds needs the directory of a training as --model: '{model}' is none")
     if not rounds:
         raise InputError("no round was given: --rounds 0,1,5")
+    # Made once, so that all rounds are audited by the same code.
+    made_parts = {"attacks": attacks_of, "defenses": defenses_of}
+    options = {name: made_parts[name](value) if name in made_parts else value for name, value in options.items()}
     models = {number: checkpoint_at(Path(model), number) for number in dict.fromkeys(rounds)}
     out = None if out is None else Path(out)
     reports = {n: audit(one, data, out=_beside(out, n), **options) for n, one in models.items()}
@@ -113,6 +117,7 @@ def _written(out: Path, found: Leakage, model: Checkpoint) -> tuple[Path, ...]:
     from medpfl.reporting.leakage import write_leakage_page
 
     made(out)
+    remove_leftovers(out)
     write(out / "leakage.jsonl", lines(found.rows))
     write(out / "leakage.json", json.dumps(found.summary, indent=1).encode())
     settings = next(iter(found.reports.values())).settings

@@ -8,7 +8,7 @@ from typing import Any
 
 from medpfl.auditing.bounds import bounded, check_bounds
 from medpfl.auditing.key import class_names
-from medpfl.auditing.run_files import RUN, read_json
+from medpfl.auditing.run_files import RUN, check_rows, read_json
 from medpfl.auditing.store import ROWS, JobKey, Store, check_format, job_of, read_rows
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
@@ -73,6 +73,7 @@ def reread(out: Path) -> Report:
     if run is None or "identity" not in run:
         raise InputError(f"'{out}' is no run directory: it has no run.json")
     check_format(out, run, "make its pages with that version, or audit again")
+    check_rows(out, run)
     settings = run.get("settings", {})
     check_bounds(out, settings.get("bounds", {}))
     sizes: dict[JobKey, int] = {}

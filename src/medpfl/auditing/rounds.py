@@ -97,7 +97,7 @@ class Trainer:
     def _keep(self, number: int) -> None:
         setup, out = self.setup, self.store.out
         assert out is not None
-        specs = (repr(setup.model), repr(setup.defense))
+        specs = self.store.cloak((repr(setup.model), repr(setup.defense)))
         about = About(number, *specs, setup.data.shape, len(setup.data.classes), setup.seed)
         keep(out, about, self.network, self.weights, packed(self.standing))
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from medpfl.auditing.acting import at_client
+from medpfl.auditing.cloak import Cloak
 from medpfl.auditing.early import path_of
 from medpfl.auditing.engine import device_of, seed_of
+from medpfl.auditing.identity import unchanged
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
 from medpfl.auditing.key import study_index
 from medpfl.auditing.network import network_of
@@ -137,7 +139,7 @@ def audit(
     setup = Setup(
         made_model, start, held, found.source, made_attacks, made_defenses,
         _threat(given, made_defenses, knowledge), plan, made_partition,
-        images, draws, seed, memory, device_of(device), knowledge, iterates,
+        images, draws, seed, memory, device_of(device), knowledge, iterates, found.reader,
     )  # fmt: skip
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance is {tolerance}: it must be a share of images above 0 and below 1")
@@ -188,15 +190,19 @@ def _run(
 ) -> Report:
     if out is not None:
         made(out)
-    index = study_index(out, setup.data, setup.source, place)
+    index = study_index(out, setup.data, setup.source, place, force)
     player = Player(setup, Scorer(setup.data, index, bool(setup.label_shape)))
-    with claimed(out, setup.identity(index), setup.jobs, force) as store:
+    identity = setup.identity(index)
+    with claimed(out, identity, setup.jobs, force, identity.cloak if out is not None else Cloak(None)) as store:
         settings = {**settings_of(setup, player, delta), "tolerance": tolerance}
         store.note(settings=settings, jobs=[[*job, count] for job, count in setup.jobs.items()])
         todo = [job for job in setup.jobs if job not in store]
         total = sum(setup.jobs.values())
-        with watching(total, total - sum(setup.jobs[j] for j in todo), progress) as during:
+        with (
+            unchanged(setup.code, out),
+            watching(total, total - sum(setup.jobs[j] for j in todo), progress) as during,
+        ):
             for job in todo:
                 with during(job, setup.jobs[job]):
                     store.add(job, *player(job))
-        return finish(store, settings, setup.data.classes)
+        return finish(store, store.cloak(settings), setup.data.classes)

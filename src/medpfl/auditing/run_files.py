@@ -6,17 +6,19 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from medpfl.core.errors import InputError
-from medpfl.core.files import PRIVATE, write
+from medpfl.core.files import PRIVATE, remove_leftovers, write
 
 __all__ = [
     "RUN",
     "append",
     "check_outside",
+    "check_rows",
     "difference",
     "is_of",
     "lines",
@@ -29,6 +31,8 @@ __all__ = [
 
 RUN = "run.json"
 """What a run directory is of."""
+
+_INSIDE = ("images", "pictures", "runs")
 
 T = TypeVar("T")
 
@@ -56,9 +60,22 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another run is writing to '{out}': wait for it, or name another --out") from None
+        _tidy(out)
         yield
     finally:
         os.close(descriptor)
+
+
+def _tidy(out: Path) -> None:
+    """Removes half-written files of a run that was killed, those of the runs that it was made of too."""
+    for folder in (out, *(out / name for name in _INSIDE), *out.glob("round-*")):
+        remove_leftovers(folder)
+    for unfinished in out.glob(".round-*"):
+        if unfinished.name.removeprefix(".round-").isdecimal():
+            shutil.rmtree(unfinished, ignore_errors=True)
+    for nested in (out / "runs").glob("*/.lock"):
+        with contextlib.suppress(InputError), locked(nested.parent):  # another run may be writing to it
+            pass
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -84,8 +101,19 @@ def difference(found: dict[str, Any] | None, identity: dict[str, Any]) -> str:
     if found is None:
         return "its run.json is missing or damaged"
     old = found.get("identity") or {}
+    if hasattr(identity, "told"):  # an `Identity` knows how to say it
+        return "; ".join(identity.told(old))  # type: ignore[attr-defined]
     changed = [k for k in identity if old.get(k) != identity[k]] + [k for k in old if k not in identity]
     return "other " + ", ".join(changed[:4])
+
+
+def check_rows(out: Path, run: dict[str, Any] | None) -> None:
+    """Raises `InputError` if the rows of a run are refused; its ``run.json`` is given."""
+    if refused := (run or {}).get("refused"):
+        raise InputError(
+            f"the rows in '{out}' are refused, since {refused}: give the same command again with --force, or name "
+            "another --out"
+        )
 
 
 def lines(rows: Iterable[dict[str, Any]]) -> bytes:

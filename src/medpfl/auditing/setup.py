@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from medpfl.auditing.engine import (
     seed_of,
     stack_size,
 )
-from medpfl.auditing.identity import code_of, fingerprint
+from medpfl.auditing.identity import Code, Identity, fingerprint, layers_of
 from medpfl.auditing.inputs import GivenModel
 from medpfl.auditing.key import StudyIndex
 from medpfl.auditing.network import network_of
@@ -36,7 +35,7 @@ from medpfl.auditing.sums import Group, aggregates, check_sum, masks, staying
 from medpfl.auditing.victims import draw_victims
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
-from medpfl.core.roles import Attack, Defense, Model
+from medpfl.core.roles import Attack, DataSource, Defense, Model
 from medpfl.core.spec import registry
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Weights
@@ -67,6 +66,7 @@ class Setup:
         images, draws: how many images to attack, under how many draws of untrained weights.
         seed, memory, device: of the run.
         iterates: whether the iterate that is nearest to the truth is scored too, which no attacker can pick.
+        reader: what read the images.
     """
 
     model: Model
@@ -85,11 +85,13 @@ class Setup:
     device: torch.device
     knowledge: tuple[bool, ...] = (False, True)
     iterates: bool = False
+    reader: DataSource | None = None
 
     def check(self) -> None:
         """Raises `InputError` for what cannot work."""
         if not self.attacks:
             raise InputError("no attack was given: 'medpfl list' names them")
+        _ = self.code  # before any of it runs
         if self.draws < 1:
             raise InputError(f"draws is {self.draws}: it must be at least 1")
         if self.draws > 1 and (self.weights is not None or isinstance(self.model, GivenModel)):
@@ -264,13 +266,19 @@ class Setup:
         images = self.plan.images if job.control else self._images(defense)
         return self._stacks(defense)[job.stack][: self.jobs[job] // images]
 
-    def identity(self, index: StudyIndex) -> dict[str, Any]:
+    @cached_property
+    def code(self) -> Code:
+        """The user's own code behind all parts, as it is when this is first asked for."""
+        own = (*self.attacks, *self.defenses, self.model, self.partition, self.reader)
+        return Code.of(lambda: [*own, self.network(0)])
+
+    def identity(self, index: StudyIndex) -> Identity:
         """What tells this audit from another one."""
         network = self.network(0)
-        return {
+        entries = {
             "model": repr(self.model),
             "weights": fingerprint(network.state_dict()),
-            "code": code_of(network, [*self.attacks, *self.defenses]),
+            "layers": layers_of(network),
             "data": self.source,
             "pixels": index.fingerprint(self.data),
             "attacks": [repr(a) for a in self.attacks],
@@ -287,6 +295,7 @@ class Setup:
             "device": str(self.device),
             **({"iterates": True} if self.iterates else {}),
         }
+        return Identity(entries, self.code, index)
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:

@@ -30,11 +30,13 @@ class Splits(NamedTuple):
         found: all that was read for training, what is held out included.
         train: indices of the images that clients may get.
         judged: the sets that scores are of: ``"validation"``, and ``"test"`` if there is one.
+        readers: what read the images, whose code the training is a function of.
     """
 
     found: Found
     train: Tensor
     judged: dict[str, LabelledImages]
+    readers: tuple[DataSource | None, ...] = ()
 
 
 def splits_of(data: Any, validation: Any, test: Any, holdout: int, seed: int, **fit: Any) -> Splits:
@@ -51,17 +53,20 @@ def splits_of(data: Any, validation: Any, test: Any, holdout: int, seed: int, **
     """
     source = _source(data, **fit)
     found = data_of(source, **fit)
-    judged = {}
+    judged: dict[str, LabelledImages] = {}
+    readers = {"": found.reader}
     for name, own, split in (("validation", validation, "val"), ("test", test, "test")):
         if own is not None:
-            judged[name] = data_of(_source(own, **fit), **fit).images
+            judged[name], readers[name] = (read := data_of(_source(own, **fit), **fit)).images, read.reader
         elif isinstance(source, MedMNIST) and source.split == "train":
             judged[name] = data_of(dataclasses.replace(source, split=split), **fit).images
     train = torch.arange(len(found.images))
     if "validation" not in judged:
         train, judged["validation"] = _held_out(found.images, holdout, seed)
     order = [name for name in ("validation", "test") if name in judged]
-    return Splits(found, train, {name: _matched(judged[name], found.images, name) for name in order})
+    return Splits(
+        found, train, {name: _matched(judged[name], found.images, name) for name in order}, tuple(readers.values())
+    )
 
 
 def _source(data: Any, size: int, fit: str, channels: int | None) -> Any:

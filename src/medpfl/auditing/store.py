@@ -15,7 +15,19 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import pad
 
-from medpfl.auditing.run_files import RUN, append, difference, is_of, lines, locked, note, read_json, read_lines
+from medpfl.auditing.cloak import Cloak
+from medpfl.auditing.run_files import (
+    RUN,
+    append,
+    check_rows,
+    difference,
+    is_of,
+    lines,
+    locked,
+    note,
+    read_json,
+    read_lines,
+)
 from medpfl.core.errors import InputError
 from medpfl.core.files import PRIVATE, write
 from medpfl.core.types import Finding
@@ -26,6 +38,9 @@ ROWS = "findings.jsonl"
 
 FORMAT = 3
 """Of a run directory; from 3 on, a row names the image that its guess is nearest to."""
+
+
+_PLAIN = Cloak(None)
 
 
 class JobKey(NamedTuple):
@@ -60,15 +75,18 @@ class Store:
     Args:
         out: the directory; ``None``: memory only.
         sizes: rows of each job, in the experiment's order.
+        cloak: of texts that are written. Jobs are given as the experiment names them, and rows come back as written.
     """
 
-    def __init__(self, out: Path | None, sizes: dict[JobKey, int]) -> None:
-        self.out, self.sizes = out, sizes
+    def __init__(self, out: Path | None, sizes: dict[JobKey, int], cloak: Cloak = _PLAIN) -> None:
+        self.out, self.cloak = out, cloak
+        self.sizes = sizes = {cloak(job): size for job, size in sizes.items()}
         self._rows = {} if out is None else _whole_jobs(out / ROWS, sizes)
         self._pictures: dict[JobKey, tuple[Tensor, Tensor]] = {}
 
     def pictured(self, job: JobKey) -> bool:
         """Whether a job's pictures are there."""
+        job = self.cloak(job)
         return job in self._pictures or (self.out is not None and _pictures(self.out, job).exists())
 
     def tidy(self) -> None:
@@ -78,7 +96,7 @@ class Store:
         write(self.out / ROWS, lines(row.to_dict() for row in self.rows()))
 
     def __contains__(self, job: JobKey) -> bool:
-        return job in self._rows
+        return self.cloak(job) in self._rows
 
     def rows(self) -> list[Finding]:
         """All rows, in the experiment's order."""
@@ -86,6 +104,7 @@ class Store:
 
     def add(self, job: JobKey, rows: Sequence[Finding], truths: Tensor, guesses: Tensor) -> None:
         """Keeps a finished job: rows, and their truths and guesses (rows, C, H, W) in [0, 1]."""
+        job, rows = self.cloak(job), self.cloak(list(rows))
         pictures = {"truths": _to_bytes(truths), "guesses": _to_bytes(guesses)}
         if self.out is None:
             self._pictures[job] = (pictures["truths"], pictures["guesses"])
@@ -94,12 +113,12 @@ class Store:
             (self.out / "images").mkdir(exist_ok=True)
             write(_pictures(self.out, job), save(pictures), PRIVATE)
             append(self.out / ROWS, [row.to_dict() for row in rows])
-        self._rows[job] = list(rows)
+        self._rows[job] = rows
 
     def note(self, **settings: Any) -> None:
         """Adds settings to ``run.json``."""
         if self.out is not None:
-            note(self.out, **settings)
+            note(self.out, **self.cloak(settings))
 
     def picture(self, row: Finding) -> tuple[np.ndarray, np.ndarray]:
         """Truth and guess of a row as uint8, (H, W) or (H, W, 3)."""
@@ -114,11 +133,13 @@ class Store:
 
 
 @contextlib.contextmanager
-def claimed(out: Path | None, identity: dict[str, Any], sizes: dict[JobKey, int], force: bool) -> Iterator[Store]:
+def claimed(
+    out: Path | None, identity: dict[str, Any], sizes: dict[JobKey, int], force: bool, cloak: Cloak = _PLAIN
+) -> Iterator[Store]:
     """The store of an audit; until the block ends, other audits are kept out of the directory.
 
     Args:
-        out, sizes: of the `Store`.
+        out, sizes, cloak: of the `Store`.
         identity: what the rows are a function of.
         force: discards what another experiment left there.
 
@@ -130,7 +151,7 @@ def claimed(out: Path | None, identity: dict[str, Any], sizes: dict[JobKey, int]
         return
     with locked(out):
         _claim(out, identity, force)
-        store = Store(out, sizes)
+        store = Store(out, sizes, cloak)
         store.tidy()
         yield store
 
@@ -139,7 +160,10 @@ def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
     found = read_json(out / RUN)
     if found is None and not (out / ROWS).exists():
         found = _begin(out, identity)
-    if found is not None and found.get("format") == FORMAT and found.get("identity") == identity:
+    if found is not None and not force:
+        check_rows(out, found)
+    same = found is not None and found.get("format") == FORMAT and found.get("identity") == identity
+    if found is not None and same and not found.get("refused"):
         return
     if is_of("training", out):
         raise InputError(f"'{out}' holds a training: name another --out for the audit")

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from medpfl.auditing.engine import device_of
+from medpfl.auditing.identity import unchanged
 from medpfl.auditing.inputs import defenses_of, model_of, partition_of
 from medpfl.auditing.key import study_index
 from medpfl.auditing.rounds import Trainer
@@ -122,11 +123,12 @@ def _joined(defense: Any) -> Defense:
 def _run(setup: TrainingSetup, out: Path | None, force: bool, progress: bool) -> Trained:
     if out is not None:
         made(out)
-    index = study_index(out, setup.data, setup.splits.found.source, setup.splits.found.place)
+    index = study_index(out, setup.data, setup.splits.found.source, setup.splits.found.place, force)
     with training_in(out, setup.identity(index), force) as store:
         trainer = Trainer(setup, store)
         settings = settings_of(setup, trainer.spent.why) | {"started": datetime.now(UTC).isoformat(timespec="seconds")}
         store.note(settings=settings)
-        for number in rounds_of(len(store.rows), setup.schedule.rounds, progress):
-            trainer.play(number)
-        return trained(store, settings, trainer.weights)
+        with unchanged(setup.code, out):
+            for number in rounds_of(len(store.rows), setup.schedule.rounds, progress):
+                trainer.play(number)
+        return trained(store, store.cloak(settings), trainer.weights)

@@ -9,7 +9,7 @@ from typing import Any
 
 from medpfl.auditing.engine import versions
 from medpfl.auditing.privacy import has_statistics
-from medpfl.auditing.run_files import RUN, read_json
+from medpfl.auditing.run_files import RUN, check_rows, read_json
 from medpfl.auditing.settings import of_reading
 from medpfl.auditing.training_setup import TrainingSetup
 from medpfl.auditing.training_store import ROWS, TrainingStore, read_rounds
@@ -68,6 +68,7 @@ def reread_training(out: Path) -> Trained:
     Raises:
         InputError: it has no finished round.
     """
+    check_rows(out, read_json(out / RUN))
     store = TrainingStore(None)
     store.rows = [row for number, row in enumerate(read_rounds(out / ROWS)) if row.round == number]
     if not store.rows:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medpfl.auditing.derivatives import check_update
 from medpfl.auditing.engine import check_network, explained, generator_of, seed_of
-from medpfl.auditing.identity import code_of, fingerprint
+from medpfl.auditing.identity import Code, Identity, fingerprint, layers_of
 from medpfl.auditing.key import StudyIndex
 from medpfl.auditing.network import network_of
 from medpfl.auditing.splits import Splits, part_of
@@ -68,6 +67,7 @@ class TrainingSetup:
 
     def check(self) -> None:
         """Raises `InputError` for what cannot work."""
+        _ = self.code  # before any of it runs
         if self.schedule.balance and self.plan.sampling == "poisson":
             raise InputError("balance repeats images of rare classes, Poisson sampling takes each at one rate: choose")
         smallest = min(range(len(self.clients)), key=lambda c: len(self.clients[c]))
@@ -128,15 +128,21 @@ class TrainingSetup:
         rate = self.plan.learning_rate * self.schedule.decay ** (number - 1)
         return Server(rate, self.schedule.server_momentum)
 
-    def identity(self, index: StudyIndex) -> dict[str, Any]:
+    @cached_property
+    def code(self) -> Code:
+        """The user's own code behind all parts, as it is when this is first asked for."""
+        own = (self.defense, self.model, self.partition, *self.splits.readers)
+        return Code.of(lambda: [*own, self.base()])
+
+    def identity(self, index: StudyIndex) -> Identity:
         """What tells this training from another one. The number of rounds does not: a training can be prolonged."""
         network, judged = self.base(), self.splits.judged
         schedule = {k: v for k, v in vars(self.schedule).items() if k != "rounds"}
-        return {
+        entries = {
             "training": 1,
             "model": repr(self.model),
             "weights": fingerprint(network.state_dict()),
-            "code": code_of(network, [self.defense]),
+            "layers": layers_of(network),
             "data": self.splits.found.source,
             "pixels": index.fingerprint(self.data),
             "judged": {name: index.fingerprint(images) for name, images in judged.items()},
@@ -147,6 +153,7 @@ class TrainingSetup:
             "seed": self.seed,
             "device": str(self.device),
         }
+        return Identity(entries, self.code, index)
 
 
 def _evenly(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:

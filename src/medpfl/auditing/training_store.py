@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from medpfl.auditing.checkpoint import STATE, WEIGHTS, round_folder
-from medpfl.auditing.run_files import RUN, append, difference, lines, locked, note, read_json, read_lines
+from medpfl.auditing.cloak import Cloak
+from medpfl.auditing.identity import Identity
+from medpfl.auditing.run_files import RUN, append, check_rows, difference, lines, locked, note, read_json, read_lines
 from medpfl.auditing.store import ROWS as AUDIT_ROWS
 from medpfl.auditing.store import discard
 from medpfl.core.errors import InputError
@@ -30,10 +32,11 @@ class TrainingStore:
 
     Args:
         out: the directory; ``None``: memory only.
+        cloak: of texts that are written.
     """
 
-    def __init__(self, out: Path | None) -> None:
-        self.out = out
+    def __init__(self, out: Path | None, cloak: Cloak | None = None) -> None:
+        self.out, self.cloak = out, cloak or Cloak(None)
         self.rows: list[Round] = [] if out is None else _whole(out)
 
     def tidy(self) -> None:
@@ -52,11 +55,11 @@ class TrainingStore:
     def note(self, **settings: Any) -> None:
         """Adds settings to ``run.json``."""
         if self.out is not None:
-            note(self.out, **settings)
+            note(self.out, **self.cloak(settings))
 
 
 @contextlib.contextmanager
-def training_in(out: Path | None, identity: dict[str, Any], force: bool) -> Iterator[TrainingStore]:
+def training_in(out: Path | None, identity: Identity, force: bool) -> Iterator[TrainingStore]:
     """The store of a training; until the block ends, other runs are kept out of the directory.
 
     Args:
@@ -72,7 +75,7 @@ def training_in(out: Path | None, identity: dict[str, Any], force: bool) -> Iter
         return
     with locked(out):
         _claim(out, identity, force)
-        store = TrainingStore(out)
+        store = TrainingStore(out, identity.cloak)
         store.tidy()
         yield store
 
@@ -80,7 +83,9 @@ def training_in(out: Path | None, identity: dict[str, Any], force: bool) -> Iter
 def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
     found = read_json(out / RUN)
     fresh = found is None and not (out / ROWS).exists() and not (out / AUDIT_ROWS).exists()
-    if found is not None and found.get("identity") == identity:
+    if not force:
+        check_rows(out, found)
+    if found is not None and found.get("identity") == identity and not found.get("refused"):
         return
     if not fresh and not force:
         raise InputError(

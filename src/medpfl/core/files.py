@@ -2,32 +2,74 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import io
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PRIVATE", "SHARED", "as_csv", "write"]
+__all__ = ["PRIVATE", "SHARED", "as_csv", "remove_leftovers", "write"]
 
 PRIVATE = 0o600
 SHARED = 0o666  # less the umask
+_PART = re.compile(r"\.(?P<of>.+\.(?:csv|html|json|jsonl|md|png|safetensors|svg|tex|yaml))\.[0-9a-f]{8}")
+"""The name under which a file is written before it replaces another."""
 
 
 def write(path: Path, content: bytes, mode: int = SHARED) -> Path:
     """Writes under another name beside the file, then replaces it. Private from the first byte on."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        with os.fdopen(_created(part, mode), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def _created(part: Path, mode: int) -> int:
+    """A new file, locked until it is closed: who removes leftovers sees that it is none."""
+    while True:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with contextlib.suppress(OSError):  # of a file system that knows no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # it was taken for a leftover before it was locked
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Removes what `write` left in a folder when its process was killed; nothing that a live process writes.
+
+    Args:
+        folder: not what lies in folders inside it.
+        name: only what would have become the file of this name; ``None``: of any name.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in sorted(folder.iterdir()):
+            part = _PART.fullmatch(path.name)
+            if part is not None and name in (None, part["of"]) and path.is_file() and not path.is_symlink():
+                _remove_if_free(path)
+
+
+def _remove_if_free(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        except OSError:
+            pass  # a live process writes it, or nobody can tell
+        finally:
+            os.close(descriptor)
 
 
 def as_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from medpfl.core.errors import InputError, nearest
+from medpfl.core.modules import remember
 from medpfl.core.strangers import explained
 
 __all__ = ["at_home", "find", "is_call", "is_place", "parted"]
@@ -90,11 +91,12 @@ def find(place: str, name: str, role: str) -> Callable[..., Any]:
 def _load_file(path: Path, role: str) -> ModuleType:
     if not path.is_file():
         raise InputError(f"there is no {role} file '{path}'")
-    spec = importlib.util.spec_from_file_location(f"medpfl_user_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(_name_of(path), path)
     if spec is None or spec.loader is None:
         raise InputError(f"'{path}' is not a Python file")
     module = importlib.util.module_from_spec(spec)
     # A dataclass or a pickle in the user's file looks its module up by name; its neighbours are imported too.
+    before = set(sys.modules)
     sys.modules[spec.name] = module
     sys.path.insert(0, str(path.parent.resolve()))
     try:
@@ -102,7 +104,16 @@ def _load_file(path: Path, role: str) -> ModuleType:
             spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
+    remember(module, before)
     return module
+
+
+def _name_of(path: Path) -> str:
+    """What the module of a file is called: as the file, and not as another file that is called so too."""
+    name = f"medpfl_user_{path.stem}"
+    while (other := getattr(sys.modules.get(name), "__file__", None)) and Path(other) != path.absolute():
+        name += "~"
+    return name
 
 
 def _import(place: str, role: str) -> ModuleType:
@@ -112,7 +123,10 @@ def _import(place: str, role: str) -> ModuleType:
     try:
         with explained(f"importing '{place}' failed ({ours})", named=True):
             try:
-                return importlib.import_module(place)
+                before = set(sys.modules)
+                module = importlib.import_module(place)
+                remember(module, before)
+                return module
             except ModuleNotFoundError as error:
                 raise InputError(
                     f"importing '{place}' failed: there is no module '{error.name}' in this Python: install it with "

@@ -8,17 +8,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from medpfl.auditing.identity import Code, Identity, unchanged
+from medpfl.auditing.key import KEY_FILE, key_file, key_of, move_out
 from medpfl.auditing.perform import perform
 from medpfl.auditing.perform_training import perform_training
 from medpfl.auditing.report import reread
-from medpfl.auditing.run_files import RUN, difference, locked, made, note, read_json
+from medpfl.auditing.run_files import RUN, check_rows, difference, locked, made, note, read_json
 from medpfl.auditing.training_report import Trained, reread_training
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.files import write
 from medpfl.core.frontier import Frontier
 from medpfl.frontier.limits import limits_of
 from medpfl.frontier.result import OUTPUTS, Found, Result, results, write_recommended
-from medpfl.frontier.scenes import Setting, audit_of, check, settings_of, training_of, with_images
+from medpfl.frontier.scenes import Setting, audit_of, check, parts_of, settings_of, training_of, with_images
 
 __all__ = ["frontier", "remake"]
 
@@ -29,7 +31,7 @@ def frontier(experiment: Frontier, out: str | Path, force: bool = False, progres
     """Leakage against accuracy, for each defense and strength, and the setting that is recommended under a limit.
 
     Every training and audit has a directory of its own in ``OUT/runs``, so a killed frontier continues where it was
-    when the same call is given again; the limit alone may change. The key to the images lies in ``OUT/runs`` too.
+    when the same call is given again; the limit alone may change. The key to the images lies beside ``OUT``.
 
     Args:
         experiment: what is trained, audited and asked for.
@@ -40,26 +42,31 @@ def frontier(experiment: Frontier, out: str | Path, force: bool = False, progres
     Raises:
         InputError: anything that cannot work.
     """
-    settings, limits = settings_of(experiment.defense), limits_of(experiment.limit, experiment.tolerance)
+    plain, limits = settings_of(experiment.defense), limits_of(experiment.limit, experiment.tolerance)
     experiment = with_images(experiment, limits)
     check(experiment)
     out = Path(out)
     made(out)
     with locked(out):
-        _claim(out, _identity(experiment, settings), force)
+        move_out(out / "runs" / KEY_FILE, key_file(out))
+        code = Code.of(lambda: parts_of(experiment))
+        identity = Identity(_entries(experiment, plain), code, key_of(out, force))
+        settings = [setting._replace(spec=identity.cloak(setting.spec)) for setting in plain]
+        _claim(out, identity, force)
         note(out, limits=list(map(str, limits)), accept_leak=experiment.accept_leak)
         say: Callable[[str], Any] = _say if progress else lambda _: None
-        # One training, then the audit: what cannot be trained or audited is known before hours of work.
-        trainings = {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[:1]}
-        audits = {} if experiment.round else _audited_at_once(experiment, settings, out, force, progress, say)
-        trainings |= {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[1:]}
-        note(out, diverged=[spec for spec, own in trainings.items() if own is None])
-        if experiment.round:
-            audits = {
-                s.spec: _audited(experiment, s, out, force, progress, say)
-                for s in settings
-                if trainings[s.spec] is not None
-            }
+        with unchanged(code, out):
+            # One training, then the audit: what cannot be trained or audited is known before hours of work.
+            trainings = {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[:1]}
+            audits = {} if experiment.round else _audited_at_once(experiment, settings, out, force, progress, say)
+            trainings |= {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[1:]}
+            note(out, diverged=[spec for spec, own in trainings.items() if own is None])
+            if experiment.round:
+                audits = {
+                    s.spec: _audited(experiment, s, out, force, progress, say)
+                    for s in settings
+                    if trainings[s.spec] is not None
+                }
         result = results(out, Found(_known(out), settings, audits, trainings))
         write_recommended(out, experiment, settings, result)
     return result
@@ -72,6 +79,7 @@ def remake(out: Path) -> Result:
         InputError: none, or one that is not finished.
     """
     known = _known(out)
+    check_rows(out, known)
     identity = known["identity"]
     settings = [Setting(i, spec, None) for i, spec in enumerate(identity["settings"])]
     if "diverged" not in known:
@@ -91,7 +99,7 @@ def _known(out: Path) -> dict[str, Any]:
     return read_json(out / RUN) or {}
 
 
-def _identity(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any]:
+def _entries(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any]:
     """What tells this frontier from another one; of model, images and weights, each run has its own. No path."""
     paths = ("data", "model", "weights", "validation", "test", "attack", "defense", "limit", "tolerance", "accept_leak")
     return {
@@ -103,7 +111,9 @@ def _identity(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, An
 
 def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
     found = read_json(out / RUN)
-    if found is None or (force and found.get("identity") != identity):
+    if not force:
+        check_rows(out, found)
+    if found is None or (force and (found.get("identity") != identity or found.get("refused"))):
         for path in OUTPUTS:
             (out / path).unlink(missing_ok=True)  # of another experiment
         write(out / RUN, json.dumps({"identity": identity}, indent=1).encode())

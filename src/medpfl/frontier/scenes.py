@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from medpfl.auditing.inputs import attacks_of, defenses_of
+from medpfl.auditing.inputs import attacks_of, defenses_of, model_of
 from medpfl.core.errors import InputError
 from medpfl.core.experiment import Experiment
 from medpfl.core.frontier import Frontier
@@ -14,7 +14,7 @@ from medpfl.core.training import Training
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.frontier.limits import Limit, updates_for
 
-__all__ = ["Setting", "audit_of", "check", "settings_of", "training_of", "with_images"]
+__all__ = ["Setting", "audit_of", "check", "parts_of", "settings_of", "training_of", "with_images"]
 
 _IMAGES = 32
 """Attacked where no number is given, or more if the limits need more updates."""
@@ -70,6 +70,12 @@ def with_images(experiment: Frontier, limits: Sequence[Limit]) -> Frontier:
         return experiment
     updates = max(updates_for(limits) or 1, -(-_IMAGES // experiment.images_per_update))
     return experiment.model_copy(update={"images": updates * experiment.images_per_update})
+
+
+def parts_of(experiment: Frontier) -> list[Any]:
+    """Attacks, defenses and model of a frontier, any of which may be the user's own."""
+    defenses = defenses_of([text for one in experiment.defense for text in expand(one)])
+    return [*attacks_of(experiment.attack), *defenses, model_of(experiment.model)]
 
 
 def training_of(experiment: Frontier, setting: Setting, seed: int) -> Training:

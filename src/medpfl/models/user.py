@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,14 @@ class UserModel(Model):
         place, call = parted(text) or ("", text)
         return cls(place, call)
 
+    def maker(self) -> Callable[..., Any]:
+        """The user's function or class.
+
+        Raises:
+            InputError: no such file, module or name.
+        """
+        return find(self.place, _parse_call(self.call)[0], "model")
+
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
         """What the user's function returns, made under `seed`.
 
@@ -59,7 +67,7 @@ class UserModel(Model):
             InputError: no such file, module or name, a call that fails, or a result that is no module.
         """
         name, args, kwargs, output = _parse_call(self.call)
-        make = find(self.place, name, "model")
+        make = self.maker()
         axes = len(image_shape) - 1
         values = {"classes": num_classes, "channels": image_shape[0], "size": image_shape[-1], "axes": axes}
         with torch.random.fork_rng(devices=[]), explained(f"model '{name}' failed", named=True):

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medpfl.auditing.run_files import made
+from medpfl.auditing.key import KEY_FILE, key_file, move_out
+from medpfl.auditing.run_files import RUN, made
 from medpfl.core.errors import InputError
-from medpfl.core.files import write
+from medpfl.core.files import remove_leftovers, write
 from medpfl.reproduction import experiments
 from medpfl.reproduction.experiments import EXPERIMENTS, SAMPLES, SETS, Study
 from medpfl.reproduction.form import Form
-from medpfl.reproduction.outputs import Gap, panels_of
+from medpfl.reproduction.outputs import Gap, panels_of, runs_of
 from medpfl.reproduction.places import Places
 from medpfl.reproduction.task import Task, training_of
 
@@ -74,6 +75,12 @@ class Claims:
         forms = {n: {**old.forms.get(n, {}), **new.get(n, {})} for n in EXPERIMENTS if n in new or n in old.forms}
         sets = {**old.sets, **dict.fromkeys(places.missing, False), **dict.fromkeys(places.found, True)}
         made(out)
+        runs_of(out).mkdir(exist_ok=True)
+        if not (runs_of(out) / RUN).exists():  # its runs keep their key beside it
+            write(runs_of(out) / RUN, json.dumps({"identity": {"reproduction": 1}}).encode())
+        move_out(runs_of(out) / KEY_FILE, key_file(runs_of(out)))
+        for folder in (out, runs_of(out), panels_of(out)):
+            remove_leftovers(folder)
         state: dict[str, Any] = {"sets": sets}
         state["parts"] = {n: {part: f.settings() for part, f in own.items()} for n, own in forms.items()}
         write(out / _STATE, json.dumps(state, indent=1).encode())

@@ -33,7 +33,7 @@ class Gap(NamedTuple):
 
 
 def runs_of(out: Path) -> Path:
-    """Where the runs behind some tables lie, with the key to the study's indices."""
+    """Where the runs behind some tables lie; the key to the study's indices lies beside that."""
     return out.with_name(f"{out.name}-runs")
 
 

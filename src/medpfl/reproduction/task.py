@@ -50,7 +50,7 @@ class Task:
         return f"{self.part.name} on {self.set}"
 
     def out(self, root: Path) -> Path:
-        """Beside the tables, not among them: the key to the study's indices lies beside its runs."""
+        """Beside the tables, not among them: runs hold private images."""
         words = "".join(c if c.isalnum() else "-" for c in self.part.name.lower()).replace("--", "-")
         return runs_of(root) / f"{self.experiment}-{self.set}-{words}"
 

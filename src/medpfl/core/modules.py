@@ -1,0 +1,276 @@
+"""Which modules are the user's own, which of them a module imports, and what their content is.
+
+A module is the user's own unless it belongs to an installed distribution, the standard library or MedPFL. Editable
+installs, notebook cells and modules that are imported only when a function is called are the user's own.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.machinery
+import importlib.metadata
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from medpfl.core.errors import InputError
+
+__all__ = [
+    "UNKNOWN",
+    "Module",
+    "brought",
+    "checked",
+    "closure",
+    "is_own",
+    "noticed",
+    "own_modules",
+    "remember",
+    "shown_name",
+]
+
+UNKNOWN = "unknown: "
+"""Begins the digest of code that cannot be read, before the reason."""
+
+_noticed: list[tuple[str, str]] = []
+_first: dict[str, tuple[Any, str]] = {}
+_brought: dict[str, set[str]] = {}
+
+
+class Module(NamedTuple):
+    """A module that is imported, or that an import would find.
+
+    Attributes:
+        name: as ``sys.modules`` has it.
+        file: of its source or its machine code; ``None`` for namespace packages and what was typed in.
+        loader: reads the file where it lies in an archive.
+        package: what relative imports start from.
+        folders: where a package looks for its modules.
+        loaded: the module itself, if it is imported.
+    """
+
+    name: str
+    file: str | None
+    loader: Any
+    package: str
+    folders: tuple[str, ...]
+    loaded: ModuleType | None = None
+
+    @classmethod
+    def of(cls, name: str, module: ModuleType) -> Module:
+        """A module that is imported."""
+        own = vars(module)  # an attribute may be made when it is asked for
+        spec = own.get("__spec__")
+        file = own.get("__file__") or (spec.origin if spec is not None and spec.has_location else None)
+        if not isinstance(file, str) or not Path(file).is_absolute():  # as some that are made by code say it
+            file = None
+        loader = getattr(spec, "loader", None) or own.get("__loader__")
+        package = (spec.parent if spec is not None else own.get("__package__")) or ""
+        return cls(name, file, loader, package, tuple(own.get("__path__") or ()), module)
+
+    @classmethod
+    def expected(cls, spec: importlib.machinery.ModuleSpec) -> Module:
+        """A module that an import would find."""
+        file = spec.origin if spec.has_location else None
+        folders = tuple(spec.submodule_search_locations or ())
+        return cls(spec.name, file, spec.loader, spec.parent or "", folders)
+
+    @property
+    def typed_in(self) -> bool:
+        """Whether there is no file of it, and none in it either: notebook cells, an interpreter, `exec`."""
+        return self.file is None and not self.folders
+
+    def content(self) -> bytes:
+        """Its source or machine code; nothing for a namespace package."""
+        if self.file is None:
+            return b""
+        try:
+            return Path(self.file).read_bytes()
+        except OSError:
+            try:
+                return self.loader.get_data(self.file)  # in a zip file
+            except Exception:  # a loader of another kind may raise anything
+                return b"unreadable"
+
+
+def remember(module: ModuleType, before: Iterable[str]) -> None:
+    """Take the digests of a module that was imported just now, and of all that it imports.
+
+    Args:
+        module: that was imported.
+        before: names of all modules that were imported before; those that came since belong to it.
+
+    Raises:
+        InputError: a file was changed after this process imported it.
+    """
+    brought(module.__name__, set(sys.modules) - set(before) - {module.__name__})
+    for one in closure([Module.of(module.__name__, module)]):
+        checked(one)
+
+
+def brought(importer: str, names: Iterable[str]) -> None:
+    """Note which modules one has imported, by whatever way."""
+    loaded = [(name, module) for name in names if isinstance(module := sys.modules.get(name), ModuleType)]
+    _brought.setdefault(importer, set()).update(name for name, module in loaded if is_own(name, module))
+
+
+def noticed(since: int = 0) -> list[tuple[str, str]]:
+    """Modules that were imported and their digests, in that order, from a place in this list on."""
+    return _noticed[since:]
+
+
+def own_modules() -> set[str]:
+    """Names of all modules of the user's own that are imported at present."""
+    modules = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+    return {name for name, module in modules if is_own(name, Module.of(name, module))}
+
+
+def shown_name(module: str) -> str:
+    """How a module is called in a message: a file that was given by its path, by the file's name."""
+    return module.removeprefix("medpfl_user_").rstrip("~")
+
+
+def is_own(name: str, module: Module | ModuleType) -> bool:
+    """Whether a module is of no installed distribution, nor of the standard library, nor of MedPFL."""
+    top = name.partition(".")[0]
+    if top == "medpfl":
+        return False
+    made = Module.of(name, module) if isinstance(module, ModuleType) else module
+    if made.file is not None:
+        return _is_own_file(top, made.file)
+    if made.folders:
+        return any(_is_own_file(top, folder) for folder in made.folders)
+    return top == "__main__" or (top not in sys.stdlib_module_names and top not in _distributions())
+
+
+@lru_cache(maxsize=10_000)
+def _is_own_file(top: str, file: str) -> bool:
+    path = os.path.realpath(file)
+    if _within(path, _site_folders()):
+        return top not in _distributions()
+    return not _within(path, _library_folders()) and not any(
+        _within(path, [place]) for place in _elsewhere(top) if place
+    )
+
+
+def _within(path: str, folders: Iterable[str]) -> bool:
+    return any(path == folder or path.startswith(folder + os.sep) for folder in folders)
+
+
+@cache
+def _library_folders() -> tuple[str, ...]:
+    places = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(os.__file__).parent)}
+    return tuple(os.path.realpath(place) for place in places if place)
+
+
+@cache
+def _site_folders() -> tuple[str, ...]:
+    places = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
+    places |= {site.getusersitepackages()}
+    return tuple(os.path.realpath(place) for place in places if place)
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Distributions by the top-level names that they install."""
+    return importlib.metadata.packages_distributions()
+
+
+@cache
+def _elsewhere(top: str) -> tuple[str, ...]:
+    """Folders outside ``site-packages`` into which pip installed a distribution of that name, with ``--target``."""
+    found = []
+    for name in dict.fromkeys(_distributions().get(top, ())):
+        made = importlib.metadata.distribution(name)
+        if made.read_text("RECORD") is not None:  # not the metadata beside the source of an editable install
+            found.append(os.path.realpath(str(made.locate_file(""))))
+    return tuple(found)
+
+
+def closure(modules: Iterable[Module]) -> list[Module]:
+    """The modules and all of the user's own that they import, whether or not they did so yet."""
+    found: dict[str, Module] = {}
+    todo = list(modules)
+    while todo:
+        one = todo.pop()
+        if one.name not in found:
+            found[one.name] = one
+            names = [*_imported(one), *_brought.get(one.name, ())]
+            todo += [other for name in names for other in _named(name, one) if is_own(other.name, other)]
+    return [found[name] for name in sorted(found)]
+
+
+def _imported(module: Module) -> Iterator[str]:
+    """Full names of all that may be a module in the import statements of a source, those in functions too."""
+    try:
+        tree = ast.parse(module.content()) if module.file is not None else ast.Module([], [])
+    except (SyntaxError, ValueError, RecursionError):  # machine code, or no Python
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = module.package.split(".")[: len(module.package.split(".")) + 1 - node.level] if node.level else []
+            whole = ".".join([*above, *([node.module] if node.module else [])])
+            yield whole
+            yield from (f"{whole}.{alias.name}" for alias in node.names if whole)
+
+
+def _named(name: str, importer: Module) -> Iterator[Module]:
+    """The module of a name, after the packages that it is in, as far as there are such."""
+    beside = [str(Path(importer.file).parent)] if importer.file is not None else []
+    folders: tuple[str, ...] | None = None
+    whole = ""
+    for word in filter(None, name.split(".")):
+        whole = f"{whole}.{word}".lstrip(".")
+        module = sys.modules.get(whole)
+        if module is not None and not isinstance(module, ModuleType):
+            return
+        one = Module.of(whole, module) if module is not None else _expected(whole, folders, beside)
+        if one is None:
+            return
+        yield one
+        folders = one.folders
+        if not is_own(whole, one):
+            return
+
+
+def _expected(name: str, folders: tuple[str, ...] | None, beside: list[str]) -> Module | None:
+    """What an import of a name would find. Nothing is imported."""
+    if folders is not None and not folders:
+        return None
+    for finder in [*sys.meta_path, importlib.machinery.PathFinder]:
+        place = None if folders is None else list(folders)
+        if finder is importlib.machinery.PathFinder and place is None:
+            place = [*sys.path, *beside, str(Path.cwd())]
+        try:
+            spec = finder.find_spec(name, place)
+        except Exception:  # a finder that somebody else installed
+            continue
+        if spec is not None:
+            return Module.expected(spec)
+    return None
+
+
+def checked(module: Module) -> str:
+    """The digest of a module's content. It must be what it was when this process imported the module."""
+    digest = f"{UNKNOWN}it was typed in" if module.typed_in else hashlib.sha256(module.content()).hexdigest()[:16]
+    if module.loaded is None:
+        return digest
+    version = module.loaded.__spec__ or module.loaded  # an import and a reload make a new one
+    before = _first.get(module.name)
+    if before is None or before[0] is not version:
+        _first[module.name] = (version, digest)
+        _noticed.append((module.name, digest))
+    elif before[1] != digest:
+        raise InputError(
+            f"the code of the module {shown_name(module.name)} changed after it had been imported, so that what runs "
+            "is no longer what its file says: start Python again"
+        )
+    return digest
