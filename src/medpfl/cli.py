@@ -17,9 +17,10 @@ from medpfl.auditing.early import check_words
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
 from medpfl.core.frontier import Frontier
+from medpfl.core.messages import say, speaking
 from medpfl.core.training import Training
 from medpfl.frontier.limits import limits_of
-from medpfl.options import COMMANDS, files_of, mapping_of, option_of, parser_of, plain, spelled
+from medpfl.options import COMMANDS, files_of, mapping_of, option_of, parser_of, plain, spelled, spelled_names
 from medpfl.reproduction.experiments import EXPERIMENTS
 
 __all__ = ["main"]
@@ -34,16 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # On a machine that others use too, threads that wait by spinning slow everything down, several times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with speaking("--show-paths" in spelled_names(words), words):
+        return _main(words)
+
+
+def _main(words: list[str]) -> int:
     try:
         return _run(words)
     except InputError as error:
-        print(f"medpfl: error: {error}", file=sys.stderr)
+        say(f"medpfl: error: {error}")
         return _BAD_INPUT
     except OSError as error:
-        print(f"medpfl: error: {_of_disk(error)}", file=sys.stderr)
+        say(f"medpfl: error: {_of_disk(error)}")
         return _BAD_INPUT
     except KeyboardInterrupt:
-        print("medpfl: interrupted; the same command continues with --out where it stopped", file=sys.stderr)
+        say("medpfl: interrupted; the same command continues with --out where it stopped")
         return _INTERRUPTED
     except SystemExit as end:  # of code that is not ours: nobody may take it for success
         print(f"medpfl: error: a part of the experiment ended the program (SystemExit: {end.code})", file=sys.stderr)
@@ -224,7 +230,7 @@ def _reproduce(given: Namespace) -> int:
         sets = mapping_of(given.sets) if given.sets else {}
         found = reproduce(experiments, data=given.data, out=given.out, sets=sets, **options, **form)
     for gap in found.gaps:
-        print(f"{'failed' if gap.failed else 'not run'}: {gap}")
+        say(f"{'failed' if gap.failed else 'not run'}: {gap}", sys.stdout)
     for table in found.tables:
         if table.suffix == ".md":
             print(f"wrote {table}, and the same as .csv and .tex")

@@ -16,7 +16,7 @@ from medpfl.core.frontier import Frontier
 from medpfl.core.training import Training
 from medpfl.reproduction.experiments import EXPERIMENTS, SETS
 
-__all__ = ["COMMANDS", "ROLES", "files_of", "mapping_of", "option_of", "parser_of", "plain", "spelled"]
+__all__ = ["COMMANDS", "ROLES", "files_of", "mapping_of", "option_of", "parser_of", "plain", "spelled", "spelled_names"]
 
 ROLES = ("attacks", "defenses", "models", "metrics", "data")
 _REPEATED = ("--attack", "--defense", "--grant", "--limit", "--part", "--sends")
@@ -90,6 +90,11 @@ def spelled(words: list[str]) -> list[str]:
             value = value if equals else words.pop(0)
             lists.setdefault(name, []).extend([] if (name, value) == _NONE else [value])
     return plain[:1] + files + plain[1:] + [f"{name}={json.dumps(values)}" for name, values in lists.items()]
+
+
+def spelled_names(words: list[str]) -> list[str]:
+    """The words of a command, options spelled with ``-``."""
+    return [word.replace("_", "-") if word.startswith("--") else word for word in words]
 
 
 def files_of(words: list[str]) -> list[str]:
@@ -178,13 +183,20 @@ def _check_model_parser() -> ArgumentParser:
     parser.add_argument("--mode", type=Literal["train", "eval"], default="train", help="of batch norm and dropout")
     parser.add_argument("--seed", type=int, default=0, help="of untrained weights")
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    _add_show_paths(parser)
     return parser
+
+
+def _add_show_paths(parser: ArgumentParser) -> None:
+    text = "name files, class folders and paths in messages that go to a file or a pipe too, not on a terminal alone"
+    parser.add_argument("--show-paths", action="store_true", help=text)
 
 
 def _add_run_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=str | None, default=None, help="run directory; the same command continues it")
     parser.add_argument("--force", action="store_true", help="discard what another experiment left in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress, no table")
+    _add_show_paths(parser)
 
 
 def _demo_parser() -> ArgumentParser:
@@ -229,6 +241,7 @@ def _reproduce_parser() -> ArgumentParser:
     parser.add_argument("--published", type=str | None, default=None, help="CSV file of published values, beside ours")
     parser.add_argument("--force", action="store_true", help="discard what other settings left in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    _add_show_paths(parser)
     return parser
 
 
@@ -255,4 +268,5 @@ def _report_parser() -> ArgumentParser:
     )
     parser.add_argument("out", type=str, help="run directory")
     parser.add_argument("--quiet", action="store_true", help="no table")
+    _add_show_paths(parser)
     return parser

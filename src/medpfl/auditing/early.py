@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from medpfl.core.errors import InputError, nearest
+from medpfl.core.errors import InputError, nearest, private
 from medpfl.core.place import at_home, is_call, is_place
 from medpfl.core.spec import check_names, expand
 from medpfl.core.threat import ThreatModel
@@ -87,11 +87,12 @@ def check_source(data: str) -> None:
     try:
         there = place.exists()
     except OSError as error:
-        raise InputError(f"there is no folder or record '{data}' ({error.strerror})") from None
+        raise InputError(f"there is no folder or record '{private(data)}' ({error.strerror})") from None
     if not there:
         if "/" in data:
-            raise InputError(f"there is no folder or record '{data}' (the working directory is '{Path.cwd()}')")
-        raise InputError(f"there is no folder or record '{data}' here; {nearest(data, ['samples'])}")
+            where = private(Path.cwd())
+            raise InputError(f"there is no folder or record '{private(data)}' (the working directory is '{where}')")
+        raise InputError(f"there is no folder or record '{private(data)}' here; {nearest(data, ['samples'])}")
 
 
 def check_model(model: str) -> None:

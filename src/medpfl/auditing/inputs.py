@@ -21,6 +21,7 @@ from medpfl.auditing.early import check_model, check_source, is_there, names_a_s
 from medpfl.auditing.engine import explained
 from medpfl.core.copies import copied
 from medpfl.core.errors import InputError
+from medpfl.core.messages import about
 from medpfl.core.place import at_home, find, is_place, parted
 from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
@@ -169,6 +170,8 @@ def data_of(data: str | Path | DataSource | LabelledImages, size: int, fit: str,
     path = getattr(source, "path", None)
     # The same folder, however it is spelled, has the same study indices.
     place = type(source).__name__ if path is None else str(path_of(path).resolve())
+    for place_of in (path, getattr(source, "labels", None)):
+        about(place_of if isinstance(place_of, str | Path) else None)
     if path is not None:
         _check_no_run(path_of(path))
     with explained("the images cannot be read"):
@@ -196,6 +199,7 @@ def _check_no_run(folder: Path) -> None:
 
 def source_of(data: str, size: int, fit: str, channels: int | None) -> DataSource:
     """From a path or a spec."""
+    about(data if is_there(data) else None)
     if data == "samples":
         return Samples(size=size, fit=fit, channels=channels)  # type: ignore[arg-type]  (it checks fit)
     if names_a_source(data):

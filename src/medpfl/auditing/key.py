@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from medpfl.auditing.run_files import RUN, is_of, read_json
 from medpfl.core.errors import InputError
 from medpfl.core.files import PRIVATE, remove_leftovers, write
+from medpfl.core.messages import say
 from medpfl.data.images import LabelledImages
 
 __all__ = ["KEY_FILE", "Key", "StudyIndex", "class_names", "key_file", "key_of", "move_out", "study_index"]
@@ -163,10 +163,9 @@ def _make_private(path: Path) -> None:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         path.chmod(PRIVATE)
-        print(
+        say(
             f"note: the key file '{path}' could be read or changed by others (its mode was {mode:04o}): it is 0600 "
-            "again. Whoever copied it meanwhile can tell whose image an index is.",
-            file=sys.stderr,
+            "again. Whoever copied it meanwhile can tell whose image an index is."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -10,7 +9,8 @@ from time import monotonic
 
 from medpfl.auditing.store import JobKey
 from medpfl.core import progress
-from medpfl.core.errors import listed
+from medpfl.core.errors import listed, private
+from medpfl.core.messages import say
 
 __all__ = ["APART", "files", "name_skipped", "rounds_of", "watching"]
 
@@ -25,11 +25,12 @@ Show = Callable[[str, int], None]
 
 
 def name_skipped(skipped: Sequence[str], notes: Sequence[str] = ()) -> None:
-    """Names files that could not be read, and what to doubt, on the terminal: the one place where names may be seen."""
+    """Says which files could not be read, and what to doubt; where names may not be shown, how many files."""
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     if skipped:
-        print(f"{files(len(skipped))} could not be read and left out:{listed(skipped, _NAMED)}", file=sys.stderr)
+        names = private(f":{listed(skipped, _NAMED)}", " (--show-paths names them)")
+        say(f"{files(len(skipped))} could not be read and left out{names}")
 
 
 def files(count: int) -> str:
@@ -113,4 +114,4 @@ class _Lines:
         if now - self.latest >= APART:
             self.latest = now
             passed = timedelta(seconds=int(now - self.began))
-            print(f"{passed}  {done} of {self.total} {self.unit}  {what}", file=sys.stderr, flush=True)
+            say(f"{passed}  {done} of {self.total} {self.unit}  {what}")

@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from math import inf
 
-__all__ = ["DivergedError", "InputError", "check_positive", "listed", "nearest"]
+__all__ = ["HIDDEN", "DivergedError", "InputError", "check_positive", "listed", "nearest", "private", "resolved"]
+
+
+HIDDEN = "(hidden)"
+"""Stands in a message for what may not be shown."""
+
+_START, _ELSE, _END = "\ue0f0", "\ue0f1", "\ue0f2"
+_MARKED = re.compile(f"{_START}([^{_ELSE}]*){_ELSE}([^{_END}]*){_END}")
+
+
+def private(text: object, instead: str = HIDDEN) -> str:
+    """A part of a message that may name a patient: a file, a class folder, a path, what a library said of a file.
+
+    It is marked, for an `InputError` and for `medpfl.core.messages.say`: a terminal shows it, and a log gets `instead`.
+
+    >>> error = InputError(f"cannot read {private('doe.png', 'a file')}")
+    >>> print(error, "|", resolved(f"{error}", shown=False))
+    cannot read doe.png | cannot read a file
+    """
+    return f"{_START}{resolved(f'{text}', shown=True)}{_ELSE}{instead}{_END}"
+
+
+def resolved(text: str, shown: bool) -> str:
+    """A message without marks: what `private` marked is shown, or what is said instead of it."""
+    return _MARKED.sub(r"\1" if shown else r"\2", text)
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong: what, where, and what to do. The command line exits with 2."""
+    """Something that the user gave is wrong: what, where, and what to do. The command line exits with 2.
+
+    ``str()`` has all of the message. In an f-string, parts that are `private` stay marked, so that a message which
+    quotes another one can still be printed without them.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        self.marked = f"{message}"
+        super().__init__(resolved(self.marked, shown=True))
+
+    def __format__(self, spec: str) -> str:
+        return format(self.marked, spec)
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str]]:
+        return type(self), (self.marked,)
 
 
 class DivergedError(InputError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import HIDDEN, InputError, private
 
 __all__ = [
     "UNKNOWN",
@@ -31,6 +31,7 @@ __all__ = [
     "is_own",
     "noticed",
     "own_modules",
+    "quoted",
     "remember",
     "shown_name",
 ]
@@ -129,6 +130,21 @@ def own_modules() -> set[str]:
     """Names of all modules of the user's own that are imported at present."""
     modules = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
     return {name for name, module in modules if is_own(name, Module.of(name, module))}
+
+
+def quoted(error: BaseException, text: str | None = None) -> str:
+    """What an exception says, for a message: marked as private if the user's own code or the system said it.
+
+    A library says what is wrong with shapes and types; code of one's own may say anything, and the system names files.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "__main__" if trace is None else trace.tb_frame.f_globals.get("__name__", "__main__")
+    module = sys.modules.get(name)
+    own = module is None or is_own(name, module)
+    text = text or f"{error}".partition("\n")[0] or type(error).__name__
+    return private(text, f"{type(error).__name__} {HIDDEN}") if own or isinstance(error, OSError) else text
 
 
 def shown_name(module: str) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from medpfl.core.errors import InputError
+from medpfl.core.modules import quoted
 
 __all__ = ["explained", "hint", "reason"]
 
@@ -58,7 +59,8 @@ def explained(what: str, named: bool = False) -> Iterator[None]:
             if named and kind not in said:
                 said = f"{kind}: {said}"
             remedy = hint(error)
-            raise InputError(f"{what}: {said.rstrip('.') if remedy else said}{remedy}") from error
+            said = quoted(error, said.rstrip(".") if remedy else said)
+            raise InputError(f"{what}: {said}{remedy}") from error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, private
 from medpfl.data.among import is_mask_picture, without_masks
 from medpfl.data.decode import SUFFIXES, pillow_quiet, reason
 from medpfl.data.formats import counted, ignored, kinds_of, of_other_formats
@@ -225,7 +225,8 @@ def printable(path: Path) -> str:
 def first(skipped: Sequence[str]) -> str:
     """The first of what was skipped, for an error message."""
     more = len(skipped) - _SHOWN
-    return "; ".join(skipped[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    text = "; ".join(skipped[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    return private(text, f"{len(skipped)} file(s) or folder(s)") if skipped else ""
 
 
 def _shares(sizes: list[int], limit: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from medpfl.auditing.training_report import Trained, reread_training
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.files import write
 from medpfl.core.frontier import Frontier
+from medpfl.core.messages import say as tell
 from medpfl.frontier.limits import limits_of
 from medpfl.frontier.result import OUTPUTS, Found, Result, results, write_recommended
 from medpfl.frontier.scenes import Setting, audit_of, check, parts_of, settings_of, training_of, with_images
@@ -54,7 +54,7 @@ def frontier(experiment: Frontier, out: str | Path, force: bool = False, progres
         settings = [setting._replace(spec=identity.cloak(setting.spec)) for setting in plain]
         _claim(out, identity, force)
         note(out, limits=list(map(str, limits)), accept_leak=experiment.accept_leak)
-        say: Callable[[str], Any] = _say if progress else lambda _: None
+        say: Callable[[str], Any] = tell if progress else lambda _: None
         with unchanged(code, out):
             # One training, then the audit: what cannot be trained or audited is known before hours of work.
             trainings = {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[:1]}
@@ -134,10 +134,6 @@ def _training(out: Path, setting: Setting, seed: int) -> Path:
 
 def _audit(out: Path, setting: Setting | None = None) -> Path:
     return out / "runs" / ("audit" if setting is None else f"audit-{setting.place}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _audited_at_once(

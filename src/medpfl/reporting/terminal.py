@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from medpfl.core.messages import may_show
 from medpfl.reporting.frontier import frontier_table, reading
 from medpfl.reporting.leakage import leakage_table
 from medpfl.reporting.masks import mask_lines
@@ -29,7 +31,7 @@ def print_audit(report: Any, quiet: bool) -> None:
             console.print(note, style="dim")
         for spec, epsilon in (report.settings.get("privacy") or {}).items():
             console.print(f"{spec} spends {epsilon}", markup=False, highlight=False, soft_wrap=True)
-    if report.classes and console.is_terminal and not quiet:
+    if report.classes and may_show(sys.stdout) and not quiet:
         # Not into a file that the output goes to: a class folder may be named for a patient.
         names = ", ".join(f"class {i}: {name}" for i, name in enumerate(report.classes))
         console.print(names, style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medpfl.core.errors import InputError, listed, nearest
+from medpfl.core.messages import say
 from medpfl.reproduction import experiments as files
 from medpfl.reproduction.accuracy import Accuracies, AccuracyRuns, defenses_in
 from medpfl.reproduction.claims import Claims
@@ -71,11 +71,11 @@ def reproduce(
             made.reread(task, force=True)
             continue
         if progress:
-            print(f"{task.experiment}: {task}", file=sys.stderr)
+            say(f"{task.experiment}: {task}")
         try:
             made.add(task, task.run(places.found[task.set], out, force, progress))
         except InputError as error:
-            made.gaps.append(Gap(task.experiment, str(task), str(error), True))
+            made.gaps.append(Gap(task.experiment, str(task), f"{error}", True))
             continue
         done += 1
         made.tables()  # after each audit: a reader need not wait for the last
@@ -125,7 +125,7 @@ def _accuracies(
             return known
         gaps.append(Gap(runs.name, what, "its folder, with one .npz in it, is not there", False))
     except InputError as error:
-        gaps.append(Gap(runs.name, what, str(error), True))
+        gaps.append(Gap(runs.name, what, f"{error}", True))
     return {}
 
 
