@@ -11,7 +11,7 @@ import pytest
 from audit_cases import draw_folder
 from PIL import Image, PngImagePlugin
 
-from medpfl import Batch, Plan, Weights, audit, local_update, prepare
+from medpfl import Batch, InputError, Plan, Weights, audit, local_update, prepare
 from medpfl.auditing.report import reread
 from medpfl.cli import main
 from medpfl.data import ImageFolder
@@ -82,13 +82,86 @@ def test_an_audit_of_a_folder(marked, tmp_path, capsys):
     classes = json.loads((out.parent / "medpfl-key.json").read_text())["classes"]
     assert classes == {json.loads((out / "run.json").read_text())["identity"]["pixels"]: list(CLASSES)}
     shown = capsys.readouterr()
-    assert "4 files could not be read" in shown.err
-    assert shown.err.count(MARK) >= 4, "the terminal does name them"
-    assert MARK not in shown.out, "which may go to a file"
+    assert "4 files could not be read and left out (--show-paths names them)" in shown.err
+    assert MARK not in shown.err + shown.out, "which go to a job's log"
+    words = ["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out), "--show-paths"]
+    assert main(words) == 0
+    assert capsys.readouterr().err.count(MARK) >= 4, "where that is asked for"
+
+
+@pytest.mark.parametrize("words", [["--quiet"], [], ["--size", "4"], ["--images", "0"], ["--seed", "7"]])
+def test_no_message_in_a_log_names_a_file_or_a_class_folder(words, marked, tmp_path, capsys):
+    out = tmp_path / "runs" / "a"
+    both = [["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)] for _ in range(2)]
+    main(both[0])
+    main([*both[1], *words])
+    main(["audit", str(marked / CLASSES[0]), "--model", "LeNet('idlg')", *COMMON, *words])
+    main(["audit", f"ImageFolder('{marked}', limit=1)", "--model", "LeNet('idlg')", *COMMON, *words])
+    main(["audit", str(marked / "nowhere"), *words])
+    shown = capsys.readouterr()
+    assert "error" in shown.err
+    assert MARK not in shown.err + shown.out
+
+
+OWN = """
+from dataclasses import dataclass
+from pathlib import Path
+from medpfl.attacks import iDLG
+from medpfl.core.roles import Attack, Defense
+
+@dataclass(frozen=True)
+class Mine(Attack):
+    prior: str = ""
+    others: tuple = ()
+    def __call__(self, seen, generator):
+        return iDLG(steps=2)(seen, generator)
+
+@dataclass(frozen=True)
+class Half(Defense):
+    table: Path = Path("nowhere")
+    def update(self, value, state, generator):
+        return value, state
+    def __repr__(self):
+        return f"Half({self.table})"
+
+def make(weights):
+    from torch import nn
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
+"""
+
+
+def test_paths_among_the_arguments_of_a_users_parts_are_written_as_keyed_hashes(marked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{MARK}word").mkdir()
+    place = tmp_path / f"{MARK}-lab" / f"{MARK}_own.py"
+    place.parent.mkdir()
+    place.write_text(OWN)
+    attacks = [f"{place}:Mine(prior='/home/{MARK}/7.pt', others=('{MARK}.npz', '{MARK}word'))"]
+    options = {"images": 4, "size": 16, "out": tmp_path / "runs" / "a"}
+    model = f"{place}:make(weights='{MARK}/w.pt')"
+
+    def run(prior="7", **more):
+        from medpfl.auditing.inputs import defenses_of
+
+        half = defenses_of([f"{place}:Half"])[1]
+        half = type(half)(Path(f"/home/{MARK}/table"))
+        own = [attacks[0].replace("7.pt", f"{prior}.pt")]
+        return audit(model, marked, attacks=own, defenses=[half], **options, **more)
+
+    first = run()
+    content = check(options["out"])
+    assert content.count(b"path-") > 10
+    rows = (options["out"] / "findings.jsonl").read_bytes()
+    assert [row.attack for row in run().rows] == [row.attack for row in first.rows]
+    assert (options["out"] / "findings.jsonl").read_bytes() == rows, "it was not done again"
+    assert reread(options["out"]).summary == first.summary
+    with pytest.raises(InputError, match="other attacks"):
+        run(prior="8")
 
 
 def test_a_terminal_names_the_classes(marked, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("medpfl.core.messages.may_show", lambda stream: True)
+    monkeypatch.setattr("medpfl.reporting.terminal.may_show", lambda stream: True)
     out = tmp_path / "runs" / "a"
     names = f"class 0: {CLASSES[0]}, class 1: {CLASSES[1]}"
     assert main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]) == 0

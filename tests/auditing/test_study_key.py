@@ -11,7 +11,7 @@ import pytest
 from audit_cases import draw_folder, some_images, tiny
 
 from medpfl import InputError
-from medpfl.auditing.key import KEY_FILE, StudyIndex
+from medpfl.auditing.key import KEY_FILE, StudyIndex, move_out
 from medpfl.auditing.report import reread
 from medpfl.data import ImageFolder
 
@@ -134,6 +134,8 @@ def test_in_memory_no_key_is_written(folder, tmp_path, monkeypatch):
         b'{"secret": 5, "images": {}, "patients": {}}',
         b'{"secret": "a"}',
         b"\xff\xfe\x00",
+        b"",
+        b'{"secret": "short", "images": {}, "patients": {}}',
     ],
 )
 def test_a_damaged_key_is_said_and_kept(folder, tmp_path, content):
@@ -174,3 +176,66 @@ def test_the_key_grows_with_the_data(folder, tmp_path):
     assert after["secret"] == before["secret"]
     assert len(after["images"]) == 12
     assert before["images"].items() <= after["images"].items()
+
+
+def test_a_lost_key_is_said_with_its_place_and_a_way_out(folder, tmp_path):
+    out = tmp_path / "runs" / "a"
+    tiny(folder, out=out)
+    rows, key = (out / "findings.jsonl").read_bytes(), (out.parent / KEY_FILE).read_bytes()
+    (out.parent / KEY_FILE).unlink()
+    with pytest.raises(
+        InputError, match=rf"the key that .* is missing: it should be the file '{out.parent / KEY_FILE}'"
+    ):
+        tiny(folder, out=out)
+    assert not (out.parent / KEY_FILE).exists(), "no new key takes its place"
+    (out.parent / KEY_FILE).write_bytes(key)
+    tiny(folder, out=out)
+    assert (out / "findings.jsonl").read_bytes() == rows
+    (out.parent / KEY_FILE).unlink()
+    assert tiny(folder, out=out, force=True).rows
+
+
+def test_another_key_in_its_place_is_said(folder, tmp_path):
+    tiny(folder, out=tmp_path / "runs" / "a")
+    tiny(folder, out=tmp_path / "others" / "a")
+    (tmp_path / "runs" / KEY_FILE).write_bytes((tmp_path / "others" / KEY_FILE).read_bytes())
+    with pytest.raises(InputError, match=r"\(it was made with another key than the one in .*: put its own key back"):
+        tiny(folder, out=tmp_path / "runs" / "a")
+
+
+def test_a_key_that_others_could_read_is_made_private_again_and_that_is_said(folder, tmp_path, capsys):
+    out = tmp_path / "runs" / "a"
+    for use in (lambda: tiny(folder, out=out), lambda: reread(out)):
+        tiny(folder, out=out)
+        (out.parent / KEY_FILE).chmod(0o644)
+        capsys.readouterr()
+        use()
+        assert stat.S_IMODE((out.parent / KEY_FILE).stat().st_mode) == 0o600
+        assert "could be read or changed by others (its mode was 0644)" in capsys.readouterr().err
+
+
+def test_leftovers_of_a_killed_run_are_removed_by_the_next(folder, tmp_path):
+    out = tmp_path / "runs" / "a"
+    tiny(folder, out=out)
+    names = ("run.json", "images/x.safetensors", "pictures/x.png", f"../{KEY_FILE}")
+    left = [(out / name).parent / f".{(out / name).name}.0a1b2c3d" for name in names]
+    kept = out / ".mine.0a1b2c3d"
+    for path in [*left, kept]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    tiny(folder, out=out)
+    assert not [path for path in left if path.exists()]
+    assert kept.exists()
+
+
+def test_the_key_of_an_earlier_version_is_moved_out_of_a_directory_of_runs(tmp_path):
+    inside, beside = tmp_path / "f" / "runs" / KEY_FILE, tmp_path / KEY_FILE
+    inside.parent.mkdir(parents=True)
+    inside.write_text(json.dumps({"secret": "a" * 32, "images": {"i-0": "x"}, "patients": {}}))
+    move_out(inside, beside)
+    assert json.loads(beside.read_text())["secret"] == "a" * 32
+    inside.write_text(json.dumps({"secret": "b" * 32, "images": {"i-1": "y"}, "patients": {}}))
+    move_out(inside, beside)
+    key = json.loads(beside.read_text())
+    assert (key["secret"], key["images"]) == ("a" * 32, {"i-0": "x", "i-1": "y"})
+    assert not inside.exists()

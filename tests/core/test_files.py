@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -65,3 +67,38 @@ def test_a_failure_keeps_the_old_file_and_no_part(tmp_path, monkeypatch):
 def test_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         files.write(tmp_path / "none" / "x", b"")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from medpfl.core import files
+files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+files.write(Path(sys.argv[1]), b"half")
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run.json")], check=False, timeout=120)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".run.json.")
+    own = [tmp_path / name for name in (".run.json", "run.json.0a1b2c3d", ".bashrc.0a1b2c3d", ".lock", ".run.json.xyz")]
+    for path in own:
+        path.write_text("")
+    files.remove_leftovers(tmp_path, "other.json")
+    assert left.exists()
+    files.remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(own)
+
+
+def test_what_a_live_process_writes_is_no_leftover(tmp_path, monkeypatch):
+    kept = []
+
+    def sync(_):
+        files.remove_leftovers(tmp_path)
+        kept.extend(path.name for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(files.os, "fsync", sync)
+    assert files.write(tmp_path / "run.json", b"whole").read_bytes() == b"whole"
+    assert len(kept) == 1
+    files.remove_leftovers(tmp_path / "nowhere")

@@ -224,7 +224,8 @@ def test_a_set_that_cannot_be_read_is_a_gap_and_its_path_stays_on_the_terminal(d
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert b"secret-place" not in written
     assert not list((tmp_path / "out").rglob("medpfl-key.json"))
-    assert (tmp_path / "out-runs" / "medpfl-key.json").is_file()
+    assert not list((tmp_path / "out-runs").rglob("medpfl-key.json"))
+    assert (tmp_path / "medpfl-key.json").is_file()
 
 
 def test_nothing_that_could_be_run(tmp_path, monkeypatch):

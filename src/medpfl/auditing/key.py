@@ -17,12 +17,11 @@ from typing import Any
 from medpfl.auditing.run_files import RUN, is_of, read_json
 from medpfl.core.errors import InputError
 from medpfl.core.files import PRIVATE, remove_leftovers, write
-from medpfl.core.messages import say
+from medpfl.core.messages import KEY_FILE, say
 from medpfl.data.images import LabelledImages
 
 __all__ = ["KEY_FILE", "Key", "StudyIndex", "class_names", "key_file", "key_of", "move_out", "study_index"]
 
-KEY_FILE = "medpfl-key.json"
 _SHORTEST = 16
 """Characters of a secret; ours have 32."""
 

@@ -19,10 +19,13 @@ from typing import Any, TextIO
 
 from medpfl.core.errors import HIDDEN, resolved
 
-__all__ = ["about", "may_show", "say", "speaking", "told"]
+__all__ = ["KEY_FILE", "about", "may_show", "say", "speaking", "told"]
 
 _MOST = 200_000
 """Names of files and folders that are looked for in a message."""
+
+KEY_FILE = "medpfl-key.json"
+"""The file that leads back from study indices to names."""
 
 _LARGEST = 2**24
 """Bytes of a CSV file whose cells are looked for."""
@@ -131,6 +134,7 @@ def _without_paths(text: str) -> str:
     """Without the absolute paths that nobody typed."""
     allowed = {os.path.abspath(word.rpartition("=")[2]) for word in _typed if word} - {"/"}  # noqa: PTH100 (keeps links)
     allowed -= {os.path.abspath(place) for place in _places}  # noqa: PTH100
+    allowed |= {str(Path(own).parent / KEY_FILE) for own in allowed}  # beside a run directory that was typed
 
     def shown(found: re.Match[str]) -> str:
         path = found[0]

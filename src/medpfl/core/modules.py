@@ -39,6 +39,9 @@ __all__ = [
 UNKNOWN = "unknown: "
 """Begins the digest of code that cannot be read, before the reason."""
 
+_MADE_BY_LIBRARIES = frozenset({"_remote_module_non_scriptable"})
+"""Modules that PyTorch writes into a temporary folder."""
+
 _noticed: list[tuple[str, str]] = []
 _first: dict[str, tuple[Any, str]] = {}
 _brought: dict[str, set[str]] = {}
@@ -127,9 +130,10 @@ def noticed(since: int = 0) -> list[tuple[str, str]]:
 
 
 def own_modules() -> set[str]:
-    """Names of all modules of the user's own that are imported at present."""
-    modules = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
-    return {name for name, module in modules if is_own(name, Module.of(name, module))}
+    """Names of all modules of the user's own that are imported at present, and are in a file."""
+    loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+    made = [Module.of(name, module) for name, module in loaded]
+    return {module.name for module in made if not module.typed_in and is_own(module.name, module)}
 
 
 def quoted(error: BaseException, text: str | None = None) -> str:
@@ -155,8 +159,10 @@ def shown_name(module: str) -> str:
 def is_own(name: str, module: Module | ModuleType) -> bool:
     """Whether a module is of no installed distribution, nor of the standard library, nor of MedPFL."""
     top = name.partition(".")[0]
-    if top == "medpfl":
+    if top in ("medpfl", *_MADE_BY_LIBRARIES):
         return False
+    if top != name and isinstance(whole := sys.modules.get(top), ModuleType) and not is_own(top, whole):
+        return False  # code that an installed package wrote and imported, too
     made = Module.of(name, module) if isinstance(module, ModuleType) else module
     if made.file is not None:
         return _is_own_file(top, made.file)
@@ -168,8 +174,10 @@ def is_own(name: str, module: Module | ModuleType) -> bool:
 @lru_cache(maxsize=10_000)
 def _is_own_file(top: str, file: str) -> bool:
     path = os.path.realpath(file)
-    if _within(path, _site_folders()):
-        return top not in _distributions()
+    for folder in _site_folders():
+        if _within(path, [folder]):  # an extension may call itself by the last part of its name alone
+            inside = Path(path).relative_to(folder).parts[0].partition(".")[0]
+            return not {top, inside} & _distributions().keys()
     return not _within(path, _library_folders()) and not any(
         _within(path, [place]) for place in _elsewhere(top) if place
     )
