@@ -205,18 +205,38 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
         "weight_decay": 0.125, "mode": "eval", "sampling": "poisson", "loss": "dice",
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (given | plan).items()]
-    lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--naive", "--iterates", "--sends", "buffers"]
+    lists = [
+        "--attack=A",
+        "--attack=B",
+        "--defense=C",
+        "--grant=labels",
+        "--naive",
+        "--iterates",
+        "--isolate",
+        "--sends",
+        "buffers",
+    ]
     assert run("audit", "place", *words, *lists, "--out", tmp_path / "o", "--force", "--quiet")[0] == 0
     assert got["plan"].sends == ("buffers",)
     assert got.pop("plan").__dict__.items() >= plan.items()
     assert got.pop("threat").grants == ("labels",)
     assert got == given | {
         "data": "place", "attacks": ["A", "B"], "defenses": ["C"], "out": str(tmp_path / "o"), "force": True,
-        "progress": False, "naive": True, "iterates": True,
+        "progress": False, "naive": True, "iterates": True, "isolate": True,
     }  # fmt: skip
-    assert {*given, *plan, "data", "attack", "defense", "grant", "naive", "iterates", "sends", "rounds"} == set(
-        Experiment.model_fields
-    ), "none forgotten"
+    assert {
+        *given,
+        *plan,
+        "data",
+        "attack",
+        "defense",
+        "grant",
+        "naive",
+        "iterates",
+        "isolate",
+        "sends",
+        "rounds",
+    } == set(Experiment.model_fields), "none forgotten"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["code_of", "fingerprint"]
+from medpfl.isolation.parent import Isolated
+
+__all__ = ["code_of", "code_of_part", "fingerprint"]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -28,10 +30,20 @@ def code_of(network: nn.Module, parts: Sequence[Any] = ()) -> str:
     Two networks with the same weights may compute different things.
     """
     each = [one for part in parts for one in getattr(part, "parts", [part])]
-    own = [type(part) for part in each if not type(part).__module__.startswith("medpfl.")]
     layers = re.sub(r" at 0x[0-9a-f]+", "", str(network))
-    text = layers + "".join(map(_source, [type(network), *own]))
+    text = layers + _source(type(network)) + "".join(map(code_of_part, each))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def code_of_part(part: Any) -> str:
+    """Of the code behind a user's own attack or defense; ``""`` of ours.
+
+    What an attack in a process of its own says here is what this function gave there.
+    """
+    if isinstance(part, Isolated):
+        return part.code()
+    own = not type(part).__module__.startswith("medpfl.")
+    return hashlib.sha256(_source(type(part)).encode()).hexdigest() if own else ""
 
 
 def _source(kind: type) -> str:

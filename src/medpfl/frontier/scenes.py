@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from medpfl.auditing.inputs import attacks_of, defenses_of
+from medpfl.auditing.inputs import attacks_of, defenses_given, defenses_of, model_of
+from medpfl.auditing.isolating import isolating
 from medpfl.core.errors import InputError
 from medpfl.core.experiment import Experiment
 from medpfl.core.frontier import Frontier
@@ -50,7 +51,9 @@ def settings_of(defenses: list[str]) -> list[Setting]:
 
 def check(experiment: Frontier) -> None:
     """Raises `InputError` for what cannot work, as far as that is seen without reading an image."""
-    attacks_of(experiment.attack)
+    model, defenses = model_of(experiment.model), defenses_given(experiment.defense)
+    with isolating(experiment.attack, experiment.isolate, model, defenses) as isolation:
+        attacks_of(isolation.attacks, isolation.worker)
     if experiment.round > experiment.rounds:
         raise InputError(f"--round is {experiment.round}, but a training has {experiment.rounds} rounds")
     if experiment.images < experiment.images_per_update:
