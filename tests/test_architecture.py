@@ -82,15 +82,8 @@ def test_nobody_imports_those_on_top_and_attacks_see_no_truth():
         assert "cli" not in used, path
         if home(path) == "attacks":
             assert not used & {"data", "defenses", "metrics", "auditing"}, path
-        if str(path.relative_to(SOURCE)) not in PROGRAM and home(path) not in (
-            "auditing",
-            "frontier",
-            "integrations",
-            "reproduction",
-            "cli",
-            "",
-        ):
-            assert len(used & STAGES - {home(path)}) <= (home(path) == "attacks"), path
+        if home(path) not in ("auditing", "frontier", "integrations", "reproduction", "cli", ""):
+            assert len(used & STAGES - {home(path)}) <= (home(path) in ("attacks", "isolation")), path
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from threading import Thread
 from time import monotonic
 from typing import IO
 
-import medpfl
 from medpfl.core.errors import InputError
 from medpfl.isolation.pipes import Pipe
 
@@ -141,7 +140,7 @@ def _environment(folder: str) -> dict[str, str]:
     """What it needs to find Python, its libraries, the language and the number of threads."""
     kept = {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_STARTS)}
     places = [str(Path(place).absolute()) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
-    ours = Path(medpfl.__file__).absolute().parents[1]
+    ours = Path(__file__).absolute().parents[2]
     if ours.name not in ("site-packages", "dist-packages"):
         places.append(str(ours))  # not installed: found by what this process has in sys.path
     return {**kept, "TMPDIR": folder, **({"PYTHONPATH": os.pathsep.join(places)} if places else {})}
