@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audit_cases import some_images
+import torch
 
 from medpfl import audit
 from medpfl.auditing.report import Report
+from medpfl.data.images import LabelledImages
 
 HEAD = '''
 from dataclasses import dataclass
@@ -56,7 +57,19 @@ def file_of(folder: Path, name: str, *code: str) -> Path:
     return path
 
 
+def some_images(count: int = 8) -> LabelledImages:
+    """Random images of 16 x 16 in two classes."""
+    images = torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    names = tuple(f"{i}.png" for i in range(count))
+    return LabelledImages(images, torch.arange(count) % 2, ("a", "b"), names, (None,) * count)
+
+
 def audited(attacks: Sequence[str], **options: Any) -> Report:
-    """A small audit of random images of 16 x 16, under one key: the same image has the same index."""
-    given = {"model": "LeNet('idlg')", "data": some_images(8), "images": 2, "size": 16}
+    """A small audit. With `out` directories in one folder, an image has the same index in all of them."""
+    given = {"model": "LeNet('idlg')", "data": some_images(), "images": 2, "size": 16}
     return audit(attacks=attacks, **{**given, **options})
+
+
+def plain(report: Report) -> list[dict[str, Any]]:
+    """All fields of all rows but the date and the seconds."""
+    return [{k: v for k, v in row.to_dict().items() if k not in ("seconds", "date")} for row in report.rows]

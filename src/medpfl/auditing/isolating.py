@@ -18,7 +18,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.place import is_place
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.spec import registry
-from medpfl.isolation.parent import Isolated, Scene, Worker, absolute
+from medpfl.isolation.parent import Isolated, Scene, Worker, absolute, started
 from medpfl.isolation.system import active
 from medpfl.models.user import UserModel
 
@@ -128,15 +128,9 @@ def isolating(
         yield Isolation(None, None, given, (f"Your own attack ran in the audit's own process: {problem}.",))
         return
     texts = {repr(at_client(behind(one.part))): absolute(one.text) for one in defenses if one.text is not None}
-    worker = Worker(every=bool(isolate))
-    try:
-        told = [repr(one) if isolate and isinstance(one, Attack) else one for one in given]
+    told = [repr(one) if isolate and isinstance(one, Attack) else one for one in given]
+    with started(every=bool(isolate)) as worker:
         yield Isolation(worker, Recipe(_recipe(model), texts), told)
-    except BaseException:
-        worker.close(0.0)
-        raise
-    finally:
-        worker.close()
 
 
 def _problem(attacks: Sequence[str | Attack], model: Model, defenses: Sequence[Given]) -> str:

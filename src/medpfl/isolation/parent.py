@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from medpfl.isolation.protocol import (
     weights_from,
 )
 
-__all__ = ["Isolated", "Scene", "Worker", "absolute", "numerics"]
+__all__ = ["Isolated", "Scene", "Worker", "absolute", "numerics", "started"]
 
 _LONGEST = 10_000
 """Characters of a text that the worker says of an attack."""
@@ -87,11 +88,12 @@ class Worker:
 
     Args:
         every: whether attacks of ours run in it too, and not only those that are given by their place.
+        program: the module that it runs.
     """
 
-    def __init__(self, every: bool = False) -> None:
+    def __init__(self, every: bool = False, program: str = "medpfl.isolation.worker") -> None:
         self.every = every
-        self._process = Process("medpfl.isolation.worker")
+        self._process = Process(program)
         self.system: list[str] = []
         try:
             begin = {"path": _search_path(), "folder": str(Path.cwd()), "numerics": numerics()}
@@ -172,6 +174,18 @@ class Worker:
     def close(self, grace: float = 1.0) -> None:
         """Ends the process; see `medpfl.isolation.process.Process.end`."""
         self._process.end(grace)
+
+
+@contextmanager
+def started(every: bool = False) -> Iterator[Worker]:
+    """A worker that ends with the block, at once where something is raised in it."""
+    worker = Worker(every)
+    try:
+        yield worker
+    except BaseException:
+        worker.close(0.0)
+        raise
+    worker.close()
 
 
 @dataclass(frozen=True, eq=False, repr=False)

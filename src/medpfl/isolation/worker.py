@@ -5,10 +5,12 @@ It has the standard streams out of the way before anything that might print is i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from threading import Thread
 
@@ -40,6 +42,11 @@ def main() -> None:
             answers.answer()
     except EOFError:
         _leave(folder)
+    except BaseException:
+        with contextlib.suppress(Exception):  # there may be nobody left to read it
+            traceback.print_exc()
+            sys.stderr.flush()
+        _leave(folder, 1)
 
 
 def _pipe() -> Pipe:
@@ -62,11 +69,11 @@ def _watch(source: int, parent: int, folder: Path) -> None:
     _leave(folder)
 
 
-def _leave(folder: Path) -> None:
-    """Ends at once, without what an attack may have left to be done at the end."""
+def _leave(folder: Path, status: int = 0) -> None:
+    """Removes the working directory and ends at once, without what an attack may have left to be done at the end."""
     if folder.name.startswith(FOLDER):
         shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)
+    os._exit(status)
 
 
 if __name__ == "__main__":
