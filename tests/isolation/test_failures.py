@@ -214,9 +214,13 @@ def test_what_it_starts_ends_with_it(tmp_path, monkeypatch):
 
 def test_it_has_no_descriptor_variable_or_folder_of_its_parent(tmp_path, monkeypatch):
     code = """
-fds = {os.readlink(f"/proc/self/fd/{fd}").partition(":")[0] for fd in os.listdir("/proc/self/fd") if os.path.exists(
-    f"/proc/self/fd/{fd}") or os.readlink(f"/proc/self/fd/{fd}").startswith("pipe")}
-frame({"fds": sorted(fds), "env": dict(os.environ), "cwd": os.listdir("."), "tensors": []})
+fds = []
+for fd in os.listdir("/proc/self/fd"):
+    try:
+        fds.append(os.readlink(f"/proc/self/fd/{fd}").partition(":")[0])
+    except OSError:  # the one that the folder was listed by
+        pass
+frame({"fds": fds, "env": dict(os.environ), "cwd": os.listdir("."), "tensors": []})
 request()
 """
     (tmp_path / "a_fake_worker.py").write_text(FAKE + code)
@@ -230,7 +234,7 @@ request()
     finally:
         os.close(opened)
         worker.close()
-    assert set(told["fds"]) <= {"pipe", "/proc/self/fd"} | {f"/proc/{worker.number}/fd"}
+    assert told["fds"] == ["pipe"] * 3
     assert told["cwd"] == []
     assert "/hospital" not in told["env"].values()
     known = {"PATH", "LANG", "LANGUAGE", "TMPDIR", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONUTF8", "LD_LIBRARY_PATH"}
@@ -238,7 +242,7 @@ request()
 
 
 def test_a_flood_of_lines_is_cut_and_control_characters_are_not_shown(tmp_path, monkeypatch, capfd):
-    code = "sys.stderr.write('\\x1b[2Jred\\r\\n' * 300 + 'x' * 5000)\nsys.stderr.flush()\nframe({'tensors': []})\nrequest()"
+    code = "sys.stderr.write('\\x1b[2Jred\\r\\n' * 300 + 'x' * 5000)\nframe({'tensors': []})\nrequest()"
     (tmp_path / "a_fake_worker.py").write_text(FAKE + code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     worker = Worker(program="a_fake_worker")

@@ -138,12 +138,12 @@ def _problem(attacks: Sequence[str | Attack], model: Model, defenses: Sequence[G
     for attack in attacks:
         if isinstance(attack, Attack) and not _ours(attack, attack_package):
             return (
-                f"attack {attack!r} is an object, whose code another process cannot find: give it as file.py:Name or "
+                f"attack {type(attack).__name__} is an object, whose code another process cannot find: give it as file.py:Name or "
                 "package.module:Name"
             )
     if not isinstance(model, UserModel | Checkpoint) and not _ours(model, model_package):
         return (
-            f"the model {model!r} is an object, which another process cannot make again: give it as file.py:name or "
+            f"the model {getattr(model, 'name', type(model).__name__)} is an object, which another process cannot make again: give it as file.py:name or "
             "package.module:name, and its weights as a file"
         )
     for given in defenses:

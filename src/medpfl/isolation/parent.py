@@ -150,6 +150,8 @@ class Worker:
             InputError: what the attack raises as one, an answer that cannot be read, or a process that ended.
             MemoryError, RuntimeError: anything else that the attack raises, with its traceback as a note.
         """
+        if self._process.ended:
+            raise InputError(f"attack {who}: its process has ended")
         self._process.name = who
         try:
             self._process.pipe.send(*packed(Message(head, dict(tensors or {}))))
@@ -165,8 +167,6 @@ class Worker:
         except DamagedFrameError as error:
             self.close(0.0)
             raise InputError(f"attack {who}: its process answered with {error}") from None
-        except ValueError:  # the pipe is closed
-            raise InputError(f"attack {who}: its process has ended") from None
         if "error" in answer.head:
             raise _raised(answer.head)
         return answer

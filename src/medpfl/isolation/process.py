@@ -74,6 +74,11 @@ class Process:
         """The process id."""
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether `end` was called."""
+        return self._ends[1].closed
+
     def end(self, grace: float = _GRACE) -> None:
         """Ends the process and what it started, and removes its directory; a second call does nothing.
 
@@ -81,7 +86,7 @@ class Process:
             grace: seconds that it has to end by itself.
         """
         given, answers, printed = self._ends
-        if answers.closed:
+        if self.ended:
             return
         given.close()  # which it takes for the end
         with contextlib.suppress(OSError):
