@@ -63,6 +63,7 @@ class Files(Attack):
             if 1 < len(place) < 4096 and os.path.isdir(place):
                 pictures += sorted(Path(place).glob("*/*.png")) + sorted(Path(place).glob("*.png"))
         arrays = [np.array(Image.open(picture)) for picture in dict.fromkeys(pictures)]
+        arrays = [array for array in arrays if array.shape == seen.image_shape[1:]]
         images = [torch.from_numpy(array).float()[None, None] / 255 for array in arrays]
         if not images:
             return answer(seen)

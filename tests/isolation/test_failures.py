@@ -267,7 +267,7 @@ def test_an_object_where_isolation_is_asked_for_says_what_to_do():
         pass
 
     network = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
-    with pytest.raises(InputError, match=r"isolate: the model .* give it as file.py:name .*--no-isolate"):
+    with pytest.raises(InputError, match=r"isolate: the model .* give it as file.py:Name .*--no-isolate"):
         audited(["DLG(steps=2)"], model=network, isolate=True)
     with pytest.raises(InputError, match=r"isolate: attack .* is an object, whose code another process cannot find"):
         medpfl.audit(data=some_images(), attacks=[Mine()], isolate=True)

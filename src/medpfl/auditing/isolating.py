@@ -32,6 +32,7 @@ IN_REACH = (
     "Your own attack ran in the audit's own process, where it could reach the private images by force. Its rows are "
     "worth as much as its code."
 )
+_PLACE = "give it as file.py:Name or package.module:Name"
 _HINT = "--no-isolate, or isolate=False, runs attacks in the audit's own process"
 
 
@@ -137,21 +138,16 @@ def _problem(attacks: Sequence[str | Attack], model: Model, defenses: Sequence[G
     """Why attacks cannot run in a process of their own; ``""`` if they can."""
     for attack in attacks:
         if isinstance(attack, Attack) and not _ours(attack, attack_package):
-            return (
-                f"attack {type(attack).__name__} is an object, whose code another process cannot find: give it as file.py:Name or "
-                "package.module:Name"
-            )
+            return f"attack {type(attack).__name__} is an object, whose code another process cannot find: {_PLACE}"
     if not isinstance(model, UserModel | Checkpoint) and not _ours(model, model_package):
+        name = getattr(model, "name", type(model).__name__)
         return (
-            f"the model {getattr(model, 'name', type(model).__name__)} is an object, which another process cannot make again: give it as file.py:name or "
-            "package.module:name, and its weights as a file"
+            f"the model {name} is an object, which another process cannot make again: {_PLACE}, and its weights as a "
+            "file"
         )
     for given in defenses:
         if given.text is None and not all(_ours(part, defense_package) for part in parts_of(behind(given.part))):
-            return (
-                f"the defense {given.part!r} is an object, which another process cannot make again: give it as "
-                "file.py:Name or package.module:Name"
-            )
+            return f"the defense {given.part!r} is an object, which another process cannot make again: {_PLACE}"
     return ""
 
 
