@@ -205,18 +205,26 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
         "weight_decay": 0.125, "mode": "eval", "sampling": "poisson", "loss": "dice",
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (given | plan).items()]
-    lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--naive", "--iterates", "--sends", "buffers"]
+    lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--sends", "buffers"]
+    lists += ["--naive", "--iterates", "--isolate"]
     assert run("audit", "place", *words, *lists, "--out", tmp_path / "o", "--force", "--quiet")[0] == 0
     assert got["plan"].sends == ("buffers",)
     assert got.pop("plan").__dict__.items() >= plan.items()
     assert got.pop("threat").grants == ("labels",)
     assert got == given | {
         "data": "place", "attacks": ["A", "B"], "defenses": ["C"], "out": str(tmp_path / "o"), "force": True,
-        "progress": False, "naive": True, "iterates": True,
+        "progress": False, "naive": True, "iterates": True, "isolate": True,
     }  # fmt: skip
-    assert {*given, *plan, "data", "attack", "defense", "grant", "naive", "iterates", "sends", "rounds"} == set(
+    switches = {"naive", "iterates", "isolate"}
+    assert {*given, *plan, *switches, "data", "attack", "defense", "grant", "sends", "rounds"} == set(
         Experiment.model_fields
     ), "none forgotten"
+
+
+@pytest.mark.parametrize(("words", "isolate"), [([], None), (["--isolate"], True), (["--no-isolate"], False)])
+def test_isolation_is_asked_for_refused_or_left_open(run, folder, words, isolate):
+    text = run("audit", folder, *TINY, *words, "--print-config")[1]
+    assert yaml.safe_load(text)["isolate"] is isolate
 
 
 @pytest.mark.parametrize(

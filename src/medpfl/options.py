@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import SUPPRESS, ArgumentParser
+from jsonargparse import SUPPRESS, ActionYesNo, ArgumentParser
 from pydantic import BaseModel
 
 from medpfl.core.errors import InputError, nearest
@@ -162,10 +162,18 @@ def _typed_parser(experiment: type[BaseModel], description: str) -> ArgumentPars
         # Without a word for it, a positional argument would put its default in place of what --config says.
         extra: dict[str, Any] = {"nargs": "?", "default": SUPPRESS} if name == "data" else {"default": default}
         text = f"{field.description} (default: {default})" if name == "data" else field.description
-        kind: dict[str, Any] = {"action": "store_true"} if field.annotation is bool else {"type": field.annotation}
-        parser.add_argument(option, help=text, **kind, **extra)
+        parser.add_argument(option, help=text, **_kind_of(field.annotation), **extra)
     _add_run_options(parser)
     return parser
+
+
+def _kind_of(annotation: Any) -> dict[str, Any]:
+    """A switch for what is true or false, one that can also be switched off where it may be left open, or a type."""
+    if annotation is bool:
+        return {"action": "store_true"}
+    if annotation == bool | None:
+        return {"action": ActionYesNo(yes_prefix="", no_prefix="no-")}
+    return {"type": annotation}
 
 
 def _check_model_parser() -> ArgumentParser:

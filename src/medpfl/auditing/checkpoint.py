@@ -92,10 +92,19 @@ class Checkpoint(Model):
                 f"the checkpoint was trained on images of {about.image_shape}, these are {tuple(image_shape)}: "
                 f"--size {sides[-1]} --channels {channels}"
             )
+        network = self.layers()
+        put_weights(network, self.path)
+        return network
+
+    def layers(self) -> nn.Module:
+        """The network without its trained weights.
+
+        Raises:
+            InputError: a model that cannot be made from its spec.
+        """
         network, defense = self._network(), self._defense()
         # The same draws as the training's: layers that the defense put in.
-        network, _ = defense.model(network, defense.init(), generator_of(about.seed, "model"))
-        put_weights(network, self.path)
+        network, _ = defense.model(network, defense.init(), generator_of(self.about.seed, "model"))
         return network
 
     def _defense(self) -> Defense:

@@ -19,6 +19,7 @@ from medpfl.auditing.run_files import note
 from medpfl.core.errors import InputError
 from medpfl.core.modules import UNKNOWN, brought, noticed, own_modules, shown_name
 from medpfl.core.sources import modules_of
+from medpfl.isolation.parent import Isolated
 from medpfl.models.user import UserModel
 
 __all__ = ["Code", "Identity", "fingerprint", "layers_of", "unchanged"]
@@ -108,7 +109,8 @@ class Code:
         for name, (digest, part) in self.modules.items():
             if {now.get(name, digest), loaded.get(name, digest)} != {digest}:
                 return f"the code of {part} changed (module {shown_name(name)}) while the run went on"
-        if new := sorted(own_modules() - self.imported - set(self.modules)):
+        apart = {name for part in self.parts if isinstance(part, Isolated) for name in now}
+        if new := sorted((own_modules() | apart) - self.imported - set(self.modules)):
             brought(next(iter(self.modules)), new)
             return (
                 f"the module {shown_name(new[0])} was imported while the run went on, by its name in a text, so that "
@@ -118,6 +120,8 @@ class Code:
 
 
 def _modules(part: Any) -> dict[str, str]:
+    if isinstance(part, Isolated):
+        return part.modules()
     return modules_of([part, part.maker()] if isinstance(part, UserModel) else part)
 
 

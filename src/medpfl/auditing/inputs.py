@@ -32,12 +32,31 @@ from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.data.samples import Samples
 from medpfl.defenses import NoDefense
+from medpfl.isolation.parent import Worker
 from medpfl.models.user import UserModel
 from medpfl.models.wrapped import unwrapped
 
-__all__ = ["GivenModel", "attacks_of", "data_of", "defenses_of", "is_record", "model_of", "partition_of", "source_of"]
+__all__ = [
+    "Given",
+    "GivenModel",
+    "attacks_of",
+    "data_of",
+    "defenses_given",
+    "defenses_of",
+    "is_record",
+    "model_of",
+    "partition_of",
+    "source_of",
+]
 
 T = TypeVar("T")
+
+
+class Given(NamedTuple):
+    """An attack or a defense, and the spec without a sweep that it was made from; ``None``: it was given as it is."""
+
+    part: Any
+    text: str | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,14 +91,29 @@ def model_of(model: str | Path | Model | nn.Module) -> Model:
     return build(model, registry(model_package), "model")
 
 
-def attacks_of(attacks: Iterable[str | Attack]) -> list[Attack]:
-    """From specs, the user's own ``place:Name``, and attacks; sweeps are expanded, repetitions left out."""
+def attacks_of(attacks: Iterable[str | Attack], worker: Worker | None = None) -> list[Attack]:
+    """From specs, the user's own ``place:Name``, and attacks; sweeps are expanded, repetitions left out.
+
+    Args:
+        attacks: any of them.
+        worker: makes those that run in a process of their own, so that none of their code is imported here.
+    """
     known, nested = registry(attack_package), registry(matching)
-    return _each(_listed(attacks), Attack, lambda text: _made(text, known, "attack", nested))
+
+    def make(text: str) -> Attack:
+        apart = worker is not None and worker.takes(text)
+        return worker.attack(text) if apart else _made(text, known, "attack", nested)  # type: ignore[union-attr]
+
+    return [one.part for one in _each(_listed(attacks), Attack, make)]
 
 
 def defenses_of(defenses: Iterable[str | Defense]) -> list[Defense]:
     """The undefended control first, then the defenses given."""
+    return [one.part for one in defenses_given(defenses)]
+
+
+def defenses_given(defenses: Iterable[str | Defense]) -> list[Given]:
+    """The same, each with the spec that it was made from, which may name a place."""
     known = registry(defense_package)
     return _each([NoDefense(), *_listed(defenses)], Defense, lambda text: _made(text, known, "defense"))
 
@@ -102,8 +136,10 @@ def _listed(items: Any) -> list[Any]:
     return list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
 
 
-def _each(items: Iterable[Any], role: type[T], make: Any) -> list[T]:
-    made = [one for item in items for one in ([item] if not isinstance(item, str) else map(make, expand(item)))]
+def _each(items: Iterable[Any], role: type[T], make: Any) -> list[Given]:
+    texts = [one for item in items for one in (expand(item) if isinstance(item, str) else [item])]
+    given = [Given(make(one), one) if isinstance(one, str) else Given(one) for one in texts]
+    made = [one.part for one in given]
     for one in made:
         if not isinstance(one, role):
             raise InputError(f"{one!r} is no {role.__name__.lower()}: give a spec string or an object of that role")
@@ -113,7 +149,7 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[T]:
         _ = [one.where for one in made if isinstance(one, Defense)]  # which a property may compute
     if twins := [text for text, count in Counter(text for text, *_ in homes).items() if count > 1]:
         raise InputError(f"two different classes are both written {twins[0]}: rename one, so that rows tell them apart")
-    return list({repr(one): one for one in made}.values())
+    return list({repr(one.part): one for one in given}.values())
 
 
 def _check_spec(part: Any) -> None:

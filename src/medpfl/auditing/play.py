@@ -22,12 +22,13 @@ from medpfl.auditing.sums import Group, aggregates, one_masked, summed
 from medpfl.core.roles import Attack, Defense, State
 from medpfl.core.threat import ThreatModel
 from medpfl.core.trace import tracing
-from medpfl.core.types import Batch, Finding, Observation, Reconstruction, Tensors, Update, Weights
+from medpfl.core.types import Batch, Finding, Reconstruction, Tensors, Update, Weights
 from medpfl.core.verdicts import MASKED, RANDOM_UPDATE
 from medpfl.defenses import NoDefense
 from medpfl.federated.client import ClientRound, client_round
 from medpfl.federated.ready import prepare
-from medpfl.federated.server import observe, observe_sums
+from medpfl.federated.server import Received, observation, receive, receive_sums
+from medpfl.isolation.parent import Isolated
 
 __all__ = ["Player"]
 
@@ -68,7 +69,8 @@ class Player:
         attack = self.attacks[job.attack]
         groups = self.setup.of_job(job)
         rounds = [[self._round(job, number, own) for number, own in group] for group in groups]
-        seen, victims, doubts = self._see(job, groups, rounds)
+        received, told, victims, doubts = self._receive(job, groups, rounds)
+        attack, seen = self._placed(attack, received, told, job)
         started = time.perf_counter()
         guess = self._attack(attack, seen, job)
         seconds = time.perf_counter() - started
@@ -131,15 +133,15 @@ class Player:
             played = client_round(sent.client, sent.weights, batch, self.setup.plan, defense, sent.state, generator)
         return _randomized(played, generator) if job.control == RANDOM_UPDATE else played
 
-    def _see(
+    def _receive(
         self, job: JobKey, groups: list[Group], rounds: list[list[ClientRound]]
-    ) -> tuple[Observation, list[Tensor], list[tuple[str, ...]]]:
-        """What the server has, the images behind each victim of it, and the flags of each."""
+    ) -> tuple[Received, Defense, list[Tensor], list[tuple[str, ...]]]:
+        """What the server has, the defense that says how to read it, the images behind each victim, and its flags."""
         defense = self.defenses[job.defense]
         if not aggregates(defense):
             alone = [played for (played,) in rounds]
             doubts = [self._doubts([played], played.sent) for played in alone]
-            return self._observe(job, observe, alone, defense), [own for ((_, own),) in groups], doubts
+            return self._received(job, receive, alone), defense, [own for ((_, own),) in groups], doubts
         with explained(f"{job.defense} cannot sum the updates"):
             made = [
                 summed(defense, group, played, generator_of(self.setup.seed, "sum", job.draw, group[0][0]))
@@ -149,26 +151,29 @@ class Player:
             alone = [one_masked(defense, one) for one in made]
             images = [one.images[: self.setup.plan.images] for one in made]
             doubts = [self._doubts([played], played.sent) for played in alone]
-            return self._observe(job, observe, alone, NoDefense()), images, doubts
+            return self._received(job, receive, alone), NoDefense(), images, doubts
         sums = [(one.exchange.mean, one.rounds) for one in made]
         doubts = [self._doubts(played, mean) for mean, played in sums]
-        return self._observe(job, observe_sums, sums, defense), [one.images for one in made], doubts
+        return self._received(job, receive_sums, sums), defense, [one.images for one in made], doubts
 
-    def _observe(self, job: JobKey, how: Callable[..., Observation], what: list[Any], defense: Defense) -> Observation:
-        sent = self._model(job.draw, job.defense, job.attack)
+    def _received(self, job: JobKey, how: Callable[..., Received], what: list[Any]) -> Received:
+        return how(
+            self._model(job.draw, job.defense, job.attack).weights,
+            self.setup.plan,
+            what,
+            self._threat(job),
+            image_shape=self.setup.data.shape,
+            num_classes=self.setup.outputs,
+            label_shape=self.setup.label_shape,
+            auxiliary=self._others() if "auxiliary" in self.setup.threat else None,
+        )
+
+    def _placed(self, attack: Attack, received: Received, told: Defense, job: JobKey) -> tuple[Attack, Any]:
+        """The attack where it runs, and what it is called with: another process makes the observation itself."""
+        if isinstance(attack, Isolated):
+            return self.setup.placed(attack, self.defenses[job.defense], told), received
         with explained(f"{job.defense} cannot say what it discloses"):
-            return how(
-                sent.server,
-                sent.weights,
-                self.setup.plan,
-                what,
-                self._threat(job),
-                defense=defense,
-                image_shape=self.setup.data.shape,
-                num_classes=self.setup.outputs,
-                label_shape=self.setup.label_shape,
-                auxiliary=self._others() if "auxiliary" in self.setup.threat else None,
-            )
+            return attack, observation(self._model(job.draw, job.defense, job.attack).server, received, told)
 
     def _threat(self, job: JobKey) -> ThreatModel:
         """The grants of a job: what the defense discloses of itself where it says so, and all others."""
@@ -182,7 +187,7 @@ class Player:
         free = [i for i in range(len(data)) if int(data.copies[i]) not in pictures and data.patients[i] not in patients]
         return data.images[free].to(self.setup.device)
 
-    def _attack(self, attack: Attack, seen: Observation, job: JobKey) -> Reconstruction:
+    def _attack(self, attack: Attack, seen: Any, job: JobKey) -> Reconstruction:
         generator = generator_of(self.setup.seed, "attack", job.attack, job.draw, job.stack)
         most = _ITERATES if self.setup.iterates else 0
         with explained(f"{job.attack} cannot attack this model"), tracing(most):

@@ -14,7 +14,16 @@ from medpfl.auditing.cloak import Cloak
 from medpfl.auditing.early import path_of
 from medpfl.auditing.engine import device_of, seed_of
 from medpfl.auditing.identity import unchanged
-from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
+from medpfl.auditing.inputs import (
+    attacks_of,
+    data_of,
+    defenses_given,
+    defenses_of,
+    is_record,
+    model_of,
+    partition_of,
+)
+from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.key import study_index
 from medpfl.auditing.network import network_of
 from medpfl.auditing.play import Player
@@ -67,6 +76,7 @@ def audit(
     memory: float = 2.0,
     device: str = "cpu",
     iterates: bool = False,
+    isolate: bool | None = None,
     out: str | Path | None = None,
     force: bool = False,
     progress: bool = False,
@@ -102,6 +112,9 @@ def audit(
         device: of the computation.
         iterates: adds the score ``legacy_oracle_iterate``: SSIM of the iterate nearest to the truth, among up to 31 of
             each start, evenly spaced, and the guess. No attacker can pick it; the paper's notebooks do.
+        isolate: whether attacks run in a process of their own, which never has a private image in its memory; by
+            default, those that are given as ``file.py:Name`` or ``package.module:Name`` do. It is no sandbox: they
+            run as the same user, who can read the same files. Rows are equal either way.
         out: the run directory.
         force: discards what another experiment left in it.
         progress: shows a progress bar on the terminal, or prints a line now and then where there is none.
@@ -114,7 +127,8 @@ def audit(
     [('iDLG(steps=3)', 'NoDefense()', 3)]
     """
     out = None if out is None else Path(out)
-    made_defenses, start = defenses_of(defenses), None if weights is None else Path(weights)
+    given_defenses, start = defenses_given(defenses), None if weights is None else Path(weights)
+    made_defenses = [one.part for one in given_defenses]
     record, stated = None, NoDefense()
     if is_record(data):
         record, data = read(path_of(str(data))), _truth_of(truth, start)
@@ -126,27 +140,29 @@ def audit(
         raise InputError("truth goes with a record of an update; here, the data is the truth")
     plan, given = plan or Plan(), threat or ThreatModel()
     knowledge = _knowledge(given, naive)
-    made_model, made_attacks, made_partition = model_of(model), attacks_of(attacks), partition_of(partition, clients)
-    found = data_of(data, size, fit, channels)
-    name_skipped(found.images.skipped, found.images.notes)
-    check_outside(out, found.place)
-    held = found.images
-    if record is not None:
-        held, images = relabel(held, record), record.plan.images
-        bare = network_of(made_model, held.shape, len(held.classes), seed_of(seed, "weights", 0))
-        record = named_as(record, bare)
-        made_defenses, start = [NoDefense(), Recorded(record.update, stated)], record.weights
-    setup = Setup(
-        made_model, start, held, found.source, made_attacks, made_defenses,
-        _threat(given, made_defenses, knowledge), plan, made_partition,
-        images, draws, seed, memory, device_of(device), knowledge, iterates, found.reader,
-    )  # fmt: skip
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance is {tolerance}: it must be a share of images above 0 and below 1")
-    if made_attacks == attacks_of(STANDARD):  # before the check, whose findings another setup would have to make again
-        setup = replace(setup, attacks=[*setup.attacks, *setup.untried])
-    setup.check()
-    return _run(setup, found.place, out, force, progress, delta, tolerance)
+    made_model, made_partition = model_of(model), partition_of(partition, clients)
+    with isolating(attacks, isolate, made_model, given_defenses) as isolation:  # before any image is read
+        made_attacks = attacks_of(isolation.attacks, isolation.worker)
+        found = data_of(data, size, fit, channels)
+        name_skipped(found.images.skipped, found.images.notes)
+        check_outside(out, found.place)
+        held = found.images
+        if record is not None:
+            held, images = relabel(held, record), record.plan.images
+            bare = network_of(made_model, held.shape, len(held.classes), seed_of(seed, "weights", 0))
+            record = named_as(record, bare)
+            made_defenses, start = [NoDefense(), Recorded(record.update, stated)], record.weights
+        setup = Setup(
+            made_model, start, held, found.source, made_attacks, made_defenses,
+            _threat(given, made_defenses, knowledge), plan, made_partition,
+            images, draws, seed, memory, device_of(device), knowledge, iterates, found.reader, isolation.recipe,
+        )  # fmt: skip
+        if made_attacks == attacks_of(STANDARD):  # before the check, whose findings another setup would make again
+            setup = replace(setup, attacks=[*setup.attacks, *isolation.as_these(setup.untried)])
+        setup.check()
+        return _run(setup, isolation, found.place, out, force, progress, delta, tolerance)
 
 
 def _knowledge(given: ThreatModel, naive: bool) -> tuple[bool, ...]:
@@ -186,7 +202,14 @@ def _truth_of(truth: Any, weights: Path | None) -> Any:
 
 
 def _run(
-    setup: Setup, place: str, out: Path | None, force: bool, progress: bool, delta: float, tolerance: float
+    setup: Setup,
+    isolation: Isolation,
+    place: str,
+    out: Path | None,
+    force: bool,
+    progress: bool,
+    delta: float,
+    tolerance: float,
 ) -> Report:
     if out is not None:
         made(out)
@@ -195,6 +218,7 @@ def _run(
     identity = setup.identity(index)
     with claimed(out, identity, setup.jobs, force, identity.cloak if out is not None else Cloak(None)) as store:
         settings = {**settings_of(setup, player, delta), "tolerance": tolerance}
+        settings = isolation.added_to(settings, setup.attacks)
         store.note(settings=settings, jobs=[[*job, count] for job, count in setup.jobs.items()])
         todo = [job for job in setup.jobs if job not in store]
         total = sum(setup.jobs.values())

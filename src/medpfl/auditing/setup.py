@@ -27,6 +27,7 @@ from medpfl.auditing.engine import (
 )
 from medpfl.auditing.identity import Code, Identity, fingerprint, layers_of
 from medpfl.auditing.inputs import GivenModel
+from medpfl.auditing.isolating import Recipe
 from medpfl.auditing.key import StudyIndex
 from medpfl.auditing.network import network_of
 from medpfl.auditing.recorded import Recorded, behind
@@ -44,6 +45,7 @@ from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.defenses import NoDefense
 from medpfl.federated.ready import check_separable, prepare
+from medpfl.isolation.parent import Isolated
 from medpfl.metrics.pixel import ssim
 
 __all__ = ["Setup"]
@@ -67,6 +69,7 @@ class Setup:
         seed, memory, device: of the run.
         iterates: whether the iterate that is nearest to the truth is scored too, which no attacker can pick.
         reader: what read the images.
+        recipe: of model and defenses, for attacks in a process of their own; ``None`` where there are none.
     """
 
     model: Model
@@ -86,6 +89,7 @@ class Setup:
     knowledge: tuple[bool, ...] = (False, True)
     iterates: bool = False
     reader: DataSource | None = None
+    recipe: Recipe | None = None
 
     def check(self) -> None:
         """Raises `InputError` for what cannot work."""
@@ -120,10 +124,10 @@ class Setup:
 
     def _check_attacks(self) -> None:
         """Every attack, on the model as each defense leaves it."""
-        for ready, plans in self._scenes():
+        for defense, (ready, plans) in zip(self.defenses, self._scenes(), strict=True):
             for attack in self.attacks:
                 with explained(f"{type(attack).__name__} cannot look at this model"):
-                    attack.check(ready, plans, self.data.shape)
+                    self.placed(attack, defense).check(ready, plans, self.data.shape)
 
     def _scenes(self) -> Iterator[tuple[nn.Module, tuple[Plan, ...]]]:
         """The model as each defense leaves it, and the plans of the clients in an update."""
@@ -134,14 +138,29 @@ class Setup:
                 ready = prepare(checked_module(changed), self.plan)
             yield ready, (self.plan,) * self._in_sum(defense)
 
+    def placed(self, attack: Attack, layers: Defense | None = None, told: Defense | None = None) -> Attack:
+        """The attack, which is told how to make the model where it runs in a process of its own.
+
+        Args:
+            attack: any attack.
+            layers: the defense whose layers the model has; ``None``: none.
+            told: the defense that says what it discloses; ``None``: the same.
+        """
+        if not isinstance(attack, Isolated):
+            return attack
+        assert self.recipe is not None
+        layers = layers or NoDefense()
+        shape, classes = self.data.shape, len(self.data.classes)
+        return attack.on(self.recipe.scene(layers, told or layers, shape, classes, str(self.device)))
+
     @cached_property
     def untried(self) -> list[Attack]:
         """Attacks that are made for models like this one, and are not run.
 
         They refuse most models and not this one, under any of its defenses, or have settings for it.
         """
-        run, registered = {type(attack) for attack in self.attacks}, registry(attack_package).values()
-        kinds = [kind for kind in registered if kind not in run and kind.check is not Attack.check]
+        run, registered = {_home(type(attack)) for attack in self.attacks}, registry(attack_package).values()
+        kinds = [kind for kind in registered if _home(kind) not in run and kind.check is not Attack.check]
         network = None
         with suppress(InputError), explained("it cannot be made ready"):  # which is for `check` to say
             for ready, plans in self._scenes() if kinds else ():
@@ -152,7 +171,7 @@ class Setup:
         suited: list[Attack] = []
         for attack in self.attacks:
             with explained(f"{type(attack).__name__} cannot say which settings suit this model"):
-                suited += [found for found in attack.suited(network) if found not in self.attacks]
+                suited += [found for found in self.placed(attack).suited(network) if found not in self.attacks]
         return [kind() for kind in kinds] + suited
 
     def _takes(self, attack: Attack, ready: nn.Module, plans: tuple[Plan, ...]) -> bool:
@@ -296,6 +315,11 @@ class Setup:
             **({"iterates": True} if self.iterates else {}),
         }
         return Identity(entries, self.code, index)
+
+
+def _home(kind: type) -> tuple[str, str]:
+    """What a class is called; that of an attack in a process of its own is made anew, under the same name."""
+    return kind.__module__, kind.__qualname__
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:

@@ -89,3 +89,8 @@ class Experiment(BaseModel):
     iterates: bool = Field(
         default=False, description="score the iterate nearest to the truth too, which no attacker can pick"
     )
+    isolate: bool | None = Field(
+        default=None,
+        description="run attacks in a process that no private image enters; no sandbox: same user, same files; "
+        "unset: those given as file.py:Name or package.module:Name",
+    )

@@ -48,3 +48,8 @@ class Frontier(Training):
     images_per_update: int = Field(default=1, ge=1, description="images behind an update that is attacked")
     draws: int = Field(default=1, ge=1, description="draws of untrained weights that are audited")
     memory: float = Field(default=2.0, gt=0, description="GiB that a stack of victims may take")
+    isolate: bool | None = Field(
+        default=None,
+        description="run attacks in a process that no private image enters; no sandbox: same user, same files; "
+        "unset: those given as file.py:Name or package.module:Name",
+    )

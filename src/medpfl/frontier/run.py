@@ -102,10 +102,11 @@ def _known(out: Path) -> dict[str, Any]:
 def _entries(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any]:
     """What tells this frontier from another one; of model, images and weights, each run has its own. No path."""
     paths = ("data", "model", "weights", "validation", "test", "attack", "defense", "limit", "tolerance", "accept_leak")
+    alike = ("isolate",)  # rows are equal either way
     return {
         "frontier": 1,
         "settings": [setting.spec for setting in settings],
-        **experiment.model_dump(exclude=set(paths)),
+        **experiment.model_dump(exclude={*paths, *alike}),
     }
 
 

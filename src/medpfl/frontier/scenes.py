@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from medpfl.auditing.inputs import attacks_of, defenses_of, model_of
+from medpfl.auditing.inputs import attacks_of, defenses_given, defenses_of, model_of
+from medpfl.auditing.isolating import isolating
 from medpfl.core.errors import InputError
 from medpfl.core.experiment import Experiment
 from medpfl.core.frontier import Frontier
@@ -55,7 +56,9 @@ def settings_of(defenses: list[str]) -> list[Setting]:
 
 def check(experiment: Frontier) -> None:
     """Raises `InputError` for what cannot work, as far as that is seen without reading an image."""
-    attacks_of(experiment.attack)
+    model, defenses = model_of(experiment.model), defenses_given(experiment.defense)
+    with isolating(experiment.attack, experiment.isolate, model, defenses) as isolation:
+        attacks_of(isolation.attacks, isolation.worker)
     if experiment.round > experiment.rounds:
         raise InputError(f"--round is {experiment.round}, but a training has {experiment.rounds} rounds")
     if experiment.images is not None and experiment.images < experiment.images_per_update:

@@ -17,6 +17,7 @@ TITLES = {
     "model": "Model",
     "record": "Recorded update",
     "privacy": "Differential privacy",
+    "isolation": "Isolation of attacks",
 }
 
 

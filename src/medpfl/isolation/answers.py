@@ -1,0 +1,248 @@
+"""What the worker answers: it makes attack, model and observation again from what is public, and runs the attack."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import nn
+
+from medpfl.auditing.acting import at_client
+from medpfl.auditing.checkpoint import About as Trained
+from medpfl.auditing.checkpoint import Checkpoint
+from medpfl.auditing.inputs import attacks_of, defenses_of, model_of
+from medpfl.core import progress
+from medpfl.core.drawn import DRAWN
+from medpfl.core.errors import InputError, listed
+from medpfl.core.modules import own_modules
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Attack, Defense, Model
+from medpfl.core.sources import modules_of
+from medpfl.core.trace import tracing
+from medpfl.core.types import Weights
+from medpfl.federated.ready import prepare
+from medpfl.federated.server import observation
+from medpfl.isolation.pipes import Pipe
+from medpfl.isolation.protocol import (
+    Message,
+    packed,
+    plan_in,
+    received_from,
+    told_reconstruction,
+    told_weights,
+    unpacked,
+    weights_from,
+)
+
+__all__ = ["Answers"]
+
+_APART = 0.1
+"""Seconds between two words on progress."""
+_MOMENTS = ("check", "suited", "prepare")
+
+
+class Answers:
+    """Reads requests and answers them, one after the other.
+
+    Args:
+        pipe: to the parent.
+        folder: the parent's working directory, where ``package.module:Name`` may be.
+        numerics: see `medpfl.isolation.parent.numerics`.
+    """
+
+    def __init__(self, pipe: Pipe, folder: str, numerics: dict[str, Any]) -> None:
+        self.pipe, self.folder = pipe, folder
+        self.attacks: list[Attack] = []
+        self._known: dict[str, Callable[[Message], Message]] = {
+            "build": self._build,
+            "modules": self._modules,
+            "check": self._check,
+            "suited": self._suited,
+            "prepare": self._prepare,
+            "attack": self._attack,
+        }
+        _set(numerics)
+
+    def answer(self) -> None:
+        """Reads one request, and sends the answer, or what was raised.
+
+        Raises:
+            EOFError: the parent is gone.
+        """
+        request = unpacked(*self.pipe.receive())
+        try:
+            made = self._known[request.head["do"]](request)
+            frame = packed(made)
+        except BaseException as error:  # a stranger's code may also call sys.exit
+            frame = packed(Message(_told(error), {}))
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # which the stranger's code may have replaced or closed
+                stream.flush()
+        self.pipe.send(*frame)
+
+    def _build(self, request: Message) -> Message:
+        with self._at_home():
+            (attack,) = attacks_of([request.head["spec"]])
+        return Message({"about": self._about(attack)}, {})
+
+    def _modules(self, request: Message) -> Message:
+        loaded = [sys.modules[name] for name in own_modules() if name in sys.modules]
+        found = {name: digest for part in (self._named(request), *loaded) for name, digest in modules_of(part).items()}
+        return Message({"modules": found}, {})
+
+    def _check(self, request: Message) -> Message:
+        head, weights = request.head, weights_from(request.tensors)
+        plans = tuple(map(plan_in, head["plans"]))
+        network = self._network(head["scene"], weights, plans[0])
+        self._named(request).check(network, plans, tuple(head["image_shape"]))
+        return Message({}, {})
+
+    def _suited(self, request: Message) -> Message:
+        network = self._network(request.head["scene"], weights_from(request.tensors))
+        return Message({"found": [self._about(one) for one in self._named(request).suited(network)]}, {})
+
+    def _prepare(self, request: Message) -> Message:
+        network = self._network(request.head["scene"], weights_from(request.tensors))
+        before = _layers(network)
+        changed = self._named(request).prepare(network)
+        if not isinstance(changed, nn.Module) or _layers(changed) != before:
+            raise InputError(
+                f"{self._named(request)!r} changes the layers of the model that an active server sends, and a process "
+                "of its own can only choose its weights: --no-isolate runs the attack in the audit's own process"
+            )
+        return Message({}, told_weights(Weights.of(changed)))
+
+    def _attack(self, request: Message) -> Message:
+        head, scene = request.head, request.head["scene"]
+        state = request.tensors.pop("generator")
+        received = received_from(request, torch.device(scene["device"]))
+        network = self._network(scene, received.weights, received.plans[0])
+        seen = observation(network, received, self._defense(scene["told"]))
+        generator = torch.Generator()
+        generator.set_state(state)
+        with tracing(head["most"]), progress.listening(_Says(self.pipe)):
+            made = self._named(request)(seen, generator)
+        return told_reconstruction(made)
+
+    def _named(self, request: Message) -> Attack:
+        return self.attacks[request.head["attack"]]
+
+    def _about(self, attack: Attack) -> dict[str, Any]:
+        self.attacks.append(attack)
+        kind = type(attack)
+        return {
+            "number": len(self.attacks) - 1,
+            "spec": repr(attack),
+            "name": kind.__name__,
+            "module": kind.__module__,
+            "qualname": kind.__qualname__,
+            "doc": (kind.__doc__ or "")[:1000],
+            "overrides": [name for name in _MOMENTS if getattr(kind, name) is not getattr(Attack, name)],
+        }
+
+    def _network(self, scene: dict[str, Any], weights: Weights, plan: Plan | None = None) -> nn.Module:
+        """The network with its weights, made ready for a plan if there is one."""
+        made, defense = self._made(scene["model"]), self._defense(scene["layers"])
+        network = made() if callable(made) else made.build(tuple(scene["image_shape"]), scene["classes"], 0)
+        network = network.to(scene["device"])
+        if plan is not None:
+            network, _ = defense.model(network, defense.init(), torch.Generator().manual_seed(0))
+            network = prepare(network, plan)
+        _fill(network, weights)
+        return network
+
+    def _made(self, recipe: dict[str, Any]) -> Model | Callable[[], nn.Module]:
+        if "trained" in recipe:
+            about = Trained(**{**recipe["trained"], "image_shape": tuple(recipe["trained"]["image_shape"])})
+            return Checkpoint(None, about).layers  # type: ignore[arg-type]  (its weights come with the request)
+        with self._at_home():
+            return model_of(recipe["spec"])
+
+    def _defense(self, spec: str) -> Defense:
+        with self._at_home():
+            return at_client(defenses_of([spec])[-1])
+
+    @contextlib.contextmanager
+    def _at_home(self) -> Iterator[None]:
+        """Within it, modules are found as from the parent's working directory."""
+        sys.path.insert(0, self.folder)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ValueError):
+                sys.path.remove(self.folder)
+
+
+class _Says:
+    """Tells the parent how far the attack is, now and then."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe, self.latest = pipe, 0.0
+
+    def __call__(self, share: float) -> None:
+        now = monotonic()
+        if now - self.latest >= _APART:
+            self.latest = now
+            self.pipe.send(*packed(Message({"progress": float(share)}, {})))
+
+
+def _fill(network: nn.Module, weights: Weights) -> None:
+    """Puts the weights into a network that was made again, in place.
+
+    Raises:
+        InputError: it is not the network that they are of.
+    """
+    given = {**weights.buffers, **weights.parameters}
+    parameters = dict(network.named_parameters())
+    own = {**parameters, **dict(network.named_buffers())}
+    problems = [f"{k}: only where it was made again" for k in own if k not in given and not k.endswith(DRAWN)]
+    problems += [f"{k}: not where it was made again" for k in weights.parameters if k not in parameters]
+    problems += [
+        f"{k}: {tuple(t.shape)} {t.dtype}, then {tuple(own[k].shape)} {own[k].dtype}"
+        for k, t in given.items()
+        if k in own and (own[k].shape != t.shape or own[k].dtype != t.dtype)
+    ]
+    if problems:
+        raise InputError(
+            "the model is not the same when it is made again, as an attack in a process of its own needs it "
+            f"(--no-isolate runs it in the audit's own process):{listed(sorted(problems))}"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in given:
+                tensor.copy_(given[name])
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in weights.parameters)
+
+
+def _layers(network: nn.Module) -> list[Any]:
+    """What of a network is not weights, as far as it can be told."""
+    layers = [(name, type(layer), layer.extra_repr(), layer.training) for name, layer in network.named_modules()]
+    weights = Weights.of(network)
+    return [*layers, *weights.parameters, *weights.buffers]
+
+
+def _set(numerics: dict[str, Any]) -> None:
+    torch.set_num_threads(numerics["threads"])
+    torch.set_default_dtype(getattr(torch, numerics["dtype"]))
+    torch.set_float32_matmul_precision(numerics["matmul"])
+    torch.use_deterministic_algorithms(numerics["deterministic"])
+    cudnn = torch.backends.cudnn
+    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = numerics["cudnn"]
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    """What was raised, in words."""
+    text = str(error)
+    kind = "input" if isinstance(error, InputError) else "other"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        kind = "memory"
+    elif not isinstance(error, Exception):
+        text = f"it raised {type(error).__name__}({text})"
+    where = "".join(traceback.format_exception(error))
+    return {"error": kind, "text": text or type(error).__name__, "trace": "" if kind == "input" else where}

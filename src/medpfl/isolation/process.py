@@ -1,0 +1,160 @@
+"""Starts and ends the process that attacks run in, and passes on what it prints."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from pathlib import Path
+from threading import Thread
+from time import monotonic
+from typing import IO
+
+from medpfl.core.errors import InputError
+from medpfl.isolation.pipes import Pipe
+
+__all__ = ["FOLDER", "Process"]
+
+FOLDER = "medpfl-isolated-"
+"""How the name of its working directory begins."""
+_KEPT = (
+    "PATH", "LANG", "LANGUAGE", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED", "PYTHONUTF8",
+)  # fmt: skip
+_KEPT_STARTS = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_")
+_GRACE = 1.0
+"""Seconds that it has to end by itself."""
+_MOST = (1 << 20, 1 << 32)
+"""Bytes of a header and of the tensors of an answer."""
+_LINES, _WIDTH = 200, 500
+"""Lines that are passed on, and characters of one."""
+
+
+class Process:
+    """A Python process that knows of the one that started it only what goes through its pipe.
+
+    It starts with none of its parent's memory, a few variables of its environment, an empty working directory, and no
+    open file but the pipe. It leads a process group of its own, so that what it starts ends with it.
+
+    Args:
+        module: what it runs, as ``python -m`` does.
+    """
+
+    def __init__(self, module: str) -> None:
+        self.name = "attack"
+        self.last: deque[str] = deque(maxlen=3)
+        self._folder = tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True)
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module], stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, close_fds=True,
+                cwd=self._folder.name, env=_environment(self._folder.name), start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            self._folder.cleanup()
+            raise InputError(
+                f"no process can be started for your own attack ({error.strerror}): --no-isolate runs it in this one"
+            ) from error
+        given, answers, printed = self._process.stdin, self._process.stdout, self._process.stderr
+        assert given is not None
+        assert answers is not None
+        assert printed is not None
+        self._ends: tuple[IO[bytes], ...] = (given, answers, printed)
+        self.pipe = Pipe(answers.fileno(), given.fileno(), lambda: self._process.poll() is None, _MOST)
+        self._speaker = Thread(target=self._pass_on, args=(printed.fileno(),), daemon=True)
+        self._speaker.start()
+
+    @property
+    def number(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether `end` was called."""
+        return self._ends[1].closed
+
+    def end(self, grace: float = _GRACE) -> None:
+        """Ends the process and what it started, and removes its directory; a second call does nothing.
+
+        Args:
+            grace: seconds that it has to end by itself.
+        """
+        given, answers, printed = self._ends
+        if self.ended:
+            return
+        given.close()  # which it takes for the end
+        with contextlib.suppress(OSError):
+            _drained(answers.fileno(), grace)
+        self._kill()
+        self._process.wait()
+        self._speaker.join(_GRACE)
+        answers.close()
+        if not self._speaker.is_alive():
+            printed.close()
+        self._folder.cleanup()
+
+    def how_it_ended(self) -> str:
+        """Why no answer came, for a person."""
+        try:
+            status = self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            return "it closed the connection to the audit"
+        self._speaker.join(_GRACE)
+        said = f" (it printed: {' / '.join(self.last)})" if self.last else ""
+        if status >= 0:
+            return f"its process ended with status {status} before it answered{said}"
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+        hint = "; if it ran out of memory, lower --memory, --batch-size or --size" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}{said}"
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _pass_on(self, printed: int) -> None:
+        """Prints what the process prints, line by line, under the name of the attack; no control characters."""
+        count, rest = 0, b""
+        with contextlib.suppress(OSError, ValueError):
+            while part := os.read(printed, 1 << 16):
+                *lines, rest = (rest + part).split(b"\n")
+                rest = rest[-_WIDTH * 4 :]
+                for line in lines:
+                    count += 1
+                    self._show(line, count)
+            if rest:
+                self._show(rest, count + 1)
+
+    def _show(self, line: bytes, count: int) -> None:
+        text = "".join(c if c.isprintable() else " " for c in line.decode(errors="replace"))[:_WIDTH].rstrip()
+        if text:
+            self.last.append(text)
+        if count <= _LINES:
+            print(f"[{self.name}] {text}", file=sys.stderr, flush=True)
+        elif count == _LINES + 1:
+            print(f"[{self.name}] prints more than {_LINES} lines; the rest is not shown", file=sys.stderr, flush=True)
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """What it needs to find Python, its libraries, the language and the number of threads."""
+    kept = {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_STARTS)}
+    places = [str(Path(place).absolute()) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    ours = Path(__file__).absolute().parents[2]
+    if ours.name not in ("site-packages", "dist-packages"):
+        places.append(str(ours))  # not installed: found by what this process has in sys.path
+    return {**kept, "TMPDIR": folder, **({"PYTHONPATH": os.pathsep.join(places)} if places else {})}
+
+
+def _drained(answers: int, seconds: float) -> None:
+    """Reads what is left of a pipe up to its end, for some seconds at most."""
+    until, poll = monotonic() + seconds, select.poll()
+    poll.register(answers, select.POLLIN)
+    while (left := until - monotonic()) > 0:
+        if poll.poll(left * 1000) and not os.read(answers, 1 << 20):
+            return

@@ -1,0 +1,80 @@
+"""The process that a user's own attacks run in: ``python -m medpfl.isolation.worker``, started by an audit.
+
+It has the standard streams out of the way before anything that might print is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import sys
+import traceback
+from pathlib import Path
+from threading import Thread
+
+from medpfl.isolation.pipes import Pipe
+from medpfl.isolation.process import FOLDER
+from medpfl.isolation.system import active, harden
+
+__all__ = ["main"]
+
+_PAUSE = 1000
+"""Milliseconds between two looks at whether the parent still is the parent."""
+
+
+def main() -> None:
+    """Answers requests until the parent is gone."""
+    folder, parent = Path.cwd(), os.getppid()
+    pipe = _pipe()
+    Thread(target=_watch, args=(pipe.source, parent, folder), daemon=True).start()
+    harden()
+    system = active()
+    try:
+        head, _ = pipe.receive()
+        sys.path[:] = head["path"]
+        from medpfl.isolation.answers import Answers
+
+        answers = Answers(pipe, head["folder"], head["numerics"])
+        pipe.send({"system": system, "tensors": []})
+        while True:
+            answers.answer()
+    except EOFError:
+        _leave(folder)
+    except BaseException:
+        with contextlib.suppress(Exception):  # there may be nobody left to read it
+            traceback.print_exc()
+            sys.stderr.flush()
+        _leave(folder, 1)
+
+
+def _pipe() -> Pipe:
+    """The pipe to the parent, moved away from the standard streams: what is printed goes where errors go."""
+    source, sink = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  (it is a file)
+    return Pipe(source, sink)
+
+
+def _watch(source: int, parent: int, folder: Path) -> None:
+    """Ends the process as soon as the parent is gone, whatever an attack is doing at that time."""
+    poll = select.poll()
+    poll.register(source, 0)  # that the other end is closed is always told
+    while not poll.poll(_PAUSE) and os.getppid() == parent:
+        pass
+    _leave(folder)
+
+
+def _leave(folder: Path, status: int = 0) -> None:
+    """Removes the working directory and ends at once, without what an attack may have left to be done at the end."""
+    if folder.name.startswith(FOLDER):
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

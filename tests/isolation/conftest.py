@@ -1,0 +1,31 @@
+"""One process for the attacks of all tests that leave it alive: it takes seconds to start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from medpfl.isolation.parent import Worker
+
+
+@pytest.fixture(scope="session")
+def worker() -> Iterator[Worker]:
+    """The process itself."""
+    made = Worker()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shared(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """Audits take the one process, and leave it alive."""
+
+    @contextmanager
+    def lent(every: bool) -> Iterator[Worker]:
+        worker.every = every
+        yield worker
+
+    monkeypatch.setattr("medpfl.auditing.isolating.started", lent)
+    return worker
