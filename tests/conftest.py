@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,11 @@ def folder(tmp_path: Path) -> Path:
 def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes long on a busy machine must not print more than elsewhere."""
     monkeypatch.setattr("medpfl.auditing.watch.APART", float("inf"))
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Presses Ctrl-C. A job in the background of a shell ignores it, so that Python's own handler is put there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 import torch
 from audit_cases import Answers, some_images
@@ -106,7 +104,7 @@ def test_a_network_of_one_class_of_data():
         check_network(network, torch.rand(3, 1, 2, 2), 3, Plan())
 
 
-def test_what_strangers_raise_is_explained():
+def test_what_strangers_raise_is_explained(ctrl_c):
     with pytest.raises(InputError, match=r"^it broke: KeyError$|^it broke: 'a'$"), explained("it broke"):
         raise KeyError("a")
     with pytest.raises(InputError, match=r"^it broke: ValueError$"), explained("it broke"):
@@ -117,7 +115,7 @@ def test_what_strangers_raise_is_explained():
         with pytest.raises(InputError, match="lower --memory, --batch-size or --size"), explained("it broke"):
             raise error
     with pytest.raises(KeyboardInterrupt), explained("it broke"):
-        signal.raise_signal(signal.SIGINT)
+        ctrl_c()
 
 
 def test_what_only_the_server_does_is_not_done_at_the_client():

@@ -255,7 +255,7 @@ class Rows(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.rows, self.last = nn.LSTM(12, 6, batch_first=True), nn.Linear(6, 2)
+        self.rows, self.last = nn.LSTM(12, 6, batch_first=True), nn.Linear(6, 4)
 
     def forward(self, x):
         return self.last(self.rows(x[:, 0])[0][:, -1])
@@ -273,7 +273,7 @@ def test_a_recurrent_model_is_checked_as_it_is_audited():
 def test_a_wrapped_model_is_the_network_inside(wrap):
     def network():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Flatten(), nn.Linear(144, 2))
+        return nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
 
     plain, wrapped = (check_model(one, SHAPE) for one in (network(), wrap(network())))
     assert wrapped.model == plain.model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from dataclasses import dataclass, replace
 
 import pytest
@@ -62,7 +61,7 @@ def test_the_seed_repeats_it_and_another_does_not():
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
-def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(defense, tmp_path, monkeypatch):
+def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(defense, tmp_path, monkeypatch, ctrl_c):
     options = {"defense": defense, "server_momentum": 0.5, "fraction": 0.7, "clients": 3, "seed": 3}
     whole = small(out=tmp_path / "runs" / "whole", **options)
     out, played, play = tmp_path / "runs" / "stopped", [], Trainer._play
@@ -71,7 +70,7 @@ def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(defense, tmp_
         done = play(self, number, work)
         played.append(number)
         if len(played) in (2, 4):
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
         return done
 
     monkeypatch.setattr(Trainer, "_play", stop)

@@ -52,17 +52,17 @@ def test_an_input_error_passes_unchanged():
         raise InputError("mine")
 
 
-def test_ctrl_c_stays_what_it_is():
+def test_ctrl_c_stays_what_it_is(ctrl_c):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), explained("the outer"), explained("the inner"):
-        signal.raise_signal(signal.SIGINT)
+        ctrl_c()
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_that_a_stranger_turns_into_success_is_an_interrupt():
+def test_ctrl_c_that_a_stranger_turns_into_success_is_an_interrupt(ctrl_c):
     def attack():
         try:
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
         except KeyboardInterrupt:
             sys.exit(0)
 

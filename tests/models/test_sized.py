@@ -84,7 +84,8 @@ def test_a_user_s_function_is_called_once(tmp_path):
     (tmp_path / "counted.py").write_text(
         f"from torch import nn\n"
         f"def make(num_classes):\n"
-        f"    open({str(calls)!r}, 'a').write('x')\n"
+        f"    with open({str(calls)!r}, 'a') as file:\n"
+        f"        file.write('x')\n"
         f"    return nn.Linear(3, num_classes)\n"
     )
     network = built(UserModel(str(tmp_path / "counted.py"), "make"), SHAPE, 2, 0)
