@@ -402,14 +402,18 @@ def test_left_out_images_are_noted(folder):
 # --- attacks, defenses and models that misbehave --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ended", ["nonfinite", "converged"])
-def test_guesses_that_are_no_numbers_are_nonfinite_and_inconclusive(folder, tmp_path, ended):
-    attack, out = Answers(float("nan"), ended), tmp_path / "runs" / "a"
+def test_guesses_that_are_no_numbers_are_nonfinite_and_inconclusive(folder, tmp_path):
+    attack, out = Answers(float("nan"), "nonfinite"), tmp_path / "runs" / "a"
     report = tiny(folder, attacks=[attack], defenses=["LaplaceNoise"], out=out)
     for cell in report.summary:
         assert "nonfinite" in cell["flags"]
         assert (cell["verdict"], cell["nonfinite"], cell["asr"]) == (INCONCLUSIVE, 1.0, 0.0)
     assert "NaN" not in (out / "findings.jsonl").read_text()
+
+
+def test_guesses_that_are_no_numbers_and_are_not_said_to_be_are_an_error(folder):
+    with pytest.raises(InputError, match=r"^Answers\(value=nan\) returned guesses that are not finite"):
+        tiny(folder, attacks=[Answers(float("nan"))])
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError, IndexError, AssertionError])
