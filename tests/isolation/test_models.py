@@ -1,0 +1,37 @@
+"""The model of a training's round, and a recorded update, reach an isolated attack as weights and settings."""
+
+from __future__ import annotations
+
+import torch
+from isolated_cases import HONEST, audited, file_of, plain, some_images
+
+from medpfl import Batch, Plan, Record, Weights, train
+from medpfl.defenses import NoDefense
+from medpfl.federated.client import client_round
+from medpfl.federated.ready import prepare
+from medpfl.models import LeNet
+
+
+def test_a_checkpoint(tmp_path, shared):
+    attack, place = f"{file_of(tmp_path, 'honest', HONEST)}:Honest", tmp_path / "training"
+    train("MLP((4,))", some_images(12), defense="PRECODE(width=4)", rounds=1, out=place, size=16)
+    options = {"model": str(place / "round-1")}
+    apart = audited([attack], out=tmp_path / "runs" / "apart", **options)
+    here = audited([attack], out=tmp_path / "runs" / "here", isolate=False, **options)
+    assert apart.settings["isolation"]["in a process of their own"]
+    assert plain(apart) == plain(here)
+
+
+def test_a_record(tmp_path, shared):
+    attack = f"{file_of(tmp_path, 'honest', HONEST)}:Honest"
+    plan, images = Plan(), some_images(1)
+    model = LeNet("idlg").build((1, 16, 16), 2, 5)
+    weights, batch = Weights.of(model), Batch(images.images, images.labels)
+    played = client_round(prepare(model, plan), weights, batch, plan, NoDefense(), {}, torch.Generator().manual_seed(0))
+    Record(played.sent, plan, weights, (1, 16, 16), None, "TopK(keep=0.9)").save(tmp_path / "one.safetensors")
+    options = {"data": str(tmp_path / "one.safetensors"), "truth": images}
+    apart = audited([attack], out=tmp_path / "runs" / "apart", **options)
+    here = audited([attack], out=tmp_path / "runs" / "here", isolate=False, **options)
+    assert apart.settings["isolation"]["in a process of their own"]
+    assert plain(apart) == plain(here)
+    assert {row.knows_defense for row in apart.rows if row.defense == "Recorded()"} == {False, True}
