@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medpfl.core.decoding import decoded_all
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
@@ -54,6 +55,9 @@ def observe(
 ) -> Observation:
     """V clients' rounds as the adversary sees them: what is on the wire, and what `threat` grants, no more.
 
+    Under the grant ``defense``, the maps that the defense discloses are undone here, once, wherever they can be (see
+    `medpfl.core.decoding`): no attack can read a tensor in which they are not.
+
     Args:
         model: as the client prepared it (the architecture is public).
         weights: the global model of the round.
@@ -74,12 +78,12 @@ def observe(
             f"{defense!r}: the server gets a sum over clients and no update of one client: see observe_sums"
         )
     sent = [r.sent for r in rounds]
-    channel = Channel.stack([defense.disclose(update, plan) for update in sent]) if "defense" in threat else None
+    update, channel = _decoded(sent, plan, threat, defense)
     orders = [r.draws.order for r in rounds if r.draws.order is not None]
     masks = [r.draws.masks for r in rounds if r.draws.masks]
     return Observation(
         model=model,
-        views=(View(weights, (plan,), Update.stack(sent), channel),),
+        views=(View(weights, (plan,), update, channel),),
         image_shape=image_shape,
         num_classes=num_classes,
         label_shape=label_shape,
@@ -108,18 +112,27 @@ def observe_sums(
             only what is granted is passed on: labels (V, K * N), client after client, orders and masks.
     """
     means, clients = [update for update, _ in sums], [list(rounds) for _, rounds in sums]
-    channel = Channel.stack([defense.disclose(update, plan) for update in means]) if "defense" in threat else None
+    update, channel = _decoded(means, plan, threat, defense)
     labels = [torch.cat([r.batch.labels for r in rounds]) for rounds in clients]
     orders = [stacked for rounds in clients if (stacked := _orders(rounds)) is not None]
     masks = [stack_tensors([r.draws.masks for r in rounds]) for rounds in clients if rounds[0].draws.masks]
     return Observation(
         model=model,
-        views=(View(weights, (plan,) * len(clients[0]), Update.stack(means), channel),),
+        views=(View(weights, (plan,) * len(clients[0]), update, channel),),
         image_shape=image_shape,
         num_classes=num_classes,
         label_shape=label_shape,
         **_granted(threat, labels, orders, masks, auxiliary),
     )
+
+
+def _decoded(
+    sent: Sequence[Update], plan: Plan, threat: ThreatModel, defense: Defense
+) -> tuple[Update, Channel | None]:
+    """The stacked updates as sent; under the grant ``defense``, decoded, and what remains of the channel."""
+    if "defense" not in threat:
+        return Update.stack(sent), None
+    return decoded_all(sent, [defense.disclose(update, plan) for update in sent])
 
 
 def _granted(
