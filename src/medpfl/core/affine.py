@@ -1,4 +1,4 @@
-"""Public maps of an update, found out by probing: which coordinate each sent coordinate reads, times what, plus what."""
+"""Public maps of an update, found by probing: which coordinate each sent one reads, times what, plus what."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DIGIT = 1024
 _AGREEMENT = 1e-6
 """Relative difference up to which two results are equal: functions may compute in float32."""
 
-_SCALES = (2.0**-10, 1.0, 2.0**10)
+_SCALES = (2.0**-20, 1.0, 2.0**10, 2.0**40)
 """Sizes of the probes, against the update's own: clipping and rounding are linear at some sizes only."""
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
+from scipy.sparse.linalg import LinearOperator, lsqr
 from torch import Tensor
 
 from medpfl.core.affine import Monomial, Probed, flattened, linear, monomial_of, unflattened
@@ -146,7 +147,7 @@ class _Read:
         self.error = None if channel.bounds is None else flattened(channel.bounds)
         self.reads = total.scale != 0
         self.count = torch.bincount(total.source[self.reads], minlength=len(self.sent))
-        self.once = self.count.max() <= 1
+        self.once = bool(self.count.max() <= 1)
 
     def pair(self, rest: bool) -> tuple[Update, Channel] | None:
         """The estimate and what remains; ``None`` where the estimate does not explain what was sent."""
@@ -246,24 +247,21 @@ def _solved(dense: Probed, update: Update, channel: Channel) -> tuple[Update, Ch
 
 def _solver(dense: Probed) -> Callable[[Tensor], Tensor]:
     """Least squares of the map's linear part by LSQR (Paige and Saunders 1982), without its matrix."""
-    from scipy.sparse.linalg import LinearOperator, lsqr
-
     device = dense.shift.device
-    zeros = torch.zeros_like(dense.shift)
-    pull = cast("Callable[[Tensor], tuple[Tensor]]", torch.func.vjp(dense, zeros)[1])
+    pull = cast("Callable[[Tensor], tuple[Tensor]]", torch.func.vjp(dense, torch.zeros_like(dense.shift))[1])
 
-    def forward(values: object) -> object:
-        with torch.no_grad():
-            return (dense(torch.as_tensor(values).flatten().to(device)) - dense.shift).cpu().numpy()
+    class Linear(LinearOperator):
+        def _matvec(self, x: Any) -> Any:
+            with torch.no_grad():
+                return (dense(torch.as_tensor(x).flatten().to(device)) - dense.shift).cpu().numpy()
 
-    def back(values: object) -> object:
-        with torch.no_grad():
-            return pull(torch.as_tensor(values).flatten().to(device))[0].cpu().numpy()
+        def _rmatvec(self, x: Any) -> Any:
+            with torch.no_grad():
+                return pull(torch.as_tensor(x).flatten().to(device))[0].cpu().numpy()
 
-    operator = LinearOperator((dense.size, dense.size), matvec=forward, rmatvec=back, dtype="float64")
+    operator, tolerance = Linear("float64", (dense.size, dense.size)), max(1e-14, dense.epsilon)
 
     def solve(right: Tensor) -> Tensor:
-        tolerance = max(1e-14, dense.epsilon)
         found = lsqr(operator, right.cpu().numpy(), atol=tolerance, btol=tolerance, iter_lim=_ITERATIONS)[0]
         return torch.as_tensor(found).to(device)
 
