@@ -101,6 +101,13 @@ def test_the_reader_of_imports_sees_every_way_to_import(source, file, found):
     assert imports(source, SOURCE / file) == found
 
 
+def test_an_attack_that_picks_a_tensor_of_an_update_by_name_learns_which_coordinates_were_sent():
+    """`View.read` says so; a whole update goes to the objective with its precision, or to an analytic attack."""
+    for path in FILES:
+        if home(path) == "attacks":
+            assert "update.tensors[" not in path.read_text(), path
+
+
 def test_no_drawer_for_everything():
     bad = [p for p in FILES if p.stem in ("utils", "util", "helpers", "common") or p.stem.startswith(("base_", "cfg"))]
     assert not bad

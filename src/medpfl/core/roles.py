@@ -99,7 +99,8 @@ class Defense(Part):
             sent: the update that left the client, after all parts of the defense.
             plan: of the client.
             before: what the parts before this one disclose; the result is that, followed by this part's
-                own (`Channel.then`). Where later parts change the update, it is an approximation.
+                own (`Channel.then`). Where later parts change the update in a way that cannot be undone, it is an
+                approximation.
         """
         from medpfl.core.types import Channel
 
