@@ -113,6 +113,13 @@ def test_nobody_imports_the_program_that_attacks_run_in():
             assert "isolation.answers import" not in path.read_text(), path
 
 
+def test_an_attack_that_picks_a_tensor_of_an_update_by_name_learns_which_coordinates_were_sent():
+    """`View.read` says so; a whole update goes to the objective with its precision, or to an analytic attack."""
+    for path in FILES:
+        if home(path) == "attacks":
+            assert "update.tensors[" not in path.read_text(), path
+
+
 def test_no_drawer_for_everything():
     bad = [p for p in FILES if p.stem in ("utils", "util", "helpers", "common") or p.stem.startswith(("base_", "cfg"))]
     assert not bad

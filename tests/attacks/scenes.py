@@ -43,7 +43,7 @@ def scene(
     defense = defense or NoDefense()
     ready, weights = prepare(network, plan), Weights.of(network)
     rounds = [
-        client_round(ready, weights, Batch(x, y), plan, defense, {}, torch.Generator().manual_seed(v))
+        client_round(ready, weights, Batch(x, y), plan, defense, defense.init(), torch.Generator().manual_seed(v))
         for v, (x, y) in enumerate(zip(images, labels, strict=True))
     ]
     return observe(

@@ -36,7 +36,9 @@ class APRIL(Attack):
     patches by a convolution with as many channels as patches or more and adds a learned position to each (ViTs of
     torchvision, timm and MONAI, and what is built on them, images and volumes): else `InputError` with the reason.
     Noise on the update is seen in what no patches explain, and weighed against pixels of mean 0.5 and deviation 0.3.
-    What a channel discloses is not used: one common factor cancels, all else counts as noise.
+    Public maps that the defense discloses (orders, signs, scalings, rotations) are undone before the attack sees the
+    update (`medpfl.core.decoding`). What else a channel says is not used: one common factor cancels, the rest counts
+    as noise, and a coordinate that was not sent as a gradient of zero.
     """
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:

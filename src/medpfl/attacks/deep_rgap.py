@@ -57,7 +57,9 @@ class DeepRGAP(Attack):
     most 64 pixels a side. Else it raises `InputError` before it starts, with the layer and the reason. It reads through
     float32's rounding, and not through noise: what cannot be read of an update is left to the search, which then finds
     something else, and that shows in `Reconstruction.loss`.
-    What a channel discloses is not used: one common factor (clipping) cancels, all else counts as noise.
+    Public maps that the defense discloses (orders, signs, scalings, rotations) are undone before the attack sees the
+    update (`medpfl.core.decoding`). What else a channel says is not used: one common factor (clipping) cancels, the
+    rest counts as noise, and a coordinate that was not sent as a gradient of zero.
 
     Attributes:
         steps: of the search, at most.

@@ -56,6 +56,10 @@ class LastLayer(Labels):
     gradient is the mean of p - y; with p as the model predicts it on dummy images it gives the count of each class,
     rounded to N in all (Geng et al. 2021, arXiv:2110.09074). Without a bias, the rows' sums stand for it, divided by
     the sum of the layer's mean input. Masks are optimized with the images: a gradient holds one number a class.
+
+    Where a channel says that entries were not sent (a mask), the rows of the weight stand for entries of the bias, and
+    entries of which nothing was sent share what the others lack to a sum of zero. Parts of a channel that could not
+    be undone (clipping, quantization) are not accounted for: what is read is the value as it was sent.
     """
 
     def infer(self, seen: Observation, dummy: Tensor) -> Tensor | None:
@@ -67,10 +71,22 @@ class LastLayer(Labels):
             return _against_all(mean_gradient(seen, weight).flatten(2))
         rows = _row_gradient(seen, dummy)
         if seen.num_images == 1:
-            return rows.argmin(1, keepdim=True)
+            return self._of_one(seen, rows)
         expected = _mean_probability(seen, dummy)
         counts = (seen.num_images * (expected - rows)).clamp(min=0)
         return torch.stack([_round(c, seen.num_images) for c in counts])
+
+    def _of_one(self, seen: Observation, rows: Tensor) -> Tensor:
+        """Classes (V, 1) of one image each, by the estimate (V, K) of the bias gradient, or, where not all of that was
+        sent, by the rows of the weight.
+        """
+        classes = rows.argmin(1, keepdim=True)
+        weight, bias = last_layer(seen)
+        if weight is None or bias is None or seen.num_classes < 3:
+            return classes
+        others, gaps = mean_gradient(seen, weight).flatten(2), mean_gradient(seen, bias).isnan().any(1)
+        gaps = gaps & ~others.isnan().flatten(1).all(1)
+        return torch.where(gaps[:, None], _against_all(others), classes)
 
 
 def _round(counts: Tensor, total: int) -> Tensor:
@@ -86,6 +102,7 @@ def _round(counts: Tensor, total: int) -> Tensor:
 
 def _against_all(rows: Tensor) -> Tensor:
     """(V, 1) of rows (V, K, J), which are one vector times p - y each, the one whose factor alone is negative."""
+    rows = rows.nan_to_num()  # of two rows, entries count that both have
     unit = rows / rows.norm(dim=2, keepdim=True).clamp(min=1e-37)
     return (unit @ unit.sum(1)[..., None])[..., 0].argmin(1, keepdim=True)
 
@@ -125,19 +142,22 @@ def _in_proportion(rows: Tensor, vector: Tensor) -> bool:
 
 
 def bias_gradient(seen: Observation) -> Tensor | None:
-    """(V, K) mean gradient of the last layer's bias over the steps of a round; ``None`` without a bias."""
+    """(V, K) mean gradient of the last layer's bias over the steps of a round, NaN where it was not sent; ``None``
+    without a bias.
+    """
     bias = last_layer(seen)[1]
     return None if bias is None else mean_gradient(seen, bias)
 
 
 def mean_gradient(seen: Observation, name: str) -> Tensor:
-    """(V, ...) mean gradient of a parameter over the steps of a round, as momentum weighs them.
+    """(V, ...) mean gradient of a parameter over the steps of a round, as momentum weighs them; NaN where not sent.
 
     Of T steps of SGD with momentum m, the gradient of step s counts (1 - m^(T - s)) / (1 - m) times, s from 0; decay
     adds the weights themselves to each, which are taken for those that the round began with.
     """
     view, plan = seen.views[0], seen.views[0].plans[0]  # of several clients, all have one plan
-    sent = view.update.tensors[name]
+    sent, told = view.read(name)
+    sent = torch.where(told, sent, torch.nan)
     if view.update.kind == "gradient":
         return sent
     counts = sum(plan.momentum**k for s in range(plan.steps) for k in range(plan.steps - s))
@@ -145,22 +165,37 @@ def mean_gradient(seen: Observation, name: str) -> Tensor:
 
 
 def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
-    """(V, K) estimate of the bias gradient of the last layer, even if it has no bias."""
-    if (gradient := bias_gradient(seen)) is not None:
-        return gradient
+    """(V, K) estimate of the bias gradient of the last layer, even if it has no bias or not all of it was sent."""
+    rows = bias_gradient(seen)
+    if rows is not None and not rows.isnan().any():
+        return rows
     weight, _ = last_layer(seen)
-    if weight is None:
+    if weight is not None:
+        other = _from_weight(seen, weight, dummy)
+        rows = other if rows is None else torch.where(rows.isnan(), other, rows)
+    if rows is None:
         raise InputError(
             f"labels cannot be inferred: the model has no last layer of {seen.num_classes} rows; "
             "grant the labels, or attack with labels=Joint()"
         )
+    missing = rows.isnan()
+    share = rows.nansum(1, keepdim=True) / missing.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(missing, -share, rows)
+
+
+def _from_weight(seen: Observation, weight: str, dummy: Tensor) -> Tensor:
+    """(V, K) estimate of the bias gradient from the rows of the weight; NaN where nothing of a row was sent."""
     layer, rows = weight.rpartition(".")[0], mean_gradient(seen, weight).flatten(2)
+    told = ~rows.isnan()
+    rows, none = rows.nan_to_num(), ~told.any(2)
     if seen.num_images == 1:
         inputs = _mean_inputs(seen, layer, torch.full_like(dummy[:1], _GRAY))
         if len(inputs) == rows.shape[2]:
-            return rows @ inputs / inputs.square().sum().clamp(min=_TINY)
-    total = _mean_inputs(seen, layer, dummy).sum()
-    return rows.sum(2) / torch.where(total.abs() < _TINY, _TINY, total)
+            sizes = told.to(inputs) @ inputs.square()
+            return (rows @ inputs / sizes.clamp(min=_TINY)).masked_fill(none, torch.nan)
+    inputs = _mean_inputs(seen, layer, dummy)
+    total = told.to(inputs) @ inputs if len(inputs) == rows.shape[2] else inputs.sum().expand(rows.shape[:2])
+    return (rows.sum(2) / torch.where(total.abs() < _TINY, _TINY, total)).masked_fill(none, torch.nan)
 
 
 def _logits(seen: Observation, dummy: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def noise_from_columns(seen: Observation, view: View) -> Tensor | None:
     weight = last_layer(seen)[0]
     if weight is None or any(plan.weight_decay for plan in view.plans):
         return None
-    rows = view.update.tensors[weight].flatten(2)
+    rows = view.read(weight)[0].flatten(2)  # all of it was sent: no channel tells a precision
     # Of two classes, columns may cancel to the last digit: rounding is noise, too.
     rounding = torch.finfo(rows.dtype).eps * rows.abs().flatten(1).amax(1)
     variance = rows.sum(1).square().mean(1) / rows.shape[1]

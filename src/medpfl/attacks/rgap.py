@@ -37,8 +37,10 @@ class RGAP(Attack):
     from the loss; outputs and gradients of a convolution are solved jointly by conjugate gradients, without
     matrices, each equation weighed by its error: the update's noise, as the first layer's lost rank shows it, and
     what comes of it in later layers; inputs are drawn to what they are expected to be, images as natural ones and
-    hidden values as made-up images have them, which decides only what noise leaves open. What a channel discloses
-    is not used: one common factor (clipping) cancels, all else counts as noise.
+    hidden values as made-up images have them, which decides only what noise leaves open.
+    Public maps that the defense discloses (orders, signs, scalings, rotations) are undone before the attack sees the
+    update (`medpfl.core.decoding`). What else a channel says is not used: one common factor (clipping) cancels, the
+    rest counts as noise, and a coordinate that was not sent as a gradient of zero.
 
     Attributes:
         steps: iterations at most of each layer's least squares.

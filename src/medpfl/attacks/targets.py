@@ -64,11 +64,12 @@ def with_spare(model: nn.Module) -> nn.Module:
 
 
 def label_scale(seen: Observation) -> Tensor:
-    """(V,) the largest entry of y - p as the last bias tells it: the unit of label variables; 1 without a bias."""
+    """(V,) the largest entry of y - p as the last bias tells it: the unit of label variables; 1 where it does not."""
     gradient = bias_gradient(seen)
     if gradient is None:
         return next(iter(seen.views[0].update.tensors.values())).new_ones(len(seen))
-    return gradient.abs().amax(1).clamp(min=1e-37)
+    size = gradient.abs().nan_to_num().amax(1).clamp(min=1e-37)
+    return torch.where(gradient.isnan().all(1), 1.0, size)
 
 
 def label_vectors(seen: Observation, classes: Tensor, like: Tensor) -> Tensor:
@@ -104,14 +105,14 @@ def rounded(seen: Observation) -> Tensor:
 
 
 def _told(seen: Observation) -> Tensor | None:
-    """(V, K) the last bias's gradient, where it is p - y of a single image."""
+    """(V, K) the last bias's gradient, where it is p - y of a single image; NaN where it was not sent."""
     return bias_gradient(seen) if seen.num_images == 1 and linear_loss(seen) else None
 
 
 def _readable(gradient: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """(V,) whether p - y (V, K) is all there, and whether the entry of y is rounded, all others being exact.
 
-    Of p - y exactly one entry is negative, and the sum is zero; noise breaks both.
+    Of p - y exactly one entry is negative, and the sum is zero; noise breaks both, and so does an entry that is NaN.
     """
     size, error = gradient.abs().sum(1), gradient.sum(1).abs()
     lowest = (gradient.argmin(1) == label) & (size > 0)

@@ -99,7 +99,8 @@ class Defense(Part):
             sent: the update that left the client, after all parts of the defense.
             plan: of the client.
             before: what the parts before this one disclose; the result is that, followed by this part's
-                own (`Channel.then`). Where later parts change the update, it is an approximation.
+                own (`Channel.then`). Where later parts change the update in a way that cannot be undone, it is an
+                approximation.
         """
         from medpfl.core.types import Channel
 
@@ -184,14 +185,21 @@ class Composed(Defense):
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """From the first part to the last, what makes a sum after all others, each adding its own to those before it.
 
+        Each part is asked of the update as it left that part: what later parts disclose is undone where it can be.
         Nothing of a sum if a part would have to see the single updates to say what it did to them (`settled`).
         """
+        from medpfl.core.decoding import decoded
         from medpfl.core.types import Channel
 
         if self.acts("aggregate") and not self.settled(before is None):
             return before or Channel()
         parts = sorted(self.parts, key=lambda part: part.acts("aggregate"))
-        return reduce(lambda known, part: part.disclose(sent, plan, known), parts, before or Channel())
+        parts = [part for part in parts if part.acts("disclose")]
+        left = [sent]
+        for part in reversed(parts[1:]):
+            left.insert(0, decoded(left[0], part.disclose(left[0], plan, Channel()))[0])
+        asked = zip(parts, left, strict=True) if parts else ()
+        return reduce(lambda known, one: one[0].disclose(one[1], plan, known), asked, before or Channel())
 
     def settled(self, first: bool) -> bool:
         """Whether every part is."""

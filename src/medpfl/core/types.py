@@ -116,15 +116,27 @@ class View:
     Attributes:
         weights: the global model that the clients started from.
         plans: of the K clients in it (K > 1 under secure aggregation).
-        update: stacked over victims.
-        channel: what the defense discloses, stacked; only under the grant ``defense``. Of several clients, its
-            known part is that of each client's update, and precision and bounds are of their mean.
+        update: stacked over victims; with the maps undone that the defense discloses, where they can be.
+        channel: what else the defense discloses, stacked; only under the grant ``defense``, and ``None`` where nothing
+            is left. Of several clients, its known part is that of each client's update, and precision and bounds are
+            of their mean.
     """
 
     weights: Weights
     plans: tuple[Plan, ...]
     update: Update
     channel: Channel | None = None
+
+    def read(self, name: str) -> tuple[Tensor, Tensor]:
+        """The update (V, ...) of a parameter, and which of its coordinates (V, ...) it says anything of.
+
+        It says nothing where a coordinate was not sent: its value is 0 and its precision is 0. A value with a precision
+        of 0 was sent, though nobody knows how the defense changed it: its sign may still tell something.
+        """
+        sent = self.update.tensors[name]
+        if self.channel is None or self.channel.precision is None:
+            return sent, torch.ones_like(sent, dtype=torch.bool)
+        return sent, (self.channel.precision[name] > 0) | (sent != 0)
 
     @property
     def plan(self) -> Plan:

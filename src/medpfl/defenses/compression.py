@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from medpfl.core.decoding import certain
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
@@ -99,9 +100,3 @@ def largest(group: Tensor, keep: float) -> Tensor:
     chosen = torch.zeros_like(group, dtype=torch.bool)
     order = group.abs().argsort(descending=True, stable=True)
     return chosen.index_fill(0, order[: kept_count(keep, len(group))], True)
-
-
-def certain(group: Tensor) -> float:
-    """The precision of values that are known up to the rounding of their dtype; at most 1e30."""
-    rounding = torch.finfo(group.dtype).eps * float(group.double().square().mean().sqrt())
-    return min(rounding**-2, 1e30) if rounding > 1e-15 else 1e30

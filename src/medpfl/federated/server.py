@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medpfl.core.decoding import decoded_all
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
@@ -87,16 +88,18 @@ class Received:
 def observation(model: nn.Module, received: Received, defense: Defense) -> Observation:
     """What an attack gets: a function of what the server received, the model and the defense.
 
+    Where the adversary is told of the defense, the maps that it discloses are undone here, once, wherever they can be
+    (see `medpfl.core.decoding`): no attack can read a tensor in which they are not.
+
     Args:
         model: as the client prepared it (the architecture is public).
         received: of V victims.
         defense: asked for its channel where the adversary is told of it.
     """
-    plan, sent = received.plans[0], received.sent
-    channel = Channel.stack([defense.disclose(update, plan) for update in sent]) if received.told else None
+    update, channel = _decoded(received, defense)
     return Observation(
         model=model,
-        views=(View(received.weights, received.plans, Update.stack(sent), channel),),
+        views=(View(received.weights, received.plans, update, channel),),
         image_shape=received.image_shape,
         num_classes=received.num_classes,
         label_shape=received.label_shape,
@@ -222,6 +225,13 @@ def observe_sums(
         weights, plan, sums, threat, public: as of `receive_sums`.
     """
     return observation(model, receive_sums(weights, plan, sums, threat, **public), defense)
+
+
+def _decoded(received: Received, defense: Defense) -> tuple[Update, Channel | None]:
+    """The stacked updates as sent; where the adversary is told of the defense, decoded, and the rest of the channel."""
+    if not received.told:
+        return Update.stack(received.sent), None
+    return decoded_all(received.sent, [defense.disclose(update, received.plans[0]) for update in received.sent])
 
 
 def _granted(

@@ -1,0 +1,172 @@
+"""Public maps of an update, found by probing: which coordinate each sent one reads, times what, plus what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Monomial", "Probed", "flattened", "linear", "monomial_of", "unflattened"]
+
+_DIGIT = 1024
+"""Indices are read in digits of this base, which are exact in every floating-point type."""
+
+_AGREEMENT = 1e-6
+"""Relative difference up to which two results are equal: functions may compute in float32."""
+
+_SCALES = (2.0**-20, 1.0, 2.0**10, 2.0**40)
+"""Sizes of the probes, against the update's own: clipping and rounding are linear at some sizes only."""
+
+
+def flattened(tensors: Mapping[str, Tensor]) -> Tensor:
+    """All coordinates (D,) in float64, tensor after tensor."""
+    return torch.cat([t.detach().double().flatten() for t in tensors.values()])
+
+
+def unflattened(values: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Coordinates (D,) in the shapes of `like`; the dtype is that of `values`."""
+    parts = values.split([t.numel() for t in like.values()])
+    return {name: part.view(t.shape) for part, (name, t) in zip(parts, like.items(), strict=True)}
+
+
+class Probed:
+    """A function of an update as one of flat coordinates (D,), in float64 where it can be.
+
+    Args:
+        function: from tensors to tensors of the same names and shapes.
+        like: tensors whose names, shapes, device and dtype the function takes.
+
+    Attributes:
+        fits: whether the result has the names and shapes of `like`.
+        epsilon: relative rounding of the dtype in which the function is called.
+    """
+
+    def __init__(self, function: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], like: Mapping[str, Tensor]):
+        self.function, self.like = function, like
+        self.own = next(iter(like.values()))
+        self.size = sum(t.numel() for t in like.values())
+        self.dtype = torch.float64
+        try:
+            made = self._called(self.own.new_zeros(self.size, dtype=self.dtype))
+        except RuntimeError:  # matrices of the function's own do not mix with float64
+            self.dtype = self.own.dtype
+            made = self._called(self.own.new_zeros(self.size))
+        self.fits = {k: t.shape for k, t in made.items()} == {k: t.shape for k, t in like.items()}
+        self.epsilon = torch.finfo(self.dtype).eps
+        self.shift = self._joined(made) if self.fits else self.own.new_zeros(self.size)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The function of coordinates (D,), in float64."""
+        return self._joined(self._called(values.to(self.dtype)))
+
+    def normal(self, generator: torch.Generator) -> Tensor:
+        """Standard normal coordinates (D,) in float64."""
+        return torch.randn(self.size, generator=generator, dtype=torch.float64).to(self.own.device)
+
+    def _called(self, values: Tensor) -> Mapping[str, Tensor]:
+        return self.function(unflattened(values, self.like))
+
+    def _joined(self, made: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([made[name].double().flatten() for name in self.like])
+
+
+@dataclass(frozen=True, eq=False)
+class Monomial:
+    """A map of D coordinates, each result of which reads one coordinate at most: ``scale * x[source] + shift``.
+
+    Permutations, signs, scalings, masks, shifts, copies, and what is composed of them.
+
+    Attributes:
+        scale: (D,) in float64; 0 where the result is the shift alone.
+        source: (D,) the coordinate that is read; 0 where none is.
+        shift: (D,) in float64.
+    """
+
+    scale: Tensor
+    source: Tensor
+    shift: Tensor
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The map of coordinates (D,)."""
+        return self.scale * values[self.source] + self.shift
+
+    def after(self, other: Monomial) -> Monomial:
+        """The other map, then this one."""
+        return Monomial(self.scale * other.scale[self.source], other.source[self.source], self(other.shift))
+
+    @property
+    def trivial(self) -> bool:
+        """Whether it changes nothing."""
+        same = self.source == torch.arange(len(self.source), device=self.source.device)
+        return bool(same.all() and (self.scale == 1).all() and (self.shift == 0).all())
+
+
+def monomial_of(probed: Probed, unit: float) -> Monomial | None:
+    """The map that a function is, as probes tell; ``None`` where it is no such map.
+
+    Args:
+        probed: the function.
+        unit: the size of the coordinates that it is made for.
+    """
+    with torch.no_grad():
+        if not probed.fits or not probed.shift.isfinite().all():
+            return None
+        shift, size = probed.shift, max(unit, float(probed.shift.abs().max()), 1e-30)
+        step = 2.0 ** torch.tensor(size).double().log2().ceil().item()
+        ones = torch.ones_like(shift)
+        scale = _snapped((probed(step * ones) - shift) / step, probed.epsilon * (1 + shift.abs() / step))
+        source = _sources(probed, step, scale)
+        if source is None:
+            return None
+        found = Monomial(scale, source, shift)
+        return found if _confirmed(probed, found, unit) else None
+
+
+def _snapped(scale: Tensor, error: Tensor) -> Tensor:
+    """The nearest numbers in float32, where the difference may be rounding alone; 0 where all of it may be."""
+    scale = torch.where(scale.abs() <= 8 * error, 0.0, scale)
+    near = scale.float().double()
+    return torch.where((scale - near).abs() <= 8 * error * scale.abs().clamp(min=1), near, scale)
+
+
+def _sources(probed: Probed, step: float, scale: Tensor) -> Tensor | None:
+    """(D,) which coordinate each result reads, digit by digit; ``None`` where a result is no digit."""
+    places = torch.arange(probed.size, device=scale.device)
+    source, base, reads = torch.zeros_like(places), 1, scale != 0
+    while base < probed.size:
+        digits = (places // base % _DIGIT).double()
+        told = torch.where(reads, (probed(step * digits) - probed.shift) / (step * scale.where(reads, 1.0)), 0.0)
+        whole = told.round()
+        if not ((told - whole).abs() <= 0.01).all() or whole.min() < 0 or whole.max() >= _DIGIT:
+            return None
+        source, base = source + base * whole.long(), base * _DIGIT
+    return source if source.max() < probed.size else None
+
+
+def _confirmed(probed: Probed, found: Monomial, unit: float) -> bool:
+    """Whether the function is that map of random coordinates of several sizes."""
+    generator = torch.Generator().manual_seed(0)
+    for size in _SCALES:
+        values = unit * size * probed.normal(generator)
+        allowed = _AGREEMENT * ((found.scale * values[found.source]).abs() + probed.epsilon * found.shift.abs() * 1e7)
+        if not ((probed(values) - found(values)).abs() <= allowed).all():
+            return False
+    return True
+
+
+def linear(probed: Probed, unit: float) -> bool:
+    """Whether a function is affine, as probes of several sizes tell: its differences add up and scale."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        if not probed.fits or not probed.shift.isfinite().all():
+            return False
+        one, other = (unit * probed.normal(generator) for _ in range(2))
+        first, second = (probed(values) - probed.shift for values in (one, other))
+        for size in _SCALES:
+            both = (probed(size * (one + other)) - probed.shift) / size
+            error = _AGREEMENT * (first.norm() + second.norm()) + 1e2 * probed.epsilon * probed.shift.norm() / size
+            if not (both - first - second).norm() <= error:
+                return False
+    return True
