@@ -13,9 +13,9 @@ from torch import nn
 from medpfl.auditing.acting import at_client, parts_of
 from medpfl.auditing.probing import Play, Player, Stage, Unusable, apart, disclosed, draw_seed
 from medpfl.auditing.recorded import behind
-from medpfl.auditing.residuals import Residual, finite, is_identity, noise_told, repeated, same
+from medpfl.auditing.residuals import Residual, is_identity, noise_told, repeated, same
 from medpfl.core.plan import Plan
-from medpfl.core.roles import Composed, Defense
+from medpfl.core.roles import Defense
 from medpfl.core.types import Batch, Channel, Tensors
 
 __all__ = ["Disclosure", "probe"]
@@ -130,7 +130,7 @@ def _found(player: Player, seed: int) -> Disclosure:
         plays = _plays(player, seed)
     except Unusable as error:
         # Whether it changes anything is not known without its channel; a defense is not taken for harmless.
-        return Disclosure(True, False, False, False, problems=(f"the disclosure cannot be used: {error}",))
+        return Disclosure(True, False, False, False, problems=(str(error),))
     first, again, others, *scaled = plays
     changes = not all(same(each.sent, each.raw) for each in plays)
     silent = changes and all(map(is_identity, plays))
@@ -202,8 +202,8 @@ def _problems(
         )
     if all(each.blind for each in at_one):
         yield (
-            "it discloses that all coordinates are unknown (precision 0), but they are not zero: an attack that is told "
-            "so uses nothing of the update"
+            "it discloses that all coordinates are unknown (precision 0), but they are not zero: an attack that is "
+            "told so uses nothing of the update"
         )
     if all(each.loose for each in at_one):
         yield "it discloses bounds that are more than 20 times as large as the largest error: they hide what is sent"
@@ -223,7 +223,7 @@ def _size(residuals: Sequence[Residual]) -> str:
         if each.too_small:
             where = f" in '{each.quiet}'" if each.quiet else ""
             return (
-                f"it adds less noise than it discloses{where} (over the update, {each.noise.ratio:.2g} of the disclosed "
+                f"it adds less noise than it discloses{where} (over the update, {each.noise.ratio:.2g} of the told "
                 "deviation): an attack that is told of noise that is not there is weaker than it could be"
             )
     return ""
@@ -249,7 +249,7 @@ def _chained(players: Sequence[Player], seed: int) -> list[str]:
             after = disclosed(player.part, raw, stage.plan, Channel().then(_doubled))
             kept = same(after(raw.tensors), alone(_doubled(raw.tensors)))
         except Unusable as error:
-            problems.append(f"{player.part!r}: the disclosure cannot be used after that of another part: {error}")
+            problems.append(f"{player.part!r}: after another part, {error}")
             continue
         if not kept:
             problems.append(

@@ -25,15 +25,25 @@ from medpfl.federated.ready import prepare
 __all__ = ["STAND_IN", "Play", "Player", "Stage", "Unusable", "apart", "disclosed", "draw_seed"]
 
 STAND_IN = 0.5
-"""Squared distance, over squared norm, of a smooth `apply` from the exact map that it stands for: `Signs` has 0.3 at most,
-a permutation or random signs have 2."""
+"""Squared distance, over squared norm, of a smooth `apply` from the exact map that it stands for, at most: `Signs` has
+0.3, a permutation or random signs have 2."""
 
 _MOST_CLIENTS = 64
 """In the sum that is played: the fewest, from two on, that a defense's own settings allow."""
 
 
-class Unusable(Exception):  # noqa: N818  (it is what is said of a disclosure, and never leaves the probe)
-    """A disclosure that no attack could use; the message says why."""
+class Unusable(Exception):  # noqa: N818  (a finding, which never leaves the probe)
+    """Why a disclosure cannot be used, or cannot be compared."""
+
+    def __str__(self) -> str:
+        return f"the disclosure cannot be used: {super().__str__()}"
+
+
+class Diverged(Unusable):
+    """Numbers that are not finite, which nothing can be compared with."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
 
 
 class Play(NamedTuple):
@@ -145,6 +155,7 @@ class Player:
         places = [first, *(client % 2 for client in range(1, self.clients))]
         rounds = [self._round(place, scale, generator) for place in places]
         sent, stayed = self._seen(rounds, generator)
+        _check_finite(rounds, sent)
         channel = disclosed(self.part, sent, self.stage.plan)
         clients = [(rounds[i], places[i]) for i in stayed]
         raw = [_times(self._undefended(place), scale) for _, place in clients]
@@ -269,6 +280,13 @@ def _check(told: Any, like: Tensors, what: str) -> None:
             raise Unusable(f"its {what} of '{name}' holds numbers that are not finite")
 
 
+def _check_finite(rounds: Sequence[ClientRound], sent: Update) -> None:
+    if not all(finite(played.raw.tensors) for played in rounds):
+        raise Diverged("the client's update is not finite, so that the disclosure cannot be compared with it")
+    if not finite(sent.tensors):
+        raise Diverged("what the defense sends is not finite, though the client's update is")
+
+
 @contextmanager
 def _used(what: str) -> Iterator[None]:
     """A stranger's disclosure may raise anything, and all of it is a finding."""
@@ -301,6 +319,11 @@ def apart(one: Tensors, other: Tensors) -> float:
     gap = sum(float((t.double() - other[name].double()).square().sum()) for name, t in one.items())
     sizes = [sum(float(t.double().square().sum()) for t in tensors.values()) for tensors in (one, other)]
     return gap / max(sizes) if max(sizes) else 0.0
+
+
+def finite(tensors: Tensors) -> bool:
+    """Whether all numbers are."""
+    return all(bool(t.isfinite().all()) for t in tensors.values())
 
 
 def _times(tensors: Tensors, scale: float) -> Tensors:

@@ -13,7 +13,7 @@ from torch import Tensor
 from medpfl.auditing.probing import Play, apart
 from medpfl.core.types import Tensors
 
-__all__ = ["Noise", "Residual", "Share", "finite", "is_identity", "noise_told", "repeated", "same"]
+__all__ = ["Noise", "Residual", "Share", "is_identity", "noise_told", "repeated", "same"]
 
 # Thresholds. "Measured" is the worst over every built-in defense, alone and in pairs, at several settings, on LeNet,
 # MLP, ConvNet and ResNet, under FedSGD and FedAvg, with one image and with eight, in float32.
@@ -64,11 +64,11 @@ class Noise(NamedTuple):
 
     found: float = 0.0
     told: float = 0.0
-    count: int = 0
+    places: int = 0
 
     def plus(self, other: Noise) -> Noise:
         """Of both."""
-        return Noise(self.found + other.found, self.told + other.told, self.count + other.count)
+        return Noise(self.found + other.found, self.told + other.told, self.places + other.places)
 
     @property
     def ratio(self) -> float:
@@ -77,11 +77,11 @@ class Noise(NamedTuple):
 
     def too_little(self, drift: float) -> bool:
         """Whether less is found than told, of the whole update."""
-        return self.count >= _FEW and self.found < _LEAST / drift * self.told
+        return self.places >= _FEW and self.found < _LEAST / drift * self.told
 
     def next_to_none(self, drift: float) -> bool:
         """Whether hardly any is found, of one tensor."""
-        return self.count >= _FEW and self.found < _LEAST_TENSOR / drift * self.told
+        return self.places >= _FEW and self.found < _LEAST_TENSOR / drift * self.told
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,9 @@ def _zeroed(row: _Row) -> int:
     """Coordinates sent as zero, though something else is told and there was something to send."""
     size = row.told.square()
     floor = _MATERIAL**2 * size.mean()
-    told = row.known & (row.bound == 0) & (row.variance <= floor) & (size > torch.maximum(floor, _FAR**2 * row.variance))
+    told = (
+        row.known & (row.bound == 0) & (row.variance <= floor) & (size > torch.maximum(floor, _FAR**2 * row.variance))
+    )
     return int((told & (row.sent == 0) & (row.raw != 0)).sum())
 
 
@@ -227,11 +229,6 @@ def noise_told(play: Play) -> bool:
 def same(one: Tensors, other: Tensors) -> bool:
     """Whether two updates are equal up to rounding."""
     return apart(one, other) <= _SAME
-
-
-def finite(tensors: Tensors) -> bool:
-    """Whether all numbers are."""
-    return all(bool(t.isfinite().all()) for t in tensors.values())
 
 
 def is_identity(play: Play) -> bool:
