@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -66,6 +70,7 @@ MODELS = {
 }
 PLANS = {
     "one image": Plan(mode="eval"),
+    "two": Plan(batch_size=2, mode="eval"),
     "eight": Plan(batch_size=8, mode="eval"),
     "FedAvg": Plan("FedAvg", 2, 4, epochs=2, learning_rate=0.05, mode="eval"),
     "Poisson": Plan("FedAvg", 2, 8, sampling="poisson", learning_rate=0.05, mode="eval"),
@@ -124,7 +129,7 @@ def test_two_defenses_raise_no_alarm(rows, other):
     if isinstance(defense, HomomorphicAggregation):
         pytest.importorskip("tenseal", reason="needs TenSEAL: pip install 'medpfl[he]'")
     for both in (other | defense, defense | other):
-        found = look(both, plan="eight")
+        found = look(both, plan="two")
         assert found.problems == ()
         told_of_no_sum = isinstance(defense, SecAggPlus) and not both.acts("disclose")
         assert found.silent == (isinstance(defense, SILENT) or told_of_no_sum)
@@ -150,7 +155,8 @@ class Says(Does):
     say: Callable[..., Channel] = lambda sent: Channel()
 
     def disclose(self, sent, plan=None, before=None):
-        return self.say(sent) if before is None else before
+        told = self.say(sent)
+        return told if before is None else before.then(told.apply, precision=told.precision, bounds=told.bounds)
 
 
 def each(change):
@@ -385,7 +391,7 @@ def test_a_moment_that_cannot_be_used():
 def test_a_part_is_named_and_what_it_keeps_to_itself_makes_the_whole_silent():
     found = look(GaussianNoise(0.01) | Says(each(permuted), apply(flipped)))
     assert found.problems[0].startswith("Says: what it sends differs")
-    assert any("drops what the parts before it disclose" in text for text in found.problems) is False
+    assert not any("drops what the parts before it disclose" in text for text in found.problems)
     assert look(GaussianNoise(0.01) | Does(each(permuted))).silent
     assert look(TopK(0.5) | SecAggPlus()).silent
 
@@ -460,6 +466,23 @@ def test_dropout_and_one_batch_alone():
     assert found.holds
     nothing = probe(NoDefense(), network, plan, [batch((1, 8, 8), 4, 0)], torch.Generator().manual_seed(0))
     assert not nothing.changes
+
+
+def test_what_the_documents_disclose_holds(monkeypatch):
+    """The examples of docs/extending.md, by the definitions that stand there."""
+    page = ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", page)  # where a dataclass looks for its names
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    parts = "".join(block for block in blocks if "(Defense)" in block or "(Public)" in block)
+    code = "\n".join(line for line in parts.splitlines() if not line.startswith(("report", "print")))
+    exec(compile(code, "extending.md", "exec"), vars(page))
+    for name in ("Permutation", "SignFlip", "Shift", "Noise"):
+        found = look(getattr(page, name)())
+        assert found.changes, name
+        assert found.holds, name
+    assert look(page.Permutation() | page.Noise() | page.Shift()).holds
+    assert look(page.Rounding()).silent
 
 
 def test_it_is_json_and_back():

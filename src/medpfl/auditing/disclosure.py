@@ -140,7 +140,7 @@ def _found(player: Player, seed: int) -> Disclosure:
         silent,
         deterministic=same(first.sent, again.sent),
         linear=_linear(player, seed, (first, others, *scaled)),
-        zeros=max(each.zeros for each in residuals),
+        zeros=max(each.zeros for each in residuals[:3]),
         unexplained=max(each.unexplained for each in residuals),
     )
     if silent and not player.part.acts("disclose"):
@@ -246,8 +246,8 @@ def _chained(players: Sequence[Player], seed: int) -> list[str]:
         raw = player.stage.raw(0)
         try:
             alone = disclosed(player.part, raw, stage.plan)
-            after = disclosed(player.part, raw, stage.plan, Channel().then(_doubled))
-            kept = same(after(raw.tensors), alone(_doubled(raw.tensors)))
+            after = disclosed(player.part, raw, stage.plan, Channel().then(_reversed))
+            kept = same(after(raw.tensors), alone(_reversed(raw.tensors)))
         except Unusable as error:
             problems.append(f"{player.part!r}: after another part, {error}")
             continue
@@ -258,5 +258,6 @@ def _chained(players: Sequence[Player], seed: int) -> list[str]:
     return problems
 
 
-def _doubled(tensors: Tensors) -> Tensors:
-    return {name: 2 * t for name, t in tensors.items()}
+def _reversed(tensors: Tensors) -> Tensors:
+    """A change that no part undoes: clipping hides a factor."""
+    return {name: t.flatten().flip(0).view_as(t) for name, t in tensors.items()}
