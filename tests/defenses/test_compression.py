@@ -204,3 +204,23 @@ def test_clipping_has_a_derivative_at_zero():
 def test_bad_arguments(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("size", [0.02, 0.1, 10.0])
+def test_a_small_tensor_is_told_its_own_rounding_error(size):
+    """Under one norm for all tensors, the rounding of a tensor of small numbers is far less than the average."""
+    defense = QSGD(4, "global")
+    generator = torch.Generator().manual_seed(0)
+    update = Update({"large": torch.randn(2000, generator=generator), "small": torch.randn(2000, generator=generator)})
+    update = update.replace({"large": update.tensors["large"], "small": size * update.tensors["small"]})
+    sent = [defense.update(update, {}, torch.Generator().manual_seed(seed))[0] for seed in range(30)]
+    for name, raw_tensor in update.tensors.items():
+        found = torch.stack([(s.tensors[name] - raw_tensor).square().mean() for s in sent]).mean()
+        told = torch.stack([1 / defense.disclose(s).precision[name][0] for s in sent]).mean()
+        assert 0.4 < float(found / told) < 1.5, name
+
+
+def test_a_tensor_that_was_rounded_to_zeros_is_not_told_to_be_exact():
+    sent = Update({"large": torch.tensor([3.0, -6.0]), "zeros": torch.zeros(50)})
+    precision = QSGD(2, "global").disclose(sent).precision["zeros"]
+    assert 0 < float(precision[0]) < 50 / 3.0**2 * 1.001

@@ -192,3 +192,15 @@ def test_an_audit_of_one_client_is_refused():
 def test_bad_input(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("levels", [2**22, 2**22 - 1])
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 1.0])
+def test_the_told_variance_is_that_of_the_rounding_however_small_the_update(size, levels):
+    """An update far below the step is rounded to zero most often: a sixth of a squared step is far more than that."""
+    defense, generator = SecAggPlus(levels=levels), torch.Generator().manual_seed(0)
+    clients = [Update({"w": size * torch.randn(3000, generator=generator)}, num_samples=1) for _ in range(3)]
+    (mean,), _ = defense.aggregate(clients, {}, generator)
+    error = mean.tensors["w"] - torch.stack([u.tensors["w"] for u in clients]).mean(0)
+    told = 1 / defense.disclose(mean, Plan()).precision["w"].double().mean()
+    assert 0.3 < float(error.square().mean() / told) < 2.0

@@ -107,3 +107,19 @@ def test_per_sample_gradients_only_for_those_who_want_them():
     with pytest.raises(InputError, match="batch norm in train mode"):
         play(seeded(batch_normed), private, FEDAVG, Sampled())
     play(seeded(batch_normed), private, FEDAVG)
+
+
+def test_given_draws_are_used_and_only_the_defense_draws_anew():
+    model, private = seeded(dropping), batch(6)
+    first = play(model, private, FEDAVG, seed=1)
+    ready, weights = prepare(model, FEDAVG), Weights.of(model)
+
+    def again(defense, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return client_round(ready, weights, private, FEDAVG, defense, {}, generator, first.draws)
+
+    one, other = again(NoDefense(), 2), again(LaplaceNoise(0.1), 3)
+    assert one.draws is first.draws
+    assert gap(dict(one.raw.tensors), dict(first.raw.tensors)) == 0
+    assert gap(dict(other.raw.tensors), dict(first.raw.tensors)) == 0
+    assert gap(dict(other.sent.tensors), dict(first.sent.tensors)) > 0

@@ -67,6 +67,9 @@ class Channel:
         known: what `apply` takes besides and differs between victims, by name; ``None``: nothing.
         moment: the known, differentiable part of the `gradient` moment, on per-sample gradients (N, ...):
             `medpfl.federated.local.local_update` takes it; ``None``: there is none.
+        exact: the known part itself, raw tensors to sent tensors, where `apply` is a smooth stand-in for it (of signs,
+            of rounding); ``None``: `apply` is exact. Attacks use `apply`; the probe of an audit compares with this.
+            `then` drops it: it is of one defense alone.
     """
 
     apply: Callable[..., Tensors] = _unchanged
@@ -75,6 +78,7 @@ class Channel:
     laplace: bool = False
     known: Tensors | None = None
     moment: Callable[[Tensors], Tensors] | None = None
+    exact: Callable[[Tensors], Tensors] | None = None
 
     def __call__(self, tensors: Tensors, known: Tensors | None = None) -> Tensors:
         """One victim's tensors through the known part; `known` of that victim where the channel is stacked."""
@@ -141,6 +145,7 @@ class Channel:
             bounds=_join(_times(earlier.bounds, factor), bounds, torch.add),
             laplace=earlier.laplace if precision is None else laplace and earlier.precision is None,
             known={**(self.known or {}), **{f"{mark}{name}": value for name, value in (known or {}).items()}} or None,
+            exact=None,
         )
 
     def _chain(self) -> tuple[tuple[Callable[..., Tensors], str | None], ...]:

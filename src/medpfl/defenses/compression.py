@@ -14,7 +14,18 @@ from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
 from medpfl.core.types import Tensors, Update
 
-__all__ = ["Compressor", "Scope", "Sparsifier", "certain", "check_scope", "flat", "kept_count", "largest", "unflat"]
+__all__ = [
+    "Compressor",
+    "Scope",
+    "Sparsifier",
+    "certain",
+    "check_scope",
+    "flat",
+    "kept_count",
+    "largest",
+    "rounding_variance",
+    "unflat",
+]
 
 Scope = Literal["global", "layer"]
 """``"global"``: all coordinates of the update together; ``"layer"``: each tensor by itself."""
@@ -100,3 +111,24 @@ def largest(group: Tensor, keep: float) -> Tensor:
     chosen = torch.zeros_like(group, dtype=torch.bool)
     order = group.abs().argsort(descending=True, stable=True)
     return chosen.index_fill(0, order[: kept_count(keep, len(group))], True)
+
+
+def rounding_variance(sent: Tensor, step: float, clients: int = 1) -> float:
+    """The variance of unbiased random rounding, on the average over a tensor; 0 where the step is 0.
+
+    A coordinate x of one client that is below the step is rounded up with probability ``|x| / step``: its variance is
+    ``step |x|`` nearly. Of others it is ``step^2 / 6`` on the average. One more coordinate is counted as rounded up
+    than was, so that a tensor that was rounded to zeros is not taken for one.
+
+    Args:
+        sent: one tensor after rounding; of several clients, the mean.
+        step: by which one client's rounding moves `sent`: of a mean, a share of the client's own step.
+        clients: in the mean.
+    """
+    size = sent.abs().double().flatten()
+    small = size[size < 1.5 * clients * step]
+    dense = clients * step**2 / 6
+    if not len(small):
+        return dense
+    sparse = min(step * (float(small.sum()) + step) / len(small), dense)
+    return (len(small) * sparse + (len(size) - len(small)) * dense) / len(size)

@@ -12,7 +12,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
 from medpfl.core.types import Channel, Update
-from medpfl.defenses.compression import Scope, certain, check_scope, flat, unflat
+from medpfl.defenses.compression import Scope, certain, check_scope, flat, rounding_variance, unflat
 
 __all__ = ["QSGD"]
 
@@ -59,19 +59,27 @@ class QSGD(Defense):
         return False
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """The variance of the rounding, on the average over a group; a group of zeros says nothing.
+        """The variance of the rounding, on the average over a tensor; a group of zeros says nothing.
 
-        The step is taken for the smallest value that is not zero, a multiple of it if no coordinate was rounded to
-        the first level. A coordinate x below the step has the variance ``step |x|`` nearly, others
-        ``step^2 / 6`` on the average. Under noise that was added later the step is not to be seen, and taken too small.
+        The step is taken for the smallest value of the group that is not zero, a multiple of it if no coordinate was
+        rounded to the first level. Under noise that was added later the step is not to be seen, and taken too small.
         """
-        precision = [torch.full_like(g, _precision(g)) for g in flat(sent.tensors, self.scope)]
-        return (before or Channel()).then(precision=unflat(precision, sent.tensors))
+        groups = flat(sent.tensors, self.scope)
+        steps = [_step(g) for g in groups] * (1 if self.scope == "layer" else len(sent.tensors))
+        precision = {
+            name: torch.full_like(t, _precision(t, step))
+            for (name, t), step in zip(sent.tensors.items(), steps, strict=True)
+        }
+        return (before or Channel()).then(precision=precision)
 
 
-def _precision(group: Tensor) -> float:
-    if not group.any():
-        return 0.0
+def _step(group: Tensor) -> float:
+    """The smallest magnitude that is not zero; 0 of zeros."""
     size = group.abs().double()
-    step = float(size[size > 0].min())
-    return min(1 / max(min(step * float(size.mean()), step**2 / 6), 1e-30), certain(group))
+    return float(size[size > 0].min()) if group.any() else 0.0
+
+
+def _precision(tensor: Tensor, step: float) -> float:
+    if not step:
+        return 0.0
+    return min(1 / max(rounding_variance(tensor, step), 1e-30), certain(tensor))

@@ -16,6 +16,7 @@ from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
 from medpfl.core.types import Channel, Update
 from medpfl.defenses.averaging import clients_of, filled, flattened, of_mean
+from medpfl.defenses.compression import rounding_variance
 from medpfl.defenses.masking import Masks, ring
 
 __all__ = ["SecAggPlus"]
@@ -99,7 +100,9 @@ class SecAggPlus(Defense):
         return Exchange(masked, tuple(sorted(dropped)), self._mean(total, [updates[i] for i in stayed]))
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """Of the sum: the variance of the rounding in the mean update, a sixth of a squared step for each client.
+        """Of the sum: the variance of the rounding in the mean update, on the average over a tensor.
+
+        It is a sixth of a squared step for each client at most; less where updates are small beside the step.
 
         What the parts before it disclose is of each client's update, and their noise is averaged. Parts that read
         what they disclose off a single update cannot, of a sum: with them a composed defense discloses nothing.
@@ -111,8 +114,14 @@ class SecAggPlus(Defense):
         """
         clients = clients_of(sent, plan)
         step = self.max_weight / ((sent.num_samples or 1) * self._per_unit)
-        rounding = {k: torch.full_like(t, 6 / (clients * step**2)) for k, t in sent.tensors.items()}
+        rounding = {k: torch.full_like(t, 1 / self._variance(t, step, clients)) for k, t in sent.tensors.items()}
         return of_mean(before, clients).then(precision=rounding)
+
+    def _variance(self, mean: Tensor, step: float, clients: int) -> float:
+        """Of the rounding in a tensor of the mean, by each client's `step` in it."""
+        if self.levels % 2:  # zero lies between two levels: small coordinates are rounded as others are
+            return clients * step**2 / 6
+        return rounding_variance(mean, step, clients)
 
     def read(self, masked: MaskedVector, like: Update) -> Update:
         """One client's message as if it were not masked: what an attack on it alone has to work with.

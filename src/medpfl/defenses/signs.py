@@ -49,6 +49,9 @@ class Signs(Compressor):
 
     def compress(self, tensors: Tensors, generator: torch.Generator) -> Tensors:
         """Signs times the magnitude."""
+        return self._signs(tensors)
+
+    def _signs(self, tensors: Tensors) -> Tensors:
         return unflat([self._size(g) * g.sign() for g in flat(tensors, self.scope)], tensors)
 
     def _size(self, group: Tensor) -> Tensor | float:
@@ -64,7 +67,8 @@ class Signs(Compressor):
         After parts that add or remove something the magnitude is taken from the sent update, and what a sign
         leaves of their noise and errors is not described further.
         """
-        before = before or Channel()
+        if before is None:
+            return replace(Channel().then(self._like_sent), exact=self._signs)
         if before.precision is None and before.bounds is None:
             return before.then(self._like_sent)
         known = {name: t.abs() for name, t in sent.tensors.items()}

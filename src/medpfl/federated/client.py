@@ -45,6 +45,7 @@ def client_round(
     defense: Defense,
     state: State,
     generator: torch.Generator,
+    draws: Draws | None = None,
 ) -> ClientRound:
     """Plays a client: batch moment, local update with the gradient moment inside, update moment.
 
@@ -56,13 +57,15 @@ def client_round(
         defense: its defense.
         state: the defense's state before the round.
         generator: on the CPU; of the order, the masks and the defense.
+        draws: the batch order and the dropout masks; ``None`` draws them from the generator. With them given, two
+            rounds under two generators differ by what the defense drew alone.
 
     Raises:
         InputError: images out of range, or a batch that does not fit the plan.
     """
     _check(batch, plan)
     batch, state = defense.batch(batch, state, generator)
-    draws = draw(model, batch, plan, generator)
+    draws = draw(model, batch, plan, generator) if draws is None else draws
 
     def total(parts: Iterator[Tensors]) -> Tensors:
         nonlocal state
