@@ -297,8 +297,8 @@ def test_a_printed_config_is_accepted(run, folder, tmp_path):
         ("images: [3]\n", "--images is [3]: it must be a whole number"),
         ("images: 0\n", "--images is 0"),
         ("attack: iDLG\n", "--attack is iDLG: it must be a list"),
-        ("- 1\n", "config"),
-        ("a: b: c\n", "config"),
+        ("- 1\n", "has one line for each option"),
+        ("a: b: c\n", "cannot be read as YAML"),
     ],
 )
 def test_a_yaml_file_that_is_wrong(refused, tmp_path, text, message):

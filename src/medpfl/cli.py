@@ -19,7 +19,7 @@ from medpfl.core.experiment import Experiment
 from medpfl.core.frontier import Frontier
 from medpfl.core.training import Training
 from medpfl.frontier.limits import limits_of
-from medpfl.options import COMMANDS, files_of, mapping_of, option_of, parser_of, plain, spelled
+from medpfl.options import COMMANDS, check_files, files_of, mapping_of, option_of, parser_of, plain, spelled
 from medpfl.reproduction.experiments import EXPERIMENTS
 
 __all__ = ["main"]
@@ -60,6 +60,7 @@ def _run(words: list[str]) -> int:
     parser = parser_of()
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise InputError(f"there is no command '{words[0]}'; {nearest(words[0], COMMANDS)}")
+    check_files(words)
     try:
         given = parser.parse_args(spelled(words))
     except ArgumentError as error:

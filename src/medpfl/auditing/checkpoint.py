@@ -18,8 +18,10 @@ from medpfl import models as model_package
 from medpfl.auditing.engine import generator_of
 from medpfl.core.errors import InputError, listed
 from medpfl.core.files import PRIVATE, write
+from medpfl.core.limits import CLASSES, ROUNDS, SEED, check_shape, check_whole
 from medpfl.core.roles import Defense, Model
-from medpfl.core.spec import build, registry, shown
+from medpfl.core.spec import registry, shown
+from medpfl.core.stated import check_stated, names_of, stated
 from medpfl.core.types import Weights
 
 __all__ = [
@@ -96,14 +98,19 @@ class Checkpoint(Model):
         return network
 
     def _defense(self) -> Defense:
-        try:
-            return build(self.about.defense, registry(defense_package), "defense")
-        except InputError:  # of the user's own, which the folder does not hold: layers of its would not fit
-            return defense_package.NoDefense()
+        known = registry(defense_package)
+        if not set(names_of(self.about.defense, "defense")) <= known.keys():
+            return (
+                defense_package.NoDefense()
+            )  # the user's own, which the folder does not hold: its layers would not fit
+        return stated(self.about.defense, known, "defense", self.path, f"--model with --weights '{self.path}'")
 
     def _network(self) -> nn.Module:
+        known = registry(model_package)
         try:
-            model = build(self.about.model, registry(model_package), "model")
+            if unknown := set(names_of(self.about.model, "model")) - known.keys():
+                raise InputError(f"there is no model '{min(unknown)}' in MedPFL")
+            model = stated(self.about.model, known, "model", self.path, "--model")
             return model.build(self.about.image_shape, self.about.classes, 0)
         except InputError as error:
             raise InputError(
@@ -191,6 +198,8 @@ def checkpoint_at(path: Path, number: int | None = None) -> Checkpoint:
         raise InputError(f"'{path}' has no round {number}: there are {known}")
     file = chosen[0] / WEIGHTS
     _, about = _read(file)
+    for role, spec in (("model", about.model), ("defense", about.defense)):
+        check_stated(spec, role, file, "--model" if role == "model" else "--model and --weights")
     return Checkpoint(file, about, about.model, about.defense, about.round)
 
 
@@ -208,6 +217,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], About]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if about.pop("version") != _VERSION:
             raise ValueError("it is of another version")
-        return tensors, About(**{**about, "image_shape": tuple(about["image_shape"])})
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        found = About(**{**about, "image_shape": tuple(about["image_shape"])})
+        check_whole("round", found.round, 0, ROUNDS)
+        check_whole("classes", found.classes, 1, CLASSES)
+        check_whole("seed", found.seed, -SEED, SEED)
+        check_shape(found.image_shape)
+        return tensors, found
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"'{path}' is no checkpoint of a training, or damaged: {error}") from None

@@ -8,15 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from medpfl import defenses as defense_package
 from medpfl.core.errors import InputError, listed
 from medpfl.core.plan import Plan
 from medpfl.core.records import Record
 from medpfl.core.roles import Defense, State
+from medpfl.core.spec import registry
+from medpfl.core.stated import stated
 from medpfl.core.types import Channel, Update
 from medpfl.data.images import LabelledImages
 from medpfl.defenses import NoDefense
 
-__all__ = ["Recorded", "behind", "read", "relabel"]
+__all__ = ["Recorded", "behind", "defense_in", "read", "relabel"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,6 +59,17 @@ def read(path: Path) -> Record:
     if problems := record.misfits():
         raise InputError(f"the record '{path}' does not fit its own weights and plan:{listed(problems)}")
     return record
+
+
+def defense_in(record: Record, path: Path) -> Defense:
+    """The defense that a record states, one of ours, or `NoDefense`; the file may be another party's.
+
+    Raises:
+        InputError: it states no defense of ours, or one with a place among its arguments.
+    """
+    if record.defense is None:
+        return NoDefense()
+    return stated(record.defense, registry(defense_package), "defense", path, "--defense")
 
 
 def relabel(truth: LabelledImages, record: Record) -> LabelledImages:

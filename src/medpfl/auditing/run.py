@@ -14,7 +14,7 @@ from medpfl.auditing.engine import device_of
 from medpfl.auditing.inputs import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
 from medpfl.auditing.key import study_index
 from medpfl.auditing.play import Player
-from medpfl.auditing.recorded import Recorded, behind, read, relabel
+from medpfl.auditing.recorded import Recorded, behind, defense_in, read, relabel
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.run_files import check_outside, made
 from medpfl.auditing.scoring import Scorer
@@ -109,8 +109,9 @@ def audit(
     made_defenses, start = defenses_of(defenses), None if weights is None else Path(weights)
     record = None
     if is_record(data):
-        record, data = read(Path(str(data))), _truth_of(truth, start)
-        made_defenses = [NoDefense(), Recorded(record.update, _claimed(record, made_defenses))]
+        place = Path(str(data))
+        record, data = read(place), _truth_of(truth, start)
+        made_defenses = [NoDefense(), Recorded(record.update, _claimed(record, place, made_defenses))]
         plan, start = record.plan, record.weights
         size = record.image_shape[-1] if record.image_shape else size
         channels = record.image_shape[0] if record.image_shape else channels
@@ -150,19 +151,14 @@ def _threat(given: ThreatModel, defenses: list[Defense], knowledge: tuple[bool, 
     return given.granting("defense") if judged and True in knowledge else given
 
 
-def _claimed(record: Record, given: list[Defense]) -> Defense:
+def _claimed(record: Record, place: Path, given: list[Defense]) -> Defense:
     """The defense behind a record, at the client: as the auditor says, or else as the record does."""
-    stated = [at_client(d) for d in given if d != NoDefense()]
-    if not stated and record.defense is not None:
-        try:
-            stated = [at_client(d) for d in defenses_of([record.defense]) if d != NoDefense()]
-        except InputError as error:
-            raise InputError(f"of the record: {error}; --defense states another") from None
-    if any(map(aggregates, stated)):
+    told = [at_client(d) for d in given if d != NoDefense()] or [at_client(defense_in(record, place))]
+    if any(map(aggregates, told)):
         raise InputError("a record is of one client's update, and secure aggregation gives the server only a sum")
-    if len(stated) > 1:
+    if len(told) > 1:
         raise InputError("a record was made under one defense: give the one that its client used, parts joined by |")
-    return stated[0] if stated else NoDefense()
+    return told[0]
 
 
 def _truth_of(truth: Any, weights: Path | None) -> Any:
