@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -875,3 +876,55 @@ def test_ctrl_c_in_a_terminal(folder, tmp_path):
     assert "medpfl: interrupted" in err
     assert "Traceback" not in err
     assert rows_of(out)
+
+
+# --- the verdict as an exit status ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "asked", "status"),
+    [
+        (["leaks"], None, 0),
+        (["leaks"], "leaks", 3),
+        (["leaks"], "inconclusive", 3),
+        (["inconclusive"], "leaks", 0),
+        (["inconclusive"], "inconclusive", 4),
+        (["no leak found by these attacks"], "inconclusive", 0),
+        (["leaks", "no leak found by these attacks"], "leaks", 0),  # the control has to leak
+        (["leaks", "inconclusive"], "leaks", 0),
+        (["leaks", "inconclusive"], "inconclusive", 4),
+        (["leaks", "leaks"], "leaks", 3),
+        (["leaks", "inconclusive", "leaks"], "inconclusive", 3),
+    ],
+)
+def test_a_pipeline_may_fail_on_the_verdict(run, monkeypatch, verdicts, asked, status):
+    names = ("NoDefense()", "A()", "B()")
+    cells = [{"defense": name, "verdict": verdict} for name, verdict in zip(names, verdicts, strict=False)]
+    monkeypatch.setattr("medpfl.auditing.perform.perform", lambda *_, **__: SimpleNamespace(summary=cells))
+    monkeypatch.setattr("medpfl.reporting.terminal.print_audit", lambda *_: None)
+    found, out, err = run("audit", *([f"--fail-on={asked}"] if asked else []))
+    assert (found, out) == (status, "")
+    assert (f"exit status {status} by --fail-on {asked}" in err) is (status != 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "defense", "status"),
+    [("recommended", "A()", 0), ("recommended", "B()", 3), ("none", None, 3), ("no limit", None, 3)],
+)
+def test_a_frontier_fails_on_what_it_recommends(state, defense, status):
+    from medpfl.core.verdicts import of_frontier
+
+    words = {"NoDefense()": "leaks", "A()": "no leak found by these attacks", "B()": "leaks", "C()": None}
+    points = [{"defense": d, "verdict": v} for d, v in words.items()]
+    found = of_frontier(points, {"state": state, "defense": defense})
+    assert cli._failed_on("leaks", found) == status
+    nothing = of_frontier(points[:2], {"state": "none", "defense": None})
+    assert cli._failed_on("inconclusive", nothing) == 4, "what is not recommended is never taken for safe"
+
+
+def test_fail_on_says_in_the_help_what_the_statuses_are(run, refused):
+    for command in ("audit", "frontier"):
+        text = " ".join(run(command, "--help")[1].split())
+        assert "exit with status 3" in text
+        assert "exit with 4" in text
+    assert "--fail-on" in refused("audit", "--fail-on", "everything")

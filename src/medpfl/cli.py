@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
 from medpfl.core.frontier import Frontier
 from medpfl.core.training import Training
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, by_defense, of_frontier
 from medpfl.frontier.limits import limits_of
 from medpfl.options import COMMANDS, check_files, files_of, mapping_of, option_of, parser_of, plain, spelled
 from medpfl.reproduction.experiments import EXPERIMENTS
@@ -26,11 +27,15 @@ __all__ = ["main"]
 
 T = TypeVar("T", bound=BaseModel)
 
-_DONE, _BAD_INPUT, _INTERRUPTED = 0, 2, 130
+_DONE, _BAD_INPUT, _LEAKS, _INCONCLUSIVE, _INTERRUPTED = 0, 2, 3, 4, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit status: 0 done, 2 bad input, 130 interrupted."""
+    """Run a command and return the exit status.
+
+    0: done. 2: bad input. 3 and 4: under ``--fail-on``, something leaks, or nothing could be concluded. 130:
+    interrupted. 141: whoever read the output closed it, as ``head`` does.
+    """
     # On a machine that others use too, threads that wait by spinning slow everything down, several times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -114,8 +119,9 @@ def _frontier(given: Namespace, words: list[str]) -> int:
     from medpfl.frontier.run import frontier
     from medpfl.reporting.terminal import print_frontier
 
-    print_frontier(frontier(experiment, given.out, given.force, not given.quiet), given.quiet)
-    return _DONE
+    found = frontier(experiment, given.out, given.force, not given.quiet)
+    print_frontier(found, given.quiet)
+    return _failed_on(given.fail_on, of_frontier(found.points, found.recommendation))
 
 
 def _typed(experiment: type[T], given: Namespace, words: list[str]) -> T:
@@ -141,10 +147,22 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
 
     run: dict[str, Any] = {"out": given.out, "force": given.force, "progress": not given.quiet}
     if experiment.rounds is None:
-        print_audit(perform(experiment, **run), given.quiet)
+        found = perform(experiment, **run)
+        print_audit(found, given.quiet)
     else:
         rounds = rounds_in(experiment.rounds)
-        print_leakage(leakage(rounds=rounds, **options_of(experiment), **run), given.quiet)
+        found = leakage(rounds=rounds, **options_of(experiment), **run)
+        print_leakage(found, given.quiet)
+    return _failed_on(given.get("fail_on"), by_defense(found.summary))
+
+
+def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
+    """The exit status under ``--fail-on``; why it is not 0 is said on the error stream."""
+    words = {LEAKS: _LEAKS, INCONCLUSIVE: _INCONCLUSIVE} if asked == "inconclusive" else {LEAKS: _LEAKS}
+    for verdict, status in words.items() if asked else ():
+        if where := [name for name, found in verdicts.items() if found == verdict]:
+            print(f"medpfl: exit status {status} by --fail-on {asked}: {verdict}: {', '.join(where)}", file=sys.stderr)
+            return status
     return _DONE
 
 

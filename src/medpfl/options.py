@@ -174,7 +174,8 @@ def _version() -> str:
 
 
 def _audit_parser() -> ArgumentParser:
-    return _typed_parser(Experiment, "Audits what the server could read back from updates on these images.")
+    text = "Audits what the server could read back from updates on these images."
+    return _add_fail_on(_typed_parser(Experiment, text))
 
 
 def _train_parser() -> ArgumentParser:
@@ -185,7 +186,18 @@ def _frontier_parser() -> ArgumentParser:
     text = (
         "Trains and audits under each defense and strength; draws leakage against accuracy, and recommends a setting."
     )
-    return _typed_parser(Frontier, text)
+    return _add_fail_on(_typed_parser(Frontier, text))
+
+
+def _add_fail_on(parser: ArgumentParser) -> ArgumentParser:
+    parser.add_argument(
+        "--fail-on",
+        type=Literal["leaks", "inconclusive"] | None,
+        default=None,
+        help="for pipelines: leaks: exit with status 3 if a tested defense leaks (without one: if the model does); "
+        "inconclusive: also exit with 4 if nothing could be concluded; unset: 0 whatever was found",
+    )
+    return parser
 
 
 def _typed_parser(experiment: type[BaseModel], description: str) -> ArgumentParser:
