@@ -928,3 +928,41 @@ def test_fail_on_says_in_the_help_what_the_statuses_are(run, refused):
         assert "exit with status 3" in text
         assert "exit with 4" in text
     assert "--fail-on" in refused("audit", "--fail-on", "everything")
+
+
+# --- how it ends ------------------------------------------------------------------------------------------------
+
+STARTS = [0.15, 0.3, 0.6, 1.0, 1.6, 2.5]
+
+
+@pytest.mark.parametrize("wait", STARTS)
+def test_an_interruption_of_the_start_is_no_traceback(wait):
+    """While it imports, an interruption is caught too; what comes before the first line of ours is Python's."""
+    code = "import sys; sys.argv[0] = 'medpfl'; from medpfl.cli import main; sys.exit(main())"
+    going = subprocess.Popen(
+        [sys.executable, "-c", f"print(flush=True); {code}", "audit", "--attack", "DLG(steps=100000)"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert going.stdout is not None
+    going.stdout.readline()
+    time.sleep(wait)
+    going.send_signal(signal.SIGINT)
+    _, err = going.communicate(timeout=60)
+    assert "Traceback" not in err
+    assert going.returncode == 130
+    assert err.count("medpfl: interrupted") == 1
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    code = "import sys; from medpfl.cli import main; sys.exit(main(['list', 'metrics']))"
+    going = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert going.stdout is not None
+    going.stdout.close()
+    assert going.stderr is not None
+    assert (going.stderr.read(), going.wait(60)) == ("", 141)
+
+
+def test_a_null_byte_in_a_path(refused, tmp_path):
+    assert "null byte" in refused("audit", "--out", f"{tmp_path}/a\0b")
+    (tmp_path / "c.yaml").write_text('out: "a\\0b"\n')
+    assert "null" in refused("audit", *TINY, "--config", tmp_path / "c.yaml")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from medpfl.interruption import MESSAGE, STATUS  # first: an interruption of the imports below is caught too
+
+# isort: split
 import errno
 import os
 import sys
@@ -27,7 +30,7 @@ __all__ = ["main"]
 
 T = TypeVar("T", bound=BaseModel)
 
-_DONE, _BAD_INPUT, _LEAKS, _INCONCLUSIVE, _INTERRUPTED = 0, 2, 3, 4, 130
+_DONE, _BAD_INPUT, _LEAKS, _INCONCLUSIVE, _READER_GONE = 0, 2, 3, 4, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,18 +43,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(words)
+        status = _run(words)
+        sys.stdout.flush()  # here, where a reader that has gone is no fault of ours
+        return status
     except InputError as error:
         print(f"medpfl: error: {error}", file=sys.stderr)
         return _BAD_INPUT
+    except BrokenPipeError:
+        return _hung_up()
     except OSError as error:
         print(f"medpfl: error: {_of_disk(error)}", file=sys.stderr)
         return _BAD_INPUT
     except KeyboardInterrupt:
-        print("medpfl: interrupted; the same command continues with --out where it stopped", file=sys.stderr)
-        return _INTERRUPTED
-    except SystemExit as end:  # after --help, --version and --print-config
-        return int(end.code or _DONE)
+        print(MESSAGE, file=sys.stderr)
+        return STATUS
+    except SystemExit as end:  # of rich, whose reader has gone; after --help, --version and --print-config
+        return _hung_up() if isinstance(end.__context__, BrokenPipeError) else int(end.code or _DONE)
+
+
+def _hung_up() -> int:
+    """The status of a program whose reader closed the pipe; nothing is printed, and nothing at the exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _READER_GONE
 
 
 def _of_disk(error: OSError) -> str:
@@ -62,6 +75,8 @@ def _of_disk(error: OSError) -> str:
 
 
 def _run(words: list[str]) -> int:
+    if any("\0" in word for word in words):
+        raise InputError("an option holds a null byte, which no path and no spec has")
     parser = parser_of()
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise InputError(f"there is no command '{words[0]}'; {nearest(words[0], COMMANDS)}")

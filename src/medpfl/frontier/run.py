@@ -11,7 +11,7 @@ from typing import Any
 from medpfl.auditing.perform import perform
 from medpfl.auditing.perform_training import perform_training
 from medpfl.auditing.report import reread
-from medpfl.auditing.run_files import RUN, difference, locked, made, note, read_json
+from medpfl.auditing.run_files import RUN, difference, locked, made, note, read_json, reading
 from medpfl.auditing.training_report import Trained, reread_training
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.files import write
@@ -71,6 +71,11 @@ def remake(out: Path) -> Result:
     Raises:
         InputError: none, or one that is not finished.
     """
+    with reading(out):
+        return _remade(out)
+
+
+def _remade(out: Path) -> Result:
     known = _known(out)
     identity = known["identity"]
     settings = [Setting(i, spec, None) for i, spec in enumerate(identity["settings"])]
