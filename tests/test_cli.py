@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -305,8 +306,8 @@ def test_a_printed_config_is_accepted(run, folder, tmp_path):
         ("images: [3]\n", "--images is [3]: it must be a whole number"),
         ("images: 0\n", "--images is 0"),
         ("attack: iDLG\n", "--attack is iDLG: it must be a list"),
-        ("- 1\n", "config"),
-        ("a: b: c\n", "config"),
+        ("- 1\n", "has one line for each option"),
+        ("a: b: c\n", "cannot be read as YAML"),
     ],
 )
 def test_a_yaml_file_that_is_wrong(refused, tmp_path, text, message):
@@ -883,3 +884,94 @@ def test_ctrl_c_in_a_terminal(folder, tmp_path):
     assert "medpfl: interrupted" in err
     assert "Traceback" not in err
     assert rows_of(out)
+
+
+# --- the verdict as an exit status ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "asked", "status"),
+    [
+        (["leaks"], None, 0),
+        (["leaks"], "leaks", 3),
+        (["leaks"], "inconclusive", 3),
+        (["inconclusive"], "leaks", 0),
+        (["inconclusive"], "inconclusive", 4),
+        (["no leak found by these attacks"], "inconclusive", 0),
+        (["leaks", "no leak found by these attacks"], "leaks", 0),  # the control has to leak
+        (["leaks", "inconclusive"], "leaks", 0),
+        (["leaks", "inconclusive"], "inconclusive", 4),
+        (["leaks", "leaks"], "leaks", 3),
+        (["leaks", "inconclusive", "leaks"], "inconclusive", 3),
+    ],
+)
+def test_a_pipeline_may_fail_on_the_verdict(run, monkeypatch, verdicts, asked, status):
+    names = ("NoDefense()", "A()", "B()")
+    cells = [{"defense": name, "verdict": verdict} for name, verdict in zip(names, verdicts, strict=False)]
+    monkeypatch.setattr("medpfl.auditing.perform.perform", lambda *_, **__: SimpleNamespace(summary=cells))
+    monkeypatch.setattr("medpfl.reporting.terminal.print_audit", lambda *_: None)
+    found, out, err = run("audit", *([f"--fail-on={asked}"] if asked else []))
+    assert (found, out) == (status, "")
+    assert (f"exit status {status} by --fail-on {asked}" in err) is (status != 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "defense", "status"),
+    [("recommended", "A()", 0), ("recommended", "B()", 3), ("none", None, 3), ("no limit", None, 3)],
+)
+def test_a_frontier_fails_on_what_it_recommends(state, defense, status):
+    from medpfl.core.verdicts import of_frontier
+
+    words = {"NoDefense()": "leaks", "A()": "no leak found by these attacks", "B()": "leaks", "C()": None}
+    points = [{"defense": d, "verdict": v} for d, v in words.items()]
+    found = of_frontier(points, {"state": state, "defense": defense})
+    assert cli._failed_on("leaks", found) == status
+    nothing = of_frontier(points[:2], {"state": "none", "defense": None})
+    assert cli._failed_on("inconclusive", nothing) == 4, "what is not recommended is never taken for safe"
+
+
+def test_fail_on_says_in_the_help_what_the_statuses_are(run, refused):
+    for command in ("audit", "frontier"):
+        text = " ".join(run(command, "--help")[1].split())
+        assert "exit with status 3" in text
+        assert "exit with 4" in text
+    assert "--fail-on" in refused("audit", "--fail-on", "everything")
+
+
+# --- how it ends ------------------------------------------------------------------------------------------------
+
+STARTS = [0.0, 0.3, 1.0, 2.5]
+
+
+@pytest.mark.parametrize("wait", STARTS)
+def test_an_interruption_of_the_start_is_no_traceback(wait):
+    """While it imports, an interruption is caught too; what comes before the first line of ours is Python's."""
+    first = "import sys; sys.argv[0] = 'medpfl'; import medpfl.interruption; print(flush=True)"
+    code = f"{first}; from medpfl.cli import main; sys.exit(main())"
+    going = subprocess.Popen(
+        [sys.executable, "-c", code, "audit", "--attack", "DLG(steps=100000)"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert going.stdout is not None
+    going.stdout.readline()
+    time.sleep(wait)
+    going.send_signal(signal.SIGINT)
+    _, err = going.communicate(timeout=60)
+    assert "Traceback" not in err
+    assert going.returncode == 130
+    assert err.count("medpfl: interrupted") == 1
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    code = "import sys; from medpfl.cli import main; sys.exit(main(['list', 'metrics']))"
+    going = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert going.stdout is not None
+    going.stdout.close()
+    assert going.stderr is not None
+    assert (going.stderr.read(), going.wait(60)) == ("", 141)
+
+
+def test_a_null_byte_in_a_path(refused, tmp_path):
+    assert "null byte" in refused("audit", "--out", f"{tmp_path}/a\0b")
+    (tmp_path / "c.yaml").write_text('out: "a\\0b"\n')
+    assert "null" in refused("audit", *TINY, "--config", tmp_path / "c.yaml")

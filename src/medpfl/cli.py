@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from medpfl.interruption import MESSAGE, STATUS  # first: an interruption of the imports below is caught too
+
+# isort: split
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,19 +22,34 @@ from medpfl.core.experiment import Experiment
 from medpfl.core.frontier import Frontier
 from medpfl.core.messages import say, speaking
 from medpfl.core.training import Training
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, by_defense, of_frontier
 from medpfl.frontier.limits import limits_of
-from medpfl.options import COMMANDS, files_of, mapping_of, option_of, parser_of, plain, spelled, spelled_names
+from medpfl.options import (
+    COMMANDS,
+    check_files,
+    files_of,
+    mapping_of,
+    option_of,
+    parser_of,
+    plain,
+    spelled,
+    spelled_names,
+)
 from medpfl.reproduction.experiments import EXPERIMENTS
 
 __all__ = ["main"]
 
 T = TypeVar("T", bound=BaseModel)
 
-_DONE, _BAD_INPUT, _INTERRUPTED = 0, 2, 130
+_DONE, _BAD_INPUT, _LEAKS, _INCONCLUSIVE, _READER_GONE = 0, 2, 3, 4, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit status: 0 done, 2 bad input, 130 interrupted."""
+    """Run a command and return the exit status.
+
+    0: done. 2: bad input. 3 and 4: under ``--fail-on``, something leaks, or nothing could be concluded. 130:
+    interrupted. 141: whoever read the output closed it, as ``head`` does.
+    """
     # On a machine that others use too, threads that wait by spinning slow everything down, several times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -41,19 +59,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(words: list[str]) -> int:
     try:
-        return _run(words)
+        status = _run(words)
+        sys.stdout.flush()  # here, where a reader that has gone is no fault of ours
+        return status
     except InputError as error:
         say(f"medpfl: error: {error}")
         return _BAD_INPUT
+    except BrokenPipeError:
+        return _hung_up()
     except OSError as error:
         say(f"medpfl: error: {_of_disk(error)}")
         return _BAD_INPUT
     except KeyboardInterrupt:
-        say("medpfl: interrupted; the same command continues with --out where it stopped")
-        return _INTERRUPTED
-    except SystemExit as end:  # of code that is not ours: nobody may take it for success
-        print(f"medpfl: error: a part of the experiment ended the program (SystemExit: {end.code})", file=sys.stderr)
-        return _BAD_INPUT
+        print(MESSAGE, file=sys.stderr)
+        return STATUS
+    except SystemExit as end:  # of rich, whose reader has gone; after --help, --version and --print-config
+        return _hung_up() if isinstance(end.__context__, BrokenPipeError) else int(end.code or _DONE)
+
+
+def _hung_up() -> int:
+    """The status of a program whose reader closed the pipe; nothing is printed, and nothing at the exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _READER_GONE
 
 
 def _of_disk(error: OSError) -> str:
@@ -64,9 +91,12 @@ def _of_disk(error: OSError) -> str:
 
 
 def _run(words: list[str]) -> int:
+    if any("\0" in word for word in words):
+        raise InputError("an option holds a null byte, which no path and no spec has")
     parser = parser_of()
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise InputError(f"there is no command '{words[0]}'; {nearest(words[0], COMMANDS)}")
+    check_files(words)
     try:
         given = parser.parse_args(spelled(words))
     except SystemExit as end:  # after --help, --version and --print-config
@@ -122,8 +152,9 @@ def _frontier(given: Namespace, words: list[str]) -> int:
     from medpfl.frontier.run import frontier
     from medpfl.reporting.terminal import print_frontier
 
-    print_frontier(frontier(experiment, given.out, given.force, not given.quiet), given.quiet)
-    return _DONE
+    found = frontier(experiment, given.out, given.force, not given.quiet)
+    print_frontier(found, given.quiet)
+    return _failed_on(given.fail_on, of_frontier(found.points, found.recommendation))
 
 
 def _typed(experiment: type[T], given: Namespace, words: list[str]) -> T:
@@ -149,10 +180,22 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
 
     run: dict[str, Any] = {"out": given.out, "force": given.force, "progress": not given.quiet}
     if experiment.rounds is None:
-        print_audit(perform(experiment, **run), given.quiet)
+        found = perform(experiment, **run)
+        print_audit(found, given.quiet)
     else:
         rounds = rounds_in(experiment.rounds)
-        print_leakage(leakage(rounds=rounds, **options_of(experiment), **run), given.quiet)
+        found = leakage(rounds=rounds, **options_of(experiment), **run)
+        print_leakage(found, given.quiet)
+    return _failed_on(given.get("fail_on"), by_defense(found.summary))
+
+
+def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
+    """The exit status under ``--fail-on``; why it is not 0 is said on the error stream."""
+    words = {LEAKS: _LEAKS, INCONCLUSIVE: _INCONCLUSIVE} if asked == "inconclusive" else {LEAKS: _LEAKS}
+    for verdict, status in words.items() if asked else ():
+        if where := [name for name, found in verdicts.items() if found == verdict]:
+            print(f"medpfl: exit status {status} by --fail-on {asked}: {verdict}: {', '.join(where)}", file=sys.stderr)
+            return status
     return _DONE
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import SUPPRESS, ActionYesNo, ArgumentParser
@@ -12,11 +11,25 @@ from pydantic import BaseModel
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiment import Experiment
-from medpfl.core.frontier import Frontier
+from medpfl.core.frontier import Frontier, is_recommendation
+from medpfl.core.limits import shortened
+from medpfl.core.stated import check_stated
 from medpfl.core.training import Training
+from medpfl.core.yaml_files import read_yaml
 from medpfl.reproduction.experiments import EXPERIMENTS, SETS
 
-__all__ = ["COMMANDS", "ROLES", "files_of", "mapping_of", "option_of", "parser_of", "plain", "spelled", "spelled_names"]
+__all__ = [
+    "COMMANDS",
+    "ROLES",
+    "check_files",
+    "files_of",
+    "mapping_of",
+    "option_of",
+    "parser_of",
+    "plain",
+    "spelled",
+    "spelled_names",
+]
 
 ROLES = ("attacks", "defenses", "models", "metrics", "data")
 _REPEATED = ("--attack", "--defense", "--grant", "--limit", "--part", "--sends")
@@ -103,6 +116,45 @@ def files_of(words: list[str]) -> list[str]:
     return [said[i + 1] for i, word in enumerate(said) if word == "--config"]
 
 
+def check_files(words: list[str]) -> None:
+    """Check the files that ``--config`` names before the parser opens them.
+
+    A YAML file that a person gives may name their own code. A recommendation of ``medpfl frontier`` may have come from
+    another party, so that it names parts of ours only; what the command line says itself is not looked for in it.
+
+    Raises:
+        InputError: a file that cannot be read safely, is no mapping, or is a recommendation that names code, a path,
+            a URL or a device.
+    """
+    for path in files_of(words):
+        found = read_yaml(path)
+        if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+            raise InputError(f"in '{path}': a file for --config has one line for each option, 'name: value'")
+        if "config" in found:
+            raise InputError(f"in '{path}': a file for --config names no further one: leave out 'config'")
+        if is_recommendation(path):
+            _check_recommendation(path, found, {word.partition("=")[0] for word in spelled(words)})
+
+
+def _check_recommendation(path: str, found: dict[str, Any], said: set[str]) -> None:
+    for name, value in found.items():
+        option = option_of(name)
+        if option in said or value is None:
+            continue
+        if name in _SPECS:
+            for text in value if isinstance(value, list) else [value]:
+                check_stated(text, name, path, option)
+        elif name in _PLACES or (name == "device" and value != "cpu"):
+            raise InputError(
+                f"in '{path}': it names {option} {shortened(value)}, and a recommendation holds no path and no device: "
+                f"give {option if name != 'data' else 'the images'} yourself if you trust that file"
+            )
+
+
+_SPECS = ("model", "attack", "defense", "partition")
+_PLACES = ("data", "weights", "validation", "test", "truth", "out")
+
+
 def parser_of() -> ArgumentParser:
     """The parser of all commands."""
     parser = ArgumentParser(
@@ -138,7 +190,8 @@ def _version() -> str:
 
 
 def _audit_parser() -> ArgumentParser:
-    return _typed_parser(Experiment, "Audits what the server could read back from updates on these images.")
+    text = "Audits what the server could read back from updates on these images."
+    return _add_fail_on(_typed_parser(Experiment, text))
 
 
 def _train_parser() -> ArgumentParser:
@@ -149,7 +202,18 @@ def _frontier_parser() -> ArgumentParser:
     text = (
         "Trains and audits under each defense and strength; draws leakage against accuracy, and recommends a setting."
     )
-    return _typed_parser(Frontier, text)
+    return _add_fail_on(_typed_parser(Frontier, text))
+
+
+def _add_fail_on(parser: ArgumentParser) -> ArgumentParser:
+    parser.add_argument(
+        "--fail-on",
+        type=Literal["leaks", "inconclusive"] | None,
+        default=None,
+        help="for pipelines: leaks: exit with status 3 if a tested defense leaks (without one: if the model does); "
+        "inconclusive: also exit with 4 if nothing could be concluded; unset: 0 whatever was found",
+    )
+    return parser
 
 
 def _typed_parser(experiment: type[BaseModel], description: str) -> ArgumentParser:
@@ -259,12 +323,7 @@ def mapping_of(path: str) -> dict[str, str]:
     Raises:
         InputError: no such file, or something else in it.
     """
-    import yaml
-
-    try:
-        found = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"'{path}' cannot be read as YAML: {error}") from None
+    found = read_yaml(path)
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in found.items()):
         raise InputError(f"'{path}' is no mapping: write one line for each name, 'name: path'")
     return found

@@ -213,3 +213,55 @@ def test_weights_that_are_none(tmp_path):
     save_file({name: t.cfloat() for name, t in tensors.items()}, place, header)
     with pytest.raises(InputError, match="holds complex numbers"):
         checkpoint_at(out).build((1, 16, 16), 2, 0)
+
+
+HOSTILE = ["os:system('id')", "mine.py:make", "ResNet(depth=18, weights='/etc/passwd')", "LeNet(variant='cuda:0')"]
+
+
+def rewrite(file, **changes):
+    """Another header on the tensors of a checkpoint, as another party may write it."""
+    with safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()["medpfl-round"]) | changes
+    save_file(load_file(file), file, {"medpfl-round": json.dumps(about)})
+
+
+@pytest.mark.parametrize("field", ["model", "defense"])
+@pytest.mark.parametrize("spec", HOSTILE)
+def test_a_checkpoint_cannot_run_code_or_read_a_file(field, spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("open('marker', 'w').close()\ndef make(): pass\n")
+    out = tmp_path / "runs" / "a"
+    small(out=out)
+    rewrite(out / "round-3" / "weights.safetensors", **{field: spec})
+    with pytest.raises(InputError, match=r"give --model.* yourself if you trust that file"):
+        audit(str(out), some_images(8), **AUDIT)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round": -1}, {"round": "1"}, {"model": 5}, {"defense": None}, {"image_shape": [1, 16]}, {"image_shape": "16"},
+        {"image_shape": [1, 10**9, 16]}, {"image_shape": [[1], {}, 16]}, {"classes": 10**12}, {"classes": True},
+        {"seed": "x"}, {"seed": 1e300}, {"more": 1}, {"version": [1]}, {"model": "MLP((99999999999,))"},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_every_field_of_a_checkpoint_is_checked(change, tmp_path):
+    out = tmp_path / "runs" / "a"
+    small(out=out, rounds=1)
+    rewrite(out / "round-1" / "weights.safetensors", **change)
+    with pytest.raises(InputError):
+        audit(str(out), some_images(8), **AUDIT)
+
+
+def test_a_training_of_ones_own_model_by_its_file_is_audited_with_the_model_named(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(256, 2))\n"
+    )
+    out, model = tmp_path / "runs" / "a", f"{tmp_path / 'mine.py'}:make"
+    small(model=model, out=out)
+    with pytest.raises(InputError, match=r"give the model itself as --model, with --weights '.*weights.safetensors'"):
+        audit(str(out), some_images(8), **AUDIT)
+    report = audit(model, some_images(8), weights=out / "round-3" / "weights.safetensors", **AUDIT)
+    assert report.settings["experiment"]["weights"] == "given"

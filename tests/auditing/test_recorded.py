@@ -220,7 +220,7 @@ def test_the_stated_defense_is_part_of_the_experiment(tmp_path):
 @pytest.mark.parametrize("spec", ["LaplaceNose(scale=0.5)", "LaplaceNoise(", "LaplaceNoise(scale=-1)"])
 def test_a_stated_defense_that_does_not_exist(tmp_path, spec):
     record, truth = make(tmp_path, Plan(), defense_spec=spec)
-    with pytest.raises(InputError, match=r"^of the record: .*LaplaceNo.*; --defense states another$"):
+    with pytest.raises(InputError, match=r"^in '.*client.record': .*LaplaceNo.*; give --defense yourself"):
         look(record, truth)
     assert look(record, truth, defenses=[NOISE]).settings["record"]["defense"] == repr(NOISE)
 
@@ -473,3 +473,21 @@ def test_a_record_of_tensors_that_are_no_weights(tmp_path, kind):
     save_file({**content, name: content[name].to(kind)}, record, header)
     with pytest.raises(InputError, match=r"update that (holds complex numbers|is of torch.float8)"):
         look(record, truth)
+
+
+# --- a record is another party's ------------------------------------------------------------------------------
+
+
+def test_a_record_cannot_run_code(tmp_path, monkeypatch):
+    """Its header names a defense; neither a file nor a module nor a function that it names is touched."""
+    marker = tmp_path / "marker"
+    (tmp_path / "hostile.py").write_text(f"open({str(marker)!r}, 'w').close()\ndef Evil(): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for spec in (f"os:system('touch {marker}')", f"{tmp_path}/hostile.py:Evil()", "hostile:Evil", "hostile.Evil()"):
+        record, truth = make(tmp_path, Plan(), defense_spec=spec)
+        with pytest.raises(InputError, match="give --defense yourself if you trust that file"):
+            look(record, truth)
+        assert not marker.exists()
+    report = look(record, truth, defenses=["LaplaceNoise(scale=0.5)"])
+    assert len(report.summary) == 3, "what the auditor gives is taken in its place"

@@ -48,6 +48,33 @@ def holds(tensor: Tensor, images: Tensor) -> bool:
     return any(bool((parts - image.flatten()).abs().amax(1).lt(1e-3).any()) for image in images)
 
 
+def said(root: Any) -> Iterator[str]:
+    """All numbers and texts that can be reached from an object by attributes, items, and closures, as texts."""
+    todo, seen = [root], set()
+    while todo:
+        value = todo.pop()
+        if isinstance(value, str | bytes | int | float):
+            yield str(value)
+            continue
+        if id(value) in seen or isinstance(value, type):
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Generator):
+            yield str(value.initial_seed())
+        if isinstance(value, Tensor) and value.numel() < 10_000 and not value.is_floating_point():
+            todo += value.detach().flatten().tolist()
+        if isinstance(value, Mapping):
+            todo += [*value.keys(), *value.values()]
+        if isinstance(value, list | tuple | set | frozenset):
+            todo += value
+        todo += list(getattr(value, "__dict__", {}).values())
+        slots = getattr(type(value), "__slots__", ())
+        todo += [getattr(value, name, None) for name in ([slots] if isinstance(slots, str) else slots)]
+        todo += [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        if hasattr(value, "__self__"):
+            todo.append(value.__self__)
+
+
 class Keeps(nn.Module):
     """A network that keeps what passes it, as some do for class activation maps."""
 
@@ -151,6 +178,29 @@ def test_the_attack_s_generator_is_not_the_client_s():
     assert len(seeds) == 5
     assert clients.isdisjoint(seeds)
     assert len(set(seeds[1:])) == 4, "every stack starts anew"
+
+
+def test_the_seed_of_the_run_is_not_within_reach():
+    """Whoever has it can draw a client's noise again; a hash of a small one is found by trying."""
+    found: dict[int, list[tuple[int, set[str]]]] = {}
+
+    @dataclass(frozen=True, repr=False)
+    class Looks(Answers):
+        def __call__(self, seen, generator):
+            found[run].append((generator.initial_seed(), {*said((self, seen, generator))}))
+            return super().__call__(seen, generator)
+
+    for run in (7_203_685_477_580_311, 5_203_685_477_580_313):
+        found[run] = []
+        tiny(some_images(8), attacks=[Looks()], defenses=["LaplaceNoise(scale=0.1)"], threat=ThreatModel(ALL), seed=run)
+        words = [("client", 0, n) for n in range(8)] + [("victims",), ("weights", 0), ("model", 0, "NoDefense()")]
+        secret = {str(run), *(str(seed_of(run, *each)) for each in words)}
+        assert len(found[run]) == 3
+        for _, reached in found[run]:
+            assert len(reached) > 20, "the search finds something"
+            assert not [text for text in reached if any(one in text for one in secret)]
+    first, second = ([seed for seed, _ in each] for each in found.values())
+    assert first == second, "an attack's generator says nothing of the run's seed"
 
 
 def test_an_attack_cannot_change_what_the_next_one_sees():

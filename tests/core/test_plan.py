@@ -16,7 +16,7 @@ from medpfl.core.spec import build
     batch_size=st.integers(1, 8),
     batches=st.integers(1, 5),
     epochs=st.integers(1, 5),
-    rates=st.tuples(st.floats(1e-6, 10), st.floats(0, 1), st.floats(0, 1)),
+    rates=st.tuples(st.floats(1e-6, 10), *[st.just(0.0) | st.floats(1e-30, 1)] * 2),
     mode=st.sampled_from(["train", "eval"]),
     sends=st.sampled_from([(), ("num_samples",), ("buffers", "num_samples")]),
 )

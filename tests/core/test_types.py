@@ -90,7 +90,8 @@ def test_under_secure_aggregation_images_of_all_clients_count():
 
 
 def test_rows_survive_json():
-    values = {f.name: f.name for f in dataclasses.fields(Finding)} | {
+    made_up = {"str": "x", "int": 3, "float": 0.5, "bool": True}
+    values = {f.name: made_up.get(str(f.type).partition(" ")[0]) for f in dataclasses.fields(Finding)} | {
         "grants": ("labels", "order"),
         "flags": (),
         "scores": {"ssim": 0.5, "nearest_ssim": None},

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.stats import beta
 
 from medpfl.core.types import Finding
-from medpfl.core.verdicts import LEAKS, together
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 
 UNDEFENDED, LAPLACE = "NoDefense()", "LaplaceNoise(scale=0.01)"
 
@@ -71,7 +71,7 @@ def united(summary, by=("defense",), **more):
             "gallery": top.get("gallery"),
             "identified_floor": top.get("chance"),
             "leaks_by": ["read"] if top.get("verdict") == LEAKS else [],
-            "verdict": together(c.get("verdict") for c in own),
+            "verdict": next((v for v in (LEAKS, NO_LEAK) if v in {c.get("verdict") for c in own}), INCONCLUSIVE),
             "flags": top.get("union_flags", []),
             "tolerance": 0.2,
             "updates_needed": 17,

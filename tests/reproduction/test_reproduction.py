@@ -196,7 +196,7 @@ def test_other_folders_for_sets(data, tmp_path):
     [
         (["atacks", "--data", "data"], "there is no experiment 'atacks'; did you mean 'attacks'?"),
         (["--data", "nowhere"], "'nowhere' holds none of the folders melanoma, brain_mri, covid_xray"),
-        (["--data", "data", "--sets", "none.yaml"], "'none.yaml' cannot be read as YAML"),
+        (["--data", "data", "--sets", "none.yaml"], "in 'none.yaml': there is no such file"),
         (["--data", "data", "--sets", "list.yaml"], "'list.yaml' is no mapping: write one line for each name"),
         (["--data", "data", "--sets", "wrong.yaml"], "there is no set 'brain' in the study"),
         (["--data", "data", "--sets", "gone.yaml"], "'nowhere', which stands for melanoma, is no folder"),

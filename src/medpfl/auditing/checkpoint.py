@@ -20,7 +20,8 @@ from medpfl.core.errors import InputError, listed
 from medpfl.core.files import PRIVATE, write
 from medpfl.core.roles import Defense, Model
 from medpfl.core.sizes import check_classes, check_image_shape
-from medpfl.core.spec import build, registry, shown
+from medpfl.core.spec import registry, shown
+from medpfl.core.stated import check_stated, names_of, stated
 from medpfl.core.tensors import oddity
 from medpfl.core.types import Weights
 from medpfl.models.sized import built
@@ -108,14 +109,20 @@ class Checkpoint(Model):
         return network
 
     def _defense(self) -> Defense:
-        try:
-            return build(self.about.defense, registry(defense_package), "defense")
-        except InputError:  # of the user's own, which the folder does not hold: layers of its would not fit
-            return defense_package.NoDefense()
+        known = registry(defense_package)
+        if not set(names_of(self.about.defense, "defense")) <= known.keys():
+            return (
+                defense_package.NoDefense()
+            )  # the user's own, which the folder does not hold: its layers would not fit
+        return stated(self.about.defense, known, "defense", self.path, f"--model with --weights '{self.path}'")
 
     def _network(self) -> nn.Module:
+        known = registry(model_package)
         try:
-            model = build(self.about.model, registry(model_package), "model")
+            if unknown := set(names_of(self.about.model, "model")) - known.keys():
+                raise InputError(f"there is no model '{min(unknown)}' in MedPFL")
+            model = stated(self.about.model, known, "model", self.path, "--model")
+            return model.build(self.about.image_shape, self.about.classes, 0)
         except InputError as error:
             raise InputError(
                 f"the checkpoint was trained from {self.about.model}, which its folder does not hold ({error}): give "
@@ -218,6 +225,8 @@ def checkpoint_at(path: Path, number: int | None = None) -> Checkpoint:
         raise InputError(f"'{path}' has no round {number}: there are {known}")
     file = chosen[0] / WEIGHTS
     _, about = _read(file)
+    for role, spec in (("model", about.model), ("defense", about.defense)):
+        check_stated(spec, role, file, "--model" if role == "model" else "--model and --weights")
     return Checkpoint(file, about, about.model, about.defense, about.round)
 
 
@@ -236,5 +245,5 @@ def _read(path: Path) -> tuple[dict[str, Tensor], About]:
         if about.pop("version") != _VERSION:
             raise ValueError("it is of another version")
         return tensors, _checked(About(**about))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"'{path}' is no checkpoint of a training, or damaged: {error}") from None

@@ -21,11 +21,12 @@ from medpfl.auditing.early import check_model, check_source, is_there, names_a_s
 from medpfl.auditing.engine import explained
 from medpfl.core.copies import copied
 from medpfl.core.errors import InputError
+from medpfl.core.limits import CLIENTS, check_whole
 from medpfl.core.messages import about
 from medpfl.core.place import at_home, find, is_place, parted
 from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
-from medpfl.core.spec import Part, build, expand, registry
+from medpfl.core.spec import Part, build, check_part, check_text, expand, registry
 from medpfl.data import partition as partition_module
 from medpfl.data.choose import source_at
 from medpfl.data.images import LabelledImages
@@ -74,6 +75,7 @@ class GivenModel(Model):
 def model_of(model: str | Path | Model | nn.Module) -> Model:
     """From a spec, a user's ``place:name``, the directory of a training or of its round, a `Model` or a network."""
     if isinstance(model, Model):
+        check_part(model)
         return model
     if isinstance(model, nn.Module):
         return GivenModel(model, type(unwrapped(model)).__name__)
@@ -81,6 +83,7 @@ def model_of(model: str | Path | Model | nn.Module) -> Model:
     if str(model) and is_checkpoint(folder):
         return checkpoint_at(folder)
     model = str(model)
+    check_text(model, "model")
     if is_place(model):
         return UserModel.parse(model)
     if model.endswith(".py") or model.partition("(")[0].endswith(".py"):
@@ -120,6 +123,7 @@ def defenses_given(defenses: Iterable[str | Defense]) -> list[Given]:
 
 def _made(text: str, known: Mapping[str, Any], role: str, nested: Mapping[str, Any] | None = None) -> Any:
     """From a spec; its first name may be the user's own, ``file.py:Name(argument=value)``."""
+    check_text(text, role)
     if found := parted(text):
         place, text = found
         if (own := re.match(r"\s*(\w+)", text)) is None:
@@ -143,6 +147,7 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[Given]:
     for one in made:
         if not isinstance(one, role):
             raise InputError(f"{one!r} is no {role.__name__.lower()}: give a spec string or an object of that role")
+        check_part(one)
         _check_spec(one)
     with explained(f"the {role.__name__.lower()}s cannot be written as specs"):
         homes = {(repr(one), type(one).__module__, type(one).__qualname__) for one in made}
@@ -165,8 +170,10 @@ def _check_spec(part: Any) -> None:
 def partition_of(partition: str | Partition, clients: int | None = None) -> Partition:
     """From a spec or a partition; with so many clients, if that is given."""
     made = partition if isinstance(partition, Partition) else build(partition, registry(partition_module), "partition")
+    check_part(made)
     if clients is None:
         return made
+    check_whole("clients", clients, 1, CLIENTS)
     if not hasattr(made, "clients"):
         raise InputError(f"{made!r} says itself how many clients there are: leave out --clients")
     return replace(made, clients=clients)  # type: ignore[type-var]  (it has the field)

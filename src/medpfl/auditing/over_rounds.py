@@ -12,7 +12,7 @@ from medpfl.auditing.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.auditing.inputs import attacks_of, defenses_of
 from medpfl.auditing.report import Report
 from medpfl.auditing.run import audit
-from medpfl.auditing.run_files import lines, made
+from medpfl.auditing.run_files import lines, made, reading
 from medpfl.auditing.training_store import ROWS, read_rounds
 from medpfl.core.errors import InputError
 from medpfl.core.files import remove_leftovers, write
@@ -104,8 +104,9 @@ def rounds_in(text: str) -> list[int]:
 def _accuracies(training: Path, rounds: Iterable[int]) -> dict[int, float | None]:
     from medpfl.reporting.training import judged
 
-    rows = list(read_rounds(training / ROWS))
-    known = {row.round: row.scores[judged(rows)]["balanced_accuracy"] for row in rows}
+    with reading(training):
+        rows = list(read_rounds(training / ROWS))
+        known = {row.round: row.scores[judged(rows)]["balanced_accuracy"] for row in rows}
     return {number: known.get(number) for number in rounds}
 
 

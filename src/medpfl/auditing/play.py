@@ -36,6 +36,9 @@ _DRAWS = 8
 """Times that a record's round is played, to see how much depends on the client's own draws."""
 
 
+_PUBLIC = 0
+"""In place of the run's seed, where an attack gets what is drawn from it."""
+
 _ITERATES = 30
 """Kept of each start, where they are asked for: as many as the notebooks keep of 300 steps."""
 
@@ -188,7 +191,9 @@ class Player:
         return data.images[free].to(self.setup.device)
 
     def _attack(self, attack: Attack, seen: Any, job: JobKey) -> Reconstruction:
-        generator = generator_of(self.setup.seed, "attack", job.attack, job.draw, job.stack)
+        # The same under every seed of a run. Were it drawn from that seed, an attack could try small seeds until one of
+        # them gave this generator, and then draw a client's noise, order and masks again.
+        generator = generator_of(_PUBLIC, "attack", job.attack, job.draw, job.stack)
         most = _ITERATES if self.setup.iterates else 0
         with explained(f"{job.attack} cannot attack this model"), tracing(most):
             guess = attack(seen, generator)

@@ -8,10 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from medpfl import defenses as defense_package
 from medpfl.core.errors import InputError, listed
 from medpfl.core.plan import Plan
 from medpfl.core.records import Record
 from medpfl.core.roles import Defense, State
+from medpfl.core.spec import registry
+from medpfl.core.stated import stated
 from medpfl.core.tensors import shared_prefix
 from medpfl.core.types import Channel, Update
 from medpfl.data.images import LabelledImages
@@ -65,6 +68,17 @@ def named_as(record: Record, network: nn.Module) -> Record:
     names = [*sent.tensors, *(sent.buffers or {}), *start.parameters, *start.buffers]
     own = [name for name, _ in (*network.named_parameters(), *network.named_buffers())]
     return record.without(shared_prefix(names, own))
+
+
+def defense_in(record: Record, path: Path) -> Defense:
+    """The defense that a record states, one of ours, or `NoDefense`; the file may be another party's.
+
+    Raises:
+        InputError: it states no defense of ours, or one with a place among its arguments.
+    """
+    if record.defense is None:
+        return NoDefense()
+    return stated(record.defense, registry(defense_package), "defense", path, "--defense")
 
 
 def relabel(truth: LabelledImages, record: Record) -> LabelledImages:

@@ -8,7 +8,7 @@ from typing import Any
 
 from medpfl.auditing.bounds import bounded, check_bounds
 from medpfl.auditing.key import class_names
-from medpfl.auditing.run_files import RUN, check_rows, read_json
+from medpfl.auditing.run_files import RUN, check_rows, read_json, reading
 from medpfl.auditing.store import ROWS, JobKey, Store, check_format, job_of, read_rows
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
@@ -69,6 +69,11 @@ def reread(out: Path) -> Report:
     Raises:
         InputError: no run directory, one without rows, or one of another version.
     """
+    with reading(out):
+        return _reread(out)
+
+
+def _reread(out: Path) -> Report:
     run = read_json(out / RUN)
     if run is None or "identity" not in run:
         raise InputError(f"'{out}' is no run directory: it has no run.json")
@@ -77,7 +82,7 @@ def reread(out: Path) -> Report:
     settings = run.get("settings", {})
     check_bounds(out, settings.get("bounds", {}))
     sizes: dict[JobKey, int] = {}
-    for row in read_rows(out / ROWS):
+    for row in read_rows(out / ROWS, whole=True):
         sizes[job_of(row)] = sizes.get(job_of(row), 0) + 1
     # A job that was cut in the middle is shown by the audit only after it is redone.
     planned = {JobKey(*key): count for *key, count in run.get("jobs", [])}

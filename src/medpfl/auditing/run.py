@@ -18,7 +18,6 @@ from medpfl.auditing.inputs import (
     attacks_of,
     data_of,
     defenses_given,
-    defenses_of,
     is_record,
     model_of,
     partition_of,
@@ -27,7 +26,7 @@ from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.key import study_index
 from medpfl.auditing.network import network_of
 from medpfl.auditing.play import Player
-from medpfl.auditing.recorded import Recorded, behind, named_as, read, relabel
+from medpfl.auditing.recorded import Recorded, behind, defense_in, named_as, read, relabel
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.run_files import check_outside, made
 from medpfl.auditing.scoring import Scorer
@@ -131,8 +130,9 @@ def audit(
     made_defenses = [one.part for one in given_defenses]
     record, stated = None, NoDefense()
     if is_record(data):
-        record, data = read(path_of(str(data))), _truth_of(truth, start)
-        stated, plan = _claimed(record, made_defenses), record.plan
+        place = path_of(str(data))
+        record, data = read(place), _truth_of(truth, start)
+        stated, plan = _claimed(record, place, made_defenses), record.plan
         size = record.image_shape[-1] if record.image_shape else size
         channels = record.image_shape[0] if record.image_shape else channels
         draws, partition, clients = 1, "IID(clients=1)", None
@@ -178,19 +178,14 @@ def _threat(given: ThreatModel, defenses: list[Defense], knowledge: tuple[bool, 
     return given.granting("defense") if judged and True in knowledge else given
 
 
-def _claimed(record: Record, given: list[Defense]) -> Defense:
+def _claimed(record: Record, place: Path, given: list[Defense]) -> Defense:
     """The defense behind a record, at the client: as the auditor says, or else as the record does."""
-    stated = [at_client(d) for d in given if d != NoDefense()]
-    if not stated and record.defense is not None:
-        try:
-            stated = [at_client(d) for d in defenses_of([record.defense]) if d != NoDefense()]
-        except InputError as error:
-            raise InputError(f"of the record: {error}; --defense states another") from None
-    if any(map(aggregates, stated)):
+    told = [at_client(d) for d in given if d != NoDefense()] or [at_client(defense_in(record, place))]
+    if any(map(aggregates, told)):
         raise InputError("a record is of one client's update, and secure aggregation gives the server only a sum")
-    if len(stated) > 1:
+    if len(told) > 1:
         raise InputError("a record was made under one defense: give the one that its client used, parts joined by |")
-    return stated[0] if stated else NoDefense()
+    return told[0]
 
 
 def _truth_of(truth: Any, weights: Path | None) -> Any:

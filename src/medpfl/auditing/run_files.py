@@ -27,6 +27,7 @@ __all__ = [
     "note",
     "read_json",
     "read_lines",
+    "reading",
 ]
 
 RUN = "run.json"
@@ -47,8 +48,9 @@ def made(out: Path) -> None:
     """Makes the run directory."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out '{out}' cannot be made ({error.strerror}): name another one") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"--out '{out}' cannot be made ({why}): name another one") from error
 
 
 @contextlib.contextmanager
@@ -80,15 +82,20 @@ def _tidy(out: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or ``None`` if the file is not there or not whole."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text())
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_text()) if path.is_file() else None
         return found if isinstance(found, dict) else None
     return None
 
 
+def _identity_in(run: dict[str, Any] | None) -> dict[str, Any]:
+    found = (run or {}).get("identity")
+    return found if isinstance(found, dict) else {}
+
+
 def is_of(kind: str, out: Path) -> bool:
     """Whether a directory is that of a ``"training"`` or a ``"frontier"``."""
-    return kind in ((read_json(out / RUN) or {}).get("identity") or {})
+    return kind in _identity_in(read_json(out / RUN))
 
 
 def note(out: Path, **settings: Any) -> None:
@@ -100,7 +107,7 @@ def difference(found: dict[str, Any] | None, identity: dict[str, Any]) -> str:
     """In what an experiment that was found in a directory differs from another one."""
     if found is None:
         return "its run.json is missing or damaged"
-    old = found.get("identity") or {}
+    old = _identity_in(found)
     if hasattr(identity, "told"):  # an `Identity` knows how to say it
         return "; ".join(identity.told(old))  # type: ignore[attr-defined]
     changed = [k for k in identity if old.get(k) != identity[k]] + [k for k in old if k not in identity]
@@ -133,10 +140,49 @@ def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def read_lines(path: Path, parse: Callable[[dict[str, Any]], T]) -> Iterator[T]:
-    """The rows of a file; a last line that was cut, and one that is damaged, are left out."""
-    if path.exists():
-        for line in path.read_bytes().splitlines(keepends=True):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                if line.endswith(b"\n"):
-                    yield parse(json.loads(line))
+def read_lines(path: Path, parse: Callable[[Any], T], whole: bool = False) -> Iterator[T]:
+    """The rows of a file; a last line that was cut or is damaged is left out.
+
+    Args:
+        path: the file; none if it is not there.
+        parse: makes a row of what JSON holds.
+        whole: whether another damaged line is an error; if not, it is left out too, and its job is done again.
+
+    Raises:
+        InputError: a line that is no row, if `whole`.
+    """
+    found = path.read_bytes().split(b"\n") if path.is_file() else []
+    # A file that is whole ends with a newline, so that what stands after the last one was cut.
+    for number, line in enumerate(found[:-1], start=1):
+        try:
+            row = parse(json.loads(line, parse_constant=_no_number))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if whole and number < len(found) - 1:
+                raise InputError(
+                    f"'{path}', line {number}, is damaged ({str(error)[:120]}): give the command that made the run "
+                    "again with its --out, which does that work anew, or delete the line"
+                ) from None
+            continue
+        yield row
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+@contextlib.contextmanager
+def reading(out: Path) -> Iterator[None]:
+    """Whatever fails inside, while a run directory is read back, is for the person who has that directory.
+
+    Another party may have written it, or an editor damaged it: every field may be missing or of another type.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, LookupError, RecursionError, ArithmeticError) as error:
+        if isinstance(error, InputError):
+            raise
+        why = f"{type(error).__name__}: {str(error)[:120]}"
+        raise InputError(
+            f"'{out}' cannot be read back: its files are damaged, or of another version ({why}); give the command that "
+            "made it again with the same --out, or name another directory"
+        ) from error

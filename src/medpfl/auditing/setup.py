@@ -35,6 +35,7 @@ from medpfl.auditing.store import JobKey
 from medpfl.auditing.sums import Group, aggregates, check_sum, masks, staying
 from medpfl.auditing.victims import draw_victims
 from medpfl.core.errors import InputError
+from medpfl.core.limits import DRAWS, IMAGES, check_whole
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Defense, Model
 from medpfl.core.spec import registry
@@ -96,8 +97,8 @@ class Setup:
         if not self.attacks:
             raise InputError("no attack was given: 'medpfl list' names them")
         _ = self.code  # before any of it runs
-        if self.draws < 1:
-            raise InputError(f"draws is {self.draws}: it must be at least 1")
+        check_whole("draws", self.draws, 1, DRAWS)
+        check_whole("images", self.images, 1, IMAGES)
         if self.draws > 1 and (self.weights is not None or isinstance(self.model, GivenModel)):
             raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
         if self.draws > 1 and _equal(self.network(0), self.network(1)):

@@ -203,9 +203,9 @@ def _pictures(out: Path, job: JobKey) -> Path:
     return out / "images" / job.file_name()
 
 
-def read_rows(path: Path) -> Iterator[Finding]:
-    """The rows of ``findings.jsonl``; a last line that was cut is left out."""
-    return read_lines(path, Finding.from_dict)
+def read_rows(path: Path, whole: bool = False) -> Iterator[Finding]:
+    """The rows of ``findings.jsonl``; a last line that was cut is left out, `whole` as in `read_lines`."""
+    return read_lines(path, Finding.from_dict, whole)
 
 
 def stored(out: Path) -> Store:

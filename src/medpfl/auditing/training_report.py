@@ -9,7 +9,7 @@ from typing import Any
 
 from medpfl.auditing.engine import versions
 from medpfl.auditing.privacy import has_statistics
-from medpfl.auditing.run_files import RUN, check_rows, read_json
+from medpfl.auditing.run_files import RUN, check_rows, read_json, reading
 from medpfl.auditing.settings import of_reading
 from medpfl.auditing.training_setup import TrainingSetup
 from medpfl.auditing.training_store import ROWS, TrainingStore, read_rounds
@@ -68,9 +68,14 @@ def reread_training(out: Path) -> Trained:
     Raises:
         InputError: it has no finished round.
     """
-    check_rows(out, read_json(out / RUN))
+    with reading(out):
+        check_rows(out, read_json(out / RUN))
+        return _reread_training(out)
+
+
+def _reread_training(out: Path) -> Trained:
     store = TrainingStore(None)
-    store.rows = [row for number, row in enumerate(read_rounds(out / ROWS)) if row.round == number]
+    store.rows = [row for number, row in enumerate(read_rounds(out / ROWS, whole=True)) if row.round == number]
     if not store.rows:
         raise InputError(f"'{out}' holds no finished round yet: give the same train command again")
     store.out = out

@@ -104,9 +104,9 @@ def _discard(out: Path) -> None:
             shutil.rmtree(folder)
 
 
-def read_rounds(path: Path) -> Iterator[Round]:
-    """The rows of ``rounds.jsonl``; a last line that was cut is left out."""
-    return read_lines(path, Round.from_dict)
+def read_rounds(path: Path, whole: bool = False) -> Iterator[Round]:
+    """The rows of ``rounds.jsonl``; a last line that was cut is left out, `whole` as in `read_lines`."""
+    return read_lines(path, Round.from_dict, whole)
 
 
 def _whole(out: Path) -> list[Round]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from medpfl.core import limits
 from medpfl.core.verdicts import TOLERANCE
 
 __all__ = ["STANDARD", "Experiment"]
@@ -52,26 +53,31 @@ class Experiment(BaseModel):
         default=None, description="with a training as --model: rounds whose models are audited, as 0,1,5"
     )
     truth: str | None = Field(default=None, description="for a record: folder of the images that it was made from")
-    images: int = Field(default=32, ge=1, description="images to attack, evenly over classes")
-    batch_size: int = Field(default=1, ge=1, description="images of one gradient")
-    draws: int = Field(default=1, ge=1, description="draws of untrained weights; each attacks the same images")
-    size: int = Field(default=32, ge=1, description="edge of the images in pixels")
+    images: int = Field(default=32, ge=1, le=limits.IMAGES, description="images to attack, evenly over classes")
+    batch_size: int = Field(default=1, ge=1, le=limits.IMAGES, description="images of one gradient")
+    draws: int = Field(
+        default=1, ge=1, le=limits.DRAWS, description="draws of untrained weights; each attacks the same images"
+    )
+    size: int = Field(default=32, ge=1, le=limits.SIDE, description="edge of the images in pixels")
     fit: Literal["crop", "squash"] = Field(default="crop", description="how an image becomes square")
     channels: Literal[1, 3] | None = Field(default=None, description="1 gray, 3 color; unset: as the images are")
     partition: str = Field(
         default="IID(clients=1)", description="IID(clients=...) or Dirichlet(alpha=..., clients=...)"
     )
     clients: int | None = Field(
-        default=None, ge=1, description="clients of the partition; secure aggregation sums over all of them"
+        default=None,
+        ge=1,
+        le=limits.CLIENTS,
+        description="clients of the partition; secure aggregation sums over all of them",
     )
     algorithm: Literal["FedSGD", "FedAvg"] = Field(default="FedSGD", description="one gradient, or local training")
     local_images: int | None = Field(
-        default=None, ge=1, description="FedAvg or poisson: images of a client; unset: one batch"
+        default=None, ge=1, le=limits.IMAGES, description="FedAvg or poisson: images of a client; unset: one batch"
     )
-    epochs: int = Field(default=1, ge=1, description="FedAvg: local epochs")
-    learning_rate: float = Field(default=0.1, gt=0, description="FedAvg: local learning rate")
-    momentum: float = Field(default=0.0, ge=0, description="FedAvg: local momentum")
-    weight_decay: float = Field(default=0.0, ge=0, description="FedAvg: local weight decay")
+    epochs: int = Field(default=1, ge=1, le=limits.EPOCHS, description="FedAvg: local epochs")
+    learning_rate: float = Field(default=0.1, gt=0, le=limits.FACTOR, description="FedAvg: local learning rate")
+    momentum: float = Field(default=0.0, ge=0, le=limits.FACTOR, description="FedAvg: local momentum")
+    weight_decay: float = Field(default=0.0, ge=0, le=limits.FACTOR, description="FedAvg: local weight decay")
     loss: Literal["cross_entropy", "dice"] = Field(
         default="cross_entropy", description="of the client; dice is for models that give masks"
     )
@@ -83,8 +89,8 @@ class Experiment(BaseModel):
         default="shuffle", description="of the local images into batches; poisson, as DPSGD is accounted"
     )
     mode: Literal["train", "eval"] = Field(default="train", description="of batch norm and dropout at the client")
-    seed: int = Field(default=0, ge=0, description="of every random draw")
-    memory: float = Field(default=2.0, gt=0, description="GiB that a stack of victims may take")
+    seed: int = Field(default=0, ge=0, le=limits.SEED, description="of every random draw")
+    memory: float = Field(default=2.0, gt=0, le=limits.MEMORY, description="GiB that a stack of victims may take")
     device: str = Field(default="cpu", description="cpu, cuda, cuda:1, ...")
     iterates: bool = Field(
         default=False, description="score the iterate nearest to the truth too, which no attacker can pick"

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
+from medpfl.core import limits
 from medpfl.core.experiment import STANDARD
 from medpfl.core.training import Training
 from medpfl.core.verdicts import TOLERANCE
+from medpfl.core.yaml_files import read_text
 
-__all__ = ["Frontier"]
+__all__ = ["RECOMMENDED", "RECOMMENDED_FILE", "Frontier", "is_recommendation"]
+
+RECOMMENDED, RECOMMENDED_FILE = "# Recommended by medpfl frontier", "recommended.yaml"
+"""How a recommendation begins, and what it is called: either tells it from a YAML file that a person wrote."""
+
+
+def is_recommendation(path: str | Path) -> bool:
+    """Whether a YAML file is what a frontier recommended, perhaps another party's."""
+    beginning = read_text(path)[:2000]
+    return Path(path).name == RECOMMENDED_FILE or RECOMMENDED in beginning
 
 
 class Frontier(Training):
@@ -31,9 +44,14 @@ class Frontier(Training):
     accept_leak: bool = Field(
         default=False, description="recommend a setting even if its own audit says that it leaks, within the limits"
     )
-    seeds: int = Field(default=1, ge=1, description="trainings of each setting, seeds counted from --seed on")
+    seeds: int = Field(
+        default=1, ge=1, le=limits.SEEDS, description="trainings of each setting, seeds counted from --seed on"
+    )
     round: int = Field(
-        default=0, ge=0, description="whose model is audited; 0: untrained, the same under every defense"
+        default=0,
+        ge=0,
+        le=limits.ROUNDS,
+        description="whose model is audited; 0: untrained, the same under every defense",
     )
     attack: list[str] = Field(
         default=list(STANDARD),
@@ -43,11 +61,14 @@ class Frontier(Training):
     images: int | None = Field(
         default=None,
         ge=1,
+        le=limits.IMAGES,
         description="images to attack, evenly over classes; unset: 32, or more where the limits need more updates",
     )
-    images_per_update: int = Field(default=1, ge=1, description="images behind an update that is attacked")
-    draws: int = Field(default=1, ge=1, description="draws of untrained weights that are audited")
-    memory: float = Field(default=2.0, gt=0, description="GiB that a stack of victims may take")
+    images_per_update: int = Field(
+        default=1, ge=1, le=limits.IMAGES, description="images behind an update that is attacked"
+    )
+    draws: int = Field(default=1, ge=1, le=limits.DRAWS, description="draws of untrained weights that are audited")
+    memory: float = Field(default=2.0, gt=0, le=limits.MEMORY, description="GiB that a stack of victims may take")
     isolate: bool | None = Field(
         default=None,
         description="run attacks in a process that no private image enters; no sandbox: same user, same files; "

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import Any, Literal
 
 from medpfl.core.errors import InputError
+from medpfl.core.limits import EPOCHS, FACTOR, IMAGES, STEPS, check_numbers, check_whole, shortened
 from medpfl.core.spec import Part, shown
 
 __all__ = ["Plan"]
+
+_CHOICES = {
+    "algorithm": ("FedSGD", "FedAvg"),
+    "mode": ("train", "eval"),
+    "loss": ("cross_entropy", "dice"),
+    "sampling": ("shuffle", "poisson"),
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,19 +59,11 @@ class Plan(Part):
     sends: tuple[str, ...] = ("num_samples", "buffers")
 
     def __post_init__(self) -> None:
+        if isinstance(self.sends, str) or not isinstance(self.sends, Sequence):
+            raise InputError(f"sends is {shortened(self.sends)}: give a list, of num_samples and buffers or of neither")
         object.__setattr__(self, "sends", tuple(self.sends))
-        if self.algorithm not in ("FedSGD", "FedAvg"):
-            raise InputError(f"algorithm is '{self.algorithm}': choose FedSGD or FedAvg")
-        if self.mode not in ("train", "eval"):
-            raise InputError(f"mode is '{self.mode}': choose train or eval")
-        if self.loss not in ("cross_entropy", "dice"):
-            raise InputError(f"loss is '{self.loss}': choose cross_entropy or dice")
-        if self.sampling not in ("shuffle", "poisson"):
-            raise InputError(f"sampling is '{self.sampling}': choose shuffle or poisson")
-        for name in ("batch_size", "local_images", "epochs"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise InputError(f"{name} is {value}: it must be a whole number, at least 1")
+        self._check_words()
+        self._check_numbers()
         if self.local_images is not None and self.local_images < self.batch_size:
             raise InputError(f"local_images is {self.local_images}, less than one batch of {self.batch_size}")
         if self.images % self.batch_size:
@@ -72,10 +71,29 @@ class Plan(Part):
         one_batch = self.sampling == "poisson" or self.images == self.batch_size
         if self.algorithm == "FedSGD" and (self.epochs != 1 or not one_batch):
             raise InputError("FedSGD sends one gradient of one batch: epochs and local_images need algorithm FedAvg")
-        if not (0 < self.learning_rate < inf and 0 <= self.momentum < inf and 0 <= self.weight_decay < inf):
-            raise InputError("learning_rate must be a number above 0, momentum and weight_decay at least 0")
-        if unknown := set(self.sends) - {"num_samples", "buffers"}:
-            raise InputError(f"sends names {sorted(unknown)}: choose from num_samples, buffers")
+        if self.steps > STEPS:
+            raise InputError(f"this plan takes {self.steps} steps for one update: at most {STEPS} are possible")
+
+    def _check_words(self) -> None:
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(f"{name} is {shortened(value)}: choose {' or '.join(choices)}")
+        if unknown := [word for word in self.sends if word not in ("num_samples", "buffers")]:
+            raise InputError(f"sends names {shortened(unknown)}: choose from num_samples, buffers")
+
+    def _check_numbers(self) -> None:
+        for name, most in (("batch_size", IMAGES), ("local_images", IMAGES), ("epochs", EPOCHS)):
+            if name != "local_images" or self.local_images is not None:
+                check_whole(name, getattr(self, name), 1, most)
+        for name in ("learning_rate", "momentum", "weight_decay"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value <= FACTOR or (name == "learning_rate" and value == 0):
+                raise InputError(
+                    "learning_rate must be a number above 0, momentum and weight_decay at least 0, and none above "
+                    f"{FACTOR:g}: {name} is {shortened(value)}"
+                )
+            check_numbers(name, value)
 
     @classmethod
     def among(cls, options: Mapping[str, Any]) -> tuple[Plan, dict[str, Any]]:

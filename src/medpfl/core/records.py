@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
+from medpfl.core.limits import CLASSES, IMAGES, NAME, check_shape, check_whole, shortened
 from medpfl.core.plan import Plan
 from medpfl.core.tensors import oddity
 from medpfl.core.types import Tensors, Update, Weights
@@ -112,19 +113,18 @@ class Record:
                 raise InputError(f"'{path}' holds a tensor '{name}' that no record has")
             groups[group][member] = tensor
         try:
-            buffers = groups["sent_buffer"] if about["sends_buffers"] else None
-            if about["kind"] not in ("gradient", "difference"):
-                raise InputError(f"kind is {about['kind']!r}")
-            return cls(
-                Update(groups["update"], about["kind"], buffers, about["num_samples"]),
-                Plan(**about["plan"]),
-                Weights(groups["parameter"], groups["buffer"]),
-                tuple(about["image_shape"]) if about["image_shape"] else None,
-                tuple(about["classes"]) if about["classes"] else None,
-                _spec(about.get("defense")),  # records that were made before have none
-            )
-        except (KeyError, TypeError, InputError) as error:
+            said = _Header(**{field.name: _said(about, field) for field in dataclasses.fields(_Header)})
+        except (TypeError, InputError) as error:  # TypeError: a plan with other fields
             raise InputError(f"the header of '{path}' is not valid: {error}") from None
+        buffers = groups["sent_buffer"] if said.sends_buffers else None
+        return cls(
+            Update(groups["update"], said.kind, buffers, said.num_samples),
+            said.made_plan,
+            Weights(groups["parameter"], groups["buffer"]),
+            tuple(said.image_shape) if said.image_shape else None,
+            tuple(said.classes) if said.classes else None,
+            said.defense,
+        )
 
     def without(self, prefix: str) -> Record:
         """Return the record with a prefix removed from the names of its tensors, such as ``"module."``."""
@@ -175,10 +175,58 @@ class Record:
         return [word for word, held in there.items() if held and word not in self.plan.sends]
 
 
-def _spec(defense: Any) -> str | None:
-    if defense is None or isinstance(defense, str):
-        return defense
-    raise InputError(f"defense is {defense!r}: it must be a spec, or nothing")
+@dataclass(frozen=True)
+class _Header:
+    """What a record says of itself, each field checked: another party may have written it.
+
+    Raises:
+        InputError: a field of another type, or out of bounds.
+    """
+
+    kind: Any
+    num_samples: Any
+    sends_buffers: Any
+    plan: Any
+    image_shape: Any
+    classes: Any
+    defense: Any = None  # records that were made before have none
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kind, str) or self.kind not in ("gradient", "difference"):
+            raise InputError(f"kind is {shortened(self.kind)}: it must be gradient or difference")
+        if self.num_samples is not None:
+            check_whole("num_samples", self.num_samples, 1, IMAGES)
+        if not isinstance(self.sends_buffers, bool):
+            raise InputError(f"sends_buffers is {shortened(self.sends_buffers)}: it must be true or false")
+        if self.image_shape is not None:
+            check_shape(self.image_shape)
+        if self.classes is not None:
+            _check_classes(self.classes)
+        if self.defense is not None and not isinstance(self.defense, str):
+            raise InputError(f"defense is {shortened(self.defense)}: it must be a spec, or nothing")
+        _ = self.made_plan
+
+    @property
+    def made_plan(self) -> Plan:
+        """The plan that the client followed."""
+        if not isinstance(self.plan, dict):
+            raise InputError(f"plan is {shortened(self.plan)}: it must be an object of its fields")
+        return Plan(**self.plan)
+
+
+def _said(about: dict[str, Any], field: dataclasses.Field[Any]) -> Any:
+    if field.name not in about and field.default is dataclasses.MISSING:
+        raise InputError(f"{field.name!r} is missing")
+    return about.get(field.name)
+
+
+def _check_classes(classes: Any) -> None:
+    if not isinstance(classes, list) or not all(isinstance(name, str) and len(name) <= NAME for name in classes):
+        raise InputError(f"classes is {shortened(classes)}: it must be a list of names")
+    if len(classes) > CLASSES:
+        raise InputError(f"classes names {len(classes)} classes: at most {CLASSES} are possible")
+    if len(set(classes)) < len(classes):
+        raise InputError("classes names a class twice")
 
 
 def _unlike(what: str, sent: Tensors, whose: str, own: Tensors) -> list[str]:
@@ -197,6 +245,6 @@ def _json(path: Path, header: str) -> dict[str, Any]:
         about = json.loads(header)
         if about["format"] == FORMAT:
             return about
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise InputError(f"the header of '{path}' is damaged")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+from medpfl.core.typed import typed
 
 __all__ = ["Round", "Scores"]
 
@@ -31,6 +33,8 @@ class Round:
         seconds, date: of the round.
     """
 
+    __pydantic_config__: ClassVar[Any] = {"strict": True, "extra": "forbid"}
+
     round: int
     clients: tuple[int, ...]
     images: int
@@ -52,5 +56,5 @@ class Round:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Round:
-        """The row back from JSON."""
-        return cls(**{**row, "clients": tuple(row["clients"])})
+        """The row back from JSON; raises `InputError` for a field of another type."""
+        return typed(cls, row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medpfl.core.errors import InputError
+from medpfl.core.limits import ROUNDS, check_whole
 
 __all__ = ["Schedule"]
 
@@ -35,8 +36,7 @@ class Schedule:
     delta: float = 1e-5
 
     def __post_init__(self) -> None:
-        if type(self.rounds) is not int or self.rounds < 1:
-            raise InputError(f"rounds is {self.rounds}: it must be a whole number, at least 1")
+        check_whole("rounds", self.rounds, 1, ROUNDS)
         for name in ("fraction", "decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be above 0 and at most 1")

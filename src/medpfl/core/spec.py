@@ -8,17 +8,24 @@ import inspect
 import itertools
 import math
 import re
+import types
+import typing
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from medpfl.core.errors import InputError, nearest
+from medpfl.core.limits import NESTING, SPEC, SWEEP, check_numbers
 
 __all__ = [
     "Part",
     "build",
     "check_names",
+    "check_part",
+    "check_text",
     "construct",
     "expand",
+    "parsed",
     "registry",
     "shown",
     "signature",
@@ -86,12 +93,12 @@ def build(text: str, known: Mapping[str, Any], role: str = "part", nested: Mappi
     Raises:
         InputError: a wrong name (with the nearest right one), argument or value.
     """
-    return _build(_parsed(text, known, role), known, role, nested or {})
+    return _build(parsed(text, known, role), known, role, nested or {})
 
 
 def check_names(text: str, known: Iterable[str], role: str) -> None:
     """Raises the `InputError` of `build` for what is no spec, or names no part; the parts need not be at hand."""
-    nodes = [_parsed(text, known, role)]
+    nodes = [parsed(text, known, role)]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
@@ -100,13 +107,54 @@ def check_names(text: str, known: Iterable[str], role: str) -> None:
             _called(node, known, role)
 
 
-def _parsed(text: str, known: Iterable[str], role: str) -> ast.expr:
+def check_text(text: str, role: str) -> None:
+    """Raise `InputError` for a text that is too long or too deeply nested to be a spec.
+
+    Args:
+        text: the spec, with or without a place before it.
+        role: the word for it in error messages.
+    """
+    if len(text) > SPEC:
+        raise InputError(f"{role} '{text[:40]}...' has {len(text)} characters: a spec has at most {SPEC}")
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    if deepest > NESTING:
+        raise InputError(f"{role} '{text[:40]}...' is nested too deeply: at most {NESTING} brackets within brackets")
+
+
+def parsed(text: str, known: Iterable[str], role: str) -> ast.expr:
+    """The syntax tree of a spec, whose depth is bounded.
+
+    Raises:
+        InputError: no Python expression, or one that is too long or too deep (with the nearest of the known names).
+    """
+    check_text(text, role)
     try:
-        return ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "1if" and the like: what is no spec is said below
+            node = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError):  # ValueError: a null byte
         raise InputError(
             f"{role} '{text}' is not a spec: write Name or Name(argument=value); {nearest(text, known)}"
         ) from None
+    except (RecursionError, MemoryError):  # what the parser says of thousands of minus signs
+        node = None
+    if node is None or _depth(node) > _DEEPEST:
+        raise InputError(f"{role} '{text[:40]}...' is nested too deeply, or joins too many parts")
+    return node
+
+
+_DEEPEST = 4 * NESTING
+"""Levels of a spec's syntax tree."""
+
+
+def _depth(node: ast.AST) -> int:
+    level, deep = [node], 0
+    while level:
+        level, deep = [child for one in level for child in ast.iter_child_nodes(one)], deep + 1
+    return deep
 
 
 def _called(node: ast.expr, known: Iterable[str], role: str) -> tuple[str, ast.Call]:
@@ -145,11 +193,72 @@ def construct(make: Any, name: str, args: list[Any], kwargs: dict[str, Any], rol
         for key, value in bound.arguments.items():
             if parameters[key].annotation not in ("Any", Any):
                 _check_kind(key, value, parameters[key].default)
+        if _is_ours(make):
+            _check_arguments(make, bound.arguments)
         return make(*args, **kwargs)
     except InputError as error:
         raise InputError(f"{role} '{name}': {error}") from None
     except TypeError as error:
         raise InputError(f"{role} '{name}': {error}") from error
+
+
+def _is_ours(make: Any) -> bool:
+    return getattr(make, "__module__", "").startswith("medpfl.")
+
+
+def check_part(part: Any) -> None:
+    """Raise `InputError` for a part of ours that was built with a value of another kind, or a number out of all reason.
+
+    `construct` checks what a spec says; this is for objects that a Python call gives.
+    """
+    if _is_ours(type(part)) and dataclasses.is_dataclass(part):
+        own = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.repr and f.init}
+        try:
+            _check_arguments(type(part), own)
+        except InputError as error:
+            raise InputError(f"'{type(part).__name__}': {error}") from None
+        for value in own.values():
+            check_part(value)
+
+
+def _check_arguments(make: Any, given: Mapping[str, Any]) -> None:
+    """Each value against the type that the part states for it, and each number against the bounds of all parts."""
+    try:
+        hints = typing.get_type_hints(make) if isinstance(make, type) else {}
+    except NameError:  # a type that only type checkers import
+        hints = {}
+    for key, value in given.items():
+        if key in hints and not _is_of(value, hints[key]):
+            raise InputError(f"{key} is {value!r}: it must be {_word(hints[key])}")
+        check_numbers(key, value)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as far as it is made of numbers, texts, tuples and parts."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(value, one) for one in inner)
+    if origin is typing.Literal:
+        return type(value) in {type(one) for one in inner}  # the part itself says which ones there are
+    if origin is tuple:
+        return isinstance(value, tuple | list) and all(_is_of(one, inner[0]) for one in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    plain = hint in (str, bool, type(None)) or (isinstance(hint, type) and issubclass(hint, Part))
+    return isinstance(value, hint) if plain else True
+
+
+def _word(hint: Any) -> str:
+    """A type in plain words."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_word(one) for one in inner)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, inner))
+    if origin is tuple:
+        return f"a tuple, of {_word(inner[0])} each"
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
+    return words.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
 
 def _check_kind(key: str, value: Any, default: Any) -> None:
@@ -167,7 +276,8 @@ def _value(node: ast.expr, name: str, role: str, nested: Mapping[str, Any]) -> A
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             return ast.literal_eval(node.left) / ast.literal_eval(node.right)
         return ast.literal_eval(node)
-    except (ValueError, TypeError, ZeroDivisionError):  # TypeError: a list as a key, or a text divided
+    # TypeError: a list as a key, or a text divided; OverflowError: a ratio of numbers of hundreds of digits
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         pass
     if isinstance(node, ast.Call | ast.Name) and nested:
         return _build(node, nested, f"part of {role} {name}", nested)
@@ -186,8 +296,11 @@ def expand(text: str) -> list[str]:
     >>> expand("DLG")
     ['DLG']
     """
+    check_text(text, "spec")
     between = _SWEEP.split(text)[::3]
     points = [_points(kind, arguments) for kind, arguments in _SWEEP.findall(text)]
+    if (count := math.prod(map(len, points))) > SWEEP:
+        raise InputError(f"'{text}' stands for {count} specs: a sweep may have at most {SWEEP}")
     return [
         "".join(itertools.chain.from_iterable(itertools.zip_longest(between, values, fillvalue="")))
         for values in itertools.product(*points)
@@ -212,17 +325,19 @@ _SWEEP = re.compile(r"\b(geom|lin)\(([^()]*)\)")
 def _points(kind: str, arguments: str) -> list[str]:
     try:
         first, last, count = (ast.literal_eval(a.strip()) for a in arguments.split(","))
+        if type(count) is not int or not 1 <= count <= SWEEP:
+            raise ValueError
         ratios = [i / max(count - 1, 1) for i in range(count)]
         if kind == "lin":
             values = [first * (1 - r) + last * r for r in ratios]
         else:
             values = [math.exp(math.log(first) + (math.log(last) - math.log(first)) * r) for r in ratios]
             values[1:-1] = [v if math.isclose(v, round(v)) else float(f"{v:.4g}") for v in values[1:-1]]
-        if not values:
+        if not all(map(math.isfinite, values)):
             raise ValueError
-    except (ValueError, TypeError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, OverflowError):
         raise InputError(
             f"'{kind}({arguments})' is not a sweep: write lin(first, last, count), or geom(first, last, count) "
-            "with first and last above 0"
+            f"with first and last above 0; the count is a whole number from 1 to {SWEEP}"
         ) from None
     return [f"{v:.12g}" for v in values]

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from medpfl.core import limits
+
 __all__ = ["Training"]
 
 
@@ -25,21 +27,29 @@ class Training(BaseModel):
         default=None, description="images for the scores; unset: MedMNIST's own, else a part held out"
     )
     test: str | None = Field(default=None, description="images for the final scores; unset: MedMNIST's own, else none")
-    holdout: int = Field(default=5, ge=2, description="without validation images: one in so many is held out")
-    clients: int | None = Field(default=None, ge=1, description="number of clients; unset: as the partition says")
+    holdout: int = Field(
+        default=5, ge=2, le=limits.IMAGES, description="without validation images: one in so many is held out"
+    )
+    clients: int | None = Field(
+        default=None, ge=1, le=limits.CLIENTS, description="number of clients; unset: as the partition says"
+    )
     partition: str = Field(
         default="IID(clients=4)", description="IID(clients=...) or Dirichlet(alpha=..., clients=...)"
     )
-    rounds: int = Field(default=20, ge=1, description="rounds of training")
+    rounds: int = Field(default=20, ge=1, le=limits.ROUNDS, description="rounds of training")
     fraction: float = Field(default=1.0, gt=0, le=1, description="share of the clients that take part in a round")
     algorithm: Literal["FedSGD", "FedAvg"] = Field(default="FedAvg", description="one gradient, or local training")
-    batch_size: int = Field(default=32, ge=1, description="images of one gradient")
-    local_images: int | None = Field(default=None, ge=1, description="images of a client in a round; unset: all")
-    epochs: int = Field(default=1, ge=1, description="FedAvg: local epochs")
-    learning_rate: float = Field(default=0.05, gt=0, description="of the clients (FedAvg) or the server (FedSGD)")
+    batch_size: int = Field(default=32, ge=1, le=limits.IMAGES, description="images of one gradient")
+    local_images: int | None = Field(
+        default=None, ge=1, le=limits.IMAGES, description="images of a client in a round; unset: all"
+    )
+    epochs: int = Field(default=1, ge=1, le=limits.EPOCHS, description="FedAvg: local epochs")
+    learning_rate: float = Field(
+        default=0.05, gt=0, le=limits.FACTOR, description="of the clients (FedAvg) or the server (FedSGD)"
+    )
     decay: float = Field(default=1.0, gt=0, le=1, description="factor of the learning rate from round to round")
-    momentum: float = Field(default=0.0, ge=0, description="FedAvg: local momentum")
-    weight_decay: float = Field(default=0.0, ge=0, description="FedAvg: local weight decay")
+    momentum: float = Field(default=0.0, ge=0, le=limits.FACTOR, description="FedAvg: local momentum")
+    weight_decay: float = Field(default=0.0, ge=0, le=limits.FACTOR, description="FedAvg: local weight decay")
     server_momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum of the global model's steps")
     sampling: Literal["shuffle", "poisson"] = Field(
         default="shuffle", description="batches of a client; poisson is what differential privacy counts"
@@ -54,8 +64,8 @@ class Training(BaseModel):
     )
     mode: Literal["train", "eval"] = Field(default="train", description="of batch norm and dropout at the client")
     delta: float = Field(default=1e-5, gt=0, lt=1, description="of epsilon; well below one over a client's images")
-    size: int = Field(default=32, ge=1, description="edge of the images in pixels")
+    size: int = Field(default=32, ge=1, le=limits.SIDE, description="edge of the images in pixels")
     fit: Literal["crop", "squash"] = Field(default="crop", description="how an image becomes square")
     channels: Literal[1, 3] | None = Field(default=None, description="1 gray, 3 color; unset: as the images are")
-    seed: int = Field(default=0, ge=0, description="of every random draw")
+    seed: int = Field(default=0, ge=0, le=limits.SEED, description="of every random draw")
     device: str = Field(default="cpu", description="cpu, cuda, cuda:1, ...")

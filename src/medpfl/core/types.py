@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from medpfl.core.channel import Channel, Tensors, stack_tensors
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.core.typed import typed
 
 __all__ = [
     "Batch",
@@ -236,6 +237,8 @@ class Finding:
         seconds, date: of the attack, per image.
     """
 
+    __pydantic_config__: ClassVar[Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
     attack: str
     defense: str
     model: str
@@ -280,6 +283,5 @@ class Finding:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Finding:
-        """The row back from JSON."""
-        tuples = {name: tuple(row[name]) for name in ("grants", "flags")}
-        return cls(**{**row, **tuples})
+        """The row back from JSON; raises `InputError` for a field of another type."""
+        return typed(cls, row)

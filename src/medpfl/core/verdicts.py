@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 __all__ = [
     "INCONCLUSIVE",
@@ -13,7 +14,8 @@ __all__ = [
     "RECORDED",
     "TOLERANCE",
     "UNDEFENDED",
-    "together",
+    "by_defense",
+    "of_frontier",
 ]
 
 LEAKS = "leaks"
@@ -33,11 +35,30 @@ RANDOM_UPDATE = "random-update"
 """The control that attacks random numbers in place of the update."""
 
 
-def together(verdicts: Iterable[str | None]) -> str:
-    """What several attacks show: a leak if one does, none if one that works finds none.
+def by_defense(summary: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The verdict on each defense, all attacks on it together; on no defense, where none was tested.
 
-    >>> together([INCONCLUSIVE, NO_LEAK]), together([])
-    ('no leak found by these attacks', 'inconclusive')
+    Beside a defense, the undefended model is a control, which has to leak for the test to mean anything.
+
+    Args:
+        summary: the cells of an audit; those of an audit of several rounds have a ``round`` each.
+
+    >>> found = {"NoDefense()": LEAKS, "QSGD()": INCONCLUSIVE}
+    >>> cells = [{"defense": defense, "union": {"verdict": verdict}} for defense, verdict in found.items()]
+    >>> by_defense(cells), by_defense(cells[:1])
+    ({'QSGD()': 'inconclusive'}, {'NoDefense()': 'leaks'})
     """
-    found = set(verdicts)
-    return next((one for one in (LEAKS, NO_LEAK) if one in found), INCONCLUSIVE)
+    tested = [cell for cell in summary if cell["defense"] != UNDEFENDED] or summary
+    return {
+        f"{cell['defense']} in round {cell['round']}" if "round" in cell else cell["defense"]: cell["union"]["verdict"]
+        for cell in tested
+    }
+
+
+def of_frontier(points: Sequence[Mapping[str, Any]], recommendation: Mapping[str, Any]) -> dict[str, str]:
+    """The verdict on the setting that a frontier recommends; where it recommends none, on all, and never *no leak*."""
+    found = {point["defense"]: point["verdict"] for point in points if point["defense"] != UNDEFENDED}
+    if recommendation["state"] == "recommended":
+        return {recommendation["defense"]: found[recommendation["defense"]]}
+    shown = {where: verdict if verdict == LEAKS else INCONCLUSIVE for where, verdict in found.items()}
+    return shown or {"every setting": INCONCLUSIVE}

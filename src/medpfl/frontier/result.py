@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from medpfl.auditing.report import Report
 from medpfl.auditing.training_report import Trained
 from medpfl.core.files import PRIVATE, as_csv, write
-from medpfl.core.frontier import Frontier
+from medpfl.core.frontier import RECOMMENDED, RECOMMENDED_FILE, Frontier
+from medpfl.core.place import is_place
 from medpfl.frontier.choice import marked, recommendation
 from medpfl.frontier.limits import limits_of
 from medpfl.frontier.points import Point, points_of
@@ -22,9 +23,9 @@ from medpfl.reporting.training import judged
 
 __all__ = ["OUTPUTS", "Found", "Result", "results", "write_recommended"]
 
-_YAML = "recommended.yaml"
-_PLACES = ("data", "validation", "test", "weights")
-"""Paths, which a command line says and no file."""
+_YAML = RECOMMENDED_FILE
+_PLACES = ("data", "validation", "test", "weights", "device")
+"""What a command line says and no file."""
 OUTPUTS = ("frontier.json", "frontier.csv", "frontier.html", _YAML)
 
 
@@ -115,11 +116,16 @@ def _settings(found: Found, name: str) -> dict[str, Any]:
     }
 
 
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
 def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Setting], result: Result) -> None:
     """Writes the recommended training for ``medpfl train DATA --config``, or removes what an earlier limit recommended.
 
-    It names no images and no weights file: where they lie is said on the command line. A model or a defense of one's
-    own is named by its file, so that this file is its owner's alone to read (mode 0600).
+    It names no images, weights file or device: these are said on the command line. A model or a defense of one's own
+    is named by its file, so that this file is its owner's alone to read (mode 0600); whoever reads it back has to name
+    that file again, since a recommendation may come from another party (`medpfl.options.check_files`).
     """
     import yaml
 
@@ -127,10 +133,12 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
     chosen = [setting for setting in settings if setting.spec == result.recommendation["defense"]]
     if chosen:
         training = training_of(experiment, chosen[0], experiment.seed).model_dump(exclude=set(_PLACES))
-        given = "".join(f" --{name} ..." for name in _PLACES[1:] if getattr(experiment, name) is not None)
         reasons = "".join(f"# {line}\n" for text in str(result).split("\n") for line in wrap(text, 100))
+        named = [name for name in _PLACES[1:] if getattr(experiment, name) not in (None, "cpu")]
+        own = [name for name in ("model", "defense") if any(map(is_place, _listed(training[name])))]
+        given = "".join(f" --{name} ..." for name in [*own, *named])
         head = (
-            f"# Recommended by medpfl frontier under {', '.join(result.recommendation['limits'])}.\n{reasons}"
+            f"{RECOMMENDED} under {', '.join(result.recommendation['limits'])}.\n{reasons}"
             f"# Its images are yours to name: medpfl train DATA{given} --config {_YAML}\n"
         )
         write(out / _YAML, (head + yaml.safe_dump(training, sort_keys=False)).encode(), PRIVATE)

@@ -12,7 +12,7 @@ from medpfl.auditing.key import KEY_FILE, key_file, key_of, move_out
 from medpfl.auditing.perform import perform
 from medpfl.auditing.perform_training import perform_training
 from medpfl.auditing.report import reread
-from medpfl.auditing.run_files import RUN, check_rows, difference, locked, made, note, read_json
+from medpfl.auditing.run_files import RUN, check_rows, difference, locked, made, note, read_json, reading
 from medpfl.auditing.training_report import Trained, reread_training
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.files import write
@@ -78,6 +78,11 @@ def remake(out: Path) -> Result:
     Raises:
         InputError: none, or one that is not finished.
     """
+    with reading(out):
+        return _remade(out)
+
+
+def _remade(out: Path) -> Result:
     known = _known(out)
     check_rows(out, known)
     identity = known["identity"]

@@ -1,0 +1,80 @@
+"""YAML files, read so that none can hang this program or fill its memory: regular, small, flat, of plain values."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+from medpfl.core.errors import InputError
+from medpfl.core.limits import CONFIG_BYTES, NESTING, YAML_NODES
+
+__all__ = ["read_text", "read_yaml"]
+
+
+def read_text(path: str | Path, most: int = CONFIG_BYTES) -> str:
+    """The text of a small file.
+
+    Raises:
+        InputError: no regular file (a pipe or a device could block for good), one of more than `most` bytes, or one
+            that is not UTF-8.
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise InputError(f"in '{path}': there is no such file")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"in '{path}': it is no regular file")
+        if found.st_size > most:
+            raise InputError(f"in '{path}': {found.st_size} bytes are too many, at most {most} are read")
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path, or no UTF-8
+        if isinstance(error, InputError):
+            raise
+        why = (
+            "it cannot be read as text, since it is not in UTF-8"
+            if isinstance(error, UnicodeDecodeError)
+            else _reason(error)
+        )
+        raise InputError(f"in '{path}': {why}") from None
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds, as lists, dictionaries, texts and numbers.
+
+    Raises:
+        InputError: what `read_text` raises; no YAML; anchors and aliases, which make few lines stand for billions;
+            tags, which could build objects; or more levels or nodes than any file of ours has.
+    """
+    import yaml
+
+    text = read_text(path)
+    try:
+        _check_events(yaml.parse(text, Loader=yaml.SafeLoader), path)
+        return yaml.safe_load(text)
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # ValueError: the date 2024-99-99
+        raise InputError(f"in '{path}': it cannot be read as YAML: {str(error).partition(chr(10))[0]}") from None
+
+
+def _check_events(events: Any, path: str | Path) -> None:
+    import yaml
+
+    depth = 0
+    for nodes, event in enumerate(events):
+        opens = isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)
+        depth += opens - isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent)
+        if getattr(event, "anchor", None) is not None:  # an alias has one too
+            raise InputError(f"in '{path}': it uses an anchor or an alias ('&name', '*name'): write each value out")
+        if getattr(event, "tag", None) is not None:
+            raise InputError(f"in '{path}': it uses the tag {event.tag}: write plain texts, numbers and lists")
+        if depth > NESTING:
+            raise InputError(f"in '{path}': it is nested too deeply: at most {NESTING} levels are read")
+        if nodes > YAML_NODES:
+            raise InputError(f"in '{path}': it holds more than {YAML_NODES} values")
