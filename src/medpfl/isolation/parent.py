@@ -229,7 +229,7 @@ class Isolated(Attack):
         pairs = found.items() if isinstance(found, dict) else [(None, None)]
         if not all(isinstance(text, str) and len(text) < _LONGEST for pair in pairs for text in pair):
             raise InputError(f"attack {self!r}: its process gave no digests of its code")
-        return dict(pairs)
+        return {str(name): str(digest) for name, digest in pairs}
 
     def __call__(self, seen: Any, generator: torch.Generator) -> Reconstruction:
         """The attack's guesses, seen to be what they must be.
