@@ -1,0 +1,219 @@
+"""Every kind of file that is read back, with code named in every text of it: nothing is imported, nothing is called."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from audit_cases import some_images, tiny
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from training_cases import small
+
+from medpfl import InputError, Plan, Record, Update, Weights
+from medpfl.auditing.checkpoint import checkpoint_at
+from medpfl.auditing.key import class_names
+from medpfl.auditing.recorded import defense_in, read
+from medpfl.auditing.report import reread
+from medpfl.auditing.state_files import unpacked
+from medpfl.auditing.training_report import reread_training
+from medpfl.core.training import Training
+from medpfl.frontier.run import remake
+from medpfl.models import LeNet
+from medpfl.options import check_files
+from medpfl.reproduction.claims import Claims
+
+CALLS = (
+    "os.system",
+    "subprocess.Popen",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "pty.spawn",
+    "socket.connect",
+    "urllib.Request",
+)
+_seen: list[str] = []
+_watched = [False]
+
+
+def _watch(event: str, given: tuple[Any, ...]) -> None:
+    """An audit hook, which stays for good and counts only while it is asked to."""
+    if _watched[0]:
+        code = event == "exec" and "hostile" in getattr(given[0], "co_filename", "")
+        named = event in ("import", "open") and any("hostile" in str(one) for one in given[:2])
+        # What a spec's syntax tree is made of comes from no file; what would be run does.
+        named = named or (event == "compile" and "hostile" in str(given[1]))
+        if code or named or event in CALLS:
+            _seen.append(f"{event} {given[:2]}")
+
+
+sys.addaudithook(_watch)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[str]]:
+    _seen.clear()
+    _watched[0] = True
+    try:
+        yield _seen
+    finally:
+        _watched[0] = False
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch) -> list[str]:
+    """Specs that would leave a mark if anything of them ran."""
+    (tmp_path / "hostile.py").write_text("open('hostile-marker', 'w').close()\ndef Evil(*_, **__): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("hostile", None)
+    return [
+        "hostile:Evil()", f"{tmp_path}/hostile.py:Evil()", "os:system('touch hostile-marker')",
+        "__import__('hostile').Evil()", f"ResNet(depth=18, weights='{tmp_path}/hostile.py')",
+    ]  # fmt: skip
+
+
+def poisoned(value: Any, spec: str) -> Iterator[Any]:
+    """Copies of a JSON value, each with another one of its texts replaced."""
+    places: list[tuple[Any, ...]] = []
+
+    def walk(one: Any, where: tuple[Any, ...]) -> None:
+        if isinstance(one, str):
+            places.append(where)
+        elif isinstance(one, dict | list):
+            for key, inner in one.items() if isinstance(one, dict) else enumerate(one):
+                walk(inner, (*where, key))
+
+    walk(value, ())
+    for *above, last in places:
+        copied = copy.deepcopy(value)
+        inside = copied
+        for key in above:
+            inside = inside[key]
+        inside[last] = spec
+        yield copied
+
+
+def header(file: Path, key: str) -> dict[str, Any]:
+    with safe_open(file, "pt") as opened:
+        return json.loads(opened.metadata()[key])
+
+
+def in_safetensors(file: Path, key: str, call: Callable[[], Any], hostile: list[str]) -> int:
+    tensors, known = load_file(file), header(file, key)
+    return attempts(known, hostile, lambda one: save_file(tensors, file, {key: json.dumps(one)}), call)
+
+
+def in_json(file: Path, call: Callable[[], Any], hostile: list[str]) -> int:
+    return attempts(json.loads(file.read_text()), hostile, lambda one: file.write_text(json.dumps(one)), call)
+
+
+def in_lines(file: Path, call: Callable[[], Any], hostile: list[str]) -> int:
+    first, *rest = file.read_text().splitlines()
+    return attempts(
+        json.loads(first), hostile, lambda one: file.write_text("\n".join([json.dumps(one), *rest]) + "\n"), call
+    )
+
+
+def attempts(known: Any, hostile: list[str], put: Callable[[Any], Any], call: Callable[[], Any]) -> int:
+    """Reads the file with each of its texts poisoned, in turn by each spec; how often."""
+    count = 0
+    for number, _ in enumerate(list(poisoned(known, ""))):
+        spec = hostile[number % len(hostile)]
+        put(list(poisoned(known, spec))[number])
+        with watched() as seen, contextlib.suppress(InputError):
+            call()
+        assert seen == []
+        assert "hostile" not in sys.modules
+        assert not Path("hostile-marker").exists()
+        count += 1
+    put(known)
+    return count
+
+
+def test_the_watch_would_see_it(hostile):
+    with watched() as seen:
+        import hostile as _  # type: ignore[import-not-found]  # noqa: F401
+    assert any("import" in one for one in seen)
+    Path("hostile-marker").unlink()
+    sys.modules.pop("hostile")
+
+
+def test_records(hostile, tmp_path):
+    network = LeNet("idlg").build((1, 16, 16), 2, 0)
+    weights = Weights.of(network)
+    tensors = {name: torch.zeros_like(t) for name, t in weights.parameters.items()}
+    Update(tensors, num_samples=1).save(
+        tmp_path / "r", Plan(sends=("num_samples",)), weights, classes=("a", "b"), defense="LaplaceNoise(scale=0.5)"
+    )
+
+    def call() -> None:
+        record = read(tmp_path / "r")
+        defense_in(record, tmp_path / "r")
+
+    call()
+    assert in_safetensors(tmp_path / "r", "medpfl-update", call, hostile) >= 8
+    for spec in hostile:
+        Record(Update(tensors), Plan(), weights, defense=spec).save(tmp_path / "r")
+        with watched() as seen, pytest.raises(InputError, match="if you trust that file"):
+            call()
+        assert seen == []
+
+
+def test_directories_of_trainings(hostile, tmp_path):
+    out = tmp_path / "runs" / "t"
+    small(out=out, rounds=1)
+    weights, state = out / "round-1" / "weights.safetensors", out / "round-1" / "state.safetensors"
+    build = lambda: checkpoint_at(out).build((1, 16, 16), 2, 0)  # noqa: E731
+    assert in_safetensors(weights, "medpfl-round", build, hostile) == 2
+    for _ in hostile:
+        hostile.append(hostile.pop(0))  # each spec in each of the two fields
+        in_safetensors(weights, "medpfl-round", build, hostile)
+    in_safetensors(state, "medpfl-state", lambda: unpacked(state), hostile)
+    assert in_lines(out / "rounds.jsonl", lambda: reread_training(out), hostile) >= 3
+    assert in_json(out / "run.json", lambda: reread_training(out), hostile) >= 10
+
+
+def test_directories_of_audits(hostile, tmp_path):
+    out = tmp_path / "runs" / "a"
+    tiny(some_images(8), images=1, out=out)
+    assert in_lines(out / "findings.jsonl", lambda: reread(out), hostile) >= 12
+    assert in_json(out / "run.json", lambda: reread(out), hostile) >= 15
+    pixels = json.loads((out / "run.json").read_text())["identity"]["pixels"]
+    assert in_json(out.parent / "medpfl-key.json", lambda: class_names(out, pixels), hostile) >= 3
+
+
+def test_recommendations(hostile, tmp_path):
+    known = Training(defense=["LaplaceNoise(scale=0.5)"]).model_dump(exclude={"data", "validation", "test", "weights"})
+    path = tmp_path / "recommended.yaml"
+    call = lambda: check_files(["train", "--config", str(path)])  # noqa: E731
+    count = attempts(known, hostile, lambda one: path.write_text(yaml.safe_dump(one)), call)
+    assert count >= 5
+    call()
+    for spec in hostile:
+        for change in ({"model": spec}, {"defense": [spec]}, {"partition": spec}):
+            path.write_text(yaml.safe_dump(known | change))
+            with pytest.raises(InputError, match="yourself if you trust that file"):
+                call()
+            option = f"--{next(iter(change))}"
+            check_files(["train", "--config", str(path), option, "MLP"])  # which the person's own word replaces
+
+
+def test_directories_of_frontiers_and_reproductions(hostile, tmp_path):
+    out = tmp_path / "f"
+    out.mkdir()
+    identity = {"frontier": 1, "settings": ["NoDefense()", "QSGD()"], "seed": 0, "seeds": 1, "round": 0}
+    (out / "run.json").write_text(json.dumps({"identity": identity, "limits": ["asr<=0.1"], "diverged": ["QSGD()"]}))
+    assert in_json(out / "run.json", lambda: remake(out), hostile) == 4
+    form = {"quick": True, "weights": "w", "device": "cpu"}
+    (out / "reproduction.json").write_text(json.dumps({"sets": {"samples": True}, "parts": {"a": {"b": form}}}))
+    assert in_json(out / "reproduction.json", lambda: Claims.read(out), hostile) == 2

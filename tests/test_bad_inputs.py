@@ -1,0 +1,22 @@
+"""A sample of the bad inputs of `bad_inputs.py`, which run in full by ``python tests/bad_inputs.py``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from bad_inputs import all_failures, cases
+
+EVERY = 12
+
+
+def test_there_are_300_of_them():
+    with tempfile.TemporaryDirectory() as name:
+        names = [case.name for case in cases(Path(name))]
+    assert len(names) >= 300
+
+
+def test_bad_inputs_end_in_words_with_status_2_and_in_time():
+    count, failures = all_failures(lambda number: number % EVERY == 0)
+    assert count >= 25
+    assert failures == []
