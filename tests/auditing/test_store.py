@@ -96,6 +96,52 @@ def test_a_damaged_job_is_redone_and_only_that(folder, run, damage):
     assert sorted(map(str, plain(on_disk))) == sorted(map(str, plain(first.rows))), "the file is whole again"
 
 
+WRONG = [
+    {"stack": [1]}, {"stack": "0"}, {"scores": None}, {"scores": {"ssim": "x"}}, {"scores": [1]}, {"success": 1},
+    {"draw": 1.5}, {"flags": "zero"}, {"grants": [1]}, {"versions": {"a": 1}}, {"more": 1}, {"seconds": float("nan")},
+    {"loss": float("inf")}, {"image": None}, {"label": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong", [*WRONG, "[1]", "3", "null", "[" * 100_000, '{"stack": 1}', "\xff"], ids=lambda w: str(w)[:20]
+)
+def test_a_line_of_valid_json_that_is_no_row(folder, run, wrong):
+    """In the middle: a report names the line, and the same audit does its job again. At the end it counts as cut."""
+    out, first = run
+    path = out / "findings.jsonl"
+    lines = path.read_text().splitlines()
+    bad = json.dumps(json.loads(lines[1]) | wrong) if isinstance(wrong, dict) else wrong
+    path.write_text("\n".join([lines[0], bad, *lines[2:]]) + "\n")
+    with pytest.raises(InputError, match=r"findings.jsonl', line 2, is damaged .*give the command .* again"):
+        reread(out)
+    path.write_text("\n".join([*lines, bad]) + "\n")
+    assert len(reread(out).rows) == 6
+    path.write_text("\n".join([lines[0], bad, *lines[2:]]) + "\n")
+    second = again(folder, out)
+    assert plain(second.rows) == plain(first.rows)
+    assert stamps(second)[0] == stamps(first)[0]
+    assert len(reread(out).rows) == 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": [1]}, {"identity": None}, {"settings": 5}, {"settings": {"notes": 5, "experiment": [1]}},
+        {"settings": {"bounds": {"a": 1}}}, {"jobs": 3}, {"jobs": [[1]]}, {"jobs": [[[], {}, 1]]}, {"format": [2]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_run_json_with_other_types_is_an_error_in_words(folder, run, change):
+    out, first = run
+    known = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(known | change))
+    with pytest.raises(InputError, match=str(out)):
+        reread(out)
+    again(folder, out, force=True)
+    assert len(first.rows) == len(reread(out).rows)
+
+
 def test_a_job_with_a_row_too_few_is_redone_whole(folder, tmp_path):
     out = tmp_path / "runs" / "b"
     first = tiny(folder, images=4, out=out)
@@ -274,49 +320,3 @@ def test_other_patients_are_another_experiment(folder, run):
     (folder / "index.csv").write_text("file,patient_id\nbenign/0.png,p1\nbenign/1.png,p1\n")
     with pytest.raises(InputError, match="other pixels"):
         again(folder, out)
-
-
-WRONG = [
-    {"stack": [1]}, {"stack": "0"}, {"scores": None}, {"scores": {"ssim": "x"}}, {"scores": [1]}, {"success": 1},
-    {"draw": 1.5}, {"flags": "zero"}, {"grants": [1]}, {"versions": {"a": 1}}, {"more": 1}, {"seconds": float("nan")},
-    {"loss": float("inf")}, {"image": None}, {"label": True},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "wrong", [*WRONG, "[1]", "3", "null", "[" * 100_000, '{"stack": 1}', "\xff"], ids=lambda w: str(w)[:20]
-)
-def test_a_line_of_valid_json_that_is_no_row(folder, run, wrong):
-    """In the middle: a report names the line, and the same audit does its job again. At the end it counts as cut."""
-    out, first = run
-    path = out / "findings.jsonl"
-    lines = path.read_text().splitlines()
-    bad = json.dumps(json.loads(lines[1]) | wrong) if isinstance(wrong, dict) else wrong
-    path.write_text("\n".join([lines[0], bad, *lines[2:]]) + "\n")
-    with pytest.raises(InputError, match=r"findings.jsonl', line 2, is damaged .*give the command .* again"):
-        reread(out)
-    path.write_text("\n".join([*lines, bad]) + "\n")
-    assert len(reread(out).rows) == 6
-    path.write_text("\n".join([lines[0], bad, *lines[2:]]) + "\n")
-    second = again(folder, out)
-    assert plain(second.rows) == plain(first.rows)
-    assert stamps(second)[0] == stamps(first)[0]
-    assert len(reread(out).rows) == 6
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"identity": [1]}, {"identity": None}, {"settings": 5}, {"settings": {"notes": 5, "experiment": [1]}},
-        {"settings": {"bounds": {"a": 1}}}, {"jobs": 3}, {"jobs": [[1]]}, {"jobs": [[[], {}, 1]]}, {"format": [2]},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_run_json_with_other_types_is_an_error_in_words(folder, run, change):
-    out, first = run
-    known = json.loads((out / "run.json").read_text())
-    (out / "run.json").write_text(json.dumps(known | change))
-    with pytest.raises(InputError, match=str(out)):
-        reread(out)
-    again(folder, out, force=True)
-    assert len(first.rows) == len(reread(out).rows)
