@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from medpfl.core.types import Tensors
 
 __all__ = ["Noise", "Residual", "Share", "is_identity", "noise_told", "repeated", "same"]
 
-# Thresholds. "Measured" is the worst over every built-in defense, alone and in pairs, at several settings, on LeNet,
+# Thresholds. "Measured" is the worst over every built-in defense by itself, at several settings, on LeNet,
 # MLP, ConvNet and ResNet, under FedSGD and FedAvg, with one image and with eight, in float32.
 
 _SAME = 1e-10
@@ -23,7 +24,7 @@ _SAME = 1e-10
 
 _UNEXPLAINED = 1e-4
 """Share of the sent energy (sum of squares) that noise and bounds may leave open: 1 % of the norm. Measured: 0; an
-update scaled by a half leaves 1, a permuted one 2."""
+update that is scaled by a half leaves 0.25, a permuted one about 1."""
 
 _UNEXPLAINED_TENSOR = 1e-3
 """The same of each tensor, so that a small one, such as the last bias, is not hidden by large ones. Measured: 0."""
@@ -110,27 +111,30 @@ class Residual:
 
     @staticmethod
     def of(play: Play, drift: float = 1.0) -> Residual:
-        """Of a play."""
-        rows = list(_rows(play))
-        parts = [(row.name, _energies(row)) for row in rows]
-        noises = [_noise(row) for row in rows]
-        shares = [Share(_share(*energies, drift), name) for name, energies in parts]
-        total = Noise()
-        for one in noises:
-            total = total.plus(one)
-        sums = [sum(column) for column in zip(*(energies for _, energies in parts), strict=True)]
-        bounded = [row for row in rows if bool((row.bound > 0).any())]
-        reach = max((float((row.error.abs() / row.bound)[row.bound > 0].max()) for row in bounded), default=1.0)
-        size = sum(row.sent.numel() for row in rows)
+        """Of a play, one tensor in memory at a time."""
+        beyond = told = energy = 0.0
+        worst, noise, quiet = Share(), Noise(), ""
+        known = zeros = size = bounded = 0
+        reach, anything, something = 0.0, False, False
+        for row in _rows(play):
+            own_beyond, own_told, own_energy, places = _energies(row)
+            beyond, told, energy = beyond + own_beyond, told + own_told, energy + own_energy
+            worst = max(worst, Share(_share(own_beyond, own_told, own_energy, places, drift), row.name))
+            own = _noise(row)
+            noise, quiet = noise.plus(own), quiet or (row.name if own.next_to_none(drift) else "")
+            ratio, count = row.bounded()
+            reach, bounded = max(reach, ratio), bounded + count
+            known, zeros, size = known + places, zeros + _zeroed(row), size + row.sent.numel()
+            anything = anything or bool(row.sent.any())
+            something = something or row.sum(row.sent.abs()) > 0
         return Residual(
-            unexplained=_share(sums[0], sums[1], sums[2], int(sums[3]), drift),
-            worst=max(shares),
-            noise=total,
-            quiet=next((r.name for r, one in zip(rows, noises, strict=True) if one.next_to_none(drift)), ""),
-            zeros=sum(_zeroed(row) for row in rows) / size,
-            loose=reach < _LOOSE and sum(int((row.bound > 0).sum()) for row in bounded) >= _MANY,
-            blind=any(bool(row.sent.any()) for row in rows)
-            and not any(bool((row.known & (row.sent != 0)).any()) for row in rows),
+            _share(beyond, told, energy, known, drift),
+            worst,
+            noise,
+            quiet,
+            zeros / size,
+            loose=bounded >= _MANY and reach < _LOOSE,
+            blind=anything and not something,
             drift=drift,
         )
 
@@ -145,45 +149,65 @@ class Residual:
         return self.noise.too_little(self.drift) or bool(self.quiet)
 
 
-class _Row(NamedTuple):
-    """One tensor of a play, in float64."""
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One tensor of a play, in float64; `known`, `variance` and `bound` are ``None`` where nothing is told of them."""
 
     name: str
     sent: Tensor
     raw: Tensor
     told: Tensor
-    known: Tensor
-    variance: Tensor
-    bound: Tensor
+    known: Tensor | None
+    variance: Tensor | None
+    bound: Tensor | None
 
-    @property
+    @cached_property
     def error(self) -> Tensor:
         return self.sent - self.told
 
+    @cached_property
+    def material(self) -> Tensor | None:
+        """Where noise is told that hides something, and it alone; ``None``: nowhere."""
+        if self.known is None or self.variance is None or not bool(self.sent.any()):
+            return None
+        where = self.known & (self.variance > _MATERIAL**2 * self.sent.square().mean())
+        where = where if self.bound is None else where & (self.bound == 0)
+        return where if bool(where.any()) else None
+
     @property
-    def material(self) -> Tensor:
-        """Where noise is told that hides something, and it alone."""
-        floor = _MATERIAL**2 * self.sent.square().mean()
-        return self.known & (self.bound == 0) & (self.variance > floor) & (self.sent != 0).any()
+    def places(self) -> int:
+        """Coordinates that are not told as unknown."""
+        return self.sent.numel() if self.known is None else int(self.known.sum())
+
+    def sum(self, values: Tensor) -> float:
+        """Over these coordinates."""
+        return float(values.sum() if self.known is None else (values * self.known).sum())
+
+    def bounded(self) -> tuple[float, int]:
+        """The largest error over its bound, and the number of bounded coordinates."""
+        if self.bound is None or not (count := int((self.bound > 0).sum())):
+            return 0.0, 0
+        return float((self.error.abs() / self.bound).masked_fill(self.bound == 0, 0).max()), count
 
 
 def _rows(play: Play) -> Iterator[_Row]:
     channel = play.channel
     for name, sent in play.sent.items():
-        told = torch.ones_like(sent, dtype=torch.bool), torch.zeros_like(sent, dtype=torch.float64)
+        known = variance = None
         if channel.precision is not None:
             precision = channel.precision[name].double()
-            told = precision > 0, torch.where(precision > 0, 1 / precision.clamp(min=1e-300), 0.0)
-        bound = torch.zeros_like(told[1]) if channel.bounds is None else channel.bounds[name].double()
-        yield _Row(name, sent.double(), play.raw[name].double(), play.told[name].double(), *told, bound)
+            known = precision > 0
+            variance = torch.where(known, 1 / precision.clamp(min=1e-300), 0.0)
+        bound = None if channel.bounds is None else channel.bounds[name].double()
+        yield _Row(name, sent.double(), play.raw[name].double(), play.told[name].double(), known, variance, bound)
 
 
 def _energies(row: _Row) -> tuple[float, float, float, int]:
     """Of the error beyond the bounds, of the noise told, and of the update; and the number of known coordinates."""
-    beyond = (row.error.abs() - row.bound).clamp(min=0)
-    size = torch.maximum(row.sent.square(), row.told.square())
-    sums = [float(t[row.known].sum()) for t in (beyond.square(), row.variance, size)]
-    return sums[0], sums[1], sums[2], int(row.known.sum())
+    beyond = row.error if row.bound is None else (row.error.abs() - row.bound).clamp(min=0)
+    told = 0.0 if row.variance is None else row.sum(row.variance)
+    size = torch.maximum(row.sent.abs(), row.told.abs())
+    return row.sum(beyond.square()), told, row.sum(size.square()), row.places
 
 
 def _share(beyond: float, told: float, size: float, count: int, drift: float) -> float:
@@ -193,17 +217,24 @@ def _share(beyond: float, told: float, size: float, count: int, drift: float) ->
 
 def _noise(row: _Row) -> Noise:
     where = row.material
-    return Noise(float(row.error[where].square().sum()), float(row.variance[where].sum()), int(where.sum()))
+    if where is None or row.variance is None:
+        return Noise()
+    return Noise(float((row.error.square() * where).sum()), float((row.variance * where).sum()), int(where.sum()))
 
 
 def _zeroed(row: _Row) -> int:
     """Coordinates sent as zero, though something else is told and there was something to send."""
+    where = (row.sent == 0) & (row.raw != 0)
+    if not bool(where.any()):
+        return 0
     size = row.told.square()
     floor = _MATERIAL**2 * size.mean()
-    told = (
-        row.known & (row.bound == 0) & (row.variance <= floor) & (size > torch.maximum(floor, _FAR**2 * row.variance))
-    )
-    return int((told & (row.sent == 0) & (row.raw != 0)).sum())
+    where &= size > floor
+    if row.known is not None and row.variance is not None:
+        where &= row.known & (row.variance <= floor) & (size > _FAR**2 * row.variance)
+    if row.bound is not None:
+        where &= row.bound == 0
+    return int(where.sum())
 
 
 def repeated(one: Play, other: Play) -> float:
@@ -211,8 +242,11 @@ def repeated(one: Play, other: Play) -> float:
     cross = squares = others = 0.0
     count = 0
     for a, b in zip(_rows(one), _rows(other), strict=True):
+        if a.material is None or b.material is None or a.variance is None or b.variance is None:
+            continue
         where = a.material & b.material
-        x, y = ((row.error / row.variance.sqrt())[where] for row in (a, b))
+        x = torch.where(where, a.error * a.variance.rsqrt(), 0.0).flatten()
+        y = torch.where(where, b.error * b.variance.rsqrt(), 0.0).flatten()
         cross, squares, others = cross + float(x @ y), squares + float(x @ x), others + float(y @ y)
         count += int(where.sum())
     if not count or not squares * others:
@@ -223,7 +257,7 @@ def repeated(one: Play, other: Play) -> float:
 
 def noise_told(play: Play) -> bool:
     """Whether the disclosure of a play tells noise that hides something."""
-    return any(bool(row.material.any()) for row in _rows(play))
+    return any(row.material is not None for row in _rows(play))
 
 
 def same(one: Tensors, other: Tensors) -> bool:
