@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.auditing.acting import at_client
+from medpfl.auditing.disclosure import Disclosure, probe
 from medpfl.auditing.engine import checked_module, explained, generator_of, naming, versions
 from medpfl.auditing.reconstructed import check_reconstruction
-from medpfl.auditing.recorded import Recorded
+from medpfl.auditing.recorded import Recorded, behind
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import JobKey
@@ -79,6 +80,27 @@ class Player:
         seconds = time.perf_counter() - started
         return self.scorer.rows(guess, victims, doubts, seconds, self._common(job, guess))
 
+    def disclosures(self) -> dict[Defense, Disclosure]:
+        """Play every defense that acts at a client, and compare what it does with what it discloses."""
+        setup, found = self.setup, {}
+        for defense in setup.defenses:
+            if at_client(behind(defense)) == NoDefense():
+                continue
+            batches = [self._batch(own) for own in setup.victims[:2]]
+            with naming(defense):
+                found[defense] = probe(
+                    defense,
+                    setup.network(0),
+                    setup.plan,
+                    batches,
+                    generator_of(setup.seed, "disclosure", repr(defense)),
+                )
+        return found
+
+    def _batch(self, own: Tensor) -> Batch:
+        data, device = self.setup.data, self.setup.device
+        return Batch(data.images[own].to(device), self.setup.truths[own].to(device))
+
     def difference(self, recorded: Recorded) -> dict[str, float]:
         """How far a recorded update is from what the truth gives under plan and defense, relative to the latter.
 
@@ -128,8 +150,7 @@ class Player:
 
     def _round(self, job: JobKey, number: int, own: Tensor, again: int = 0) -> ClientRound:
         """A client's round; `again` names another draw of its order, masks and noise."""
-        sent, data = self._model(job.draw, job.defense, job.attack), self.setup.data
-        batch = Batch(data.images[own].to(self.setup.device), self.setup.truths[own].to(self.setup.device))
+        sent, batch = self._model(job.draw, job.defense, job.attack), self._batch(own)
         generator = generator_of(self.setup.seed, "client", job.draw, number, *([again] if again else []))
         defense = self.defenses[job.defense]
         with explained(f"the update of this model cannot be computed under {job.defense}"):

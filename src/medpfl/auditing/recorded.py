@@ -20,7 +20,7 @@ from medpfl.core.types import Channel, Update
 from medpfl.data.images import LabelledImages
 from medpfl.defenses import NoDefense
 
-__all__ = ["Recorded", "behind", "named_as", "read", "relabel"]
+__all__ = ["Recorded", "behind", "defense_in", "named_as", "read", "relabel"]
 
 
 @dataclass(frozen=True, repr=False)

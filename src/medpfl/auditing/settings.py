@@ -65,6 +65,10 @@ def settings_of(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
         "server_only": server_only(setup.defenses),
         "notes": _notes(setup),
     }
+    settings["disclosure"] = {repr(d): found.to_dict() for d, found in player.disclosures().items()}
+    settings["notes"] += [
+        f"{spec}: {problem}" for spec, found in settings["disclosure"].items() for problem in found["problems"]
+    ]
     if private := spent(setup.defenses, setup.plan, delta, setup.network(0)):
         settings["privacy"] = private
     if bounds := bounds_of(setup, player.scorer):

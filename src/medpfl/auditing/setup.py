@@ -260,7 +260,7 @@ class Setup:
         """One run is enough where there is nothing to know, as told of a defense, or where nothing of it is told."""
         if at_client(behind(defense)) == NoDefense() or untold(defense):
             return (False,)
-        return self.knowledge if discloses(defense) else self.knowledge[-1:]
+        return self.knowledge if discloses(defense) else (False,)
 
     def _few(self, defense: Defense) -> int:
         """Rows of a control."""
