@@ -33,8 +33,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capsys, monkeypatch) -> Run:
-    """Calls the command line; its status, and what it says on both streams."""
+    """Calls the command line; its status, and what it says on both streams, as on a terminal."""
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("medpfl.core.messages.may_show", lambda stream: True)
 
     def call(*words) -> tuple[int, str, str]:
         status = cli.main([str(word) for word in words])

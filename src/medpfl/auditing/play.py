@@ -88,13 +88,8 @@ class Player:
                 continue
             batches = [self._batch(own) for own in setup.victims[:2]]
             with naming(defense):
-                found[defense] = probe(
-                    defense,
-                    setup.network(0),
-                    setup.plan,
-                    batches,
-                    generator_of(setup.seed, "disclosure", repr(defense)),
-                )
+                generator = generator_of(setup.seed, "disclosure", repr(defense))
+                found[defense] = probe(defense, setup.network(0), setup.plan, batches, generator)
         return found
 
     def _batch(self, own: Tensor) -> Batch:

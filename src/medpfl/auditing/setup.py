@@ -96,11 +96,11 @@ class Setup:
         """Raises `InputError` for what cannot work."""
         if not self.attacks:
             raise InputError("no attack was given: 'medpfl list' names them")
-        _ = self.code  # before any of it runs
         check_whole("draws", self.draws, 1, DRAWS)
         check_whole("images", self.images, 1, IMAGES)
         if self.draws > 1 and (self.weights is not None or isinstance(self.model, GivenModel)):
             raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
+        _ = self.code  # before any of it runs
         if self.draws > 1 and _equal(self.network(0), self.network(1)):
             raise InputError(
                 f"{self.draws} draws of untrained weights were asked for, but two draws of this model have the same: "
@@ -257,7 +257,7 @@ class Setup:
         return jobs
 
     def _knowledge_of(self, defense: Defense) -> tuple[bool, ...]:
-        """One run is enough where there is nothing to know, as told of a defense, or where nothing of it is told."""
+        """Return one run where there is nothing to know, or nothing of it is told; else both ways, or as granted."""
         if at_client(behind(defense)) == NoDefense() or untold(defense):
             return (False,)
         return self.knowledge if discloses(defense) else (False,)

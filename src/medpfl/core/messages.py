@@ -109,6 +109,9 @@ def _names_in(root: Path) -> Iterator[str]:
     found = 0
     below = os.walk(root) if root.is_dir() else [(root.parent, [], [root.name])]
     for base, folders, files in below:
+        if {"run.json", "findings.jsonl"} <= set(files):
+            folders.clear()  # of an audit: what lies in it has names of ours
+            continue
         for name in (*folders, *files):
             found += 1
             yield from (word for word in (name, Path(name).stem) if _counts(word))
@@ -132,7 +135,10 @@ def _counts(name: str) -> bool:
 
 def _without_paths(text: str) -> str:
     """Without the absolute paths that nobody typed."""
-    allowed = {os.path.abspath(word.rpartition("=")[2]) for word in _typed if word} - {"/"}  # noqa: PTH100 (keeps links)
+    values = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in _typed]
+    heads = [value.partition("(")[0] for value in values]  # of a part, where it is
+    words = {*values, *heads, *(head.rpartition(":")[0] for head in heads)} - {"", "/"}
+    allowed = {os.path.abspath(word) for word in words}  # noqa: PTH100 (keeps links)
     allowed -= {os.path.abspath(place) for place in _places}  # noqa: PTH100
     allowed |= {str(Path(own).parent / KEY_FILE) for own in allowed}  # beside a run directory that was typed
 

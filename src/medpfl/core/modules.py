@@ -140,15 +140,16 @@ def quoted(error: BaseException, text: str | None = None) -> str:
     """What an exception says, for a message: marked as private if the user's own code or the system said it.
 
     A library says what is wrong with shapes and types; code of one's own may say anything, and the system names files.
+    A module that cannot be imported is named.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     name = "__main__" if trace is None else trace.tb_frame.f_globals.get("__name__", "__main__")
     module = sys.modules.get(name)
-    own = module is None or is_own(name, module)
+    own = (module is None or is_own(name, module)) and not isinstance(error, ImportError)
     text = text or f"{error}".partition("\n")[0] or type(error).__name__
-    return private(text, f"{type(error).__name__} {HIDDEN}") if own or isinstance(error, OSError) else text
+    return private(text, f"its message is {HIDDEN}") if own or isinstance(error, OSError) else text
 
 
 def shown_name(module: str) -> str:
