@@ -274,7 +274,7 @@ def test_what_only_attacks_that_know_the_defense_read_is_said():
     naive = cell(defense=LAPLACE, read=0, verdict="inconclusive", flags=["naive-attack"], knows_defense=False)
     told = cell(defense=LAPLACE, read=12, knows_defense=True, false_security_asr=0.5)
     _, second = sentences([cell(), naive, told], {})
-    assert "(the strongest: iDLG, adaptive)" in second
+    assert "with iDLG, adaptive, so" in second
     assert second.endswith("; attacks that were not told of it seemed to fail.")
     _, second = sentences([cell(), {**naive, "verdict": "leaks", "read": 5}, told], {})
     assert "seemed to fail" not in second

@@ -84,10 +84,10 @@ def by(cells: Cells) -> str:
     """Return which attacks, and the strongest of them."""
     best = max(
         [cell for cell in cells if cell.get("verdict") == LEAKS] or cells,
-        key=lambda cell: (strength(cell), bool(cell.get("knows_defense"))),
+        key=lambda cell: (strength(cell)[:2], bool(cell.get("knows_defense")), strength(cell)),
     )
-    name = attacker(best)
-    return name if len(cells) == 1 else f"{len(cells)} attacks (the strongest: {name})"
+    count = len({cell["attack"] for cell in cells})
+    return attacker(best) if count == 1 else f"{count} attacks (the strongest: {attacker(best)})"
 
 
 def example(cells: Cells) -> str:

@@ -34,13 +34,14 @@ class Entry:
 
 
 def with_unions(summary: Cells) -> list[Cell]:
-    """Return the cells by defense, each defense of several attacks followed by what these show together."""
+    """Return the cells by defense, each defense under several attacks followed by what these show together."""
     found: list[Cell] = []
     for defense in dict.fromkeys(cell["defense"] for cell in summary):
         own = [cell for cell in summary if cell["defense"] == defense]
         found += own
-        if len(own) > 1 and (union := own[0].get("union")):
-            found.append({**union, "attack": f"all {len(own)} together", "defense": defense})
+        count = len({cell["attack"] for cell in own})
+        if count > 1 and (union := own[0].get("union")):
+            found.append({**union, "attack": f"all {count} attacks", "defense": defense})
     return found
 
 
