@@ -175,10 +175,10 @@ def test_any_state_comes_back_as_it_was(tmp_path):
 
 
 HEADERS = {
-    "a model of many parameters": ({"model": "MLP((99999999999,))"}, "hidden is 99999999999: the most is"),
-    "a model of more": ({"model": "MLP((99999999,))"}, r"checkpoint's MLP.* cannot be built: the model would have"),
+    "a model of many parameters": ({"model": "MLP((99999999999,))"}, "hidden is 99999999999"),
+    "a model of more": ({"model": "MLP((99999999,))"}, "hidden is 99999999"),
     "no model": ({"model": 3}, "its header says model 3"),
-    "a model of many layers": ({"model": "ViT(depth=99999999)"}, "depth is 99999999: the most is"),
+    "a model of many layers": ({"model": "ViT(depth=99999999)"}, "depth is 99999999"),
     "classes": ({"classes": -5}, "classes is -5"),
     "many classes": ({"classes": 10**12}, "classes is 1000000000000"),
     "large images": ({"image_shape": [1, 99999, 99999]}, "image shape"),

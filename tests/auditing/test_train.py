@@ -265,7 +265,7 @@ class NothingForTheLast(Partition):
         ({"validation": some_images(6, classes=3)}, "has a class 'class 2' that the training images do not have"),
         ({"weights": "none.safetensors"}, "there is no weights file"),
         ({"device": "cuda:99"}, "cannot be used here"),
-        ({"plan": Plan("FedAvg", batch_size=4, learning_rate=1e30)}, "lower --learning-rate"),
+        ({"plan": Plan("FedAvg", batch_size=4, epochs=10, learning_rate=1e6, momentum=1e6)}, "lower --learning-rate"),
     ],
 )
 def test_what_cannot_work_is_said(options, message):

@@ -76,9 +76,12 @@ def with_images(experiment: Frontier, limits: Sequence[Limit]) -> Frontier:
 
 
 def parts_of(experiment: Frontier) -> list[Any]:
-    """Attacks, defenses and model of a frontier, any of which may be the user's own."""
+    """Return defenses and model of a frontier, any of which may be the user's own.
+
+    Its attacks are compared by each audit, where they may run in a process of their own.
+    """
     defenses = defenses_of([text for one in experiment.defense for text in expand(one)])
-    return [*attacks_of(experiment.attack), *defenses, model_of(experiment.model)]
+    return [*defenses, model_of(experiment.model)]
 
 
 def training_of(experiment: Frontier, setting: Setting, seed: int) -> Training:

@@ -91,7 +91,7 @@ class Answers:
         return Message({"about": self._about(attack)}, {})
 
     def _modules(self, request: Message) -> Message:
-        loaded = [sys.modules[name] for name in own_modules() if name in sys.modules]
+        loaded = [sys.modules[name] for name in own_modules() - {"__main__"} if name in sys.modules]
         found = {name: digest for part in (self._named(request), *loaded) for name, digest in modules_of(part).items()}
         return Message({"modules": found}, {})
 
