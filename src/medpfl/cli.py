@@ -73,8 +73,12 @@ def _main(words: list[str]) -> int:
     except KeyboardInterrupt:
         print(MESSAGE, file=sys.stderr)
         return STATUS
-    except SystemExit as end:  # of rich, whose reader has gone; after --help, --version and --print-config
-        return _hung_up() if isinstance(end.__context__, BrokenPipeError) else int(end.code or _DONE)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # of rich, whose reader has gone
+            return _hung_up()
+        # Of code that is not ours: nobody may take it for success.
+        say(f"medpfl: error: a part of the experiment ended the program (SystemExit: {end.code})")
+        return _BAD_INPUT
 
 
 def _hung_up() -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from medpfl import Defense, InputError, Plan, ThreatModel, Update, audit
 from medpfl.attacks import GradInv, iDLG
-from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RANDOM_UPDATE, UNDEFENDED
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, UNDEFENDED
 from medpfl.data import ImageFolder, Samples
 
 
@@ -148,7 +148,8 @@ def test_a_defense_is_attacked_without_and_with_what_it_discloses(folder, option
     assert [cell["knows_defense"] for cell in cells] == told
     for cell in cells:
         assert ("naive-attack" in cell["flags"]) is not cell["knows_defense"]
-        assert cell["verdict"] == (NO_LEAK if cell["knows_defense"] else INCONCLUSIVE)
+        assert cell["verdict"] == INCONCLUSIVE, "four images are no evidence"
+        assert ("too-few" in cell["flags"]) is cell["knows_defense"]
         assert (cell["false_security_ssim"] is not None) is (cell["knows_defense"] and len(told) == 2)
     assert ("these attacks were not told of the defense" in str(report)) is (told == [False])
     assert any("attacked twice" in note for note in report.settings["notes"]) is (len(told) == 2)
@@ -158,7 +159,8 @@ def test_a_defense_that_discloses_nothing_is_attacked_once(folder):
     attack = Answers()
     report = tiny(folder, attacks=[attack], defenses=["Mixup()"], plan=Plan(batch_size=2))
     assert len(attack.kept) == 3
-    assert [cell["knows_defense"] for cell in report.summary] == [None, True]
+    assert [cell["knows_defense"] for cell in report.summary] == [None, False]
+    assert "undisclosed" in report.summary[1]["flags"] or "control-failed" in report.summary[1]["flags"]
     assert not any("attacked twice" in note for note in report.settings["notes"])
 
 

@@ -70,7 +70,7 @@ def test_a_spec_with_a_mistake_is_still_a_spec(home, spec, message):
 
 
 def test_a_long_spec_is_a_spec(home):
-    spec = f"ImageFolder('{'x' * 5000}')"
+    spec = f"ImageFolder('{'x' * 3000}')"
     check_words(spec)
     assert isinstance(source_of(spec, 8, "crop", None), ImageFolder)
 

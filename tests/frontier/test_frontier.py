@@ -44,7 +44,7 @@ def read(out):
 
 @pytest.fixture
 def conclusive(monkeypatch):
-    """Every setting as if it were shown to leak nothing: these images are too few for that, and the model learns little.
+    """Make every setting one that is shown to leak nothing: these images are too few, and the model learns little.
 
     How verdicts, controls and accuracies are obeyed, the tests of the choice show.
     """

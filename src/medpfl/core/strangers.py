@@ -59,7 +59,9 @@ def explained(what: str, named: bool = False) -> Iterator[None]:
             if named and kind not in said:
                 said = f"{kind}: {said}"
             remedy = hint(error)
-            said = quoted(error, said.rstrip(".") if remedy else said)
+            said = said.rstrip(".") if remedy else said
+            if not isinstance(error, SystemExit) or isinstance(error.code, str):  # a status names nobody
+                said = quoted(error, said)
             raise InputError(f"{what}: {said}{remedy}") from error
 
 
