@@ -65,20 +65,24 @@ def _main(words: list[str]) -> int:
     except InputError as error:
         say(f"medpfl: error: {error}")
         return _BAD_INPUT
-    except BrokenPipeError:
-        return _hung_up()
     except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            return _hung_up()
         say(f"medpfl: error: {_of_disk(error)}")
         return _BAD_INPUT
     except KeyboardInterrupt:
         print(MESSAGE, file=sys.stderr)
         return STATUS
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # of rich, whose reader has gone
-            return _hung_up()
-        # Of code that is not ours: nobody may take it for success.
-        say(f"medpfl: error: a part of the experiment ended the program (SystemExit: {end.code})")
-        return _BAD_INPUT
+        return _ended(end)
+
+
+def _ended(end: SystemExit) -> int:
+    """The status where code that is not ours ended the program: nobody may take it for success."""
+    if isinstance(end.__context__, BrokenPipeError):  # of rich, whose reader has gone
+        return _hung_up()
+    say(f"medpfl: error: a part of the experiment ended the program (SystemExit: {end.code})")
+    return _BAD_INPUT
 
 
 def _hung_up() -> int:
