@@ -103,11 +103,11 @@ def found():
 def test_what_is_not_disclosed_is_never_no_leak(kind, found):
     cells, disclosure = found
     own = [cell for (defense, _), cell in cells.items() if defense == repr(kind())]
-    assert len(own) == 1, "there is nothing to tell an attack: it runs once"
+    assert own
     assert own[0]["union"]["verdict"] != NO_LEAK
     assert disclosure[repr(kind())]["silent"]
-    if own[0]["union"]["verdict"] != LEAKS:
-        assert "undisclosed" in own[0]["flags"]
+    for cell in own:
+        assert cell["verdict"] == LEAKS or {"undisclosed", "misdisclosed"} & set(cell["flags"])
 
 
 @pytest.mark.parametrize("kind", [Permuted, Flipped, Shifted], ids=lambda kind: kind.__name__)
