@@ -45,7 +45,8 @@ def tiny(data: Any, **options: Any) -> Report:
 
 
 def plain(rows: Sequence[Finding], *also: str) -> list[dict[str, Any]]:
-    """Rows without what an undisturbed run may have otherwise."""
+    """Rows without what an undisturbed run may have otherwise; where images are left out, those of guesses too."""
+    also = (*also, "nearest_image") if "image" in also else also
     return [{k: v for k, v in row.to_dict().items() if k not in ("seconds", "date", *also)} for row in rows]
 
 

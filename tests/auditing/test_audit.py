@@ -438,7 +438,7 @@ def test_a_defense_that_raises_is_an_error_of_the_input(folder):
         def update(self, value, state, generator):
             raise KeyError("no such layer")
 
-    with pytest.raises(InputError, match=r"the update of this model cannot be computed.*no such layer"):
+    with pytest.raises(InputError, match=r"Broken\(\): the defense cannot be played: 'no such layer'"):
         tiny(folder, defenses=[Broken()])
 
 
@@ -525,7 +525,7 @@ def test_networks_that_cannot_be_audited(folder):
         (Net(1), "the model has 1 outputs for 2 classes"),
         (Infinite(), "outputs are not finite"),
         (Raises(), r"does not take images of shape \(1, 1, 16, 16\): 'layer'"),
-        (RaisesLater(), "cannot be computed, because of the forward method of RaisesLater: not twice"),
+        (RaisesLater(), "not twice"),
         (nn.Sequential(nn.Flatten(), nn.Linear(99, 2)), r"does not take images of shape \(1, 1, 16, 16\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(256, 2).double()), "does not take images"),
         (bad, "'last.bias' holds values that are not finite"),
@@ -607,7 +607,7 @@ def test_out_must_not_lie_in_the_data(folder):
 
 
 def test_too_large_for_memory_is_said():
-    with pytest.raises(InputError, match="out of memory: lower"):
+    with pytest.raises(InputError, match="size=100000000 must be a whole number of pixels, 8 or more and at most 4096"):
         tiny("samples", size=100_000_000)
 
 

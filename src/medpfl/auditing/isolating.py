@@ -117,7 +117,9 @@ def isolating(
     Raises:
         InputError: `isolate` asks for what is not possible.
     """
-    given: list[str | Attack] = [attacks] if isinstance(attacks, str | Attack) else list(attacks)
+    given: list[str | Attack] = (
+        list(attacks) if isinstance(attacks, Sequence) and not isinstance(attacks, str) else [attacks]
+    )
     wanted = isolate if isolate is not None else any(isinstance(one, str) and is_place(one) for one in given)
     if not wanted:
         yield Isolation(None, None, given)

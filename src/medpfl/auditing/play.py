@@ -87,7 +87,7 @@ class Player:
             if at_client(behind(defense)) == NoDefense():
                 continue
             batches = [self._batch(own) for own in setup.victims[:2]]
-            with naming(defense):
+            with naming(defense), explained("it cannot say what it discloses"):
                 generator = generator_of(setup.seed, "disclosure", repr(defense))
                 found[defense] = probe(defense, setup.network(0), setup.plan, batches, generator)
         return found

@@ -91,8 +91,9 @@ class Answers:
         return Message({"about": self._about(attack)}, {})
 
     def _modules(self, request: Message) -> Message:
+        # The attack's own module is among them; a file that is given by its path may be executed again and again.
         loaded = [sys.modules[name] for name in own_modules() - {"__main__"} if name in sys.modules]
-        found = {name: digest for part in (self._named(request), *loaded) for name, digest in modules_of(part).items()}
+        found = {name: digest for module in loaded for name, digest in modules_of(module).items()}
         return Message({"modules": found}, {})
 
     def _check(self, request: Message) -> Message:
