@@ -117,9 +117,8 @@ def isolating(
     Raises:
         InputError: `isolate` asks for what is not possible.
     """
-    given: list[str | Attack] = (
-        list(attacks) if isinstance(attacks, Sequence) and not isinstance(attacks, str) else [attacks]
-    )
+    several = isinstance(attacks, Sequence) and not isinstance(attacks, str)
+    given: list[str | Attack] = list(attacks) if several else [attacks]  # type: ignore[list-item]
     wanted = isolate if isolate is not None else any(isinstance(one, str) and is_place(one) for one in given)
     if not wanted:
         yield Isolation(None, None, given)

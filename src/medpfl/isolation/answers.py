@@ -94,6 +94,7 @@ class Answers:
         # The attack's own module is among them; a file that is given by its path may be executed again and again.
         loaded = [sys.modules[name] for name in own_modules() - {"__main__"} if name in sys.modules]
         found = {name: digest for module in loaded for name, digest in modules_of(module).items()}
+        found.pop("__main__", None)  # this program
         return Message({"modules": found}, {})
 
     def _check(self, request: Message) -> Message:
