@@ -162,7 +162,9 @@ def _frontier(given: Namespace, words: list[str]) -> int:
 
     found = frontier(experiment, given.out, given.force, not given.quiet)
     print_frontier(found, given.quiet)
-    return _failed_on(given.fail_on, of_frontier(found.points, found.recommendation))
+    return (
+        _DONE if given.fail_on is None else _failed_on(given.fail_on, of_frontier(found.points, found.recommendation))
+    )
 
 
 def _typed(experiment: type[T], given: Namespace, words: list[str]) -> T:
