@@ -98,12 +98,17 @@ def _one(cells: Cells, settings: Mapping[str, Any]) -> str:
         end = "so this defense does not protect these images"
         hidden = "; attacks that were not told of it seemed to fail" if _hidden(cells) else ""
         return f"{opening}, {_actor(settings)} still {counts(union)} with {by(cells)}, {end}{hidden}."
-    if _state(cells) == NO_LEAK:
-        return f"{opening}, no leak was found: {bounded(union)}. {_NOT_SAFE}{labels(cells)}"
-    return _open(opening, cells, settings)
+    return _without_leak(opening, cells, settings)
 
 
 _NOT_SAFE = "That these attacks failed does not show that the defense is safe."
+
+
+def _without_leak(opening: str, cells: Cells, settings: Mapping[str, Any]) -> str:
+    """Return the sentence where no leak was found, or where the numbers decide nothing."""
+    if _state(cells) == NO_LEAK:
+        return f"{opening}, no leak was found: {bounded(cells[0]['union'])}. {_NOT_SAFE}{labels(cells)}"
+    return _open(opening, cells, settings)
 
 
 def _open(opening: str, cells: Cells, settings: Mapping[str, Any]) -> str:
@@ -124,9 +129,7 @@ def _recorded(cells: Cells, settings: Mapping[str, Any]) -> str:
     union, opening = cells[0]["union"], "From the recorded update"
     if _state(cells) == LEAKS:
         return f"{opening}, {_actor(settings)} {counts(union)} with {by(cells)}."
-    if _state(cells) == NO_LEAK:
-        return f"{opening}, no leak was found: {bounded(union)}. {_NOT_SAFE}{labels(cells)}"
-    return _open(opening, cells, settings)
+    return _without_leak(opening, cells, settings)
 
 
 def _many(groups: Sequence[Cells]) -> str:
