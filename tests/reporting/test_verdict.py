@@ -257,6 +257,7 @@ def test_every_flag_is_explained():
         "naive-attack",
         "nonfinite",
         "not-converged",
+        "patients-leak",
         "prior-only",
         "record-mismatch",
         "server-side",

@@ -35,6 +35,10 @@ FLAGS = {
         "the attack failed, and there are fewer than 20 images among which one could be recognized",
         "Recognition was not tested. Give more images of the same kind.",
     ),
+    "patients-leak": Flag(
+        "too few images leak to tell, but by patient, of whom any image counts, a rate is above what guesses explain",
+        "Some patients are exposed by one of their images. See the table by patient.",
+    ),
     "worst-candidate": Flag(
         "the attack failed, but images are among its candidates that it did not choose, in a share that may reach the "
         "tolerance",

@@ -112,7 +112,7 @@ def _row(cell: Mapping[str, Any]) -> dict[str, Any]:
 def _raised(summary: Sequence[Mapping[str, Any]]) -> list[tuple[str, Flag, list[str]]]:
     """Each raised flag, its explanation, and the cells that raise it."""
     cells: dict[str, list[str]] = {}
-    for cell in summary:
+    for cell in with_unions(summary):
         for flag in cell.get("flags") or ():
             cells.setdefault(flag, []).append(f"{attacker(cell)}, {label(cell['defense'])}")
     unknown = Flag("of a reason that this version does not know", "Ask where the rows come from.")
