@@ -200,7 +200,7 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
     given = {
         "model": "M", "weights": "w", "truth": "t", "images": 7, "draws": 2, "size": 20, "fit": "squash",
         "channels": 3, "partition": "IID(clients=2)", "clients": 4, "delta": 0.001, "seed": 5,
-        "memory": 0.5, "device": "cuda",
+        "memory": 0.5, "device": "cuda", "tolerance": 0.3,
     }  # fmt: skip
     plan = {
         "algorithm": "FedAvg", "batch_size": 2, "local_images": 6, "epochs": 3, "learning_rate": 0.5, "momentum": 0.25,
@@ -908,7 +908,7 @@ def test_ctrl_c_in_a_terminal(folder, tmp_path):
 )
 def test_a_pipeline_may_fail_on_the_verdict(run, monkeypatch, verdicts, asked, status):
     names = ("NoDefense()", "A()", "B()")
-    cells = [{"defense": name, "verdict": verdict} for name, verdict in zip(names, verdicts, strict=False)]
+    cells = [{"defense": name, "union": {"verdict": verdict}} for name, verdict in zip(names, verdicts, strict=False)]
     monkeypatch.setattr("medpfl.auditing.perform.perform", lambda *_, **__: SimpleNamespace(summary=cells))
     monkeypatch.setattr("medpfl.reporting.terminal.print_audit", lambda *_: None)
     found, out, err = run("audit", *([f"--fail-on={asked}"] if asked else []))

@@ -67,11 +67,11 @@ def test_a_users_model_weights_and_other_sets(marked, tmp_path, capsys):  # noqa
     check(out)
 
 
-def test_an_interrupted_and_a_failed_training(marked, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_an_interrupted_and_a_failed_training(marked, tmp_path, capsys, monkeypatch, ctrl_c):  # noqa: F811
     from medpfl.auditing.rounds import Trainer
 
     def stop(self, number, work):
-        raise KeyboardInterrupt
+        ctrl_c()
 
     out = tmp_path / "runs" / "a"
     with monkeypatch.context() as patch:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from medpfl import cli
 
-TINY = ["--attack", "iDLG(steps=2)", "--size", "16", "--images", "2", "--quiet"]
+TINY = ["--attack", "iDLG(steps=2)", "--size", "16", "--images", "2", "--quiet", "--show-paths"]
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_what_may_be_sets_or_patients_is_said_on_the_terminal(draw, capsys):
     (note,) = ImageFolder(root).load().notes
     assert note.startswith("the classes are taken to be brain, skin, and the folders inside them (benign, glioma,")
     assert note.endswith(f"if those are the classes, give '{root}/brain' or '{root}/skin'")
-    words = ["--model", "MLP((4,))", "--attack", "RGAP", "--size", "12", "--images", "2", "--quiet"]
+    words = ["--model", "MLP((4,))", "--attack", "RGAP", "--size", "12", "--images", "2", "--quiet", "--show-paths"]
     assert main(["audit", str(root), *words]) == 0
     assert f"note: {note}" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from medpfl.isolation.parent import Worker
+from medpfl.isolation.parent import Isolated, Worker
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,10 @@ def worker() -> Iterator[Worker]:
 
 @pytest.fixture
 def shared(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
-    """Audits take the one process, and leave it alive."""
+    """Audits take the one process, and leave it alive. What it imported for other tests is not theirs."""
+    told = worker.ask("other tests", {"do": "modules"}).head["modules"]
+    modules = Isolated.modules
+    monkeypatch.setattr(Isolated, "modules", lambda a: {k: v for k, v in modules(a).items() if k not in told})
 
     @contextmanager
     def lent(every: bool) -> Iterator[Worker]:

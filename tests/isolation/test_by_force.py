@@ -28,10 +28,13 @@ class Frames(Attack):
 OBJECTS = '''
 @dataclass(frozen=True, repr=False)
 class Objects(Attack):
-    """Asks the garbage collector for every batch that there is."""
+    """Asks the garbage collector for every client's round that there is, and takes those of these updates."""
     def __call__(self, seen, generator):
         rounds = [one for one in gc.get_objects() if type(one).__name__ == "ClientRound"]
-        return found(seen, [one.batch for one in rounds][-len(seen):])
+        sent = seen.views[0].update.tensors
+        def of(victim):
+            return [one.batch for one in rounds if all(torch.equal(one.sent.tensors[k], t[victim]) for k, t in sent.items())]
+        return found(seen, [batch for victim in range(len(seen)) for batch in of(victim)[:1]])
 '''
 
 FILES = '''

@@ -44,7 +44,9 @@ class Bad(Attack):
             "backwards": lambda: answer(seen, steps=-torch.ones(len(seen), dtype=torch.long)),
             "unknown end": lambda: answer(seen, ended=("well",) * len(seen)),
             "engine": lambda: answer(seen, engine="\\x1b[2J"),
-            "not a number": lambda: answer(seen, torch.full_like(gray(seen), torch.nan)),
+            "not a number": lambda: answer(
+                seen, torch.full_like(gray(seen), torch.nan), ended=("nonfinite",) * len(seen)
+            ),
         }[self.what]()
 '''
 

@@ -41,6 +41,14 @@ class Active(Attack):
         return iDLG(steps=3)(seen, generator)
 """
 
+NORM = """
+@dataclass(frozen=True, repr=False)
+class Norm(Attack):
+    def __call__(self, seen, generator):
+        tensors = seen.views[0].update.tensors.values()
+        return answer(seen, loss=sum(t.flatten(1).square().sum(1) for t in tensors).sqrt())
+"""
+
 FEDAVG = Plan("FedAvg", batch_size=1, local_images=2, epochs=2)
 ALL = ThreatModel(("labels", "order", "masks", "auxiliary"))
 SCENES = {
@@ -64,7 +72,7 @@ SCENES = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    file_of(tmp_path, "honest", HONEST, SERVER)
+    file_of(tmp_path, "honest", HONEST, SERVER, NORM)
     file_of(tmp_path, "defense", DEFENSE)
     file_of(tmp_path, "model", MODEL)
     return tmp_path
@@ -100,13 +108,13 @@ def test_so_are_those_of_attacks_of_ours_under_isolate(folder, shared):
 
 
 def test_what_a_defense_of_the_user_s_own_is_told_of_reaches_the_attack(folder, shared):
-    """With the channel, the search divides what it makes of its guess; without, its loss is another one."""
-    report = audited([f"{folder}/honest.py:Honest"], defenses=[f"{folder}/defense.py:Halved"])
-    told, untold = (
-        [row.loss for row in report.rows if row.defense == "Halved()" and row.knows_defense is knows]
-        for knows in (True, False)
+    """With the channel, the attack reads the update as it was before; without, half of it."""
+    report = audited([f"{folder}/honest.py:Norm"], defenses=[f"{folder}/defense.py:Halved"])
+    told, untold, raw = (
+        [row.loss for row in report.rows if not row.control and (row.defense, row.knows_defense) == of]
+        for of in (("Halved()", True), ("Halved()", False), ("NoDefense()", False))
     )
-    assert told != untold
+    assert told == pytest.approx(raw) == pytest.approx([2 * loss for loss in untold])
 
 
 def test_an_attack_that_suits_the_model_or_refuses_it_says_so_from_its_process(folder, shared):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from medpfl.auditing.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.auditing.inputs import attacks_of, defenses_of
 from medpfl.auditing.report import Report
 from medpfl.auditing.run import audit
-from medpfl.auditing.run_files import lines, made, reading
-from medpfl.auditing.training_store import ROWS, read_rounds
+from medpfl.auditing.run_files import lines, made
+from medpfl.auditing.training_report import accuracies_in
 from medpfl.core.errors import InputError
 from medpfl.core.files import remove_leftovers, write
 
@@ -85,7 +85,7 @@ def leakage(
     out = None if out is None else Path(out)
     reports = {n: audit(one, data, out=_beside(out, n), **options) for n, one in models.items()}
     some = next(iter(models.values()))
-    found = Leakage(reports, _accuracies(some.path.parents[1], models))
+    found = Leakage(reports, accuracies_in(some.path.parents[1], models))
     return found if out is None else replace(found, pages=_written(out, found, some))
 
 
@@ -99,15 +99,6 @@ def rounds_in(text: str) -> list[int]:
     if not all(word.isdecimal() for word in words):
         raise InputError(f"--rounds is {text!r}: give numbers of rounds, such as 0,1,5")
     return [int(word) for word in words]
-
-
-def _accuracies(training: Path, rounds: Iterable[int]) -> dict[int, float | None]:
-    from medpfl.reporting.training import judged
-
-    with reading(training):
-        rows = list(read_rounds(training / ROWS))
-        known = {row.round: row.scores[judged(rows)]["balanced_accuracy"] for row in rows}
-    return {number: known.get(number) for number in rounds}
 
 
 def _beside(out: Path | None, number: int) -> Path | None:

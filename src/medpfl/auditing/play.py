@@ -124,7 +124,7 @@ class Player:
         network = self.setup.network(draw)
         if "active" in self.setup.threat:
             with naming(attack), explained("it cannot prepare the model that the server sends"):
-                network = checked_module(self.attacks[attack].prepare(network))
+                network = checked_module(self.setup.placed(self.attacks[attack]).prepare(network))
         chosen = self.defenses[defense]
         generator = generator_of(self.setup.seed, "model", draw, defense)
         with naming(defense), explained("it cannot change this model"):

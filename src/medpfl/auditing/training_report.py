@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from medpfl.core.rounds import Round
 from medpfl.core.types import Weights
 from medpfl.data.images import LabelledImages
 
-__all__ = ["Trained", "reread_training", "settings_of", "trained"]
+__all__ = ["Trained", "accuracies_in", "reread_training", "settings_of", "trained"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,16 @@ def reread_training(out: Path) -> Trained:
     with reading(out):
         check_rows(out, read_json(out / RUN))
         return _reread_training(out)
+
+
+def accuracies_in(training: Path, rounds: Iterable[int]) -> dict[int, float | None]:
+    """Return the balanced accuracy after each of some rounds of a training's directory; ``None`` where not known."""
+    from medpfl.reporting.training import judged
+
+    with reading(training):
+        rows = list(read_rounds(training / ROWS))
+        known = {row.round: row.scores[judged(rows)]["balanced_accuracy"] for row in rows}
+    return {number: known.get(number) for number in rounds}
 
 
 def _reread_training(out: Path) -> Trained:
