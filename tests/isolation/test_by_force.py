@@ -32,8 +32,10 @@ class Objects(Attack):
     def __call__(self, seen, generator):
         rounds = [one for one in gc.get_objects() if type(one).__name__ == "ClientRound"]
         sent = seen.views[0].update.tensors
+        def is_of(one, victim):
+            return all(torch.equal(one.sent.tensors[k], t[victim]) for k, t in sent.items())
         def of(victim):
-            return [one.batch for one in rounds if all(torch.equal(one.sent.tensors[k], t[victim]) for k, t in sent.items())]
+            return [one.batch for one in rounds if is_of(one, victim)]
         return found(seen, [batch for victim in range(len(seen)) for batch in of(victim)[:1]])
 '''
 
