@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from medpfl.auditing.acting import at_client, parts_of
-from medpfl.auditing.probing import Play, Player, Stage, Unusable, apart, disclosed, draw_seed
+from medpfl.auditing.probing import STAND_IN, Play, Player, Stage, Unusable, apart, disclosed, draw_seed
 from medpfl.auditing.recorded import behind
 from medpfl.auditing.residuals import Residual, is_identity, noise_told, repeated, same
 from medpfl.core.plan import Plan
@@ -25,6 +25,11 @@ _SCALES = (2.0, 0.5)
 _DRIFT = 4.0
 """Factor on what counts as too much or too little noise where noise enters several local steps: a step's gradient
 depends on the noise of the steps before it, which no precision can tell."""
+
+
+_TOGETHER = 1e-2
+"""Share of the energy that the disclosures of several parts together may leave open: 10 % of the norm. Each is exact by
+itself; how noise passes the next part is an approximation (`Channel.then`), which leaves up to 0.002."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,12 @@ def probe(
     """Play a defense, and compare what it sends with what it discloses.
 
     The same round is played under another seed of the defense, with other images, and with the update times 2 and
-    times 1/2; batch order and dropout masks are the same in all. Each part of a composed defense is probed by itself:
-    a disclosure speaks of what the part itself sends, and is an approximation where later parts change that
-    (`Channel.then`). A part that sums over clients is probed on the sum of as few clients as its settings allow.
+    times 1/2; batch order and dropout masks are the same in all. Each part of a composed defense is probed by itself,
+    and then all together as they are, with another seed and with other images. A part that sums over clients is probed
+    on the sum of as few clients as its settings allow.
 
     It takes at most 10 local updates for a part that acts inside the local steps, 6 for one that changes layers or
-    images, and 2 for all others together.
+    images, 2 for all others together, and as many as for the costliest part for all parts as one.
 
     Not seen: what a defense does in later rounds only (error feedback), and what it does to images or at scales that
     were not played.
@@ -112,6 +117,8 @@ def probe(
         named = zip(parts, found, strict=True)
         problems = [f"{part!r}: {text}" for part, one in named for text in one.problems]
         problems += _chained(players, draw_seed(generator))
+        if not problems and not untold and not any(one.silent for one in found):
+            problems = _together(Player(acting, stage, generator), players, draw_seed(generator))
     changes = any(one.changes for one in found)
     return Disclosure(
         changes,
@@ -256,6 +263,22 @@ def _chained(players: Sequence[Player], seed: int) -> list[str]:
                 f"{player.part!r}: its disclosure drops what the parts before it disclose: return `before.then(...)`"
             )
     return problems
+
+
+def _together(whole: Player, players: Sequence[Player], seed: int) -> list[str]:
+    """Whether what the parts disclose, put together, tells what all of them send."""
+    try:
+        plays = [whole.play(seed), whole.play(seed + 1), whole.play(seed, first=1)]
+        smooth = any(disclosed(p.part, p.stage.raw(0), p.stage.plan).exact is not None for p in players)
+    except Unusable as error:
+        return [f"together, {error}"]
+    left = max(Residual.of(play, _DRIFT if whole.drifts else 1.0).unexplained for play in plays)
+    if left <= (STAND_IN if smooth else _TOGETHER):
+        return []
+    return [
+        f"its parts' disclosures do not hold together: {left:.0%} of the update's energy is left unexplained, since a "
+        "later part hides what an earlier one discloses"
+    ]
 
 
 def _reversed(tensors: Tensors) -> Tensors:
