@@ -18,8 +18,8 @@ from medpfl import models as model_package
 from medpfl.auditing.engine import generator_of
 from medpfl.core.errors import InputError, listed
 from medpfl.core.files import PRIVATE, write
+from medpfl.core.limits import check_classes, check_image_shape
 from medpfl.core.roles import Defense, Model
-from medpfl.core.sizes import check_classes, check_image_shape
 from medpfl.core.spec import registry, shown
 from medpfl.core.stated import check_stated, names_of, stated
 from medpfl.core.tensors import oddity

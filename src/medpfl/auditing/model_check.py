@@ -22,9 +22,9 @@ from medpfl.auditing.model_facts import facts_of
 from medpfl.auditing.model_leaks import Scene, labels_told, linear_inputs, statistics_told
 from medpfl.auditing.network import network_of
 from medpfl.core.errors import InputError
+from medpfl.core.limits import check_classes, check_image_shape
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Model
-from medpfl.core.sizes import check_classes, check_image_shape
 from medpfl.core.spec import registry
 from medpfl.core.types import Batch, Weights
 from medpfl.federated.kernels import differentiable_kernels

@@ -19,9 +19,12 @@ __all__ = [
     "EPOCHS",
     "FACTOR",
     "IMAGES",
+    "LAYERS",
     "MEMORY",
     "NAME",
     "NESTING",
+    "PARAMETERS",
+    "PIXELS",
     "ROUNDS",
     "SEED",
     "SEEDS",
@@ -30,8 +33,10 @@ __all__ = [
     "STEPS",
     "SWEEP",
     "YAML_NODES",
+    "check_classes",
+    "check_image_shape",
     "check_numbers",
-    "check_shape",
+    "check_parameters",
     "check_whole",
     "shortened",
 ]
@@ -39,7 +44,9 @@ __all__ = [
 IMAGES = 1_000_000
 """Images to attack, in a batch, of a client or behind an update."""
 SIDE = 4096
-"""Edge of an image in pixels, and channels."""
+"""Edge that images are resized to, in pixels."""
+PIXELS = 2**28
+"""Numbers of one image or volume, all channels: a volume of 512 x 512 x 1024 voxels."""
 CLIENTS = 100_000
 EPOCHS = 10_000
 STEPS = 1_000_000
@@ -55,6 +62,10 @@ FACTOR = 1e6
 MEMORY = 1e6
 """GiB."""
 CLASSES = 10_000
+PARAMETERS = 10**9
+"""Parameters and buffers of a model, counted together: 4 GB in float32."""
+LAYERS = 256
+"""Layers or blocks that one argument of a model asks for."""
 NAME = 1000
 """Characters of a name, such as that of a class."""
 SPEC = 4000
@@ -72,12 +83,34 @@ _OF_ARGUMENT = {"size": SIDE, "clients": CLIENTS, "levels": 2**40, "modulus": 2*
 """Whole numbers with a limit of their own, by the argument's name."""
 
 
-def check_shape(shape: Any) -> None:
-    """Raise `InputError` unless a value is the shape of an image, (C, H, W), or of a volume, (C, D, H, W)."""
-    if not isinstance(shape, tuple | list) or len(shape) not in (3, 4):
-        raise InputError(f"image_shape is {shortened(shape)}: it must be (C, H, W), or (C, D, H, W) of volumes")
-    for side in shape:
-        check_whole("a side of image_shape", side, 1, SIDE)
+def check_image_shape(shape: Any) -> tuple[int, ...]:
+    """Return the shape of an image as a tuple.
+
+    Raises:
+        InputError: not (C, H, W) or (C, D, H, W) of whole numbers above 0, or more than `PIXELS` numbers.
+    """
+    sides = tuple(shape) if isinstance(shape, tuple | list) else ()
+    if len(sides) not in (3, 4) or not all(type(side) is int and side > 0 for side in sides):
+        raise InputError(f"image shape {shortened(shape)}: give (C, H, W), or (C, D, H, W) of volumes, all above 0")
+    if (count := math.prod(sides)) > PIXELS:
+        raise InputError(
+            f"image shape {shortened(sides)}: an image has {_amount(count)} numbers, the most is {PIXELS:,}"
+        )
+    return sides
+
+
+def check_classes(classes: Any) -> int:
+    """Return a number of classes; raise `InputError` unless it is a whole number from 1 to `CLASSES`."""
+    check_whole("classes", classes, 1, CLASSES)
+    return classes
+
+
+def check_parameters(count: int) -> None:
+    """Raise `InputError` for a model of more than `PARAMETERS` parameters and buffers."""
+    if count > PARAMETERS:
+        raise InputError(
+            f"the model would have {_amount(count)} parameters, the most is {PARAMETERS:,}: make it smaller"
+        )
 
 
 def check_whole(name: str, value: Any, least: int, most: int) -> None:
@@ -111,6 +144,11 @@ def check_numbers(name: str, value: Any) -> None:
             raise InputError(f"{name} is {value}: it must be 0, or between {_SMALL:g} and {_REAL:g}")
 
 
+def _amount(count: int) -> str:
+    """Return a count as text that stays short."""
+    return f"{count:,}" if count < 10**12 else f"about 10^{math.log10(count):.0f}"
+
+
 def shortened(value: Any, most: int = 60) -> str:
     """A value as an error message shows it: the beginning of it, if it is long.
 
@@ -121,5 +159,8 @@ def shortened(value: Any, most: int = 60) -> str:
     """
     if isinstance(value, int) and abs(value) >= 10**most:  # a number of many digits is not even made a text
         return f"a whole number of more than {most} digits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a number of thousands of digits inside
+        return f"a {type(value).__name__} of very large numbers"
     return text if len(text) <= most else f"{text[:most]}..."

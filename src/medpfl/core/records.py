@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
-from medpfl.core.limits import CLASSES, IMAGES, NAME, check_shape, check_whole, shortened
+from medpfl.core.limits import CLASSES, IMAGES, NAME, check_image_shape, check_whole, shortened
 from medpfl.core.plan import Plan
 from medpfl.core.tensors import oddity
 from medpfl.core.types import Tensors, Update, Weights
@@ -199,7 +199,7 @@ class _Header:
         if not isinstance(self.sends_buffers, bool):
             raise InputError(f"sends_buffers is {shortened(self.sends_buffers)}: it must be true or false")
         if self.image_shape is not None:
-            check_shape(self.image_shape)
+            check_image_shape(self.image_shape)
         if self.classes is not None:
             _check_classes(self.classes)
         if self.defense is not None and not isinstance(self.defense, str):

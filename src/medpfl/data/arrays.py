@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import DataSource
-from medpfl.data.images import LabelledImages, check_classes
+from medpfl.data.images import LabelledImages, check_numbered
 from medpfl.data.listing import spread
 from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
 from medpfl.data.unit import unit
@@ -111,7 +111,7 @@ class Arrays(DataSource):
 
     def _names(self, labels: Tensor) -> tuple[str, ...]:
         needed = int(labels.max()) + 1
-        check_classes(needed, "the labels")
+        check_numbered(needed, "the labels")
         names = tuple(map(str, range(needed) if self.classes is None else self.classes))
         if len(names) < needed:
             raise InputError(f"there are {len(names)} classes and a label {needed - 1}: labels count from 0")

@@ -9,23 +9,21 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
+from medpfl.core.limits import CLASSES
 
-__all__ = ["MOST_CLASSES", "LabelledImages", "check_classes"]
-
-MOST_CLASSES = 10_000
-"""Of images that are labelled by numbers: a model has an output for each number up to the largest."""
+__all__ = ["LabelledImages", "check_numbered"]
 
 
-def check_classes(classes: int, what: str) -> None:
-    """Check how many classes numbers from 0 on stand for.
+def check_numbered(classes: int, what: str) -> None:
+    """Check how many classes labels stand for that are numbers from 0 on: a model has an output for each.
 
     Raises:
-        InputError: more than `MOST_CLASSES`.
+        InputError: more than `CLASSES`.
     """
-    if classes > MOST_CLASSES:
+    if classes > CLASSES:
         raise InputError(
             f"{what} go up to {classes - 1}, and labels are the numbers of classes, counted from 0: at most "
-            f"{MOST_CLASSES} classes are read"
+            f"{CLASSES} classes are read"
         )
 
 

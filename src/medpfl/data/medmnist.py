@@ -15,7 +15,7 @@ from torch import Tensor
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.roles import DataSource
 from medpfl.data.download import cached
-from medpfl.data.images import LabelledImages, check_classes
+from medpfl.data.images import LabelledImages, check_numbered
 from medpfl.data.listing import spread
 from medpfl.data.medmnist_sums import SUMS, URL
 from medpfl.data.npz import Npz
@@ -128,7 +128,7 @@ class MedMNIST(DataSource):
         else:
             columns = {other: self._column(table) for other, table in tables.items()}
             classes = 1 + max(int(column.max(initial=0)) for column in columns.values())
-        check_classes(classes, f"the labels in '{file.path}'")
+        check_numbered(classes, f"the labels in '{file.path}'")
         if len(columns[name]) != count:
             raise InputError(f"'{file.path}' has {count} images and {len(columns[name])} labels in '{self.split}'")
         return columns[name].tolist(), classes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.core.errors import InputError, nearest
-from medpfl.core.sizes import MOST_LAYERS, MOST_PARAMETERS
+from medpfl.core.limits import LAYERS, PARAMETERS
 
 __all__ = ["ACTIVATIONS", "MOMENTS", "Normalized", "check_choice", "check_counts", "check_rate", "planar"]
 
@@ -72,12 +72,12 @@ def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
 def check_counts(**values: Any) -> None:
     """Raises `InputError` unless each value is a whole number of at least 1, and not absurdly large.
 
-    A width is at most `MOST_PARAMETERS`, and a ``depth`` at most `MOST_LAYERS`.
+    A width is at most `PARAMETERS`, and a ``depth`` at most `LAYERS`.
     """
     for name, value in values.items():
         if type(value) is not int or value < 1:
             raise InputError(f"{name} is {value!r}: it must be a whole number, at least 1")
-        if value > (most := MOST_LAYERS if name == "depth" else MOST_PARAMETERS):
+        if value > (most := LAYERS if name == "depth" else PARAMETERS):
             raise InputError(f"{name} is {value!r:.40}: the most is {most:,}")
 
 
