@@ -180,13 +180,13 @@ def test_the_rows_that_were_finished_stay_when_it_dies(tmp_path):
     assert len(list(read_rows(out / "findings.jsonl"))) == 6, "a random update, the control, and the defense untold of"
 
 
-def test_ctrl_c_ends_it_within_two_seconds_and_its_directory_is_removed(tmp_path, monkeypatch):
+def test_ctrl_c_ends_it_within_two_seconds_and_its_directory_is_removed(tmp_path, monkeypatch, ctrl_c):
     (tmp_path / "a_fake_worker.py").write_text(FAKE + "open('left', 'w').close()\nwhile True: pass")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     worker = Worker(program="a_fake_worker")
     folder = Path(f"/proc/{worker.number}/cwd").readlink()
     assert list(folder.iterdir()) == []
-    timer = Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer = Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))  # to the main thread
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         worker.attack("mine.py:Mine")
