@@ -952,6 +952,7 @@ def test_an_interruption_of_the_start_is_no_traceback(wait):
     going = subprocess.Popen(
         [sys.executable, "-c", code, "audit", "--attack", "DLG(steps=100000)"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=_hear_interrupts,  # noqa: PLW1509 (no thread runs here)
     )  # fmt: skip
     assert going.stdout is not None
     going.stdout.readline()

@@ -34,7 +34,16 @@ pipe.send({{"cwd": str(folder)}})
 """
 
 
-@pytest.mark.parametrize("does", ["while True: pass", "pipe.receive()"], ids=["computing", "waiting"])
+COMPUTES = "while True: pass"
+WAITS = """
+try:
+    pipe.receive()
+except EOFError:
+    worker._leave(folder)
+"""
+
+
+@pytest.mark.parametrize("does", [COMPUTES, WAITS], ids=["computing", "waiting"])
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_when_the_audit_is_killed(tmp_path, does, by):
     (tmp_path / "a_busy_worker.py").write_text(WORKER.format(does=does))
