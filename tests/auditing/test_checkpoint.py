@@ -184,7 +184,7 @@ HEADERS = {
     "large images": ({"image_shape": [1, 99999, 99999]}, "image shape"),
     "no images": ({"image_shape": [[1], "x", None]}, "image shape"),
     "no shape": ({"image_shape": 7}, "image shape"),
-    "a round": ({"round": -1}, "round -1"),
+    "a round": ({"round": -1}, "round is -1"),
     "no round": ({"round": "5"}, "round '5'"),
     "a seed": ({"seed": None}, "seed None"),
     "a defense": ({"defense": ["x"]}, "defense"),

@@ -18,7 +18,7 @@ from medpfl import models as model_package
 from medpfl.auditing.engine import generator_of
 from medpfl.core.errors import InputError, listed
 from medpfl.core.files import PRIVATE, write
-from medpfl.core.limits import check_classes, check_image_shape
+from medpfl.core.limits import ROUNDS, check_classes, check_image_shape, check_whole
 from medpfl.core.roles import Defense, Model
 from medpfl.core.spec import registry, shown
 from medpfl.core.stated import check_stated, names_of, stated
@@ -122,7 +122,6 @@ class Checkpoint(Model):
             if unknown := set(names_of(self.about.model, "model")) - known.keys():
                 raise InputError(f"there is no model '{min(unknown)}' in MedPFL")
             model = stated(self.about.model, known, "model", self.path, "--model")
-            return model.build(self.about.image_shape, self.about.classes, 0)
         except InputError as error:
             raise InputError(
                 f"the checkpoint was trained from {self.about.model}, which its folder does not hold ({error}): give "
@@ -197,8 +196,7 @@ def _checked(about: About) -> About:
     for name, kind in (("round", int), ("model", str), ("defense", str), ("seed", int)):
         if type(value := getattr(about, name)) is not kind:
             raise ValueError(f"its header says {name} {value!r:.40}")
-    if about.round < 0:
-        raise ValueError(f"its header says round {about.round}")
+    check_whole("round", about.round, 0, ROUNDS)
     check_classes(about.classes)
     return replace(about, image_shape=check_image_shape(about.image_shape))
 

@@ -62,7 +62,8 @@ def counts(union: Cell, short: bool = False) -> str:
     if told is None:
         return first
     chance = f"; by chance {percent(union['identified_floor'])}" if known(union.get("identified_floor")) else ""
-    return f"{first} and recognized {told or 'none'} among others{_rate(union, 'identified', short, chance)}"
+    link = "but" if told and not read else "and"
+    return f"{first} {link} recognized {told or 'none'} among others{_rate(union, 'identified', short, chance)}"
 
 
 def _rate(union: Cell, key: str, short: bool, more: str = "") -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
-from medpfl.reporting.phrases import Cell, Cells, bounded, by, counts, example, labels, reason
+from medpfl.reporting.phrases import Cell, Cells, bounded, by, counts, example, hits, labels, reason
 from medpfl.reporting.words import brief, known, label, percent
 
 __all__ = ["MARKS", "verdict_sentences", "verdict_states"]
@@ -97,7 +97,8 @@ def _one(cells: Cells, settings: Mapping[str, Any]) -> str:
     if _state(cells) == LEAKS:
         end = "so this defense does not protect these images"
         hidden = "; attacks that were not told of it seemed to fail" if _hidden(cells) else ""
-        return f"{opening}, {_actor(settings)} still {counts(union)} with {by(cells)}, {end}{hidden}."
+        still = "still " if hits(union, "asr") else ""
+        return f"{opening}, {_actor(settings)} {still}{counts(union)} with {by(cells)}, {end}{hidden}."
     return _without_leak(opening, cells, settings)
 
 
