@@ -99,7 +99,8 @@ def test_the_recommendation_says_its_price_and_what_still_leaks():
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"state": "nothing learned"}, "has learned nothing (balanced accuracy 90 %"),
+        ({"state": "nothing learned"}, "may have learned nothing: too few images judge it (balanced accuracy 90 %"),
+        ({"state": "nothing learned", "chance": 0.9}, "the undefended model has learned nothing (balanced"),
         ({"state": "control failed"}, "A failed attack is not safety"),
         ({"state": "too few", "updates_needed": 36}, "Run 36 updates or more (--images)."),
         ({"state": "none"}, "No setting meets asr<=0.1 at the upper end of the 95 % interval of all attacks together."),

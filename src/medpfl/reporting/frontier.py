@@ -36,10 +36,13 @@ def sentences(points: Points, chosen: Mapping[str, Any], settings: Mapping[str, 
 def _advice(points: Mapping[str, Point], chosen: Mapping[str, Any]) -> str:
     limit = " and ".join(chosen["limits"])
     if chosen["state"] == "nothing learned":
-        bare = _accuracy(next(iter(points.values())))
+        bare, chance = next(iter(points.values())), chosen["chance"]
+        some = bare["accuracy"] > chance and bare["accuracy_high"] > (1 + chance) / 2
+        state = "may have learned nothing: too few images judge it" if some else "has learned nothing"
+        remedy = "Judge it on more images (--validation), or train longer" if some else "Train longer"
         return (
-            f"Nothing is recommended: the undefended model has learned nothing (balanced accuracy {bare}; by guessing "
-            f"{percent(chosen['chance'])}), so there is nothing to trade. Train longer, or with other settings."
+            f"Nothing is recommended: the undefended model {state} (balanced accuracy {_accuracy(bare)}; by guessing "
+            f"{percent(chance)}), so there is nothing to trade. {remedy}, or with other settings."
         )
     if chosen["state"] == "control failed":
         return (
