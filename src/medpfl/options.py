@@ -138,6 +138,10 @@ def check_files(words: list[str]) -> None:
 
 def _check_recommendation(path: str, found: dict[str, Any], said: set[str]) -> None:
     for name, value in found.items():
+        if not re.fullmatch(r"[a-z_-]+", name):  # such as 'defense+', which adds to a list
+            raise InputError(
+                f"in '{path}': {shortened(name)} is no option by its plain name, as a recommendation has it"
+            )
         option = option_of(name)
         if option in said or value is None:
             continue

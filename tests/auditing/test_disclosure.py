@@ -370,6 +370,26 @@ def test_unknown_everywhere_and_bounds_without_meaning_are_no_disclosure():
     assert any("bounds" in text for text in look(Says(each(permuted), **bounds)).problems)
 
 
+def nearly_unknown(sent):
+    """All but the smallest tensor."""
+    first = min(sent.tensors, key=lambda name: sent.tensors[name].numel())
+    precision = {name: torch.full_like(t, 1e30 if name == first else 0.0) for name, t in sent.tensors.items()}
+    return Channel().then(precision=precision)
+
+
+def wide(sent):
+    """As wide as twice the largest value."""
+    most = max(float(t.abs().max()) for t in sent.tensors.values())
+    return Channel().then(bounds={name: torch.full_like(t, 2 * most) for name, t in sent.tensors.items()})
+
+
+@pytest.mark.parametrize("say", [nearly_unknown, wide])
+@pytest.mark.parametrize("model", ["MLP", "LeNet"])
+def test_a_fixed_change_that_is_hidden_behind_the_unknown_or_wide_bounds_is_no_disclosure(say, model):
+    found = look(Says(lambda t, g: {k: v if v.numel() < 5 else permuted(v) for k, v in t.items()}, say), model)
+    assert any("the same under every seed" in text for text in found.problems)
+
+
 def raises(sent):
     raise KeyError("nothing here")
 
@@ -381,7 +401,7 @@ def precision(change):
 @pytest.mark.parametrize(
     ("say", "why"),
     [
-        (raises, "disclose raises KeyError: 'nothing here'"),
+        (raises, "disclose raises KeyError: its message is (hidden)"),
         (lambda sent: None, "disclose returns NoneType and not a Channel"),
         (precision(lambda t: t * torch.nan), "its precision of '1.weight' holds numbers that are not finite"),
         (precision(lambda t: -t), "its precision holds numbers below 0"),

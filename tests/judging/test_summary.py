@@ -280,15 +280,46 @@ def test_an_attack_that_only_recognizes_single_images_says_nothing_of_sums():
 @pytest.mark.parametrize(("updates", "verdict"), [(2, INCONCLUSIVE), (16, INCONCLUSIVE), (17, NO_LEAK)])
 def test_what_so_few_updates_cannot_show_is_inconclusive(updates, verdict):
     """Without a success, 16 updates leave up to 20.6 %, 17 up to 19.5 %."""
-    few = cells(rows(5), rows(0, updates, defense=NOISE))[NOISE]
+    few = cells(rows(15), rows(0, updates, defense=NOISE))[NOISE]
     assert (few["verdict"], "too-few" in few["flags"]) == (verdict, verdict == INCONCLUSIVE)
     assert few["union"]["updates_needed"] == (17 if verdict == INCONCLUSIVE else None)
 
 
 def test_a_stricter_tolerance_needs_more_updates():
-    cell = cells(rows(5), rows(0, defense=NOISE), tolerance=0.1)[NOISE]
+    cell = cells(rows(15), rows(0, defense=NOISE), tolerance=0.1)[NOISE]
     assert (cell["verdict"], cell["union"]["updates_needed"]) == (INCONCLUSIVE, 36)
-    assert cells(rows(5), rows(0, 36, defense=NOISE), tolerance=0.1)[NOISE]["verdict"] == NO_LEAK
+    assert cells(rows(15), rows(0, 36, defense=NOISE), tolerance=0.1)[NOISE]["verdict"] == NO_LEAK
+
+
+def test_an_attack_that_gets_as_few_without_the_defense_says_nothing():
+    """One of 100 images is a leak, and no attack whose failure means that fewer than 20 % leak."""
+    cell = cells(rows(1, 100), rows(0, 100, defense=NOISE))[NOISE]
+    assert (cell["verdict"], cell["flags"][:1]) == (INCONCLUSIVE, ["control-low"])
+    assert cell["union"]["verdict"] == INCONCLUSIVE
+
+
+def test_a_floor_that_leaves_no_room_is_no_test():
+    """Of nine images in ten of one class, all labels right are no more than 10 % above the commonest."""
+    names = [replace(r, label=int(i == 0), label_guess=int(i == 0)) for i, r in enumerate(rows(0, 10, defense=NOISE))]
+    bare = [replace(r, label=int(i == 0), label_guess=int(i == 0)) for i, r in enumerate(rows(10, 10))]
+    assert cells(bare, names)[NOISE]["label_verdict"] != NO_LEAK
+    blind = [replace(r, chance=0.9) for r in rows(0, defense=NOISE)]
+    cell = cells(rows(15), blind)[NOISE]
+    assert (cell["verdict"], "small-gallery" in cell["flags"]) == (INCONCLUSIVE, True)
+
+
+def test_the_guesses_of_many_attacks_do_not_clear_what_no_attack_clears():
+    bare, told = [], []
+    for number in range(5):
+        for i in range(160):
+            place = {"victim": i // 8, "position": i % 8, "image": f"i-{i}", "attack": f"A{number}()", "gallery": 160}
+            bare.append(row(True, **place, chance=0.05, nearest_image=f"i-{i}"))
+            hit = i % 12 == 0
+            named = f"i-{i if hit else (i + 7 * number + 31) % 160}"
+            told.append(row(False, **place, defense=NOISE, identified=hit, chance=0.05, nearest_image=named))
+    cell = cells(bare, told)[NOISE]
+    assert "too-few" in cell["flags"]
+    assert cell["union"]["verdict"] == INCONCLUSIVE
 
 
 @pytest.mark.parametrize("hits", [0, 1])
@@ -386,7 +417,7 @@ def test_not_converged_is_of_the_most(share, raised):
     assert ("not-converged" in cells(found)[UNDEFENDED]["flags"]) is raised
 
 
-@pytest.mark.parametrize(("count", "verdict"), [(0, NO_LEAK), (1, NO_LEAK), (10, NO_LEAK), (11, INCONCLUSIVE)])
+@pytest.mark.parametrize(("count", "verdict"), [(0, NO_LEAK), (1, NO_LEAK), (10, INCONCLUSIVE), (11, INCONCLUSIVE)])
 def test_nonfinite_is_flagged_at_once_and_decides_if_it_is_most(count, verdict):
     bad = [row(False, victim=i, defense=NOISE, flags=("nonfinite",) if i < count else ()) for i in range(20)]
     cell = cells(rows(15), bad)[NOISE]

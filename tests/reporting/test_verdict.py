@@ -251,6 +251,7 @@ def test_states_are_of_the_strongest_attack_and_the_weakest_defense():
 def test_every_flag_is_explained():
     assert set(FLAGS) == {
         "control-failed",
+        "control-low",
         "control-weak",
         "masked-vector",
         "misdisclosed",

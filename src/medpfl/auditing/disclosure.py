@@ -13,7 +13,7 @@ from torch import nn
 from medpfl.auditing.acting import at_client, parts_of
 from medpfl.auditing.probing import STAND_IN, Play, Player, Stage, Unusable, apart, disclosed, draw_seed
 from medpfl.auditing.recorded import behind
-from medpfl.auditing.residuals import Residual, is_identity, noise_told, repeated, same
+from medpfl.auditing.residuals import HIDDEN, Residual, hidden, is_identity, noise_told, repeated, same
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
 from medpfl.core.types import Batch, Channel, Tensors
@@ -152,7 +152,7 @@ def _found(player: Player, seed: int) -> Disclosure:
     )
     if silent and not player.part.acts("disclose"):
         return found  # it says nothing that could be wrong
-    return replace(found, problems=tuple(_problems(found, plays, residuals, _scales(player))))
+    return replace(found, problems=tuple(_problems(found, plays, residuals, player)))
 
 
 def _plays(player: Player, seed: int) -> list[Play]:
@@ -176,9 +176,7 @@ def _linear(player: Player, seed: int, plays: Sequence[Play]) -> bool:
     return same(straight, one) and same(middle, player.middle(seed))
 
 
-def _problems(
-    found: Disclosure, plays: Sequence[Play], residuals: Sequence[Residual], scales: Sequence[float]
-) -> Iterator[str]:
+def _problems(found: Disclosure, plays: Sequence[Play], residuals: Sequence[Residual], player: Player) -> Iterator[str]:
     """Where the disclosure of one part contradicts its plays."""
     first, again, others = plays[:3]
     at_one, scaled = residuals[:3], residuals[3:]
@@ -201,7 +199,7 @@ def _problems(
     elif text := _size(at_one):
         yield text
     elif not any(each.too_large or each.too_small for each in at_one):
-        yield from (f"{text}, though it holds for the update as it is" for text in _by_scale(scaled, scales))
+        yield from (f"{text}, though it holds for the update as it is" for text in _by_scale(scaled, _scales(player)))
     if found.zeros:
         yield (
             f"it sends zero for {found.zeros:.2g} of the coordinates, whose undefended values are not zero, and "
@@ -211,6 +209,11 @@ def _problems(
         yield (
             "it discloses that all coordinates are unknown (precision 0), but they are not zero: an attack that is "
             "told so uses nothing of the update"
+        )
+    elif not player.own and (share := hidden(first, again)) > HIDDEN:  # what layers draw is the same in all plays
+        yield (
+            f"{share:.0%} of the update's energy is the same under every seed, and it discloses that as unknown or "
+            "within bounds as wide as what is sent: an attacker who knows the code undoes it"
         )
     if all(each.loose for each in at_one):
         yield "it discloses bounds that are more than 20 times as large as the largest error: they hide what is sent"

@@ -100,8 +100,10 @@ class Code:
         """What changed since, in words; empty if nothing did."""
         if not self.modules:
             return ""
+        # A process that has ended ran what it had imported, and cannot be asked: that it ended is no change.
+        parts = [part for part in self.parts if not (isinstance(part, Isolated) and part.worker.ended)]
         try:
-            now = {name: digest for part in self.parts for name, digest in _modules(part).items()}
+            now = {name: digest for part in parts for name, digest in _modules(part).items()}
         except InputError as error:
             return f"while the run went on, {error}"
         # A file that is given by its path is executed again and again, so that it may have been two things meanwhile.
@@ -109,7 +111,7 @@ class Code:
         for name, (digest, part) in self.modules.items():
             if {now.get(name, digest), loaded.get(name, digest)} != {digest}:
                 return f"the code of {part} changed (module {shown_name(name)}) while the run went on"
-        apart = {name for part in self.parts if isinstance(part, Isolated) for name in now}
+        apart = {name for part in parts if isinstance(part, Isolated) for name in now}
         if new := sorted((own_modules() | apart) - self.imported - set(self.modules)):
             brought(next(iter(self.modules)), new)
             return (
@@ -143,14 +145,15 @@ class Identity(dict[str, Any]):
         """In what another run differs, in words; the most that can be said of a run under another key is that."""
         if "key" in old and old["key"] != self["key"]:
             return [f"it was made with another key than the one in {self.key.where}: put its own key back there"]
-        if "sources" not in old:
+        sources = old.get("sources")
+        if not isinstance(sources, dict) or not all(isinstance(digest, str) for digest in sources.values()):
             return ["an earlier version of MedPFL made it"]
-        code = self.code.difference(old["sources"], self.key)
+        code = self.code.difference(sources, self.key)
         changed = [k for k in self if old.get(k) != self[k]] + [k for k in old if k not in self]
         # Other parts have other code: that alone need not be said.
         others = [k for k in changed if k != "sources"]
         parts = {"model", "attacks", "defenses", "defense", "partition", "data"} & set(others)
-        said = [] if parts and not set(old["sources"]) & set(self["sources"]) else code
+        said = [] if parts and not set(sources) & set(self["sources"]) else code
         return said + ([f"other {', '.join(others[:4])}"] if others else [])
 
 

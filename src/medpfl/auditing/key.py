@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medpfl.auditing.run_files import RUN, is_of, read_json
+from medpfl.auditing.run_files import RUN, identity_in, is_of, read_json
 from medpfl.core.errors import InputError
 from medpfl.core.files import PRIVATE, remove_leftovers, write
 from medpfl.core.messages import KEY_FILE, say
@@ -115,9 +115,10 @@ def class_names(out: Path, fingerprint: str) -> tuple[str, ...]:
         out: the run directory.
         fingerprint: of its data, see `StudyIndex.fingerprint`.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        path = key_file(out)
+    path = key_file(out)
+    if _is_there(path):
         _make_private(path)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         return tuple(json.loads(path.read_text())["classes"][fingerprint])
     return ()
 
@@ -157,6 +158,21 @@ def move_out(inside: Path, beside: Path) -> None:
     inside.unlink()
 
 
+def _is_there(path: Path) -> bool:
+    """Whether there is a key file; what else may have its name is not opened, a pipe would wait for a writer.
+
+    Raises:
+        InputError: a link, a pipe, a folder or another thing that is no regular file.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        raise InputError(f"'{path}' should be the key of a study, and is no regular file: move it away")
+    return True
+
+
 def _make_private(path: Path) -> None:
     """Takes from everybody else the right to read the key, and says so."""
     mode = stat.S_IMODE(path.stat().st_mode)
@@ -180,11 +196,11 @@ def _locked(path: Path, run: Path | None = None) -> Iterator[dict[str, Any]]:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         remove_leftovers(path.parent, KEY_FILE)
-        if path.exists():
+        if _is_there(path):
             _make_private(path)
             before = path.read_bytes()
             key = _read(path, before)
-        elif run is not None and "key" in ((read_json(run / RUN) or {}).get("identity") or {}):
+        elif run is not None and "key" in identity_in(read_json(run / RUN)):
             raise InputError(
                 f"the key that '{run}' was made with is missing: it should be the file '{path}'. Put it back from a "
                 "copy and give the same command again. Without it nobody can tell which images the rows are of: if "
@@ -210,7 +226,7 @@ def _read(path: Path, content: bytes) -> dict[str, Any]:
             and all(isinstance(key[k], dict) for k in ("images", "patients", "classes"))
         ):
             return key
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise InputError(
         f"the key file '{path}' is damaged: put back a copy, or name an --out in another folder, which gets a key of "

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from medpfl.auditing.engine import explained
 from medpfl.auditing.sums import aggregates, check_sum, summed
 from medpfl.core.drawn import Drawn
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, resolved
+from medpfl.core.modules import quoted
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.types import Batch, Channel, Tensors, Update, Weights
 from medpfl.defenses import NoDefense
-from medpfl.federated.client import ClientRound, client_round
+from medpfl.federated.client import ClientRound, checked_sent, client_round
 from medpfl.federated.draws import Draws, draw
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
@@ -177,7 +178,7 @@ class Player:
         raw = self.stage.raw(place)
         raw = raw.replace(_times(raw.tensors, scale))
         with explained("the defense cannot be played"):
-            sent, state = self.part.update(raw, self.state, generator)
+            sent, state = checked_sent(self.part.update(raw, self.state, generator), self.part, raw)
         return ClientRound(self.stage.batches[place], self.stage.draws[place], raw, sent, state)
 
     def _seen(self, rounds: list[ClientRound], generator: torch.Generator) -> tuple[Update, list[int]]:
@@ -295,8 +296,9 @@ def _used(what: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise Unusable(f"{what} raises {type(error).__name__}{': ' if reason else ''}{reason}") from error
+        # What a person's own code says may name a patient, and this goes into shared files.
+        said = resolved(quoted(error), shown=False) if error.__traceback__ else ""
+        raise Unusable(f"{what} raises {type(error).__name__}: {said}") from error
 
 
 def _clients_of(part: Defense, plan: Plan) -> int:

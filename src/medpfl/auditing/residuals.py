@@ -14,7 +14,7 @@ from torch import Tensor
 from medpfl.auditing.probing import Play, apart
 from medpfl.core.types import Tensors
 
-__all__ = ["Noise", "Residual", "Share", "is_identity", "noise_told", "repeated", "same"]
+__all__ = ["HIDDEN", "Noise", "Residual", "Share", "hidden", "is_identity", "noise_told", "repeated", "same"]
 
 # Thresholds. "Measured" is the worst over every built-in defense by itself, at several settings, on LeNet,
 # MLP, ConvNet and ResNet, under FedSGD and FedAvg, with one image and with eight, in float32.
@@ -51,6 +51,11 @@ _FAR = 6.0
 
 _LOOSE, _MANY = 0.05, 100
 """Largest error over its bound, of all bounded coordinates (so many or more), that makes the bounds meaningless."""
+
+
+HIDDEN, _REPEATS = 0.05, 1e-5
+"""Share of the energy that may be hidden (`hidden`), and the relative difference up to which a coordinate repeats.
+Pruning hides only what it sends as zero; what is drawn anew does not repeat."""
 
 
 class Share(NamedTuple):
@@ -253,6 +258,22 @@ def repeated(one: Play, other: Play) -> float:
         return 0.0
     correlation = cross / sqrt(squares * others)
     return correlation if correlation > max(_REPEATED, _CHANCE / sqrt(count)) else 0.0
+
+
+def hidden(one: Play, again: Play) -> float:
+    """The share of the sent energy that is the same under another seed, and is told as unknown or within wide bounds.
+
+    A bound is wide where it is as large as what is sent: it tells nothing of that coordinate.
+    """
+    found = energy = 0.0
+    for a, b in zip(_rows(one), _rows(again), strict=True):
+        lost = torch.zeros_like(a.sent, dtype=torch.bool) if a.known is None else ~a.known
+        if a.bound is not None:
+            lost = lost | (a.bound >= a.sent.abs())
+        repeats = (a.sent - b.sent).abs() <= _REPEATS * a.sent.abs()
+        square = a.sent.square()
+        found, energy = found + float((square * (lost & repeats)).sum()), energy + float(square.sum())
+    return found / energy if energy else 0.0
 
 
 def noise_told(play: Play) -> bool:

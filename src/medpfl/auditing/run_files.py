@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
+
 from medpfl.core.errors import InputError
 from medpfl.core.files import PRIVATE, remove_leftovers, write
 
@@ -20,6 +22,7 @@ __all__ = [
     "check_outside",
     "check_rows",
     "difference",
+    "identity_in",
     "is_of",
     "lines",
     "locked",
@@ -88,14 +91,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _identity_in(run: dict[str, Any] | None) -> dict[str, Any]:
+def identity_in(run: dict[str, Any] | None) -> dict[str, Any]:
+    """What identifies a run, of its ``run.json``; empty where that says nothing of the kind."""
     found = (run or {}).get("identity")
     return found if isinstance(found, dict) else {}
 
 
 def is_of(kind: str, out: Path) -> bool:
     """Whether a directory is that of a ``"training"`` or a ``"frontier"``."""
-    return kind in _identity_in(read_json(out / RUN))
+    return kind in identity_in(read_json(out / RUN))
 
 
 def note(out: Path, **settings: Any) -> None:
@@ -107,7 +111,7 @@ def difference(found: dict[str, Any] | None, identity: dict[str, Any]) -> str:
     """In what an experiment that was found in a directory differs from another one."""
     if found is None:
         return "its run.json is missing or damaged"
-    old = _identity_in(found)
+    old = identity_in(found)
     if hasattr(identity, "told"):  # an `Identity` knows how to say it
         return "; ".join(identity.told(old))  # type: ignore[attr-defined]
     changed = [k for k in identity if old.get(k) != identity[k]] + [k for k in old if k not in identity]
@@ -166,6 +170,10 @@ def read_lines(path: Path, parse: Callable[[Any], T], whole: bool = False) -> It
         yield row
 
 
+_DAMAGE = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError)
+"""What reading fields of another type, shape or length raises; recursion is a `RuntimeError`."""
+
+
 def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no number in JSON")
 
@@ -178,7 +186,7 @@ def reading(out: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, LookupError, RecursionError, ArithmeticError) as error:
+    except (*_DAMAGE, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         why = f"{type(error).__name__}: {str(error)[:120]}"

@@ -87,7 +87,7 @@ class Store:
     def pictured(self, job: JobKey) -> bool:
         """Whether a job's pictures are there."""
         job = self.cloak(job)
-        return job in self._pictures or (self.out is not None and _pictures(self.out, job).exists())
+        return job in self._pictures or (self.out is not None and _pictures(self.out, job).is_file())
 
     def tidy(self) -> None:
         """Leaves only whole jobs with their pictures, in the file too."""

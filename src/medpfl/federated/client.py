@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -15,7 +16,7 @@ from medpfl.core.types import Batch, Tensors, Update, Weights
 from medpfl.federated.draws import Draws, draw
 from medpfl.federated.local import joined, local_update
 
-__all__ = ["ClientRound", "client_round"]
+__all__ = ["ClientRound", "checked_sent", "client_round"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ def client_round(
     )
     if "num_samples" in plan.sends:
         raw = Update(raw.tensors, raw.kind, raw.buffers, len(batch))
-    sent, state = defense.update(raw, state, generator)
+    sent, state = checked_sent(defense.update(raw, state, generator), defense, raw)
     return ClientRound(batch, draws, raw, sent, state)
 
 
@@ -97,3 +98,28 @@ def _check(batch: Batch, plan: Plan) -> None:
     low, high = batch.images.aminmax()
     if not (low >= 0 and high <= 1):
         raise InputError(f"images must lie in [0, 1], these lie in [{low:.3g}, {high:.3g}]")
+
+
+def checked_sent(made: Any, defense: Defense, raw: Update) -> tuple[Update, State]:
+    """Return what a defense's `update` returned.
+
+    Args:
+        made: that.
+        defense: which returned it.
+        raw: the update that it got.
+
+    Raises:
+        InputError: no pair of an update and a state, or an update of other tensors.
+    """
+    due = "return (update, state), the update with tensors of the names and shapes of the one that it gets"
+    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], Update):
+        raise InputError(f"{defense!r}: its update returned a {type(made).__name__}: {due}")
+    sent, state = made
+    expected = {name: tuple(t.shape) for name, t in raw.tensors.items()}
+    found = {name: tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for name, t in sent.tensors.items()}
+    for name in sorted(expected.keys() | found.keys(), key=str):
+        if expected.get(name) != found.get(name):
+            what = "does not return" if name not in found else "returns"
+            shape = "" if name not in found else f" as {found[name]}, and it gets {expected.get(name, 'none')}"
+            raise InputError(f"{defense!r}: its update {what} '{name}'{shape}: {due}")
+    return sent, state

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medpfl.core import progress
 from medpfl.core.errors import InputError
-from medpfl.core.place import is_place
+from medpfl.core.place import at_home, is_place, parted
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
 from medpfl.core.trace import traced
@@ -108,6 +108,11 @@ class Worker:
         """The process id."""
         return self._process.number
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended, so that it answers no more."""
+        return self._process.ended
+
     def takes(self, text: str) -> bool:
         """Whether the attack of a spec runs in the worker."""
         return self.every or is_place(text)
@@ -167,6 +172,11 @@ class Worker:
         except DamagedFrameError as error:
             self.close(0.0)
             raise InputError(f"attack {who}: its process answered with {error}") from None
+        except (
+            BaseException
+        ):  # such as Ctrl-C: the answer that is under way would be taken for that to the next request
+            self.close(0.0)
+            raise
         if "error" in answer.head:
             raise _raised(answer.head)
         return answer
@@ -294,15 +304,16 @@ class Isolated(Attack):
 def absolute(text: str) -> str:
     """A spec whose place, if it is a file, is found from any working directory.
 
-    >>> absolute("DLG(steps=3)"), absolute("/a/b.py:Mine()"), absolute("package.module:Mine")
-    ('DLG(steps=3)', '/a/b.py:Mine()', 'package.module:Mine')
+    >>> absolute("DLG(steps=3)"), absolute("/a/b (1).py:Mine()"), absolute("package.module:Mine")
+    ('DLG(steps=3)', '/a/b (1).py:Mine()', 'package.module:Mine')
     """
     place = _place(text)
-    return f"{Path(place).absolute()}{text[len(place) :]}" if place.endswith(".py") else text
+    return f"{at_home(place).absolute()}{text[len(place) :]}" if place.endswith(".py") else text
 
 
 def _place(text: str) -> str:
-    return text.partition("(")[0].rpartition(":")[0] if is_place(text) else ""
+    found = parted(text)
+    return found[0] if found else ""
 
 
 def numerics() -> dict[str, Any]:

@@ -84,6 +84,10 @@ class Tally:
         updates = self.independent
         return interval(self.rate * updates, updates)[1] - self.known_floor
 
+    def leaves(self, tolerance: float) -> bool:
+        """Return whether the known floor leaves room for more than the tolerance above it."""
+        return self.known_floor < 1 - tolerance
+
 
 def holm(p_values: Mapping[K, float], alpha: float = ALPHA) -> set[K]:
     """Return the hypotheses that are rejected with a family-wise error of `alpha` (Holm 1979, Scand. J. Stat. 6).

@@ -21,7 +21,7 @@ from medpfl.judging.cells import Evidence, evidence_of, labels_of, masked_eviden
 from medpfl.judging.evidence import ALPHA, Tally, holm
 from medpfl.judging.false_security import false_security
 from medpfl.judging.patients import by_patient
-from medpfl.judging.verdict import doubts_of, limits_of, p_values, untested, updates_to_decide, verdict_of
+from medpfl.judging.verdict import LIMITS, doubts_of, limits_of, p_values, untested, updates_to_decide, verdict_of
 
 __all__ = ["Context", "summarize"]
 
@@ -87,7 +87,7 @@ class Context:
             return False
         difference = self.record["difference"]
         too_near = difference < _LESS_NOISE * self.record.get("noise", 0.0)
-        return too_near or difference > _MISMATCH + self.record.get("spread", 0.0)
+        return too_near or not difference <= _MISMATCH + self.record.get("spread", 0.0)  # NaN is far too
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def summarize(rows: Sequence[Finding], context: Context | None = None) -> list[C
     leaking = holm(tests)
     for key, cell in cells.items():
         cell["leaks_by"] = [way for other, way in tests if other == key and (key, way) in leaking]
-    reasons = {key: _reason(key, cells, context) for key in cells}
+    reasons = {key: _reason(key, cells, evidence, context) for key in cells}
     for key, cell in cells.items():
         control = cells.get((key[0], UNDEFENDED, False))
         cell["control_asr"] = None if control is None else control["asr"]
@@ -173,10 +173,11 @@ def _union(defense: str, found: _Rows) -> tuple[Cell, Evidence]:
     return union_of([found.cells[key] for key in keys], random)
 
 
-def _reason(key: _Key, cells: Mapping[_Key, Cell], context: Context) -> str | None:
+def _reason(key: _Key, cells: Mapping[_Key, Cell], evidence: Mapping[_Key, Evidence], context: Context) -> str | None:
     """Return the flag that says why a failure in a cell says nothing; a control that fails comes first."""
     attack, defense, knows = key
-    control = untested(cells[key], cells.get((attack, UNDEFENDED, False)))
+    bare = (attack, UNDEFENDED, False)
+    control = untested(cells[key], cells.get(bare), evidence.get(bare), context.tolerance)
     return control if control == "control-failed" else context.reason(defense, knows) or control
 
 
@@ -184,13 +185,16 @@ def _judge(key: _Key, cell: Cell, evidence: Evidence, reason: str | None, found:
     """Add a cell's verdict and flags."""
     _, defense, knows = key
     cell["knows_defense"] = context.informed(defense, knows)
-    qualified = reason is None and not _broken(cell)
+    bare = _masked_leaks(key, found)
+    qualified = reason is None and not _broken(cell) and not bare
     limits = limits_of(evidence, context.tolerance)
+    if cell["nonfinite"]:  # what ended at no number failed by itself, and is no evidence
+        finite = [row for row in found.cells[key] if "nonfinite" not in row.flags]
+        limits = list(dict.fromkeys([*limits, *limits_of(evidence_of(finite, []), context.tolerance)]))
     cell["verdict"] = verdict_of(cell, qualified, limits)
     cell["flags"] = doubts_of(found.cells[key], cell, reason)
     cell["flags"] += limits if qualified and not cell["leaks_by"] else []
-    if _masked_leaks(key, found):
-        cell["flags"].append("masked-vector")
+    cell["flags"] += ["masked-vector"] if bare else []
     if defense in context.server_side:
         cell["flags"].append("server-side")
     if defense == RECORDED and context.mismatch:
@@ -235,26 +239,33 @@ def _judge_labels(
     tallies = {key: labels_of(found.cells[key]) for key in cells}
     leaking = holm({key: tally.p_value for key, tally in tallies.items() if tally is not None})
     for key, tally in tallies.items():
-        told = None if tally is None else _of_labels(tally, key in leaking, reasons[key], context)
-        cells[key]["label_verdict"] = told
+        cell = cells[key]
+        qualified = reasons[key] is None and not _broken(cell) and "record-mismatch" not in cell["flags"]
+        told = None if tally is None else _of_labels(tally, key in leaking, qualified, context.tolerance)
+        cell["label_verdict"] = told
 
 
-def _of_labels(tally: Tally, leaks: bool, reason: str | None, context: Context) -> str:
+def _of_labels(tally: Tally, leaks: bool, qualified: bool, tolerance: float) -> str:
     if leaks:
         return LEAKS
-    return NO_LEAK if reason is None and tally.excess < context.tolerance else INCONCLUSIVE
+    return NO_LEAK if qualified and tally.leaves(tolerance) and tally.excess < tolerance else INCONCLUSIVE
 
 
 def _judge_union(
     union: Cell, evidence: Evidence, cells: Sequence[Cell], reasons: Sequence[str | None], context: Context
 ) -> None:
     """Add the verdict on a defense, from all its attacks: one that works must have been told, and all must fail."""
+    barring = {"record-mismatch", "masked-vector"}
     qualified = [
         cell
         for cell, reason in zip(cells, reasons, strict=True)
-        if reason is None and not _broken(cell) and "record-mismatch" not in cell["flags"]
+        if reason is None and not _broken(cell) and not barring & set(cell["flags"])
     ]
-    limits = limits_of(evidence, context.tolerance)
+    if any("masked-vector" in cell["flags"] for cell in cells):  # whatever the other attacks make of the sum
+        qualified = []
+    # The guesses of many attacks explain much by chance: each attack by itself must be shown to keep the tolerance too.
+    kept = [flag for cell in qualified for flag in cell["flags"] if flag in LIMITS]
+    limits = list(dict.fromkeys([*limits_of(evidence, context.tolerance), *kept]))
     patients = any((cell["by_patient"] or {}).get("verdict") == LEAKS for cell in cells)
     if any(cell["verdict"] == LEAKS for cell in cells):
         union["leaks_by"] = list(dict.fromkeys([*union["leaks_by"], *(way for c in cells for way in c["leaks_by"])]))

@@ -11,10 +11,23 @@ from medpfl.judging.cells import Evidence, scored
 from medpfl.judging.evidence import Tally, clusters_of, updates_needed
 from medpfl.metrics.rates import mean_interval
 
-__all__ = ["READ", "RECOGNIZED", "doubts_of", "limits_of", "p_values", "untested", "updates_to_decide", "verdict_of"]
+__all__ = [
+    "LIMITS",
+    "READ",
+    "RECOGNIZED",
+    "doubts_of",
+    "limits_of",
+    "p_values",
+    "untested",
+    "updates_to_decide",
+    "verdict_of",
+]
 
 READ, RECOGNIZED = "read", "recognized"
 """The two ways in which an image leaks."""
+
+LIMITS = ("too-few", "small-gallery", "worst-candidate")
+"""The flags that `limits_of` gives."""
 
 Cell = Mapping[str, Any]
 
@@ -32,15 +45,25 @@ def p_values(evidence: Evidence) -> dict[str, float]:
     return found
 
 
-def untested(cell: Cell, control: Cell | None) -> str | None:
+def untested(cell: Cell, control: Cell | None, evidence: Evidence | None, tolerance: float) -> str | None:
     """Return the flag that says why a failure in this cell tells nothing of the defense, or ``None``.
 
-    ``control-failed``: the attack does not work without the defense either. ``control-weak``: there, it only
+    ``control-failed``: the attack does not work without the defense either. ``control-low``: there, it is not shown to
+    get more images than the tolerance, so that getting fewer here says nothing. ``control-weak``: there, it only
     recognizes the images of a client, and here, the server has no update of one client but a sum of several, which is
     harder to read.
+
+    Args:
+        cell: of the defense.
+        control: of the same attack without a defense, and what decides about it.
+        evidence: see `control`.
+        tolerance: share of images.
     """
-    if control is None or not control["leaks_by"]:
+    if control is None or evidence is None or not control["leaks_by"]:
         return "control-failed"
+    tallies = [tally for tally in (evidence.read, evidence.recognized) if tally is not None]
+    if not any(tally.interval[0] - tally.known_floor > tolerance for tally in tallies):
+        return "control-low"
     # Of several clients; a few images more may be due to updates that are zero without the defense, and left out.
     a_sum = cell["images"] * control["clusters"] >= 2 * control["images"] * cell["clusters"]
     return "control-weak" if a_sum and READ not in control["leaks_by"] else None
@@ -51,7 +74,8 @@ def limits_of(evidence: Evidence, tolerance: float) -> list[str]:
 
     ``too-few``: the upper end of the 95 % interval of the images read, or of those recognized above what is explained,
     reaches the tolerance. ``small-gallery``: there are not enough images to recognize one among. ``worst-candidate``:
-    only by the candidates that the attack did not choose is the tolerance passed.
+    only by the candidates that the attack did not choose is the tolerance passed. Guesses that recognize nearly all
+    images without the update leave nothing to test, which is a gallery too small for them.
     """
     if evidence.read is None:
         return ["too-few"]
@@ -60,7 +84,8 @@ def limits_of(evidence: Evidence, tolerance: float) -> list[str]:
         found.append("too-few")
     elif evidence.worst is not None and evidence.worst.excess >= tolerance:
         found.append("worst-candidate")
-    return [*found, *(["small-gallery"] if evidence.recognized is None else [])]
+    tested = evidence.recognized is not None and evidence.recognized.leaves(tolerance)
+    return found if tested else [*found, "small-gallery"]
 
 
 def verdict_of(cell: Cell, qualified: bool, limits: Sequence[str]) -> str:
@@ -87,6 +112,7 @@ def doubts_of(rows: Sequence[Finding], cell: Cell, reason: str | None) -> list[s
     own, failed = scored(rows), not cell["leaks_by"]
     raised = {
         "control-failed": reason == "control-failed",
+        "control-low": failed and reason == "control-low",
         "control-weak": failed and reason == "control-weak",
         "naive-attack": failed and reason == "naive-attack",
         "undisclosed": failed and reason == "undisclosed",

@@ -20,6 +20,10 @@ FLAGS = {
         "The attack does not work here, so its failure says nothing about the defense. "
         "Try a stronger attack, more steps, or a smaller batch.",
     ),
+    "control-low": Flag(
+        "the attack failed, and without the defense it is not shown to get more images than the tolerance",
+        "Getting fewer images than the tolerance shows nothing of the defense. Try a stronger attack, or more images.",
+    ),
     "control-weak": Flag(
         "the server gets a sum over clients, the attack failed, and even of one client's update it only recognizes the "
         "images: it reads none back",
@@ -32,7 +36,8 @@ FLAGS = {
         "Few images are no evidence. Attack more updates: images in one update or one sum count as one trial.",
     ),
     "small-gallery": Flag(
-        "the attack failed, and there are fewer than 20 images among which one could be recognized",
+        "the attack failed, and there are fewer than 20 images among which one could be recognized, or so few "
+        "that the guesses of an update name nearly all",
         "Recognition was not tested. Give more images of the same kind.",
     ),
     "patients-leak": Flag(

@@ -22,6 +22,8 @@ REASONS = {
     "undisclosed": "this defense does not say what an attacker who knows its code could undo",
     "naive-attack": "these attacks were not told of the defense that they failed against",
     "control-failed": _BLUNT,
+    "control-low": "without the defense these attacks are not shown to get more images than the tolerance either",
+    "masked-vector": "one client's masked message alone says more than random numbers",
     "control-weak": "without the defense these attacks only recognize the images of one client and read none back, "
     "and a sum over clients is harder to read",
     "patients-leak": "few images are exposed, but some patients are, by one of their images",

@@ -50,7 +50,7 @@ class Claims:
             found = json.loads((out / _STATE).read_text())
             forms = {name: {part: Form(**form) for part, form in own.items()} for name, own in found["parts"].items()}
             return cls(dict(found["sets"]), forms)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise InputError(f"'{out / _STATE}' is damaged, or of another version: name another --out") from None
 
     @classmethod
