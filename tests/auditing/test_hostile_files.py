@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,6 +207,31 @@ def test_recommendations(hostile, tmp_path):
                 call()
             option = f"--{next(iter(change))}"
             check_files(["train", "--config", str(path), option, "MLP"])  # which the person's own word replaces
+        path.write_text(yaml.safe_dump(known | {"defense+": [spec]}))
+        with pytest.raises(InputError, match="is no option by its plain name"):
+            call()
+
+
+@pytest.mark.parametrize("content", [b"ab", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_pictures_that_are_none(tmp_path, content):
+    out = tmp_path / "runs" / "a"
+    tiny(some_images(8), images=1, out=out)
+    for path in (out / "images").iterdir():
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read back"):
+        reread(out)
+
+
+def test_a_pipe_in_place_of_the_key_is_not_opened(tmp_path):
+    out = tmp_path / "runs" / "a"
+    tiny(some_images(8), images=1, out=out)
+    key = out.parent / "medpfl-key.json"
+    key.unlink()
+    os.mkfifo(key)
+    with pytest.raises(InputError, match="is no regular file"):
+        reread(out)
+    with pytest.raises(InputError, match="is no regular file"):
+        tiny(some_images(8), images=1, out=out)
 
 
 def test_directories_of_frontiers_and_reproductions(hostile, tmp_path):

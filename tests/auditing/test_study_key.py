@@ -134,6 +134,7 @@ def test_in_memory_no_key_is_written(folder, tmp_path, monkeypatch):
         b'{"secret": 5, "images": {}, "patients": {}}',
         b'{"secret": "a"}',
         b"\xff\xfe\x00",
+        b"[" * 100_000,
         b"",
         b'{"secret": "short", "images": {}, "patients": {}}',
     ],

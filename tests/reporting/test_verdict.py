@@ -297,7 +297,7 @@ def test_too_few_updates_are_said_with_how_many_would_decide():
     assert "recognized 2 among others (50 %" in said
     assert said.endswith(
         "which is inconclusive: 4 updates are too few to tell a leak from a failed attack: run 17 updates or more "
-        "(--images 17)."
+        "(--images 17) if the rates stay as they are."
     )
     batches = sentences([LEAK, two], {}, flags=["too-few"], updates_needed=17, updates=1)[1]
     assert "none of 4 images of this one update" in batches

@@ -76,7 +76,8 @@ def reread(out: Path) -> Report:
 def _reread(out: Path) -> Report:
     run = read_json(out / RUN)
     if run is None or "identity" not in run:
-        raise InputError(f"'{out}' is no run directory: it has no run.json")
+        state = "its run.json is damaged" if (out / RUN).exists() else "it has no run.json"
+        raise InputError(f"'{out}' is no run directory: {state}")
     check_format(out, run, "make its pages with that version, or audit again")
     check_rows(out, run)
     settings = run.get("settings", {})

@@ -136,6 +136,11 @@ def _few(union: Cell) -> str:
     """Return that so few updates do not decide, and how many would."""
     need, per = union.get("updates_needed"), max(1, round(union["images"] / max(1, union["updates"])))
     have = "one update is" if union["updates"] == 1 else f"{union['updates']} updates are"
-    if need is None or need <= union["updates"]:
+    if need is None:
+        return f"{have} too few to tell a leak from a failed attack, and at these rates no number of them would decide"
+    if need <= union["updates"]:
         return f"{have} too few to tell a leak from a failed attack: run more"
-    return f"{have} too few to tell a leak from a failed attack: run {need} updates or more (--images {need * per})"
+    stay = " if the rates stay as they are" if hits(union, "asr") or hits(union, "identified") else ""
+    return (
+        f"{have} too few to tell a leak from a failed attack: run {need} updates or more (--images {need * per}){stay}"
+    )
