@@ -302,7 +302,7 @@ def test_too_few_updates_are_said_with_how_many_would_decide():
     batches = sentences([LEAK, two], {}, flags=["too-few"], updates_needed=17, updates=1)[1]
     assert "none of 4 images of this one update" in batches
     assert "one update is too few" in batches
-    assert batches.endswith("(--images 68).")
+    assert batches.endswith("(--images 68) if the rates stay as they are.")
 
 
 @pytest.mark.parametrize(
