@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from medpfl.core.types import Finding
@@ -19,7 +19,7 @@ _WORST = 10
 Trials = dict[tuple[str, int], list[Finding]]
 
 
-def by_patient(rows: Sequence[Finding]) -> tuple[dict[str, Any], Evidence] | None:
+def by_patient(rows: Sequence[Finding], random: Sequence[Finding] = ()) -> tuple[dict[str, Any], Evidence] | None:
     """Return the rates over patients, from the rows of one attack and one defense, and what decides about them.
 
     A patient counts, in each draw of weights, as read back if any of his images is, and as identified if any is.
@@ -27,6 +27,7 @@ def by_patient(rows: Sequence[Finding]) -> tuple[dict[str, Any], Evidence] | Non
 
     Args:
         rows: of images, without controls.
+        random: of the same attack on random updates, whose rates are part of the floor.
 
     Returns:
         ``patients``, ``images`` of theirs, ``without_patient``: images of unknown patients, which are left out;
@@ -36,17 +37,17 @@ def by_patient(rows: Sequence[Finding]) -> tuple[dict[str, Any], Evidence] | Non
     """
     own = scored(rows)
     known = [row for row in own if row.patient is not None]
-    trials: Trials = {}
-    for row in known:
-        trials.setdefault((str(row.patient), row.draw), []).append(row)
+    trials, lucky = _trials(known), _trials(scored(random))
     if all(len({row.image for row in images}) < 2 for images in trials.values()):
         return None
     together, chance = _clusters(trials), _chance(trials)
     explained = max(_share(trials, _reaches(name)) for name in ("mean_image_ssim", "nearest_ssim"))
     named = _share(trials, lambda row: bool(row.scores.get("mean_image_identified")))
-    floor = max(chance or 0.0, named)
+    known_floor = max(chance or 0.0, named)
+    floor = max(known_floor, _share(lucky, lambda row: bool(row.identified)))
+    explained = max(explained, _share(lucky, lambda row: row.success))
     read = _tally(trials, lambda row: row.success, together, explained, 0.0)
-    told = _tally(trials, lambda row: row.identified, together, floor, floor)
+    told = _tally(trials, lambda row: row.identified, together, floor, known_floor)
     numbers = {
         "patients": len({patient for patient, _ in trials}),
         "images": len({row.image for row in known}),
@@ -58,6 +59,14 @@ def by_patient(rows: Sequence[Finding]) -> tuple[dict[str, Any], Evidence] | Non
     }
     large = all(row.gallery >= GALLERY for row in known)
     return numbers, Evidence(read, told if large else None, None, True)
+
+
+def _trials(rows: Iterable[Finding]) -> Trials:
+    found: Trials = {}
+    for row in rows:
+        if row.patient is not None:
+            found.setdefault((str(row.patient), row.draw), []).append(row)
+    return found
 
 
 def _tally(
@@ -81,7 +90,7 @@ def _rate(name: str, tally: Tally | None) -> dict[str, float | None]:
 
 
 def _share(trials: Trials, hit: Callable[[Finding], bool]) -> float:
-    return sum(any(map(hit, own)) for own in trials.values()) / len(trials)
+    return sum(any(map(hit, own)) for own in trials.values()) / len(trials) if trials else 0.0
 
 
 def _reaches(name: str) -> Callable[[Finding], bool]:

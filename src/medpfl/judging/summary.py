@@ -31,6 +31,9 @@ _MISMATCH = 1e-3
 _LESS_NOISE = 0.85
 """Of the distance of two draws of the stated noise; without any noise, a record is at 0.71 of it from a draw."""
 
+_BARRING = {"record-mismatch", "masked-vector"}
+"""Flags of a cell of which no failure says anything."""
+
 _Key = tuple[str, str, bool]
 """An attack, a defense, and whether the attack is told of it."""
 
@@ -221,14 +224,14 @@ def _judge_patients(
     cells: Mapping[_Key, Cell], reasons: Mapping[_Key, str | None], found: _Rows, context: Context
 ) -> None:
     """Add each cell's rates by patient, with a verdict by the same rules."""
-    told = {key: by_patient(found.cells[key]) for key in cells}
+    told = {key: by_patient(found.cells[key], found.random.get(key[0], [])) for key in cells}
     tests = {(key, way): p for key, own in told.items() if own for way, p in p_values(own[1]).items()}
     leaking = holm(tests)
     for key, own in told.items():
         cells[key]["by_patient"] = None if own is None else own[0]
         if own is not None:
             own[0]["leaks_by"] = [way for other, way in tests if other == key and (key, way) in leaking]
-            qualified = reasons[key] is None and not _broken(cells[key])
+            qualified = reasons[key] is None and not _broken(cells[key]) and not _BARRING & set(cells[key]["flags"])
             own[0]["verdict"] = verdict_of(own[0], qualified, limits_of(own[1], context.tolerance))
 
 
@@ -240,7 +243,7 @@ def _judge_labels(
     leaking = holm({key: tally.p_value for key, tally in tallies.items() if tally is not None})
     for key, tally in tallies.items():
         cell = cells[key]
-        qualified = reasons[key] is None and not _broken(cell) and "record-mismatch" not in cell["flags"]
+        qualified = reasons[key] is None and not _broken(cell) and not _BARRING & set(cell["flags"])
         told = None if tally is None else _of_labels(tally, key in leaking, qualified, context.tolerance)
         cell["label_verdict"] = told
 
@@ -255,11 +258,10 @@ def _judge_union(
     union: Cell, evidence: Evidence, cells: Sequence[Cell], reasons: Sequence[str | None], context: Context
 ) -> None:
     """Add the verdict on a defense, from all its attacks: one that works must have been told, and all must fail."""
-    barring = {"record-mismatch", "masked-vector"}
     qualified = [
         cell
         for cell, reason in zip(cells, reasons, strict=True)
-        if reason is None and not _broken(cell) and not barring & set(cell["flags"])
+        if reason is None and not _broken(cell) and not _BARRING & set(cell["flags"])
     ]
     if any("masked-vector" in cell["flags"] for cell in cells):  # whatever the other attacks make of the sum
         qualified = []

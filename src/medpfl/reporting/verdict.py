@@ -73,9 +73,10 @@ def _undefended(cells: Cells, settings: Mapping[str, Any]) -> str:
     if _state(cells) == LEAKS:
         return f"Without a defense, {_actor(settings)} {counts(union)} with {by(cells)}."
     if "control-failed" in (cells[0].get("flags") or ()) and union["images"]:
+        steps = "more steps; " if all("not-converged" in cell["flags"] for cell in cells) else ""
         return (
             f"Without a defense, these attacks {counts(union)}: they do not work here, so this test says nothing about "
-            "safety. Try: medpfl check-model; --mode eval; --batch-size 1."
+            f"safety. Try: {steps}medpfl check-model; --mode eval; --batch-size 1."
         )
     return _open("Without a defense", cells, settings)
 
