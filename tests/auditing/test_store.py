@@ -320,3 +320,12 @@ def test_other_patients_are_another_experiment(folder, run):
     (folder / "index.csv").write_text("file,patient_id\nbenign/0.png,p1\nbenign/1.png,p1\n")
     with pytest.raises(InputError, match="other pixels"):
         again(folder, out)
+
+
+def test_a_run_that_ended_before_its_first_row_is_no_other_experiment(folder, tmp_path):
+    out = tmp_path / "runs" / "a"
+    tiny(folder, images=2, out=out)
+    (out / "findings.jsonl").write_text("")
+    assert len(tiny(folder, images=2, attacks=["iDLG(steps=4)"], out=out).rows) == 4
+    with pytest.raises(InputError, match="another experiment"):
+        tiny(folder, images=2, attacks=["iDLG(steps=5)"], out=out)

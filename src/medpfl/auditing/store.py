@@ -21,6 +21,7 @@ from medpfl.auditing.run_files import (
     append,
     check_rows,
     difference,
+    identity_in,
     is_of,
     lines,
     locked,
@@ -167,7 +168,7 @@ def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
         return
     if is_of("training", out):
         raise InputError(f"'{out}' holds a training: name another --out for the audit")
-    if not force:
+    if not force and not _is_bare(out, found):
         if found is not None and "identity" in found:
             check_format(out, found, "name another --out, or --force to discard it")
         raise InputError(
@@ -176,6 +177,12 @@ def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
         )
     discard(out)
     _begin(out, identity)
+
+
+def _is_bare(out: Path, found: dict[str, Any] | None) -> bool:
+    """Whether a directory is of an audit that ended before its first row: there is nothing to keep."""
+    of_audit = found is not None and "attacks" in identity_in(found) and not found.get("refused")
+    return of_audit and not ((out / ROWS).is_file() and (out / ROWS).stat().st_size)
 
 
 def _begin(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
