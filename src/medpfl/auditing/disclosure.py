@@ -269,7 +269,7 @@ def _chained(players: Sequence[Player], seed: int) -> list[str]:
 
 
 def _together(whole: Player, players: Sequence[Player], seed: int) -> list[str]:
-    """Whether what the parts disclose, put together, tells what all of them send."""
+    """Return where the disclosures of all parts, put together, do not tell what the parts send; empty where they do."""
     try:
         plays = [whole.play(seed), whole.play(seed + 1), whole.play(seed, first=1)]
         smooth = any(disclosed(p.part, p.stage.raw(0), p.stage.plan).exact is not None for p in players)

@@ -159,7 +159,7 @@ def move_out(inside: Path, beside: Path) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is a key file; what else may have its name is not opened, a pipe would wait for a writer.
+    """Return whether a key file exists. Nothing is opened, since a pipe of that name would wait for a writer.
 
     Raises:
         InputError: a link, a pipe, a folder or another thing that is no regular file.

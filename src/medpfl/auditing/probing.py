@@ -297,7 +297,7 @@ def _used(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         # What a person's own code says may name a patient, and this goes into shared files.
-        said = resolved(quoted(error), shown=False) if error.__traceback__ else ""
+        said = resolved(quoted(error), shown=False)
         raise Unusable(f"{what} raises {type(error).__name__}: {said}") from error
 
 

@@ -92,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def identity_in(run: dict[str, Any] | None) -> dict[str, Any]:
-    """What identifies a run, of its ``run.json``; empty where that says nothing of the kind."""
+    """Return the identity in a run's ``run.json``; empty where there is none, or one of another type."""
     found = (run or {}).get("identity")
     return found if isinstance(found, dict) else {}
 
@@ -171,7 +171,7 @@ def read_lines(path: Path, parse: Callable[[Any], T], whole: bool = False) -> It
 
 
 _DAMAGE = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError)
-"""What reading fields of another type, shape or length raises; recursion is a `RuntimeError`."""
+"""Errors that fields of another type, shape or length raise when they are read; recursion is a `RuntimeError`."""
 
 
 def _no_number(text: str) -> Any:

@@ -180,7 +180,7 @@ def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
 
 
 def _is_bare(out: Path, found: dict[str, Any] | None) -> bool:
-    """Whether a directory is of an audit that ended before its first row: there is nothing to keep."""
+    """Return whether an audit ended in this directory before its first row, so that there is nothing to keep."""
     of_audit = found is not None and "attacks" in identity_in(found) and not found.get("refused")
     return of_audit and not ((out / ROWS).is_file() and (out / ROWS).stat().st_size)
 

@@ -110,7 +110,7 @@ class Worker:
 
     @property
     def ended(self) -> bool:
-        """Whether the process has ended, so that it answers no more."""
+        """The process has ended, and answers no more."""
         return self._process.ended
 
     def takes(self, text: str) -> bool:

@@ -210,6 +210,11 @@ def _broken(cell: Mapping[str, Any]) -> bool:
     return cell["images"] == 0 or cell["nonfinite"] > 0.5
 
 
+def _is_qualified(cell: Mapping[str, Any], reason: str | None) -> bool:
+    """Return whether the failure of a judged cell's attack says something of the defense."""
+    return reason is None and not _broken(cell) and not _BARRING & set(cell["flags"])
+
+
 def _masked_leaks(key: _Key, found: _Rows) -> bool:
     """Return whether one client's masked message says more than random numbers do."""
     attack, defense, _ = key
@@ -231,7 +236,7 @@ def _judge_patients(
         cells[key]["by_patient"] = None if own is None else own[0]
         if own is not None:
             own[0]["leaks_by"] = [way for other, way in tests if other == key and (key, way) in leaking]
-            qualified = reasons[key] is None and not _broken(cells[key]) and not _BARRING & set(cells[key]["flags"])
+            qualified = _is_qualified(cells[key], reasons[key])
             own[0]["verdict"] = verdict_of(own[0], qualified, limits_of(own[1], context.tolerance))
 
 
@@ -243,7 +248,7 @@ def _judge_labels(
     leaking = holm({key: tally.p_value for key, tally in tallies.items() if tally is not None})
     for key, tally in tallies.items():
         cell = cells[key]
-        qualified = reasons[key] is None and not _broken(cell) and not _BARRING & set(cell["flags"])
+        qualified = _is_qualified(cell, reasons[key])
         told = None if tally is None else _of_labels(tally, key in leaking, qualified, context.tolerance)
         cell["label_verdict"] = told
 
@@ -258,11 +263,7 @@ def _judge_union(
     union: Cell, evidence: Evidence, cells: Sequence[Cell], reasons: Sequence[str | None], context: Context
 ) -> None:
     """Add the verdict on a defense, from all its attacks: one that works must have been told, and all must fail."""
-    qualified = [
-        cell
-        for cell, reason in zip(cells, reasons, strict=True)
-        if reason is None and not _broken(cell) and not _BARRING & set(cell["flags"])
-    ]
+    qualified = [cell for cell, reason in zip(cells, reasons, strict=True) if _is_qualified(cell, reason)]
     if any("masked-vector" in cell["flags"] for cell in cells):  # whatever the other attacks make of the sum
         qualified = []
     # The guesses of many attacks explain much by chance: each attack by itself must be shown to keep the tolerance too.
