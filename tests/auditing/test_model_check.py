@@ -226,7 +226,7 @@ def test_from_the_command_line(tmp_path, capsys):
         (["MLQ"], "did you mean 'MLP'?"),
         (["ResNet(18)", "--image-shape", "1,8,8,8"], "ResNet takes images (C, H, W)"),
         (["MLP(classes=1)"], "the model has 1 outputs"),
-        (["MLP", "--classes", "-5"], "classes is -5: it must be a whole number from 1"),
+        (["MLP", "--classes", "-5"], "classes is -5: it must be a whole number, at least 1"),
         (["MLP", "--classes", "1000000000000"], "classes is 1000000000000"),
         (["MLP", "--image-shape", "1,99999,99999"], "an image has 9,999,800,001 numbers, the most is"),
         (["MLP", "--image-shape", "1,-8,-8"], "all above 0"),
