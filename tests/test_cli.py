@@ -303,7 +303,7 @@ def test_a_printed_config_is_accepted(run, folder, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("imagse: 3\n", "does not accept option 'imagse'"),
+        ("imagse: 3\n", "there is no option 'imagse'; did you mean 'images'?"),
         ("images: [3]\n", "--images is [3]: it must be a whole number"),
         ("images: 0\n", "--images is 0"),
         ("attack: iDLG\n", "--attack is iDLG: it must be a list"),

@@ -55,14 +55,15 @@ def plain(text: str) -> str:
     >>> plain("Parser key \\"fit\\": Expected a typing.Literal['crop', 'squash']. Got value: x")
     '--fit is x: it must be one of crop, squash'
     """
+    if unknown := re.search(r"does not accept option '([^']*)'", text):  # of a file for --config
+        return f"there is no option '{unknown[1]}'{_near(unknown[1].replace('_', '-'))}"
     if text.startswith("unrecognized arguments: "):
         extra = text.split()[2]
-        fields = dict.fromkeys([*Experiment.model_fields, *Training.model_fields, *Frontier.model_fields])
-        options = map(option_of, (*fields, "out", "force", "quiet", "config"))
-        known = [option for option in options if option != extra]  # another command may have it
-        near = nearest(extra, known)
-        hint = f"; {near}" if near.startswith("did") else ""
-        return f"there is no option '{extra}'{hint}" if extra.startswith("-") else f"'{extra}' is one word too many"
+        return (
+            f"there is no option '{extra}'{_near(extra)}"
+            if extra.startswith("-")
+            else f"'{extra}' is one word too many"
+        )
     if flag := re.match(r"argument (--\S+): ignored explicit argument '(.*)'", text):
         return f"{flag[1]} takes no value, and '{flag[2]}' was given"
     if 'Parser key "config"' in text and "does not exist" in text:
@@ -75,6 +76,16 @@ def plain(text: str) -> str:
     return re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], re.sub(r"\s+", " ", text))
 
 
+def _near(option: str) -> str:
+    """Return the end of a message that names the option nearest to one that does not exist; ``""`` if none is near."""
+    fields = dict.fromkeys([*Experiment.model_fields, *Training.model_fields, *Frontier.model_fields])
+    options = map(option_of, (*fields, "out", "force", "quiet", "config"))
+    bare = "" if option.startswith("-") else "--"
+    known = [name.removeprefix(bare) for name in options if name != option]  # another command may have it
+    near = nearest(option, known)
+    return f"; {near}" if near.startswith("did") else ""
+
+
 def option_of(name: str) -> str:
     """How a field of the experiment is spelled on the command line."""
     return "--" + name.replace("_", "-")
@@ -82,7 +93,9 @@ def option_of(name: str) -> str:
 
 def _kind(name: str) -> str:
     choices = name.removeprefix("Literal[").rstrip("]").replace("'", "")
-    return {"int": "a whole number", "float": "a number", "list": "a list"}.get(name, f"one of {choices}")
+    return {"int": "a whole number", "float": "a number", "list": "a list, such as [a, b]"}.get(
+        name, f"one of {choices}"
+    )
 
 
 def spelled(words: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -12,6 +13,8 @@ import pytest
 from medpfl import InputError
 from medpfl.core.strangers import explained
 
+LINE = r" \(test_strangers\.py, line \d+\)$"
+
 
 class Mute(Exception):
     def __str__(self):
@@ -21,29 +24,30 @@ class Mute(Exception):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (RuntimeError("shapes differ\nat length"), "^the attack: shapes differ$"),
-        (ValueError(), "^the attack: ValueError$"),
-        (SystemExit(0), r"^the attack: it ended the program \(SystemExit: 0\)$"),
+        (RuntimeError("shapes differ\nat length"), "^the attack: shapes differ"),
+        (ValueError(), "^the attack: ValueError"),
+        (SystemExit(0), r"^the attack: it ended the program \(SystemExit: 0\)"),
         (SystemExit(), r"^the attack: it ended the program \(SystemExit"),
-        (GeneratorExit(), "^the attack: it raised GeneratorExit$"),
-        (KeyboardInterrupt("mine"), "^the attack: it raised KeyboardInterrupt: mine$"),
-        (BaseException("odd"), "^the attack: it raised BaseException: odd$"),
-        (StopIteration(3), "^the attack: 3$"),
-        (Mute(), "^the attack: Mute$"),
+        (GeneratorExit(), "^the attack: it raised GeneratorExit"),
+        (KeyboardInterrupt("mine"), "^the attack: it raised KeyboardInterrupt: mine"),
+        (BaseException("odd"), "^the attack: it raised BaseException: odd"),
+        (StopIteration(3), "^the attack: 3"),
+        (Mute(), "^the attack: Mute"),
         (MemoryError(), "^out of memory: lower --memory"),
         (RuntimeError("CUDA out of memory. Tried"), "^out of memory: lower --memory"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_everything_becomes_an_error_that_names_the_part(error, message):
-    with pytest.raises(InputError, match=message), explained("the attack"):
+    with pytest.raises(InputError, match=message) as caught, explained("the attack"):
         raise error
+    assert re.search(LINE, str(caught.value)) or "memory" in message
 
 
 def test_sys_exit_and_the_name_of_the_class():
     with pytest.raises(InputError, match=r"ended the program"), explained("it"):
         sys.exit(0)
-    with pytest.raises(InputError, match=r"^it: KeyError: 'x'$"), explained("it", named=True):
+    with pytest.raises(InputError, match="^it: KeyError: 'x'" + LINE), explained("it", named=True):
         raise KeyError("x")
 
 

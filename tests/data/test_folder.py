@@ -308,7 +308,7 @@ def test_malformed_index(folder, content):
 
 def test_index_is_a_folder(folder):
     (folder / "index.csv").mkdir()
-    assert "Is a directory" in refused(ImageFolder(folder))
+    assert "a folder, not a file" in refused(ImageFolder(folder))
 
 
 def test_index_with_an_endless_cell(folder):

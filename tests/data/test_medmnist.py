@@ -146,7 +146,7 @@ def test_damaged_files(path):
     assert "is no .npz file" in refused(path)
     path.write_bytes(whole[:1500] + bytes(100) + whole[1600:])
     assert "is damaged" in refused(path)
-    assert "there is no file" in refused(path.with_name("none.npz"))
+    assert "there is no such file" in refused(path.with_name("none.npz"))
 
 
 def test_an_array_that_is_cut_off(path):

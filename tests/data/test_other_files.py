@@ -126,7 +126,7 @@ def test_named_pipes_among_dicom_nifti_and_masks(tmp_path):
         picture(tmp_path / "seg" / "images" / f"{i}.png", i)
         (tmp_path / "seg" / "masks").mkdir(exist_ok=True)
         os.mkfifo(tmp_path / "seg" / "masks" / f"{i}.png")
-    assert "0.png: its mask is no regular file" in refused(Segmented(tmp_path / "seg"))
+    assert "0.png: its mask: not a regular file" in refused(Segmented(tmp_path / "seg"))
 
 
 def test_links_that_loop_end_and_links_to_folders_are_said(classes):

@@ -18,7 +18,7 @@ def cell(attack: str, defense: str, asr: float | None, ssim: float = 0.0, knows:
         ends = (None, None) if value is None else (value - 0.1, value + 0.1)
         rates |= {name: value, f"{name}_low": ends[0], f"{name}_high": ends[1]}
     kept = {"attack": attack, "defense": defense, "knows_defense": knows, "images": 4, "flags": [], "verdict": NO_LEAK}
-    return {**kept, **rates, **more}
+    return {**kept, "label_verdict": NO_LEAK, **rates, **more}
 
 
 def rounds(accuracy: float, epsilon: float | None = None, auroc: float | None = 0.9) -> list[Round]:
@@ -55,7 +55,7 @@ CELLS = united(
     [
         cell("A()", UNDEFENDED, 0.9, verdict=LEAKS, flags=["x"]),
         cell("B()", UNDEFENDED, 0.2, 0.95),
-        cell("A()", "D()", 0.0, 0.3),
+        cell("A()", "D()", 0.0, 0.3, label_verdict=LEAKS),
         cell("A()", "D()", 0.25, 0.2, knows=True, flags=["y"], verdict=INCONCLUSIVE),
         cell("B()", "D()", 0.1, 0.1),
     ]
@@ -66,6 +66,7 @@ def test_of_each_score_the_strongest_attack_counts():
     audits = {UNDEFENDED: CELLS, "D()": CELLS}
     bare, defended = points_of(audits, {UNDEFENDED: [rounds(0.9)], "D()": [rounds(0.7)]}, "test")
     assert (defended["asr"], defended["asr_low"], defended["asr_high"]) == (0.25, 0.15, 0.35)
+    assert (bare["label_verdict"], defended["label_verdict"]) == (NO_LEAK, LEAKS)
     assert (defended["asr_attack"], defended["asr_knows_defense"]) == ("A()", True)
     assert (defended["ssim"], defended["ssim_attack"], defended["ssim_knows_defense"]) == (0.3, "A()", False)
     assert (bare["asr"], bare["ssim"], bare["ssim_attack"]) == (0.9, 0.95, "B()")

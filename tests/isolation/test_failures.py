@@ -54,7 +54,7 @@ SAID = {
     "raises": r"Bad\(what='raises'\) cannot attack this model: division by zero",
     "memory": "out of memory: lower --memory",
     "refuses": "^not for me$",
-    "exits": r"cannot attack this model: it raised SystemExit\(0\)",
+    "exits": r"cannot attack this model: it ended the program \(SystemExit: 0\)",
     "stops": r"cannot attack this model: it raised GeneratorExit",
     "interrupts": r"cannot attack this model: it raised KeyboardInterrupt",
     "a list": r"it returned a list, and not a medpfl.Reconstruction",

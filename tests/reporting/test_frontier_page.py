@@ -23,7 +23,8 @@ def point(defense: str, value: float | None, accuracy: float | None, **more: Any
     kept = {
         "defense": defense, "accuracy": accuracy, "accuracy_low": ends[0], "accuracy_high": ends[1],
         "accuracies": [accuracy], "interval": "images", "loss": None if accuracy is None else 0.9 - accuracy,
-        "verdict": NO_LEAK, "flags": [], "unbeaten": list(METRICS), "epsilon": None, "delta": 1e-5, "gap": None,
+        "verdict": NO_LEAK, "label_verdict": None, "flags": [], "unbeaten": list(METRICS),
+        "epsilon": None, "delta": 1e-5, "gap": None,
     }  # fmt: skip
     return {**kept, **scores, **more}
 
@@ -92,6 +93,9 @@ def test_the_recommendation_says_its_price_and_what_still_leaks():
     unknown = [POINTS[0], {**POINTS[1], "loss": None}]
     assert "85 %). The strongest" in sentences(unknown, CHOSEN, SETTINGS)[1]
     assert "By the audit's verdict it leaks" not in second
+    assert "labels" not in second
+    telling = [POINTS[0], {**POINTS[1], "label_verdict": LEAKS}]
+    assert "No limit is on labels, and those still leak." in sentences(telling, CHOSEN, SETTINGS)[1]
     leaking = [POINTS[0], {**POINTS[1], "verdict": LEAKS}]
     assert "By the audit's verdict it leaks, within this limit." in sentences(leaking, CHOSEN, SETTINGS)[1]
 

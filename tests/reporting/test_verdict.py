@@ -130,7 +130,7 @@ CASES = {
         [full(read=0)],
         {},
         f"Without a defense, a curious server read back none of 24 images (0 %, 95 % interval 0{DASH}14 %) but"
-        f" recognized 22 among others (92 %, 95 % interval 73{DASH}99 %; by chance 4 %) with iDLG.",
+        f" recognized 22 among others (92 %, 95 % interval 73{DASH}99 %; without the update 4 %) with iDLG.",
         NO_DEFENSE,
     ),
     "one image": (

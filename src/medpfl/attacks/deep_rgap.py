@@ -99,7 +99,7 @@ class DeepRGAP(Attack):
                 f"{image.numel()}: {reason}; attack with GradInv"
             )
         if _solved(model, plans, image_shape):
-            raise InputError("DeepRGAP: this model is a chain of layers that RGAP inverts as it is: attack with RGAP")
+            raise InputError("this model is a chain of layers that RGAP inverts as it is: attack with RGAP")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """The attack."""

@@ -158,6 +158,7 @@ def _attacks(scene: Scene, undifferentiable: str) -> dict[str, str]:
     for name, member in registry(attack_package).items():
         try:
             with explained("it failed"):
+                member().check(seen.model, (scene.plan,), scene.shape)
                 shortened(member(), steps)(seen, generator_of(scene.seed, name))
             found[name] = ""
         except InputError as error:

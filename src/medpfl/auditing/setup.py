@@ -127,7 +127,7 @@ class Setup:
         """Every attack, on the model as each defense leaves it."""
         for defense, (ready, plans) in zip(self.defenses, self._scenes(), strict=True):
             for attack in self.attacks:
-                with explained(f"{type(attack).__name__} cannot look at this model"):
+                with naming(attack), explained("it cannot look at this model"):
                     self.placed(attack, defense).check(ready, plans, self.data.shape)
 
     def _scenes(self) -> Iterator[tuple[nn.Module, tuple[Plan, ...]]]:

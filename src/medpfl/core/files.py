@@ -13,12 +13,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PRIVATE", "SHARED", "as_csv", "remove_leftovers", "write"]
+__all__ = ["PRIVATE", "SHARED", "as_csv", "oddity_of", "remove_leftovers", "write"]
 
 PRIVATE = 0o600
 SHARED = 0o666  # less the umask
 _PART = re.compile(r"\.(?P<of>.+\.(?:csv|html|json|jsonl|md|png|safetensors|svg|tex|yaml))\.[0-9a-f]{8}")
 """The name under which a file is written before it replaces another."""
+
+
+def oddity_of(path: Path) -> str | None:
+    """Return why a path is not a file to open, or ``None`` for a file. Nothing is opened: a pipe would block for good.
+
+    >>> oddity_of(Path("/dev/null"))
+    'not a regular file'
+    """
+    if path.is_file():
+        return None
+    if path.exists():
+        return "a folder, not a file" if path.is_dir() else "not a regular file"
+    return "a link to nothing" if path.is_symlink() else "there is no such file"
 
 
 def write(path: Path, content: bytes, mode: int = SHARED) -> Path:

@@ -14,10 +14,11 @@ import os
 import site
 import sys
 import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
 from medpfl.core.errors import HIDDEN, InputError, private
@@ -30,6 +31,7 @@ __all__ = [
     "closure",
     "is_own",
     "noticed",
+    "own_line",
     "own_modules",
     "quoted",
     "remember",
@@ -142,14 +144,28 @@ def quoted(error: BaseException, text: str | None = None) -> str:
     A library says what is wrong with shapes and types; code of one's own may say anything, and the system names files.
     A module that cannot be imported is named.
     """
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = "__main__" if trace is None else trace.tb_frame.f_globals.get("__name__", "__main__")
-    module = sys.modules.get(name)
-    own = (module is None or is_own(name, module)) and not isinstance(error, ImportError)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = (not frames or _is_own_frame(frames[-1])) and not isinstance(error, ImportError)
     text = text or f"{error}".partition("\n")[0] or type(error).__name__
     return private(text, f"its message is {HIDDEN}") if own or isinstance(error, OSError) else text
+
+
+def own_line(error: BaseException) -> str:
+    """Return the line of the user's own code in which an exception came up, as `` (mine.py, line 12)``, or nothing.
+
+    It is marked as private.
+    """
+    lines = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_own_frame(frame)]
+    if not lines:
+        return ""
+    frame, line = lines[-1]
+    return private(f" ({Path(frame.f_code.co_filename).name}, line {line})", "")
+
+
+def _is_own_frame(frame: FrameType) -> bool:
+    name = frame.f_globals.get("__name__", "__main__")
+    module = sys.modules.get(name)
+    return module is None or is_own(name, module)
 
 
 def shown_name(module: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from medpfl.core.errors import InputError
-from medpfl.core.modules import quoted
+from medpfl.core.modules import own_line, quoted
 
 __all__ = ["explained", "hint", "reason"]
 
@@ -62,7 +62,7 @@ def explained(what: str, named: bool = False) -> Iterator[None]:
             said = said.rstrip(".") if remedy else said
             if not isinstance(error, SystemExit) or isinstance(error.code, str):  # a status names nobody
                 said = quoted(error, said)
-            raise InputError(f"{what}: {said}{remedy}") from error
+            raise InputError(f"{what}: {said}{own_line(error)}{remedy}") from error
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Any
 
 from medpfl.core.errors import InputError
+from medpfl.core.files import oddity_of
 from medpfl.core.limits import CONFIG_BYTES, NESTING, YAML_NODES
 
 __all__ = ["read_text", "read_yaml"]
@@ -21,13 +21,10 @@ def read_text(path: str | Path, most: int = CONFIG_BYTES) -> str:
     """
     path = Path(path)
     try:
-        if not path.exists():
-            raise InputError(f"in '{path}': there is no such file")
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise InputError(f"in '{path}': it is no regular file")
-        if found.st_size > most:
-            raise InputError(f"in '{path}': {found.st_size} bytes are too many, at most {most} are read")
+        if why := oddity_of(path):
+            raise InputError(f"in '{path}': {why}")
+        if (size := path.stat().st_size) > most:
+            raise InputError(f"in '{path}': {size} bytes are too many, at most {most} are read")
         return path.read_bytes().decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path, or no UTF-8
         if isinstance(error, InputError):

@@ -15,6 +15,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from medpfl.core.files import oddity_of
+
 __all__ = ["FORMATS", "SUFFIXES", "decode", "pillow_quiet", "reason"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
@@ -52,8 +54,8 @@ def decode(path: Path) -> Tensor:
     Raises:
         Exception: whatever Pillow raises for a broken file; `reason` puts it in a few words.
     """
-    if not path.is_file():  # opening a named pipe would wait for ever
-        raise ValueError("not a regular file" if path.exists() else "a link to nothing")
+    if why := oddity_of(path):
+        raise ValueError(why)
     if not path.stat().st_size:
         raise ValueError("empty file")
     # Not by its name: Pillow would map the file into memory, and 13.0 garbles a turned TIFF that way.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medpfl.core.errors import InputError
+from medpfl.core.files import oddity_of
 from medpfl.data.decode import reason
 from medpfl.data.formats import of_other_formats
 from medpfl.data.labels import Place
@@ -107,7 +108,7 @@ def list_dicom(given: Path) -> Found:
 def is_dicom(path: Path) -> bool:
     """Return whether a file is DICOM, whatever its name: by its mark, or by a header without one."""
     try:
-        if not path.is_file():  # opening a named pipe would wait for ever
+        if oddity_of(path):
             return False
         with path.open("rb") as file:
             start = file.read(132)
@@ -169,8 +170,8 @@ def _as_on_disk(root: Path, parts: list[str]) -> Path:
 
 def _read_header(path: Path, root: Path) -> DicomFile | str | None:
     """Return the file, why it cannot be read, or ``None`` for a DICOMDIR."""
-    if not path.is_file():
-        return "not a regular file" if path.exists() else "a link to nothing"
+    if why := oddity_of(path):
+        return why
     if not is_dicom(path):
         if not path.stat().st_size:
             return "empty file"

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from medpfl.core.errors import InputError
+from medpfl.core.files import oddity_of
 from medpfl.data.resize import fitted, fitted_volume
 
 __all__ = ["MOST", "class_of", "fitted_mask", "numbered", "read_mask"]
@@ -27,8 +28,8 @@ def read_mask(path: Path) -> np.ndarray:
         ValueError: a color image, or no regular file.
         Exception: whatever Pillow raises for a broken file.
     """
-    if not path.is_file():  # opening a named pipe would wait for ever
-        raise ValueError("its mask is no regular file" if path.exists() else "its mask is a link to nothing")
+    if why := oddity_of(path):
+        raise ValueError(f"its mask: {why}")
     with path.open("rb") as file, Image.open(file, formats=("PNG", "BMP", "TIFF")) as image:
         ImageOps.exif_transpose(image, in_place=True)
         values = np.asarray(image)

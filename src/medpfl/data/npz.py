@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from medpfl.core.errors import InputError
+from medpfl.core.files import oddity_of
 from medpfl.data.decode import reason
 
 __all__ = ["Npz"]
@@ -38,9 +39,8 @@ class Npz:
     @classmethod
     def open(cls, path: Path) -> Npz:
         """Raises `InputError` if there is no such file, or it is no ``.npz``."""
-        if not path.is_file():
-            other = path.exists()
-            raise InputError(f"'{path}' is no regular file" if other else f"there is no file '{path}'")
+        if why := oddity_of(path):
+            raise InputError(f"cannot read '{path}': {why}")
         try:
             with zipfile.ZipFile(path) as archive:
                 return cls(path, tuple(n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")))

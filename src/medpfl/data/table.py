@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from medpfl.core.errors import InputError
+from medpfl.core.files import oddity_of
 from medpfl.data.decode import reason
 
 __all__ = ["Table", "file_key", "is_missing", "read_table"]
@@ -47,8 +48,8 @@ def read_table(path: Path, expected: str) -> Table:
         InputError: the file is not there, is no regular file, is too large or is no table in UTF-8.
     """
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # opening a named pipe would wait for ever
-            raise ValueError("it is a named pipe or a device")
+        if why := oddity_of(path):
+            raise ValueError(why)
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"it is larger than {_LARGEST >> 20} MiB")
         with path.open(encoding="utf-8-sig", newline="") as file:

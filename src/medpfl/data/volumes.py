@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medpfl.core.files import oddity_of
 from medpfl.data.masks import MOST
 from medpfl.data.viewer import between_percentiles, quiet
 
@@ -153,8 +154,8 @@ def _checked(path: str | PathLike[str], frame: int | None) -> Any:
     """The file, its voxels not read yet."""
     import nibabel
 
-    if not Path(path).is_file():  # opening a named pipe would wait for ever
-        raise ValueError("not a regular file" if Path(path).exists() else "a link to nothing")
+    if why := oddity_of(Path(path)):
+        raise ValueError(why)
     if not (size := Path(path).stat().st_size):
         raise ValueError("empty file")
     image: Any = nibabel.load(path)  # type: ignore[attr-defined]  (untyped)

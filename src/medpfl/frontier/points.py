@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medpfl.core.rounds import Round
-from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, UNDEFENDED
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, UNDEFENDED
 from medpfl.metrics.rates import mean_interval
 from medpfl.reporting.bounds import placed
 
@@ -26,10 +26,11 @@ def points_of(
     ``asr_high``), which attack that is, the upper end of what all attacks get together (``asr_end``; by update, as of
     `medpfl.judging.evidence.Tally.excess`; of the mean SSIM, that of the strongest), and the lower end of the strongest
     undefended attack (``asr_control``). ``recognized`` is what all attacks together identify above what guesses without
-    the update explain. ``verdict`` and ``updates_needed`` are those of all attacks together. ``bound``: of a
-    differentially private defense, over the rounds that the attack sees (`medpfl.auditing.bounds`), else ``None``.
-    ``accuracy`` is balanced accuracy, the mean over seeds; with several seeds its interval is Student's over them, else
-    that of the images. ``loss`` is what the undefended model has more.
+    the update explain. ``verdict`` and ``updates_needed`` are those of all attacks together, ``label_verdict`` the
+    worst of theirs on labels, ``None`` where no attack infers them. ``bound`` is that of a differentially private
+    defense over the rounds that the attack sees (`medpfl.auditing.bounds`), else ``None``. ``accuracy`` is balanced
+    accuracy, the mean over seeds; with several seeds its interval is Student's over them, else that of the images.
+    ``loss`` is what the undefended model has more.
 
     Args:
         audits: by setting, the cells of the audit that it is in, the undefended ones too.
@@ -48,10 +49,12 @@ def _leakage(spec: str, cells: Sequence[Cell]) -> Point:
     own = [cell for cell in cells if cell["defense"] == spec]
     control = [cell for cell in cells if cell["defense"] == UNDEFENDED]
     union, bare = ((part[0]["union"] if part else _NOTHING) for part in (own, control))
+    labels = {cell["label_verdict"] for cell in own}
     point: Point = {
         "images": max((cell["images"] for cell in own), default=0),
         "verdict": union["verdict"],
         "updates_needed": union["updates_needed"],
+        "label_verdict": next((v for v in (LEAKS, INCONCLUSIVE, NO_LEAK) if v in labels), None),
     }
     for metric in ("asr", "ssim", "identified"):
         point |= _strongest(own, metric)

@@ -19,10 +19,11 @@ from medpfl.auditing.inputs import attacks_of, defenses_of, model_of
 from medpfl.core import progress
 from medpfl.core.drawn import DRAWN
 from medpfl.core.errors import InputError, listed
-from medpfl.core.modules import own_modules
+from medpfl.core.modules import own_line, own_modules, quoted
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.sources import modules_of
+from medpfl.core.strangers import reason
 from medpfl.core.trace import tracing
 from medpfl.core.types import Weights
 from medpfl.federated.ready import prepare
@@ -40,6 +41,9 @@ from medpfl.isolation.protocol import (
 )
 
 __all__ = ["Answers"]
+
+_LONGEST = 1_000
+"""Characters of a message; the parent cuts longer ones, and with them the marks at their end."""
 
 _APART = 0.1
 """Seconds between two words on progress."""
@@ -239,12 +243,9 @@ def _set(numerics: dict[str, Any]) -> None:
 
 
 def _told(error: BaseException) -> dict[str, Any]:
-    """What was raised, in words."""
-    text = str(error)
-    kind = "input" if isinstance(error, InputError) else "other"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        kind = "memory"
-    elif not isinstance(error, Exception):
-        text = f"it raised {type(error).__name__}({text})"
-    where = "".join(traceback.format_exception(error))
-    return {"error": kind, "text": text or type(error).__name__, "trace": "" if kind == "input" else where}
+    """What was raised, in words, with the marks of `medpfl.core.errors.private`."""
+    if isinstance(error, InputError):
+        return {"error": "input", "text": f"{error}", "trace": ""}
+    kind = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "other"
+    text = quoted(error, reason(error)[:_LONGEST]) + own_line(error)
+    return {"error": kind, "text": text, "trace": "".join(traceback.format_exception(error))}

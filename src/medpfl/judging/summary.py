@@ -62,8 +62,12 @@ class Context:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Context:
-        """Return the context that a run's settings hold."""
-        return cls(**{name: settings[name] for name in cls.__dataclass_fields__ if settings.get(name) is not None})
+        """Return the context that a run's settings hold; a defense that was not probed is taken for undisclosed."""
+        own = {name: settings[name] for name in cls.__dataclass_fields__ if settings.get(name) is not None}
+        untold = {
+            spec: {"changes": True, "silent": True} for spec in (settings.get("experiment") or {}).get("defenses", ())
+        }
+        return cls(**{**own, "disclosure": {**untold, **own.get("disclosure", {})}})
 
     def reason(self, defense: str, knows: bool) -> str | None:
         """Return why the failure of an attack says nothing, as far as what it is told decides that."""

@@ -60,6 +60,7 @@ def _advice(points: Mapping[str, Point], chosen: Mapping[str, Any]) -> str:
     best = points[chosen["defense"]]
     bound = f" (epsilon {number(best['epsilon'], '.3g')})" if known(best["epsilon"]) else ""
     also = " By the audit's verdict it leaks, within this limit." if best["verdict"] == "leaks" else ""
+    also += " No limit is on labels, and those still leak." if best["label_verdict"] == "leaks" else ""
     return (
         f"Under {limit}, {label(best['defense'])}{bound} costs least: {_price(best)} The strongest attack still reads "
         f"back {_rate(best, 'asr')} of the images, with a mean SSIM of {number(best['ssim'])}, and identifies "

@@ -19,7 +19,8 @@ _BLUNT = "these attacks do not work here even without a defense"
 REASONS = {
     "record-mismatch": "the recorded update is not what the images give under the stated plan and defense",
     "misdisclosed": "what this defense discloses of itself is not what it does, so that no attack knew what it does",
-    "undisclosed": "this defense does not say what an attacker who knows its code could undo",
+    "undisclosed": "this defense does not say what an attacker who knows its code could undo "
+    "(docs/extending.md: disclose)",
     "naive-attack": "these attacks were not told of the defense that they failed against",
     "control-failed": _BLUNT,
     "control-low": "without the defense these attacks are not shown to get more images than the tolerance either",
@@ -63,7 +64,9 @@ def counts(union: Cell, short: bool = False) -> str:
     first = f"read back {_of(read, union)}{one}{_rate(union, 'asr', short)}"
     if told is None:
         return first
-    chance = f"; by chance {percent(union['identified_floor'])}" if known(union.get("identified_floor")) else ""
+    chance = (
+        f"; without the update {percent(union['identified_floor'])}" if known(union.get("identified_floor")) else ""
+    )
     link = "but" if told and not read else "and"
     return f"{first} {link} recognized {told or 'none'} among others{_rate(union, 'identified', short, chance)}"
 
