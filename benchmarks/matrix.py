@@ -91,11 +91,11 @@ def known(text: str) -> dict[Cell, str]:
 
 def outcome(model: str, attack: str, plan: Plan, data: LabelledImages) -> str:
     """`RUNS`, or the error or flags of an audit of one update."""
+    short = shortened(registry(attack_package)[attack](), STEPS)
     try:
-        short = shortened(registry(attack_package)[attack](), STEPS)
         report = audit(model, data, attacks=[short], plan=plan, images=plan.images)
     except InputError as error:
-        return str(error).partition("\n")[0]
+        return str(error).partition("\n")[0].removeprefix(f"{short!r}: ")
     raised = {flag for row in report.rows if not row.control for flag in row.flags}
     return "; ".join(f"{flag}: {FLAGS[flag].raised}" for flag in FATAL if flag in raised) or RUNS
 

@@ -85,7 +85,7 @@ def _row(attack: int, defense: str, image: int, case: Case, read: bool, told: bo
 def shares(case: Case, repeats: int, seed: int = 0) -> dict[str, float]:
     """Return how often each verdict on the defense comes."""
     random = np.random.default_rng([seed, *_numbers(case)])
-    found = Counter(summarize(made_rows(case, random))[-1]["union"]["verdict"] for _ in range(repeats))
+    found = Counter(summarize(made_rows(case, random))[-1].union.verdict for _ in range(repeats))
     return {verdict: found[verdict] / repeats for verdict in (LEAKS, NO_LEAK, INCONCLUSIVE)}
 
 

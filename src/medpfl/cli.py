@@ -22,7 +22,7 @@ from medpfl.core.experiment import Experiment
 from medpfl.core.frontier import Frontier
 from medpfl.core.messages import say, speaking
 from medpfl.core.training import Training
-from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, by_defense, of_frontier
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, of_frontier
 from medpfl.frontier.limits import limits_of
 from medpfl.options import (
     COMMANDS,
@@ -186,17 +186,24 @@ def _typed(experiment: type[T], given: Namespace, words: list[str]) -> T:
 def _perform(experiment: Experiment, given: Namespace) -> int:
     from medpfl.auditing.over_rounds import leakage, rounds_in
     from medpfl.auditing.perform import options_of, perform
+    from medpfl.judging.summary import by_defense
     from medpfl.reporting.terminal import print_audit, print_leakage
 
     run: dict[str, Any] = {"out": given.out, "force": given.force, "progress": not given.quiet}
     if experiment.rounds is None:
-        found = perform(experiment, **run)
-        print_audit(found, given.quiet)
+        report = perform(experiment, **run)
+        print_audit(report, given.quiet)
+        verdicts = by_defense(report.summary)
     else:
         rounds = rounds_in(experiment.rounds)
         found = leakage(rounds=rounds, **options_of(experiment), **run)
         print_leakage(found, given.quiet)
-    return _failed_on(given.get("fail_on"), by_defense(found.summary))
+        verdicts = {
+            f"{defense} in round {number}": verdict
+            for number, report in found.reports.items()
+            for defense, verdict in by_defense(report.summary).items()
+        }
+    return _failed_on(given.get("fail_on"), verdicts)
 
 
 def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:

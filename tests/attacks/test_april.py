@@ -77,8 +77,8 @@ def test_masks_need_not_be_known():
     assert (attacked(Patches(masks=True), images, labels=masks)[0] < 1e-3).all()
     data = LabelledImages(images, torch.ones(3).long(), ("a", "b", "c"), tuple("abc"), (None,) * 3, masks=masks[:, 0])
     cell = audit(Patches(masks=True), data, attacks=[APRIL()], images=3).summary[0]
-    assert cell["asr"] == 1.0
-    assert cell["masks"]["dice"] is None
+    assert cell.asr.value == 1.0
+    assert cell.masks.dice.value is None
 
 
 @pytest.mark.parametrize(
@@ -133,6 +133,6 @@ def test_an_audit_with_its_control():
     data = LabelledImages(images, torch.arange(8) % 2, ("a", "b"), tuple("abcdefgh"), (None,) * 8)
     report = audit(ViT(4, depth=1, width=48), data, attacks=[APRIL()], images=4)
     cell = report.summary[0]
-    assert cell["asr"] == 1.0
-    assert cell["ssim_random_update"] < 0.5
-    assert cell["verdict"] == "leaks"
+    assert cell.asr.value == 1.0
+    assert cell.ssim_random_update < 0.5
+    assert cell.verdict == "leaks"

@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 
 def cells(report):
-    return [(cell["attack"], cell["defense"]) for cell in report.summary]
+    return [(cell.attack, cell.defense) for cell in report.summary]
 
 
 # --- what runs ------------------------------------------------------------------------------------------------
@@ -38,8 +38,8 @@ def cells(report):
 def test_it_reads_images_back_and_says_so(folder):
     report = tiny(folder, attacks=["iDLG(steps=80)"])
     (cell,) = report.summary
-    assert (cell["asr"], cell["verdict"], cell["label_accuracy"]) == (1.0, LEAKS, 1.0)
-    assert cell["asr_random_update"] == 0.0
+    assert (cell.asr.value, cell.verdict, cell.label_accuracy.value) == (1.0, LEAKS, 1.0)
+    assert cell.asr_random_update.value == 0.0
     assert str(report).startswith("Without a defense, a curious server read back 4 of 4 images")
 
 
@@ -52,8 +52,8 @@ def test_every_defense_runs_beside_the_undefended_control(folder):
     defenses = [UNDEFENDED, "GaussianNoise(scale=0.1)", *(f"LaplaceNoise(scale={s})" for s in (0.001, 0.01, 0.1))]
     twice = [(a, d) for d in defenses for a in ("iDLG(steps=3)", "DLG(steps=3)") for _ in range(1 + (d != UNDEFENDED))]
     assert cells(report) == twice
-    assert [cell["knows_defense"] for cell in report.summary] == [None, None, *[False, True] * 8]
-    assert {cell["images"] for cell in report.summary} == {4}
+    assert [cell.knows_defense for cell in report.summary] == [None, None, *[False, True] * 8]
+    assert {cell.images for cell in report.summary} == {4}
     assert len(report.rows) == 2 * 4 + 2 * (1 + 2 * 4) * 4
     victims = {
         cell: [r.image for r in report.rows if (r.attack, r.defense, r.control) == (*cell, "")]
@@ -86,15 +86,15 @@ def test_batches(folder):
     rows = [r for r in report.rows if not r.control]
     assert [(r.victim, r.position) for r in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert len({r.image for r in rows}) == 4
-    assert "4 images are attacked, not 5: updates are of 2 images" in report.settings["notes"]
-    assert report.settings["experiment"]["images_per_update"] == 2
+    assert "4 images are attacked, not 5: updates are of 2 images" in report.settings.notes
+    assert report.settings.experiment["images_per_update"] == 2
 
 
 def test_fedavg(folder):
     plan = Plan("FedAvg", batch_size=2, local_images=4, epochs=2)
     attack = Answers()
     report = tiny(folder, plan=plan, images=8, attacks=["iDLG(steps=3)", attack])
-    assert [c["images"] for c in report.summary] == [8, 8]
+    assert [c.images for c in report.summary] == [8, 8]
     view = attack.kept[-1].views[0]
     assert (view.update.kind, view.plan, view.update.num_samples) == ("difference", plan, 4)
     assert attack.kept[-1].num_images == 4
@@ -104,7 +104,7 @@ def test_fedavg(folder):
 def test_modes_of_a_users_network(folder, mode):
     torch.manual_seed(0)
     report = tiny(folder, model=Net(), plan=Plan(batch_size=2, mode=mode))
-    assert report.summary[0]["images"] == 4
+    assert report.summary[0].images == 4
     assert report.rows[0].plan == repr(Plan(batch_size=2, mode=mode))
 
 
@@ -130,7 +130,7 @@ def test_every_grant_is_passed_on_and_printed(folder, grants):
     bare = tuple(g for g in grants if g != "defense")
     assert {row.grants for row in report.rows if row.defense == UNDEFENDED} == {bare}
     assert {row.grants for row in report.rows if row.defense != UNDEFENDED} == {grants}
-    assert report.settings["grants"] == list(grants)
+    assert report.settings.grants == grants
 
 
 @pytest.mark.parametrize(
@@ -143,31 +143,31 @@ def test_a_defense_is_attacked_without_and_with_what_it_discloses(folder, option
     of_random, of_control, *of_defense = (seen.views[0].channel for seen in attack.kept)
     assert (of_random, of_control) == (None, None), "there is no defense to know"
     assert [channel is not None for channel in of_defense] == told
-    assert report.settings["grants"] == (["defense"] if True in told else [])
-    cells = [cell for cell in report.summary if cell["attack"].startswith("iDLG") and cell["defense"] != UNDEFENDED]
-    assert [cell["knows_defense"] for cell in cells] == told
+    assert report.settings.grants == (("defense",) if True in told else ())
+    cells = [cell for cell in report.summary if cell.attack.startswith("iDLG") and cell.defense != UNDEFENDED]
+    assert [cell.knows_defense for cell in cells] == told
     for cell in cells:
-        assert ("naive-attack" in cell["flags"]) is not cell["knows_defense"]
-        assert cell["verdict"] == INCONCLUSIVE, "four images are no evidence"
-        assert ("too-few" in cell["flags"]) is cell["knows_defense"]
-        assert (cell["false_security_ssim"] is not None) is (cell["knows_defense"] and len(told) == 2)
+        assert ("naive-attack" in cell.flags) is not cell.knows_defense
+        assert cell.verdict == INCONCLUSIVE, "four images are no evidence"
+        assert ("too-few" in cell.flags) is cell.knows_defense
+        assert (cell.false_security_ssim.value is not None) is (cell.knows_defense and len(told) == 2)
     assert ("these attacks were not told of the defense" in str(report)) is (told == [False])
-    assert any("attacked twice" in note for note in report.settings["notes"]) is (len(told) == 2)
+    assert any("attacked twice" in note for note in report.settings.notes) is (len(told) == 2)
 
 
 def test_a_defense_that_discloses_nothing_is_attacked_once(folder):
     attack = Answers()
     report = tiny(folder, attacks=[attack], defenses=["Mixup()"], plan=Plan(batch_size=2))
     assert len(attack.kept) == 3
-    assert [cell["knows_defense"] for cell in report.summary] == [None, False]
-    assert "undisclosed" in report.summary[1]["flags"] or "control-failed" in report.summary[1]["flags"]
-    assert not any("attacked twice" in note for note in report.settings["notes"])
+    assert [cell.knows_defense for cell in report.summary] == [None, False]
+    assert "undisclosed" in report.summary[1].flags or "control-failed" in report.summary[1].flags
+    assert not any("attacked twice" in note for note in report.settings.notes)
 
 
 def test_without_a_defense_there_is_none_to_know(folder):
     attack = Answers()
     report = tiny(folder, attacks=[attack], defenses=["NoDefense()"])
-    assert report.settings["grants"] == []
+    assert report.settings.grants == ()
     assert {row.grants for row in report.rows} == {()}
     assert [seen.views[0].channel for seen in attack.kept] == [None, None]
 
@@ -226,7 +226,7 @@ def test_draws_attack_the_same_images_under_other_weights(folder):
     report = tiny(folder, attacks=[attack], draws=3)
     found = {d: [r.image for r in report.rows if r.draw == d and not r.control] for d in range(3)}
     assert found[0] == found[1] == found[2]
-    assert report.summary[0]["images"] == 12
+    assert report.summary[0].images == 12
     weights = [next(iter(seen.views[0].weights.parameters.values())) for seen in attack.kept[1:]]
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
@@ -249,14 +249,14 @@ def test_draws_of_a_model_that_loads_its_own_weights_are_refused(folder, tmp_pat
 
 @pytest.mark.parametrize("partition", ["IID(clients=3)", "Dirichlet(alpha=0.5, clients=3)"])
 def test_partitions(folder, partition):
-    assert tiny(folder, partition=partition).summary[0]["images"] == 4
+    assert tiny(folder, partition=partition).summary[0].images == 4
 
 
 def test_color_and_gray(tmp_path):
     color = draw_folder(tmp_path / "color", {"a": 2, "b": 2}, color=True)
     for channels, expected in ((None, 3), (1, 1), (3, 3)):
         report = tiny(color, channels=channels, attacks=["GradInv(steps=2)", "CPL(steps=2)"])
-        assert report.settings["data"]["shape"] == [expected, 16, 16]
+        assert report.settings.data["shape"] == [expected, 16, 16]
         assert len(report.summary) == 2
 
 
@@ -266,7 +266,7 @@ def test_a_resnet(folder):
         defenses=["LaplaceNoise"],
     )  # fmt: skip
     assert len(report.summary) == 3
-    assert report.settings["model"]["parameters"] > 11_000_000
+    assert report.settings.model["parameters"] > 11_000_000
     assert report.rows[0].engine == "loop of 1"
 
 
@@ -279,15 +279,15 @@ def test_sources_are_folders_samples_and_images(folder):
         some_images(6),
         "Samples(size=16)",
     ):
-        assert tiny(data).summary[0]["images"] == 4
+        assert tiny(data).summary[0].images == 4
 
 
 @pytest.mark.parametrize("name", ["brain_mri", "covid_xray", "melanoma"])
 def test_all_four_attacks_run_on_the_real_sets(real_sets, name):
     data = ImageFolder(real_sets / name, size=16, limit=12)
     report = tiny(data, attacks=[f"{a}(steps=2)" for a in ("DLG", "iDLG", "CPL", "GradInv")], images=2)
-    assert [cell["images"] for cell in report.summary] == [2] * 4
-    assert report.settings["data"]["skipped"] == 0
+    assert [cell.images for cell in report.summary] == [2] * 4
+    assert report.settings.data["skipped"] == 0
 
 
 def test_a_users_file_and_weights(folder, tmp_path):
@@ -304,7 +304,7 @@ def test_a_users_file_and_weights(folder, tmp_path):
     report = tiny(folder, model=f"{tmp_path}/net.py:make(width=2)", weights=tmp_path / "weights.pt", attacks=[attack])
     assert torch.equal(attack.kept[-1].views[0].weights.parameters["0.weight"], state["0.weight"])
     assert report.rows[0].model == "UserModel(call='make(width=2)')"
-    assert report.settings["experiment"]["weights"] == "given"
+    assert report.settings.experiment["weights"] == "given"
 
 
 # --- the same again -------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_memory_lays_out_the_stacks(folder):
     report = tiny(folder, memory=1e-6)
     assert [r.stack for r in report.rows if not r.control] == [0, 1, 2, 3]
     assert {r.engine for r in report.rows} == {"vmap of 1"}
-    assert report.settings["experiment"]["victims_per_stack"] == 1
+    assert report.settings.experiment["victims_per_stack"] == 1
     assert {r.stack for r in tiny(folder).rows} == {0}
 
 
@@ -375,7 +375,7 @@ def test_a_random_update_control_runs_for_every_attack(folder):
     control = [(r.attack, r.defense, r.draw) for r in report.rows if r.control]
     assert {r.control for r in report.rows} == {"", RANDOM_UPDATE}
     assert set(control) == {("iDLG(steps=3)", UNDEFENDED, 0), ("DLG(steps=3)", UNDEFENDED, 0)}
-    assert all(cell["asr_random_update"] == 0.0 for cell in report.summary)
+    assert all(cell.asr_random_update.value == 0.0 for cell in report.summary)
 
 
 def test_random_updates_have_the_norm_of_the_true_ones(folder):
@@ -398,7 +398,7 @@ def test_rows_say_what_made_them(folder):
 
 def test_left_out_images_are_noted(folder):
     report = tiny(ImageFolder(folder, size=16, limit=6))
-    assert "4 files above the limit of the data source were not opened" in report.settings["notes"]
+    assert "4 files above the limit of the data source were not opened" in report.settings.notes
 
 
 # --- attacks, defenses and models that misbehave --------------------------------------------------------------
@@ -408,8 +408,8 @@ def test_guesses_that_are_no_numbers_are_nonfinite_and_inconclusive(folder, tmp_
     attack, out = Answers(float("nan"), "nonfinite"), tmp_path / "runs" / "a"
     report = tiny(folder, attacks=[attack], defenses=["LaplaceNoise"], out=out)
     for cell in report.summary:
-        assert "nonfinite" in cell["flags"]
-        assert (cell["verdict"], cell["nonfinite"], cell["asr"]) == (INCONCLUSIVE, 1.0, 0.0)
+        assert "nonfinite" in cell.flags
+        assert (cell.verdict, cell.nonfinite, cell.asr.value) == (INCONCLUSIVE, 1.0, 0.0)
     assert "NaN" not in (out / "findings.jsonl").read_text()
 
 
@@ -425,7 +425,9 @@ def test_an_attack_that_raises_is_named(folder, error):
         def __call__(self, seen, generator):
             raise error("boo\nmore")
 
-    with pytest.raises(InputError, match=r"^Broken\(\) cannot attack this model: boo$") as caught:
+    with pytest.raises(
+        InputError, match=r"^Broken\(\) cannot attack this model: boo \(test_audit.py, line \d+\)$"
+    ) as caught:
         tiny(folder, attacks=[Broken()])
     assert isinstance(caught.value.__cause__, error)
 
@@ -459,8 +461,8 @@ def test_a_server_side_defense_does_not_protect_from_the_server(folder):
     for seen in defended:
         for name, value in bare.views[0].update.tensors.items():
             assert torch.equal(value, seen.views[0].update.tensors[name]), "the server saw it before"
-    assert [c["verdict"] for c in report.summary if c["attack"] == "iDLG(steps=60)"] == [LEAKS] * 3
-    assert ["server-side" in c["flags"] for c in report.summary] == [False] * 2 + [True] * 4
+    assert [c.verdict for c in report.summary if c.attack == "iDLG(steps=60)"] == [LEAKS] * 3
+    assert ["server-side" in c.flags for c in report.summary] == [False] * 2 + [True] * 4
 
 
 class Nothing(Net):
@@ -473,8 +475,8 @@ class Nothing(Net):
 def test_a_model_whose_update_is_zero(folder):
     report = tiny(folder, model=Nothing(), defenses=["LaplaceNoise"])
     for cell in report.summary:
-        assert (cell["images"], cell["zero_gradient"], cell["verdict"]) == (0, 1.0, INCONCLUSIVE)
-        assert "zero-gradient" in cell["flags"]
+        assert (cell.images, cell.zero_gradient, cell.verdict) == (0, 1.0, INCONCLUSIVE)
+        assert "zero-gradient" in cell.flags
 
 
 def test_networks_that_cannot_be_audited(folder):
@@ -541,7 +543,7 @@ def test_batch_norm_on_one_value_says_what_to_do(folder):
 
 
 def test_more_outputs_than_classes_are_welcome(folder):
-    assert tiny(folder, model=Net(5)).settings["model"]["outputs"] == 5
+    assert tiny(folder, model=Net(5)).settings.model["outputs"] == 5
 
 
 # --- what is asked for and cannot be --------------------------------------------------------------------------
@@ -631,7 +633,7 @@ def test_iterates_are_scored_where_they_are_asked_for(folder, tmp_path):
     ],
 )
 def test_an_attack_that_is_made_for_the_model_and_is_not_run_is_named(folder, more, named):
-    notes = [note for note in tiny(folder, **more).settings["notes"] if note.startswith("not run")]
+    notes = [note for note in tiny(folder, **more).settings.notes if note.startswith("not run")]
     assert notes == ([f"not run, though made for models like this one: {named} (--attack {named})"] if named else [])
 
 
@@ -650,12 +652,12 @@ class Picky(nn.Module):
 
 
 def test_one_attack_may_be_given_alone(folder):
-    assert tiny(folder, attacks=iDLG(steps=3)).settings["experiment"]["attacks"] == ["iDLG(steps=3)"]
+    assert tiny(folder, attacks=iDLG(steps=3)).settings.experiment["attacks"] == ["iDLG(steps=3)"]
 
 
 def test_a_model_that_no_other_attack_can_look_at_is_audited_all_the_same():
     report = audit(Picky(), attacks=["iDLG(steps=2)"], images=2, size=16)
-    assert not [note for note in report.settings["notes"] if note.startswith("not run")]
+    assert not [note for note in report.settings.notes if note.startswith("not run")]
     assert report.rows
     with pytest.raises(InputError, match=r"APRIL.*: it cannot look at this model: two images at most"):
         audit(Picky(), attacks=["APRIL"], images=2, size=16)
@@ -671,11 +673,11 @@ def test_an_audit_that_names_no_attack_takes_settings_for_deep_networks(folder, 
     monkeypatch.setattr("medpfl.attacks.gradinv.GradInv", lambda: plain)
     plan = Plan(batch_size=2)  # for which there is no RGAP
     deep = ["GradInv(steps=2, tv=0.1)", "GradInv(steps=2, scope='layer')"]
-    found = tiny(folder, attacks=("iDLG(steps=3)", "GradInv(steps=1)"), plan=plan).settings["experiment"]["attacks"]
+    found = tiny(folder, attacks=("iDLG(steps=3)", "GradInv(steps=1)"), plan=plan).settings.experiment["attacks"]
     assert found == ["iDLG(steps=3)", "GradInv(steps=1)", *deep]
 
     def told(*attacks):
-        notes = tiny(folder, attacks=attacks, plan=plan).settings["notes"]
+        notes = tiny(folder, attacks=attacks, plan=plan).settings.notes
         return [note for note in notes if note.startswith("not run")]
 
     made = "not run, though made for models like this one: "
@@ -700,7 +702,7 @@ def test_an_attack_that_cannot_say_what_suits_a_model_is_named(folder):
 
 def test_an_audit_that_names_no_attack_runs_what_is_made_for_the_model(folder, monkeypatch):
     monkeypatch.setattr("medpfl.auditing.run.STANDARD", ("iDLG(steps=3)",))
-    named = tiny(folder, attacks=("iDLG(steps=3)",), model="ViT(4, 1, 24, 3)").settings["experiment"]["attacks"]
+    named = tiny(folder, attacks=("iDLG(steps=3)",), model="ViT(4, 1, 24, 3)").settings.experiment["attacks"]
     assert named == ["iDLG(steps=3)", "APRIL()"]
     defended = tiny(folder, attacks=("iDLG(steps=3)",), defenses=["SecAggPlus"], clients=2)
-    assert defended.settings["experiment"]["attacks"] == ["iDLG(steps=3)"], "RGAP refuses sums"
+    assert defended.settings.experiment["attacks"] == ["iDLG(steps=3)"], "RGAP refuses sums"

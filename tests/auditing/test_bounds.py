@@ -12,6 +12,8 @@ from medpfl import InputError, Plan, audit, cli
 from medpfl.auditing.bounds import bounded
 from medpfl.auditing.report import reread
 from medpfl.defenses.tradeoff import Mechanism
+from medpfl.judging.types import Cell, Rate
+from medpfl.judging.types import Mechanism as Shown
 
 MODEL = "MLP(hidden=(6,), activation='sigmoid')"
 SMALL = {"attacks": ["iDLG(steps=2)"], "images": 4, "size": 16}
@@ -26,52 +28,52 @@ def found(tmp_path_factory):
 
 
 def test_dp_settings_have_a_bound_over_the_round_and_no_other(found):
-    cells = {cell["defense"]: cell for cell in found[1].summary}
-    assert [spec for spec, cell in cells.items() if "bound" in cell] == [
+    cells = {cell.defense: cell for cell in found[1].summary}
+    assert [spec for spec, cell in cells.items() if cell.bound is not None] == [
         "DPSGD(clip=1.0, noise=1.0)",
         "ClientDP(clip=1.0, noise=0.5)",
         next(spec for spec in cells if "Mixup" in spec),
     ]
-    records, client, mixed = (cell["bound"] for cell in cells.values() if "bound" in cell)
-    assert records["mechanisms"] == [{"unit": "image", "noise": 1.0, "rate": 0.5, "steps": 2}]
-    assert client["mechanisms"] == [{"unit": "client", "noise": 0.5, "rate": 1.0, "steps": 1}]
-    assert records["rounds"] == 1
-    for kappa, bound in client["curve"]:
+    records, client, mixed = (cell.bound for cell in cells.values() if cell.bound is not None)
+    assert records.mechanisms == (Shown(unit="image", noise=1.0, rate=0.5, steps=2),)
+    assert client.mechanisms == (Shown(unit="client", noise=0.5, rate=1.0, steps=1),)
+    assert records.rounds == 1
+    for kappa, bound in client.curve:
         assert bound == Mechanism(0.5).bound(kappa)
-    assert mixed["gap"] == "another part changes what enters its steps"
-    assert mixed["curve"] == []
+    assert mixed.gap == "another part changes what enters its steps"
+    assert mixed.curve == []
 
 
 def test_the_marks_are_at_what_was_guessed_without_the_update(found):
     for cell in found[1].summary:
-        bound = cell.get("bound")
-        if not bound or bound["gap"]:
+        bound = cell.bound
+        if bound is None or bound.gap:
             continue
-        (one,) = bound["mechanisms"]
-        seen = Mechanism(one["noise"], one["rate"], one["steps"])
-        mark = bound["identified"]
-        assert mark["kappa"] == max(cell["chance"], cell["identified_random_update"])
-        assert mark["bound"] == pytest.approx(seen.bound(mark["kappa"]))
-        guessed = max(cell[f"asr_{name}"] for name in ("mean_image", "nearest", "random_update"))
-        assert (bound["asr"]["kappa"], bound["asr"]["kappa_high"] > guessed) == (guessed, True)
-        assert bound["asr"]["bound_high"] == pytest.approx(seen.bound(bound["asr"]["kappa_high"]))
+        (one,) = bound.mechanisms
+        seen = Mechanism(one.noise, one.rate, one.steps)
+        mark = bound.identified
+        assert mark.kappa == max(cell.chance, cell.identified_random_update.value)
+        assert mark.bound == pytest.approx(seen.bound(mark.kappa))
+        guessed = max(r.value for r in (cell.asr_mean_image, cell.asr_nearest, cell.asr_random_update))
+        assert (bound.asr.kappa, bound.asr.kappa_high > guessed) == (guessed, True)
+        assert bound.asr.bound_high == pytest.approx(seen.bound(bound.asr.kappa_high))
 
 
 def test_of_several_private_parts_the_least_bound_at_each_kappa_holds(monkeypatch):
     plan, specs = Plan("FedAvg", 2, 16, sampling="poisson"), ["DPSGD(noise=0.55) | ClientDP(noise=1.0)"]
     options = {**SMALL, "images": 16, "defenses": specs, "plan": plan, "naive": True}
     pytest.importorskip("dp_accounting")
-    both = audit(MODEL, **options).summary[1]["bound"]
+    both = audit(MODEL, **options).summary[1].bound
     records, client = Mechanism(0.55, 0.125, 8), Mechanism(1.0)
-    assert [one["unit"] for one in both["mechanisms"]] == ["image", "client"]
-    for kappa, bound in both["curve"]:
+    assert [one.unit for one in both.mechanisms] == ["image", "client"]
+    for kappa, bound in both.curve:
         assert bound == min(records.bound(kappa), client.bound(kappa))
-    lower = {records.bound(kappa) < client.bound(kappa) for kappa, _ in both["curve"] if 0 < kappa < 1}
+    lower = {records.bound(kappa) < client.bound(kappa) for kappa, _ in both.curve if 0 < kappa < 1}
     assert lower == {True, False}, "which of them is lower depends on kappa"
     monkeypatch.setattr("medpfl.defenses.tradeoff._composed", _unable)
-    alone = audit(MODEL, **options).summary[1]["bound"]
-    assert [one["unit"] for one in alone["mechanisms"]] == ["client"]
-    assert alone["gap"] is None
+    alone = audit(MODEL, **options).summary[1].bound
+    assert [one.unit for one in alone.mechanisms] == ["client"]
+    assert alone.gap is None
 
 
 def _unable(*_: object) -> None:
@@ -80,13 +82,13 @@ def _unable(*_: object) -> None:
 
 def test_files_hold_it_and_a_page_that_is_made_again_needs_no_accountant(found, monkeypatch):
     out, report = found
-    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(report.summary))
+    assert json.loads((out / "summary.json").read_text()) == [cell.to_dict() for cell in report.summary]
     page = (out / "report.html").read_text()
     assert page.count('id="bound-') == page.count('id="bound-asr') + page.count('id="bound-identified')
     assert "what the noise allows" in page
     assert "ceiling" not in page
     monkeypatch.setattr("medpfl.defenses.tradeoff._composed", None)
-    assert reread(out).summary == json.loads(json.dumps(report.summary))
+    assert [cell.to_dict() for cell in reread(out).summary] == [cell.to_dict() for cell in report.summary]
 
 
 def test_bounds_of_another_version_are_refused_with_what_to_do(found, tmp_path, capsys):
@@ -102,7 +104,7 @@ def test_bounds_of_another_version_are_refused_with_what_to_do(found, tmp_path, 
 
 def test_less_noise_a_better_reference_and_nothing_a_perfect_one():
     specs = ["DPSGD(noise=0.0001)", "DPSGD(noise=100.0)"]
-    cells = [cell["bound"]["no_prior"] for cell in audit(MODEL, defenses=specs, naive=True, **SMALL).summary[1:]]
+    cells = [cell.bound.no_prior for cell in audit(MODEL, defenses=specs, naive=True, **SMALL).summary[1:]]
     assert cells[0] == {"asr": 1.0, "identified": 1.0}
     assert cells[1]["asr"] == 0
     assert cells[1]["identified"] < 0.5
@@ -111,9 +113,9 @@ def test_less_noise_a_better_reference_and_nothing_a_perfect_one():
 def test_statistics_that_are_sent_leave_no_bound():
     model = "ConvNet(width=4, depth=1, norm='batch')"
     cells = audit(model, defenses=["ClientDP()"], plan=Plan(batch_size=2), naive=True, **SMALL).summary
-    assert "batch-norm statistics" in cells[1]["bound"]["gap"]
+    assert "batch-norm statistics" in cells[1].bound.gap
     covered = Plan(batch_size=2, sends=("num_samples",))
-    assert audit(model, defenses=["ClientDP()"], plan=covered, naive=True, **SMALL).summary[1]["bound"]["gap"] is None
+    assert audit(model, defenses=["ClientDP()"], plan=covered, naive=True, **SMALL).summary[1].bound.gap is None
 
 
 def test_without_the_extra_samples_say_what_to_install(monkeypatch):
@@ -121,10 +123,10 @@ def test_without_the_extra_samples_say_what_to_install(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     plan = Plan("FedAvg", 2, 4, sampling="poisson")
     cell = audit(MODEL, defenses=["DPSGD()", "ClientDP()"], plan=plan, naive=True, **SMALL).summary
-    assert "pip install 'medpfl[dp]'" in cell[1]["bound"]["gap"]
-    assert cell[2]["bound"]["identified"]["bound"] is not None
+    assert "pip install 'medpfl[dp]'" in cell[1].bound.gap
+    assert cell[2].bound.identified.bound is not None
 
 
 def test_a_summary_without_bounds_stays_as_it_is():
-    cells = [{"defense": "NoDefense()", "asr": 1.0}]
+    cells = [Cell(attack="iDLG()", defense="NoDefense()", asr=Rate(1.0))]
     assert bounded(cells, {}) == cells

@@ -40,10 +40,10 @@ def test_an_audit_takes_it(tmp_path):
     small(out=out)
     last, first = (audit(place, some_images(8), **AUDIT) for place in (str(out), out / "round-0"))
     assert {row.model for row in last.rows} == {"Checkpoint(trained='MLP(hidden=(6,))', round=3)"}
-    assert last.settings["experiment"]["weights"] == "of a training, round 3"
+    assert last.settings.experiment["weights"] == "of a training, round 3"
     assert [r.scores["ssim"] for r in last.rows] != [r.scores["ssim"] for r in first.rows]
     untrained = audit("MLP(hidden=(6,))", some_images(8), **AUDIT)
-    assert untrained.settings["experiment"]["weights"] == "untrained"
+    assert untrained.settings.experiment["weights"] == "untrained"
     with pytest.raises(InputError, match="it loads or sets its own"):
         audit(str(out), some_images(8), draws=2, **AUDIT)
 
@@ -264,4 +264,4 @@ def test_a_training_of_ones_own_model_by_its_file_is_audited_with_the_model_name
     with pytest.raises(InputError, match=r"give the model itself as --model, with --weights '.*weights.safetensors'"):
         audit(str(out), some_images(8), **AUDIT)
     report = audit(model, some_images(8), weights=out / "round-3" / "weights.safetensors", **AUDIT)
-    assert report.settings["experiment"]["weights"] == "given"
+    assert report.settings.experiment["weights"] == "given"

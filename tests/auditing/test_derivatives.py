@@ -221,9 +221,9 @@ def test_an_audit_says_it_before_any_work(monkeypatch):
 def test_an_audit_of_a_wrong_derivative_is_flagged(tmp_path):
     report = tiny(some_images(6), model=around(Once.apply), out=tmp_path / "runs" / "a")
     assert all("wrong-derivative" in row.flags for row in report.rows)
-    assert all("wrong-derivative" in cell["flags"] for cell in report.summary)
+    assert all("wrong-derivative" in cell.flags for cell in report.summary)
     note = "layer '1.1' (Does) has a second derivative that is not that of what it computes"
-    assert note in report.settings["notes"]
+    assert note in report.settings.notes
     assert note.replace("'", "&#39;") in (tmp_path / "runs" / "a" / "report.html").read_text()
     assert "wrong-derivative" not in tiny(some_images(6), model=around(torch.sin)).rows[0].flags
 
@@ -234,7 +234,7 @@ def test_an_audit_of_a_wrong_derivative_is_flagged(tmp_path):
 def test_an_update_that_is_not_finite_is_flagged_whatever_the_attack_says():
     report = tiny(some_images(6), model=around(lambda x: x + (x * 0).sqrt()), attacks=[Answers(), "iDLG(steps=2)"])
     assert all("nonfinite" in row.flags for row in report.rows if not row.control)
-    assert {cell["nonfinite"] for cell in report.summary} == {1.0}
+    assert {cell.nonfinite for cell in report.summary} == {1.0}
 
 
 def test_an_update_that_a_defense_leaves_nothing_of_is_flagged():
@@ -248,5 +248,5 @@ def test_an_update_that_a_defense_leaves_nothing_of_is_flagged():
             return value.replace({k: t * 0 for k, t in value.tensors.items()}), state
 
     bare, emptied = tiny(some_images(6), defenses=[Nothing()]).summary
-    assert (bare["zero_gradient"], emptied["zero_gradient"], emptied["images"]) == (0.0, 1.0, 0)
-    assert emptied["verdict"] == "inconclusive"
+    assert (bare.zero_gradient, emptied.zero_gradient, emptied.images) == (0.0, 1.0, 0)
+    assert emptied.verdict == "inconclusive"

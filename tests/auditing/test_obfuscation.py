@@ -96,7 +96,7 @@ class Liar(Flipped):
 def found():
     kinds = [kind(told) for kind in (Permuted, Flipped, Shifted, FixedNoise, LastOnly) for told in (False, True)]
     report = audit(MODEL, some_images(24), attacks=[ATTACK], defenses=[*kinds, Liar()], images=20)
-    return {(cell["defense"], cell["knows_defense"]): cell for cell in report.summary}, report.settings["disclosure"]
+    return {(cell.defense, cell.knows_defense): cell for cell in report.summary}, report.settings.disclosure
 
 
 @pytest.mark.parametrize("kind", [Permuted, Flipped, Shifted, FixedNoise, LastOnly], ids=lambda kind: kind.__name__)
@@ -104,28 +104,28 @@ def test_what_is_not_disclosed_is_never_no_leak(kind, found):
     cells, disclosure = found
     own = [cell for (defense, _), cell in cells.items() if defense == repr(kind())]
     assert own
-    assert own[0]["union"]["verdict"] != NO_LEAK
+    assert own[0].union.verdict != NO_LEAK
     assert disclosure[repr(kind())]["silent"]
     for cell in own:
-        assert cell["verdict"] == LEAKS or {"undisclosed", "misdisclosed"} & set(cell["flags"])
+        assert cell.verdict == LEAKS or {"undisclosed", "misdisclosed"} & set(cell.flags)
 
 
 @pytest.mark.parametrize("kind", [Permuted, Flipped, Shifted], ids=lambda kind: kind.__name__)
 def test_what_is_disclosed_is_read_back_as_without_it(kind, found):
     cells, disclosure = found
     bare, told = cells["NoDefense()", None], cells[repr(kind(True)), True]
-    assert bare["asr"] > 0.5
-    assert bare["asr_low"] <= told["asr"] <= bare["asr_high"]
-    assert told["label_accuracy"] == bare["label_accuracy"] == 1.0
-    assert told["union"]["verdict"] == LEAKS
+    assert bare.asr.value > 0.5
+    assert bare.asr.low <= told.asr.value <= bare.asr.high
+    assert told.label_accuracy.value == bare.label_accuracy.value == 1.0
+    assert told.union.verdict == LEAKS
     assert disclosure[repr(kind(True))]["problems"] == []
 
 
 def test_labels_are_inferred_from_the_last_layer_alone(found):
     cells, _ = found
     told = cells[repr(LastOnly(True)), True]
-    assert told["label_accuracy"] == 1.0
-    assert told["union"]["verdict"] != NO_LEAK or told["label_verdict"] == LEAKS
+    assert told.label_accuracy.value == 1.0
+    assert told.union.verdict != NO_LEAK or told.label_verdict == LEAKS
 
 
 def test_a_disclosure_that_lies_is_caught(found):
@@ -133,4 +133,4 @@ def test_a_disclosure_that_lies_is_caught(found):
     assert disclosure[repr(Liar())]["problems"]
     own = [cell for (defense, _), cell in cells.items() if defense == repr(Liar())]
     assert own
-    assert all(cell["union"]["verdict"] != NO_LEAK for cell in own)
+    assert all(cell.union.verdict != NO_LEAK for cell in own)

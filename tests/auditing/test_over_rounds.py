@@ -24,13 +24,13 @@ def test_each_round_is_audited_as_it_would_be_alone(tmp_path):
     found = leakage(out, some_images(8), [0, 3, 3], **AUDIT)
     assert list(found.reports) == [0, 3]
     accuracies = {n: rows[n].scores["validation"]["balanced_accuracy"] for n in (0, 3)}
-    assert all(cell["balanced_accuracy"] == accuracies[cell["round"]] for cell in found.summary)
+    assert all(one.balanced_accuracy == accuracies[one.round] for one in found.summary)
     assert leakage(out / "round-3", some_images(8), [3], **AUDIT).accuracies == {3: accuracies[3]}
     alone = audit(out / "round-3", some_images(8), **AUDIT)
     changing = ("image", "patient")
     assert plain(found.reports[3].rows, *changing) == plain(alone.rows, *changing)
     assert {row["round"] for row in found.rows} == {0, 3}
-    assert [cell["round"] for cell in found.summary] == [0, 0, 0, 3, 3, 3]  # the defense without and with the grant
+    assert [one.round for one in found.summary] == [0, 0, 0, 3, 3, 3]  # the defense without and with the grant
     assert [r.scores for r in found.reports[0].rows] != [r.scores for r in found.reports[3].rows]
     assert "Of the models of rounds 0, 3, " in str(found)
 

@@ -47,7 +47,7 @@ def look(record, truth, *, model="LeNet('idlg')", attacks=("iDLG(steps=3)",), **
 
 
 def by_defense(report):
-    return {cell["defense"]: cell for cell in report.summary}
+    return {cell.defense: cell for cell in report.summary}
 
 
 # --- what runs ------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def test_a_record_runs_beside_its_control(tmp_path, plan):
     attack = Answers()
     report = look(record, truth, attacks=[attack])
     assert list(by_defense(report)) == [UNDEFENDED, RECORDED]
-    assert [cell["images"] for cell in report.summary] == [plan.images] * 2
+    assert [cell.images for cell in report.summary] == [plan.images] * 2
     assert {row.plan for row in report.rows} == {repr(plan)}
     sent = Update.load(record)
     for name, tensor in attack.kept[-1].views[0].update.tensors.items():
@@ -71,7 +71,7 @@ def test_a_record_runs_beside_its_control(tmp_path, plan):
 def test_a_record_leaks_what_its_control_leaks(tmp_path):
     record, truth = make(tmp_path, Plan(batch_size=1))
     report = look(record, truth, attacks=["iDLG(steps=60)"])
-    assert {cell["verdict"] for cell in report.summary} == {LEAKS}
+    assert {cell.verdict for cell in report.summary} == {LEAKS}
     assert report.verdict()[1].startswith("From the recorded update, a curious server read back 1 of 1 image")
     control, recorded = ([r for r in report.rows if r.defense == d and not r.control] for d in (UNDEFENDED, RECORDED))
     assert plain(control, "defense", "image") == plain(recorded, "defense", "image")
@@ -80,9 +80,9 @@ def test_a_record_leaks_what_its_control_leaks(tmp_path):
 @pytest.mark.parametrize("plan", [Plan(), Plan(batch_size=2)], ids=repr)
 def test_what_the_truth_gives_is_what_was_recorded(tmp_path, plan):
     report = look(*make(tmp_path, plan))
-    assert report.settings["record"]["difference"] < 1e-5
-    assert report.settings["record"]["spread"] == 0.0
-    assert "record-mismatch" not in by_defense(report)[RECORDED]["flags"]
+    assert report.settings.record["difference"] < 1e-5
+    assert report.settings.record["spread"] == 0.0
+    assert "record-mismatch" not in by_defense(report)[RECORDED].flags
 
 
 def test_plain_torch_gradients_are_a_record(tmp_path):
@@ -105,7 +105,7 @@ def test_plain_torch_gradients_are_a_record(tmp_path):
     gradients = {k: p.grad for k, p in network.named_parameters()}
     Update(gradients).save(tmp_path / "r", Plan(batch_size=2), Weights(weights.parameters, before))
     report = look(tmp_path / "r", truth, model=f"{tmp_path}/net.py:make", size=16)
-    assert report.settings["record"]["difference"] < 1e-4
+    assert report.settings.record["difference"] < 1e-4
     assert len(report.summary) == 2
 
 
@@ -113,8 +113,8 @@ def test_the_client_s_own_order_is_no_mismatch(tmp_path):
     """Batch order is the client's draw, and at large rates it changes the update by a few percent."""
     record, truth = make(tmp_path, Plan("FedAvg", batch_size=1, local_images=4, epochs=5))
     report = look(record, truth)
-    assert report.settings["record"]["difference"] > 1e-3
-    assert "record-mismatch" not in by_defense(report)[RECORDED]["flags"]
+    assert report.settings.record["difference"] > 1e-3
+    assert "record-mismatch" not in by_defense(report)[RECORDED].flags
 
 
 def wrong_image(tmp_path):
@@ -137,12 +137,12 @@ def undeclared_defense(tmp_path):
 def test_what_the_truth_does_not_give_is_a_mismatch_and_no_verdict(tmp_path, wrong):
     report = look(*wrong(tmp_path), attacks=["iDLG(steps=60)"])
     cells = by_defense(report)
-    assert report.settings["record"]["difference"] > 1e-2
-    assert cells[UNDEFENDED]["verdict"] == LEAKS
-    assert "record-mismatch" not in cells[UNDEFENDED]["flags"]
-    assert "record-mismatch" in cells[RECORDED]["flags"]
+    assert report.settings.record["difference"] > 1e-2
+    assert cells[UNDEFENDED].verdict == LEAKS
+    assert "record-mismatch" not in cells[UNDEFENDED].flags
+    assert "record-mismatch" in cells[RECORDED].flags
     if wrong is not wrong_plan:  # there the guess may still be right
-        assert cells[RECORDED]["verdict"] == INCONCLUSIVE, "never 'no leak found'"
+        assert cells[RECORDED].verdict == INCONCLUSIVE, "never 'no leak found'"
 
 
 # --- the defense of the client --------------------------------------------------------------------------------
@@ -159,8 +159,8 @@ def stated(tmp_path, used=NOISE, spec=None):
 def test_a_record_that_overstates_its_noise_is_a_mismatch(tmp_path, used):
     report = look(*stated(tmp_path, used, repr(NOISE)), attacks=["Posterior(steps=20)"], threat=KNOWN)
     recorded = by_defense(report)[RECORDED]
-    assert "record-mismatch" in recorded["flags"]
-    assert recorded["verdict"] in (LEAKS, INCONCLUSIVE), "never 'no leak found'"
+    assert "record-mismatch" in recorded.flags
+    assert recorded.verdict in (LEAKS, INCONCLUSIVE), "never 'no leak found'"
 
 
 @pytest.mark.parametrize(
@@ -175,10 +175,10 @@ def test_a_stated_defense_is_no_mismatch_and_known(tmp_path, spec, options):
     attack = Answers()
     report = look(*stated(tmp_path, spec=spec), attacks=[attack, "iDLG(steps=60)"], **options)
     assert list(by_defense(report)) == [UNDEFENDED, RECORDED]
-    assert report.settings["record"]["defense"] == repr(NOISE)
-    assert report.settings["record"]["difference"] > 1e-2, "noise has another draw here"
-    assert all("record-mismatch" not in cell["flags"] for cell in report.summary)
-    assert report.settings["grants"] == ["defense"]
+    assert report.settings.record["defense"] == repr(NOISE)
+    assert report.settings.record["difference"] > 1e-2, "noise has another draw here"
+    assert all("record-mismatch" not in cell.flags for cell in report.summary)
+    assert report.settings.grants == ("defense",)
     _, bare, naive, recorded = attack.kept
     assert naive.views[0].channel is None
     assert bare.views[0].channel is None
@@ -191,23 +191,23 @@ def test_a_record_s_defense_can_be_withheld_from_the_attacks(tmp_path):
     record, truth = stated(tmp_path, LaplaceNoise(50.0), "LaplaceNoise(scale=50.0)")
     report = look(record, truth, naive=True, attacks=["iDLG(steps=60)"])
     cell = by_defense(report)[RECORDED]
-    assert "naive-attack" in cell["flags"]
-    assert cell["verdict"] == INCONCLUSIVE
-    assert report.settings["grants"] == []
+    assert "naive-attack" in cell.flags
+    assert cell.verdict == INCONCLUSIVE
+    assert report.settings.grants == ()
 
 
 def test_other_images_than_those_behind_the_stated_defense_are_a_mismatch(tmp_path):
     record, _ = stated(tmp_path, LaplaceNoise(1e-4), "LaplaceNoise(scale=0.0001)")
     other = draw_folder(tmp_path / "other", COUNTS[1], seed=8)
-    assert "record-mismatch" in by_defense(look(record, other))[RECORDED]["flags"]
-    assert "record-mismatch" not in by_defense(look(record, tmp_path / "truth"))[RECORDED]["flags"]
+    assert "record-mismatch" in by_defense(look(record, other))[RECORDED].flags
+    assert "record-mismatch" not in by_defense(look(record, tmp_path / "truth"))[RECORDED].flags
 
 
 def test_a_record_without_a_defense_has_none_to_know(tmp_path):
     report = look(*make(tmp_path, Plan()))
-    assert report.settings["grants"] == []
-    assert report.settings["record"]["defense"] == UNDEFENDED
-    assert "naive-attack" not in by_defense(report)[RECORDED]["flags"]
+    assert report.settings.grants == ()
+    assert report.settings.record["defense"] == UNDEFENDED
+    assert "naive-attack" not in by_defense(report)[RECORDED].flags
 
 
 def test_the_stated_defense_is_part_of_the_experiment(tmp_path):
@@ -222,7 +222,7 @@ def test_a_stated_defense_that_does_not_exist(tmp_path, spec):
     record, truth = make(tmp_path, Plan(), defense_spec=spec)
     with pytest.raises(InputError, match=r"^in '.*client.record': .*LaplaceNo.*; give --defense yourself"):
         look(record, truth)
-    assert look(record, truth, defenses=[NOISE]).settings["record"]["defense"] == repr(NOISE)
+    assert look(record, truth, defenses=[NOISE]).settings.record["defense"] == repr(NOISE)
 
 
 # --- updates that are bad -------------------------------------------------------------------------------------
@@ -234,8 +234,8 @@ def test_an_update_of_zeros_is_flagged_and_left_out(tmp_path, attack):
     edit(record, lambda tensors: {k: t * 0 if k.startswith("update/") else t for k, t in tensors.items()})
     report = look(record, truth, attacks=[attack])
     cell = by_defense(report)[RECORDED]
-    assert {"zero-gradient", "record-mismatch"} <= set(cell["flags"])
-    assert (cell["images"], cell["verdict"]) == (0, INCONCLUSIVE)
+    assert {"zero-gradient", "record-mismatch"} <= set(cell.flags)
+    assert (cell.images, cell.verdict) == (0, INCONCLUSIVE)
     assert "the update of every image is exactly zero" in report.verdict()[1]
 
 
@@ -257,7 +257,8 @@ def test_on_disk_resumed_and_read_again(tmp_path):
     first = look(record, truth, out=out)
     second = look(record, truth, out=out)
     assert [r.date for r in first.rows] == [r.date for r in second.rows]
-    assert first.summary == second.summary == reread(out).summary == json.loads((out / "summary.json").read_text())
+    assert first.summary == second.summary == reread(out).summary
+    assert json.loads((out / "summary.json").read_text()) == [cell.to_dict() for cell in first.summary]
     with pytest.raises(InputError, match=r"another experiment \(other .*pixels"):
         look(record, draw_folder(tmp_path / "other", COUNTS[2], seed=4), out=out)
 
@@ -265,7 +266,7 @@ def test_on_disk_resumed_and_read_again(tmp_path):
 def test_size_and_channels_are_the_record_s(tmp_path):
     record, truth = make(tmp_path, Plan())
     report = look(record, truth, size=40, channels=3)
-    assert report.settings["data"]["shape"] == [1, 16, 16]
+    assert report.settings.data["shape"] == [1, 16, 16]
 
 
 def test_classes_are_the_record_s(tmp_path):
@@ -279,7 +280,7 @@ def test_classes_are_the_record_s(tmp_path):
     played.sent.save(tmp_path / "r", Plan(), weights, image_shape=data.shape, classes=CLASSES)
     report = look(tmp_path / "r", truth)
     assert {row.label for row in report.rows} == {1}
-    assert report.settings["record"]["difference"] < 1e-5
+    assert report.settings.record["difference"] < 1e-5
 
 
 # --- what does not fit ----------------------------------------------------------------------------------------
@@ -434,7 +435,7 @@ def test_a_record_of_a_residual_network(tmp_path):
     played = client_round(ready, weights, batch, plan, NoDefense(), {}, torch.Generator())
     played.sent.save(tmp_path / "r", plan, weights, image_shape=data.shape, classes=data.classes)
     report = look(tmp_path / "r", truth, model="ResNet(18)", attacks=[Answers()])
-    assert report.settings["record"]["difference"] < 1e-4
+    assert report.settings.record["difference"] < 1e-4
 
 
 def test_another_record_is_another_experiment(tmp_path):

@@ -50,8 +50,8 @@ def test_pages_say_what_the_rows_say(run):
     changed = [json.dumps(json.loads(line) | {"success": True}) for line in rows]
     (out / "findings.jsonl").write_text("\n".join(changed) + "\n")
     again = reread(out)
-    assert {cell["asr"] for cell in first.summary} == {0.0}
-    assert {cell["asr"] for cell in again.summary} == {1.0}
+    assert {cell.asr.value for cell in first.summary} == {0.0}
+    assert {cell.asr.value for cell in again.summary} == {1.0}
 
 
 def test_an_unfinished_run_shows_its_whole_jobs_and_keeps_its_rows(run):

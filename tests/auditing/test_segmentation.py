@@ -44,20 +44,20 @@ def cell(**options):
 
 def test_granted_masks_read_the_image_back():
     found, report = cell(attacks=["iDLG(steps=500)"], model="UNet(8, 1, 'none', 'sigmoid')", threat=LABELS)
-    assert found["ssim"] > 0.9
-    assert found["masks"]["granted"]
+    assert found.ssim.value > 0.9
+    assert found.masks.granted
     assert all(row.scores["mask_dice"] == 1 for row in report.rows)
     assert "granted to the adversary" in mask_lines(report.summary)[1]
 
 
 def test_without_the_grant_the_mask_is_optimized_with_the_image():
     found, report = cell(attacks=["DLG(steps=150)"])
-    told = found["masks"]
-    assert not told["granted"]
-    assert 0 <= told["dice_low"] <= told["dice"] <= told["dice_high"] <= 1
-    assert told["iou"] <= told["dice"] < 1
-    assert 0 < told["dice_majority"] < 1
-    assert told["dice_random_update"] is not None
+    told = found.masks
+    assert not told.granted
+    assert 0 <= told.dice.low <= told.dice.value <= told.dice.high <= 1
+    assert told.iou <= told.dice.value < 1
+    assert 0 < told.dice_majority < 1
+    assert told.dice_random_update is not None
     assert "IoU" in mask_lines(report.summary)[1]
     assert "mean mask" in mask_lines(report.summary)[1]
     assert {"mask_dice", "mask_iou", "majority_dice"} <= set(report.rows[-1].scores)
@@ -70,7 +70,7 @@ def test_the_masks_that_are_granted_are_those_of_the_client():
         data.images, data.labels, data.classes, data.names, data.patients, masks=torch.zeros_like(data.masks)
     )  # fmt: skip
     other, _ = cell(data=wrong, attacks=["iDLG(steps=60)"], threat=LABELS)
-    assert right["ssim"] != other["ssim"]
+    assert right.ssim.value != other.ssim.value
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "dice"])
@@ -80,7 +80,7 @@ def test_every_loss_and_every_attack(loss, threat):
     plan = Plan(batch_size=2, loss=loss)
     report = audit(data=segmented(), **{**TINY, "attacks": attacks}, threat=threat, plan=plan)
     assert len(report.summary) == 3
-    assert all(c["masks"] is not None and c["ssim"] is not None for c in report.summary)
+    assert all(c.masks is not None and c.ssim.value is not None for c in report.summary)
     assert f"loss='{loss}'" in report.rows[0].plan or loss == "cross_entropy"
 
 
@@ -97,13 +97,13 @@ def test_masks_reach_the_attack_under_the_grant_alone(granted):
 def test_fedavg_and_volumes():
     plan = Plan("FedAvg", 1, 2, learning_rate=0.1)
     found, _ = cell(data=segmented(axes=3), plan=plan, attacks=["GradInv(steps=2)"])
-    assert found["masks"]["dice"] is not None
+    assert found.masks.dice.value is not None
 
 
 def test_a_classifier_leaves_the_masks_alone():
     found, report = cell(model="LeNet('idlg')")
-    assert found["masks"] is None
-    assert "masks are not used" in " ".join(report.settings["notes"])
+    assert found.masks is None
+    assert "masks are not used" in " ".join(report.settings.notes)
     assert mask_lines(report.summary) == []
 
 

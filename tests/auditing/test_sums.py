@@ -57,7 +57,7 @@ def test_the_server_has_the_weighted_mean_and_all_plans(algorithm, more, clients
     assert len(rows) == 2 * 2 * clients * plan.images
     undefended = [r for r in report.rows if r.defense == UNDEFENDED and not r.control]
     assert {r.image for r in rows} == {r.image for r in undefended}
-    assert any(f"the sum of {clients} clients' updates" in note for note in report.settings["notes"])
+    assert any(f"the sum of {clients} clients' updates" in note for note in report.settings.notes)
 
 
 def test_the_sum_is_of_different_clients():
@@ -119,11 +119,11 @@ def test_a_sum_is_read_back_and_a_masked_message_is_not():
     attack = GradientMatching(labels=Joint(), steps=150)
     _, report = look(2, 8, attack, model="LeNet('idlg')", threat=ThreatModel(("labels", "defense")))
     bare, cell = report.summary
-    assert (bare["verdict"], cell["verdict"]) == (LEAKS, LEAKS)
-    assert cell["ssim"] > 0.5
-    assert cell["ssim_masked_vector"] == pytest.approx(cell["ssim_random_update"], abs=0.1)
-    assert cell["asr_masked_vector"] == 0
-    assert "masked-vector" not in cell["flags"]
+    assert (bare.verdict, cell.verdict) == (LEAKS, LEAKS)
+    assert cell.ssim.value > 0.5
+    assert cell.ssim_masked_vector == pytest.approx(cell.ssim_random_update, abs=0.1)
+    assert cell.asr_masked_vector.value == 0
+    assert "masked-vector" not in cell.flags
 
 
 def test_a_masked_message_is_random_numbers_to_an_attack():
@@ -143,7 +143,7 @@ def test_a_mask_that_does_not_hide_is_flagged(monkeypatch):
     monkeypatch.setattr("medpfl.defenses.masking.Masks.of", lambda self, place: torch.zeros(self.size).long())
     monkeypatch.setattr("medpfl.defenses.masking.Masks.left", lambda self, stayed: torch.zeros(self.size).long())
     _, report = look(2, 8, GradientMatching(steps=150), threat=ThreatModel(("labels", "defense")))
-    assert "masked-vector" in report.summary[1]["flags"]
+    assert "masked-vector" in report.summary[1].flags
     assert {r.control for r in report.rows} == {"", RANDOM_UPDATE, MASKED}
 
 
@@ -151,7 +151,7 @@ def test_clients_that_fall_silent_are_in_no_sum():
     attack, report = look(4, 8, defenses=["SecAggPlus(threshold=2, dropouts=1)"])
     assert attack.kept[-1].num_images == 3
     assert len(attack.kept[-1].views[0].plans) == 3
-    assert report.summary[-1]["images"] == 6
+    assert report.summary[-1].images == 6
 
 
 def test_too_many_that_fall_silent_are_said_before_any_work():
@@ -251,16 +251,16 @@ def test_an_attack_on_a_sum_of_which_nothing_is_told_is_not_called_adaptive(thre
     """What pruning did to single updates is known to their clients alone: the attack's failure is inconclusive."""
     pruned, noised = f"TopK(keep=0.1) | {FINE}", f"GaussianNoise(scale=0.01) | {FINE}"
     attack, report = look(2, 4, defenses=[pruned, noised], threat=threat)
-    told = {spec: [c["knows_defense"] for c in report.summary if c["defense"] == spec] for spec in (pruned, noised)}
+    told = {spec: [c.knows_defense for c in report.summary if c.defense == spec] for spec in (pruned, noised)}
     assert told == {pruned: [False], noised: [True] if "defense" in threat else [False, True]}
     untold = next(seen for seen in attack.kept if len(seen.views[0].plans) == 2)
     assert untold.views[0].channel is None
-    (cell,) = [cell for cell in report.summary if cell["defense"] == pruned]
-    assert cell["verdict"] == INCONCLUSIVE
+    (cell,) = [cell for cell in report.summary if cell.defense == pruned]
+    assert cell.verdict == INCONCLUSIVE
 
 
 def test_outpost_and_mixup_disclose_nothing_and_are_attacked_without_knowledge():
     _, report = look(1, 4, defenses=["Outpost(scale=0.8)", "Mixup(alpha=1.0)"], plan=Plan(batch_size=2))
-    told = {cell["defense"].split("(")[0]: (cell["knows_defense"], cell["verdict"]) for cell in report.summary}
+    told = {cell.defense.split("(")[0]: (cell.knows_defense, cell.verdict) for cell in report.summary}
     assert told["Outpost"] == (False, INCONCLUSIVE)
     assert told["Mixup"] == (False, INCONCLUSIVE)

@@ -90,12 +90,12 @@ def test_an_audit_of_the_sum(library):
     report = audit(
         "LeNet('idlg')", attacks=["iDLG(steps=3)"], defenses=[HomomorphicAggregation()], clients=2, images=4, size=16
     )
-    cells = [cell for cell in report.summary if cell["defense"] == "HomomorphicAggregation(scale_bits=40)"]
-    assert [(cell["knows_defense"], cell["images"]) for cell in cells] == [(False, 4), (True, 4)]
-    assert all(cell["clusters"] == 2 for cell in cells)
-    (assumed,) = report.settings["assumed"]
+    cells = [cell for cell in report.summary if cell.defense == "HomomorphicAggregation(scale_bits=40)"]
+    assert [(cell.knows_defense, cell.images) for cell in cells] == [(False, 4), (True, 4)]
+    assert all(cell.clusters == 2 for cell in cells)
+    (assumed,) = report.settings.assumed
     assert assumed.startswith("HomomorphicAggregation(scale_bits=40): the server is assumed to get the decrypted mean")
-    assert any("which it is assumed to get in clear" in note for note in report.settings["notes"])
+    assert any("which it is assumed to get in clear" in note for note in report.settings.notes)
 
 
 @pytest.mark.parametrize(

@@ -71,9 +71,9 @@ def test_each_setting_is_a_point_made_of_its_training_and_its_audit(whole):
     for place, point in enumerate(found.points):
         rows = list(read_rounds(out / "runs" / f"training-{place}-seed-0" / "rounds.jsonl"))
         assert (len(rows), point["accuracy"]) == (3, rows[-1].scores["validation"]["balanced_accuracy"])
-        own = [cell for cell in cells if cell["defense"] == point["defense"]]
-        assert point["ssim"] == max(cell["ssim"] for cell in own)
-        assert {cell["knows_defense"] for cell in own} == ({None} if place == 0 else {False, True})
+        own = [cell for cell in cells if cell.defense == point["defense"]]
+        assert point["ssim"] == max(cell.ssim.value for cell in own)
+        assert {cell.knows_defense for cell in own} == ({None} if place == 0 else {False, True})
     assert [p["loss"] for p in found.points] == [found.points[0]["accuracy"] - p["accuracy"] for p in found.points]
 
 
@@ -198,8 +198,8 @@ def test_a_trained_model_is_audited_under_its_own_defense(pictures, tmp_path):
     assert runs == ["audit-0", "audit-1", "audit-2", *trainings]
     for place, point in enumerate(found.points):
         report = reread(tmp_path / f"out/runs/audit-{place}")
-        assert report.settings["experiment"]["model"].endswith("round=2)")
-        assert point["ssim"] == max(c["ssim"] for c in report.summary if c["defense"] == point["defense"])
+        assert report.settings.experiment["model"].endswith("round=2)")
+        assert point["ssim"] == max(c.ssim.value for c in report.summary if c.defense == point["defense"])
         assert (point["interval"], len(point["accuracies"])) == ("seeds", 2)
     before = read(tmp_path / "out")
     remake(tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,15 +11,16 @@ from scipy import stats
 from medpfl.core.rounds import Round
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, UNDEFENDED
 from medpfl.frontier.points import points_of
+from medpfl.judging.types import Cell, Rate, Union
 
 
-def cell(attack: str, defense: str, asr: float | None, ssim: float = 0.0, knows: bool = False, **more) -> dict:
-    rates = {}
-    for name, value in {"asr": asr, "ssim": ssim, "identified": asr}.items():
-        ends = (None, None) if value is None else (value - 0.1, value + 0.1)
-        rates |= {name: value, f"{name}_low": ends[0], f"{name}_high": ends[1]}
-    kept = {"attack": attack, "defense": defense, "knows_defense": knows, "images": 4, "flags": [], "verdict": NO_LEAK}
-    return {**kept, "label_verdict": NO_LEAK, **rates, **more}
+def cell(attack: str, defense: str, asr: float | None, ssim: float = 0.0, knows: bool = False, **more: Any) -> Cell:
+    def rate(value: float | None) -> Rate:
+        return Rate() if value is None else Rate(value, value - 0.1, value + 0.1)
+
+    rates: dict[str, Any] = {"asr": rate(asr), "ssim": rate(ssim), "identified": rate(asr)}
+    kept: dict[str, Any] = {"verdict": NO_LEAK, "label_verdict": NO_LEAK, **rates, **more}
+    return Cell(attack=attack, defense=defense, knows_defense=knows, images=4, **kept)
 
 
 def rounds(accuracy: float, epsilon: float | None = None, auroc: float | None = 0.9) -> list[Round]:
@@ -35,28 +37,26 @@ def rounds(accuracy: float, epsilon: float | None = None, auroc: float | None = 
     ]
 
 
-def united(cells: list[dict]) -> list[dict]:
+def united(cells: list[Cell]) -> list[Cell]:
     """The cells with what the attacks on each defense show together."""
     found = []
     for one in cells:
-        own = [c for c in cells if c["defense"] == one["defense"]]
-        known = [c["asr"] for c in own if c["asr"] is not None]
-        top = max(known, default=0.0)
-        union = {
-            "verdict": own[0]["verdict"], "updates_needed": 17, "flags": ["too-few"], "asr_excess": top + 0.3,
-            "identified": top, "identified_low": top - 0.1, "identified_high": top + 0.1, "identified_floor": 0.05,
-            "identified_excess": top + 0.2,
-        }  # fmt: skip
-        found.append({**one, "union": union})
+        own = [c for c in cells if c.defense == one.defense]
+        top = max((c.asr.value for c in own if c.asr.value is not None), default=0.0)
+        union = Union(
+            verdict=own[0].verdict, updates_needed=17, flags=("too-few",), asr_excess=top + 0.3,
+            identified=Rate(top, top - 0.1, top + 0.1), identified_floor=0.05, identified_excess=top + 0.2,
+        )  # fmt: skip
+        found.append(replace(one, union=union))
     return found
 
 
 CELLS = united(
     [
-        cell("A()", UNDEFENDED, 0.9, verdict=LEAKS, flags=["x"]),
+        cell("A()", UNDEFENDED, 0.9, verdict=LEAKS, flags=("x",)),
         cell("B()", UNDEFENDED, 0.2, 0.95),
         cell("A()", "D()", 0.0, 0.3, label_verdict=LEAKS),
-        cell("A()", "D()", 0.25, 0.2, knows=True, flags=["y"], verdict=INCONCLUSIVE),
+        cell("A()", "D()", 0.25, 0.2, knows=True, flags=("y",), verdict=INCONCLUSIVE),
         cell("B()", "D()", 0.1, 0.1),
     ]
 )

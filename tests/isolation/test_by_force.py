@@ -129,7 +129,7 @@ def specs(tmp_path: Path) -> dict[str, str]:
 
 
 def rates(report) -> dict[str, float]:
-    return {cell["attack"].removesuffix("()"): cell["asr"] for cell in report.summary}
+    return {cell.attack.removesuffix("()"): cell.asr.value for cell in report.summary}
 
 
 def test_each_way_leads_to_the_truth_in_the_audit_s_own_process(images, specs, monkeypatch):
@@ -142,7 +142,7 @@ def test_each_way_leads_to_the_truth_in_the_audit_s_own_process(images, specs, m
     }  # fmt: skip
     assert rates(audited([specs["Files"]], **options)) == {"Files": 1}
     noise = {**options, "defenses": ["LaplaceNoise(scale=1e6)"]}
-    assert {cell["asr"] for cell in audited([specs["Frames"]], **noise).summary} == {1}, "there is nothing to read"
+    assert {cell.asr.value for cell in audited([specs["Frames"]], **noise).summary} == {1}, "there is nothing to read"
 
 
 def test_none_leads_to_it_from_a_process_of_its_own(images, specs):
@@ -156,4 +156,4 @@ def test_none_leads_to_it_from_a_process_of_its_own(images, specs):
         os.close(opened)
     assert rates(report) == dict.fromkeys(WAYS, 0)
     assert all(row.ended == "converged" for row in report.rows), "they ran, and found nothing"
-    assert report.settings["isolation"]["in a process of their own"] == [f"{name}()" for name in WAYS]
+    assert report.settings.isolation["in a process of their own"] == [f"{name}()" for name in WAYS]

@@ -280,9 +280,9 @@ def test_an_audit_of_an_object_runs_in_its_own_process_and_says_so(bad):
 
     network = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
     report = audited([f"{bad}:Bad"], model=network)
-    assert [note for note in report.settings["notes"] if note.startswith("Your own attack ran in the audit's own pro")]
-    assert report.settings["isolation"]["in a process of their own"] == []
-    assert "by force" in report.settings["isolation"]["what it means"]
+    assert [note for note in report.settings.notes if note.startswith("Your own attack ran in the audit's own pro")]
+    assert report.settings.isolation["in a process of their own"] == []
+    assert "by force" in report.settings.isolation["what it means"]
 
 
 def _runs(process: int) -> bool:

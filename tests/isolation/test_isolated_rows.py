@@ -89,8 +89,8 @@ def test_rows_are_equal_with_and_without_isolation(folder, shared, scene):
             options[name] = placed[0] if isinstance(given, str) else placed
     apart = audited([attack], out=folder / "runs" / "apart", **options)
     here = audited([attack], out=folder / "runs" / "here", isolate=False, **options)
-    assert apart.settings["isolation"]["in a process of their own"]
-    assert not here.settings["isolation"]["in a process of their own"]
+    assert apart.settings.isolation["in a process of their own"]
+    assert not here.settings.isolation["in a process of their own"]
     assert plain(apart) == plain(here)
     assert len(apart.rows) > 2
     # And so are the identities: the same directory is continued, and nothing is played again.
@@ -102,8 +102,8 @@ def test_so_are_those_of_attacks_of_ours_under_isolate(folder, shared):
     options = {"attacks": ["DLG(steps=2)", "RGAP"], "model": "LeNet('idlg')"}
     apart = audited(out=folder / "runs" / "apart", isolate=True, **options)
     here = audited(out=folder / "runs" / "here", **options)
-    assert apart.settings["isolation"]["in a process of their own"] == ["DLG(steps=2)", "RGAP()"]
-    assert "isolation" not in here.settings
+    assert apart.settings.isolation["in a process of their own"] == ["DLG(steps=2)", "RGAP()"]
+    assert here.settings.isolation is None
     assert plain(apart) == plain(here)
 
 
@@ -123,6 +123,6 @@ def test_an_attack_that_suits_the_model_or_refuses_it_says_so_from_its_process(f
 
     attack = f"{folder}/honest.py:Honest"
     report = audited([attack])
-    assert any("Honest(steps=4)" in note for note in report.settings["notes"])
+    assert any("Honest(steps=4)" in note for note in report.settings.notes)
     with pytest.raises(InputError, match="this takes too long"):
         audited([f"{attack}(steps=101)"])

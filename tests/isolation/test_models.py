@@ -18,7 +18,7 @@ def test_a_checkpoint(tmp_path, shared):
     options = {"model": str(place / "round-1")}
     apart = audited([attack], out=tmp_path / "runs" / "apart", **options)
     here = audited([attack], out=tmp_path / "runs" / "here", isolate=False, **options)
-    assert apart.settings["isolation"]["in a process of their own"]
+    assert apart.settings.isolation["in a process of their own"]
     assert plain(apart) == plain(here)
 
 
@@ -32,6 +32,6 @@ def test_a_record(tmp_path, shared):
     options = {"data": str(tmp_path / "one.safetensors"), "truth": images}
     apart = audited([attack], out=tmp_path / "runs" / "apart", **options)
     here = audited([attack], out=tmp_path / "runs" / "here", isolate=False, **options)
-    assert apart.settings["isolation"]["in a process of their own"]
+    assert apart.settings.isolation["in a process of their own"]
     assert plain(apart) == plain(here)
     assert {row.knows_defense for row in apart.rows if row.defense == "Recorded()"} == {False, True}

@@ -1,16 +1,35 @@
 """Made-up rows and cells: no test of a report needs an attack."""
 
+from dataclasses import fields
+
 import numpy as np
 from scipy.stats import beta
 
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
+from medpfl.judging.types import Cell, Rate, Union
 
 UNDEFENDED, LAPLACE = "NoDefense()", "LaplaceNoise(scale=0.01)"
 
 
+def made(told):
+    """A cell from the flat form that ``summary.json`` has, as far as it is given."""
+    return Cell(**inflated(Cell, told))
+
+
+def inflated(kind, told):
+    values = {}
+    for one in fields(kind):
+        if isinstance(one.default, Rate):
+            values[one.name] = Rate(*(told.get(f"{one.name}{end}") for end in ("", "_low", "_high")))
+        elif told.get(one.name) is not None:
+            value = told[one.name]
+            values[one.name] = tuple(value) if isinstance(value, list) else value
+    return values
+
+
 def cell(attack="iDLG()", defense=UNDEFENDED, read=19, images=24, verdict="leaks", **more):
-    """A cell with a rate and its interval (Clopper and Pearson)."""
+    """The flat form of a cell with a rate and its interval (Clopper and Pearson)."""
     numbers = {
         "asr": read / images,
         "asr_low": beta.ppf(0.025, read, images - read + 1) if read else 0.0,
@@ -28,7 +47,7 @@ def cell(attack="iDLG()", defense=UNDEFENDED, read=19, images=24, verdict="leaks
 
 
 def full(**more):
-    """A cell with every key of the contract."""
+    """The same with every key of the contract."""
     known = {
         "asr_worst": 0.83,
         "ssim": 0.91,
@@ -77,7 +96,7 @@ def united(summary, by=("defense",), **more):
             "updates_needed": 17,
             **more,
         }
-        found.append({**one, "union": union})
+        found.append(made({**one, "union": Union(**inflated(Union, union))}))
     return found
 
 

@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from made_up import full
+from made_up import full, made
 from test_frontier_page import CHOSEN, POINTS, SETTINGS
 
+from medpfl.judging.types import Bound, Cell, Mark, Mechanism, Rate
 from medpfl.reporting.bound_figure import bound_figure, bound_section
-from medpfl.reporting.bounds import bound_rows, placed, stands
+from medpfl.reporting.bounds import Placed, bound_rows, placed, stands
 from medpfl.reporting.frontier import write_frontier_page
 from medpfl.reporting.words import DASH
 
 CURVE = [[kappa, min(1.0, 3 * kappa)] for kappa in (0.0, 1e-5, 1e-4, 0.01, 0.1, 1.0)]
 
 
-def marked(kappa: float | None, high: float | None) -> dict[str, Any]:
-    return {"kappa": kappa, "kappa_high": high, "bound": kappa and 3 * kappa, "bound_high": high and 3 * high}
+def marked(kappa: float | None, high: float | None) -> Mark:
+    return Mark(kappa=kappa, kappa_high=high, bound=kappa and 3 * kappa, bound_high=high and 3 * high)
 
 
-def mechanism(noise: float, unit: str = "image") -> dict[str, Any]:
-    return {"unit": unit, "noise": noise, "rate": 0.5, "steps": 2}
+def mechanism(noise: float, unit: str = "image", steps: int = 2) -> Mechanism:
+    return Mechanism(unit=unit, noise=noise, rate=0.5, steps=steps)
 
 
-def cell(
-    read: int, noise: float = 1.0, gap: str | None = None, identified: float = 0.02, **more: Any
-) -> dict[str, Any]:
-    bound = {
-        "rounds": 1, "mechanisms": [mechanism(noise)], "gap": gap, "curve": CURVE,
-        "no_prior": {"asr": 0.0, "identified": 0.4}, "asr": marked(0.0, 0.1), "identified": marked(0.05, 0.05),
-        "guesses": {"mean_image": 0.0, "nearest": 0.02, "random_update": None, "chance": 0.05},
-    }  # fmt: skip
-    return full(defense=f"DPSGD(noise={noise})", read=read, identified=identified, bound=bound, **more)
+def cell(read: int, noise: float = 1.0, gap: str | None = None, identified: float = 0.02, **more: Any) -> Cell:
+    bound = Bound(
+        rounds=1, mechanisms=(mechanism(noise),), gap=gap, curve=CURVE, no_prior={"asr": 0.0, "identified": 0.4},
+        asr=marked(0.0, 0.1), identified=marked(0.05, 0.05),
+        guesses={"mean_image": 0.0, "nearest": 0.02, "random_update": None, "chance": 0.05},
+    )  # fmt: skip
+    return made(full(defense=f"DPSGD(noise={noise})", read=read, identified=identified, bound=bound, **more))
+
+
+def bounded(one: Cell, **changed: Any) -> Cell:
+    return replace(one, bound=replace(one.bound, **changed))
 
 
 def test_the_strongest_attack_stands_for_a_defense_at_the_largest_kappa_of_its_cells():
-    other = cell(6)
-    other["bound"] = other["bound"] | {"asr": marked(0.2, 0.3)}
-    (one,) = placed([full(), cell(3), other, cell(0)])
-    assert (one["asr"], one["identified"]) == (0.25, 0.02)
-    assert one["bound"]["asr"]["kappa"] == 0.2
-    assert placed([full()]) == []
+    other = bounded(cell(6), asr=marked(0.2, 0.3))
+    (one,) = placed([made(full()), cell(3), other, cell(0)])
+    assert (one.asr.value, one.identified.value) == (0.25, 0.02)
+    assert one.bound.asr.kappa == 0.2
+    assert placed([made(full())]) == []
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,8 @@ def test_the_strongest_attack_stands_for_a_defense_at_the_largest_kappa_of_its_c
     ],
 )
 def test_where_a_rate_stands(rate, low, kappa, words):
-    one = {"asr": rate, "asr_low": low, "bound": {"asr": marked(kappa, kappa and 0.2)}}
+    bound = Bound(rounds=1, gap=None, curve=CURVE, asr=marked(kappa, kappa and 0.2))
+    one = Placed("D()", bound, Rate(rate, low), Rate())
     assert words in stands(one, "asr")
 
 
@@ -68,13 +72,11 @@ def test_rows_say_measured_guess_and_bound_and_a_gap_says_why():
 
 
 def test_several_mechanisms_are_named_and_whose_record_it_is():
-    both = cell(0)
-    both["bound"]["mechanisms"].append(mechanism(3.0, "client") | {"steps": 1})
+    both = bounded(cell(0), mechanisms=(mechanism(1.0), mechanism(3.0, "client", steps=1)))
     assert bound_rows(placed([both]))[0][1] == (
         "an image", "noise 1, rate 0.5, 2 steps and noise 3, rate 0.5, 1 step, over 1 round",
     )  # fmt: skip
-    client = cell(0)
-    client["bound"]["mechanisms"] = [mechanism(1.0, "client")]
+    client = bounded(cell(0), mechanisms=(mechanism(1.0, "client"),))
     assert bound_rows(placed([client]))[0][1][0] == "an image (of all of a client)"
 
 
@@ -104,7 +106,7 @@ def test_the_figure_draws_curve_point_reference_and_guesses(monkeypatch):
 
 def test_a_frontier_s_page_has_the_section_where_a_point_has_a_bound(tmp_path):
     (one,) = placed([cell(3)])
-    points = [POINTS[0], {**POINTS[1], "bound": one["bound"]}]
+    points = [POINTS[0], {**POINTS[1], "bound": one}]
     page = write_frontier_page(tmp_path, SETTINGS, points, CHOSEN).read_text()
     assert page.count('id="bound-asr-title"') == page.count('id="bound-identified-title"') == 1
     assert "noise 1, rate 0.5, 2 steps, over 1 round" in page

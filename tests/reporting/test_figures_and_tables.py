@@ -4,7 +4,7 @@ import io
 import re
 
 import pytest
-from made_up import LAPLACE, cell, full, row
+from made_up import LAPLACE, cell, full, made, row
 from rich.console import Console
 
 from medpfl.reporting import terminal_table
@@ -14,12 +14,15 @@ from medpfl.reporting.tables import fold
 NO_LEAK = "no leak found by these attacks"
 LONG = "GradientMatching(objective='cosine', prior=TotalVariation(weight=0.1), restarts=4)"
 SUMMARY = [
-    full(),
-    full(attack=LONG, read=24),
-    full(attack="DLG()", read=0, verdict="inconclusive", flags=["control-failed", "not-converged"]),
-    full(defense=LAPLACE, read=0, verdict=NO_LEAK),
-    full(attack="DLG()", defense=f"{LAPLACE} | TopK(keep=0.05)", read=0, verdict=NO_LEAK),
-    {"attack": "iDLG()", "defense": "Sign()"},
+    made(told)
+    for told in (
+        full(),
+        full(attack=LONG, read=24),
+        full(attack="DLG()", read=0, verdict="inconclusive", flags=["control-failed", "not-converged"]),
+        full(defense=LAPLACE, read=0, verdict=NO_LEAK),
+        full(attack="DLG()", defense=f"{LAPLACE} | TopK(keep=0.05)", read=0, verdict=NO_LEAK),
+        {"attack": "iDLG()", "defense": "Sign()"},
+    )
 ]
 
 
@@ -55,9 +58,9 @@ def test_leak_figure_says_the_rates_in_words():
 def test_only_the_rate_that_leaks_has_the_color_of_a_leak():
     """A leak by recognition is no red mark at 0 % read back."""
     for ways, marks in ((["read"], 1), (["recognized"], 1), (["read", "recognized"], 2), ([], 0)):
-        svg = leak_figure([full(read=0, leaks_by=ways)])
+        svg = leak_figure([made(full(read=0, leaks_by=ways))])
         assert len(re.findall(r"fill: var\(--leak\)", svg)) == marks
-    assert ticks(similarity_figure([full(leaks_by=["recognized"])], [row()]), "leak") == 0
+    assert ticks(similarity_figure([made(full(leaks_by=["recognized"]))], [row()]), "leak") == 0
 
 
 def test_figures_share_no_id():
@@ -68,19 +71,19 @@ def test_figures_share_no_id():
 
 def test_labels_are_taken_literally():
     for label in ("A(x='$a_b$')", 'A(x=id="k", url(#k))'):
-        assert f">{label}<" in leak_figure([full(attack=label)])
+        assert f">{label}<" in leak_figure([made(full(attack=label))])
 
 
 def test_a_tick_for_each_scored_row_and_at_most_200():
     rows = [row(ssim=i / 5) for i in range(5)]
     noise = [row(control="random-update"), row(ssim=None), row(flags=("zero-gradient",)), row(attack="DLG()")]
-    leaking = full(leaks_by=["read"])
+    leaking = made(full(leaks_by=["read"]))
     assert ticks(similarity_figure([leaking], rows + noise), "leak") == 5
     assert ticks(similarity_figure([leaking], [row(ssim=i / 999) for i in range(999)]), "leak") == 200
 
 
 def test_negative_similarity_is_inside_the_figure():
-    svg = similarity_figure([full()], [row(ssim=-0.4)])
+    svg = similarity_figure([made(full())], [row(ssim=-0.4)])
     left = [float(x) for x in re.findall(r"d=\"M ([\d.-]+)", svg)]
     assert min(left) >= 0
 
@@ -104,7 +107,7 @@ def test_terminal_table_fits_and_cuts_nothing(width):
 
 
 def test_terminal_table_takes_brackets_literally():
-    table = terminal_table([cell(attack="A(x=['bold'])")], 140)
+    table = terminal_table([made(cell(attack="A(x=['bold'])"))], 140)
     console = Console(width=140, file=io.StringIO())
     console.print(table)
     assert "A(x=['bold'])" in console.file.getvalue()

@@ -24,7 +24,7 @@ def point(defense: str, value: float | None, accuracy: float | None, **more: Any
         "defense": defense, "accuracy": accuracy, "accuracy_low": ends[0], "accuracy_high": ends[1],
         "accuracies": [accuracy], "interval": "images", "loss": None if accuracy is None else 0.9 - accuracy,
         "verdict": NO_LEAK, "label_verdict": None, "flags": [], "unbeaten": list(METRICS),
-        "epsilon": None, "delta": 1e-5, "gap": None,
+        "epsilon": None, "delta": 1e-5, "gap": None, "bound": None,
     }  # fmt: skip
     return {**kept, **scores, **more}
 

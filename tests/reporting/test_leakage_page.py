@@ -7,11 +7,16 @@ from made_up import LAPLACE, full, united
 from rich.console import Console
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
-from medpfl.reporting.leakage import _values, leakage_figure, leakage_table
+from medpfl.reporting.leakage import RoundCell, _values, leakage_figure, leakage_table
 from medpfl.reporting.leakage import sentence as sentence_of
 
 MODEL = {"balanced_accuracy": 0.8}
 LONG = "GradientMatching(objective='cosine', restarts=4, steps=2000)"
+
+
+def rounds(cells):
+    whole = united(cells, by=("round", "defense"))
+    return [RoundCell(one["round"], one["balanced_accuracy"], made) for one, made in zip(cells, whole, strict=True)]
 
 
 def pairs(attack="iDLG()"):
@@ -27,7 +32,7 @@ def pairs(attack="iDLG()"):
 
 
 def test_naive_and_adaptive_attacks_are_lines_of_their_own():
-    figure = leakage_figure(pairs())
+    figure = leakage_figure(rounds(pairs()))
     assert "iDLG, naive, LaplaceNoise(scale=0.01): round 0: 0.10, round 5: 0.10" in figure
     assert "iDLG, adaptive, LaplaceNoise(scale=0.01): round 0: 0.90, round 5: 0.90" in figure
 
@@ -36,8 +41,8 @@ def test_the_accuracy_of_the_model_is_a_line_and_no_line_leaves_the_axes(monkeyp
     kept = []
     monkeypatch.setattr("medpfl.reporting.leakage.inline", lambda figure, *_: kept.append(figure) or "")
     cells = [cell | {"balanced_accuracy": 0.5 + cell["round"] / 10} for cell in pairs()]
-    leakage_figure(cells, "asr")
-    leakage_figure(at_rounds(0, 5))
+    leakage_figure(rounds(cells), "asr")
+    leakage_figure(rounds(at_rounds(0, 5)))
     accuracy = next(line for line in kept[0].axes[0].lines if line.get_label() == "balanced accuracy of the model")
     assert list(accuracy.get_ydata()) == [0.5, 1.0]
     assert all(figure.axes[0].get_ylim() == (0, 1.02) for figure in kept)
@@ -54,16 +59,16 @@ def at_rounds(*numbers):
 
 def test_the_table_says_what_was_attacked_and_what_a_guess_without_the_update_scores():
     console = Console(width=200, record=True)
-    console.print(leakage_table([at(5, LEAKS, read=9)]))
+    console.print(leakage_table(rounds([at(5, LEAKS, read=9)])))
     text = console.export_text()
     assert "80 %" in text
     assert " 24 " in text
-    assert list(_values(at(5, LEAKS, read=9))[6]) == ["0.91", "0.51 without the update"]
+    assert list(_values(rounds([at(5, LEAKS, read=9)])[0])[6]) == ["0.91", "0.51 without the update"]
 
 
 def test_a_narrow_terminal_cuts_nothing():
     console = Console(width=80, record=True)
-    console.print(leakage_table([at(5, LEAKS, read=9), at(20, NO_LEAK)]))
+    console.print(leakage_table(rounds([at(5, LEAKS, read=9), at(20, NO_LEAK)])))
     text = console.export_text()
     assert "\u2026" not in text
     assert "Read back" in text
@@ -71,21 +76,21 @@ def test_a_narrow_terminal_cuts_nothing():
 
 
 def test_long_names_still_tell_them_apart():
-    spoken = leakage_figure(pairs(LONG))
+    spoken = leakage_figure(rounds(pairs(LONG)))
     assert ", naive, " in spoken
     assert ", adaptive, " in spoken
 
 
 def test_the_table_names_them():
     console = Console(width=200, record=True)
-    console.print(leakage_table(pairs()))
+    console.print(leakage_table(rounds(pairs())))
     text = console.export_text()
     assert text.count("iDLG, naive") == 2
     assert text.count("iDLG, adaptive") == 1
 
 
 def sentence(cells):
-    return sentence_of(united(cells, by=("round", "defense")))
+    return sentence_of(rounds(cells))
 
 
 def at(number, verdict, read=19, flags=(), **more):

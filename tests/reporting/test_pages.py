@@ -13,6 +13,7 @@ import pytest
 from made_up import LAPLACE, SETTINGS, cell, full, picture, row, united
 from PIL import Image
 
+from medpfl.core.settings import Settings
 from medpfl.core.threat import GRANTS
 from medpfl.reporting import FLAGS, write_pages
 
@@ -36,7 +37,7 @@ def rows_of(summary, count=7):
 
 
 def pages(out, summary, settings=SETTINGS, rows=None, show=picture):
-    write_pages(out, settings, united(summary), rows_of(summary) if rows is None else rows, show)
+    write_pages(out, Settings.of(settings), united(summary), rows_of(summary) if rows is None else rows, show)
     private = out / "report-with-images.html"
     return (out / "report.html").read_text(), private.read_text() if private.exists() else ""
 
@@ -117,14 +118,14 @@ def test_private_page_says_so_first(tmp_path):
 
 
 def test_without_pictures_there_is_only_the_shared_page(tmp_path):
-    files = write_pages(tmp_path / "new", SETTINGS, united(SUMMARIES["full"]), [], None)
+    files = write_pages(tmp_path / "new", Settings.of(SETTINGS), united(SUMMARIES["full"]), [], None)
     assert files == [tmp_path / "new" / "report.html"]
     assert sorted((tmp_path / "new").iterdir()) == files
 
 
 def test_files_and_modes(tmp_path):
     summary = SUMMARIES["full"]
-    files = write_pages(tmp_path, SETTINGS, united(summary), rows_of(summary), picture)
+    files = write_pages(tmp_path, Settings.of(SETTINGS), united(summary), rows_of(summary), picture)
     assert sorted(files) == sorted(p for p in tmp_path.rglob("*") if p.is_file())
     assert [f.name for f in files][:: len(files) - 1] == ["report.html", "report-with-images.html"]
     assert all(stat.S_IMODE(f.stat().st_mode) == 0o600 for f in files[1:])
@@ -152,7 +153,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
 def test_same_rows_same_bytes(tmp_path):
     summary = SUMMARIES["full"]
     for name, order in (("a", 1), ("b", -1)):
-        write_pages(tmp_path / name, SETTINGS, united(summary), rows_of(summary)[::order], picture)
+        write_pages(tmp_path / name, Settings.of(SETTINGS), united(summary), rows_of(summary)[::order], picture)
     files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert len(files) == 4
     for file in files:
@@ -296,7 +297,7 @@ def test_embedded_images_are_the_pictures(tmp_path):
 @pytest.mark.parametrize("shape", [(28, 28), (30, 20, 3), (16, 16, 1), (600, 400)])
 def test_panel_file_has_squares_for_pixels(tmp_path, shape):
     truth = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    write_pages(tmp_path, SETTINGS, united([full()]), [row()], lambda _: (truth, 255 - truth))
+    write_pages(tmp_path, Settings.of(SETTINGS), united([full()]), [row()], lambda _: (truth, 255 - truth))
     (file,) = (tmp_path / "pictures").iterdir()
     with Image.open(file) as image:
         sheet = np.asarray(image)
@@ -309,7 +310,7 @@ def test_panel_file_has_squares_for_pixels(tmp_path, shape):
 
 def test_panel_files_of_two_cells_never_share_a_name(tmp_path):
     summary = [full(attack=f"A(x={'a' * 100}{i})", defense=d) for i in range(2) for d in (LAPLACE, "B/../C()")]
-    write_pages(tmp_path, SETTINGS, united(summary), rows_of(summary, 1), picture)
+    write_pages(tmp_path, Settings.of(SETTINGS), united(summary), rows_of(summary, 1), picture)
     names = [p.name for p in (tmp_path / "pictures").iterdir()]
     assert len(names) == 4
     assert all(re.fullmatch(r"[A-Za-z0-9.-]{1,120}\.png", name) for name in names)

@@ -5,6 +5,7 @@ import re
 import pytest
 from made_up import LAPLACE, cell, full, united
 
+from medpfl.core.settings import Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting import FLAGS, verdict_sentences
 from medpfl.reporting.verdict import verdict_states
@@ -203,7 +204,7 @@ CASES = {
 
 
 def sentences(summary, settings, **union):
-    return verdict_sentences(united([{"asr": None, "flags": [], **c} for c in summary], **union), settings)
+    return verdict_sentences(united([{"asr": None, "flags": [], **c} for c in summary], **union), Settings.of(settings))
 
 
 def states(summary):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from medpfl.core.errors import InputError
 from medpfl.core.roles import Composed, Defense
 from medpfl.defenses import DPSGD, ClientDP
 from medpfl.defenses.tradeoff import Mechanism, tightest
+from medpfl.judging.types import Bound, Cell, Mark, Rate
+from medpfl.judging.types import Mechanism as Shown
 from medpfl.metrics.no_prior import no_prior_guess
 from medpfl.metrics.pixel import SUCCESS, ssim
 
@@ -27,8 +30,6 @@ __all__ = ["bounded", "bounds_of", "check_bounds"]
 _KAPPAS = (0.0, *np.logspace(-4, 0, 81).round(8).tolist())
 _GUESSES = 200
 """Of the no-prior reference, over all images."""
-_WITHOUT = ("mean_image", "nearest", "random_update")
-"""Baselines of the success rate: guesses without the update."""
 
 
 def bounds_of(setup: Setup, scorer: Scorer) -> dict[str, dict[str, Any]]:
@@ -98,41 +99,57 @@ def check_bounds(out: Path, bounds: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def bounded(summary: Sequence[dict[str, Any]], bounds: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The cells, those under differential privacy with ``bound``: `bounds_of`, and the bound where guessing stands.
+def bounded(summary: Sequence[Cell], bounds: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
+    """Return the cells, those under differential privacy with their bound, and where guesses without the update stand.
 
-    For ``asr`` and ``identified``, ``bound`` has ``kappa``, the best of the guesses that were made without the update,
-    ``kappa_high``, the upper end of the 95 % interval of what they could score, and the ``bound`` at both. A better
-    guess without the update may exist: kappa is an assumption.
+    A better guess without the update may exist: kappa is an assumption.
+
+    Args:
+        summary: the cells.
+        bounds: from `bounds_of`.
     """
-    return [{**cell, "bound": _of_cell(cell, bounds[cell["defense"]])} if cell["defense"] in bounds else cell
-            for cell in summary]  # fmt: skip
-
-
-def _at(entry: Mapping[str, Any], rates: Iterable[float | None], ends: Iterable[float | None]) -> dict[str, Any]:
-    """The largest of the rates, the largest end of their intervals, and the bound at both; ``None`` without any."""
-    mechanisms = [
-        Mechanism(one["noise"], one["rate"], one["steps"], tuple(map(tuple, one["profile"])))
-        for one in entry["mechanisms"]
+    return [
+        replace(cell, bound=_bound(cell, bounds[cell.defense])) if cell.defense in bounds else cell for cell in summary
     ]
+
+
+def _bound(cell: Cell, entry: Mapping[str, Any]) -> Bound:
+    bound = Bound(rounds=entry["rounds"], gap=entry["gap"], curve=entry["curve"])
+    if entry["gap"] is not None:
+        return bound
+    by_guess = {name: rate.value for name, rate in _without(cell).items()}
+    ends = [cell.asr_mean_image.high, cell.asr_nearest.high]
+    seen = [Mechanism(one["noise"], one["rate"], one["steps"], _profile(one)) for one in entry["mechanisms"]]
+    return replace(
+        bound,
+        mechanisms=tuple(
+            Shown(unit=one["unit"], noise=one["noise"], rate=one["rate"], steps=one["steps"])
+            for one in entry["mechanisms"]
+        ),
+        no_prior=entry["no_prior"],
+        asr=_at(seen, by_guess.values(), ends),
+        identified=_at(seen, [cell.chance, cell.identified_random_update.value], [cell.chance]),
+        guesses={**by_guess, "chance": cell.chance},
+    )
+
+
+def _without(cell: Cell) -> dict[str, Rate]:
+    """Return the success rates of guesses without the update."""
+    return {
+        "mean_image": cell.asr_mean_image,
+        "nearest": cell.asr_nearest,
+        "random_update": cell.asr_random_update,
+    }
+
+
+def _profile(one: Mapping[str, Any]) -> tuple[tuple[float, float], ...]:
+    return tuple(map(tuple, one["profile"]))
+
+
+def _at(seen: Sequence[Mechanism], rates: Iterable[float | None], ends: Iterable[float | None]) -> Mark:
+    """Return the largest of the rates, the largest end of their intervals, and the bound at both."""
     kappa = max((rate for rate in rates if rate is not None), default=None)
     if kappa is None:
-        return dict.fromkeys(("kappa", "kappa_high", "bound", "bound_high"))
+        return Mark()
     high = max([kappa, *(end for end in ends if end is not None)])
-    return {"kappa": kappa, "kappa_high": high, "bound": tightest(mechanisms, kappa),
-            "bound_high": tightest(mechanisms, high)}  # fmt: skip
-
-
-def _of_cell(cell: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    shown = dict(entry)
-    if "mechanisms" in entry:
-        shown["mechanisms"] = [{k: v for k, v in one.items() if k != "profile"} for one in entry["mechanisms"]]
-    if entry["gap"] is not None:
-        return shown
-    by_guess = {name: cell.get(f"asr_{name}") for name in _WITHOUT}
-    ends = [cell.get(f"asr_{name}_high") for name in ("mean_image", "nearest")]
-    marks = {
-        "asr": _at(entry, by_guess.values(), ends),
-        "identified": _at(entry, [cell.get("chance"), cell.get("identified_random_update")], [cell.get("chance")]),
-    }
-    return {**shown, **marks, "guesses": {**by_guess, "chance": cell.get("chance")}}
+    return Mark(kappa=kappa, kappa_high=high, bound=tightest(seen, kappa), bound_high=tightest(seen, high))

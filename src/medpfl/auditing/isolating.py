@@ -17,6 +17,7 @@ from medpfl.auditing.recorded import Recorded, behind
 from medpfl.core.errors import InputError
 from medpfl.core.place import is_place
 from medpfl.core.roles import Attack, Defense, Model
+from medpfl.core.settings import Settings
 from medpfl.core.spec import registry
 from medpfl.isolation.parent import Isolated, Scene, Worker, absolute, started
 from medpfl.isolation.system import active
@@ -84,8 +85,8 @@ class Isolation:
             return list(attacks)
         return attacks_of([one if isinstance(one, Isolated) else repr(one) for one in attacks], self.worker)
 
-    def added_to(self, settings: dict[str, Any], attacks: Sequence[Attack]) -> dict[str, Any]:
-        """The settings of an audit, with what the page prints of the isolation of its attacks.
+    def added_to(self, settings: Settings, attacks: Sequence[Attack]) -> Settings:
+        """Return the settings of an audit, with what the page prints of the isolation of its attacks.
 
         Nothing is added where every attack is one of ours, in the audit's own process.
         """
@@ -99,7 +100,7 @@ class Isolation:
             "operating system": (self.worker.system if self.worker else active()) or ["no isolation found"],
             "what it means": NO_SANDBOX if not own else IN_REACH,
         }
-        return {**settings, "isolation": told, "notes": [*settings["notes"], *self.notes]}
+        return replace(settings, isolation=told, notes=(*settings.notes, *self.notes))
 
 
 @contextmanager

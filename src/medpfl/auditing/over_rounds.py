@@ -16,6 +16,7 @@ from medpfl.auditing.run_files import lines, made
 from medpfl.auditing.training_report import accuracies_in
 from medpfl.core.errors import InputError
 from medpfl.core.files import remove_leftovers, write
+from medpfl.reporting.leakage import RoundCell
 
 __all__ = ["Leakage", "leakage", "rounds_in"]
 
@@ -41,13 +42,9 @@ class Leakage:
         return [{"round": n, **row.to_dict()} for n, report in self.reports.items() for row in report.rows]
 
     @property
-    def summary(self) -> list[dict[str, Any]]:
-        """The cells of all rounds, each with its ``round`` and the model's ``balanced_accuracy``."""
-        return [
-            {"round": n, "balanced_accuracy": self.accuracies[n], **cell}
-            for n, report in self.reports.items()
-            for cell in report.summary
-        ]
+    def summary(self) -> list[RoundCell]:
+        """The cells of all rounds, each with its round and the model's balanced accuracy."""
+        return [RoundCell(n, self.accuracies[n], cell) for n, report in self.reports.items() for cell in report.summary]
 
     def __str__(self) -> str:
         from medpfl.reporting.leakage import sentence
@@ -111,9 +108,9 @@ def _written(out: Path, found: Leakage, model: Checkpoint) -> tuple[Path, ...]:
     made(out)
     remove_leftovers(out)
     write(out / "leakage.jsonl", lines(found.rows))
-    write(out / "leakage.json", json.dumps(found.summary, indent=1).encode())
+    write(out / "leakage.json", json.dumps([one.to_dict() for one in found.summary], indent=1).encode())
     settings = next(iter(found.reports.values())).settings
     # What is of all rounds in place of what is of the first.
     own = {"model": model.trained, "weights": f"of a training, rounds {', '.join(map(str, found.reports))}"}
-    settings = settings | {"experiment": settings["experiment"] | own}
-    return (write_leakage_page(out, settings, found.summary),)
+    settings = replace(settings, experiment={**settings.experiment, **own})
+    return (write_leakage_page(out, settings.to_dict(), found.summary),)

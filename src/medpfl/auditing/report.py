@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medpfl.auditing.bounds import bounded, check_bounds
 from medpfl.auditing.key import class_names
@@ -12,8 +11,10 @@ from medpfl.auditing.run_files import RUN, check_rows, read_json, reading
 from medpfl.auditing.store import ROWS, JobKey, Store, check_format, job_of, read_rows
 from medpfl.core.errors import InputError
 from medpfl.core.files import write
+from medpfl.core.settings import Settings
 from medpfl.core.types import Finding
 from medpfl.judging.summary import Context, summarize
+from medpfl.judging.types import Cell
 
 __all__ = ["Report", "reread"]
 
@@ -23,17 +24,16 @@ class Report:
     """The result of an audit.
 
     Attributes:
-        summary: one entry per attack, told of the defense or not, and defense: rates with intervals, baselines,
-            verdict, flags.
+        summary: the cells: one for each attack, told of the defense or not, and each defense.
         rows: one finding per image.
         settings: what the audit was told, and what it found.
         pages: the files written.
         classes: names of the label indices, where they are known; they are written nowhere but in the key file.
     """
 
-    summary: list[dict[str, Any]]
+    summary: list[Cell]
     rows: list[Finding]
-    settings: dict[str, Any]
+    settings: Settings
     pages: tuple[Path, ...] = ()
     classes: tuple[str, ...] = ()
 
@@ -47,17 +47,17 @@ class Report:
         return "\n".join(self.verdict())
 
 
-def finish(store: Store, settings: dict[str, Any], classes: tuple[str, ...] = ()) -> Report:
-    """Summary, pages and pictures from a store's rows; without its pictures, the page that needs none."""
+def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> Report:
+    """Return the summary of a store's rows, and write its pages, with images where the store has all pictures."""
     rows = store.rows()
-    summary = bounded(summarize(rows, Context.of(settings)), settings.get("bounds", {}))
+    summary = bounded(summarize(rows, Context.of(settings)), settings.bounds or {})
     if store.out is None:
         return Report(summary, rows, settings, classes=classes)
     import json
 
     from medpfl.reporting import write_pages
 
-    write(store.out / "summary.json", json.dumps(summary, indent=1).encode())
+    write(store.out / "summary.json", json.dumps([cell.to_dict() for cell in summary], indent=1).encode())
     picture = store.picture if all(store.pictured(job_of(row)) for row in rows) else None
     pages = write_pages(store.out, settings, summary, rows, picture)
     return Report(summary, rows, settings, tuple(pages), classes)
@@ -80,8 +80,8 @@ def _reread(out: Path) -> Report:
         raise InputError(f"'{out}' is no run directory: {state}")
     check_format(out, run, "make its pages with that version, or audit again")
     check_rows(out, run)
-    settings = run.get("settings", {})
-    check_bounds(out, settings.get("bounds", {}))
+    settings = Settings.of(run.get("settings", {}))
+    check_bounds(out, settings.bounds or {})
     sizes: dict[JobKey, int] = {}
     for row in read_rows(out / ROWS, whole=True):
         sizes[job_of(row)] = sizes.get(job_of(row), 0) + 1

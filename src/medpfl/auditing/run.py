@@ -40,6 +40,7 @@ from medpfl.core.experiment import STANDARD
 from medpfl.core.plan import Plan
 from medpfl.core.records import Record
 from medpfl.core.roles import Attack, DataSource, Defense, Model
+from medpfl.core.settings import Settings
 from medpfl.core.threat import ThreatModel
 from medpfl.core.verdicts import TOLERANCE
 from medpfl.data.images import LabelledImages
@@ -122,7 +123,7 @@ def audit(
         InputError: anything that cannot work, before work is done.
 
     >>> report = audit("LeNet('idlg')", attacks=["iDLG(steps=3)"], images=3)
-    >>> [(cell["attack"], cell["defense"], cell["images"]) for cell in report.summary]
+    >>> [(cell.attack, cell.defense, cell.images) for cell in report.summary]
     [('iDLG(steps=3)', 'NoDefense()', 3)]
     """
     out = None if out is None else Path(out)
@@ -212,9 +213,8 @@ def _run(
     player = Player(setup, Scorer(setup.data, index, bool(setup.label_shape)))
     identity = setup.identity(index)
     with claimed(out, identity, setup.jobs, force, identity.cloak if out is not None else Cloak(None)) as store:
-        settings = {**settings_of(setup, player, delta), "tolerance": tolerance}
-        settings = isolation.added_to(settings, setup.attacks)
-        store.note(settings=settings, jobs=[[*job, count] for job, count in setup.jobs.items()])
+        settings = isolation.added_to(settings_of(setup, player, delta, tolerance), setup.attacks)
+        store.note(settings=settings.to_dict(), jobs=[[*job, count] for job, count in setup.jobs.items()])
         todo = [job for job in setup.jobs if job not in store]
         total = sum(setup.jobs.values())
         with (
@@ -224,4 +224,4 @@ def _run(
             for job in todo:
                 with during(job, setup.jobs[job]):
                     store.add(job, *player(job))
-        return finish(store, store.cloak(settings), setup.data.classes)
+        return finish(store, Settings.of(store.cloak(settings.to_dict())), setup.data.classes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 from medpfl.auditing.acting import discloses, server_only, server_side
 from medpfl.auditing.bounds import bounds_of
@@ -15,6 +14,7 @@ from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.sums import aggregates, decrypts, staying
 from medpfl.auditing.watch import files
+from medpfl.core.settings import Settings
 from medpfl.data.images import LabelledImages
 from medpfl.defenses import NoDefense
 
@@ -26,13 +26,13 @@ _IN_CLEAR = (
 )
 
 
-def settings_of(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
-    """What the pages print of an audit. No path, no name of an image, a patient or a class."""
-    data = setup.data
+def settings_of(setup: Setup, player: Player, delta: float, tolerance: float) -> Settings:
+    """Return the settings of an audit. No path, no name of an image, a patient or a class is in them."""
+    data, found = setup.data, {repr(d): one.to_dict() for d, one in player.disclosures().items()}
     known = {p for p in data.patients if p is not None}
-    counts = {f"class {i}": int((data.labels == i).sum()) for i in range(len(data.classes))}
-    settings: dict[str, Any] = {
-        "experiment": {
+    recorded = next((d for d in setup.defenses if isinstance(d, Recorded)), None)
+    return Settings(
+        experiment={
             "data": setup.source,
             "model": repr(setup.model),
             "attacks": [repr(a) for a in setup.attacks],
@@ -46,37 +46,30 @@ def settings_of(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
             "memory_gib": setup.memory,
             "victims_per_stack": setup.stack(NoDefense()),
         },
-        "grants": list(setup.threat.grants),
-        "data": {
+        grants=tuple(setup.threat.grants),
+        data={
             "source": setup.source,
-            "classes": counts,
+            "classes": {f"class {i}": int((data.labels == i).sum()) for i in range(len(data.classes))},
             "images": len(data),
             "shape": list(data.shape),
             "patients": len(known) or None,
             "skipped": len(data.skipped),
         },
-        "model": {"parameters": sum(p.numel() for p in setup.network(0).parameters()), "outputs": setup.outputs},
-        "versions": versions(),
-        "device": str(setup.device),
-        "seed": setup.seed,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "assumed": [_IN_CLEAR.format(defense) for defense in filter(decrypts, setup.defenses)],
-        "server_side": server_side(setup.defenses),
-        "server_only": server_only(setup.defenses),
-        "notes": _notes(setup),
-    }
-    settings["disclosure"] = {repr(d): found.to_dict() for d, found in player.disclosures().items()}
-    settings["notes"] += [
-        f"{spec}: {problem}" for spec, found in settings["disclosure"].items() for problem in found["problems"]
-    ]
-    if private := spent(setup.defenses, setup.plan, delta, setup.network(0)):
-        settings["privacy"] = private
-    if bounds := bounds_of(setup, player.scorer):
-        settings["bounds"] = bounds
-    recorded = [d for d in setup.defenses if isinstance(d, Recorded)]
-    if recorded:
-        settings["record"] = {"defense": repr(recorded[0].claimed), **player.difference(recorded[0])}
-    return settings
+        model={"parameters": sum(p.numel() for p in setup.network(0).parameters()), "outputs": setup.outputs},
+        versions=versions(),
+        device=str(setup.device),
+        seed=setup.seed,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        assumed=tuple(_IN_CLEAR.format(defense) for defense in filter(decrypts, setup.defenses)),
+        server_side=tuple(server_side(setup.defenses)),
+        server_only=tuple(server_only(setup.defenses)),
+        notes=(*_notes(setup), *(f"{spec}: {problem}" for spec, one in found.items() for problem in one["problems"])),
+        disclosure=found,
+        privacy=spent(setup.defenses, setup.plan, delta, setup.network(0)) or None,
+        bounds=bounds_of(setup, player.scorer) or None,
+        record=None if recorded is None else {"defense": repr(recorded.claimed), **player.difference(recorded)},
+        tolerance=tolerance,
+    )
 
 
 def _origin(setup: Setup) -> str:

@@ -84,7 +84,8 @@ def find(place: str, name: str, role: str) -> Callable[..., Any]:
         found = getattr(module, name, None)
     if not callable(found):
         public = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
-        public = [k for k in public if getattr(module, k).__module__ == module.__name__] or public
+        if place.endswith(".py"):  # what it imports is seldom meant
+            public = [k for k in public if getattr(module, k).__module__ == module.__name__] or public
         raise InputError(f"'{place}' has no function or class '{name}'; {nearest(name, public)}")
     return found
 

@@ -14,7 +14,6 @@ __all__ = [
     "RECORDED",
     "TOLERANCE",
     "UNDEFENDED",
-    "by_defense",
     "of_frontier",
 ]
 
@@ -33,26 +32,6 @@ MASKED = "masked-vector"
 """The control that attacks one client's masked message as if it were its update."""
 RANDOM_UPDATE = "random-update"
 """The control that attacks random numbers in place of the update."""
-
-
-def by_defense(summary: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The verdict on each defense, all attacks on it together; on no defense, where none was tested.
-
-    Beside a defense, the undefended model is a control, which has to leak for the test to mean anything.
-
-    Args:
-        summary: the cells of an audit; those of an audit of several rounds have a ``round`` each.
-
-    >>> found = {"NoDefense()": LEAKS, "QSGD()": INCONCLUSIVE}
-    >>> cells = [{"defense": defense, "union": {"verdict": verdict}} for defense, verdict in found.items()]
-    >>> by_defense(cells), by_defense(cells[:1])
-    ({'QSGD()': 'inconclusive'}, {'NoDefense()': 'leaks'})
-    """
-    tested = [cell for cell in summary if cell["defense"] != UNDEFENDED] or summary
-    return {
-        f"{cell['defense']} in round {cell['round']}" if "round" in cell else cell["defense"]: cell["union"]["verdict"]
-        for cell in tested
-    }
 
 
 def of_frontier(points: Sequence[Mapping[str, Any]], recommendation: Mapping[str, Any]) -> dict[str, str]:

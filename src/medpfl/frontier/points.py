@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medpfl.core.rounds import Round
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, UNDEFENDED
+from medpfl.judging.types import Cell, Rate, Union
 from medpfl.metrics.rates import mean_interval
 from medpfl.reporting.bounds import placed
 
-__all__ = ["Cell", "Point", "points_of"]
+__all__ = ["Point", "points_of"]
 
-Cell = Mapping[str, Any]
 Point = dict[str, Any]
 """A setting as JSON holds it, see `points_of`."""
 
@@ -46,56 +46,54 @@ def points_of(
 
 
 def _leakage(spec: str, cells: Sequence[Cell]) -> Point:
-    own = [cell for cell in cells if cell["defense"] == spec]
-    control = [cell for cell in cells if cell["defense"] == UNDEFENDED]
-    union, bare = ((part[0]["union"] if part else _NOTHING) for part in (own, control))
-    labels = {cell["label_verdict"] for cell in own}
+    own = [cell for cell in cells if cell.defense == spec]
+    control = [cell for cell in cells if cell.defense == UNDEFENDED]
+    union, bare = (part[0].union if part else Union() for part in (own, control))  # none where training diverged
+    labels = {cell.label_verdict for cell in own}
     point: Point = {
-        "images": max((cell["images"] for cell in own), default=0),
-        "verdict": union["verdict"],
-        "updates_needed": union["updates_needed"],
+        "images": max((cell.images for cell in own), default=0),
+        "verdict": union.verdict,
+        "updates_needed": union.updates_needed,
         "label_verdict": next((v for v in (LEAKS, INCONCLUSIVE, NO_LEAK) if v in labels), None),
     }
-    for metric in ("asr", "ssim", "identified"):
-        point |= _strongest(own, metric)
-        point[f"{metric}_control"] = _strongest(control, metric)[f"{metric}_low"]
-    point |= {"asr_end": union["asr_excess"], "identified_end": union["identified_high"], **_recognized(union)}
+    for name, rate in _RATES.items():
+        point |= _strongest(own, name, rate)
+        point[f"{name}_control"] = _strongest(control, name, rate)[f"{name}_low"]
+    point |= {"asr_end": union.asr_excess, "identified_end": union.identified.high, **_recognized(union)}
     point["recognized_control"] = _recognized(bare)["recognized_low"]
-    bounds = placed(own)
-    point["bound"] = bounds[0]["bound"] if bounds else None
-    flags = dict.fromkeys([*union["flags"], *(flag for cell in own for flag in cell["flags"])])
-    return {**point, "control_works": bare["verdict"] == LEAKS, "flags": list(flags)}
+    point["bound"] = next(iter(placed(own)), None)
+    flags = dict.fromkeys([*union.flags, *(flag for cell in own for flag in cell.flags)])
+    return {**point, "control_works": bare.verdict == LEAKS, "flags": list(flags)}
 
 
-_NOTHING: Cell = {
-    "verdict": INCONCLUSIVE,
-    "updates_needed": None,
-    "flags": (),
-    **dict.fromkeys(("asr_excess", "identified", "identified_low", "identified_high")),
-    **dict.fromkeys(("identified_floor", "identified_excess")),
+_RATES: dict[str, Callable[[Cell], Rate]] = {
+    "asr": lambda cell: cell.asr,
+    "ssim": lambda cell: cell.ssim,
+    "identified": lambda cell: cell.identified,
 }
-"""What the attacks on a setting show together where there was no model to attack."""
 
 
-def _recognized(union: Cell) -> Point:
+def _recognized(union: Union) -> Point:
     """Return what was identified above the floor; the upper end is by update, and above the known floor."""
-    floor = union["identified_floor"]
-    ends = {"recognized": "identified", "recognized_low": "identified_low", "recognized_high": "identified_high"}
-    found = {name: None if union[key] is None else max(union[key] - floor, 0.0) for name, key in ends.items()}
-    return {**found, "recognized_end": union["identified_excess"], "recognized_attack": None}
+    rate, floor = union.identified, union.identified_floor or 0.0
+    ends = {"recognized": rate.value, "recognized_low": rate.low, "recognized_high": rate.high}
+    found = {name: None if end is None else max(end - floor, 0.0) for name, end in ends.items()}
+    return {**found, "recognized_end": union.identified_excess, "recognized_attack": None}
 
 
-def _strongest(cells: Sequence[Cell], metric: str) -> Point:
-    keys = [metric, f"{metric}_low", f"{metric}_high"]
-    known = [cell for cell in cells if cell[metric] is not None]
-    ends = [cell[keys[2]] for cell in cells]
-    top = max(known, key=lambda cell: (cell[metric], cell[keys[2]] or 0.0), default=None)
+def _strongest(cells: Sequence[Cell], name: str, rate: Callable[[Cell], Rate]) -> Point:
+    known = [cell for cell in cells if rate(cell).known]
+    ends = [rate(cell).high for cell in cells]
+    top = max(known, key=lambda cell: (rate(cell).value or 0.0, rate(cell).high or 0.0), default=None)
+    best = Rate() if top is None else rate(top)
     return {
-        **{key: None if top is None else top[key] for key in keys},
-        f"{metric}_attack": None if top is None else top["attack"],
-        f"{metric}_knows_defense": None if top is None else top["knows_defense"],
+        name: best.value,
+        f"{name}_low": best.low,
+        f"{name}_high": best.high,
+        f"{name}_attack": None if top is None else top.attack,
+        f"{name}_knows_defense": None if top is None else top.knows_defense,
         # An attack of which the end is not known may have read anything.
-        f"{metric}_end": max(ends) if ends and None not in ends else None,
+        f"{name}_end": max(end for end in ends if end is not None) if ends and None not in ends else None,
     }
 
 

@@ -18,6 +18,7 @@ from medpfl.frontier.choice import marked, recommendation
 from medpfl.frontier.limits import limits_of
 from medpfl.frontier.points import Point, points_of
 from medpfl.frontier.scenes import Setting, training_of
+from medpfl.judging.types import flat
 from medpfl.reporting.frontier import sentences, write_frontier_page
 from medpfl.reporting.training import judged
 
@@ -76,7 +77,8 @@ def results(out: Path, found: Found) -> Result:
     settings = _settings(found, name)
     chosen = recommendation(points, limits, _classes(found), found.known.get("accept_leak", False))
     result = Result(points, chosen, settings)
-    shown = {"points": points, "recommendation": result.recommendation, "settings": result.settings}
+    plain = [{**p, "bound": p["bound"] and flat(p["bound"].bound)} for p in points]
+    shown = {"points": plain, "recommendation": result.recommendation, "settings": result.settings}
     write(out / "frontier.json", json.dumps(shown, indent=1).encode())
     write(out / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
     page = write_frontier_page(out, result.settings, points, result.recommendation)
@@ -84,12 +86,12 @@ def results(out: Path, found: Found) -> Result:
 
 
 def _classes(found: Found) -> int:
-    return len(next(iter(found.audits.values())).settings["data"]["classes"])
+    return len(next(iter(found.audits.values())).settings.data["classes"])
 
 
 def _settings(found: Found, name: str) -> dict[str, Any]:
     """What the page prints. No path, no name of an image, a patient or a class."""
-    audit = next(iter(found.audits.values())).settings
+    audit = next(iter(found.audits.values())).settings.to_dict()
     trainings = [own[0].settings for own in found.trainings.values() if own]
     training = trainings[0]
     notes = dict.fromkeys(note for one in (audit, *trainings) for note in one.get("notes", ()))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from medpfl.core.types import Finding
 from medpfl.judging.evidence import Tally, beats_in_pairs, clusters_of
-from medpfl.judging.masks import mask_cell
+from medpfl.judging.false_security import false_security
+from medpfl.judging.masks import mask_scores
+from medpfl.judging.types import Numbers, Rate, Union
 from medpfl.metrics.pixel import SUCCESS
 from medpfl.metrics.rates import cluster_interval, mean_interval
 
@@ -44,56 +45,73 @@ def scored(rows: Iterable[Finding]) -> list[Finding]:
     return [row for row in rows if "zero-gradient" not in row.flags]
 
 
-def numbers_of(rows: Sequence[Finding], random: Sequence[Finding], masked: Sequence[Finding]) -> dict[str, Any]:
+def numbers_of(
+    key: tuple[str, str],
+    rows: Sequence[Finding],
+    random: Sequence[Finding] = (),
+    masked: Sequence[Finding] = (),
+    naive: Sequence[Finding] | None = None,
+) -> Numbers:
     """Return rates with 95 % intervals, means and baselines of one cell.
 
     Args:
+        key: the specs of attack and defense.
         rows: of the cell; images whose update is exactly zero are left out of every rate.
         random: of the same attack on random updates.
         masked: of the same attack on one client's masked message.
+        naive: of the same attack on the same updates, not told of the defense, if `rows` are of one that is.
     """
     own, random = scored(rows), scored(random)
+    attack, defense = key
     low, high = mean_interval(_scores(own, "ssim"), clusters=clusters_of(_with(own, "ssim")))
-    return {
-        "images": len(own),
-        "clusters": len(set(clusters_of(own))),
-        **_rate("asr", own, _read),
-        **_rate("asr_worst", own, _reaches("ssim_worst")),
-        "ssim": _mean(_scores(own, "ssim")),
-        "ssim_low": None if low is None else max(low, -1.0),  # of few images the interval is wider than the scale
-        "ssim_high": None if high is None else min(high, 1.0),  # no image is more like another than itself
-        "psnr": _mean(_scores(own, "psnr")),
-        "mse": _mean(_scores(own, "mse")),
-        **_rate("identified", own, _identified),
-        "gallery": max((row.gallery for row in own), default=0),
-        "chance": _mean([row.chance for row in own if row.chance is not None]),
-        **_rate("label_accuracy", own, _label_right),
-        "label_chance": _label_chance(own),
-        "seconds_per_image": _mean([row.seconds for row in rows]),
-        "evaluations": _mean([row.evaluations for row in own]),
-        "zero_gradient": 1 - len(own) / len(rows),
-        "nonfinite": _mean(["nonfinite" in row.flags for row in own]) or 0.0,
-        **_rate("asr_mean_image", own, _reaches("mean_image_ssim")),
-        **_rate("asr_nearest", own, _reaches("nearest_ssim")),
-        **_rate("asr_random_update", random, _read),
-        "ssim_mean_image": _mean(_scores(own, "mean_image_ssim")),
-        "ssim_nearest": _mean(_scores(own, "nearest_ssim")),
-        "ssim_random_update": _mean(_scores(random, "ssim")),
-        **_rate("identified_mean_image", own, _mean_identified),
-        **_rate("identified_random_update", random, _identified),
-        "masks": mask_cell(own, random),
-        **_rate("asr_masked_vector", masked, _read),
-        "ssim_masked_vector": _mean(_scores(masked, "ssim")),
-        **_rate("identified_masked_vector", masked, _identified),
-        "chance_masked_vector": _mean([row.chance for row in masked if row.chance is not None]),
-    }
+    ssim = Rate(
+        _mean(_scores(own, "ssim")),
+        None if low is None else max(low, -1.0),  # of few images the interval is wider than the scale
+        None if high is None else min(high, 1.0),  # no image is more like another than itself
+    )
+    gains = false_security(naive, rows)
+    return Numbers(
+        attack=attack,
+        defense=defense,
+        images=len(own),
+        clusters=len(set(clusters_of(own))),
+        asr=_rate(own, _read),
+        asr_worst=_rate(own, _reaches("ssim_worst")),
+        ssim=ssim,
+        psnr=_mean(_scores(own, "psnr")),
+        mse=_mean(_scores(own, "mse")),
+        identified=_rate(own, _identified),
+        gallery=max((row.gallery for row in own), default=0),
+        chance=_mean(_chances(own)),
+        label_accuracy=_rate(own, _label_right),
+        label_chance=_label_chance(own),
+        seconds_per_image=_mean([row.seconds for row in rows]),
+        evaluations=_mean([row.evaluations for row in own]),
+        zero_gradient=1 - len(own) / len(rows),
+        nonfinite=_mean(["nonfinite" in row.flags for row in own]) or 0.0,
+        asr_mean_image=_rate(own, _reaches("mean_image_ssim")),
+        asr_nearest=_rate(own, _reaches("nearest_ssim")),
+        asr_random_update=_rate(random, _read),
+        ssim_mean_image=_mean(_scores(own, "mean_image_ssim")),
+        ssim_nearest=_mean(_scores(own, "nearest_ssim")),
+        ssim_random_update=_mean(_scores(random, "ssim")),
+        identified_mean_image=_rate(own, _mean_identified),
+        identified_random_update=_rate(random, _identified),
+        masks=mask_scores(own, random),
+        asr_masked_vector=_rate(masked, _read),
+        ssim_masked_vector=_mean(_scores(masked, "ssim")),
+        identified_masked_vector=_rate(masked, _identified),
+        chance_masked_vector=_mean(_chances(masked)),
+        false_security_asr=gains["asr"],
+        false_security_ssim=gains["ssim"],
+        false_security_identified=gains["identified"],
+    )
 
 
 def evidence_of(rows: Sequence[Finding], random: Sequence[Finding]) -> Evidence:
     """Return what decides about one cell; `rows` and `random` as of `numbers_of`."""
     own, random = scored(rows), scored(random)
-    chances = [row.chance for row in own if row.chance is not None]
-    return _evidence([own], [random], _mean(chances) or 0.0)
+    return _evidence([own], [random], _mean(_chances(own)) or 0.0)
 
 
 def masked_evidence(rows: Sequence[Finding], masked: Sequence[Finding], random: Sequence[Finding]) -> Evidence:
@@ -104,10 +122,8 @@ def masked_evidence(rows: Sequence[Finding], masked: Sequence[Finding], random: 
     return Evidence(read, alone.recognized, None, alone.paired)
 
 
-def union_of(
-    cells: Sequence[Sequence[Finding]], random: Sequence[Sequence[Finding]]
-) -> tuple[dict[str, Any], Evidence]:
-    """Return the numbers of a defense's attacks together, and what decides about them.
+def union_of(cells: Sequence[Sequence[Finding]], random: Sequence[Sequence[Finding]]) -> tuple[Union, Evidence]:
+    """Return the numbers of a defense's attacks together, which are not judged yet, and what decides about them.
 
     An image counts as read, or as recognized, if any of the attacks did it. The baselines have as many guesses: an
     image is explained by them if the mean image, the nearest other image, or any attack on its random update gives
@@ -119,24 +135,24 @@ def union_of(
     """
     own = [scored(rows) for rows in cells]
     evidence = _evidence(own, [scored(rows) for rows in random], _named_share(own))
-    read, recognized = evidence.read, evidence.recognized
-    rows = [row for part in own for row in part]
-    numbers: dict[str, Any] = {
-        "attacks": len(cells),
-        "images": 0 if read is None else len(read.hits),
-        "updates": 0 if read is None else read.independent,
-        "gallery": max((row.gallery for row in rows), default=0),
-    }
-    for name, tally in (("asr", read), ("identified", recognized)):
-        low, high = (None, None) if tally is None else tally.interval
-        numbers |= {
-            name: None if tally is None else tally.rate,
-            f"{name}_low": low,
-            f"{name}_high": high,
-            f"{name}_floor": None if tally is None else tally.floor,
-            f"{name}_excess": None if tally is None else tally.excess,
-        }
-    return numbers, evidence
+    read, told = evidence.read, evidence.recognized
+    union = Union(
+        attacks=len(cells),
+        images=0 if read is None else len(read.hits),
+        updates=0 if read is None else read.independent,
+        gallery=max((row.gallery for part in own for row in part), default=0),
+        asr=_rate_of(read),
+        asr_floor=None if read is None else read.floor,
+        asr_excess=None if read is None else read.excess,
+        identified=_rate_of(told),
+        identified_floor=None if told is None else told.floor,
+        identified_excess=None if told is None else told.excess,
+    )
+    return union, evidence
+
+
+def _rate_of(tally: Tally | None) -> Rate:
+    return Rate() if tally is None else Rate(tally.rate, *tally.interval)
 
 
 def labels_of(rows: Sequence[Finding]) -> Tally | None:
@@ -263,11 +279,14 @@ def _mean(values: Sequence[float | bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _rate(name: str, rows: Sequence[Finding], hit: Hit) -> dict[str, float | None]:
+def _chances(rows: Sequence[Finding]) -> list[float]:
+    return [row.chance for row in rows if row.chance is not None]
+
+
+def _rate(rows: Sequence[Finding], hit: Hit) -> Rate:
     """Return the share of the rows that hit, of those of which it is known, with its interval."""
     known = [row for row in rows if hit(row) is not None]
     if not known:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
+        return Rate()
     hits = [bool(hit(row)) for row in known]
-    low, high = cluster_interval(hits, clusters_of(known))
-    return {name: sum(hits) / len(hits), f"{name}_low": low, f"{name}_high": high}
+    return Rate(sum(hits) / len(hits), *cluster_interval(hits, clusters_of(known)))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from medpfl.core.types import Finding
 from medpfl.judging.evidence import clusters_of
+from medpfl.judging.types import Rate
 from medpfl.metrics.rates import cluster_interval, mean_interval
 
 __all__ = ["false_security"]
@@ -17,30 +18,27 @@ _SCORES: dict[str, Callable[[Finding], float | None]] = {
 }
 
 
-def false_security(naive: Sequence[Finding] | None, adaptive: Sequence[Finding]) -> dict[str, float | None]:
-    """Adaptive less naive: of the rates, and of the mean SSIM, on the images that both attacked.
+def false_security(naive: Sequence[Finding] | None, adaptive: Sequence[Finding]) -> dict[str, Rate]:
+    """Return adaptive less naive: of the rates, and of the mean SSIM, on the images that both attacked.
 
     Args:
         naive: the rows of the attack that was not told of the defense; ``None`` if it was not run.
         adaptive: the rows of the same attack on the same updates, told of it.
 
     Returns:
-        ``false_security_asr``, ``..._ssim`` and ``..._identified``, each with its 95 % interval (``..._low``,
-        ``..._high``, by cluster): of the SSIM Student's of the paired differences, ``None`` where they do not vary;
-        of a rate the ends of the shares of images that were won and lost, each at 97.5 %, which is cautious. ``None``
-        where there is nothing to compare.
+        By ``asr``, ``ssim`` and ``identified``, the gain with its 95 % interval (by cluster): of the SSIM Student's of
+        the paired differences, without ends where they do not vary; of a rate the ends of the shares of images that
+        were won and lost, each at 97.5 %, which is cautious. Nothing is known where there is nothing to compare.
     """
     before = {_place(row): row for row in naive or () if "zero-gradient" not in row.flags}
     pairs = [(before[_place(row)], row) for row in adaptive if _place(row) in before]
-    found: dict[str, float | None] = {}
+    found: dict[str, Rate] = {}
     for name, score in _SCORES.items():
         known = [(score(old), score(new), new) for old, new in pairs]
         gains = [(new - old, row) for old, new, row in known if old is not None and new is not None]
-        values = [gain for gain, _ in gains]
-        key, clusters = f"false_security_{name}", clusters_of([row for _, row in gains])
-        found[key] = sum(values) / len(values) if values else None
+        values, clusters = [gain for gain, _ in gains], clusters_of([row for _, row in gains])
         low, high = (_of_means if name == "ssim" else _of_rates)(values, clusters)
-        found |= {f"{key}_low": low, f"{key}_high": high}
+        found[name] = Rate(sum(values) / len(values) if values else None, low, high)
     return found
 
 

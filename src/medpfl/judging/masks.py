@@ -4,40 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import fsum
-from typing import Any
 
 from medpfl.core.types import Finding
 from medpfl.judging.evidence import clusters_of
+from medpfl.judging.types import MaskScores, Rate
 from medpfl.metrics.rates import mean_interval
 
-__all__ = ["mask_cell"]
+__all__ = ["mask_scores"]
 
 
-def mask_cell(rows: Sequence[Finding], random: Sequence[Finding]) -> dict[str, Any] | None:
-    """What the attack of a cell told of the masks; ``None`` where nothing is segmented.
+def mask_scores(rows: Sequence[Finding], random: Sequence[Finding]) -> MaskScores | None:
+    """Return how well the masks of a cell's guesses overlap with the truth; ``None`` where nothing is segmented.
 
     Args:
         rows: scored findings of the cell.
         random: those of the same attack on random updates.
-
-    Returns:
-        Means over images: ``dice`` with ``dice_low`` and ``dice_high``, ``iou``, ``dice_majority`` and
-        ``dice_random_update``; and ``granted``: whether the adversary was told the masks, so that they say nothing.
     """
     rows = [row for row in rows if "majority_dice" in row.scores]
     if not rows:
         return None
     told = [row for row in rows if row.scores.get("mask_dice") is not None]
     low, high = mean_interval(_of(told, "mask_dice"), clusters=clusters_of(told))
-    return {
-        "dice": _mean(_of(told, "mask_dice")),
-        "dice_low": None if low is None else max(low, 0.0),
-        "dice_high": None if high is None else min(high, 1.0),
-        "iou": _mean(_of(told, "mask_iou")),
-        "dice_majority": _mean(_of(rows, "majority_dice")),
-        "dice_random_update": _mean(_of(random, "mask_dice")),
-        "granted": all("labels" in row.grants for row in rows),
-    }
+    dice = Rate(
+        _mean(_of(told, "mask_dice")),
+        None if low is None else max(low, 0.0),
+        None if high is None else min(high, 1.0),
+    )
+    return MaskScores(
+        dice=dice,
+        iou=_mean(_of(told, "mask_iou")),
+        dice_majority=_mean(_of(rows, "majority_dice")),
+        dice_random_update=_mean(_of(random, "mask_dice")),
+        granted=all("labels" in row.grants for row in rows),
+    )
 
 
 def _of(rows: Sequence[Finding], name: str) -> list[float]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
 
 from medpfl.core.types import Finding
 from medpfl.judging.cells import GALLERY, Evidence, scored
 from medpfl.judging.evidence import Tally, clusters_of
+from medpfl.judging.types import Exposure, Patients, Rate
 from medpfl.metrics.pixel import SUCCESS
 
 __all__ = ["by_patient"]
@@ -19,7 +19,7 @@ _WORST = 10
 Trials = dict[tuple[str, int], list[Finding]]
 
 
-def by_patient(rows: Sequence[Finding], random: Sequence[Finding] = ()) -> tuple[dict[str, Any], Evidence] | None:
+def by_patient(rows: Sequence[Finding], random: Sequence[Finding] = ()) -> tuple[Patients, Evidence] | None:
     """Return the rates over patients, from the rows of one attack and one defense, and what decides about them.
 
     A patient counts, in each draw of weights, as read back if any of his images is, and as identified if any is.
@@ -30,10 +30,8 @@ def by_patient(rows: Sequence[Finding], random: Sequence[Finding] = ()) -> tuple
         random: of the same attack on random updates, whose rates are part of the floor.
 
     Returns:
-        ``patients``, ``images`` of theirs, ``without_patient``: images of unknown patients, which are left out;
-        ``read_back`` and ``identified``, each with ``_low`` and ``_high``; ``chance``: the rate of blind guesses that
-        identify a patient by one of his images; ``worst``: the tenth of the patients with most read back, the
-        worst first. ``None`` where no patient has two images: it is the summary by image then.
+        The numbers, which are not judged yet, and the evidence. ``None`` where no patient has two images: it is the
+        summary by image then.
     """
     own = scored(rows)
     known = [row for row in own if row.patient is not None]
@@ -48,15 +46,15 @@ def by_patient(rows: Sequence[Finding], random: Sequence[Finding] = ()) -> tuple
     explained = max(explained, _share(lucky, lambda row: row.success))
     read = _tally(trials, lambda row: row.success, together, explained, 0.0)
     told = _tally(trials, lambda row: row.identified, together, floor, known_floor)
-    numbers = {
-        "patients": len({patient for patient, _ in trials}),
-        "images": len({row.image for row in known}),
-        "without_patient": len({row.image for row in own if row.patient is None}),
-        **_rate("read_back", read),
-        **_rate("identified", told),
-        "chance": chance,
-        "worst": _worst(known),
-    }
+    numbers = Patients(
+        patients=len({patient for patient, _ in trials}),
+        images=len({row.image for row in known}),
+        without_patient=len({row.image for row in own if row.patient is None}),
+        read_back=_rate(read),
+        identified=_rate(told),
+        chance=chance,
+        worst=tuple(_worst(known)),
+    )
     large = all(row.gallery >= GALLERY for row in known)
     return numbers, Evidence(read, told if large else None, None, True)
 
@@ -84,9 +82,8 @@ def _tally(
     return Tally(hits, tuple(together[patient] for patient, _ in told), floor, known_floor)
 
 
-def _rate(name: str, tally: Tally | None) -> dict[str, float | None]:
-    low, high = (None, None) if tally is None else tally.interval
-    return {name: None if tally is None else tally.rate, f"{name}_low": low, f"{name}_high": high}
+def _rate(tally: Tally | None) -> Rate:
+    return Rate() if tally is None else Rate(tally.rate, *tally.interval)
 
 
 def _share(trials: Trials, hit: Callable[[Finding], bool]) -> float:
@@ -118,21 +115,21 @@ def _chance(trials: Trials) -> float | None:
     return sum(rates) / len(rates) if rates else None
 
 
-def _worst(rows: Sequence[Finding]) -> list[dict[str, Any]]:
+def _worst(rows: Sequence[Finding]) -> list[Exposure]:
     patients: dict[str, list[Finding]] = {}
     for row in rows:
         patients.setdefault(str(row.patient), []).append(row)
     told = [_exposure(patient, own) for patient, own in patients.items()]
-    told.sort(key=lambda one: (-one["read_back"] / one["guesses"], -one["identified"] / one["guesses"], -one["ssim"]))
+    told.sort(key=lambda one: (-one.read_back / one.guesses, -one.identified / one.guesses, -one.ssim))
     return told[: math.ceil(len(told) / _WORST)]
 
 
-def _exposure(patient: str, rows: Sequence[Finding]) -> dict[str, Any]:
-    return {
-        "patient": patient,
-        "images": len({row.image for row in rows}),
-        "guesses": len(rows),
-        "read_back": sum(row.success for row in rows),
-        "identified": sum(bool(row.identified) for row in rows),
-        "ssim": max(row.scores.get("ssim") or 0.0 for row in rows),
-    }
+def _exposure(patient: str, rows: Sequence[Finding]) -> Exposure:
+    return Exposure(
+        patient=patient,
+        images=len({row.image for row in rows}),
+        guesses=len(rows),
+        read_back=sum(row.success for row in rows),
+        identified=sum(bool(row.identified) for row in rows),
+        ssim=max(row.scores.get("ssim") or 0.0 for row in rows),
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
+from medpfl.core.settings import Json, Settings
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import (
     INCONCLUSIVE,
@@ -19,11 +19,20 @@ from medpfl.core.verdicts import (
 )
 from medpfl.judging.cells import Evidence, evidence_of, labels_of, masked_evidence, numbers_of, union_of
 from medpfl.judging.evidence import ALPHA, Tally, holm
-from medpfl.judging.false_security import false_security
 from medpfl.judging.patients import by_patient
-from medpfl.judging.verdict import LIMITS, doubts_of, limits_of, p_values, untested, updates_to_decide, verdict_of
+from medpfl.judging.types import Cell, Numbers, Patients, Union
+from medpfl.judging.verdict import (
+    LIMITS,
+    Tested,
+    doubts_of,
+    limits_of,
+    p_values,
+    untested,
+    updates_to_decide,
+    verdict_of,
+)
 
-__all__ = ["Context", "summarize"]
+__all__ = ["Context", "by_defense", "summarize"]
 
 _MISMATCH = 1e-3
 """Relative difference from which a recorded update is not what its truth gives."""
@@ -31,13 +40,8 @@ _MISMATCH = 1e-3
 _LESS_NOISE = 0.85
 """Of the distance of two draws of the stated noise; without any noise, a record is at 0.71 of it from a draw."""
 
-_BARRING = {"record-mismatch", "masked-vector"}
-"""Flags of a cell of which no failure says anything."""
-
 _Key = tuple[str, str, bool]
 """An attack, a defense, and whether the attack is told of it."""
-
-Cell = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,20 @@ class Context:
     tolerance: float = TOLERANCE
     server_side: Sequence[str] = ()
     server_only: Sequence[str] = ()
-    disclosure: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    record: Mapping[str, Any] | None = None
+    disclosure: Mapping[str, Json] = field(default_factory=dict)
+    record: Json | None = None
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Context:
+    def of(cls, settings: Settings) -> Context:
         """Return the context that a run's settings hold; a defense that was not probed is taken for undisclosed."""
-        own = {name: settings[name] for name in cls.__dataclass_fields__ if settings.get(name) is not None}
-        untold = {
-            spec: {"changes": True, "silent": True} for spec in (settings.get("experiment") or {}).get("defenses", ())
-        }
-        return cls(**{**own, "disclosure": {**untold, **own.get("disclosure", {})}})
+        untold = {spec: {"changes": True, "silent": True} for spec in settings.experiment.get("defenses", ())}
+        return cls(
+            tolerance=settings.tolerance,
+            server_side=settings.server_side,
+            server_only=settings.server_only,
+            disclosure={**untold, **settings.disclosure},
+            record=settings.record,
+        )
 
     def reason(self, defense: str, knows: bool) -> str | None:
         """Return why the failure of an attack says nothing, as far as what it is told decides that."""
@@ -131,92 +138,120 @@ def summarize(rows: Sequence[Finding], context: Context | None = None) -> list[C
     Args:
         rows: of one run.
         context: what else is known of the run.
-
-    Returns:
-        For each cell its numbers, ``leaks_by``, ``verdict``, ``flags``, ``by_patient`` and ``label_verdict``; and as
-        ``union`` what the attacks on its defense show together, with the verdict on the defense: the same object in all
-        cells of the defense.
     """
     context, found = context or Context(), _Rows.of(rows)
-    cells = {key: _numbers(key, found) for key in found.cells}
-    evidence = {key: evidence_of(own, found.random.get(key[0], [])) for key, own in found.cells.items()}
-    unions = {defense: _union(defense, found) for defense in dict.fromkeys(key[1] for key in cells)}
-    tests = {(key, way): p for key, own in evidence.items() for way, p in p_values(own).items()}
-    several = {
-        defense: own for defense, (union, own) in unions.items() if union["attacks"] > 1
-    }  # of one, it is its cell
-    tests |= {(defense, way): p for defense, own in several.items() for way, p in p_values(own).items()}
-    leaking = holm(tests)
-    for key, cell in cells.items():
-        cell["leaks_by"] = [way for other, way in tests if other == key and (key, way) in leaking]
-    reasons = {key: _reason(key, cells, evidence, context) for key in cells}
-    for key, cell in cells.items():
-        control = cells.get((key[0], UNDEFENDED, False))
-        cell["control_asr"] = None if control is None else control["asr"]
-        _judge(key, cell, evidence[key], reasons[key], found, context)
-    _judge_patients(cells, reasons, found, context)
-    _judge_labels(cells, reasons, found, context)
-    for defense, (union, own) in unions.items():
-        keys = found.of_defense(defense)
-        union["leaks_by"] = [way for other, way in tests if other == defense and (defense, way) in leaking]
-        _judge_union(union, own, [cells[key] for key in keys], [reasons[key] for key in keys], context)
-        for key in keys:
-            cells[key]["union"] = union
-    return list(cells.values())
+    unions = {defense: _union(defense, found) for defense in dict.fromkeys(key[1] for key in found.cells)}
+    tested, leaking = _tested(found, unions)
+    judged = {key: _judged(key, tested, found, context) for key in tested}
+    patients, labels = _patients(judged, found, context), _labels(judged, found, context)
+    whole = {
+        defense: _judged_union(
+            union, own, leaking[defense], found.of_defense(defense), tested, judged, patients, context
+        )
+        for defense, (union, own) in unions.items()
+    }
+    bare = {key: tested.get((key[0], UNDEFENDED, False)) for key in tested}
+    return [
+        Cell(
+            **vars(tested[key].numbers),
+            leaks_by=tested[key].leaks_by,
+            control_asr=None if (control := bare[key]) is None else control.numbers.asr.value,
+            knows_defense=context.informed(key[1], key[2]),
+            verdict=own.verdict,
+            flags=own.flags,
+            by_patient=patients[key],
+            label_verdict=labels[key],
+            union=whole[key[1]],
+        )
+        for key, own in judged.items()
+    ]
 
 
-def _numbers(key: _Key, found: _Rows) -> Cell:
-    attack, defense, knows = key
-    own = found.cells[key]
-    other = found.cells.get((attack, defense, False)) if knows else None
-    masked = found.masked.get((attack, defense), [])
-    numbers = numbers_of(own, found.random.get(attack, []), masked)
-    return {"attack": attack, "defense": defense, **numbers, **false_security(other, own)}
+def by_defense(cells: Sequence[Cell]) -> dict[str, str]:
+    """Return the verdict on each defense, all attacks on it together; on no defense, where none was tested.
+
+    Beside a defense, the undefended model is a control, which has to leak for the test to mean anything.
+
+    >>> found = {"NoDefense()": LEAKS, "QSGD()": INCONCLUSIVE}
+    >>> cells = [Cell(attack="iDLG()", defense=name, union=Union(verdict=said)) for name, said in found.items()]
+    >>> by_defense(cells), by_defense(cells[:1])
+    ({'QSGD()': 'inconclusive'}, {'NoDefense()': 'leaks'})
+    """
+    tested = [cell for cell in cells if cell.defense != UNDEFENDED] or cells
+    return {cell.defense: cell.union.verdict for cell in tested}
 
 
-def _union(defense: str, found: _Rows) -> tuple[Cell, Evidence]:
+@dataclass(frozen=True)
+class _Judged:
+    """What a cell says of its defense.
+
+    Attributes:
+        verdict, flags: of the cell.
+        qualified: whether a failure of its attack says something.
+    """
+
+    verdict: str
+    flags: tuple[str, ...]
+    qualified: bool
+
+
+def _union(defense: str, found: _Rows) -> tuple[Union, Evidence]:
     keys = found.of_defense(defense)
     random = [found.random.get(attack, []) for attack in dict.fromkeys(attack for attack, *_ in keys)]
     return union_of([found.cells[key] for key in keys], random)
 
 
-def _reason(key: _Key, cells: Mapping[_Key, Cell], evidence: Mapping[_Key, Evidence], context: Context) -> str | None:
+def _tested(
+    found: _Rows, unions: Mapping[str, tuple[Union, Evidence]]
+) -> tuple[dict[_Key, Tested], dict[str, tuple[str, ...]]]:
+    """Return the cells, and by defense the ways in which its attacks together leak; all are tested together."""
+    evidence = {key: evidence_of(own, found.random.get(key[0], [])) for key, own in found.cells.items()}
+    several = {defense: own for defense, (union, own) in unions.items() if union.attacks > 1}  # of one, it is its cell
+    tests: dict[tuple[_Key | str, str], float] = {
+        (place, way): p for place, own in [*evidence.items(), *several.items()] for way, p in p_values(own).items()
+    }
+    leaking = holm(tests)
+
+    def ways(place: _Key | str) -> tuple[str, ...]:
+        return tuple(way for other, way in tests if other == place and (other, way) in leaking)
+
+    cells = {key: Tested(_numbers(key, found), own, ways(key)) for key, own in evidence.items()}
+    return cells, {defense: ways(defense) for defense in unions}
+
+
+def _numbers(key: _Key, found: _Rows) -> Numbers:
+    attack, defense, knows = key
+    naive = found.cells.get((attack, defense, False)) if knows else None
+    masked = found.masked.get((attack, defense), [])
+    return numbers_of((attack, defense), found.cells[key], found.random.get(attack, []), masked, naive)
+
+
+def _judged(key: _Key, tested: Mapping[_Key, Tested], found: _Rows, context: Context) -> _Judged:
+    """Return the verdict on a cell."""
+    cell, rows, defense = tested[key], found.cells[key], key[1]
+    reason, masked = _reason(key, tested, context), _masked_leaks(key, found)
+    sound = reason is None and not cell.broken and not masked
+    limits = limits_of(cell.evidence, context.tolerance)
+    if cell.numbers.nonfinite:  # what ended at no number failed by itself, and is no evidence
+        finite = [row for row in rows if "nonfinite" not in row.flags]
+        limits = list(dict.fromkeys([*limits, *limits_of(evidence_of(finite, []), context.tolerance)]))
+    mismatch = defense == RECORDED and context.mismatch  # a guess of other images than the truth is no failure
+    flags = [
+        *doubts_of(rows, cell, reason),
+        *(limits if sound and not cell.leaks_by else []),
+        *(["masked-vector"] if masked else []),
+        *(["server-side"] if defense in context.server_side else []),
+        *(["record-mismatch"] if mismatch else []),
+    ]
+    qualified = sound and not mismatch
+    return _Judged(verdict_of(cell.leaks_by, qualified, limits), tuple(flags), qualified)
+
+
+def _reason(key: _Key, tested: Mapping[_Key, Tested], context: Context) -> str | None:
     """Return the flag that says why a failure in a cell says nothing; a control that fails comes first."""
     attack, defense, knows = key
-    bare = (attack, UNDEFENDED, False)
-    control = untested(cells[key], cells.get(bare), evidence.get(bare), context.tolerance)
+    control = untested(tested[key], tested.get((attack, UNDEFENDED, False)), context.tolerance)
     return control if control == "control-failed" else context.reason(defense, knows) or control
-
-
-def _judge(key: _Key, cell: Cell, evidence: Evidence, reason: str | None, found: _Rows, context: Context) -> None:
-    """Add a cell's verdict and flags."""
-    _, defense, knows = key
-    cell["knows_defense"] = context.informed(defense, knows)
-    bare = _masked_leaks(key, found)
-    qualified = reason is None and not _broken(cell) and not bare
-    limits = limits_of(evidence, context.tolerance)
-    if cell["nonfinite"]:  # what ended at no number failed by itself, and is no evidence
-        finite = [row for row in found.cells[key] if "nonfinite" not in row.flags]
-        limits = list(dict.fromkeys([*limits, *limits_of(evidence_of(finite, []), context.tolerance)]))
-    cell["verdict"] = verdict_of(cell, qualified, limits)
-    cell["flags"] = doubts_of(found.cells[key], cell, reason)
-    cell["flags"] += limits if qualified and not cell["leaks_by"] else []
-    cell["flags"] += ["masked-vector"] if bare else []
-    if defense in context.server_side:
-        cell["flags"].append("server-side")
-    if defense == RECORDED and context.mismatch:
-        cell["flags"].append("record-mismatch")
-        # A guess of other images than the truth is no failure of the attack.
-        cell["verdict"] = LEAKS if cell["leaks_by"] else INCONCLUSIVE
-
-
-def _broken(cell: Mapping[str, Any]) -> bool:
-    return cell["images"] == 0 or cell["nonfinite"] > 0.5
-
-
-def _is_qualified(cell: Mapping[str, Any], reason: str | None) -> bool:
-    """Return whether the failure of a judged cell's attack says something of the defense."""
-    return reason is None and not _broken(cell) and not _BARRING & set(cell["flags"])
 
 
 def _masked_leaks(key: _Key, found: _Rows) -> bool:
@@ -229,32 +264,28 @@ def _masked_leaks(key: _Key, found: _Rows) -> bool:
     return any(p < ALPHA for p in p_values(evidence).values())
 
 
-def _judge_patients(
-    cells: Mapping[_Key, Cell], reasons: Mapping[_Key, str | None], found: _Rows, context: Context
-) -> None:
-    """Add each cell's rates by patient, with a verdict by the same rules."""
-    told = {key: by_patient(found.cells[key], found.random.get(key[0], [])) for key in cells}
+def _patients(judged: Mapping[_Key, _Judged], found: _Rows, context: Context) -> dict[_Key, Patients | None]:
+    """Return each cell's rates by patient, with a verdict by the same rules."""
+    told = {key: by_patient(found.cells[key], found.random.get(key[0], [])) for key in judged}
     tests = {(key, way): p for key, own in told.items() if own for way, p in p_values(own[1]).items()}
     leaking = holm(tests)
+    patients: dict[_Key, Patients | None] = dict.fromkeys(told)
     for key, own in told.items():
-        cells[key]["by_patient"] = None if own is None else own[0]
         if own is not None:
-            own[0]["leaks_by"] = [way for other, way in tests if other == key and (key, way) in leaking]
-            qualified = _is_qualified(cells[key], reasons[key])
-            own[0]["verdict"] = verdict_of(own[0], qualified, limits_of(own[1], context.tolerance))
+            ways = tuple(way for other, way in tests if other == key and (key, way) in leaking)
+            verdict = verdict_of(ways, judged[key].qualified, limits_of(own[1], context.tolerance))
+            patients[key] = replace(own[0], leaks_by=ways, verdict=verdict)
+    return patients
 
 
-def _judge_labels(
-    cells: Mapping[_Key, Cell], reasons: Mapping[_Key, str | None], found: _Rows, context: Context
-) -> None:
-    """Add whether each cell's labels leak, by the same rules; ``None`` where the attack infers none."""
-    tallies = {key: labels_of(found.cells[key]) for key in cells}
+def _labels(judged: Mapping[_Key, _Judged], found: _Rows, context: Context) -> dict[_Key, str | None]:
+    """Return whether each cell's labels leak, by the same rules; ``None`` where the attack infers none."""
+    tallies = {key: labels_of(found.cells[key]) for key in judged}
     leaking = holm({key: tally.p_value for key, tally in tallies.items() if tally is not None})
-    for key, tally in tallies.items():
-        cell = cells[key]
-        qualified = _is_qualified(cell, reasons[key])
-        told = None if tally is None else _of_labels(tally, key in leaking, qualified, context.tolerance)
-        cell["label_verdict"] = told
+    return {
+        key: None if tally is None else _of_labels(tally, key in leaking, judged[key].qualified, context.tolerance)
+        for key, tally in tallies.items()
+    }
 
 
 def _of_labels(tally: Tally, leaks: bool, qualified: bool, tolerance: float) -> str:
@@ -263,22 +294,34 @@ def _of_labels(tally: Tally, leaks: bool, qualified: bool, tolerance: float) -> 
     return NO_LEAK if qualified and tally.leaves(tolerance) and tally.excess < tolerance else INCONCLUSIVE
 
 
-def _judge_union(
-    union: Cell, evidence: Evidence, cells: Sequence[Cell], reasons: Sequence[str | None], context: Context
-) -> None:
-    """Add the verdict on a defense, from all its attacks: one that works must have been told, and all must fail."""
-    qualified = [cell for cell, reason in zip(cells, reasons, strict=True) if _is_qualified(cell, reason)]
-    if any("masked-vector" in cell["flags"] for cell in cells):  # whatever the other attacks make of the sum
+def _judged_union(
+    union: Union,
+    evidence: Evidence,
+    leaks_by: tuple[str, ...],
+    keys: Sequence[_Key],
+    tested: Mapping[_Key, Tested],
+    judged: Mapping[_Key, _Judged],
+    patients: Mapping[_Key, Patients | None],
+    context: Context,
+) -> Union:
+    """Return the union with the verdict on its defense: an attack that works must have been told, and all must fail."""
+    cells = [judged[key] for key in keys]
+    qualified = [cell for cell in cells if cell.qualified]
+    if any("masked-vector" in cell.flags for cell in cells):  # whatever the other attacks make of the sum
         qualified = []
     # The guesses of many attacks explain much by chance: each attack by itself must be shown to keep the tolerance too.
-    kept = [flag for cell in qualified for flag in cell["flags"] if flag in LIMITS]
+    kept = [flag for cell in qualified for flag in cell.flags if flag in LIMITS]
     limits = list(dict.fromkeys([*limits_of(evidence, context.tolerance), *kept]))
-    patients = any((cell["by_patient"] or {}).get("verdict") == LEAKS for cell in cells)
-    if any(cell["verdict"] == LEAKS for cell in cells):
-        union["leaks_by"] = list(dict.fromkeys([*union["leaks_by"], *(way for c in cells for way in c["leaks_by"])]))
-    union["verdict"] = verdict_of(union, bool(qualified) and not patients, limits)
-    union["tolerance"] = context.tolerance
-    union["flags"] = limits if qualified and not union["leaks_by"] else []
-    union["flags"] += ["patients-leak"] if patients and not union["leaks_by"] else []
-    undecided = union["verdict"] == INCONCLUSIVE
-    union["updates_needed"] = updates_to_decide(evidence, context.tolerance) if undecided else None
+    exposed = any(one is not None and one.verdict == LEAKS for one in (patients[key] for key in keys))
+    if any(cell.verdict == LEAKS for cell in cells):
+        leaks_by = tuple(dict.fromkeys([*leaks_by, *(way for key in keys for way in tested[key].leaks_by)]))
+    verdict = verdict_of(leaks_by, bool(qualified) and not exposed, limits)
+    flags = [*(limits if qualified else []), *(["patients-leak"] if exposed else [])]
+    return replace(
+        union,
+        leaks_by=leaks_by,
+        verdict=verdict,
+        tolerance=context.tolerance,
+        flags=() if leaks_by else tuple(flags),
+        updates_needed=updates_to_decide(evidence, context.tolerance) if verdict == INCONCLUSIVE else None,
+    )

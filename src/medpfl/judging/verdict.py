@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.judging.cells import Evidence, scored
 from medpfl.judging.evidence import Tally, clusters_of, updates_needed
+from medpfl.judging.types import READ, RECOGNIZED, Numbers
 from medpfl.metrics.rates import mean_interval
 
 __all__ = [
     "LIMITS",
-    "READ",
-    "RECOGNIZED",
+    "Tested",
     "doubts_of",
     "limits_of",
     "p_values",
@@ -23,13 +23,28 @@ __all__ = [
     "verdict_of",
 ]
 
-READ, RECOGNIZED = "read", "recognized"
-"""The two ways in which an image leaks."""
-
 LIMITS = ("too-few", "small-gallery", "worst-candidate")
 """The flags that `limits_of` gives."""
 
-Cell = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class Tested:
+    """A cell before its verdict.
+
+    Attributes:
+        numbers: of the cell.
+        evidence: what decides about its images.
+        leaks_by: the ways in which they leak, tested together with all other cells.
+    """
+
+    numbers: Numbers
+    evidence: Evidence
+    leaks_by: tuple[str, ...]
+
+    @property
+    def broken(self) -> bool:
+        """Whether there are too few finite guesses to judge the attack by."""
+        return self.numbers.images == 0 or self.numbers.nonfinite > 0.5
 
 
 def p_values(evidence: Evidence) -> dict[str, float]:
@@ -45,7 +60,7 @@ def p_values(evidence: Evidence) -> dict[str, float]:
     return found
 
 
-def untested(cell: Cell, control: Cell | None, evidence: Evidence | None, tolerance: float) -> str | None:
+def untested(cell: Tested, control: Tested | None, tolerance: float) -> str | None:
     """Return the flag that says why a failure in this cell tells nothing of the defense, or ``None``.
 
     ``control-failed``: the attack does not work without the defense either. ``control-low``: there, it is not shown to
@@ -55,18 +70,18 @@ def untested(cell: Cell, control: Cell | None, evidence: Evidence | None, tolera
 
     Args:
         cell: of the defense.
-        control: of the same attack without a defense, and what decides about it.
-        evidence: see `control`.
+        control: of the same attack without a defense.
         tolerance: share of images.
     """
-    if control is None or evidence is None or not control["leaks_by"]:
+    if control is None or not control.leaks_by:
         return "control-failed"
-    tallies = [tally for tally in (evidence.read, evidence.recognized) if tally is not None]
+    tallies = [tally for tally in (control.evidence.read, control.evidence.recognized) if tally is not None]
     if not any(tally.interval[0] - tally.known_floor > tolerance for tally in tallies):
         return "control-low"
+    own, bare = cell.numbers, control.numbers
     # Of several clients; a few images more may be due to updates that are zero without the defense, and left out.
-    a_sum = cell["images"] * control["clusters"] >= 2 * control["images"] * cell["clusters"]
-    return "control-weak" if a_sum and READ not in control["leaks_by"] else None
+    a_sum = own.images * bare.clusters >= 2 * bare.images * own.clusters
+    return "control-weak" if a_sum and READ not in control.leaks_by else None
 
 
 def limits_of(evidence: Evidence, tolerance: float) -> list[str]:
@@ -88,20 +103,20 @@ def limits_of(evidence: Evidence, tolerance: float) -> list[str]:
     return found if tested else [*found, "small-gallery"]
 
 
-def verdict_of(cell: Cell, qualified: bool, limits: Sequence[str]) -> str:
-    """Return one of the three outcomes for a cell or a union.
+def verdict_of(leaks_by: Sequence[str], qualified: bool, limits: Sequence[str]) -> str:
+    """Return one of the three outcomes.
 
     Args:
-        cell: with the ways in which it leaks.
+        leaks_by: the ways in which images or patients leak.
         qualified: whether the failure of the attack would say something.
         limits: from `limits_of`.
     """
-    if cell["leaks_by"]:
+    if leaks_by:
         return LEAKS
     return NO_LEAK if qualified and not limits else INCONCLUSIVE
 
 
-def doubts_of(rows: Sequence[Finding], cell: Cell, reason: str | None) -> list[str]:
+def doubts_of(rows: Sequence[Finding], cell: Tested, reason: str | None) -> list[str]:
     """Return the flags of a cell.
 
     Args:
@@ -109,7 +124,7 @@ def doubts_of(rows: Sequence[Finding], cell: Cell, reason: str | None) -> list[s
         cell: its numbers, and the ways in which it leaks.
         reason: why its failure says nothing of the defense, from `untested` or from what is disclosed.
     """
-    own, failed = scored(rows), not cell["leaks_by"]
+    own, failed = scored(rows), not cell.leaks_by
     raised = {
         "control-failed": reason == "control-failed",
         "control-low": failed and reason == "control-low",
@@ -117,10 +132,10 @@ def doubts_of(rows: Sequence[Finding], cell: Cell, reason: str | None) -> list[s
         "naive-attack": failed and reason == "naive-attack",
         "undisclosed": failed and reason == "undisclosed",
         "misdisclosed": failed and reason == "misdisclosed",
-        "prior-only": bool(own) and failed and not _beats_baselines(own, cell),
+        "prior-only": bool(own) and failed and not _beats_baselines(own, cell.numbers),
         "zero-gradient": len(own) < len(rows),
         "not-converged": _share(own, "not-converged") > 0.5,
-        "nonfinite": cell["nonfinite"] > 0,
+        "nonfinite": cell.numbers.nonfinite > 0,
         "wrong-derivative": _share(own, "wrong-derivative") > 0,
     }
     return [flag for flag, up in raised.items() if up]
@@ -136,15 +151,15 @@ def _share(rows: Sequence[Finding], flag: str) -> float:
     return sum(flag in row.flags for row in rows) / len(rows) if rows else 0.0
 
 
-def _beats_baselines(rows: Sequence[Finding], cell: Cell) -> bool:
+def _beats_baselines(rows: Sequence[Finding], numbers: Numbers) -> bool:
     """Return whether the mean SSIM is above every baseline's, image by image where the baseline has the image."""
     gains = [
         [float(row.scores["ssim"] or 0) - float(row.scores[name] or 0) for row in rows]
         for name in ("mean_image_ssim", "nearest_ssim")
         if all(row.scores.get(name) is not None for row in rows)
     ]
-    if cell["ssim_random_update"] is not None:
-        gains.append([float(row.scores["ssim"] or 0) - cell["ssim_random_update"] for row in rows])
+    if (random := numbers.ssim_random_update) is not None:
+        gains.append([float(row.scores["ssim"] or 0) - random for row in rows])
     return all(_above_zero(gain, rows) for gain in gains)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from medpfl.reporting.bounds import COLUMNS, EVENTS, bound_rows, reading_bounds
+from medpfl.judging.types import Mark
+from medpfl.reporting.bounds import COLUMNS, EVENTS, Placed, bound_rows, reading_bounds
 from medpfl.reporting.svg import COLORS, inline
 from medpfl.reporting.words import label, number, shorten
 
@@ -22,10 +23,9 @@ _GUESSES = {
     "asr": {"mean_image": "mean image", "nearest": "nearest image", "random_update": "random"},
     "identified": {"chance": "chance"},
 }
-Placed = Sequence[Mapping[str, Any]]
 
 
-def bound_figure(ones: Placed, event: str) -> str:
+def bound_figure(ones: Sequence[Placed], event: str) -> str:
     """A curve for each defense that has one, its measured point at its kappa, and its no-prior reference, dotted.
 
     Args:
@@ -34,15 +34,15 @@ def bound_figure(ones: Placed, event: str) -> str:
     """
     from matplotlib.figure import Figure
 
-    known = [one for one in ones if one["bound"]["gap"] is None]
+    known = [one for one in ones if one.bound.gap is None]
     height = _BELOW + _HEIGHT + _ABOVE + _LINE * len(known)
     figure = Figure(figsize=(_WIDTH, height))
     axes = figure.add_axes((0.17, _BELOW / height, 0.77, _HEIGHT / height))
-    pairs = [kappa for kappa, _ in known[0]["bound"]["curve"] if kappa >= _LEAST] if known else []
+    pairs = [kappa for kappa, _ in known[0].bound.curve if kappa >= _LEAST] if known else []
     axes.plot(pairs, pairs, color=COLORS["line"], linewidth=1.2)
     for place, one in enumerate(known):
         _one(axes, one, event, place)
-    _baselines(axes, [one["bound"]["guesses"] for one in known], event)
+    _baselines(axes, [one.bound.guesses or {} for one in known], event)
     _frame(axes, f"success: {EVENTS[event]}")
     if known:
         axes.legend(
@@ -52,48 +52,47 @@ def bound_figure(ones: Placed, event: str) -> str:
     return inline(figure, f"bound-{event}", _spoken(known, event))
 
 
-def bound_section(ones: Placed) -> dict[str, Any] | None:
+def bound_section(ones: Sequence[Placed]) -> dict[str, object] | None:
     """What a page prints of bounds: figures, columns, rows and how to read them; ``None`` if there is no bound."""
     from markupsafe import Markup
 
     if not ones:
         return None
-    drawn = any(one["bound"]["gap"] is None for one in ones)
+    drawn = any(one.bound.gap is None for one in ones)
     figures = [(name, Markup(bound_figure(ones, event))) for event, name in EVENTS.items()] if drawn else []
     return {"figures": figures, "columns": COLUMNS, "rows": bound_rows(ones), "notes": reading_bounds()}
 
 
-def _one(axes: Axes, one: Mapping[str, Any], event: str, place: int) -> None:
-    color, bound = COLORS[_INKS[place % len(_INKS)]], one["bound"]
-    curve: list[Any] = list(zip(*(pair for pair in bound["curve"] if pair[0] >= _LEAST), strict=True))
+def _one(axes: Axes, one: Placed, event: str, place: int) -> None:
+    color, bound = COLORS[_INKS[place % len(_INKS)]], one.bound
+    kappas, bounds = zip(*(pair for pair in bound.curve if pair[0] >= _LEAST), strict=True)
     style = _DASHES[place // len(_INKS) % len(_DASHES)]
-    axes.plot(*curve, style, color=color, linewidth=1.6, label=shorten(label(one["defense"]), 44))
-    if bound["no_prior"][event] is not None:
-        axes.axhline(bound["no_prior"][event], color=color, linestyle=":", linewidth=1)
-    mark = bound[event]
-    if mark["kappa"] is None or one[event] is None:
+    axes.plot(kappas, bounds, style, color=color, linewidth=1.6, label=shorten(label(one.defense), 44))
+    if (reference := (bound.no_prior or {}).get(event)) is not None:
+        axes.axhline(reference, color=color, linestyle=":", linewidth=1)
+    mark, rate = bound.of(event), one.rate(event)
+    if mark is None or mark.kappa is None or mark.kappa_high is None or rate.value is None:
         return
-    x, end, y = max(mark["kappa"], _LEAST), max(mark["kappa_high"], _LEAST), one[event]
+    x, end, y = max(mark.kappa, _LEAST), max(mark.kappa_high, _LEAST), rate.value
     axes.plot([x, end], [y, y], color=color, linewidth=0.8, alpha=0.7, clip_on=False)
-    low, high = one[f"{event}_low"], one[f"{event}_high"]
-    if low is not None and high is not None:
-        axes.plot([x, x], [low, high], color=color, linewidth=0.8, alpha=0.7, clip_on=False)
-    shape: dict[str, Any] = {"markersize": 6.5, "mfc": COLORS["paper"], "mew": 1.5, "zorder": 5, "clip_on": False}
-    axes.plot(x, y, _SHAPES[place % len(_SHAPES)], mec=color, **shape)
+    if rate.ends is not None:
+        axes.plot([x, x], rate.ends, color=color, linewidth=0.8, alpha=0.7, clip_on=False)
+    marker = _SHAPES[place % len(_SHAPES)]
+    axes.plot(x, y, marker, mec=color, markersize=6.5, mfc=COLORS["paper"], mew=1.5, zorder=5, clip_on=False)
 
 
-def _baselines(axes: Axes, guesses: Sequence[Mapping[str, Any]], event: str) -> None:
+def _baselines(axes: Axes, guesses: Sequence[Mapping[str, float | None]], event: str) -> None:
     """Ticks at what guesses without the update score; those at one place share a line of text."""
     at: dict[float, list[str]] = {}
     for own in guesses:
         for name, text in _GUESSES[event].items():
-            if own[name] is not None and not any(text in texts for texts in at.values()):
-                at.setdefault(max(own[name], _LEAST), []).append(text)
+            rate = own.get(name)
+            if rate is not None and not any(text in texts for texts in at.values()):
+                at.setdefault(max(rate, _LEAST), []).append(text)
     for kappa, texts in at.items():
         axes.plot([kappa], [0], marker=2, markersize=7, color=COLORS["ink"], clip_on=False, zorder=6)
-        side: Any = "left" if kappa < 0.1 else "right"
-        offset = (4 if side == "left" else -4, 5)
-        behind: dict[str, Any] = {"fc": COLORS["paper"], "ec": "none", "pad": 0.8, "alpha": 0.8}
+        side, offset = ("left", (4, 5)) if kappa < 0.1 else ("right", (-4, 5))
+        behind = {"fc": COLORS["paper"], "ec": "none", "pad": 0.8, "alpha": 0.8}
         axes.annotate(", ".join(texts), (kappa, 0), offset, textcoords="offset points", fontsize=8, ha=side,
                       color=COLORS["ink"], bbox=behind, zorder=4)  # fmt: skip
 
@@ -112,12 +111,12 @@ def _frame(axes: Axes, name: str) -> None:
         spine.set_color(COLORS["line"])
 
 
-def _spoken(ones: Placed, event: str) -> str:
+def _spoken(ones: Sequence[Placed], event: str) -> str:
     said = []
     for one in ones:
-        mark = one["bound"][event]
+        mark = one.bound.of(event) or Mark()
         said.append(
-            f"{label(one['defense'])}: measured {number(one[event])}, at most {number(mark['bound'])} at a kappa of "
-            f"{number(mark['kappa'], '.2g')}"
+            f"{label(one.defense)}: measured {number(one.rate(event).value)}, at most {number(mark.bound)} at a kappa "
+            f"of {number(mark.kappa, '.2g')}"
         )
     return f"{EVENTS[event]}: bound over kappa; {'; '.join(said)}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from medpfl.reporting.words import DASH, known, label, number, percent, percents
+from medpfl.judging.types import Bound, Cell, Mark, Mechanism, Rate
+from medpfl.reporting.words import DASH, label, number, percent, percents
 
-__all__ = ["COLUMNS", "EVENTS", "bound_rows", "placed", "reading_bounds", "stands"]
+__all__ = ["COLUMNS", "EVENTS", "Placed", "bound_rows", "placed", "reading_bounds", "stands"]
 
-Cell = Mapping[str, Any]
 EVENTS = {"asr": "read back", "identified": "identified"}
 COLUMNS = (
     "Setting", "Of", "Event", "Measured", "Guessed without the update (kappa)", "Bound at this kappa",
@@ -17,66 +17,105 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def placed(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """For each defense with a bound, the strongest attack's rates, and the bound at the best guess of any cell.
+@dataclass(frozen=True)
+class Placed:
+    """A defense's bound, and where the strongest attack's rates lie.
+
+    Attributes:
+        defense: spec.
+        bound: with the marks at the best guess of any cell.
+        asr, identified: rates of the strongest attack.
+    """
+
+    defense: str
+    bound: Bound
+    asr: Rate
+    identified: Rate
+
+    def rate(self, event: str) -> Rate:
+        """Return the measured rate of an event of `EVENTS`."""
+        return self.asr if event == "asr" else self.identified
+
+
+def placed(cells: Sequence[Cell]) -> list[Placed]:
+    """Return, for each defense with a bound, the strongest attack's rates and the bound at the best guess of any cell.
 
     Args:
-        cells: of an audit; those without ``bound`` are left out.
+        cells: of an audit; those without a bound are left out.
     """
-    by_defense: dict[str, list[Cell]] = {}
+    by_defense: dict[str, list[tuple[Cell, Bound]]] = {}
     for cell in cells:
-        if cell.get("bound"):
-            by_defense.setdefault(cell["defense"], []).append(cell)
+        if cell.bound is not None:
+            by_defense.setdefault(cell.defense, []).append((cell, cell.bound))
     return [_placed(spec, own) for spec, own in by_defense.items()]
 
 
-def _placed(spec: str, cells: Sequence[Cell]) -> dict[str, Any]:
-    found: dict[str, Any] = {"defense": spec, "bound": dict(cells[0]["bound"])}
-    for event in EVENTS:
-        top = max(cells, key=lambda cell: (cell[event] is not None, cell[event] or 0.0))
-        found |= {key: top[key] for key in (event, f"{event}_low", f"{event}_high")}
-        marks = [cell["bound"][event] for cell in cells if cell["bound"]["gap"] is None]
-        if marks:
-            ends = [[mark[key] for mark in marks if mark[key] is not None] for key in marks[0]]
-            found["bound"][event] = {key: max(own, default=None) for key, own in zip(marks[0], ends, strict=True)}
-    return found
+def _placed(spec: str, cells: Sequence[tuple[Cell, Bound]]) -> Placed:
+    bound = cells[0][1]
+    marks = {event: [mark for _, own in cells if (mark := own.of(event)) is not None] for event in EVENTS}
+    if marks["asr"] and marks["identified"]:
+        bound = replace(bound, asr=_largest(marks["asr"]), identified=_largest(marks["identified"]))
+    return Placed(spec, bound, *(_top([rate(cell) for cell, _ in cells]) for rate in (_asr, _identified)))
 
 
-def stands(one: Cell, event: str) -> str:
-    """Where a measured rate lies, its interval and that of kappa considered."""
-    mark = one["bound"].get(event)
-    if mark is None or mark["bound"] is None or one[event] is None:
+def _asr(cell: Cell) -> Rate:
+    return cell.asr
+
+
+def _identified(cell: Cell) -> Rate:
+    return cell.identified
+
+
+def _top(rates: Sequence[Rate]) -> Rate:
+    return max(rates, key=lambda rate: (rate.value is not None, rate.value or 0.0))
+
+
+def _largest(marks: Sequence[Mark]) -> Mark:
+    def top(values: Iterable[float | None]) -> float | None:
+        return max((value for value in values if value is not None), default=None)
+
+    return Mark(
+        kappa=top(mark.kappa for mark in marks),
+        kappa_high=top(mark.kappa_high for mark in marks),
+        bound=top(mark.bound for mark in marks),
+        bound_high=top(mark.bound_high for mark in marks),
+    )
+
+
+def stands(one: Placed, event: str) -> str:
+    """Return where a measured rate lies, its interval and that of kappa considered."""
+    mark, rate = one.bound.of(event), one.rate(event)
+    if mark is None or mark.bound is None or rate.value is None:
         return DASH
-    if one[event] <= mark["bound"]:
+    if rate.value <= mark.bound:
         return "not above"
-    if one[f"{event}_low"] is None or one[f"{event}_low"] <= mark["bound_high"]:
+    if rate.low is None or mark.bound_high is None or rate.low <= mark.bound_high:
         return "above, within the intervals"
     return "above: more can be guessed than these baselines do, or the defense is not what it says"
 
 
-def bound_rows(ones: Sequence[Cell]) -> list[list[tuple[str, str]]]:
-    """A row of values, each with a note, for each defense and event."""
+def bound_rows(ones: Sequence[Placed]) -> list[list[tuple[str, str]]]:
+    """Return a row of values, each with a note, for each defense and event."""
     return [_row(one, event) for one in ones for event in EVENTS]
 
 
-def _row(one: Cell, event: str) -> list[tuple[str, str]]:
-    bound = one["bound"]
-    rate = (percent(one[event]), percents(one[f"{event}_low"], one[f"{event}_high"]))
-    if bound["gap"] is not None:
-        none = (DASH, f"not stated: {bound['gap']}")
-        return [(label(one["defense"]), ""), (DASH, ""), (EVENTS[event], ""), rate, (DASH, ""), none, (DASH, ""),
+def _row(one: Placed, event: str) -> list[tuple[str, str]]:
+    bound, mark, rate = one.bound, one.bound.of(event), one.rate(event)
+    measured = (percent(rate.value), percents(rate.low, rate.high))
+    if bound.gap is not None or mark is None:
+        none = (DASH, f"not stated: {bound.gap}")
+        return [(label(one.defense), ""), (DASH, ""), (EVENTS[event], ""), measured, (DASH, ""), none, (DASH, ""),
                 (DASH, "")]  # fmt: skip
-    mark = bound[event]
-    units = {one["unit"] for one in bound["mechanisms"]}
-    ends = known(mark["kappa_high"]) and mark["kappa_high"] > mark["kappa"]
+    units = {mechanism.unit for mechanism in bound.mechanisms or ()}
+    ends = mark.kappa is not None and mark.kappa_high is not None and mark.kappa_high > mark.kappa
     return [
-        (label(one["defense"]), ""),
+        (label(one.defense), ""),
         ("an image (of all of a client)" if units == {"client"} else "an image", _mechanisms(bound)),
         (EVENTS[event], ""),
-        rate,
-        (_share(mark["kappa"]), f"up to {_share(mark['kappa_high'])}" if ends else ""),
-        (_share(mark["bound"]), f"{_share(mark['bound_high'])} at {_share(mark['kappa_high'])}" if ends else ""),
-        (_share(bound["no_prior"][event]), ""),
+        measured,
+        (_share(mark.kappa), f"up to {_share(mark.kappa_high)}" if ends else ""),
+        (_share(mark.bound), f"{_share(mark.bound_high)} at {_share(mark.kappa_high)}" if ends else ""),
+        (_share((bound.no_prior or {}).get(event)), ""),
         (stands(one, event), ""),
     ]
 
@@ -86,14 +125,14 @@ def _share(rate: float | None) -> str:
     return percent(rate) if rate is None or rate == 0 or rate >= 0.1 else f"{number(100 * rate, '.2g')} %"
 
 
-def _mechanisms(bound: Mapping[str, Any]) -> str:
-    rounds = "1 round" if bound["rounds"] == 1 else f"{bound['rounds']} rounds"
-    return f"{' and '.join(map(_mechanism, bound['mechanisms']))}, over {rounds}"
+def _mechanisms(bound: Bound) -> str:
+    rounds = "1 round" if bound.rounds == 1 else f"{bound.rounds} rounds"
+    return f"{' and '.join(map(_mechanism, bound.mechanisms or ()))}, over {rounds}"
 
 
-def _mechanism(one: Mapping[str, Any]) -> str:
-    steps = "1 step" if one["steps"] == 1 else f"{one['steps']} steps"
-    return f"noise {one['noise']:g}, rate {one['rate']:.3g}, {steps}"
+def _mechanism(one: Mechanism) -> str:
+    steps = "1 step" if one.steps == 1 else f"{one.steps} steps"
+    return f"noise {one.noise:g}, rate {one.rate:.3g}, {steps}"
 
 
 def reading_bounds() -> tuple[str, ...]:

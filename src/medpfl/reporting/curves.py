@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medpfl.core.rounds import Round
 from medpfl.reporting.svg import COLORS, inline
@@ -28,11 +28,10 @@ def score_figure(rows: Sequence[Round], name: str) -> str:
     """Balanced accuracy with its interval, accuracy and AUROC on one of the sets."""
     figure, axes = canvas()
     numbers, scores = [row.round for row in rows], [row.scores[name] for row in rows]
-    ends: list[Any] = [[one[f"balanced_accuracy_{end}"] for one in scores] for end in ("low", "high")]
-    axes.fill_between(numbers, *ends, color=COLORS["safe"], alpha=0.15, linewidth=0)
+    low, high = ([_known(one[f"balanced_accuracy_{end}"]) for one in scores] for end in ("low", "high"))
+    axes.fill_between(numbers, low, high, color=COLORS["safe"], alpha=0.15, linewidth=0)
     for key, (text, color, style) in _LINES.items():
-        values: list[Any] = [float("nan") if one[key] is None else one[key] for one in scores]
-        axes.plot(numbers, values, style, color=COLORS[color], linewidth=1.6, label=text)
+        axes.plot(numbers, [_known(one[key]) for one in scores], style, color=COLORS[color], linewidth=1.6, label=text)
     axes.set(ylim=(0, 1.02))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     legend(axes)
@@ -41,18 +40,23 @@ def score_figure(rows: Sequence[Round], name: str) -> str:
     return inline(figure, "scores", f"Scores on the {name} images by round; after the last: {spoken}")
 
 
+def _known(value: float | None) -> float:
+    """Return a number, or NaN, where a line has a gap."""
+    return float("nan") if value is None else value
+
+
 def privacy_figure(rows: Sequence[Round]) -> str:
     """The step of the global model by round; epsilon where something is promised, else bytes sent so far."""
     figure, axes = canvas()
     numbers = [row.round for row in rows]
     if rows[-1].epsilon is not None:
-        values: list[Any] = [float("nan") if row.epsilon is None else row.epsilon for row in rows]
+        values = [_known(row.epsilon) for row in rows]
         text, spoken = "epsilon so far", f"epsilon so far, {number(rows[-1].epsilon, '.3g')} at the end"
     else:
         values = [total / 1e6 for total in accumulate(row.bytes_sent for row in rows)]
         text, spoken = "MB sent so far", f"megabytes sent so far, {number(values[-1], '.3g')} at the end"
     axes.plot(numbers, values, color=COLORS["leak"], linewidth=1.6, label=text)
-    norms: list[Any] = [row.update_norm for row in rows[1:]]
+    norms = [row.update_norm for row in rows[1:]]
     right = axes.twinx()
     right.plot(numbers[1:], norms, "--", color=COLORS["muted"], linewidth=1.3, label="norm of the step (right)")
     right.tick_params(colors=COLORS["muted"], labelsize=9)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from medpfl.core.settings import Json
 from medpfl.core.threat import GRANTS
 from medpfl.reporting.words import DASH, number
 
@@ -28,7 +29,7 @@ class Facts(NamedTuple):
     items: list[tuple[str, list[str]]]
 
 
-def facts(settings: Mapping[str, Any]) -> list[Facts]:
+def facts(settings: Json) -> list[Facts]:
     """The experiment, the data, the model, the record, the run and the versions."""
     groups = {title: settings.get(key) for key, title in TITLES.items()}
     groups["Run"] = {name: settings[key] for key, name in RUN.items() if key in settings}
@@ -36,11 +37,11 @@ def facts(settings: Mapping[str, Any]) -> list[Facts]:
     return [Facts(title, _items(group)) for title, group in groups.items() if group]
 
 
-def _items(group: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def _items(group: Json) -> list[tuple[str, list[str]]]:
     return [(str(name).replace("_", " "), _lines(name, value)) for name, value in group.items()]
 
 
-def _lines(name: str, value: Any) -> list[str]:
+def _lines(name: str, value: object) -> list[str]:
     if name == "shape" and isinstance(value, list | tuple):
         return [" \u00d7 ".join(map(str, value))]
     if isinstance(value, Mapping):
@@ -50,7 +51,7 @@ def _lines(name: str, value: Any) -> list[str]:
     return [_text(name, value)]
 
 
-def _text(name: str, value: Any) -> str:
+def _text(name: str, value: object) -> str:
     if value is None or value == "":
         return DASH
     if isinstance(value, bool):
@@ -60,12 +61,12 @@ def _text(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and name != "seed" else str(value)
 
 
-def granted(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Each grant with what it means."""
-    return [(grant, GRANTS.get(grant, "no explanation is known")) for grant in settings.get("grants") or ()]
+def granted(grants: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each grant with what it means."""
+    return [(grant, GRANTS.get(grant, "no explanation is known")) for grant in grants]
 
 
-def lead(settings: Mapping[str, Any]) -> str:
+def lead(settings: Json) -> str:
     """What was audited, in a line under the title."""
     experiment, data = settings.get("experiment") or {}, settings.get("data") or {}
     images = f"{data['images']:,} images" if isinstance(data.get("images"), int) else None

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
-from medpfl.reporting.phrases import Cell, Cells
+from medpfl.judging.types import READ, RECOGNIZED, Cell
+from medpfl.reporting.phrases import Cells
 from medpfl.reporting.selection import cell_rows
 from medpfl.reporting.svg import COLORS, inline
-from medpfl.reporting.tables import with_unions
+from medpfl.reporting.tables import Whole, with_unions
 from medpfl.reporting.words import attacker, known, label, number, percent, shorten
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ __all__ = ["leak_figure", "similarity_figure"]
 
 WIDTH, LANE, FOOT = 4.6, 0.42, 0.5  # inches
 GAP = 0.36  # between the two marks of a lane, in lanes
-WAYS = {"asr": "read", "identified": "recognized"}
 STYLES = {LEAKS: ("leak", "^", True), NO_LEAK: ("safe", "o", False), INCONCLUSIVE: ("doubt", "d", False)}
-BASELINES = ("mean_image", "nearest", "random_update")
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,11 @@ def leak_figure(summary: Cells) -> str:
     figure, axes, lanes = _canvas(with_unions(summary), (0.0, 1.0), 1 + GAP)
     for lane in lanes:
         if lane.cell is not None:
-            told = lane.cell.get("identified")
+            told = lane.cell.identified.value
             recognized = f", recognized {percent(told)}" if known(told) else ""
-            _label(axes, lane, f"read {percent(lane.cell.get('asr'))}{recognized}")
-            _rate(axes, lane.y, lane.cell, "asr")
-            _rate(axes, lane.y - GAP, lane.cell, "identified")
+            _label(axes, lane, f"read {percent(lane.cell.asr.value)}{recognized}")
+            _rate(axes, lane.y, lane.cell, READ)
+            _rate(axes, lane.y - GAP, lane.cell, RECOGNIZED)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     axes.set_xlabel("share of images", color=COLORS["muted"], fontsize=9)
     return inline(figure, "leak", "Share of images read back and recognized, with 95 % intervals: " + _spoken(summary))
@@ -69,7 +68,7 @@ def similarity_figure(summary: Cells, rows: Sequence[Finding]) -> str:
     for lane in lanes:
         if lane.cell is not None:
             own = next(drawn)
-            _label(axes, lane, f"mean {number(lane.cell.get('ssim'))}")
+            _label(axes, lane, f"mean {number(lane.cell.ssim.value)}")
             _strip(axes, lane.y, lane.cell, own)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 0.9], ["0", "0.25", "0.5", "0.75", "0.9"])
     axes.set_xlabel("SSIM of each guess", color=COLORS["muted"], fontsize=9)
@@ -77,16 +76,16 @@ def similarity_figure(summary: Cells, rows: Sequence[Finding]) -> str:
 
 
 def _in_lanes(summary: Cells) -> list[Cell]:
-    order = list(dict.fromkeys(cell["defense"] for cell in summary))
-    return sorted(summary, key=lambda cell: order.index(cell["defense"]))
+    order = list(dict.fromkeys(cell.defense for cell in summary))
+    return sorted(summary, key=lambda cell: order.index(cell.defense))
 
 
 def _lanes(summary: Cells, height: float) -> list[Lane]:
     lanes: list[Lane] = []
     y, defense = 0.0, None
     for cell in _in_lanes(summary):
-        if cell["defense"] != defense:
-            defense = cell["defense"]
+        if cell.defense != defense:
+            defense = cell.defense
             y -= height - 0.05 if lanes else 0.3
             lanes.append(Lane(y, label(defense)))
             y -= 0.1
@@ -129,38 +128,46 @@ def _label(axes: Axes, lane: Lane, value: str) -> None:
 
 def _style(cell: Cell, way: str) -> tuple[str, str, bool]:
     """Return color, marker and filling of one rate: a leak's only if this very rate is one."""
-    if way in (cell.get("leaks_by") or ()):
+    if way in cell.leaks_by:
         return STYLES[LEAKS]
-    return STYLES[NO_LEAK if cell.get("verdict") == NO_LEAK else INCONCLUSIVE]
+    return STYLES[NO_LEAK if cell.verdict == NO_LEAK else INCONCLUSIVE]
 
 
-def _rate(axes: Axes, y: float, cell: Cell, key: str) -> None:
-    color, marker, filled = _style(cell, WAYS[key])
+def _rate(axes: Axes, y: float, cell: Cell, way: str) -> None:
+    color, marker, filled = _style(cell, way)
     style = {"color": COLORS[color], "solid_capstyle": "butt", "clip_on": False}
-    names = [*(f"{key}_{b}" for b in BASELINES), f"{key}_floor", *(["chance"] if key == "identified" else [])]
-    baselines = [cell[name] for name in names if known(cell.get(name))]
-    if baselines:
-        axes.plot([max(baselines)] * 2, [y - 0.16, y + 0.16], color=COLORS["ink"], linewidth=1.6, clip_on=False)
-    if known(cell.get(f"{key}_low")) and known(cell.get(f"{key}_high")):
-        axes.plot([cell[f"{key}_low"], cell[f"{key}_high"]], [y, y], linewidth=2.6, **style)
-    if known(cell.get(key)):
-        face, size = COLORS[color if filled else "paper"], 7.5 if key == "asr" else 5.5
-        axes.plot([cell[key]], [y], marker, markersize=size, markerfacecolor=face, markeredgewidth=1.6, **style)
+    rate, size = (cell.asr, 7.5) if way == READ else (cell.identified, 5.5)
+    without = [one for one in _without(cell, way) if one is not None]
+    if without:
+        axes.plot([max(without)] * 2, [y - 0.16, y + 0.16], color=COLORS["ink"], linewidth=1.6, clip_on=False)
+    if rate.ends is not None:
+        axes.plot(rate.ends, [y, y], linewidth=2.6, **style)
+    if rate.value is not None:
+        face = COLORS[color if filled else "paper"]
+        axes.plot([rate.value], [y], marker, markersize=size, markerfacecolor=face, markeredgewidth=1.6, **style)
+
+
+def _without(cell: Cell, way: str) -> tuple[float | None, ...]:
+    """Return the rates of guesses without the update."""
+    if isinstance(cell, Whole):
+        return (cell.union.asr_floor if way == READ else cell.union.identified_floor,)
+    if way == READ:
+        return cell.asr_mean_image.value, cell.asr_nearest.value, cell.asr_random_update.value
+    return cell.identified_mean_image.value, cell.identified_random_update.value, cell.chance
 
 
 def _strip(axes: Axes, y: float, cell: Cell, values: Sequence[float]) -> None:
     axes.plot([0.9] * 2, [y - 0.26, y + 0.2], color=COLORS["ink"], linewidth=0.9, linestyle=(0, (2, 1.5)))
-    color = COLORS[_style(cell, "read")[0]]
+    color = COLORS[_style(cell, READ)[0]]
     # Beyond 200 ticks the eye sees a band: as many quantiles draw the same one in a tenth of the bytes.
     shown = values if len(values) <= 200 else [values[round(i * (len(values) - 1) / 199)] for i in range(200)]
     axes.vlines(shown, y - 0.18, y + 0.18, color=color, linewidth=1.3, alpha=0.55, clip_on=False)
-    baselines = [cell[f"ssim_{b}"] for b in BASELINES if known(cell.get(f"ssim_{b}"))]
-    if baselines:
-        axes.plot([max(baselines)] * 2, [y - 0.28, y + 0.2], color=COLORS["ink"], linewidth=1.6, clip_on=False)
+    without = (cell.ssim_mean_image, cell.ssim_nearest, cell.ssim_random_update)
+    if best := [mean for mean in without if mean is not None]:
+        axes.plot([max(best)] * 2, [y - 0.28, y + 0.2], color=COLORS["ink"], linewidth=1.6, clip_on=False)
 
 
 def _spoken(summary: Cells) -> str:
     return "; ".join(
-        f"{attacker(c)}, {label(c['defense'])}: {percent(c.get('asr'))} and {percent(c.get('identified'))}"
-        for c in summary
+        f"{attacker(c)}, {label(c.defense)}: {percent(c.asr.value)} and {percent(c.identified.value)}" for c in summary
     )

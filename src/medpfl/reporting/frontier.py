@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medpfl.core.files import write
+from medpfl.core.settings import Json
 from medpfl.reporting.bound_figure import bound_section
 from medpfl.reporting.frontier_figure import NAMES, frontier_figure
 from medpfl.reporting.verdict import MARKS
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "frontier_table", "reading", "sentences", "write_frontier_page"]
 
-Point = Mapping[str, Any]
+Point = Json
 Points = Sequence[Point]
 COLUMNS = ("No.", "Defense", "Balanced", "Loss", "Read back", "SSIM", "Identified", "Epsilon", "Verdict", "Mark")
 
 
-def sentences(points: Points, chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, str]:
+def sentences(points: Points, chosen: Json, settings: Json) -> tuple[str, str]:
     """What the undefended model and the strongest attack on it do, and what is recommended or why nothing is."""
     bare = points[0]
     first = (
@@ -33,7 +34,7 @@ def sentences(points: Points, chosen: Mapping[str, Any], settings: Mapping[str, 
     return first, _advice({p["defense"]: p for p in points}, chosen)
 
 
-def _advice(points: Mapping[str, Point], chosen: Mapping[str, Any]) -> str:
+def _advice(points: Mapping[str, Point], chosen: Json) -> str:
     limit = " and ".join(chosen["limits"])
     if chosen["state"] == "nothing learned":
         bare, chance = next(iter(points.values())), chosen["chance"]
@@ -68,7 +69,7 @@ def _advice(points: Mapping[str, Point], chosen: Mapping[str, Any]) -> str:
     )
 
 
-def _left(chosen: Mapping[str, Any]) -> str:
+def _left(chosen: Json) -> str:
     whys = {"inconclusive": "the verdict is inconclusive", "leaking": "by its own audit it leaks (--accept-leak)"}
     found = [f"{', '.join(map(label, chosen[key]))} would, but {why}" for key, why in whys.items() if chosen[key]]
     return "".join(f"; {text}" for text in found)
@@ -96,7 +97,7 @@ def _rate(point: Point, name: str) -> str:
     return f"{percent(point[name])} (95 % interval {percents(point[f'{name}_low'], point[f'{name}_high'])})"
 
 
-def _values(place: int, point: Point, chosen: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _values(place: int, point: Point, chosen: Json) -> list[tuple[str, str]]:
     def rate(name: str) -> tuple[str, str]:
         return percent(point[name]), percents(point[f"{name}_low"], point[f"{name}_high"])
 
@@ -116,7 +117,7 @@ def _values(place: int, point: Point, chosen: Mapping[str, Any]) -> list[tuple[s
     ]
 
 
-def frontier_table(points: Points, chosen: Mapping[str, Any]) -> Table:
+def frontier_table(points: Points, chosen: Json) -> Table:
     """The points for a terminal. An arrow: recommended; a star: in the Pareto set of the limit's metric."""
     from rich import box
     from rich.table import Table
@@ -152,7 +153,7 @@ def _number(name: str, value: str, note: str) -> str:
     return value if name in _PLAIN else f"{value}\n{note}"
 
 
-def _asked(chosen: Mapping[str, Any]) -> list[str]:
+def _asked(chosen: Json) -> list[str]:
     """The metrics of leakage, those that a limit is on first."""
     return list(dict.fromkeys([*(limit.partition("<=")[0] for limit in chosen["limits"]), *_ALWAYS]))
 
@@ -160,7 +161,7 @@ def _asked(chosen: Mapping[str, Any]) -> list[str]:
 _ALWAYS = ("asr", "ssim", "identified")
 
 
-def reading(settings: Mapping[str, Any]) -> list[str]:
+def reading(settings: Json) -> list[str]:
     """What was attacked, and what that says of the training."""
     count, number_of = settings["images_per_update"], settings["round"]
     of = "1 image" if count == 1 else f"{count} images"
@@ -180,7 +181,7 @@ def reading(settings: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def write_frontier_page(out: Path, settings: Mapping[str, Any], points: Points, chosen: Mapping[str, Any]) -> Path:
+def write_frontier_page(out: Path, settings: Json, points: Points, chosen: Json) -> Path:
     """Writes ``frontier.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 
@@ -194,6 +195,6 @@ def write_frontier_page(out: Path, settings: Mapping[str, Any], points: Points, 
         figures=[(NAMES[metric], Markup(frontier_figure(points, chosen, metric))) for metric in _asked(chosen)],
         columns=COLUMNS,
         rows=[_values(place, point, chosen) for place, point in enumerate(points)],
-        bounds=bound_section([point for point in points if point.get("bound")]),
+        bounds=bound_section([point["bound"] for point in points if point["bound"] is not None]),
     )
     return write(out / "frontier.html", page)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from medpfl.core.settings import Json
 from medpfl.reporting.svg import COLORS, inline
 from medpfl.reporting.words import label, number
 
@@ -19,7 +20,7 @@ NAMES = {
     "identified": "images identified",
     "recognized": "images identified beyond chance",
 }
-Points = Sequence[Mapping[str, Any]]
+Points = Sequence[Json]
 _SIZE = (4.6, 3.7)  # inches
 _NEAR = (0.02, 0.05)
 _LOOKS = tuple(zip(("safe", "doubt", "muted", "ink"), "osD^", strict=True))  # not the color of a leak
@@ -30,7 +31,7 @@ def family(spec: str) -> str:
     return " | ".join(part.partition("(")[0].strip() for part in label(spec).split(" | "))
 
 
-def frontier_figure(points: Points, chosen: Mapping[str, Any], metric: str) -> str:
+def frontier_figure(points: Points, chosen: Json, metric: str) -> str:
     """Leakage over balanced accuracy with both intervals.
 
     Filled: in the Pareto set, whose corners the wide line joins; these, the undefended setting and the recommended one
@@ -65,7 +66,7 @@ def frontier_figure(points: Points, chosen: Mapping[str, Any], metric: str) -> s
     return inline(figure, f"frontier-{metric}", f"{NAMES[metric]} against balanced accuracy: {spoken}")
 
 
-def _point(axes: Axes, point: Mapping[str, Any], metric: str, look: tuple[str, str]) -> None:
+def _point(axes: Axes, point: Json, metric: str, look: tuple[str, str]) -> None:
     color, shape = COLORS[look[0]], look[1]
     x, y = point["accuracy"], point[metric]
     errors = {"ecolor": color, "elinewidth": 0.8, "alpha": 0.55, "fmt": "none", "zorder": 2}
@@ -75,7 +76,7 @@ def _point(axes: Axes, point: Mapping[str, Any], metric: str, look: tuple[str, s
     axes.plot(x, y, shape, markersize=7, mfc=filled, mec=color, mew=1.4, zorder=above, clip_on=False)
 
 
-def _numbers(axes: Axes, known: Sequence[tuple[int, Mapping[str, Any]]], metric: str) -> None:
+def _numbers(axes: Axes, known: Sequence[tuple[int, Json]], metric: str) -> None:
     """The points' numbers; those that lie too near to be told apart share one place."""
     groups: list[tuple[float, float, list[int]]] = []
     for place, point in known:
@@ -90,7 +91,7 @@ def _numbers(axes: Axes, known: Sequence[tuple[int, Mapping[str, Any]]], metric:
         axes.annotate(", ".join(map(str, places)), (x, y), (6, 5), **style)
 
 
-def _ends(point: Mapping[str, Any], name: str) -> Any:
+def _ends(point: Json, name: str) -> Any:
     """How far the interval reaches to both sides; nothing where it is not known."""
     low, high = point[f"{name}_low"], point[f"{name}_high"]
     return None if low is None or high is None else [[max(point[name] - low, 0)], [max(high - point[name], 0)]]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+from medpfl.core.settings import Json
 from medpfl.reporting.words import percent
 
 __all__ = ["model_page"]
@@ -19,7 +19,7 @@ _READ = {
 }
 
 
-def model_page(check: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def model_page(check: Json) -> list[tuple[str, list[str]]]:
     """Headings and their lines.
 
     Args:
@@ -43,7 +43,7 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _facts(check: Mapping[str, Any]) -> Iterator[str]:
+def _facts(check: Json) -> Iterator[str]:
     facts = check["facts"]
     yield f"{facts['parameters']:,} parameters, {facts['trained']:,} of them trained; {check['outputs']} outputs"
     if check["fewest"] > 1:
@@ -64,7 +64,7 @@ def _facts(check: Mapping[str, Any]) -> Iterator[str]:
         yield "dropout masks are the client's own: without the grant 'masks' an attack does not know them"
 
 
-def _leaks(check: Mapping[str, Any]) -> Iterator[str]:
+def _leaks(check: Json) -> Iterator[str]:
     for images, told in check["labels"].items():
         yield f"labels, {_count(images)}: " + _labels(told)
     shown = sorted(check["linear"], key=lambda layer: (layer["read"] == "as a sum", -layer["inputs"]))
@@ -83,7 +83,7 @@ def _count(images: int | str) -> str:
     return "one image" if str(images) == "1" else f"batches of {images}"
 
 
-def _labels(told: Mapping[str, Any]) -> str:
+def _labels(told: Json) -> str:
     if "why" in told:
         return told["why"]
     by = "bias" if told["bias"] else "weight (there is no bias)"
@@ -91,7 +91,7 @@ def _labels(told: Mapping[str, Any]) -> str:
     return f"{told['right']} of {told['all']} read from the gradient of the last layer's {by}, '{layer}'"
 
 
-def _statistics(told: Mapping[str, Any], mode: str) -> str:
+def _statistics(told: Json, mode: str) -> str:
     if not told["layers"]:
         return "no batch-norm statistics: there are none"
     if not told["sent"]:
@@ -102,7 +102,7 @@ def _statistics(told: Mapping[str, Any], mode: str) -> str:
     )
 
 
-def _attacks(check: Mapping[str, Any]) -> Iterator[str]:
+def _attacks(check: Json) -> Iterator[str]:
     applies = [name for name, why in check["attacks"].items() if not why]
     if applies:
         yield "apply: " + ", ".join(applies)
@@ -122,7 +122,7 @@ def _derivatives(found: Mapping[str, str]) -> Iterator[str]:
         yield f"wrong: {found['wrong']} has a second derivative that is not that of what it computes"
 
 
-def _time(seconds: Mapping[str, Any], facts: Mapping[str, Any], fewest: int) -> Iterator[str]:
+def _time(seconds: Json, facts: Json, fewest: int) -> Iterator[str]:
     line = f"{_count(fewest)}: {_ms(seconds['forward'])} forward, {_ms(seconds['gradient'])} for an update"
     if seconds["second"] is None:
         yield line

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
 
 from medpfl.core.files import PRIVATE, write
-from medpfl.core.verdicts import INCONCLUSIVE
+from medpfl.core.settings import Json, Settings
+from medpfl.judging.types import Cell
 from medpfl.reporting.bound_figure import bound_section
 from medpfl.reporting.bounds import placed
 from medpfl.reporting.drawing import draw_panel
@@ -23,7 +25,8 @@ from medpfl.reporting.flags import FLAGS, Flag
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.panels import Panel, panels
 from medpfl.reporting.patients import patient_rows
-from medpfl.reporting.tables import entries, with_unions
+from medpfl.reporting.phrases import Cells
+from medpfl.reporting.tables import Entry, entries, with_unions
 from medpfl.reporting.verdict import MARKS, verdict_sentences, verdict_states
 from medpfl.reporting.words import DASH, attacker, label
 
@@ -37,8 +40,8 @@ __all__ = ["environment", "rendered", "write_pages"]
 
 def write_pages(
     out: Path,
-    settings: Mapping[str, Any],
-    summary: Sequence[Mapping[str, Any]],
+    settings: Settings,
+    summary: Cells,
     rows: Sequence[Finding],
     picture: Callable[[Finding], tuple[np.ndarray, np.ndarray]] | None,
 ) -> list[Path]:
@@ -47,7 +50,7 @@ def write_pages(
     Args:
         out: the folder.
         settings: of the run; what is missing is not shown.
-        summary: one mapping for each attack and defense, in order.
+        summary: the cells, in order.
         rows: all findings, the controls too.
         picture: truth and guess of a row as uint8 (H, W) or (H, W, 3); ``None`` writes no private image.
 
@@ -55,7 +58,7 @@ def write_pages(
         The files written; all but the first are readable by their owner alone.
     """
     out.mkdir(parents=True, exist_ok=True)
-    settings = {**settings, "grants": _grants(settings, rows)}
+    settings = replace(settings, grants=_grants(settings, rows))
     written = [write(out / "report.html", _page(settings, summary, rows))]
     if picture is None:
         return written
@@ -66,60 +69,68 @@ def write_pages(
     return [*written, write(out / "report-with-images.html", page, PRIVATE)]
 
 
-def _grants(settings: Mapping[str, Any], rows: Sequence[Finding]) -> list[str]:
-    """As stated, or else as the rows have them: a report never leaves them out."""
-    if settings.get("grants") is not None:
-        return list(settings["grants"])
-    return list(dict.fromkeys(grant for row in rows for grant in row.grants))
+def _grants(settings: Settings, rows: Sequence[Finding]) -> tuple[str, ...]:
+    """Return the grants as stated, or else as the rows have them: a report never leaves them out."""
+    if settings.grants is not None:
+        return settings.grants
+    return tuple(dict.fromkeys(grant for row in rows for grant in row.grants))
 
 
 def _page(
-    settings: Mapping[str, Any],
-    summary: Sequence[Mapping[str, Any]],
+    settings: Settings,
+    summary: Cells,
     rows: Sequence[Finding],
     shown: Sequence[Panel] | None = None,
 ) -> bytes:
     figures = [leak_figure(summary), similarity_figure(summary, rows)] if summary else []
     return rendered(
         "report",
-        settings,
+        settings.to_dict(),
         sentences=list(zip(verdict_sentences(summary, settings), verdict_states(summary), strict=True)),
-        lead=lead(settings),
+        lead=lead(settings.to_dict()),
         cells=[_row(cell) for cell in with_unions(summary)],
         by_patient=patient_rows(summary),
         masks=mask_lines(summary),
         figures=[Markup(figure) for figure in figures],
         bounds=bound_section(placed(summary)),
         panels=shown,
-        volumes=len((settings.get("data") or {}).get("shape") or ()) == 4,
-        grants=granted(settings),
+        volumes=len(settings.data.get("shape") or ()) == 4,
+        grants=granted(settings.grants or ()),
         flags=_raised(summary),
-        notes=settings.get("notes") or (),
-        assumed=settings.get("assumed") or (),
-        command=settings.get("command"),
+        notes=settings.notes,
+        assumed=settings.assumed,
+        command=settings.command,
         marks=MARKS,
     )
 
 
-def _row(cell: Mapping[str, Any]) -> dict[str, Any]:
-    known = {"verdict": cell.get("verdict") or INCONCLUSIVE, "flags": cell.get("flags") or ()}
-    knows = DASH if cell.get("knows_defense") is None else "yes" if cell["knows_defense"] else "no"
-    return {
-        "attack": cell["attack"], "defense": cell["defense"], "knows": knows, "numbers": entries(cell), **known
-    }  # fmt: skip
+class _Row(NamedTuple):
+    """A line of the page's table."""
+
+    attack: str
+    defense: str
+    knows: str
+    verdict: str
+    flags: tuple[str, ...]
+    numbers: list[Entry]
 
 
-def _raised(summary: Sequence[Mapping[str, Any]]) -> list[tuple[str, Flag, list[str]]]:
+def _row(cell: Cell) -> _Row:
+    knows = DASH if cell.knows_defense is None else "yes" if cell.knows_defense else "no"
+    return _Row(cell.attack, cell.defense, knows, cell.verdict, cell.flags, entries(cell))
+
+
+def _raised(summary: Cells) -> list[tuple[str, Flag, list[str]]]:
     """Each raised flag, its explanation, and the cells that raise it."""
     cells: dict[str, list[str]] = {}
     for cell in with_unions(summary):
-        for flag in cell.get("flags") or ():
-            cells.setdefault(flag, []).append(f"{attacker(cell)}, {label(cell['defense'])}")
+        for flag in cell.flags:
+            cells.setdefault(flag, []).append(f"{attacker(cell)}, {label(cell.defense)}")
     unknown = Flag("of a reason that this version does not know", "Ask where the rows come from.")
     return [(flag, FLAGS.get(flag, unknown), where) for flag, where in cells.items()]
 
 
-def rendered(name: str, settings: Mapping[str, Any], **values: Any) -> bytes:
+def rendered(name: str, settings: Json, **values: object) -> bytes:
     """A page from its template, with the style, the facts and the version that all pages have."""
     style = Markup(files("medpfl.reporting").joinpath("report.css").read_text("utf-8"))
     version = (settings.get("versions") or {}).get("medpfl", "")

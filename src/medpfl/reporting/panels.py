@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from medpfl.reporting.phrases import Cell, Cells
+from medpfl.judging.types import Cell
+from medpfl.reporting.phrases import Cells
 from medpfl.reporting.selection import cell_rows, examples
 from medpfl.reporting.words import attacker, label, number
 
@@ -75,8 +76,8 @@ def panels(summary: Cells, rows: Sequence[Finding], picture: Picture) -> list[Pa
 
 def _panel(cell: Cell, rows: Iterable[Finding], picture: Picture) -> Panel:
     chosen = examples(cell_rows(cell, rows))
-    told = attacker(cell).removeprefix(label(cell["attack"]))
-    return Panel(cell["attack"], cell["defense"], tuple(_pair(rank, row, picture) for rank, row in chosen), told)
+    told = attacker(cell).removeprefix(label(cell.attack))
+    return Panel(cell.attack, cell.defense, tuple(_pair(rank, row, picture) for rank, row in chosen), told)
 
 
 def _pair(rank: str, row: Finding, picture: Picture) -> Pair:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from medpfl.judging.types import Exposure, Patients, Rate
 from medpfl.reporting.phrases import Cells
 from medpfl.reporting.words import attacker, counted, known, label, number, percent, percents
 
@@ -28,14 +28,14 @@ def patient_rows(summary: Cells) -> list[PatientRow]:
     return [
         PatientRow(
             attacker(cell),
-            cell["defense"],
+            cell.defense,
             _patients(told),
-            _rate(told, "read_back"),
-            _rate(told, "identified") + (f"; chance {percent(told['chance'])}" if known(told["chance"]) else ""),
-            tuple(_exposed(one) for one in told["worst"]),
+            _rate(told.read_back),
+            _rate(told.identified) + (f"; chance {percent(told.chance)}" if known(told.chance) else ""),
+            tuple(_exposed(one) for one in told.worst),
         )
         for cell in summary
-        if (told := cell.get("by_patient"))
+        if (told := cell.by_patient)
     ]
 
 
@@ -50,20 +50,20 @@ def patient_lines(summary: Cells) -> list[str]:
     return ["By patient (exposed if any image is):", *lines] if rows else []
 
 
-def _patients(told: dict[str, Any]) -> str:
-    unknown = told["without_patient"]
+def _patients(told: Patients) -> str:
+    unknown = told.without_patient
     left_out = f", {counted(unknown, 'image')} of unknown patients left out" if unknown else ""
-    return f"{counted(told['patients'], 'patient')} with {counted(told['images'], 'image')}{left_out}"
+    return f"{counted(told.patients, 'patient')} with {counted(told.images, 'image')}{left_out}"
 
 
-def _rate(told: dict[str, Any], key: str) -> str:
-    if not known(told[key]):
+def _rate(rate: Rate) -> str:
+    if not known(rate.value):
         return percent(None)
-    return f"{percent(told[key])} ({percents(told[f'{key}_low'], told[f'{key}_high'])})"
+    return f"{percent(rate.value)} ({percents(rate.low, rate.high)})"
 
 
-def _exposed(one: dict[str, Any]) -> str:
-    images = f"{one['images']} image" + "s" * (one["images"] != 1)
-    tries = f"{one['guesses']} guesses of {images}" if one["guesses"] > one["images"] else images
-    read, told = (one[key] or "none" for key in ("read_back", "identified"))
-    return f"{one['patient']}: of {tries}, {read} read back, {told} identified, best SSIM {number(one['ssim'])}"
+def _exposed(one: Exposure) -> str:
+    images = f"{one.images} image" + "s" * (one.images != 1)
+    tries = f"{one.guesses} guesses of {images}" if one.guesses > one.images else images
+    read, told = (count or "none" for count in (one.read_back, one.identified))
+    return f"{one.patient}: of {tries}, {read} read back, {told} identified, best SSIM {number(one.ssim)}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from medpfl.core.verdicts import LEAKS
+from medpfl.judging.types import Cell, Rate, Union
 from medpfl.reporting.words import attacker, counted, known, label, percent, percents
 
-__all__ = ["Cell", "Cells", "bounded", "by", "counts", "example", "hits", "labels", "reason", "strength"]
+__all__ = ["Cells", "bounded", "by", "counts", "example", "extent", "hits", "labels", "reason", "strength"]
 
-Cell = Mapping[str, Any]
 Cells = Sequence[Cell]
 
 _BLUNT = "these attacks do not work here even without a defense"
@@ -36,50 +35,58 @@ REASONS = {
 }
 
 
-def strength(cell: Cell) -> tuple[float, ...]:
-    """Return how much an attack got, for comparing cells."""
-    return tuple(cell[k] if known(cell.get(k)) else -1.0 for k in ("asr", "identified", "ssim"))
+def strength(cell: Cell) -> tuple[float, float, float]:
+    """Return how much an attack got, for comparing cells: images read back, images recognized, mean SSIM."""
+    asr, identified, ssim = (_or_least(rate) for rate in (cell.asr, cell.identified, cell.ssim))
+    return asr, identified, ssim
 
 
-def hits(told: Cell, key: str) -> int | None:
-    """Return the number of images behind a rate of a cell or a union; ``None`` if it is not known."""
-    return round(told[key] * told["images"]) if known(told.get(key)) and told.get("images") else None
+def extent(union: Union) -> tuple[float, float]:
+    """Return how much all attacks on a defense got, for comparing defenses."""
+    return _or_least(union.asr), _or_least(union.identified)
 
 
-def _of(some: int, told: Cell) -> str:
-    return f"{some or 'none'} of {counted(told['images'], 'image')}"
+def _or_least(rate: Rate) -> float:
+    return rate.value if rate.value is not None and known(rate.value) else -1.0
 
 
-def counts(union: Cell, short: bool = False) -> str:
+def hits(rate: Rate, images: int) -> int | None:
+    """Return the number of images behind a rate; ``None`` if it is not known."""
+    return round(rate.value * images) if rate.value is not None and known(rate.value) and images else None
+
+
+def _of(some: int, told: Union) -> str:
+    return f"{some or 'none'} of {counted(told.images, 'image')}"
+
+
+def counts(union: Union) -> str:
     """Return what was read back and recognized, in numbers.
 
     Args:
         union: what the attacks on a defense show together.
-        short: without intervals.
     """
-    read, told = hits(union, "asr"), hits(union, "identified")
+    read, told = hits(union.asr, union.images), hits(union.identified, union.images)
     if read is None:
         return "read back no image"
-    one = " of this one update" if union["updates"] == 1 else ""
-    first = f"read back {_of(read, union)}{one}{_rate(union, 'asr', short)}"
+    one = " of this one update" if union.updates == 1 else ""
+    first = f"read back {_of(read, union)}{one}{_rate(union.asr)}"
     if told is None:
         return first
-    chance = (
-        f"; without the update {percent(union['identified_floor'])}" if known(union.get("identified_floor")) else ""
-    )
+    floor = union.identified_floor
+    chance = f"; without the update {percent(floor)}" if known(floor) else ""
     link = "but" if told and not read else "and"
-    return f"{first} {link} recognized {told or 'none'} among others{_rate(union, 'identified', short, chance)}"
+    return f"{first} {link} recognized {told or 'none'} among others{_rate(union.identified, chance)}"
 
 
-def _rate(union: Cell, key: str, short: bool, more: str = "") -> str:
-    low, high = union.get(f"{key}_low"), union.get(f"{key}_high")
-    interval = f", 95 % interval {percents(low, high)}" if known(low) and known(high) and not short else ""
-    return f" ({percent(union[key])}{interval}{more})"
+def _rate(rate: Rate, more: str = "") -> str:
+    interval = f", 95 % interval {percents(rate.low, rate.high)}" if known(rate.low) and known(rate.high) else ""
+    return f" ({percent(rate.value)}{interval}{more})"
 
 
-def bounded(union: Cell) -> str:
+def bounded(union: Union) -> str:
     """Return what a failure shows: the tolerance that the upper ends keep, and the numbers."""
-    least, read, told = percent(union["tolerance"]), hits(union, "asr") or 0, hits(union, "identified")
+    least, read = percent(union.tolerance), hits(union.asr, union.images) or 0
+    told = hits(union.identified, union.images)
     return (
         f"with 95 % confidence, these attacks read back fewer than {least} of images and recognize fewer than {least} "
         f"beyond chance (read back {_of(read, union)}, recognized {told or 'none'})"
@@ -89,40 +96,40 @@ def bounded(union: Cell) -> str:
 def by(cells: Cells) -> str:
     """Return which attacks, and the strongest of them."""
     best = max(
-        [cell for cell in cells if cell.get("verdict") == LEAKS] or cells,
-        key=lambda cell: (strength(cell)[:2], bool(cell.get("knows_defense")), strength(cell)),
+        [cell for cell in cells if cell.verdict == LEAKS] or cells,
+        key=lambda cell: (strength(cell)[:2], bool(cell.knows_defense), strength(cell)),
     )
-    count = len({cell["attack"] for cell in cells})
+    count = len({cell.attack for cell in cells})
     return attacker(best) if count == 1 else f"{count} attacks (the strongest: {attacker(best)})"
 
 
 def example(cells: Cells) -> str:
     """Return ``TopK(keep=0.1) (read back 5 of 24 images, recognized 8)``."""
-    union = cells[0]["union"]
-    read, told = hits(union, "asr"), hits(union, "identified")
+    union = cells[0].union
+    read, told = hits(union.asr, union.images), hits(union.identified, union.images)
     if read is None:
-        return label(cells[0]["defense"])
+        return label(cells[0].defense)
     extent = f"read back {_of(read, union)}" + ("" if told is None else f", recognized {told or 'none'}")
-    return f"{label(cells[0]['defense'])} ({extent})"
+    return f"{label(cells[0].defense)} ({extent})"
 
 
 def labels(cells: Cells) -> str:
     """Return a sentence on the labels that were inferred; empty where they were not."""
-    telling = [cell for cell in cells if cell.get("label_verdict") == LEAKS]
+    telling = [cell for cell in cells if cell.label_verdict == LEAKS]
     if not telling:
         return ""
-    best = max(telling, key=lambda cell: cell["label_accuracy"])
-    some = round(best["label_accuracy"] * best["images"])
-    return f" The labels of {some} of {counted(best['images'], 'image')} were inferred."
+    best = max(telling, key=lambda cell: cell.label_accuracy.value or 0.0)
+    some = hits(best.label_accuracy, best.images)
+    return f" The labels of {some} of {counted(best.images, 'image')} were inferred."
 
 
 def reason(cells: Cells) -> str:
     """Return why nothing can be concluded of a defense; attacks that know it have the word, if there are any."""
-    union = cells[0].get("union") or {}
-    asked = [cell for cell in cells if cell.get("knows_defense") is not False] or cells
-    own = list(union.get("flags") or ())
-    flags = set(own or (flag for cell in asked for flag in cell.get("flags") or ()))
-    if not any(cell.get("images") for cell in cells):
+    union = cells[0].union
+    asked = [cell for cell in cells if cell.knows_defense is not False] or cells
+    own = union.flags
+    flags = set(own or (flag for cell in asked for flag in cell.flags))
+    if not any(cell.images for cell in cells):
         empty = "the update of every image is exactly zero" if "zero-gradient" in flags else ""
         return empty or "no image was scored"
     found = next((why for flag, why in REASONS.items() if flag in flags and flag not in _LAST), None)
@@ -135,15 +142,15 @@ def reason(cells: Cells) -> str:
 _LAST = ("prior-only", "nonfinite", "not-converged")
 
 
-def _few(union: Cell) -> str:
+def _few(union: Union) -> str:
     """Return that so few updates do not decide, and how many would."""
-    need, per = union.get("updates_needed"), max(1, round(union["images"] / max(1, union["updates"])))
-    have = "one update is" if union["updates"] == 1 else f"{union['updates']} updates are"
+    need, per = union.updates_needed, max(1, round(union.images / max(1, union.updates)))
+    have = "one update is" if union.updates == 1 else f"{union.updates} updates are"
     if need is None:
         return f"{have} too few to tell a leak from a failed attack, and at these rates no number of them would decide"
-    if need <= union["updates"]:
+    if need <= union.updates:
         return f"{have} too few to tell a leak from a failed attack: run more"
-    stay = " if the rates stay as they are" if hits(union, "asr") or hits(union, "identified") else ""
+    stay = " if the rates stay as they are" if union.asr.value or union.identified.value else ""
     return (
         f"{have} too few to tell a leak from a failed attack: run {need} updates or more (--images {need * per}){stay}"
     )

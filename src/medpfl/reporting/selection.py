@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from medpfl.reporting.phrases import Cell
+from medpfl.judging.types import Cell
 from medpfl.reporting.words import known
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ def cell_rows(cell: Cell, rows: Iterable[Finding]) -> list[Finding]:
     own = [
         row
         for row in rows
-        if (row.attack, row.defense, row.control) == (cell["attack"], cell["defense"], "")
-        and cell.get("knows_defense") in (None, row.knows_defense)
+        if (row.attack, row.defense, row.control) == (cell.attack, cell.defense, "")
+        and cell.knows_defense in (None, row.knows_defense)
         and known(row.scores.get("ssim"))
         and "zero-gradient" not in row.flags
     ]

@@ -8,7 +8,8 @@ from textwrap import indent
 from typing import TYPE_CHECKING
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
-from medpfl.reporting.phrases import Cell, Cells
+from medpfl.judging.types import Cell, Rate
+from medpfl.reporting.phrases import Cells
 from medpfl.reporting.verdict import MARKS
 from medpfl.reporting.words import DASH, attacker, between, known, label, number, percent, percents, signed
 
@@ -16,9 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["Entry", "entries", "terminal_table", "with_unions"]
+__all__ = ["Entry", "Whole", "entries", "terminal_table", "with_unions"]
 
-BASELINES = {"mean_image": "mean", "nearest": "nearest", "random_update": "random", "masked_vector": "masked"}
 COLORS = {LEAKS: "bold red", NO_LEAK: "cyan", INCONCLUSIVE: "yellow"}
 SHORT = {LEAKS: "leaks", NO_LEAK: "no leak found", INCONCLUSIVE: "inconclusive"}
 WIDE = 110
@@ -33,33 +33,66 @@ class Entry:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Whole(Cell):
+    """A line of a table or a figure: what all attacks on a defense got together, which is its `union`."""
+
+    @classmethod
+    def of(cls, cells: Cells) -> Whole:
+        """Return the line of a defense from all of its cells."""
+        union, count = cells[0].union, len({cell.attack for cell in cells})
+        return cls(
+            attack=f"all {count} attacks",
+            defense=cells[0].defense,
+            images=union.images,
+            clusters=union.updates,
+            asr=union.asr,
+            identified=union.identified,
+            gallery=union.gallery,
+            chance=union.identified_floor,
+            leaks_by=union.leaks_by,
+            verdict=union.verdict,
+            flags=union.flags,
+            union=union,
+        )
+
+
 def with_unions(summary: Cells) -> list[Cell]:
     """Return the cells by defense, each defense under several attacks followed by what these show together."""
     found: list[Cell] = []
-    for defense in dict.fromkeys(cell["defense"] for cell in summary):
-        own = [cell for cell in summary if cell["defense"] == defense]
+    for defense in dict.fromkeys(cell.defense for cell in summary):
+        own = [cell for cell in summary if cell.defense == defense]
         found += own
-        count = len({cell["attack"] for cell in own})
-        if count > 1 and (union := own[0].get("union")):
-            found.append({**union, "attack": f"all {count} attacks", "defense": defense})
+        if len({cell.attack for cell in own}) > 1:
+            found.append(Whole.of(own))
     return found
 
 
 def entries(cell: Cell) -> list[Entry]:
-    """A cell's numbers, in the order of the columns."""
-    get = cell.get
+    """Return a cell's numbers, in the order of the columns."""
+    by_rate = {"mean": cell.asr_mean_image, "nearest": cell.asr_nearest, "random": cell.asr_random_update,
+               "masked": cell.asr_masked_vector}  # fmt: skip
+    by_ssim = {"mean": cell.ssim_mean_image, "nearest": cell.ssim_nearest, "random": cell.ssim_random_update,
+               "masked": cell.ssim_masked_vector}  # fmt: skip
+    rates = {name: rate for name, rate in by_rate.items() if rate.value is not None}
+    means = {name: mean for name, mean in by_ssim.items() if mean is not None}
+    best = max((rate.value or 0.0 for rate in rates.values()), default=None)
     return [
-        Entry("Images", number(get("images"), "d"), _left_out(cell)),
-        Entry("Read back (ASR)", percent(get("asr")), _asr_notes(cell)),
-        Entry("Identified", percent(get("identified")), _identified_notes(cell)),
-        Entry("False security", signed(get("false_security_asr"), percent), _gain_notes(cell)),
-        Entry("ASR without the update", *_baselines(cell, "asr")),
-        Entry("SSIM", number(get("ssim")), _interval(between(get("ssim_low"), get("ssim_high")))),
-        Entry("SSIM without the update", *_baselines(cell, "ssim")),
-        Entry("PSNR, dB", number(get("psnr"), ".1f")),
-        Entry("MSE", number(get("mse"), ".2g")),
-        Entry("Labels right", percent(get("label_accuracy")), _label_notes(cell)),
-        Entry("Seconds per image", number(get("seconds_per_image"), ".2g"), _evaluations(cell)),
+        Entry("Images", number(cell.images, "d"), _left_out(cell)),
+        Entry("Read back (ASR)", percent(cell.asr.value), _asr_notes(cell)),
+        Entry("Identified", percent(cell.identified.value), _identified_notes(cell)),
+        Entry("False security", signed(cell.false_security_asr.value, percent), _gain_notes(cell)),
+        Entry("ASR without the update", percent(best), tuple(f"{n} {_with_ends(rate)}" for n, rate in rates.items())),
+        Entry("SSIM", number(cell.ssim.value), _interval(between(cell.ssim.low, cell.ssim.high))),
+        Entry(
+            "SSIM without the update",
+            number(max(means.values(), default=None)),
+            tuple(f"{name} {number(mean)}" for name, mean in means.items()),
+        ),
+        Entry("PSNR, dB", number(cell.psnr, ".1f")),
+        Entry("MSE", number(cell.mse, ".2g")),
+        Entry("Labels right", percent(cell.label_accuracy.value), _label_notes(cell)),
+        Entry("Seconds per image", number(cell.seconds_per_image, ".2g"), _evaluations(cell)),
     ]
 
 
@@ -67,69 +100,58 @@ def _interval(text: str) -> tuple[str, ...]:
     return () if text == DASH else (text,)
 
 
+def _ends(rate: Rate) -> tuple[str, ...]:
+    return _interval(percents(rate.low, rate.high))
+
+
+def _with_ends(rate: Rate) -> str:
+    return percent(rate.value) + "".join(f" ({text})" for text in _ends(rate))
+
+
 def _left_out(cell: Cell) -> tuple[str, ...]:
-    share, clusters = cell.get("zero_gradient"), cell.get("clusters", cell.get("updates"))
-    dependent = (f"in {clusters} updates",) if clusters and clusters < cell["images"] else ()
-    return ((f"{percent(share)} zero",) if known(share) and share else ()) + dependent
+    dependent = (f"in {cell.clusters} updates",) if cell.clusters and cell.clusters < cell.images else ()
+    return ((f"{percent(cell.zero_gradient)} zero",) if cell.zero_gradient else ()) + dependent
 
 
 def _asr_notes(cell: Cell) -> tuple[str, ...]:
-    notes = _interval(percents(cell.get("asr_low"), cell.get("asr_high")))
-    extra = {"asr_worst": "worst", "control_asr": "control"}
-    return notes + tuple(f"{name} {_rate(cell, key)}" for key, name in extra.items() if known(cell.get(key)))
+    extra = {"worst": cell.asr_worst, "control": Rate(cell.control_asr)}
+    return _ends(cell.asr) + tuple(f"{name} {_with_ends(rate)}" for name, rate in extra.items() if known(rate.value))
 
 
 def _gain_notes(cell: Cell) -> tuple[str, ...]:
-    """The interval of the gain of an attack that knows the defense, and what it gains in SSIM and identification."""
-    asr, ssim, told = (f"false_security_{name}" for name in ("asr", "ssim", "identified"))
-    notes = _interval(percents(cell.get(f"{asr}_low"), cell.get(f"{asr}_high")))
-    if known(cell.get(ssim)):
-        spread = between(cell.get(f"{ssim}_low"), cell.get(f"{ssim}_high"))
-        notes += (f"SSIM {signed(cell[ssim], number)}" + ("" if spread == DASH else f" ({spread})"),)
-    if known(cell.get(told)):
-        spread = percents(cell.get(f"{told}_low"), cell.get(f"{told}_high"))
-        notes += (f"identified {signed(cell[told], percent)}" + ("" if spread == DASH else f" ({spread})"),)
+    """Return the interval of what an attack gains by knowing the defense, and the gains in SSIM and identification."""
+    ssim, told = cell.false_security_ssim, cell.false_security_identified
+    notes = _ends(cell.false_security_asr)
+    if known(ssim.value):
+        spread = "".join(f" ({text})" for text in _interval(between(ssim.low, ssim.high)))
+        notes += (f"SSIM {signed(ssim.value, number)}{spread}",)
+    if known(told.value):
+        notes += (f"identified {signed(told.value, percent)}" + "".join(f" ({text})" for text in _ends(told)),)
     return notes
 
 
-def _rate(cell: Cell, key: str) -> str:
-    spread = percents(cell.get(f"{key}_low"), cell.get(f"{key}_high"))
-    return percent(cell.get(key)) + ("" if spread == DASH else f" ({spread})")
-
-
 def _label_notes(cell: Cell) -> tuple[str, ...]:
-    if not known(cell.get("label_accuracy")):
+    if not known(cell.label_accuracy.value):
         return ()
-    notes = _interval(percents(cell.get("label_accuracy_low"), cell.get("label_accuracy_high")))
-    return (*notes, f"chance {percent(cell.get('label_chance'))}")
-
-
-def _baselines(cell: Cell, key: str) -> tuple[str, tuple[str, ...]]:
-    show = percent if key == "asr" else number
-    values = {f"{key}_{b}": name for b, name in BASELINES.items() if known(cell.get(f"{key}_{b}"))}
-    notes = (f"{name} {_rate(cell, k) if key == 'asr' else show(cell[k])}" for k, name in values.items())
-    return show(max((cell[k] for k in values), default=None)), tuple(notes)
+    return (*_ends(cell.label_accuracy), f"chance {percent(cell.label_chance)}")
 
 
 def _identified_notes(cell: Cell) -> tuple[str, ...]:
-    if not known(cell.get("identified")):
+    if not known(cell.identified.value):
         return ()
-    notes = _interval(percents(cell.get("identified_low"), cell.get("identified_high")))
-    among = (f"of {cell['gallery']}",) if cell.get("gallery") else ()
-    chance = cell["chance"] if known(cell.get("chance")) else cell.get("identified_floor")
-    return (*notes, f"chance {percent(chance)}", *among)
+    among = (f"of {cell.gallery}",) if cell.gallery else ()
+    return (*_ends(cell.identified), f"chance {percent(cell.chance)}", *among)
 
 
 def _evaluations(cell: Cell) -> tuple[str, ...]:
-    count = cell.get("evaluations")
-    return (f"{number(count, ',.0f')} evals",) if known(count) else ()
+    return () if cell.evaluations is None else (f"{number(cell.evaluations, ',.0f')} evals",)
 
 
 def terminal_table(summary: Cells, width: int | None = None) -> Table:
     """The summary for a terminal; in a narrow one the specs share a column, and flags go under the verdict.
 
     Args:
-        summary: one mapping for each attack and defense.
+        summary: the cells of an audit.
         width: columns of the terminal; ``None`` asks it.
     """
     import rich
@@ -152,8 +174,8 @@ def terminal_table(summary: Cells, width: int | None = None) -> Table:
 def _wide_row(cell: Cell) -> list[Text]:
     from rich.text import Text
 
-    specs = [Text(fold(text, 24)) for text in (attacker(cell), label(cell["defense"]))]
-    flags = Text("\n".join(cell.get("flags") or ()), style="dim")
+    specs = [Text(fold(text, 24)) for text in (attacker(cell), label(cell.defense))]
+    flags = Text("\n".join(cell.flags), style="dim")
     return [*specs, *_numbers(cell, " [{}]"), _outcome(cell), flags]
 
 
@@ -161,30 +183,28 @@ def _narrow_row(cell: Cell) -> list[Text]:
     from rich.text import Text
 
     specs = Text(fold(attacker(cell), 26))
-    specs.append("\n" + indent(fold(label(cell["defense"]), 24), "  "), style="dim")
-    flags = "".join(f"\n{flag}" for flag in cell.get("flags") or ())
+    specs.append("\n" + indent(fold(label(cell.defense), 24), "  "), style="dim")
+    flags = "".join(f"\n{flag}" for flag in cell.flags)
     return [specs, *_numbers(cell, "\n{}"), _outcome(cell).append(flags, style="not bold dim")]
 
 
 def _numbers(cell: Cell, interval: str) -> list[Text]:
     from rich.text import Text
 
-    spread = percents(cell.get("asr_low"), cell.get("asr_high"))
-    asr = percent(cell.get("asr")) + ("" if spread == DASH else interval.format(spread))
+    asr = percent(cell.asr.value) + "".join(map(interval.format, _ends(cell.asr)))
     rest = [
-        number(cell.get("ssim")),
-        percent(cell.get("identified")),
-        number(cell.get("seconds_per_image"), ".2g"),
+        number(cell.ssim.value),
+        percent(cell.identified.value),
+        number(cell.seconds_per_image, ".2g"),
     ]
     # Text, not strings: the brackets are not markup.
-    return [Text(text) for text in (number(cell.get("images"), "d"), asr, *rest)]
+    return [Text(text) for text in (number(cell.images, "d"), asr, *rest)]
 
 
 def _outcome(cell: Cell) -> Text:
     from rich.text import Text
 
-    state = cell.get("verdict") or INCONCLUSIVE
-    return Text(f"{MARKS.get(state, '?')} {SHORT.get(state, state)}", style=COLORS.get(state, ""))
+    return Text(f"{MARKS[cell.verdict]} {SHORT[cell.verdict]}", style=COLORS[cell.verdict])
 
 
 def fold(spec: str, width: int) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from rich.console import Console
 
 from medpfl.core.messages import may_show
+from medpfl.core.rounds import Round
+from medpfl.core.settings import Json, Settings
+from medpfl.judging.types import Cell
 from medpfl.reporting.frontier import frontier_table, reading
-from medpfl.reporting.leakage import leakage_table
+from medpfl.reporting.leakage import RoundCell, leakage_table
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.patients import patient_lines
 from medpfl.reporting.tables import terminal_table
@@ -20,16 +23,64 @@ from medpfl.reporting.training import training_table
 __all__ = ["print_audit", "print_frontier", "print_leakage", "print_training"]
 
 
-def print_audit(report: Any, quiet: bool) -> None:
+class Audited(Protocol):
+    """What is printed of an audit."""
+
+    @property
+    def summary(self) -> Sequence[Cell]: ...
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def pages(self) -> tuple[Path, ...]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    def verdict(self) -> tuple[str, str]: ...
+
+
+class Overview(Protocol):
+    """What is printed of several rounds' audits."""
+
+    @property
+    def summary(self) -> Sequence[RoundCell]: ...
+    @property
+    def pages(self) -> tuple[Path, ...]: ...
+
+
+class Chosen(Protocol):
+    """What is printed of a frontier."""
+
+    @property
+    def points(self) -> Sequence[Json]: ...
+    @property
+    def recommendation(self) -> Json: ...
+    @property
+    def settings(self) -> Json: ...
+    @property
+    def pages(self) -> tuple[Path, ...]: ...
+
+
+class Trained(Protocol):
+    """What is printed of a training."""
+
+    @property
+    def rows(self) -> Sequence[Round]: ...
+    @property
+    def settings(self) -> Json: ...
+    @property
+    def pages(self) -> tuple[Path, ...]: ...
+
+
+def print_audit(report: Audited, quiet: bool) -> None:
     """An audit's table, notes and verdict."""
     console = Console()
     if not quiet:
         console.print(terminal_table(report.summary))
         for line in [*patient_lines(report.summary), *mask_lines(report.summary)]:
             console.print(line, markup=False, highlight=False)
-        for note in report.settings.get("notes", []):
+        for note in report.settings.notes:
             console.print(note, style="dim")
-        for spec, epsilon in (report.settings.get("privacy") or {}).items():
+        for spec, epsilon in (report.settings.privacy or {}).items():
             console.print(f"{spec} spends {epsilon}", markup=False, highlight=False, soft_wrap=True)
     if report.classes and may_show(sys.stdout) and not quiet:
         # Not into a file that the output goes to: a class folder may be named for a patient.
@@ -42,7 +93,7 @@ def print_audit(report: Any, quiet: bool) -> None:
     _wrote(console, (page for page in report.pages if page.suffix == ".html"))
 
 
-def print_leakage(found: Any, quiet: bool) -> None:
+def print_leakage(found: Overview, quiet: bool) -> None:
     """An overview of several rounds' audits."""
     console = Console()
     if not quiet:
@@ -51,7 +102,7 @@ def print_leakage(found: Any, quiet: bool) -> None:
     _wrote(console, found.pages)
 
 
-def print_frontier(found: Any, quiet: bool) -> None:
+def print_frontier(found: Chosen, quiet: bool) -> None:
     """A frontier's table, how to read it, and its recommendation."""
     console = Console()
     if not quiet:
@@ -62,7 +113,7 @@ def print_frontier(found: Any, quiet: bool) -> None:
     _wrote(console, found.pages)
 
 
-def print_training(result: Any, quiet: bool) -> None:
+def print_training(result: Trained, quiet: bool) -> None:
     """A training's table, notes and scores."""
     console = Console()
     if not quiet:

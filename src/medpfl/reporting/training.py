@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medpfl.core.files import write
 from medpfl.core.rounds import Round, Scores
+from medpfl.core.settings import Json
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.reporting.words import between, label, number, percent, percents
 
@@ -26,7 +27,7 @@ def judged(rows: Sequence[Round]) -> str:
     return "test" if "test" in rows[-1].scores else next(iter(rows[-1].scores))
 
 
-def sentences(rows: Sequence[Round], settings: Mapping[str, Any]) -> tuple[str, str]:
+def sentences(rows: Sequence[Round], settings: Json) -> tuple[str, str]:
     """How well the model does, and what was sent and spent for it."""
     last, name = rows[-1], judged(rows)
     scores, experiment = last.scores[name], settings.get("experiment") or {}
@@ -93,7 +94,7 @@ def training_table(rows: Sequence[Round], most: int = 12) -> Table:
     return table
 
 
-def write_training_page(out: Path, settings: Mapping[str, Any], rows: Sequence[Round]) -> Path:
+def write_training_page(out: Path, settings: Json, rows: Sequence[Round]) -> Path:
     """Writes ``report.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 

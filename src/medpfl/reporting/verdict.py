@@ -6,10 +6,12 @@ A failed attack is never worded as safety, and an attack whose control failed is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
+from medpfl.core.settings import Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
-from medpfl.reporting.phrases import Cell, Cells, bounded, by, counts, example, hits, labels, reason
+from medpfl.judging.types import Cell
+from medpfl.reporting.phrases import Cells, bounded, by, counts, example, extent, hits, labels, reason
 from medpfl.reporting.words import brief, known, label, percent
 
 __all__ = ["MARKS", "verdict_sentences", "verdict_states"]
@@ -18,11 +20,11 @@ __all__ = ["MARKS", "verdict_sentences", "verdict_states"]
 MARKS = {LEAKS: "\u25b2", NO_LEAK: "\u25cb", INCONCLUSIVE: "?"}
 
 
-def verdict_sentences(summary: Cells, settings: Mapping[str, Any]) -> tuple[str, str]:
+def verdict_sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
     """Return what the audit found: without a defense, then with.
 
     Args:
-        summary: one mapping for each attack and defense, with what the attacks on the defense show together.
+        summary: the cells of an audit.
         settings: of the run; its grants and its record change the wording.
     """
     if not summary:
@@ -31,7 +33,7 @@ def verdict_sentences(summary: Cells, settings: Mapping[str, Any]) -> tuple[str,
     first = _undefended(bare, settings) if bare else _no_control(summary)
     if not groups:
         return first, "No defense was tested. Add one with --defense."
-    if groups[0][0]["defense"] == label(RECORDED):
+    if groups[0][0].defense == label(RECORDED):
         return first, _recorded(groups[0], settings)
     return first, (_one(groups[0], settings) if len(groups) == 1 else _many(groups))
 
@@ -49,8 +51,8 @@ def verdict_states(summary: Cells) -> tuple[str | None, str | None]:
 
 def _named(summary: Cells) -> list[Cell]:
     """Return the cells under names that fit into a sentence; the table has the specs in full."""
-    names = brief({cell[key]: None for cell in summary for key in ("attack", "defense")})
-    return [{**c, "attack": names[c["attack"]], "defense": _name(c["defense"], names)} for c in summary]
+    names = brief(dict.fromkeys(spec for cell in summary for spec in (cell.attack, cell.defense)))
+    return [replace(c, attack=names[c.attack], defense=_name(c.defense, names)) for c in summary]
 
 
 def _name(defense: str, names: Mapping[str, str]) -> str:
@@ -60,20 +62,20 @@ def _name(defense: str, names: Mapping[str, str]) -> str:
 def _split(summary: Cells) -> tuple[list[Cell], list[list[Cell]]]:
     groups: dict[str, list[Cell]] = {}
     for cell in summary:
-        groups.setdefault(cell["defense"], []).append(cell)
+        groups.setdefault(cell.defense, []).append(cell)
     return groups.pop(UNDEFENDED, []), list(groups.values())
 
 
 def _state(cells: Cells) -> str:
-    return cells[0]["union"]["verdict"]
+    return cells[0].union.verdict
 
 
-def _undefended(cells: Cells, settings: Mapping[str, Any]) -> str:
-    union = cells[0]["union"]
+def _undefended(cells: Cells, settings: Settings) -> str:
+    union = cells[0].union
     if _state(cells) == LEAKS:
         return f"Without a defense, {_actor(settings)} {counts(union)} with {by(cells)}."
-    if "control-failed" in (cells[0].get("flags") or ()) and union["images"]:
-        steps = "more steps; " if all("not-converged" in cell["flags"] for cell in cells) else ""
+    if "control-failed" in cells[0].flags and union.images:
+        steps = "more steps; " if all("not-converged" in cell.flags for cell in cells) else ""
         return (
             f"Without a defense, these attacks {counts(union)}: they do not work here, so this test says nothing about "
             f"safety. Try: {steps}medpfl check-model; --mode eval; --batch-size 1."
@@ -82,23 +84,23 @@ def _undefended(cells: Cells, settings: Mapping[str, Any]) -> str:
 
 
 def _no_control(summary: Cells) -> str:
-    controls = [c for c in summary if known(c.get("control_asr"))]
+    controls = [c for c in summary if known(c.control_asr)]
     if not controls:
         return "No attack was run without a defense, so whether these attacks work here at all is not known."
-    best = max(controls, key=lambda c: c["control_asr"])
-    return f"Without a defense, {label(best['attack'])} reads back {percent(best['control_asr'])} of the images."
+    best = max(controls, key=lambda c: c.control_asr or 0.0)
+    return f"Without a defense, {label(best.attack)} reads back {percent(best.control_asr)} of the images."
 
 
-def _actor(settings: Mapping[str, Any]) -> str:
-    return "a malicious server" if "active" in (settings.get("grants") or ()) else "a curious server"
+def _actor(settings: Settings) -> str:
+    return "a malicious server" if "active" in (settings.grants or ()) else "a curious server"
 
 
-def _one(cells: Cells, settings: Mapping[str, Any]) -> str:
-    union, opening = cells[0]["union"], f"With {label(cells[0]['defense'])}"
+def _one(cells: Cells, settings: Settings) -> str:
+    union, opening = cells[0].union, f"With {label(cells[0].defense)}"
     if _state(cells) == LEAKS:
         end = "so this defense does not protect these images"
         hidden = "; attacks that were not told of it seemed to fail" if _hidden(cells) else ""
-        still = "still " if hits(union, "asr") else ""
+        still = "still " if hits(union.asr, union.images) else ""
         return f"{opening}, {_actor(settings)} {still}{counts(union)} with {by(cells)}, {end}{hidden}."
     return _without_leak(opening, cells, settings)
 
@@ -106,29 +108,29 @@ def _one(cells: Cells, settings: Mapping[str, Any]) -> str:
 _NOT_SAFE = "That these attacks failed does not show that the defense is safe."
 
 
-def _without_leak(opening: str, cells: Cells, settings: Mapping[str, Any]) -> str:
+def _without_leak(opening: str, cells: Cells, settings: Settings) -> str:
     """Return the sentence where no leak was found, or where the numbers decide nothing."""
     if _state(cells) == NO_LEAK:
-        return f"{opening}, no leak was found: {bounded(cells[0]['union'])}. {_NOT_SAFE}{labels(cells)}"
+        return f"{opening}, no leak was found: {bounded(cells[0].union)}. {_NOT_SAFE}{labels(cells)}"
     return _open(opening, cells, settings)
 
 
-def _open(opening: str, cells: Cells, settings: Mapping[str, Any]) -> str:
+def _open(opening: str, cells: Cells, settings: Settings) -> str:
     """Return the sentence of what is inconclusive: the numbers, and why they decide nothing."""
-    union = cells[0]["union"]
-    if not union["images"]:
+    union = cells[0].union
+    if not union.images:
         return f"{opening}, nothing can be said: {reason(cells)}."
     return f"{opening}, {_actor(settings)} {counts(union)}, which is inconclusive: {reason(cells)}.{labels(cells)}"
 
 
 def _hidden(cells: Cells) -> bool:
     """Return whether a leak shows only to attacks that know the defense, where others were run too."""
-    naive = [cell for cell in cells if cell.get("knows_defense") is False]
-    return bool(naive) and _state(cells) == LEAKS and all(cell.get("verdict") != LEAKS for cell in naive)
+    naive = [cell for cell in cells if cell.knows_defense is False]
+    return bool(naive) and _state(cells) == LEAKS and all(cell.verdict != LEAKS for cell in naive)
 
 
-def _recorded(cells: Cells, settings: Mapping[str, Any]) -> str:
-    union, opening = cells[0]["union"], "From the recorded update"
+def _recorded(cells: Cells, settings: Settings) -> str:
+    union, opening = cells[0].union, "From the recorded update"
     if _state(cells) == LEAKS:
         return f"{opening}, {_actor(settings)} {counts(union)} with {by(cells)}."
     return _without_leak(opening, cells, settings)
@@ -150,7 +152,7 @@ def _many(groups: Sequence[Cells]) -> str:
 
 
 def _leaking(groups: Sequence[Cells], total: int) -> str:
-    ordered = sorted(groups, key=lambda cells: _extent(cells[0]["union"]), reverse=True)
+    ordered = sorted(groups, key=lambda cells: extent(cells[0].union), reverse=True)
     verb = "leaks" if len(groups) == 1 else "leak"
     who = f"all {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
     if len(ordered) == 1:
@@ -158,24 +160,20 @@ def _leaking(groups: Sequence[Cells], total: int) -> str:
     return f"{who} still {verb}, most with {example(ordered[0])}, least with {example(ordered[-1])}"
 
 
-def _extent(union: Cell) -> tuple[float, ...]:
-    return tuple(union[key] if known(union.get(key)) else -1.0 for key in ("asr", "identified"))
-
-
 def _seeming(groups: Sequence[Cells]) -> str:
     if not groups:
         return ""
-    who = label(groups[0][0]["defense"]) if len(groups) == 1 else f"{len(groups)} of these"
+    who = label(groups[0][0].defense) if len(groups) == 1 else f"{len(groups)} of these"
     return f"attacks that were not told of the defense seemed to fail against {who}"
 
 
 def _holding(groups: Sequence[Cells], total: int) -> str:
-    least = percent(groups[0][0]["union"]["tolerance"])
+    least = percent(groups[0][0].union.tolerance)
     if len(groups) == 1:
         who = example(groups[0])
     else:
         count = f"the {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
-        who = f"{count}, such as {example(min(groups, key=lambda cells: _extent(cells[0]['union'])))},"
+        who = f"{count}, such as {example(min(groups, key=lambda cells: extent(cells[0].union)))},"
     return (
         f"with {who} no leak was found (with 95 % confidence, these attacks read back fewer than {least} of images and "
         f"recognize fewer than {least} beyond chance), which does not show that the images are safe"

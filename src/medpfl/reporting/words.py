@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from medpfl.core.verdicts import RECORDED, UNDEFENDED
+from medpfl.judging.types import Cell
 
 __all__ = [
     "DASH",
@@ -28,7 +28,7 @@ __all__ = [
 DASH = "\u2013"
 
 
-def known(value: Any) -> bool:
+def known(value: object) -> bool:
     """Whether there is a number to show."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
@@ -98,17 +98,19 @@ def label(spec: str) -> str:
 _LONG = re.compile(r"\b\d+\.\d{7,}(e-?\d+)?\b")
 
 
-def attacker(cell: Mapping[str, Any]) -> str:
+def attacker(cell: Cell) -> str:
     """The attack of a cell, and whether it knows the defense where that tells two cells apart.
 
-    >>> attacker({"attack": "iDLG()", "knows_defense": False})
+    >>> from medpfl.judging.types import Rate
+    >>> attacker(Cell(attack="iDLG()", defense="QSGD()", knows_defense=False))
     'iDLG, naive'
-    >>> attacker({"attack": "iDLG()", "knows_defense": True, "false_security_ssim": 0.25})
+    >>> attacker(Cell(attack="iDLG()", defense="QSGD()", knows_defense=True, false_security_ssim=Rate(0.25)))
     'iDLG, adaptive'
     """
-    knows = cell.get("knows_defense")
-    paired = any(known(cell.get(f"false_security_{name}")) for name in ("asr", "ssim", "identified"))
-    return label(cell["attack"]) + (", naive" if knows is False else ", adaptive" if knows and paired else "")
+    knows = cell.knows_defense
+    gains = (cell.false_security_asr, cell.false_security_ssim, cell.false_security_identified)
+    paired = any(known(gain.value) for gain in gains)
+    return label(cell.attack) + (", naive" if knows is False else ", adaptive" if knows and paired else "")
 
 
 def signed(value: float | None, show: Callable[[float], str]) -> str:

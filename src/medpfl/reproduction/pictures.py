@@ -9,6 +9,7 @@ from medpfl.auditing.store import Store, job_of, stored
 from medpfl.core.files import PRIVATE, write
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import UNDEFENDED
+from medpfl.judging.types import Cell
 from medpfl.reporting.grid import draw_grid
 from medpfl.reporting.selection import cell_rows, examples
 from medpfl.reporting.words import label, number
@@ -46,7 +47,7 @@ def write_pictures(run: Path, folder: Path, title: str) -> list[Path]:
 
 def _chosen(rows: Sequence[Finding]) -> list[tuple[str, Finding]]:
     undefended = [row for row in rows if row.defense == UNDEFENDED]
-    cell = {"attack": rows[0].attack, "defense": UNDEFENDED}
+    cell = Cell(attack=rows[0].attack, defense=UNDEFENDED)
     return examples(cell_rows(cell, undefended))
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from medpfl.auditing.report import Report
 from medpfl.core.files import as_csv
+from medpfl.judging.types import Cell
 from medpfl.reporting.selection import cell_rows
 from medpfl.reporting.words import DASH, label, number, percent
 from medpfl.reproduction.comparison import Row, beside, with_interval
@@ -15,7 +16,7 @@ from medpfl.reproduction.markdown import markdown_table
 __all__ = ["Row", "as_latex", "as_markdown", "as_table", "rows_of"]
 
 _LEGACY = ("legacy_ssim_range0", "legacy_ssim_range255", "legacy_oracle_iterate")
-_NESTED = ("by_patient", "masks")
+_NESTED = ("by_patient", "masks", "schema")
 """Of a cell, what is no number of its own."""
 
 
@@ -65,11 +66,11 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
 def rows_of(experiment: str, name: str, part: str, form: str, report: Report) -> list[Row]:
     """The cells of an audit, with the form of the study and the scores that the notebooks would have printed."""
     place = {"experiment": experiment, "set": name, "part": part, "form": form}
-    place["weights"] = report.settings["experiment"].get("weights", "untrained")
-    return [{**place, **cell, **_legacy(cell, report)} for cell in report.summary]
+    place["weights"] = report.settings.experiment.get("weights", "untrained")
+    return [{**place, **cell.to_dict(), **_legacy(cell, report)} for cell in report.summary]
 
 
-def _legacy(cell: Row, report: Report) -> dict[str, float | None]:
+def _legacy(cell: Cell, report: Report) -> dict[str, float | None]:
     own = [row.scores for row in cell_rows(cell, report.rows)]
     means = {}
     for name in _LEGACY:
