@@ -24,7 +24,9 @@ from PIL import Image
 
 from medpfl import cli
 from medpfl.core.experiment import Experiment
+from medpfl.core.settings import Settings
 from medpfl.core.spec import summary
+from medpfl.judging.types import Cell, Union
 
 TINY = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)", "--images", "4", "--size", "16"]
 
@@ -93,8 +95,8 @@ def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_pa
     assert f"wrote {out}/report.html\nwrote {out}/report-with-images.html\n" in shown
     assert "\x1b" not in shown, "no color codes where nobody sees colors"
     summary_of = json.loads((out / "summary.json").read_text())
-    assert [c.defense for c in summary_of] == ["NoDefense()", *["LaplaceNoise(scale=0.01)"] * 2]
-    assert [c.knows_defense for c in summary_of] == [None, False, True]
+    assert [c["defense"] for c in summary_of] == ["NoDefense()", *["LaplaceNoise(scale=0.01)"] * 2]
+    assert [c["knows_defense"] for c in summary_of] == [None, False, True]
     assert "iDLG(steps=50), naive" in table
     assert "1 defense is attacked twice" in shown
 
@@ -132,7 +134,7 @@ def test_repeated_options_keep_their_order(run, folder, tmp_path):
     words += ["--attack", "DLG(steps=2)", "--defense=GaussianNoise", "--attack=iDLG(steps=2)", "--grant", "labels"]
     words += ["--defense", "LaplaceNoise(scale=lin(0.1, 0.2, 2)) | GaussianNoise(scale=0.5)", "--grant", "defense"]
     assert run("audit", folder, *words)[0] == 0
-    cells = [(c.attack, c.defense) for c in json.loads((out / "summary.json").read_text())]
+    cells = [(c["attack"], c["defense"]) for c in json.loads((out / "summary.json").read_text())]
     composed = [f"LaplaceNoise(scale={s}) | GaussianNoise(scale=0.5)" for s in (0.1, 0.2)]
     defenses = ["NoDefense()", "GaussianNoise(scale=0.01)", *composed]
     assert cells == [(a, d) for d in defenses for a in ("DLG(steps=2)", "iDLG(steps=2)")]
@@ -145,7 +147,7 @@ def test_a_defense_is_known_unless_that_is_withheld(run, folder, tmp_path):
     ways = {"both": ([], [not_told, told]), "naive": (["--naive"], [not_told]), "told": (["--grant=defense"], [told])}
     for name, (more, grants) in ways.items():
         assert run(*words, *more, "--out", tmp_path / "runs" / name)[0] == 0
-        defended = [row for row in rows_of(tmp_path / "runs" / name) if row.defense != "NoDefense()"]
+        defended = [row for row in rows_of(tmp_path / "runs" / name) if row["defense"] != "NoDefense()"]
         assert [list(g) for g in dict.fromkeys(tuple(row["grants"]) for row in defended)] == grants
 
 
@@ -161,7 +163,7 @@ def test_what_is_spent_is_said(run, folder):
 def test_secure_aggregation_is_audited_with_several_clients(run, folder, tmp_path):
     words = ["audit", folder, *TINY, "--images=4", "--clients", "2", "--defense", "SecAggPlus", "--grant=defense"]
     assert run(*words, "--out", tmp_path / "runs" / "a")[0] == 0
-    controls = {(row.defense, row["control"]) for row in rows_of(tmp_path / "runs" / "a")}
+    controls = {(row["defense"], row["control"]) for row in rows_of(tmp_path / "runs" / "a")}
     assert controls == {
         ("NoDefense()", "random-update"), ("NoDefense()", ""),
         ("SecAggPlus(threshold=2)", "masked-vector"), ("SecAggPlus(threshold=2)", ""),
@@ -190,7 +192,7 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
     got = {}
 
     class Empty:
-        summary, settings, pages, classes = (), {}, (), ()
+        summary, settings, pages, classes = (), Settings(), (), ()
 
         def verdict(self):
             return ("a", "b")
@@ -739,7 +741,7 @@ def test_a_record_is_audited_with_its_truth(run, record, tmp_path):
     status, shown, err = run("audit", record, *words, "--out", out)
     assert (status, err) == (0, "")
     assert "From the recorded update, a curious server read back 1 of 1 image" in shown
-    assert [c.defense for c in json.loads((out / "summary.json").read_text())] == ["NoDefense()", "Recorded()"]
+    assert [c["defense"] for c in json.loads((out / "summary.json").read_text())] == ["NoDefense()", "Recorded()"]
     assert json.loads((out / "run.json").read_text())["settings"]["record"]["difference"] < 1e-5
 
 
@@ -908,7 +910,10 @@ def test_ctrl_c_in_a_terminal(folder, tmp_path):
 )
 def test_a_pipeline_may_fail_on_the_verdict(run, monkeypatch, verdicts, asked, status):
     names = ("NoDefense()", "A()", "B()")
-    cells = [{"defense": name, "union": {"verdict": verdict}} for name, verdict in zip(names, verdicts, strict=False)]
+    cells = [
+        Cell(attack="iDLG()", defense=name, union=Union(verdict=verdict))
+        for name, verdict in zip(names, verdicts, strict=False)
+    ]
     monkeypatch.setattr("medpfl.auditing.perform.perform", lambda *_, **__: SimpleNamespace(summary=cells))
     monkeypatch.setattr("medpfl.reporting.terminal.print_audit", lambda *_: None)
     found, out, err = run("audit", *([f"--fail-on={asked}"] if asked else []))
