@@ -16,7 +16,7 @@ from medpfl.auditing.inputs import Given, attacks_of
 from medpfl.auditing.recorded import Recorded, behind
 from medpfl.core.errors import InputError
 from medpfl.core.place import is_place
-from medpfl.core.roles import Attack, Defense, Model
+from medpfl.core.roles import NO_DEFENSE, Attack, Defense, Model
 from medpfl.core.spec import registry
 from medpfl.isolation.parent import Isolated, Scene, Worker, absolute, started
 from medpfl.isolation.system import active
@@ -53,7 +53,7 @@ class Recipe:
 
         Of a recorded update, the model is as it is, and the channel that of the defense behind the record.
         """
-        bare = defense_package.NoDefense() if isinstance(layers, Recorded) else layers
+        bare = NO_DEFENSE if isinstance(layers, Recorded) else layers
         specs = (self._spec(bare), self._spec(behind(told)))
         return Scene(self.model, *specs, image_shape, classes, device)
 

@@ -15,8 +15,8 @@ from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.sums import aggregates, decrypts, staying
 from medpfl.auditing.watch import files
+from medpfl.core.roles import NO_DEFENSE
 from medpfl.data.images import LabelledImages
-from medpfl.defenses import NoDefense
 
 __all__ = ["of_reading", "settings_of"]
 
@@ -44,7 +44,7 @@ def settings_of(setup: Setup, player: Player, delta: float) -> dict[str, Any]:
             "partition": repr(setup.partition),
             "weights": _origin(setup),
             "memory_gib": setup.memory,
-            "victims_per_stack": setup.stack(NoDefense()),
+            "victims_per_stack": setup.stack(NO_DEFENSE),
         },
         "grants": list(setup.threat.grants),
         "data": {
