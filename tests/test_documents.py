@@ -12,16 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from documents import ROOT, blocks
 from medpfl.options import parser_of, spelled
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """The fenced code of a language, without the indentation of a list that it stands in."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(), re.MULTILINE | re.DOTALL)
-    return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) for indent, text in found]
 
 
 def commands(page: Path) -> list[list[str]]:

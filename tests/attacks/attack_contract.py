@@ -79,7 +79,7 @@ def check_its_docstring(attack: Attack) -> None:
     assert 20 < len(line) < 120, "a line that medpfl list shows"
     assert line[0].isupper()
     assert line.endswith(".")
-    assert "Needs:" in text or "Attributes:" in text, "what the adversary must know"
+    assert "Needs:" in text, "what the adversary must know"
 
 
 def check_it_takes_something(attack: Attack) -> None:
