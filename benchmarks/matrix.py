@@ -1,6 +1,7 @@
 """``python -m benchmarks matrix``: every attack on every model, each a small audit; writes ``docs/support.md``.
 
-``--new`` runs only what the page does not have yet, for one who adds an attack or a model.
+``--new`` runs only what the page does not have yet, and ``--missing`` names it. Adding an attack or a model needs
+neither: the page is brought up to date before a release.
 """
 
 from __future__ import annotations
@@ -49,12 +50,16 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks matrix", description=__doc__)
     parser.add_argument("--out", type=Path, default=PAGE, help="the page")
     parser.add_argument("--new", action="store_true", help="keep the page's cells, and run only those that it lacks")
+    parser.add_argument("--missing", action="store_true", help="run nothing, and name what the page lacks")
     return parser.parse_args(arguments)
 
 
 def lines(chosen: argparse.Namespace) -> Iterator[str]:
     """What each cell says, as it is run; then writes the page."""
     kept = known(chosen.out.read_text()) if chosen.new and chosen.out.is_file() else {}
+    if chosen.missing:
+        yield from missing(known(chosen.out.read_text()) if chosen.out.is_file() else {})
+        return
     began, found = time.perf_counter(), {}
     for cell, said in cells(sorted(registry(model_package)), sorted(registry(attack_package)), kept):
         found[cell] = said
@@ -62,6 +67,12 @@ def lines(chosen: argparse.Namespace) -> Iterator[str]:
             yield f"{' '.join(cell)} {said} ({time.perf_counter() - began:.0f} s)"
     chosen.out.parent.mkdir(exist_ok=True)
     chosen.out.write_text(page(found))
+
+
+def missing(kept: Mapping[Cell, str]) -> Iterator[str]:
+    """The attacks and models of the registries that a page lacks."""
+    for place, package in ((0, model_package), (3, attack_package)):
+        yield from sorted(set(registry(package)) - {cell[place] for cell in kept})
 
 
 def cells(models: Sequence[str], attacks: Sequence[str], kept: Mapping[Cell, str]) -> Iterator[tuple[Cell, str]]:
@@ -151,6 +162,7 @@ behind that of FedAvg; gray samples of 32 pixels a side, or 64 where batch norm 
 32; nothing granted. Models that give a class for every pixel have masks, which the attacks optimize with the images.
 
 **{RUNS}** means that the attack ends with finite guesses. It says nothing of its success. **no** is followed by the
-number of the reason, below, which is the audit's own message or flag. For your own model, `medpfl check-model` says
+number of the reason, below, which is the audit's own message or flag. An attack or a model that is newer than this
+page is not in it: `python -m benchmarks matrix --missing` names those. For your own model, `medpfl check-model` says
 the same and more.
 """

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("attack_contract", "defense_contract")
 
 SETS = Path(__file__).resolve().parents[2] / "shared" / "data"
 

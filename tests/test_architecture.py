@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,7 @@ MAY = {
 }
 # A program of its own, which an audit starts and nobody imports, and what it alone imports.
 PROGRAM = {"isolation/worker.py", "isolation/answers.py"}
+AUDITING = sorted((SOURCE / "auditing").rglob("*.py"))
 LOADERS = {"", "catalog"}  # they import by name, when a name is used
 
 
@@ -119,6 +122,46 @@ def test_an_attack_that_picks_a_tensor_of_an_update_by_name_learns_which_coordin
     for path in FILES:
         if home(path) == "attacks":
             assert "update.tensors[" not in path.read_text(), path
+
+
+def named(source: str, texts: bool = True) -> set[str]:
+    """The identifiers of a file, and, if asked, the words of its texts; comments and docstrings aside."""
+    words: set[str] = set()
+    tree = ast.parse(source)
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            words.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            words.add(node.attr)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            words |= {alias.name for alias in node.names}
+        elif texts and isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            words |= set(re.findall(r"\w+", node.value))
+    return words
+
+
+@pytest.mark.parametrize("role", ["attacks", "defenses", "models", "data"])
+def test_auditing_names_no_part(role):
+    """What it has to know of a part is in the role, so that a part of one's own is no worse off than a built-in one.
+
+    Texts may name a model or a source: a default, an example, advice. The measure of the verdict, SSIM, is no choice.
+    """
+    parts = set(import_module(f"medpfl.{role}").__all__)
+    texts = role in ("attacks", "defenses")
+    found = {str(path.relative_to(SOURCE)): named(path.read_text(), texts) & parts for path in AUDITING}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_auditing_does_not_mention_a_private_or_summing_defense_even_in_a_comment():
+    words = re.compile("DPSGD|ClientDP|SecAggPlus|Homomorphic")
+    assert [str(path) for path in AUDITING if words.search(path.read_text())] == []
+
+
+def test_the_reader_of_names_sees_code_and_texts_and_no_docstring():
+    source = 'from a import B\ndef f(x: C):\n    """D."""\n    return g.E("F(x=1)")  # G'
+    assert named(source) & set("BCDEFG") == set("BCEF")
+    assert named(source, texts=False) & set("BCDEFG") == set("BCE")
 
 
 def test_no_drawer_for_everything():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,16 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+from documents import ROOT, blocks
 from medpfl.options import parser_of, spelled
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """The fenced code of a language, without the indentation of a list that it stands in."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(), re.MULTILINE | re.DOTALL)
-    return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) for indent, text in found]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -48,6 +43,17 @@ def test_python(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for text in blocks(page, "python"):
         exec(compile(text, page.name, "exec"), vars(document))
+
+
+def test_what_contributing_shows_passes_the_linter(tmp_path):
+    """Pasted into the package, it needs no other edit."""
+    pytest.importorskip("ruff", reason="needs the extra dev")
+    for number, text in enumerate(blocks(ROOT / "CONTRIBUTING.md", "python")):
+        (tmp_path / f"part_{number}.py").write_text(text + "\n")
+    for check in (["check"], ["format", "--check"]):
+        words = [sys.executable, "-m", "ruff", *check, "--no-cache", "--config", ROOT / "pyproject.toml", tmp_path]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("words", COMMANDS)

@@ -215,7 +215,7 @@ def test_what_private_defenses_spend():
     assert list(found) == [repr(both), "DPSGD(clip=1.0, noise=0.001)"]
     image, client = found[repr(both)].split("; ")
     assert image.startswith(f"{DPSGD(noise=3.0).spent(Plan(), 1, 1e-4)}, of an image")
-    assert client.startswith(f"{ClientDP(noise=4.0).spent(1, 1e-4)}, of the client")
+    assert client.startswith(f"{ClientDP(noise=4.0).spent(Plan(), 1, 1e-4)}, of the client")
     assert "epsilon is in the hundreds" in found["DPSGD(clip=1.0, noise=0.001)"]
     with pytest.raises(InputError, match="delta is 1"):
         spent([], Plan(), 1.0, nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""The probe finds every disclosure that does not hold, and raises no alarm for one that does. One row a defense."""
+"""The probe finds every disclosure that does not hold, and raises no alarm for one that does."""
 
 from __future__ import annotations
 
@@ -90,8 +90,9 @@ def look(defense: Defense, model="MLP", plan="one image", batches=3, seed=0) -> 
     return probe(defense, recipe.build(shape, 4, 1), PLANS[plan], images, torch.Generator().manual_seed(seed))
 
 
-def test_every_defense_has_a_row():
-    assert sorted(ROWS) == sorted(defenses.__all__)
+def test_every_row_is_of_its_defense():
+    """One that has no row here is probed by the conformance test, at the settings of its row there."""
+    assert set(ROWS) <= set(defenses.__all__)
     assert all(type(one).__name__ == name for name, rows in ROWS.items() for one in rows)
 
 

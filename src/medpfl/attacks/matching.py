@@ -70,6 +70,7 @@ class GradientMatching(Attack):
     The attacker differentiates through the same `local_update` that the client called, in every view of
     the observation. What the `medpfl.core.types.Channel` of a view says is used where it is granted. Where the last
     layer has at least twice as many inputs as the image has pixels, and its update is its own, it is matched alone.
+    Needs: the update, the plan, the model.
 
     Attributes:
         objective: distance of updates.

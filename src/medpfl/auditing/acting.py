@@ -7,8 +7,7 @@ from functools import reduce
 from operator import or_
 
 from medpfl.auditing.recorded import behind
-from medpfl.core.roles import Composed, Defense
-from medpfl.defenses import NoDefense
+from medpfl.core.roles import NO_DEFENSE, Composed, Defense
 
 __all__ = ["at_client", "discloses", "parts_of", "server_only", "server_side", "untold"]
 
@@ -21,7 +20,7 @@ def parts_of(defense: Defense) -> tuple[Defense, ...]:
 def at_client(defense: Defense) -> Defense:
     """The part of a defense that acts before the server has the update; the rest comes too late."""
     kept = [part for part in parts_of(defense) if part.where == "client"]
-    return reduce(or_, kept) if kept else NoDefense()
+    return reduce(or_, kept) if kept else NO_DEFENSE
 
 
 def discloses(defense: Defense) -> bool:

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from medpfl.auditing.acting import at_client, parts_of
+from medpfl.auditing.acting import at_client
 from medpfl.auditing.engine import generator_of
-from medpfl.auditing.privacy import ROUNDS, sends_statistics
+from medpfl.auditing.privacy import ROUNDS, private_parts, sends_statistics
 from medpfl.auditing.recorded import behind
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
 from medpfl.core.roles import Composed, Defense
-from medpfl.defenses import DPSGD, ClientDP
-from medpfl.defenses.tradeoff import Mechanism, tightest
+from medpfl.core.strangers import explained
+from medpfl.core.tradeoff import Mechanism, tightest
 from medpfl.judging.types import Bound, Cell, Mark, Rate
 from medpfl.judging.types import Mechanism as Shown
 from medpfl.metrics.no_prior import no_prior_guess
@@ -36,21 +37,21 @@ def bounds_of(setup: Setup, scorer: Scorer) -> dict[str, dict[str, Any]]:
     """For each differentially private defense, what its noise allows over the rounds that the adversary sees.
 
     Returns:
-        By spec: ``rounds``; ``mechanisms``, each with its ``unit`` (whose record it is, an image or the client),
+        By spec: ``rounds``; ``mechanisms``, each with its ``unit`` (whose: ``"image"``, ``"patient"`` or ``"client"``),
         ``noise``, ``rate`` and ``steps``; ``curve``, pairs of kappa and the least bound of the mechanisms;
         ``no_prior``, success rates of the no-prior reference; ``gap``: why there is no curve, else ``None``.
     """
     found = {}
     for defense in setup.defenses:
         whole = at_client(behind(defense))
-        if any(isinstance(part, DPSGD | ClientDP) for part in parts_of(whole)):
+        if private_parts(whole):
             found[repr(defense)] = _entry(whole, setup, scorer)
     return found
 
 
 def _entry(whole: Defense, setup: Setup, scorer: Scorer) -> dict[str, Any]:
     counted = whole.counted if isinstance(whole, Composed) else (whole,)
-    known = [part for part in counted if isinstance(part, DPSGD | ClientDP)]
+    known = [part for part in counted if part.unit is not None]
     entry: dict[str, Any] = {"rounds": ROUNDS, "gap": None, "curve": []}
     if sends_statistics(setup.network(0), setup.plan):
         return {**entry, "gap": "it would not cover the batch-norm statistics that are sent"}
@@ -58,9 +59,9 @@ def _entry(whole: Defense, setup: Setup, scorer: Scorer) -> dict[str, Any]:
         return {**entry, "gap": "another part changes what enters its steps"}
     kept, gaps = [], []
     for part in known:
-        seen = part.mechanism(setup.plan, ROUNDS)
         try:
-            kept.append((seen, {"unit": "image" if isinstance(part, DPSGD) else "client", **_numbers(seen)}))
+            seen = _seen(part, setup.plan)
+            kept.append((seen, {"unit": part.unit, **_numbers(seen)}))
         except InputError as error:
             gaps.append(str(error))
     if not kept:
@@ -72,6 +73,14 @@ def _entry(whole: Defense, setup: Setup, scorer: Scorer) -> dict[str, Any]:
         "curve": [[kappa, tightest(mechanisms, kappa)] for kappa in _KAPPAS],
         "no_prior": _no_prior(setup, scorer, min(mechanisms, key=lambda one: one.mu)),
     }
+
+
+def _seen(part: Defense, plan: Plan) -> Mechanism:
+    with explained("it cannot say what the adversary sees"):
+        seen = part.mechanism(plan, ROUNDS)
+    if not isinstance(seen, Mechanism):
+        raise InputError("it names no Gaussian mechanism, of which alone there is a bound")
+    return seen
 
 
 def _numbers(seen: Mechanism) -> dict[str, Any]:

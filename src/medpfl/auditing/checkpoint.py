@@ -19,11 +19,12 @@ from medpfl.auditing.engine import generator_of
 from medpfl.core.errors import InputError, listed
 from medpfl.core.files import PRIVATE, write
 from medpfl.core.limits import ROUNDS, check_classes, check_image_shape, check_whole
-from medpfl.core.roles import Defense, Model
+from medpfl.core.roles import NO_DEFENSE, Defense, Model
 from medpfl.core.spec import registry, shown
 from medpfl.core.stated import check_stated, names_of, stated
 from medpfl.core.tensors import oddity
 from medpfl.core.types import Weights
+from medpfl.core.verdicts import UNDEFENDED
 from medpfl.models.sized import built
 
 __all__ = [
@@ -76,7 +77,7 @@ class Checkpoint(Model):
     path: Path = field(repr=False)
     about: About = field(repr=False)
     trained: str = ""
-    defense: str = "NoDefense()"
+    defense: str = UNDEFENDED
     round: int = shown(0)
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
@@ -111,9 +112,7 @@ class Checkpoint(Model):
     def _defense(self) -> Defense:
         known = registry(defense_package)
         if not set(names_of(self.about.defense, "defense")) <= known.keys():
-            return (
-                defense_package.NoDefense()
-            )  # the user's own, which the folder does not hold: its layers would not fit
+            return NO_DEFENSE  # the user's own, which the folder does not hold: its layers would not fit
         return stated(self.about.defense, known, "defense", self.path, f"--model with --weights '{self.path}'")
 
     def _network(self) -> nn.Module:

@@ -25,14 +25,12 @@ from medpfl.core.limits import CLIENTS, check_whole
 from medpfl.core.messages import about
 from medpfl.core.place import at_home, find, is_place, parted
 from medpfl.core.records import Record
-from medpfl.core.roles import Attack, DataSource, Defense, Model
+from medpfl.core.roles import NO_DEFENSE, UNITS, Attack, DataSource, Defense, Model
 from medpfl.core.spec import Part, build, check_part, check_text, expand, registry
 from medpfl.data import partition as partition_module
-from medpfl.data.choose import source_at
+from medpfl.data.choose import embedded, source_at
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
-from medpfl.data.samples import Samples
-from medpfl.defenses import NoDefense
 from medpfl.isolation.parent import Worker
 from medpfl.models.user import UserModel
 from medpfl.models.wrapped import unwrapped
@@ -118,7 +116,7 @@ def defenses_of(defenses: Iterable[str | Defense]) -> list[Defense]:
 def defenses_given(defenses: Iterable[str | Defense]) -> list[Given]:
     """The same, each with the spec that it was made from, which may name a place."""
     known = registry(defense_package)
-    return _each([NoDefense(), *_listed(defenses)], Defense, lambda text: _made(text, known, "defense"))
+    return _each([NO_DEFENSE, *_listed(defenses)], Defense, lambda text: _made(text, known, "defense"))
 
 
 def _made(text: str, known: Mapping[str, Any], role: str, nested: Mapping[str, Any] | None = None) -> Any:
@@ -149,6 +147,9 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[Given]:
             raise InputError(f"{one!r} is no {role.__name__.lower()}: give a spec string or an object of that role")
         check_part(one)
         _check_spec(one)
+        if isinstance(one, Defense):
+            with explained(f"{one!r} cannot be asked whose privacy it promises"):
+                _check_unit(one)
     with explained(f"the {role.__name__.lower()}s cannot be written as specs"):
         homes = {(repr(one), type(one).__module__, type(one).__qualname__) for one in made}
         _ = [one.where for one in made if isinstance(one, Defense)]  # which a property may compute
@@ -165,6 +166,30 @@ def _check_spec(part: Any) -> None:
                 f"{type(one).__name__} is no dataclass, so that nothing names its settings: put "
                 "@dataclass(frozen=True, repr=False) above the class"
             )
+
+
+def _check_unit(defense: Defense) -> None:
+    """Raise `InputError` for a defense that promises differential privacy of nobody, or says of whom and not how much.
+
+    Its epsilon would be missing in the report without a word.
+    """
+    for part in getattr(defense, "parts", (defense,)):
+        promising = [name for name in ("mechanism", "spent", "promises") if part.acts(name)]
+        if part.unit is None and promising:
+            raise InputError(
+                f"{part!r} has {promising[0]}() and does not say whose privacy that is: set unit to {_units()}"
+            )
+        if part.unit is not None and part.unit not in UNITS:
+            raise InputError(f"{part!r} has the unit {part.unit!r}: set unit to {_units()}, or to None")
+        if part.unit is not None and not promising:
+            raise InputError(
+                f"{part!r} promises differential privacy of {part.unit!r} and not how much: override mechanism(), or "
+                "spent() where the mechanism is not Gaussian"
+            )
+
+
+def _units() -> str:
+    return f"{', '.join(map(repr, UNITS[:-1]))} or {UNITS[-1]!r}"
 
 
 def partition_of(partition: str | Partition, clients: int | None = None) -> Partition:
@@ -244,7 +269,7 @@ def source_of(data: str, size: int, fit: str, channels: int | None) -> DataSourc
     """From a path or a spec."""
     about(data if is_there(data) else None)
     if data == "samples":
-        return Samples(size=size, fit=fit, channels=channels)  # type: ignore[arg-type]  (it checks fit)
+        return embedded(size=size, fit=fit, channels=channels)
     if names_a_source(data):
         return build(data, registry(data_package), "data source")
     check_source(data)

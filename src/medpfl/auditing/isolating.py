@@ -16,7 +16,7 @@ from medpfl.auditing.inputs import Given, attacks_of
 from medpfl.auditing.recorded import Recorded, behind
 from medpfl.core.errors import InputError
 from medpfl.core.place import is_place
-from medpfl.core.roles import Attack, Defense, Model
+from medpfl.core.roles import NO_DEFENSE, Attack, Defense, Model
 from medpfl.core.settings import Settings
 from medpfl.core.spec import registry
 from medpfl.isolation.parent import Isolated, Scene, Worker, absolute, started
@@ -54,7 +54,7 @@ class Recipe:
 
         Of a recorded update, the model is as it is, and the channel that of the defense behind the record.
         """
-        bare = defense_package.NoDefense() if isinstance(layers, Recorded) else layers
+        bare = NO_DEFENSE if isinstance(layers, Recorded) else layers
         specs = (self._spec(bare), self._spec(behind(told)))
         return Scene(self.model, *specs, image_shape, classes, device)
 

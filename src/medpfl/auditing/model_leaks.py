@@ -13,9 +13,9 @@ from medpfl.attacks.labels import LastLayer, last_layer
 from medpfl.auditing.engine import generator_of
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.core.roles import NO_DEFENSE
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Batch, Observation, Weights
-from medpfl.defenses import NoDefense
 from medpfl.federated.client import client_round
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
@@ -63,11 +63,11 @@ class Scene:
         images = self.images(labels.numel()).unflatten(0, tuple(labels.shape))
         generator = generator_of(self.seed, "clients")
         rounds = [
-            client_round(client, weights, Batch(x, self.labels(y)), plan, NoDefense(), {}, generator)
+            client_round(client, weights, Batch(x, self.labels(y)), plan, NO_DEFENSE, {}, generator)
             for x, y in zip(images, labels, strict=True)
         ]
         told: dict[str, Any] = {"image_shape": self.shape, "num_classes": self.outputs, "label_shape": self.label_shape}
-        return observe(server, weights, plan, rounds, ThreatModel(), defense=NoDefense(), **told)
+        return observe(server, weights, plan, rounds, ThreatModel(), defense=NO_DEFENSE, **told)
 
 
 def labels_told(scene: Scene, images: int, most: int = 8) -> dict[str, Any]:

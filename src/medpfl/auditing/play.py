@@ -20,12 +20,11 @@ from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import JobKey
 from medpfl.auditing.sums import Group, aggregates, one_masked, summed
-from medpfl.core.roles import Attack, Defense, State
+from medpfl.core.roles import NO_DEFENSE, Attack, Defense, State
 from medpfl.core.threat import ThreatModel
 from medpfl.core.trace import tracing
 from medpfl.core.types import Batch, Finding, Reconstruction, Tensors, Update, Weights
 from medpfl.core.verdicts import MASKED, RANDOM_UPDATE
-from medpfl.defenses import NoDefense
 from medpfl.federated.client import ClientRound, client_round
 from medpfl.federated.ready import prepare
 from medpfl.federated.server import Received, observation, receive, receive_sums
@@ -84,7 +83,7 @@ class Player:
         """Play every defense that acts at a client, and compare what it does with what it discloses."""
         setup, found = self.setup, {}
         for defense in setup.defenses:
-            if at_client(behind(defense)) == NoDefense():
+            if at_client(behind(defense)) == NO_DEFENSE:
                 continue
             batches = [self._batch(own) for own in setup.victims[:2]]
             with naming(defense), explained("it cannot say what it discloses"):
@@ -107,7 +106,7 @@ class Player:
         self.defenses.setdefault(claimed, recorded.claimed)
         job = JobKey("", 0, claimed, repr(self.setup.attacks[0]), 0)
         rounds = [self._round(job, 0, self.setup.victims[0])]
-        if recorded.claimed != NoDefense() or rounds[0].draws.order is not None or rounds[0].draws.masks:
+        if recorded.claimed != NO_DEFENSE or rounds[0].draws.order is not None or rounds[0].draws.masks:
             rounds += [self._round(job, 0, self.setup.victims[0], again) for again in range(1, _DRAWS)]
         apart = [_distance(a.sent, b.sent) for a, b in combinations(rounds, 2)]
         with explained(f"{claimed} cannot say what it discloses"):
@@ -170,7 +169,7 @@ class Player:
             alone = [one_masked(defense, one) for one in made]
             images = [one.images[: self.setup.plan.images] for one in made]
             doubts = [self._doubts([played], played.sent) for played in alone]
-            return self._received(job, receive, alone), NoDefense(), images, doubts
+            return self._received(job, receive, alone), NO_DEFENSE, images, doubts
         sums = [(one.exchange.mean, one.rounds) for one in made]
         doubts = [self._doubts(played, mean) for mean, played in sums]
         return self._received(job, receive_sums, sums), defense, [one.images for one in made], doubts

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medpfl.auditing.acting import at_client, parts_of
 from medpfl.auditing.recorded import behind
+from medpfl.core.accountant import Epsilon
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
 from medpfl.core.strangers import explained
-from medpfl.defenses import DPSGD, ClientDP
 
-__all__ = ["ROUNDS", "has_statistics", "sends_statistics", "spent"]
+__all__ = ["ROUNDS", "has_statistics", "private_parts", "sends_statistics", "spent"]
 
 ROUNDS = 1
 """Of a client, that the adversary sees in an audit."""
+_WHOSE = {"image": "an image", "patient": "a patient", "client": "the client"}
 
 
 def has_statistics(network: nn.Module, plan: Plan) -> bool:
@@ -33,7 +35,7 @@ def sends_statistics(network: nn.Module, plan: Plan) -> bool:
 
 
 def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Module) -> dict[str, str]:
-    """Epsilon by both accountants, for each defense that promises one, over the rounds that the adversary sees.
+    """Return epsilon, for each defense that promises one, over the rounds that the adversary sees.
 
     Args:
         defenses: of the audit.
@@ -52,7 +54,7 @@ def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Mod
     found: dict[str, str] = {}
     for defense in defenses:
         whole = at_client(behind(defense))
-        if private := [part for part in parts_of(whole) if _private(part)]:
+        if private := private_parts(whole):
             lines = [_line(part, plan, delta) for part in private]
             found[repr(defense)] = _unpromised(whole, plan, delta, network) or "; ".join(lines)
     return found
@@ -68,15 +70,24 @@ def _unpromised(whole: Defense, plan: Plan, delta: float, network: nn.Module) ->
     return ""
 
 
-def _private(part: Defense) -> bool:
-    return isinstance(part, DPSGD | ClientDP)
+def private_parts(defense: Defense) -> tuple[Defense, ...]:
+    """Return the parts of a defense that promise differential privacy."""
+    return tuple(part for part in parts_of(defense) if part.unit is not None)
 
 
 def _line(part: Defense, plan: Plan, delta: float) -> str:
-    of = "an image" if isinstance(part, DPSGD) else "the client"
+    of = _WHOSE[part.unit or ""]
     try:
         with explained("it failed"):
-            value = part.spent(plan, ROUNDS, delta) if isinstance(part, DPSGD) else part.spent(ROUNDS, delta)  # type: ignore[attr-defined]  (ClientDP)
+            said = _stated(part.spent(plan, ROUNDS, delta), delta)
     except InputError as error:
         return f"an epsilon, of {of}, that is not computed ({error})"
-    return f"{value}, of {of}, over {ROUNDS} round under {plan.sampling} sampling"
+    return f"{said}, of {of}, over {ROUNDS} round under {plan.sampling} sampling"
+
+
+def _stated(found: Any, delta: float) -> str:
+    if isinstance(found, Epsilon):
+        return str(found)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not found >= 0:
+        raise InputError(f"it says that {found!r} was spent: epsilon is a number, at least 0")
+    return f"epsilon {found:.3g} (by the defense's own account) at delta {delta:g}"

@@ -15,9 +15,8 @@ from medpfl.core.drawn import Drawn
 from medpfl.core.errors import InputError, resolved
 from medpfl.core.modules import quoted
 from medpfl.core.plan import Plan
-from medpfl.core.roles import Defense, State
+from medpfl.core.roles import NO_DEFENSE, Defense, State
 from medpfl.core.types import Batch, Channel, Tensors, Update, Weights
-from medpfl.defenses import NoDefense
 from medpfl.federated.client import ClientRound, checked_sent, client_round
 from medpfl.federated.draws import Draws, draw
 from medpfl.federated.local import local_update
@@ -102,7 +101,7 @@ class Stage:
     def raw(self, place: int) -> Update:
         """The undefended update on the batch at a place."""
         if place not in self._raw:
-            self._raw[place] = self.round(NoDefense(), {}, place, torch.Generator()).raw
+            self._raw[place] = self.round(NO_DEFENSE, {}, place, torch.Generator()).raw
         return self._raw[place]
 
     def local(

@@ -12,13 +12,12 @@ from medpfl import defenses as defense_package
 from medpfl.core.errors import InputError, listed
 from medpfl.core.plan import Plan
 from medpfl.core.records import Record
-from medpfl.core.roles import Defense, State
+from medpfl.core.roles import NO_DEFENSE, Defense, State
 from medpfl.core.spec import registry
 from medpfl.core.stated import stated
 from medpfl.core.tensors import shared_prefix
 from medpfl.core.types import Channel, Update
 from medpfl.data.images import LabelledImages
-from medpfl.defenses import NoDefense
 
 __all__ = ["Recorded", "behind", "defense_in", "named_as", "read", "relabel"]
 
@@ -28,7 +27,7 @@ class Recorded(Defense):
     """Whatever happened at the client that made the record: its update, in place of ours."""
 
     sent: Update = field(repr=False)
-    claimed: Defense = field(default=NoDefense(), repr=False)
+    claimed: Defense = field(default=NO_DEFENSE, repr=False)
     """What the client says that it did, or the auditor; the adversary knows it by the same grant as any defense."""
 
     def contents(self) -> dict[str, Tensor]:
@@ -71,13 +70,13 @@ def named_as(record: Record, network: nn.Module) -> Record:
 
 
 def defense_in(record: Record, path: Path) -> Defense:
-    """The defense that a record states, one of ours, or `NoDefense`; the file may be another party's.
+    """The defense that a record states, one of ours, or none; the file may be another party's.
 
     Raises:
         InputError: it states no defense of ours, or one with a place among its arguments.
     """
     if record.defense is None:
-        return NoDefense()
+        return NO_DEFENSE
     return stated(record.defense, registry(defense_package), "defense", path, "--defense")
 
 

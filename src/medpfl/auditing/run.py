@@ -39,12 +39,11 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiment import STANDARD
 from medpfl.core.plan import Plan
 from medpfl.core.records import Record
-from medpfl.core.roles import Attack, DataSource, Defense, Model
+from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
 from medpfl.core.settings import Settings
 from medpfl.core.threat import ThreatModel
 from medpfl.core.verdicts import TOLERANCE
 from medpfl.data.images import LabelledImages
-from medpfl.defenses import NoDefense
 
 if TYPE_CHECKING:
     from medpfl.data.partition import Partition
@@ -129,7 +128,7 @@ def audit(
     out = None if out is None else Path(out)
     given_defenses, start = defenses_given(defenses), None if weights is None else Path(weights)
     made_defenses = [one.part for one in given_defenses]
-    record, stated = None, NoDefense()
+    record, stated = None, NO_DEFENSE
     if is_record(data):
         place = path_of(str(data))
         record, data = read(place), _truth_of(truth, start)
@@ -154,7 +153,7 @@ def audit(
             held, images = relabel(held, record), record.plan.images
             bare = network_of(made_model, held.shape, len(held.classes), seed_of(seed, "weights", 0))
             record = named_as(record, bare)
-            made_defenses, start = [NoDefense(), Recorded(record.update, stated)], record.weights
+            made_defenses, start = [NO_DEFENSE, Recorded(record.update, stated)], record.weights
         setup = Setup(
             made_model, start, held, found.source, made_attacks, made_defenses,
             _threat(given, made_defenses, knowledge), plan, made_partition,
@@ -175,13 +174,13 @@ def _knowledge(given: ThreatModel, naive: bool) -> tuple[bool, ...]:
 
 def _threat(given: ThreatModel, defenses: list[Defense], knowledge: tuple[bool, ...]) -> ThreatModel:
     """A defense is judged by attacks that know it, unless that is withheld."""
-    judged = [defense for defense in defenses if at_client(behind(defense)) != NoDefense()]
+    judged = [defense for defense in defenses if at_client(behind(defense)) != NO_DEFENSE]
     return given.granting("defense") if judged and True in knowledge else given
 
 
 def _claimed(record: Record, place: Path, given: list[Defense]) -> Defense:
     """The defense behind a record, at the client: as the auditor says, or else as the record does."""
-    told = [at_client(d) for d in given if d != NoDefense()] or [at_client(defense_in(record, place))]
+    told = [at_client(d) for d in given if d != NO_DEFENSE] or [at_client(defense_in(record, place))]
     if any(map(aggregates, told)):
         raise InputError("a record is of one client's update, and secure aggregation gives the server only a sum")
     if len(told) > 1:

@@ -14,9 +14,9 @@ from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.sums import aggregates, decrypts, staying
 from medpfl.auditing.watch import files
+from medpfl.core.roles import NO_DEFENSE
 from medpfl.core.settings import Settings
 from medpfl.data.images import LabelledImages
-from medpfl.defenses import NoDefense
 
 __all__ = ["of_reading", "settings_of"]
 
@@ -44,7 +44,7 @@ def settings_of(setup: Setup, player: Player, delta: float, tolerance: float) ->
             "partition": repr(setup.partition),
             "weights": _origin(setup),
             "memory_gib": setup.memory,
-            "victims_per_stack": setup.stack(NoDefense()),
+            "victims_per_stack": setup.stack(NO_DEFENSE),
         },
         grants=tuple(setup.threat.grants),
         data={

@@ -37,14 +37,13 @@ from medpfl.auditing.victims import draw_victims
 from medpfl.core.errors import InputError
 from medpfl.core.limits import DRAWS, IMAGES, check_whole
 from medpfl.core.plan import Plan
-from medpfl.core.roles import Attack, DataSource, Defense, Model
+from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
 from medpfl.core.spec import registry
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Weights
 from medpfl.core.verdicts import MASKED, RANDOM_UPDATE
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
-from medpfl.defenses import NoDefense
 from medpfl.federated.ready import check_separable, prepare
 from medpfl.isolation.parent import Isolated
 from medpfl.metrics.pixel import ssim
@@ -150,7 +149,7 @@ class Setup:
         if not isinstance(attack, Isolated):
             return attack
         assert self.recipe is not None
-        layers = layers or NoDefense()
+        layers = layers or NO_DEFENSE
         shape, classes = self.data.shape, len(self.data.classes)
         return attack.on(self.recipe.scene(layers, told or layers, shape, classes, str(self.device)))
 
@@ -245,7 +244,7 @@ class Setup:
     @cached_property
     def jobs(self) -> dict[JobKey, int]:
         """All jobs in their order, with the number of rows of each."""
-        jobs = {JobKey(RANDOM_UPDATE, 0, repr(NoDefense()), repr(a), 0): self._few(NoDefense()) for a in self.attacks}
+        jobs = {JobKey(RANDOM_UPDATE, 0, repr(NO_DEFENSE), repr(a), 0): self._few(NO_DEFENSE) for a in self.attacks}
         for defense in filter(masks, self.defenses):
             jobs |= {JobKey(MASKED, 0, repr(defense), repr(a), 0): self._few(defense) for a in self.attacks}
         for draw in range(self.draws):
@@ -258,7 +257,7 @@ class Setup:
 
     def _knowledge_of(self, defense: Defense) -> tuple[bool, ...]:
         """Return one run where there is nothing to know, or nothing of it is told; else both ways, or as granted."""
-        if at_client(behind(defense)) == NoDefense() or untold(defense):
+        if at_client(behind(defense)) == NO_DEFENSE or untold(defense):
             return (False,)
         return self.knowledge if discloses(defense) else (False,)
 

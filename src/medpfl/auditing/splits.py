@@ -13,7 +13,6 @@ from medpfl.auditing.engine import generator_of
 from medpfl.auditing.inputs import Found, data_of, source_of
 from medpfl.core.errors import InputError
 from medpfl.core.roles import DataSource
-from medpfl.data import MedMNIST
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import IID
 
@@ -55,11 +54,11 @@ def splits_of(data: Any, validation: Any, test: Any, holdout: int, seed: int, **
     found = data_of(source, **fit)
     judged: dict[str, LabelledImages] = {}
     readers = {"": found.reader}
-    for name, own, split in (("validation", validation, "val"), ("test", test, "test")):
+    for name, own in (("validation", validation), ("test", test)):
         if own is not None:
             judged[name], readers[name] = (read := data_of(_source(own, **fit), **fit)).images, read.reader
-        elif isinstance(source, MedMNIST) and source.split == "train":
-            judged[name] = data_of(dataclasses.replace(source, split=split), **fit).images
+        elif isinstance(source, DataSource) and (other := source.published(name)) is not None:
+            judged[name] = data_of(other, **fit).images
     train = torch.arange(len(found.images))
     if "validation" not in judged:
         train, judged["validation"] = _held_out(found.images, holdout, seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,6 @@ from medpfl.core.masked import Exchange
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
 from medpfl.core.types import Update
-from medpfl.defenses import HomomorphicAggregation, SecAggPlus
 from medpfl.federated.client import ClientRound
 
 __all__ = ["Group", "Sum", "aggregates", "check_sum", "decrypts", "masks", "one_masked", "staying", "summed"]
@@ -45,23 +43,22 @@ def aggregates(defense: Defense) -> bool:
 
 def masks(defense: Defense) -> bool:
     """Whether single clients' messages are on the wire, masked."""
-    return aggregates(defense) and isinstance(_aggregating(defense), SecAggPlus)
+    return aggregates(defense) and _aggregating(defense).aggregation.messages == "masked"
 
 
 def decrypts(defense: Defense) -> bool:
     """Whether the server has the mean only if a client that can decrypt hands it over in clear."""
-    return aggregates(defense) and isinstance(_aggregating(defense), HomomorphicAggregation)
+    return aggregates(defense) and _aggregating(defense).aggregation.messages == "encrypted"
 
 
 def staying(defense: Defense, clients: int) -> int:
     """Clients that are in a sum."""
-    part = _aggregating(defense)
-    return clients - (part.dropouts if isinstance(part, SecAggPlus) else 0)
+    return _aggregating(defense).staying(clients)
 
 
 def summed(defense: Defense, group: Group, rounds: Sequence[ClientRound], generator: torch.Generator) -> Sum:
     """The sum over a group of clients, as the defense makes it."""
-    exchange = _exchange(_aggregating(defense), [played.sent for played in rounds], generator)
+    exchange = _aggregating(defense).exchange([played.sent for played in rounds], generator)
     stayed = [i for i in range(len(rounds)) if i not in exchange.dropped]
     return Sum(exchange, [rounds[i] for i in stayed], torch.cat([group[i][1] for i in stayed]))
 
@@ -69,7 +66,6 @@ def summed(defense: Defense, group: Group, rounds: Sequence[ClientRound], genera
 def one_masked(defense: Defense, made: Sum) -> ClientRound:
     """The round of the first client that stayed, with its masked message read as if it were an update."""
     part, first = _aggregating(defense), made.rounds[0]
-    assert isinstance(part, SecAggPlus)
     sent = part.read(next(iter(made.exchange.masked.values())), first.sent)
     return ClientRound(first.batch, first.draws, first.raw, sent, first.state)
 
@@ -79,11 +75,14 @@ def check_sum(defense: Defense, clients: int, plan: Plan) -> None:
     if clients < 2:
         raise InputError(f"{defense!r}: a sum needs two clients or more: --clients 2, or more in --partition")
     part = _aggregating(defense)
-    if isinstance(part, SecAggPlus) and "num_samples" not in plan.sends:
-        raise InputError(f"{defense!r}: the mean is weighted by num_samples, which --sends leaves out")
+    for name in part.aggregation.needs:
+        if name not in plan.sends:
+            raise InputError(f"{defense!r}: the mean is weighted by {name}, which --sends leaves out")
     samples = plan.images if "num_samples" in plan.sends else None
     like = [Update({"": torch.zeros(1)}, num_samples=samples) for _ in range(clients)]
-    _exchange(part, like, torch.Generator().manual_seed(0))
+    made = part.exchange(like, torch.Generator().manual_seed(0))
+    if clients - len(made.dropped) != (said := part.staying(clients)):
+        raise InputError(f"{defense!r}: {said} of {clients} clients stay, it says, and {len(made.dropped)} fall silent")
 
 
 def _aggregating(defense: Defense) -> Defense:
@@ -91,14 +90,3 @@ def _aggregating(defense: Defense) -> Defense:
     if len(found) != 1:
         raise InputError(f"{defense!r}: {len(found)} of its parts sum over clients, and only one can")
     return found[0]
-
-
-def _exchange(part: Defense, updates: Sequence[Update], generator: torch.Generator) -> Exchange:
-    if isinstance(part, SecAggPlus):
-        return part.exchange(updates, generator)
-    made, _ = part.aggregate(updates, part.init(), generator)
-    if len(made) != 1:
-        raise InputError(f"{part!r}: the server gets {len(made)} updates, and not one sum")
-    samples = [update.num_samples for update in updates]
-    total = None if None in samples else sum(n or 0 for n in samples)
-    return Exchange({}, (), replace(made[0], num_samples=total))

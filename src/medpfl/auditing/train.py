@@ -24,11 +24,10 @@ from medpfl.auditing.training_store import training_in
 from medpfl.auditing.watch import name_skipped, rounds_of
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
-from medpfl.core.roles import DataSource, Defense, Model
+from medpfl.core.roles import NO_DEFENSE, DataSource, Defense, Model
 from medpfl.core.schedule import Schedule
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
-from medpfl.defenses import NoDefense
 
 __all__ = ["train"]
 
@@ -113,11 +112,11 @@ def train(
 
 def _joined(defense: Any) -> Defense:
     """One defense of all that are given, in order."""
-    given = [one for one in defenses_of(defense) if one != NoDefense()]
+    given = [one for one in defenses_of(defense) if one != NO_DEFENSE]
     asked = 1 if isinstance(defense, str | Defense) else len(defense)
     if len(given) > asked:
         raise InputError(f"{defense!r} is a sweep of {len(given)} defenses: a training is under one")
-    return reduce(or_, given) if given else NoDefense()
+    return reduce(or_, given) if given else NO_DEFENSE
 
 
 def _run(setup: TrainingSetup, out: Path | None, force: bool, progress: bool) -> Trained:

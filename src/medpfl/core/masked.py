@@ -1,4 +1,4 @@
-"""What a server sees of clients under secure aggregation: masked integers, and a sum."""
+"""What a server sees of clients whose updates are summed: their messages, and the mean."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class MaskedVector:
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """A round of secure aggregation as the server has it at the end.
+    """A round of several clients as the server has it at the end.
 
     Attributes:
-        masked: the message of each client that stayed, by its place among the clients.
-        dropped: places of those that fell silent after they had shared their keys.
+        masked: the message of each client that stayed, by its place among the clients; empty where none is seen.
+        dropped: places of those that fell silent, and are not in the mean.
         mean: the mean update of those that stayed, weighted by their numbers of samples.
     """
 

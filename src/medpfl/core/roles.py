@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+from medpfl.core.errors import InputError
 from medpfl.core.spec import Part
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from medpfl.core.accountant import Epsilon
+    from medpfl.core.masked import Exchange, MaskedVector
     from medpfl.core.plan import Plan
+    from medpfl.core.tradeoff import Mechanism
     from medpfl.core.types import Batch, Channel, Observation, Reconstruction, Tensors, Update
 
     Sums = tuple[Tensors, dict[str, Any]] | None
 
-__all__ = ["Attack", "Composed", "DataSource", "Defense", "Metric", "Model", "State", "metric"]
+__all__ = [
+    "NO_DEFENSE",
+    "UNITS",
+    "Aggregation",
+    "Attack",
+    "Composed",
+    "DataSource",
+    "Defense",
+    "Metric",
+    "Model",
+    "NoDefense",
+    "State",
+    "Unit",
+    "metric",
+]
+
+Unit = Literal["image", "patient", "client"]
+"""Whose data differential privacy protects: an image, all images of a patient, or all that a client holds."""
+UNITS: tuple[Unit, ...] = get_args(Unit)
 
 State = dict[str, Any]
 """What a defense remembers between rounds: tensors, numbers, and dictionaries of them."""
@@ -28,7 +50,9 @@ class Attack(Part):
     """Reads images back from what the server saw. Final classes are frozen dataclasses."""
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        """The guesses for all victims of the observation.
+        """Return the guesses for all victims of an observation whose model and plans `check` accepts.
+
+        It changes nothing of the observation, and makes its tensors on the device of the update.
 
         Args:
             seen: what the adversary has; no private image is in it.
@@ -37,7 +61,15 @@ class Attack(Part):
         raise NotImplementedError
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
-        """Raises `InputError` if it cannot attack this model, made ready for the plans of the clients in an update."""
+        """Raise `InputError` if the attack does not take such an update. This declares what it takes; by default all.
+
+        An audit asks before any work, and calls the attack on nothing that is refused here.
+
+        Args:
+            model: as it is attacked, made ready for the plan.
+            plans: of the clients in an update; several under secure aggregation.
+            image_shape: (C, H, W) or (C, D, H, W).
+        """
 
     def suited(self, model: nn.Module) -> tuple[Attack, ...]:
         """Itself with settings for such a model, to be run too; none where its own will do, or were chosen."""
@@ -46,6 +78,21 @@ class Attack(Part):
     def prepare(self, model: nn.Module) -> nn.Module:
         """What an active server sends instead of the model (grant ``active``); the model itself here."""
         return model
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How the server gets the mean of several clients' updates.
+
+    Attributes:
+        messages: what the server has of a single client. ``"hidden"``: nothing. ``"masked"``: a masked message, which
+            an audit attacks too, read by `Defense.read`. ``"encrypted"``: a ciphertext; the server is
+            then assumed to get the decrypted mean in clear from a client.
+        needs: what the plan must send beside the update for there to be a mean: ``"num_samples"``, its weights.
+    """
+
+    messages: Literal["hidden", "masked", "encrypted"] = "hidden"
+    needs: tuple[str, ...] = ()
 
 
 class Defense(Part):
@@ -57,6 +104,12 @@ class Defense(Part):
 
     where: ClassVar[Literal["client", "server"]] = "client"
     """Where it acts. What only the server does cannot protect from the server."""
+
+    unit: ClassVar[Unit | None] = None
+    """Whose differential privacy it promises, by `mechanism` or `spent`; ``None``: it promises none."""
+
+    aggregation: ClassVar[Aggregation] = Aggregation()
+    """How the server gets the mean, of a defense that acts in `aggregate`."""
 
     def init(self) -> State:
         """The state before the first round."""
@@ -92,6 +145,34 @@ class Defense(Part):
         """What the server gets from several clients: all of them here, one sum under secure aggregation."""
         return value, state
 
+    def exchange(self, updates: Sequence[Update], generator: torch.Generator) -> Exchange:
+        """Play a round of a defense that acts in `aggregate`, and return what the server has at its end.
+
+        Raises:
+            InputError: the server gets another number of updates than one.
+        """
+        from medpfl.core.masked import Exchange
+
+        made, _ = self.aggregate(updates, self.init(), generator)
+        if len(made) != 1:
+            raise InputError(f"{self!r}: the server gets {len(made)} updates, and not one sum")
+        samples = [update.num_samples for update in updates]
+        total = None if None in samples else sum(n or 0 for n in samples)
+        return Exchange({}, (), replace(made[0], num_samples=total))
+
+    def staying(self, clients: int) -> int:
+        """Return how many of the clients of a round are in the mean; the others fall silent."""
+        return clients
+
+    def read(self, masked: MaskedVector, like: Update) -> Update:
+        """Return a masked message read as if it were an update; needed where `aggregation` says ``"masked"``.
+
+        Args:
+            masked: of one client.
+            like: an update with the same tensors.
+        """
+        raise NotImplementedError
+
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """What is publicly known of the change, from the defense's settings, the plan and the sent update alone.
 
@@ -116,9 +197,39 @@ class Defense(Part):
         """
         return True
 
-    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
-        """Epsilon, of an image or the client, of what it sends in so many rounds; ``None``: nothing is promised."""
+    def mechanism(self, plan: Plan, rounds: int) -> Mechanism | None:
+        """Return the Gaussian mechanism that the adversary sees of one `unit`; ``None``: there is none.
+
+        Epsilon (`spent`) and the bound on the success of any attack follow from it.
+
+        Args:
+            plan: of the client.
+            rounds: of this client that the adversary sees, at least 1.
+        """
         return None
+
+    def spent(self, plan: Plan, rounds: int, delta: float) -> Epsilon | float | None:
+        """Return the epsilon of one `unit` over the rounds of a client that the adversary sees; ``None``: no promise.
+
+        That of the `mechanism`, by two accountants. A defense whose mechanism is another one returns a number.
+
+        Args:
+            plan: of the client.
+            rounds: of this client that the adversary sees, at least 1.
+            delta: in (0, 1), well below one over the units that a client has.
+
+        Raises:
+            InputError: a number out of its range, or the extra ``dp`` is not installed.
+        """
+        from medpfl.core.accountant import epsilon
+
+        seen = self.mechanism(plan, rounds)
+        return None if seen is None else epsilon(seen.noise, seen.rate, seen.steps, delta)
+
+    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
+        """Return `spent` as a number."""
+        found = self.spent(plan, rounds, delta)
+        return found if found is None or isinstance(found, int | float) else found.value
 
     def acts(self, moment: str) -> bool:
         """Whether it overrides a moment."""
@@ -127,6 +238,15 @@ class Defense(Part):
     def __or__(self, other: Defense) -> Defense:
         """This defense, then the other."""
         return Composed((*_parts(self), *_parts(other)))
+
+
+@dataclass(frozen=True, repr=False)
+class NoDefense(Defense):
+    """The update leaves the client as it is: the control beside every defense."""
+
+
+NO_DEFENSE: Defense = NoDefense()
+"""The undefended control."""
 
 
 def _parts(defense: Defense) -> tuple[Defense, ...]:
@@ -213,7 +333,7 @@ class Composed(Defense):
         return tuple(part for part in self.parts if not part.acts("gradient") or inside == [part])
 
     def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
-        """The best that a part promises, of those that count."""
+        """Return the best that a part promises, of those that count."""
         known = [part.promises(plan, rounds, delta) for part in self.counted]
         return min((epsilon for epsilon in known if epsilon is not None), default=None)
 
@@ -246,8 +366,16 @@ class DataSource(Part):
     """Reads labelled images. Final classes are frozen dataclasses."""
 
     def load(self) -> Any:
-        """The images, as a `medpfl.data.images.LabelledImages`."""
+        """Return the images, as a `medpfl.data.images.LabelledImages`."""
         raise NotImplementedError
+
+    def published(self, purpose: str) -> DataSource | None:
+        """Return the set that was published to judge models trained on these images; ``None``: there is none.
+
+        Args:
+            purpose: ``"validation"`` or ``"test"``.
+        """
+        return None
 
 
 @dataclass(frozen=True)

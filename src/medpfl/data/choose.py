@@ -16,13 +16,23 @@ from medpfl.data.formats import is_text
 from medpfl.data.listing import files_in, is_image
 from medpfl.data.medmnist import MedMNIST
 from medpfl.data.nifti import Nifti
+from medpfl.data.samples import Samples
 from medpfl.data.segmented import Segmented, is_segmented
 
-__all__ = ["source_at"]
+__all__ = ["embedded", "source_at"]
 
 _PROBED = 100
 """Files without a telling name of a folder that are opened to see whether one is DICOM."""
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+
+
+def embedded(**arguments: Any) -> DataSource:
+    """Return the source of the images that come with the package.
+
+    Args:
+        arguments: of the source: size, fit, channels.
+    """
+    return Samples(**arguments)
 
 
 def source_at(path: str, **arguments: Any) -> DataSource:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -93,6 +93,10 @@ class MedMNIST(DataSource):
             patients=(None,) * len(chosen),
             left_out=shape[0] - len(chosen),
         )
+
+    def published(self, purpose: str) -> MedMNIST | None:
+        """Return the file's own split for it, of a file of which the split ``"train"`` is read."""
+        return replace(self, split="val" if purpose == "validation" else "test") if self.split == "train" else None
 
     def _file(self) -> Path:
         place = Path(self.path).expanduser()

@@ -1,5 +1,6 @@
 """Defenses: a file each. ``__all__`` is the registry."""
 
+from medpfl.core.roles import NoDefense
 from medpfl.defenses.client_dp import ClientDP
 from medpfl.defenses.clipping import Clipping
 from medpfl.defenses.dpsgd import DPSGD
@@ -7,7 +8,6 @@ from medpfl.defenses.gaussian import GaussianNoise
 from medpfl.defenses.homomorphic import HomomorphicAggregation
 from medpfl.defenses.laplace import LaplaceNoise
 from medpfl.defenses.mixup import Mixup
-from medpfl.defenses.none import NoDefense
 from medpfl.defenses.outpost import Outpost
 from medpfl.defenses.precode import PRECODE
 from medpfl.defenses.qsgd import QSGD

@@ -10,11 +10,10 @@ from medpfl.core.errors import check_positive
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
+from medpfl.core.tradeoff import Mechanism
 from medpfl.core.types import Channel, Update
-from medpfl.defenses.accountant import Epsilon, epsilon
 from medpfl.defenses.clipping import Clipping
 from medpfl.defenses.gaussian import GaussianNoise
-from medpfl.defenses.tradeoff import Mechanism
 
 __all__ = ["ClientDP"]
 
@@ -41,6 +40,7 @@ class ClientDP(Defense):
 
     clip: float = shown(1.0)
     noise: float = shown(1.0)
+    unit = "client"
 
     def __post_init__(self) -> None:
         check_positive(clip=self.clip, noise=self.noise)
@@ -54,21 +54,9 @@ class ClientDP(Defense):
             value, _ = part.update(value, {}, generator)
         return value, state
 
-    def spent(self, rounds: int, delta: float) -> Epsilon:
-        """Epsilon after the rounds of one client that the adversary sees; who was picked amplifies nothing.
-
-        Raises:
-            InputError: a number out of its range, or the extra ``dp`` is not installed.
-        """
-        return epsilon(self.noise, 1.0, rounds, delta)
-
     def mechanism(self, plan: Plan, rounds: int) -> Mechanism:
-        """What the adversary sees of one client, whatever its plan."""
+        """Return what the adversary sees of one client, whatever its plan; who was picked amplifies nothing."""
         return Mechanism(self.noise, 1.0, rounds)
-
-    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
-        """`spent`, for the client."""
-        return self.spent(rounds, delta).value
 
     def settled(self, first: bool) -> bool:
         """As the first part: after noise, how much was clipped is read off the update."""

@@ -13,10 +13,9 @@ from medpfl.core.errors import check_positive
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
+from medpfl.core.tradeoff import Mechanism
 from medpfl.core.types import Channel, Tensors, Update
-from medpfl.defenses.accountant import Epsilon, epsilon
 from medpfl.defenses.clipping import scaled_down
-from medpfl.defenses.tradeoff import Mechanism
 
 __all__ = ["DPSGD"]
 
@@ -45,6 +44,7 @@ class DPSGD(Defense):
 
     clip: float = shown(1.0)
     noise: float = shown(1.0)
+    unit = "image"
 
     def __post_init__(self) -> None:
         check_positive(clip=self.clip, noise=self.noise)
@@ -76,33 +76,16 @@ class DPSGD(Defense):
             total[name] = clean + self.noise * self.clip * noise
         return total, {**state, "steps": state["steps"] + 1}
 
-    def spent(self, plan: Plan, rounds: int, delta: float) -> Epsilon:
-        """Epsilon after the rounds of a client that the adversary sees.
+    def mechanism(self, plan: Plan, rounds: int) -> Mechanism:
+        """Return what the adversary sees of one image in the rounds of a client.
 
         Poisson sampling amplifies: what was drawn is not on the wire. Shuffled batches are disjoint: an image is
         in one batch of each epoch, and nothing is claimed for the shuffle. That the server picks clients
         amplifies nothing against the server.
-
-        Args:
-            plan: of the client.
-            rounds: of this client that were seen, at least 1.
-            delta: in (0, 1), well below one over the client's images.
-
-        Raises:
-            InputError: a number out of its range, or the extra ``dp`` is not installed.
         """
-        seen = self.mechanism(plan, rounds)
-        return epsilon(seen.noise, seen.rate, seen.steps, delta)
-
-    def mechanism(self, plan: Plan, rounds: int) -> Mechanism:
-        """What the adversary sees of one image in the rounds of a client, as `spent` counts them."""
         if plan.sampling == "poisson":
             return Mechanism(self.noise, plan.rate, rounds * plan.steps)
         return Mechanism(self.noise, 1.0, rounds * plan.epochs)
-
-    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
-        """`spent`, for an image."""
-        return self.spent(plan, rounds, delta).value
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """The clipping, and the precision of the noise in the update.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
-from medpfl.core.roles import Defense, State
+from medpfl.core.roles import Aggregation, Defense, State
 from medpfl.core.spec import shown
 from medpfl.core.types import Channel, Update
 from medpfl.defenses.averaging import clients_of, filled, flattened, of_mean
@@ -50,6 +50,7 @@ class HomomorphicAggregation(Defense):
     """
 
     scale_bits: int = shown(40)
+    aggregation = Aggregation("encrypted")
 
     def __post_init__(self) -> None:
         if type(self.scale_bits) is not int or not 20 <= self.scale_bits <= 50:

@@ -12,7 +12,7 @@ from torch import Tensor
 from medpfl.core.errors import InputError, check_positive
 from medpfl.core.masked import Exchange, MaskedVector
 from medpfl.core.plan import Plan
-from medpfl.core.roles import Defense, State
+from medpfl.core.roles import Aggregation, Defense, State
 from medpfl.core.spec import shown
 from medpfl.core.types import Channel, Update
 from medpfl.defenses.averaging import clients_of, filled, flattened, of_mean
@@ -57,6 +57,7 @@ class SecAggPlus(Defense):
     levels: int = 2**22
     modulus: int = 2**32
     dropouts: int = 0
+    aggregation = Aggregation("masked", ("num_samples",))
 
     def __post_init__(self) -> None:
         if self.shares is not None and (type(self.shares) is not int or self.shares < 3 or self.shares % 2 == 0):
@@ -69,6 +70,10 @@ class SecAggPlus(Defense):
             raise InputError("levels and modulus must be whole numbers with 2 <= levels < modulus <= 2**48")
         if type(self.dropouts) is not int or self.dropouts < 0:
             raise InputError(f"dropouts is {self.dropouts}: it must be a whole number, at least 0")
+
+    def staying(self, clients: int) -> int:
+        """Return how many of the clients do not drop out."""
+        return clients - self.dropouts
 
     def aggregate(
         self, value: Sequence[Update], state: State, generator: torch.Generator

@@ -12,8 +12,8 @@ from scipy.stats import norm
 
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.core.tradeoff import Mechanism
 from medpfl.defenses import DPSGD, ClientDP
-from medpfl.defenses.tradeoff import Mechanism
 from medpfl.metrics.rates import interval
 
 DRAWS = 20_000

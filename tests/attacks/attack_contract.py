@@ -1,0 +1,161 @@
+"""What every attack must keep, strong or weak; `CONTRIBUTING.md` says the same in words. Each check takes an attack.
+
+What an attack takes it declares itself, in `check`: of all else nothing is asked.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from dataclasses import is_dataclass, replace
+
+import torch
+from elsewhere import Elsewhere, Watch, moved
+from residual import built
+from scenes import scene, smooth, tiny
+from torch import Tensor, nn
+
+from medpfl.auditing.model_check import shortened
+from medpfl.auditing.reconstructed import check_reconstruction
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Attack
+from medpfl.core.spec import build, summary
+from medpfl.core.threat import ThreatModel
+from medpfl.core.types import Observation
+from medpfl.defenses import LaplaceNoise
+from medpfl.federated.ready import prepare
+from medpfl.models import ViT
+
+PLANS = {
+    "FedSGD": Plan(),
+    "FedSGD of 2": Plan(batch_size=2),
+    "FedAvg": Plan(algorithm="FedAvg", batch_size=1, local_images=2, epochs=2),
+    "eval": Plan(mode="eval"),
+}
+LABELS = torch.tensor([[0, 1], [2, 0], [1, 1]])
+NETWORKS = (
+    tiny,
+    lambda channels: ViT(4, depth=1, width=32, heads=2).build((channels, 12, 12), 3, 0),
+    lambda channels: built(channels=channels, norm=nn.Identity),
+)
+"""A small convolutional network, a small transformer, a small residual network, for a number of channels."""
+STEPS = 3
+
+
+def taken(attack: Attack, plan: Plan, channels: int = 1) -> nn.Module | None:
+    """The first of `NETWORKS` of which the attack declares that it takes it under a plan."""
+    for make in NETWORKS:
+        network = make(channels)
+        with suppress(InputError):
+            attack.check(prepare(network, plan), (plan,), (channels, 12, 12))
+            return network
+    return None
+
+
+def seen_by(attack: Attack, plan: Plan, channels: int = 1, **options) -> tuple[Tensor, Observation]:
+    """Images (3, N, channels, 12, 12), and what the attack gets of them on a network that it takes."""
+    images = smooth(3 * plan.images, channels).view(3, plan.images, channels, 12, 12)
+    network = taken(attack, plan, channels)
+    assert network is not None
+    return images, scene(network, images, LABELS[:, : plan.images], plan, **options)
+
+
+def same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
+def check_its_spec_builds_it(attack: Attack, known=None, nested=None) -> None:
+    kind = type(attack)
+    assert is_dataclass(kind)
+    assert kind.__dataclass_params__.frozen, "@dataclass(frozen=True, repr=False)"  # type: ignore[attr-defined]
+    assert build(repr(attack), known or {kind.__name__: kind}, "attack", nested) == attack
+    assert kind() == kind(), "every argument has a default"
+    assert hash(kind()) == hash(kind())
+
+
+def check_its_docstring(attack: Attack) -> None:
+    line, text = summary(type(attack)), type(attack).__doc__ or ""
+    assert 20 < len(line) < 120, "a line that medpfl list shows"
+    assert line[0].isupper()
+    assert line.endswith(".")
+    assert "Needs:" in text, "what the adversary must know"
+
+
+def check_it_takes_something(attack: Attack) -> None:
+    assert any(taken(attack, plan) is not None for plan in PLANS.values()), "check refuses every network and plan"
+
+
+def check_shapes_range_and_reasons(attack: Attack, plan: Plan) -> None:
+    if taken(attack, plan) is None:
+        return
+    _, seen = seen_by(attack, plan)
+    short = shortened(attack, STEPS)
+    guess = short(seen, torch.Generator().manual_seed(0))
+    check_reconstruction(guess, seen, repr(attack))
+    assert guess.guesses.shape == (3, plan.images, 1, 12, 12)
+    assert guess.guesses.min() >= 0
+    assert guess.guesses.max() <= 1
+    assert guess.loss.isfinite().all()
+    assert (guess.steps >= 0).all()
+    if hasattr(attack, "steps"):
+        assert (guess.steps <= STEPS).all()
+    assert (guess.evaluations >= guess.steps).all()
+
+
+def check_random_numbers_are_survived(attack: Attack, plan: Plan) -> None:
+    """Every audit attacks an update of random numbers too."""
+    if taken(attack, plan) is None:
+        return
+    _, seen = seen_by(attack, plan)
+    view, noise = seen.views[0], torch.Generator().manual_seed(1)
+    drawn = {name: torch.randn(t.shape, generator=noise) for name, t in view.update.tensors.items()}
+    blind = type(view)(view.weights, view.plans, view.update.replace(drawn))
+    seen = type(seen)(seen.model, (blind,), seen.image_shape, seen.num_classes)
+    check_reconstruction(shortened(attack, STEPS)(seen, torch.Generator().manual_seed(0)), seen, repr(attack))
+
+
+def check_the_generator_is_the_only_source(attack: Attack, plan: Plan) -> None:
+    if taken(attack, plan) is None:
+        return
+    _, seen = seen_by(attack, plan)
+    before, short = torch.random.get_rng_state(), shortened(attack, STEPS)
+    one, again = (short(seen, torch.Generator().manual_seed(4)) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before), "it draws from torch's own generator"
+    assert torch.equal(one.guesses, again.guesses), "it draws from elsewhere"
+    assert same(one.labels, again.labels)
+
+
+def check_what_is_seen_is_not_changed(attack: Attack, plan: Plan) -> None:
+    if taken(attack, plan) is None:
+        return
+    _, seen = seen_by(attack, plan)
+    tensors = [*seen.views[0].update.tensors.values(), *seen.views[0].weights.parameters.values()]
+    tensors += [*seen.model.parameters(), *seen.model.buffers()]
+    kept = copy.deepcopy([t.detach() for t in tensors])
+    shortened(attack, STEPS)(seen, torch.Generator().manual_seed(0))
+    assert all(torch.equal(one, other) for one, other in zip(tensors, kept, strict=True))
+
+
+def check_it_runs_on_the_device_of_the_update(attack: Attack, granted: bool) -> None:
+    plan = next(plan for plan in PLANS.values() if taken(attack, plan, 3) is not None)
+    threat, defense = (ThreatModel(("labels", "defense")), LaplaceNoise(1e-3)) if granted else (ThreatModel(), None)
+    short = replace(attack, steps=12) if hasattr(attack, "steps") else attack  # type: ignore[type-var]
+    _, seen = seen_by(attack, plan, 3, threat=threat, defense=defense)
+    here = short(seen, torch.Generator().manual_seed(0))
+    with Watch():
+        there = short(moved(seen), torch.Generator().manual_seed(0))
+    assert isinstance(there.guesses, Elsewhere)
+    assert torch.allclose(there.guesses.inner, here.guesses, atol=1e-5)
+    assert there.ended == here.ended
+
+
+WHOLE = (check_its_spec_builds_it, check_its_docstring, check_it_takes_something)
+"""Checks of an attack."""
+UNDER_A_PLAN = (
+    check_shapes_range_and_reasons,
+    check_random_numbers_are_survived,
+    check_the_generator_is_the_only_source,
+    check_what_is_seen_is_not_changed,
+)
+"""Checks of an attack and a plan."""
