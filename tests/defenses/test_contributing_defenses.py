@@ -175,7 +175,7 @@ def test_an_epsilon_of_ones_own_account_is_stated_and_why_there_is_no_bound(othe
         "epsilon 0.5 (by the defense's own account) at delta 1e-05, of a patient, over 1 round under shuffle sampling"
     )
     assert "not computed (it says that -1.0 was spent: epsilon is a number, at least 0)" in negative
-    assert {entry["gap"] for entry in settings["bounds"].values()} == {
+    assert {entry["gap"] for entry in settings.bounds.values()} == {
         "it names no Gaussian mechanism, of which alone there is a bound"
     }
 
