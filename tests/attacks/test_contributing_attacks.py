@@ -22,6 +22,8 @@ each = pytest.mark.parametrize("name", NAMES)
 
 @pytest.fixture
 def place(name, tmp_path):
+    if name in attacks.__all__:
+        pytest.skip("one who followed the page to the letter has it in the package, where the conformance test runs it")
     return pasted(name, tmp_path)
 
 

@@ -132,11 +132,8 @@ def test_a_model_that_takes_no_single_image_in_train_mode():
     assert check.fewest == 2
     assert set(check.labels) == {"2", "8"}
     assert by_layer(check) == {"1": ("as a sum", False), "4": ("as a sum", False)}
-    assert [name for name, why in check.attacks.items() if why] == [
-        "APRIL",
-        "DeepRGAP",
-        "RGAP",
-    ]  # which read one image at a time
+    assert {name for name, why in check.attacks.items() if why} >= {"APRIL", "DeepRGAP", "RGAP"}, "one image at a time"
+    assert not check.attacks["iDLG"]
     assert "takes no single image" in text(check)
     assert check_model(network, SHAPE, mode="eval").fewest == 1
 

@@ -25,6 +25,8 @@ each = pytest.mark.parametrize("name", ROWS)
 
 @pytest.fixture
 def place(name, tmp_path):
+    if name in defenses.__all__:
+        pytest.skip("one who followed the page to the letter has it in the package, where the conformance test runs it")
     return pasted(name, tmp_path)
 
 

@@ -41,6 +41,8 @@ class APRIL(Attack):
     as noise, and a coordinate that was not sent as a gradient of zero.
     """
 
+    specialized = True
+
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
         """Raises `InputError` where it does not apply."""
         check_plans(plans)

@@ -68,6 +68,7 @@ class DeepRGAP(Attack):
 
     steps: int = 500
     tolerance: float = 1e-7
+    specialized = True
 
     def __post_init__(self) -> None:
         check_positive(steps=self.steps, tolerance=self.tolerance)

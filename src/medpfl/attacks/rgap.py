@@ -49,6 +49,7 @@ class RGAP(Attack):
 
     steps: int = 1000
     tolerance: float = 1e-6
+    specialized = True
 
     def __post_init__(self) -> None:
         check_positive(steps=self.steps, tolerance=self.tolerance)

@@ -160,7 +160,7 @@ class Setup:
         They refuse most models and not this one, under any of its defenses, or have settings for it.
         """
         run, registered = {_home(type(attack)) for attack in self.attacks}, registry(attack_package).values()
-        kinds = [kind for kind in registered if _home(kind) not in run and kind.check is not Attack.check]
+        kinds = [kind for kind in registered if _home(kind) not in run and kind.specialized]
         network = None
         with suppress(InputError), explained("it cannot be made ready"):  # which is for `check` to say
             for ready, plans in self._scenes() if kinds else ():

@@ -42,7 +42,7 @@ class Experiment(BaseModel):
         default=False,
         description="only attacks that are not told what a defense discloses of itself; else without and with",
     )
-    delta: float = Field(default=1e-5, gt=0, lt=1, description="at which epsilon of DPSGD and ClientDP is stated")
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="delta of the reported (epsilon, delta)")
     tolerance: float = Field(
         default=TOLERANCE,
         gt=0,

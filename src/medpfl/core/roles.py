@@ -49,6 +49,9 @@ State = dict[str, Any]
 class Attack(Part):
     """Reads images back from what the server saw. Final classes are frozen dataclasses."""
 
+    specialized: ClassVar[bool] = False
+    """Whether it is made for some kinds of models: where `check` accepts one, an audit suggests it, or adds it."""
+
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Return the guesses for all victims of an observation whose model and plans `check` accepts.
 
