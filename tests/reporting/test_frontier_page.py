@@ -94,6 +94,9 @@ def test_the_recommendation_says_its_price_and_what_still_leaks():
     assert "85 %). The strongest" in sentences(unknown, CHOSEN, SETTINGS)[1]
     assert "By the audit's verdict it leaks" not in second
     assert "labels" not in second
+    assert "Left out" not in second
+    beside = sentences(POINTS, {**CHOSEN, "inconclusive": ["Permute()"]}, SETTINGS)[1]
+    assert "Left out: Permute, the verdict is inconclusive." in beside
     telling = [POINTS[0], {**POINTS[1], "label_verdict": LEAKS}]
     assert "No limit is on labels, and those still leak." in sentences(telling, CHOSEN, SETTINGS)[1]
     leaking = [POINTS[0], {**POINTS[1], "verdict": LEAKS}]
@@ -107,7 +110,10 @@ def test_the_recommendation_says_its_price_and_what_still_leaks():
         ({"state": "nothing learned", "chance": 0.9}, "the undefended model has learned nothing (balanced"),
         ({"state": "control failed"}, "A failed attack is not safety"),
         ({"state": "too few", "updates_needed": 36}, "Run 36 updates or more (--images)."),
-        ({"state": "none"}, "No setting meets asr<=0.1 at the upper end of the 95 % interval of all attacks together."),
+        (
+            {"state": "none"},
+            "No setting that can be recommended meets asr<=0.1 at the upper end of the",
+        ),
         ({"state": "none", "inconclusive": ["TopK(keep=0.1)"]}, "; TopK(keep=0.1) would, but the verdict is inconcl"),
         ({"state": "none", "leaking": ["Signs()"]}, "; Signs would, but by its own audit it leaks (--accept-leak)."),
     ],

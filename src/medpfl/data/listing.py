@@ -166,8 +166,8 @@ def _class_folders(root: Path, inside: Sequence[Path]) -> list[Path]:
 def _no_class_folders(root: Path, loose: int) -> str:
     hint = f"; {loose} image(s) lie directly in it: move each into a folder named for its class"
     return (
-        f"'{root}' has no class folders: expected one folder a class, such as {root.name}/benign/0001.png "
-        f"and {root.name}/malignant/0002.png{hint if loose else ''}"
+        f"'{root}' has no class folders: expected one folder a class in it, such as benign/0001.png and "
+        f"malignant/0002.png{hint if loose else ''}"
     )
 
 

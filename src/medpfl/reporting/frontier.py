@@ -57,7 +57,10 @@ def _advice(points: Mapping[str, Point], chosen: Json) -> str:
             f"{chosen['updates_needed']} updates or more (--images)."
         )
     if chosen["state"] == "none":
-        return f"No setting meets {limit} at the upper end of the 95 % interval of all attacks together{_left(chosen)}."
+        return (
+            f"No setting that can be recommended meets {limit} at the upper end of the 95 % interval of all attacks "
+            f"together{_left(chosen)}."
+        )
     best = points[chosen["defense"]]
     bound = f" (epsilon {number(best['epsilon'], '.3g')})" if known(best["epsilon"]) else ""
     also = " By the audit's verdict it leaks, within this limit." if best["verdict"] == "leaks" else ""
@@ -65,14 +68,24 @@ def _advice(points: Mapping[str, Point], chosen: Json) -> str:
     return (
         f"Under {limit}, {label(best['defense'])}{bound} costs least: {_price(best)} The strongest attack still reads "
         f"back {_rate(best, 'asr')} of the images, with a mean SSIM of {number(best['ssim'])}, and identifies "
-        f"{_rate(best, 'identified')}.{also} That these attacks keep a limit does not show that others would."
+        f"{_rate(best, 'identified')}.{also}{_beside(chosen)} That these attacks keep a limit does not show that "
+        "others would."
     )
 
 
+_WHYS = {"inconclusive": "the verdict is inconclusive", "leaking": "by its own audit it leaks (--accept-leak)"}
+"""Why a setting that keeps the limits is left out."""
+
+
 def _left(chosen: Json) -> str:
-    whys = {"inconclusive": "the verdict is inconclusive", "leaking": "by its own audit it leaks (--accept-leak)"}
-    found = [f"{', '.join(map(label, chosen[key]))} would, but {why}" for key, why in whys.items() if chosen[key]]
+    found = [f"{', '.join(map(label, chosen[key]))} would, but {why}" for key, why in _WHYS.items() if chosen[key]]
     return "".join(f"; {text}" for text in found)
+
+
+def _beside(chosen: Json) -> str:
+    """Return which settings keep the limits and are left out nevertheless, beside the one that is recommended."""
+    found = [f" Left out: {', '.join(map(label, chosen[key]))}, {why}." for key, why in _WHYS.items() if chosen[key]]
+    return "".join(found)
 
 
 def _price(best: Point) -> str:
