@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 from audit_cases import some_images
@@ -68,6 +69,8 @@ def test_attacks(moment, end):
 
 @dataclass(frozen=True, repr=False)
 class Guarding(Defense):
+    unit: ClassVar = "client"
+
     moment: str = ""
     end: str = "exit"
 
