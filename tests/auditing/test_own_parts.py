@@ -63,7 +63,7 @@ def test_an_audit_of_them(file, tmp_path):
     attack, out = f"{file}:Mine", tmp_path / "run"
     options = {"images": 2, "out": out, "progress": False}
     report = medpfl.audit("LeNet('idlg')", some_images(8), attacks=[attack], defenses=[f"{file}:Halved"], **options)
-    assert {(row["attack"], row["defense"]) for row in report.summary} == {
+    assert {(cell.attack, cell.defense) for cell in report.summary} == {
         ("Mine()", "NoDefense()"), ("Mine()", "Halved()"),
     }  # fmt: skip
     written = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())

@@ -147,12 +147,13 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[Given]:
             raise InputError(f"{one!r} is no {role.__name__.lower()}: give a spec string or an object of that role")
         check_part(one)
         _check_spec(one)
-        if isinstance(one, Defense):
-            with explained(f"{one!r} cannot be asked whose privacy it promises"):
-                _check_unit(one)
     with explained(f"the {role.__name__.lower()}s cannot be written as specs"):
         homes = {(repr(one), type(one).__module__, type(one).__qualname__) for one in made}
         _ = [one.where for one in made if isinstance(one, Defense)]  # which a property may compute
+    for one in made:  # after it is known that each can be written
+        if isinstance(one, Defense):
+            with explained(f"{one!r} cannot be asked whose privacy it promises"):
+                _check_unit(one)
     if twins := [text for text, count in Counter(text for text, *_ in homes).items() if count > 1]:
         raise InputError(f"two different classes are both written {twins[0]}: rename one, so that rows tell them apart")
     return list({repr(one.part): one for one in given}.values())
