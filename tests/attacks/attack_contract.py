@@ -9,18 +9,22 @@ import copy
 from contextlib import suppress
 from dataclasses import is_dataclass, replace
 
+import pytest
 import torch
 from elsewhere import Elsewhere, Watch, moved
 from residual import built
 from scenes import scene, smooth, tiny
 from torch import Tensor, nn
 
+from contract import every
+from medpfl import attacks
+from medpfl.attacks import matching
 from medpfl.auditing.model_check import shortened
 from medpfl.auditing.reconstructed import check_reconstruction
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
-from medpfl.core.spec import build, summary
+from medpfl.core.spec import build, registry, summary
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Observation
 from medpfl.defenses import LaplaceNoise
@@ -65,11 +69,12 @@ def same(one: Tensor | None, other: Tensor | None) -> bool:
     return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
-def check_its_spec_builds_it(attack: Attack, known=None, nested=None) -> None:
+def check_its_spec_builds_it(attack: Attack) -> None:
     kind = type(attack)
+    known = {**registry(attacks), kind.__name__: kind}
     assert is_dataclass(kind)
     assert kind.__dataclass_params__.frozen, "@dataclass(frozen=True, repr=False)"  # type: ignore[attr-defined]
-    assert build(repr(attack), known or {kind.__name__: kind}, "attack", nested) == attack
+    assert build(repr(attack), known, "attack", registry(matching)) == attack
     assert kind() == kind(), "every argument has a default"
     assert hash(kind()) == hash(kind())
 
@@ -150,12 +155,20 @@ def check_it_runs_on_the_device_of_the_update(attack: Attack, granted: bool) -> 
     assert there.ended == here.ended
 
 
-WHOLE = (check_its_spec_builds_it, check_its_docstring, check_it_takes_something)
-"""Checks of an attack."""
-UNDER_A_PLAN = (
-    check_shapes_range_and_reasons,
-    check_random_numbers_are_survived,
-    check_the_generator_is_the_only_source,
-    check_what_is_seen_is_not_changed,
-)
-"""Checks of an attack and a plan."""
+EVERY = [
+    *every(
+        (check_its_spec_builds_it, check_its_docstring, check_it_takes_something),
+        (
+            check_shapes_range_and_reasons,
+            check_random_numbers_are_survived,
+            check_the_generator_is_the_only_source,
+            check_what_is_seen_is_not_changed,
+        ),
+        PLANS,
+    ),
+    *(
+        pytest.param(check_it_runs_on_the_device_of_the_update, (granted,), id=f"on the device of the update-{name}")
+        for name, granted in {"honest": False, "granted": True}.items()
+    ),
+]
+"""Checks of an attack, and what each takes beside it."""

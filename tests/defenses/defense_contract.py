@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.func import vmap
 
+from contract import every
 from medpfl.auditing.disclosure import probe
 from medpfl.auditing.inputs import defenses_of
 from medpfl.core.errors import InputError
@@ -285,24 +286,26 @@ def check_an_update_of_zeros_and_a_bare_one_are_survived(row, plan):
         fits(defense.disclose(sent, plan), sent, update)
 
 
-OF_A_ROW = (
-    check_spec_both_ways,
-    check_its_docstring_says_what_it_promises,
-    check_its_aggregation,
-    check_what_it_discloses_holds,
+EVERY = every(
+    (
+        check_spec_both_ways,
+        check_its_docstring_says_what_it_promises,
+        check_its_aggregation,
+        check_what_it_discloses_holds,
+    ),
+    (
+        check_names_shapes_and_dtypes_stay,
+        check_what_else_is_sent_stays,
+        check_the_generator_is_the_only_source,
+        check_what_is_handed_over_is_not_changed,
+        check_state_survives_a_checkpoint,
+        check_composed_with_nothing_it_is_itself,
+        check_it_composes,
+        check_what_is_disclosed_fits_the_update_and_holds,
+        check_channels_of_victims_stack,
+        check_an_update_of_zeros_and_a_bare_one_are_survived,
+        check_its_differential_privacy,
+    ),
+    PLANS,
 )
-"""Checks of a defense."""
-UNDER_A_PLAN = (
-    check_names_shapes_and_dtypes_stay,
-    check_what_else_is_sent_stays,
-    check_the_generator_is_the_only_source,
-    check_what_is_handed_over_is_not_changed,
-    check_state_survives_a_checkpoint,
-    check_composed_with_nothing_it_is_itself,
-    check_it_composes,
-    check_what_is_disclosed_fits_the_update_and_holds,
-    check_channels_of_victims_stack,
-    check_an_update_of_zeros_and_a_bare_one_are_survived,
-    check_its_differential_privacy,
-)
-"""Checks of a defense and a plan."""
+"""Checks of a defense's row, and what each takes beside it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from defense_contract import OF_A_ROW, PLANS, UNDER_A_PLAN, Row, play
+from defense_contract import EVERY, PLANS, Row, play
 
 from medpfl import defenses
 from medpfl.defenses import (
@@ -168,13 +168,6 @@ def test_it_does_what_it_promises(row, plan):
 
 
 @each
-@both
-@pytest.mark.parametrize("check", UNDER_A_PLAN, ids=lambda check: check.__name__)
-def test_it_keeps_the_contract_under_a_plan(row, plan, check):
-    check(row, plan)
-
-
-@each
-@pytest.mark.parametrize("check", OF_A_ROW, ids=lambda check: check.__name__)
-def test_it_keeps_the_contract(row, check):
-    check(row)
+@pytest.mark.parametrize(("check", "rest"), EVERY)
+def test_it_keeps_the_contract(row, check, rest):
+    check(row, *rest)
