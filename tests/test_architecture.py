@@ -167,3 +167,10 @@ def test_the_reader_of_names_sees_code_and_texts_and_no_docstring():
 def test_no_drawer_for_everything():
     bad = [p for p in FILES if p.stem in ("utils", "util", "helpers", "common") or p.stem.startswith(("base_", "cfg"))]
     assert not bad
+
+
+def test_a_cell_is_read_by_attributes_which_a_type_checker_sees():
+    for path in FILES:
+        assert not re.search(r"\bcell(\.get\(|\[)", path.read_text()), path
+    typed = [path for path in FILES if home(path) in ("judging", "reporting")]
+    assert sum(len(re.findall(r"\bAny\b", path.read_text())) for path in typed) <= 10

@@ -21,7 +21,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Composed, Defense
 from medpfl.core.strangers import explained
 from medpfl.core.tradeoff import Mechanism, tightest
-from medpfl.judging.types import Bound, Cell, Mark, Rate
+from medpfl.judging.types import Bound, Cell, Mark
 from medpfl.judging.types import Mechanism as Shown
 from medpfl.metrics.no_prior import no_prior_guess
 from medpfl.metrics.pixel import SUCCESS, ssim
@@ -126,9 +126,16 @@ def _bound(cell: Cell, entry: Mapping[str, Any]) -> Bound:
     bound = Bound(rounds=entry["rounds"], gap=entry["gap"], curve=entry["curve"])
     if entry["gap"] is not None:
         return bound
-    by_guess = {name: rate.value for name, rate in _without(cell).items()}
+    by_guess = {
+        "mean_image": cell.asr_mean_image.value,
+        "nearest": cell.asr_nearest.value,
+        "random_update": cell.asr_random_update.value,
+    }
     ends = [cell.asr_mean_image.high, cell.asr_nearest.high]
-    seen = [Mechanism(one["noise"], one["rate"], one["steps"], _profile(one)) for one in entry["mechanisms"]]
+    seen = [
+        Mechanism(one["noise"], one["rate"], one["steps"], tuple(map(tuple, one["profile"])))
+        for one in entry["mechanisms"]
+    ]
     return replace(
         bound,
         mechanisms=tuple(
@@ -140,19 +147,6 @@ def _bound(cell: Cell, entry: Mapping[str, Any]) -> Bound:
         identified=_at(seen, [cell.chance, cell.identified_random_update.value], [cell.chance]),
         guesses={**by_guess, "chance": cell.chance},
     )
-
-
-def _without(cell: Cell) -> dict[str, Rate]:
-    """Return the success rates of guesses without the update."""
-    return {
-        "mean_image": cell.asr_mean_image,
-        "nearest": cell.asr_nearest,
-        "random_update": cell.asr_random_update,
-    }
-
-
-def _profile(one: Mapping[str, Any]) -> tuple[tuple[float, float], ...]:
-    return tuple(map(tuple, one["profile"]))
 
 
 def _at(seen: Sequence[Mechanism], rates: Iterable[float | None], ends: Iterable[float | None]) -> Mark:

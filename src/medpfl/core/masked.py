@@ -1,4 +1,4 @@
-"""What a server sees of clients whose updates are summed: their messages, and the mean."""
+"""Messages and mean that a server sees of clients whose updates are summed."""
 
 from __future__ import annotations
 

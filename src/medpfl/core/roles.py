@@ -50,7 +50,7 @@ class Attack(Part):
     """Reads images back from what the server saw. Final classes are frozen dataclasses."""
 
     specialized: ClassVar[bool] = False
-    """Whether it is made for some kinds of models: where `check` accepts one, an audit suggests it, or adds it."""
+    """True if it is made for some kinds of models: where `check` accepts one, an audit suggests it, or adds it."""
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Return the guesses for all victims of an observation whose model and plans `check` accepts.
@@ -85,7 +85,7 @@ class Attack(Part):
 
 @dataclass(frozen=True)
 class Aggregation:
-    """How the server gets the mean of several clients' updates.
+    """Way in which the server gets the mean of several clients' updates.
 
     Attributes:
         messages: what the server has of a single client. ``"hidden"``: nothing. ``"masked"``: a masked message, which
@@ -112,7 +112,7 @@ class Defense(Part):
     """Whose differential privacy it promises, by `mechanism` or `spent`; ``None``: it promises none."""
 
     aggregation: ClassVar[Aggregation] = Aggregation()
-    """How the server gets the mean, of a defense that acts in `aggregate`."""
+    """Way in which the server gets the mean, of a defense that acts in `aggregate`."""
 
     def init(self) -> State:
         """The state before the first round."""

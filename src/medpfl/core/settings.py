@@ -1,4 +1,4 @@
-"""What an audit was told, and what it found out before its first row: the ``settings`` of its ``run.json``."""
+"""Settings of an audit, as it was told them and found them out before its first row: a part of its ``run.json``."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medpfl.core.rounds import Round
@@ -56,21 +56,14 @@ def _leakage(spec: str, cells: Sequence[Cell]) -> Point:
         "updates_needed": union.updates_needed,
         "label_verdict": next((v for v in (LEAKS, INCONCLUSIVE, NO_LEAK) if v in labels), None),
     }
-    for name, rate in _RATES.items():
-        point |= _strongest(own, name, rate)
-        point[f"{name}_control"] = _strongest(control, name, rate)[f"{name}_low"]
+    for name in ("asr", "ssim", "identified"):
+        point |= _strongest(own, name)
+        point[f"{name}_control"] = _strongest(control, name)[f"{name}_low"]
     point |= {"asr_end": union.asr_excess, "identified_end": union.identified.high, **_recognized(union)}
     point["recognized_control"] = _recognized(bare)["recognized_low"]
     point["bound"] = next(iter(placed(own)), None)
     flags = dict.fromkeys([*union.flags, *(flag for cell in own for flag in cell.flags)])
     return {**point, "control_works": bare.verdict == LEAKS, "flags": list(flags)}
-
-
-_RATES: dict[str, Callable[[Cell], Rate]] = {
-    "asr": lambda cell: cell.asr,
-    "ssim": lambda cell: cell.ssim,
-    "identified": lambda cell: cell.identified,
-}
 
 
 def _recognized(union: Union) -> Point:
@@ -81,11 +74,11 @@ def _recognized(union: Union) -> Point:
     return {**found, "recognized_end": union.identified_excess, "recognized_attack": None}
 
 
-def _strongest(cells: Sequence[Cell], name: str, rate: Callable[[Cell], Rate]) -> Point:
-    known = [cell for cell in cells if rate(cell).known]
-    ends = [rate(cell).high for cell in cells]
-    top = max(known, key=lambda cell: (rate(cell).value or 0.0, rate(cell).high or 0.0), default=None)
-    best = Rate() if top is None else rate(top)
+def _strongest(cells: Sequence[Cell], name: str) -> Point:
+    known = [cell for cell in cells if cell.rate(name).known]
+    ends = [cell.rate(name).high for cell in cells]
+    top = max(known, key=lambda cell: (cell.rate(name).value or 0.0, cell.rate(name).high or 0.0), default=None)
+    best = Rate() if top is None else top.rate(name)
     return {
         name: best.value,
         f"{name}_low": best.low,

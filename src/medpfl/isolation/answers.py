@@ -243,7 +243,7 @@ def _set(numerics: dict[str, Any]) -> None:
 
 
 def _told(error: BaseException) -> dict[str, Any]:
-    """What was raised, in words, with the marks of `medpfl.core.errors.private`."""
+    """Return what was raised, in words, with the marks of `medpfl.core.errors.private`."""
     if isinstance(error, InputError):
         return {"error": "input", "text": f"{error}", "trace": ""}
     kind = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "other"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from medpfl.core.settings import Json, Settings
 from medpfl.core.types import Finding
@@ -42,6 +43,8 @@ _LESS_NOISE = 0.85
 
 _Key = tuple[str, str, bool]
 """An attack, a defense, and whether the attack is told of it."""
+
+_Place = TypeVar("_Place", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def by_defense(cells: Sequence[Cell]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Judged:
-    """What a cell says of its defense.
+    """Verdict on a cell, before the unions are judged.
 
     Attributes:
         verdict, flags: of the cell.
@@ -212,11 +215,15 @@ def _tested(
     }
     leaking = holm(tests)
 
-    def ways(place: _Key | str) -> tuple[str, ...]:
-        return tuple(way for other, way in tests if other == place and (other, way) in leaking)
+    cells = {key: Tested(_numbers(key, found), own, _ways(key, tests, leaking)) for key, own in evidence.items()}
+    return cells, {defense: _ways(defense, tests, leaking) for defense in unions}
 
-    cells = {key: Tested(_numbers(key, found), own, ways(key)) for key, own in evidence.items()}
-    return cells, {defense: ways(defense) for defense in unions}
+
+def _ways(
+    place: _Place, tests: Iterable[tuple[_Place, str]], leaking: Container[tuple[_Place, str]]
+) -> tuple[str, ...]:
+    """Return the ways in which a cell, a defense or a cell's patients leak, in the order of the tests."""
+    return tuple(way for other, way in tests if other == place and (other, way) in leaking)
 
 
 def _numbers(key: _Key, found: _Rows) -> Numbers:
@@ -272,7 +279,7 @@ def _patients(judged: Mapping[_Key, _Judged], found: _Rows, context: Context) ->
     patients: dict[_Key, Patients | None] = dict.fromkeys(told)
     for key, own in told.items():
         if own is not None:
-            ways = tuple(way for other, way in tests if other == key and (key, way) in leaking)
+            ways = _ways(key, tests, leaking)
             verdict = verdict_of(ways, judged[key].qualified, limits_of(own[1], context.tolerance))
             patients[key] = replace(own[0], leaks_by=ways, verdict=verdict)
     return patients

@@ -52,7 +52,7 @@ class Rate:
 
     @property
     def known(self) -> bool:
-        """Whether there is a value."""
+        """True if there is a value."""
         return self.value is not None
 
     @property
@@ -63,7 +63,7 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class Exposure:
-    """What one patient's images gave away.
+    """Exposure of one patient by all guesses of the patient's images.
 
     Attributes:
         patient: pseudonym.
@@ -109,7 +109,7 @@ class Patients:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskScores:
-    """How well the masks of an attack's guesses overlap with the truth, as means over images.
+    """Overlap of the masks of an attack's guesses with the truth, as means over images.
 
     Attributes:
         dice: Dice coefficient.
@@ -161,7 +161,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """What a differentially private defense allows any attack.
+    """Upper bound that a differentially private defense puts on the success of any attack.
 
     Attributes:
         rounds: that the adversary sees.
@@ -189,7 +189,7 @@ class Bound:
 
 @dataclass(frozen=True, kw_only=True)
 class Union:
-    """What all attacks on a defense got together: an image counts if any attack read or recognized it.
+    """Result of all attacks on a defense together: an image counts if any attack read or recognized it.
 
     Attributes:
         attacks: how many, naive and adaptive ones apart.
@@ -280,6 +280,10 @@ class Numbers:
     false_security_asr: Rate = Rate()
     false_security_ssim: Rate = Rate()
     false_security_identified: Rate = Rate()
+
+    def rate(self, score: str) -> Rate:
+        """Return one of the scores that figures and frontiers choose: ``asr``, ``ssim`` or ``identified``."""
+        return {"asr": self.asr, "ssim": self.ssim, "identified": self.identified}[score]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ class Tested:
 
     @property
     def broken(self) -> bool:
-        """Whether there are too few finite guesses to judge the attack by."""
+        """True if too few guesses are finite to judge the attack by them."""
         return self.numbers.images == 0 or self.numbers.nonfinite > 0.5
 
 

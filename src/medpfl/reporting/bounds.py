@@ -55,15 +55,7 @@ def _placed(spec: str, cells: Sequence[tuple[Cell, Bound]]) -> Placed:
     marks = {event: [mark for _, own in cells if (mark := own.of(event)) is not None] for event in EVENTS}
     if marks["asr"] and marks["identified"]:
         bound = replace(bound, asr=_largest(marks["asr"]), identified=_largest(marks["identified"]))
-    return Placed(spec, bound, *(_top([rate(cell) for cell, _ in cells]) for rate in (_asr, _identified)))
-
-
-def _asr(cell: Cell) -> Rate:
-    return cell.asr
-
-
-def _identified(cell: Cell) -> Rate:
-    return cell.identified
+    return Placed(spec, bound, *(_top([cell.rate(event) for cell, _ in cells]) for event in EVENTS))
 
 
 def _top(rates: Sequence[Rate]) -> Rate:

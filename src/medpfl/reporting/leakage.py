@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from medpfl.core.files import write
 from medpfl.core.settings import Json
 from medpfl.core.verdicts import LEAKS, NO_LEAK
-from medpfl.judging.types import Cell, Rate
+from medpfl.judging.types import Cell
 from medpfl.reporting.curves import canvas, legend
 from medpfl.reporting.phrases import reason, strength
 from medpfl.reporting.svg import COLORS, inline
@@ -95,8 +95,8 @@ def leakage_figure(summary: RoundCells, score: str = "ssim") -> str:
     figure, axes = canvas(len(lines) + 1)
     for place, cells in enumerate(lines):
         color, style = COLORS[_INKS[place % len(_INKS)]], _DASHES[place // len(_INKS) % len(_DASHES)]
-        own = sorted((one for one in cells if _rate(one, score).known), key=lambda one: one.round)
-        rounds, rates = [one.round for one in own], [_rate(one, score) for one in own]
+        own = sorted((one for one in cells if one.cell.rate(score).known), key=lambda one: one.round)
+        rounds, rates = [one.round for one in own], [one.cell.rate(score) for one in own]
         values = [rate.value or 0.0 for rate in rates]
         low, high = ([v if end is None else end for v, end in zip(values, ends, strict=True)]
                      for ends in ([rate.low for rate in rates], [rate.high for rate in rates]))  # fmt: skip
@@ -105,7 +105,9 @@ def leakage_figure(summary: RoundCells, score: str = "ssim") -> str:
         name = shorten(max((attacker(one.cell) for one in cells), key=len), 27)
         text = f"{name}, {shorten(label(cells[0].cell.defense), 42 - len(name))}"
         axes.plot(rounds, values, style, marker="o", markersize=4, color=color, linewidth=1.6, label=text)
-        spoken.append(f"{text}: " + ", ".join(f"round {one.round}: {number(_rate(one, score).value)}" for one in cells))
+        spoken.append(
+            f"{text}: " + ", ".join(f"round {one.round}: {number(one.cell.rate(score).value)}" for one in cells)
+        )
     accuracies = {one.round: one.balanced_accuracy for one in summary if one.balanced_accuracy is not None}
     rounds = sorted(accuracies)
     text = "balanced accuracy of the model"
@@ -115,10 +117,6 @@ def leakage_figure(summary: RoundCells, score: str = "ssim") -> str:
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     legend(axes, columns=1)
     return inline(figure, score, f"{_NAMES[score]} by round: {'; '.join(spoken)}")
-
-
-def _rate(one: RoundCell, score: str) -> Rate:
-    return one.cell.ssim if score == "ssim" else one.cell.asr
 
 
 def _lines(summary: RoundCells) -> list[list[RoundCell]]:

@@ -23,32 +23,35 @@ from medpfl.reporting.training import training_table
 __all__ = ["print_audit", "print_frontier", "print_leakage", "print_training"]
 
 
-class Audited(Protocol):
-    """What is printed of an audit."""
+class Written(Protocol):
+    """A result with pages on the disk."""
+
+    @property
+    def pages(self) -> tuple[Path, ...]: ...
+
+
+class Audited(Written, Protocol):
+    """An audit, as it is printed."""
 
     @property
     def summary(self) -> Sequence[Cell]: ...
     @property
     def settings(self) -> Settings: ...
     @property
-    def pages(self) -> tuple[Path, ...]: ...
-    @property
     def classes(self) -> tuple[str, ...]: ...
 
     def verdict(self) -> tuple[str, str]: ...
 
 
-class Overview(Protocol):
-    """What is printed of several rounds' audits."""
+class Overview(Written, Protocol):
+    """Audits of several rounds, as they are printed."""
 
     @property
     def summary(self) -> Sequence[RoundCell]: ...
-    @property
-    def pages(self) -> tuple[Path, ...]: ...
 
 
-class Chosen(Protocol):
-    """What is printed of a frontier."""
+class Chosen(Written, Protocol):
+    """A frontier, as it is printed."""
 
     @property
     def points(self) -> Sequence[Json]: ...
@@ -56,19 +59,15 @@ class Chosen(Protocol):
     def recommendation(self) -> Json: ...
     @property
     def settings(self) -> Json: ...
-    @property
-    def pages(self) -> tuple[Path, ...]: ...
 
 
-class Trained(Protocol):
-    """What is printed of a training."""
+class Trained(Written, Protocol):
+    """A training, as it is printed."""
 
     @property
     def rows(self) -> Sequence[Round]: ...
     @property
     def settings(self) -> Json: ...
-    @property
-    def pages(self) -> tuple[Path, ...]: ...
 
 
 def print_audit(report: Audited, quiet: bool) -> None:
