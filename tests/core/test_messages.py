@@ -27,6 +27,11 @@ class Terminal:
         return True
 
 
+@pytest.fixture(autouse=True)
+def no_data_of_other_tests(monkeypatch):
+    monkeypatch.setattr("medpfl.core.messages._places", {})
+
+
 @pytest.fixture
 def data(tmp_path):
     root = tmp_path / "ward-7"

@@ -9,7 +9,7 @@ from typing import TypeVar
 from scipy import stats
 
 from medpfl.core.types import Finding
-from medpfl.metrics.rates import cluster_interval, effective_trials, interval
+from medpfl.metrics.rates import cluster_interval, effective_counts, interval
 
 __all__ = ["ALPHA", "Tally", "beats_in_pairs", "clusters_of", "holm", "updates_needed"]
 
@@ -71,8 +71,7 @@ class Tally:
             return 0.0
         if self.floor >= 1:
             return 1.0
-        trials = effective_trials(self.hits, self.updates)
-        successes = trials if self.rate == 1 else self.rate * trials
+        successes, trials = effective_counts(self.hits, self.updates)
         return float(stats.beta.cdf(self.floor, successes, trials - successes + 1))
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 from scipy import stats
 
-__all__ = ["cluster_interval", "effective_trials", "interval", "mean_interval"]
+__all__ = ["cluster_interval", "effective_counts", "effective_trials", "interval", "mean_interval"]
 
 
 def interval(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -40,8 +40,18 @@ def cluster_interval(
     """
     if not hits:
         return 0.0, 1.0
-    rate, trials = sum(hits) / len(hits), effective_trials(hits, clusters, confidence)
-    return interval(trials if rate == 1 else rate * trials, trials, confidence)
+    return interval(*effective_counts(hits, clusters, confidence), confidence)
+
+
+def effective_counts(
+    hits: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the successes and the trials that `cluster_interval` takes.
+
+    They are the counts themselves where no outcome depends on another.
+    """
+    trials, successes = effective_trials(hits, clusters, confidence), sum(hits)
+    return (trials if successes == len(hits) else successes * (trials / len(hits))), trials
 
 
 def effective_trials(hits: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95) -> float:
