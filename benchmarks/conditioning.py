@@ -19,14 +19,14 @@ from torch.nn.functional import avg_pool2d, pad
 
 from benchmarks.rows import columns, conditions
 from benchmarks.scenes import TUNED, Scene, available, scene
-from medpfl.attacks.analytic import Solved
-from medpfl.attacks.bases import Basis, Pixels, Spectral
-from medpfl.attacks.labels import Joint, LastLayer
-from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
-from medpfl.attacks.objectives import SquaredDistance
-from medpfl.attacks.schedule import WARM_UP
-from medpfl.attacks.targets import label_vectors, with_spare
+from medpfl.attacks.matching.label_targets import label_vectors, with_spare
+from medpfl.attacks.matching.labels import Joint, LastLayer
+from medpfl.attacks.matching.objectives import SquaredDistance
+from medpfl.attacks.matching.solved_start import Solved
+from medpfl.attacks.matching.stages import WARM_UP
+from medpfl.attacks.optimize.coordinates import Basis, Pixels, Spectral
+from medpfl.attacks.optimize.lbfgs import LBFGS
 from medpfl.core.trace import tracing
 from medpfl.core.types import Batch, Observation, Reconstruction, Weights
 from medpfl.federated.local import local_update

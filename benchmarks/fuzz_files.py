@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from medpfl.auditing.inputs import is_record, source_of
 from medpfl.core.plan import Plan
 from medpfl.core.records import Record
 from medpfl.core.types import Update, Weights
 from medpfl.data import Dicom, ImageFolder, MedMNIST, Nifti, Segmented
+from medpfl.inputs.parts import is_record, source_of
 from medpfl.models.weights import load_weights
 
 Files = dict[str, bytes]
@@ -168,7 +168,7 @@ def saved_targets() -> dict[str, Target]:
     torch.save(network.state_dict(), pickled)
     with tempfile.TemporaryDirectory() as root:
         sent = Update({name: torch.ones_like(t) for name, t in weights.parameters.items()}, num_samples=1)
-        sent.save(Path(root, "r"), Plan(), weights, image_shape=(1, 2, 2), classes=("a", "b"))
+        Record(sent, Plan(), weights, image_shape=(1, 2, 2), classes=("a", "b")).save(Path(root, "r"))
         record = Path(root, "r").read_bytes()
     fresh = lambda: torch.nn.Linear(4, 2)  # noqa: E731
     return {

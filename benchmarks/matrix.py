@@ -18,16 +18,16 @@ import torch
 
 from medpfl import attacks as attack_package
 from medpfl import models as model_package
-from medpfl.auditing.engine import check_network
-from medpfl.auditing.inputs import model_of
-from medpfl.auditing.model_check import shortened
 from medpfl.auditing.run import audit
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.spec import registry
 from medpfl.data.images import LabelledImages
-from medpfl.data.masks import class_of
+from medpfl.data.reading.masks import class_of
 from medpfl.data.samples import Samples
+from medpfl.inputs.network import check_network
+from medpfl.inputs.parts import model_of
+from medpfl.inspection.check import shortened
 from medpfl.reporting.flags import FLAGS
 
 PAGE = Path(__file__).parent.parent / "docs" / "support.md"

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from benchmarks.rows import now
 from benchmarks.scenes import Scene
-from medpfl.attacks.constraints import Box
-from medpfl.attacks.objectives import Cosine
-from medpfl.attacks.optimizers import SignedAdam
-from medpfl.attacks.priors import TotalVariation
-from medpfl.attacks.problem import Matching
+from medpfl.attacks.matching.constraints import Box
+from medpfl.attacks.matching.objectives import Cosine
+from medpfl.attacks.matching.priors import TotalVariation
+from medpfl.attacks.matching.problem import Matching
+from medpfl.attacks.optimize.optimizer import SignedAdam
 
 
 class Floor:

@@ -15,9 +15,9 @@ from benchmarks.rows import now
 from benchmarks.scenes import Scene, available, scene
 from benchmarks.textbook import textbook
 from medpfl.attacks import CPL, DLG, RGAP, iDLG
-from medpfl.attacks.analytic import Analytic
-from medpfl.attacks.labels import LastLayer
-from medpfl.attacks.starts import Normal, Patterned
+from medpfl.attacks.matching.labels import LastLayer
+from medpfl.attacks.matching.solved_start import Analytic
+from medpfl.attacks.matching.starts import Normal, Patterned
 from medpfl.defenses import LaplaceNoise
 from medpfl.metrics import ssim
 from medpfl.metrics.rates import interval

@@ -118,7 +118,7 @@ def make_record(folder: Path) -> tuple[Path, Path]:
     network = LeNet("idlg").build((1, 16, 16), 2, 0)
     weights = Weights.of(network)
     update = Update({name: torch.zeros_like(t) for name, t in weights.parameters.items()}, "gradient", {}, 1)
-    update.save(folder / "r", Plan(), weights, image_shape=(1, 16, 16), classes=("a", "b"))
+    Record(update, Plan(), weights, image_shape=(1, 16, 16), classes=("a", "b")).save(folder / "r")
     Record.load(folder / "r")
     return folder / "r", folder / "truth"
 

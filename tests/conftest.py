@@ -10,7 +10,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-pytest.register_assert_rewrite("attack_contract", "defense_contract")
+pytest.register_assert_rewrite("tests.attacks.attack_contract", "tests.defenses.defense_contract")
 
 SETS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -26,7 +26,7 @@ def real_sets() -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Ten gray pictures in two classes, for the audit's tests."""
-    from audit_cases import draw_folder
+    from tests.auditing.audit_cases import draw_folder
 
     return draw_folder(tmp_path / "data", {"benign": 5, "malignant": 5})
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes long on a busy machine must not print more than elsewhere."""
-    monkeypatch.setattr("medpfl.auditing.watch.APART", float("inf"))
+    monkeypatch.setattr("medpfl.runs.progress_bar.APART", float("inf"))
 
 
 @pytest.fixture

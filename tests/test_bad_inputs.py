@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from bad_inputs import all_failures, cases
+from tests.bad_inputs import all_failures, cases
 
 EVERY = 12
 

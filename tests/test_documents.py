@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from documents import ROOT, blocks
-from medpfl.options import parser_of, spelled
+from medpfl.cli.parser import parser_of, spelled
+from tests.documents import ROOT, blocks
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -6,13 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medpfl.auditing.over_rounds import Leakage as Leakage
-    from medpfl.auditing.over_rounds import leakage as leakage
     from medpfl.auditing.report import Report as Report
     from medpfl.auditing.run import audit as audit
-    from medpfl.auditing.train import train as train
-    from medpfl.auditing.training_report import Trained as Trained
-    from medpfl.core.channel import Channel as Channel
+    from medpfl.core.channels.channel import Channel as Channel
     from medpfl.core.errors import InputError as InputError
     from medpfl.core.plan import Plan as Plan
     from medpfl.core.records import Record as Record
@@ -34,16 +30,20 @@ if TYPE_CHECKING:
     from medpfl.federated.ready import prepare as prepare
     from medpfl.reproduction.collection import Reproduction as Reproduction
     from medpfl.reproduction.run import reproduce as reproduce
+    from medpfl.training.leakage import Leakage as Leakage
+    from medpfl.training.leakage import leakage as leakage
+    from medpfl.training.report import Trained as Trained
+    from medpfl.training.train import train as train
 
 _PLACES = {
     "Attack": "core.roles",
     "Batch": "core.types",
-    "Channel": "core.channel",
+    "Channel": "core.channels.channel",
     "DataSource": "core.roles",
     "Defense": "core.roles",
     "Finding": "core.types",
     "InputError": "core.errors",
-    "Leakage": "auditing.over_rounds",
+    "Leakage": "training.leakage",
     "Metric": "core.roles",
     "Model": "core.roles",
     "Observation": "core.types",
@@ -54,16 +54,16 @@ _PLACES = {
     "Reproduction": "reproduction.collection",
     "Round": "core.rounds",
     "ThreatModel": "core.threat",
-    "Trained": "auditing.training_report",
+    "Trained": "training.report",
     "Update": "core.types",
     "View": "core.types",
     "Weights": "core.types",
     "audit": "auditing.run",
-    "leakage": "auditing.over_rounds",
+    "leakage": "training.leakage",
     "local_update": "federated.local",
     "prepare": "federated.ready",
     "reproduce": "reproduction.run",
-    "train": "auditing.train",
+    "train": "training.train",
 }
 
 __all__ = [

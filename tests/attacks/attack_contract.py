@@ -11,15 +11,10 @@ from dataclasses import is_dataclass, replace
 
 import pytest
 import torch
-from elsewhere import Elsewhere, Watch, moved
-from residual import built
-from scenes import scene, smooth, tiny
 from torch import Tensor, nn
 
-from contract import every
 from medpfl import attacks
 from medpfl.attacks import matching
-from medpfl.auditing.model_check import shortened
 from medpfl.auditing.reconstructed import check_reconstruction
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -29,7 +24,12 @@ from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Observation
 from medpfl.defenses import LaplaceNoise
 from medpfl.federated.ready import prepare
+from medpfl.inspection.check import shortened
 from medpfl.models import ViT
+from tests.attacks.elsewhere import Elsewhere, Watch, moved
+from tests.attacks.residual import built
+from tests.attacks.scenes import scene, smooth, tiny
+from tests.contract import every
 
 PLANS = {
     "FedSGD": Plan(),

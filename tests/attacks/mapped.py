@@ -39,7 +39,7 @@ class Mapped(Defense):
         return value.replace(self.apply(value.tensors)), state
 
     def disclose(self, sent, plan=None, before=None):
-        from medpfl.core.channel import Channel
+        from medpfl.core.channels.channel import Channel
 
         return (before or Channel()).then(self.apply)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scenes import scene, smooth, tiny
 from torch import nn
 
 from medpfl import audit
@@ -14,6 +13,7 @@ from medpfl.core.plan import Plan
 from medpfl.data.images import LabelledImages
 from medpfl.defenses import GaussianNoise
 from medpfl.models import ViT
+from tests.attacks.scenes import scene, smooth, tiny
 
 LABELS = torch.tensor([[0], [2], [1]])
 

@@ -4,10 +4,10 @@ How strong the built-in attacks are is the matter of ``test_strength.py``, where
 """
 
 import pytest
-from attack_contract import EVERY
 
 from medpfl import attacks
 from medpfl.attacks import APRIL, CPL, DLG, RGAP, DeepRGAP, GradientMatching, GradInv, Posterior, iDLG
+from tests.attacks.attack_contract import EVERY
 
 ROWS = {
     "APRIL": APRIL(),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attack_contract import EVERY, PLANS, taken
 
 import medpfl
 from benchmarks import matrix
-from documents import pasted, row
 from medpfl import InputError, Plan, attacks, cli
-from medpfl.auditing.inputs import attacks_of
-from medpfl.auditing.model_check import check_model
 from medpfl.core.spec import registry
+from medpfl.inputs.parts import attacks_of
+from medpfl.inspection.check import check_model
+from tests.attacks.attack_contract import EVERY, PLANS, taken
+from tests.documents import pasted, row
 
 NAMES = ("Yours", "FirstGradient")
 SMALL = {"images": 2, "size": 16, "progress": False}
@@ -76,7 +76,7 @@ def test_in_three_edits(name, attack, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["FirstGradient"])
 def test_a_weak_attack_is_weak(attack):
     """The contract does not ask for strength."""
-    from attack_contract import seen_by
+    from tests.attacks.attack_contract import seen_by
 
     images, seen = seen_by(attack, PLANS["FedSGD"])
     guess = attack(seen, torch.Generator().manual_seed(0)).guesses

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks.trained import untrained
-from residual import built
-from scenes import scene, smooth
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from benchmarks.trained import untrained
 from medpfl import audit
 from medpfl.attacks import RGAP, DeepRGAP, iDLG
-from medpfl.attacks.bases import Pixels
-from medpfl.attacks.channelwise import active, inputs, places, pulls
-from medpfl.attacks.front import Front
-from medpfl.attacks.graph import graph_of
-from medpfl.attacks.peeling import peel
+from medpfl.attacks.inversion.backward_walk import peel
+from medpfl.attacks.inversion.front_search import Front
+from medpfl.attacks.inversion.graph import graph_of
+from medpfl.attacks.inversion.kernel_systems import active, inputs, places, pulls
+from medpfl.attacks.optimize.coordinates import Pixels
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Weights
@@ -25,6 +23,8 @@ from medpfl.defenses import Clipping, GaussianNoise
 from medpfl.federated.ready import prepare
 from medpfl.metrics import ssim
 from medpfl.models import ConvNet, DenseNet121, LeNet, ResNet
+from tests.attacks.residual import built
+from tests.attacks.scenes import scene, smooth
 
 LABELS = torch.tensor([[0], [2], [1]])
 EVAL = Plan(mode="eval")
@@ -138,9 +138,9 @@ def test_what_was_misread_is_not_called_converged():
 
 def test_rectifiers_that_cannot_be_put_right_do_not_keep_it_from_ending(monkeypatch):
     network, image = built(), smooth(1, 1, 12)
-    monkeypatch.setattr("medpfl.attacks.peeling._SURE", 1e5)  # takes small values for rectified ones
+    monkeypatch.setattr("medpfl.attacks.inversion.backward_walk._SURE", 1e5)  # takes small values for rectified ones
     whole = read(network, image)[1]
-    monkeypatch.setattr("medpfl.attacks.peeling._CORRECTIONS", 1)
+    monkeypatch.setattr("medpfl.attacks.inversion.backward_walk._CORRECTIONS", 1)
     part = read(network, image)[1]
     assert len(whole.known) >= len(part.known) > 0
 

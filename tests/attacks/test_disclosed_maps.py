@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mapped import Flipped, Last, Masked, Negated, NoBias, Permuted, Rotated, Scaled, Shifted
-from scenes import scene, smooth, tiny
 
 from medpfl.attacks import CPL, DLG, RGAP, GradInv, Posterior, iDLG
-from medpfl.attacks.labels import LastLayer
+from medpfl.attacks.matching.labels import LastLayer
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Batch, Weights
@@ -20,6 +18,8 @@ from medpfl.federated.client import client_round
 from medpfl.federated.ready import prepare
 from medpfl.federated.server import observe_sums
 from medpfl.models import MLP, LeNet
+from tests.attacks.mapped import Flipped, Last, Masked, Negated, NoBias, Permuted, Rotated, Scaled, Shifted
+from tests.attacks.scenes import scene, smooth, tiny
 
 TOLD = ThreatModel(("defense",))
 EXACT = [Permuted(), Flipped(), Negated(), Permuted() | Flipped(), Flipped() | Permuted() | Permuted(seed=1)]

@@ -1,14 +1,14 @@
 import pytest
 import torch
-from scenes import scene, smooth, tiny
 
 from medpfl.attacks import Posterior, iDLG
-from medpfl.attacks.likelihood import noise_from_columns
-from medpfl.attacks.objectives import SquaredDistance
+from medpfl.attacks.matching.likelihood import noise_from_columns
+from medpfl.attacks.matching.objectives import SquaredDistance
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 from medpfl.defenses import LaplaceNoise
+from tests.attacks.scenes import scene, smooth, tiny
 
 LABELS = torch.tensor([[0], [2], [1]])
 

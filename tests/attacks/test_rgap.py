@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks.scenes import scene as real_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenes import scene, smooth, tiny
 from torch import nn
 from torch.func import grad
 
+from benchmarks.scenes import scene as real_scene
 from medpfl import audit
 from medpfl.attacks import RGAP, GradientMatching, iDLG
-from medpfl.attacks.activations import activation
-from medpfl.attacks.analytic import Analytic, Solved
-from medpfl.attacks.layers import layer_input, noise_of
-from medpfl.attacks.starts import Normal
-from medpfl.auditing.inputs import attacks_of
+from medpfl.attacks.inversion.activations import activation
+from medpfl.attacks.inversion.layers import layer_input, noise_of
+from medpfl.attacks.matching.solved_start import Analytic, Solved
+from medpfl.attacks.matching.starts import Normal
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 from medpfl.defenses import Clipping, GaussianNoise
+from medpfl.inputs.parts import attacks_of
 from medpfl.metrics import ssim
 from medpfl.models import MLP, ConvNet, LeNet
+from tests.attacks.scenes import scene, smooth, tiny
 
 LABELS = torch.tensor([[0], [2], [1]])
 
@@ -294,7 +294,7 @@ def test_permuted_victims_have_permuted_guesses():
 def test_a_stack_of_many_is_solved_in_parts(monkeypatch):
     network, images = tiny(size=8), smooth(3, 1, 8)
     _, whole = attacked(network, images)
-    monkeypatch.setattr("medpfl.attacks.recursion._TOGETHER", 2)
+    monkeypatch.setattr("medpfl.attacks.inversion.recursion._TOGETHER", 2)
     _, parts = attacked(network, images)
     assert torch.allclose(whole.guesses, parts.guesses, atol=1e-3)
 

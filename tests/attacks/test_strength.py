@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from attack_contract import LABELS, PLANS, check_it_runs_on_the_device_of_the_update, seen_by, taken
-from elsewhere import Elsewhere, Watch
-from scenes import scene, smooth
 
 from medpfl.attacks import APRIL, CPL, DLG, RGAP, DeepRGAP, GradientMatching, GradInv, Posterior, iDLG
 from medpfl.core.errors import InputError
 from medpfl.core.threat import ThreatModel
+from tests.attacks.attack_contract import LABELS, PLANS, check_it_runs_on_the_device_of_the_update, seen_by, taken
+from tests.attacks.elsewhere import Elsewhere, Watch
+from tests.attacks.scenes import scene, smooth
 
 ANALYTIC = {"APRIL": APRIL(), "DeepRGAP": DeepRGAP(), "RGAP": RGAP()}
 SEARCHES = {

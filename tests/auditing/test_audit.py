@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from audit_cases import Answers, draw_folder, plain, some_images, tiny
 from torch import nn
 
 from medpfl import Defense, InputError, Plan, ThreatModel, Update, audit
 from medpfl.attacks import GradInv, iDLG
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, UNDEFENDED
 from medpfl.data import ImageFolder, Samples
+from tests.auditing.audit_cases import Answers, draw_folder, plain, some_images, tiny
 
 
 class Net(nn.Module):
@@ -213,9 +213,9 @@ def test_auxiliary_images_are_of_nobody_who_is_attacked(tmp_path):
 
 
 def patients_attacked(data):
-    from medpfl.auditing.engine import generator_of
     from medpfl.auditing.victims import draw_victims
     from medpfl.data.partition import IID
+    from medpfl.runs.environment import generator_of
 
     victims = draw_victims(data, 4, 1, IID(), generator_of(0, "victims"))
     return {data.patients[int(i)] for v in victims for i in v}
@@ -234,7 +234,7 @@ def test_draws_attack_the_same_images_under_other_weights(folder):
 
 def test_draws_of_a_model_that_loads_its_own_weights_are_refused(folder, tmp_path, monkeypatch):
     """They would count one draw several times."""
-    monkeypatch.setattr("medpfl.auditing.play.Player.__call__", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr("medpfl.auditing.player.Player.__call__", lambda *_: pytest.fail("work was done"))
     torch.save(nn.Linear(256, 2).state_dict(), tmp_path / "own.pt")
     (tmp_path / "net.py").write_text(
         "import torch\nfrom torch import nn\n"
@@ -579,7 +579,7 @@ def test_more_outputs_than_classes_are_welcome(folder):
     ],
 )
 def test_wrong_options_are_said_before_any_work(folder, tmp_path, options, message, monkeypatch):
-    monkeypatch.setattr("medpfl.auditing.play.Player.__call__", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr("medpfl.auditing.player.Player.__call__", lambda *_: pytest.fail("work was done"))
     with pytest.raises(InputError, match=message):
         tiny(folder, out=tmp_path / "runs" / "a", **options)
     assert not (tmp_path / "runs").exists(), "nothing was written"

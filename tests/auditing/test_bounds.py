@@ -11,7 +11,7 @@ import pytest
 from medpfl import InputError, Plan, audit, cli
 from medpfl.auditing.bounds import bounded
 from medpfl.auditing.report import reread
-from medpfl.core.tradeoff import Mechanism
+from medpfl.core.privacy.tradeoff import Mechanism
 from medpfl.judging.types import Cell, Rate
 from medpfl.judging.types import Mechanism as Shown
 
@@ -70,7 +70,7 @@ def test_of_several_private_parts_the_least_bound_at_each_kappa_holds(monkeypatc
         assert bound == min(records.bound(kappa), client.bound(kappa))
     lower = {records.bound(kappa) < client.bound(kappa) for kappa, _ in both.curve if 0 < kappa < 1}
     assert lower == {True, False}, "which of them is lower depends on kappa"
-    monkeypatch.setattr("medpfl.core.tradeoff._composed", _unable)
+    monkeypatch.setattr("medpfl.core.privacy.tradeoff._composed", _unable)
     alone = audit(MODEL, **options).summary[1].bound
     assert [one.unit for one in alone.mechanisms] == ["client"]
     assert alone.gap is None
@@ -87,7 +87,7 @@ def test_files_hold_it_and_a_page_that_is_made_again_needs_no_accountant(found, 
     assert page.count('id="bound-') == page.count('id="bound-asr') + page.count('id="bound-identified')
     assert "what the noise allows" in page
     assert "ceiling" not in page
-    monkeypatch.setattr("medpfl.core.tradeoff._composed", None)
+    monkeypatch.setattr("medpfl.core.privacy.tradeoff._composed", None)
     assert [cell.to_dict() for cell in reread(out).summary] == [cell.to_dict() for cell in report.summary]
 
 

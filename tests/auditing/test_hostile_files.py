@@ -14,23 +14,23 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from audit_cases import some_images, tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from training_cases import small
 
 from medpfl import InputError, Plan, Record, Update, Weights
-from medpfl.auditing.checkpoint import checkpoint_at
-from medpfl.auditing.key import class_names
 from medpfl.auditing.recorded import defense_in, read
 from medpfl.auditing.report import reread
-from medpfl.auditing.state_files import unpacked
-from medpfl.auditing.training_report import reread_training
-from medpfl.core.training import Training
+from medpfl.cli.parser import check_files
+from medpfl.core.experiments.training import Training
 from medpfl.frontier.run import remake
+from medpfl.inputs.checkpoint import checkpoint_at
 from medpfl.models import LeNet
-from medpfl.options import check_files
-from medpfl.reproduction.claims import Claims
+from medpfl.reproduction.ledger import Claims
+from medpfl.runs.study_key import class_names
+from medpfl.training.report import reread_training
+from medpfl.training.state_files import unpacked
+from tests.auditing.audit_cases import some_images, tiny
+from tests.training.training_cases import small
 
 CALLS = (
     "os.system",
@@ -153,9 +153,8 @@ def test_records(hostile, tmp_path):
     network = LeNet("idlg").build((1, 16, 16), 2, 0)
     weights = Weights.of(network)
     tensors = {name: torch.zeros_like(t) for name, t in weights.parameters.items()}
-    Update(tensors, num_samples=1).save(
-        tmp_path / "r", Plan(sends=("num_samples",)), weights, classes=("a", "b"), defense="LaplaceNoise(scale=0.5)"
-    )
+    sent, plan = Update(tensors, num_samples=1), Plan(sends=("num_samples",))
+    Record(sent, plan, weights, classes=("a", "b"), defense="LaplaceNoise(scale=0.5)").save(tmp_path / "r")
 
     def call() -> None:
         record = read(tmp_path / "r")

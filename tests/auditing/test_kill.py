@@ -9,16 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-from audit_cases import plain
-
 from medpfl.auditing.report import reread
 from medpfl.auditing.store import read_rows
 from medpfl.cli import main
+from tests.auditing.audit_cases import plain
 
 STOPS_AFTER_FOUR = """
 import sys, time
 from medpfl import cli
-from medpfl.auditing.play import Player
+from medpfl.auditing.player import Player
 
 play, done = Player.__call__, []
 
@@ -36,7 +35,7 @@ cli.main(sys.argv[1:])
 DIES_IN_THE_MIDDLE_OF_A_LINE = """
 import os, signal, sys
 from medpfl import cli
-from medpfl.auditing import run_files
+from medpfl.runs import directory as run_files
 
 write, added = run_files._line, []
 

@@ -8,14 +8,14 @@ import re
 from pathlib import Path
 
 import pytest
-from audit_cases import draw_folder
 from PIL import Image, PngImagePlugin
 
-from medpfl import Batch, InputError, Plan, Weights, audit, local_update, prepare
+from medpfl import Batch, InputError, Plan, Record, Weights, audit, local_update, prepare
 from medpfl.auditing.report import reread
 from medpfl.cli import main
 from medpfl.data import ImageFolder
 from medpfl.models import LeNet
+from tests.auditing.audit_cases import draw_folder
 
 MARK = "Zyxwvut"
 """In names of files, of class folders and of folders inside them, patient ids, other columns, metadata and paths."""
@@ -141,7 +141,7 @@ def test_paths_among_the_arguments_of_a_users_parts_are_written_as_keyed_hashes(
     model = f"{place}:make(weights='{MARK}/w.pt')"
 
     def run(prior="7", **more):
-        from medpfl.auditing.inputs import defenses_of
+        from medpfl.inputs.parts import defenses_of
 
         half = defenses_of([f"{place}:Half"])[1]
         half = type(half)(Path(f"/home/{MARK}/table"))
@@ -214,7 +214,7 @@ def test_a_users_model_and_weights(marked, tmp_path, capsys):
 
 
 def test_an_interrupted_and_a_failed_audit(marked, tmp_path, capsys, monkeypatch):
-    from medpfl.auditing.play import Player
+    from medpfl.auditing.player import Player
 
     out, done = tmp_path / "runs" / "a", []
     play = Player.__call__
@@ -239,7 +239,7 @@ def test_a_record(marked, tmp_path):
     weights, plan = Weights.of(network), Plan(batch_size=len(data))
     sent = local_update(prepare(network, plan), Batch(data.images, data.labels), plan, weights)
     record = tmp_path / f"{MARK}-record"
-    sent.save(record, plan, weights, image_shape=data.shape, classes=data.classes)
+    Record(sent, plan, weights, image_shape=data.shape, classes=data.classes).save(record)
     assert record.read_bytes().count(MARK.encode()) == len(CLASSES)
     out = tmp_path / "runs" / "a"
     audit("LeNet('idlg')", record, truth=marked, attacks=["iDLG(steps=3)"], out=out)

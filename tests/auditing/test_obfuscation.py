@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from audit_cases import some_images
 
 from medpfl import audit
 from medpfl.core.roles import Defense
 from medpfl.core.types import Channel
 from medpfl.core.verdicts import LEAKS, NO_LEAK
+from tests.auditing.audit_cases import some_images
 
 MODEL, ATTACK = "MLP((16,), activation='sigmoid')", "iDLG(steps=60)"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 import pytest
-from audit_cases import some_images
 
 import medpfl
 from medpfl import InputError
 from medpfl.attacks import iDLG
-from medpfl.auditing.inputs import attacks_of, defenses_of
+from medpfl.inputs.parts import attacks_of, defenses_of
+from tests.auditing.audit_cases import some_images
 
 FILE = '''
 from dataclasses import dataclass, replace

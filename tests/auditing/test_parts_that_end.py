@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-from audit_cases import some_images
 from torch import nn
 
 from medpfl import Attack, Defense, InputError, Plan, ThreatModel, audit, cli, train
-from medpfl.auditing.model_check import check_model
 from medpfl.core.roles import DataSource, Model
 from medpfl.data.partition import IID
+from medpfl.inspection.check import check_model
+from tests.auditing.audit_cases import some_images
 
 ENDS = {
     "exit": lambda: sys.exit(0),

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medpfl.auditing.early import check_words
-from medpfl.auditing.inputs import data_of, is_record, source_of
-from medpfl.auditing.splits import splits_of
 from medpfl.core.errors import InputError
 from medpfl.data import ImageFolder
+from medpfl.inputs.parts import data_of, is_record, source_of
+from medpfl.inputs.spelling import check_words
+from medpfl.training.splits import splits_of
 
 NAMES = ["data (2)", "data(2)", "Dicom(x)", "a/b (c)/d"]
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from audit_cases import some_images
 
 from medpfl import Attack, InputError, Plan, audit
 from medpfl.core.types import Reconstruction
 from medpfl.models import UNet
+from tests.auditing.audit_cases import some_images
 
 GOOD = {
     "plain": lambda g: g,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from audit_cases import Answers, draw_folder, plain
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,6 +18,7 @@ from medpfl.data import ImageFolder
 from medpfl.defenses import LaplaceNoise, NoDefense
 from medpfl.federated.client import client_round
 from medpfl.models import ConvNet, LeNet, ResNet
+from tests.auditing.audit_cases import Answers, draw_folder, plain
 
 COUNTS = {1: {"benign": 1}, 2: {"benign": 1, "malignant": 1}, 4: {"benign": 2, "malignant": 2}}
 CLASSES = ("benign", "malignant")
@@ -38,7 +38,7 @@ def make(
         ready, weights, Batch(data.images, labels), plan, defense or NoDefense(), {}, torch.Generator().manual_seed(5)
     )
     context = {"image_shape": data.shape, "classes": classes, "defense": defense_spec, **context}
-    played.sent.save(tmp_path / "client.record", plan, weights, **context)
+    Record(played.sent, plan, weights, **context).save(tmp_path / "client.record")
     return tmp_path / "client.record", truth
 
 
@@ -61,7 +61,7 @@ def test_a_record_runs_beside_its_control(tmp_path, plan):
     assert list(by_defense(report)) == [UNDEFENDED, RECORDED]
     assert [cell.images for cell in report.summary] == [plan.images] * 2
     assert {row.plan for row in report.rows} == {repr(plan)}
-    sent = Update.load(record)
+    sent = Record.load(record).update
     for name, tensor in attack.kept[-1].views[0].update.tensors.items():
         assert torch.equal(tensor[0], sent.tensors[name]), "the attack sees what was recorded"
     weights = Record.load(record).weights.parameters
@@ -103,7 +103,7 @@ def test_plain_torch_gradients_are_a_record(tmp_path):
     before = {k: v.clone() for k, v in weights.buffers.items()}
     nn.functional.cross_entropy(network(data.images), data.labels).backward()
     gradients = {k: p.grad for k, p in network.named_parameters()}
-    Update(gradients).save(tmp_path / "r", Plan(batch_size=2), Weights(weights.parameters, before))
+    Record(Update(gradients), Plan(batch_size=2), Weights(weights.parameters, before)).save(tmp_path / "r")
     report = look(tmp_path / "r", truth, model=f"{tmp_path}/net.py:make", size=16)
     assert report.settings.record["difference"] < 1e-4
     assert len(report.summary) == 2
@@ -125,7 +125,7 @@ def wrong_plan(tmp_path):
     path, truth = make(tmp_path, Plan("FedAvg", batch_size=1, learning_rate=0.3))
     made = Record.load(path)
     stated = Plan("FedAvg", batch_size=1, learning_rate=0.1)
-    made.update.save(path, stated, made.weights, image_shape=made.image_shape, classes=made.classes)
+    Record(made.update, stated, made.weights, image_shape=made.image_shape, classes=made.classes).save(path)
     return path, truth
 
 
@@ -277,7 +277,7 @@ def test_classes_are_the_record_s(tmp_path):
     ready, weights = prepare(network, Plan()), Weights.of(network)
     batch = Batch(data.images, torch.tensor([1]))
     played = client_round(ready, weights, batch, Plan(), NoDefense(), {}, torch.Generator())
-    played.sent.save(tmp_path / "r", Plan(), weights, image_shape=data.shape, classes=CLASSES)
+    Record(played.sent, Plan(), weights, image_shape=data.shape, classes=CLASSES).save(tmp_path / "r")
     report = look(tmp_path / "r", truth)
     assert {row.label for row in report.rows} == {1}
     assert report.settings.record["difference"] < 1e-5
@@ -433,7 +433,7 @@ def test_a_record_of_a_residual_network(tmp_path):
     ready, weights = prepare(network, plan), Weights.of(network)
     batch = Batch(data.images, data.labels)
     played = client_round(ready, weights, batch, plan, NoDefense(), {}, torch.Generator())
-    played.sent.save(tmp_path / "r", plan, weights, image_shape=data.shape, classes=data.classes)
+    Record(played.sent, plan, weights, image_shape=data.shape, classes=data.classes).save(tmp_path / "r")
     report = look(tmp_path / "r", truth, model="ResNet(18)", attacks=[Answers()])
     assert report.settings.record["difference"] < 1e-4
 
@@ -460,7 +460,7 @@ def test_a_record_of_a_wrapped_model(tmp_path, prefix):
 
     sent = Update(wrapped(held.update.tensors), held.update.kind, wrapped(held.update.buffers), held.update.num_samples)
     weights = Weights(wrapped(held.weights.parameters), wrapped(held.weights.buffers))
-    sent.save(record, plan, weights, image_shape=held.image_shape, classes=held.classes)
+    Record(sent, plan, weights, image_shape=held.image_shape, classes=held.classes).save(record)
     assert plain(look(record, truth, **options).rows, "image") == plain(bare.rows, "image")
 
 

@@ -6,10 +6,10 @@ import json
 import shutil
 
 import pytest
-from audit_cases import plain, tiny
 
 from medpfl import InputError
 from medpfl.auditing.report import reread
+from tests.auditing.audit_cases import plain, tiny
 
 
 @pytest.fixture

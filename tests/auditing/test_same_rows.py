@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from medpfl import audit
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "data"))
-from made_dicom import dicom
+from tests.data.made_dicom import dicom
 
 
 def test_the_same_pixels_give_the_same_rows(tmp_path):

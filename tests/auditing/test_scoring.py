@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from audit_cases import some_images
 
 from medpfl import Reconstruction
-from medpfl.auditing.key import StudyIndex
 from medpfl.auditing.scoring import Scorer
 from medpfl.metrics import psnr, ssim
 from medpfl.metrics.identification import nearest_other
+from medpfl.runs.study_key import StudyIndex
+from tests.auditing.audit_cases import some_images
 
 COMMON = {
     "attack": "A()", "defense": "NoDefense()", "model": "M()", "data": "d", "plan": "Plan()", "grants": ("labels",),

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from audit_cases import Answers
 from PIL import Image
 
 from medpfl import InputError, Plan, ThreatModel, audit, cli
-from medpfl.auditing.key import StudyIndex
-from medpfl.auditing.model_check import check_model
 from medpfl.data.images import LabelledImages
-from medpfl.data.masks import class_of
+from medpfl.data.reading.masks import class_of
+from medpfl.inspection.check import check_model
 from medpfl.reporting import mask_lines
+from medpfl.runs.study_key import StudyIndex
+from tests.auditing.audit_cases import Answers
 
 SIDE = 12
 

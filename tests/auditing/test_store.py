@@ -8,11 +8,11 @@ import stat
 from dataclasses import replace
 
 import pytest
-from audit_cases import draw_folder, plain, tiny
 
 from medpfl import InputError
 from medpfl.auditing.report import reread
 from medpfl.auditing.store import read_rows
+from tests.auditing.audit_cases import draw_folder, plain, tiny
 
 MANY = {"attacks": ["iDLG(steps=3)", "iDLG(steps=4)"], "memory": 1e-6, "images": 2, "out": None}
 """Six jobs of one row: two controls, and two attacks on two stacks."""
@@ -50,7 +50,7 @@ def stamps(report):
 def test_finished_work_is_not_done_again(folder, run, monkeypatch):
     out, first = run
     assert len(first.rows) == 6
-    monkeypatch.setattr("medpfl.auditing.play.Player.__call__", lambda *_: pytest.fail("played a finished job"))
+    monkeypatch.setattr("medpfl.auditing.player.Player.__call__", lambda *_: pytest.fail("played a finished job"))
     second = again(folder, out)
     assert stamps(second) == stamps(first)
     assert plain(second.rows) == plain(first.rows)
@@ -69,7 +69,7 @@ def drop_newline(out):
 
 def drop_pictures(out):
     rows = list(read_rows(out / "findings.jsonl"))
-    from medpfl.auditing.store import job_of
+    from medpfl.runs.jobs import job_of
 
     (out / "images" / job_of(rows[-1]).file_name()).unlink()
 

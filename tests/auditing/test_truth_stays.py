@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from audit_cases import Answers, some_images, tiny
 from torch import Tensor, nn
 
 from medpfl import Observation, Plan, ThreatModel
-from medpfl.auditing.engine import generator_of, seed_of
 from medpfl.auditing.victims import draw_victims
 from medpfl.data.partition import IID
+from medpfl.runs.environment import generator_of, seed_of
+from tests.auditing.audit_cases import Answers, some_images, tiny
 
 
 def reachable(root: Any) -> Iterator[Tensor]:

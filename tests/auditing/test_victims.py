@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 import torch
-from audit_cases import some_images
 
 from medpfl import InputError
 from medpfl.auditing.victims import draw_victims
 from medpfl.data.partition import IID, Dirichlet, Partition
+from tests.auditing.audit_cases import some_images
 
 
 def draw(data, images, per_update=1, partition: Partition | None = None, seed=0) -> list[list[int]]:

@@ -6,12 +6,12 @@ import csv
 
 import pytest
 import torch
-from benchmarks.rows import rate, scores
-from benchmarks.scenes import NAMES, dealt, held_out, play, scene
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from benchmarks.rows import rate, scores
+from benchmarks.scenes import NAMES, dealt, held_out, play, scene
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.data.folder import ImageFolder

@@ -6,15 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmarks.contested import CELLS, Tally
-from benchmarks.peers import Outcome
-from benchmarks.scenes import scene
 
 from benchmarks import __main__ as command
 from benchmarks import adaptive, conditioning, contested, deep, memory, overhead, recipes, trained
+from benchmarks.contested import CELLS, Tally
+from benchmarks.peers import Outcome
+from benchmarks.scenes import scene
 from medpfl.attacks import DeepRGAP, GradInv, iDLG
-from medpfl.attacks.objectives import SquaredDistance
-from medpfl.attacks.targets import label_vectors
+from medpfl.attacks.matching.label_targets import label_vectors
+from medpfl.attacks.matching.objectives import SquaredDistance
 from medpfl.core.roles import Attack
 from medpfl.core.types import Batch, Reconstruction
 from medpfl.federated.local import local_update

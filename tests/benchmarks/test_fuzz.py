@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from benchmarks.fuzz_files import Target, targets
 
 from benchmarks import fuzz
+from benchmarks.fuzz_files import Target, targets
 from medpfl.data.images import LabelledImages
 
 TARGETS = targets()

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.peers import PEERS, Peer, missing
-from benchmarks.scenes import Scene, play, scene
 from torch import nn
 
 from benchmarks import peers
+from benchmarks.peers import PEERS, Peer, missing
+from benchmarks.scenes import Scene, play, scene
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.models import ResNet

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from benchmarks.textbook import CALLS, textbook
 from torch import nn
+
+from benchmarks.textbook import CALLS, textbook
 
 
 def _case():

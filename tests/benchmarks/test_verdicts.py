@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.verdicts import Case, lines, parsed, shares
 
+from benchmarks.verdicts import Case, lines, parsed, shares
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 
 

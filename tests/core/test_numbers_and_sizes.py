@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medpfl import InputError
-from medpfl.core.limits import (
+from medpfl.core.experiments.limits import (
     CLASSES,
     PARAMETERS,
     PIXELS,

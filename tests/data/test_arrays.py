@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from medpfl.core.errors import InputError
 from medpfl.data import Arrays
-from medpfl.data.unit import unit
+from medpfl.data.reading.intensity import unit
 
 LABELS = [0, 1, 1, 0]
 

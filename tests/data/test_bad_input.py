@@ -11,10 +11,10 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from made_dicom import dicom
 from PIL import Image
 
 from medpfl import cli
+from tests.data.made_dicom import dicom
 
 TINY = ["--attack", "iDLG(steps=2)", "--size", "16", "--images", "2", "--quiet", "--show-paths"]
 

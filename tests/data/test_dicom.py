@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from made_dicom import dicom
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
 from medpfl.core.errors import InputError
 from medpfl.data import Dicom, ImageFolder
-from medpfl.data import dicom_files as reading
-from medpfl.data.viewer import dicom_frame, dicom_frames
+from medpfl.data.reading import dicom_headers as reading
+from medpfl.data.reading.dicom_pixels import dicom_frame, dicom_frames
+from tests.data.made_dicom import dicom
 
 FILES = Path(str(get_testdata_file("CT_small.dcm", download=False))).parent
 FULL = {"WindowCenter": 128, "WindowWidth": 256}

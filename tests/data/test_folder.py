@@ -16,7 +16,7 @@ from PIL import Image
 from medpfl.core import spec
 from medpfl.core.errors import InputError
 from medpfl.data import ImageFolder
-from medpfl.data.listing import _shares, list_images
+from medpfl.data.reading.listing import _shares, list_images
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -14,7 +14,7 @@ import pytest
 from medpfl.core.errors import InputError
 from medpfl.data import MedMNIST, download, medmnist
 from medpfl.data.medmnist_sums import SUMS, URL
-from medpfl.data.npz import Npz
+from medpfl.data.reading.npz import Npz
 
 
 def arrays(shape, labels=1, classes=3, dtype=np.uint8, counts=(12, 4, 6)):

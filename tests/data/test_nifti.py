@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from medpfl.core.errors import InputError
 from medpfl.data import Nifti
-from medpfl.data.volumes import Volume, read_volume, slice_of, stack_of
+from medpfl.data.reading.volumes import Volume, read_volume, slice_of, stack_of
 
 REAL = Path(nibabel.__file__).parent / "tests" / "data"
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from made_dicom import dicom
 from pydicom.uid import ExplicitVRBigEndian
 
 from medpfl.core.errors import InputError
 from medpfl.data import Dicom
 from medpfl.data.choose import source_at
-from medpfl.data.viewer import dicom_frame
+from medpfl.data.reading.dicom_pixels import dicom_frame
+from tests.data.made_dicom import dicom
 
 RAMP = np.arange(0, 4096, 4, dtype=np.uint16).reshape(32, 32)
 UID = "1.2.826.0.1.3680043.8.498."

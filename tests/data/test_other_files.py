@@ -8,13 +8,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from made_dicom import dicom
 from PIL import Image
 
 from medpfl.core.errors import InputError
 from medpfl.data import Dicom, ImageFolder, Nifti, Segmented
 from medpfl.data.choose import source_at
-from medpfl.data.decode import reason
+from medpfl.data.reading.decode import reason
+from tests.data.made_dicom import dicom
 
 
 def picture(path: Path, seed: int = 0) -> Path:

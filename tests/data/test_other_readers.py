@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from medpfl.data.viewer import dicom_frames
+from medpfl.data.reading.dicom_pixels import dicom_frames
 
 FILES = Path(str(get_testdata_file("CT_small.dcm", download=False))).parent
 GRAY = [

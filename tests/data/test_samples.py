@@ -12,8 +12,9 @@ import torch
 from pydicom.data import get_testdata_file
 
 from medpfl.core.errors import InputError
-from medpfl.data import Samples, sample_cuts, samples
+from medpfl.data import Samples, samples
 from medpfl.data.images import LabelledImages
+from medpfl.data.reading import sample_cuts
 
 
 @pytest.fixture(scope="module")

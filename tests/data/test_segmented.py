@@ -10,7 +10,7 @@ from PIL import Image
 from medpfl import InputError
 from medpfl.data import ImageFolder, Segmented
 from medpfl.data.choose import source_at
-from medpfl.data.masks import class_of
+from medpfl.data.reading.masks import class_of
 
 
 def made(root, count=4, sides=(20, 24), ending="_mask", values=(0, 255)):

@@ -7,14 +7,14 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from made_dicom import dicom
 from PIL import Image
-from test_nifti import REAL, marked, turned
 
 from medpfl import InputError
 from medpfl.data import Nifti, Segmented
 from medpfl.data.choose import source_at
-from medpfl.data.volumes import read_labels, read_volume
+from medpfl.data.reading.volumes import read_labels, read_volume
+from tests.data.made_dicom import dicom
+from tests.data.test_nifti import REAL, marked, turned
 
 
 def save(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Path:

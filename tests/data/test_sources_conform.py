@@ -8,7 +8,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from made_dicom import dicom
 from PIL import Image
 
 from medpfl import data
@@ -17,6 +16,7 @@ from medpfl.core.spec import build, registry
 from medpfl.data import Arrays, Dicom, ImageFolder, Kaggle, MedMNIST, Nifti, Samples, Segmented, Thresholded
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import IID
+from tests.data.made_dicom import dicom
 
 MARK = "Zyxwvut"
 """In every path, name and id."""

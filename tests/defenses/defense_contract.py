@@ -15,19 +15,19 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.func import vmap
 
-from contract import every
-from medpfl.auditing.disclosure import probe
-from medpfl.auditing.inputs import defenses_of
+from medpfl.auditing.probe.disclosure import probe
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.core.privacy.tradeoff import Mechanism
 from medpfl.core.roles import UNITS, Defense
 from medpfl.core.spec import build, summary
-from medpfl.core.tradeoff import Mechanism
 from medpfl.core.types import Batch, Channel, Update, Weights
 from medpfl.defenses import QSGD, Clipping, GaussianNoise, LaplaceNoise, NoDefense, RandomK, TopK
 from medpfl.federated.client import client_round
 from medpfl.federated.ready import prepare
+from medpfl.inputs.parts import defenses_of
 from medpfl.models import MLP
+from tests.contract import every
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ import html
 import sys
 
 import pytest
-from defense_contract import EVERY, Row
 
 import medpfl
-from documents import pasted, row
 from medpfl import Defense, InputError, Plan, cli, defenses
-from medpfl.auditing.inputs import defenses_of
-from medpfl.core.accountant import epsilon
+from medpfl.core.privacy.accountant import epsilon
+from medpfl.core.privacy.tradeoff import Mechanism
 from medpfl.core.spec import registry
-from medpfl.core.tradeoff import Mechanism
+from medpfl.inputs.parts import defenses_of
+from tests.defenses.defense_contract import EVERY, Row
+from tests.documents import pasted, row
 
 ROWS = {"LayerwiseDP": {"random": True}, "TrustedMean": {}}
 SMALL = {"attacks": ["iDLG(steps=2)"], "images": 4, "size": 16, "progress": False}
@@ -97,7 +97,7 @@ from dataclasses import dataclass
 from medpfl import Defense
 from medpfl.core.roles import Aggregation
 from medpfl.defenses import HomomorphicAggregation, LaplaceNoise, SecAggPlus
-from medpfl.core.tradeoff import Mechanism
+from medpfl.core.privacy.tradeoff import Mechanism
 
 @dataclass(frozen=True, repr=False)
 class PureDP(LaplaceNoise):

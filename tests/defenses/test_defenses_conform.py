@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from defense_contract import EVERY, PLANS, Row, play
 
 from medpfl import defenses
 from medpfl.defenses import (
@@ -25,6 +24,7 @@ from medpfl.defenses import (
     Soteria,
     TopK,
 )
+from tests.defenses.defense_contract import EVERY, PLANS, Row, play
 
 DRAWS = 400
 

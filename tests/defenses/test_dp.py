@@ -13,10 +13,10 @@ from scipy import optimize, stats
 from torch import nn
 from torch.nn import functional
 
-from medpfl.core import accountant
-from medpfl.core.accountant import Epsilon, epsilon, noise_for
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.core.privacy import accountant
+from medpfl.core.privacy.accountant import Epsilon, epsilon, noise_for
 from medpfl.core.types import Batch, Update, Weights
 from medpfl.defenses import DPSGD, ClientDP, Clipping, GaussianNoise
 from medpfl.federated.client import client_round

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import batch, batch_normed, gap, network, seeded, size_of, trained
 from torch import nn
 
 from medpfl.core.errors import InputError
@@ -13,6 +12,7 @@ from medpfl.core.types import Weights
 from medpfl.federated.draws import Draws
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
+from tests.federated.networks import batch, batch_normed, gap, network, seeded, size_of, trained
 
 FEDAVG = Plan("FedAvg", 2, 6, epochs=2, learning_rate=0.3, momentum=0.9)
 ORDER = Draws(torch.tensor([[3, 1, 5, 0, 2, 4], [0, 5, 4, 2, 3, 1]]))

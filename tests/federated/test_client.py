@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from networks import batch, batch_normed, dropping, gap, minus, network, seeded, trained
 
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -16,6 +15,7 @@ from medpfl.defenses import LaplaceNoise, NoDefense
 from medpfl.federated.client import client_round
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
+from tests.federated.networks import batch, batch_normed, dropping, gap, minus, network, seeded, trained
 
 FEDAVG = Plan("FedAvg", 2, 6, epochs=2, learning_rate=0.3)
 

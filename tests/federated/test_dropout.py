@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from networks import batch, dropping, gap, minus, seeded, trained
 from torch import nn
 from torch.nn import functional
 
@@ -16,6 +15,7 @@ from medpfl.core.types import Batch, Weights
 from medpfl.federated.draws import Draws, Dropout, draw
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
+from tests.federated.networks import batch, dropping, gap, minus, seeded, trained
 
 FEDAVG = Plan("FedAvg", 2, 6, epochs=2, learning_rate=0.3)
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import NETWORKS, Tied, batch, dropping, gap, minus, network, plain, seeded, size_of, trained
 from torch import nn
 from torch.func import grad, vmap
 from torch.nn import functional
@@ -20,6 +19,19 @@ from medpfl.core.types import Batch, Weights
 from medpfl.federated.draws import Draws, draw
 from medpfl.federated.local import cross_entropy, local_update
 from medpfl.federated.ready import prepare
+from tests.federated.networks import (
+    NETWORKS,
+    Tied,
+    batch,
+    dropping,
+    gap,
+    minus,
+    network,
+    plain,
+    seeded,
+    size_of,
+    trained,
+)
 
 FEDAVG = Plan("FedAvg", 2, 6, epochs=2, learning_rate=0.3, momentum=0.9, weight_decay=0.01)
 

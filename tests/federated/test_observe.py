@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from networks import seeded
 from torch import Tensor, nn
 
 from medpfl.core.plan import Plan
@@ -18,6 +17,7 @@ from medpfl.defenses import LaplaceNoise
 from medpfl.federated.client import client_round
 from medpfl.federated.ready import prepare
 from medpfl.federated.server import observe
+from tests.federated.networks import seeded
 
 PLAN = Plan("FedAvg", 2, 6, epochs=2, learning_rate=0.3)
 CLASSES = 10

@@ -69,11 +69,10 @@ def test_the_old_weights_are_not_changed():
 
 
 def test_the_mean_of_gradients_is_the_gradient_of_all_images():
-    from networks import batch, gap, network
-
     from medpfl.core.types import Batch
     from medpfl.federated.local import local_update
     from medpfl.federated.ready import prepare
+    from tests.federated.networks import batch, gap, network
 
     model, whole = network("plain"), batch(6)
     old = Weights.of(model)

@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from networks import batch, batch_normed, network, seeded
 from torch.nn import functional
 
 from medpfl.core.errors import InputError
@@ -16,6 +15,7 @@ from medpfl.defenses import ClientDP, GaussianNoise, Mixup, NoDefense, SecAggPlu
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
 from medpfl.federated.training import Server, Work, logits_of, play_round, start
+from tests.federated.networks import batch, batch_normed, network, seeded
 
 
 def seed(number: int) -> torch.Generator:

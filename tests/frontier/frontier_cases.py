@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from medpfl.core.frontier import Frontier
+from medpfl.core.experiments.frontier import Frontier
 
 SMALL: dict[str, Any] = {
     "model": "MLP(hidden=(6,), activation='sigmoid')",

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from isolated_cases import audited, file_of
 from PIL import Image
+
+from tests.isolation.isolated_cases import audited, file_of
 
 FRAMES = '''
 @dataclass(frozen=True, repr=False)
@@ -94,7 +95,7 @@ def wrapped(step):
         return made
     return round_of
 
-play = sys.modules.get("medpfl.auditing.play")
+play = sys.modules.get("medpfl.auditing.player")
 if play is not None:  # else no client is played in this process
     play.client_round = wrapped(play.client_round)
 
@@ -133,7 +134,7 @@ def rates(report) -> dict[str, float]:
 
 
 def test_each_way_leads_to_the_truth_in_the_audit_s_own_process(images, specs, monkeypatch):
-    from medpfl.auditing import play
+    from medpfl.auditing import player as play
 
     monkeypatch.setattr(play, "client_round", play.client_round)  # which is put back after the test
     options = {"data": str(images), "images": 4, "isolate": False}

@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Timer
 
 import pytest
-from isolated_cases import audited, file_of, some_images
 
 import medpfl
 from medpfl import InputError
@@ -18,6 +17,7 @@ from medpfl.auditing.store import read_rows
 from medpfl.core.roles import Attack
 from medpfl.isolation.parent import Worker
 from medpfl.isolation.process import Process
+from tests.isolation.isolated_cases import audited, file_of, some_images
 
 BAD = '''
 @dataclass(frozen=True, repr=False)

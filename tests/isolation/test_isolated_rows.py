@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from isolated_cases import HONEST, audited, file_of, plain
 
 from medpfl import Plan, ThreatModel
+from tests.isolation.isolated_cases import HONEST, audited, file_of, plain
 
 DEFENSE = """
 from medpfl import Channel, Defense

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from isolated_cases import HONEST, audited, file_of, plain, some_images
 
 from medpfl import Batch, Plan, Record, Weights, train
 from medpfl.defenses import NoDefense
 from medpfl.federated.client import client_round
 from medpfl.federated.ready import prepare
 from medpfl.models import LeNet
+from tests.isolation.isolated_cases import HONEST, audited, file_of, plain, some_images
 
 
 def test_a_checkpoint(tmp_path, shared):

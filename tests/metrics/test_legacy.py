@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from phantoms import phantom, ssim_of_skimage
 
 from medpfl.metrics import legacy_ssim_range0, legacy_ssim_range255, ssim
+from tests.metrics.phantoms import phantom, ssim_of_skimage
 
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(-1, 1, 1)
 DEVIATION = torch.tensor([0.2023, 0.1994, 0.2010]).view(-1, 1, 1)

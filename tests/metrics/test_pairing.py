@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from phantoms import phantom
 
 from medpfl.metrics.pairing import pair
+from tests.metrics.phantoms import phantom
 
 
 @settings(max_examples=30, deadline=None)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from phantoms import phantom, ssim_of_skimage
 from skimage import metrics as skimage
 
 from medpfl import metrics
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Metric
 from medpfl.metrics import mse, psnr, ssim
+from tests.metrics.phantoms import phantom, ssim_of_skimage
 
 SIZES = st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), st.integers(11, 30), st.integers(11, 30))
 

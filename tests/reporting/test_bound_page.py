@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from made_up import full, made
-from test_frontier_page import CHOSEN, POINTS, SETTINGS
 
 from medpfl.judging.types import Bound, Cell, Mark, Mechanism, Rate
-from medpfl.reporting.bound_figure import bound_figure, bound_section
 from medpfl.reporting.bounds import Placed, bound_rows, placed, stands
+from medpfl.reporting.figures.bounds import bound_figure, bound_section
 from medpfl.reporting.frontier import write_frontier_page
 from medpfl.reporting.words import DASH
+from tests.reporting.made_up import full, made
+from tests.reporting.test_frontier_page import CHOSEN, POINTS, SETTINGS
 
 CURVE = [[kappa, min(1.0, 3 * kappa)] for kappa in (0.0, 1e-5, 1e-4, 0.01, 0.1, 1.0)]
 
@@ -89,7 +89,7 @@ def test_the_section_is_left_out_without_bounds_and_the_figure_without_curves():
 
 def test_the_figure_draws_curve_point_reference_and_guesses(monkeypatch):
     kept: list[Any] = []
-    monkeypatch.setattr("medpfl.reporting.bound_figure.inline", lambda figure, *_: kept.append(figure) or "")
+    monkeypatch.setattr("medpfl.reporting.figures.bounds.inline", lambda figure, *_: kept.append(figure) or "")
     for event in ("asr", "identified"):
         bound_figure(placed([cell(3), cell(0, noise=2.0), cell(9, noise=3.0, gap="x")]), event)
     read, named = (figure.axes[0] for figure in kept)

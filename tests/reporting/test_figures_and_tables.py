@@ -4,12 +4,12 @@ import io
 import re
 
 import pytest
-from made_up import LAPLACE, cell, full, made, row
 from rich.console import Console
 
 from medpfl.reporting import terminal_table
-from medpfl.reporting.figures import leak_figure, similarity_figure
+from medpfl.reporting.figures.leak import leak_figure, similarity_figure
 from medpfl.reporting.tables import fold
+from tests.reporting.made_up import LAPLACE, cell, full, made, row
 
 NO_LEAK = "no leak found by these attacks"
 LONG = "GradientMatching(objective='cosine', prior=TotalVariation(weight=0.1), restarts=4)"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
+from medpfl.reporting.figures.frontier import family, frontier_figure
 from medpfl.reporting.frontier import frontier_table, reading, sentences, write_frontier_page
-from medpfl.reporting.frontier_figure import family, frontier_figure
 
 METRICS = ("asr", "ssim", "identified")
 
@@ -136,7 +136,7 @@ def test_what_the_intervals_are_of_is_said():
 def drawn(monkeypatch, chosen: dict[str, Any], points=POINTS) -> Any:
     """The axes of the figure, before they become SVG."""
     kept = []
-    monkeypatch.setattr("medpfl.reporting.frontier_figure.inline", lambda figure, *_: kept.append(figure))
+    monkeypatch.setattr("medpfl.reporting.figures.frontier.inline", lambda figure, *_: kept.append(figure))
     frontier_figure(points, chosen, "asr")
     return kept[0].axes[0]
 

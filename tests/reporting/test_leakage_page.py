@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from made_up import LAPLACE, full, united
 from rich.console import Console
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting.leakage import RoundCell, _values, leakage_figure, leakage_table
 from medpfl.reporting.leakage import sentence as sentence_of
+from tests.reporting.made_up import LAPLACE, full, united
 
 MODEL = {"balanced_accuracy": 0.8}
 LONG = "GradientMatching(objective='cosine', restarts=4, steps=2000)"

@@ -10,12 +10,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_up import LAPLACE, SETTINGS, cell, full, picture, row, united
 from PIL import Image
 
-from medpfl.core.settings import Settings
+from medpfl.core.experiments.settings import Settings
 from medpfl.core.threat import GRANTS
 from medpfl.reporting import FLAGS, write_pages
+from tests.reporting.made_up import LAPLACE, SETTINGS, cell, full, picture, row, united
 
 NO_LEAK = "no leak found by these attacks"
 EVIL = "A(x=\"<script>alert('1')</script>\", y='$a_b$ id=\"k\" url(#k)')"

@@ -3,12 +3,12 @@
 import re
 
 import pytest
-from made_up import LAPLACE, cell, full, united
 
-from medpfl.core.settings import Settings
+from medpfl.core.experiments.settings import Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting import FLAGS, verdict_sentences
 from medpfl.reporting.verdict import verdict_states
+from tests.reporting.made_up import LAPLACE, cell, full, united
 
 TOPK, SIGN, NOISE = "TopK(keep=0.1)", "Sign()", "GaussianNoise(scale=0.1)"
 DASH = "\u2013"

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from medpfl import cli
-from medpfl.auditing.store import job_of, read_rows
+from medpfl.auditing.store import read_rows
+from medpfl.runs.jobs import job_of
 
 WORDS = ["reproduce", "noise", "--part", "iDLG", "--data", "samples", "--images", "2", "--steps", "30", "--quiet"]
 

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from medpfl import InputError, cli
-from medpfl.auditing.inputs import attacks_of, defenses_of, model_of
 from medpfl.auditing.store import read_rows
+from medpfl.inputs.parts import attacks_of, defenses_of, model_of
 from medpfl.reproduction import experiments as module
 from medpfl.reproduction.comparison import beside
 from medpfl.reproduction.experiments import EXPERIMENTS, Part, Study, study
-from medpfl.reproduction.form import Form
 from medpfl.reproduction.modalities import features, kept, relations
 from medpfl.reproduction.run import remake, reproduce
+from medpfl.reproduction.scale import Form
 from medpfl.reproduction.tables import as_latex, as_markdown
 
 SMALL = Study(

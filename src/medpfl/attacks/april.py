@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from medpfl.attacks.labels import LastLayer
-from medpfl.attacks.patches import PatchEmbedding, embedding_of
-from medpfl.attacks.recursion import check_plans
+from medpfl.attacks.inversion.patch_embedding import PatchEmbedding, embedding_of
+from medpfl.attacks.inversion.recursion import check_plans
+from medpfl.attacks.matching.labels import LastLayer
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
 from medpfl.core.types import Ended, Observation, Reconstruction, Weights
@@ -37,8 +37,8 @@ class APRIL(Attack):
     torchvision, timm and MONAI, and what is built on them, images and volumes): else `InputError` with the reason.
     Noise on the update is seen in what no patches explain, and weighed against pixels of mean 0.5 and deviation 0.3.
     Public maps that the defense discloses (orders, signs, scalings, rotations) are undone before the attack sees the
-    update (`medpfl.core.decoding`). What else a channel says is not used: one common factor cancels, the rest counts
-    as noise, and a coordinate that was not sent as a gradient of zero.
+    update (`medpfl.core.channels.decoding`). What else a channel says is not used: one common factor cancels, the rest
+    counts as noise, and a coordinate that was not sent as a gradient of zero.
     """
 
     specialized = True

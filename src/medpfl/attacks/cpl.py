@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medpfl.attacks.bases import Pixels
-from medpfl.attacks.labels import LastLayer
-from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
-from medpfl.attacks.objectives import SquaredDistance
-from medpfl.attacks.recipe import Recipe
-from medpfl.attacks.starts import Patterned
+from medpfl.attacks.matching.labels import LastLayer
+from medpfl.attacks.matching.objectives import SquaredDistance
+from medpfl.attacks.matching.recipe import Recipe
+from medpfl.attacks.matching.starts import Patterned
+from medpfl.attacks.optimize.coordinates import Pixels
+from medpfl.attacks.optimize.lbfgs import LBFGS
 
 __all__ = ["CPL"]
 

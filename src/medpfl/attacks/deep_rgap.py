@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from medpfl.attacks.bases import Spectral
-from medpfl.attacks.expected import expected_images
-from medpfl.attacks.front import Front
-from medpfl.attacks.graph import Graph, exact, graph_of
-from medpfl.attacks.judged import judged
-from medpfl.attacks.known import variables_like
-from medpfl.attacks.lbfgs import LBFGS
-from medpfl.attacks.optimizers import Solution
-from medpfl.attacks.peeling import Peeled, peel
-from medpfl.attacks.recursion import check_plans
+from medpfl.attacks.inversion.backward_walk import Peeled, peel
+from medpfl.attacks.inversion.front_search import Front
+from medpfl.attacks.inversion.gaussian_prior import expected_images
+from medpfl.attacks.inversion.graph import Graph, exact, graph_of
+from medpfl.attacks.inversion.recursion import check_plans
+from medpfl.attacks.matching.residual import judged
+from medpfl.attacks.optimize.coordinates import Spectral
+from medpfl.attacks.optimize.lbfgs import LBFGS
+from medpfl.attacks.optimize.optimizer import Solution
+from medpfl.attacks.optimize.stacks import variables_like
 from medpfl.attacks.rgap import RGAP
 from medpfl.core import progress
 from medpfl.core.errors import InputError, check_positive
@@ -48,18 +48,18 @@ class DeepRGAP(Attack):
     (arXiv:2010.07733), section 3: a layer's inputs are linear in its weight's gradient, once the derivative of the loss
     by its outputs is known. It was made for chains whose activations can be inverted. Here it goes by way of sums
     and strides, batch norm in eval mode, rectifiers and average pooling, since it takes nothing from outputs: of a
-    deep layer the gradient alone has many more equations than the layer has inputs (`medpfl.attacks.peeling`). Where
-    it ends, at max pooling or at a layer with more inputs than equations, the image is searched for whose values there
-    are those that were read: the network in front of that place is run, and no gradient is matched.
-    Needs: the update, the plan, the model; one gradient of one image. Applies to networks that end in a linear layer
-    with a bias, over a flat map or an average of at most 2 by 2 places of a 3 by 3 convolution, and whose layers can be
-    read back to at least half as many values as the image has: ResNet-18 and ResNet-34 in eval mode, of images of at
-    most 64 pixels a side. Else it raises `InputError` before it starts, with the layer and the reason. It reads through
-    float32's rounding, and not through noise: what cannot be read of an update is left to the search, which then finds
-    something else, and that shows in `Reconstruction.loss`.
+    deep layer the gradient alone has many more equations than the layer has inputs
+    (`medpfl.attacks.inversion.backward_walk`). Where it ends, at max pooling or at a layer with more inputs than
+    equations, the image is searched for whose values there are those that were read: the network in front of that place
+    is run, and no gradient is matched. Needs: the update, the plan, the model; one gradient of one image. Applies to
+    networks that end in a linear layer with a bias, over a flat map or an average of at most 2 by 2 places of a 3 by 3
+    convolution, and whose layers can be read back to at least half as many values as the image has: ResNet-18 and
+    ResNet-34 in eval mode, of images of at most 64 pixels a side. Else it raises `InputError` before it starts, with
+    the layer and the reason. It reads through float32's rounding, and not through noise: what cannot be read of an
+    update is left to the search, which then finds something else, and that shows in `Reconstruction.loss`.
     Public maps that the defense discloses (orders, signs, scalings, rotations) are undone before the attack sees the
-    update (`medpfl.core.decoding`). What else a channel says is not used: one common factor (clipping) cancels, the
-    rest counts as noise, and a coordinate that was not sent as a gradient of zero.
+    update (`medpfl.core.channels.decoding`). What else a channel says is not used: one common factor (clipping)
+    cancels, the rest counts as noise, and a coordinate that was not sent as a gradient of zero.
 
     Attributes:
         steps: of the search, at most.

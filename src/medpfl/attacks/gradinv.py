@@ -7,15 +7,15 @@ from typing import Literal
 
 from torch import nn
 
-from medpfl.attacks.bases import Pixels
-from medpfl.attacks.constraints import Box
-from medpfl.attacks.labels import LastLayer
 from medpfl.attacks.matching import GradientMatching
-from medpfl.attacks.objectives import Cosine
-from medpfl.attacks.optimizers import SignedAdam
-from medpfl.attacks.priors import TotalVariation
-from medpfl.attacks.recipe import Recipe
-from medpfl.attacks.starts import Normal
+from medpfl.attacks.matching.constraints import Box
+from medpfl.attacks.matching.labels import LastLayer
+from medpfl.attacks.matching.objectives import Cosine
+from medpfl.attacks.matching.priors import TotalVariation
+from medpfl.attacks.matching.recipe import Recipe
+from medpfl.attacks.matching.starts import Normal
+from medpfl.attacks.optimize.coordinates import Pixels
+from medpfl.attacks.optimize.optimizer import SignedAdam
 from medpfl.core.roles import Attack
 
 __all__ = ["TRAINED", "UNTRAINED", "GradInv"]
@@ -37,9 +37,9 @@ class GradInv(Recipe):
     Needs: the update, the plan, the model. Both papers give the labels to the adversary; here they are
     inferred unless they are granted.
     Deviates: pixels are not normalized, so the rate is in units of [0, 1]; where the last bias shows y - p,
-    it stands for the labels (`medpfl.attacks.targets`); by default one restart, 2,000 steps, no median filter
-    (it hurts at 32 pixels), and settings for small networks; those for deep ones are `UNTRAINED` and `TRAINED`, of
-    which `largest`, `scope` and `schedule` are not the papers', nor are `halving` and `patience`.
+    it stands for the labels (`medpfl.attacks.matching.label_targets`); by default one restart, 2,000 steps, no median
+    filter (it hurts at 32 pixels), and settings for small networks; those for deep ones are `UNTRAINED` and `TRAINED`,
+    of which `largest`, `scope` and `schedule` are not the papers', nor are `halving` and `patience`.
 
     Attributes:
         steps, restarts: of the optimizer.
@@ -51,13 +51,14 @@ class GradInv(Recipe):
         top: so many tensors of the update are matched, those of the largest norms; 0: all of them, as in the paper. The
             notebooks of Das, Amini and Wu match ten.
         halving: share of the steps between two cuts, at which the worse half of the starts leaves
-            (`medpfl.attacks.restarts.Race`); 0: every start runs to its end.
+            (`medpfl.attacks.optimize.racing.Race`); 0: every start runs to its end.
         patience: steps without a hundredth's fall of the objective after which the next rate comes early, and after the
-            last one the end (`medpfl.attacks.optimizers.SignedAdam`); 0: rates follow the number of steps alone.
+            last one the end (`medpfl.attacks.optimize.optimizer.SignedAdam`); 0: rates follow the number of steps
+            alone.
         scope: ``'global'``, one angle between whole updates, as in the paper, or ``'layer'``, the mean of what the
-            tensors have of their own (`medpfl.attacks.objectives.Cosine`).
+            tensors have of their own (`medpfl.attacks.matching.objectives.Cosine`).
         schedule: of the rate: ``'steps'``, as in the paper, or ``'linear'``, which takes no `patience`
-            (`medpfl.attacks.optimizers.SignedAdam`).
+            (`medpfl.attacks.optimize.optimizer.SignedAdam`).
     """
 
     steps: int = 2000

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medpfl.attacks.labels import LastLayer
-from medpfl.attacks.lbfgs import LBFGS
 from medpfl.attacks.matching import GradientMatching
-from medpfl.attacks.recipe import Recipe
-from medpfl.attacks.starts import Normal, Start
+from medpfl.attacks.matching.labels import LastLayer
+from medpfl.attacks.matching.recipe import Recipe
+from medpfl.attacks.matching.starts import Normal, Start
+from medpfl.attacks.optimize.lbfgs import LBFGS
 
 __all__ = ["iDLG"]
 
@@ -21,8 +21,8 @@ class iDLG(Recipe):
     Needs: the update, the plan, the model.
     Start: independent standard normal pixels; with ``start=Analytic()`` the images of `RGAP`.
     Deviates: as `DLG`; the last bias gives not only the label but y - p, where the wire shows it exactly
-    (`medpfl.attacks.targets`); labels of batches above 1 are inferred as counts, see
-    `medpfl.attacks.labels.LastLayer` (the paper has batches of 1 only).
+    (`medpfl.attacks.matching.label_targets`); labels of batches above 1 are inferred as counts, see
+    `medpfl.attacks.matching.labels.LastLayer` (the paper has batches of 1 only).
     """
 
     steps: int = 1000

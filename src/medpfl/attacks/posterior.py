@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from medpfl.attacks.labels import LastLayer
-from medpfl.attacks.lbfgs import LBFGS
-from medpfl.attacks.likelihood import Likelihood, with_noise
 from medpfl.attacks.matching import GradientMatching
-from medpfl.attacks.objectives import SquaredDistance
-from medpfl.attacks.priors import ColorVariation, Smoothness
-from medpfl.attacks.schedule import Stage
+from medpfl.attacks.matching.labels import LastLayer
+from medpfl.attacks.matching.likelihood import Likelihood, with_noise
+from medpfl.attacks.matching.objectives import SquaredDistance
+from medpfl.attacks.matching.priors import ColorVariation, Smoothness
+from medpfl.attacks.matching.stages import Stage
+from medpfl.attacks.optimize.lbfgs import LBFGS
 from medpfl.core.errors import check_positive
 from medpfl.core.roles import Attack
 from medpfl.core.types import Observation, Reconstruction
@@ -33,7 +33,7 @@ class Posterior(Attack):
     weight to tune: under a density exp(-variation / edges) the variation's mean is `edges` times the number of pixels
     and channels, whence the unit.
     Needs: the update, the plan, the model. Where no channel is granted, the noise is estimated from what must sum
-    to zero in the last layer (`medpfl.attacks.likelihood.noise_from_columns`).
+    to zero in the last layer (`medpfl.attacks.matching.likelihood.noise_from_columns`).
     Labels: inferred, unless they are granted.
     Ends at the noise, which the prior keeps it from fitting: with an objective of 1/2 (0.8 of Laplace's) and the
     prior's part, not 0.

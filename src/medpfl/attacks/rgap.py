@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from medpfl.attacks.chain import chain_of
-from medpfl.attacks.judged import judged
-from medpfl.attacks.recursion import check_plans, invert
+from medpfl.attacks.inversion.chain import chain_of
+from medpfl.attacks.inversion.recursion import check_plans, invert
+from medpfl.attacks.matching.residual import judged
 from medpfl.core.errors import check_positive
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
@@ -39,8 +39,8 @@ class RGAP(Attack):
     what comes of it in later layers; inputs are drawn to what they are expected to be, images as natural ones and
     hidden values as made-up images have them, which decides only what noise leaves open.
     Public maps that the defense discloses (orders, signs, scalings, rotations) are undone before the attack sees the
-    update (`medpfl.core.decoding`). What else a channel says is not used: one common factor (clipping) cancels, the
-    rest counts as noise, and a coordinate that was not sent as a gradient of zero.
+    update (`medpfl.core.channels.decoding`). What else a channel says is not used: one common factor (clipping)
+    cancels, the rest counts as noise, and a coordinate that was not sent as a gradient of zero.
 
     Attributes:
         steps: iterations at most of each layer's least squares.

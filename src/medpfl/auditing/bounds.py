@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from medpfl.auditing.acting import at_client
-from medpfl.auditing.engine import generator_of
-from medpfl.auditing.privacy import ROUNDS, private_parts, sends_statistics
+from medpfl.auditing.defense_parts import at_client
+from medpfl.auditing.epsilon import ROUNDS, private_parts, sends_statistics
 from medpfl.auditing.recorded import behind
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.setup import Setup
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.core.privacy.tradeoff import Mechanism, tightest
 from medpfl.core.roles import Composed, Defense
-from medpfl.core.strangers import explained
-from medpfl.core.tradeoff import Mechanism, tightest
+from medpfl.core.user_code.strangers import explained
 from medpfl.judging.types import Bound, Cell, Mark
 from medpfl.judging.types import Mechanism as Shown
 from medpfl.metrics.no_prior import no_prior_guess
 from medpfl.metrics.pixel import SUCCESS, ssim
+from medpfl.runs.environment import generator_of
 
 __all__ = ["bounded", "bounds_of", "check_bounds"]
 

@@ -10,15 +10,15 @@ from typing import Any
 from medpfl import attacks as attack_package
 from medpfl import defenses as defense_package
 from medpfl import models as model_package
-from medpfl.auditing.acting import at_client, parts_of
-from medpfl.auditing.checkpoint import Checkpoint
-from medpfl.auditing.inputs import Given, attacks_of
+from medpfl.auditing.defense_parts import at_client, parts_of
 from medpfl.auditing.recorded import Recorded, behind
 from medpfl.core.errors import InputError
-from medpfl.core.place import is_place
+from medpfl.core.experiments.settings import Settings
 from medpfl.core.roles import NO_DEFENSE, Attack, Defense, Model
-from medpfl.core.settings import Settings
 from medpfl.core.spec import registry
+from medpfl.core.user_code.loading import is_place
+from medpfl.inputs.checkpoint import Checkpoint
+from medpfl.inputs.parts import Given, attacks_of
 from medpfl.isolation.parent import Isolated, Scene, Worker, absolute, started
 from medpfl.isolation.system import active
 from medpfl.models.user import UserModel
@@ -70,7 +70,7 @@ class Isolation:
     Attributes:
         worker: of the attacks in a process of their own; ``None`` where there are none.
         recipe: for it.
-        attacks: those of the audit, as they are to be given to `medpfl.auditing.inputs.attacks_of`.
+        attacks: those of the audit, as they are to be given to `medpfl.inputs.parts.attacks_of`.
         notes: what to say of it.
     """
 

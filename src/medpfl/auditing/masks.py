@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from medpfl.core.types import Finding
-from medpfl.data.masks import class_of
+from medpfl.data.reading.masks import class_of
 from medpfl.metrics.masks import majority, mask_dice, mask_iou
 
 __all__ = ["with_masks"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from medpfl.auditing.report import Report
 from medpfl.auditing.run import audit
-from medpfl.core.experiment import Experiment
+from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 

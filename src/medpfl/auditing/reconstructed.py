@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
-from medpfl.core.strangers import explained
 from medpfl.core.types import Ended, Observation, Reconstruction
+from medpfl.core.user_code.strangers import explained
 
 __all__ = ["check_reconstruction"]
 

@@ -14,9 +14,9 @@ from medpfl.core.plan import Plan
 from medpfl.core.records import Record
 from medpfl.core.roles import NO_DEFENSE, Defense, State
 from medpfl.core.spec import registry
-from medpfl.core.stated import stated
 from medpfl.core.tensors import shared_prefix
 from medpfl.core.types import Channel, Update
+from medpfl.core.user_code.stated import stated
 from medpfl.data.images import LabelledImages
 
 __all__ = ["Recorded", "behind", "defense_in", "named_as", "read", "relabel"]

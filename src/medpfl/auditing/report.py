@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medpfl.auditing.bounds import bounded, check_bounds
-from medpfl.auditing.key import class_names
-from medpfl.auditing.run_files import RUN, check_rows, read_json, reading
-from medpfl.auditing.store import ROWS, JobKey, Store, check_format, job_of, read_rows
+from medpfl.auditing.store import ROWS, Store, check_format, read_rows
+from medpfl.core.atomic_files import write
 from medpfl.core.errors import InputError
-from medpfl.core.files import write
-from medpfl.core.settings import Settings
+from medpfl.core.experiments.settings import Settings
 from medpfl.core.types import Finding
 from medpfl.judging.summary import Context, summarize
 from medpfl.judging.types import Cell
+from medpfl.runs.directory import RUN, check_rows, read_json, reading
+from medpfl.runs.jobs import JobKey, job_of
+from medpfl.runs.study_key import class_names
 
 __all__ = ["Report", "reread"]
 

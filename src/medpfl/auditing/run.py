@@ -9,12 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from medpfl.auditing.acting import at_client
-from medpfl.auditing.cloak import Cloak
-from medpfl.auditing.early import path_of
-from medpfl.auditing.engine import device_of, seed_of
-from medpfl.auditing.identity import unchanged
-from medpfl.auditing.inputs import (
+from medpfl.auditing.aggregation import aggregates
+from medpfl.auditing.defense_parts import at_client
+from medpfl.auditing.isolating import Isolation, isolating
+from medpfl.auditing.player import Player
+from medpfl.auditing.recorded import Recorded, behind, defense_in, named_as, read, relabel
+from medpfl.auditing.report import Report, finish
+from medpfl.auditing.scoring import Scorer
+from medpfl.auditing.settings import settings_of
+from medpfl.auditing.setup import Setup
+from medpfl.auditing.store import claimed
+from medpfl.core.errors import InputError
+from medpfl.core.experiments.experiment import STANDARD
+from medpfl.core.experiments.settings import Settings
+from medpfl.core.plan import Plan
+from medpfl.core.records import Record
+from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
+from medpfl.core.threat import ThreatModel
+from medpfl.core.verdicts import TOLERANCE
+from medpfl.data.images import LabelledImages
+from medpfl.inputs.network import network_of
+from medpfl.inputs.parts import (
     attacks_of,
     data_of,
     defenses_given,
@@ -22,28 +37,13 @@ from medpfl.auditing.inputs import (
     model_of,
     partition_of,
 )
-from medpfl.auditing.isolating import Isolation, isolating
-from medpfl.auditing.key import study_index
-from medpfl.auditing.network import network_of
-from medpfl.auditing.play import Player
-from medpfl.auditing.recorded import Recorded, behind, defense_in, named_as, read, relabel
-from medpfl.auditing.report import Report, finish
-from medpfl.auditing.run_files import check_outside, made
-from medpfl.auditing.scoring import Scorer
-from medpfl.auditing.settings import settings_of
-from medpfl.auditing.setup import Setup
-from medpfl.auditing.store import claimed
-from medpfl.auditing.sums import aggregates
-from medpfl.auditing.watch import name_skipped, watching
-from medpfl.core.errors import InputError
-from medpfl.core.experiment import STANDARD
-from medpfl.core.plan import Plan
-from medpfl.core.records import Record
-from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
-from medpfl.core.settings import Settings
-from medpfl.core.threat import ThreatModel
-from medpfl.core.verdicts import TOLERANCE
-from medpfl.data.images import LabelledImages
+from medpfl.inputs.spelling import path_of
+from medpfl.runs.cloak import Cloak
+from medpfl.runs.directory import check_outside, made
+from medpfl.runs.environment import device_of, seed_of
+from medpfl.runs.identity import unchanged
+from medpfl.runs.progress_bar import name_skipped, watching
+from medpfl.runs.study_key import study_index
 
 if TYPE_CHECKING:
     from medpfl.data.partition import Partition

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from medpfl import metrics as metric_package
-from medpfl.auditing.key import StudyIndex
 from medpfl.auditing.masks import with_masks
 from medpfl.core.spec import registry
 from medpfl.core.types import Finding, Reconstruction
@@ -21,6 +20,7 @@ from medpfl.data.images import LabelledImages
 from medpfl.metrics.identification import distances, identified, nearest_other
 from medpfl.metrics.pairing import pair
 from medpfl.metrics.pixel import SUCCESS, mse, ssim
+from medpfl.runs.study_key import StudyIndex
 
 __all__ = ["Scorer"]
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from medpfl.auditing.acting import discloses, server_only, server_side
+from medpfl.auditing.aggregation import aggregates, decrypts, staying
 from medpfl.auditing.bounds import bounds_of
-from medpfl.auditing.checkpoint import Checkpoint
-from medpfl.auditing.engine import versions
-from medpfl.auditing.play import Player
-from medpfl.auditing.privacy import spent
+from medpfl.auditing.defense_parts import discloses, server_only, server_side
+from medpfl.auditing.epsilon import spent
+from medpfl.auditing.player import Player
 from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.setup import Setup
-from medpfl.auditing.sums import aggregates, decrypts, staying
-from medpfl.auditing.watch import files
+from medpfl.core.experiments.settings import Settings
 from medpfl.core.roles import NO_DEFENSE
-from medpfl.core.settings import Settings
 from medpfl.data.images import LabelledImages
+from medpfl.inputs.checkpoint import Checkpoint
+from medpfl.runs.environment import versions
+from medpfl.runs.progress_bar import files
 
 __all__ = ["of_reading", "settings_of"]
 

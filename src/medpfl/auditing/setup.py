@@ -13,29 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from medpfl import attacks as attack_package
-from medpfl.auditing.acting import at_client, discloses, untold
-from medpfl.auditing.derivatives import check_derivatives
-from medpfl.auditing.engine import (
-    check_network,
-    checked_module,
-    explained,
-    generator_of,
-    label_shape_of,
-    naming,
-    seed_of,
-    stack_size,
-)
-from medpfl.auditing.identity import Code, Identity, fingerprint, layers_of
-from medpfl.auditing.inputs import GivenModel
+from medpfl.auditing.aggregation import Group, aggregates, check_sum, masks, staying
+from medpfl.auditing.defense_parts import at_client, discloses, untold
 from medpfl.auditing.isolating import Recipe
-from medpfl.auditing.key import StudyIndex
-from medpfl.auditing.network import network_of
 from medpfl.auditing.recorded import Recorded, behind
-from medpfl.auditing.store import JobKey
-from medpfl.auditing.sums import Group, aggregates, check_sum, masks, staying
 from medpfl.auditing.victims import draw_victims
 from medpfl.core.errors import InputError
-from medpfl.core.limits import DRAWS, IMAGES, check_whole
+from medpfl.core.experiments.limits import DRAWS, IMAGES, check_whole
 from medpfl.core.plan import Plan
 from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
 from medpfl.core.spec import registry
@@ -45,8 +29,15 @@ from medpfl.core.verdicts import MASKED, RANDOM_UPDATE
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.federated.ready import check_separable, prepare
+from medpfl.inputs.network import check_network, label_shape_of, network_of
+from medpfl.inputs.parts import GivenModel
+from medpfl.inspection.derivatives import check_derivatives
 from medpfl.isolation.parent import Isolated
 from medpfl.metrics.pixel import ssim
+from medpfl.runs.environment import checked_module, explained, generator_of, naming, seed_of, stack_size
+from medpfl.runs.identity import Code, Identity, fingerprint, layers_of
+from medpfl.runs.jobs import JobKey
+from medpfl.runs.study_key import StudyIndex
 
 __all__ = ["Setup"]
 

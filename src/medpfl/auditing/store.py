@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +14,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import pad
 
-from medpfl.auditing.cloak import Cloak
-from medpfl.auditing.run_files import (
+from medpfl.core.atomic_files import PRIVATE, write
+from medpfl.core.errors import InputError
+from medpfl.core.types import Finding
+from medpfl.runs.cloak import Cloak
+from medpfl.runs.directory import (
     RUN,
     append,
     check_rows,
@@ -29,11 +31,9 @@ from medpfl.auditing.run_files import (
     read_json,
     read_lines,
 )
-from medpfl.core.errors import InputError
-from medpfl.core.files import PRIVATE, write
-from medpfl.core.types import Finding
+from medpfl.runs.jobs import JobKey, job_of
 
-__all__ = ["FORMAT", "ROWS", "JobKey", "Store", "check_format", "claimed", "discard", "job_of", "read_rows", "stored"]
+__all__ = ["FORMAT", "ROWS", "Store", "check_format", "claimed", "discard", "read_rows", "stored"]
 
 ROWS = "findings.jsonl"
 
@@ -42,29 +42,6 @@ FORMAT = 3
 
 
 _PLAIN = Cloak(None)
-
-
-class JobKey(NamedTuple):
-    """One stack of victims under one attack and one defense: the unit that is redone after a kill.
-
-    `knows` says whether the attack is told what the defense discloses of itself.
-    """
-
-    control: str
-    draw: int
-    defense: str
-    attack: str
-    stack: int
-    knows: bool = False
-
-    def file_name(self) -> str:
-        """Of its pictures."""
-        return hashlib.sha256(json.dumps(self).encode()).hexdigest()[:16] + ".safetensors"
-
-
-def job_of(row: Finding) -> JobKey:
-    """The job that a row belongs to."""
-    return JobKey(row.control, row.draw, row.defense, row.attack, row.stack, row.knows_defense)
 
 
 class Store:

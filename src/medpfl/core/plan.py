@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from medpfl.core.errors import InputError
-from medpfl.core.limits import EPOCHS, FACTOR, IMAGES, STEPS, check_numbers, check_whole, shortened
+from medpfl.core.experiments.limits import EPOCHS, FACTOR, IMAGES, STEPS, check_numbers, check_whole, shortened
 from medpfl.core.spec import Part, shown
 
 __all__ = ["Plan"]

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from medpfl.core.atomic_files import write
 from medpfl.core.errors import InputError
-from medpfl.core.files import write
-from medpfl.core.limits import CLASSES, IMAGES, NAME, check_image_shape, check_whole, shortened
+from medpfl.core.experiments.limits import CLASSES, IMAGES, NAME, check_image_shape, check_whole, shortened
 from medpfl.core.plan import Plan
 from medpfl.core.tensors import oddity
 from medpfl.core.types import Tensors, Update, Weights
@@ -97,9 +97,7 @@ class Record:
         except (SafetensorError, OSError) as error:
             raise InputError(f"'{path}' cannot be read as a record: {error}") from None
         if header is None:
-            raise InputError(
-                f"'{path}' is a safetensors file, but no record: Update.save(path, plan, weights) makes one"
-            )
+            raise InputError(f"'{path}' is a safetensors file, but no record: medpfl.Record(...).save(path) makes one")
         return cls._from(path, _json(path, header), tensors)
 
     @classmethod

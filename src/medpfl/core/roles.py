@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from medpfl.core.accountant import Epsilon
-    from medpfl.core.masked import Exchange, MaskedVector
+    from medpfl.core.channels.exchange import Exchange, MaskedVector
     from medpfl.core.plan import Plan
-    from medpfl.core.tradeoff import Mechanism
+    from medpfl.core.privacy.accountant import Epsilon
+    from medpfl.core.privacy.tradeoff import Mechanism
     from medpfl.core.types import Batch, Channel, Observation, Reconstruction, Tensors, Update
 
     Sums = tuple[Tensors, dict[str, Any]] | None
@@ -154,7 +154,7 @@ class Defense(Part):
         Raises:
             InputError: the server gets another number of updates than one.
         """
-        from medpfl.core.masked import Exchange
+        from medpfl.core.channels.exchange import Exchange
 
         made, _ = self.aggregate(updates, self.init(), generator)
         if len(made) != 1:
@@ -224,7 +224,7 @@ class Defense(Part):
         Raises:
             InputError: a number out of its range, or the extra ``dp`` is not installed.
         """
-        from medpfl.core.accountant import epsilon
+        from medpfl.core.privacy.accountant import epsilon
 
         seen = self.mechanism(plan, rounds)
         return None if seen is None else epsilon(seen.noise, seen.rate, seen.steps, delta)
@@ -311,7 +311,7 @@ class Composed(Defense):
         Each part is asked of the update as it left that part: what later parts disclose is undone where it can be.
         Nothing of a sum if a part would have to see the single updates to say what it did to them (`settled`).
         """
-        from medpfl.core.decoding import decoded
+        from medpfl.core.channels.decoding import decoded
         from medpfl.core.types import Channel
 
         if self.acts("aggregate") and not self.settled(before is None):

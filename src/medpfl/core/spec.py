@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from medpfl.core.errors import InputError, nearest
-from medpfl.core.limits import NESTING, SPEC, SWEEP, check_numbers
+from medpfl.core.experiments.limits import NESTING, SPEC, SWEEP, check_numbers
 
 __all__ = [
     "Part",

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from medpfl.core.channel import Channel, Tensors, stack_tensors
+from medpfl.core.channels.channel import Channel, Tensors, stack_tensors
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.typed import typed
@@ -95,19 +95,6 @@ class Update:
         first = updates[0]
         buffers = None if first.buffers is None else stack_tensors([u.buffers or {} for u in updates])
         return replace(first, tensors=stack_tensors([u.tensors for u in updates]), buffers=buffers)
-
-    def save(self, path: Any, plan: Plan, weights: Weights, **context: Any) -> None:
-        """Writes a record that ``medpfl audit`` reads; see `medpfl.core.records.Record`."""
-        from medpfl.core.records import Record
-
-        Record(self, plan, weights, **context).save(path)
-
-    @staticmethod
-    def load(path: Any) -> Update:
-        """The update of a record; `medpfl.core.records.Record.load` gives its plan and weights too."""
-        from medpfl.core.records import Record
-
-        return Record.load(path).update
 
 
 @dataclass(frozen=True, eq=False)

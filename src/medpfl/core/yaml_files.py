@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from medpfl.core.atomic_files import oddity_of
 from medpfl.core.errors import InputError
-from medpfl.core.files import oddity_of
-from medpfl.core.limits import CONFIG_BYTES, NESTING, YAML_NODES
+from medpfl.core.experiments.limits import CONFIG_BYTES, NESTING, YAML_NODES
 
 __all__ = ["read_text", "read_yaml"]
 

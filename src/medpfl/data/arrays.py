@@ -14,9 +14,9 @@ from torch import Tensor
 from medpfl.core.errors import InputError
 from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages, check_numbered
-from medpfl.data.listing import spread
-from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
-from medpfl.data.unit import unit
+from medpfl.data.reading.intensity import unit
+from medpfl.data.reading.listing import spread
+from medpfl.data.reading.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
 
 __all__ = ["Arrays"]
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import DataSource
-from medpfl.data import dicom_files, nifti
+from medpfl.data import nifti
 from medpfl.data.dicom import Dicom
 from medpfl.data.folder import ImageFolder
-from medpfl.data.formats import is_text
-from medpfl.data.listing import files_in, is_image
 from medpfl.data.medmnist import MedMNIST
 from medpfl.data.nifti import Nifti
+from medpfl.data.reading import dicom_headers as dicom_files
+from medpfl.data.reading.formats import is_text
+from medpfl.data.reading.listing import files_in, is_image
 from medpfl.data.samples import Samples
 from medpfl.data.segmented import Segmented, is_segmented
 

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError, listed, nearest
 from medpfl.core.roles import DataSource
-from medpfl.data.dicom_files import DicomFile, list_dicom, why_unread
 from medpfl.data.images import LabelledImages
-from medpfl.data.index import Patients, read_patients
-from medpfl.data.labels import Place, label_files
-from medpfl.data.listing import first, spread
-from medpfl.data.resize import Fit, check_limit, check_target, fitted, stacked
-from medpfl.data.viewer import dicom_frames, quiet
+from medpfl.data.reading.dicom_headers import DicomFile, list_dicom, why_unread
+from medpfl.data.reading.dicom_pixels import dicom_frames, quiet
+from medpfl.data.reading.file_labels import Place, label_files
+from medpfl.data.reading.index import Patients, read_patients
+from medpfl.data.reading.listing import first, spread
+from medpfl.data.reading.resize import Fit, check_limit, check_target, fitted, stacked
 
 __all__ = ["Dicom"]
 
@@ -37,8 +37,8 @@ class Dicom(DataSource):
 
     Attributes:
         path: a folder, searched with the folders in it; a DICOMDIR; or one file.
-        labels: of files without ``index.csv``; see `medpfl.data.labels.label_files`. Unlabeled images are all
-            of one class.
+        labels: of files without ``index.csv``; see `medpfl.data.reading.file_labels.label_files`. Unlabeled images are
+            all of one class.
         group: what counts as one patient: ``"patient"`` (PatientID; ``patient_id`` in ``index.csv`` goes
             before it), ``"study"``, ``"series"`` or ``"file"``.
         window: center and width after the rescaling, such as (40, 400) for a CT of the abdomen.

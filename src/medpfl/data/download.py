@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from medpfl.core.errors import InputError
-from medpfl.data.decode import reason
+from medpfl.data.reading.decode import reason
 
 __all__ = ["cached"]
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import DataSource
-from medpfl.data.decode import decode, pillow_quiet, reason
 from medpfl.data.images import LabelledImages
-from medpfl.data.index import read_patients
-from medpfl.data.listing import first, list_images, printable
-from medpfl.data.resize import Fit, check_limit, check_target, fitted, stacked
+from medpfl.data.reading.decode import decode, pillow_quiet, reason
+from medpfl.data.reading.index import read_patients
+from medpfl.data.reading.listing import first, list_images, printable
+from medpfl.data.reading.resize import Fit, check_limit, check_target, fitted, stacked
 
 __all__ = ["ImageFolder"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
-from medpfl.core.limits import CLASSES
+from medpfl.core.experiments.limits import CLASSES
 
 __all__ = ["LabelledImages", "check_numbered"]
 

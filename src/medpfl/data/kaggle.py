@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.roles import DataSource
-from medpfl.data.decode import reason
 from medpfl.data.folder import ImageFolder
 from medpfl.data.images import LabelledImages
-from medpfl.data.resize import Fit, check_limit, check_target
+from medpfl.data.reading.decode import reason
+from medpfl.data.reading.resize import Fit, check_limit, check_target
 
 __all__ = ["Kaggle"]
 

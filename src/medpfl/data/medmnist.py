@@ -16,11 +16,11 @@ from medpfl.core.errors import InputError, nearest
 from medpfl.core.roles import DataSource
 from medpfl.data.download import cached
 from medpfl.data.images import LabelledImages, check_numbered
-from medpfl.data.listing import spread
 from medpfl.data.medmnist_sums import SUMS, URL
-from medpfl.data.npz import Npz
-from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
-from medpfl.data.unit import unit
+from medpfl.data.reading.intensity import unit
+from medpfl.data.reading.listing import spread
+from medpfl.data.reading.npz import Npz
+from medpfl.data.reading.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
 
 __all__ = ["MedMNIST"]
 

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.roles import DataSource
-from medpfl.data.among import without_masks
-from medpfl.data.decode import reason
-from medpfl.data.formats import of_other_formats
 from medpfl.data.images import LabelledImages
-from medpfl.data.index import read_patients
-from medpfl.data.labels import Place, label_files
-from medpfl.data.listing import files_in, first, printable, spread
-from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
-from medpfl.data.viewer import quiet
-from medpfl.data.volumes import (
+from medpfl.data.reading.decode import reason
+from medpfl.data.reading.dicom_pixels import quiet
+from medpfl.data.reading.file_labels import Place, label_files
+from medpfl.data.reading.formats import of_other_formats
+from medpfl.data.reading.index import read_patients
+from medpfl.data.reading.listing import files_in, first, printable, spread
+from medpfl.data.reading.masks_among_images import without_masks
+from medpfl.data.reading.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
+from medpfl.data.reading.volumes import (
     PLANES,
     Volume,
     common_spacing,
@@ -54,8 +54,8 @@ class Nifti(DataSource):
         path: a folder, searched with the folders in it, or one file.
         plane: ``"axial"``, ``"coronal"`` or ``"sagittal"`` slices, or ``"volume"``: (1, D, H, W), axial slices
             from the feet upwards.
-        labels: of files without ``index.csv``; see `medpfl.data.labels.label_files`. Unlabeled images are all
-            of one class. A patient is ``patient_id`` in ``index.csv``, a folder ``sub-...`` (BIDS), or a file.
+        labels: of files without ``index.csv``; see `medpfl.data.reading.file_labels.label_files`. Unlabeled images are
+            all of one class. A patient is ``patient_id`` in ``index.csv``, a folder ``sub-...`` (BIDS), or a file.
         frame: which volume of a file that holds a series; ``None``: a file must hold one volume.
         size: of all sides, at least 8; voxels are made cubic, unless `fit` is ``"squash"``.
         fit, channels: as in `ImageFolder`.

@@ -12,10 +12,10 @@ from torch import Tensor
 from medpfl.core.errors import InputError
 from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
-from medpfl.data.resize import Fit, check_target, fitted, stacked
-from medpfl.data.sample_cuts import CROPS, SLICES
-from medpfl.data.viewer import dicom_frame
-from medpfl.data.volumes import Volume, slice_of, volume
+from medpfl.data.reading.dicom_pixels import dicom_frame
+from medpfl.data.reading.resize import Fit, check_target, fitted, stacked
+from medpfl.data.reading.sample_cuts import CROPS, SLICES
+from medpfl.data.reading.volumes import Volume, slice_of, volume
 
 __all__ = ["Samples"]
 

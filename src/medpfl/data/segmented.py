@@ -12,18 +12,28 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import DataSource
-from medpfl.data.decode import pillow_quiet, reason
 from medpfl.data.images import LabelledImages
-from medpfl.data.index import read_patients
-from medpfl.data.labels import labels_given
-from medpfl.data.listing import first, printable, spread
-from medpfl.data.masks import class_of, fitted_mask, numbered
 from medpfl.data.nifti import Plane, check_plane
-from medpfl.data.npz import Npz
-from medpfl.data.pairs import IMAGES, MASKS, Pair, case_of, folders_of, owner_of, paired, places_in, read_pairs
-from medpfl.data.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
-from medpfl.data.unit import unit
-from medpfl.data.volumes import MisplacedError, common_spacing
+from medpfl.data.reading.decode import pillow_quiet, reason
+from medpfl.data.reading.file_labels import labels_given
+from medpfl.data.reading.image_mask_pairs import (
+    IMAGES,
+    MASKS,
+    Pair,
+    case_of,
+    folders_of,
+    owner_of,
+    paired,
+    places_in,
+    read_pairs,
+)
+from medpfl.data.reading.index import read_patients
+from medpfl.data.reading.intensity import unit
+from medpfl.data.reading.listing import first, printable, spread
+from medpfl.data.reading.masks import class_of, fitted_mask, numbered
+from medpfl.data.reading.npz import Npz
+from medpfl.data.reading.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
+from medpfl.data.reading.volumes import MisplacedError, common_spacing
 
 __all__ = ["Segmented", "is_segmented"]
 

@@ -12,8 +12,8 @@ from medpfl.core.errors import InputError
 from medpfl.core.roles import DataSource
 from medpfl.data.choose import source_at
 from medpfl.data.images import LabelledImages
-from medpfl.data.masks import class_of
-from medpfl.data.resize import Fit, check_target
+from medpfl.data.reading.masks import class_of
+from medpfl.data.reading.resize import Fit, check_target
 from medpfl.data.samples import Samples
 
 __all__ = ["Thresholded", "otsu"]

@@ -8,9 +8,9 @@ import torch
 
 from medpfl.core.errors import check_positive
 from medpfl.core.plan import Plan
+from medpfl.core.privacy.tradeoff import Mechanism
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
-from medpfl.core.tradeoff import Mechanism
 from medpfl.core.types import Channel, Update
 from medpfl.defenses.clipping import Clipping
 from medpfl.defenses.gaussian import GaussianNoise

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from medpfl.core.decoding import certain
+from medpfl.core.channels.decoding import certain
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from medpfl.core.errors import check_positive
 from medpfl.core.plan import Plan
+from medpfl.core.privacy.tradeoff import Mechanism
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown
-from medpfl.core.tradeoff import Mechanism
 from medpfl.core.types import Channel, Tensors, Update
 from medpfl.defenses.clipping import scaled_down
 

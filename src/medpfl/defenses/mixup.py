@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from medpfl.core.drawn import last_linear
+from medpfl.core.drawn_layers import last_linear
 from medpfl.core.errors import InputError, check_positive
 from medpfl.core.roles import Defense, State
 from medpfl.core.spec import shown

@@ -9,8 +9,8 @@ from math import inf
 import torch
 from torch import Tensor
 
+from medpfl.core.channels.exchange import Exchange, MaskedVector
 from medpfl.core.errors import InputError, check_positive
-from medpfl.core.masked import Exchange, MaskedVector
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Aggregation, Defense, State
 from medpfl.core.spec import shown

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medpfl.core.drawn import Drawn, last_linear, with_layer
+from medpfl.core.drawn_layers import Drawn, last_linear, with_layer
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medpfl.core.drawn import DRAWN, Drawn
+from medpfl.core.drawn_layers import DRAWN, Drawn
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Tensors

@@ -12,11 +12,11 @@ from torch.func import replace_all_batch_norm_modules_
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from medpfl.core.copies import copied
-from medpfl.core.drawn import set_layer
+from medpfl.core.drawn_layers import set_layer
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Tensors
+from medpfl.core.user_code.copies import copied
 from medpfl.federated.draws import Dropout
 from medpfl.federated.kernels import plain_recurrence
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medpfl.core.decoding import decoded_all
+from medpfl.core.channels.decoding import decoded_all
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
@@ -89,7 +89,7 @@ def observation(model: nn.Module, received: Received, defense: Defense) -> Obser
     """What an attack gets: a function of what the server received, the model and the defense.
 
     Where the adversary is told of the defense, the maps that it discloses are undone here, once, wherever they can be
-    (see `medpfl.core.decoding`): no attack can read a tensor in which they are not.
+    (see `medpfl.core.channels.decoding`): no attack can read a tensor in which they are not.
 
     Args:
         model: as the client prepared it (the architecture is public).

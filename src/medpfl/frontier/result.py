@@ -10,17 +10,17 @@ from textwrap import wrap
 from typing import Any, NamedTuple
 
 from medpfl.auditing.report import Report
-from medpfl.auditing.training_report import Trained
-from medpfl.core.files import PRIVATE, as_csv, write
-from medpfl.core.frontier import RECOMMENDED, RECOMMENDED_FILE, Frontier
-from medpfl.core.place import is_place
+from medpfl.core.atomic_files import PRIVATE, as_csv, write
+from medpfl.core.experiments.frontier import RECOMMENDED, RECOMMENDED_FILE, Frontier
+from medpfl.core.user_code.loading import is_place
 from medpfl.frontier.choice import marked, recommendation
 from medpfl.frontier.limits import limits_of
 from medpfl.frontier.points import Point, points_of
-from medpfl.frontier.scenes import Setting, training_of
+from medpfl.frontier.tasks import Setting, training_of
 from medpfl.judging.types import flat
 from medpfl.reporting.frontier import sentences, write_frontier_page
 from medpfl.reporting.training import judged
+from medpfl.training.report import Trained
 
 __all__ = ["OUTPUTS", "Found", "Result", "results", "write_recommended"]
 
@@ -127,7 +127,7 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
 
     It names no images, weights file or device: these are said on the command line. A model or a defense of one's own
     is named by its file, so that this file is its owner's alone to read (mode 0600); whoever reads it back has to name
-    that file again, since a recommendation may come from another party (`medpfl.options.check_files`).
+    that file again, since a recommendation may come from another party (`medpfl.cli.parser.check_files`).
     """
     import yaml
 

@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medpfl.auditing.identity import Code, Identity, unchanged
-from medpfl.auditing.key import KEY_FILE, key_file, key_of, move_out
 from medpfl.auditing.perform import perform
-from medpfl.auditing.perform_training import perform_training
 from medpfl.auditing.report import reread
-from medpfl.auditing.run_files import RUN, check_rows, difference, locked, made, note, read_json, reading
-from medpfl.auditing.training_report import Trained, reread_training
+from medpfl.core.atomic_files import write
 from medpfl.core.errors import DivergedError, InputError
-from medpfl.core.files import write
-from medpfl.core.frontier import Frontier
+from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.messages import say as tell
 from medpfl.frontier.limits import limits_of
 from medpfl.frontier.result import OUTPUTS, Found, Result, results, write_recommended
-from medpfl.frontier.scenes import Setting, audit_of, check, parts_of, settings_of, training_of, with_images
+from medpfl.frontier.tasks import Setting, audit_of, check, parts_of, settings_of, training_of, with_images
+from medpfl.runs.directory import RUN, check_rows, difference, locked, made, note, read_json, reading
+from medpfl.runs.identity import Code, Identity, unchanged
+from medpfl.runs.study_key import KEY_FILE, key_file, key_of, move_out
+from medpfl.training.perform import perform_training
+from medpfl.training.report import Trained, reread_training
 
 __all__ = ["frontier", "remake"]
 

@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from medpfl.auditing.acting import at_client
-from medpfl.auditing.checkpoint import About as Trained
-from medpfl.auditing.checkpoint import Checkpoint
-from medpfl.auditing.inputs import attacks_of, defenses_of, model_of
+from medpfl.auditing.defense_parts import at_client
 from medpfl.core import progress
-from medpfl.core.drawn import DRAWN
+from medpfl.core.drawn_layers import DRAWN
 from medpfl.core.errors import InputError, listed
-from medpfl.core.modules import own_line, own_modules, quoted
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Defense, Model
-from medpfl.core.sources import modules_of
-from medpfl.core.strangers import reason
 from medpfl.core.trace import tracing
 from medpfl.core.types import Weights
+from medpfl.core.user_code.modules import own_line, own_modules, quoted
+from medpfl.core.user_code.sources import modules_of
+from medpfl.core.user_code.strangers import reason
 from medpfl.federated.ready import prepare
 from medpfl.federated.server import observation
+from medpfl.inputs.checkpoint import About as Trained
+from medpfl.inputs.checkpoint import Checkpoint
+from medpfl.inputs.parts import attacks_of, defenses_of, model_of
 from medpfl.isolation.pipes import Pipe
 from medpfl.isolation.protocol import (
     Message,

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from medpfl.core import progress
 from medpfl.core.errors import InputError
-from medpfl.core.place import at_home, is_place, parted
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
 from medpfl.core.trace import traced
 from medpfl.core.types import Reconstruction, Weights
+from medpfl.core.user_code.loading import at_home, is_place, parted
 from medpfl.federated.server import Received
 from medpfl.isolation.pipes import DamagedFrameError
 from medpfl.isolation.process import Process
@@ -121,7 +121,7 @@ class Worker:
         """The attack that a spec without a sweep describes; nothing of it is imported here.
 
         Raises:
-            InputError: what `medpfl.auditing.inputs.attacks_of` raises, and a process that ends.
+            InputError: what `medpfl.inputs.parts.attacks_of` raises, and a process that ends.
         """
         full = absolute(text)
         try:
@@ -230,7 +230,7 @@ class Isolated(Attack):
     def modules(self) -> dict[str, str]:
         """Return digests by name of the modules of the user's own behind it, as they are now.
 
-        They are those of `medpfl.core.sources.modules_of`, and all others that its process has imported.
+        They are those of `medpfl.core.user_code.sources.modules_of`, and all others that its process has imported.
 
         Raises:
             InputError: a file was changed after its process imported it, or the answer cannot be used.

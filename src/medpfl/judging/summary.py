@@ -6,7 +6,7 @@ from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from medpfl.core.settings import Json, Settings
+from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import (
     INCONCLUSIVE,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.core.errors import InputError, nearest
-from medpfl.core.limits import LAYERS, PARAMETERS
+from medpfl.core.experiments.limits import LAYERS, PARAMETERS
 
 __all__ = ["ACTIVATIONS", "MOMENTS", "Normalized", "check_choice", "check_counts", "check_rate", "planar"]
 

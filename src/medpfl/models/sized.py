@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medpfl.core.errors import InputError
-from medpfl.core.limits import check_classes, check_image_shape, check_parameters
+from medpfl.core.experiments.limits import check_classes, check_image_shape, check_parameters
 from medpfl.core.roles import Model
 from medpfl.models.user import UserModel
 
@@ -27,8 +27,8 @@ def built(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -
     once, and may make no tensor that is larger than a whole model.
 
     Raises:
-        InputError: images, classes or a network beyond the bounds of `medpfl.core.limits`, or what `Model.build`
-            raises.
+        InputError: images, classes or a network beyond the bounds of `medpfl.core.experiments.limits`, or what
+            `Model.build` raises.
     """
     check_image_shape(image_shape)
     check_classes(classes)

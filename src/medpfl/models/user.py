@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from medpfl.core.copies import check_copies
 from medpfl.core.errors import InputError
-from medpfl.core.place import find, parted
 from medpfl.core.roles import Model
 from medpfl.core.spec import construct
-from medpfl.core.strangers import explained
+from medpfl.core.user_code.copies import check_copies
+from medpfl.core.user_code.loading import find, parted
+from medpfl.core.user_code.strangers import explained
 from medpfl.models.wrapped import unwrapped
 
 __all__ = ["UserModel"]

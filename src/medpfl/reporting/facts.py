@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from medpfl.core.settings import Json
+from medpfl.core.experiments.settings import Json
 from medpfl.core.threat import GRANTS
 from medpfl.reporting.words import DASH, number
 

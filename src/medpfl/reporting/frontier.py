@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medpfl.core.files import write
-from medpfl.core.settings import Json
-from medpfl.reporting.bound_figure import bound_section
-from medpfl.reporting.frontier_figure import NAMES, frontier_figure
+from medpfl.core.atomic_files import write
+from medpfl.core.experiments.settings import Json
+from medpfl.reporting.figures.bounds import bound_section
+from medpfl.reporting.figures.frontier import NAMES, frontier_figure
 from medpfl.reporting.verdict import MARKS
 from medpfl.reporting.words import DASH, between, known, label, number, percent, percents
 

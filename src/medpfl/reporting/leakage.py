@@ -7,13 +7,13 @@ from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, NamedTuple
 
-from medpfl.core.files import write
-from medpfl.core.settings import Json
+from medpfl.core.atomic_files import write
+from medpfl.core.experiments.settings import Json
 from medpfl.core.verdicts import LEAKS, NO_LEAK
 from medpfl.judging.types import Cell
-from medpfl.reporting.curves import canvas, legend
+from medpfl.reporting.figures.svg import COLORS, inline
+from medpfl.reporting.figures.training import canvas, legend
 from medpfl.reporting.phrases import reason, strength
-from medpfl.reporting.svg import COLORS, inline
 from medpfl.reporting.tables import SHORT, fold
 from medpfl.reporting.words import attacker, known, label, number, percent, percents, shorten
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from medpfl.core.settings import Json
+from medpfl.core.experiments.settings import Json
 from medpfl.reporting.words import percent
 
 __all__ = ["model_page"]
@@ -23,7 +23,7 @@ def model_page(check: Json) -> list[tuple[str, list[str]]]:
     """Headings and their lines.
 
     Args:
-        check: the fields of a `medpfl.auditing.model_check.ModelCheck`.
+        check: the fields of a `medpfl.inspection.check.ModelCheck`.
     """
     return [
         (f"{check['model']} on images {_shape(check['image_shape'])}, {check['mode']} mode", list(_facts(check))),

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
-from medpfl.core.files import PRIVATE, write
-from medpfl.core.settings import Json, Settings
+from medpfl.core.atomic_files import PRIVATE, write
+from medpfl.core.experiments.settings import Json, Settings
 from medpfl.judging.types import Cell
-from medpfl.reporting.bound_figure import bound_section
 from medpfl.reporting.bounds import placed
-from medpfl.reporting.drawing import draw_panel
 from medpfl.reporting.facts import facts, granted, lead
-from medpfl.reporting.figures import leak_figure, similarity_figure
+from medpfl.reporting.figures.bounds import bound_section
+from medpfl.reporting.figures.leak import leak_figure, similarity_figure
+from medpfl.reporting.figures.panels import Panel, panels
+from medpfl.reporting.figures.png import draw_panel
 from medpfl.reporting.flags import FLAGS, Flag
 from medpfl.reporting.masks import mask_lines
-from medpfl.reporting.panels import Panel, panels
 from medpfl.reporting.patients import patient_rows
 from medpfl.reporting.phrases import Cells
 from medpfl.reporting.tables import Entry, entries, with_unions

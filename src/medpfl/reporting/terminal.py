@@ -9,9 +9,9 @@ from typing import Protocol
 
 from rich.console import Console
 
+from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.messages import may_show
 from medpfl.core.rounds import Round
-from medpfl.core.settings import Json, Settings
 from medpfl.judging.types import Cell
 from medpfl.reporting.frontier import frontier_table, reading
 from medpfl.reporting.leakage import RoundCell, leakage_table

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medpfl.core.files import write
+from medpfl.core.atomic_files import write
+from medpfl.core.experiments.settings import Json
 from medpfl.core.rounds import Round, Scores
-from medpfl.core.settings import Json
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.reporting.words import between, label, number, percent, percents
 
@@ -98,8 +98,8 @@ def write_training_page(out: Path, settings: Json, rows: Sequence[Round]) -> Pat
     """Writes ``report.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 
-    from medpfl.reporting.curves import privacy_figure, score_figure
     from medpfl.reporting.facts import lead
+    from medpfl.reporting.figures.training import privacy_figure, score_figure
     from medpfl.reporting.pages import rendered
 
     name = judged(rows)

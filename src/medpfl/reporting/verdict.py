@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from medpfl.core.settings import Settings
+from medpfl.core.experiments.settings import Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.judging.types import Cell
 from medpfl.reporting.phrases import Cells, bounded, by, counts, example, extent, hits, labels, reason

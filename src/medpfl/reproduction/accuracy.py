@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medpfl.auditing.inputs import defenses_of
-from medpfl.auditing.perform_training import perform_training
-from medpfl.auditing.training_report import Trained, reread_training
 from medpfl.core.errors import DivergedError
-from medpfl.core.training import Training
+from medpfl.core.experiments.training import Training
 from medpfl.core.verdicts import UNDEFENDED
+from medpfl.inputs.parts import defenses_of
 from medpfl.reproduction.experiments import Part, Study
-from medpfl.reproduction.form import Form
 from medpfl.reproduction.outputs import runs_of
 from medpfl.reproduction.places import ACCURACY_SET
+from medpfl.reproduction.scale import Form
+from medpfl.training.perform import perform_training
+from medpfl.training.report import Trained, reread_training
 
 __all__ = ["Accuracies", "AccuracyRuns", "defenses_in"]
 

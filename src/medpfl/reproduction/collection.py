@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medpfl.auditing.report import Report, reread
-from medpfl.auditing.run_files import read_json
 from medpfl.auditing.store import ROWS
 from medpfl.reproduction.accuracy import Accuracies
 from medpfl.reproduction.legacy import write_legacy
@@ -15,6 +14,7 @@ from medpfl.reproduction.pictures import write_pictures
 from medpfl.reproduction.published import Published
 from medpfl.reproduction.tables import Row, rows_of
 from medpfl.reproduction.task import Task, training_of
+from medpfl.runs.directory import read_json
 
 __all__ = ["Collection", "Reproduction"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from medpfl.core.errors import InputError, nearest
-from medpfl.core.experiment import Experiment
+from medpfl.core.experiments.experiment import Experiment
 
 __all__ = ["EXPERIMENTS", "SAMPLES", "SETS", "Part", "Study", "study"]
 
@@ -36,7 +36,7 @@ class Part(BaseModel):
         masks: whether the network segments, and learns masks that `medpfl.data.Thresholded` makes of the images.
         explained: whether what its images are like is kept beside the rows, and set against them.
         quick, faithful: what is put in place of the above in the brief form, and in that of the notebooks; see
-            `medpfl.reproduction.form.Form`.
+            `medpfl.reproduction.scale.Form`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

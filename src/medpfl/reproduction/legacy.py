@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medpfl.auditing.engine import generator_of
-from medpfl.auditing.inputs import data_of
-from medpfl.core.files import write
+from medpfl.core.atomic_files import write
+from medpfl.inputs.parts import data_of
 from medpfl.metrics.legacy import legacy_ssim_range0, legacy_ssim_range255
 from medpfl.metrics.pixel import ssim
-from medpfl.reporting.grid import draw_grid
+from medpfl.reporting.figures.grid import draw_grid
 from medpfl.reporting.words import number
 from medpfl.reproduction.experiments import SAMPLES
 from medpfl.reproduction.markdown import markdown_table
+from medpfl.runs.environment import generator_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medpfl.core.files import as_csv, write
+from medpfl.core.atomic_files import as_csv, write
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.reporting.words import number

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from medpfl.auditing.engine import versions
 from medpfl.auditing.store import ROWS, read_rows
+from medpfl.core.atomic_files import write
 from medpfl.core.errors import InputError
-from medpfl.core.files import write
 from medpfl.reproduction import experiments
 from medpfl.reproduction.modalities import KEPT, kept, relations
 from medpfl.reproduction.published import Published, beside
 from medpfl.reproduction.tables import Row, as_latex, as_markdown, as_table
+from medpfl.runs.environment import versions
 
 __all__ = ["Gap", "of_version", "panels_of", "runs_of", "write_tables"]
 

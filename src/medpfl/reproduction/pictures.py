@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from medpfl.auditing.store import Store, job_of, stored
-from medpfl.core.files import PRIVATE, write
+from medpfl.auditing.store import Store, stored
+from medpfl.core.atomic_files import PRIVATE, write
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.judging.types import Cell
-from medpfl.reporting.grid import draw_grid
+from medpfl.reporting.figures.grid import draw_grid
 from medpfl.reporting.selection import cell_rows, examples
 from medpfl.reporting.words import label, number
+from medpfl.runs.jobs import job_of
 
 __all__ = ["write_pictures"]
 

@@ -10,13 +10,13 @@ from medpfl.core.errors import InputError, listed, nearest
 from medpfl.core.messages import say
 from medpfl.reproduction import experiments as files
 from medpfl.reproduction.accuracy import Accuracies, AccuracyRuns, defenses_in
-from medpfl.reproduction.claims import Claims
 from medpfl.reproduction.collection import Collection, Reproduction
 from medpfl.reproduction.experiments import EXPERIMENTS, SAMPLES, SETS, Study
-from medpfl.reproduction.form import Form
+from medpfl.reproduction.ledger import Claims
 from medpfl.reproduction.outputs import Gap
 from medpfl.reproduction.places import ACCURACY_SET, Places
 from medpfl.reproduction.published import Published, read_published
+from medpfl.reproduction.scale import Form
 
 __all__ = ["Gap", "Reproduction", "remake", "reproduce"]
 
@@ -50,7 +50,7 @@ def reproduce(
         force: discards what other settings left in the run directories.
         progress: shows progress bars on the terminal, or prints lines now and then.
         form: `quick`, `faithful`, `seed`, `images`, `per_class`, `steps`, `device` and `weights`, as
-            `medpfl.reproduction.form.Form` explains them.
+            `medpfl.reproduction.scale.Form` explains them.
 
     Raises:
         InputError: no such experiment or part, no set at all, a wrong form, or an `out` that holds a part in another.

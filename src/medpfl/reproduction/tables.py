@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from medpfl.auditing.report import Report
-from medpfl.core.files import as_csv
+from medpfl.core.atomic_files import as_csv
 from medpfl.judging.types import Cell
 from medpfl.reporting.selection import cell_rows
 from medpfl.reporting.words import DASH, label, number, percent

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from medpfl.auditing.checkpoint import round_folder
-from medpfl.auditing.inputs import data_of
-from medpfl.auditing.key import study_index
 from medpfl.auditing.perform import perform
-from medpfl.auditing.perform_training import perform_training
 from medpfl.auditing.report import Report
-from medpfl.core.training import Training
+from medpfl.core.experiments.training import Training
+from medpfl.inputs.checkpoint import round_folder
+from medpfl.inputs.parts import data_of
 from medpfl.reproduction.experiments import Part
-from medpfl.reproduction.form import Form
 from medpfl.reproduction.modalities import features, keep
 from medpfl.reproduction.outputs import runs_of
+from medpfl.reproduction.scale import Form
+from medpfl.runs.study_key import study_index
+from medpfl.training.perform import perform_training
 
 __all__ = ["Task", "training_of"]
 

@@ -1,0 +1,158 @@
+"""A model as a graph of tensor operations on one image, at given weights."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, functionalize
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
+
+from medpfl.core.drawn_layers import draws
+from medpfl.core.errors import InputError
+from medpfl.core.types import Tensors, Weights
+from medpfl.core.user_code.copies import copied
+from medpfl.federated.ready import state_of
+
+__all__ = ["RECTIFIERS", "Graph", "exact", "graph_of"]
+
+_OPS = torch.ops.aten
+RECTIFIERS = {_OPS.relu.default}
+_ORDERED = (_OPS.max_pool2d_with_indices.default, operator.getitem)
+"""Between a rectifier and its maxima, the rectifier might as well come after them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The operations from the image to the output, all without side effects.
+
+    Attributes:
+        image: the node that stands for the image (1, C, H, W).
+        output: the node of the logits.
+        nodes: all that depend on the image, the image first, each after what it takes.
+        fixed: values of those that do not, floating ones in float64.
+        shapes: of the values of `nodes` that are tensors.
+        parameters: the model's parameters by node.
+    """
+
+    image: Node
+    output: Node
+    nodes: tuple[Node, ...]
+    fixed: dict[Node, Any]
+    shapes: dict[Node, torch.Size]
+    parameters: dict[Node, str]
+
+    def sources(self, node: Node) -> list[Node]:
+        """What a node takes that depends on the image."""
+        return [other for other in node.all_input_nodes if other not in self.fixed]
+
+    def call(self, node: Node, values: dict[Node, Any]) -> Any:
+        """The value of a node, from those of what it takes; those not given are `fixed`."""
+        return _call(node, lambda other: values[other] if other in values else self.fixed[other])
+
+    def rectifier(self, node: Node) -> Node | None:
+        """The one that gives a node's values, or those of which it has the maxima."""
+        while node.target in _ORDERED:
+            (node,) = self.sources(node)
+        return node if node.target in RECTIFIERS else None
+
+    def needed(self, wanted: Iterable[Node]) -> tuple[Node, ...]:
+        """Those of `nodes` that some need, and these themselves."""
+        found, open_ = set(), list(wanted)
+        while open_:
+            node = open_.pop()
+            if node not in found:
+                found.add(node)
+                open_ += self.sources(node)
+        return tuple(node for node in self.nodes if node in found)
+
+    def run(
+        self, image: Tensor, order: Sequence[Node], fixed: dict[Node, Any], skipped: Collection[Node] = ()
+    ) -> dict[Node, Any]:
+        """Values of nodes, as `needed` orders them; those `skipped` hand on what they take."""
+        values = {**fixed, self.image: image}
+        for node in order:
+            if node in skipped:
+                values[node] = values[self.sources(node)[0]]
+            elif node is not self.image:
+                values[node] = self.call(node, values)
+        return values
+
+
+def exact(tensors: Tensors) -> dict[str, Tensor]:
+    """The same on the CPU, floating ones in float64."""
+    return {k: t.cpu().double() if t.is_floating_point() else t.cpu() for k, t in tensors.items()}
+
+
+def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -> Graph:
+    """The graph of a prepared model, on the CPU: what is read of it needs float64, and is little work.
+
+    Args:
+        model: prepared; its own weights are not used.
+        weights: the global model.
+        image_shape: (C, H, W).
+
+    Raises:
+        InputError: what the model computes depends on more than tensors of fixed shapes, is drawn at random, or does
+            not depend on the image.
+    """
+    for name, layer in model.named_modules():
+        if draws(layer):
+            kind = type(layer).__name__
+            raise InputError(f"layer '{name}' ({kind}) draws at random: use mode eval, or another attack")
+    model = copied(model, forget=True).cpu()
+    parameters, rest = exact(weights.parameters), exact(state_of(model, weights.buffers))
+    image = next(iter(parameters.values())).new_full((1, *image_shape), 0.5)
+
+    def forward(own: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(model, {**own, **rest}, (x,))
+
+    try:
+        with torch.no_grad():
+            module = make_fx(functionalize(forward))(parameters, image)
+    except Exception as error:  # whatever a model of the user's does
+        raise InputError(
+            f"the model's operations cannot be listed ({type(error).__name__}: {str(error)[:80]}...); they must not "
+            "depend on what is in the image: attack with GradInv"
+        ) from error
+    module.graph.eliminate_dead_code()
+    return _sorted(module, parameters, image)
+
+
+def _sorted(module: GraphModule, parameters: dict[str, Tensor], image: Tensor) -> Graph:
+    """What depends on the image, and what does not."""
+    *given, entry = [node for node in module.graph.nodes if node.op == "placeholder"]
+    fixed: dict[Node, Any] = dict(zip(given, parameters.values(), strict=True))
+    nodes, shapes = [entry], {entry: image.shape}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            fixed[node] = getattr(module, str(node.target))
+        elif node.op == "call_function":
+            seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if seeded and "attention" not in node.name:  # which may drop values, and is walked back by nobody
+                raise InputError(f"operation '{node.name}' of the model draws at random: attack with GradInv")
+            if all(other in fixed for other in node.all_input_nodes):
+                with torch.no_grad():
+                    fixed[node] = _call(node, fixed.__getitem__)
+                continue
+            nodes.append(node)
+            shape = getattr(node.meta.get("tensor_meta"), "shape", None)
+            if shape is not None:
+                shapes[node] = shape
+    (output,) = next(node for node in module.graph.nodes if node.op == "output").all_input_nodes
+    if output not in shapes:
+        raise InputError("the model's output is no tensor that depends on the image: attack with GradInv")
+    return Graph(entry, output, tuple(nodes), fixed, shapes, dict(zip(given, parameters, strict=True)))
+
+
+def _call(node: Node, value: Callable[[Node], Any]) -> Any:
+    assert callable(node.target), f"{node} calls {node.target}"
+    args: Any = map_arg(node.args, value)
+    kwargs: Any = map_arg(node.kwargs, value)
+    return node.target(*args, **kwargs)

@@ -1,0 +1,79 @@
+"""Which operations of a `Graph` a derivative passes, whatever the values are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+from torch.fx import Node
+
+from medpfl.attacks.inversion.graph import Graph
+
+__all__ = ["PLACEWISE", "SHAPES", "SLOPES", "derivative", "is_affine", "obstacle"]
+
+_OPS = torch.ops.aten
+PLACEWISE = {_OPS.add.Tensor, _OPS.sub.Tensor, _OPS.mul.Tensor, _OPS.div.Tensor, _OPS.native_batch_norm.default}
+"""Affine, with outputs that depend on the input of the same channel and place alone."""
+
+_AFFINE = PLACEWISE | {
+    _OPS.addmm.default,
+    _OPS.avg_pool2d.default,
+    _OPS._adaptive_avg_pool2d.default,
+    _OPS.cat.default,
+    _OPS.clone.default,
+    _OPS.constant_pad_nd.default,
+    _OPS.convolution.default,
+    _OPS.expand.default,
+    _OPS.mean.dim,
+    _OPS.permute.default,
+    _OPS.select.int,
+    _OPS.slice.Tensor,
+    _OPS.squeeze.dim,
+    _OPS.transpose.int,
+    _OPS.unsqueeze.default,
+    _OPS.view.default,
+    _OPS._unsafe_view.default,
+    _OPS.reshape.default,
+}
+SHAPES = {_OPS.view.default, _OPS._unsafe_view.default, _OPS.reshape.default}
+SLOPES: dict[Any, Callable[[Tensor], Tensor]] = {
+    _OPS.sigmoid.default: lambda h: h * (1 - h),
+    _OPS.tanh.default: lambda h: 1 - h.square(),
+}
+"""By the output."""
+
+
+def is_affine(graph: Graph, node: Node) -> bool:
+    """Whether a node is affine in all that it takes of the image."""
+    sources = graph.sources(node)
+    if node.target in (_OPS.mul.Tensor, _OPS.div.Tensor):
+        return sources == [node.args[0]] or (node.target is _OPS.mul.Tensor and len(sources) == 1)
+    if node.target is _OPS.native_batch_norm.default:
+        return not node.args[5]
+    if node.target in (_OPS.convolution.default, _OPS.addmm.default):
+        return sources == [node.args[node.target is _OPS.addmm.default]]
+    return node.target in _AFFINE
+
+
+def derivative(graph: Graph, node: Node, pull: Tensor | None) -> Sequence[Tensor | None]:
+    """The loss's derivatives by what an affine node takes, from that by itself; ``None`` where it is not known."""
+    sources = graph.sources(node)
+    if pull is None:
+        return [None] * len(sources)
+    zeros = [pull.new_zeros(graph.shapes[s]) for s in sources]
+
+    def function(*values: Tensor) -> Tensor:
+        found = graph.call(node, dict(zip(sources, values, strict=True)))
+        return found[0] if isinstance(found, tuple) else found
+
+    return vjp(function, *zeros)[1](pull)
+
+
+def obstacle(node: Node) -> str:
+    """Why a derivative does not pass an operation."""
+    if node.target is _OPS.native_batch_norm.default:
+        return "batch norm in train mode mixes places: use mode eval"
+    return f"how derivatives pass {str(node.target).split('.')[1]} depends on values that nothing tells"

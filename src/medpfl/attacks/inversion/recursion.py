@@ -1,0 +1,86 @@
+"""The image behind one gradient, layer by layer from the first linear layer back, without a search."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from medpfl.attacks.inversion.chain import Chain, chain_of
+from medpfl.attacks.inversion.layers import Estimate, Wire, noise_of
+from medpfl.attacks.optimize.stacks import pick
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.types import Observation
+
+__all__ = ["Inverted", "check_plans", "invert"]
+
+_TOGETHER = 64
+"""Victims that are solved for at once: at 32 pixels a LeNet takes a few MB for each."""
+
+
+class Inverted(NamedTuple):
+    """Images (V, 1, C, H, W) in float64, not clamped, not finite where there are none.
+
+    `steps`, the iterations (V,) of the layer that took most, and `total`, those of all layers and probes.
+    """
+
+    images: Tensor
+    steps: Tensor
+    total: Tensor
+
+
+def check_plans(plans: tuple[Plan, ...]) -> None:
+    """Raises `InputError` for an update that is no gradient of a single image."""
+    reason, plan = None, plans[0]
+    if len(plans) > 1:
+        reason = f"a sum over {len(plans)} clients"
+    elif plan.images > 1:
+        reason = f"an update of {plan.images} images: gradients are sums over them"
+    elif plan.steps > 1:
+        reason = f"an update of {plan.steps} steps: each has a gradient of its own"
+    elif plan.algorithm == "FedAvg" and plan.weight_decay:
+        reason = "weight decay"
+    if reason:
+        raise InputError(f"an analytic attack reads one gradient of one image, not {reason}; attack with iDLG")
+
+
+def invert(seen: Observation, generator: torch.Generator, steps: int, tolerance: float) -> Inverted:
+    """Images from the first view of an observation.
+
+    Args:
+        seen: the observation.
+        generator: of made-up images and of the probes for errors.
+        steps, tolerance: of each layer's least squares.
+
+    Raises:
+        InputError: the plan or the model does not allow it; with the layer and the reason.
+    """
+    view = seen.views[0]
+    check_plans(view.plans)
+    chain = chain_of(seen.model, view.weights, seen.image_shape, generator)
+    own = int(torch.randint(2**62, (1,), generator=generator))
+    parts = [
+        _some(seen, chain, rows, torch.Generator().manual_seed(own), steps, tolerance)
+        for rows in torch.arange(len(seen)).split(_TOGETHER)
+    ]
+    return Inverted(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def _some(
+    seen: Observation, chain: Chain, rows: Tensor, generator: torch.Generator, steps: int, tolerance: float
+) -> Inverted:
+    sent = seen.views[0].update.tensors
+    epsilon = torch.finfo(next(iter(sent.values())).dtype).eps
+    # A common factor, as that of a local step, cancels.
+    gradients = {k: t.double() for k, t in pick(dict(sent), rows).items()}
+    weight, pull = (gradients[f"{chain.entry.name}.{kind}"] for kind in ("weight", "bias"))
+    none = torch.zeros(len(rows), dtype=torch.long, device=pull.device)
+    wire = Wire(gradients, noise_of(weight, pull, epsilon), steps, tolerance, generator, [none])
+    nothing = torch.zeros_like(pull)
+    estimate = chain.entry.back(Estimate(nothing, nothing, pull, nothing), wire)
+    for layer in reversed(chain.layers):
+        estimate = layer.back(estimate, wire)
+    taken = torch.stack(wire.taken)
+    return Inverted(estimate.value.view(len(rows), 1, *seen.image_shape), taken.amax(0), taken.sum(0))

@@ -1,0 +1,262 @@
+"""Gradient matching as V problems of flat variables: value and gradient of each, many at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from medpfl.attacks.matching.constraints import Constraint, Free
+from medpfl.attacks.matching.knowledge import known_of, targets_of
+from medpfl.attacks.matching.label_targets import free_labels, label_scale, linear_loss, rounded, with_spare
+from medpfl.attacks.matching.labels import last_layer
+from medpfl.attacks.matching.objectives import Objective
+from medpfl.attacks.matching.priors import NoPrior, Prior
+from medpfl.attacks.optimize.coordinates import Basis, Pixels
+from medpfl.attacks.optimize.optimizer import Problem
+from medpfl.attacks.optimize.stacks import pick
+from medpfl.core.types import Batch, Observation, Tensors, View, Weights
+from medpfl.federated.draws import Draws
+from medpfl.federated.local import local_update
+
+__all__ = ["STACKED_PARAMETERS", "Matching", "stacks"]
+
+LABEL_UNIT = 0.01
+"""Of a label variable, against y - p. An update changes far more with the labels than with a pixel."""
+
+STACKED_PARAMETERS = 2_000_000
+"""Up to so many parameters victims are evaluated together on a CPU. Above, they gain nothing by it."""
+
+
+class Matching(Problem):
+    """The problems of an observation over flat variables.
+
+    A row's variables are its images (N, C, H, W) in a basis and, where labels are optimized, N free vectors of K.
+
+    Args:
+        seen: the observation.
+        labels: vectors (V, N, K), or K + 1 for a spare logit, see `medpfl.attacks.matching.label_targets`; ``None`` to
+        optimize them. objective, prior, constraint, basis: parts of the attack.
+    """
+
+    def __init__(
+        self,
+        seen: Observation,
+        labels: Tensor | None,
+        objective: Objective,
+        prior: Prior = NoPrior(),
+        constraint: Constraint = Free(),
+        basis: Basis = Pixels(),
+    ) -> None:
+        self.objective, self.prior, self.constraint, self.basis = objective, prior, constraint, basis
+        self.joint, self.linear, self.stacked = labels is None, linear_loss(seen), stacks(seen.views[0].weights)
+        self.refused: list[RuntimeError] = []  # shared with every part of the problem
+        self.shape = (seen.num_images, *seen.image_shape)
+        self.pixels = torch.Size(self.shape).numel()
+        self.labels, self.fixed_pixels, self.whole = labels, False, (~rounded(seen)).float()
+        self.spare = not self.whole.all() if labels is None else labels.shape[2] > seen.num_classes
+        self.model = with_spare(seen.model) if self.spare else seen.model
+        self.unit = label_scale(seen) if labels is None else None  # of all tensors: a part may lack the last layer
+        self._see(seen)
+
+    def _see(self, seen: Observation) -> None:
+        self.seen, self._last, self.victims = seen, None, torch.arange(len(seen))
+        self.known = known_of(seen, self.labels, self.unit, self.whole)
+        self.known["targets"] = targets_of(seen, self.objective, self.known)
+
+    @property
+    def together(self) -> bool:
+        """Whether victims are evaluated together, by ``vmap``; one after the other where a model cannot be."""
+        return self.stacked and not self.refused
+
+    def of(self, victims: Tensor) -> Matching:
+        """The problems of some victims (A,), in their order; one that is there again is another row, no other copy."""
+        other = copy.copy(self)
+        other.victims, other._last = self.victims[victims], None
+        return other
+
+    def under(self, prior: Prior, objective: Objective | None = None) -> Matching:
+        """The same problems with another prior, and another objective where one is given."""
+        other = copy.copy(self)
+        other.prior = prior
+        if objective is not None:
+            other.objective = objective
+            other._see(self.seen)
+        return other
+
+    def in_basis(self, basis: Basis) -> Matching:
+        """The same problems in other coordinates."""
+        other = copy.copy(self)
+        other.basis = basis
+        return other
+
+    def up_to(self, size: int) -> Matching:
+        """The problems of all victims, in which, of the first tensor of more than `size` numbers and all after it, only
+        the last layer's update counts; the same where the update is mixed.
+        """
+        parameters, last = self.seen.views[0].weights.parameters, last_layer(self.seen)
+        early = list(takewhile(lambda name: parameters[name].numel() <= size or name in last, parameters))
+        kept = {*early, *(name for name in last if name)}
+        return (self._part(kept) if len(kept) < len(parameters) else None) or self
+
+    def labels_only(self) -> Matching:
+        """The same problems, in which only the label variables move, and all but the last bias is left out of the
+        distance where its gradient is the label vectors' mean whatever the images are.
+        """
+        bias = last_layer(self.seen)[1]
+        other = (self._part({bias}) if bias and self.linear else None) or copy.copy(self)
+        other.fixed_pixels = True
+        return other
+
+    def head_only(self) -> Matching | None:
+        """The problems of all victims, of which only the last layer's update counts; ``None`` where it is mixed."""
+        return self._part({name for name in last_layer(self.seen) if name})
+
+    def told_by_head(self) -> bool:
+        """Whether the last layer has inputs enough, twice as many as pixels, to tell the image by itself."""
+        weight = last_layer(self.seen)[0]
+        if weight is None or self.seen.num_images > 1 or self.seen.views[0].channel is not None:
+            return False
+        return self.seen.views[0].weights.parameters[weight][0].numel() >= 2 * self.pixels
+
+    def _part(self, names: set[str]) -> Matching | None:
+        view, *more = self.seen.views
+        if more or not names or any(plan.steps > 1 for plan in view.plans):
+            return None
+        if view.channel is not None and not view.channel.additive:
+            return None
+        told = torch.stack([view.read(name)[1].flatten(1).any(1) for name in names])
+        if not told.any(0).all():  # nothing of it was sent
+            return None
+        old = view.weights
+        fixed = {k: t for k, t in old.parameters.items() if k not in names}
+        weights = Weights({k: t for k, t in old.parameters.items() if k in names}, {**old.buffers, **fixed})
+        update = view.update.replace({k: t for k, t in view.update.tensors.items() if k in names})
+        other = copy.copy(self)
+        channel = None if view.channel is None else view.channel.of(names)
+        other._see(replace(self.seen, views=(replace(view, weights=weights, update=update, channel=channel),)))
+        return other
+
+    def join(self, images: Tensor, logits: Tensor | None) -> Tensor:
+        """Flat variables (rows, D)."""
+        coordinates = self.basis.coordinates(images, len(self.shape) - 1)
+        return torch.cat([coordinates.flatten(1)] + ([] if logits is None else [logits.flatten(1)]), 1)
+
+    def split(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (rows, N, C, H, W) and logits (rows, N, K)."""
+        coordinates = z[..., : self.pixels].unflatten(-1, self.shape)
+        images = self.basis.images(coordinates, len(self.shape) - 1)
+        if not self.joint:
+            return images, None
+        return images, z[..., self.pixels :].unflatten(
+            -1, (self.shape[0], self.seen.num_classes, *self.seen.label_shape)
+        )
+
+    def _vectors(self, free: Tensor, known: dict[str, Any]) -> Tensor:
+        """Label vectors (..., K) from the free variables: y - p itself where it is one and the same all along."""
+        if not self.linear:
+            return free.softmax(-1 - len(self.seen.label_shape))
+        return free_labels(LABEL_UNIT * known["scale"] * free, known["whole"], self.spare)
+
+    def project(self, z: Tensor, step: int) -> Tensor:
+        """The constraint on the images; logits are free."""
+        images, logits = self.split(z)
+        return self.join(self.constraint(images, step), logits)
+
+    def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (A,) and gradients (A, D) of the rows."""
+        # `grad` sees no `no_grad` around it; it only spares the graph that plain autograd would keep of the
+        # model's own parameters.
+        with torch.no_grad():
+            if self.together:
+                try:
+                    parts = zip(z.split(len(self.seen)), self._of(rows), strict=True)
+                    values, slopes = zip(*(self._stack(part, *known) for part, known in parts), strict=True)
+                    return torch.cat(values), torch.cat(slopes)
+                except torch.OutOfMemoryError:
+                    raise  # rows must not depend on the memory that there is
+                except RuntimeError as error:  # vmap has no rule for an operation; if it is not that, the loop raises
+                    if "allocate memory" in str(error):
+                        raise
+                    self.refused.append(error)
+            victims = self.victims[rows.cpu()].tolist()
+            each = [self._one(z[i], pick(self.known, victim)) for i, victim in enumerate(victims)]
+        return torch.stack([e[0] for e in each]), torch.stack([e[1] for e in each])
+
+    def _stack(self, z: Tensor, known: Any, axis: int | None) -> tuple[Tensor, Tensor]:
+        """Of rows that share what is known (axis ``None``), or have each its own along the first axis."""
+        return vmap(self._one, in_dims=(0, axis), randomness="different")(z, known)
+
+    def _of(self, rows: Tensor) -> Iterable[tuple[Any, int | None]]:
+        """What is known of the rows and along which axis, in stacks of as many as there are victims at most.
+
+        Copied only when the rows change; of several stacks, one after the other, so that there is one copy at a time.
+        """
+        victims = self.victims[rows.cpu()]
+        if len(victims) > len(self.seen):
+            return (self._known(part) for part in victims.split(len(self.seen)))
+        if self._last is None or self._last[0] is not rows:
+            self._last = (rows, self._known(victims))
+        return [self._last[1]]
+
+    def _known(self, victims: Tensor) -> tuple[Any, int | None]:
+        if len(victims) == len(self.seen) and (victims == torch.arange(len(victims))).all():
+            return self.known, 0
+        if (victims == victims[0]).all():
+            return pick(self.known, int(victims[0])), None
+        return pick(self.known, victims), 0
+
+    def _one(self, z: Tensor, known: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Value and gradient for one row."""
+
+        def guessed(z: Tensor) -> tuple[Tensor, list[Tensors]]:
+            views = zip(self.seen.views, known["channels"], strict=True)
+            fakes: list[Tensors] = [self._update(z, view, known, told) for view, told in views]
+            if "gain" in known:
+                fakes = [{k: t * known["gain"] for k, t in fake.items()} for fake in fakes]
+            return self.prior(self.split(z)[0]), fakes
+
+        (total, fakes), pull, *_ = vjp(guessed, z)
+        directions = []
+        for fake, target in zip(fakes, known["targets"], strict=True):
+            value, direction = self.objective.value_and_direction(fake, target)
+            total = total + value
+            directions.append(direction)
+        (slope,) = pull((torch.ones_like(total), directions))
+        if self.fixed_pixels:
+            slope = torch.cat([torch.zeros_like(slope[: self.pixels]), slope[self.pixels :]])
+        return total, slope
+
+    def _update(self, z: Tensor, view: View, known: dict[str, Any], told: Tensors) -> Tensors:
+        """A guess's update as it is sent; of several clients, the mean of theirs by numbers of images."""
+        images, logits = self.split(z)
+        labels = known["labels"] if logits is None else self._vectors(logits, known)
+        if len(view.plans) == 1:
+            return self._client(Batch(images, labels), view, Draws(known.get("order"), known.get("masks", {})), told)
+        sizes = [plan.images for plan in view.plans]
+        total: dict[str, Tensor] = {}
+        for client, own in enumerate(map(Batch, images.split(sizes), labels.split(sizes))):
+            order = known["order"][client] if "order" in known else None
+            draws = Draws(order, pick(known.get("masks", {}), client))
+            for name, t in self._client(own, view, draws, told, client).items():
+                total[name] = total.get(name, 0) + t * (sizes[client] / sum(sizes))
+        return total
+
+    def _client(self, batch: Batch, view: View, draws: Draws, told: Tensors, client: int = 0) -> dict[str, Tensor]:
+        """The update of one client."""
+        plan, moment = view.plans[client], None if view.channel is None else view.channel.moment
+        update = local_update(self.model, batch, plan, view.weights, draws, moment=moment).tensors
+        return dict(update) if view.channel is None else dict(view.channel(update, told or None))
+
+
+def stacks(weights: Weights) -> bool:
+    """Whether victims of a model of that size gain by being evaluated together, by ``vmap``."""
+    parameters = weights.parameters.values()
+    on_cpu = next(iter(parameters)).device.type == "cpu"
+    return not on_cpu or sum(p.numel() for p in parameters) <= STACKED_PARAMETERS

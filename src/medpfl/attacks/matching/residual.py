@@ -1,0 +1,30 @@
+"""What an update says of guesses that were found without matching it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medpfl.attacks.matching.label_targets import label_vectors
+from medpfl.attacks.matching.labels import LastLayer
+from medpfl.attacks.matching.objectives import SquaredDistance
+from medpfl.attacks.matching.problem import Matching
+from medpfl.attacks.optimize.coordinates import Pixels
+from medpfl.core.types import Observation
+
+__all__ = ["judged"]
+
+
+def judged(seen: Observation, guesses: Tensor) -> tuple[Tensor, Tensor]:
+    """Classes (V, 1), granted or inferred, and the relative squared distance (V,) of the guesses' updates.
+
+    Args:
+        seen: updates of a single image each.
+        guesses: (V, 1, C, H, W), finite.
+    """
+    dummy = torch.full_like(guesses[:1, 0], 0.5)
+    classes = seen.labels if seen.labels is not None else LastLayer().infer(seen, dummy)
+    assert classes is not None  # an update that is solved is of a model that ends in a linear layer, not in masks
+    problem = Matching(seen, label_vectors(seen, classes, dummy), SquaredDistance(), basis=Pixels())
+    loss, _ = problem.evaluate(problem.join(guesses, None), torch.arange(len(seen), device=guesses.device))
+    return classes, loss

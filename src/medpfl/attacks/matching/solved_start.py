@@ -1,0 +1,69 @@
+"""The analytic solution as the start of an optimization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from medpfl.attacks.inversion.recursion import invert
+from medpfl.attacks.matching.starts import Normal, Start
+from medpfl.core.errors import InputError, check_positive
+from medpfl.core.types import Observation
+
+__all__ = ["Analytic", "Solved"]
+
+_GRAY = 0.5
+
+
+@dataclass(frozen=True, repr=False)
+class Analytic(Start):
+    """The images that `medpfl.attacks.RGAP` finds; where it does not apply, normal ones.
+
+    A restart is from normal images too.
+
+    Attributes:
+        steps, tolerance: of RGAP's least squares.
+    """
+
+    steps: int = 1000
+    tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_positive(steps=self.steps, tolerance=self.tolerance)
+
+    def of(self, seen: Observation, generator: torch.Generator) -> Start:
+        """A `Solved` start, or `Normal` where the model or the plan allows no solution."""
+        try:
+            found = invert(seen, generator, self.steps, self.tolerance).images
+        except InputError:
+            return Normal()
+        return Solved(found.cpu().float().clamp(0, 1))
+
+    def again(self) -> Start:
+        """`Normal`."""
+        return Normal()
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Normal images: without an observation nothing is solved."""
+        return Normal()(shape, generator)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Solved(Start):
+    """Images (V, N, C, H, W) that were found; gray, which is no more rough, for victims whose images are not finite."""
+
+    found: Tensor
+    rough: ClassVar[bool] = False
+
+    def images(self, shape: tuple[int, ...], victims: Tensor, own: list[torch.Generator]) -> Tensor:
+        """What was found."""
+        found = self.found[victims.cpu()]
+        good = found.flatten(1).isfinite().all(1).view(-1, *[1] * (found.ndim - 1))
+        return torch.where(good, found, _GRAY)
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Normal images."""
+        return Normal()(shape, generator)

@@ -1,0 +1,1 @@
+"""Optimizers of the searches. They know nothing of attacks."""

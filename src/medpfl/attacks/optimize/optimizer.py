@@ -1,0 +1,172 @@
+"""Minimizers of V independent problems at once, each with its own state and its own end.
+
+Rows of a stack never mix: dropping a row, or adding one, leaves the others as they were, up to rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from medpfl.core import progress, trace
+from medpfl.core.errors import InputError
+from medpfl.core.spec import Part
+from medpfl.core.types import Ended
+
+if TYPE_CHECKING:
+    from medpfl.attacks.optimize.racing import Race
+
+__all__ = ["Optimizer", "Problem", "SignedAdam", "Solution"]
+
+
+_DECAYS = (3 / 8, 5 / 8, 7 / 8)
+
+
+class Problem(Protocol):
+    """V independent objectives of D variables each."""
+
+    def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (A,) and gradients (A, D) at points (A, D) of the problems `rows` (A,)."""
+        ...
+
+    def project(self, z: Tensor, step: int) -> Tensor:
+        """The nearest allowed points (A, D) after a step."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Points (V, D) with the least value seen, those values (V,), steps and evaluations (V,), V reasons to end."""
+
+    z: Tensor
+    loss: Tensor
+    steps: Tensor
+    evaluations: Tensor
+    ended: tuple[Ended, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Optimizer(Part):
+    """Minimizes."""
+
+    remembers: ClassVar[bool] = False
+    """Whether it keeps many points of each row: then the starts of all victims are too many for one stack."""
+
+    def minimize(self, problem: Problem, start: Tensor, steps: int, race: Race | None = None) -> Solution:
+        """At most `steps` steps from `start` (V, D); rows that a race gives up leave the stack."""
+        raise NotImplementedError
+
+
+class Ledger:
+    """The best points of all rows, and why each ended."""
+
+    def __init__(self, start: Tensor, race: Race | None = None) -> None:
+        count = len(start)
+        self.z, self.race = start.clone(), race
+        self.loss = start.new_full((count,), torch.inf)
+        self.milestone = self.loss.clone()
+        self.steps = torch.zeros(count, dtype=torch.long)
+        self.evaluations = torch.zeros(count, dtype=torch.long)
+        self.ended: list[Ended] = ["max_steps"] * count
+
+    def note(self, rows: Tensor, z: Tensor, loss: Tensor) -> None:
+        """Keeps the points that are better than their rows' best; once a step."""
+        better = loss < self.loss[rows]
+        self.z[rows[better]] = z[better]
+        self.loss[rows[better]] = loss[better]
+        trace.step(rows, z)
+
+    def slow(self, rows: Tensor, step: int, patience: int, fall: float = 0.01) -> Tensor:
+        """(A,) rows whose best fell by less than the share `fall` in `patience` steps, at each multiple of it."""
+        if not patience or step % patience:
+            return torch.zeros_like(rows, dtype=torch.bool)
+        slow = self.loss[rows] > (1 - fall) * self.milestone[rows]
+        self.milestone = self.loss.clone()
+        return slow
+
+    def end(self, rows: Tensor, step: int, reasons: dict[Ended, Tensor]) -> Tensor:
+        """(A,) which of the rows go on: the others end, each for the first of the reasons (A,) that holds for it."""
+        go = torch.ones_like(rows, dtype=torch.bool)
+        if self.race is not None:
+            reasons = {**reasons, "beaten": self.race.beaten(self.loss, step)[rows]}
+        for why, holds in reasons.items():
+            for row in rows[go & holds].tolist():
+                self.ended[row], self.steps[row] = why, step
+            go &= ~holds
+        return go
+
+    def solution(self) -> Solution:
+        """All rows."""
+        return Solution(self.z, self.loss, self.steps, self.evaluations, tuple(self.ended))
+
+
+@dataclass(frozen=True, repr=False)
+class SignedAdam(Optimizer):
+    """Adam (Kingma and Ba 2015) on the sign of the gradient, its rate divided by 10 at 3/8, 5/8 and 7/8.
+
+    As in Geiping et al. 2020 (arXiv:2003.14053, section 6 and appendix). With `patience`, a row whose objective no
+    longer falls goes on to its next rate before its time, and after the last rate it has stalled. A sign says nothing
+    of how far to go, so that the last five eighths of such a schedule move little: a rate that falls linearly has the
+    same range and wastes no step.
+
+    Attributes:
+        rate: the first learning rate, in units of the pixels.
+        tolerance: a row whose objective is below it has converged.
+        signed: whether the sign is taken.
+        patience: steps from one look at the objective to the next; 0: none, rates follow the number of steps alone.
+        fall: share of the best objective so far by which it must have fallen from look to look.
+        schedule: ``'steps'``, the paper's, or ``'linear'``, from `rate` to 0, which knows no patience.
+    """
+
+    rate: float = 0.05
+    tolerance: float = 1e-9
+    signed: bool = True
+    patience: int = 0
+    fall: float = 0.01
+    schedule: Literal["steps", "linear"] = "steps"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("steps", "linear"):
+            raise InputError(f"schedule is '{self.schedule}': it must be 'steps' or 'linear'")
+        if self.schedule == "linear" and self.patience:
+            raise InputError(f"patience is {self.patience}: it must be 0 where the schedule is 'linear'")
+        if not self.rate > 0:
+            raise InputError(f"rate is {self.rate}: it must be above 0")
+        if self.patience < 0 or not 0 < self.fall < 1:
+            raise InputError(
+                f"patience is {self.patience} and fall {self.fall}: at least 0, and a share between 0 and 1, are needed"
+            )
+
+    def minimize(self, problem: Problem, start: Tensor, steps: int, race: Race | None = None) -> Solution:
+        """`steps` steps, fewer for a row that converges, stalls, is beaten, or is no longer finite."""
+        ledger, rows, z = Ledger(start, race), torch.arange(len(start), device=start.device), start.clone()
+        mean, square, phase = torch.zeros_like(z), torch.zeros_like(z), torch.zeros_like(rows)
+        tenths = self.rate * 0.1 ** torch.arange(len(_DECAYS) + 1, dtype=torch.float64).to(z)
+        for step in range(steps + 1):
+            loss, gradient = problem.evaluate(z, rows)
+            ledger.evaluations[rows.cpu()] += 1
+            ledger.note(rows, z, loss)
+            due = sum(step >= steps * part for part in _DECAYS)
+            phase = (phase + ledger.slow(rows, step, self.patience, self.fall)).clamp(min=due)
+            reasons: dict[Ended, Tensor] = {
+                "nonfinite": ~(loss.isfinite() & gradient.isfinite().all(1)),
+                "converged": loss < self.tolerance,
+                "stalled": phase > len(_DECAYS),
+                "max_steps": torch.full_like(rows, step == steps, dtype=torch.bool),
+            }
+            go = ledger.end(rows, step, reasons)
+            if not go.any():
+                break
+            if not go.all():
+                rows, z, gradient, mean, square, phase = (t[go] for t in (rows, z, gradient, mean, square, phase))
+            direction = gradient.sign() if self.signed else gradient
+            mean = 0.9 * mean + 0.1 * direction
+            square = 0.999 * square + 0.001 * direction.square()
+            move = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+            rate = self.rate * (1 - step / steps) if self.schedule == "linear" else tenths[phase][:, None]
+            z = problem.project(z - rate * move, step + 1)
+            progress.report(step / steps)
+        return ledger.solution()

@@ -1,0 +1,1 @@
+"""Whether a defense does what it discloses, shown by playing it."""

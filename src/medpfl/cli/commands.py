@@ -1,0 +1,309 @@
+"""The command line: parse, build, call, print."""
+
+from __future__ import annotations
+
+from medpfl.cli.interruption import MESSAGE, STATUS  # first: an interruption of the imports below is caught too
+
+# isort: split
+import errno
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentError, Namespace
+from pydantic import BaseModel, ValidationError
+
+from medpfl.cli.parser import (
+    COMMANDS,
+    check_files,
+    files_of,
+    mapping_of,
+    option_of,
+    parser_of,
+    plain,
+    spelled,
+    spelled_names,
+)
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.experiments.experiment import Experiment
+from medpfl.core.experiments.frontier import Frontier
+from medpfl.core.experiments.training import Training
+from medpfl.core.messages import say, speaking
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, of_frontier
+from medpfl.frontier.limits import limits_of
+from medpfl.inputs.spelling import check_words
+from medpfl.reproduction.experiments import EXPERIMENTS
+
+__all__ = ["main"]
+
+T = TypeVar("T", bound=BaseModel)
+
+_DONE, _BAD_INPUT, _LEAKS, _INCONCLUSIVE, _READER_GONE = 0, 2, 3, 4, 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status.
+
+    0: done. 2: bad input. 3 and 4: under ``--fail-on``, something leaks, or nothing could be concluded. 130:
+    interrupted. 141: whoever read the output closed it, as ``head`` does.
+    """
+    # On a machine that others use too, threads that wait by spinning slow everything down, several times over.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with speaking("--show-paths" in spelled_names(words), words):
+        return _main(words)
+
+
+def _main(words: list[str]) -> int:
+    try:
+        status = _run(words)
+        sys.stdout.flush()  # here, where a reader that has gone is no fault of ours
+        return status
+    except InputError as error:
+        say(f"medpfl: error: {error}")
+        return _BAD_INPUT
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            return _hung_up()
+        say(f"medpfl: error: {_of_disk(error)}")
+        return _BAD_INPUT
+    except KeyboardInterrupt:
+        print(MESSAGE, file=sys.stderr)
+        return STATUS
+    except SystemExit as end:
+        return _ended(end)
+
+
+def _ended(end: SystemExit) -> int:
+    """The status where code that is not ours ended the program: nobody may take it for success."""
+    if isinstance(end.__context__, BrokenPipeError):  # of rich, whose reader has gone
+        return _hung_up()
+    say(f"medpfl: error: a part of the experiment ended the program (SystemExit: {end.code})")
+    return _BAD_INPUT
+
+
+def _hung_up() -> int:
+    """The status of a program whose reader closed the pipe; nothing is printed, and nothing at the exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _READER_GONE
+
+
+def _of_disk(error: OSError) -> str:
+    where = f": '{error.filename}'" if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "; make room and give the same command again: with --out, what was finished is kept" if full else ""
+    return f"{(error.strerror or str(error)).lower()}{where}{hint}"
+
+
+def _run(words: list[str]) -> int:
+    if any("\0" in word for word in words):
+        raise InputError("an option holds a null byte, which no path and no spec has")
+    parser = parser_of()
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        raise InputError(f"there is no command '{words[0]}'; {nearest(words[0], COMMANDS)}")
+    check_files(words)
+    try:
+        given = parser.parse_args(spelled(words))
+    except SystemExit as end:  # after --help, --version and --print-config
+        return int(end.code or _DONE)
+    except ArgumentError as error:
+        where = _in_file(words)
+        raise InputError(f"{where}{plain(str(error))}; 'medpfl {words[0]} --help' names the options") from None
+    if given.subcommand is None:
+        parser.print_help()
+        return _BAD_INPUT
+    typed = {"audit": _audit, "frontier": _frontier, "train": _train}
+    if given.subcommand in typed:
+        return typed[given.subcommand](given[given.subcommand], words)
+    commands = {
+        "check-model": _check_model,
+        "demo": _demo,
+        "list": _list,
+        "report": _report,
+        "reproduce": _reproduce,
+    }
+    return commands[given.subcommand](given[given.subcommand])
+
+
+def _in_file(words: list[str]) -> str:
+    """Which YAML file is wrong, if one of them is."""
+    for path in files_of(words):
+        try:
+            parser_of().parse_args([words[0], "--config", path])
+        except ArgumentError:
+            return f"in '{path}': "
+    return ""
+
+
+def _audit(given: Namespace, words: list[str]) -> int:
+    return _perform(_typed(Experiment, given, words), given)
+
+
+def _train(given: Namespace, words: list[str]) -> int:
+    training = _typed(Training, given, words)
+    from medpfl.reporting.terminal import print_training
+    from medpfl.training.perform import perform_training
+
+    result = perform_training(training, given.out, given.force, not given.quiet)
+    print_training(result, given.quiet)
+    return _DONE
+
+
+def _frontier(given: Namespace, words: list[str]) -> int:
+    experiment = _typed(Frontier, given, words)
+    if given.out is None:
+        raise InputError("a frontier is kept as it goes on: --out names a directory for its runs and its figure")
+    limits_of(experiment.limit)
+    from medpfl.frontier.run import frontier
+    from medpfl.reporting.terminal import print_frontier
+
+    found = frontier(experiment, given.out, given.force, not given.quiet)
+    print_frontier(found, given.quiet)
+    return (
+        _DONE if given.fail_on is None else _failed_on(given.fail_on, of_frontier(found.points, found.recommendation))
+    )
+
+
+def _typed(experiment: type[T], given: Namespace, words: list[str]) -> T:
+    """The options as the typed experiment; what is wrong is said in their words."""
+    options = {k: v for k, v in given.as_dict().items() if k in experiment.model_fields}
+    try:
+        made = experiment(**options)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = option_of(".".join(map(str, wrong["loc"])))
+        typed = any(word.partition("=")[0] == option for word in spelled(words))
+        files = [] if typed else files_of(words)
+        where = f"in {' or '.join(map(repr, files))}: " if files else ""
+        raise InputError(f"{where}{option} is {wrong['input']!r}: {wrong['msg'].lower()}") from None
+    check_words(**made.model_dump(include=set(signature(check_words).parameters)))
+    return made
+
+
+def _perform(experiment: Experiment, given: Namespace) -> int:
+    from medpfl.auditing.perform import options_of, perform
+    from medpfl.judging.summary import by_defense
+    from medpfl.reporting.terminal import print_audit, print_leakage
+    from medpfl.training.leakage import leakage, rounds_in
+
+    run: dict[str, Any] = {"out": given.out, "force": given.force, "progress": not given.quiet}
+    if experiment.rounds is None:
+        report = perform(experiment, **run)
+        print_audit(report, given.quiet)
+        verdicts = by_defense(report.summary)
+    else:
+        rounds = rounds_in(experiment.rounds)
+        found = leakage(rounds=rounds, **options_of(experiment), **run)
+        print_leakage(found, given.quiet)
+        verdicts = {
+            f"{defense} in round {number}": verdict
+            for number, report in found.reports.items()
+            for defense, verdict in by_defense(report.summary).items()
+        }
+    return _failed_on(given.get("fail_on"), verdicts)
+
+
+def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
+    """The exit status under ``--fail-on``; why it is not 0 is said on the error stream."""
+    words = {LEAKS: _LEAKS, INCONCLUSIVE: _INCONCLUSIVE} if asked == "inconclusive" else {LEAKS: _LEAKS}
+    for verdict, status in words.items() if asked else ():
+        if where := [name for name, found in verdicts.items() if found == verdict]:
+            print(f"medpfl: exit status {status} by --fail-on {asked}: {verdict}: {', '.join(where)}", file=sys.stderr)
+            return status
+    return _DONE
+
+
+def _demo(given: Namespace) -> int:
+    return _perform(DEMO, given)
+
+
+DEMO = Experiment(
+    model="LeNet('idlg')",
+    attack=["iDLG"],
+    defense=["LaplaceNoise(scale=0.01)"],
+    images=24,
+)
+
+
+def _check_model(given: Namespace) -> int:
+    check_words(model=given.model)
+    import json
+
+    from rich.console import Console
+    from rich.padding import Padding
+
+    from medpfl.inspection.check import check_model
+    from medpfl.reporting.model_page import model_page
+
+    shape = _shape(given.image_shape) if given.image_shape else (given.channels, given.size, given.size)
+    options = {"weights": given.weights, "mode": given.mode, "seed": given.seed}
+    check = check_model(given.model, shape, given.classes, **options).to_dict()
+    if given.json:
+        print(json.dumps(check, indent=1))
+        return _DONE
+    console = Console(highlight=False, markup=False)
+    for heading, lines in model_page(check):
+        console.print(heading, style="bold")
+        for line in lines:
+            console.print(Padding(line, (0, 0, 0, 2)))
+    return _DONE
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(side) for side in text.strip("()[] ").replace("x", ",").split(","))
+    except ValueError:
+        raise InputError(f"--image-shape is {text}: write channels and sides, such as 1,64,64") from None
+
+
+def _report(given: Namespace) -> int:
+    from medpfl.auditing.report import reread
+    from medpfl.frontier.run import remake
+    from medpfl.reporting.terminal import print_audit, print_frontier, print_training
+    from medpfl.runs.directory import is_of
+    from medpfl.training.report import reread_training
+
+    if is_of("frontier", Path(given.out)):
+        print_frontier(remake(Path(given.out)), given.quiet)
+        return _DONE
+    if is_of("training", Path(given.out)):
+        print_training(reread_training(Path(given.out)), given.quiet)
+        return _DONE
+    print_audit(reread(Path(given.out)), given.quiet)
+    return _DONE
+
+
+def _reproduce(given: Namespace) -> int:
+    from medpfl.reporting.words import counted
+    from medpfl.reproduction.run import remake, reproduce
+
+    if given["from"]:
+        found = remake(given["from"], given.published, given.force)
+    else:
+        form = {k: given[k] for k in ("quick", "faithful", "seed", "images", "steps", "device", "weights")}
+        form["per_class"] = given.images_per_class
+        options = {"published": given.published, "parts": given.part, "force": given.force, "progress": not given.quiet}
+        experiments = given.experiment or EXPERIMENTS
+        sets = mapping_of(given.sets) if given.sets else {}
+        found = reproduce(experiments, data=given.data, out=given.out, sets=sets, **options, **form)
+    for gap in found.gaps:
+        say(f"{'failed' if gap.failed else 'not run'}: {gap}", sys.stdout)
+    for table in found.tables:
+        if table.suffix == ".md":
+            print(f"wrote {table}, and the same as .csv and .tex")
+    for page in found.legacy[:1]:
+        print(f"wrote {page}: what the notebooks' scores do")
+    if found.pictures:
+        panels = counted(len(found.pictures), "panel")
+        print(f"wrote {panels} of private images: {found.pictures[0].parent}")
+    return _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
+
+
+def _list(given: Namespace) -> int:
+    from medpfl.cli.catalog import show
+
+    show(given.what)
+    return _DONE

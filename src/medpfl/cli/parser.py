@@ -1,0 +1,356 @@
+"""The command line's options: the typed experiment as arguments, and errors in plain words."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Literal
+
+from jsonargparse import SUPPRESS, ActionYesNo, ArgumentParser
+from pydantic import BaseModel
+
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.experiments.experiment import Experiment
+from medpfl.core.experiments.frontier import Frontier, is_recommendation
+from medpfl.core.experiments.limits import shortened
+from medpfl.core.experiments.training import Training
+from medpfl.core.user_code.stated import check_stated
+from medpfl.core.yaml_files import read_yaml
+from medpfl.reproduction.experiments import EXPERIMENTS, SETS
+
+__all__ = [
+    "COMMANDS",
+    "ROLES",
+    "check_files",
+    "files_of",
+    "mapping_of",
+    "option_of",
+    "parser_of",
+    "plain",
+    "spelled",
+    "spelled_names",
+]
+
+ROLES = ("attacks", "defenses", "models", "metrics", "data")
+_REPEATED = ("--attack", "--defense", "--grant", "--limit", "--part", "--sends")
+_NONE = ("--sends", "nothing")
+"""The word for a list without members."""
+COMMANDS = {
+    "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
+    "check-model": "say on one page what an update of a model leaks by construction, and what can attack it",
+    "demo": "audit the embedded samples, offline",
+    "frontier": "draw leakage against accuracy over defenses and strengths, and recommend one under a limit",
+    "list": "name every attack, defense, model, metric and data source",
+    "report": "make the pages of a run directory again from its rows",
+    "reproduce": "run the paper's experiments on its three sets of images",
+    "train": "train a model by federated learning, with a defense or without",
+}
+
+
+def plain(text: str) -> str:
+    """What the parser found wrong, in the words of the command line.
+
+    >>> plain("unrecognized arguments: --image 3")
+    "there is no option '--image'; did you mean '--images'?"
+    >>> plain("Parser key \\"fit\\": Expected a typing.Literal['crop', 'squash']. Got value: x")
+    '--fit is x: it must be one of crop, squash'
+    """
+    if unknown := re.search(r"does not accept option '([^']*)'", text):  # of a file for --config
+        return f"there is no option '{unknown[1]}'{_near(unknown[1].replace('_', '-'))}"
+    if text.startswith("unrecognized arguments: "):
+        extra = text.split()[2]
+        return (
+            f"there is no option '{extra}'{_near(extra)}"
+            if extra.startswith("-")
+            else f"'{extra}' is one word too many"
+        )
+    if flag := re.match(r"argument (--\S+): ignored explicit argument '(.*)'", text):
+        return f"{flag[1]} takes no value, and '{flag[2]}' was given"
+    if 'Parser key "config"' in text and "does not exist" in text:
+        return "there is no such file"
+    key, value = re.search(r'Parser key "(\w+)"', text), re.search(r"(?:Got|Given) value: (.*)", text)
+    kinds = re.findall(r"Expected an? (?:<class '|typing\.)(int|float|list|Literal\[.*?\])", text)
+    if key and value and kinds:
+        return f"{option_of(key[1])} is {value[1]}: it must be {' or '.join(map(_kind, kinds))}"
+    names = {"report.out": "the run directory", "check-model.model": "the model"}
+    return re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], re.sub(r"\s+", " ", text))
+
+
+def _near(option: str) -> str:
+    """Return the end of a message that names the option nearest to one that does not exist; ``""`` if none is near."""
+    fields = dict.fromkeys([*Experiment.model_fields, *Training.model_fields, *Frontier.model_fields])
+    options = map(option_of, (*fields, "out", "force", "quiet", "config"))
+    bare = "" if option.startswith("-") else "--"
+    known = [name.removeprefix(bare) for name in options if name != option]  # another command may have it
+    near = nearest(option, known)
+    return f"; {near}" if near.startswith("did") else ""
+
+
+def option_of(name: str) -> str:
+    """How a field of the experiment is spelled on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _kind(name: str) -> str:
+    choices = name.removeprefix("Literal[").rstrip("]").replace("'", "")
+    return {"int": "a whole number", "float": "a number", "list": "a list, such as [a, b]"}.get(
+        name, f"one of {choices}"
+    )
+
+
+def spelled(words: list[str]) -> list[str]:
+    """Options may be spelled with ``_``; those given once for each value become one list; a file comes first."""
+    plain, files, lists, words = [], [], {}, list(words)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--print_config" if name in ("--print-config", "--print_config") else name.replace("_", "-")
+        if name not in (*_REPEATED, "--config"):
+            plain.append(name + equals + value)
+        elif not (equals or words):
+            raise InputError(f"{name} needs a value")
+        elif name == "--config":
+            files += [name, value if equals else words.pop(0)]  # what is said after a file overrides it
+        else:
+            value = value if equals else words.pop(0)
+            lists.setdefault(name, []).extend([] if (name, value) == _NONE else [value])
+    return plain[:1] + files + plain[1:] + [f"{name}={json.dumps(values)}" for name, values in lists.items()]
+
+
+def spelled_names(words: list[str]) -> list[str]:
+    """The words of a command, options spelled with ``-``."""
+    return [word.replace("_", "-") if word.startswith("--") else word for word in words]
+
+
+def files_of(words: list[str]) -> list[str]:
+    """The files that ``--config`` names."""
+    said = spelled(words)
+    return [said[i + 1] for i, word in enumerate(said) if word == "--config"]
+
+
+def check_files(words: list[str]) -> None:
+    """Check the files that ``--config`` names before the parser opens them.
+
+    A YAML file that a person gives may name their own code. A recommendation of ``medpfl frontier`` may have come from
+    another party, so that it names parts of ours only; what the command line says itself is not looked for in it.
+
+    Raises:
+        InputError: a file that cannot be read safely, is no mapping, or is a recommendation that names code, a path,
+            a URL or a device.
+    """
+    for path in files_of(words):
+        found = read_yaml(path)
+        if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+            raise InputError(f"in '{path}': a file for --config has one line for each option, 'name: value'")
+        if "config" in found:
+            raise InputError(f"in '{path}': a file for --config names no further one: leave out 'config'")
+        if is_recommendation(path):
+            _check_recommendation(path, found, {word.partition("=")[0] for word in spelled(words)})
+
+
+def _check_recommendation(path: str, found: dict[str, Any], said: set[str]) -> None:
+    for name, value in found.items():
+        if not re.fullmatch(r"[a-z_-]+", name):  # such as 'defense+', which adds to a list
+            raise InputError(
+                f"in '{path}': {shortened(name)} is no option by its plain name, as a recommendation has it"
+            )
+        option = option_of(name)
+        if option in said or value is None:
+            continue
+        if name in _SPECS:
+            for text in value if isinstance(value, list) else [value]:
+                check_stated(text, name, path, option)
+        elif name in _PLACES or (name == "device" and value != "cpu"):
+            raise InputError(
+                f"in '{path}': it names {option} {shortened(value)}, and a recommendation holds no path and no device: "
+                f"give {option if name != 'data' else 'the images'} yourself if you trust that file"
+            )
+
+
+_SPECS = ("model", "attack", "defense", "partition")
+_PLACES = ("data", "weights", "validation", "test", "truth", "out")
+
+
+def parser_of() -> ArgumentParser:
+    """The parser of all commands."""
+    parser = ArgumentParser(
+        prog="medpfl",
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Measures what a federated-learning server can read back from what a hospital sends.",
+        version=_version(),
+    )
+    commands = parser.add_subcommands(required=False, metavar="COMMAND")
+    makers = {
+        "audit": _audit_parser,
+        "check-model": _check_model_parser,
+        "demo": _demo_parser,
+        "frontier": _frontier_parser,
+        "list": _list_parser,
+        "report": _report_parser,
+        "reproduce": _reproduce_parser,
+        "train": _train_parser,
+    }
+    for name, make in makers.items():
+        commands.add_subcommand(name, make(), help=COMMANDS[name])
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("medpfl")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _audit_parser() -> ArgumentParser:
+    text = "Audits what the server could read back from updates on these images."
+    return _add_fail_on(_typed_parser(Experiment, text))
+
+
+def _train_parser() -> ArgumentParser:
+    return _typed_parser(Training, "Trains a model on these images by federated learning, and judges it each round.")
+
+
+def _frontier_parser() -> ArgumentParser:
+    text = (
+        "Trains and audits under each defense and strength; draws leakage against accuracy, and recommends a setting."
+    )
+    return _add_fail_on(_typed_parser(Frontier, text))
+
+
+def _add_fail_on(parser: ArgumentParser) -> ArgumentParser:
+    parser.add_argument(
+        "--fail-on",
+        type=Literal["leaks", "inconclusive"] | None,
+        default=None,
+        help="for pipelines: leaks: exit with status 3 if a tested defense leaks (without one: if the model does); "
+        "inconclusive: also exit with 4 if nothing could be concluded; unset: 0 whatever was found",
+    )
+    return parser
+
+
+def _typed_parser(experiment: type[BaseModel], description: str) -> ArgumentParser:
+    """Each field of a typed experiment is an option; the data needs no word for it."""
+    parser = ArgumentParser(allow_abbrev=False, exit_on_error=False, description=description)
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    for name, field in experiment.model_fields.items():
+        option = "data" if name == "data" else option_of(name)
+        default = field.get_default(call_default_factory=True)
+        # Without a word for it, a positional argument would put its default in place of what --config says.
+        extra: dict[str, Any] = {"nargs": "?", "default": SUPPRESS} if name == "data" else {"default": default}
+        text = f"{field.description} (default: {default})" if name == "data" else field.description
+        parser.add_argument(option, help=text, **_kind_of(field.annotation), **extra)
+    _add_run_options(parser)
+    return parser
+
+
+def _kind_of(annotation: Any) -> dict[str, Any]:
+    """A switch for what is true or false, one that can also be switched off where it may be left open, or a type."""
+    if annotation is bool:
+        return {"action": "store_true"}
+    if annotation == bool | None:
+        return {"action": ActionYesNo(yes_prefix="", no_prefix="no-")}
+    return {"type": annotation}
+
+
+def _check_model_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Says what an update of a model leaks by construction and what can attack it, offline.",
+    )
+    parser.add_argument("model", type=str, help="spec from 'medpfl list models', file.py:name or package.module:name")
+    parser.add_argument("--image-shape", type=str | None, default=None, help="1,64,64 or, of volumes, 1,16,64,64")
+    parser.add_argument("--size", type=int, default=32, help="edge of the images in pixels, in place of the shape")
+    parser.add_argument("--channels", type=int, default=1, help="of the images, in place of the shape")
+    parser.add_argument("--classes", type=int, default=2, help="of the data")
+    parser.add_argument("--weights", type=str | None, default=None, help="weights file, as for an audit")
+    parser.add_argument("--mode", type=Literal["train", "eval"], default="train", help="of batch norm and dropout")
+    parser.add_argument("--seed", type=int, default=0, help="of untrained weights")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    _add_show_paths(parser)
+    return parser
+
+
+def _add_show_paths(parser: ArgumentParser) -> None:
+    text = "name files, class folders and paths in messages that go to a file or a pipe too, not on a terminal alone"
+    parser.add_argument("--show-paths", action="store_true", help=text)
+
+
+def _add_run_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=str | None, default=None, help="run directory; the same command continues it")
+    parser.add_argument("--force", action="store_true", help="discard what another experiment left in --out")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no table")
+    _add_show_paths(parser)
+
+
+def _demo_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Audits the embedded samples with and without a defense, offline.",
+    )
+    _add_run_options(parser)
+    return parser
+
+
+def _list_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False, description="Names the parts that an audit is made of, or explains one."
+    )
+    parser.add_argument("what", nargs="?", default=None, help=f"one of {', '.join(ROLES)}, or the name of a part")
+    return parser
+
+
+def _reproduce_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Runs the paper's experiments on the sets that are there, and writes their tables. "
+        "The same command continues where it was stopped.",
+    )
+    parser.add_argument("experiment", nargs="*", default=[], help=f"some of {', '.join(EXPERIMENTS)}; none: all")
+    parser.add_argument("--data", type=str, default=".", help=f"folder that holds the folders {', '.join(SETS)}")
+    parser.add_argument("--part", type=list[str], default=[], help="an attack of the tables, once for each; none: all")
+    parser.add_argument("--images", type=int | None, default=None, help="of each set, in place of the experiment's own")
+    parser.add_argument("--images-per-class", type=int | None, default=None, help="the same, of each class of each set")
+    parser.add_argument("--steps", type=int | None, default=None, help="of every attack, in place of its own")
+    parser.add_argument("--sets", type=str | None, default=None, help="YAML file of other folders: 'melanoma: path'")
+    parser.add_argument("--weights", type=str | None, default=None, help="weights file of the trained ResNet-18")
+    parser.add_argument("--quick", action="store_true", help="few images and steps; the numbers mean little")
+    parser.add_argument("--faithful", action="store_true", help="the notebooks' settings where they are not ours")
+    parser.add_argument("--seed", type=int, default=0, help="of every random draw")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--out", type=str, default="runs/reproduction", help="where runs and tables go")
+    parser.add_argument("--from", type=str | None, default=None, help="make the tables of such a directory again")
+    parser.add_argument("--published", type=str | None, default=None, help="CSV file of published values, beside ours")
+    parser.add_argument("--force", action="store_true", help="discard what other settings left in --out")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    _add_show_paths(parser)
+    return parser
+
+
+def mapping_of(path: str) -> dict[str, str]:
+    """What a YAML file maps to what.
+
+    Raises:
+        InputError: no such file, or something else in it.
+    """
+    found = read_yaml(path)
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in found.items()):
+        raise InputError(f"'{path}' is no mapping: write one line for each name, 'name: path'")
+    return found
+
+
+def _report_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False, description="Makes summary and pages again from the rows of a run directory."
+    )
+    parser.add_argument("out", type=str, help="run directory")
+    parser.add_argument("--quiet", action="store_true", help="no table")
+    _add_show_paths(parser)
+    return parser

@@ -1,0 +1,1 @@
+"""Channels: what a defense discloses, as a map that can be undone, and what is left of it."""

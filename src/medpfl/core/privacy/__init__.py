@@ -1,0 +1,1 @@
+"""Differential privacy: what is spent, and what noise leaves to any attack."""

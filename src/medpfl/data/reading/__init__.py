@@ -1,0 +1,1 @@
+"""Readers of image files, tables and archives, whatever data source uses them."""

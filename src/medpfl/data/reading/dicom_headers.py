@@ -1,0 +1,232 @@
+"""Which files of a folder or a DICOMDIR are DICOM images, and what their headers say of patients and frames."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medpfl.core.atomic_files import oddity_of
+from medpfl.core.errors import InputError
+from medpfl.data.reading.decode import reason
+from medpfl.data.reading.dicom_pixels import UnshownError, quiet, read_header, starts_bare
+from medpfl.data.reading.file_labels import Place
+from medpfl.data.reading.formats import of_other_formats
+from medpfl.data.reading.listing import files_in, printable
+
+__all__ = ["SUFFIXES", "DicomFile", "Found", "is_dicom", "list_dicom", "why_unread"]
+
+SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+"""That DICOM files often have, in lower case; as often they have none."""
+
+_DIRECTORY, _DOSE, _SEGMENTATION = (
+    "1.2.840.10008.1.3.10",
+    "1.2.840.10008.5.1.4.1.1.481.2",
+    "1.2.840.10008.5.1.4.1.1.66.4",
+)
+_MOST_FRAMES = 100_000
+_NO_PICTURE = {_DOSE: "a dose, not a picture", _SEGMENTATION: "a segmentation, not a picture"}
+_WANTED = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "SOPClassUID", "Rows", "Columns"]
+_WANTED += ["SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation"]
+_MOST_PIXELS = 2**27
+"""In a frame; the largest detectors and slide tiles have a fifth of it."""
+_DAMAGED = "has fewer or other pixels than its header says: it is cut off or damaged"
+_OURS = "pip install 'medpfl[dicom]'"
+# By transfer syntax: the module that decodes it, and how to get that.
+_PLUGINS = {
+    "1.2.840.10008.1.2.4.51": ("libjpeg", "pip install pylibjpeg pylibjpeg-libjpeg"),
+    "1.2.840.10008.1.2.4.57": ("libjpeg", "pip install pylibjpeg pylibjpeg-libjpeg"),
+    "1.2.840.10008.1.2.4.70": ("libjpeg", "pip install pylibjpeg pylibjpeg-libjpeg"),
+    "1.2.840.10008.1.2.4.80": ("jpeg_ls", _OURS),
+    "1.2.840.10008.1.2.4.81": ("jpeg_ls", _OURS),
+    "1.2.840.10008.1.2.4.90": ("openjpeg", _OURS),
+    "1.2.840.10008.1.2.4.91": ("openjpeg", _OURS),
+    "1.2.840.10008.1.2.4.201": ("openjpeg", _OURS),
+    "1.2.840.10008.1.2.4.202": ("openjpeg", _OURS),
+    "1.2.840.10008.1.2.4.203": ("openjpeg", _OURS),
+}
+
+
+@dataclass(frozen=True)
+class DicomFile:
+    """A file with pixels.
+
+    Attributes:
+        path: of the file.
+        place: what it may be known by.
+        frames: images in it.
+    """
+
+    path: Path
+    place: Place
+    frames: int
+
+
+class Found(NamedTuple):
+    """DICOM files.
+
+    Attributes:
+        root: the folder that names are relative to.
+        files: those with pixels, in the order of their names.
+        unread: why others could not be read, by name.
+        notes: how many files are of other formats.
+    """
+
+    root: Path
+    files: list[DicomFile]
+    unread: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def list_dicom(given: Path) -> Found:
+    """The DICOM images of a folder, of a DICOMDIR, or of one file.
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: there is no such file or folder, or the DICOMDIR cannot be read.
+    """
+    if not given.exists():
+        raise InputError(f"there is no file or folder '{given}'")
+    unread: dict[Path, str] = {}
+    root = given if given.is_dir() else given.parent
+    candidates, others = _candidates(given, unread)
+    files: list[DicomFile] = []
+    for path in sorted(candidates):
+        found = _read_header(path, root)
+        if isinstance(found, DicomFile):
+            files.append(found)
+        elif found:
+            unread[path] = found
+    notes = of_other_formats(others, lambda _: False, "DICOM")
+    return Found(root, files, {printable(path.relative_to(root)): why for path, why in unread.items()}, notes)
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file is DICOM, whatever its name: by its mark, or by a header without one."""
+    try:
+        if oddity_of(path):
+            return False
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return False
+    return start[128:] == b"DICM" or (starts_bare(start) and not isinstance(_bare_header(path), str))
+
+
+def _bare_header(path: Path) -> Any:
+    """Return the header of a data set without preamble and mark, or why it is none."""
+    try:
+        with quiet():
+            header = read_header(path, stop_before_pixels=True, specific_tags=_WANTED)
+    except Exception as error:  # whatever the file is instead
+        return reason(error, path)
+    return header if header.get("Rows") and header.get("Columns") else "has no DICOM header"
+
+
+def _candidates(given: Path, unread: dict[Path, str]) -> tuple[list[Path], list[Path]]:
+    """Return the files that may be DICOM, and the others in the folder."""
+    if given.is_dir():
+        files = files_in(given, unread)
+        likely = [path for path in files if path.suffix.lower() in SUFFIXES or is_dicom(path)]
+        return likely, sorted({*files} - {*likely})
+    named = _directory(given)
+    candidates = [given] if named is None else named
+    unread |= {path: "named in the DICOMDIR, but not there" for path in candidates if not path.exists()}
+    return [path for path in candidates if path.exists()], []
+
+
+def _directory(path: Path) -> list[Path] | None:
+    """The files that a DICOMDIR names; ``None`` if the file is no DICOMDIR."""
+    import pydicom
+
+    named = path.name.upper() == "DICOMDIR"
+    if not path.is_file():
+        return None
+    try:
+        with quiet():
+            header: Any = pydicom.dcmread(path)
+            if header.file_meta.get("MediaStorageSOPClassUID") != _DIRECTORY and not named:
+                return None
+            names = [r.ReferencedFileID for r in header.DirectoryRecordSequence if "ReferencedFileID" in r]
+    except Exception as error:  # a damaged file makes pydicom raise almost anything
+        if not named:
+            return None
+        raise InputError(
+            f"cannot read the DICOMDIR '{path}' ({reason(error, path)}): give its folder instead"
+        ) from None
+    parts = [[name] if isinstance(name, str) else list(name) for name in names]
+    return sorted({_as_on_disk(path.parent, own) for own in parts if ".." not in own})
+
+
+def _as_on_disk(root: Path, parts: list[str]) -> Path:
+    """A DICOMDIR names files in upper case; copied to a disk they are often in lower case."""
+    path, lower = root.joinpath(*parts), root.joinpath(*(part.lower() for part in parts))
+    return lower if lower.exists() and not path.exists() else path
+
+
+def _read_header(path: Path, root: Path) -> DicomFile | str | None:
+    """Return the file, why it cannot be read, or ``None`` for a DICOMDIR."""
+    if why := oddity_of(path):
+        return why
+    if not is_dicom(path):
+        if not path.stat().st_size:
+            return "empty file"
+        return "has no DICOM header" if os.access(path, os.R_OK) else "Permission denied"
+    try:
+        with quiet():
+            return _described(read_header(path, stop_before_pixels=True, specific_tags=_WANTED), path, root)
+    except Exception as error:  # a damaged file makes pydicom raise almost anything
+        return f"damaged header ({reason(error, path)})"
+
+
+def _described(header: Any, path: Path, root: Path) -> DicomFile | str | None:
+    kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
+    if kind == _DIRECTORY:
+        return None
+    if kind in _NO_PICTURE:
+        return _NO_PICTURE[kind]
+    if not header.get("Rows") or not header.get("Columns"):
+        return "holds no pixels"
+    frames = max(int(header.get("NumberOfFrames") or 1), 1)
+    if frames > _MOST_FRAMES:
+        return f"damaged header (it says {frames} frames)"
+    if header.Rows * header.Columns > _MOST_PIXELS:
+        return f"damaged header (it says {header.Rows} x {header.Columns} pixels)"
+    ids = [str(header.get(tag) or "").strip() or None for tag in _WANTED[:3]]
+    return DicomFile(path, Place(printable(path.relative_to(root)), *ids), frames)
+
+
+def why_unread(path: Path, error: Exception) -> str:
+    """Return why the pixels of a file could not be read, in a few words, with the missing plug-in if that is it."""
+    if isinstance(error, UnshownError):
+        return str(error)
+    try:
+        with quiet():
+            return _why(read_header(path), reason(error, path), isinstance(error, NotImplementedError))
+    except Exception as again:  # whatever made the first attempt fail
+        return f"damaged ({reason(again, path)})"
+
+
+def _why(header: Any, said: str, unknown: bool) -> str:
+    """Return why pixels could not be read: by the header, by what the decoder said, and whether it knows the syntax."""
+    from pydicom.pixels.utils import get_expected_length
+
+    syntax = header.file_meta.TransferSyntaxUID
+    pixels = next((header[tag].value for tag in _PIXELS if tag in header), None)
+    if pixels is None:
+        return "holds no pixels"
+    if unknown:
+        return f"has the unknown transfer syntax {syntax.name}: save it as Explicit VR Little Endian"
+    if not syntax.is_compressed:
+        return _DAMAGED if len(pixels) < get_expected_length(header) else f"cannot be shown ({said})"
+    module, remedy = _PLUGINS.get(syntax, ("", ""))
+    if module and find_spec(module) is None:
+        return f"is compressed as {syntax.name}, which needs a plug-in: {remedy}"
+    return f"cannot be decoded, {syntax.name} ({said})"
+
+
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")

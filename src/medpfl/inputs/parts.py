@@ -1,0 +1,277 @@
+"""What a user gives, as the objects that the audit works with."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+
+from medpfl import attacks as attack_package
+from medpfl import data as data_package
+from medpfl import defenses as defense_package
+from medpfl import models as model_package
+from medpfl.attacks import matching
+from medpfl.core.errors import InputError
+from medpfl.core.experiments.limits import CLIENTS, check_whole
+from medpfl.core.messages import about
+from medpfl.core.records import Record
+from medpfl.core.roles import NO_DEFENSE, UNITS, Attack, DataSource, Defense, Model
+from medpfl.core.spec import Part, build, check_part, check_text, expand, registry
+from medpfl.core.user_code.copies import copied
+from medpfl.core.user_code.loading import at_home, find, is_place, parted
+from medpfl.data import partition as partition_module
+from medpfl.data.choose import embedded, source_at
+from medpfl.data.images import LabelledImages
+from medpfl.data.partition import Partition
+from medpfl.inputs.checkpoint import checkpoint_at, is_checkpoint
+from medpfl.inputs.spelling import check_model, check_source, is_there, names_a_source, path_of
+from medpfl.isolation.parent import Worker
+from medpfl.models.user import UserModel
+from medpfl.models.wrapped import unwrapped
+from medpfl.runs.environment import explained
+
+__all__ = [
+    "Given",
+    "GivenModel",
+    "attacks_of",
+    "data_of",
+    "defenses_given",
+    "defenses_of",
+    "is_record",
+    "model_of",
+    "partition_of",
+    "source_of",
+]
+
+T = TypeVar("T")
+
+
+class Given(NamedTuple):
+    """An attack or a defense, and the spec without a sweep that it was made from; ``None``: it was given as it is."""
+
+    part: Any
+    text: str | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class GivenModel(Model):
+    """A network that the user made; its weights are as they are."""
+
+    network: nn.Module = field(repr=False)
+    name: str = ""
+
+    def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+        """A copy: a forward pass in train mode changes batch-norm statistics, and a record its weights."""
+        return copied(unwrapped(self.network))
+
+
+def model_of(model: str | Path | Model | nn.Module) -> Model:
+    """From a spec, a user's ``place:name``, the directory of a training or of its round, a `Model` or a network."""
+    if isinstance(model, Model):
+        check_part(model)
+        return model
+    if isinstance(model, nn.Module):
+        return GivenModel(model, type(unwrapped(model)).__name__)
+    folder = at_home(model)
+    if str(model) and is_checkpoint(folder):
+        return checkpoint_at(folder)
+    model = str(model)
+    check_text(model, "model")
+    if is_place(model):
+        return UserModel.parse(model)
+    if model.endswith(".py") or model.partition("(")[0].endswith(".py"):
+        raise InputError(f"model '{model}': say which function makes it, {model}:make_model")
+    if model and folder.is_dir():
+        raise InputError(f"model '{model}' is a folder without a round of a training (round-0, round-1, ...)")
+    check_model(model)
+    return build(model, registry(model_package), "model")
+
+
+def attacks_of(attacks: Iterable[str | Attack], worker: Worker | None = None) -> list[Attack]:
+    """From specs, the user's own ``place:Name``, and attacks; sweeps are expanded, repetitions left out.
+
+    Args:
+        attacks: any of them.
+        worker: makes those that run in a process of their own, so that none of their code is imported here.
+    """
+    known, nested = registry(attack_package), registry(matching)
+
+    def make(text: str) -> Attack:
+        apart = worker is not None and worker.takes(text)
+        return worker.attack(text) if apart else _made(text, known, "attack", nested)  # type: ignore[union-attr]
+
+    return [one.part for one in _each(_listed(attacks), Attack, make)]
+
+
+def defenses_of(defenses: Iterable[str | Defense]) -> list[Defense]:
+    """The undefended control first, then the defenses given."""
+    return [one.part for one in defenses_given(defenses)]
+
+
+def defenses_given(defenses: Iterable[str | Defense]) -> list[Given]:
+    """The same, each with the spec that it was made from, which may name a place."""
+    known = registry(defense_package)
+    return _each([NO_DEFENSE, *_listed(defenses)], Defense, lambda text: _made(text, known, "defense"))
+
+
+def _made(text: str, known: Mapping[str, Any], role: str, nested: Mapping[str, Any] | None = None) -> Any:
+    """From a spec; its first name may be the user's own, ``file.py:Name(argument=value)``."""
+    check_text(text, role)
+    if found := parted(text):
+        place, text = found
+        if (own := re.match(r"\s*(\w+)", text)) is None:
+            raise InputError(f"{role} '{place}:{text}': after the colon write its name, {place}:Name(argument=value)")
+        if own[1] in known:
+            raise InputError(f"'{place}' calls its {role} '{own[1]}', as one of ours is called: give it another name")
+        known = {**known, own[1]: find(place, own[1], role)}
+    with explained(f"{role} '{text}' failed"):
+        return build(text, known, role, nested)
+
+
+def _listed(items: Any) -> list[Any]:
+    """One spec or part stands for a list of one."""
+    return list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
+
+
+def _each(items: Iterable[Any], role: type[T], make: Any) -> list[Given]:
+    texts = [one for item in items for one in (expand(item) if isinstance(item, str) else [item])]
+    given = [Given(make(one), one) if isinstance(one, str) else Given(one) for one in texts]
+    made = [one.part for one in given]
+    for one in made:
+        if not isinstance(one, role):
+            raise InputError(f"{one!r} is no {role.__name__.lower()}: give a spec string or an object of that role")
+        check_part(one)
+        _check_spec(one)
+    with explained(f"the {role.__name__.lower()}s cannot be written as specs"):
+        homes = {(repr(one), type(one).__module__, type(one).__qualname__) for one in made}
+        _ = [one.where for one in made if isinstance(one, Defense)]  # which a property may compute
+    for one in made:  # after it is known that each can be written
+        if isinstance(one, Defense):
+            with explained(f"{one!r} cannot be asked whose privacy it promises"):
+                _check_unit(one)
+    if twins := [text for text, count in Counter(text for text, *_ in homes).items() if count > 1]:
+        raise InputError(f"two different classes are both written {twins[0]}: rename one, so that rows tell them apart")
+    return list({repr(one.part): one for one in given}.values())
+
+
+def _check_spec(part: Any) -> None:
+    """Raises `InputError` for a part, or a part of one, that has no spec: rows could not name it."""
+    for one in getattr(part, "parts", (part,)):
+        if type(one).__repr__ is Part.__repr__ and not is_dataclass(one):
+            raise InputError(
+                f"{type(one).__name__} is no dataclass, so that nothing names its settings: put "
+                "@dataclass(frozen=True, repr=False) above the class"
+            )
+
+
+def _check_unit(defense: Defense) -> None:
+    """Raise `InputError` for a defense that promises differential privacy of nobody, or says of whom and not how much.
+
+    Its epsilon would be missing in the report without a word.
+    """
+    for part in getattr(defense, "parts", (defense,)):
+        promising = [name for name in ("mechanism", "spent", "promises") if part.acts(name)]
+        if part.unit is None and promising:
+            raise InputError(
+                f"{part!r} has {promising[0]}() and does not say whose privacy that is: set unit to {_units()}"
+            )
+        if part.unit is not None and part.unit not in UNITS:
+            raise InputError(f"{part!r} has the unit {part.unit!r}: set unit to {_units()}, or to None")
+        if part.unit is not None and not promising:
+            raise InputError(
+                f"{part!r} promises differential privacy of {part.unit!r} and not how much: override mechanism(), or "
+                "spent() where the mechanism is not Gaussian"
+            )
+
+
+def _units() -> str:
+    return f"{', '.join(map(repr, UNITS[:-1]))} or {UNITS[-1]!r}"
+
+
+def partition_of(partition: str | Partition, clients: int | None = None) -> Partition:
+    """From a spec or a partition; with so many clients, if that is given."""
+    made = partition if isinstance(partition, Partition) else build(partition, registry(partition_module), "partition")
+    check_part(made)
+    if clients is None:
+        return made
+    check_whole("clients", clients, 1, CLIENTS)
+    if not hasattr(made, "clients"):
+        raise InputError(f"{made!r} says itself how many clients there are: leave out --clients")
+    return replace(made, clients=clients)  # type: ignore[type-var]  (it has the field)
+
+
+def is_record(data: Any) -> bool:
+    """Whether the data is the path of a recorded update."""
+    return (
+        isinstance(data, str | Path)
+        and is_there(str(data))
+        and path_of(data).is_file()  # opening a named pipe would wait for ever
+        and Record.is_one(path_of(data))
+    )
+
+
+class Found(NamedTuple):
+    """The images of a source.
+
+    Attributes:
+        images: what it holds.
+        source: how it is called in what is written, without its path.
+        place: where it is; for the terminal and the key file only.
+        reader: what read them, whose code the run is a function of.
+    """
+
+    images: LabelledImages
+    source: str
+    place: str
+    reader: DataSource | None = None
+
+
+def data_of(data: str | Path | DataSource | LabelledImages, size: int, fit: str, channels: int | None) -> Found:
+    """The images that a folder, a spec, a source or the user himself gives."""
+    if isinstance(data, LabelledImages):
+        return Found(data, "images", "images")
+    source = data if isinstance(data, DataSource) else source_of(str(data), size, fit, channels)
+    path = getattr(source, "path", None)
+    # The same folder, however it is spelled, has the same study indices.
+    place = type(source).__name__ if path is None else str(path_of(path).resolve())
+    for place_of in (path, getattr(source, "labels", None)):
+        about(place_of if isinstance(place_of, str | Path) else None)
+    if path is not None:
+        _check_no_run(path_of(path))
+    with explained("the images cannot be read"):
+        images, called = source.load(), repr(source)
+    if not isinstance(images, LabelledImages):
+        raise InputError(f"{called}: load() returned a {type(images).__name__}, not LabelledImages")
+    return Found(images, called, place, source)
+
+
+def _check_no_run(folder: Path) -> None:
+    """Raises `InputError` if the pictures that audits wrote would be taken for data."""
+    if not folder.is_dir():
+        return
+    try:
+        folders = [folder, *sorted(folder.iterdir())]
+    except OSError as error:
+        raise InputError(f"cannot open the folder '{folder}': {error.strerror}") from None
+    for inside in folders:
+        if (inside / "run.json").is_file() and (inside / "findings.jsonl").is_file():
+            raise InputError(
+                f"'{inside}' is the run directory of an audit, whose pictures are no data: give a folder of class "
+                f"folders without it, or make its pages again with 'medpfl report {inside}'"
+            )
+
+
+def source_of(data: str, size: int, fit: str, channels: int | None) -> DataSource:
+    """From a path or a spec."""
+    about(data if is_there(data) else None)
+    if data == "samples":
+        return embedded(size=size, fit=fit, channels=channels)
+    if names_a_source(data):
+        return build(data, registry(data_package), "data source")
+    check_source(data)
+    return source_at(data, size=size, fit=fit, channels=channels)

@@ -1,0 +1,1 @@
+"""``medpfl check-model``: what an update of a model leaks by construction."""

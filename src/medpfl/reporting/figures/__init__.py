@@ -1,0 +1,1 @@
+"""Figures: SVG inside the pages, PNG files of private images."""

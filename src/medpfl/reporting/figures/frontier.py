@@ -1,0 +1,131 @@
+"""The figure of a frontier: what the strongest attack reads of each setting, against what its model is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from medpfl.core.experiments.settings import Json
+from medpfl.reporting.figures.svg import COLORS, inline
+from medpfl.reporting.words import label, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["NAMES", "family", "frontier_figure"]
+
+NAMES = {
+    "asr": "images read back (ASR)",
+    "ssim": "mean SSIM",
+    "identified": "images identified",
+    "recognized": "images identified beyond chance",
+}
+Points = Sequence[Json]
+_SIZE = (4.6, 3.7)  # inches
+_NEAR = (0.02, 0.05)
+_LOOKS = tuple(zip(("safe", "doubt", "muted", "ink"), "osD^", strict=True))  # not the color of a leak
+
+
+def family(spec: str) -> str:
+    """The names of a defense's parts, without what they are told."""
+    return " | ".join(part.partition("(")[0].strip() for part in label(spec).split(" | "))
+
+
+def frontier_figure(points: Points, chosen: Json, metric: str) -> str:
+    """Leakage over balanced accuracy with both intervals.
+
+    Filled: in the Pareto set, whose corners the wide line joins; these, the undefended setting and the recommended one
+    bear their numbers. A thin line joins a defense's strengths. A ring: recommended. Dashed: the limit.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE)
+    axes = figure.add_axes((0.13, 0.13, 0.83, 0.66))
+    known = [(i, p) for i, p in enumerate(points) if p[metric] is not None and p["accuracy"] is not None]
+    looks = {
+        name: _LOOKS[i % len(_LOOKS)] for i, name in enumerate(dict.fromkeys(family(p["defense"]) for p in points))
+    }
+    _steps(axes, [p for _, p in known if metric in p["unbeaten"]], metric)
+    for name, (color, _) in looks.items():
+        own = [p for _, p in known if family(p["defense"]) == name]
+        axes.plot(*_places(own, metric), color=COLORS[color], linewidth=0.7, alpha=0.6, zorder=1.5)
+    for _, point in known:
+        _point(axes, point, metric, looks[family(point["defense"])])
+        if point["defense"] == chosen["defense"]:
+            axes.plot(point["accuracy"], point[metric], "o", markersize=15, mfc="none", mec=COLORS["ink"], zorder=4)
+    _numbers(
+        axes,
+        [(i, p) for i, p in known if not i or metric in p["unbeaten"] or p["defense"] == chosen["defense"]],
+        metric,
+    )
+    for bound in (float(one.partition("<=")[2]) for one in chosen["limits"] if one.startswith(f"{metric}<=")):
+        axes.axhline(bound, color=COLORS["leak"], linestyle="--", linewidth=1)
+    _frame(axes, NAMES[metric])
+    _legend(axes, looks)
+    spoken = "; ".join(f"{label(p['defense'])}: {number(p[metric])} at {number(p['accuracy'])}" for _, p in known)
+    return inline(figure, f"frontier-{metric}", f"{NAMES[metric]} against balanced accuracy: {spoken}")
+
+
+def _point(axes: Axes, point: Json, metric: str, look: tuple[str, str]) -> None:
+    color, shape = COLORS[look[0]], look[1]
+    x, y = point["accuracy"], point[metric]
+    errors = {"ecolor": color, "elinewidth": 0.8, "alpha": 0.55, "fmt": "none", "zorder": 2}
+    axes.errorbar(x, y, xerr=_ends(point, "accuracy"), yerr=_ends(point, metric), **errors)
+    filled = color if metric in point["unbeaten"] else COLORS["paper"]
+    above = 5.5 if metric in point["unbeaten"] else 5
+    axes.plot(x, y, shape, markersize=7, mfc=filled, mec=color, mew=1.4, zorder=above, clip_on=False)
+
+
+def _numbers(axes: Axes, known: Sequence[tuple[int, Json]], metric: str) -> None:
+    """The points' numbers; those that lie too near to be told apart share one place."""
+    groups: list[tuple[float, float, list[int]]] = []
+    for place, point in known:
+        x, y = point["accuracy"], point[metric]
+        near = [own for a, b, own in groups if abs(a - x) < _NEAR[0] and abs(b - y) < _NEAR[1]]
+        if near:
+            near[0].append(place)
+        else:
+            groups.append((x, y, [place]))
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8.5, "color": COLORS["ink"], "zorder": 6}
+    for x, y, places in groups:
+        axes.annotate(", ".join(map(str, places)), (x, y), (6, 5), **style)
+
+
+def _ends(point: Json, name: str) -> Any:
+    """How far the interval reaches to both sides; nothing where it is not known."""
+    low, high = point[f"{name}_low"], point[f"{name}_high"]
+    return None if low is None or high is None else [[max(point[name] - low, 0)], [max(high - point[name], 0)]]
+
+
+def _steps(axes: Axes, points: Points, metric: str) -> None:
+    """The corners of what is unbeaten: between two of its points nothing was measured."""
+    ordered = sorted(points, key=lambda p: (p["accuracy"], p[metric]))
+    axes.step(*_places(ordered, metric), where="pre", color=COLORS["line"], linewidth=2.2, zorder=1)
+
+
+def _places(points: Points, metric: str) -> list[Any]:
+    return [[p["accuracy"] for p in points], [p[metric] for p in points]]
+
+
+def _frame(axes: Axes, name: str) -> None:
+    axes.margins(0.06)
+    axes.set_ylim(min(-0.02, axes.get_ylim()[0]), 1.04)
+    axes.tick_params(colors=COLORS["muted"], labelsize=9)
+    axes.set_xlabel("balanced accuracy", color=COLORS["muted"], fontsize=9)
+    axes.set_ylabel(name, color=COLORS["muted"], fontsize=9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("bottom", "left"))
+        spine.set_color(COLORS["line"])
+
+
+def _legend(axes: Axes, looks: Mapping[str, tuple[str, str]]) -> None:
+    from matplotlib.lines import Line2D
+
+    made = [
+        Line2D([], [], color=COLORS[color], marker=shape, linestyle="none", label=name)
+        for name, (color, shape) in looks.items()
+    ]
+    axes.legend(
+        handles=made, loc="lower left", bbox_to_anchor=(-0.1, 1), ncols=2, frameon=False, fontsize=8.5,
+        labelcolor=COLORS["ink"], handletextpad=0.3, columnspacing=1.2,
+    )  # fmt: skip

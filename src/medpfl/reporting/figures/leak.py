@@ -1,0 +1,173 @@
+"""The two figures of a report: how many images each attack read back and recognized, and how near its guesses came.
+
+Both have a lane for each attack, under a heading for each defense, with its label above the mark: long
+specs then have the whole width, on a phone too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
+from medpfl.judging.types import READ, RECOGNIZED, Cell
+from medpfl.reporting.figures.svg import COLORS, inline
+from medpfl.reporting.phrases import Cells
+from medpfl.reporting.selection import cell_rows
+from medpfl.reporting.tables import Whole, with_unions
+from medpfl.reporting.words import attacker, known, label, number, percent, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from medpfl.core.types import Finding
+
+__all__ = ["leak_figure", "similarity_figure"]
+
+WIDTH, LANE, FOOT = 4.6, 0.42, 0.5  # inches
+GAP = 0.36  # between the two marks of a lane, in lanes
+STYLES = {LEAKS: ("leak", "^", True), NO_LEAK: ("safe", "o", False), INCONCLUSIVE: ("doubt", "d", False)}
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One line of a figure: a cell, or the heading of a defense."""
+
+    y: float
+    text: str
+    cell: Cell | None = None
+
+
+def leak_figure(summary: Cells) -> str:
+    """Draw the rates of images read back and recognized, with intervals and the best guess without the update.
+
+    The upper mark of a lane is the rate of images read back, the lower and smaller one that of images recognized. A
+    mark has the color of a leak only if its own rate is one.
+    """
+    figure, axes, lanes = _canvas(with_unions(summary), (0.0, 1.0), 1 + GAP)
+    for lane in lanes:
+        if lane.cell is not None:
+            told = lane.cell.identified.value
+            recognized = f", recognized {percent(told)}" if known(told) else ""
+            _label(axes, lane, f"read {percent(lane.cell.asr.value)}{recognized}")
+            _rate(axes, lane.y, lane.cell, READ)
+            _rate(axes, lane.y - GAP, lane.cell, RECOGNIZED)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_xlabel("share of images", color=COLORS["muted"], fontsize=9)
+    return inline(figure, "leak", "Share of images read back and recognized, with 95 % intervals: " + _spoken(summary))
+
+
+def similarity_figure(summary: Cells, rows: Sequence[Finding]) -> str:
+    """The SSIM of every guess, a tick for each image."""
+    values = [[row.scores["ssim"] or 0.0 for row in cell_rows(cell, rows)] for cell in _in_lanes(summary)]
+    lowest = min([0.0, *(v[0] for v in values if v)])
+    figure, axes, lanes = _canvas(summary, (lowest, 1.0))
+    drawn = iter(values)
+    for lane in lanes:
+        if lane.cell is not None:
+            own = next(drawn)
+            _label(axes, lane, f"mean {number(lane.cell.ssim.value)}")
+            _strip(axes, lane.y, lane.cell, own)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 0.9], ["0", "0.25", "0.5", "0.75", "0.9"])
+    axes.set_xlabel("SSIM of each guess", color=COLORS["muted"], fontsize=9)
+    return inline(figure, "ssim", "SSIM between guess and truth for every image, by defense and attack")
+
+
+def _in_lanes(summary: Cells) -> list[Cell]:
+    order = list(dict.fromkeys(cell.defense for cell in summary))
+    return sorted(summary, key=lambda cell: order.index(cell.defense))
+
+
+def _lanes(summary: Cells, height: float) -> list[Lane]:
+    lanes: list[Lane] = []
+    y, defense = 0.0, None
+    for cell in _in_lanes(summary):
+        if cell.defense != defense:
+            defense = cell.defense
+            y -= height - 0.05 if lanes else 0.3
+            lanes.append(Lane(y, label(defense)))
+            y -= 0.1
+        y -= 1 if lanes[-1].cell is None else height
+        lanes.append(Lane(y, attacker(cell), cell))
+    return lanes
+
+
+def _canvas(summary: Cells, limits: tuple[float, float], lane_height: float = 1.0) -> tuple[Figure, Axes, list[Lane]]:
+    from matplotlib.figure import Figure
+
+    lanes = _lanes(summary, lane_height)
+    bottom = lanes[-1].y - (lane_height - 1) - 0.35
+    height = -bottom * LANE + FOOT
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((0.045, FOOT / height, 0.91, 1 - FOOT / height))
+    axes.set(xlim=limits, ylim=(bottom, 0), yticks=[])
+    axes.tick_params(colors=COLORS["muted"], labelsize=9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(COLORS["line"])
+    for lane in lanes:
+        if lane.cell is None:
+            _text(axes, 0, lane.y, shorten(lane.text, 52), fontweight="bold", fontsize=9)
+        else:
+            axes.plot(limits, [lane.y] * 2, color=COLORS["line"], linewidth=0.8, zorder=0)
+    return figure, axes, lanes
+
+
+def _text(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
+    # A "$" in a spec is a dollar sign, not mathematics.
+    place = {"transform": axes.get_yaxis_transform(), "va": "center", "parse_math": False}
+    axes.text(x, y, text, **{"color": COLORS["ink"], "fontsize": 9, **place, **style})
+
+
+def _label(axes: Axes, lane: Lane, value: str) -> None:
+    _text(axes, 0, lane.y + 0.42, shorten(lane.text, 38))
+    _text(axes, 1, lane.y + 0.42, value, ha="right", color=COLORS["muted"])
+
+
+def _style(cell: Cell, way: str) -> tuple[str, str, bool]:
+    """Return color, marker and filling of one rate: a leak's only if this very rate is one."""
+    if way in cell.leaks_by:
+        return STYLES[LEAKS]
+    return STYLES[NO_LEAK if cell.verdict == NO_LEAK else INCONCLUSIVE]
+
+
+def _rate(axes: Axes, y: float, cell: Cell, way: str) -> None:
+    color, marker, filled = _style(cell, way)
+    style = {"color": COLORS[color], "solid_capstyle": "butt", "clip_on": False}
+    rate, size = (cell.asr, 7.5) if way == READ else (cell.identified, 5.5)
+    without = [one for one in _without(cell, way) if one is not None]
+    if without:
+        axes.plot([max(without)] * 2, [y - 0.16, y + 0.16], color=COLORS["ink"], linewidth=1.6, clip_on=False)
+    if rate.ends is not None:
+        axes.plot(rate.ends, [y, y], linewidth=2.6, **style)
+    if rate.value is not None:
+        face = COLORS[color if filled else "paper"]
+        axes.plot([rate.value], [y], marker, markersize=size, markerfacecolor=face, markeredgewidth=1.6, **style)
+
+
+def _without(cell: Cell, way: str) -> tuple[float | None, ...]:
+    """Return the rates of guesses without the update."""
+    if isinstance(cell, Whole):
+        return (cell.union.asr_floor if way == READ else cell.union.identified_floor,)
+    if way == READ:
+        return cell.asr_mean_image.value, cell.asr_nearest.value, cell.asr_random_update.value
+    return cell.identified_mean_image.value, cell.identified_random_update.value, cell.chance
+
+
+def _strip(axes: Axes, y: float, cell: Cell, values: Sequence[float]) -> None:
+    axes.plot([0.9] * 2, [y - 0.26, y + 0.2], color=COLORS["ink"], linewidth=0.9, linestyle=(0, (2, 1.5)))
+    color = COLORS[_style(cell, READ)[0]]
+    # Beyond 200 ticks the eye sees a band: as many quantiles draw the same one in a tenth of the bytes.
+    shown = values if len(values) <= 200 else [values[round(i * (len(values) - 1) / 199)] for i in range(200)]
+    axes.vlines(shown, y - 0.18, y + 0.18, color=color, linewidth=1.3, alpha=0.55, clip_on=False)
+    without = (cell.ssim_mean_image, cell.ssim_nearest, cell.ssim_random_update)
+    if best := [mean for mean in without if mean is not None]:
+        axes.plot([max(best)] * 2, [y - 0.28, y + 0.2], color=COLORS["ink"], linewidth=1.6, clip_on=False)
+
+
+def _spoken(summary: Cells) -> str:
+    return "; ".join(
+        f"{attacker(c)}, {label(c.defense)}: {percent(c.asr.value)} and {percent(c.identified.value)}" for c in summary
+    )

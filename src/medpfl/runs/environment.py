@@ -1,0 +1,105 @@
+"""How the work is laid out on a machine: seeds, stacks, devices, versions."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medpfl.core.errors import InputError
+from medpfl.core.user_code.strangers import explained
+
+__all__ = [
+    "checked_module",
+    "device_of",
+    "explained",
+    "generator_of",
+    "naming",
+    "seed_of",
+    "stack_size",
+    "versions",
+]
+
+_LARGEST_STACK = 64
+
+
+def seed_of(seed: int, *words: Any) -> int:
+    """A seed of its own for every named draw of an experiment."""
+    text = json.dumps([seed, *words], default=str)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
+
+
+def generator_of(seed: int, *words: Any) -> torch.Generator:
+    """A CPU generator under `seed_of`."""
+    return torch.Generator().manual_seed(seed_of(seed, *words))
+
+
+def device_of(name: str) -> torch.device:
+    """The device, if this machine has it."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # which the device that holds no numbers refuses
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{name}' cannot be used here: {str(error).partition(chr(10))[0]}") from None
+    return device
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for package in ("medpfl", "torch", "torchvision", "numpy", "torchmetrics"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+@contextlib.contextmanager
+def naming(part: Any) -> Iterator[None]:
+    """Says which part, an object or its spec, an `InputError` is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{part if isinstance(part, str) else repr(part)}: {error}") from None
+
+
+def checked_module(network: Any) -> nn.Module:
+    """Return what a stranger's part made of a network; raise `InputError` unless it is one."""
+    if not isinstance(network, nn.Module):
+        raise InputError(f"it returned a {type(network).__name__} in place of the network, not a torch.nn.Module")
+    return network
+
+
+def stack_size(network: nn.Module, images: Tensor, memory: float) -> int:
+    """Victims that are attacked together: as many as fit into `memory` GiB by a fixed estimate, at most 64.
+
+    The estimate counts, for each victim, its update three times and the activations of its images ten times
+    (forward, backward and their derivatives). It depends on the experiment alone, never on free memory.
+    """
+    if not memory > 0:
+        raise InputError(f"memory is {memory}: it must be above 0 (GiB)")
+    parameters = sum(p.numel() for p in network.parameters())
+    activations = 0
+
+    def count(_: nn.Module, __: Any, output: Any) -> None:
+        nonlocal activations
+        activations += output.numel() if isinstance(output, Tensor) else 0
+
+    handles = [m.register_forward_hook(count) for m in network.modules() if not list(m.children())]
+    try:
+        with torch.no_grad(), explained("the model cannot be run once more"):
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    history = 2 * 100 * images.numel()
+    bytes_each = 4 * (3 * parameters + 10 * activations + history)
+    return max(1, int(min(_LARGEST_STACK, memory * 2**30 / bytes_each)))

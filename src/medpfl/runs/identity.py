@@ -1,0 +1,184 @@
+"""What tells one run from another: its tensors, and the code behind them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from medpfl.core.errors import InputError
+from medpfl.core.user_code.modules import UNKNOWN, brought, noticed, own_modules, shown_name
+from medpfl.core.user_code.sources import modules_of
+from medpfl.isolation.parent import Isolated
+from medpfl.models.user import UserModel
+from medpfl.runs.cloak import Cloak
+from medpfl.runs.directory import note
+from medpfl.runs.study_key import Key
+
+__all__ = ["Code", "Identity", "fingerprint", "layers_of", "unchanged"]
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Of tensors by name: whether they are the same."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().view(-1).double().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def layers_of(network: nn.Module) -> str:
+    """Of a network's layers: two networks with the same weights may compute different things."""
+    layers = re.sub(r" at 0x[0-9a-f]+", "", str(network))
+    return hashlib.sha256(layers.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Code:
+    """The user's own code behind a run's parts, as it is when the run begins.
+
+    Attributes:
+        parts: what the run is made of: attacks, defenses, the model and its network, partition, sources of images.
+        modules: by module of the user's own, its digest and how the part that it is of is called.
+        imported: own modules that were imported by then, of the run or not.
+        since: place in the list of imports that the run begins at.
+    """
+
+    parts: tuple[Any, ...]
+    modules: Mapping[str, tuple[str, str]]
+    imported: frozenset[str]
+    since: int
+
+    @classmethod
+    def of(cls, parts: Callable[[], Sequence[Any]]) -> Code:
+        """Of the parts of a run, now.
+
+        Args:
+            parts: makes them; what is imported meanwhile is imported by the run.
+
+        Raises:
+            InputError: a file was changed after this process had imported it.
+        """
+        imported, since, made = own_modules(), len(noticed()), parts()
+        modules: dict[str, tuple[str, str]] = {}
+        for part in made:
+            for name, digest in _modules(part).items():
+                modules.setdefault(name, (digest, _called(part)))
+        return cls(tuple(made), modules, frozenset(imported), since)
+
+    def entry(self, key: Key) -> dict[str, str]:
+        """For the run's identity: digests by a keyed hash of the module's name, which may be a patient's."""
+        found: dict[str, str] = {}
+        for name, (digest, _) in sorted(self.modules.items()):
+            tag = key.tag("module", name.rstrip("~"))
+            own = f"{UNKNOWN}{secrets.token_hex(8)}" if digest.startswith(UNKNOWN) else digest
+            found[tag] = "-".join(filter(None, [found.get(tag), own]))
+        return found
+
+    def difference(self, old: Mapping[str, str], key: Key) -> list[str]:
+        """In what the code differs from that of another run of the same parts, in words."""
+        said, new = [], self.entry(key)
+        for name, (digest, part) in sorted(self.modules.items()):
+            tag = key.tag("module", name.rstrip("~"))
+            if digest.startswith(UNKNOWN):
+                why = digest.removeprefix(UNKNOWN)
+                said.append(f"the code of {part} cannot be compared, as {why}: put it into a .py file")
+            elif old.get(tag) != new[tag]:
+                said.append(f"the code of {part} changed (module {shown_name(name)})")
+        if not said and (gone := len(old.keys() - new.keys())):
+            said.append(f"the code of a part changed ({gone} of its modules are no longer imported)")
+        return said
+
+    def changes(self) -> str:
+        """What changed since, in words; empty if nothing did."""
+        if not self.modules:
+            return ""
+        # A process that has ended ran what it had imported, and cannot be asked: that it ended is no change.
+        parts = [part for part in self.parts if not (isinstance(part, Isolated) and part.worker.ended)]
+        try:
+            now = {name: digest for part in parts for name, digest in _modules(part).items()}
+        except InputError as error:
+            return f"while the run went on, {error}"
+        # A file that is given by its path is executed again and again, so that it may have been two things meanwhile.
+        loaded = dict(noticed(self.since))
+        for name, (digest, part) in self.modules.items():
+            if {now.get(name, digest), loaded.get(name, digest)} != {digest}:
+                return f"the code of {part} changed (module {shown_name(name)}) while the run went on"
+        apart = {name for part in parts if isinstance(part, Isolated) for name in now}
+        if new := sorted((own_modules() | apart) - self.imported - set(self.modules)):
+            brought(next(iter(self.modules)), new)
+            return (
+                f"the module {shown_name(new[0])} was imported while the run went on, by its name in a text, so that "
+                "it could not be known before (write an import statement in the part's file)"
+            )
+        return ""
+
+
+def _modules(part: Any) -> dict[str, str]:
+    if isinstance(part, Isolated):
+        return part.modules()
+    return modules_of([part, part.maker()] if isinstance(part, UserModel) else part)
+
+
+def _called(part: Any) -> str:
+    """How a part is called in a message."""
+    if isinstance(part, UserModel):
+        return f"the model {re.split(r'[^0-9A-Za-z_]', part.call, maxsplit=1)[0]}"
+    return f"the model {type(part).__name__}" if isinstance(part, nn.Module) else type(part).__name__
+
+
+class Identity(dict[str, Any]):
+    """What the rows of a run are a function of, as ``run.json`` keeps it, and how a difference is said."""
+
+    def __init__(self, entries: Mapping[str, Any], code: Code, key: Key) -> None:
+        self.code, self.key, self.cloak = code, key, Cloak(key, code.parts)
+        super().__init__({**self.cloak(dict(entries)), "sources": code.entry(key), "key": key.tag("key", "")})
+
+    def told(self, old: Mapping[str, Any]) -> list[str]:
+        """In what another run differs, in words; the most that can be said of a run under another key is that."""
+        if "key" in old and old["key"] != self["key"]:
+            return [f"it was made with another key than the one in {self.key.where}: put its own key back there"]
+        sources = old.get("sources")
+        if not isinstance(sources, dict) or not all(isinstance(digest, str) for digest in sources.values()):
+            return ["an earlier version of MedPFL made it"]
+        code = self.code.difference(sources, self.key)
+        changed = [k for k in self if old.get(k) != self[k]] + [k for k in old if k not in self]
+        # Other parts have other code: that alone need not be said.
+        others = [k for k in changed if k != "sources"]
+        parts = {"model", "attacks", "defenses", "defense", "partition", "data"} & set(others)
+        said = [] if parts and not set(sources) & set(self["sources"]) else code
+        return said + ([f"other {', '.join(others[:4])}"] if others else [])
+
+
+@contextlib.contextmanager
+def unchanged(code: Code, out: Path | None) -> Iterator[None]:
+    """Refuses the rows that are made in the block, now and later, if the user's code changed meanwhile.
+
+    Raises:
+        InputError: it did.
+    """
+    try:
+        yield
+    except BaseException:
+        _refuse(code, out)
+        raise
+    if why := _refuse(code, out):
+        again = "" if out is None else " with --force, or name another --out"
+        raise InputError(
+            f"{why}: the run's rows are of no one code and are refused. Give the same command again{again}"
+        )
+
+
+def _refuse(code: Code, out: Path | None) -> str:
+    """Why the rows are refused, if they are; the directory says so too, without the name of a module."""
+    why = code.changes()
+    if why and out is not None:
+        note(out, refused="the code of a part changed while the run went on")
+    return why

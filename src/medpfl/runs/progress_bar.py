@@ -1,0 +1,117 @@
+"""Progress, on the terminal or in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from time import monotonic
+
+from medpfl.core import progress
+from medpfl.core.errors import listed, private
+from medpfl.core.messages import say
+from medpfl.runs.jobs import JobKey
+
+__all__ = ["APART", "files", "name_skipped", "rounds_of", "watching"]
+
+_NAMED = 10
+"""Skipped files that are named."""
+APART = 20.0
+"""Seconds between two lines of progress."""
+
+During = Callable[[JobKey, int], AbstractContextManager[None]]
+Show = Callable[[str, int], None]
+"""Called with what is being done, and how much is finished."""
+
+
+def name_skipped(skipped: Sequence[str], notes: Sequence[str] = ()) -> None:
+    """Says which files could not be read, and what to doubt; where names may not be shown, how many files."""
+    for note in notes:
+        say(f"note: {note}")
+    if skipped:
+        names = private(f":{listed(skipped, _NAMED)}", " (--show-paths names them)")
+        say(f"{files(len(skipped))} could not be read and left out{names}")
+
+
+def files(count: int) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{count} file" + "s" * (count != 1)
+
+
+@contextmanager
+def watching(total: int, done: int, visible: bool) -> Iterator[During]:
+    """How many images are done, where `visible`; yields what to run each job within."""
+    if not visible:
+        yield lambda job, images: nullcontext()
+        return
+    finished = done
+    with _shown(total, done, "images") as show:
+
+        @contextmanager
+        def during(job: JobKey, images: int) -> Iterator[None]:
+            nonlocal finished
+            before, what = finished, f"{job.attack} x {job.control or job.defense}"
+            show(what, before)
+            with progress.listening(lambda share: show(what, before + int(share * images))):
+                yield
+            finished += images
+            show(what, finished)
+
+        yield during
+
+
+def rounds_of(first: int, last: int, visible: bool) -> Iterator[int]:
+    """The rounds from `first` to `last`, and, where `visible`, which of them was the latest."""
+    if not visible:
+        yield from range(first, last + 1)
+        return
+    with _shown(last, max(first - 1, 0), "rounds") as show:
+        for number in range(first, last + 1):
+            yield number
+            show("train", number)
+
+
+@contextmanager
+def _shown(total: int, done: int, unit: str) -> Iterator[Show]:
+    """A bar with the time left on a terminal; in a pipe or a file, a plain line now and then."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(total, unit)
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("audit", total=total, completed=done)
+        yield lambda what, done: bar.update(task, description=what, completed=done)
+
+
+class _Lines:
+    """Progress in lines; what takes less than `APART` seconds leaves none."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self.total, self.unit = total, unit
+        self.began = self.latest = monotonic()
+
+    def __call__(self, what: str, done: int) -> None:
+        now = monotonic()
+        if now - self.latest >= APART:
+            self.latest = now
+            passed = timedelta(seconds=int(now - self.began))
+            say(f"{passed}  {done} of {self.total} {self.unit}  {what}")

@@ -1,0 +1,1 @@
+"""``medpfl train``, and the leakage over its rounds."""

@@ -1,0 +1,154 @@
+"""What a training returns, and how it is read back from its directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medpfl.auditing.epsilon import has_statistics
+from medpfl.auditing.settings import of_reading
+from medpfl.core.atomic_files import write
+from medpfl.core.errors import InputError
+from medpfl.core.rounds import Round
+from medpfl.core.types import Weights
+from medpfl.data.images import LabelledImages
+from medpfl.runs.directory import RUN, check_rows, read_json, reading
+from medpfl.runs.environment import versions
+from medpfl.training.setup import TrainingSetup
+from medpfl.training.store import ROWS, TrainingStore, read_rounds
+
+__all__ = ["Trained", "accuracies_in", "reread_training", "settings_of", "trained"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The result of a training.
+
+    Attributes:
+        rows: one for each round; the first is the model before training.
+        settings: what the training was told, and what it found.
+        weights: of the global model after the last round; ``None`` where rows were read again.
+        pages: the files written.
+    """
+
+    rows: list[Round]
+    settings: dict[str, Any]
+    weights: Weights | None = None
+    pages: tuple[Path, ...] = ()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The last row, and what was sent in all rounds."""
+        last = self.rows[-1].to_dict()
+        return {**last, "bytes_total": sum(row.bytes_sent for row in self.rows)}
+
+    def __str__(self) -> str:
+        from medpfl.reporting.training import sentences
+
+        return "\n".join(sentences(self.rows, self.settings))
+
+
+def trained(store: TrainingStore, settings: dict[str, Any], weights: Weights | None = None) -> Trained:
+    """Summary and page from a store's rows."""
+    result = Trained(store.rows, settings, weights)
+    if store.out is None:
+        return result
+    from medpfl.reporting.training import write_training_page
+
+    write(store.out / "summary.json", json.dumps(result.summary, indent=1).encode())
+    page = write_training_page(store.out, settings, store.rows)
+    return Trained(store.rows, settings, weights, (page,))
+
+
+def reread_training(out: Path) -> Trained:
+    """Makes summary and page of a training's directory again; its rows stay as they are.
+
+    Raises:
+        InputError: it has no finished round.
+    """
+    with reading(out):
+        check_rows(out, read_json(out / RUN))
+        return _reread_training(out)
+
+
+def accuracies_in(training: Path, rounds: Iterable[int]) -> dict[int, float | None]:
+    """Return the balanced accuracy after each of some rounds of a training's directory; ``None`` where not known."""
+    from medpfl.reporting.training import judged
+
+    with reading(training):
+        rows = list(read_rounds(training / ROWS))
+        known = {row.round: row.scores[judged(rows)]["balanced_accuracy"] for row in rows}
+    return {number: known.get(number) for number in rounds}
+
+
+def _reread_training(out: Path) -> Trained:
+    store = TrainingStore(None)
+    store.rows = [row for number, row in enumerate(read_rounds(out / ROWS, whole=True)) if row.round == number]
+    if not store.rows:
+        raise InputError(f"'{out}' holds no finished round yet: give the same train command again")
+    store.out = out
+    return trained(store, (read_json(out / RUN) or {}).get("settings", {}))
+
+
+def settings_of(setup: TrainingSetup, why: str) -> dict[str, Any]:
+    """What the page prints of a training. No path, no name of an image, a patient or a class."""
+    data, schedule = setup.data, setup.schedule
+    return {
+        "experiment": {
+            "data": setup.splits.found.source,
+            "model": repr(setup.model),
+            "defense": repr(setup.defense),
+            "clients": len(setup.clients),
+            "partition": repr(setup.partition),
+            "plan": repr(setup.plan),
+            "rounds": schedule.rounds,
+            "fraction": schedule.fraction,
+            "decay": schedule.decay,
+            "server_momentum": schedule.server_momentum,
+            "balanced": schedule.balance,
+            "augmented": schedule.augment,
+            "weights": "untrained" if setup.weights is None else "given",
+        },
+        "data": {
+            "clients": [f"client {i}: {_counts(data, own.tolist())}" for i, own in enumerate(setup.clients)],
+            **{name: _counts(images, list(range(len(images)))) for name, images in setup.splits.judged.items()},
+            "shape": list(data.shape),
+            "patients": len({p for p in data.patients if p is not None}) or None,
+            "skipped": len(data.skipped),
+        },
+        "model": {"parameters": sum(p.numel() for p in setup.base().parameters())},
+        "versions": versions(),
+        "device": str(setup.device),
+        "seed": setup.seed,
+        "notes": [*_notes(setup), *([why] if why else [])],
+    }
+
+
+def _counts(images: LabelledImages, places: list[int]) -> str:
+    counts = images.labels[places].bincount(minlength=len(images.classes)).tolist()
+    return f"{len(places)} images (" + ", ".join(f"class {i}: {n}" for i, n in enumerate(counts)) + ")"
+
+
+def _notes(setup: TrainingSetup) -> list[str]:
+    data, notes = setup.data, []
+    for client, own in enumerate(setup.clients):
+        missing = sorted(set(range(len(data.classes))) - set(data.labels[own].tolist()))
+        if missing:
+            notes.append(f"client {client} has no image of class {' or '.join(map(str, missing))}")
+    for name, images in setup.splits.judged.items():
+        if len(images.labels.unique()) < 2:
+            notes.append(f"all {name} images are of one class: AUROC is undefined")
+        shared = {p for p in images.patients if p is not None} & {data.patients[i] for i in setup.splits.train.tolist()}
+        if shared:
+            notes.append(f"{len(shared)} patients of the {name} set are in the training set too, by their ids")
+    if has_statistics(setup.base(), setup.plan) and "buffers" not in setup.plan.sends:
+        notes.append(
+            "batch-norm statistics stay at the clients: the global model is judged with those that it began with"
+        )
+    if setup.plan.sampling == "poisson":
+        idle = sum(len(own) - setup.plan_of(client).images for client, own in enumerate(setup.clients))
+        notes += [f"{idle} images beyond whole batches are never drawn"] if idle else []
+    return notes + of_reading(data)

@@ -1,0 +1,119 @@
+"""The images of a training and those that it is judged by."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from medpfl.core.errors import InputError
+from medpfl.core.roles import DataSource
+from medpfl.data.images import LabelledImages
+from medpfl.data.partition import IID
+from medpfl.inputs.parts import Found, data_of, source_of
+from medpfl.inputs.spelling import names_a_source
+from medpfl.runs.environment import generator_of
+
+__all__ = ["Splits", "splits_of"]
+
+_ALL = 10**9
+"""A limit that no set reaches: what training wants of a set that audits cut short."""
+
+
+class Splits(NamedTuple):
+    """Images by purpose.
+
+    Attributes:
+        found: all that was read for training, what is held out included.
+        train: indices of the images that clients may get.
+        judged: the sets that scores are of: ``"validation"``, and ``"test"`` if there is one.
+        readers: what read the images, whose code the training is a function of.
+    """
+
+    found: Found
+    train: Tensor
+    judged: dict[str, LabelledImages]
+    readers: tuple[DataSource | None, ...] = ()
+
+
+def splits_of(data: Any, validation: Any, test: Any, holdout: int, seed: int, **fit: Any) -> Splits:
+    """Reads them. What is not given is the source's own split, as of MedMNIST; or else held out, patients whole.
+
+    Args:
+        data, validation, test: what `medpfl.audit` takes as data.
+        holdout: one in so many images is held out, where there is no validation set.
+        seed: of the draw.
+        fit: size, fit and channels.
+
+    Raises:
+        InputError: nothing to read, classes that the training images do not have, another shape.
+    """
+    source = _source(data, **fit)
+    found = data_of(source, **fit)
+    judged: dict[str, LabelledImages] = {}
+    readers = {"": found.reader}
+    for name, own in (("validation", validation), ("test", test)):
+        if own is not None:
+            judged[name], readers[name] = (read := data_of(_source(own, **fit), **fit)).images, read.reader
+        elif isinstance(source, DataSource) and (other := source.published(name)) is not None:
+            judged[name] = data_of(other, **fit).images
+    train = torch.arange(len(found.images))
+    if "validation" not in judged:
+        train, judged["validation"] = _held_out(found.images, holdout, seed)
+    order = [name for name in ("validation", "test") if name in judged]
+    return Splits(
+        found, train, {name: _matched(judged[name], found.images, name) for name in order}, tuple(readers.values())
+    )
+
+
+def _source(data: Any, size: int, fit: str, channels: int | None) -> Any:
+    """A source, without the limit that keeps audits short where the user set none."""
+    if isinstance(data, LabelledImages | DataSource):
+        return data
+    source = source_of(str(data), size, fit, channels)
+    limited = not names_a_source(str(data)) and any(f.name == "limit" for f in dataclasses.fields(source))  # type: ignore[arg-type]  (sources are)
+    return dataclasses.replace(source, limit=_ALL) if limited else source  # type: ignore[type-var]  (dataclasses)
+
+
+def _held_out(data: LabelledImages, holdout: int, seed: int) -> tuple[Tensor, LabelledImages]:
+    if holdout < 2:
+        raise InputError(f"holdout is {holdout}: one in so many images is held out, at least one in 2")
+    try:
+        shares = IID(clients=holdout).deal(data, generator_of(seed, "holdout"))
+    except InputError as error:
+        why = error.args[0].partition(":")[0].replace("clients", "parts")
+        raise InputError(
+            f"one in {holdout} images cannot be held out ({why}): give a set of their own as --validation, or a "
+            "smaller --holdout"
+        ) from None
+    return torch.cat(shares[1:]).sort().values, part_of(data, shares[0])
+
+
+def part_of(data: LabelledImages, places: Tensor) -> LabelledImages:
+    """Some of the images."""
+    chosen = places.tolist()
+    return LabelledImages(
+        images=data.images[places],
+        labels=data.labels[places],
+        classes=data.classes,
+        names=tuple(data.names[i] for i in chosen),
+        patients=tuple(data.patients[i] for i in chosen),
+        spacing=data.spacing,
+    )
+
+
+def _matched(images: LabelledImages, train: LabelledImages, name: str) -> LabelledImages:
+    """The images with the label indices of the training set."""
+    if images.shape != train.shape:
+        raise InputError(
+            f"the {name} images are of shape {images.shape}, those of training {train.shape}: set --size and --channels"
+        )
+    if unknown := [c for c in images.classes if c not in train.classes]:
+        raise InputError(
+            f"the {name} set has a class {unknown[0]!r} that the training images do not have: they have "
+            f"{', '.join(train.classes)}"
+        )
+    place = torch.tensor([train.classes.index(c) for c in images.classes])
+    return dataclasses.replace(images, labels=place[images.labels], classes=train.classes)

@@ -1,0 +1,152 @@
+"""One round of a training, from the clients' images to its row and its checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from torch import nn
+
+from medpfl.auditing.epsilon import sends_statistics
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.rounds import Round, Scores
+from medpfl.core.types import Update, Weights
+from medpfl.data.images import LabelledImages
+from medpfl.federated.ready import prepare
+from medpfl.federated.training import Played, Standing, Work, logits_of, play_round
+from medpfl.federated.wire import wire_bytes
+from medpfl.inputs.checkpoint import STATE, WEIGHTS, About, keep, put_weights, round_folder
+from medpfl.metrics.utility import utility
+from medpfl.runs.environment import explained, generator_of, versions
+from medpfl.training.setup import TrainingSetup
+from medpfl.training.state_files import packed, unpacked
+from medpfl.training.store import TrainingStore
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """Plays the rounds of a training, from where its store ends.
+
+    Args:
+        setup: the training.
+        store: of its rows and checkpoints.
+    """
+
+    def __init__(self, setup: TrainingSetup, store: TrainingStore) -> None:
+        self.setup, self.store, self.versions = setup, store, versions()
+        self.network, self.standing = setup.begin()
+        self.model = prepare(self.network, setup.plan)
+        if store.out is not None and store.rows:
+            self.standing = self._read(store.rows[-1].round)
+        self.spent = Spent(setup, self.network)
+
+    @property
+    def weights(self) -> Weights:
+        """The global model."""
+        return self.standing.weights
+
+    def play(self, number: int) -> None:
+        """Plays a round and keeps it; round 0 is the model as it is."""
+        began, work = time.perf_counter(), self.setup.work(number) if number else []
+        before, sent = self.standing, ()
+        if work:
+            with explained("a round cannot be played"):
+                self.standing, sent = self._play(number, work)
+        row = self._row(number, work, before.weights, sent)
+        if self.store.out is not None:
+            self._keep(number)
+        self.store.add(replace(row, seconds=time.perf_counter() - began))
+
+    def _play(self, number: int, work: list[Work]) -> Played:
+        setup = self.setup
+        generator = generator_of(setup.seed, "server", number)
+        return play_round(self.model, self.standing, work, setup.defense, setup.server(number), generator)
+
+    def _row(self, number: int, work: list[Work], before: Weights, sent: Sequence[Update]) -> Round:
+        setup = self.setup
+        step = {name: t - before.parameters[name] for name, t in self.weights.parameters.items()}
+        masked = setup.defense.acts("aggregate")
+        return Round(
+            round=number,
+            clients=tuple(one.client for one in work),
+            images=sum(len(one.batch) for one in work),
+            scores={name: self._scores(images) for name, images in setup.splits.judged.items()},
+            update_norm=float(Update(step).norm()),
+            sent_norm=sum(float(u.norm()) for u in sent) / max(len(sent), 1),
+            bytes_sent=sum(wire_bytes(u, masked) for u in sent),
+            epsilon=self.spent(self.standing.taken),
+            delta=setup.schedule.delta,
+            seed=setup.seed,
+            device=str(setup.device),
+            versions=self.versions,
+            seconds=0.0,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _scores(self, images: LabelledImages) -> Scores:
+        with explained("the model cannot be run on the images that judge it"):
+            logits = logits_of(self.network, self.weights, images.images.to(self.setup.device))
+        patients = [i if p is None else p for i, p in enumerate(images.patients)]
+        return utility(logits, images.labels, patients)
+
+    def _keep(self, number: int) -> None:
+        setup, out = self.setup, self.store.out
+        assert out is not None
+        specs = self.store.cloak((repr(setup.model), repr(setup.defense)))
+        about = About(number, *specs, setup.data.shape, len(setup.data.classes), setup.seed)
+        keep(out, about, self.network, self.weights, packed(self.standing))
+
+    def _read(self, number: int) -> Standing:
+        assert self.store.out is not None
+        folder = round_folder(self.store.out, number)
+        try:
+            put_weights(self.network, folder / WEIGHTS)
+            state = unpacked(folder / STATE)
+        except InputError as error:
+            raise InputError(
+                f"the training cannot go on from here: {error}; delete '{folder}', and the same command plays that "
+                "round again"
+            ) from None
+        state["velocity"] = {name: t.to(self.setup.device) for name, t in state["velocity"].items()}
+        weights = Weights.of(self.network)
+        own = [{k: t.clone() for k, t in group.items()} for group in (weights.parameters, weights.buffers)]
+        return Standing(Weights(*own), **state)
+
+
+class Spent:
+    """Epsilon so far, of the client that spent most; ``None`` where nothing is promised, and `why` it is not known."""
+
+    def __init__(self, setup: TrainingSetup, network: nn.Module) -> None:
+        self.setup, self.why = setup, ""
+        self._known: dict[tuple[Plan, int], float | None] = {}
+        try:
+            promised = self._of(0, 1) is not None
+        except InputError as error:
+            promised, self.why = True, f"epsilon is not known: {error}"
+        if promised and not self.why:
+            self.why = self._uncovered(network)
+        self.counts = promised and not self.why
+
+    def __call__(self, taken: Sequence[int]) -> float | None:
+        found: list[Any] = [self._of(client, n) for client, n in enumerate(taken) if n] if self.counts else []
+        return max(found, default=0.0 if self.counts else None)
+
+    def _of(self, client: int, rounds: int) -> float | None:
+        key = (self.setup.plan_of(client), rounds)
+        if key not in self._known:
+            with explained("the defense cannot say what it promises"):
+                self._known[key] = self.setup.defense.promises(*key, self.setup.schedule.delta)
+        return self._known[key]
+
+    def _uncovered(self, network: nn.Module) -> str:
+        """What the promise does not cover, so that no epsilon may be stated."""
+        if self.setup.schedule.balance:
+            return "epsilon is not stated: with --balance, an image may be in several batches of an epoch"
+        if sends_statistics(network, self.setup.plan):
+            return "epsilon is not stated: it would not cover the batch-norm statistics that are sent"
+        return ""

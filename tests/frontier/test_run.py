@@ -1,0 +1,293 @@
+"""A frontier from trainings and audits: what lies where, a kill in the middle, other limits, and bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from medpfl import InputError, cli
+from medpfl.auditing.report import reread
+from medpfl.auditing.store import read_rows
+from medpfl.core.experiments.training import Training
+from medpfl.core.verdicts import NO_LEAK
+from medpfl.frontier import result as result_module
+from medpfl.frontier import run as module
+from medpfl.frontier.run import frontier, remake
+from medpfl.training.store import read_rounds
+from tests.frontier.frontier_cases import SMALL, draw, small
+
+SPECS = ["NoDefense()", "GaussianNoise(scale=0.001)", "GaussianNoise(scale=10)", "TopK(keep=0.5)"]
+FILES = {"frontier.json", "frontier.csv", "frontier.html"}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("secret-place") / "data")
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tmp_path_factory):
+    """A finished frontier and its result."""
+    out = tmp_path_factory.mktemp("frontier") / "whole"
+    return out, frontier(small(pictures), out)
+
+
+def read(out):
+    return {name: (out / name).read_text() for name in sorted(FILES)}
+
+
+@pytest.fixture
+def conclusive(monkeypatch):
+    """Make every setting one that is shown to leak nothing: these images are too few, and the model learns little.
+
+    How verdicts, controls and accuracies are obeyed, the tests of the choice show.
+    """
+    real = result_module.points_of
+
+    def points_of(*given):
+        points = [{**point, "verdict": NO_LEAK} for point in real(*given)]
+        return [{**points[0], "accuracy_low": 0.9}, *points[1:]]
+
+    monkeypatch.setattr(result_module, "points_of", points_of)
+    monkeypatch.setattr("medpfl.frontier.choice._control_works", lambda *_: True)
+
+
+def undated(out):
+    """Points and recommendation: what must be the same after a kill."""
+    shown = json.loads((out / "frontier.json").read_text())
+    return shown["points"], shown["recommendation"]
+
+
+def test_each_setting_is_a_point_made_of_its_training_and_its_audit(whole):
+    out, found = whole
+    assert [p["defense"] for p in found.points] == SPECS
+    cells = reread(out / "runs" / "audit").summary
+    for place, point in enumerate(found.points):
+        rows = list(read_rounds(out / "runs" / f"training-{place}-seed-0" / "rounds.jsonl"))
+        assert (len(rows), point["accuracy"]) == (3, rows[-1].scores["validation"]["balanced_accuracy"])
+        own = [cell for cell in cells if cell.defense == point["defense"]]
+        assert point["ssim"] == max(cell.ssim.value for cell in own)
+        assert {cell.knows_defense for cell in own} == ({None} if place == 0 else {False, True})
+    assert [p["loss"] for p in found.points] == [found.points[0]["accuracy"] - p["accuracy"] for p in found.points]
+
+
+def test_the_attacked_client_is_that_of_the_training_with_fewer_images(whole):
+    out, found = whole
+    plan = json.loads((out / "runs/audit/run.json").read_text())["identity"]["plan"]
+    assert plan == "Plan(algorithm='FedAvg', batch_size=1, local_images=1, learning_rate=0.05, mode='train')"
+    assert found.settings["experiment"]["weights that are attacked"] == "untrained"
+    rows = read_rows(out / "runs/audit/findings.jsonl")
+    assert len({row.image for row in rows if not row.control}) == SMALL["images"]
+
+
+def test_the_files_say_the_same_and_name_no_path(whole, pictures):
+    out, found = whole
+    shown = json.loads((out / "frontier.json").read_text())
+    assert (shown["points"], shown["recommendation"]) == (found.points, found.recommendation)
+    table = list(csv.DictReader((out / "frontier.csv").read_text().splitlines()))
+    assert [row["defense"] for row in table] == SPECS
+    assert [float(row["ssim"]) for row in table] == [p["ssim"] for p in found.points]
+    page = (out / "frontier.html").read_text()
+    assert page.count("<svg") == 4
+    assert "<img" not in page
+    assert all(one.removesuffix("()") in page.replace("<wbr>", "") for one in SPECS[1:])
+    for path in out.rglob("*"):
+        if path.is_file() and path.name != "medpfl-key.json":
+            assert b"secret-place" not in path.read_bytes(), path
+    assert not (out / "recommended.yaml").exists(), "so few images show nothing"
+
+
+def test_the_page_is_made_again_from_stored_rows(whole, capsys):
+    out, _ = whole
+    before = read(out)
+    for name in FILES:
+        (out / name).unlink()
+    assert cli.main(["report", str(out)]) == 0
+    assert read(out) == before
+    assert f"wrote {out}" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_another_limit_needs_no_other_run(whole, pictures, conclusive, monkeypatch):
+    out, found = whole
+    rows = (out / "runs/audit/findings.jsonl").read_bytes()
+    bare, least = found.points[0], found.points[2]
+    assert least["ssim_end"] < bare["ssim"], "the noise of this test hides the images"
+    limit = f"identified<={max(least['identified_end'], 0.61):.2f}"
+    again = frontier(small(pictures, limit=[limit]), out)
+    assert (out / "runs/audit/findings.jsonl").read_bytes() == rows
+    assert again.recommendation["limits"] == [limit]
+    assert again.recommendation["defense"] == "GaussianNoise(scale=10)"
+    path = out / "recommended.yaml"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "# Under identified<=" in path.read_text(), "the reasons are in it"
+    said = yaml.safe_load(path.read_text())
+    assert Training(**said) == Training(
+        **{k: v for k, v in SMALL.items() if k in Training.model_fields} | {"defense": ["GaussianNoise(scale=10)"]}
+    )
+    assert str(pictures) not in path.read_text()
+    monkeypatch.undo()
+    frontier(small(pictures), out)
+    assert not path.exists(), "what an earlier limit recommended is gone"
+
+
+def test_train_takes_what_is_recommended_as_it_stands(pictures, tmp_path, conclusive, capsys):
+    found = frontier(small(pictures, limit=["ssim<=0.99"]), tmp_path / "f")
+    assert found.recommendation["state"] == "recommended"
+    said = ["--config", str(tmp_path / "f/recommended.yaml"), "--out", str(tmp_path / "t"), "--quiet"]
+    assert cli.main(["train", str(pictures), *said]) == 0
+    place = SPECS.index(found.recommendation["defense"])
+    own = tmp_path / f"f/runs/training-{place}-seed-0/round-2/weights.safetensors"
+    assert (tmp_path / "t/round-2/weights.safetensors").read_bytes() == own.read_bytes()
+    assert "costs least: its model has a balanced accuracy of" in str(found)
+    capsys.readouterr()
+
+
+def words(pictures, out):
+    listed = [f"--{name}={one}" for name in ("defense", "attack") for one in SMALL[name]]
+    plain = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items() if not isinstance(v, list)]
+    return ["frontier", str(pictures), *listed, *plain, "--out", str(out)]
+
+
+STOPS = """
+import os, signal, sys
+from medpfl import cli
+from medpfl.auditing.{module} import {name} as kind
+
+play, left = kind.{call}, [{count}]
+
+def dies(*given):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    return play(*given)
+
+kind.{call} = dies
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_frontier_killed_in_an_audit_and_in_a_training_ends_as_an_undisturbed_one(whole, pictures, tmp_path, capsys):
+    out = tmp_path / "killed"
+    in_audit = STOPS.format(module="play", name="Player", call="__call__", count=3)
+    in_training = STOPS.format(module="rounds", name="Trainer", call="play", count=4)
+    for code in (in_audit, in_training):
+        started = [sys.executable, "-c", code, *words(pictures, out)]
+        process = subprocess.run(started, check=False, capture_output=True, timeout=120)
+        assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    assert not (out / "frontier.json").exists()
+    with pytest.raises(InputError, match="not finished: give the same frontier command again"):
+        remake(out)
+    first = (out / "runs/audit/findings.jsonl").read_bytes()
+    assert cli.main([*words(pictures, out), "--quiet"]) == 0
+    assert (out / "runs/audit/findings.jsonl").read_bytes() == first, "what was finished was not done again"
+    assert undated(out) == undated(whole[0])
+    capsys.readouterr()
+
+
+def test_a_trained_model_is_audited_under_its_own_defense(pictures, tmp_path):
+    experiment = small(pictures, round=2, seeds=2, draws=2, defense=[*SMALL["defense"][1:], "TopK(keep=0.1)"])
+    found = frontier(experiment, tmp_path / "out")
+    runs = sorted(p.name for p in (tmp_path / "out/runs").iterdir() if p.is_dir())
+    trainings = [f"training-{place}-seed-{seed}" for place in range(3) for seed in range(2)]
+    assert runs == ["audit-0", "audit-1", "audit-2", *trainings]
+    for place, point in enumerate(found.points):
+        report = reread(tmp_path / f"out/runs/audit-{place}")
+        assert report.settings.experiment["model"].endswith("round=2)")
+        assert point["ssim"] == max(c.ssim.value for c in report.summary if c.defense == point["defense"])
+        assert (point["interval"], len(point["accuracies"])) == ("seeds", 2)
+    before = read(tmp_path / "out")
+    remake(tmp_path / "out")
+    assert read(tmp_path / "out") == before
+
+
+def test_a_defense_under_which_training_diverges_is_a_gap(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("medpfl.core.experiments.limits._REAL", 1e39)  # no noise within the bounds does it so soon
+    loud = [*SMALL["defense"][1:], "GaussianNoise(scale=1e38)"]
+    for number in (0, 1):
+        found = frontier(small(pictures, defense=loud, round=number), tmp_path / str(number))
+        last = found.points[-1]
+        assert (last["gap"], last["accuracy"], last["loss"]) == ("the training diverged", None, None)
+        assert (last["images"] > 0) == (number == 0)
+        assert found.points[1]["gap"] is None
+        assert "the training diverged" in (tmp_path / str(number) / "frontier.html").read_text()
+        before = read(tmp_path / str(number))
+        remake(tmp_path / str(number))
+        assert read(tmp_path / str(number)) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"defense": []}, "a frontier of no defended settings has nothing to choose from"),
+        ({"defense": ["TopK(keep=0.1)"]}, "a frontier of 1 defended setting has nothing to choose from: give several"),
+        ({"defense": ["TopK(keep=0.1)", "NoDefense", "TopK(0.1)"]}, "a frontier of 1 defended setting"),
+        ({"defense": ["TopL(keep=lin(0.1, 0.5, 2))"]}, "did you mean 'TopK'?"),
+        ({"limit": ["psnr<=3"]}, "there is no metric 'psnr' of leakage"),
+        ({"attack": ["iDLH"]}, "did you mean 'iDLG'?"),
+        ({"round": 3}, "--round is 3, but a training has 2 rounds"),
+        ({"images": 2, "images_per_update": 3}, "--images is 2, less than the 3 images of one update"),
+        ({"holdout": 25}, "--validation"),
+        ({"data": "nowhere/at/all"}, "nowhere/at/all"),
+    ],
+)
+def test_bad_input_is_said_before_any_work(options, message, pictures, tmp_path, monkeypatch):
+    for work in ("play.Player.__call__", "rounds.Trainer.play"):
+        monkeypatch.setattr(f"medpfl.auditing.{work}", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(InputError) as error:
+        frontier(small(**{"data": pictures, **options}), tmp_path / "out")
+    assert message in str(error.value)
+
+
+def test_another_frontier_is_not_mixed_with_it(pictures, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    frontier(small(pictures, rounds=1), out)
+    with pytest.raises(InputError, match="holds another experiment \\(other rounds\\): name another --out, or --force"):
+        frontier(small(pictures), out)
+    assert len(frontier(small(pictures, seed=3, images=2), out, force=True).points) == 4
+    monkeypatch.setattr(module, "_trained", lambda *_: pytest.fail("begun"))
+    with pytest.raises(pytest.fail.Exception, match="begun"):
+        frontier(small(pictures, seed=4), out, force=True)
+    assert not any((out / name).exists() for name in FILES), "what another experiment gave is gone"
+    monkeypatch.undo()
+    other = tmp_path / "other"
+    frontier(small(pictures, rounds=1), other)
+    with pytest.raises(InputError, match="holds another run \\(other model"):
+        frontier(small(pictures, rounds=1, model="MLP(hidden=(5,))"), other)
+
+
+def test_two_do_not_write_at_once(pictures, tmp_path):
+    with module.locked(tmp_path), pytest.raises(InputError, match="another run is writing"):
+        frontier(small(pictures), tmp_path)
+
+
+def test_the_command_prints_table_and_sentences(whole, pictures, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out, _ = whole
+    assert cli.main(words(pictures, out)) == 0
+    shown = capsys.readouterr()
+    assert "training with TopK(keep=0.5), seed 0" in shown.err
+    assert "2    GaussianNoise(scale=10)" in shown.out
+    assert max(map(len, shown.out.split("Without a defense")[0].splitlines())) <= 80
+    assert "Nothing is recommended" in shown.out
+    assert cli.main([*words(pictures, out)[:-2], "--quiet"]) == 2
+    assert "--out names a directory" in capsys.readouterr().err
+    assert cli.main(["frontier", "--limt", "x"]) == 2
+    assert "did you mean '--limit'?" in capsys.readouterr().err
+
+
+def test_every_option_of_a_training_arrives(monkeypatch, capsys):
+    given = {}
+    monkeypatch.setattr(module, "frontier", lambda experiment, *rest: given.update(vars(experiment), rest=rest))
+    monkeypatch.setattr("medpfl.reporting.terminal.print_frontier", lambda *_: None)
+    said = ["--limit=asr<=0.5", "--limit", "ssim<=0.4", "--seeds=3", "--round=2", "--fraction=0.5", "--grant=labels"]
+    assert cli.main(["frontier", "samples", *said, "--defense=Signs", "--out", "o", "--force"]) == 0
+    assert (given["limit"], given["seeds"], given["round"]) == (["asr<=0.5", "ssim<=0.4"], 3, 2)
+    assert (given["fraction"], given["grant"]) == (0.5, ["labels"])
+    assert (given["defense"], given["data"]) == (["Signs"], "samples")
+    assert given["rest"] == ("o", True, True)

@@ -1,0 +1,234 @@
+"""What a user gives, and the small parts of the engine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from medpfl import InputError
+from medpfl.attacks import DLG, iDLG
+from medpfl.auditing.defense_parts import at_client, server_only, server_side
+from medpfl.core.roles import Defense
+from medpfl.data.partition import IID, Dirichlet
+from medpfl.defenses import GaussianNoise, LaplaceNoise, NoDefense
+from medpfl.inputs.network import check_network
+from medpfl.inputs.parts import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
+from medpfl.models import LeNet
+from medpfl.models.user import UserModel
+from medpfl.runs.environment import device_of, explained, generator_of, seed_of, stack_size, versions
+from medpfl.runs.progress_bar import name_skipped, rounds_of, watching
+from tests.auditing.audit_cases import Answers, some_images
+
+
+def test_parts_come_from_specs_and_objects_in_their_order():
+    assert attacks_of(["iDLG(steps=3)", DLG(), "iDLG(steps=lin(3, 5, 3))"]) == [
+        iDLG(steps=3), DLG(), iDLG(steps=4), iDLG(steps=5),
+    ]  # fmt: skip
+    assert defenses_of([]) == [NoDefense()]
+    assert defenses_of(["LaplaceNoise", NoDefense(), GaussianNoise(0.5)]) == [
+        NoDefense(), LaplaceNoise(), GaussianNoise(0.5),
+    ]  # fmt: skip
+    assert repr(attacks_of("GradientMatching(prior=TotalVariation(weight=0.1))")[0]).startswith("GradientMatching(")
+
+
+def test_models_come_from_specs_files_modules_and_networks():
+    assert model_of("LeNet('cpl')") == LeNet("cpl")
+    assert model_of("a/b.py:make(x=1)") == UserModel("a/b.py", "make(x=1)")
+    assert model_of("package.module:Net") == UserModel("package.module", "Net")
+    network = nn.Linear(3, 2)
+    made = model_of(network).build((1, 3, 1), 2, 0)
+    assert made is not network
+    assert torch.equal(made.weight, network.weight)
+    assert model_of(LeNet()) == LeNet()
+
+
+def test_partitions():
+    assert partition_of("Dirichlet(alpha=0.1)") == Dirichlet(0.1)
+    assert partition_of(IID(3)) == IID(3)
+
+
+def test_images_of_ones_own_have_no_path():
+    data = some_images(3)
+    assert data_of(data, 32, "crop", None)[:3] == (data, "images", "images")
+
+
+def test_what_is_a_record(tmp_path):
+    (tmp_path / "file").write_bytes(b"xx")
+    assert not is_record(tmp_path / "file")
+    assert not is_record(tmp_path)
+    assert not is_record("samples")
+    assert not is_record(some_images(1))
+
+
+def test_seeds_are_named_and_far_apart():
+    words = [(), ("a",), ("a", 0), ("a", 1), ("b", 1), ("a", "1")]
+    seeds = {seed_of(s, *w) for s in (0, 1) for w in words}
+    assert len(seeds) == 12
+    assert all(0 <= seed < 2**62 for seed in seeds)
+    assert seed_of(0, "victims") == seed_of(0, "victims") == 1038713089770930412
+    assert torch.equal(torch.rand(3, generator=generator_of(0, "a")), torch.rand(3, generator=generator_of(0, "a")))
+
+
+def test_stacks_are_fixed_by_memory_and_never_empty():
+    network, images = LeNet("idlg").build((1, 16, 16), 2, 0), torch.rand(1, 1, 16, 16)
+    sizes = [stack_size(network, images, memory) for memory in (1e-9, 1e-3, 5e-3, 1e9, float("inf"))]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == 1
+    assert 1 < sizes[2] < 64
+    assert sizes[-2:] == [64, 64]
+    assert stack_size(network, images.repeat(8, 1, 1, 1), 5e-3) < sizes[2]
+    assert not network._forward_hooks
+    for wrong in (0, -1, float("nan")):
+        with pytest.raises(InputError, match="it must be above 0"):
+            stack_size(network, images, wrong)
+
+
+def test_devices():
+    assert device_of("cpu") == torch.device("cpu")
+    for wrong in ("meta", "gpu", "cpu:x", ""):
+        with pytest.raises(InputError, match="cannot be used here"):
+            device_of(wrong)
+
+
+def test_versions_are_those_installed():
+    assert versions()["torch"] == torch.__version__.partition("+")[0]
+    assert "unknown" not in versions().values()
+
+
+def test_a_network_of_one_class_of_data():
+    from medpfl import Plan
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    assert check_network(network, torch.rand(3, 1, 2, 2), 1, Plan()) == 2
+    with pytest.raises(InputError, match="2 outputs for 3 classes: it needs at least 3"):
+        check_network(network, torch.rand(3, 1, 2, 2), 3, Plan())
+
+
+def test_what_strangers_raise_is_explained(ctrl_c):
+    with pytest.raises(InputError, match=r"^it broke: 'a' \(test_audit_inputs.py, line \d+\)$"), explained("it broke"):
+        raise KeyError("a")
+    with (
+        pytest.raises(InputError, match=r"^it broke: ValueError \(test_audit_inputs.py, line \d+\)$"),
+        explained("it broke"),
+    ):
+        raise ValueError
+    with pytest.raises(InputError, match=r"^as it is$"), explained("it broke"):
+        raise InputError("as it is")
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("can't allocate memory: 9 GB")):
+        with pytest.raises(InputError, match="lower --memory, --batch-size or --size"), explained("it broke"):
+            raise error
+    with pytest.raises(KeyboardInterrupt), explained("it broke"):
+        ctrl_c()
+
+
+def test_what_only_the_server_does_is_not_done_at_the_client():
+    class Late(Defense):
+        where = "server"
+
+    noise, other = LaplaceNoise(), GaussianNoise()
+    assert at_client(noise) is noise
+    late = LaplaceNoise(where="server")
+    parts = [noise, late, noise | late]
+    assert server_side(parts) == [repr(d) for d in parts[1:]]
+    assert server_only(parts) == [repr(parts[1])]
+    assert at_client(Late()) == NoDefense()
+    assert at_client(noise | Late()) is noise
+    assert repr(at_client(noise | Late() | other)) == repr(noise | other)
+
+
+def test_skipped_files_are_named_up_to_ten(capsys, monkeypatch):
+    monkeypatch.setattr("medpfl.core.messages.may_show", lambda stream: True)
+    name_skipped([])
+    assert capsys.readouterr().err == ""
+    name_skipped(["a.png: empty file"])
+    assert capsys.readouterr().err == "1 file could not be read and left out:\n  a.png: empty file\n"
+    name_skipped([f"{i}.png: not an image" for i in range(12)])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "12 files could not be read and left out:"
+    assert lines[1] == "  0.png: not an image"
+    assert lines[10:] == ["  9.png: not an image", "  and 2 more"]
+
+
+def test_the_progress_bar_counts_images_and_goes_away(capsys, monkeypatch):
+    from medpfl.core import progress
+    from medpfl.runs.jobs import JobKey
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    job = JobKey("", 0, "NoDefense()", "iDLG()", 0)
+    with watching(10, 4, True) as during:
+        with during(job, 3):
+            progress.report(0.5)
+        with pytest.raises(KeyboardInterrupt), during(job, 3):
+            raise KeyboardInterrupt
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "7/10" in shown.err
+    assert "iDLG() x NoDefense()" in shown.err
+    progress.report(0.1)  # nobody listens any more
+    with watching(10, 4, False) as during, during(job, 3):
+        progress.report(0.5)
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_terminal_progress_is_a_plain_line_now_and_then(capsys, monkeypatch):
+    from medpfl.core import progress
+    from medpfl.runs import progress_bar as watch
+    from medpfl.runs.jobs import JobKey
+
+    clock = iter([0.0, 1.0, 25.0, 30.0, 46.5, 50.0])
+    monkeypatch.setattr(watch, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(watch, "APART", 20.0)
+    with watching(10, 4, True) as during, during(JobKey("", 0, "NoDefense()", "iDLG()", 0), 4):  # shown at 1 s
+        for share in (0.25, 0.5, 0.75):  # at 25, 30 and 46.5 s
+            progress.report(share)
+    lines = ["0:00:25  5 of 10 images  iDLG() x NoDefense()", "0:00:46  7 of 10 images  iDLG() x NoDefense()"]
+    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
+    clock = iter([0.0, 10.0, 70.0, 75.0])
+    assert list(rounds_of(3, 5, True)) == [3, 4, 5]
+    assert capsys.readouterr() == ("", "0:01:10  4 of 5 rounds  train\n")
+    clock = iter([])
+    assert list(rounds_of(3, 5, False)) == [3, 4, 5], "and no clock is read"
+
+
+def test_an_attack_object_is_kept_as_it_is():
+    attack = Answers()
+    assert attacks_of([attack])[0] is attack
+
+
+def test_a_part_without_a_spec_is_refused():
+    class Mine(Defense):
+        pass
+
+    for given in (Mine(), GaussianNoise() | Mine()):
+        with pytest.raises(InputError, match=r"Mine is no dataclass, .* put @dataclass"):
+            defenses_of([given])
+
+
+def test_what_private_defenses_spend():
+    from medpfl.auditing.epsilon import spent
+    from medpfl.core.plan import Plan
+    from medpfl.defenses import DPSGD, ClientDP
+
+    both = DPSGD(noise=3.0) | ClientDP(noise=4.0)
+    found = spent([NoDefense(), GaussianNoise(), both, DPSGD(noise=0.001)], Plan(), 1e-4, nn.Linear(2, 2))
+    assert list(found) == [repr(both), "DPSGD(clip=1.0, noise=0.001)"]
+    image, client = found[repr(both)].split("; ")
+    assert image.startswith(f"{DPSGD(noise=3.0).spent(Plan(), 1, 1e-4)}, of an image")
+    assert client.startswith(f"{ClientDP(noise=4.0).spent(Plan(), 1, 1e-4)}, of the client")
+    assert "epsilon is in the hundreds" in found["DPSGD(clip=1.0, noise=0.001)"]
+    with pytest.raises(InputError, match="delta is 1"):
+        spent([], Plan(), 1.0, nn.Linear(2, 2))
+
+
+def test_no_epsilon_is_stated_where_something_else_leaves_the_client():
+    from medpfl.auditing.epsilon import spent
+    from medpfl.core.plan import Plan
+    from medpfl.defenses import DPSGD, ClientDP, Mixup
+
+    plain, norm = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    assert "batch-norm statistics" in spent([ClientDP(noise=4.0)], Plan(), 1e-4, norm)["ClientDP(clip=1.0, noise=4.0)"]
+    assert "of the client" in next(iter(spent([ClientDP(noise=4.0)], Plan(sends=()), 1e-4, norm).values()))
+    mixed = spent([Mixup() | DPSGD(noise=3.0)], Plan(batch_size=2), 1e-4, plain)
+    assert "another part changes what enters its steps" in next(iter(mixed.values()))

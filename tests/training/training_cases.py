@@ -1,0 +1,28 @@
+"""Small trainings, and what their tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from medpfl import Plan, Round, train
+from medpfl.training.report import Trained
+from tests.auditing.audit_cases import some_images
+
+SMALL: dict[str, Any] = {
+    "model": "MLP(hidden=(6,))",
+    "plan": Plan("FedAvg", batch_size=4, learning_rate=0.2),
+    "rounds": 3,
+    "clients": 2,
+}
+"""A tenth of a second."""
+
+
+def small(data: Any = None, **options: Any) -> Trained:
+    """A small training of random images with other options."""
+    return train(data=some_images(24) if data is None else data, **{**SMALL, **options})
+
+
+def plainly(rows: Sequence[Round]) -> list[dict[str, Any]]:
+    """Rows without what an undisturbed run may have otherwise."""
+    return [{k: v for k, v in row.to_dict().items() if k not in ("seconds", "date")} for row in rows]
