@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from pydicom.data import get_testdata_file
 
+from medpfl.core.experiments.groups import Reading
 from medpfl.core.plan import Plan
 from medpfl.core.records import Record
 from medpfl.core.types import Update, Weights
@@ -144,7 +145,7 @@ def _read_set(root: Path) -> object:
 
 
 def _read_pairs(root: Path) -> object:
-    return source_of(f"{root}/x.npz", 16, "crop", None).load()
+    return source_of(f"{root}/x.npz", Reading(size=16)).load()
 
 
 def table_targets() -> dict[str, Target]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from medpfl import Victims
 from medpfl import attacks as attack_package
 from medpfl import models as model_package
 from medpfl.auditing.run import audit
@@ -104,7 +105,7 @@ def outcome(model: str, attack: str, plan: Plan, data: LabelledImages) -> str:
     """`RUNS`, or the error or flags of an audit of one update."""
     short = shortened(registry(attack_package)[attack](), STEPS)
     try:
-        report = audit(model, data, attacks=[short], plan=plan, images=plan.images)
+        report = audit(model, data, attacks=[short], plan=plan, victims=Victims(images=plan.images))
     except InputError as error:
         return str(error).partition("\n")[0].removeprefix(f"{short!r}: ")
     raised = {flag for row in report.rows if not row.control for flag in row.flags}

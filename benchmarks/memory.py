@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.scenes import available, held_out
-from medpfl import audit
+from medpfl import Victims, audit
 from medpfl.data.images import LabelledImages
 
 MARK = 1.2
@@ -40,7 +40,7 @@ def many(count: int) -> LabelledImages:
 
 def child(images: int, steps: int) -> None:
     """Attacks so many images, and prints the peak of this process in MiB."""
-    audit("LeNet('idlg')", many(images), attacks=[f"iDLG(steps={steps})"], images=images)
+    audit("LeNet('idlg')", many(images), attacks=[f"iDLG(steps={steps})"], victims=Victims(images=images))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNIT)
 
 

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medpfl.auditing.report import Report as Report
     from medpfl.auditing.run import audit as audit
+    from medpfl.auditing.run import audit_record as audit_record
     from medpfl.core.channels.channel import Channel as Channel
     from medpfl.core.errors import InputError as InputError
+    from medpfl.core.experiments.groups import Cohort as Cohort
+    from medpfl.core.experiments.groups import Criteria as Criteria
+    from medpfl.core.experiments.groups import Reading as Reading
+    from medpfl.core.experiments.groups import Run as Run
+    from medpfl.core.experiments.groups import Victims as Victims
+    from medpfl.core.experiments.schedule import Schedule as Schedule
     from medpfl.core.plan import Plan as Plan
     from medpfl.core.records import Record as Record
     from medpfl.core.roles import Attack as Attack
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
     from medpfl.federated.ready import prepare as prepare
     from medpfl.reproduction.collection import Reproduction as Reproduction
     from medpfl.reproduction.run import reproduce as reproduce
+    from medpfl.reproduction.scale import Scale as Scale
     from medpfl.training.leakage import Leakage as Leakage
     from medpfl.training.leakage import leakage as leakage
     from medpfl.training.report import Trained as Trained
@@ -39,6 +47,8 @@ _PLACES = {
     "Attack": "core.roles",
     "Batch": "core.types",
     "Channel": "core.channels.channel",
+    "Cohort": "core.experiments.groups",
+    "Criteria": "core.experiments.groups",
     "DataSource": "core.roles",
     "Defense": "core.roles",
     "Finding": "core.types",
@@ -48,17 +58,23 @@ _PLACES = {
     "Model": "core.roles",
     "Observation": "core.types",
     "Plan": "core.plan",
+    "Reading": "core.experiments.groups",
     "Reconstruction": "core.types",
     "Record": "core.records",
     "Report": "auditing.report",
     "Reproduction": "reproduction.collection",
     "Round": "core.rounds",
+    "Run": "core.experiments.groups",
+    "Scale": "reproduction.scale",
+    "Schedule": "core.experiments.schedule",
     "ThreatModel": "core.threat",
     "Trained": "training.report",
     "Update": "core.types",
+    "Victims": "core.experiments.groups",
     "View": "core.types",
     "Weights": "core.types",
     "audit": "auditing.run",
+    "audit_record": "auditing.run",
     "leakage": "training.leakage",
     "local_update": "federated.local",
     "prepare": "federated.ready",
@@ -70,6 +86,8 @@ __all__ = [
     "Attack",
     "Batch",
     "Channel",
+    "Cohort",
+    "Criteria",
     "DataSource",
     "Defense",
     "Finding",
@@ -79,17 +97,23 @@ __all__ = [
     "Model",
     "Observation",
     "Plan",
+    "Reading",
     "Reconstruction",
     "Record",
     "Report",
     "Reproduction",
     "Round",
+    "Run",
+    "Scale",
+    "Schedule",
     "ThreatModel",
     "Trained",
     "Update",
+    "Victims",
     "View",
     "Weights",
     "audit",
+    "audit_record",
     "leakage",
     "local_update",
     "prepare",

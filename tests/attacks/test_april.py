@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from medpfl import audit
+from medpfl import Victims, audit
 from medpfl.attacks import APRIL
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -76,7 +76,7 @@ def test_masks_need_not_be_known():
     images, masks = smooth(3), torch.randint(0, 3, (3, 1, 12, 12), generator=torch.Generator().manual_seed(1))
     assert (attacked(Patches(masks=True), images, labels=masks)[0] < 1e-3).all()
     data = LabelledImages(images, torch.ones(3).long(), ("a", "b", "c"), tuple("abc"), (None,) * 3, masks=masks[:, 0])
-    cell = audit(Patches(masks=True), data, attacks=[APRIL()], images=3).summary[0]
+    cell = audit(Patches(masks=True), data, attacks=[APRIL()], victims=Victims(images=3)).summary[0]
     assert cell.asr.value == 1.0
     assert cell.masks.dice.value is None
 
@@ -131,7 +131,7 @@ def test_an_update_that_is_not_finite_says_nothing_and_leaves_the_others_as_they
 def test_an_audit_with_its_control():
     images = smooth(8, 1, 16)
     data = LabelledImages(images, torch.arange(8) % 2, ("a", "b"), tuple("abcdefgh"), (None,) * 8)
-    report = audit(ViT(4, depth=1, width=48), data, attacks=[APRIL()], images=4)
+    report = audit(ViT(4, depth=1, width=48), data, attacks=[APRIL()], victims=Victims(images=4))
     cell = report.summary[0]
     assert cell.asr.value == 1.0
     assert cell.ssim_random_update < 0.5

@@ -13,6 +13,7 @@ from medpfl.inputs.parts import attacks_of
 from medpfl.inspection.check import check_model
 from tests.attacks.attack_contract import EVERY, PLANS, taken
 from tests.documents import pasted, row
+from tests.flat import flat
 
 NAMES = ("Yours", "FirstGradient")
 SMALL = {"images": 2, "size": 16, "progress": False}
@@ -45,14 +46,14 @@ def test_it_declares_what_it_takes(attack, takes):
 @each
 def test_without_an_edit_it_is_audited_by_its_path(name, place):
     spec = f"{place}:{name}(steps=2)" if name == "Yours" else f"{place}:{name}"
-    report = medpfl.audit("LeNet('idlg')", "samples", attacks=[spec], **SMALL)
+    report = flat(medpfl.audit, "LeNet('idlg')", "samples", attacks=[spec], **SMALL)
     assert {row.attack.partition("(")[0] for row in report.rows} == {name}
 
 
 @pytest.mark.parametrize("name", ["FirstGradient"])
 def test_what_it_does_not_take_is_refused_before_any_work(name, place):
     with pytest.raises(InputError, match=r"FirstGradient.*one gradient of one image"):
-        medpfl.audit("LeNet('idlg')", "samples", attacks=[f"{place}:{name}"], plan=Plan(batch_size=2), **SMALL)
+        flat(medpfl.audit, "LeNet('idlg')", "samples", attacks=[f"{place}:{name}"], plan=Plan(batch_size=2), **SMALL)
 
 
 @each
@@ -69,7 +70,7 @@ def test_in_three_edits(name, attack, monkeypatch, capsys):
     assert check_model("MLP((8,))", (1, 12, 12)).attacks[name] == ""
     assert list(matrix.missing(matrix.known(matrix.PAGE.read_text()))) == [name]
     spec = f"{name}(steps=2)" if hasattr(attack, "steps") else name
-    rows = medpfl.audit("LeNet('idlg')", "samples", attacks=[spec], **SMALL).rows
+    rows = flat(medpfl.audit, "LeNet('idlg')", "samples", attacks=[spec], **SMALL).rows
     assert {row.attack.partition("(")[0] for row in rows} == {name}
 
 

@@ -25,6 +25,7 @@ from medpfl.metrics import ssim
 from medpfl.models import ConvNet, DenseNet121, LeNet, ResNet
 from tests.attacks.residual import built
 from tests.attacks.scenes import scene, smooth
+from tests.flat import flat
 
 LABELS = torch.tensor([[0], [2], [1]])
 EVAL = Plan(mode="eval")
@@ -315,7 +316,7 @@ def test_an_audit_that_leaves_it_out_names_it_and_one_that_runs_it_reads(monkeyp
     few = {"iDLG": iDLG, "DeepRGAP": DeepRGAP, "RGAP": RGAP}
     monkeypatch.setattr("medpfl.auditing.setup.registry", lambda package: few)
     options = {"size": 12, "channels": 1, "images": 2, "plan": EVAL}
-    told = audit(built(classes=4), "samples", attacks=["iDLG(steps=1)"], **options).settings.notes
+    told = flat(audit, built(classes=4), "samples", attacks=["iDLG(steps=1)"], **options).settings.notes
     assert "not run, though made for models like this one: DeepRGAP (--attack DeepRGAP)" in told
-    rows = audit(built(classes=4), "samples", attacks=["DeepRGAP"], **options).rows
+    rows = flat(audit, built(classes=4), "samples", attacks=["DeepRGAP"], **options).rows
     assert all(row.scores["ssim"] > 0.99 for row in rows if not row.control)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import grad
 
 from benchmarks.scenes import scene as real_scene
-from medpfl import audit
+from medpfl import Victims, audit
 from medpfl.attacks import RGAP, GradientMatching, iDLG
 from medpfl.attacks.inversion.activations import activation
 from medpfl.attacks.inversion.layers import layer_input, noise_of
@@ -243,11 +243,11 @@ def test_refuses_plans(reason):
 
 def test_an_audit_refuses_it_before_any_work():
     with pytest.raises(InputError, match=r"'0.2' \(AvgPool2d\) loses information"):
-        audit("ConvNet(width=8, depth=2)", attacks=["iDLG(steps=2)", "RGAP"], images=3)
+        audit("ConvNet(width=8, depth=2)", attacks=["iDLG(steps=2)", "RGAP"], victims=Victims(images=3))
 
 
 def test_an_audit_takes_it_and_its_start_by_spec():
-    report = audit("LeNet('idlg')", attacks=["RGAP", "iDLG(steps=20, start=Analytic())"], images=3)
+    report = audit("LeNet('idlg')", attacks=["RGAP", "iDLG(steps=20, start=Analytic())"], victims=Victims(images=3))
     assert all(cell.asr.value == 1 for cell in report.summary)
     (made,) = attacks_of(["GradientMatching(start=Analytic(steps=40))"])
     assert made == GradientMatching(start=Analytic(40))

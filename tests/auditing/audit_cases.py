@@ -14,6 +14,7 @@ from PIL import Image
 from medpfl import Attack, Finding, Observation, Reconstruction, audit
 from medpfl.auditing.report import Report
 from medpfl.data.images import LabelledImages
+from tests.flat import flat
 
 TINY: dict[str, Any] = {"model": "LeNet('idlg')", "attacks": ["iDLG(steps=3)"], "images": 4, "size": 16}
 """A tenth of a second."""
@@ -41,7 +42,7 @@ def some_images(count: int, classes: int = 2, patients: Sequence[str | None] | N
 
 def tiny(data: Any, **options: Any) -> Report:
     """A tiny audit with other options."""
-    return audit(data=data, **{**TINY, **options})
+    return flat(audit, data=data, **{**TINY, **options})
 
 
 def plain(rows: Sequence[Finding], *also: str) -> list[dict[str, Any]]:

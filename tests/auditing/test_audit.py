@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from medpfl import Defense, InputError, Plan, ThreatModel, Update, audit
+from medpfl import Defense, InputError, Plan, ThreatModel, Update, Victims, audit
 from medpfl.attacks import GradInv, iDLG
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, UNDEFENDED
 from medpfl.data import ImageFolder, Samples
@@ -262,9 +262,13 @@ def test_color_and_gray(tmp_path):
 
 def test_a_resnet(folder):
     report = audit(
-        "ResNet(18)", folder, attacks=["GradInv(steps=2)"], images=1, size=32, plan=Plan(mode="eval"),
+        "ResNet(18)",
+        folder,
+        attacks=["GradInv(steps=2)"],
+        plan=Plan(mode="eval"),
         defenses=["LaplaceNoise"],
-    )  # fmt: skip
+        victims=Victims(images=1, size=32),
+    )
     assert len(report.summary) == 3
     assert report.settings.model["parameters"] > 11_000_000
     assert report.rows[0].engine == "loop of 1"
@@ -656,11 +660,11 @@ def test_one_attack_may_be_given_alone(folder):
 
 
 def test_a_model_that_no_other_attack_can_look_at_is_audited_all_the_same():
-    report = audit(Picky(), attacks=["iDLG(steps=2)"], images=2, size=16)
+    report = audit(Picky(), attacks=["iDLG(steps=2)"], victims=Victims(images=2, size=16))
     assert not [note for note in report.settings.notes if note.startswith("not run")]
     assert report.rows
     with pytest.raises(InputError, match=r"APRIL.*: it cannot look at this model: two images at most"):
-        audit(Picky(), attacks=["APRIL"], images=2, size=16)
+        audit(Picky(), attacks=["APRIL"], victims=Victims(images=2, size=16))
 
 
 def test_an_audit_that_names_no_attack_takes_settings_for_deep_networks(folder, monkeypatch):

@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
-from medpfl import InputError, Plan, audit, cli
+from medpfl import InputError, Plan, Run, ThreatModel, audit, cli
 from medpfl.auditing.bounds import bounded
 from medpfl.auditing.report import reread
 from medpfl.core.privacy.tradeoff import Mechanism
 from medpfl.judging.types import Cell, Rate
 from medpfl.judging.types import Mechanism as Shown
+from tests.flat import flat
 
 MODEL = "MLP(hidden=(6,), activation='sigmoid')"
 SMALL = {"attacks": ["iDLG(steps=2)"], "images": 4, "size": 16}
@@ -24,7 +25,7 @@ def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("bounds") / "run"
     plan = Plan("FedAvg", 2, 4, sampling="poisson")
     specs = ["DPSGD(clip=1.0, noise=1.0)", "ClientDP(noise=0.5)", "GaussianNoise(scale=0.1)", "DPSGD() | Mixup()"]
-    return out, audit(MODEL, defenses=specs, plan=plan, out=out, **SMALL)
+    return out, flat(audit, MODEL, defenses=specs, plan=plan, **SMALL, run=Run(out=out))
 
 
 def test_dp_settings_have_a_bound_over_the_round_and_no_other(found):
@@ -63,7 +64,7 @@ def test_of_several_private_parts_the_least_bound_at_each_kappa_holds(monkeypatc
     plan, specs = Plan("FedAvg", 2, 16, sampling="poisson"), ["DPSGD(noise=0.55) | ClientDP(noise=1.0)"]
     options = {**SMALL, "images": 16, "defenses": specs, "plan": plan, "naive": True}
     pytest.importorskip("dp_accounting")
-    both = audit(MODEL, **options).summary[1].bound
+    both = flat(audit, MODEL, **options).summary[1].bound
     records, client = Mechanism(0.55, 0.125, 8), Mechanism(1.0)
     assert [one.unit for one in both.mechanisms] == ["image", "client"]
     for kappa, bound in both.curve:
@@ -71,7 +72,7 @@ def test_of_several_private_parts_the_least_bound_at_each_kappa_holds(monkeypatc
     lower = {records.bound(kappa) < client.bound(kappa) for kappa, _ in both.curve if 0 < kappa < 1}
     assert lower == {True, False}, "which of them is lower depends on kappa"
     monkeypatch.setattr("medpfl.core.privacy.tradeoff._composed", _unable)
-    alone = audit(MODEL, **options).summary[1].bound
+    alone = flat(audit, MODEL, **options).summary[1].bound
     assert [one.unit for one in alone.mechanisms] == ["client"]
     assert alone.gap is None
 
@@ -104,7 +105,10 @@ def test_bounds_of_another_version_are_refused_with_what_to_do(found, tmp_path, 
 
 def test_less_noise_a_better_reference_and_nothing_a_perfect_one():
     specs = ["DPSGD(noise=0.0001)", "DPSGD(noise=100.0)"]
-    cells = [cell.bound.no_prior for cell in audit(MODEL, defenses=specs, naive=True, **SMALL).summary[1:]]
+    cells = [
+        cell.bound.no_prior
+        for cell in flat(audit, MODEL, defenses=specs, threat=ThreatModel(naive=True), **SMALL).summary[1:]
+    ]
     assert cells[0] == {"asr": 1.0, "identified": 1.0}
     assert cells[1]["asr"] == 0
     assert cells[1]["identified"] < 0.5
@@ -112,17 +116,26 @@ def test_less_noise_a_better_reference_and_nothing_a_perfect_one():
 
 def test_statistics_that_are_sent_leave_no_bound():
     model = "ConvNet(width=4, depth=1, norm='batch')"
-    cells = audit(model, defenses=["ClientDP()"], plan=Plan(batch_size=2), naive=True, **SMALL).summary
+    cells = flat(
+        audit, model, defenses=["ClientDP()"], plan=Plan(batch_size=2), threat=ThreatModel(naive=True), **SMALL
+    ).summary
     assert "batch-norm statistics" in cells[1].bound.gap
     covered = Plan(batch_size=2, sends=("num_samples",))
-    assert audit(model, defenses=["ClientDP()"], plan=covered, naive=True, **SMALL).summary[1].bound.gap is None
+    assert (
+        flat(audit, model, defenses=["ClientDP()"], plan=covered, threat=ThreatModel(naive=True), **SMALL)
+        .summary[1]
+        .bound.gap
+        is None
+    )
 
 
 def test_without_the_extra_samples_say_what_to_install(monkeypatch):
     for name in ("dp_accounting", "dp_accounting.pld"):
         monkeypatch.setitem(sys.modules, name, None)
     plan = Plan("FedAvg", 2, 4, sampling="poisson")
-    cell = audit(MODEL, defenses=["DPSGD()", "ClientDP()"], plan=plan, naive=True, **SMALL).summary
+    cell = flat(
+        audit, MODEL, defenses=["DPSGD()", "ClientDP()"], plan=plan, threat=ThreatModel(naive=True), **SMALL
+    ).summary
     assert "pip install 'medpfl[dp]'" in cell[1].bound.gap
     assert cell[2].bound.identified.bound is not None
 

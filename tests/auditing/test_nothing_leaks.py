@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from medpfl import Batch, InputError, Plan, Record, Weights, audit, local_update, prepare
+from medpfl import Batch, InputError, Plan, Record, Run, Victims, Weights, audit, audit_record, local_update, prepare
 from medpfl.auditing.report import reread
 from medpfl.cli import main
 from medpfl.data import ImageFolder
 from medpfl.models import LeNet
 from tests.auditing.audit_cases import draw_folder
+from tests.flat import flat
 
 MARK = "Zyxwvut"
 """In names of files, of class folders and of folders inside them, patient ids, other columns, metadata and paths."""
@@ -146,7 +147,7 @@ def test_paths_among_the_arguments_of_a_users_parts_are_written_as_keyed_hashes(
         half = defenses_of([f"{place}:Half"])[1]
         half = type(half)(Path(f"/home/{MARK}/table"))
         own = [attacks[0].replace("7.pt", f"{prior}.pt")]
-        return audit(model, marked, attacks=own, defenses=[half], **options, **more)
+        return flat(audit, model, marked, attacks=own, defenses=[half], **options, **more)
 
     first = run()
     content = check(options["out"])
@@ -242,14 +243,14 @@ def test_a_record(marked, tmp_path):
     Record(sent, plan, weights, image_shape=data.shape, classes=data.classes).save(record)
     assert record.read_bytes().count(MARK.encode()) == len(CLASSES)
     out = tmp_path / "runs" / "a"
-    audit("LeNet('idlg')", record, truth=marked, attacks=["iDLG(steps=3)"], out=out)
+    audit_record(record, marked, "LeNet('idlg')", attacks=["iDLG(steps=3)"], run=Run(out=out))
     reread(out)
     check(out)
 
 
 def test_report_html_holds_no_picture(marked, tmp_path):
     out = tmp_path / "runs" / "a"
-    audit("LeNet('idlg')", marked, attacks=["iDLG(steps=3)"], images=4, size=16, out=out)
+    audit("LeNet('idlg')", marked, attacks=["iDLG(steps=3)"], victims=Victims(images=4, size=16), run=Run(out=out))
     shared, private = (out / "report.html").read_text(), (out / "report-with-images.html").read_text()
     assert re.search(r"data:image/|<img|<image", private)
     assert not re.search(r"data:image/|<img|<image|pictures/", shared)

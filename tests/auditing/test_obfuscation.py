@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from medpfl import audit
+from medpfl import Victims, audit
 from medpfl.core.roles import Defense
 from medpfl.core.types import Channel
 from medpfl.core.verdicts import LEAKS, NO_LEAK
@@ -95,7 +95,7 @@ class Liar(Flipped):
 @pytest.fixture(scope="module")
 def found():
     kinds = [kind(told) for kind in (Permuted, Flipped, Shifted, FixedNoise, LastOnly) for told in (False, True)]
-    report = audit(MODEL, some_images(24), attacks=[ATTACK], defenses=[*kinds, Liar()], images=20)
+    report = audit(MODEL, some_images(24), attacks=[ATTACK], defenses=[*kinds, Liar()], victims=Victims(images=20))
     return {(cell.defense, cell.knows_defense): cell for cell in report.summary}, report.settings.disclosure
 
 

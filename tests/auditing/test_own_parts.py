@@ -11,6 +11,7 @@ from medpfl import InputError
 from medpfl.attacks import iDLG
 from medpfl.inputs.parts import attacks_of, defenses_of
 from tests.auditing.audit_cases import some_images
+from tests.flat import flat
 
 FILE = '''
 from dataclasses import dataclass, replace
@@ -62,7 +63,9 @@ def test_they_are_named_without_their_place(file):
 def test_an_audit_of_them(file, tmp_path):
     attack, out = f"{file}:Mine", tmp_path / "run"
     options = {"images": 2, "out": out, "progress": False}
-    report = medpfl.audit("LeNet('idlg')", some_images(8), attacks=[attack], defenses=[f"{file}:Halved"], **options)
+    report = flat(
+        medpfl.audit, "LeNet('idlg')", some_images(8), attacks=[attack], defenses=[f"{file}:Halved"], **options
+    )
     assert {(cell.attack, cell.defense) for cell in report.summary} == {
         ("Mine()", "NoDefense()"), ("Mine()", "Halved()"),
     }  # fmt: skip
@@ -70,7 +73,7 @@ def test_an_audit_of_them(file, tmp_path):
     assert b"secret-place" not in written
     file.write_text(FILE.replace("steps=self.steps", "steps=self.steps + 1"))
     with pytest.raises(InputError, match="code"):
-        medpfl.audit("LeNet('idlg')", some_images(8), attacks=[attack], defenses=[f"{file}:Halved"], **options)
+        flat(medpfl.audit, "LeNet('idlg')", some_images(8), attacks=[attack], defenses=[f"{file}:Halved"], **options)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from typing import ClassVar
 import pytest
 from torch import nn
 
-from medpfl import Attack, Defense, InputError, Plan, ThreatModel, audit, cli, train
+from medpfl import Attack, Cohort, Defense, InputError, Plan, Schedule, ThreatModel, Victims, audit, cli, train
 from medpfl.core.roles import DataSource, Model
 from medpfl.data.partition import IID
 from medpfl.inspection.check import check_model
 from tests.auditing.audit_cases import some_images
+from tests.flat import flat
 
 ENDS = {
     "exit": lambda: sys.exit(0),
@@ -64,7 +65,7 @@ class Ending(Attack):
 def test_attacks(moment, end):
     threat = ThreatModel(("active",)) if moment == "prepare" else None
     with pytest.raises(InputError, match=f"Ending.*{ENDED}"):
-        audit("MLP((4,))", some_images(8), attacks=[Ending(moment, end)], images=2, threat=threat)
+        audit("MLP((4,))", some_images(8), attacks=[Ending(moment, end)], threat=threat, victims=Victims(images=2))
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,18 +120,38 @@ class Guarding(Defense):
 @pytest.mark.parametrize("moment", ["init", "model", "batch", "gradient", "update", "disclose", "acts"])
 def test_defenses_of_audits(moment, end):
     with pytest.raises(InputError, match=f"(Guarding|defense).*{ENDED}"):
-        audit("MLP((4,))", some_images(8), attacks=["iDLG(steps=2)"], defenses=[Guarding(moment, end)], images=2)
+        audit(
+            "MLP((4,))",
+            some_images(8),
+            attacks=["iDLG(steps=2)"],
+            defenses=[Guarding(moment, end)],
+            victims=Victims(images=2),
+        )
 
 
 @each_end
 @pytest.mark.parametrize("moment", ["init", "model", "batch", "gradient", "update"])
 def test_defenses_of_trainings(moment, end):
     with pytest.raises(InputError, match=ENDED):
-        train("MLP((4,))", some_images(16), defense=Guarding(moment, end), rounds=1, clients=2, plan=Plan(batch_size=2))
+        train(
+            "MLP((4,))",
+            some_images(16),
+            defense=Guarding(moment, end),
+            plan=Plan(batch_size=2),
+            cohort=Cohort(clients=2),
+            schedule=Schedule(rounds=1),
+        )
 
 
 def test_a_promise_that_ends_the_program_is_no_epsilon():
-    result = train("MLP((4,))", some_images(16), defense=Guarding("promises"), rounds=1, clients=2, plan=Plan())
+    result = train(
+        "MLP((4,))",
+        some_images(16),
+        defense=Guarding("promises"),
+        plan=Plan(),
+        cohort=Cohort(clients=2),
+        schedule=Schedule(rounds=1),
+    )
     assert result.rows[-1].epsilon is None
 
 
@@ -151,9 +172,11 @@ class NoModel(Ending):
 def test_a_part_that_returns_no_network():
     message = "it returned a NoneType in place of the network, not a torch.nn.Module"
     with pytest.raises(InputError, match=rf"^NoNetwork\(\): {message}"):
-        audit("MLP((4,))", some_images(8), attacks=["iDLG(steps=2)"], defenses=[NoNetwork()], images=2)
+        audit("MLP((4,))", some_images(8), attacks=["iDLG(steps=2)"], defenses=[NoNetwork()], victims=Victims(images=2))
     with pytest.raises(InputError, match=rf"^NoModel\(\): {message}"):
-        audit("MLP((4,))", some_images(8), attacks=[NoModel()], images=2, threat=ThreatModel(("active",)))
+        audit(
+            "MLP((4,))", some_images(8), attacks=[NoModel()], threat=ThreatModel(("active",)), victims=Victims(images=2)
+        )
 
 
 class Net(nn.Module):
@@ -189,8 +212,8 @@ def test_networks(moment, end):
     options = {"rounds": 1, "clients": 2, "plan": Plan("FedAvg", batch_size=2)}
     for command in (
         lambda: check_model(Net(moment, end), (1, 16, 16)),
-        lambda: audit(Net(moment, end), some_images(8), attacks=["iDLG(steps=2)"], images=2),
-        lambda: train(Net(moment, end), some_images(16), **options),
+        lambda: audit(Net(moment, end), some_images(8), attacks=["iDLG(steps=2)"], victims=Victims(images=2)),
+        lambda: flat(train, Net(moment, end), some_images(16), **options),
     ):
         with pytest.raises(InputError, match=ENDED):
             command()
@@ -200,7 +223,7 @@ def test_a_hook_that_ends_the_program():
     network = Net()
     network.fc.register_forward_hook(lambda *_: sys.exit(0))
     with pytest.raises(InputError, match=ENDED):
-        audit(network, some_images(8), attacks=["iDLG(steps=2)"], images=2)
+        audit(network, some_images(8), attacks=["iDLG(steps=2)"], victims=Victims(images=2))
 
 
 class Own(Model):
@@ -227,14 +250,18 @@ class Dealing(IID):
 
 def test_models_sources_and_partitions():
     with pytest.raises(InputError, match=f"Own cannot be built: {ENDED}"):
-        audit(Own(), some_images(8), attacks=["iDLG(steps=2)"], images=2)
+        audit(Own(), some_images(8), attacks=["iDLG(steps=2)"], victims=Victims(images=2))
     with pytest.raises(InputError, match=f"the images cannot be read: {ENDED}"):
-        audit("MLP((4,))", Source(), attacks=["iDLG(steps=2)"], images=2)
+        audit("MLP((4,))", Source(), attacks=["iDLG(steps=2)"], victims=Victims(images=2))
     with pytest.raises(InputError, match=r"Nothing\(\): load\(\) returned a NoneType, not LabelledImages"):
-        audit("MLP((4,))", Nothing(), attacks=["iDLG(steps=2)"], images=2)
+        audit("MLP((4,))", Nothing(), attacks=["iDLG(steps=2)"], victims=Victims(images=2))
     for command in (
-        lambda: audit("MLP((4,))", some_images(8), attacks=["iDLG(steps=2)"], images=2, partition=Dealing()),
-        lambda: train("MLP((4,))", some_images(16), partition=Dealing(), rounds=1, plan=Plan()),
+        lambda: audit(
+            "MLP((4,))", some_images(8), attacks=["iDLG(steps=2)"], victims=Victims(images=2, partition=Dealing())
+        ),
+        lambda: train(
+            "MLP((4,))", some_images(16), plan=Plan(), cohort=Cohort(partition=Dealing()), schedule=Schedule(rounds=1)
+        ),
     ):
         with pytest.raises(InputError, match=f"the images cannot be dealt to clients: {ENDED}"):
             command()
@@ -293,7 +320,7 @@ def test_the_command_line_never_ends_with_0(capsys, tmp_path, words, line):
 
 
 def test_code_that_ends_the_program_where_nobody_expects_it(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_demo", lambda given: sys.exit(0))
+    monkeypatch.setattr("medpfl.cli.commands._demo", lambda *_: sys.exit(0))
     assert cli.main(["demo"]) == 2
     assert "a part of the experiment ended the program (SystemExit: 0)" in capsys.readouterr().err
     assert cli.main(["--version"]) == 0

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medpfl import Cohort, Reading
 from medpfl.core.errors import InputError
 from medpfl.data import ImageFolder
 from medpfl.inputs.parts import data_of, is_record, source_of
 from medpfl.inputs.spelling import check_words
 from medpfl.training.splits import splits_of
+
+EIGHT = Reading(size=8)
 
 NAMES = ["data (2)", "data(2)", "Dicom(x)", "a/b (c)/d"]
 
@@ -38,19 +41,16 @@ def test_a_folder_with_parentheses_is_a_folder(home, name, start):
     fill(home / name)
     given = start.format(home=home) + name
     check_words(given)
-    assert isinstance(source_of(given, 8, "crop", None), ImageFolder)
-    assert len(data_of(given, 8, "crop", None).images) == 8
-    assert (
-        splits_of(given, None, None, 4, 0, size=8, fit="crop", channels=None).found.source
-        == "ImageFolder(size=8, limit=1000000000)"
-    )
+    assert isinstance(source_of(given, EIGHT), ImageFolder)
+    assert len(data_of(given, EIGHT).images) == 8
+    assert splits_of(given, Cohort(size=8, holdout=4), 0).found.source == "ImageFolder(size=8, limit=1000000000)"
 
 
 @pytest.mark.parametrize(
     "name", ["no such (folder)", "in/no such (folder)", "~/data (2)", "data (2)", "data(2)", "x" * 5000]
 )
 def test_of_a_path_that_is_not_there_it_is_said(home, name):
-    for check in (check_words, lambda data: source_of(data, 8, "crop", None)):
+    for check in (check_words, lambda data: source_of(data, EIGHT)):
         with pytest.raises(InputError, match="there is no folder or record '"):
             check(name)
 
@@ -66,18 +66,18 @@ def test_of_a_path_that_is_not_there_it_is_said(home, name):
 )
 def test_a_spec_with_a_mistake_is_still_a_spec(home, spec, message):
     with pytest.raises(InputError, match=message):
-        source_of(spec, 8, "crop", None)
+        source_of(spec, EIGHT)
 
 
 def test_a_long_spec_is_a_spec(home):
     spec = f"ImageFolder('{'x' * 3000}')"
     check_words(spec)
-    assert isinstance(source_of(spec, 8, "crop", None), ImageFolder)
+    assert isinstance(source_of(spec, EIGHT), ImageFolder)
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "a\0b"])
 def test_what_is_no_path(home, name):
-    for check in (check_words, lambda data: source_of(data, 8, "crop", None)):
+    for check in (check_words, lambda data: source_of(data, EIGHT)):
         with pytest.raises(InputError, match=r"is not known here|holds a null byte"):
             check(name)
     assert not is_record(name)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from medpfl import Attack, InputError, Plan, audit
+from medpfl import Attack, InputError, Plan, Victims, audit
 from medpfl.core.types import Reconstruction
 from medpfl.models import UNet
 from tests.auditing.audit_cases import some_images
+from tests.flat import flat
 
 GOOD = {
     "plain": lambda g: g,
@@ -59,7 +60,15 @@ class Mine(Attack):
 
 
 def audited(case, **options):
-    return audit("LeNet('idlg')", some_images(8), attacks=[Mine(case)], plan=Plan(batch_size=2), images=4, **options)
+    return flat(
+        audit,
+        "LeNet('idlg')",
+        some_images(8),
+        attacks=[Mine(case)],
+        plan=Plan(batch_size=2),
+        **options,
+        victims=Victims(images=4),
+    )
 
 
 @pytest.mark.parametrize("case", GOOD)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from medpfl import Batch, InputError, Plan, Record, Update, Weights, audit, prepare
+from medpfl import Batch, InputError, Plan, Record, Update, Weights, audit, audit_record, prepare
 from medpfl.core.threat import ThreatModel
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RECORDED, UNDEFENDED
 from medpfl.data import ImageFolder
@@ -19,6 +19,7 @@ from medpfl.defenses import LaplaceNoise, NoDefense
 from medpfl.federated.client import client_round
 from medpfl.models import ConvNet, LeNet, ResNet
 from tests.auditing.audit_cases import Answers, draw_folder, plain
+from tests.flat import flat
 
 COUNTS = {1: {"benign": 1}, 2: {"benign": 1, "malignant": 1}, 4: {"benign": 2, "malignant": 2}}
 CLASSES = ("benign", "malignant")
@@ -43,7 +44,7 @@ def make(
 
 
 def look(record, truth, *, model="LeNet('idlg')", attacks=("iDLG(steps=3)",), **options):
-    return audit(model, record, truth=truth, attacks=attacks, **options)
+    return flat(audit_record, record, truth, model, attacks=attacks, **options)
 
 
 def by_defense(report):

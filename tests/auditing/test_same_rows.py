@@ -8,6 +8,7 @@ from PIL import Image
 
 from medpfl import audit
 from tests.data.made_dicom import dicom
+from tests.flat import flat
 
 
 def test_the_same_pixels_give_the_same_rows(tmp_path):
@@ -18,7 +19,7 @@ def test_the_same_pixels_give_the_same_rows(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "png" / f"{name}.png")
         dicom(tmp_path / "dcm" / f"{name}.dcm", pixels, PatientID=str(i))
     options = {"attacks": ["iDLG(steps=20)"], "images": 4, "size": 16}
-    one, two = (audit("LeNet('idlg')", tmp_path / kind, **options).rows for kind in ("png", "dcm"))
+    one, two = (flat(audit, "LeNet('idlg')", tmp_path / kind, **options).rows for kind in ("png", "dcm"))
     assert len(one) == len(two) > 4
     for row, other in zip(one, two, strict=True):
         for name in ("attack", "control", "victim", "position", "label", "label_guess", "ended"):

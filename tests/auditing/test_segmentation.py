@@ -17,6 +17,7 @@ from medpfl.inspection.check import check_model
 from medpfl.reporting import mask_lines
 from medpfl.runs.study_key import StudyIndex
 from tests.auditing.audit_cases import Answers
+from tests.flat import flat
 
 SIDE = 12
 
@@ -38,7 +39,7 @@ TINY: dict[str, Any] = {"model": "UNet(4, 1, 'none', 'sigmoid')", "attacks": ["i
 
 
 def cell(**options):
-    report = audit(data=options.pop("data", segmented()), **{**TINY, **options})
+    report = flat(audit, data=options.pop("data", segmented()), **{**TINY, **options})
     return report.summary[0], report
 
 
@@ -78,7 +79,7 @@ def test_the_masks_that_are_granted_are_those_of_the_client():
 def test_every_loss_and_every_attack(loss, threat):
     attacks = ["DLG(steps=4)", "CPL(steps=4)", "GradInv(steps=4)"]
     plan = Plan(batch_size=2, loss=loss)
-    report = audit(data=segmented(), **{**TINY, "attacks": attacks}, threat=threat, plan=plan)
+    report = flat(audit, data=segmented(), **{**TINY, "attacks": attacks}, threat=threat, plan=plan)
     assert len(report.summary) == 3
     assert all(c.masks is not None and c.ssim.value is not None for c in report.summary)
     assert f"loss='{loss}'" in report.rows[0].plan or loss == "cross_entropy"
@@ -87,7 +88,7 @@ def test_every_loss_and_every_attack(loss, threat):
 @pytest.mark.parametrize("granted", [True, False])
 def test_masks_reach_the_attack_under_the_grant_alone(granted):
     attack = Answers()
-    audit(data=segmented(), **{**TINY, "attacks": [attack]}, threat=LABELS if granted else ThreatModel())
+    flat(audit, data=segmented(), **{**TINY, "attacks": [attack]}, threat=LABELS if granted else ThreatModel())
     seen = attack.kept[-1]
     assert seen.label_shape == (SIDE, SIDE)
     assert (seen.labels is not None) is granted

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import torch
 
-from medpfl import audit
+from medpfl import Run, Victims, audit
 from medpfl.auditing.store import stored
 from medpfl.data import Nifti
 
@@ -18,7 +18,11 @@ HEAD = Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii"
 def test_a_volume_is_read_back(tmp_path):
     source = Nifti(HEAD, plane="volume", size=12)
     report = audit(
-        "MLP((16,), 'sigmoid')", source, attacks=["iDLG(steps=60)"], images=1, out=tmp_path / "run", memory=0.5
+        "MLP((16,), 'sigmoid')",
+        source,
+        attacks=["iDLG(steps=60)"],
+        victims=Victims(images=1),
+        run=Run(out=tmp_path / "run", memory=0.5),
     )
     (row,) = [row for row in report.rows if not row.control]
     assert row.scores["psnr"] > 30

@@ -22,9 +22,10 @@ import torch
 import yaml
 from PIL import Image
 
-from medpfl import cli
+from medpfl import ThreatModel, cli
 from medpfl.cli import commands
 from medpfl.core.experiments.experiment import Experiment
+from medpfl.core.experiments.options import options_in
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.spec import summary
 from medpfl.judging.types import Cell, Union
@@ -189,7 +190,7 @@ def test_what_a_defense_cannot_do_is_said(run, folder, words, message):
 
 
 def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
-    """Each field of the experiment, given on the command line, arrives at `audit` under its own name."""
+    """Each option of the experiment, given on the command line, arrives at `audit` in its group."""
     got = {}
 
     class Empty:
@@ -198,32 +199,31 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
         def verdict(self):
             return ("a", "b")
 
-    monkeypatch.setattr("medpfl.auditing.perform.audit", lambda **options: got.update(options) or Empty())
-    monkeypatch.setattr(cli, "check_words", lambda **_: None)  # these parts do not exist
+    def audited(model, data, **options):
+        got.update(options, model=model, data=data)
+        return Empty()
+
+    monkeypatch.setattr("medpfl.auditing.run.audit", audited)
+    monkeypatch.setattr(commands, "check_words", lambda **_: None)  # these parts do not exist
     given = {
-        "model": "M", "weights": "w", "truth": "t", "images": 7, "draws": 2, "size": 20, "fit": "squash",
+        "model": "M", "weights": "w", "images": 7, "draws": 2, "size": 20, "fit": "squash",
         "channels": 3, "partition": "IID(clients=2)", "clients": 4, "delta": 0.001, "seed": 5,
-        "memory": 0.5, "device": "cuda", "tolerance": 0.3,
-    }  # fmt: skip
-    plan = {
+        "memory": 0.5, "device": "cuda", "tolerance": 0.3, "out": str(tmp_path / "o"),
         "algorithm": "FedAvg", "batch_size": 2, "local_images": 6, "epochs": 3, "learning_rate": 0.5, "momentum": 0.25,
         "weight_decay": 0.125, "mode": "eval", "sampling": "poisson", "loss": "dice",
     }  # fmt: skip
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in (given | plan).items()]
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--sends", "buffers"]
-    lists += ["--naive", "--iterates", "--isolate"]
-    assert run("audit", "place", *words, *lists, "--out", tmp_path / "o", "--force", "--quiet")[0] == 0
-    assert got["plan"].sends == ("buffers",)
-    assert got.pop("plan").__dict__.items() >= plan.items()
-    assert got.pop("threat").grants == ("labels",)
-    assert got == given | {
-        "data": "place", "attacks": ["A", "B"], "defenses": ["C"], "out": str(tmp_path / "o"), "force": True,
-        "progress": False, "naive": True, "iterates": True, "isolate": True,
-    }  # fmt: skip
-    switches = {"naive", "iterates", "isolate"}
-    assert {*given, *plan, *switches, "data", "attack", "defense", "grant", "sends", "rounds"} == set(
-        Experiment.model_fields
-    ), "none forgotten"
+    switches = ("naive", "iterates", "isolate", "force")
+    assert run("audit", "place", *words, *lists, *(f"--{name}" for name in switches), "--quiet")[0] == 0
+    groups = [got.pop(name) for name in ("victims", "plan", "criteria", "run")]
+    assert groups[1].sends == ("buffers",)
+    assert got.pop("threat") == ThreatModel(("labels",), naive=True)
+    arrived = {name: value for group in groups for name, value in vars(group).items()} | got
+    own = {"data": "place", "attacks": ["A", "B"], "defenses": ["C"], "sends": ("buffers",), "progress": False}
+    assert arrived == given | own | dict.fromkeys(("iterates", "isolate", "force"), True)
+    others = {"data", "attack", "defense", "grant", "sends", "rounds", "truth", "progress"}
+    assert {*given, *switches, *others} == set(options_in(Experiment)), "none forgotten"
 
 
 @pytest.mark.parametrize(("words", "isolate"), [([], None), (["--isolate"], True), (["--no-isolate"], False)])
@@ -300,7 +300,7 @@ def test_a_printed_config_is_accepted(run, folder, tmp_path):
     assert rows_of(tmp_path / "runs" / "a") == before
     again = run("audit", "--config", tmp_path / "printed.yaml", "--print-config")[1]
     assert again == text
-    assert set(Experiment.model_fields) <= set(yaml.safe_load(text))
+    assert set(options_in(Experiment)) - {"progress"} <= set(yaml.safe_load(text))
 
 
 @pytest.mark.parametrize(
@@ -349,9 +349,9 @@ def test_help_names_every_command_and_option(run):
     assert all(command in text for command in ("audit", "demo", "list", "report"))
     status, text, _ = run("audit", "--help")
     assert status == 0
-    for name, field in Experiment.model_fields.items():
-        assert name == "data" or f"--{name.replace('_', '-')}" in text
-        assert field.description.partition(" ")[0] in text
+    for name, entry in options_in(Experiment).items():
+        assert name in ("data", "progress") or f"--{name.replace('_', '-')}" in text
+        assert entry.help.partition(" ")[0] in text
     for option in ("--out", "--force", "--quiet", "--config", "--print"):
         assert option in text
     for command in ("demo", "list", "report"):
@@ -429,7 +429,7 @@ def test_list_explains_a_part(run, name, texts):
 
 
 def test_demo_audits_what_it_says(run, monkeypatch, tmp_path):
-    small = commands.DEMO.model_copy(update={"attack": ["iDLG(steps=3)"], "images": 3, "size": 16})
+    small = commands.DEMO.having(attack=["iDLG(steps=3)"], images=3, size=16)
     monkeypatch.setattr(commands, "DEMO", small)
     out = tmp_path / "runs" / "demo"
     status, shown, _ = run("demo", "--out", out)
@@ -446,11 +446,13 @@ def test_the_real_demo_can_be_built():
     demo = commands.DEMO
     assert len(attacks_of(demo.attack)) == len(demo.attack) > 0
     assert len(defenses_of(demo.defense)) == len(demo.defense) + 1 > 1, "with and without a defense"
-    found = data_of(demo.data, demo.size, demo.fit, demo.channels)
+    found = data_of(demo.data, demo.victims)
     assert demo.data == "samples", "offline"
     model_of(demo.model).build(found.images.shape, len(found.images.classes), 0)
-    victims = draw_victims(found.images, demo.images, demo.batch_size, partition_of(demo.partition), torch.Generator())
-    assert len(victims) == demo.images
+    victims = draw_victims(
+        found.images, demo.victims.images, 1, partition_of(demo.victims.partition), torch.Generator()
+    )
+    assert len(victims) == demo.victims.images
 
 
 def test_report_makes_the_same_pages(run, folder, tmp_path):
@@ -484,7 +486,7 @@ def test_report_of_no_run(refused, tmp_path):
         (["audit", "a", "b"], "'b' is one word too many"),
         (["audit", "--images", "many"], "--images is many: it must be a whole number"),
         (["audit", "--images", "1.5"], "--images is 1.5: it must be a whole number"),
-        (["audit", "--images", "0"], "--images is 0: input should be greater than or equal to 1"),
+        (["audit", "--images", "0"], "--images is 0: it must be a whole number, at least 1 and at most 1e+06"),
         (["audit", "--batch-size", "-2"], "--batch-size is -2"),
         (["audit", "--learning_rate", "0"], "--learning-rate is 0"),
         (["audit", "--memory", "lots"], "--memory is lots: it must be a number"),
@@ -723,7 +725,7 @@ def test_a_users_model_and_weights(run, refused, folder, models, tmp_path):
 @pytest.fixture
 def record(folder, tmp_path) -> Path:
     """An update of a client with one image, saved by a short script; the image lies alone in ``truth``."""
-    from medpfl import Batch, Plan, Weights, local_update, prepare
+    from medpfl import Batch, Plan, Record, Weights, local_update, prepare
     from medpfl.data import ImageFolder
     from medpfl.models import LeNet
 
@@ -732,7 +734,8 @@ def record(folder, tmp_path) -> Path:
     network, plan = LeNet("idlg").build((1, 16, 16), 2, seed=4), Plan()
     weights = Weights.of(network)
     sent = local_update(prepare(network, plan), Batch(images, torch.tensor([1])), plan, weights)
-    sent.save(tmp_path / "client.record", plan, weights, image_shape=(1, 16, 16), classes=("benign", "malignant"))
+    record = Record(sent, plan, weights, image_shape=(1, 16, 16), classes=("benign", "malignant"))
+    record.save(tmp_path / "client.record")
     return tmp_path / "client.record"
 
 
@@ -915,7 +918,7 @@ def test_a_pipeline_may_fail_on_the_verdict(run, monkeypatch, verdicts, asked, s
         Cell(attack="iDLG()", defense=name, union=Union(verdict=verdict))
         for name, verdict in zip(names, verdicts, strict=False)
     ]
-    monkeypatch.setattr("medpfl.auditing.perform.perform", lambda *_, **__: SimpleNamespace(summary=cells))
+    monkeypatch.setattr("medpfl.auditing.run.perform", lambda *_, **__: SimpleNamespace(summary=cells))
     monkeypatch.setattr("medpfl.reporting.terminal.print_audit", lambda *_: None)
     found, out, err = run("audit", *([f"--fail-on={asked}"] if asked else []))
     assert (found, out) == (status, "")

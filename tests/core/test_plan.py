@@ -68,7 +68,7 @@ def test_frozen_and_comparable():
         ({"epochs": 2, "sampling": "poisson"}, "FedSGD sends one gradient"),
         ({"local_images": 5, "batch_size": 2, "sampling": "poisson"}, "multiple of batch_size"),
         ({"sends": ("buffers", "images")}, r"sends names \['images'\]"),
-        *(({name: value}, "learning_rate") for name in ("momentum", "weight_decay") for value in (-1e-9, nan, inf)),
+        *(({name: value}, f"{name} is ") for name in ("momentum", "weight_decay") for value in (-1e-9, nan, inf)),
         *(({"learning_rate": value}, "learning_rate") for value in (0, -0.1, nan, inf)),
     ],
 )

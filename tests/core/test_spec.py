@@ -42,7 +42,7 @@ class Inner(Part):
 @dataclass(frozen=True, repr=False)
 class Outer(Part):
     first: Any = None
-    second: Any = shown(0)  # noqa: RUF009 (it is a field)
+    second: Any = shown(0)
     part: Inner = field(default_factory=Inner)
     hidden: Any = field(default="", repr=False)
 

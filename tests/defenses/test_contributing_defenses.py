@@ -8,13 +8,14 @@ import sys
 import pytest
 
 import medpfl
-from medpfl import Defense, InputError, Plan, cli, defenses
+from medpfl import Defense, InputError, Plan, Run, ThreatModel, Victims, cli, defenses
 from medpfl.core.privacy.accountant import epsilon
 from medpfl.core.privacy.tradeoff import Mechanism
 from medpfl.core.spec import registry
 from medpfl.inputs.parts import defenses_of
 from tests.defenses.defense_contract import EVERY, Row
 from tests.documents import pasted, row
+from tests.flat import flat
 
 ROWS = {"LayerwiseDP": {"random": True}, "TrustedMean": {}}
 SMALL = {"attacks": ["iDLG(steps=2)"], "images": 4, "size": 16, "progress": False}
@@ -50,7 +51,15 @@ def test_in_three_edits(name, own, monkeypatch, capsys):
         assert eval("{" + row(name) + "}", {name: kind, "Row": Row}) == {name: [own]}
     assert cli.main(["list", "defenses"]) == 0
     assert name in capsys.readouterr().out
-    report = medpfl.audit(MODEL, "samples", defenses=[name], partition="IID(clients=2)", naive=True, **SMALL)
+    report = flat(
+        medpfl.audit,
+        MODEL,
+        "samples",
+        defenses=[name],
+        threat=ThreatModel(naive=True),
+        **SMALL,
+        victims=Victims(partition="IID(clients=2)"),
+    )
     assert {row.defense.partition("(")[0] for row in report.rows} == {"NoDefense", name}
 
 
@@ -58,7 +67,9 @@ def test_in_three_edits(name, own, monkeypatch, capsys):
 def test_its_epsilon_and_its_bound_are_in_the_report(name, place, tmp_path):
     pytest.importorskip("opacus")
     plan = Plan(batch_size=2)
-    own = medpfl.audit(MODEL, "samples", defenses=[f"{place}:{name}"], plan=plan, out=tmp_path / "run", **SMALL)
+    own = flat(
+        medpfl.audit, MODEL, "samples", defenses=[f"{place}:{name}"], plan=plan, **SMALL, run=Run(out=tmp_path / "run")
+    )
     spec = "LayerwiseDP(clip=1.0, noise=1.0)"
     said = f"{epsilon(1.0, 1.0, 1, 1e-5)}, of the client, over 1 round under shuffle sampling"
     assert own.settings.privacy == {spec: said}
@@ -78,18 +89,18 @@ def test_its_epsilon_is_in_a_training_too(name, place):
     pytest.importorskip("opacus")
     plan = Plan("FedAvg", batch_size=8)
     options = {"rounds": 2, "clients": 2, "plan": plan, "progress": False}
-    rows = medpfl.train("MLP(hidden=(6,))", "samples", defense=f"{place}:{name}", **options).rows
+    rows = flat(medpfl.train, "MLP(hidden=(6,))", "samples", defense=f"{place}:{name}", **options).rows
     assert rows[-1].epsilon == pytest.approx(epsilon(1.0, 1.0, 2, 1e-5).value)
 
 
 @pytest.mark.parametrize("name", ["TrustedMean"])
 def test_a_sum_is_audited_as_a_sum(name, place):
     options = {**SMALL, "defenses": [f"{place}:{name}"], "partition": "IID(clients=2)"}
-    report = medpfl.audit(MODEL, "samples", **options)
+    report = flat(medpfl.audit, MODEL, "samples", **options)
     assert any("the sum of 2 clients' updates" in note for note in report.settings.notes)
     assert report.settings.assumed == ()
     with pytest.raises(InputError, match="weighted by num_samples, which --sends leaves out"):
-        medpfl.audit(MODEL, "samples", plan=Plan(sends=()), **options)
+        flat(medpfl.audit, MODEL, "samples", plan=Plan(sends=()), **options)
 
 
 OTHERS = """
@@ -162,7 +173,9 @@ def others(tmp_path):
 
 
 def test_an_epsilon_of_ones_own_account_is_stated_and_why_there_is_no_bound(others):
-    settings = medpfl.audit(MODEL, "samples", defenses=[f"{others}:PureDP", f"{others}:Negative"], **SMALL).settings
+    settings = flat(
+        medpfl.audit, MODEL, "samples", defenses=[f"{others}:PureDP", f"{others}:Negative"], **SMALL
+    ).settings
     pure, negative = settings.privacy.values()
     assert pure == (
         "epsilon 0.5 (by the defense's own account) at delta 1e-05, of a patient, over 1 round under shuffle sampling"
@@ -189,7 +202,7 @@ def test_half_a_promise_is_refused(others, name, message):
 def test_masked_and_encrypted_messages_of_ones_own_are_audited_as_the_built_in_ones(others):
     specs = [f"{others}:Masked", f"{others}:Encrypted"]
     options = {**SMALL, "images": 6, "defenses": specs, "partition": "IID(clients=3)"}
-    report = medpfl.audit(MODEL, "samples", **options)
+    report = flat(medpfl.audit, MODEL, "samples", **options)
     assert {row.defense for row in report.rows if row.control == "masked-vector"} == {"Masked()"}
     assert len(report.settings.assumed) == 1
     assert report.settings.assumed[0].startswith("Encrypted(): the server is assumed to get the decrypted mean")
@@ -197,7 +210,7 @@ def test_masked_and_encrypted_messages_of_ones_own_are_audited_as_the_built_in_o
     assert "Masked(): the server gets the sum of 2 clients' updates, and" in notes
     assert "Encrypted(): the server gets the sum of 3 clients' updates, which it is assumed to get in clear" in notes
     with pytest.raises(InputError, match="3 of 3 clients stay, it says, and 1 fall silent"):
-        medpfl.audit(MODEL, "samples", **{**options, "defenses": [f"{others}:Miscounts"]})
+        flat(medpfl.audit, MODEL, "samples", **{**options, "defenses": [f"{others}:Miscounts"]})
 
 
 def test_a_defense_says_nothing_of_all_this_by_default():

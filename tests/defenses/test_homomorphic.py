@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from medpfl import audit
+from medpfl import Victims, audit
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Update
@@ -88,7 +88,10 @@ def test_noise_of_the_clients_is_averaged():
 
 def test_an_audit_of_the_sum(library):
     report = audit(
-        "LeNet('idlg')", attacks=["iDLG(steps=3)"], defenses=[HomomorphicAggregation()], clients=2, images=4, size=16
+        "LeNet('idlg')",
+        attacks=["iDLG(steps=3)"],
+        defenses=[HomomorphicAggregation()],
+        victims=Victims(clients=2, images=4, size=16),
     )
     cells = [cell for cell in report.summary if cell.defense == "HomomorphicAggregation(scale_bits=40)"]
     assert [(cell.knows_defense, cell.images) for cell in cells] == [(False, 4), (True, 4)]
@@ -124,4 +127,9 @@ def test_without_tenseal_an_audit_says_what_to_install_before_any_work(monkeypat
     _keys.cache_clear()
     monkeypatch.setitem(sys.modules, "tenseal", None)
     with pytest.raises(InputError, match=r"needs TenSEAL: pip install 'medpfl\[he\]'"):
-        audit("LeNet('idlg')", attacks=["iDLG"], defenses=[HomomorphicAggregation()], clients=2, images=40)
+        audit(
+            "LeNet('idlg')",
+            attacks=["iDLG"],
+            defenses=[HomomorphicAggregation()],
+            victims=Victims(clients=2, images=40),
+        )

@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
 
 def small(data: Path | str, **options: Any) -> Frontier:
     """A small frontier with other options."""
-    return Frontier(**{**SMALL, "data": str(data), **options})
+    return Frontier.of(**{**SMALL, "data": str(data), **options})
 
 
 def draw(path: Path) -> Path:

@@ -11,9 +11,10 @@ import sys
 import pytest
 import yaml
 
-from medpfl import InputError, cli
+from medpfl import InputError, Run, cli
 from medpfl.auditing.report import reread
 from medpfl.auditing.store import read_rows
+from medpfl.core.experiments.options import options_in
 from medpfl.core.experiments.training import Training
 from medpfl.core.verdicts import NO_LEAK
 from medpfl.frontier import result as result_module
@@ -35,7 +36,7 @@ def pictures(tmp_path_factory):
 def whole(pictures, tmp_path_factory):
     """A finished frontier and its result."""
     out = tmp_path_factory.mktemp("frontier") / "whole"
-    return out, frontier(small(pictures), out)
+    return out, frontier(small(pictures).having(out=out))
 
 
 def read(out):
@@ -119,7 +120,7 @@ def test_another_limit_needs_no_other_run(whole, pictures, conclusive, monkeypat
     bare, least = found.points[0], found.points[2]
     assert least["ssim_end"] < bare["ssim"], "the noise of this test hides the images"
     limit = f"identified<={max(least['identified_end'], 0.61):.2f}"
-    again = frontier(small(pictures, limit=[limit]), out)
+    again = frontier(small(pictures, limit=[limit]).having(out=out))
     assert (out / "runs/audit/findings.jsonl").read_bytes() == rows
     assert again.recommendation["limits"] == [limit]
     assert again.recommendation["defense"] == "GaussianNoise(scale=10)"
@@ -127,17 +128,17 @@ def test_another_limit_needs_no_other_run(whole, pictures, conclusive, monkeypat
     assert path.stat().st_mode & 0o777 == 0o600
     assert "# Under identified<=" in path.read_text(), "the reasons are in it"
     said = yaml.safe_load(path.read_text())
-    assert Training(**said) == Training(
-        **{k: v for k, v in SMALL.items() if k in Training.model_fields} | {"defense": ["GaussianNoise(scale=10)"]}
+    assert Training.of(**said) == Training.of(
+        **{k: v for k, v in SMALL.items() if k in options_in(Training)} | {"defense": ["GaussianNoise(scale=10)"]}
     )
     assert str(pictures) not in path.read_text()
     monkeypatch.undo()
-    frontier(small(pictures), out)
+    frontier(small(pictures).having(out=out))
     assert not path.exists(), "what an earlier limit recommended is gone"
 
 
 def test_train_takes_what_is_recommended_as_it_stands(pictures, tmp_path, conclusive, capsys):
-    found = frontier(small(pictures, limit=["ssim<=0.99"]), tmp_path / "f")
+    found = frontier(small(pictures, limit=["ssim<=0.99"]).having(out=tmp_path / "f"))
     assert found.recommendation["state"] == "recommended"
     said = ["--config", str(tmp_path / "f/recommended.yaml"), "--out", str(tmp_path / "t"), "--quiet"]
     assert cli.main(["train", str(pictures), *said]) == 0
@@ -157,7 +158,7 @@ def words(pictures, out):
 STOPS = """
 import os, signal, sys
 from medpfl import cli
-from medpfl.auditing.{module} import {name} as kind
+from medpfl.{module} import {name} as kind
 
 play, left = kind.{call}, [{count}]
 
@@ -174,8 +175,8 @@ cli.main(sys.argv[1:])
 
 def test_a_frontier_killed_in_an_audit_and_in_a_training_ends_as_an_undisturbed_one(whole, pictures, tmp_path, capsys):
     out = tmp_path / "killed"
-    in_audit = STOPS.format(module="play", name="Player", call="__call__", count=3)
-    in_training = STOPS.format(module="rounds", name="Trainer", call="play", count=4)
+    in_audit = STOPS.format(module="auditing.player", name="Player", call="__call__", count=3)
+    in_training = STOPS.format(module="training.trainer", name="Trainer", call="play", count=4)
     for code in (in_audit, in_training):
         started = [sys.executable, "-c", code, *words(pictures, out)]
         process = subprocess.run(started, check=False, capture_output=True, timeout=120)
@@ -192,7 +193,7 @@ def test_a_frontier_killed_in_an_audit_and_in_a_training_ends_as_an_undisturbed_
 
 def test_a_trained_model_is_audited_under_its_own_defense(pictures, tmp_path):
     experiment = small(pictures, round=2, seeds=2, draws=2, defense=[*SMALL["defense"][1:], "TopK(keep=0.1)"])
-    found = frontier(experiment, tmp_path / "out")
+    found = frontier(experiment.having(out=tmp_path / "out"))
     runs = sorted(p.name for p in (tmp_path / "out/runs").iterdir() if p.is_dir())
     trainings = [f"training-{place}-seed-{seed}" for place in range(3) for seed in range(2)]
     assert runs == ["audit-0", "audit-1", "audit-2", *trainings]
@@ -210,7 +211,7 @@ def test_a_defense_under_which_training_diverges_is_a_gap(pictures, tmp_path, mo
     monkeypatch.setattr("medpfl.core.experiments.limits._REAL", 1e39)  # no noise within the bounds does it so soon
     loud = [*SMALL["defense"][1:], "GaussianNoise(scale=1e38)"]
     for number in (0, 1):
-        found = frontier(small(pictures, defense=loud, round=number), tmp_path / str(number))
+        found = frontier(small(pictures, defense=loud, round=number).having(out=tmp_path / str(number)))
         last = found.points[-1]
         assert (last["gap"], last["accuracy"], last["loss"]) == ("the training diverged", None, None)
         assert (last["images"] > 0) == (number == 0)
@@ -237,33 +238,33 @@ def test_a_defense_under_which_training_diverges_is_a_gap(pictures, tmp_path, mo
     ],
 )
 def test_bad_input_is_said_before_any_work(options, message, pictures, tmp_path, monkeypatch):
-    for work in ("play.Player.__call__", "rounds.Trainer.play"):
-        monkeypatch.setattr(f"medpfl.auditing.{work}", lambda *_: pytest.fail("work was done"))
+    for work in ("auditing.player.Player.__call__", "training.trainer.Trainer.play"):
+        monkeypatch.setattr(f"medpfl.{work}", lambda *_: pytest.fail("work was done"))
     with pytest.raises(InputError) as error:
-        frontier(small(**{"data": pictures, **options}), tmp_path / "out")
+        frontier(small(**{"data": pictures, **options}).having(out=tmp_path / "out"))
     assert message in str(error.value)
 
 
 def test_another_frontier_is_not_mixed_with_it(pictures, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    frontier(small(pictures, rounds=1), out)
+    frontier(small(pictures, rounds=1).having(out=out))
     with pytest.raises(InputError, match="holds another experiment \\(other rounds\\): name another --out, or --force"):
-        frontier(small(pictures), out)
-    assert len(frontier(small(pictures, seed=3, images=2), out, force=True).points) == 4
+        frontier(small(pictures).having(out=out))
+    assert len(frontier(small(pictures, seed=3, images=2).having(out=out, force=True)).points) == 4
     monkeypatch.setattr(module, "_trained", lambda *_: pytest.fail("begun"))
     with pytest.raises(pytest.fail.Exception, match="begun"):
-        frontier(small(pictures, seed=4), out, force=True)
+        frontier(small(pictures, seed=4).having(out=out, force=True))
     assert not any((out / name).exists() for name in FILES), "what another experiment gave is gone"
     monkeypatch.undo()
     other = tmp_path / "other"
-    frontier(small(pictures, rounds=1), other)
+    frontier(small(pictures, rounds=1).having(out=other))
     with pytest.raises(InputError, match="holds another run \\(other model"):
-        frontier(small(pictures, rounds=1, model="MLP(hidden=(5,))"), other)
+        frontier(small(pictures, rounds=1, model="MLP(hidden=(5,))").having(out=other))
 
 
 def test_two_do_not_write_at_once(pictures, tmp_path):
     with module.locked(tmp_path), pytest.raises(InputError, match="another run is writing"):
-        frontier(small(pictures), tmp_path)
+        frontier(small(pictures).having(out=tmp_path))
 
 
 def test_the_command_prints_table_and_sentences(whole, pictures, capsys, monkeypatch):
@@ -283,11 +284,11 @@ def test_the_command_prints_table_and_sentences(whole, pictures, capsys, monkeyp
 
 def test_every_option_of_a_training_arrives(monkeypatch, capsys):
     given = {}
-    monkeypatch.setattr(module, "frontier", lambda experiment, *rest: given.update(vars(experiment), rest=rest))
+    monkeypatch.setattr(module, "frontier", lambda experiment: given.update(experiment.options(), run=experiment.run))
     monkeypatch.setattr("medpfl.reporting.terminal.print_frontier", lambda *_: None)
     said = ["--limit=asr<=0.5", "--limit", "ssim<=0.4", "--seeds=3", "--round=2", "--fraction=0.5", "--grant=labels"]
     assert cli.main(["frontier", "samples", *said, "--defense=Signs", "--out", "o", "--force"]) == 0
     assert (given["limit"], given["seeds"], given["round"]) == (["asr<=0.5", "ssim<=0.4"], 3, 2)
     assert (given["fraction"], given["grant"]) == (0.5, ["labels"])
     assert (given["defense"], given["data"]) == (["Signs"], "samples")
-    assert given["rest"] == ("o", True, True)
+    assert given["run"] == Run(out="o", force=True, progress=True)

@@ -12,11 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from medpfl import InputError, Weights, audit
+from medpfl import InputError, Run, Victims, Weights, audit
 from medpfl.federated.training import Standing
 from medpfl.inputs.checkpoint import checkpoint_at, is_checkpoint
 from medpfl.training.state_files import packed, unpacked
 from tests.auditing.audit_cases import some_images
+from tests.flat import flat
 from tests.training.training_cases import plainly, small
 
 AUDIT = {"attacks": ["iDLG(steps=3)"], "images": 2, "progress": False}
@@ -38,14 +39,14 @@ def test_it_is_the_model_that_was_trained(defense, tmp_path):
 def test_an_audit_takes_it(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
-    last, first = (audit(place, some_images(8), **AUDIT) for place in (str(out), out / "round-0"))
+    last, first = (flat(audit, place, some_images(8), **AUDIT) for place in (str(out), out / "round-0"))
     assert {row.model for row in last.rows} == {"Checkpoint(trained='MLP(hidden=(6,))', round=3)"}
     assert last.settings.experiment["weights"] == "of a training, round 3"
     assert [r.scores["ssim"] for r in last.rows] != [r.scores["ssim"] for r in first.rows]
-    untrained = audit("MLP(hidden=(6,))", some_images(8), **AUDIT)
+    untrained = flat(audit, "MLP(hidden=(6,))", some_images(8), **AUDIT)
     assert untrained.settings.experiment["weights"] == "untrained"
     with pytest.raises(InputError, match="it loads or sets its own"):
-        audit(str(out), some_images(8), draws=2, **AUDIT)
+        flat(audit, str(out), some_images(8), **AUDIT, victims=Victims(draws=2))
 
 
 def test_a_training_under_a_defense_of_ones_own_is_audited(tmp_path):
@@ -67,7 +68,7 @@ def test_an_audit_does_not_go_into_the_directory_of_a_training(tmp_path):
     small(out=out)
     for force in (False, True):
         with pytest.raises(InputError, match="holds a training: name another --out"):
-            audit("MLP((6,))", some_images(8), out=out, force=force, **AUDIT)
+            flat(audit, "MLP((6,))", some_images(8), **AUDIT, run=Run(out=out, force=force))
     assert (out / "rounds.jsonl").is_file()
 
 
@@ -76,7 +77,7 @@ def test_images_of_another_size_are_told_the_size(tmp_path):
     small(out=out)
     data = some_images(8)
     with pytest.raises(InputError, match=r"trained on images of \(1, 16, 16\), .*--size 16 --channels 1"):
-        audit(str(out), replace(data, images=data.images[..., :12, :12]), **AUDIT)
+        flat(audit, str(out), replace(data, images=data.images[..., :12, :12]), **AUDIT)
 
 
 def test_a_round_that_is_not_there(tmp_path):
@@ -89,7 +90,7 @@ def test_a_round_that_is_not_there(tmp_path):
     assert not is_checkpoint("MLP")
     assert not is_checkpoint("")
     with pytest.raises(InputError, match="is a folder without a round of a training"):
-        audit(str(tmp_path / "empty"), some_images(8), **AUDIT)
+        flat(audit, str(tmp_path / "empty"), some_images(8), **AUDIT)
 
 
 def test_weights_of_another_model(tmp_path):
@@ -153,9 +154,9 @@ def test_a_model_of_the_user_is_given_with_the_weights(tmp_path):
     out, network = tmp_path / "runs" / "a", nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
     result = small(model=network, out=out)
     with pytest.raises(InputError, match=r"its folder does not hold .*--weights '.*round-3/weights.safetensors'"):
-        audit(str(out), some_images(8), **AUDIT)
+        flat(audit, str(out), some_images(8), **AUDIT)
     file = out / "round-3" / "weights.safetensors"
-    audit(network, some_images(8), weights=file, **AUDIT)
+    flat(audit, network, some_images(8), weights=file, **AUDIT)
     assert torch.equal(load_file(file)["1.weight"], result.weights.parameters["1.weight"])
 
 
@@ -234,7 +235,7 @@ def test_a_checkpoint_cannot_run_code_or_read_a_file(field, spec, tmp_path, monk
     small(out=out)
     rewrite(out / "round-3" / "weights.safetensors", **{field: spec})
     with pytest.raises(InputError, match=r"give --model.* yourself if you trust that file"):
-        audit(str(out), some_images(8), **AUDIT)
+        flat(audit, str(out), some_images(8), **AUDIT)
     assert not (tmp_path / "marker").exists()
 
 
@@ -252,7 +253,7 @@ def test_every_field_of_a_checkpoint_is_checked(change, tmp_path):
     small(out=out, rounds=1)
     rewrite(out / "round-1" / "weights.safetensors", **change)
     with pytest.raises(InputError):
-        audit(str(out), some_images(8), **AUDIT)
+        flat(audit, str(out), some_images(8), **AUDIT)
 
 
 def test_a_training_of_ones_own_model_by_its_file_is_audited_with_the_model_named(tmp_path):
@@ -262,6 +263,6 @@ def test_a_training_of_ones_own_model_by_its_file_is_audited_with_the_model_name
     out, model = tmp_path / "runs" / "a", f"{tmp_path / 'mine.py'}:make"
     small(model=model, out=out)
     with pytest.raises(InputError, match=r"give the model itself as --model, with --weights '.*weights.safetensors'"):
-        audit(str(out), some_images(8), **AUDIT)
-    report = audit(model, some_images(8), weights=out / "round-3" / "weights.safetensors", **AUDIT)
+        flat(audit, str(out), some_images(8), **AUDIT)
+    report = flat(audit, model, some_images(8), weights=out / "round-3" / "weights.safetensors", **AUDIT)
     assert report.settings.experiment["weights"] == "given"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from medpfl import InputError, Plan, audit, train
+from medpfl import Cohort, InputError, Plan, Run, Schedule, Victims, audit, train
 from medpfl.inputs.writes import check_writes
 from medpfl.inspection.check import check_model
 from tests.auditing.audit_cases import some_images
@@ -94,8 +94,10 @@ def test_every_command_refuses_it_in_the_same_words_and_the_images_stay(kind):
     before = data.images.clone()
     for command in (
         lambda: check_model(kind(), (1, 16, 16)),
-        lambda: audit(kind(), data, attacks=["iDLG(steps=2)"], images=2, progress=False),
-        lambda: train(kind(), data, rounds=1, clients=2, plan=Plan("FedAvg", batch_size=2)),
+        lambda: audit(kind(), data, attacks=["iDLG(steps=2)"], victims=Victims(images=2), run=Run(progress=False)),
+        lambda: train(
+            kind(), data, plan=Plan("FedAvg", batch_size=2), cohort=Cohort(clients=2), schedule=Schedule(rounds=1)
+        ),
     ):
         with pytest.raises(InputError, match=REFUSED[kind]) as error:
             command()
@@ -116,7 +118,9 @@ class Outside(Net):
 @pytest.mark.parametrize("network", [Net(), Outside(), nn.Sequential(Net(), nn.BatchNorm1d(2))])
 def test_others_pass(network):
     check_writes(network, torch.rand(4, 1, 16, 16), Plan(batch_size=4))
-    assert audit(network, some_images(8), attacks=["iDLG(steps=2)"], images=2, plan=Plan(batch_size=2)).rows
+    assert audit(
+        network, some_images(8), attacks=["iDLG(steps=2)"], plan=Plan(batch_size=2), victims=Victims(images=2)
+    ).rows
 
 
 class Keeps(Net):
@@ -130,5 +134,9 @@ class Keeps(Net):
 def test_a_model_that_keeps_its_features_is_checked_as_it_is_audited():
     data = some_images(8)
     assert check_model(Keeps(), (1, 16, 16)).derivatives["twice"] == ""
-    assert audit(Keeps(), data, attacks=["iDLG(steps=2)"], defenses=["Soteria(prune=0.3)"], images=2).rows
-    assert train(Keeps(), data, rounds=1, clients=2, plan=Plan("FedAvg", batch_size=2)).rows
+    assert audit(
+        Keeps(), data, attacks=["iDLG(steps=2)"], defenses=["Soteria(prune=0.3)"], victims=Victims(images=2)
+    ).rows
+    assert train(
+        Keeps(), data, plan=Plan("FedAvg", batch_size=2), cohort=Cohort(clients=2), schedule=Schedule(rounds=1)
+    ).rows

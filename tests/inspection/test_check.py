@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from medpfl import InputError, attacks, audit, cli
+from medpfl import InputError, Victims, attacks, audit, cli
 from medpfl.inputs.parts import GivenModel
 from medpfl.inspection.check import check_model
 from medpfl.reporting.model_page import model_page
@@ -262,7 +262,7 @@ def test_a_recurrent_model_is_checked_as_it_is_audited():
     check = check_model(Rows(), SHAPE)
     assert (check.derivatives["twice"], check.derivatives["together"]) == ("", "")
     assert check.attacks["iDLG"] == ""
-    report = audit(Rows(), "samples", attacks=["iDLG(steps=2)"], images=2, size=12, channels=1)
+    report = audit(Rows(), "samples", attacks=["iDLG(steps=2)"], victims=Victims(images=2, size=12, channels=1))
     assert {row.engine.partition(" ")[0] for row in report.rows} == {"vmap"}
 
 
@@ -276,7 +276,7 @@ def test_a_wrapped_model_is_the_network_inside(wrap):
     assert wrapped.model == plain.model
     assert wrapped.linear == plain.linear
     bare, inside = (
-        audit(one, "samples", attacks=["iDLG(steps=2)"], images=2, size=12, channels=1)
+        audit(one, "samples", attacks=["iDLG(steps=2)"], victims=Victims(images=2, size=12, channels=1))
         for one in (network(), wrap(network()))
     )
     assert [row.scores for row in inside.rows] == [row.scores for row in bare.rows]

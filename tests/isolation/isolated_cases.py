@@ -11,6 +11,7 @@ import torch
 from medpfl import audit
 from medpfl.auditing.report import Report
 from medpfl.data.images import LabelledImages
+from tests.flat import flat
 
 HEAD = '''
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def some_images(count: int = 8) -> LabelledImages:
 def audited(attacks: Sequence[str], **options: Any) -> Report:
     """A small audit. With `out` directories in one folder, an image has the same index in all of them."""
     given = {"model": "LeNet('idlg')", "data": some_images(), "images": 2, "size": 16}
-    return audit(attacks=attacks, **{**given, **options})
+    return flat(audit, attacks=attacks, **{**given, **options})
 
 
 def plain(report: Report) -> list[dict[str, Any]]:

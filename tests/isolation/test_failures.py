@@ -12,7 +12,7 @@ from threading import Timer
 import pytest
 
 import medpfl
-from medpfl import InputError
+from medpfl import InputError, Run
 from medpfl.auditing.store import read_rows
 from medpfl.core.roles import Attack
 from medpfl.isolation.parent import Worker
@@ -272,7 +272,7 @@ def test_an_object_where_isolation_is_asked_for_says_what_to_do():
     with pytest.raises(InputError, match=r"isolate: the model .* give it as file.py:Name .*--no-isolate"):
         audited(["DLG(steps=2)"], model=network, isolate=True)
     with pytest.raises(InputError, match=r"isolate: attack .* is an object, whose code another process cannot find"):
-        medpfl.audit(data=some_images(), attacks=[Mine()], isolate=True)
+        medpfl.audit(data=some_images(), attacks=[Mine()], run=Run(isolate=True))
 
 
 def test_an_audit_of_an_object_runs_in_its_own_process_and_says_so(bad):

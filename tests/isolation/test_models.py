@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from medpfl import Batch, Plan, Record, Weights, train
+from medpfl import Batch, Cohort, Plan, Record, Run, Schedule, Weights, train
 from medpfl.defenses import NoDefense
 from medpfl.federated.client import client_round
 from medpfl.federated.ready import prepare
@@ -14,7 +14,14 @@ from tests.isolation.isolated_cases import HONEST, audited, file_of, plain, some
 
 def test_a_checkpoint(tmp_path, shared):
     attack, place = f"{file_of(tmp_path, 'honest', HONEST)}:Honest", tmp_path / "training"
-    train("MLP((4,))", some_images(12), defense="PRECODE(width=4)", rounds=1, out=place, size=16)
+    train(
+        "MLP((4,))",
+        some_images(12),
+        defense="PRECODE(width=4)",
+        cohort=Cohort(size=16),
+        schedule=Schedule(rounds=1),
+        run=Run(out=place),
+    )
     options = {"model": str(place / "round-1")}
     apart = audited([attack], out=tmp_path / "runs" / "apart", **options)
     here = audited([attack], out=tmp_path / "runs" / "here", isolate=False, **options)

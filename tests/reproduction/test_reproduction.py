@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medpfl import InputError, cli
+from medpfl import InputError, Run, Scale, cli
 from medpfl.auditing.store import read_rows
 from medpfl.inputs.parts import attacks_of, defenses_of, model_of
 from medpfl.reproduction import experiments as module
@@ -23,6 +23,7 @@ from medpfl.reproduction.modalities import features, kept, relations
 from medpfl.reproduction.run import remake, reproduce
 from medpfl.reproduction.scale import Form
 from medpfl.reproduction.tables import as_latex, as_markdown
+from tests.flat import flat
 
 SMALL = Study(
     title="Small",
@@ -92,7 +93,7 @@ def test_forms_of_a_part():
     with pytest.raises(InputError, match="leave out one of images and per_class"):
         Form(images=1, per_class=1)
     with pytest.raises(InputError, match="'Form' has no argument 'quik'; did you mean 'quick'"):
-        reproduce(["attacks"], data="samples", out="nowhere", quik=True)
+        reproduce(["attacks"], data="samples", quik=True, run=Run(out="nowhere"))
 
 
 def test_a_form_in_words_and_settings():
@@ -104,7 +105,7 @@ def test_a_form_in_words_and_settings():
 
 def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
     out = tmp_path / "out"
-    found = reproduce(["attacks"], data=data, out=out)
+    found = reproduce(["attacks"], data=data, run=Run(out=out))
     assert [(r["set"], r["part"], r["defense"], r["images"]) for r in found.rows] == [
         (name, "iDLG, short", defense, 4)
         for name in ("melanoma", "covid_xray")
@@ -132,14 +133,14 @@ def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
 
 
 def test_the_same_call_continues_and_tables_are_made_again_from_rows(data, tmp_path, monkeypatch):
-    first = reproduce(["attacks"], data=data, out=tmp_path / "out")
+    first = reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out"))
     kept = {path: path.read_bytes() for path in first.tables}
     path = tmp_path / "out-runs" / "attacks-covid_xray-idlg-short" / "findings.jsonl"
     whole = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole[:-4]))  # as if it had been killed in the last stack
     for table in first.tables:
         table.unlink()
-    again = reproduce(["attacks"], data=data, out=tmp_path / "out")
+    again = reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out"))
     assert [dict(r, seconds_per_image=0) for r in again.rows] == [dict(r, seconds_per_image=0) for r in first.rows]
     for table in first.tables:
         table.unlink()
@@ -153,11 +154,11 @@ def test_what_the_runs_themselves_compare_is_no_other_form(data, tmp_path):
     weights = tmp_path / "weights.pth"
     torch.save(model_of("MLP").build((1, 16, 16), 2, seed=5).state_dict(), weights)
     options = {"data": data, "out": tmp_path / "out", "parts": ["trained"], "weights": weights}
-    first = reproduce(["attacks"], **options)
+    first = flat(reproduce, ["attacks"], **options)
     rows = tmp_path / "out-runs" / "attacks-covid_xray-trained" / "findings.jsonl"
     before = rows.read_bytes()
     for force in (False, True):
-        assert [row["asr"] for row in reproduce(["attacks"], **options, force=force).rows] == [
+        assert [row["asr"] for row in flat(reproduce, ["attacks"], **options, run=Run(force=force)).rows] == [
             row["asr"] for row in first.rows
         ]
         assert rows.read_bytes() == before
@@ -174,20 +175,20 @@ def test_images_are_counted_of_a_set_or_of_each_class_as_the_form_says(name, for
 
 
 def test_forms_are_not_mixed(data, tmp_path):
-    reproduce(["attacks"], data=data, out=tmp_path / "out", quick=True)
+    reproduce(["attacks"], data=data, scale=Scale(quick=True), run=Run(out=tmp_path / "out"))
     with pytest.raises(
         InputError,
         match=r"settings \(iDLG, short of attacks: quick, seed 0\): name another --out, or add --force",
     ):
-        reproduce(["attacks"], data=data, out=tmp_path / "out")
+        reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out"))
     assert "Form: quick, seed 0. Few images and steps" in (tmp_path / "out" / "attacks.md").read_text()
-    assert len(reproduce(["attacks"], data=data, out=tmp_path / "out", force=True).rows) == 8
+    assert len(reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out", force=True)).rows) == 8
     assert "Form: full, seed 0.\n" in (tmp_path / "out" / "attacks.md").read_text()
 
 
 def test_other_folders_for_sets(data, tmp_path):
     draw(tmp_path, "heads")
-    found = reproduce(["attacks"], data=data, out=tmp_path / "out", sets={"brain_mri": tmp_path / "heads"})
+    found = reproduce(["attacks"], data=data, sets={"brain_mri": tmp_path / "heads"}, run=Run(out=tmp_path / "out"))
     assert [row["set"] for row in found.rows[::3]] == ["melanoma", "brain_mri", "covid_xray", "melanoma"]
 
 
@@ -217,7 +218,7 @@ def test_bad_input(data, tmp_path, monkeypatch, capsys, words, message):
 def test_a_set_that_cannot_be_read_is_a_gap_and_its_path_stays_on_the_terminal(data, tmp_path):
     secret = tmp_path / "secret-place"
     (secret / "class").mkdir(parents=True)
-    found = reproduce(["attacks"], data=data, out=tmp_path / "out", sets={"brain_mri": secret})
+    found = reproduce(["attacks"], data=data, sets={"brain_mri": secret}, run=Run(out=tmp_path / "out"))
     assert len(found.rows) == 8
     assert any(gap.what == "iDLG, short on brain_mri" and "secret-place" in gap.why for gap in found.gaps)
     assert "- iDLG, short on brain_mri\n" in (tmp_path / "out" / "attacks.md").read_text()
@@ -232,7 +233,7 @@ def test_nothing_that_could_be_run(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "study", lambda name: SMALL)
     (tmp_path / "melanoma").mkdir()
     with pytest.raises(InputError, match=r"(?s)nothing could be run:.*iDLG, short on melanoma: "):
-        reproduce(["attacks"], data=tmp_path, out=tmp_path / "out")
+        reproduce(["attacks"], data=tmp_path, run=Run(out=tmp_path / "out"))
 
 
 def test_the_command(data, tmp_path, monkeypatch, capsys):
@@ -247,7 +248,9 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
 
 def test_marks_that_mean_something_in_a_table(data, tmp_path):
     row = dict(
-        reproduce(["attacks"], data=data, out=tmp_path / "out").rows[0], defense="A() | B(x='_&#')", psnr=float("-inf")
+        reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out")).rows[0],
+        defense="A() | B(x='_&#')",
+        psnr=float("-inf"),
     )
     latex = as_latex([row])
     assert r"A \textbar{} B(x='\_\&\#')" in latex
@@ -270,7 +273,7 @@ def test_features_of_images_that_one_knows():
 
 
 def test_features_are_set_against_what_was_read_back(data, tmp_path):
-    reproduce(["attacks"], data=data, out=tmp_path / "out")
+    reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out"))
     run = tmp_path / "out-runs" / "attacks-melanoma-idlg-short"
     rows, own = list(read_rows(run / "findings.jsonl")), kept(run)
     assert len(own) == 6
@@ -288,7 +291,9 @@ def test_features_are_set_against_what_was_read_back(data, tmp_path):
 
 
 def test_images_and_parts_are_chosen(data, tmp_path):
-    found = reproduce(["attacks"], data=data, out=tmp_path / "out", images=3, parts=["iDLG, short"])
+    found = reproduce(
+        ["attacks"], data=data, parts=["iDLG, short"], scale=Scale(images=3), run=Run(out=tmp_path / "out")
+    )
     assert {(r["part"], r["images"]) for r in found.rows} == {("iDLG, short", 3)}
     assert list(map(str, found.gaps)) == ["brain_mri: its folder is not there"], "what was not chosen is not missing"
     assert "Form: full, seed 0, 3 images of each set.\n" in (tmp_path / "out" / "attacks.md").read_text()
@@ -296,17 +301,17 @@ def test_images_and_parts_are_chosen(data, tmp_path):
     assert [row["images"] for row in made.rows] == [3] * 6
     assert made.gaps == found.gaps, "from the rows neither"
     with pytest.raises(InputError, match="other settings"):
-        reproduce(["attacks"], data=data, out=tmp_path / "out", images=2, parts=["iDLG, short"])
+        reproduce(["attacks"], data=data, parts=["iDLG, short"], scale=Scale(images=2), run=Run(out=tmp_path / "out"))
     with pytest.raises(InputError, match="no part 'iDLG, shirt'; did you mean 'iDLG, short'"):
-        reproduce(["attacks"], data=data, out=tmp_path / "out", parts=["iDLG, shirt"])
+        reproduce(["attacks"], data=data, parts=["iDLG, shirt"], run=Run(out=tmp_path / "out"))
     with pytest.raises(InputError, match="images is 0"):
-        reproduce(["attacks"], data=data, out=tmp_path / "other", images=0)
+        reproduce(["attacks"], data=data, scale=Scale(images=0), run=Run(out=tmp_path / "other"))
 
 
 def test_parts_of_one_directory_may_have_forms_of_their_own(data, tmp_path):
     out = tmp_path / "out"
-    reproduce(["attacks"], data=data, out=out, images=3, parts=["iDLG, short"])
-    found = reproduce(["attacks"], data=data, out=out, steps=1, parts=["trained"])
+    reproduce(["attacks"], data=data, parts=["iDLG, short"], scale=Scale(images=3), run=Run(out=out))
+    found = reproduce(["attacks"], data=data, parts=["trained"], scale=Scale(steps=1), run=Run(out=out))
     text = (out / "attacks.md").read_text()
     assert "Form: full, seed 0, 3 images of each set (iDLG, short). full, seed 0, 1 steps (trained).\n" in text
     assert {(row["part"], row["images"]) for row in found.rows} == {("iDLG, short", 3), ("trained", 1)}
@@ -315,13 +320,13 @@ def test_parts_of_one_directory_may_have_forms_of_their_own(data, tmp_path):
     assert [dict(row, seconds_per_image=0) for row in made.rows] == [
         dict(row, seconds_per_image=0) for row in found.rows
     ]
-    forced = reproduce(["attacks"], data=data, out=out, steps=2, parts=["trained"], force=True)
+    forced = reproduce(["attacks"], data=data, parts=["trained"], scale=Scale(steps=2), run=Run(out=out, force=True))
     assert {row["images"] for row in forced.rows} == {3, 1}, "the other part is kept"
     (out / "reproduction.json").write_text('{"quick": true}')
     with pytest.raises(InputError, match="is damaged, or of another version"):
         remake(out)
     with pytest.raises(InputError, match="is damaged, or of another version: name another --out, or add --force"):
-        reproduce(["attacks"], data=data, out=out, parts=["trained"])
+        reproduce(["attacks"], data=data, parts=["trained"], run=Run(out=out))
 
 
 def test_parts_are_chosen_on_the_command_line(data, tmp_path, monkeypatch, capsys):
@@ -333,7 +338,7 @@ def test_parts_are_chosen_on_the_command_line(data, tmp_path, monkeypatch, capsy
 
 
 def test_naive_and_adaptive_stand_side_by_side(data, tmp_path):
-    found = reproduce(["attacks"], data=data, out=tmp_path / "out", parts=["iDLG, short"])
+    found = reproduce(["attacks"], data=data, parts=["iDLG, short"], run=Run(out=tmp_path / "out"))
     bare, naive, told = found.rows[:3]
     made = {False: {**naive, "ssim": 0.25, "asr": 0.0}, True: {**told, "ssim": 0.75, "asr": 1.0, "identified": 0.5}}
     made[True] |= {"false_security_ssim": 0.5, "false_security_ssim_low": 0.1, "false_security_ssim_high": 0.9}
@@ -366,7 +371,7 @@ def test_the_noise_of_differential_privacy_is_that_of_the_epsilon_that_is_stated
 
 
 def test_panels_are_private_and_made_again_from_rows(data, tmp_path):
-    found = reproduce(["attacks"], data=data, out=tmp_path / "out")
+    found = reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out"))
     assert sorted(path.name for path in found.pictures) == [
         f"attacks-{name}-{part}.png"
         for name in ("covid_xray", "melanoma")
@@ -387,7 +392,7 @@ def test_panels_are_private_and_made_again_from_rows(data, tmp_path):
 def test_published_values_in_the_page(data, tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
     path.write_text('set,attack,asr\nmelanoma,"iDLG, short",0.5\n')
-    reproduce(["attacks"], data=data, out=tmp_path / "out", published=path)
+    reproduce(["attacks"], data=data, published=path, run=Run(out=tmp_path / "out"))
     text = (tmp_path / "out" / "attacks.md").read_text()
     assert "## Beside published values" in text
     assert "| melanoma | iDLG, short | no defense | ASR | 50 % | 0 %" in text
@@ -397,7 +402,7 @@ def test_published_values_in_the_page(data, tmp_path, monkeypatch):
 
 
 def test_rows_of_another_version_are_refused_unless_forced(data, tmp_path):
-    reproduce(["attacks"], data=data, out=tmp_path / "out")
+    reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out"))
     path = tmp_path / "out-runs" / "attacks-melanoma-idlg-short" / "findings.jsonl"
     path.write_text(path.read_text().replace('"medpfl": "', '"medpfl": "9.'))
     with pytest.raises(InputError, match=r"holds rows of MedPFL 9\..*: run again, or add --force"):
@@ -408,7 +413,7 @@ def test_rows_of_another_version_are_refused_unless_forced(data, tmp_path):
 
 def test_the_embedded_images_stand_in_for_the_sets(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "study", lambda name: SMALL)
-    found = reproduce(["attacks"], data="samples", out=tmp_path / "out", quick=True)
+    found = reproduce(["attacks"], data="samples", scale=Scale(quick=True), run=Run(out=tmp_path / "out"))
     assert {row["set"] for row in found.rows} == {"samples"}
     assert found.gaps == remake(tmp_path / "out").gaps == []
     assert all(row["legacy_oracle_iterate"] is not None for row in found.rows)
@@ -417,7 +422,7 @@ def test_the_embedded_images_stand_in_for_the_sets(tmp_path, monkeypatch):
 def test_weights_of_ones_own_go_before_a_training(data, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(model_of("MLP").build((1, 16, 16), 2, 0).state_dict(), path)
-    found = reproduce(["attacks"], data=data, out=tmp_path / "out", weights=path)
+    found = reproduce(["attacks"], data=data, scale=Scale(weights=path), run=Run(out=tmp_path / "out"))
     assert [row["weights"] for row in found.rows if row["part"] == "trained"] == ["given", "given"]
     assert not list((tmp_path / "out-runs").glob("*-training"))
 
@@ -437,20 +442,20 @@ def test_accuracy_left_by_each_defense(data, tmp_path, monkeypatch):
     options = {"model": "MLP((4,))", "rounds": 2, "size": 28, "algorithm": "FedSGD", "batch_size": 4}
     costly = SMALL.model_copy(update={"parts": SMALL.parts[:1], "accuracy": options, "accuracy_quick": {"rounds": 1}})
     monkeypatch.setattr(module, "study", lambda name: costly if name == "noise" else study(name))
-    found = reproduce(["noise"], data=data, out=tmp_path / "out")
+    found = reproduce(["noise"], data=data, run=Run(out=tmp_path / "out"))
     assert all(0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1 for row in found.rows)
     assert len({row["accuracy"] for row in found.rows[1:3]}) == 1, "one training a defense"
     assert "| Accuracy left |" in (tmp_path / "out" / "noise.md").read_text()
     made = remake(tmp_path / "out")
     assert [row["accuracy"] for row in made.rows] == [row["accuracy"] for row in found.rows]
     (tmp_path / "data" / "pneumonia_mnist" / "file.npz").rename(tmp_path / "elsewhere.npz")
-    again = reproduce(["noise"], data=data, out=tmp_path / "out")
+    again = reproduce(["noise"], data=data, run=Run(out=tmp_path / "out"))
     assert [row["accuracy"] for row in again.rows] == [row["accuracy"] for row in found.rows], "what is known stays"
     (tmp_path / "elsewhere.npz").rename(tmp_path / "data" / "pneumonia_mnist" / "file.npz")
     places = sorted(path.name for path in (tmp_path / "out-runs").glob("*accuracy*"))
     assert places == ["noise-pneumonia_mnist-accuracy-0", "noise-pneumonia_mnist-accuracy-1"]
     assert (tmp_path / "out-runs" / places[0] / "round-2").is_dir()
-    quick = reproduce(["noise"], data=data, out=tmp_path / "quick", quick=True)
+    quick = reproduce(["noise"], data=data, scale=Scale(quick=True), run=Run(out=tmp_path / "quick"))
     assert len(quick.rows) == 6
     assert not (tmp_path / "quick-runs" / places[0] / "round-2").is_dir()
 
@@ -458,7 +463,7 @@ def test_accuracy_left_by_each_defense(data, tmp_path, monkeypatch):
 def test_without_the_set_the_accuracy_is_a_gap(data, tmp_path, monkeypatch):
     costly = SMALL.model_copy(update={"parts": SMALL.parts[:1], "accuracy": {"model": "MLP"}})
     monkeypatch.setattr(module, "study", lambda name: costly)
-    found = reproduce(["noise"], data=data, out=tmp_path / "out")
+    found = reproduce(["noise"], data=data, run=Run(out=tmp_path / "out"))
     assert any(gap.what == "accuracy on pneumonia_mnist" and not gap.failed for gap in found.gaps)
     assert "- accuracy on pneumonia_mnist\n" in (tmp_path / "out" / "noise.md").read_text()
     assert "Accuracy left |" not in (tmp_path / "out" / "noise.md").read_text()

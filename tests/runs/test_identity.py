@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 import medpfl
-from medpfl import InputError
+from medpfl import InputError, Run, Victims
 from medpfl.auditing.report import reread
 from medpfl.core.user_code.loading import find
 from medpfl.core.user_code.modules import UNKNOWN, own_modules
 from medpfl.core.user_code.sources import modules_of
 from tests.auditing.audit_cases import Answers, some_images
+from tests.flat import flat
 
 MINE = """
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def lab(tmp_path, monkeypatch):
 
 def tiny(lab, out, **options):
     parts = {"attacks": [f"{lab}/mine.py:Mine"], **options}
-    return medpfl.audit("MLP((4,))", some_images(8), images=2, out=out, **parts)
+    return flat(medpfl.audit, "MLP((4,))", some_images(8), **parts, victims=Victims(images=2), run=Run(out=out))
 
 
 def new_process(lab):
@@ -185,12 +186,12 @@ def test_the_code_of_every_part_counts(part, lab, tmp_path):
         return {"model": "MLP((4,))", "data": data, "attacks": ["iDLG(steps=2)"], "images": 2, **own}
 
     out = tmp_path / "runs" / "a"
-    medpfl.audit(**options(), out=out)
-    medpfl.audit(**options(), out=out)
+    flat(medpfl.audit, **options(), run=Run(out=out))
+    flat(medpfl.audit, **options(), run=Run(out=out))
     (lab / "lab_numbers.py").write_text("STEPS = 2  # edited\n")
     new_process(lab)
     with pytest.raises(InputError, match=r"the code of .* changed \(module lab_numbers\)"):
-        medpfl.audit(**options(), out=out)
+        flat(medpfl.audit, **options(), run=Run(out=out))
 
 
 def test_a_training_and_a_frontier_refuse_changed_code(lab, tmp_path):
@@ -199,22 +200,22 @@ def test_a_training_and_a_frontier_refuse_changed_code(lab, tmp_path):
 
     defense = f"{lab}/mine.py:Sent"
     train = {"rounds": 1, "clients": 2, "defense": defense, "out": tmp_path / "runs" / "t"}
-    experiment = Frontier(
+    experiment = Frontier.of(
         data="samples", model="MLP((4,))", attack=[f"{lab}/mine.py:Mine"], defense=[defense, "TopK(keep=0.5)"],
         rounds=1, clients=2, images=2, size=16, seeds=1, holdout=3,
     )  # fmt: skip
-    medpfl.train("MLP((4,))", some_images(12), **train)
-    frontier(experiment, tmp_path / "runs" / "f")
+    flat(medpfl.train, "MLP((4,))", some_images(12), **train)
+    frontier(experiment.having(out=tmp_path / "runs" / "f"))
     new_process(lab)
-    frontier(experiment, tmp_path / "runs" / "f")
+    frontier(experiment.having(out=tmp_path / "runs" / "f"))
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["f", "medpfl-key.json", "t"]
     assert not list((tmp_path / "runs" / "f").rglob("medpfl-key.json")), "the key is beside, for all runs in it"
     (lab / "lab_helper.py").write_text(HELPER + "# edited\n")
     new_process(lab)
     with pytest.raises(InputError, match=r"the code of Sent changed \(module lab_helper\)"):
-        medpfl.train("MLP((4,))", some_images(12), **train)
+        flat(medpfl.train, "MLP((4,))", some_images(12), **train)
     with pytest.raises(InputError, match=r"the code of (Mine|Sent) changed \(module lab_helper\)"):
-        frontier(experiment, tmp_path / "runs" / "f")
+        frontier(experiment.having(out=tmp_path / "runs" / "f"))
 
 
 def test_code_in_a_zip_file_and_in_a_package_without_init_is_hashed(lab, monkeypatch):

@@ -13,6 +13,7 @@ from medpfl import InputError, audit
 from medpfl.cli import main
 from medpfl.training.leakage import leakage, rounds_in
 from tests.auditing.audit_cases import draw_folder, plain, some_images
+from tests.flat import flat
 from tests.training.training_cases import small
 
 AUDIT = {"attacks": ["iDLG(steps=3)"], "defenses": ["LaplaceNoise(scale=0.1)"], "images": 2}
@@ -21,12 +22,12 @@ AUDIT = {"attacks": ["iDLG(steps=3)"], "defenses": ["LaplaceNoise(scale=0.1)"], 
 def test_each_round_is_audited_as_it_would_be_alone(tmp_path):
     out = tmp_path / "runs" / "t"
     rows = small(out=out).rows
-    found = leakage(out, some_images(8), [0, 3, 3], **AUDIT)
+    found = flat(leakage, out, some_images(8), [0, 3, 3], **AUDIT)
     assert list(found.reports) == [0, 3]
     accuracies = {n: rows[n].scores["validation"]["balanced_accuracy"] for n in (0, 3)}
     assert all(one.balanced_accuracy == accuracies[one.round] for one in found.summary)
-    assert leakage(out / "round-3", some_images(8), [3], **AUDIT).accuracies == {3: accuracies[3]}
-    alone = audit(out / "round-3", some_images(8), **AUDIT)
+    assert flat(leakage, out / "round-3", some_images(8), [3], **AUDIT).accuracies == {3: accuracies[3]}
+    alone = flat(audit, out / "round-3", some_images(8), **AUDIT)
     changing = ("image", "patient")
     assert plain(found.reports[3].rows, *changing) == plain(alone.rows, *changing)
     assert {row["round"] for row in found.rows} == {0, 3}
@@ -113,9 +114,9 @@ def test_killed_with_9_in_the_second_round_it_ends_with_the_same_rows(tmp_path):
 def test_rounds_that_are_not_there(rounds, message, tmp_path):
     small(out=tmp_path / "runs" / "t")
     with pytest.raises(InputError, match=message):
-        leakage(tmp_path / "runs" / "t", some_images(8), rounds_in(rounds), **AUDIT)
+        flat(leakage, tmp_path / "runs" / "t", some_images(8), rounds_in(rounds), **AUDIT)
 
 
 def test_it_needs_a_training():
     with pytest.raises(InputError, match="--rounds needs the directory of a training"):
-        leakage("MLP", some_images(8), [0], **AUDIT)
+        flat(leakage, "MLP", some_images(8), [0], **AUDIT)

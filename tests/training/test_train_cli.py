@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from medpfl import cli
+from medpfl.cli import commands
+from medpfl.core.experiments.options import options_in
 from medpfl.core.experiments.training import Training
 from medpfl.training.store import read_rounds
 from tests.auditing.audit_cases import draw_folder
@@ -57,9 +59,9 @@ def test_a_table_two_sentences_and_a_page(run, pictures, tmp_path):
 
 def test_every_option_arrives(monkeypatch, tmp_path):
     given, real = {}, import_module("medpfl.training.train")
-    monkeypatch.setattr(real, "train", lambda **options: given.update(options))
+    monkeypatch.setattr(real, "train", lambda model, data, **options: given.update(options, model=model, data=data))
     monkeypatch.setattr("medpfl.reporting.terminal.print_training", lambda *_: None)
-    monkeypatch.setattr(cli, "check_words", lambda **_: None)  # these parts do not exist
+    monkeypatch.setattr(commands, "check_words", lambda **_: None)  # these parts do not exist
     words = [
         "folder", "--model=M", "--weights=w", "--defense=A", "--defense=B", "--validation=v", "--test=t", "--holdout=7",
         "--clients=3", "--partition=P", "--rounds=9", "--fraction=0.5", "--algorithm=FedSGD", "--batch-size=8",
@@ -73,13 +75,15 @@ def test_every_option_arrives(monkeypatch, tmp_path):
     assert (plan.algorithm, plan.batch_size, plan.local_images, plan.epochs) == ("FedSGD", 8, 16, 1)
     assert (plan.learning_rate, plan.momentum, plan.weight_decay) == (0.3, 0.1, 0.01)
     assert (plan.sampling, plan.sends, plan.mode) == ("poisson", ("buffers",), "eval")
-    assert given == {
+    arrived = {name: value for group in ("cohort", "schedule", "run") for name, value in vars(given.pop(group)).items()}
+    assert arrived | given == {
         "data": "folder", "model": "M", "weights": "w", "defense": ["A", "B"], "validation": "v", "test": "t",
         "holdout": 7, "clients": 3, "partition": "P", "rounds": 9, "fraction": 0.5, "decay": 0.9,
         "server_momentum": 0.2, "balance": True, "augment": True, "delta": 1e-6, "size": 20, "fit": "squash",
-        "channels": 3, "seed": 5, "device": "cpu", "out": "o", "force": True, "progress": False,
+        "channels": 3, "seed": 5, "device": "cpu", "out": "o", "force": True, "progress": False, "memory": 2.0,
+        "isolate": None,
     }  # fmt: skip
-    assert set(given) - {"out", "force", "progress"} | set(vars(plan)) - {"loss"} == set(Training.model_fields)
+    assert {*arrived, *given} - {"memory", "isolate"} | set(vars(plan)) - {"loss"} == set(options_in(Training))
 
 
 def test_a_yaml_file_says_the_same(run, pictures, tmp_path):
@@ -96,9 +100,9 @@ def test_a_yaml_file_says_the_same(run, pictures, tmp_path):
     ("words", "message"),
     [
         (["--round", "3"], "there is no option '--round'; did you mean '--rounds'?"),
-        (["--rounds", "0"], "--rounds is 0: input should be greater than or equal to 1"),
+        (["--rounds", "0"], "--rounds is 0: it must be a whole number, at least 1 and at most"),
         (["--rounds", "x"], "--rounds is x: it must be a whole number"),
-        (["--fraction", "2"], "--fraction is 2.0: input should be less than or equal to 1"),
+        (["--fraction", "2"], "--fraction is 2.0: it must be a number above 0 and at most 1"),
         (["--algorithm", "SGD"], "--algorithm is SGD: it must be one of FedSGD, FedAvg"),
         (["--clients", "99"], "more clients (99) than images (16)"),
         (["--defense", "TopK(keep=geom(0.1, 1, 3))"], "is a sweep of 3 defenses"),
@@ -116,14 +120,15 @@ def test_mistakes_are_said_in_the_words_of_the_command_line(run, pictures, words
 def test_help_is_readable(run):
     status, shown, _ = run("train", "--help")
     assert status == 0
-    for name, field in Training.model_fields.items():
-        assert (field.description or "")[:20] in " ".join(shown.split()), name
+    for name, entry in options_in(Training).items():
+        assert entry.help[:20] in " ".join(shown.split()), name
     assert "train a model by federated learning" in " ".join(run("--help")[1].split())
 
 
 SLOW = """
 import sys, time
 from medpfl import cli
+from medpfl.cli import commands
 from medpfl.training.trainer import Trainer
 
 play = Trainer._play

@@ -8,6 +8,7 @@ from typing import Any
 from medpfl import Plan, Round, train
 from medpfl.training.report import Trained
 from tests.auditing.audit_cases import some_images
+from tests.flat import flat
 
 SMALL: dict[str, Any] = {
     "model": "MLP(hidden=(6,))",
@@ -20,7 +21,7 @@ SMALL: dict[str, Any] = {
 
 def small(data: Any = None, **options: Any) -> Trained:
     """A small training of random images with other options."""
-    return train(data=some_images(24) if data is None else data, **{**SMALL, **options})
+    return flat(train, data=some_images(24) if data is None else data, **{**SMALL, **options})
 
 
 def plainly(rows: Sequence[Round]) -> list[dict[str, Any]]:

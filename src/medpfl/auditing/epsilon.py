@@ -49,8 +49,6 @@ def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Mod
     Raises:
         InputError: delta out of its range.
     """
-    if not 0 < delta < 1:
-        raise InputError(f"delta is {delta}: it must lie between 0 and 1, and be well below 1 / images")
     found: dict[str, str] = {}
     for defense in defenses:
         whole = at_client(behind(defense))

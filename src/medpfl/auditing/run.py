@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -13,23 +12,25 @@ from medpfl.auditing.aggregation import aggregates
 from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.player import Player
-from medpfl.auditing.recorded import Recorded, behind, defense_in, named_as, read, relabel
+from medpfl.auditing.recorded import Recorded, defense_in, named_as, read, relabel
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.settings import settings_of
 from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import claimed
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.experiment import STANDARD
+from medpfl.core.experiments.experiment import STANDARD, Experiment
+from medpfl.core.experiments.groups import Criteria, Reading, Run, Victims
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.plan import Plan
 from medpfl.core.records import Record
 from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
 from medpfl.core.threat import ThreatModel
-from medpfl.core.verdicts import TOLERANCE
 from medpfl.data.images import LabelledImages
+from medpfl.data.partition import IID
 from medpfl.inputs.network import network_of
 from medpfl.inputs.parts import (
+    Found,
     attacks_of,
     data_of,
     defenses_given,
@@ -45,137 +46,167 @@ from medpfl.runs.identity import unchanged
 from medpfl.runs.progress_bar import name_skipped, watching
 from medpfl.runs.study_key import study_index
 
-if TYPE_CHECKING:
-    from medpfl.data.partition import Partition
+__all__ = ["audit", "audit_record", "perform"]
 
-__all__ = ["audit"]
+HONEST = ThreatModel()
+"""A server that is granted nothing."""
 
 
 def audit(
-    model: str | Path | Model | nn.Module = "LeNet('dlg')",
-    data: str | Path | DataSource | LabelledImages = "samples",
+    model: str | Path | Model | nn.Module = Experiment.model,
+    data: str | Path | DataSource | LabelledImages = Experiment.data,
     *,
     attacks: Sequence[str | Attack] = STANDARD,
     defenses: Sequence[str | Defense] = (),
-    threat: ThreatModel | None = None,
-    naive: bool = False,
-    delta: float = 1e-5,
-    tolerance: float = TOLERANCE,
-    plan: Plan | None = None,
-    images: int = 32,
-    draws: int = 1,
+    plan: Plan = Experiment.plan,
+    threat: ThreatModel = HONEST,
     weights: str | Path | None = None,
-    truth: str | Path | DataSource | LabelledImages | None = None,
-    partition: str | Partition = "IID(clients=1)",
-    clients: int | None = None,
-    size: int = 32,
-    fit: str = "crop",
-    channels: int | None = None,
-    seed: int = 0,
-    memory: float = 2.0,
-    device: str = "cpu",
-    iterates: bool = False,
-    isolate: bool | None = None,
-    out: str | Path | None = None,
-    force: bool = False,
-    progress: bool = False,
+    victims: Victims = Experiment.victims,
+    criteria: Criteria = Experiment.criteria,
+    run: Run = Experiment.run,
 ) -> Report:
-    """Measures what the server could read back from the updates of clients that hold these images.
+    """Measure what the server could read back from the updates of clients that hold these images.
 
     Every defense runs beside its undefended control, and every attack against random updates too. With
-    `out`, finished work survives a kill: the same call continues where it stopped.
+    ``run.out``, finished work survives a kill: the same call continues where it stopped.
 
     Args:
         model: a spec, ``file.py:name`` or ``package.module:name``, the directory of a training or of one of its
             rounds, a `Model`, or a network that maps (N, C, H, W) in [0, 1] to logits (N, K).
-        data: ``"samples"``, a folder of class folders, a record of an update, a source, or images.
-        attacks, defenses: specs or objects; the undefended control is always there. For a record: the defense that
-            its client used, if the record does not state it.
+        data: ``"samples"``, a folder of class folders, a source, or images.
+        attacks, defenses: specs or objects; the undefended control is always there.
+        plan: what every client does, FedSGD on one image by default; ``plan.images`` images stand behind one update.
         threat: what the adversary is granted beyond the wire; nothing by default. A defense that discloses
             something of itself is attacked twice, by attacks that are not told of it and by attacks that are; the
-            grant ``defense`` leaves out the former.
-        naive: leaves out the latter; then a failed attack is never "no leak found".
-        delta: probability of failure at which the epsilon of differentially private defenses is stated.
-        tolerance: share of images in (0, 1). "No leak found" needs 95 % confidence that fewer than this share are read
-            back, and that fewer are recognized beyond what guesses without the update explain.
-        plan: what every client does, FedSGD on one image by default; ``plan.images`` images stand behind one update.
-        images: how many to attack, evenly over classes, in whole updates.
-        draws: of untrained weights; each attacks the same images.
+            grant ``defense`` leaves out the former, ``naive`` the latter.
         weights: a weights file for the model.
-        truth: for a record: the images that it was made from.
-        partition: how images are dealt to clients, by patient where patients are known.
-        clients: of the partition, in place of its own number; secure aggregation sums the updates of all of them.
-        size, fit, channels: of the images, where a folder or the samples are read.
-        seed: of every random draw.
-        memory: GiB that a stack of victims may take, by a fixed estimate.
-        device: of the computation.
-        iterates: adds the score ``legacy_oracle_iterate``: SSIM of the iterate nearest to the truth, among up to 31 of
-            each start, evenly spaced, and the guess. No attacker can pick it; the paper's notebooks do.
-        isolate: whether attacks run in a process of their own, which never has a private image in its memory; by
-            default, those that are given as ``file.py:Name`` or ``package.module:Name`` do. It is no sandbox: they
-            run as the same user, who can read the same files. Rows are equal either way.
-        out: the run directory.
-        force: discards what another experiment left in it.
-        progress: shows a progress bar on the terminal, or prints a line now and then where there is none.
+        victims: which images are attacked, and how they are read and dealt to clients.
+        criteria: what the verdict is measured by.
+        run: seed, device, run directory and the like.
 
     Raises:
         InputError: anything that cannot work, before work is done.
 
-    >>> report = audit("LeNet('idlg')", attacks=["iDLG(steps=3)"], images=3)
+    >>> report = audit("LeNet('idlg')", attacks=["iDLG(steps=3)"], victims=Victims(images=3))
     >>> [(cell.attack, cell.defense, cell.images) for cell in report.summary]
     [('iDLG(steps=3)', 'NoDefense()', 3)]
     """
-    out = None if out is None else Path(out)
-    given_defenses, start = defenses_given(defenses), None if weights is None else Path(weights)
-    made_defenses = [one.part for one in given_defenses]
-    record, stated = None, NO_DEFENSE
     if is_record(data):
-        place = path_of(str(data))
-        record, data = read(place), _truth_of(truth, start)
-        stated, plan = _claimed(record, place, made_defenses), record.plan
-        size = record.image_shape[-1] if record.image_shape else size
-        channels = record.image_shape[0] if record.image_shape else channels
-        draws, partition, clients = 1, "IID(clients=1)", None
-    elif truth is not None:
-        raise InputError("truth goes with a record of an update; here, the data is the truth")
-    plan, given = plan or Plan(), threat or ThreatModel()
-    knowledge = _knowledge(given, naive)
-    if not 0 < tolerance < 1:
-        raise InputError(f"tolerance is {tolerance}: it must be a share of images above 0 and below 1")
-    made_model, made_partition = model_of(model), partition_of(partition, clients)
-    with isolating(attacks, isolate, made_model, given_defenses) as isolation:  # before any image is read
-        made_attacks = attacks_of(isolation.attacks, isolation.worker)
-        found = data_of(data, size, fit, channels)
-        name_skipped(found.images.skipped, found.images.notes)
-        check_outside(out, found.place)
-        held = found.images
-        if record is not None:
-            held, images = relabel(held, record), record.plan.images
-            bare = network_of(made_model, held.shape, len(held.classes), seed_of(seed, "weights", 0))
-            record = named_as(record, bare)
-            made_defenses, start = [NO_DEFENSE, Recorded(record.update, stated)], record.weights
+        raise InputError(f"'{data}' is a record of an update: medpfl.audit_record(record, truth, model) audits it")
+    given, recipe = defenses_given(defenses), model_of(model)
+    partition = partition_of(victims.partition, victims.clients)
+    with isolating(attacks, run.isolate, recipe, given) as isolation:  # before any image is read
+        found = _read(data, victims, run)
         setup = Setup(
-            made_model, start, held, found.source, made_attacks, made_defenses,
-            _threat(given, made_defenses, knowledge), plan, made_partition,
-            images, draws, seed, memory, device_of(device), knowledge, iterates, found.reader, isolation.recipe,
-        )  # fmt: skip
-        if made_attacks == attacks_of(STANDARD):  # before the check, whose findings another setup would make again
-            setup = replace(setup, attacks=[*setup.attacks, *isolation.as_these(setup.untried)])
-        setup.check()
-        return _run(setup, isolation, found.place, out, force, progress, delta, tolerance)
+            model=recipe,
+            weights=None if weights is None else Path(weights),
+            data=found.images,
+            source=found.source,
+            attacks=attacks_of(isolation.attacks, isolation.worker),
+            defenses=[one.part for one in given],
+            threat=threat,
+            plan=plan,
+            partition=partition,
+            images=victims.images,
+            draws=victims.draws,
+            seed=run.seed,
+            memory=run.memory,
+            device=device_of(run.device),
+            iterates=criteria.iterates,
+            reader=found.reader,
+            recipe=isolation.recipe,
+        )
+        return _played(setup, isolation, found.place, criteria, run)
 
 
-def _knowledge(given: ThreatModel, naive: bool) -> tuple[bool, ...]:
-    """Whether attacks are told of a defense: both ways, unless that is granted or withheld."""
-    if naive and "defense" in given:
-        raise InputError("naive withholds what the grant 'defense' gives: leave out one of them")
-    return (False,) if naive else (True,) if "defense" in given else (False, True)
+def audit_record(
+    record: str | Path,
+    truth: str | Path | DataSource | LabelledImages,
+    model: str | Path | Model | nn.Module = Experiment.model,
+    *,
+    attacks: Sequence[str | Attack] = STANDARD,
+    defenses: Sequence[str | Defense] = (),
+    threat: ThreatModel = HONEST,
+    reading: Reading = Experiment.victims,
+    criteria: Criteria = Experiment.criteria,
+    run: Run = Experiment.run,
+) -> Report:
+    """Measure what the server could read back from one update that a client recorded (`medpfl.Record`).
+
+    Args:
+        record: the file that `medpfl.Record.save` wrote.
+        truth: the images that the update was made from, as ``data`` of `audit`.
+        model: as in `audit`; the record holds its weights.
+        attacks, threat, criteria, run: as in `audit`.
+        defenses: the defense that the client used, if the record does not state it.
+        reading: how the images are read; size and channels are those of the record where it states them.
+
+    Raises:
+        InputError: anything that cannot work, before work is done.
+    """
+    path, given, recipe = path_of(record), defenses_given(defenses), model_of(model)
+    held = read(path)
+    stated = _claimed(held, path, [one.part for one in given])
+    if held.image_shape:
+        reading = Reading(size=held.image_shape[-1], fit=reading.fit, channels=held.image_shape[0])  # type: ignore[arg-type]
+    with isolating(attacks, run.isolate, recipe, given) as isolation:
+        found = _read(truth, reading, run)
+        images = relabel(found.images, held)
+        named = named_as(held, network_of(recipe, images.shape, len(images.classes), seed_of(run.seed, "weights", 0)))
+        setup = Setup(
+            model=recipe,
+            weights=named.weights,
+            data=images,
+            source=found.source,
+            attacks=attacks_of(isolation.attacks, isolation.worker),
+            defenses=[NO_DEFENSE, Recorded(named.update, stated)],
+            threat=threat,
+            plan=held.plan,
+            partition=IID(clients=1),
+            images=held.plan.images,
+            draws=1,
+            seed=run.seed,
+            memory=run.memory,
+            device=device_of(run.device),
+            iterates=criteria.iterates,
+            reader=found.reader,
+            recipe=isolation.recipe,
+        )
+        return _played(setup, isolation, found.place, criteria, run)
 
 
-def _threat(given: ThreatModel, defenses: list[Defense], knowledge: tuple[bool, ...]) -> ThreatModel:
-    """A defense is judged by attacks that know it, unless that is withheld."""
-    judged = [defense for defense in defenses if at_client(behind(defense)) != NO_DEFENSE]
-    return given.granting("defense") if judged and True in knowledge else given
+def perform(experiment: Experiment) -> Report:
+    """Audit what an experiment describes in strings and numbers, of one model: its ``rounds`` are not looked at."""
+    asked = experiment
+    parts = {"attacks": asked.attack, "defenses": asked.defense, "threat": asked.threat}
+    if not is_record(asked.data):
+        if asked.truth is not None:
+            raise InputError("truth goes with a record of an update; here, the data is the truth")
+        return audit(
+            asked.model,
+            asked.data,
+            **parts,
+            plan=asked.plan,
+            weights=asked.weights,
+            victims=asked.victims,
+            criteria=asked.criteria,
+            run=asked.run,
+        )
+    if asked.truth is None:
+        raise InputError("a record holds no image: --truth names the folder of the images that it was made from")
+    if asked.weights is not None:
+        raise InputError("a record holds the weights that the client started from: leave out --weights")
+    return audit_record(
+        asked.data, asked.truth, asked.model, **parts, reading=asked.victims, criteria=asked.criteria, run=asked.run
+    )
+
+
+def _read(data: str | Path | DataSource | LabelledImages, reading: Reading, run: Run) -> Found:
+    """Read the images, and say which files were skipped."""
+    found = data_of(data, reading)
+    name_skipped(found.images.skipped, found.images.notes)
+    check_outside(None if run.out is None else Path(run.out), found.place)
+    return found
 
 
 def _claimed(record: Record, place: Path, given: list[Defense]) -> Defense:
@@ -188,37 +219,24 @@ def _claimed(record: Record, place: Path, given: list[Defense]) -> Defense:
     return told[0]
 
 
-def _truth_of(truth: Any, weights: Path | None) -> Any:
-    if truth is None:
-        raise InputError("a record holds no image: --truth names the folder of the images that it was made from")
-    if weights is not None:
-        raise InputError("a record holds the weights that the client started from: leave out --weights")
-    return truth
-
-
-def _run(
-    setup: Setup,
-    isolation: Isolation,
-    place: str,
-    out: Path | None,
-    force: bool,
-    progress: bool,
-    delta: float,
-    tolerance: float,
-) -> Report:
+def _played(setup: Setup, isolation: Isolation, place: str, criteria: Criteria, run: Run) -> Report:
+    if setup.attacks == attacks_of(STANDARD):  # before the check, whose findings another setup would make again
+        setup = replace(setup, attacks=[*setup.attacks, *isolation.as_these(setup.untried)])
+    setup.check()
+    out = None if run.out is None else Path(run.out)
     if out is not None:
         made(out)
-    index = study_index(out, setup.data, setup.source, place, force)
+    index = study_index(out, setup.data, setup.source, place, run.force)
     player = Player(setup, Scorer(setup.data, index, bool(setup.label_shape)))
     identity = setup.identity(index)
-    with claimed(out, identity, setup.jobs, force, identity.cloak if out is not None else Cloak(None)) as store:
-        settings = isolation.added_to(settings_of(setup, player, delta, tolerance), setup.attacks)
+    with claimed(out, identity, setup.jobs, run.force, identity.cloak if out is not None else Cloak(None)) as store:
+        settings = isolation.added_to(settings_of(setup, player, criteria), setup.attacks)
         store.note(settings=settings.to_dict(), jobs=[[*job, count] for job, count in setup.jobs.items()])
         todo = [job for job in setup.jobs if job not in store]
         total = sum(setup.jobs.values())
         with (
             unchanged(setup.code, out),
-            watching(total, total - sum(setup.jobs[j] for j in todo), progress) as during,
+            watching(total, total - sum(setup.jobs[j] for j in todo), run.progress) as during,
         ):
             for job in todo:
                 with during(job, setup.jobs[job]):

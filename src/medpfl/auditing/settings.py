@@ -11,6 +11,7 @@ from medpfl.auditing.epsilon import spent
 from medpfl.auditing.player import Player
 from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.setup import Setup
+from medpfl.core.experiments.groups import Criteria
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.roles import NO_DEFENSE
 from medpfl.data.images import LabelledImages
@@ -26,7 +27,7 @@ _IN_CLEAR = (
 )
 
 
-def settings_of(setup: Setup, player: Player, delta: float, tolerance: float) -> Settings:
+def settings_of(setup: Setup, player: Player, criteria: Criteria) -> Settings:
     """Return the settings of an audit. No path, no name of an image, a patient or a class is in them."""
     data, found = setup.data, {repr(d): one.to_dict() for d, one in player.disclosures().items()}
     known = {p for p in data.patients if p is not None}
@@ -46,7 +47,7 @@ def settings_of(setup: Setup, player: Player, delta: float, tolerance: float) ->
             "memory_gib": setup.memory,
             "victims_per_stack": setup.stack(NO_DEFENSE),
         },
-        grants=tuple(setup.threat.grants),
+        grants=tuple(setup.adversary.grants),
         data={
             "source": setup.source,
             "classes": {f"class {i}": int((data.labels == i).sum()) for i in range(len(data.classes))},
@@ -65,10 +66,10 @@ def settings_of(setup: Setup, player: Player, delta: float, tolerance: float) ->
         server_only=tuple(server_only(setup.defenses)),
         notes=(*_notes(setup), *(f"{spec}: {problem}" for spec, one in found.items() for problem in one["problems"])),
         disclosure=found,
-        privacy=spent(setup.defenses, setup.plan, delta, setup.network(0)) or None,
+        privacy=spent(setup.defenses, setup.plan, criteria.delta, setup.network(0)) or None,
         bounds=bounds_of(setup, player.scorer) or None,
         record=None if recorded is None else {"defense": repr(recorded.claimed), **player.difference(recorded)},
-        tolerance=tolerance,
+        tolerance=criteria.tolerance,
     )
 
 
@@ -80,7 +81,7 @@ def _origin(setup: Setup) -> str:
 
 def _notes(setup: Setup) -> list[str]:
     notes = []
-    twice = sum(map(discloses, setup.defenses)) if len(setup.knowledge) > 1 else 0
+    twice = sum(map(discloses, setup.defenses)) if len(setup.threat.told) > 1 else 0
     if twice:
         some = "1 defense is" if twice == 1 else f"{twice} defenses are"
         notes.append(

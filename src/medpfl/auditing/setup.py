@@ -19,7 +19,6 @@ from medpfl.auditing.isolating import Recipe
 from medpfl.auditing.recorded import Recorded, behind
 from medpfl.auditing.victims import draw_victims
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.limits import DRAWS, IMAGES, check_whole
 from medpfl.core.plan import Plan
 from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
 from medpfl.core.spec import registry
@@ -54,8 +53,6 @@ class Setup:
         data, source: the images, and how their source is called.
         attacks, defenses: the undefended control is the first defense.
         threat, plan, partition: the scenario.
-        knowledge: whether attacks are told of a defense that discloses something: not, or told, or one after the
-            other.
         images, draws: how many images to attack, under how many draws of untrained weights.
         seed, memory, device: of the run.
         iterates: whether the iterate that is nearest to the truth is scored too, which no attacker can pick.
@@ -77,7 +74,6 @@ class Setup:
     seed: int
     memory: float
     device: torch.device
-    knowledge: tuple[bool, ...] = (False, True)
     iterates: bool = False
     reader: DataSource | None = None
     recipe: Recipe | None = None
@@ -86,8 +82,6 @@ class Setup:
         """Raises `InputError` for what cannot work."""
         if not self.attacks:
             raise InputError("no attack was given: 'medpfl list' names them")
-        check_whole("draws", self.draws, 1, DRAWS)
-        check_whole("images", self.images, 1, IMAGES)
         if self.draws > 1 and (self.weights is not None or isinstance(self.model, GivenModel)):
             raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
         _ = self.code  # before any of it runs
@@ -179,6 +173,12 @@ class Setup:
             return draw_victims(self.data, self.images, self.plan.images, self.partition, generator, together)
 
     @property
+    def adversary(self) -> ThreatModel:
+        """The adversary whose attacks judge: it is told what defenses disclose, unless that is withheld."""
+        judged = any(at_client(behind(defense)) != NO_DEFENSE for defense in self.defenses)
+        return self.threat.granting("defense") if judged and True in self.threat.told else self.threat
+
+    @property
     def clients(self) -> int:
         """Clients of a round."""
         return getattr(self.partition, "clients", 1)
@@ -250,7 +250,7 @@ class Setup:
         """Return one run where there is nothing to know, or nothing of it is told; else both ways, or as granted."""
         if at_client(behind(defense)) == NO_DEFENSE or untold(defense):
             return (False,)
-        return self.knowledge if discloses(defense) else (False,)
+        return self.threat.told if discloses(defense) else (False,)
 
     def _few(self, defense: Defense) -> int:
         """Rows of a control."""
@@ -294,8 +294,8 @@ class Setup:
             "attacks": [repr(a) for a in self.attacks],
             "defenses": [repr(d) for d in self.defenses],
             "record": [[fingerprint(d.contents()), repr(d.claimed)] for d in self.defenses if isinstance(d, Recorded)],
-            "threat": repr(self.threat),
-            "knowledge": list(self.knowledge),
+            "threat": repr(self.adversary),
+            "knowledge": list(self.threat.told),
             "plan": repr(self.plan),
             "partition": repr(self.partition),
             "images": self.images,

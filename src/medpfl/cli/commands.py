@@ -9,12 +9,12 @@ import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from jsonargparse import ArgumentError, Namespace
-from pydantic import BaseModel, ValidationError
 
 from medpfl.cli.parser import (
     COMMANDS,
@@ -28,18 +28,21 @@ from medpfl.cli.parser import (
     spelled_names,
 )
 from medpfl.core.errors import InputError, nearest
-from medpfl.core.experiments.experiment import Experiment
+from medpfl.core.experiments.experiment import Demo, Experiment
 from medpfl.core.experiments.frontier import Frontier
+from medpfl.core.experiments.inspection import Inspection
+from medpfl.core.experiments.options import OptionError, Options, options_in
 from medpfl.core.experiments.training import Training
 from medpfl.core.messages import say, speaking
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, of_frontier
 from medpfl.frontier.limits import limits_of
 from medpfl.inputs.spelling import check_words
 from medpfl.reproduction.experiments import EXPERIMENTS
+from medpfl.reproduction.scale import Studies
 
 __all__ = ["main"]
 
-T = TypeVar("T", bound=BaseModel)
+T = TypeVar("T", bound=Options)
 
 _DONE, _BAD_INPUT, _LEAKS, _INCONCLUSIVE, _READER_GONE = 0, 2, 3, 4, 141
 
@@ -115,17 +118,17 @@ def _run(words: list[str]) -> int:
     if given.subcommand is None:
         parser.print_help()
         return _BAD_INPUT
-    typed = {"audit": _audit, "frontier": _frontier, "train": _train}
-    if given.subcommand in typed:
-        return typed[given.subcommand](given[given.subcommand], words)
     commands = {
+        "audit": _audit,
         "check-model": _check_model,
         "demo": _demo,
+        "frontier": _frontier,
         "list": _list,
         "report": _report,
         "reproduce": _reproduce,
+        "train": _train,
     }
-    return commands[given.subcommand](given[given.subcommand])
+    return commands[given.subcommand](given[given.subcommand], words)
 
 
 def _in_file(words: list[str]) -> str:
@@ -139,64 +142,67 @@ def _in_file(words: list[str]) -> str:
 
 
 def _audit(given: Namespace, words: list[str]) -> int:
-    return _perform(_typed(Experiment, given, words), given)
+    return _perform(_spelled_right(Experiment, given, words), given)
 
 
 def _train(given: Namespace, words: list[str]) -> int:
-    training = _typed(Training, given, words)
+    training = _spelled_right(Training, given, words)
     from medpfl.reporting.terminal import print_training
-    from medpfl.training.perform import perform_training
+    from medpfl.training.train import perform_training
 
-    result = perform_training(training, given.out, given.force, not given.quiet)
-    print_training(result, given.quiet)
+    print_training(perform_training(training), given.quiet)
     return _DONE
 
 
 def _frontier(given: Namespace, words: list[str]) -> int:
-    experiment = _typed(Frontier, given, words)
-    if given.out is None:
-        raise InputError("a frontier is kept as it goes on: --out names a directory for its runs and its figure")
-    limits_of(experiment.limit)
+    experiment = _spelled_right(Frontier, given, words)
+    _ = experiment.out, limits_of(experiment.limit)
     from medpfl.frontier.run import frontier
     from medpfl.reporting.terminal import print_frontier
 
-    found = frontier(experiment, given.out, given.force, not given.quiet)
+    found = frontier(experiment)
     print_frontier(found, given.quiet)
     return (
         _DONE if given.fail_on is None else _failed_on(given.fail_on, of_frontier(found.points, found.recommendation))
     )
 
 
-def _typed(experiment: type[T], given: Namespace, words: list[str]) -> T:
-    """The options as the typed experiment; what is wrong is said in their words."""
-    options = {k: v for k, v in given.as_dict().items() if k in experiment.model_fields}
+def _typed(kind: type[T], given: Namespace, words: list[str]) -> T:
+    """Return the options as a typed experiment; what is wrong is said in their words."""
+    asked = given.as_dict()
+    known = {name: name.rstrip("_") for name in options_in(kind)}
+    options = {name: asked[said] for name, said in known.items() if said in asked}
+    if "progress" in known:
+        options["progress"] = not given.quiet
     try:
-        made = experiment(**options)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        option = option_of(".".join(map(str, wrong["loc"])))
+        return kind.of(**options)
+    except OptionError as error:
+        option = option_of(error.name)
         typed = any(word.partition("=")[0] == option for word in spelled(words))
         files = [] if typed else files_of(words)
         where = f"in {' or '.join(map(repr, files))}: " if files else ""
-        raise InputError(f"{where}{option} is {wrong['input']!r}: {wrong['msg'].lower()}") from None
-    check_words(**made.model_dump(include=set(signature(check_words).parameters)))
+        raise InputError(f"{where}{option} is {error.problem}") from None
+
+
+def _spelled_right(kind: type[T], given: Namespace, words: list[str]) -> T:
+    """Return the typed experiment, whose parts, grants and places exist."""
+    made = _typed(kind, given, words)
+    check_words(**{name: made.options()[name] for name in signature(check_words).parameters if name in made.options()})
     return made
 
 
 def _perform(experiment: Experiment, given: Namespace) -> int:
-    from medpfl.auditing.perform import options_of, perform
+    from medpfl.auditing.run import perform
     from medpfl.judging.summary import by_defense
     from medpfl.reporting.terminal import print_audit, print_leakage
-    from medpfl.training.leakage import leakage, rounds_in
+    from medpfl.training.leakage import perform_leakage
 
-    run: dict[str, Any] = {"out": given.out, "force": given.force, "progress": not given.quiet}
     if experiment.rounds is None:
-        report = perform(experiment, **run)
+        report = perform(experiment)
         print_audit(report, given.quiet)
         verdicts = by_defense(report.summary)
     else:
-        rounds = rounds_in(experiment.rounds)
-        found = leakage(rounds=rounds, **options_of(experiment), **run)
+        found = perform_leakage(experiment)
         print_leakage(found, given.quiet)
         verdicts = {
             f"{defense} in round {number}": verdict
@@ -216,11 +222,11 @@ def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
     return _DONE
 
 
-def _demo(given: Namespace) -> int:
-    return _perform(DEMO, given)
+def _demo(given: Namespace, words: list[str]) -> int:
+    return _perform(replace(DEMO, run=_typed(Demo, given, words).run), given)
 
 
-DEMO = Experiment(
+DEMO = Experiment.of(
     model="LeNet('idlg')",
     attack=["iDLG"],
     defense=["LaplaceNoise(scale=0.01)"],
@@ -228,8 +234,8 @@ DEMO = Experiment(
 )
 
 
-def _check_model(given: Namespace) -> int:
-    check_words(model=given.model)
+def _check_model(given: Namespace, words: list[str]) -> int:
+    asked = _spelled_right(Inspection, given, words)
     import json
 
     from rich.console import Console
@@ -238,10 +244,10 @@ def _check_model(given: Namespace) -> int:
     from medpfl.inspection.check import check_model
     from medpfl.reporting.model_page import model_page
 
-    shape = _shape(given.image_shape) if given.image_shape else (given.channels, given.size, given.size)
-    options = {"weights": given.weights, "mode": given.mode, "seed": given.seed}
-    check = check_model(given.model, shape, given.classes, **options).to_dict()
-    if given.json:
+    shape = _shape(asked.image_shape) if asked.image_shape else (asked.channels, asked.size, asked.size)
+    options = {"weights": asked.weights, "mode": asked.mode, "seed": asked.seed}
+    check = check_model(asked.model, shape, asked.classes, **options).to_dict()
+    if asked.json:
         print(json.dumps(check, indent=1))
         return _DONE
     console = Console(highlight=False, markup=False)
@@ -259,7 +265,7 @@ def _shape(text: str) -> tuple[int, ...]:
         raise InputError(f"--image-shape is {text}: write channels and sides, such as 1,64,64") from None
 
 
-def _report(given: Namespace) -> int:
+def _report(given: Namespace, words: list[str]) -> int:
     from medpfl.auditing.report import reread
     from medpfl.frontier.run import remake
     from medpfl.reporting.terminal import print_audit, print_frontier, print_training
@@ -276,19 +282,23 @@ def _report(given: Namespace) -> int:
     return _DONE
 
 
-def _reproduce(given: Namespace) -> int:
+def _reproduce(given: Namespace, words: list[str]) -> int:
+    asked = _typed(Studies, given, words)
     from medpfl.reporting.words import counted
     from medpfl.reproduction.run import remake, reproduce
 
-    if given["from"]:
-        found = remake(given["from"], given.published, given.force)
+    if asked.from_:
+        found = remake(asked.from_, asked.published, asked.run.force)
     else:
-        form = {k: given[k] for k in ("quick", "faithful", "seed", "images", "steps", "device", "weights")}
-        form["per_class"] = given.images_per_class
-        options = {"published": given.published, "parts": given.part, "force": given.force, "progress": not given.quiet}
-        experiments = given.experiment or EXPERIMENTS
-        sets = mapping_of(given.sets) if given.sets else {}
-        found = reproduce(experiments, data=given.data, out=given.out, sets=sets, **options, **form)
+        found = reproduce(
+            asked.experiment or EXPERIMENTS,
+            data=asked.data,
+            sets=mapping_of(asked.sets) if asked.sets else {},
+            published=asked.published,
+            parts=asked.part,
+            scale=asked.scale,
+            run=asked.run,
+        )
     for gap in found.gaps:
         say(f"{'failed' if gap.failed else 'not run'}: {gap}", sys.stdout)
     for table in found.tables:
@@ -302,7 +312,7 @@ def _reproduce(given: Namespace) -> int:
     return _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
 
 
-def _list(given: Namespace) -> int:
+def _list(given: Namespace, words: list[str]) -> int:
     from medpfl.cli.catalog import show
 
     show(given.what)

@@ -7,16 +7,17 @@ import re
 from typing import Any, Literal
 
 from jsonargparse import SUPPRESS, ActionYesNo, ArgumentParser
-from pydantic import BaseModel
 
 from medpfl.core.errors import InputError, nearest
-from medpfl.core.experiments.experiment import Experiment
+from medpfl.core.experiments.experiment import Demo, Experiment
 from medpfl.core.experiments.frontier import Frontier, is_recommendation
+from medpfl.core.experiments.inspection import Inspection
 from medpfl.core.experiments.limits import shortened
+from medpfl.core.experiments.options import Options, options_in
 from medpfl.core.experiments.training import Training
 from medpfl.core.user_code.stated import check_stated
 from medpfl.core.yaml_files import read_yaml
-from medpfl.reproduction.experiments import EXPERIMENTS, SETS
+from medpfl.reproduction.scale import Studies
 
 __all__ = [
     "COMMANDS",
@@ -78,8 +79,8 @@ def plain(text: str) -> str:
 
 def _near(option: str) -> str:
     """Return the end of a message that names the option nearest to one that does not exist; ``""`` if none is near."""
-    fields = dict.fromkeys([*Experiment.model_fields, *Training.model_fields, *Frontier.model_fields])
-    options = map(option_of, (*fields, "out", "force", "quiet", "config"))
+    fields = dict.fromkeys([*options_in(Experiment), *options_in(Training), *options_in(Frontier)])
+    options = map(option_of, (*fields, "quiet", "config"))
     bare = "" if option.startswith("-") else "--"
     known = [name.removeprefix(bare) for name in options if name != option]  # another command may have it
     near = nearest(option, known)
@@ -87,8 +88,8 @@ def _near(option: str) -> str:
 
 
 def option_of(name: str) -> str:
-    """How a field of the experiment is spelled on the command line."""
-    return "--" + name.replace("_", "-")
+    """Return how an option is spelled on the command line; one that Python keeps for itself ends with ``_`` in ours."""
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def _kind(name: str) -> str:
@@ -233,19 +234,41 @@ def _add_fail_on(parser: ArgumentParser) -> ArgumentParser:
     return parser
 
 
-def _typed_parser(experiment: type[BaseModel], description: str) -> ArgumentParser:
-    """Each field of a typed experiment is an option; the data needs no word for it."""
-    parser = ArgumentParser(allow_abbrev=False, exit_on_error=False, description=description)
+def _typed_parser(experiment: type[Options], description: str) -> ArgumentParser:
+    """Return the parser of a run: each option of a typed experiment, the data without a word for it."""
+    parser = _parser(description)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    for name, field in experiment.model_fields.items():
-        option = "data" if name == "data" else option_of(name)
-        default = field.get_default(call_default_factory=True)
-        # Without a word for it, a positional argument would put its default in place of what --config says.
-        extra: dict[str, Any] = {"nargs": "?", "default": SUPPRESS} if name == "data" else {"default": default}
-        text = f"{field.description} (default: {default})" if name == "data" else field.description
-        parser.add_argument(option, help=text, **_kind_of(field.annotation), **extra)
-    _add_run_options(parser)
-    return parser
+    _add_options(parser, experiment, "data", "?")
+    return _add_quiet(parser)
+
+
+def _parser(description: str) -> ArgumentParser:
+    return ArgumentParser(allow_abbrev=False, exit_on_error=False, description=description)
+
+
+def _add_options(
+    parser: ArgumentParser, experiment: type[Options], positional: str = "", nargs: Literal["?", "*"] | None = None
+) -> None:
+    """Add each option of a typed experiment.
+
+    Args:
+        parser: gets them.
+        experiment: states them.
+        positional: the one that is given without a word for it.
+        nargs: whether that one may be left out, or may be several; ``None``: it must be given.
+    """
+    groups: dict[str, Any] = {"": parser}
+    for name, entry in options_in(experiment).items():
+        if name == positional:
+            # What is left out must not put its default in place of what --config says.
+            extra: dict[str, Any] = {} if nargs is None else {"nargs": nargs, "default": SUPPRESS}
+            text = f"{entry.help} (default: {entry.default})" if nargs == "?" else entry.help
+            parser.add_argument(name, type=str, help=text, **extra)
+        elif entry.help:
+            if entry.group not in groups:
+                groups[entry.group] = parser.add_argument_group(entry.group)
+            of = groups[entry.group]
+            of.add_argument(option_of(name), help=entry.help, default=entry.default, **_kind_of(entry.kind))
 
 
 def _kind_of(annotation: Any) -> dict[str, Any]:
@@ -258,44 +281,26 @@ def _kind_of(annotation: Any) -> dict[str, Any]:
 
 
 def _check_model_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        allow_abbrev=False,
-        exit_on_error=False,
-        description="Says what an update of a model leaks by construction and what can attack it, offline.",
-    )
-    parser.add_argument("model", type=str, help="spec from 'medpfl list models', file.py:name or package.module:name")
-    parser.add_argument("--image-shape", type=str | None, default=None, help="1,64,64 or, of volumes, 1,16,64,64")
-    parser.add_argument("--size", type=int, default=32, help="edge of the images in pixels, in place of the shape")
-    parser.add_argument("--channels", type=int, default=1, help="of the images, in place of the shape")
-    parser.add_argument("--classes", type=int, default=2, help="of the data")
-    parser.add_argument("--weights", type=str | None, default=None, help="weights file, as for an audit")
-    parser.add_argument("--mode", type=Literal["train", "eval"], default="train", help="of batch norm and dropout")
-    parser.add_argument("--seed", type=int, default=0, help="of untrained weights")
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
-    _add_show_paths(parser)
+    parser = _parser("Says what an update of a model leaks by construction and what can attack it, offline.")
+    _add_options(parser, Inspection, "model")
+    return _add_show_paths(parser)
+
+
+def _add_show_paths(parser: ArgumentParser) -> ArgumentParser:
+    text = "name files, class folders and paths in messages that go to a file or a pipe too, not on a terminal alone"
+    parser.add_argument("--show-paths", action="store_true", help=text)
     return parser
 
 
-def _add_show_paths(parser: ArgumentParser) -> None:
-    text = "name files, class folders and paths in messages that go to a file or a pipe too, not on a terminal alone"
-    parser.add_argument("--show-paths", action="store_true", help=text)
-
-
-def _add_run_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", type=str | None, default=None, help="run directory; the same command continues it")
-    parser.add_argument("--force", action="store_true", help="discard what another experiment left in --out")
+def _add_quiet(parser: ArgumentParser) -> ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="no progress, no table")
-    _add_show_paths(parser)
+    return _add_show_paths(parser)
 
 
 def _demo_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        allow_abbrev=False,
-        exit_on_error=False,
-        description="Audits the embedded samples with and without a defense, offline.",
-    )
-    _add_run_options(parser)
-    return parser
+    parser = _parser("Audits the embedded samples with and without a defense, offline.")
+    _add_options(parser, Demo)
+    return _add_quiet(parser)
 
 
 def _list_parser() -> ArgumentParser:
@@ -307,31 +312,12 @@ def _list_parser() -> ArgumentParser:
 
 
 def _reproduce_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        allow_abbrev=False,
-        exit_on_error=False,
-        description="Runs the paper's experiments on the sets that are there, and writes their tables. "
-        "The same command continues where it was stopped.",
+    parser = _parser(
+        "Runs the paper's experiments on the sets that are there, and writes their tables. "
+        "The same command continues where it was stopped."
     )
-    parser.add_argument("experiment", nargs="*", default=[], help=f"some of {', '.join(EXPERIMENTS)}; none: all")
-    parser.add_argument("--data", type=str, default=".", help=f"folder that holds the folders {', '.join(SETS)}")
-    parser.add_argument("--part", type=list[str], default=[], help="an attack of the tables, once for each; none: all")
-    parser.add_argument("--images", type=int | None, default=None, help="of each set, in place of the experiment's own")
-    parser.add_argument("--images-per-class", type=int | None, default=None, help="the same, of each class of each set")
-    parser.add_argument("--steps", type=int | None, default=None, help="of every attack, in place of its own")
-    parser.add_argument("--sets", type=str | None, default=None, help="YAML file of other folders: 'melanoma: path'")
-    parser.add_argument("--weights", type=str | None, default=None, help="weights file of the trained ResNet-18")
-    parser.add_argument("--quick", action="store_true", help="few images and steps; the numbers mean little")
-    parser.add_argument("--faithful", action="store_true", help="the notebooks' settings where they are not ours")
-    parser.add_argument("--seed", type=int, default=0, help="of every random draw")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, ...")
-    parser.add_argument("--out", type=str, default="runs/reproduction", help="where runs and tables go")
-    parser.add_argument("--from", type=str | None, default=None, help="make the tables of such a directory again")
-    parser.add_argument("--published", type=str | None, default=None, help="CSV file of published values, beside ours")
-    parser.add_argument("--force", action="store_true", help="discard what other settings left in --out")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    _add_show_paths(parser)
-    return parser
+    _add_options(parser, Studies, "experiment", "*")
+    return _add_quiet(parser)
 
 
 def mapping_of(path: str) -> dict[str, str]:

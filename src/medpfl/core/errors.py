@@ -48,7 +48,7 @@ class InputError(ValueError):
     def __format__(self, spec: str) -> str:
         return format(self.marked, spec)
 
-    def __reduce__(self) -> tuple[type[InputError], tuple[str]]:
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, ...]]:
         return type(self), (self.marked,)
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.limits import EPOCHS, FACTOR, IMAGES, STEPS, check_numbers, check_whole, shortened
-from medpfl.core.spec import Part, shown
+from medpfl.core.experiments import limits
+from medpfl.core.experiments.limits import STEPS, check_numbers, shortened
+from medpfl.core.experiments.options import check_options, option
+from medpfl.core.spec import Part
 
 __all__ = ["Plan"]
-
-_CHOICES = {
-    "algorithm": ("FedSGD", "FedAvg"),
-    "mode": ("train", "eval"),
-    "loss": ("cross_entropy", "dice"),
-    "sampling": ("shuffle", "poisson"),
-}
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,24 +41,37 @@ class Plan(Part):
         InputError: a value out of its range.
     """
 
-    algorithm: Literal["FedSGD", "FedAvg"] = shown("FedSGD")
-    batch_size: int = shown(1)
-    local_images: int | None = None
-    epochs: int = 1
-    learning_rate: float = 0.1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    loss: Literal["cross_entropy", "dice"] = "cross_entropy"
-    sampling: Literal["shuffle", "poisson"] = "shuffle"
-    mode: Literal["train", "eval"] = shown("train")
-    sends: tuple[str, ...] = ("num_samples", "buffers")
+    algorithm: Literal["FedSGD", "FedAvg"] = option("FedSGD", "one gradient, or local training", shown=True)
+    batch_size: int = option(1, "images of one gradient", least=1, most=limits.IMAGES, shown=True)
+    local_images: int | None = option(
+        None, "FedAvg or poisson: images of a client; unset: one batch", least=1, most=limits.IMAGES
+    )
+    epochs: int = option(1, "FedAvg: local epochs", least=1, most=limits.EPOCHS)
+    learning_rate: float = option(0.1, "FedAvg: local learning rate", above=0, most=limits.FACTOR)
+    momentum: float = option(0.0, "FedAvg: local momentum", least=0, most=limits.FACTOR)
+    weight_decay: float = option(0.0, "FedAvg: local weight decay", least=0, most=limits.FACTOR)
+    loss: Literal["cross_entropy", "dice"] = option(
+        "cross_entropy", "of the client; dice is for models that give masks"
+    )
+    sampling: Literal["shuffle", "poisson"] = option(
+        "shuffle", "of the local images into batches; poisson, as differential privacy is accounted"
+    )
+    mode: Literal["train", "eval"] = option("train", "of batch norm and dropout at the client", shown=True)
+    sends: tuple[str, ...] = option(
+        ("num_samples", "buffers"),
+        "what travels beside the update: num_samples, buffers; once for each, or 'nothing'",
+        kind=list[Literal["num_samples", "buffers"]],
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.sends, str) or not isinstance(self.sends, Sequence):
             raise InputError(f"sends is {shortened(self.sends)}: give a list, of num_samples and buffers or of neither")
         object.__setattr__(self, "sends", tuple(self.sends))
-        self._check_words()
-        self._check_numbers()
+        if unknown := [word for word in self.sends if word not in ("num_samples", "buffers")]:
+            raise InputError(f"sends names {shortened(unknown)}: choose from num_samples, buffers")
+        check_options(self)
+        for name in ("learning_rate", "momentum", "weight_decay"):
+            check_numbers(name, getattr(self, name))
         if self.local_images is not None and self.local_images < self.batch_size:
             raise InputError(f"local_images is {self.local_images}, less than one batch of {self.batch_size}")
         if self.images % self.batch_size:
@@ -73,38 +81,6 @@ class Plan(Part):
             raise InputError("FedSGD sends one gradient of one batch: epochs and local_images need algorithm FedAvg")
         if self.steps > STEPS:
             raise InputError(f"this plan takes {self.steps} steps for one update: at most {STEPS} are possible")
-
-    def _check_words(self) -> None:
-        for name, choices in _CHOICES.items():
-            if (value := getattr(self, name)) not in choices:
-                raise InputError(f"{name} is {shortened(value)}: choose {' or '.join(choices)}")
-        if unknown := [word for word in self.sends if word not in ("num_samples", "buffers")]:
-            raise InputError(f"sends names {shortened(unknown)}: choose from num_samples, buffers")
-
-    def _check_numbers(self) -> None:
-        for name, most in (("batch_size", IMAGES), ("local_images", IMAGES), ("epochs", EPOCHS)):
-            if name != "local_images" or self.local_images is not None:
-                check_whole(name, getattr(self, name), 1, most)
-        for name in ("learning_rate", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value <= FACTOR or (name == "learning_rate" and value == 0):
-                raise InputError(
-                    "learning_rate must be a number above 0, momentum and weight_decay at least 0, and none above "
-                    f"{FACTOR:g}: {name} is {shortened(value)}"
-                )
-            check_numbers(name, value)
-
-    @classmethod
-    def among(cls, options: Mapping[str, Any]) -> tuple[Plan, dict[str, Any]]:
-        """The plan that options describe, and those that are of something else.
-
-        >>> Plan.among({"batch_size": 2, "seed": 5})
-        (Plan(algorithm='FedSGD', batch_size=2, mode='train'), {'seed': 5})
-        """
-        own = cls.__dataclass_fields__
-        plan = cls(**{k: v for k, v in options.items() if k in own})
-        return plan, {k: v for k, v in options.items() if k not in own}
 
     @property
     def images(self) -> int:

@@ -29,16 +29,24 @@ class ThreatModel(Part):
     >>> ThreatModel().granting("labels")
     ThreatModel(grants=('labels',))
 
+    Attributes:
+        grants: names, see `GRANTS`.
+        naive: a defense that discloses something of itself is attacked by attacks that are not told of it only; by
+            default, by those that are told too. A naive attack that fails is never "no leak found".
+
     Raises:
-        InputError: a grant that does not exist.
+        InputError: a grant that does not exist, or `naive` with the grant ``"defense"``.
     """
 
     grants: tuple[str, ...] = ()
+    naive: bool = False
 
     def __post_init__(self) -> None:
         for grant in self.grants:
             if grant not in GRANTS:
                 raise InputError(f"there is no grant '{grant}'; {nearest(grant, GRANTS)}")
+        if self.naive and "defense" in self.grants:
+            raise InputError("naive withholds what the grant 'defense' gives: leave out one of them")
         object.__setattr__(self, "grants", tuple(g for g in GRANTS if g in self.grants))
 
     def granting(self, *grants: str) -> ThreatModel:
@@ -51,3 +59,8 @@ class ThreatModel(Part):
 
     def __contains__(self, grant: str) -> bool:
         return grant in self.grants
+
+    @property
+    def told(self) -> tuple[bool, ...]:
+        """Whether attacks are told what a defense discloses: in turn not told and told, or one of both."""
+        return (False,) if self.naive else (True,) if "defense" in self else (False, True)

@@ -26,6 +26,7 @@ __all__ = ["OUTPUTS", "Found", "Result", "results", "write_recommended"]
 
 _YAML = RECOMMENDED_FILE
 _PLACES = ("data", "validation", "test", "weights", "device")
+_RUN = ("out", "force")
 """What a command line says and no file."""
 OUTPUTS = ("frontier.json", "frontier.csv", "frontier.html", _YAML)
 
@@ -134,13 +135,14 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
     (out / _YAML).unlink(missing_ok=True)
     chosen = [setting for setting in settings if setting.spec == result.recommendation["defense"]]
     if chosen:
-        training = training_of(experiment, chosen[0], experiment.seed).model_dump(exclude=set(_PLACES))
+        options = training_of(experiment, chosen[0], experiment.run.seed, None).options()
+        given = [name for name in _PLACES[1:] if options[name] not in (None, "cpu")]
+        training = {name: value for name, value in options.items() if name not in (*_PLACES, *_RUN)}
         reasons = "".join(f"# {line}\n" for text in str(result).split("\n") for line in wrap(text, 100))
-        named = [name for name in _PLACES[1:] if getattr(experiment, name) not in (None, "cpu")]
         own = [name for name in ("model", "defense") if any(map(is_place, _listed(training[name])))]
-        given = "".join(f" --{name} ..." for name in [*own, *named])
+        named = "".join(f" --{name} ..." for name in [*own, *given])
         head = (
             f"{RECOMMENDED} under {', '.join(result.recommendation['limits'])}.\n{reasons}"
-            f"# Its images are yours to name: medpfl train DATA{given} --config {_YAML}\n"
+            f"# Its images are yours to name: medpfl train DATA{named} --config {_YAML}\n"
         )
         write(out / _YAML, (head + yaml.safe_dump(training, sort_keys=False)).encode(), PRIVATE)

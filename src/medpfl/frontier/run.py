@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medpfl.auditing.perform import perform
 from medpfl.auditing.report import reread
+from medpfl.auditing.run import perform
 from medpfl.core.atomic_files import write
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.experiments.frontier import Frontier
@@ -19,25 +19,22 @@ from medpfl.frontier.tasks import Setting, audit_of, check, parts_of, settings_o
 from medpfl.runs.directory import RUN, check_rows, difference, locked, made, note, read_json, reading
 from medpfl.runs.identity import Code, Identity, unchanged
 from medpfl.runs.study_key import KEY_FILE, key_file, key_of, move_out
-from medpfl.training.perform import perform_training
 from medpfl.training.report import Trained, reread_training
+from medpfl.training.train import perform_training
 
 __all__ = ["frontier", "remake"]
 
 Report = Any
 
 
-def frontier(experiment: Frontier, out: str | Path, force: bool = False, progress: bool = False) -> Result:
-    """Leakage against accuracy, for each defense and strength, and the setting that is recommended under a limit.
+def frontier(experiment: Frontier) -> Result:
+    """Measure leakage against accuracy, for each defense and strength; recommend a setting under a limit.
 
     Every training and audit has a directory of its own in ``OUT/runs``, so a killed frontier continues where it was
     when the same call is given again; the limit alone may change. The key to the images lies beside ``OUT``.
 
     Args:
-        experiment: what is trained, audited and asked for.
-        out: where figure, tables and runs go.
-        force: discards what other settings left there.
-        progress: says on the terminal what is being done.
+        experiment: what is trained, audited and asked for; figure, tables and runs go to its ``run.out``.
 
     Raises:
         InputError: anything that cannot work.
@@ -45,7 +42,7 @@ def frontier(experiment: Frontier, out: str | Path, force: bool = False, progres
     plain, limits = settings_of(experiment.defense), limits_of(experiment.limit, experiment.tolerance)
     experiment = with_images(experiment, limits)
     check(experiment)
-    out = Path(out)
+    out, force = experiment.out, experiment.run.force
     made(out)
     with locked(out):
         move_out(out / "runs" / KEY_FILE, key_file(out))
@@ -54,19 +51,15 @@ def frontier(experiment: Frontier, out: str | Path, force: bool = False, progres
         settings = [setting._replace(spec=identity.cloak(setting.spec)) for setting in plain]
         _claim(out, identity, force)
         note(out, limits=list(map(str, limits)), accept_leak=experiment.accept_leak)
-        say: Callable[[str], Any] = tell if progress else lambda _: None
+        say: Callable[[str], Any] = tell if experiment.run.progress else lambda _: None
         with unchanged(code, out):
             # One training, then the audit: what cannot be trained or audited is known before hours of work.
-            trainings = {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[:1]}
-            audits = {} if experiment.round else _audited_at_once(experiment, settings, out, force, progress, say)
-            trainings |= {s.spec: _trained(experiment, s, out, force, progress, say) for s in settings[1:]}
+            trainings = {s.spec: _trained(experiment, s, out, say) for s in settings[:1]}
+            audits = {} if experiment.round else _audited_at_once(experiment, settings, out, say)
+            trainings |= {s.spec: _trained(experiment, s, out, say) for s in settings[1:]}
             note(out, diverged=[spec for spec, own in trainings.items() if own is None])
             if experiment.round:
-                audits = {
-                    s.spec: _audited(experiment, s, out, force, progress, say)
-                    for s in settings
-                    if trainings[s.spec] is not None
-                }
+                audits = {s.spec: _audited(experiment, s, out, say) for s in settings if trainings[s.spec] is not None}
         result = results(out, Found(_known(out), settings, audits, trainings))
         write_recommended(out, experiment, settings, result)
     return result
@@ -107,11 +100,11 @@ def _known(out: Path) -> dict[str, Any]:
 def _entries(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any]:
     """What tells this frontier from another one; of model, images and weights, each run has its own. No path."""
     paths = ("data", "model", "weights", "validation", "test", "attack", "defense", "limit", "tolerance", "accept_leak")
-    alike = ("isolate",)  # rows are equal either way
+    alike = ("isolate", "out", "force")  # rows are equal either way
     return {
         "frontier": 1,
         "settings": [setting.spec for setting in settings],
-        **experiment.model_dump(exclude={*paths, *alike}),
+        **{name: value for name, value in experiment.options().items() if name not in (*paths, *alike)},
     }
 
 
@@ -143,32 +136,28 @@ def _audit(out: Path, setting: Setting | None = None) -> Path:
 
 
 def _audited_at_once(
-    experiment: Frontier, settings: list[Setting], out: Path, force: bool, progress: bool, say: Callable[[str], Any]
+    experiment: Frontier, settings: list[Setting], out: Path, say: Callable[[str], Any]
 ) -> dict[str, Report]:
     """One audit, whose undefended control serves all settings."""
     say(f"audit of {len(settings)} settings")
-    report = perform(audit_of(experiment, settings), _audit(out), force, progress)
+    report = perform(audit_of(experiment, settings, _audit(out)))
     return {setting.spec: report for setting in settings}
 
 
-def _audited(
-    experiment: Frontier, setting: Setting, out: Path, force: bool, progress: bool, say: Callable[[str], Any]
-) -> Report:
+def _audited(experiment: Frontier, setting: Setting, out: Path, say: Callable[[str], Any]) -> Report:
     say(f"audit of {setting.spec}")
-    model = _training(out, setting, experiment.seed) / f"round-{experiment.round}"
-    return perform(audit_of(experiment, [setting], str(model)), _audit(out, setting), force, progress)
+    model = _training(out, setting, experiment.run.seed) / f"round-{experiment.round}"
+    return perform(audit_of(experiment, [setting], _audit(out, setting), str(model)))
 
 
-def _trained(
-    experiment: Frontier, setting: Setting, out: Path, force: bool, progress: bool, say: Callable[[str], Any]
-) -> list[Trained] | None:
+def _trained(experiment: Frontier, setting: Setting, out: Path, say: Callable[[str], Any]) -> list[Trained] | None:
     """The trainings under all seeds, or ``None`` if one of them diverges, as strong noise may make it."""
     found = []
-    for seed in _seeds(experiment.model_dump()):
+    for seed in _seeds(experiment.options()):
         say(f"training with {setting.spec}, seed {seed}")
         own = _training(out, setting, seed)
         try:
-            found.append(perform_training(training_of(experiment, setting, seed), own, force, progress))
+            found.append(perform_training(training_of(experiment, setting, seed, own)))
         except DivergedError:
             if setting.given is None:
                 raise  # without a defense there is nothing to compare with

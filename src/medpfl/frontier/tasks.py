@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from medpfl.auditing.isolating import isolating
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.frontier import Frontier
+from medpfl.core.experiments.groups import ClientImages, Criteria, Victims
 from medpfl.core.experiments.training import Training
 from medpfl.core.spec import expand
 from medpfl.core.verdicts import UNDEFENDED
@@ -57,10 +60,10 @@ def settings_of(defenses: list[str]) -> list[Setting]:
 def check(experiment: Frontier) -> None:
     """Raises `InputError` for what cannot work, as far as that is seen without reading an image."""
     model, defenses = model_of(experiment.model), defenses_given(experiment.defense)
-    with isolating(experiment.attack, experiment.isolate, model, defenses) as isolation:
+    with isolating(experiment.attack, experiment.run.isolate, model, defenses) as isolation:
         attacks_of(isolation.attacks, isolation.worker)
-    if experiment.round > experiment.rounds:
-        raise InputError(f"--round is {experiment.round}, but a training has {experiment.rounds} rounds")
+    if experiment.round > experiment.schedule.rounds:
+        raise InputError(f"--round is {experiment.round}, but a training has {experiment.schedule.rounds} rounds")
     if experiment.images is not None and experiment.images < experiment.images_per_update:
         raise InputError(
             f"--images is {experiment.images}, less than the {experiment.images_per_update} images of one update"
@@ -72,7 +75,7 @@ def with_images(experiment: Frontier, limits: Sequence[Limit]) -> Frontier:
     if experiment.images is not None:
         return experiment
     updates = max(updates_for(limits) or 1, -(-_IMAGES // experiment.images_per_update))
-    return experiment.model_copy(update={"images": updates * experiment.images_per_update})
+    return experiment.having(images=updates * experiment.images_per_update)
 
 
 def parts_of(experiment: Frontier) -> list[Any]:
@@ -84,28 +87,46 @@ def parts_of(experiment: Frontier) -> list[Any]:
     return [*defenses, model_of(experiment.model)]
 
 
-def training_of(experiment: Frontier, setting: Setting, seed: int) -> Training:
-    """The training of a setting under a seed."""
-    fields = {name: getattr(experiment, name) for name in Training.model_fields}
-    own = {"defense": [] if setting.given is None else [setting.given], "seed": seed}
-    return Training(**{**fields, **own})
+def training_of(experiment: Frontier, setting: Setting, seed: int, out: Path | None) -> Training:
+    """Return the training of a setting under a seed, in a run directory of its own."""
+    return Training(
+        data=experiment.data,
+        model=experiment.model,
+        weights=experiment.weights,
+        defense=[] if setting.given is None else [setting.given],
+        cohort=experiment.cohort,
+        plan=experiment.plan,
+        schedule=experiment.schedule,
+        run=replace(experiment.run, seed=seed, out=out, memory=Training.run.memory, isolate=Training.run.isolate),
+    )
 
 
-def audit_of(experiment: Frontier, settings: list[Setting], model: str | None = None) -> Experiment:
-    """The audit of some settings: of untrained weights, or of the checkpoint that `model` names.
+def audit_of(experiment: Frontier, settings: list[Setting], out: Path, model: str | None = None) -> Experiment:
+    """Return the audit of some settings: of untrained weights, or of the checkpoint that `model` names.
 
     The client is that of the training, with as few images as are asked for: a round over a client's whole data is
     harder to read, so that what is read of a few of them is the worst case of what the training sends.
     """
-    count, small = experiment.images_per_update, min(experiment.batch_size, experiment.images_per_update)
-    whole = experiment.algorithm == "FedSGD" and experiment.sampling == "shuffle"
-    fields = {name: getattr(experiment, name) for name in Experiment.model_fields if hasattr(experiment, name)}
-    own = {
-        "defense": [setting.given for setting in settings if setting.given is not None],
-        "batch_size": count if whole else small,
-        "local_images": None if whole else count,
-        "rounds": None,
-    }
-    if model is not None:
-        own |= {"model": model, "weights": None, "draws": 1}
-    return Experiment(**{**fields, **own})
+    count, plan, cohort = experiment.images_per_update, experiment.plan, experiment.cohort
+    whole = plan.algorithm == "FedSGD" and plan.sampling == "shuffle"
+    assert experiment.images is not None, "`with_images` comes first"
+    return Experiment(
+        data=experiment.data,
+        model=experiment.model if model is None else model,
+        weights=experiment.weights if model is None else None,
+        attack=experiment.attack,
+        defense=[setting.given for setting in settings if setting.given is not None],
+        grant=experiment.grant,
+        victims=Victims(
+            images=experiment.images,
+            draws=experiment.draws if model is None else 1,
+            **{one.name: getattr(cohort, one.name) for one in fields(ClientImages)},
+        ),
+        plan=replace(
+            plan,
+            batch_size=count if whole else min(plan.batch_size, count),
+            local_images=None if whole else count,
+        ),
+        criteria=Criteria(tolerance=experiment.tolerance, delta=experiment.schedule.delta),
+        run=replace(experiment.run, out=out),
+    )

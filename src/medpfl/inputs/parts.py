@@ -17,7 +17,8 @@ from medpfl import defenses as defense_package
 from medpfl import models as model_package
 from medpfl.attacks import matching
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.limits import CLIENTS, check_whole
+from medpfl.core.experiments.groups import Reading
+from medpfl.core.experiments.limits import CLIENTS, check_whole, shortened
 from medpfl.core.messages import about
 from medpfl.core.records import Record
 from medpfl.core.roles import NO_DEFENSE, UNITS, Attack, DataSource, Defense, Model
@@ -193,8 +194,10 @@ def _units() -> str:
     return f"{', '.join(map(repr, UNITS[:-1]))} or {UNITS[-1]!r}"
 
 
-def partition_of(partition: str | Partition, clients: int | None = None) -> Partition:
+def partition_of(partition: object, clients: int | None = None) -> Partition:
     """From a spec or a partition; with so many clients, if that is given."""
+    if not isinstance(partition, str | Partition):
+        raise InputError(f"{shortened(partition)} is no partition: give a spec string or an object of that role")
     made = partition if isinstance(partition, Partition) else build(partition, registry(partition_module), "partition")
     check_part(made)
     if clients is None:
@@ -231,11 +234,11 @@ class Found(NamedTuple):
     reader: DataSource | None = None
 
 
-def data_of(data: str | Path | DataSource | LabelledImages, size: int, fit: str, channels: int | None) -> Found:
-    """The images that a folder, a spec, a source or the user himself gives."""
+def data_of(data: str | Path | DataSource | LabelledImages, reading: Reading) -> Found:
+    """Return the images that a folder, a spec, a source or the user himself gives."""
     if isinstance(data, LabelledImages):
         return Found(data, "images", "images")
-    source = data if isinstance(data, DataSource) else source_of(str(data), size, fit, channels)
+    source = data if isinstance(data, DataSource) else source_of(str(data), reading)
     path = getattr(source, "path", None)
     # The same folder, however it is spelled, has the same study indices.
     place = type(source).__name__ if path is None else str(path_of(path).resolve())
@@ -266,12 +269,12 @@ def _check_no_run(folder: Path) -> None:
             )
 
 
-def source_of(data: str, size: int, fit: str, channels: int | None) -> DataSource:
-    """From a path or a spec."""
+def source_of(data: str, reading: Reading) -> DataSource:
+    """Return the source that a path or a spec names; what the spec itself says goes before `reading`."""
     about(data if is_there(data) else None)
     if data == "samples":
-        return embedded(size=size, fit=fit, channels=channels)
+        return embedded(size=reading.size, fit=reading.fit, channels=reading.channels)
     if names_a_source(data):
         return build(data, registry(data_package), "data source")
     check_source(data)
-    return source_at(data, size=size, fit=fit, channels=channels)
+    return source_at(data, size=reading.size, fit=reading.fit, channels=reading.channels)

@@ -16,8 +16,8 @@ from medpfl.reproduction.experiments import Part, Study
 from medpfl.reproduction.outputs import runs_of
 from medpfl.reproduction.places import ACCURACY_SET
 from medpfl.reproduction.scale import Form
-from medpfl.training.perform import perform_training
 from medpfl.training.report import Trained, reread_training
+from medpfl.training.train import perform_training
 
 __all__ = ["Accuracies", "AccuracyRuns", "defenses_in"]
 
@@ -47,11 +47,12 @@ class AccuracyRuns:
         """Trains under each defense, and judges the test images of a file of `ACCURACY_SET`."""
         options = {**self.study.accuracy, **(self.study.accuracy_quick if form.quick else {})}
         options |= {"data": str(data), "seed": form.seed, "device": form.device}
+        options |= {"force": force, "progress": progress}
         found: Accuracies = {}
         for spec, place in self._each():
-            training = Training(**options, defense=[] if spec == UNDEFENDED else [spec])
+            training = Training.of(**options, defense=[] if spec == UNDEFENDED else [spec], out=place)
             try:
-                found[spec] = _scores(perform_training(training, place, force, progress))
+                found[spec] = _scores(perform_training(training))
             except DivergedError:
                 found[spec] = {}
         return found

@@ -62,7 +62,7 @@ class Part(BaseModel):
         """The audit of a folder that holds so many images of so many classes."""
         images = self.images if self.per_class is None else self.per_class * classes
         own = {"data": data, "seed": seed, "device": device, "images": min(images or held, held), "iterates": True}
-        return Experiment(**{**self.audit, **own})
+        return Experiment.of(**{**self.audit, **own})
 
 
 class Study(BaseModel):

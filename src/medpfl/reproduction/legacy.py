@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medpfl.core.atomic_files import write
+from medpfl.core.experiments.groups import Reading
 from medpfl.inputs.parts import data_of
 from medpfl.metrics.legacy import legacy_ssim_range0, legacy_ssim_range255
 from medpfl.metrics.pixel import ssim
@@ -69,7 +70,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def examples() -> tuple[Tensor, dict[str, Tensor]]:
     """A sample (1, 1, 64, 64), and guesses of it from good to worthless, some beyond [0, 1] as attacks leave them."""
-    images = data_of(SAMPLES, 64, "crop", 1).images.images
+    images = data_of(SAMPLES, Reading(size=64, channels=1)).images.images
     truth, other = images[:1], images[-1:]
     noise = torch.rand(truth.shape, generator=generator_of(0, "legacy"))
     return truth, {

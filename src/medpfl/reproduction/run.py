@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from medpfl.core.errors import InputError, listed, nearest
+from medpfl.core.experiments.groups import Run
 from medpfl.core.messages import say
 from medpfl.reproduction import experiments as files
 from medpfl.reproduction.accuracy import Accuracies, AccuracyRuns, defenses_in
@@ -16,7 +16,7 @@ from medpfl.reproduction.ledger import Claims
 from medpfl.reproduction.outputs import Gap
 from medpfl.reproduction.places import ACCURACY_SET, Places
 from medpfl.reproduction.published import Published, read_published
-from medpfl.reproduction.scale import Form
+from medpfl.reproduction.scale import Form, Scale, Studies
 
 __all__ = ["Gap", "Reproduction", "remake", "reproduce"]
 
@@ -25,17 +25,15 @@ def reproduce(
     experiments: Sequence[str] = EXPERIMENTS,
     *,
     data: str | Path,
-    out: str | Path,
     sets: Mapping[str, str | Path] | None = None,
     published: str | Path | None = None,
     parts: Sequence[str] = (),
-    force: bool = False,
-    progress: bool = False,
-    **form: Any,
+    scale: Scale = Studies.scale,
+    run: Run = Studies.run,
 ) -> Reproduction:
-    """The paper's experiments, each on every set of images that is there.
+    """Run the paper's experiments, each on every set of images that is there.
 
-    Every audit has its own run directory under `out`, so a killed reproduction continues at the stack of images
+    Every audit has its own run directory under ``run.out``, so a killed reproduction continues at the stack of images
     that it was at, when the same call is given again. Calls for other parts may name the same `out`, in another form
     too: the tables hold what is there of all of them.
 
@@ -43,20 +41,20 @@ def reproduce(
         experiments: names, see `medpfl.reproduction.experiments.EXPERIMENTS`.
         data: the folder that holds the sets' folders ``melanoma``, ``brain_mri`` and ``covid_xray``; ``"samples"``:
             the embedded images in their place, which may be shown to everybody.
-        out: where tables go; runs go into a folder of that name and ``-runs``, and the key to study indices beside it.
         sets: other folders for sets, by name.
         published: a CSV file of published values, which go beside ours; see `medpfl.reproduction.published`.
         parts: names of parts of the experiments, as the tables show them in the column of attacks; none: all.
-        force: discards what other settings left in the run directories.
-        progress: shows progress bars on the terminal, or prints lines now and then.
-        form: `quick`, `faithful`, `seed`, `images`, `per_class`, `steps`, `device` and `weights`, as
-            `medpfl.reproduction.scale.Form` explains them.
+        scale: how much of every part is run.
+        run: seed, device and the like. Tables go to ``run.out``, runs into a folder of that name and ``-runs``, and the
+            key to study indices beside it.
 
     Raises:
-        InputError: no such experiment or part, no set at all, a wrong form, or an `out` that holds a part in another.
+        InputError: no such experiment or part, no set at all, or a ``run.out`` that holds a part at another scale.
     """
-    chosen, wanted = _chosen(experiments, parts), Form.of(form)
-    places, out = Places.among(Path(data), sets or {}), Path(out)
+    if run.out is None:
+        raise InputError("a study is kept as it goes on: name a directory for its tables, run=Run(out=...)")
+    chosen, wanted = _chosen(experiments, parts), Form(**vars(scale), seed=run.seed, device=run.device)
+    places, out, force, progress = Places.among(Path(data), sets or {}), Path(run.out), run.force, run.progress
     theirs = _published(published, tuple(places.found))
     claims = Claims.extend(out, chosen, places, wanted, force)
     made = Collection(out, theirs, claims.gaps())

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from medpfl.core.errors import InputError
-from medpfl.core.spec import construct, with_argument
-from medpfl.reproduction.experiments import Part
+from medpfl.core.experiments import limits
+from medpfl.core.experiments.groups import Run
+from medpfl.core.experiments.options import Options, again, group, option
+from medpfl.core.spec import with_argument
+from medpfl.reproduction.experiments import EXPERIMENTS, SETS, Part
 
-__all__ = ["Form"]
+__all__ = ["Form", "Scale", "Studies"]
 
 _UNWRITTEN = ("device", "weights")
 """Of a form, what is kept by its runs: a device in every row, of weights that they were given, and no path."""
@@ -18,45 +21,48 @@ _COUNTS = ("images", "per_class")
 """How many images are attacked is said by one of these: a form that gives the one takes the other away."""
 
 
-@dataclass(frozen=True)
-class Form:
-    """What is asked of every part of a study.
+@dataclass(frozen=True, kw_only=True)
+class Scale(Options):
+    """How much of every part of a study is run.
 
     Attributes:
         quick: few images and steps, to see that it works; the numbers mean little.
         faithful: the notebooks' own settings where they differ from the corrected ones.
-        seed: of every random draw.
         images: to attack of each set, at least 1, in place of the experiments' own numbers.
-        per_class: the same, of each class of each set.
+        images_per_class: the same, of each class of each set.
         steps: of every attack, at least 1, in place of the experiments' own.
-        device: ``"cpu"``, ``"cuda"``, ...
         weights: of the trained ResNet-18; without them, one is trained briefly on each set, and the tables say so.
 
     Raises:
         InputError: a number below 1, or images both of a set and of a class.
     """
 
-    quick: bool = False
-    faithful: bool = False
-    seed: int = 0
-    images: int | None = None
-    per_class: int | None = None
-    steps: int | None = None
-    device: str = "cpu"
-    weights: str | Path | None = None
+    images: int | None = option(None, "of each set, in place of the experiment's own", least=1, most=limits.IMAGES)
+    images_per_class: int | None = option(None, "the same, of each class of each set", least=1, most=limits.IMAGES)
+    steps: int | None = option(None, "of every attack, in place of its own", least=1, most=limits.STEPS)
+    weights: str | Path | None = option(None, "weights file of the trained ResNet-18", kind=str | None)
+    quick: bool = option(False, "few images and steps; the numbers mean little")
+    faithful: bool = option(False, "the notebooks' settings where they are not ours")
 
     def __post_init__(self) -> None:
-        for name in ("images", "per_class", "steps"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise InputError(f"{name} is {value!r}: it must be a whole number, at least 1")
-        if self.images is not None and self.per_class is not None:
-            raise InputError("images are counted of each set or of each class: leave out one of images and per_class")
+        super().__post_init__()
+        if self.images is not None and self.images_per_class is not None:
+            raise InputError(
+                "images are counted of each set or of each class: leave out one of images and images_per_class"
+            )
 
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Form:
-        """From options by name; an unknown one gets an `InputError` that names the nearest."""
-        return construct(cls, "Form", [], options, "study")
+
+@dataclass(frozen=True, kw_only=True)
+class Form(Scale):
+    """A scale, under a seed and on a device: what is asked of every part of a study.
+
+    Attributes:
+        seed, device: as in `medpfl.core.experiments.groups.Run`.
+        images, images_per_class, steps, weights, quick, faithful: as in `Scale`.
+    """
+
+    seed: int = again(Run, "seed", 0)
+    device: str = again(Run, "device", "cpu")
 
     def settings(self) -> dict[str, Any]:
         """What tells two forms apart, for JSON: neither paths nor defaults."""
@@ -65,7 +71,7 @@ class Form:
 
     def __str__(self) -> str:
         words = ["quick"] * self.quick + ["faithful"] * self.faithful or ["full"]
-        numbers = {"images of each set": self.images, "of each class": self.per_class, "steps": self.steps}
+        numbers = {"images of each set": self.images, "of each class": self.images_per_class, "steps": self.steps}
         counted = [f"{number} {what}" for what, number in numbers.items() if number is not None]
         return ", ".join([*words, f"seed {self.seed}", *counted])
 
@@ -76,9 +82,27 @@ class Form:
                 audit = {**part.audit, **other.get("audit", {})}
                 counted = dict.fromkeys(_COUNTS) if other.keys() & set(_COUNTS) else {}
                 part = part.model_copy(update={**counted, **other, "audit": audit})
-        if self.images is not None or self.per_class is not None:
-            part = part.model_copy(update={"images": self.images, "per_class": self.per_class})
+        if self.images is not None or self.images_per_class is not None:
+            part = part.model_copy(update={"images": self.images, "per_class": self.images_per_class})
         if self.steps is not None:
             attacks = [with_argument(attack, "steps", self.steps) for attack in part.audit["attack"]]
             part = part.model_copy(update={"audit": {**part.audit, "attack": attacks}})
         return part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studies(Options):
+    """What ``medpfl reproduce`` is asked for."""
+
+    experiment: list[str] = option([], f"some of {', '.join(EXPERIMENTS)}; none: all")
+    data: str = option(".", f"folder that holds the folders {', '.join(SETS)}")
+    part: list[str] = option([], "an attack of the tables, once for each; none: all")
+    sets: str | None = option(None, "YAML file of other folders: 'melanoma: path'")
+    published: str | None = option(None, "CSV file of published values, beside ours")
+    from_: str | None = option(None, "make the tables of such a directory again")
+    scale: Scale = group(Scale())
+    run: Run = group(
+        Run(out="runs/reproduction"),
+        without=("memory", "isolate"),
+        texts={"out": "where runs and tables go", "force": "discard what other settings left in --out"},
+    )

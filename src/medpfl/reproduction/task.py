@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from medpfl.auditing.perform import perform
 from medpfl.auditing.report import Report
+from medpfl.auditing.run import perform
+from medpfl.core.experiments.groups import Reading
 from medpfl.core.experiments.training import Training
 from medpfl.inputs.checkpoint import round_folder
 from medpfl.inputs.parts import data_of
@@ -15,9 +16,11 @@ from medpfl.reproduction.modalities import features, keep
 from medpfl.reproduction.outputs import runs_of
 from medpfl.reproduction.scale import Form
 from medpfl.runs.study_key import study_index
-from medpfl.training.perform import perform_training
+from medpfl.training.train import perform_training
 
 __all__ = ["Task", "training_of"]
+
+_READING = ("size", "fit", "channels")
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,15 @@ class Task:
         """The audit; what is there of it already is not done again."""
         part, out = self.form.part(self.part), self.out(root)
         options, data = part.audit, part.data(str(place))
-        found = data_of(data, options.get("size", 32), options.get("fit", "crop"), options.get("channels"))
+        found = data_of(data, Reading(**{name: options[name] for name in _READING if name in options}))
         held, form = found.images, self.form
         experiment = part.experiment(data, len(held.classes), len(held), form.seed, form.device)
         if part.needs_weights and form.weights is not None:
-            experiment = experiment.model_copy(update={"weights": str(form.weights)})
+            experiment = experiment.having(weights=str(form.weights))
         elif part.training:
             trained = _trained(part, place, training_of(out), form, force, progress)
-            experiment = experiment.model_copy(update={"model": str(trained)})
-        report = perform(experiment, out, force, progress)
+            experiment = experiment.having(model=str(trained))
+        report = perform(experiment.having(out=out, force=force, progress=progress))
         if part.explained:
             keep(out, study_index(out, held, found.source, found.place).images, features(held.images))
         return report
@@ -79,9 +82,8 @@ def training_of(out: Path) -> Path:
 
 def _trained(part: Part, place: Path, out: Path, form: Form, force: bool, progress: bool) -> Path:
     """Trains a part's network on the images that are attacked, briefly, and returns the last round's directory."""
-    kept = ("model", "size", "fit", "channels")
-    own = {name: value for name, value in part.audit.items() if name in kept}
-    where = {"data": str(place), "seed": form.seed, "device": form.device}
-    training = Training(**{**own, **part.training, **where})
-    perform_training(training, out, force, progress)
-    return round_folder(out, training.rounds)
+    own = {name: value for name, value in part.audit.items() if name in ("model", *_READING)}
+    where = {"data": str(place), "seed": form.seed, "device": form.device, "out": out, "force": force}
+    training = Training.of(**{**own, **part.training, **where}, progress=progress)
+    perform_training(training)
+    return round_folder(out, training.schedule.rounds)

@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from medpfl.auditing.report import Report
-from medpfl.auditing.run import audit
+from medpfl.auditing.run import HONEST, audit
 from medpfl.core.atomic_files import remove_leftovers, write
 from medpfl.core.errors import InputError
+from medpfl.core.experiments.experiment import STANDARD, Experiment
+from medpfl.core.experiments.groups import Criteria, Run, Victims
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Attack, DataSource, Defense
+from medpfl.core.threat import ThreatModel
+from medpfl.data.images import LabelledImages
 from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.inputs.parts import attacks_of, defenses_of
 from medpfl.reporting.leakage import RoundCell
 from medpfl.runs.directory import lines, made
 from medpfl.training.report import accuracies_in
 
-__all__ = ["Leakage", "leakage", "rounds_in"]
+__all__ = ["Leakage", "leakage", "perform_leakage", "rounds_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,20 +59,28 @@ class Leakage:
 
 
 def leakage(
-    model: str | Path, data: Any, rounds: Sequence[int], out: str | Path | None = None, **options: Any
+    model: str | Path,
+    data: str | Path | DataSource | LabelledImages,
+    rounds: Sequence[int],
+    *,
+    attacks: Sequence[str | Attack] = STANDARD,
+    defenses: Sequence[str | Defense] = (),
+    plan: Plan = Experiment.plan,
+    threat: ThreatModel = HONEST,
+    victims: Victims = Experiment.victims,
+    criteria: Criteria = Experiment.criteria,
+    run: Run = Experiment.run,
 ) -> Leakage:
-    """Audits the global model of some rounds of a training. With `out`, it continues where it was stopped.
+    """Audit the global model of some rounds of a training. With ``run.out``, it continues where it was stopped.
 
     The audits attack the same images, under the same seeds. Each has a run directory of its own, ``OUT-round-5``
-    beside `out`, so that the key to the images lies in none of them; `out` gets the figure over rounds, which holds no
-    image, and all rows.
+    beside ``run.out``, so that the key to the images lies in none of them; ``run.out`` gets the figure over rounds,
+    which holds no image, and all rows.
 
     Args:
         model: the directory of a training.
-        data: as in `medpfl.audit`.
         rounds: whose models are audited.
-        out: directory of the overview.
-        options: of `medpfl.audit`.
+        data, attacks, defenses, plan, threat, victims, criteria, run: as in `medpfl.audit`.
 
     Raises:
         InputError: no training, a round that it has not, or what `medpfl.audit` raises.
@@ -75,15 +89,36 @@ def leakage(
         raise InputError(f"--rounds needs the directory of a training as --model: '{model}' is none")
     if not rounds:
         raise InputError("no round was given: --rounds 0,1,5")
-    # Made once, so that all rounds are audited by the same code.
-    made_parts = {"attacks": attacks_of, "defenses": defenses_of}
-    options = {name: made_parts[name](value) if name in made_parts else value for name, value in options.items()}
     models = {number: checkpoint_at(Path(model), number) for number in dict.fromkeys(rounds)}
-    out = None if out is None else Path(out)
-    reports = {n: audit(one, data, out=_beside(out, n), **options) for n, one in models.items()}
+    out = None if run.out is None else Path(run.out)
+    scenario: dict[str, Any] = {"plan": plan, "threat": threat, "victims": victims, "criteria": criteria}
+    # Made once, so that all rounds are audited by the same code.
+    scenario |= {"attacks": attacks_of(attacks), "defenses": defenses_of(defenses)}
+    reports = {n: audit(one, data, run=replace(run, out=_beside(out, n)), **scenario) for n, one in models.items()}
     some = next(iter(models.values()))
     found = Leakage(reports, accuracies_in(some.path.parents[1], models))
     return found if out is None else replace(found, pages=_written(out, found, some))
+
+
+def perform_leakage(experiment: Experiment) -> Leakage:
+    """Audit the rounds of a training that an experiment describes in strings and numbers; see `leakage`."""
+    asked = experiment
+    if asked.weights is not None:
+        raise InputError("the weights of a training's rounds are in its directory: leave out --weights")
+    if asked.truth is not None:
+        raise InputError("truth goes with a record of an update; here, the data is the truth")
+    return leakage(
+        asked.model,
+        asked.data,
+        rounds_in(asked.rounds or ""),
+        attacks=asked.attack,
+        defenses=asked.defense,
+        plan=asked.plan,
+        threat=asked.threat,
+        victims=asked.victims,
+        criteria=asked.criteria,
+        run=asked.run,
+    )
 
 
 def rounds_in(text: str) -> list[int]:

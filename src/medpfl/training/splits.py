@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
+from medpfl.core.experiments.groups import Cohort
 from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import IID
@@ -38,48 +39,45 @@ class Splits(NamedTuple):
     readers: tuple[DataSource | None, ...] = ()
 
 
-def splits_of(data: Any, validation: Any, test: Any, holdout: int, seed: int, **fit: Any) -> Splits:
-    """Reads them. What is not given is the source's own split, as of MedMNIST; or else held out, patients whole.
+def splits_of(data: Any, cohort: Cohort, seed: int) -> Splits:
+    """Read them. What is not given is the source's own split, as of MedMNIST; or else held out, patients whole.
 
     Args:
-        data, validation, test: what `medpfl.audit` takes as data.
-        holdout: one in so many images is held out, where there is no validation set.
+        data: what `medpfl.audit` takes as data.
+        cohort: how images are read and held out.
         seed: of the draw.
-        fit: size, fit and channels.
 
     Raises:
         InputError: nothing to read, classes that the training images do not have, another shape.
     """
-    source = _source(data, **fit)
-    found = data_of(source, **fit)
+    source = _source(data, cohort)
+    found = data_of(source, cohort)
     judged: dict[str, LabelledImages] = {}
     readers = {"": found.reader}
-    for name, own in (("validation", validation), ("test", test)):
+    for name, own in (("validation", cohort.validation), ("test", cohort.test)):
         if own is not None:
-            judged[name], readers[name] = (read := data_of(_source(own, **fit), **fit)).images, read.reader
+            judged[name], readers[name] = (read := data_of(_source(own, cohort), cohort)).images, read.reader
         elif isinstance(source, DataSource) and (other := source.published(name)) is not None:
-            judged[name] = data_of(other, **fit).images
+            judged[name] = data_of(other, cohort).images
     train = torch.arange(len(found.images))
     if "validation" not in judged:
-        train, judged["validation"] = _held_out(found.images, holdout, seed)
+        train, judged["validation"] = _held_out(found.images, cohort.holdout, seed)
     order = [name for name in ("validation", "test") if name in judged]
     return Splits(
         found, train, {name: _matched(judged[name], found.images, name) for name in order}, tuple(readers.values())
     )
 
 
-def _source(data: Any, size: int, fit: str, channels: int | None) -> Any:
+def _source(data: Any, cohort: Cohort) -> Any:
     """A source, without the limit that keeps audits short where the user set none."""
     if isinstance(data, LabelledImages | DataSource):
         return data
-    source = source_of(str(data), size, fit, channels)
+    source = source_of(str(data), cohort)
     limited = not names_a_source(str(data)) and any(f.name == "limit" for f in dataclasses.fields(source))  # type: ignore[arg-type]  (sources are)
     return dataclasses.replace(source, limit=_ALL) if limited else source  # type: ignore[type-var]  (dataclasses)
 
 
 def _held_out(data: LabelledImages, holdout: int, seed: int) -> tuple[Tensor, LabelledImages]:
-    if holdout < 2:
-        raise InputError(f"holdout is {holdout}: one in so many images is held out, at least one in 2")
     try:
         shares = IID(clients=holdout).deal(data, generator_of(seed, "holdout"))
     except InputError as error:

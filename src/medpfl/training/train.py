@@ -12,11 +12,12 @@ from typing import Any
 from torch import nn
 
 from medpfl.core.errors import InputError
+from medpfl.core.experiments.groups import Cohort, Run
 from medpfl.core.experiments.schedule import Schedule
+from medpfl.core.experiments.training import Training
 from medpfl.core.plan import Plan
 from medpfl.core.roles import NO_DEFENSE, DataSource, Defense, Model
 from medpfl.data.images import LabelledImages
-from medpfl.data.partition import Partition
 from medpfl.inputs.parts import defenses_of, model_of, partition_of
 from medpfl.runs.directory import check_outside, made
 from medpfl.runs.environment import device_of
@@ -29,40 +30,23 @@ from medpfl.training.splits import splits_of
 from medpfl.training.store import training_in
 from medpfl.training.trainer import Trainer
 
-__all__ = ["train"]
+__all__ = ["perform_training", "train"]
 
 
 def train(
-    model: str | Model | nn.Module = "ConvNet(width=16, depth=3, norm='batch')",
-    data: str | Path | DataSource | LabelledImages = "samples",
+    model: str | Model | nn.Module = Training.model,
+    data: str | Path | DataSource | LabelledImages = Training.data,
     *,
     defense: str | Defense | Sequence[str | Defense] = (),
-    plan: Plan | None = None,
-    rounds: int = 20,
-    clients: int | None = None,
-    partition: str | Partition = "IID(clients=4)",
-    fraction: float = 1.0,
-    decay: float = 1.0,
-    server_momentum: float = 0.0,
-    balance: bool = False,
-    augment: bool = False,
-    validation: str | Path | DataSource | LabelledImages | None = None,
-    test: str | Path | DataSource | LabelledImages | None = None,
-    holdout: int = 5,
+    plan: Plan = Training.plan,
+    schedule: Schedule = Training.schedule,
+    cohort: Cohort = Training.cohort,
     weights: str | Path | None = None,
-    delta: float = 1e-5,
-    size: int = 32,
-    fit: str = "crop",
-    channels: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    out: str | Path | None = None,
-    force: bool = False,
-    progress: bool = False,
+    run: Run = Training.run,
 ) -> Trained:
-    """Trains a model on these images by federated learning, with the clients that an audit plays.
+    """Train a model on these images by federated learning, with the clients that an audit plays.
 
-    With `out`, each round leaves a checkpoint that `medpfl.audit` takes as its model, and a killed training
+    With ``run.out``, each round leaves a checkpoint that `medpfl.audit` takes as its model, and a killed training
     continues where it stopped; with more rounds, a finished one is prolonged.
 
     Args:
@@ -70,44 +54,52 @@ def train(
         defense: a spec or an object, or several that act one after the other.
         plan: of every client, FedAvg on batches of 32 by default; ``local_images`` of ``None`` is all that a
             client has, in whole batches. A client with less than a batch has a batch of what it has.
-        rounds: of training.
-        clients: their number, if not as `partition` says.
-        partition: deals the images to clients, by patient where patients are known.
-        fraction: share of the clients that take part in a round.
-        decay: factor of the learning rate from round to round.
-        server_momentum: of the global model's steps.
-        balance: whether clients draw their images evenly over the classes that they have, rare ones repeatedly.
-        augment: whether clients shift, turn, zoom and shade their images at random, anew in each round, so that the
-            model holds under other positions and exposures; an audit attacks images as they are.
-        validation, test: images to judge the model by; MedMNIST's own splits, if its file is the data.
-        holdout: one in so many images is held out where there is no validation set, patients whole.
+        schedule: how long, how many clients a round, and how fast.
+        cohort: how images are read, dealt to clients and held out.
         weights: a weights file to start from.
-        delta: of epsilon.
-        size, fit, channels, seed, device, out, force, progress: as in `medpfl.audit`.
+        run: seed, device, run directory and the like; a training has no use for `memory` and `isolate`.
 
     Raises:
         InputError: anything that cannot work, before work is done; a training that diverges.
 
-    >>> result = train("MLP(hidden=(8,))", rounds=2, clients=2, plan=Plan("FedAvg", batch_size=8))
+    >>> plan = Plan("FedAvg", batch_size=8)
+    >>> result = train("MLP(hidden=(8,))", plan=plan, schedule=Schedule(rounds=2), cohort=Cohort(clients=2))
     >>> [row.round for row in result.rows]
     [0, 1, 2]
     """
-    out = None if out is None else Path(out)
+    if (run.memory, run.isolate) != (Training.run.memory, Training.run.isolate):
+        raise InputError("memory and isolate are of attacks, and a training has none: leave them out")
+    out = None if run.out is None else Path(run.out)
     setup = TrainingSetup(
         model=model_of(model),
         weights=None if weights is None else Path(weights),
-        splits=splits_of(data, validation, test, holdout, seed, size=size, fit=fit, channels=channels),
+        splits=splits_of(data, cohort, run.seed),
         defense=_joined(defense),
-        plan=plan or Plan("FedAvg", batch_size=32, learning_rate=0.05),
-        partition=partition_of(partition, clients),
-        schedule=Schedule(rounds, fraction, decay, server_momentum, balance, augment, delta),
-        seed=seed,
-        device=device_of(device),
+        plan=plan,
+        partition=partition_of(cohort.partition, cohort.clients),
+        schedule=schedule,
+        seed=run.seed,
+        device=device_of(run.device),
     )
     name_skipped(setup.data.skipped, setup.data.notes)
     check_outside(out, setup.splits.found.place)
     setup.check()
-    return _run(setup, out, force, progress)
+    return _run(setup, out, run.force, run.progress)
+
+
+def perform_training(training: Training) -> Trained:
+    """Train what a typed training describes in strings and numbers; see `train`."""
+    asked = training
+    return train(
+        asked.model,
+        asked.data,
+        defense=asked.defense,
+        plan=asked.plan,
+        schedule=asked.schedule,
+        cohort=asked.cohort,
+        weights=asked.weights,
+        run=asked.run,
+    )
 
 
 def _joined(defense: Any) -> Defense:

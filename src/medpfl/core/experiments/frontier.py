@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
-
+from medpfl.core.errors import InputError
 from medpfl.core.experiments import limits
-from medpfl.core.experiments.experiment import STANDARD
+from medpfl.core.experiments.experiment import STANDARD, Experiment
+from medpfl.core.experiments.groups import Criteria, Run, Victims
+from medpfl.core.experiments.options import again, group, option
 from medpfl.core.experiments.training import Training
 from medpfl.core.verdicts import TOLERANCE
 from medpfl.core.yaml_files import read_text
@@ -24,53 +26,41 @@ def is_recommendation(path: str | Path) -> bool:
     return Path(path).name == RECOMMENDED_FILE or RECOMMENDED in beginning
 
 
+@dataclass(frozen=True, kw_only=True)
 class Frontier(Training):
     """Trainings and audits under several defenses as strings and numbers; the training is as of ``medpfl train``."""
 
-    defense: list[str] = Field(
-        default=[], description="spec; once for each; parts joined by |, strengths by geom() and lin()"
+    defense: list[str] = option([], "spec; once for each; parts joined by |, strengths by geom() and lin()")
+    limit: list[str] = option(
+        [],
+        "'asr<=0.05', of asr, ssim, identified or recognized (identified above chance); repeat for several; the upper "
+        "end of the 95 % interval must not exceed it; unset: --tolerance on asr and on recognized",
     )
-    limit: list[str] = Field(
-        default=[],
-        description="'asr<=0.05', of asr, ssim, identified or recognized (identified above chance); repeat for "
-        "several; the upper end of the 95 % interval must not exceed it; unset: --tolerance on asr and on recognized",
+    tolerance: float = again(Criteria, "tolerance", TOLERANCE)
+    accept_leak: bool = option(False, "recommend a setting even if its own audit says that it leaks, within the limits")
+    seeds: int = option(1, "trainings of each setting, seeds counted from --seed on", least=1, most=limits.SEEDS)
+    round: int = option(
+        0, "whose model is audited; 0: untrained, the same under every defense", least=0, most=limits.ROUNDS
     )
-    tolerance: float = Field(
-        default=TOLERANCE,
-        gt=0,
-        lt=1,
-        description="share of images, as for 'medpfl audit': the default limit",
+    attack: list[str] = again(Experiment, "attack", list(STANDARD))
+    grant: list[str] = option([], "what the adversary is told: labels, order, ...")
+    images: int | None = again(
+        Victims,
+        "images",
+        None,
+        "images to attack, evenly over classes; unset: 32, or more where the limits need more updates",
     )
-    accept_leak: bool = Field(
-        default=False, description="recommend a setting even if its own audit says that it leaks, within the limits"
-    )
-    seeds: int = Field(
-        default=1, ge=1, le=limits.SEEDS, description="trainings of each setting, seeds counted from --seed on"
-    )
-    round: int = Field(
-        default=0,
-        ge=0,
-        le=limits.ROUNDS,
-        description="whose model is audited; 0: untrained, the same under every defense",
-    )
-    attack: list[str] = Field(
-        default=list(STANDARD),
-        description="spec; once for each attack; as it is, those that are made for the model too",
-    )
-    grant: list[str] = Field(default=[], description="what the adversary is told: labels, order, ...")
-    images: int | None = Field(
-        default=None,
-        ge=1,
-        le=limits.IMAGES,
-        description="images to attack, evenly over classes; unset: 32, or more where the limits need more updates",
-    )
-    images_per_update: int = Field(
-        default=1, ge=1, le=limits.IMAGES, description="images behind an update that is attacked"
-    )
-    draws: int = Field(default=1, ge=1, le=limits.DRAWS, description="draws of untrained weights that are audited")
-    memory: float = Field(default=2.0, gt=0, le=limits.MEMORY, description="GiB that a stack of victims may take")
-    isolate: bool | None = Field(
-        default=None,
-        description="run attacks in a process that no private image enters; no sandbox: same user, same files; "
-        "unset: those given as file.py:Name or package.module:Name",
-    )
+    images_per_update: int = option(1, "images behind an update that is attacked", least=1, most=limits.IMAGES)
+    draws: int = again(Victims, "draws", 1, "draws of untrained weights that are audited")
+    run: Run = group(Run())
+
+    @property
+    def out(self) -> Path:
+        """The run directory.
+
+        Raises:
+            InputError: none was named.
+        """
+        if self.run.out is None:
+            raise InputError("a frontier is kept as it goes on: --out names a directory for its runs and its figure")
+        return Path(self.run.out)

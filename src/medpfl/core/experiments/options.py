@@ -1,0 +1,207 @@
+"""Options: a field of a dataclass states the default, the help and the bounds of each, once. Free of torch.
+
+The command line, YAML files, typed experiments and the signatures of `medpfl.audit` and the other doors are made from
+these fields. An experiment is a dataclass of options and of groups, which are dataclasses of options; on the command
+line and in a YAML file, all options of all groups stand side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.experiments.limits import shortened
+
+__all__ = ["Entry", "OptionError", "Options", "again", "check_options", "group", "option", "options_in"]
+
+T = TypeVar("T")
+Made = TypeVar("Made", bound="Options")
+
+
+class OptionError(InputError):
+    """An option is out of its bounds, or none of its choices.
+
+    Args:
+        name: of the option.
+        problem: its value, and what it must be.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name} is {problem}")
+        self.name, self.problem = name, problem
+
+    def __reduce__(self) -> tuple[type[OptionError], tuple[str, ...]]:
+        return type(self), (self.name, self.problem)
+
+
+class Bounds(NamedTuple):
+    """Bounds of a number: at least, above, at most, below."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def hold(self, value: float) -> bool:
+        """Return whether a number lies within."""
+        return (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
+
+
+class Entry(NamedTuple):
+    """An option of an experiment.
+
+    Attributes:
+        group: the attribute of the experiment that holds it; ``""``: it is an attribute itself.
+        default: of the experiment, which may differ from that of the group.
+        kind: its type, as annotated.
+        help: what the command line says of it; ``""``: neither it nor a YAML file takes it.
+        bounds: of its numbers.
+    """
+
+    group: str
+    default: Any
+    kind: Any
+    help: str
+    bounds: Bounds
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    kind: Any = None,
+    shown: bool = False,
+) -> Any:
+    """Return the field of an option.
+
+    Args:
+        default: if it is a list, each object gets one of its own.
+        text: its help; ``""``: neither the command line nor a YAML file takes it.
+        least, above, most, below: bounds of a number.
+        kind: its type on the command line, if the field takes objects too.
+        shown: whether the spec of a part always states it (`medpfl.core.spec.shown`).
+    """
+    metadata = {"option": (text, Bounds(least, above, most, below), kind), "shown": shown}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def again(owner: type, name: str, default: Any, text: str | None = None) -> Any:
+    """Return the field of an option that another class states, with another default, or another help."""
+    (found,) = (one for one in fields(owner) if one.name == name)
+    help_, bounds, kind = found.metadata["option"]
+    return option(default, text or help_, **bounds._asdict(), kind=kind)
+
+
+def group(default: T, *, without: tuple[str, ...] = (), texts: Mapping[str, str] | None = None) -> T:
+    """Return the field of a group of options.
+
+    Args:
+        default: the group with the experiment's defaults.
+        without: options that mean nothing to this experiment, and are none of its options.
+        texts: help in place of the group's own, by option.
+    """
+    return field(default=default, metadata={"group": (without, dict(texts or {}))})  # type: ignore[return-value]
+
+
+@cache
+def options_in(experiment: type) -> dict[str, Entry]:
+    """Return all options of a dataclass by name, those of its groups too."""
+    kinds, found = get_type_hints(experiment), {}
+    for one in fields(experiment):
+        if "group" in one.metadata:
+            without, texts = one.metadata["group"]
+            own = options_in(kinds[one.name])
+            found |= {
+                name: entry._replace(
+                    group=one.name, default=getattr(one.default, name), help=texts.get(name, entry.help)
+                )
+                for name, entry in own.items()
+                if name not in without
+            }
+        elif "option" in one.metadata:
+            text, bounds, kind = one.metadata["option"]
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            found[one.name] = Entry("", default, kind or kinds[one.name], text, bounds)
+    return found
+
+
+def check_options(made: Any) -> None:
+    """Raise `InputError` for an option of a dataclass that is out of its bounds, or none of its choices."""
+    for name, entry in options_in(type(made)).items():
+        if not entry.group:
+            _check(name, getattr(made, name), entry)
+
+
+def _check(name: str, value: Any, entry: Entry) -> None:
+    kinds = (entry.kind,) if get_origin(entry.kind) is Literal else get_args(entry.kind) or (entry.kind,)
+    if (value is None and type(None) in kinds) or get_origin(entry.kind) is list:
+        return
+    if choices := [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]:
+        if value not in choices:
+            raise OptionError(name, f"{shortened(value)}: choose {' or '.join(map(str, choices))}")
+    elif bool in kinds:
+        if not isinstance(value, bool):
+            raise OptionError(name, f"{shortened(value)}: it must be True or False")
+    elif int in kinds:
+        if not isinstance(value, int) or isinstance(value, bool) or not entry.bounds.hold(value):
+            raise OptionError(name, f"{shortened(value)}: it must be a whole number, {entry.bounds}")
+    elif float in kinds:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        if not math.isfinite(number) or not entry.bounds.hold(number):
+            raise OptionError(name, f"{shortened(value)}: it must be a number {entry.bounds}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options that are checked when they are put together.
+
+    Raises:
+        InputError: one is out of its bounds, or none of its choices.
+    """
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @classmethod
+    def of(cls: type[Made], **options: Any) -> Made:
+        """Return the experiment with some options, those of its groups among them, in place of its defaults.
+
+        Raises:
+            InputError: there is no such option, or a value is wrong.
+        """
+        return cls().having(**options)
+
+    def having(self: Made, **options: Any) -> Made:
+        """Return the same with some options changed, wherever they stand; see `of`."""
+        known, changed = options_in(type(self)), {}
+        for name, value in options.items():
+            if name not in known:
+                raise InputError(f"there is no option '{name}'; {nearest(name, known)}")
+            changed.setdefault(known[name].group, {})[name] = value
+        own = changed.pop("", {})
+        return replace(self, **own, **{key: replace(getattr(self, key), **new) for key, new in changed.items()})
+
+    def options(self) -> dict[str, Any]:
+        """Return all options by name, side by side, as YAML and JSON have them."""
+        known = {name: entry.group for name, entry in options_in(type(self)).items() if entry.help}
+        found = {name: getattr(getattr(self, group) if group else self, name) for name, group in known.items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
