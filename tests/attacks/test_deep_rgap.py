@@ -314,7 +314,7 @@ def test_the_front_has_the_slope_of_its_distance():
 
 def test_an_audit_that_leaves_it_out_names_it_and_one_that_runs_it_reads(monkeypatch):
     few = {"iDLG": iDLG, "DeepRGAP": DeepRGAP, "RGAP": RGAP}
-    monkeypatch.setattr("medpfl.auditing.setup.registry", lambda package: few)
+    monkeypatch.setattr("medpfl.auditing.feasibility.registry", lambda package: few)
     options = {"size": 12, "channels": 1, "images": 2, "plan": EVAL}
     told = flat(audit, built(classes=4), "samples", attacks=["iDLG(steps=1)"], **options).settings.notes
     assert "not run, though made for models like this one: DeepRGAP (--attack DeepRGAP)" in told

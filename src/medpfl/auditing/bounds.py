@@ -13,8 +13,8 @@ import torch
 from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.epsilon import ROUNDS, private_parts, sends_statistics
 from medpfl.auditing.recorded import behind
+from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
-from medpfl.auditing.setup import Setup
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.privacy.tradeoff import Mechanism, tightest
@@ -33,7 +33,7 @@ _GUESSES = 200
 """Of the no-prior reference, over all images."""
 
 
-def bounds_of(setup: Setup, scorer: Scorer) -> dict[str, dict[str, Any]]:
+def bounds_of(scenario: Scenario, scorer: Scorer) -> dict[str, dict[str, Any]]:
     """For each differentially private defense, what its noise allows over the rounds that the adversary sees.
 
     Returns:
@@ -42,25 +42,25 @@ def bounds_of(setup: Setup, scorer: Scorer) -> dict[str, dict[str, Any]]:
         ``no_prior``, success rates of the no-prior reference; ``gap``: why there is no curve, else ``None``.
     """
     found = {}
-    for defense in setup.defenses:
+    for defense in scenario.defenses:
         whole = at_client(behind(defense))
         if private_parts(whole):
-            found[repr(defense)] = _entry(whole, setup, scorer)
+            found[repr(defense)] = _entry(whole, scenario, scorer)
     return found
 
 
-def _entry(whole: Defense, setup: Setup, scorer: Scorer) -> dict[str, Any]:
+def _entry(whole: Defense, scenario: Scenario, scorer: Scorer) -> dict[str, Any]:
     counted = whole.counted if isinstance(whole, Composed) else (whole,)
     known = [part for part in counted if part.unit is not None]
     entry: dict[str, Any] = {"rounds": ROUNDS, "gap": None, "curve": []}
-    if sends_statistics(setup.network(0), setup.plan):
+    if sends_statistics(scenario.network(0), scenario.plan):
         return {**entry, "gap": "it would not cover the batch-norm statistics that are sent"}
     if not known:
         return {**entry, "gap": "another part changes what enters its steps"}
     kept, gaps = [], []
     for part in known:
         try:
-            seen = _seen(part, setup.plan)
+            seen = _seen(part, scenario.plan)
             kept.append((seen, {"unit": part.unit, **_numbers(seen)}))
         except InputError as error:
             gaps.append(str(error))
@@ -71,7 +71,7 @@ def _entry(whole: Defense, setup: Setup, scorer: Scorer) -> dict[str, Any]:
         **entry,
         "mechanisms": [numbers for _, numbers in kept],
         "curve": [[kappa, tightest(mechanisms, kappa)] for kappa in _KAPPAS],
-        "no_prior": _no_prior(setup, scorer, min(mechanisms, key=lambda one: one.mu)),
+        "no_prior": _no_prior(scenario, scorer, min(mechanisms, key=lambda one: one.mu)),
     }
 
 
@@ -87,12 +87,12 @@ def _numbers(seen: Mechanism) -> dict[str, Any]:
     return {"noise": seen.noise, "rate": seen.rate, "steps": seen.steps, "profile": seen.profile}
 
 
-def _no_prior(setup: Setup, scorer: Scorer, seen: Mechanism) -> dict[str, float | None]:
+def _no_prior(scenario: Scenario, scorer: Scorer, seen: Mechanism) -> dict[str, float | None]:
     """Success rates of guesses without a prior, as if the image were in every step."""
-    own, numbers = torch.cat(setup.victims), (seen.noise, seen.rate, seen.steps)
-    generator, hits, told = generator_of(setup.seed, "no prior", *numbers), [], []
+    own, numbers = torch.cat(scenario.victims), (seen.noise, seen.rate, seen.steps)
+    generator, hits, told = generator_of(scenario.run.seed, "no prior", *numbers), [], []
     for _ in range(-(-_GUESSES // len(own))):
-        truth = setup.data.images[own]
+        truth = scenario.data.images[own]
         guess = no_prior_guess(truth, 1 / seen.mu, generator).clamp(0, 1)
         hits += (ssim(guess, truth) >= SUCCESS).tolist()
         told += [one for one in scorer.identified(guess, own)[0] if one is not None]

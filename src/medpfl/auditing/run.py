@@ -10,13 +10,15 @@ from torch import nn
 
 from medpfl.auditing.aggregation import aggregates
 from medpfl.auditing.defense_parts import at_client
+from medpfl.auditing.feasibility import Feasibility
 from medpfl.auditing.isolating import Isolation, isolating
+from medpfl.auditing.jobs import jobs_of
 from medpfl.auditing.player import Player
 from medpfl.auditing.recorded import Recorded, defense_in, named_as, read, relabel
 from medpfl.auditing.report import Report, finish
+from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.settings import settings_of
-from medpfl.auditing.setup import Setup
 from medpfl.auditing.store import claimed
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import STANDARD, Experiment
@@ -41,7 +43,7 @@ from medpfl.inputs.parts import (
 from medpfl.inputs.spelling import path_of
 from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import check_outside, made
-from medpfl.runs.environment import device_of, seed_of
+from medpfl.runs.environment import seed_of
 from medpfl.runs.identity import unchanged
 from medpfl.runs.progress_bar import name_skipped, watching
 from medpfl.runs.study_key import study_index
@@ -97,7 +99,7 @@ def audit(
     partition = partition_of(victims.partition, victims.clients)
     with isolating(attacks, run.isolate, recipe, given) as isolation:  # before any image is read
         found = _read(data, victims, run)
-        setup = Setup(
+        scenario = Scenario(
             model=recipe,
             weights=None if weights is None else Path(weights),
             data=found.images,
@@ -107,16 +109,13 @@ def audit(
             threat=threat,
             plan=plan,
             partition=partition,
-            images=victims.images,
-            draws=victims.draws,
-            seed=run.seed,
-            memory=run.memory,
-            device=device_of(run.device),
-            iterates=criteria.iterates,
+            selection=victims,
+            criteria=criteria,
+            run=run,
             reader=found.reader,
             recipe=isolation.recipe,
         )
-        return _played(setup, isolation, found.place, criteria, run)
+        return _played(scenario, isolation, found.place)
 
 
 def audit_record(
@@ -153,7 +152,7 @@ def audit_record(
         found = _read(truth, reading, run)
         images = relabel(found.images, held)
         named = named_as(held, network_of(recipe, images.shape, len(images.classes), seed_of(run.seed, "weights", 0)))
-        setup = Setup(
+        scenario = Scenario(
             model=recipe,
             weights=named.weights,
             data=images,
@@ -163,16 +162,13 @@ def audit_record(
             threat=threat,
             plan=held.plan,
             partition=IID(clients=1),
-            images=held.plan.images,
-            draws=1,
-            seed=run.seed,
-            memory=run.memory,
-            device=device_of(run.device),
-            iterates=criteria.iterates,
+            selection=Victims(images=held.plan.images),
+            criteria=criteria,
+            run=run,
             reader=found.reader,
             recipe=isolation.recipe,
         )
-        return _played(setup, isolation, found.place, criteria, run)
+        return _played(scenario, isolation, found.place)
 
 
 def perform(experiment: Experiment) -> Report:
@@ -219,26 +215,29 @@ def _claimed(record: Record, place: Path, given: list[Defense]) -> Defense:
     return told[0]
 
 
-def _played(setup: Setup, isolation: Isolation, place: str, criteria: Criteria, run: Run) -> Report:
-    if setup.attacks == attacks_of(STANDARD):  # before the check, whose findings another setup would make again
-        setup = replace(setup, attacks=[*setup.attacks, *isolation.as_these(setup.untried)])
-    setup.check()
+def _played(scenario: Scenario, isolation: Isolation, place: str) -> Report:
+    """Check a scenario, play the jobs that are not done yet, and report."""
+    run = scenario.run
+    checked = Feasibility(scenario)
+    if scenario.attacks == attacks_of(STANDARD):
+        scenario = replace(scenario, attacks=[*scenario.attacks, *isolation.as_these(checked.untried)])
+        checked = Feasibility(scenario)
+    checked.check()
     out = None if run.out is None else Path(run.out)
     if out is not None:
         made(out)
-    index = study_index(out, setup.data, setup.source, place, run.force)
-    player = Player(setup, Scorer(setup.data, index, bool(setup.label_shape)))
-    identity = setup.identity(index)
-    with claimed(out, identity, setup.jobs, run.force, identity.cloak if out is not None else Cloak(None)) as store:
-        settings = isolation.added_to(settings_of(setup, player, criteria), setup.attacks)
-        store.note(settings=settings.to_dict(), jobs=[[*job, count] for job, count in setup.jobs.items()])
-        todo = [job for job in setup.jobs if job not in store]
-        total = sum(setup.jobs.values())
-        with (
-            unchanged(setup.code, out),
-            watching(total, total - sum(setup.jobs[j] for j in todo), run.progress) as during,
-        ):
+    index = study_index(out, scenario.data, scenario.source, place, run.force)
+    scorer = Scorer(scenario.data, index, bool(scenario.label_shape))
+    player = Player(scenario, scorer, checked.wrong_layer is not None)
+    identity, jobs = scenario.identity(index), jobs_of(scenario)
+    sizes = {job.key: job.rows for job in jobs}
+    with claimed(out, identity, sizes, run.force, identity.cloak if out is not None else Cloak(None)) as store:
+        settings = isolation.added_to(settings_of(checked, player), scenario.attacks)
+        store.note(settings=settings.to_dict(), jobs=[[*key, count] for key, count in sizes.items()])
+        todo = [job for job in jobs if job.key not in store]
+        done = sum(sizes.values()) - sum(job.rows for job in todo)
+        with unchanged(scenario.code, out), watching(sum(sizes.values()), done, run.progress) as during:
             for job in todo:
-                with during(job, setup.jobs[job]):
-                    store.add(job, *player(job))
-        return finish(store, Settings.of(store.cloak(settings.to_dict())), setup.data.classes)
+                with during(job.key, job.rows):
+                    store.add(job.key, *player(job))
+        return finish(store, Settings.of(store.cloak(settings.to_dict())), scenario.data.classes)

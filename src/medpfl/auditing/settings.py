@@ -8,10 +8,10 @@ from medpfl.auditing.aggregation import aggregates, decrypts, staying
 from medpfl.auditing.bounds import bounds_of
 from medpfl.auditing.defense_parts import discloses, server_only, server_side
 from medpfl.auditing.epsilon import spent
+from medpfl.auditing.feasibility import Feasibility
 from medpfl.auditing.player import Player
 from medpfl.auditing.recorded import Recorded
-from medpfl.auditing.setup import Setup
-from medpfl.core.experiments.groups import Criteria
+from medpfl.auditing.scenario import Scenario
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.roles import NO_DEFENSE
 from medpfl.data.images import LabelledImages
@@ -27,89 +27,91 @@ _IN_CLEAR = (
 )
 
 
-def settings_of(setup: Setup, player: Player, criteria: Criteria) -> Settings:
+def settings_of(checked: Feasibility, player: Player) -> Settings:
     """Return the settings of an audit. No path, no name of an image, a patient or a class is in them."""
-    data, found = setup.data, {repr(d): one.to_dict() for d, one in player.disclosures().items()}
+    scenario = checked.scenario
+    data, found = scenario.data, {repr(d): one.to_dict() for d, one in player.disclosures().items()}
     known = {p for p in data.patients if p is not None}
-    recorded = next((d for d in setup.defenses if isinstance(d, Recorded)), None)
+    recorded = next((d for d in scenario.defenses if isinstance(d, Recorded)), None)
     return Settings(
         experiment={
-            "data": setup.source,
-            "model": repr(setup.model),
-            "attacks": [repr(a) for a in setup.attacks],
-            "defenses": [repr(d) for d in setup.defenses],
-            "images": setup.images,
-            "images_per_update": setup.plan.images,
-            "draws": setup.draws,
-            "plan": repr(setup.plan),
-            "partition": repr(setup.partition),
-            "weights": _origin(setup),
-            "memory_gib": setup.memory,
-            "victims_per_stack": setup.stack(NO_DEFENSE),
+            "data": scenario.source,
+            "model": repr(scenario.model),
+            "attacks": [repr(a) for a in scenario.attacks],
+            "defenses": [repr(d) for d in scenario.defenses],
+            "images": scenario.selection.images,
+            "images_per_update": scenario.plan.images,
+            "draws": scenario.selection.draws,
+            "plan": repr(scenario.plan),
+            "partition": repr(scenario.partition),
+            "weights": _origin(scenario),
+            "memory_gib": scenario.run.memory,
+            "victims_per_stack": scenario.stack(NO_DEFENSE),
         },
-        grants=tuple(setup.adversary.grants),
+        grants=tuple(scenario.adversary.grants),
         data={
-            "source": setup.source,
+            "source": scenario.source,
             "classes": {f"class {i}": int((data.labels == i).sum()) for i in range(len(data.classes))},
             "images": len(data),
             "shape": list(data.shape),
             "patients": len(known) or None,
             "skipped": len(data.skipped),
         },
-        model={"parameters": sum(p.numel() for p in setup.network(0).parameters()), "outputs": setup.outputs},
+        model={"parameters": sum(p.numel() for p in scenario.network(0).parameters()), "outputs": scenario.outputs},
         versions=versions(),
-        device=str(setup.device),
-        seed=setup.seed,
+        device=str(scenario.device),
+        seed=scenario.run.seed,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        assumed=tuple(_IN_CLEAR.format(defense) for defense in filter(decrypts, setup.defenses)),
-        server_side=tuple(server_side(setup.defenses)),
-        server_only=tuple(server_only(setup.defenses)),
-        notes=(*_notes(setup), *(f"{spec}: {problem}" for spec, one in found.items() for problem in one["problems"])),
+        assumed=tuple(_IN_CLEAR.format(defense) for defense in filter(decrypts, scenario.defenses)),
+        server_side=tuple(server_side(scenario.defenses)),
+        server_only=tuple(server_only(scenario.defenses)),
+        notes=(*_notes(checked), *(f"{spec}: {problem}" for spec, one in found.items() for problem in one["problems"])),
         disclosure=found,
-        privacy=spent(setup.defenses, setup.plan, criteria.delta, setup.network(0)) or None,
-        bounds=bounds_of(setup, player.scorer) or None,
+        privacy=spent(scenario.defenses, scenario.plan, scenario.criteria.delta, scenario.network(0)) or None,
+        bounds=bounds_of(scenario, player.scorer) or None,
         record=None if recorded is None else {"defense": repr(recorded.claimed), **player.difference(recorded)},
-        tolerance=criteria.tolerance,
+        tolerance=scenario.criteria.tolerance,
     )
 
 
-def _origin(setup: Setup) -> str:
-    if isinstance(setup.model, Checkpoint) and setup.weights is None:
-        return f"of a training, round {setup.model.round}"
-    return "untrained" if setup.weights is None else "given"
+def _origin(scenario: Scenario) -> str:
+    if isinstance(scenario.model, Checkpoint) and scenario.weights is None:
+        return f"of a training, round {scenario.model.round}"
+    return "untrained" if scenario.weights is None else "given"
 
 
-def _notes(setup: Setup) -> list[str]:
-    notes = []
-    twice = sum(map(discloses, setup.defenses)) if len(setup.threat.told) > 1 else 0
+def _notes(checked: Feasibility) -> list[str]:
+    scenario, notes = checked.scenario, []
+    twice = sum(map(discloses, scenario.defenses)) if len(scenario.threat.told) > 1 else 0
     if twice:
         some = "1 defense is" if twice == 1 else f"{twice} defenses are"
         notes.append(
             f"{some} attacked twice, without and with what it discloses of itself: --grant defense, or --naive, "
             "takes half the time"
         )
-    if any(isinstance(d, Recorded) for d in setup.defenses):
+    if any(isinstance(d, Recorded) for d in scenario.defenses):
         notes.append("plan, weights and image size are those of the record; options that name others are not used")
-    if setup.wrong_layer is not None:
-        notes.append(f"{setup.wrong_layer} has a second derivative that is not that of what it computes")
-    if setup.data.masks is not None:
+    if checked.wrong_layer is not None:
+        notes.append(f"{checked.wrong_layer} has a second derivative that is not that of what it computes")
+    if scenario.data.masks is not None:
         pixelwise = "the model gives a class for every pixel: the truth is an image and a mask"
-        notes.append(pixelwise if setup.label_shape else "the model gives a class for an image: masks are not used")
-    for defense in filter(aggregates, setup.defenses):
-        each = staying(defense, setup.clients)
+        notes.append(pixelwise if scenario.label_shape else "the model gives a class for an image: masks are not used")
+    for defense in filter(aggregates, scenario.defenses):
+        each = staying(defense, scenario.clients)
         clear = ", which it is assumed to get in clear" if decrypts(defense) else ""
         notes.append(
             f"{defense!r}: the server gets the sum of {each} clients' updates{clear}, and attacks read back all "
-            f"{each * setup.plan.images} images of it; the undefended control is of the same clients one by one"
+            f"{each * scenario.plan.images} images of it; the undefended control is of the same clients one by one"
         )
-    if setup.untried:
-        names = [repr(attack).removesuffix("()") for attack in setup.untried]
+    if checked.untried:
+        names = [repr(attack).removesuffix("()") for attack in checked.untried]
         flags = " ".join(f'--attack "{name}"' if "(" in name else f"--attack {name}" for name in names)
         notes.append(f"not run, though made for models like this one: {' and '.join(names)} ({flags})")
-    attacked = len(setup.victims) * setup.plan.images
-    if attacked < setup.images:
-        notes.append(f"{attacked} images are attacked, not {setup.images}: updates are of {setup.plan.images} images")
-    return notes + of_reading(setup.data)
+    attacked = len(scenario.victims) * scenario.plan.images
+    if attacked < scenario.selection.images:
+        asked, each = scenario.selection.images, scenario.plan.images
+        notes.append(f"{attacked} images are attacked, not {asked}: updates are of {each} images")
+    return notes + of_reading(scenario.data)
 
 
 def of_reading(data: LabelledImages) -> list[str]:

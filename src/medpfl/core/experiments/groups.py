@@ -23,9 +23,9 @@ class Reading(Options):
         channels: 1 gray, 3 color; ``None``: as the images are.
     """
 
-    size: int = option(32, "edge of the images in pixels", least=1, most=limits.SIDE)
-    fit: Literal["crop", "squash"] = option("crop", "how an image becomes square")
-    channels: Literal[1, 3] | None = option(None, "1 gray, 3 color; unset: as the images are")
+    size: int = option(32, "edge of the images in pixels", least=1, most=limits.SIDE, told=False)
+    fit: Literal["crop", "squash"] = option("crop", "how an image becomes square", told=False)
+    channels: Literal[1, 3] | None = option(None, "1 gray, 3 color; unset: as the images are", told=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,15 @@ class ClientImages(Reading):
         clients: in place of the partition's own number; secure aggregation sums the updates of all of them.
     """
 
-    partition: object = option("IID(clients=1)", "IID(clients=...) or Dirichlet(alpha=..., clients=...)", kind=str)
+    partition: object = option(
+        "IID(clients=1)", "IID(clients=...) or Dirichlet(alpha=..., clients=...)", kind=str, told=False
+    )
     clients: int | None = option(
         None,
         "clients of the partition, in place of its own number; secure aggregation sums over all of them",
         least=1,
         most=limits.CLIENTS,
+        told=False,
     )
 
 
@@ -72,10 +75,14 @@ class Cohort(ClientImages):
     """
 
     validation: object = option(
-        None, "images for the scores; unset: MedMNIST's own, else a part held out", kind=str | None
+        None, "images for the scores; unset: MedMNIST's own, else a part held out", kind=str | None, told=False
     )
-    test: object = option(None, "images for the final scores; unset: MedMNIST's own, else none", kind=str | None)
-    holdout: int = option(5, "without validation images: one in so many is held out", least=2, most=limits.IMAGES)
+    test: object = option(
+        None, "images for the final scores; unset: MedMNIST's own, else none", kind=str | None, told=False
+    )
+    holdout: int = option(
+        5, "without validation images: one in so many is held out", least=2, most=limits.IMAGES, told=False
+    )
     partition: object = again(ClientImages, "partition", "IID(clients=4)")
 
 
@@ -96,9 +103,14 @@ class Criteria(Options):
         "share of images: 'no leak found' needs 95 % confidence that fewer are read back or recognized",
         above=0,
         below=1,
+        told=False,
     )
     delta: float = option(
-        1e-5, "delta of the reported (epsilon, delta); well below one over a client's images", above=0, below=1
+        1e-5,
+        "delta of the reported (epsilon, delta); well below one over a client's images",
+        above=0,
+        below=1,
+        told=False,
     )
     iterates: bool = option(False, "score the iterate nearest to the truth too, which no attacker can pick")
 
@@ -126,7 +138,8 @@ class Run(Options):
         None,
         "run attacks in a process that no private image enters; no sandbox: same user, same files; "
         "unset: those given as file.py:Name or package.module:Name",
+        told=False,
     )
-    out: str | Path | None = option(None, "run directory; the same command continues it", kind=str | None)
-    force: bool = option(False, "discard what another experiment left in --out")
-    progress: bool = option(False, "")
+    out: str | Path | None = option(None, "run directory; the same command continues it", kind=str | None, told=False)
+    force: bool = option(False, "discard what another experiment left in --out", told=False)
+    progress: bool = option(False, "", told=False)

@@ -69,6 +69,7 @@ class Entry(NamedTuple):
         kind: its type, as annotated.
         help: what the command line says of it; ``""``: neither it nor a YAML file takes it.
         bounds: of its numbers.
+        told: whether rows depend on it, so that it tells one run from another.
     """
 
     group: str
@@ -76,6 +77,7 @@ class Entry(NamedTuple):
     kind: Any
     help: str
     bounds: Bounds
+    told: bool
 
 
 def option(
@@ -87,6 +89,7 @@ def option(
     most: float | None = None,
     below: float | None = None,
     kind: Any = None,
+    told: bool = True,
     shown: bool = False,
 ) -> Any:
     """Return the field of an option.
@@ -96,9 +99,10 @@ def option(
         text: its help; ``""``: neither the command line nor a YAML file takes it.
         least, above, most, below: bounds of a number.
         kind: its type on the command line, if the field takes objects too.
+        told: whether rows depend on it, so that it tells one run from another.
         shown: whether the spec of a part always states it (`medpfl.core.spec.shown`).
     """
-    metadata = {"option": (text, Bounds(least, above, most, below), kind), "shown": shown}
+    metadata = {"option": (text, Bounds(least, above, most, below), kind, told), "shown": shown}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -107,8 +111,8 @@ def option(
 def again(owner: type, name: str, default: Any, text: str | None = None) -> Any:
     """Return the field of an option that another class states, with another default, or another help."""
     (found,) = (one for one in fields(owner) if one.name == name)
-    help_, bounds, kind = found.metadata["option"]
-    return option(default, text or help_, **bounds._asdict(), kind=kind)
+    help_, bounds, kind, told = found.metadata["option"]
+    return option(default, text or help_, **bounds._asdict(), kind=kind, told=told)
 
 
 def group(default: T, *, without: tuple[str, ...] = (), texts: Mapping[str, str] | None = None) -> T:
@@ -138,9 +142,9 @@ def options_in(experiment: type) -> dict[str, Entry]:
                 if name not in without
             }
         elif "option" in one.metadata:
-            text, bounds, kind = one.metadata["option"]
+            text, bounds, kind, told = one.metadata["option"]
             default = one.default if one.default_factory is MISSING else one.default_factory()
-            found[one.name] = Entry("", default, kind or kinds[one.name], text, bounds)
+            found[one.name] = Entry("", default, kind or kinds[one.name], text, bounds, told)
     return found
 
 
@@ -205,3 +209,8 @@ class Options:
         known = {name: entry.group for name, entry in options_in(type(self)).items() if entry.help}
         found = {name: getattr(getattr(self, group) if group else self, name) for name, group in known.items()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+    def told(self) -> dict[str, Any]:
+        """Return the options on which rows depend."""
+        known = options_in(type(self))
+        return {name: value for name, value in self.options().items() if known[name].told}

@@ -1,0 +1,127 @@
+"""What of an audit cannot work, found before any work is done."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from medpfl import attacks as attack_package
+from medpfl.auditing.aggregation import aggregates, check_sum
+from medpfl.auditing.defense_parts import at_client
+from medpfl.auditing.jobs import told_of
+from medpfl.auditing.scenario import Scenario
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Attack, Defense
+from medpfl.core.spec import registry
+from medpfl.federated.ready import check_separable, prepare
+from medpfl.inputs.parts import GivenModel
+from medpfl.inspection.derivatives import check_derivatives
+from medpfl.metrics.pixel import ssim
+from medpfl.runs.environment import explained, generator_of, naming
+
+__all__ = ["Feasibility"]
+
+
+class Feasibility:
+    """The checks of a scenario, each of which is made once.
+
+    Args:
+        scenario: of the audit.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+
+    def check(self) -> None:
+        """Raises `InputError` for what cannot work."""
+        scenario = self.scenario
+        if not scenario.attacks:
+            raise InputError("no attack was given: 'medpfl list' names them")
+        _ = scenario.code  # before any of it runs
+        self._check_draws()
+        for defense in scenario.defenses:
+            with explained(f"{defense!r} cannot be asked what it does"):
+                self._check_defense(defense)
+        ssim(scenario.probe, scenario.probe)  # refuses images that are too small for it
+        _ = scenario.outputs, self.wrong_layer, *map(scenario.stack, scenario.defenses)  # all run the network
+        if scenario.plan.loss == "dice" and not scenario.label_shape:
+            raise InputError("loss dice is of masks, and this model gives one class for an image: use cross_entropy")
+        self._check_attacks()
+
+    def _check_draws(self) -> None:
+        scenario, draws = self.scenario, self.scenario.selection.draws
+        if draws > 1 and (scenario.weights is not None or isinstance(scenario.model, GivenModel)):
+            raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
+        if draws > 1 and _equal(scenario.network(0), scenario.network(1)):
+            raise InputError(
+                f"{draws} draws of untrained weights were asked for, but two draws of this model have the same: "
+                "it loads or sets its own; leave --draws at 1"
+            )
+
+    def _check_defense(self, defense: Defense) -> None:
+        if at_client(defense).acts("gradient"):
+            with naming(defense):
+                check_separable(prepare(self.scenario.network(0), self.scenario.plan))
+        if aggregates(defense):
+            check_sum(defense, self.scenario.clients, self.scenario.plan)
+        told_of(defense, self.scenario.threat)
+
+    def _check_attacks(self) -> None:
+        """Every attack, on the model as each defense leaves it."""
+        for defense, (ready, plans) in zip(self.scenario.defenses, self.scenario.scenes(), strict=True):
+            for attack in self.scenario.attacks:
+                with naming(attack), explained("it cannot look at this model"):
+                    self.scenario.placed(attack, defense).check(ready, plans, self.scenario.data.shape)
+
+    @cached_property
+    def untried(self) -> list[Attack]:
+        """Attacks that are made for models like this one, and are not run.
+
+        They refuse most models and not this one, under any of its defenses, or have settings for it.
+        """
+        run, registered = {_home(type(attack)) for attack in self.scenario.attacks}, registry(attack_package).values()
+        kinds = [kind for kind in registered if _home(kind) not in run and kind.specialized]
+        network = None
+        with suppress(InputError), explained("it cannot be made ready"):  # which is for `check` to say
+            for ready, plans in self.scenario.scenes() if kinds else ():
+                kinds = [kind for kind in kinds if self._takes(kind(), ready, plans)]
+            network = self.scenario.network(0)
+        if network is None:
+            return []
+        suited: list[Attack] = []
+        for attack in self.scenario.attacks:
+            with explained(f"{type(attack).__name__} cannot say which settings suit this model"):
+                suited += [
+                    found
+                    for found in self.scenario.placed(attack).suited(network)
+                    if found not in self.scenario.attacks
+                ]
+        return [kind() for kind in kinds] + suited
+
+    def _takes(self, attack: Attack, ready: nn.Module, plans: tuple[Plan, ...]) -> bool:
+        with suppress(InputError), explained("it cannot be run as the check runs it"):
+            attack.check(ready, plans, self.scenario.data.shape)
+            return True
+        return False
+
+    @cached_property
+    def wrong_layer(self) -> str | None:
+        """The layer whose second derivative is wrong, if any."""
+        network, few = self.scenario.network(0), min(2, self.scenario.plan.batch_size)
+        images = torch.rand(few, *self.scenario.data.shape, generator=generator_of(0, "probe")).to(self.scenario.device)
+        return check_derivatives(network, images, self.scenario.outputs, self.scenario.plan)
+
+
+def _home(kind: type) -> tuple[str, str]:
+    """What a class is called; that of an attack in a process of its own is made anew, under the same name."""
+    return kind.__module__, kind.__qualname__
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks have the same trained weights."""
+    pairs = zip(one.parameters(), other.parameters(), strict=False)
+    return all(torch.equal(a, b) for a, b in pairs if a.requires_grad)
