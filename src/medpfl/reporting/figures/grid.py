@@ -30,40 +30,45 @@ def draw_grid(title: str, rows: Sequence[Sequence[Tile]], side: int = 128) -> by
         side: about the longer side of a picture in pixels. Its own pixels stay squares, enlarged by a whole factor:
             smoothing would look like a better guess.
     """
-    import matplotlib.style
     import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from PIL import Image
 
     shape = rows[0][0][0].shape[:2]
     factor = max(1, round(side / max(shape)))
     height, width = (factor * pixels for pixels in shape)
-    column, number = max(width, side) + _GAP, max(map(len, rows))
-    # No text is higher than 100 pixels and 2 more a letter; what is left at the bottom is cut off.
-    letters = len(title) + sum(max(len(caption) for _, caption in row) for row in rows)
-    y = tall = 100 + len(rows) * (height + 100) + 2 * letters
-    with matplotlib.style.context("default"):
-        figure = Figure((number * column / _DPI, tall / _DPI), _DPI, facecolor="white")
-        y -= _GAP + _height(figure.text(_EDGE / column / number, 1 - _GAP / tall, title, **_HEAD))
-        parts = figure.subfigures(1, number, squeeze=False)[0]  # matplotlib wraps a text at the border of its subfigure
-        tops = []
-        for row in rows:
-            tops.append(tall - y + _EDGE)
-            y -= height + _EDGE
-            words = zip(parts, (caption for _, caption in row), strict=False)
-            texts = [part.text(_EDGE / column, (y - 4) / tall, caption, **_CAPTION) for part, caption in words]
-            y -= max(map(_height, texts)) + _EDGE
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-    sheet = np.pad(
-        np.asarray(canvas.buffer_rgba())[: tall - y, :, :3], ((0, 0), (_EDGE, _EDGE), (0, 0)), constant_values=255
-    )
+    column = max(width, side) + _GAP
+    words, tops = _words(title, [[caption for _, caption in row] for row in rows], height, column)
+    sheet = np.pad(words, ((0, 0), (_EDGE, _EDGE), (0, 0)), constant_values=255)
     for top, row in zip(tops, rows, strict=True):
         for i, (array, _) in enumerate(row):
             squares = array.reshape(*shape, -1).repeat(factor, 0).repeat(factor, 1)
             sheet[top : top + height, _GAP + i * column :][:, :width] = squares
     return png(Image.fromarray(sheet))
+
+
+def _words(title: str, rows: Sequence[Sequence[str]], height: int, column: int) -> tuple[np.ndarray, list[int]]:
+    """Return a sheet with title and captions alone, and where the pictures of each row begin."""
+    import matplotlib.style
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    number, tops = max(map(len, rows)), []
+    # No text is higher than 100 pixels and 2 more a letter; what is left at the bottom is cut off.
+    y = tall = 100 + len(rows) * (height + 100) + 2 * (len(title) + sum(max(map(len, row)) for row in rows))
+    with matplotlib.style.context("default"):
+        figure = Figure((number * column / _DPI, tall / _DPI), _DPI, facecolor="white")
+        y -= _GAP + _height(figure.text(_EDGE / column / number, 1 - _GAP / tall, title, **_HEAD))
+        parts = figure.subfigures(1, number, squeeze=False)[0]  # matplotlib wraps a text at the border of its subfigure
+        for row in rows:
+            tops.append(tall - y + _EDGE)
+            y -= height + _EDGE
+            places = zip(parts, row, strict=False)
+            texts = [part.text(_EDGE / column, (y - 4) / tall, caption, **_CAPTION) for part, caption in places]
+            y -= max(map(_height, texts)) + _EDGE
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[: tall - y, :, :3], tops
 
 
 def _height(text: Text) -> int:
