@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import nibabel
@@ -11,11 +12,13 @@ import torch
 from PIL import Image
 
 from medpfl import data
+from medpfl.core.errors import InputError
 from medpfl.core.roles import DataSource
 from medpfl.core.spec import build, registry
 from medpfl.data import Arrays, Dicom, ImageFolder, Kaggle, MedMNIST, Nifti, Samples, Segmented, Thresholded
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import IID
+from medpfl.data.target import LimitedTarget, Target
 from tests.data.made_dicom import dicom
 
 MARK = "Zyxwvut"
@@ -141,3 +144,57 @@ def test_images_can_be_dealt_to_clients(name, source):
     assert sorted(i for client in clients for i in client.tolist()) == list(range(len(loaded)))
     owners = [{loaded.patients[i] for i in client.tolist()} - {None} for client in clients]
     assert len(owners) < 2 or not owners[0] & owners[1]
+
+
+WRONG = {
+    "size": {
+        7: "size=7 .* 8 or more",
+        4097: "at most 4096",
+        32.0: "size=32.0 ",
+        True: "size=True ",
+        "32": "size='32' ",
+    },
+    "fit": {"crops": "did you mean 'crop'", None: "there is no fit None; known: crop, squash"},
+    "channels": {2: "channels=2 ", True: "channels=True ", "3": "channels='3' "},
+    "limit": {0: "limit=0 .* 1 or more", 2.0: "limit=2.0 ", True: "limit=True ", None: "limit=None "},
+}
+
+
+@SOURCES
+def test_size_fit_channels_and_limit_are_those_of_every_source(name, source):
+    assert isinstance(source, Target)
+    limited = isinstance(source, LimitedTarget)
+    assert [field.name for field in fields(source) if field.name in WRONG] == list(WRONG)[: 3 + limited]
+    for argument in list(WRONG)[: 3 + limited]:
+        for value, message in WRONG[argument].items():
+            with pytest.raises(InputError, match=message):
+                replace(source, **{argument: value})
+
+
+@SOURCES
+def test_a_source_is_equal_to_one_of_the_same_arguments_except_in_memory(name, source):
+    assert source == source
+    assert (source == replace(source)) is (name != "Arrays")
+    assert source != replace(source, fit="squash")
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        (ImageFolder("x", 64, "squash", 3, 7), "ImageFolder(size=64, fit='squash', channels=3, limit=7)"),
+        (Dicom("x", None, "file", (40, 400), 64), "Dicom(group='file', window=(40, 400), size=64)"),
+        (Nifti("x", "volume", None, 1, 64), "Nifti(plane='volume', frame=1, size=64)"),
+        (MedMNIST("x", "test", 2, False, 64), "MedMNIST(split='test', column=2, size=64)"),
+        (Kaggle("melanoma", None, "test", 64), "Kaggle(name='melanoma', split='test', size=64)"),
+        (
+            Segmented("x", 64, "crop", 1, 7, "volume", 1),
+            "Segmented(size=64, channels=1, limit=7, plane='volume', frame=1)",
+        ),
+        (Arrays([], None, None, None, 64, "squash"), "Arrays(size=64, fit='squash')"),
+        (Thresholded("x", 64, "squash", 3), "Thresholded(size=64, fit='squash', channels=3)"),
+        (Samples(64, "squash", 3), "Samples(size=64, fit='squash', channels=3)"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+def test_arguments_keep_their_order(source, written):
+    assert repr(source) == written

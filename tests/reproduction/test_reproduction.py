@@ -380,8 +380,8 @@ def test_panels_are_private_and_made_again_from_rows(data, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in found.pictures} == {0o600}
     assert {path.parent for path in found.pictures} == {tmp_path / "out-runs" / "panels"}
     with Image.open(found.pictures[0]) as image:
-        assert image.width == 3 * 138 + 10, "truth, guess, and the guess under one defense"
-        assert image.height > 3 * 138, "worst, median, best"
+        assert image.width == 3 * (128 + 16) + 16, "truth, guess, and the guess under one defense"
+        assert image.height > 3 * (128 + 16), "worst, median, best"
     kept = {path: path.read_bytes() for path in found.pictures}
     for path in found.pictures:
         path.unlink()

@@ -368,6 +368,9 @@ class Model(Part):
 class DataSource(Part):
     """Reads labelled images. Final classes are frozen dataclasses."""
 
+    def __post_init__(self) -> None:
+        """Raise `InputError` for an argument that is out of range; each base of a source checks its own."""
+
     def load(self) -> Any:
         """Return the images, as a `medpfl.data.images.LabelledImages`."""
         raise NotImplementedError

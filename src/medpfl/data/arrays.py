@@ -16,7 +16,8 @@ from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages, check_numbered
 from medpfl.data.reading.intensity import unit
 from medpfl.data.reading.listing import spread
-from medpfl.data.reading.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
+from medpfl.data.reading.resize import fitted, fitted_volume, stacked
+from medpfl.data.target import LimitedTarget
 
 __all__ = ["Arrays"]
 
@@ -24,7 +25,15 @@ _CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Arrays(DataSource):
+class _Images(DataSource):  # the arguments before those of `LimitedTarget`
+    images: Any = field(repr=False)
+    labels: Any = field(default=None, repr=False)
+    classes: Sequence[str] | None = field(default=None, repr=False)
+    patients: Sequence[str | None] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Arrays(LimitedTarget, _Images):
     """Images in memory: arrays or tensors with labels, a PyTorch data set, or pairs (image, label).
 
     uint8 and uint16 are divided by 255 and 65535; floats must lie in [0, 1], without normalization. An image
@@ -36,7 +45,7 @@ class Arrays(DataSource):
         classes: names in the order of the numbers; ``None``: the numbers.
         patients: N ids, for the key file only; ``None``: unknown.
         size: of all sides; ``None``: as they are, if all are alike.
-        fit, channels: as in `ImageFolder`.
+        fit, channels: as in `medpfl.data.target.Target`.
         limit: at most this many images: of arrays evenly over the classes, of a data set evenly over its
             places, of another iterable the first.
 
@@ -44,18 +53,10 @@ class Arrays(DataSource):
         InputError: an argument is out of range.
     """
 
-    images: Any = field(repr=False)
-    labels: Any = field(default=None, repr=False)
-    classes: Sequence[str] | None = field(default=None, repr=False)
-    patients: Sequence[str | None] | None = field(default=None, repr=False)
-    size: int | None = None
-    fit: Fit = "crop"
-    channels: int | None = None
-    limit: int = 2000
+    size: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]  (here only, images may stay as they are)
 
     def __post_init__(self) -> None:
-        check_target(8 if self.size is None else self.size, self.fit, self.channels)
-        check_limit(self.limit)
+        super().__post_init__()
         if isinstance(self.images, str) or (not isinstance(self.images, Iterable) and not _is_dataset(self.images)):
             raise InputError("Arrays takes arrays, a data set or pairs (image, label): give it from Python")
 

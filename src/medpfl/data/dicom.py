@@ -13,22 +13,29 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError, listed, nearest
-from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.data.reading.dicom_headers import DicomFile, list_dicom, why_unread
 from medpfl.data.reading.dicom_pixels import dicom_frames, quiet
 from medpfl.data.reading.file_labels import Place, label_files
 from medpfl.data.reading.index import Patients, read_patients
 from medpfl.data.reading.listing import first, spread
-from medpfl.data.reading.resize import Fit, check_limit, check_target, fitted, stacked
+from medpfl.data.reading.resize import fitted, stacked
+from medpfl.data.target import LimitedTarget, Located
 
 __all__ = ["Dicom"]
 
 Group = Literal["patient", "study", "series", "file"]
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class _Files(Located):  # the arguments before those of `LimitedTarget`
+    labels: str | None = field(default=None, repr=False)
+    group: Group = "patient"
+    window: tuple[float, float] | None = None
+
+
 @dataclass(frozen=True, repr=False)
-class Dicom(DataSource):
+class Dicom(LimitedTarget, _Files):
     """DICOM files as a viewer shows them, every frame an image, with patients from their headers.
 
     Rescaled, windowed by the file's VOI LUT or window (by `window` if given), MONOCHROME1 inverted; 16 bits
@@ -42,26 +49,15 @@ class Dicom(DataSource):
         group: what counts as one patient: ``"patient"`` (PatientID; ``patient_id`` in ``index.csv`` goes
             before it), ``"study"``, ``"series"`` or ``"file"``.
         window: center and width after the rescaling, such as (40, 400) for a CT of the abdomen.
-        size, fit, channels: as in `ImageFolder`; pixels that are not square are made so.
+        size, fit, channels: as in `medpfl.data.target.Target`; pixels that are not square are made so.
         limit: at most this many images, evenly over classes and over files and frames in their order.
 
     Raises:
         InputError: an argument is out of range.
     """
 
-    path: str | os.PathLike[str] = field(repr=False)
-    labels: str | None = field(default=None, repr=False)
-    group: Group = "patient"
-    window: tuple[float, float] | None = None
-    size: int = 32
-    fit: Fit = "crop"
-    channels: int | None = None
-    limit: int = 2000
-
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", os.fspath(self.path))
-        check_target(self.size, self.fit, self.channels)
-        check_limit(self.limit)
+        super().__post_init__()
         if self.group not in get_args(Group):
             raise InputError(f"there is no group {self.group!r}; {nearest(str(self.group), get_args(Group))}")
         if self.window is not None:

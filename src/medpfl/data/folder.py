@@ -5,25 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
-from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.data.reading.decode import decode, pillow_quiet, reason
 from medpfl.data.reading.index import read_patients
 from medpfl.data.reading.listing import first, list_images, printable
-from medpfl.data.reading.resize import Fit, check_limit, check_target, fitted, stacked
+from medpfl.data.reading.resize import Fit, fitted, stacked
+from medpfl.data.target import LimitedTarget, Located
 
 __all__ = ["ImageFolder"]
 
 
 @dataclass(frozen=True, repr=False)
-class ImageFolder(DataSource):
+class ImageFolder(LimitedTarget, Located):
     """PNG, JPEG, BMP and TIFF pictures, with classes and patients from ``index.csv``, or classes from their folders.
 
     A column ``label`` (or ``class``) beside ``file`` in ``index.csv`` gives the classes; without it, they are the
@@ -34,25 +34,11 @@ class ImageFolder(DataSource):
     Attributes:
         path: holds one folder a class, or ``index.csv`` with labels; folders inside those are searched, hidden
             ones and links to folders inside them are not.
-        size: of both sides, at least 8.
-        fit: ``"crop"`` (shorter side to `size`, middle cut out) or ``"squash"`` (both sides to `size`).
-        channels: 1, 3, or ``None``: 1 if every picture is gray, else 3.
-        limit: at most this many pictures, evenly over the classes and over each class's sorted files.
+        size, fit, channels, limit: as in `medpfl.data.target.LimitedTarget`.
 
     Raises:
         InputError: an argument is out of range.
     """
-
-    path: str | os.PathLike[str] = field(repr=False)
-    size: int = 32
-    fit: Fit = "crop"
-    channels: int | None = None
-    limit: int = 2000
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", os.fspath(self.path))
-        check_target(self.size, self.fit, self.channels)
-        check_limit(self.limit)
 
     def load(self) -> LabelledImages:
         """The pictures, by class and then by file. A class of which none could be read is left out.

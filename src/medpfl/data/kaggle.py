@@ -13,7 +13,7 @@ from medpfl.core.roles import DataSource
 from medpfl.data.folder import ImageFolder
 from medpfl.data.images import LabelledImages
 from medpfl.data.reading.decode import reason
-from medpfl.data.reading.resize import Fit, check_limit, check_target
+from medpfl.data.target import LimitedTarget
 
 __all__ = ["Kaggle"]
 
@@ -37,8 +37,15 @@ _SETS: Mapping[str, _Set] = {
 }
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class _Named(DataSource):  # the arguments before those of `LimitedTarget`
+    name: str
+    path: str | os.PathLike[str] | None = field(default=None, repr=False)
+    split: Split = "train"
+
+
 @dataclass(frozen=True, repr=False)
-class Kaggle(DataSource):
+class Kaggle(LimitedTarget, _Named):
     """A public set as Kaggle publishes it: ``"brain_mri"``, ``"covid_xray"`` or ``"melanoma"``.
 
     ``brain_mri``: masoudnickparvar/brain-tumor-mri-dataset (four classes); ``covid_xray``:
@@ -49,25 +56,16 @@ class Kaggle(DataSource):
         name: of the set.
         path: the unpacked folder; ``None`` downloads it, if kagglehub is installed.
         split: ``"train"`` or ``"test"``.
-        size, fit, channels, limit: as in `ImageFolder`.
+        size, fit, channels, limit: as in `medpfl.data.target.LimitedTarget`.
 
     Raises:
         InputError: an argument is out of range.
     """
 
-    name: str
-    path: str | os.PathLike[str] | None = field(default=None, repr=False)
-    split: Split = "train"
-    size: int = 32
-    fit: Fit = "crop"
-    channels: int | None = None
-    limit: int = 2000
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.path is not None:
             object.__setattr__(self, "path", os.fspath(self.path))
-        check_target(self.size, self.fit, self.channels)
-        check_limit(self.limit)
         if self.name not in _SETS:
             raise InputError(f"there is no set '{self.name}'; {nearest(str(self.name), _SETS)}")
         if self.split not in get_args(Split):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,14 +12,14 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError, nearest
-from medpfl.core.roles import DataSource
 from medpfl.data.download import cached
 from medpfl.data.images import LabelledImages, check_numbered
 from medpfl.data.medmnist_sums import SUMS, URL
 from medpfl.data.reading.intensity import unit
 from medpfl.data.reading.listing import spread
 from medpfl.data.reading.npz import Npz
-from medpfl.data.reading.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
+from medpfl.data.reading.resize import fitted, fitted_volume, stacked
+from medpfl.data.target import LimitedTarget, Located
 
 __all__ = ["MedMNIST"]
 
@@ -28,8 +27,15 @@ Split = Literal["train", "val", "test"]
 _CHANNELS = (1, 3)
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class _File(Located):  # the arguments before those of `LimitedTarget`
+    split: Split = "train"
+    column: int | None = None
+    download: bool = field(default=False, repr=False)
+
+
 @dataclass(frozen=True, repr=False)
-class MedMNIST(DataSource):
+class MedMNIST(LimitedTarget, _File):
     """One of the 18 sets of MedMNIST (Yang et al. 2023), 28 to 224 pixels, from its ``.npz`` file.
 
     Sets in three dimensions give volumes (C, D, H, W). A first or last side of 1 or 3 is one of channels. Classes are
@@ -43,25 +49,14 @@ class MedMNIST(DataSource):
         column: of several labels, the one to tell apart, from 0; ``None``: whether there is any.
         download: from Zenodo into ``~/.cache/medpfl`` (or below ``$XDG_CACHE_HOME``), if it is not there
             yet; its published checksum is verified each time.
-        size, fit, channels, limit: as in `ImageFolder`.
+        size, fit, channels, limit: as in `medpfl.data.target.LimitedTarget`.
 
     Raises:
         InputError: an argument is out of range.
     """
 
-    path: str | os.PathLike[str] = field(repr=False)
-    split: Split = "train"
-    column: int | None = None
-    download: bool = field(default=False, repr=False)
-    size: int = 32
-    fit: Fit = "crop"
-    channels: int | None = None
-    limit: int = 2000
-
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", os.fspath(self.path))
-        check_target(self.size, self.fit, self.channels)
-        check_limit(self.limit)
+        super().__post_init__()
         if self.split not in get_args(Split):
             raise InputError(f"there is no split {self.split!r}; {nearest(str(self.split), get_args(Split))}")
         if self.column is not None and (type(self.column) is not int or self.column < 0):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError, nearest
-from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.data.reading.decode import reason
 from medpfl.data.reading.dicom_pixels import quiet
@@ -21,7 +19,7 @@ from medpfl.data.reading.formats import of_other_formats
 from medpfl.data.reading.index import read_patients
 from medpfl.data.reading.listing import files_in, first, printable, spread
 from medpfl.data.reading.masks_among_images import without_masks
-from medpfl.data.reading.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
+from medpfl.data.reading.resize import fitted, fitted_volume, stacked
 from medpfl.data.reading.volumes import (
     PLANES,
     Volume,
@@ -32,6 +30,7 @@ from medpfl.data.reading.volumes import (
     stack_of,
     upright_shape,
 )
+from medpfl.data.target import LimitedTarget, Located
 
 __all__ = ["SUFFIXES", "Nifti", "Plane", "check_plane", "subject"]
 
@@ -42,8 +41,15 @@ Plane = Literal["axial", "coronal", "sagittal", "volume"]
 """How a volume becomes images: slices across an axis, or whole."""
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class _Volumes(Located):  # the arguments before those of `LimitedTarget`
+    plane: Plane = "axial"
+    labels: str | None = field(default=None, repr=False)
+    frame: int | None = None
+
+
 @dataclass(frozen=True, repr=False)
-class Nifti(DataSource):
+class Nifti(LimitedTarget, _Volumes):
     """NIfTI volumes, turned upright by their affine: slices across an axis, or whole volumes.
 
     Values are windowed between the 1st and the 99th percentile of each volume. Slices show the head or the
@@ -57,27 +63,15 @@ class Nifti(DataSource):
         labels: of files without ``index.csv``; see `medpfl.data.reading.file_labels.label_files`. Unlabeled images are
             all of one class. A patient is ``patient_id`` in ``index.csv``, a folder ``sub-...`` (BIDS), or a file.
         frame: which volume of a file that holds a series; ``None``: a file must hold one volume.
-        size: of all sides, at least 8; voxels are made cubic, unless `fit` is ``"squash"``.
-        fit, channels: as in `ImageFolder`.
+        size, fit, channels: as in `medpfl.data.target.Target`; voxels are made cubic, unless `fit` is ``"squash"``.
         limit: at most this many images, evenly over classes and over files and slices in their order.
 
     Raises:
         InputError: an argument is out of range.
     """
 
-    path: str | os.PathLike[str] = field(repr=False)
-    plane: Plane = "axial"
-    labels: str | None = field(default=None, repr=False)
-    frame: int | None = None
-    size: int = 32
-    fit: Fit = "crop"
-    channels: int | None = None
-    limit: int = 2000
-
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", os.fspath(self.path))
-        check_target(self.size, self.fit, self.channels)
-        check_limit(self.limit)
+        super().__post_init__()
         check_plane(self.plane, self.frame)
 
     def load(self) -> LabelledImages:

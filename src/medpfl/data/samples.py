@@ -10,37 +10,28 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
-from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.data.reading.dicom_pixels import dicom_frame
-from medpfl.data.reading.resize import Fit, check_target, fitted, stacked
+from medpfl.data.reading.resize import fitted, stacked
 from medpfl.data.reading.sample_cuts import CROPS, SLICES
 from medpfl.data.reading.volumes import Volume, slice_of, volume
+from medpfl.data.target import Target
 
 __all__ = ["Samples"]
 
 
 @dataclass(frozen=True, repr=False)
-class Samples(DataSource):
+class Samples(Target):
     """CT, MR (structural and functional) and ultrasound from the test files of pydicom and nibabel.
 
     Slices and crops of nine files. A file counts as one patient. Nothing is downloaded.
 
     Attributes:
-        size: of both sides, at least 8.
-        fit: ``"crop"`` or ``"squash"``, for slices that are not square.
-        channels: 1, 3, or ``None``: 1.
+        size, fit, channels: as in `medpfl.data.target.Target`, but that all images are gray unless `channels` is 3.
 
     Raises:
         InputError: an argument is out of range.
     """
-
-    size: int = 32
-    fit: Fit = "crop"
-    channels: int | None = None
-
-    def __post_init__(self) -> None:
-        check_target(self.size, self.fit, self.channels)
 
     def load(self) -> LabelledImages:
         """The samples, as a viewer shows them, sorted by class and file.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
-from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.data.nifti import Plane, check_plane
 from medpfl.data.reading.decode import pillow_quiet, reason
@@ -32,8 +30,9 @@ from medpfl.data.reading.intensity import unit
 from medpfl.data.reading.listing import first, printable, spread
 from medpfl.data.reading.masks import class_of, fitted_mask, numbered
 from medpfl.data.reading.npz import Npz
-from medpfl.data.reading.resize import Fit, check_limit, check_target, fitted, fitted_volume, stacked
+from medpfl.data.reading.resize import fitted, fitted_volume, stacked
 from medpfl.data.reading.volumes import MisplacedError, common_spacing
+from medpfl.data.target import LimitedTarget, Located
 
 __all__ = ["Segmented", "is_segmented"]
 
@@ -44,7 +43,7 @@ Unit = tuple[Path, int | None]
 
 
 @dataclass(frozen=True, repr=False)
-class Segmented(DataSource):
+class Segmented(LimitedTarget, Located):
     """Images, and for each a mask that says which class every pixel is of; 0 is the background.
 
     A folder that holds ``images`` and ``masks``, with the mask of ``images/a.png`` in ``masks/a.png`` (or
@@ -61,7 +60,7 @@ class Segmented(DataSource):
 
     Attributes:
         path: of the folder or file.
-        size, fit, channels: as in `ImageFolder`, and in `Nifti` of volumes; masks go with their images.
+        size, fit, channels: as in `medpfl.data.target.Target`, and in `Nifti` of volumes; masks go with their images.
         limit: at most this many, spread evenly.
         plane: of NIfTI volumes: ``"axial"``, ``"coronal"`` or ``"sagittal"`` slices, or ``"volume"``.
         frame: which volume of a NIfTI image that holds a series.
@@ -70,18 +69,11 @@ class Segmented(DataSource):
         InputError: an argument is out of range.
     """
 
-    path: str | os.PathLike[str] = field(repr=False)
-    size: int = 32
-    fit: Fit = "crop"
-    channels: int | None = None
-    limit: int = 2000
     plane: Plane = "axial"
     frame: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", os.fspath(self.path))
-        check_target(self.size, self.fit, self.channels)
-        check_limit(self.limit)
+        super().__post_init__()
         check_plane(self.plane, self.frame)
 
     def load(self) -> LabelledImages:

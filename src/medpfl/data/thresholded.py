@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
-from medpfl.core.roles import DataSource
 from medpfl.data.choose import source_at
 from medpfl.data.images import LabelledImages
 from medpfl.data.reading.masks import class_of
-from medpfl.data.reading.resize import Fit, check_target
 from medpfl.data.samples import Samples
+from medpfl.data.target import Located, Target
 
 __all__ = ["Thresholded", "otsu"]
 
@@ -22,7 +20,7 @@ _BINS = 256
 
 
 @dataclass(frozen=True, repr=False)
-class Thresholded(DataSource):
+class Thresholded(Target, Located):
     """The images that lie at a place, each with the mask of its own bright or dark part.
 
     The threshold is Otsu's (1979, IEEE Trans. SMC 9(1), 62-66) of the image's gray values, as it is fitted; the side
@@ -31,20 +29,11 @@ class Thresholded(DataSource):
 
     Attributes:
         path: of a folder or file of images, of any kind that is told by itself; or ``"samples"``.
-        size, fit, channels: as in `ImageFolder`.
+        size, fit, channels: as in `medpfl.data.target.Target`.
 
     Raises:
         InputError: an argument is out of range.
     """
-
-    path: str | os.PathLike[str] = field(repr=False)
-    size: int = 32
-    fit: Fit = "crop"
-    channels: int | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", os.fspath(self.path))
-        check_target(self.size, self.fit, self.channels)
 
     def load(self) -> LabelledImages:
         """The images as their own source has them; their classes are those of the masks.

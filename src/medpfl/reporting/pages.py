@@ -20,8 +20,7 @@ from medpfl.reporting.bounds import placed
 from medpfl.reporting.facts import facts, granted, lead
 from medpfl.reporting.figures.bounds import bound_section
 from medpfl.reporting.figures.leak import leak_figure, similarity_figure
-from medpfl.reporting.figures.panels import Panel, panels
-from medpfl.reporting.figures.png import draw_panel
+from medpfl.reporting.figures.panels import Panel, draw_panel, panels
 from medpfl.reporting.flags import FLAGS, Flag
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.patients import patient_rows

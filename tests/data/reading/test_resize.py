@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from medpfl.core.errors import InputError
-from medpfl.data.reading.resize import check_target, fitted, fitted_volume, stacked
+from medpfl.data.reading.resize import fitted, fitted_volume, stacked
 
 SIDES = st.integers(1, 200)
 
@@ -115,22 +114,3 @@ def test_rgb_becomes_gray_as_in_pillow_and_gray_is_repeated():
 def test_color_among_gray_makes_all_color():
     assert stacked([picture(8, 8), picture(8, 8, 3)]).shape == (2, 3, 8, 8)
     assert stacked([picture(8, 8), picture(8, 8)]).shape == (2, 1, 8, 8)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((7, "crop", None), "size=7 .* 8 or more"),
-        ((32.0, "crop", None), "size=32.0"),
-        ((True, "crop", None), "size=True"),
-        (("32", "crop", None), "size='32'"),
-        ((32, "crops", None), "did you mean 'crop'"),
-        ((32, None, None), "known: crop, squash"),
-        ((32, "crop", 2), "channels=2"),
-        ((32, "crop", True), "channels=True"),
-        ((32, "crop", "3"), "channels='3'"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments, message):
-    with pytest.raises(InputError, match=message):
-        check_target(*arguments)

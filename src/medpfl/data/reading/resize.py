@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from medpfl.core.errors import InputError, nearest
-
-__all__ = ["Fit", "check_limit", "check_target", "fitted", "fitted_volume", "stacked"]
+__all__ = ["Fit", "fitted", "fitted_volume", "stacked"]
 
 Fit = Literal["crop", "squash"]
 """How a picture becomes a square: its middle is cut out, or both sides are scaled."""
 
 _LUMA = (0.299, 0.587, 0.114)
 _LONGEST = 8
-_SMALLEST, _LARGEST = 8, 4096
-
-
-def check_target(size: int, fit: str, channels: int | None) -> None:
-    """The shared arguments of the sources.
-
-    Raises:
-        InputError: `size` is not a whole number from 8 to 4096, `fit` is unknown, or `channels` is not
-            None, 1 or 3.
-    """
-    if type(size) is not int or not _SMALLEST <= size <= _LARGEST:
-        raise InputError(f"size={size!r} must be a whole number of pixels, {_SMALLEST} or more and at most {_LARGEST}")
-    if fit not in get_args(Fit):
-        raise InputError(f"there is no fit {fit!r}; {nearest(str(fit), get_args(Fit))}")
-    if channels is not None and (type(channels) is not int or channels not in (1, 3)):
-        raise InputError(f"channels={channels!r} must be None, 1 (gray) or 3 (RGB)")
-
-
-def check_limit(limit: int) -> None:
-    """Raises `InputError` if `limit` is not a whole number of at least 1."""
-    if type(limit) is not int or limit < 1:
-        raise InputError(f"limit={limit!r} must be a whole number of images, 1 or more")
 
 
 def fitted(image: Tensor, size: int, fit: str = "crop", spacing: tuple[float, float] = (1, 1)) -> Tensor:

@@ -1,41 +1,82 @@
-"""Pictures in rows and columns with a line or two under each, as one PNG file."""
+"""Pictures in rows and columns, each with its caption, as one PNG file."""
 
 from __future__ import annotations
 
-import textwrap
+import io
 from collections.abc import Sequence
+from math import ceil
 from typing import TYPE_CHECKING
-
-from medpfl.reporting.figures.panels import png
-from medpfl.reporting.figures.png import FAINT, INK, PAPER, font
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.text import Text
+    from PIL import Image
 
     Tile = tuple[np.ndarray, str]
 
-__all__ = ["draw_grid"]
+__all__ = ["draw_grid", "png"]
 
-_SIDE, _GAP, _LINE, _LETTER = 128, 10, 15, 6.2
+_GAP, _EDGE, _DPI = 16, 8, 100
+_HEAD = {"color": "#16202c", "fontsize": 9, "va": "top", "wrap": True, "parse_math": False}
+_CAPTION = {**_HEAD, "color": "#5a6775", "fontsize": 8}
 
 
-def draw_grid(title: str, rows: Sequence[Sequence[Tile]]) -> bytes:
-    """The PNG of rows of pictures, uint8 (H, W) or (H, W, 3), each with its caption; each pixel stays a square."""
-    from PIL import Image, ImageDraw
+def draw_grid(title: str, rows: Sequence[Sequence[Tile]], side: int = 128) -> bytes:
+    """Return the PNG of rows of pictures with a title above them.
 
-    columns, most = max(map(len, rows)), int(_SIDE / _LETTER)
-    captions = [[textwrap.wrap(caption, most) for _, caption in row] for row in rows]
-    below = _LINE * max(len(lines) for row in captions for lines in row) + _GAP
-    width = columns * (_SIDE + _GAP) + _GAP
-    head = textwrap.wrap(title, int(width / _LETTER))
-    top = _GAP + _LINE * len(head) + _GAP
-    sheet = Image.new("RGB", (width, top + len(rows) * (_SIDE + below)), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, _GAP), "\n".join(head), fill=INK, font=font(11))
-    for i, (row, lines) in enumerate(zip(rows, captions, strict=True)):
-        for j, ((array, _), caption) in enumerate(zip(row, lines, strict=True)):
-            x, y = _GAP + j * (_SIDE + _GAP), top + i * (_SIDE + below)
-            image = Image.fromarray(array).convert("RGB")
-            sheet.paste(image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (x, y))
-            draw.text((x, y + _SIDE + 2), "\n".join(caption), fill=FAINT, font=font(10))
-    return png(sheet)
+    Args:
+        title: wrapped at the width of the whole.
+        rows: pictures of one size, uint8 (H, W) or (H, W, 3), each with a caption, which is wrapped at its width.
+        side: about the longer side of a picture in pixels. Its own pixels stay squares, enlarged by a whole factor:
+            smoothing would look like a better guess.
+    """
+    import numpy as np
+    from PIL import Image
+
+    shape = rows[0][0][0].shape[:2]
+    factor = max(1, round(side / max(shape)))
+    height, width = (factor * pixels for pixels in shape)
+    column = max(width, side) + _GAP
+    words, tops = _words(title, [[caption for _, caption in row] for row in rows], height, column)
+    sheet = np.pad(words, ((0, 0), (_EDGE, _EDGE), (0, 0)), constant_values=255)
+    for top, row in zip(tops, rows, strict=True):
+        for i, (array, _) in enumerate(row):
+            squares = array.reshape(*shape, -1).repeat(factor, 0).repeat(factor, 1)
+            sheet[top : top + height, _GAP + i * column :][:, :width] = squares
+    return png(Image.fromarray(sheet))
+
+
+def _words(title: str, rows: Sequence[Sequence[str]], height: int, column: int) -> tuple[np.ndarray, list[int]]:
+    """Return a sheet with title and captions alone, and where the pictures of each row begin."""
+    import matplotlib.style
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    number, tops = max(map(len, rows)), []
+    # No text is higher than 100 pixels and 2 more a letter; what is left at the bottom is cut off.
+    y = tall = 100 + len(rows) * (height + 100) + 2 * (len(title) + sum(max(map(len, row)) for row in rows))
+    with matplotlib.style.context("default"):
+        figure = Figure((number * column / _DPI, tall / _DPI), _DPI, facecolor="white")
+        y -= _GAP + _height(figure.text(_EDGE / column / number, 1 - _GAP / tall, title, **_HEAD))
+        parts = figure.subfigures(1, number, squeeze=False)[0]  # matplotlib wraps a text at the border of its subfigure
+        for row in rows:
+            tops.append(tall - y + _EDGE)
+            y -= height + _EDGE
+            places = zip(parts, row, strict=False)
+            texts = [part.text(_EDGE / column, (y - 4) / tall, caption, **_CAPTION) for part, caption in places]
+            y -= max(map(_height, texts)) + _EDGE
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[: tall - y, :, :3], tops
+
+
+def _height(text: Text) -> int:
+    return ceil(text.get_window_extent().height)
+
+
+def png(image: Image.Image) -> bytes:
+    """Return the bytes of a PNG file; they hold pixels and nothing else."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

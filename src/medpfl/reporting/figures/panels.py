@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from medpfl.judging.types import Cell
+from medpfl.reporting.figures.grid import draw_grid, png
 from medpfl.reporting.phrases import Cells
 from medpfl.reporting.selection import cell_rows, examples
 from medpfl.reporting.words import attacker, label, number
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     Picture = Callable[[Finding], tuple[np.ndarray, np.ndarray]]
 
-__all__ = ["Pair", "Panel", "panels"]
+__all__ = ["Pair", "Panel", "draw_panel", "panels"]
 
-SHOWN = 320  # pixels of the longer side, at most
+_SHOWN = 320  # pixels of the longer side, at most, on the page
+_SIDE = 224  # about; in the file
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def _image(array: np.ndarray) -> Image.Image:
     from PIL import Image
 
     image = Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
-    if max(image.size) > SHOWN:
-        image.thumbnail((SHOWN, SHOWN))
+    if max(image.size) > _SHOWN:
+        image.thumbnail((_SHOWN, _SHOWN))
     return image
 
 
@@ -105,8 +106,16 @@ def _address(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
-def png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file; they hold pixels and nothing else."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+def draw_panel(panel: Panel) -> bytes:
+    """Return the panel as a PNG for slides and papers: a row for each pair, truth on the left."""
+    import numpy as np
+
+    title = f"attack: {label(panel.attack)}{panel.told}\ndefense: {label(panel.defense)}\nprivate images: do not share"
+    rows = [
+        [
+            (np.asarray(pair.truth), f"{pair.rank}, {pair.name}: truth"),
+            (np.asarray(pair.guess), f"guess: {pair.scores}\n{pair.classes}"),
+        ]
+        for pair in panel.pairs
+    ]
+    return draw_grid(title, rows, _SIDE)

@@ -1,0 +1,80 @@
+"""Arguments that data sources share: the place, the size and shape of images, and how many are read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import get_args
+
+from medpfl.core.errors import InputError, nearest
+from medpfl.core.roles import DataSource
+from medpfl.data.reading.resize import Fit
+
+__all__ = ["LimitedTarget", "Located", "Target"]
+
+_SMALLEST, _LARGEST = 8, 4096
+
+# Dataclasses take the fields of their bases from the last base to the first: a source that is
+# `Source(Target, Located)` has the arguments path, size, fit, channels. Bases compare by identity, sources by value.
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Located(DataSource):
+    """A source at a path, which is no part of its spec.
+
+    Attributes:
+        path: a folder or a file.
+    """
+
+    path: str | os.PathLike[str] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "path", os.fspath(self.path))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Target(DataSource):
+    """A source that brings all images to one size and one number of channels.
+
+    Attributes:
+        size: of all sides, from 8 to 4096.
+        fit: ``"crop"`` (shorter side to `size`, middle cut out) or ``"squash"`` (all sides to `size`).
+        channels: 1 (gray), 3 (RGB), or ``None``: 1 if every image is gray, else 3.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+
+    size: int = 32
+    fit: Fit = "crop"
+    channels: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = self.size
+        # The default is right, whatever it is: that of `Arrays` is None.
+        if size is not type(self).size and (type(size) is not int or not _SMALLEST <= size <= _LARGEST):
+            raise InputError(
+                f"size={size!r} must be a whole number of pixels, {_SMALLEST} or more and at most {_LARGEST}"
+            )
+        if self.fit not in get_args(Fit):
+            raise InputError(f"there is no fit {self.fit!r}; {nearest(str(self.fit), get_args(Fit))}")
+        if self.channels is not None and (type(self.channels) is not int or self.channels not in (1, 3)):
+            raise InputError(f"channels={self.channels!r} must be None, 1 (gray) or 3 (RGB)")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class LimitedTarget(Target):
+    """A `Target` that also limits how many images are read.
+
+    Attributes:
+        limit: at most this many images, evenly over the classes and over the files of each in their order.
+    """
+
+    limit: int = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.limit) is not int or self.limit < 1:
+            raise InputError(f"limit={self.limit!r} must be a whole number of images, 1 or more")
