@@ -66,9 +66,9 @@ def test_an_audit_does_not_go_into_the_directory_of_a_training(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
     for force in (False, True):
-        with pytest.raises(InputError, match="holds a training: name another --out"):
+        with pytest.raises(InputError, match="holds a training, not an audit: name another --out"):
             audit("MLP((6,))", some_images(8), out=out, force=force, **AUDIT)
-    assert (out / "rounds.jsonl").is_file()
+    assert (out / "share/rounds.jsonl").is_file()
 
 
 def test_images_of_another_size_are_told_the_size(tmp_path):

@@ -217,7 +217,7 @@ def _run(
         todo = [job for job in setup.jobs if job not in store]
         total = sum(setup.jobs.values())
         with (
-            unchanged(setup.code, out),
+            unchanged(setup.code, store.directory),
             watching(total, total - sum(setup.jobs[j] for j in todo), progress) as during,
         ):
             for job in todo:

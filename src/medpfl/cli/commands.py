@@ -8,7 +8,7 @@ from medpfl.cli.interruption import MESSAGE, STATUS  # first: an interruption of
 import errno
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
@@ -261,23 +261,24 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _report(given: Namespace) -> int:
     from medpfl.auditing.report import reread
-    from medpfl.frontier.run import remake
+    from medpfl.frontier.run import remake as remake_frontier
     from medpfl.reporting.terminal import print_audit, print_frontier, print_training
-    from medpfl.runs.directory import is_of
+    from medpfl.reproduction.run import remake
+    from medpfl.runs.directory import known_in
     from medpfl.training.report import reread_training
 
-    if is_of("frontier", Path(given.out)):
-        print_frontier(remake(Path(given.out)), given.quiet)
-        return _DONE
-    if is_of("training", Path(given.out)):
-        print_training(reread_training(Path(given.out)), given.quiet)
-        return _DONE
-    print_audit(reread(Path(given.out)), given.quiet)
+    again: dict[str, tuple[Callable[[Path], Any], Callable[[Any, bool], object]]] = {
+        "audit": (reread, print_audit),
+        "training": (reread_training, print_training),
+        "frontier": (remake_frontier, print_frontier),
+        "reproduction": (remake, _print_reproduction),
+    }
+    make, show = again.get(str(known_in(Path(given.out)).get("kind")), again["audit"])
+    show(make(Path(given.out)), given.quiet)
     return _DONE
 
 
 def _reproduce(given: Namespace) -> int:
-    from medpfl.reporting.words import counted
     from medpfl.reproduction.run import remake, reproduce
 
     if given["from"]:
@@ -289,6 +290,14 @@ def _reproduce(given: Namespace) -> int:
         experiments = given.experiment or EXPERIMENTS
         sets = mapping_of(given.sets) if given.sets else {}
         found = reproduce(experiments, data=given.data, out=given.out, sets=sets, **options, **form)
+    _print_reproduction(found)
+    return _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
+
+
+def _print_reproduction(found: Any, quiet: bool = False) -> None:
+    from medpfl.reporting.terminal import folders_line
+    from medpfl.reporting.words import counted
+
     for gap in found.gaps:
         say(f"{'failed' if gap.failed else 'not run'}: {gap}", sys.stdout)
     for table in found.tables:
@@ -299,7 +308,7 @@ def _reproduce(given: Namespace) -> int:
     if found.pictures:
         panels = counted(len(found.pictures), "panel")
         print(f"wrote {panels} of private images: {found.pictures[0].parent}")
-    return _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
+    print(folders_line([*found.tables, *found.pictures]))
 
 
 def _list(given: Namespace) -> int:

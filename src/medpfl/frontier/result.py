@@ -20,14 +20,16 @@ from medpfl.frontier.tasks import Setting, training_of
 from medpfl.judging.types import flat
 from medpfl.reporting.frontier import sentences, write_frontier_page
 from medpfl.reporting.training import judged
+from medpfl.runs.directory import Kind, share
 from medpfl.training.report import Trained
 
-__all__ = ["OUTPUTS", "Found", "Result", "results", "write_recommended"]
+__all__ = ["FRONTIER", "Found", "Result", "results", "write_recommended"]
 
 _YAML = RECOMMENDED_FILE
 _PLACES = ("data", "validation", "test", "weights", "device")
 """What a command line says and no file."""
-OUTPUTS = ("frontier.json", "frontier.csv", "frontier.html", _YAML)
+FRONTIER = Kind("frontier", 2, ("frontier.json", "frontier.csv", "frontier.html", _YAML), rows=False)
+"""From format 2 on, what may be shared has a folder."""
 
 
 class Found(NamedTuple):
@@ -79,9 +81,10 @@ def results(out: Path, found: Found) -> Result:
     result = Result(points, chosen, settings)
     plain = [{**p, "bound": p["bound"] and flat(p["bound"].bound)} for p in points]
     shown = {"points": plain, "recommendation": result.recommendation, "settings": result.settings}
-    write(out / "frontier.json", json.dumps(shown, indent=1).encode())
-    write(out / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
-    page = write_frontier_page(out, result.settings, points, result.recommendation)
+    folder = share(out)
+    write(folder / "frontier.json", json.dumps(shown, indent=1).encode())
+    write(folder / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
+    page = write_frontier_page(folder, result.settings, points, result.recommendation)
     return Result(points, result.recommendation, result.settings, (page,))
 
 
@@ -131,7 +134,8 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
     """
     import yaml
 
-    (out / _YAML).unlink(missing_ok=True)
+    path = share(out) / _YAML
+    path.unlink(missing_ok=True)
     chosen = [setting for setting in settings if setting.spec == result.recommendation["defense"]]
     if chosen:
         training = training_of(experiment, chosen[0], experiment.seed).model_dump(exclude=set(_PLACES))
@@ -143,4 +147,4 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
             f"{RECOMMENDED} under {', '.join(result.recommendation['limits'])}.\n{reasons}"
             f"# Its images are yours to name: medpfl train DATA{given} --config {_YAML}\n"
         )
-        write(out / _YAML, (head + yaml.safe_dump(training, sort_keys=False)).encode(), PRIVATE)
+        write(path, (head + yaml.safe_dump(training, sort_keys=False)).encode(), PRIVATE)

@@ -43,7 +43,8 @@ def reproduce(
         experiments: names, see `medpfl.reproduction.experiments.EXPERIMENTS`.
         data: the folder that holds the sets' folders ``melanoma``, ``brain_mri`` and ``covid_xray``; ``"samples"``:
             the embedded images in their place, which may be shown to everybody.
-        out: where tables go; runs go into a folder of that name and ``-runs``, and the key to study indices beside it.
+        out: the run directory: tables go into ``OUT/share``, panels of private images into ``OUT/private``, runs into
+            ``OUT/runs``, and the key to study indices beside ``OUT``.
         sets: other folders for sets, by name.
         published: a CSV file of published values, which go beside ours; see `medpfl.reproduction.published`.
         parts: names of parts of the experiments, as the tables show them in the column of attacks; none: all.
