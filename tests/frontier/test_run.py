@@ -20,6 +20,7 @@ from medpfl.frontier import result as result_module
 from medpfl.frontier import run as module
 from medpfl.frontier.result import FRONTIER
 from medpfl.frontier.run import frontier, remake
+from medpfl.frontier.tasks import settings_of
 from medpfl.runs.directory import RunDirectory
 from medpfl.training.store import read_rounds
 from tests.frontier.frontier_cases import SMALL, draw, small
@@ -150,6 +151,19 @@ def test_train_takes_what_is_recommended_as_it_stands(pictures, tmp_path, conclu
     capsys.readouterr()
 
 
+def test_a_recommendation_that_names_a_file_of_ones_own_may_not_be_shared(tmp_path):
+    for model, folder in (("some/place.py:make", "private"), ("MLP", "share")):
+        experiment = small("samples", model=model)
+        settings = settings_of(experiment.defense)
+        chosen = {"defense": settings[1].spec, "limits": ["asr<=0.1"]}
+        result = result_module.Result([], chosen, {})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(result_module.Result, "__str__", lambda _: "reasons")
+            result_module.write_recommended(tmp_path, experiment, settings, result)
+        (path,) = tmp_path.rglob("*.yaml")
+        assert path == tmp_path / folder / "recommended.yaml"
+
+
 def words(pictures, out):
     listed = [f"--{name}={one}" for name in ("defense", "attack") for one in SMALL[name]]
     plain = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items() if not isinstance(v, list)]
@@ -159,7 +173,7 @@ def words(pictures, out):
 STOPS = """
 import os, signal, sys
 from medpfl import cli
-from medpfl.auditing.{module} import {name} as kind
+from medpfl.{module} import {name} as kind
 
 play, left = kind.{call}, [{count}]
 
@@ -176,8 +190,8 @@ cli.main(sys.argv[1:])
 
 def test_a_frontier_killed_in_an_audit_and_in_a_training_ends_as_an_undisturbed_one(whole, pictures, tmp_path, capsys):
     out = tmp_path / "killed"
-    in_audit = STOPS.format(module="play", name="Player", call="__call__", count=3)
-    in_training = STOPS.format(module="rounds", name="Trainer", call="play", count=4)
+    in_audit = STOPS.format(module="auditing.player", name="Player", call="__call__", count=3)
+    in_training = STOPS.format(module="training.trainer", name="Trainer", call="play", count=4)
     for code in (in_audit, in_training):
         started = [sys.executable, "-c", code, *words(pictures, out)]
         process = subprocess.run(started, check=False, capture_output=True, timeout=120)
@@ -239,8 +253,8 @@ def test_a_defense_under_which_training_diverges_is_a_gap(pictures, tmp_path, mo
     ],
 )
 def test_bad_input_is_said_before_any_work(options, message, pictures, tmp_path, monkeypatch):
-    for work in ("play.Player.__call__", "rounds.Trainer.play"):
-        monkeypatch.setattr(f"medpfl.auditing.{work}", lambda *_: pytest.fail("work was done"))
+    for work in ("auditing.player.Player.__call__", "training.trainer.Trainer.play"):
+        monkeypatch.setattr(f"medpfl.{work}", lambda *_: pytest.fail("work was done"))
     with pytest.raises(InputError) as error:
         frontier(small(**{"data": pictures, **options}), tmp_path / "out")
     assert message in str(error.value)

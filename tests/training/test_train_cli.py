@@ -59,7 +59,7 @@ def test_every_option_arrives(monkeypatch, tmp_path):
     given, real = {}, import_module("medpfl.training.train")
     monkeypatch.setattr(real, "train", lambda **options: given.update(options))
     monkeypatch.setattr("medpfl.reporting.terminal.print_training", lambda *_: None)
-    monkeypatch.setattr(cli, "check_words", lambda **_: None)  # these parts do not exist
+    monkeypatch.setattr("medpfl.cli.commands.check_words", lambda **_: None)  # these parts do not exist
     words = [
         "folder", "--model=M", "--weights=w", "--defense=A", "--defense=B", "--validation=v", "--test=t", "--holdout=7",
         "--clients=3", "--partition=P", "--rounds=9", "--fraction=0.5", "--algorithm=FedSGD", "--batch-size=8",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from medpfl.auditing.report import Report
 from medpfl.core.atomic_files import PRIVATE, as_csv, write
 from medpfl.core.experiments.frontier import RECOMMENDED, RECOMMENDED_FILE, Frontier
+from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER
 from medpfl.core.user_code.loading import is_place
 from medpfl.frontier.choice import marked, recommendation
 from medpfl.frontier.limits import limits_of
@@ -20,7 +21,7 @@ from medpfl.frontier.tasks import Setting, training_of
 from medpfl.judging.types import flat
 from medpfl.reporting.frontier import sentences, write_frontier_page
 from medpfl.reporting.training import judged
-from medpfl.runs.directory import Kind, share
+from medpfl.runs.directory import Kind, private, share
 from medpfl.training.report import Trained
 
 __all__ = ["FRONTIER", "Found", "Result", "results", "write_recommended"]
@@ -130,12 +131,13 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
 
     It names no images, weights file or device: these are said on the command line. A model or a defense of one's own
     is named by its file, so that this file is its owner's alone to read (mode 0600); whoever reads it back has to name
-    that file again, since a recommendation may come from another party (`medpfl.cli.parser.check_files`).
+    that file again, since a recommendation may come from another party (`medpfl.cli.parser.check_files`). It may be
+    shared unless it names such a file.
     """
     import yaml
 
-    path = share(out) / _YAML
-    path.unlink(missing_ok=True)
+    for folder in (SHARE_FOLDER, PRIVATE_FOLDER):
+        (out / folder / _YAML).unlink(missing_ok=True)
     chosen = [setting for setting in settings if setting.spec == result.recommendation["defense"]]
     if chosen:
         training = training_of(experiment, chosen[0], experiment.seed).model_dump(exclude=set(_PLACES))
@@ -147,4 +149,5 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
             f"{RECOMMENDED} under {', '.join(result.recommendation['limits'])}.\n{reasons}"
             f"# Its images are yours to name: medpfl train DATA{given} --config {_YAML}\n"
         )
+        path = (private(out) if own else share(out)) / _YAML
         write(path, (head + yaml.safe_dump(training, sort_keys=False)).encode(), PRIVATE)

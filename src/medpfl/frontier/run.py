@@ -45,11 +45,11 @@ def frontier(experiment: Frontier, out: str | Path, force: bool = False, progres
     check(experiment)
     out = Path(out)
     made(out)
-    with RunDirectory(out, FRONTIER).locked():
-        code = Code.of(lambda: parts_of(experiment))
-        identity = Identity(_entries(experiment, plain), code, key_of(out, force))
-        settings = [setting._replace(spec=identity.cloak(setting.spec)) for setting in plain]
-        directory = RunDirectory(out, FRONTIER, identity)
+    code = Code.of(lambda: parts_of(experiment))
+    identity = Identity(_entries(experiment, plain), code, key_of(out, force))
+    settings = [setting._replace(spec=identity.cloak(setting.spec)) for setting in plain]
+    directory = RunDirectory(out, FRONTIER, identity)
+    with directory.locked():
         directory.claim(force)
         directory.note(limits=list(map(str, limits)), accept_leak=experiment.accept_leak)
         say: Callable[[str], Any] = tell if progress else lambda _: None
