@@ -25,6 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from medpfl import Plan, Record, Update, Weights, attacks, cli, defenses, models
+from medpfl.auditing.store import AUDIT
 from medpfl.core.spec import registry
 from medpfl.models import LeNet
 
@@ -175,19 +176,20 @@ def _checkpoints(folder: Path) -> Iterator[Case]:
 
 
 def _findings(folder: Path) -> Iterator[Case]:
-    run = {"format": 2, "identity": {"pixels": ""}, "settings": {}, "jobs": []}
+    run = {"kind": "audit", "format": AUDIT.format, "identity": {"pixels": ""}, "settings": {}, "jobs": []}
+    frontier, training = ({"kind": kind, "format": 2, "identity": {}} for kind in ("frontier", "training"))
     texts = {
         "[1]": run, "3": run, "{}": run, '{"stack": [1]}': run, '{"scores": null}': run, "NaN": run,
         "[" * 50_000: run, "": run | {"identity": [1]}, "x": run | {"settings": 5}, "y": run | {"jobs": 3},
-        "z": run | {"format": [1]}, "v": run | {"settings": {"bounds": 3}}, "w": run | {"identity": {"frontier": 1}},
-        "u": run | {"identity": {"training": 1}},
+        "z": run | {"format": [1]}, "v": run | {"settings": {"bounds": 3}}, "w": frontier, "u": training,
+        "t": {"format": 3, "identity": {}}, "s": run | {"kind": "reproduction"}, "r": run | {"kind": [1]},
     }  # fmt: skip
     for number, (line, known) in enumerate(texts.items()):
         out = folder / f"run-{number}"
-        out.mkdir()
+        (out / "share").mkdir(parents=True)
         (out / "run.json").write_text(json.dumps(known))
-        (out / "findings.jsonl").write_text(f"{line}\n{line}\n")
-        (out / "rounds.jsonl").write_text(f"{line}\n{line}\n")
+        (out / "share/findings.jsonl").write_text(f"{line}\n{line}\n")
+        (out / "share/rounds.jsonl").write_text(f"{line}\n{line}\n")
         yield Case(f"report {line[:20]} {number}", ["report", str(out)])
 
 

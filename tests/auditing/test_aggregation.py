@@ -199,7 +199,7 @@ def test_a_run_resumes(tmp_path):
     data = some_images(12)
     options = {"defenses": [FINE], "clients": 2, "images": 8, "memory": 1e-6, "out": tmp_path / "runs" / "a"}
     first = tiny(data, **options)
-    path = tmp_path / "runs" / "a" / "findings.jsonl"
+    path = tmp_path / "runs" / "a" / "share/findings.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-3]))
     again = tiny(data, **options)

@@ -414,7 +414,7 @@ def test_guesses_that_are_no_numbers_are_nonfinite_and_inconclusive(folder, tmp_
     for cell in report.summary:
         assert "nonfinite" in cell.flags
         assert (cell.verdict, cell.nonfinite, cell.asr.value) == (INCONCLUSIVE, 1.0, 0.0)
-    assert "NaN" not in (out / "findings.jsonl").read_text()
+    assert "NaN" not in (out / "share/findings.jsonl").read_text()
 
 
 def test_guesses_that_are_no_numbers_and_are_not_said_to_be_are_an_error(folder):
@@ -623,7 +623,7 @@ def test_iterates_are_scored_where_they_are_asked_for(folder, tmp_path):
     for row, other in zip(kept.rows, plain.rows, strict=True):
         assert row.scores["ssim"] == other.scores["ssim"]
         assert row.scores["legacy_oracle_iterate"] is not None
-    with pytest.raises(InputError, match="holds another experiment"):
+    with pytest.raises(InputError, match="holds another audit"):
         tiny(folder, out=tmp_path / "out")
 
 

@@ -106,7 +106,7 @@ def test_no_tag_no_name_and_no_cell_of_a_csv_is_written(marked, log, tmp_path, m
     assert main(["audit", f"Dicom('{marked}', labels='{marked}/none.csv')", *model, "--out", str(out / "bad")]) == 2
     for run in ("one", "two"):
         assert main(["report", str(out / run)]) == 0
-        assert (out / run / "report.html").is_file()
+        assert (out / run / "share/report.html").is_file()
     check(out, log)
     key = json.loads((out / KEY).read_text())
     assert f"{MARK}-0" in key["patients"].values()  # and the key is the way back
@@ -223,6 +223,6 @@ def test_the_study_of_a_set_in_dicom(marked, log, tmp_path, monkeypatch, capsys)
     sets.write_text(f"melanoma: {marked}\n")
     words = ["reproduce", "attacks", "--data", str(tmp_path), "--sets", str(sets), "--out", str(out), "--images", "2"]
     assert main(words) == 0
-    assert "| melanoma | masks |" in (out / "attacks.md").read_text()
+    assert "| melanoma | masks |" in (out / "share/attacks.md").read_text()
     assert main(["reproduce", "--from", str(out)]) == 0
-    check(out, tmp_path / "study-runs", log)
+    check(out, log)

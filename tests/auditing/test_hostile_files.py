@@ -179,14 +179,14 @@ def test_directories_of_trainings(hostile, tmp_path):
         hostile.append(hostile.pop(0))  # each spec in each of the two fields
         in_safetensors(weights, "medpfl-round", build, hostile)
     in_safetensors(state, "medpfl-state", lambda: unpacked(state), hostile)
-    assert in_lines(out / "rounds.jsonl", lambda: reread_training(out), hostile) >= 3
+    assert in_lines(out / "share/rounds.jsonl", lambda: reread_training(out), hostile) >= 3
     assert in_json(out / "run.json", lambda: reread_training(out), hostile) >= 10
 
 
 def test_directories_of_audits(hostile, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(some_images(8), images=1, out=out)
-    assert in_lines(out / "findings.jsonl", lambda: reread(out), hostile) >= 12
+    assert in_lines(out / "share/findings.jsonl", lambda: reread(out), hostile) >= 12
     assert in_json(out / "run.json", lambda: reread(out), hostile) >= 15
     pixels = json.loads((out / "run.json").read_text())["identity"]["pixels"]
     assert in_json(out.parent / "medpfl-key.json", lambda: class_names(out, pixels), hostile) >= 3
@@ -195,7 +195,7 @@ def test_directories_of_audits(hostile, tmp_path):
 def test_recommendations(hostile, tmp_path):
     known = Training(defense=["LaplaceNoise(scale=0.5)"]).options()
     known = {n: v for n, v in known.items() if n not in ("data", "validation", "test", "weights", "sends", "out")}
-    path = tmp_path / "recommended.yaml"
+    path = tmp_path / "share/recommended.yaml"
     call = lambda: check_files(["train", "--config", str(path)])  # noqa: E731
     count = attempts(known, hostile, lambda one: path.write_text(yaml.safe_dump(one)), call)
     assert count >= 5
@@ -216,7 +216,7 @@ def test_recommendations(hostile, tmp_path):
 def test_pictures_that_are_none(tmp_path, content):
     out = tmp_path / "runs" / "a"
     tiny(some_images(8), images=1, out=out)
-    for path in (out / "images").iterdir():
+    for path in (out / "private/images").iterdir():
         path.write_bytes(content)
     with pytest.raises(InputError, match="cannot be read back"):
         reread(out)
@@ -237,9 +237,12 @@ def test_a_pipe_in_place_of_the_key_is_not_opened(tmp_path):
 def test_directories_of_frontiers_and_reproductions(hostile, tmp_path):
     out = tmp_path / "f"
     out.mkdir()
-    identity = {"frontier": 1, "settings": ["NoDefense()", "QSGD()"], "seed": 0, "seeds": 1, "round": 0}
-    (out / "run.json").write_text(json.dumps({"identity": identity, "limits": ["asr<=0.1"], "diverged": ["QSGD()"]}))
+    identity = {"settings": ["NoDefense()", "QSGD()"], "seed": 0, "seeds": 1, "round": 0}
+    known = {"kind": "frontier", "format": 2, "identity": identity, "limits": ["asr<=0.1"], "diverged": ["QSGD()"]}
+    (out / "run.json").write_text(json.dumps(known))
     assert in_json(out / "run.json", lambda: remake(out), hostile) == 4
     form = {"quick": True, "weights": "w", "device": "cpu"}
-    (out / "reproduction.json").write_text(json.dumps({"sets": {"samples": True}, "parts": {"a": {"b": form}}}))
-    assert in_json(out / "reproduction.json", lambda: Claims.read(out), hostile) == 2
+    known = {"kind": "reproduction", "format": 2, "identity": {}, "sets": {"samples": True}}
+    known |= {"parts": {"a": {"b": form}}}
+    (out / "run.json").write_text(json.dumps(known))
+    assert in_json(out / "run.json", lambda: Claims.read(out), hostile) == 2

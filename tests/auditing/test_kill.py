@@ -43,13 +43,13 @@ def die(row):
     line = write(row)
     added.append(row)
     if len(added) > store_had + 2:
-        with open(sys.argv[-1] + "/findings.jsonl", "ab") as file:
+        with open(sys.argv[-1] + "/share/findings.jsonl", "ab") as file:
             file.write(line[: len(line) // 2])
             file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     return line
 
-store_had = sum(1 for _ in open(sys.argv[-1] + "/findings.jsonl"))
+store_had = sum(1 for _ in open(sys.argv[-1] + "/share/findings.jsonl"))
 run_files._line = die
 cli.main(sys.argv[1:])
 """
@@ -67,10 +67,10 @@ def start(code: str, arguments: list[str]) -> subprocess.Popen:
 def test_a_killed_audit_continues_and_ends_with_the_same_rows(folder, tmp_path, capsys):
     whole, out = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
     assert main(words(folder, whole)) == 0
-    undisturbed = list(read_rows(whole / "findings.jsonl"))
+    undisturbed = list(read_rows(whole / "share/findings.jsonl"))
     assert len(undisturbed) == 2 + 2 * 2 * 3
 
-    path = out / "findings.jsonl"
+    path = out / "share/findings.jsonl"
     process, deadline = start(STOPS_AFTER_FOUR, words(folder, out)), time.monotonic() + 60
     while not (path.exists() and path.read_bytes().count(b"\n") == 4):
         assert process.poll() is None

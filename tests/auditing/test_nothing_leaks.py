@@ -64,7 +64,7 @@ def everything(folder: Path) -> bytes:
 
 def check(out: Path) -> bytes:
     """Nothing marked in the run directory, and nothing but the key beside it."""
-    assert sorted(p.name for p in out.parent.iterdir()) == sorted([out.name, "medpfl-key.json"])
+    assert {p.name for p in out.parent.iterdir()} == {out.name, "medpfl-key.json", ".medpfl-key.json.lock"}
     assert MARK in (out.parent / "medpfl-key.json").read_text(), "the key leads back"
     content = everything(out)
     assert len(content) > 10_000
@@ -152,9 +152,9 @@ def test_paths_among_the_arguments_of_a_users_parts_are_written_as_keyed_hashes(
     first = run()
     content = check(options["out"])
     assert content.count(b"path-") > 10
-    rows = (options["out"] / "findings.jsonl").read_bytes()
+    rows = (options["out"] / "share/findings.jsonl").read_bytes()
     assert [row.attack for row in run().rows] == [row.attack for row in first.rows]
-    assert (options["out"] / "findings.jsonl").read_bytes() == rows, "it was not done again"
+    assert (options["out"] / "share/findings.jsonl").read_bytes() == rows, "it was not done again"
     assert reread(options["out"]).summary == first.summary
     with pytest.raises(InputError, match="other attacks"):
         run(prior="8")
@@ -190,7 +190,7 @@ def test_resumed_reported_again_and_discarded(marked, tmp_path, capsys):
     out = tmp_path / "runs" / "a"
     words = ["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]
     assert main(words) == 0
-    (out / "findings.jsonl").write_bytes((out / "findings.jsonl").read_bytes()[:-30])
+    (out / "share/findings.jsonl").write_bytes((out / "share/findings.jsonl").read_bytes()[:-30])
     assert main(words) == 0
     assert main(["report", str(out)]) == 0
     check(out)
@@ -251,6 +251,6 @@ def test_a_record(marked, tmp_path):
 def test_report_html_holds_no_picture(marked, tmp_path):
     out = tmp_path / "runs" / "a"
     audit("LeNet('idlg')", marked, attacks=["iDLG(steps=3)"], victims=Victims(images=4, size=16), run=Run(out=out))
-    shared, private = (out / "report.html").read_text(), (out / "report-with-images.html").read_text()
+    shared, private = (out / "share/report.html").read_text(), (out / "private/report-with-images.html").read_text()
     assert re.search(r"data:image/|<img|<image", private)
     assert not re.search(r"data:image/|<img|<image|pictures/", shared)

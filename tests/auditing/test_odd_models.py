@@ -92,7 +92,8 @@ def audited(capsys, folder, model, call, out, *words):
     status = cli.main(["audit", str(folder), "--model", f"{model}:{call}", *ATTACKS, *options, *words])
     shown = capsys.readouterr()
     assert status == 0, shown.err
-    return [row for row in map(json.loads, (out / "findings.jsonl").read_text().splitlines()) if not row["control"]]
+    rows = map(json.loads, (out / "share/findings.jsonl").read_text().splitlines())
+    return [row for row in rows if not row["control"]]
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # weight norm has no rule for vmap

@@ -259,7 +259,7 @@ def test_on_disk_resumed_and_read_again(tmp_path):
     second = look(record, truth, out=out)
     assert [r.date for r in first.rows] == [r.date for r in second.rows]
     assert first.summary == second.summary == reread(out).summary
-    assert json.loads((out / "summary.json").read_text()) == [cell.to_dict() for cell in first.summary]
+    assert json.loads((out / "share/summary.json").read_text()) == [cell.to_dict() for cell in first.summary]
     with pytest.raises(InputError, match=r"another experiment \(other .*pixels"):
         look(record, draw_folder(tmp_path / "other", COUNTS[2], seed=4), out=out)
 

@@ -37,8 +37,8 @@ def test_the_pages_are_the_same_to_the_byte(run):
 def test_pages_that_were_lost_come_back(run):
     out, _ = run
     before = contents(out)
-    shutil.rmtree(out / "pictures")
-    for name in ("summary.json", "report.html", "report-with-images.html"):
+    shutil.rmtree(out / "private/pictures")
+    for name in ("share/summary.json", "share/report.html", "private/report-with-images.html"):
         (out / name).unlink()
     reread(out)
     assert contents(out) == before
@@ -46,9 +46,9 @@ def test_pages_that_were_lost_come_back(run):
 
 def test_pages_say_what_the_rows_say(run):
     out, first = run
-    rows = (out / "findings.jsonl").read_text().splitlines()
+    rows = (out / "share/findings.jsonl").read_text().splitlines()
     changed = [json.dumps(json.loads(line) | {"success": True}) for line in rows]
-    (out / "findings.jsonl").write_text("\n".join(changed) + "\n")
+    (out / "share/findings.jsonl").write_text("\n".join(changed) + "\n")
     again = reread(out)
     assert {cell.asr.value for cell in first.summary} == {0.0}
     assert {cell.asr.value for cell in again.summary} == {1.0}
@@ -56,7 +56,7 @@ def test_pages_say_what_the_rows_say(run):
 
 def test_an_unfinished_run_shows_its_whole_jobs_and_keeps_its_rows(run):
     out, first = run
-    path = out / "findings.jsonl"
+    path = out / "share/findings.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     part = b"".join(lines[:4]) + lines[4][:50]
     path.write_bytes(part)
@@ -67,21 +67,19 @@ def test_an_unfinished_run_shows_its_whole_jobs_and_keeps_its_rows(run):
 def test_images_that_were_removed_do_not_cost_the_rows(run):
     """Who shares a run directory deletes the private images first."""
     out, first = run
-    rows = (out / "findings.jsonl").read_bytes()
-    for name in ("images", "pictures"):
-        shutil.rmtree(out / name)
-    (out / "report-with-images.html").unlink()
+    rows = (out / "share/findings.jsonl").read_bytes()
+    shutil.rmtree(out / "private")
     again = reread(out)
     assert again.summary == first.summary
     assert [p.name for p in again.pages] == ["report.html"]
-    assert (out / "findings.jsonl").read_bytes() == rows
+    assert (out / "share/findings.jsonl").read_bytes() == rows
 
 
 def test_no_run_directory(run, tmp_path):
     out, _ = run
     with pytest.raises(InputError, match=r"is no run directory: it has no run\.json"):
         reread(tmp_path / "nowhere")
-    (out / "findings.jsonl").write_text("")
+    (out / "share/findings.jsonl").write_text("")
     with pytest.raises(InputError, match="holds no finished rows yet"):
         reread(out)
     (out / "run.json").write_text("[]")

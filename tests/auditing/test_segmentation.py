@@ -151,6 +151,6 @@ def test_from_the_command_line(tmp_path, capsys):
     out = ["--loss", "dice", "--out", str(tmp_path / "run")]
     assert cli.main(["audit", str(tmp_path / "d"), *words, *out, "--grant", "labels"]) == 0
     assert "Masks (overlap with the truth" in capsys.readouterr().out
-    (summary,) = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (summary,) = json.loads((tmp_path / "run" / "share/summary.json").read_text())
     assert summary["masks"]["granted"] is True
-    assert "granted to the adversary" in (tmp_path / "run" / "report.html").read_text()
+    assert "granted to the adversary" in (tmp_path / "run" / "share/report.html").read_text()

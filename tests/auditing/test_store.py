@@ -58,30 +58,30 @@ def test_finished_work_is_not_done_again(folder, run, monkeypatch):
 
 
 def cut_last_line(out):
-    path = out / "findings.jsonl"
+    path = out / "share/findings.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
 
 
 def drop_newline(out):
-    path = out / "findings.jsonl"
+    path = out / "share/findings.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def drop_pictures(out):
-    rows = list(read_rows(out / "findings.jsonl"))
+    rows = list(read_rows(out / "share/findings.jsonl"))
     from medpfl.runs.jobs import job_of
 
-    (out / "images" / job_of(rows[-1]).file_name()).unlink()
+    (out / "private/images" / job_of(rows[-1]).file_name()).unlink()
 
 
 def garble_a_line(out):
-    path = out / "findings.jsonl"
+    path = out / "share/findings.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:-1], b'{"attack": 1}\n']))
 
 
 def double_a_line(out):
-    path = out / "findings.jsonl"
+    path = out / "share/findings.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines, lines[-1]]))
 
@@ -93,7 +93,7 @@ def test_a_damaged_job_is_redone_and_only_that(folder, run, damage):
     second = again(folder, out)
     assert plain(second.rows) == plain(first.rows)
     assert [a == b for a, b in zip(stamps(second), stamps(first), strict=True)] == [True] * 5 + [False]
-    on_disk = list(read_rows(out / "findings.jsonl"))
+    on_disk = list(read_rows(out / "share/findings.jsonl"))
     assert sorted(map(str, plain(on_disk))) == sorted(map(str, plain(first.rows))), "the file is whole again"
 
 
@@ -110,7 +110,7 @@ WRONG = [
 def test_a_line_of_valid_json_that_is_no_row(folder, run, wrong):
     """In the middle: a report names the line, and the same audit does its job again. At the end it counts as cut."""
     out, first = run
-    path = out / "findings.jsonl"
+    path = out / "share/findings.jsonl"
     lines = path.read_text().splitlines()
     bad = json.dumps(json.loads(lines[1]) | wrong) if isinstance(wrong, dict) else wrong
     path.write_text("\n".join([lines[0], bad, *lines[2:]]) + "\n")
@@ -147,17 +147,17 @@ def test_a_job_with_a_row_too_few_is_redone_whole(folder, tmp_path):
     out = tmp_path / "runs" / "b"
     first = tiny(folder, images=4, out=out)
     assert [row.stack for row in first.rows] == [0] * 8, "two jobs of four rows"
-    lines = (out / "findings.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "findings.jsonl").write_bytes(b"".join(lines[:5] + lines[6:]))
+    lines = (out / "share/findings.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "share/findings.jsonl").write_bytes(b"".join(lines[:5] + lines[6:]))
     second = tiny(folder, images=4, out=out)
     assert plain(second.rows) == plain(first.rows)
     assert [a == b for a, b in zip(stamps(second), stamps(first), strict=True)] == [True] * 4 + [False] * 4
-    assert len(list(read_rows(out / "findings.jsonl"))) == 8
+    assert len(list(read_rows(out / "share/findings.jsonl"))) == 8
 
 
 def test_rows_that_are_not_planned_are_dropped(folder, run):
     out, first = run
-    path = out / "findings.jsonl"
+    path = out / "share/findings.jsonl"
     strange = json.loads(path.read_bytes().splitlines()[-1]) | {"stack": 77}
     path.write_bytes(path.read_bytes() + json.dumps(strange).encode() + b"\n")
     second = again(folder, out)
@@ -168,7 +168,7 @@ def test_rows_that_are_not_planned_are_dropped(folder, run):
 def test_another_experiment_is_refused_and_says_what_differs(folder, run):
     out, first = run
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    with pytest.raises(InputError, match=r"holds another experiment \(other weights, seed\).*--force"):
+    with pytest.raises(InputError, match=r"holds another audit \(other weights, seed\).*--force"):
         again(folder, out, seed=1)
     with pytest.raises(InputError, match=r"\(other attacks, defenses, threat, images\)"):
         again(folder, out, attacks=["DLG(steps=2)"], defenses=["LaplaceNoise"], images=3)
@@ -188,15 +188,15 @@ def test_other_pixels_under_the_same_names_are_another_experiment(folder, run):
 
 def test_force_discards_another_experiment_with_its_pictures(folder, run):
     out, _ = run
-    old = {p.name for p in (out / "images").iterdir()}
-    (out / "images" / "mine.txt").write_text("not of a run")
+    old = {p.name for p in (out / "private/images").iterdir()}
+    (out / "private/images" / "mine.txt").write_text("not of a run")
     report = again(folder, out, seed=1, attacks=["DLG(steps=2)"], force=True)
     assert {row.seed for row in report.rows} == {1}
-    assert {row.attack for row in read_rows(out / "findings.jsonl")} == {"DLG(steps=2)"}
-    new = {p.name for p in (out / "images").iterdir()}
+    assert {row.attack for row in read_rows(out / "share/findings.jsonl")} == {"DLG(steps=2)"}
+    new = {p.name for p in (out / "private/images").iterdir()}
     assert not old & new, "private images of the discarded run are gone"
     assert "mine.txt" in new
-    assert {p for p in report.pages if p.suffix == ".png"} == set((out / "pictures").iterdir())
+    assert {p for p in report.pages if p.suffix == ".png"} == set((out / "private/pictures").iterdir())
 
 
 def test_force_discards_nothing_of_the_same_experiment(folder, run):
@@ -211,7 +211,7 @@ def test_rows_without_a_readable_identity_are_not_trusted(folder, run, text):
         (out / "run.json").unlink()
     else:
         (out / "run.json").write_text(text)
-    with pytest.raises(InputError, match="another experiment"):
+    with pytest.raises(InputError, match="another audit"):
         again(folder, out, seed=5)
     assert {row.seed for row in again(folder, out, seed=5, force=True).rows} == {5}
 
@@ -269,15 +269,14 @@ def test_in_memory_gives_the_same_rows_but_for_study_indices(folder, run):
 
 def test_what_is_written(run):
     out, report = run
-    assert {p.name for p in out.iterdir()} == {
-        ".lock", "run.json", "findings.jsonl", "summary.json", "images", "pictures", "report.html",
-        "report-with-images.html",
-    }  # fmt: skip
-    assert json.loads((out / "summary.json").read_text()) == [cell.to_dict() for cell in report.summary]
-    assert set(plain(read_rows(out / "findings.jsonl"))[0]) == set(plain(report.rows)[0])
-    private = [*(out / "images").iterdir(), *(out / "pictures").iterdir(), out / "report-with-images.html"]
-    assert len(private) > 2
-    assert {stat.S_IMODE(p.stat().st_mode) for p in private} == {0o600}
+    assert {p.name for p in out.iterdir()} == {".lock", "run.json", "share", "private"}
+    assert {p.name for p in (out / "share").iterdir()} == {"findings.jsonl", "summary.json", "report.html"}
+    assert {p.name for p in (out / "private").iterdir()} == {"images", "pictures", "report-with-images.html"}
+    assert json.loads((out / "share/summary.json").read_text()) == [cell.to_dict() for cell in report.summary]
+    assert set(plain(read_rows(out / "share/findings.jsonl"))[0]) == set(plain(report.rows)[0])
+    private = list((out / "private").rglob("*"))
+    assert {stat.S_IMODE(p.stat().st_mode) for p in private if p.is_file()} == {0o600}
+    assert {stat.S_IMODE(p.stat().st_mode) for p in [out / "private", *private] if p.is_dir()} == {0o700}
 
 
 def test_pictures_are_truth_and_guess(folder, tmp_path):
@@ -291,7 +290,7 @@ def test_pictures_are_truth_and_guess(folder, tmp_path):
     key = json.loads((out.parent / "medpfl-key.json").read_text())["images"]
     row = report.rows[-1]
     (place,) = [i for i, name in enumerate(data.names) if key[row.image].endswith(name)]
-    shown = [load_file(p) for p in (out / "images").iterdir()]
+    shown = [load_file(p) for p in (out / "private/images").iterdir()]
     truth = (data.images[place] * 255).round().byte()
     assert any((truth == s["truths"][-1]).all() for s in shown)
 
@@ -326,7 +325,7 @@ def test_other_patients_are_another_experiment(folder, run):
 def test_a_run_that_ended_before_its_first_row_is_no_other_experiment(folder, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(folder, images=2, out=out)
-    (out / "findings.jsonl").write_text("")
+    (out / "share/findings.jsonl").write_text("")
     assert len(tiny(folder, images=2, attacks=["iDLG(steps=4)"], out=out).rows) == 4
-    with pytest.raises(InputError, match="another experiment"):
+    with pytest.raises(InputError, match="another audit"):
         tiny(folder, images=2, attacks=["iDLG(steps=5)"], out=out)

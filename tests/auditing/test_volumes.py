@@ -27,8 +27,8 @@ def test_a_volume_is_read_back(tmp_path):
     (row,) = [row for row in report.rows if not row.control]
     assert row.scores["psnr"] > 30
     assert row.data == "Nifti(plane='volume', size=12)"
-    assert (tmp_path / "run" / "report-with-images.html").stat().st_size > 10_000
-    page = (tmp_path / "run" / "report-with-images.html").read_text()
+    assert (tmp_path / "run" / "private/report-with-images.html").stat().st_size > 10_000
+    page = (tmp_path / "run" / "private/report-with-images.html").read_text()
     assert "Of a volume, four slices along its depth" in page
     truth, guess = stored(tmp_path / "run").picture(row)
     assert truth.shape == guess.shape == (25, 25)

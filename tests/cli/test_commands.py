@@ -78,7 +78,7 @@ def folder(tmp_path) -> Path:
 
 
 def rows_of(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "findings.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / "share/findings.jsonl").read_text().splitlines()]
 
 
 # --- audit ----------------------------------------------------------------------------------------------------
@@ -94,9 +94,12 @@ def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_pa
     assert "LaplaceNoise(scale=0.01)" in table
     assert "no defense" in table
     assert "Without a defense, a curious server read back 3 of 3 images" in shown
-    assert f"wrote {out}/report.html\nwrote {out}/report-with-images.html\n" in shown
+    assert shown.endswith(
+        f"wrote {out}/share/report.html\nwrote {out}/private/report-with-images.html\n"
+        f"may be shared: {out}/share (no image); must stay: {out}/private (patients' images)\n"
+    )
     assert "\x1b" not in shown, "no color codes where nobody sees colors"
-    summary_of = json.loads((out / "summary.json").read_text())
+    summary_of = json.loads((out / "share/summary.json").read_text())
     assert [c["defense"] for c in summary_of] == ["NoDefense()", *["LaplaceNoise(scale=0.01)"] * 2]
     assert [c["knows_defense"] for c in summary_of] == [None, False, True]
     assert "iDLG(steps=50), naive" in table
@@ -136,7 +139,7 @@ def test_repeated_options_keep_their_order(run, folder, tmp_path):
     words += ["--attack", "DLG(steps=2)", "--defense=GaussianNoise", "--attack=iDLG(steps=2)", "--grant", "labels"]
     words += ["--defense", "LaplaceNoise(scale=lin(0.1, 0.2, 2)) | GaussianNoise(scale=0.5)", "--grant", "defense"]
     assert run("audit", folder, *words)[0] == 0
-    cells = [(c["attack"], c["defense"]) for c in json.loads((out / "summary.json").read_text())]
+    cells = [(c["attack"], c["defense"]) for c in json.loads((out / "share/summary.json").read_text())]
     composed = [f"LaplaceNoise(scale={s}) | GaussianNoise(scale=0.5)" for s in (0.1, 0.2)]
     defenses = ["NoDefense()", "GaussianNoise(scale=0.01)", *composed]
     assert cells == [(a, d) for d in defenses for a in ("DLG(steps=2)", "iDLG(steps=2)")]
@@ -283,7 +286,7 @@ def test_a_yaml_file_says_what_the_options_say(run, folder, tmp_path):
     assert rows_of(out) == before
     for words in (["--seed", "3", "--config", path], [f"--config={path}", "--seed", "3"]):
         err = run("audit", *words)[2]
-        assert "holds another experiment (other weights, seed)" in err, "an option overrides the file, in any order"
+        assert "holds another audit (other weights, seed)" in err, "an option overrides the file, in any order"
     assert "no folder or record '/nowhere/at/all'" in run("audit", "/nowhere/at/all", "--config", path)[2]
 
 
@@ -435,7 +438,7 @@ def test_demo_audits_what_it_says(run, monkeypatch, tmp_path):
     status, shown, _ = run("demo", "--out", out)
     assert status == 0
     assert "LaplaceNoise(scale=0.01)" in shown
-    assert (out / "report.html").is_file()
+    assert (out / "share/report.html").is_file()
     assert {row["data"] for row in rows_of(out)} == {"Samples(size=16)"}
 
 
@@ -462,9 +465,9 @@ def test_report_makes_the_same_pages(run, folder, tmp_path):
     status, shown, _ = run("report", out)
     assert (status, shown) == (0, first)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == pages
-    (out / "report.html").unlink()
+    (out / "share/report.html").unlink()
     assert run("report", out, "--quiet")[0] == 0
-    assert (out / "report.html").read_bytes() == pages[out / "report.html"]
+    assert (out / "share/report.html").read_bytes() == pages[out / "share/report.html"]
 
 
 def test_report_of_no_run(refused, tmp_path):
@@ -592,7 +595,7 @@ def test_unreadable_images_are_named_and_skipped_with_a_count(run, folder, tmp_p
     assert quiet or "5 files could not be read and left out" in shown
     assert sum(row["control"] == "" for row in rows_of(out)) == 10, "all others were attacked"
     assert json.loads((out / "run.json").read_text())["settings"]["data"]["skipped"] == 5
-    assert not [name for name in bad_files if name.encode() in (out / "report.html").read_bytes()]
+    assert not [name for name in bad_files if name.encode() in (out / "share/report.html").read_bytes()]
 
 
 def test_all_images_bad(refused, tmp_path, folder):
@@ -622,10 +625,10 @@ def test_run_directories_are_no_class_folders(run, refused, folder, tmp_path):
     assert run("audit", folder, *TINY, "--out", runs / "a")[0] == 0
     for data in (runs, runs / "a", f"ImageFolder('{runs}')"):
         err = refused("audit", data, *TINY)
-        assert f"'{runs}/a' is the run directory of an audit" in err
+        assert f"'{runs}/a' is a run directory, whose pictures are no data" in err
         assert f"medpfl report {runs}/a" in err
     (runs / "a").rename(folder / "a")
-    assert "is the run directory of an audit" in refused("audit", folder, *TINY)
+    assert "is a run directory, whose pictures are no data" in refused("audit", folder, *TINY)
 
 
 # --- models and weights that are bad --------------------------------------------------------------------------
@@ -745,7 +748,7 @@ def test_a_record_is_audited_with_its_truth(run, record, tmp_path):
     status, shown, err = run("audit", record, *words, "--out", out)
     assert (status, err) == (0, "")
     assert "From the recorded update, a curious server read back 1 of 1 image" in shown
-    assert [c["defense"] for c in json.loads((out / "summary.json").read_text())] == ["NoDefense()", "Recorded()"]
+    assert [c["defense"] for c in json.loads((out / "share/summary.json").read_text())] == ["NoDefense()", "Recorded()"]
     assert json.loads((out / "run.json").read_text())["settings"]["record"]["difference"] < 1e-5
 
 
@@ -779,7 +782,7 @@ def test_out_of_another_experiment(run, refused, folder, tmp_path):
     run("audit", folder, *TINY, "--out", out)
     before = rows_of(out)
     err = refused("audit", folder, *TINY, "--images", "6", "--out", out)
-    assert "holds another experiment (other images): name another --out, or --force to discard it" in err
+    assert "holds another audit (other images): name another --out, or --force to discard it" in err
     assert rows_of(out) == before
     assert run("audit", folder, *TINY, "--images", "6", "--out", out, "--force")[0] == 0
     assert len(rows_of(out)) == 12
@@ -811,7 +814,7 @@ def test_a_full_disk_costs_nothing_that_is_finished(run, folder, tmp_path, monke
     assert "medpfl: error: no space left on device" in err
     assert "make room and give the same command again" in err
     assert not list(out.rglob(".*.json.*")) + list(out.rglob(".*safetensors*")), "no half-written file is left"
-    kept = rows_of(out) if (out / "findings.jsonl").exists() else []
+    kept = rows_of(out) if (out / "share/findings.jsonl").exists() else []
     assert run("audit", folder, *many, "--out", out)[0] == 0
 
     def stripped(rows):
@@ -882,7 +885,7 @@ def test_ctrl_c_in_a_terminal(folder, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         preexec_fn=_hear_interrupts,  # noqa: PLW1509 (no thread runs here)
     )  # fmt: skip
-    rows, deadline = out / "findings.jsonl", time.monotonic() + 60
+    rows, deadline = out / "share/findings.jsonl", time.monotonic() + 60
     while not (rows.exists() and rows.read_bytes()) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -173,7 +173,7 @@ def test_size_fit_channels_and_limit_are_those_of_every_source(name, source):
 
 @SOURCES
 def test_a_source_is_equal_to_one_of_the_same_arguments_except_in_memory(name, source):
-    assert source == source
+    assert source == source  # noqa: PLR0124
     assert (source == replace(source)) is (name != "Arrays")
     assert source != replace(source, fit="squash")
 

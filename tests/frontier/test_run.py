@@ -19,7 +19,10 @@ from medpfl.core.experiments.training import Training
 from medpfl.core.verdicts import NO_LEAK
 from medpfl.frontier import result as result_module
 from medpfl.frontier import run as module
+from medpfl.frontier.result import FRONTIER
 from medpfl.frontier.run import frontier, remake
+from medpfl.frontier.tasks import settings_of
+from medpfl.runs.directory import RunDirectory
 from medpfl.training.store import read_rounds
 from tests.frontier.frontier_cases import SMALL, draw, small
 
@@ -40,7 +43,7 @@ def whole(pictures, tmp_path_factory):
 
 
 def read(out):
-    return {name: (out / name).read_text() for name in sorted(FILES)}
+    return {name: (out / "share" / name).read_text() for name in sorted(FILES)}
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def conclusive(monkeypatch):
 
 def undated(out):
     """Points and recommendation: what must be the same after a kill."""
-    shown = json.loads((out / "frontier.json").read_text())
+    shown = json.loads((out / "share/frontier.json").read_text())
     return shown["points"], shown["recommendation"]
 
 
@@ -70,7 +73,7 @@ def test_each_setting_is_a_point_made_of_its_training_and_its_audit(whole):
     assert [p["defense"] for p in found.points] == SPECS
     cells = reread(out / "runs" / "audit").summary
     for place, point in enumerate(found.points):
-        rows = list(read_rounds(out / "runs" / f"training-{place}-seed-0" / "rounds.jsonl"))
+        rows = list(read_rounds(out / "runs" / f"training-{place}-seed-0" / "share/rounds.jsonl"))
         assert (len(rows), point["accuracy"]) == (3, rows[-1].scores["validation"]["balanced_accuracy"])
         own = [cell for cell in cells if cell.defense == point["defense"]]
         assert point["ssim"] == max(cell.ssim.value for cell in own)
@@ -83,32 +86,32 @@ def test_the_attacked_client_is_that_of_the_training_with_fewer_images(whole):
     plan = json.loads((out / "runs/audit/run.json").read_text())["identity"]["plan"]
     assert plan == "Plan(algorithm='FedAvg', batch_size=1, local_images=1, learning_rate=0.05, mode='train')"
     assert found.settings["experiment"]["weights that are attacked"] == "untrained"
-    rows = read_rows(out / "runs/audit/findings.jsonl")
+    rows = read_rows(out / "runs/audit/share/findings.jsonl")
     assert len({row.image for row in rows if not row.control}) == SMALL["images"]
 
 
 def test_the_files_say_the_same_and_name_no_path(whole, pictures):
     out, found = whole
-    shown = json.loads((out / "frontier.json").read_text())
+    shown = json.loads((out / "share/frontier.json").read_text())
     assert (shown["points"], shown["recommendation"]) == (found.points, found.recommendation)
-    table = list(csv.DictReader((out / "frontier.csv").read_text().splitlines()))
+    table = list(csv.DictReader((out / "share/frontier.csv").read_text().splitlines()))
     assert [row["defense"] for row in table] == SPECS
     assert [float(row["ssim"]) for row in table] == [p["ssim"] for p in found.points]
-    page = (out / "frontier.html").read_text()
+    page = (out / "share/frontier.html").read_text()
     assert page.count("<svg") == 4
     assert "<img" not in page
     assert all(one.removesuffix("()") in page.replace("<wbr>", "") for one in SPECS[1:])
     for path in out.rglob("*"):
         if path.is_file() and path.name != "medpfl-key.json":
             assert b"secret-place" not in path.read_bytes(), path
-    assert not (out / "recommended.yaml").exists(), "so few images show nothing"
+    assert not (out / "share/recommended.yaml").exists(), "so few images show nothing"
 
 
 def test_the_page_is_made_again_from_stored_rows(whole, capsys):
     out, _ = whole
     before = read(out)
     for name in FILES:
-        (out / name).unlink()
+        (out / "share" / name).unlink()
     assert cli.main(["report", str(out)]) == 0
     assert read(out) == before
     assert f"wrote {out}" in capsys.readouterr().out.replace("\n", "")
@@ -116,15 +119,15 @@ def test_the_page_is_made_again_from_stored_rows(whole, capsys):
 
 def test_another_limit_needs_no_other_run(whole, pictures, conclusive, monkeypatch):
     out, found = whole
-    rows = (out / "runs/audit/findings.jsonl").read_bytes()
+    rows = (out / "runs/audit/share/findings.jsonl").read_bytes()
     bare, least = found.points[0], found.points[2]
     assert least["ssim_end"] < bare["ssim"], "the noise of this test hides the images"
     limit = f"identified<={max(least['identified_end'], 0.61):.2f}"
     again = frontier(small(pictures, limit=[limit]).having(out=out))
-    assert (out / "runs/audit/findings.jsonl").read_bytes() == rows
+    assert (out / "runs/audit/share/findings.jsonl").read_bytes() == rows
     assert again.recommendation["limits"] == [limit]
     assert again.recommendation["defense"] == "GaussianNoise(scale=10)"
-    path = out / "recommended.yaml"
+    path = out / "share/recommended.yaml"
     assert path.stat().st_mode & 0o777 == 0o600
     assert "# Under identified<=" in path.read_text(), "the reasons are in it"
     said = yaml.safe_load(path.read_text())
@@ -140,13 +143,26 @@ def test_another_limit_needs_no_other_run(whole, pictures, conclusive, monkeypat
 def test_train_takes_what_is_recommended_as_it_stands(pictures, tmp_path, conclusive, capsys):
     found = frontier(small(pictures, limit=["ssim<=0.99"]).having(out=tmp_path / "f"))
     assert found.recommendation["state"] == "recommended"
-    said = ["--config", str(tmp_path / "f/recommended.yaml"), "--out", str(tmp_path / "t"), "--quiet"]
+    said = ["--config", str(tmp_path / "f/share/recommended.yaml"), "--out", str(tmp_path / "t"), "--quiet"]
     assert cli.main(["train", str(pictures), *said]) == 0
     place = SPECS.index(found.recommendation["defense"])
     own = tmp_path / f"f/runs/training-{place}-seed-0/round-2/weights.safetensors"
     assert (tmp_path / "t/round-2/weights.safetensors").read_bytes() == own.read_bytes()
     assert "costs least: its model has a balanced accuracy of" in str(found)
     capsys.readouterr()
+
+
+def test_a_recommendation_that_names_a_file_of_ones_own_may_not_be_shared(tmp_path):
+    for model, folder in (("some/place.py:make", "private"), ("MLP", "share")):
+        experiment = small("samples", model=model)
+        settings = settings_of(experiment.defense)
+        chosen = {"defense": settings[1].spec, "limits": ["asr<=0.1"]}
+        result = result_module.Result([], chosen, {})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(result_module.Result, "__str__", lambda _: "reasons")
+            result_module.write_recommended(tmp_path, experiment, settings, result)
+        (path,) = tmp_path.rglob("*.yaml")
+        assert path == tmp_path / folder / "recommended.yaml"
 
 
 def words(pictures, out):
@@ -181,12 +197,12 @@ def test_a_frontier_killed_in_an_audit_and_in_a_training_ends_as_an_undisturbed_
         started = [sys.executable, "-c", code, *words(pictures, out)]
         process = subprocess.run(started, check=False, capture_output=True, timeout=120)
         assert process.returncode == -signal.SIGKILL, process.stderr.decode()
-    assert not (out / "frontier.json").exists()
+    assert not (out / "share/frontier.json").exists()
     with pytest.raises(InputError, match="not finished: give the same frontier command again"):
         remake(out)
-    first = (out / "runs/audit/findings.jsonl").read_bytes()
+    first = (out / "runs/audit/share/findings.jsonl").read_bytes()
     assert cli.main([*words(pictures, out), "--quiet"]) == 0
-    assert (out / "runs/audit/findings.jsonl").read_bytes() == first, "what was finished was not done again"
+    assert (out / "runs/audit/share/findings.jsonl").read_bytes() == first, "what was finished was not done again"
     assert undated(out) == undated(whole[0])
     capsys.readouterr()
 
@@ -216,7 +232,7 @@ def test_a_defense_under_which_training_diverges_is_a_gap(pictures, tmp_path, mo
         assert (last["gap"], last["accuracy"], last["loss"]) == ("the training diverged", None, None)
         assert (last["images"] > 0) == (number == 0)
         assert found.points[1]["gap"] is None
-        assert "the training diverged" in (tmp_path / str(number) / "frontier.html").read_text()
+        assert "the training diverged" in (tmp_path / str(number) / "share/frontier.html").read_text()
         before = read(tmp_path / str(number))
         remake(tmp_path / str(number))
         assert read(tmp_path / str(number)) == before
@@ -248,22 +264,22 @@ def test_bad_input_is_said_before_any_work(options, message, pictures, tmp_path,
 def test_another_frontier_is_not_mixed_with_it(pictures, tmp_path, monkeypatch):
     out = tmp_path / "out"
     frontier(small(pictures, rounds=1).having(out=out))
-    with pytest.raises(InputError, match="holds another experiment \\(other rounds\\): name another --out, or --force"):
+    with pytest.raises(InputError, match="holds another frontier \\(other rounds\\): name another --out, or --force"):
         frontier(small(pictures).having(out=out))
     assert len(frontier(small(pictures, seed=3, images=2).having(out=out, force=True)).points) == 4
     monkeypatch.setattr(module, "_trained", lambda *_: pytest.fail("begun"))
     with pytest.raises(pytest.fail.Exception, match="begun"):
         frontier(small(pictures, seed=4).having(out=out, force=True))
-    assert not any((out / name).exists() for name in FILES), "what another experiment gave is gone"
+    assert not any((out / "share" / name).exists() for name in FILES), "what another experiment gave is gone"
     monkeypatch.undo()
     other = tmp_path / "other"
     frontier(small(pictures, rounds=1).having(out=other))
-    with pytest.raises(InputError, match="holds another run \\(other model"):
-        frontier(small(pictures, rounds=1, model="MLP(hidden=(5,))").having(out=other))
+    with pytest.raises(InputError, match="holds another training \\(other model"):
+        frontier(small(pictures, rounds=1, model="MLP(hidden=(5,))"), other)
 
 
 def test_two_do_not_write_at_once(pictures, tmp_path):
-    with module.locked(tmp_path), pytest.raises(InputError, match="another run is writing"):
+    with RunDirectory(tmp_path, FRONTIER).locked(), pytest.raises(InputError, match="another run is writing"):
         frontier(small(pictures).having(out=tmp_path))
 
 

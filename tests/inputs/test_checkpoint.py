@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from medpfl import InputError, Run, Victims, Weights, audit
+from medpfl import InputError, Victims, Weights, audit
 from medpfl.federated.training import Standing
 from medpfl.inputs.checkpoint import checkpoint_at, is_checkpoint
 from medpfl.training.state_files import packed, unpacked
@@ -67,9 +67,9 @@ def test_an_audit_does_not_go_into_the_directory_of_a_training(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
     for force in (False, True):
-        with pytest.raises(InputError, match="holds a training: name another --out"):
-            flat(audit, "MLP((6,))", some_images(8), **AUDIT, run=Run(out=out, force=force))
-    assert (out / "rounds.jsonl").is_file()
+        with pytest.raises(InputError, match="holds a training, not an audit: name another --out"):
+            flat(audit, "MLP((6,))", some_images(8), out=out, force=force, **AUDIT)
+    assert (out / "share/rounds.jsonl").is_file()
 
 
 def test_images_of_another_size_are_told_the_size(tmp_path):

@@ -177,7 +177,8 @@ def test_the_rows_that_were_finished_stay_when_it_dies(tmp_path):
     file, out = file_of(tmp_path, "dies", DIES), tmp_path / "runs" / "a"
     with pytest.raises(InputError, match=r"attack Dies\(\): .*ended with status 3 .*\(it printed: the last word\)"):
         audited([f"{file}:Dies"], defenses=["LaplaceNoise(scale=0.1)"], out=out)
-    assert len(list(read_rows(out / "findings.jsonl"))) == 6, "a random update, the control, and the defense untold of"
+    rows = list(read_rows(out / "share/findings.jsonl"))
+    assert len(rows) == 6, "a random update, the control, and the defense untold of"
 
 
 def test_ctrl_c_ends_it_within_two_seconds_and_its_directory_is_removed(tmp_path, monkeypatch, ctrl_c):

@@ -128,10 +128,10 @@ def test_a_terminal_and_a_page_say_it():
 def test_an_audit_of_patients_with_several_images(tmp_path):
     data = some_images(8, patients=["Smith"] * 3 + ["Jones"] * 3 + ["Miller", None])
     report = tiny(data, images=8, out=tmp_path / "run")
-    told = json.loads((tmp_path / "run" / "summary.json").read_text())[0]["by_patient"]
+    told = json.loads((tmp_path / "run" / "share/summary.json").read_text())[0]["by_patient"]
     assert told == flat(report.summary[0].by_patient)
     assert (told["patients"], told["images"], told["without_patient"]) == (3, 7, 1)
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "share/report.html").read_text()
     assert "By patient" in page
     assert told["worst"][0]["patient"] in page
     assert "Smith" not in page

@@ -37,7 +37,8 @@ def rows_of(summary, count=7):
 
 
 def pages(out, summary, settings=SETTINGS, rows=None, show=picture):
-    write_pages(out, Settings.of(settings), united(summary), rows_of(summary) if rows is None else rows, show)
+    rows = rows_of(summary) if rows is None else rows
+    write_pages(out, Settings.of(settings), united(summary), rows, show and (out, show))
     private = out / "report-with-images.html"
     return (out / "report.html").read_text(), private.read_text() if private.exists() else ""
 
@@ -118,18 +119,22 @@ def test_private_page_says_so_first(tmp_path):
 
 
 def test_without_pictures_there_is_only_the_shared_page(tmp_path):
-    files = write_pages(tmp_path / "new", Settings.of(SETTINGS), united(SUMMARIES["full"]), [], None)
-    assert files == [tmp_path / "new" / "report.html"]
-    assert sorted((tmp_path / "new").iterdir()) == files
+    files = write_pages(tmp_path, Settings.of(SETTINGS), united(SUMMARIES["full"]), [], None)
+    assert files == [tmp_path / "report.html"]
+    assert sorted(tmp_path.iterdir()) == files
 
 
 def test_files_and_modes(tmp_path):
     summary = SUMMARIES["full"]
-    files = write_pages(tmp_path, Settings.of(SETTINGS), united(summary), rows_of(summary), picture)
+    share, private = tmp_path / "share", tmp_path / "private"
+    share.mkdir()
+    private.mkdir()
+    files = write_pages(share, Settings.of(SETTINGS), united(summary), rows_of(summary), (private, picture))
     assert sorted(files) == sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    assert [f.relative_to(tmp_path).parts[0] for f in files] == ["share"] + ["private"] * (len(files) - 1)
     assert [f.name for f in files][:: len(files) - 1] == ["report.html", "report-with-images.html"]
     assert all(stat.S_IMODE(f.stat().st_mode) == 0o600 for f in files[1:])
-    assert stat.S_IMODE((tmp_path / "pictures").stat().st_mode) == 0o700
+    assert stat.S_IMODE((private / "pictures").stat().st_mode) == 0o700
     assert files[0].stat().st_mode & stat.S_IRUSR
 
 
@@ -153,7 +158,9 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
 def test_same_rows_same_bytes(tmp_path):
     summary = SUMMARIES["full"]
     for name, order in (("a", 1), ("b", -1)):
-        write_pages(tmp_path / name, Settings.of(SETTINGS), united(summary), rows_of(summary)[::order], picture)
+        (tmp_path / name).mkdir()
+        shown = tmp_path / name, picture
+        write_pages(tmp_path / name, Settings.of(SETTINGS), united(summary), rows_of(summary)[::order], shown)
     files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert len(files) == 4
     for file in files:
@@ -297,7 +304,7 @@ def test_embedded_images_are_the_pictures(tmp_path):
 @pytest.mark.parametrize("shape", [(28, 28), (30, 20, 3), (16, 16, 1), (600, 400)])
 def test_panel_file_has_squares_for_pixels(tmp_path, shape):
     truth = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    write_pages(tmp_path, Settings.of(SETTINGS), united([full()]), [row()], lambda _: (truth, 255 - truth))
+    write_pages(tmp_path, Settings.of(SETTINGS), united([full()]), [row()], (tmp_path, lambda _: (truth, 255 - truth)))
     (file,) = (tmp_path / "pictures").iterdir()
     with Image.open(file) as image:
         sheet = np.asarray(image)
@@ -310,7 +317,7 @@ def test_panel_file_has_squares_for_pixels(tmp_path, shape):
 
 def test_panel_files_of_two_cells_never_share_a_name(tmp_path):
     summary = [full(attack=f"A(x={'a' * 100}{i})", defense=d) for i in range(2) for d in (LAPLACE, "B/../C()")]
-    write_pages(tmp_path, Settings.of(SETTINGS), united(summary), rows_of(summary, 1), picture)
+    write_pages(tmp_path, Settings.of(SETTINGS), united(summary), rows_of(summary, 1), (tmp_path, picture))
     names = [p.name for p in (tmp_path / "pictures").iterdir()]
     assert len(names) == 4
     assert all(re.fullmatch(r"[A-Za-z0-9.-]{1,120}\.png", name) for name in names)

@@ -21,13 +21,13 @@ def lines(path: Path) -> list[str]:
 
 
 def table(out: Path) -> list[dict[str, str]]:
-    with (out / "noise.csv").open() as file:
+    with (out / "share/noise.csv").open() as file:
         return [{k: v for k, v in row.items() if k != "seconds_per_image"} for row in csv.DictReader(file)]
 
 
 def test_a_kill_costs_at_most_the_stack_of_images_that_was_attacked(tmp_path):
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    rows = tmp_path / "killed-runs" / "noise-samples-idlg" / "findings.jsonl"
+    rows = tmp_path / "killed/runs" / "noise-samples-idlg" / "share/findings.jsonl"
     with subprocess.Popen([sys.executable, "-m", "medpfl.cli", *WORDS, "--out", str(out)]) as process:
         while process.poll() is None and len(lines(rows)) < 6:
             time.sleep(0.01)

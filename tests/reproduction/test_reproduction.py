@@ -115,18 +115,18 @@ def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
     assert list(map(str, found.gaps)) == [
         "brain_mri: its folder is not there",
     ]
-    text = (out / "attacks.md").read_text()
+    text = (out / "share/attacks.md").read_text()
     assert text.split("## Naive")[0].count("| melanoma | iDLG, short |") == 3
     assert "| melanoma | iDLG, short | TopK(keep=0.5) | yes |" in text
     assert all(f"- {gap.what}\n" in text for gap in found.gaps)
     accuracy = found.rows[-1]["trained_accuracy"]
     assert f"| covid_xray | trained here, round 1, balanced accuracy {accuracy:.0%}".replace("%", " % |") in text
     assert "Spearman's rank correlation over 8 images of 2 sets:" in text
-    read = list(csv.DictReader(io.StringIO((out / "attacks.csv").read_text())))
+    read = list(csv.DictReader(io.StringIO((out / "share/attacks.csv").read_text())))
     assert [float(row["asr"]) for row in read] == [row["asr"] for row in found.rows]
     rows = [
         json.loads(x)
-        for x in (out.with_name("out-runs") / "attacks-melanoma-idlg-short" / "findings.jsonl").read_text().splitlines()
+        for x in (out / "runs" / "attacks-melanoma-idlg-short" / "share/findings.jsonl").read_text().splitlines()
     ]
     legacy = [r["scores"]["legacy_ssim_range0"] for r in rows if r["defense"] == "NoDefense()" and not r["control"]]
     assert found.rows[0]["legacy_ssim_range0"] == pytest.approx(sum(legacy) / 4)
@@ -135,7 +135,7 @@ def test_tables_name_what_was_run_and_what_is_missing(data, tmp_path):
 def test_the_same_call_continues_and_tables_are_made_again_from_rows(data, tmp_path, monkeypatch):
     first = reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out"))
     kept = {path: path.read_bytes() for path in first.tables}
-    path = tmp_path / "out-runs" / "attacks-covid_xray-idlg-short" / "findings.jsonl"
+    path = tmp_path / "out/runs" / "attacks-covid_xray-idlg-short" / "share/findings.jsonl"
     whole = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole[:-4]))  # as if it had been killed in the last stack
     for table in first.tables:
@@ -155,7 +155,7 @@ def test_what_the_runs_themselves_compare_is_no_other_form(data, tmp_path):
     torch.save(model_of("MLP").build((1, 16, 16), 2, seed=5).state_dict(), weights)
     options = {"data": data, "out": tmp_path / "out", "parts": ["trained"], "weights": weights}
     first = flat(reproduce, ["attacks"], **options)
-    rows = tmp_path / "out-runs" / "attacks-covid_xray-trained" / "findings.jsonl"
+    rows = tmp_path / "out/runs" / "attacks-covid_xray-trained" / "share/findings.jsonl"
     before = rows.read_bytes()
     for force in (False, True):
         assert [row["asr"] for row in flat(reproduce, ["attacks"], **options, run=Run(force=force)).rows] == [
@@ -181,9 +181,9 @@ def test_forms_are_not_mixed(data, tmp_path):
         match=r"settings \(iDLG, short of attacks: quick, seed 0\): name another --out, or add --force",
     ):
         reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out"))
-    assert "Form: quick, seed 0. Few images and steps" in (tmp_path / "out" / "attacks.md").read_text()
+    assert "Form: quick, seed 0. Few images and steps" in (tmp_path / "out" / "share/attacks.md").read_text()
     assert len(reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out", force=True)).rows) == 8
-    assert "Form: full, seed 0.\n" in (tmp_path / "out" / "attacks.md").read_text()
+    assert "Form: full, seed 0.\n" in (tmp_path / "out" / "share/attacks.md").read_text()
 
 
 def test_other_folders_for_sets(data, tmp_path):
@@ -201,7 +201,7 @@ def test_other_folders_for_sets(data, tmp_path):
         (["--data", "data", "--sets", "list.yaml"], "'list.yaml' is no mapping: write one line for each name"),
         (["--data", "data", "--sets", "wrong.yaml"], "there is no set 'brain' in the study"),
         (["--data", "data", "--sets", "gone.yaml"], "'nowhere', which stands for melanoma, is no folder"),
-        (["--from", "data"], "'data' holds no reproduction: it has no reproduction.json"),
+        (["--from", "data"], "'data' is no run directory: it has no run.json"),
     ],
 )
 def test_bad_input(data, tmp_path, monkeypatch, capsys, words, message):
@@ -221,11 +221,11 @@ def test_a_set_that_cannot_be_read_is_a_gap_and_its_path_stays_on_the_terminal(d
     found = reproduce(["attacks"], data=data, sets={"brain_mri": secret}, run=Run(out=tmp_path / "out"))
     assert len(found.rows) == 8
     assert any(gap.what == "iDLG, short on brain_mri" and "secret-place" in gap.why for gap in found.gaps)
-    assert "- iDLG, short on brain_mri\n" in (tmp_path / "out" / "attacks.md").read_text()
+    assert "- iDLG, short on brain_mri\n" in (tmp_path / "out" / "share/attacks.md").read_text()
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert b"secret-place" not in written
     assert not list((tmp_path / "out").rglob("medpfl-key.json"))
-    assert not list((tmp_path / "out-runs").rglob("medpfl-key.json"))
+    assert not list((tmp_path / "out/runs").rglob("medpfl-key.json"))
     assert (tmp_path / "medpfl-key.json").is_file()
 
 
@@ -241,9 +241,9 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
     assert cli.main(["reproduce", "attacks", "--data", "data", "--out", "out", "--quick", "--quiet"]) == 0
     out = capsys.readouterr().out
     assert "not run: brain_mri: its folder is not there\n" in out
-    assert "wrote out/attacks.md, and the same as .csv and .tex\n" in out
+    assert "wrote out/share/attacks.md, and the same as .csv and .tex\n" in out
     assert cli.main(["reproduce", "--from", "out"]) == 0
-    assert "wrote out/attacks.md" in capsys.readouterr().out
+    assert "wrote out/share/attacks.md" in capsys.readouterr().out
 
 
 def test_marks_that_mean_something_in_a_table(data, tmp_path):
@@ -274,8 +274,8 @@ def test_features_of_images_that_one_knows():
 
 def test_features_are_set_against_what_was_read_back(data, tmp_path):
     reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out"))
-    run = tmp_path / "out-runs" / "attacks-melanoma-idlg-short"
-    rows, own = list(read_rows(run / "findings.jsonl")), kept(run)
+    run = tmp_path / "out/runs" / "attacks-melanoma-idlg-short"
+    rows, own = list(read_rows(run / "share/findings.jsonl")), kept(run)
     assert len(own) == 6
     order = sorted(own, key=lambda image: own[image]["edges"] + own[image]["variation"])
     rank = {image: i for i, image in enumerate(order)}
@@ -296,7 +296,7 @@ def test_images_and_parts_are_chosen(data, tmp_path):
     )
     assert {(r["part"], r["images"]) for r in found.rows} == {("iDLG, short", 3)}
     assert list(map(str, found.gaps)) == ["brain_mri: its folder is not there"], "what was not chosen is not missing"
-    assert "Form: full, seed 0, 3 images of each set.\n" in (tmp_path / "out" / "attacks.md").read_text()
+    assert "Form: full, seed 0, 3 images of each set.\n" in (tmp_path / "out" / "share/attacks.md").read_text()
     made = remake(tmp_path / "out")
     assert [row["images"] for row in made.rows] == [3] * 6
     assert made.gaps == found.gaps, "from the rows neither"
@@ -312,7 +312,7 @@ def test_parts_of_one_directory_may_have_forms_of_their_own(data, tmp_path):
     out = tmp_path / "out"
     reproduce(["attacks"], data=data, parts=["iDLG, short"], scale=Scale(images=3), run=Run(out=out))
     found = reproduce(["attacks"], data=data, parts=["trained"], scale=Scale(steps=1), run=Run(out=out))
-    text = (out / "attacks.md").read_text()
+    text = (out / "share/attacks.md").read_text()
     assert "Form: full, seed 0, 3 images of each set (iDLG, short). full, seed 0, 1 steps (trained).\n" in text
     assert {(row["part"], row["images"]) for row in found.rows} == {("iDLG, short", 3), ("trained", 1)}
     assert {row["attack"] for row in found.rows if row["part"] == "trained"} == {"iDLG(steps=1)"}
@@ -322,10 +322,10 @@ def test_parts_of_one_directory_may_have_forms_of_their_own(data, tmp_path):
     ]
     forced = reproduce(["attacks"], data=data, parts=["trained"], scale=Scale(steps=2), run=Run(out=out, force=True))
     assert {row["images"] for row in forced.rows} == {3, 1}, "the other part is kept"
-    (out / "reproduction.json").write_text('{"quick": true}')
-    with pytest.raises(InputError, match="is damaged, or of another version"):
+    (out / "run.json").write_text('{"quick": true}')
+    with pytest.raises(InputError, match=r"is no run directory: its run\.json is damaged"):
         remake(out)
-    with pytest.raises(InputError, match="is damaged, or of another version: name another --out, or add --force"):
+    with pytest.raises(InputError, match=r"\(its run\.json is missing or damaged\): name another --out, or --force"):
         reproduce(["attacks"], data=data, parts=["trained"], run=Run(out=out))
 
 
@@ -333,7 +333,7 @@ def test_parts_are_chosen_on_the_command_line(data, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     words = ["reproduce", "attacks", "--data", "data", "--out", "out", "--images", "1", "--quiet"]
     assert cli.main([*words, "--part", "iDLG, short", "--part", "trained"]) == 0
-    assert "| trained here" in (tmp_path / "out" / "attacks.md").read_text()
+    assert "| trained here" in (tmp_path / "out" / "share/attacks.md").read_text()
     assert cli.main([*words, "--part", "CPL"]) == 2
 
 
@@ -352,7 +352,7 @@ def test_naive_and_adaptive_stand_side_by_side(data, tmp_path):
     assert both[-1] == "+0.50 (0.10\u20130.90) |"
     assert undefended[heads.index("SSIM, adaptive")] == "\u2013" != undefended[heads.index("SSIM, naive")]
     assert beside([bare]) == "", "no defense, nothing to compare"
-    text = (tmp_path / "out" / "attacks.md").read_text()
+    text = (tmp_path / "out" / "share/attacks.md").read_text()
     assert text.count("| melanoma | iDLG, short | TopK(keep=0.5) |") == 3, "naive, adaptive, and both in one line"
 
 
@@ -378,7 +378,7 @@ def test_panels_are_private_and_made_again_from_rows(data, tmp_path):
         for part in ("idlg-short-adaptive", "idlg-short-naive", "trained")
     ]
     assert {path.stat().st_mode & 0o777 for path in found.pictures} == {0o600}
-    assert {path.parent for path in found.pictures} == {tmp_path / "out-runs" / "panels"}
+    assert {path.parent for path in found.pictures} == {tmp_path / "out/private/panels"}
     with Image.open(found.pictures[0]) as image:
         assert image.width == 3 * (128 + 16) + 16, "truth, guess, and the guess under one defense"
         assert image.height > 3 * (128 + 16), "worst, median, best"
@@ -386,14 +386,14 @@ def test_panels_are_private_and_made_again_from_rows(data, tmp_path):
     for path in found.pictures:
         path.unlink()
     assert {path: path.read_bytes() for path in remake(tmp_path / "out").pictures} == kept
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["legacy.png"]
+    assert sorted(path.name for path in (tmp_path / "out/share").glob("*.png")) == ["legacy.png"]
 
 
 def test_published_values_in_the_page(data, tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
     path.write_text('set,attack,asr\nmelanoma,"iDLG, short",0.5\n')
     reproduce(["attacks"], data=data, published=path, run=Run(out=tmp_path / "out"))
-    text = (tmp_path / "out" / "attacks.md").read_text()
+    text = (tmp_path / "out" / "share/attacks.md").read_text()
     assert "## Beside published values" in text
     assert "| melanoma | iDLG, short | no defense | ASR | 50 % | 0 %" in text
     path.write_text("set,attack,asr\nmelanoma,short,0.5\n")
@@ -403,12 +403,12 @@ def test_published_values_in_the_page(data, tmp_path, monkeypatch):
 
 def test_rows_of_another_version_are_refused_unless_forced(data, tmp_path):
     reproduce(["attacks"], data=data, run=Run(out=tmp_path / "out"))
-    path = tmp_path / "out-runs" / "attacks-melanoma-idlg-short" / "findings.jsonl"
+    path = tmp_path / "out/runs" / "attacks-melanoma-idlg-short" / "share/findings.jsonl"
     path.write_text(path.read_text().replace('"medpfl": "', '"medpfl": "9.'))
     with pytest.raises(InputError, match=r"holds rows of MedPFL 9\..*: run again, or add --force"):
         remake(tmp_path / "out")
     assert len(remake(tmp_path / "out", force=True).rows) == 8
-    assert "rows of MedPFL 9." in (tmp_path / "out" / "attacks.md").read_text()
+    assert "rows of MedPFL 9." in (tmp_path / "out" / "share/attacks.md").read_text()
 
 
 def test_the_embedded_images_stand_in_for_the_sets(tmp_path, monkeypatch):
@@ -424,7 +424,7 @@ def test_weights_of_ones_own_go_before_a_training(data, tmp_path):
     torch.save(model_of("MLP").build((1, 16, 16), 2, 0).state_dict(), path)
     found = reproduce(["attacks"], data=data, scale=Scale(weights=path), run=Run(out=tmp_path / "out"))
     assert [row["weights"] for row in found.rows if row["part"] == "trained"] == ["given", "given"]
-    assert not list((tmp_path / "out-runs").glob("*-training"))
+    assert not list((tmp_path / "out/runs").glob("*-training"))
 
 
 def test_accuracy_left_by_each_defense(data, tmp_path, monkeypatch):
@@ -445,19 +445,19 @@ def test_accuracy_left_by_each_defense(data, tmp_path, monkeypatch):
     found = reproduce(["noise"], data=data, run=Run(out=tmp_path / "out"))
     assert all(0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1 for row in found.rows)
     assert len({row["accuracy"] for row in found.rows[1:3]}) == 1, "one training a defense"
-    assert "| Accuracy left |" in (tmp_path / "out" / "noise.md").read_text()
+    assert "| Accuracy left |" in (tmp_path / "out" / "share/noise.md").read_text()
     made = remake(tmp_path / "out")
     assert [row["accuracy"] for row in made.rows] == [row["accuracy"] for row in found.rows]
     (tmp_path / "data" / "pneumonia_mnist" / "file.npz").rename(tmp_path / "elsewhere.npz")
     again = reproduce(["noise"], data=data, run=Run(out=tmp_path / "out"))
     assert [row["accuracy"] for row in again.rows] == [row["accuracy"] for row in found.rows], "what is known stays"
     (tmp_path / "elsewhere.npz").rename(tmp_path / "data" / "pneumonia_mnist" / "file.npz")
-    places = sorted(path.name for path in (tmp_path / "out-runs").glob("*accuracy*"))
+    places = sorted(path.name for path in (tmp_path / "out/runs").glob("*accuracy*"))
     assert places == ["noise-pneumonia_mnist-accuracy-0", "noise-pneumonia_mnist-accuracy-1"]
-    assert (tmp_path / "out-runs" / places[0] / "round-2").is_dir()
+    assert (tmp_path / "out/runs" / places[0] / "round-2").is_dir()
     quick = reproduce(["noise"], data=data, scale=Scale(quick=True), run=Run(out=tmp_path / "quick"))
     assert len(quick.rows) == 6
-    assert not (tmp_path / "quick-runs" / places[0] / "round-2").is_dir()
+    assert not (tmp_path / "quick/runs" / places[0] / "round-2").is_dir()
 
 
 def test_without_the_set_the_accuracy_is_a_gap(data, tmp_path, monkeypatch):
@@ -465,5 +465,5 @@ def test_without_the_set_the_accuracy_is_a_gap(data, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "study", lambda name: costly)
     found = reproduce(["noise"], data=data, run=Run(out=tmp_path / "out"))
     assert any(gap.what == "accuracy on pneumonia_mnist" and not gap.failed for gap in found.gaps)
-    assert "- accuracy on pneumonia_mnist\n" in (tmp_path / "out" / "noise.md").read_text()
-    assert "Accuracy left |" not in (tmp_path / "out" / "noise.md").read_text()
+    assert "- accuracy on pneumonia_mnist\n" in (tmp_path / "out" / "share/noise.md").read_text()
+    assert "Accuracy left |" not in (tmp_path / "out" / "share/noise.md").read_text()

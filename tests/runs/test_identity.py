@@ -72,15 +72,15 @@ def new_process(lab):
 def test_an_edited_module_deep_below_an_attack_refuses_its_rows(lab, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(lab, out)
-    rows = (out / "findings.jsonl").read_bytes()
+    rows = (out / "share/findings.jsonl").read_bytes()
     new_process(lab)
     tiny(lab, out)
-    assert (out / "findings.jsonl").read_bytes() == rows, "the same code continues"
+    assert (out / "share/findings.jsonl").read_bytes() == rows, "the same code continues"
     (lab / "lab_numbers.py").write_text("STEPS = 3\n")
     new_process(lab)
     with pytest.raises(InputError, match=r"the code of Mine changed \(module lab_numbers\).*--force"):
         tiny(lab, out)
-    assert (out / "findings.jsonl").read_bytes() == rows
+    assert (out / "share/findings.jsonl").read_bytes() == rows
     tiny(lab, out, force=True)
     tiny(lab, out)
 
@@ -109,7 +109,7 @@ def test_a_source_that_changes_while_a_run_goes_on_refuses_its_rows_for_good(lab
     (lab / "mine.py").write_text(MINE.format(lazily=edits))
     with pytest.raises(InputError, match=r"lab_numbers changed .*the run's rows are of no one code and are refused"):
         tiny(lab, out)
-    assert (out / "findings.jsonl").read_bytes()
+    assert (out / "share/findings.jsonl").read_bytes()
     (lab / "mine.py").write_text(MINE.format(lazily=""))
     new_process(lab)
     for refused in (lambda: tiny(lab, out), lambda: reread(out)):
@@ -208,7 +208,12 @@ def test_a_training_and_a_frontier_refuse_changed_code(lab, tmp_path):
     frontier(experiment.having(out=tmp_path / "runs" / "f"))
     new_process(lab)
     frontier(experiment.having(out=tmp_path / "runs" / "f"))
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["f", "medpfl-key.json", "t"]
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        ".medpfl-key.json.lock",
+        "f",
+        "medpfl-key.json",
+        "t",
+    ]
     assert not list((tmp_path / "runs" / "f").rglob("medpfl-key.json")), "the key is beside, for all runs in it"
     (lab / "lab_helper.py").write_text(HELPER + "# edited\n")
     new_process(lab)

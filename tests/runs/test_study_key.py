@@ -12,7 +12,7 @@ import pytest
 from medpfl import InputError
 from medpfl.auditing.report import reread
 from medpfl.data import ImageFolder
-from medpfl.runs.study_key import KEY_FILE, StudyIndex, move_out
+from medpfl.runs.study_key import KEY_FILE, StudyIndex
 from tests.auditing.audit_cases import draw_folder, some_images, tiny
 
 
@@ -33,7 +33,7 @@ def test_the_key_is_private_and_beside_the_run(patients, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(patients, out=out)
     assert stat.S_IMODE((out.parent / KEY_FILE).stat().st_mode) == 0o600
-    assert sorted(p.name for p in out.parent.iterdir()) == ["a", KEY_FILE]
+    assert sorted(p.name for p in out.parent.iterdir()) == [f".{KEY_FILE}.lock", "a", KEY_FILE]
     assert not list(out.rglob("*key*"))
 
 
@@ -41,7 +41,7 @@ def test_the_key_is_never_in_a_run_directory(folder, tmp_path, monkeypatch):
     (tmp_path / "runs" / "here").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "runs" / "here")
     tiny(folder, out=".")
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["here", KEY_FILE]
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [f".{KEY_FILE}.lock", "here", KEY_FILE]
     with pytest.raises(InputError, match="beside a run directory, not in one"):
         tiny(folder, out="inside")
     with pytest.raises(InputError, match="beside a run directory, not in one"):
@@ -161,7 +161,7 @@ def test_classes_of_a_run_stay_when_the_folder_changes(folder, tmp_path):
     """The number of a class depends on the others; a run keeps those that it was made with."""
     tiny(folder, out=tmp_path / "runs" / "a")
     draw_folder(folder, {"another": 2})
-    with pytest.raises(InputError, match="another experiment"):
+    with pytest.raises(InputError, match="another audit"):
         tiny(folder, out=tmp_path / "runs" / "a")
     tiny(folder, out=tmp_path / "runs" / "b")
     assert reread(tmp_path / "runs" / "a").classes == ("benign", "malignant")
@@ -182,7 +182,7 @@ def test_the_key_grows_with_the_data(folder, tmp_path):
 def test_a_lost_key_is_said_with_its_place_and_a_way_out(folder, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(folder, out=out)
-    rows, key = (out / "findings.jsonl").read_bytes(), (out.parent / KEY_FILE).read_bytes()
+    rows, key = (out / "share/findings.jsonl").read_bytes(), (out.parent / KEY_FILE).read_bytes()
     (out.parent / KEY_FILE).unlink()
     with pytest.raises(
         InputError, match=rf"the key that .* is missing: it should be the file '{out.parent / KEY_FILE}'"
@@ -191,7 +191,7 @@ def test_a_lost_key_is_said_with_its_place_and_a_way_out(folder, tmp_path):
     assert not (out.parent / KEY_FILE).exists(), "no new key takes its place"
     (out.parent / KEY_FILE).write_bytes(key)
     tiny(folder, out=out)
-    assert (out / "findings.jsonl").read_bytes() == rows
+    assert (out / "share/findings.jsonl").read_bytes() == rows
     (out.parent / KEY_FILE).unlink()
     assert tiny(folder, out=out, force=True).rows
 
@@ -218,7 +218,13 @@ def test_a_key_that_others_could_read_is_made_private_again_and_that_is_said(fol
 def test_leftovers_of_a_killed_run_are_removed_by_the_next(folder, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(folder, out=out)
-    names = ("run.json", "images/x.safetensors", "pictures/x.png", f"../{KEY_FILE}")
+    names = (
+        "run.json",
+        "share/report.html",
+        "private/images/x.safetensors",
+        "private/pictures/x.png",
+        f"../{KEY_FILE}",
+    )
     left = [(out / name).parent / f".{(out / name).name}.0a1b2c3d" for name in names]
     kept = out / ".mine.0a1b2c3d"
     for path in [*left, kept]:
@@ -227,16 +233,3 @@ def test_leftovers_of_a_killed_run_are_removed_by_the_next(folder, tmp_path):
     tiny(folder, out=out)
     assert not [path for path in left if path.exists()]
     assert kept.exists()
-
-
-def test_the_key_of_an_earlier_version_is_moved_out_of_a_directory_of_runs(tmp_path):
-    inside, beside = tmp_path / "f" / "runs" / KEY_FILE, tmp_path / KEY_FILE
-    inside.parent.mkdir(parents=True)
-    inside.write_text(json.dumps({"secret": "a" * 32, "images": {"i-0": "x"}, "patients": {}}))
-    move_out(inside, beside)
-    assert json.loads(beside.read_text())["secret"] == "a" * 32
-    inside.write_text(json.dumps({"secret": "b" * 32, "images": {"i-1": "y"}, "patients": {}}))
-    move_out(inside, beside)
-    key = json.loads(beside.read_text())
-    assert (key["secret"], key["images"]) == ("a" * 32, {"i-0": "x", "i-1": "y"})
-    assert not inside.exists()

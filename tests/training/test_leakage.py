@@ -44,22 +44,24 @@ def test_the_overview_is_beside_the_audits_and_continues(tmp_path, capsys):
     words += ["--images", "2", "--rounds", "0,2", "--out", str(tmp_path / "runs" / "o")]
     assert main(words) == 0
     runs = sorted(p.name for p in (tmp_path / "runs").iterdir())
-    assert runs == ["medpfl-key.json", "o", "o-round-0", "o-round-2"]
-    assert sorted(p.name for p in (tmp_path / "runs" / "o").iterdir()) == [
+    assert runs == [".medpfl-key.json.lock", "medpfl-key.json", "o", "o-round-0", "o-round-2"]
+    assert sorted(p.name for p in (tmp_path / "runs" / "o" / "share").iterdir()) == [
         "leakage.html", "leakage.json", "leakage.jsonl",
     ]  # fmt: skip
-    page = (tmp_path / "runs" / "o" / "leakage.html").read_text()
+    page = (tmp_path / "runs" / "o" / "share/leakage.html").read_text()
     assert page.count("<svg") == 2
     assert "<img" not in page
     assert "of a training, rounds 0, 2" in page
     assert "Checkpoint(" not in page
-    assert {json.loads(line)["round"] for line in (tmp_path / "runs/o/leakage.jsonl").read_text().splitlines()} == {
+    assert {
+        json.loads(line)["round"] for line in (tmp_path / "runs/o/share/leakage.jsonl").read_text().splitlines()
+    } == {
         0,
         2,
     }
-    before = (tmp_path / "runs" / "o-round-0" / "findings.jsonl").read_bytes()
+    before = (tmp_path / "runs" / "o-round-0" / "share/findings.jsonl").read_bytes()
     assert main(words) == 0
-    assert (tmp_path / "runs" / "o-round-0" / "findings.jsonl").read_bytes() == before
+    assert (tmp_path / "runs" / "o-round-0" / "share/findings.jsonl").read_bytes() == before
     assert "Of the models of rounds 0, 2, " in capsys.readouterr().out
 
 
@@ -91,11 +93,13 @@ def test_killed_with_9_in_the_second_round_it_ends_with_the_same_rows(tmp_path):
     assert main([*words, str(whole)]) == 0
     process = subprocess.run([sys.executable, "-c", DIES, *words, str(killed)], check=False, timeout=600)
     assert process.returncode == -signal.SIGKILL
-    first = (tmp_path / "runs" / "killed-round-0" / "findings.jsonl").read_bytes()
-    assert not (killed / "leakage.jsonl").exists()
+    first = (tmp_path / "runs" / "killed-round-0" / "share/findings.jsonl").read_bytes()
+    assert not (killed / "share/leakage.jsonl").exists()
     assert main([*words, str(killed)]) == 0
-    assert (tmp_path / "runs" / "killed-round-0" / "findings.jsonl").read_bytes() == first
-    rows = [[json.loads(line) for line in (out / "leakage.jsonl").read_text().splitlines()] for out in (whole, killed)]
+    assert (tmp_path / "runs" / "killed-round-0" / "share/findings.jsonl").read_bytes() == first
+    rows = [
+        [json.loads(line) for line in (out / "share/leakage.jsonl").read_text().splitlines()] for out in (whole, killed)
+    ]
     for row in (*rows[0], *rows[1]):
         assert row.pop("seconds") >= 0
         row.pop("date")

@@ -43,8 +43,9 @@ def test_no_pixel_is_written(marked, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "runs" / "a"
     assert main(["train", str(marked), *COMMON, "--out", str(out), "--quiet"]) == 0
     assert {p.name for p in out.iterdir()} == {
-        ".lock", "report.html", "rounds.jsonl", "run.json", "summary.json", "round-0", "round-1", "round-2",
+        ".lock", "run.json", "share", "round-0", "round-1", "round-2",
     }  # fmt: skip
+    assert {p.name for p in (out / "share").iterdir()} == {"report.html", "rounds.jsonl", "summary.json"}
     assert {p.name for p in out.glob("round-*/*")} == {"weights.safetensors", "state.safetensors"}
     assert not list(out.rglob("*.png"))
     for state in out.glob("round-*/state.safetensors"):

@@ -88,8 +88,8 @@ def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(defense, tmp_
 def test_killed_before_its_row_is_written_a_round_is_played_again(tmp_path):
     out = tmp_path / "runs" / "a"
     whole = small(out=out, defense="TopK(keep=0.2, feedback=True)")
-    lines = (out / "rounds.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "rounds.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:40])
+    lines = (out / "share/rounds.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "share/rounds.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:40])
     again = small(out=out, defense="TopK(keep=0.2, feedback=True)")
     assert plainly(again.rows) == plainly(whole.rows)
     assert again.rows[2] == whole.rows[2]
@@ -98,8 +98,8 @@ def test_killed_before_its_row_is_written_a_round_is_played_again(tmp_path):
 def test_rows_count_up_to_the_first_that_is_missing(tmp_path):
     out = tmp_path / "runs" / "a"
     whole = small(out=out)
-    lines = (out / "rounds.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "rounds.jsonl").write_bytes(b"".join([*lines[:2], lines[3]]))
+    lines = (out / "share/rounds.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "share/rounds.jsonl").write_bytes(b"".join([*lines[:2], lines[3]]))
     again = small(out=out)
     assert [row.round for row in again.rows] == [0, 1, 2, 3]
     assert plainly(again.rows) == plainly(whole.rows)
@@ -119,7 +119,7 @@ def test_another_training_is_not_continued(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
     for other in ({"seed": 1}, {"model": "MLP(hidden=(7,))"}, {"defense": "Signs"}, {"decay": 0.5}, {"augment": True}):
-        with pytest.raises(InputError, match=r"holds another run \(other .*--force to discard it"):
+        with pytest.raises(InputError, match=r"holds another training \(other .*--force to discard it"):
             small(out=out, **other)
     assert small(out=out, seed=1, force=True).rows[0].seed == 1
     assert len(list(out.glob("round-*"))) == 4
@@ -313,6 +313,6 @@ def test_batch_norm_that_stays_at_the_clients_is_noted():
 def test_the_summary_is_the_last_row(tmp_path):
     out = tmp_path / "runs" / "a"
     result = small(out=out)
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "share/summary.json").read_text())
     assert summary["round"] == 3
     assert summary["bytes_total"] == sum(row.bytes_sent for row in result.rows)

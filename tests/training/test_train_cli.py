@@ -47,13 +47,13 @@ def test_a_table_two_sentences_and_a_page(run, pictures, tmp_path):
     assert (status, err) == (0, "")
     assert "on the validation images" in shown
     assert "After 2 rounds without a defense, the model tells" in shown
-    assert f"wrote {out}/report.html" in shown
-    page = (out / "report.html").read_text()
+    assert f"wrote {out}/share/report.html" in shown
+    page = (out / "share/report.html").read_text()
     assert page.count("<svg") == 2
     assert "balanced accuracy" in page
     status, again, _ = run("report", out)
     assert (status, again) == (0, shown)
-    assert (out / "report.html").read_text() == page, "made from stored rows"
+    assert (out / "share/report.html").read_text() == page, "made from stored rows"
     assert run("train", pictures, *TINY, "--quiet")[1].count("\n") == 2
 
 
@@ -92,7 +92,7 @@ def test_a_yaml_file_says_the_same(run, pictures, tmp_path):
     one, other = tmp_path / "runs" / "a", tmp_path / "runs" / "b"
     assert run("train", "--config", tmp_path / "t.yaml", "--out", one)[0] == 0
     assert run("train", pictures, *TINY, "--defense", "TopK(keep=0.5)", "--out", other)[0] == 0
-    rows = [plainly(list(read_rounds(out / "rounds.jsonl"))) for out in (one, other)]
+    rows = [plainly(list(read_rounds(out / "share/rounds.jsonl"))) for out in (one, other)]
     assert rows[0] == rows[1]
 
 
@@ -151,7 +151,7 @@ def test_killed_with_9_in_the_middle_of_a_round_it_ends_with_the_same_rows(run, 
     command = [sys.executable, "-c", SLOW, "train", str(pictures), *words, "--out", str(out)]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
-    while len(list(read_rounds(out / "rounds.jsonl"))) < 2:
+    while len(list(read_rounds(out / "share/rounds.jsonl"))) < 2:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -160,11 +160,11 @@ def test_killed_with_9_in_the_middle_of_a_round_it_ends_with_the_same_rows(run, 
     assert process.wait() == -signal.SIGKILL
     (out / ".round-2").mkdir()
     (out / ".round-2" / "weights.safetensors").write_bytes(b"half")
-    first = list(read_rounds(out / "rounds.jsonl"))
+    first = list(read_rounds(out / "share/rounds.jsonl"))
     assert run("train", pictures, *words, "--out", out)[0] == 0
-    rows = list(read_rounds(out / "rounds.jsonl"))
+    rows = list(read_rounds(out / "share/rounds.jsonl"))
     assert rows[:2] == first, "what was finished was not done again"
-    assert plainly(rows) == plainly(list(read_rounds(whole / "rounds.jsonl")))
+    assert plainly(rows) == plainly(list(read_rounds(whole / "share/rounds.jsonl")))
     for number in range(4):
         files = [p / f"round-{number}" / "weights.safetensors" for p in (whole, out)]
         assert files[0].read_bytes() == files[1].read_bytes()

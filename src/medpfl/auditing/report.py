@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medpfl.auditing.bounds import bounded, check_bounds
-from medpfl.auditing.store import ROWS, Store, check_format, read_rows
+from medpfl.auditing.store import AUDIT, ROWS, Store, read_rows
 from medpfl.core.atomic_files import write
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.types import Finding
 from medpfl.judging.summary import Context, summarize
 from medpfl.judging.types import Cell
-from medpfl.runs.directory import RUN, check_rows, read_json, reading
+from medpfl.runs.directory import RunDirectory, private, reading, share
 from medpfl.runs.jobs import JobKey, job_of
 from medpfl.runs.study_key import class_names
 
@@ -58,9 +58,10 @@ def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> R
 
     from medpfl.reporting import write_pages
 
-    write(store.out / "summary.json", json.dumps([cell.to_dict() for cell in summary], indent=1).encode())
-    picture = store.picture if all(store.pictured(job_of(row)) for row in rows) else None
-    pages = write_pages(store.out, settings, summary, rows, picture)
+    shared = share(store.out)
+    write(shared / "summary.json", json.dumps([cell.to_dict() for cell in summary], indent=1).encode())
+    shown = (private(store.out), store.picture) if all(store.pictured(job_of(row)) for row in rows) else None
+    pages = write_pages(shared, settings, summary, rows, shown)
     return Report(summary, rows, settings, tuple(pages), classes)
 
 
@@ -75,12 +76,8 @@ def reread(out: Path) -> Report:
 
 
 def _reread(out: Path) -> Report:
-    run = read_json(out / RUN)
-    if run is None or "identity" not in run:
-        state = "its run.json is damaged" if (out / RUN).exists() else "it has no run.json"
-        raise InputError(f"'{out}' is no run directory: {state}")
-    check_format(out, run, "make its pages with that version, or audit again")
-    check_rows(out, run)
+    directory = RunDirectory(out, AUDIT)
+    run = directory.known()
     settings = Settings.of(run.get("settings", {}))
     check_bounds(out, settings.bounds or {})
     sizes: dict[JobKey, int] = {}
@@ -91,4 +88,4 @@ def _reread(out: Path) -> Report:
     whole = {job: count for job, count in sizes.items() if planned.get(job, count) == count}
     if not whole:
         raise InputError(f"'{out}' holds no finished rows yet: give the same audit command again")
-    return finish(Store(out, whole), settings, class_names(out, run["identity"].get("pixels", "")))
+    return finish(Store(directory, whole), settings, class_names(out, run["identity"].get("pixels", "")))

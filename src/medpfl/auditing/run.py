@@ -236,7 +236,7 @@ def _played(scenario: Scenario, isolation: Isolation, place: str) -> Report:
         store.note(settings=settings.to_dict(), jobs=[[*key, count] for key, count in sizes.items()])
         todo = [job for job in jobs if job.key not in store]
         done = sum(sizes.values()) - sum(job.rows for job in todo)
-        with unchanged(scenario.code, out), watching(sum(sizes.values()), done, run.progress) as during:
+        with unchanged(scenario.code, store.directory), watching(sum(sizes.values()), done, run.progress) as during:
             for job in todo:
                 with during(job.key, job.rows):
                     store.add(job.key, *player(job))

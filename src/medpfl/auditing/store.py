@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,31 +14,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from medpfl.core.atomic_files import PRIVATE, write
-from medpfl.core.errors import InputError
+from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER
 from medpfl.core.types import Finding
 from medpfl.runs.cloak import Cloak
-from medpfl.runs.directory import (
-    RUN,
-    append,
-    check_rows,
-    difference,
-    identity_in,
-    is_of,
-    lines,
-    locked,
-    note,
-    read_json,
-    read_lines,
-)
+from medpfl.runs.directory import Kind, RunDirectory, append, lines, private, read_lines
 from medpfl.runs.jobs import JobKey, job_of
 
-__all__ = ["FORMAT", "ROWS", "Store", "check_format", "claimed", "discard", "read_rows", "stored"]
+__all__ = ["AUDIT", "ROWS", "Store", "claimed", "read_rows", "stored"]
 
-ROWS = "findings.jsonl"
+ROWS = f"{SHARE_FOLDER}/findings.jsonl"
+"""Path of the rows in a run directory."""
 
-FORMAT = 3
-"""Of a run directory; from 3 on, a row names the image that its guess is nearest to."""
-
+_OUTPUTS = ("findings.jsonl", "summary.json", "report*.html", "images/*.safetensors", "pictures/*.png")
+AUDIT = Kind("audit", 4, _OUTPUTS)
+"""From format 3 on, a row names the image that its guess is nearest to; from 4 on, there are two folders."""
 
 _PLAIN = Cloak(None)
 
@@ -47,17 +35,18 @@ _PLAIN = Cloak(None)
 class Store:
     """Rows by job, in the order of the experiment; on disk if it has a directory, else in memory.
 
-    ``run.json`` holds what identifies the experiment, ``findings.jsonl`` the rows, ``images/`` truths and
-    guesses (mode 0600). A row counts only if its whole job is there.
+    ``run.json`` holds what identifies the experiment, ``share/findings.jsonl`` the rows, ``private/images/`` truths
+    and guesses (mode 0600). A row counts only if its whole job is there.
 
     Args:
-        out: the directory; ``None``: memory only.
+        directory: of the run; ``None``: memory only.
         sizes: rows of each job, in the experiment's order.
         cloak: of texts that are written. Jobs are given as the experiment names them, and rows come back as written.
     """
 
-    def __init__(self, out: Path | None, sizes: dict[JobKey, int], cloak: Cloak = _PLAIN) -> None:
-        self.out, self.cloak = out, cloak
+    def __init__(self, directory: RunDirectory | None, sizes: dict[JobKey, int], cloak: Cloak = _PLAIN) -> None:
+        self.directory, self.cloak = directory, cloak
+        self.out = out = None if directory is None else directory.path
         self.sizes = sizes = {cloak(job): size for job, size in sizes.items()}
         self._rows = {} if out is None else _whole_jobs(out / ROWS, sizes)
         self._pictures: dict[JobKey, tuple[Tensor, Tensor]] = {}
@@ -88,15 +77,14 @@ class Store:
             self._pictures[job] = (pictures["truths"], pictures["guesses"])
         else:
             # Pictures first: a row must never speak of one that is not there.
-            (self.out / "images").mkdir(exist_ok=True)
-            write(_pictures(self.out, job), save(pictures), PRIVATE)
+            write(private(self.out, "images") / job.file_name(), save(pictures), PRIVATE)
             append(self.out / ROWS, [row.to_dict() for row in rows])
         self._rows[job] = rows
 
     def note(self, **settings: Any) -> None:
         """Adds settings to ``run.json``."""
-        if self.out is not None:
-            note(self.out, **self.cloak(settings))
+        if self.directory is not None:
+            self.directory.note(**self.cloak(settings))
 
     def picture(self, row: Finding) -> tuple[np.ndarray, np.ndarray]:
         """Truth and guess of a row as uint8, (H, W) or (H, W, 3)."""
@@ -122,69 +110,21 @@ def claimed(
         force: discards what another experiment left there.
 
     Raises:
-        InputError: the directory holds another experiment, or is in use.
+        InputError: the directory is in use, or from `RunDirectory.claim`.
     """
     if out is None:
         yield Store(None, sizes)
         return
-    with locked(out):
-        _claim(out, identity, force)
-        store = Store(out, sizes, cloak)
+    directory = RunDirectory(out, AUDIT, identity)
+    with directory.locked():
+        directory.claim(force)
+        store = Store(directory, sizes, cloak)
         store.tidy()
         yield store
 
 
-def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
-    found = read_json(out / RUN)
-    if found is None and not (out / ROWS).exists():
-        found = _begin(out, identity)
-    if found is not None and not force:
-        check_rows(out, found)
-    same = found is not None and found.get("format") == FORMAT and found.get("identity") == identity
-    if found is not None and same and not found.get("refused"):
-        return
-    if is_of("training", out):
-        raise InputError(f"'{out}' holds a training: name another --out for the audit")
-    if not force and not _is_bare(out, found):
-        if found is not None and "identity" in found:
-            check_format(out, found, "name another --out, or --force to discard it")
-        raise InputError(
-            f"'{out}' holds another experiment ({difference(found, identity)}): "
-            "name another --out, or --force to discard it"
-        )
-    discard(out)
-    _begin(out, identity)
-
-
-def _is_bare(out: Path, found: dict[str, Any] | None) -> bool:
-    """Return whether an audit ended in this directory before its first row, so that there is nothing to keep."""
-    of_audit = found is not None and "attacks" in identity_in(found) and not found.get("refused")
-    return of_audit and not ((out / ROWS).is_file() and (out / ROWS).stat().st_size)
-
-
-def _begin(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    found = {"format": FORMAT, "identity": identity}
-    write(out / RUN, json.dumps(found, indent=1).encode())
-    return found
-
-
-def check_format(out: Path, run: dict[str, Any], remedy: str) -> None:
-    """Raises `InputError` if another version of MedPFL made a run directory, whose ``run.json`` is given."""
-    if (made := run.get("format", 1)) != FORMAT:
-        raise InputError(
-            f"'{out}' was made by another version of MedPFL: its format is {made}, this version's is {FORMAT}; {remedy}"
-        )
-
-
-def discard(out: Path) -> None:
-    """Removes what an experiment wrote, its rows first; nothing else that may lie there."""
-    for pattern in (ROWS, "summary.json", "report*.html", "images/*.safetensors", "pictures/*.png"):
-        for path in out.glob(pattern):
-            path.unlink()
-
-
 def _pictures(out: Path, job: JobKey) -> Path:
-    return out / "images" / job.file_name()
+    return out / PRIVATE_FOLDER / "images" / job.file_name()
 
 
 def read_rows(path: Path, whole: bool = False) -> Iterator[Finding]:
@@ -197,7 +137,7 @@ def stored(out: Path) -> Store:
     sizes: dict[JobKey, int] = {}
     for row in read_rows(out / ROWS):
         sizes[job_of(row)] = sizes.get(job_of(row), 0) + 1
-    return Store(out, sizes)
+    return Store(RunDirectory(out, AUDIT), sizes)
 
 
 def _whole_jobs(path: Path, sizes: dict[JobKey, int]) -> dict[JobKey, list[Finding]]:

@@ -8,11 +8,11 @@ from medpfl.cli.interruption import MESSAGE, STATUS  # first: an interruption of
 import errno
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, Namespace
 
@@ -267,24 +267,25 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _report(given: Namespace, words: list[str]) -> int:
     from medpfl.auditing.report import reread
-    from medpfl.frontier.run import remake
+    from medpfl.frontier.run import remake as remake_frontier
     from medpfl.reporting.terminal import print_audit, print_frontier, print_training
-    from medpfl.runs.directory import is_of
+    from medpfl.reproduction.run import remake
+    from medpfl.runs.directory import known_in
     from medpfl.training.report import reread_training
 
-    if is_of("frontier", Path(given.out)):
-        print_frontier(remake(Path(given.out)), given.quiet)
-        return _DONE
-    if is_of("training", Path(given.out)):
-        print_training(reread_training(Path(given.out)), given.quiet)
-        return _DONE
-    print_audit(reread(Path(given.out)), given.quiet)
+    again: dict[str, tuple[Callable[[Path], Any], Callable[[Any, bool], object]]] = {
+        "audit": (reread, print_audit),
+        "training": (reread_training, print_training),
+        "frontier": (remake_frontier, print_frontier),
+        "reproduction": (remake, _print_reproduction),
+    }
+    make, show = again.get(str(known_in(Path(given.out)).get("kind")), again["audit"])
+    show(make(Path(given.out)), given.quiet)
     return _DONE
 
 
 def _reproduce(given: Namespace, words: list[str]) -> int:
     asked = _typed(Studies, given, words)
-    from medpfl.reporting.words import counted
     from medpfl.reproduction.run import remake, reproduce
 
     if asked.from_:
@@ -299,6 +300,14 @@ def _reproduce(given: Namespace, words: list[str]) -> int:
             scale=asked.scale,
             run=asked.run,
         )
+    _print_reproduction(found)
+    return _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
+
+
+def _print_reproduction(found: Any, quiet: bool = False) -> None:
+    from medpfl.reporting.terminal import folders_line
+    from medpfl.reporting.words import counted
+
     for gap in found.gaps:
         say(f"{'failed' if gap.failed else 'not run'}: {gap}", sys.stdout)
     for table in found.tables:
@@ -309,7 +318,7 @@ def _reproduce(given: Namespace, words: list[str]) -> int:
     if found.pictures:
         panels = counted(len(found.pictures), "panel")
         print(f"wrote {panels} of private images: {found.pictures[0].parent}")
-    return _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
+    print(folders_line([*found.tables, *found.pictures]))
 
 
 def _list(given: Namespace, words: list[str]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import os
 import re
@@ -12,6 +11,11 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody can remove a file that is open
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["PRIVATE", "SHARED", "as_csv", "oddity_of", "remove_leftovers", "write"]
 
@@ -36,27 +40,36 @@ def oddity_of(path: Path) -> str | None:
 
 def write(path: Path, content: bytes, mode: int = SHARED) -> Path:
     """Writes under another name beside the file, then replaces it. Private from the first byte on."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(_created(part, mode), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    while not _written(path, content, mode):
+        pass  # somebody took the part for a leftover, in the moment in which nobody held it
     return path
 
 
-def _created(part: Path, mode: int) -> int:
-    """A new file, locked until it is closed: who removes leftovers sees that it is none."""
-    while True:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with contextlib.suppress(OSError):  # of a file system that knows no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        os.close(descriptor)  # it was taken for a leftover before it was locked
+def _written(path: Path, content: bytes, mode: int) -> bool:
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            with contextlib.suppress(OSError):  # of a file system that knows no locks
+                _hold(file.fileno())
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            part.replace(path)  # closed first: Windows replaces no open file
+            return True
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _hold(descriptor: int) -> None:
+    """Lock an open file, so that who removes leftovers sees that it is none.
+
+    Raises:
+        OSError: another process holds it, or the file system knows no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
@@ -74,15 +87,10 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def _remove_if_free(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-        except OSError:
-            pass  # a live process writes it, or nobody can tell
-        finally:
-            os.close(descriptor)
+    with contextlib.suppress(OSError):  # a live process writes it, or nobody can tell
+        with path.open("rb") as file:
+            _hold(file.fileno())
+        path.unlink()
 
 
 def as_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

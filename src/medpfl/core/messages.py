@@ -19,13 +19,16 @@ from typing import Any, TextIO
 
 from medpfl.core.errors import HIDDEN, resolved
 
-__all__ = ["KEY_FILE", "about", "may_show", "say", "speaking", "told"]
+__all__ = ["KEY_FILE", "PRIVATE_FOLDER", "SHARE_FOLDER", "about", "may_show", "say", "speaking", "told"]
 
 _MOST = 200_000
 """Names of files and folders that are looked for in a message."""
 
 KEY_FILE = "medpfl-key.json"
 """The file that leads back from study indices to names."""
+
+SHARE_FOLDER, PRIVATE_FOLDER = "share", "private"
+"""Folders of a run directory: what may leave the hospital, and what shows or holds patients' images."""
 
 _LARGEST = 2**24
 """Bytes of a CSV file whose cells are looked for."""
@@ -109,8 +112,8 @@ def _names_in(root: Path) -> Iterator[str]:
     found = 0
     below = os.walk(root) if root.is_dir() else [(root.parent, [], [root.name])]
     for base, folders, files in below:
-        if {"run.json", "findings.jsonl"} <= set(files):
-            folders.clear()  # of an audit: what lies in it has names of ours
+        if "run.json" in files and SHARE_FOLDER in folders:
+            folders.clear()  # of a run: what lies in it has names of ours
             continue
         for name in (*folders, *files):
             found += 1

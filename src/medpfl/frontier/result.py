@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from medpfl.auditing.report import Report
 from medpfl.core.atomic_files import PRIVATE, as_csv, write
 from medpfl.core.experiments.frontier import RECOMMENDED, RECOMMENDED_FILE, Frontier
+from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER
 from medpfl.core.user_code.loading import is_place
 from medpfl.frontier.choice import marked, recommendation
 from medpfl.frontier.limits import limits_of
@@ -20,15 +21,17 @@ from medpfl.frontier.tasks import Setting, training_of
 from medpfl.judging.types import flat
 from medpfl.reporting.frontier import sentences, write_frontier_page
 from medpfl.reporting.training import judged
+from medpfl.runs.directory import Kind, private, share
 from medpfl.training.report import Trained
 
-__all__ = ["OUTPUTS", "Found", "Result", "results", "write_recommended"]
+__all__ = ["FRONTIER", "Found", "Result", "results", "write_recommended"]
 
 _YAML = RECOMMENDED_FILE
 _PLACES = ("data", "validation", "test", "weights", "device")
 _RUN = ("out", "force")
 """What a command line says and no file."""
-OUTPUTS = ("frontier.json", "frontier.csv", "frontier.html", _YAML)
+FRONTIER = Kind("frontier", 2, ("frontier.json", "frontier.csv", "frontier.html", _YAML), rows=False)
+"""From format 2 on, what may be shared has a folder."""
 
 
 class Found(NamedTuple):
@@ -80,9 +83,10 @@ def results(out: Path, found: Found) -> Result:
     result = Result(points, chosen, settings)
     plain = [{**p, "bound": p["bound"] and flat(p["bound"].bound)} for p in points]
     shown = {"points": plain, "recommendation": result.recommendation, "settings": result.settings}
-    write(out / "frontier.json", json.dumps(shown, indent=1).encode())
-    write(out / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
-    page = write_frontier_page(out, result.settings, points, result.recommendation)
+    folder = share(out)
+    write(folder / "frontier.json", json.dumps(shown, indent=1).encode())
+    write(folder / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
+    page = write_frontier_page(folder, result.settings, points, result.recommendation)
     return Result(points, result.recommendation, result.settings, (page,))
 
 
@@ -128,11 +132,13 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
 
     It names no images, weights file or device: these are said on the command line. A model or a defense of one's own
     is named by its file, so that this file is its owner's alone to read (mode 0600); whoever reads it back has to name
-    that file again, since a recommendation may come from another party (`medpfl.cli.parser.check_files`).
+    that file again, since a recommendation may come from another party (`medpfl.cli.parser.check_files`). It may be
+    shared unless it names such a file.
     """
     import yaml
 
-    (out / _YAML).unlink(missing_ok=True)
+    for folder in (SHARE_FOLDER, PRIVATE_FOLDER):
+        (out / folder / _YAML).unlink(missing_ok=True)
     chosen = [setting for setting in settings if setting.spec == result.recommendation["defense"]]
     if chosen:
         options = training_of(experiment, chosen[0], experiment.run.seed, None).options()
@@ -145,4 +151,5 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
             f"{RECOMMENDED} under {', '.join(result.recommendation['limits'])}.\n{reasons}"
             f"# Its images are yours to name: medpfl train DATA{named} --config {_YAML}\n"
         )
-        write(out / _YAML, (head + yaml.safe_dump(training, sort_keys=False)).encode(), PRIVATE)
+        path = (private(out) if own else share(out)) / _YAML
+        write(path, (head + yaml.safe_dump(training, sort_keys=False)).encode(), PRIVATE)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from medpfl.auditing.report import reread
 from medpfl.auditing.run import perform
-from medpfl.core.atomic_files import write
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.messages import say as tell
 from medpfl.frontier.limits import limits_of
-from medpfl.frontier.result import OUTPUTS, Found, Result, results, write_recommended
+from medpfl.frontier.result import FRONTIER, Found, Result, results, write_recommended
 from medpfl.frontier.tasks import Setting, audit_of, check, parts_of, settings_of, training_of, with_images
-from medpfl.runs.directory import RUN, check_rows, difference, locked, made, note, read_json, reading
+from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
 from medpfl.runs.identity import Code, Identity, unchanged
-from medpfl.runs.study_key import KEY_FILE, key_file, key_of, move_out
+from medpfl.runs.study_key import key_of
 from medpfl.training.report import Trained, reread_training
 from medpfl.training.train import perform_training
 
@@ -34,7 +32,8 @@ def frontier(experiment: Frontier) -> Result:
     when the same call is given again; the limit alone may change. The key to the images lies beside ``OUT``.
 
     Args:
-        experiment: what is trained, audited and asked for; figure, tables and runs go to its ``run.out``.
+        experiment: what is trained, audited and asked for; figure, tables and recommendation go into ``share`` of its
+            ``run.out``.
 
     Raises:
         InputError: anything that cannot work.
@@ -44,23 +43,23 @@ def frontier(experiment: Frontier) -> Result:
     check(experiment)
     out, force = experiment.out, experiment.run.force
     made(out)
-    with locked(out):
-        move_out(out / "runs" / KEY_FILE, key_file(out))
-        code = Code.of(lambda: parts_of(experiment))
-        identity = Identity(_entries(experiment, plain), code, key_of(out, force))
-        settings = [setting._replace(spec=identity.cloak(setting.spec)) for setting in plain]
-        _claim(out, identity, force)
-        note(out, limits=list(map(str, limits)), accept_leak=experiment.accept_leak)
+    code = Code.of(lambda: parts_of(experiment))
+    identity = Identity(_entries(experiment, plain), code, key_of(out, force))
+    settings = [setting._replace(spec=identity.cloak(setting.spec)) for setting in plain]
+    directory = RunDirectory(out, FRONTIER, identity)
+    with directory.locked():
+        directory.claim(force)
+        directory.note(limits=list(map(str, limits)), accept_leak=experiment.accept_leak)
         say: Callable[[str], Any] = tell if experiment.run.progress else lambda _: None
-        with unchanged(code, out):
+        with unchanged(code, directory):
             # One training, then the audit: what cannot be trained or audited is known before hours of work.
             trainings = {s.spec: _trained(experiment, s, out, say) for s in settings[:1]}
             audits = {} if experiment.round else _audited_at_once(experiment, settings, out, say)
             trainings |= {s.spec: _trained(experiment, s, out, say) for s in settings[1:]}
-            note(out, diverged=[spec for spec, own in trainings.items() if own is None])
+            directory.note(diverged=[spec for spec, own in trainings.items() if own is None])
             if experiment.round:
                 audits = {s.spec: _audited(experiment, s, out, say) for s in settings if trainings[s.spec] is not None}
-        result = results(out, Found(_known(out), settings, audits, trainings))
+        result = results(out, Found(known_in(out), settings, audits, trainings))
         write_recommended(out, experiment, settings, result)
     return result
 
@@ -76,8 +75,7 @@ def remake(out: Path) -> Result:
 
 
 def _remade(out: Path) -> Result:
-    known = _known(out)
-    check_rows(out, known)
+    known = RunDirectory(out, FRONTIER).known()
     identity = known["identity"]
     settings = [Setting(i, spec, None) for i, spec in enumerate(identity["settings"])]
     if "diverged" not in known:
@@ -93,34 +91,14 @@ def _remade(out: Path) -> Result:
     return results(out, Found(known, settings, audits, trainings))
 
 
-def _known(out: Path) -> dict[str, Any]:
-    return read_json(out / RUN) or {}
-
-
 def _entries(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any]:
     """What tells this frontier from another one; of model, images and weights, each run has its own. No path."""
     paths = ("data", "model", "weights", "validation", "test", "attack", "defense", "limit", "tolerance", "accept_leak")
     alike = ("isolate", "out", "force")  # rows are equal either way
     return {
-        "frontier": 1,
         "settings": [setting.spec for setting in settings],
         **{name: value for name, value in experiment.options().items() if name not in (*paths, *alike)},
     }
-
-
-def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
-    found = read_json(out / RUN)
-    if not force:
-        check_rows(out, found)
-    if found is None or (force and (found.get("identity") != identity or found.get("refused"))):
-        for path in OUTPUTS:
-            (out / path).unlink(missing_ok=True)  # of another experiment
-        write(out / RUN, json.dumps({"identity": identity}, indent=1).encode())
-    elif found.get("identity") != identity:
-        raise InputError(
-            f"'{out}' holds another experiment ({difference(found, identity)}): name another --out, or --force to "
-            "discard it"
-        )
 
 
 def _seeds(identity: dict[str, Any]) -> range:
@@ -128,11 +106,11 @@ def _seeds(identity: dict[str, Any]) -> range:
 
 
 def _training(out: Path, setting: Setting, seed: int) -> Path:
-    return out / "runs" / f"training-{setting.place}-seed-{seed}"
+    return out / RUNS / f"training-{setting.place}-seed-{seed}"
 
 
 def _audit(out: Path, setting: Setting | None = None) -> Path:
-    return out / "runs" / ("audit" if setting is None else f"audit-{setting.place}")
+    return out / RUNS / ("audit" if setting is None else f"audit-{setting.place}")
 
 
 def _audited_at_once(

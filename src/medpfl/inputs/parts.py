@@ -19,7 +19,7 @@ from medpfl.attacks import matching
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.groups import Reading
 from medpfl.core.experiments.limits import CLIENTS, check_whole, shortened
-from medpfl.core.messages import about
+from medpfl.core.messages import PRIVATE_FOLDER, about
 from medpfl.core.records import Record
 from medpfl.core.roles import NO_DEFENSE, UNITS, Attack, DataSource, Defense, Model
 from medpfl.core.spec import Part, build, check_part, check_text, expand, registry
@@ -34,6 +34,7 @@ from medpfl.inputs.spelling import check_model, check_source, is_there, names_a_
 from medpfl.isolation.parent import Worker
 from medpfl.models.user import UserModel
 from medpfl.models.wrapped import unwrapped
+from medpfl.runs.directory import known_in
 from medpfl.runs.environment import explained
 
 __all__ = [
@@ -258,15 +259,20 @@ def _check_no_run(folder: Path) -> None:
     if not folder.is_dir():
         return
     try:
-        folders = [folder, *sorted(folder.iterdir())]
+        folders = [folder, *sorted(folder.iterdir()), *_around(folder.resolve())]
     except OSError as error:
         raise InputError(f"cannot open the folder '{folder}': {error.strerror}") from None
     for inside in folders:
-        if (inside / "run.json").is_file() and (inside / "findings.jsonl").is_file():
+        if known_in(inside):
             raise InputError(
-                f"'{inside}' is the run directory of an audit, whose pictures are no data: give a folder of class "
-                f"folders without it, or make its pages again with 'medpfl report {inside}'"
+                f"'{inside}' is a run directory, whose pictures are no data: give a folder of class folders without "
+                f"it, or make its pages again with 'medpfl report {inside}'"
             )
+
+
+def _around(folder: Path) -> list[Path]:
+    """Return the run directory in whose private folder a folder lies, if it lies in one."""
+    return [inside.parent for inside in (folder, *folder.parents) if inside.name == PRIVATE_FOLDER]
 
 
 def source_of(data: str, reading: Reading) -> DataSource:

@@ -38,34 +38,34 @@ __all__ = ["environment", "rendered", "write_pages"]
 
 
 def write_pages(
-    out: Path,
+    share: Path,
     settings: Settings,
     summary: Cells,
     rows: Sequence[Finding],
-    picture: Callable[[Finding], tuple[np.ndarray, np.ndarray]] | None,
+    shown: tuple[Path, Callable[[Finding], tuple[np.ndarray, np.ndarray]]] | None,
 ) -> list[Path]:
-    """Writes ``report.html``, and with pictures ``report-with-images.html`` and ``pictures/``.
+    """Writes ``report.html``, and with pictures ``report-with-images.html`` and ``pictures/`` into another folder.
 
     Args:
-        out: the folder.
+        share: the folder of the page that holds no image; it is there.
         settings: of the run; what is missing is not shown.
         summary: the cells, in order.
         rows: all findings, the controls too.
-        picture: truth and guess of a row as uint8 (H, W) or (H, W, 3); ``None`` writes no private image.
+        shown: the folder of all that shows an image, which is there, and a function of a row to its truth and guess as
+            uint8 (H, W) or (H, W, 3); ``None`` writes no private image.
 
     Returns:
         The files written; all but the first are readable by their owner alone.
     """
-    out.mkdir(parents=True, exist_ok=True)
     settings = replace(settings, grants=_grants(settings, rows))
-    written = [write(out / "report.html", _page(settings, summary, rows))]
-    if picture is None:
+    written = [write(share / "report.html", _page(settings, summary, rows))]
+    if shown is None:
         return written
-    shown = panels(summary, rows, picture)
-    (out / "pictures").mkdir(mode=0o700, exist_ok=True)
-    written += [write(out / "pictures" / panel.file, draw_panel(panel), PRIVATE) for panel in shown]
-    page = _page(settings, summary, rows, shown)
-    return [*written, write(out / "report-with-images.html", page, PRIVATE)]
+    private, drawn = shown[0], panels(summary, rows, shown[1])
+    (private / "pictures").mkdir(mode=0o700, exist_ok=True)
+    written += [write(private / "pictures" / panel.file, draw_panel(panel), PRIVATE) for panel in drawn]
+    page = _page(settings, summary, rows, drawn)
+    return [*written, write(private / "report-with-images.html", page, PRIVATE)]
 
 
 def _grants(settings: Settings, rows: Sequence[Finding]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Protocol
 from rich.console import Console
 
 from medpfl.core.experiments.settings import Json, Settings
-from medpfl.core.messages import may_show
+from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER, may_show
 from medpfl.core.rounds import Round
 from medpfl.judging.types import Cell
 from medpfl.reporting.frontier import frontier_table, reading
@@ -20,7 +20,7 @@ from medpfl.reporting.patients import patient_lines
 from medpfl.reporting.tables import terminal_table
 from medpfl.reporting.training import training_table
 
-__all__ = ["print_audit", "print_frontier", "print_leakage", "print_training"]
+__all__ = ["folders_line", "print_audit", "print_frontier", "print_leakage", "print_training"]
 
 
 class Written(Protocol):
@@ -123,6 +123,20 @@ def print_training(result: Trained, quiet: bool) -> None:
     _wrote(console, result.pages)
 
 
+def folders_line(written: Iterable[Path]) -> str:
+    """Return which folders of a run hold files that may be shared, and which hold images.
+
+    >>> folders_line([Path("run/share/report.html"), Path("run/private/pictures/1.png")])
+    "may be shared: run/share (no image); must stay: run/private (patients' images)"
+    """
+    words = {SHARE_FOLDER: "may be shared: {} (no image)", PRIVATE_FOLDER: "must stay: {} (patients' images)"}
+    found = {folder.name: folder for path in written for folder in path.parents[:2] if folder.name in words}
+    return "; ".join(words[name].format(found[name]) for name in words if name in found)
+
+
 def _wrote(console: Console, pages: Iterable[Path]) -> None:
+    pages = list(pages)
     for page in pages:
         console.print(f"wrote {page}", soft_wrap=True, highlight=False)
+    if pages:
+        console.print(folders_line(pages), soft_wrap=True, highlight=False, markup=False)

@@ -10,12 +10,13 @@ from typing import Any
 
 from medpfl.core.errors import DivergedError
 from medpfl.core.experiments.training import Training
+from medpfl.core.messages import SHARE_FOLDER
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.inputs.parts import defenses_of
 from medpfl.reproduction.experiments import Part, Study
-from medpfl.reproduction.outputs import runs_of
 from medpfl.reproduction.places import ACCURACY_SET
 from medpfl.reproduction.scale import Form
+from medpfl.runs.directory import RUNS
 from medpfl.training.report import Trained, reread_training
 from medpfl.training.train import perform_training
 
@@ -59,11 +60,12 @@ class AccuracyRuns:
 
     def known(self) -> Accuracies:
         """The same, from the rows of trainings that are there."""
-        return {spec: _scores(reread_training(p)) for spec, p in self._each() if (p / "summary.json").is_file()}
+        finished = {spec: p for spec, p in self._each() if (p / SHARE_FOLDER / "summary.json").is_file()}
+        return {spec: _scores(reread_training(place)) for spec, place in finished.items()}
 
     def _each(self) -> Iterator[tuple[str, Path]]:
         specs = dict.fromkeys(itertools.chain.from_iterable(map(defenses_in, self.study.parts)))
-        root = runs_of(self.out)
+        root = self.out / RUNS
         return ((spec, root / f"{self.name}-{ACCURACY_SET}-accuracy-{i}") for i, spec in enumerate(specs))
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from medpfl.auditing.report import Report, reread
 from medpfl.auditing.store import ROWS
+from medpfl.core.messages import SHARE_FOLDER
 from medpfl.reproduction.accuracy import Accuracies
 from medpfl.reproduction.legacy import write_legacy
-from medpfl.reproduction.outputs import Gap, of_version, panels_of, write_tables
+from medpfl.reproduction.outputs import Gap, of_version, write_tables
 from medpfl.reproduction.pictures import write_pictures
 from medpfl.reproduction.published import Published
 from medpfl.reproduction.tables import Row, rows_of
 from medpfl.reproduction.task import Task, training_of
-from medpfl.runs.directory import read_json
+from medpfl.runs.directory import read_json, share
 
 __all__ = ["Collection", "Reproduction"]
 
@@ -28,7 +29,7 @@ class Reproduction:
         gaps: what was not run.
         tables: the files written.
         legacy: page and picture on what the notebooks' scores do.
-        pictures: panels of private images, beside the runs.
+        pictures: panels of private images.
     """
 
     rows: list[Row]
@@ -43,7 +44,7 @@ class Collection:
     """Rows, gaps and panels as they are made.
 
     Attributes:
-        out: where tables go.
+        out: the run directory.
         published: values that go beside ours.
         gaps: what was not run.
         costs: accuracies by experiment.
@@ -68,7 +69,7 @@ class Collection:
         costs = self.costs.get(task.experiment, {})
         more = _of_training(training_of(task.out(self.out)))
         self.rows += [{**row, **more, **costs.get(row["defense"], {})} for row in found]
-        self.pictures += write_pictures(task.out(self.out), panels_of(self.out), task.title)
+        self.pictures += write_pictures(task.out(self.out), self.out, task.title)
 
     def reread(self, task: Task, force: bool) -> None:
         """The same from the rows on the disk; a gap where there are none.
@@ -88,11 +89,11 @@ class Collection:
 
     def whole(self) -> Reproduction:
         """Writes all there is to write."""
-        legacy = tuple(write_legacy(self.out))
+        legacy = tuple(write_legacy(share(self.out)))
         return Reproduction(self.rows, self.gaps, self.tables(), legacy, tuple(self.pictures))
 
 
 def _of_training(run: Path) -> dict[str, float]:
     """How good a network is that was trained for an audit: balanced accuracy of the images held out."""
-    scores = (read_json(run / "summary.json") or {}).get("scores", {}).get("validation", {})
+    scores = (read_json(run / SHARE_FOLDER / "summary.json") or {}).get("scores", {}).get("validation", {})
     return {"trained_accuracy": scores["balanced_accuracy"]} if "balanced_accuracy" in scores else {}

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from medpfl.core.atomic_files import as_csv, write
+from medpfl.core.messages import PRIVATE_FOLDER
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.reporting.words import number
 from medpfl.reproduction.markdown import markdown_table
+from medpfl.runs.directory import private
 
 __all__ = ["FEATURES", "KEPT", "features", "keep", "kept", "relations"]
 
@@ -25,8 +27,8 @@ FEATURES = {
 }
 """Of one image in [0, 1], its channels averaged."""
 
-KEPT = "features.csv"
-"""The file of a run directory that holds them."""
+KEPT = f"{PRIVATE_FOLDER}/features.csv"
+"""The file of a run directory that holds them, image by image: no table prints that."""
 
 
 def features(images: Tensor) -> list[dict[str, float]]:
@@ -48,6 +50,7 @@ def features(images: Tensor) -> list[dict[str, float]]:
 def keep(out: Path, indices: Sequence[str], found: Sequence[Mapping[str, float]]) -> None:
     """Writes features by study index into a run directory, so that tables can be made without the images."""
     rows = ({"image": index, **values} for index, values in zip(indices, found, strict=True))
+    private(out)
     write(out / KEPT, as_csv(["image", *FEATURES], rows).encode())
 
 

@@ -1,4 +1,4 @@
-"""What a study writes: tables of its rows, beside the directory of its runs."""
+"""What a study writes: tables of its rows, and where the runs behind them lie."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import NamedTuple
 from medpfl.auditing.store import ROWS, read_rows
 from medpfl.core.atomic_files import write
 from medpfl.core.errors import InputError
+from medpfl.core.messages import PRIVATE_FOLDER
 from medpfl.reproduction import experiments
 from medpfl.reproduction.modalities import KEPT, kept, relations
 from medpfl.reproduction.published import Published, beside
 from medpfl.reproduction.tables import Row, as_latex, as_markdown, as_table
+from medpfl.runs.directory import RUNS, share
 from medpfl.runs.environment import versions
 
-__all__ = ["Gap", "of_version", "panels_of", "runs_of", "write_tables"]
+__all__ = ["Gap", "of_version", "panels_of", "write_tables"]
 
 
 class Gap(NamedTuple):
@@ -32,14 +34,9 @@ class Gap(NamedTuple):
         return f"{self.what}: {self.why}"
 
 
-def runs_of(out: Path) -> Path:
-    """Where the runs behind some tables lie; the key to the study's indices lies beside that."""
-    return out.with_name(f"{out.name}-runs")
-
-
 def panels_of(out: Path) -> Path:
     """Where the panels of private images lie."""
-    return runs_of(out) / "panels"
+    return out / PRIVATE_FOLDER / "panels"
 
 
 def of_version(run: Path, force: bool) -> str:
@@ -55,18 +52,18 @@ def of_version(run: Path, force: bool) -> str:
 
 def write_tables(out: Path, rows: list[Row], gaps: list[Gap], theirs: list[Published]) -> tuple[Path, ...]:
     """Markdown, CSV and LaTeX of each experiment that has rows."""
-    made = []
+    made, folder = [], share(out)
     for experiment in dict.fromkeys(row["experiment"] for row in rows):
         own = [row for row in rows if row["experiment"] == experiment]
         notes = [gap.what for gap in gaps if gap.experiment in ("", experiment)]
         study = experiments.study(experiment)
         text = as_markdown(study.title, study.source, own, notes)
-        found = sorted(runs_of(out).glob(f"{experiment}-*/{KEPT}"))
-        if runs := {path.parent.name.split("-")[1]: path.parent for path in found}:
+        found = sorted((out / RUNS).glob(f"{experiment}-*/{KEPT}"))
+        if runs := {path.parents[1].name.split("-")[1]: path.parents[1] for path in found}:
             rows_by_set = {name: list(read_rows(run / ROWS)) for name, run in runs.items()}
             text += "\n" + relations(rows_by_set, {name: kept(run) for name, run in runs.items()}) + "\n"
         if compared := beside(theirs, own):
             text += "\n" + compared
         for suffix, content in (("md", text), ("csv", as_table(own)), ("tex", as_latex(own))):
-            made.append(write(out / f"{experiment}.{suffix}", content.encode()))
+            made.append(write(folder / f"{experiment}.{suffix}", content.encode()))
     return tuple(made)

@@ -13,26 +13,26 @@ from medpfl.judging.types import Cell
 from medpfl.reporting.figures.grid import draw_grid
 from medpfl.reporting.selection import cell_rows, examples
 from medpfl.reporting.words import label, number
+from medpfl.runs.directory import private
 from medpfl.runs.jobs import job_of
 
 __all__ = ["write_pictures"]
 
 
-def write_pictures(run: Path, folder: Path, title: str) -> list[Path]:
+def write_pictures(run: Path, out: Path, title: str) -> list[Path]:
     """Writes the panels of a run directory: worst, median and best image by what is read without a defense.
 
     One panel where there is no defense, else one for attacks that are not told of it and one for those that are.
 
     Args:
         run: the run directory.
-        folder: where the PNG files go; they are readable by their owner alone.
+        out: the reproduction's directory; the PNG files go into ``OUT/private/panels``.
         title: above the pictures.
     """
     store = stored(run)
     rows = [row for row in store.rows() if not row.control and store.pictured(job_of(row))]
     if not rows:
         return []
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     defended = [row for row in rows if row.defense != UNDEFENDED]
     kinds = {False: "naive", True: "adaptive"}
     wanted = {kinds[knows]: knows for knows in sorted({row.knows_defense for row in defended})} or {"": None}
@@ -42,7 +42,7 @@ def write_pictures(run: Path, folder: Path, title: str) -> list[Path]:
         lines = [list(_line(store, shown, rank, row)) for rank, row in _chosen(shown)]
         words = ", ".join(filter(None, [title, f"attack {kind}" if kind else ""]))
         name = "-".join(filter(None, [run.name, kind]))
-        made.append(write(folder / f"{name}.png", draw_grid(words, lines), PRIVATE)) if lines else None
+        made.append(write(private(out, "panels") / f"{name}.png", draw_grid(words, lines), PRIVATE)) if lines else None
     return made
 
 

@@ -45,8 +45,8 @@ def reproduce(
         published: a CSV file of published values, which go beside ours; see `medpfl.reproduction.published`.
         parts: names of parts of the experiments, as the tables show them in the column of attacks; none: all.
         scale: how much of every part is run.
-        run: seed, device and the like. Tables go to ``run.out``, runs into a folder of that name and ``-runs``, and the
-            key to study indices beside it.
+        run: seed, device and the like. Tables go into ``share`` of ``run.out``, panels of private images into
+            ``private``, runs into ``runs``, and the key to study indices beside it.
 
     Raises:
         InputError: no such experiment or part, no set at all, or a ``run.out`` that holds a part at another scale.

@@ -13,8 +13,8 @@ from medpfl.inputs.checkpoint import round_folder
 from medpfl.inputs.parts import data_of
 from medpfl.reproduction.experiments import Part
 from medpfl.reproduction.modalities import features, keep
-from medpfl.reproduction.outputs import runs_of
 from medpfl.reproduction.scale import Form
+from medpfl.runs.directory import RUNS
 from medpfl.runs.study_key import study_index
 from medpfl.training.train import perform_training
 
@@ -53,9 +53,9 @@ class Task:
         return f"{self.part.name} on {self.set}"
 
     def out(self, root: Path) -> Path:
-        """Beside the tables, not among them: runs hold private images."""
+        """Its run directory."""
         words = "".join(c if c.isalnum() else "-" for c in self.part.name.lower()).replace("--", "-")
-        return runs_of(root) / f"{self.experiment}-{self.set}-{words}"
+        return root / RUNS / f"{self.experiment}-{self.set}-{words}"
 
     def run(self, place: Path, root: Path, force: bool, progress: bool) -> Report:
         """The audit; what is there of it already is not done again."""

@@ -1,42 +1,43 @@
-"""What every run directory has: who writes to it, what it is of, and rows, a line each."""
+"""The directory of a run: of one kind and one identity, written by one process, with what may be shared kept apart."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from medpfl.core.atomic_files import PRIVATE, remove_leftovers, write
 from medpfl.core.errors import InputError
+from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER
 
 __all__ = [
-    "RUN",
+    "RUNS",
+    "Kind",
+    "RunDirectory",
     "append",
     "check_outside",
-    "check_rows",
-    "difference",
-    "identity_in",
-    "is_of",
+    "known_in",
     "lines",
-    "locked",
     "made",
-    "note",
+    "private",
     "read_json",
     "read_lines",
     "reading",
+    "share",
 ]
 
-RUN = "run.json"
-"""What a run directory is of."""
+RUNS = "runs"
+"""Folder for the runs that a run is made of, each a run directory of its own."""
 
-_INSIDE = ("images", "pictures", "runs")
+_RUN = "run.json"
 
 T = TypeVar("T")
 
@@ -56,31 +57,191 @@ def made(out: Path) -> None:
         raise InputError(f"--out '{out}' cannot be made ({why}): name another one") from error
 
 
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keeps other runs out of the directory."""
-    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, PRIVATE)
-    try:
+def share(out: Path) -> Path:
+    """Return the folder of a run directory that may leave the hospital. It is made if it is not there."""
+    made(out / SHARE_FOLDER)
+    return out / SHARE_FOLDER
+
+
+def private(out: Path, inside: str = "") -> Path:
+    """Return the folder for patients' images, or one inside it, open to its owner alone. It is made if it is not there.
+
+    Args:
+        out: the run directory.
+        inside: name of a folder in the private one.
+    """
+    for folder in (out / PRIVATE_FOLDER, out / PRIVATE_FOLDER / inside):
+        made(folder)
+        folder.chmod(0o700)
+    return out / PRIVATE_FOLDER / inside
+
+
+def known_in(out: Path) -> dict[str, Any]:
+    """Return what ``run.json`` says, with at least an ``identity``; empty for no run directory, or a damaged one."""
+    found = read_json(out / _RUN) or {}
+    return found if isinstance(found.get("identity"), dict) else {}
+
+
+class Kind(NamedTuple):
+    """What all run directories of a kind have in common.
+
+    Attributes:
+        name: one lower-case word, such as ``"audit"``.
+        format: version of what lies there; no other one is read or continued.
+        outputs: patterns of the names of all files that are written; the first is that of the rows, if there are rows.
+        rows: whether there are rows, so that without one there is nothing to keep.
+    """
+
+    name: str
+    format: int
+    outputs: tuple[str, ...]
+    rows: bool = True
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A directory that holds one run.
+
+    ``run.json`` says what the run is of. ``share/`` may leave the hospital. ``private/`` holds patients' images, open
+    to its owner alone.
+
+    Attributes:
+        path: the directory.
+        kind: of the run.
+        identity: what the rows of the run are a function of.
+    """
+
+    path: Path
+    kind: Kind
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out, and remove what a killed one left half-written.
+
+        Raises:
+            InputError: another run is writing here.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0, mode=PRIVATE)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another run is writing to '{out}': wait for it, or name another --out") from None
-        _tidy(out)
-        yield
-    finally:
-        os.close(descriptor)
+            lock.acquire()
+        except Timeout:
+            raise InputError(f"another run is writing to '{self.path}': wait for it, or name another --out") from None
+        try:
+            self._remove_leftovers()
+            yield
+        finally:
+            lock.release()
+
+    def _remove_leftovers(self) -> None:
+        hidden = self.path / PRIVATE_FOLDER
+        for folder in (self.path, self.path / SHARE_FOLDER, *hidden.glob("**/"), *self.path.glob("round-*")):
+            remove_leftovers(folder)
+        for unfinished in self.path.glob(".round-*"):
+            if unfinished.name.removeprefix(".round-").isdecimal():
+                shutil.rmtree(unfinished, ignore_errors=True)
+        for nested in (self.path / RUNS).glob("*/.lock"):
+            with contextlib.suppress(InputError), replace(self, path=nested.parent).locked():
+                pass  # unless another run is writing to it
+
+    def claim(self, force: bool) -> None:
+        """Take the directory for this run: go on with the same one, or begin. The caller holds the lock.
+
+        Args:
+            force: discards another run of the same kind.
+
+        Raises:
+            InputError: the directory holds a run of another kind, or, unless `force`, one of another identity or
+                format, or one whose rows are refused.
+        """
+        found = known_in(self.path)
+        self._check_kind(found)
+        if not force:
+            self._check_rows(found)
+        current = found.get("format") == self.kind.format and not found.get("refused")
+        if current and found["identity"] == self.identity:
+            return
+        if not force and self._is_anything_there(current):
+            if found:
+                self._check_format(found, "name another --out, or --force to discard it")
+            raise InputError(
+                f"'{self.path}' holds another {self.kind.name} ({self._difference(found)}): name another --out, or "
+                "--force to discard it"
+            )
+        self.discard()
+        share(self.path)
+        about = {"kind": self.kind.name, "format": self.kind.format, "identity": self.identity}
+        write(self.path / _RUN, json.dumps(about, indent=1).encode())
+
+    def known(self) -> dict[str, Any]:
+        """Return what ``run.json`` says, of a run whose rows can be read.
+
+        Raises:
+            InputError: no run directory, one of another kind or format, or one whose rows are refused.
+        """
+        found = known_in(self.path)
+        if not found:
+            state = "its run.json is damaged" if (self.path / _RUN).exists() else "it has no run.json"
+            raise InputError(f"'{self.path}' is no run directory: {state}")
+        self._check_kind(found)
+        self._check_format(found, "make its pages with that version, or run again")
+        self._check_rows(found)
+        return found
+
+    def note(self, **settings: Any) -> None:
+        """Add settings to ``run.json``."""
+        write(self.path / _RUN, json.dumps((read_json(self.path / _RUN) or {}) | settings, indent=1).encode())
+
+    def discard(self) -> None:
+        """Remove what a run of this kind wrote, rows first, and nothing else that may lie there."""
+        for path in self._written():
+            path.unlink()
+            with contextlib.suppress(OSError):  # not empty
+                path.parent.rmdir()
+
+    def _written(self) -> Iterator[Path]:
+        """Earlier formats had no folders in the directory, so that names count and not where they lie."""
+        folders = (self.path, self.path / SHARE_FOLDER, self.path / PRIVATE_FOLDER)
+        return (path for name in self.kind.outputs for folder in folders for path in folder.glob(name))
+
+    def _is_anything_there(self, current: bool) -> bool:
+        """Return whether anything would be lost; a current run that ended before its first row has nothing."""
+        if current and self.kind.rows:
+            rows = self.path / SHARE_FOLDER / self.kind.outputs[0]
+            return rows.is_file() and rows.stat().st_size > 0
+        return current or any(self._written())
+
+    def _check_kind(self, found: Mapping[str, Any]) -> None:
+        kind = found.get("kind", self.kind.name)
+        if kind != self.kind.name and isinstance(kind, str) and kind.isidentifier():
+            raise InputError(f"'{self.path}' holds {_a(kind)}, not {_a(self.kind.name)}: name another --out")
+
+    def _check_format(self, found: Mapping[str, Any], remedy: str) -> None:
+        if (its := found.get("format", 1)) != self.kind.format:
+            raise InputError(
+                f"'{self.path}' was made by another version of MedPFL: its format is {its}, this version's is "
+                f"{self.kind.format}; {remedy}"
+            )
+
+    def _check_rows(self, found: Mapping[str, Any]) -> None:
+        if refused := found.get("refused"):
+            raise InputError(
+                f"the rows in '{self.path}' are refused, since {refused}: give the same command again with --force, or "
+                "name another --out"
+            )
+
+    def _difference(self, found: Mapping[str, Any]) -> str:
+        if not found:
+            return "its run.json is missing or damaged"
+        old = found["identity"]
+        if hasattr(self.identity, "told"):  # an `Identity` knows how to say it
+            return "; ".join(self.identity.told(old))  # type: ignore[attr-defined]
+        changed = [k for k in self.identity if old.get(k) != self.identity[k]]
+        return "other " + ", ".join([*changed, *(k for k in old if k not in self.identity)][:4])
 
 
-def _tidy(out: Path) -> None:
-    """Removes half-written files of a run that was killed, those of the runs that it was made of too."""
-    for folder in (out, *(out / name for name in _INSIDE), *out.glob("round-*")):
-        remove_leftovers(folder)
-    for unfinished in out.glob(".round-*"):
-        if unfinished.name.removeprefix(".round-").isdecimal():
-            shutil.rmtree(unfinished, ignore_errors=True)
-    for nested in (out / "runs").glob("*/.lock"):
-        with contextlib.suppress(InputError), locked(nested.parent):  # another run may be writing to it
-            pass
+def _a(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -89,42 +250,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text()) if path.is_file() else None
         return found if isinstance(found, dict) else None
     return None
-
-
-def identity_in(run: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the identity in a run's ``run.json``; empty where there is none, or one of another type."""
-    found = (run or {}).get("identity")
-    return found if isinstance(found, dict) else {}
-
-
-def is_of(kind: str, out: Path) -> bool:
-    """Whether a directory is that of a ``"training"`` or a ``"frontier"``."""
-    return kind in identity_in(read_json(out / RUN))
-
-
-def note(out: Path, **settings: Any) -> None:
-    """Adds settings to ``run.json``."""
-    write(out / RUN, json.dumps((read_json(out / RUN) or {}) | settings, indent=1).encode())
-
-
-def difference(found: dict[str, Any] | None, identity: dict[str, Any]) -> str:
-    """In what an experiment that was found in a directory differs from another one."""
-    if found is None:
-        return "its run.json is missing or damaged"
-    old = identity_in(found)
-    if hasattr(identity, "told"):  # an `Identity` knows how to say it
-        return "; ".join(identity.told(old))  # type: ignore[attr-defined]
-    changed = [k for k in identity if old.get(k) != identity[k]] + [k for k in old if k not in identity]
-    return "other " + ", ".join(changed[:4])
-
-
-def check_rows(out: Path, run: dict[str, Any] | None) -> None:
-    """Raises `InputError` if the rows of a run are refused; its ``run.json`` is given."""
-    if refused := (run or {}).get("refused"):
-        raise InputError(
-            f"the rows in '{out}' are refused, since {refused}: give the same command again with --force, or name "
-            "another --out"
-        )
 
 
 def lines(rows: Iterable[dict[str, Any]]) -> bytes:

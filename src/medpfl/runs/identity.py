@@ -8,7 +8,6 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from medpfl.core.user_code.sources import modules_of
 from medpfl.isolation.parent import Isolated
 from medpfl.models.user import UserModel
 from medpfl.runs.cloak import Cloak
-from medpfl.runs.directory import note
+from medpfl.runs.directory import RunDirectory
 from medpfl.runs.study_key import Key
 
 __all__ = ["Code", "Identity", "fingerprint", "layers_of", "unchanged"]
@@ -158,7 +157,7 @@ class Identity(dict[str, Any]):
 
 
 @contextlib.contextmanager
-def unchanged(code: Code, out: Path | None) -> Iterator[None]:
+def unchanged(code: Code, directory: RunDirectory | None) -> Iterator[None]:
     """Refuses the rows that are made in the block, now and later, if the user's code changed meanwhile.
 
     Raises:
@@ -167,18 +166,18 @@ def unchanged(code: Code, out: Path | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _refuse(code, out)
+        _refuse(code, directory)
         raise
-    if why := _refuse(code, out):
-        again = "" if out is None else " with --force, or name another --out"
+    if why := _refuse(code, directory):
+        again = "" if directory is None else " with --force, or name another --out"
         raise InputError(
             f"{why}: the run's rows are of no one code and are refused. Give the same command again{again}"
         )
 
 
-def _refuse(code: Code, out: Path | None) -> str:
+def _refuse(code: Code, directory: RunDirectory | None) -> str:
     """Why the rows are refused, if they are; the directory says so too, without the name of a module."""
     why = code.changes()
-    if why and out is not None:
-        note(out, refused="the code of a part changed while the run went on")
+    if why and directory is not None:
+        directory.note(refused="the code of a part changed while the run went on")
     return why

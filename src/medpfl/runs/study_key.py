@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from medpfl.core.atomic_files import PRIVATE, remove_leftovers, write
 from medpfl.core.errors import InputError
 from medpfl.core.messages import KEY_FILE, say
 from medpfl.data.images import LabelledImages
-from medpfl.runs.directory import RUN, identity_in, is_of, read_json
+from medpfl.runs.directory import RUNS, known_in
 
-__all__ = ["KEY_FILE", "Key", "StudyIndex", "class_names", "key_file", "key_of", "move_out", "study_index"]
+__all__ = ["KEY_FILE", "Key", "StudyIndex", "class_names", "key_file", "key_of", "study_index"]
+
+_OF_RUNS = ("frontier", "reproduction")
+"""Kinds of runs that are made of other runs."""
 
 _SHORTEST = 16
 """Characters of a secret; ours have 32."""
@@ -130,32 +133,14 @@ def key_file(out: Path) -> Path:
         InputError: that is in another run directory.
     """
     own = out.resolve()
-    if is_of("frontier", own.parent.parent) and own.parent.name == "runs":
+    if own.parent.name == RUNS and known_in(own.parent.parent).get("kind") in _OF_RUNS:
         own = own.parent.parent
-    elif is_of("reproduction", own.parent):
-        own = own.parent
-    if any("identity" in (read_json(folder / RUN) or {}) for folder in own.parents) or (own / KEY_FILE).exists():
+    if any(map(known_in, own.parents)) or (own / KEY_FILE).exists():
         raise InputError(
             f"the key of '{out}' must lie beside a run directory, not in one: name an --out that lies in no other "
             "run directory and holds none"
         )
     return own.parent / KEY_FILE
-
-
-def move_out(inside: Path, beside: Path) -> None:
-    """Moves a key that an earlier version of MedPFL put into a directory of runs beside that directory.
-
-    Where there is a key already, what the other one leads back to is added to it.
-    """
-    if not inside.exists():
-        return
-    old = _read(inside, inside.read_bytes())
-    fresh = not beside.exists()
-    with _locked(beside) as key:
-        key.update({"secret": old["secret"]} if fresh else {})
-        for entry in ("images", "patients", "classes"):
-            key[entry].update(old[entry])
-    inside.unlink()
 
 
 def _is_there(path: Path) -> bool:
@@ -192,15 +177,13 @@ def _locked(path: Path, run: Path | None = None) -> Iterator[dict[str, Any]]:
         path: of the key.
         run: the directory of a run that was made with the key, if it holds one.
     """
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with FileLock(path.with_name(f".{path.name}.lock"), mode=PRIVATE):
         remove_leftovers(path.parent, KEY_FILE)
         if _is_there(path):
             _make_private(path)
             before = path.read_bytes()
             key = _read(path, before)
-        elif run is not None and "key" in identity_in(read_json(run / RUN)):
+        elif run is not None and "key" in known_in(run).get("identity", ()):
             raise InputError(
                 f"the key that '{run}' was made with is missing: it should be the file '{path}'. Put it back from a "
                 "copy and give the same command again. Without it nobody can tell which images the rows are of: if "
@@ -212,8 +195,6 @@ def _locked(path: Path, run: Path | None = None) -> Iterator[dict[str, Any]]:
         after = json.dumps(key, indent=1).encode()
         if after != before:
             write(path, after, PRIVATE)
-    finally:
-        os.close(folder)
 
 
 def _read(path: Path, content: bytes) -> dict[str, Any]:

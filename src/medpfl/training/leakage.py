@@ -21,7 +21,7 @@ from medpfl.data.images import LabelledImages
 from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.inputs.parts import attacks_of, defenses_of
 from medpfl.reporting.leakage import RoundCell
-from medpfl.runs.directory import lines, made
+from medpfl.runs.directory import lines, share
 from medpfl.training.report import accuracies_in
 
 __all__ = ["Leakage", "leakage", "perform_leakage", "rounds_in"]
@@ -74,8 +74,8 @@ def leakage(
     """Audit the global model of some rounds of a training. With ``run.out``, it continues where it was stopped.
 
     The audits attack the same images, under the same seeds. Each has a run directory of its own, ``OUT-round-5``
-    beside ``run.out``, so that the key to the images lies in none of them; ``run.out`` gets the figure over rounds,
-    which holds no image, and all rows.
+    beside ``run.out``, so that the key to the images lies in none of them. The folder ``share`` of ``run.out`` gets the
+    figure over rounds, which holds no image, and all rows.
 
     Args:
         model: the directory of a training.
@@ -140,12 +140,12 @@ def _beside(out: Path | None, number: int) -> Path | None:
 def _written(out: Path, found: Leakage, model: Checkpoint) -> tuple[Path, ...]:
     from medpfl.reporting.leakage import write_leakage_page
 
-    made(out)
-    remove_leftovers(out)
-    write(out / "leakage.jsonl", lines(found.rows))
-    write(out / "leakage.json", json.dumps([one.to_dict() for one in found.summary], indent=1).encode())
+    folder = share(out)
+    remove_leftovers(folder)
+    write(folder / "leakage.jsonl", lines(found.rows))
+    write(folder / "leakage.json", json.dumps([one.to_dict() for one in found.summary], indent=1).encode())
     settings = next(iter(found.reports.values())).settings
     # What is of all rounds in place of what is of the first.
     own = {"model": model.trained, "weights": f"of a training, rounds {', '.join(map(str, found.reports))}"}
     settings = replace(settings, experiment={**settings.experiment, **own})
-    return (write_leakage_page(out, settings.to_dict(), found.summary),)
+    return (write_leakage_page(folder, settings.to_dict(), found.summary),)

@@ -15,10 +15,10 @@ from medpfl.core.errors import InputError
 from medpfl.core.rounds import Round
 from medpfl.core.types import Weights
 from medpfl.data.images import LabelledImages
-from medpfl.runs.directory import RUN, check_rows, read_json, reading
+from medpfl.runs.directory import RunDirectory, reading, share
 from medpfl.runs.environment import versions
 from medpfl.training.setup import TrainingSetup
-from medpfl.training.store import ROWS, TrainingStore, read_rounds
+from medpfl.training.store import ROWS, TRAINING, TrainingStore, read_rounds
 
 __all__ = ["Trained", "accuracies_in", "reread_training", "settings_of", "trained"]
 
@@ -58,8 +58,8 @@ def trained(store: TrainingStore, settings: dict[str, Any], weights: Weights | N
         return result
     from medpfl.reporting.training import write_training_page
 
-    write(store.out / "summary.json", json.dumps(result.summary, indent=1).encode())
-    page = write_training_page(store.out, settings, store.rows)
+    write(share(store.out) / "summary.json", json.dumps(result.summary, indent=1).encode())
+    page = write_training_page(share(store.out), settings, store.rows)
     return Trained(store.rows, settings, weights, (page,))
 
 
@@ -67,11 +67,10 @@ def reread_training(out: Path) -> Trained:
     """Makes summary and page of a training's directory again; its rows stay as they are.
 
     Raises:
-        InputError: it has no finished round.
+        InputError: no training, one without a finished round, or one of another version.
     """
     with reading(out):
-        check_rows(out, read_json(out / RUN))
-        return _reread_training(out)
+        return _reread_training(RunDirectory(out, TRAINING))
 
 
 def accuracies_in(training: Path, rounds: Iterable[int]) -> dict[int, float | None]:
@@ -84,13 +83,12 @@ def accuracies_in(training: Path, rounds: Iterable[int]) -> dict[int, float | No
     return {number: known.get(number) for number in rounds}
 
 
-def _reread_training(out: Path) -> Trained:
-    store = TrainingStore(None)
-    store.rows = [row for number, row in enumerate(read_rounds(out / ROWS, whole=True)) if row.round == number]
+def _reread_training(directory: RunDirectory) -> Trained:
+    known, store, rows = directory.known(), TrainingStore(directory), read_rounds(directory.path / ROWS, whole=True)
+    store.rows = [row for number, row in enumerate(rows) if row.round == number]
     if not store.rows:
-        raise InputError(f"'{out}' holds no finished round yet: give the same train command again")
-    store.out = out
-    return trained(store, (read_json(out / RUN) or {}).get("settings", {}))
+        raise InputError(f"'{directory.path}' holds no finished round yet: give the same train command again")
+    return trained(store, known.get("settings", {}))
 
 
 def settings_of(setup: TrainingSetup, why: str) -> dict[str, Any]:

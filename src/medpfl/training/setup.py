@@ -139,7 +139,6 @@ class TrainingSetup:
         network, judged = self.base(), self.splits.judged
         schedule = {k: v for k, v in vars(self.schedule).items() if k != "rounds"}
         entries = {
-            "training": 1,
             "model": repr(self.model),
             "weights": fingerprint(network.state_dict()),
             "layers": layers_of(network),

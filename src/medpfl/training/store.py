@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medpfl.auditing.store import ROWS as AUDIT_ROWS
-from medpfl.auditing.store import discard
 from medpfl.core.atomic_files import write
-from medpfl.core.errors import InputError
+from medpfl.core.messages import SHARE_FOLDER
 from medpfl.core.rounds import Round
 from medpfl.inputs.checkpoint import STATE, WEIGHTS, round_folder
 from medpfl.runs.cloak import Cloak
-from medpfl.runs.directory import RUN, append, check_rows, difference, lines, locked, note, read_json, read_lines
+from medpfl.runs.directory import Kind, RunDirectory, append, lines, read_lines
 from medpfl.runs.identity import Identity
 
-__all__ = ["ROWS", "TrainingStore", "read_rounds", "training_in"]
+__all__ = ["ROWS", "TRAINING", "TrainingStore", "read_rounds", "training_in"]
 
-ROWS = "rounds.jsonl"
+ROWS = f"{SHARE_FOLDER}/rounds.jsonl"
+"""Path of the rows in a training's directory."""
+
+_CHECKPOINTS = (f"round-*/{WEIGHTS}", f"round-*/{STATE}")
+TRAINING = Kind("training", 2, ("rounds.jsonl", "summary.json", "report.html", *_CHECKPOINTS))
+"""From format 2 on, what may be shared has a folder."""
 
 
 class TrainingStore:
     """Rows of rounds; on disk if it has a directory, else in memory.
 
-    ``run.json`` holds what identifies the training, ``rounds.jsonl`` the rows, ``round-N/`` the checkpoints. A row
-    counts only if all before it are there, and its checkpoint is.
+    ``run.json`` holds what identifies the training, ``share/rounds.jsonl`` the rows, ``round-N/`` the checkpoints. A
+    row counts only if all before it are there, and its checkpoint is.
 
     Args:
-        out: the directory; ``None``: memory only.
+        directory: of the run; ``None``: memory only.
         cloak: of texts that are written.
     """
 
-    def __init__(self, out: Path | None, cloak: Cloak | None = None) -> None:
-        self.out, self.cloak = out, cloak or Cloak(None)
+    def __init__(self, directory: RunDirectory | None, cloak: Cloak | None = None) -> None:
+        self.directory, self.cloak = directory, cloak or Cloak(None)
+        self.out = out = None if directory is None else directory.path
         self.rows: list[Round] = [] if out is None else _whole(out)
 
     def tidy(self) -> None:
@@ -54,8 +56,8 @@ class TrainingStore:
 
     def note(self, **settings: Any) -> None:
         """Adds settings to ``run.json``."""
-        if self.out is not None:
-            note(self.out, **self.cloak(settings))
+        if self.directory is not None:
+            self.directory.note(**self.cloak(settings))
 
 
 @contextlib.contextmanager
@@ -68,40 +70,17 @@ def training_in(out: Path | None, identity: Identity, force: bool) -> Iterator[T
         force: discards what another run left there.
 
     Raises:
-        InputError: the directory holds another run, or is in use.
+        InputError: the directory is in use, or from `RunDirectory.claim`.
     """
     if out is None:
         yield TrainingStore(None)
         return
-    with locked(out):
-        _claim(out, identity, force)
-        store = TrainingStore(out, identity.cloak)
+    directory = RunDirectory(out, TRAINING, identity)
+    with directory.locked():
+        directory.claim(force)
+        store = TrainingStore(directory, identity.cloak)
         store.tidy()
         yield store
-
-
-def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
-    found = read_json(out / RUN)
-    fresh = found is None and not (out / ROWS).exists() and not (out / AUDIT_ROWS).exists()
-    if not force:
-        check_rows(out, found)
-    if found is not None and found.get("identity") == identity and not found.get("refused"):
-        return
-    if not fresh and not force:
-        raise InputError(
-            f"'{out}' holds another run ({difference(found, identity)}): name another --out, or --force to discard it"
-        )
-    _discard(out)
-    write(out / RUN, json.dumps({"identity": identity}, indent=1).encode())
-
-
-def _discard(out: Path) -> None:
-    """Removes what a training or an audit wrote, rows first; nothing else that may lie there."""
-    (out / ROWS).unlink(missing_ok=True)
-    discard(out)
-    for folder in out.glob("round-*"):
-        if (folder / WEIGHTS).is_file():
-            shutil.rmtree(folder)
 
 
 def read_rounds(path: Path, whole: bool = False) -> Iterator[Round]:

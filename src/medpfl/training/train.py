@@ -119,7 +119,7 @@ def _run(setup: TrainingSetup, out: Path | None, force: bool, progress: bool) ->
         trainer = Trainer(setup, store)
         settings = settings_of(setup, trainer.spent.why) | {"started": datetime.now(UTC).isoformat(timespec="seconds")}
         store.note(settings=settings)
-        with unchanged(setup.code, out):
+        with unchanged(setup.code, store.directory):
             for number in rounds_of(len(store.rows), setup.schedule.rounds, progress):
                 trainer.play(number)
         return trained(store, store.cloak(settings), trainer.weights)

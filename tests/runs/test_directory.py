@@ -1,0 +1,219 @@
+"""The directory of a run: who may take it, what is refused, what is discarded, and what may be shared."""
+
+from __future__ import annotations
+
+import json
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medpfl import InputError
+from medpfl.runs.directory import Kind, RunDirectory, known_in, private, share
+
+AUDIT = Kind("audit", 4, ("rows.jsonl", "summary.json", "images/*.safetensors", "round-*/weights.safetensors"))
+OTHER = Kind("training", 2, ("rounds.jsonl",))
+STUDY = Kind("reproduction", 2, ("table.md",), rows=False)
+
+
+def claimed(out: Path, force: bool = False, kind: Kind = AUDIT, rows: bool = True, **identity: int) -> RunDirectory:
+    """A directory of a run that began, and has a row."""
+    directory = RunDirectory(out, kind, identity)
+    with directory.locked():
+        directory.claim(force)
+    if rows:
+        (share(out) / kind.outputs[0]).write_text("{}\n")
+    return directory
+
+
+def edited(out: Path, **changes: object) -> None:
+    known = json.loads((out / "run.json").read_text()) | changes
+    (out / "run.json").write_text(json.dumps({k: v for k, v in known.items() if v is not None}))
+
+
+def test_a_run_says_what_it_is_of_and_is_continued_with_its_notes(tmp_path):
+    directory = claimed(tmp_path, seed=1)
+    directory.note(settings=[1])
+    claimed(tmp_path, seed=1)
+    claimed(tmp_path, force=True, seed=1)
+    known = {"kind": "audit", "format": 4, "identity": {"seed": 1}, "settings": [1]}
+    assert directory.known() == known_in(tmp_path) == known
+    assert (tmp_path / "share/rows.jsonl").read_text() == "{}\n"
+
+
+def test_another_identity_is_refused_with_its_difference_unless_forced(tmp_path):
+    claimed(tmp_path, seed=1, images=4)
+    for wrong, said in (
+        ({"seed": 2, "images": 4}, "seed"),
+        ({"seed": 1}, "images"),
+        ({"seed": 3, "b": 1}, "seed, b, images"),
+    ):
+        with pytest.raises(
+            InputError, match=rf"holds another audit \(other {said}\): name another --out, or --force to"
+        ):
+            claimed(tmp_path, **wrong)
+    claimed(tmp_path, force=True, rows=False, seed=2)
+    assert not list((tmp_path / "share").iterdir())
+    assert known_in(tmp_path)["identity"] == {"seed": 2}
+
+
+def test_a_run_that_ended_before_its_first_row_is_nothing_to_keep(tmp_path):
+    claimed(tmp_path, rows=False, seed=1)
+    (share(tmp_path) / "rows.jsonl").write_text("")
+    claimed(tmp_path, rows=False, seed=2)
+    claimed(tmp_path / "study", kind=STUDY, rows=False, seed=1)
+    with pytest.raises(InputError, match="holds another reproduction"):
+        claimed(tmp_path / "study", kind=STUDY, seed=2)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_of_another_kind_is_never_taken(tmp_path, force):
+    claimed(tmp_path, kind=OTHER, rows=False)
+    with pytest.raises(InputError, match=r"holds a training, not an audit: name another --out$"):
+        claimed(tmp_path, force)
+    with pytest.raises(InputError, match="holds a training, not an audit"):
+        RunDirectory(tmp_path, AUDIT).known()
+
+
+@pytest.mark.parametrize(
+    "change", [{"format": 3}, {"format": None, "kind": None}, {"format": [4]}, {"format": "4"}], ids=str
+)
+def test_another_format_is_refused_unless_forced(tmp_path, change):
+    directory = claimed(tmp_path)
+    edited(tmp_path, **change)
+    with pytest.raises(
+        InputError, match=r"another version of MedPFL: its format is .*, this version's is 4; name another"
+    ):
+        claimed(tmp_path)
+    with pytest.raises(InputError, match="make its pages with that version, or run again"):
+        directory.known()
+    claimed(tmp_path, force=True)
+    assert directory.known()["format"] == 4
+
+
+def test_force_discards_an_earlier_version_whose_files_had_no_folders(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("rows.jsonl", "images/a.safetensors", "images/mine.txt", "summary.json"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "run.json").write_text(json.dumps({"format": 3, "identity": {}}))
+    with pytest.raises(InputError, match="its format is 3"):
+        claimed(tmp_path)
+    claimed(tmp_path, force=True, rows=False)
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {".lock", "run.json", "images/mine.txt"}
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"identity": [1]}', "[" * 50_000])
+def test_rows_beside_a_missing_or_damaged_run_json_are_not_trusted(tmp_path, text):
+    directory = claimed(tmp_path)
+    (tmp_path / "run.json").unlink() if text is None else (tmp_path / "run.json").write_text(text)
+    with pytest.raises(InputError, match=r"holds another audit \(its run.json is missing or damaged\)"):
+        claimed(tmp_path)
+    with pytest.raises(
+        InputError, match="is no run directory: it" + (" has no run.json" if text is None else "s run.json")
+    ):
+        directory.known()
+    claimed(tmp_path, force=True, rows=False)
+    assert not (tmp_path / "share/rows.jsonl").exists()
+
+
+def test_refused_rows_stay_refused_until_they_are_discarded(tmp_path):
+    directory = claimed(tmp_path)
+    directory.note(refused="the code changed")
+    for use in (lambda: claimed(tmp_path), directory.known):
+        with pytest.raises(InputError, match="are refused, since the code changed: give the same command again with"):
+            use()
+    claimed(tmp_path, force=True, rows=False)
+    assert "refused" not in directory.known()
+
+
+def test_what_a_run_wrote_is_discarded_and_nothing_else(tmp_path):
+    directory = claimed(tmp_path)
+    ours = [private(tmp_path, "images") / "1.safetensors", tmp_path / "round-1/weights.safetensors"]
+    mine = [tmp_path / "round-2/notes.txt", share(tmp_path) / "letter.pdf", tmp_path / "private/images/1.txt"]
+    for path in (*ours, *mine):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    directory.discard()
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in mine)
+    assert not (tmp_path / "round-1").exists()
+
+
+def test_leftovers_of_a_killed_run_are_removed_those_of_its_runs_too(tmp_path):
+    nested = tmp_path / "runs" / "audit"
+    claimed(nested)
+    parts = [tmp_path / ".run.json.0a1b2c3d", share(tmp_path) / ".report.html.0a1b2c3d", nested / ".run.json.0a1b2c3d"]
+    parts += [private(tmp_path, "pictures") / ".x.png.0a1b2c3d", private(tmp_path) / ".x.html.0a1b2c3d"]
+    for path in parts:
+        path.write_text("half")
+    (tmp_path / ".round-3").mkdir()
+    claimed(tmp_path)
+    assert not [path for path in [*parts, tmp_path / ".round-3"] if path.exists()]
+
+
+def test_private_is_open_to_its_owner_alone_also_where_it_was_not(tmp_path):
+    (tmp_path / "private" / "images").mkdir(parents=True, mode=0o755)
+    assert private(tmp_path, "images") == tmp_path / "private/images"
+    for folder in (tmp_path / "private", tmp_path / "private/images"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(share(tmp_path).stat().st_mode) & 0o700 == 0o700
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from medpfl.runs.directory import Kind, RunDirectory
+with RunDirectory(Path(sys.argv[1]), Kind("audit", 4, ("rows.jsonl",))).locked():
+    print("held", flush=True)
+    time.sleep(120)
+"""
+
+
+def test_one_process_writes_and_a_killed_one_holds_nothing(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match=r"another run is writing to .*: wait for it, or name another --out"):
+            claimed(tmp_path)
+        holder.kill()
+    assert holder.returncode == -signal.SIGKILL
+    directory = claimed(tmp_path)
+    assert stat.S_IMODE((tmp_path / ".lock").stat().st_mode) == 0o600
+    with directory.locked(), pytest.raises(InputError, match="another run is writing"):
+        claimed(tmp_path)  # in the same process too
+    claimed(tmp_path)
+
+
+WITHOUT_FCNTL = """
+import importlib, pkgutil, sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")  # of filelock, which locks in another way then
+sys.modules["fcntl"] = None
+import medpfl
+from medpfl import audit, train
+found = [module.name for module in pkgutil.walk_packages(medpfl.__path__, "medpfl.") if "__main__" not in module.name]
+for name in found:
+    if name != "medpfl.isolation.worker":  # a program that is run
+        importlib.import_module(name)
+from medpfl.core.atomic_files import remove_leftovers, write
+from medpfl.runs.directory import Kind, RunDirectory
+out = Path(sys.argv[1])
+with RunDirectory(out, Kind("audit", 4, ("rows.jsonl",))).locked():
+    write(out / "run.json", b"{}")
+(out / ".run.json.0a1b2c3d").write_text("half")
+remove_leftovers(out)
+print(len(found), *sorted(path.name for path in out.glob("*run.json*")))
+"""
+
+
+def test_everything_is_imported_and_written_where_there_is_no_fcntl(tmp_path):
+    code = [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path)]
+    done = subprocess.run(code, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    count, *names = done.stdout.split()
+    assert int(count) > 100
+    assert names == ["run.json"]
