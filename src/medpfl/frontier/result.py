@@ -21,7 +21,7 @@ from medpfl.frontier.tasks import Setting, training_of
 from medpfl.judging.types import flat
 from medpfl.reporting.frontier import sentences, write_frontier_page
 from medpfl.reporting.training import judged
-from medpfl.runs.directory import Kind, private, share
+from medpfl.runs.directory import RUNS, Kind, private, share
 from medpfl.training.report import Trained
 
 __all__ = ["FRONTIER", "Found", "Result", "results", "write_recommended"]
@@ -87,7 +87,12 @@ def results(out: Path, found: Found) -> Result:
     write(folder / "frontier.json", json.dumps(shown, indent=1).encode())
     write(folder / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
     page = write_frontier_page(folder, result.settings, points, result.recommendation)
-    return Result(points, result.recommendation, result.settings, (page,))
+    return Result(points, result.recommendation, result.settings, (page, *_private_pages(out)))
+
+
+def _private_pages(out: Path) -> list[Path]:
+    """Return the pages with images of the audits that a frontier is made of."""
+    return sorted(path for path in (out / RUNS).glob(f"*/{PRIVATE_FOLDER}/*.html"))
 
 
 def _classes(found: Found) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -48,6 +48,8 @@ class Overview(Written, Protocol):
 
     @property
     def summary(self) -> Sequence[RoundCell]: ...
+    @property
+    def reports(self) -> Mapping[int, Written]: ...
 
 
 class Chosen(Written, Protocol):
@@ -98,7 +100,8 @@ def print_leakage(found: Overview, quiet: bool) -> None:
     if not quiet:
         console.print(leakage_table(found.summary))
     console.print(str(found), soft_wrap=True)
-    _wrote(console, found.pages)
+    audits = (page for report in found.reports.values() for page in report.pages if page.suffix == ".html")
+    _wrote(console, [*found.pages, *audits])
 
 
 def print_frontier(found: Chosen, quiet: bool) -> None:
@@ -130,8 +133,9 @@ def folders_line(written: Iterable[Path]) -> str:
     "may be shared: run/share (no image); must stay: run/private (patients' images)"
     """
     words = {SHARE_FOLDER: "may be shared: {} (no image)", PRIVATE_FOLDER: "must stay: {} (patients' images)"}
-    found = {folder.name: folder for path in written for folder in path.parents[:2] if folder.name in words}
-    return "; ".join(words[name].format(found[name]) for name in words if name in found)
+    folders = dict.fromkeys(folder for path in written for folder in path.parents[:2] if folder.name in words)
+    found = {name: ", ".join(str(folder) for folder in folders if folder.name == name) for name in words}
+    return "; ".join(text.format(found[name]) for name, text in words.items() if found[name])
 
 
 def _wrote(console: Console, pages: Iterable[Path]) -> None:
