@@ -28,7 +28,7 @@ from medpfl.data.reading.masks import class_of
 from medpfl.data.samples import Samples
 from medpfl.inputs.network import check_network
 from medpfl.inputs.parts import model_of
-from medpfl.inspection.check import shortened
+from medpfl.inspection.check import shortened_names
 from medpfl.reporting.flags import FLAGS
 
 PAGE = Path(__file__).parent.parent / "docs" / "support.md"
@@ -103,7 +103,7 @@ def known(text: str) -> dict[Cell, str]:
 
 def outcome(model: str, attack: str, plan: Plan, data: LabelledImages) -> str:
     """`RUNS`, or the error or flags of an audit of one update."""
-    short = shortened(registry(attack_package)[attack](), STEPS)
+    short = shortened_names(registry(attack_package)[attack](), STEPS)
     try:
         report = audit(model, data, attacks=[short], plan=plan, victims=Victims(images=plan.images))
     except InputError as error:

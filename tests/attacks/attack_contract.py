@@ -24,7 +24,7 @@ from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Observation
 from medpfl.defenses import LaplaceNoise
 from medpfl.federated.ready import prepare
-from medpfl.inspection.check import shortened
+from medpfl.inspection.check import shortened_names
 from medpfl.models import ViT
 from tests.attacks.elsewhere import Elsewhere, Watch, moved
 from tests.attacks.residual import built
@@ -95,7 +95,7 @@ def check_shapes_range_and_reasons(attack: Attack, plan: Plan) -> None:
     if taken(attack, plan) is None:
         return
     _, seen = seen_by(attack, plan)
-    short = shortened(attack, STEPS)
+    short = shortened_names(attack, STEPS)
     guess = short(seen, torch.Generator().manual_seed(0))
     check_reconstruction(guess, seen, repr(attack))
     assert guess.guesses.shape == (3, plan.images, 1, 12, 12)
@@ -117,14 +117,14 @@ def check_random_numbers_are_survived(attack: Attack, plan: Plan) -> None:
     drawn = {name: torch.randn(t.shape, generator=noise) for name, t in view.update.tensors.items()}
     blind = type(view)(view.weights, view.plans, view.update.replace(drawn))
     seen = type(seen)(seen.model, (blind,), seen.image_shape, seen.num_classes)
-    check_reconstruction(shortened(attack, STEPS)(seen, torch.Generator().manual_seed(0)), seen, repr(attack))
+    check_reconstruction(shortened_names(attack, STEPS)(seen, torch.Generator().manual_seed(0)), seen, repr(attack))
 
 
 def check_the_generator_is_the_only_source(attack: Attack, plan: Plan) -> None:
     if taken(attack, plan) is None:
         return
     _, seen = seen_by(attack, plan)
-    before, short = torch.random.get_rng_state(), shortened(attack, STEPS)
+    before, short = torch.random.get_rng_state(), shortened_names(attack, STEPS)
     one, again = (short(seen, torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), before), "it draws from torch's own generator"
     assert torch.equal(one.guesses, again.guesses), "it draws from elsewhere"
@@ -138,7 +138,7 @@ def check_what_is_seen_is_not_changed(attack: Attack, plan: Plan) -> None:
     tensors = [*seen.views[0].update.tensors.values(), *seen.views[0].weights.parameters.values()]
     tensors += [*seen.model.parameters(), *seen.model.buffers()]
     kept = copy.deepcopy([t.detach() for t in tensors])
-    shortened(attack, STEPS)(seen, torch.Generator().manual_seed(0))
+    shortened_names(attack, STEPS)(seen, torch.Generator().manual_seed(0))
     assert all(torch.equal(one, other) for one, other in zip(tensors, kept, strict=True))
 
 

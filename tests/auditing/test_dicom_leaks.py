@@ -14,7 +14,7 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from medpfl.cli import main
-from medpfl.reproduction.experiments import Part, Study, study
+from medpfl.reproduction.experiments import Study, StudyPart, study
 
 KEY = "medpfl-key.json"
 MARK = "Zyxwvut"
@@ -196,17 +196,17 @@ def test_the_study_of_a_set_in_dicom(marked, log, tmp_path, monkeypatch, capsys)
         title="Small",
         source="made up",
         parts=[
-            Part(
+            StudyPart(
                 name="iDLG", audit={"model": "MLP", "attack": ["iDLG(steps=2)"], "size": 16}, images=2, explained=True
             ),
-            Part(
+            StudyPart(
                 name="trained",
                 audit={"model": "MLP", "attack": ["iDLG(steps=2)"], "size": 16},
                 images=2,
                 needs_weights=True,
                 training={"rounds": 1, "batch_size": 1, "clients": 1, "holdout": 3},
             ),
-            Part(
+            StudyPart(
                 name="masks",
                 masks=True,
                 audit={"model": "UNet(2)", "attack": ["iDLG(steps=2)"], "size": 16},

@@ -21,7 +21,7 @@ from medpfl.frontier import result as result_module
 from medpfl.frontier import run as module
 from medpfl.frontier.result import FRONTIER
 from medpfl.frontier.run import frontier, remake
-from medpfl.frontier.tasks import settings_of
+from medpfl.frontier.tasks import strengths_of
 from medpfl.runs.directory import RunDirectory
 from medpfl.training.store import read_rounds
 from tests.frontier.frontier_cases import SMALL, draw, small
@@ -155,7 +155,7 @@ def test_train_takes_what_is_recommended_as_it_stands(pictures, tmp_path, conclu
 def test_a_recommendation_that_names_a_file_of_ones_own_may_not_be_shared(tmp_path):
     for model, folder in (("some/place.py:make", "private"), ("MLP", "share")):
         experiment = small("samples", model=model)
-        settings = settings_of(experiment.defense)
+        settings = strengths_of(experiment.defense)
         chosen = {"defense": settings[1].spec, "limits": ["asr<=0.1"]}
         result = result_module.Result([], chosen, {})
         with pytest.MonkeyPatch.context() as patch:

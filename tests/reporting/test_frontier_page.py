@@ -9,7 +9,7 @@ import pytest
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting.figures.frontier import family, frontier_figure
-from medpfl.reporting.frontier import frontier_table, reading, sentences, write_frontier_page
+from medpfl.reporting.frontier import frontier_table, how_to_read, sentences, write_frontier_page
 
 METRICS = ("asr", "ssim", "identified")
 
@@ -125,10 +125,10 @@ def test_every_other_state_recommends_nothing(more, words):
 
 
 def test_what_the_intervals_are_of_is_said():
-    assert "of one training: its interval is of the images" in reading(SETTINGS)[2]
-    assert "the mean over 3 seeds with Student's interval" in reading({**SETTINGS, "seeds": 3})[2]
-    assert "of the untrained model" in reading(SETTINGS)[0]
-    assert "of 4 images, of the model of round 5" in reading({**SETTINGS, "round": 5, "images_per_update": 4})[0]
+    assert "of one training: its interval is of the images" in how_to_read(SETTINGS)[2]
+    assert "the mean over 3 seeds with Student's interval" in how_to_read({**SETTINGS, "seeds": 3})[2]
+    assert "of the untrained model" in how_to_read(SETTINGS)[0]
+    assert "of 4 images, of the model of round 5" in how_to_read({**SETTINGS, "round": 5, "images_per_update": 4})[0]
     over = {**POINTS[0], "interval": "seeds", "accuracies": [0.9, 0.9, 0.9]}
     assert "(95 % interval 80\u201395 %, over 3 seeds)" in sentences([over, *POINTS[1:]], CHOSEN, SETTINGS)[0]
 

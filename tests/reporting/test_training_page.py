@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from medpfl.core.rounds import Round
-from medpfl.reporting.training import judged, sentences, shown_rounds, training_table, write_training_page
+from medpfl.reporting.training import judging_set, sentences, shown_rounds, training_table, write_training_page
 
 
 def row(number: int, auroc: float | None = 0.9, **more) -> Round:
@@ -75,4 +75,4 @@ def test_the_first_and_the_last_round_are_always_shown():
 
 def test_without_a_test_set_validation_counts():
     only = replace(row(0), scores={"validation": row(0).scores["validation"]})
-    assert (judged([only]), judged([row(0)])) == ("validation", "test")
+    assert (judging_set([only]), judging_set([row(0)])) == ("validation", "test")

@@ -18,7 +18,7 @@ from medpfl.auditing.store import read_rows
 from medpfl.inputs.parts import attacks_of, defenses_of, model_of
 from medpfl.reproduction import experiments as module
 from medpfl.reproduction.comparison import beside
-from medpfl.reproduction.experiments import EXPERIMENTS, Part, Study, study
+from medpfl.reproduction.experiments import EXPERIMENTS, Study, StudyPart, study
 from medpfl.reproduction.modalities import features, kept, relations
 from medpfl.reproduction.run import remake, reproduce
 from medpfl.reproduction.scale import Form
@@ -29,7 +29,7 @@ SMALL = Study(
     title="Small",
     source="made up",
     parts=[
-        Part(
+        StudyPart(
             name="iDLG, short",
             audit={"model": "LeNet('idlg')", "attack": ["iDLG(steps=3)"], "defense": ["TopK(keep=0.5)"], "size": 16},
             per_class=2,
@@ -37,7 +37,7 @@ SMALL = Study(
             quick={"per_class": 1},
             faithful={"audit": {"fit": "squash"}},
         ),
-        Part(
+        StudyPart(
             name="trained",
             audit={"model": "MLP", "attack": ["iDLG(steps=2)"], "size": 16},
             images=1,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from medpfl import InputError
-from medpfl.runs.directory import Kind, RunDirectory, known_in, private, share
+from medpfl.runs.directory import Kind, RunDirectory, known_in, private_folder, share_folder
 
 AUDIT = Kind("audit", 4, ("rows.jsonl", "summary.json", "images/*.safetensors", "round-*/weights.safetensors"))
 OTHER = Kind("training", 2, ("rounds.jsonl",))
@@ -25,7 +25,7 @@ def claimed(out: Path, force: bool = False, kind: Kind = AUDIT, rows: bool = Tru
     with directory.locked():
         directory.claim(force)
     if rows:
-        (share(out) / kind.outputs[0]).write_text("{}\n")
+        (share_folder(out) / kind.outputs[0]).write_text("{}\n")
     return directory
 
 
@@ -62,7 +62,7 @@ def test_another_identity_is_refused_with_its_difference_unless_forced(tmp_path)
 
 def test_a_run_that_ended_before_its_first_row_is_nothing_to_keep(tmp_path):
     claimed(tmp_path, rows=False, seed=1)
-    (share(tmp_path) / "rows.jsonl").write_text("")
+    (share_folder(tmp_path) / "rows.jsonl").write_text("")
     claimed(tmp_path, rows=False, seed=2)
     claimed(tmp_path / "study", kind=STUDY, rows=False, seed=1)
     with pytest.raises(InputError, match="holds another reproduction"):
@@ -132,8 +132,8 @@ def test_refused_rows_stay_refused_until_they_are_discarded(tmp_path):
 
 def test_what_a_run_wrote_is_discarded_and_nothing_else(tmp_path):
     directory = claimed(tmp_path)
-    ours = [private(tmp_path, "images") / "1.safetensors", tmp_path / "round-1/weights.safetensors"]
-    mine = [tmp_path / "round-2/notes.txt", share(tmp_path) / "letter.pdf", tmp_path / "private/images/1.txt"]
+    ours = [private_folder(tmp_path, "images") / "1.safetensors", tmp_path / "round-1/weights.safetensors"]
+    mine = [tmp_path / "round-2/notes.txt", share_folder(tmp_path) / "letter.pdf", tmp_path / "private/images/1.txt"]
     for path in (*ours, *mine):
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
@@ -146,8 +146,12 @@ def test_what_a_run_wrote_is_discarded_and_nothing_else(tmp_path):
 def test_leftovers_of_a_killed_run_are_removed_those_of_its_runs_too(tmp_path):
     nested = tmp_path / "runs" / "audit"
     claimed(nested)
-    parts = [tmp_path / ".run.json.0a1b2c3d", share(tmp_path) / ".report.html.0a1b2c3d", nested / ".run.json.0a1b2c3d"]
-    parts += [private(tmp_path, "pictures") / ".x.png.0a1b2c3d", private(tmp_path) / ".x.html.0a1b2c3d"]
+    parts = [
+        tmp_path / ".run.json.0a1b2c3d",
+        share_folder(tmp_path) / ".report.html.0a1b2c3d",
+        nested / ".run.json.0a1b2c3d",
+    ]
+    parts += [private_folder(tmp_path, "pictures") / ".x.png.0a1b2c3d", private_folder(tmp_path) / ".x.html.0a1b2c3d"]
     for path in parts:
         path.write_text("half")
     (tmp_path / ".round-3").mkdir()
@@ -157,10 +161,10 @@ def test_leftovers_of_a_killed_run_are_removed_those_of_its_runs_too(tmp_path):
 
 def test_private_is_open_to_its_owner_alone_also_where_it_was_not(tmp_path):
     (tmp_path / "private" / "images").mkdir(parents=True, mode=0o755)
-    assert private(tmp_path, "images") == tmp_path / "private/images"
+    assert private_folder(tmp_path, "images") == tmp_path / "private/images"
     for folder in (tmp_path / "private", tmp_path / "private/images"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert stat.S_IMODE(share(tmp_path).stat().st_mode) & 0o700 == 0o700
+    assert stat.S_IMODE(share_folder(tmp_path).stat().st_mode) & 0o700 == 0o700
 
 
 HOLDS = """

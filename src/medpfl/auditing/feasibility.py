@@ -11,7 +11,7 @@ from torch import nn
 from medpfl import attacks as attack_package
 from medpfl.auditing.aggregation import aggregates, check_sum
 from medpfl.auditing.defense_parts import at_client
-from medpfl.auditing.jobs import told_of
+from medpfl.auditing.jobs import knowledge_of
 from medpfl.auditing.scenario import Scenario
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -68,7 +68,7 @@ class Feasibility:
                 check_separable(prepare(self.scenario.network(0), self.scenario.plan))
         if aggregates(defense):
             check_sum(defense, self.scenario.clients, self.scenario.plan)
-        told_of(defense, self.scenario.threat)
+        knowledge_of(defense, self.scenario.threat)
 
     def _check_attacks(self) -> None:
         """Every attack, on the model as each defense leaves it."""

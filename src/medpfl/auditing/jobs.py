@@ -16,7 +16,7 @@ from medpfl.core.threat import ThreatModel
 from medpfl.core.verdicts import MASKED, RANDOM_UPDATE
 from medpfl.runs.jobs import JobKey
 
-__all__ = ["Job", "jobs_of", "told_of"]
+__all__ = ["Job", "jobs_of", "knowledge_of"]
 
 _RANDOM_UPDATES = 8
 """Victims of the random-update control, for each attack."""
@@ -56,7 +56,7 @@ def jobs_of(scenario: Scenario) -> list[Job]:
     return [*_controls(scenario), *_attacks(scenario)]
 
 
-def told_of(defense: Defense, threat: ThreatModel) -> tuple[bool, ...]:
+def knowledge_of(defense: Defense, threat: ThreatModel) -> tuple[bool, ...]:
     """Return one run where there is nothing to know, or nothing of it is told; else both ways, or as granted."""
     if at_client(behind(defense)) == NO_DEFENSE or untold(defense):
         return (False,)
@@ -76,7 +76,7 @@ def _controls(scenario: Scenario) -> Iterator[Job]:
 def _attacks(scenario: Scenario) -> Iterator[Job]:
     for draw, defense in product(range(scenario.selection.draws), scenario.defenses):
         images = scenario.plan.images * scenario.in_sum(defense)
-        for attack, knows in product(scenario.attacks, told_of(defense, scenario.threat)):
+        for attack, knows in product(scenario.attacks, knowledge_of(defense, scenario.threat)):
             for number, groups in enumerate(_stacks(scenario, defense)):
                 yield Job(attack, defense, tuple(groups), len(groups) * images, draw, number, knows)
 

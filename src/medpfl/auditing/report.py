@@ -13,7 +13,7 @@ from medpfl.core.experiments.settings import Settings
 from medpfl.core.types import Finding
 from medpfl.judging.summary import Context, summarize
 from medpfl.judging.types import Cell
-from medpfl.runs.directory import RunDirectory, private, reading, share
+from medpfl.runs.directory import RunDirectory, private_folder, reading, share_folder
 from medpfl.runs.jobs import JobKey, job_of
 from medpfl.runs.study_key import class_names
 
@@ -58,9 +58,9 @@ def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> R
 
     from medpfl.reporting import write_pages
 
-    shared = share(store.out)
+    shared = share_folder(store.out)
     write(shared / "summary.json", json.dumps([cell.to_dict() for cell in summary], indent=1).encode())
-    shown = (private(store.out), store.picture) if all(store.pictured(job_of(row)) for row in rows) else None
+    shown = (private_folder(store.out), store.picture) if all(store.pictured(job_of(row)) for row in rows) else None
     pages = write_pages(shared, settings, summary, rows, shown)
     return Report(summary, rows, settings, tuple(pages), classes)
 

@@ -17,7 +17,7 @@ from medpfl.core.atomic_files import PRIVATE, write
 from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER
 from medpfl.core.types import Finding
 from medpfl.runs.cloak import Cloak
-from medpfl.runs.directory import Kind, RunDirectory, append, lines, private, read_lines
+from medpfl.runs.directory import Kind, RunDirectory, append, lines, private_folder, read_lines
 from medpfl.runs.jobs import JobKey, job_of
 
 __all__ = ["AUDIT", "ROWS", "Store", "claimed", "read_rows", "stored"]
@@ -77,7 +77,7 @@ class Store:
             self._pictures[job] = (pictures["truths"], pictures["guesses"])
         else:
             # Pictures first: a row must never speak of one that is not there.
-            write(private(self.out, "images") / job.file_name(), save(pictures), PRIVATE)
+            write(private_folder(self.out, "images") / job.file_name(), save(pictures), PRIVATE)
             append(self.out / ROWS, [row.to_dict() for row in rows])
         self._rows[job] = rows
 

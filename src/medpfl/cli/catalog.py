@@ -16,7 +16,7 @@ from medpfl.core.spec import registry, signature, summary
 from medpfl.core.threat import GRANTS
 from medpfl.inputs.spelling import names_in
 
-__all__ = ["explained", "show"]
+__all__ = ["explanation", "show"]
 
 
 def show(what: str | None) -> None:
@@ -32,7 +32,7 @@ def show(what: str | None) -> None:
     parts = {place: registry(import_module(f"medpfl.{place}")) for place in places}
     each = {name: member for members in parts.values() for name, member in members.items()}
     if only in each:
-        print(explained(only, each[only]))
+        print(explanation(only, each[only]))
         return
     console = Console(highlight=False)
     for role in [only] if only else ROLES:
@@ -48,7 +48,7 @@ def show(what: str | None) -> None:
             console.print(f"  {grant:<12}{meaning}")
 
 
-def explained(name: str, member: Any) -> str:
+def explanation(name: str, member: Any) -> str:
     """A part with its arguments, and its whole docstring."""
     arguments = signature(member)
     return "\n\n".join([name + (f"({arguments})" if arguments else ""), getdoc(member) or ""])

@@ -20,8 +20,8 @@ from medpfl.frontier.points import Point, points_of
 from medpfl.frontier.tasks import Setting, training_of
 from medpfl.judging.types import flat
 from medpfl.reporting.frontier import sentences, write_frontier_page
-from medpfl.reporting.training import judged
-from medpfl.runs.directory import RUNS, Kind, private, share
+from medpfl.reporting.training import judging_set
+from medpfl.runs.directory import RUNS, Kind, private_folder, share_folder
 from medpfl.training.report import Trained
 
 __all__ = ["FRONTIER", "Found", "Result", "results", "write_recommended"]
@@ -74,7 +74,7 @@ class Result:
 def results(out: Path, found: Found) -> Result:
     """Points and recommendation from the rows of the runs, and the files of them."""
     first = next(own for own in found.trainings.values() if own)[0]
-    limits, name = limits_of(found.known["limits"]), judged(first.rows)
+    limits, name = limits_of(found.known["limits"]), judging_set(first.rows)
     cells = {s.spec: found.audits[s.spec].summary if s.spec in found.audits else [] for s in found.settings}
     rounds = {spec: [one.rows for one in own or ()] for spec, own in found.trainings.items()}
     points = marked(points_of(cells, rounds, name), limits)
@@ -83,7 +83,7 @@ def results(out: Path, found: Found) -> Result:
     result = Result(points, chosen, settings)
     plain = [{**p, "bound": p["bound"] and flat(p["bound"].bound)} for p in points]
     shown = {"points": plain, "recommendation": result.recommendation, "settings": result.settings}
-    folder = share(out)
+    folder = share_folder(out)
     write(folder / "frontier.json", json.dumps(shown, indent=1).encode())
     write(folder / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
     page = write_frontier_page(folder, result.settings, points, result.recommendation)
@@ -156,5 +156,5 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
             f"{RECOMMENDED} under {', '.join(result.recommendation['limits'])}.\n{reasons}"
             f"# Its images are yours to name: medpfl train DATA{named} --config {_YAML}\n"
         )
-        path = (private(out) if own else share(out)) / _YAML
+        path = (private_folder(out) if own else share_folder(out)) / _YAML
         write(path, (head + yaml.safe_dump(training, sort_keys=False)).encode(), PRIVATE)

@@ -13,7 +13,7 @@ from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.messages import say as tell
 from medpfl.frontier.limits import limits_of
 from medpfl.frontier.result import FRONTIER, Found, Result, results, write_recommended
-from medpfl.frontier.tasks import Setting, audit_of, check, parts_of, settings_of, training_of, with_images
+from medpfl.frontier.tasks import Setting, audit_of, check, parts_of, strengths_of, training_of, with_images
 from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
 from medpfl.runs.identity import Code, Identity, unchanged
 from medpfl.runs.study_key import key_of
@@ -38,7 +38,7 @@ def frontier(experiment: Frontier) -> Result:
     Raises:
         InputError: anything that cannot work.
     """
-    plain, limits = settings_of(experiment.defense), limits_of(experiment.limit, experiment.tolerance)
+    plain, limits = strengths_of(experiment.defense), limits_of(experiment.limit, experiment.tolerance)
     experiment = with_images(experiment, limits)
     check(experiment)
     out, force = experiment.out, experiment.run.force

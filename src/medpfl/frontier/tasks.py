@@ -18,7 +18,7 @@ from medpfl.core.verdicts import UNDEFENDED
 from medpfl.frontier.limits import Limit, updates_for
 from medpfl.inputs.parts import attacks_of, defenses_given, defenses_of, model_of
 
-__all__ = ["Setting", "audit_of", "check", "parts_of", "settings_of", "training_of", "with_images"]
+__all__ = ["Setting", "audit_of", "check", "parts_of", "strengths_of", "training_of", "with_images"]
 
 _IMAGES = 32
 """Attacked where no number is given, or more if the limits need more updates."""
@@ -38,7 +38,7 @@ class Setting(NamedTuple):
     given: str | None
 
 
-def settings_of(defenses: list[str]) -> list[Setting]:
+def strengths_of(defenses: list[str]) -> list[Setting]:
     """The undefended setting, and one for each defense and strength.
 
     Raises:

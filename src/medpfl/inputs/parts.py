@@ -30,7 +30,7 @@ from medpfl.data.choose import embedded, source_at
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.inputs.checkpoint import checkpoint_at, is_checkpoint
-from medpfl.inputs.spelling import check_model, check_source, is_there, names_a_source, path_of
+from medpfl.inputs.spelling import check_model_name, check_source, is_there, names_a_source, path_of
 from medpfl.isolation.parent import Worker
 from medpfl.models.user import UserModel
 from medpfl.models.wrapped import unwrapped
@@ -90,7 +90,7 @@ def model_of(model: str | Path | Model | nn.Module) -> Model:
         raise InputError(f"model '{model}': say which function makes it, {model}:make_model")
     if model and folder.is_dir():
         raise InputError(f"model '{model}' is a folder without a round of a training (round-0, round-1, ...)")
-    check_model(model)
+    check_model_name(model)
     return build(model, registry(model_package), "model")
 
 

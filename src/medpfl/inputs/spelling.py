@@ -12,7 +12,7 @@ from medpfl.core.spec import check_names, expand
 from medpfl.core.threat import ThreatModel
 from medpfl.core.user_code.loading import at_home, is_call, is_place
 
-__all__ = ["check_model", "check_source", "check_words", "is_there", "names_a_source", "names_in", "path_of"]
+__all__ = ["check_model_name", "check_source", "check_words", "is_there", "names_a_source", "names_in", "path_of"]
 
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)", re.DOTALL)
 
@@ -28,7 +28,7 @@ def check_words(
     """Raises `InputError`, as the audit itself would later, for names of parts, grants and places that do not exist."""
     ThreatModel(tuple(grant))
     if model is not None and not at_home(model).exists():
-        check_model(model)
+        check_model_name(model)
         _check("model", "models", [model])
     _check("attack", "attacks", attack)
     _check("defense", "defenses", defense)
@@ -95,7 +95,7 @@ def check_source(data: str) -> None:
         raise InputError(f"there is no folder or record '{private(data)}' here; {nearest(data, ['samples'])}")
 
 
-def check_model(model: str) -> None:
+def check_model_name(model: str) -> None:
     """Raises `InputError` for a model that is meant as a path, at which nothing is."""
     if "/" in model and not is_call(model) and not is_place(model) and not at_home(model).exists():
         raise InputError(

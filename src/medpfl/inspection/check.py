@@ -31,7 +31,7 @@ from medpfl.inspection.facts import facts_of
 from medpfl.inspection.leaks import Scene, labels_told, linear_inputs, statistics_told
 from medpfl.runs.environment import explained, generator_of, seed_of
 
-__all__ = ["ModelCheck", "check_model", "shortened"]
+__all__ = ["ModelCheck", "check_model", "shortened_names"]
 
 _TOGETHER = 4
 _BATCH = 8
@@ -159,14 +159,14 @@ def _attacks(scene: Scene, undifferentiable: str) -> dict[str, str]:
         try:
             with explained("it failed"):
                 member().check(seen.model, (scene.plan,), scene.shape)
-                shortened(member(), steps)(seen, generator_of(scene.seed, name))
+                shortened_names(member(), steps)(seen, generator_of(scene.seed, name))
             found[name] = ""
         except InputError as error:
             found[name] = str(error)
     return found
 
 
-def shortened(attack: Attack, steps: int) -> Attack:
+def shortened_names(attack: Attack, steps: int) -> Attack:
     """The same attack with fewer steps and one start, if it has them."""
     own = {field.name for field in fields(attack)}  # type: ignore[arg-type]  (attacks are dataclasses)
     return replace(attack, **{k: v for k, v in {"steps": steps, "restarts": 1}.items() if k in own})  # type: ignore[type-var]  (so are they)

@@ -16,7 +16,7 @@ from medpfl.reporting.words import DASH, between, known, label, number, percent,
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["COLUMNS", "frontier_table", "reading", "sentences", "write_frontier_page"]
+__all__ = ["COLUMNS", "frontier_table", "how_to_read", "sentences", "write_frontier_page"]
 
 Point = Json
 Points = Sequence[Point]
@@ -174,7 +174,7 @@ def _asked(chosen: Json) -> list[str]:
 _ALWAYS = ("asr", "ssim", "identified")
 
 
-def reading(settings: Json) -> list[str]:
+def how_to_read(settings: Json) -> list[str]:
     """What was attacked, and what that says of the training."""
     count, number_of = settings["images_per_update"], settings["round"]
     of = "1 image" if count == 1 else f"{count} images"
@@ -204,7 +204,7 @@ def write_frontier_page(out: Path, settings: Json, points: Points, chosen: Json)
         "frontier",
         settings,
         sentences=sentences(points, chosen, settings),
-        notes=[*reading(settings), *settings["notes"]],
+        notes=[*how_to_read(settings), *settings["notes"]],
         figures=[(NAMES[metric], Markup(frontier_figure(points, chosen, metric))) for metric in _asked(chosen)],
         columns=COLUMNS,
         rows=[_values(place, point, chosen) for place, point in enumerate(points)],

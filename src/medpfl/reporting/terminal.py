@@ -13,7 +13,7 @@ from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER, may_show
 from medpfl.core.rounds import Round
 from medpfl.judging.types import Cell
-from medpfl.reporting.frontier import frontier_table, reading
+from medpfl.reporting.frontier import frontier_table, how_to_read
 from medpfl.reporting.leakage import RoundCell, leakage_table
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.patients import patient_lines
@@ -109,7 +109,7 @@ def print_frontier(found: Chosen, quiet: bool) -> None:
     console = Console()
     if not quiet:
         console.print(frontier_table(found.points, found.recommendation))
-        for line in [*reading(found.settings), *found.settings["notes"]]:
+        for line in [*how_to_read(found.settings), *found.settings["notes"]]:
             console.print(line, style="dim", markup=False, highlight=False)
     console.print(str(found), soft_wrap=True, markup=False)
     _wrote(console, found.pages)

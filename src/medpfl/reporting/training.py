@@ -15,21 +15,21 @@ from medpfl.reporting.words import between, label, number, percent, percents
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["COLUMNS", "judged", "sentences", "shown_rounds", "size", "training_table", "write_training_page"]
+__all__ = ["COLUMNS", "judging_set", "sentences", "shown_rounds", "size", "training_table", "write_training_page"]
 
 COLUMNS = ("Round", "Accuracy", "Balanced", "AUROC", "Loss", "Step", "Sent", "Epsilon")
 _MOST = 40
 """Rounds of a table."""
 
 
-def judged(rows: Sequence[Round]) -> str:
+def judging_set(rows: Sequence[Round]) -> str:
     """The set that the headline is about: the test set where there is one."""
     return "test" if "test" in rows[-1].scores else next(iter(rows[-1].scores))
 
 
 def sentences(rows: Sequence[Round], settings: Json) -> tuple[str, str]:
     """How well the model does, and what was sent and spent for it."""
-    last, name = rows[-1], judged(rows)
+    last, name = rows[-1], judging_set(rows)
     scores, experiment = last.scores[name], settings.get("experiment") or {}
     defense = experiment.get("defense", UNDEFENDED)
     under = "without a defense" if defense == UNDEFENDED else f"with {label(defense)}"
@@ -86,11 +86,13 @@ def training_table(rows: Sequence[Round], most: int = 12) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, title=f"on the {judged(rows)} images", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, title=f"on the {judging_set(rows)} images", title_justify="left"
+    )
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for row in shown_rounds(rows, most):
-        table.add_row(*(value for value, _ in _values(row, judged(rows))))
+        table.add_row(*(value for value, _ in _values(row, judging_set(rows))))
     return table
 
 
@@ -102,7 +104,7 @@ def write_training_page(out: Path, settings: Json, rows: Sequence[Round]) -> Pat
     from medpfl.reporting.figures.training import privacy_figure, score_figure
     from medpfl.reporting.pages import rendered
 
-    name = judged(rows)
+    name = judging_set(rows)
     page = rendered(
         "training",
         settings,
@@ -110,7 +112,7 @@ def write_training_page(out: Path, settings: Json, rows: Sequence[Round]) -> Pat
         lead=lead(settings),
         notes=settings.get("notes") or (),
         figures=[Markup(score_figure(rows, name)), Markup(privacy_figure(rows))],
-        judged=name,
+        judging_set=name,
         others={other: _final(rows[-1].scores[other]) for other in rows[-1].scores if other != name},
         columns=COLUMNS,
         rows=[_values(row, name) for row in shown_rounds(rows, _MOST)],

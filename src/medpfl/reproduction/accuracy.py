@@ -13,7 +13,7 @@ from medpfl.core.experiments.training import Training
 from medpfl.core.messages import SHARE_FOLDER
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.inputs.parts import defenses_of
-from medpfl.reproduction.experiments import Part, Study
+from medpfl.reproduction.experiments import Study, StudyPart
 from medpfl.reproduction.places import ACCURACY_SET
 from medpfl.reproduction.scale import Form
 from medpfl.runs.directory import RUNS
@@ -26,7 +26,7 @@ Accuracies = dict[str, dict[str, Any]]
 """Balanced accuracy of the test images with its interval, by defense; empty where a training diverged."""
 
 
-def defenses_in(part: Part) -> list[str]:
+def defenses_in(part: StudyPart) -> list[str]:
     """Specs of the defenses of a part, the undefended one among them."""
     return list(map(repr, defenses_of(part.audit.get("defense", ()))))
 

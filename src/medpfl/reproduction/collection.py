@@ -14,8 +14,8 @@ from medpfl.reproduction.outputs import Gap, of_version, write_tables
 from medpfl.reproduction.pictures import write_pictures
 from medpfl.reproduction.published import Published
 from medpfl.reproduction.tables import Row, rows_of
-from medpfl.reproduction.task import Task, training_of
-from medpfl.runs.directory import read_json, share
+from medpfl.reproduction.task import Task, training_folder
+from medpfl.runs.directory import read_json, share_folder
 
 __all__ = ["Collection", "Reproduction"]
 
@@ -67,7 +67,7 @@ class Collection:
         """
         found = rows_of(task.experiment, task.set, task.part.name, f"{task.form}{remark}", report)
         costs = self.costs.get(task.experiment, {})
-        more = _of_training(training_of(task.out(self.out)))
+        more = _of_training(training_folder(task.out(self.out)))
         self.rows += [{**row, **more, **costs.get(row["defense"], {})} for row in found]
         self.pictures += write_pictures(task.out(self.out), self.out, task.title)
 
@@ -89,7 +89,7 @@ class Collection:
 
     def whole(self) -> Reproduction:
         """Writes all there is to write."""
-        legacy = tuple(write_legacy(share(self.out)))
+        legacy = tuple(write_legacy(share_folder(self.out)))
         return Reproduction(self.rows, self.gaps, self.tables(), legacy, tuple(self.pictures))
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiments.experiment import Experiment
 
-__all__ = ["EXPERIMENTS", "SAMPLES", "SETS", "Part", "Study", "study"]
+__all__ = ["EXPERIMENTS", "SAMPLES", "SETS", "Study", "StudyPart", "study"]
 
 EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "defenses", "modalities", "models")
 """By name, the files of this package."""
@@ -23,7 +23,7 @@ SAMPLES = "samples"
 """In place of all sets: the embedded images."""
 
 
-class Part(BaseModel):
+class StudyPart(BaseModel):
     """One audit of a study, on each of its sets.
 
     Attributes:
@@ -77,7 +77,7 @@ class Study(BaseModel):
 
     title: str
     source: str
-    parts: list[Part]
+    parts: list[StudyPart]
     accuracy: dict[str, Any] = {}
     accuracy_quick: dict[str, Any] = {}
 

@@ -13,7 +13,7 @@ from medpfl.reproduction.experiments import EXPERIMENTS, SAMPLES, SETS, Study
 from medpfl.reproduction.outputs import Gap, panels_of
 from medpfl.reproduction.places import Places
 from medpfl.reproduction.scale import Form
-from medpfl.reproduction.task import Task, training_of
+from medpfl.reproduction.task import Task, training_folder
 from medpfl.runs.directory import Kind, RunDirectory, known_in, made, reading
 
 __all__ = ["Claims"]
@@ -95,7 +95,7 @@ def _discard(task: Task, out: Path, force: bool) -> None:
             "name another --out, or add --force"
         )
     run = task.out(out)
-    for place in (run, training_of(run)):
+    for place in (run, training_folder(run)):
         if known_in(place):
             shutil.rmtree(place)
     for panel in panels_of(out).glob(f"{run.name}*.png"):

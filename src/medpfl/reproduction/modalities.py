@@ -15,7 +15,7 @@ from medpfl.core.types import Finding
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.reporting.words import number
 from medpfl.reproduction.markdown import markdown_table
-from medpfl.runs.directory import private
+from medpfl.runs.directory import private_folder
 
 __all__ = ["FEATURES", "KEPT", "features", "keep", "kept", "relations"]
 
@@ -50,7 +50,7 @@ def features(images: Tensor) -> list[dict[str, float]]:
 def keep(out: Path, indices: Sequence[str], found: Sequence[Mapping[str, float]]) -> None:
     """Writes features by study index into a run directory, so that tables can be made without the images."""
     rows = ({"image": index, **values} for index, values in zip(indices, found, strict=True))
-    private(out)
+    private_folder(out)
     write(out / KEPT, as_csv(["image", *FEATURES], rows).encode())
 
 

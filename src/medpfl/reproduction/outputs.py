@@ -13,7 +13,7 @@ from medpfl.reproduction import experiments
 from medpfl.reproduction.modalities import KEPT, kept, relations
 from medpfl.reproduction.published import Published, beside
 from medpfl.reproduction.tables import Row, as_latex, as_markdown, as_table
-from medpfl.runs.directory import RUNS, share
+from medpfl.runs.directory import RUNS, share_folder
 from medpfl.runs.environment import versions
 
 __all__ = ["Gap", "of_version", "panels_of", "write_tables"]
@@ -52,7 +52,7 @@ def of_version(run: Path, force: bool) -> str:
 
 def write_tables(out: Path, rows: list[Row], gaps: list[Gap], theirs: list[Published]) -> tuple[Path, ...]:
     """Markdown, CSV and LaTeX of each experiment that has rows."""
-    made, folder = [], share(out)
+    made, folder = [], share_folder(out)
     for experiment in dict.fromkeys(row["experiment"] for row in rows):
         own = [row for row in rows if row["experiment"] == experiment]
         notes = [gap.what for gap in gaps if gap.experiment in ("", experiment)]

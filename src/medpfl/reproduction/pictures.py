@@ -13,7 +13,7 @@ from medpfl.judging.types import Cell
 from medpfl.reporting.figures.grid import draw_grid
 from medpfl.reporting.selection import cell_rows, examples
 from medpfl.reporting.words import label, number
-from medpfl.runs.directory import private
+from medpfl.runs.directory import private_folder
 from medpfl.runs.jobs import job_of
 
 __all__ = ["write_pictures"]
@@ -42,7 +42,9 @@ def write_pictures(run: Path, out: Path, title: str) -> list[Path]:
         lines = [list(_line(store, shown, rank, row)) for rank, row in _chosen(shown)]
         words = ", ".join(filter(None, [title, f"attack {kind}" if kind else ""]))
         name = "-".join(filter(None, [run.name, kind]))
-        made.append(write(private(out, "panels") / f"{name}.png", draw_grid(words, lines), PRIVATE)) if lines else None
+        made.append(
+            write(private_folder(out, "panels") / f"{name}.png", draw_grid(words, lines), PRIVATE)
+        ) if lines else None
     return made
 
 

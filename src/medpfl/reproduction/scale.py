@@ -11,7 +11,7 @@ from medpfl.core.experiments import limits
 from medpfl.core.experiments.groups import Run
 from medpfl.core.experiments.options import Options, again, group, option
 from medpfl.core.spec import with_argument
-from medpfl.reproduction.experiments import EXPERIMENTS, SETS, Part
+from medpfl.reproduction.experiments import EXPERIMENTS, SETS, StudyPart
 
 __all__ = ["Form", "Scale", "Studies"]
 
@@ -75,7 +75,7 @@ class Form(Scale):
         counted = [f"{number} {what}" for what, number in numbers.items() if number is not None]
         return ", ".join([*words, f"seed {self.seed}", *counted])
 
-    def part(self, part: Part) -> Part:
+    def part(self, part: StudyPart) -> StudyPart:
         """A part in this form: the brief one goes before the notebooks', numbers that were asked for before both."""
         for wanted, other in ((self.faithful, part.faithful), (self.quick, part.quick)):
             if wanted:

@@ -11,14 +11,14 @@ from medpfl.core.experiments.groups import Reading
 from medpfl.core.experiments.training import Training
 from medpfl.inputs.checkpoint import round_folder
 from medpfl.inputs.parts import data_of
-from medpfl.reproduction.experiments import Part
+from medpfl.reproduction.experiments import StudyPart
 from medpfl.reproduction.modalities import features, keep
 from medpfl.reproduction.scale import Form
 from medpfl.runs.directory import RUNS
 from medpfl.runs.study_key import study_index
 from medpfl.training.train import perform_training
 
-__all__ = ["Task", "training_of"]
+__all__ = ["Task", "training_folder"]
 
 _READING = ("size", "fit", "channels")
 
@@ -35,7 +35,7 @@ class Task:
     """
 
     experiment: str
-    part: Part
+    part: StudyPart
     set: str
     form: Form
 
@@ -67,7 +67,7 @@ class Task:
         if part.needs_weights and form.weights is not None:
             experiment = experiment.having(weights=str(form.weights))
         elif part.training:
-            trained = _trained(part, place, training_of(out), form, force, progress)
+            trained = _trained(part, place, training_folder(out), form, force, progress)
             experiment = experiment.having(model=str(trained))
         report = perform(experiment.having(out=out, force=force, progress=progress))
         if part.explained:
@@ -75,12 +75,12 @@ class Task:
         return report
 
 
-def training_of(out: Path) -> Path:
+def training_folder(out: Path) -> Path:
     """Where the network of an audit is trained."""
     return out.with_name(f"{out.name}-training")
 
 
-def _trained(part: Part, place: Path, out: Path, form: Form, force: bool, progress: bool) -> Path:
+def _trained(part: StudyPart, place: Path, out: Path, form: Form, force: bool, progress: bool) -> Path:
     """Trains a part's network on the images that are attacked, briefly, and returns the last round's directory."""
     own = {name: value for name, value in part.audit.items() if name in ("model", *_READING)}
     where = {"data": str(place), "seed": form.seed, "device": form.device, "out": out, "force": force}

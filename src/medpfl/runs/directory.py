@@ -27,11 +27,11 @@ __all__ = [
     "known_in",
     "lines",
     "made",
-    "private",
+    "private_folder",
     "read_json",
     "read_lines",
     "reading",
-    "share",
+    "share_folder",
 ]
 
 RUNS = "runs"
@@ -57,13 +57,13 @@ def made(out: Path) -> None:
         raise InputError(f"--out '{out}' cannot be made ({why}): name another one") from error
 
 
-def share(out: Path) -> Path:
+def share_folder(out: Path) -> Path:
     """Return the folder of a run directory that may leave the hospital. It is made if it is not there."""
     made(out / SHARE_FOLDER)
     return out / SHARE_FOLDER
 
 
-def private(out: Path, inside: str = "") -> Path:
+def private_folder(out: Path, inside: str = "") -> Path:
     """Return the folder for patients' images, or one inside it, open to its owner alone. It is made if it is not there.
 
     Args:
@@ -169,7 +169,7 @@ class RunDirectory:
                 "--force to discard it"
             )
         self.discard()
-        share(self.path)
+        share_folder(self.path)
         about = {"kind": self.kind.name, "format": self.kind.format, "identity": self.identity}
         write(self.path / _RUN, json.dumps(about, indent=1).encode())
 

@@ -21,7 +21,7 @@ from medpfl.data.images import LabelledImages
 from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.inputs.parts import attacks_of, defenses_of
 from medpfl.reporting.leakage import RoundCell
-from medpfl.runs.directory import lines, share
+from medpfl.runs.directory import lines, share_folder
 from medpfl.training.report import accuracies_in
 
 __all__ = ["Leakage", "leakage", "perform_leakage", "rounds_in"]
@@ -140,7 +140,7 @@ def _beside(out: Path | None, number: int) -> Path | None:
 def _written(out: Path, found: Leakage, model: Checkpoint) -> tuple[Path, ...]:
     from medpfl.reporting.leakage import write_leakage_page
 
-    folder = share(out)
+    folder = share_folder(out)
     remove_leftovers(folder)
     write(folder / "leakage.jsonl", lines(found.rows))
     write(folder / "leakage.json", json.dumps([one.to_dict() for one in found.summary], indent=1).encode())

@@ -15,7 +15,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.rounds import Round
 from medpfl.core.types import Weights
 from medpfl.data.images import LabelledImages
-from medpfl.runs.directory import RunDirectory, reading, share
+from medpfl.runs.directory import RunDirectory, reading, share_folder
 from medpfl.runs.environment import versions
 from medpfl.training.setup import TrainingSetup
 from medpfl.training.store import ROWS, TRAINING, TrainingStore, read_rounds
@@ -58,8 +58,8 @@ def trained(store: TrainingStore, settings: dict[str, Any], weights: Weights | N
         return result
     from medpfl.reporting.training import write_training_page
 
-    write(share(store.out) / "summary.json", json.dumps(result.summary, indent=1).encode())
-    page = write_training_page(share(store.out), settings, store.rows)
+    write(share_folder(store.out) / "summary.json", json.dumps(result.summary, indent=1).encode())
+    page = write_training_page(share_folder(store.out), settings, store.rows)
     return Trained(store.rows, settings, weights, (page,))
 
 
@@ -75,11 +75,11 @@ def reread_training(out: Path) -> Trained:
 
 def accuracies_in(training: Path, rounds: Iterable[int]) -> dict[int, float | None]:
     """Return the balanced accuracy after each of some rounds of a training's directory; ``None`` where not known."""
-    from medpfl.reporting.training import judged
+    from medpfl.reporting.training import judging_set
 
     with reading(training):
         rows = list(read_rounds(training / ROWS))
-        known = {row.round: row.scores[judged(rows)]["balanced_accuracy"] for row in rows}
+        known = {row.round: row.scores[judging_set(rows)]["balanced_accuracy"] for row in rows}
     return {number: known.get(number) for number in rounds}
 
 

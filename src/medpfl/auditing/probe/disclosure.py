@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from medpfl.auditing.defense_parts import at_client, parts_of
-from medpfl.auditing.probe.plays import STAND_IN, Play, Player, Stage, Unusable, apart, disclosed, draw_seed
+from medpfl.auditing.probe.plays import STAND_IN, PartPlayer, Play, Stage, Unusable, apart, disclosed, draw_seed
 from medpfl.auditing.probe.residuals import HIDDEN, Residual, hidden, is_identity, noise_told, repeated, same
 from medpfl.auditing.recorded import behind
 from medpfl.core.plan import Plan
@@ -108,7 +108,7 @@ def probe(
     acting = at_client(behind(defense))
     parts = parts_of(acting)
     stage = Stage(model, plan, batches, draw_seed(generator))
-    players = [Player(part, stage, generator) for part in parts]
+    players = [PartPlayer(part, stage, generator) for part in parts]
     found = [_found(player, draw_seed(generator)) for player in players]
     # What parts tell of single updates may not hold of their sum: then nothing is told of it (`Composed.disclose`).
     untold = len(parts) > 1 and not acting.acts("disclose")
@@ -118,7 +118,7 @@ def probe(
         problems = [f"{part!r}: {text}" for part, one in named for text in one.problems]
         problems += _chained(players, draw_seed(generator))
         if not problems and not untold and not any(one.silent for one in found):
-            problems = _together(Player(acting, stage, generator), players, draw_seed(generator))
+            problems = _together(PartPlayer(acting, stage, generator), players, draw_seed(generator))
     changes = any(one.changes for one in found)
     return Disclosure(
         changes,
@@ -131,7 +131,7 @@ def probe(
     )
 
 
-def _found(player: Player, seed: int) -> Disclosure:
+def _found(player: PartPlayer, seed: int) -> Disclosure:
     """What the plays of one part show."""
     try:
         plays = _plays(player, seed)
@@ -155,18 +155,18 @@ def _found(player: Player, seed: int) -> Disclosure:
     return replace(found, problems=tuple(_problems(found, plays, residuals, player)))
 
 
-def _plays(player: Player, seed: int) -> list[Play]:
+def _plays(player: PartPlayer, seed: int) -> list[Play]:
     plays = [player.play(seed), player.play(seed + 1), player.play(seed, first=1)]
     plays += [player.play(seed, scale=scale) for scale in _scales(player)]
     return plays
 
 
-def _scales(player: Player) -> tuple[float, ...]:
+def _scales(player: PartPlayer) -> tuple[float, ...]:
     """Of the update; larger gradients in several local steps would be another training, with other instabilities."""
     return _SCALES[1:] if player.drifts else _SCALES
 
 
-def _linear(player: Player, seed: int, plays: Sequence[Play]) -> bool:
+def _linear(player: PartPlayer, seed: int, plays: Sequence[Play]) -> bool:
     """Whether the mean of two updates, and multiples of one, are sent as the mean and as multiples."""
     if player.trains or player.clients > 1:
         return False
@@ -176,7 +176,9 @@ def _linear(player: Player, seed: int, plays: Sequence[Play]) -> bool:
     return same(straight, one) and same(middle, player.middle(seed))
 
 
-def _problems(found: Disclosure, plays: Sequence[Play], residuals: Sequence[Residual], player: Player) -> Iterator[str]:
+def _problems(
+    found: Disclosure, plays: Sequence[Play], residuals: Sequence[Residual], player: PartPlayer
+) -> Iterator[str]:
     """Where the disclosure of one part contradicts its plays."""
     first, again, others = plays[:3]
     at_one, scaled = residuals[:3], residuals[3:]
@@ -249,7 +251,7 @@ def _tells_nothing_random(play: Play) -> bool:
     return play.channel.precision is None and play.channel.bounds is None
 
 
-def _chained(players: Sequence[Player], seed: int) -> list[str]:
+def _chained(players: Sequence[PartPlayer], seed: int) -> list[str]:
     """Whether the parts' disclosures can be put together, and each keeps what those before it disclose."""
     stage, problems = players[0].stage, []
     for player in players:
@@ -268,7 +270,7 @@ def _chained(players: Sequence[Player], seed: int) -> list[str]:
     return problems
 
 
-def _together(whole: Player, players: Sequence[Player], seed: int) -> list[str]:
+def _together(whole: PartPlayer, players: Sequence[PartPlayer], seed: int) -> list[str]:
     """Return where the disclosures of all parts, put together, do not tell what the parts send; empty where they do."""
     try:
         plays = [whole.play(seed), whole.play(seed + 1), whole.play(seed, first=1)]

@@ -22,7 +22,7 @@ from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
 from medpfl.runs.environment import explained
 
-__all__ = ["STAND_IN", "Play", "Player", "Stage", "Unusable", "apart", "disclosed", "draw_seed"]
+__all__ = ["STAND_IN", "PartPlayer", "Play", "Stage", "Unusable", "apart", "disclosed", "draw_seed"]
 
 STAND_IN = 0.5
 """Squared distance, over squared norm, of a smooth `apply` from the exact map that it stands for, at most: `Signs` has
@@ -113,7 +113,7 @@ class Stage:
         return local_update(self.model, batch, self.plan, self.weights, kept, moment=moment).tensors
 
 
-class Player:
+class PartPlayer:
     """Plays one part of a defense.
 
     Args:
