@@ -40,7 +40,7 @@ def test_a_run_says_what_it_is_of_and_is_continued_with_its_notes(tmp_path):
     claimed(tmp_path, seed=1)
     claimed(tmp_path, force=True, seed=1)
     known = {"kind": "audit", "format": 4, "identity": {"seed": 1}, "settings": [1]}
-    assert directory.known() == known_in(tmp_path) == known
+    assert directory.noted() == known_in(tmp_path) == known
     assert (tmp_path / "share/rows.jsonl").read_text() == "{}\n"
 
 
@@ -75,7 +75,7 @@ def test_a_run_of_another_kind_is_never_taken(tmp_path, force):
     with pytest.raises(InputError, match=r"holds a training, not an audit: name another --out$"):
         claimed(tmp_path, force)
     with pytest.raises(InputError, match="holds a training, not an audit"):
-        RunDirectory(tmp_path, AUDIT).known()
+        RunDirectory(tmp_path, AUDIT).noted()
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_another_format_is_refused_unless_forced(tmp_path, change):
     ):
         claimed(tmp_path)
     with pytest.raises(InputError, match="make its pages with that version, or run again"):
-        directory.known()
+        directory.noted()
     claimed(tmp_path, force=True)
-    assert directory.known()["format"] == 4
+    assert directory.noted()["format"] == 4
 
 
 def test_force_discards_an_earlier_version_whose_files_had_no_folders(tmp_path):
@@ -115,7 +115,7 @@ def test_rows_beside_a_missing_or_damaged_run_json_are_not_trusted(tmp_path, tex
     with pytest.raises(
         InputError, match="is no run directory: it" + (" has no run.json" if text is None else "s run.json")
     ):
-        directory.known()
+        directory.noted()
     claimed(tmp_path, force=True, rows=False)
     assert not (tmp_path / "share/rows.jsonl").exists()
 
@@ -127,7 +127,7 @@ def test_refused_rows_stay_refused_until_they_are_discarded(tmp_path):
         with pytest.raises(InputError, match="are refused, since the code changed: give the same command again with"):
             use()
     claimed(tmp_path, force=True, rows=False)
-    assert "refused" not in directory.known()
+    assert "refused" not in directory.noted()
 
 
 def test_what_a_run_wrote_is_discarded_and_nothing_else(tmp_path):

@@ -41,8 +41,9 @@ class Feasibility:
         scenario = self.scenario
         if not scenario.attacks:
             raise InputError("no attack was given: 'medpfl list' names them")
+        if scenario.selection.draws > 1:
+            self._check_draws()
         _ = scenario.code  # before any of it runs
-        self._check_draws()
         for defense in scenario.defenses:
             with explained(f"{defense!r} cannot be asked what it does"):
                 self._check_defense(defense)
@@ -54,9 +55,10 @@ class Feasibility:
 
     def _check_draws(self) -> None:
         scenario, draws = self.scenario, self.scenario.selection.draws
-        if draws > 1 and (scenario.weights is not None or isinstance(scenario.model, GivenModel)):
+        if scenario.weights is not None or isinstance(scenario.model, GivenModel):
             raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
-        if draws > 1 and _equal(scenario.network(0), scenario.network(1)):
+        _ = scenario.code  # before any of it runs
+        if _equal(scenario.network(0), scenario.network(1)):
             raise InputError(
                 f"{draws} draws of untrained weights were asked for, but two draws of this model have the same: "
                 "it loads or sets its own; leave --draws at 1"

@@ -77,7 +77,7 @@ def reread(out: Path) -> Report:
 
 def _reread(out: Path) -> Report:
     directory = RunDirectory(out, AUDIT)
-    run = directory.known()
+    run = directory.noted()
     settings = Settings.of(run.get("settings", {}))
     check_bounds(out, settings.bounds or {})
     sizes: dict[JobKey, int] = {}

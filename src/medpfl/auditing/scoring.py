@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from typing import Any
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from medpfl import metrics as metric_package
-from medpfl.auditing.masks import with_masks
 from medpfl.core.spec import registry
 from medpfl.core.types import Finding, Reconstruction
 from medpfl.data.images import LabelledImages
+from medpfl.data.reading.masks import class_of
 from medpfl.metrics.identification import distances, identified, nearest_other
+from medpfl.metrics.masks import majority, mask_dice, mask_iou
 from medpfl.metrics.pairing import pair
 from medpfl.metrics.pixel import SUCCESS, mse, ssim
 from medpfl.runs.study_key import StudyIndex
@@ -84,7 +85,7 @@ class Scorer:
             )
             if self.segments and self.data.masks is not None:
                 told = None if guess.labels is None else guess.labels[v].cpu()[order]
-                found = with_masks(found, told, self.data.masks, own)
+                found = _with_masks(found, told, self.data.masks, own)
             rows += found
             truths.append(truth)
             guesses.append(mine)
@@ -217,3 +218,27 @@ def _flags(guess: Reconstruction, v: int) -> tuple[str, ...]:
 def _number(value: Tensor | float | None) -> float | None:
     """What JSON can hold."""
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _with_masks(rows: Sequence[Finding], guess: Tensor | None, masks: Tensor, own: Tensor) -> list[Finding]:
+    """Return the rows of one update with the scores of its masks.
+
+    Args:
+        rows: N findings, in the order of `own`.
+        guess: (N, H, W) masks, or ``None`` if the attack has none.
+        masks: (M, H, W) of all images.
+        own: (N,) indices of the update's images.
+
+    Returns:
+        With ``mask_dice``, ``mask_iou``, and ``majority_dice``: of the commonest class of each pixel over the other
+        images' masks, a guess without the update.
+    """
+    truth = masks[own]
+    scores = {"majority_dice": mask_dice(majority(masks, own), truth).tolist()}
+    if guess is not None:
+        scores |= {"mask_dice": mask_dice(guess, truth).tolist(), "mask_iou": mask_iou(guess, truth).tolist()}
+    told = [None] * len(own) if guess is None else class_of(guess).tolist()
+    return [
+        replace(row, label_guess=told[i], scores=row.scores | {name: values[i] for name, values in scores.items()})
+        for i, row in enumerate(rows)
+    ]

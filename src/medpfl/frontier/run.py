@@ -75,7 +75,7 @@ def remake(out: Path) -> Result:
 
 
 def _remade(out: Path) -> Result:
-    known = RunDirectory(out, FRONTIER).known()
+    known = RunDirectory(out, FRONTIER).noted()
     identity = known["identity"]
     settings = [Setting(i, spec, None) for i, spec in enumerate(identity["settings"])]
     if "diverged" not in known:

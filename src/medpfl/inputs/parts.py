@@ -34,7 +34,7 @@ from medpfl.inputs.spelling import check_model_name, check_source, is_there, nam
 from medpfl.isolation.parent import Worker
 from medpfl.models.user import UserModel
 from medpfl.models.wrapped import unwrapped
-from medpfl.runs.directory import known_in
+from medpfl.runs.directory import holds_a_run
 from medpfl.runs.environment import explained
 
 __all__ = [
@@ -263,7 +263,7 @@ def _check_no_run(folder: Path) -> None:
     except OSError as error:
         raise InputError(f"cannot open the folder '{folder}': {error.strerror}") from None
     for inside in folders:
-        if known_in(inside):
+        if holds_a_run(inside):
             raise InputError(
                 f"'{inside}' is a run directory, whose pictures are no data: give a folder of class folders without "
                 f"it, or make its pages again with 'medpfl report {inside}'"

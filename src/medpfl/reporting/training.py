@@ -112,7 +112,7 @@ def write_training_page(out: Path, settings: Json, rows: Sequence[Round]) -> Pat
         lead=lead(settings),
         notes=settings.get("notes") or (),
         figures=[Markup(score_figure(rows, name)), Markup(privacy_figure(rows))],
-        judging_set=name,
+        judged=name,
         others={other: _final(rows[-1].scores[other]) for other in rows[-1].scores if other != name},
         columns=COLUMNS,
         rows=[_values(row, name) for row in shown_rounds(rows, _MOST)],

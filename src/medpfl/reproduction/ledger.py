@@ -43,7 +43,7 @@ class Claims:
             InputError: no reproduction, or one that this version cannot read.
         """
         with reading(out):
-            found = RunDirectory(out, _REPRODUCTION).known()
+            found = RunDirectory(out, _REPRODUCTION).noted()
             parts = found.get("parts", {}).items()
             forms = {name: {part: Form(**form) for part, form in own.items()} for name, own in parts}
             return cls(dict(found.get("sets", {})), forms)

@@ -24,6 +24,7 @@ __all__ = [
     "RunDirectory",
     "append",
     "check_outside",
+    "holds_a_run",
     "known_in",
     "lines",
     "made",
@@ -80,6 +81,11 @@ def known_in(out: Path) -> dict[str, Any]:
     """Return what ``run.json`` says, with at least an ``identity``; empty for no run directory, or a damaged one."""
     found = read_json(out / _RUN) or {}
     return found if isinstance(found.get("identity"), dict) else {}
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Return whether a folder is a run directory of any kind."""
+    return bool(known_in(folder))
 
 
 class Kind(NamedTuple):
@@ -173,7 +179,7 @@ class RunDirectory:
         about = {"kind": self.kind.name, "format": self.kind.format, "identity": self.identity}
         write(self.path / _RUN, json.dumps(about, indent=1).encode())
 
-    def known(self) -> dict[str, Any]:
+    def noted(self) -> dict[str, Any]:
         """Return what ``run.json`` says, of a run whose rows can be read.
 
         Raises:

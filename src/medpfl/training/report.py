@@ -84,7 +84,7 @@ def accuracies_in(training: Path, rounds: Iterable[int]) -> dict[int, float | No
 
 
 def _reread_training(directory: RunDirectory) -> Trained:
-    known, store, rows = directory.known(), TrainingStore(directory), read_rounds(directory.path / ROWS, whole=True)
+    known, store, rows = directory.noted(), TrainingStore(directory), read_rounds(directory.path / ROWS, whole=True)
     store.rows = [row for number, row in enumerate(rows) if row.round == number]
     if not store.rows:
         raise InputError(f"'{directory.path}' holds no finished round yet: give the same train command again")
