@@ -250,7 +250,7 @@ class NothingForTheLast(Partition):
         ({"clients": 30}, r"more clients \(30\) than images \(19\)"),
         ({"partition": NothingForTheLast(), "clients": None}, "client 1 has no image"),
         ({"rounds": 0}, "rounds is 0"),
-        ({"fraction": 0.0}, "fraction is 0.0: it must be above 0"),
+        ({"fraction": 0.0}, "fraction is 0.0: it must be a number above 0"),
         ({"decay": 1.5}, "decay is 1.5"),
         ({"server_momentum": 1.0}, "server_momentum is 1.0"),
         ({"delta": 0.0}, "delta is 0.0"),
