@@ -489,7 +489,7 @@ def test_report_of_no_run(refused, tmp_path):
         (["audit", "a", "b"], "'b' is one word too many"),
         (["audit", "--images", "many"], "--images is many: it must be a whole number"),
         (["audit", "--images", "1.5"], "--images is 1.5: it must be a whole number"),
-        (["audit", "--images", "0"], "--images is 0: it must be a whole number, at least 1 and at most 1e+06"),
+        (["audit", "--images", "0"], "--images is 0: it must be a whole number, at least 1 and at most 1000000"),
         (["audit", "--batch-size", "-2"], "--batch-size is -2"),
         (["audit", "--learning_rate", "0"], "--learning-rate is 0"),
         (["audit", "--memory", "lots"], "--memory is lots: it must be a number"),

@@ -275,7 +275,7 @@ def test_another_frontier_is_not_mixed_with_it(pictures, tmp_path, monkeypatch):
     other = tmp_path / "other"
     frontier(small(pictures, rounds=1).having(out=other))
     with pytest.raises(InputError, match="holds another training \\(other model"):
-        frontier(small(pictures, rounds=1, model="MLP(hidden=(5,))"), other)
+        frontier(small(pictures, rounds=1, model="MLP(hidden=(5,))").having(out=other))
 
 
 def test_two_do_not_write_at_once(pictures, tmp_path):

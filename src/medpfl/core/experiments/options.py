@@ -57,7 +57,11 @@ class Bounds(NamedTuple):
 
     def __str__(self) -> str:
         words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
-        return " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
+        return " and ".join(f"{word} {_plain(bound)}" for word, bound in words.items() if bound is not None)
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 class Entry(NamedTuple):
