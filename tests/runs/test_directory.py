@@ -123,7 +123,7 @@ def test_rows_beside_a_missing_or_damaged_run_json_are_not_trusted(tmp_path, tex
 def test_refused_rows_stay_refused_until_they_are_discarded(tmp_path):
     directory = claimed(tmp_path)
     directory.note(refused="the code changed")
-    for use in (lambda: claimed(tmp_path), directory.known):
+    for use in (lambda: claimed(tmp_path), directory.noted):
         with pytest.raises(InputError, match="are refused, since the code changed: give the same command again with"):
             use()
     claimed(tmp_path, force=True, rows=False)

@@ -260,7 +260,8 @@ class Typed(Attack):
 '''
 exec(compile(code, "<cell>", "exec"), globals())
 try:
-    medpfl.audit("MLP((4,))", some_images(8), attacks=[Typed()], images=2, out=sys.argv[1])
+    own = {{"victims": medpfl.Victims(images=2), "run": medpfl.Run(out=sys.argv[1])}}
+    medpfl.audit("MLP((4,))", some_images(8), attacks=[Typed()], **own)
 except medpfl.InputError as error:
     print(error)
 """
@@ -293,4 +294,4 @@ def test_a_digest_of_what_cannot_be_known_says_why():
     (digest,) = (digest for name, digest in modules_of(local).items() if name.startswith("no_such_module"))
     assert digest.startswith(UNKNOWN)
     assert "object" in digest
-    assert modules_of(Answers()).keys() == {"audit_cases"}
+    assert modules_of(Answers()).keys() == {"tests", "tests.auditing.audit_cases", "tests.flat"}

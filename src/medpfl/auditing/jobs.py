@@ -60,7 +60,7 @@ def knowledge_of(defense: Defense, threat: ThreatModel) -> tuple[bool, ...]:
     """Return one run where there is nothing to know, or nothing of it is told; else both ways, or as granted."""
     if at_client(behind(defense)) == NO_DEFENSE or untold(defense):
         return (False,)
-    return threat.told if discloses(defense) else (False,)
+    return threat.knowledge if discloses(defense) else (False,)
 
 
 def _controls(scenario: Scenario) -> Iterator[Job]:

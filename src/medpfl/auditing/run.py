@@ -145,8 +145,8 @@ def audit_record(
     """
     path, given, recipe = path_of(record), defenses_given(defenses), model_of(model)
     held = read(path)
-    stated = _claimed(held, path, [one.part for one in given])
-    if held.image_shape:
+    stated = _stated_defense(held, path, [one.part for one in given])
+    if held.image_shape and isinstance(truth, str | Path):
         reading = Reading(size=held.image_shape[-1], fit=reading.fit, channels=held.image_shape[0])  # type: ignore[arg-type]
     with isolating(attacks, run.isolate, recipe, given) as isolation:
         found = _read(truth, reading, run)
@@ -172,8 +172,10 @@ def audit_record(
 
 
 def perform(experiment: Experiment) -> Report:
-    """Audit what an experiment describes in strings and numbers, of one model: its ``rounds`` are not looked at."""
+    """Audit what an experiment describes in strings and numbers, of one model."""
     asked = experiment
+    if asked.rounds is not None:
+        raise InputError("rounds are of a training, and this is one audit: medpfl.leakage audits several rounds")
     parts = {"attacks": asked.attack, "defenses": asked.defense, "threat": asked.threat}
     if not is_record(asked.data):
         if asked.truth is not None:
@@ -205,7 +207,7 @@ def _read(data: str | Path | DataSource | LabelledImages, reading: Reading, run:
     return found
 
 
-def _claimed(record: Record, place: Path, given: list[Defense]) -> Defense:
+def _stated_defense(record: Record, place: Path, given: list[Defense]) -> Defense:
     """The defense behind a record, at the client: as the auditor says, or else as the record does."""
     told = [at_client(d) for d in given if d != NO_DEFENSE] or [at_client(defense_in(record, place))]
     if any(map(aggregates, told)):

@@ -70,7 +70,7 @@ class Scenario:
     def adversary(self) -> ThreatModel:
         """The adversary whose attacks judge: it is told what defenses disclose, unless that is withheld."""
         judged = any(at_client(behind(defense)) != NO_DEFENSE for defense in self.defenses)
-        return self.threat.granting("defense") if judged and True in self.threat.told else self.threat
+        return self.threat.granting("defense") if judged and True in self.threat.knowledge else self.threat
 
     @property
     def clients(self) -> int:
@@ -174,13 +174,12 @@ class Scenario:
             "defenses": [repr(d) for d in self.defenses],
             "record": [[fingerprint(d.contents()), repr(d.claimed)] for d in self.defenses if isinstance(d, Recorded)],
             "threat": repr(self.adversary),
-            "knowledge": list(self.threat.told),
+            "knowledge": list(self.threat.knowledge),
             "plan": repr(self.plan),
             "partition": repr(self.partition),
-            **{
-                name: value
-                for group in (self.selection, self.criteria, self.run)
-                for name, value in group.told().items()
-            },
+            **self.selection.told(),
+            **self.criteria.told(),
+            **self.run.told(),
+            "device": str(self.device),
         }
         return Identity(entries, self.code, index)

@@ -82,7 +82,7 @@ def _origin(scenario: Scenario) -> str:
 
 def _notes(checked: Feasibility) -> list[str]:
     scenario, notes = checked.scenario, []
-    twice = sum(map(discloses, scenario.defenses)) if len(scenario.threat.told) > 1 else 0
+    twice = sum(map(discloses, scenario.defenses)) if len(scenario.threat.knowledge) > 1 else 0
     if twice:
         some = "1 defense is" if twice == 1 else f"{twice} defenses are"
         notes.append(
@@ -90,7 +90,9 @@ def _notes(checked: Feasibility) -> list[str]:
             "takes half the time"
         )
     if any(isinstance(d, Recorded) for d in scenario.defenses):
-        notes.append("plan, weights and image size are those of the record; options that name others are not used")
+        notes.append(
+            "plan, weights and images, with their size, are those of the record; options that name others are not used"
+        )
     if checked.wrong_layer is not None:
         notes.append(f"{checked.wrong_layer} has a second derivative that is not that of what it computes")
     if scenario.data.masks is not None:

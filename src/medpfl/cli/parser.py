@@ -157,6 +157,8 @@ def _check_recommendation(path: str, found: dict[str, Any], said: set[str]) -> N
                 f"in '{path}': {shortened(name)} is no option by its plain name, as a recommendation has it"
             )
         option = option_of(name)
+        if name.replace("-", "_") not in _RECOMMENDED:
+            raise InputError(f"in '{path}': it sets {option}, which a recommendation does not: give it yourself")
         if option in said or value is None:
             continue
         if name in _SPECS:
@@ -169,6 +171,7 @@ def _check_recommendation(path: str, found: dict[str, Any], said: set[str]) -> N
             )
 
 
+_RECOMMENDED = {name for name in options_in(Training) if name not in ("force", "progress")}
 _SPECS = ("model", "attack", "defense", "partition")
 _PLACES = ("data", "weights", "validation", "test", "truth", "out")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.spec import Part
@@ -51,16 +51,16 @@ class ThreatModel(Part):
 
     def granting(self, *grants: str) -> ThreatModel:
         """The same adversary with more."""
-        return ThreatModel((*self.grants, *grants))
+        return replace(self, grants=(*self.grants, *grants))
 
     def withholding(self, *grants: str) -> ThreatModel:
         """The same adversary with less."""
-        return ThreatModel(tuple(g for g in self.grants if g not in grants))
+        return replace(self, grants=tuple(g for g in self.grants if g not in grants))
 
     def __contains__(self, grant: str) -> bool:
         return grant in self.grants
 
     @property
-    def told(self) -> tuple[bool, ...]:
+    def knowledge(self) -> tuple[bool, ...]:
         """Whether attacks are told what a defense discloses: in turn not told and told, or one of both."""
         return (False,) if self.naive else (True,) if "defense" in self else (False, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
@@ -11,9 +12,10 @@ from typing import Any, NamedTuple
 
 from medpfl.auditing.report import Report
 from medpfl.core.atomic_files import PRIVATE, as_csv, write
+from medpfl.core.errors import InputError
 from medpfl.core.experiments.frontier import RECOMMENDED, RECOMMENDED_FILE, Frontier
 from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER
-from medpfl.core.user_code.loading import is_place
+from medpfl.core.user_code.stated import check_stated
 from medpfl.frontier.choice import marked, recommendation
 from medpfl.frontier.limits import limits_of
 from medpfl.frontier.points import Point, points_of
@@ -21,7 +23,7 @@ from medpfl.frontier.tasks import Setting, training_of
 from medpfl.judging.types import flat
 from medpfl.reporting.frontier import sentences, write_frontier_page
 from medpfl.reporting.training import judging_set
-from medpfl.runs.directory import RUNS, Kind, private_folder, share_folder
+from medpfl.runs.directory import Kind, private_folder, share_folder
 from medpfl.training.report import Trained
 
 __all__ = ["FRONTIER", "Found", "Result", "results", "write_recommended"]
@@ -87,12 +89,13 @@ def results(out: Path, found: Found) -> Result:
     write(folder / "frontier.json", json.dumps(shown, indent=1).encode())
     write(folder / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
     page = write_frontier_page(folder, result.settings, points, result.recommendation)
-    return Result(points, result.recommendation, result.settings, (page, *_private_pages(out)))
+    return Result(points, result.recommendation, result.settings, (page, *_private_pages(found)))
 
 
-def _private_pages(out: Path) -> list[Path]:
+def _private_pages(found: Found) -> list[Path]:
     """Return the pages with images of the audits that a frontier is made of."""
-    return sorted(path for path in (out / RUNS).glob(f"*/{PRIVATE_FOLDER}/*.html"))
+    pages = dict.fromkeys(page for report in found.audits.values() for page in report.pages)
+    return [page for page in pages if page.suffix == ".html" and page.parent.name == PRIVATE_FOLDER]
 
 
 def _classes(found: Found) -> int:
@@ -132,13 +135,21 @@ def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
+def _is_ours(spec: str) -> bool:
+    """Return whether a spec names parts of MedPFL alone, so that a file that another party reads may state it."""
+    with suppress(InputError):
+        check_stated(spec, "part", _YAML, "")
+        return True
+    return False
+
+
 def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Setting], result: Result) -> None:
     """Writes the recommended training for ``medpfl train DATA --config``, or removes what an earlier limit recommended.
 
-    It names no images, weights file or device: these are said on the command line. A model or a defense of one's own
-    is named by its file, so that this file is its owner's alone to read (mode 0600); whoever reads it back has to name
-    that file again, since a recommendation may come from another party (`medpfl.cli.parser.check_files`). It may be
-    shared unless it names such a file.
+    It names no images, weights file or device: these are said on the command line. It may be shared, unless model or
+    defense are given by a path: then it goes into ``private``, its owner's alone to read (mode 0600). Whoever reads it
+    back has to name that path again, since a recommendation may come from another party
+    (`medpfl.cli.parser.check_files`).
     """
     import yaml
 
@@ -150,11 +161,14 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
         given = [name for name in _PLACES[1:] if options[name] not in (None, "cpu")]
         training = {name: value for name, value in options.items() if name not in (*_PLACES, *_RUN)}
         reasons = "".join(f"# {line}\n" for text in str(result).split("\n") for line in wrap(text, 100))
-        own = [name for name in ("model", "defense") if any(map(is_place, _listed(training[name])))]
+        own = [name for name in ("model", "defense") if not all(map(_is_ours, _listed(training[name])))]
         named = "".join(f" --{name} ..." for name in [*own, *given])
         head = (
             f"{RECOMMENDED} under {', '.join(result.recommendation['limits'])}.\n{reasons}"
             f"# Its images are yours to name: medpfl train DATA{named} --config {_YAML}\n"
         )
-        path = (private_folder(out) if own else share_folder(out)) / _YAML
-        write(path, (head + yaml.safe_dump(training, sort_keys=False)).encode(), PRIVATE)
+        content = (head + yaml.safe_dump(training, sort_keys=False)).encode()
+        if own:
+            write(private_folder(out) / _YAML, content, PRIVATE)
+        else:
+            write(share_folder(out) / _YAML, content)

@@ -53,6 +53,8 @@ def reproduce(
     """
     if run.out is None:
         raise InputError("a study is kept as it goes on: name a directory for its tables, run=Run(out=...)")
+    if (run.memory, run.isolate) != (Studies.run.memory, Studies.run.isolate):
+        raise InputError("the experiments' files say how much memory a stack takes: leave out memory and isolate")
     chosen, wanted = _chosen(experiments, parts), Form(**vars(scale), seed=run.seed, device=run.device)
     places, out, force, progress = Places.among(Path(data), sets or {}), Path(run.out), run.force, run.progress
     theirs = _published(published, tuple(places.found))

@@ -61,8 +61,8 @@ class Form(Scale):
         images, images_per_class, steps, weights, quick, faithful: as in `Scale`.
     """
 
-    seed: int = again(Run, "seed", 0)
-    device: str = again(Run, "device", "cpu")
+    seed: int = again(Run, "seed")
+    device: str = again(Run, "device")
 
     def settings(self) -> dict[str, Any]:
         """What tells two forms apart, for JSON: neither paths nor defaults."""

@@ -167,9 +167,9 @@ class RunDirectory:
         current = found.get("format") == self.kind.format and not found.get("refused")
         if current and found["identity"] == self.identity:
             return
+        if not force and found:
+            self._check_format(found, "name another --out, or --force to discard it")
         if not force and self._is_anything_there(current):
-            if found:
-                self._check_format(found, "name another --out, or --force to discard it")
             raise InputError(
                 f"'{self.path}' holds another {self.kind.name} ({self._difference(found)}): name another --out, or "
                 "--force to discard it"
@@ -206,9 +206,13 @@ class RunDirectory:
                 path.parent.rmdir()
 
     def _written(self) -> Iterator[Path]:
-        """Earlier formats had no folders in the directory, so that names count and not where they lie."""
-        folders = (self.path, self.path / SHARE_FOLDER, self.path / PRIVATE_FOLDER)
-        return (path for name in self.kind.outputs for folder in folders for path in folder.glob(name))
+        """Yield what a run of this kind wrote. Before a run stated its kind, it had no folders for its files."""
+        found = known_in(self.path)
+        inside = (self.path / SHARE_FOLDER, self.path / PRIVATE_FOLDER)
+        before = (self.path, *inside) if found and "kind" not in found else inside
+        for name in self.kind.outputs:
+            for folder in (self.path, *inside) if name.startswith("round-") else before:
+                yield from folder.glob(name)
 
     def _is_anything_there(self, current: bool) -> bool:
         """Return whether anything would be lost; a current run that ended before its first row has nothing."""
@@ -219,8 +223,9 @@ class RunDirectory:
 
     def _check_kind(self, found: Mapping[str, Any]) -> None:
         kind = found.get("kind", self.kind.name)
-        if kind != self.kind.name and isinstance(kind, str) and kind.isidentifier():
-            raise InputError(f"'{self.path}' holds {_a(kind)}, not {_a(self.kind.name)}: name another --out")
+        if kind != self.kind.name:
+            its = _a(kind) if isinstance(kind, str) and kind.isidentifier() else "something else"
+            raise InputError(f"'{self.path}' holds {its}, not {_a(self.kind.name)}: name another --out")
 
     def _check_format(self, found: Mapping[str, Any], remedy: str) -> None:
         if (its := found.get("format", 1)) != self.kind.format:

@@ -19,7 +19,6 @@ from medpfl.core.roles import Attack, DataSource, Defense
 from medpfl.core.threat import ThreatModel
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
-from medpfl.inputs.parts import attacks_of, defenses_of
 from medpfl.reporting.leakage import RoundCell
 from medpfl.runs.directory import lines, share_folder
 from medpfl.training.report import accuracies_in
@@ -92,8 +91,8 @@ def leakage(
     models = {number: checkpoint_at(Path(model), number) for number in dict.fromkeys(rounds)}
     out = None if run.out is None else Path(run.out)
     scenario: dict[str, Any] = {"plan": plan, "threat": threat, "victims": victims, "criteria": criteria}
-    # Made once, so that all rounds are audited by the same code.
-    scenario |= {"attacks": attacks_of(attacks), "defenses": defenses_of(defenses)}
+    # As they were given: an attack that is given by its file runs in a process of its own, and none of its code here.
+    scenario |= {"attacks": attacks, "defenses": defenses}
     reports = {n: audit(one, data, run=replace(run, out=_beside(out, n)), **scenario) for n, one in models.items()}
     some = next(iter(models.values()))
     found = Leakage(reports, accuracies_in(some.path.parents[1], models))

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from medpfl.core.errors import InputError
 from medpfl.core.experiments import limits
-from medpfl.core.experiments.experiment import STANDARD, Experiment
+from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Criteria, Run, Victims
 from medpfl.core.experiments.options import again, group, option
 from medpfl.core.experiments.training import Training
-from medpfl.core.verdicts import TOLERANCE
 from medpfl.core.yaml_files import read_text
 
 __all__ = ["RECOMMENDED", "RECOMMENDED_FILE", "Frontier", "is_recommendation"]
@@ -36,13 +35,13 @@ class Frontier(Training):
         "'asr<=0.05', of asr, ssim, identified or recognized (identified above chance); repeat for several; the upper "
         "end of the 95 % interval must not exceed it; unset: --tolerance on asr and on recognized",
     )
-    tolerance: float = again(Criteria, "tolerance", TOLERANCE)
+    tolerance: float = again(Criteria, "tolerance")
     accept_leak: bool = option(False, "recommend a setting even if its own audit says that it leaks, within the limits")
     seeds: int = option(1, "trainings of each setting, seeds counted from --seed on", least=1, most=limits.SEEDS)
     round: int = option(
         0, "whose model is audited; 0: untrained, the same under every defense", least=0, most=limits.ROUNDS
     )
-    attack: list[str] = again(Experiment, "attack", list(STANDARD))
+    attack: list[str] = again(Experiment, "attack")
     grant: list[str] = option([], "what the adversary is told: labels, order, ...")
     images: int | None = again(
         Victims,
@@ -51,7 +50,7 @@ class Frontier(Training):
         "images to attack, evenly over classes; unset: 32, or more where the limits need more updates",
     )
     images_per_update: int = option(1, "images behind an update that is attacked", least=1, most=limits.IMAGES)
-    draws: int = again(Victims, "draws", 1, "draws of untrained weights that are audited")
+    draws: int = again(Victims, "draws", text="draws of untrained weights that are audited")
     run: Run = group(Run())
 
     @property

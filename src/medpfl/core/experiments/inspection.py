@@ -19,10 +19,10 @@ class Inspection(Options):
 
     model: str = option("", "spec from 'medpfl list models', file.py:name or package.module:name")
     image_shape: str | None = option(None, "1,64,64 or, of volumes, 1,16,64,64")
-    size: int = again(Reading, "size", 32, "edge of the images in pixels, in place of the shape")
+    size: int = again(Reading, "size", text="edge of the images in pixels, in place of the shape")
     channels: int = option(1, "of the images, in place of the shape", least=1, most=limits.CLASSES)
     classes: int = option(2, "of the data", least=1, most=limits.CLASSES)
     weights: str | None = option(None, "weights file, as for an audit")
-    mode: Literal["train", "eval"] = again(Plan, "mode", "train")
-    seed: int = again(Run, "seed", 0, "of untrained weights")
+    mode: Literal["train", "eval"] = again(Plan, "mode")
+    seed: int = again(Run, "seed", text="of untrained weights")
     json: bool = option(False, "print all of it as JSON")

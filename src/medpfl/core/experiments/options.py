@@ -73,7 +73,7 @@ class Entry(NamedTuple):
         kind: its type, as annotated.
         help: what the command line says of it; ``""``: neither it nor a YAML file takes it.
         bounds: of its numbers.
-        told: whether rows depend on it, so that it tells one run from another.
+        told: whether it tells one run from another; not, if no row depends on it, or another part says it.
     """
 
     group: str
@@ -103,7 +103,7 @@ def option(
         text: its help; ``""``: neither the command line nor a YAML file takes it.
         least, above, most, below: bounds of a number.
         kind: its type on the command line, if the field takes objects too.
-        told: whether rows depend on it, so that it tells one run from another.
+        told: whether it tells one run from another; not, if no row depends on it, or another part says it.
         shown: whether the spec of a part always states it (`medpfl.core.spec.shown`).
     """
     metadata = {"option": (text, Bounds(least, above, most, below), kind, told), "shown": shown}
@@ -112,9 +112,11 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def again(owner: type, name: str, default: Any, text: str | None = None) -> Any:
-    """Return the field of an option that another class states, with another default, or another help."""
+def again(owner: type, name: str, default: Any = MISSING, text: str | None = None) -> Any:
+    """Return the field of an option that another class states; its default and its help may be others."""
     (found,) = (one for one in fields(owner) if one.name == name)
+    if default is MISSING:
+        default = found.default if found.default_factory is MISSING else found.default_factory()
     help_, bounds, kind, told = found.metadata["option"]
     return option(default, text or help_, **bounds._asdict(), kind=kind, told=told)
 

@@ -36,4 +36,4 @@ class Schedule(Options):
     server_momentum: float = option(0.0, "momentum of the global model's steps", least=0, below=1)
     balance: bool = option(False, "clients draw their images evenly over their classes")
     augment: bool = option(False, "clients shift, turn, zoom and shade their images at random, anew in each round")
-    delta: float = again(Criteria, "delta", 1e-5)
+    delta: float = again(Criteria, "delta")
