@@ -17,7 +17,7 @@ T = TypeVar("T")
 def flat(door: Callable[..., T], *args: Any, **options: Any) -> T:
     """Call `medpfl.audit` or another door with the options of its groups given side by side."""
     if options.pop("naive", False):
-        options["threat"] = ThreatModel(naive=True)
+        options["threat"] = replace(options.get("threat") or ThreatModel(), naive=True)
     for name, parameter in signature(door).parameters.items():
         if name in ("victims", "reading", "criteria", "cohort", "schedule", "scale", "run"):
             start = options.get(name, parameter.default)

@@ -189,10 +189,10 @@ def test_a_defense_of_ones_own_that_sums():
 
 
 def test_a_record_is_of_no_sum(tmp_path):
-    from medpfl.auditing.run import _claimed
+    from medpfl.auditing.run import _stated_defense
 
     with pytest.raises(InputError, match="a record is of one client's update"):
-        _claimed(type("R", (), {"defense": None})(), tmp_path, [SecAggPlus()])  # type: ignore[arg-type]
+        _stated_defense(type("R", (), {"defense": None})(), tmp_path, [SecAggPlus()])  # type: ignore[arg-type]
 
 
 def test_a_run_resumes(tmp_path):

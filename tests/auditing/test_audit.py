@@ -577,7 +577,6 @@ def test_more_outputs_than_classes_are_welcome(folder):
         ({"partition": "ID"}, "there is no partition 'ID'; did you mean 'IID'"),
         ({"partition": "IID(clients=11)"}, "more clients"),
         ({"weights": "nowhere.pt"}, "there is no weights file 'nowhere.pt'"),
-        ({"truth": "x"}, "truth goes with a record"),
         ({"model": "LeNet('idgl')"}, "did you mean 'idlg'"),
         ({"model": "net.py"}, "say which function makes it, net.py:make_model"),
     ],
@@ -613,7 +612,7 @@ def test_out_must_not_lie_in_the_data(folder):
 
 
 def test_too_large_for_memory_is_said():
-    with pytest.raises(InputError, match="size=100000000 must be a whole number of pixels, 8 or more and at most 4096"):
+    with pytest.raises(InputError, match="size is 100000000: it must be a whole number, at least 1 and at most 4096"):
         tiny("samples", size=100_000_000)
 
 

@@ -26,6 +26,7 @@ from medpfl.frontier.run import remake
 from medpfl.inputs.checkpoint import checkpoint_at
 from medpfl.models import LeNet
 from medpfl.reproduction.ledger import Claims
+from medpfl.runs.directory import share_folder
 from medpfl.runs.study_key import class_names
 from medpfl.training.report import reread_training
 from medpfl.training.state_files import unpacked
@@ -194,8 +195,10 @@ def test_directories_of_audits(hostile, tmp_path):
 
 def test_recommendations(hostile, tmp_path):
     known = Training(defense=["LaplaceNoise(scale=0.5)"]).options()
-    known = {n: v for n, v in known.items() if n not in ("data", "validation", "test", "weights", "sends", "out")}
-    path = tmp_path / "share/recommended.yaml"
+    known = {
+        n: v for n, v in known.items() if n not in ("data", "validation", "test", "weights", "sends", "out", "force")
+    }
+    path = share_folder(tmp_path) / "recommended.yaml"
     call = lambda: check_files(["train", "--config", str(path)])  # noqa: E731
     count = attempts(known, hostile, lambda one: path.write_text(yaml.safe_dump(one)), call)
     assert count >= 5
@@ -240,9 +243,9 @@ def test_directories_of_frontiers_and_reproductions(hostile, tmp_path):
     identity = {"settings": ["NoDefense()", "QSGD()"], "seed": 0, "seeds": 1, "round": 0}
     known = {"kind": "frontier", "format": 2, "identity": identity, "limits": ["asr<=0.1"], "diverged": ["QSGD()"]}
     (out / "run.json").write_text(json.dumps(known))
-    assert in_json(out / "run.json", lambda: remake(out), hostile) == 4
+    assert in_json(out / "run.json", lambda: remake(out), hostile) == 5
     form = {"quick": True, "weights": "w", "device": "cpu"}
     known = {"kind": "reproduction", "format": 2, "identity": {}, "sets": {"samples": True}}
     known |= {"parts": {"a": {"b": form}}}
     (out / "run.json").write_text(json.dumps(known))
-    assert in_json(out / "run.json", lambda: Claims.read(out), hostile) == 2
+    assert in_json(out / "run.json", lambda: Claims.read(out), hostile) == 3

@@ -63,7 +63,7 @@ class Ending(Attack):
 @each_end
 @pytest.mark.parametrize("moment", ["check", "suited", "prepare", "call"])
 def test_attacks(moment, end):
-    threat = ThreatModel(("active",)) if moment == "prepare" else None
+    threat = ThreatModel(("active",)) if moment == "prepare" else ThreatModel()
     with pytest.raises(InputError, match=f"Ending.*{ENDED}"):
         audit("MLP((4,))", some_images(8), attacks=[Ending(moment, end)], threat=threat, victims=Victims(images=2))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medpfl import Batch, InputError, Plan, Record, Update, Weights, audit, audit_record, prepare
+from medpfl.auditing.run import perform
+from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.threat import ThreatModel
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RECORDED, UNDEFENDED
 from medpfl.data import ImageFolder
@@ -214,7 +217,7 @@ def test_a_record_without_a_defense_has_none_to_know(tmp_path):
 def test_the_stated_defense_is_part_of_the_experiment(tmp_path):
     record, truth = stated(tmp_path, spec=repr(NOISE))
     look(record, truth, out=tmp_path / "runs" / "a")
-    with pytest.raises(InputError, match=r"another experiment \(other record"):
+    with pytest.raises(InputError, match=r"another audit \(other record"):
         look(record, truth, out=tmp_path / "runs" / "a", defenses=["LaplaceNoise(scale=0.4)"])
 
 
@@ -260,7 +263,7 @@ def test_on_disk_resumed_and_read_again(tmp_path):
     assert [r.date for r in first.rows] == [r.date for r in second.rows]
     assert first.summary == second.summary == reread(out).summary
     assert json.loads((out / "share/summary.json").read_text()) == [cell.to_dict() for cell in first.summary]
-    with pytest.raises(InputError, match=r"another experiment \(other .*pixels"):
+    with pytest.raises(InputError, match=r"another audit \(other .*pixels"):
         look(record, draw_folder(tmp_path / "other", COUNTS[2], seed=4), out=out)
 
 
@@ -417,10 +420,17 @@ def test_unreadable_truth_is_counted_out(tmp_path):
 
 def test_options_that_a_record_excludes(tmp_path):
     record, truth = make(tmp_path, Plan())
-    with pytest.raises(InputError, match="--truth names the folder"):
+    with pytest.raises(InputError, match=r"medpfl.audit_record\(record, truth, model\) audits it"):
         audit("LeNet('idlg')", record, attacks=["iDLG(steps=2)"])
+    asked = Experiment(data=str(record), model="LeNet('idlg')")
+    with pytest.raises(InputError, match="--truth names the folder"):
+        perform(asked)
     with pytest.raises(InputError, match="leave out --weights"):
-        look(record, truth, weights="w.pt")
+        perform(replace(asked, truth=str(truth), weights="w.pt"))
+    with pytest.raises(InputError, match="truth goes with a record"):
+        perform(replace(asked, data=str(truth), truth=str(truth)))
+    with pytest.raises(InputError, match="rounds are of a training"):
+        perform(replace(asked, rounds="0,1"))
     with pytest.raises(InputError, match="a record was made under one defense"):
         look(record, truth, defenses=["LaplaceNoise(scale=lin(0.1, 0.2, 2))"])
 
