@@ -70,7 +70,9 @@ def data(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("faithful", [False, True])
 def test_every_part_of_every_experiment_can_be_built(name, quick, faithful):
     for part in study(name).parts:
-        experiment = Form(quick, faithful).part(part).experiment("somewhere", classes=3, held=100, seed=0)
+        experiment = (
+            Form(quick=quick, faithful=faithful).part(part).experiment("somewhere", classes=3, held=100, seed=0)
+        )
         assert len(attacks_of(experiment.attack)) == 1
         assert len(defenses_of(experiment.defense)) > (name not in ("attacks", "models"))
         model_of(experiment.model)
@@ -85,21 +87,19 @@ def test_forms_of_a_part():
     assert part.experiment("", 2, 3, 0).images == 3
     both = Form(quick=True, faithful=True).part(part).experiment("", 2, 99, 5)
     assert (both.fit, both.images, both.seed, both.size) == ("squash", 2, 5, 16)
-    assert Form(per_class=3).part(part).experiment("", 2, 99, 0).images == 6
+    assert Form(images_per_class=3).part(part).experiment("", 2, 99, 0).images == 6
     assert Form(quick=True, images=3, steps=7).part(part).experiment("", 2, 99, 0).attack == ["iDLG(steps=7)"]
     assert Form(images=3).part(part).experiment("", 2, 99, 0).images == 3
     with pytest.raises(InputError, match="steps is 0"):
         Form(steps=0)
-    with pytest.raises(InputError, match="leave out one of images and per_class"):
-        Form(images=1, per_class=1)
-    with pytest.raises(InputError, match="'Form' has no argument 'quik'; did you mean 'quick'"):
-        reproduce(["attacks"], data="samples", quik=True, run=Run(out="nowhere"))
+    with pytest.raises(InputError, match="leave out one of images and images_per_class"):
+        Form(images=1, images_per_class=1)
 
 
 def test_a_form_in_words_and_settings():
-    form = Form(quick=True, seed=7, per_class=2, steps=9, weights="/private/place.pth")
+    form = Form(quick=True, seed=7, images_per_class=2, steps=9, weights="/private/place.pth")
     assert str(form) == "quick, seed 7, 2 of each class, 9 steps"
-    assert form.settings() == {"quick": True, "seed": 7, "per_class": 2, "steps": 9}
+    assert form.settings() == {"quick": True, "seed": 7, "images_per_class": 2, "steps": 9}
     assert str(Form()) == "full, seed 0"
 
 
