@@ -76,20 +76,20 @@ def test_every_part_of_every_experiment_can_be_built(name, quick, faithful):
         assert len(attacks_of(experiment.attack)) == 1
         assert len(defenses_of(experiment.defense)) > (name not in ("attacks", "models"))
         model_of(experiment.model)
-        assert experiment.images <= 100
+        assert experiment.victims.images <= 100
 
 
 def test_forms_of_a_part():
     part = SMALL.parts[0]
     assert Form().part(part) == part
-    assert Form(quick=True).part(part).experiment("", 2, 99, 0).images == 2
-    assert part.experiment("", 2, 99, 0).images == 4
-    assert part.experiment("", 2, 3, 0).images == 3
+    assert Form(quick=True).part(part).experiment("", 2, 99, 0).victims.images == 2
+    assert part.experiment("", 2, 99, 0).victims.images == 4
+    assert part.experiment("", 2, 3, 0).victims.images == 3
     both = Form(quick=True, faithful=True).part(part).experiment("", 2, 99, 5)
-    assert (both.fit, both.images, both.seed, both.size) == ("squash", 2, 5, 16)
-    assert Form(images_per_class=3).part(part).experiment("", 2, 99, 0).images == 6
+    assert (both.victims.fit, both.victims.images, both.run.seed, both.victims.size) == ("squash", 2, 5, 16)
+    assert Form(images_per_class=3).part(part).experiment("", 2, 99, 0).victims.images == 6
     assert Form(quick=True, images=3, steps=7).part(part).experiment("", 2, 99, 0).attack == ["iDLG(steps=7)"]
-    assert Form(images=3).part(part).experiment("", 2, 99, 0).images == 3
+    assert Form(images=3).part(part).experiment("", 2, 99, 0).victims.images == 3
     with pytest.raises(InputError, match="steps is 0"):
         Form(steps=0)
     with pytest.raises(InputError, match="leave out one of images and images_per_class"):
@@ -171,7 +171,7 @@ def test_images_are_counted_of_a_set_or_of_each_class_as_the_form_says(name, for
         made, own = form.part(part), {**(part.faithful if form.faithful else {}), **(part.quick if form.quick else {})}
         assert None in (made.images, made.per_class), part.name
         if count := own.get("images"):
-            assert made.experiment("somewhere", classes=3, held=100, seed=0).images == count, part.name
+            assert made.experiment("somewhere", classes=3, held=100, seed=0).victims.images == count, part.name
 
 
 def test_forms_are_not_mixed(data, tmp_path):
@@ -363,10 +363,10 @@ def test_the_noise_of_differential_privacy_is_that_of_the_epsilon_that_is_stated
 
     for part in study("defenses").parts:
         experiment = part.experiment("somewhere", classes=3, held=100, seed=0)
-        plan = Plan(experiment.algorithm, batch_size=experiment.batch_size)
+        plan = Plan(experiment.plan.algorithm, batch_size=experiment.plan.batch_size)
         private = [d for d in defenses_of(experiment.defense) if isinstance(d, DPSGD)]
         for defense, epsilon in zip(private, (8, 3, 1), strict=True):
-            assert 0.98 * epsilon < defense.promises(plan, 1, experiment.delta) <= epsilon
+            assert 0.98 * epsilon < defense.promises(plan, 1, experiment.criteria.delta) <= epsilon
             assert f"{defense.noise:g}" in study("defenses").source
 
 
