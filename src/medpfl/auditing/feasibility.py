@@ -41,9 +41,12 @@ class Feasibility:
         scenario = self.scenario
         if not scenario.attacks:
             raise InputError("no attack was given: 'medpfl list' names them")
-        if scenario.selection.draws > 1:
-            self._check_draws()
+        several = scenario.selection.draws > 1
+        if several and (scenario.weights is not None or isinstance(scenario.model, GivenModel)):
+            raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
         _ = scenario.code  # before any of it runs
+        if several:
+            self._check_draws_differ()
         for defense in scenario.defenses:
             with explained(f"{defense!r} cannot be asked what it does"):
                 self._check_defense(defense)
@@ -53,11 +56,8 @@ class Feasibility:
             raise InputError("loss dice is of masks, and this model gives one class for an image: use cross_entropy")
         self._check_attacks()
 
-    def _check_draws(self) -> None:
+    def _check_draws_differ(self) -> None:
         scenario, draws = self.scenario, self.scenario.selection.draws
-        if scenario.weights is not None or isinstance(scenario.model, GivenModel):
-            raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
-        _ = scenario.code  # before any of it runs
         if _equal(scenario.network(0), scenario.network(1)):
             raise InputError(
                 f"{draws} draws of untrained weights were asked for, but two draws of this model have the same: "

@@ -75,9 +75,9 @@ def _controls(scenario: Scenario) -> Iterator[Job]:
 
 def _attacks(scenario: Scenario) -> Iterator[Job]:
     for draw, defense in product(range(scenario.selection.draws), scenario.defenses):
-        images = scenario.plan.images * scenario.in_sum(defense)
+        images, stacks = scenario.plan.images * scenario.in_sum(defense), _stacks(scenario, defense)
         for attack, knows in product(scenario.attacks, knowledge_of(defense, scenario.threat)):
-            for number, groups in enumerate(_stacks(scenario, defense)):
+            for number, groups in enumerate(stacks):
                 yield Job(attack, defense, tuple(groups), len(groups) * images, draw, number, knows)
 
 

@@ -187,7 +187,8 @@ def _typed(kind: type[T], given: Namespace, words: list[str]) -> T:
 def _spelled_right(kind: type[T], given: Namespace, words: list[str]) -> T:
     """Return the typed experiment, whose parts, grants and places exist."""
     made = _typed(kind, given, words)
-    check_words(**{name: made.options()[name] for name in signature(check_words).parameters if name in made.options()})
+    named = signature(check_words).parameters
+    check_words(**{name: value for name, value in made.options().items() if name in named})
     return made
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from medpfl.core.errors import InputError, nearest
+from medpfl.core.experiments.limits import SIDE
 from medpfl.core.roles import DataSource
 from medpfl.data.reading.resize import Fit
 
 __all__ = ["LimitedTarget", "Located", "Target"]
 
-_SMALLEST, _LARGEST = 8, 4096
+_SMALLEST = 8
 
 # Dataclasses take the fields of their bases from the last base to the first: a source that is
 # `Source(Target, Located)` has the arguments path, size, fit, channels. Bases compare by identity, sources by value.
@@ -54,10 +55,8 @@ class Target(DataSource):
         super().__post_init__()
         size = self.size
         # The default is right, whatever it is: that of `Arrays` is None.
-        if size is not type(self).size and (type(size) is not int or not _SMALLEST <= size <= _LARGEST):
-            raise InputError(
-                f"size={size!r} must be a whole number of pixels, {_SMALLEST} or more and at most {_LARGEST}"
-            )
+        if size is not type(self).size and (type(size) is not int or not _SMALLEST <= size <= SIDE):
+            raise InputError(f"size={size!r} must be a whole number of pixels, {_SMALLEST} or more and at most {SIDE}")
         if self.fit not in get_args(Fit):
             raise InputError(f"there is no fit {self.fit!r}; {nearest(str(self.fit), get_args(Fit))}")
         if self.channels is not None and (type(self.channels) is not int or self.channels not in (1, 3)):

@@ -90,9 +90,9 @@ def leakage(
         raise InputError("no round was given: --rounds 0,1,5")
     models = {number: checkpoint_at(Path(model), number) for number in dict.fromkeys(rounds)}
     out = None if run.out is None else Path(run.out)
-    scenario: dict[str, Any] = {"plan": plan, "threat": threat, "victims": victims, "criteria": criteria}
     # As they were given: an attack that is given by its file runs in a process of its own, and none of its code here.
-    scenario |= {"attacks": attacks, "defenses": defenses}
+    parts: dict[str, Any] = {"attacks": attacks, "defenses": defenses}
+    scenario = parts | {"plan": plan, "threat": threat, "victims": victims, "criteria": criteria}
     reports = {n: audit(one, data, run=replace(run, out=_beside(out, n)), **scenario) for n, one in models.items()}
     some = next(iter(models.values()))
     found = Leakage(reports, accuracies_in(some.path.parents[1], models))
