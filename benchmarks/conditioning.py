@@ -59,7 +59,9 @@ def diagonal(case: Scene) -> Tensor:
     """
     seen, generator = case.seen, torch.Generator().manual_seed(0)
     gray = torch.full((1, *seen.image_shape), 0.5)
-    vectors = label_vectors(seen, LastLayer().infer(seen, gray), gray)
+    labels = LastLayer().infer(seen, gray)
+    assert labels is not None
+    vectors = label_vectors(seen, labels, gray)
     total, view = torch.zeros(seen.image_shape), seen.views[0]
     model = with_spare(seen.model) if vectors.shape[2] > seen.num_classes else seen.model
     for v in range(len(seen)):
@@ -69,7 +71,7 @@ def diagonal(case: Scene) -> Tensor:
         def update(images: Tensor, labels: Tensor = vectors[v]) -> dict[str, Tensor]:
             return dict(local_update(model, Batch(images, labels), view.plan, view.weights).tensors)
 
-        made, pull = vjp(update, gray)
+        made, pull = vjp(update, gray)  # pyright: ignore[reportAssignmentType]
         for _ in range(_PROBES):
             signs = {k: torch.randint(2, t.shape, generator=generator) * 2.0 - 1 for k, t in made.items()}
             (row,) = pull({k: s * weights[k].sqrt() for k, s in signs.items()})

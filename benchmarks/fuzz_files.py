@@ -116,7 +116,7 @@ def array_targets() -> dict[str, Target]:
     made = {}
     for kind, arrays, read in (("npz", plain, _read_set), ("npz-masks", pairs, _read_pairs)):
         out = io.BytesIO()
-        np.savez_compressed(out, **arrays)
+        np.savez_compressed(out, allow_pickle=False, **arrays)
         made[f"{kind} outside"] = Target({"x.npz": out.getvalue()}, "x.npz", read)
         for name in arrays:
             whole = {own: npy(array) for own, array in arrays.items()}

@@ -125,7 +125,7 @@ def images_for(model: str) -> LabelledImages:
         except InputError:
             continue
         break
-    return data
+    return data  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def _with_masks(data: LabelledImages) -> LabelledImages:

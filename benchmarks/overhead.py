@@ -31,7 +31,7 @@ class Floor:
         self.parameters = list(case.network.parameters())
         tensors = case.seen.views[0].update.tensors
         self.sent = [tensors[name][0] for name, _ in case.network.named_parameters()]
-        self.size = torch.stack(torch._foreach_norm(self.sent)).norm()
+        self.size = torch.stack(torch._foreach_norm(self.sent)).norm()  # pyright: ignore[reportPrivateImportUsage]
         self.parts = [float("inf")] * 3
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -51,10 +51,10 @@ class Floor:
 
     def _direction(self, fake: list[Tensor]) -> list[Tensor]:
         """Of 1 - cos(fake, sent) with respect to fake."""
-        size = torch.stack(torch._foreach_norm(fake)).norm()
+        size = torch.stack(torch._foreach_norm(fake)).norm()  # pyright: ignore[reportPrivateImportUsage]
         dot = torch.stack([torch.dot(f.flatten(), s.flatten()) for f, s in zip(fake, self.sent, strict=True)]).sum()
-        along = torch._foreach_add(self.sent, fake, alpha=float(-dot / size**2))
-        torch._foreach_mul_(along, float(-1 / (size * self.size)))
+        along = torch._foreach_add(self.sent, fake, alpha=float(-dot / size**2))  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(along, float(-1 / (size * self.size)))  # pyright: ignore[reportPrivateImportUsage]
         return list(along)
 
 

@@ -55,7 +55,7 @@ class Peer:
     def attack(self, case: Scene, v: int, iterations: int, seed: int = 0) -> Outcome:
         """Inverts the update of victim `v` with a schedule for so many iterations."""
         with _quiet(seed):
-            import breaching
+            import breaching  # pyright: ignore[reportMissingImports]
 
             settings = [*self.overrides, f"optim.max_iterations={iterations}"]
             config = breaching.get_attack_config(self.config, settings)
@@ -99,7 +99,7 @@ def missing() -> str | None:
         return "breaching is not installed: pip install -e '.[bench]'"
     try:
         with _quiet(0):
-            import breaching  # noqa: F401
+            import breaching  # noqa: F401  # pyright: ignore[reportMissingImports]
     except Exception as error:  # whatever an old package does under new ones
         return f"breaching does not import: {type(error).__name__}: {error}"
     return None
@@ -140,7 +140,7 @@ def _normalization(network: nn.Module) -> tuple[Tensor, Tensor, dict[str, Tensor
 
 def _payload(case: Scene) -> dict[str, Any]:
     """What breaching's server sent: parameters, buffers (which put the model in eval mode), facts about images."""
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf  # pyright: ignore[reportMissingImports]
 
     mean, deviation, buffers = _normalization(case.network)
     channels = case.batches.shape[2]

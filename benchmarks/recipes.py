@@ -104,7 +104,8 @@ def loop(case: Scene, v: int, start: Normal | Patterned, joint: bool, stop: floa
     """SSIM, evaluations and seconds of the textbook loop on one victim."""
     sent = [t[v] for t in case.seen.views[0].update.tensors.values()]
     first = start((1, *case.truths.shape[1:]), torch.Generator().manual_seed(v))
-    label = None if joint else LastLayer().infer(case.seen, first)[v]
+    labels = None if joint else LastLayer().infer(case.seen, first)
+    label = None if labels is None else labels[v]
     began = now()
     outcome = textbook(case.network, sent, first, label, case.classes, stop)
     took = now() - began

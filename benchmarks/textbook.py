@@ -47,6 +47,7 @@ def textbook(
         nonlocal evaluations, last
         optimizer.zero_grad()
         target = label if soft is None else soft.softmax(1)
+        assert target is not None
         loss = nn.functional.cross_entropy(network(image), target)
         fake = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
         distance = sum(((f - s).square().sum() for f, s in zip(fake, sent, strict=True)), torch.zeros(()))

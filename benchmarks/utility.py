@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from medpfl import Cohort, Plan, train
+from medpfl import Cohort, Plan, Run, Schedule, train
 
 MODEL = "ConvNet(width=16, depth=3, norm='instance', dropout=0.2)"
 CLIENTS, BATCH, STEPS, ROUNDS = 4, 32, 30, 20
@@ -29,8 +29,9 @@ def run(path: str, partition: str, seed: int, rounds: int = ROUNDS, judged: str 
     size = BATCH * CLIENTS if "clients=1" in partition else BATCH
     plan = Plan("FedAvg", size, size * STEPS, learning_rate=0.1, momentum=0.9, weight_decay=1e-3)
     began = time.perf_counter()
-    options = {"rounds": rounds, "decay": 0.85, "balance": True, "augment": True, "seed": seed, "size": 28}
-    rows = train(MODEL, path, plan=plan, **options, cohort=Cohort(partition=partition)).rows
+    schedule = Schedule(rounds, decay=0.85, balance=True, augment=True)
+    cohort = Cohort(partition=partition, size=28)
+    rows = train(MODEL, path, plan=plan, schedule=schedule, cohort=cohort, run=Run(seed=seed)).rows
     scores = {name: float(rows[-1].scores[judged][name] or 0) for name in SCORES}
     return {**scores, "seconds": time.perf_counter() - began}
 

@@ -77,7 +77,7 @@ def test_its_epsilon_and_its_bound_are_in_the_report(name, place, tmp_path):
     assert entry["gap"] is None
     assert [(one["unit"], one["noise"]) for one in entry["mechanisms"]] == [("client", 1.0)]
     assert entry["curve"] == [[kappa, Mechanism(1.0).bound(kappa)] for kappa, _ in entry["curve"]]
-    page = html.unescape((tmp_path / "run" / "report.html").read_text())
+    page = html.unescape((tmp_path / "run" / "share" / "report.html").read_text())
     assert said in page
     assert "what the noise allows" in page
     cells = {cell.defense: cell for cell in own.summary}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from medpfl import Batch, Cohort, Plan, Record, Run, Schedule, Weights, train
+from medpfl import Batch, Cohort, Plan, Record, Run, Schedule, Weights, audit_record, train
 from medpfl.defenses import NoDefense
 from medpfl.federated.client import client_round
 from medpfl.federated.ready import prepare
 from medpfl.models import LeNet
+from tests.flat import flat
 from tests.isolation.isolated_cases import HONEST, audited, file_of, plain, some_images
 
 
@@ -36,9 +37,9 @@ def test_a_record(tmp_path, shared):
     weights, batch = Weights.of(model), Batch(images.images, images.labels)
     played = client_round(prepare(model, plan), weights, batch, plan, NoDefense(), {}, torch.Generator().manual_seed(0))
     Record(played.sent, plan, weights, (1, 16, 16), None, "TopK(keep=0.9)").save(tmp_path / "one.safetensors")
-    options = {"data": str(tmp_path / "one.safetensors"), "truth": images}
-    apart = audited([attack], out=tmp_path / "runs" / "apart", **options)
-    here = audited([attack], out=tmp_path / "runs" / "here", isolate=False, **options)
+    given = {"record": str(tmp_path / "one.safetensors"), "truth": images, "model": "LeNet('idlg')"}
+    apart = flat(audit_record, attacks=[attack], out=tmp_path / "runs" / "apart", **given)
+    here = flat(audit_record, attacks=[attack], out=tmp_path / "runs" / "here", isolate=False, **given)
     assert apart.settings.isolation["in a process of their own"]
     assert plain(apart) == plain(here)
     assert {row.knows_defense for row in apart.rows if row.defense == "Recorded()"} == {False, True}
