@@ -8,7 +8,7 @@ READY := .venv/.ready
 .PHONY: demo test check bench matrix clean
 
 demo: $(READY)  ## audits the embedded samples, offline, with and without a defense
-	$(BIN)/medpfl demo --out runs/demo
+	$(BIN)/medpfl demo --out runs/demo --force
 
 test: $(READY)
 	$(BIN)/pytest -n 2
