@@ -4,14 +4,23 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 READY := .venv/.ready
+EXTRAS := .venv-extras/bin
+# The ten slowest tests are printed.
+PYTEST := pytest -n 2 --durations 10
 
-.PHONY: demo test check bench matrix clean
+.PHONY: demo quick test test-extras check bench matrix clean
 
 demo: $(READY)  ## audits the embedded samples, offline, with and without a defense
 	$(BIN)/medpfl demo --out runs/demo --force
 
-test: $(READY)
-	$(BIN)/pytest -n 2
+test: $(READY)  ## the core suite: all that needs no other package than those of the extra dev
+	$(BIN)/$(PYTEST)
+
+quick: $(READY)  ## the core suite without tests that take more than a second
+	$(BIN)/$(PYTEST) -m "not extra and not slow"
+
+test-extras: .venv-extras/.ready  ## the rest: beside Flower, MONAI, TenSEAL, SimpleITK, breaching, and image decoders
+	$(EXTRAS)/$(PYTEST) -m extra
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -29,7 +38,7 @@ matrix: $(READY)  ## runs every attack on every model, briefly, and writes docs/
 	touch .venv/.bench
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-extras runs .pytest_cache .ruff_cache .hypothesis
 
 # torch goes first and by pip: resolvers that ignore pip's settings fetch another build of several GB.
 $(READY): pyproject.toml
@@ -37,3 +46,9 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(READY)
+
+.venv-extras/.ready: pyproject.toml
+	test -x $(EXTRAS)/python || $(PYTHON) -m venv .venv-extras
+	$(EXTRAS)/python -m pip install --quiet $(TORCH)
+	$(EXTRAS)/python -m pip install --quiet --editable '.[test-extras]'
+	touch $@

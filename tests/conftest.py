@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,3 +44,21 @@ def ctrl_c() -> Iterator[Callable[[], None]]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield lambda: signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGINT, before)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print which tests were skipped because a package is missing."""
+    for report in _skipped_for_a_package(terminalreporter):
+        terminalreporter.write_line(f"SKIPPED FOR A MISSING PACKAGE: {report.nodeid}: {report.longrepr[2]}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run if a test was skipped because a package is missing; such tests are marked `extra` instead."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and _skipped_for_a_package(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _skipped_for_a_package(reporter: pytest.TerminalReporter) -> list[pytest.TestReport]:
+    missing = re.compile("could not import|not installed|pip install|No module named")
+    return [report for report in reporter.stats.get("skipped", ()) if missing.search(str(report.longrepr))]

@@ -47,7 +47,6 @@ def test_python(page, tmp_path, monkeypatch):
 
 def test_what_contributing_shows_passes_the_linter(tmp_path):
     """Pasted into the package, it needs no other edit."""
-    pytest.importorskip("ruff", reason="needs the extra dev")
     for number, text in enumerate(blocks(ROOT / "CONTRIBUTING.md", "python")):
         (tmp_path / f"part_{number}.py").write_text(text + "\n")
     for check in (["check"], ["format", "--check"]):

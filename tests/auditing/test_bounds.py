@@ -63,7 +63,6 @@ def test_the_marks_are_at_what_was_guessed_without_the_update(found):
 def test_of_several_private_parts_the_least_bound_at_each_kappa_holds(monkeypatch):
     plan, specs = Plan("FedAvg", 2, 16, sampling="poisson"), ["DPSGD(noise=0.55) | ClientDP(noise=1.0)"]
     options = {**SMALL, "images": 16, "defenses": specs, "plan": plan, "naive": True}
-    pytest.importorskip("dp_accounting")
     both = flat(audit, MODEL, **options).summary[1].bound
     records, client = Mechanism(0.55, 0.125, 8), Mechanism(1.0)
     assert [one.unit for one in both.mechanisms] == ["image", "client"]

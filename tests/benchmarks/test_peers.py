@@ -1,4 +1,4 @@
-"""Breaching gets what ours get. Skipped, with the reason, where it is not installed."""
+"""Breaching gets what ours get."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from benchmarks import peers
-from benchmarks.peers import PEERS, Peer, missing
+from benchmarks.peers import PEERS, Peer
 from benchmarks.scenes import Scene, play, scene
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.models import ResNet
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+pytestmark = pytest.mark.extra
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Pydicom's own files, frame by frame, as pydicom reads them, and where installed as MONAI and SimpleITK do."""
+"""Pydicom's own files, frame by frame, as pydicom, MONAI and SimpleITK read them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,18 @@ COLOR = [
     "SC_rgb_small_odd_big_endian.dcm", "SC_ybr_full_422_uncompressed.dcm", "examples_jpeg2k.dcm",
     "examples_palette.dcm", "examples_rgb_color.dcm", "examples_ybr_color.dcm",
 ]  # fmt: skip
-DEEP = ("16bit", "32bit")
+DECODED = [
+    "GDCMJ2K_TextGBR.dcm",
+    "JPEGLSNearLossless_08.dcm",
+    "JPEGLSNearLossless_16.dcm",
+    "MR_small_jpeg_ls_lossless.dcm",
+]
+"""Gray files that need a decoder of the extra `dicom`."""
+UNLIKE = {
+    "MONAI": ("examples_palette",),  # gives the palette's indices, no colors
+    "SimpleITK": ("16bit", "32bit"),  # 2.5.7 shuffles the bytes of colors of more than 8 bits under RLE
+}
+"""Parts of the names of color files that a reader does not read."""
 
 
 def by_pydicom(path: Path) -> np.ndarray:
@@ -38,16 +49,14 @@ def by_pydicom(path: Path) -> np.ndarray:
 
 
 def by_monai(path: Path) -> np.ndarray:
-    transforms = pytest.importorskip("monai.transforms", reason="MONAI is not installed (pip install 'medpfl[monai]')")
-    if path.name == "examples_palette.dcm":
-        pytest.skip("MONAI gives the palette's indices, no colors")
+    from monai import transforms
+
     return np.asarray(transforms.LoadImage(reader="PydicomReader", swap_ij=False, image_only=True)(str(path)))
 
 
 def by_simpleitk(path: Path) -> np.ndarray:
-    itk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
-    if any(bits in path.name for bits in DEEP):
-        pytest.skip("SimpleITK 2.5.7 shuffles the bytes of colors of more than 8 bits under RLE")
+    import SimpleITK as itk
+
     itk.ProcessObject.SetGlobalWarningDisplay(False)
     found = itk.GetArrayFromImage(itk.ReadImage(str(path))).astype(float)
     header = pydicom.dcmread(path)
@@ -61,6 +70,16 @@ def by_simpleitk(path: Path) -> np.ndarray:
 READERS = {"pydicom": by_pydicom, "MONAI": by_monai, "SimpleITK": by_simpleitk}
 
 
+def pairs(names: list[str]) -> list:
+    """Each file with each reader that reads it; readers other than pydicom are extras."""
+    return [
+        pytest.param(name, reader, id=f"{name}-{reader}", marks=[pytest.mark.extra] if reader in UNLIKE else [])
+        for name in names
+        for reader in READERS
+        if not any(part in name for part in UNLIKE.get(reader, ()))
+    ]
+
+
 @pytest.fixture(autouse=True)
 def _quiet():
     logging.disable(logging.CRITICAL)
@@ -69,8 +88,10 @@ def _quiet():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("name", GRAY)
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [*pairs(GRAY), *(pytest.param(name, "pydicom", id=name, marks=pytest.mark.extra) for name in DECODED)],
+)
 def test_gray(name, reader):
     """Under a window from the least value to the greatest, a gray image is its values."""
     values = np.squeeze(READERS[reader](FILES / name)).astype(float)
@@ -84,8 +105,7 @@ def test_gray(name, reader):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("name", COLOR)
+@pytest.mark.parametrize(("name", "reader"), pairs(COLOR))
 def test_color(name, reader):
     header = pydicom.dcmread(FILES / name)
     frames = int(header.get("NumberOfFrames") or 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,16 @@ from medpfl.core.privacy.tradeoff import Mechanism
 from medpfl.core.roles import UNITS, Defense
 from medpfl.core.spec import build, summary
 from medpfl.core.types import Batch, Channel, Update, Weights
-from medpfl.defenses import QSGD, Clipping, GaussianNoise, LaplaceNoise, NoDefense, RandomK, TopK
+from medpfl.defenses import (
+    QSGD,
+    Clipping,
+    GaussianNoise,
+    HomomorphicAggregation,
+    LaplaceNoise,
+    NoDefense,
+    RandomK,
+    TopK,
+)
 from medpfl.federated.client import client_round
 from medpfl.federated.ready import prepare
 from medpfl.inputs.parts import defenses_of
@@ -42,6 +51,12 @@ class Row:
     random: bool = False
     promises: tuple[Callable[[Any, Update], None], ...] = ()
     tolerance: float = 0.01
+
+
+def parameter(value: Any, *parts: Defense) -> Any:
+    """Return a test's parameter, marked as an extra if one of the defenses needs a package beyond the core set."""
+    marks = [pytest.mark.extra] if any(isinstance(part, HomomorphicAggregation) for part in parts) else []
+    return pytest.param(value, marks=marks, id=repr(parts[0]))
 
 
 PLANS = {
@@ -235,17 +250,6 @@ def check_its_differential_privacy(row, plan):
         assert 0 < one <= three
 
 
-@contextmanager
-def or_what_to_install():
-    """Skip where the defense says which extra it lacks."""
-    try:
-        yield
-    except InputError as error:
-        if "pip install" not in str(error):
-            raise
-        pytest.skip(str(error))
-
-
 def check_its_aggregation(row):
     """A round of three clients gives one mean, of those that it says stay."""
     defense = row.defense
@@ -253,8 +257,7 @@ def check_its_aggregation(row):
         return
     raw = play(NoDefense(), PLANS["FedSGD"]).raw
     sent = [raw.replace({k: c * t for k, t in raw.tensors.items()}) for c in (1.0, -3.0, 4.0)]
-    with or_what_to_install():
-        made = defense.exchange(sent, torch.Generator().manual_seed(7))
+    made = defense.exchange(sent, torch.Generator().manual_seed(7))
     assert {k: t.shape for k, t in made.mean.tensors.items()} == {k: t.shape for k, t in raw.tensors.items()}
     assert all(t.isfinite().all() for t in made.mean.tensors.values())
     assert defense.staying(3) == 3 - len(made.dropped)
@@ -269,8 +272,7 @@ def check_what_it_discloses_holds(row):
     defense, plan = row.defense, Plan(batch_size=8, mode="eval")
     images = torch.rand(3, 8, 1, 12, 12, generator=torch.Generator().manual_seed(1))
     batches = [Batch(own, torch.arange(8) % 4) for own in images]
-    with or_what_to_install():
-        found = probe(defense, MLP((24,)).build((1, 12, 12), 4, 1), plan, batches, torch.Generator().manual_seed(0))
+    found = probe(defense, MLP((24,)).build((1, 12, 12), 4, 1), plan, batches, torch.Generator().manual_seed(0))
     assert found.problems == ()
     assert found.holds != found.silent
 

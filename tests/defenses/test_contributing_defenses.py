@@ -65,7 +65,6 @@ def test_in_three_edits(name, own, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["LayerwiseDP"])
 def test_its_epsilon_and_its_bound_are_in_the_report(name, place, tmp_path):
-    pytest.importorskip("opacus")
     plan = Plan(batch_size=2)
     own = flat(
         medpfl.audit, MODEL, "samples", defenses=[f"{place}:{name}"], plan=plan, **SMALL, run=Run(out=tmp_path / "run")
@@ -86,7 +85,6 @@ def test_its_epsilon_and_its_bound_are_in_the_report(name, place, tmp_path):
 
 @pytest.mark.parametrize("name", ["LayerwiseDP"])
 def test_its_epsilon_is_in_a_training_too(name, place):
-    pytest.importorskip("opacus")
     plan = Plan("FedAvg", batch_size=8)
     options = {"rounds": 2, "clients": 2, "plan": plan, "progress": False}
     rows = flat(medpfl.train, "MLP(hidden=(6,))", "samples", defense=f"{place}:{name}", **options).rows

@@ -88,7 +88,7 @@ def test_a_round_is_a_loop_over_steps_and_single_images(plan):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("clip", [0.05, 0.7])
 def test_it_is_the_gradient_of_opacus(clip):
-    opacus = pytest.importorskip("opacus", reason="needs the extra dp")
+    import opacus
     from opacus.optimizers import DPOptimizer
 
     model = opacus.GradSampleModule(network())
@@ -203,20 +203,13 @@ SETTINGS = [(1.0, 0.125, 100), (5.0, 0.01, 1000), (0.8, 0.05, 50), (2.0, 1.0, 10
 
 @pytest.mark.parametrize(("noise", "rate", "steps"), SETTINGS)
 def test_both_accountants_agree_within_two_percent(noise, rate, steps):
-    needs_accountants()
     spent = epsilon(noise, rate, steps, 1e-5)
     assert spent.prv == pytest.approx(spent.pld, rel=0.02)
     if rate == 1:
         assert spent.value == pytest.approx(closed(noise, steps, 1e-5), rel=0.02)
 
 
-def needs_accountants():
-    pytest.importorskip("opacus", reason="needs the extra dp")
-    pytest.importorskip("dp_accounting", reason="needs the extra dp")
-
-
 def test_what_is_spent_counts_the_rounds_that_were_seen():
-    needs_accountants()
     shuffled = replace(POISSON, sampling="shuffle")
     assert DPSGD(1.0, 4.0).spent(shuffled, 5, 1e-5).value == pytest.approx(closed(4.0, 5 * 2, 1e-5), rel=0.02)
     poisson = DPSGD(1.0, 4.0).spent(POISSON, 5, 1e-5)
@@ -228,14 +221,12 @@ def test_what_is_spent_counts_the_rounds_that_were_seen():
 
 @pytest.mark.parametrize("target", [1.0, 8.0])
 def test_the_noise_for_an_epsilon(target):
-    needs_accountants()
     noise = noise_for(target, 1e-5, 0.25, 12)
     assert epsilon(noise, 0.25, 12, 1e-5).value <= target * 1.001
     assert epsilon(noise * 0.98, 0.25, 12, 1e-5).pld > target
 
 
 def test_the_noise_satisfies_the_stricter_of_the_two(monkeypatch):
-    needs_accountants()
     for prv, pld, least in ((1.0, 1.2, 1.2), (3.0, 1.0, 3.0)):
         monkeypatch.setattr(accountant, "_prv", lambda noise, *_, prv=prv: prv / noise)
         monkeypatch.setattr(accountant, "_pld", lambda noise, *_, pld=pld: pld / noise)
@@ -283,7 +274,6 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
 
 
 def test_accountants_are_quiet():
-    needs_accountants()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         epsilon(1.0, 1.0, 2, 1e-5)

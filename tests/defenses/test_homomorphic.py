@@ -18,7 +18,9 @@ from medpfl.defenses.homomorphic import _keys
 
 @pytest.fixture
 def library():
-    return pytest.importorskip("tenseal", reason="needs TenSEAL: pip install 'medpfl[he]'")
+    import tenseal
+
+    return tenseal
 
 
 def updates(samples=(2, 3, 5), size=5000, scale=0.1):
@@ -38,6 +40,7 @@ def mean_of(sent, scale_bits=40):
     return mean
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("scale_bits", [25, 40])
 def test_the_mean_is_weighted_and_its_error_is_what_is_disclosed(library, scale_bits):
     defense, sent = HomomorphicAggregation(scale_bits), updates()
@@ -52,6 +55,7 @@ def test_the_mean_is_weighted_and_its_error_is_what_is_disclosed(library, scale_
     assert [t.shape for t in mean.tensors.values()] == [(5000,), (3, 2)]
 
 
+@pytest.mark.extra
 def test_without_numbers_of_samples_all_count_alike(library):
     sent = [Update(u.tensors, "gradient") for u in updates()]
     mean = mean_of(sent)
@@ -59,6 +63,7 @@ def test_without_numbers_of_samples_all_count_alike(library):
     assert mean.num_samples is None
 
 
+@pytest.mark.extra
 def test_the_server_cannot_read_what_it_adds(library):
     _, clients, server = _keys(40)
     wire = library.ckks_vector(clients, [1.0, 2.0]).serialize()
@@ -68,6 +73,7 @@ def test_the_server_cannot_read_what_it_adds(library):
         library.ckks_vector_from(server, wire).decrypt()
 
 
+@pytest.mark.extra
 def test_only_ciphertexts_reach_the_server(library, monkeypatch):
     """Every context that adds is without a key, and the one sum of each ciphertext is all that is decrypted."""
     added, read = [], []
@@ -86,6 +92,7 @@ def test_noise_of_the_clients_is_averaged():
     assert float(1 / channel.precision["w"][0]) == pytest.approx(0.25 / 4, rel=1e-3)
 
 
+@pytest.mark.extra
 def test_an_audit_of_the_sum(library):
     report = audit(
         "LeNet('idlg')",
@@ -115,6 +122,7 @@ def test_bad_input(make, message):
         make()
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("value", [float("nan"), 1e40])
 def test_numbers_that_cannot_be_encrypted(library, value):
     sent = updates()

@@ -1,4 +1,4 @@
-"""The model of SecAgg+ against Flower's own protocol, run in this process, where Flower is installed."""
+"""The model of SecAgg+ against Flower's own protocol, run in this process."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from medpfl.core.errors import InputError
 from medpfl.core.types import Update
 from medpfl.defenses import SecAggPlus
 
+pytestmark = pytest.mark.extra
+
 SHAPES = {"w": (7, 3), "b": (4,)}
 
 
@@ -22,9 +24,9 @@ def flower(monkeypatch):
     """Flower, without its telemetry; and its roundings from a generator, in the order of the clients."""
     monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
     monkeypatch.setenv("FLWR_DISABLE_UPDATE_CHECK", "1")
-    pytest.importorskip("flwr.server.workflow", reason="needs Flower: pip install 'medpfl[flower]'")
-    identity = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity  # as Flower's own simulation sets it
-    identity.task_id, identity.run_id, identity.node_id = 1, 1, 1
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1  # as Flower's own simulation sets them
     rounding = torch.Generator().manual_seed(1)
     monkeypatch.setattr(
         np.random, "rand", lambda *shape: torch.rand(shape, generator=rounding, dtype=torch.float64).numpy()

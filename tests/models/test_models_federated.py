@@ -123,11 +123,11 @@ MONAI = {
 }
 
 
+@pytest.mark.extra
 @pytest.mark.filterwarnings("ignore")  # MONAI's own
 @pytest.mark.parametrize("plan", list(PLANS.values())[:2], ids=list(PLANS)[:2])
 @pytest.mark.parametrize("name", MONAI)
 def test_networks_of_monai(name, plan):
-    pytest.importorskip("monai", reason="MONAI is not installed (pip install 'medpfl[monai]')")
     spec, shape = MONAI[name]
     ready, weights, images, labels, draws = scene(UserModel.parse(spec), shape, plan)
     looped = gradients(ready, weights, plan, images, labels, draws, stacked=False)

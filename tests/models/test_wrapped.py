@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
@@ -22,7 +21,8 @@ def test_data_parallel_and_compile_are_the_network_inside():
 
 
 def test_opacus_wrapper_is_the_network_inside_and_the_user_s_own_keeps_its_hooks():
-    opacus = pytest.importorskip("opacus")
+    import opacus
+
     wrapper = opacus.GradSampleModule(network())
     inner = unwrapped(wrapper)
     assert type(inner) is nn.Sequential

@@ -357,7 +357,6 @@ def test_naive_and_adaptive_stand_side_by_side(data, tmp_path):
 
 
 def test_the_noise_of_differential_privacy_is_that_of_the_epsilon_that_is_stated():
-    pytest.importorskip("dp_accounting", reason="needs the extra dp")
     from medpfl.core.plan import Plan
     from medpfl.defenses import DPSGD
 

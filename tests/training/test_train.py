@@ -185,7 +185,6 @@ def test_poisson_clients_have_the_same_images_in_every_round(monkeypatch):
 
 
 def test_epsilon_is_that_of_the_client_that_took_part_most():
-    pytest.importorskip("opacus")
     plan, defense = Plan("FedAvg", batch_size=4, sampling="poisson", sends=("num_samples",)), DPSGD(1.0, 2.0)
     rows = small(plan=plan, defense=defense, fraction=0.5, rounds=4, seed=2).rows
     taken = [max(sum(client in row.clients for row in rows[: n + 1]) for client in (0, 1)) for n in range(5)]
@@ -204,7 +203,6 @@ def test_epsilon_is_that_of_the_client_that_took_part_most():
     ],
 )
 def test_epsilon_that_does_not_cover_all_is_not_stated(options, why):
-    pytest.importorskip("opacus")
     result = small(defense="ClientDP(clip=1.0, noise=1.0)", **options)
     assert result.rows[-1].epsilon is None
     assert any(why in note for note in result.settings["notes"])
@@ -220,7 +218,6 @@ def test_without_accountants_the_gap_is_stated(monkeypatch):
 
 
 def test_what_a_composition_promises():
-    pytest.importorskip("opacus")
     plan, dp = Plan(batch_size=4), DPSGD(1.0, 1.0)
     alone = dp.promises(plan, 3, 1e-5)
     assert (dp | TopK(keep=0.1)).promises(plan, 3, 1e-5) == alone, "what comes after changes nothing"

@@ -43,6 +43,7 @@ from medpfl.defenses import (
     TopK,
 )
 from medpfl.models import MLP, ConvNet, LeNet, ResNet
+from tests.defenses.defense_contract import parameter
 
 ROWS: dict[str, list[Defense]] = {
     "ClientDP": [ClientDP(0.1, 0.5)],
@@ -98,10 +99,8 @@ def test_every_row_is_of_its_defense():
 
 
 @pytest.mark.parametrize(("model", "plan"), SCENES)
-@pytest.mark.parametrize("defense", [one for rows in ROWS.values() for one in rows], ids=repr)
+@pytest.mark.parametrize("defense", [parameter(one, one) for rows in ROWS.values() for one in rows])
 def test_what_a_built_in_defense_discloses_holds(defense, model, plan):
-    if isinstance(defense, HomomorphicAggregation):
-        pytest.importorskip("tenseal", reason="needs TenSEAL: pip install 'medpfl[he]'")
     if isinstance(defense, Mixup) and PLANS[plan].images == 1:
         with pytest.raises(InputError, match="two images"):
             look(defense, model, plan)
@@ -149,11 +148,8 @@ def test_what_a_later_part_hides_is_a_problem(both):
 
 
 @pytest.mark.parametrize("other", [Clipping(1.0), TopK(0.5), GaussianNoise(0.01), RandomK(0.5), QSGD(8)], ids=repr)
-@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-def test_two_defenses_raise_no_alarm(rows, other):
-    defense = rows[0]
-    if isinstance(defense, HomomorphicAggregation):
-        pytest.importorskip("tenseal", reason="needs TenSEAL: pip install 'medpfl[he]'")
+@pytest.mark.parametrize("defense", [parameter(rows[0], rows[0]) for rows in ROWS.values()])
+def test_two_defenses_raise_no_alarm(defense, other):
     for both in (other | defense, defense | other):
         found = look(both, plan="two")
         if HIDES.get(type(both.parts[0]), set()) & {type(both.parts[1])}:
