@@ -27,13 +27,11 @@ COLOR = [
     "SC_rgb_small_odd_big_endian.dcm", "SC_ybr_full_422_uncompressed.dcm", "examples_jpeg2k.dcm",
     "examples_palette.dcm", "examples_rgb_color.dcm", "examples_ybr_color.dcm",
 ]  # fmt: skip
-DECODED = [
-    "GDCMJ2K_TextGBR.dcm",
-    "JPEGLSNearLossless_08.dcm",
-    "JPEGLSNearLossless_16.dcm",
-    "MR_small_jpeg_ls_lossless.dcm",
-]
-"""Gray files that need a decoder of the extra `dicom`."""
+DECODED = {
+    "gray": ["JPEGLSNearLossless_08.dcm", "JPEGLSNearLossless_16.dcm", "MR_small_jpeg_ls_lossless.dcm"],
+    "color": ["GDCMJ2K_TextGBR.dcm"],
+}
+"""Files that need a decoder of the extra `dicom`."""
 UNLIKE = {
     "MONAI": ("examples_palette",),  # gives the palette's indices, no colors
     "SimpleITK": ("16bit", "32bit"),  # 2.5.7 shuffles the bytes of colors of more than 8 bits under RLE
@@ -70,9 +68,9 @@ def by_simpleitk(path: Path) -> np.ndarray:
 READERS = {"pydicom": by_pydicom, "MONAI": by_monai, "SimpleITK": by_simpleitk}
 
 
-def pairs(names: list[str]) -> list:
-    """Each file with each reader that reads it; readers other than pydicom are extras."""
-    return [
+def pairs(names: list[str], decoded: list[str]) -> list:
+    """Return each file with each reader that reads it; other readers and other decoders than pydicom's are extras."""
+    return [pytest.param(name, "pydicom", id=name, marks=pytest.mark.extra) for name in decoded] + [
         pytest.param(name, reader, id=f"{name}-{reader}", marks=[pytest.mark.extra] if reader in UNLIKE else [])
         for name in names
         for reader in READERS
@@ -88,10 +86,7 @@ def _quiet():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("name", "reader"),
-    [*pairs(GRAY), *(pytest.param(name, "pydicom", id=name, marks=pytest.mark.extra) for name in DECODED)],
-)
+@pytest.mark.parametrize(("name", "reader"), pairs(GRAY, DECODED["gray"]))
 def test_gray(name, reader):
     """Under a window from the least value to the greatest, a gray image is its values."""
     values = np.squeeze(READERS[reader](FILES / name)).astype(float)
@@ -105,7 +100,7 @@ def test_gray(name, reader):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "reader"), pairs(COLOR))
+@pytest.mark.parametrize(("name", "reader"), pairs(COLOR, DECODED["color"]))
 def test_color(name, reader):
     header = pydicom.dcmread(FILES / name)
     frames = int(header.get("NumberOfFrames") or 1)

@@ -14,7 +14,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.types import Update
 from medpfl.defenses import SecAggPlus
 
-pytestmark = pytest.mark.extra
+pytestmark = [pytest.mark.extra, pytest.mark.filterwarnings("ignore:.*Click 9.0:DeprecationWarning")]
 
 SHAPES = {"w": (7, 3), "b": (4,)}
 

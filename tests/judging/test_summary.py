@@ -619,6 +619,13 @@ def test_a_defense_that_changes_nothing_need_not_be_told():
     assert (cell.verdict, cell.knows_defense) == (NO_LEAK, None)
 
 
+def test_two_cells_of_a_defense_that_changes_nothing_are_told_apart():
+    """An encryption error of 1e-9 is disclosed, and tested naively and adaptively, but changes nothing that counts."""
+    both = [*rows(0, defense=NOISE, grants=()), *rows(0, defense=NOISE, grants=("defense",))]
+    found = summarize([*rows(20), *both], Context(disclosure={NOISE: {"changes": False, "silent": False}}))
+    assert [cell.knows_defense for cell in found] == [None, False, True]
+
+
 def test_labels_are_judged_by_the_same_rules():
     labels = [row(victim=i, label=i % 2, label_guess=i % 2, defense=NOISE) for i in range(20)]
     found = cells(rows(20), labels)[NOISE]

@@ -159,7 +159,7 @@ def summarize(rows: Sequence[Finding], context: Context | None = None) -> list[C
             **vars(tested[key].numbers),
             leaks_by=tested[key].leaks_by,
             control_asr=None if (control := bare[key]) is None else control.numbers.asr.value,
-            knows_defense=context.informed(key[1], key[2]),
+            knows_defense=key[2] if (*key[:2], not key[2]) in tested else context.informed(key[1], key[2]),
             verdict=own.verdict,
             flags=own.flags,
             by_patient=patients[key],
