@@ -158,7 +158,7 @@ def _solved(model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, .
 
 
 def _alike(graph: Graph, read: list[Peeled]) -> Iterator[tuple[tuple[Node, ...], Tensor]]:
-    """Yield stacks of victims (A,) whose values were recovered up to the same nodes, with these nodes.
+    """Yield the nodes up to which values were recovered, and a stack of victims (A,) that share them.
 
     Victims without recovered values are left out.
     """

@@ -64,7 +64,7 @@ def with_spare(model: nn.Module) -> nn.Module:
 
 
 def label_scale(seen: Observation) -> Tensor:
-    """Return the unit (V,) for label variables: the largest entry of y - p in the last bias, or 1 if it is not known."""
+    """Return the unit (V,) for label variables: the largest entry of y - p in the last bias, or 1 if unknown."""
     gradient = bias_gradient(seen)
     if gradient is None:
         return next(iter(seen.views[0].update.tensors.values())).new_ones(len(seen))
@@ -98,7 +98,7 @@ def label_vectors(seen: Observation, classes: Tensor, like: Tensor) -> Tensor:
 
 
 def rounded(seen: Observation) -> Tensor:
-    """Return a mask (V,) of the victims whose p - y, and everything computed from it, no longer sums to zero by rounding."""
+    """Return a mask (V,): rounding has left p - y, and everything computed from it, without a zero sum."""
     device, gradient = next(iter(seen.views[0].update.tensors.values())).device, _told(seen)
     none = torch.zeros(len(seen), dtype=torch.bool, device=device)
     spoiled = none if gradient is None else _readable(gradient, gradient.argmin(1))[1]
@@ -106,7 +106,7 @@ def rounded(seen: Observation) -> Tensor:
 
 
 def _told(seen: Observation) -> Tensor | None:
-    """Return the last bias's gradient (V, K) if it is p - y for a single image, else ``None``; NaN where it was not sent."""
+    """Return the last bias's gradient (V, K) if it is p - y for one image, else ``None``; NaN where not sent."""
     return bias_gradient(seen) if seen.num_images == 1 and linear_loss(seen) else None
 
 

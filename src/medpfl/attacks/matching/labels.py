@@ -156,7 +156,7 @@ def bias_gradient(seen: Observation) -> Tensor | None:
 
 
 def mean_gradient(seen: Observation, name: str) -> Tensor:
-    """Return a parameter's mean gradient (V, ...) over a round's steps, weighted like momentum; NaN where not sent.
+    """Return a parameter's mean gradient (V, ...) over a round's steps, weighted as by momentum; NaN where not sent.
 
     In T steps of SGD with momentum m, the gradient of step s (from 0) has weight (1 - m^(T - s)) / (1 - m). Weight
     decay adds the weights to each gradient; the weights at the beginning of the round are used for all steps.

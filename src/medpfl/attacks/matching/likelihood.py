@@ -73,7 +73,7 @@ class Likelihood(Objective):
 
 
 def noise_from_columns(seen: Observation, view: View) -> Tensor | None:
-    """Return the variance (V,) of independent noise on the last matrix (V, K, J), from sums that noise alone makes nonzero.
+    """Return the variance (V,) of independent noise on the last matrix (V, K, J), from sums that vanish without noise.
 
     The gradient of cross entropy with respect to the logits is p - y, which sums to zero over classes. So does each
     column of the last matrix's gradient, after any number of steps. A column's sum is therefore the noise of K

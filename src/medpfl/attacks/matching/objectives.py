@@ -113,7 +113,7 @@ class SquaredDistance(Objective):
 
 
 def _reliability(precision: Tensor, sent: Tensor) -> Tensor:
-    """Return the precision over its mean, times the share (above 0) of the tensor's square that noise does not explain."""
+    """Return the precision over its mean, times the share (above 0) of the tensor's square not due to noise."""
     precision = precision.clamp(max=1 / _TINY)  # an exact coordinate is not infinitely better than the next
     known = (precision > 0).sum().clamp(min=1)
     relative = precision / (precision.sum() / known).clamp(min=_TINY)

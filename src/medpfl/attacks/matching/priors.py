@@ -39,7 +39,7 @@ class Differences(Prior):
     Attributes:
         weight: weight of the term, at least 0.
         spacing: distance of neighbors along the axes after the channel, (D, H, W) for volumes, in any unit. Differences
-            count per length; the smallest spacing is 1. ``None``: the same along all axes.
+            are taken per length, with the smallest spacing as the unit. ``None``: the same along all axes.
     """
 
     weight: float = 1.0
@@ -116,7 +116,7 @@ class ColorVariation(Prior):
             raise InputError("weight must be at least 0, soft above 0")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the weighted sum over pixels. At the far edges, a gradient lacks the component that leaves the image."""
+        """Return the weighted sum over pixels. At the far edges, gradients lack the component beyond the image."""
         square = sum((_forward(images, axis).square() for axis in range(2, images.ndim)), torch.zeros_like(images))
         return self.weight * ((square.sum(1) + self.soft**2).sqrt() - self.soft).sum()
 

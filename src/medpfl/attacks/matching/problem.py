@@ -74,11 +74,11 @@ class Matching(Problem):
 
     @property
     def together(self) -> bool:
-        """True if victims are evaluated together by ``vmap``; False if one after the other, for models that do not allow it."""
+        """True if victims are evaluated together by ``vmap``; else they are evaluated one after the other."""
         return self.stacked and not self.refused
 
     def of(self, victims: Tensor) -> Matching:
-        """Return the problems of some victims (A,), in their order. A repeated victim is another row, but no other copy."""
+        """Return the problems of some victims (A,), in order. A repeated victim is another row, but not copied."""
         other = copy.copy(self)
         other.victims, other._last = self.victims[victims], None
         return other
@@ -99,9 +99,10 @@ class Matching(Problem):
         return other
 
     def up_to(self, size: int) -> Matching:
-        """Return the problems without every tensor from the first with more than `size` elements onward, except the last layer.
+        """Return the problems without large tensors.
 
-        Return the same problems where the update mixes tensors (several views, several local steps, some channels).
+        Ignore every tensor from the first with more than `size` elements onward, except the last layer. Ignore none
+        where the update mixes tensors (several views, several local steps, some channels).
         """
         parameters, last = self.seen.views[0].weights.parameters, last_layer(self.seen)
         early = list(takewhile(lambda name: parameters[name].numel() <= size or name in last, parameters))
@@ -120,11 +121,11 @@ class Matching(Problem):
         return other
 
     def head_only(self) -> Matching | None:
-        """Return the problems of all victims with only the last layer in the distance; ``None`` where updates mix tensors."""
+        """Return the problems with only the last layer in the distance; ``None`` where the update mixes tensors."""
         return self._part({name for name in last_layer(self.seen) if name})
 
     def told_by_head(self) -> bool:
-        """Return True if the last layer has enough inputs, twice as many as there are pixels, to determine the image alone."""
+        """Return True if the last layer has at least twice as many inputs as pixels, enough to determine the image."""
         weight = last_layer(self.seen)[0]
         if weight is None or self.seen.num_images > 1 or self.seen.views[0].channel is not None:
             return False

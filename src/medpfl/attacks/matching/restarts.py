@@ -42,7 +42,7 @@ class Starts:
         self.ended |= dict(zip(zip(rows.tolist(), tries.tolist(), strict=True), solution.ended, strict=True))
 
     def reconstruction(self, problem: Matching, classes: Tensor | None) -> Reconstruction:
-        """Return the restart with the lowest objective as the guess, and the others as candidates in order of objective."""
+        """Return the restart with the lowest objective as the guess, the others as candidates in this order."""
         assert self.z is not None, "no start was made"
         order = self.loss[:, : self.made].argsort(dim=1, stable=True)
         rows, best = torch.arange(len(order)), order[:, 0]

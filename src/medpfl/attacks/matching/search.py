@@ -134,7 +134,7 @@ class GradientMatching(Attack):
         return torch.stack([torch.randn(shape, generator=g) for g in own]).to(variables_like(seen))
 
     def _stages(self, problem: Matching, rough: bool) -> Stages:
-        """Return the warm-up stages, if the initial images are rough, then the main search, each with its number of steps."""
+        """Return the warm-up stages (for rough initial images), then the main search, each with its steps."""
         stages: Stages = []
         if problem.joint:  # pixels would be fitted to wrong labels before the labels are right
             stages.append((problem.labels_only, min(_LABEL_STEPS, self.steps // 8)))

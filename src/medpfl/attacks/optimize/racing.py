@@ -27,7 +27,7 @@ class Race:
     done: int = 0
 
     def beaten(self, loss: Tensor, step: int) -> Tensor:
-        """Return a mask (R * A,) of the rows to prune at this step, given each row's lowest objective (R * A,) so far."""
+        """Return a mask (R * A,) of the rows to prune at this step, given their lowest objectives (R * A,)."""
         if step and (self.done + step) % self.every:
             return torch.zeros_like(loss, dtype=torch.bool)
         left = -(-self.starts // 2 ** ((self.done + step) // self.every))
