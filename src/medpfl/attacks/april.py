@@ -39,8 +39,8 @@ class APRIL(Attack):
     Noise: estimated from the part of the update that no patches explain, and weighed against a prior for pixels (mean
     0.5, standard deviation 0.3).
     Disclosures: public maps (permutations, signs, scalings, rotations) are undone before the attack sees the update
-    (`medpfl.core.channels.decoding`). The attack uses nothing else of the channel: a common factor cancels, everything
-    else counts as noise, and a coordinate that was not sent counts as a zero gradient.
+    (`medpfl.core.channels.decoding`). The attack uses nothing else from the channel: a common factor cancels,
+    everything else counts as noise, and a coordinate that was not sent counts as a zero gradient.
     """
 
     specialized = True

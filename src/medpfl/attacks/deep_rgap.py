@@ -63,7 +63,7 @@ class DeepRGAP(Attack):
     everything else counts as noise, and a coordinate that was not sent counts as a zero gradient.
 
     Attributes:
-        steps: maximum number of search steps.
+        steps: maximum search steps.
         tolerance: squared distance from the recovered values, relative to their size, at which the search ends.
     """
 
@@ -98,11 +98,11 @@ class DeepRGAP(Attack):
         if values < image.numel() / 2:
             reason = read.reasons[0] if read.reasons else "its first layers are dead"
             raise InputError(
-                f"the gradient reveals at most {values} values of a layer, too few for an image of {image.numel()}: "
-                f"{reason}; attack with GradInv"
+                f"the gradient reveals at most {values} values of a layer, too few for an image with {image.numel()} "
+                f"values: {reason}; attack with GradInv"
             )
         if _solved(model, plans, image_shape):
-            raise InputError("RGAP inverts this model completely, without a search: attack with RGAP")
+            raise InputError("RGAP applies to this model and inverts every layer: attack with RGAP")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the image of each victim."""

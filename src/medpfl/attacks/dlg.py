@@ -22,8 +22,8 @@ class DLG(Recipe):
     Start: independent standard normal pixels and logits; with ``start=Analytic()`` the images found by `RGAP`.
     Deviates:
 
-    - Each tensor's squared distance is divided by the root mean square of that tensor in the sent update. The last
-      layer's matrix counts twelvefold.
+    - Each tensor's squared distance is divided by that tensor's root mean square in the sent update. The last layer's
+      matrix counts twelvefold.
     - Images are optimized in a basis of scaled cosines (`medpfl.attacks.optimize.coordinates`).
     - Every iteration has a line search. The authors' L-BFGS (rate 1, no line search) can diverge.
     - Forty warm-up steps come first. Their prior favors smooth images, and the first thirty match only the last layer's

@@ -46,23 +46,23 @@ class GradInv(Recipe):
       the papers, nor are `halving` and `patience`.
 
     Attributes:
-        steps: maximum number of steps per restart.
-        restarts: number of restarts.
-        tv: weight of the total variation.
+        steps: maximum steps per restart.
+        restarts: restarts per victim.
+        tv: weight for the total variation.
         rate: initial learning rate.
         median_every: steps between two 3 x 3 median filters; 0: no filter.
-        spacing: voxel spacing of volumes along D, H and W, for the total variation; ``None``: voxels are cubes.
+        spacing: voxel spacing along D, H and W, for the total variation of volumes; ``None``: voxels are cubes.
         largest: ignore every tensor from the first with more elements than this onward, except the last layer; 0: match
             all tensors, as in the paper.
         top: match only this many tensors, those with the largest norms; 0: all, as in the paper. The notebooks of Das,
             Amini and Wu match ten.
-        halving: fraction of the steps between two cuts, each of which drops the worse half of the restarts
+        halving: share of all steps between two cuts; each cut drops the worse half of the restarts
             (`medpfl.attacks.optimize.racing.Race`); 0: every restart runs to its end.
         patience: number of steps after which a restart moves on to its next rate early, if its objective fell by less
             than 1 %; after the last rate it ends (`medpfl.attacks.optimize.optimizer.SignedAdam`). 0: rates depend only
-            on the number of steps.
-        scope: ``'global'``, the cosine of the whole updates, as in the paper, or ``'layer'``, the mean of the tensors'
-            own cosine distances (`medpfl.attacks.matching.objectives.Cosine`).
+            on the step.
+        scope: ``'global'``, one cosine for the whole updates, as in the paper, or ``'layer'``, the tensors' mean cosine
+            distance (`medpfl.attacks.matching.objectives.Cosine`).
         schedule: learning rate schedule: ``'steps'``, as in the paper, or ``'linear'``, which excludes `patience`
             (`medpfl.attacks.optimize.optimizer.SignedAdam`).
     """

@@ -41,8 +41,8 @@ class Posterior(Attack):
     the variance.
 
     Attributes:
-        steps: maximum number of steps per restart, warm-up included.
-        restarts: number of restarts.
+        steps: maximum steps per restart, warm-up included.
+        restarts: restarts per victim.
         edges: mean image gradient per pixel and channel, in units of [0, 1], for images of 32 pixels.
         floor: smallest noise deviation assumed in the last stage, relative to each tensor's root mean square.
         coarse: floors of the earlier stages, each a tenth of the steps.

@@ -49,7 +49,7 @@ class RGAP(Attack):
     everything else counts as noise, and a coordinate that was not sent counts as a zero gradient.
 
     Attributes:
-        steps: maximum number of least-squares iterations per layer.
+        steps: maximum least-squares iterations per layer.
         tolerance: least-squares tolerance.
     """
 

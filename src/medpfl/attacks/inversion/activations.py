@@ -11,7 +11,7 @@ __all__ = ["activation"]
 
 
 def activation(name: str, layer: nn.Module) -> Activation | None:
-    """Return a layer's inverse and slope, as functions of its outputs; ``None`` for an unknown layer."""
+    """Return a layer's inverse and slope as `Activation`; ``None`` for an unknown layer."""
     if isinstance(layer, nn.Sigmoid):
         return Activation(name, torch.logit, lambda h: h * (1 - h), 0.0, 1.0)
     if isinstance(layer, nn.Tanh):

@@ -36,8 +36,8 @@ class Graph:
         image: node for the image (1, C, H, W).
         output: node for the logits.
         nodes: all nodes that depend on the image, the image first, each after its inputs.
-        fixed: values of the other nodes, floating-point ones in float64.
-        shapes: shapes of those `nodes` that are tensors.
+        fixed: the other nodes' values, floating-point ones in float64.
+        shapes: shapes for those `nodes` that are tensors.
         parameters: the model's parameters by node.
     """
 

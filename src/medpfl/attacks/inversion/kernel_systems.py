@@ -64,9 +64,9 @@ def inputs(pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs 
     """Return the inputs by least squares over the rows that fit; ``None`` if the system does not determine them all.
 
     Args:
-        pull: (O, L) derivative of the loss with respect to the outputs.
-        gradient: (O, C, K) gradient of the kernels.
-        where: result of `places`.
+        pull: (O, L) the loss's derivative with respect to the outputs.
+        gradient: (O, C, K) the kernels' gradient.
+        where: result from `places`.
         count: D.
     """
     channels, weights = len(pull), len(where)

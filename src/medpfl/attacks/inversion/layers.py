@@ -1,4 +1,4 @@
-"""Inversion of layers: from knowledge of a layer's outputs to knowledge of its inputs.
+"""Inversion of layers: from an estimate of a layer's outputs to one of its inputs.
 
 All in float64, for V victims at once, with values flattened to (V, D).
 """
@@ -28,7 +28,7 @@ class Estimate:
 
     Attributes:
         value: (V, D) estimate.
-        weight: (V, D) 1 / standard deviation of its error; 0: nothing is known.
+        weight: (V, D) 1 / its error's standard deviation; 0: nothing is known.
         pull: (V, D) the loss's derivative with respect to the value.
         blur: (V, D) standard deviation of the error in `pull`.
     """
@@ -48,7 +48,7 @@ class Wire:
         noise: (V, 1) standard deviation of their noise, estimated from themselves.
         steps, tolerance: settings of each layer's least squares.
         generator: generator for the probes that measure a solution's error.
-        taken: (V,) iterations of each solution so far.
+        taken: (V,) iterations for each solution so far.
     """
 
     gradients: Tensors
@@ -140,9 +140,9 @@ class Activation:
     """A function of each value that increases wherever it has a slope.
 
     Attributes:
-        inverse: input as a function of the output.
-        slope: the output's derivative with respect to the input, as a function of the output.
-        low, high: range of the outputs.
+        inverse: function from output to input.
+        slope: function from output to the output's derivative with respect to the input.
+        low, high: the outputs' range.
         dead: True if outputs at `low` reveal nothing about the input.
     """
 

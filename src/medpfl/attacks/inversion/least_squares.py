@@ -23,7 +23,7 @@ class Equations(Protocol):
 
 
 class Fit(NamedTuple):
-    """Unknowns (V, D), and each system's number of iterations (V,)."""
+    """Unknowns (V, D), and iterations (V,) for each system."""
 
     x: Tensor
     steps: Tensor
@@ -35,9 +35,8 @@ def least_squares(equations: Equations, right: Tensor, steps: int, tolerance: fl
     Args:
         equations: left sides.
         right: (V, M) right sides.
-        steps: maximum number of iterations.
-        tolerance: a system is solved once the gradient of its squared residual has fallen to this fraction of its
-            initial size.
+        steps: maximum iterations.
+        tolerance: fraction of its initial size to which the gradient of a system's squared residual must fall.
     """
     residual = right.clone()
     gradient = equations.adjoint(residual)

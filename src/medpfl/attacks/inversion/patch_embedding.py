@@ -43,7 +43,7 @@ class PatchEmbedding:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """The number of patches along each axis."""
+        """Patches along each axis."""
         return tuple(side // edge for side, edge in zip(self.shape[1:], self.kernel, strict=True))
 
     def cut(self, values: Tensor) -> Tensor:

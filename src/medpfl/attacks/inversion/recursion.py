@@ -21,12 +21,12 @@ _TOGETHER = 64
 
 
 class Inverted(NamedTuple):
-    """Result of an inversion.
+    """An inversion's result.
 
     Attributes:
         images: (V, 1, C, H, W) in float64, not clamped; not finite where there is no solution.
-        steps: (V,) iterations of the layer with the most.
-        total: (V,) iterations of all layers and probes.
+        steps: (V,) iterations in the layer with the most.
+        total: (V,) iterations in all layers and probes.
     """
 
     images: Tensor

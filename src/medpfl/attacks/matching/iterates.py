@@ -1,4 +1,4 @@
-"""Every n-th iterate of a search, kept for the auditor."""
+"""A search's iterates, every n-th one, kept for the auditor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Iterates:
 
     Args:
         victims: V.
-        steps: number of steps of one restart.
+        steps: steps per restart.
     """
 
     def __init__(self, victims: int, steps: int) -> None:

@@ -78,7 +78,7 @@ class LastLayer(Labels):
         return torch.stack([_round(c, seen.num_images) for c in counts])
 
     def _of_one(self, seen: Observation, rows: Tensor) -> Tensor:
-        """Return the class (V, 1) of one image each, from an estimate (V, K) of the bias gradient.
+        """Return one image's class each (V, 1), from an estimate (V, K) of the bias gradient.
 
         Where some bias entries were not sent, use the weight's rows instead.
         """

@@ -92,7 +92,7 @@ def noise_from_columns(seen: Observation, view: View) -> Tensor | None:
 
 
 def _rounded_away(seen: Observation, view: View) -> Tensor:
-    """Return a mask (V,) of the victims whose column sums are no larger than rounding p - y explains.
+    """Return a mask (V,): the column sums are no larger than rounding p - y explains.
 
     Where a model is sure of a label, p - 1 loses its digits, at worst all of them. Sums over classes are then off by a
     rounding error times the layer's inputs. The row with the largest p - y gives these inputs.

@@ -31,7 +31,7 @@ _LEAST_SHARE = 1e-3
 
 @dataclass(frozen=True, repr=False)
 class Objective(Part):
-    """The distance between two updates of one victim, given the known precision and bounds of each coordinate."""
+    """The distance between two updates for one victim, given each coordinate's precision and bounds where known."""
 
     def prepare(self, sent: Target) -> Target:
         """Return the target for `value_and_direction`. Works under ``vmap``.
@@ -52,13 +52,14 @@ class SquaredDistance(Objective):
     """Squared Euclidean distance with a weight for each layer.
 
     Attributes:
-        weighting: ``'none'`` is the plain distance (Zhu et al. 2019, arXiv:1906.08935, equation 4), weighted by the
-            precision of each coordinate where it is known. ``'layer'`` divides each tensor's part by the root mean
-            square of that tensor in the sent update, so that large tensors' squares do not hide those of small ones: a
-            tensor counts by its number of elements. A known precision then weighs coordinates within a tensor, relative
-            to the tensor's mean precision, and the whole tensor is weighted by the share of its square that is not
-            noise. By precision alone, layers with tiny updates, the hardest to match, would hide all others.
-        head: additional weight of the last layer's matrix under ``'layer'``, since it alone reveals the layer's inputs.
+        weighting: ``'none'`` is the plain distance (Zhu et al. 2019, arXiv:1906.08935, equation 4), weighted by each
+            coordinate's precision where it is known. ``'layer'`` divides each tensor's part by that tensor's root mean
+            square in the sent update, so that large tensors' squares do not hide those of small ones: a tensor counts
+            by its number of elements. A known precision then weighs coordinates within a tensor, relative to the
+            tensor's mean precision, and the whole tensor is weighted by the share of its square that is not noise. By
+            precision alone, layers with tiny updates, the hardest to match, would hide all others.
+        head: additional weight for the last layer's matrix under ``'layer'``, since it alone reveals the layer's
+            inputs.
     """
 
     weighting: Literal["none", "layer"] = "layer"
@@ -84,7 +85,7 @@ class SquaredDistance(Objective):
         return {**{k: v for k, v in sent.items() if k in ("sent", "bounds")}, "weight": shares}
 
     def value_and_direction(self, fake: Tensors, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted sum of squared residuals, divided by the weighted sum of squares of the sent update."""
+        """Return the residual's weighted sum of squares, divided by the sent update's."""
         value, direction = torch.zeros(()), {}
         for name, sent in target["sent"].items():
             residual = fake[name] - sent

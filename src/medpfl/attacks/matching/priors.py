@@ -1,4 +1,4 @@
-"""Priors: terms of the objective that favor plausible images."""
+"""Priors: terms in the objective that favor plausible images."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Differences(Prior):
     """The mean over differences of neighboring pixels along each axis, summed over axes.
 
     Attributes:
-        weight: weight of the term, at least 0.
-        spacing: distance of neighbors along the axes after the channel, (D, H, W) for volumes, in any unit. Differences
-            are taken per length, with the smallest spacing as the unit. ``None``: the same along all axes.
+        weight: the term's weight, at least 0.
+        spacing: distance between neighbors along the axes after the channel, (D, H, W) for volumes, in any unit.
+            Differences are taken per length, with the smallest spacing as the unit. ``None``: the same along all axes.
     """
 
     weight: float = 1.0
@@ -54,7 +54,7 @@ class Differences(Prior):
                 raise InputError(f"spacing is {self.spacing}: it must hold a number above 0 for each axis")
 
     def size(self, steps: Tensor) -> Tensor:
-        """Return the cost of each difference."""
+        """Return each difference's cost."""
         raise NotImplementedError
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -100,11 +100,11 @@ class Smoothness(Differences):
 class ColorVariation(Prior):
     """Total variation of all channels together: ``sum over pixels |gradient of all channels|``.
 
-    The channels of a color image have their edges at the same positions (Blomgren and Chan 1998; the form is that of
+    The channels of a color image have their edges at the same positions (Blomgren and Chan 1998; in the form from
     Bresson and Chan 2008, equation 8). The norm is smooth below `soft`, so that second-order methods can use it.
 
     Attributes:
-        weight: weight of the sum, at least 0.
+        weight: the sum's weight, at least 0.
         soft: norm below which a gradient counts as noise and not as an edge, in units of [0, 1].
     """
 

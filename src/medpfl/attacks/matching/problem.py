@@ -165,7 +165,7 @@ class Matching(Problem):
         )
 
     def _vectors(self, free: Tensor, known: dict[str, Any]) -> Tensor:
-        """Return label vectors (..., K) from the free variables; y - p itself where the logits' gradient is constant."""
+        """Return label vectors (..., K) from the free variables; y - p where the logits' gradient is constant."""
         if not self.linear:
             return free.softmax(-1 - len(self.seen.label_shape))
         return free_labels(LABEL_UNIT * known["scale"] * free, known["whole"], self.spare)

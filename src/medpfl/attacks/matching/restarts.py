@@ -30,7 +30,10 @@ class Starts:
         return (~(self.loss.amin(1) < loss)).nonzero()[:, 0]
 
     def add(self, victims: Tensor, attempts: range, solution: Solution) -> None:
-        """Add restarts of some victims (A,). Row ``i * A + a`` of the solution is restart ``attempts[i]`` of victim a."""
+        """Add restarts for some victims (A,).
+
+        The solution's row ``i * A + a`` is victim a's restart ``attempts[i]``.
+        """
         if self.z is None:
             self.z = solution.z.new_zeros(*self.loss.shape, solution.z.shape[1])
         self.made = max(self.made, attempts[-1] + 1)

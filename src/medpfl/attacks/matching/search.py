@@ -54,13 +54,13 @@ class GradientMatching(Attack):
     Attributes:
         objective: distance between updates.
         prior: term that favors plausible images.
-        optimizer: optimizer of the search.
+        optimizer: optimizer for the search.
         start: initial images. Without a warm-up if they are not rough.
         labels: method to find labels that are not granted.
         constraint: constraint on every iterate; only for optimizers that project.
-        basis: coordinates of the images in which the optimizer moves.
+        basis: image coordinates in which the optimizer moves.
         warmup: stages before the main search; each takes at most a quarter of the steps.
-        restarts: maximum number of restarts; the one with the lowest objective is the guess.
+        restarts: maximum restarts per victim; the one with the lowest objective is the guess.
         halving: successive halving: after every ``halving * steps`` steps, drop the worse half of each victim's
             restarts until one is left (see `medpfl.attacks.optimize.racing.Race`). All restarts are then made, whatever
             `enough` says. Warm-up has another objective, so a cut due there waits for the first step after it. 0: every
@@ -70,7 +70,7 @@ class GradientMatching(Attack):
             they take time and reveal little about pixels. Nothing is ignored where the last layer's update mixes with
             others (see `medpfl.attacks.matching.stages.Stage`).
         enough: objective below which a victim gets no further restart.
-        steps: maximum number of steps of each restart, warm-up included.
+        steps: maximum steps per restart, warm-up included.
     """
 
     objective: Objective = SquaredDistance()

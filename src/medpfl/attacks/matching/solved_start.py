@@ -1,4 +1,4 @@
-"""The analytic solution as the initial image of a search."""
+"""The analytic solution as a search's initial image."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Stage(Part):
 
     Attributes:
         prior: prior in place of the attack's own.
-        steps: maximum number of steps.
+        steps: maximum steps.
         head: match only the last layer's update. This needs no derivative of the other layers' gradients, costs a third
             to a fifth, and reveals most about the layer's inputs. Where the last layer's update mixes with others
             (several local steps, a channel that mixes tensors), all layers are matched.

@@ -1,4 +1,4 @@
-"""Initial images (N, C, H, W) of a search, drawn from a generator."""
+"""Initial images (N, C, H, W) for a search, drawn from a generator."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Patterned(Start):
     """One random tile of uniform pixels, repeated over the image (Wei et al. 2020, arXiv:2004.10397, 4.2).
 
     Attributes:
-        tile: edge of the tile in pixels.
+        tile: tile edge in pixels.
     """
 
     tile: int = 16

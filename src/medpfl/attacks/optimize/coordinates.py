@@ -95,9 +95,9 @@ class Spectral(Basis):
     the transform over channels gives the brightness and two color differences, which are weaker.
 
     Attributes:
-        exponent: exponent of the decay; 0: no scaling.
+        exponent: decay exponent; 0: no scaling.
         corner: frequency at which the decay begins.
-        color: amplitude of color differences relative to the brightness.
+        color: amplitude for color differences relative to the brightness.
     """
 
     exponent: float = 1.0

@@ -37,9 +37,9 @@ class LBFGS(Optimizer):
     line search then fails again, the row has stalled: it has reached float precision or a kink.
 
     Attributes:
-        history: number of pairs (step, gradient change) to keep.
+        history: pairs (step, gradient change) to keep.
         tolerance: objective below which a row has converged.
-        patience: number of steps within which a row's objective must fall by 1 %; otherwise the row has stalled.
+        patience: steps within which a row's objective must fall by 1 %; otherwise the row has stalled.
         still: movement within 50 steps, relative to a row's length, below which the row has stalled once its objective
             is below 1e-3. The objective that can be reached depends on the model; the remaining movement does not. 0:
             no such test.
@@ -106,7 +106,7 @@ class _State:
         return self
 
     def settled(self, step: int, share: float) -> Tensor:
-        """Return a mask (A,) of the matched rows that moved by less than `share` of their length since the last check.
+        """Return a mask (A,): the row matches, and moved by less than `share` of its length since the last check.
 
         Rows are checked every `_LOOK` steps; at other steps the mask is False.
         """

@@ -1,4 +1,4 @@
-"""The inverse Hessian of limited-memory BFGS for a stack of rows, in compact form."""
+"""The inverse Hessian in limited-memory BFGS for a stack of rows, in compact form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Pairs:
     """At most M pairs of steps s and gradient changes y for each of A rows, and their inverse Hessian.
 
     Byrd, Nocedal and Schnabel 1994 ("Representations of quasi-Newton matrices and their use in limited memory methods",
-    equation 3.1) express the product of inverse Hessian and gradient by inner products of the pairs. It equals the
+    equation 3.1) express the product of inverse Hessian and gradient by the pairs' inner products. It equals the
     two-loop recursion (Nocedal 1980), but reads the pairs as two matrices, once each, where the recursion reads them
     one by one. For a stack, memory bandwidth determines the time. Inner products are kept in float64, because systems
     with so many equations lose more digits than pixels have.

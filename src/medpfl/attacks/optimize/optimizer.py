@@ -88,7 +88,7 @@ class Ledger:
         trace.step(rows, z)
 
     def slow(self, rows: Tensor, step: int, patience: int, fall: float = 0.01) -> Tensor:
-        """Return a mask (A,) of the rows whose best fell by less than the fraction `fall` in `patience` steps.
+        """Return a mask (A,): the row's best fell by less than the fraction `fall` in `patience` steps.
 
         Rows are checked at each multiple of `patience`; at other steps the mask is False.
         """
@@ -99,7 +99,7 @@ class Ledger:
         return slow
 
     def end(self, rows: Tensor, step: int, reasons: dict[Ended, Tensor]) -> Tensor:
-        """Return a mask (A,) of the rows that continue.
+        """Return a mask (A,): the row continues.
 
         The others end, each for the first of the reasons (A,) that holds.
         """
@@ -127,10 +127,10 @@ class SignedAdam(Optimizer):
     wastes no step.
 
     Attributes:
-        rate: initial learning rate, in units of the pixels.
+        rate: initial learning rate, in pixel units.
         tolerance: objective below which a row has converged.
         signed: use the gradient's sign.
-        patience: number of steps between two checks of the objective; 0: no checks, rates depend only on the step.
+        patience: steps between two checks on the objective; 0: no checks, rates depend only on the step.
         fall: minimum decrease between two checks, as a fraction of the best objective so far.
         schedule: ``'steps'``, the paper's, or ``'linear'``, from `rate` to 0, which excludes `patience`.
     """

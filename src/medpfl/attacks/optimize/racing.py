@@ -1,4 +1,4 @@
-"""Successive halving: the choice of restarts that continue, by their objectives."""
+"""Successive halving: restarts compete, and their objectives decide which continue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Race"]
 
 @dataclass(frozen=True, eq=False)
 class Race:
-    """Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943, figure 1) of each victim's restarts.
+    """Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943, figure 1) among each victim's restarts.
 
     Restarts of one victim are compared by the attack's own objective alone, at each restart's best point so far.
 
@@ -27,7 +27,7 @@ class Race:
     done: int = 0
 
     def beaten(self, loss: Tensor, step: int) -> Tensor:
-        """Return a mask (R * A,) of the rows to prune at this step, given their lowest objectives (R * A,)."""
+        """Return a mask (R * A,): prune the row at this step. `loss` (R * A,) is each row's lowest so far."""
         if step and (self.done + step) % self.every:
             return torch.zeros_like(loss, dtype=torch.bool)
         left = -(-self.starts // 2 ** ((self.done + step) // self.every))
