@@ -169,7 +169,7 @@ class Activation:
     def _within(self, out: Estimate) -> Tensor:
         if self.dead:
             return torch.where(out.value * out.weight < 3, self.low, out.value)
-        margin = (0.25 / out.weight).clamp(1e-9, 0.05)  # an uncertain output may lie only this near to its bounds
+        margin = (0.25 / out.weight).clamp(1e-9, 0.05)  # inverses diverge at the bounds
         return torch.minimum(torch.maximum(out.value, self.low + margin), self.high - margin)
 
 

@@ -62,7 +62,7 @@ class Likelihood(Objective):
                 bound = target["bounds"][name]
                 residual = residual - residual.clamp(-bound, bound)
             if self.laplace:
-                rate = (2 * count * target["weight"][name]).sqrt()  # 1 / diversity; 0 where nothing is known
+                rate = (2 * count * target["weight"][name]).sqrt()  # 1 / scale; 0 where nothing is known
                 rounded = ((residual * rate).square() + _ROUND**2).sqrt()
                 direction[name] = residual * rate.square() / rounded / count
                 total = total + (rounded - _ROUND).sum() / count

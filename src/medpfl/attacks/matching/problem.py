@@ -64,7 +64,7 @@ class Matching(Problem):
         self.labels, self.fixed_pixels, self.whole = labels, False, (~rounded(seen)).float()
         self.spare = not self.whole.all() if labels is None else labels.shape[2] > seen.num_classes
         self.model = with_spare(seen.model) if self.spare else seen.model
-        self.unit = label_scale(seen) if labels is None else None  # of all tensors: a part may lack the last layer
+        self.unit = label_scale(seen) if labels is None else None  # from all tensors: a part may lack the last layer
         self._see(seen)
 
     def _see(self, seen: Observation) -> None:

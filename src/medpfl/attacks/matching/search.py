@@ -55,7 +55,7 @@ class GradientMatching(Attack):
         objective: distance between updates.
         prior: term that favors plausible images.
         optimizer: optimizer for the search.
-        start: initial images. Without a warm-up if they are not rough.
+        start: initial images; if they are not rough, there is no warm-up.
         labels: method to find labels that are not granted.
         constraint: constraint on every iterate; only for optimizers that project.
         basis: image coordinates in which the optimizer moves.
