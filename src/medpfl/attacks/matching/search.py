@@ -59,7 +59,7 @@ class GradientMatching(Attack):
         labels: method to find labels that are not granted.
         constraint: constraint on every iterate; only for optimizers that project.
         basis: image coordinates in which the optimizer moves.
-        warmup: stages before the main search; each takes at most a quarter of the steps.
+        warmup: stages before the main search; each takes at most a quarter of the steps, unless it sets its `share`.
         restarts: maximum restarts per victim; the one with the lowest objective is the guess.
         halving: successive halving: after every ``halving * steps`` steps, drop the worse half of each victim's
             restarts until one is left (see `medpfl.attacks.optimize.racing.Race`). All restarts are then made, whatever
