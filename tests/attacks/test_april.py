@@ -84,8 +84,8 @@ def test_masks_need_not_be_known():
 @pytest.mark.parametrize(
     ("network", "why"),
     [
-        (tiny, "cuts no image into patches"),
-        (lambda: Patches(positions=False), "get no learned positions of their own"),
+        (tiny, "has no patch embedding"),
+        (lambda: Patches(positions=False), "have no learned positions of their own"),
         (lambda: Patches(width=8), "'cut' has 8 channels for 9 patches"),
     ],
     ids=["a LeNet", "fixed positions", "few channels"],

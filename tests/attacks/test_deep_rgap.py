@@ -200,15 +200,15 @@ def unbiased() -> nn.Module:
 REFUSED = {
     "a chain": (lambda: LeNet("idlg").build((1, 12, 12), 3, 0), EVAL, "attack with RGAP"),
     "batch": (built, Plan(batch_size=2, mode="eval"), "one gradient of one image"),
-    "blind": (Blind, EVAL, "no tensor that depends on the image"),
-    "broadcast": (Shifted, EVAL, "no more than"),
-    "dead": (dead, EVAL, "no more than 0 values"),
+    "blind": (Blind, EVAL, "not a tensor that depends on the image"),
+    "broadcast": (Shifted, EVAL, "at most"),
+    "dead": (dead, EVAL, "at most 0 values"),
     "dropout": (lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 3)), Plan(), "draws at random"),
     "dropout as a function": (Drawing, EVAL, "draws at random"),
     "masks": (lambda: nn.Conv2d(1, 3, 3, padding=1), EVAL, "a class for every pixel"),
     "no bias": (unbiased, EVAL, "with a bias"),
-    "pooling": (lambda: ConvNet(4, 2).build((1, 12, 12), 3, 0), EVAL, "no more than"),
-    "wide average": (averaged, EVAL, "does not tell which of its 4x4 outputs"),
+    "pooling": (lambda: ConvNet(4, 2).build((1, 12, 12), 3, 0), EVAL, "at most"),
+    "wide average": (averaged, EVAL, "does not show which of its 4x4 outputs"),
 }
 
 

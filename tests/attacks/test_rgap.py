@@ -181,8 +181,8 @@ REFUSED = {
     "pooling": (lambda: ConvNet(8, 2, activation="sigmoid").build((1, 8, 8), 3, 0), "'0.2' .AvgPool2d. loses"),
     "GELU": (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, 3)), "'1' .GELU"),
     "no bias": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3, bias=False)), "no linear layer with a bias"),
-    "a sum": (Residual, "'fc' are not the outputs of layer 'other'"),
-    "a way around": (Around, "'conv' does not get its gradient by way of layer 'fc' alone"),
+    "a sum": (Residual, "'fc' does not take its input directly from layer 'other'"),
+    "a way around": (Around, "'conv' does not get its whole gradient through layer 'fc'"),
     "used twice": (Twice, "'conv' is used 2 times"),
     "frozen": (frozen, "'0' is frozen"),
     "circular padding": (

@@ -34,7 +34,7 @@ def test_the_page_names_only_what_there_is_and_can_be_made_again():
 
 def test_a_cell_says_what_the_audit_says():
     found = dict(matrix.cells(["MLP"], ["iDLG", "RGAP"], {}))
-    no = "an analytic attack reads one gradient of one image, not an update of 2 images"
+    no = "an analytic attack needs one gradient of one image, not an update of 2 images"
     for (_, algorithm, _, attack), said in found.items():
         assert said.startswith(no if attack == "RGAP" and algorithm == "FedAvg" else matrix.RUNS)
     head, *rows = table(matrix.page(found))

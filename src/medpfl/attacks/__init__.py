@@ -1,4 +1,4 @@
-"""Attacks: a file per paper, over `medpfl.attacks.matching`. ``__all__`` is the registry."""
+"""Attacks, one file per paper. ``__all__`` is the registry."""
 
 from medpfl.attacks.april import APRIL
 from medpfl.attacks.cpl import CPL

@@ -1,4 +1,4 @@
-"""APRIL: attention privacy leakage, of the patch embedding of a vision transformer."""
+"""APRIL: attention privacy leakage from a vision transformer's patch embedding."""
 
 from __future__ import annotations
 
@@ -20,36 +20,38 @@ __all__ = ["APRIL"]
 _CONVERGED = 1e-6
 """Relative squared distance from the projection's gradient below which the patches explain it."""
 _MEAN, _SPREAD = 0.5, 0.3
-"""Of pixels in [0, 1], before anything is measured of them."""
+"""Prior mean and standard deviation for pixels in [0, 1]."""
 
 
 @dataclass(frozen=True, repr=False)
 class APRIL(Attack):
-    """Solves for the patches of an image, from the gradients of the patch projection and of the learned positions.
+    """Linear solution for image patches, from the gradients of the patch projection and the learned positions.
 
-    Source: Lu, Zhang, Zhao, He and Cheng, "APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers",
-    CVPR 2022 (arXiv:2112.14087): a learned position gets the gradient of the token that it is added to. They solve
-    the attention layer for its inputs, which takes one without normalization before it. Here the projection itself
-    is solved, whatever follows: of patches x_t and gradients g_t of the tokens, its weight W has the gradient
-    dL/dW = sum_t g_t x_t^T, linear equations for x with known g.
-    Needs: the update, the plan, the model; one gradient of one image. Exact for any model that cuts the image into
-    patches by a convolution with as many channels as patches or more and adds a learned position to each (ViTs of
-    torchvision, timm and MONAI, and what is built on them, images and volumes): else `InputError` with the reason.
-    Noise on the update is seen in what no patches explain, and weighed against pixels of mean 0.5 and deviation 0.3.
-    Public maps that the defense discloses (orders, signs, scalings, rotations) are undone before the attack sees the
-    update (`medpfl.core.channels.decoding`). What else a channel says is not used: one common factor cancels, the rest
-    counts as noise, and a coordinate that was not sent as a gradient of zero.
+    Source: Lu, Zhang, Zhao, He and Cheng, "APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers", CVPR
+    2022 (arXiv:2112.14087): a learned position receives the gradient of the token to which it is added. The authors
+    solve the attention layer for its inputs, which requires an attention layer without normalization before it. Here
+    the projection itself is solved, whatever follows it. For patches x_t with token gradients g_t, the projection's
+    weight W has the gradient dL/dW = sum_t g_t x_t^T. With g known, these are linear equations for x.
+    Needs: the update, the plan, the model; one gradient of one image.
+    Applies to: models that cut the image into patches by a convolution with at least as many channels as patches, and
+    add a learned position to each patch (ViTs from torchvision, timm and MONAI, and models built on them; images and
+    volumes). For these the solution is exact. For other models it raises `InputError` with the reason.
+    Noise: estimated from the part of the update that no patches explain, and weighed against a prior for pixels (mean
+    0.5, standard deviation 0.3).
+    Disclosures: public maps (permutations, signs, scalings, rotations) are undone before the attack sees the update
+    (`medpfl.core.channels.decoding`). The attack uses nothing else from the channel: a common factor cancels,
+    everything else counts as noise, and a coordinate that was not sent counts as a zero gradient.
     """
 
     specialized = True
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
-        """Raises `InputError` where it does not apply."""
+        """Raise `InputError` if the attack does not apply."""
         check_plans(plans)
         embedding_of(model, Weights.of(model), image_shape, torch.Generator())
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        """The attack."""
+        """Reconstruct the image of each victim."""
         view = seen.views[0]
         check_plans(view.plans)
         found = embedding_of(seen.model, view.weights, seen.image_shape, generator)
@@ -76,17 +78,18 @@ def _why(loss: float) -> Ended:
 
 
 def _solved(pull: Tensor, weight: Tensor, found: PatchEmbedding, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The likeliest patches (V, T, K), and (V,) the share of the weight's gradient that they leave unexplained, NaN
-    where the update is not finite.
+    """Return the most likely patches (V, T, K), and the unexplained share (V,) of the weight's gradient.
+
+    The share is NaN where the update is not finite.
 
     Args:
-        pull: (V, T, D) gradients of the tokens.
-        weight: (V, D, K) of the projection.
-        found: which says what pixels are to be expected.
-        epsilon: of the type that was sent.
+        pull: (V, T, D) gradients with respect to the tokens.
+        weight: (V, D, K) gradient of the projection's weight.
+        found: patch embedding; it determines the prior for pixels.
+        epsilon: machine epsilon of the sent dtype.
     """
     finite = pull.flatten(1).isfinite().all(1) & weight.flatten(1).isfinite().all(1)
-    # Those that are not say nothing, and the decomposition of a stack fails at one of them.
+    # The SVD of a stack fails if one victim is not finite.
     pull, weight = (t.where(finite[:, None, None], 0.0) for t in (pull, weight))
     size = weight.square().sum((1, 2))
     mean, spread = found.cut(torch.stack([_MEAN * found.factor + found.shift, _SPREAD * found.factor.abs()]).double())
@@ -96,7 +99,7 @@ def _solved(pull: Tensor, weight: Tensor, found: PatchEmbedding, epsilon: float)
     freedoms = max(pull.shape[2] - pull.shape[1], 1) * weight.shape[2]
     outside = (rest - left @ along).square().sum((1, 2)) / freedoms
     noise = torch.maximum(outside, epsilon**2 * size / weight[0].numel())[:, None, None]
-    # A deviation for each column of the weight: pixels at one place of all patches are scaled alike.
+    # One deviation for each column of the weight: a pixel is scaled alike in all patches.
     precision = noise / spread.mean(0).square()
     patches = mean + right.mT @ (values[:, :, None] * along / (values[:, :, None].square() + precision))
     loss = (weight - pull.mT @ patches).square().sum((1, 2)) / size

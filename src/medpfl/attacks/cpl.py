@@ -17,15 +17,15 @@ __all__ = ["CPL"]
 
 @dataclass(frozen=True, repr=False)
 class CPL(Recipe):
-    """As iDLG, from a patterned start: a random 16 x 16 tile, repeated.
+    """Variant of iDLG with a patterned initial image: a random 16 x 16 tile, repeated.
 
-    Source: Wei et al., "A Framework for Evaluating Client Privacy Leakages in Federated Learning", ESORICS
-    2020 (arXiv:2004.10397), algorithm 2 and section 4.2.
+    Source: Wei et al., "A Framework for Evaluating Client Privacy Leakages in Federated Learning", ESORICS 2020
+    (arXiv:2004.10397), algorithm 2 and section 4.2.
     Needs: the update, the plan, the model.
-    Deviates: as `iDLG`, but for the distance, which is the paper's own, unweighted, and for the basis, which is
-    that of pixels, without a warm-up. Starts that end in a poor minimum are replaced by new ones, up to `restarts`.
-    The paper's extra distance of the model's output from the label vanishes with the label inferred, and is left
-    out.
+    Deviates: as `iDLG`, with three exceptions: the distance is the paper's own, without weights; the variables are
+    pixels; there is no warm-up. A search that ends in a poor minimum is followed by a restart, up to `restarts`. The
+    paper's extra term, the distance between the model's output and the label, vanishes once the label is inferred, and
+    is left out.
     """
 
     steps: int = 300
@@ -34,7 +34,7 @@ class CPL(Recipe):
     tolerance: float = 1e-11
 
     def matching(self) -> GradientMatching:
-        """The search that it is."""
+        """Return the search with these settings."""
         return GradientMatching(
             objective=SquaredDistance("none"),
             start=Patterned(self.tile),

@@ -1,4 +1,4 @@
-"""R-GAP through deep rectified networks."""
+"""R-GAP for deep networks with ReLUs."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from medpfl.federated.local import local_update
 __all__ = ["DeepRGAP"]
 
 _EXPLAINED = 1e-3
-"""Relative squared distance from the sent update up to which a guess explains it."""
+"""Largest relative squared distance from the sent update at which a guess explains it."""
 
 _TOGETHER = 64
-"""Victims whose images are searched for in one stack."""
+"""Number of victims whose images are searched for in one stack."""
 
 _BASIS = Spectral(exponent=2.0, corner=4.0)
 _GRAY = 0.5
@@ -42,28 +42,29 @@ _GRAY = 0.5
 
 @dataclass(frozen=True, repr=False)
 class DeepRGAP(Attack):
-    """Reads what a deep network computed, layer by layer from the last back, then looks for the image that gives it.
+    """Layer-by-layer recovery of a deep network's hidden values, then a search for the image that produces them.
 
-    Source: the recursion is that of Zhu and Blaschko, "R-GAP: Recursive Gradient Attack on Privacy", ICLR 2021
-    (arXiv:2010.07733), section 3: a layer's inputs are linear in its weight's gradient, once the derivative of the loss
-    by its outputs is known. It was made for chains whose activations can be inverted. Here it goes by way of sums
-    and strides, batch norm in eval mode, rectifiers and average pooling, since it takes nothing from outputs: of a
-    deep layer the gradient alone has many more equations than the layer has inputs
-    (`medpfl.attacks.inversion.backward_walk`). Where it ends, at max pooling or at a layer with more inputs than
-    equations, the image is searched for whose values there are those that were read: the network in front of that place
-    is run, and no gradient is matched. Needs: the update, the plan, the model; one gradient of one image. Applies to
-    networks that end in a linear layer with a bias, over a flat map or an average of at most 2 by 2 places of a 3 by 3
-    convolution, and whose layers can be read back to at least half as many values as the image has: ResNet-18 and
-    ResNet-34 in eval mode, of images of at most 64 pixels a side. Else it raises `InputError` before it starts, with
-    the layer and the reason. It reads through float32's rounding, and not through noise: what cannot be read of an
-    update is left to the search, which then finds something else, and that shows in `Reconstruction.loss`.
-    Public maps that the defense discloses (orders, signs, scalings, rotations) are undone before the attack sees the
-    update (`medpfl.core.channels.decoding`). What else a channel says is not used: one common factor (clipping)
-    cancels, the rest counts as noise, and a coordinate that was not sent as a gradient of zero.
+    Source: Zhu and Blaschko, "R-GAP: Recursive Gradient Attack on Privacy", ICLR 2021 (arXiv:2010.07733), section 3:
+    once the loss's derivative with respect to a layer's outputs is known, the gradient of its weight is linear in its
+    inputs. R-GAP was made for chains of invertible activations. This attack also passes sums, strides, batch norm in
+    eval mode, ReLUs and average pooling, because it uses no outputs: in a deep layer, the gradient alone gives many
+    more equations than the layer has inputs (`medpfl.attacks.inversion.backward_walk`). The recursion ends at max
+    pooling or at a layer with more inputs than equations. There the attack searches for an image whose values equal the
+    recovered ones. The search runs only the part of the network before that point, and matches no gradient.
+    Needs: the update, the plan, the model; one gradient of one image.
+    Applies to: networks that end in a linear layer with a bias, after a flattened map or an average over at most 2 x 2
+    positions of a 3 x 3 convolution, and in which at least half as many values as the image has can be recovered.
+    Examples are ResNet-18 and ResNet-34 in eval mode, for images of at most 64 pixels a side. Otherwise it raises
+    `InputError` before it starts, with the layer and the reason.
+    Noise: float32 rounding does not disturb the recovery; noise does. Values lost to noise are left to the search,
+    which then finds another image. `Reconstruction.loss` shows this.
+    Disclosures: public maps (permutations, signs, scalings, rotations) are undone before the attack sees the update
+    (`medpfl.core.channels.decoding`). The attack uses nothing else of the channel: a common factor (clipping) cancels,
+    everything else counts as noise, and a coordinate that was not sent counts as a zero gradient.
 
     Attributes:
-        steps: of the search, at most.
-        tolerance: squared distance of what was read, relative to its size, at which the search ends.
+        steps: maximum search steps.
+        tolerance: squared distance from the recovered values, relative to their size, at which the search ends.
     """
 
     steps: int = 500
@@ -74,9 +75,10 @@ class DeepRGAP(Attack):
         check_positive(steps=self.steps, tolerance=self.tolerance)
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
-        """Raises `InputError` where it does not apply, as its reading of a made-up image shows, and where RGAP does.
+        """Raise `InputError` if the attack does not apply to the model, or if RGAP does.
 
-        The reading is of an undefended gradient: it says nothing of what a defense leaves.
+        The check recovers hidden values from the undefended gradient of a made-up image. It says nothing about the
+        values that a defense leaves.
         """
         check_plans(plans)
         weights = Weights.of(model)
@@ -87,23 +89,23 @@ class DeepRGAP(Attack):
         image = drawn.clamp(0, 1).view(1, *image_shape)
         with torch.no_grad():
             made_of, made_of_less = (graph.run(x, graph.nodes, graph.fixed) for x in (image, image / 2))
-        label = made_of[graph.output].argmin(1)  # a class that the model is sure of has no gradient
+        label = made_of[graph.output].argmin(1)  # the gradient vanishes for a class that the model is sure of
         like = next(iter(weights.parameters.values()))
         made = local_update(model, Batch(image.to(like), label.to(like.device)), Plan(mode=plans[0].mode), weights)
         read = peel(graph, exact(made.tensors))
-        rim = read.rim(graph)  # a value that is 0, or the same whatever the image is, says little of it
+        rim = read.rim(graph)  # values that are 0, or the same for every image, reveal little
         values = sum(int(((made_of[k] != 0) & (made_of[k] != made_of_less[k])).sum()) for k in rim)
         if values < image.numel() / 2:
             reason = read.reasons[0] if read.reasons else "its first layers are dead"
             raise InputError(
-                f"of a gradient no more than {values} values of a layer can be read back, of an image that has "
-                f"{image.numel()}: {reason}; attack with GradInv"
+                f"the gradient reveals at most {values} values of a layer, too few for an image with {image.numel()} "
+                f"values: {reason}; attack with GradInv"
             )
         if _solved(model, plans, image_shape):
-            raise InputError("this model is a chain of layers that RGAP inverts as it is: attack with RGAP")
+            raise InputError("RGAP applies to this model and inverts every layer: attack with RGAP")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        """The attack."""
+        """Reconstruct the image of each victim."""
         view = seen.views[0]
         check_plans(view.plans)
         graph = graph_of(seen.model, view.weights, seen.image_shape)
@@ -127,12 +129,15 @@ class DeepRGAP(Attack):
         guesses = guesses.clamp(0, 1)
         classes, loss = judged(seen, guesses)
         for v, (why, distance) in enumerate(zip(ended, loss.tolist(), strict=True)):
-            if why == "converged" and not distance < _EXPLAINED:  # what was read was misread
+            if why == "converged" and not distance < _EXPLAINED:  # the recovered values were wrong
                 ended[v] = "stalled"
         return Reconstruction(guesses, classes, loss, steps, evaluations + 1, tuple(ended))
 
     def _images(self, graph: Graph, targets: dict[Node, Tensor]) -> tuple[Tensor, Solution]:
-        """Images (A, 1, C, H, W) whose values at some nodes are the given ones (A, ...), and how they were found."""
+        """Search for images (A, 1, C, H, W) whose values at the given nodes equal the targets (A, ...).
+
+        Return the images and the solution.
+        """
         first = next(iter(targets.values()))
         if graph.image in targets:
             none = torch.zeros(len(first), dtype=torch.long)
@@ -144,7 +149,7 @@ class DeepRGAP(Attack):
 
 
 def _solved(model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> bool:
-    """Whether `medpfl.attacks.RGAP` takes a model."""
+    """Return True if `medpfl.attacks.RGAP` accepts the model."""
     try:
         RGAP().check(model, plans, image_shape)
     except InputError:
@@ -153,7 +158,10 @@ def _solved(model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, .
 
 
 def _alike(graph: Graph, read: list[Peeled]) -> Iterator[tuple[tuple[Node, ...], Tensor]]:
-    """The nodes up to which victims (A,) were read, all of a stack alike; victims of whom nothing was are left out."""
+    """Yield the nodes up to which values were recovered, and a stack of victims (A,) that share them.
+
+    Victims without recovered values are left out.
+    """
     rims: dict[tuple[Node, ...], list[int]] = defaultdict(list)
     for v, one in enumerate(read):
         rims[one.rim(graph)].append(v)

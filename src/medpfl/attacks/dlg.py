@@ -15,19 +15,24 @@ __all__ = ["DLG"]
 
 @dataclass(frozen=True, repr=False)
 class DLG(Recipe):
-    """Optimizes images and soft labels together by L-BFGS.
+    """Joint optimization of images and soft labels with L-BFGS.
 
     Source: Zhu, Liu and Han, "Deep Leakage from Gradients", NeurIPS 2019 (arXiv:1906.08935), algorithm 1.
-    Needs: the update, the plan, the model. Labels are optimized, or taken where granted.
-    Start: independent standard normal pixels and logits; with ``start=Analytic()`` the images of `RGAP`.
-    Deviates: the squared distance of each tensor is divided by the root mean square of that tensor's update, the last
-    layer's matrix counting twelvefold; images move in a basis of scaled cosines
-    (`medpfl.attacks.optimize.coordinates`); every iteration has a line search (the authors' L-BFGS, rate 1 without one,
-    can diverge); forty steps with a prior for smooth images come first, thirty of them on the last layer's update only
-    (`medpfl.attacks.matching.stages`); where the update is one gradient, not the softmax of the label variables is
-    optimized but what it stands for, y - p, in units of what the last bias shows of it, first against that bias alone
-    (`medpfl.attacks.matching.label_targets`); a last layer with at least twice as many inputs as the image has pixels
-    is matched alone; `steps` counts single iterations (the authors': 300 calls of 20).
+    Needs: the update, the plan, the model. Labels are optimized, or taken from the grant.
+    Start: independent standard normal pixels and logits; with ``start=Analytic()`` the images found by `RGAP`.
+    Deviates:
+
+    - Each tensor's squared distance is divided by that tensor's root mean square in the sent update. The last layer's
+      matrix counts twelvefold.
+    - Images are optimized in a basis of scaled cosines (`medpfl.attacks.optimize.coordinates`).
+    - Every iteration has a line search. The authors' L-BFGS (rate 1, no line search) can diverge.
+    - Forty warm-up steps come first. Their prior favors smooth images, and the first thirty match only the last layer's
+      update (`medpfl.attacks.matching.stages`).
+    - Where the update is one gradient, the label variables stand for y - p directly, without a softmax. Their unit is
+      the size of y - p in the last bias, and they are first fitted to that bias alone
+      (`medpfl.attacks.matching.label_targets`).
+    - A last layer with at least twice as many inputs as the image has pixels is matched alone.
+    - `steps` counts single iterations (the authors: 300 calls of 20).
     """
 
     steps: int = 1000
@@ -36,7 +41,7 @@ class DLG(Recipe):
     start: Start = Normal()
 
     def matching(self) -> GradientMatching:
-        """The search that it is."""
+        """Return the search with these settings."""
         return GradientMatching(
             start=self.start,
             labels=Joint(),

@@ -21,43 +21,49 @@ from medpfl.core.roles import Attack
 __all__ = ["TRAINED", "UNTRAINED", "GradInv"]
 
 _DEEP = 2_000_000
-"""Entries of the layers' weights, biases aside, above which a network may count as deep."""
+"""Number of weight elements, biases excluded, above which a network may count as deep."""
 
 _LAYERS = 10
-"""Layers with weights above which it does: a wide network that is not deep is read best as small ones are."""
+"""Number of weight layers above which it does. Wide, shallow networks are attacked best with the settings for small
+ones."""
 
 
 @dataclass(frozen=True, repr=False)
 class GradInv(Recipe):
-    """Cosine distance and total variation, by Adam on the sign of the gradient, in a box, filtered.
+    """Cosine distance plus total variation, minimized by Adam on the gradient's sign, with pixels kept in [0, 1].
 
-    Source: Geiping, Bauermeister, Droege and Moeller, "Inverting Gradients", NeurIPS 2020
-    (arXiv:2003.14053), equation 4; settings of Das, Amini and Wu (arXiv:2409.18907): total variation 1e-6
-    on untrained and 1e-1 on trained networks, rate 0.1 on normalized pixels, 8 restarts, 24,000 steps.
-    Needs: the update, the plan, the model. Both papers give the labels to the adversary; here they are
-    inferred unless they are granted.
-    Deviates: pixels are not normalized, so the rate is in units of [0, 1]; where the last bias shows y - p,
-    it stands for the labels (`medpfl.attacks.matching.label_targets`); by default one restart, 2,000 steps, no median
-    filter (it hurts at 32 pixels), and settings for small networks; those for deep ones are `UNTRAINED` and `TRAINED`,
-    of which `largest`, `scope` and `schedule` are not the papers', nor are `halving` and `patience`.
+    Source: Geiping, Bauermeister, Droege and Moeller, "Inverting Gradients", NeurIPS 2020 (arXiv:2003.14053), equation
+    4; settings of Das, Amini and Wu (arXiv:2409.18907): total variation 1e-6 on untrained and 1e-1 on trained networks,
+    rate 0.1 on normalized pixels, 8 restarts, 24,000 steps.
+    Needs: the update, the plan, the model. Both papers give the labels to the attacker; here they are inferred unless
+    granted.
+    Deviates:
+
+    - Pixels are not normalized, so the rate is in units of [0, 1].
+    - Where the last bias shows y - p, it replaces the labels (`medpfl.attacks.matching.label_targets`).
+    - The defaults suit small networks: one restart, 2,000 steps, no median filter (it hurts at 32 pixels).
+    - `UNTRAINED` and `TRAINED` hold settings for deep networks. Their `largest`, `scope` and `schedule` are not from
+      the papers, nor are `halving` and `patience`.
 
     Attributes:
-        steps, restarts: of the optimizer.
-        tv: weight of the total variation.
-        rate: first learning rate.
-        median_every: steps between two 3 x 3 median filters; 0: none.
-        spacing: of the voxels of volumes along D, H and W, for the total variation; ``None``: they are cubes.
-        largest: the update is matched up to the first tensor of more numbers than that; 0: all of it, as in the paper.
-        top: so many tensors of the update are matched, those of the largest norms; 0: all of them, as in the paper. The
-            notebooks of Das, Amini and Wu match ten.
-        halving: share of the steps between two cuts, at which the worse half of the starts leaves
-            (`medpfl.attacks.optimize.racing.Race`); 0: every start runs to its end.
-        patience: steps without a hundredth's fall of the objective after which the next rate comes early, and after the
-            last one the end (`medpfl.attacks.optimize.optimizer.SignedAdam`); 0: rates follow the number of steps
-            alone.
-        scope: ``'global'``, one angle between whole updates, as in the paper, or ``'layer'``, the mean of what the
-            tensors have of their own (`medpfl.attacks.matching.objectives.Cosine`).
-        schedule: of the rate: ``'steps'``, as in the paper, or ``'linear'``, which takes no `patience`
+        steps: maximum steps per restart.
+        restarts: restarts per victim.
+        tv: weight for the total variation.
+        rate: initial learning rate.
+        median_every: steps between two 3 x 3 median filters; 0: no filter.
+        spacing: voxel spacing along D, H and W, for the total variation of volumes; ``None``: voxels are cubes.
+        largest: ignore every tensor from the first with more elements than this onward, except the last layer; 0: match
+            all tensors, as in the paper.
+        top: match only this many tensors, those with the largest norms; 0: all, as in the paper. The notebooks of Das,
+            Amini and Wu match ten.
+        halving: share of all steps between two cuts; each cut drops the worse half of the restarts
+            (`medpfl.attacks.optimize.racing.Race`); 0: every restart runs to its end.
+        patience: number of steps after which a restart moves on to its next rate early, if its objective fell by less
+            than 1 %; after the last rate it ends (`medpfl.attacks.optimize.optimizer.SignedAdam`). 0: rates depend only
+            on the step.
+        scope: ``'global'``, one cosine for the whole updates, as in the paper, or ``'layer'``, the tensors' mean cosine
+            distance (`medpfl.attacks.matching.objectives.Cosine`).
+        schedule: learning rate schedule: ``'steps'``, as in the paper, or ``'linear'``, which excludes `patience`
             (`medpfl.attacks.optimize.optimizer.SignedAdam`).
     """
 
@@ -75,12 +81,12 @@ class GradInv(Recipe):
     schedule: Literal["steps", "linear"] = "steps"
 
     def suited(self, model: nn.Module) -> tuple[Attack, ...]:
-        """For a deep network, with the settings for untrained and for trained ones."""
+        """Return `UNTRAINED` and `TRAINED` if the model is deep and this attack has its default settings."""
         sizes = [p.numel() for p in model.parameters() if p.ndim > 1]
         return (UNTRAINED, TRAINED) if sum(sizes) > _DEEP and len(sizes) > _LAYERS and self == GradInv() else ()
 
     def matching(self) -> GradientMatching:
-        """The search that it is."""
+        """Return the search with these settings."""
         return GradientMatching(
             objective=Cosine(self.scope, self.top),
             prior=TotalVariation(self.tv, self.spacing),
@@ -99,7 +105,7 @@ class GradInv(Recipe):
 
 
 UNTRAINED = GradInv(steps=500, tv=0.1, rate=0.1, largest=1_000_000)
-"""For deep networks before training. The last stage of a ResNet-18 is left out of the distance."""
+"""Settings for deep networks before training. They leave the last stage of a ResNet-18 out of the distance."""
 
 TRAINED = GradInv(steps=500, tv=0.44, rate=0.1, largest=1_000_000, scope="layer", schedule="linear")
-"""For deep networks that have learned something: on untrained and on small ones an angle for each layer is worse."""
+"""Settings for deep trained networks. On untrained and on small networks, one cosine per layer is worse."""

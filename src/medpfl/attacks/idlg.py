@@ -15,14 +15,14 @@ __all__ = ["iDLG"]
 
 @dataclass(frozen=True, repr=False)
 class iDLG(Recipe):
-    """Reads the label from the last layer's gradient, then optimizes the images by L-BFGS.
+    """Label recovery from the last layer's gradient, then optimization of the images with L-BFGS.
 
     Source: Zhao, Mopuri and Bilen, "iDLG: Improved Deep Leakage from Gradients", 2020 (arXiv:2001.02610).
     Needs: the update, the plan, the model.
-    Start: independent standard normal pixels; with ``start=Analytic()`` the images of `RGAP`.
-    Deviates: as `DLG`; the last bias gives not only the label but y - p, where the wire shows it exactly
-    (`medpfl.attacks.matching.label_targets`); labels of batches above 1 are inferred as counts, see
-    `medpfl.attacks.matching.labels.LastLayer` (the paper has batches of 1 only).
+    Start: independent standard normal pixels; with ``start=Analytic()`` the images found by `RGAP`.
+    Deviates: as `DLG`. In addition, where the update shows y - p exactly, the last bias gives y - p and not only the
+    label (`medpfl.attacks.matching.label_targets`). For batches, the attack infers how many images have each label (see
+    `medpfl.attacks.matching.labels.LastLayer`); the paper covers only a batch size of 1.
     """
 
     steps: int = 1000
@@ -31,7 +31,7 @@ class iDLG(Recipe):
     start: Start = Normal()
 
     def matching(self) -> GradientMatching:
-        """The search that it is."""
+        """Return the search with these settings."""
         return GradientMatching(
             start=self.start,
             labels=LastLayer(),

@@ -24,30 +24,31 @@ _EASY = SquaredDistance()
 
 @dataclass(frozen=True, repr=False)
 class Posterior(Attack):
-    """Maximum a posteriori: how likely the update is under its noise, and images with few edges.
+    """Maximum a posteriori estimate: the update's likelihood under its noise, and a prior for images with few edges.
 
     Source: Balunovic, Dimitrov, Staab and Vechev, "Bayesian Framework for Gradient Leakage", ICLR 2022
-    (arXiv:2111.04706), section 3: against a known defense the best attack maximizes p(update | image) p(image).
-    Here p(update | image) has the `medpfl.core.types.Channel`'s precision and is normal, or in the last stage Laplace's
-    where the channel says so, and p(image) is the total variation of all channels together, so that neither has a
-    weight to tune: under a density exp(-variation / edges) the variation's mean is `edges` times the number of pixels
-    and channels, whence the unit.
-    Needs: the update, the plan, the model. Where no channel is granted, the noise is estimated from what must sum
-    to zero in the last layer (`medpfl.attacks.matching.likelihood.noise_from_columns`).
-    Labels: inferred, unless they are granted.
-    Ends at the noise, which the prior keeps it from fitting: with an objective of 1/2 (0.8 of Laplace's) and the
-    prior's part, not 0.
-    Deviates: starts with stages like iDLG's (the second is longer), from smooth images and the last layer, then anneals
+    (arXiv:2111.04706), section 3: against a known defense the best attack maximizes p(update | image) p(image). Here
+    p(update | image) is normal with the precision of the `medpfl.core.types.Channel`, or, in the last stage, Laplace
+    where the channel says so. p(image) is the total variation of all channels together. No weight between the two needs
+    tuning: under the density exp(-variation / edges), the mean variation is `edges` times the number of pixels and
+    channels.
+    Needs: the update, the plan, the model. Without a granted channel, the noise is estimated from sums in the last
+    layer that would be zero without it (`medpfl.attacks.matching.likelihood.noise_from_columns`).
+    Labels: inferred unless granted.
+    Ends: at the noise level, not at 0. The objective is then about 1/2 (0.8 for Laplace noise) plus the prior's term.
+    The prior keeps the search from fitting the noise.
+    Deviates: begins with stages like iDLG's, the second one longer, for smooth images and the last layer; then anneals
     the variance.
 
     Attributes:
-        steps, restarts: of the optimizer, warm-up included.
-        edges: mean gradient of a pixel over its channels, in units of [0, 1]; of images of 32 pixels.
-        floor: least deviation that is assumed, of a tensor's root mean square; of the last stage.
-        coarse: floors of the stages before, of a tenth of the steps each.
+        steps: maximum steps per restart, warm-up included.
+        restarts: restarts per victim.
+        edges: mean image gradient per pixel and channel, in units of [0, 1], for images of 32 pixels.
+        floor: smallest noise deviation assumed in the last stage, relative to each tensor's root mean square.
+        coarse: floors of the earlier stages, each a tenth of the steps.
 
     Raises:
-        InputError: a number that is not above 0.
+        InputError: A setting is not above 0.
     """
 
     steps: int = 600
@@ -62,13 +63,13 @@ class Posterior(Attack):
         self._matching(1, laplace=False)
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        """The attack."""
+        """Reconstruct the images of each victim."""
         coordinates = sum(t[0].numel() for t in seen.views[0].update.tensors.values())
         laplace = all(view.channel is not None and view.channel.laplace for view in seen.views)
         return self._matching(coordinates, laplace)(with_noise(seen), generator)
 
     def _matching(self, coordinates: int, laplace: bool) -> GradientMatching:
-        """The search that it is for updates of so many numbers, which checks its settings."""
+        """Return the search for updates with this many elements. Building it checks the settings."""
         prior = ColorVariation(1 / (self.edges * coordinates))
         return GradientMatching(
             objective=Likelihood(self.floor, laplace),

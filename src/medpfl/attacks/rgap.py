@@ -23,28 +23,34 @@ _CONVERGED = 1e-7
 
 @dataclass(frozen=True, repr=False)
 class RGAP(Attack):
-    """Solves for the inputs of one layer after the other, from the first linear layer back to the image.
+    """Recursive solution for each layer's inputs, from the first linear layer back to the image.
 
-    Source: Zhu and Blaschko, "R-GAP: Recursive Gradient Attack on Privacy", ICLR 2021 (arXiv:2010.07733),
-    sections 3.2 and 3.3. Where the first layer is linear, it is Phong et al. 2018 (IEEE TIFS 13(5)) and
-    proposition 3.1 of Geiping et al. 2020 (arXiv:2003.14053), and the image is read at once.
-    Needs: the update, the plan, the model; one gradient of one image. Exact for chains of Conv2d, invertible
-    activations and Linear layers whose convolutions have as many equations (outputs and weights) as inputs: else
-    it raises `InputError` before it starts, with the layer and the reason (pooling, strides, sums, batches, local
-    steps, no bias). Where it has begun, noise and lost ranks show in `Reconstruction.loss` and `ended`.
-    Deviates: the recursion begins at the first linear layer with a bias, whatever follows it, and takes that layer's
-    output gradients from its bias and its inputs by least squares over all rows, where the paper finds the former
-    from the loss; outputs and gradients of a convolution are solved jointly by conjugate gradients, without
-    matrices, each equation weighed by its error: the update's noise, as the first layer's lost rank shows it, and
-    what comes of it in later layers; inputs are drawn to what they are expected to be, images as natural ones and
-    hidden values as made-up images have them, which decides only what noise leaves open.
-    Public maps that the defense discloses (orders, signs, scalings, rotations) are undone before the attack sees the
-    update (`medpfl.core.channels.decoding`). What else a channel says is not used: one common factor (clipping)
-    cancels, the rest counts as noise, and a coordinate that was not sent as a gradient of zero.
+    Source: Zhu and Blaschko, "R-GAP: Recursive Gradient Attack on Privacy", ICLR 2021 (arXiv:2010.07733), sections 3.2
+    and 3.3. If the model's first layer is linear, the attack is Phong et al. 2018 (IEEE TIFS 13(5)) and proposition 3.1
+    of Geiping et al. 2020 (arXiv:2003.14053), and finds the image at once.
+    Needs: the update, the plan, the model; one gradient of one image.
+    Applies to: chains of Conv2d, invertible activations and Linear layers in which each convolution has at least as
+    many equations (outputs and weights) as inputs. For these the solution is exact. Otherwise the attack raises
+    `InputError` before it starts, with the layer and the reason (pooling, strides, sums, batches, local steps, no
+    bias). Noise and rank deficiency found later show in `Reconstruction.loss` and `ended`.
+    Deviates:
+
+    - The recursion begins at the first linear layer with a bias, whatever follows it. It takes the gradient with
+      respect to that layer's outputs from the bias, and the inputs by least squares over all rows. The paper derives
+      the output gradient from the loss.
+    - A convolution's outputs and gradients are solved jointly by conjugate gradients, without matrices. Each equation
+      is weighted by its error: the update's noise, as the first layer's deviation from rank one shows it, and its
+      propagation to later layers.
+    - Inputs have a prior: natural images for the image, and the statistics of made-up images for hidden values. It
+      matters only where noise leaves the inputs open.
+
+    Disclosures: public maps (permutations, signs, scalings, rotations) are undone before the attack sees the update
+    (`medpfl.core.channels.decoding`). The attack uses nothing else of the channel: a common factor (clipping) cancels,
+    everything else counts as noise, and a coordinate that was not sent counts as a zero gradient.
 
     Attributes:
-        steps: iterations at most of each layer's least squares.
-        tolerance: of the same.
+        steps: maximum least-squares iterations per layer.
+        tolerance: least-squares tolerance.
     """
 
     steps: int = 1000
@@ -55,12 +61,12 @@ class RGAP(Attack):
         check_positive(steps=self.steps, tolerance=self.tolerance)
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
-        """Raises `InputError` where it does not apply."""
+        """Raise `InputError` if the attack does not apply."""
         check_plans(plans)
         chain_of(model, Weights.of(model), image_shape, torch.Generator())
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        """The attack."""
+        """Reconstruct the image of each victim."""
         found = invert(seen, generator, self.steps, self.tolerance)
         like = next(iter(seen.views[0].update.tensors.values()))
         finite = found.images.flatten(1).isfinite().all(1)

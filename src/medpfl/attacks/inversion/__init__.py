@@ -1,1 +1,1 @@
-"""Analytic inversion: layers whose inputs follow from their gradients, and the walks over them."""
+"""Analytic inversion: layers whose inputs follow from their gradients, and the recursions over them."""

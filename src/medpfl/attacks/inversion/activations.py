@@ -1,4 +1,4 @@
-"""Activations that the recursion inverts."""
+"""Activations that can be inverted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["activation"]
 
 
 def activation(name: str, layer: nn.Module) -> Activation | None:
-    """The inverse and the slope of a layer, by its outputs; ``None`` for a layer that is none of those known."""
+    """Return a layer's inverse and slope as `Activation`; ``None`` for an unknown layer."""
     if isinstance(layer, nn.Sigmoid):
         return Activation(name, torch.logit, lambda h: h * (1 - h), 0.0, 1.0)
     if isinstance(layer, nn.Tanh):

@@ -1,10 +1,10 @@
-"""What a network computed, read layer by layer from the gradient of its last layer back.
+"""Layer-by-layer recovery of a network's hidden values from its gradient, from the last layer back.
 
-The walk keeps, of each node of a `Graph`, the loss's derivative by it (its *pull*) and, where a layer's gradient tells,
-its value. A linear layer's and a convolution's inputs follow from their gradient and pull by linear least squares;
-values say which rectifiers were on, and so how the pull goes on. One rectifier read wrongly spoils all that follows,
-but shows at once in the next layer, whose gradient has many more numbers than its inputs: there it is put right, and
-the walk begins anew.
+For each node of a `Graph`, the walk keeps the loss's derivative with respect to it (its *pull*) and, where a layer's
+gradient reveals it, its value. The inputs of a linear layer or convolution follow from its gradient and pull by linear
+least squares. The values show which ReLUs were on, and so how the pull continues. One wrong ReLU spoils everything
+after it. But it shows at once in the next layer, whose gradient has many more elements than its inputs. There it is
+corrected, and the walk begins again.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ __all__ = ["Peeled", "peel"]
 _OPS = torch.ops.aten
 
 _SURE = 6.0
-"""Deviations above zero from which on a rectifier counts as on."""
+"""Standard deviations above zero at which a ReLU counts as on."""
 
 _NOISY = 1e-2
-"""Relative residual from which on a layer's gradient does not tell its inputs."""
+"""Relative residual above which a layer's gradient does not determine its inputs."""
 
 _CORRECTIONS = 8
-"""Of one rectifier, at most: under noise they need not come to an end. Then the walk goes on without."""
+"""Maximum number of corrections per ReLU. Under noise they need not come to an end; the walk then continues without
+more."""
 
 _LARGEST = 2**26
-"""Numbers in the equations of one layer, from which on they are not solved: 512 MB."""
+"""Number of matrix elements above which a layer's equations are not solved: 512 MB."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pull:
-    """The loss's derivative by a node.
+    """The loss's derivative with respect to a node.
 
     Attributes:
-        value: ``None`` where it is not known.
-        open: the same as if the last rectifier behind it had passed everything; ``None`` behind none.
-        rectifier: that one.
+        value: the derivative; ``None`` if unknown.
+        open: the derivative as if the next ReLU after the node had passed everything; ``None`` without such a ReLU.
+        rectifier: this ReLU.
     """
 
     value: Tensor | None
@@ -56,13 +57,18 @@ class Pull:
 
 @dataclass(frozen=True, eq=False)
 class Peeled:
-    """Values that were read, by node, rectified ones 0 where they may be; and why others were not, last layer first."""
+    """Recovered values.
+
+    Attributes:
+        known: values by node. ReLU outputs are 0 where they may be.
+        reasons: why other values were not recovered, last layer first.
+    """
 
     known: dict[Node, Tensor]
     reasons: tuple[str, ...]
 
     def rim(self, graph: Graph) -> tuple[Node, ...]:
-        """Of the nodes that are known, those that the image reaches by way of none of the others."""
+        """Return the known nodes that the image reaches without passing another known one."""
         found, open_, met = [], [graph.image], set()
         while open_:
             node = open_.pop()
@@ -77,11 +83,11 @@ class Peeled:
 
 
 def peel(graph: Graph, gradients: Tensors) -> Peeled:
-    """Reads one update of a single image.
+    """Recover the hidden values behind one update of a single image.
 
     Args:
-        graph: of the model.
-        gradients: of its parameters, in float64 on the CPU; all may have one factor in common.
+        graph: the model's graph.
+        gradients: the parameters' gradients, in float64 on the CPU; all may share one unknown factor.
     """
     rectifiers: dict[Node, Corrected] = {}
     solved: dict[Node, tuple[Tensor, Inputs | None]] = {}
@@ -96,19 +102,19 @@ def peel(graph: Graph, gradients: Tensors) -> Peeled:
 
 @dataclass(frozen=True, eq=False)
 class Corrected:
-    """What was put right of a rectifier: rows (C,), their states (C, L), and how often."""
+    """Corrections to one ReLU: rows (C,), their states (C, L), and the number of corrections."""
 
     rows: Tensor
     states: Tensor
     times: int = 1
 
 
-class _Again(Exception):  # noqa: N818  (no error: a rectifier was put right)
-    """The walk must begin anew."""
+class _Again(Exception):  # noqa: N818  (no error: a ReLU was corrected)
+    """Signal that the walk must begin again."""
 
 
 class _Walk:
-    """One walk, with what earlier ones have put right and solved."""
+    """One walk, with the corrections and solutions of earlier ones."""
 
     def __init__(
         self,
@@ -124,10 +130,10 @@ class _Walk:
         self.stops: list[tuple[Node, str]] = []
 
     def run(self) -> bool:
-        """From the last layer to the image; whether it need not begin anew."""
+        """Walk from the last layer to the image. Return False if the walk must begin again."""
         bias = self._parameter(self.graph.output, 0)
         if self.graph.output.target is not _OPS.addmm.default or bias is None:
-            self._stop(self.graph.output, "a last linear layer with a bias is needed, whose gradient is the logits'")
+            self._stop(self.graph.output, "the model must end in a linear layer with a bias")
             return True
         self.pulls[self.graph.output] = Pull(self.gradients[bias].view(self.graph.shapes[self.graph.output]))
         try:
@@ -138,7 +144,7 @@ class _Walk:
         return True
 
     def _back(self, node: Node) -> None:
-        """From what is known of a node to what it takes."""
+        """Pass the knowledge about a node on to its inputs."""
         self._invert(node)
         pull = self.pulls.get(node, Pull(None))
         if node.target is operator.getitem:
@@ -155,11 +161,11 @@ class _Walk:
             self._through(node, pull)
 
     def _through(self, node: Node, pull: Pull) -> None:
-        """The pull of what an affine operation takes."""
+        """Pass the pull through an affine operation to its inputs."""
         sources = self.graph.sources(node)
         kept = node.target in PLACEWISE
         if pull.value is None and pull.open is not None and not kept and node.target is not _OPS.convolution.default:
-            self._stop(node, "which of its values were rectified is told by no layer behind it")
+            self._stop(node, "no later layer shows which of its values a ReLU set to 0")
         values = derivative(self.graph, node, pull.value)
         opened = derivative(self.graph, node, pull.open if kept else None)
         for source, value, other in zip(sources, values, opened, strict=True):
@@ -167,7 +173,7 @@ class _Walk:
             self._add(source, Pull(value, other, pull.rectifier) if same else Pull(value))
 
     def _add(self, node: Node, pull: Pull) -> None:
-        """One of the uses of a node; of several, the sum is known if all are."""
+        """Add the pull from one use of a node. With several uses, the sum is known only if all parts are."""
         if node not in self.pulls:
             self.pulls[node] = pull
             return
@@ -193,7 +199,7 @@ class _Walk:
         name, source = self._parameter(node, 1), self.graph.sources(node)[0]
         _, _, _, stride, padding, dilation, transposed, _, groups = node.args
         if name is None or transposed or groups != 1 or len(self.graph.shapes[source]) != 4:
-            self._stop(node, "its kernels' gradient is not that of one plain convolution")
+            self._stop(node, "its gradient is not that of one plain convolution")
             return
         gradient = self.gradients[name].flatten(2)
         size, kernel = tuple(self.graph.shapes[source][2:]), tuple(self.gradients[name].shape[2:])
@@ -205,35 +211,35 @@ class _Walk:
                 if states is not None:
                     self._correct(pull.rectifier, torch.ones_like(states[:, 0]), states)
                 edge = "x".join(map(str, self.graph.shapes[node][2:]))
-                self._stop(node, f"its gradient does not tell which of its {edge} outputs were rectified")
+                self._stop(node, f"its gradient does not show which of its {edge} outputs a ReLU set to 0")
             return
         equations = len(gradient) * len(where)
         if equations < count:
-            self._stop(node, f"its gradient has {equations} equations for {count} inputs of a channel")
+            self._stop(node, f"its gradient gives {equations} equations for {count} inputs per channel")
             return
         if equations * count > _LARGEST:
-            self._stop(node, "its equations are too many to solve")
+            self._stop(node, "it has too many equations to solve")
             return
         found = self._inputs(node, pull.value[0].flatten(1), gradient, where, count)
         if found is None:
             self._stop(node, "its gradient does not determine all of its inputs")
             return
         if not found.residual <= _NOISY:  # also where it is NaN
-            self._stop(node, f"a share of {found.residual:.2g} of its gradient is noise")
+            self._stop(node, f"a fraction of {found.residual:.2g} of its gradient is noise")
             return
         if found.odd.any() and pull.open is not None and pull.rectifier is not None:
             self._repair(pull, found, gradient, where)
         self._learn(source, found.value.view(self.graph.shapes[source]), found.error)
 
     def _inputs(self, node: Node, pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs | None:
-        """As `inputs`, or as found in an earlier walk from the same pull."""
+        """Return the result of `inputs`, reusing an earlier walk's result for the same pull."""
         before = self.solved.get(node)
         if before is None or not torch.equal(before[0], pull):
             self.solved[node] = before = (pull, inputs(pull, gradient, where, count))
         return before[1]
 
     def _repair(self, pull: Pull, found: Inputs, gradient: Tensor, where: Tensor) -> None:
-        """Begins anew if a row that does not fit shows another state of its rectifier."""
+        """Begin again if a row that does not fit shows other states of its ReLU."""
         assert pull.value is not None
         assert pull.open is not None
         assert pull.rectifier is not None
@@ -249,7 +255,7 @@ class _Walk:
             self._correct(pull.rectifier, found.odd, whole)
 
     def _correct(self, rectifier: Node, rows: Tensor, states: Tensor) -> None:
-        """Begins anew with other states (C, L) of some rows (C,), unless it has been done too often."""
+        """Begin again with other states (C, L) in some rows (C,), unless this ReLU was corrected too often."""
         old, times = self.rectifiers.get(rectifier), 1
         if old is not None:
             rows, states, times = rows | old.rows, torch.where(rows[:, None], states, old.states), old.times + 1
@@ -258,12 +264,12 @@ class _Walk:
             raise _Again
 
     def _linear(self, node: Node, pull: Pull) -> None:
-        """The inputs of a linear layer, from its weight's gradient."""
+        """Recover a linear layer's inputs from its weight gradient."""
         name, source = self._parameter(node, 2), self.graph.sources(node)[0]
         if pull.value is None:
             return
         if name is None or len(pull.value) != 1:
-            self._stop(node, "its weight's gradient is not that of one plain layer")
+            self._stop(node, "its gradient is not that of one plain linear layer")
             return
         sent, size = self.gradients[name], pull.value.norm()
         value = layer_input(sent[None], pull.value)
@@ -274,13 +280,13 @@ class _Walk:
         self._learn(source, value, (residual / size).expand_as(value))
 
     def _learn(self, node: Node, value: Tensor, error: Tensor) -> None:
-        """Keeps the surer of two readings."""
+        """Keep the more certain of two values."""
         error = error.reshape(value.shape)
         if node not in self.known or error.mean() < self.errors[node].mean():
             self.known[node], self.errors[node] = value, error
 
     def _invert(self, node: Node) -> None:
-        """What an operation took, from what it gave, if it is one to one."""
+        """Recover an operation's input from its output, if the operation is one to one."""
         sources = self.graph.sources(node)
         if node not in self.known or len(sources) != 1:
             return
@@ -294,7 +300,7 @@ class _Walk:
                 self._learn(source, (value - low) / (high - low), error / (high - low).abs())
 
     def _parameter(self, node: Node, place: int) -> str | None:
-        """The name of what stands at a place of a node's arguments, if it is sent and used but once."""
+        """Return the name of the parameter at argument `place` of a node, if it is sent and used only once."""
         other = node.args[place] if len(node.args) > place else None
         if isinstance(other, Node) and other.target is _OPS.t.default:
             other = other.args[0]
@@ -304,7 +310,7 @@ class _Walk:
         return name if name in self.gradients else None
 
     def _stop(self, node: Node, reason: str, pull: Pull | None = None) -> None:
-        """Notes why what a node takes was not read, and that no derivative of it is known where a pull is given."""
+        """Record why a node's inputs were not recovered. If a pull is given, mark their derivatives as unknown."""
         names = [self.graph.parameters[n] for n in node.all_input_nodes if n in self.graph.parameters]
         where = f"layer '{names[0].rpartition('.')[0]}'" if names else f"operation '{node.name}'"
         for source in self.graph.sources(node):

@@ -30,28 +30,28 @@ _POOLING = tuple(
     getattr(nn, f"{kind}Pool{d}d") for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for d in (1, 2, 3)
 )
 _FUNCTIONS = (nn.Sigmoid(), nn.Tanh(), nn.ReLU())
-"""What may stand between two layers without being one."""
+"""Functions that may stand between two layers without being layers themselves."""
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Layers from the image on, and the linear layer that they end at."""
+    """The layers from the image onward, and the linear layer at their end."""
 
     layers: tuple[Layer, ...]
     entry: Dense
 
 
 def chain_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...], generator: torch.Generator) -> Chain:
-    """The chain of a model up to its first linear layer with a bias.
+    """Return the chain up to a model's first linear layer with a bias.
 
     Args:
-        model: prepared; its own weights are not used.
+        model: prepared model; its own weights are not used.
         weights: the global model.
         image_shape: (C, H, W).
-        generator: of made-up images that are run through the model to see what its layers do.
+        generator: generator for made-up images, which are run through the model to see the effect of each layer.
 
     Raises:
-        InputError: there is no such chain, or not all of its layers can be inverted; with the layer and the reason.
+        InputError: There is no such chain, or a layer cannot be inverted. The message names the layer and the reason.
     """
     exact = Weights(_exact(weights.parameters), _exact(state_of(model, weights.buffers)))
     device = next(iter(exact.parameters.values())).device
@@ -68,7 +68,7 @@ def _exact(tensors: Any) -> dict[str, Tensor]:
 
 
 class _Tracer:
-    """Builds the chain, layer by layer, while made-up images (M, C, H, W) pass through the model."""
+    """Builder of the chain, layer by layer, while made-up images (M, C, H, W) pass through the model."""
 
     def __init__(self, weights: Weights, samples: Tensor) -> None:
         self.weights, self.samples = weights, samples
@@ -79,7 +79,7 @@ class _Tracer:
         self.calls: Counter[str] = Counter()
 
     def run(self, model: nn.Module) -> Tensor:
-        """The logits; raises `InputError` at the first layer that does not fit."""
+        """Return the logits. Raise `InputError` at the first layer that does not fit."""
         leaves = {name: m for name, m in model.named_modules() if not list(m.children())}
         handles = [
             m.register_forward_hook(lambda layer, args, out, name=name: self._pass(name, layer, args, out))
@@ -94,16 +94,18 @@ class _Tracer:
                 handle.remove()
 
     def chain(self) -> Chain:
-        """The layers found."""
+        """Return the layers found."""
         if self.entry is None:
-            raise InputError("the model has no linear layer with a bias, from whose gradients its inputs can be read")
+            raise InputError("the model has no linear layer with a bias, where RGAP begins: attack with iDLG")
         for layer in (*self.layers, self.entry):
             if self.calls[layer.name] > 1:
-                raise InputError(f"layer '{layer.name}' is used {self.calls[layer.name]} times: its gradient is a sum")
+                raise InputError(
+                    f"layer '{layer.name}' is used {self.calls[layer.name]} times: its gradient is a sum over the uses"
+                )
         return Chain(tuple(self.layers), self.entry)
 
     def _pass(self, name: str, layer: nn.Module, args: Any, out: Any) -> None:
-        """One layer of the model has been called."""
+        """Handle the call of one layer."""
         self.calls[name] += 1
         if self.entry is not None:
             return
@@ -114,7 +116,7 @@ class _Tracer:
         self.last = f"layer '{name}'"
 
     def _join(self, name: str, inputs: Tensor) -> None:
-        """Whatever the model did between the last layer and this one."""
+        """Account for the model's operations between the last layer and this one."""
         if _same(inputs, self.value):
             return
         for function in _FUNCTIONS:
@@ -122,8 +124,8 @@ class _Tracer:
                 self._add(f"{type(function).__name__} before {name}", function, self.value, inputs)
                 return
         raise InputError(
-            f"the inputs of layer '{name}' are not the outputs of {self.last}: sums, branches and functions between "
-            "layers cannot be walked back; write functions as layers (torch.nn.Sigmoid), or attack with iDLG"
+            f"layer '{name}' does not take its input directly from {self.last}: sums, branches and functions between "
+            "layers cannot be inverted; write functions as layers (torch.nn.Sigmoid), or attack with iDLG"
         )
 
     def _add(self, name: str, layer: nn.Module, inputs: Tensor, out: Tensor) -> None:
@@ -140,7 +142,7 @@ class _Tracer:
         self.outputs.append(out[:1])
 
     def _layer(self, name: str, layer: nn.Module, inputs: Tensor, out: Tensor) -> Layer | None:
-        """The layer as the recursion has it; ``None`` if it changes nothing."""
+        """Return the layer in its invertible form; ``None`` if it changes nothing."""
         if draws(layer):
             raise InputError(
                 f"layer '{name}' ({type(layer).__name__}) draws at random; use mode eval, or another attack"
@@ -161,8 +163,8 @@ class _Tracer:
         unknown, known = inputs[0].numel(), out[0].numel() + kernel.numel()
         if known < unknown:
             raise InputError(
-                f"layer '{name}' loses information: it has {unknown} inputs, and only {known} equations for them "
-                "(outputs and weights); take smaller strides or more channels, or attack with iDLG"
+                f"layer '{name}' loses information: it has {unknown} inputs and only {known} equations "
+                "(outputs and weights); use smaller strides or more channels, or attack with iDLG"
             )
         leading = [done for done in self.layers if isinstance(done, Scaled)]
         first = len(leading) == len(self.layers)
@@ -180,28 +182,31 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Means (D,), and twice the deviations: made-up images are not as varied as real ones."""
+    """Return means (D,) and twice the standard deviations, because real images vary more than made-up ones."""
     return values.mean(0), 2 * values.std(0).clamp(min=1e-3 * float(values.std()))
 
 
 def _geometry(name: str, layer: nn.Conv2d) -> dict[str, Any]:
-    both: Any = layer.padding  # of the two sides of each axis together
+    both: Any = layer.padding  # becomes the total padding on both sides of each axis
     if isinstance(both, str):
         both = [d * (k - 1) * (both == "same") for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     else:
         both = [2 * side for side in both]
     if layer.groups > 1 or layer.padding_mode != "zeros" or any(sides % 2 for sides in both):
-        raise InputError(f"layer '{name}': a convolution in groups, or not padded evenly with zeros, is not inverted")
+        raise InputError(
+            f"layer '{name}': a convolution with groups, or without even zero padding, cannot be inverted; "
+            "attack with iDLG"
+        )
     padding = tuple(sides // 2 for sides in both)
     return {"kernel_size": layer.kernel_size, "dilation": layer.dilation, "padding": padding, "stride": layer.stride}
 
 
 def _scaled(name: str, layer: nn.Module, inputs: Tensor, out: Tensor) -> Scaled:
-    """A layer that turns out to scale and shift each value; raises `InputError` for another."""
+    """Return a layer that scales and shifts each value, as its outputs show. Raise `InputError` for any other."""
     if isinstance(layer, _POOLING):
         raise InputError(f"layer '{name}' ({type(layer).__name__}) loses information: attack with iDLG")
     if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
-        raise InputError(f"layer '{name}' normalizes by its own batch, which cannot be walked back: use mode eval")
+        raise InputError(f"layer '{name}' normalizes by its own batch, which cannot be inverted: use mode eval")
     if inputs.shape == out.shape:
         centered = inputs - inputs.mean(0)
         factor = (centered * (out - out.mean(0))).sum(0) / centered.square().sum(0)
@@ -213,13 +218,13 @@ def _scaled(name: str, layer: nn.Module, inputs: Tensor, out: Tensor) -> Scaled:
 
 def _refusal(name: str, layer: nn.Module) -> str:
     return (
-        f"layer '{name}' ({type(layer).__name__}) cannot be inverted: RGAP walks back through Linear, Conv2d, Sigmoid, "
-        "Tanh, ReLU, LeakyReLU, ELU, Flatten and layers that scale each value only; attack with iDLG"
+        f"layer '{name}' ({type(layer).__name__}) cannot be inverted: RGAP inverts only Linear, Conv2d, Sigmoid, "
+        "Tanh, ReLU, LeakyReLU, ELU, Flatten and layers that scale each value; attack with iDLG"
     )
 
 
 def _check_gradient(chain: Chain, outputs: list[Tensor], model: nn.Module, weights: Weights, image: Tensor) -> None:
-    """Raises `InputError` unless the chain tells the gradient of an image: the model may have a way around it."""
+    """Raise `InputError` unless the chain reproduces an image's gradient, since the model may bypass the chain."""
     with torch.no_grad():
         label = functional_call(model, {**weights.parameters, **weights.buffers}, (image,)).argmin(1)
     sent = local_update(model, Batch(image, label), Plan(), weights).tensors
@@ -231,7 +236,7 @@ def _check_gradient(chain: Chain, outputs: list[Tensor], model: nn.Module, weigh
             true = sent[f"{layer.name}.weight"].view_as(told[0])
             if not (told[0] - true).norm() <= _AGREEMENT * true.norm():
                 raise InputError(
-                    f"layer '{layer.name}' does not get its gradient by way of layer '{chain.entry.name}' alone: "
+                    f"layer '{layer.name}' does not get its whole gradient through layer '{chain.entry.name}': "
                     "attack with iDLG"
                 )
         pull = layer.through(pull, outputs[place] if place < len(outputs) else pull)

@@ -1,4 +1,4 @@
-"""A convolution, walked backward: its inputs by least squares over all that is known of them."""
+"""Inversion of a convolution: its inputs by least squares over all known data."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from medpfl.attacks.inversion.least_squares import least_squares
 __all__ = ["Convolution"]
 
 _PROBE = 1e-2
-"""Tolerance of a solution that is to tell no more than the size of an error."""
+"""Tolerance for a solution that only has to show the size of an error."""
 
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """A two-dimensional convolution of inputs (C, H, W): at L places, O kernels of K = C * height * width weights.
+    """A two-dimensional convolution on inputs (C, H, W), with L output positions and O kernels.
+
+    Each kernel has K = C * height * width weights.
 
     Attributes:
         kernel: (O, K).
-        bias: (O, 1), zero where there is none.
+        bias: (O, 1), zero without a bias.
         shape: (C, H, W).
-        geometry: ``kernel_size``, ``dilation``, ``padding`` and ``stride`` of `torch.nn.functional.unfold`.
-        factor, shift: (D,) by which inputs are multiplied and shifted before it.
-        expected: of the inputs before that.
-        first: whether its inputs are the image.
+        geometry: ``kernel_size``, ``dilation``, ``padding`` and ``stride`` for `torch.nn.functional.unfold`.
+        factor, shift: (D,) scale and shift applied to the inputs before the convolution.
+        expected: prior for the inputs before scale and shift.
+        first: True if the inputs are the image.
     """
 
     name: str
@@ -44,27 +46,27 @@ class Convolution:
     first: bool
 
     def patches(self, inputs: Tensor) -> Tensor:
-        """(V, K, L) of flat inputs (V, D): what each kernel sees at each place, but for `shift`."""
+        """Return the input patches (V, K, L) for flat inputs (V, D), without `shift`."""
         return functional.unfold((self.factor * inputs).view(-1, *self.shape), **self.geometry)
 
     def shifted(self, inputs: Tensor) -> Tensor:
-        """(V, K, L) all that the kernels see."""
+        """Return the input patches (V, K, L) that the kernels receive."""
         return functional.unfold((self.factor * inputs + self.shift).view(-1, *self.shape), **self.geometry)
 
     def gathered(self, patches: Tensor) -> Tensor:
-        """(V, D): the transpose of `patches`."""
+        """Apply the transpose of `patches`; the result is (V, D)."""
         return self.factor * functional.fold(patches, self.shape[1:], **self.geometry).flatten(1)
 
     def through(self, pull: Tensor, out: Tensor) -> Tensor:
-        """(V, D) the loss's derivative by the inputs, from that by the outputs (V, O * L)."""
+        """Return the loss's derivative (V, D) with respect to the inputs, given the one for the outputs (V, O * L)."""
         return self.gathered(self.kernel.T @ pull.view(len(pull), len(self.kernel), -1))
 
     def told(self, pull: Tensor, inputs: Tensor) -> Tensor:
-        """(V, O, K) the kernels' gradient."""
+        """Return the kernels' gradient (V, O, K)."""
         return pull.view(len(pull), len(self.kernel), -1) @ self.shifted(inputs).transpose(1, 2)
 
     def back(self, out: Estimate, wire: Wire) -> Estimate:
-        """The most likely inputs; their error as seen on a probe, one number a channel."""
+        """Return the most likely inputs. Their error is measured on a probe, one value per channel."""
         system = _System(self, out, wire)
         fit = least_squares(system, system.right(out, wire), wire.steps, wire.tolerance)
         wire.taken.append(fit.steps)
@@ -73,8 +75,11 @@ class Convolution:
         return Estimate(value, weight, pull, torch.zeros_like(pull))
 
     def _weight(self, system: _System, wire: Wire) -> Tensor:
-        """The equations are scaled to noise of deviation 1, so a solution for such noise alone is an error's."""
-        # One probe for all: a victim's solution must not depend on its place in the stack.
+        """Return 1 / standard deviation of the inputs' errors, one value per channel.
+
+        The equations are scaled to unit noise, so the solution for pure noise has the size of an error.
+        """
+        # One probe for all: a victim's solution must not depend on its position in the stack.
         noise = torch.randn(sum(system.sizes), dtype=torch.float64, generator=wire.generator).to(self.kernel.device)
         probe = least_squares(system, noise.expand(len(wire.noise), -1), wire.steps, _PROBE)
         wire.taken.append(probe.steps)
@@ -83,9 +88,9 @@ class Convolution:
 
 
 class _System:
-    """What is known of a convolution's inputs, each equation divided by the deviation of its error.
+    """The equations for a convolution's inputs, each divided by the standard deviation of its error.
 
-    The outputs (O * L equations); the kernels' gradients (O * K); what inputs are expected to be (D).
+    They are the outputs (O * L equations), the kernels' gradients (O * K), and the inputs' prior (D).
     """
 
     def __init__(self, layer: Convolution, out: Estimate, wire: Wire) -> None:
@@ -93,25 +98,25 @@ class _System:
         form = (len(out.value), len(layer.kernel), -1)
         self.weight, self.pull = out.weight.view(form), out.pull.view(form)
         self.sizes = [out.value.shape[1], layer.kernel.numel(), layer.expected.mean.numel()]
-        # An error of the outputs' derivative reaches the gradients by way of the inputs, whose size is expected.
+        # An error in the outputs' derivative reaches the gradients times the inputs; the prior gives their size.
         size = layer.shifted(layer.expected.mean[None]).square().mean().sqrt()
         blur = out.blur.view(form).square().sum(2) * size.square()
         self.scale = (wire.noise.square() + blur).rsqrt()[:, :, None]
 
     def right(self, out: Estimate, wire: Wire) -> Tensor:
-        """(V, M) what is left of the right sides at the expected inputs."""
+        """Return the right sides (V, M), relative to the expected inputs."""
         seen = self.layer.shifted(self.layer.expected.mean[None])
         outputs = out.value.view(self.weight.shape) - self.layer.bias - self.layer.kernel @ seen
         sent = wire.gradients[f"{self.layer.name}.weight"].flatten(2)
         return self._rows(outputs, sent - self.pull @ seen.transpose(1, 2), torch.zeros_like(out.value[:, :1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(V, M)."""
+        """Return the left sides (V, M)."""
         seen = self.layer.patches(self.layer.expected.into(x))
         return self._rows(self.layer.kernel @ seen, self.pull @ seen.transpose(1, 2), x)
 
     def adjoint(self, residual: Tensor) -> Tensor:
-        """(V, D)."""
+        """Apply the transpose of `forward`; the result is (V, D)."""
         outputs, gradients, expected = residual.split(self.sizes, 1)
         back = self.layer.kernel.T @ (self.weight * outputs.reshape(self.weight.shape))
         back = back + (self.scale * gradients.unflatten(1, (len(self.layer.kernel), -1))).transpose(1, 2) @ self.pull

@@ -1,4 +1,4 @@
-"""Images by what the front of a network makes of them: a search without second derivatives."""
+"""A search for images by the values in a network's first layers, without second derivatives."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Front"]
 
 
 class Front(Problem):
-    """The squared distance of some nodes' values from those that were read, relative to their size.
+    """The squared distance between some nodes' values and the recovered ones, relative to their size.
 
-    Where values were rectified, what was rectified is compared: zeros say that it was not above, and a guess that is
-    rectified where the image is not has a slope.
+    Where values passed a ReLU, its inputs are compared: zeros only require inputs at or below zero, and a guess has a
+    slope even where its ReLU is off and the image's is on.
 
     Args:
-        graph: of the model.
-        targets: values (V, 1, ...) by node.
-        basis: of the images (1, C, H, W).
+        graph: the model's graph.
+        targets: recovered values (V, 1, ...) by node.
+        basis: coordinates for the images (1, C, H, W).
     """
 
     def __init__(self, graph: Graph, targets: dict[Node, Tensor], basis: Basis) -> None:
@@ -37,7 +37,7 @@ class Front(Problem):
         self.sizes = {k: t.flatten(1).square().sum(1).clamp(min=1e-30) for k, t in targets.items()}
 
     def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances (A,) and their gradients (A, D)."""
+        """Return distances (A,) and their gradients (A, D)."""
         z = z.detach().requires_grad_()
         with torch.enable_grad():
             loss = torch.stack([self._distance(k, made, rows) for k, made in self._made(z).items()]).sum(0)
@@ -45,16 +45,16 @@ class Front(Problem):
         return loss.detach(), slope
 
     def project(self, z: Tensor, step: int) -> Tensor:
-        """No constraint."""
+        """Return the variables unchanged: there is no constraint."""
         return z
 
     def images(self, z: Tensor) -> Tensor:
-        """(A, 1, C, H, W)."""
+        """Return the images (A, 1, C, H, W)."""
         shape = self.graph.shapes[self.graph.image]
         return self.basis.images(z.view(-1, *shape), len(shape) - 1)
 
     def variables(self, images: Tensor) -> Tensor:
-        """(A, D)."""
+        """Return the variables (A, D)."""
         return self.basis.coordinates(images, images.ndim - 2).flatten(1)
 
     def _made(self, z: Tensor) -> dict[Node, Tensor]:

@@ -1,4 +1,4 @@
-"""What images and the inputs of layers are before anything is measured of them."""
+"""Gaussian priors for images and for the inputs of layers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["Expected", "expected_images", "expected_values"]
 
 _SPECTRUM = Spectral(exponent=2.0, corner=4.0, color=0.3)
 _AMPLITUDE = 0.1
-"""Fitted to the medical images that ``benchmarks`` tunes on; no result is reported of them."""
+"""Fitted to the medical images on which ``benchmarks`` tunes; no reported result uses them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """Normal values (D,): `mean`, plus `into` of independent standard normal numbers.
+    """A normal prior for values (D,): `mean` plus `into` applied to independent standard normal values.
 
     Attributes:
         mean: (D,).
-        into: linear, (V, D) to (V, D).
+        into: linear map, (V, D) to (V, D).
         onto: its transpose.
     """
 
@@ -32,18 +32,18 @@ class Expected:
     onto: Callable[[Tensor], Tensor]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count, D)."""
+        """Draw values (count, D)."""
         numbers = torch.randn(count, len(self.mean), dtype=self.mean.dtype, generator=generator)
         return self.mean + self.into(numbers.to(self.mean.device))
 
 
 def expected_values(mean: Tensor, spread: Tensor) -> Expected:
-    """Independent values of given means and deviations (D,)."""
+    """Return a prior for independent values with the given means and standard deviations (D,)."""
     return Expected(mean, lambda c: c * spread, lambda x: x * spread)
 
 
 def expected_images(shape: tuple[int, ...], device: torch.device) -> Expected:
-    """Flat images (C, H, W): gray on average, and the amplitude of frequency f falls as (1 + f / 4) ** -2."""
+    """Return a prior for flat images (C, H, W): gray on average, with amplitude (1 + f / 4) ** -2 at frequency f."""
     axes, pixels = len(shape), torch.Size(shape).numel()
     unit = _AMPLITUDE * pixels**0.5
 

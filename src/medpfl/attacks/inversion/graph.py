@@ -25,7 +25,7 @@ __all__ = ["RECTIFIERS", "Graph", "exact", "graph_of"]
 _OPS = torch.ops.aten
 RECTIFIERS = {_OPS.relu.default}
 _ORDERED = (_OPS.max_pool2d_with_indices.default, operator.getitem)
-"""Between a rectifier and its maxima, the rectifier might as well come after them."""
+"""Operations through which a ReLU can be moved: before a maximum or after it, the values are the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +33,11 @@ class Graph:
     """The operations from the image to the output, all without side effects.
 
     Attributes:
-        image: the node that stands for the image (1, C, H, W).
-        output: the node of the logits.
-        nodes: all that depend on the image, the image first, each after what it takes.
-        fixed: values of those that do not, floating ones in float64.
-        shapes: of the values of `nodes` that are tensors.
+        image: node for the image (1, C, H, W).
+        output: node for the logits.
+        nodes: all nodes that depend on the image, the image first, each after its inputs.
+        fixed: the other nodes' values, floating-point ones in float64.
+        shapes: shapes for those `nodes` that are tensors.
         parameters: the model's parameters by node.
     """
 
@@ -49,21 +49,21 @@ class Graph:
     parameters: dict[Node, str]
 
     def sources(self, node: Node) -> list[Node]:
-        """What a node takes that depends on the image."""
+        """Return the inputs of a node that depend on the image."""
         return [other for other in node.all_input_nodes if other not in self.fixed]
 
     def call(self, node: Node, values: dict[Node, Any]) -> Any:
-        """The value of a node, from those of what it takes; those not given are `fixed`."""
+        """Return a node's value, given its inputs' values. Inputs not given are `fixed`."""
         return _call(node, lambda other: values[other] if other in values else self.fixed[other])
 
     def rectifier(self, node: Node) -> Node | None:
-        """The one that gives a node's values, or those of which it has the maxima."""
+        """Return the ReLU behind a node's values, directly or before maxima; ``None`` without one."""
         while node.target in _ORDERED:
             (node,) = self.sources(node)
         return node if node.target in RECTIFIERS else None
 
     def needed(self, wanted: Iterable[Node]) -> tuple[Node, ...]:
-        """Those of `nodes` that some need, and these themselves."""
+        """Return the `nodes` that the wanted ones need, including these."""
         found, open_ = set(), list(wanted)
         while open_:
             node = open_.pop()
@@ -75,7 +75,7 @@ class Graph:
     def run(
         self, image: Tensor, order: Sequence[Node], fixed: dict[Node, Any], skipped: Collection[Node] = ()
     ) -> dict[Node, Any]:
-        """Values of nodes, as `needed` orders them; those `skipped` hand on what they take."""
+        """Return the nodes' values, in the order from `needed`. A `skipped` node passes its input on."""
         values = {**fixed, self.image: image}
         for node in order:
             if node in skipped:
@@ -86,21 +86,21 @@ class Graph:
 
 
 def exact(tensors: Tensors) -> dict[str, Tensor]:
-    """The same on the CPU, floating ones in float64."""
+    """Return the same tensors on the CPU, floating-point ones in float64."""
     return {k: t.cpu().double() if t.is_floating_point() else t.cpu() for k, t in tensors.items()}
 
 
 def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -> Graph:
-    """The graph of a prepared model, on the CPU: what is read of it needs float64, and is little work.
+    """Return the graph of a prepared model, on the CPU: its use needs float64 and little time.
 
     Args:
-        model: prepared; its own weights are not used.
+        model: prepared model; its own weights are not used.
         weights: the global model.
         image_shape: (C, H, W).
 
     Raises:
-        InputError: what the model computes depends on more than tensors of fixed shapes, is drawn at random, or does
-            not depend on the image.
+        InputError: The model's operations depend on more than tensors of fixed shapes, draw at random, or do not depend
+            on the image.
     """
     for name, layer in model.named_modules():
         if draws(layer):
@@ -116,17 +116,17 @@ def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -
     try:
         with torch.no_grad():
             module = make_fx(functionalize(forward))(parameters, image)
-    except Exception as error:  # whatever a model of the user's does
+    except Exception as error:  # the user's model may raise anything
         raise InputError(
             f"the model's operations cannot be listed ({type(error).__name__}: {str(error)[:80]}...); they must not "
-            "depend on what is in the image: attack with GradInv"
+            "depend on the image's content: attack with GradInv"
         ) from error
     module.graph.eliminate_dead_code()
     return _sorted(module, parameters, image)
 
 
 def _sorted(module: GraphModule, parameters: dict[str, Tensor], image: Tensor) -> Graph:
-    """What depends on the image, and what does not."""
+    """Split the operations into those that depend on the image and those that do not."""
     *given, entry = [node for node in module.graph.nodes if node.op == "placeholder"]
     fixed: dict[Node, Any] = dict(zip(given, parameters.values(), strict=True))
     nodes, shapes = [entry], {entry: image.shape}
@@ -135,7 +135,7 @@ def _sorted(module: GraphModule, parameters: dict[str, Tensor], image: Tensor) -
             fixed[node] = getattr(module, str(node.target))
         elif node.op == "call_function":
             seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-            if seeded and "attention" not in node.name:  # which may drop values, and is walked back by nobody
+            if seeded and "attention" not in node.name:  # attention has optional dropout; no attack passes it anyway
                 raise InputError(f"operation '{node.name}' of the model draws at random: attack with GradInv")
             if all(other in fixed for other in node.all_input_nodes):
                 with torch.no_grad():
@@ -147,7 +147,7 @@ def _sorted(module: GraphModule, parameters: dict[str, Tensor], image: Tensor) -
                 shapes[node] = shape
     (output,) = next(node for node in module.graph.nodes if node.op == "output").all_input_nodes
     if output not in shapes:
-        raise InputError("the model's output is no tensor that depends on the image: attack with GradInv")
+        raise InputError("the model's output is not a tensor that depends on the image: attack with GradInv")
     return Graph(entry, output, tuple(nodes), fixed, shapes, dict(zip(given, parameters, strict=True)))
 
 

@@ -1,8 +1,9 @@
-"""A convolution's inputs from the gradient of its kernels, one small system for all of its channels.
+"""A convolution's inputs from its kernels' gradient, by one small system shared by all channels.
 
-Of outputs with derivatives p at L places, the kernels' gradient is ``G[o, c, k] = sum_l p[o, l] x[c, place(k, l)]``:
-linear in the inputs, each channel of them for itself, and of one matrix. Rectified networks leave most rows of p in
-doubt at a place or two; the equations are many times the unknowns, so that rows which do not fit can be told.
+For output derivatives p at L positions, the kernels' gradient is ``G[o, c, k] = sum_l p[o, l] x[c, place(k, l)]``. It
+is linear in the inputs, separately for each channel, with the same matrix. In ReLU networks, most rows of p are
+uncertain at a position or two. There are many times more equations than unknowns, so rows that do not fit can be
+detected.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from torch.nn import functional
 __all__ = ["Inputs", "active", "inputs", "places", "pulls"]
 
 _SINGULAR = 1e8
-"""Inflation of the variance of an input by the others, from which on the system does not tell it."""
+"""Variance inflation of an input by the others above which the system does not determine it."""
 
 _ODD = 30.0
-"""A row whose residual is so many times the median does not fit, where float32 is all that there is to it."""
+"""A row does not fit if its residual is this many times the median and float32 is the only source of error."""
 
 _ROUNDED, _SPOILED = 1e-6, 3.0
-"""Relative residual up to which float32 is cause enough. A median above it may be that of a solution which a row in
-doubt has spoiled: then rows of so many times the median do not fit."""
+"""Relative residual that float32 alone can cause. A larger median may come from a solution spoiled by an uncertain
+row. Then rows beyond `_SPOILED` times the median do not fit."""
 
 _TRIMS, _SPARE = 16, 1.5
-"""Rows are left out at most so often, and equations kept at least so many times the unknowns."""
+"""Maximum number of times rows are left out, and minimum ratio of equations to unknowns."""
 
 
 class Inputs(NamedTuple):
-    """Inputs of C channels at D places, as a kernel's gradient tells them.
+    """Inputs with C channels at D positions, as a kernel's gradient determines them.
 
     Attributes:
-        value: (C, D).
-        error: (C, D) its deviation, as the residuals show it.
+        value: (C, D) inputs.
+        error: (C, D) their standard deviation, from the residuals.
         odd: (O,) output channels whose rows do not fit.
-        residual: median of the relative residuals of the others.
+        residual: median relative residual of the other rows.
     """
 
     value: Tensor
@@ -46,12 +47,12 @@ class Inputs(NamedTuple):
 
 
 def places(size: tuple[int, ...], kernel: tuple[int, ...], geometry: dict[str, Any]) -> Tensor:
-    """(K, L) which of the D inputs each weight of a kernel meets at each place of the outputs; D: padding.
+    """Return which of the D inputs each kernel weight meets at each output position (K, L); D for padding.
 
     Args:
         size: (H, W) of the inputs.
         kernel: (height, width).
-        geometry: ``stride``, ``padding`` and ``dilation`` of `torch.nn.functional.unfold`.
+        geometry: ``stride``, ``padding`` and ``dilation`` for `torch.nn.functional.unfold`.
     """
     count = size[0] * size[1]
     numbers = torch.arange(1, count + 1, dtype=torch.float64).view(1, 1, *size)
@@ -60,12 +61,12 @@ def places(size: tuple[int, ...], kernel: tuple[int, ...], geometry: dict[str, A
 
 
 def inputs(pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs | None:
-    """The inputs by least squares over the rows that fit; ``None`` where the system does not determine them all.
+    """Return the inputs by least squares over the rows that fit; ``None`` if the system does not determine them all.
 
     Args:
-        pull: (O, L) derivative of the loss by the outputs.
-        gradient: (O, C, K) of the kernels.
-        where: as `places` has it.
+        pull: (O, L) the loss's derivative with respect to the outputs.
+        gradient: (O, C, K) the kernels' gradient.
+        where: result from `places`.
         count: D.
     """
     channels, weights = len(pull), len(where)
@@ -94,9 +95,9 @@ def inputs(pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs 
 
 
 def _shares(rest: Tensor, size: Tensor, keep: Tensor) -> tuple[Tensor, float, float]:
-    """Residuals (O,) against the sizes of rows, their median among some, and the limit of those that fit.
+    """Return residuals (O,) relative to row size, their median among the kept rows, and the limit for rows that fit.
 
-    Rounding is a share of each row; noise is the same of all, so that small rows seem not to fit.
+    Rounding is proportional to a row. Noise is the same for all rows, so small rows seem not to fit.
     """
     share = torch.where(size > 0, rest / size, 0.0)
     median = float(share[keep].median())
@@ -108,7 +109,7 @@ def _shares(rest: Tensor, size: Tensor, keep: Tensor) -> tuple[Tensor, float, fl
 
 
 def _solve(system: Tensor, sent: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Inputs (D, C), and the roots (D,) of the diagonal of the inverse of the normal matrix."""
+    """Return inputs (D, C), and the square roots (D,) of the inverse normal matrix's diagonal."""
     matrix, right = system.flatten(0, 1), sent.flatten(0, 1)
     normal = matrix.T @ matrix
     factor, failed = torch.linalg.cholesky_ex(normal)
@@ -121,7 +122,7 @@ def _solve(system: Tensor, sent: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def pulls(value: Tensor, gradient: Tensor, where: Tensor) -> Tensor | None:
-    """(R, L) derivatives by the outputs of some channels, from the inputs (C, D) and gradients (R, C, K) of these."""
+    """Return derivatives (R, L) for some output channels, from the inputs (C, D) and gradients (R, C, K)."""
     padded = torch.cat([value, torch.zeros_like(value[:, :1])], 1)
     seen = padded[:, where].flatten(0, 1).T  # (L, C * K)
     factor, failed = torch.linalg.cholesky_ex(seen @ seen.T)
@@ -129,13 +130,13 @@ def pulls(value: Tensor, gradient: Tensor, where: Tensor) -> Tensor | None:
 
 
 def active(pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Tensor | None:
-    """(O, L) which outputs a rectifier behind them passed; ``None`` where that cannot be told.
+    """Return which outputs (O, L) the next ReLU passed; ``None`` if that cannot be determined.
 
-    At the rim of a small map some weights of a kernel meet one place's inputs and padding at all others, so that their
-    gradient is zero unless that place was passed.
+    At the border of a small map, some kernel weights meet one position's inputs, and padding at all others. Their
+    gradient is zero unless the ReLU passed that position.
 
     Args:
-        pull: (O, L) derivative by the outputs if all had been passed.
+        pull: (O, L) derivative with respect to the outputs if all had been passed.
         gradient, where, count: as in `inputs`.
     """
     real = where < count

@@ -1,4 +1,4 @@
-"""Layers, walked backward: from what is known of a layer's outputs to what is known of its inputs.
+"""Inversion of layers: from an estimate of a layer's outputs to one of its inputs.
 
 All in float64, for V victims at once, with values flattened to (V, D).
 """
@@ -19,18 +19,18 @@ from medpfl.core.types import Tensors
 __all__ = ["Activation", "Dense", "Estimate", "Layer", "Scaled", "Wire", "layer_input", "measured", "noise_of"]
 
 _ROUNDING = 0.5
-"""A float's error, in units of its type's epsilon."""
+"""Rounding error of a float, in units of its dtype's machine epsilon."""
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """What is known of values that a network computed.
+    """An estimate of values that a network computed.
 
     Attributes:
-        value: (V, D).
-        weight: (V, D) 1 / deviation of its error; 0: nothing is known.
-        pull: (V, D) the loss's derivative by it.
-        blur: (V, D) deviation of the error of `pull`.
+        value: (V, D) estimate.
+        weight: (V, D) 1 / its error's standard deviation; 0: nothing is known.
+        pull: (V, D) the loss's derivative with respect to the value.
+        blur: (V, D) standard deviation of the error in `pull`.
     """
 
     value: Tensor
@@ -41,14 +41,14 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Wire:
-    """What was sent, and how to solve for what it says.
+    """The sent gradients, and settings for solving them.
 
     Attributes:
         gradients: (V, ...) by parameter, in float64.
-        noise: (V, 1) deviation of the noise on them, as they show it themselves.
-        steps, tolerance: of the least squares of each layer.
-        generator: of the probes that tell the error of a solution.
-        taken: (V,) iterations of each solution so far.
+        noise: (V, 1) standard deviation of their noise, estimated from themselves.
+        steps, tolerance: settings of each layer's least squares.
+        generator: generator for the probes that measure a solution's error.
+        taken: (V,) iterations for each solution so far.
     """
 
     gradients: Tensors
@@ -64,38 +64,40 @@ class Layer(Protocol):
 
     @property
     def name(self) -> str:
-        """As the model has it."""
+        """The layer's name in the model."""
         ...
 
     def back(self, out: Estimate, wire: Wire) -> Estimate:
-        """From its outputs to its inputs."""
+        """Estimate the inputs from the outputs."""
         ...
 
     def through(self, pull: Tensor, out: Tensor) -> Tensor:
-        """The loss's derivative by its inputs, from that by its outputs, and the outputs."""
+        """Return the loss's derivative with respect to the inputs, given that for the outputs, and the outputs."""
         ...
 
     def told(self, pull: Tensor, inputs: Tensor) -> Tensor | None:
-        """Its weight's gradient (V, O, I), flat inputs (V, D) given; ``None`` where none is used."""
+        """Return the weight's gradient (V, O, I), given flat inputs (V, D); ``None`` for layers without a weight."""
         ...
 
 
 def layer_input(weight: Tensor, pull: Tensor) -> Tensor:
-    """The only input (V, I) of a linear layer, from the gradients of its weight (V, O, I) and outputs (V, O).
+    """Return a linear layer's single input (V, I) from the gradients of its weight (V, O, I) and outputs (V, O).
 
-    The weight's gradient is their outer product; that of the outputs is the bias's gradient (Phong et al. 2018,
-    IEEE TIFS 13(5), section III; Geiping et al. 2020, arXiv:2003.14053, proposition 3.1). All rows count, by least
-    squares. Not finite where `pull` is zero.
+    The weight's gradient is the outer product of input and output gradient, and the output gradient is the bias's
+    (Phong et al. 2018, IEEE TIFS 13(5), section III; Geiping et al. 2020, arXiv:2003.14053, proposition 3.1). The
+    solution is by least squares over all rows. It is not finite where `pull` is zero.
     """
     return torch.einsum("vo,voi->vi", pull, weight) / pull.square().sum(1, keepdim=True)
 
 
 def noise_of(weight: Tensor, pull: Tensor, epsilon: float) -> Tensor:
-    """(V, 1) deviation of the noise on a linear layer's gradients: without any, the matrix has rank one.
+    """Return the noise's standard deviation (V, 1) on a linear layer's gradients.
+
+    Without noise, the weight's gradient has rank one.
 
     Args:
         weight, pull: as in `layer_input`.
-        epsilon: of the type that was sent: nothing is more exact than its rounding.
+        epsilon: machine epsilon of the sent dtype; nothing is more exact than its rounding.
     """
     rest = weight - pull[:, :, None] * layer_input(weight, pull)[:, None]
     freedoms = max(weight.shape[1] - 1, 1) * weight.shape[2]
@@ -104,7 +106,7 @@ def noise_of(weight: Tensor, pull: Tensor, epsilon: float) -> Tensor:
 
 
 def measured(weight: Tensor, pull: Tensor, noise: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """A linear layer's input (V, I) and its `Estimate.weight`, given its expected mean and spread (I,)."""
+    """Return a linear layer's input (V, I) and its `Estimate.weight`, given prior mean and spread (I,)."""
     value = layer_input(weight, pull)
     precision = pull.square().sum(1, keepdim=True) / (noise.square() * (1 + value.square()))
     total = precision + spread**-2
@@ -113,35 +115,35 @@ def measured(weight: Tensor, pull: Tensor, noise: Tensor, mean: Tensor, spread: 
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """A layer that multiplies each value by a number and adds another, (D,) each: normalization."""
+    """A layer that multiplies each value by a factor (D,) and adds a shift (D,), such as normalization."""
 
     name: str
     factor: Tensor
     shift: Tensor
 
     def back(self, out: Estimate, wire: Wire) -> Estimate:
-        """Its inverse."""
+        """Invert the scaling."""
         value = (out.value - self.shift) / self.factor
         size = self.factor.abs()
         return Estimate(value, out.weight * size, self.through(out.pull, out.value), out.blur * size)
 
     def through(self, pull: Tensor, out: Tensor) -> Tensor:
-        """Times the factor."""
+        """Multiply by the factor."""
         return pull * self.factor
 
     def told(self, pull: Tensor, inputs: Tensor) -> None:
-        """Nothing."""
+        """Return ``None``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """A function of each value, increasing where it has a slope.
+    """A function of each value that increases wherever it has a slope.
 
     Attributes:
-        inverse: input from output.
-        slope: derivative of the output by the input, from the output.
-        low, high: between which outputs lie.
-        dead: whether outputs at `low` say nothing of the input.
+        inverse: function from output to input.
+        slope: function from output to the output's derivative with respect to the input.
+        low, high: the outputs' range.
+        dead: True if outputs at `low` reveal nothing about the input.
     """
 
     name: str
@@ -152,22 +154,22 @@ class Activation:
     dead: bool = False
 
     def back(self, out: Estimate, wire: Wire) -> Estimate:
-        """Errors grow where the function is flat."""
+        """Invert the function. Errors grow where it is flat."""
         value = self._within(out)
         slope, bend = self.slope(value), grad(lambda h: self.slope(h).sum())(value)
         return Estimate(self.inverse(value), out.weight * slope, out.pull * slope, (out.pull * bend).abs() / out.weight)
 
     def through(self, pull: Tensor, out: Tensor) -> Tensor:
-        """Times the slope."""
+        """Multiply by the slope."""
         return pull * self.slope(out)
 
     def told(self, pull: Tensor, inputs: Tensor) -> None:
-        """Nothing."""
+        """Return ``None``."""
 
     def _within(self, out: Estimate) -> Tensor:
         if self.dead:
             return torch.where(out.value * out.weight < 3, self.low, out.value)
-        margin = (0.25 / out.weight).clamp(1e-9, 0.05)  # how near to its bounds an output may lie for all we know
+        margin = (0.25 / out.weight).clamp(1e-9, 0.05)  # inverses diverge at the bounds
         return torch.minimum(torch.maximum(out.value, self.low + margin), self.high - margin)
 
 
@@ -176,8 +178,8 @@ class Dense:
     """A linear layer.
 
     Attributes:
-        matrix: (O, I).
-        mean, spread: (I,) of its inputs, expected.
+        matrix: (O, I) weight.
+        mean, spread: (I,) prior for its inputs.
     """
 
     name: str
@@ -186,16 +188,16 @@ class Dense:
     spread: Tensor
 
     def back(self, out: Estimate, wire: Wire) -> Estimate:
-        """Its inputs, from its weight's gradient and the derivative by its outputs; of these, nothing else is used."""
+        """Estimate the inputs from the weight's gradient and the outputs' derivative, not from the outputs."""
         weight = wire.gradients[f"{self.name}.weight"]
         value, sure = measured(weight, out.pull, wire.noise, self.mean, self.spread)
         pull = self.through(out.pull, value)
         return Estimate(value, sure, pull, torch.zeros_like(pull))
 
     def through(self, pull: Tensor, out: Tensor) -> Tensor:
-        """Times the matrix."""
+        """Multiply by the matrix."""
         return pull @ self.matrix
 
     def told(self, pull: Tensor, inputs: Tensor) -> Tensor:
-        """The outer product."""
+        """Return the outer product."""
         return pull[:, :, None] * inputs[:, None]

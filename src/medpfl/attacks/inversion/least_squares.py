@@ -1,4 +1,4 @@
-"""Linear least squares of V independent problems at once, without their matrices."""
+"""Linear least squares for V independent problems at once, without their matrices."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ __all__ = ["Equations", "Fit", "least_squares"]
 
 
 class Equations(Protocol):
-    """The left sides of V systems of M equations in D unknowns."""
+    """The left sides of V systems with M equations in D unknowns."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(V, M) from unknowns (V, D)."""
+        """Return the left sides (V, M) for unknowns (V, D)."""
         ...
 
     def adjoint(self, residual: Tensor) -> Tensor:
-        """(V, D): the transposed systems on (V, M)."""
+        """Apply the transposed systems to (V, M); the result is (V, D)."""
         ...
 
 
 class Fit(NamedTuple):
-    """Unknowns (V, D), and iterations (V,) that each system took."""
+    """Unknowns (V, D), and iterations (V,) for each system."""
 
     x: Tensor
     steps: Tensor
 
 
 def least_squares(equations: Equations, right: Tensor, steps: int, tolerance: float) -> Fit:
-    """Conjugate gradients on the normal equations (CGLS: Hestenes and Stiefel 1952; Bjorck 1996, section 7.4).
+    """Solve by conjugate gradients on the normal equations (CGLS: Hestenes and Stiefel 1952; Bjorck 1996, section 7.4).
 
     Args:
-        equations: the left sides.
-        right: (V, M).
-        steps: iterations at most.
-        tolerance: a system is solved once the gradient of its squared residual has fallen to this part of its first.
+        equations: left sides.
+        right: (V, M) right sides.
+        steps: maximum iterations.
+        tolerance: fraction of its initial size to which the gradient of a system's squared residual must fall.
     """
     residual = right.clone()
     gradient = equations.adjoint(residual)

@@ -1,4 +1,4 @@
-"""Which operations of a `Graph` a derivative passes, whatever the values are."""
+"""Operations in a `Graph` that a derivative can pass, whatever the values are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["PLACEWISE", "SHAPES", "SLOPES", "derivative", "is_affine", "obstacle
 
 _OPS = torch.ops.aten
 PLACEWISE = {_OPS.add.Tensor, _OPS.sub.Tensor, _OPS.mul.Tensor, _OPS.div.Tensor, _OPS.native_batch_norm.default}
-"""Affine, with outputs that depend on the input of the same channel and place alone."""
+"""Affine operations whose outputs depend only on the input at the same channel and position."""
 
 _AFFINE = PLACEWISE | {
     _OPS.addmm.default,
@@ -43,11 +43,11 @@ SLOPES: dict[Any, Callable[[Tensor], Tensor]] = {
     _OPS.sigmoid.default: lambda h: h * (1 - h),
     _OPS.tanh.default: lambda h: 1 - h.square(),
 }
-"""By the output."""
+"""Slopes as functions of the output."""
 
 
 def is_affine(graph: Graph, node: Node) -> bool:
-    """Whether a node is affine in all that it takes of the image."""
+    """Return True if a node is affine in all its inputs that depend on the image."""
     sources = graph.sources(node)
     if node.target in (_OPS.mul.Tensor, _OPS.div.Tensor):
         return sources == [node.args[0]] or (node.target is _OPS.mul.Tensor and len(sources) == 1)
@@ -59,7 +59,10 @@ def is_affine(graph: Graph, node: Node) -> bool:
 
 
 def derivative(graph: Graph, node: Node, pull: Tensor | None) -> Sequence[Tensor | None]:
-    """The loss's derivatives by what an affine node takes, from that by itself; ``None`` where it is not known."""
+    """Return the loss's derivatives with respect to an affine node's inputs, given the node's own.
+
+    They are ``None`` if that is unknown.
+    """
     sources = graph.sources(node)
     if pull is None:
         return [None] * len(sources)
@@ -73,7 +76,7 @@ def derivative(graph: Graph, node: Node, pull: Tensor | None) -> Sequence[Tensor
 
 
 def obstacle(node: Node) -> str:
-    """Why a derivative does not pass an operation."""
+    """Return why a derivative cannot pass an operation."""
     if node.target is _OPS.native_batch_norm.default:
-        return "batch norm in train mode mixes places: use mode eval"
-    return f"how derivatives pass {str(node.target).split('.')[1]} depends on values that nothing tells"
+        return "batch norm in train mode mixes positions: use mode eval"
+    return f"the derivative of {str(node.target).split('.')[1]} depends on values that the gradient does not reveal"

@@ -17,19 +17,20 @@ from medpfl.federated.ready import state_of
 __all__ = ["PatchEmbedding", "embedding_of"]
 
 _AGREEMENT = 1e-3
-"""Of two float32 gradients that are one; the others of a transformer differ by all of their size."""
+"""Largest relative difference between two float32 gradients that are the same. A transformer's other gradients
+differ by their whole size."""
 
 
 @dataclass(frozen=True, eq=False)
 class PatchEmbedding:
-    """A convolution whose kernels do not overlap, and the learned positions that are added to its outputs.
+    """A convolution whose kernels do not overlap, and the learned positions added to its outputs.
 
     Attributes:
-        weight, positions: names of their parameters.
-        first: token of the first patch: 1 after a class token.
+        weight, positions: parameter names.
+        first: index of the first patch's token: 1 after a class token.
         kernel: sides of a patch.
-        shape: (C, H, W) or (C, D, H, W) of what it gets.
-        factor, shift: of the same shape; what it gets is the image times the one plus the other.
+        shape: (C, H, W) or (C, D, H, W) of the convolution's input.
+        factor, shift: with this shape; the convolution's input is the image times `factor` plus `shift`.
     """
 
     weight: str
@@ -46,7 +47,7 @@ class PatchEmbedding:
         return tuple(side // edge for side, edge in zip(self.shape[1:], self.kernel, strict=True))
 
     def cut(self, values: Tensor) -> Tensor:
-        """(V, T, K) patches, flat as the kernels are, of (V, C, H, W)."""
+        """Cut values (V, C, H, W) into patches (V, T, K), flattened like the kernels."""
         axes = len(self.kernel)
         pairs = [side for both in zip(self.grid, self.kernel, strict=True) for side in both]
         split = values.reshape(len(values), self.shape[0], *pairs)
@@ -54,7 +55,7 @@ class PatchEmbedding:
         return split.permute(order).flatten(1 + axes).flatten(1, axes)
 
     def joined(self, patches: Tensor) -> Tensor:
-        """(V, C, H, W) of (V, T, K): the inverse of `cut`."""
+        """Join patches (V, T, K) to (V, C, H, W): the inverse of `cut`."""
         axes = len(self.kernel)
         split = patches.reshape(len(patches), *self.grid, self.shape[0], *self.kernel)
         order = [0, 1 + axes, *(place for i in range(axes) for place in (1 + i, 2 + axes + i))]
@@ -64,16 +65,17 @@ class PatchEmbedding:
 def embedding_of(
     model: nn.Module, weights: Weights, image_shape: tuple[int, ...], generator: torch.Generator
 ) -> PatchEmbedding:
-    """The patch embedding of a model, checked against the model's own gradients.
+    """Return a model's patch embedding, checked against the model's own gradients.
 
     Args:
-        model: prepared; its own weights are not used.
+        model: prepared model; its own weights are not used.
         weights: the global model.
         image_shape: (C, H, W) or (C, D, H, W).
-        generator: of made-up images.
+        generator: generator for made-up images.
 
     Raises:
-        InputError: it has none whose positions get the gradient of the projected patches; with the reason.
+        InputError: No patch embedding has positions that receive the projected patches' gradient. The message gives the
+            reason.
     """
     device = next(iter(weights.parameters.values())).device
     made = torch.rand(1, *image_shape, generator=generator).to(device)
@@ -90,7 +92,7 @@ def embedding_of(
             patches = outputs.shape[0]
             if patches > (width := outputs.shape[1]):
                 raise InputError(
-                    f"layer '{name}' has {width} channels for {patches} patches: the gradient of its weight is fewer "
+                    f"layer '{name}' has {width} channels for {patches} patches: its weight gradient gives fewer "
                     "equations than unknowns; attack with iDLG"
                 )
             return found
@@ -98,17 +100,17 @@ def embedding_of(
 
 
 _NONE = (
-    "the model cuts no image into patches: APRIL reads patch embeddings (Conv2d or Conv3d, stride as large as the "
-    "kernel, of the image itself) with learned positions; attack with iDLG"
+    "the model has no patch embedding: APRIL needs a Conv2d or Conv3d on the image itself, with stride equal to kernel "
+    "size, and learned positions; attack with iDLG"
 )
 _NO_POSITIONS = (
-    "the patches of layer '{name}' get no learned positions of their own, whose gradient would be theirs: attack with "
-    "iDLG"
+    "the patches of layer '{name}' have no learned positions of their own, whose gradients would reveal them: attack "
+    "with iDLG"
 )
 
 
 def _added(outputs: Tensor, gradients: dict[str, Tensor]) -> Iterator[tuple[str, int]]:
-    """Parameters that get the gradient (T, D) of the projected patches, and from which token on."""
+    """Yield the parameters that receive the gradient (T, D) of the projected patches, and the first patch's token."""
     patches, width = outputs.shape
     for name, gradient in gradients.items():
         if gradient.ndim < 2 or gradient.shape[-1] != width or gradient.numel() < outputs.numel():
@@ -128,7 +130,7 @@ class _Calls:
         self.state = {**weights.parameters, **state_of(model, weights.buffers)}
 
     def scales(self, made: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of each layer that cuts patches out of the image: what it gets, as a multiple of the image and a shift."""
+        """Return, for each layer that cuts the image into patches, its input as factor and shift of the image."""
         trials = torch.cat([torch.zeros_like(made), torch.ones_like(made), made])
         caught: dict[str, Tensor] = {}
 
@@ -153,7 +155,10 @@ class _Calls:
         return found
 
     def gradients(self, made: Tensor, name: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of a number made from the model's outputs: by the layer's outputs (T, D), and by all parameters."""
+        """Return derivatives of a scalar made from the model's outputs.
+
+        They are taken with respect to the layer's outputs (T, D), and to all parameters.
+        """
         parameters = {k: t.detach().requires_grad_() for k, t in self.weights.parameters.items()}
         caught: list[Any] = []
         handle = self.model.get_submodule(name).register_forward_hook(lambda _, __, out: caught.append(out))
@@ -171,7 +176,7 @@ class _Calls:
 
 
 def _cuts(layer: nn.Module) -> bool:
-    """Whether each number that it gets goes into one output place."""
+    """Return True if the layer is a convolution whose patches do not overlap."""
     if not isinstance(layer, nn.Conv2d | nn.Conv3d) or layer.groups > 1 or isinstance(layer.padding, str):
         return False
     flush = tuple(layer.stride) == tuple(layer.kernel_size) and not any(layer.padding)

@@ -17,13 +17,16 @@ from medpfl.core.types import Observation
 __all__ = ["Inverted", "check_plans", "invert"]
 
 _TOGETHER = 64
-"""Victims that are solved for at once: at 32 pixels a LeNet takes a few MB for each."""
+"""Number of victims solved at once. At 32 pixels, a LeNet takes a few MB for each."""
 
 
 class Inverted(NamedTuple):
-    """Images (V, 1, C, H, W) in float64, not clamped, not finite where there are none.
+    """An inversion's result.
 
-    `steps`, the iterations (V,) of the layer that took most, and `total`, those of all layers and probes.
+    Attributes:
+        images: (V, 1, C, H, W) in float64, not clamped; not finite where there is no solution.
+        steps: (V,) iterations in the layer with the most.
+        total: (V,) iterations in all layers and probes.
     """
 
     images: Tensor
@@ -32,30 +35,30 @@ class Inverted(NamedTuple):
 
 
 def check_plans(plans: tuple[Plan, ...]) -> None:
-    """Raises `InputError` for an update that is no gradient of a single image."""
+    """Raise `InputError` for an update that is not the gradient of a single image."""
     reason, plan = None, plans[0]
     if len(plans) > 1:
         reason = f"a sum over {len(plans)} clients"
     elif plan.images > 1:
-        reason = f"an update of {plan.images} images: gradients are sums over them"
+        reason = f"an update of {plan.images} images: gradients sum over images"
     elif plan.steps > 1:
-        reason = f"an update of {plan.steps} steps: each has a gradient of its own"
+        reason = f"an update of {plan.steps} steps: each step has its own gradient"
     elif plan.algorithm == "FedAvg" and plan.weight_decay:
         reason = "weight decay"
     if reason:
-        raise InputError(f"an analytic attack reads one gradient of one image, not {reason}; attack with iDLG")
+        raise InputError(f"an analytic attack needs one gradient of one image, not {reason}; attack with iDLG")
 
 
 def invert(seen: Observation, generator: torch.Generator, steps: int, tolerance: float) -> Inverted:
-    """Images from the first view of an observation.
+    """Return images from an observation's first view.
 
     Args:
-        seen: the observation.
-        generator: of made-up images and of the probes for errors.
-        steps, tolerance: of each layer's least squares.
+        seen: observation.
+        generator: generator for made-up images and for the probes that measure errors.
+        steps, tolerance: settings of each layer's least squares.
 
     Raises:
-        InputError: the plan or the model does not allow it; with the layer and the reason.
+        InputError: The plan or the model does not allow it. The message names the layer and the reason.
     """
     view = seen.views[0]
     check_plans(view.plans)
@@ -73,7 +76,7 @@ def _some(
 ) -> Inverted:
     sent = seen.views[0].update.tensors
     epsilon = torch.finfo(next(iter(sent.values())).dtype).eps
-    # A common factor, as that of a local step, cancels.
+    # A common factor, such as a local step's learning rate, cancels.
     gradients = {k: t.double() for k, t in pick(dict(sent), rows).items()}
     weight, pull = (gradients[f"{chain.entry.name}.{kind}"] for kind in ("weight", "bias"))
     none = torch.zeros(len(rows), dtype=torch.long, device=pull.device)

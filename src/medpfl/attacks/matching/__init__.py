@@ -1,4 +1,4 @@
-"""Gradient matching: the search that most attacks are settings of. ``__all__`` is the registry of its parts."""
+"""Gradient matching: the search behind most attacks. ``__all__`` is the registry of its parts."""
 
 from medpfl.attacks.matching.constraints import Box, Free
 from medpfl.attacks.matching.labels import Joint, LastLayer

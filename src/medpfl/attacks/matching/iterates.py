@@ -1,4 +1,4 @@
-"""The iterates of a search, every n-th of them, for the auditor."""
+"""A search's iterates, every n-th one, kept for the auditor."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ __all__ = ["Iterates"]
 
 
 class Iterates:
-    """Images of V victims at every n-th step of every start, the first included; nothing if none are asked for.
+    """Images of V victims at every n-th step of every restart, the first included; none unless requested.
+
+    n is the smallest interval that keeps at most the requested number after the first.
 
     Args:
         victims: V.
-        steps: of one start; n is the least for which no more than asked for are kept after the first.
+        steps: steps per restart.
     """
 
     def __init__(self, victims: int, steps: int) -> None:
@@ -30,7 +32,10 @@ class Iterates:
         self.kept: list[list[Tensor]] = [[] for _ in range(victims)]
 
     def keeper(self, stage: Matching, victims: Tensor, done: int) -> Keeper | None:
-        """Keeps the iterates of a stage of some victims (A,) that begins after so many steps."""
+        """Return a function that keeps a stage's iterates for some victims (A,), or ``None`` if none are requested.
+
+        The stage begins after `done` steps.
+        """
         if not self.every:
             return None
         steps = count(done)
@@ -46,7 +51,7 @@ class Iterates:
         return keep
 
     def stacked(self) -> Tensor | None:
-        """(V, T, N, C, H, W) in [0, 1]; of a victim that ended early, the last one again and again."""
+        """Return the images (V, T, N, C, H, W) in [0, 1]. The last image repeats for a victim that ended early."""
         longest = max(map(len, self.kept), default=0)
         if not longest or not all(self.kept):
             return None

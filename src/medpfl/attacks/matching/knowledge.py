@@ -1,4 +1,4 @@
-"""What an attack knows of each victim, as trees of tensors with a leading victim axis."""
+"""The attacker's data on each victim, as trees of tensors with a leading victim axis."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from medpfl.core.types import Observation, Tensors, View
 __all__ = ["known_of", "targets_of"]
 
 _SMALL = 1e-8
-"""Largest entry of an update whose squares lose digits that count, as sums of them do."""
+"""An update whose largest entry is below this loses significant digits when its entries are squared and summed."""
 
 
 def known_of(seen: Observation, labels: Tensor | None, unit: Tensor | None, whole: Tensor) -> dict[str, Any]:
-    """Everything but the updates: label vectors (V, N, K), or the unit of label variables and whether the vectors sum
-    to zero (V,); and what was granted.
+    """Return everything known except the updates.
+
+    The result holds the grants and either the label vectors (V, N, K), or the unit of the label variables with a flag
+    (V,) that is 1 where the vectors sum to zero.
     """
     known: dict[str, Any] = {"labels": labels} if labels is not None else {"scale": unit, "whole": whole}
     known["channels"] = [dict(getattr(view.channel, "known", None) or {}) for view in seen.views]
@@ -32,11 +34,12 @@ def known_of(seen: Observation, labels: Tensor | None, unit: Tensor | None, whol
 
 
 def targets_of(seen: Observation, objective: Objective, known: dict[str, Any]) -> list[Any]:
-    """By view, what the objective compares a guess's update with.
+    """Return the objective's targets for each view.
 
-    Where the loss is linear in the label vectors, each update is brought to a size of 1 together with the vectors
-    in `known`, in place: where a model is all but sure of its label, squares of the update would vanish in float32.
-    Where it is not, updates whose squares would vanish or overflow are multiplied by a gain, and so must be a guess's.
+    Where the loss is linear in the label vectors, each update is rescaled to a largest entry of 1, and the vectors in
+    `known` with it, in place. Otherwise the update's squares would vanish in float32 where a model is almost sure of
+    its label. All other updates whose squares would vanish or overflow are multiplied by a gain, which is added to
+    `known`; a guess's update must be multiplied by it too.
     """
     views = [_of_view(view) for view in seen.views]
     if linear_loss(seen) and seen.views[0].channel is None:
@@ -50,7 +53,7 @@ def targets_of(seen: Observation, objective: Objective, known: dict[str, Any]) -
 
 
 def _amplified(view: dict[str, Any], gain: Tensor) -> dict[str, Any]:
-    """The same in other units: `gain` (V,) times as large, errors too, and precision less by its square."""
+    """Return the view in other units: values and errors times `gain` (V,), precision divided by its square."""
 
     def times(t: Tensor, kind: str) -> Tensor:
         own = gain.view(-1, *[1] * (t.ndim - 1))
@@ -60,7 +63,7 @@ def _amplified(view: dict[str, Any], gain: Tensor) -> dict[str, Any]:
 
 
 def _largest(tensors: Tensors) -> Tensor:
-    """(V,) the largest entry."""
+    """Return the largest absolute entry (V,)."""
     return torch.stack([t.flatten(1).abs().amax(1) for t in tensors.values()]).amax(0)
 
 

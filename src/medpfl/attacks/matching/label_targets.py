@@ -1,13 +1,13 @@
-"""What stands for the labels when a guess's update is computed.
+"""Label vectors that stand for the labels when a guess's update is computed.
 
-The loss acts on an update only through the gradient of the logits, p - y. Its softmax makes the update depend
-exponentially on the image, and where the model is sure of the label, p - 1 loses its digits. But for one
-image the gradient of the last bias *is* p - y. With label vectors that sum to zero, cross entropy is linear in
-the logits: ``-(l . log p) = -l . z`` if ``sum(l) = 0``. So ``l = y - p``, read from the wire, gives the very
-gradient that the client had, without a softmax, through the same `local_update`.
+The loss affects an update only through its gradient with respect to the logits, p - y. The softmax makes the update
+depend exponentially on the image, and p - 1 loses its digits where the model is sure of the label. But for one image
+the gradient of the last bias *is* p - y. For label vectors that sum to zero, cross entropy is linear in the logits:
+``-(l . log p) = -l . z`` if ``sum(l) = 0``. With ``l = y - p`` from the update, the same `local_update` therefore gives
+exactly the client's gradient, without a softmax.
 
-Where the model is sure, the client's own p - 1 is rounded, at worst to 0, and what it sent has no sum of zero. All its
-layers were computed from just that vector. One more logit, the same for every image, takes what is missing to zero.
+Where the model is sure, the client's own p - 1 is rounded, at worst to 0, and the sent vector does not sum to zero. The
+client computed all layers from this vector. One more logit, the same for every image, makes the sum zero.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["free_labels", "label_scale", "label_vectors", "linear_loss", "rounde
 
 _TOLERANCE = 1e-3
 _ROUNDED = 1e-6
-"""Of p - y, a part that is rounded away matters from here on."""
+"""Relative rounding error above which p - y counts as rounded."""
 
 _NEVER = -1e4
-"""The spare logit: its class has probability 0, so that cross entropy with one-hot labels is what it was."""
+"""Value of the spare logit: its class has probability 0, so cross entropy with one-hot labels does not change."""
 
 
 def linear_loss(seen: Observation) -> bool:
-    """Whether every update is one gradient, so that the logits' gradient is the same all along."""
+    """Return True if every update is one gradient, so that the logits' gradient stays the same throughout."""
     if seen.label_shape or any(plan.loss != "cross_entropy" for view in seen.views for plan in view.plans):
         return False
     if len(seen.views) > 1:  # p differs with the weights of each round
@@ -40,9 +40,9 @@ def linear_loss(seen: Observation) -> bool:
 
 
 def free_labels(variables: Tensor, whole: Tensor, spare: bool = False) -> Tensor:
-    """Label vectors (..., K) from free variables, less their mean where `whole` is 1: they sum to zero there.
+    """Return label vectors (..., K) from free variables. Where `whole` is 1, they sum to zero (minus their mean).
 
-    With `spare`, vectors (..., K + 1) for a model `with_spare`, which all do.
+    With `spare`, return vectors (..., K + 1) for a model `with_spare`. These all sum to zero.
     """
     vectors = variables - whole * variables.mean(-1, keepdim=True)
     return _completed(vectors) if spare else vectors
@@ -53,7 +53,7 @@ def _completed(vectors: Tensor) -> Tensor:
 
 
 def with_spare(model: nn.Module) -> nn.Module:
-    """A copy with logits (N, K + 1), the last of them constant."""
+    """Return a copy of the model with logits (N, K + 1), the last of them constant."""
 
     def hook(_: nn.Module, __: object, logits: Tensor) -> Tensor:
         return functional.pad(logits, (0, 1), value=_NEVER)
@@ -64,7 +64,7 @@ def with_spare(model: nn.Module) -> nn.Module:
 
 
 def label_scale(seen: Observation) -> Tensor:
-    """(V,) the largest entry of y - p as the last bias tells it: the unit of label variables; 1 where it does not."""
+    """Return the unit (V,) for label variables: the largest entry of y - p in the last bias, or 1 if unknown."""
     gradient = bias_gradient(seen)
     if gradient is None:
         return next(iter(seen.views[0].update.tensors.values())).new_ones(len(seen))
@@ -73,21 +73,22 @@ def label_scale(seen: Observation) -> Tensor:
 
 
 def label_vectors(seen: Observation, classes: Tensor, like: Tensor) -> Tensor:
-    """(V, N, K) for classes (V, N): y - p where the wire says it, else one-hot y; (V, N, K, H, W) for masks.
+    """Return label vectors (V, N, K) for classes (V, N); (V, N, K, H, W) for masks.
 
-    Where `rounded` says that a victim's y - p has no sum of zero, (V, N, K + 1) for a model `with_spare`.
+    They are y - p where the update shows it, otherwise one-hot y. If y - p does not sum to zero for some victim (see
+    `rounded`), the vectors are (V, N, K + 1), for a model `with_spare`.
 
     Args:
-        seen: the observation.
-        classes: as inferred or granted.
-        like: of the dtype and on the device that one-hot y is to have.
+        seen: observation.
+        classes: inferred or granted classes.
+        like: tensor with the dtype and device for one-hot y.
     """
     hard = functional.one_hot(classes, seen.num_classes).movedim(-1, 2).to(like)
     gradient = _told(seen)
     if gradient is None or not _passes_through(seen):
         return hard
     whole, spoiled = _readable(gradient, classes[:, 0])
-    # Of y's own entry the sum is the better reading, where all of it is there.
+    # The sum over the others is more precise than y's own entry.
     others = gradient.scatter(1, classes, 0.0)
     vectors = -others.scatter(1, classes, -others.sum(1, keepdim=True))
     vectors = torch.where(whole[:, None, None], vectors[:, None], hard)
@@ -97,7 +98,7 @@ def label_vectors(seen: Observation, classes: Tensor, like: Tensor) -> Tensor:
 
 
 def rounded(seen: Observation) -> Tensor:
-    """(V,) whether rounding has left p - y, and all that the client computed from it, without a sum of zero."""
+    """Return a mask (V,): rounding has left p - y, and everything computed from it, without a zero sum."""
     device, gradient = next(iter(seen.views[0].update.tensors.values())).device, _told(seen)
     none = torch.zeros(len(seen), dtype=torch.bool, device=device)
     spoiled = none if gradient is None else _readable(gradient, gradient.argmin(1))[1]
@@ -105,14 +106,14 @@ def rounded(seen: Observation) -> Tensor:
 
 
 def _told(seen: Observation) -> Tensor | None:
-    """(V, K) the last bias's gradient, where it is p - y of a single image; NaN where it was not sent."""
+    """Return the last bias's gradient (V, K) if it is p - y for one image, else ``None``; NaN where not sent."""
     return bias_gradient(seen) if seen.num_images == 1 and linear_loss(seen) else None
 
 
 def _readable(gradient: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """(V,) whether p - y (V, K) is all there, and whether the entry of y is rounded, all others being exact.
+    """Return two masks (V,): p - y (V, K) is complete; only its entry at y is rounded, and all others are exact.
 
-    Of p - y exactly one entry is negative, and the sum is zero; noise breaks both, and so does an entry that is NaN.
+    Exactly one entry of p - y is negative, and the sum is zero. Noise breaks both, and so does a NaN entry.
     """
     size, error = gradient.abs().sum(1), gradient.sum(1).abs()
     lowest = (gradient.argmin(1) == label) & (size > 0)
@@ -123,7 +124,7 @@ def _readable(gradient: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _passes_through(seen: Observation) -> bool:
-    """Whether the last bias's gradient is that of the logits, whatever the image: no layer comes after it."""
+    """Return True if the last bias has the logits' gradient for every image, because no layer follows it."""
     bias = last_layer(seen)[1]
     if bias is None:
         return False

@@ -1,4 +1,4 @@
-"""What labels the private images have: inferred from the update, or optimized with the images."""
+"""Label recovery: infer the labels from the update, or optimize them with the images."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from medpfl.federated.ready import state_of
 __all__ = ["ROUNDING", "Joint", "Labels", "LastLayer", "bias_gradient", "last_layer", "logit_probe", "mean_gradient"]
 
 ROUNDING = 2.0**-21
-"""p - 1 is a multiple of 2^-24 in float32, whatever its size; sums of p - y are off by a few of these."""
+"""p - 1 is a multiple of 2^-24 in float32, whatever its size, so sums of p - y are off by a few of these."""
 
 _TINY, _GRAY = 1e-12, 0.5
 
 
 @dataclass(frozen=True, repr=False)
 class Labels(Part):
-    """How an attack comes by the labels where they are not granted."""
+    """A method to find labels that are not granted."""
 
     def infer(self, seen: Observation, dummy: Tensor) -> Tensor | None:
-        """Classes (V, N), or ``None`` to optimize soft labels together with the images.
+        """Return classes (V, N), or ``None`` to optimize soft labels together with the images.
 
         Args:
-            seen: the observation.
-            dummy: (M, C, H, W) images that the attacker made, to see what the model says without the truth.
+            seen: observation.
+            dummy: (M, C, H, W) images made by the attacker, to get predictions without the target images.
         """
         raise NotImplementedError
 
@@ -42,28 +42,29 @@ class Joint(Labels):
     """Soft labels, optimized with the images (Zhu et al. 2019, arXiv:1906.08935, algorithm 1)."""
 
     def infer(self, seen: Observation, dummy: Tensor) -> Tensor | None:
-        """``None``."""
+        """Return ``None``."""
         return None
 
 
 @dataclass(frozen=True, repr=False)
 class LastLayer(Labels):
-    """The classes of a batch, from the gradient of the last layer.
+    """Label recovery from the last layer's gradient.
 
-    For one image, the class whose row has the most negative gradient (Zhao et al. 2020, arXiv:2001.02610,
-    equation 6). Without a bias, it is the row that points against all others (equation 5); of two classes, whose rows
-    always do, the one whose product with the layer's inputs of a gray image is negative. For N images, the bias
-    gradient is the mean of p - y; with p as the model predicts it on dummy images it gives the count of each class,
-    rounded to N in all (Geng et al. 2021, arXiv:2110.09074). Without a bias, the rows' sums stand for it, divided by
-    the sum of the layer's mean input. Masks are optimized with the images: a gradient holds one number a class.
+    For one image, the label is the class with the most negative bias gradient (Zhao et al. 2020, arXiv:2001.02610,
+    equation 6). Without a bias, it is the class whose weight row points against all others (equation 5). With two
+    classes, where the rows always do, it is the class whose row has a negative product with the layer's inputs for a
+    gray image. For N images, the bias gradient is the mean of p - y; with p predicted on dummy images, it gives the
+    count of each class, rounded to N in total (Geng et al. 2021, arXiv:2110.09074). Without a bias, the rows' sums
+    replace it, divided by the sum of the layer's mean input. Masks are optimized with the images, because a gradient
+    holds only one element per class.
 
-    Where a channel says that entries were not sent (a mask), the rows of the weight stand for entries of the bias, and
-    entries of which nothing was sent share what the others lack to a sum of zero. Parts of a channel that could not
-    be undone (clipping, quantization) are not accounted for: what is read is the value as it was sent.
+    Where a channel states that entries were not sent (a mask), weight rows replace the missing bias entries. Entries
+    without any data share the difference of the others from a sum of zero. Parts of a channel that cannot be undone
+    (clipping, quantization) are ignored: values are used as they were sent.
     """
 
     def infer(self, seen: Observation, dummy: Tensor) -> Tensor | None:
-        """Classes (V, N), ascending in each victim; ``None`` for masks."""
+        """Return classes (V, N), ascending for each victim; ``None`` for masks."""
         if seen.label_shape:
             return None
         weight, bias = last_layer(seen)
@@ -77,8 +78,9 @@ class LastLayer(Labels):
         return torch.stack([_round(c, seen.num_images) for c in counts])
 
     def _of_one(self, seen: Observation, rows: Tensor) -> Tensor:
-        """Classes (V, 1) of one image each, by the estimate (V, K) of the bias gradient, or, where not all of that was
-        sent, by the rows of the weight.
+        """Return one image's class each (V, 1), from an estimate (V, K) of the bias gradient.
+
+        Where some bias entries were not sent, use the weight's rows instead.
         """
         classes = rows.argmin(1, keepdim=True)
         weight, bias = last_layer(seen)
@@ -90,7 +92,7 @@ class LastLayer(Labels):
 
 
 def _round(counts: Tensor, total: int) -> Tensor:
-    """Classes of a batch of `total` images whose class counts are nearest to the given ones."""
+    """Return the classes of a batch of `total` images whose class counts are nearest to `counts`."""
     if not counts.isfinite().all() or counts.sum() <= 0:
         counts = torch.ones_like(counts)
     counts = counts * (total / counts.sum())
@@ -101,17 +103,17 @@ def _round(counts: Tensor, total: int) -> Tensor:
 
 
 def _against_all(rows: Tensor) -> Tensor:
-    """(V, 1) of rows (V, K, J), which are one vector times p - y each, the one whose factor alone is negative."""
-    rows = rows.nan_to_num()  # of two rows, entries count that both have
+    """Return the class (V, 1) whose factor alone is negative; rows (V, K, J) are one vector times p - y each."""
+    rows = rows.nan_to_num()  # an entry counts only where both rows have it
     unit = rows / rows.norm(dim=2, keepdim=True).clamp(min=1e-37)
     return (unit @ unit.sum(1)[..., None])[..., 0].argmin(1, keepdim=True)
 
 
 def last_layer(seen: Observation) -> tuple[str | None, str | None]:
-    """Names of the weight and the bias of the layer that gives the logits; ``None`` where there is none.
+    """Return the names of the weight and the bias of the layer that produces the logits; ``None`` where there is none.
 
-    It is the one whose gradient has a row for each class, all rows in proportion to what the loss sends into the
-    logits. Where no layer's are (something comes after the last one), the last in the model's order.
+    Its gradient has one row per class, all in proportion to the loss's gradient with respect to the logits. If no layer
+    qualifies (something follows the last one), it is the last in the model's order.
     """
     parameters = seen.views[0].weights.parameters
     rows = [k for k, t in parameters.items() if t.ndim >= 2 and len(t) == seen.num_classes]
@@ -125,7 +127,10 @@ def last_layer(seen: Observation) -> tuple[str | None, str | None]:
 
 
 def logit_probe(seen: Observation) -> tuple[Tensor, Tensors]:
-    """A vector (K,) of sum zero, and the gradient of gray images whose loss sends minus it into all logits."""
+    """Return a vector (K,) that sums to zero, and a gradient for gray images.
+
+    The gradient's loss has minus this vector as its derivative with respect to the logits of every image.
+    """
     view = seen.views[0]
     like = next(iter(view.weights.parameters.values()))
     vector = torch.arange(seen.num_classes).to(like) - (seen.num_classes - 1) / 2
@@ -136,26 +141,27 @@ def logit_probe(seen: Observation) -> tuple[Tensor, Tensors]:
 
 
 def _in_proportion(rows: Tensor, vector: Tensor) -> bool:
-    """Whether every column of the rows (K, J) is a multiple of the vector (K,), and not all are zero."""
+    """Return True if every column of the rows (K, J) is a multiple of the vector (K,), and not all are zero."""
     rest = rows - vector[:, None] * (vector @ rows / vector.square().sum())
     return bool(rows.norm() > 0) and bool(rest.norm() <= 1e-3 * rows.norm())
 
 
 def bias_gradient(seen: Observation) -> Tensor | None:
-    """(V, K) mean gradient of the last layer's bias over the steps of a round, NaN where it was not sent; ``None``
-    without a bias.
+    """Return the last layer's mean bias gradient (V, K) over a round's steps; ``None`` without a bias.
+
+    Entries that were not sent are NaN.
     """
     bias = last_layer(seen)[1]
     return None if bias is None else mean_gradient(seen, bias)
 
 
 def mean_gradient(seen: Observation, name: str) -> Tensor:
-    """(V, ...) mean gradient of a parameter over the steps of a round, as momentum weighs them; NaN where not sent.
+    """Return a parameter's mean gradient (V, ...) over a round's steps, weighted as by momentum; NaN where not sent.
 
-    Of T steps of SGD with momentum m, the gradient of step s counts (1 - m^(T - s)) / (1 - m) times, s from 0; decay
-    adds the weights themselves to each, which are taken for those that the round began with.
+    In T steps of SGD with momentum m, the gradient of step s (from 0) has weight (1 - m^(T - s)) / (1 - m). Weight
+    decay adds the weights to each gradient; the weights at the beginning of the round are used for all steps.
     """
-    view, plan = seen.views[0], seen.views[0].plans[0]  # of several clients, all have one plan
+    view, plan = seen.views[0], seen.views[0].plans[0]  # all clients have the same plan
     sent, told = view.read(name)
     sent = torch.where(told, sent, torch.nan)
     if view.update.kind == "gradient":
@@ -165,7 +171,7 @@ def mean_gradient(seen: Observation, name: str) -> Tensor:
 
 
 def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
-    """(V, K) estimate of the bias gradient of the last layer, even if it has no bias or not all of it was sent."""
+    """Return an estimate (V, K) of the last layer's bias gradient, even if it has no bias or parts were not sent."""
     rows = bias_gradient(seen)
     if rows is not None and not rows.isnan().any():
         return rows
@@ -175,7 +181,7 @@ def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
         rows = other if rows is None else torch.where(rows.isnan(), other, rows)
     if rows is None:
         raise InputError(
-            f"labels cannot be inferred: the model has no last layer of {seen.num_classes} rows; "
+            f"labels cannot be inferred: the model has no last layer with {seen.num_classes} outputs; "
             "grant the labels, or attack with labels=Joint()"
         )
     missing = rows.isnan()
@@ -184,7 +190,7 @@ def _row_gradient(seen: Observation, dummy: Tensor) -> Tensor:
 
 
 def _from_weight(seen: Observation, weight: str, dummy: Tensor) -> Tensor:
-    """(V, K) estimate of the bias gradient from the rows of the weight; NaN where nothing of a row was sent."""
+    """Return an estimate (V, K) of the bias gradient from the weight's rows; NaN where no part of a row was sent."""
     layer, rows = weight.rpartition(".")[0], mean_gradient(seen, weight).flatten(2)
     told = ~rows.isnan()
     rows, none = rows.nan_to_num(), ~told.any(2)
@@ -210,7 +216,7 @@ def _mean_probability(seen: Observation, dummy: Tensor) -> Tensor:
 
 
 def _mean_inputs(seen: Observation, layer: str, dummy: Tensor) -> Tensor:
-    """(J,) the last layer's inputs, averaged over dummy images."""
+    """Return the last layer's inputs (J,), averaged over dummy images."""
     caught: list[Tensor] = []
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

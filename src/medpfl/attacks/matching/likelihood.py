@@ -1,4 +1,4 @@
-"""How likely the sent update is, given a guess, in units of the noise; and how large the noise is where none tells."""
+"""The sent update's likelihood given a guess, and an estimate of the noise where it is not disclosed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ _ROUND = 0.3
 
 @dataclass(frozen=True, repr=False)
 class Likelihood(Objective):
-    """Half the squared distance in units of the noise, a coordinate: the negative log likelihood of normal noise.
+    """Negative log likelihood per coordinate under normal noise: half the squared distance in units of the noise.
 
-    ``sum(precision * residual^2) / (2 * coordinates)``, of a residual beyond the bounds, where there are bounds. It
-    is about 1/2 at the truth: less says that noise was fitted. Without a precision there is no noise but the floor's.
+    ``sum(precision * residual^2) / (2 * coordinates)``; where there are bounds, the residual beyond them. It is about
+    1/2 at the target image; a lower value shows that noise was fitted. Without a precision, the only noise is the
+    floor's.
 
     Attributes:
-        floor: every variance is larger by ``floor^2`` of its tensor's mean square, above 0: no model is fitted more
-            closely than that, and layers of tiny updates, to which precision alone gives all the weight, leave
-            others theirs. A large floor makes a smoother landscape, in which to start.
-        laplace: takes the noise for Laplace's of the same variance: ``|residual| / diversity`` a coordinate, rounded
-            off below 0.3 diversities so that it has a curvature; about 0.8 at the truth.
+        floor: relative noise floor, above 0: every variance is increased by ``floor^2`` times its tensor's mean square.
+            No tensor is fitted more closely than that, and layers with tiny updates, to which precision alone gives all
+            the weight, leave some to the others. A large floor gives a smoother landscape, in which to start.
+        laplace: assume Laplace noise with the same variance: ``|residual| / scale`` per coordinate, rounded off below
+            0.3 scales so that it has curvature; about 0.8 at the target image.
     """
 
     floor: float = 1e-3
@@ -41,7 +42,7 @@ class Likelihood(Objective):
             raise InputError(f"floor is {self.floor}: it must be above 0")
 
     def prepare(self, sent: Target) -> Target:
-        """The update, its bounds, and the precision over the number of coordinates."""
+        """Return the update, its bounds, and the precision divided by the number of coordinates."""
         update, precision = sent["sent"], sent.get("precision")
         count = sum(t.numel() for t in update.values())
         weight = {}
@@ -52,7 +53,7 @@ class Likelihood(Objective):
         return {**{k: v for k, v in sent.items() if k in ("sent", "bounds")}, "weight": weight}
 
     def value_and_direction(self, fake: Tensors, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
-        """The value, and its derivative by the guess's update."""
+        """Return the value and its derivative with respect to the guess's update."""
         total, direction = torch.zeros(()), {}
         count = sum(t.numel() for t in target["sent"].values())
         for name, sent in target["sent"].items():
@@ -61,7 +62,7 @@ class Likelihood(Objective):
                 bound = target["bounds"][name]
                 residual = residual - residual.clamp(-bound, bound)
             if self.laplace:
-                rate = (2 * count * target["weight"][name]).sqrt()  # 1 / diversity; 0 where nothing is known
+                rate = (2 * count * target["weight"][name]).sqrt()  # 1 / scale; 0 where nothing is known
                 rounded = ((residual * rate).square() + _ROUND**2).sqrt()
                 direction[name] = residual * rate.square() / rounded / count
                 total = total + (rounded - _ROUND).sum() / count
@@ -72,28 +73,29 @@ class Likelihood(Objective):
 
 
 def noise_from_columns(seen: Observation, view: View) -> Tensor | None:
-    """(V,) variance of independent noise on the last matrix (V, K, J), from what must vanish there.
+    """Return the variance (V,) of independent noise on the last matrix (V, K, J), from sums that vanish without noise.
 
-    Cross entropy's gradient by the logits is p - y, which sums to zero over classes, and so does each column of
-    the last matrix's gradient, after any number of steps. What a column sums to is the noise of K coordinates.
+    The gradient of cross entropy with respect to the logits is p - y, which sums to zero over classes. So does each
+    column of the last matrix's gradient, after any number of steps. A column's sum is therefore the noise of K
+    coordinates.
 
-    Returns ``None`` where columns need not sum to zero: under weight decay, or without such a matrix.
+    Return ``None`` where columns need not sum to zero: under weight decay, or without such a matrix.
     """
     weight = last_layer(seen)[0]
     if weight is None or any(plan.weight_decay for plan in view.plans):
         return None
-    rows = view.read(weight)[0].flatten(2)  # all of it was sent: no channel tells a precision
-    # Of two classes, columns may cancel to the last digit: rounding is noise, too.
+    rows = view.read(weight)[0].flatten(2)  # all of it was sent: the channel states no precision
+    # With two classes, columns may cancel to the last digit: rounding is noise, too.
     rounding = torch.finfo(rows.dtype).eps * rows.abs().flatten(1).amax(1)
     variance = rows.sum(1).square().mean(1) / rows.shape[1]
     return torch.where(_rounded_away(seen, view), 0.0, variance).clamp(min=rounding.square())
 
 
 def _rounded_away(seen: Observation, view: View) -> Tensor:
-    """(V,) whether columns sum to no more than what rounding p - y leaves of them.
+    """Return a mask (V,): the column sums are no larger than rounding p - y explains.
 
-    Where a model is sure of a label, p - 1 loses its digits, at worst all, and so do sums over classes: by a rounding
-    error times the layer's inputs, which the row of the largest p - y tells.
+    Where a model is sure of a label, p - 1 loses its digits, at worst all of them. Sums over classes are then off by a
+    rounding error times the layer's inputs. The row with the largest p - y gives these inputs.
     """
     weight, bias = last_layer(seen)
     if weight is None or bias is None:
@@ -106,9 +108,9 @@ def _rounded_away(seen: Observation, view: View) -> Tensor:
 
 
 def with_noise(seen: Observation) -> Observation:
-    """The same views; one whose channel tells neither noise nor bounds gets the noise that `noise_from_columns` sees.
+    """Return the observation with estimated noise in each view whose channel states neither noise nor bounds.
 
-    The noise is taken to be the same for all coordinates.
+    The estimate is that of `noise_from_columns`, the same for all coordinates.
     """
     return replace(seen, views=tuple(_with_noise(seen, view) for view in seen.views))
 

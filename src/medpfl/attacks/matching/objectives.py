@@ -1,9 +1,9 @@
-"""How far a guess's update is from the sent one, for one victim.
+"""Distances between a guess's update and the sent one, for one victim.
 
-Each returns the value and, in closed form, its derivative with respect to the guess's update, so that
-the network is differentiated twice only once. Values are relative (1 or less at a zero update, 0 at a
-perfect match), so that one tolerance serves every model. What depends on the sent update alone is computed
-once, by `prepare`.
+Each objective returns its value and, in closed form, its derivative with respect to the guess's update, so that second
+derivatives through the network are needed only once. Values are relative (1 or less for a zero update, 0 for a perfect
+match), so that one tolerance serves every model. `prepare` computes once everything that depends on the sent update
+alone.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ from medpfl.core.types import Tensors
 __all__ = ["Cosine", "Objective", "SquaredDistance"]
 
 Target = Mapping[str, Tensors]
-"""By kind, tensors by parameter: what an objective compares with."""
+"""Tensors for an objective to compare with, by kind and then by parameter."""
 
 _TINY = 1e-30
 _LEAST_SHARE = 1e-3
-"""Of a tensor that looks like noise alone: it still says that nothing larger was there."""
+"""Smallest share of a tensor that looks like pure noise. It still shows that nothing larger was there."""
 
 
 @dataclass(frozen=True, repr=False)
 class Objective(Part):
-    """The distance of two updates of one victim, given what is known of each coordinate."""
+    """The distance between two updates for one victim, given each coordinate's precision and bounds where known."""
 
     def prepare(self, sent: Target) -> Target:
-        """What `value_and_direction` compares with; open to ``vmap``.
+        """Return the target for `value_and_direction`. Works under ``vmap``.
 
         Args:
-            sent: ``"sent"``, the update on the wire; ``"precision"`` and ``"bounds"`` by coordinate, where they
-                are known (see `medpfl.core.types.Channel`).
+            sent: ``"sent"``, the sent update; ``"precision"`` and ``"bounds"`` by coordinate, where they are known (see
+                `medpfl.core.types.Channel`).
         """
         raise NotImplementedError
 
     def value_and_direction(self, fake: Tensors, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
-        """The distance (scalar) of the guess's update, after the channel's known part, and its derivative by it."""
+        """Return the distance (a scalar) for the guess's update, after the channel's known part, and its derivative."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, repr=False)
 class SquaredDistance(Objective):
-    """Squared Euclidean distance, each layer weighted.
+    """Squared Euclidean distance with a weight for each layer.
 
     Attributes:
-        weighting: ``'none'`` is the plain distance of Zhu et al. 2019 (arXiv:1906.08935, equation 4), or, where
-            the precision of each coordinate is known, that weighted by it;
-            ``'layer'`` divides each tensor's part by the root mean square of that tensor of the sent update, which
-            keeps large tensors' squares from hiding small ones': a tensor counts by the number of its entries.
-            There, precision weighs within a tensor, against the tensor's mean precision, and the whole tensor is
-            weighed by the share of its square that is not noise: by precision alone layers of tiny updates, the
-            hardest to match, would hide all others.
-        head: further weight of the last layer's matrix under ``'layer'``: it alone tells the layer's inputs.
+        weighting: ``'none'`` is the plain distance (Zhu et al. 2019, arXiv:1906.08935, equation 4), weighted by each
+            coordinate's precision where it is known. ``'layer'`` divides each tensor's part by that tensor's root mean
+            square in the sent update, so that large tensors' squares do not hide those of small ones: a tensor counts
+            by its number of elements. A known precision then weighs coordinates within a tensor, relative to the
+            tensor's mean precision, and the whole tensor is weighted by the share of its square that is not noise. By
+            precision alone, layers with tiny updates, the hardest to match, would hide all others.
+        head: additional weight for the last layer's matrix under ``'layer'``, since it alone reveals the layer's
+            inputs.
     """
 
     weighting: Literal["none", "layer"] = "layer"
@@ -72,7 +72,7 @@ class SquaredDistance(Objective):
             raise InputError(f"head is {self.head}: it must be above 0")
 
     def prepare(self, sent: Target) -> Target:
-        """The update, its bounds, and the weight of every tensor or coordinate."""
+        """Return the update, its bounds, and the weight of every tensor or coordinate."""
         update = sent["sent"]
         weight = self._weights(update)
         if "precision" in sent and self.weighting == "none":
@@ -85,7 +85,7 @@ class SquaredDistance(Objective):
         return {**{k: v for k, v in sent.items() if k in ("sent", "bounds")}, "weight": shares}
 
     def value_and_direction(self, fake: Tensors, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of squares over the same of the sent update."""
+        """Return the residual's weighted sum of squares, divided by the sent update's."""
         value, direction = torch.zeros(()), {}
         for name, sent in target["sent"].items():
             residual = fake[name] - sent
@@ -94,7 +94,7 @@ class SquaredDistance(Objective):
                 residual = residual - residual.clamp(-bound, bound)
             weight = target["weight"][name]
             direction[name] = residual * (2 * weight)
-            # Of a wide layer, memory costs more than arithmetic: no tensor of products where there is one weight.
+            # For a wide layer, memory costs more than arithmetic: with one weight, make no tensor of products.
             if weight.ndim:
                 value = value + (residual * direction[name]).sum() / 2
             else:
@@ -114,7 +114,7 @@ class SquaredDistance(Objective):
 
 
 def _reliability(precision: Tensor, sent: Tensor) -> Tensor:
-    """Precision over its mean, times the share of the tensor's square (above 0) that noise does not explain."""
+    """Return the precision over its mean, times the share (above 0) of the tensor's square not due to noise."""
     precision = precision.clamp(max=1 / _TINY)  # an exact coordinate is not infinitely better than the next
     known = (precision > 0).sum().clamp(min=1)
     relative = precision / (precision.sum() / known).clamp(min=_TINY)
@@ -124,15 +124,15 @@ def _reliability(precision: Tensor, sent: Tensor) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class Cosine(Objective):
-    """One minus the cosine of the angle between the updates (Geiping et al. 2020, arXiv:2003.14053, eq. 4).
+    """One minus the cosine between the updates (Geiping et al. 2020, arXiv:2003.14053, eq. 4).
 
-    Bounds are not used: an angle has no coordinates that are free within an interval.
+    Bounds are not used: in an angle, no coordinate is free within an interval.
 
     Attributes:
-        scope: ``'global'`` is the angle between the whole updates, as in the paper; ``'layer'`` the mean of the
-            distances of the tensors, each with an angle of its own, so that small ones count as much as large ones.
-            Tensors of the sent update that are zero have no direction and are left out.
-        top: only so many tensors count, those of the sent update with the largest norms; 0: all of them.
+        scope: ``'global'``: one cosine for the whole updates, as in the paper. ``'layer'``: the mean of the tensors'
+            own cosine distances, so that small tensors count as much as large ones. Tensors that are zero in the sent
+            update have no direction and are left out.
+        top: number of tensors that count, those with the largest norms in the sent update; 0: all of them.
     """
 
     scope: Literal["global", "layer"] = "global"
@@ -145,7 +145,7 @@ class Cosine(Objective):
             raise InputError(f"top is {self.top}: it must be at least 0")
 
     def prepare(self, sent: Target) -> Target:
-        """The sent directions, of length 1 under the precision as metric, and each tensor's share of the value."""
+        """Return the sent directions, of length 1 in the precision's metric, and each tensor's share of the value."""
         update, precision = sent["sent"], sent.get("precision")
         if 0 < self.top < len(update):
             kept = _of_largest_norm(update, self.top)
@@ -156,19 +156,19 @@ class Cosine(Objective):
         told = (squares > _TINY).to(squares)
         target: dict[str, Tensors] = {
             "along": {k: t / length for (k, t), length in zip(weighed.items(), lengths, strict=True)},
-            "share": {"each": told / told.sum()},  # of an update of zeros not a number, and so is its distance
+            "share": {"each": told / told.sum()},  # NaN for an update of zeros, and so is its distance
         }
         return target if precision is None else {**target, "precision": precision}
 
     def value_and_direction(self, fake: Tensors, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
-        """The distance of directions."""
+        """Return the cosine distance and its derivative with respect to the guess's update."""
         along, precision, share = target["along"], target.get("precision"), target["share"]["each"]
         mine = fake if precision is None else {k: t * precision[k] for k, t in fake.items()}
         squares = self._pooled(_squares(fake) if precision is None else _dots(fake, mine))
         lengths = squares.clamp(min=_TINY).sqrt()
         cosines = self._pooled(_dots(fake, along)) / lengths
         toward = -(share if self.scope == "layer" else 1) / lengths
-        # One new tensor for each: the memory of a large model's weights costs more than the arithmetic.
+        # One new tensor each: for a large model's weights, memory costs more than arithmetic.
         direction = {
             k: torch.addcmul(t, mine[k], back).mul_(pull)
             for (k, t), back, pull in zip(along.items(), -cosines / lengths, toward, strict=True)
@@ -176,12 +176,12 @@ class Cosine(Objective):
         return (share * (1 - cosines)).sum(), direction
 
     def _pooled(self, each: Tensor) -> Tensor:
-        """(T,) numbers of the tensors, all of them their sum where there is one angle."""
+        """Return the tensors' values (T,); for the scope ``'global'``, their sum in place of each."""
         return each if self.scope == "layer" else each.sum().expand(each.shape)
 
 
 def _of_largest_norm(tensors: Tensors, count: int) -> dict[str, Tensor]:
-    """1 for so many tensors, 0 for the others."""
+    """Return 1 for the `count` tensors with the largest norms, and 0 for the others."""
     squares = _squares(tensors)
     kept = torch.zeros_like(squares).scatter(0, squares.topk(count).indices, 1.0)
     return dict(zip(tensors, kept, strict=True))
@@ -196,5 +196,5 @@ def _squares(a: Tensors) -> Tensor:
 
 
 def _square(t: Tensor) -> Tensor:
-    """Of the length; row by row, since one float32 sum over millions loses digits."""
+    """Return the squared length, summed by rows, since one float32 sum over millions of elements loses digits."""
     return torch.linalg.vector_norm(t.flatten(1) if t.ndim > 1 else t, dim=-1).square().sum()

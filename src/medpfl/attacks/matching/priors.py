@@ -1,4 +1,4 @@
-"""What images look like before anything is seen: a term added to the objective."""
+"""Priors: terms in the objective that favor plausible images."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ __all__ = ["ColorVariation", "NoPrior", "Prior", "Smoothness", "TotalVariation"]
 
 @dataclass(frozen=True, repr=False)
 class Prior(Part):
-    """A penalty on images (N, C, H, W): a scalar, differentiable, open to ``vmap``."""
+    """A penalty on images (N, C, H, W): a differentiable scalar that works under ``vmap``."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The penalty."""
+        """Return the penalty."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, repr=False)
 class NoPrior(Prior):
-    """Every image is as likely as any other."""
+    """No preference: every image is equally likely."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """0."""
+        """Return 0."""
         return images.new_zeros(())
 
 
 @dataclass(frozen=True, repr=False)
 class Differences(Prior):
-    """A mean over the differences of neighboring pixels along each axis, summed over axes.
+    """The mean over differences of neighboring pixels along each axis, summed over axes.
 
     Attributes:
-        weight: of the term, at least 0.
-        spacing: of neighbors along the axes after the channel's, (D, H, W) of volumes, in any unit: differences count
-            per length, that of the smallest spacing being 1; ``None``: the same along all axes.
+        weight: the term's weight, at least 0.
+        spacing: distance between neighbors along the axes after the channel, (D, H, W) for volumes, in any unit.
+            Differences are taken per length, with the smallest spacing as the unit. ``None``: the same along all axes.
     """
 
     weight: float = 1.0
@@ -54,14 +54,14 @@ class Differences(Prior):
                 raise InputError(f"spacing is {self.spacing}: it must hold a number above 0 for each axis")
 
     def size(self, steps: Tensor) -> Tensor:
-        """What a difference costs."""
+        """Return each difference's cost."""
         raise NotImplementedError
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The weighted sum over all axes after the channel's.
+        """Return the weighted sum over all axes after the channel.
 
         Raises:
-            InputError: another number of axes than of spacings.
+            InputError: The number of spacings is not the number of axes.
         """
         spacing = self.spacing or (1.0,) * (images.ndim - 2)
         if len(spacing) != images.ndim - 2:
@@ -71,7 +71,7 @@ class Differences(Prior):
         sizes = [
             self.size(images.diff(dim=axis) * (min(spacing) / step)).mean()
             for axis, step in enumerate(spacing, 2)
-            if images.shape[axis] > 1  # a mean over no neighbor is not a number
+            if images.shape[axis] > 1  # the mean over no neighbors is NaN
         ]
         return self.weight * sum(sizes, images.new_zeros(()))
 
@@ -83,7 +83,7 @@ class TotalVariation(Differences):
     weight: float = 1e-2
 
     def size(self, steps: Tensor) -> Tensor:
-        """Absolute."""
+        """Return the absolute differences."""
         return steps.abs()
 
 
@@ -92,7 +92,7 @@ class Smoothness(Differences):
     """The mean squared difference of neighbors."""
 
     def size(self, steps: Tensor) -> Tensor:
-        """Squared."""
+        """Return the squared differences."""
         return steps.square()
 
 
@@ -100,12 +100,12 @@ class Smoothness(Differences):
 class ColorVariation(Prior):
     """Total variation of all channels together: ``sum over pixels |gradient of all channels|``.
 
-    Color images have their edges in one place in every channel (Blomgren and Chan 1998; the form is that of
+    The channels of a color image have their edges at the same positions (Blomgren and Chan 1998; in the form from
     Bresson and Chan 2008, equation 8). The norm is smooth below `soft`, so that second-order methods can use it.
 
     Attributes:
-        weight: of the sum, at least 0.
-        soft: norm below which a gradient counts as noise of no edge, in units of [0, 1].
+        weight: the sum's weight, at least 0.
+        soft: norm below which a gradient counts as noise and not as an edge, in units of [0, 1].
     """
 
     weight: float = 1.0
@@ -116,12 +116,12 @@ class ColorVariation(Prior):
             raise InputError("weight must be at least 0, soft above 0")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The weighted sum over pixels; at the far edges a gradient lacks the component that leaves the image."""
+        """Return the weighted sum over pixels. At the far edges, gradients lack the component beyond the image."""
         square = sum((_forward(images, axis).square() for axis in range(2, images.ndim)), torch.zeros_like(images))
         return self.weight * ((square.sum(1) + self.soft**2).sqrt() - self.soft).sum()
 
 
 def _forward(images: Tensor, axis: int) -> Tensor:
-    """Differences to the next pixel along an axis, 0 at its end."""
+    """Return the differences to the next pixel along an axis, 0 at its end."""
     last = images.narrow(axis, images.shape[axis] - 1, 1)
     return torch.cat([images, last], axis).diff(dim=axis)

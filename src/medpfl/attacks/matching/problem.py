@@ -1,4 +1,4 @@
-"""Gradient matching as V problems of flat variables: value and gradient of each, many at once."""
+"""Gradient matching as V problems with flat variables: value and gradient of each, many at once."""
 
 from __future__ import annotations
 
@@ -28,21 +28,23 @@ from medpfl.federated.local import local_update
 __all__ = ["STACKED_PARAMETERS", "Matching", "stacks"]
 
 LABEL_UNIT = 0.01
-"""Of a label variable, against y - p. An update changes far more with the labels than with a pixel."""
+"""Scale of a label variable relative to y - p. An update changes far more with the labels than with a pixel."""
 
 STACKED_PARAMETERS = 2_000_000
-"""Up to so many parameters victims are evaluated together on a CPU. Above, they gain nothing by it."""
+"""Largest number of parameters for which victims are evaluated together on a CPU. Larger models gain nothing by it."""
 
 
 class Matching(Problem):
     """The problems of an observation over flat variables.
 
-    A row's variables are its images (N, C, H, W) in a basis and, where labels are optimized, N free vectors of K.
+    A row's variables are its images (N, C, H, W) in a basis and, where labels are optimized, N free vectors with K
+    elements.
 
     Args:
-        seen: the observation.
-        labels: vectors (V, N, K), or K + 1 for a spare logit, see `medpfl.attacks.matching.label_targets`; ``None`` to
-        optimize them. objective, prior, constraint, basis: parts of the attack.
+        seen: observation.
+        labels: label vectors (V, N, K), or K + 1 with a spare logit (see `medpfl.attacks.matching.label_targets`);
+            ``None`` to optimize them.
+        objective, prior, constraint, basis: the attack's parts.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Matching(Problem):
         self.labels, self.fixed_pixels, self.whole = labels, False, (~rounded(seen)).float()
         self.spare = not self.whole.all() if labels is None else labels.shape[2] > seen.num_classes
         self.model = with_spare(seen.model) if self.spare else seen.model
-        self.unit = label_scale(seen) if labels is None else None  # of all tensors: a part may lack the last layer
+        self.unit = label_scale(seen) if labels is None else None  # from all tensors: a part may lack the last layer
         self._see(seen)
 
     def _see(self, seen: Observation) -> None:
@@ -72,17 +74,17 @@ class Matching(Problem):
 
     @property
     def together(self) -> bool:
-        """Whether victims are evaluated together, by ``vmap``; one after the other where a model cannot be."""
+        """True if victims are evaluated together by ``vmap``; else they are evaluated one after the other."""
         return self.stacked and not self.refused
 
     def of(self, victims: Tensor) -> Matching:
-        """The problems of some victims (A,), in their order; one that is there again is another row, no other copy."""
+        """Return the problems of some victims (A,), in order. A repeated victim is another row, but not copied."""
         other = copy.copy(self)
         other.victims, other._last = self.victims[victims], None
         return other
 
     def under(self, prior: Prior, objective: Objective | None = None) -> Matching:
-        """The same problems with another prior, and another objective where one is given."""
+        """Return the same problems with another prior and, if given, another objective."""
         other = copy.copy(self)
         other.prior = prior
         if objective is not None:
@@ -91,14 +93,16 @@ class Matching(Problem):
         return other
 
     def in_basis(self, basis: Basis) -> Matching:
-        """The same problems in other coordinates."""
+        """Return the same problems in other coordinates."""
         other = copy.copy(self)
         other.basis = basis
         return other
 
     def up_to(self, size: int) -> Matching:
-        """The problems of all victims, in which, of the first tensor of more than `size` numbers and all after it, only
-        the last layer's update counts; the same where the update is mixed.
+        """Return the problems without large tensors.
+
+        Ignore every tensor from the first with more than `size` elements onward, except the last layer. Ignore none
+        where the update mixes tensors (several views, several local steps, some channels).
         """
         parameters, last = self.seen.views[0].weights.parameters, last_layer(self.seen)
         early = list(takewhile(lambda name: parameters[name].numel() <= size or name in last, parameters))
@@ -106,8 +110,10 @@ class Matching(Problem):
         return (self._part(kept) if len(kept) < len(parameters) else None) or self
 
     def labels_only(self) -> Matching:
-        """The same problems, in which only the label variables move, and all but the last bias is left out of the
-        distance where its gradient is the label vectors' mean whatever the images are.
+        """Return the same problems with fixed pixels, so that only the label variables move.
+
+        If each update is one gradient, the distance covers only the last bias, whose gradient is then the label
+        vectors' mean for any images.
         """
         bias = last_layer(self.seen)[1]
         other = (self._part({bias}) if bias and self.linear else None) or copy.copy(self)
@@ -115,11 +121,11 @@ class Matching(Problem):
         return other
 
     def head_only(self) -> Matching | None:
-        """The problems of all victims, of which only the last layer's update counts; ``None`` where it is mixed."""
+        """Return the problems with only the last layer in the distance; ``None`` where the update mixes tensors."""
         return self._part({name for name in last_layer(self.seen) if name})
 
     def told_by_head(self) -> bool:
-        """Whether the last layer has inputs enough, twice as many as pixels, to tell the image by itself."""
+        """Return True if the last layer has at least twice as many inputs as pixels, enough to determine the image."""
         weight = last_layer(self.seen)[0]
         if weight is None or self.seen.num_images > 1 or self.seen.views[0].channel is not None:
             return False
@@ -144,12 +150,12 @@ class Matching(Problem):
         return other
 
     def join(self, images: Tensor, logits: Tensor | None) -> Tensor:
-        """Flat variables (rows, D)."""
+        """Return flat variables (rows, D)."""
         coordinates = self.basis.coordinates(images, len(self.shape) - 1)
         return torch.cat([coordinates.flatten(1)] + ([] if logits is None else [logits.flatten(1)]), 1)
 
     def split(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (rows, N, C, H, W) and logits (rows, N, K)."""
+        """Return images (rows, N, C, H, W) and logits (rows, N, K)."""
         coordinates = z[..., : self.pixels].unflatten(-1, self.shape)
         images = self.basis.images(coordinates, len(self.shape) - 1)
         if not self.joint:
@@ -159,19 +165,19 @@ class Matching(Problem):
         )
 
     def _vectors(self, free: Tensor, known: dict[str, Any]) -> Tensor:
-        """Label vectors (..., K) from the free variables: y - p itself where it is one and the same all along."""
+        """Return label vectors (..., K) from the free variables; y - p where the logits' gradient is constant."""
         if not self.linear:
             return free.softmax(-1 - len(self.seen.label_shape))
         return free_labels(LABEL_UNIT * known["scale"] * free, known["whole"], self.spare)
 
     def project(self, z: Tensor, step: int) -> Tensor:
-        """The constraint on the images; logits are free."""
+        """Apply the constraint to the images; logits are free."""
         images, logits = self.split(z)
         return self.join(self.constraint(images, step), logits)
 
     def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (A,) and gradients (A, D) of the rows."""
-        # `grad` sees no `no_grad` around it; it only spares the graph that plain autograd would keep of the
+        """Return values (A,) and gradients (A, D) for the rows."""
+        # `no_grad` does not affect `vjp`. It only spares the graph that plain autograd would keep for the
         # model's own parameters.
         with torch.no_grad():
             if self.together:
@@ -180,8 +186,8 @@ class Matching(Problem):
                     values, slopes = zip(*(self._stack(part, *known) for part, known in parts), strict=True)
                     return torch.cat(values), torch.cat(slopes)
                 except torch.OutOfMemoryError:
-                    raise  # rows must not depend on the memory that there is
-                except RuntimeError as error:  # vmap has no rule for an operation; if it is not that, the loop raises
+                    raise  # results must not depend on the available memory
+                except RuntimeError as error:  # vmap lacks a rule for an operation; for other causes, the loop raises
                     if "allocate memory" in str(error):
                         raise
                     self.refused.append(error)
@@ -190,13 +196,14 @@ class Matching(Problem):
         return torch.stack([e[0] for e in each]), torch.stack([e[1] for e in each])
 
     def _stack(self, z: Tensor, known: Any, axis: int | None) -> tuple[Tensor, Tensor]:
-        """Of rows that share what is known (axis ``None``), or have each its own along the first axis."""
+        """Evaluate rows that share the known data (axis ``None``), or have their own along its first axis."""
         return vmap(self._one, in_dims=(0, axis), randomness="different")(z, known)
 
     def _of(self, rows: Tensor) -> Iterable[tuple[Any, int | None]]:
-        """What is known of the rows and along which axis, in stacks of as many as there are victims at most.
+        """Return the rows' known data and its axis, in stacks with at most as many rows as there are victims.
 
-        Copied only when the rows change; of several stacks, one after the other, so that there is one copy at a time.
+        The data is copied only when the rows change. Several stacks are made one after the other, so that only one copy
+        exists at a time.
         """
         victims = self.victims[rows.cpu()]
         if len(victims) > len(self.seen):
@@ -213,7 +220,7 @@ class Matching(Problem):
         return pick(self.known, victims), 0
 
     def _one(self, z: Tensor, known: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Value and gradient for one row."""
+        """Return value and gradient for one row."""
 
         def guessed(z: Tensor) -> tuple[Tensor, list[Tensors]]:
             views = zip(self.seen.views, known["channels"], strict=True)
@@ -234,7 +241,7 @@ class Matching(Problem):
         return total, slope
 
     def _update(self, z: Tensor, view: View, known: dict[str, Any], told: Tensors) -> Tensors:
-        """A guess's update as it is sent; of several clients, the mean of theirs by numbers of images."""
+        """Return a guess's update as it is sent; for several clients, the mean of their updates by number of images."""
         images, logits = self.split(z)
         labels = known["labels"] if logits is None else self._vectors(logits, known)
         if len(view.plans) == 1:
@@ -249,14 +256,14 @@ class Matching(Problem):
         return total
 
     def _client(self, batch: Batch, view: View, draws: Draws, told: Tensors, client: int = 0) -> dict[str, Tensor]:
-        """The update of one client."""
+        """Return the update of one client."""
         plan, moment = view.plans[client], None if view.channel is None else view.channel.moment
         update = local_update(self.model, batch, plan, view.weights, draws, moment=moment).tensors
         return dict(update) if view.channel is None else dict(view.channel(update, told or None))
 
 
 def stacks(weights: Weights) -> bool:
-    """Whether victims of a model of that size gain by being evaluated together, by ``vmap``."""
+    """Return True if evaluating victims together by ``vmap`` pays off for a model of this size and device."""
     parameters = weights.parameters.values()
     on_cpu = next(iter(parameters)).device.type == "cpu"
     return not on_cpu or sum(p.numel() for p in parameters) <= STACKED_PARAMETERS

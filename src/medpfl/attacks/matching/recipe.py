@@ -1,4 +1,4 @@
-"""What attacks have in common that are a search with parts chosen by a paper."""
+"""The base class of attacks that are a search with a paper's settings."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["Recipe"]
 
 @dataclass(frozen=True, repr=False)
 class Recipe(Attack):
-    """An attack that is one `GradientMatching`; settings that this refuses are refused when they are given."""
+    """An attack that is one `GradientMatching`. Invalid settings raise an error when the attack is built."""
 
     def __post_init__(self) -> None:
         self.matching()
 
     def matching(self) -> GradientMatching:
-        """The search that it is."""
+        """Return the search."""
         raise NotImplementedError
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        """The attack."""
+        """Reconstruct the images of each victim."""
         return self.matching()(seen, generator)

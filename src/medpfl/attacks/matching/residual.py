@@ -1,4 +1,4 @@
-"""What an update says of guesses that were found without matching it."""
+"""Labels and gradient-matching loss of guesses that were found by other means."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["judged"]
 
 
 def judged(seen: Observation, guesses: Tensor) -> tuple[Tensor, Tensor]:
-    """Classes (V, 1), granted or inferred, and the relative squared distance (V,) of the guesses' updates.
+    """Return classes (V, 1), granted or inferred, and the relative squared distance (V,) of the guesses' updates.
 
     Args:
-        seen: updates of a single image each.
+        seen: observation with updates of a single image each.
         guesses: (V, 1, C, H, W), finite.
     """
     dummy = torch.full_like(guesses[:1, 0], 0.5)
     classes = seen.labels if seen.labels is not None else LastLayer().infer(seen, dummy)
-    assert classes is not None  # an update that is solved is of a model that ends in a linear layer, not in masks
+    assert classes is not None  # analytic attacks take models that end in a linear layer, which have no masks
     problem = Matching(seen, label_vectors(seen, classes, dummy), SquaredDistance(), basis=Pixels())
     loss, _ = problem.evaluate(problem.join(guesses, None), torch.arange(len(seen), device=guesses.device))
     return classes, loss

@@ -1,4 +1,4 @@
-"""Several starts of a search: which are run together, which are given up early, and what came of each."""
+"""Restarts of a search: which run together, and their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Starts", "heats"]
 
 
 class Starts:
-    """What came of each start of each victim."""
+    """The results of each victim's restarts."""
 
     def __init__(self, seen: Observation, restarts: int) -> None:
         self.loss = torch.full((len(seen), restarts), torch.inf)
@@ -26,11 +26,14 @@ class Starts:
         self.ended: dict[tuple[int, int], Ended] = {}
 
     def worse_than(self, loss: float) -> Tensor:
-        """(A,) victims whose best objective so far is not below `loss`."""
+        """Return the victims (A,) whose best objective so far is not below `loss`."""
         return (~(self.loss.amin(1) < loss)).nonzero()[:, 0]
 
     def add(self, victims: Tensor, attempts: range, solution: Solution) -> None:
-        """Starts of some victims (A,); row ``i * A + a`` of the solution is start ``attempts[i]`` of victim a."""
+        """Add restarts for some victims (A,).
+
+        The solution's row ``i * A + a`` is victim a's restart ``attempts[i]``.
+        """
         if self.z is None:
             self.z = solution.z.new_zeros(*self.loss.shape, solution.z.shape[1])
         self.made = max(self.made, attempts[-1] + 1)
@@ -42,7 +45,7 @@ class Starts:
         self.ended |= dict(zip(zip(rows.tolist(), tries.tolist(), strict=True), solution.ended, strict=True))
 
     def reconstruction(self, problem: Matching, classes: Tensor | None) -> Reconstruction:
-        """The start with the least objective as the guess, the others as candidates in that order."""
+        """Return the restart with the lowest objective as the guess, the others as candidates in this order."""
         assert self.z is not None, "no start was made"
         order = self.loss[:, : self.made].argsort(dim=1, stable=True)
         rows, best = torch.arange(len(order)), order[:, 0]
@@ -61,10 +64,10 @@ class Starts:
 
 
 def heats(found: Starts, enough: float, together: int) -> Iterator[tuple[Tensor, range]]:
-    """Victims (A,) and which of their starts are run in one stack.
+    """Yield victims (A,) and the range of their restarts that run in one stack.
 
-    One start after the other, each of the victims that no earlier one brought below `enough`; or, where `together` is
-    not 0, all starts of so many victims at once.
+    If `together` is 0, restarts run one after the other, each for the victims whose objective is not yet below
+    `enough`. Otherwise, all restarts of `together` victims run at once.
     """
     victims, restarts = found.loss.shape
     if together:

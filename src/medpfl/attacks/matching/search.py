@@ -1,4 +1,4 @@
-"""Gradient matching: look for images whose update is the one that was sent."""
+"""Gradient matching: search for images whose update is nearest to the sent one."""
 
 from __future__ import annotations
 
@@ -34,41 +34,43 @@ __all__ = ["GradientMatching"]
 _LABEL_STEPS = 20
 
 _DUMMIES = 64
-"""Made-up images that tell what the model says without the truth."""
+"""Number of made-up images on which the model's predictions are taken, since the target images are unknown."""
 
 Stages = list[tuple[Callable[[], Matching], int]]
-"""Problems, made when their turn comes, since each holds what it compares with; and steps of each."""
+"""The stages of a search, each a problem and its number of steps.
+
+A problem is made when its turn comes, since it holds its own targets."""
 
 
 @dataclass(frozen=True, repr=False)
 class GradientMatching(Attack):
-    """Minimizes, over images (and labels), the distance of their update from the sent one.
+    """Search for images (and labels) whose update has the smallest distance from the sent one.
 
-    The attacker differentiates through the same `local_update` that the client called, in every view of
-    the observation. What the `medpfl.core.types.Channel` of a view says is used where it is granted. Where the last
-    layer has at least twice as many inputs as the image has pixels, and its update is its own, it is matched alone.
+    The attacker differentiates through the same `local_update` that the client called, in every view of the
+    observation. A granted `medpfl.core.types.Channel` is used in each view. If the last layer has at least twice as
+    many inputs as the image has pixels, and its update does not mix with others, it is matched alone.
     Needs: the update, the plan, the model.
 
     Attributes:
-        objective: distance of updates.
-        prior: what images look like.
-        optimizer: how to minimize.
-        start: first guess; after one that is not rough there is no warm-up.
-        labels: how labels are found, unless they are granted.
-        constraint: what every iterate must be; for optimizers that project.
-        basis: coordinates of the images that the optimizer moves in.
-        warmup: stages before the attack proper; each takes a quarter of the steps at most.
-        restarts: starts at most; the one with the least objective is the guess.
-        halving: share of the steps after which, again and again until one is left, the worse half of a victim's starts
-            is given up (see `medpfl.attacks.optimize.racing.Race`). All starts are then made, whatever `enough` says.
-            Of steps before the attack proper the objective is another one: a cut that falls there waits for its first
-            step. 0: every start runs to its end, one after the other.
-        largest: from the first tensor of more numbers than that on, the last layer's aside, the update is left out of
-            the distance; 0: nothing is. A deep network has most of its weights where it sees the image coarsest: they
-            take time and say little of pixels. Nothing is left out where the last layer's update is not its own (see
-            `medpfl.attacks.matching.stages.Stage`).
-        enough: a victim whose objective is below it gets no further start.
-        steps: at most so many, each start, warm-up included.
+        objective: distance between updates.
+        prior: term that favors plausible images.
+        optimizer: optimizer for the search.
+        start: initial images; if they are not rough, there is no warm-up.
+        labels: method to find labels that are not granted.
+        constraint: constraint on every iterate; only for optimizers that project.
+        basis: image coordinates in which the optimizer moves.
+        warmup: stages before the main search; each takes at most a quarter of the steps, unless it sets its `share`.
+        restarts: maximum restarts per victim; the one with the lowest objective is the guess.
+        halving: successive halving: after every ``halving * steps`` steps, drop the worse half of each victim's
+            restarts until one is left (see `medpfl.attacks.optimize.racing.Race`). All restarts are then made, whatever
+            `enough` says. Warm-up has another objective, so a cut due there waits for the first step after it. 0: every
+            restart runs to its end, one after the other.
+        largest: ignore in the distance every tensor from the first with more elements than this onward, except the last
+            layer; 0: use all tensors. A deep network has most of its weights where it sees the image at its coarsest:
+            they take time and reveal little about pixels. Nothing is ignored where the last layer's update mixes with
+            others (see `medpfl.attacks.matching.stages.Stage`).
+        enough: objective below which a victim gets no further restart.
+        steps: maximum steps per restart, warm-up included.
     """
 
     objective: Objective = SquaredDistance()
@@ -94,8 +96,8 @@ class GradientMatching(Attack):
             raise InputError(f"largest is {self.largest}: it must be at least 0")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        """The attack on every victim of the observation."""
-        # Whatever the other victims are: the draws of all come from the first numbers, in their order.
+        """Reconstruct the images of each victim."""
+        # A victim's draws must not depend on the other victims, so all seeds are drawn first, in order.
         (common,), own = _spawn(generator, 1), _spawn(generator, len(seen))
         start = self.start.of(seen, generator)
         shape = (seen.num_images, *seen.image_shape)
@@ -113,7 +115,7 @@ class GradientMatching(Attack):
             z = torch.cat([self._start(s, problem, victims, own) for s in starts])
             rows = victims.repeat(len(attempts))
             stages = self._stages(problem, all(s.rough for s in starts))
-            # A race runs all starts of some victims, the rest is one start of all that still need it.
+            # A race runs all restarts of some victims; otherwise one restart runs for all that still need it.
             over = victims.tolist() if race else attempts
             count = len(seen) if race else self.restarts
             with progress.part(over[0] / count, (over[-1] + 1) / count):
@@ -121,20 +123,20 @@ class GradientMatching(Attack):
         return replace(found.reconstruction(problem, classes), trace=iterates.stacked())
 
     def _start(self, start: Start, problem: Matching, victims: Tensor, own: list[torch.Generator]) -> Tensor:
-        """Variables (A, D) to start from, of victims (A,)."""
+        """Return the initial variables (A, D) of victims (A,)."""
         images = start.images(problem.shape, victims, own).to(variables_like(problem.seen))
         logits = self._logits(problem.seen, [own[v] for v in victims.tolist()]) if problem.joint else None
         return problem.join(images, logits)
 
     def _logits(self, seen: Observation, own: list[torch.Generator]) -> Tensor:
-        """Label variables (rows, N, K), of masks (rows, N, K, H, W)."""
+        """Return label variables (rows, N, K); for masks (rows, N, K, H, W)."""
         shape = (seen.num_images, seen.num_classes, *seen.label_shape)
         return torch.stack([torch.randn(shape, generator=g) for g in own]).to(variables_like(seen))
 
     def _stages(self, problem: Matching, rough: bool) -> Stages:
-        """The warm-up's stages, if the start is rough, then the attack proper; with steps for each, at most all."""
+        """Return the warm-up stages (for rough initial images), then the main search, each with its steps."""
         stages: Stages = []
-        if problem.joint:  # wrong labels would bend the pixels before the labels are right
+        if problem.joint:  # pixels would be fitted to wrong labels before the labels are right
             stages.append((problem.labels_only, min(_LABEL_STEPS, self.steps // 8)))
         problem = problem.up_to(self.largest) if self.largest else problem
         for stage in self.warmup if rough else ():
@@ -147,7 +149,7 @@ class GradientMatching(Attack):
         return [*stages, (proper, self.steps - sum(most for _, most in stages))]
 
     def _minimize(self, stages: Stages, z: Tensor, iterates: Iterates, victims: Tensor, race: Race | None) -> Solution:
-        """One stage after the other; `z` is in the last one's basis, the attack's own, and so is a race's objective."""
+        """Run one stage after the other. `z` and the race's objective belong to the last stage, the main search."""
         parts, done, own = [], 0, stages[-1][0]().of(victims)
         for make, most in stages:
             stage = own if make is stages[-1][0] else make().of(victims)
@@ -163,13 +165,13 @@ class GradientMatching(Attack):
 
 
 def _easier(problem: Matching, stage: Stage) -> Matching:
-    """The problem as a stage has it."""
+    """Return the problem that a stage solves."""
     part = (problem.head_only() or problem) if stage.head else problem
     part = part.under(stage.prior, stage.objective)
     return part if stage.block == 1 else part.in_basis(Blocks(stage.block))
 
 
 def _spawn(generator: torch.Generator, count: int) -> list[torch.Generator]:
-    """One generator a victim, so that a victim's draws do not depend on its neighbors'."""
+    """Return one generator per victim, so that a victim's draws do not depend on its neighbors'."""
     seeds = torch.randint(2**62, (count,), generator=generator).tolist()
     return [torch.Generator().manual_seed(seed) for seed in seeds]

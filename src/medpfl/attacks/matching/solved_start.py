@@ -1,4 +1,4 @@
-"""The analytic solution as the start of an optimization."""
+"""The analytic solution as a search's initial image."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _GRAY = 0.5
 
 @dataclass(frozen=True, repr=False)
 class Analytic(Start):
-    """The images that `medpfl.attacks.RGAP` finds; where it does not apply, normal ones.
+    """The images found by `medpfl.attacks.RGAP`; where it does not apply, normal pixels.
 
-    A restart is from normal images too.
+    Restarts use normal pixels too.
 
     Attributes:
-        steps, tolerance: of RGAP's least squares.
+        steps, tolerance: settings of RGAP's least squares.
     """
 
     steps: int = 1000
@@ -35,7 +35,7 @@ class Analytic(Start):
         check_positive(steps=self.steps, tolerance=self.tolerance)
 
     def of(self, seen: Observation, generator: torch.Generator) -> Start:
-        """A `Solved` start, or `Normal` where the model or the plan allows no solution."""
+        """Return a `Solved` start, or `Normal` if the model or the plan allows no solution."""
         try:
             found = invert(seen, generator, self.steps, self.tolerance).images
         except InputError:
@@ -43,27 +43,27 @@ class Analytic(Start):
         return Solved(found.cpu().float().clamp(0, 1))
 
     def again(self) -> Start:
-        """`Normal`."""
+        """Return `Normal`."""
         return Normal()
 
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Normal images: without an observation nothing is solved."""
+        """Return normal images: without an observation nothing can be solved."""
         return Normal()(shape, generator)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Solved(Start):
-    """Images (V, N, C, H, W) that were found; gray, which is no more rough, for victims whose images are not finite."""
+    """Images (V, N, C, H, W) found in advance; gray, which is not rough either, for victims without finite images."""
 
     found: Tensor
     rough: ClassVar[bool] = False
 
     def images(self, shape: tuple[int, ...], victims: Tensor, own: list[torch.Generator]) -> Tensor:
-        """What was found."""
+        """Return the images found."""
         found = self.found[victims.cpu()]
         good = found.flatten(1).isfinite().all(1).view(-1, *[1] * (found.ndim - 1))
         return torch.where(good, found, _GRAY)
 
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Normal images."""
+        """Return normal images."""
         return Normal()(shape, generator)

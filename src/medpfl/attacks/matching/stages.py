@@ -1,4 +1,4 @@
-"""Stages before an attack proper."""
+"""Stages before the main search."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["WARM_UP", "Stage"]
 
 @dataclass(frozen=True, repr=False)
 class Stage(Part):
-    """Some steps on an easier problem, whose result starts the next stage.
+    """A few steps on an easier problem. Its result starts the next stage.
 
     Attributes:
-        prior: in place of the attack's own.
-        steps: at most so many.
-        head: match the last layer's update only. That takes no derivative of the other layers' gradients, a
-            third to a fifth of the cost, and it is what says most about the layer's inputs. Where the last
-            layer's update is not its own (several local steps, a channel that mixes tensors) all are matched.
-        objective: in place of the attack's own; ``None``: the attack's own.
-        block: edge in pixels of the blocks that move as one (see `medpfl.attacks.optimize.coordinates.Blocks`); 1: the
+        prior: prior in place of the attack's own.
+        steps: maximum steps.
+        head: match only the last layer's update. This needs no derivative of the other layers' gradients, costs a third
+            to a fifth, and reveals most about the layer's inputs. Where the last layer's update mixes with others
+            (several local steps, a channel that mixes tensors), all layers are matched.
+        objective: objective in place of the attack's own; ``None``: the attack's own.
+        block: edge, in pixels, of blocks that move as one (see `medpfl.attacks.optimize.coordinates.Blocks`); 1: the
             attack's own basis.
-        share: of the attack's steps; ``None``: `steps`, a quarter of them at most.
+        share: fraction of the attack's steps; ``None``: `steps`, at most a quarter of the attack's.
     """
 
     prior: Prior = NoPrior()
@@ -40,11 +40,11 @@ class Stage(Part):
             raise InputError("block must be at least 1, steps at least 0, and share between 0 and 1")
 
     def within(self, steps: int) -> int:
-        """Of so many steps in all, those of this stage."""
+        """Return this stage's number of steps, given the total."""
         return min(self.steps, steps // 4) if self.share is None else int(self.share * steps)
 
 
 WARM_UP = (Stage(Smoothness(1.0), 30, head=True), Stage(Smoothness(0.1), 10))
-"""What an update says least about an image are its fine details. A rough start leaves them in the guess until the
-very end; a smooth prior that is weakened and switched off as the fit improves takes them out first. The second stage
-is short: most of its steps would be taken to fit what the prior says, and taken back after it."""
+"""An update reveals least about an image's fine details. A rough initial image leaves its own details in the guess
+until the very end. A smoothness prior that is weakened and then switched off removes them first. The second stage is
+short: most of its steps would fit the prior and would have to be undone afterwards."""

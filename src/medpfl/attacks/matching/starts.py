@@ -1,4 +1,4 @@
-"""Where an optimization starts: images (N, C, H, W) from a generator."""
+"""Initial images (N, C, H, W) for a search, drawn from a generator."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ __all__ = ["Normal", "Patterned", "Start"]
 
 @dataclass(frozen=True, repr=False)
 class Start(Part):
-    """Draws the first guess."""
+    """A rule that draws the initial images."""
 
     rough: ClassVar[bool] = True
-    """Whether its fine details are nothing but noise, which a warm-up takes out."""
+    """True if the images' fine details are pure noise, which a warm-up removes."""
 
     def of(self, seen: Observation, generator: torch.Generator) -> Start:
-        """The start for an observation: itself, unless it learns from what was seen."""
+        """Return the start for an observation: itself, unless it depends on the observation."""
         return self
 
     def again(self) -> Start:
-        """The start of restarts."""
+        """Return the start for restarts."""
         return self
 
     def images(self, shape: tuple[int, ...], victims: Tensor, own: list[torch.Generator]) -> Tensor:
-        """Images (A, N, C, H, W) for victims (A,), each from its own generator, on the CPU."""
+        """Return images (A, N, C, H, W) on the CPU for victims (A,), each from its own generator."""
         return torch.stack([self(shape, own[v]) for v in victims.tolist()])
 
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Images of a shape (N, C, H, W), on the CPU."""
+        """Return images with shape (N, C, H, W), on the CPU."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, repr=False)
 class Normal(Start):
-    """Independent normal pixels; mean 0 and deviation 1 is the start of DLG and iDLG."""
+    """Independent normal pixels. DLG and iDLG use mean 0 and standard deviation 1."""
 
     mean: float = 0.0
     deviation: float = 1.0
 
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Normal images."""
+        """Return normal images."""
         return self.mean + self.deviation * torch.randn(shape, generator=generator)
 
 
@@ -56,7 +56,7 @@ class Patterned(Start):
     """One random tile of uniform pixels, repeated over the image (Wei et al. 2020, arXiv:2004.10397, 4.2).
 
     Attributes:
-        tile: its edge in pixels.
+        tile: tile edge in pixels.
     """
 
     tile: int = 16
@@ -65,7 +65,7 @@ class Patterned(Start):
         check_positive(tile=self.tile)
 
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Patterned images."""
+        """Return patterned images."""
         *front, height, width = shape
         tile = torch.rand((*front, min(self.tile, height), min(self.tile, width)), generator=generator)
         repeats = (-(-height // tile.shape[-2]), -(-width // tile.shape[-1]))

@@ -1,1 +1,1 @@
-"""Optimizers of the searches. They know nothing of attacks."""
+"""Optimizers for the searches. They know nothing about attacks."""

@@ -1,8 +1,8 @@
-"""In which coordinates images are optimized.
+"""Coordinates in which images are optimized.
 
-An optimizer that knows only gradients moves first where the objective is steep, and an update says most about
-whatever its layers happen to amplify. In coordinates whose scales are those of natural images it moves first
-where images have most of their energy.
+An optimizer that knows only gradients moves first where the objective is steep, and an update depends most on whatever
+its layers happen to amplify. In coordinates scaled like natural images, it moves first where images have most of their
+energy.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ class Basis(Part):
     """A linear map between coordinates and images (..., N, C, H, W) or (..., N, C, D, H, W)."""
 
     def images(self, coordinates: Tensor, axes: int) -> Tensor:
-        """Images of coordinates; the last `axes` axes are the channel and the pixels."""
+        """Return the images for the coordinates. The last `axes` axes are the channel and the pixels."""
         raise NotImplementedError
 
     def coordinates(self, images: Tensor, axes: int) -> Tensor:
-        """The inverse, or, where coordinates do not reach every image, one that is taken to the nearest or so."""
+        """Return the coordinates of the images.
+
+        Where coordinates do not reach every image, return those of a nearby image.
+        """
         raise NotImplementedError
 
 
@@ -39,24 +42,24 @@ class Pixels(Basis):
     """The pixels themselves."""
 
     def images(self, coordinates: Tensor, axes: int) -> Tensor:
-        """The coordinates."""
+        """Return the coordinates."""
         return coordinates
 
     def coordinates(self, images: Tensor, axes: int) -> Tensor:
-        """The images."""
+        """Return the images."""
         return images
 
 
 @dataclass(frozen=True, repr=False)
 class Blocks(Basis):
-    """Images of a lower resolution: the means of blocks of coordinates, interpolated linearly between their centers.
+    """Images at a lower resolution: block means, interpolated linearly between the block centers.
 
-    Coordinates have the images' shape, so that one resolution's start the next; those of a block move as one. Images
-    of a higher resolution are taken to the nearest of this one. Edges that `edge` does not divide have blocks of
-    about that size.
+    Coordinates have the images' shape, so the result at one resolution can start the next. The coordinates within a
+    block move as one. An image at a higher resolution is mapped to the nearest one at this resolution. Along an axis
+    that `edge` does not divide, blocks are approximately that long.
 
     Attributes:
-        edge: of a block, in pixels.
+        edge: block edge in pixels.
     """
 
     edge: int = 2
@@ -66,11 +69,14 @@ class Blocks(Basis):
             raise InputError(f"edge is {self.edge}: it must be at least 1")
 
     def images(self, coordinates: Tensor, axes: int) -> Tensor:
-        """The means, interpolated."""
+        """Return the interpolated block means."""
         return self._along(coordinates, axes, 0)
 
     def coordinates(self, images: Tensor, axes: int) -> Tensor:
-        """Blocks of the values whose interpolation is nearest to the images; the inverse for images of blocks."""
+        """Return the block values whose interpolation is nearest to the images.
+
+        For images made from blocks, this is the inverse of `images`.
+        """
         return self._along(images, axes, 1)
 
     def _along(self, values: Tensor, axes: int, way: int) -> Tensor:
@@ -82,16 +88,16 @@ class Blocks(Basis):
 
 @dataclass(frozen=True, repr=False)
 class Spectral(Basis):
-    """Orthonormal cosine transform over channels and pixels, scaled as the spectrum of natural images falls.
+    """Orthonormal cosine transform over channels and pixels, scaled like the spectrum of natural images.
 
-    The amplitude of frequency f (in half periods an image, the Euclidean norm over axes) is
-    ``(1 + f / corner) ** -exponent``: natural images have amplitudes of about 1 / f (Field 1987). The transform
-    over the channels of a color image gives its brightness and two differences of colors, which are weaker.
+    The amplitude at frequency f (in half periods per image, Euclidean norm over axes) is
+    ``(1 + f / corner) ** -exponent``: natural images have amplitudes of about 1 / f (Field 1987). For a color image,
+    the transform over channels gives the brightness and two color differences, which are weaker.
 
     Attributes:
-        exponent: of the fall; 0 is no scaling.
-        corner: frequency from which on amplitudes fall.
-        color: amplitude of color differences against the brightness.
+        exponent: decay exponent; 0: no scaling.
+        corner: frequency at which the decay begins.
+        color: amplitude for color differences relative to the brightness.
     """
 
     exponent: float = 1.0
@@ -103,15 +109,15 @@ class Spectral(Basis):
             raise InputError("corner and color must be above 0, exponent at least 0")
 
     def images(self, coordinates: Tensor, axes: int) -> Tensor:
-        """Scaled amplitudes to pixels."""
+        """Return the pixels for scaled amplitudes."""
         return _transform(coordinates * self._scale(coordinates, axes), axes, inverse=True)
 
     def coordinates(self, images: Tensor, axes: int) -> Tensor:
-        """Pixels to scaled amplitudes."""
+        """Return the scaled amplitudes for pixels."""
         return _transform(images, axes, inverse=False) / self._scale(images, axes)
 
     def transposed(self, images: Tensor, axes: int) -> Tensor:
-        """The transpose of `images`, which is linear."""
+        """Apply the transpose of the linear map `images`."""
         return _transform(images, axes, inverse=False) * self._scale(images, axes)
 
     def _scale(self, like: Tensor, axes: int) -> Tensor:
@@ -120,7 +126,7 @@ class Spectral(Basis):
 
 @lru_cache(maxsize=16)
 def _amplitudes(basis: Spectral, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(C, ...) amplitude of every coordinate."""
+    """Return the amplitude (C, ...) of every coordinate."""
     grids = torch.meshgrid(*(torch.arange(edge, dtype=dtype) for edge in shape[1:]), indexing="ij")
     frequency = torch.stack(grids).square().sum(0).sqrt()
     colors = torch.full((shape[0], *[1] * (len(shape) - 1)), basis.color, dtype=dtype)
@@ -130,7 +136,7 @@ def _amplitudes(basis: Spectral, shape: tuple[int, ...], dtype: torch.dtype, dev
 
 @lru_cache(maxsize=16)
 def _cosines(edge: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(edge, edge) orthonormal DCT-II; a row is a frequency."""
+    """Return the orthonormal DCT-II matrix (edge, edge), with one frequency per row."""
     row, place = torch.arange(edge, dtype=torch.float64)[:, None], torch.arange(edge, dtype=torch.float64)
     matrix = torch.cos(math.pi * row * (place + 0.5) / edge) * math.sqrt(2 / edge)
     matrix[0] /= math.sqrt(2)
@@ -139,7 +145,7 @@ def _cosines(edge: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _blocks(size: int, edge: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(size, size) from coordinates to an axis of images, and back."""
+    """Return two matrices (size, size): from coordinates to an image axis, and back."""
     count = max(size // edge, 1)
     means = functional.adaptive_avg_pool1d(torch.eye(size, dtype=torch.float64), count).T
     between = functional.interpolate(torch.eye(count, dtype=torch.float64)[None], size, mode="linear")[0].T
@@ -148,7 +154,7 @@ def _blocks(size: int, edge: int, dtype: torch.dtype, device: torch.device) -> t
 
 
 def _transform(values: Tensor, axes: int, *, inverse: bool) -> Tensor:
-    """The transform along each of the last axes."""
+    """Apply the transform along each of the last `axes` axes."""
     for axis in range(-axes, 0):
         matrix = _cosines(values.shape[axis], values.dtype, values.device)
         values = torch.movedim(torch.movedim(values, axis, -1) @ (matrix if inverse else matrix.T), -1, axis)

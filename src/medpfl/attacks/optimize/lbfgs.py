@@ -22,27 +22,27 @@ _TRIALS = 12
 _SUFFICIENT = 1e-4
 
 _LOOK = 50
-"""Steps from one look at how far a row has moved to the next."""
+"""Number of steps after which a row's movement is checked."""
 
 _MATCHED = 1e-3
-"""An objective above it is that of noise, or of a search that is not there yet, which may go slowly."""
+"""Objective above which slow movement does not end a row: it may be noise, or a search still far from its end."""
 
 
 @dataclass(frozen=True, repr=False)
 class LBFGS(Optimizer):
-    """L-BFGS (Liu and Nocedal 1989) with Armijo backtracking, for every row of its own.
+    """L-BFGS (Liu and Nocedal 1989) with Armijo backtracking, separate for every row.
 
-    The direction is that of the compact representation (Byrd, Nocedal and Schnabel 1994, equation 3.1), the first
-    trial step is 1, and trials are interpolated quadratically. A row whose line search fails forgets its history; if
-    it fails again at once, it has stalled: float precision or a kink is reached.
+    The direction uses the compact representation (Byrd, Nocedal and Schnabel 1994, equation 3.1). The first trial step
+    is 1, and further trials are interpolated quadratically. A row whose line search fails drops its history. If the
+    line search then fails again, the row has stalled: it has reached float precision or a kink.
 
     Attributes:
-        history: pairs of steps and gradient changes kept.
-        tolerance: a row whose objective is below it has converged.
-        patience: a row whose objective has not fallen by a hundredth within so many steps has stalled.
-        still: a row that matches to a thousandth and has moved by less than this share of its length within 50 steps
-            has stalled: how low an objective must be depends on the model, how far a point still moves does not. 0: it
-            goes on.
+        history: pairs (step, gradient change) to keep.
+        tolerance: objective below which a row has converged.
+        patience: steps within which a row's objective must fall by 1 %; otherwise the row has stalled.
+        still: movement within 50 steps, relative to a row's length, below which the row has stalled once its objective
+            is below 1e-3. The objective that can be reached depends on the model; the remaining movement does not. 0:
+            no such test.
     """
 
     remembers: ClassVar[bool] = True
@@ -57,10 +57,10 @@ class LBFGS(Optimizer):
         if not self.tolerance >= 0:
             raise InputError(f"tolerance is {self.tolerance}: it must be at least 0")
         if not 0 <= self.still < 1:
-            raise InputError(f"still is {self.still}: it must be a share of the point's length, at least 0 and below 1")
+            raise InputError(f"still is {self.still}: it must be at least 0 and below 1")
 
     def minimize(self, problem: Problem, start: Tensor, steps: int, race: Race | None = None) -> Solution:
-        """At most `steps` iterations of each row."""
+        """Run at most `steps` iterations on each row."""
         ledger = Ledger(start, race)
         state = _State.at(problem, start, self.history, ledger)
         for step in range(steps):
@@ -74,7 +74,7 @@ class LBFGS(Optimizer):
         return ledger.solution()
 
     def _retire(self, state: _State, ledger: Ledger, step: int) -> _State:
-        """Ends the rows that are done, and returns the others."""
+        """End the rows that are done, and return the state of the others."""
         broken = ~(state.loss.isfinite() & state.gradient.isfinite().all(1))
         stalled = state.failed | ledger.slow(state.rows, step, self.patience) | state.settled(step, self.still)
         converged = state.loss < self.tolerance
@@ -83,7 +83,7 @@ class LBFGS(Optimizer):
 
 
 class _State:
-    """What the iteration remembers of its A active rows: points, gradients, and M pairs of each."""
+    """State of the A active rows: points, gradients, and M pairs each."""
 
     def __init__(self, rows: Tensor, z: Tensor, loss: Tensor, gradient: Tensor, history: int) -> None:
         self.rows, self.z, self.loss, self.gradient = rows, z, loss, gradient
@@ -106,14 +106,17 @@ class _State:
         return self
 
     def settled(self, step: int, share: float) -> Tensor:
-        """(A,) rows that match, and moved by less than that share of their length since the last look, at each look."""
+        """Return a mask (A,): the row matches, and moved by less than `share` of its length since the last check.
+
+        Rows are checked every `_LOOK` steps; at other steps the mask is False.
+        """
         if not step or step % _LOOK:
             return torch.zeros_like(self.failed)
         moved, self.before = torch.linalg.vector_norm(self.z - self.before, dim=1), self.z
         return (moved < share * torch.linalg.vector_norm(self.z, dim=1)) & (self.loss < _MATCHED)
 
     def iterate(self, problem: Problem, ledger: Ledger) -> None:
-        """One direction, one line search, one new pair."""
+        """Do one iteration: a direction, a line search, and a new pair."""
         fresh = self.pairs.scale == 0
         direction, slope = self._direction()
         z, loss, gradient, found = self._search(problem, ledger, direction, slope)
@@ -123,7 +126,10 @@ class _State:
         ledger.note(self.rows, z, loss)
 
     def _direction(self) -> tuple[Tensor, Tensor]:
-        """Descent directions (A, D) and slopes (A,) along them; steepest descent where history misleads."""
+        """Return descent directions (A, D) and slopes (A,) along them.
+
+        Where the history gives an uphill direction, drop it and use steepest descent.
+        """
         step = self.pairs.times(self.gradient)
         slope = -torch.linalg.vecdot(step, self.gradient)
         uphill = ~(slope < 0)
@@ -134,13 +140,13 @@ class _State:
     def _search(
         self, problem: Problem, ledger: Ledger, direction: Tensor, slope: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The first point along each direction that lowers the objective enough (Armijo 1966)."""
+        """Return the first point along each direction that lowers the objective enough (Armijo 1966)."""
         first = 1 / self.gradient.abs().sum(1).clamp(min=1e-30)
         length = torch.where(self.pairs.scale == 0, first.clamp(max=1.0), torch.ones_like(first))
         z, loss, gradient = self.z.clone(), self.loss.clone(), self.gradient.clone()
         open_ = torch.arange(len(z), device=z.device)
         for _ in range(_TRIALS):
-            # The same tensor where no row is out: the problem need not pick anew what it knows of the rows.
+            # Pass the same tensor while all rows are open, so that the problem need not index its data again.
             rows = self.rows if len(open_) == len(z) else self.rows[open_]
             trial = torch.addcmul(self.z[open_], length[open_, None], direction[open_])
             value, slopes = problem.evaluate(trial, rows)

@@ -1,4 +1,4 @@
-"""The inverse Hessian of limited-memory BFGS for a stack of rows, in its compact form."""
+"""The inverse Hessian in limited-memory BFGS for a stack of rows, in compact form."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["Pairs"]
 
 
 class Pairs:
-    """At most M steps s and changes of gradients y of each of A rows, and what they say of the inverse Hessian.
+    """At most M pairs of steps s and gradient changes y for each of A rows, and their inverse Hessian.
 
-    Byrd, Nocedal and Schnabel 1994 ("Representations of quasi-Newton matrices and their use in limited memory
-    methods", equation 3.1) write the product of the inverse Hessian with a gradient in the inner products of the
-    pairs. It equals the two-loop recursion of Nocedal 1980, but reads the pairs as two matrices, once each, where
-    the recursion reads them one by one: the time of a stack is that of its memory. Inner products are kept in
-    float64: systems of so many equations lose more digits than the pixels have.
+    Byrd, Nocedal and Schnabel 1994 ("Representations of quasi-Newton matrices and their use in limited memory methods",
+    equation 3.1) express the product of inverse Hessian and gradient by the pairs' inner products. It equals the
+    two-loop recursion (Nocedal 1980), but reads the pairs as two matrices, once each, where the recursion reads them
+    one by one. For a stack, memory bandwidth determines the time. Inner products are kept in float64, because systems
+    with so many equations lose more digits than pixels have.
 
     Args:
-        like: (A, D) points, for shape, device and type.
+        like: (A, D) points that determine shape, device and dtype.
         history: M.
     """
 
@@ -30,34 +30,33 @@ class Pairs:
         )
         """Inner products of steps with changes (on and above the diagonal), and of changes with changes.
 
-        The pairs' vectors are overwritten in turn, but of these (A, 2 M, 2 M) a window moves down the diagonal, oldest
-        first: solving triangular systems takes no sorting of matrices then. A pair that says nothing has a diagonal
-        of 1 in the first, so that the systems have a solution, 0 there.
-        """
+        The pairs' vectors are overwritten in turn. In these (A, 2 M, 2 M) matrices, a window moves down the
+        diagonal, oldest pair first, so that triangular systems can be solved without sorting. An unused pair has a 1
+        on the diagonal of the first matrix, so that the system has the solution 0 there."""
         self.along = like.new_zeros(rows, 0, 2, dtype=torch.float64)
-        """Of steps and of changes, oldest first, with the gradient at which they were last added."""
+        """Inner products of steps and of changes, oldest first, with the gradient last passed to `add`."""
         self.scale = like.new_zeros(rows)
-        """Of the first inverse Hessian, s . y / y . y of the newest pair; 0 before the first."""
+        """Scale of the initial inverse Hessian, s . y / y . y of the newest pair; 0 before the first pair."""
         self.count = self.end = 0
-        """Pairs added, and where the window ends."""
+        """Number of pairs added, and the end of the window."""
 
     def take(self, keep: Tensor) -> None:
-        """Drops the other rows."""
+        """Keep only the given rows."""
         for name in ("moves", "changes", "cross", "square", "along", "scale"):
             setattr(self, name, getattr(self, name)[keep])
 
     def forget(self, which: Tensor) -> None:
-        """Drops all pairs of some rows (A,)."""
+        """Drop all pairs of some rows (A,)."""
         if which.any():
             for kept in (self.moves, self.changes, self.cross, self.square, self.along, self.scale):
                 kept[which] = 0
             self.cross.diagonal(dim1=1, dim2=2)[which] = 1
 
     def add(self, move: Tensor, change: Tensor, gradient: Tensor, found: Tensor) -> None:
-        """The newest pairs (A, D), in place of the oldest; `gradient` is that at the new points.
+        """Replace the oldest pairs by new ones (A, D). `gradient` is the one at the new points.
 
-        A pair without positive curvature is kept as zeros, which say nothing. Rows that have not `found` a step
-        forget all.
+        A pair without positive curvature is stored as zeros and has no effect. Rows without a step `found` drop all
+        pairs.
         """
         product, size = torch.linalg.vecdot(move, change), change.square().sum(1)
         good = found & (product > 1e-10 * (size * move.square().sum(1)).sqrt()) & (size > 0)
@@ -77,13 +76,13 @@ class Pairs:
         self.forget(~found)
 
     def _order(self) -> Tensor:
-        """Where the vectors of the pairs are, oldest first."""
+        """Return the slots of the pairs' vectors, oldest first."""
         history = self.moves.shape[1]
         oldest = max(self.count - history, 0)
         return torch.arange(oldest, self.count, device=self.moves.device) % history
 
     def _slide(self) -> slice:
-        """The window with room for one more pair at its end."""
+        """Return the window with room for one more pair at its end."""
         history = self.moves.shape[1]
         if self.end == 2 * history:
             for products in (self.cross, self.square):
@@ -96,7 +95,7 @@ class Pairs:
         return slice(max(self.end - self.moves.shape[1], 0), self.end)
 
     def times(self, gradient: Tensor) -> Tensor:
-        """(A, D) the inverse Hessian times the gradient (A, D) with which `add` was last called."""
+        """Return the inverse Hessian times the gradient, (A, D). The gradient must be the one last passed to `add`."""
         scale = torch.where(self.scale > 0, self.scale, 1.0)
         if not self.count:
             return gradient * scale[:, None]

@@ -1,6 +1,6 @@
-"""Minimizers of V independent problems at once, each with its own state and its own end.
+"""Minimizers for V independent problems at once. Each problem has its own state and ends by itself.
 
-Rows of a stack never mix: dropping a row, or adding one, leaves the others as they were, up to rounding.
+Rows of a stack never mix: dropping or adding a row leaves the others unchanged, up to rounding.
 """
 
 from __future__ import annotations
@@ -29,17 +29,25 @@ class Problem(Protocol):
     """V independent objectives of D variables each."""
 
     def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (A,) and gradients (A, D) at points (A, D) of the problems `rows` (A,)."""
+        """Return values (A,) and gradients (A, D) at points (A, D) for the problems `rows` (A,)."""
         ...
 
     def project(self, z: Tensor, step: int) -> Tensor:
-        """The nearest allowed points (A, D) after a step."""
+        """Return the nearest allowed points (A, D) after a step."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Points (V, D) with the least value seen, those values (V,), steps and evaluations (V,), V reasons to end."""
+    """Result for V problems.
+
+    Attributes:
+        z: (V, D) points with the lowest value found.
+        loss: (V,) these values.
+        steps: (V,) steps.
+        evaluations: (V,) evaluations.
+        ended: V reasons to end.
+    """
 
     z: Tensor
     loss: Tensor
@@ -50,18 +58,18 @@ class Solution:
 
 @dataclass(frozen=True, repr=False)
 class Optimizer(Part):
-    """Minimizes."""
+    """An algorithm that minimizes a problem."""
 
     remembers: ClassVar[bool] = False
-    """Whether it keeps many points of each row: then the starts of all victims are too many for one stack."""
+    """True if the optimizer keeps many points per row, so that the restarts of all victims do not fit in one stack."""
 
     def minimize(self, problem: Problem, start: Tensor, steps: int, race: Race | None = None) -> Solution:
-        """At most `steps` steps from `start` (V, D); rows that a race gives up leave the stack."""
+        """Take at most `steps` steps from `start` (V, D). Rows pruned by the race leave the stack."""
         raise NotImplementedError
 
 
 class Ledger:
-    """The best points of all rows, and why each ended."""
+    """The best point of each row, and why the row ended."""
 
     def __init__(self, start: Tensor, race: Race | None = None) -> None:
         count = len(start)
@@ -73,14 +81,17 @@ class Ledger:
         self.ended: list[Ended] = ["max_steps"] * count
 
     def note(self, rows: Tensor, z: Tensor, loss: Tensor) -> None:
-        """Keeps the points that are better than their rows' best; once a step."""
+        """Keep the points that improve on their rows' best. Call once per step."""
         better = loss < self.loss[rows]
         self.z[rows[better]] = z[better]
         self.loss[rows[better]] = loss[better]
         trace.step(rows, z)
 
     def slow(self, rows: Tensor, step: int, patience: int, fall: float = 0.01) -> Tensor:
-        """(A,) rows whose best fell by less than the share `fall` in `patience` steps, at each multiple of it."""
+        """Return a mask (A,): the row's best fell by less than the fraction `fall` in `patience` steps.
+
+        Rows are checked at each multiple of `patience`; at other steps the mask is False.
+        """
         if not patience or step % patience:
             return torch.zeros_like(rows, dtype=torch.bool)
         slow = self.loss[rows] > (1 - fall) * self.milestone[rows]
@@ -88,7 +99,10 @@ class Ledger:
         return slow
 
     def end(self, rows: Tensor, step: int, reasons: dict[Ended, Tensor]) -> Tensor:
-        """(A,) which of the rows go on: the others end, each for the first of the reasons (A,) that holds for it."""
+        """Return a mask (A,): the row continues.
+
+        The others end, each for the first of the reasons (A,) that holds.
+        """
         go = torch.ones_like(rows, dtype=torch.bool)
         if self.race is not None:
             reasons = {**reasons, "beaten": self.race.beaten(self.loss, step)[rows]}
@@ -99,26 +113,26 @@ class Ledger:
         return go
 
     def solution(self) -> Solution:
-        """All rows."""
+        """Return the result for all rows."""
         return Solution(self.z, self.loss, self.steps, self.evaluations, tuple(self.ended))
 
 
 @dataclass(frozen=True, repr=False)
 class SignedAdam(Optimizer):
-    """Adam (Kingma and Ba 2015) on the sign of the gradient, its rate divided by 10 at 3/8, 5/8 and 7/8.
+    """Adam (Kingma and Ba 2015) on the gradient's sign; the rate is divided by 10 at 3/8, 5/8 and 7/8 of the steps.
 
     As in Geiping et al. 2020 (arXiv:2003.14053, section 6 and appendix). With `patience`, a row whose objective no
-    longer falls goes on to its next rate before its time, and after the last rate it has stalled. A sign says nothing
-    of how far to go, so that the last five eighths of such a schedule move little: a rate that falls linearly has the
-    same range and wastes no step.
+    longer falls moves on to its next rate early; after the last rate it has stalled. A sign does not tell how far to
+    go, so the last five eighths of such a schedule move little. A linearly falling rate covers the same range and
+    wastes no step.
 
     Attributes:
-        rate: the first learning rate, in units of the pixels.
-        tolerance: a row whose objective is below it has converged.
-        signed: whether the sign is taken.
-        patience: steps from one look at the objective to the next; 0: none, rates follow the number of steps alone.
-        fall: share of the best objective so far by which it must have fallen from look to look.
-        schedule: ``'steps'``, the paper's, or ``'linear'``, from `rate` to 0, which knows no patience.
+        rate: initial learning rate, in pixel units.
+        tolerance: objective below which a row has converged.
+        signed: use the gradient's sign.
+        patience: steps between two checks on the objective; 0: no checks, rates depend only on the step.
+        fall: minimum decrease between two checks, as a fraction of the best objective so far.
+        schedule: ``'steps'``, the paper's, or ``'linear'``, from `rate` to 0, which excludes `patience`.
     """
 
     rate: float = 0.05
@@ -132,16 +146,17 @@ class SignedAdam(Optimizer):
         if self.schedule not in ("steps", "linear"):
             raise InputError(f"schedule is '{self.schedule}': it must be 'steps' or 'linear'")
         if self.schedule == "linear" and self.patience:
-            raise InputError(f"patience is {self.patience}: it must be 0 where the schedule is 'linear'")
+            raise InputError(f"patience is {self.patience}: it must be 0 if schedule is 'linear'")
         if not self.rate > 0:
             raise InputError(f"rate is {self.rate}: it must be above 0")
         if self.patience < 0 or not 0 < self.fall < 1:
             raise InputError(
-                f"patience is {self.patience} and fall {self.fall}: at least 0, and a share between 0 and 1, are needed"
+                f"patience is {self.patience} and fall is {self.fall}: patience must be at least 0, and fall between "
+                "0 and 1"
             )
 
     def minimize(self, problem: Problem, start: Tensor, steps: int, race: Race | None = None) -> Solution:
-        """`steps` steps, fewer for a row that converges, stalls, is beaten, or is no longer finite."""
+        """Take `steps` steps, fewer for a row that converges, stalls, is pruned, or is no longer finite."""
         ledger, rows, z = Ledger(start, race), torch.arange(len(start), device=start.device), start.clone()
         mean, square, phase = torch.zeros_like(z), torch.zeros_like(z), torch.zeros_like(rows)
         tenths = self.rate * 0.1 ** torch.arange(len(_DECAYS) + 1, dtype=torch.float64).to(z)

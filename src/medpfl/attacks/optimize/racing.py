@@ -1,4 +1,4 @@
-"""Successive halving: which starts go on, from what their objectives say."""
+"""Successive halving: restarts compete, and their objectives decide which continue."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Race"]
 
 @dataclass(frozen=True, eq=False)
 class Race:
-    """Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943, figure 1) of the starts of each victim.
+    """Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943, figure 1) among each victim's restarts.
 
-    Only the attack's own objective decides, at the best point of each start so far, among the starts of one victim.
+    Restarts of one victim are compared by the attack's own objective alone, at each restart's best point so far.
 
     Attributes:
-        starts: R of each of A victims; row ``r * A + a`` is start r of victim a.
-        every: steps from one cut to the next, at which the worse half leaves (of an odd number, the lesser half).
-        done: steps before those that are counted here.
+        starts: R restarts for each of A victims; row ``r * A + a`` is restart r of victim a.
+        every: steps between two cuts. A cut drops the worse half (with an odd number of restarts, the smaller half).
+        done: steps of earlier stages, not counted here.
     """
 
     starts: int
@@ -27,7 +27,7 @@ class Race:
     done: int = 0
 
     def beaten(self, loss: Tensor, step: int) -> Tensor:
-        """(R * A,) the rows to give up after so many steps, by the least objective (R * A,) of each so far."""
+        """Return a mask (R * A,): prune the row at this step. `loss` (R * A,) is each row's lowest so far."""
         if step and (self.done + step) % self.every:
             return torch.zeros_like(loss, dtype=torch.bool)
         left = -(-self.starts // 2 ** ((self.done + step) // self.every))

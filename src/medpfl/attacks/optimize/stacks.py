@@ -1,4 +1,4 @@
-"""Stacks of victims: one of many, and search variables for all of them."""
+"""Stacks of victims: picking some of them, and search variables for all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["pick", "variables_like"]
 
 
 def pick(tree: Any, index: Tensor | int) -> Any:
-    """The same tree with every tensor indexed along its victim axis; a number makes no copy."""
+    """Return the same tree with every tensor indexed along its victim axis. An integer index makes no copy."""
     if isinstance(tree, Tensor):
         return tree[index]
     if isinstance(tree, Mapping):
@@ -23,6 +23,6 @@ def pick(tree: Any, index: Tensor | int) -> Any:
 
 
 def variables_like(seen: Observation) -> Tensor:
-    """What the variables are like, in type and device: the model's weights, in float32 at least."""
+    """Return an empty scalar with the variables' device and dtype: those of the model's weights, at least float32."""
     weight = next(iter(seen.views[0].weights.parameters.values()))
     return weight.new_empty((), dtype=torch.promote_types(weight.dtype, torch.float32))
