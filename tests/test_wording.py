@@ -61,7 +61,9 @@ def test_one_word_for_one_thing(avoided):
     """The glossary's own table names these words, and a changelog tells of older ones."""
     found = [place for place, text in docstrings() if avoided in " ".join(words(text))]
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
-    found += [page.name for page in pages if page.name != "glossary.md" and avoided in " ".join(words(page.read_text()))]
+    found += [
+        page.name for page in pages if page.name != "glossary.md" and avoided in " ".join(words(page.read_text()))
+    ]
     found += [place for place, text in helps() if avoided in " ".join(words(text))]
     assert found == []
 

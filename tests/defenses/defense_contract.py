@@ -311,3 +311,17 @@ EVERY = every(
     PLANS,
 )
 """Checks of a defense's row, and what each takes beside it."""
+
+OF_SETTINGS = every(
+    (check_what_it_discloses_holds,),
+    (
+        check_names_shapes_and_dtypes_stay,
+        check_the_generator_is_the_only_source,
+        check_state_survives_a_checkpoint,
+        check_what_is_disclosed_fits_the_update_and_holds,
+        check_channels_of_victims_stack,
+        check_an_update_of_zeros_and_a_bare_one_are_survived,
+    ),
+    PLANS,
+)
+"""The checks that depend on a defense's settings, for all rows of a class after its first."""

@@ -13,7 +13,7 @@ from medpfl import cli
 from medpfl.auditing.store import read_rows
 from medpfl.runs.jobs import job_of
 
-WORDS = ["reproduce", "noise", "--part", "iDLG", "--data", "samples", "--images", "2", "--steps", "30", "--quiet"]
+WORDS = ["reproduce", "noise", "--part", "iDLG", "--data", "samples", "--images", "2", "--steps", "12", "--quiet"]
 
 
 def lines(path: Path) -> list[str]:
