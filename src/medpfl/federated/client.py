@@ -94,7 +94,7 @@ def client_round(
 
 def _check(batch: Batch, plan: Plan) -> None:
     if len(batch) != plan.images:
-        raise InputError(f"the plan is for {plan.images} images, but the batch holds {len(batch)}")
+        raise InputError(f"the plan is for {plan.images} images, the batch holds {len(batch)}")
     low, high = batch.images.aminmax()
     if not (low >= 0 and high <= 1):
         raise InputError(f"images must lie in [0, 1], these lie in [{low:.3g}, {high:.3g}]")
