@@ -1,4 +1,4 @@
-"""Rates and means, with confidence intervals. Values in one cluster may depend on each other, clusters may not."""
+"""Rates and means, with confidence intervals. Clusters are independent; values within one may not be."""
 
 from __future__ import annotations
 

@@ -27,8 +27,7 @@ def utility(logits: Tensor, labels: Tensor, clusters: Sequence[Hashable] | None 
 
     Returns:
         accuracy and balanced_accuracy with ``_low`` and ``_high``, auroc, loss and images; ``None`` for an undefined
-            score, such
-        as AUROC if all images have the same class.
+        score, such as AUROC if all images have the same class.
     """
     hits, own = right(logits, labels), list(range(len(labels)) if clusters is None else clusters)
     low, high = cluster_interval(hits.tolist(), own)

@@ -38,7 +38,7 @@ class ConvNet(Model):
         norm: ``"none"``, ``"batch"``, ``"group"`` (up to 8 groups) or ``"instance"`` (with weights).
         activation: ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"gelu"``, ``"sigmoid"`` or ``"tanh"``.
         dropout: dropout rate before the linear layer.
-        classes, channels: ``None`` takes the data's number.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
     """
 
     width: int = shown(32)

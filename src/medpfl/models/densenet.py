@@ -25,7 +25,7 @@ class DenseNet121(Model):
     and deviation. Parameter names are torchvision's.
 
     Attributes:
-        classes, channels: ``None`` takes the data's number.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
     """
 
     classes: int | None = None

@@ -38,7 +38,7 @@ class LeNet(Model):
 
     Attributes:
         variant: one of the three variants.
-        classes, channels: ``None`` takes the data's number.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
         scale: half the width of the weights' uniform distribution.
         activation: ``"sigmoid"`` as in the papers, or another activation listed for `ConvNet`.
     """

@@ -28,7 +28,7 @@ class MLP(Model):
         hidden: widths of the hidden layers; ``()`` is a linear model.
         activation: as in `ConvNet`.
         dropout: dropout rate after each hidden layer.
-        classes, channels: ``None`` takes the data's number.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
     """
 
     hidden: tuple[int, ...] = shown((256,))

@@ -42,7 +42,7 @@ class ResNet(Model):
             downloads and whose hash it checks; or the path to a weights file for torchvision's network. With weights,
             gray images enter as three equal channels, and the last layer is drawn anew if its number of classes
             differs from the file's (ImageNet's 1000). No output ever shows the path.
-        classes, channels: ``None`` takes the data's number.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
         normalization: ``"imagenet"``, ``"cifar10"`` or ``"none"``: source of mean and deviation.
     """
 

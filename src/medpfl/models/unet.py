@@ -32,7 +32,7 @@ class UNet(Model):
         width: channels in the first level; each level below has twice as many.
         depth: number of levels below the first; each halves the sides, which must be multiples of ``2**depth``.
         norm, activation: as in `ConvNet`.
-        classes, channels: ``None`` takes the data's number.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
     """
 
     width: int = shown(8)

@@ -126,8 +126,8 @@ def _parse_call(text: str) -> tuple[str, list[Any], dict[str, Any], str | int | 
         return node.func.id, [ast.literal_eval(a) for a in node.args], kwargs, output
     except (SyntaxError, ValueError, TypeError):
         raise InputError(
-            f"model '{text}': after the colon write a name, or a name with literal arguments, such as make_model(width=8); "
-            "if it returns several outputs, add the one to use, such as make_model()['logits']"
+            f"model '{text}': after the colon write a name, or a name with literal arguments, such as "
+            "make_model(width=8); if it returns several outputs, add the one to use, such as make_model()['logits']"
         ) from None
 
 

@@ -34,7 +34,7 @@ class ViT(Model):
         heads: number of attention heads.
         mlp: width inside a layer; ``None``: four times `width`.
         dropout: dropout rate after the embedding, the attention and the linear layers (none inside the attention).
-        classes, channels: ``None`` takes the data's number.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
     """
 
     patch: int = shown(8)
