@@ -38,7 +38,7 @@ def _mean_overlap(guess: Tensor, truth: Tensor, score: Callable[[Tensor, Tensor]
 
 
 def majority(masks: Tensor, without: Tensor) -> Tensor:
-    """Return each pixel's most common class (N, H, W) over masks (M, H, W), leaving out one mask per row: `without` (N,)."""
+    """Return each pixel's most common class (N, H, W) over all masks (M, H, W) but one, for each in `without` (N,)."""
     classes = range(int(masks.max()) + 1)
     counts = torch.stack([(masks == label).sum(0) for label in classes])
     own = torch.stack([(masks[without] == label).long() for label in classes], 1)
