@@ -29,7 +29,7 @@ __all__ = [
 
 
 def aggregate(weights: Weights, updates: Sequence[Update], learning_rate: float = 1.0) -> Weights:
-    """Return the next global model: the mean update, weighted by numbers of samples if they are sent, is applied.
+    """Apply the mean update, weighted by numbers of samples if they are sent, and return the next global model.
 
     A gradient (FedSGD) makes a step down with `learning_rate`; a weight difference (FedAvg) is added. Buffers are
     averaged if all clients send them.
