@@ -124,7 +124,7 @@ def test_dropout_inside_attention_is_refused_in_train_mode(capsys, folder, model
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("make(part='named')['score']", "no output ['score']: it returns those named aux, scores"),
+        ("make(part='named')['score']", "no output ['score']: it returns outputs named aux, scores"),
         ("make(part='tuple')[2]", "no output [2]: it returns 2, counted from 0"),
         ("make()['scores']", "no output ['scores']: it returns one: leave the brackets out"),
         ("make(part='named')", "it returned dict; name the output that counts"),

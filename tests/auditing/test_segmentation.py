@@ -113,7 +113,7 @@ def test_a_classifier_leaves_the_masks_alone():
     [
         ({"data": "samples", "model": "UNet"}, "the images have no masks"),
         ({"model": "LeNet('idlg')", "plan": Plan(loss="dice")}, "loss dice is of masks"),
-        ({"model": "UNet(depth=3)"}, "must divide by 8"),
+        ({"model": "UNet(depth=3)"}, "must be divisible by 8"),
         ({"defenses": ["Mixup"], "plan": Plan(batch_size=2)}, "Mixup"),
     ],
 )

@@ -19,10 +19,10 @@ RAW = Update({"0.weight": torch.rand(2, 3), "0.bias": torch.rand(2)})
         ((RAW.tensors, {}), "its update returned a tuple"),
         ((RAW.replace({}), {}), "does not return '0.bias'"),
         ((RAW.replace({"a": torch.rand(2)}), {}), "does not return '0.bias'"),
-        ((RAW.replace({**RAW.tensors, "a": torch.rand(2)}), {}), "returns 'a' as \\(2,\\), and it gets none"),
+        ((RAW.replace({**RAW.tensors, "a": torch.rand(2)}), {}), "returns 'a' as \\(2,\\), but was given none"),
         (
             (RAW.replace({k: t.flatten() for k, t in RAW.tensors.items()}), {}),
-            "'0.weight' as \\(6,\\), and it gets \\(2, 3\\)",
+            "'0.weight' as \\(6,\\), but was given \\(2, 3\\)",
         ),
         ((RAW.replace({k: t.numpy() for k, t in RAW.tensors.items()}), {}), "'0.bias' as ndarray"),
     ],

@@ -43,7 +43,7 @@ def test_a_pixel_tells_of_its_neighborhood_and_of_itself():
 
 @pytest.mark.parametrize("shape", [(1, 18, 16), (1, 16, 6), (1, 8, 8, 10)], ids=str)
 def test_sides_that_cannot_be_halved(shape):
-    with pytest.raises(InputError, match="must divide by 4"):
+    with pytest.raises(InputError, match="must be divisible by 4"):
         UNet(4, 2).build(shape, 2, seed=0)
 
 

@@ -1,4 +1,4 @@
-"""Defenses: a file each. ``__all__`` is the registry."""
+"""Defenses, one per file. ``__all__`` is the registry."""
 
 from medpfl.core.roles import NoDefense
 from medpfl.defenses.client_dp import ClientDP

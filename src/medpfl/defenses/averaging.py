@@ -1,4 +1,4 @@
-"""What the defenses share that give the server a mean of several clients' updates, and no update of one."""
+"""Shared code of defenses that show the server only the mean of several clients' updates."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["clients_of", "filled", "flattened", "of_mean"]
 
 
 def flattened(update: Update) -> Tensor:
-    """All that is averaged, (size,) in float64 on the CPU: the tensors, then the floating-point buffers."""
+    """Return all averaged values, (size,) in float64 on the CPU: the tensors, then the floating-point buffers."""
     return torch.cat([t.detach().double().flatten().cpu() for t in _floats(update).values()])
 
 
 def filled(values: Tensor, like: Update) -> Update:
-    """An update like another one, with these values (size,) in place of its floating-point numbers."""
+    """Copy `like`, with its floating-point values replaced by `values` (size,)."""
     floats = _floats(like)
     parts = values.split([t.numel() for t in floats.values()])
     found = {name: part.view_as(t).to(t) for part, (name, t) in zip(parts, floats.items(), strict=True)}
@@ -30,14 +30,15 @@ def filled(values: Tensor, like: Update) -> Update:
 
 
 def clients_of(mean: Update, plan: Plan | None) -> int:
-    """Clients in a mean: `num_samples` over the plan's images; 1 without a plan."""
+    """Return a mean's number of clients: `num_samples` divided by the plan's images; 1 without a plan."""
     return max(round((mean.num_samples or 1) / plan.images), 1) if plan else 1
 
 
 def of_mean(before: Channel | None, clients: int) -> Channel:
-    """What earlier parts disclose of each client's update, as it is of their mean: noise is averaged.
+    """Convert the channel for each client's update into the channel for their mean.
 
-    Bounds are left out: what was read off single updates cannot be of a mean.
+    Averaging divides the noise variance by `clients`. Bounds are dropped, because bounds inferred from single updates
+    do not hold for a mean. The mean of several Laplace draws no longer counts as Laplace noise.
     """
     known = before or Channel()
     averaged = None if known.precision is None else {k: clients * t for k, t in known.precision.items()}
@@ -45,6 +46,6 @@ def of_mean(before: Channel | None, clients: int) -> Channel:
 
 
 def _floats(update: Update) -> Tensors:
-    """What is averaged, by name."""
+    """Return the averaged tensors by name; buffer names get the prefix ``"buffer "``."""
     buffers = {f"buffer {k}": v for k, v in (update.buffers or {}).items() if v.is_floating_point()}
     return {**update.tensors, **buffers}

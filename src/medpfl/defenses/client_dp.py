@@ -1,4 +1,4 @@
-"""Differential privacy of whole clients: the update is clipped and noised before it leaves."""
+"""Client-level differential privacy: each client clips its update and adds noise before sending it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ __all__ = ["ClientDP"]
 
 @dataclass(frozen=True, repr=False)
 class ClientDP(Defense):
-    """Clips the update to a norm and adds Gaussian noise at the client: ``Clipping | GaussianNoise``.
+    """Norm clipping and Gaussian noise at the client: ``Clipping | GaussianNoise``.
 
-    DP-FedAvg's mechanism (McMahan et al. 2018, arXiv:1710.06963, section 2), here with the noise of each client
-    for itself (local, as Flower's ``LocalDpMod``): ``x min(1, clip / |x|) + N(0, (noise clip)^2)``.
+    The mechanism of DP-FedAvg (McMahan et al. 2018, arXiv:1710.06963, section 2), but with local noise: each client
+    adds its own, as in Flower's ``LocalDpMod``. The client sends ``x min(1, clip / |x|) + N(0, (noise clip)^2)``.
 
-    Promises (epsilon, delta)-differential privacy of all that one client holds, against the server, as `spent`
-    computes it: much stronger than of one image, and much dearer. It does not cover what a plan sends beside
-    the update. Noise that only the server adds, ``Clipping(1.0) | GaussianNoise(1.0, where='server')``,
-    promises nothing against the server. Breaks: the guarantee has none; at a large epsilon, as of `DPSGD`.
+    Promises (epsilon, delta)-differential privacy, against the server, for all data of one client; `spent` computes
+    it. This is much stronger than privacy for one image, and costs much more accuracy. It does not cover what the plan
+    sends besides the update. Noise added only by the server, ``Clipping(1.0) | GaussianNoise(1.0, where='server')``,
+    promises nothing against the server. Breaks: the guarantee itself has none; for a large epsilon, see `DPSGD`.
 
     Attributes:
-        clip: the largest norm of the update, above 0, in its units.
-        noise: standard deviation of a coordinate's noise over `clip` (the noise multiplier), above 0.
+        clip: the largest norm of the update, above 0, in the update's units.
+        noise: noise multiplier, above 0: the noise's standard deviation in each coordinate, divided by `clip`.
 
     Raises:
-        InputError: a number that is not above 0.
+        InputError: if a number is not above 0.
     """
 
     clip: float = shown(1.0)
@@ -49,21 +49,24 @@ class ClientDP(Defense):
         return Clipping(self.clip), GaussianNoise(self.clip * self.noise)
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
-        """Clipped, then noised."""
+        """Clip the update, then add noise."""
         for part in self._parts():
             value, _ = part.update(value, {}, generator)
         return value, state
 
     def mechanism(self, plan: Plan, rounds: int) -> Mechanism:
-        """Return what the adversary sees of one client, whatever its plan; who was picked amplifies nothing."""
+        """Return the Gaussian mechanism for one client; it is the same under every plan.
+
+        Client sampling does not amplify privacy against the server, which knows whom it picked.
+        """
         return Mechanism(self.noise, 1.0, rounds)
 
     def settled(self, first: bool) -> bool:
-        """As the first part: after noise, how much was clipped is read off the update."""
+        """Return `first`: after other parts, the clipping factor is inferred from the sent update."""
         return first
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """As of the two parts."""
+        """Return the channel: clipping, then noise."""
         for part in self._parts():
             before = part.disclose(sent, plan, before)
         return before or Channel()

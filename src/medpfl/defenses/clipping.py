@@ -1,4 +1,4 @@
-"""Clipping of the update that leaves a client."""
+"""Norm clipping of the client's update."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["Clipping", "scaled_down"]
 
 @dataclass(frozen=True, repr=False)
 class Clipping(Defense):
-    """Shrinks the update to a Euclidean norm of at most `norm`; a smaller one stays as it is.
+    """Norm clipping: an update with a Euclidean norm above `norm` is scaled down to `norm`.
 
     Equation: ``x * min(1, norm / |x|)``, as in DP-FedAvg (McMahan et al. 2018, arXiv:1710.06963, section 2).
 
-    Promises a bounded norm. No privacy by itself: the direction of the update is untouched, and attacks that
-    compare directions do not notice it.
+    Promises a bounded norm. No privacy by itself: the update keeps its direction, so attacks that compare directions
+    are not affected.
 
     Attributes:
-        norm: the largest norm, above 0, in the units of the update.
-        scope: of the whole update, or of each tensor.
+        norm: the largest norm, above 0, in the update's units.
+        scope: ``"global"`` clips the whole update, ``"layer"`` each tensor.
 
     Raises:
-        InputError: a norm that is not a number above 0, or another word for `scope`.
+        InputError: if `norm` is not a number above 0, or `scope` is unknown.
     """
 
     norm: float = shown(1.0)
@@ -42,18 +42,19 @@ class Clipping(Defense):
         check_scope(self.scope)
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
-        """The clipped update."""
+        """Return the clipped update."""
         return value.replace(scaled_down(value.tensors, self.norm, self.scope)), state
 
     def settled(self, first: bool) -> bool:
-        """As the first part: after noise, how much was clipped is read off the update."""
+        """Return `first`: after other parts, the clipping factor is inferred from the sent update."""
         return first
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """The map itself, taking into account what earlier parts removed and the norm of what they added.
+        """Return the clipping channel.
 
-        It is approximate after noise: the norm of raw update and noise together is taken for its
-        expectation. Earlier noise shrinks with the update, by at least ``norm / |noise|``; that much is disclosed.
+        The norm skips coordinates that earlier parts removed, and includes the noise that they added. After noise the
+        channel is approximate: the squared norm of update plus noise is replaced by its expectation. Clipping also
+        shrinks the earlier noise, by a factor of at most ``norm / |noise|``; this bound is disclosed.
         """
         before = before or Channel()
         if before.precision is None and before.bounds is None:
@@ -67,7 +68,7 @@ class Clipping(Defense):
         return before.then(apply, gain=self._gain(sent.tensors, noise), known=known)
 
     def _gain(self, sent: Tensors, noise: Tensor) -> float:
-        """The factor of the group that shrank most, as far as the noise alone tells; 1 where nothing was clipped."""
+        """Return the smallest clipping factor of a group, computed from the noise alone; 1 if none was clipped."""
         norms = torch.stack([g.norm() for g in flat(sent, self.scope)])
         clipped = norms >= self.norm * (1 - 1e-3)
         factors = (self.norm / noise.sqrt().clamp(min=self.norm)).masked_fill(~clipped, 1.0)
@@ -75,14 +76,14 @@ class Clipping(Defense):
 
 
 def scaled_down(tensors: Tensors, norm: float, scope: Scope, known: Tensors | None = None) -> Tensors:
-    """The tensors, groupwise of at most a norm; differentiable, at zero too.
+    """Scale each group down to a norm of at most `norm`; differentiable, also at zero.
 
     Args:
-        tensors: of one update.
-        norm: the largest Euclidean norm of a group.
-        scope: what is a group.
-        known: what else makes the norm of a group: ``"<name>:present"``, 1 at coordinates that count, and
-            ``":noise"`` (groups,), the squared norm of noise.
+        tensors: one update's tensors.
+        norm: a group's largest Euclidean norm.
+        scope: whether all tensors form one group, or each forms its own.
+        known: corrections to the groups' norms: ``"<name>:present"`` is 1 for coordinates that count, and ``":noise"``
+            (groups,) is the noise's squared norm; ``None``: no corrections.
     """
     counted = tensors if known is None else {name: t * known[f"{name}:present"] for name, t in tensors.items()}
     squares = [g.square().sum() for g in flat(counted, scope)]
@@ -93,7 +94,7 @@ def scaled_down(tensors: Tensors, norm: float, scope: Scope, known: Tensors | No
 
 
 def _present(sent: Tensors, before: Channel) -> dict[str, Tensor]:
-    """1 where earlier parts let something through: neither pruned (bounded, and sent as zero) nor unknown."""
+    """Return 1 for coordinates that earlier parts kept: neither pruned (bounded and sent as zero) nor unknown."""
     gone = {name: torch.zeros_like(t, dtype=torch.bool) for name, t in sent.items()}
     if before.bounds is not None:
         gone = {name: (before.bounds[name] > 0) & (t == 0) for name, t in sent.items()}
@@ -103,7 +104,7 @@ def _present(sent: Tensors, before: Channel) -> dict[str, Tensor]:
 
 
 def _noise(sent: Tensors, before: Channel, scope: Scope) -> Tensor:
-    """The expected squared norm (groups,) of the noise that earlier parts added."""
+    """Return the expected squared norm (groups,) of the noise that earlier parts added."""
     if before.precision is None:
         return next(iter(sent.values())).new_zeros(len(flat(sent, scope)))
     variances = {name: torch.where(p > 0, 1 / p, torch.zeros_like(p)) for name, p in before.precision.items()}

@@ -1,4 +1,4 @@
-"""What compressors of an update have in common: how coordinates are grouped and chosen, and error feedback."""
+"""Shared code of update compressors: groups of coordinates, selection, and error feedback."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ __all__ = [
 ]
 
 Scope = Literal["global", "layer"]
-"""``"global"``: all coordinates of the update together; ``"layer"``: each tensor by itself."""
+"""``"global"``: the whole update is one group of coordinates; ``"layer"``: each tensor is a group."""
 
 
 class Compressor(Defense):
-    """Sends less than the update, and may remember the rest for the next round.
+    """A defense that sends a compressed update and may carry the rest over to the next round.
 
     Attributes:
-        feedback: error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv:1901.09847, algorithm 1):
-            what was not sent is added to the next round's update before it is compressed. The server cannot
-            know that remainder: what is disclosed is exact in a client's first round only.
+        feedback: error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv:1901.09847, algorithm 1): the part
+            that was not sent is added to the next round's update before compression. The server cannot know this
+            remainder, so the disclosed channel is exact only in a client's first round.
     """
 
     feedback: bool
 
     def compress(self, tensors: Tensors, generator: torch.Generator) -> Tensors:
-        """What is sent in place of the tensors."""
+        """Return the compressed tensors."""
         raise NotImplementedError
 
     def init(self) -> State:
-        """With feedback: nothing is owed yet."""
+        """Return an empty remainder if feedback is on, otherwise an empty state."""
         return {"owed": {}} if self.feedback else {}
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
-        """The compressed update; with feedback, of the update and what is owed from earlier rounds."""
+        """Compress the update; with feedback, add the remainder of earlier rounds and store the new one."""
         if not self.feedback:
             return value.replace(self.compress(value.tensors, generator)), state
         owed = state["owed"]
@@ -62,15 +62,15 @@ class Compressor(Defense):
 
 @dataclass(frozen=True, repr=False)
 class Sparsifier(Compressor):
-    """Sends a share of the coordinates and zeros for the others.
+    """A compressor that sends a share of the coordinates, and zeros for the others.
 
     Attributes:
-        keep: the share of coordinates that survive, above 0 and at most 1; at least one does.
-        scope: of the whole update, or of each tensor.
+        keep: the share of coordinates to send, above 0 and at most 1; at least one is sent.
+        scope: ``"global"`` applies the share to the whole update, ``"layer"`` to each tensor.
         feedback: see `Compressor`.
 
     Raises:
-        InputError: `keep` out of its range, or another word for `scope`.
+        InputError: if `keep` is out of range, or `scope` is unknown.
     """
 
     keep: float = shown(0.1)
@@ -84,46 +84,46 @@ class Sparsifier(Compressor):
 
 
 def check_scope(scope: str) -> None:
-    """Raises `InputError` unless it is a `Scope`."""
+    """Raise `InputError` unless `scope` is a `Scope`."""
     if scope not in ("global", "layer"):
         raise InputError(f"scope is '{scope}': choose 'global' or 'layer'")
 
 
 def flat(tensors: Tensors, scope: Scope) -> list[Tensor]:
-    """The coordinates (size,) of each group: one group, or one a tensor."""
+    """Return each group's coordinates (size,): one group for the whole update, or one per tensor."""
     rows = [t.flatten() for t in tensors.values()]
     return rows if scope == "layer" else [torch.cat(rows)]
 
 
 def unflat(groups: list[Tensor], like: Tensors) -> dict[str, Tensor]:
-    """The groups of `flat` back in the shapes of `like`; dtypes are the groups'."""
+    """Return the groups from `flat` in the shapes of `like`; the groups' dtype is kept."""
     parts = torch.cat(groups).split([t.numel() for t in like.values()])
     return {name: part.view_as(t) for part, (name, t) in zip(parts, like.items(), strict=True)}
 
 
 def kept_count(keep: float, size: int) -> int:
-    """Coordinates kept of `size`: the nearest number to the share, at least 1."""
+    """Return how many of `size` coordinates to keep: the share, rounded, but at least 1."""
     return max(1, round(keep * size))
 
 
 def largest(group: Tensor, keep: float) -> Tensor:
-    """Whether each coordinate (size,) is among the share `keep` of largest magnitude; ties go by position."""
+    """Return a mask (size,), True for the share `keep` of largest magnitude; earlier positions win ties."""
     chosen = torch.zeros_like(group, dtype=torch.bool)
     order = group.abs().argsort(descending=True, stable=True)
     return chosen.index_fill(0, order[: kept_count(keep, len(group))], True)
 
 
 def rounding_variance(sent: Tensor, step: float, clients: int = 1) -> float:
-    """The variance of unbiased random rounding, on the average over a tensor; 0 where the step is 0.
+    """Return the mean variance of unbiased random rounding over one tensor; 0 if `step` is 0.
 
-    A coordinate x of one client that is below the step is rounded up with probability ``|x| / step``: its variance is
-    ``step |x|`` nearly. Of others it is ``step^2 / 6`` on the average. One more coordinate is counted as rounded up
-    than was, so that a tensor that was rounded to zeros is not taken for one.
+    A client's coordinate x below the step is rounded up with probability ``|x| / step``, so its variance is nearly
+    ``step |x|``. Larger coordinates have a variance of ``step^2 / 6`` on average. The estimate counts one more
+    coordinate as rounded up than it sees, so that a tensor rounded to all zeros is not taken for a tensor of zeros.
 
     Args:
-        sent: one tensor after rounding; of several clients, the mean.
-        step: by which one client's rounding moves `sent`: of a mean, a share of the client's own step.
-        clients: in the mean.
+        sent: one tensor after rounding, or its mean over several clients.
+        step: how far one client's rounding moves `sent`; in a mean, the client's own step times its share.
+        clients: number of clients in the mean.
     """
     size = sent.abs().double().flatten()
     small = size[size < 1.5 * clients * step]

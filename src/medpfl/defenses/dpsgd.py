@@ -1,4 +1,4 @@
-"""Differential privacy of records: DP-SGD at the client."""
+"""Image-level differential privacy: DP-SGD at the client."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ __all__ = ["DPSGD"]
 
 @dataclass(frozen=True, repr=False)
 class DPSGD(Defense):
-    """Clips the gradient of each image and adds Gaussian noise to each step's sum.
+    """Gradient clipping for each image, and Gaussian noise on the sum in each step.
 
-    DP-SGD (Abadi et al. 2016, arXiv:1607.00133, algorithm 1): a step's gradient is
+    DP-SGD (Abadi et al. 2016, arXiv:1607.00133, algorithm 1) computes a step's gradient as
     ``(sum_i g_i min(1, clip / |g_i|) + N(0, (noise clip)^2)) / batch_size``.
 
-    Promises (epsilon, delta)-differential privacy of each image against all who see the updates, the server
-    included, as `spent` computes it; one image is replaced by nothing, and the number of images is public.
-    It does not cover what a plan sends of batch-norm statistics, nor several images of one patient together.
-    An epsilon above 10 or so is no guarantee worth its name, though reconstruction often fails long before
-    (Ziller et al. 2024). Breaks: the guarantee has none; SPEAR reads exact images through small noise, and
-    diffusion priors (arXiv:2403.07588) help attackers where epsilon is large.
+    Promises (epsilon, delta)-differential privacy for each image against everyone who sees the updates, including the
+    server; `spent` computes it. Neighboring data sets differ in one image, which is replaced by nothing; the number of
+    images is public. The guarantee covers neither batch-norm statistics that the plan sends, nor several images of one
+    patient together. An epsilon above about 10 is hardly a guarantee, although reconstruction often fails at much
+    larger values (Ziller et al. 2024). Breaks: the guarantee itself has none; SPEAR reconstructs exact images through
+    small noise, and diffusion priors (arXiv:2403.07588) help attackers when epsilon is large.
 
     Attributes:
         clip: the largest norm of one image's gradient, above 0.
-        noise: standard deviation of the sum's noise over `clip` (the noise multiplier), above 0.
+        noise: noise multiplier, above 0: the standard deviation of the sum's noise, divided by `clip`.
 
     Raises:
-        InputError: a number that is not above 0. In a round: batch norm in train mode.
+        InputError: if a number is not above 0. In a round: if the model has batch norm in train mode.
     """
 
     clip: float = shown(1.0)
@@ -50,11 +50,11 @@ class DPSGD(Defense):
         check_positive(clip=self.clip, noise=self.noise)
 
     def init(self) -> State:
-        """No step was taken."""
+        """Return the state before the first step."""
         return {"steps": 0}
 
     def gradient(self, value: Tensors, state: State, generator: torch.Generator) -> tuple[Tensors, State]:
-        """Clipped per-sample gradients, among which the noise of one step is dealt out evenly."""
+        """Clip the per-sample gradients, and spread one step's noise evenly over them."""
         noisy = {}
         for name, clipped in clip_each(value, self.clip).items():
             noise = torch.randn(clipped.shape[1:], generator=generator, dtype=clipped.dtype).to(clipped.device)
@@ -64,7 +64,7 @@ class DPSGD(Defense):
     def summed(
         self, parts: Iterator[Tensors], state: State, generator: torch.Generator
     ) -> tuple[Tensors, State] | None:
-        """The same sum, with the gradients of one part of the images in memory at a time."""
+        """Return `gradient`, summed over the images, with one part of the gradients in memory at a time."""
         total: Tensors = {}
         for part in parts:
             factors = _factors(part, self.clip)
@@ -77,22 +77,21 @@ class DPSGD(Defense):
         return total, {**state, "steps": state["steps"] + 1}
 
     def mechanism(self, plan: Plan, rounds: int) -> Mechanism:
-        """Return what the adversary sees of one image in the rounds of a client.
+        """Return the Gaussian mechanism for one image over a client's rounds.
 
-        Poisson sampling amplifies: what was drawn is not on the wire. Shuffled batches are disjoint: an image is
-        in one batch of each epoch, and nothing is claimed for the shuffle. That the server picks clients
-        amplifies nothing against the server.
+        Poisson sampling amplifies privacy, because the server does not see which images were drawn. Shuffled batches
+        are disjoint: an image is in one batch per epoch, and shuffling is not counted as amplification. Client
+        sampling does not amplify privacy against the server, which knows whom it picked.
         """
         if plan.sampling == "poisson":
             return Mechanism(self.noise, plan.rate, rounds * plan.steps)
         return Mechanism(self.noise, 1.0, rounds * plan.epochs)
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """The clipping, and the precision of the noise in the update.
+        """Return the clipping channel, with the noise's precision in the update.
 
-        After several steps it is approximate: noise adds up as it would if gradients did not depend on it.
-        Without a plan, a gradient is taken for one of `Update.num_samples` images, and nothing is said of a
-        difference of weights.
+        After several steps it is approximate: noise is added up as if gradients did not depend on it. Without a plan,
+        a gradient is taken for one batch of `Update.num_samples` images, and a weight difference discloses nothing.
         """
         known = before or Channel()
         plan = plan or Plan(batch_size=sent.num_samples or 1)
@@ -108,19 +107,23 @@ class DPSGD(Defense):
 
 
 def clip_each(gradients: Tensors, norm: float) -> dict[str, Tensor]:
-    """Per-sample gradients (N, ...), each of a Euclidean norm over all tensors of at most `norm`."""
+    """Clip per-sample gradients (N, ...): each sample's norm over all tensors becomes at most `norm`."""
     factors = _factors(gradients, norm)
     return {name: t * factors.view(-1, *[1] * (t.ndim - 1)) for name, t in gradients.items()}
 
 
 def _factors(gradients: Tensors, norm: float) -> Tensor:
-    """What each image's gradient (N, ...) is multiplied by."""
+    """Return each image's clipping factor (N,)."""
     squares = torch.stack([t.flatten(1).square().sum(1) for t in gradients.values()]).sum(0)
     return norm * squares.clamp(min=norm**2).rsqrt()
 
 
 def _reach(plan: Plan) -> float:
-    """The root of the sum of squares of what one gradient of each step adds to the weights under momentum."""
+    """Return the factor from one step's noise to the noise in the weight difference, without the learning rate.
+
+    Under momentum, each step's gradient enters the final weights with its own coefficient. The factor is the root of
+    the sum of their squares.
+    """
     weights, total = 0.0, 0.0
     for _ in range(plan.steps):
         weights = 1 + plan.momentum * weights

@@ -1,4 +1,4 @@
-"""Homomorphic aggregation: the server adds ciphertexts, and whoever holds the key reads their sum."""
+"""Homomorphic aggregation: the server adds ciphertexts, and only a holder of the key can decrypt their sum."""
 
 from __future__ import annotations
 
@@ -20,33 +20,39 @@ from medpfl.defenses.averaging import clients_of, filled, flattened, of_mean
 __all__ = ["HomomorphicAggregation"]
 
 _DEGREE = 8192
-"""Of the ring's polynomials: half as many numbers are in a ciphertext, and 218 bits of moduli are 128-bit secure."""
+"""Degree of the ring's polynomials: ciphertexts hold half as many values, 218 bits of moduli give 128-bit security."""
 
 
 @dataclass(frozen=True, repr=False)
 class HomomorphicAggregation(Defense):
-    """Clients encrypt their updates, the server adds the ciphertexts, and only the sum is decrypted (CKKS).
+    """Homomorphic encryption (CKKS): the server adds encrypted updates, and clients decrypt only the sum.
 
     CKKS (Cheon, Kim, Kim and Song 2017, ASIACRYPT, "Homomorphic encryption for arithmetic of approximate numbers"),
-    by TenSEAL over SEAL (extra ``he``): ring degree 8192, moduli of 60, `scale_bits` and 60 bits, 128-bit security.
-    Each client encrypts ``num_samples x``; the mean is the decrypted sum over the sum of `num_samples`. The variance of
-    its error is ``clients (degree / 2) (1 + 2 degree / 3) / 12`` over the square of ``2^scale_bits sum(num_samples)``.
+    computed by TenSEAL over SEAL (extra ``he``): ring degree 8192, moduli of 60, `scale_bits` and 60 bits, 128-bit
+    security. Each client encrypts ``num_samples x``; the mean is the decrypted sum divided by the sum of
+    `num_samples`. The variance of its error is ``clients (degree / 2) (1 + 2 degree / 3) / 12``, divided by the square
+    of ``2^scale_bits sum(num_samples)``.
 
-    Who holds the key: all clients the same secret key, the server none. Promises that a server without the key has
-    nothing but ciphertexts (and `num_samples`, in clear); it gets the mean to go on with from a client, which is the
-    view that is audited. Nothing about the mean, which leaks as an update of a larger batch does, and nothing
-    against a client that can read the wire. A server that has the key, of any client, reads each update by itself.
-    Breaks: whoever sees decryptions and their ciphertexts computes the secret key, since the error depends on it
-    (Li and Micciancio 2021, EUROCRYPT), unless noise is added before sharing, which neither TenSEAL nor this does:
-    with the mean handed to it, so does the server; and malicious servers, as of `SecAggPlus`.
-    Deviates: the randomness is SEAL's own and no generator's; two runs differ by the error above.
+    Keys: all clients hold the same secret key, the server holds none.
+
+    Promises that a server without the key sees only ciphertexts (and `num_samples`, in clear). To continue, it gets
+    the mean from a client; audits attack this mean. Nothing is promised about the mean, which leaks like an update
+    from a larger batch, nor against a client that can read the network traffic. A server that gets the key from any
+    client can decrypt every single update.
+
+    Breaks: anyone who sees decryptions together with their ciphertexts can compute the secret key, because the error
+    depends on it (Li and Micciancio 2021, EUROCRYPT). Noise added before sharing prevents this, but neither TenSEAL
+    nor this class adds any. So the server, which is handed the mean, can compute the key too. Malicious servers also
+    break it, as they break `SecAggPlus`.
+
+    Deviates: SEAL draws its own randomness, not from our generator, so two runs differ by the error above.
 
     Attributes:
-        scale_bits: bits after the point, 20 to 50.
+        scale_bits: number of bits after the binary point, 20 to 50.
 
     Raises:
-        InputError: `scale_bits` out of its range. In a round: the extra ``he`` is not installed, fewer than two
-            clients, some of them without `num_samples`, or numbers that are not finite or too large.
+        InputError: if `scale_bits` is out of range. In a round: if the extra ``he`` is not installed, if there are
+            fewer than two clients, if only some of them send `num_samples`, or if values are not finite or too large.
     """
 
     scale_bits: int = shown(40)
@@ -59,7 +65,7 @@ class HomomorphicAggregation(Defense):
     def aggregate(
         self, value: Sequence[Update], state: State, generator: torch.Generator
     ) -> tuple[Sequence[Update], State]:
-        """The one mean, weighted by `num_samples` (alike where none is sent), that the clients decrypt."""
+        """Return the one mean that the clients decrypt, weighted by `num_samples` (equally if none are sent)."""
         samples = [update.num_samples for update in value]
         if len(value) < 2:
             raise InputError(f"homomorphic aggregation needs two clients or more: there are {len(value)}")
@@ -71,7 +77,10 @@ class HomomorphicAggregation(Defense):
         return [replace(mean, num_samples=None if None in samples else sum(weights))], state
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """Of the sum: the variance of the encryption's error in the mean update; see the class, and `SecAggPlus`."""
+        """Return the mean's precision, which follows from the variance of the encryption error.
+
+        See the class, and `SecAggPlus` for how earlier parts are treated.
+        """
         clients = clients_of(sent, plan)
         variance = clients * self._variance / (sent.num_samples or clients) ** 2
         error = {name: torch.full_like(t, min(1 / variance, 1e30)) for name, t in sent.tensors.items()}
@@ -79,11 +88,11 @@ class HomomorphicAggregation(Defense):
 
     @property
     def _variance(self) -> float:
-        """Of a number in one fresh ciphertext: rounding by the last modulus, against a ternary secret key."""
+        """The error variance of one value in a fresh ciphertext: rounding by the last modulus, ternary secret key."""
         return _DEGREE / 2 * (1 + 2 * _DEGREE / 3) / 12 / 4**self.scale_bits
 
     def _sum(self, vectors: Sequence[Tensor]) -> Tensor:
-        """The decrypted sum (size,) of what the clients encrypt, ciphertext by ciphertext."""
+        """Return the decrypted sum (size,) of the clients' vectors, one ciphertext at a time."""
         library, clients, server = _keys(self.scale_bits)
         found: list[float] = []
         for parts in _slots(vectors):
@@ -99,13 +108,13 @@ class HomomorphicAggregation(Defense):
 
 
 def _slots(vectors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Of all vectors, so many numbers as one ciphertext holds."""
+    """Split all vectors into parts that each fit into one ciphertext."""
     return zip(*(vector.split(_DEGREE // 2) for vector in vectors), strict=True)
 
 
 @cache
 def _keys(scale_bits: int) -> tuple[Any, Any, Any]:
-    """TenSEAL, the clients' context with the secret key, and the server's without; made once a process."""
+    """Return TenSEAL, the clients' context with the secret key, and the server's without; made once per process."""
     try:
         import tenseal  # pyright: ignore[reportMissingImports]
     except ImportError:

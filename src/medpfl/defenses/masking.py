@@ -1,4 +1,4 @@
-"""The masks of secure aggregation: each client's own, and one of each pair of neighbors that cancels in the sum."""
+"""Masks for secure aggregation: one per client, and one per pair of neighbors, which cancels in the sum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SEEDS = 2**62
 
 
 def ring(clients: int, shares: int, generator: torch.Generator) -> list[set[int]]:
-    """Each client's neighbors on a ring in random order, itself included: half of them on either side."""
+    """Draw each client's neighbors on a ring in random order: itself, and equally many on either side."""
     order = torch.randperm(clients, generator=generator).tolist()
     around: list[set[int]] = [set() for _ in range(clients)]
     for place, client in enumerate(order):
@@ -22,13 +22,13 @@ def ring(clients: int, shares: int, generator: torch.Generator) -> list[set[int]
 
 
 class Masks:
-    """Masks (size,) that are uniform modulo a number, each from a seed of its own.
+    """Masks (size,) with elements uniform modulo `modulus`, each drawn from its own seed.
 
     Args:
-        neighbors: of each client, itself included.
-        size: of a mask.
-        modulus: above 1.
-        generator: of the seeds.
+        neighbors: each client's neighbors, including itself.
+        size: number of elements in a mask.
+        modulus: modulus, above 1.
+        generator: source of the seeds.
     """
 
     def __init__(self, neighbors: Sequence[set[int]], size: int, modulus: int, generator: torch.Generator) -> None:
@@ -39,11 +39,11 @@ class Masks:
         self._shared = dict(zip(pairs, seeds[len(neighbors) :], strict=True))
 
     def of(self, client: int) -> Tensor:
-        """What a client adds: its own mask, and those that it shares, with a sign."""
+        """Return all that a client adds: its own mask, plus or minus each mask that it shares with a neighbor."""
         return self._mask(self._own[client]) + self._pairwise(client, self.neighbors[client])
 
     def left(self, stayed: Sequence[int]) -> Tensor:
-        """What is left of the masks in the sum over the clients that stayed: from the shares of the others' keys."""
+        """Return the masks that do not cancel in the sum over `stayed`; the server rebuilds them from key shares."""
         silent = set(range(len(self.neighbors))) - set(stayed)
         left = torch.zeros(self.size, dtype=torch.int64)
         for client in stayed:

@@ -19,22 +19,22 @@ __all__ = ["Mixup"]
 
 @dataclass(frozen=True, repr=False)
 class Mixup(Defense):
-    """Trains on mixtures of two images and of their labels in place of the images.
+    """Training on mixtures of two images and their labels, instead of the images.
 
-    Mixup (Zhang et al. 2018, arXiv:1710.09412, section 2): ``w x_i + (1 - w) x_j`` with j another image of the
-    batch, and w from Beta(alpha, alpha), here mirrored to at least 1/2 and drawn for each image; labels become
-    probabilities (N, K). Studied as a defense in Huang et al. 2021 (arXiv:2112.00059).
+    Mixup (Zhang et al. 2018, arXiv:1710.09412, section 2): ``w x_i + (1 - w) x_j``, where j is another image in the
+    batch and w comes from Beta(alpha, alpha). Here w is mirrored to at least 1/2 and drawn for each image. Labels
+    become probabilities (N, K). Huang et al. 2021 (arXiv:2112.00059) study it as a defense.
 
-    Promises that what is read back is a mixture. It is no encryption: in a mixture of weight 0.8 a patient is
-    easily known. Breaks: the mixtures themselves are read back as images are, and mixtures of one image in
-    several rounds are separated (Carlini et al. 2021, arXiv:2011.05315, on the stronger InstaHide).
+    Promises that a reconstruction shows a mixture. This is no encryption: a mixture with weight 0.8 easily shows who
+    the patient is. Breaks: attacks reconstruct mixtures as they do images, and separate several rounds' mixtures of
+    the same image (Carlini et al. 2021, arXiv:2011.05315, on the stronger InstaHide).
 
     Attributes:
-        alpha: of the Beta distribution, above 0; 1 is uniform, small values hardly mix.
+        alpha: parameter of the Beta distribution, above 0; 1 is uniform, small values hardly mix.
 
     Raises:
-        InputError: a number that is not above 0. In a round: fewer than two images, or a model without a linear
-            layer, which tells the number of classes.
+        InputError: if `alpha` is not above 0. In a round: if there are fewer than two images, or the model has no
+            linear layer, which tells the number of classes.
     """
 
     alpha: float = shown(1.0)
@@ -43,15 +43,15 @@ class Mixup(Defense):
         check_positive(alpha=self.alpha)
 
     def init(self) -> State:
-        """The number of classes is not known yet."""
+        """Return a state without the number of classes, which is not known yet."""
         return {"classes": 0}
 
     def model(self, value: nn.Module, state: State, generator: torch.Generator) -> tuple[nn.Module, State]:
-        """The model as it is; its number of outputs is remembered."""
+        """Return the model unchanged, and store its number of outputs."""
         return value, {**state, "classes": last_linear(value, "Mixup")[1].out_features}
 
     def batch(self, value: Batch, state: State, generator: torch.Generator) -> tuple[Batch, State]:
-        """The mixtures, with label probabilities (N, K)."""
+        """Mix the images; the labels become probabilities (N, K)."""
         count, images = len(value), value.images
         if count < 2:
             raise InputError("Mixup needs two images or more in a round: it cannot mix one with itself")
@@ -69,7 +69,7 @@ class Mixup(Defense):
 
 
 def _beta(alpha: float, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Beta(alpha, alpha) numbers (count,), by the inverse of its distribution function."""
+    """Draw Beta(alpha, alpha) values (count,), by inverse transform sampling."""
     from scipy.special import betaincinv
 
     uniform = torch.rand(count, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What additive noise on an update has in common, whatever its distribution."""
+"""Shared code of additive noise on the update."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ __all__ = ["AdditiveNoise"]
 
 @dataclass(frozen=True, repr=False)
 class AdditiveNoise(Defense):
-    """Independent zero-mean noise on every coordinate of the update that leaves the client.
+    """Independent zero-mean noise on every coordinate of the update.
 
-    What travels beside the update (batch-norm statistics, the number of samples) is not changed.
+    Anything sent besides the update (batch-norm statistics, the number of samples) is not changed.
 
     Attributes:
-        scale: of the distribution, above 0.
-        relative: ``None``: `scale` is in the units of the update; ``"norm"``: it is a multiple of the root
-            mean square of the whole update's coordinates (its norm over the root of its size);
-            ``"layer"``: of each tensor's own.
-        where: ``"server"``: the server adds it, after it has seen the update; no protection from the server.
+        scale: the noise scale, above 0.
+        relative: unit of `scale`. ``None``: the update's own unit; ``"norm"``: the root mean square of all coordinates
+            in the update (its norm divided by the root of its size); ``"layer"``: the root mean square of each tensor.
+        where: ``"client"``, or ``"server"`` if the server adds the noise after it has seen the update, which gives no
+            protection from the server.
 
     Raises:
-        InputError: a scale that is not a number above 0, or another word for `relative` or `where`.
+        InputError: if `scale` is not a number above 0, or `relative` or `where` is unknown.
     """
 
     laplace: ClassVar[bool] = False
-    """Whether the distribution is Laplace's, as an attack may know."""
+    """True for Laplace noise. Attacks may use it."""
 
     scale: float = shown(0.01)
     relative: Literal["norm", "layer"] | None = None
@@ -50,25 +50,28 @@ class AdditiveNoise(Defense):
             raise InputError(f"where is '{self.where}': choose 'client' or 'server'")
 
     def draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Noise of scale 1 in the shape of `like`."""
+        """Draw noise with scale 1 and the shape of `like`."""
         raise NotImplementedError
 
     def variance(self) -> float:
-        """Of the noise of scale 1."""
+        """Return the variance of noise with scale 1."""
         raise NotImplementedError
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
-        """The update with noise."""
+        """Add noise to the update."""
         scales = self._scales(value.tensors)
         noisy = {name: t + scales[name] * self.draw(t, generator).to(t) for name, t in value.tensors.items()}
         return value.replace(noisy), state
 
     def settled(self, first: bool) -> bool:
-        """Yes, unless the scale is relative to the update."""
+        """Return True unless a client's scale is relative to its update."""
         return not self.relative or self.where == "server"
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """The noise's precision; of a relative scale, from the sent norm with the expected noise taken off."""
+        """Return the noise's precision.
+
+        A relative scale is computed from the sent update's norm, reduced by the expected share of the noise.
+        """
         known = before or Channel()
         if self.where == "server":
             return known

@@ -1,4 +1,4 @@
-"""A random bottleneck inside the model."""
+"""PRECODE: a random bottleneck inside the model."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ _MARK = "precode"
 
 @dataclass(frozen=True, repr=False)
 class PRECODE(Defense):
-    """Puts a variational bottleneck before the last linear layer, so that gradients depend on random numbers.
+    """A variational bottleneck before the last linear layer, which makes gradients depend on random draws.
 
-    PRECODE (Scheliga et al. 2022, arXiv:2108.04725, section 3): the representation r becomes ``D(z)``, where
-    ``z = mu + sigma eps``, (mu, log sigma^2) is linear in r, eps is standard normal and drawn anew in every
-    step, and D is linear.
+    PRECODE (Scheliga et al. 2022, arXiv:2108.04725, section 3): the representation r becomes ``D(z)`` with
+    ``z = mu + sigma eps``. Here (mu, log sigma^2) is linear in r, D is linear, and eps is standard normal, drawn anew
+    in every step.
 
-    Promises that a guess has to match random numbers that only the client knows. Breaks: attacks that leave
-    the gradients of the bottleneck and of what follows out (Scheliga et al. 2022, arXiv:2208.04767); ROG.
-    Deviates: the loss is the plan's, without the paper's Kullback-Leibler term, so that nothing in training keeps
-    sigma from shrinking.
+    Promises that a guess has to match random values that only the client knows. Breaks: attacks that ignore the
+    gradients from the bottleneck onward (Scheliga et al. 2022, arXiv:2208.04767); ROG. Deviates: the loss is the
+    plan's, without the paper's Kullback-Leibler term, so nothing in training keeps sigma from shrinking.
 
     Attributes:
         width: dimension of z, at least 1.
 
     Raises:
-        InputError: no whole number, at least 1. In a round: a model without a linear layer.
+        InputError: if `width` is not a whole number, at least 1. In a round: if the model has no linear layer.
     """
 
     width: int = shown(256)
@@ -48,7 +47,7 @@ class PRECODE(Defense):
             raise InputError(f"width is {self.width}: it must be a whole number, at least 1")
 
     def model(self, value: nn.Module, state: State, generator: torch.Generator) -> tuple[nn.Module, State]:
-        """The model with the bottleneck, whose weights are drawn; a model that has one stays as it is."""
+        """Insert the bottleneck with randomly drawn weights; a model that already has one is returned unchanged."""
         if any(isinstance(layer, Bottleneck) for layer in value.modules()):
             return value, state
         name, layer = last_linear(value, "PRECODE")
@@ -56,9 +55,10 @@ class PRECODE(Defense):
         return with_layer(value, name, nn.Sequential(bottleneck, layer)), state
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """From the bottleneck on, gradients hang on what was drawn and are left out; those before it are exact.
+        """Return precision 0 for gradients from the bottleneck onward, and full precision for those before.
 
-        That they are exact is an approximation: what comes back through the bottleneck hangs on it too.
+        Gradients from the bottleneck onward depend on the random draws. Those before it depend on them too, through
+        backpropagation, so calling them exact is an approximation.
         """
         precision, passed = {}, False
         for name, tensor in sent.tensors.items():
@@ -68,7 +68,7 @@ class PRECODE(Defense):
 
 
 class Bottleneck(Drawn):
-    """Encoder, random code, decoder: (images, size) to (images, size)."""
+    """Encoder, random code and decoder: (images, size) to (images, size)."""
 
     def __init__(self, size: int, width: int, generator: torch.Generator) -> None:
         super().__init__(0.0)
@@ -76,17 +76,17 @@ class Bottleneck(Drawn):
         self.precode_decoder = _linear(width, size, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The decoded code; without a draw, of its mean."""
+        """Decode the random code; if none was drawn, decode its mean."""
         mean, log_variance = self.precode_encoder(x).chunk(2, -1)
         return self.precode_decoder(mean + (log_variance / 2).exp() * self.drawn.to(x))
 
     def draw(self, x: Tensor, generator: torch.Generator, images: Tensor) -> Tensor:
-        """Standard normal (images, width)."""
+        """Draw standard normal values (images, width)."""
         return torch.randn((len(x), self.precode_decoder.in_features), generator=generator).to(x)
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """A linear layer with PyTorch's uniform distribution of weights, drawn from a generator."""
+    """Build a linear layer with PyTorch's uniform distribution of weights, drawn from `generator`."""
     layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
     with torch.no_grad():
         for parameter in layer.parameters():

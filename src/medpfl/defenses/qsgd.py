@@ -1,4 +1,4 @@
-"""Gradient quantization: a few levels a tensor, rounded at random without bias."""
+"""QSGD: unbiased random quantization of the update."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["QSGD"]
 
 @dataclass(frozen=True, repr=False)
 class QSGD(Defense):
-    """Rounds each coordinate at random to one of the next two levels, so that its expectation stays.
+    """Unbiased quantization: each coordinate is rounded at random to a neighboring level.
 
-    QSGD (Alistarh et al. 2017, arXiv:1610.02132, section 3): levels are ``norm * l / levels`` for
-    l = 0 ... levels, with the sign beside; the norm is the Euclidean one of the group. Unbiased; the error of
-    a coordinate is less than ``norm / levels``.
+    QSGD (Alistarh et al. 2017, arXiv:1610.02132, section 3): levels are ``norm * l / levels`` for l = 0 ... levels,
+    plus a sign, where ``norm`` is the group's Euclidean norm. The expectation is the coordinate itself, and the error
+    is less than ``norm / levels``.
 
-    Promises fewer bits on the wire, and nothing about privacy. Breaks: ROG.
+    Promises fewer bits to send, and nothing about privacy. Breaks: ROG.
 
     Attributes:
-        levels: above zero, at least 1.
-        scope: one norm for each tensor, or one for the whole update.
+        levels: number of levels above zero, at least 1.
+        scope: ``"layer"`` uses one norm per tensor, ``"global"`` one for the whole update.
 
     Raises:
-        InputError: no whole number of levels, or another word for `scope`.
+        InputError: if `levels` is not a whole number, at least 1, or `scope` is unknown.
     """
 
     levels: int = shown(16)
@@ -44,7 +44,7 @@ class QSGD(Defense):
         check_scope(self.scope)
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
-        """The rounded update."""
+        """Return the rounded update."""
         groups = [self._rounded(g, generator) for g in flat(value.tensors, self.scope)]
         return value.replace(unflat(groups, value.tensors)), state
 
@@ -55,14 +55,14 @@ class QSGD(Defense):
         return group.sign() * step * (places + drawn).floor()
 
     def settled(self, first: bool) -> bool:
-        """No: the step is read off the update."""
+        """Return False: the step is inferred from the sent update."""
         return False
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """The variance of the rounding, on the average over a tensor; a group of zeros says nothing.
+        """Return the rounding's precision, from its mean variance over each tensor; 0 for a group of zeros.
 
-        The step is taken for the smallest value of the group that is not zero, a multiple of it if no coordinate was
-        rounded to the first level. Under noise that was added later the step is not to be seen, and taken too small.
+        The step is estimated as the smallest nonzero magnitude in the group. It is overestimated, by a whole factor,
+        if no coordinate was rounded to the first level, and underestimated if noise was added later.
         """
         groups = flat(sent.tensors, self.scope)
         steps = [_step(g) for g in groups] * (1 if self.scope == "layer" else len(sent.tensors))
@@ -74,7 +74,7 @@ class QSGD(Defense):
 
 
 def _step(group: Tensor) -> float:
-    """The smallest magnitude that is not zero; 0 of zeros."""
+    """Return the smallest nonzero magnitude, or 0 if all values are zero."""
     size = group.abs().double()
     return float(size[size > 0].min()) if group.any() else 0.0
 

@@ -1,4 +1,4 @@
-"""Gradient compression: coordinates that are sent are drawn at random."""
+"""RandomK: a random subset of coordinates is sent."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ __all__ = ["RandomK"]
 
 @dataclass(frozen=True, repr=False)
 class RandomK(Sparsifier):
-    """Sends a uniformly drawn share `keep` of the coordinates and sets the others to zero.
+    """Random-k sparsification: a random share `keep` of the coordinates is sent, the others are zero.
 
-    Random-k sparsification (Stich et al. 2018, arXiv:1809.07599, section 2). Without error feedback the
-    survivors are divided by the share, so that the expectation is the update itself (unbiased); with it they
-    are sent as they are.
+    Random-k (Stich et al. 2018, arXiv:1809.07599, section 2) draws the coordinates uniformly. Without error feedback,
+    the coordinates sent are divided by the share, which makes the result unbiased; with feedback they are sent as they
+    are.
 
-    Promises nothing about privacy: the survivors are exact. Breaks: ROG and the others of `TopK`.
+    Promises nothing about privacy: the coordinates sent are exact. Breaks: ROG and the others listed for `TopK`.
 
     Attributes:
-        keep: the share of coordinates that survive, above 0 and at most 1; at least one does.
-        scope: ``'global'``, of the whole update, or ``'layer'``, of each tensor.
-        feedback: what was not sent is added to the next round's update before it is compressed.
+        keep: the share of coordinates to send, above 0 and at most 1; at least one is sent.
+        scope: ``'global'`` applies the share to the whole update, ``'layer'`` to each tensor.
+        feedback: the part that was not sent is added to the next round's update before compression.
     """
 
     def compress(self, tensors: Tensors, generator: torch.Generator) -> Tensors:
-        """The survivors, and zeros."""
+        """Return the drawn coordinates, and zeros for the others."""
         return unflat([self._drawn(g, generator) for g in flat(tensors, self.scope)], tensors)
 
     def _drawn(self, group: Tensor, generator: torch.Generator) -> Tensor:
@@ -50,13 +50,13 @@ class RandomK(Sparsifier):
         return 1.0 if self.feedback else size / kept_count(self.keep, size)
 
     def settled(self, first: bool) -> bool:
-        """No: which survived is read off the update."""
+        """Return False: which coordinates were drawn is inferred from the sent update."""
         return False
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """The factor, and which coordinates say nothing: those that are zero.
+        """Return the scaling factor, and precision 0 for coordinates that are zero.
 
-        Under noise that was added later, the largest of the noisy values are taken for the survivors.
+        If noise was added later, the largest noisy values are taken for the coordinates sent.
         """
         groups = flat(sent.tensors, self.scope)
         factors = unflat([torch.full_like(g, self._factor(len(g))) for g in groups], sent.tensors)

@@ -1,4 +1,4 @@
-"""Secure aggregation: the server gets masked integers of each client, and can unmask their sum only."""
+"""Secure aggregation: the server gets masked integers from each client, and can unmask only their sum."""
 
 from __future__ import annotations
 
@@ -24,30 +24,33 @@ __all__ = ["SecAggPlus"]
 
 @dataclass(frozen=True, repr=False)
 class SecAggPlus(Defense):
-    """Flower's SecAgg+ as the server sees it: quantized, clipped, masked vectors, and their weighted mean.
+    """Secure aggregation as in Flower's SecAgg+: the server unmasks only the clients' weighted mean.
 
     SecAgg+ (Bell et al. 2020, CCS, "Secure single-server aggregation with (poly)logarithmic overhead"), with the
-    arithmetic and the defaults of Flower's workflow: weight ``w = num_samples / max_weight``; integers
-    ``round((clip(w x, -clip, clip) + clip) levels / (2 clip))``, rounded at random without bias; masks of each
-    client's own and of each pair of neighbors on a ring, all modulo `modulus`. Key agreement and secret sharing
-    are taken to work; masks are drawn from the generator. Here x is the update; in Flower, the new weights.
-    Weaker than the model: Flower 1.41 makes each mask of 32 bits of its secret, few enough to be searched through.
+    arithmetic and defaults of Flower's workflow. The weight is ``w = num_samples / max_weight``. Clients send the
+    integers ``round((clip(w x, -clip, clip) + clip) levels / (2 clip))``, rounded at random without bias, plus their
+    own mask and one mask per pair of neighbors on a ring, all modulo `modulus`. Here x is the update; in Flower, it is
+    the new weights. Key agreement and secret sharing are assumed to work, and masks are drawn from the generator.
+    Flower itself is weaker than this model: version 1.41 derives each mask from 32 bits of its secret, few enough for
+    exhaustive search.
 
-    Promises that one masked vector is uniform, whatever the update, as long as fewer than `threshold` clients
-    collude with the server; and nothing about the sum, which leaks as an update of a larger batch does.
-    `num_samples` stays in clear. Breaks: every malicious server that makes one client dominate the sum (Robbing the
-    Fed, LOKI, MedLeak), or sends models of its own to each (SRATTA, with honest ones, tells clients apart).
+    Promises that one masked vector is uniform, whatever the update, as long as fewer than `threshold` clients collude
+    with the server. It promises nothing about the sum, which leaks like an update from a larger batch. `num_samples`
+    is sent in clear. Breaks: any malicious server that makes one client dominate the sum (Robbing the Fed, LOKI,
+    MedLeak) or sends each client a different model. SRATTA tells clients apart even with honest models.
 
     Attributes:
-        threshold: shares of a key that rebuild it; so many neighbors of a client, itself included, have to stay.
-        shares: neighbors of each client, itself included, an odd number from 3 on; ``None``: all clients (SecAgg).
-        clip: range of the weighted coordinates, above 0.
-        max_weight: the largest `num_samples`; large ones coarsen the rounding.
-        levels, modulus: of the integers; clients times `levels` must stay below `modulus`.
-        dropouts: clients, drawn at random, that fall silent in the round after they shared their keys.
+        threshold: number of shares that rebuild a key; as many neighbors of each client, including itself, have to
+            stay.
+        shares: neighbors per client, including itself, odd and at least 3; ``None``: all clients (SecAgg).
+        clip: bound on the weighted coordinates, above 0.
+        max_weight: the largest `num_samples`; large values make the rounding coarser.
+        levels: largest integer before masking.
+        modulus: modulus for the masked integers; clients times `levels` must stay below it.
+        dropouts: number of clients, drawn at random, that fall silent in the round after they shared their keys.
 
     Raises:
-        InputError: a number out of its range. In a round: too few clients stay.
+        InputError: if a number is out of range. In a round: if too few clients stay.
     """
 
     threshold: int = shown(2)
@@ -72,25 +75,25 @@ class SecAggPlus(Defense):
             raise InputError(f"dropouts is {self.dropouts}: it must be a whole number, at least 0")
 
     def staying(self, clients: int) -> int:
-        """Return how many of the clients do not drop out."""
+        """Return how many clients do not drop out."""
         return clients - self.dropouts
 
     def aggregate(
         self, value: Sequence[Update], state: State, generator: torch.Generator
     ) -> tuple[Sequence[Update], State]:
-        """The one weighted mean that the server gets."""
+        """Return the one weighted mean that the server gets."""
         return [self.exchange(value, generator).mean], state
 
     def exchange(self, updates: Sequence[Update], generator: torch.Generator) -> Exchange:
-        """Plays the round.
+        """Play one round.
 
         Args:
-            updates: of two clients or more, with `num_samples`; floating-point buffers are averaged too.
-            generator: of rounding, masks, the ring and who drops out.
+            updates: updates from at least two clients, with `num_samples`; floating-point buffers are averaged too.
+            generator: random generator for rounding, masks, the ring and dropouts.
 
         Raises:
-            InputError: a client without `num_samples`, or with more than `max_weight` or next to nothing of it;
-                too many clients for the modulus; a client of whose neighbors fewer than `threshold` stay.
+            InputError: if a client sends no `num_samples`, more than `max_weight`, or too few to count; if there are
+                too many clients for the modulus; or if fewer than `threshold` neighbors of a client stay.
         """
         self._check(updates)
         vectors = [self.quantized(update, generator) for update in updates]
@@ -105,17 +108,19 @@ class SecAggPlus(Defense):
         return Exchange(masked, tuple(sorted(dropped)), self._mean(total, [updates[i] for i in stayed]))
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """Of the sum: the variance of the rounding in the mean update, on the average over a tensor.
+        """Return the mean's precision, from the rounding's average variance in each tensor.
 
-        It is a sixth of a squared step for each client at most; less where updates are small beside the step.
+        For each client the variance is at most a sixth of the squared step, and less if updates are small compared to
+        the step.
 
-        What the parts before it disclose is of each client's update, and their noise is averaged. Parts that read
-        what they disclose off a single update cannot, of a sum: with them a composed defense discloses nothing.
+        Earlier parts disclose the channel of each client's update; in the mean, their noise is averaged. Parts that
+        infer what they disclose from a single update cannot do so from a sum, so a composed defense with such a part
+        discloses nothing.
 
         Args:
-            sent: the mean update; `num_samples` over the plan's images is the number of clients.
-            plan: of every client; without one, the update is of one client.
-            before: of the parts before this one.
+            sent: the mean update; its `num_samples` divided by the plan's images is the number of clients.
+            plan: every client's plan; without one, the update comes from one client.
+            before: the earlier parts' channel.
         """
         clients = clients_of(sent, plan)
         step = self.max_weight / ((sent.num_samples or 1) * self._per_unit)
@@ -123,16 +128,16 @@ class SecAggPlus(Defense):
         return of_mean(before, clients).then(precision=rounding)
 
     def _variance(self, mean: Tensor, step: float, clients: int) -> float:
-        """Of the rounding in a tensor of the mean, by each client's `step` in it."""
+        """Return the rounding's variance in one tensor of the mean, where `step` is one client's step in the mean."""
         if self.levels % 2:  # zero lies between two levels: small coordinates are rounded as others are
             return clients * step**2 / 6
         return rounding_variance(mean, step, clients)
 
     def read(self, masked: MaskedVector, like: Update) -> Update:
-        """One client's message as if it were not masked: what an attack on it alone has to work with.
+        """Return one client's message decoded as if it were not masked, as an attack on it alone would have to.
 
         Args:
-            masked: the message.
+            masked: the client's message.
             like: an update with the same tensors.
         """
         share = max(self._weight(replace(like, num_samples=masked.num_samples)), 1) / self.levels
@@ -140,7 +145,7 @@ class SecAggPlus(Defense):
         return filled(values, like)
 
     def quantized(self, update: Update, generator: torch.Generator) -> Tensor:
-        """The integers (1 + size,) of one update before they are masked, in [0, levels]."""
+        """Return one update's integers (1 + size,), in [0, levels], before masking."""
         weight = self._weight(update)
         places = ((flattened(update) * weight / self.levels).clamp(-self.clip, self.clip) + self.clip) * self._per_unit
         above = places.ceil()
@@ -155,7 +160,10 @@ class SecAggPlus(Defense):
         return self.levels / (2 * self.clip)
 
     def _mean(self, total: Tensor, updates: Sequence[Update]) -> Update:
-        """The weighted mean from the sum of integers; what is not a floating-point number is the first client's."""
+        """Return the weighted mean, computed from the sum of integers.
+
+        Tensors that are not floating-point are taken from the first client.
+        """
         first, share = updates[0], float(total[0]) / self.levels
         values = (total[1:].double() / self._per_unit - len(updates) * self.clip) / share
         return replace(filled(values, first), num_samples=sum(u.num_samples or 0 for u in updates))
@@ -169,7 +177,7 @@ class SecAggPlus(Defense):
             if not 0 < self._weight(update) <= self.levels:
                 raise InputError(
                     f"client {place} sends num_samples {update.num_samples}: it must be at most max_weight "
-                    f"({self.max_weight:g}), and at least one of {self.levels} parts of it"
+                    f"({self.max_weight:g}), and at least max_weight / {self.levels}"
                 )
 
     def _check_threshold(self, neighbors: Sequence[set[int]], stayed: Sequence[int]) -> None:
@@ -177,6 +185,6 @@ class SecAggPlus(Defense):
             left = len(own & set(stayed))
             if left < self.threshold:
                 raise InputError(
-                    f"{left} of the {len(own)} clients that hold shares of client {place} stayed, {self.threshold} "
+                    f"{left} of the {len(own)} clients with key shares of client {place} stayed, but {self.threshold} "
                     "are needed: the server cannot unmask the sum, and the round is lost"
                 )

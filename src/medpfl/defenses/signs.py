@@ -1,4 +1,4 @@
-"""Gradient quantization: one bit a coordinate."""
+"""Signs: one bit per coordinate."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from medpfl.defenses.compression import Compressor, Scope, check_scope, flat, un
 __all__ = ["Signs"]
 
 _SHARPNESS = 0.1
-"""Width of the smooth sign that is disclosed, in units of the mean magnitude."""
+"""Width of the disclosed smooth sign, in units of the mean magnitude."""
 
 
 @dataclass(frozen=True, repr=False)
 class Signs(Compressor):
-    """Sends the signs, times the mean magnitude: ``mean(|x|) * sign(x)``.
+    """Sign compression: each coordinate's sign times the mean magnitude, ``mean(|x|) * sign(x)``.
 
-    Scaled sign compression with error feedback (Karimireddy et al. 2019, arXiv:1901.09847, algorithm 1);
-    without feedback it is the scaled form of signSGD (Bernstein et al. 2018, arXiv:1802.04434), biased.
+    Scaled sign compression with error feedback (Karimireddy et al. 2019, arXiv:1901.09847, algorithm 1). Without
+    feedback it is the scaled, biased form of signSGD (Bernstein et al. 2018, arXiv:1802.04434).
 
-    Promises one bit a coordinate, and nothing about privacy. Breaks: no dedicated one known to us.
+    Promises one bit per coordinate, and nothing about privacy. Breaks: no dedicated one known to us.
 
     Attributes:
-        scope: one mean for each tensor, or one for the whole update.
-        feedback: what was not sent is added to the next round's update; part of the method, so on.
-        magnitude: sent in place of the mean magnitude; ``None``: that. With 1 it is signSGD without a scale, whose
-            first step is that of Adam.
+        scope: ``"layer"`` uses one mean per tensor, ``"global"`` one for the whole update.
+        feedback: the part that was not sent is added to the next round's update. It belongs to the method and is on by
+            default.
+        magnitude: value to send instead of the mean magnitude; ``None``: the mean magnitude. With 1 it is signSGD
+            without a scale, whose first step equals Adam's.
 
     Raises:
-        InputError: another word for `scope`, or a magnitude that is not above 0.
+        InputError: if `scope` is unknown, or `magnitude` is not above 0.
     """
 
     scope: Scope = "layer"
@@ -48,7 +49,7 @@ class Signs(Compressor):
             raise InputError(f"magnitude is {self.magnitude}: it must be above 0")
 
     def compress(self, tensors: Tensors, generator: torch.Generator) -> Tensors:
-        """Signs times the magnitude."""
+        """Return the signs times the magnitude."""
         return self._signs(tensors)
 
     def _signs(self, tensors: Tensors) -> Tensors:
@@ -58,14 +59,14 @@ class Signs(Compressor):
         return group.abs().mean() if self.magnitude is None else self.magnitude
 
     def settled(self, first: bool) -> bool:
-        """No: the mean of signs is not the sign of the mean."""
+        """Return False: the mean of signs is not the sign of the mean."""
         return False
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """The map itself, with a smooth function in place of the sign so that it has a derivative.
+        """Return the compression itself, with a smooth function instead of the sign so that it has a derivative.
 
-        After parts that add or remove something the magnitude is taken from the sent update, and what a sign
-        leaves of their noise and errors is not described further.
+        If earlier parts add or remove something, the magnitude is taken from the sent update. How the sign changes
+        their noise and errors is then not described any further.
         """
         if before is None:
             return replace(Channel().then(self._like_sent), exact=self._signs)

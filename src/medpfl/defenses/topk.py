@@ -1,4 +1,4 @@
-"""Gradient compression: only the largest coordinates are sent."""
+"""TopK: only the largest coordinates are sent."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ __all__ = ["TopK"]
 
 @dataclass(frozen=True, repr=False)
 class TopK(Sparsifier):
-    """Sets all but the share `keep` of the coordinates, those of largest magnitude, to zero.
+    """Top-k sparsification: only the share `keep` of largest coordinates is sent, the rest is zero.
 
-    Deep gradient compression (Lin et al. 2018, arXiv:1712.01887, algorithm 1, without its momentum
-    correction), which Zhu et al. 2019 (arXiv:1906.08935, section 5.2) propose against inversion; the
-    notebooks' "20 to 90" percent by one global threshold are ``keep`` 0.8 to 0.1.
+    Deep gradient compression (Lin et al. 2018, arXiv:1712.01887, algorithm 1, without its momentum correction). Zhu et
+    al. 2019 (arXiv:1906.08935, section 5.2) propose it against inversion. The notebooks' "20 to 90" percent by one
+    global threshold correspond to ``keep`` 0.8 to 0.1.
 
-    Promises fewer numbers on the wire, and nothing about privacy: the server learns the survivors exactly and
-    that all others are at most the smallest of them. Breaks: ROG and FGLA, the latter at 0.8 percent.
+    Promises less traffic, and nothing about privacy: the server learns the sent coordinates exactly, and that no other
+    is larger than the smallest of them. Breaks: ROG, and FGLA, which reconstructs from 0.8 percent of the coordinates.
 
     Attributes:
-        keep: the share of coordinates that survive, above 0 and at most 1; at least one does.
-        scope: ``'global'``, of the whole update, or ``'layer'``, of each tensor.
-        feedback: what was not sent is added to the next round's update before it is compressed.
+        keep: the share of coordinates to send, above 0 and at most 1; at least one is sent.
+        scope: ``'global'`` applies the share to the whole update, ``'layer'`` to each tensor.
+        feedback: the part that was not sent is added to the next round's update before compression.
     """
 
     def compress(self, tensors: Tensors, generator: torch.Generator) -> Tensors:
-        """The survivors, and zeros."""
+        """Return the largest coordinates, and zeros for the others."""
         groups = flat(tensors, self.scope)
         return unflat([g * largest(g, self.keep) for g in groups], tensors)
 
     def settled(self, first: bool) -> bool:
-        """No: which survived is read off the update."""
+        """Return False: which coordinates were sent is inferred from the sent update."""
         return False
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """The survivors as they are; all others are bounded by the smallest of them.
+        """Return the channel: sent coordinates are exact, and the smallest of them bounds all others.
 
-        Under noise that was added later, the largest of the noisy values are taken for the survivors.
+        If noise was added later, the largest noisy values are taken for the coordinates sent.
         """
         bounds = [self._bounds(group) for group in flat(sent.tensors, self.scope)]
         return (before or Channel()).then(bounds=unflat(bounds, sent.tensors))

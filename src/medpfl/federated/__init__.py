@@ -1,1 +1,1 @@
-"""The federation: the client's local update, what leaves it, and what the server sees."""
+"""The federation: the client's local training, the update it sends, and the server's view."""

@@ -1,4 +1,4 @@
-"""One client in one round: its data, its defense, and what leaves it."""
+"""One client's round: its data, its defense, and the update it sends."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["ClientRound", "checked_sent", "client_round"]
 
 @dataclass(frozen=True, eq=False)
 class ClientRound:
-    """What happened at a client; only `sent` is on the wire.
+    """A client's round. Only `sent` reaches the server.
 
     Attributes:
-        batch: what it trained on: its private images after the defense's `batch` moment.
+        batch: its private images after the defense's `batch` moment, on which it trained.
         draws: its batch order and dropout masks.
         raw: the update before the defense's `update` moment.
-        sent: the update that left.
-        state: the defense's, after the round.
+        sent: the update sent to the server.
+        state: the defense's state after the round.
     """
 
     batch: Batch
@@ -48,21 +48,21 @@ def client_round(
     generator: torch.Generator,
     draws: Draws | None = None,
 ) -> ClientRound:
-    """Plays a client: batch moment, local update with the gradient moment inside, update moment.
+    """Play one client's round: batch moment, local update with the gradient moment inside, update moment.
 
     Args:
-        model: prepared for the plan, and already through the defense's `model` moment.
-        weights: the global model.
+        model: model prepared for the plan, after the defense's `model` moment.
+        weights: the global model's weights.
         batch: N images (N, C, H, W) in [0, 1] with classes (N,).
-        plan: what the server told it to do.
-        defense: its defense.
+        plan: settings of the local training, as told by the server.
+        defense: the client's defense.
         state: the defense's state before the round.
-        generator: on the CPU; of the order, the masks and the defense.
-        draws: the batch order and the dropout masks; ``None`` draws them from the generator. With them given, two
-            rounds under two generators differ by what the defense drew alone.
+        generator: CPU generator for the batch order, the masks and the defense.
+        draws: the batch order and dropout masks; ``None`` draws them from the generator. If they are given, two rounds
+            with different generators differ only by the defense's own draws.
 
     Raises:
-        InputError: images out of range, or a batch that does not fit the plan.
+        InputError: if images are out of range, or the batch does not fit the plan.
     """
     _check(batch, plan)
     batch, state = defense.batch(batch, state, generator)
@@ -101,17 +101,17 @@ def _check(batch: Batch, plan: Plan) -> None:
 
 
 def checked_sent(made: Any, defense: Defense, raw: Update) -> tuple[Update, State]:
-    """Return what a defense's `update` returned.
+    """Check the result of a defense's `update`, and return it.
 
     Args:
-        made: that.
-        defense: which returned it.
-        raw: the update that it got.
+        made: the result.
+        defense: the defense that returned it.
+        raw: the update that the defense received.
 
     Raises:
-        InputError: no pair of an update and a state, or an update of other tensors.
+        InputError: if the result is not a pair (update, state), or its tensors have other names or shapes than `raw`.
     """
-    due = "return (update, state), the update with tensors of the names and shapes of the one that it gets"
+    due = "return (update, state), where the update has the same tensor names and shapes as the given one"
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], Update):
         raise InputError(f"{defense!r}: its update returned a {type(made).__name__}: {due}")
     sent, state = made
@@ -120,6 +120,6 @@ def checked_sent(made: Any, defense: Defense, raw: Update) -> tuple[Update, Stat
     for name in sorted(expected.keys() | found.keys(), key=str):
         if expected.get(name) != found.get(name):
             what = "does not return" if name not in found else "returns"
-            shape = "" if name not in found else f" as {found[name]}, and it gets {expected.get(name, 'none')}"
+            shape = "" if name not in found else f" as {found[name]}, but was given {expected.get(name, 'none')}"
             raise InputError(f"{defense!r}: its update {what} '{name}'{shape}: {due}")
     return sent, state

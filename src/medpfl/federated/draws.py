@@ -1,4 +1,4 @@
-"""The client's own random draws: batch order or Poisson batches, and dropout masks. They are not on the wire."""
+"""The client's own random draws: batch order or Poisson batches, and dropout masks. They are not sent."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Draws", "Dropout", "draw", "index_of"]
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What a client drew.
+    """A client's random draws for one round.
 
     Attributes:
-        order: (epochs, N) indices of the images; ``None``: as they are.
-        chosen: (steps, N) whether an image is in a step's batch, under Poisson sampling; ``None``: all are.
-        masks: by drawn layer (steps, images of a step, ...), under Poisson sampling of all N images; a layer
-            without one is neutral: dropout passes its input on.
+        order: image indices (epochs, N) in each epoch's order; ``None``: the given order.
+        chosen: booleans (steps, N), true for images in a step's batch under Poisson sampling; ``None``: all images.
+        masks: for each drawn layer, (steps, images per step, ...); under Poisson sampling for all N images. A layer
+            without a mask is neutral: dropout passes its input on.
     """
 
     order: Tensor | None = None
@@ -33,7 +33,7 @@ class Draws:
     chosen: Tensor | None = None
 
     def at(self, step: int) -> dict[str, Tensor]:
-        """The masks of a step as the model's state."""
+        """Return one step's masks as entries for the model's state."""
         return {f"{name}.{DRAWN}": mask[step] for name, mask in self.masks.items()}
 
 
@@ -44,26 +44,26 @@ class Dropout(Drawn):
         super().__init__(1.0)
         self.rate = layer.p
         whole = isinstance(layer, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d)
-        self.kept_dims = 2 if whole else None  # whole channels are dropped: the mask has no further axes
+        self.kept_dims = 2 if whole else None  # whole channels are dropped: the mask needs no more axes
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input times the mask."""
+        """Return the input times the mask."""
         return x * self.drawn.to(x)
 
     def draw(self, x: Tensor, generator: torch.Generator, images: Tensor | None = None) -> Tensor:
-        """A scaled mask for an input like `x`."""
+        """Draw a scaled mask for an input like `x`."""
         shape = x.shape[: self.kept_dims] + (1,) * len(x.shape[self.kept_dims :]) if self.kept_dims else x.shape
         keep = torch.rand(shape, generator=generator) >= self.rate
         return keep.to(x) / (1 - self.rate) if self.rate < 1 else keep.to(x)
 
 
 def draw(model: nn.Module, batch: Batch, plan: Plan, generator: torch.Generator) -> Draws:
-    """A client's draws for one round of `plan` on a batch (N, C, H, W), with a model made ready for it.
+    """Draw a client's order and masks for one round, for a batch (N, C, H, W) and a prepared model.
 
-    What a layer draws depends on the images of the step, if at all, through the model's own weights.
+    If a layer's draw depends on the step's images, it is computed with the model's own weights.
 
     Raises:
-        InputError: a layer that draws and that the model passes more than once.
+        InputError: if the model uses a drawing layer more than once per pass.
     """
     order = chosen = None
     if plan.sampling == "poisson":
@@ -78,10 +78,10 @@ def draw(model: nn.Module, batch: Batch, plan: Plan, generator: torch.Generator)
 
 
 def index_of(plan: Plan, order: Tensor | None, step: int) -> Any:
-    """The images of a step, where they are dealt into batches; all, where there is one batch only."""
+    """Return the indices of a step's images; if there is only one batch, all images."""
     per_epoch = plan.images // plan.batch_size
     if per_epoch == 1:
-        return slice(None)  # a mean over the same images: their order says nothing
+        return slice(None)  # a mean over the same images: their order does not matter
     epoch, place = divmod(step, per_epoch)
     dealt = slice(place * plan.batch_size, (place + 1) * plan.batch_size)
     return dealt if order is None else order[epoch][dealt]
@@ -90,7 +90,7 @@ def index_of(plan: Plan, order: Tensor | None, step: int) -> Any:
 def _masks(
     model: nn.Module, layers: dict[str, Drawn], steps: Sequence[Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """What each layer draws in each step."""
+    """Draw every layer's mask for every step."""
     if not any(layer.needs_slope for layer in layers.values()):
         return _blind(model, layers, steps, generator)
     masks: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -119,7 +119,7 @@ def _check_once(name: str, uses: float) -> None:
 def _blind(
     model: nn.Module, layers: dict[str, Drawn], steps: Sequence[Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The same where only shapes count: one pass through the model shows those of every step."""
+    """Draw the same masks if only shapes matter: one pass through the model shows the shapes for every step."""
     inputs: dict[str, list[Tensor]] = {}
     handles = [layer.register_forward_pre_hook(_keeper(inputs, name)) for name, layer in layers.items()]
     try:
@@ -135,7 +135,7 @@ def _blind(
 
 
 def _keeper(inputs: dict[str, list[Tensor]], name: str) -> Callable[..., None]:
-    """A hook that keeps every input of a layer."""
+    """Return a hook that stores every input of a layer."""
 
     def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
         inputs.setdefault(name, []).append(given[0])
@@ -146,7 +146,7 @@ def _keeper(inputs: dict[str, list[Tensor]], name: str) -> Callable[..., None]:
 def _recorder(
     layer: Drawn, into: list[Tensor], generator: torch.Generator, current: list[Tensor]
 ) -> Callable[..., None]:
-    """A hook that draws for every input of a layer."""
+    """Return a hook that draws a mask for every input of a layer."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         into.append(layer.draw(inputs[0], generator, current[0]).detach())

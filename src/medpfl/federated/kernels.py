@@ -1,4 +1,4 @@
-"""Which of PyTorch's kernels may be used where an attacker differentiates twice."""
+"""PyTorch kernels that an attacker can differentiate twice."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["differentiable_kernels", "plain_recurrence"]
 
 @contextmanager
 def differentiable_kernels() -> Iterator[None]:
-    """Attention by its formula.
+    """Compute attention with PyTorch's plain formula inside this context.
 
-    The fused kernels have no second derivative, and in eval mode PyTorch's own layers take one without even a first,
-    wherever no weight of theirs asks for a gradient.
+    The fused kernels have no second derivative. In eval mode, PyTorch's own attention layers even use a kernel without
+    a first derivative if none of their weights requires a gradient.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -30,11 +30,11 @@ def differentiable_kernels() -> Iterator[None]:
 
 
 def plain_recurrence(network: nn.Module) -> nn.Module:
-    """Make the recurrent layers of a network, in place, use PyTorch's own kernels, and return the network.
+    """Switch the recurrent layers to PyTorch's own kernels, in place, and return the network.
 
-    oneDNN's LSTM has no second derivative, nor have cuDNN's LSTM, GRU and RNN. Only these layers lose their fast
-    kernels: convolutions keep theirs. The state before the first step, which is zero, is made from the input, so that
-    the kernels can write into it under ``vmap``.
+    oneDNN's LSTM has no second derivative, nor do cuDNN's LSTM, GRU and RNN. Only these layers lose their fast
+    kernels; convolutions keep theirs. The zero initial state is made from the input, so that the kernels can write
+    into it under ``vmap``.
     """
     for module in network.modules():
         if isinstance(module, nn.RNNBase) and not any(isinstance(h, _Plain) for h in module._forward_hooks.values()):
@@ -45,7 +45,7 @@ def plain_recurrence(network: nn.Module) -> nn.Module:
 
 
 class _Plain:
-    """Switches the fast kernels off before a layer, and on again after it."""
+    """Hooks that switch the fast kernels off before a layer, and on again after it."""
 
     def __init__(self) -> None:
         self.before: list[tuple[bool, bool]] = []
@@ -67,7 +67,7 @@ class _Plain:
 
 
 def _start(layer: nn.RNNBase, x: Tensor) -> Any:
-    """The zeros that a layer starts from: (layers, N, width), or (layers, width) of a single sequence."""
+    """Return a layer's zero initial state: (layers, N, width), or (layers, width) for a single sequence."""
     layers = layer.num_layers * (2 if layer.bidirectional else 1)
     batch = x.shape[:-2] if x.ndim == 2 else x.shape[0 if layer.batch_first else 1 :][:1]
     hidden = x.new_zeros((layers, *batch, layer.proj_size or layer.hidden_size))

@@ -1,4 +1,4 @@
-"""The forward operator: what a client computes, and what an attacker differentiates through."""
+"""The forward operator: it computes a client's update, and attackers differentiate through it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GradientMoment = Callable[[Tensors], Tensors]
 Total = Callable[[Iterator[Tensors]], Tensors]
 
 _MOST_IMAGES, _MOST_NUMBERS = 64, 2**25
-"""Of one part of a batch's per-sample gradients; 2**25 numbers in float32 are 128 MiB."""
+"""Limits for one part of a batch's per-sample gradients; 2**25 elements in float32 take 128 MiB."""
 
 
 def local_update(
@@ -36,24 +36,25 @@ def local_update(
     total: Total | None = None,
     buffers: bool = False,
 ) -> Update:
-    """The update of one client, differentiable with respect to images and labels, and open to ``vmap``.
+    """Compute one client's update, differentiable with respect to images and labels, and compatible with ``vmap``.
 
     Args:
-        model: from `medpfl.federated.ready.prepare`; its own weights are not used.
-        batch: images (N, C, H, W) in [0, 1] with labels (N,) or label probabilities (N, K); or masks,
+        model: model from `medpfl.federated.ready.prepare`; its own weights are not used.
+        batch: images (N, C, H, W) in [0, 1] with labels (N,) or label probabilities (N, K), or with segmentation masks
             (N, H, W) or (N, K, H, W).
-        plan: FedSGD: the gradient of the loss on the batch. FedAvg: the difference of weights after
-            ``plan.steps`` steps of SGD with momentum and weight decay, as ``torch.optim.SGD`` makes them. Under
-            Poisson sampling and without draws, each step is the expected one: of all images.
-        weights: the global model.
-        draws: the client's batch order and dropout masks; ``None``: the images in their order, no dropout.
-        moment: applied to the per-sample gradients (n, ...) of each step before their sum is divided by the
-            batch size; of an empty batch it gets one row of zeros.
-        total: makes that sum itself, of the per-sample gradients part by part, so that not all need be in memory.
+        plan: FedSGD gives the gradient of the loss on the batch. FedAvg gives the weight difference after
+            ``plan.steps`` steps with momentum and weight decay, as in ``torch.optim.SGD``. Under Poisson sampling
+            without draws, each step is the expected one, over all images.
+        weights: the global model's weights.
+        draws: the client's batch order and dropout masks; ``None``: the given order, no dropout.
+        moment: function applied to each step's per-sample gradients (n, ...) before their sum is divided by the batch
+            size; for an empty batch it receives one row of zeros.
+        total: function that computes this sum itself from parts of the per-sample gradients, so that they need not all
+            be in memory.
         buffers: whether to return the batch-norm statistics after the round too.
 
     Raises:
-        InputError: a moment on a model whose images do not have gradients of their own.
+        InputError: if `moment` or `total` is given, but the model's images do not have gradients of their own.
     """
     draws = draws or Draws()
     if moment is not None:
@@ -96,7 +97,7 @@ def _tensors(
 
 
 def _minibatch(batch: Batch, plan: Plan, draws: Draws, step: int) -> tuple[Batch, Tensors, int | None]:
-    """A step's images and masks, and what their sum is divided by; ``None``: their number."""
+    """Return a step's images, its masks, and the divisor for the gradients' sum; ``None``: the number of images."""
     masks = draws.at(step)
     if draws.chosen is not None:
         index: Any = draws.chosen[step].nonzero()[:, 0].to(batch.images.device)
@@ -114,7 +115,7 @@ def _gradient(
     total: Total | None,
     criterion: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensors:
-    """The mean gradient, or `total` over the number of images; of none, over 1."""
+    """Return the mean gradient, or `total` divided by the number of images (by 1 if there are none)."""
 
     def loss(parameters: Tensors, images: Tensor, labels: Tensor, masks: Tensors) -> Tensor:
         with differentiable_kernels():
@@ -135,12 +136,12 @@ def _gradient(
 
 
 def _part_size(parameters: Tensors) -> int:
-    """Images whose gradients are in memory at once: a number that depends on the model alone."""
+    """Return how many images' gradients are in memory at once; it depends only on the model."""
     return max(1, min(_MOST_IMAGES, _MOST_NUMBERS // sum(p.numel() for p in parameters.values())))
 
 
 def _total_of(moment: GradientMoment) -> Total:
-    """The sum over all images of a moment, which sees them at once."""
+    """Return a `Total` that passes all gradients to a moment at once and sums its result over the images."""
 
     def total(parts: Iterator[Tensors]) -> Tensors:
         return {name: value.sum(0) for name, value in moment(joined(parts)).items()}
@@ -149,6 +150,6 @@ def _total_of(moment: GradientMoment) -> Total:
 
 
 def joined(parts: Iterator[Tensors]) -> Tensors:
-    """All per-sample gradients (N, ...) of those that come in parts (n, ...)."""
+    """Concatenate parts (n, ...) of the per-sample gradients to (N, ...)."""
     rows = list(parts)
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]} if len(rows) > 1 else rows[0]

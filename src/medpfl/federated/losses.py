@@ -1,4 +1,4 @@
-"""What a client minimizes, of classes and of masks; differentiable with respect to labels too."""
+"""Training losses for classes and masks, differentiable with respect to labels too."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _SMALL = 1e-5
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over images, and over the pixels of masks.
+    """Return the mean cross entropy over images, and over pixels for masks.
 
     Args:
-        logits: (N, K), or (N, K, H, W) of masks, or (N, K, D, H, W).
-        labels: classes, of the same shape without K; or probabilities, of the same shape.
+        logits: (N, K); for masks (N, K, H, W) or (N, K, D, H, W).
+        labels: classes with the same shape but without K, or probabilities with the same shape.
     """
     log_probabilities = torch.log_softmax(logits, 1)
     if labels.ndim < logits.ndim:
@@ -26,13 +26,14 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dice(logits: Tensor, labels: Tensor) -> Tensor:
-    """One minus the soft Dice coefficient, mean over images and classes, the background included.
+    """Return one minus the soft Dice coefficient, averaged over images and classes, including the background.
 
-    ``1 - (2 sum(p y) + s) / (sum(p) + sum(y) + s)`` with sums over pixels, p by softmax and s = 1e-5: the linear form
-    of Milletari et al. 2016 (arXiv:1606.04797, section 3, with squares), as in MONAI's ``DiceLoss(softmax=True)``.
+    ``1 - (2 sum(p y) + s) / (sum(p) + sum(y) + s)``, with sums over pixels, p from softmax, and s = 1e-5. This is the
+    linear form of Milletari et al. 2016 (arXiv:1606.04797, section 3, which uses squares), as in MONAI's
+    ``DiceLoss(softmax=True)``.
 
     Args:
-        logits, labels: as in `cross_entropy`, of masks.
+        logits, labels: as in `cross_entropy`, for masks.
     """
     probabilities, pixels = logits.softmax(1), tuple(range(2, logits.ndim))
     if labels.ndim < logits.ndim:
@@ -44,4 +45,4 @@ def dice(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": cross_entropy, "dice": dice}
-"""By the plan's word."""
+"""Losses by their name in the plan."""

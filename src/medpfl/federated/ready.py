@@ -1,4 +1,4 @@
-"""Makes a model ready for `local_update`: functional, differentiable twice, and open to ``vmap``."""
+"""Preparation of a model for `local_update`: functional, twice differentiable, and compatible with ``vmap``."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Statistics = dict[str, list[tuple[Tensor, Tensor]]]
 
 
 def prepare(model: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of the model in the plan's mode.
+    """Return a copy of the model in the plan's mode.
 
-    In train mode, batch norm keeps no running statistics (its output never reads them, and writing them in
-    place is refused under ``vmap``), and dropout takes its masks as an input. Recurrent layers use kernels that can
-    be differentiated twice. Otherwise nothing changes in eval mode.
+    In train mode, batch norm keeps no running statistics (its output does not use them, and ``vmap`` forbids writing
+    them in place), and dropout takes its masks as an input. Recurrent layers use kernels that can be differentiated
+    twice, in both modes. Eval mode changes nothing else.
 
     Raises:
-        InputError: a model that cannot be copied, or a layer that does more in train mode than can be repeated.
+        InputError: if the model cannot be copied, or a layer's behavior in train mode cannot be repeated.
     """
     ready = plain_recurrence(copied(model, forget=True)).train(plan.mode == "train")
     if ready.training:
@@ -53,17 +53,17 @@ def _check_repeatable(name: str, module: nn.Module) -> None:
 
 
 def check_separable(model: nn.Module) -> None:
-    """Raises `InputError` if the images of a batch have no gradients of their own: batch norm in train mode."""
+    """Raise `InputError` if batch norm in train mode leaves a batch's images without gradients of their own."""
     for name, layer in _batch_norms(model).items():
         channels = layer.num_features
         raise InputError(
-            f"layer '{name}': batch norm in train mode mixes the images of a batch, so that there are no "
-            f"per-sample gradients; use mode eval, or torch.nn.GroupNorm({gcd(32, channels)}, {channels}) in its place"
+            f"layer '{name}': batch norm in train mode mixes the images of a batch, so there are no "
+            f"per-sample gradients; use mode eval, or torch.nn.GroupNorm({gcd(32, channels)}, {channels}) instead"
         )
 
 
 def state_of(model: nn.Module, buffers: Tensors) -> dict[str, Tensor]:
-    """The buffers and frozen parameters that the prepared model still takes."""
+    """Return the buffers and frozen parameters that the prepared model still uses."""
     return {k: v for k, v in buffers.items() if _takes(model, k)}
 
 
@@ -79,7 +79,7 @@ def _batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 @contextmanager
 def track_statistics(model: nn.Module) -> Iterator[Statistics]:
-    """Collects (mean, unbiased variance) of every batch that enters each batch norm in train mode."""
+    """Collect (mean, unbiased variance) for every batch that enters a batch norm in train mode."""
     seen: Statistics = {}
     handles = []
     for name, module in _batch_norms(model).items():
@@ -98,7 +98,7 @@ def track_statistics(model: nn.Module) -> Iterator[Statistics]:
 
 
 def running_statistics(model: nn.Module, before: Tensors, seen: Statistics) -> dict[str, Tensor]:
-    """The buffers after the batches seen, by PyTorch's exponential (or cumulative) moving average."""
+    """Return the buffers after the seen batches, by PyTorch's exponential (or cumulative) moving average."""
     after = dict(before)
     for name, module in _batch_norms(model).items():
         if f"{name}.running_mean" not in before:

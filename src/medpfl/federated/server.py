@@ -1,4 +1,4 @@
-"""What a curious server has after a round: the door that the truth does not pass."""
+"""The honest-but-curious server's view after a round. The target images never pass through here."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ __all__ = [
 
 
 def aggregate(weights: Weights, updates: Sequence[Update], learning_rate: float = 1.0) -> Weights:
-    """The next global model: the mean update, weighted by the numbers of samples where they are sent.
+    """Apply the mean update, weighted by numbers of samples if they are sent, and return the next global model.
 
-    A gradient is a step of `learning_rate` down (FedSGD), a difference is added (FedAvg).
+    A gradient (FedSGD) makes a step down with `learning_rate`; a weight difference (FedAvg) is added. Buffers are
+    averaged if all clients send them.
     """
     counts = torch.tensor([float(u.num_samples or 1) for u in updates], dtype=torch.float64)
     shares = (counts / counts.sum()).tolist()
@@ -51,16 +52,17 @@ def aggregate(weights: Weights, updates: Sequence[Update], learning_rate: float 
 
 @dataclass(frozen=True, eq=False)
 class Received:
-    """What reached the server of V victims, and what it is granted beside: tensors and public settings, no code.
+    """Everything the server received for V victims or was granted: tensors and public settings, no code.
 
-    With the model and the defense, which are public, it makes the `Observation`; another process can make the same one.
+    Together with the model and the defense, which are public, it determines the `Observation`. Another process can
+    rebuild the same one.
 
     Attributes:
-        weights: the global model of the round.
-        plans: of the K clients in an update.
-        sent: V updates, each of one client or the mean of K of them.
-        told: whether the adversary knows what the defense discloses.
-        image_shape, num_classes, label_shape, labels, order, masks, auxiliary: as of an `Observation`.
+        weights: the global model's weights in the round.
+        plans: plans of the K clients in an update.
+        sent: V updates, each from one client or the mean over K clients.
+        told: true if the attacker knows the defense's disclosure.
+        image_shape, num_classes, label_shape, labels, order, masks, auxiliary: as in `Observation`.
     """
 
     weights: Weights
@@ -76,25 +78,25 @@ class Received:
     auxiliary: Tensor | None = None
 
     def __len__(self) -> int:
-        """Victims."""
+        """Return the number of victims."""
         return len(self.sent)
 
     @property
     def num_images(self) -> int:
-        """Images behind one update: as sent, or else as the plan says."""
+        """The number of images behind one update: as sent, or else according to the plans."""
         return self.sent[0].num_samples or sum(plan.images for plan in self.plans)
 
 
 def observation(model: nn.Module, received: Received, defense: Defense) -> Observation:
-    """What an attack gets: a function of what the server received, the model and the defense.
+    """Build an attack's input from what the server received, the model and the defense.
 
-    Where the adversary is told of the defense, the maps that it discloses are undone here, once, wherever they can be
-    (see `medpfl.core.channels.decoding`): no attack can read a tensor in which they are not.
+    If the attacker knows the defense, the maps it discloses are inverted here, once, wherever possible (see
+    `medpfl.core.channels.decoding`), so no attack gets a tensor before this inversion.
 
     Args:
-        model: as the client prepared it (the architecture is public).
-        received: of V victims.
-        defense: asked for its channel where the adversary is told of it.
+        model: model as the client prepared it (the architecture is public).
+        received: everything the server received for V victims.
+        defense: the defense; it discloses its channel if the attacker knows it.
     """
     update, channel = _decoded(received, defense)
     return Observation(
@@ -121,17 +123,17 @@ def receive(
     auxiliary: Tensor | None = None,
     label_shape: tuple[int, ...] = (),
 ) -> Received:
-    """V clients' rounds as they reach the server: what is on the wire, and what `threat` grants, no more.
+    """Return V clients' rounds as they reach the server: the updates sent, and what `threat` grants, no more.
 
     Args:
-        weights: the global model of the round.
-        plan: of every client.
-        rounds: V of them.
-        threat: what is granted.
+        weights: the global model's weights in the round.
+        plan: every client's plan.
+        rounds: V rounds.
+        threat: the threat model, with its grants.
         image_shape: (C, H, W).
-        num_classes: K.
-        auxiliary: (M, C, H, W) images of others, passed on under the grant ``auxiliary``.
-        label_shape: of an image's label, () for a class.
+        num_classes: number of classes, K.
+        auxiliary: other people's images (M, C, H, W), passed on under the grant ``auxiliary``.
+        label_shape: shape of an image's label, () for a class.
     """
     orders = [r.draws.order for r in rounds if r.draws.order is not None]
     masks = [r.draws.masks for r in rounds if r.draws.masks]
@@ -158,12 +160,12 @@ def receive_sums(
     auxiliary: Tensor | None = None,
     label_shape: tuple[int, ...] = (),
 ) -> Received:
-    """V sums of the updates of K clients each as they reach the server: no update of a single client is in it.
+    """Return V sums over K clients each, as they reach the server: they hold no single client's update.
 
     Args:
-        weights, plan, threat, image_shape, num_classes, auxiliary, label_shape: as of `receive`.
-        sums: V times the mean update of K clients by numbers of samples, and the rounds of these clients, of which
-            only what is granted is passed on: labels (V, K * N), client after client, orders and masks.
+        weights, plan, threat, image_shape, num_classes, auxiliary, label_shape: as in `receive`.
+        sums: V pairs: the mean update over K clients, weighted by numbers of samples, and these clients' rounds. From
+            the rounds only grants are passed on: labels (V, K * N), client after client, orders and masks.
     """
     clients = [list(rounds) for _, rounds in sums]
     labels = [torch.cat([r.batch.labels for r in rounds]) for rounds in clients]
@@ -191,20 +193,18 @@ def observe(
     defense: Defense,
     **public: Any,
 ) -> Observation:
-    """V clients' rounds as the adversary sees them: what is on the wire, and what `threat` grants, no more.
+    """Return V clients' rounds as the attacker sees them: the updates sent, and what `threat` grants, no more.
 
     Args:
-        model: as the client prepared it (the architecture is public).
-        weights, plan, rounds, threat, public: as of `receive`.
-        defense: asked for its channel under the grant ``defense``.
+        model: model as the client prepared it (the architecture is public).
+        weights, plan, rounds, threat, public: as in `receive`.
+        defense: the defense; it discloses its channel under the grant ``defense``.
 
     Raises:
-        InputError: the defense hides single updates from the server, so that there is none to be seen.
+        InputError: if the defense hides single updates from the server, so that there is none to observe.
     """
     if defense.acts("aggregate"):
-        raise InputError(
-            f"{defense!r}: the server gets a sum over clients and no update of one client: see observe_sums"
-        )
+        raise InputError(f"{defense!r}: the server gets a sum over clients, not single updates: see observe_sums")
     return observation(model, receive(weights, plan, rounds, threat, **public), defense)
 
 
@@ -218,17 +218,17 @@ def observe_sums(
     defense: Defense,
     **public: Any,
 ) -> Observation:
-    """V sums of the updates of K clients each as the adversary sees them: no update of a single client is in it.
+    """Return V sums over K clients each, as the attacker sees them: they hold no single client's update.
 
     Args:
-        model, defense: as of `observe`.
-        weights, plan, sums, threat, public: as of `receive_sums`.
+        model, defense: as in `observe`.
+        weights, plan, sums, threat, public: as in `receive_sums`.
     """
     return observation(model, receive_sums(weights, plan, sums, threat, **public), defense)
 
 
 def _decoded(received: Received, defense: Defense) -> tuple[Update, Channel | None]:
-    """The stacked updates as sent; where the adversary is told of the defense, decoded, and the rest of the channel."""
+    """Return the stacked updates; if the attacker knows the defense, decode them and add the remaining channel."""
     if not received.told:
         return Update.stack(received.sent), None
     return decoded_all(received.sent, [defense.disclose(update, received.plans[0]) for update in received.sent])
@@ -237,7 +237,7 @@ def _decoded(received: Received, defense: Defense) -> tuple[Update, Channel | No
 def _granted(
     threat: ThreatModel, labels: list[Tensor], orders: list[Tensor], masks: Sequence[Tensors], auxiliary: Tensor | None
 ) -> dict[str, Any]:
-    """Of what is not on the wire, V of each, the fields that the adversary is told: the one door for all of it."""
+    """Return the fields that are granted but not sent, V each. Nothing else that was not sent reaches the attacker."""
     return {
         "labels": torch.stack(labels) if "labels" in threat else None,
         "order": torch.stack(orders) if "order" in threat and orders else None,
@@ -247,6 +247,6 @@ def _granted(
 
 
 def _orders(rounds: Sequence[ClientRound]) -> Tensor | None:
-    """(K, epochs, N), or ``None`` where images need no order."""
+    """Return the clients' orders (K, epochs, N), or ``None`` if the images need no order."""
     orders = [r.draws.order for r in rounds if r.draws.order is not None]
     return torch.stack(orders) if orders else None

@@ -1,4 +1,4 @@
-"""Rounds of training: clients play the round that an audit plays, the server aggregates what it gets."""
+"""Training rounds: clients play the same round as in an audit, and the server aggregates their updates."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from medpfl.federated.server import aggregate
 __all__ = ["Played", "Server", "Standing", "Work", "logits_of", "play_round", "start"]
 
 _CHUNK = 256
-"""Images of one forward pass."""
+"""Number of images in one forward pass."""
 
 
 @dataclass(frozen=True, eq=False)
 class Standing:
-    """All that passes from one round to the next.
+    """The state that passes from one round to the next.
 
     Attributes:
-        weights: the global model.
-        velocity: of the server's momentum, by parameter; empty before its first step.
+        weights: the global model's weights.
+        velocity: the server's momentum by parameter; empty before its first step.
         clients: the defense's state at each client.
         server: the defense's state at the server.
-        taken: rounds that each client took part in.
+        taken: number of rounds that each client took part in.
     """
 
     weights: Weights
@@ -43,7 +43,7 @@ class Standing:
 
 
 class Work(NamedTuple):
-    """What one client does in a round: its number, its images and its plan, and the generator of its draws."""
+    """One client's task in a round: its number, its images, its plan, and the generator for its draws."""
 
     client: int
     batch: Batch
@@ -52,9 +52,10 @@ class Work(NamedTuple):
 
 
 class Server(NamedTuple):
-    """The server's step: `learning_rate` for gradients (a difference of weights counts whole), and momentum.
+    """The server's step: `learning_rate` for gradients (weight differences are added in full), and momentum.
 
-    With momentum, the step is ``v = momentum v + step``, as FedAvgM's (Hsu et al. 2019, arXiv:1909.06335, section 4.3).
+    With momentum, the step is ``v = momentum v + step``, as in FedAvgM (Hsu et al. 2019, arXiv:1909.06335, section
+    4.3).
     """
 
     learning_rate: float = 1.0
@@ -62,14 +63,14 @@ class Server(NamedTuple):
 
 
 class Played(NamedTuple):
-    """A round: where it led, and what left each client that took part."""
+    """A played round: the state after it, and the updates of the participating clients."""
 
     after: Standing
     sent: tuple[Update, ...]
 
 
 def start(network: nn.Module, defense: Defense, clients: int, generator: torch.Generator) -> tuple[nn.Module, Standing]:
-    """The network after the defense's `model` moment, and the standing before the first round."""
+    """Return the network after the defense's `model` moment, and the state before the first round."""
     network, state = defense.model(network, defense.init(), generator)
     # States are values: moments return new ones, so that all may start from the same.
     return network, Standing(Weights.of(network), {}, (state,) * clients, state, (0,) * clients)
@@ -83,18 +84,20 @@ def play_round(
     server: Server,
     generator: torch.Generator,
 ) -> Played:
-    """One round.
+    """Play one round.
 
     Args:
-        model: through the defense's `model` moment, and prepared for the plans.
-        before: where the round starts.
-        work: of the clients that take part, at least one.
-        defense: of clients and server. Parts that act only at the server are applied there, with the same result.
-        server: its step.
-        generator: of the defense's `aggregate` moment.
+        model: model after the defense's `model` moment, prepared for the plans.
+        before: the state before the round.
+        work: tasks of the clients that take part, at least one.
+        defense: the defense for clients and server. Parts that act only at the server are applied to each client's
+            update, with the same result.
+        server: the server's step.
+        generator: generator for the defense's `aggregate` moment.
 
     Raises:
-        InputError: what `client_round` and the defense raise; an update or a model that is not finite.
+        InputError: as in `client_round` and in the defense.
+        DivergedError: if an update or the model is not finite.
     """
     clients, taken, sent = list(before.clients), list(before.taken), []
     for client, batch, plan, own in work:
@@ -127,9 +130,9 @@ def _check_finite(tensors: Tensors, what: str) -> None:
 
 
 def logits_of(network: nn.Module, weights: Weights, images: Tensor) -> Tensor:
-    """The global model's logits (N, K) on the CPU for images (N, C, H, W), in eval mode.
+    """Return the global model's logits (N, K) on the CPU for images (N, C, H, W), in eval mode.
 
-    The model gets copies: it may write into what it is given, and the images are those of the data set.
+    The model receives copies, because it may overwrite its input, and the images belong to the data set.
     """
     was = network.training
     network.eval()

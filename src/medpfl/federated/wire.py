@@ -1,4 +1,4 @@
-"""How much travels from a client to the server."""
+"""The traffic from a client to the server."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from medpfl.core.types import Update
 __all__ = ["wire_bytes"]
 
 _INDEX = 4
-"""Bytes of a coordinate's place."""
+"""Bytes per coordinate position."""
 
 
 def wire_bytes(update: Update, masked: bool = False) -> int:
-    """Bytes of what a client sends, each tensor in the shortest of three plain encodings.
+    """Return the number of bytes that a client sends, with each tensor in the shortest of three plain encodings.
 
-    All values; places and values of those that are not zero; or a list of the distinct values, and for each
-    coordinate as many bits as tell them apart. Nothing is compressed further: entropy coding would save more.
+    The encodings are: all values; positions and values of the nonzero elements; a list of the distinct values, plus as
+    many bits per coordinate as tell them apart. Nothing is compressed further: entropy coding would save more.
 
     Args:
-        update: of one client.
-        masked: under secure aggregation every coordinate is a random integer of its own: all values.
+        update: one client's update.
+        masked: whether secure aggregation makes every coordinate its own random integer, so that all values are sent.
     """
     tensors = [t if masked else _shortest(t) for t in update.tensors.values()]
     beside = [b.numel() * b.element_size() for b in (update.buffers or {}).values()]

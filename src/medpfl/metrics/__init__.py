@@ -1,4 +1,4 @@
-"""Metrics: pure functions of (guess, truth), one number per image. ``__all__`` is the registry."""
+"""Metrics: pure functions of (guess, truth), one value per image. ``__all__`` is the registry."""
 
 from medpfl.metrics.legacy import legacy_ssim_range0, legacy_ssim_range255
 from medpfl.metrics.pixel import mse, psnr, ssim

@@ -1,4 +1,4 @@
-"""Does a guess point to its image among all the others?"""
+"""Re-identification: is a guess nearer to its own image than to all others?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["distances", "identified", "nearest_other"]
 
 
 def distances(images: Tensor, gallery: Tensor) -> Tensor:
-    """(N, M) mean squared errors between images (N, C, H, W) and a gallery (M, C, H, W), both in [0, 1]."""
+    """Return mean squared errors (N, M) between images (N, C, H, W) and a gallery (M, C, H, W), both in [0, 1]."""
     a, b = images.flatten(1), gallery.flatten(1)
     # Explicit differences: the expanded square would lose the digits that tell near twins apart.
     rows = [(b - row).square().mean(1) for row in a]
@@ -17,15 +17,15 @@ def distances(images: Tensor, gallery: Tensor) -> Tensor:
 
 
 def identified(distance: Tensor, own: Tensor, excluded: Tensor) -> Tensor:
-    """Whether each guess is nearer to its own image than to any other one of the gallery.
+    """Return True for each guess that is nearer to its own image than to every other image in the gallery.
 
     Args:
         distance: (N, M) from `distances`.
-        own: (N,) indices of the guesses' own images in the gallery.
-        excluded: (N, M) true where an image may not be compared with: another of the same patient.
+        own: (N,) gallery indices of the guesses' own images.
+        excluded: (N, M) booleans, true for images to leave out of the comparison: others of the same patient.
 
     Returns:
-        (N,) booleans; a tie is not an identification.
+        (N,) booleans; a tie is not a re-identification.
     """
     rows = torch.arange(len(own))
     others = distance.masked_fill(excluded, torch.inf)
@@ -34,7 +34,7 @@ def identified(distance: Tensor, own: Tensor, excluded: Tensor) -> Tensor:
 
 
 def nearest_other(distance: Tensor, own: Tensor, excluded: Tensor) -> Tensor:
-    """(N,) indices of the nearest other gallery image, under the same exclusions."""
+    """Return the index (N,) of each guess's nearest other gallery image, with the same exclusions."""
     others = distance.masked_fill(excluded, torch.inf)
     others[torch.arange(len(own)), own] = torch.inf
     return others.argmin(1)

@@ -1,4 +1,4 @@
-"""How much of a mask was told: overlap of guess and truth, one number per image."""
+"""Mask metrics: overlap between guess and true mask, one value per image."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ __all__ = ["majority", "mask_dice", "mask_iou"]
 
 
 def mask_dice(guess: Tensor, truth: Tensor) -> Tensor:
-    """(N,) Dice coefficients (Dice 1945), ``2 |A & B| / (|A| + |B|)``, mean over the classes above 0 in either mask.
+    """Return Dice coefficients (N,) (Dice 1945), averaged over the classes above 0 in either mask.
+
+    Per class it is ``2 |A & B| / (|A| + |B|)``.
 
     Args:
-        guess, truth: (N, H, W) or (N, D, H, W) classes; 0 is the background. Two empty masks are equal: 1.
+        guess, truth: classes (N, H, W) or (N, D, H, W); 0 is the background. Two empty masks score 1.
     """
     return _mean_overlap(guess, truth, lambda both, total: 2 * both / total)
 
 
 def mask_iou(guess: Tensor, truth: Tensor) -> Tensor:
-    """(N,) intersections over unions (Jaccard 1901), ``|A & B| / |A | B|``; else as `mask_dice`."""
+    """Return intersections over unions (N,) (Jaccard 1901), ``|A & B| / |A | B|``; otherwise as `mask_dice`."""
     return _mean_overlap(guess, truth, lambda both, total: both / (total - both))
 
 
@@ -36,7 +38,7 @@ def _mean_overlap(guess: Tensor, truth: Tensor, score: Callable[[Tensor, Tensor]
 
 
 def majority(masks: Tensor, without: Tensor) -> Tensor:
-    """(N, H, W) the commonest class of each pixel over all masks (M, H, W) but one, for each of `without` (N,)."""
+    """Return each pixel's most common class (N, H, W) over all masks (M, H, W) but one, for each in `without` (N,)."""
     classes = range(int(masks.max()) + 1)
     counts = torch.stack([(masks == label).sum(0) for label in classes])
     own = torch.stack([(masks[without] == label).long() for label in classes], 1)

@@ -1,4 +1,4 @@
-"""Which guess stands for which image: the order in a batch is not on the wire."""
+"""Pairing of guesses with target images, because the update does not show the order in a batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["pair"]
 
 
 def pair(guesses: Tensor, truths: Tensor) -> Tensor:
-    """Optimal assignment of guesses to truths by mean squared error, once a batch.
+    """Return the optimal assignment from guesses to target images by mean squared error, for one batch.
 
     Args:
         guesses: (N, C, H, W); values that are not finite count as 0.

@@ -1,4 +1,4 @@
-"""Pixel metrics on images (N, C, H, W) in [0, 1]. Their data range is 1."""
+"""Pixel metrics for images (N, C, H, W) in [0, 1]. Their data range is 1."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from medpfl.core.roles import metric
 __all__ = ["SUCCESS", "mse", "psnr", "ssim"]
 
 SUCCESS = 0.9
-"""SSIM from which an image counts as read back (Das, Amini and Wu, arXiv:2409.18907)."""
+"""SSIM from which an image counts as reconstructed (Das, Amini and Wu, arXiv:2409.18907)."""
 
 
 @metric(unit="", leak="lower")
 def mse(guess: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error over channels and pixels."""
+    """Compute the mean squared error over channels and pixels."""
     return (guess.double() - truth.double()).square().flatten(1).mean(1)
 
 
 @metric(unit="dB", leak="higher")
 def psnr(guess: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio, -10 log10(MSE), at most 200 dB (the MSE of equal images is taken as 1e-20)."""
+    """Compute the peak signal-to-noise ratio, -10 log10(MSE), at most 200 dB (an MSE below 1e-20 counts as 1e-20)."""
     return -10 * mse(guess, truth).clamp(min=1e-20).log10()
 
 
 @metric(unit="", leak="higher")
 def ssim(guess: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004), mean over channels and over the pixels with a whole window.
+    """Compute structural similarity (Wang et al. 2004), averaged over channels and pixels with a whole window.
 
-    Gaussian window of sigma 1.5, 11 x 11, population covariance, C1 = 0.01^2, C2 = 0.03^2; as
-    ``skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-    data_range=1)``. Of volumes the window is 11 x 11 x 11; if they have fewer than 11 slices, it is the mean over
-    slices.
+    The window is Gaussian with sigma 1.5 and 11 x 11 pixels; the covariance is the population's, C1 = 0.01^2, C2 =
+    0.03^2. This equals ``skimage.metrics.structural_similarity`` with
+    ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1``. For volumes the window is 11 x 11
+    x 11; with fewer than 11 slices, the result is the mean over slices.
 
     Raises:
-        InputError: images, or slices, smaller than the window.
+        InputError: if images or slices are smaller than the window.
     """
     return structural_similarity(guess, truth, data_range=1.0)
 
 
 def structural_similarity(guess: Tensor, truth: Tensor, data_range: float) -> Tensor:
-    """SSIM for a data range; see `ssim`."""
+    """Compute SSIM for a data range; see `ssim`."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     if min(truth.shape[-2:]) < 11:

@@ -1,4 +1,4 @@
-"""Rates and means, and their intervals. Values of one cluster may depend on each other, clusters may not."""
+"""Rates and means, with confidence intervals. Clusters are independent; values within one may not be."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["cluster_interval", "effective_counts", "effective_trials", "interval
 
 
 def interval(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper-Pearson interval of a rate: exact, never too narrow.
+    """Return a rate's Clopper-Pearson interval: exact, never too narrow.
 
     >>> low, high = interval(0, 24)
     >>> low, round(high, 4)
@@ -27,16 +27,16 @@ def interval(successes: float, trials: float, confidence: float = 0.95) -> tuple
 def cluster_interval(
     hits: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Clopper-Pearson interval of a rate on the effective number of trials, after Korn and Graubard (1998).
+    """Return a rate's Clopper-Pearson interval for the effective number of trials, after Korn and Graubard (1998).
 
-    The number is that of independent trials which would give the rate the variance that it has between
-    clusters, corrected for how well so few clusters show it. Where every trial is a cluster of its own, it
-    is the plain interval; where no trial or every trial succeeds, each cluster counts once.
+    The effective number is the number of independent trials that would give the rate its variance between clusters. It
+    is corrected for how imprecisely a few clusters show this variance. If every trial is its own cluster, the result
+    is the plain interval; if no trial or every trial succeeds, each cluster counts once.
 
     Args:
-        hits: one a trial.
-        clusters: the cluster of each trial.
-        confidence: of the interval.
+        hits: one outcome per trial.
+        clusters: each trial's cluster.
+        confidence: the interval's confidence.
     """
     if not hits:
         return 0.0, 1.0
@@ -46,16 +46,16 @@ def cluster_interval(
 def effective_counts(
     hits: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Return the successes and the trials that `cluster_interval` takes.
+    """Return the successes and the trials that `cluster_interval` uses.
 
-    They are the counts themselves where no outcome depends on another.
+    They are the plain counts if no outcome depends on another.
     """
     trials, successes = effective_trials(hits, clusters, confidence), sum(hits)
     return (trials if successes == len(hits) else successes * (trials / len(hits))), trials
 
 
 def effective_trials(hits: Sequence[bool], clusters: Sequence[Hashable], confidence: float = 0.95) -> float:
-    """Return the number of independent trials that `cluster_interval` takes; at most one for each hit or miss."""
+    """Return the number of independent trials that `cluster_interval` uses, at most the number of outcomes."""
     count, groups = len(hits), len(set(clusters))
     rate = sum(hits) / count
     if groups in (1, count) or rate in (0, 1):
@@ -69,7 +69,7 @@ def effective_trials(hits: Sequence[bool], clusters: Sequence[Hashable], confide
 
 
 def _variance(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
-    """Of the mean of all values, from the sums of the clusters' deviations; at least two clusters."""
+    """Return the variance of the mean of all values, from the deviations' sums in at least two clusters."""
     mean, sums = sum(values) / len(values), dict.fromkeys(clusters, 0.0)
     for value, cluster in zip(values, clusters, strict=True):
         sums[cluster] += value - mean
@@ -79,7 +79,7 @@ def _variance(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
 def mean_interval(
     values: Sequence[float], confidence: float = 0.95, clusters: Sequence[Hashable] | None = None
 ) -> tuple[float | None, float | None]:
-    """Student's interval of a mean; ``None`` where there are fewer than two values, or than two clusters of them."""
+    """Return a mean's Student interval; ``None`` for both ends if there are fewer than two values or clusters."""
     clusters = range(len(values)) if clusters is None else clusters
     groups = len(set(clusters))
     if groups < 2:

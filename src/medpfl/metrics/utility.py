@@ -1,4 +1,4 @@
-"""What a model is worth: how well it tells classes apart on images that it was not trained on."""
+"""Utility: how well a model tells classes apart on images that it was not trained on."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ __all__ = ["auroc", "balanced_accuracy", "cross_entropy", "right", "utility"]
 
 
 def utility(logits: Tensor, labels: Tensor, clusters: Sequence[Hashable] | None = None) -> dict[str, float | None]:
-    """All scores of a set of images.
+    """Return all scores for a set of images.
 
-    Accuracy has the interval of `cluster_interval`. That of balanced accuracy is the mean of the classes'
-    intervals, each at the confidence ``1 - 0.05 / classes``, so that all hold together: exact, a little wide.
+    The interval for accuracy comes from `cluster_interval`. The interval for balanced accuracy is the mean of the
+    classes' intervals, each at the confidence ``1 - 0.05 / classes``, so that all hold together. It is exact, and a
+    little wide.
 
     Args:
-        logits: (N, K) of the model.
-        labels: (N,) classes.
-        clusters: of each image, images of one patient say; ``None``: all stand alone.
+        logits: the model's logits (N, K).
+        labels: classes (N,).
+        clusters: each image's cluster, for example its patient; ``None``: every image is its own cluster.
 
     Returns:
-        accuracy and balanced_accuracy with ``_low`` and ``_high``, auroc, loss and images; ``None``: undefined, as
-        AUROC is where all images are of one class.
+        accuracy and balanced_accuracy with ``_low`` and ``_high``, auroc, loss and images; ``None`` for an undefined
+        score, such as AUROC if all images have the same class.
     """
     hits, own = right(logits, labels), list(range(len(labels)) if clusters is None else clusters)
     low, high = cluster_interval(hits.tolist(), own)
@@ -45,24 +46,25 @@ def utility(logits: Tensor, labels: Tensor, clusters: Sequence[Hashable] | None 
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) whether the largest logit is that of the label."""
+    """Return booleans (N,), true if the largest logit is the label's."""
     return logits.argmax(1) == labels
 
 
 def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The mean of the classes' recalls, over the classes that have images."""
+    """Return the mean recall over the classes that have images."""
     hits = right(logits, labels).double()
     return float(torch.stack([hits[labels == label].mean() for label in labels.unique()]).mean())
 
 
 def auroc(logits: Tensor, labels: Tensor) -> float | None:
-    """Area under the ROC curve: how often an image of a class has a higher score for it than one of the others.
+    """Return the area under the ROC curve.
 
-    Mann and Whitney's statistic; ties count one half. With two classes, of the difference of the logits; with more,
-    the mean over the classes that have images, of the softmax, each against all others.
+    This is how often an image has a higher score for its class than an image from another class: Mann and Whitney's
+    statistic; ties count one half. With two classes, the score is the difference between the logits. With more, each
+    class's softmax is scored against all others, and the areas are averaged over the classes that have images.
 
     Returns:
-        ``None`` where all images are of one class, or a score is not a number.
+        The area; ``None`` if all images have the same class, or a logit is not a number.
     """
     present = labels.unique()
     if len(present) < 2 or bool(logits.isnan().any()):
@@ -75,7 +77,7 @@ def auroc(logits: Tensor, labels: Tensor) -> float | None:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> float:
-    """Mean cross entropy in nats."""
+    """Return the mean cross entropy in nats."""
     return float(torch.nn.functional.cross_entropy(logits.double(), labels))
 
 
@@ -86,7 +88,7 @@ def _area(score: Tensor, positive: Tensor) -> float:
 
 
 def _ends(hits: Tensor, labels: Tensor, clusters: list[Hashable]) -> list[tuple[float, float]]:
-    """The interval of each class's recall."""
+    """Return the interval of each class's recall."""
     present = labels.unique().tolist()
     places = [(labels == label).nonzero()[:, 0].tolist() for label in present]
     return [cluster_interval(hits[own].tolist(), [clusters[i] for i in own], 1 - 0.05 / len(present)) for own in places]

@@ -1,4 +1,4 @@
-"""Networks that a federation trains: a file per architecture. ``__all__`` is the registry."""
+"""Networks for federated training, one architecture per file. ``__all__`` is the registry."""
 
 from medpfl.models.convnet import ConvNet
 from medpfl.models.densenet import DenseNet121

@@ -1,4 +1,4 @@
-"""A plain convolutional network, for images and for volumes."""
+"""A plain convolutional network for images and volumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["NORMS", "ConvNet", "norm_layer"]
 
 NORMS = ("none", "batch", "group", "instance")
 _GROUPS = 8
-# By the number of axes of an image: convolution, pooling, batch and instance norm.
+# By an image's number of axes: convolution, pooling, batch and instance norm.
 _LAYERS: dict[int, tuple[Any, Any, Any, Any]] = {
     2: (nn.Conv2d, nn.AvgPool2d, nn.BatchNorm2d, nn.InstanceNorm2d),
     3: (nn.Conv3d, nn.AvgPool3d, nn.BatchNorm3d, nn.InstanceNorm3d),
@@ -30,15 +30,15 @@ _LAYERS: dict[int, tuple[Any, Any, Any, Any]] = {
 class ConvNet(Model):
     """Blocks of 3 x 3 convolution, norm, activation and 2 x 2 average pooling, then one linear layer.
 
-    For volumes (C, D, H, W) all of it in three dimensions. Initialized as PyTorch does.
+    For volumes (C, D, H, W), all layers are three-dimensional. PyTorch's default initialization is used.
 
     Attributes:
-        width: channels of every block.
-        depth: blocks; each halves the sides.
+        width: channels in every block.
+        depth: number of blocks; each halves the sides.
         norm: ``"none"``, ``"batch"``, ``"group"`` (up to 8 groups) or ``"instance"`` (with weights).
         activation: ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"gelu"``, ``"sigmoid"`` or ``"tanh"``.
-        dropout: rate before the linear layer.
-        classes, channels: ``None`` takes what the data has.
+        dropout: dropout rate before the linear layer.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
     """
 
     width: int = shown(32)
@@ -56,10 +56,10 @@ class ConvNet(Model):
         check_rate(self.dropout)
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """The network for images (C, H, W) or volumes (C, D, H, W).
+        """Build the network for images (C, H, W) or volumes (C, D, H, W).
 
         Raises:
-            InputError: a side too short for `depth` blocks.
+            InputError: if a side is too short for `depth` blocks.
         """
         inputs, *sides = image_shape
         if min(sides) >> self.depth < 1:
@@ -80,7 +80,7 @@ class ConvNet(Model):
 
 
 def norm_layer(norm: str, axes: int, channels: int) -> list[nn.Module]:
-    """The layer of a name in `NORMS` for images of so many axes; none for ``"none"``."""
+    """Return the layer for a name in `NORMS` and images with `axes` axes, in a list; empty for ``"none"``."""
     _, _, batch_norm, instance_norm = _LAYERS[axes]
     norms = {
         "none": lambda: [],

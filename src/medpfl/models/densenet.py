@@ -1,4 +1,4 @@
-"""Torchvision's DenseNet121, with the normalization of the images as its first layer."""
+"""Torchvision's DenseNet121, with image normalization as its first layer."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _SMALLEST = 32
 
 @dataclass(frozen=True, repr=False)
 class DenseNet121(Model):
-    """Densely connected network of 121 layers (Huang et al. 2017, arXiv:1608.06993), as in torchvision.
+    """Densely connected network with 121 layers (Huang et al. 2017, arXiv:1608.06993), as in torchvision.
 
-    Takes images in [0, 1] of 32 pixels or more a side; ImageNet's mean and deviation are subtracted and
-    divided inside. Parameter names are torchvision's.
+    Takes images in [0, 1] with sides of at least 32 pixels. The network itself normalizes them with ImageNet's mean
+    and deviation. Parameter names are torchvision's.
 
     Attributes:
-        classes, channels: ``None`` takes what the data has.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
     """
 
     classes: int | None = None
     channels: int | None = None
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """The untrained network for images (C, H, W); torchvision's own initialization under `seed`.
+        """Build the untrained network for images (C, H, W), with torchvision's own initialization under `seed`.
 
         Raises:
-            InputError: volumes, or images of fewer than 32 pixels a side.
+            InputError: if the images are volumes, or have sides below 32 pixels.
         """
         channels, *sides = planar(image_shape, "DenseNet121")
         if min(sides) < _SMALLEST:
-            raise InputError(f"DenseNet121 halves images five times: {sides} must be {_SMALLEST} pixels or more")
+            raise InputError(f"DenseNet121 halves images five times: sides {sides} must be {_SMALLEST} pixels or more")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _DenseNet(self.classes or num_classes, self.channels or channels)

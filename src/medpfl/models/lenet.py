@@ -1,4 +1,4 @@
-"""The LeNets of the gradient-inversion papers."""
+"""LeNets from the gradient-inversion papers."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _VARIANTS = {
 
 @dataclass(frozen=True, repr=False)
 class LeNet(Model):
-    """Convolutions, with sigmoids, and one linear layer; all weights and biases uniform in [-0.5, 0.5].
+    """Convolutions with sigmoids, and one linear layer; all weights and biases are uniform in [-0.5, 0.5].
 
-    Variants, as in the code that Das, Amini and Wu (arXiv:2409.18907) used for each attack:
-    ``'dlg'`` four 5x5 convolutions of 12 channels, strides 2, 2, 1, 1 (Zhu et al. 2019, arXiv:1906.08935);
-    ``'idlg'`` three, strides 2, 2, 1 (Zhao et al. 2020, arXiv:2001.02610); ``'cpl'`` six 2x2 convolutions
-    of 16 channels, padding 2 (Wei et al. 2020, arXiv:2004.10397).
+    There are three variants, as in the code that Das, Amini and Wu (arXiv:2409.18907) used for each attack. ``'dlg'``
+    has four 5x5 convolutions with 12 channels and strides 2, 2, 1, 1 (Zhu et al. 2019, arXiv:1906.08935). ``'idlg'``
+    has three, with strides 2, 2, 1 (Zhao et al. 2020, arXiv:2001.02610). ``'cpl'`` has six 2x2 convolutions with 16
+    channels and padding 2 (Wei et al. 2020, arXiv:2004.10397).
 
-    With their sigmoids and wide weights they leak, and hardly train: the gradient of the first layers all but
-    vanishes. ``LeNet('idlg', activation='tanh', scale=0.1)`` does both.
+    With their sigmoids and wide weights they leak, but hardly train: the first layers' gradient almost vanishes.
+    ``LeNet('idlg', activation='tanh', scale=0.1)`` leaks and trains.
 
     Attributes:
-        variant: which of the three.
-        classes, channels: ``None`` takes what the data has.
-        scale: half the width of the uniform distribution of the weights.
-        activation: ``"sigmoid"`` as in the papers, or another of those of `ConvNet`.
+        variant: one of the three variants.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
+        scale: half the width of the weights' uniform distribution.
+        activation: ``"sigmoid"`` as in the papers, or another activation listed for `ConvNet`.
     """
 
     variant: Literal["dlg", "idlg", "cpl"] = shown("dlg")
@@ -55,13 +55,13 @@ class LeNet(Model):
         check_choice("activation", self.activation, ACTIVATIONS)
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """The network for images (C, H, W)."""
+        """Build the network for images (C, H, W)."""
         kernel, width, padding, strides = _VARIANTS[self.variant]
         inputs, *size = planar(image_shape, "LeNet")
         channels = [self.channels or inputs] + [width] * len(strides)
         features = _features(strides, kernel, padding, size) * width
         layers: list[nn.Module] = []
-        with torch.random.fork_rng(devices=[]):  # what layers draw for themselves is overwritten
+        with torch.random.fork_rng(devices=[]):  # the layers' own initialization is overwritten
             for (inputs, outputs), stride in zip(itertools.pairwise(channels), strides, strict=True):
                 layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding), ACTIVATIONS[self.activation]()]
             network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, self.classes or num_classes))
@@ -73,7 +73,7 @@ class LeNet(Model):
 
 
 def _features(strides: tuple[int, ...], kernel: int, padding: int, size: list[int]) -> int:
-    """Pixels of the last feature map."""
+    """Return the number of pixels in the last feature map."""
     height, width = size
     for stride in strides:
         height, width = ((edge + 2 * padding - kernel) // stride + 1 for edge in (height, width))

@@ -1,4 +1,4 @@
-"""A multilayer perceptron: the model that leaks most by construction."""
+"""A multilayer perceptron, which by construction leaks most of all models."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["MLP"]
 
 @dataclass(frozen=True, repr=False)
 class MLP(Model):
-    """Linear layers over the flattened image or volume, initialized as PyTorch does.
+    """Linear layers over the flattened image or volume, with PyTorch's default initialization.
 
-    The gradient of its first layer holds the image itself, for a batch of one (Geiping et al. 2020,
+    For a batch of one image, the first layer's gradient contains the image itself (Geiping et al. 2020,
     arXiv:2003.14053, Proposition 3.1).
 
     Attributes:
         hidden: widths of the hidden layers; ``()`` is a linear model.
         activation: as in `ConvNet`.
-        dropout: rate after each hidden layer.
-        classes, channels: ``None`` takes what the data has.
+        dropout: dropout rate after each hidden layer.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
     """
 
     hidden: tuple[int, ...] = shown((256,))
@@ -49,7 +49,7 @@ class MLP(Model):
         check_rate(self.dropout)
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """The network for images (C, H, W) or volumes (C, D, H, W)."""
+        """Build the network for images (C, H, W) or volumes (C, D, H, W)."""
         pixels = (self.channels or image_shape[0]) * math.prod(image_shape[1:])
         widths = [pixels, *self.hidden, self.classes or num_classes]
         layers: list[nn.Module] = [nn.Flatten()]

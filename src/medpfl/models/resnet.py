@@ -1,4 +1,4 @@
-"""Torchvision's residual networks, with the normalization of the images as their first layer."""
+"""Torchvision's residual networks, with image normalization as their first layer."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ _HEAD = "fc"
 
 @dataclass(frozen=True, repr=False)
 class ResNet(Model):
-    """Residual network of 18, 34 or 50 layers (He et al. 2016, arXiv:1512.03385), as in torchvision.
+    """Residual network with 18, 34 or 50 layers (He et al. 2016, arXiv:1512.03385), as in torchvision.
 
-    Takes images in [0, 1]; a mean and a deviation are subtracted and divided inside. Parameter names are torchvision's.
+    Takes images in [0, 1]. The network itself normalizes them with a mean and a deviation. Parameter names are
+    torchvision's.
 
     Attributes:
         depth: 18, 34 or 50.
-        weights: ``None``: untrained; a published name, such as ``"IMAGENET1K_V1"``: downloaded by torchvision,
-            hash checked; or the path of a weights file of torchvision's network. With weights, gray images are
-            taken as three equal channels, and a last layer that has another number of classes than the file's
-            (ImageNet's 1000) is drawn anew. A path is kept out of everything that is written.
-        classes, channels: ``None`` takes what the data has.
-        normalization: ``"imagenet"``, ``"cifar10"`` or ``"none"``: whose mean and deviation.
+        weights: ``None`` for an untrained network; a published name, such as ``"IMAGENET1K_V1"``, which torchvision
+            downloads and whose hash it checks; or the path to a weights file for torchvision's network. With weights,
+            gray images enter as three equal channels, and the last layer is drawn anew if its number of classes
+            differs from the file's (ImageNet's 1000). No output ever shows the path.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
+        normalization: ``"imagenet"``, ``"cifar10"`` or ``"none"``: source of mean and deviation.
     """
 
     depth: int = shown(18)
@@ -61,11 +62,11 @@ class ResNet(Model):
         return Model.__repr__(replace(self, weights="a file") if hidden else self)
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """The network for images (C, H, W); what no weights file gives has torchvision's initialization under `seed`.
+        """Build the network for images (C, H, W); layers without given weights are initialized as in torchvision.
 
         Raises:
-            InputError: volumes, channels other than 1 or 3 with weights, or weights that cannot be had or do not
-                fit.
+            InputError: if the images are volumes, if there are weights but the channels are neither 1 nor 3, or if the
+                weights cannot be loaded or do not fit.
         """
         own, _, _ = planar(image_shape, "ResNet")
         channels = self.channels or own

@@ -1,4 +1,4 @@
-"""Build a network only if its size is reasonable: what is too large is refused before memory is taken for it."""
+"""Network building with a size check: a network that is too large is refused before it takes memory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["built"]
 
 
 def built(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-    """Return the network of a model, see `Model.build`.
+    """Return a model's network, see `Model.build`.
 
-    One of our own models is built on torch's meta device first, which takes no memory, and counted. A user's code runs
-    once, and may make no tensor that is larger than a whole model.
+    Models from this package are built on torch's meta device first, which takes no memory, and counted. A user's code
+    runs only once, and may not make a tensor larger than a whole model may be.
 
     Raises:
-        InputError: images, classes or a network beyond the bounds of `medpfl.core.experiments.limits`, or what
-            `Model.build` raises.
+        InputError: if images, classes or network exceed the limits in `medpfl.core.experiments.limits`, or as in
+            `Model.build`.
     """
     check_image_shape(image_shape)
     check_classes(classes)
@@ -39,7 +39,7 @@ def built(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -
 
 
 def _count(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -> None:
-    """Raise `InputError` if the network is too large; whatever else is wrong is for the true build to say."""
+    """Raise `InputError` if the network is too large; the real build reports all other errors."""
     if is_dataclass(model) and any(field.name == "weights" for field in fields(model)):
         model = replace(model, weights=None)  # type: ignore[type-var]  (a dataclass)
     try:
@@ -49,13 +49,13 @@ def _count(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) 
         return
     except (RuntimeError, OverflowError) as error:
         if isinstance(error, OverflowError) or "overflow" in str(error):
-            raise InputError("the model is too large: it asks for more numbers than any memory has") from None
+            raise InputError("the model is too large: it has more elements than any memory can hold") from None
         return
     check_parameters(sum(t.numel() for t in (*network.parameters(), *network.buffers())))
 
 
 class _Counting(TorchDispatchMode):
-    """Refuses to make a tensor that is larger than a whole model may be, before memory is taken for it."""
+    """A dispatch mode that refuses any tensor larger than a whole model may be, before it takes memory."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if args and isinstance(args[0], list | tuple) and _makes(func):
@@ -65,6 +65,6 @@ class _Counting(TorchDispatchMode):
 
 
 def _makes(func: Any) -> bool:
-    """Whether an operation makes a tensor of a size that it is given."""
+    """Return True if an operation makes a tensor with a size that it is given."""
     first = func._schema.arguments[:1]
     return bool(first) and first[0].name == "size"

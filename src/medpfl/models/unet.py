@@ -1,4 +1,4 @@
-"""A U-Net for segmentation, in two and three dimensions."""
+"""A U-Net for segmentation of images and volumes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ _CONVOLUTIONS = {2: (nn.Conv2d, nn.ConvTranspose2d), 3: (nn.Conv3d, nn.ConvTrans
 
 @dataclass(frozen=True, repr=False)
 class UNet(Model):
-    """An encoder and a decoder with skip connections (Ronneberger et al. 2015, arXiv:1505.04597), one class a pixel.
+    """U-Net: encoder and decoder with skip connections (Ronneberger et al. 2015, arXiv:1505.04597).
 
-    For images (C, H, W) and volumes (C, D, H, W). Initialized as PyTorch does. Deviates: convolutions are padded, so
-    that the mask has the image's size; strided convolutions in place of pooling; one convolution a level.
+    Takes images (C, H, W) or volumes (C, D, H, W) and predicts one class per pixel. PyTorch's default initialization
+    is used. Deviates: convolutions are padded, so the mask has the image's size; strided convolutions replace pooling;
+    each level has one convolution.
 
     Attributes:
-        width: channels of the first level; each level below has twice as many.
-        depth: levels below the first; each halves the sides, which must be multiples of 2 to the depth.
+        width: channels in the first level; each level below has twice as many.
+        depth: number of levels below the first; each halves the sides, which must be multiples of ``2**depth``.
         norm, activation: as in `ConvNet`.
-        classes, channels: ``None`` takes what the data has.
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
     """
 
     width: int = shown(8)
@@ -47,16 +48,16 @@ class UNet(Model):
         check_choice("activation", self.activation, ACTIVATIONS)
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """The network: images (N, C, H, W) or (N, C, D, H, W) to logits (N, K, H, W) or (N, K, D, H, W).
+        """Build the network: images (N, C, H, W) or (N, C, D, H, W) to logits (N, K, H, W) or (N, K, D, H, W).
 
         Raises:
-            InputError: sides that are no multiples of 2 to the depth.
+            InputError: if a side is not a multiple of ``2**depth``.
         """
         inputs, *sides = image_shape
         unit = 2**self.depth
         if any(side % unit for side in sides):
             raise InputError(
-                f"UNet halves images {self.depth} times: the sides of {tuple(sides)} must divide by "
+                f"UNet halves images {self.depth} times: the sides of {tuple(sides)} must be divisible by "
                 f"{unit if self.depth < 32 else f'2^{self.depth}'}"
             )
         with torch.random.fork_rng(devices=[]):
@@ -81,7 +82,7 @@ class _Network(nn.Module):
         self.last = convolution(widths[0], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits of every pixel."""
+        """Return every pixel's logits."""
         levels = [self.first(x)]
         for down in self.down:
             levels.append(down(levels[-1]))

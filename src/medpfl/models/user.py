@@ -31,16 +31,16 @@ _SYNONYMS = {
 
 @dataclass(frozen=True, repr=False)
 class UserModel(Model):
-    """A network made by the user's own function or class, called with the arguments that the spec gives.
+    """A network from the user's own function or class, called with the arguments in the spec.
 
-    Arguments that it has no default for and that are named like ``num_classes``, ``in_channels`` or ``image_size`` are
-    filled in from the data, and ``spatial_dims`` always, which MONAI sets to 3 in places. Of several outputs the one
-    in brackets counts, ``make()[1]`` or ``make()['aux']``, else of named ones that which is called ``logits`` or
-    ``out``, else the first.
+    Required arguments with names like ``num_classes``, ``in_channels`` or ``image_size`` are filled in from the data.
+    ``spatial_dims`` is always filled in, because MONAI sets it to 3 in places. If the network returns several outputs,
+    the one in brackets is used: ``make()[1]`` or ``make()['aux']``. Without brackets, it is ``logits`` or ``out`` of a
+    dictionary, and the first output of a tuple or list.
 
     Attributes:
-        place: a ``.py`` file or a module. It is kept out of everything that is written.
-        call: the name in it, with literal arguments if any, and an output in brackets if not the first counts.
+        place: path to a ``.py`` file, or a module. No output ever shows it.
+        call: name in the file or module, with literal arguments if any, and with an output in brackets if needed.
     """
 
     place: str = field(repr=False)
@@ -48,23 +48,23 @@ class UserModel(Model):
 
     @classmethod
     def parse(cls, text: str) -> UserModel:
-        """From ``place:name(arguments)``."""
+        """Parse ``place:name(arguments)``."""
         place, call = parted(text) or ("", text)
         return cls(place, call)
 
     def maker(self) -> Callable[..., Any]:
-        """The user's function or class.
+        """Return the user's function or class.
 
         Raises:
-            InputError: no such file, module or name.
+            InputError: if there is no such file, module or name.
         """
         return find(self.place, _parse_call(self.call)[0], "model")
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """What the user's function returns, made under `seed`.
+        """Call the user's function under `seed`, and return its network.
 
         Raises:
-            InputError: no such file, module or name, a call that fails, or a result that is no module.
+            InputError: if there is no such file, module or name, if the call fails, or if the result is not a module.
         """
         name, args, kwargs, output = _parse_call(self.call)
         make = self.maker()
@@ -84,7 +84,7 @@ class UserModel(Model):
 
 @dataclass(frozen=True)
 class _Output:
-    """Takes one of several outputs: that of a key or a place, or the one that is likely meant."""
+    """A forward hook that selects one of several outputs: the one at `key`, or else the likeliest."""
 
     key: str | int | None = None
 
@@ -103,7 +103,7 @@ class _Output:
                 return output[self.key]  # type: ignore[index]  (what does not fit is caught)
         except (KeyError, IndexError, TypeError):
             pass
-        has = f"those named {', '.join(map(str, output))}" if isinstance(output, Mapping) else _counted(output)
+        has = f"outputs named {', '.join(map(str, output))}" if isinstance(output, Mapping) else _counted(output)
         raise InputError(f"the model has no output [{self.key!r}]: it returns {has}")
 
 
@@ -126,8 +126,8 @@ def _parse_call(text: str) -> tuple[str, list[Any], dict[str, Any], str | int | 
         return node.func.id, [ast.literal_eval(a) for a in node.args], kwargs, output
     except (SyntaxError, ValueError, TypeError):
         raise InputError(
-            f"model '{text}': after the colon write a name, or a name with literal arguments, make_model(width=8), and "
-            "of several outputs the one that counts, make_model()['logits']"
+            f"model '{text}': after the colon write a name, or a name with literal arguments, such as "
+            "make_model(width=8); if it returns several outputs, add the one to use, such as make_model()['logits']"
         ) from None
 
 

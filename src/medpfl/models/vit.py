@@ -21,20 +21,20 @@ _SPREAD = 0.02
 
 @dataclass(frozen=True, repr=False)
 class ViT(Model):
-    """Vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), as in torchvision, in half of ViT-Ti's depth.
+    """Vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), as in torchvision, with half ViT-Ti's depth.
 
-    Takes images in [0, 1]; ImageNet's mean and deviation are subtracted and divided inside. Deviates from
-    torchvision: the last layer starts at random (deviation 0.02) and not at zero, where no gradient would reach
-    the image; images need not be square.
+    Takes images in [0, 1]. The network itself normalizes them with ImageNet's mean and deviation. Deviates from
+    torchvision: the last layer starts with random weights (deviation 0.02) instead of zeros, which would let no
+    gradient reach the image; images need not be square.
 
     Attributes:
         patch: side of a patch in pixels; the image's sides must be multiples of it.
-        depth: layers.
-        width: of a token; a multiple of `heads`.
-        heads: of attention.
+        depth: number of layers.
+        width: token width, a multiple of `heads`.
+        heads: number of attention heads.
         mlp: width inside a layer; ``None``: four times `width`.
-        dropout: rate after the embedding, the attention and the linear layers (none inside the attention).
-        classes, channels: ``None`` takes what the data has.
+        dropout: dropout rate after the embedding, the attention and the linear layers (none inside the attention).
+        classes, channels: number of classes and of channels; ``None`` takes the data's.
     """
 
     patch: int = shown(8)
@@ -53,14 +53,14 @@ class ViT(Model):
             raise InputError(f"width is {self.width}: it must be a multiple of heads, {self.heads}")
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """The untrained network for images (C, H, W).
+        """Build the untrained network for images (C, H, W).
 
         Raises:
-            InputError: volumes, or sides that are no multiples of the patch.
+            InputError: if the images are volumes, or their sides are not multiples of the patch.
         """
         channels, height, width = planar(image_shape, "ViT")
         if height % self.patch or width % self.patch:
-            raise InputError(f"images of {height} x {width} cannot be cut into patches of {self.patch}: give another")
+            raise InputError(f"images of {height} x {width} cannot be cut into patches of {self.patch}: choose another")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             tokens = 1 + (height // self.patch) * (width // self.patch)
@@ -70,7 +70,7 @@ class ViT(Model):
 class _ViT(Normalized, VisionTransformer):
     def __init__(self, like: ViT, tokens: int, classes: int, channels: int) -> None:
         mlp = like.mlp or 4 * like.width
-        # Torchvision's image of one patch; its positions are made anew below.
+        # Built for an image of one patch; the position embedding is replaced below.
         super().__init__(
             like.patch, like.patch, like.depth, like.heads, like.width, mlp, dropout=like.dropout, num_classes=classes
         )
@@ -83,5 +83,5 @@ class _ViT(Normalized, VisionTransformer):
         self.set_normalization(channels)
 
     def _process_input(self, x: Tensor) -> Tensor:
-        """(N, patches, width); torchvision's own takes square images only."""
+        """Return the embedded patches (N, patches, width); torchvision's own version takes only square images."""
         return self.conv_proj(x).flatten(2).transpose(1, 2)

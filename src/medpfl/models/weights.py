@@ -1,4 +1,4 @@
-"""Weights files: safetensors, or a state dict that torch reads without running code."""
+"""Weights files: safetensors, or a state dict that torch loads without running code."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ __all__ = ["check_finite", "check_plain", "fill", "load_weights"]
 
 _COUNT = "num_batches_tracked"
 _STATES = ("state_dict", "model_state_dict", "model", "net", "network", "params", "module")
-"""Where a checkpoint of a training holds its model, the likeliest first."""
+"""Keys under which training checkpoints hold the model, the likeliest first."""
 
 
 def load_weights(network: nn.Module, path: Path, head: str | None = None) -> None:
-    """Loads a weights file into a network, in place; see `fill`.
+    """Load a weights file into a network, in place; see `fill`.
 
-    A checkpoint of a training fits too, which holds the state under a name such as ``model_state_dict``, and so does a
-    state that was saved from inside a wrapper, which puts a prefix before all names.
+    The file may also be a training checkpoint, which holds the state under a name such as ``model_state_dict``, or a
+    state saved from inside a wrapper, which puts a prefix before all names.
 
     Raises:
-        InputError: no such file, not a weights file, or what `fill` raises.
+        InputError: if there is no such file, if it is not a weights file, or as in `fill`.
     """
     fill(network, _unwrapped(_read(path), network), f"the weights in '{path}'", head)
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], what: str, head: str | None = None) -> None:
-    """Puts tensors into a network by name, in place.
+    """Load tensors into a network by name, in place.
 
     Args:
         network: the network.
-        state: its parameters and buffers; counts of batches, which old files lack, may be missing.
-        what: the tensors, in an error message.
-        head: a layer that stays as it is if its tensors have other shapes than the network's.
+        state: its parameters and buffers; batch counts, which old files lack, may be missing.
+        what: description of the tensors for error messages.
+        head: name of a layer that stays unchanged if its tensors have other shapes in `state`.
 
     Raises:
-        InputError: names or shapes that do not fit, values that are not finite.
+        InputError: if names or shapes do not fit, or values are not finite.
     """
     own = network.state_dict()
     counts = {k: t for k, t in own.items() if k.endswith(_COUNT) and k.removesuffix(_COUNT) + "running_mean" in state}
@@ -58,14 +58,14 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], what: str, head: str |
 
 
 def check_finite(network: nn.Module, what: str = "the model") -> None:
-    """Raises `InputError` if a parameter or buffer holds a NaN or an infinity."""
+    """Raise `InputError` if a parameter or buffer holds a NaN or an infinity."""
     for name, value in _named(network):
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(f"{what}: '{name}' holds values that are not finite")
 
 
 def check_plain(network: nn.Module) -> None:
-    """Raises `InputError` if a parameter or buffer is no plain tensor of real numbers, see `medpfl.core.tensors`."""
+    """Raise `InputError` if a parameter or buffer is not a plain real tensor, see `medpfl.core.tensors`."""
     for name, value in _named(network):
         if why := oddity(value):
             raise InputError(f"the model: '{name}' {why}")
@@ -81,7 +81,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise InputError(f"there is no weights file '{path}'")
     try:
         plain = path.suffix == ".safetensors"
-        with warnings.catch_warnings(action="ignore"):  # of odd tensors, which are refused below
+        with warnings.catch_warnings(action="ignore"):  # about odd tensors, which are refused below
             held = load_file(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch fails on a damaged file in every way there is
         code = "Weights only load failed" in str(error)
@@ -96,14 +96,14 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _state_in(held: Any, path: Path) -> Mapping[Any, Any]:
-    """What a file holds, if that is a state dict; or else the one state dict in it."""
+    """Return a file's content if it is a state dict, or else the one state dict in it."""
     if isinstance(held, Mapping) and held and not _is_state(held):
         inside = {key: value for key, value in held.items() if isinstance(value, Mapping) and _is_state(value)}
         likely = [key for key in _STATES if key in inside] or list(inside)
         if len(likely) > 1 and likely[0] not in _STATES:
             names = ", ".join(map(repr, likely))
             raise InputError(
-                f"'{path}' holds several state dicts ({names}): save the one that counts with "
+                f"'{path}' holds several state dicts ({names}): save the model's own with "
                 f"torch.save(checkpoint[{likely[0]!r}], path)"
             )
         held = inside[likely[0]] if likely else held
@@ -120,7 +120,7 @@ def _checked(state: Mapping[Any, Any], path: Path) -> Mapping[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str):
             raise InputError(
-                f"'{path}' holds a tensor named {name!r:.40}, which is no text: save the model's own state_dict()"
+                f"'{path}' holds a tensor named {name!r:.40}, which is not a string: save the model's own state_dict()"
             )
         if why := oddity(value):
             raise InputError(f"'{path}': '{name}' {why}")
@@ -128,19 +128,17 @@ def _checked(state: Mapping[Any, Any], path: Path) -> Mapping[str, Tensor]:
 
 
 def _unwrapped(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
-    """The state by the network's own names: ``DataParallel`` puts ``module.`` before each, and others their own."""
+    """Return the state under the network's own names, without a prefix such as ``module.`` from ``DataParallel``."""
     prefix = shared_prefix(list(state), list(network.state_dict()))
     return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 def _remedy(network: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """What to do where the model is one of several parts of a file."""
+    """Return advice for a file in which the model is one of several parts; otherwise an empty text."""
     own = set(network.state_dict())
     for prefix in dict.fromkeys(name.partition(".")[0] + "." for name in state):
         if own <= {name.removeprefix(prefix) for name in state if name.startswith(prefix)}:
-            return (
-                f"\n  the names that begin with '{prefix}' are the model's: save these alone, each without '{prefix}'"
-            )
+            return f"\n  the names that begin with '{prefix}' are the model's: save only these, each without '{prefix}'"
     return ""
 
 

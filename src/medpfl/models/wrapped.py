@@ -1,4 +1,4 @@
-"""Take the network out of what a training script wrapped it in."""
+"""Removal of wrappers that a training script put around a network."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["unwrapped"]
 def unwrapped(network: nn.Module) -> nn.Module:
     """Return the network inside ``DataParallel``, ``DistributedDataParallel``, ``torch.compile`` and Opacus' wrapper.
 
-    They compute what the network inside computes. Their own machinery (devices, processes, hooks that keep per-sample
-    gradients) does not work within `torch.func`, with which updates are computed here.
+    Wrappers compute the same as the network inside. Their own machinery (devices, processes, hooks that keep
+    per-sample gradients) does not work within `torch.func`, which computes updates here.
     """
     while (inner := _inside(network)) is not None:
         network = inner
