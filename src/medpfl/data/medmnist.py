@@ -91,7 +91,7 @@ class MedMNIST(LimitedTarget, _File):
         )
 
     def published(self, purpose: str) -> MedMNIST | None:
-        """Return the file's validation or test split, depending on `purpose`; None unless this source reads ``"train"``."""
+        """Return the validation or test split, as `purpose` requires; None unless this source reads ``"train"``."""
         return replace(self, split="val" if purpose == "validation" else "test") if self.split == "train" else None
 
     def _file(self) -> Path:
