@@ -68,7 +68,7 @@ class GivenModel(Model):
     name: str = ""
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """Return a copy: a forward pass in train mode changes batch-norm statistics, and a record replaces the weights."""
+        """Return a copy: passes in train mode change batch-norm statistics, and a record replaces the weights."""
         return copied(unwrapped(self.network))
 
 
@@ -148,7 +148,9 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[Given]:
     made = [one.part for one in given]
     for one in made:
         if not isinstance(one, role):
-            raise InputError(f"{one!r} is not of type {role.__name__.lower()}: give a spec or an object of that type")
+            raise InputError(
+                f"{one!r} cannot be used as {role.__name__.lower()}: give a spec or an object of that role"
+            )
         check_part(one)
         _check_spec(one)
     with explained(f"cannot write the {role.__name__.lower()}s as specs"):
@@ -159,7 +161,7 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[Given]:
             with explained(f"cannot determine the privacy unit of {one!r}"):
                 _check_unit(one)
     if twins := [text for text, count in Counter(text for text, *_ in homes).items() if count > 1]:
-        raise InputError(f"two different classes have the spec {twins[0]}: rename one, so that results differ by name")
+        raise InputError(f"two different classes have the spec {twins[0]}: rename one, so that rows tell them apart")
     return list({repr(one.part): one for one in given}.values())
 
 
@@ -205,7 +207,7 @@ def _units() -> str:
 def partition_of(partition: object, clients: int | None = None) -> Partition:
     """Return a partition from a spec or a partition, with the given number of clients if there is one."""
     if not isinstance(partition, str | Partition):
-        raise InputError(f"{shortened(partition)} is not a partition: give a spec or an object of that type")
+        raise InputError(f"{shortened(partition)} cannot be used as partition: give a spec or an object of that role")
     made = partition if isinstance(partition, Partition) else build(partition, registry(partition_module), "partition")
     check_part(made)
     if clients is None:
