@@ -523,11 +523,11 @@ def test_networks_that_cannot_be_audited(folder):
     with torch.no_grad():
         bad.last.bias[0] = float("nan")
     for network, message in [
-        (Frozen(), "no parameter that is trained"),
-        (nn.Flatten(), "no parameter that is trained"),
+        (Frozen(), "no trainable parameter"),
+        (nn.Flatten(), "no trainable parameter"),
         (Lazy(), "lazy layers"),
-        (Pair(), r"must return logits of shape \(1, classes\), it returned tuple"),
-        (Flat(), r"must return logits of shape \(1, classes\), it returned \(2,\)"),
+        (Pair(), r"must return logits of shape \(1, classes\), but it returned tuple"),
+        (Flat(), r"must return logits of shape \(1, classes\), but it returned \(2,\)"),
         (Net(1), "the model has 1 outputs for 2 classes"),
         (Infinite(), "outputs are not finite"),
         (Raises(), r"does not take images of shape \(1, 1, 16, 16\): 'layer'"),
@@ -562,9 +562,9 @@ def test_more_outputs_than_classes_are_welcome(folder):
         ({"attacks": []}, "no attack was given"),
         ({"attacks": ["iDGL"]}, "there is no attack 'iDGL'; did you mean 'iDLG'"),
         ({"attacks": ["iDLG(step=3)"]}, "no argument 'step'; did you mean 'steps'"),
-        ({"attacks": [3]}, "3 is no attack: give a spec string or an object"),
-        ({"attacks": 3}, "3 is no attack"),
-        ({"defenses": [Answers()]}, r"Answers\(\) is no defense"),
+        ({"attacks": [3]}, "3 cannot be used as attack: give a spec or an object"),
+        ({"attacks": 3}, "3 cannot be used as attack"),
+        ({"defenses": [Answers()]}, r"Answers\(\) cannot be used as defense"),
         ({"defenses": ["LaplaceNose"]}, "did you mean 'LaplaceNoise'"),
         ({"defenses": ["LaplaceNoise(scale=-1)"]}, "scale is -1"),
         ({"draws": 0}, "draws is 0"),
@@ -578,7 +578,7 @@ def test_more_outputs_than_classes_are_welcome(folder):
         ({"partition": "IID(clients=11)"}, "more clients"),
         ({"weights": "nowhere.pt"}, "there is no weights file 'nowhere.pt'"),
         ({"model": "LeNet('idgl')"}, "did you mean 'idlg'"),
-        ({"model": "net.py"}, "say which function makes it, net.py:make_model"),
+        ({"model": "net.py"}, "add the function that makes it, as in net.py:make_model"),
     ],
 )
 def test_wrong_options_are_said_before_any_work(folder, tmp_path, options, message, monkeypatch):

@@ -118,7 +118,7 @@ def test_the_output_that_is_named_counts(capsys, folder, model, tmp_path):
 def test_dropout_inside_attention_is_refused_in_train_mode(capsys, folder, model):
     words = ["--model", f"{model}:make(part='encoder')", "--size", "12", "--images", "2"]
     assert cli.main(["audit", str(folder), *words]) == 2
-    assert "(that inside attention is none), or take --mode eval" in capsys.readouterr().err
+    assert "(attention's built-in dropout is not one), or use --mode eval" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_dropout_inside_attention_is_refused_in_train_mode(capsys, folder, model
         ("make(part='named')['score']", "no output ['score']: it returns outputs named aux, scores"),
         ("make(part='tuple')[2]", "no output [2]: it returns 2, counted from 0"),
         ("make()['scores']", "no output ['scores']: it returns one: leave the brackets out"),
-        ("make(part='named')", "it returned dict; name the output that counts"),
+        ("make(part='named')", "it returned dict; name the output to use"),
         ("make()[1.5]", "after the colon write a name"),
         ("make()[x]", "after the colon write a name"),
     ],

@@ -86,7 +86,7 @@ def test_an_audit_of_them(file, tmp_path):
         ("nowhere.py:Mine", "there is no attack file 'nowhere.py'"),
         ("no_such_package:Mine", "there is no module 'no_such_package' in this Python: install it"),
         ("no_such_package:Mine", "your own attack is given as 'file.py:name' or 'package.module:name'"),
-        ("{}:no_attack", "3 is no attack"),
+        ("{}:no_attack", "3 cannot be used as attack"),
         ("{}:iDLG", "as one of ours is called: give it another name"),
     ],
 )
@@ -105,5 +105,5 @@ def test_two_classes_that_are_written_alike(file):
         pass
 
     assert len(attacks_of([f"{file}:Mine", f"{file}:Mine(steps=2)"])) == 1
-    with pytest.raises(InputError, match=r"two different classes are both written Mine\(\)"):
+    with pytest.raises(InputError, match=r"two different classes have the spec Mine\(\)"):
         attacks_of([Mine(), f"{file}:Mine"])

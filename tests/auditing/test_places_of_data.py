@@ -78,6 +78,6 @@ def test_a_long_spec_is_a_spec(home):
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "a\0b"])
 def test_what_is_no_path(home, name):
     for check in (check_words, lambda data: source_of(data, EIGHT)):
-        with pytest.raises(InputError, match=r"is not known here|holds a null byte"):
+        with pytest.raises(InputError, match=r"of an unknown user|holds a null byte"):
             check(name)
     assert not is_record(name)

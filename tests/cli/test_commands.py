@@ -524,7 +524,7 @@ def test_what_is_not_understood(refused, words, message):
         (["--defense", "LaplaceNoise(scale=-1)"], "scale is -1: it must be a number above 0"),
         (["--model", "LeNett"], "there is no model 'LeNett'; did you mean 'LeNet'?"),
         (["--model", "LeNet('idgl')"], "did you mean 'idlg'?"),
-        (["--model", "runs/train/round-5"], "model 'runs/train/round-5': there is no such directory of a training"),
+        (["--model", "runs/train/round-5"], "model 'runs/train/round-5': this training or round directory does not exist"),
         (["--model", "nowhere.py:make"], "there is no model file 'nowhere.py'"),
         (["--model", "nowhere.py"], "nowhere.py:make_model"),
         (["--model", "no.such.module:Net"], "importing 'no.such.module' failed"),
@@ -625,10 +625,10 @@ def test_run_directories_are_no_class_folders(run, refused, folder, tmp_path):
     assert run("audit", folder, *TINY, "--out", runs / "a")[0] == 0
     for data in (runs, runs / "a", f"ImageFolder('{runs}')"):
         err = refused("audit", data, *TINY)
-        assert f"'{runs}/a' is a run directory, whose pictures are no data" in err
+        assert f"'{runs}/a' is a run directory, and its pictures are results, not data" in err
         assert f"medpfl report {runs}/a" in err
     (runs / "a").rename(folder / "a")
-    assert "is a run directory, whose pictures are no data" in refused("audit", folder, *TINY)
+    assert "is a run directory, and its pictures are results, not data" in refused("audit", folder, *TINY)
 
 
 # --- models and weights that are bad --------------------------------------------------------------------------
@@ -679,8 +679,8 @@ def models(tmp_path) -> Path:
     ("call", "message"),
     [
         ("other_size", "the model does not take images of shape (1, 1, 16, 16)"),
-        ("wrong_shape", "the model has no parameter that is trained"),
-        ("a_map", "the model must return logits of shape (1, classes), it returned (1, 2, 14, 14)"),
+        ("wrong_shape", "the model has no trainable parameter"),
+        ("a_map", "the model must return logits of shape (1, classes), but it returned (1, 2, 14, 14)"),
         ("one_output", "the model has 1 outputs for 2 classes"),
         ("not_finite", "'1.weight' holds values that are not finite"),
         ("raises", "model 'raises' failed: KeyError: 'nothing'"),

@@ -94,17 +94,17 @@ def test_the_repr_holds_nothing_of_the_images():
         ((pixels(4, 8, 8) * 255, LABELS), r"values from .* they must lie in \[0, 1\]"),
         ((pixels(4, 8, 8) - 0.5, LABELS), "leave normalization to the model"),
         ((torch.full((4, 8, 8), torch.nan), LABELS), "they must lie in"),
-        ((np.zeros((4, 8, 8), np.int64), LABELS), "of type int64"),
+        ((np.zeros((4, 8, 8), np.int64), LABELS), "have type int64"),
         ((pixels(4, 8, 8), LABELS[:3]), "4 images and 3 labels"),
         ((pixels(4, 8, 8), LABELS, None, ["a"]), "4 images and 1 patients"),
-        ((pixels(4, 8, 8), LABELS, ["only"]), "1 classes and a label 1"),
+        ((pixels(4, 8, 8), LABELS, ["only"]), "1 class names, but labels go up to 1"),
         ((pixels(4, 8, 8), [0.5, 1, 1, 0]), "the label of image 0 is 0.5"),
         ((pixels(4, 8, 8), [0, -1, 1, 0]), "the label of image 1 is -1"),
         ((pixels(4, 5, 8, 8), LABELS), r"image 0 has shape \(5, 8, 8\)"),
         ((pixels(4, 8, 8),), "not a pair"),
         (([pixels(8, 8)],), "not a pair"),
         (([],), "there are no images"),
-        (([(pixels(8, 8), 0), (pixels(8, 9), 1)],), "different sizes: give one, such as size=32"),
+        (([(pixels(8, 8), 0), (pixels(8, 9), 1)],), "different sizes: set one for all, such as size=32"),
     ],
 )
 def test_what_is_wrong_is_said(arguments, message):
@@ -114,7 +114,7 @@ def test_what_is_wrong_is_said(arguments, message):
 
 @pytest.mark.parametrize("images", ["a/path", 3])
 def test_from_the_command_line(images):
-    with pytest.raises(InputError, match="give it from Python"):
+    with pytest.raises(InputError, match="it works only from Python"):
         Arrays(images)
 
 

@@ -52,10 +52,10 @@ def no_affine(folder: Path) -> None:
 
 NIFTI = {
     "NaN": (lambda f: nifti(f, np.full((8, 8, 4), np.nan, "f4")), "holds voxels that are not finite (NaN): replace"),
-    "broken affine": (no_affine, "its affine has no inverse, so which way is up is unknown: save it with a right"),
+    "broken affine": (no_affine, "its affine has no inverse, so its orientation is unknown: save it with a correct"),
     "4-D": (lambda f: nifti(f, noise(8, 8, 4, 3)), "holds a series of 3 volumes: choose one with frame=0 to frame=2"),
     "empty": (lambda f: (f / "bad.nii").touch(), "empty file"),
-    "no voxels": (lambda f: nifti(f, np.zeros((0, 8, 4), "u1")), "has shape (0, 8, 4): a volume with three axes"),
+    "no voxels": (lambda f: nifti(f, np.zeros((0, 8, 4), "u1")), "has shape (0, 8, 4): expected a volume with three axes"),
 }
 
 
@@ -79,11 +79,11 @@ def truncated(folder: Path) -> None:
     (folder / "bad.dcm").write_bytes((folder / "bad.dcm").read_bytes()[:-100])
 
 
-DAMAGED = "has fewer or other pixels than its header says: it is cut off or damaged"
+DAMAGED = "has fewer or other pixels than its header says: it is truncated or damaged"
 DICOM = {
     "no pixels": (lambda f: without(f, "PixelData"), "holds no pixels"),
     "inconsistent sizes": (lambda f: dicom(f / "bad.dcm", noise(), PatientID="p", Rows=99), DAMAGED),
-    "unknown syntax": (unknown_syntax, "has the unknown transfer syntax 1.2.3.4.5: save it as Explicit VR"),
+    "unknown syntax": (unknown_syntax, "has the unsupported transfer syntax 1.2.3.4.5: save it as Explicit VR"),
     "truncated": (truncated, DAMAGED),
 }
 FILES = {**{f"NIfTI, {k}": v for k, v in NIFTI.items()}, **{f"DICOM, {k}": v for k, v in DICOM.items()}}
@@ -115,8 +115,8 @@ def test_dicom_of_nobody(run, tmp_path):
     dicom(tmp_path / "set" / "a.dcm", noise())
     status, said = run(tmp_path / "set")
     assert status == 2
-    assert "1 file(s) have no PatientID, so whose they are is unknown:" in said
-    assert "give a column 'patient_id' in" in said
+    assert "1 file(s) have no PatientID, so their patient is unknown:" in said
+    assert "add a column 'patient_id' to" in said
     assert "group='study'" in said
 
 
@@ -130,7 +130,7 @@ def test_tables_of_labels(run, tmp_path):
     table.write_text("file,label\na.dcm,x\nb.dcm,y\nc.dcm,y\n")
     status, said = run(data)
     assert status == 2
-    assert "names 1 file(s) that are not there:\n  c.dcm\ntake out their rows, or put the files back" in said
+    assert "lists 1 missing file(s):\n  c.dcm\nremove their rows or restore the files" in said
 
 
 class Evil:

@@ -134,7 +134,7 @@ def test_files_that_a_dicomdir_names_in_upper_case_and_those_that_are_gone(tmp_p
     (root / "77654033" / "CR2" / "6247").unlink()
     data = Dicom(root / "DICOMDIR").load()
     assert "77654033/cr1/6154" in data.names
-    assert data.skipped == ("77654033/CR2/6247: named in the DICOMDIR, but not there",)
+    assert data.skipped == ("77654033/CR2/6247: listed in the DICOMDIR, but missing",)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
@@ -146,7 +146,7 @@ def test_a_dicomdir_cannot_lead_out_of_its_folder(tmp_path):
         if "ReferencedFileID" in record:
             record.ReferencedFileID = ["..", "SECRET"]
     header.save_as(root / "DICOMDIR")
-    assert "no DICOM file is in it" in refused(Dicom(root / "DICOMDIR"))
+    assert "it holds no DICOM file" in refused(Dicom(root / "DICOMDIR"))
 
 
 def test_a_damaged_dicomdir(tmp_path):
@@ -189,8 +189,8 @@ def test_what_cannot_be_read_is_skipped_and_said(folder):
     data = Dicom(folder).load()
     assert len(data) == 4
     reasons = dict(line.split(": ", 1) for line in data.skipped)
-    damaged = "has fewer or other pixels than its header says: it is cut off or damaged"
-    assert reasons.pop("odd.dcm").startswith("has the unknown transfer syntax 1.2.3.4.5: save it as Explicit VR")
+    damaged = "has fewer or other pixels than its header says: it is truncated or damaged"
+    assert reasons.pop("odd.dcm").startswith("has the unsupported transfer syntax 1.2.3.4.5: save it as Explicit VR")
     assert reasons.pop("header.dcm")
     assert reasons == {
         "cut.dcm": damaged,
@@ -232,7 +232,7 @@ def test_a_missing_plug_in_is_named(monkeypatch, name, module, remedy):
 
 def test_nothing_there(tmp_path):
     assert "there is no file or folder" in refused(Dicom(tmp_path / "none"))
-    assert "no DICOM file is in it" in refused(Dicom(tmp_path))
+    assert "it holds no DICOM file" in refused(Dicom(tmp_path))
     (tmp_path / "x.dcm").write_text("x")
     assert "x.dcm: has no DICOM header" in refused(Dicom(tmp_path))
 

@@ -205,7 +205,7 @@ def test_no_class_folders(tmp_path):
     assert refused(ImageFolder(tmp_path)).endswith("malignant/0002.png")
     add(tmp_path / "x.png")
     message = refused(ImageFolder(tmp_path))
-    assert "expected one folder a class" in message
+    assert "expected one folder per class" in message
     assert "1 image(s) lie directly in it" in message
 
 
@@ -260,7 +260,7 @@ def test_limit_is_even_over_classes_and_files(tmp_path):
 
 
 def test_a_limit_below_the_classes_would_change_the_question(folder):
-    assert "limit=1 is less than the number of classes" in refused(ImageFolder(folder, limit=1))
+    assert "limit=1 is below the number of classes" in refused(ImageFolder(folder, limit=1))
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(1, 300))

@@ -58,7 +58,7 @@ def test_by_name_through_kagglehub(tmp_path, monkeypatch):
         raise ConnectionError("no route")
 
     hub.dataset_download = fails
-    with pytest.raises(InputError, match=r"kagglehub could not get hasnainjaved/.*no route"):
+    with pytest.raises(InputError, match=r"kagglehub could not download hasnainjaved/.*no route"):
         Kaggle("melanoma").load()
 
 

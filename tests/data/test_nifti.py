@@ -193,25 +193,25 @@ def test_what_cannot_be_read_is_skipped_and_said(tmp_path):
     assert "text.nii" in reasons
     assert reasons.pop("text.nii").startswith("Cannot work out file type")
     assert reasons == {
-        "affine.nii": "its affine has no inverse, so which way is up is unknown: save it with a right affine",
-        "complex.nii": "its voxels are colors or complex numbers: save one number a voxel",
+        "affine.nii": "its affine has no inverse, so its orientation is unknown: save it with a correct affine",
+        "complex.nii": "its voxels are colors or complex numbers: save one number per voxel",
         "empty.nii": "empty file",
-        "flat.nii": "has shape (4, 4): a volume with three axes is needed",
-        "nan.nii": "holds voxels that are not finite (NaN): replace them, as numpy.nan_to_num does",
+        "flat.nii": "has shape (4, 4): expected a volume with three axes",
+        "nan.nii": "holds voxels that are not finite (NaN): replace them, for example with numpy.nan_to_num",
         "series.nii": "holds a series of 2 volumes: choose one with frame=0 to frame=1",
-        "void.nii": "has shape (0, 4, 4): a volume with three axes is needed",
+        "void.nii": "has shape (0, 4, 4): expected a volume with three axes",
     }
     assert "series.nii" in str(Nifti(tmp_path, frame=1).load().names)
 
 
 def test_a_frame_that_is_not_there():
-    assert "frame=9 is not one of them" in refused(Nifti(REAL / "example4d.nii.gz", frame=9))
+    assert "frame=9 does not exist" in refused(Nifti(REAL / "example4d.nii.gz", frame=9))
     assert len(Nifti(REAL / "example4d.nii.gz", frame=1).load()) == 24
 
 
 def test_nothing_there(tmp_path):
     assert "there is no file or folder" in refused(Nifti(tmp_path / "none"))
-    assert "no such file is in it" in refused(Nifti(tmp_path))
+    assert "it holds none" in refused(Nifti(tmp_path))
     shutil.copy(REAL / "functional.nii", tmp_path)
     assert "holds a series of 20 volumes" in refused(Nifti(tmp_path))
 
@@ -256,5 +256,5 @@ def test_a_header_that_claims_more_than_the_file_holds(tmp_path, suffix, sides):
     message = refused(Nifti(tmp_path))
     peak = tracemalloc.get_traced_memory()[1] - began
     tracemalloc.stop()
-    assert f"x{suffix}: damaged header, or cut off (shape {sides})" in message
+    assert f"x{suffix}: damaged header, or truncated (shape {sides})" in message
     assert peak < 2**26

@@ -42,9 +42,9 @@ def test_a_class_of_another_format_is_named(classes, suffix):
         (classes / "c").mkdir(exist_ok=True)
         (classes / "c" / f"{i}{'.' * bool(suffix)}{suffix}").write_bytes(b"x")
     message = refused(ImageFolder(classes))
-    assert f"the folder 'c' in '{classes}' holds no picture that can be read" in message
-    assert f"Left out 8 files of other formats (8 {'.' + suffix if suffix else 'without a suffix'})" in message
-    assert "Formats that are read: bmp, jpeg, jpg, png, tif, tiff." in message
+    assert f"the folder 'c' in '{classes}' holds no readable picture" in message
+    assert f"Left out 8 files in other formats (8 {'.' + suffix if suffix else 'without a suffix'})" in message
+    assert "Supported formats: bmp, jpeg, jpg, png, tif, tiff." in message
 
 
 def test_other_formats_beside_pictures_are_counted(classes):
@@ -54,16 +54,16 @@ def test_other_formats_beside_pictures_are_counted(classes):
     (classes / "docs" / "licence.md").write_text("x")
     picture(classes / "loose.png")
     assert ImageFolder(classes).load().notes == (
-        "Left out 1 picture beside the class folders: they are of no class.",
-        "No class, since no picture is in it: the folder 'docs'.",
-        "Left out 3 files of other formats (2 .webp, 1 .gif). Formats that are read: bmp, jpeg, jpg, png, tif, tiff.",
+        "Left out 1 picture beside the class folders: they have no class.",
+        "Not counted as a class, because it holds no picture: 'docs'.",
+        "Left out 3 files in other formats (2 .webp, 1 .gif). Supported formats: bmp, jpeg, jpg, png, tif, tiff.",
     )
 
 
 def test_a_class_that_cannot_be_read_is_named(classes):
     (classes / "c").mkdir()
     (classes / "c" / "0.png").write_bytes(b"x")
-    assert "No picture of the class 'c' could be read, so that it is left out." in ImageFolder(classes).load().notes
+    assert "No picture of class 'c' could be read, so this class is left out." in ImageFolder(classes).load().notes
 
 
 def test_folders_of_other_formats_only(tmp_path):
@@ -80,7 +80,7 @@ def test_other_formats_beside_dicom_and_nifti_are_counted(tmp_path):
     for kind in ("dcm", "nii"):
         for name in ("1.nrrd", "2.nrrd", "side.json", "x.tsv"):
             (tmp_path / kind / name).write_text("x")
-    note = "Left out 2 files of other formats (2 .nrrd). Formats that are read: "
+    note = "Left out 2 files in other formats (2 .nrrd). Supported formats: "
     assert Dicom(tmp_path / "dcm").load().notes == (note + "DICOM.",)
     assert Nifti(tmp_path / "nii").load().notes == (note + "NIfTI (.nii, .nii.gz).",)
 
@@ -88,7 +88,7 @@ def test_other_formats_beside_dicom_and_nifti_are_counted(tmp_path):
 @pytest.mark.parametrize("name", ["set.zip", "set.tar.gz", "set.tgz"])
 def test_an_archive_is_to_be_unpacked(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK")
-    with pytest.raises(InputError, match="is an archive: unpack it, and give the folder"):
+    with pytest.raises(InputError, match="is an archive: unpack it and give the folder"):
         source_at(str(tmp_path / name))
 
 
@@ -134,7 +134,7 @@ def test_links_that_loop_end_and_links_to_folders_are_said(classes):
     (classes / "a" / "up").symlink_to(classes, target_is_directory=True)
     data = source_at(str(classes)).load()
     assert len(data) == 4
-    assert data.skipped == ("a/up: a link to a folder, which is not followed: give the folder itself",)
+    assert data.skipped == ("a/up: link to a folder, not followed: give the folder itself",)
     for kind in (ImageFolder, Dicom, Nifti, Segmented):
         refused(kind(classes / "loop"))
 

@@ -117,7 +117,7 @@ def test_a_dicom_file_of_several_frames_is_skipped_and_said(tmp_path):
         Image.fromarray((pixels[0] > 99).astype("u1")).save(tmp_path / "masks" / f"{name}.png")
     data = Segmented(tmp_path).load()
     assert data.names == ("one.dcm",)
-    assert data.skipped == ("two.dcm: holds 2 frames, and its mask is of one: save each as a file",)
+    assert data.skipped == ("two.dcm: holds 2 frames, but its mask has one: save each frame as a file",)
 
 
 def refusal(source) -> str:
@@ -134,7 +134,7 @@ def test_masks_of_other_voxels_are_refused(tmp_path):
         Segmented(root)
     )
     save(mask, bright(marked()), np.diag([1.0, 1.0, 1.2, 1.0]))
-    assert "image 'a.nii.gz' and its mask lie up to 2.4 mm apart, as their affines say" in refusal(Segmented(root))
+    assert "image 'a.nii.gz' and its mask lie up to 2.4 mm apart, according to their affines" in refusal(Segmented(root))
     moved = np.eye(4)
     moved[0, 3] = 5e-4  # as headers round
     save(mask, bright(marked()), moved)
@@ -144,11 +144,11 @@ def test_masks_of_other_voxels_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("mask", "why"),
     [
-        (marked() / 7, "its mask holds values that are no whole numbers: save one class a voxel"),
-        (np.where(marked() > 50, np.nan, 0), "its mask holds values that are no whole numbers"),
+        (marked() / 7, "its mask holds values that are not integers: save one class per voxel"),
+        (np.where(marked() > 50, np.nan, 0), "its mask holds values that are not integers"),
         (-bright(marked(), "i2"), "its mask holds the value -2: classes are 0 or more"),
-        (np.zeros((8, 10, 12), "u1"), "all masks are empty: they hold nothing but 0, the background"),
-        (np.arange(960, dtype="i2").reshape(8, 10, 12), "the masks have 960 different values: 2 to 32 are needed"),
+        (np.zeros((8, 10, 12), "u1"), "all masks are empty: they hold only 0, the background"),
+        (np.arange(960, dtype="i2").reshape(8, 10, 12), "the masks have 960 different values: expected 2 to 32"),
         (np.stack([bright(marked())] * 2, -1), "holds a series of 2 volumes"),
         (np.zeros((0, 4, 4), "u1"), "has shape (0, 4, 4)"),
     ],
@@ -176,9 +176,9 @@ def test_broken_files_are_skipped_with_their_pair(tmp_path):
 def test_pictures_and_volumes(tmp_path):
     root = pair(tmp_path / "d")
     Image.fromarray(np.zeros((9, 9), "u1")).save(root / "images" / "b.png")
-    assert "1 image(s) have no mask of the same name" in refusal(Segmented(root))
+    assert "1 image(s) have no mask with the same name" in refusal(Segmented(root))
     save(root / "masks" / "b.nii", bright(marked()))
-    assert "are of two kinds, a volume and a picture:" in refusal(Segmented(root))
+    assert "are volumes and their masks pictures, or the reverse:" in refusal(Segmented(root))
     (root / "masks" / "b.nii").unlink()
     Image.fromarray(np.eye(9, dtype="u1")).save(root / "masks" / "b.png")
     assert "holds pictures and volumes" in refusal(Segmented(root, plane="volume"))

@@ -187,9 +187,9 @@ def test_an_epsilon_of_ones_own_account_is_stated_and_why_there_is_no_bound(othe
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("OfNobody", r"has mechanism\(\) and does not say whose privacy that is: set unit to 'image', 'patient' or"),
+        ("OfNobody", r"has mechanism\(\) but no privacy unit: set unit to 'image', 'patient' or"),
         ("OfWhom", "has the unit 'hospital': set unit to 'image', 'patient' or 'client'"),
-        ("HowMuch", r"of 'client' and not how much: override mechanism\(\), or spent\(\)"),
+        ("HowMuch", r"has the privacy unit 'client' but no epsilon: override mechanism\(\), or spent\(\)"),
     ],
 )
 def test_half_a_promise_is_refused(others, name, message):

@@ -89,7 +89,7 @@ def test_a_round_that_is_not_there(tmp_path):
     assert not is_checkpoint(tmp_path / "empty")
     assert not is_checkpoint("MLP")
     assert not is_checkpoint("")
-    with pytest.raises(InputError, match="is a folder without a round of a training"):
+    with pytest.raises(InputError, match="is a folder without training rounds"):
         flat(audit, str(tmp_path / "empty"), some_images(8), **AUDIT)
 
 
@@ -101,7 +101,7 @@ def test_weights_of_another_model(tmp_path):
     content = place.read_bytes().replace(b"MLP(hidden=(7,))", b"MLP(hidden=(6,))")
     place.write_bytes(content)
     with pytest.raises(
-        InputError, match=r"is of another model:\n  .*\n  1.weight: \(7, 256\) in the checkpoint, \(6, 256\)"
+        InputError, match=r"belongs to another model:\n  .*\n  1.weight: \(7, 256\) in the checkpoint, \(6, 256\)"
     ):
         checkpoint_at(other).build((1, 16, 16), 2, 0)
 
@@ -123,7 +123,7 @@ def test_damaged_files(content, tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
     (out / "round-3" / "weights.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match="is no checkpoint of a training, or damaged"):
+    with pytest.raises(InputError, match="is not a training checkpoint, or is damaged"):
         checkpoint_at(out)
     (out / "round-2" / "state.safetensors").write_bytes(content)
     with pytest.raises(InputError, match="is no state of a training, or damaged"):
@@ -146,14 +146,14 @@ def test_a_training_with_a_damaged_last_round_says_what_to_delete_and_then_goes_
 def test_other_safetensors_are_no_checkpoint(tmp_path):
     (tmp_path / "round-0").mkdir()
     save_file({"a": torch.zeros(1)}, tmp_path / "round-0" / "weights.safetensors")
-    with pytest.raises(InputError, match="is no checkpoint of a training"):
+    with pytest.raises(InputError, match="is not a training checkpoint"):
         checkpoint_at(tmp_path)
 
 
 def test_a_model_of_the_user_is_given_with_the_weights(tmp_path):
     out, network = tmp_path / "runs" / "a", nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
     result = small(model=network, out=out)
-    with pytest.raises(InputError, match=r"its folder does not hold .*--weights '.*round-3/weights.safetensors'"):
+    with pytest.raises(InputError, match=r"is not stored in its folder .*--weights '.*round-3/weights.safetensors'"):
         flat(audit, str(out), some_images(8), **AUDIT)
     file = out / "round-3" / "weights.safetensors"
     flat(audit, network, some_images(8), weights=file, **AUDIT)

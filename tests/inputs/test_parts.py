@@ -202,7 +202,7 @@ def test_a_part_without_a_spec_is_refused():
         pass
 
     for given in (Mine(), GaussianNoise() | Mine()):
-        with pytest.raises(InputError, match=r"Mine is no dataclass, .* put @dataclass"):
+        with pytest.raises(InputError, match=r"Mine is not a dataclass, .* put @dataclass"):
             defenses_of([given])
 
 

@@ -76,13 +76,13 @@ class Ends(Net):
 
 
 REFUSED = {
-    InPlace: r"writes into the images .*write x = \(x - 0\.5\) / 0\.5",
-    ThroughData: r"writes into the images .*in train mode",
-    InEval: r"writes into the images .*in eval mode",
-    First: r"writes into the images .*no layer with inplace=True as the first",
-    Counted: r"writes into buffer 'steps' .*leave it out, .*is_grad_enabled",
-    Moving: r"writes into buffer 'scale'",
-    Clamped: r"writes into parameter 'fc\.weight'",
+    InPlace: r"modifies its input images .*write x = \(x - 0\.5\) / 0\.5",
+    ThroughData: r"modifies its input images .*in train mode",
+    InEval: r"modifies its input images .*in eval mode",
+    First: r"modifies its input images .*let the first layer not have inplace=True",
+    Counted: r"modifies buffer 'steps' .*remove this, .*is_grad_enabled",
+    Moving: r"modifies buffer 'scale'",
+    Clamped: r"modifies parameter 'fc\.weight'",
     Checkpointed: r"activation checkpointing, .*use_checkpoint=False, memory_efficient=False",
     Ends: r"it ended the program \(SystemExit: 0\)",
 }

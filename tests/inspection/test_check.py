@@ -235,9 +235,9 @@ def test_from_the_command_line(tmp_path, capsys):
         (["ViT(width=960000)"], "parameters, the most is"),
         (["ResNet(classes=1000000000000)"], "classes is 1000000000000: it must be at most 1000000"),
         (["net (2).py:make"], "there is no model file 'net (2).py'"),
-        (["net (2).py"], "say which function makes it, net (2).py:make_model"),
-        (["runs/a (1)"], "there is no such directory of a training"),
-        (["~/no such runs (2)/a"], "there is no such directory of a training"),
+        (["net (2).py"], "add the function that makes it, as in net (2).py:make_model"),
+        (["runs/a (1)"], "this training or round directory does not exist"),
+        (["~/no such runs (2)/a"], "this training or round directory does not exist"),
         (["MLP", "--mode", "test"], "--mode is test: it must be one of train, eval"),
     ],
 )

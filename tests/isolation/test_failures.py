@@ -144,7 +144,7 @@ def test_its_process_goes_on_after_that_and_prints_under_its_name(bad, shared, c
     [
         ("import no_such_module_at_all", "No module named 'no_such_module_at_all'"),
         ("raise ValueError('at import')", "ValueError: at import"),
-        ("def Mine(): return 3", "3 is no attack"),
+        ("def Mine(): return 3", "3 cannot be used as attack"),
         ("Other = 3", "has no function or class 'Mine'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Where the private images come from: sources of labelled images, and how they are dealt to clients."""
+"""Sources of private images, and rules that distribute the images among clients."""
 
 from __future__ import annotations
 

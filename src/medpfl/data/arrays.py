@@ -1,4 +1,4 @@
-"""Images that Python already holds: arrays, a PyTorch ``Dataset``, or pairs of image and label."""
+"""Images already in memory: arrays, a PyTorch ``Dataset``, or (image, label) pairs."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ class _Images(DataSource):  # the arguments before those of `LimitedTarget`
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Arrays(LimitedTarget, _Images):
-    """Images in memory: arrays or tensors with labels, a PyTorch data set, or pairs (image, label).
+    """Images in memory: arrays or tensors with labels, a PyTorch data set, or (image, label) pairs.
 
-    uint8 and uint16 are divided by 255 and 65535; floats must lie in [0, 1], without normalization. An image
-    is (H, W), (C, H, W), (H, W, C), or a volume (C, D, H, W), C being 1 or 3; or a Pillow image.
+    uint8 is divided by 255 and uint16 by 65535. Floats must lie in [0, 1], without normalization. An image is
+    (H, W), (C, H, W), (H, W, C), or a volume (C, D, H, W), where C is 1 or 3; or a Pillow image.
 
     Attributes:
-        images: N images as one array; or a data set or an iterable of (image, label) or of batches of them.
-        labels: N whole numbers; ``None`` if `images` gives them.
-        classes: names in the order of the numbers; ``None``: the numbers.
-        patients: N ids, for the key file only; ``None``: unknown.
-        size: of all sides; ``None``: as they are, if all are alike.
+        images: N images as one array; or a data set or iterable that yields (image, label) pairs or batches of them.
+        labels: N integers; ``None`` if `images` contains the labels.
+        classes: class names, indexed by label; ``None`` uses the labels themselves.
+        patients: N patient ids, written only to the key file; ``None`` if unknown.
+        size: length of every side; ``None`` keeps the images' own size, which must then be the same for all.
         fit, channels: as in `medpfl.data.target.Target`.
-        limit: at most this many images: of arrays evenly over the classes, of a data set evenly over its
-            places, of another iterable the first.
+        limit: Maximum number of images. Arrays are sampled evenly over classes, and data sets evenly over
+            positions. From any other iterable, the first images are taken.
 
     Raises:
         InputError: an argument is out of range.
@@ -58,14 +58,14 @@ class Arrays(LimitedTarget, _Images):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.images, str) or (not isinstance(self.images, Iterable) and not _is_dataset(self.images)):
-            raise InputError("Arrays takes arrays, a data set or pairs (image, label): give it from Python")
+            raise InputError("Arrays needs arrays, a data set or (image, label) pairs: it works only from Python")
 
     def load(self) -> LabelledImages:
-        """The images, in their order.
+        """Return the images in their given order.
 
         Raises:
-            InputError: images of an unknown shape, type or range, labels that are no whole numbers, or numbers
-                of images, labels, patients and classes that do not fit.
+            InputError: the images have an unsupported shape, type or range; labels are not integers; or the numbers
+                of images, labels, patients and classes do not match.
         """
         places, pairs, left_out = self._chosen()
         if not pairs:
@@ -73,7 +73,7 @@ class Arrays(LimitedTarget, _Images):
         labels = torch.tensor([_label(label, place) for place, (_, label) in zip(places, pairs, strict=True)])
         images = [self._fitted(_picture(image, place)) for place, (image, _) in zip(places, pairs, strict=True)]
         if len({image.shape[1:] for image in images}) > 1:
-            raise InputError("the images are of different sizes: give one, such as size=32")
+            raise InputError("the images have different sizes: set one for all, such as size=32")
         return LabelledImages(
             images=stacked(images, self.channels),
             labels=labels,
@@ -84,7 +84,7 @@ class Arrays(LimitedTarget, _Images):
         )
 
     def _chosen(self) -> tuple[list[int], list[tuple[Any, Any]], int]:
-        """Places, pairs, and how many were left out."""
+        """Return the positions and (image, label) pairs to load, and the number of images left out."""
         if self.labels is not None:
             self._check_count(len(self.images), len(self.labels), "labels")
             places = spread(range(len(self.images)), lambda i: _label(self.labels[i], i), self.limit)
@@ -115,17 +115,17 @@ class Arrays(LimitedTarget, _Images):
         check_numbered(needed, "the labels")
         names = tuple(map(str, range(needed) if self.classes is None else self.classes))
         if len(names) < needed:
-            raise InputError(f"there are {len(names)} classes and a label {needed - 1}: labels count from 0")
+            raise InputError(f"there are {len(names)} class names, but labels go up to {needed - 1}: they start at 0")
         return names
 
 
 def _is_dataset(images: Any) -> bool:
-    """Whether pairs can be had by their place: not an array, whose items are images without labels."""
+    """Return True if (image, label) pairs can be indexed. An array does not count: its items have no labels."""
     return hasattr(images, "__getitem__") and hasattr(images, "__len__") and not hasattr(images, "dtype")
 
 
 def _pairs(images: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """Single pairs; batches, as a ``DataLoader`` gives them, are taken apart."""
+    """Yield single pairs; split batches such as those from a ``DataLoader``."""
     for item in images:
         image, label = _pair(item)
         if np.ndim(label):
@@ -137,9 +137,7 @@ def _pairs(images: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
 def _pair(item: Any) -> tuple[Any, Any]:
     if isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
-    raise InputError(
-        f"an item is a {type(item).__name__}, not a pair (image, label): give pairs, or the labels as labels=..."
-    )
+    raise InputError(f"an item is a {type(item).__name__}, not a pair (image, label): give pairs, or pass labels=...")
 
 
 def _label(label: Any, place: int) -> int:
@@ -150,7 +148,7 @@ def _label(label: Any, place: int) -> int:
 
 
 def _picture(image: Any, place: int) -> Tensor:
-    """(C, H, W) or (C, D, H, W), channels first."""
+    """Return an image as (C, H, W) or (C, D, H, W), channels first."""
     values = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     pixels = unit(values, f"the pixels of image {place}")
     if pixels.ndim == 2:
@@ -160,6 +158,6 @@ def _picture(image: Any, place: int) -> Tensor:
     if pixels.ndim == 3 and pixels.shape[-1] in _CHANNELS:
         return pixels.movedim(-1, 0)
     raise InputError(
-        f"image {place} has shape {tuple(pixels.shape)}: (H, W), (C, H, W), (H, W, C) or (C, D, H, W) is needed, "
-        "with C of 1 or 3"
+        f"image {place} has shape {tuple(pixels.shape)}: expected (H, W), (C, H, W), (H, W, C) or (C, D, H, W), "
+        "where C is 1 or 3"
     )

@@ -1,4 +1,4 @@
-"""Images as another positioning, another exposure and another scanner would have shown them."""
+"""Random augmentation that imitates another patient position, exposure or scanner."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from torch.nn import functional
 __all__ = ["augmented"]
 
 _SHIFT, _TURN = 0.08, math.radians(8)
-"""At most, of a side and to either direction."""
+"""Largest shift, as a fraction of a side, and largest rotation, both in either direction."""
 _ZOOM, _CONTRAST, _GAMMA = 1.1, 1.3, 1.3
-"""Factors, at most; at least their inverses."""
+"""Largest factors. The smallest are their inverses."""
 _BRIGHTNESS, _SHARPNESS = 0.2, 0.5
 _POOLS = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image changed at random, evenly over the range of each change.
+    """Return each image with random changes, drawn uniformly from each change's range.
 
-    Shifted (up to 8 % of a side), turned (8 degrees) and zoomed (10 %), what lies beyond an edge filled with the pixels
-    there; half blurred or as much sharpened; its contrast (30 %), brightness (0.2) and gamma (1.3) changed.
+    An image is shifted (up to 8 % of a side), rotated (8 degrees) and zoomed (10 %), with edge pixels repeated beyond
+    the border. It is then blurred or sharpened by up to one half, and its contrast (30 %), brightness (0.2) and gamma
+    (1.3) change.
 
     Args:
-        images: (N, C, H, W), or volumes (N, C, D, H, W), which turn in their slices; in [0, 1].
-        generator: on the CPU, as the images.
+        images: (N, C, H, W), or volumes (N, C, D, H, W), which rotate within their slices; in [0, 1].
+        generator: random generator on the CPU, like the images.
 
     Returns:
-        Of the same shape, in [0, 1].
+        Images of the same shape, in [0, 1].
     """
     axes = images.ndim - 2
 
     def even() -> Tensor:
-        """A number in [-1, 1] for each image."""
+        """Return one random value in [-1, 1] per image."""
         return (2 * torch.rand(len(images), generator=generator) - 1).view(-1, *[1] * (axes + 1))
 
     moves = _moves(torch.cat([even().flatten(1) for _ in range(axes)], 1), even().flatten(), even().flatten())
@@ -48,7 +49,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _moves(shifts: Tensor, turns: Tensor, zooms: Tensor) -> Tensor:
-    """Affine maps (N, axes, axes + 1) from places in the result to places in the image, both in [-1, 1]."""
+    """Return affine maps (N, axes, axes + 1) from output to input coordinates, both in [-1, 1]."""
     turns, zooms = _TURN * turns, _ZOOM**zooms
     whole = torch.diag_embed(zooms[:, None].expand_as(shifts)).clone()
     cosine, sine = zooms * turns.cos(), zooms * turns.sin()

@@ -1,4 +1,4 @@
-"""Which source reads what lies at a path."""
+"""Selection of the data source that fits the files at a path."""
 
 from __future__ import annotations
 
@@ -23,31 +23,36 @@ from medpfl.data.segmented import Segmented, is_segmented
 __all__ = ["embedded", "source_at"]
 
 _PROBED = 100
-"""Files without a telling name of a folder that are opened to see whether one is DICOM."""
+"""Maximum number of files per folder that are opened to detect DICOM when the name does not tell."""
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def embedded(**arguments: Any) -> DataSource:
-    """Return the source of the images that come with the package.
+    """Return the source of the sample images that come with MedPFL's dependencies.
 
     Args:
-        arguments: of the source: size, fit, channels.
+        arguments: the source's arguments: size, fit, channels.
     """
     return Samples(**arguments)
 
 
 def source_at(path: str, **arguments: Any) -> DataSource:
-    """A DICOM folder, file or DICOMDIR, NIfTI, an ``.npz`` of MedMNIST, images with masks, or class folders.
+    """Return the data source that reads the files at a path.
+
+    It recognizes a DICOM folder, file or DICOMDIR, NIfTI files, a MedMNIST ``.npz`` file, images with masks, and class
+    folders.
 
     Args:
-        path: of a file or a folder.
-        arguments: of the source: size, fit, channels.
+        path: a file or folder.
+        arguments: the source's arguments: size, fit, channels.
 
     Returns:
-        The source; `ImageFolder`, which says what it needs, for a folder without such files or none at all.
+        The source. A folder without any such files, or a missing one, gives `ImageFolder`, whose error states what it
+        needs.
 
     Raises:
-        InputError: a file that no source reads, a named pipe or a device, or a folder with files for more than one.
+        InputError: no source can read the file, the path is a named pipe or a device, or the folder holds files for
+            several sources.
     """
     place = Path(path).expanduser()
     if place.exists() and not place.is_file() and not place.is_dir():
@@ -60,14 +65,14 @@ def source_at(path: str, **arguments: Any) -> DataSource:
     if len(found) > 1:
         counts = ", ".join(f"{count} for {kind.__name__}" for kind, count in found.items())
         choice = " or ".join(f"\"{kind.__name__}('{path}')\"" for kind in found)
-        raise InputError(f"'{path}' holds files of more than one kind ({counts}): say which to read, {choice}")
+        raise InputError(f"'{path}' holds files of more than one kind ({counts}). Choose one: {choice}")
     return next(iter(found), ImageFolder)(path, **arguments)
 
 
 def _kinds(files: Iterable[Path]) -> Iterator[Any]:
-    """Yield the source that reads each file, by its name or by the mark of DICOM in it; nothing of other files.
+    """Yield the source for each readable file, recognized by its name or by a DICOM signature inside it.
 
-    What follows the last dot of a DICOM file's name may be the end of a UID, and not a suffix.
+    In a DICOM file's name, the text after the last dot may be the end of a UID instead of a suffix.
     """
     probed: Counter[Path] = Counter()
     dicom_folders: set[Path] = set()
@@ -99,8 +104,8 @@ def _of_file(file: Path) -> Any:
     if dicom_files.is_dicom(file):
         return Dicom
     if file.name.lower().endswith(_ARCHIVES):
-        raise InputError(f"'{file}' is an archive: unpack it, and give the folder")
+        raise InputError(f"'{file}' is an archive: unpack it and give the folder")
     raise InputError(
-        f"'{file}' is a file, but no record of an update, no DICOM or NIfTI file and no .npz of MedMNIST: give one of "
-        "these, or a folder of class folders"
+        f"cannot read the file '{file}': it is not a recorded update, a DICOM or NIfTI file, or a MedMNIST .npz. Give "
+        "one of these, or a folder that holds class folders"
     )

@@ -1,4 +1,4 @@
-"""DICOM images: a folder, a series or a DICOMDIR, grouped by patient."""
+"""DICOM images from a folder, a series or a DICOMDIR, grouped by patient."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ class _Files(Located):  # the arguments before those of `LimitedTarget`
 
 @dataclass(frozen=True, repr=False)
 class Dicom(LimitedTarget, _Files):
-    """DICOM files as a viewer shows them, every frame an image, with patients from their headers.
+    """DICOM files, rendered as a viewer shows them: each frame is an image, and headers give the patients.
 
-    Rescaled, windowed by the file's VOI LUT or window (by `window` if given), MONOCHROME1 inverted; 16 bits
-    keep their precision. Doses, segmentations and files that cannot be read are skipped and listed. No tag
-    reaches anything that is written: ids are in the key file only.
+    Pixels are rescaled and then windowed by the file's VOI LUT or window (or by `window`), and MONOCHROME1 is inverted;
+    16-bit images keep their precision. Dose and segmentation files and unreadable files are skipped and listed. No
+    DICOM tag reaches any output except the key file, which holds the ids.
 
     Attributes:
-        path: a folder, searched with the folders in it; a DICOMDIR; or one file.
-        labels: of files without ``index.csv``; see `medpfl.data.reading.file_labels.label_files`. Unlabeled images are
-            all of one class.
-        group: what counts as one patient: ``"patient"`` (PatientID; ``patient_id`` in ``index.csv`` goes
-            before it), ``"study"``, ``"series"`` or ``"file"``.
-        window: center and width after the rescaling, such as (40, 400) for a CT of the abdomen.
-        size, fit, channels: as in `medpfl.data.target.Target`; pixels that are not square are made so.
-        limit: at most this many images, evenly over classes and over files and frames in their order.
+        path: a folder, searched recursively; a DICOMDIR; or one file.
+        labels: Source of the labels if there is no ``index.csv``; see `medpfl.data.reading.file_labels.label_files`.
+            Unlabeled images all belong to one class.
+        group: the level that counts as one patient: ``"patient"`` (PatientID, unless ``patient_id`` in ``index.csv``
+            overrides it), ``"study"``, ``"series"`` or ``"file"``.
+        window: window center and width after rescaling, such as (40, 400) for abdominal CT.
+        size, fit, channels: as in `medpfl.data.target.Target`; non-square pixels are made square.
+        limit: maximum number of images, sampled evenly over classes and over files and frames in order.
 
     Raises:
         InputError: an argument is out of range.
@@ -64,15 +64,15 @@ class Dicom(LimitedTarget, _Files):
             _check_window(self.window)
 
     def load(self) -> LabelledImages:
-        """The images, by file and frame.
+        """Return the images, ordered by file and frame.
 
         Raises:
-            InputError: there is no such place, it holds no DICOM image that can be read, files do not say
-                whom they are of, or the labels do not fit.
+            InputError: the path does not exist or holds no readable DICOM image, a file does not identify its patient,
+                or the labels do not match the files.
         """
         root, files, unread, notes = list_dicom(Path(self.path).expanduser())
         if not files:
-            raise InputError(_NOTHING.format(root=self.path, why=first(_lines(unread)) or "no DICOM file is in it"))
+            raise InputError(_NOTHING.format(root=self.path, why=first(_lines(unread)) or "it holds no DICOM file"))
         known = self._known(files, root)
         owners = dict(zip(files, self._owners(files, root, known), strict=True))
         labels, classes = label_files([file.place for file in files], root, self.labels)
@@ -99,14 +99,14 @@ class Dicom(LimitedTarget, _Files):
         if self.group != "patient":
             return Patients({})
         names = [file.place.file for file in files]
-        return read_patients(root, names, otherwise="their patients are those of their headers")
+        return read_patients(root, names, otherwise="their patients come from the DICOM headers")
 
     def _owners(self, files: Sequence[DicomFile], root: Path, known: Patients) -> list[str]:
         owners = [known.of(file.place.file) or _id(file.place, self.group) for file in files]
         if missing := [file.place.file for file, owner in zip(files, owners, strict=True) if owner is None]:
             raise InputError(
-                f"{len(missing)} file(s) have no {_TAGS[self.group]}, so whose they are is unknown:{listed(missing)}\n"
-                f"give a column 'patient_id' in '{root / 'index.csv'}', or take a study, a series or a file for a "
+                f"{len(missing)} file(s) have no {_TAGS[self.group]}, so their patient is unknown:{listed(missing)}\n"
+                f"add a column 'patient_id' to '{root / 'index.csv'}', or count each study, series or file as one "
                 f"""patient: "Dicom('{self.path}', group='study')" """
             )
         return [str(owner) for owner in owners]
@@ -114,7 +114,7 @@ class Dicom(LimitedTarget, _Files):
     def _read(
         self, chosen: Sequence[tuple[DicomFile, int]]
     ) -> tuple[dict[tuple[DicomFile, int], Tensor], dict[str, str]]:
-        """The images, and why files could not be read."""
+        """Return the images, and the reason for each file that could not be read."""
         wanted: dict[DicomFile, list[int]] = {}
         for file, frame in chosen:
             wanted.setdefault(file, []).append(frame)
@@ -152,4 +152,4 @@ def _lines(unread: dict[str, str]) -> list[str]:
 def _check_window(window: tuple[float, float]) -> None:
     pair = window if isinstance(window, tuple | list) else ()
     if len(pair) != 2 or not all(type(value) in (int, float) for value in pair) or not pair[1] > 0:
-        raise InputError(f"window={window!r} must be a center and a width above 0, such as (40, 400)")
+        raise InputError(f"window={window!r} must be a center and a width above 0, for example (40, 400)")

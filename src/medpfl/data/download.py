@@ -1,4 +1,4 @@
-"""A file from the network, only when it was asked for by name, and only if its checksum is right."""
+"""Download of files that the user asked for by name, with checksum verification."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _SECONDS = 60
 
 
 def cached(url: str, md5: str) -> Path:
-    """The file, downloaded if it is not in the cache yet.
+    """Return the path of a file; download it first if it is not in the cache.
 
     Args:
-        url: its last part is the name of the file.
-        md5: the published checksum, in hexadecimal.
+        url: download address; its last part is the file name.
+        md5: published checksum, in hexadecimal.
 
     Returns:
-        Its path, below ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        The path, below ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
     Raises:
-        InputError: it cannot be downloaded, or its checksum differs.
+        InputError: the download failed, or the checksum differs.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "medpfl"
     path = folder / url.rpartition("/")[2].partition("?")[0]
@@ -36,21 +36,23 @@ def cached(url: str, md5: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         _download(url, md5, path)
     elif _md5(path) != md5:
-        raise InputError(f"'{path}' does not have the published checksum: remove it, so that it is downloaded anew")
+        raise InputError(f"'{path}' does not have the published checksum: delete it, so that it is downloaded again")
     return path
 
 
 def _download(url: str, md5: str, path: Path) -> None:
-    """Beside its place until it is whole and right."""
+    """Download to a temporary file; move it into place once it is complete and its checksum matches."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         part = Path(folder, path.name)
         try:
             with urlopen(url, timeout=_SECONDS) as answer, part.open("wb") as file:
                 shutil.copyfileobj(answer, file)
         except OSError as error:
-            raise InputError(f"cannot download {url} ({reason(error)}): get it yourself and give its path") from None
+            raise InputError(
+                f"cannot download {url} ({reason(error)}): download it yourself and give its path"
+            ) from None
         if (found := _md5(part)) != md5:
-            raise InputError(f"what came from {url} has the checksum {found}, not the published {md5}: it was not kept")
+            raise InputError(f"the download from {url} has the checksum {found}, not the published {md5}: discarded")
         part.replace(path)
 
 

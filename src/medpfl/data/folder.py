@@ -1,4 +1,4 @@
-"""A folder of pictures: one folder a class, as torchvision's ``ImageFolder`` has it, or labels in a table."""
+"""A folder of pictures: one subfolder per class, like torchvision's ``ImageFolder``, or labels in a table."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = ["ImageFolder"]
 
 @dataclass(frozen=True, repr=False)
 class ImageFolder(LimitedTarget, Located):
-    """PNG, JPEG, BMP and TIFF pictures, with classes and patients from ``index.csv``, or classes from their folders.
+    """PNG, JPEG, BMP and TIFF pictures with classes and patients from ``index.csv``, or classes from folder names.
 
-    A column ``label`` (or ``class``) beside ``file`` in ``index.csv`` gives the classes; without it, they are the
-    folders. Files that are named as masks of others (``a_mask.png`` beside ``a.png``) and hold few values are left out.
-    Files that cannot be read are skipped and listed. What is transparent becomes black; orientation
-    tags are obeyed; of several pages the first counts. Gray is divided by 255 or 65535, as stored.
+    A ``label`` (or ``class``) column next to ``file`` in ``index.csv`` gives the classes; without it, folder names do.
+    Files that are named like another file's mask (``a_mask.png`` beside ``a.png``) and hold few values are left out.
+    Unreadable files are skipped and listed. Transparent pixels become black, orientation tags are applied, and only the
+    first page of a file counts. Gray values are divided by 255 or 65535, depending on the stored bit depth.
 
     Attributes:
-        path: holds one folder a class, or ``index.csv`` with labels; folders inside those are searched, hidden
-            ones and links to folders inside them are not.
+        path: A folder with one subfolder per class, or with an ``index.csv`` that gives labels. Class folders are
+            searched recursively, except for hidden folders and links to folders.
         size, fit, channels, limit: as in `medpfl.data.target.LimitedTarget`.
 
     Raises:
@@ -41,12 +41,12 @@ class ImageFolder(LimitedTarget, Located):
     """
 
     def load(self) -> LabelledImages:
-        """The pictures, by class and then by file. A class of which none could be read is left out.
+        """Return the pictures, ordered by class and then by file. A class without a readable picture is left out.
 
         Raises:
-            InputError: there is no such folder; it has no class folders, one of them holds other formats only, or they
-                are sets themselves or images and masks; no picture can be read; `limit` is less than the number of
-                classes; or ``index.csv`` is malformed, or does not fit the files.
+            InputError: the folder does not exist; it has no class folders, one of them holds only other formats, or
+                they are data sets themselves or images and masks; no picture can be read; `limit` is below the number
+                of classes; or ``index.csv`` is malformed or does not match the files.
         """
         root = Path(self.path).expanduser()
         listing = list_images(root, self.limit)
@@ -72,11 +72,11 @@ class ImageFolder(LimitedTarget, Located):
         )
 
 
-_LOST = "No picture of the class '{name}' could be read, so that it is left out."
+_LOST = "No picture of class '{name}' could be read, so this class is left out."
 
 
 def _read_all(files: Sequence[Path], size: int, fit: Fit) -> Mapping[Path, Tensor | str]:
-    """Each picture, or why it could not be read."""
+    """Return each picture, or the reason why it could not be read."""
 
     def read(path: Path) -> Tensor | str:
         try:

@@ -1,4 +1,4 @@
-"""What every data source gives: labelled images of one shape, and names that only the key file may hold."""
+"""The output of every data source: labeled images of one shape, and names that only the key file may hold."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["LabelledImages", "check_numbered"]
 
 
 def check_numbered(classes: int, what: str) -> None:
-    """Check how many classes labels stand for that are numbers from 0 on: a model has an output for each.
+    """Check that integer labels do not imply too many classes: the model has an output for each.
 
     Raises:
-        InputError: more than `CLASSES`.
+        InputError: there are more than `CLASSES` classes.
     """
     if classes > CLASSES:
         raise InputError(
-            f"{what} go up to {classes - 1}, and labels are the numbers of classes, counted from 0: at most "
-            f"{CLASSES} classes are read"
+            f"{what} go up to {classes - 1}, and every label from 0 upward counts as a class: at most "
+            f"{CLASSES} classes are supported"
         )
 
 
@@ -33,16 +33,16 @@ class LabelledImages:
 
     Attributes:
         images: (M, C, H, W), or (M, C, D, H, W) for volumes; float32 in [0, 1].
-        labels: (M,) int64 indices of `classes`.
-        classes: names; a label is a place among them.
-        names: M, relative to the source; for the terminal and the key file only.
-        patients: M, the source's own patient ids, ``None`` where unknown; for the key file only.
-        skipped: ``"name: reason"`` of each file that could not be read; for the terminal only.
-        left_out: images of the source that its own limit left unopened.
-        notes: what to doubt of how the source was read; for the terminal only.
-        masks: (M, H, W) or (M, D, H, W) int64 indices of `classes`, where the images are segmented; 0 is the
-            background. `labels` then hold, for each image, its commonest class above 0, or 0.
-        spacing: of the voxels of volumes along D, H and W in mm, where it is known and the same for all.
+        labels: (M,) int64 indices into `classes`.
+        classes: class names.
+        names: M image names relative to the source; shown only in the terminal and the key file.
+        patients: the source's M patient ids, ``None`` where unknown; written only to the key file.
+        skipped: ``"name: reason"`` for each file that could not be read; shown only in the terminal.
+        left_out: number of images not opened because of the source's limit.
+        notes: possible problems in how the source was read; shown only in the terminal.
+        masks: (M, H, W) or (M, D, H, W) int64 indices into `classes` for segmented images. 0 is the background.
+            An image's label is then its most common class above 0, or 0 if it has none.
+        spacing: voxel size along D, H and W in mm, if it is known and the same for all volumes.
     """
 
     images: Tensor
@@ -61,11 +61,11 @@ class LabelledImages:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) or (C, D, H, W) of every image."""
+        """Shape of each image: (C, H, W) or (C, D, H, W)."""
         return tuple(self.images.shape[1:])
 
     @cached_property
     def copies(self) -> Tensor:
-        """(M,) for each image the index of the first one with exactly the same pixels, which may be itself."""
+        """Index (M,) of the first image with the same pixels, for each image; it may be the image itself."""
         first: dict[bytes, int] = {}
         return torch.tensor([first.setdefault(image.numpy().tobytes(), i) for i, image in enumerate(self.images)])

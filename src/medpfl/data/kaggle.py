@@ -1,4 +1,4 @@
-"""Three public sets on Kaggle of the kinds that Das, Amini and Wu attack: brain MRI, chest X-ray, skin."""
+"""Three public Kaggle data sets of the kinds that Das, Amini and Wu attack: brain MRI, chest X-ray, skin."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class _Named(DataSource):  # the arguments before those of `LimitedTarget`
 
 @dataclass(frozen=True, repr=False)
 class Kaggle(LimitedTarget, _Named):
-    """A public set as Kaggle publishes it: ``"brain_mri"``, ``"covid_xray"`` or ``"melanoma"``.
+    """A public Kaggle data set: ``"brain_mri"``, ``"covid_xray"`` or ``"melanoma"``.
 
     ``brain_mri``: masoudnickparvar/brain-tumor-mri-dataset (four classes); ``covid_xray``:
     pranavraikokte/covid19-image-dataset (three); ``melanoma``: hasnainjaved/melanoma-skin-cancer-dataset-of-
-    10000-images (two). They name no patients.
+    10000-images (two). Their files do not identify patients.
 
     Attributes:
-        name: of the set.
-        path: the unpacked folder; ``None`` downloads it, if kagglehub is installed.
+        name: name of the data set.
+        path: folder of the unpacked data set; ``None`` downloads it, which needs kagglehub.
         split: ``"train"`` or ``"test"``.
         size, fit, channels, limit: as in `medpfl.data.target.LimitedTarget`.
 
@@ -72,11 +72,10 @@ class Kaggle(LimitedTarget, _Named):
             raise InputError(f"there is no split {self.split!r}; {nearest(str(self.split), get_args(Split))}")
 
     def load(self) -> LabelledImages:
-        """The pictures of the split, as `ImageFolder` reads them.
+        """Return the split's pictures, as read by `ImageFolder`.
 
         Raises:
-            InputError: the folder is not laid out as published, kagglehub is missing or fails, or what
-                `ImageFolder` raises.
+            InputError: the folder is not laid out as published, kagglehub is missing or fails, or `ImageFolder` raises.
         """
         chosen = _SETS[self.name]
         root = Path(self.path).expanduser() if self.path is not None else _fetched(chosen.handle)
@@ -100,4 +99,4 @@ def _fetched(handle: str) -> Path:
     try:
         return Path(hub.dataset_download(handle))
     except Exception as error:  # whatever the network, the server and the account give rise to
-        raise InputError(f"kagglehub could not get {handle}: {reason(error)}") from error
+        raise InputError(f"kagglehub could not download {handle}: {reason(error)}") from error

@@ -1,4 +1,4 @@
-"""MedMNIST: the ``.npz`` files of any of its sets, in two and three dimensions."""
+"""MedMNIST: 2D and 3D data sets from their ``.npz`` files."""
 
 from __future__ import annotations
 
@@ -36,19 +36,20 @@ class _File(Located):  # the arguments before those of `LimitedTarget`
 
 @dataclass(frozen=True, repr=False)
 class MedMNIST(LimitedTarget, _File):
-    """One of the 18 sets of MedMNIST (Yang et al. 2023), 28 to 224 pixels, from its ``.npz`` file.
+    """One of the 18 MedMNIST data sets (Yang et al. 2023), 28 to 224 pixels, from its ``.npz`` file.
 
-    Sets in three dimensions give volumes (C, D, H, W). A first or last side of 1 or 3 is one of channels. Classes are
-    numbers, as in the file, or the columns of one-hot labels. A set with several labels an image (ChestMNIST) is
-    asked about one of them, or about any. The files name no patients.
+    3D data sets give volumes (C, D, H, W). A first or last axis of length 1 or 3 holds channels. Classes are the
+    integers in the file, or the columns of one-hot labels. For a data set with several labels per image (ChestMNIST),
+    the class is one of these labels, or whether any of them is set. The files do not identify patients.
 
     Attributes:
-        path: of the file; with `download`, the name of a set, as ``"pneumoniamnist"`` (28 pixels) or
+        path: a file; with `download`, the name of a data set, such as ``"pneumoniamnist"`` (28 pixels) or
             ``"pneumoniamnist_224"``.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        column: of several labels, the one to tell apart, from 0; ``None``: whether there is any.
-        download: from Zenodo into ``~/.cache/medpfl`` (or below ``$XDG_CACHE_HOME``), if it is not there
-            yet; its published checksum is verified each time.
+        column: with several labels per image, the position from 0 of the label to use; ``None`` asks whether any is
+            set.
+        download: True to download the file from Zenodo into ``~/.cache/medpfl`` (or below ``$XDG_CACHE_HOME``) if it is
+            not there yet. The published checksum is verified every time.
         size, fit, channels, limit: as in `medpfl.data.target.LimitedTarget`.
 
     Raises:
@@ -60,14 +61,14 @@ class MedMNIST(LimitedTarget, _File):
         if self.split not in get_args(Split):
             raise InputError(f"there is no split {self.split!r}; {nearest(str(self.split), get_args(Split))}")
         if self.column is not None and (type(self.column) is not int or self.column < 0):
-            raise InputError(f"column={self.column!r} must be None or the place of a label, counted from 0")
+            raise InputError(f"column={self.column!r} must be None or the position of a label, counted from 0")
 
     def load(self) -> LabelledImages:
-        """The images of the split, in the file's order; of too many, evenly over the classes.
+        """Return the split's images in file order; if `limit` applies, sample them evenly over the classes.
 
         Raises:
-            InputError: there is no such file or set, the checksum differs, or the file does not hold a split's
-                images and labels.
+            InputError: the file or data set does not exist, the checksum differs, or the file lacks the split's images
+                and labels.
         """
         file = Npz.open(self._file())
         images, shape = self._named(file, "images"), file.shape(f"{self.split}_images")
@@ -90,7 +91,7 @@ class MedMNIST(LimitedTarget, _File):
         )
 
     def published(self, purpose: str) -> MedMNIST | None:
-        """Return the file's own split for it, of a file of which the split ``"train"`` is read."""
+        """Return the validation or test split, as `purpose` requires; None unless this source reads ``"train"``."""
         return replace(self, split="val" if purpose == "validation" else "test") if self.split == "train" else None
 
     def _file(self) -> Path:
@@ -98,11 +99,11 @@ class MedMNIST(LimitedTarget, _File):
         if self.download:
             name = str(self.path)
             if name not in SUMS:
-                raise InputError(f"there is no set '{name}' in MedMNIST; {nearest(name, SUMS)}")
+                raise InputError(f"MedMNIST has no data set '{name}'; {nearest(name, SUMS)}")
             return cached(URL.format(name=name), SUMS[name])
         if not place.exists() and str(self.path) in SUMS:
             raise InputError(
-                f"there is no file '{place}': give the path of its .npz, or get it, MedMNIST('{place}', download=True)"
+                f"there is no file '{place}': give its path, or download it with MedMNIST('{place}', download=True)"
             )
         return place
 
@@ -111,13 +112,13 @@ class MedMNIST(LimitedTarget, _File):
         if name not in file.names:
             known = ", ".join(file.names) or "no array"
             raise InputError(
-                f"'{file.path}' has no array '{name}', but {known}: a file of MedMNIST holds images and labels of "
+                f"'{file.path}' has no array '{name}'; it has {known}. A MedMNIST file holds images and labels for "
                 "train, val and test"
             )
         return name
 
     def _labels(self, file: Npz, count: int) -> tuple[list[int], int]:
-        """Of each image of the split, and the number of classes in all splits."""
+        """Return the label of each image in the split, and the number of classes in all splits."""
         name = self._named(file, "labels")
         others = [f"{split}_labels" for split in get_args(Split) if f"{split}_labels" in file.names]
         tables = {other: _table(file.rows(other), f"'{other}' in '{file.path}'") for other in others}
@@ -139,11 +140,11 @@ class MedMNIST(LimitedTarget, _File):
         if self.column is None:
             return np.asarray((table != 0).any(1), dtype=np.int64)
         if self.column >= table.shape[1]:
-            raise InputError(f"column={self.column}: an image has {table.shape[1]} labels, they count from 0")
+            raise InputError(f"column={self.column}: an image has {table.shape[1]} labels, counted from 0")
         return table[:, self.column]
 
     def _fitted(self, image: Tensor, axis: int | None) -> Tensor:
-        """Fit an image or a volume, whose channels come first where it has an axis of them."""
+        """Resize an image or volume, after moving any channel axis to the front."""
         image = image[None] if axis is None else image
         return fitted(image, self.size, self.fit) if image.ndim == 3 else fitted_volume(image, self.size, self.fit)[0]
 
@@ -151,20 +152,20 @@ class MedMNIST(LimitedTarget, _File):
 def _table(table: np.ndarray, what: str) -> np.ndarray:
     """Return labels (N,) or (N, L) as (N, L) int64."""
     if table.dtype.kind not in "ui" or table.ndim > 2 or (table.size and table.min() < 0):
-        raise InputError(f"{what} are of type {table.dtype} and shape {table.shape}: whole numbers (N, 1) are needed")
+        raise InputError(f"{what} have type {table.dtype} and shape {table.shape}: expected integers of shape (N, 1)")
     if table.size and table.max() > np.iinfo(np.int64).max:
-        raise InputError(f"{what} go up to {table.max()}: whole numbers of classes are needed")
+        raise InputError(f"{what} go up to {table.max()}: that is no class number")
     return (table if table.ndim == 2 else table[:, None]).astype(np.int64)
 
 
 def _channel_axis(shape: tuple[int, ...], what: str) -> int | None:
-    """Return which axis of an image of the array (N, ...) is that of its channels; ``None``: it has none.
+    """Return the channel axis of an image in an array (N, ...), or None if it has no channel axis.
 
-    A first or last side of 1 or 3 is one of channels: no volume has such a side. One of 2 or 4 at the end may be
-    channels too (gray or color with transparency), which are not read.
+    A first or last axis of length 1 or 3 holds channels: no volume has so short a side. A last axis of length 2 or 4
+    may hold channels too (gray or color with transparency), but these are not supported.
 
     Raises:
-        InputError: other axes.
+        InputError: the axes fit neither an image nor a volume.
     """
     own = shape[1:]
     last, first = (own[-1] in _CHANNELS, own[0] in _CHANNELS) if own else (False, False)
@@ -174,11 +175,9 @@ def _channel_axis(shape: tuple[int, ...], what: str) -> int | None:
         return -1 if last else 0
     if len(own) == 3 and own[-1] > max(_CHANNELS) + 1:
         return None
-    raise InputError(
-        f"{what} has shape {shape}: (N, H, W[, C]) or (N, D, H, W[, C]) is needed, with C of 1 or 3 channels"
-    )
+    raise InputError(f"{what} has shape {shape}: expected (N, H, W[, C]) or (N, D, H, W[, C]), where C is 1 or 3")
 
 
 def _are_one_hot(tables: Iterable[np.ndarray]) -> bool:
-    """Return whether all rows of all tables hold a single 1 among zeros, as Keras writes classes."""
+    """Return True if every row of every table holds a single 1 and otherwise zeros, as Keras writes classes."""
     return all(bool(((table == 1).sum(1) == 1).all() and ((table != 0).sum(1) == 1).all()) for table in tables)

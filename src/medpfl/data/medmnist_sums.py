@@ -1,4 +1,4 @@
-"""The published MD5 sums of the files of MedMNIST 3.0 (Zenodo record 10519652), by file name."""
+"""Published MD5 checksums of the MedMNIST 3.0 files (Zenodo record 10519652), by file name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NIfTI volumes: as slices across one axis, or whole."""
+"""NIfTI volumes, as 2D slices or whole."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from medpfl.data.target import LimitedTarget, Located
 __all__ = ["SUFFIXES", "Nifti", "Plane", "check_plane", "subject"]
 
 SUFFIXES = (".nii", ".nii.gz")
-"""Of NIfTI files, in lower case."""
+"""Suffixes of NIfTI files, in lower case."""
 
 Plane = Literal["axial", "coronal", "sagittal", "volume"]
-"""How a volume becomes images: slices across an axis, or whole."""
+"""Conversion of a volume into images: slices in one plane, or the whole volume."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -50,21 +50,22 @@ class _Volumes(Located):  # the arguments before those of `LimitedTarget`
 
 @dataclass(frozen=True, repr=False)
 class Nifti(LimitedTarget, _Volumes):
-    """NIfTI volumes, turned upright by their affine: slices across an axis, or whole volumes.
+    """NIfTI volumes, turned upright by their affine and read as slices in one plane or as whole volumes.
 
-    Values are windowed between the 1st and the 99th percentile of each volume. Slices show the head or the
-    face upwards and the patient's right on the right; slices of one value are left out. Files that cannot be
-    read are skipped and listed, and files that are named as masks of others and hold few values are left out.
+    Each volume is windowed between its 1st and 99th percentiles. Slices show the head or face at the top and the
+    patient's right on the right. Slices with a single value are left out. Unreadable files are skipped and listed.
+    Files that are named like another file's mask and hold few values are left out.
 
     Attributes:
-        path: a folder, searched with the folders in it, or one file.
-        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"`` slices, or ``"volume"``: (1, D, H, W), axial slices
-            from the feet upwards.
-        labels: of files without ``index.csv``; see `medpfl.data.reading.file_labels.label_files`. Unlabeled images are
-            all of one class. A patient is ``patient_id`` in ``index.csv``, a folder ``sub-...`` (BIDS), or a file.
-        frame: which volume of a file that holds a series; ``None``: a file must hold one volume.
-        size, fit, channels: as in `medpfl.data.target.Target`; voxels are made cubic, unless `fit` is ``"squash"``.
-        limit: at most this many images, evenly over classes and over files and slices in their order.
+        path: a folder, searched recursively, or one file.
+        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"`` slices; or ``"volume"``: (1, D, H, W), axial slices
+            from the feet upward.
+        labels: Source of the labels if there is no ``index.csv``; see `medpfl.data.reading.file_labels.label_files`.
+            Unlabeled images all belong to one class. A patient is the ``patient_id`` in ``index.csv``, or else a
+            ``sub-...`` folder (BIDS), or else a file.
+        frame: index of the volume to read from files that hold a series; ``None`` requires files with one volume.
+        size, fit, channels: as in `medpfl.data.target.Target`; voxels are made cubic unless `fit` is ``"squash"``.
+        limit: maximum number of images, sampled evenly over classes and over files and slices in order.
 
     Raises:
         InputError: an argument is out of range.
@@ -75,10 +76,10 @@ class Nifti(LimitedTarget, _Volumes):
         check_plane(self.plane, self.frame)
 
     def load(self) -> LabelledImages:
-        """The images, by file and slice.
+        """Return the images, ordered by file and slice.
 
         Raises:
-            InputError: there is no such place, it holds no volume that can be read, or the labels do not fit.
+            InputError: the path does not exist, it holds no readable volume, or the labels do not match the files.
         """
         given = Path(self.path).expanduser()
         root = given if given.is_dir() else given.parent
@@ -98,7 +99,7 @@ class Nifti(LimitedTarget, _Volumes):
         images = self._read(chosen, unread)
         lines = tuple(f"{printable(path.relative_to(root))}: {why}" for path, why in sorted(unread.items()))
         if not images:
-            raise InputError(f"no NIfTI volume in '{given}' could be read: {first(lines) or 'no such file is in it'}")
+            raise InputError(f"no NIfTI volume in '{given}' could be read: {first(lines) or 'it holds none'}")
         kept = list(images)
         return LabelledImages(
             images=stacked([image.pixels for image in images.values()], self.channels),
@@ -119,7 +120,7 @@ class Nifti(LimitedTarget, _Volumes):
         return "" if self.plane == "volume" else f"#{self.plane}{position}"
 
     def _read(self, chosen: Sequence[_Unit], unread: dict[Path, str]) -> dict[_Unit, _Fitted]:
-        """The images, one file after the other: a volume is large."""
+        """Return the images. Read one file at a time, because volumes are large."""
         wanted: dict[Path, list[_Unit]] = {}
         for unit in chosen:
             wanted.setdefault(unit.file, []).append(unit)
@@ -136,7 +137,7 @@ class Nifti(LimitedTarget, _Volumes):
         return images
 
     def _fitted(self, whole: Volume, position: int) -> _Fitted | None:
-        """A slice or the volume; ``None`` for a slice of one value."""
+        """Return a slice or the volume, resized; None for a slice with a single value."""
         if self.plane == "volume":
             voxels, spacing = stack_of(whole)
             return _Fitted(*fitted_volume(voxels, self.size, self.fit, spacing))
@@ -158,18 +159,22 @@ class _Fitted(NamedTuple):
 
 
 def check_plane(plane: str, frame: int | None) -> None:
-    """Raises `InputError` for a plane that there is not, or a frame that is no place in a series."""
+    """Check that `plane` is known and that `frame` is None or a valid index.
+
+    Raises:
+        InputError: one of them is not.
+    """
     if plane not in get_args(Plane):
         raise InputError(f"there is no plane {plane!r}; {nearest(str(plane), get_args(Plane))}")
     if frame is not None and (type(frame) is not int or frame < 0):
-        raise InputError(f"frame={frame!r} must be None or the place of a volume, counted from 0")
+        raise InputError(f"frame={frame!r} must be None or the position of a volume, counted from 0")
 
 
-_OTHERWISE = "a patient is then a folder 'sub-...' or a file"
+_OTHERWISE = "their patient is the folder 'sub-...' or the file"
 
 
 def _files(given: Path, unread: dict[Path, str]) -> tuple[list[Path], tuple[str, ...]]:
-    """Return the volumes of a folder, or the file, and what to say of what was left out."""
+    """Return a folder's volumes, or the single file, with notes about files left out."""
     if not given.exists():
         raise InputError(f"there is no file or folder '{given}'")
     if not given.is_dir():
@@ -185,7 +190,7 @@ def _is_nifti(path: Path) -> bool:
 
 
 def _shapes(files: Sequence[Path], frame: int | None, unread: dict[Path, str]) -> dict[Path, tuple[int, ...]]:
-    """Of the volumes, upright, by their headers alone."""
+    """Return the upright shapes of the volumes, read from their headers alone."""
     shapes = {}
     for file in files:
         try:
@@ -196,5 +201,5 @@ def _shapes(files: Sequence[Path], frame: int | None, unread: dict[Path, str]) -
 
 
 def subject(name: str) -> str:
-    """Of a volume, by its name with its folders: the subject's folder of a BIDS tree, or the file."""
+    """Return a volume's patient, derived from its path: the subject folder in a BIDS tree, or else the file."""
     return next((part for part in Path(name).parts[:-1] if part.startswith("sub-")), name)

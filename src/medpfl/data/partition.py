@@ -1,4 +1,4 @@
-"""Deals images to clients. Whoever is dealt is a patient, so no patient's images are split."""
+"""Rules that distribute images among clients. All images of a patient stay together."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _REDRAWS = 20
 
 
 class Partition(Part):
-    """Deals images to clients. Final classes are frozen dataclasses."""
+    """A rule that distributes images among clients. Concrete classes are frozen dataclasses."""
 
     def deal(self, data: LabelledImages, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """The images of each client.
+        """Return the images of each client.
 
         Args:
-            data: M images; those of one patient stay together, one without a patient stands alone.
-            generator: on the CPU; the only source of randomness.
+            data: M images. A patient's images stay together; an image without a patient is a unit of its own.
+            generator: random generator on the CPU; the only source of randomness.
 
         Returns:
-            One int64 tensor of sorted indices a client; disjoint, never empty, together all of M.
+            One int64 tensor of sorted indices per client. The tensors are disjoint and never empty, and together hold
+            all M indices.
 
         Raises:
             InputError: there are more clients than patients.
@@ -41,10 +42,10 @@ class Partition(Part):
 
 @dataclass(frozen=True, repr=False)
 class IID(Partition):
-    """Every client gets the same mixture of classes and the same number of images, as far as patients allow.
+    """The same mixture of classes and the same number of images for every client, as far as patients allow.
 
     Attributes:
-        clients: at least 1.
+        clients: number of clients, at least 1.
     """
 
     clients: int = 1
@@ -53,7 +54,7 @@ class IID(Partition):
         _check_clients(self.clients)
 
     def deal(self, data: LabelledImages, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """See `Partition.deal`. Larger patients first, each to the client with the fewest images."""
+        """Assign patients, largest first, each to the client with the fewest images; see `Partition.deal`."""
         units = _units(data, self.clients, generator)
         labels = [_majority(data.labels[unit]) for unit in units]
         clients = torch.randperm(self.clients, generator=generator).tolist()
@@ -61,7 +62,7 @@ class IID(Partition):
         has_of_class: Counter[tuple[int, int]] = Counter()
         owners = [0] * len(units)
         for i in sorted(range(len(units)), key=lambda i: (-len(units[i]), labels[i])):
-            # Of clients with equally many images, the one with the fewest of this class: so it is stratified.
+            # Ties go to the client with the fewest images of this class, which stratifies the partition.
             label = labels[i]
             owner = owners[i] = min(clients, key=lambda c: (has[c], has_of_class[c, label]))
             has[owner] += len(units[i])
@@ -71,14 +72,14 @@ class IID(Partition):
 
 @dataclass(frozen=True, repr=False)
 class Dirichlet(Partition):
-    """Each class is split over the clients in proportions drawn from a Dirichlet distribution.
+    """For each class, shares of the clients drawn from a Dirichlet distribution.
 
-    Hsu et al. 2019 (arXiv:1909.06335), in the per-class form of Yurochkin et al. 2019
-    (arXiv:1905.12022). The class of a patient is that of most of its images.
+    Hsu et al. 2019 (arXiv:1909.06335), in the per-class form by Yurochkin et al. 2019
+    (arXiv:1905.12022). A patient's class is the one that most of their images have.
 
     Attributes:
-        alpha: above 0; the smaller, the less alike the clients are.
-        clients: at least 1.
+        alpha: concentration, above 0; smaller values make clients less alike.
+        clients: number of clients, at least 1.
     """
 
     alpha: float = 0.5
@@ -90,7 +91,11 @@ class Dirichlet(Partition):
             raise InputError(f"alpha={self.alpha!r} must be a number above 0")
 
     def deal(self, data: LabelledImages, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """See `Partition.deal`. Redrawn a few times if a client gets nothing; then the largest gives."""
+        """Draw each client's share; see `Partition.deal`.
+
+        If a client gets nothing, the shares are redrawn a few times. After that, it gets one patient from the client
+        with the most patients.
+        """
         units = _units(data, self.clients, generator)
         # torch's own Dirichlet distribution takes no generator.
         random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
@@ -119,7 +124,7 @@ def _check_clients(clients: int) -> None:
 
 
 def _units(data: LabelledImages, clients: int, generator: torch.Generator) -> list[Tensor]:
-    """The indices of each patient's images, patients in random order."""
+    """Return the indices of each patient's images, with the patients in random order."""
     by_patient: dict[str | int, list[int]] = {}
     for i, patient in enumerate(data.patients):
         by_patient.setdefault(i if patient is None else patient, []).append(i)

@@ -1,4 +1,4 @@
-"""Real medical images that are installed with pydicom and nibabel: for a first run without any data."""
+"""Real medical images that come installed with pydicom and nibabel, for a first run without data of one's own."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = ["Samples"]
 class Samples(Target):
     """CT, MR (structural and functional) and ultrasound from the test files of pydicom and nibabel.
 
-    Slices and crops of nine files. A file counts as one patient. Nothing is downloaded.
+    The images are slices and crops from nine files; each file counts as one patient. Nothing is downloaded.
 
     Attributes:
-        size, fit, channels: as in `medpfl.data.target.Target`, but that all images are gray unless `channels` is 3.
+        size, fit, channels: as in `medpfl.data.target.Target`, except that images are gray unless `channels` is 3.
 
     Raises:
         InputError: an argument is out of range.
     """
 
     def load(self) -> LabelledImages:
-        """The samples, as a viewer shows them, sorted by class and file.
+        """Return the samples as a viewer shows them, sorted by class and file.
 
         Raises:
             InputError: the test files are not installed, or cannot be decoded.
@@ -92,4 +92,4 @@ def _read(reader: Callable[..., Tensor], path: str | Path, *which: int) -> Tenso
 
 
 _INSTEAD = "reinstall pydicom, nibabel and Pillow with pip, or use ImageFolder"
-_MISSING = "the sample image '{file}' is not installed (some systems leave test data out); " + _INSTEAD
+_MISSING = "the sample image '{file}' is not installed (some systems omit test data); " + _INSTEAD

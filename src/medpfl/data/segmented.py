@@ -1,4 +1,4 @@
-"""Images with masks: a folder of images beside a folder of masks, or the arrays of an ``.npz`` file."""
+"""Images with segmentation masks: a folder of images beside a folder of masks, or an ``.npz`` file with both."""
 
 from __future__ import annotations
 
@@ -37,33 +37,35 @@ from medpfl.data.target import LimitedTarget, Located
 __all__ = ["Segmented", "is_segmented"]
 
 _PATIENTS = "patients"
-_UNUSED = "The labels in index.csv are not used: the classes of segmented images are those of their masks."
+_UNUSED = "The labels in index.csv are not used: segmented images take their classes from their masks."
 Unit = tuple[Path, int | None]
-"""A file and a slice in it."""
+"""A file and a slice position in it."""
 
 
 @dataclass(frozen=True, repr=False)
 class Segmented(LimitedTarget, Located):
-    """Images, and for each a mask that says which class every pixel is of; 0 is the background.
+    """Images, each with a mask that gives every pixel's class; 0 is the background.
 
-    A folder that holds ``images`` and ``masks``, with the mask of ``images/a.png`` in ``masks/a.png`` (or
-    ``a_mask.png``, ``a_segmentation.png``, ``a_seg.png``), and patients from ``index.csv`` (``file`` relative to
-    ``images``); ``imagesTr`` and ``labelsTr`` of the Medical Segmentation Decathlon and nnU-Net are read in the same
-    way. Images are pictures or DICOM files of one frame, with masks in PNG, BMP or TIFF; or NIfTI volumes with NIfTI
-    masks of the same voxels, read as `Nifti` reads them. Where ``index.csv`` does not say, a patient is PatientID or
-    the subject or file of a volume. Or an ``.npz`` file with arrays ``images`` (M, H, W), (M, H, W, 3) or (M, C, H, W),
-    ``masks`` (M, H, W) or (M, H, W, 1) and, if known, ``patients`` (M,) of numbers or texts; with masks (M, D, H, W),
-    images are volumes.
+    The path is a folder or an ``.npz`` file. A folder holds ``images`` and ``masks``. The mask for ``images/a.png`` is
+    ``masks/a.png`` (or ``a_mask.png``, ``a_segmentation.png``, ``a_seg.png``). Patients come from ``index.csv`` (its
+    ``file`` column is relative to ``images``); without an entry there, the patient is the PatientID, or a volume's
+    subject or file. ``imagesTr`` and ``labelsTr``, as in the Medical Segmentation Decathlon and nnU-Net, are read in
+    the same way. Images are pictures or single-frame DICOM files with PNG, BMP or TIFF masks; or NIfTI volumes, read
+    like `Nifti`, with NIfTI masks on the same voxel grid.
 
-    The values of all masks, in their order, are the classes: 0 and 255 are two. Images without any structure count.
-    Pairs of which a file cannot be read are skipped and listed.
+    An ``.npz`` file holds arrays ``images`` (M, H, W), (M, H, W, 3) or (M, C, H, W), ``masks`` (M, H, W) or (M, H, W,
+    1) and optionally ``patients`` (M,), integers or strings. If masks are (M, D, H, W), images are volumes.
+
+    The sorted values of all masks are the classes, so 0 and 255 are two classes. Images without any structure count
+    too. Pairs with an unreadable file are skipped and listed.
 
     Attributes:
-        path: of the folder or file.
-        size, fit, channels: as in `medpfl.data.target.Target`, and in `Nifti` of volumes; masks go with their images.
-        limit: at most this many, spread evenly.
-        plane: of NIfTI volumes: ``"axial"``, ``"coronal"`` or ``"sagittal"`` slices, or ``"volume"``.
-        frame: which volume of a NIfTI image that holds a series.
+        path: a folder or file.
+        size, fit, channels: as in `medpfl.data.target.Target`, and for volumes as in `Nifti`; masks are resized with
+            their images.
+        limit: maximum number of images, sampled evenly.
+        plane: for NIfTI volumes, ``"axial"``, ``"coronal"`` or ``"sagittal"`` slices, or ``"volume"``.
+        frame: index of the volume to read from a NIfTI image that holds a series.
 
     Raises:
         InputError: an argument is out of range.
@@ -77,11 +79,11 @@ class Segmented(LimitedTarget, Located):
         check_plane(self.plane, self.frame)
 
     def load(self) -> LabelledImages:
-        """The images in the order of their names or places.
+        """Return the images in the order of their names or positions.
 
         Raises:
-            InputError: no such folder or file, images without a mask, images and masks of different sizes, or masks
-                that are none.
+            InputError: the folder or file does not exist, an image has no mask, an image and its mask differ in size,
+                or a mask is invalid.
         """
         root = Path(self.path).expanduser()
         return self._of_file(root) if root.is_file() else self._of_folder(root)
@@ -98,7 +100,7 @@ class Segmented(LimitedTarget, Located):
         skipped = tuple(f"{inside.get(path) or printable(path.relative_to(root))}: {w}" for path, w in unread.items())
         if not pairs:
             raise InputError(f"no image in '{root}' could be read: {first(skipped)}")
-        known = read_patients(root, list(inside.values()), folder, "a patient is then what the file says, if it does")
+        known = read_patients(root, list(inside.values()), folder, "their patients come from the files, if known")
         unused = [_UNUSED] if labels_given(root) else []
         owners = {image: known.of(name) or owner_of(image, case_of(name, folder)) for image, name in inside.items()}
         return self._made(
@@ -122,7 +124,7 @@ class Segmented(LimitedTarget, Located):
     def _read(
         self, chosen: Sequence[Unit], files: Mapping[Path, Path], inside: Mapping[Path, str], unread: dict[Path, str]
     ) -> dict[Unit, Pair]:
-        """One file after the other: a volume is large."""
+        """Return the image-mask pairs. Read one file at a time, because volumes are large."""
         wanted: dict[Path, list[int | None]] = {}
         for image, place in chosen:
             wanted.setdefault(image, []).append(place)
@@ -138,7 +140,7 @@ class Segmented(LimitedTarget, Located):
                 continue
             pairs |= {(image, place): pair for place, pair in found.items()}
         if self.plane == "volume" and len({pair.mask.ndim for pair in pairs.values()}) > 1:
-            raise InputError(f"'{self.path}' holds pictures and volumes: move them apart, or take slices")
+            raise InputError(f"'{self.path}' holds pictures and volumes: separate them, or use slices (plane='axial')")
         return pairs
 
     def _of_file(self, path: Path) -> LabelledImages:
@@ -146,9 +148,9 @@ class Segmented(LimitedTarget, Located):
         if missing := {IMAGES, MASKS} - set(file.names):
             raise InputError(f"'{path}' has no array {' and '.join(sorted(missing))}: it has {', '.join(file.names)}")
         count, own = file.shape(IMAGES)[0], file.shape(MASKS)
-        masks = own[: len(own) - (len(own) > 3 and own[-1] == 1)]  # without a channel, as Keras has it
+        masks = own[: len(own) - (len(own) > 3 and own[-1] == 1)]  # without the channel axis that Keras adds
         if len(masks) not in (3, 4) or masks[0] != count:
-            raise InputError(f"'masks' in '{path}' has shape {own}: ({count}, H, W) or ({count}, D, H, W) is needed")
+            raise InputError(f"'masks' in '{path}' has shape {own}: expected ({count}, H, W) or ({count}, D, H, W)")
         chosen = spread(range(count), lambda _: 0, self.limit)
         pixels = unit(file.rows(IMAGES, chosen), f"the images in '{path}'")
         axes = len(masks) - 1
@@ -170,7 +172,7 @@ class Segmented(LimitedTarget, Located):
     ) -> LabelledImages:
         for name, (image, mask, _) in zip(names, pairs, strict=True):
             if tuple(image.shape[1:]) != mask.shape:
-                raise InputError(f"image '{name}' has sides {tuple(image.shape[1:])}, its mask {mask.shape}")
+                raise InputError(f"image '{name}' has size {tuple(image.shape[1:])}, but its mask has {mask.shape}")
         masks, classes = numbered([pair.mask for pair in pairs])
         cells = [pair.spacing for pair in pairs]
         whole = [fitted_mask(m, classes, self.size, self.fit, c) for m, c in zip(masks, cells, strict=True)]
@@ -189,7 +191,7 @@ class Segmented(LimitedTarget, Located):
         )
 
     def _fitted(self, pair: Pair) -> tuple[Tensor, tuple[float, ...] | None]:
-        """The image, and the size of its voxels where it is a volume."""
+        """Return the resized image and, for a volume, its voxel size."""
         if pair.mask.ndim == 2:
             return fitted(pair.pixels, self.size, self.fit, (pair.spacing[0], pair.spacing[1])), None
         depth, height, width = pair.spacing
@@ -197,18 +199,20 @@ class Segmented(LimitedTarget, Located):
 
 
 def is_segmented(place: Path) -> bool:
-    """Whether a folder or an ``.npz`` file holds images and masks."""
+    """Return True if a folder or an ``.npz`` file holds images and masks."""
     if place.is_file():
         return place.suffix.lower() == ".npz" and {IMAGES, MASKS} <= set(Npz.open(place).names)
     return folders_of(place) is not None
 
 
 def _first(pixels: Tensor, axes: int, path: Path) -> Tensor:
-    """An image with its channels first."""
+    """Return an image with its channels first."""
     if pixels.ndim == axes:
         return pixels[None]
     if pixels.ndim == axes + 1 and pixels.shape[0] in (1, 3):
         return pixels
     if pixels.ndim == axes + 1 and pixels.shape[-1] in (1, 3):
         return pixels.movedim(-1, 0)
-    raise InputError(f"an image in '{path}' has shape {tuple(pixels.shape)}, and its mask {axes} axes: see 'Segmented'")
+    raise InputError(
+        f"an image in '{path}' has shape {tuple(pixels.shape)}, its mask {axes} axes: see 'medpfl list Segmented'"
+    )

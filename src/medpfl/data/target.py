@@ -1,4 +1,4 @@
-"""Arguments that data sources share: the place, the size and shape of images, and how many are read."""
+"""Arguments shared by data sources: path, image size and shape, and the number of images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["LimitedTarget", "Located", "Target"]
 
 _SMALLEST = 8
 
-# Dataclasses take the fields of their bases from the last base to the first: a source that is
-# `Source(Target, Located)` has the arguments path, size, fit, channels. Bases compare by identity, sources by value.
+# Dataclasses collect fields from the last base to the first, so `Source(Target, Located)` has the arguments path,
+# size, fit, channels. Bases compare by identity, sources by value.
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Located(DataSource):
-    """A source at a path, which is no part of its spec.
+    """A source at a path. The path is not part of its spec.
 
     Attributes:
-        path: a folder or a file.
+        path: a folder or file.
     """
 
     path: str | os.PathLike[str] = field(repr=False)
@@ -36,11 +36,11 @@ class Located(DataSource):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Target(DataSource):
-    """A source that brings all images to one size and one number of channels.
+    """A source that converts all images to one size and one number of channels.
 
     Attributes:
-        size: of all sides, from 8 to 4096.
-        fit: ``"crop"`` (shorter side to `size`, middle cut out) or ``"squash"`` (all sides to `size`).
+        size: length of all sides in pixels, from 8 to 4096.
+        fit: ``"crop"`` (scale the shorter side to `size`, keep the center) or ``"squash"`` (scale all sides to `size`).
         channels: 1 (gray), 3 (RGB), or ``None``: 1 if every image is gray, else 3.
 
     Raises:
@@ -54,7 +54,7 @@ class Target(DataSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         size = self.size
-        # The default is right, whatever it is: that of `Arrays` is None.
+        # A class's own default is always valid: for `Arrays` it is None.
         if size is not type(self).size and (type(size) is not int or not _SMALLEST <= size <= SIDE):
             raise InputError(f"size={size!r} must be a whole number of pixels, {_SMALLEST} or more and at most {SIDE}")
         if self.fit not in get_args(Fit):
@@ -65,10 +65,10 @@ class Target(DataSource):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LimitedTarget(Target):
-    """A `Target` that also limits how many images are read.
+    """A `Target` with a limit on the number of images.
 
     Attributes:
-        limit: at most this many images, evenly over the classes and over the files of each in their order.
+        limit: maximum number of images, sampled evenly over classes and over each class's files in order.
     """
 
     limit: int = 2000

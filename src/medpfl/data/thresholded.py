@@ -1,4 +1,4 @@
-"""Images with masks that a rule makes: for models that segment, where no one has drawn any."""
+"""Images with automatic masks, for segmentation models without annotated data."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _BINS = 256
 
 @dataclass(frozen=True, repr=False)
 class Thresholded(Target, Located):
-    """The images that lie at a place, each with the mask of its own bright or dark part.
+    """Images, each with a mask that separates its bright part from its dark part.
 
-    The threshold is Otsu's (1979, IEEE Trans. SMC 9(1), 62-66) of the image's gray values, as it is fitted; the side
-    of it that most of the border is on is the background. So the head is found in an MR slice, the lesion on skin.
-    Such masks stand in for drawn ones in measurements of what leaks; they are no ground truth of anatomy.
+    The threshold is Otsu's (1979, IEEE Trans. SMC 9(1), 62-66), computed on the resized image's gray values. The side
+    that covers most of the border is the background. This finds the head in an MR slice and a lesion on skin. Such
+    masks replace annotations when leakage is measured; they are no anatomical ground truth.
 
     Attributes:
-        path: of a folder or file of images, of any kind that is told by itself; or ``"samples"``.
+        path: a folder or file of images in any format that is recognized automatically; or ``"samples"``.
         size, fit, channels: as in `medpfl.data.target.Target`.
 
     Raises:
@@ -36,22 +36,22 @@ class Thresholded(Target, Located):
     """
 
     def load(self) -> LabelledImages:
-        """The images as their own source has them; their classes are those of the masks.
+        """Return the images as their own source reads them, with classes from the masks.
 
         Raises:
-            InputError: what the source raises, or no image has two gray values.
+            InputError: the source raises it, or no image has two gray values.
         """
         options = {"size": self.size, "fit": self.fit, "channels": self.channels}
         place = str(self.path)
         data = (Samples(**options) if place == "samples" else source_at(place, **options)).load()
         masks = torch.stack([_mask(image.mean(0)) for image in data.images])
         if not masks.any():
-            raise InputError(f"no image in '{place}' has a bright and a dark part: there is nothing to segment")
+            raise InputError(f"no image in '{place}' has both a bright and a dark part: there is nothing to segment")
         return replace(data, masks=masks, labels=class_of(masks), classes=("background", "structure"))
 
 
 def _mask(gray: Tensor) -> Tensor:
-    """1 on the side of the threshold that less of the border is on; (H, W) or (D, H, W) int64."""
+    """Return a mask, (H, W) or (D, H, W) int64, with 1 on the side of the threshold that covers less of the border."""
     above = gray >= otsu(gray)
     inside = above[(slice(1, -1),) * gray.ndim]
     border = (above.sum() - inside.sum()) / (above.numel() - inside.numel())
@@ -59,9 +59,9 @@ def _mask(gray: Tensor) -> Tensor:
 
 
 def otsu(values: Tensor) -> float:
-    """The value that splits values in [0, 1], of any shape, into two groups with the most variance between them.
+    """Return Otsu's threshold for values in [0, 1], of any shape: it maximizes the variance between the two groups.
 
-    It is the least of the upper group: the edge between two of 256 bins.
+    The threshold is the lower end of the upper group: the edge between two of 256 bins.
     """
     counts = torch.histc(values.double(), _BINS, 0, 1)
     centers = (torch.arange(_BINS, dtype=torch.float64) + 0.5) / _BINS

@@ -1,1 +1,1 @@
-"""From what a person gives, words or objects, to parts that are checked."""
+"""Conversion of user input, text or objects, into checked parts."""

@@ -1,4 +1,4 @@
-"""A directory for each round of a training, ``round-5``: the global model, and where it came from."""
+"""Training checkpoints: one directory per round (``round-5``) with the global model and its origin."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _ABOUT, _VERSION = "medpfl-round", 1
 
 @dataclass(frozen=True)
 class About:
-    """What a checkpoint says of itself. It names no image, patient, class or path.
+    """A checkpoint's description of itself. It contains no image, patient, class name or path.
 
     Attributes:
-        round: its number.
+        round: round number.
         model, defense: specs.
         image_shape: (C, H, W).
-        classes: outputs that the model was built for.
-        seed: of the training.
+        classes: number of model outputs.
+        seed: the training's seed.
     """
 
     round: int
@@ -65,13 +65,14 @@ class About:
 
 @dataclass(frozen=True, repr=False)
 class Checkpoint(Model):
-    """The global model of a round of a training, with the layers that the training's defense put into it.
+    """The global model after a round of training, including layers added by the training's defense.
 
     Attributes:
-        path: of the weights; it is kept out of everything that is written.
-        trained: spec of the model.
+        path: path of the weights; it appears in no output.
+        about: the checkpoint's description of itself.
+        trained: the model's spec.
         defense: spec of the training's defense.
-        round: after which it was saved.
+        round: the round after which it was saved.
     """
 
     path: Path = field(repr=False)
@@ -81,38 +82,38 @@ class Checkpoint(Model):
     round: int = shown(0)
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """The trained network; the seed says nothing.
+        """Return the trained network; `num_classes` and `seed` are ignored.
 
         Raises:
-            InputError: images of another shape than it was trained on, a model that cannot be made from its
-                spec, or weights that do not fit it.
+            InputError: the image shape differs from the one in training, the model cannot be built from its spec, or
+                the weights do not fit it.
         """
         about = self.about
         if tuple(image_shape) != about.image_shape:
             channels, *sides = about.image_shape
             raise InputError(
-                f"the checkpoint was trained on images of {about.image_shape}, these are {tuple(image_shape)}: "
-                f"--size {sides[-1]} --channels {channels}"
+                f"the checkpoint was trained on images of {about.image_shape}, but these are {tuple(image_shape)}: "
+                f"use --size {sides[-1]} --channels {channels}"
             )
         network = self.layers()
         put_weights(network, self.path)
         return network
 
     def layers(self) -> nn.Module:
-        """The network without its trained weights.
+        """Return the network without its trained weights.
 
         Raises:
-            InputError: a model that cannot be made from its spec.
+            InputError: the model cannot be built from its spec.
         """
         network, defense = self._network(), self._defense()
-        # The same draws as the training's: layers that the defense put in.
+        # The same draws as in the training, so that the defense adds the same layers.
         network, _ = defense.model(network, defense.init(), generator_of(self.about.seed, "model"))
         return network
 
     def _defense(self) -> Defense:
         known = registry(defense_package)
         if not set(names_of(self.about.defense, "defense")) <= known.keys():
-            return NO_DEFENSE  # the user's own, which the folder does not hold: its layers would not fit
+            return NO_DEFENSE  # the user's own defense, whose code the folder does not hold
         return stated(self.about.defense, known, "defense", self.path, f"--model with --weights '{self.path}'")
 
     def _network(self) -> nn.Module:
@@ -123,7 +124,7 @@ class Checkpoint(Model):
             model = stated(self.about.model, known, "model", self.path, "--model")
         except InputError as error:
             raise InputError(
-                f"the checkpoint was trained from {self.about.model}, which its folder does not hold ({error}): give "
+                f"the checkpoint's model {self.about.model} is not stored in its folder ({error}): give "
                 f"the model itself as --model, with --weights '{self.path}'"
             ) from None
         try:
@@ -133,9 +134,9 @@ class Checkpoint(Model):
 
 
 def keep(out: Path, about: About, network: nn.Module, weights: Weights, state: bytes) -> None:
-    """Writes a round's directory, whole or not at all; older states but that of the round before go.
+    """Write a round's directory, whole or not at all, and delete the training state from two rounds earlier.
 
-    The state is readable by its owner alone: it may hold what clients have kept back (error feedback).
+    Only the owner can read the state: it may hold what clients kept back (error feedback).
     """
     part, folder = out / f".round-{about.round}", round_folder(out, about.round)
     for old in (part, folder):
@@ -153,15 +154,15 @@ def keep(out: Path, about: About, network: nn.Module, weights: Weights, state: b
 
 
 def round_folder(out: Path, number: int) -> Path:
-    """Where a round lies in a training's directory."""
+    """Return the path of a round inside a training's directory."""
     return out / f"round-{number}"
 
 
 def put_weights(network: nn.Module, path: Path) -> None:
-    """Loads a checkpoint's weights into a network, in place.
+    """Load a checkpoint's weights into a network, in place.
 
     Raises:
-        InputError: a damaged file, or weights of another model.
+        InputError: the file is damaged, or the weights belong to another model.
     """
     tensors, _ = _read(path)
     own = Weights.of(network)
@@ -177,12 +178,12 @@ def put_weights(network: nn.Module, path: Path) -> None:
     ]
     problems += [f"{k}: {why}" for k, t in tensors.items() if (why := oddity(t))]
     if problems:
-        raise InputError(f"the checkpoint '{path.parent}' is of another model:{listed(sorted(problems))}")
+        raise InputError(f"the checkpoint '{path.parent}' belongs to another model:{listed(sorted(problems))}")
     put_state(network, Weights(tensors))
 
 
 def put_state(network: nn.Module, weights: Weights) -> None:
-    """Copies tensors into the network's own, by name."""
+    """Copy tensors into the network's own, matched by name."""
     given = {**weights.buffers, **weights.parameters}
     with torch.no_grad():
         for own in (dict(network.named_parameters()), dict(network.named_buffers())):
@@ -191,7 +192,11 @@ def put_state(network: nn.Module, weights: Weights) -> None:
 
 
 def _checked(about: About) -> About:
-    """What a file says of itself, if it can be true; raises `ValueError` if not."""
+    """Return a checkpoint's description after checking its values.
+
+    Raises:
+        ValueError: a value is not possible.
+    """
     for name, kind in (("round", int), ("model", str), ("defense", str), ("seed", int)):
         if type(value := getattr(about, name)) is not kind:
             raise ValueError(f"its header says {name} {value!r:.40}")
@@ -201,19 +206,19 @@ def _checked(about: About) -> About:
 
 
 def is_checkpoint(path: Any) -> bool:
-    """Whether something is the directory of a training, or of one of its rounds."""
+    """Return True if `path` is the directory of a training or of one of its rounds."""
     return isinstance(path, str | Path) and bool(path) and Path(path).is_dir() and _rounds(Path(path)) != []
 
 
 def checkpoint_at(path: Path, number: int | None = None) -> Checkpoint:
-    """The model of a round.
+    """Return the checkpoint of a round.
 
     Args:
-        path: of the training's directory, or of a round's.
-        number: of the round; ``None``: the last one, or the round of the directory.
+        path: directory of a training or of a round.
+        number: round number; ``None`` takes the last round, or the directory's own.
 
     Raises:
-        InputError: no such round, or a damaged file.
+        InputError: the round does not exist, or a file is damaged.
     """
     rounds = _rounds(path)
     chosen = rounds[-1:] if number is None else [r for r in rounds if r.name == round_folder(path, number).name]
@@ -240,7 +245,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], About]:
             about = json.loads((file.metadata() or {})[_ABOUT])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if about.pop("version") != _VERSION:
-            raise ValueError("it is of another version")
+            raise ValueError("it has another format version")
         return tensors, _checked(About(**about))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"'{path}' is no checkpoint of a training, or damaged: {error}") from None
+        raise InputError(f"'{path}' is not a training checkpoint, or is damaged: {error}") from None

@@ -1,4 +1,4 @@
-"""The global model as a run begins with it."""
+"""Construction and checks of a run's initial global model."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = ["check_network", "check_trainable", "label_shape_of", "network_of"]
 def network_of(
     model: Model, image_shape: tuple[int, ...], classes: int, seed: int, weights: Path | Weights | None = None
 ) -> nn.Module:
-    """A model's network, with its weights.
+    """Build a model's network and load its weights.
 
     Args:
-        model: its recipe.
+        model: model to build.
         image_shape: (C, H, W) or (C, D, H, W).
-        classes: of the data.
-        seed: of untrained weights.
-        weights: a file, or a record's state, in place of them.
+        classes: number of classes in the data.
+        seed: seed for untrained weights.
+        weights: weights file or a record's weights, instead of untrained ones.
 
     Raises:
-        InputError: it cannot be built, weights do not fit or are not finite, or nothing of it is trained.
+        InputError: the network cannot be built, the weights do not fit or are not finite, or no parameter is trained.
     """
     with explained(f"the model {type(model).__name__} cannot be built"):
         network = unwrapped(built(model, image_shape, classes, seed))
@@ -48,12 +48,16 @@ def network_of(
         elif weights is not None:
             _set_weights(network, weights)
         check_finite(network)
-        str(network)  # which tells one model from another in a run's identity
+        str(network)  # must work, because it is part of a run's identity
     return network
 
 
 def _set_weights(network: nn.Module, weights: Weights) -> None:
-    """Puts a record's weights into a network, or says which of them do not fit."""
+    """Load a record's weights into a network.
+
+    Raises:
+        InputError: some weights do not fit; the message lists them.
+    """
     state, given = network.state_dict(), {**weights.buffers, **weights.parameters}
     own = dict(network.named_parameters()) | dict(network.named_buffers())
     problems = [f"{k}: in the model, not in the record" for k in state if k not in given]
@@ -72,27 +76,31 @@ def _set_weights(network: nn.Module, weights: Weights) -> None:
 
 
 def check_trainable(network: nn.Module) -> None:
-    """Raises `InputError` if a model would send no update."""
+    """Check that a model has parameters to send in an update.
+
+    Raises:
+        InputError: no parameter is trained, or a lazy layer has no shape yet.
+    """
     parameters = list(network.parameters())
     if any(isinstance(p, UninitializedParameter) for p in parameters):
-        raise InputError("the model has lazy layers without a shape yet: run it once on an image before it is audited")
+        raise InputError("the model has lazy layers without a shape: run it once on an image before the audit")
     if not any(p.requires_grad for p in parameters):
-        raise InputError("the model has no parameter that is trained (requires_grad), so no update would be sent")
+        raise InputError("the model has no trainable parameter (requires_grad), so clients would send no update")
 
 
 def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, masks: bool = False) -> int:
-    """Runs a model once on a batch; the number of its outputs K.
+    """Run a model once on a batch, check it, and return its number of outputs K.
 
     Args:
         network: the model.
         images: (N, C, H, W).
-        classes: of the data.
-        plan: of the client.
-        masks: whether the data has masks, so that logits may be (N, K, H, W).
+        classes: number of classes in the data.
+        plan: the client's plan.
+        masks: True if the data has masks, so that logits may be (N, K, H, W).
 
     Raises:
-        InputError: it does not take the images, does not return finite logits (N, K) with K >= `classes`, writes into
-            what it must not (`medpfl.inputs.writes`), or draws random numbers of its own.
+        InputError: the model does not accept the images, does not return finite logits (N, K) with K >= `classes`,
+            modifies what it must not modify (`medpfl.inputs.writes`), or draws random numbers of its own.
     """
     shape = tuple(images.shape)
     with explained(f"the model does not take images of shape {shape}"), torch.no_grad():
@@ -101,14 +109,14 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
     if isinstance(logits, Tensor) and len(logits) == len(images) and logits.shape[2:] == images.shape[2:]:
         if not masks:
             raise InputError(
-                "the model gives a class for every pixel, and the images have no masks: give images with masks, "
-                "such as a folder that holds 'images' and 'masks' (see Segmented)"
+                "the model segments (one class per pixel), but the images have no masks: give images with masks, "
+                "such as a folder with 'images' and 'masks' (see 'medpfl list Segmented')"
             )
     elif not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        several = "; name the output that counts, make_model()['logits']" if isinstance(logits, dict) else ""
+        several = "; name the output to use, make_model()['logits']" if isinstance(logits, dict) else ""
         raise InputError(
-            f"the model must return logits of shape ({len(images)}, classes), it returned {found}{several}"
+            f"the model must return logits of shape ({len(images)}, classes), but it returned {found}{several}"
         )
     outputs = logits.shape[1]
     if outputs < max(classes, 2):
@@ -124,13 +132,17 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
 
 
 def label_shape_of(network: nn.Module, images: Tensor, plan: Plan) -> tuple[int, ...]:
-    """Of what the model tells of an image: () a class, (H, W) or (D, H, W) a class for every pixel."""
+    """Return the shape of the model's label for one image: () for a class, (H, W) or (D, H, W) for a mask."""
     with explained("the model cannot be run once more"), torch.no_grad():
         return tuple(network.train(plan.mode == "train")(images).shape[2:])
 
 
 def _check_repeatable(network: nn.Module, images: Tensor, plan: Plan) -> None:
-    """Raises `InputError` if a model draws random numbers that no generator of ours gives it."""
+    """Check that all of a model's random draws come from MedPFL's generators.
+
+    Raises:
+        InputError: the model draws random numbers of its own.
+    """
     ready = prepare(network, plan)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), explained("the model cannot be run once more"):
         before = torch.get_rng_state()
@@ -138,5 +150,5 @@ def _check_repeatable(network: nn.Module, images: Tensor, plan: Plan) -> None:
         if not torch.equal(torch.get_rng_state(), before):
             raise InputError(
                 f"the model draws random numbers of its own in {plan.mode} mode, so its update cannot be repeated: "
-                "make its dropout a torch.nn.Dropout layer (that inside attention is none), or take --mode eval"
+                "use torch.nn.Dropout layers for dropout (attention's built-in dropout is not one), or use --mode eval"
             )

@@ -1,4 +1,4 @@
-"""What a user gives, as the objects that the audit works with."""
+"""Conversion of user input into the objects that an audit works with."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 class Given(NamedTuple):
-    """An attack or a defense, and the spec without a sweep that it was made from; ``None``: it was given as it is."""
+    """An attack or defense, and the single spec that it was made from; ``None`` if an object was given."""
 
     part: Any
     text: str | None = None
@@ -62,18 +62,18 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class GivenModel(Model):
-    """A network that the user made; its weights are as they are."""
+    """A network that the user made, with its weights unchanged."""
 
     network: nn.Module = field(repr=False)
     name: str = ""
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """A copy: a forward pass in train mode changes batch-norm statistics, and a record its weights."""
+        """Return a copy: passes in train mode change batch-norm statistics, and a record replaces the weights."""
         return copied(unwrapped(self.network))
 
 
 def model_of(model: str | Path | Model | nn.Module) -> Model:
-    """From a spec, a user's ``place:name``, the directory of a training or of its round, a `Model` or a network."""
+    """Return a model from a spec, a ``place:name``, a training or round directory, a `Model` or a network."""
     if isinstance(model, Model):
         check_part(model)
         return model
@@ -87,19 +87,19 @@ def model_of(model: str | Path | Model | nn.Module) -> Model:
     if is_place(model):
         return UserModel.parse(model)
     if model.endswith(".py") or model.partition("(")[0].endswith(".py"):
-        raise InputError(f"model '{model}': say which function makes it, {model}:make_model")
+        raise InputError(f"model '{model}': add the function that makes it, as in {model}:make_model")
     if model and folder.is_dir():
-        raise InputError(f"model '{model}' is a folder without a round of a training (round-0, round-1, ...)")
+        raise InputError(f"model '{model}' is a folder without training rounds (round-0, round-1, ...)")
     check_model_name(model)
     return build(model, registry(model_package), "model")
 
 
 def attacks_of(attacks: Iterable[str | Attack], worker: Worker | None = None) -> list[Attack]:
-    """From specs, the user's own ``place:Name``, and attacks; sweeps are expanded, repetitions left out.
+    """Return attacks from specs, a user's ``place:Name``, or attack objects; expand sweeps and drop duplicates.
 
     Args:
-        attacks: any of them.
-        worker: makes those that run in a process of their own, so that none of their code is imported here.
+        attacks: specs or attack objects.
+        worker: process that builds isolated attacks, so that their code is not imported here.
     """
     known, nested = registry(attack_package), registry(matching)
 
@@ -111,32 +111,34 @@ def attacks_of(attacks: Iterable[str | Attack], worker: Worker | None = None) ->
 
 
 def defenses_of(defenses: Iterable[str | Defense]) -> list[Defense]:
-    """The undefended control first, then the defenses given."""
+    """Return the undefended control, then the given defenses."""
     return [one.part for one in defenses_given(defenses)]
 
 
 def defenses_given(defenses: Iterable[str | Defense]) -> list[Given]:
-    """The same, each with the spec that it was made from, which may name a place."""
+    """Return the same as `defenses_of`, each with the spec that it was made from, which may contain a path."""
     known = registry(defense_package)
     return _each([NO_DEFENSE, *_listed(defenses)], Defense, lambda text: _made(text, known, "defense"))
 
 
 def _made(text: str, known: Mapping[str, Any], role: str, nested: Mapping[str, Any] | None = None) -> Any:
-    """From a spec; its first name may be the user's own, ``file.py:Name(argument=value)``."""
+    """Build a part from a spec, whose first name may be the user's own, ``file.py:Name(argument=value)``."""
     check_text(text, role)
     if found := parted(text):
         place, text = found
         if (own := re.match(r"\s*(\w+)", text)) is None:
-            raise InputError(f"{role} '{place}:{text}': after the colon write its name, {place}:Name(argument=value)")
+            raise InputError(
+                f"{role} '{place}:{text}': write its name after the colon, as in {place}:Name(argument=value)"
+            )
         if own[1] in known:
-            raise InputError(f"'{place}' calls its {role} '{own[1]}', as one of ours is called: give it another name")
+            raise InputError(f"'{place}' calls its {role} '{own[1]}', but MedPFL already has that name: rename it")
         known = {**known, own[1]: find(place, own[1], role)}
     with explained(f"{role} '{text}' failed"):
         return build(text, known, role, nested)
 
 
 def _listed(items: Any) -> list[Any]:
-    """One spec or part stands for a list of one."""
+    """Return a list; a single spec or part becomes a list of one."""
     return list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
 
 
@@ -146,48 +148,55 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[Given]:
     made = [one.part for one in given]
     for one in made:
         if not isinstance(one, role):
-            raise InputError(f"{one!r} is no {role.__name__.lower()}: give a spec string or an object of that role")
+            raise InputError(
+                f"{one!r} cannot be used as {role.__name__.lower()}: give a spec or an object of that role"
+            )
         check_part(one)
         _check_spec(one)
-    with explained(f"the {role.__name__.lower()}s cannot be written as specs"):
+    with explained(f"cannot write the {role.__name__.lower()}s as specs"):
         homes = {(repr(one), type(one).__module__, type(one).__qualname__) for one in made}
-        _ = [one.where for one in made if isinstance(one, Defense)]  # which a property may compute
-    for one in made:  # after it is known that each can be written
+        _ = [one.where for one in made if isinstance(one, Defense)]  # a property, which may fail
+    for one in made:  # only now, when each is known to have a spec
         if isinstance(one, Defense):
-            with explained(f"{one!r} cannot be asked whose privacy it promises"):
+            with explained(f"cannot determine the privacy unit of {one!r}"):
                 _check_unit(one)
     if twins := [text for text, count in Counter(text for text, *_ in homes).items() if count > 1]:
-        raise InputError(f"two different classes are both written {twins[0]}: rename one, so that rows tell them apart")
+        raise InputError(f"two different classes have the spec {twins[0]}: rename one, so that rows tell them apart")
     return list({repr(one.part): one for one in given}.values())
 
 
 def _check_spec(part: Any) -> None:
-    """Raises `InputError` for a part, or a part of one, that has no spec: rows could not name it."""
+    """Check that a part, and each of its parts, has a spec: otherwise rows could not name it.
+
+    Raises:
+        InputError: one has none.
+    """
     for one in getattr(part, "parts", (part,)):
         if type(one).__repr__ is Part.__repr__ and not is_dataclass(one):
             raise InputError(
-                f"{type(one).__name__} is no dataclass, so that nothing names its settings: put "
+                f"{type(one).__name__} is not a dataclass, so its settings have no names: put "
                 "@dataclass(frozen=True, repr=False) above the class"
             )
 
 
 def _check_unit(defense: Defense) -> None:
-    """Raise `InputError` for a defense that promises differential privacy of nobody, or says of whom and not how much.
+    """Check that a defense with differential privacy states its privacy unit, and one with a unit its mechanism.
 
-    Its epsilon would be missing in the report without a word.
+    Otherwise its epsilon would silently be missing from the report.
+
+    Raises:
+        InputError: one of the two is missing, or the unit is unknown.
     """
     for part in getattr(defense, "parts", (defense,)):
         promising = [name for name in ("mechanism", "spent", "promises") if part.acts(name)]
         if part.unit is None and promising:
-            raise InputError(
-                f"{part!r} has {promising[0]}() and does not say whose privacy that is: set unit to {_units()}"
-            )
+            raise InputError(f"{part!r} has {promising[0]}() but no privacy unit: set unit to {_units()}")
         if part.unit is not None and part.unit not in UNITS:
             raise InputError(f"{part!r} has the unit {part.unit!r}: set unit to {_units()}, or to None")
         if part.unit is not None and not promising:
             raise InputError(
-                f"{part!r} promises differential privacy of {part.unit!r} and not how much: override mechanism(), or "
-                "spent() where the mechanism is not Gaussian"
+                f"{part!r} has the privacy unit {part.unit!r} but no epsilon: override mechanism(), or "
+                "spent() if the mechanism is not Gaussian"
             )
 
 
@@ -196,37 +205,37 @@ def _units() -> str:
 
 
 def partition_of(partition: object, clients: int | None = None) -> Partition:
-    """From a spec or a partition; with so many clients, if that is given."""
+    """Return a partition from a spec or a partition, with the given number of clients if there is one."""
     if not isinstance(partition, str | Partition):
-        raise InputError(f"{shortened(partition)} is no partition: give a spec string or an object of that role")
+        raise InputError(f"{shortened(partition)} cannot be used as partition: give a spec or an object of that role")
     made = partition if isinstance(partition, Partition) else build(partition, registry(partition_module), "partition")
     check_part(made)
     if clients is None:
         return made
     check_whole("clients", clients, 1, CLIENTS)
     if not hasattr(made, "clients"):
-        raise InputError(f"{made!r} says itself how many clients there are: leave out --clients")
+        raise InputError(f"{made!r} sets the number of clients itself: leave out --clients")
     return replace(made, clients=clients)  # type: ignore[type-var]  (it has the field)
 
 
 def is_record(data: Any) -> bool:
-    """Whether the data is the path of a recorded update."""
+    """Return True if the data is the path of a recorded update."""
     return (
         isinstance(data, str | Path)
         and is_there(str(data))
-        and path_of(data).is_file()  # opening a named pipe would wait for ever
+        and path_of(data).is_file()  # opening a named pipe would block
         and Record.is_one(path_of(data))
     )
 
 
 class Found(NamedTuple):
-    """The images of a source.
+    """Images loaded from a source.
 
     Attributes:
-        images: what it holds.
-        source: how it is called in what is written, without its path.
-        place: where it is; for the terminal and the key file only.
-        reader: what read them, whose code the run is a function of.
+        images: the loaded images.
+        source: the source's name in all output, without its path.
+        place: location, shown only in the terminal and the key file.
+        reader: the data source; its code is part of the run's identity.
     """
 
     images: LabelledImages
@@ -236,12 +245,12 @@ class Found(NamedTuple):
 
 
 def data_of(data: str | Path | DataSource | LabelledImages, reading: Reading) -> Found:
-    """Return the images that a folder, a spec, a source or the user himself gives."""
+    """Return the images from a folder, a spec, a source or an object."""
     if isinstance(data, LabelledImages):
         return Found(data, "images", "images")
     source = data if isinstance(data, DataSource) else source_of(str(data), reading)
     path = getattr(source, "path", None)
-    # The same folder, however it is spelled, has the same study indices.
+    # Resolved, so that study indices do not depend on how the path is written.
     place = type(source).__name__ if path is None else str(path_of(path).resolve())
     for place_of in (path, getattr(source, "labels", None)):
         about(place_of if isinstance(place_of, str | Path) else None)
@@ -255,7 +264,11 @@ def data_of(data: str | Path | DataSource | LabelledImages, reading: Reading) ->
 
 
 def _check_no_run(folder: Path) -> None:
-    """Raises `InputError` if the pictures that audits wrote would be taken for data."""
+    """Check that the folder holds no run directory, whose pictures would be taken for data.
+
+    Raises:
+        InputError: it holds one.
+    """
     if not folder.is_dir():
         return
     try:
@@ -265,18 +278,18 @@ def _check_no_run(folder: Path) -> None:
     for inside in folders:
         if holds_a_run(inside):
             raise InputError(
-                f"'{inside}' is a run directory, whose pictures are no data: give a folder of class folders without "
-                f"it, or make its pages again with 'medpfl report {inside}'"
+                f"'{inside}' is a run directory, and its pictures are results, not data: give a folder without "
+                f"it, or rebuild its pages with 'medpfl report {inside}'"
             )
 
 
 def _around(folder: Path) -> list[Path]:
-    """Return the run directory in whose private folder a folder lies, if it lies in one."""
+    """Return the run directory whose private folder contains this folder, as a list of at most one."""
     return [inside.parent for inside in (folder, *folder.parents) if inside.name == PRIVATE_FOLDER]
 
 
 def source_of(data: str, reading: Reading) -> DataSource:
-    """Return the source that a path or a spec names; what the spec itself says goes before `reading`."""
+    """Return the source for a path or spec; settings in the spec override `reading`."""
     about(data if is_there(data) else None)
     if data == "samples":
         return embedded(size=reading.size, fit=reading.fit, channels=reading.channels)

@@ -1,4 +1,4 @@
-"""Mistakes that an experiment's words alone show, before torch is imported, which takes seconds."""
+"""Checks of names and paths before torch is imported, which takes seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ def check_words(
     defense: Iterable[str] = (),
     grant: Iterable[str] = (),
 ) -> None:
-    """Raises `InputError`, as the audit itself would later, for names of parts, grants and places that do not exist."""
+    """Check that parts, grants and paths exist, with the same errors that the audit would raise later.
+
+    Raises:
+        InputError: one of them does not exist.
+    """
     ThreatModel(tuple(grant))
     if model is not None and not at_home(model).exists():
         check_model_name(model)
@@ -41,12 +45,12 @@ def check_words(
 def _check(role: str, package: str, specs: Iterable[str]) -> None:
     known = names_in(package)
     for spec in (one for text in specs if not is_place(text) for one in expand(text)):
-        if not (spec.endswith(".py") or spec.partition("(")[0].endswith(".py")):  # a place without its name
+        if not (spec.endswith(".py") or spec.partition("(")[0].endswith(".py")):  # a file without a name after it
             check_names(spec, known, role)
 
 
 def names_a_source(data: str) -> bool:
-    """Return whether data is given as a spec, ``Name(argument=value)``: what is there under that name is a path.
+    """Return True if data is a spec, ``Name(argument=value)``, and not an existing path.
 
     >>> names_a_source("Dicom('a (1)', size=32)"), names_a_source("data/no such (folder)"), names_a_source("data (2)")
     (True, False, False)
@@ -58,29 +62,33 @@ def names_a_source(data: str) -> bool:
 
 
 def is_there(data: str) -> bool:
-    """Return whether there is something at a path; ``~`` stands for the home."""
+    """Return True if the path exists; ``~`` stands for the home directory."""
     try:
         return path_of(data).exists()
-    except (InputError, OSError):  # no path at all, or one that is too long to be one
+    except (InputError, OSError):  # not a valid path, or too long
         return False
 
 
 def path_of(data: str | Path) -> Path:
-    """Return a path that a person wrote, with ``~`` as the home.
+    """Return a user's path with ``~`` expanded to the home directory.
 
     Raises:
-        InputError: there is no such home, or a null byte.
+        InputError: the home directory is unknown, or the path holds a null byte.
     """
     if "\0" in str(data):
-        raise InputError(f"{str(data)!r} holds a null byte, which no path does")
+        raise InputError(f"{str(data)!r} holds a null byte, which a path cannot contain")
     try:
         return Path(data).expanduser()
     except RuntimeError:
-        raise InputError(f"'{data}' starts with the home of a user who is not known here") from None
+        raise InputError(f"'{data}' starts with the home directory of an unknown user") from None
 
 
 def check_source(data: str) -> None:
-    """Raises `InputError` if there is nothing at the path of the images."""
+    """Check that the images' path exists.
+
+    Raises:
+        InputError: it does not.
+    """
     if data == "samples":
         return
     place = path_of(data)
@@ -96,16 +104,20 @@ def check_source(data: str) -> None:
 
 
 def check_model_name(model: str) -> None:
-    """Raises `InputError` for a model that is meant as a path, at which nothing is."""
+    """Check that a model that looks like a path exists.
+
+    Raises:
+        InputError: it does not.
+    """
     if "/" in model and not is_call(model) and not is_place(model) and not at_home(model).exists():
         raise InputError(
-            f"model '{model}': there is no such directory of a training or of its round; a spec, file.py:name and "
-            "package.module:name are models too"
+            f"model '{model}': this training or round directory does not exist; a model can also be a spec, "
+            "file.py:name or package.module:name"
         )
 
 
 def names_in(package: str) -> list[str]:
-    """The ``__all__`` of one of our packages or modules, such as ``"attacks.matching"``, read and not imported."""
+    """Return the ``__all__`` of a MedPFL package or module, such as ``"attacks.matching"``, without importing it."""
     place = Path(__file__).parents[1].joinpath(*package.split("."))
     file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     for node in ast.parse(file.read_text()).body:

@@ -1,4 +1,4 @@
-"""What a model's forward pass writes: it may change neither the images nor anything that the model keeps."""
+"""Check that a model's forward pass modifies neither the images nor the model's parameters and buffers."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ __all__ = ["check_writes"]
 
 
 def check_writes(network: nn.Module, images: Tensor, plan: Plan) -> None:
-    """Pass images through copies of a network, in the plan's mode and in eval mode, in which a training judges it.
+    """Run copies of a network in the plan's mode and in eval mode, which scores a training's model.
 
     Args:
-        network: the model, which is not changed.
-        images: (N, C, H, W) that it takes; they are not changed.
-        plan: of the client.
+        network: the model; it is not changed.
+        images: (N, C, H, W) in the model's input shape; they are not changed.
+        plan: the client's plan.
 
     Raises:
-        InputError: the forward pass writes into the images, or into a parameter or buffer; batch norm's statistics
-            aside. An update would depend on how often the model was called.
+        InputError: the forward pass modifies the images, or a parameter or buffer other than batch-norm statistics.
+            Updates would then depend on how often the model was called.
     """
     _check_pass(prepare(network, plan), images, plan.mode)
     if plan.mode != "eval":
         ready = prepare(network, replace(plan, mode="eval"))
-        with suppress(_PassError):  # only a training needs this mode, and says so itself
+        with suppress(_PassError):  # only a training needs eval mode, and reports the failure itself
             _check_pass(ready, images, "eval")
 
 
 class _PassError(InputError):
-    """The pass did not come to its end."""
+    """Error raised inside the forward pass itself."""
 
 
 def _check_pass(ready: nn.Module, images: Tensor, mode: str) -> None:
@@ -44,21 +44,21 @@ def _check_pass(ready: nn.Module, images: Tensor, mode: str) -> None:
     kept = {**dict(ready.named_parameters()), **dict(ready.named_buffers())}
     before = {name: (tensor, tensor._version, tensor.detach().clone()) for name, tensor in kept.items()}
     try:
-        # With gradients, as in an update: a model may well count its passes outside of one.
+        # With gradients, as in an update: a model may count its passes outside of updates.
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), explained(f"the model fails in {mode} mode"):
             ready(given)
     except InputError as error:
         raise _PassError(str(error)) from error
     if given._version or not torch.equal(given, images):
         raise InputError(
-            f"the forward pass writes into the images that it is given (in {mode} mode): write x = (x - 0.5) / 0.5 in "
-            "place of x.sub_(0.5).div_(0.5), and take no layer with inplace=True as the first"
+            f"the forward pass modifies its input images (in {mode} mode): write x = (x - 0.5) / 0.5 instead "
+            "of x.sub_(0.5).div_(0.5), and let the first layer not have inplace=True"
         )
     for name, (tensor, version, value) in before.items():
         if tensor._version != version or not torch.equal(tensor.nan_to_num(), value.nan_to_num()):
             kind = "buffer" if name in dict(ready.named_buffers()) else "parameter"
             raise InputError(
-                f"the forward pass writes into {kind} '{name}' (in {mode} mode), so that an update would depend on how "
-                "often the model was called: leave it out, or write only outside of updates "
+                f"the forward pass modifies {kind} '{name}' (in {mode} mode), so updates would depend on how "
+                "often the model was called: remove this, or modify it only outside of updates "
                 "(if not torch.is_grad_enabled())"
             )

@@ -71,7 +71,7 @@ def test_a_table_that_lacks_files_or_names_others(tmp_path):
     assert "has no label for 2 file(s):\n  y/3.dcm\n  y/4.dcm\nadd a row for each" in refused(PLACES, tmp_path, some)
     more = table(tmp_path, "file,label\n" + "".join(f"{p.file},a\n" for p in PLACES) + "gone.dcm,b\ndamaged.dcm,b\n")
     (tmp_path / "damaged.dcm").touch()
-    assert "names 1 file(s) that are not there:\n  gone.dcm" in refused(PLACES, tmp_path, more)
+    assert "lists 1 missing file(s):\n  gone.dcm" in refused(PLACES, tmp_path, more)
 
 
 @pytest.mark.parametrize(

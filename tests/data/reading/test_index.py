@@ -77,7 +77,7 @@ def test_pictures_without_a_label_are_an_error(parts):
     message = refused(ImageFolder(write(parts, "file,label,x", *rows()[:7], "part_2/7.png,nan,p9")))
     assert "has no label for 1 file(s):\n  part_2/7.png" in message
     message = refused(ImageFolder(write(parts, "patient_id,label", "p1,a", "p2,b")))
-    assert "gives labels by 'patient_id', which is not known of these files: add a column 'file'" in message
+    assert "gives labels by 'patient_id', which these files do not have: add a column 'file'" in message
 
 
 def test_an_empty_column_of_labels_gives_none(parts):
@@ -109,8 +109,8 @@ def test_names_in_decomposed_and_composed_letters_are_the_same(tmp_path):
 
 def test_patients_of_no_file_are_an_error(parts):
     message = refused(ImageFolder(write(parts, "file,patient_id", *(f"{i}.png,p{i}" for i in range(8)))))
-    assert "gives patients, but none of its 8 rows names an image that is there:\n  0.png\n" in message
-    assert message.endswith(f"write the files relative to '{parts}', such as 'part_1/0.png'")
+    assert "gives patients, but none of its 8 rows matches an image:\n  0.png\n" in message
+    assert message.endswith(f"give file paths relative to '{parts}', such as 'part_1/0.png'")
 
 
 def test_rows_without_a_file_and_files_without_a_row_are_said(parts):
@@ -118,14 +118,14 @@ def test_rows_without_a_file_and_files_without_a_row_are_said(parts):
     data = ImageFolder(write(parts, "file,patient_id", *lines, "", ",")).load()
     assert data.patients == ("p0", *[None] * 7)
     assert data.notes == (
-        "2 of the 4 files that index.csv names are not there",
+        "2 of the 4 files listed in index.csv are missing",
         "6 of the 8 image files have no row in index.csv: their patients are unknown",
     )
 
 
 def test_two_patients_of_one_file_are_an_error(parts):
     message = refused(ImageFolder(write(parts, "file,patient_id", "part_1/0.png,a", "part_1\\0.png,b")))
-    assert "gives two patients, 'a' and 'b', to" in message
+    assert "gives two patients, 'a' and 'b', for" in message
 
 
 def test_patients_of_dicom_and_of_segmented_images(tmp_path):
@@ -137,11 +137,11 @@ def test_patients_of_dicom_and_of_segmented_images(tmp_path):
     data = Dicom(write(tmp_path / "dcm", "file,patient_id", "0.dcm,p", "gone.dcm,p")).load()
     assert data.patients == ("p", "h1", "h2")
     assert data.notes == (
-        "1 of the 2 files that index.csv names are not there",
-        "2 of the 3 image files have no row in index.csv: their patients are those of their headers",
+        "1 of the 2 files listed in index.csv are missing",
+        "2 of the 3 image files have no row in index.csv: their patients come from the DICOM headers",
     )
-    assert "none of its 1 rows names" in refused(Dicom(write(tmp_path / "dcm", "file,patient_id", "x/0.dcm,p")))
-    assert "none of its 1 rows names" in refused(
+    assert "none of its 1 rows matches" in refused(Dicom(write(tmp_path / "dcm", "file,patient_id", "x/0.dcm,p")))
+    assert "none of its 1 rows matches" in refused(
         Segmented(write(tmp_path / "seg", "file,patient_id", "images/0.png,p"))
     )
     assert Segmented(write(tmp_path / "seg", "file,patient_id", "0.png,p")).load().patients == ("p", None, None)

@@ -88,7 +88,7 @@ def test_what_is_named_as_a_mask_and_is_a_picture_counts_and_is_said(tmp_path):
     picture(tmp_path / "a" / "1_seg.png", 5)
     data = ImageFolder(tmp_path).load()
     assert data.names == ("a/1.png", "a/1_seg.png", "b/1.png")
-    assert "1 file named as masks (names such as <picture>_seg.png) hold more values than a mask does" in data.notes[0]
+    assert "Counted 1 file named like masks (names such as <picture>_seg.png) as images: too many values" in data.notes[0]
 
 
 def test_masks_of_no_picture_are_the_pictures(tmp_path):
@@ -107,8 +107,8 @@ def test_folders_of_pictures_and_of_their_masks_are_no_classes(tmp_path, images,
         mask(tmp_path / masks / f"{i}.png")
     with pytest.raises(InputError) as error:
         ImageFolder(tmp_path).load()
-    assert f"holds images and masks ({images}, {masks}), and these folders are no classes" in str(error.value)
-    assert f"to audit the images alone, give '{tmp_path / images}'" in str(error.value)
+    assert f"holds folders of images and masks ({images}, {masks}), not classes" in str(error.value)
+    assert f"To audit only the images, give '{tmp_path / images}'" in str(error.value)
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_parts_of_a_set_of_volumes_with_class_folders_are_refused(tmp_path):
     for part in ("train", "test"):
         for c in ("sick", "well"):
             volume(tmp_path / part / c / f"{part}{c}.nii.gz")
-    with pytest.raises(InputError, match=f"holds the parts of a set, not its classes: give '{tmp_path}/test'"):
+    with pytest.raises(InputError, match=f"holds splits of a data set, not classes: give '{tmp_path}/test'"):
         Nifti(tmp_path).load()
     assert Nifti(tmp_path, labels="folders", plane="volume").load().classes == ("test", "train")
 
@@ -187,5 +187,5 @@ def test_masks_without_an_image_and_labels_of_a_table_are_said(tmp_path):
     (tmp_path / "index.csv").write_text("file,label\n0.png,a\n1.png,b\n")
     notes = Segmented(tmp_path).load().notes
     assert notes[0] == "Left out 1 mask without an image of the same name."
-    assert notes[1].startswith("Left out 1 file of other formats (1 .webp).")
+    assert notes[1].startswith("Left out 1 file in other formats (1 .webp).")
     assert notes[2].startswith("The labels in index.csv are not used")

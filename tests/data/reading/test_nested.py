@@ -35,7 +35,7 @@ def test_a_folder_of_sets_with_tables_of_their_own(draw):
     (root / "few" / "index.csv").write_text("file\na/0.png\n")
     with pytest.raises(InputError) as error:
         ImageFolder(root).load()
-    assert str(error.value).endswith(f"each with its own class folders and index.csv: give '{root}/brain'")
+    assert str(error.value).endswith(f"each with class folders and index.csv: give '{root}/brain'")
     (root / "skin" / "index.csv").write_text("file\n")
     with pytest.raises(InputError, match=f"give '{root}/brain' or '{root}/skin'"):
         ImageFolder(root).load()
@@ -47,7 +47,7 @@ def test_a_folder_of_sets_with_tables_of_their_own(draw):
 def test_the_parts_of_a_set(draw, names):
     root = draw(*(f"{name}/{inner}/0.png" for name in names for inner in ("benign", "malignant")))
     first = sorted(names)[0]
-    with pytest.raises(InputError, match=f"holds the parts of a set, not its classes: give '{root}/{first}'"):
+    with pytest.raises(InputError, match=f"holds splits of a data set, not classes: give '{root}/{first}'"):
         ImageFolder(root).load()
     assert ImageFolder(root / first).load().classes == ("benign", "malignant")
 
@@ -55,8 +55,8 @@ def test_the_parts_of_a_set(draw, names):
 def test_what_may_be_sets_or_patients_is_said_on_the_terminal(draw, capsys):
     root = draw(*NESTED)
     (note,) = ImageFolder(root).load().notes
-    assert note.startswith("the classes are taken to be brain, skin, and the folders inside them (benign, glioma,")
-    assert note.endswith(f"if those are the classes, give '{root}/brain' or '{root}/skin'")
+    assert note.startswith("Classes are the folders brain, skin; the folders inside them (benign, glioma,")
+    assert note.endswith(f"If the inner folders are the classes, give '{root}/brain' or '{root}/skin'")
     words = ["--model", "MLP((4,))", "--attack", "RGAP", "--size", "12", "--images", "2", "--quiet", "--show-paths"]
     assert main(["audit", str(root), *words]) == 0
     assert f"note: {note}" in capsys.readouterr().err

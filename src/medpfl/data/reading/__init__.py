@@ -1,1 +1,1 @@
-"""Readers of image files, tables and archives, whatever data source uses them."""
+"""Readers for image files, tables and archives, shared by the data sources."""

@@ -1,4 +1,4 @@
-"""An image file (PNG, JPEG, BMP, TIFF) to pixels in [0, 1], whatever its mode, depth and orientation."""
+"""Decoding of image files (PNG, JPEG, BMP, TIFF) in any mode, bit depth and orientation to pixels in [0, 1]."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medpfl.core.atomic_files import oddity_of
 __all__ = ["FORMATS", "SUFFIXES", "decode", "pillow_quiet", "reason"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-"""Of image files, in lower case."""
+"""Suffixes of image files, in lower case."""
 
 # Pillow guesses by content. Only these formats: some of its others start programs.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -31,9 +31,9 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 @contextmanager
 def pillow_quiet() -> Iterator[None]:
-    """Pillow's warnings are silent, but that of a decompression bomb is an error.
+    """Silence Pillow's warnings, but turn its decompression bomb warning into an error.
 
-    Filters belong to the process, not to a thread: enter it once, around the threads.
+    Warning filters belong to the process, not to a thread: enter this context once, around all threads.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -42,23 +42,24 @@ def pillow_quiet() -> Iterator[None]:
 
 
 def decode(path: Path) -> Tensor:
-    """The first page of the file, upright, composited over black where it is transparent.
+    """Return the file's first page, upright; transparent areas are composited over black.
 
-    8-bit values are divided by 255 and 16-bit ones by 65535, never by the image's own maximum. Pillow
-    reduces 16-bit RGB to 8 bits. Integers in 32 bits must lie in 0 to 65535 and floats in 0 to 1: with
-    anything else, what white means would be a guess.
+    8-bit values are divided by 255 and 16-bit values by 65535, never by the image's own maximum. Pillow reduces 16-bit
+    RGB to 8 bits. 32-bit integers must lie in 0 to 65535 and floats in 0 to 1: otherwise, the value of white would be a
+    guess.
 
     Returns:
         (1, H, W) for gray modes, (3, H, W) for the others; float32 in [0, 1].
 
     Raises:
-        Exception: whatever Pillow raises for a broken file; `reason` puts it in a few words.
+        ValueError: no regular file, no pixels, or 32-bit values out of range.
+        Exception: any error from Pillow for a broken file; `reason` condenses it.
     """
     if why := oddity_of(path):
         raise ValueError(why)
     if not path.stat().st_size:
         raise ValueError("empty file")
-    # Not by its name: Pillow would map the file into memory, and 13.0 garbles a turned TIFF that way.
+    # Opened here, not by name: Pillow would memory-map the file, which in 13.0 garbles a rotated TIFF.
     with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         if 0 in image.size:
             raise ValueError("has no pixels")
@@ -81,7 +82,7 @@ def _deep(image: Image.Image) -> np.ndarray:
     if image.mode not in _DEEP:
         bits = tags.get(_BITS, (16,))[0]
         pixels = pixels / (2**bits - 1)
-        # Pillow inverts a negative TIFF of 8 bits itself, and one of 16 bits not.
+        # Pillow itself inverts a white-is-zero TIFF with 8 bits, but not with 16.
         return 1 - pixels if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else pixels
     white = 65535 if image.mode == "I" else 1
     if not (pixels.min() >= 0 and pixels.max() <= white):  # so written, nan fails too
@@ -89,16 +90,16 @@ def _deep(image: Image.Image) -> np.ndarray:
     return pixels / white
 
 
-# A quoted text that holds a slash, or an absolute path without quotes.
+# A quoted string with a slash, or an absolute path without quotes.
 _PLACE = re.compile(r"""(["'])[^"']*[/\\][^"']*\1|(?<![\w./:])/[^\s"':;,)]+""")
 
 
 def reason(error: Exception, path: str | os.PathLike[str] | None = None) -> str:
-    """Return why a file could not be read, in a few words and without any path.
+    """Return a short reason why a file could not be read, without any path.
 
     Args:
-        error: what the reader of the file raised.
-        path: of the file, to be cut out of the error's own words; other paths are cut out as far as they look like one.
+        error: the error raised by the file's reader.
+        path: The file's path, which is removed from the error's text. Other text that looks like a path is removed too.
     """
     match error:
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
@@ -108,7 +109,7 @@ def reason(error: Exception, path: str | os.PathLike[str] | None = None) -> str:
         case OSError(strerror=str(text)):
             return text
         case MemoryError():
-            return "needs more memory than there is"
+            return "needs more memory than is available"
     text = str(error).partition("\n")[0]
     if path is not None and "\0" not in os.fspath(path):
         for own in (os.path.realpath(path), str(Path(path).absolute()), os.fspath(path)):

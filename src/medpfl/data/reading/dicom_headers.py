@@ -1,4 +1,4 @@
-"""Which files of a folder or a DICOMDIR are DICOM images, and what their headers say of patients and frames."""
+"""Detection of DICOM images in a folder or DICOMDIR, with the patients and frame counts in their headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medpfl.data.reading.listing import files_in, printable
 __all__ = ["SUFFIXES", "DicomFile", "Found", "is_dicom", "list_dicom", "why_unread"]
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
-"""That DICOM files often have, in lower case; as often they have none."""
+"""Common suffixes of DICOM files, in lower case. Many DICOM files have none."""
 
 _DIRECTORY, _DOSE, _SEGMENTATION = (
     "1.2.840.10008.1.3.10",
@@ -31,10 +31,10 @@ _NO_PICTURE = {_DOSE: "a dose, not a picture", _SEGMENTATION: "a segmentation, n
 _WANTED = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "SOPClassUID", "Rows", "Columns"]
 _WANTED += ["SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation"]
 _MOST_PIXELS = 2**27
-"""In a frame; the largest detectors and slide tiles have a fifth of it."""
-_DAMAGED = "has fewer or other pixels than its header says: it is cut off or damaged"
+"""Maximum pixels per frame. The largest detectors and slide tiles have a fifth of this."""
+_DAMAGED = "has fewer or other pixels than its header says: it is truncated or damaged"
 _OURS = "pip install 'medpfl[dicom]'"
-# By transfer syntax: the module that decodes it, and how to get that.
+# By transfer syntax: the module that decodes it, and the command that installs it.
 _PLUGINS = {
     "1.2.840.10008.1.2.4.51": ("libjpeg", "pip install pylibjpeg pylibjpeg-libjpeg"),
     "1.2.840.10008.1.2.4.57": ("libjpeg", "pip install pylibjpeg pylibjpeg-libjpeg"),
@@ -51,12 +51,12 @@ _PLUGINS = {
 
 @dataclass(frozen=True)
 class DicomFile:
-    """A file with pixels.
+    """A DICOM file with pixels.
 
     Attributes:
-        path: of the file.
-        place: what it may be known by.
-        frames: images in it.
+        path: path of the file.
+        place: file name and ids by which labels and patients are looked up.
+        frames: number of images in the file.
     """
 
     path: Path
@@ -65,13 +65,13 @@ class DicomFile:
 
 
 class Found(NamedTuple):
-    """DICOM files.
+    """DICOM files found at a path.
 
     Attributes:
         root: the folder that names are relative to.
-        files: those with pixels, in the order of their names.
-        unread: why others could not be read, by name.
-        notes: how many files are of other formats.
+        files: files with pixels, sorted by path.
+        unread: reason for each file that could not be read, by name.
+        notes: counts of files in other formats.
     """
 
     root: Path
@@ -81,13 +81,10 @@ class Found(NamedTuple):
 
 
 def list_dicom(given: Path) -> Found:
-    """The DICOM images of a folder, of a DICOMDIR, or of one file.
-
-    Returns:
-        What was found.
+    """Return the DICOM images in a folder, a DICOMDIR, or one file.
 
     Raises:
-        InputError: there is no such file or folder, or the DICOMDIR cannot be read.
+        InputError: the file or folder does not exist, or the DICOMDIR cannot be read.
     """
     if not given.exists():
         raise InputError(f"there is no file or folder '{given}'")
@@ -106,7 +103,7 @@ def list_dicom(given: Path) -> Found:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM, whatever its name: by its mark, or by a header without one."""
+    """Return True if a file is DICOM, whatever its name: by its ``DICM`` mark, or by a header without one."""
     try:
         if oddity_of(path):
             return False
@@ -118,7 +115,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def _bare_header(path: Path) -> Any:
-    """Return the header of a data set without preamble and mark, or why it is none."""
+    """Return the header of a data set without preamble and ``DICM`` mark, or the reason why it is none."""
     try:
         with quiet():
             header = read_header(path, stop_before_pixels=True, specific_tags=_WANTED)
@@ -128,19 +125,19 @@ def _bare_header(path: Path) -> Any:
 
 
 def _candidates(given: Path, unread: dict[Path, str]) -> tuple[list[Path], list[Path]]:
-    """Return the files that may be DICOM, and the others in the folder."""
+    """Return the files that may be DICOM, and the folder's other files."""
     if given.is_dir():
         files = files_in(given, unread)
         likely = [path for path in files if path.suffix.lower() in SUFFIXES or is_dicom(path)]
         return likely, sorted({*files} - {*likely})
     named = _directory(given)
     candidates = [given] if named is None else named
-    unread |= {path: "named in the DICOMDIR, but not there" for path in candidates if not path.exists()}
+    unread |= {path: "listed in the DICOMDIR, but missing" for path in candidates if not path.exists()}
     return [path for path in candidates if path.exists()], []
 
 
 def _directory(path: Path) -> list[Path] | None:
-    """The files that a DICOMDIR names; ``None`` if the file is no DICOMDIR."""
+    """Return the files listed in a DICOMDIR; None if the file is not a DICOMDIR."""
     import pydicom
 
     named = path.name.upper() == "DICOMDIR"
@@ -163,13 +160,13 @@ def _directory(path: Path) -> list[Path] | None:
 
 
 def _as_on_disk(root: Path, parts: list[str]) -> Path:
-    """A DICOMDIR names files in upper case; copied to a disk they are often in lower case."""
+    """Return the path of a file listed in a DICOMDIR, whose upper-case names are often lower case on disk."""
     path, lower = root.joinpath(*parts), root.joinpath(*(part.lower() for part in parts))
     return lower if lower.exists() and not path.exists() else path
 
 
 def _read_header(path: Path, root: Path) -> DicomFile | str | None:
-    """Return the file, why it cannot be read, or ``None`` for a DICOMDIR."""
+    """Return the file, the reason why it cannot be read, or None for a DICOMDIR."""
     if why := oddity_of(path):
         return why
     if not is_dicom(path):
@@ -201,7 +198,7 @@ def _described(header: Any, path: Path, root: Path) -> DicomFile | str | None:
 
 
 def why_unread(path: Path, error: Exception) -> str:
-    """Return why the pixels of a file could not be read, in a few words, with the missing plug-in if that is it."""
+    """Return a short reason why a file's pixels could not be read; it names a missing decoder plug-in."""
     if isinstance(error, UnshownError):
         return str(error)
     try:
@@ -212,7 +209,7 @@ def why_unread(path: Path, error: Exception) -> str:
 
 
 def _why(header: Any, said: str, unknown: bool) -> str:
-    """Return why pixels could not be read: by the header, by what the decoder said, and whether it knows the syntax."""
+    """Return why pixels could not be read, from the header, the decoder's message, and if the syntax is unknown."""
     from pydicom.pixels.utils import get_expected_length
 
     syntax = header.file_meta.TransferSyntaxUID
@@ -220,13 +217,13 @@ def _why(header: Any, said: str, unknown: bool) -> str:
     if pixels is None:
         return "holds no pixels"
     if unknown:
-        return f"has the unknown transfer syntax {syntax.name}: save it as Explicit VR Little Endian"
+        return f"has the unsupported transfer syntax {syntax.name}: save it as Explicit VR Little Endian"
     if not syntax.is_compressed:
         return _DAMAGED if len(pixels) < get_expected_length(header) else f"cannot be shown ({said})"
     module, remedy = _PLUGINS.get(syntax, ("", ""))
     if module and find_spec(module) is None:
-        return f"is compressed as {syntax.name}, which needs a plug-in: {remedy}"
-    return f"cannot be decoded, {syntax.name} ({said})"
+        return f"is compressed as {syntax.name}, which needs a plug-in: run {remedy}"
+    return f"cannot be decoded as {syntax.name} ({said})"
 
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")

@@ -1,4 +1,4 @@
-"""DICOM files to pixels in [0, 1] as a viewer shows them."""
+"""Decoding of DICOM files to pixels in [0, 1], as a viewer shows them."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ Window = tuple[float, float]
 
 _SHOWN_AS_STORED = 8
 _RARE = 0.05
-"""Share of the voxels that differ from the commonest value: if fewer do, percentiles are theirs alone."""
-# What decides how a frame is shown; an enhanced multi-frame file says it once for each frame.
+"""Below this share of voxels that differ from the most common value, percentiles use only those voxels."""
+# Tags that control how a frame is shown; an enhanced multi-frame file holds them per frame.
 _TAGS = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction")
 _TAGS += ("WindowCenter", "WindowWidth", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio")
 
 
 class UnshownError(ValueError):
-    """A file whose pixels are whole and that cannot be shown; the message goes on from the file's name."""
+    """Error for a file with intact pixels that cannot be displayed. Its message continues after the file name."""
 
 
 class Shown(NamedTuple):
-    """A frame.
+    """A rendered frame.
 
     Attributes:
         image: (1, H, W), or (3, H, W) for color; float32 in [0, 1].
-        spacing: height and width of a pixel, in mm or in proportion; (1, 1) where the file does not say.
+        spacing: pixel height and width, in mm or as a ratio; (1, 1) if the file does not say.
     """
 
     image: Tensor
@@ -45,24 +45,25 @@ class Shown(NamedTuple):
 
 
 def dicom_frame(path: str | PathLike[str], frame: int = 0) -> Tensor:
-    """The image of one frame; see `dicom_frames`."""
+    """Return the image of one frame; see `dicom_frames`."""
     return dicom_frames(path, [frame])[0].image
 
 
 def dicom_frames(path: str | PathLike[str], frames: Sequence[int], window: Window | None = None) -> list[Shown]:
-    """Frames of a file: modality LUT, VOI LUT or window, MONOCHROME1 inverted, palettes and YBR as RGB.
+    """Return frames after modality LUT and VOI LUT or window, with MONOCHROME1 inverted and palettes and YBR as RGB.
 
-    A gray image without a window is shown as stored if it has 8 bits or fewer and no modality LUT, else
-    between its 1st and 99th percentile, padding apart. Color is divided by what its bits can hold.
+    A gray image without a window is shown as stored if it has at most 8 bits and no modality LUT. Otherwise it is
+    scaled between its 1st and 99th percentiles, without padding. Color is divided by the largest value of its bit
+    depth.
 
     Args:
-        path: of the file.
-        frames: their positions, from 0.
-        window: center and width, in place of the file's own.
+        path: path of the file.
+        frames: frame indices, from 0.
+        window: window center and width, instead of the file's own.
 
     Raises:
-        UnshownError: a tag that decides how the pixels are shown is no number, or a pixel is not finite.
-        Exception: whatever pydicom raises for what it cannot read or decode.
+        UnshownError: a tag needed for display is not a number, or a pixel is not finite.
+        Exception: any error from pydicom for a file that it cannot read or decode.
     """
     with quiet():
         header = read_header(path)
@@ -70,20 +71,20 @@ def dicom_frames(path: str | PathLike[str], frames: Sequence[int], window: Windo
 
 
 def starts_bare(start: bytes) -> bool:
-    """Return whether a file's first bytes are those of a data set without the preamble and the mark ``DICM``."""
+    """Return True if a file's first bytes start a data set without the preamble and the mark ``DICM``."""
     return len(start) > 8 and start[:2] in (b"\x08\x00", b"\x02\x00", b"\x00\x08")
 
 
 def read_header(path: str | PathLike[str], **options: Any) -> Any:
-    """Read a DICOM file, with or without preamble and mark.
+    """Read a DICOM file, with or without preamble and ``DICM`` mark.
 
     Args:
-        path: of the file.
-        options: of ``pydicom.dcmread``.
+        path: path of the file.
+        options: options of ``pydicom.dcmread``.
 
     Raises:
         UnshownError: the file does not say how its pixels are compressed.
-        Exception: whatever pydicom raises for what it cannot read.
+        Exception: any error from pydicom for a file that it cannot read.
     """
     import pydicom
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -93,7 +94,7 @@ def read_header(path: str | PathLike[str], **options: Any) -> Any:
     header: Any = pydicom.dcmread(path, force=bare, **options)
     if "TransferSyntaxUID" not in header.file_meta:
         if "PixelData" in header and header["PixelData"].is_undefined_length:
-            raise UnshownError("its pixels are compressed, and no transfer syntax says how")
+            raise UnshownError("its pixels are compressed, but the transfer syntax is missing")
         implicit, little = header.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
@@ -121,7 +122,7 @@ def _shown(header: Any, frame: int, window: Window | None) -> Shown:
 
 
 def _tags(header: Any, frame: int) -> Any:
-    """The header's tags, with those of the frame's functional groups laid over them."""
+    """Return the header's display tags, overridden by those in the frame's functional groups."""
     from pydicom.dataset import Dataset
 
     shared = (header.get("SharedFunctionalGroupsSequence") or [])[:1]
@@ -131,7 +132,7 @@ def _tags(header: Any, frame: int) -> Any:
     flat.file_meta = header.file_meta  # the byte order of lookup tables
     for source in (header, *macros):
         for tag in _TAGS:
-            if tag in source:  # as it is stored: a number that is none would raise an error here
+            if tag in source:  # as stored: converting an invalid number would raise an error here
                 stored: Any = source.get_item(tag)
                 flat[stored.tag] = stored
     return flat
@@ -146,14 +147,14 @@ def _spacing(tags: Any) -> tuple[float, float]:
 
 
 _TEXTS = (None, "DS", "IS", "LO", "SH", "UN")
-"""Value representations in which a number is a text; ``None``: as the dictionary says, where the VR is implicit."""
+"""Value representations that store numbers as text; None means that the VR is implicit and the dictionary gives it."""
 
 
 def _numbers(tags: Any, name: str) -> list[float]:
-    """Return the numbers of a tag; none where it is missing or empty. A decimal comma is read as a point.
+    """Return a tag's numbers, or an empty list if it is missing or empty. A decimal comma is read as a point.
 
     Raises:
-        UnshownError: one of them is no finite number.
+        UnshownError: a value is not a finite number.
     """
     if name not in tags:
         return []
@@ -167,14 +168,14 @@ def _numbers(tags: Any, name: str) -> list[float]:
     try:
         numbers = [float(text) for text in texts if str(text).strip(" \0")]
     except ValueError:
-        raise UnshownError(f"its {name} is no number") from None
+        raise UnshownError(f"its {name} is not a number") from None
     if not np.isfinite(numbers).all():
         raise UnshownError(f"its {name} is not a finite number")
     return numbers
 
 
 def _rescaled(pixels: np.ndarray, tags: Any) -> np.ndarray:
-    """Return the pixels by the modality's table or line; a missing or an empty tag changes nothing."""
+    """Return pixels after the modality LUT or linear rescale; a missing or empty tag changes nothing."""
     from pydicom.pixels.processing import apply_modality_lut
 
     if tags.get("ModalityLUTSequence"):
@@ -204,7 +205,7 @@ def _windowed(pixels: np.ndarray, header: Any, tags: Any, window: Window | None)
 
 
 def _counted(pixels: np.ndarray, header: Any) -> np.ndarray:
-    """Return which pixels are no padding: it is a value, or a range if ``PixelPaddingRangeLimit`` says its end."""
+    """Return True for each pixel that is not padding: one value, or a range up to ``PixelPaddingRangeLimit``."""
     kind = {("f", 4): "Float", ("f", 8): "DoubleFloat"}.get((pixels.dtype.kind, pixels.dtype.itemsize), "")
     first, last = (_as_pixel(header.get(f"{kind}PixelPadding{end}"), pixels.dtype) for end in ("Value", "RangeLimit"))
     if first is None:
@@ -214,7 +215,7 @@ def _counted(pixels: np.ndarray, header: Any) -> np.ndarray:
 
 
 def _as_pixel(value: Any, dtype: np.dtype) -> float | None:
-    """Return a padding value as the pixels' type has it: its VR often has the other sign, of the same bytes."""
+    """Return a padding value in the pixels' type: its VR often has the other sign with the same bytes."""
     if isinstance(value, bytes):
         value = int.from_bytes(value, "little")
     if not isinstance(value, int | float):
@@ -227,15 +228,15 @@ def _as_pixel(value: Any, dtype: np.dtype) -> float | None:
 
 
 def _first_window(tags: Any) -> Window:
-    """Return center and width; a width of 0 where the file has no window."""
+    """Return the window center and width; a width of 0 means that the file has no window."""
     centers, widths = _numbers(tags, "WindowCenter"), _numbers(tags, "WindowWidth")
     return (centers[0], widths[0]) if centers and widths else (0.0, 0.0)
 
 
 def _window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
-    """Apply a function of DICOM PS3.3 C.11.2.1, to the whole range: pydicom's own depends on the bit depth.
+    """Apply a window function from DICOM PS3.3 C.11.2.1 to the full range; pydicom's own depends on the bit depth.
 
-    A width below 1, which LINEAR must not have and maps of tiny values do, is that of LINEAR_EXACT.
+    A width below 1 is applied as LINEAR_EXACT: LINEAR does not allow it, but maps with tiny values have it.
     """
     if function == "SIGMOID":
         return (0.5 + 0.5 * np.tanh(2 * (values - center) / width)).astype(np.float32)
@@ -247,14 +248,14 @@ def _window(values: np.ndarray, center: float, width: float, function: str) -> n
 
 
 def between_percentiles(values: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
-    """Scale values so that the 1st percentile is 0 and the 99th is 1; float32, clipped to [0, 1].
+    """Scale values so that the 1st percentile becomes 0 and the 99th becomes 1; float32, clipped to [0, 1].
 
-    Where nearly all are of one value, the percentiles are those of the others, with that value in the range: else a
-    few bright voxels in a black volume would all become white. Values that are all equal become 0.
+    If nearly all values are equal, the percentiles are computed from the others, and the range is extended to the
+    common value. Otherwise, a few bright voxels in a black volume would all become white. Constant input becomes 0.
 
     Args:
-        values: of any shape and magnitude, finite.
-        counted: those of which the percentiles are taken; all, if there are none.
+        values: finite values, of any shape and magnitude.
+        counted: True for values to include in the percentiles; None, or an all-False array, includes all.
     """
     chosen = values if counted is None or not np.any(counted) else values[counted]
     common = np.median(chosen)
@@ -273,9 +274,9 @@ def between_percentiles(values: np.ndarray, counted: np.ndarray | None = None) -
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings and log records that odd headers give rise to: they quote tags.
+    """Suppress warnings and log records about unusual headers, because they quote tags.
 
-    Filters and loggers belong to the process, not to a thread: enter it once, around the threads.
+    Filters and loggers belong to the process, not to a thread: enter this context once, around all threads.
     """
     loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global")]
     before = [logger.disabled for logger in loggers]

@@ -1,4 +1,4 @@
-"""Which class a file is of: by a CSV, or by the folder that it lies in."""
+"""Class labels of files, from a CSV or from folder names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medpfl.data.reading.table import Table, file_key, is_missing, read_table
 __all__ = ["UNLABELED", "Place", "label_files", "labels_given"]
 
 UNLABELED = ("no label", "other")
-"""The classes of images without labels: all are of the first, since a loss needs two."""
+"""Classes of images without labels. All belong to the first; the second exists because a loss needs two."""
 
 FOLDERS = "folders"
 _KEYS = {
@@ -23,17 +23,17 @@ _KEYS = {
 }  # fmt: skip
 _LABELS = ("label", "class")
 _EXPECTED = (
-    "a comma-separated file in UTF-8 whose first line names a column 'label' and one of 'file' (relative to the "
+    "a comma-separated UTF-8 file whose header has a column 'label' and one of 'file' (relative to the "
     "folder), 'series_uid', 'study_uid' and 'patient_id'"
 )
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file that holds images, and what it may be known by.
+    """A file that holds images, with the names and ids by which a table can refer to it.
 
     Attributes:
-        file: relative to the source, with ``/``.
+        file: path relative to the source, with ``/``.
         patient, study, series: the source's own ids, where known.
     """
 
@@ -44,22 +44,22 @@ class Place:
 
 
 def label_files(places: Sequence[Place], root: Path, labels: str | None) -> tuple[list[int], tuple[str, ...]]:
-    """The class of each file.
+    """Return the class of each file.
 
     Args:
         places: the files.
-        root: the folder of the source.
-        labels: a CSV (columns ``label`` or ``class``, and ``file``, ``series_uid``, ``study_uid`` or
-            ``patient_id``: the first of these that it has counts); ``"folders"``: the first folder below
-            `root`; ``None``: ``index.csv`` in `root` if it has labels, else the folders if there are several
-            and each holds two patients or more (one that holds one patient may be named for him), else none.
+        root: the source's folder.
+        labels: A CSV with a column ``label`` or ``class``, and one or more of ``file``, ``series_uid``, ``study_uid``
+            and ``patient_id``, of which the first one present is used. ``"folders"``: the first folder below `root`.
+            ``None``: ``index.csv`` in `root` if it has labels; else the folders if there are several and each holds at
+            least two patients (a folder with one patient may be named after that patient); else no labels.
 
     Returns:
-        Indices, and the sorted names of the classes.
+        Class indices, and the sorted class names.
 
     Raises:
-        InputError: the CSV cannot be read, lacks some of the files, or names some that are not there; files
-            lie outside of folders; folders are the parts of a set, each with folders of its own.
+        InputError: the CSV cannot be read, lacks some of the files, or lists missing files; files lie outside the
+            class folders; or the folders are splits (such as train and test), each with folders of its own.
     """
     names = _named(places, root, labels)
     if names is None:
@@ -79,10 +79,10 @@ def _named(places: Sequence[Place], root: Path, labels: str | None) -> list[str]
 
 
 def labels_given(root: Path) -> Table | None:
-    """Return the table ``index.csv`` of a folder if it gives labels.
+    """Return the table ``index.csv`` in a folder, if it gives labels; else None.
 
     Raises:
-        InputError: the table is there and cannot be read.
+        InputError: the table exists and cannot be read.
     """
     path = root / INDEX
     if not os.path.lexists(path):
@@ -95,8 +95,8 @@ def labels_given(root: Path) -> Table | None:
 def _folders(places: Sequence[Place], root: Path) -> list[str]:
     if loose := [place.file for place in places if "/" not in place.file]:
         raise InputError(
-            f"{len(loose)} file(s) lie directly in '{root}', in no folder named for a class:{listed(loose)}\n"
-            "move them, or give the labels of all files as labels='labels.csv'"
+            f"{len(loose)} file(s) lie directly in '{root}', not in a class folder:{listed(loose)}\n"
+            "move them into class folders, or give the labels of all files with labels='labels.csv'"
         )
     return [place.file.partition("/")[0] for place in places]
 
@@ -115,18 +115,18 @@ def _look_like_classes(places: Sequence[Place], root: Path) -> bool:
 
 
 def _from_table(places: Sequence[Place], table: Table, root: Path | None) -> list[str]:
-    """Return the label of each file; with `root`, the files that the table names must be there."""
+    """Return each file's label. If `root` is given, all files listed in the table must exist."""
     path = table.path
     key, named = _named_by(table)
     keys = [_key(place, key) for place in places]
     if not any(keys) and places:
-        raise InputError(f"'{path}' gives labels by '{key}', which is not known of these files: add a column 'file'")
+        raise InputError(f"'{path}' gives labels by '{key}', which these files do not have: add a column 'file'")
     if missing := [place.file for place, own in zip(places, keys, strict=True) if own not in named]:
         raise InputError(f"'{path}' has no label for {len(missing)} file(s):{listed(missing)}\nadd a row for each")
     if root and key == "file" and (gone := sorted(own for own in {*named} - {*keys} if not (root / own).exists())):
         raise InputError(
-            f"'{path}' names {len(gone)} file(s) that are not there:{listed(gone)}\n"
-            f"take out their rows, or put the files back; paths are relative to '{root}'"
+            f"'{path}' lists {len(gone)} missing file(s):{listed(gone)}\n"
+            f"remove their rows or restore the files; paths are relative to '{root}'"
         )
     return [named[own or ""] for own in keys]
 
@@ -137,7 +137,7 @@ def _key(place: Place, key: str) -> str | None:
 
 
 def _named_by(table: Table) -> tuple[str, dict[str, str]]:
-    """Return the column that files are known by, and the label of each of its values."""
+    """Return the column that identifies files, and the label for each of its values."""
     key, label = table.first(*_KEYS), table.first(*_LABELS)
     if key is None or label is None:
         found = ", ".join(table.columns) or "(none)"

@@ -1,4 +1,4 @@
-"""Files that are ignored for their format: how many there are, and of which kinds."""
+"""Counts of files that are ignored because of their format."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ _SHOWN = 3
 
 
 def of_other_formats(files: Iterable[Path], is_read: Callable[[Path], bool], formats: str) -> tuple[str, ...]:
-    """Return a note of how many files are ignored for their format; none where all are read, or texts and tables.
+    """Return a note that counts the files ignored because of their format; empty if there are none.
+
+    Text files and tables are not counted.
 
     Args:
-        files: that were found.
-        is_read: whether a file is read.
-        formats: that are read.
+        files: all files found.
+        is_read: predicate that is True for a file that is read.
+        formats: names of the supported formats.
     """
     others = ignored(files, is_read)
     if not others:
         return ()
-    of = f"{counted(len(others), 'file')} of other formats ({kinds_of(others)})"
-    return (f"Left out {of}. Formats that are read: {formats}.",)
+    of = f"{counted(len(others), 'file')} in other formats ({kinds_of(others)})"
+    return (f"Left out {of}. Supported formats: {formats}.",)
 
 
 def ignored(files: Iterable[Path], is_read: Callable[[Path], bool]) -> list[Path]:
-    """Return the files that are not read, without texts and tables."""
+    """Return the files that are not read, except text files and tables."""
     return [path for path in files if not is_read(path) and not is_text(path)]
 
 
 def is_text(path: Path) -> bool:
-    """Return whether a file is named as a text, a table or a program, which often lie beside images."""
+    """Return True if a file's name is that of a text, table or program, which often lie beside images."""
     return path.suffix.lower() in _TEXTS or path.stem.lower() in _PROSE or path.name.lower() == "dicomdir"
 
 
 def kinds_of(files: Sequence[Path]) -> str:
-    """Return how many files there are of each suffix.
+    """Return the number of files per suffix, as text.
 
     >>> kinds_of([Path("a.webp"), Path("b.webp"), Path("c"), Path("1.2.840.10008.123456789012")])
     '2 .webp, 1 without a suffix, 1 others'
@@ -58,7 +60,7 @@ def kinds_of(files: Sequence[Path]) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number with its noun.
+    """Return a number with its noun, plural if needed.
 
     >>> counted(1, "file"), counted(2, "file")
     ('1 file', '2 files')

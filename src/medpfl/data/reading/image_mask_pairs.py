@@ -1,4 +1,4 @@
-"""Images and their masks as files: which belong together, and what they hold."""
+"""Matching of image files with mask files, and reading of both."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ __all__ = [
 
 IMAGES, MASKS = "images", "masks"
 _LAYOUTS = ((IMAGES, MASKS), ("imagesTr", "labelsTr"))
-"""Names of the two folders: ours, and those of the Medical Segmentation Decathlon and nnU-Net."""
-_CHANNEL = re.compile(r"_\d{4}(?=$|\.nii(\.gz)?$)")  # what nnU-Net adds to the name of an image
+"""Names of the image and mask folders: MedPFL's own, and those of the Medical Segmentation Decathlon and nnU-Net."""
+_CHANNEL = re.compile(r"_\d{4}(?=$|\.nii(\.gz)?$)")  # the channel suffix of an nnU-Net image
 _ENDINGS = ("", "_mask", "_segmentation", "_seg")
 
 
@@ -48,8 +48,8 @@ class Pair(NamedTuple):
 
     Attributes:
         pixels: (C, H, W) or (C, D, H, W) float32 in [0, 1].
-        mask: (H, W) or (D, H, W), the values as stored.
-        spacing: of a pixel or voxel along these axes, in any unit.
+        mask: (H, W) or (D, H, W), values as stored.
+        spacing: pixel or voxel size along these axes, in any unit.
     """
 
     pixels: Tensor
@@ -61,8 +61,8 @@ class Paired(NamedTuple):
     """Images with their masks.
 
     Attributes:
-        masks: of each image.
-        notes: what was left out, without a name.
+        masks: the mask file of each image file.
+        notes: descriptions of what was left out, without file names.
     """
 
     masks: dict[Path, Path]
@@ -70,7 +70,7 @@ class Paired(NamedTuple):
 
 
 def folders_of(root: Path) -> tuple[Path, Path] | None:
-    """Return the folders of images and of masks; ``None``: there are none."""
+    """Return the image folder and the mask folder, or None if they do not exist."""
     both = ((root / images, root / masks) for images, masks in _LAYOUTS)
     return next(((images, masks) for images, masks in both if images.is_dir() and masks.is_dir()), None)
 
@@ -79,12 +79,12 @@ def paired(images: Path, masks: Path, unread: dict[Path, str]) -> Paired:
     """Return the mask of each image in a folder.
 
     Args:
-        images: the folder of the images.
-        masks: that of the masks, beside it.
-        unread: gets the folders that could not be searched, with the reason.
+        images: the image folder.
+        masks: the mask folder, beside it.
+        unread: receives the folders that could not be searched, with the reason.
 
     Raises:
-        InputError: there is no image, or one without a mask of its name and kind.
+        InputError: there is no image, or an image has no mask with the same name and kind.
     """
     all_images, all_masks = files_in(images, unread), files_in(masks, unread)
     by_name = {_name(file, masks): file for file in all_masks if _is_picture(file) or is_volume(file)}
@@ -96,23 +96,23 @@ def paired(images: Path, masks: Path, unread: dict[Path, str]) -> Paired:
     if not found:
         raise InputError(f"no picture, NIfTI volume or DICOM file in '{images}'")
     if missing := [printable(image.relative_to(images)) for image, mask in found.items() if mask is None]:
-        raise InputError(f"{len(missing)} image(s) have no mask of the same name in '{masks}':{listed(missing)}")
+        raise InputError(f"{len(missing)} image(s) have no mask with the same name in '{masks}':{listed(missing)}")
     pairs = {image: mask for image, mask in found.items() if mask is not None}
     if odd := [printable(i.relative_to(images)) for i, m in pairs.items() if is_volume(i) != is_volume(m)]:
         raise InputError(
-            f"{len(odd)} image(s) and their masks are of two kinds, a volume and a picture:{listed(odd)}\n"
-            "give NIfTI masks to NIfTI images, and pictures to pictures and DICOM files"
+            f"{len(odd)} image(s) are volumes and their masks pictures, or the reverse:{listed(odd)}\n"
+            "use NIfTI masks for NIfTI images, and picture masks for pictures and DICOM files"
         )
     return Paired(pairs, _notes(images.parent, all_images, all_masks, len(by_name) - len({*pairs.values()})))
 
 
 def case_of(name: str, images: Path) -> str:
-    """Return the name of an image without its channel, which nnU-Net adds: channels are images of one patient."""
+    """Return an image's name without the channel suffix that nnU-Net adds: all channels show one patient."""
     return name if images.name == IMAGES else _CHANNEL.sub("", name)
 
 
 def _notes(root: Path, images: Sequence[Path], masks: Sequence[Path], alone: int) -> tuple[str, ...]:
-    """Return what to say of files that no pair holds."""
+    """Return notes about files that belong to no pair."""
     without = sum(map(_is_image, files_in(root / "imagesTs", {}))) if (root / "imagesTs").is_dir() else 0
     return (
         *([f"Left out {counted(alone, 'mask')} without an image of the same name."] if alone else []),
@@ -131,7 +131,7 @@ def _is_picture(file: Path) -> bool:
 
 
 def is_volume(file: Path) -> bool:
-    """Whether a file is named as NIfTI."""
+    """Return True if a file has a NIfTI name."""
     return file.name.lower().endswith(nifti.SUFFIXES)
 
 
@@ -140,17 +140,17 @@ def _dicom(file: Path) -> bool:
 
 
 def _name(file: Path, root: Path) -> str:
-    """Relative to the folder, without what tells the kind; DICOM files are often named by numbers with dots."""
+    """Return the path relative to the folder without the suffix; DICOM files are often named by numbers with dots."""
     name = file.relative_to(root).as_posix()
     known = (*nifti.SUFFIXES, file.suffix) if is_image(file.name) or is_volume(file) else dicom_files.SUFFIXES
     return next((name[: -len(end)] for end in sorted(known, key=len)[::-1] if name.lower().endswith(end.lower())), name)
 
 
 def places_in(image: Path, plane: str, frame: int | None) -> Sequence[int | None]:
-    """The slices of a volume, by their headers alone; ``None`` for what is one image.
+    """Return a volume's slice positions, read from its header alone, or ``(None,)`` if the file is one image.
 
     Raises:
-        Exception: whatever is wrong with the file.
+        Exception: any error in the file.
     """
     if not is_volume(image):
         return (None,)
@@ -159,7 +159,10 @@ def places_in(image: Path, plane: str, frame: int | None) -> Sequence[int | None
 
 
 def owner_of(image: Path, name: str) -> str | None:
-    """Whom an image is of, where the file says so: a DICOM header, the folder ``sub-...`` or the file of a volume."""
+    """Return an image's patient, if the file names one.
+
+    The patient comes from the DICOM header, or for a volume from the folder ``sub-...`` or the file name.
+    """
     if is_volume(image):
         return nifti.subject(name)
     files = [] if is_image(image.name) else list_dicom(image).files
@@ -169,11 +172,11 @@ def owner_of(image: Path, name: str) -> str | None:
 def read_pairs(
     image: Path, mask: Path, places: Sequence[int | None], plane: str, frame: int | None
 ) -> Mapping[int | None, Pair]:
-    """The images at some places of a file with their masks; slices of one value are left out.
+    """Return the images at some positions in a file, with their masks; slices with a single value are left out.
 
     Raises:
-        MisplacedError: a volume and its mask are not of the same voxels.
-        Exception: whatever is wrong with one of the files.
+        MisplacedError: a volume and its mask have different voxel grids.
+        Exception: any error in one of the files.
     """
     if is_volume(image):
         return _of_volume(image, mask, places, plane, frame)
@@ -184,9 +187,9 @@ def read_pairs(
 def _of_dicom(path: Path) -> tuple[Tensor, tuple[float, float]]:
     _, files, unread, _ = list_dicom(path)
     if not files:
-        raise ValueError(next(iter(unread.values()), "is no DICOM image"))
+        raise ValueError(next(iter(unread.values()), "is not a DICOM image"))
     if files[0].frames > 1:
-        raise ValueError(f"holds {files[0].frames} frames, and its mask is of one: save each as a file")
+        raise ValueError(f"holds {files[0].frames} frames, but its mask has one: save each frame as a file")
     return dicom_frames(path, [0])[0]
 
 

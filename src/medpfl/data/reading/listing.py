@@ -1,4 +1,4 @@
-"""Which files of a folder of pictures to open; only those that are named as masks are opened here."""
+"""Selection of the files to open in a folder of pictures. Only files named like masks are opened here."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Listing:
-    """What was found.
+    """Pictures found in a folder.
 
     Attributes:
-        chosen: files to open, by class and then by path.
-        labels: the class of each of them.
-        names: of all image files that were found, relative to the folder, with ``/``.
-        left_out: how many more there are than `chosen`.
+        chosen: files to open, ordered by class and then by path.
+        labels: class of each picture found.
+        names: names of all image files found, relative to the folder, with ``/``.
+        left_out: number of pictures that were found but not chosen.
         unread: folders that could not be searched, with the reason.
-        notes: what to doubt of the classes, and what was left out.
+        notes: possible problems with the classes, and what was left out.
     """
 
     chosen: list[Path]
@@ -43,14 +43,14 @@ class Listing:
 
 
 def list_images(root: Path, limit: int) -> Listing:
-    """List the image files of a folder; at most `limit`, evenly over classes and files.
+    """List a folder's image files: at most `limit`, evenly over classes and files.
 
-    Classes are those of the labels in its ``index.csv``, for all pictures in it; or else its folders.
+    The labels in ``index.csv`` give the classes of all pictures in the folder; without them, its subfolders do.
 
     Raises:
-        InputError: there is no such folder; it has no class folders, they hold no image, one of them holds files of
-            other formats only, or they are sets themselves or images and masks; ``index.csv`` has no label for some of
-            the images; or `limit` is less than the number of classes.
+        InputError: the folder does not exist; it has no class folders, they hold no image, one of them holds only files
+            in other formats, or they are data sets themselves or images and masks; ``index.csv`` lacks a label for some
+            images; or `limit` is below the number of classes.
     """
     unread: dict[Path, str] = {}
     inside = _inside(root)
@@ -62,7 +62,7 @@ def list_images(root: Path, limit: int) -> Listing:
 
 
 def _by_table(root: Path, inside: Sequence[Path], unread: dict[Path, str]) -> tuple[dict[Path, str], list[str]]:
-    """Return the class of each picture by ``index.csv``, and notes."""
+    """Return each picture's class according to ``index.csv``, and notes."""
     loose = [path for path in inside if not path.is_dir()]
     files = [*loose, *(file for folder in _folders(root, inside) for file in files_in(folder, unread))]
     pictures, notes = _pictures(sorted(filter(_is_picture, files)), root)
@@ -80,7 +80,7 @@ def _by_table(root: Path, inside: Sequence[Path], unread: dict[Path, str]) -> tu
 
 
 def _by_folders(root: Path, inside: Sequence[Path], unread: dict[Path, str]) -> tuple[dict[Path, str], list[str]]:
-    """Return the class of each picture by its folder, and notes."""
+    """Return each picture's class according to its folder, and notes."""
     folders = _class_folders(root, inside)
     files = {folder: files_in(folder, unread) for folder in folders}
     images = {folder: own for folder, all_ in files.items() if (own := [f for f in all_ if is_image(f.name)])}
@@ -101,8 +101,8 @@ def _by_folders(root: Path, inside: Sequence[Path], unread: dict[Path, str]) -> 
     return labels, [
         *([doubt] if doubt else []),
         *notes,
-        *([f"Left out {counted(loose, 'picture')} beside the class folders: they are of no class."] if loose else []),
-        *([f"No class, since no picture is in it: the folder {_quoted(empty)}."] if empty else []),
+        *([f"Left out {counted(loose, 'picture')} beside the class folders: they have no class."] if loose else []),
+        *([f"Not counted as a class, because it holds no picture: {_quoted(empty)}."] if empty else []),
         *other,
     ]
 
@@ -114,13 +114,17 @@ def _pictures(files: Sequence[Path], root: Path) -> tuple[list[Path], tuple[str,
 
 
 def _check_other_formats(root: Path, empty: Sequence[Path], files: dict[Path, list[Path]]) -> None:
-    """Raise `InputError` for folders without pictures that hold files of other formats: a class would be lost."""
+    """Check that no folder without pictures holds files in other formats: a class would be lost.
+
+    Raises:
+        InputError: a folder does.
+    """
     for folder in empty:
         if note := of_other_formats(files[folder], _is_picture, _READ):
             name = printable(Path(folder.name))
             raise InputError(
-                f"the folder '{name}' in '{root}' holds no picture that can be read. {note[0]} Convert them, or "
-                "move the folder away if it is no class."
+                f"the folder '{name}' in '{root}' holds no readable picture. {note[0]} Convert them, or move the "
+                "folder elsewhere if it is not a class."
             )
 
 
@@ -139,17 +143,17 @@ _IMAGES = f"images ({_READ})"
 
 
 def _inside(root: Path) -> list[Path]:
-    """Return what lies in the folder, sorted, without what is hidden."""
+    """Return the folder's visible contents, sorted."""
     try:
         return sorted((p for p in root.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
     except NotADirectoryError:
-        raise InputError(f"'{root}' is a file: give the folder that holds the class folders") from None
+        raise InputError(f"'{root}' is a file: give the folder with the class folders") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot open the folder '{root}': {reason(error, root)}") from None
 
 
 def _folders(root: Path, inside: Sequence[Path]) -> list[Path]:
-    above = {root.resolve(), *root.resolve().parents}  # a link to one of these would hold every class
+    above = {root.resolve(), *root.resolve().parents}  # a link to one of these would contain every class
     return [path for path in inside if path.is_dir() and path.resolve() not in above]
 
 
@@ -164,9 +168,9 @@ def _class_folders(root: Path, inside: Sequence[Path]) -> list[Path]:
 
 
 def _no_class_folders(root: Path, loose: int) -> str:
-    hint = f"; {loose} image(s) lie directly in it: move each into a folder named for its class"
+    hint = f"; {loose} image(s) lie directly in it: move each into the folder of its class"
     return (
-        f"'{root}' has no class folders: expected one folder a class in it, such as benign/0001.png and "
+        f"'{root}' has no class folders: expected one folder per class, such as benign/0001.png and "
         f"malignant/0002.png{hint if loose else ''}"
     )
 
@@ -176,61 +180,61 @@ def _is_picture(path: Path) -> bool:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is named as a picture, and not hidden."""
+    """Return True if a file has a picture's suffix and is not hidden."""
     return Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
 
 
 def files_in(folder: Path, unread: dict[Path, str]) -> list[Path]:
-    """All files in a folder and in those inside it, sorted; hidden ones and links to folders are left out.
+    """Return all files below a folder, sorted; hidden files and folders and links to folders are left out.
 
     Args:
-        folder: to be searched.
-        unread: gets the folders that could not be searched, with the reason.
+        folder: folder to search.
+        unread: receives the folders that could not be searched, with the reason.
     """
 
     def note(error: OSError) -> None:
         unread[Path(error.filename)] = reason(error)
 
     found: list[Path] = []
-    for base, folders, files in os.walk(folder, onerror=note):  # does not follow links, so it ends
+    for base, folders, files in os.walk(folder, onerror=note):  # follows no links, so it terminates
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             if (link := Path(base, name)).is_symlink():
-                unread[link] = "a link to a folder, which is not followed: give the folder itself"
+                unread[link] = "link to a folder, not followed: give the folder itself"
         found += [Path(base, name) for name in files if not name.startswith(".")]
     return sorted(found)
 
 
 def spread(units: Sequence[T], class_of: Callable[[T], Any], limit: int) -> list[T]:
-    """At most `limit` of the units, evenly over classes and over each class's units, in their order.
+    """Return at most `limit` of the units, in order: evenly over the classes and evenly over each class's units.
 
     Raises:
-        InputError: `limit` is less than the number of classes.
+        InputError: `limit` is below the number of classes.
     """
     by_class: dict[Any, list[int]] = {}
     for i, unit in enumerate(units):
         by_class.setdefault(class_of(unit), []).append(i)
     if limit < len(by_class):
-        raise InputError(f"limit={limit} is less than the number of classes, {len(by_class)}: raise it")
+        raise InputError(f"limit={limit} is below the number of classes, {len(by_class)}: raise it")
     shares = _shares([len(own) for own in by_class.values()], limit)
     kept = [i for own, share in zip(by_class.values(), shares, strict=True) for i in _spaced(own, share)]
     return [units[i] for i in sorted(kept)]
 
 
 def printable(path: Path) -> str:
-    """The name, fit to be printed even if it is not valid UTF-8."""
+    """Return the path as text that can be printed even if it is not valid UTF-8."""
     return path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def first(skipped: Sequence[str]) -> str:
-    """The first of what was skipped, for an error message."""
+    """Return the first few skipped files and their reasons, for an error message."""
     more = len(skipped) - _SHOWN
     text = "; ".join(skipped[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
     return private(text, f"{len(skipped)} file(s) or folder(s)") if skipped else ""
 
 
 def _shares(sizes: list[int], limit: int) -> list[int]:
-    """As even as the sizes allow, in all at most `limit`.
+    """Return each class's share: as equal as the class sizes allow, at most `limit` in total.
 
     >>> _shares([5, 100, 2], 20), _shares([2, 2], 9)
     ([5, 13, 2], [2, 2])

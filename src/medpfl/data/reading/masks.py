@@ -1,4 +1,4 @@
-"""Masks: a class for every pixel, 0 being the background."""
+"""Segmentation masks: a class for each pixel, 0 for the background."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from medpfl.data.reading.resize import fitted, fitted_volume
 __all__ = ["MOST", "class_of", "fitted_mask", "numbered", "read_mask"]
 
 MOST = 32
-"""Classes; a mask of more values is a picture."""
+"""Maximum number of classes. A mask with more values is taken for a picture."""
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """The values of a gray or palette image, as stored, (H, W).
+    """Return the stored values of a gray or palette image, (H, W).
 
     Raises:
-        ValueError: a color image, or no regular file.
-        Exception: whatever Pillow raises for a broken file.
+        ValueError: the image has color, or the path is not a regular file.
+        Exception: any error from Pillow for a broken file.
     """
     if why := oddity_of(path):
         raise ValueError(f"its mask: {why}")
@@ -35,23 +35,23 @@ def read_mask(path: Path) -> np.ndarray:
         values = np.asarray(image)
     if values.ndim == 3:
         if (values[..., :3] != values[..., :1]).any():
-            raise ValueError("a mask in color: save one number a pixel, gray or with a palette")
+            raise ValueError("its mask is in color: save one number per pixel, as gray or with a palette")
         values = values[..., 0]
     return values.astype(np.int64)
 
 
 def numbered(masks: Sequence[np.ndarray]) -> tuple[list[Tensor], int]:
-    """Masks whose values are any numbers, 0 among them, as classes from 0 on, and how many.
+    """Renumber mask values as classes from 0, and count the classes. 0 is always among the values.
 
     Raises:
-        InputError: values that are no whole numbers, more than 32 of them, or a single one.
+        InputError: the values are not integers of 0 or more, there are more than 32, or 0 is the only one.
     """
     values = sorted({int(value) for mask in masks for value in np.unique(_whole(mask))} | {0})
     if len(values) < 2:
-        raise InputError("all masks are empty: they hold nothing but 0, the background")
+        raise InputError("all masks are empty: they hold only 0, the background")
     if len(values) > MOST:
         raise InputError(
-            f"the masks have {len(values)} different values: 2 to {MOST} are needed, one a class and 0 for the "
+            f"the masks have {len(values)} different values: expected 2 to {MOST}, one per class and 0 for the "
             "background. JPEG blurs masks: save them as PNG"
         )
     return [torch.from_numpy(np.searchsorted(values, mask)).long() for mask in masks], len(values)
@@ -59,18 +59,18 @@ def numbered(masks: Sequence[np.ndarray]) -> tuple[list[Tensor], int]:
 
 def _whole(mask: np.ndarray) -> np.ndarray:
     if mask.dtype.kind not in "uib" or (mask.dtype.kind == "i" and mask.size and mask.min() < 0):
-        raise InputError(f"the masks are of type {mask.dtype}: give whole numbers, 0 or more")
+        raise InputError(f"the masks have type {mask.dtype} or values below 0: give integers, 0 or more")
     return mask
 
 
 def fitted_mask(mask: Tensor, classes: int, size: int, fit: str, spacing: Any = None) -> Tensor:
-    """A mask (H, W) or (D, H, W) as its image is fitted: of each pixel the class that covers most of it.
+    """Resize a mask (H, W) or (D, H, W) like its image; each output pixel gets the class that covers most of it.
 
     Args:
-        mask: classes from 0 on.
-        classes: how many.
-        size, fit: of the image.
-        spacing: of its pixels or voxels along the axes; ``None``: they are square or cubic.
+        mask: classes from 0.
+        classes: number of classes.
+        size, fit: as for the image.
+        spacing: pixel or voxel size along the axes; ``None`` for square pixels or cubic voxels.
     """
     spacing = spacing or (1,) * mask.ndim
     planes = torch.stack([(mask == label).float() for label in range(classes)])
@@ -79,7 +79,7 @@ def fitted_mask(mask: Tensor, classes: int, size: int, fit: str, spacing: Any = 
 
 
 def class_of(masks: Tensor) -> Tensor:
-    """(M,) the commonest class above 0 of each mask (M, ...), or 0 where there is none."""
+    """Return (M,) each mask's most common class above 0, or 0 if it has none. Masks are (M, ...)."""
     top = int(masks.max())
     if top < 1:
         return torch.zeros(len(masks), dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Masks that lie among the images: they are no patient's images, and must not be audited as such."""
+"""Detection of mask files among images. A mask is not a patient's image and must not be audited as one."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _AT_START = re.compile(rf"^{_WORDS}[ ._-]+", re.IGNORECASE)
 _OF_AN_IMAGE = re.compile(r"^(?:images?|imgs?|imaging|volume|scan|picture)(?:[ ._-]+|$)", re.IGNORECASE)
 _OF_A_KIND = re.compile(r"_(?:desc|label|res|space)-[A-Za-z0-9]+", re.IGNORECASE)  # in BIDS names
 _NEAR = 24
-"""Of 255: how far from black or white a lossy mask's pixels may be."""
+"""Largest distance, out of 255, between a lossy mask's pixel and black or white."""
 _MOSTLY = 0.95
 
 
 class Sorted(NamedTuple):
-    """Files, with the masks taken out.
+    """Files, separated into images and masks.
 
     Attributes:
-        images: in their order.
-        masks: what was taken out.
-        notes: what to say of it; without the name of a file.
+        images: images, in their order.
+        masks: masks that were left out.
+        notes: notes about them, without file names.
     """
 
     images: list[Path]
@@ -44,15 +44,15 @@ class Sorted(NamedTuple):
 
 
 def without_masks(files: Sequence[Path], root: Path, is_mask: Callable[[Path], bool]) -> Sorted:
-    """Take out the files that are named as masks of others among them, and hold few values.
+    """Leave out files that are named like another file's mask and hold few values.
 
-    Such a name ends in ``_mask``, ``_mask_1``, ``_seg``, ``_segmentation`` and the like, starts so, or is that of a
-    file in a folder ``masks`` or ``labels``; without that, it is the name of another file, or its beginning.
+    The name of such a file starts or ends with ``_mask``, ``_mask_1``, ``_seg``, ``_segmentation`` and the like, or the
+    file lies in a folder ``masks`` or ``labels``. Without that part, its name equals another file's name or starts it.
 
     Args:
         files: all image files of a source.
-        root: of the source.
-        is_mask: whether a file's values are those of a mask; called for files of such names only.
+        root: the source's folder.
+        is_mask: predicate that is True if a file's values are those of a mask; called only for files with such names.
     """
     keys = {file: _key(file.relative_to(root)) for file in files}
     named = [file for file, (_, is_named) in keys.items() if is_named]
@@ -72,14 +72,14 @@ def without_masks(files: Sequence[Path], root: Path, is_mask: Callable[[Path], b
     if masks:
         example = _example(masks[0].relative_to(root), keys[masks[0]][0][1])
         notes.append(
-            f"Left out {len(masks)} mask file{_s(masks)} ({example}). To audit images with their masks, put them into "
+            f"Left out {len(masks)} mask file{_s(masks)} ({example}). To audit images with their masks, put them in "
             "folders named 'images' and 'masks'."
         )
     if doubted:
         example = _example(doubted[0].relative_to(root), keys[doubted[0]][0][1])
         notes.append(
-            f"{len(doubted)} file{_s(doubted)} named as masks ({example}) hold more values than a mask does, or cannot "
-            "be read: they count as images."
+            f"Counted {len(doubted)} file{_s(doubted)} named like masks ({example}) as images: too many values for a "
+            "mask, or not readable."
         )
     gone = set(masks)
     return Sorted([file for file in files if file not in gone], masks, tuple(notes))
@@ -90,7 +90,7 @@ def _s(files: Sequence[Path]) -> str:
 
 
 def _key(file: Path) -> tuple[tuple[str, str], bool]:
-    """Return the folder and the stem that an image and its mask have in common, and whether this is named as a mask."""
+    """Return the folder and stem that an image shares with its mask, and True if this file is named like a mask."""
     folders = [part for part in file.parts[:-1] if not (holds_images(part) or holds_masks(part))]
     stem = re.sub(r"\.nii(\.gz)?$", "", file.name, flags=re.IGNORECASE)
     stem = PurePosixPath(stem).stem if stem == file.name else stem
@@ -101,7 +101,7 @@ def _key(file: Path) -> tuple[tuple[str, str], bool]:
 
 
 def _belongs(stem: str, images: Sequence[str]) -> bool:
-    """Return whether one of the images in a folder has the stem, or a longer one, as ``1_flair`` has of ``1``."""
+    """Return True if an image in the folder has this stem or a longer one (``1_flair`` for ``1``)."""
     if not stem:
         return bool(images)
     for own in images[bisect_left(images, stem) :]:
@@ -113,14 +113,14 @@ def _belongs(stem: str, images: Sequence[str]) -> bool:
 
 
 def _example(inside: Path, stem: str) -> str:
-    """Return what the masks are named like, without the name of the picture, which may be that of a patient."""
+    """Return a sample mask name without the picture's name, which may be a patient's."""
     folder = next((part + "/" for part in inside.parts[:-1] if holds_masks(part)), "")
     name = inside.name.replace(stem, "<picture>", 1) if stem else inside.name
     return f"names such as {folder}{name if '<picture>' in name or not stem else '<picture>' + inside.suffix}"
 
 
 def is_mask_picture(path: Path) -> bool:
-    """Return whether a picture has few gray values, or nearly only black and white; ``False`` if it cannot be read.
+    """Return True if a picture has few colors or is almost only black and white; False if it cannot be read.
 
     Call it within `medpfl.data.reading.decode.pillow_quiet`.
     """

@@ -1,4 +1,4 @@
-"""Folders that are no classes: sets, the parts of a set, images beside their masks."""
+"""Detection of folders that are not classes: data sets, splits, and images beside their masks."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _OF_MASKS = re.compile(
 
 
 def holds_images(folder: str) -> bool:
-    """Return whether a folder is named as one that holds images, as opposed to their masks."""
+    """Return True if a folder's name says that it holds images (as opposed to their masks)."""
     return _OF_IMAGES.fullmatch(folder) is not None
 
 
 def holds_masks(folder: str) -> bool:
-    """Return whether a folder is named as one that holds masks."""
+    """Return True if a folder's name says that it holds masks."""
     return _OF_MASKS.fullmatch(folder) is not None
 
 
 def are_parts(folders: Collection[str]) -> bool:
-    """Return whether all folders are named as the parts of a set."""
+    """Return True if all folders are named like splits of a data set, such as train and test."""
     return bool(folders) and all(name.lower() in _PARTS for name in folders)
 
 
 def check_parts(root: Path, files: Collection[str]) -> None:
-    """Check that folders named as the parts of a set hold no class folders.
+    """Check that folders named like splits hold no class folders.
 
     Args:
-        root: of the source.
-        files: relative to it, each in one of its folders.
+        root: the source's folder.
+        files: paths relative to `root`, each inside one of its folders.
 
     Raises:
         InputError: one of the folders holds several folders.
@@ -53,35 +53,35 @@ def check_parts(root: Path, files: Collection[str]) -> None:
         raise InputError(_PARTS_OF_A_SET.format(root=root, folders=_either([root / folder for folder in nested])))
 
 
-_PARTS_OF_A_SET = "'{root}' holds the parts of a set, not its classes: give {folders}"
+_PARTS_OF_A_SET = "'{root}' holds splits of a data set, not classes: give {folders}"
 
 
 def check_no_masks(root: Path, folders: Sequence[Path]) -> None:
-    """Check that the folders to be taken for classes are not images and their masks.
+    """Check that the folders taken for classes are not images and their masks.
 
     Raises:
-        InputError: one of the folders is named for images and another for masks.
+        InputError: one folder is named for images and another for masks.
     """
     images = [folder for folder in folders if holds_images(folder.name)]
     masks = [folder for folder in folders if holds_masks(folder.name)]
     if images and masks:
         raise InputError(
-            f"'{root}' holds images and masks ({_few([f.name for f in (*images, *masks)])}), and these folders are no "
-            f"classes: to audit the images alone, give {_either(images)}, with class folders or an {INDEX} with "
-            "labels in it; to audit images with masks, name the folders 'images' and 'masks'"
+            f"'{root}' holds folders of images and masks ({_few([f.name for f in (*images, *masks)])}), not classes. "
+            f"To audit only the images, give {_either(images)}, with class folders in it or an {INDEX} with "
+            "labels. To audit images with masks, name the folders 'images' and 'masks'"
         )
 
 
 def check_one_set(root: Path, found: Mapping[Path, Sequence[Path]]) -> str:
-    """Return what to doubt of class folders that hold folders.
+    """Return a warning if class folders hold folders, which may be the real classes.
 
     Args:
-        root: given as a set; an ``index.csv`` in it says that it is one.
-        found: the image files of each class folder.
+        root: the folder given as a data set; an ``index.csv`` in it confirms that it is one.
+        found: image files of each class folder.
 
     Returns:
-        ``""``; or, where every class folder holds several folders and no image beside them, what was taken for
-        the classes and what else could be: folders of patients look the same.
+        A warning if every class folder holds several folders and no image beside them; else ``""``. The warning states
+        what was taken for the classes and what else they could be, since patient folders look the same.
 
     Raises:
         InputError: class folders have an ``index.csv`` of their own, or are called ``train``, ``test`` and the like.
@@ -91,7 +91,7 @@ def check_one_set(root: Path, found: Mapping[Path, Sequence[Path]]) -> str:
     inside = {folder: _inside(folder, files) for folder, files in found.items()}
     nested = [folder for folder, names in inside.items() if len(names) > 1]
     if sets := [folder for folder in nested if (folder / INDEX).exists()]:
-        raise InputError(f"'{root}' holds sets, each with its own class folders and {INDEX}: give {_either(sets)}")
+        raise InputError(f"'{root}' holds several data sets, each with class folders and {INDEX}: give {_either(sets)}")
     if nested and are_parts([folder.name for folder in found]):
         raise InputError(_PARTS_OF_A_SET.format(root=root, folders=_either(nested)))
     if not nested or any(len(names) < 2 or "" in names for names in inside.values()):
@@ -99,13 +99,13 @@ def check_one_set(root: Path, found: Mapping[Path, Sequence[Path]]) -> str:
     own = _few([folder.name for folder in found])
     inner = _few(sorted({name for names in inside.values() for name in names}))
     return (
-        f"the classes are taken to be {own}, and the folders inside them ({inner}) to be parts of a class, such as "
-        f"patients; if those are the classes, give {_either(nested)}"
+        f"Classes are the folders {own}; the folders inside them ({inner}) are taken for parts of a class, such as "
+        f"patients. If the inner folders are the classes, give {_either(nested)}"
     )
 
 
 def _inside(folder: Path, files: Sequence[Path]) -> set[str]:
-    """Return the first folder below the class folder of each image; ``""`` for an image that lies in none."""
+    """Return the first folder below the class folder for each image; ``""`` if it lies directly in the class folder."""
     parts = [file.relative_to(folder).parts for file in files]
     return {own[0] if len(own) > 1 else "" for own in parts}
 

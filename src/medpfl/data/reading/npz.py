@@ -1,4 +1,4 @@
-"""Rows of the arrays in an ``.npz`` file, without loading the rest, and never a pickled object."""
+"""Access to single rows of arrays in an ``.npz`` file. It never loads the whole file and never unpickles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Npz"]
 
 _MOST_ROWS = 10**7
 _EXPANDED = 1100
-"""Bytes that a compressed byte can become at most: what deflate does."""
+"""Most bytes that one compressed byte can expand to with deflate."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Npz:
     """An ``.npz`` file.
 
     Attributes:
-        path: of the file.
-        names: of its arrays.
+        path: path of the file.
+        names: names of its arrays.
     """
 
     path: Path
@@ -38,7 +38,11 @@ class Npz:
 
     @classmethod
     def open(cls, path: Path) -> Npz:
-        """Raises `InputError` if there is no such file, or it is no ``.npz``."""
+        """Open a file and list its arrays.
+
+        Raises:
+            InputError: the file does not exist or is not an ``.npz`` file.
+        """
         if why := oddity_of(path):
             raise InputError(f"cannot read '{path}': {why}")
         try:
@@ -46,19 +50,19 @@ class Npz:
                 return cls(path, tuple(n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")))
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise InputError(
-                f"'{path}' is no .npz file ({reason(error, path)}): it may be cut off; get it anew"
+                f"'{path}' is not an .npz file ({reason(error, path)}): it may be truncated; download it again"
             ) from None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of an array."""
+        """Return an array's shape."""
         with _array(self.path, name) as (_, shape, _):
             return shape
 
     def rows(self, name: str, rows: Sequence[int] | None = None) -> np.ndarray:
-        """Some rows of an array, in ascending order; ``None``: all.
+        """Return the given rows of an array, which must be in ascending order; None reads all.
 
         Raises:
-            InputError: the array holds pickled objects, is stored by columns, or is cut off.
+            InputError: the array holds pickled objects, is stored by columns, or is truncated.
         """
         with _array(self.path, name) as (file, shape, dtype):
             size = math.prod(shape[1:]) * dtype.itemsize
@@ -70,13 +74,13 @@ class Npz:
                 parts.append(file.read(size))
                 place = row + 1
             if any(len(part) < size for part in parts):
-                raise InputError(f"array '{name}' in '{self.path}' is cut off: get the file anew")
+                raise InputError(f"array '{name}' in '{self.path}' is truncated: download the file again")
             return np.frombuffer(b"".join(parts), dtype).reshape(len(parts), *shape[1:])
 
 
 @contextmanager
 def _array(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
-    """The file at the first number of an array, the array's shape and its type."""
+    """Yield the open file at an array's first element, with the array's shape and type."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
             major, _ = npy.read_magic(file)
@@ -92,19 +96,19 @@ def _array(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], 
     except InputError:
         raise
     except Exception as error:  # a damaged header makes numpy raise almost anything
-        raise InputError(f"array '{name}' in '{path}' is damaged ({reason(error, path)}): get the file anew") from None
+        raise InputError(f"array '{name}' in '{path}' is damaged ({reason(error, path)}): download it again") from None
 
 
 def _check_size(shape: tuple[int, ...], dtype: np.dtype, entry: zipfile.ZipInfo, header: int, what: str) -> None:
-    """Check what a header claims against the bytes that are there, before anything is read or allocated.
+    """Check the size that a header claims against the bytes present, before anything is read or allocated.
 
     Raises:
         InputError: the array cannot be as large as its header says, or has too many rows.
     """
     if min(shape) < 0 or not dtype.itemsize or 0 in shape[1:]:
-        raise InputError(f"{what} has shape {shape} and type {dtype}: it holds no numbers")
+        raise InputError(f"{what} has shape {shape} and type {dtype}: it holds no elements")
     if shape[0] > _MOST_ROWS:
-        raise InputError(f"{what} says that it has {shape[0]} rows: at most {_MOST_ROWS} are read")
+        raise InputError(f"{what} claims to have {shape[0]} rows: at most {_MOST_ROWS} are supported")
     there = min(entry.file_size - header, entry.compress_size * _EXPANDED)
     if math.prod(shape) * dtype.itemsize > there:
-        raise InputError(f"{what} is cut off: its header says shape {shape}, and the file is smaller; get it anew")
+        raise InputError(f"{what} is truncated: the file is smaller than its shape {shape}; download it again")

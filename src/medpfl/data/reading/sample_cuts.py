@@ -1,4 +1,4 @@
-"""Which parts of the test files of pydicom and nibabel show anatomy. Chosen by eye."""
+"""Parts of pydicom's and nibabel's test files that show anatomy, chosen by eye."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Crop(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """A slice of a volume: across the ``sagittal``, ``coronal`` or ``axial`` axis."""
+    """A ``sagittal``, ``coronal`` or ``axial`` slice of a volume."""
 
     plane: str
     position: int
@@ -71,7 +71,7 @@ CROPS: dict[tuple[str, str], tuple[Crop, ...]] = {
         Crop(215, 58, 115),
     ),
 }
-"""Squares by class and file in pydicom."""
+"""Squares, by class and file in pydicom."""
 
 SLICES: dict[tuple[str, str], tuple[Slice, ...]] = {
     ("mr_functional", "example4d.nii.gz"): (
@@ -104,4 +104,4 @@ SLICES: dict[tuple[str, str], tuple[Slice, ...]] = {
         Slice("sagittal", 17),
     ),
 }
-"""Slices by class and file in nibabel."""
+"""Slices, by class and file in nibabel."""

@@ -1,4 +1,4 @@
-"""A comma-separated table of files: its columns by name, and how its rows name files."""
+"""Comma-separated tables of files: columns by name, and normalized file names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medpfl.data.reading.decode import reason
 __all__ = ["Table", "file_key", "is_missing", "read_table"]
 
 _LARGEST = 2**28
-"""Bytes; a larger file is no table of images."""
+"""Maximum size in bytes; a larger file is not a table of images."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Table:
     """A table.
 
     Attributes:
-        path: of the file.
-        columns: their names, in lower case.
-        rows: a text for each column; rows without any text are left out.
+        path: path of the file.
+        columns: column names, in lower case.
+        rows: one dict per row from column name to text; empty rows are left out.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class Table:
     rows: tuple[dict[str, str], ...]
 
     def first(self, *names: str) -> str | None:
-        """Return the first of the names that is a column."""
+        """Return the first of the names that is a column, or None."""
         return next((name for name in names if name in self.columns), None)
 
 
@@ -41,11 +41,11 @@ def read_table(path: Path, expected: str) -> Table:
     """Read a table.
 
     Args:
-        path: of the file.
-        expected: what the table should be, for the error message.
+        path: path of the file.
+        expected: description of the expected table, for the error message.
 
     Raises:
-        InputError: the file is not there, is no regular file, is too large or is no table in UTF-8.
+        InputError: the file does not exist, is not a regular file, is too large, or is not a UTF-8 table.
     """
     try:
         if why := oddity_of(path):
@@ -63,7 +63,7 @@ def read_table(path: Path, expected: str) -> Table:
 
 
 def file_key(name: str) -> str:
-    """Return what a file's name and a table's cell have in common, however the table was written.
+    """Return a normalized file name, equal for a file and any spelling of its name in a table.
 
     >>> file_key("./a/0.png"), file_key("a\\\\0.png")
     ('a/0.png', 'a/0.png')
@@ -72,7 +72,7 @@ def file_key(name: str) -> str:
 
 
 def is_missing(cell: str) -> bool:
-    """Return whether a cell holds nothing: no text, or a number that is not finite, as pandas writes what it lacks."""
+    """Return True if a cell is empty or holds a number that is not finite (pandas writes missing values as NaN)."""
     try:
         return not cell or not math.isfinite(float(cell))
     except ValueError:

@@ -1,4 +1,4 @@
-"""NIfTI files, and what else nibabel reads, to volumes and slices in [0, 1]."""
+"""Reading of NIfTI and other files that nibabel supports, as volumes and slices in [0, 1]."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ __all__ = [
 
 Plane = Literal["sagittal", "coronal", "axial"]
 PLANES = ("sagittal", "coronal", "axial")
-"""By the axis (X, Y, Z) that they cut across."""
+"""Planes in the order of the axis (X, Y, Z) that they cut across."""
 _LONGEST_AXIS = 2**15
 _MOST_VOXELS = 2**31
 _EXPANDED = 1100
-"""Bytes that a compressed byte can become at most: what deflate does."""
+"""Most bytes that one compressed byte can expand to with deflate."""
 _APART = 0.1
-"""Voxels by which the corners of an image and of its mask may differ: affines are rounded."""
+"""Largest distance between the corners of an image and its mask, in voxels: affines are rounded."""
 
 
 class Volume(NamedTuple):
-    """A volume, turned upright.
+    """An upright volume.
 
     Attributes:
         voxels: (X, Y, Z) float32 in [0, 1]; X grows to the patient's right, Y to the front, Z to the head.
-        spacing: of the voxels along these axes, in mm.
+        spacing: voxel size along these axes, in mm.
     """
 
     voxels: Tensor
@@ -45,24 +45,24 @@ class Volume(NamedTuple):
 
 
 class MisplacedError(ValueError):
-    """A mask that is not of its image's voxels; the message goes on from the image's name."""
+    """Error for a mask that is not on its image's voxel grid. Its message continues after the image's name."""
 
 
 def volume(path: str | PathLike[str]) -> Tensor:
-    """The voxels of a file (of a series the first); see `read_volume`."""
+    """Return a file's voxels (the first volume of a series); see `read_volume`."""
     return read_volume(path, 0).voxels
 
 
 def read_volume(path: str | PathLike[str], frame: int | None = None) -> Volume:
-    """A volume, turned to right, anterior, superior and windowed between its 1st and 99th percentile.
+    """Read a volume, turn it to right-anterior-superior, and window it between its 1st and 99th percentiles.
 
     Args:
-        path: of the file.
-        frame: which volume of a series to take; ``None``: the file must hold one.
+        path: path of the file.
+        frame: index of the volume in a series; ``None`` if the file must hold one volume.
 
     Raises:
-        ValueError: what is wrong with the file's shape, affine or values, and what to do.
-        Exception: whatever nibabel raises for what it cannot read.
+        ValueError: the file's shape, affine or values are invalid; the message says what to do.
+        Exception: any error from nibabel for a file that it cannot read.
     """
     import nibabel
 
@@ -70,25 +70,26 @@ def read_volume(path: str | PathLike[str], frame: int | None = None) -> Volume:
         upright: Any = nibabel.as_closest_canonical(_checked(path, frame))  # type: ignore[attr-defined]  (untyped)
         values = np.asarray(upright.dataobj)
     if values.dtype.names or np.iscomplexobj(values):
-        raise ValueError("its voxels are colors or complex numbers: save one number a voxel")
+        raise ValueError("its voxels are colors or complex numbers: save one number per voxel")
     values = values.reshape(*values.shape[:3], -1)[..., frame or 0]
     if not np.isfinite(values).all():
-        raise ValueError("holds voxels that are not finite (NaN): replace them, as numpy.nan_to_num does")
+        raise ValueError("holds voxels that are not finite (NaN): replace them, for example with numpy.nan_to_num")
     right, front, head = np.linalg.norm(upright.affine[:3, :3], axis=0).tolist()
     return Volume(torch.from_numpy(between_percentiles(values)), (right, front, head))
 
 
 def read_labels(path: str | PathLike[str], image: str | PathLike[str], frame: int | None = None) -> np.ndarray:
-    """The mask of a volume, turned as `read_volume` turns its image; (X, Y, Z) int64.
+    """Return a volume's mask, turned like its image by `read_volume`; (X, Y, Z) int64.
 
     Args:
-        path: of the mask.
-        image: path of the volume that it is of, and `frame` in it.
+        path: path of the mask.
+        image: path of the image.
+        frame: index of the volume in the image's file.
 
     Raises:
-        MisplacedError: they do not have the same voxels at the same places.
-        ValueError: what is wrong with the mask's shape, affine or values.
-        Exception: whatever nibabel raises for what it cannot read.
+        MisplacedError: image and mask do not have the same voxel grid.
+        ValueError: the mask's shape, affine or values are invalid.
+        Exception: any error from nibabel for a file that it cannot read.
     """
     import nibabel
 
@@ -99,14 +100,14 @@ def read_labels(path: str | PathLike[str], image: str | PathLike[str], frame: in
         values = np.asarray(upright.dataobj)
     values = values.reshape(values.shape[:3])
     if values.dtype.kind not in "uibf" or not (np.isfinite(values).all() and (values == values.round()).all()):
-        raise ValueError("its mask holds values that are no whole numbers: save one class a voxel, not a probability")
+        raise ValueError("its mask holds values that are not integers: save one class per voxel, not probabilities")
     if values.min() < 0:
         raise ValueError(f"its mask holds the value {values.min():g}: classes are 0 or more")
     return values.astype(np.int64)
 
 
 def is_mask_volume(path: str | PathLike[str]) -> bool:
-    """Return whether a file holds few whole numbers, as masks do; ``False`` if it cannot be read.
+    """Return True if a file holds only a few integer values, as masks do; False if it cannot be read.
 
     Call it within `medpfl.data.reading.dicom_pixels.quiet`.
     """
@@ -118,7 +119,11 @@ def is_mask_volume(path: str | PathLike[str]) -> bool:
 
 
 def _check_places(mask: Any, image: Any) -> None:
-    """Raises `MisplacedError` unless both have the same voxels, however they are stored."""
+    """Check that image and mask have the same voxel grid, however they are stored.
+
+    Raises:
+        MisplacedError: they do not.
+    """
     (shape, affine), (own_shape, own_affine) = map(_grid, (image, mask))
     if shape != own_shape:
         raise MisplacedError(f"has {_sides(shape)} voxels, its mask {_sides(own_shape)}: resample the mask")
@@ -126,13 +131,13 @@ def _check_places(mask: Any, image: Any) -> None:
     apart = np.linalg.norm((affine - own_affine) @ corners, axis=0).max()
     if apart > _APART * np.linalg.norm(affine[:3, :3], axis=0).min():
         raise MisplacedError(
-            f"and its mask lie up to {apart:.3g} mm apart, as their affines say: resample the mask to the image, or "
-            "give it the image's affine if it was drawn on the same voxels"
+            f"and its mask lie up to {apart:.3g} mm apart, according to their affines: resample the mask to the image, "
+            "or copy the image's affine to it if it was drawn on the same voxels"
         )
 
 
 def _grid(image: Any) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine after turning upright, by the header alone."""
+    """Return shape and affine after turning upright, from the header alone."""
     from nibabel.orientations import inv_ornt_aff, io_orientation
 
     turn: Any = io_orientation(image.affine)
@@ -145,13 +150,13 @@ def _sides(shape: Sequence[int]) -> str:
 
 
 def upright_shape(path: str | PathLike[str], frame: int | None = None) -> tuple[int, ...]:
-    """Of what `read_volume` reads, by the header alone; raises as it does."""
+    """Return the shape of the volume that `read_volume` would read, from the header alone; raise the same errors."""
     with quiet():
         return _grid(_checked(path, frame))[0]
 
 
 def _checked(path: str | PathLike[str], frame: int | None) -> Any:
-    """The file, its voxels not read yet."""
+    """Return the file with its header checked and its voxels not yet read."""
     import nibabel
 
     if why := oddity_of(Path(path)):
@@ -163,26 +168,26 @@ def _checked(path: str | PathLike[str], frame: int | None) -> Any:
     if affine is None:
         raise ValueError("holds no volume")
     if 0 in shape or len(shape) < 3:
-        raise ValueError(f"has shape {shape}: a volume with three axes is needed")
+        raise ValueError(f"has shape {shape}: expected a volume with three axes")
     if max(shape[:3]) > _LONGEST_AXIS:
         raise ValueError(f"damaged header (shape {shape})")
     needed = math.prod(shape) * image.get_data_dtype().itemsize
     if math.prod(shape) > _MOST_VOXELS or needed > size * _EXPANDED:
-        raise ValueError(f"damaged header, or cut off (shape {shape})")
+        raise ValueError(f"damaged header, or truncated (shape {shape})")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < np.finfo(np.float32).tiny:
-        raise ValueError("its affine has no inverse, so which way is up is unknown: save it with a right affine")
+        raise ValueError("its affine has no inverse, so its orientation is unknown: save it with a correct affine")
     frames = math.prod(shape[3:])
     if frame is None and frames > 1:
         raise ValueError(f"holds a series of {frames} volumes: choose one with frame=0 to frame={frames - 1}")
     if frame is not None and frame >= frames:
-        raise ValueError(f"holds {frames} volume(s): frame={frame} is not one of them, they count from 0")
+        raise ValueError(f"holds {frames} volume(s), so frame={frame} does not exist: frames count from 0")
     return image
 
 
 def slice_of(whole: Volume, plane: str, position: int) -> tuple[Tensor, tuple[float, float]]:
-    """A slice with the head or the face upwards, and the height and width of its pixels in mm.
+    """Return a slice with the head or face at the top, and its pixels' height and width in mm.
 
-    The patient's right is on the right (as neurologists look), and in a sagittal slice the face.
+    The patient's right is on the right (neurological convention); in a sagittal slice, the face is.
 
     Returns:
         (1, H, W) float32 in [0, 1], and (height, width).
@@ -193,17 +198,17 @@ def slice_of(whole: Volume, plane: str, position: int) -> tuple[Tensor, tuple[fl
 
 
 def stack_of(whole: Volume) -> tuple[Tensor, tuple[float, float, float]]:
-    """The axial slices from the feet upwards, each as `slice_of` turns it.
+    """Return the axial slices from the feet upward, each turned like in `slice_of`.
 
     Returns:
-        (1, D, H, W) float32 in [0, 1], and the size of a voxel along D, H and W in mm.
+        (1, D, H, W) float32 in [0, 1], and the voxel size along D, H and W in mm.
     """
     right, front, head = whole.spacing
     return whole.voxels.permute(2, 1, 0).flip(1)[None], (head, front, right)
 
 
 def common_spacing(spacings: Sequence[tuple[float, ...] | None]) -> tuple[float, float, float] | None:
-    """The size of a voxel, if it is known of all volumes and the same to within 1 %."""
+    """Return the mean voxel size if it is known for all volumes and the same to within 1 %; else None."""
     known = [spacing for spacing in spacings if spacing is not None]
     if len(known) < len(spacings):
         return None
