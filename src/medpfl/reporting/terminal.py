@@ -90,7 +90,7 @@ def print_audit(report: Audited, quiet: bool) -> None:
     for sentence in report.verdict():
         console.print(sentence, soft_wrap=True)
     if not report.pages and not quiet:
-        console.print("nothing was saved: --out names a directory for rows and pages", style="dim")
+        console.print("Nothing was saved. To keep the rows and pages, add --out DIRECTORY.", style="dim")
     _wrote(console, (page for page in report.pages if page.suffix == ".html"))
 
 
