@@ -48,7 +48,7 @@ def _of_means(gains: Sequence[float], clusters: Sequence[Hashable]) -> tuple[flo
 
 
 def _of_rates(gains: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float | None, float | None]:
-    """Return the interval for gains that are 1, 0 or -1: from least won minus most lost to most won minus least lost."""
+    """Return the interval for gains of 1, 0 or -1, from least won minus most lost to most won minus least lost."""
     if not gains:
         return None, None
     won, lost = (cluster_interval([gain == side for gain in gains], clusters, 0.975) for side in (1, -1))

@@ -145,10 +145,10 @@ class Mechanism:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """How often guesses without the update succeed, and the success bound that follows from it.
+    """The best guess without the update, and the success bound that follows from it.
 
     Attributes:
-        kappa: best such guess's success rate; ``None`` if none was made.
+        kappa: success rate of that guess; ``None`` if none was made.
         kappa_high: upper end of its 95 % interval.
         bound, bound_high: highest success rate that any attack can reach at `kappa`, and at `kappa_high`.
     """

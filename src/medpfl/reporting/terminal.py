@@ -82,7 +82,7 @@ def print_audit(report: Audited, quiet: bool) -> None:
         for note in report.settings.notes:
             console.print(note, style="dim")
         for spec, epsilon in (report.settings.privacy or {}).items():
-            console.print(f"{spec} spends {epsilon}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{spec}: {epsilon}", markup=False, highlight=False, soft_wrap=True)
     if report.classes and may_show(sys.stdout) and not quiet:
         # Not into a file that the output goes to: a class folder may be named for a patient.
         names = ", ".join(f"class {i}: {name}" for i, name in enumerate(report.classes))
