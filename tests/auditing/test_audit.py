@@ -444,7 +444,7 @@ def test_a_defense_that_raises_is_an_error_of_the_input(folder):
         def update(self, value, state, generator):
             raise KeyError("no such layer")
 
-    with pytest.raises(InputError, match=r"Broken\(\): the defense cannot be played: 'no such layer'"):
+    with pytest.raises(InputError, match=r"Broken\(\): the defense failed in the probe: 'no such layer'"):
         tiny(folder, defenses=[Broken()])
 
 
@@ -568,7 +568,7 @@ def test_more_outputs_than_classes_are_welcome(folder):
         ({"defenses": ["LaplaceNose"]}, "did you mean 'LaplaceNoise'"),
         ({"defenses": ["LaplaceNoise(scale=-1)"]}, "scale is -1"),
         ({"draws": 0}, "draws is 0"),
-        ({"draws": 2, "model": Net()}, "this model has given weights"),
+        ({"draws": 2, "model": Net()}, "this model comes with weights"),
         ({"device": "nonsense"}, "device 'nonsense' cannot be used here"),
         ({"device": "meta"}, "device 'meta' cannot be used here"),
         ({"memory": 0}, "memory is 0"),

@@ -30,7 +30,7 @@ def has_statistics(network: nn.Module, plan: Plan) -> bool:
 
 
 def sends_statistics(network: nn.Module, plan: Plan) -> bool:
-    """Return True if clients also send their images' batch-norm statistics, which noise on the update does not cover."""
+    """Return True if clients also send batch-norm statistics, which noise on the update does not cover."""
     return has_statistics(network, plan) and "buffers" in plan.sends
 
 

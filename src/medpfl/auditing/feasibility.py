@@ -43,7 +43,7 @@ class Feasibility:
             raise InputError("no attack was given: 'medpfl list' shows all attacks")
         several = scenario.selection.draws > 1
         if several and (scenario.weights is not None or isinstance(scenario.model, GivenModel)):
-            raise InputError("--draws > 1 re-initializes untrained weights, but this model has given weights: use 1")
+            raise InputError("--draws > 1 re-initializes weights, but this model comes with weights: use --draws 1")
         _ = scenario.code  # before any of it runs
         if several:
             self._check_draws_differ()
