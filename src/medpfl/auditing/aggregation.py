@@ -26,8 +26,8 @@ class Sum(NamedTuple):
     """One round in which the server gets a sum over clients.
 
     Attributes:
-        exchange: everything that the server receives.
-        rounds: rounds of the clients that did not drop out.
+        exchange: everything the server receives.
+        rounds: rounds of the remaining clients.
         images: indices of all their images, in the order of the clients.
     """
 
@@ -47,7 +47,7 @@ def masks(defense: Defense) -> bool:
 
 
 def decrypts(defense: Defense) -> bool:
-    """Return True if clients send encrypted messages, so that the server gets the mean only from a client."""
+    """Return True if clients send encrypted messages, so the server gets the mean only from a client."""
     return aggregates(defense) and _aggregating(defense).aggregation.messages == "encrypted"
 
 

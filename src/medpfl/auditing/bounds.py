@@ -34,7 +34,7 @@ _GUESSES = 200
 
 
 def bounds_of(scenario: Scenario, scorer: Scorer) -> dict[str, dict[str, Any]]:
-    """Return the success bound for each differentially private defense, over the rounds that the attacker sees.
+    """Return the success bound for each differentially private defense, over the rounds the attacker sees.
 
     Returns:
         An entry for each defense spec with these keys: ``rounds``; ``mechanisms``, each with its privacy ``unit``
@@ -112,7 +112,7 @@ def check_bounds(out: Path, bounds: Mapping[str, Mapping[str, Any]]) -> None:
 def bounded(summary: Sequence[Cell], bounds: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
     """Add the success bound to every cell whose defense is differentially private.
 
-    The bound starts from kappa, the success rate of the best guess without the update that was made. A better guess may
+    The bound starts from kappa, the success rate of the best guess made without the update. A better guess may
     exist, so kappa is an assumption.
 
     Args:

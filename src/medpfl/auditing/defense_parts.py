@@ -18,7 +18,7 @@ def parts_of(defense: Defense) -> tuple[Defense, ...]:
 
 
 def at_client(defense: Defense) -> Defense:
-    """Return the defense without the parts that act at the server, after it has the update."""
+    """Return the defense without its server-side parts, which act after the server has the update."""
     kept = [part for part in parts_of(defense) if part.where == "client"]
     return reduce(or_, kept) if kept else NO_DEFENSE
 
@@ -29,7 +29,7 @@ def discloses(defense: Defense) -> bool:
 
 
 def untold(defense: Defense) -> bool:
-    """Return True if the defense changes updates in a way that no attack can be told.
+    """Return True if the defense changes updates in ways no attack can be told.
 
     An example is a data-dependent step whose result is hidden in a sum. Every attack on such a defense is naive, and
     its failure says nothing.
@@ -39,7 +39,7 @@ def untold(defense: Defense) -> bool:
 
 
 def server_side(defenses: Sequence[Defense]) -> list[str]:
-    """Return the specs of all defenses with a part that acts only at the server."""
+    """Return the specs of all defenses with a server-side part."""
     return [repr(d) for d in defenses if any(part.where == "server" for part in parts_of(d))]
 
 

@@ -1,4 +1,4 @@
-"""Epsilon of differentially private defenses, over the rounds that the attacker sees in an audit."""
+"""Epsilon of differentially private defenses, over the rounds an attacker sees in an audit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sends_statistics(network: nn.Module, plan: Plan) -> bool:
 
 
 def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Module) -> dict[str, str]:
-    """Return epsilon for each differentially private defense, over the rounds that the attacker sees.
+    """Return epsilon for each differentially private defense, over the rounds the attacker sees.
 
     Args:
         defenses: the audit's defenses.
@@ -44,8 +44,8 @@ def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Mod
         network: the model.
 
     Returns:
-        A text for each defense spec: epsilon, or the reason why none is stated, or, without the extra ``dp``, what to
-        install.
+        A text for each defense spec: epsilon, or the reason why none is stated, or, without the extra ``dp``, the
+        package to install.
 
     Raises:
         InputError: delta is out of range.
@@ -70,7 +70,7 @@ def _unpromised(whole: Defense, plan: Plan, delta: float, network: nn.Module) ->
 
 
 def private_parts(defense: Defense) -> tuple[Defense, ...]:
-    """Return the parts of a defense that promise differential privacy."""
+    """Return a defense's differentially private parts."""
     return tuple(part for part in parts_of(defense) if part.unit is not None)
 
 

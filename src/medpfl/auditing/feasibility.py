@@ -1,4 +1,4 @@
-"""Checks that find what cannot work in an audit before any work is done."""
+"""Checks for everything that cannot work in an audit, before any work is done."""
 
 from __future__ import annotations
 

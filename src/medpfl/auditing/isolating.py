@@ -1,4 +1,4 @@
-"""Isolation in an audit: which attacks run in a separate process, and what the report says about it."""
+"""Isolation in an audit: which attacks run in a separate process, and the report's notes on it."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class Isolation:
 
     Attributes:
         worker: process for the isolated attacks; ``None`` if there are none.
-        recipe: recipe for that process.
-        attacks: the audit's attacks, in the form that `medpfl.inputs.parts.attacks_of` takes.
+        recipe: recipe for the process.
+        attacks: the audit's attacks, in the form for `medpfl.inputs.parts.attacks_of`.
         notes: notes for the report.
     """
 
@@ -87,7 +87,7 @@ class Isolation:
         return attacks_of([one if isinstance(one, Isolated) else repr(one) for one in attacks], self.worker)
 
     def added_to(self, settings: Settings, attacks: Sequence[Attack]) -> Settings:
-        """Return an audit's settings, with what the page prints about isolation.
+        """Return an audit's settings, with the page's facts about isolation.
 
         Nothing is added if all attacks are built in and run in the audit's own process.
         """

@@ -24,15 +24,15 @@ _RANDOM_UPDATES = 8
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One attack on a stack of victims under one defense: the unit that is redone after a kill.
+    """One attack on a stack of victims under one defense: the unit to redo after a kill.
 
     Attributes:
-        attack, defense: the attack, and the defense that the updates passed.
+        attack, defense: the attack, and the defense behind the updates.
         groups: the victims; each is the group of clients whose updates reach the server as one.
-        rows: number of rows that the job yields.
+        rows: number of rows.
         draw: number of the draw of untrained weights.
         stack: number of the stack.
-        knows: True if the attack knows what the defense discloses.
+        knows: True if the attack knows the defense's disclosure.
         control: name of the control, which replaces the sent update; ``""`` if the job is no control.
     """
 

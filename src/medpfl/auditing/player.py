@@ -44,7 +44,7 @@ _ITERATES = 30
 
 
 class Sent(NamedTuple):
-    """The global model that the server sent in a draw, ready for use, as separate networks for client and server."""
+    """The server's global model in a draw, ready for use, as separate networks for client and server."""
 
     client: nn.Module
     server: nn.Module
@@ -57,7 +57,7 @@ class Player:
 
     Args:
         scenario: the audit's scenario.
-        scorer: scorer that compares guesses with target images.
+        scorer: scorer to compare guesses with target images.
         doubted: True if one of the model's layers has a wrong second derivative.
     """
 
@@ -93,7 +93,7 @@ class Player:
         return Batch(data.images[own].to(device), self.scenario.truths[own].to(device))
 
     def difference(self, recorded: Recorded) -> dict[str, float]:
-        """Return how far a recorded update is from the one that the target images give, relative to the latter.
+        """Return how far a recorded update is from the target images' own, relative to the latter.
 
         The record's batch order, dropout masks and noise are unknown, so the round is repeated with several draws of
         them. ``difference`` is the smallest distance to the record. ``spread`` is the largest distance between two
@@ -116,7 +116,7 @@ class Player:
         }
 
     def _model(self, job: Job) -> Sent:
-        """Return a job's global model; consecutive jobs that share it reuse it."""
+        """Return a job's global model; consecutive jobs with the same model reuse it."""
         key = job.key._replace(control="", stack=0, knows=False)
         if self._held[0] != key:
             self._held = (key, self._make_model(job))
@@ -139,7 +139,7 @@ class Player:
         return Sent(client, server, Weights.of(network), state)
 
     def _doubts(self, rounds: list[ClientRound], sent: Update) -> tuple[str, ...]:
-        """Return the flags for what the server gets from these clients."""
+        """Return the flags for these clients' update or sum."""
         raised = {
             "zero-gradient": bool(all(played.raw.norm() == 0 for played in rounds) or sent.norm() == 0),
             "nonfinite": not all(bool(t.isfinite().all()) for t in sent.tensors.values()),

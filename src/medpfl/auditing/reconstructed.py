@@ -90,7 +90,7 @@ def _ended(guess: Reconstruction, victims: int) -> str:
 
 
 def _nonfinite(guess: Reconstruction) -> str:
-    """Return a problem for guesses that are not finite if the attack did not report them as ``"nonfinite"``."""
+    """Return a problem if guesses are not finite but not reported as ``"nonfinite"``."""
     for victim, (own, ended) in enumerate(zip(guess.guesses, guess.ended, strict=True)):
         if ended != "nonfinite" and not bool(own.isfinite().all()):
             return (

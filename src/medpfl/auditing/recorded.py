@@ -24,7 +24,7 @@ __all__ = ["Recorded", "behind", "defense_in", "named_as", "read", "relabel"]
 
 @dataclass(frozen=True, repr=False)
 class Recorded(Defense):
-    """A stand-in defense that replaces the computed update by one that a client recorded."""
+    """A stand-in defense that replaces the computed update by a client's recorded one."""
 
     sent: Update = field(repr=False)
     claimed: Defense = field(default=NO_DEFENSE, repr=False)
@@ -40,7 +40,7 @@ class Recorded(Defense):
         return self.sent.replace({name: self.sent.tensors[name] for name in value.tensors}), state
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """Return the channel that the claimed defense discloses."""
+        """Return the claimed defense's channel."""
         return self.claimed.disclose(sent, plan, before)
 
 

@@ -27,7 +27,7 @@ class Report:
     Attributes:
         summary: cells, one for each attack, defense and knowledge of the attacker.
         rows: findings, one per image.
-        settings: the audit's settings, and facts that it found out about them.
+        settings: the audit's settings, with facts found during the audit.
         pages: files written.
         classes: class names by label index, if known; only the key file stores them.
     """

@@ -129,10 +129,10 @@ def audit_record(
     criteria: Criteria = Experiment.criteria,
     run: Run = Experiment.run,
 ) -> Report:
-    """Measure how well a server can reconstruct images from one update that a client recorded (`medpfl.Record`).
+    """Measure how well a server can reconstruct images from one recorded update (`medpfl.Record`).
 
     Args:
-        record: a file that `medpfl.Record.save` wrote.
+        record: a file from `medpfl.Record.save`.
         truth: the images behind the update, as ``data`` in `audit`.
         model: as in `audit`; the record holds its weights.
         attacks, threat, criteria, run: as in `audit`.
@@ -199,7 +199,7 @@ def perform(experiment: Experiment) -> Report:
 
 
 def _read(data: str | Path | DataSource | LabelledImages, reading: Reading, run: Run) -> Found:
-    """Read the images, and report the files that were skipped."""
+    """Read the images, and report skipped files."""
     found = data_of(data, reading)
     name_skipped(found.images.skipped, found.images.notes)
     check_outside(None if run.out is None else Path(run.out), found.place)

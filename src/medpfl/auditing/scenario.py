@@ -42,7 +42,7 @@ class Scenario:
         attacks, defenses: attacks and defenses to run; the undefended control is the first defense.
         threat, plan, partition: threat model, local training, and distribution of images among clients.
         selection, criteria, run: as in `medpfl.audit`, which calls the first ``victims``.
-        reader: data source that read the images, if any.
+        reader: data source behind the images, if any.
         recipe: recipe of model and defenses for isolated attacks; ``None`` if there are none.
     """
 
@@ -68,7 +68,7 @@ class Scenario:
 
     @property
     def adversary(self) -> ThreatModel:
-        """The threat model behind the verdict: the attacker knows what defenses disclose, unless that is withheld."""
+        """The threat model behind the verdict: the attacker knows the defenses' disclosures, unless withheld."""
         judged = any(at_client(behind(defense)) != NO_DEFENSE for defense in self.defenses)
         return self.threat.granting("defense") if judged and True in self.threat.knowledge else self.threat
 
@@ -82,7 +82,7 @@ class Scenario:
         return self.clients if aggregates(defense) else 1
 
     def in_sum(self, defense: Defense) -> int:
-        """Return how many clients' images are behind one update or sum that the server gets."""
+        """Return how many clients' images are behind one update or sum at the server."""
         return staying(defense, self.clients) if aggregates(defense) else 1
 
     def network(self, draw: int) -> nn.Module:
@@ -104,7 +104,7 @@ class Scenario:
 
     @cached_property
     def outputs(self) -> int:
-        """The number of classes that the model predicts."""
+        """The number of predicted classes."""
         masks, network = self.data.masks is not None, self.network(0)
         return check_network(network, self.probe, len(self.data.classes), self.plan, masks)
 
@@ -115,7 +115,7 @@ class Scenario:
 
     @property
     def truths(self) -> Tensor:
-        """The labels that the client trains with: classes (M,), or masks (M, H, W)."""
+        """The client's training labels: classes (M,), or masks (M, H, W)."""
         return self.data.masks if self.label_shape and self.data.masks is not None else self.data.labels
 
     def scenes(self) -> Iterator[tuple[nn.Module, tuple[Plan, ...]]]:

@@ -31,12 +31,12 @@ _SMALL = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """A scorer that compares guesses with target images and with the whole data set.
+    """A scorer for guesses, with target images and the whole data set to compare with.
 
     Attributes:
         data: all images, which are the gallery; it includes the target images.
         index: study indices.
-        segments: True if the model predicts masks, so that a target is an image and a mask.
+        segments: True if the model predicts masks, so a target is an image and a mask.
     """
 
     data: LabelledImages
@@ -58,7 +58,7 @@ class Scorer:
             victims: V index tensors (N,) of target images.
             doubts: flags for each of the V updates.
             seconds: time for all victims together.
-            common: fields that all rows share.
+            common: fields shared by all rows.
 
         Returns:
             V * N findings, the target images (V * N, C, H, W), and the guesses in the same order and shape.
@@ -134,7 +134,7 @@ class Scorer:
         return guess.labels[v].cpu()[order].tolist()
 
     def _excluded(self, own: Tensor) -> Tensor:
-        """Return a mask (N, M) of images that the gallery omits: the same patient's, and copies of the same image."""
+        """Return a mask (N, M) of images omitted from the gallery: the same patient's, and copies of the same image."""
         patients, copies = self.data.patients, self.data.copies
         of_patient = torch.tensor([[p is not None and p == patients[i] for p in patients] for i in own.tolist()])
         return of_patient | (copies[own][:, None] == copies)
@@ -222,7 +222,7 @@ def _flags(guess: Reconstruction, v: int) -> tuple[str, ...]:
 
 
 def _number(value: Tensor | float | None) -> float | None:
-    """Return a float that JSON can hold, or ``None``."""
+    """Return the value as a float for JSON; ``None`` if it is missing or not finite."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 

@@ -1,4 +1,4 @@
-"""The settings and notes that an audit's pages print."""
+"""The settings and notes for an audit's pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows and pictures of finished jobs, stored in the run directory so that a kill at any moment loses none."""
+"""Rows and pictures of finished jobs, stored in the run directory and safe against a kill at any moment."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Store:
     Args:
         directory: the run directory; ``None`` keeps everything in memory.
         sizes: number of rows for each job, in the experiment's order.
-        cloak: replacement of private names in everything that is written. Methods take jobs under their original names,
+        cloak: replacement of private names in all written files. Methods take jobs under their original names,
             and return rows as they were written.
     """
 
@@ -109,7 +109,7 @@ def claimed(
         out: path to the run directory; ``None`` keeps everything in memory.
         identity: everything that determines the rows.
         sizes, cloak: as in `Store`.
-        force: True discards what another experiment left in the directory.
+        force: True discards another experiment's files in the directory.
 
     Raises:
         InputError: the directory is in use, or `RunDirectory.claim` refuses it.

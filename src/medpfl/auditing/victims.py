@@ -83,7 +83,7 @@ def _shares(updates: int, capacity: list[int], per_update: int) -> list[int]:
 
 
 def _evenly(client: Tensor, labels: Tensor, count: int, taken: Counter[int], generator: torch.Generator) -> Tensor:
-    """Draw `count` of a client's images, each from the class that all clients together have used least so far."""
+    """Draw `count` of a client's images, each from the class least used so far by all clients together."""
     left: dict[int, list[int]] = {}
     for i in client[torch.randperm(len(client), generator=generator)].tolist():
         left.setdefault(int(labels[i]), []).append(i)

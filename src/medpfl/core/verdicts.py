@@ -35,7 +35,7 @@ RANDOM_UPDATE = "random-update"
 
 
 def of_frontier(points: Sequence[Mapping[str, Any]], recommendation: Mapping[str, Any]) -> dict[str, str]:
-    """Return the verdict on the setting that a frontier recommends.
+    """Return the verdict on a frontier's recommended setting.
 
     If it recommends none, return a verdict on every setting: *leaks* stays, and all others become *inconclusive*.
 

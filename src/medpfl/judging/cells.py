@@ -28,8 +28,8 @@ class Evidence:
 
     Attributes:
         read: reconstructed images; ``None`` if no image was scored.
-        recognized: re-identified images; ``None`` without a gallery, or with one that is too small.
-        worst: images that any candidate reconstructs, even if the attack did not choose that candidate.
+        recognized: re-identified images; ``None`` without a large enough gallery.
+        worst: images reconstructed by any candidate, even if the attack did not choose it.
         paired: True if more images are re-identified than by the mean image and by random updates, each compared on
             the images that both tried.
     """
@@ -127,7 +127,7 @@ def union_of(cells: Sequence[Sequence[Finding]], random: Sequence[Sequence[Findi
 
     An image counts as reconstructed or re-identified if any attack did it. The baselines get as many guesses: they
     explain an image if the mean image, the nearest other image, or any attack on its random update reconstructs it.
-    The chance of re-identification is the gallery's share that all guesses for an update point to.
+    The chance of re-identification is the gallery's share named by all guesses for an update.
 
     Args:
         cells: a list of rows for each attack; naive and adaptive attacks are separate.
@@ -213,7 +213,7 @@ def _any(
 
 
 def _named_share(cells: Sequence[Sequence[Finding]]) -> float:
-    """Return the gallery's mean share that all attacks' guesses for an update point to.
+    """Return the gallery's mean share named by all attacks' guesses for an update.
 
     The share for each image is at least the chance of a single attack's guess.
     """
@@ -262,7 +262,7 @@ def _label_right(row: Finding) -> bool | None:
 
 
 def _label_chance(rows: Sequence[Finding]) -> float | None:
-    """Return the accuracy that always guessing the commonest class would have."""
+    """Return the accuracy if every guess were the commonest class."""
     labels = Counter(row.label for row in rows if row.label_guess is not None)
     return max(labels.values()) / labels.total() if labels else None
 

@@ -33,7 +33,7 @@ class Tally:
     Attributes:
         hits: each trial's outcome; a trial is an image or a patient.
         updates: each trial's update, or cluster of updates.
-        floor: rate in [0, 1] that guesses without the update explain; only a rate above it is a leak.
+        floor: rate in [0, 1] explained by guesses without the update; only a rate above it is a leak.
         known_floor: the part without sampling error; only this part is subtracted before a rate is compared with the
             tolerance.
     """

@@ -58,7 +58,7 @@ class Context:
         tolerance: share of images; a rate must be shown to lie below it before it counts as no leak.
         server_side: specs of the defenses with a part that acts only at the server.
         server_only: specs of the defenses with no part that acts at the client: an attack has nothing to know.
-        disclosure: the probe's findings by defense spec: ``changes`` (True if the defense changes what is sent),
+        disclosure: the probe's findings by defense spec: ``changes`` (True if the defense changes updates),
             ``silent`` (True if it does so without disclosing it), ``problems`` (contradictions).
         record: for a recorded update, the stated ``defense``, the relative ``difference`` between the record and the
             update that the target images give under that defense, how far the latter varies with the client's own

@@ -116,7 +116,7 @@ class MaskScores:
         iou: intersection over union.
         dice_majority: `dice` for the majority mask, which needs no update.
         dice_random_update: `dice` for the same attack on random updates.
-        granted: True if the attacker was given the masks, so that these scores show nothing.
+        granted: True if the attacker was given the masks, so these scores show nothing.
     """
 
     dice: Rate
@@ -128,12 +128,12 @@ class MaskScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Mechanism:
-    """A noise mechanism over the rounds that the attacker sees.
+    """A noise mechanism over the rounds the attacker sees.
 
     Attributes:
-        unit: privacy unit that it protects: ``"image"``, ``"patient"`` or ``"client"``.
+        unit: protected privacy unit: ``"image"``, ``"patient"`` or ``"client"``.
         noise: noise multiplier, the standard deviation divided by the sensitivity.
-        rate: probability that a unit takes part in a step.
+        rate: a unit's probability to take part in a step.
         steps: total steps in all rounds.
     """
 
@@ -150,7 +150,7 @@ class Mark:
     Attributes:
         kappa: success rate of that guess; ``None`` if none was made.
         kappa_high: upper end of its 95 % interval.
-        bound, bound_high: highest success rate that any attack can reach at `kappa`, and at `kappa_high`.
+        bound, bound_high: highest success rate for any attack at `kappa`, and at `kappa_high`.
     """
 
     kappa: float | None = None
@@ -164,7 +164,7 @@ class Bound:
     """A differentially private defense's success bound: the most that any attack can reach.
 
     Attributes:
-        rounds: rounds that the attacker sees.
+        rounds: rounds the attacker sees.
         gap: reason why no bound is stated, or ``None``; with a gap, `curve` is empty and all attributes after it are
             ``None``.
         curve: pairs (kappa, bound).
@@ -197,7 +197,7 @@ class Union:
         images, updates: counts of attacked images and updates; updates are the independent trials.
         gallery: gallery size in images.
         asr, identified: shares of images reconstructed, and re-identified.
-        asr_floor, identified_floor: shares that guesses without the update explain.
+        asr_floor, identified_floor: shares explained by guesses without the update.
         asr_excess, identified_excess: upper end of the interval by update, minus the floor's part without sampling
             error.
         leaks_by, verdict, flags: as in `Cell`, but for the defense.
@@ -236,8 +236,8 @@ class Numbers:
         psnr, mse: means, in dB and in squared units of [0, 1].
         identified: share of images re-identified; ``gallery``: images to choose from; ``chance``: a blind guess's rate.
         label_accuracy: share of labels inferred correctly; ``label_chance``: share of the commonest class.
-        seconds_per_image, evaluations: mean time per image, and mean count of gradients that the attack computed.
-        zero_gradient, nonfinite: share of images that are left out, and share of guesses that are not finite.
+        seconds_per_image, evaluations: mean time per image, and mean count of computed gradients.
+        zero_gradient, nonfinite: share of images left out, and share of guesses that are not finite.
         asr_mean_image, asr_nearest, ssim_mean_image, ssim_nearest, identified_mean_image: scores for guesses without
             the update: the mean image and the nearest other image.
         asr_random_update, ssim_random_update, identified_random_update: scores for the same attack on random updates.

@@ -43,7 +43,7 @@ class Tested:
 
     @property
     def broken(self) -> bool:
-        """True if no image was scored, or if most guesses are not finite, so that the attack cannot be judged."""
+        """True if no image was scored, or if most guesses are not finite, so the attack cannot be judged."""
         return self.numbers.images == 0 or self.numbers.nonfinite > 0.5
 
 
@@ -93,7 +93,7 @@ def limits_of(evidence: Evidence, tolerance: float) -> list[str]:
       re-identified above the known floor.
     - ``worst-candidate``: the tolerance is exceeded only if candidates count that the attack did not choose.
     - ``small-gallery``: the gallery is too small to test re-identification. This includes the case where guesses
-      without the update re-identify nearly all images, so that nothing is left to test.
+      without the update re-identify nearly all images, so nothing is left to test.
     """
     if evidence.read is None:
         return ["too-few"]
@@ -125,8 +125,8 @@ def doubts_of(rows: Sequence[Finding], cell: Tested, reason: str | None) -> list
     Args:
         rows: the cell's rows.
         cell: its scores, and the ways in which it leaks.
-        reason: flag that says why its failure is no evidence about the defense, from `untested` or from what the
-            defense discloses; ``None`` if it is evidence.
+        reason: flag that says why its failure is no evidence about the defense, from `untested` or from the
+            defense's disclosure; ``None`` if it is evidence.
     """
     own, failed = scored(rows), not cell.leaks_by
     raised = {

@@ -46,8 +46,7 @@ class Disclosure:
         linear: True if the sent update is an affine function of the undefended one while the defense's seed is fixed.
         zeros: share of coordinates sent as zero whose undefended value is not zero, and which are disclosed neither as
             unknown nor as bounded.
-        unexplained: share of the sent update's energy (sum of squares) that the disclosed noise and bounds do not
-            explain.
+        unexplained: share of the sent update's energy (sum of squares) left unexplained by disclosed noise and bounds.
         problems: contradictions between disclosure and findings, in words; empty if the disclosure holds.
     """
 
@@ -61,7 +60,7 @@ class Disclosure:
 
     @property
     def holds(self) -> bool:
-        """True if an adaptive attack learns everything that there is to know.
+        """True if an adaptive attack learns everything there is to know.
 
         >>> Disclosure(changes=True, silent=True, deterministic=True, linear=True).holds
         False
@@ -91,7 +90,7 @@ def probe(
     The probe repeats one round: with another seed of the defense, with other images, and with the update times 2 and
     times 1/2. Batch order and dropout masks stay the same. For a composed defense, it probes each part by itself, and
     then all parts together with another seed and with other images. A part that sums over clients is probed with the
-    smallest number of clients that its settings allow.
+    fewest clients its settings allow.
 
     The cost is at most 10 local updates for a part that acts inside the local steps, 6 for one that changes layers or
     images, and 2 for all other parts together. All parts together cost as much as the most expensive part.

@@ -40,7 +40,7 @@ class Unusable(Exception):  # noqa: N818  (a finding, which never leaves the pro
 
 
 class Diverged(Unusable):
-    """An error because values are not finite, so that nothing can be compared with them."""
+    """An error because values are not finite and cannot be compared."""
 
     def __str__(self) -> str:
         return Exception.__str__(self)
@@ -52,9 +52,9 @@ class Play(NamedTuple):
     For a sum over clients, `raw`, `given` and `told` are means over the clients.
 
     Attributes:
-        sent: the update that the server gets.
-        raw: the undefended update for the same images on the model that the server sees.
-        given: the channel's input: the undefended update for the images that the client trained on, with all its draws.
+        sent: the update at the server.
+        raw: the undefended update for the same images on the server's model.
+        given: the channel's input: the undefended update for the client's training images, with all its draws.
         told: `given` after the channel's known part.
         channel: the disclosed channel, with its precision, bounds and moment.
     """
@@ -69,7 +69,7 @@ class Play(NamedTuple):
 class Stage:
     """Clients with a plan and a model, ready to repeat the same round.
 
-    Batch order and dropout masks are drawn once, so that rounds differ only in images, scale and the defense's draws.
+    Batch order and dropout masks are drawn once, so rounds differ only in images, scale and the defense's draws.
 
     Args:
         model: the model as the server sends it, with its weights.
@@ -114,7 +114,7 @@ class Stage:
 
 
 class PartPlayer:
-    """A player that runs rounds with one part of a defense.
+    """A player for rounds with one part of a defense.
 
     Args:
         part: a part that acts at the client, or sums over clients.
@@ -164,7 +164,7 @@ class PartPlayer:
         return Play(sent.tensors, _mean(raw), _mean(given), _mean(told), channel)
 
     def middle(self, seed: int) -> Tensors:
-        """Return what the part sends for the mean of both batches' updates, if it acts in `update` alone."""
+        """Return the sent tensors for the mean of both batches' updates, if the part acts in `update` alone."""
         one, other = (self.stage.raw(place) for place in (0, 1))
         mean = one.replace(_mean([one.tensors, other.tensors]))
         with explained("the defense failed in the probe"):
@@ -235,10 +235,10 @@ def draw_seed(generator: torch.Generator) -> int:
 
 
 def disclosed(defense: Defense, sent: Update, plan: Plan, before: Channel | None = None) -> Channel:
-    """Return the channel that a defense discloses, after the earlier parts' channel if there is one.
+    """Return a defense's channel, after the earlier parts' channel if there is one.
 
     Raises:
-        Unusable: `disclose` raises an error, or returns something that does not fit the update.
+        Unusable: `disclose` raises an error, or its result does not fit the update.
     """
     with _used("disclose"):
         channel = defense.disclose(sent, plan) if before is None else defense.disclose(sent, plan, before)

@@ -92,10 +92,10 @@ class Noise(NamedTuple):
 
 @dataclass(frozen=True)
 class Residual:
-    """The part of one round that its disclosure does not explain.
+    """The part of one round without an explanation in its disclosure.
 
     Attributes:
-        unexplained: share of the sent energy that the disclosed noise and bounds do not explain.
+        unexplained: share of the sent energy beyond the disclosed noise and bounds.
         worst: the same share for the tensor with the largest one.
         noise: observed and disclosed noise, where noise alone is disclosed and large enough to matter.
         quiet: first tensor with much disclosed and next to no observed noise; ``""`` if there is none.
@@ -181,7 +181,7 @@ class _Row:
 
     @property
     def places(self) -> int:
-        """The number of coordinates that are not disclosed as unknown."""
+        """The number of coordinates not disclosed as unknown."""
         return self.sent.numel() if self.known is None else int(self.known.sum())
 
     def sum(self, values: Tensor) -> float:
@@ -263,7 +263,7 @@ def repeated(one: Play, other: Play) -> float:
 def hidden(one: Play, again: Play) -> float:
     """Return the share of sent energy that repeats under another seed but is disclosed as unknown or with wide bounds.
 
-    A bound is wide if it is at least as large as the sent value, so that it says nothing about that coordinate.
+    A bound is wide if it is at least as large as the sent value, so it says nothing about the coordinate.
     """
     found = energy = 0.0
     for a, b in zip(_rows(one), _rows(again), strict=True):
@@ -277,7 +277,7 @@ def hidden(one: Play, again: Play) -> float:
 
 
 def noise_told(play: Play) -> bool:
-    """Return True if the disclosure includes noise that is large enough to matter."""
+    """Return True if the disclosure includes noise large enough to matter."""
     return any(row.material is not None for row in _rows(play))
 
 
@@ -287,7 +287,7 @@ def same(one: Tensors, other: Tensors) -> bool:
 
 
 def is_identity(play: Play) -> bool:
-    """Return True if the disclosure says that the update is unchanged."""
+    """Return True if the disclosure claims an unchanged update."""
     channel = play.channel
     untold = (channel.precision, channel.bounds, channel.moment) == (None, None, None)
     return untold and same(play.told, play.given)
