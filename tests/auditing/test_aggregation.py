@@ -164,12 +164,12 @@ def test_too_many_that_fall_silent_are_said_before_any_work():
 @pytest.mark.parametrize(
     ("clients", "options", "message"),
     [
-        (None, {}, "needs two clients or more: --clients 2"),
+        (None, {}, "needs two clients or more: set --clients 2"),
         (1, {}, "needs two clients or more"),
-        (2, {"plan": Plan(sends=())}, "--sends leaves out"),
+        (2, {"plan": Plan(sends=())}, "clients do not send: add it to --sends"),
         (2, {"defenses": [f"{FINE} | {FINE}"]}, "2 of its parts sum over clients"),
-        (6, {"images": 4}, "a sum of 6 updates is of 6 images, 4 were asked for"),
-        (2, {"images": 12, "partition": "Dirichlet(alpha=0.1)"}, "a client has fewer"),
+        (6, {"images": 4}, "a sum of 6 updates holds 6 images, but --images is 4"),
+        (2, {"images": 12, "partition": "Dirichlet(alpha=0.1)"}, "and one has fewer"),
     ],
 )
 def test_bad_input(clients, options, message):
@@ -191,7 +191,7 @@ def test_a_defense_of_ones_own_that_sums():
 def test_a_record_is_of_no_sum(tmp_path):
     from medpfl.auditing.run import _stated_defense
 
-    with pytest.raises(InputError, match="a record is of one client's update"):
+    with pytest.raises(InputError, match="a record holds one client's update"):
         _stated_defense(type("R", (), {"defense": None})(), tmp_path, [SecAggPlus()])  # type: ignore[arg-type]
 
 

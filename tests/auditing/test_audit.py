@@ -40,7 +40,7 @@ def test_it_reads_images_back_and_says_so(folder):
     (cell,) = report.summary
     assert (cell.asr.value, cell.verdict, cell.label_accuracy.value) == (1.0, LEAKS, 1.0)
     assert cell.asr_random_update.value == 0.0
-    assert str(report).startswith("Without a defense, a curious server read back 4 of 4 images")
+    assert str(report).startswith("Without a defense, a curious server reconstructed 4 of 4 images")
 
 
 def test_every_defense_runs_beside_the_undefended_control(folder):
@@ -86,7 +86,7 @@ def test_batches(folder):
     rows = [r for r in report.rows if not r.control]
     assert [(r.victim, r.position) for r in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert len({r.image for r in rows}) == 4
-    assert "4 images are attacked, not 5: updates are of 2 images" in report.settings.notes
+    assert "Attacked 4 images, not 5: each update holds 2 images." in report.settings.notes
     assert report.settings.experiment["images_per_update"] == 2
 
 
@@ -151,8 +151,8 @@ def test_a_defense_is_attacked_without_and_with_what_it_discloses(folder, option
         assert cell.verdict == INCONCLUSIVE, "four images are no evidence"
         assert ("too-few" in cell.flags) is cell.knows_defense
         assert (cell.false_security_ssim.value is not None) is (cell.knows_defense and len(told) == 2)
-    assert ("these attacks were not told of the defense" in str(report)) is (told == [False])
-    assert any("attacked twice" in note for note in report.settings.notes) is (len(told) == 2)
+    assert ("these attacks did not know the defense" in str(report)) is (told == [False])
+    assert any("tested against two attackers" in note for note in report.settings.notes) is (len(told) == 2)
 
 
 def test_a_defense_that_discloses_nothing_is_attacked_once(folder):
@@ -161,7 +161,7 @@ def test_a_defense_that_discloses_nothing_is_attacked_once(folder):
     assert len(attack.kept) == 3
     assert [cell.knows_defense for cell in report.summary] == [None, False]
     assert "undisclosed" in report.summary[1].flags or "control-failed" in report.summary[1].flags
-    assert not any("attacked twice" in note for note in report.settings.notes)
+    assert not any("tested against two attackers" in note for note in report.settings.notes)
 
 
 def test_without_a_defense_there_is_none_to_know(folder):
@@ -243,7 +243,7 @@ def test_draws_of_a_model_that_loads_its_own_weights_are_refused(folder, tmp_pat
         f"    last.load_state_dict(torch.load({str(tmp_path / 'own.pt')!r}))\n"
         "    return nn.Sequential(nn.Flatten(), last)\n"
     )
-    with pytest.raises(InputError, match=r"2 draws .* but two draws of this model have the same"):
+    with pytest.raises(InputError, match=r"--draws 2 needs new weights .* but this model has the same in two draws"):
         tiny(folder, model=f"{tmp_path}/net.py:make", draws=2)
 
 
@@ -402,7 +402,7 @@ def test_rows_say_what_made_them(folder):
 
 def test_left_out_images_are_noted(folder):
     report = tiny(ImageFolder(folder, size=16, limit=6))
-    assert "4 files above the limit of the data source were not opened" in report.settings.notes
+    assert "Did not open 4 files above the data source's limit; set limit= to use more." in report.settings.notes
 
 
 # --- attacks, defenses and models that misbehave --------------------------------------------------------------
@@ -444,7 +444,7 @@ def test_a_defense_that_raises_is_an_error_of_the_input(folder):
         def update(self, value, state, generator):
             raise KeyError("no such layer")
 
-    with pytest.raises(InputError, match=r"Broken\(\): the defense cannot be played: 'no such layer'"):
+    with pytest.raises(InputError, match=r"Broken\(\): the defense failed in the probe: 'no such layer'"):
         tiny(folder, defenses=[Broken()])
 
 
@@ -557,8 +557,8 @@ def test_more_outputs_than_classes_are_welcome(folder):
     ("options", "message"),
     [
         ({"images": 0}, "images is 0"),
-        ({"images": 11}, "11 images were asked for, the data has 10"),
-        ({"plan": Plan(batch_size=11), "images": 11}, "an update of 11 images needs more than the 10"),
+        ({"images": 11}, "--images is 11, but this data set has 10: attack fewer images"),
+        ({"plan": Plan(batch_size=11), "images": 11}, "an update holds 11 images, but this data set has 10"),
         ({"attacks": []}, "no attack was given"),
         ({"attacks": ["iDGL"]}, "there is no attack 'iDGL'; did you mean 'iDLG'"),
         ({"attacks": ["iDLG(step=3)"]}, "no argument 'step'; did you mean 'steps'"),
@@ -568,7 +568,7 @@ def test_more_outputs_than_classes_are_welcome(folder):
         ({"defenses": ["LaplaceNose"]}, "did you mean 'LaplaceNoise'"),
         ({"defenses": ["LaplaceNoise(scale=-1)"]}, "scale is -1"),
         ({"draws": 0}, "draws is 0"),
-        ({"draws": 2, "model": Net()}, "this model's weights are given"),
+        ({"draws": 2, "model": Net()}, "this model comes with weights"),
         ({"device": "nonsense"}, "device 'nonsense' cannot be used here"),
         ({"device": "meta"}, "device 'meta' cannot be used here"),
         ({"memory": 0}, "memory is 0"),
@@ -636,8 +636,8 @@ def test_iterates_are_scored_where_they_are_asked_for(folder, tmp_path):
     ],
 )
 def test_an_attack_that_is_made_for_the_model_and_is_not_run_is_named(folder, more, named):
-    notes = [note for note in tiny(folder, **more).settings.notes if note.startswith("not run")]
-    assert notes == ([f"not run, though made for models like this one: {named} (--attack {named})"] if named else [])
+    notes = [note for note in tiny(folder, **more).settings.notes if note.startswith("Not tested")]
+    assert notes == ([f"Not tested, although suited to this model: {named}. Add --attack {named}."] if named else [])
 
 
 class Picky(nn.Module):
@@ -660,9 +660,9 @@ def test_one_attack_may_be_given_alone(folder):
 
 def test_a_model_that_no_other_attack_can_look_at_is_audited_all_the_same():
     report = audit(Picky(), attacks=["iDLG(steps=2)"], victims=Victims(images=2, size=16))
-    assert not [note for note in report.settings.notes if note.startswith("not run")]
+    assert not [note for note in report.settings.notes if note.startswith("Not tested")]
     assert report.rows
-    with pytest.raises(InputError, match=r"APRIL.*: it cannot look at this model: two images at most"):
+    with pytest.raises(InputError, match=r"APRIL.*: it cannot check this model: two images at most"):
         audit(Picky(), attacks=["APRIL"], victims=Victims(images=2, size=16))
 
 
@@ -681,12 +681,12 @@ def test_an_audit_that_names_no_attack_takes_settings_for_deep_networks(folder, 
 
     def told(*attacks):
         notes = tiny(folder, attacks=attacks, plan=plan).settings.notes
-        return [note for note in notes if note.startswith("not run")]
+        return [note for note in notes if note.startswith("Not tested")]
 
-    made = "not run, though made for models like this one: "
+    made = "Not tested, although suited to this model: "
     flags = " ".join(f'--attack "{spec}"' for spec in deep)
-    assert told("GradInv(steps=1)") == [f"{made}{' and '.join(deep)} ({flags})"]
-    assert told("GradInv(steps=1)", deep[0]) == [f'{made}{deep[1]} (--attack "{deep[1]}")']
+    assert told("GradInv(steps=1)") == [f"{made}{' and '.join(deep)}. Add {flags}."]
+    assert told("GradInv(steps=1)", deep[0]) == [f'{made}{deep[1]}. Add --attack "{deep[1]}".']
     assert not told("GradInv(steps=3)"), "its settings were chosen"
 
 

@@ -41,7 +41,7 @@ def test_dp_settings_have_a_bound_over_the_round_and_no_other(found):
     assert records.rounds == 1
     for kappa, bound in client.curve:
         assert bound == Mechanism(0.5).bound(kappa)
-    assert mixed.gap == "another part changes what enters its steps"
+    assert mixed.gap == "another part changes the input of its steps"
     assert mixed.curve == []
 
 

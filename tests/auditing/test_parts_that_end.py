@@ -263,7 +263,7 @@ def test_models_sources_and_partitions():
             "MLP((4,))", some_images(16), plan=Plan(), cohort=Cohort(partition=Dealing()), schedule=Schedule(rounds=1)
         ),
     ):
-        with pytest.raises(InputError, match=f"the images cannot be dealt to clients: {ENDED}"):
+        with pytest.raises(InputError, match=f"the images cannot be distributed among clients: {ENDED}"):
             command()
 
 

@@ -76,7 +76,7 @@ def test_a_record_leaks_what_its_control_leaks(tmp_path):
     record, truth = make(tmp_path, Plan(batch_size=1))
     report = look(record, truth, attacks=["iDLG(steps=60)"])
     assert {cell.verdict for cell in report.summary} == {LEAKS}
-    assert report.verdict()[1].startswith("From the recorded update, a curious server read back 1 of 1 image")
+    assert report.verdict()[1].startswith("From the recorded update, a curious server reconstructed 1 of 1 image")
     control, recorded = ([r for r in report.rows if r.defense == d and not r.control] for d in (UNDEFENDED, RECORDED))
     assert plain(control, "defense", "image") == plain(recorded, "defense", "image")
 
@@ -401,11 +401,11 @@ def test_a_damaged_record(tmp_path, damage):
 
 def test_truth_of_the_wrong_number_shape_or_class(tmp_path):
     record, truth = make(tmp_path, Plan(batch_size=2))
-    with pytest.raises(InputError, match="made from 2 images, --truth holds 4"):
+    with pytest.raises(InputError, match="made from 2 images, but --truth holds 4"):
         look(record, draw_folder(tmp_path / "four", COUNTS[4]))
-    with pytest.raises(InputError, match="--truth has a class 'other', the record knows benign, malignant"):
+    with pytest.raises(InputError, match="--truth has a class 'other'; the record's are benign, malignant"):
         look(record, draw_folder(tmp_path / "other", {"benign": 1, "other": 1}))
-    with pytest.raises(InputError, match=r"images of shape \(1, 16, 16\), --truth gives \(1, 20, 20\): set --size"):
+    with pytest.raises(InputError, match=r"images of shape \(1, 16, 16\), but --truth gives \(1, 20, 20\): set --size"):
         look(record, ImageFolder(truth, size=20))
     with pytest.raises(InputError, match="there is no folder or record"):
         look(record, tmp_path / "nowhere")
@@ -414,22 +414,22 @@ def test_truth_of_the_wrong_number_shape_or_class(tmp_path):
 def test_unreadable_truth_is_counted_out(tmp_path):
     record, truth = make(tmp_path, Plan(batch_size=2))
     (truth / "benign" / "0.png").write_bytes(b"junk")
-    with pytest.raises(InputError, match="made from 2 images, --truth holds 1"):
+    with pytest.raises(InputError, match="made from 2 images, but --truth holds 1"):
         look(record, truth)
 
 
 def test_options_that_a_record_excludes(tmp_path):
     record, truth = make(tmp_path, Plan())
-    with pytest.raises(InputError, match=r"medpfl.audit_record\(record, truth, model\) audits it"):
+    with pytest.raises(InputError, match=r"use medpfl.audit_record\(record, truth, model\)"):
         audit("LeNet('idlg')", record, attacks=["iDLG(steps=2)"])
     asked = Experiment(data=str(record), model="LeNet('idlg')")
-    with pytest.raises(InputError, match="--truth names the folder"):
+    with pytest.raises(InputError, match="set --truth to the folder"):
         perform(asked)
     with pytest.raises(InputError, match="leave out --weights"):
         perform(replace(asked, truth=str(truth), weights="w.pt"))
     with pytest.raises(InputError, match="truth goes with a record"):
         perform(replace(asked, data=str(truth), truth=str(truth)))
-    with pytest.raises(InputError, match="rounds are of a training"):
+    with pytest.raises(InputError, match="this audits one model, but rounds were given"):
         perform(replace(asked, rounds="0,1"))
     with pytest.raises(InputError, match="a record was made under one defense"):
         look(record, truth, defenses=["LaplaceNoise(scale=lin(0.1, 0.2, 2))"])

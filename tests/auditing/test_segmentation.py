@@ -104,7 +104,7 @@ def test_fedavg_and_volumes():
 def test_a_classifier_leaves_the_masks_alone():
     found, report = cell(model="LeNet('idlg')")
     assert found.masks is None
-    assert "masks are not used" in " ".join(report.settings.notes)
+    assert "no mask is used" in " ".join(report.settings.notes)
     assert mask_lines(report.summary) == []
 
 
@@ -112,7 +112,7 @@ def test_a_classifier_leaves_the_masks_alone():
     ("options", "message"),
     [
         ({"data": "samples", "model": "UNet"}, "the images have no masks"),
-        ({"model": "LeNet('idlg')", "plan": Plan(loss="dice")}, "loss dice is of masks"),
+        ({"model": "LeNet('idlg')", "plan": Plan(loss="dice")}, "loss dice needs masks"),
         ({"model": "UNet(depth=3)"}, "must be divisible by 8"),
         ({"defenses": ["Mixup"], "plan": Plan(batch_size=2)}, "Mixup"),
     ],

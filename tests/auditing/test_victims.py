@@ -46,7 +46,7 @@ def test_a_rare_class_is_used_up_and_the_others_fill_in():
 def test_whole_updates_and_no_image_twice(images, per_update):
     data = some_images(24, classes=3)
     if images < per_update:
-        with pytest.raises(InputError, match="less than one update"):
+        with pytest.raises(InputError, match="but one update holds"):
             draw(data, images, per_update)
         return
     victims = draw(data, images, per_update)
@@ -100,10 +100,10 @@ def test_batches_mix_classes():
     ("images", "per_update", "partition", "message"),
     [
         (0, 1, IID(), "images is 0"),
-        (11, 1, IID(), "11 images were asked for, the data has 10"),
-        (10, 11, IID(), "an update of 11 images needs more than the 10"),
-        (3, 4, IID(), "3 images are less than one update of 4"),
-        (10, 5, IID(clients=4), "2 updates of 5 images were asked for, the clients have enough for 0"),
+        (11, 1, IID(), "--images is 11, but this data set has 10"),
+        (10, 11, IID(), "an update holds 11 images, but this data set has 10"),
+        (3, 4, IID(), "--images is 3, but one update holds 4"),
+        (10, 5, IID(clients=4), "2 updates of 5 images were requested, but the clients have images for only 0"),
         (4, 1, IID(clients=11), "more clients"),
     ],
 )

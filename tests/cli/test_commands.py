@@ -93,7 +93,7 @@ def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_pa
     assert "iDLG(steps=50)" in table
     assert "LaplaceNoise(scale=0.01)" in table
     assert "no defense" in table
-    assert "Without a defense, a curious server read back 3 of 3 images" in shown
+    assert "Without a defense, a curious server reconstructed 3 of 3 images" in shown
     assert shown.endswith(
         f"wrote {out}/share/report.html\nwrote {out}/private/report-with-images.html\n"
         f"may be shared: {out}/share (no image); must stay: {out}/private (patients' images)\n"
@@ -103,7 +103,7 @@ def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_pa
     assert [c["defense"] for c in summary_of] == ["NoDefense()", *["LaplaceNoise(scale=0.01)"] * 2]
     assert [c["knows_defense"] for c in summary_of] == [None, False, True]
     assert "iDLG(steps=50), naive" in table
-    assert "1 defense is attacked twice" in shown
+    assert "1 defense was tested against two attackers" in shown
 
 
 def test_quiet_says_the_verdict_only(run, folder):
@@ -160,9 +160,9 @@ def test_what_is_spent_is_said(run, folder):
     words = ["audit", folder, *TINY, "--defense", "DPSGD(noise=2.0)", "--sampling", "poisson", "--local-images", "2"]
     status, shown, _ = run(*words, "--delta", "0.001", "--naive")
     assert status == 0
-    (line,) = [line for line in shown.splitlines() if " spends " in line]
-    assert line.startswith("DPSGD(clip=1.0, noise=2.0) spends epsilon ")
-    assert "(PRV)" in line and "(PLD) at delta 0.001, of an image, over 1 round under poisson sampling" in line  # noqa: PT018
+    (line,) = [line for line in shown.splitlines() if ": epsilon " in line]
+    assert line.startswith("DPSGD(clip=1.0, noise=2.0): epsilon ")
+    assert "(PRV)" in line and "(PLD) at delta 0.001, for an image, over 1 round with poisson sampling" in line  # noqa: PT018
 
 
 def test_secure_aggregation_is_audited_with_several_clients(run, folder, tmp_path):
@@ -534,9 +534,9 @@ def test_what_is_not_understood(refused, words, message):
         (["--weights", "nowhere.pt"], "there is no weights file 'nowhere.pt'"),
         (["--truth", "x"], "truth goes with a record"),
         (["--device", "gpu"], "device 'gpu' cannot be used here"),
-        (["--images", "11"], "11 images were asked for, the data has 10: ask for fewer"),
-        (["--batch-size", "11", "--images", "11"], "an update of 11 images needs more than the 10"),
-        (["--batch-size", "5", "--images", "4"], "4 images are less than one update of 5: ask for more"),
+        (["--images", "11"], "--images is 11, but this data set has 10: attack fewer images"),
+        (["--batch-size", "11", "--images", "11"], "an update holds 11 images, but this data set has 10"),
+        (["--batch-size", "5", "--images", "4"], "--images is 4, but one update holds 5: attack more images"),
         (["--local-images", "4"], "need algorithm FedAvg"),
         (["--algorithm", "FedAvg", "--local-images", "3", "--batch-size", "2"], "must be a multiple of batch_size"),
         (["--size", "10"], "SSIM needs images of 11 x 11 pixels or more"),
@@ -592,7 +592,7 @@ def test_unreadable_images_are_named_and_skipped_with_a_count(run, folder, tmp_p
         (line,) = [line for line in err.splitlines() if name in line]
         assert line.startswith(f"  benign/{name}: ")
         assert why in line
-    assert quiet or "5 files could not be read and left out" in shown
+    assert quiet or "Skipped 5 files that could not be read." in shown
     assert sum(row["control"] == "" for row in rows_of(out)) == 10, "all others were attacked"
     assert json.loads((out / "run.json").read_text())["settings"]["data"]["skipped"] == 5
     assert not [name for name in bad_files if name.encode() in (out / "share/report.html").read_bytes()]
@@ -719,7 +719,7 @@ def test_a_users_model_and_weights(run, refused, folder, models, tmp_path):
     assert "'1.weight' holds values that are not finite" in refused("audit", folder, *own)
     path.write_bytes(b"junk")
     assert "is not a weights file" in refused("audit", folder, *own)
-    assert "draws above 1" in refused("audit", folder, *own[:-2], "--weights", path, "--draws", "2")
+    assert "--draws > 1 re-initializes" in refused("audit", folder, *own[:-2], "--weights", path, "--draws", "2")
 
 
 # --- records --------------------------------------------------------------------------------------------------
@@ -747,15 +747,15 @@ def test_a_record_is_audited_with_its_truth(run, record, tmp_path):
     words = ["--truth", record.parent / "truth", "--model", "LeNet('idlg')", "--attack", "iDLG(steps=60)"]
     status, shown, err = run("audit", record, *words, "--out", out)
     assert (status, err) == (0, "")
-    assert "From the recorded update, a curious server read back 1 of 1 image" in shown
+    assert "From the recorded update, a curious server reconstructed 1 of 1 image" in shown
     assert [c["defense"] for c in json.loads((out / "share/summary.json").read_text())] == ["NoDefense()", "Recorded()"]
     assert json.loads((out / "run.json").read_text())["settings"]["record"]["difference"] < 1e-5
 
 
 def test_a_record_that_does_not_fit(refused, record, folder):
     words, truth = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)"], record.parent / "truth"
-    assert "--truth names the folder of the images" in refused("audit", record, *words)
-    assert "made from 1 images, --truth holds 10" in refused("audit", record, *words, "--truth", folder)
+    assert "set --truth to the folder with the images" in refused("audit", record, *words)
+    assert "made from 1 images, but --truth holds 10" in refused("audit", record, *words, "--truth", folder)
     assert "no folder or record '/nowhere/at/all'" in refused("audit", record, *words, "--truth", "/nowhere/at/all")
     two = ["--defense", "LaplaceNoise", "--defense", "GaussianNoise"]
     assert "give the one that its client used" in refused("audit", record, *words, "--truth", truth, *two)

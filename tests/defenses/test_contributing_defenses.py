@@ -70,7 +70,7 @@ def test_its_epsilon_and_its_bound_are_in_the_report(name, place, tmp_path):
         medpfl.audit, MODEL, "samples", defenses=[f"{place}:{name}"], plan=plan, **SMALL, run=Run(out=tmp_path / "run")
     )
     spec = "LayerwiseDP(clip=1.0, noise=1.0)"
-    said = f"{epsilon(1.0, 1.0, 1, 1e-5)}, of the client, over 1 round under shuffle sampling"
+    said = f"{epsilon(1.0, 1.0, 1, 1e-5)}, for the client, over 1 round with shuffle sampling"
     assert own.settings.privacy == {spec: said}
     entry = own.settings.bounds[spec]
     assert entry["gap"] is None
@@ -97,7 +97,7 @@ def test_a_sum_is_audited_as_a_sum(name, place):
     report = flat(medpfl.audit, MODEL, "samples", **options)
     assert any("the sum of 2 clients' updates" in note for note in report.settings.notes)
     assert report.settings.assumed == ()
-    with pytest.raises(InputError, match="weighted by num_samples, which --sends leaves out"):
+    with pytest.raises(InputError, match="weights the mean by num_samples, which clients do not send"):
         flat(medpfl.audit, MODEL, "samples", plan=Plan(sends=()), **options)
 
 
@@ -176,11 +176,11 @@ def test_an_epsilon_of_ones_own_account_is_stated_and_why_there_is_no_bound(othe
     ).settings
     pure, negative = settings.privacy.values()
     assert pure == (
-        "epsilon 0.5 (by the defense's own account) at delta 1e-05, of a patient, over 1 round under shuffle sampling"
+        "epsilon 0.5 (by the defense's own account) at delta 1e-05, for a patient, over 1 round with shuffle sampling"
     )
-    assert "not computed (it says that -1.0 was spent: epsilon is a number, at least 0)" in negative
+    assert "could not be computed (it reports -1.0 as spent: epsilon must be a number, at least 0)" in negative
     assert {entry["gap"] for entry in settings.bounds.values()} == {
-        "it names no Gaussian mechanism, of which alone there is a bound"
+        "it names no Gaussian mechanism, and bounds exist only for those"
     }
 
 
@@ -203,11 +203,11 @@ def test_masked_and_encrypted_messages_of_ones_own_are_audited_as_the_built_in_o
     report = flat(medpfl.audit, MODEL, "samples", **options)
     assert {row.defense for row in report.rows if row.control == "masked-vector"} == {"Masked()"}
     assert len(report.settings.assumed) == 1
-    assert report.settings.assumed[0].startswith("Encrypted(): the server is assumed to get the decrypted mean")
+    assert report.settings.assumed[0].startswith("Encrypted(): we assume that the server gets the decrypted mean")
     notes = " ".join(report.settings.notes)
-    assert "Masked(): the server gets the sum of 2 clients' updates, and" in notes
-    assert "Encrypted(): the server gets the sum of 3 clients' updates, which it is assumed to get in clear" in notes
-    with pytest.raises(InputError, match="3 of 3 clients stay, it says, and 1 fall silent"):
+    assert "Masked(): the server gets the sum of 2 clients' updates. Attacks" in notes
+    assert "Encrypted(): the server gets the sum of 3 clients' updates (in clear, we assume)" in notes
+    with pytest.raises(InputError, match="says that 3 of 3 clients stay, but 1 drop out"):
         flat(medpfl.audit, MODEL, "samples", **{**options, "defenses": [f"{others}:Miscounts"]})
 
 

@@ -104,8 +104,10 @@ def test_an_audit_of_the_sum(library):
     assert [(cell.knows_defense, cell.images) for cell in cells] == [(False, 4), (True, 4)]
     assert all(cell.clusters == 2 for cell in cells)
     (assumed,) = report.settings.assumed
-    assert assumed.startswith("HomomorphicAggregation(scale_bits=40): the server is assumed to get the decrypted mean")
-    assert any("which it is assumed to get in clear" in note for note in report.settings.notes)
+    assert assumed.startswith(
+        "HomomorphicAggregation(scale_bits=40): we assume that the server gets the decrypted mean"
+    )
+    assert any("in clear, we assume" in note for note in report.settings.notes)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_an_audit_takes_it(tmp_path):
     small(out=out)
     last, first = (flat(audit, place, some_images(8), **AUDIT) for place in (str(out), out / "round-0"))
     assert {row.model for row in last.rows} == {"Checkpoint(trained='MLP(hidden=(6,))', round=3)"}
-    assert last.settings.experiment["weights"] == "of a training, round 3"
+    assert last.settings.experiment["weights"] == "trained, round 3"
     assert [r.scores["ssim"] for r in last.rows] != [r.scores["ssim"] for r in first.rows]
     untrained = flat(audit, "MLP(hidden=(6,))", some_images(8), **AUDIT)
     assert untrained.settings.experiment["weights"] == "untrained"

@@ -229,4 +229,4 @@ def test_no_epsilon_is_stated_where_something_else_leaves_the_client():
     assert "batch-norm statistics" in spent([ClientDP(noise=4.0)], Plan(), 1e-4, norm)["ClientDP(clip=1.0, noise=4.0)"]
     assert "of the client" in next(iter(spent([ClientDP(noise=4.0)], Plan(sends=()), 1e-4, norm).values()))
     mixed = spent([Mixup() | DPSGD(noise=3.0)], Plan(batch_size=2), 1e-4, plain)
-    assert "another part changes what enters its steps" in next(iter(mixed.values()))
+    assert "another part changes the input of its steps" in next(iter(mixed.values()))

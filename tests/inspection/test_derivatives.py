@@ -222,7 +222,7 @@ def test_an_audit_of_a_wrong_derivative_is_flagged(tmp_path):
     report = tiny(some_images(6), model=around(Once.apply), out=tmp_path / "runs" / "a")
     assert all("wrong-derivative" in row.flags for row in report.rows)
     assert all("wrong-derivative" in cell.flags for cell in report.summary)
-    note = "layer '1.1' (Does) has a second derivative that is not that of what it computes"
+    note = "layer '1.1' (Does) has a second derivative that does not match what it computes."
     assert note in report.settings.notes
     assert note.replace("'", "&#39;") in (tmp_path / "runs" / "a" / "share/report.html").read_text()
     assert "wrong-derivative" not in tiny(some_images(6), model=around(torch.sin)).rows[0].flags

@@ -272,7 +272,7 @@ def test_an_object_where_isolation_is_asked_for_says_what_to_do():
     network = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
     with pytest.raises(InputError, match=r"isolate: the model .* give it as file.py:Name .*--no-isolate"):
         audited(["DLG(steps=2)"], model=network, isolate=True)
-    with pytest.raises(InputError, match=r"isolate: attack .* is an object, whose code another process cannot find"):
+    with pytest.raises(InputError, match=r"isolate: attack .* is an object whose code another process cannot find"):
         medpfl.audit(data=some_images(), attacks=[Mine()], run=Run(isolate=True))
 
 
@@ -283,7 +283,7 @@ def test_an_audit_of_an_object_runs_in_its_own_process_and_says_so(bad):
     report = audited([f"{bad}:Bad"], model=network)
     assert [note for note in report.settings.notes if note.startswith("Your own attack ran in the audit's own pro")]
     assert report.settings.isolation["in a process of their own"] == []
-    assert "by force" in report.settings.isolation["what it means"]
+    assert "directly" in report.settings.isolation["what it means"]
 
 
 def _runs(process: int) -> bool:

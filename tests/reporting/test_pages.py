@@ -231,7 +231,7 @@ def test_what_is_assumed_is_said_beside_the_grants(tmp_path):
 def test_grants_come_from_the_rows_if_the_settings_lack_them(tmp_path):
     words = Page(pages(tmp_path, [full()], {}, [row(grants=("active",))])[0]).words
     assert GRANTS["active"] in words
-    assert "a malicious server read back" in words
+    assert "a malicious server reconstructed" in words
 
 
 def test_raised_flags_are_explained_where_raised(tmp_path):

@@ -1,1 +1,1 @@
-"""The audit: the one place where data, clients, defenses, attacks and metrics meet."""
+"""The audit, in which data, clients, defenses, attacks and metrics come together."""

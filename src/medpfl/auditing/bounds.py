@@ -1,4 +1,4 @@
-"""What differential privacy allows any attack on an audit's images, beside what was measured."""
+"""Success bounds under differential privacy for an audit's images, beside the measured success rates."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ __all__ = ["bounded", "bounds_of", "check_bounds"]
 
 _KAPPAS = (0.0, *np.logspace(-4, 0, 81).round(8).tolist())
 _GUESSES = 200
-"""Of the no-prior reference, over all images."""
+"""Minimum number of guesses for the no-prior reference, over all images."""
 
 
 def bounds_of(scenario: Scenario, scorer: Scorer) -> dict[str, dict[str, Any]]:
-    """For each differentially private defense, what its noise allows over the rounds that the adversary sees.
+    """Return the success bound for each differentially private defense, over the rounds the attacker sees.
 
     Returns:
-        By spec: ``rounds``; ``mechanisms``, each with its ``unit`` (whose: ``"image"``, ``"patient"`` or ``"client"``),
-        ``noise``, ``rate`` and ``steps``; ``curve``, pairs of kappa and the least bound of the mechanisms;
-        ``no_prior``, success rates of the no-prior reference; ``gap``: why there is no curve, else ``None``.
+        An entry for each defense spec with these keys: ``rounds``; ``mechanisms``, each with its privacy ``unit``
+        (``"image"``, ``"patient"`` or ``"client"``), ``noise``, ``rate``, ``steps`` and ``profile``; ``curve``, pairs
+        (kappa, smallest bound among the mechanisms); ``no_prior``, the no-prior reference's success rates; ``gap``,
+        the reason why there is no curve, else ``None``.
     """
     found = {}
     for defense in scenario.defenses:
@@ -54,9 +55,9 @@ def _entry(whole: Defense, scenario: Scenario, scorer: Scorer) -> dict[str, Any]
     known = [part for part in counted if part.unit is not None]
     entry: dict[str, Any] = {"rounds": ROUNDS, "gap": None, "curve": []}
     if sends_statistics(scenario.network(0), scenario.plan):
-        return {**entry, "gap": "it would not cover the batch-norm statistics that are sent"}
+        return {**entry, "gap": "the noise does not cover the batch-norm statistics that clients send"}
     if not known:
-        return {**entry, "gap": "another part changes what enters its steps"}
+        return {**entry, "gap": "another part changes the input of its steps"}
     kept, gaps = [], []
     for part in known:
         try:
@@ -76,10 +77,10 @@ def _entry(whole: Defense, scenario: Scenario, scorer: Scorer) -> dict[str, Any]
 
 
 def _seen(part: Defense, plan: Plan) -> Mechanism:
-    with explained("it cannot say what the adversary sees"):
+    with explained("its mechanism() failed"):
         seen = part.mechanism(plan, ROUNDS)
     if not isinstance(seen, Mechanism):
-        raise InputError("it names no Gaussian mechanism, of which alone there is a bound")
+        raise InputError("it names no Gaussian mechanism, and bounds exist only for those")
     return seen
 
 
@@ -88,7 +89,7 @@ def _numbers(seen: Mechanism) -> dict[str, Any]:
 
 
 def _no_prior(scenario: Scenario, scorer: Scorer, seen: Mechanism) -> dict[str, float | None]:
-    """Success rates of guesses without a prior, as if the image were in every step."""
+    """Return success rates for guesses without a prior, as if each image took part in every step."""
     own, numbers = torch.cat(scenario.victims), (seen.noise, seen.rate, seen.steps)
     generator, hits, told = generator_of(scenario.run.seed, "no prior", *numbers), [], []
     for _ in range(-(-_GUESSES // len(own))):
@@ -100,22 +101,23 @@ def _no_prior(scenario: Scenario, scorer: Scorer, seen: Mechanism) -> dict[str, 
 
 
 def check_bounds(out: Path, bounds: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises `InputError` if the bounds of a run directory, as `bounds_of` gives them, are another version's."""
+    """Raise `InputError` if a run directory's bounds (see `bounds_of`) come from another version."""
     if any(entry["gap"] is None and "mechanisms" not in entry for entry in bounds.values()):
         raise InputError(
-            f"'{out}' was made by another version of MedPFL, whose bounds under differential privacy this one cannot "
-            "read: give the command that made it again, which keeps its rows"
+            f"'{out}' was made by another version of MedPFL, whose success bounds this one cannot read: run the "
+            "command that made it again, which keeps its rows"
         )
 
 
 def bounded(summary: Sequence[Cell], bounds: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
-    """Return the cells, those under differential privacy with their bound, and where guesses without the update stand.
+    """Add the success bound to every cell whose defense is differentially private.
 
-    A better guess without the update may exist: kappa is an assumption.
+    The bound starts from kappa, the success rate of the best guess made without the update. A better guess may
+    exist, so kappa is an assumption.
 
     Args:
-        summary: the cells.
-        bounds: from `bounds_of`.
+        summary: an audit's cells.
+        bounds: result of `bounds_of`.
     """
     return [
         replace(cell, bound=_bound(cell, bounds[cell.defense])) if cell.defense in bounds else cell for cell in summary
@@ -150,7 +152,7 @@ def _bound(cell: Cell, entry: Mapping[str, Any]) -> Bound:
 
 
 def _at(seen: Sequence[Mechanism], rates: Iterable[float | None], ends: Iterable[float | None]) -> Mark:
-    """Return the largest of the rates, the largest end of their intervals, and the bound at both."""
+    """Return the largest rate, the largest upper end of their intervals, and the bound at both."""
     kappa = max((rate for rate in rates if rate is not None), default=None)
     if kappa is None:
         return Mark()

@@ -1,4 +1,4 @@
-"""What differentially private defenses have spent when the adversary has seen what an audit shows it."""
+"""Epsilon of differentially private defenses, over the rounds an attacker sees in an audit."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ from medpfl.core.user_code.strangers import explained
 __all__ = ["ROUNDS", "has_statistics", "private_parts", "sends_statistics", "spent"]
 
 ROUNDS = 1
-"""Of a client, that the adversary sees in an audit."""
+"""Rounds of one client that the attacker sees in an audit."""
 _WHOSE = {"image": "an image", "patient": "a patient", "client": "the client"}
 
 
 def has_statistics(network: nn.Module, plan: Plan) -> bool:
-    """Whether training changes batch-norm statistics of a network."""
+    """Return True if training changes the network's batch-norm statistics."""
     return plan.mode == "train" and any(isinstance(module, _BatchNorm) for module in network.modules())
 
 
 def sends_statistics(network: nn.Module, plan: Plan) -> bool:
-    """Whether batch-norm statistics of the images travel beside the update, which no noise on it covers."""
+    """Return True if clients also send batch-norm statistics, which noise on the update does not cover."""
     return has_statistics(network, plan) and "buffers" in plan.sends
 
 
 def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Module) -> dict[str, str]:
-    """Return epsilon, for each defense that promises one, over the rounds that the adversary sees.
+    """Return epsilon for each differentially private defense, over the rounds the attacker sees.
 
     Args:
-        defenses: of the audit.
-        plan: of the client.
-        delta: in (0, 1).
+        defenses: the audit's defenses.
+        plan: the client's plan.
+        delta: delta of the reported (epsilon, delta), in (0, 1).
         network: the model.
 
     Returns:
-        By spec, a sentence: epsilon; why none may be stated; without the extra ``dp``, what to install.
+        A text for each defense spec: epsilon, or the reason why none is stated, or, without the extra ``dp``, the
+        package to install.
 
     Raises:
-        InputError: delta out of its range.
+        InputError: delta is out of range.
     """
     found: dict[str, str] = {}
     for defense in defenses:
@@ -59,17 +60,17 @@ def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Mod
 
 
 def _unpromised(whole: Defense, plan: Plan, delta: float, network: nn.Module) -> str:
-    """Why the accountants' number would be no promise; ``""`` if it is one."""
+    """Return the reason why the accountants' epsilon would not hold; ``""`` if it holds."""
     if sends_statistics(network, plan):
-        return "an epsilon that is not stated: it would not cover the batch-norm statistics that are sent"
-    with suppress(InputError), explained("it cannot say what it promises"):  # which the line itself explains
+        return "epsilon is not stated: the noise would not cover the batch-norm statistics that clients send"
+    with suppress(InputError), explained("its promises() failed"):  # `_line` reports the failure
         if whole.promises(plan, ROUNDS, delta) is None:
-            return "an epsilon that is not stated: another part changes what enters its steps"
+            return "epsilon is not stated: another part changes the input of its steps"
     return ""
 
 
 def private_parts(defense: Defense) -> tuple[Defense, ...]:
-    """Return the parts of a defense that promise differential privacy."""
+    """Return a defense's differentially private parts."""
     return tuple(part for part in parts_of(defense) if part.unit is not None)
 
 
@@ -79,13 +80,13 @@ def _line(part: Defense, plan: Plan, delta: float) -> str:
         with explained("it failed"):
             said = _stated(part.spent(plan, ROUNDS, delta), delta)
     except InputError as error:
-        return f"an epsilon, of {of}, that is not computed ({error})"
-    return f"{said}, of {of}, over {ROUNDS} round under {plan.sampling} sampling"
+        return f"epsilon for {of} could not be computed ({error})"
+    return f"{said}, for {of}, over {ROUNDS} round with {plan.sampling} sampling"
 
 
 def _stated(found: Any, delta: float) -> str:
     if isinstance(found, Epsilon):
         return str(found)
     if isinstance(found, bool) or not isinstance(found, int | float) or not found >= 0:
-        raise InputError(f"it says that {found!r} was spent: epsilon is a number, at least 0")
+        raise InputError(f"it reports {found!r} as spent: epsilon must be a number, at least 0")
     return f"epsilon {found:.3g} (by the defense's own account) at delta {delta:g}"

@@ -1,4 +1,4 @@
-"""What of an audit cannot work, found before any work is done."""
+"""Checks for everything that cannot work in an audit, before any work is done."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ __all__ = ["Feasibility"]
 
 
 class Feasibility:
-    """The checks of a scenario, each of which is made once.
+    """A scenario's checks, each of which runs once.
 
     Args:
-        scenario: of the audit.
+        scenario: the audit's scenario.
     """
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
 
     def check(self) -> None:
-        """Raises `InputError` for what cannot work."""
+        """Raise `InputError` if anything in the scenario cannot work."""
         scenario = self.scenario
         if not scenario.attacks:
-            raise InputError("no attack was given: 'medpfl list' names them")
+            raise InputError("no attack was given: 'medpfl list' shows all attacks")
         several = scenario.selection.draws > 1
         if several and (scenario.weights is not None or isinstance(scenario.model, GivenModel)):
-            raise InputError("draws above 1 are draws of untrained weights: this model's weights are given")
+            raise InputError("--draws > 1 re-initializes weights, but this model comes with weights: use --draws 1")
         _ = scenario.code  # before any of it runs
         if several:
             self._check_draws_differ()
         for defense in scenario.defenses:
-            with explained(f"{defense!r} cannot be asked what it does"):
+            with explained(f"{defense!r} could not be checked"):
                 self._check_defense(defense)
         ssim(scenario.probe, scenario.probe)  # refuses images that are too small for it
         _ = scenario.outputs, self.wrong_layer, *map(scenario.stack, scenario.defenses)  # all run the network
         if scenario.plan.loss == "dice" and not scenario.label_shape:
-            raise InputError("loss dice is of masks, and this model gives one class for an image: use cross_entropy")
+            raise InputError("loss dice needs masks, but this model predicts one class per image: use cross_entropy")
         self._check_attacks()
 
     def _check_draws_differ(self) -> None:
         scenario, draws = self.scenario, self.scenario.selection.draws
         if _equal(scenario.network(0), scenario.network(1)):
             raise InputError(
-                f"{draws} draws of untrained weights were asked for, but two draws of this model have the same: "
-                "it loads or sets its own; leave --draws at 1"
+                f"--draws {draws} needs new weights in each draw, but this model has the same in two draws (it loads "
+                "or sets its own): use --draws 1"
             )
 
     def _check_defense(self, defense: Defense) -> None:
@@ -73,22 +73,23 @@ class Feasibility:
         knowledge_of(defense, self.scenario.threat)
 
     def _check_attacks(self) -> None:
-        """Every attack, on the model as each defense leaves it."""
+        """Check every attack on the model as each defense changes it."""
         for defense, (ready, plans) in zip(self.scenario.defenses, self.scenario.scenes(), strict=True):
             for attack in self.scenario.attacks:
-                with naming(attack), explained("it cannot look at this model"):
+                with naming(attack), explained("it cannot check this model"):
                     self.scenario.placed(attack, defense).check(ready, plans, self.scenario.data.shape)
 
     @cached_property
     def untried(self) -> list[Attack]:
-        """Attacks that are made for models like this one, and are not run.
+        """Attacks that suit this model but are not run.
 
-        They refuse most models and not this one, under any of its defenses, or have settings for it.
+        They are specialized attacks that accept this model under all of the audit's defenses, and attacks of the audit
+        with other settings made for it.
         """
         run, registered = {_home(type(attack)) for attack in self.scenario.attacks}, registry(attack_package).values()
         kinds = [kind for kind in registered if _home(kind) not in run and kind.specialized]
         network = None
-        with suppress(InputError), explained("it cannot be made ready"):  # which is for `check` to say
+        with suppress(InputError), explained("it cannot be made ready"):  # `check` reports it
             for ready, plans in self.scenario.scenes() if kinds else ():
                 kinds = [kind for kind in kinds if self._takes(kind(), ready, plans)]
             network = self.scenario.network(0)
@@ -112,18 +113,18 @@ class Feasibility:
 
     @cached_property
     def wrong_layer(self) -> str | None:
-        """The layer whose second derivative is wrong, if any."""
+        """The layer whose second derivative is wrong, or ``None``."""
         network, few = self.scenario.network(0), min(2, self.scenario.plan.batch_size)
         images = torch.rand(few, *self.scenario.data.shape, generator=generator_of(0, "probe")).to(self.scenario.device)
         return check_derivatives(network, images, self.scenario.outputs, self.scenario.plan)
 
 
 def _home(kind: type) -> tuple[str, str]:
-    """What a class is called; that of an attack in a process of its own is made anew, under the same name."""
+    """Return a class's module and name, which an isolated attack's class shares although it is another object."""
     return kind.__module__, kind.__qualname__
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two networks have the same trained weights."""
+    """Return True if two networks have the same trainable weights."""
     pairs = zip(one.parameters(), other.parameters(), strict=False)
     return all(torch.equal(a, b) for a, b in pairs if a.requires_grad)

@@ -1,4 +1,4 @@
-"""Which attacks of an audit run in a process of their own, and what it says of that."""
+"""Isolation in an audit: which attacks run in a separate process, and the report's notes on it."""
 
 from __future__ import annotations
 
@@ -26,33 +26,34 @@ from medpfl.models.user import UserModel
 __all__ = ["Isolation", "Recipe", "isolating"]
 
 NO_SANDBOX = (
-    "A process of its own keeps an attack from the audit's memory, open files and environment. It is no sandbox: the "
-    "attack runs as the same user, and can read every file that this user can."
+    "A separate process keeps an attack away from the audit's memory, open files and environment. It is no sandbox: "
+    "the attack runs as the same user and can read every file that this user can."
 )
 IN_REACH = (
-    "Your own attack ran in the audit's own process, where it could reach the private images by force. Its rows are "
-    "worth as much as its code."
+    "Your own attack ran in the audit's own process, where its code could reach the private images directly. Trust its "
+    "results only as much as its code."
 )
 _PLACE = "give it as file.py:Name or package.module:Name"
-_HINT = "--no-isolate, or isolate=False, runs attacks in the audit's own process"
+_HINT = "to run attacks in the audit's own process, use --no-isolate or isolate=False"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How another process makes the model and the defenses again.
+    """Instructions from which another process rebuilds the model and the defenses.
 
     Attributes:
-        model: ``{"spec": text}``, or ``{"trained": ...}``, what a checkpoint says of itself.
-        defenses: specs of the defenses that are given by their place, by the ``repr`` of what acts at the client.
+        model: ``{"spec": text}``, or ``{"trained": ...}`` with a checkpoint's description.
+        defenses: specs of the defenses given as ``file.py:Name`` or ``package.module:Name``, by the ``repr`` of the
+            part that acts at the client.
     """
 
     model: dict[str, Any]
     defenses: dict[str, str] = field(default_factory=dict)
 
     def scene(self, layers: Defense, told: Defense, image_shape: tuple[int, ...], classes: int, device: str) -> Scene:
-        """The model with a defense's layers, and the channel of a defense; see `Scene`.
+        """Return the scene: the model with the layers of `layers`, and the channel of `told`; see `Scene`.
 
-        Of a recorded update, the model is as it is, and the channel that of the defense behind the record.
+        For a recorded update, the model stays as it is, and the channel belongs to the defense behind the record.
         """
         bare = NO_DEFENSE if isinstance(layers, Recorded) else layers
         specs = (self._spec(bare), self._spec(behind(told)))
@@ -65,13 +66,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Isolation:
-    """What an audit does about isolation.
+    """An audit's isolation.
 
     Attributes:
-        worker: of the attacks in a process of their own; ``None`` where there are none.
-        recipe: for it.
-        attacks: those of the audit, as they are to be given to `medpfl.inputs.parts.attacks_of`.
-        notes: what to say of it.
+        worker: process for the isolated attacks; ``None`` if there are none.
+        recipe: recipe for the process.
+        attacks: the audit's attacks, in the form for `medpfl.inputs.parts.attacks_of`.
+        notes: notes for the report.
     """
 
     worker: Worker | None
@@ -80,15 +81,15 @@ class Isolation:
     notes: tuple[str, ...] = ()
 
     def as_these(self, attacks: Sequence[Attack]) -> list[Attack]:
-        """Attacks of ours that are added to the audit's, where these run."""
+        """Return built-in attacks to add to the audit's, isolated if all of the audit's attacks are."""
         if self.worker is None or not self.worker.every:
             return list(attacks)
         return attacks_of([one if isinstance(one, Isolated) else repr(one) for one in attacks], self.worker)
 
     def added_to(self, settings: Settings, attacks: Sequence[Attack]) -> Settings:
-        """Return the settings of an audit, with what the page prints of the isolation of its attacks.
+        """Return an audit's settings, with the page's facts about isolation.
 
-        Nothing is added where every attack is one of ours, in the audit's own process.
+        Nothing is added if all attacks are built in and run in the audit's own process.
         """
         apart = [repr(attack) for attack in attacks if isinstance(attack, Isolated)]
         own = [repr(a) for a in attacks if not (isinstance(a, Isolated) or type(a).__module__.startswith("medpfl."))]
@@ -107,16 +108,17 @@ class Isolation:
 def isolating(
     attacks: Sequence[str | Attack], isolate: bool | None, model: Model, defenses: Sequence[Given]
 ) -> Iterator[Isolation]:
-    """Starts the process for the attacks that run in one of their own, and ends it with the block.
+    """Start the process for isolated attacks, and end it with the block.
 
     Args:
-        attacks: as they were given.
-        isolate: all of them; ``None``: those that are given by their place, if that is possible; or none.
-        model: of the audit.
-        defenses: of the audit.
+        attacks: the attacks as the user gave them.
+        isolate: True isolates all attacks, False none; ``None`` isolates those given as ``file.py:Name`` or
+            ``package.module:Name``, if possible.
+        model: the audit's model.
+        defenses: the audit's defenses.
 
     Raises:
-        InputError: `isolate` asks for what is not possible.
+        InputError: `isolate` is True, but isolation is impossible.
     """
     several = isinstance(attacks, Sequence) and not isinstance(attacks, str)
     given: list[str | Attack] = list(attacks) if several else [attacks]  # type: ignore[list-item]
@@ -137,19 +139,18 @@ def isolating(
 
 
 def _problem(attacks: Sequence[str | Attack], model: Model, defenses: Sequence[Given]) -> str:
-    """Why attacks cannot run in a process of their own; ``""`` if they can."""
+    """Return the reason why attacks cannot run in a separate process; ``""`` if they can."""
     for attack in attacks:
         if isinstance(attack, Attack) and not _ours(attack, attack_package):
-            return f"attack {type(attack).__name__} is an object, whose code another process cannot find: {_PLACE}"
+            return f"attack {type(attack).__name__} is an object whose code another process cannot find: {_PLACE}"
     if not isinstance(model, UserModel | Checkpoint) and not _ours(model, model_package):
         name = getattr(model, "name", type(model).__name__)
         return (
-            f"the model {name} is an object, which another process cannot make again: {_PLACE}, and its weights as a "
-            "file"
+            f"the model {name} is an object that another process cannot rebuild: {_PLACE}, with its weights in a file"
         )
     for given in defenses:
         if given.text is None and not all(_ours(part, defense_package) for part in parts_of(behind(given.part))):
-            return f"the defense {given.part!r} is an object, which another process cannot make again: {_PLACE}"
+            return f"the defense {given.part!r} is an object that another process cannot rebuild: {_PLACE}"
     return ""
 
 
@@ -159,7 +160,7 @@ def _ours(part: Any, package: Any) -> bool:
 
 def _recipe(model: Model) -> dict[str, Any]:
     if isinstance(model, Checkpoint):
-        return {"trained": asdict(replace(model.about, seed=0))}  # what its seed drew is in the weights
+        return {"trained": asdict(replace(model.about, seed=0))}  # the seed's draws are already in the weights
     if isinstance(model, UserModel):
         return {"spec": absolute(f"{model.place}:{model.call}")}
     return {"spec": repr(model)}

@@ -1,4 +1,4 @@
-"""The jobs of an audit: which stacks of victims meet which attack under which defense."""
+"""An audit's jobs: which victims are attacked together, by which attack, under which defense."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from medpfl.runs.jobs import JobKey
 __all__ = ["Job", "jobs_of", "knowledge_of"]
 
 _RANDOM_UPDATES = 8
-"""Victims of the random-update control, for each attack."""
+"""Largest number of victims in a control, for each attack."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One stack of victims under one attack and one defense: the unit that is redone after a kill.
+    """One attack on a stack of victims under one defense: the unit to redo after a kill.
 
     Attributes:
-        attack, defense: who attacks, and what the updates passed.
-        groups: the victims, each the clients whose updates reach the server together.
-        rows: how many the job gives.
-        draw: of the untrained weights.
-        stack: its number.
-        knows: whether the attack is told what the defense discloses of itself.
-        control: ``""``, or what the attack gets in place of the sent update.
+        attack, defense: the attack, and the defense behind the updates.
+        groups: the victims; each is the group of clients whose updates reach the server as one.
+        rows: number of rows.
+        draw: number of the draw of untrained weights.
+        stack: number of the stack.
+        knows: True if the attack knows the defense's disclosure.
+        control: name of the control, which replaces the sent update; ``""`` if the job is no control.
     """
 
     attack: Attack
@@ -47,24 +47,27 @@ class Job:
 
     @cached_property
     def key(self) -> JobKey:
-        """The job as rows and files name it."""
+        """The job's name in rows and files."""
         return JobKey(self.control, self.draw, repr(self.defense), repr(self.attack), self.stack, self.knows)
 
 
 def jobs_of(scenario: Scenario) -> list[Job]:
-    """Return all jobs of an audit in their order: the controls first."""
+    """Return an audit's jobs in their order, the controls first."""
     return [*_controls(scenario), *_attacks(scenario)]
 
 
 def knowledge_of(defense: Defense, threat: ThreatModel) -> tuple[bool, ...]:
-    """Return one run where there is nothing to know, or nothing of it is told; else both ways, or as granted."""
+    """Return whether to run attacks without knowledge of the defense, with it, or both.
+
+    ``(False,)`` if the defense discloses nothing; otherwise ``threat.knowledge``.
+    """
     if at_client(behind(defense)) == NO_DEFENSE or untold(defense):
         return (False,)
     return threat.knowledge if discloses(defense) else (False,)
 
 
 def _controls(scenario: Scenario) -> Iterator[Job]:
-    """Yield the attacks on random updates, and on single messages of secure aggregation."""
+    """Yield the attacks on random updates, and on single masked messages under secure aggregation."""
     kinds = [(RANDOM_UPDATE, NO_DEFENSE), *((MASKED, defense) for defense in filter(masks, scenario.defenses))]
     for control, defense in kinds:
         groups = tuple(_stacks(scenario, defense)[0][:_RANDOM_UPDATES])

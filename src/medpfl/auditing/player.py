@@ -1,4 +1,4 @@
-"""One job, from the private batch to its rows: the line of the design, read from left to right."""
+"""Execution of one job, from the private batch to its rows."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from medpfl.runs.jobs import JobKey
 __all__ = ["Player"]
 
 _DRAWS = 8
-"""Times that a record's round is played, to see how much depends on the client's own draws."""
+"""Times that a record's round is repeated, to see how much depends on the client's own random draws."""
 
 
 _PUBLIC = 0
-"""In place of the run's seed, where an attack gets what is drawn from it."""
+"""Seed for everything random that an attack gets; never the run's own seed."""
 
 _ITERATES = 30
-"""Kept of each start, where they are asked for: as many as the notebooks keep of 300 steps."""
+"""Iterates to keep for each restart, if requested: as many as the notebooks keep from 300 steps."""
 
 
 class Sent(NamedTuple):
-    """What the server sent to the clients of a draw, ready for use: one network each for client and server."""
+    """The server's global model in a draw, ready for use, as separate networks for client and server."""
 
     client: nn.Module
     server: nn.Module
@@ -53,12 +53,12 @@ class Sent(NamedTuple):
 
 
 class Player:
-    """Plays the jobs of an audit.
+    """An executor for an audit's jobs.
 
     Args:
-        scenario: of the audit.
-        scorer: compares with the truth.
-        doubted: whether a layer of the model has a wrong second derivative.
+        scenario: the audit's scenario.
+        scorer: scorer to compare guesses with target images.
+        doubted: True if one of the model's layers has a wrong second derivative.
     """
 
     def __init__(self, scenario: Scenario, scorer: Scorer, doubted: bool = False) -> None:
@@ -67,7 +67,7 @@ class Player:
         self._held: tuple[JobKey | None, Sent | None] = (None, None)
 
     def __call__(self, job: Job) -> tuple[list[Finding], Tensor, Tensor]:
-        """Return a job's rows, truths and guesses."""
+        """Run a job, and return its rows, target images and guesses."""
         rounds = [[self._round(job, number, own) for number, own in group] for group in job.groups]
         received, told, victims, doubts = self._receive(job, rounds)
         attack, seen = self._placed(received, told, job)
@@ -77,13 +77,13 @@ class Player:
         return self.scorer.rows(guess, victims, doubts, seconds, self._common(job, guess))
 
     def disclosures(self) -> dict[Defense, Disclosure]:
-        """Play every defense that acts at a client, and compare what it does with what it discloses."""
+        """Probe every defense that acts at a client: compare what it does with what it discloses."""
         scenario, found = self.scenario, {}
         for defense in scenario.defenses:
             if at_client(behind(defense)) == NO_DEFENSE:
                 continue
             batches = [self._batch(own) for own in scenario.victims[:2]]
-            with naming(defense), explained("it cannot say what it discloses"):
+            with naming(defense), explained("its disclosure cannot be probed"):
                 generator = generator_of(scenario.run.seed, "disclosure", repr(defense))
                 found[defense] = probe(defense, scenario.network(0), scenario.plan, batches, generator)
         return found
@@ -93,11 +93,12 @@ class Player:
         return Batch(data.images[own].to(device), self.scenario.truths[own].to(device))
 
     def difference(self, recorded: Recorded) -> dict[str, float]:
-        """How far a recorded update is from what the truth gives under plan and defense, relative to the latter.
+        """Return how far a recorded update is from the target images' own, relative to the latter.
 
-        Batch order, dropout masks and noise of the record are not known: of a few draws of them, ``difference``
-        is the least, and ``spread`` how far apart they are among themselves. Of independent noise alone, a record is
-        as far from a draw as draws are from each other: ``noise`` is how near two of these come, else 0.
+        The record's batch order, dropout masks and noise are unknown, so the round is repeated with several draws of
+        them. ``difference`` is the smallest distance to the record. ``spread`` is the largest distance between two
+        draws. If draws differ by disclosed noise alone, the record should be as far from a draw as draws are from each
+        other; ``noise`` is then the smallest distance between two draws, and 0 otherwise.
         """
         claimed = repr(recorded.claimed)
         job = Job(self.scenario.attacks[0], recorded.claimed)
@@ -105,7 +106,7 @@ class Player:
         if recorded.claimed != NO_DEFENSE or rounds[0].draws.order is not None or rounds[0].draws.masks:
             rounds += [self._round(job, 0, self.scenario.victims[0], again) for again in range(1, _DRAWS)]
         apart = [_distance(a.sent, b.sent) for a, b in combinations(rounds, 2)]
-        with explained(f"{claimed} cannot say what it discloses"):
+        with explained(f"the disclosure of {claimed} failed"):
             told = recorded.claimed.disclose(recorded.sent, self.scenario.plan).precision
         noise_alone = told is not None and rounds[0].draws.order is None and not rounds[0].draws.masks
         return {
@@ -115,7 +116,7 @@ class Player:
         }
 
     def _model(self, job: Job) -> Sent:
-        """Return the global model of a job, made once for jobs in a row that share it."""
+        """Return a job's global model; consecutive jobs with the same model reuse it."""
         key = job.key._replace(control="", stack=0, knows=False)
         if self._held[0] != key:
             self._held = (key, self._make_model(job))
@@ -123,7 +124,7 @@ class Player:
         return self._held[1]
 
     def _make_model(self, job: Job) -> Sent:
-        """The global model as the server sent it and the client's defense changed it."""
+        """Build the global model as the server sends it, changed by the client's defense."""
         network = self.scenario.network(job.draw)
         if "active" in self.scenario.threat:
             with naming(job.attack), explained("it cannot prepare the model that the server sends"):
@@ -133,12 +134,12 @@ class Player:
         with naming(job.defense), explained("it cannot change this model"):
             network, state = chosen.model(network, chosen.init(), generator)
             network = checked_module(network)
-        # The server gets a copy that no private image has ever passed: a network may keep what passes it.
+        # The server's copy never sees a private image, since a network may keep traces of its inputs.
         client, server = (prepare(network, self.scenario.plan) for _ in range(2))
         return Sent(client, server, Weights.of(network), state)
 
     def _doubts(self, rounds: list[ClientRound], sent: Update) -> tuple[str, ...]:
-        """The flags of what the server gets of these clients."""
+        """Return the flags for these clients' update or sum."""
         raised = {
             "zero-gradient": bool(all(played.raw.norm() == 0 for played in rounds) or sent.norm() == 0),
             "nonfinite": not all(bool(t.isfinite().all()) for t in sent.tensors.values()),
@@ -147,7 +148,7 @@ class Player:
         return tuple(flag for flag, up in raised.items() if up)
 
     def _round(self, job: Job, number: int, own: Tensor, again: int = 0) -> ClientRound:
-        """A client's round; `again` names another draw of its order, masks and noise."""
+        """Run a client's round; another value of `again` draws its order, masks and noise again."""
         sent, batch = self._model(job), self._batch(own)
         generator = generator_of(self.scenario.run.seed, "client", job.draw, number, *([again] if again else []))
         defense = at_client(job.defense)
@@ -158,7 +159,7 @@ class Player:
     def _receive(
         self, job: Job, rounds: list[list[ClientRound]]
     ) -> tuple[Received, Defense, list[Tensor], list[tuple[str, ...]]]:
-        """What the server has, the defense that says how to read it, the images behind each victim, and its flags."""
+        """Return what the server receives, the defense that discloses it, and each victim's images and flags."""
         defense = at_client(job.defense)
         if not aggregates(defense):
             alone = [played for (played,) in rounds]
@@ -191,18 +192,18 @@ class Player:
         )
 
     def _placed(self, received: Received, told: Defense, job: Job) -> tuple[Attack, Any]:
-        """The attack where it runs, and what it is called with: another process makes the observation itself."""
+        """Return the attack, ready to run, and its input: the observation, or what another process builds it from."""
         if isinstance(job.attack, Isolated):
             return self.scenario.placed(job.attack, at_client(job.defense), told), received
-        with explained(f"{job.key.defense} cannot say what it discloses"):
+        with explained(f"the disclosure of {job.key.defense} failed"):
             return job.attack, observation(self._model(job).server, received, told)
 
     def _threat(self, job: Job) -> ThreatModel:
-        """The grants of a job: what the defense discloses of itself where it says so, and all others."""
+        """Return the job's threat model, with the grant ``defense`` if the job's attack knows the defense."""
         return self.scenario.threat.granting("defense") if job.knows else self.scenario.threat.withholding("defense")
 
     def _others(self) -> Tensor:
-        """Images that no victim holds, not even as a copy, of no victim's patient."""
+        """Return the images for the grant ``auxiliary``: no target image, no copy of one, and no victim's patient."""
         data, private = self.scenario.data, set(torch.cat(self.scenario.victims).tolist())
         patients = {data.patients[i] for i in private} - {None}
         pictures = {int(data.copies[i]) for i in private}
@@ -210,8 +211,8 @@ class Player:
         return data.images[free].to(self.scenario.device)
 
     def _attack(self, attack: Attack, seen: Any, job: Job) -> Reconstruction:
-        # The same under every seed of a run. Were it drawn from that seed, an attack could try small seeds until one of
-        # them gave this generator, and then draw a client's noise, order and masks again.
+        # The same under every run seed. If it followed from that seed, an attack could try small seeds until one gave
+        # this generator, and then repeat a client's draws of noise, order and masks.
         generator = generator_of(_PUBLIC, "attack", job.key.attack, job.draw, job.stack)
         most = _ITERATES if self.scenario.criteria.iterates else 0
         with explained(f"{job.key.attack} cannot attack this model"), tracing(most):
@@ -239,7 +240,7 @@ class Player:
 
 
 def _randomized(played: ClientRound, generator: torch.Generator) -> ClientRound:
-    """The round with normal numbers in place of its update, of the same norm in every tensor."""
+    """Return the round with a normally distributed random update, with the same norm in every tensor."""
 
     def random(tensors: Tensors) -> Tensors:
         drawn = {name: torch.randn(t.shape, generator=generator).to(t) for name, t in tensors.items()}

@@ -1,4 +1,4 @@
-"""Check what an attack returns against what it was given, before anything is scored."""
+"""Checks of an attack's reconstruction before it is scored."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ["check_reconstruction"]
 
 
 def check_reconstruction(guess: Any, seen: Observation, attack: str) -> None:
-    """Raise `InputError`, which names the attack, for a result that is not what `Reconstruction` says.
+    """Raise `InputError`, which names the attack, for a result that violates the description of `Reconstruction`.
 
     Args:
-        guess: what the attack returned.
-        seen: V victims of N images each.
-        attack: its spec.
+        guess: the attack's return value.
+        seen: observation of V victims with N images each.
+        attack: the attack's spec.
     """
     if not isinstance(guess, Reconstruction):
         raise InputError(f"{attack} returned a {type(guess).__name__}: it must return a medpfl.Reconstruction")
-    with explained(f"{attack} returned what cannot be looked at"):
+    with explained(f"{attack} returned a result that cannot be checked"):
         if problem := _problem(guess, seen):
             raise InputError(f"{attack} returned {problem}")
 
 
 def _problem(guess: Reconstruction, seen: Observation) -> str:
-    """The first thing that is wrong; ``""`` if nothing is."""
+    """Return the first problem with a reconstruction; ``""`` if there is none."""
     victims, images = len(seen), seen.num_images
     labels = (victims, images, *seen.label_shape)
-    # By field: its shape, where None stands for any number, its kind, and what the shape means.
+    # For each field: its shape (None: any size), its kind, and the meaning of the shape.
     expected: dict[str, tuple[tuple[int | None, ...], str, str]] = {
         "guesses": ((victims, images, *seen.image_shape), "float32 or float64", "(victims, images, *image_shape)"),
         "labels": (labels, "integer", "(victims, images, *label_shape)"),
@@ -57,13 +57,13 @@ def _problem(guess: Reconstruction, seen: Observation) -> str:
             continue
         if problem := _unlike(value, shape, kind):
             said = str(tuple("any" if side is None else side for side in shape)).replace("'any'", "any")
-            return f"{name} {problem}: expected is a tensor of {kind} numbers of shape {said}, that is {words}"
+            return f"{name} {problem}: expected a tensor of {kind} numbers with shape {said}, which is {words}"
     return _ended(guess, victims) or _nonfinite(guess)
 
 
 def _unlike(value: Any, shape: tuple[int | None, ...], kind: str) -> str:
     if not isinstance(value, Tensor):
-        return f"that are a {type(value).__name__}"
+        return f"of type {type(value).__name__}"
     if value.layout is not torch.strided or value.is_meta:
         return "without values in memory"
     if value.ndim != len(shape) or any(e not in (None, own) for own, e in zip(value.shape, shape, strict=True)):
@@ -82,19 +82,19 @@ def _ended(guess: Reconstruction, victims: int) -> str:
     known = get_args(Ended)
     ended = guess.ended
     if not isinstance(ended, tuple | list) or len(ended) != victims:
-        found = f"of length {len(ended)}" if isinstance(ended, tuple | list) else f"that is a {type(ended).__name__}"
-        return f"ended {found}: expected is a tuple of length {victims}, one word for each victim"
+        found = f"of length {len(ended)}" if isinstance(ended, tuple | list) else f"of type {type(ended).__name__}"
+        return f"ended {found}: expected a tuple of length {victims}, one word for each victim"
     if unknown := [word for word in ended if word not in known]:
-        return f"ended with {unknown[0]!r}: the words are {', '.join(known)}"
-    return "" if guess.engine in ("vmap", "loop") else f"engine {guess.engine!r}: it is 'vmap' or 'loop'"
+        return f"ended with {unknown[0]!r}: it must be one of {', '.join(known)}"
+    return "" if guess.engine in ("vmap", "loop") else f"engine {guess.engine!r}: it must be 'vmap' or 'loop'"
 
 
 def _nonfinite(guess: Reconstruction) -> str:
-    """Guesses that are not finite are an outcome only where the attack says so."""
+    """Return a problem if guesses are not finite but not reported as ``"nonfinite"``."""
     for victim, (own, ended) in enumerate(zip(guess.guesses, guess.ended, strict=True)):
         if ended != "nonfinite" and not bool(own.isfinite().all()):
             return (
-                f"guesses that are not finite (NaN or infinity) for victim {victim}, of which it says '{ended}': "
-                "expected are numbers in [0, 1], or ended 'nonfinite' for that victim"
+                f"guesses that are not finite (NaN or infinity) for victim {victim}, reported as '{ended}': "
+                "expected numbers in [0, 1], or ended 'nonfinite' for that victim"
             )
     return ""

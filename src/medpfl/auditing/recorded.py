@@ -1,4 +1,4 @@
-"""An update that was made elsewhere, as one defense among the others."""
+"""A recorded update, treated as one defense among the others."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ __all__ = ["Recorded", "behind", "defense_in", "named_as", "read", "relabel"]
 
 @dataclass(frozen=True, repr=False)
 class Recorded(Defense):
-    """Whatever happened at the client that made the record: its update, in place of ours."""
+    """A stand-in defense that replaces the computed update by a client's recorded one."""
 
     sent: Update = field(repr=False)
     claimed: Defense = field(default=NO_DEFENSE, repr=False)
-    """What the client says that it did, or the auditor; the adversary knows it by the same grant as any defense."""
+    """Defense that the client or the auditor states; the attacker knows it under the same grant as any defense."""
 
     def contents(self) -> dict[str, Tensor]:
-        """All that was sent, by name: what tells one record from another."""
+        """Return everything the client sent, by name; it distinguishes one record from another."""
         buffers = {f"buffer/{name}": t for name, t in (self.sent.buffers or {}).items()}
         return {**self.sent.tensors, **buffers}
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
-        """The recorded update, its tensors in the order of the model's."""
+        """Return the recorded update, with its tensors in the model's order."""
         return self.sent.replace({name: self.sent.tensors[name] for name in value.tensors}), state
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """What the claimed defense discloses."""
+        """Return the claimed defense's channel."""
         return self.claimed.disclose(sent, plan, before)
 
 
 def behind(defense: Defense) -> Defense:
-    """The defense itself, or that which a recorded update is said to have passed."""
+    """Return the defense itself, or, for a recorded update, its claimed defense."""
     return defense.claimed if isinstance(defense, Recorded) else defense
 
 
 def read(path: Path) -> Record:
-    """A record that is whole and fits its own weights.
+    """Read a record and check that it is complete and fits its own weights.
 
     Raises:
-        InputError: with everything that does not fit.
+        InputError: the record does not fit; the message lists all problems.
     """
     record = Record.load(path)
     if problems := record.misfits():
@@ -62,7 +62,7 @@ def read(path: Path) -> Record:
 
 
 def named_as(record: Record, network: nn.Module) -> Record:
-    """The record by a network's own names: a wrapper at the client, such as ``DataParallel``, puts a prefix first."""
+    """Return the record under a network's own names, without the prefix of a wrapper such as ``DataParallel``."""
     sent, start = record.update, record.weights
     names = [*sent.tensors, *(sent.buffers or {}), *start.parameters, *start.buffers]
     own = [name for name, _ in (*network.named_parameters(), *network.named_buffers())]
@@ -70,10 +70,11 @@ def named_as(record: Record, network: nn.Module) -> Record:
 
 
 def defense_in(record: Record, path: Path) -> Defense:
-    """The defense that a record states, one of ours, or none; the file may be another party's.
+    """Return the built-in defense that a record states, or no defense; the file may come from another party.
 
     Raises:
-        InputError: it states no defense of ours, or one with a place among its arguments.
+        InputError: the record states a defense that is not built in, or one with ``file.py:Name`` or
+            ``package.module:Name`` among its arguments.
     """
     if record.defense is None:
         return NO_DEFENSE
@@ -81,25 +82,25 @@ def defense_in(record: Record, path: Path) -> Defense:
 
 
 def relabel(truth: LabelledImages, record: Record) -> LabelledImages:
-    """The truth with the record's label indices.
+    """Return the target images with the record's label indices.
 
     Raises:
-        InputError: another number or shape of images than the update was made from, or another class.
+        InputError: the images differ in number or shape from those behind the update, or have an unknown class.
     """
     if len(truth) != record.plan.images:
         raise InputError(
-            f"the record was made from {record.plan.images} images, --truth holds {len(truth)}: "
-            "give a folder with just those images, in class folders"
+            f"the record was made from {record.plan.images} images, but --truth holds {len(truth)}: "
+            "give a folder with exactly those images, in class folders"
         )
     if record.image_shape is not None and tuple(record.image_shape) != truth.shape:
         raise InputError(
-            f"the record was made from images of shape {record.image_shape}, --truth gives {truth.shape}: "
+            f"the record was made from images of shape {record.image_shape}, but --truth gives {truth.shape}: "
             "set --size, --fit and --channels as the client did"
         )
     if record.classes is None:
         return truth
     if unknown := set(truth.classes) - set(record.classes):
-        raise InputError(f"--truth has a class {sorted(unknown)[0]!r}, the record knows {', '.join(record.classes)}")
+        raise InputError(f"--truth has a class {sorted(unknown)[0]!r}; the record's are {', '.join(record.classes)}")
     place = torch.tensor([record.classes.index(name) for name in truth.classes])
     masks = None if truth.masks is None else place[truth.masks]
     return replace(truth, labels=place[truth.labels], masks=masks, classes=record.classes)

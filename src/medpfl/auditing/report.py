@@ -1,4 +1,4 @@
-"""What an audit returns, and how it is read back from a run directory."""
+"""An audit's report, and how to rebuild it from a run directory."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Report:
     """The result of an audit.
 
     Attributes:
-        summary: the cells: one for each attack, told of the defense or not, and each defense.
-        rows: one finding per image.
-        settings: what the audit was told, and what it found.
-        pages: the files written.
-        classes: names of the label indices, where they are known; they are written nowhere but in the key file.
+        summary: cells, one for each attack, defense and knowledge of the attacker.
+        rows: findings, one per image.
+        settings: the audit's settings, with facts found during the audit.
+        pages: files written.
+        classes: class names by label index, if known; only the key file stores them.
     """
 
     summary: list[Cell]
@@ -39,7 +39,7 @@ class Report:
     classes: tuple[str, ...] = ()
 
     def verdict(self) -> tuple[str, str]:
-        """Two plain sentences."""
+        """Return the verdict in plain English: without a defense, and with defenses."""
         from medpfl.reporting.verdict import verdict_sentences
 
         return verdict_sentences(self.summary, self.settings)
@@ -49,7 +49,7 @@ class Report:
 
 
 def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> Report:
-    """Return the summary of a store's rows, and write its pages, with images where the store has all pictures."""
+    """Return the report on a store's rows, and write its pages; pages with images only if no picture is missing."""
     rows = store.rows()
     summary = bounded(summarize(rows, Context.of(settings)), settings.bounds or {})
     if store.out is None:
@@ -66,10 +66,10 @@ def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> R
 
 
 def reread(out: Path) -> Report:
-    """Makes summary and pages of a run directory again; its rows stay as they are.
+    """Rebuild the summary and pages in a run directory; its rows stay as they are.
 
     Raises:
-        InputError: no run directory, one without rows, or one of another version.
+        InputError: this is no run directory, it has no rows yet, or another version made it.
     """
     with reading(out):
         return _reread(out)
@@ -83,9 +83,9 @@ def _reread(out: Path) -> Report:
     sizes: dict[JobKey, int] = {}
     for row in read_rows(out / ROWS, whole=True):
         sizes[job_of(row)] = sizes.get(job_of(row), 0) + 1
-    # A job that was cut in the middle is shown by the audit only after it is redone.
+    # A job that was interrupted is shown only after the audit has redone it.
     planned = {JobKey(*key): count for *key, count in run.get("jobs", [])}
     whole = {job: count for job, count in sizes.items() if planned.get(job, count) == count}
     if not whole:
-        raise InputError(f"'{out}' holds no finished rows yet: give the same audit command again")
+        raise InputError(f"'{out}' holds no finished rows yet: run the same audit command again")
     return finish(Store(directory, whole), settings, class_names(out, run["identity"].get("pixels", "")))

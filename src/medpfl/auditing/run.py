@@ -1,4 +1,4 @@
-"""The audit: plays every job that is not done yet, and reports."""
+"""Entry points of an audit: run all unfinished jobs, and report."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from medpfl.runs.study_key import study_index
 __all__ = ["audit", "audit_record", "perform"]
 
 HONEST = ThreatModel()
-"""A server that is granted nothing."""
+"""An honest-but-curious server without grants."""
 
 
 def audit(
@@ -67,34 +67,33 @@ def audit(
     criteria: Criteria = Experiment.criteria,
     run: Run = Experiment.run,
 ) -> Report:
-    """Measure what the server could read back from the updates of clients that hold these images.
+    """Measure how well a server can reconstruct these images from clients' updates.
 
-    Every defense runs beside its undefended control, and every attack against random updates too. With
-    ``run.out``, finished work survives a kill: the same call continues where it stopped.
+    The audit always includes the undefended control, and also runs every attack on random updates. With ``run.out``,
+    finished work survives a kill: the same call continues where it stopped.
 
     Args:
         model: a spec, ``file.py:name`` or ``package.module:name``, the directory of a training or of one of its
             rounds, a `Model`, or a network that maps (N, C, H, W) in [0, 1] to logits (N, K).
         data: ``"samples"``, a folder of class folders, a source, or images.
-        attacks, defenses: specs or objects; the undefended control is always there.
-        plan: what every client does, FedSGD on one image by default; ``plan.images`` images stand behind one update.
-        threat: what the adversary is granted beyond the wire; nothing by default. A defense that discloses
-            something of itself is attacked twice, by attacks that are not told of it and by attacks that are; the
-            grant ``defense`` leaves out the former, ``naive`` the latter.
+        attacks, defenses: specs or objects; the undefended control is added to the defenses.
+        plan: every client's local training, by default FedSGD on one image; each update holds ``plan.images`` images.
+        threat: the attacker's grants; none by default. A defense that discloses something is tested against two
+            attackers, a naive and an adaptive one; the grant ``defense`` skips the first, ``naive`` skips the second.
         weights: a weights file for the model.
-        victims: which images are attacked, and how they are read and dealt to clients.
-        criteria: what the verdict is measured by.
-        run: seed, device, run directory and the like.
+        victims: number of target images, and how they are read and distributed among clients.
+        criteria: thresholds and measures behind the verdict.
+        run: seed, device, run directory and so on.
 
     Raises:
-        InputError: anything that cannot work, before work is done.
+        InputError: something cannot work; raised before any attack runs.
 
     >>> report = audit("LeNet('idlg')", attacks=["iDLG(steps=3)"], victims=Victims(images=3))
     >>> [(cell.attack, cell.defense, cell.images) for cell in report.summary]
     [('iDLG(steps=3)', 'NoDefense()', 3)]
     """
     if is_record(data):
-        raise InputError(f"'{data}' is a record of an update: medpfl.audit_record(record, truth, model) audits it")
+        raise InputError(f"'{data}' is a record of an update: use medpfl.audit_record(record, truth, model)")
     given, recipe = defenses_given(defenses), model_of(model)
     partition = partition_of(victims.partition, victims.clients)
     with isolating(attacks, run.isolate, recipe, given) as isolation:  # before any image is read
@@ -130,18 +129,18 @@ def audit_record(
     criteria: Criteria = Experiment.criteria,
     run: Run = Experiment.run,
 ) -> Report:
-    """Measure what the server could read back from one update that a client recorded (`medpfl.Record`).
+    """Measure how well a server can reconstruct images from one recorded update (`medpfl.Record`).
 
     Args:
-        record: the file that `medpfl.Record.save` wrote.
-        truth: the images that the update was made from, as ``data`` of `audit`.
+        record: a file from `medpfl.Record.save`.
+        truth: the images behind the update, as ``data`` in `audit`.
         model: as in `audit`; the record holds its weights.
         attacks, threat, criteria, run: as in `audit`.
-        defenses: the defense that the client used, if the record does not state it.
-        reading: how the images are read; size and channels are those of the record where it states them.
+        defenses: the client's defense, if the record does not state it.
+        reading: how to read the images; if the record states their size and channels, those are used.
 
     Raises:
-        InputError: anything that cannot work, before work is done.
+        InputError: something cannot work; raised before any attack runs.
     """
     path, given, recipe = path_of(record), defenses_given(defenses), model_of(model)
     held = read(path)
@@ -172,14 +171,14 @@ def audit_record(
 
 
 def perform(experiment: Experiment) -> Report:
-    """Audit what an experiment describes in strings and numbers, of one model."""
+    """Audit one model as an experiment describes it in strings and numbers."""
     asked = experiment
     if asked.rounds is not None:
-        raise InputError("rounds are of a training, and this is one audit: medpfl.leakage audits several rounds")
+        raise InputError("this audits one model, but rounds were given: use medpfl.leakage for several rounds")
     parts = {"attacks": asked.attack, "defenses": asked.defense, "threat": asked.threat}
     if not is_record(asked.data):
         if asked.truth is not None:
-            raise InputError("truth goes with a record of an update; here, the data is the truth")
+            raise InputError("truth goes with a record of an update; without one, leave it out")
         return audit(
             asked.model,
             asked.data,
@@ -191,16 +190,16 @@ def perform(experiment: Experiment) -> Report:
             run=asked.run,
         )
     if asked.truth is None:
-        raise InputError("a record holds no image: --truth names the folder of the images that it was made from")
+        raise InputError("a record holds no images: set --truth to the folder with the images behind it")
     if asked.weights is not None:
-        raise InputError("a record holds the weights that the client started from: leave out --weights")
+        raise InputError("a record holds the client's initial weights: leave out --weights")
     return audit_record(
         asked.data, asked.truth, asked.model, **parts, reading=asked.victims, criteria=asked.criteria, run=asked.run
     )
 
 
 def _read(data: str | Path | DataSource | LabelledImages, reading: Reading, run: Run) -> Found:
-    """Read the images, and say which files were skipped."""
+    """Read the images, and report skipped files."""
     found = data_of(data, reading)
     name_skipped(found.images.skipped, found.images.notes)
     check_outside(None if run.out is None else Path(run.out), found.place)
@@ -208,17 +207,17 @@ def _read(data: str | Path | DataSource | LabelledImages, reading: Reading, run:
 
 
 def _stated_defense(record: Record, place: Path, given: list[Defense]) -> Defense:
-    """The defense behind a record, at the client: as the auditor says, or else as the record does."""
+    """Return the defense behind a record at the client, as the auditor states it, or else as the record does."""
     told = [at_client(d) for d in given if d != NO_DEFENSE] or [at_client(defense_in(record, place))]
     if any(map(aggregates, told)):
-        raise InputError("a record is of one client's update, and secure aggregation gives the server only a sum")
+        raise InputError("a record holds one client's update, but under secure aggregation the server gets only a sum")
     if len(told) > 1:
-        raise InputError("a record was made under one defense: give the one that its client used, parts joined by |")
+        raise InputError("a record was made under one defense: give only the client's, with its parts joined by |")
     return told[0]
 
 
 def _played(scenario: Scenario, isolation: Isolation, place: str) -> Report:
-    """Check a scenario, play the jobs that are not done yet, and report."""
+    """Check a scenario, run its unfinished jobs, and report."""
     run = scenario.run
     checked = Feasibility(scenario)
     if scenario.attacks == attacks_of(STANDARD):

@@ -1,4 +1,4 @@
-"""The scenario of an audit: everything that its rows are a function of."""
+"""An audit's scenario: everything that determines its rows."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ __all__ = ["Scenario"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scenario:
-    """Everything that the rows of an audit are a function of.
+    """Everything that determines an audit's rows.
 
     Attributes:
-        model, weights: the network's recipe, and a file or the state that it starts from.
-        data, source: the images, and how their source is called.
-        attacks, defenses: the undefended control is the first defense.
-        threat, plan, partition: the scenario.
+        model, weights: the model, and its initial weights as a file or a state.
+        data, source: the images, and their source's name.
+        attacks, defenses: attacks and defenses to run; the undefended control is the first defense.
+        threat, plan, partition: threat model, local training, and distribution of images among clients.
         selection, criteria, run: as in `medpfl.audit`, which calls the first ``victims``.
-        reader: what read the images.
-        recipe: of model and defenses, for attacks in a process of their own; ``None`` where there are none.
+        reader: data source behind the images, if any.
+        recipe: recipe of model and defenses for isolated attacks; ``None`` if there are none.
     """
 
     model: Model
@@ -63,63 +63,63 @@ class Scenario:
 
     @cached_property
     def device(self) -> torch.device:
-        """The device of the computation."""
+        """The device for all computation."""
         return device_of(self.run.device)
 
     @property
     def adversary(self) -> ThreatModel:
-        """The adversary whose attacks judge: it is told what defenses disclose, unless that is withheld."""
+        """The threat model behind the verdict: the attacker knows the defenses' disclosures, unless withheld."""
         judged = any(at_client(behind(defense)) != NO_DEFENSE for defense in self.defenses)
         return self.threat.granting("defense") if judged and True in self.threat.knowledge else self.threat
 
     @property
     def clients(self) -> int:
-        """Clients of a round."""
+        """The number of clients in a round."""
         return getattr(self.partition, "clients", 1)
 
     def together(self, defense: Defense) -> int:
-        """Clients whose updates reach the server as one."""
+        """Return how many clients' updates the defense sums into one."""
         return self.clients if aggregates(defense) else 1
 
     def in_sum(self, defense: Defense) -> int:
-        """Clients whose images are in what the server gets."""
+        """Return how many clients' images are behind one update or sum at the server."""
         return staying(defense, self.clients) if aggregates(defense) else 1
 
     def network(self, draw: int) -> nn.Module:
-        """The global model of a draw, with its weights."""
+        """Build the global model with the weights of a draw."""
         seed = seed_of(self.run.seed, "weights", draw)
         return network_of(self.model, self.data.shape, len(self.data.classes), seed, self.weights).to(self.device)
 
     @cached_property
     def victims(self) -> list[Tensor]:
-        """Index tensors (N,) of the updates to attack; the same for every attack, defense and draw."""
+        """Image indices (N,) for each update to attack; the same for every attack, defense and draw."""
         generator, together = generator_of(self.run.seed, "victims"), max(map(self.together, self.defenses))
-        with explained("the images cannot be dealt to clients"):
+        with explained("the images cannot be distributed among clients"):
             return draw_victims(self.data, self.selection.images, self.plan.images, self.partition, generator, together)
 
     @cached_property
     def probe(self) -> Tensor:
-        """A batch of the first victim's images (N, C, H, W)."""
+        """One batch of the first victim's images (N, C, H, W), for checks."""
         return self.data.images[self.victims[0][: self.plan.batch_size]].to(self.device)
 
     @cached_property
     def outputs(self) -> int:
-        """Classes that the model tells apart."""
+        """The number of predicted classes."""
         masks, network = self.data.masks is not None, self.network(0)
         return check_network(network, self.probe, len(self.data.classes), self.plan, masks)
 
     @cached_property
     def label_shape(self) -> tuple[int, ...]:
-        """Of what the model tells of an image: () a class, (H, W) or (D, H, W) a mask."""
+        """The shape of an image's label: () for a class, (H, W) or (D, H, W) for a mask."""
         return label_shape_of(self.network(0), self.probe, self.plan)
 
     @property
     def truths(self) -> Tensor:
-        """What the client trains the model to tell: classes (M,), or masks (M, H, W)."""
+        """The client's training labels: classes (M,), or masks (M, H, W)."""
         return self.data.masks if self.label_shape and self.data.masks is not None else self.data.labels
 
     def scenes(self) -> Iterator[tuple[nn.Module, tuple[Plan, ...]]]:
-        """The model as each defense leaves it, and the plans of the clients in an update."""
+        """Yield, for each defense, the model as it changes it, and the plans of the clients behind one update."""
         for defense in self.defenses:
             generator = generator_of(self.run.seed, "model", 0, repr(defense))
             with naming(defense), explained("it cannot change this model"):
@@ -128,12 +128,12 @@ class Scenario:
             yield ready, (self.plan,) * self.in_sum(defense)
 
     def placed(self, attack: Attack, layers: Defense | None = None, told: Defense | None = None) -> Attack:
-        """The attack, which is told how to make the model where it runs in a process of its own.
+        """Return the attack, ready to run; an isolated attack gets the recipe for the model.
 
         Args:
             attack: any attack.
-            layers: the defense whose layers the model has; ``None``: none.
-            told: the defense that says what it discloses; ``None``: the same.
+            layers: defense whose layers the model has; ``None`` for no defense.
+            told: defense whose disclosure the attack gets; ``None`` for the same as `layers`.
         """
         if not isinstance(attack, Isolated):
             return attack
@@ -143,7 +143,7 @@ class Scenario:
         return attack.on(self.recipe.scene(layers, told or layers, shape, classes, str(self.device)))
 
     def stack(self, defense: Defense) -> int:
-        """Victims attacked together."""
+        """Return how many victims are attacked together."""
         return self._stack(self.together(defense))
 
     @cached_property
@@ -157,12 +157,12 @@ class Scenario:
 
     @cached_property
     def code(self) -> Code:
-        """The user's own code behind all parts, as it is when this is first asked for."""
+        """The user's own code behind all parts, as it is at the first access."""
         own = (*self.attacks, *self.defenses, self.model, self.partition, self.reader)
         return Code.of(lambda: [*own, self.network(0)])
 
     def identity(self, index: StudyIndex) -> Identity:
-        """What tells this audit from another one."""
+        """Return everything that distinguishes this audit from others."""
         network = self.network(0)
         entries = {
             "model": repr(self.model),

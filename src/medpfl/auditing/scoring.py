@@ -1,4 +1,4 @@
-"""Rows from a reconstruction: the only place where guess and truth meet."""
+"""Scoring of reconstructions: the only place where guesses meet target images."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from medpfl.runs.study_key import StudyIndex
 __all__ = ["Scorer"]
 
 _SMALL = 1e-3
-"""A relative objective (1 at an update of zeros) up to which an attack that runs out of steps was all but done."""
+"""Relative objective (1 at an update of zeros) up to which an attack that runs out of steps counts as converged."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """Scores guesses against the data that the victims' images come from.
+    """A scorer for guesses, with target images and the whole data set to compare with.
 
     Attributes:
-        data: the gallery; truths are in it.
-        index: the study indices.
-        segments: whether the model gives masks, so that the truth is an image and a mask.
+        data: all images, which are the gallery; it includes the target images.
+        index: study indices.
+        segments: True if the model predicts masks, so a target is an image and a mask.
     """
 
     data: LabelledImages
@@ -51,14 +51,17 @@ class Scorer:
         seconds: float,
         common: dict[str, Any],
     ) -> tuple[list[Finding], Tensor, Tensor]:
-        """Findings of V victims with N images each, their truths and their paired guesses (V * N, C, H, W).
+        """Return the findings for V victims with N images each.
 
         Args:
-            guess: on any device.
-            victims: V index tensors (N,) of the truths.
-            doubts: V, flags of the victims' updates.
-            seconds: of the whole stack.
-            common: the fields that the rows share.
+            guess: the reconstruction, on any device.
+            victims: V index tensors (N,) of target images.
+            doubts: flags for each of the V updates.
+            seconds: time for all victims together.
+            common: fields shared by all rows.
+
+        Returns:
+            V * N findings, the target images (V * N, C, H, W), and the guesses in the same order and shape.
         """
         rows, truths, guesses = [], [], []
         each = seconds / sum(map(len, victims))
@@ -131,7 +134,7 @@ class Scorer:
         return guess.labels[v].cpu()[order].tolist()
 
     def _excluded(self, own: Tensor) -> Tensor:
-        """(N, M) true at images of the same patient and at copies of the same image: no guess is told from them."""
+        """Return a mask (N, M) of images omitted from the gallery: the same patient's, and copies of the same image."""
         patients, copies = self.data.patients, self.data.copies
         of_patient = torch.tensor([[p is not None and p == patients[i] for p in patients] for i in own.tolist()])
         return of_patient | (copies[own][:, None] == copies)
@@ -140,8 +143,8 @@ class Scorer:
         """Compare guesses (N, C, H, W) with the gallery.
 
         Returns:
-            For each, whether it is nearest to its own image alone, ``None`` without a gallery; among how many
-            images; and the index of the image that it is nearest to.
+            Three lists with an entry for each guess: True if it is nearer to its own image than to all others (``None``
+            without a gallery), the gallery size, and the index of the nearest image (``None`` without a gallery).
         """
         excluded = self._excluded(own)
         gallery = ((~excluded).sum(1) + excluded[torch.arange(len(own)), own]).tolist()
@@ -162,13 +165,13 @@ class Scorer:
 
     @cached_property
     def _baselines(self) -> Callable[[tuple[int, ...]], dict[str, list[Any]]]:
-        """What guesses made without the update score, of the truth alone: the same under every attack and defense."""
+        """The cached scores of guesses without the update, which do not depend on attack and defense."""
         return cache(self._score_baselines)
 
     def _score_baselines(self, victim: tuple[int, ...]) -> dict[str, list[Any]]:
         own, copies = torch.tensor(victim), self.data.copies
         truth = self.data.images[own]
-        others = (copies[own][:, None] != copies).sum(1)  # a copy of the truth is no guess without the update
+        others = (copies[own][:, None] != copies).sum(1)  # a copy of the target image is no baseline
         if not others.all():
             nothing: list[Any] = [None] * len(own)
             return {"mean_image_ssim": nothing, "mean_image_identified": nothing, "nearest_ssim": nothing}
@@ -186,7 +189,10 @@ class Scorer:
 
 
 def _picked(guess: Reconstruction, v: int, truth: Tensor) -> dict[str, list[Any]]:
-    """What is chosen with the truth, as no attacker can: N scores each, of candidates and iterates if there are any."""
+    """Return scores of candidates and iterates that are chosen with the target image, which no attacker can do.
+
+    Each entry holds N scores; entries without candidates or iterates are missing.
+    """
     found = {}
     if guess.candidates is not None:
         found["ssim_worst"] = _scores(_paired(guess.candidates[v], truth), truth).amax(0).tolist()
@@ -198,7 +204,7 @@ def _picked(guess: Reconstruction, v: int, truth: Tensor) -> dict[str, list[Any]
 
 
 def _paired(candidates: Tensor, truth: Tensor) -> Tensor:
-    """Candidates (R, N, C, H, W), the images of each in the order of the truth's."""
+    """Return the candidates (R, N, C, H, W), each with its images in the order of the target images."""
     return torch.stack([images[pair(images, truth)] for images in candidates.cpu().nan_to_num(0.0)])
 
 
@@ -209,29 +215,29 @@ def _scores(candidates: Tensor, truth: Tensor) -> Tensor:
 def _flags(guess: Reconstruction, v: int) -> tuple[str, ...]:
     raised = {
         "nonfinite": guess.ended[v] == "nonfinite" or not bool(guess.guesses[v].isfinite().all()),
-        # Not "stalled": it has what it can get, for want of precision, or under noise.
+        # Not "stalled": precision or noise lets it get no further.
         "not-converged": guess.ended[v] == "max_steps" and float(guess.loss[v]) > _SMALL,
     }
     return tuple(flag for flag, up in raised.items() if up)
 
 
 def _number(value: Tensor | float | None) -> float | None:
-    """What JSON can hold."""
+    """Return the value as a float for JSON; ``None`` if it is missing or not finite."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _with_masks(rows: Sequence[Finding], guess: Tensor | None, masks: Tensor, own: Tensor) -> list[Finding]:
-    """Return the rows of one update with the scores of its masks.
+    """Add mask scores to the rows of one update.
 
     Args:
         rows: N findings, in the order of `own`.
-        guess: (N, H, W) masks, or ``None`` if the attack has none.
-        masks: (M, H, W) of all images.
-        own: (N,) indices of the update's images.
+        guess: guessed masks (N, H, W), or ``None`` if the attack returns none.
+        masks: all images' masks (M, H, W).
+        own: indices (N,) of the update's images.
 
     Returns:
-        With ``mask_dice``, ``mask_iou``, and ``majority_dice``: of the commonest class of each pixel over the other
-        images' masks, a guess without the update.
+        The rows with the scores ``mask_dice``, ``mask_iou`` and ``majority_dice``. The last is a baseline without the
+        update: each pixel's commonest class in the other images' masks.
     """
     truth = masks[own]
     scores = {"majority_dice": mask_dice(majority(masks, own), truth).tolist()}

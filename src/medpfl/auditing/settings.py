@@ -1,4 +1,4 @@
-"""What the pages print of an audit, and what to note of it."""
+"""The settings and notes for an audit's pages."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from medpfl.runs.progress_bar import files
 __all__ = ["of_reading", "settings_of"]
 
 _IN_CLEAR = (
-    "{!r}: the server is assumed to get the decrypted mean in clear, as it must to go on with the training. What it "
-    "could do with ciphertexts alone was not audited."
+    "{!r}: we assume that the server gets the decrypted mean in clear, as it must to continue training. Attacks on "
+    "ciphertexts alone were not tested."
 )
 
 
 def settings_of(checked: Feasibility, player: Player) -> Settings:
-    """Return the settings of an audit. No path, no name of an image, a patient or a class is in them."""
+    """Return an audit's settings, which hold no path and no name of an image, a patient or a class."""
     scenario = checked.scenario
     data, found = scenario.data, {repr(d): one.to_dict() for d, one in player.disclosures().items()}
     known = {p for p in data.patients if p is not None}
@@ -76,7 +76,7 @@ def settings_of(checked: Feasibility, player: Player) -> Settings:
 
 def _origin(scenario: Scenario) -> str:
     if isinstance(scenario.model, Checkpoint) and scenario.weights is None:
-        return f"of a training, round {scenario.model.round}"
+        return f"trained, round {scenario.model.round}"
     return "untrained" if scenario.weights is None else "given"
 
 
@@ -84,42 +84,42 @@ def _notes(checked: Feasibility) -> list[str]:
     scenario, notes = checked.scenario, []
     twice = sum(map(discloses, scenario.defenses)) if len(scenario.threat.knowledge) > 1 else 0
     if twice:
-        some = "1 defense is" if twice == 1 else f"{twice} defenses are"
+        some = "1 defense was" if twice == 1 else f"{twice} defenses were"
         notes.append(
-            f"{some} attacked twice, without and with what it discloses of itself: --grant defense, or --naive, "
-            "takes half the time"
+            f"{some} tested against two attackers: one who does not know the defense and one who does. "
+            "(To test only one and halve the time: --naive or --grant defense.)"
         )
     if any(isinstance(d, Recorded) for d in scenario.defenses):
         notes.append(
-            "plan, weights and images, with their size, are those of the record; options that name others are not used"
+            "The plan, weights, images and image size come from the record; options that set others are ignored."
         )
     if checked.wrong_layer is not None:
-        notes.append(f"{checked.wrong_layer} has a second derivative that is not that of what it computes")
+        notes.append(f"{checked.wrong_layer} has a second derivative that does not match what it computes.")
     if scenario.data.masks is not None:
-        pixelwise = "the model gives a class for every pixel: the truth is an image and a mask"
-        notes.append(pixelwise if scenario.label_shape else "the model gives a class for an image: masks are not used")
+        pixelwise = "The model predicts a class for every pixel, so a target is an image and its mask."
+        notes.append(pixelwise if scenario.label_shape else "The model predicts one class per image: no mask is used.")
     for defense in filter(aggregates, scenario.defenses):
         each = staying(defense, scenario.clients)
-        clear = ", which it is assumed to get in clear" if decrypts(defense) else ""
+        clear = " (in clear, we assume)" if decrypts(defense) else ""
         notes.append(
-            f"{defense!r}: the server gets the sum of {each} clients' updates{clear}, and attacks read back all "
-            f"{each * scenario.plan.images} images of it; the undefended control is of the same clients one by one"
+            f"{defense!r}: the server gets the sum of {each} clients' updates{clear}. Attacks try to reconstruct all "
+            f"{each * scenario.plan.images} images behind it; the undefended control attacks each client separately."
         )
     if checked.untried:
         names = [repr(attack).removesuffix("()") for attack in checked.untried]
         flags = " ".join(f'--attack "{name}"' if "(" in name else f"--attack {name}" for name in names)
-        notes.append(f"not run, though made for models like this one: {' and '.join(names)} ({flags})")
+        notes.append(f"Not tested, although suited to this model: {' and '.join(names)}. Add {flags}.")
     attacked = len(scenario.victims) * scenario.plan.images
     if attacked < scenario.selection.images:
         asked, each = scenario.selection.images, scenario.plan.images
-        notes.append(f"{attacked} images are attacked, not {asked}: updates are of {each} images")
+        notes.append(f"Attacked {attacked} images, not {asked}: each update holds {each} images.")
     return notes + of_reading(scenario.data)
 
 
 def of_reading(data: LabelledImages) -> list[str]:
-    """Return notes on files that were not read, and on images that are there more than once."""
-    skipped = [f"{files(len(data.skipped))} could not be read and left out"] if data.skipped else []
-    beyond = f"{files(data.left_out)} above the limit of the data source were not opened"
+    """Return notes on files that were not read, and on images that occur more than once."""
+    skipped = [f"Skipped {files(len(data.skipped))} that could not be read."] if data.skipped else []
+    beyond = f"Did not open {files(data.left_out)} above the data source's limit; set limit= to use more."
     return [*skipped, *([beyond] if data.left_out else []), *_copies(data)]
 
 
@@ -127,5 +127,5 @@ def _copies(data: LabelledImages) -> list[str]:
     extra = len(data) - len(set(data.copies.tolist()))
     if not extra:
         return []
-    some = "1 image is an exact copy of another one" if extra == 1 else f"{extra} images are exact copies of others"
-    return [f"{some}: copies are not told apart, and no baseline uses a copy of the image that is attacked"]
+    some = "1 image is an exact copy of another" if extra == 1 else f"{extra} images are exact copies of others"
+    return [f"{some}. Re-identification does not tell copies apart, and no baseline uses a copy of the target image."]

@@ -1,4 +1,4 @@
-"""The run directory: rows and pictures of finished jobs, safe against a kill at any moment."""
+"""Rows and pictures of finished jobs, stored in the run directory and safe against a kill at any moment."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ from medpfl.runs.jobs import JobKey, job_of
 __all__ = ["AUDIT", "ROWS", "Store", "claimed", "read_rows", "stored"]
 
 ROWS = f"{SHARE_FOLDER}/findings.jsonl"
-"""Path of the rows in a run directory."""
+"""Path to the rows in a run directory."""
 
 _OUTPUTS = ("findings.jsonl", "summary.json", "report*.html", "images/*.safetensors", "pictures/*.png")
 AUDIT = Kind("audit", 4, _OUTPUTS)
-"""From format 3 on, a row names the image that its guess is nearest to; from 4 on, there are two folders."""
+"""Since format 3, a row names the image nearest to its guess; since format 4, there are two folders."""
 
 _PLAIN = Cloak(None)
 
 
 class Store:
-    """Rows by job, in the order of the experiment; on disk if it has a directory, else in memory.
+    """Rows by job, in the experiment's order; on disk if there is a directory, else in memory.
 
-    ``run.json`` holds what identifies the experiment, ``share/findings.jsonl`` the rows, ``private/images/`` truths
-    and guesses (mode 0600). A row counts only if its whole job is there.
+    ``run.json`` identifies the experiment, ``share/findings.jsonl`` holds the rows, and ``private/images/`` holds
+    target images and guesses (mode 0600). A row counts only if its whole job is there.
 
     Args:
-        directory: of the run; ``None``: memory only.
-        sizes: rows of each job, in the experiment's order.
-        cloak: of texts that are written. Jobs are given as the experiment names them, and rows come back as written.
+        directory: the run directory; ``None`` keeps everything in memory.
+        sizes: number of rows for each job, in the experiment's order.
+        cloak: replacement of private names in all written files. Methods take jobs under their original names,
+            and return rows as they were written.
     """
 
     def __init__(self, directory: RunDirectory | None, sizes: dict[JobKey, int], cloak: Cloak = _PLAIN) -> None:
@@ -52,12 +53,12 @@ class Store:
         self._pictures: dict[JobKey, tuple[Tensor, Tensor]] = {}
 
     def pictured(self, job: JobKey) -> bool:
-        """Whether a job's pictures are there."""
+        """Return True if a job's pictures are there."""
         job = self.cloak(job)
         return job in self._pictures or (self.out is not None and _pictures(self.out, job).is_file())
 
     def tidy(self) -> None:
-        """Leaves only whole jobs with their pictures, in the file too."""
+        """Drop jobs that are incomplete or lack pictures, in the file too."""
         assert self.out is not None
         self._rows = {job: rows for job, rows in self._rows.items() if self.pictured(job)}
         write(self.out / ROWS, lines(row.to_dict() for row in self.rows()))
@@ -66,28 +67,28 @@ class Store:
         return self.cloak(job) in self._rows
 
     def rows(self) -> list[Finding]:
-        """All rows, in the experiment's order."""
+        """Return all rows, in the experiment's order."""
         return [row for job in self.sizes for row in self._rows.get(job, ())]
 
     def add(self, job: JobKey, rows: Sequence[Finding], truths: Tensor, guesses: Tensor) -> None:
-        """Keeps a finished job: rows, and their truths and guesses (rows, C, H, W) in [0, 1]."""
+        """Store a finished job: its rows, target images and guesses, both (rows, C, H, W) in [0, 1]."""
         job, rows = self.cloak(job), self.cloak(list(rows))
         pictures = {"truths": _to_bytes(truths), "guesses": _to_bytes(guesses)}
         if self.out is None:
             self._pictures[job] = (pictures["truths"], pictures["guesses"])
         else:
-            # Pictures first: a row must never speak of one that is not there.
+            # Pictures first: no row may lack its picture.
             write(private_folder(self.out, "images") / job.file_name(), save(pictures), PRIVATE)
             append(self.out / ROWS, [row.to_dict() for row in rows])
         self._rows[job] = rows
 
     def note(self, **settings: Any) -> None:
-        """Adds settings to ``run.json``."""
+        """Add settings to ``run.json``."""
         if self.directory is not None:
             self.directory.note(**self.cloak(settings))
 
     def picture(self, row: Finding) -> tuple[np.ndarray, np.ndarray]:
-        """Truth and guess of a row as uint8, (H, W) or (H, W, 3)."""
+        """Return a row's target image and guess as uint8 arrays, (H, W) or (H, W, 3)."""
         job = job_of(row)
         if job not in self._pictures:
             assert self.out is not None
@@ -102,15 +103,16 @@ class Store:
 def claimed(
     out: Path | None, identity: dict[str, Any], sizes: dict[JobKey, int], force: bool, cloak: Cloak = _PLAIN
 ) -> Iterator[Store]:
-    """The store of an audit; until the block ends, other audits are kept out of the directory.
+    """Yield an audit's store; until the block ends, no other audit can use the directory.
 
     Args:
-        out, sizes, cloak: of the `Store`.
-        identity: what the rows are a function of.
-        force: discards what another experiment left there.
+        out: path to the run directory; ``None`` keeps everything in memory.
+        identity: everything that determines the rows.
+        sizes, cloak: as in `Store`.
+        force: True discards another experiment's files in the directory.
 
     Raises:
-        InputError: the directory is in use, or from `RunDirectory.claim`.
+        InputError: the directory is in use, or `RunDirectory.claim` refuses it.
     """
     if out is None:
         yield Store(None, sizes)
@@ -128,12 +130,12 @@ def _pictures(out: Path, job: JobKey) -> Path:
 
 
 def read_rows(path: Path, whole: bool = False) -> Iterator[Finding]:
-    """The rows of ``findings.jsonl``; a last line that was cut is left out, `whole` as in `read_lines`."""
+    """Yield the rows in ``findings.jsonl``, without a truncated last line; `whole` as in `read_lines`."""
     return read_lines(path, Finding.from_dict, whole)
 
 
 def stored(out: Path) -> Store:
-    """What lies in a run directory, whole or not, to read it."""
+    """Return a store for reading a run directory, whether it is complete or not."""
     sizes: dict[JobKey, int] = {}
     for row in read_rows(out / ROWS):
         sizes[job_of(row)] = sizes.get(job_of(row), 0) + 1
@@ -158,7 +160,7 @@ def _for_screen(image: Tensor) -> np.ndarray:
 
 
 def _slices(volume: Tensor) -> Tensor:
-    """Four slices of (C, D, H, W) along the depth, a white line between them: (C, 2 H + 1, 2 W + 1)."""
+    """Tile four slices of a volume (C, D, H, W) along its depth, with white lines between: (C, 2 H + 1, 2 W + 1)."""
     depth = volume.shape[1]
     one, two, three, four = (pad(volume[:, (2 * i + 1) * depth // 8], (0, 1, 0, 1), value=255) for i in range(4))
     return torch.cat([torch.cat([one, two], -1), torch.cat([three, four], -1)], -2)[:, :-1, :-1]

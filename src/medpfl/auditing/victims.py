@@ -1,4 +1,4 @@
-"""Which images stand behind which update."""
+"""The choice of target images, and their assignment to updates."""
 
 from __future__ import annotations
 
@@ -23,38 +23,41 @@ def draw_victims(
     generator: torch.Generator,
     together: int = 1,
 ) -> list[Tensor]:
-    """Index tensors (N,) of the updates to attack: clients take turns, and classes come in evenly.
+    """Draw the images behind each update to attack: clients take turns, and classes are balanced.
 
     Args:
         data: all images.
-        images: how many to attack; rounded down to whole updates.
-        per_update: N.
-        partition: deals the images to clients.
-        generator: of partition and draw.
-        together: clients of the partition whose updates are summed: each has one in every so many updates.
+        images: number of images to attack, rounded down to whole updates.
+        per_update: images per update, N.
+        partition: rule that distributes the images among clients.
+        generator: generator for the partition and the draw.
+        together: number of clients whose updates are summed; if above 1, every client gets the same number of updates.
+
+    Returns:
+        An index tensor (N,) for each update.
 
     Raises:
-        InputError: fewer images than asked, or clients too small for one update.
+        InputError: there are fewer images than requested, or clients have too few images for the updates.
     """
     if images < 1:
         raise InputError(f"images is {images}: it must be at least 1")
     if per_update > len(data):
-        raise InputError(f"an update of {per_update} images needs more than the {len(data)} that the data has")
+        raise InputError(f"an update holds {per_update} images, but this data set has {len(data)}: use smaller updates")
     if images > len(data):
-        raise InputError(f"{images} images were asked for, the data has {len(data)}: ask for fewer")
+        raise InputError(f"--images is {images}, but this data set has {len(data)}: attack fewer images")
     updates = images // per_update
     if not updates:
-        raise InputError(f"{images} images are less than one update of {per_update}: ask for more")
+        raise InputError(f"--images is {images}, but one update holds {per_update}: attack more images")
     if not (rounds := updates // together):
         least = together * per_update
-        raise InputError(f"a sum of {together} updates is of {least} images, {images} were asked for: ask for more")
+        raise InputError(f"a sum of {together} updates holds {least} images, but --images is {images}: attack more")
     updates = rounds * together
     clients = partition.deal(data, generator)
     shares = _shares(updates, [len(client) // per_update for client in clients], per_update)
     if together > 1 and len(set(shares)) > 1:
         raise InputError(
-            f"{rounds} sums of {together} clients need {rounds * per_update} images of each, and a client has fewer: "
-            "ask for fewer images, or deal them evenly (--partition)"
+            f"{rounds} sums over {together} clients need {rounds * per_update} images from each, and one has fewer: "
+            "attack fewer images, or distribute them evenly (--partition)"
         )
     taken: Counter[int] = Counter()
     parts = []
@@ -65,11 +68,11 @@ def draw_victims(
 
 
 def _shares(updates: int, capacity: list[int], per_update: int) -> list[int]:
-    """Updates of each client, as even as their images allow."""
+    """Return the number of updates for each client, as even as their images allow."""
     if sum(capacity) < updates:
         raise InputError(
-            f"{updates} updates of {per_update} images were asked for, the clients have enough for "
-            f"{sum(capacity)}: ask for fewer images, a smaller batch or fewer clients"
+            f"{updates} updates of {per_update} images were requested, but the clients have images for only "
+            f"{sum(capacity)}: attack fewer images, or use a smaller batch or fewer clients"
         )
     shares = [0] * len(capacity)
     while sum(shares) < updates:
@@ -80,7 +83,7 @@ def _shares(updates: int, capacity: list[int], per_update: int) -> list[int]:
 
 
 def _evenly(client: Tensor, labels: Tensor, count: int, taken: Counter[int], generator: torch.Generator) -> Tensor:
-    """`count` of a client's images, each of the class that was taken least so far, by all clients."""
+    """Draw `count` of a client's images, each from the class least used so far by all clients together."""
     left: dict[int, list[int]] = {}
     for i in client[torch.randperm(len(client), generator=generator)].tolist():
         left.setdefault(int(labels[i]), []).append(i)

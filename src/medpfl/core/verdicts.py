@@ -1,4 +1,4 @@
-"""The three outcomes of an audit, and the names of its controls."""
+"""An audit's three verdicts, and the names of its controls."""
 
 from __future__ import annotations
 
@@ -22,20 +22,27 @@ NO_LEAK = "no leak found by these attacks"
 INCONCLUSIVE = "inconclusive"
 
 TOLERANCE = 0.2
-"""Share of images below which a rate must lie, with 95 % confidence, before it counts as no leak."""
+"""Default tolerance: a rate counts as no leak only if it lies below this share of images with 95 % confidence."""
 
 UNDEFENDED = "NoDefense()"
-"""The spec of the undefended control."""
+"""Spec of the undefended control."""
 RECORDED = "Recorded()"
-"""The spec of an update that was made elsewhere."""
+"""Spec of an update that was recorded elsewhere."""
 MASKED = "masked-vector"
-"""The control that attacks one client's masked message as if it were its update."""
+"""Control that attacks one client's masked message as if it were that client's update."""
 RANDOM_UPDATE = "random-update"
-"""The control that attacks random numbers in place of the update."""
+"""Control that attacks random numbers instead of the update."""
 
 
 def of_frontier(points: Sequence[Mapping[str, Any]], recommendation: Mapping[str, Any]) -> dict[str, str]:
-    """The verdict on the setting that a frontier recommends; where it recommends none, on all, and never *no leak*."""
+    """Return the verdict on a frontier's recommended setting.
+
+    If it recommends none, return a verdict on every setting: *leaks* stays, and all others become *inconclusive*.
+
+    Args:
+        points: the frontier's points, each with its ``defense`` and ``verdict``.
+        recommendation: the frontier's recommendation, with its ``state`` and ``defense``.
+    """
     found = {point["defense"]: point["verdict"] for point in points if point["defense"] != UNDEFENDED}
     if recommendation["state"] == "recommended":
         return {recommendation["defense"]: found[recommendation["defense"]]}

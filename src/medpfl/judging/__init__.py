@@ -1,1 +1,1 @@
-"""From rows to a verdict: pure functions of findings."""
+"""Pure functions that turn an audit's rows into verdicts."""

@@ -1,4 +1,4 @@
-"""The numbers of one cell, an attack under a defense, and of the union of a defense's attacks, from their rows."""
+"""Rates, means and evidence, computed from rows: for one cell, and for all attacks on a defense together."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from medpfl.metrics.rates import cluster_interval, mean_interval
 __all__ = ["GALLERY", "Evidence", "evidence_of", "labels_of", "masked_evidence", "numbers_of", "scored", "union_of"]
 
 GALLERY = 20
-"""Images from which one is told, below which its recognition decides nothing."""
+"""Smallest gallery in which re-identification counts as evidence."""
 
 Hit = Callable[[Finding], bool | None]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What decides about the images of a cell or of a union.
+    """The evidence for the verdict on a cell or a union.
 
     Attributes:
-        read: images read back; ``None`` if none was scored.
-        recognized: images told from the others of the gallery; ``None`` if there is no gallery, or a small one.
-        worst: images of which any candidate was a reading, though the attack may not have chosen it.
-        paired: whether more images are recognized than by the mean image and by random updates, on those that
-            both tried.
+        read: reconstructed images; ``None`` if no image was scored.
+        recognized: re-identified images; ``None`` without a large enough gallery.
+        worst: images reconstructed by any candidate, even if the attack did not choose it.
+        paired: True if more images are re-identified than by the mean image and by random updates, each compared on
+            the images that both tried.
     """
 
     read: Tally | None
@@ -41,7 +41,7 @@ class Evidence:
 
 
 def scored(rows: Iterable[Finding]) -> list[Finding]:
-    """Return the rows that count: those whose update is not exactly zero."""
+    """Return the rows whose update is not exactly zero; only these count."""
     return [row for row in rows if "zero-gradient" not in row.flags]
 
 
@@ -52,22 +52,22 @@ def numbers_of(
     masked: Sequence[Finding] = (),
     naive: Sequence[Finding] | None = None,
 ) -> Numbers:
-    """Return rates with 95 % intervals, means and baselines of one cell.
+    """Return one cell's rates with 95 % intervals, its means and its baselines.
 
     Args:
-        key: the specs of attack and defense.
-        rows: of the cell; images whose update is exactly zero are left out of every rate.
-        random: of the same attack on random updates.
-        masked: of the same attack on one client's masked message.
-        naive: of the same attack on the same updates, not told of the defense, if `rows` are of one that is.
+        key: specs of the attack and the defense.
+        rows: the cell's rows; images whose update is exactly zero are left out of every rate.
+        random: rows for the same attack on random updates.
+        masked: rows for the same attack on one client's masked message.
+        naive: if `rows` come from an adaptive attack, rows for the naive attack on the same updates.
     """
     own, random = scored(rows), scored(random)
     attack, defense = key
     low, high = mean_interval(_scores(own, "ssim"), clusters=clusters_of(_with(own, "ssim")))
     ssim = Rate(
         _mean(_scores(own, "ssim")),
-        None if low is None else max(low, -1.0),  # of few images the interval is wider than the scale
-        None if high is None else min(high, 1.0),  # no image is more like another than itself
+        None if low is None else max(low, -1.0),  # with few images, the interval is wider than the scale
+        None if high is None else min(high, 1.0),  # SSIM is at most 1
     )
     gains = false_security(naive, rows)
     return Numbers(
@@ -109,13 +109,13 @@ def numbers_of(
 
 
 def evidence_of(rows: Sequence[Finding], random: Sequence[Finding]) -> Evidence:
-    """Return what decides about one cell; `rows` and `random` as of `numbers_of`."""
+    """Return the evidence for one cell; `rows` and `random` are those of `numbers_of`."""
     own, random = scored(rows), scored(random)
     return _evidence([own], [random], _mean(_chances(own)) or 0.0)
 
 
 def masked_evidence(rows: Sequence[Finding], masked: Sequence[Finding], random: Sequence[Finding]) -> Evidence:
-    """Return what decides whether a masked message says more than random numbers; its baselines are the cell's."""
+    """Return the evidence whether a masked message reveals more than random numbers, with the cell's baselines."""
     alone = evidence_of(masked, random)
     floor = (evidence_of(rows, random).read or Tally((False,), (0,))).floor
     read = None if alone.read is None else Tally(alone.read.hits, alone.read.updates, max(floor, alone.read.floor))
@@ -123,15 +123,15 @@ def masked_evidence(rows: Sequence[Finding], masked: Sequence[Finding], random: 
 
 
 def union_of(cells: Sequence[Sequence[Finding]], random: Sequence[Sequence[Finding]]) -> tuple[Union, Evidence]:
-    """Return the numbers of a defense's attacks together, which are not judged yet, and what decides about them.
+    """Return the numbers for all attacks on a defense together, still without a verdict, and the evidence for one.
 
-    An image counts as read, or as recognized, if any of the attacks did it. The baselines have as many guesses: an
-    image is explained by them if the mean image, the nearest other image, or any attack on its random update gives
-    it; the chance to be recognized is the share of the gallery that the guesses for an update point to.
+    An image counts as reconstructed or re-identified if any attack did it. The baselines get as many guesses: they
+    explain an image if the mean image, the nearest other image, or any attack on its random update reconstructs it.
+    The chance of re-identification is the gallery's share named by all guesses for an update.
 
     Args:
-        cells: the rows of each attack, naive and adaptive ones apart.
-        random: the rows of each attack on random updates.
+        cells: a list of rows for each attack; naive and adaptive attacks are separate.
+        random: for each attack, its rows on random updates.
     """
     own = [scored(rows) for rows in cells]
     evidence = _evidence(own, [scored(rows) for rows in random], _named_share(own))
@@ -156,9 +156,9 @@ def _rate_of(tally: Tally | None) -> Rate:
 
 
 def labels_of(rows: Sequence[Finding]) -> Tally | None:
-    """Return the labels that were inferred rightly, against always naming the commonest class.
+    """Return the tally for correctly inferred labels; its floor is the commonest class's share.
 
-    ``None`` where the attack states none, or is told them.
+    Return ``None`` if the attack infers no labels, or if it was granted them.
     """
     own = [row for row in scored(rows) if _label_right(row) is not None and "labels" not in row.grants]
     if not own:
@@ -191,19 +191,19 @@ def _tally(
 
 
 def _place(row: Finding) -> Hashable:
-    """Return the trial of a row: an image in an update under a draw of weights, whichever attack reads it."""
+    """Return a row's trial: its image's place in an update under a draw of weights, the same for every attack."""
     return row.draw, row.stack, row.victim, row.position
 
 
 def _of_image(row: Finding) -> Hashable:
-    """Return the same without the update: a random update stands for that of the client, not for that of a sum."""
+    """Return the same key without the update, since a random update replaces a client's update, never a sum's."""
     return row.draw, row.image
 
 
 def _any(
     cells: Iterable[Iterable[Finding]], hit: Hit, key: Callable[[Finding], Hashable] = _place
 ) -> dict[Hashable, bool]:
-    """Return by trial whether any of the cells hits it, of the trials of which one says."""
+    """Return for each trial whether any cell hits it; trials for which `hit` is always ``None`` are left out."""
     found: dict[Hashable, bool] = {}
     for rows in cells:
         for row in rows:
@@ -213,9 +213,9 @@ def _any(
 
 
 def _named_share(cells: Sequence[Sequence[Finding]]) -> float:
-    """Return the mean share of the gallery that the guesses for an update point to, all attacks together.
+    """Return the gallery's mean share named by all attacks' guesses for an update.
 
-    It is at least the chance of the guesses of one attack.
+    The share for each image is at least the chance of a single attack's guess.
     """
     named: dict[Hashable, set[str | None]] = {}
     trials: dict[Hashable, Finding] = {}
@@ -262,7 +262,7 @@ def _label_right(row: Finding) -> bool | None:
 
 
 def _label_chance(rows: Sequence[Finding]) -> float | None:
-    """Return the accuracy of always naming the commonest class."""
+    """Return the accuracy if every guess were the commonest class."""
     labels = Counter(row.label for row in rows if row.label_guess is not None)
     return max(labels.values()) / labels.total() if labels else None
 
@@ -284,7 +284,7 @@ def _chances(rows: Sequence[Finding]) -> list[float]:
 
 
 def _rate(rows: Sequence[Finding], hit: Hit) -> Rate:
-    """Return the share of the rows that hit, of those of which it is known, with its interval."""
+    """Return the share of rows that hit, with its interval; rows for which `hit` is ``None`` are left out."""
     known = [row for row in rows if hit(row) is not None]
     if not known:
         return Rate()

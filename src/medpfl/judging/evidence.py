@@ -1,4 +1,4 @@
-"""What rates show and what they cannot show, by update: tests against a floor, upper ends, and Holm's correction."""
+"""Statistics behind a verdict: tests against a floor, upper confidence limits by update, and Holm's correction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medpfl.metrics.rates import cluster_interval, effective_counts, interval
 __all__ = ["ALPHA", "Tally", "beats_in_pairs", "clusters_of", "holm", "updates_needed"]
 
 ALPHA = 0.025
-"""Error probability of one-sided decisions: the lower and the upper end of a 95 % interval have it each."""
+"""Error probability of a one-sided decision, as at either end of a 95 % interval."""
 
 _MOST_UPDATES = 100_000
 
@@ -22,20 +22,20 @@ K = TypeVar("K", bound=Hashable)
 
 
 def clusters_of(rows: Sequence[Finding]) -> list[tuple[int, int]]:
-    """Return the update behind each row. Draws of weights attack the same images, so they share a cluster."""
+    """Return each row's cluster, which is its update. Draws of weights attack the same images, so they share it."""
     return [(row.stack, row.victim) for row in rows]
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Successes among trials, the update behind each trial, and what guesses without the update reach.
+    """Successes among trials, each trial's update, and how often guesses without the update succeed.
 
     Attributes:
-        hits: one for each image or patient.
-        updates: the update, or the cluster of updates, that each trial belongs to.
-        floor: rate in [0, 1] that a guess without the update explains; a leak must exceed it.
-        known_floor: the part of `floor` that is known without sampling error; only this much is
-            subtracted before a rate is said to be small.
+        hits: each trial's outcome; a trial is an image or a patient.
+        updates: each trial's update, or cluster of updates.
+        floor: rate in [0, 1] explained by guesses without the update; only a rate above it is a leak.
+        known_floor: the part without sampling error; only this part is subtracted before a rate is compared with the
+            tolerance.
     """
 
     hits: tuple[bool, ...]
@@ -50,20 +50,20 @@ class Tally:
 
     @property
     def independent(self) -> int:
-        """Number of independent updates."""
+        """The number of independent updates."""
         return len(set(self.updates))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the rate, by cluster."""
+        """The rate's 95 % interval, by cluster."""
         return cluster_interval(self.hits, self.updates)
 
     @property
     def p_value(self) -> float:
-        """Probability of at least so many successes if each came with the probability `floor`.
+        """The probability of at least this many successes if each trial succeeded with probability `floor`.
 
-        The binomial tail on the effective number of trials (Korn and Graubard 1998): below 0.025 exactly where the
-        lower end of the 95 % interval exceeds the floor.
+        It is the binomial tail for the effective trial count (Korn and Graubard 1998). It is below 0.025 exactly if
+        the 95 % interval's lower end exceeds the floor.
         """
         if not any(self.hits):
             return 1.0
@@ -76,20 +76,20 @@ class Tally:
 
     @property
     def excess(self) -> float:
-        """Upper end of the 95 % interval of the rate above the known floor, with the update as the unit.
+        """The 95 % interval's upper end minus the known floor, with the update as the unit.
 
-        Images of one update count as one trial here however they vary: they may all fail for one reason.
+        All images in an update count as one trial, even if their outcomes differ: they may all fail for one reason.
         """
         updates = self.independent
         return interval(self.rate * updates, updates)[1] - self.known_floor
 
     def leaves(self, tolerance: float) -> bool:
-        """Return whether the known floor leaves room for more than the tolerance above it."""
+        """Return True if the known floor leaves room for more than `tolerance` above it."""
         return self.known_floor < 1 - tolerance
 
 
 def holm(p_values: Mapping[K, float], alpha: float = ALPHA) -> set[K]:
-    """Return the hypotheses that are rejected with a family-wise error of `alpha` (Holm 1979, Scand. J. Stat. 6).
+    """Return the hypotheses rejected at a family-wise error rate of `alpha` (Holm 1979, Scand. J. Stat. 6).
 
     >>> sorted(holm({"a": 0.001, "b": 0.02, "c": 0.5}))
     ['a']
@@ -103,15 +103,15 @@ def holm(p_values: Mapping[K, float], alpha: float = ALPHA) -> set[K]:
 
 
 def beats_in_pairs(own: Mapping[Hashable, bool], other: Mapping[Hashable, bool]) -> bool:
-    """Return whether there are more successes than the other has, on the images that both tried."""
+    """Return True if `own` has more successes than `other` on the images that both tried, or if there are none."""
     both = own.keys() & other.keys()
     return not both or sum(own[key] for key in both) > sum(other[key] for key in both)
 
 
 def updates_needed(tallies: Iterable[Tally], tolerance: float) -> int | None:
-    """Return how many updates would decide if all rates stayed as they are: enough for "leaks", or for "no leak found".
+    """Return how many updates would decide, for "leaks" or "no leak found", if all rates stayed the same.
 
-    ``None`` where no number up to 100,000 would.
+    Return ``None`` if no number up to 100,000 would.
     """
     tallies = list(tallies)
     leaking = [_least(tally, tolerance, leak=True) for tally in tallies]
@@ -123,7 +123,11 @@ def updates_needed(tallies: Iterable[Tally], tolerance: float) -> int | None:
 
 
 def _least(tally: Tally, tolerance: float, leak: bool) -> int | None:
-    """Return the least number of updates for which one side of the interval clears its mark, by bisection."""
+    """Return the fewest updates at which one end of the interval clears its threshold, by bisection.
+
+    For a leak, the lower end must exceed the floor. Otherwise, the upper end must be less than the tolerance above the
+    known floor. Return ``None`` if 100,000 updates are not enough.
+    """
 
     def decides(updates: int) -> bool:
         low, high = interval(tally.rate * updates, updates)

@@ -1,4 +1,4 @@
-"""How much better an attack is that knows the defense: what an audit without it would promise falsely."""
+"""False security: an adaptive attack's gain over the naive one, which a test with naive attacks alone would miss."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _SCORES: dict[str, Callable[[Finding], float | None]] = {
 
 
 def false_security(naive: Sequence[Finding] | None, adaptive: Sequence[Finding]) -> dict[str, Rate]:
-    """Return adaptive less naive: of the rates, and of the mean SSIM, on the images that both attacked.
+    """Return the adaptive attack's rates and mean SSIM minus the naive attack's, on the images that both attacked.
 
     Args:
-        naive: the rows of the attack that was not told of the defense; ``None`` if it was not run.
-        adaptive: the rows of the same attack on the same updates, told of it.
+        naive: rows for the naive attack; ``None`` if it was not run.
+        adaptive: rows for the same attack on the same updates when it knows the defense.
 
     Returns:
-        By ``asr``, ``ssim`` and ``identified``, the gain with its 95 % interval (by cluster): of the SSIM Student's of
-        the paired differences, without ends where they do not vary; of a rate the ends of the shares of images that
-        were won and lost, each at 97.5 %, which is cautious. Nothing is known where there is nothing to compare.
+        The gain in ``asr``, ``ssim`` and ``identified``, each with its 95 % interval by cluster. For the SSIM, it is
+        Student's interval for the paired differences, without ends if they do not vary. For a rate, it combines the
+        97.5 % intervals for the shares won and lost, which is conservative. The gain is unknown if there is nothing to
+        compare.
     """
     before = {_place(row): row for row in naive or () if "zero-gradient" not in row.flags}
     pairs = [(before[_place(row)], row) for row in adaptive if _place(row) in before]
@@ -47,7 +48,7 @@ def _of_means(gains: Sequence[float], clusters: Sequence[Hashable]) -> tuple[flo
 
 
 def _of_rates(gains: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float | None, float | None]:
-    """Of gains that are 1, 0 or -1: between the least won and most lost, and the most won and least lost."""
+    """Return the interval for gains of 1, 0 or -1, from least won minus most lost to most won minus least lost."""
     if not gains:
         return None, None
     won, lost = (cluster_interval([gain == side for gain in gains], clusters, 0.975) for side in (1, -1))

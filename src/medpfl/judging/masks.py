@@ -1,4 +1,4 @@
-"""Segmentation in a cell: how well the masks of its guesses overlap with the truth."""
+"""A cell's mask scores: the overlap between guessed and true segmentation masks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["mask_scores"]
 
 
 def mask_scores(rows: Sequence[Finding], random: Sequence[Finding]) -> MaskScores | None:
-    """Return how well the masks of a cell's guesses overlap with the truth; ``None`` where nothing is segmented.
+    """Return the overlap between guessed and true masks in a cell; ``None`` if the model does not segment.
 
     Args:
-        rows: scored findings of the cell.
-        random: those of the same attack on random updates.
+        rows: the cell's scored findings.
+        random: scored findings for the same attack on random updates.
     """
     rows = [row for row in rows if "majority_dice" in row.scores]
     if not rows:

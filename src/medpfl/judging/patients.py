@@ -1,4 +1,4 @@
-"""A cell by patient: whoever has several images is exposed by any of them."""
+"""A cell's rates by patient: a patient with several images is exposed by any of them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from medpfl.metrics.pixel import SUCCESS
 __all__ = ["by_patient"]
 
 _WORST = 10
-"""One patient in so many is named, at least one."""
+"""One patient in this many is listed as most exposed, and at least one."""
 
 Trials = dict[tuple[str, int], list[Finding]]
 
 
 def by_patient(rows: Sequence[Finding], random: Sequence[Finding] = ()) -> tuple[Patients, Evidence] | None:
-    """Return the rates over patients, from the rows of one attack and one defense, and what decides about them.
+    """Return the rates by patient for one attack on one defense, still without a verdict, and the evidence for one.
 
-    A patient counts, in each draw of weights, as read back if any of his images is, and as identified if any is.
-    Patients that share an update, and a patient under several draws, are a cluster.
+    In each draw of weights, a patient counts as reconstructed if any of their images is, and as re-identified if any
+    is. Patients who share an update form a cluster, and so does one patient under several draws.
 
     Args:
-        rows: of images, without controls.
-        random: of the same attack on random updates, whose rates are part of the floor.
+        rows: the cell's rows, without controls.
+        random: rows for the same attack on random updates; their rates are part of the floor.
 
     Returns:
-        The numbers, which are not judged yet, and the evidence. ``None`` where no patient has two images: it is the
-        summary by image then.
+        The numbers and the evidence, or ``None`` if no patient has two images: then they would repeat the summary by
+        image.
     """
     own = scored(rows)
     known = [row for row in own if row.patient is not None]
@@ -95,7 +95,7 @@ def _reaches(name: str) -> Callable[[Finding], bool]:
 
 
 def _clusters(trials: Trials) -> dict[str, Hashable]:
-    """By patient, a number that all have who share an update, directly or through others."""
+    """Return each patient's cluster number; patients linked by shared updates, directly or not, have the same one."""
     cluster: dict[str, int] = {}
     of_update: dict[Hashable, int] = {}
     for number, ((patient, _), own) in enumerate(trials.items()):

@@ -1,4 +1,4 @@
-"""One entry for each attack, told of the defense or not, and each defense, computed from rows alone."""
+"""An audit's summary: one cell per attack, attacker's knowledge and defense, computed from rows alone."""
 
 from __future__ import annotations
 
@@ -36,29 +36,33 @@ from medpfl.judging.verdict import (
 __all__ = ["Context", "by_defense", "summarize"]
 
 _MISMATCH = 1e-3
-"""Relative difference from which a recorded update is not what its truth gives."""
+"""Relative difference above which a recorded update does not match its target images."""
 
 _LESS_NOISE = 0.85
-"""Of the distance of two draws of the stated noise; without any noise, a record is at 0.71 of it from a draw."""
+"""Fraction of the distance between two draws of the stated noise below which a record has too little noise.
+
+A record without any noise is 0.71 of that distance away from a draw.
+"""
 
 _Key = tuple[str, str, bool]
-"""An attack, a defense, and whether the attack is told of it."""
+"""Spec of the attack, spec of the defense, and True if the attack knows the defense."""
 
 _Place = TypeVar("_Place", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What is known of a run beside its rows, and decides what a failed attack says.
+    """Facts about a run, besides its rows, that decide what a failed attack means.
 
     Attributes:
-        tolerance: share of images below which a rate must be shown to lie before it counts as no leak.
-        server_side: specs of the defenses of which a part acts only at the server.
-        server_only: specs of the defenses of which no part acts at the client: there is nothing to know.
-        disclosure: by the spec of a defense, what playing it showed of the disclosure (``changes``: whether it changes
-            what is sent at all; ``silent``: whether it does so and discloses nothing; ``problems``: contradictions).
-        record: of a recorded update, the ``defense`` that it is said to have passed, its relative ``difference``
-            from what the truth then gives, and the ``spread`` of the latter with the client's own draws.
+        tolerance: share of images; a rate must be shown to lie below it before it counts as no leak.
+        server_side: specs of the defenses with a part that acts only at the server.
+        server_only: specs of the defenses with no part that acts at the client: an attack has nothing to know.
+        disclosure: the probe's findings by defense spec: ``changes`` (True if the defense changes updates),
+            ``silent`` (True if it does so without disclosing it), ``problems`` (contradictions).
+        record: for a recorded update, the stated ``defense``, the relative ``difference`` between the record and the
+            update that the target images give under that defense, how far the latter varies with the client's own
+            random draws (``spread``), and how near two draws come if they differ by the stated noise alone (``noise``).
     """
 
     tolerance: float = TOLERANCE
@@ -69,7 +73,7 @@ class Context:
 
     @classmethod
     def of(cls, settings: Settings) -> Context:
-        """Return the context that a run's settings hold; a defense that was not probed is taken for undisclosed."""
+        """Return the context from a run's settings; a defense without a probe counts as undisclosed."""
         untold = {spec: {"changes": True, "silent": True} for spec in settings.experiment.get("defenses", ())}
         return cls(
             tolerance=settings.tolerance,
@@ -80,7 +84,7 @@ class Context:
         )
 
     def reason(self, defense: str, knows: bool) -> str | None:
-        """Return why the failure of an attack says nothing, as far as what it is told decides that."""
+        """Return the flag if the attack's failure says nothing because of what it knows; else ``None``."""
         acting = (self.record or {}).get("defense", UNDEFENDED) if defense == RECORDED else defense
         if acting in (UNDEFENDED, *self.server_only):
             return None
@@ -92,14 +96,14 @@ class Context:
         return None if knows or found.get("changes") is False else "naive-attack"
 
     def informed(self, defense: str, knows: bool) -> bool | None:
-        """Return whether an attack is told of a defense; ``None`` where there is nothing to tell."""
+        """Return True if the attack knows the defense, False if not; ``None`` if there is nothing to know."""
         acting = (self.record or {}).get("defense", UNDEFENDED) if defense == RECORDED else defense
         bare = acting in (UNDEFENDED, *self.server_only) or self.disclosure.get(defense, {}).get("changes") is False
         return None if bare else knows
 
     @property
     def mismatch(self) -> bool:
-        """Whether a recorded update is too far from what it should be, or nearer than the stated noise lets it."""
+        """True if a recorded update is too far from the expected one, or nearer to it than the stated noise allows."""
         if self.record is None:
             return False
         difference = self.record["difference"]
@@ -109,7 +113,7 @@ class Context:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows by what they are of."""
+    """Rows grouped into cells and controls."""
 
     cells: dict[_Key, list[Finding]]
     random: dict[str, list[Finding]]
@@ -132,15 +136,15 @@ class _Rows:
 
 
 def summarize(rows: Sequence[Finding], context: Context | None = None) -> list[Cell]:
-    """Return the cells in the order of the rows, with their verdicts and flags.
+    """Return the cells with their verdicts and flags, in the order of the rows.
 
-    Images whose update is exactly zero are left out of every rate; their share is stated. Intervals
-    are by cluster: images of one update depend on each other, and so do the draws that attack it again. Whether
-    something leaks is tested for all cells together, with Holm's correction.
+    Images whose update is exactly zero are left out of every rate; their share is reported. Intervals are by cluster:
+    images in one update depend on each other, and so do the draws of weights that attack it again. All cells are
+    tested for leaks together, with Holm's correction.
 
     Args:
-        rows: of one run.
-        context: what else is known of the run.
+        rows: one run's rows.
+        context: other facts about the run.
     """
     context, found = context or Context(), _Rows.of(rows)
     unions = {defense: _union(defense, found) for defense in dict.fromkeys(key[1] for key in found.cells)}
@@ -171,9 +175,9 @@ def summarize(rows: Sequence[Finding], context: Context | None = None) -> list[C
 
 
 def by_defense(cells: Sequence[Cell]) -> dict[str, str]:
-    """Return the verdict on each defense, all attacks on it together; on no defense, where none was tested.
+    """Return the verdict on each defense under all its attacks; on the undefended model if no defense was tested.
 
-    Beside a defense, the undefended model is a control, which has to leak for the test to mean anything.
+    If a defense was tested, the undefended model is a control: it has to leak for the test to mean anything.
 
     >>> found = {"NoDefense()": LEAKS, "QSGD()": INCONCLUSIVE}
     >>> cells = [Cell(attack="iDLG()", defense=name, union=Union(verdict=said)) for name, said in found.items()]
@@ -186,11 +190,11 @@ def by_defense(cells: Sequence[Cell]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Judged:
-    """Verdict on a cell, before the unions are judged.
+    """A cell's verdict, before the unions are judged.
 
     Attributes:
-        verdict, flags: of the cell.
-        qualified: whether a failure of its attack says something.
+        verdict, flags: the cell's verdict and flags.
+        qualified: True if its attack's failure is evidence about the defense.
     """
 
     verdict: str
@@ -207,7 +211,7 @@ def _union(defense: str, found: _Rows) -> tuple[Union, Evidence]:
 def _tested(
     found: _Rows, unions: Mapping[str, tuple[Union, Evidence]]
 ) -> tuple[dict[_Key, Tested], dict[str, tuple[str, ...]]]:
-    """Return the cells, and by defense the ways in which its attacks together leak; all are tested together."""
+    """Return the cells, and for each defense the ways in which its union leaks; all are tested together."""
     evidence = {key: evidence_of(own, found.random.get(key[0], [])) for key, own in found.cells.items()}
     several = {defense: own for defense, (union, own) in unions.items() if union.attacks > 1}  # of one, it is its cell
     tests: dict[tuple[_Key | str, str], float] = {
@@ -239,10 +243,10 @@ def _judged(key: _Key, tested: Mapping[_Key, Tested], found: _Rows, context: Con
     reason, masked = _reason(key, tested, context), _masked_leaks(key, found)
     sound = reason is None and not cell.broken and not masked
     limits = limits_of(cell.evidence, context.tolerance)
-    if cell.numbers.nonfinite:  # what ended at no number failed by itself, and is no evidence
+    if cell.numbers.nonfinite:  # a numerical failure is no evidence
         finite = [row for row in rows if "nonfinite" not in row.flags]
         limits = list(dict.fromkeys([*limits, *limits_of(evidence_of(finite, []), context.tolerance)]))
-    mismatch = defense == RECORDED and context.mismatch  # a guess of other images than the truth is no failure
+    mismatch = defense == RECORDED and context.mismatch  # missing the wrong target images is no failure
     flags = [
         *doubts_of(rows, cell, reason),
         *(limits if sound and not cell.leaks_by else []),
@@ -255,14 +259,14 @@ def _judged(key: _Key, tested: Mapping[_Key, Tested], found: _Rows, context: Con
 
 
 def _reason(key: _Key, tested: Mapping[_Key, Tested], context: Context) -> str | None:
-    """Return the flag that says why a failure in a cell says nothing; a control that fails comes first."""
+    """Return the flag that says why a failure in a cell says nothing, or ``None``; a failed control comes first."""
     attack, defense, knows = key
     control = untested(tested[key], tested.get((attack, UNDEFENDED, False)), context.tolerance)
     return control if control == "control-failed" else context.reason(defense, knows) or control
 
 
 def _masked_leaks(key: _Key, found: _Rows) -> bool:
-    """Return whether one client's masked message says more than random numbers do."""
+    """Return True if one client's masked message reveals more than random numbers do."""
     attack, defense, _ = key
     masked = found.masked.get((attack, defense))
     if not masked:
@@ -272,7 +276,7 @@ def _masked_leaks(key: _Key, found: _Rows) -> bool:
 
 
 def _patients(judged: Mapping[_Key, _Judged], found: _Rows, context: Context) -> dict[_Key, Patients | None]:
-    """Return each cell's rates by patient, with a verdict by the same rules."""
+    """Return each cell's rates by patient, with a verdict by the same rules; ``None`` if no patient has two images."""
     told = {key: by_patient(found.cells[key], found.random.get(key[0], [])) for key in judged}
     tests = {(key, way): p for key, own in told.items() if own for way, p in p_values(own[1]).items()}
     leaking = holm(tests)
@@ -286,7 +290,7 @@ def _patients(judged: Mapping[_Key, _Judged], found: _Rows, context: Context) ->
 
 
 def _labels(judged: Mapping[_Key, _Judged], found: _Rows, context: Context) -> dict[_Key, str | None]:
-    """Return whether each cell's labels leak, by the same rules; ``None`` where the attack infers none."""
+    """Return the verdict on each cell's labels, by the same rules; ``None`` if the attack infers none."""
     tallies = {key: labels_of(found.cells[key]) for key in judged}
     leaking = holm({key: tally.p_value for key, tally in tallies.items() if tally is not None})
     return {
@@ -311,12 +315,16 @@ def _judged_union(
     patients: Mapping[_Key, Patients | None],
     context: Context,
 ) -> Union:
-    """Return the union with the verdict on its defense: an attack that works must have been told, and all must fail."""
+    """Return the union with the verdict on its defense.
+
+    For *no leak found*, all attacks must fail, and at least one of them must be qualified: it works without the defense
+    and knows it.
+    """
     cells = [judged[key] for key in keys]
     qualified = [cell for cell in cells if cell.qualified]
-    if any("masked-vector" in cell.flags for cell in cells):  # whatever the other attacks make of the sum
+    if any("masked-vector" in cell.flags for cell in cells):  # whatever other attacks get from the sum
         qualified = []
-    # The guesses of many attacks explain much by chance: each attack by itself must be shown to keep the tolerance too.
+    # Many attacks' guesses explain much by chance, so each attack by itself must be shown to keep the tolerance too.
     kept = [flag for cell in qualified for flag in cell.flags if flag in LIMITS]
     limits = list(dict.fromkeys([*limits_of(evidence, context.tolerance), *kept]))
     exposed = any(one is not None and one.verdict == LEAKS for one in (patients[key] for key in keys))

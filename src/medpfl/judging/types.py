@@ -1,4 +1,4 @@
-"""The verdict as types: what an attack got under a defense, what all attacks on it got together, and what that means.
+"""The types behind a verdict: results for one attack on a defense, for all attacks together, and their meaning.
 
 `flat` turns them into the entries of ``summary.json``, which docs/summary.md documents.
 """
@@ -29,18 +29,18 @@ __all__ = [
 ]
 
 SCHEMA = 1
-"""Version of the entries of ``summary.json``: it changes when a key goes or gets another meaning."""
+"""Format version of the entries in ``summary.json``; it changes if a key is removed or gets another meaning."""
 
 READ, RECOGNIZED = "read", "recognized"
-"""The two ways in which an image leaks."""
+"""The two ways in which an image leaks: it is reconstructed, or re-identified."""
 
 _ABSENT = {"absent": True}
-"""Metadata of an attribute that JSON leaves out where it is ``None``."""
+"""Metadata for an attribute that JSON leaves out if it is ``None``."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A rate or a mean, with its 95 % interval; ``None`` where it is not known.
+    """A rate or a mean with its 95 % interval; ``None`` if unknown.
 
     >>> Rate(0.5, 0.2, 0.8).low, Rate().value
     (0.2, None)
@@ -57,20 +57,20 @@ class Rate:
 
     @property
     def ends(self) -> tuple[float, float] | None:
-        """Both ends of the interval; ``None`` if one is not known."""
+        """Both ends of the interval; ``None`` if one is unknown."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exposure:
-    """Exposure of one patient by all guesses of the patient's images.
+    """One patient's exposure by all guesses at the patient's images.
 
     Attributes:
         patient: pseudonym.
-        images: of this patient.
-        guesses: that were made of them, over all draws of weights.
-        read_back, identified: guesses that were readings, or that named the image.
-        ssim: the largest.
+        images: image count for this patient.
+        guesses: guess count for these images, over all draws of weights.
+        read_back, identified: how many guesses reconstruct, or re-identify, their image.
+        ssim: largest SSIM among the guesses.
     """
 
     patient: str
@@ -83,17 +83,17 @@ class Exposure:
 
 @dataclass(frozen=True, kw_only=True)
 class Patients:
-    """A cell by patient: whoever has several images is exposed by any of them.
+    """A cell's results by patient: a patient with several images is exposed by any of them.
 
     Attributes:
-        patients: how many.
-        images: of theirs.
-        without_patient: images of unknown patients, which are left out.
-        read_back, identified: shares of patients.
-        chance: share of patients whom blind guesses identify by one of their images.
-        worst: the tenth of the patients with most read back, the worst first.
-        leaks_by: ways in which patients leak, as of `Cell`.
-        verdict: of patients.
+        patients: patient count.
+        images: image count for these patients.
+        without_patient: count of images from unknown patients, which are left out.
+        read_back, identified: shares of patients with a reconstructed, or re-identified, image.
+        chance: expected `identified` for blind guesses.
+        worst: the 10 % most exposed patients, worst first.
+        leaks_by: ways in which patients leak, as in `Cell`.
+        verdict: verdict on patients.
     """
 
     patients: int
@@ -109,14 +109,14 @@ class Patients:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskScores:
-    """Overlap of the masks of an attack's guesses with the truth, as means over images.
+    """Overlap of guessed and true segmentation masks, as means over images.
 
     Attributes:
         dice: Dice coefficient.
         iou: intersection over union.
-        dice_majority: of the mean mask, which needs no update.
-        dice_random_update: of the same attack on random updates.
-        granted: whether the adversary was told the masks, so that they say nothing.
+        dice_majority: `dice` for the majority mask, which needs no update.
+        dice_random_update: `dice` for the same attack on random updates.
+        granted: True if the attacker was given the masks, so these scores show nothing.
     """
 
     dice: Rate
@@ -128,13 +128,13 @@ class MaskScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Mechanism:
-    """A noise mechanism over the rounds that the adversary sees.
+    """A noise mechanism over the rounds the attacker sees.
 
     Attributes:
-        unit: whose record it protects: ``"image"`` or ``"client"``.
-        noise: standard deviation over sensitivity.
-        rate: probability that a record is in a step.
-        steps: of all rounds.
+        unit: protected privacy unit: ``"image"``, ``"patient"`` or ``"client"``.
+        noise: noise multiplier, the standard deviation divided by the sensitivity.
+        rate: a unit's probability to take part in a step.
+        steps: total steps in all rounds.
     """
 
     unit: str
@@ -145,12 +145,12 @@ class Mechanism:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """Where a guess without the update stands, and what differential privacy allows an attack from there.
+    """The best guess without the update, and the success bound that follows from it.
 
     Attributes:
-        kappa: success rate of the best such guess; ``None`` if none was made.
+        kappa: success rate of that guess; ``None`` if none was made.
         kappa_high: upper end of its 95 % interval.
-        bound, bound_high: largest success rate of any attack at both.
+        bound, bound_high: highest success rate for any attack at `kappa`, and at `kappa_high`.
     """
 
     kappa: float | None = None
@@ -161,16 +161,17 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """Upper bound that a differentially private defense puts on the success of any attack.
+    """A differentially private defense's success bound: the most that any attack can reach.
 
     Attributes:
-        rounds: that the adversary sees.
-        gap: why no bound is stated; the attributes below are ``None`` then.
-        curve: pairs of kappa and bound.
-        mechanisms: that the bound is of.
-        no_prior: success rates ``asr`` and ``identified`` of the no-prior reference.
-        asr, identified: the bound on images read back, and recognized.
-        guesses: success rates of the guesses without the update, by name.
+        rounds: rounds the attacker sees.
+        gap: reason why no bound is stated, or ``None``; with a gap, `curve` is empty and all attributes after it are
+            ``None``.
+        curve: pairs (kappa, bound).
+        mechanisms: noise mechanisms behind the bound.
+        no_prior: the no-prior reference's success rates ``asr`` and ``identified``.
+        asr, identified: bound on images reconstructed, and re-identified.
+        guesses: success rates for guesses without the update, by name.
     """
 
     rounds: int
@@ -189,19 +190,20 @@ class Bound:
 
 @dataclass(frozen=True, kw_only=True)
 class Union:
-    """Result of all attacks on a defense together: an image counts if any attack read or recognized it.
+    """Combined results for all attacks on a defense: an image counts if any attack reconstructed or re-identified it.
 
     Attributes:
-        attacks: how many, naive and adaptive ones apart.
-        images, updates: that were attacked; updates are the independent trials.
-        gallery: images among which one was to be recognized.
-        asr, identified: shares of images read back, and recognized.
-        asr_floor, identified_floor: what guesses without the update explain of them.
-        asr_excess, identified_excess: upper ends by update, above the floor that is known without sampling error.
-        leaks_by, verdict, flags: as of `Cell`, of the defense.
+        attacks: attack count; naive and adaptive attacks count separately.
+        images, updates: counts of attacked images and updates; updates are the independent trials.
+        gallery: gallery size in images.
+        asr, identified: shares of images reconstructed, and re-identified.
+        asr_floor, identified_floor: shares explained by guesses without the update.
+        asr_excess, identified_excess: upper end of the interval by update, minus the floor's part without sampling
+            error.
+        leaks_by, verdict, flags: as in `Cell`, but for the defense.
         tolerance: share of images below which a rate counts as no leak.
-        updates_needed: updates that would decide if all rates stayed as they are; ``None`` if it is decided, or if no
-            number would.
+        updates_needed: update count that would decide if all rates stayed the same; ``None`` if the verdict is not
+            inconclusive, or if no count would.
     """
 
     attacks: int = 0
@@ -223,27 +225,26 @@ class Union:
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """The numbers of one attack under one defense, over the images whose update is not exactly zero.
+    """One attack's scores on one defense, over the images whose update is not exactly zero.
 
     Attributes:
         attack, defense: specs.
-        images, clusters: that count, and the updates that they are in.
-        asr: attack success rate, the share of images read back (SSIM of at least 0.9).
-        asr_worst: share of images of which any candidate was a reading, though the attack may have chosen another.
-        ssim: mean of the chosen guesses.
+        images, clusters: counts of these images, and of the updates behind them.
+        asr: attack success rate, the share of images reconstructed (SSIM at least 0.9).
+        asr_worst: the same rate if an image counts as soon as any candidate reconstructs it.
+        ssim: mean SSIM.
         psnr, mse: means, in dB and in squared units of [0, 1].
-        identified: share of images that their guess names among the gallery; ``chance``: of a blind guess.
-        label_accuracy: share of labels inferred rightly; ``label_chance``: of always naming the commonest class.
-        seconds_per_image, evaluations: means of time, and of gradients computed by the attack.
-        zero_gradient, nonfinite: shares of images that are left out, and whose guess is not finite.
-        asr_mean_image, asr_nearest, ssim_mean_image, ssim_nearest, identified_mean_image: of guesses without
-            the update.
-        asr_random_update, ssim_random_update, identified_random_update: of the same attack on random updates.
-        masks: of a segmenting model.
-        asr_masked_vector, ssim_masked_vector, identified_masked_vector, chance_masked_vector: of the same attack on
-            one client's masked message.
-        false_security_asr, false_security_ssim, false_security_identified: what the attack gains by knowing the
-            defense.
+        identified: share of images re-identified; ``gallery``: images to choose from; ``chance``: a blind guess's rate.
+        label_accuracy: share of labels inferred correctly; ``label_chance``: share of the commonest class.
+        seconds_per_image, evaluations: mean time per image, and mean count of computed gradients.
+        zero_gradient, nonfinite: share of images left out, and share of guesses that are not finite.
+        asr_mean_image, asr_nearest, ssim_mean_image, ssim_nearest, identified_mean_image: scores for guesses without
+            the update: the mean image and the nearest other image.
+        asr_random_update, ssim_random_update, identified_random_update: scores for the same attack on random updates.
+        masks: mask scores, if the model segments.
+        asr_masked_vector, ssim_masked_vector, identified_masked_vector, chance_masked_vector: scores for the same
+            attack on one client's masked message, and a blind guess's rate there.
+        false_security_asr, false_security_ssim, false_security_identified: the attack's gain from knowing the defense.
     """
 
     attack: str
@@ -282,24 +283,24 @@ class Numbers:
     false_security_identified: Rate = Rate()
 
     def rate(self, score: str) -> Rate:
-        """Return one of the scores that figures and frontiers choose: ``asr``, ``ssim`` or ``identified``."""
+        """Return the score ``"asr"``, ``"ssim"`` or ``"identified"``, for figures and frontiers."""
         return {"asr": self.asr, "ssim": self.ssim, "identified": self.identified}[score]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell(Numbers):
-    """One attack under one defense: its numbers, and what they mean.
+    """One attack on one defense: its scores and their meaning.
 
     Attributes:
-        leaks_by: the ways in which images leak: ``"read"``, ``"recognized"``.
-        control_asr: rate of images that the attack read back without the defense.
-        knows_defense: whether the attack is told of the defense; ``None`` where there is nothing to tell.
-        verdict: see `medpfl.core.verdicts`.
-        flags: reasons to doubt, see docs/verdict.md.
-        by_patient: ``None`` where no patient has two images.
-        label_verdict: on inferred labels; ``None`` where the attack infers none.
-        union: of all attacks on this defense: the same object in all of its cells.
-        bound: of a differentially private defense.
+        leaks_by: ways in which images leak: ``"read"`` (reconstructed), ``"recognized"`` (re-identified).
+        control_asr: the attack's `asr` without the defense.
+        knows_defense: True if the attack knows the defense; ``None`` if there is nothing to know.
+        verdict: one of the three in `medpfl.core.verdicts`.
+        flags: reasons to doubt the result, see docs/verdict.md.
+        by_patient: results by patient; ``None`` if no patient has two images.
+        label_verdict: verdict on inferred labels; ``None`` if the attack infers none.
+        union: combined results for all attacks on this defense; the same object in all its cells.
+        bound: success bound, if the defense is differentially private.
     """
 
     leaks_by: tuple[str, ...] = ()
@@ -313,12 +314,12 @@ class Cell(Numbers):
     bound: Bound | None = field(default=None, metadata=_ABSENT)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry of ``summary.json``."""
+        """Return the cell's entry in ``summary.json``."""
         return {"schema": SCHEMA, **flat(self)}
 
 
 def flat(told: Any) -> Any:
-    """Return a type of this module as JSON holds it: a rate as ``name``, ``name_low`` and ``name_high``.
+    """Return the JSON form for this module's types; a rate becomes ``name``, ``name_low`` and ``name_high``.
 
     >>> flat(Exposure(patient="p", images=2, guesses=2, read_back=1, identified=0, ssim=0.5))["read_back"]
     1

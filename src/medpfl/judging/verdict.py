@@ -1,4 +1,4 @@
-"""Verdicts and the reasons to doubt them. A failed attack is not safety, and few images are no evidence."""
+"""The rules for verdicts and flags. A failed attack does not prove safety, and few images are no evidence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 LIMITS = ("too-few", "small-gallery", "worst-candidate")
-"""The flags that `limits_of` gives."""
+"""The flags that `limits_of` may return."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Tested:
     """A cell before its verdict.
 
     Attributes:
-        numbers: of the cell.
-        evidence: what decides about its images.
-        leaks_by: the ways in which they leak, tested together with all other cells.
+        numbers: the cell's scores.
+        evidence: evidence for the verdict on its images.
+        leaks_by: ways in which they leak, tested together with all other cells.
     """
 
     numbers: Numbers
@@ -43,14 +43,15 @@ class Tested:
 
     @property
     def broken(self) -> bool:
-        """True if too few guesses are finite to judge the attack by them."""
+        """True if no image was scored, or if most guesses are not finite, so the attack cannot be judged."""
         return self.numbers.images == 0 or self.numbers.nonfinite > 0.5
 
 
 def p_values(evidence: Evidence) -> dict[str, float]:
-    """Return, for each way in which images may leak, the probability of so much by guesses without the update.
+    """Return, for each way in which images may leak, the probability that guesses without the update do as well.
 
-    Recognition counts only where the guesses also do better than each baseline on the images that both tried.
+    Re-identification counts only if the guesses also beat each baseline on the images that both tried; if not, its
+    probability is 1.
     """
     found = {}
     if evidence.read is not None:
@@ -61,16 +62,17 @@ def p_values(evidence: Evidence) -> dict[str, float]:
 
 
 def untested(cell: Tested, control: Tested | None, tolerance: float) -> str | None:
-    """Return the flag that says why a failure in this cell tells nothing of the defense, or ``None``.
+    """Return the flag that says why a failure in this cell is no evidence about the defense, or ``None``.
 
-    ``control-failed``: the attack does not work without the defense either. ``control-low``: there, it is not shown to
-    get more images than the tolerance, so that getting fewer here says nothing. ``control-weak``: there, it only
-    recognizes the images of a client, and here, the server has no update of one client but a sum of several, which is
-    harder to read.
+    - ``control-failed``: the attack fails without the defense too.
+    - ``control-low``: without the defense, the attack is not shown to exceed the tolerance, so staying below it here
+      says nothing.
+    - ``control-weak``: without the defense, the attack only re-identifies one client's images, and here the server has
+      only a sum over several clients, which is harder to attack.
 
     Args:
-        cell: of the defense.
-        control: of the same attack without a defense.
+        cell: the cell under the defense.
+        control: the same attack's cell without a defense; ``None`` if there is none.
         tolerance: share of images.
     """
     if control is None or not control.leaks_by:
@@ -79,18 +81,19 @@ def untested(cell: Tested, control: Tested | None, tolerance: float) -> str | No
     if not any(tally.interval[0] - tally.known_floor > tolerance for tally in tallies):
         return "control-low"
     own, bare = cell.numbers, control.numbers
-    # Of several clients; a few images more may be due to updates that are zero without the defense, and left out.
+    # A factor of 2, since a few images more may also come from updates left out of the control because they are zero.
     a_sum = own.images * bare.clusters >= 2 * bare.images * own.clusters
     return "control-weak" if a_sum and READ not in control.leaks_by else None
 
 
 def limits_of(evidence: Evidence, tolerance: float) -> list[str]:
-    """Return the flags that say why the tolerance is not shown to be kept; empty where it is.
+    """Return the flags that say why the tolerance is not shown to be kept; an empty list if it is.
 
-    ``too-few``: the upper end of the 95 % interval of the images read, or of those recognized above what is explained,
-    reaches the tolerance. ``small-gallery``: there are not enough images to recognize one among. ``worst-candidate``:
-    only by the candidates that the attack did not choose is the tolerance passed. Guesses that recognize nearly all
-    images without the update leave nothing to test, which is a gallery too small for them.
+    - ``too-few``: the upper end of a 95 % interval reaches the tolerance, for images reconstructed, or for images
+      re-identified above the known floor.
+    - ``worst-candidate``: the tolerance is exceeded only if candidates count that the attack did not choose.
+    - ``small-gallery``: the gallery is too small to test re-identification. This includes the case where guesses
+      without the update re-identify nearly all images, so nothing is left to test.
     """
     if evidence.read is None:
         return ["too-few"]
@@ -104,12 +107,12 @@ def limits_of(evidence: Evidence, tolerance: float) -> list[str]:
 
 
 def verdict_of(leaks_by: Sequence[str], qualified: bool, limits: Sequence[str]) -> str:
-    """Return one of the three outcomes.
+    """Return one of the three verdicts.
 
     Args:
-        leaks_by: the ways in which images or patients leak.
-        qualified: whether the failure of the attack would say something.
-        limits: from `limits_of`.
+        leaks_by: ways in which images or patients leak.
+        qualified: True if the attack's failure would be evidence about the defense.
+        limits: flags from `limits_of`.
     """
     if leaks_by:
         return LEAKS
@@ -117,12 +120,13 @@ def verdict_of(leaks_by: Sequence[str], qualified: bool, limits: Sequence[str]) 
 
 
 def doubts_of(rows: Sequence[Finding], cell: Tested, reason: str | None) -> list[str]:
-    """Return the flags of a cell.
+    """Return a cell's flags.
 
     Args:
-        rows: of the cell.
-        cell: its numbers, and the ways in which it leaks.
-        reason: why its failure says nothing of the defense, from `untested` or from what is disclosed.
+        rows: the cell's rows.
+        cell: its scores, and the ways in which it leaks.
+        reason: flag that says why its failure is no evidence about the defense, from `untested` or from the
+            defense's disclosure; ``None`` if it is evidence.
     """
     own, failed = scored(rows), not cell.leaks_by
     raised = {
@@ -142,7 +146,7 @@ def doubts_of(rows: Sequence[Finding], cell: Tested, reason: str | None) -> list
 
 
 def updates_to_decide(evidence: Evidence, tolerance: float) -> int | None:
-    """Return how many updates would decide about images if all rates stayed as they are; ``None``: no number would."""
+    """Return how many updates would decide if all rates stayed the same; ``None`` if no number would."""
     tallies = [tally for tally in (evidence.read, evidence.recognized) if tally is not None]
     return updates_needed(tallies or [Tally((False,), (0,))], tolerance)
 
@@ -152,7 +156,7 @@ def _share(rows: Sequence[Finding], flag: str) -> float:
 
 
 def _beats_baselines(rows: Sequence[Finding], numbers: Numbers) -> bool:
-    """Return whether the mean SSIM is above every baseline's, image by image where the baseline has the image."""
+    """Return True if the mean SSIM exceeds every baseline's, in paired comparison where the baseline is per image."""
     gains = [
         [float(row.scores["ssim"] or 0) - float(row.scores[name] or 0) for row in rows]
         for name in ("mean_image_ssim", "nearest_ssim")

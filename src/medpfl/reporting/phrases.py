@@ -12,26 +12,26 @@ __all__ = ["Cells", "bounded", "by", "counts", "example", "extent", "hits", "lab
 
 Cells = Sequence[Cell]
 
-_BLUNT = "these attacks do not work here even without a defense"
+_BLUNT = "these attacks fail even without a defense"
 
 # In the order in which they explain: the first that is raised is the reason given.
 REASONS = {
-    "record-mismatch": "the recorded update is not what the images give under the stated plan and defense",
-    "misdisclosed": "what this defense discloses of itself is not what it does, so that no attack knew what it does",
-    "undisclosed": "this defense does not say what an attacker who knows its code could undo "
+    "record-mismatch": "the recorded update does not match the images under the stated plan and defense",
+    "misdisclosed": "this defense does not do what it discloses, so no attack knew what it really does",
+    "undisclosed": "this defense does not disclose what an attacker who knows its code could undo "
     "(docs/extending.md: disclose)",
-    "naive-attack": "these attacks were not told of the defense that they failed against",
+    "naive-attack": "these attacks did not know the defense; an attacker who does may succeed",
     "control-failed": _BLUNT,
-    "control-low": "without the defense these attacks are not shown to get more images than the tolerance either",
-    "masked-vector": "one client's masked message alone says more than random numbers",
-    "control-weak": "without the defense these attacks only recognize the images of one client and read none back, "
-    "and a sum over clients is harder to read",
-    "patients-leak": "few images are exposed, but some patients are, by one of their images",
-    "worst-candidate": "an attack had readings among its candidates, and only did not choose them",
-    "small-gallery": "at least 20 images are needed to test whether one can be recognized among them",
+    "control-low": "even without the defense, these attacks are not shown to exceed the tolerance",
+    "masked-vector": "one client's masked message alone reveals more than random numbers do",
+    "control-weak": "without the defense, these attacks only re-identify one client's images and reconstruct none, "
+    "and a sum over clients is harder to attack",
+    "patients-leak": "too few images leak to conclude, but some patients are exposed by one of their images",
+    "worst-candidate": "an attack reconstructed images among its candidates but did not choose them",
+    "small-gallery": "re-identification can only be tested with a gallery of at least 20 images",
     "prior-only": "a guess made without the update does as well as these attacks",
-    "nonfinite": "the attacks ended at numbers that are not finite",
-    "not-converged": "the attacks were stopped before they had converged",
+    "nonfinite": "the attacks ended at values that are not finite",
+    "not-converged": "the attacks ran out of steps before they converged",
 }
 
 
@@ -67,15 +67,15 @@ def counts(union: Union) -> str:
     """
     read, told = hits(union.asr, union.images), hits(union.identified, union.images)
     if read is None:
-        return "read back no image"
-    one = " of this one update" if union.updates == 1 else ""
-    first = f"read back {_of(read, union)}{one}{_rate(union.asr)}"
+        return "reconstructed no image"
+    one = " from this one update" if union.updates == 1 else ""
+    first = f"reconstructed {_of(read, union)}{one}{_rate(union.asr)}"
     if told is None:
         return first
     floor = union.identified_floor
-    chance = f"; without the update {percent(floor)}" if known(floor) else ""
+    chance = f"; {percent(floor)} without the update" if known(floor) else ""
     link = "but" if told and not read else "and"
-    return f"{first} {link} recognized {told or 'none'} among others{_rate(union.identified, chance)}"
+    return f"{first} {link} re-identified {told or 'none'}{_rate(union.identified, chance)}"
 
 
 def _rate(rate: Rate, more: str = "") -> str:
@@ -88,8 +88,8 @@ def bounded(union: Union) -> str:
     least, read = percent(union.tolerance), hits(union.asr, union.images) or 0
     told = hits(union.identified, union.images)
     return (
-        f"with 95 % confidence, these attacks read back fewer than {least} of images and recognize fewer than {least} "
-        f"beyond chance (read back {_of(read, union)}, recognized {told or 'none'})"
+        f"with 95 % confidence, these attacks reconstruct fewer than {least} of images and re-identify fewer than "
+        f"{least} beyond chance (reconstructed {_of(read, union)}, re-identified {told or 'none'})"
     )
 
 
@@ -104,12 +104,12 @@ def by(cells: Cells) -> str:
 
 
 def example(cells: Cells) -> str:
-    """Return ``TopK(keep=0.1) (read back 5 of 24 images, recognized 8)``."""
+    """Return ``TopK(keep=0.1) (reconstructed 5 of 24 images, re-identified 8)``."""
     union = cells[0].union
     read, told = hits(union.asr, union.images), hits(union.identified, union.images)
     if read is None:
         return label(cells[0].defense)
-    extent = f"read back {_of(read, union)}" + ("" if told is None else f", recognized {told or 'none'}")
+    extent = f"reconstructed {_of(read, union)}" + ("" if told is None else f", re-identified {told or 'none'}")
     return f"{label(cells[0].defense)} ({extent})"
 
 
@@ -136,7 +136,7 @@ def reason(cells: Cells) -> str:
     if "too-few" in flags and (found is None or own):
         return _few(union)
     later = (why for flag, why in REASONS.items() if flag in flags)
-    return found or next(later, "what was measured is too little to tell a leak from a failed attack")
+    return found or next(later, "the evidence is too weak to tell a leak from a failed attack")
 
 
 _LAST = ("prior-only", "nonfinite", "not-converged")
@@ -147,10 +147,10 @@ def _few(union: Union) -> str:
     need, per = union.updates_needed, max(1, round(union.images / max(1, union.updates)))
     have = "one update is" if union.updates == 1 else f"{union.updates} updates are"
     if need is None:
-        return f"{have} too few to tell a leak from a failed attack, and at these rates no number of them would decide"
+        return f"{have} too few to tell a leak from a failed attack; at these rates, no number of updates would decide"
     if need <= union.updates:
-        return f"{have} too few to tell a leak from a failed attack: run more"
-    stay = " if the rates stay as they are" if union.asr.value or union.identified.value else ""
+        return f"{have} too few to tell a leak from a failed attack; run more"
+    stay = " if the rates stay the same" if union.asr.value or union.identified.value else ""
     return (
-        f"{have} too few to tell a leak from a failed attack: run {need} updates or more (--images {need * per}){stay}"
+        f"{have} too few to tell a leak from a failed attack; at least {need} are needed (--images {need * per}){stay}"
     )

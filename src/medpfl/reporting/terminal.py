@@ -82,7 +82,7 @@ def print_audit(report: Audited, quiet: bool) -> None:
         for note in report.settings.notes:
             console.print(note, style="dim")
         for spec, epsilon in (report.settings.privacy or {}).items():
-            console.print(f"{spec} spends {epsilon}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{spec}: {epsilon}", markup=False, highlight=False, soft_wrap=True)
     if report.classes and may_show(sys.stdout) and not quiet:
         # Not into a file that the output goes to: a class folder may be named for a patient.
         names = ", ".join(f"class {i}: {name}" for i, name in enumerate(report.classes))
@@ -90,7 +90,7 @@ def print_audit(report: Audited, quiet: bool) -> None:
     for sentence in report.verdict():
         console.print(sentence, soft_wrap=True)
     if not report.pages and not quiet:
-        console.print("nothing was saved: --out names a directory for rows and pages", style="dim")
+        console.print("Nothing was saved. To keep the rows and pages, add --out DIRECTORY.", style="dim")
     _wrote(console, (page for page in report.pages if page.suffix == ".html"))
 
 

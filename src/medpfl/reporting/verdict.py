@@ -28,7 +28,7 @@ def verdict_sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
         settings: of the run; its grants and its record change the wording.
     """
     if not summary:
-        return "Nothing was audited: no attack has finished.", "So nothing can be said about these images."
+        return "No attack has finished.", "There is no result for these images yet."
     bare, groups = _split(_named(summary))
     first = _undefended(bare, settings) if bare else _no_control(summary)
     if not groups:
@@ -77,7 +77,7 @@ def _undefended(cells: Cells, settings: Settings) -> str:
     if "control-failed" in cells[0].flags and union.images:
         steps = "more steps; " if all("not-converged" in cell.flags for cell in cells) else ""
         return (
-            f"Without a defense, these attacks {counts(union)}: they do not work here, so this test says nothing about "
+            f"Without a defense, these attacks {counts(union)}. They do not work here, so this test says nothing about "
             f"safety. Try: {steps}medpfl check-model; --mode eval; --batch-size 1."
         )
     return _open("Without a defense", cells, settings)
@@ -86,9 +86,9 @@ def _undefended(cells: Cells, settings: Settings) -> str:
 def _no_control(summary: Cells) -> str:
     controls = [c for c in summary if known(c.control_asr)]
     if not controls:
-        return "No attack was run without a defense, so whether these attacks work here at all is not known."
+        return "No attack was run without a defense, so it is unknown whether these attacks work here at all."
     best = max(controls, key=lambda c: c.control_asr or 0.0)
-    return f"Without a defense, {label(best.attack)} reads back {percent(best.control_asr)} of the images."
+    return f"Without a defense, {label(best.attack)} reconstructs {percent(best.control_asr)} of the images."
 
 
 def _actor(settings: Settings) -> str:
@@ -98,14 +98,14 @@ def _actor(settings: Settings) -> str:
 def _one(cells: Cells, settings: Settings) -> str:
     union, opening = cells[0].union, f"With {label(cells[0].defense)}"
     if _state(cells) == LEAKS:
-        end = "so this defense does not protect these images"
-        hidden = "; attacks that were not told of it seemed to fail" if _hidden(cells) else ""
+        end = "This defense does not protect these images"
+        hidden = "; attacks that did not know it seemed to fail" if _hidden(cells) else ""
         still = "still " if hits(union.asr, union.images) else ""
-        return f"{opening}, {_actor(settings)} {still}{counts(union)} with {by(cells)}, {end}{hidden}."
+        return f"{opening}, {_actor(settings)} {still}{counts(union)} with {by(cells)}. {end}{hidden}."
     return _without_leak(opening, cells, settings)
 
 
-_NOT_SAFE = "That these attacks failed does not show that the defense is safe."
+_NOT_SAFE = "The failure of these attacks does not prove that the defense is safe."
 
 
 def _without_leak(opening: str, cells: Cells, settings: Settings) -> str:
@@ -119,8 +119,8 @@ def _open(opening: str, cells: Cells, settings: Settings) -> str:
     """Return the sentence of what is inconclusive: the numbers, and why they decide nothing."""
     union = cells[0].union
     if not union.images:
-        return f"{opening}, nothing can be said: {reason(cells)}."
-    return f"{opening}, {_actor(settings)} {counts(union)}, which is inconclusive: {reason(cells)}.{labels(cells)}"
+        return f"{opening}, there is no result: {reason(cells)}."
+    return f"{opening}, {_actor(settings)} {counts(union)}. This is inconclusive: {reason(cells)}.{labels(cells)}"
 
 
 def _hidden(cells: Cells) -> bool:
@@ -140,31 +140,31 @@ def _many(groups: Sequence[Cells]) -> str:
     leaking, holding, unsure = ([g for g in groups if _state(g) == s] for s in (LEAKS, NO_LEAK, INCONCLUSIVE))
     total = len(groups)
     if len(unsure) == total:
-        return f"The {total} defenses are inconclusive: {_reasons(unsure)}."
+        return f"The results for all {total} defenses are inconclusive: {_reasons(unsure)}."
     parts = [
         _leaking(leaking, total) if leaking else "",
         _holding(holding, total) if holding else "",
         _unsure(unsure) if unsure else "",
         _seeming([g for g in leaking if _hidden(g)]),
     ]
-    sentence = "; ".join(filter(None, parts))
+    sentence = ". ".join(filter(None, parts))
     return sentence[0].upper() + sentence[1:] + "."
 
 
 def _leaking(groups: Sequence[Cells], total: int) -> str:
     ordered = sorted(groups, key=lambda cells: extent(cells[0].union), reverse=True)
     verb = "leaks" if len(groups) == 1 else "leak"
-    who = f"all {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
+    who = f"All {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
     if len(ordered) == 1:
         return f"{who} still {verb}: {example(ordered[0])}"
-    return f"{who} still {verb}, most with {example(ordered[0])}, least with {example(ordered[-1])}"
+    return f"{who} still {verb}, the most with {example(ordered[0])} and the least with {example(ordered[-1])}"
 
 
 def _seeming(groups: Sequence[Cells]) -> str:
     if not groups:
         return ""
     who = label(groups[0][0].defense) if len(groups) == 1 else f"{len(groups)} of these"
-    return f"attacks that were not told of the defense seemed to fail against {who}"
+    return f"Attacks that did not know the defense seemed to fail against {who}"
 
 
 def _holding(groups: Sequence[Cells], total: int) -> str:
@@ -172,17 +172,17 @@ def _holding(groups: Sequence[Cells], total: int) -> str:
     if len(groups) == 1:
         who = example(groups[0])
     else:
-        count = f"the {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
-        who = f"{count}, such as {example(min(groups, key=lambda cells: extent(cells[0].union)))},"
+        count = f"any of the {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
+        who = f"{count}, for example {example(min(groups, key=lambda cells: extent(cells[0].union)))}"
     return (
-        f"with {who} no leak was found (with 95 % confidence, these attacks read back fewer than {least} of images and "
-        f"recognize fewer than {least} beyond chance), which does not show that the images are safe"
+        f"No leak was found with {who}: with 95 % confidence, these attacks reconstruct fewer than {least} of images "
+        f"and re-identify fewer than {least} beyond chance. This does not prove that the images are safe"
     )
 
 
 def _unsure(groups: Sequence[Cells]) -> str:
-    who = " and ".join(map(example, groups)) if len(groups) < 3 else f"{len(groups)} of them"
-    return f"inconclusive with {who}: {_reasons(groups)}"
+    who = " and ".join(map(example, groups)) if len(groups) < 3 else f"{len(groups)} defenses"
+    return f"Inconclusive for {who}: {_reasons(groups)}"
 
 
 def _reasons(groups: Sequence[Cells]) -> str:

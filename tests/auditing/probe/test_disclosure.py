@@ -401,15 +401,15 @@ def precision(change):
     ("say", "why"),
     [
         (raises, "disclose raises KeyError: its message is (hidden)"),
-        (lambda sent: None, "disclose returns NoneType and not a Channel"),
-        (precision(lambda t: t * torch.nan), "its precision of '1.weight' holds numbers that are not finite"),
-        (precision(lambda t: -t), "its precision holds numbers below 0"),
-        (precision(lambda t: t.flatten()[:1]), r"its precision of '1.weight' is (1,), the update's (24, 144)"),
+        (lambda sent: None, "disclose returns NoneType, not a Channel"),
+        (precision(lambda t: t * torch.nan), "its precision for '1.weight' holds values that are not finite"),
+        (precision(lambda t: -t), "its precision holds negative numbers"),
+        (precision(lambda t: t.flatten()[:1]), "its precision for '1.weight' has shape (1,), not (24, 144)"),
         (lambda sent: Channel(bounds={"x": torch.ones(1)}), "its bounds and the update differ in the parameter"),
-        (lambda sent: Channel(precision=3.0), "its precision gives no tensors by parameter name"),
-        (lambda sent: Channel(apply=list), "its apply gives no tensors by parameter name"),
+        (lambda sent: Channel(precision=3.0), "its precision does not give tensors by parameter name"),
+        (lambda sent: Channel(apply=list), "its apply does not give tensors by parameter name"),
         (lambda sent: Channel(apply=lambda tensors: 1 / 0), "apply raises ZeroDivisionError"),
-        (lambda sent: Channel(exact=lambda tensors: {k: -t for k, t in tensors.items()}), "its apply is no stand-in"),
+        (lambda sent: Channel(exact=lambda tensors: {k: -t for k, t in tensors.items()}), "its apply differs too much"),
     ],
 )
 def test_a_disclosure_that_cannot_be_used_is_a_problem_and_no_traceback(say, why):
@@ -472,7 +472,7 @@ def test_a_model_that_draws_in_its_steps_is_changed():
 
 def test_an_update_that_is_not_finite_is_said_to_be():
     found = look(Says(each(lambda t: t * torch.nan), apply(halved)))
-    assert found.problems == ("what the defense sends is not finite, though the client's update is",)
+    assert found.problems == ("the defense sends values that are not finite, although the client's update is finite",)
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Whether a defense does what it discloses, shown by playing it."""
+"""The probe: run a defense to check that it does what it discloses."""

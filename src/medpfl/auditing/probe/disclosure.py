@@ -1,4 +1,7 @@
-"""What a defense does, against what it says of itself: an attack that is told something wrong fails for that reason."""
+"""Comparison between what a defense does and what it discloses.
+
+An adaptive attack that gets a wrong disclosure fails for that reason, which says nothing about the defense.
+"""
 
 from __future__ import annotations
 
@@ -23,28 +26,28 @@ __all__ = ["Disclosure", "probe"]
 _SCALES = (2.0, 0.5)
 
 _DRIFT = 4.0
-"""Factor on what counts as too much or too little noise where noise enters several local steps: a step's gradient
-depends on the noise of the steps before it, which no precision can tell."""
+"""Extra factor on the noise thresholds if noise enters several local steps: each step's gradient depends on the noise
+in earlier steps, which no precision can describe."""
 
 
 _TOGETHER = 1e-2
-"""Share of the energy that the disclosures of several parts together may leave open: 10 % of the norm. Each is exact by
-itself; how noise passes the next part is an approximation (`Channel.then`), which leaves up to 0.002."""
+"""Share of the energy that several parts' disclosures together may leave unexplained: 10 % of the norm. Each is exact
+by itself, but `Channel.then` approximates how noise passes the next part, which leaves up to 0.002."""
 
 
 @dataclass(frozen=True)
 class Disclosure:
-    """What the probe found of a defense.
+    """The probe's findings about a defense.
 
     Attributes:
-        changes: whether what the server gets differs from the undefended update in any round that was played.
-        silent: whether the defense, or a part of it, changes what is sent and tells nothing of that.
-        deterministic: whether the same images, order and masks give the same update under every seed of the defense.
-        linear: whether what is sent is an affine function of the update while the defense's seed is held fixed.
-        zeros: share of the coordinates that are sent as zero, are not zero in the undefended update, and are told
-            neither as unknown nor as bounded.
-        unexplained: share of the energy (sum of squares) of what is sent that the told noise and bounds leave open.
-        problems: where the disclosure contradicts what was found, in sentences; empty where it holds.
+        changes: True if the sent update differs from the undefended one in any probed round.
+        silent: True if the defense, or a part of it, changes the update without disclosing it.
+        deterministic: True if the same images, order and masks give the same update under every seed of the defense.
+        linear: True if the sent update is an affine function of the undefended one while the defense's seed is fixed.
+        zeros: share of coordinates sent as zero whose undefended value is not zero, and which are disclosed neither as
+            unknown nor as bounded.
+        unexplained: share of the sent update's energy (sum of squares) left unexplained by disclosed noise and bounds.
+        problems: contradictions between disclosure and findings, in words; empty if the disclosure holds.
     """
 
     changes: bool
@@ -57,7 +60,7 @@ class Disclosure:
 
     @property
     def holds(self) -> bool:
-        """Whether an attack that is told of the defense is told what there is to know.
+        """True if an adaptive attack learns everything there is to know.
 
         >>> Disclosure(changes=True, silent=True, deterministic=True, linear=True).holds
         False
@@ -65,7 +68,7 @@ class Disclosure:
         return not self.silent and not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it.
+        """Return the JSON form.
 
         >>> found = Disclosure(changes=True, silent=False, deterministic=True, linear=True, problems=("a", "b"))
         >>> Disclosure.from_dict(found.to_dict()) == found
@@ -75,42 +78,41 @@ class Disclosure:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Disclosure:
-        """Back from JSON."""
+        """Build the findings from their JSON form."""
         return cls(**{**row, "problems": tuple(row["problems"])})
 
 
 def probe(
     defense: Defense, model: nn.Module, plan: Plan, batches: Sequence[Batch], generator: torch.Generator
 ) -> Disclosure:
-    """Play a defense, and compare what it sends with what it discloses.
+    """Run a defense, and compare what it sends with what it discloses.
 
-    The same round is played under another seed of the defense, with other images, and with the update times 2 and
-    times 1/2; batch order and dropout masks are the same in all. Each part of a composed defense is probed by itself,
-    and then all together as they are, with another seed and with other images. A part that sums over clients is probed
-    on the sum of as few clients as its settings allow.
+    The probe repeats one round: with another seed of the defense, with other images, and with the update times 2 and
+    times 1/2. Batch order and dropout masks stay the same. For a composed defense, it probes each part by itself, and
+    then all parts together with another seed and with other images. A part that sums over clients is probed with the
+    fewest clients its settings allow.
 
-    It takes at most 10 local updates for a part that acts inside the local steps, 6 for one that changes layers or
-    images, 2 for all others together, and as many as for the costliest part for all parts as one.
+    The cost is at most 10 local updates for a part that acts inside the local steps, 6 for one that changes layers or
+    images, and 2 for all other parts together. All parts together cost as much as the most expensive part.
 
-    Not seen: what a defense does in later rounds only (error feedback), and what it does to images or at scales that
-    were not played.
+    The probe misses effects in later rounds only (error feedback), with other images, or at other scales.
 
     Args:
-        defense: its parts that act at the server only are left out; of a recorded update, the claimed defense.
-        model: as the server sends it, before the defense's `model` moment, with its weights.
-        plan: of the clients.
-        batches: one or more of the plan's images, of which the first two are used.
-        generator: on the CPU; the only source of randomness.
+        defense: the defense, without its parts that act only at the server; for a recorded update, the claimed defense.
+        model: the model as the server sends it, with its weights, before the defense's `model` moment.
+        plan: the clients' plan.
+        batches: one or more batches with the plan's number of images; the first two are used.
+        generator: CPU generator, the only source of randomness.
 
     Raises:
-        InputError: the defense cannot be played on this model under this plan.
+        InputError: the defense does not run on this model under this plan.
     """
     acting = at_client(behind(defense))
     parts = parts_of(acting)
     stage = Stage(model, plan, batches, draw_seed(generator))
     players = [PartPlayer(part, stage, generator) for part in parts]
     found = [_found(player, draw_seed(generator)) for player in players]
-    # What parts tell of single updates may not hold of their sum: then nothing is told of it (`Composed.disclose`).
+    # Disclosures about single updates may not hold for their sum; then `Composed.disclose` discloses nothing.
     untold = len(parts) > 1 and not acting.acts("disclose")
     problems = [text for one in found for text in one.problems]
     if len(parts) > 1:
@@ -132,11 +134,11 @@ def probe(
 
 
 def _found(player: PartPlayer, seed: int) -> Disclosure:
-    """What the plays of one part show."""
+    """Return the findings about one part."""
     try:
         plays = _plays(player, seed)
     except Unusable as error:
-        # Whether it changes anything is not known without its channel; a defense is not taken for harmless.
+        # Without a channel it is unknown whether the defense changes anything; assume that it does.
         return Disclosure(True, False, False, False, problems=(str(error),))
     first, again, others, *scaled = plays
     changes = not all(same(each.sent, each.raw) for each in plays)
@@ -151,7 +153,7 @@ def _found(player: PartPlayer, seed: int) -> Disclosure:
         unexplained=max(each.unexplained for each in residuals),
     )
     if silent and not player.part.acts("disclose"):
-        return found  # it says nothing that could be wrong
+        return found  # without a disclosure, nothing can be wrong
     return replace(found, problems=tuple(_problems(found, plays, residuals, player)))
 
 
@@ -162,12 +164,12 @@ def _plays(player: PartPlayer, seed: int) -> list[Play]:
 
 
 def _scales(player: PartPlayer) -> tuple[float, ...]:
-    """Of the update; larger gradients in several local steps would be another training, with other instabilities."""
+    """Return the scales to probe; several local steps omit 2, since larger gradients may make training unstable."""
     return _SCALES[1:] if player.drifts else _SCALES
 
 
 def _linear(player: PartPlayer, seed: int, plays: Sequence[Play]) -> bool:
-    """Whether the mean of two updates, and multiples of one, are sent as the mean and as multiples."""
+    """Return True if the sent update is affine: it commutes with the mean of two updates, and with scaling."""
     if player.trains or player.clients > 1:
         return False
     one, other, double, half = (play.sent for play in plays)
@@ -179,50 +181,50 @@ def _linear(player: PartPlayer, seed: int, plays: Sequence[Play]) -> bool:
 def _problems(
     found: Disclosure, plays: Sequence[Play], residuals: Sequence[Residual], player: PartPlayer
 ) -> Iterator[str]:
-    """Where the disclosure of one part contradicts its plays."""
+    """Yield the contradictions between one part's disclosure and its rounds."""
     first, again, others = plays[:3]
     at_one, scaled = residuals[:3], residuals[3:]
     if found.deterministic and noise_told(first):
         yield (
-            "it discloses noise, but what it sends is the same under every seed: noise of a fixed seed is a constant, "
-            "which an attacker who knows the code subtracts"
+            "it discloses noise, but sends the same under every seed: noise from a fixed seed is a constant, which an "
+            "attacker who knows the code can subtract"
         )
     elif share := repeated(first, again):
         also = " and for other images" if repeated(again, others) else ""
         yield (
-            f"it discloses noise, but {share:.0%} of the noise is the same under another seed{also}: what repeats is a "
-            "constant, which an attacker who knows the code subtracts"
+            f"it discloses noise, but {share:.0%} of the noise is the same under another seed{also}: repeated noise is "
+            "a constant, which an attacker who knows the code can subtract"
         )
     if not found.deterministic and _tells_nothing_random(first) and any(each.too_large for each in at_one):
         yield (
-            f"what it sends of the same images differs from seed to seed (by {sqrt(apart(first.sent, again.sent)):.0%} "
+            f"for the same images, its update differs from seed to seed (by {sqrt(apart(first.sent, again.sent)):.0%} "
             "of the update's norm), but it discloses no noise, no bounds and no unknown coordinates"
         )
     elif text := _size(at_one):
         yield text
     elif not any(each.too_large or each.too_small for each in at_one):
-        yield from (f"{text}, though it holds for the update as it is" for text in _by_scale(scaled, _scales(player)))
+        yield from (f"{text}; the unscaled update shows no problem" for text in _by_scale(scaled, _scales(player)))
     if found.zeros:
         yield (
-            f"it sends zero for {found.zeros:.2g} of the coordinates, whose undefended values are not zero, and "
-            "discloses neither that they are unknown nor a bound"
+            f"it sends zero for a share of {found.zeros:.2g} of the coordinates although their undefended values are "
+            "not zero, and it discloses neither that they are unknown nor a bound"
         )
     if all(each.blind for each in at_one):
         yield (
-            "it discloses that all coordinates are unknown (precision 0), but they are not zero: an attack that is "
-            "told so uses nothing of the update"
+            "it discloses that all coordinates are unknown (precision 0), but they are not zero: an adaptive attack "
+            "then ignores the whole update"
         )
     elif not player.own and (share := hidden(first, again)) > HIDDEN:  # what layers draw is the same in all plays
         yield (
-            f"{share:.0%} of the update's energy is the same under every seed, and it discloses that as unknown or "
-            "within bounds as wide as what is sent: an attacker who knows the code undoes it"
+            f"{share:.0%} of the update's energy is the same under every seed, but it discloses that part as unknown, "
+            "or with bounds as wide as the values: an attacker who knows the code can undo it"
         )
     if all(each.loose for each in at_one):
-        yield "it discloses bounds that are more than 20 times as large as the largest error: they hide what is sent"
+        yield "it discloses bounds more than 20 times as large as the largest error: they hide the sent values"
 
 
 def _size(residuals: Sequence[Residual]) -> str:
-    """Too large or too small a residual, in words; "" where it is neither."""
+    """Return the problem if a residual is too large or too small; ``""`` if none is."""
     large = [each for each in residuals if each.too_large]
     if large:
         worst = max(large, key=lambda each: (each.unexplained, each.worst))
@@ -235,8 +237,8 @@ def _size(residuals: Sequence[Residual]) -> str:
         if each.too_small:
             where = f" in '{each.quiet}'" if each.quiet else ""
             return (
-                f"it adds less noise than it discloses{where} (over the update, {each.noise.ratio:.2g} of the told "
-                "deviation): an attack that is told of noise that is not there is weaker than it could be"
+                f"it adds less noise than it discloses{where} (over the whole update, {each.noise.ratio:.2g} times the "
+                "disclosed standard deviation), which makes an adaptive attack weaker than it could be"
             )
     return ""
 
@@ -252,7 +254,7 @@ def _tells_nothing_random(play: Play) -> bool:
 
 
 def _chained(players: Sequence[PartPlayer], seed: int) -> list[str]:
-    """Whether the parts' disclosures can be put together, and each keeps what those before it disclose."""
+    """Return the problems if parts' disclosures cannot be chained, or if one drops those before it."""
     stage, problems = players[0].stage, []
     for player in players:
         raw = player.stage.raw(0)
@@ -265,13 +267,13 @@ def _chained(players: Sequence[PartPlayer], seed: int) -> list[str]:
             continue
         if not kept:
             problems.append(
-                f"{player.part!r}: its disclosure drops what the parts before it disclose: return `before.then(...)`"
+                f"{player.part!r}: its disclosure drops what the parts before it disclose; return `before.then(...)`"
             )
     return problems
 
 
 def _together(whole: PartPlayer, players: Sequence[PartPlayer], seed: int) -> list[str]:
-    """Return where the disclosures of all parts, put together, do not tell what the parts send; empty where they do."""
+    """Return the problems if all parts' disclosures, chained, do not explain the sent update; else an empty list."""
     try:
         plays = [whole.play(seed), whole.play(seed + 1), whole.play(seed, first=1)]
         smooth = any(disclosed(p.part, p.stage.raw(0), p.stage.plan).exact is not None for p in players)
@@ -281,11 +283,11 @@ def _together(whole: PartPlayer, players: Sequence[PartPlayer], seed: int) -> li
     if left <= (STAND_IN if smooth else _TOGETHER):
         return []
     return [
-        f"its parts' disclosures do not hold together: {left:.0%} of the update's energy is left unexplained, since a "
-        "later part hides what an earlier one discloses"
+        f"its parts' disclosures do not hold together: {left:.0%} of the update's energy is left unexplained, because "
+        "a later part hides what an earlier one discloses"
     ]
 
 
 def _reversed(tensors: Tensors) -> Tensors:
-    """A change that no part undoes: clipping hides a factor."""
+    """Reverse every tensor: a change that no part undoes, unlike a factor, which clipping may hide."""
     return {name: t.flatten().flip(0).view_as(t) for name, t in tensors.items()}

@@ -1,4 +1,4 @@
-"""Rounds that are played to see what one part of a defense does: who draws anew, which images, and at what scale."""
+"""Repeated rounds with one part of a defense, under different seeds, images and scales."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ from medpfl.runs.environment import explained
 __all__ = ["STAND_IN", "PartPlayer", "Play", "Stage", "Unusable", "apart", "disclosed", "draw_seed"]
 
 STAND_IN = 0.5
-"""Squared distance, over squared norm, of a smooth `apply` from the exact map that it stands for, at most: `Signs` has
-0.3, a permutation or random signs have 2."""
+"""Largest squared distance, over squared norm, between a smooth `apply` and the exact map behind it. `Signs` has 0.3;
+a permutation or random signs have 2."""
 
 _MOST_CLIENTS = 64
-"""In the sum that is played: the fewest, from two on, that a defense's own settings allow."""
+"""Largest number of clients in a probed sum, which starts from two and uses the fewest that the defense allows."""
 
 
 class Unusable(Exception):  # noqa: N818  (a finding, which never leaves the probe)
-    """Why a disclosure cannot be used, or cannot be compared."""
+    """An error because a disclosure cannot be used or compared."""
 
     def __str__(self) -> str:
         return f"the disclosure cannot be used: {super().__str__()}"
 
 
 class Diverged(Unusable):
-    """Numbers that are not finite, which nothing can be compared with."""
+    """An error because values are not finite and cannot be compared."""
 
     def __str__(self) -> str:
         return Exception.__str__(self)
 
 
 class Play(NamedTuple):
-    """What one round sends, and what its disclosure says of that; all by parameter name.
+    """One round: the sent update, and what its disclosure says about it; all tensors by parameter name.
+
+    For a sum over clients, `raw`, `given` and `told` are means over the clients.
 
     Attributes:
-        sent: what the server gets.
-        raw: the undefended update of the same images on the model that the server sees.
-        given: what the channel is told of: that update with all that the client drew, of the images that it trained on.
-        told: `given` after the known part of the channel.
-        channel: precision, bounds and moment are read off it.
-
-    Of a sum over clients, `raw`, `given` and `told` are means over the clients.
+        sent: the update at the server.
+        raw: the undefended update for the same images on the server's model.
+        given: the channel's input: the undefended update for the client's training images, with all its draws.
+        told: `given` after the channel's known part.
+        channel: the disclosed channel, with its precision, bounds and moment.
     """
 
     sent: Tensors
@@ -67,15 +67,15 @@ class Play(NamedTuple):
 
 
 class Stage:
-    """Clients of a plan on a model, ready to play the same round again and again.
+    """Clients with a plan and a model, ready to repeat the same round.
 
-    Batch order and dropout masks are drawn once, so that two rounds differ by images, scale and what a defense draws.
+    Batch order and dropout masks are drawn once, so rounds differ only in images, scale and the defense's draws.
 
     Args:
-        model: as the server sends it; its own weights are used.
-        plan: of every client.
-        batches: one or more, of the plan's images. Where there is one, the other images are its negatives.
-        seed: of order and masks.
+        model: the model as the server sends it, with its weights.
+        plan: every client's plan.
+        batches: one or more batches with the plan's number of images; if there is only one, its negative is the second.
+        seed: seed for order and masks.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, batches: Sequence[Batch], seed: int) -> None:
@@ -88,18 +88,18 @@ class Stage:
         self._raw: dict[int, Update] = {}
 
     def on(self, model: nn.Module) -> Stage:
-        """The same clients on another model; this stage where it is the same one."""
+        """Return the same clients with another model, or this stage if the model is the same."""
         return self if model is self.network else Stage(model, self.plan, self.batches, self.seed)
 
     def round(self, defense: Defense, state: State, place: int, generator: torch.Generator) -> ClientRound:
-        """A client's round on the batch at a place, under a defense."""
-        with explained("the defense cannot be played"):
+        """Run a client's round under a defense, on the batch at `place`."""
+        with explained("the defense failed in the probe"):
             return client_round(
                 self.model, self.weights, self.batches[place], self.plan, defense, state, generator, self.draws[place]
             )
 
     def raw(self, place: int) -> Update:
-        """The undefended update on the batch at a place."""
+        """Return the undefended update for the batch at `place`."""
         if place not in self._raw:
             self._raw[place] = self.round(NO_DEFENSE, {}, place, torch.Generator()).raw
         return self._raw[place]
@@ -107,27 +107,27 @@ class Stage:
     def local(
         self, batch: Batch, place: int, moment: Callable[[Tensors], Tensors] | None, neutral: Sequence[str] = ()
     ) -> Tensors:
-        """The tensors of a local update, with a moment inside and without the draws of some layers."""
+        """Return a local update's tensors, with `moment` inside the steps and without the `neutral` layers' draws."""
         draws = self.draws[place]
         kept = Draws(draws.order, {k: m for k, m in draws.masks.items() if k not in neutral}, draws.chosen)
         return local_update(self.model, batch, self.plan, self.weights, kept, moment=moment).tensors
 
 
 class PartPlayer:
-    """Plays one part of a defense.
+    """A player for rounds with one part of a defense.
 
     Args:
-        part: acts at the client, or sums over clients.
-        stage: on the model as the server sends it.
-        generator: of the part's `model` moment, whose result the server sees.
+        part: a part that acts at the client, or sums over clients.
+        stage: clients with the model as the server sends it.
+        generator: generator for the part's `model` moment, whose result the server sees.
 
     Raises:
-        InputError: part, model and plan do not go together.
+        InputError: the part does not work with this model and plan.
     """
 
     def __init__(self, part: Defense, stage: Stage, generator: torch.Generator) -> None:
         self.part = part
-        with explained("the defense cannot be played"):
+        with explained("the defense failed in the probe"):
             model, self.state = part.model(stage.network, part.init(), generator)
         self.stage = stage.on(model)
         before = _drawing(stage.model)
@@ -140,16 +140,16 @@ class PartPlayer:
         self._neutral: dict[int, Tensors] = {}
 
     def play(self, seed: int, first: int = 0, scale: float = 1.0) -> Play:
-        """One round.
+        """Run one round.
 
         Args:
-            seed: of all that the part draws.
-            first: place of the batch that the first client has; other clients keep theirs.
-            scale: what the update is multiplied by before the part gets it; of a part that acts inside local steps,
-                the gradients of each step.
+            seed: seed for all of the part's draws.
+            first: place of the first client's batch; other clients keep theirs.
+            scale: factor on the update before the part gets it; for a part that acts inside local steps, factor on each
+                step's gradients.
 
         Raises:
-            Unusable: the disclosure is no channel that fits the update.
+            Unusable: the disclosure is no channel, or does not fit the update.
         """
         generator = torch.Generator().manual_seed(seed)
         places = [first, *(client % 2 for client in range(1, self.clients))]
@@ -164,10 +164,10 @@ class PartPlayer:
         return Play(sent.tensors, _mean(raw), _mean(given), _mean(told), channel)
 
     def middle(self, seed: int) -> Tensors:
-        """What is sent of the mean of the two batches' updates; of a part that acts in `update` alone."""
+        """Return the sent tensors for the mean of both batches' updates, if the part acts in `update` alone."""
         one, other = (self.stage.raw(place) for place in (0, 1))
         mean = one.replace(_mean([one.tensors, other.tensors]))
-        with explained("the defense cannot be played"):
+        with explained("the defense failed in the probe"):
             return self.part.update(mean, self.state, torch.Generator().manual_seed(seed))[0].tensors
 
     def _round(self, place: int, scale: float, generator: torch.Generator) -> ClientRound:
@@ -176,7 +176,7 @@ class PartPlayer:
             return self.stage.round(defense, self.state, place, generator)
         raw = self.stage.raw(place)
         raw = raw.replace(_times(raw.tensors, scale))
-        with explained("the defense cannot be played"):
+        with explained("the defense failed in the probe"):
             sent, state = checked_sent(self.part.update(raw, self.state, generator), self.part, raw)
         return ClientRound(self.stage.batches[place], self.stage.draws[place], raw, sent, state)
 
@@ -184,12 +184,12 @@ class PartPlayer:
         if self.clients == 1:
             return rounds[0].sent, [0]
         group = tuple((client, torch.arange(0)) for client in range(self.clients))
-        with explained("the defense cannot be played"):
+        with explained("the defense failed in the probe"):
             made = summed(self.part, group, rounds, generator).exchange
         return made.mean, [i for i in range(self.clients) if i not in made.dropped]
 
     def _input(self, played: ClientRound, place: int, scale: float, channel: Channel) -> Tensors:
-        """The update that the channel's known part is told of: with its moment inside the steps, if it has one."""
+        """Return the input of the channel's known part, with the channel's moment inside the steps if it has one."""
         if not self.inside:
             return played.raw.tensors if self.trains or scale == 1 else _times(self.stage.raw(place).tensors, scale)
         key = (place, scale, channel.moment is None)
@@ -207,7 +207,7 @@ class PartPlayer:
 
 
 class _Scaled(Defense):
-    """A defense that gets a multiple of the gradients, or of the update where it does not act inside the steps."""
+    """A defense that gets scaled gradients, or a scaled update if it does not act inside the steps."""
 
     def __init__(self, inner: Defense, scale: float) -> None:
         self.inner, self.scale = inner, scale
@@ -230,26 +230,26 @@ class _Scaled(Defense):
 
 
 def draw_seed(generator: torch.Generator) -> int:
-    """The seed of a generator of its own."""
+    """Draw a seed for another generator."""
     return int(torch.randint(2**62, (), generator=generator))
 
 
 def disclosed(defense: Defense, sent: Update, plan: Plan, before: Channel | None = None) -> Channel:
-    """The channel of a defense, after that of earlier parts where there are some.
+    """Return a defense's channel, after the earlier parts' channel if there is one.
 
     Raises:
-        Unusable: it raises an error, or gives something that does not fit the update.
+        Unusable: `disclose` raises an error, or its result does not fit the update.
     """
     with _used("disclose"):
         channel = defense.disclose(sent, plan) if before is None else defense.disclose(sent, plan, before)
     if not isinstance(channel, Channel):
-        raise Unusable(f"disclose returns {type(channel).__name__} and not a Channel")
+        raise Unusable(f"disclose returns {type(channel).__name__}, not a Channel")
     for what in ("precision", "bounds"):
         told = getattr(channel, what)
         if told is not None:
             _check(told, sent.tensors, what)
             if any(bool((t < 0).any()) for t in told.values()):
-                raise Unusable(f"its {what} holds numbers below 0")
+                raise Unusable(f"its {what} holds negative numbers")
     return channel
 
 
@@ -263,39 +263,39 @@ def _through(channel: Channel, tensors: Tensors, like: Tensors) -> Tensors:
         exact = channel.exact(tensors)
     _check(exact, like, "exact")
     if apart(told, exact) > STAND_IN:
-        raise Unusable("its apply is no stand-in for its exact map: they differ too much for an attack to follow")
+        raise Unusable("its apply differs too much from its exact map to guide an attack")
     return exact
 
 
 def _check(told: Any, like: Tensors, what: str) -> None:
     if not isinstance(told, Mapping) or not all(isinstance(t, Tensor) for t in told.values()):
-        raise Unusable(f"its {what} gives no tensors by parameter name")
+        raise Unusable(f"its {what} does not give tensors by parameter name")
     if told.keys() != like.keys():
         odd = sorted(map(str, told.keys() ^ like.keys()))
         raise Unusable(f"its {what} and the update differ in the parameter '{odd[0]}'")
     for name, tensor in told.items():
         if tensor.shape != like[name].shape:
-            raise Unusable(f"its {what} of '{name}' is {tuple(tensor.shape)}, the update's {tuple(like[name].shape)}")
+            raise Unusable(f"its {what} for '{name}' has shape {tuple(tensor.shape)}, not {tuple(like[name].shape)}")
         if not bool(tensor.isfinite().all()):
-            raise Unusable(f"its {what} of '{name}' holds numbers that are not finite")
+            raise Unusable(f"its {what} for '{name}' holds values that are not finite")
 
 
 def _check_finite(rounds: Sequence[ClientRound], sent: Update) -> None:
     if not all(finite(played.raw.tensors) for played in rounds):
-        raise Diverged("the client's update is not finite, so that the disclosure cannot be compared with it")
+        raise Diverged("the client's update is not finite, so the disclosure cannot be compared with it")
     if not finite(sent.tensors):
-        raise Diverged("what the defense sends is not finite, though the client's update is")
+        raise Diverged("the defense sends values that are not finite, although the client's update is finite")
 
 
 @contextmanager
 def _used(what: str) -> Iterator[None]:
-    """A stranger's disclosure may raise anything, and all of it is a finding."""
+    """Turn any error in a defense's own code into a finding."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        # What a person's own code says may name a patient, and this goes into shared files.
+        # A message from the user's own code may name a patient, and this goes into shared files.
         said = resolved(quoted(error), shown=False)
         raise Unusable(f"{what} raises {type(error).__name__}: {said}") from error
 
@@ -316,14 +316,14 @@ def _drawing(model: nn.Module) -> list[str]:
 
 
 def apart(one: Tensors, other: Tensors) -> float:
-    """The squared distance of two updates over the larger squared norm."""
+    """Return the squared distance between two updates, divided by the larger squared norm."""
     gap = sum(float((t.double() - other[name].double()).square().sum()) for name, t in one.items())
     sizes = [sum(float(t.double().square().sum()) for t in tensors.values()) for tensors in (one, other)]
     return gap / max(sizes) if max(sizes) else 0.0
 
 
 def finite(tensors: Tensors) -> bool:
-    """Whether all numbers are."""
+    """Return True if all values are finite."""
     return all(bool(t.isfinite().all()) for t in tensors.values())
 
 

@@ -1,4 +1,4 @@
-"""How far what is sent is from what a disclosure tells, beside the noise and the bounds that it tells."""
+"""Residuals: differences between sent updates and their disclosure, beyond the disclosed noise and bounds."""
 
 from __future__ import annotations
 
@@ -16,93 +16,93 @@ from medpfl.core.types import Tensors
 
 __all__ = ["HIDDEN", "Noise", "Residual", "Share", "hidden", "is_identity", "noise_told", "repeated", "same"]
 
-# Thresholds. "Measured" is the worst over every built-in defense by itself, at several settings, on LeNet,
+# Thresholds. "Measured" is the worst value over every built-in defense by itself, at several settings, on LeNet,
 # MLP, ConvNet and ResNet, under FedSGD and FedAvg, with one image and with eight, in float32.
 
 _SAME = 1e-10
-"""Squared distance over squared norm up to which two updates are the same: rounding in float32 leaves less."""
+"""Squared distance over squared norm up to which two updates count as the same: rounding in float32 leaves less."""
 
 _UNEXPLAINED = 1e-4
-"""Share of the sent energy (sum of squares) that noise and bounds may leave open: 1 % of the norm. Measured: 0; an
-update that is scaled by a half leaves 0.25, a permuted one about 1."""
+"""Share of the sent energy (sum of squares) that noise and bounds may leave unexplained: 1 % of the norm. Measured: 0;
+an update scaled by one half leaves 0.25, a permuted one about 1."""
 
 _UNEXPLAINED_TENSOR = 1e-3
-"""The same of each tensor, so that a small one, such as the last bias, is not hidden by large ones. Measured: 0."""
+"""The same for each tensor, so that large ones do not hide a small one, such as the last bias. Measured: 0."""
 
 _MOST, _TAIL = 4.0, 130.0
-"""Energy found over energy told that is more noise than told: ``4 + 130 / coordinates``. Twice the told deviation is
-no chance; one coordinate of Laplace noise exceeds the tail once in ten million draws."""
+"""Ratio of observed to disclosed noise energy above which there is too much noise: ``4 + 130 / coordinates``. Twice the
+disclosed deviation is no chance; one coordinate of Laplace noise exceeds the tail once in ten million draws."""
 
 _LEAST = 0.2
-"""Energy found over energy told, of the whole update, that is less noise than told: the deviation is less than half.
-Rounding is told as an average, which is more than there is where most coordinates are small."""
+"""The same ratio for the whole update, below which there is too little noise: less than half the disclosed deviation.
+Rounding is disclosed as an average, which is too high if most coordinates are small."""
 
 _LEAST_TENSOR, _FEW = 0.02, 32
-"""The same of one tensor of that many coordinates or more: next to no noise."""
+"""The same ratio for one tensor, below which it has next to no noise, and the fewest coordinates for such a test."""
 
 _MATERIAL = 1e-3
-"""Told deviation, over the root mean square of a tensor, from which on noise is compared: less hides nothing."""
+"""Disclosed deviation, over a tensor's root mean square, from which on noise is compared: less hides nothing."""
 
 _REPEATED, _CHANCE = 0.3, 6.0
-"""Correlation of the noise of two seeds that is a repetition; with few coordinates, so many standard errors."""
+"""Correlation between two seeds' noise above which it is a repetition; with few coordinates, in standard errors."""
 
 _FAR = 6.0
-"""Standard deviations of told noise that no value is moved by."""
+"""Standard deviations by which disclosed noise never moves a value."""
 
 _LOOSE, _MANY = 0.05, 100
-"""Largest error over its bound, of all bounded coordinates (so many or more), that makes the bounds meaningless."""
+"""Ratio of largest error to bound below which bounds mean nothing, and the fewest bounded coordinates to test it."""
 
 
 HIDDEN, _REPEATS = 0.05, 1e-5
 """Share of the energy that may be hidden (`hidden`), and the relative difference up to which a coordinate repeats.
-Pruning hides only what it sends as zero; what is drawn anew does not repeat."""
+Pruning hides only coordinates sent as zero; new draws do not repeat."""
 
 
 class Share(NamedTuple):
-    """A share of a tensor's energy, and the tensor."""
+    """A share of a tensor's energy, and the tensor's name."""
 
     value: float = 0.0
     name: str = ""
 
 
 class Noise(NamedTuple):
-    """Noise found beside noise told: sums of squares over so many coordinates."""
+    """Observed and disclosed noise, as sums of squares over `places` coordinates."""
 
     found: float = 0.0
     told: float = 0.0
     places: int = 0
 
     def plus(self, other: Noise) -> Noise:
-        """Of both."""
+        """Add another tensor's noise."""
         return Noise(self.found + other.found, self.told + other.told, self.places + other.places)
 
     @property
     def ratio(self) -> float:
-        """Of deviations."""
+        """The observed standard deviation divided by the disclosed one."""
         return sqrt(self.found / self.told) if self.told else 1.0
 
     def too_little(self, drift: float) -> bool:
-        """Whether less is found than told, of the whole update."""
+        """Return True if the whole update has too little noise."""
         return self.places >= _FEW and self.found < _LEAST / drift * self.told
 
     def next_to_none(self, drift: float) -> bool:
-        """Whether hardly any is found, of one tensor."""
+        """Return True if one tensor has next to no noise."""
         return self.places >= _FEW and self.found < _LEAST_TENSOR / drift * self.told
 
 
 @dataclass(frozen=True)
 class Residual:
-    """What one play leaves open.
+    """The part of one round without an explanation in its disclosure.
 
     Attributes:
-        unexplained: share of the energy sent that the told noise and bounds do not explain.
-        worst: the same of the tensor of which it is largest.
-        noise: found and told where the noise is told, material, and there are no bounds.
-        quiet: the first tensor of which much noise is told and next to none is found; ``""``: there is none.
-        zeros: share of coordinates sent as zero, of a value that is told and not zero.
-        loose: whether the bounds are far wider than the errors.
-        blind: whether all coordinates that are not zero are told as unknown.
-        drift: factor by which more or less noise than told is borne.
+        unexplained: share of the sent energy beyond the disclosed noise and bounds.
+        worst: the same share for the tensor with the largest one.
+        noise: observed and disclosed noise, where noise alone is disclosed and large enough to matter.
+        quiet: first tensor with much disclosed and next to no observed noise; ``""`` if there is none.
+        zeros: share of coordinates sent as zero although the disclosed value is not zero.
+        loose: True if the bounds are far wider than the errors.
+        blind: True if all nonzero coordinates are disclosed as unknown.
+        drift: factor by which the noise may deviate further from the disclosed noise.
     """
 
     unexplained: float
@@ -116,7 +116,7 @@ class Residual:
 
     @staticmethod
     def of(play: Play, drift: float = 1.0) -> Residual:
-        """Of a play, one tensor in memory at a time."""
+        """Compute the residual for one round, with one tensor in memory at a time."""
         beyond = told = energy = 0.0
         worst, noise, quiet = Share(), Noise(), ""
         known = zeros = size = bounded = 0
@@ -145,18 +145,18 @@ class Residual:
 
     @property
     def too_large(self) -> bool:
-        """Whether more is left open than the disclosure explains."""
+        """True if too much is left unexplained."""
         return self.unexplained > _UNEXPLAINED or self.worst.value > _UNEXPLAINED_TENSOR
 
     @property
     def too_small(self) -> bool:
-        """Whether there is less noise than told."""
+        """True if there is less noise than disclosed."""
         return self.noise.too_little(self.drift) or bool(self.quiet)
 
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """One tensor of a play, in float64; `known`, `variance` and `bound` are ``None`` where nothing is told of them."""
+    """One tensor in a round, in float64; `known`, `variance` and `bound` are ``None`` if not disclosed."""
 
     name: str
     sent: Tensor
@@ -172,7 +172,7 @@ class _Row:
 
     @cached_property
     def material(self) -> Tensor | None:
-        """Where noise is told that hides something, and it alone; ``None``: nowhere."""
+        """A mask of coordinates with only noise disclosed, large enough to matter; ``None`` if there are none."""
         if self.known is None or self.variance is None or not bool(self.sent.any()):
             return None
         where = self.known & (self.variance > _MATERIAL**2 * self.sent.square().mean())
@@ -181,15 +181,15 @@ class _Row:
 
     @property
     def places(self) -> int:
-        """Coordinates that are not told as unknown."""
+        """The number of coordinates not disclosed as unknown."""
         return self.sent.numel() if self.known is None else int(self.known.sum())
 
     def sum(self, values: Tensor) -> float:
-        """Over these coordinates."""
+        """Return the sum of values over these coordinates."""
         return float(values.sum() if self.known is None else (values * self.known).sum())
 
     def bounded(self) -> tuple[float, int]:
-        """The largest error over its bound, and the number of bounded coordinates."""
+        """Return the largest ratio of error to bound, and the number of bounded coordinates."""
         if self.bound is None or not (count := int((self.bound > 0).sum())):
             return 0.0, 0
         return float((self.error.abs() / self.bound).masked_fill(self.bound == 0, 0).max()), count
@@ -208,7 +208,7 @@ def _rows(play: Play) -> Iterator[_Row]:
 
 
 def _energies(row: _Row) -> tuple[float, float, float, int]:
-    """Of the error beyond the bounds, of the noise told, and of the update; and the number of known coordinates."""
+    """Return the energies of errors beyond bounds, disclosed noise and update, and the number of known coordinates."""
     beyond = row.error if row.bound is None else (row.error.abs() - row.bound).clamp(min=0)
     told = 0.0 if row.variance is None else row.sum(row.variance)
     size = torch.maximum(row.sent.abs(), row.told.abs())
@@ -228,7 +228,7 @@ def _noise(row: _Row) -> Noise:
 
 
 def _zeroed(row: _Row) -> int:
-    """Coordinates sent as zero, though something else is told and there was something to send."""
+    """Return the number of coordinates sent as zero although neither the undefended nor the disclosed value is zero."""
     where = (row.sent == 0) & (row.raw != 0)
     if not bool(where.any()):
         return 0
@@ -243,7 +243,7 @@ def _zeroed(row: _Row) -> int:
 
 
 def repeated(one: Play, other: Play) -> float:
-    """The correlation of the noise of two plays, where it is a repetition and no chance; else 0."""
+    """Return the correlation between two rounds' noise if it is too high for chance; else 0."""
     cross = squares = others = 0.0
     count = 0
     for a, b in zip(_rows(one), _rows(other), strict=True):
@@ -261,9 +261,9 @@ def repeated(one: Play, other: Play) -> float:
 
 
 def hidden(one: Play, again: Play) -> float:
-    """The share of the sent energy that is the same under another seed, and is told as unknown or within wide bounds.
+    """Return the share of sent energy that repeats under another seed but is disclosed as unknown or with wide bounds.
 
-    A bound is wide where it is as large as what is sent: it tells nothing of that coordinate.
+    A bound is wide if it is at least as large as the sent value, so it says nothing about the coordinate.
     """
     found = energy = 0.0
     for a, b in zip(_rows(one), _rows(again), strict=True):
@@ -277,17 +277,17 @@ def hidden(one: Play, again: Play) -> float:
 
 
 def noise_told(play: Play) -> bool:
-    """Whether the disclosure of a play tells noise that hides something."""
+    """Return True if the disclosure includes noise large enough to matter."""
     return any(row.material is not None for row in _rows(play))
 
 
 def same(one: Tensors, other: Tensors) -> bool:
-    """Whether two updates are equal up to rounding."""
+    """Return True if two updates are equal up to rounding."""
     return apart(one, other) <= _SAME
 
 
 def is_identity(play: Play) -> bool:
-    """Whether the disclosure of a play says that nothing is changed."""
+    """Return True if the disclosure claims an unchanged update."""
     channel = play.channel
     untold = (channel.precision, channel.bounds, channel.moment) == (None, None, None)
     return untold and same(play.told, play.given)
