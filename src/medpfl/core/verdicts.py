@@ -22,20 +22,23 @@ NO_LEAK = "no leak found by these attacks"
 INCONCLUSIVE = "inconclusive"
 
 TOLERANCE = 0.2
-"""Share of images below which a rate must lie, with 95 % confidence, before it counts as no leak."""
+"""Share of images that a rate must stay below, with 95 % confidence, to count as no leak."""
 
 UNDEFENDED = "NoDefense()"
 """The spec of the undefended control."""
 RECORDED = "Recorded()"
-"""The spec of an update that was made elsewhere."""
+"""The spec for an update recorded elsewhere."""
 MASKED = "masked-vector"
 """The control that attacks one client's masked message as if it were its update."""
 RANDOM_UPDATE = "random-update"
-"""The control that attacks random numbers in place of the update."""
+"""The control that attacks random numbers instead of the update."""
 
 
 def of_frontier(points: Sequence[Mapping[str, Any]], recommendation: Mapping[str, Any]) -> dict[str, str]:
-    """The verdict on the setting that a frontier recommends; where it recommends none, on all, and never *no leak*."""
+    """Return the verdict on a frontier's recommended setting, by defense spec.
+
+    If it recommends none, return the verdicts on all settings, with *inconclusive* in place of *no leak found*.
+    """
     found = {point["defense"]: point["verdict"] for point in points if point["defense"] != UNDEFENDED}
     if recommendation["state"] == "recommended":
         return {recommendation["defense"]: found[recommendation["defense"]]}
