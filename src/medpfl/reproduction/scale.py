@@ -105,7 +105,7 @@ class Studies(Options):
 
     experiment: list[str] = option([], f"experiments to run, from {', '.join(EXPERIMENTS)}; if omitted: all")
     data: str = option(".", f"folder that contains the folders {', '.join(SETS)}")
-    part: list[str] = option([], "part to run, named as in the tables' attack column; repeat for several; if omitted: all")
+    part: list[str] = option([], "part to run, as named in the tables' attack column; repeat for several; default: all")
     sets: str | None = option(None, "YAML file with other folders, one line per data set: 'melanoma: path'")
     published: str | None = option(None, "CSV file with published values to show beside ours")
     from_: str | None = option(None, "directory of an earlier reproduction: rebuild its tables, run nothing")

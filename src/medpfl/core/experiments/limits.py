@@ -95,7 +95,7 @@ def check_image_shape(shape: Any) -> tuple[int, ...]:
         raise InputError(f"image shape {shortened(shape)}: give (C, H, W), or (C, D, H, W) for volumes, all above 0")
     if (count := math.prod(sides)) > PIXELS:
         raise InputError(
-            f"image shape {shortened(sides)}: an image may have at most {PIXELS:,} elements, this one has {_amount(count)}"
+            f"image shape {shortened(sides)}: an image has {_amount(count)} elements, the most is {PIXELS:,}"
         )
     return sides
 
@@ -110,7 +110,7 @@ def check_parameters(count: int) -> None:
     """Raise `InputError` if a model has more than `PARAMETERS` parameters and buffers."""
     if count > PARAMETERS:
         raise InputError(
-            f"the model would have {_amount(count)} parameters, at most {PARAMETERS:,} are allowed: make it smaller"
+            f"the model would have {_amount(count)} parameters, the most is {PARAMETERS:,}: make it smaller"
         )
 
 
