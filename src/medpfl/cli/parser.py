@@ -37,7 +37,7 @@ _REPEATED = ("--attack", "--defense", "--grant", "--limit", "--part", "--sends")
 _NONE = ("--sends", "nothing")
 """The option and value that stand for an empty list."""
 COMMANDS = {
-    "audit": "attack the updates of a folder of medical images, a recorded update, or the embedded samples",
+    "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
     "check-model": "show what a model's updates reveal and which attacks apply; needs no images",
     "demo": "audit the embedded samples, offline",
     "frontier": "compare defenses and strengths by leakage and accuracy, and recommend a setting",
@@ -167,7 +167,7 @@ def _check_recommendation(path: str, found: dict[str, Any], said: set[str]) -> N
                 check_stated(text, name, path, option)
         elif name in _PLACES or (name == "device" and value != "cpu"):
             raise InputError(
-                f"in '{path}': it sets {option} {shortened(value)}, but a recommendation must not name a path or device: "
+                f"in '{path}': it sets {option} {shortened(value)}, but a recommendation must name no path or device: "
                 f"give {option if name != 'data' else 'the images'} yourself if you trust that file"
             )
 
@@ -275,7 +275,7 @@ def _add_options(
 
 
 def _kind_of(annotation: Any) -> dict[str, Any]:
-    """Return keyword arguments of ``add_argument``: a switch for a bool, an on-off switch for an optional one, or a type."""
+    """Return the ``add_argument`` keywords for a type: a switch for a bool, an on-off switch for an optional bool."""
     if annotation is bool:
         return {"action": "store_true"}
     if annotation == bool | None:
