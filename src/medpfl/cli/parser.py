@@ -230,8 +230,8 @@ def _add_fail_on(parser: ArgumentParser) -> ArgumentParser:
         "--fail-on",
         type=Literal["leaks", "inconclusive"] | None,
         default=None,
-        help="exit status for pipelines. leaks: 3 if a tested defense leaks (if none is tested: the undefended model); "
-        "inconclusive: also 4 if a result is inconclusive; unset: 0 whatever was found",
+        help="for pipelines: leaks: exit with status 3 if a tested defense leaks (without one: if the model leaks); "
+        "inconclusive: also exit with 4 if a result is inconclusive; unset: 0 whatever was found",
     )
     return parser
 
