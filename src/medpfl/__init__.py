@@ -1,4 +1,4 @@
-"""MedPFL measures what a federated-learning server can read back from what a hospital sends."""
+"""MedPFL measures which images a federated-learning server can reconstruct from a hospital's updates."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is used first, so that ``import medpfl`` costs nothing."""
+    """Import a public name at its first use, so that ``import medpfl`` is fast."""
     if name not in _PLACES:
         raise AttributeError(f"module 'medpfl' has no attribute '{name}'")
     return getattr(import_module(f"medpfl.{_PLACES[name]}"), name)

@@ -211,7 +211,7 @@ def test_recommendations(hostile, tmp_path):
             option = f"--{next(iter(change))}"
             check_files(["train", "--config", str(path), option, "MLP"])  # which the person's own word replaces
         path.write_text(yaml.safe_dump(known | {"defense+": [spec]}))
-        with pytest.raises(InputError, match="is no option by its plain name"):
+        with pytest.raises(InputError, match="is not a plain option name"):
             call()
 
 

@@ -322,5 +322,5 @@ def test_the_command_line_never_ends_with_0(capsys, tmp_path, words, line):
 def test_code_that_ends_the_program_where_nobody_expects_it(capsys, monkeypatch):
     monkeypatch.setattr("medpfl.cli.commands._demo", lambda *_: sys.exit(0))
     assert cli.main(["demo"]) == 2
-    assert "a part of the experiment ended the program (SystemExit: 0)" in capsys.readouterr().err
+    assert "code called by the experiment ended the program (SystemExit: 0)" in capsys.readouterr().err
     assert cli.main(["--version"]) == 0

@@ -249,7 +249,7 @@ def test_an_update_of_zeros_is_flagged_and_left_out(tmp_path, attack):
 def test_an_update_with_what_the_plan_does_not_send(tmp_path, sends, change):
     record, truth = make(tmp_path, Plan())
     edit(record, plan={"sends": sends})
-    with pytest.raises(InputError, match=f"the update holds {change}, but the plan does not send them"):
+    with pytest.raises(InputError, match=f"the update contains {change}, but the plan does not send them"):
         look(record, truth)
 
 
@@ -318,7 +318,7 @@ MISFITS = [
     (replaced("update/0.bias", lambda t: t.double()), r"0\.bias: update torch.float64, parameter torch.float32"),
     (replaced("update/0.bias", lambda t: t / 0), r"0\.bias: update with values that are not finite"),
     (replaced("parameter/0.bias", lambda t: t * float("nan")), r"0\.bias: parameter with values that are not finite"),
-    (lambda tensors: {**tensors, "extra": torch.zeros(1)}, "holds a tensor 'extra' that no record has"),
+    (lambda tensors: {**tensors, "extra": torch.zeros(1)}, "contains a tensor 'extra' that does not belong in a record"),
 ]
 
 
@@ -332,7 +332,7 @@ def test_a_record_that_does_not_fit_itself(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"version": 9}, "a record of version 9, this program reads 1"),
+        ({"version": 9}, "a record of version 9, this MedPFL reads version 1"),
         ({"kind": "difference"}, "the update is a difference, but a FedSGD plan sends a gradient"),
         ({"num_samples": 3}, "num_samples is 3, but the plan is for 1 images"),
         ({"plan": {"algorithm": "FedProx"}}, "algorithm is 'FedProx'"),

@@ -313,7 +313,7 @@ def test_a_printed_config_is_accepted(run, folder, tmp_path):
         ("images: [3]\n", "--images is [3]: it must be a whole number"),
         ("images: 0\n", "--images is 0"),
         ("attack: iDLG\n", "--attack is iDLG: it must be a list"),
-        ("- 1\n", "has one line for each option"),
+        ("- 1\n", "needs one line for each option"),
         ("a: b: c\n", "cannot be read as YAML"),
     ],
 )
@@ -486,7 +486,7 @@ def test_report_of_no_run(refused, tmp_path):
         (["audit", "--imagse", "3"], "there is no option '--imagse'; did you mean '--images'?"),
         (["audit", "--image", "3"], "there is no option '--image'; did you mean '--images'?"),
         (["audit", "--batchsize=3"], "there is no option '--batchsize=3'; did you mean '--batch-size'?"),
-        (["audit", "a", "b"], "'b' is one word too many"),
+        (["audit", "a", "b"], "'b' is an unexpected extra argument"),
         (["audit", "--images", "many"], "--images is many: it must be a whole number"),
         (["audit", "--images", "1.5"], "--images is 1.5: it must be a whole number"),
         (["audit", "--images", "0"], "--images is 0: it must be a whole number, at least 1 and at most 1000000"),
@@ -498,9 +498,9 @@ def test_report_of_no_run(refused, tmp_path):
         (["audit", "--images"], "--images"),
         (["audit", "--attack"], "--attack needs a value"),
         (["audit", "--out"], "--out"),
-        (["audit", "--quiet=3"], "--quiet takes no value, and '3' was given"),
+        (["audit", "--quiet=3"], "--quiet takes no value, but '3' was given"),
         (["demo", "--images", "3"], "there is no option '--images'"),
-        (["report", "a", "b"], "'b' is one word too many"),
+        (["report", "a", "b"], "'b' is an unexpected extra argument"),
         (["--nonsense"], "there is no option '--nonsense'"),
     ],
 )
@@ -812,7 +812,7 @@ def test_a_full_disk_costs_nothing_that_is_finished(run, folder, tmp_path, monke
         status, shown, err = run("audit", folder, *many, "--out", out)
     assert (status, shown) == (2, "")
     assert "medpfl: error: no space left on device" in err
-    assert "make room and give the same command again" in err
+    assert "free some space and repeat the command" in err
     assert not list(out.rglob(".*.json.*")) + list(out.rglob(".*safetensors*")), "no half-written file is left"
     kept = rows_of(out) if (out / "share/findings.jsonl").exists() else []
     assert run("audit", folder, *many, "--out", out)[0] == 0
@@ -853,7 +853,7 @@ def test_an_interrupted_audit_ends_with_130_and_continues(run, folder, tmp_path,
         patch.setattr(Player, "__call__", interrupt)
         status, shown, err = run("audit", folder, *many, "--out", out)
     assert (status, shown) == (130, "")
-    assert "medpfl: interrupted; the same command continues" in err
+    assert "medpfl: interrupted; with --out, the same command continues" in err
     kept = rows_of(out)
     assert len(kept) == 2
     assert run("audit", folder, *many, "--out", out)[0] == 0

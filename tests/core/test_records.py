@@ -144,7 +144,7 @@ def test_other_safetensors_are_no_record(tmp_path):
     path = tmp_path / "weights.safetensors"
     for metadata in (None, {"format": "pt"}):
         save_file({"x": torch.zeros(2)}, path, metadata)
-        with pytest.raises(InputError, match=r"but no record: medpfl.Record\(...\).save\(path\) makes one"):
+        with pytest.raises(InputError, match=r"but not a record: make one with medpfl.Record\(...\).save\(path\)"):
             Record.load(path)
 
 
@@ -171,7 +171,7 @@ def without(key: str) -> str:
         ("3", "header of .* is damaged"),
         (json.dumps(about(format="other")), "header of .* is damaged"),
         (without("format"), "header of .* is damaged"),
-        (json.dumps(about(version=2)), "record of version 2, this program reads 1"),
+        (json.dumps(about(version=2)), "record of version 2, this MedPFL reads version 1"),
         (without("version"), "record of version None"),
         (without("plan"), "not valid: 'plan'"),
         (without("num_samples"), "not valid: 'num_samples'"),
@@ -180,7 +180,7 @@ def without(key: str) -> str:
         (json.dumps(about(plan={"batch_size": 0})), "not valid: batch_size is 0"),
         (json.dumps(about(plan={"sends": 5})), "not valid"),
         (json.dumps(about(image_shape=5)), "not valid"),
-        (json.dumps(about(defense=5)), "not valid: defense is 5: it must be a spec, or nothing"),
+        (json.dumps(about(defense=5)), "not valid: defense is 5: it must be a spec or null"),
     ],
 )
 def test_wrong_headers(tmp_path, header, message):
@@ -190,7 +190,7 @@ def test_wrong_headers(tmp_path, header, message):
 
 @pytest.mark.parametrize("name", ["x", "update/", "images/x", "/x"])
 def test_tensors_that_no_record_has(tmp_path, name):
-    with pytest.raises(InputError, match=f"holds a tensor '{name}' that no record has"):
+    with pytest.raises(InputError, match=f"contains a tensor '{name}' that does not belong in a record"):
         Record.load(written(tmp_path / "x", json.dumps(about()), name))
 
 
@@ -265,13 +265,13 @@ def with_buffers(**tensors) -> Record:
 )
 def test_misfits_of_sent_buffers(tensor, misfit):
     assert with_buffers(**{"1.running_mean": tensor}).misfits() == [f"1.running_mean: {misfit}"]
-    assert with_buffers(extra=tensor.nan_to_num()).misfits() == ["extra: a sent buffer that the model has not"]
+    assert with_buffers(extra=tensor.nan_to_num()).misfits() == ["extra: a sent buffer that the model does not have"]
 
 
 def test_misfits_of_what_the_plan_does_not_send():
     record = example()
     silent = replace(record, plan=replace(record.plan, sends=()))
-    assert silent.misfits() == [f"the update holds {w}, but the plan does not send them" for w in BESIDE]
+    assert silent.misfits() == [f"the update contains {w}, but the plan does not send them" for w in BESIDE]
     assert replace(silent, update=replace(silent.update, buffers=None, num_samples=None)).misfits() == []
 
 

@@ -95,7 +95,7 @@ def test_the_first_layer_of_an_mlp_gives_an_image_away():
         ("ConvNet(depth=2.5)", None, "depth is 2.5"),
         ("ConvNet(dropout=1.0)", None, "dropout is 1.0"),
         ("ConvNet(depth=5)", (1, 28, 28), "too small for 5 blocks"),
-        ("MLP(hidden=5)", None, r"hidden is 5: it must be a tuple, of a whole number each"),
+        ("MLP(hidden=5)", None, r"hidden is 5: it must be a tuple in which each element is a whole number"),
         ("MLP(hidden=(5, -1))", None, "hidden is -1"),
         ("ViT(width=10, heads=3)", None, "a multiple of heads, 3"),
         ("ViT(patch=5)", (1, 32, 32), "32 x 32 cannot be cut into patches of 5"),

@@ -241,7 +241,7 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
     assert cli.main(["reproduce", "attacks", "--data", "data", "--out", "out", "--quick", "--quiet"]) == 0
     out = capsys.readouterr().out
     assert "not run: brain_mri: its folder is not there\n" in out
-    assert "wrote out/share/attacks.md, and the same as .csv and .tex\n" in out
+    assert "wrote out/share/attacks.md (also as .csv and .tex)\n" in out
     assert cli.main(["reproduce", "--from", "out"]) == 0
     assert "wrote out/share/attacks.md" in capsys.readouterr().out
 

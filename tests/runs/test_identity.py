@@ -97,7 +97,7 @@ def test_a_module_that_this_process_imported_before_it_was_edited_is_never_run(l
     tiny(lab, None, isolate=False)
     (lab / "lab_numbers.py").write_text("STEPS = 3\n")
     for force in (False, True):
-        with pytest.raises(InputError, match=r"lab_numbers changed after it had been imported.*start Python again"):
+        with pytest.raises(InputError, match=r"lab_numbers changed after it had been imported.*restart Python"):
             tiny(lab, tmp_path / "runs" / "a", force=force, isolate=False)
     tiny(lab, tmp_path / "runs" / "a")  # a process of its own begins with the file as it is
 

@@ -1,4 +1,4 @@
-"""The parts that an audit is made of, named and explained."""
+"""The catalog of parts for ``medpfl list``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["explanation", "show"]
 
 
 def show(what: str | None) -> None:
-    """Names all parts, or those of a role, with their arguments; or explains one part.
+    """Print all parts or those of a role, with their arguments, or explain one part.
 
     Raises:
-        InputError: neither a role nor a part.
+        InputError: `what` is neither a role nor a part.
     """
     places = ("attacks.matching", *ROLES)
     names = [name for place in places for name in names_in(place)]  # read before torch is imported
@@ -49,6 +49,6 @@ def show(what: str | None) -> None:
 
 
 def explanation(name: str, member: Any) -> str:
-    """A part with its arguments, and its whole docstring."""
+    """Return a part's name with its arguments, and its whole docstring."""
     arguments = signature(member)
     return "\n\n".join([name + (f"({arguments})" if arguments else ""), getdoc(member) or ""])

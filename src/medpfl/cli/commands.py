@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medpfl.cli.interruption import MESSAGE, STATUS  # first: an interruption of the imports below is caught too
+from medpfl.cli.interruption import MESSAGE, STATUS  # first, to catch an interruption of the imports below
 
 # isort: split
 import errno
@@ -50,10 +50,10 @@ _DONE, _BAD_INPUT, _LEAKS, _INCONCLUSIVE, _READER_GONE = 0, 2, 3, 4, 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status.
 
-    0: done. 2: bad input. 3 and 4: under ``--fail-on``, something leaks, or nothing could be concluded. 130:
-    interrupted. 141: whoever read the output closed it, as ``head`` does.
+    0: done. 2: bad input. 3 or 4: under ``--fail-on``, a leak was found or the result is inconclusive. 130:
+    interrupted. 141: the reader of the output closed it, as ``head`` does.
     """
-    # On a machine that others use too, threads that wait by spinning slow everything down, several times over.
+    # On a shared machine, spinning threads slow everything down several times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if arguments is None else arguments)
     with speaking("--show-paths" in spelled_names(words), words):
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(words: list[str]) -> int:
     try:
         status = _run(words)
-        sys.stdout.flush()  # here, where a reader that has gone is no fault of ours
+        sys.stdout.flush()  # here, where a closed pipe is handled
         return status
     except InputError as error:
         say(f"medpfl: error: {error}")
@@ -81,15 +81,15 @@ def _main(words: list[str]) -> int:
 
 
 def _ended(end: SystemExit) -> int:
-    """The status where code that is not ours ended the program: nobody may take it for success."""
-    if isinstance(end.__context__, BrokenPipeError):  # of rich, whose reader has gone
+    """Return the exit status if third-party code ended the program: it must not count as success."""
+    if isinstance(end.__context__, BrokenPipeError):  # from rich, if the output was closed
         return _hung_up()
-    say(f"medpfl: error: a part of the experiment ended the program (SystemExit: {end.code})")
+    say(f"medpfl: error: code called by the experiment ended the program (SystemExit: {end.code})")
     return _BAD_INPUT
 
 
 def _hung_up() -> int:
-    """The status of a program whose reader closed the pipe; nothing is printed, and nothing at the exit either."""
+    """Return the exit status for a closed output pipe, and suppress all further output, including at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _READER_GONE
 
@@ -97,13 +97,13 @@ def _hung_up() -> int:
 def _of_disk(error: OSError) -> str:
     where = f": '{error.filename}'" if error.filename else ""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    hint = "; make room and give the same command again: with --out, what was finished is kept" if full else ""
+    hint = "; free some space and repeat the command: with --out, finished work is kept" if full else ""
     return f"{(error.strerror or str(error)).lower()}{where}{hint}"
 
 
 def _run(words: list[str]) -> int:
     if any("\0" in word for word in words):
-        raise InputError("an option holds a null byte, which no path and no spec has")
+        raise InputError("an option contains a null byte: no path or spec may contain one")
     parser = parser_of()
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise InputError(f"there is no command '{words[0]}'; {nearest(words[0], COMMANDS)}")
@@ -114,7 +114,7 @@ def _run(words: list[str]) -> int:
         return int(end.code or _DONE)
     except ArgumentError as error:
         where = _in_file(words)
-        raise InputError(f"{where}{plain(str(error))}; 'medpfl {words[0]} --help' names the options") from None
+        raise InputError(f"{where}{plain(str(error))}; 'medpfl {words[0]} --help' lists the options") from None
     if given.subcommand is None:
         parser.print_help()
         return _BAD_INPUT
@@ -132,7 +132,7 @@ def _run(words: list[str]) -> int:
 
 
 def _in_file(words: list[str]) -> str:
-    """Which YAML file is wrong, if one of them is."""
+    """Return the name of the invalid YAML file as the start of a message; ``""`` if none is invalid."""
     for path in files_of(words):
         try:
             parser_of().parse_args([words[0], "--config", path])
@@ -168,7 +168,7 @@ def _frontier(given: Namespace, words: list[str]) -> int:
 
 
 def _typed(kind: type[T], given: Namespace, words: list[str]) -> T:
-    """Return the options as a typed experiment; what is wrong is said in their words."""
+    """Return the options as a typed experiment; errors name the option as on the command line."""
     asked = given.as_dict()
     known = {name: name.rstrip("_") for name in options_in(kind)}
     options = {name: asked[said] for name, said in known.items() if said in asked}
@@ -185,7 +185,7 @@ def _typed(kind: type[T], given: Namespace, words: list[str]) -> T:
 
 
 def _spelled_right(kind: type[T], given: Namespace, words: list[str]) -> T:
-    """Return the typed experiment, whose parts, grants and places exist."""
+    """Return the typed experiment after checking that its parts, grants and paths exist."""
     made = _typed(kind, given, words)
     named = signature(check_words).parameters
     check_words(**{name: value for name, value in made.options().items() if name in named})
@@ -214,7 +214,7 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
 
 
 def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
-    """The exit status under ``--fail-on``; why it is not 0 is said on the error stream."""
+    """Return the exit status under ``--fail-on``, and print the reason on standard error unless it is 0."""
     words = {LEAKS: _LEAKS, INCONCLUSIVE: _INCONCLUSIVE} if asked == "inconclusive" else {LEAKS: _LEAKS}
     for verdict, status in words.items() if asked else ():
         if where := [name for name, found in verdicts.items() if found == verdict]:
@@ -263,7 +263,7 @@ def _shape(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(side) for side in text.strip("()[] ").replace("x", ",").split(","))
     except ValueError:
-        raise InputError(f"--image-shape is {text}: write channels and sides, such as 1,64,64") from None
+        raise InputError(f"--image-shape is {text}: give channels and side lengths, such as 1,64,64") from None
 
 
 def _report(given: Namespace, words: list[str]) -> int:
@@ -313,9 +313,9 @@ def _print_reproduction(found: Any, quiet: bool = False) -> None:
         say(f"{'failed' if gap.failed else 'not run'}: {gap}", sys.stdout)
     for table in found.tables:
         if table.suffix == ".md":
-            print(f"wrote {table}, and the same as .csv and .tex")
+            print(f"wrote {table} (also as .csv and .tex)")
     for page in found.legacy[:1]:
-        print(f"wrote {page}: what the notebooks' scores do")
+        print(f"wrote {page}: the effect of the notebooks' scores")
     if found.pictures:
         panels = counted(len(found.pictures), "panel")
         print(f"wrote {panels} of private images: {found.pictures[0].parent}")

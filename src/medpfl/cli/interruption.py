@@ -1,8 +1,8 @@
-"""Ends the program without a traceback when it is interrupted while it imports, which takes a second or two.
+"""A handler that ends the program without a traceback if Ctrl-C comes during imports, which take a second or two.
 
-Importing this module installs that, if the program is the command line's own: it comes before all other imports. An
-interruption inside an import cannot be left to `KeyboardInterrupt`: half-made modules and libraries in C print or
-swallow it. Nothing of a run is lost, since none has begun.
+Importing this module installs the handler, if the program is the command line. It must come before all other imports.
+`KeyboardInterrupt` is not enough there: partly imported modules and C libraries print or swallow it. No results are
+lost, because no run has begun.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 __all__ = ["MESSAGE", "STATUS", "interrupted"]
 
-MESSAGE = "medpfl: interrupted; the same command continues with --out where it stopped"
+MESSAGE = "medpfl: interrupted; with --out, the same command continues where it stopped"
 STATUS = 130
 
 
 def interrupted(number: int, frame: FrameType | None) -> Any:
-    """Raise `KeyboardInterrupt`, or leave at once with status 130 if an import is under way."""
+    """Raise `KeyboardInterrupt`, or exit at once with status 130 during an import."""
     above = frame
     while above is not None:
         if "importlib._bootstrap" in above.f_code.co_filename:

@@ -1,4 +1,4 @@
-"""The command line's options: the typed experiment as arguments, and errors in plain words."""
+"""The command line's parser: typed experiments as options, and plain error messages."""
 
 from __future__ import annotations
 
@@ -35,38 +35,38 @@ __all__ = [
 ROLES = ("attacks", "defenses", "models", "metrics", "data")
 _REPEATED = ("--attack", "--defense", "--grant", "--limit", "--part", "--sends")
 _NONE = ("--sends", "nothing")
-"""The word for a list without members."""
+"""The option and value that stand for an empty list."""
 COMMANDS = {
     "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
-    "check-model": "say on one page what an update of a model leaks by construction, and what can attack it",
+    "check-model": "show what a model's updates reveal and which attacks apply; needs no images",
     "demo": "audit the embedded samples, offline",
-    "frontier": "draw leakage against accuracy over defenses and strengths, and recommend one under a limit",
-    "list": "name every attack, defense, model, metric and data source",
-    "report": "make the pages of a run directory again from its rows",
-    "reproduce": "run the paper's experiments on its three sets of images",
-    "train": "train a model by federated learning, with a defense or without",
+    "frontier": "compare defenses and strengths by leakage and accuracy, and recommend a setting",
+    "list": "list all attacks, defenses, models, metrics and data sources",
+    "report": "rebuild the summary and pages of a run directory from its rows",
+    "reproduce": "run the paper's experiments on its three data sets",
+    "train": "train a model by federated learning, with or without a defense",
 }
 
 
 def plain(text: str) -> str:
-    """What the parser found wrong, in the words of the command line.
+    """Translate a parser error into the command line's terms.
 
     >>> plain("unrecognized arguments: --image 3")
     "there is no option '--image'; did you mean '--images'?"
     >>> plain("Parser key \\"fit\\": Expected a typing.Literal['crop', 'squash']. Got value: x")
     '--fit is x: it must be one of crop, squash'
     """
-    if unknown := re.search(r"does not accept option '([^']*)'", text):  # of a file for --config
+    if unknown := re.search(r"does not accept option '([^']*)'", text):  # in a file for --config
         return f"there is no option '{unknown[1]}'{_near(unknown[1].replace('_', '-'))}"
     if text.startswith("unrecognized arguments: "):
         extra = text.split()[2]
         return (
             f"there is no option '{extra}'{_near(extra)}"
             if extra.startswith("-")
-            else f"'{extra}' is one word too many"
+            else f"'{extra}' is an unexpected extra argument"
         )
     if flag := re.match(r"argument (--\S+): ignored explicit argument '(.*)'", text):
-        return f"{flag[1]} takes no value, and '{flag[2]}' was given"
+        return f"{flag[1]} takes no value, but '{flag[2]}' was given"
     if 'Parser key "config"' in text and "does not exist" in text:
         return "there is no such file"
     key, value = re.search(r'Parser key "(\w+)"', text), re.search(r"(?:Got|Given) value: (.*)", text)
@@ -78,7 +78,7 @@ def plain(text: str) -> str:
 
 
 def _near(option: str) -> str:
-    """Return the end of a message that names the option nearest to one that does not exist; ``""`` if none is near."""
+    """Return the end of a message that suggests the option nearest to an unknown one; ``""`` if none is near."""
     fields = dict.fromkeys([*options_in(Experiment), *options_in(Training), *options_in(Frontier)])
     options = map(option_of, (*fields, "quiet", "config"))
     bare = "" if option.startswith("-") else "--"
@@ -88,7 +88,7 @@ def _near(option: str) -> str:
 
 
 def option_of(name: str) -> str:
-    """Return how an option is spelled on the command line; one that Python keeps for itself ends with ``_`` in ours."""
+    """Return an option's spelling on the command line. Names that are Python keywords end with ``_`` in the code."""
     return "--" + name.rstrip("_").replace("_", "-")
 
 
@@ -100,7 +100,10 @@ def _kind(name: str) -> str:
 
 
 def spelled(words: list[str]) -> list[str]:
-    """Options may be spelled with ``_``; those given once for each value become one list; a file comes first."""
+    """Normalize the words of a command.
+
+    Options may be spelled with ``_``. Repeated options become one list. ``--config`` files come first.
+    """
     plain, files, lists, words = [], [], {}, list(words)
     while words:
         word = words.pop(0)
@@ -112,7 +115,7 @@ def spelled(words: list[str]) -> list[str]:
         elif not (equals or words):
             raise InputError(f"{name} needs a value")
         elif name == "--config":
-            files += [name, value if equals else words.pop(0)]  # what is said after a file overrides it
+            files += [name, value if equals else words.pop(0)]  # options on the command line override a file
         else:
             value = value if equals else words.pop(0)
             lists.setdefault(name, []).extend([] if (name, value) == _NONE else [value])
@@ -120,32 +123,32 @@ def spelled(words: list[str]) -> list[str]:
 
 
 def spelled_names(words: list[str]) -> list[str]:
-    """The words of a command, options spelled with ``-``."""
+    """Return the words of a command, with ``-`` instead of ``_`` in option names."""
     return [word.replace("_", "-") if word.startswith("--") else word for word in words]
 
 
 def files_of(words: list[str]) -> list[str]:
-    """The files that ``--config`` names."""
+    """Return the files given with ``--config``."""
     said = spelled(words)
     return [said[i + 1] for i, word in enumerate(said) if word == "--config"]
 
 
 def check_files(words: list[str]) -> None:
-    """Check the files that ``--config`` names before the parser opens them.
+    """Check the files given with ``--config`` before the parser opens them.
 
-    A YAML file that a person gives may name their own code. A recommendation of ``medpfl frontier`` may have come from
-    another party, so that it names parts of ours only; what the command line says itself is not looked for in it.
+    A user's own YAML file may name the user's code. A recommendation from ``medpfl frontier`` may come from another
+    party, so it may name only MedPFL's parts. Options that the command line overrides are not checked in it.
 
     Raises:
-        InputError: a file that cannot be read safely, is no mapping, or is a recommendation that names code, a path,
-            a URL or a device.
+        InputError: a file cannot be read safely, is no mapping, or is a recommendation that names code, a path, a URL
+            or a device.
     """
     for path in files_of(words):
         found = read_yaml(path)
         if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-            raise InputError(f"in '{path}': a file for --config has one line for each option, 'name: value'")
+            raise InputError(f"in '{path}': a file for --config needs one line for each option, 'name: value'")
         if "config" in found:
-            raise InputError(f"in '{path}': a file for --config names no further one: leave out 'config'")
+            raise InputError(f"in '{path}': a file for --config cannot include another: remove 'config'")
         if is_recommendation(path):
             _check_recommendation(path, found, {word.partition("=")[0] for word in spelled(words)})
 
@@ -153,12 +156,10 @@ def check_files(words: list[str]) -> None:
 def _check_recommendation(path: str, found: dict[str, Any], said: set[str]) -> None:
     for name, value in found.items():
         if not re.fullmatch(r"[a-z_-]+", name):  # such as 'defense+', which adds to a list
-            raise InputError(
-                f"in '{path}': {shortened(name)} is no option by its plain name, as a recommendation has it"
-            )
+            raise InputError(f"in '{path}': {shortened(name)} is not a plain option name, as a recommendation needs")
         option = option_of(name)
         if name.replace("-", "_") not in _RECOMMENDED:
-            raise InputError(f"in '{path}': it sets {option}, which a recommendation does not: give it yourself")
+            raise InputError(f"in '{path}': it sets {option}, which a recommendation must not set: give it yourself")
         if option in said or value is None:
             continue
         if name in _SPECS:
@@ -166,7 +167,7 @@ def _check_recommendation(path: str, found: dict[str, Any], said: set[str]) -> N
                 check_stated(text, name, path, option)
         elif name in _PLACES or (name == "device" and value != "cpu"):
             raise InputError(
-                f"in '{path}': it names {option} {shortened(value)}, and a recommendation holds no path and no device: "
+                f"in '{path}': it sets {option} {shortened(value)}, but a recommendation must name no path or device: "
                 f"give {option if name != 'data' else 'the images'} yourself if you trust that file"
             )
 
@@ -177,12 +178,12 @@ _PLACES = ("data", "weights", "validation", "test", "truth", "out")
 
 
 def parser_of() -> ArgumentParser:
-    """The parser of all commands."""
+    """Return the parser for all commands."""
     parser = ArgumentParser(
         prog="medpfl",
         allow_abbrev=False,
         exit_on_error=False,
-        description="Measures what a federated-learning server can read back from what a hospital sends.",
+        description="Measure which images a federated-learning server can reconstruct from a hospital's updates.",
         version=_version(),
     )
     commands = parser.add_subcommands(required=False, metavar="COMMAND")
@@ -211,18 +212,16 @@ def _version() -> str:
 
 
 def _audit_parser() -> ArgumentParser:
-    text = "Audits what the server could read back from updates on these images."
+    text = "Attack the updates of these images, with and without defenses, and report what the server can reconstruct."
     return _add_fail_on(_typed_parser(Experiment, text))
 
 
 def _train_parser() -> ArgumentParser:
-    return _typed_parser(Training, "Trains a model on these images by federated learning, and judges it each round.")
+    return _typed_parser(Training, "Train a model on these images by federated learning, and score it in every round.")
 
 
 def _frontier_parser() -> ArgumentParser:
-    text = (
-        "Trains and audits under each defense and strength; draws leakage against accuracy, and recommends a setting."
-    )
+    text = "Train and audit with each defense and strength, plot leakage against accuracy, and recommend a setting."
     return _add_fail_on(_typed_parser(Frontier, text))
 
 
@@ -231,14 +230,14 @@ def _add_fail_on(parser: ArgumentParser) -> ArgumentParser:
         "--fail-on",
         type=Literal["leaks", "inconclusive"] | None,
         default=None,
-        help="for pipelines: leaks: exit with status 3 if a tested defense leaks (without one: if the model does); "
-        "inconclusive: also exit with 4 if nothing could be concluded; unset: 0 whatever was found",
+        help="for pipelines: leaks: exit with status 3 if a tested defense leaks (without one: if the model leaks); "
+        "inconclusive: also exit with 4 if a result is inconclusive; unset: 0 whatever was found",
     )
     return parser
 
 
 def _typed_parser(experiment: type[Options], description: str) -> ArgumentParser:
-    """Return the parser of a run: each option of a typed experiment, the data without a word for it."""
+    """Return a run's parser: all options of a typed experiment, with the data as positional argument."""
     parser = _parser(description)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     _add_options(parser, experiment, "data", "?")
@@ -252,18 +251,19 @@ def _parser(description: str) -> ArgumentParser:
 def _add_options(
     parser: ArgumentParser, experiment: type[Options], positional: str = "", nargs: Literal["?", "*"] | None = None
 ) -> None:
-    """Add each option of a typed experiment.
+    """Add all options of a typed experiment to a parser.
 
     Args:
-        parser: gets them.
-        experiment: states them.
-        positional: the one that is given without a word for it.
-        nargs: whether that one may be left out, or may be several; ``None``: it must be given.
+        parser: the parser.
+        experiment: the typed experiment's class.
+        positional: name of the positional argument.
+        nargs: ``"?"`` if the positional argument is optional, ``"*"`` if there may be several, ``None`` if exactly one
+            is required.
     """
     groups: dict[str, Any] = {"": parser}
     for name, entry in options_in(experiment).items():
         if name == positional:
-            # What is left out must not put its default in place of what --config says.
+            # If it is omitted, its default must not override the value from --config.
             extra: dict[str, Any] = {} if nargs is None else {"nargs": nargs, "default": SUPPRESS}
             text = f"{entry.help} (default: {entry.default})" if nargs == "?" else entry.help
             parser.add_argument(name, type=str, help=text, **extra)
@@ -275,7 +275,7 @@ def _add_options(
 
 
 def _kind_of(annotation: Any) -> dict[str, Any]:
-    """A switch for what is true or false, one that can also be switched off where it may be left open, or a type."""
+    """Return the ``add_argument`` keywords for a type: a switch for a bool, an on-off switch for an optional bool."""
     if annotation is bool:
         return {"action": "store_true"}
     if annotation == bool | None:
@@ -284,50 +284,50 @@ def _kind_of(annotation: Any) -> dict[str, Any]:
 
 
 def _check_model_parser() -> ArgumentParser:
-    parser = _parser("Says what an update of a model leaks by construction and what can attack it, offline.")
+    parser = _parser("Show what a model's updates reveal by construction and which attacks apply. Needs no images.")
     _add_options(parser, Inspection, "model")
     return _add_show_paths(parser)
 
 
 def _add_show_paths(parser: ArgumentParser) -> ArgumentParser:
-    text = "name files, class folders and paths in messages that go to a file or a pipe too, not on a terminal alone"
+    text = "show file names, class folders and paths in messages also if they go to a file or pipe, not to a terminal"
     parser.add_argument("--show-paths", action="store_true", help=text)
     return parser
 
 
 def _add_quiet(parser: ArgumentParser) -> ArgumentParser:
-    parser.add_argument("--quiet", action="store_true", help="no progress, no table")
+    parser.add_argument("--quiet", action="store_true", help="print no progress and no table")
     return _add_show_paths(parser)
 
 
 def _demo_parser() -> ArgumentParser:
-    parser = _parser("Audits the embedded samples with and without a defense, offline.")
+    parser = _parser("Audit the embedded samples with and without a defense, offline.")
     _add_options(parser, Demo)
     return _add_quiet(parser)
 
 
 def _list_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        exit_on_error=False, description="Names the parts that an audit is made of, or explains one."
+        exit_on_error=False, description="List the parts that an audit can use, or explain one of them."
     )
-    parser.add_argument("what", nargs="?", default=None, help=f"one of {', '.join(ROLES)}, or the name of a part")
+    parser.add_argument("what", nargs="?", default=None, help=f"{', '.join(ROLES)}, or a part's name; default: all")
     return parser
 
 
 def _reproduce_parser() -> ArgumentParser:
     parser = _parser(
-        "Runs the paper's experiments on the sets that are there, and writes their tables. "
-        "The same command continues where it was stopped."
+        "Run the paper's experiments on the available data sets, and write their tables. "
+        "Repeat the command to continue an interrupted run."
     )
     _add_options(parser, Studies, "experiment", "*")
     return _add_quiet(parser)
 
 
 def mapping_of(path: str) -> dict[str, str]:
-    """What a YAML file maps to what.
+    """Return a YAML file's mapping of names to texts.
 
     Raises:
-        InputError: no such file, or something else in it.
+        InputError: there is no such file, or it holds something else.
     """
     found = read_yaml(path)
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in found.items()):
@@ -337,9 +337,9 @@ def mapping_of(path: str) -> dict[str, str]:
 
 def _report_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        exit_on_error=False, description="Makes summary and pages again from the rows of a run directory."
+        exit_on_error=False, description="Rebuild summary and pages from the rows in a run directory."
     )
     parser.add_argument("out", type=str, help="run directory")
-    parser.add_argument("--quiet", action="store_true", help="no table")
+    parser.add_argument("--quiet", action="store_true", help="print no table")
     _add_show_paths(parser)
     return parser

@@ -1,1 +1,1 @@
-"""The words of MedPFL: types, roles, threat models, spec strings, experiments. Imports nothing of ours."""
+"""MedPFL's vocabulary: types, roles, threat models, spec strings, experiments. Imports no other MedPFL package."""

@@ -1,4 +1,4 @@
-"""Whole files or none: a file that is read while it is written is the old one or the new one."""
+"""Atomic file writes: a reader always sees the whole old file or the whole new one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["PRIVATE", "SHARED", "as_csv", "oddity_of", "remove_leftovers", "writ
 PRIVATE = 0o600
 SHARED = 0o666  # less the umask
 _PART = re.compile(r"\.(?P<of>.+\.(?:csv|html|json|jsonl|md|png|safetensors|svg|tex|yaml))\.[0-9a-f]{8}")
-"""The name under which a file is written before it replaces another."""
+"""The temporary name of a file before it replaces its target."""
 
 
 def oddity_of(path: Path) -> str | None:
-    """Return why a path is not a file to open, or ``None`` for a file. Nothing is opened: a pipe would block for good.
+    """Return why a path is no regular file, or ``None`` if it is one. Opens nothing: a pipe could block forever.
 
     >>> oddity_of(Path("/dev/null"))
     'not a regular file'
@@ -39,9 +39,9 @@ def oddity_of(path: Path) -> str | None:
 
 
 def write(path: Path, content: bytes, mode: int = SHARED) -> Path:
-    """Writes under another name beside the file, then replaces it. Private from the first byte on."""
+    """Write to a temporary file in the same folder, then replace the target. The mode holds from the first byte on."""
     while not _written(path, content, mode):
-        pass  # somebody took the part for a leftover, in the moment in which nobody held it
+        pass  # another process removed the temporary file as a leftover before it was locked
     return path
 
 
@@ -49,7 +49,7 @@ def _written(path: Path, content: bytes, mode: int) -> bool:
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            with contextlib.suppress(OSError):  # of a file system that knows no locks
+            with contextlib.suppress(OSError):  # the file system has no locks
                 _hold(file.fileno())
             file.write(content)
             file.flush()
@@ -63,21 +63,21 @@ def _written(path: Path, content: bytes, mode: int) -> bool:
 
 
 def _hold(descriptor: int) -> None:
-    """Lock an open file, so that who removes leftovers sees that it is none.
+    """Lock an open file, so that `remove_leftovers` in another process does not remove it.
 
     Raises:
-        OSError: another process holds it, or the file system knows no locks.
+        OSError: another process holds the lock, or the file system has no locks.
     """
     if fcntl is not None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Removes what `write` left in a folder when its process was killed; nothing that a live process writes.
+    """Remove temporary files that `write` left in a folder when its process was killed, but none still being written.
 
     Args:
-        folder: not what lies in folders inside it.
-        name: only what would have become the file of this name; ``None``: of any name.
+        folder: the folder to clean; its subfolders are left alone.
+        name: remove only temporary files for this target name; ``None`` removes all.
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in sorted(folder.iterdir()):
@@ -87,14 +87,14 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def _remove_if_free(path: Path) -> None:
-    with contextlib.suppress(OSError):  # a live process writes it, or nobody can tell
+    with contextlib.suppress(OSError):  # a live process may be writing it
         with path.open("rb") as file:
             _hold(file.fileno())
         path.unlink()
 
 
 def as_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows under a head of names; lists are words, and what has no name is left out.
+    """Return rows as CSV under a header of names. Lists are joined by spaces, and other keys are left out.
 
     >>> print(as_csv(["a", "b"], [{"a": 1, "b": ["x", 2], "c": 3}]), end="")
     a,b

@@ -1,4 +1,4 @@
-"""Layers that take what they draw at random as an input, so that a client's round can be repeated."""
+"""Random layers that take their draws as an input, so that a client's round can be repeated."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from medpfl.core.user_code.copies import copied
 __all__ = ["DRAWN", "Drawn", "draws", "last_linear", "set_layer", "with_layer"]
 
 DRAWN = "medpfl_mask"
-"""Name of the buffer that holds what was drawn."""
+"""Name of the buffer that holds the draw."""
 
 
 class Drawn(nn.Module):
-    """A layer with a buffer for what it draws; as long as nothing is given, the buffer is neutral.
+    """A layer with a buffer for its random draw. Until a draw is given, the buffer is neutral.
 
-    Clients fill it for each step (`medpfl.federated.draws.draw`); an attacker only under the grant ``masks``.
+    Clients fill it at each step (`medpfl.federated.draws.draw`); an attacker does so only under the grant ``masks``.
 
     Attributes:
-        needs_slope: whether `draw` differentiates its input with respect to the images. If not, it takes nothing but
-            the shape of the input.
+        needs_slope: True if `draw` differentiates its input with respect to the images. Otherwise `draw` uses only the
+            input's shape.
     """
 
     needs_slope = False
@@ -32,24 +32,24 @@ class Drawn(nn.Module):
 
     @property
     def drawn(self) -> Tensor:
-        """What was given: neutral (), or (images, ...)."""
+        """The given draw: neutral with shape (), or of shape (images, ...)."""
         return getattr(self, DRAWN)
 
     def draw(self, x: Tensor, generator: torch.Generator, images: Tensor) -> Tensor:
-        """A draw (images, ...) for an input `x` (images, ...) that the model made of `images`."""
+        """Return a draw (images, ...) for an input `x` (images, ...), computed by the model from `images`."""
         raise NotImplementedError
 
 
 def draws(layer: nn.Module) -> bool:
-    """Whether a layer takes what a client drew: one whose rate is 0 drops nothing."""
+    """Return True if a layer takes a client's draw. Dropout with rate 0 does not: it drops nothing."""
     return isinstance(layer, Drawn) and getattr(layer, "rate", 1) > 0
 
 
 def last_linear(model: nn.Module, for_what: str) -> tuple[str, nn.Linear]:
-    """Name and layer of a model's last linear layer.
+    """Return the name and the layer of a model's last linear layer.
 
     Raises:
-        InputError: it has none.
+        InputError: the model has none.
     """
     found = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
     if not found:
@@ -58,7 +58,7 @@ def last_linear(model: nn.Module, for_what: str) -> tuple[str, nn.Linear]:
 
 
 def with_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """A copy of the model with another layer at a name; ``""`` is the whole."""
+    """Return a copy of the model with `layer` at `name`; the name ``""`` stands for the whole model."""
     if not name:
         return layer
     changed = copied(model, forget=True)
@@ -67,6 +67,6 @@ def with_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
 
 
 def set_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Puts another layer at a name, in place."""
+    """Replace the layer at a name, in place."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, layer)

@@ -1,4 +1,4 @@
-"""The error for the person who meets it."""
+"""Errors for the user, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["HIDDEN", "DivergedError", "InputError", "check_positive", "listed", 
 
 
 HIDDEN = "(hidden)"
-"""Stands in a message for what may not be shown."""
+"""Placeholder in a message for text that may not be shown."""
 
 _START, _ELSE, _END = "\ue0f0", "\ue0f1", "\ue0f2"
 _MARKED = re.compile(f"{_START}([^{_ELSE}]*){_ELSE}([^{_END}]*){_END}")
 
 
 def private(text: object, instead: str = HIDDEN) -> str:
-    """A part of a message that may name a patient: a file, a class folder, a path, what a library said of a file.
+    """Mark a part of a message that may name a patient: a file, class folder or path, or a library's message about one.
 
-    It is marked, for an `InputError` and for `medpfl.core.messages.say`: a terminal shows it, and a log gets `instead`.
+    `InputError` and `medpfl.core.messages.say` understand the mark: a terminal shows the text, a log gets `instead`.
 
     >>> error = InputError(f"cannot read {private('doe.png', 'a file')}")
     >>> print(error, "|", resolved(f"{error}", shown=False))
@@ -30,15 +30,15 @@ def private(text: object, instead: str = HIDDEN) -> str:
 
 
 def resolved(text: str, shown: bool) -> str:
-    """A message without marks: what `private` marked is shown, or what is said instead of it."""
+    """Return a message without the marks of `private`: with the marked text if `shown`, else with its replacement."""
     return _MARKED.sub(r"\1" if shown else r"\2", text)
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong: what, where, and what to do. The command line exits with 2.
+    """An error in the user's input. The message says what is wrong, where, and what to do; the command exits with 2.
 
-    ``str()`` has all of the message. In an f-string, parts that are `private` stay marked, so that a message which
-    quotes another one can still be printed without them.
+    ``str()`` returns the whole message. In an f-string, `private` parts stay marked, so that a message that quotes
+    another one can still be printed without them.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -53,18 +53,18 @@ class InputError(ValueError):
 
 
 class DivergedError(InputError):
-    """A training left the finite numbers: its step or its noise is too large."""
+    """A training produced values that are not finite: its step size or its noise is too large."""
 
 
 def check_positive(**values: float) -> None:
-    """Raises `InputError` for the first of the named values that is not a finite number above 0."""
+    """Raise `InputError` for the first named value that is not a finite number above 0."""
     for name, value in values.items():
         if not 0 < value < inf:
             raise InputError(f"{name} is {value}: it must be a number above 0")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message that names what was probably meant.
+    """Return the end of an error message: the known name that was probably meant, or all known names.
 
     >>> nearest("LaplaceNose", ["GaussianNoise", "LaplaceNoise"])
     "did you mean 'LaplaceNoise'?"
@@ -78,7 +78,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def listed(problems: Sequence[str], most: int = 8) -> str:
-    """Problems as the lines below an error message: the first of them, and how many more there are.
+    """Return problems as lines below an error message: the first `most` of them, and the number of others.
 
     >>> print("they do not fit:" + listed(["a: missing", "b: missing", "c: missing"], most=2))
     they do not fit:

@@ -1,7 +1,7 @@
-"""Messages to the person at the command. Names of data and paths go to a terminal, and into a log only if asked for.
+"""Messages for the user. File names and paths are shown on a terminal, but in a log only on request.
 
-A job's log is read by others, and a file or a class folder may be named for a patient. What is printed as a message
-goes through `say`, which alone knows the rule.
+Others may read a job's log, and a file or class folder may be named after a patient. All messages are printed by `say`,
+which alone implements this rule.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from medpfl.core.errors import HIDDEN, resolved
 __all__ = ["KEY_FILE", "PRIVATE_FOLDER", "SHARE_FOLDER", "about", "may_show", "say", "speaking", "told"]
 
 _MOST = 200_000
-"""Names of files and folders that are looked for in a message."""
+"""Number of file and folder names searched for in a message."""
 
 KEY_FILE = "medpfl-key.json"
-"""The file that leads back from study indices to names."""
+"""The file that maps study indices to names."""
 
 SHARE_FOLDER, PRIVATE_FOLDER = "share", "private"
-"""Folders of a run directory: what may leave the hospital, and what shows or holds patients' images."""
+"""Folders in a run directory: files that may leave the hospital, and files that show or hold patients' images."""
 
 _LARGEST = 2**24
-"""Bytes of a CSV file whose cells are looked for."""
+"""Largest CSV file, in bytes, whose cells are searched for in a message."""
 
 _SHORTEST = 3
-"""Characters of a name that is looked for: a shorter one is half of all words, and says little."""
+"""Minimum length of a name searched for in a message: shorter ones match many words, and reveal little."""
 
 _OURS = frozenset({"data", "images", "index.csv", "masks", "samples", "test", "train", "val", "validation"})
-"""Names that our own messages ask for."""
+"""Names that MedPFL's own messages use."""
 
 _PATH = re.compile(r"(?<=')/[^'\n]+|(?<=\")/[^\"\n]+|(?<![\w'\"./>])/[^\s'\":;,()/]+(?:/[^\s'\":;,()]*)?")
 
@@ -47,18 +47,18 @@ _typed: list[str] = []
 
 
 def about(path: str | Path | None) -> None:
-    """Note where private data lies: messages are kept free of its path, its names and the cells of its tables."""
+    """Register the location of private data. Messages then hide its path, its file names and its tables' cells."""
     if path is not None and str(path) not in ("", ".", "/", "samples"):
         _places[str(path)] = None
 
 
 @contextmanager
 def speaking(always: bool, typed: Sequence[str]) -> Iterator[None]:
-    """Within it, the rule is that of a command: warnings and log records of libraries are messages too.
+    """Apply the message rule to a whole command: libraries' warnings and log records go through `say` too.
 
     Args:
-        always: whether names and paths may be shown wherever a message goes.
-        typed: words of the command, which a message may repeat unless they say where data lies.
+        always: True if names and paths may be shown wherever a message goes.
+        typed: words of the command. A message may repeat them unless they name the location of data.
     """
     before = _always[0], list(_typed), dict(_places), warnings.showwarning, logging.lastResort
     _always[0], _typed[:] = always, typed
@@ -73,28 +73,28 @@ def speaking(always: bool, typed: Sequence[str]) -> Iterator[None]:
 
 
 def may_show(stream: TextIO) -> bool:
-    """Whether names of data and paths may be written to a stream."""
+    """Return True if data names and paths may be written to a stream."""
     return _always[0] or stream.isatty()
 
 
 def say(message: object, stream: TextIO | None = None) -> None:
-    """Print a message on standard error, or another stream. What may not be shown there is replaced."""
+    """Print a message on standard error or another stream, replacing text that may not be shown there."""
     place = sys.stderr if stream is None else stream
     print(told(message, may_show(place)), file=place, flush=True)
 
 
 def told(message: object, shown: bool) -> str:
-    """A message as it may be printed.
+    """Return a message in the form in which it may be printed.
 
     Args:
-        message: a text or an error, with what `medpfl.core.errors.private` marked.
-        shown: whether names and paths may be in it.
+        message: a text or an error, with the marks of `medpfl.core.errors.private`.
+        shown: True if it may contain names and paths.
     """
     text = resolved(f"{message}", shown)
     if shown:
         return text
     hidden = _without_paths(_without_names(text))
-    return f"{hidden}\n(names and paths are hidden: --show-paths shows them)" if HIDDEN in hidden else hidden
+    return f"{hidden}\n(names and paths are hidden; --show-paths shows them)" if HIDDEN in hidden else hidden
 
 
 def _without_names(text: str) -> str:
@@ -108,12 +108,12 @@ def _without_names(text: str) -> str:
 
 
 def _names_in(root: Path) -> Iterator[str]:
-    """Names of what lies in a folder, and the cells of the tables in it."""
+    """Yield the names of all files and folders in a folder, and the cells of the CSV files in it."""
     found = 0
     below = os.walk(root) if root.is_dir() else [(root.parent, [], [root.name])]
     for base, folders, files in below:
         if "run.json" in files and SHARE_FOLDER in folders:
-            folders.clear()  # of a run: what lies in it has names of ours
+            folders.clear()  # a run directory: MedPFL chose the names in it
             continue
         for name in (*folders, *files):
             found += 1
@@ -137,9 +137,9 @@ def _counts(name: str) -> bool:
 
 
 def _without_paths(text: str) -> str:
-    """Without the absolute paths that nobody typed."""
+    """Return a text with every absolute path hidden, except those that the user typed."""
     values = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in _typed]
-    heads = [value.partition("(")[0] for value in values]  # of a part, where it is
+    heads = [value.partition("(")[0] for value in values]  # the place of a user's part
     words = {*values, *heads, *(head.rpartition(":")[0] for head in heads)} - {"", "/"}
     allowed = {os.path.abspath(word) for word in words}  # noqa: PTH100 (keeps links)
     allowed -= {os.path.abspath(place) for place in _places}  # noqa: PTH100
@@ -153,12 +153,12 @@ def _without_paths(text: str) -> str:
 
 
 def _show_warning(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
-    """What a library warns of, without the place in its source."""
+    """Print a library's warning without its place in the source."""
     say(f"warning ({category.__name__}): {message}")
 
 
 class _Messages(logging.Handler):
-    """What a library logs where nobody set up a log."""
+    """The handler for libraries' log records if no log is set up."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""

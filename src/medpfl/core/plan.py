@@ -1,4 +1,4 @@
-"""The public part of a round: what every client is told to do. Free of torch."""
+"""The plan: the public settings of local training. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,84 +17,93 @@ __all__ = ["Plan"]
 
 @dataclass(frozen=True, repr=False)
 class Plan(Part):
-    """How a client makes its update. Seeds, batch order and dropout masks are the client's own and not here.
+    """The public settings of local training. The client's seeds, batch order and dropout masks are private, not here.
 
     Attributes:
-        algorithm: ``"FedSGD"`` sends one gradient, ``"FedAvg"`` the difference of weights after local steps
+        algorithm: ``"FedSGD"`` sends one gradient, ``"FedAvg"`` the weight difference after local steps
             (McMahan et al. 2017, arXiv:1602.05629).
-        batch_size: images of one gradient.
-        local_images: images that a client trains on in a round; ``None`` is one batch. FedAvg only,
+        batch_size: images per gradient.
+        local_images: images that a client trains on in a round; ``None`` means one batch. FedAvg only,
             or FedSGD under Poisson sampling.
         epochs: passes over the local images. FedAvg only.
-        learning_rate, momentum, weight_decay: of the local SGD, as in ``torch.optim.SGD``. FedAvg only.
-        loss: ``"cross_entropy"``, averaged over the batch, and over the pixels of masks; or, of masks only,
+        learning_rate, momentum, weight_decay: settings of local SGD, as in ``torch.optim.SGD``. FedAvg only.
+        loss: ``"cross_entropy"``, averaged over the batch and, for masks, over pixels; or, for masks only,
             ``"dice"``, averaged over images and classes.
-        sampling: ``"shuffle"`` deals the local images into batches anew in every epoch; ``"poisson"`` takes
-            each into each step with probability batch_size / local_images, and divides the sum of the
-            gradients by batch_size, whatever was drawn: a batch may be empty (Abadi et al. 2016,
-            arXiv:1607.00133). What was drawn is not on the wire.
-        mode: ``"train"`` or ``"eval"``, of batch norm and dropout.
-        sends: what travels beside the update: ``"num_samples"``, ``"buffers"`` (batch-norm statistics; FL
-            frameworks send both by default).
+        sampling: ``"shuffle"`` splits the local images into batches in a new random order every epoch. ``"poisson"``
+            includes each image in each step with probability batch_size / local_images, and divides the sum of the
+            gradients by batch_size regardless of the number drawn; a batch may be empty (Abadi et al. 2016,
+            arXiv:1607.00133). The server does not learn which images were drawn.
+        mode: ``"train"`` or ``"eval"`` for batch norm and dropout.
+        sends: what clients send besides the update: ``"num_samples"``, ``"buffers"`` (batch-norm statistics). FL
+            frameworks send both by default.
 
     Raises:
-        InputError: a value out of its range.
+        InputError: a value is out of its range.
     """
 
-    algorithm: Literal["FedSGD", "FedAvg"] = option("FedSGD", "one gradient, or local training", shown=True)
-    batch_size: int = option(1, "images of one gradient", least=1, most=limits.IMAGES, shown=True)
-    local_images: int | None = option(
-        None, "FedAvg or poisson: images of a client; unset: one batch", least=1, most=limits.IMAGES
+    algorithm: Literal["FedSGD", "FedAvg"] = option(
+        "FedSGD",
+        "what clients send: one gradient (FedSGD), or the weight difference after local training (FedAvg)",
+        shown=True,
     )
-    epochs: int = option(1, "FedAvg: local epochs", least=1, most=limits.EPOCHS)
+    batch_size: int = option(1, "number of images per gradient", least=1, most=limits.IMAGES, shown=True)
+    local_images: int | None = option(
+        None,
+        "FedAvg or poisson: number of images that a client trains on; unset: one batch",
+        least=1,
+        most=limits.IMAGES,
+    )
+    epochs: int = option(1, "FedAvg: number of local epochs", least=1, most=limits.EPOCHS)
     learning_rate: float = option(0.1, "FedAvg: local learning rate", above=0, most=limits.FACTOR)
     momentum: float = option(0.0, "FedAvg: local momentum", least=0, most=limits.FACTOR)
     weight_decay: float = option(0.0, "FedAvg: local weight decay", least=0, most=limits.FACTOR)
     loss: Literal["cross_entropy", "dice"] = option(
-        "cross_entropy", "of the client; dice is for models that give masks"
+        "cross_entropy", "the clients' training loss; dice needs a model that predicts masks"
     )
     sampling: Literal["shuffle", "poisson"] = option(
-        "shuffle", "of the local images into batches; poisson, as differential privacy is accounted"
+        "shuffle", "how clients form batches: shuffle, or poisson (as assumed in differential-privacy accounting)"
     )
-    mode: Literal["train", "eval"] = option("train", "of batch norm and dropout at the client", shown=True)
+    mode: Literal["train", "eval"] = option(
+        "train", "mode of batch norm and dropout while the client computes its update", shown=True
+    )
     sends: tuple[str, ...] = option(
         ("num_samples", "buffers"),
-        "what travels beside the update: num_samples, buffers; once for each, or 'nothing'",
+        "what clients send besides the update: num_samples, buffers (repeat the option), or 'nothing'",
         kind=list[Literal["num_samples", "buffers"]],
     )
 
     def __post_init__(self) -> None:
         if isinstance(self.sends, str) or not isinstance(self.sends, Sequence):
-            raise InputError(f"sends is {shortened(self.sends)}: give a list, of num_samples and buffers or of neither")
+            raise InputError(f"sends is {shortened(self.sends)}: give a list with num_samples, buffers, both or none")
         object.__setattr__(self, "sends", tuple(self.sends))
         if unknown := [word for word in self.sends if word not in ("num_samples", "buffers")]:
-            raise InputError(f"sends names {shortened(unknown)}: choose from num_samples, buffers")
+            raise InputError(f"sends contains {shortened(unknown)}: choose from num_samples, buffers")
         check_options(self)
         for name in ("learning_rate", "momentum", "weight_decay"):
             check_numbers(name, getattr(self, name))
         if self.local_images is not None and self.local_images < self.batch_size:
-            raise InputError(f"local_images is {self.local_images}, less than one batch of {self.batch_size}")
+            raise InputError(f"local_images is {self.local_images}: it must be at least batch_size ({self.batch_size})")
         if self.images % self.batch_size:
             raise InputError(f"local_images ({self.images}) must be a multiple of batch_size ({self.batch_size})")
         one_batch = self.sampling == "poisson" or self.images == self.batch_size
         if self.algorithm == "FedSGD" and (self.epochs != 1 or not one_batch):
             raise InputError("FedSGD sends one gradient of one batch: epochs and local_images need algorithm FedAvg")
         if self.steps > STEPS:
-            raise InputError(f"this plan takes {self.steps} steps for one update: at most {STEPS} are possible")
+            raise InputError(f"this plan takes {self.steps} local steps per update: at most {STEPS} are allowed")
 
     @property
     def images(self) -> int:
-        """Images behind one update."""
+        """Number of images in one update."""
         return self.local_images or self.batch_size
 
     @property
     def rate(self) -> float:
-        """Probability of an image to be in a step, under Poisson sampling."""
+        """Probability that an image is in a step, under Poisson sampling."""
         return self.batch_size / self.images
 
     @property
     def steps(self) -> int:
-        """Gradient steps behind one update."""
+        """Number of gradient steps in one update."""
         if self.algorithm == "FedSGD":
             return 1
         return self.epochs * (self.images // self.batch_size)

@@ -1,4 +1,4 @@
-"""Lets long work say how far it is, without knowing who listens."""
+"""Progress reports from long work to an unknown listener."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _listener: ContextVar[Callable[[float], None] | None] = ContextVar("listener", d
 
 
 def report(done: float) -> None:
-    """Says that a share (0 to 1) of the present piece of work is done."""
+    """Report that a share (0 to 1) of the current work is done."""
     listener = _listener.get()
     if listener is not None:
         listener(done)
@@ -20,7 +20,7 @@ def report(done: float) -> None:
 
 @contextmanager
 def listening(listener: Callable[[float], None]) -> Iterator[None]:
-    """Within it, `report` calls `listener`."""
+    """Make `report` call `listener` in this context."""
     token = _listener.set(listener)
     try:
         yield
@@ -30,7 +30,7 @@ def listening(listener: Callable[[float], None]) -> Iterator[None]:
 
 @contextmanager
 def part(first: float, last: float) -> Iterator[None]:
-    """Within it, `report` counts for the share of the work from `first` to `last`."""
+    """Map reports in this context to the share of the outer work from `first` to `last`."""
     listener = _listener.get()
     if listener is None:
         yield

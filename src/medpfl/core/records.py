@@ -1,4 +1,4 @@
-"""Recorded updates: one safetensors file whose header holds JSON. Never pickle."""
+"""Recorded updates: one safetensors file with JSON in its header. Pickle is never used."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """An update that left a client, with what the server knew of it. It holds no image.
+    """A client's update with the server's knowledge about it. It holds no image.
 
     Attributes:
-        update: without a victim axis.
-        plan: that the client followed.
-        weights: the global model that it started from.
-        image_shape: (C, H, W) of the client's images, if known.
-        classes: names of the label indices, if known. They are in the file as they are: name no patient.
-        defense: spec of the defense that the client used, if known.
+        update: the update, without a victim axis.
+        plan: the plan that the client followed.
+        weights: the global model that the client started from.
+        image_shape: the shape (C, H, W) of the client's images, if known.
+        classes: class names in label order, if known. The file contains them unchanged: do not name a patient.
+        defense: spec of the client's defense, if known.
     """
 
     update: Update
@@ -47,7 +47,7 @@ class Record:
     defense: str | None = None
 
     def save(self, path: str | Path) -> None:
-        """Writes the record as a safetensors file; tensors are named by group, as in ``update/fc.weight``."""
+        """Write the record as a safetensors file; tensor names begin with their group, as in ``update/fc.weight``."""
         groups = {
             "update": self.update.tensors,
             "sent_buffer": self.update.buffers or {},
@@ -74,7 +74,7 @@ class Record:
 
     @staticmethod
     def is_one(path: Path) -> bool:
-        """Whether a file says that it is a record."""
+        """Return True if a file's header says that it is a record."""
         try:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
@@ -84,10 +84,10 @@ class Record:
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
-        """Reads a record.
+        """Read a record from a file.
 
         Raises:
-            InputError: not a record, damaged, of another version, or with a plan that is not valid.
+            InputError: the file is not a record, is damaged, has another version, or contains an invalid plan.
         """
         path = Path(path)
         try:
@@ -97,18 +97,22 @@ class Record:
         except (SafetensorError, OSError) as error:
             raise InputError(f"'{path}' cannot be read as a record: {error}") from None
         if header is None:
-            raise InputError(f"'{path}' is a safetensors file, but no record: medpfl.Record(...).save(path) makes one")
+            raise InputError(
+                f"'{path}' is a safetensors file, but not a record: make one with medpfl.Record(...).save(path)"
+            )
         return cls._from(path, _json(path, header), tensors)
 
     @classmethod
     def _from(cls, path: Path, about: dict[str, Any], tensors: dict[str, Tensor]) -> Record:
         if about.get("version") != VERSION:
-            raise InputError(f"'{path}' is a record of version {about.get('version')}, this program reads {VERSION}")
+            raise InputError(
+                f"'{path}' is a record of version {about.get('version')}, this MedPFL reads version {VERSION}"
+            )
         groups: dict[str, dict[str, Tensor]] = {g: {} for g in ("update", "sent_buffer", "parameter", "buffer")}
         for name, tensor in tensors.items():
             group, _, member = name.partition("/")
             if group not in groups or not member:
-                raise InputError(f"'{path}' holds a tensor '{name}' that no record has")
+                raise InputError(f"'{path}' contains a tensor '{name}' that does not belong in a record")
             groups[group][member] = tensor
         try:
             said = _Header(**{field.name: _said(about, field) for field in dataclasses.fields(_Header)})
@@ -125,7 +129,7 @@ class Record:
         )
 
     def without(self, prefix: str) -> Record:
-        """Return the record with a prefix removed from the names of its tensors, such as ``"module."``."""
+        """Return the record with a prefix such as ``"module."`` removed from its tensors' names."""
         if not prefix:
             return self
 
@@ -141,13 +145,13 @@ class Record:
         )
 
     def misfits(self) -> list[str]:
-        """What does not fit between update and weights: names, shapes, dtypes, values that are not finite."""
+        """Return all mismatches between update, weights and plan: names, shapes, dtypes, values that are not finite."""
         problems = []
         own, sent, known = self.weights.parameters, self.update.tensors, self.weights.buffers
         buffers = self.update.buffers or {}
         problems += [f"{k}: a parameter without an update" for k in own if k not in sent]
         problems += [f"{k}: an update without a parameter" for k in sent if k not in own]
-        problems += [f"{k}: a sent buffer that the model has not" for k in buffers if k not in known]
+        problems += [f"{k}: a sent buffer that the model does not have" for k in buffers if k not in known]
         problems += _unlike("update", sent, "parameter", own) + _unlike("sent buffer", buffers, "buffer", known)
         for group, members in (("update", sent), ("sent buffer", buffers), ("parameter", own), ("buffer", known)):
             odd = {k: oddity(t) for k, t in members.items()}
@@ -165,7 +169,7 @@ class Record:
             )
         if self.update.num_samples not in (None, self.plan.images):
             problems.append(f"num_samples is {self.update.num_samples}, but the plan is for {self.plan.images} images")
-        problems += [f"the update holds {word}, but the plan does not send them" for word in self._unplanned()]
+        problems += [f"the update contains {word}, but the plan does not send them" for word in self._unplanned()]
         return sorted(problems)
 
     def _unplanned(self) -> list[str]:
@@ -175,10 +179,10 @@ class Record:
 
 @dataclass(frozen=True)
 class _Header:
-    """What a record says of itself, each field checked: another party may have written it.
+    """A record's header. Each field is checked, because another party may have written it.
 
     Raises:
-        InputError: a field of another type, or out of bounds.
+        InputError: a field has the wrong type or is out of bounds.
     """
 
     kind: Any
@@ -187,7 +191,7 @@ class _Header:
     plan: Any
     image_shape: Any
     classes: Any
-    defense: Any = None  # records that were made before have none
+    defense: Any = None  # older records have none
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in ("gradient", "difference"):
@@ -201,14 +205,14 @@ class _Header:
         if self.classes is not None:
             _check_classes(self.classes)
         if self.defense is not None and not isinstance(self.defense, str):
-            raise InputError(f"defense is {shortened(self.defense)}: it must be a spec, or nothing")
+            raise InputError(f"defense is {shortened(self.defense)}: it must be a spec or null")
         _ = self.made_plan
 
     @property
     def made_plan(self) -> Plan:
         """The plan that the client followed."""
         if not isinstance(self.plan, dict):
-            raise InputError(f"plan is {shortened(self.plan)}: it must be an object of its fields")
+            raise InputError(f"plan is {shortened(self.plan)}: it must be an object with the plan's fields")
         return Plan(**self.plan)
 
 
@@ -222,13 +226,13 @@ def _check_classes(classes: Any) -> None:
     if not isinstance(classes, list) or not all(isinstance(name, str) and len(name) <= NAME for name in classes):
         raise InputError(f"classes is {shortened(classes)}: it must be a list of names")
     if len(classes) > CLASSES:
-        raise InputError(f"classes names {len(classes)} classes: at most {CLASSES} are possible")
+        raise InputError(f"classes names {len(classes)} classes: at most {CLASSES} are allowed")
     if len(set(classes)) < len(classes):
         raise InputError("classes names a class twice")
 
 
 def _unlike(what: str, sent: Tensors, whose: str, own: Tensors) -> list[str]:
-    """Shapes and dtypes of what was sent that are not those of what the client started from."""
+    """Return the mismatches in shape and dtype between sent tensors and the client's own, by name."""
     problems = []
     for name in own.keys() & sent.keys():
         if own[name].shape != sent[name].shape:

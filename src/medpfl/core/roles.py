@@ -1,4 +1,4 @@
-"""The roles that parts play. A new part is one file, one line in its package's ``__all__``, one test row."""
+"""The roles of parts. To add a part: one file, one line in its package's ``__all__``, one test row."""
 
 from __future__ import annotations
 
@@ -39,59 +39,62 @@ __all__ = [
 ]
 
 Unit = Literal["image", "patient", "client"]
-"""Whose data differential privacy protects: an image, all images of a patient, or all that a client holds."""
+"""The privacy unit that differential privacy protects: an image, all images of a patient, or all data of a client."""
 UNITS: tuple[Unit, ...] = get_args(Unit)
 
 State = dict[str, Any]
-"""What a defense remembers between rounds: tensors, numbers, and dictionaries of them."""
+"""A defense's state between rounds: tensors, numbers, and dictionaries of them."""
 
 
 class Attack(Part):
-    """Reads images back from what the server saw. Final classes are frozen dataclasses."""
+    """Base class for attacks, which reconstruct images from an observation. Final classes are frozen dataclasses."""
 
     specialized: ClassVar[bool] = False
-    """True if it is made for some kinds of models: where `check` accepts one, an audit suggests it, or adds it."""
+    """True if the attack is designed for certain models. If `check` accepts a model, an audit suggests or adds it."""
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        """Return the guesses for all victims of an observation whose model and plans `check` accepts.
+        """Return the reconstructions for all victims of an observation whose model and plans `check` accepts.
 
-        It changes nothing of the observation, and makes its tensors on the device of the update.
+        An attack must not modify the observation, and creates its tensors on the update's device.
 
         Args:
-            seen: what the adversary has; no private image is in it.
-            generator: on the CPU; the only source of randomness.
+            seen: the attacker's observation; it contains no private image.
+            generator: a CPU generator, the only source of randomness.
         """
         raise NotImplementedError
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
-        """Raise `InputError` if the attack does not take such an update. This declares what it takes; by default all.
+        """Raise `InputError` if the attack does not support such an update. By default, every update is supported.
 
-        An audit asks before any work, and calls the attack on nothing that is refused here.
+        An audit calls this before any work, and never runs the attack on an update that is refused here.
 
         Args:
-            model: as it is attacked, made ready for the plan.
-            plans: of the clients in an update; several under secure aggregation.
+            model: the model under attack, prepared for the plan.
+            plans: plans of the clients in an update; several under secure aggregation.
             image_shape: (C, H, W) or (C, D, H, W).
         """
 
     def suited(self, model: nn.Module) -> tuple[Attack, ...]:
-        """Itself with settings for such a model, to be run too; none where its own will do, or were chosen."""
+        """Return variants of the attack with settings for this model, to be run as well.
+
+        The result is empty if the attack's own settings suit the model, or if the user chose them.
+        """
         return ()
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """What an active server sends instead of the model (grant ``active``); the model itself here."""
+        """Return the model that an active server sends (grant ``active``); by default, the given model."""
         return model
 
 
 @dataclass(frozen=True)
 class Aggregation:
-    """Way in which the server gets the mean of several clients' updates.
+    """Protocol by which the server gets the mean of several clients' updates.
 
     Attributes:
-        messages: what the server has of a single client. ``"hidden"``: nothing. ``"masked"``: a masked message, which
-            an audit attacks too, read by `Defense.read`. ``"encrypted"``: a ciphertext; the server is
-            then assumed to get the decrypted mean in clear from a client.
-        needs: what the plan must send beside the update for there to be a mean: ``"num_samples"``, its weights.
+        messages: data that the server has from a single client. ``"hidden"``: none. ``"masked"``: a masked message,
+            which `Defense.read` interprets and an audit attacks too. ``"encrypted"``: a ciphertext; a client is
+            assumed to give the server the decrypted mean.
+        needs: data that the plan must send besides the update to compute the mean: ``"num_samples"``, its weights.
     """
 
     messages: Literal["hidden", "masked", "encrypted"] = "hidden"
@@ -99,130 +102,134 @@ class Aggregation:
 
 
 class Defense(Part):
-    """Changes what leaves a client. Five moments, each the identity unless overridden; compose with ``|``.
+    """Base class for defenses, which change training or updates. Defenses compose with ``|``.
 
-    Moments are pure: they take a value, the defense's state and a generator, and return the new value
-    and the new state.
+    A defense overrides one or more of five moments: `model`, `batch`, `gradient`, `update` and `aggregate`. Each is the
+    identity by default. Moments are pure: they take a value, the defense's state and a generator, and return the new
+    value and the new state.
     """
 
     where: ClassVar[Literal["client", "server"]] = "client"
-    """Where it acts. What only the server does cannot protect from the server."""
+    """The place where it acts. A defense that acts only at the server cannot protect against the server."""
 
     unit: ClassVar[Unit | None] = None
-    """Whose differential privacy it promises, by `mechanism` or `spent`; ``None``: it promises none."""
+    """The privacy unit of its differential privacy (see `mechanism`, `spent`); ``None`` if it promises none."""
 
     aggregation: ClassVar[Aggregation] = Aggregation()
-    """Way in which the server gets the mean, of a defense that acts in `aggregate`."""
+    """The protocol by which the server gets the mean, for a defense that acts in `aggregate`."""
 
     def init(self) -> State:
-        """The state before the first round."""
+        """Return the state before the first round."""
         return {}
 
     def model(self, value: nn.Module, state: State, generator: torch.Generator) -> tuple[nn.Module, State]:
-        """Before anything: replaces layers."""
+        """Change the model's layers, before everything else."""
         return value, state
 
     def batch(self, value: Batch, state: State, generator: torch.Generator) -> tuple[Batch, State]:
-        """Before local training: changes images or labels."""
+        """Change images or labels, before local training."""
         return value, state
 
     def gradient(self, value: Tensors, state: State, generator: torch.Generator) -> tuple[Tensors, State]:
-        """Inside a local step: the per-sample gradients, (N, ...) each.
+        """Change the per-sample gradients, (N, ...) each, within a local step.
 
-        Their sum over the plan's batch size becomes the step's gradient: the mean, except under Poisson
+        Their sum divided by the plan's batch size becomes the step's gradient. This is the mean, except under Poisson
         sampling, where N is random (an empty batch is one row of zeros).
         """
         return value, state
 
     def summed(self, parts: Iterator[Tensors], state: State, generator: torch.Generator) -> Sums:
-        """What `gradient` gives, summed over the images, which come in parts; ``None``: it must see all at once."""
+        """Return the result of `gradient` summed over images, which arrive in parts; ``None`` if it needs all at once.
+
+        This saves memory: not all per-sample gradients are held at the same time.
+        """
         return None
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
-        """What leaves the client."""
+        """Change the update before it leaves the client."""
         return value, state
 
     def aggregate(
         self, value: Sequence[Update], state: State, generator: torch.Generator
     ) -> tuple[Sequence[Update], State]:
-        """What the server gets from several clients: all of them here, one sum under secure aggregation."""
+        """Turn the clients' updates into those that the server gets: by default all, for a sum one."""
         return value, state
 
     def exchange(self, updates: Sequence[Update], generator: torch.Generator) -> Exchange:
-        """Play a round of a defense that acts in `aggregate`, and return what the server has at its end.
+        """Simulate a round of a defense that acts in `aggregate`, and return the server's view at its end.
 
         Raises:
-            InputError: the server gets another number of updates than one.
+            InputError: `aggregate` does not return exactly one update.
         """
         from medpfl.core.channels.exchange import Exchange
 
         made, _ = self.aggregate(updates, self.init(), generator)
         if len(made) != 1:
-            raise InputError(f"{self!r}: the server gets {len(made)} updates, and not one sum")
+            raise InputError(f"{self!r}: aggregate returns {len(made)} updates, it must return one sum")
         samples = [update.num_samples for update in updates]
         total = None if None in samples else sum(n or 0 for n in samples)
         return Exchange({}, (), replace(made[0], num_samples=total))
 
     def staying(self, clients: int) -> int:
-        """Return how many of the clients of a round are in the mean; the others fall silent."""
+        """Return how many of a round's clients are in the mean; the others drop out."""
         return clients
 
     def read(self, masked: MaskedVector, like: Update) -> Update:
-        """Return a masked message read as if it were an update; needed where `aggregation` says ``"masked"``.
+        """Interpret a masked message as if it were an update; required if `aggregation.messages` is ``"masked"``.
 
         Args:
-            masked: of one client.
+            masked: one client's masked message.
             like: an update with the same tensors.
         """
         raise NotImplementedError
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """What is publicly known of the change, from the defense's settings, the plan and the sent update alone.
+        """Return what is publicly known about the change, given the defense's settings, the plan and the sent update.
 
         Args:
             sent: the update that left the client, after all parts of the defense.
-            plan: of the client.
-            before: what the parts before this one disclose; the result is that, followed by this part's
-                own (`Channel.then`). Where later parts change the update in a way that cannot be undone, it is an
-                approximation.
+            plan: the client's plan.
+            before: disclosure of the parts before this one. The result is `before` followed by this part's own
+                disclosure (`Channel.then`). It is an approximation if later parts change the update irreversibly.
         """
         from medpfl.core.types import Channel
 
         return before or Channel()
 
     def settled(self, first: bool) -> bool:
-        """Whether what it discloses follows from its settings and the plan: it then holds of each client of a sum.
+        """Return True if the disclosure depends only on settings and plan, and thus holds for each client in a sum.
 
-        What is read off a sent update does not: under secure aggregation no client's update is sent.
+        A disclosure that depends on a sent update's values does not hold there: under secure aggregation, no single
+        client's update is sent.
 
         Args:
-            first: no part before this one discloses anything.
+            first: True if no part before this one discloses anything.
         """
         return True
 
     def mechanism(self, plan: Plan, rounds: int) -> Mechanism | None:
-        """Return the Gaussian mechanism that the adversary sees of one `unit`; ``None``: there is none.
+        """Return the Gaussian mechanism that the attacker sees for one `unit`; ``None`` if there is none.
 
-        Epsilon (`spent`) and the bound on the success of any attack follow from it.
+        Epsilon (`spent`) and the success bound of any attack follow from it.
 
         Args:
-            plan: of the client.
-            rounds: of this client that the adversary sees, at least 1.
+            plan: the client's plan.
+            rounds: number of this client's rounds that the attacker sees, at least 1.
         """
         return None
 
     def spent(self, plan: Plan, rounds: int, delta: float) -> Epsilon | float | None:
-        """Return the epsilon of one `unit` over the rounds of a client that the adversary sees; ``None``: no promise.
+        """Return epsilon for one `unit` over the client's rounds that the attacker sees; ``None`` without a promise.
 
-        That of the `mechanism`, by two accountants. A defense whose mechanism is another one returns a number.
+        By default, two accountants compute it from `mechanism`. A defense with another mechanism returns a number.
 
         Args:
-            plan: of the client.
-            rounds: of this client that the adversary sees, at least 1.
-            delta: in (0, 1), well below one over the units that a client has.
+            plan: the client's plan.
+            rounds: number of this client's rounds that the attacker sees, at least 1.
+            delta: delta in (0, 1); it should be well below 1 / (units per client).
 
         Raises:
-            InputError: a number out of its range, or the extra ``dp`` is not installed.
+            InputError: a number is out of its range, or the extra ``dp`` is not installed.
         """
         from medpfl.core.privacy.accountant import epsilon
 
@@ -235,17 +242,17 @@ class Defense(Part):
         return found if found is None or isinstance(found, int | float) else found.value
 
     def acts(self, moment: str) -> bool:
-        """Whether it overrides a moment."""
+        """Return True if the defense overrides a moment or another method."""
         return getattr(type(self), moment) is not getattr(Defense, moment)
 
     def __or__(self, other: Defense) -> Defense:
-        """This defense, then the other."""
+        """Compose: this defense, then the other."""
         return Composed((*_parts(self), *_parts(other)))
 
 
 @dataclass(frozen=True, repr=False)
 class NoDefense(Defense):
-    """The update leaves the client as it is: the control beside every defense."""
+    """Sends the update unchanged: the undefended control in every audit."""
 
 
 NO_DEFENSE: Defense = NoDefense()
@@ -258,17 +265,17 @@ def _parts(defense: Defense) -> tuple[Defense, ...]:
 
 @dataclass(frozen=True, repr=False)
 class Composed(Defense):
-    """Several defenses, one after the other at each moment."""
+    """Several defenses, applied in order at each moment."""
 
     parts: tuple[Defense, ...] = ()
 
     @property
     def where(self) -> Literal["client", "server"]:  # type: ignore[override]  (a field elsewhere)
-        """At the client if any part acts there."""
+        """``"client"`` if any part acts there, else ``"server"``."""
         return "client" if any(p.where == "client" for p in self.parts) else "server"
 
     def init(self) -> State:
-        """The parts' states by position."""
+        """Return the parts' states by position."""
         return {str(i): part.init() for i, part in enumerate(self.parts)}
 
     def _through(self, moment: str, value: Any, state: State, generator: torch.Generator) -> tuple[Any, State]:
@@ -278,38 +285,38 @@ class Composed(Defense):
         return value, after
 
     def model(self, value: nn.Module, state: State, generator: torch.Generator) -> tuple[nn.Module, State]:
-        """Each part's, in order."""
+        """Apply each part's `model`, in order."""
         return self._through("model", value, state, generator)
 
     def batch(self, value: Batch, state: State, generator: torch.Generator) -> tuple[Batch, State]:
-        """Each part's, in order."""
+        """Apply each part's `batch`, in order."""
         return self._through("batch", value, state, generator)
 
     def gradient(self, value: Tensors, state: State, generator: torch.Generator) -> tuple[Tensors, State]:
-        """Each part's, in order."""
+        """Apply each part's `gradient`, in order."""
         return self._through("gradient", value, state, generator)
 
     def summed(self, parts: Iterator[Tensors], state: State, generator: torch.Generator) -> Sums:
-        """Of the only part that acts on gradients."""
+        """Return the `summed` of the part that acts on gradients, if there is exactly one; else ``None``."""
         acting = [str(i) for i, part in enumerate(self.parts) if part.acts("gradient")]
         made = self.parts[int(acting[0])].summed(parts, state[acting[0]], generator) if len(acting) == 1 else None
         return made and (made[0], {**state, acting[0]: made[1]})
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
-        """Each part's, in order."""
+        """Apply each part's `update`, in order."""
         return self._through("update", value, state, generator)
 
     def aggregate(
         self, value: Sequence[Update], state: State, generator: torch.Generator
     ) -> tuple[Sequence[Update], State]:
-        """Each part's, in order."""
+        """Apply each part's `aggregate`, in order."""
         return self._through("aggregate", value, state, generator)
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
-        """From the first part to the last, what makes a sum after all others, each adding its own to those before it.
+        """Combine the parts' disclosures in order, those that act in `aggregate` last.
 
-        Each part is asked of the update as it left that part: what later parts disclose is undone where it can be.
-        Nothing of a sum if a part would have to see the single updates to say what it did to them (`settled`).
+        Each part gets the update as it left that part: the disclosed changes of later parts are undone where possible.
+        Returns `before` unchanged for a sum if a part would need the single updates for its disclosure (`settled`).
         """
         from medpfl.core.channels.decoding import decoded
         from medpfl.core.types import Channel
@@ -325,23 +332,29 @@ class Composed(Defense):
         return reduce(lambda known, one: one[0].disclose(one[1], plan, known), asked, before or Channel())
 
     def settled(self, first: bool) -> bool:
-        """Whether every part is."""
+        """Return True if every part's disclosure is settled."""
         silent = [first and not any(p.acts("disclose") for p in self.parts[:i]) for i in range(len(self.parts))]
         return all(part.settled(none) for part, none in zip(self.parts, silent, strict=True))
 
     @property
     def counted(self) -> tuple[Defense, ...]:
-        """Whose promises hold: of a part that acts inside steps, only if no other changes what enters them."""
+        """The parts whose privacy promises hold.
+
+        A part that acts on gradients counts only if no other part changes the model, the batch or the gradients.
+        """
         inside = [part for part in self.parts if any(map(part.acts, ("model", "batch", "gradient")))]
         return tuple(part for part in self.parts if not part.acts("gradient") or inside == [part])
 
     def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
-        """Return the best that a part promises, of those that count."""
+        """Return the smallest epsilon promised by a part that counts (`counted`); ``None`` if there is none."""
         known = [part.promises(plan, rounds, delta) for part in self.counted]
         return min((epsilon for epsilon in known if epsilon is not None), default=None)
 
     def acts(self, moment: str) -> bool:
-        """Whether any part does; of a sum, that it discloses something only if it does (see `disclose`)."""
+        """Return True if any part overrides a moment.
+
+        For ``"disclose"`` under secure aggregation, all parts must also be `settled` (see `disclose`).
+        """
         found = any(part.acts(moment) for part in self.parts)
         return found and not (moment == "disclose" and self.acts("aggregate") and not self.settled(True))
 
@@ -350,33 +363,33 @@ class Composed(Defense):
 
 
 class Model(Part):
-    """Makes a network for images of a shape. Final classes are frozen dataclasses."""
+    """Base class for models, which build a network for an image shape. Final classes are frozen dataclasses."""
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-        """A network that maps (N, *image_shape) in [0, 1] to (N, num_classes) logits.
+        """Build a network that maps images (N, *image_shape) in [0, 1] to logits (N, num_classes).
 
-        Those of a network that segments are (N, num_classes, H, W), or (N, num_classes, D, H, W).
+        A segmentation network returns logits (N, num_classes, H, W) or (N, num_classes, D, H, W).
 
         Args:
-            image_shape: (C, H, W).
-            num_classes: outputs, unless the model's own arguments say otherwise.
-            seed: of the untrained weights; the same seed gives the same weights.
+            image_shape: (C, H, W) or (C, D, H, W).
+            num_classes: number of outputs, unless the model's own arguments set it.
+            seed: seed for the untrained weights; the same seed gives the same weights.
         """
         raise NotImplementedError
 
 
 class DataSource(Part):
-    """Reads labelled images. Final classes are frozen dataclasses."""
+    """Base class for data sources, which read labelled images. Final classes are frozen dataclasses."""
 
     def __post_init__(self) -> None:
-        """Raise `InputError` for an argument that is out of range; each base of a source checks its own."""
+        """Raise `InputError` for an argument out of its range; each base class checks its own arguments."""
 
     def load(self) -> Any:
-        """Return the images, as a `medpfl.data.images.LabelledImages`."""
+        """Return the images as a `medpfl.data.images.LabelledImages`."""
         raise NotImplementedError
 
     def published(self, purpose: str) -> DataSource | None:
-        """Return the set that was published to judge models trained on these images; ``None``: there is none.
+        """Return the published set for scoring models trained on these images; ``None`` if there is none.
 
         Args:
             purpose: ``"validation"`` or ``"test"``.
@@ -386,14 +399,14 @@ class DataSource(Part):
 
 @dataclass(frozen=True)
 class Metric:
-    """A pure function (guess, truth), both (N, C, H, W), to one number per image (N,).
+    """A pure function from (guess, truth), both (N, C, H, W), to one number per image (N,).
 
     Attributes:
-        function: the computation; guesses are clamped to [0, 1] unless the metric is a legacy one.
-        unit: "" for a pure number.
-        leak: ``"higher"`` or ``"lower"``: which direction means that more leaked.
-        data_range: of the pixels.
-        legacy: kept for comparison with the paper's notebooks only.
+        function: the computation; guesses are clamped to [0, 1] first, except for legacy metrics.
+        unit: the unit; ``""`` for a pure number.
+        leak: ``"higher"`` or ``"lower"``: the direction that means a larger leak.
+        data_range: the pixels' range of values.
+        legacy: True if the metric is kept only for comparison with the paper's notebooks.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -406,7 +419,7 @@ class Metric:
         self.__dict__.update(__doc__=self.function.__doc__, __name__=self.function.__name__)
 
     def __call__(self, guess: Tensor, truth: Tensor) -> Tensor:
-        """One number per image."""
+        """Return one number per image."""
         return self.function(guess if self.legacy else guess.clamp(0, 1), truth)
 
     def __repr__(self) -> str:
@@ -416,5 +429,5 @@ class Metric:
 def metric(
     *, unit: str, leak: Literal["higher", "lower"], data_range: float = 1.0, legacy: bool = False
 ) -> Callable[[Callable[[Tensor, Tensor], Tensor]], Metric]:
-    """Makes a `Metric` of a function."""
+    """Turn a function into a `Metric` (decorator)."""
     return lambda function: Metric(function, unit, leak, data_range, legacy)

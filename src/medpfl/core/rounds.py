@@ -1,4 +1,4 @@
-"""One row of a training: a round, and how well the global model does after it. Free of torch."""
+"""A training's rows: one per round, with the global model's scores after it. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ Scores = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Round:
-    """One round; round 0 is the model before training. Nothing in it names an image, a patient or a class.
+    """One training round; round 0 is the model before training. It names no image, patient or class.
 
     Attributes:
         round: its number.
-        clients: numbers of those that took part.
-        images: that they trained on, all together.
-        scores: by set (``"validation"``, ``"test"``).
-        update_norm: Euclidean norm of the step that the global model took.
-        sent_norm: mean norm of what left a client.
-        bytes_sent: from all clients to the server, see `medpfl.federated.wire.wire_bytes`.
-        epsilon: spent by the client that spent most, over all rounds so far; ``None``: nothing is promised, or
-            it is not known.
-        delta: at this probability of failure.
-        seed, device, versions: what it takes to make it again.
-        seconds, date: of the round.
+        clients: numbers of the clients that took part.
+        images: number of images that they trained on together.
+        scores: scores by set (``"validation"``, ``"test"``).
+        update_norm: Euclidean norm of the global model's step.
+        sent_norm: mean norm of the updates sent by clients.
+        bytes_sent: bytes sent from all clients to the server, see `medpfl.federated.wire.wire_bytes`.
+        epsilon: largest epsilon spent by a client over all rounds so far; ``None`` if none is promised or known.
+        delta: delta at which epsilon is stated.
+        seed, device, versions: what is needed to repeat the round.
+        seconds, date: duration and date of the round.
     """
 
     __pydantic_config__: ClassVar[Any] = {"strict": True, "extra": "forbid"}
@@ -51,10 +50,10 @@ class Round:
     date: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON holds it."""
+        """Return the row as a JSON object."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Round:
-        """The row back from JSON; raises `InputError` for a field of another type."""
+        """Return the row from a JSON object; raise `InputError` for an invalid field."""
         return typed(cls, row)

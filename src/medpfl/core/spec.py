@@ -1,4 +1,7 @@
-"""Spec strings: ``"LaplaceNoise(scale=1/300)"`` <-> object. Literals, their ratios and known names, never ``eval``."""
+"""Spec strings such as ``"LaplaceNoise(scale=1/300)"``, to and from objects.
+
+They contain only literals, ratios of literals, and known names. `eval` is never used.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ __all__ = [
 
 
 class Part:
-    """A frozen dataclass whose ``repr`` is its spec string: fields that are `shown` or differ from their default.
+    """A frozen dataclass whose ``repr`` is its spec string: its `shown` fields, and those that differ from the default.
 
     >>> @dataclasses.dataclass(frozen=True, repr=False)
     ... class Noise(Part):
@@ -55,7 +58,7 @@ class Part:
 
 
 def shown(default: Any) -> Any:
-    """A dataclass field that a spec string always states, since it means little without."""
+    """Return a dataclass field that a spec string always states."""
     return dataclasses.field(default=default, metadata={"shown": True})
 
 
@@ -66,38 +69,38 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def registry(package: Any) -> dict[str, Any]:
-    """The members that a package's ``__all__`` names: there is no other registry."""
+    """Return a package's registry: the members named in its ``__all__``."""
     return {name: getattr(package, name) for name in package.__all__}
 
 
 def summary(member: Any) -> str:
-    """The first line of a member's docstring."""
+    """Return the first line of a member's docstring."""
     return (inspect.getdoc(member) or "").partition("\n")[0]
 
 
 def signature(member: Any) -> str:
-    """The arguments of a member of a registry with their defaults, as a spec states them."""
+    """Return a registry member's arguments with their defaults, as written in a spec."""
     fields = dataclasses.fields(member) if dataclasses.is_dataclass(member) and isinstance(member, type) else ()
     return ", ".join(f.name if _default(f) is dataclasses.MISSING else f"{f.name}={_default(f)!r}" for f in fields)
 
 
 def build(text: str, known: Mapping[str, Any], role: str = "part", nested: Mapping[str, Any] | None = None) -> Any:
-    """The object that a spec string describes; ``"A() | B()"`` composes with the parts' own ``|``.
+    """Build the object described by a spec string; ``"A() | B()"`` composes with the parts' own ``|``.
 
     Args:
-        text: ``Name``, ``Name(arg=literal, ...)`` or several of them joined by ``|``.
-        known: what a name may stand for.
-        role: the word for it in error messages ("attack", "defense").
-        nested: what a name inside the arguments may stand for.
+        text: ``Name``, ``Name(arg=literal, ...)`` or several of these joined by ``|``.
+        known: the allowed names and their members.
+        role: the role's name in error messages ("attack", "defense").
+        nested: the allowed names inside arguments, and their members.
 
     Raises:
-        InputError: a wrong name (with the nearest right one), argument or value.
+        InputError: a name (the message suggests the nearest), argument or value is wrong.
     """
     return _build(parsed(text, known, role), known, role, nested or {})
 
 
 def check_names(text: str, known: Iterable[str], role: str) -> None:
-    """Raises the `InputError` of `build` for what is no spec, or names no part; the parts need not be at hand."""
+    """Raise the `InputError` of `build` if a text is no spec or names no known part, without importing the parts."""
     nodes = [parsed(text, known, role)]
     while nodes:
         node = nodes.pop()
@@ -108,11 +111,11 @@ def check_names(text: str, known: Iterable[str], role: str) -> None:
 
 
 def check_text(text: str, role: str) -> None:
-    """Raise `InputError` for a text that is too long or too deeply nested to be a spec.
+    """Raise `InputError` if a text is too long or too deeply nested for a spec.
 
     Args:
         text: the spec, with or without a place before it.
-        role: the word for it in error messages.
+        role: the role's name in error messages.
     """
     if len(text) > SPEC:
         raise InputError(f"{role} '{text[:40]}...' has {len(text)} characters: a spec has at most {SPEC}")
@@ -121,25 +124,28 @@ def check_text(text: str, role: str) -> None:
         depth += (character in "([{") - (character in ")]}")
         deepest = max(deepest, depth)
     if deepest > NESTING:
-        raise InputError(f"{role} '{text[:40]}...' is nested too deeply: at most {NESTING} brackets within brackets")
+        raise InputError(
+            f"{role} '{text[:40]}...' is nested too deeply: at most {NESTING} levels of brackets are allowed"
+        )
 
 
 def parsed(text: str, known: Iterable[str], role: str) -> ast.expr:
-    """The syntax tree of a spec, whose depth is bounded.
+    """Return a spec's syntax tree, whose depth is bounded.
 
     Raises:
-        InputError: no Python expression, or one that is too long or too deep (with the nearest of the known names).
+        InputError: the text is no Python expression (the message suggests the nearest known name), or is too long or
+            too deeply nested.
     """
     check_text(text, role)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "1if" and the like: what is no spec is said below
+            warnings.simplefilter("ignore")  # "1if" and the like: an error below says that it is no spec
             node = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError):  # ValueError: a null byte
         raise InputError(
             f"{role} '{text}' is not a spec: write Name or Name(argument=value); {nearest(text, known)}"
         ) from None
-    except (RecursionError, MemoryError):  # what the parser says of thousands of minus signs
+    except (RecursionError, MemoryError):  # the parser raises these for thousands of minus signs
         node = None
     if node is None or _depth(node) > _DEEPEST:
         raise InputError(f"{role} '{text[:40]}...' is nested too deeply, or joins too many parts")
@@ -147,7 +153,7 @@ def parsed(text: str, known: Iterable[str], role: str) -> ast.expr:
 
 
 _DEEPEST = 4 * NESTING
-"""Levels of a spec's syntax tree."""
+"""Maximum depth of a spec's syntax tree."""
 
 
 def _depth(node: ast.AST) -> int:
@@ -158,7 +164,7 @@ def _depth(node: ast.AST) -> int:
 
 
 def _called(node: ast.expr, known: Iterable[str], role: str) -> tuple[str, ast.Call]:
-    """The known name that a spec calls, and the call."""
+    """Return the known name that a spec calls, and the call itself."""
     call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
     if not isinstance(call.func, ast.Name):
         raise InputError(f"{role} '{ast.unparse(node)}' is not a spec: write Name or Name(argument=value)")
@@ -171,7 +177,7 @@ def _build(node: ast.expr, known: Mapping[str, Any], role: str, nested: Mapping[
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         left, right = (_build(side, known, role, nested) for side in (node.left, node.right))
         if not hasattr(left, "__or__"):
-            raise InputError(f"'{ast.unparse(node)}': {role} specs cannot be joined by |; give each on its own")
+            raise InputError(f"'{ast.unparse(node)}': {role} specs cannot be joined by |; give each one separately")
         return left | right
     name, call = _called(node, known, role)
     args = [_value(a, name, role, nested) for a in call.args]
@@ -180,7 +186,7 @@ def _build(node: ast.expr, known: Mapping[str, Any], role: str, nested: Mapping[
 
 
 def construct(make: Any, name: str, args: list[Any], kwargs: dict[str, Any], role: str) -> Any:
-    """``make(*args, **kwargs)``, with an error that names the nearest right argument."""
+    """Return ``make(*args, **kwargs)``; raise `InputError` for a wrong argument, with the nearest valid one."""
     parameters = inspect.signature(make).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in kwargs:
@@ -207,9 +213,9 @@ def _is_ours(make: Any) -> bool:
 
 
 def check_part(part: Any) -> None:
-    """Raise `InputError` for a part of ours that was built with a value of another kind, or a number out of all reason.
+    """Raise `InputError` if one of MedPFL's parts was built with a value of the wrong type, or an unreasonable number.
 
-    `construct` checks what a spec says; this is for objects that a Python call gives.
+    This is for objects given in a Python call; `construct` checks specs.
     """
     if _is_ours(type(part)) and dataclasses.is_dataclass(part):
         own = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.repr and f.init}
@@ -222,7 +228,7 @@ def check_part(part: Any) -> None:
 
 
 def _check_arguments(make: Any, given: Mapping[str, Any]) -> None:
-    """Each value against the type that the part states for it, and each number against the bounds of all parts."""
+    """Check each value against the part's type annotation, and each number against the bounds for all parts."""
     try:
         hints = typing.get_type_hints(make) if isinstance(make, type) else {}
     except NameError:  # a type that only type checkers import
@@ -234,12 +240,12 @@ def _check_arguments(make: Any, given: Mapping[str, Any]) -> None:
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, as far as it is made of numbers, texts, tuples and parts."""
+    """Return True if a value has a type; only numbers, texts, tuples and parts are checked, others pass."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_is_of(value, one) for one in inner)
     if origin is typing.Literal:
-        return type(value) in {type(one) for one in inner}  # the part itself says which ones there are
+        return type(value) in {type(one) for one in inner}  # the part itself checks the value
     if origin is tuple:
         return isinstance(value, tuple | list) and all(_is_of(one, inner[0]) for one in value)
     if hint in (int, float):
@@ -249,20 +255,20 @@ def _is_of(value: Any, hint: Any) -> bool:
 
 
 def _word(hint: Any) -> str:
-    """A type in plain words."""
+    """Return a type in plain words."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_word(one) for one in inner)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, inner))
     if origin is tuple:
-        return f"a tuple, of {_word(inner[0])} each"
+        return f"a tuple in which each element is {_word(inner[0])}"
     words = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
     return words.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
 
 def _check_kind(key: str, value: Any, default: Any) -> None:
-    """A number where the default is a number, and a text where it is a text."""
+    """Check that a value has its default's type: a number for a number, a text for a text."""
     kinds: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
     if isinstance(default, bool | int | float | str) and (
         not isinstance(value, kinds) or isinstance(value, bool) is not isinstance(default, bool)
@@ -285,7 +291,7 @@ def _value(node: ast.expr, name: str, role: str, nested: Mapping[str, Any]) -> A
 
 
 def expand(text: str) -> list[str]:
-    """A sweep as the specs it stands for: every ``geom(first, last, n)`` and ``lin(first, last, n)`` in it.
+    """Return the specs of a sweep, expanding every ``geom(first, last, n)`` and ``lin(first, last, n)`` in it.
 
     >>> expand("TopK(keep=lin(0.2, 0.4, 3))")
     ['TopK(keep=0.2)', 'TopK(keep=0.3)', 'TopK(keep=0.4)']
@@ -300,7 +306,7 @@ def expand(text: str) -> list[str]:
     between = _SWEEP.split(text)[::3]
     points = [_points(kind, arguments) for kind, arguments in _SWEEP.findall(text)]
     if (count := math.prod(map(len, points))) > SWEEP:
-        raise InputError(f"'{text}' stands for {count} specs: a sweep may have at most {SWEEP}")
+        raise InputError(f"'{text}' expands to {count} specs: a sweep may have at most {SWEEP}")
     return [
         "".join(itertools.chain.from_iterable(itertools.zip_longest(between, values, fillvalue="")))
         for values in itertools.product(*points)
@@ -308,7 +314,7 @@ def expand(text: str) -> list[str]:
 
 
 def with_argument(text: str, name: str, value: Any) -> str:
-    """A spec of one part with another value of an argument that is named, as all but the first should be.
+    """Return a part's spec with a keyword argument set to another value.
 
     >>> with_argument("GradInv(steps=2000, tv=1e-06)", "steps", 150), with_argument("DLG", "steps", 3)
     ('GradInv(tv=1e-06, steps=150)', 'DLG(steps=3)')

@@ -1,4 +1,4 @@
-"""What the named tensors in a file or a model must be like, and by which names a model knows them."""
+"""Checks for named tensors in a file or a model, and the prefixes of their names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DTYPES = {
 
 
 def oddity(tensor: Tensor) -> str:
-    """Return why a tensor cannot be a weight here and what to do, as the end of a sentence; ``""`` if it can.
+    """Return why a tensor cannot be a weight and what to do, as the end of a sentence; ``""`` if it can be one.
 
     >>> oddity(torch.zeros(2)), oddity(torch.zeros(2, dtype=torch.complex64))
     ('', 'holds complex numbers: use torch.view_as_real, which gives real ones')
@@ -33,13 +33,13 @@ def oddity(tensor: Tensor) -> str:
 
 
 def shared_prefix(names: list[str], own: list[str]) -> str:
-    """Return what stands before each of some tensors' names and before none of a network's own, such as ``"module."``.
+    """Return the prefix that all saved tensors' names share and the network's own names lack, such as ``"module."``.
 
-    Wrappers put such a prefix there, some of them several. It ends with a dot; ``""`` if there is none.
+    Wrappers add such prefixes, sometimes several. The result ends with a dot; it is ``""`` if there is no such prefix.
 
     Args:
-        names: of the tensors that somebody saved.
-        own: of the network's parameters and buffers.
+        names: names of the saved tensors.
+        own: names of the network's parameters and buffers.
 
     >>> shared_prefix(["_orig_mod.module.fc.weight", "_orig_mod.module.fc.bias"], ["fc.weight", "fc.bias"])
     '_orig_mod.module.'

@@ -1,4 +1,4 @@
-"""What the adversary has, said explicitly and printed in every report. Free of torch."""
+"""The threat model: what the attacker knows, printed in every report. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from medpfl.core.spec import Part
 __all__ = ["GRANTS", "ThreatModel"]
 
 GRANTS = {
-    "labels": "the adversary is told the labels of the private images",
-    "order": "the adversary is told in which order the client used its images",
-    "masks": "the adversary is told the client's dropout masks",
-    "defense": "the adversary knows what the defense discloses of itself; by default it is attacked without and with",
-    "auxiliary": "the adversary has other images of the same kind",
+    "labels": "the attacker knows the labels of the private images",
+    "order": "the attacker knows the order in which the client used its images",
+    "masks": "the attacker knows the client's dropout masks",
+    "defense": "the attacker knows the defense and its settings; by default, each defense is tested without and with "
+    "this knowledge",
+    "auxiliary": "the attacker has other images of the same kind",
     "active": "the server may choose the model that it sends to the client",
 }
 
 
 @dataclass(frozen=True, repr=False)
 class ThreatModel(Part):
-    """An honest-but-curious server, and what it is granted beyond the wire.
+    """An honest-but-curious server with extra knowledge.
 
-    It always knows the model, its weights, the plan, and what is on the wire. Whatever else it has is a
-    grant, and a favourable assumption for the attack.
+    It always knows the model, its weights, the plan, and everything that clients send. Any other knowledge is a grant:
+    an assumption that favors the attack.
 
     >>> ThreatModel().granting("labels")
     ThreatModel(grants=('labels',))
 
     Attributes:
-        grants: names, see `GRANTS`.
-        naive: a defense that discloses something of itself is attacked by attacks that are not told of it only; by
-            default, by those that are told too. A naive attack that fails is never "no leak found".
+        grants: names of grants, see `GRANTS`.
+        naive: True tests a defense that discloses something only with naive attacks. By default, adaptive attacks are
+            run too. A failed naive attack never gives the verdict "no leak found".
 
     Raises:
-        InputError: a grant that does not exist, or `naive` with the grant ``"defense"``.
+        InputError: a grant does not exist, or `naive` is combined with the grant ``"defense"``.
     """
 
     grants: tuple[str, ...] = ()
@@ -46,15 +47,15 @@ class ThreatModel(Part):
             if grant not in GRANTS:
                 raise InputError(f"there is no grant '{grant}'; {nearest(grant, GRANTS)}")
         if self.naive and "defense" in self.grants:
-            raise InputError("naive withholds what the grant 'defense' gives: leave out one of them")
+            raise InputError("naive withholds what the grant 'defense' gives: leave out one of the two")
         object.__setattr__(self, "grants", tuple(g for g in GRANTS if g in self.grants))
 
     def granting(self, *grants: str) -> ThreatModel:
-        """The same adversary with more."""
+        """Return the same threat model with more grants."""
         return replace(self, grants=(*self.grants, *grants))
 
     def withholding(self, *grants: str) -> ThreatModel:
-        """The same adversary with less."""
+        """Return the same threat model with fewer grants."""
         return replace(self, grants=tuple(g for g in self.grants if g not in grants))
 
     def __contains__(self, grant: str) -> bool:
@@ -62,5 +63,5 @@ class ThreatModel(Part):
 
     @property
     def knowledge(self) -> tuple[bool, ...]:
-        """Whether attacks are told what a defense discloses: in turn not told and told, or one of both."""
+        """The attacks' knowledge of the defense's disclosure: False (naive), True (adaptive), or both in this order."""
         return (False,) if self.naive else (True,) if "defense" in self else (False, True)

@@ -1,6 +1,6 @@
-"""Lets a search keep iterates where an auditor asks for them, without knowing what becomes of them.
+"""Context variables by which an auditor asks a search to keep iterates.
 
-Which iterate is nearest to the truth is for the auditor alone to say: a search only keeps them, by their number.
+The search selects iterates by their number alone. Only the auditor determines which is nearest to the target image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _keeper: ContextVar[Keeper | None] = ContextVar("keeper", default=None)
 
 @contextmanager
 def tracing(most: int) -> Iterator[None]:
-    """Within it, searches keep about so many iterates of each start; 0: none."""
+    """Ask searches in this context to keep about `most` iterates of each restart; 0 keeps none."""
     token = _most.set(most)
     try:
         yield
@@ -32,13 +32,13 @@ def tracing(most: int) -> Iterator[None]:
 
 
 def traced() -> int:
-    """How many iterates of each start are asked for."""
+    """Return the requested number of iterates per restart."""
     return _most.get()
 
 
 @contextmanager
 def keeping(keeper: Keeper | None) -> Iterator[None]:
-    """Within it, `step` calls `keeper`."""
+    """Make `step` call `keeper` in this context."""
     token = _keeper.set(keeper)
     try:
         yield
@@ -47,7 +47,7 @@ def keeping(keeper: Keeper | None) -> Iterator[None]:
 
 
 def step(rows: Tensor, z: Tensor) -> None:
-    """Says that problems `rows` (A,) have come to the points `z` (A, D)."""
+    """Report that the problems `rows` (A,) have reached the points `z` (A, D)."""
     keeper = _keeper.get()
     if keeper is not None:
         keeper(rows, z)

@@ -1,4 +1,4 @@
-"""Rows of JSON, checked field by field when they are read back: the file may be damaged, or another party's."""
+"""Validation of JSON rows, field by field: the file may be damaged or come from another party."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 def typed(kind: type[T], row: Any) -> T:
-    """A row as the dataclass that it is of.
+    """Return a JSON row as an instance of a dataclass.
 
     Args:
-        kind: the dataclass; lists of the row become tuples where it has them.
-        row: what JSON holds.
+        kind: the dataclass. Lists in the row become tuples if its fields are tuples.
+        row: the object from JSON.
 
     Raises:
-        InputError: no object; a field that is missing, unknown, of another type, or not finite.
+        InputError: the row is not an object, or a field is missing, unknown, of the wrong type, or not finite.
     """
     from pydantic import ValidationError
 

@@ -1,7 +1,7 @@
-"""The values that travel along the line ``truth -> sent -> seen -> guess -> Finding``. All frozen.
+"""The values in the pipeline ``truth -> sent -> seen -> guess -> Finding``. All are frozen.
 
-Shapes: V victims, N images of one update, (C, H, W) an image, K classes. A value of one client has no
-victim axis; an `Observation` and a `Reconstruction` always have it.
+Shapes: V victims, N images per update, (C, H, W) per image, K classes. A single client's value has no victim axis; an
+`Observation` and a `Reconstruction` always have one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 Ended = Literal["converged", "stalled", "max_steps", "nonfinite", "beaten"]
-"""Objective below the tolerance; no further decrease; out of steps; not finite; given up for better starts."""
+"""Reasons for an attack's end: objective below the tolerance; no further decrease; step limit reached; objective not
+finite; pruned in favor of better restarts (``"beaten"``)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +53,14 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A model's state by name: its parameters, and its buffers (batch-norm statistics)."""
+    """A model's state by name: its parameters and its buffers (batch-norm statistics)."""
 
     parameters: Tensors
     buffers: Tensors = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> Weights:
-        """The detached weights of a model; frozen parameters (no gradient) count as buffers."""
+        """Return a model's detached weights. Frozen parameters (without gradient) count as buffers."""
         free = {k: v.detach() for k, v in model.named_parameters() if v.requires_grad}
         rest = {k: v.detach() for k, v in model.named_parameters() if not v.requires_grad}
         return cls(free, rest | {k: v.detach() for k, v in model.named_buffers()})
@@ -67,13 +68,13 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What leaves a client.
+    """An update that leaves a client.
 
     Attributes:
-        tensors: by parameter name; a gradient, or new minus old weights. Stacked: (V, ...) each.
-        kind: which of the two.
-        buffers: the buffers after the round, where the plan sends them.
-        num_samples: images behind it, where the plan sends that.
+        tensors: a gradient or a weight difference (new minus old), by parameter name. Stacked: (V, ...) each.
+        kind: ``"gradient"`` or ``"difference"``.
+        buffers: the buffers after the round, if the plan sends them.
+        num_samples: number of images in the update, if the plan sends it.
     """
 
     tensors: Tensors
@@ -82,16 +83,16 @@ class Update:
     num_samples: int | None = None
 
     def replace(self, tensors: Tensors) -> Update:
-        """The same update with other tensors."""
+        """Return the same update with other tensors."""
         return replace(self, tensors=tensors)
 
     def norm(self) -> Tensor:
-        """The Euclidean norm over all tensors, in float64."""
+        """Return the Euclidean norm over all tensors, in float64."""
         return torch.stack([t.double().square().sum() for t in self.tensors.values()]).sum().sqrt()
 
     @staticmethod
     def stack(updates: Sequence[Update]) -> Update:
-        """V updates of one kind as one, along a new leading victim axis."""
+        """Stack V updates of the same kind along a new leading victim axis."""
         first = updates[0]
         buffers = None if first.buffers is None else stack_tensors([u.buffers or {} for u in updates])
         return replace(first, tensors=stack_tensors([u.tensors for u in updates]), buffers=buffers)
@@ -99,15 +100,14 @@ class Update:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One thing that the server saw.
+    """The server's view of one round.
 
     Attributes:
         weights: the global model that the clients started from.
-        plans: of the K clients in it (K > 1 under secure aggregation).
-        update: stacked over victims; with the maps undone that the defense discloses, where they can be.
-        channel: what else the defense discloses, stacked; only under the grant ``defense``, and ``None`` where nothing
-            is left. Of several clients, its known part is that of each client's update, and precision and bounds are
-            of their mean.
+        plans: plans of the K clients in the update (K > 1 under secure aggregation).
+        update: the update, stacked over victims. Under the grant ``defense``, disclosed maps are undone where possible.
+        channel: the rest of the disclosure, stacked; only under the grant ``defense``, ``None`` if nothing is left. For
+            a sum, its known part applies to each client's update; its precision and bounds apply to the mean.
     """
 
     weights: Weights
@@ -116,10 +116,10 @@ class View:
     channel: Channel | None = None
 
     def read(self, name: str) -> tuple[Tensor, Tensor]:
-        """The update (V, ...) of a parameter, and which of its coordinates (V, ...) it says anything of.
+        """Return a parameter's update (V, ...) and a mask (V, ...) of the coordinates that carry information.
 
-        It says nothing where a coordinate was not sent: its value is 0 and its precision is 0. A value with a precision
-        of 0 was sent, though nobody knows how the defense changed it: its sign may still tell something.
+        A coordinate carries none if it was not sent: its value and its precision are then 0. A nonzero value with
+        precision 0 was sent, but changed in an unknown way; its sign may still be informative.
         """
         sent = self.update.tensors[name]
         if self.channel is None or self.channel.precision is None:
@@ -128,29 +128,29 @@ class View:
 
     @property
     def plan(self) -> Plan:
-        """The plan of a view of one client; raises `InputError` if the update is the sum of several."""
+        """The client's plan; raises `InputError` if the update is the sum of several clients."""
         if len(self.plans) != 1:
             raise InputError(
-                f"this update is the sum of {len(self.plans)} clients, and this attack reads those of one: take an "
-                "attack that uses the plans of all, or audit without secure aggregation"
+                f"this update is the sum of {len(self.plans)} clients, and this attack supports only one: use an "
+                "attack that takes the plans of all, or audit without secure aggregation"
             )
         return self.plans[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """Everything that an attack gets. No field holds a private image.
+    """Everything that an attack receives. No field holds a private image.
 
     Attributes:
-        model: the architecture; its weights are those of each view.
-        views: one, or several rounds of the same images.
-        image_shape: (C, H, W) that the model takes.
+        model: the architecture; use the weights in each view.
+        views: one view, or several rounds with the same images.
+        image_shape: the model's input shape (C, H, W) or (C, D, H, W).
         num_classes: K.
-        labels: (V, N), or masks (V, N, H, W), only under the grant ``labels``.
-        order: (V, epochs, N) indices, only under the grant ``order``; of a sum of K clients (V, K, epochs, N).
-        masks: by dropout layer (V, steps, ...), only under the grant ``masks``; of a sum (V, K, steps, ...).
-        auxiliary: (M, C, H, W) other images, only under the grant ``auxiliary``.
-        label_shape: of an image's label: () for a class, (H, W) or (D, H, W) for a mask.
+        labels: (V, N), or masks (V, N, H, W); only under the grant ``labels``.
+        order: (V, epochs, N) indices; for a sum of K clients (V, K, epochs, N); only under the grant ``order``.
+        masks: dropout masks (V, steps, ...) by layer; for a sum (V, K, steps, ...); only under the grant ``masks``.
+        auxiliary: (M, C, H, W) other images; only under the grant ``auxiliary``.
+        label_shape: shape of one label: () for a class, (H, W) or (D, H, W) for a mask.
     """
 
     model: nn.Module
@@ -164,31 +164,31 @@ class Observation:
     label_shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        """Victims."""
+        """Return the number of victims."""
         return len(next(iter(self.views[0].update.tensors.values())))
 
     @property
     def num_images(self) -> int:
-        """Images behind one update: as sent, or else as the plan says."""
+        """Number of images per update: as sent, or else from the plans."""
         view = self.views[0]
         return view.update.num_samples or sum(plan.images for plan in view.plans)
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """What an attack makes of an observation, chosen without the truth.
+    """An attack's output, chosen without the target images.
 
     Attributes:
-        guesses: (V, N, C, H, W) in [0, 1].
-        labels: (V, N), or masks (V, N, H, W); ``None`` where the attack does not say.
+        guesses: reconstructed images (V, N, C, H, W) in [0, 1].
+        labels: inferred labels (V, N), or masks (V, N, H, W); ``None`` if the attack infers none.
         loss: (V,) the attacker's own objective at the guess.
-        steps: (V,) steps taken.
-        evaluations: (V,) evaluations of the objective, all restarts together.
-        ended: V reasons.
-        candidates: (V, R, N, C, H, W) in the attacker's own order, the guess first; ``None`` if there is one.
-        engine: ``"vmap"`` where victims were evaluated together, else ``"loop"``.
-        trace: (V, T, N, C, H, W) in [0, 1], iterates kept by their number alone, where the auditor asks for them
-            (`medpfl.core.trace`); ``None`` elsewhere, and from attacks that have none.
+        steps: (V,) number of steps taken.
+        evaluations: (V,) number of objective evaluations, all restarts together.
+        ended: V reasons for the end, see `Ended`.
+        candidates: (V, R, N, C, H, W) in the attacker's own order, the guess first; ``None`` if there is only one.
+        engine: ``"vmap"`` if victims were evaluated together, else ``"loop"``.
+        trace: (V, T, N, C, H, W) in [0, 1], iterates selected by their number alone, if the auditor asks for them
+            (`medpfl.core.trace`); otherwise, and for attacks without iterates, ``None``.
     """
 
     guesses: Tensor
@@ -204,24 +204,24 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: one image under one attack and one defense. Only study indices name images and patients.
+    """One row: one image under one attack and one defense. Images and patients are named only by study indices.
 
     Attributes:
         attack, defense, model, data, plan: specs.
-        grants: what the adversary was granted.
-        control: ``""``, or what the row is compared with: ``"random-update"``.
-        draw, stack, victim, position: place in the run: weight draw, stack, update, image in the update.
+        grants: the attacker's grants.
+        control: ``""``, or the name of the control that the row belongs to, such as ``"random-update"``.
+        draw, stack, victim, position: place in the run: weight initialization, stack, update, image in the update.
         image, patient: random study indices; the key is beside the run directory.
         label, label_guess: class indices.
-        scores: by metric, with the baselines' (``mean_image_ssim``, ``nearest_ssim``).
-        success: SSIM >= 0.9.
-        identified: nearer to its own truth than to any other image; ``None`` without a gallery.
-        gallery: images it was told from, its own included; ``chance``: the rate of a blind guess.
-        nearest_image: study index of the gallery's image that the guess is nearest to; ``None`` without a gallery.
-        loss, steps, evaluations, ended: how the attack ended.
+        scores: scores by metric, including those of the baselines (``mean_image_ssim``, ``nearest_ssim``).
+        success: True if SSIM >= 0.9.
+        identified: True if the guess is nearer to its target image than to any other; ``None`` without a gallery.
+        gallery: number of images in the gallery, the target image included; ``chance`` is the rate of a blind guess.
+        nearest_image: study index of the gallery image nearest to the guess; ``None`` without a gallery.
+        loss, steps, evaluations, ended: state at the end of the attack.
         flags: reasons to doubt the row.
-        seed, engine, device, versions: what it takes to make it again.
-        seconds, date: of the attack, per image.
+        seed, engine, device, versions: what is needed to repeat the attack.
+        seconds, date: duration of the attack per image, and its date.
     """
 
     __pydantic_config__: ClassVar[Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
@@ -261,14 +261,14 @@ class Finding:
 
     @property
     def knows_defense(self) -> bool:
-        """Whether the attack was told what the defense discloses of itself."""
+        """True if the attack received the defense's disclosure."""
         return "defense" in self.grants
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON holds it."""
+        """Return the row as a JSON object."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Finding:
-        """The row back from JSON; raises `InputError` for a field of another type."""
+        """Return the row from a JSON object; raise `InputError` for an invalid field."""
         return typed(cls, row)

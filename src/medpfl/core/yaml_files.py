@@ -1,4 +1,7 @@
-"""YAML files, read so that none can hang this program or fill its memory: regular, small, flat, of plain values."""
+"""Safe reading of YAML files: only small regular files with plain values and limited nesting are accepted.
+
+Thus no file can make the program hang or fill its memory.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,24 @@ __all__ = ["read_text", "read_yaml"]
 
 
 def read_text(path: str | Path, most: int = CONFIG_BYTES) -> str:
-    """The text of a small file.
+    """Return the text of a small file.
 
     Raises:
-        InputError: no regular file (a pipe or a device could block for good), one of more than `most` bytes, or one
-            that is not UTF-8.
+        InputError: it is no regular file (a pipe or device could block forever), has more than `most` bytes, or is not
+            in UTF-8.
     """
     path = Path(path)
     try:
         if why := oddity_of(path):
             raise InputError(f"in '{path}': {why}")
         if (size := path.stat().st_size) > most:
-            raise InputError(f"in '{path}': {size} bytes are too many, at most {most} are read")
+            raise InputError(f"in '{path}': the file has {size} bytes, at most {most} are read")
         return path.read_bytes().decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path, or no UTF-8
         if isinstance(error, InputError):
             raise
         why = (
-            "it cannot be read as text, since it is not in UTF-8"
+            "it cannot be read as text, because it is not in UTF-8"
             if isinstance(error, UnicodeDecodeError)
             else _reason(error)
         )
@@ -42,11 +45,11 @@ def _reason(error: Exception) -> str:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds, as lists, dictionaries, texts and numbers.
+    """Return a YAML file's content as lists, dictionaries, texts and numbers.
 
     Raises:
-        InputError: what `read_text` raises; no YAML; anchors and aliases, which make few lines stand for billions;
-            tags, which could build objects; or more levels or nodes than any file of ours has.
+        InputError: `read_text` fails, or the file is not YAML, contains anchors or aliases (which can expand a few
+            lines to billions) or tags (which could build objects), or has too many levels or nodes.
     """
     import yaml
 
@@ -68,7 +71,7 @@ def _check_events(events: Any, path: str | Path) -> None:
         opens = isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)
         depth += opens - isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent)
         if getattr(event, "anchor", None) is not None:  # an alias has one too
-            raise InputError(f"in '{path}': it uses an anchor or an alias ('&name', '*name'): write each value out")
+            raise InputError(f"in '{path}': it uses an anchor or an alias ('&name', '*name'): write out each value")
         if getattr(event, "tag", None) is not None:
             raise InputError(f"in '{path}': it uses the tag {event.tag}: write plain texts, numbers and lists")
         if depth > NESTING:

@@ -37,12 +37,21 @@ class Scale(Options):
         InputError: a number below 1, or images both of a set and of a class.
     """
 
-    images: int | None = option(None, "of each set, in place of the experiment's own", least=1, most=limits.IMAGES)
-    images_per_class: int | None = option(None, "the same, of each class of each set", least=1, most=limits.IMAGES)
-    steps: int | None = option(None, "of every attack, in place of its own", least=1, most=limits.STEPS)
-    weights: str | Path | None = option(None, "weights file of the trained ResNet-18", kind=str | None)
-    quick: bool = option(False, "few images and steps; the numbers mean little")
-    faithful: bool = option(False, "the notebooks' settings where they are not ours")
+    images: int | None = option(
+        None, "images per data set, instead of the experiment's own number", least=1, most=limits.IMAGES
+    )
+    images_per_class: int | None = option(
+        None,
+        "images per class in each data set, instead of the experiment's own number",
+        least=1,
+        most=limits.IMAGES,
+    )
+    steps: int | None = option(
+        None, "steps of every attack, instead of the attack's own number", least=1, most=limits.STEPS
+    )
+    weights: str | Path | None = option(None, "weights file of a trained ResNet-18", kind=str | None)
+    quick: bool = option(False, "quick trial with few images and steps; its results mean little")
+    faithful: bool = option(False, "use the original notebooks' settings where ours differ")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,15 +103,15 @@ class Form(Scale):
 class Studies(Options):
     """What ``medpfl reproduce`` is asked for."""
 
-    experiment: list[str] = option([], f"some of {', '.join(EXPERIMENTS)}; none: all")
-    data: str = option(".", f"folder that holds the folders {', '.join(SETS)}")
-    part: list[str] = option([], "an attack of the tables, once for each; none: all")
-    sets: str | None = option(None, "YAML file of other folders: 'melanoma: path'")
-    published: str | None = option(None, "CSV file of published values, beside ours")
-    from_: str | None = option(None, "make the tables of such a directory again")
+    experiment: list[str] = option([], f"experiments to run, from {', '.join(EXPERIMENTS)}; if omitted: all")
+    data: str = option(".", f"folder that contains the folders {', '.join(SETS)}")
+    part: list[str] = option([], "part to run, as named in the tables' attack column; repeat for several; default: all")
+    sets: str | None = option(None, "YAML file with other folders, one line per data set: 'melanoma: path'")
+    published: str | None = option(None, "CSV file with published values to show beside ours")
+    from_: str | None = option(None, "directory of an earlier reproduction: rebuild its tables, run nothing")
     scale: Scale = group(Scale())
     run: Run = group(
         Run(out="runs/reproduction"),
         without=("memory", "isolate"),
-        texts={"out": "where runs and tables go", "force": "discard what other settings left in --out"},
+        texts={"out": "directory for runs and tables", "force": "discard results of other settings in --out"},
     )

@@ -70,7 +70,7 @@ def test_torch_script():
 def test_the_layer_that_cannot_be_copied_is_named():
     network = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
     network[1].lock = threading.Lock()
-    with pytest.raises(InputError, match=r"because of 'lock' of layer '1' \(ReLU\): .*lock.*let it keep no tensor"):
+    with pytest.raises(InputError, match=r"because of 'lock' of layer '1' \(ReLU\): .*lock.*must not keep tensors"):
         copied(network)
 
 

@@ -1,1 +1,1 @@
-"""Channels: what a defense discloses, as a map that can be undone, and what is left of it."""
+"""Channels: a defense's disclosure as a map, and the inversion of this map where possible."""

@@ -1,4 +1,4 @@
-"""Public maps of an update, found by probing: which coordinate each sent one reads, times what, plus what."""
+"""Public affine maps, identified by probing: each output's input coordinate, scale and shift."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from torch import Tensor
 __all__ = ["Monomial", "Probed", "flattened", "linear", "monomial_of", "unflattened"]
 
 _DIGIT = 1024
-"""Indices are read in digits of this base, which are exact in every floating-point type."""
+"""Base of the digits in which indices are probed; its digits are exact in every floating-point type."""
 
 _AGREEMENT = 1e-6
-"""Relative difference up to which two results are equal: functions may compute in float32."""
+"""Relative difference below which two results count as equal: functions may compute in float32."""
 
 _SCALES = (2.0**-20, 1.0, 2.0**10, 2.0**40)
-"""Sizes of the probes, against the update's own: clipping and rounding are linear at some sizes only."""
+"""Sizes of the probes relative to the update: clipping and rounding are linear only at some sizes."""
 
 
 def flattened(tensors: Mapping[str, Tensor]) -> Tensor:
-    """All coordinates (D,) in float64, tensor after tensor."""
+    """Return all coordinates (D,) in float64, tensor after tensor."""
     return torch.cat([t.detach().double().flatten() for t in tensors.values()])
 
 
 def unflattened(values: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Coordinates (D,) in the shapes of `like`; the dtype is that of `values`."""
+    """Return coordinates (D,) as tensors with the shapes of `like` and the dtype of `values`."""
     parts = values.split([t.numel() for t in like.values()])
     return {name: part.view(t.shape) for part, (name, t) in zip(parts, like.items(), strict=True)}
 
 
 class Probed:
-    """A function of an update as one of flat coordinates (D,), in float64 where it can be.
+    """An update's function as a function of flat coordinates (D,), in float64 if the function supports it.
 
     Args:
-        function: from tensors to tensors of the same names and shapes.
-        like: tensors whose names, shapes, device and dtype the function takes.
+        function: maps tensors to tensors with the same names and shapes.
+        like: tensors with the names, shapes, device and dtype that the function expects.
 
     Attributes:
-        fits: whether the result has the names and shapes of `like`.
-        epsilon: relative rounding of the dtype in which the function is called.
+        fits: True if the result has the names and shapes of `like`.
+        epsilon: machine epsilon of the dtype in which the function is called.
     """
 
     def __init__(self, function: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], like: Mapping[str, Tensor]):
@@ -50,7 +50,7 @@ class Probed:
         self.dtype = torch.float64
         try:
             made = self._called(self.own.new_zeros(self.size, dtype=self.dtype))
-        except RuntimeError:  # matrices of the function's own do not mix with float64
+        except RuntimeError:  # the function's own matrices may not be float64
             self.dtype = self.own.dtype
             made = self._called(self.own.new_zeros(self.size))
         self.fits = {k: t.shape for k, t in made.items()} == {k: t.shape for k, t in like.items()}
@@ -58,11 +58,11 @@ class Probed:
         self.shift = self._joined(made) if self.fits else self.own.new_zeros(self.size)
 
     def __call__(self, values: Tensor) -> Tensor:
-        """The function of coordinates (D,), in float64."""
+        """Return the function's value at coordinates (D,), in float64."""
         return self._joined(self._called(values.to(self.dtype)))
 
     def normal(self, generator: torch.Generator) -> Tensor:
-        """Standard normal coordinates (D,) in float64."""
+        """Draw standard normal coordinates (D,) in float64."""
         return torch.randn(self.size, generator=generator, dtype=torch.float64).to(self.own.device)
 
     def _called(self, values: Tensor) -> Mapping[str, Tensor]:
@@ -74,13 +74,13 @@ class Probed:
 
 @dataclass(frozen=True, eq=False)
 class Monomial:
-    """A map of D coordinates, each result of which reads one coordinate at most: ``scale * x[source] + shift``.
+    """A map of D coordinates in which each output depends on at most one input: ``scale * x[source] + shift``.
 
-    Permutations, signs, scalings, masks, shifts, copies, and what is composed of them.
+    It covers permutations, sign flips, scalings, masks, shifts, copies, and compositions of these.
 
     Attributes:
-        scale: (D,) in float64; 0 where the result is the shift alone.
-        source: (D,) the coordinate that is read; 0 where none is.
+        scale: (D,) in float64; 0 if the output is the shift alone.
+        source: (D,) index of the input coordinate; 0 if there is none.
         shift: (D,) in float64.
     """
 
@@ -89,26 +89,26 @@ class Monomial:
     shift: Tensor
 
     def __call__(self, values: Tensor) -> Tensor:
-        """The map of coordinates (D,)."""
+        """Apply the map to coordinates (D,)."""
         return self.scale * values[self.source] + self.shift
 
     def after(self, other: Monomial) -> Monomial:
-        """The other map, then this one."""
+        """Compose: the other map, then this one."""
         return Monomial(self.scale * other.scale[self.source], other.source[self.source], self(other.shift))
 
     @property
     def trivial(self) -> bool:
-        """Whether it changes nothing."""
+        """True if the map is the identity."""
         same = self.source == torch.arange(len(self.source), device=self.source.device)
         return bool(same.all() and (self.scale == 1).all() and (self.shift == 0).all())
 
 
 def monomial_of(probed: Probed, unit: float) -> Monomial | None:
-    """The map that a function is, as probes tell; ``None`` where it is no such map.
+    """Identify a function as a monomial map by probing; return ``None`` if it is no such map.
 
     Args:
         probed: the function.
-        unit: the size of the coordinates that it is made for.
+        unit: typical size of its input coordinates.
     """
     with torch.no_grad():
         if not probed.fits or not probed.shift.isfinite().all():
@@ -125,14 +125,14 @@ def monomial_of(probed: Probed, unit: float) -> Monomial | None:
 
 
 def _snapped(scale: Tensor, error: Tensor) -> Tensor:
-    """The nearest numbers in float32, where the difference may be rounding alone; 0 where all of it may be."""
+    """Round scales to float32 where rounding errors may explain the difference, and to 0 where they may explain all."""
     scale = torch.where(scale.abs() <= 8 * error, 0.0, scale)
     near = scale.float().double()
     return torch.where((scale - near).abs() <= 8 * error * scale.abs().clamp(min=1), near, scale)
 
 
 def _sources(probed: Probed, step: float, scale: Tensor) -> Tensor | None:
-    """(D,) which coordinate each result reads, digit by digit; ``None`` where a result is no digit."""
+    """Find each output's input coordinate (D,), digit by digit; return ``None`` if an output is no digit."""
     places = torch.arange(probed.size, device=scale.device)
     source, base, reads = torch.zeros_like(places), 1, scale != 0
     while base < probed.size:
@@ -146,7 +146,7 @@ def _sources(probed: Probed, step: float, scale: Tensor) -> Tensor | None:
 
 
 def _confirmed(probed: Probed, found: Monomial, unit: float) -> bool:
-    """Whether the function is that map of random coordinates of several sizes."""
+    """Return True if the function equals the map at random coordinates of several sizes."""
     generator = torch.Generator().manual_seed(0)
     for size in _SCALES:
         values = unit * size * probed.normal(generator)
@@ -157,7 +157,7 @@ def _confirmed(probed: Probed, found: Monomial, unit: float) -> bool:
 
 
 def linear(probed: Probed, unit: float) -> bool:
-    """Whether a function is affine, as probes of several sizes tell: its differences add up and scale."""
+    """Return True if a function is affine: probes at several sizes check additivity and homogeneity."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         if not probed.fits or not probed.shift.isfinite().all():

@@ -1,4 +1,4 @@
-"""What is publicly known of a defense, in the only form that attacks read."""
+"""The channel: public knowledge about a defense, in the only form that attacks use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def stack_tensors(many: Sequence[Tensors]) -> dict[str, Tensor]:
-    """``{name: (V, ...)}`` from V mappings with the same names."""
+    """Stack V mappings with the same names into ``{name: (V, ...)}``."""
     return {name: torch.stack([one[name] for one in many]) for name in many[0]}
 
 
@@ -26,21 +26,21 @@ def _unchanged(tensors: Tensors) -> Tensors:
 
 
 _PROBES = 16
-"""Random vectors by which a dense map's effect on noise is told."""
+"""Number of random vectors that estimate a dense map's effect on noise."""
 
 
 class _Chain:
-    """Known parts, one after the other.
+    """Known parts, applied in order.
 
     Args:
-        parts: a function each, and what marks the names of its own in what is known: ``None`` where it takes nothing.
+        parts: pairs of a function and the prefix of its names in `known`; ``None`` if it takes no `known`.
     """
 
     def __init__(self, parts: tuple[tuple[Callable[..., Tensors], str | None], ...]) -> None:
         self.parts = parts
 
     def __call__(self, tensors: Tensors, given: Tensors | None = None) -> Tensors:
-        """The tensors after all parts."""
+        """Return the tensors after all parts."""
         for apply, mark in self.parts:
             tensors = apply(tensors) if mark is None else apply(tensors, _marked(given, mark))
         return tensors
@@ -52,24 +52,23 @@ def _marked(given: Tensors | None, mark: str) -> Tensors:
 
 @dataclass(frozen=True, eq=False)
 class Channel:
-    """How the sent update differs from the raw one: ``sent = apply(raw) + noise + error``.
+    """The relation between raw and sent update: ``sent = apply(raw) + noise + error``.
 
     Attributes:
-        apply: the known, differentiable part (clipping, quantization): raw tensors to sent tensors, called
-            ``apply(tensors)``, or ``apply(tensors, known)`` where there is something `known`. It is one and
-            the same function for all victims; calling the channel itself suits both.
-        precision: 1 / variance of the noise by coordinate; 0 where the sent value says nothing;
-            ``None``: the same everywhere.
-        bounds: the error is at most this by coordinate (a pruned coordinate is at most the threshold);
-            ``None``: exact up to the noise.
-        laplace: whether the noise has Laplace's distribution; otherwise, as where several noises add up, it is taken
-            for normal.
-        known: what `apply` takes besides and differs between victims, by name; ``None``: nothing.
-        moment: the known, differentiable part of the `gradient` moment, on per-sample gradients (N, ...):
-            `medpfl.federated.local.local_update` takes it; ``None``: there is none.
-        exact: the known part itself, raw tensors to sent tensors, where `apply` is a smooth stand-in for it (of signs,
-            of rounding); ``None``: `apply` is exact. Attacks use `apply`; the probe of an audit compares with this.
-            `then` drops it: it is of one defense alone.
+        apply: the known, differentiable part (such as clipping), from raw to sent tensors. It is called as
+            ``apply(tensors)``, or as ``apply(tensors, known)`` if `known` is set, and is the same function for all
+            victims. Calling the channel itself handles both cases.
+        precision: 1 / variance of the noise, per coordinate; 0 where the sent value carries no information; ``None``
+            if the precision is the same everywhere.
+        bounds: largest error per coordinate (for a pruned coordinate, the threshold); ``None`` if exact up to noise.
+        laplace: True if the noise has a Laplace distribution. Otherwise, for example if several noises add up, it is
+            treated as normal.
+        known: additional arguments of `apply`, by name, which may differ between victims; ``None`` if there are none.
+        moment: the known, differentiable part of the `gradient` moment, on per-sample gradients (N, ...), for
+            `medpfl.federated.local.local_update`; ``None`` if there is none.
+        exact: the exact known part, from raw to sent tensors, if `apply` is a smooth surrogate for it (for signs or
+            rounding); ``None`` if `apply` is exact. Attacks use `apply`; an audit's probe compares with `exact`. `then`
+            drops it, because it describes one defense alone.
     """
 
     apply: Callable[..., Tensors] = _unchanged
@@ -81,17 +80,17 @@ class Channel:
     exact: Callable[[Tensors], Tensors] | None = None
 
     def __call__(self, tensors: Tensors, known: Tensors | None = None) -> Tensors:
-        """One victim's tensors through the known part; `known` of that victim where the channel is stacked."""
+        """Apply the known part to one victim's tensors; pass the victim's `known` if the channel is stacked."""
         known = self.known if known is None else known
         return self.apply(tensors) if known is None else self.apply(tensors, known)
 
     @property
     def additive(self) -> bool:
-        """Whether the sent update is the raw one but for noise and errors, coordinate by coordinate."""
+        """True if the sent update equals the raw one up to noise and errors, coordinate by coordinate."""
         return self.apply is _unchanged and self.moment is None
 
     def of(self, names: Collection[str]) -> Channel:
-        """What an additive channel says of some parameters."""
+        """Return an additive channel restricted to some parameters."""
 
         def some(tensors: Tensors | None) -> Tensors | None:
             return None if tensors is None else {name: t for name, t in tensors.items() if name in names}
@@ -100,11 +99,11 @@ class Channel:
 
     @property
     def silent(self) -> bool:
-        """Whether it says nothing: the sent update is the raw one."""
+        """True if the channel discloses no change: the sent update is the raw one."""
         return self.additive and self.precision is None and self.bounds is None
 
     def parts(self) -> list[tuple[Callable[[Tensors], Tensors], bool]]:
-        """The known parts in order, as functions of tensors alone, and whether each takes what differs by victim."""
+        """Return the known parts in order, as functions of tensors alone, each with True if it differs by victim."""
         return [
             (apply, False) if mark is None else (partial(_given, apply, _marked(self.known, mark)), True)
             for apply, mark in self._chain()
@@ -120,22 +119,23 @@ class Channel:
         laplace: bool = False,
         known: Tensors | None = None,
     ) -> Channel:
-        """This channel followed by one more change.
+        """Return this channel followed by one more change.
 
-        Earlier noise and errors go through `apply`: where it reads one coordinate for each that it gives (a
-        permutation, signs, scalings, a mask), exactly; where it is another linear map, noise has its mean variance in
-        each tensor, and errors are taken for noise, uniform within their bounds. Where `apply` is not linear, `gain`
-        says what it does to them.
+        Earlier noise and errors pass through `apply`. If each output of `apply` depends on one input (a permutation,
+        signs, scalings, a mask), they are transformed exactly. For another linear map, noise gets its mean variance in
+        each tensor, and errors are treated as noise, uniform within their bounds. If `apply` is not linear, `gain`
+        states its effect on them.
 
         Args:
-            apply: the known part of that change.
-            gain: what it multiplies earlier noise and errors by; ``None``: as `apply` does, and 1 where that is not
-                linear.
-            precision, bounds: of the noise and the error that it adds; variances add up, and so do bounds.
-            laplace: of the noise that it adds.
-            known: what its `apply` takes besides.
+            apply: the known part of the change.
+            gain: factor by which the change multiplies earlier noise and errors. ``None`` derives it from `apply`, or
+                uses 1 if `apply` is not linear.
+            precision, bounds: precision of the noise and bounds of the error that the change adds. Variances add up,
+                and so do bounds.
+            laplace: True if the added noise has a Laplace distribution.
+            known: additional arguments of the change's `apply`.
         """
-        mark = None if known is None else f"{len(self.known or {})}:"  # the names of two changes must not meet
+        mark = None if known is None else f"{len(self.known or {})}:"  # the names of two changes must not collide
         earlier = self._carried(apply, known) if gain is None and apply is not None else self
         factor = 1.0 if gain is None else gain
         return replace(
@@ -154,7 +154,7 @@ class Channel:
         return () if self.apply is _unchanged else ((self.apply, None if self.known is None else ""),)
 
     def _carried(self, apply: Callable[..., Tensors], known: Tensors | None) -> Channel:
-        """This channel's noise and errors after a map."""
+        """Return this channel with its noise and errors passed through a map."""
         told = self.precision if self.precision is not None else self.bounds
         if told is None:
             return self
@@ -177,7 +177,7 @@ class Channel:
         return replace(self, precision=precision, bounds=bounds)
 
     def _mixed(self, probed: Probed, told: Tensors) -> Channel:
-        """As after a dense map: of every tensor, the mean variance of what comes of independent noise."""
+        """Return this channel after a dense map, with each tensor's mean variance from independent input noise."""
         variance = flattened(told).new_zeros(probed.size)
         if self.precision is not None:
             variance = variance + 1 / flattened(self.precision)
@@ -197,7 +197,7 @@ class Channel:
 
     @staticmethod
     def stack(channels: Sequence[Channel]) -> Channel:
-        """V victims' channels of one defense as one; what differs between them is in tensors (V, ...)."""
+        """Stack V victims' channels of one defense; their differences are in tensors (V, ...)."""
         first = channels[0]
 
         def along(field: str) -> dict[str, Tensor] | None:

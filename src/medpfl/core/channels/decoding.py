@@ -1,4 +1,4 @@
-"""The raw update, as far as what a defense discloses tells it: public maps are undone once, before any attack."""
+"""Decoding: estimates the raw update by undoing a defense's disclosed maps once, before any attack."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from medpfl.core.types import Update
 __all__ = ["certain", "decoded", "decoded_all"]
 
 _ITERATIONS = 500
-"""Of the solver that undoes a dense map, at most; one that needs more is left to gradient matching."""
+"""Maximum number of solver iterations to invert a dense map; a map that needs more is left to gradient matching."""
 
 _SOLVED = 1e-6
 _CLOSE = 1e-5
-"""Relative differences: of a solution from the coordinates that made it, of the sent update from what explains it."""
+"""Allowed relative errors: of a solved test vector, and of the re-encoded estimate against the sent update."""
 
 _DEVIATIONS = 20
-"""Noise of more than so many standard deviations is none: of 10^7 Laplace values the largest has about 12."""
+"""Standard deviations beyond which a difference is no noise: the largest of 10^7 Laplace values has about 12."""
 
 
 def certain(group: Tensor) -> float:
-    """The precision of values that are known up to the rounding of their dtype; at most 1e30."""
+    """Return the precision of values known up to their dtype's rounding; at most 1e30."""
     rounding = torch.finfo(group.dtype).eps * float(group.double().square().mean().sqrt())
     return min(rounding**-2, 1e30) if rounding > 1e-15 else 1e30
 
 
 def decoded_all(updates: Sequence[Update], channels: Sequence[Channel]) -> tuple[Update, Channel | None]:
-    """V victims' updates under the channels of one defense, decoded and stacked.
+    """Decode and stack V victims' updates under the channels of one defense.
 
-    What cannot be decoded for one of them is not for any: the channel's known part is one function for all.
+    If decoding fails for one victim, none is decoded: the channel's known part is one function for all.
 
     Returns:
-        The updates, and what remains of the channel, ``None`` where nothing does.
+        The stacked updates, and the rest of the channel, or ``None`` if nothing is left.
     """
     if channels[0].additive:
         return Update.stack(updates), _remaining(channels)
@@ -57,21 +57,21 @@ def decoded_all(updates: Sequence[Update], channels: Sequence[Channel]) -> tuple
 
 
 def decoded(update: Update, channel: Channel) -> tuple[Update, Channel]:
-    """The best estimate of the raw update of one victim, and what remains of the channel.
+    """Return the best estimate of one victim's raw update, and the rest of the channel.
 
-    `Channel.apply` is taken apart into the changes that it was made of (`Channel.then`), and each is probed.
+    `Channel.apply` is split into the changes that it was composed of (`Channel.then`), and each is probed.
 
-    - Where a change gives each coordinate from one other at most (permutations over the whole update, signs, scalings,
-      masks, shifts), it is undone. A coordinate that is not sent is 0, with a precision of 0. Other changes (clipping)
-      remain as the `apply` of the new channel, which is of the raw coordinates: what is undone is what all changes
-      but these do together.
-    - A dense linear map (a rotation) is undone where all changes are affine and the map can be inverted by conjugate
-      gradients in a few hundred steps, to six digits. Noise must be known of every coordinate then, and has its mean
-      variance afterwards; errors within bounds cannot be carried over.
-    - The update and the channel are returned as they were where nothing can be undone, and where the estimate, sent
-      again, does not give the sent update up to noise, bounds and rounding: what is disclosed is wrong, then.
+    - A change in which each output depends on at most one input is undone (permutations across the whole update, signs,
+      scalings, masks, shifts). A coordinate that was not sent becomes 0 with precision 0. Other changes (clipping)
+      remain in the new channel. Its `apply` acts on raw coordinates: it is the old `apply`, followed by the inverse of
+      all undone changes together.
+    - A dense linear map (a rotation) is undone if all changes are affine and LSQR inverts the map in a few hundred
+      steps, to six digits. The noise of every coordinate must then be known, and gets its mean variance; nonzero error
+      bounds prevent this, because they cannot be carried over.
+    - Update and channel are returned unchanged if nothing can be undone. The same holds if the re-encoded estimate
+      differs from the sent update by more than noise, bounds and rounding: then the disclosure is wrong.
 
-    Memory: a few vectors of the update's size. Buffers and the number of samples are unchanged.
+    Memory: a few vectors of the update's size. Buffers and the number of samples stay as they are.
     """
     if channel.additive:
         return update, channel
@@ -79,13 +79,13 @@ def decoded(update: Update, channel: Channel) -> tuple[Update, Channel]:
 
 
 def _unit(updates: Sequence[Update]) -> float:
-    """The largest root mean square of the finite coordinates; 1 of zeros."""
+    """Return the largest root mean square among the updates' finite coordinates; 1 if all are zero."""
     sizes = [flattened(u.tensors).nan_to_num(0.0, 0.0, 0.0).square().mean().sqrt() for u in updates]
     return float(torch.stack(sizes).max()) or 1.0
 
 
 def _remaining(channels: Sequence[Channel]) -> Channel | None:
-    """The channels stacked; one that is silent beside others says that all is exact."""
+    """Stack the channels; a channel without precision counts as exact if others have one."""
     if all(channel.silent for channel in channels):
         return None
     if any(channel.precision is None for channel in channels):
@@ -98,12 +98,12 @@ def _remaining(channels: Sequence[Channel]) -> Channel | None:
 
 @dataclass(frozen=True, eq=False)
 class _Undone:
-    """What of a channel's known part can be undone.
+    """The part of a channel that can be undone.
 
     Attributes:
-        total: what all changes do together that read one coordinate each; ``None``: there is none.
-        dense: the whole known part, where it is another affine map.
-        rest: whether changes remain.
+        total: composition of all monomial changes; ``None`` if there is nothing to undo.
+        dense: the whole known part, if it is another affine map.
+        rest: True if other changes remain.
     """
 
     total: Monomial | None
@@ -112,14 +112,14 @@ class _Undone:
 
     @classmethod
     def of(cls, channel: Channel, like: Tensors, unit: float) -> _Undone:
-        """Found by probing the parts of a channel at the size of an update."""
+        """Probe a channel's parts at an update's size."""
         parts = channel.parts()
         found = [monomial_of(Probed(apply, like), unit) for apply, _ in parts]
         if any(one is None for one in found):
             whole = Probed(channel, like)
             if linear(whole, unit):
                 return cls(None, whole, False)
-            # What differs by victim cannot be in an `apply` that is one for all.
+            # The new `apply` is one function for all victims, so it cannot undo a map that differs by victim.
             found = [None if differs else one for one, (_, differs) in zip(found, parts, strict=True)]
         total = None
         for one in found:
@@ -129,7 +129,7 @@ class _Undone:
         return cls(None if rest and total is not None and total.trivial else total, None, rest)
 
     def __call__(self, update: Update, channel: Channel) -> tuple[Update, Channel] | None:
-        """One victim's update and channel; ``None`` where nothing can be undone."""
+        """Return one victim's decoded update and channel; ``None`` if nothing can be undone."""
         if self.dense is not None:
             return _solved(self.dense, update, channel)
         if self.total is None:
@@ -138,7 +138,7 @@ class _Undone:
 
 
 class _Read:
-    """One victim's update, read through a map that takes one coordinate for each."""
+    """One victim's update, decoded through a monomial map."""
 
     def __init__(self, total: Monomial, update: Update, channel: Channel) -> None:
         self.total, self.update, self.channel = total, update, channel
@@ -150,7 +150,7 @@ class _Read:
         self.once = bool(self.count.max() <= 1)
 
     def pair(self, rest: bool) -> tuple[Update, Channel] | None:
-        """The estimate and what remains; ``None`` where the estimate does not explain what was sent."""
+        """Return the estimate and the rest of the channel; ``None`` if the estimate contradicts the sent update."""
         safe = torch.where(self.reads, self.total.scale, 1.0)
         value = self._gathered((self.sent - self.total.shift) / safe)
         if not self._explains(value):
@@ -177,13 +177,13 @@ class _Read:
         return self.update.replace(tensors), left
 
     def _readers(self) -> Tensor:
-        """(D,) which sent coordinate tells each raw one; -1 where none does."""
+        """Return for each raw coordinate (D,) a sent coordinate that depends on it; -1 if there is none."""
         readers = torch.full_like(self.total.source, -1)
         readers[self.total.source[self.reads]] = self.reads.nonzero()[:, 0]
         return readers
 
     def _gathered(self, each: Tensor) -> Tensor:
-        """(D,) what sent coordinates (D,) say of the raw ones: of several, the mean by precision; 0 where none does."""
+        """Map sent coordinates (D,) to raw ones: several are averaged by precision; 0 where there is none."""
         readers = self._readers()
         single = torch.where(readers >= 0, each[readers.clamp(min=0)], 0.0)
         if self.once:
@@ -196,7 +196,7 @@ class _Read:
         return torch.where((self.count > 1) & (sums[0] > 0), sums[1] / sums[0], single)
 
     def _explains(self, value: Tensor) -> bool:
-        """Whether the estimate gives what was sent, where something besides it tells what that should be."""
+        """Return True if the re-encoded estimate agrees with the sent update, within noise, bounds and rounding."""
         if self.once and self.reads.all():
             return True
         size = self.total.scale.abs() * value.abs()[self.total.source] + self.total.shift.abs() + self.sent.abs()
@@ -211,7 +211,7 @@ class _Read:
 def _conjugated(
     apply: Callable[..., Tensors], total: Monomial, readers: Tensor, tensors: Tensors, known: Tensors | None = None
 ) -> dict[str, Tensor]:
-    """What is sent of tensors, read back through the map: differentiable, in the tensors' own dtype."""
+    """Apply a channel's known part, then undo the monomial map: differentiable, in the tensors' own dtype."""
     made = apply(tensors) if known is None else apply(tensors, known)
     sent = torch.cat([made[name].flatten() for name in tensors])
     places = readers.clamp(min=0)
@@ -224,7 +224,7 @@ def _cast(values: Tensor, like: Tensors) -> dict[str, Tensor]:
 
 
 def _solved(dense: Probed, update: Update, channel: Channel) -> tuple[Update, Channel] | None:
-    """The update before a dense affine map; ``None`` where it cannot be inverted."""
+    """Return the update before a dense affine map; ``None`` if the map cannot be inverted."""
     sent, told = flattened(update.tensors), None if channel.precision is None else flattened(channel.precision)
     if channel.bounds is not None and any(bool(t.any()) for t in channel.bounds.values()):
         return None
@@ -246,7 +246,7 @@ def _solved(dense: Probed, update: Update, channel: Channel) -> tuple[Update, Ch
 
 
 def _solver(dense: Probed) -> Callable[[Tensor], Tensor]:
-    """Least squares of the map's linear part by LSQR (Paige and Saunders 1982), without its matrix."""
+    """Return a least-squares solver for the map's linear part: matrix-free LSQR (Paige and Saunders 1982)."""
     device = dense.shift.device
     pull = cast("Callable[[Tensor], tuple[Tensor]]", torch.func.vjp(dense, torch.zeros_like(dense.shift))[1])
 

@@ -1,4 +1,4 @@
-"""Messages and mean that a server sees of clients whose updates are summed."""
+"""The server's view of a round under secure aggregation: masked messages and the mean update."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Exchange", "MaskedVector"]
 
 @dataclass(frozen=True, eq=False)
 class MaskedVector:
-    """One client's message. It is no `Update`: without the masks it says nothing of one.
+    """One client's masked message. It is no `Update`: without the masks it says nothing about the update.
 
     Attributes:
         values: (1 + size,) integers in [0, modulus): the weight, then all coordinates.
-        modulus: what they are added up by.
-        num_samples: travels in clear beside it, as in Flower.
+        modulus: modulus of the sum.
+        num_samples: number of samples, sent in clear as in Flower.
     """
 
     values: Tensor
@@ -28,12 +28,12 @@ class MaskedVector:
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """A round of several clients as the server has it at the end.
+    """The server's view at the end of a round with several clients.
 
     Attributes:
-        masked: the message of each client that stayed, by its place among the clients; empty where none is seen.
-        dropped: places of those that fell silent, and are not in the mean.
-        mean: the mean update of those that stayed, weighted by their numbers of samples.
+        masked: masked messages of the clients that stayed, by client position; empty if the server sees none.
+        dropped: positions of the clients that dropped out and are not in the mean.
+        mean: mean update of the clients that stayed, weighted by their numbers of samples.
     """
 
     masked: dict[int, MaskedVector]

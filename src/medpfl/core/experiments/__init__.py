@@ -1,1 +1,1 @@
-"""Typed experiments: what can be asked for, within which bounds, and what was found out first."""
+"""Typed experiments: their options, the bounds of these, and the settings recorded with a run."""

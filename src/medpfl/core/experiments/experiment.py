@@ -1,4 +1,4 @@
-"""The typed experiment: what ``medpfl audit`` and a YAML file say. Free of torch."""
+"""The options of ``medpfl audit`` as a typed experiment, from the command line or YAML. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,30 +12,40 @@ from medpfl.core.threat import ThreatModel
 __all__ = ["STANDARD", "Demo", "Experiment"]
 
 STANDARD = ("DLG", "iDLG", "CPL", "GradInv", "Posterior")
-"""The attacks of an audit that names none. Those that are made for few models, its own among them, are added, and
-for deep ones attacks with settings for these."""
+"""The standard attacks, used if an audit names none. Attacks designed for the model are added, and for deep models
+also standard attacks with settings for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Options):
-    """An audit as strings and numbers."""
+    """An audit's options as strings and numbers."""
 
-    data: str = option("samples", "folder of class folders, record of an update, or 'samples'")
+    data: str = option("samples", "folder with one subfolder per class, recorded update, or 'samples'")
     model: str = option(
         "LeNet('dlg')",
-        "spec from 'medpfl list models', file.py:name, package.module:name, or directory of a training",
+        "model: spec from 'medpfl list models', file.py:name, package.module:name, or run directory of 'medpfl train'",
     )
-    weights: str | None = option(None, "weights file: safetensors, or a state dict of torch.save")
+    weights: str | None = option(None, "weights file: safetensors, or a state dict from torch.save")
     attack: list[str] = option(
-        list(STANDARD), "spec; once for each attack; as it is, those that are made for the model too"
+        list(STANDARD),
+        "attack to run, e.g. 'iDLG(steps=300)'; repeat for several; if omitted: the default list and attacks that "
+        "suit the model",
     )
-    defense: list[str] = option([], "spec; once for each; parts joined by |, sweeps by geom() and lin()")
-    grant: list[str] = option([], "what the adversary is told: labels, order, ...; defense: only attacks that know it")
+    defense: list[str] = option(
+        [],
+        "defense to test, e.g. 'TopK(keep=0.1)'; repeat for several; join parts with |; sweep a number with "
+        "geom(first, last, n) or lin(first, last, n)",
+    )
+    grant: list[str] = option(
+        [],
+        "extra knowledge for the attacker: labels, order, masks, auxiliary, active, or defense (test only attacks that "
+        "know the defense); repeat for several",
+    )
     naive: bool = option(
-        False, "only attacks that are not told what a defense discloses of itself; else without and with"
+        False, "test only attacks that do not know the defense; default: test each attack without and with knowledge"
     )
-    rounds: str | None = option(None, "with a training as --model: rounds whose models are audited, as 0,1,5")
-    truth: str | None = option(None, "for a record: folder of the images that it was made from")
+    rounds: str | None = option(None, "rounds to audit, e.g. 0,1,5, if --model is the run directory of a training")
+    truth: str | None = option(None, "folder with the original images of a recorded update")
     victims: Victims = group(Victims())
     plan: Plan = group(Plan())
     criteria: Criteria = group(Criteria())
@@ -43,12 +53,12 @@ class Experiment(Options):
 
     @property
     def threat(self) -> ThreatModel:
-        """The adversary."""
+        """The threat model."""
         return ThreatModel(tuple(self.grant), self.naive)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Options):
-    """What ``medpfl demo`` is asked for."""
+    """Options of ``medpfl demo``."""
 
     run: Run = group(Run(), without=("seed", "device", "memory", "isolate"))

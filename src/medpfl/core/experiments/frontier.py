@@ -1,4 +1,4 @@
-"""The typed frontier: what ``medpfl frontier`` and a YAML file say. Free of torch."""
+"""The options of ``medpfl frontier`` as a typed experiment. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,41 +16,53 @@ from medpfl.core.yaml_files import read_text
 __all__ = ["RECOMMENDED", "RECOMMENDED_FILE", "Frontier", "is_recommendation"]
 
 RECOMMENDED, RECOMMENDED_FILE = "# Recommended by medpfl frontier", "recommended.yaml"
-"""How a recommendation begins, and what it is called: either tells it from a YAML file that a person wrote."""
+"""First line and file name of a recommendation. Either one distinguishes it from a YAML file written by hand."""
 
 
 def is_recommendation(path: str | Path) -> bool:
-    """Whether a YAML file is what a frontier recommended, perhaps another party's."""
+    """Return True if a YAML file is a frontier's recommendation, possibly from another party."""
     beginning = read_text(path)[:2000]
     return Path(path).name == RECOMMENDED_FILE or RECOMMENDED in beginning
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frontier(Training):
-    """Trainings and audits under several defenses as strings and numbers; the training is as of ``medpfl train``."""
+    """Trainings and audits under several defenses. The training options are those of ``medpfl train``."""
 
-    defense: list[str] = option([], "spec; once for each; parts joined by |, strengths by geom() and lin()")
+    defense: list[str] = option(
+        [],
+        "defense to compare, e.g. 'DPSGD(noise=geom(0.5, 4, 4))'; repeat for several; join parts with |; sweep "
+        "strengths with geom(first, last, n) or lin(first, last, n)",
+    )
     limit: list[str] = option(
         [],
-        "'asr<=0.05', of asr, ssim, identified or recognized (identified above chance); repeat for several; the upper "
-        "end of the 95 % interval must not exceed it; unset: --tolerance on asr and on recognized",
+        "limit on leakage, e.g. 'asr<=0.05'; measures: asr, ssim, identified, recognized (identified above chance); "
+        "the upper end of the 95 % interval must not exceed it; repeat for several; unset: --tolerance for asr and "
+        "recognized",
     )
     tolerance: float = again(Criteria, "tolerance")
-    accept_leak: bool = option(False, "recommend a setting even if its own audit says that it leaks, within the limits")
-    seeds: int = option(1, "trainings of each setting, seeds counted from --seed on", least=1, most=limits.SEEDS)
+    accept_leak: bool = option(
+        False, "allow recommending a setting that keeps the limits although its audit found a leak"
+    )
+    seeds: int = option(
+        1, "trainings per setting, with consecutive seeds starting at --seed", least=1, most=limits.SEEDS
+    )
     round: int = option(
-        0, "whose model is audited; 0: untrained, the same under every defense", least=0, most=limits.ROUNDS
+        0,
+        "round whose global model is audited; 0: the untrained model, the same for every defense",
+        least=0,
+        most=limits.ROUNDS,
     )
     attack: list[str] = again(Experiment, "attack")
-    grant: list[str] = option([], "what the adversary is told: labels, order, ...")
+    grant: list[str] = option([], "extra knowledge for the attacker: labels, order, masks, ...; repeat for several")
     images: int | None = again(
         Victims,
         "images",
         None,
-        "images to attack, evenly over classes; unset: 32, or more where the limits need more updates",
+        "number of images to attack, spread evenly over classes; unset: 32, or more if the limits need more updates",
     )
-    images_per_update: int = option(1, "images behind an update that is attacked", least=1, most=limits.IMAGES)
-    draws: int = again(Victims, "draws", text="draws of untrained weights that are audited")
+    images_per_update: int = option(1, "number of images in each attacked update", least=1, most=limits.IMAGES)
+    draws: int = again(Victims, "draws", text="number of random initializations to audit")
     run: Run = group(Run())
 
     @property
@@ -58,8 +70,8 @@ class Frontier(Training):
         """The run directory.
 
         Raises:
-            InputError: none was named.
+            InputError: ``--out`` was not given.
         """
         if self.run.out is None:
-            raise InputError("a frontier is kept as it goes on: --out names a directory for its runs and its figure")
+            raise InputError("--out is missing: name a directory for the frontier's runs and figure")
         return Path(self.run.out)

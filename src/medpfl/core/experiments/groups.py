@@ -1,4 +1,4 @@
-"""Groups of options that the doors share: whose images, what is measured, and how a run is carried out."""
+"""Option groups shared by commands and Python functions: images, criteria, and execution."""
 
 from __future__ import annotations
 
@@ -15,35 +15,43 @@ __all__ = ["ClientImages", "Cohort", "Criteria", "Reading", "Run", "Victims"]
 
 @dataclass(frozen=True, kw_only=True)
 class Reading(Options):
-    """How images are read.
+    """Settings for reading images.
 
     Attributes:
-        size: edge in pixels.
-        fit: ``"crop"`` cuts the middle square out, ``"squash"`` resizes both sides.
-        channels: 1 gray, 3 color; ``None``: as the images are.
+        size: side length in pixels.
+        fit: ``"crop"`` crops the central square, ``"squash"`` resizes both sides.
+        channels: 1 for grayscale, 3 for color, ``None`` to keep the images' own.
     """
 
-    size: int = option(32, "edge of the images in pixels", least=1, most=limits.SIDE, told=False)
-    fit: Literal["crop", "squash"] = option("crop", "how an image becomes square", told=False)
-    channels: Literal[1, 3] | None = option(None, "1 gray, 3 color; unset: as the images are", told=False)
+    size: int = option(32, "side length in pixels to which images are resized", least=1, most=limits.SIDE, told=False)
+    fit: Literal["crop", "squash"] = option(
+        "crop", "how to make images square: crop the center, or squash (resize both sides)", told=False
+    )
+    channels: Literal[1, 3] | None = option(
+        None, "color channels: 1 (grayscale) or 3 (color); unset: as in the images", told=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientImages(Reading):
-    """How images are read, and dealt to clients.
+    """Settings for reading images and distributing them among clients.
 
     Attributes:
         size, fit, channels: as in `Reading`.
-        partition: a spec or a `medpfl.data.partition.Partition`; patients stay whole where they are known.
-        clients: in place of the partition's own number; secure aggregation sums the updates of all of them.
+        partition: a spec or a `medpfl.data.partition.Partition`. All images of a patient stay together if patients
+            are known.
+        clients: number of clients, overriding the partition's own. Secure aggregation sums the updates of all of them.
     """
 
     partition: object = option(
-        "IID(clients=1)", "IID(clients=...) or Dirichlet(alpha=..., clients=...)", kind=str, told=False
+        "IID(clients=1)",
+        "rule that distributes images among clients: IID(clients=...) or Dirichlet(alpha=..., clients=...)",
+        kind=str,
+        told=False,
     )
     clients: int | None = option(
         None,
-        "clients of the partition, in place of its own number; secure aggregation sums over all of them",
+        "number of clients, overriding the partition's own; secure aggregation sums over all of them",
         least=1,
         most=limits.CLIENTS,
         told=False,
@@ -52,94 +60,118 @@ class ClientImages(Reading):
 
 @dataclass(frozen=True, kw_only=True)
 class Victims(ClientImages):
-    """The images that an audit attacks.
+    """The target images of an audit.
 
     Attributes:
-        images: how many, evenly over classes, in whole updates.
-        draws: of untrained weights; each attacks the same images.
+        images: number of target images, spread evenly over classes, in whole updates.
+        draws: number of random initializations of an untrained model; each is attacked with the same images.
         size, fit, channels, partition, clients: as in `ClientImages`.
     """
 
-    images: int = option(32, "images to attack, evenly over classes", least=1, most=limits.IMAGES)
-    draws: int = option(1, "draws of untrained weights; each attacks the same images", least=1, most=limits.DRAWS)
+    images: int = option(32, "number of images to attack, spread evenly over classes", least=1, most=limits.IMAGES)
+    draws: int = option(
+        1,
+        "number of random initializations of an untrained model, each attacked with the same images",
+        least=1,
+        most=limits.DRAWS,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort(ClientImages):
-    """The images of a training, of all its clients, and those that judge the model.
+    """All clients' training images, and the images that score the model.
 
     Attributes:
-        validation, test: images to judge the model by; MedMNIST's own splits, if its file is the data.
-        holdout: one in so many images is held out where there is no validation set, patients whole.
+        validation, test: images that score the model; default: the splits of a MedMNIST file, if the data is one.
+        holdout: without a validation set, one in `holdout` images is held out. All images of a patient stay together.
         size, fit, channels, partition, clients: as in `ClientImages`.
     """
 
     validation: object = option(
-        None, "images for the scores; unset: MedMNIST's own, else a part held out", kind=str | None, told=False
+        None,
+        "images that score the model every round; unset: MedMNIST's own split, or else a held-out part (--holdout)",
+        kind=str | None,
+        told=False,
     )
     test: object = option(
-        None, "images for the final scores; unset: MedMNIST's own, else none", kind=str | None, told=False
+        None,
+        "images that score the final model; unset: MedMNIST's own split, or else none",
+        kind=str | None,
+        told=False,
     )
     holdout: int = option(
-        5, "without validation images: one in so many is held out", least=2, most=limits.IMAGES, told=False
+        5,
+        "hold out one in N images for validation if there are no validation images",
+        least=2,
+        most=limits.IMAGES,
+        told=False,
     )
     partition: object = again(ClientImages, "partition", "IID(clients=4)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Criteria(Options):
-    """What the verdict is measured by.
+    """Criteria of the verdict.
 
     Attributes:
-        tolerance: share of images in (0, 1). "No leak found" needs 95 % confidence that fewer than this share are read
-            back, and that fewer are recognized beyond what guesses without the update explain.
-        delta: probability of failure at which the epsilon of differentially private defenses is stated.
-        iterates: adds the score ``legacy_oracle_iterate``: SSIM of the iterate nearest to the truth, among up to 31 of
-            each start, evenly spaced, and the guess. No attacker can pick it; the paper's notebooks do.
+        tolerance: share of images in (0, 1). "No leak found" needs 95 % confidence that a smaller share is
+            reconstructed, and that a smaller share is re-identified beyond what guesses without the update explain.
+        delta: delta at which the epsilon of differentially private defenses is reported.
+        iterates: adds the score ``legacy_oracle_iterate``: the SSIM of the iterate nearest to the target image, chosen
+            from the guess and up to 31 evenly spaced iterates of each restart. No attacker can make this choice; the
+            paper's notebooks do.
     """
 
     tolerance: float = option(
         TOLERANCE,
-        "share of images: 'no leak found' needs 95 % confidence that fewer are read back or recognized",
+        "largest share of images that may leak: 'no leak found' needs 95 % confidence that fewer are reconstructed "
+        "or re-identified",
         above=0,
         below=1,
         told=False,
     )
     delta: float = option(
         1e-5,
-        "delta of the reported (epsilon, delta); well below one over a client's images",
+        "delta of the reported (epsilon, delta); should be well below 1 / (images per client)",
         above=0,
         below=1,
         told=False,
     )
-    iterates: bool = option(False, "score the iterate nearest to the truth too, which no attacker can pick")
+    iterates: bool = option(
+        False, "also score the iterate nearest to the target image (a choice that no attacker can make)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Options):
-    """How a run is carried out.
+    """Settings for executing a run.
 
     Attributes:
-        seed: of every random draw.
-        device: of the computation.
-        memory: GiB that a stack of victims may take, by a fixed estimate. Of attacks only.
-        isolate: whether attacks run in a process of their own, which never has a private image in its memory; by
-            default, those that are given as ``file.py:Name`` or ``package.module:Name`` do. It is no sandbox: they
-            run as the same user, who can read the same files. Rows are equal either way. Of attacks only.
-        out: the run directory; with it, finished work survives a kill, and the same call continues where it stopped.
-        force: discards what another experiment left in it.
-        progress: shows a progress bar on the terminal, or prints a line now and then where there is none.
+        seed: seed for all random draws.
+        device: torch device, such as ``"cpu"`` or ``"cuda:1"``.
+        memory: memory limit in GiB, by a fixed estimate, for victims attacked together. For attacks only.
+        isolate: True runs attacks in a separate process whose memory never holds a private image. By default, only
+            attacks given as ``file.py:Name`` or ``package.module:Name`` run there. This is no sandbox: they run as the
+            same user, who can read the same files. The rows are the same either way. For attacks only.
+        out: run directory. With it, finished work survives a kill, and the same call continues where it stopped.
+        force: discards what another experiment left in the run directory.
+        progress: shows a progress bar on a terminal; elsewhere, prints a line from time to time.
     """
 
-    seed: int = option(0, "of every random draw", least=0, most=limits.SEED)
-    device: str = option("cpu", "cpu, cuda, cuda:1, ...")
-    memory: float = option(2.0, "GiB that a stack of victims may take", above=0, most=limits.MEMORY)
+    seed: int = option(0, "seed for all random draws", least=0, most=limits.SEED)
+    device: str = option("cpu", "device for all computations: cpu, cuda, cuda:1, ...")
+    memory: float = option(2.0, "memory limit in GiB for images attacked together", above=0, most=limits.MEMORY)
     isolate: bool | None = option(
         None,
-        "run attacks in a process that no private image enters; no sandbox: same user, same files; "
-        "unset: those given as file.py:Name or package.module:Name",
+        "run attacks in a separate process that never holds a private image; not a sandbox: same user, same files; "
+        "unset: only attacks given as file.py:Name or package.module:Name",
         told=False,
     )
-    out: str | Path | None = option(None, "run directory; the same command continues it", kind=str | None, told=False)
-    force: bool = option(False, "discard what another experiment left in --out", told=False)
+    out: str | Path | None = option(
+        None,
+        "run directory for results; repeat the command to continue an interrupted run",
+        kind=str | None,
+        told=False,
+    )
+    force: bool = option(False, "discard results of another experiment in --out", told=False)
     progress: bool = option(False, "", told=False)

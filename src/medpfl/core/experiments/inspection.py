@@ -1,4 +1,4 @@
-"""The typed question about a model: what ``medpfl check-model`` is asked. Free of torch."""
+"""The options of ``medpfl check-model`` as a typed experiment. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Inspection"]
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection(Options):
-    """A model, and the images that it is for, as strings and numbers."""
+    """A model and the shape of its images as strings and numbers."""
 
-    model: str = option("", "spec from 'medpfl list models', file.py:name or package.module:name")
-    image_shape: str | None = option(None, "1,64,64 or, of volumes, 1,16,64,64")
-    size: int = again(Reading, "size", text="edge of the images in pixels, in place of the shape")
-    channels: int = option(1, "of the images, in place of the shape", least=1, most=limits.CLASSES)
-    classes: int = option(2, "of the data", least=1, most=limits.CLASSES)
-    weights: str | None = option(None, "weights file, as for an audit")
+    model: str = option("", "model: spec from 'medpfl list models', file.py:name or package.module:name")
+    image_shape: str | None = option(None, "image shape: 1,64,64 or, for volumes, 1,16,64,64")
+    size: int = again(Reading, "size", text="side length of the images in pixels, if --image-shape is not given")
+    channels: int = option(1, "channels of the images, if --image-shape is not given", least=1, most=limits.CLASSES)
+    classes: int = option(2, "number of classes", least=1, most=limits.CLASSES)
+    weights: str | None = option(None, "weights file: safetensors, or a state dict from torch.save")
     mode: Literal["train", "eval"] = again(Plan, "mode")
-    seed: int = again(Run, "seed", text="of untrained weights")
-    json: bool = option(False, "print all of it as JSON")
+    seed: int = again(Run, "seed", text="seed for the weights of an untrained model")
+    json: bool = option(False, "print the result as JSON")

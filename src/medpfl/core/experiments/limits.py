@@ -1,7 +1,7 @@
-"""The largest numbers and texts that a person or a file may give, all in one place. Free of torch.
+"""Upper limits for numbers and texts given by a person or a file, all in one place. Does not import torch.
 
-Beyond them no run ends and no machine has the memory, so that a slip of the keyboard, or a file that another party
-wrote, is answered by an error and not by a program that hangs.
+No realistic run needs more. Thus a typing error, or a file from another party, causes an error and not a program that
+hangs or runs out of memory.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ __all__ = [
 ]
 
 IMAGES = 1_000_000
-"""Images to attack, in a batch, of a client or behind an update."""
+"""Images to attack, per batch, per client or per update."""
 SIDE = 4096
-"""Edge that images are resized to, in pixels."""
+"""Side length in pixels to which images are resized."""
 PIXELS = 2**28
-"""Numbers of one image or volume, all channels: a volume of 512 x 512 x 1024 voxels."""
+"""Elements in one image or volume, all channels together: a volume of 512 x 512 x 1024 voxels."""
 CLIENTS = 100_000
 EPOCHS = 10_000
 STEPS = 1_000_000
-"""Gradient steps behind one update."""
+"""Gradient steps per update."""
 ROUNDS = 100_000
 DRAWS = 10_000
-"""Draws of untrained weights."""
+"""Random initializations of an untrained model."""
 SEEDS = 1000
-"""Trainings of one setting of a frontier."""
+"""Trainings per setting of a frontier."""
 SEED = 2**63 - 1
 FACTOR = 1e6
 """Learning rate, momentum and weight decay."""
@@ -63,50 +63,51 @@ MEMORY = 1e6
 """GiB."""
 CLASSES = 10_000
 PARAMETERS = 10**9
-"""Parameters and buffers of a model, counted together: 4 GB in float32."""
+"""Parameters and buffers in a model, counted together: 4 GB in float32."""
 LAYERS = 256
-"""Layers or blocks that one argument of a model asks for."""
+"""Layers or blocks requested by one argument of a model."""
 NAME = 1000
-"""Characters of a name, such as that of a class."""
+"""Characters in a name, such as a class name."""
 SPEC = 4000
-"""Characters of a spec, or of another text that names something."""
+"""Characters in a spec, or in another text that names something."""
 NESTING = 32
-"""Brackets within brackets of a spec, and levels of a YAML or JSON file."""
+"""Nesting depth of brackets in a spec, and of levels in a YAML or JSON file."""
 SWEEP = 1000
-"""Specs that one sweep stands for."""
+"""Specs in one sweep."""
 CONFIG_BYTES = 1 << 20
 YAML_NODES = 20_000
 
 _WHOLE, _REAL, _SMALL = 1_000_000, 1e9, 1e-30
-"""Of the arguments of our own parts: the largest whole number, the largest number, the least one that is not 0."""
+"""Limits for arguments of MedPFL's parts: largest integer, largest float, smallest nonzero float (magnitudes)."""
 _OF_ARGUMENT = {"size": SIDE, "clients": CLIENTS, "levels": 2**40, "modulus": 2**62}
-"""Whole numbers with a limit of their own, by the argument's name."""
+"""Largest integers for arguments with a limit of their own, by argument name."""
 
 
 def check_image_shape(shape: Any) -> tuple[int, ...]:
-    """Return the shape of an image as a tuple.
+    """Return an image shape as a tuple.
 
     Raises:
-        InputError: not (C, H, W) or (C, D, H, W) of whole numbers above 0, or more than `PIXELS` numbers.
+        InputError: the shape is not (C, H, W) or (C, D, H, W) with positive integers, or has more than `PIXELS`
+            elements.
     """
     sides = tuple(shape) if isinstance(shape, tuple | list) else ()
     if len(sides) not in (3, 4) or not all(type(side) is int and side > 0 for side in sides):
-        raise InputError(f"image shape {shortened(shape)}: give (C, H, W), or (C, D, H, W) of volumes, all above 0")
+        raise InputError(f"image shape {shortened(shape)}: give (C, H, W), or (C, D, H, W) for volumes, all above 0")
     if (count := math.prod(sides)) > PIXELS:
         raise InputError(
-            f"image shape {shortened(sides)}: an image has {_amount(count)} numbers, the most is {PIXELS:,}"
+            f"image shape {shortened(sides)}: an image has {_amount(count)} elements, the most is {PIXELS:,}"
         )
     return sides
 
 
 def check_classes(classes: Any) -> int:
-    """Return a number of classes; raise `InputError` unless it is a whole number from 1 to `CLASSES`."""
+    """Return the number of classes; raise `InputError` unless it is a whole number from 1 to `CLASSES`."""
     check_whole("classes", classes, 1, CLASSES)
     return classes
 
 
 def check_parameters(count: int) -> None:
-    """Raise `InputError` for a model of more than `PARAMETERS` parameters and buffers."""
+    """Raise `InputError` if a model has more than `PARAMETERS` parameters and buffers."""
     if count > PARAMETERS:
         raise InputError(
             f"the model would have {_amount(count)} parameters, the most is {PARAMETERS:,}: make it smaller"
@@ -122,11 +123,11 @@ def check_whole(name: str, value: Any, least: int, most: int) -> None:
 
 
 def check_numbers(name: str, value: Any) -> None:
-    """Raise `InputError` if an argument of a part of ours, or a number inside it, is out of all reason.
+    """Raise `InputError` if a part's argument, or a number inside it, is unreasonably large, tiny or not finite.
 
     Args:
-        name: of the argument.
-        value: a literal; tuples, lists and dictionaries are looked into, and whatever is no number passes.
+        name: the argument's name.
+        value: a literal. Numbers inside tuples, lists and dictionaries are checked too; other values pass.
     """
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
@@ -145,12 +146,12 @@ def check_numbers(name: str, value: Any) -> None:
 
 
 def _amount(count: int) -> str:
-    """Return a count as text that stays short."""
+    """Return a count as a short text."""
     return f"{count:,}" if count < 10**12 else f"about 10^{math.log10(count):.0f}"
 
 
 def shortened(value: Any, most: int = 60) -> str:
-    """A value as an error message shows it: the beginning of it, if it is long.
+    """Return a value's text for an error message, cut off if it is long.
 
     >>> shortened(10**70)
     'a whole number of more than 60 digits'

@@ -1,8 +1,8 @@
-"""Options: a field of a dataclass states the default, the help and the bounds of each, once. Free of torch.
+"""Options: each is a dataclass field that states default, help and bounds once. Does not import torch.
 
-The command line, YAML files, typed experiments and the signatures of `medpfl.audit` and the other doors are made from
-these fields. An experiment is a dataclass of options and of groups, which are dataclasses of options; on the command
-line and in a YAML file, all options of all groups stand side by side.
+The command line, YAML files, typed experiments, and the signatures of `medpfl.audit` and the other public functions are
+made from these fields. An experiment is a dataclass of options and groups; a group is a dataclass of options. On the
+command line and in a YAML file, the options of all groups are listed side by side.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Made = TypeVar("Made", bound="Options")
 
 
 class OptionError(InputError):
-    """An option is out of its bounds, or none of its choices.
+    """An option is out of its bounds or not among its choices.
 
     Args:
-        name: of the option.
-        problem: its value, and what it must be.
+        name: the option's name.
+        problem: its value, and the values that it may have.
     """
 
     def __init__(self, name: str, problem: str) -> None:
@@ -47,7 +47,7 @@ class Bounds(NamedTuple):
     below: float | None = None
 
     def hold(self, value: float) -> bool:
-        """Return whether a number lies within."""
+        """Return True if a number lies within the bounds."""
         return (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
@@ -68,12 +68,12 @@ class Entry(NamedTuple):
     """An option of an experiment.
 
     Attributes:
-        group: the attribute of the experiment that holds it; ``""``: it is an attribute itself.
-        default: of the experiment, which may differ from that of the group.
+        group: the experiment's attribute that holds the option's group; ``""`` if the experiment itself has the option.
+        default: the experiment's default, which may differ from the group's.
         kind: its type, as annotated.
-        help: what the command line says of it; ``""``: neither it nor a YAML file takes it.
-        bounds: of its numbers.
-        told: whether it tells one run from another; not, if no row depends on it, or another part says it.
+        help: the help text; ``""`` if neither the command line nor a YAML file accepts the option.
+        bounds: bounds of a number.
+        told: True if the option identifies a run; False if no row depends on it, or if it is recorded elsewhere.
     """
 
     group: str
@@ -99,12 +99,12 @@ def option(
     """Return the field of an option.
 
     Args:
-        default: if it is a list, each object gets one of its own.
-        text: its help; ``""``: neither the command line nor a YAML file takes it.
-        least, above, most, below: bounds of a number.
-        kind: its type on the command line, if the field takes objects too.
-        told: whether it tells one run from another; not, if no row depends on it, or another part says it.
-        shown: whether the spec of a part always states it (`medpfl.core.spec.shown`).
+        default: the default; a list is copied for each object.
+        text: the help text; ``""`` if neither the command line nor a YAML file accepts the option.
+        least, above, most, below: bounds of a number (at least, above, at most, below).
+        kind: its type on the command line, if the field also accepts objects.
+        told: True if the option identifies a run; False if no row depends on it, or if it is recorded elsewhere.
+        shown: True if a part's spec always states it (`medpfl.core.spec.shown`).
     """
     metadata = {"option": (text, Bounds(least, above, most, below), kind, told), "shown": shown}
     if isinstance(default, list):
@@ -113,7 +113,7 @@ def option(
 
 
 def again(owner: type, name: str, default: Any = MISSING, text: str | None = None) -> Any:
-    """Return the field of an option that another class states; its default and its help may be others."""
+    """Return a copy of another class's option field, optionally with its own default and help text."""
     (found,) = (one for one in fields(owner) if one.name == name)
     if default is MISSING:
         default = found.default if found.default_factory is MISSING else found.default_factory()
@@ -122,19 +122,19 @@ def again(owner: type, name: str, default: Any = MISSING, text: str | None = Non
 
 
 def group(default: T, *, without: tuple[str, ...] = (), texts: Mapping[str, str] | None = None) -> T:
-    """Return the field of a group of options.
+    """Return the field of an option group.
 
     Args:
         default: the group with the experiment's defaults.
-        without: options that mean nothing to this experiment, and are none of its options.
-        texts: help in place of the group's own, by option.
+        without: options of the group that do not apply to this experiment, and are left out.
+        texts: help texts by option, in place of the group's own.
     """
     return field(default=default, metadata={"group": (without, dict(texts or {}))})  # type: ignore[return-value]
 
 
 @cache
 def options_in(experiment: type) -> dict[str, Entry]:
-    """Return all options of a dataclass by name, those of its groups too."""
+    """Return all options of a dataclass by name, including those in its groups."""
     kinds, found = get_type_hints(experiment), {}
     for one in fields(experiment):
         if "group" in one.metadata:
@@ -155,7 +155,7 @@ def options_in(experiment: type) -> dict[str, Entry]:
 
 
 def check_options(made: Any) -> None:
-    """Raise `InputError` for an option of a dataclass that is out of its bounds, or none of its choices."""
+    """Raise `InputError` if a dataclass's option is out of its bounds or not among its choices."""
     for name, entry in options_in(type(made)).items():
         if not entry.group:
             _check(name, getattr(made, name), entry)
@@ -182,10 +182,10 @@ def _check(name: str, value: Any, entry: Entry) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """Options that are checked when they are put together.
+    """Base class for options, which checks them when an object is made.
 
     Raises:
-        InputError: one is out of its bounds, or none of its choices.
+        InputError: an option is out of its bounds or not among its choices.
     """
 
     def __post_init__(self) -> None:
@@ -193,7 +193,7 @@ class Options:
 
     @classmethod
     def of(cls: type[Made], **options: Any) -> Made:
-        """Return the experiment with some options, those of its groups among them, in place of its defaults.
+        """Return the experiment with some options set, including options in its groups, and defaults for the rest.
 
         Raises:
             InputError: there is no such option, or a value is wrong.
@@ -201,7 +201,7 @@ class Options:
         return cls().having(**options)
 
     def having(self: Made, **options: Any) -> Made:
-        """Return the same with some options changed, wherever they stand; see `of`."""
+        """Return a copy with some options changed, in whichever group they are; see `of`."""
         known, changed = options_in(type(self)), {}
         for name, value in options.items():
             if name not in known:
@@ -211,12 +211,12 @@ class Options:
         return replace(self, **own, **{key: replace(getattr(self, key), **new) for key, new in changed.items()})
 
     def options(self) -> dict[str, Any]:
-        """Return all options by name, side by side, as YAML and JSON have them."""
+        """Return all options by name in one flat dictionary, as in YAML and JSON."""
         known = {name: entry.group for name, entry in options_in(type(self)).items() if entry.help}
         found = {name: getattr(getattr(self, group) if group else self, name) for name, group in known.items()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
     def told(self) -> dict[str, Any]:
-        """Return the options on which rows depend."""
+        """Return the options that identify a run."""
         known = options_in(type(self))
         return {name: value for name, value in self.options().items() if known[name].told}

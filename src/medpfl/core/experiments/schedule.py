@@ -1,4 +1,4 @@
-"""How a training goes on from round to round. Free of torch."""
+"""The settings of a federated training across rounds. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ __all__ = ["Schedule"]
 
 @dataclass(frozen=True)
 class Schedule(Options):
-    """How long, how many, and how fast.
+    """Settings of a federated training across rounds.
 
     Attributes:
-        rounds: of training, at least 1.
-        fraction: share of the clients that take part in a round, above 0 and at most 1; at least one does.
-        decay: factor of the learning rate from round to round, above 0 and at most 1.
-        server_momentum: of the global model's steps, at least 0 and less than 1.
-        balance: whether clients draw their images evenly over the classes that they have, rare ones repeatedly.
-        augment: whether clients shift, turn, zoom and shade their images at random, anew in each round, so that the
-            model holds under other positions and exposures (`medpfl.data.augment`); an audit attacks images as they
-            are.
-        delta: of epsilon.
+        rounds: number of training rounds, at least 1.
+        fraction: share of the clients that take part in each round, above 0 and at most 1; at least one takes part.
+        decay: factor applied to the learning rate after each round, above 0 and at most 1.
+        server_momentum: momentum of the server's update to the global model, at least 0 and less than 1.
+        balance: True if clients sample their images evenly over their classes, repeating images of rare classes.
+        augment: True if clients randomly shift, rotate, zoom and change the brightness of their images in each round,
+            so that the model generalizes to other positions and exposures (`medpfl.data.augment`). An audit attacks
+            the original images.
+        delta: delta of the reported (epsilon, delta).
 
     Raises:
-        InputError: a number out of its range.
+        InputError: a number is out of its range.
     """
 
-    rounds: int = option(20, "rounds of training", least=1, most=limits.ROUNDS)
-    fraction: float = option(1.0, "share of the clients that take part in a round", above=0, most=1)
-    decay: float = option(1.0, "factor of the learning rate from round to round", above=0, most=1)
-    server_momentum: float = option(0.0, "momentum of the global model's steps", least=0, below=1)
-    balance: bool = option(False, "clients draw their images evenly over their classes")
-    augment: bool = option(False, "clients shift, turn, zoom and shade their images at random, anew in each round")
+    rounds: int = option(20, "number of training rounds", least=1, most=limits.ROUNDS)
+    fraction: float = option(1.0, "share of the clients that take part in each round", above=0, most=1)
+    decay: float = option(1.0, "factor applied to the learning rate after each round", above=0, most=1)
+    server_momentum: float = option(0.0, "momentum of the server's update to the global model", least=0, below=1)
+    balance: bool = option(False, "sample each client's images evenly over its classes")
+    augment: bool = option(
+        False, "randomly shift, rotate, zoom and change the brightness of the clients' images in each round"
+    )
     delta: float = again(Criteria, "delta")

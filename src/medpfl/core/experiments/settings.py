@@ -1,4 +1,4 @@
-"""Settings of an audit, as it was told them and found them out before its first row: a part of its ``run.json``."""
+"""An audit's settings, given or determined before its first row, as stored in ``run.json``."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from medpfl.core.verdicts import TOLERANCE
 __all__ = ["Json", "Settings"]
 
 Json = Mapping[str, Any]
-"""An object as JSON holds it: names with plain values, which a page prints as they are."""
+"""A JSON object: names with plain values, which a page prints unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of an audit. No path, and no name of an image, a patient or a class is in them.
+    """An audit's settings. They contain no path, and no name of an image, a patient or a class.
 
     Attributes:
-        experiment: what was asked for.
-        grants: what the adversary is granted; ``None`` where only the rows say.
+        experiment: the options.
+        grants: the attacker's grants; ``None`` if only the rows state them.
         data: the images: ``source``, ``classes``, ``images``, ``shape``, ``patients``, ``skipped``.
         model: ``parameters`` and ``outputs``.
-        versions: of the packages that rows depend on.
-        device, seed, started: of the run.
-        assumed: what the threat model takes for granted, in sentences.
-        server_side: specs of the defenses of which a part acts only at the server.
-        server_only: specs of the defenses of which no part acts at the client.
-        notes: for the person who reads the page.
-        disclosure: by spec of a defense, what playing it showed of what it discloses.
-        privacy: by spec, the epsilon that is spent, in words.
-        bounds: by spec, see `medpfl.auditing.bounds.bounds_of`.
-        record: of a recorded update, its ``defense`` and its ``difference`` from what the truth gives.
-        isolation: of attacks that run in a process of their own.
+        versions: versions of the packages that affect rows.
+        device, seed, started: the run's device, seed and start time.
+        assumed: the threat model's assumptions, in sentences.
+        server_side: specs of the defenses with a part that acts only at the server.
+        server_only: specs of the defenses with no part that acts at the client.
+        notes: notes for the reader of the page.
+        disclosure: by defense spec, the result of probing its disclosure.
+        privacy: by defense spec, the epsilon spent, in words.
+        bounds: by defense spec, see `medpfl.auditing.bounds.bounds_of`.
+        record: a recorded update's ``defense``, and its ``difference`` from the update that the true images give.
+        isolation: how attacks in a separate process are isolated.
         tolerance: share of images below which a rate counts as no leak.
-        command: that made the run.
+        command: the command that made the run.
     """
 
     experiment: Json = field(default_factory=dict)
@@ -60,13 +60,13 @@ class Settings:
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Settings:
-        """Return the settings that JSON holds; what it lacks has its default, and what is unknown is left out."""
+        """Return settings from JSON. Missing fields get their default, and unknown ones are ignored."""
         own = {one.name: told[one.name] for one in fields(cls) if told.get(one.name) is not None}
         made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
         return cls(**made)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them, without those that are not known."""
+        """Return the settings as a JSON object, without those that are ``None``."""
         told = {one.name: getattr(self, one.name) for one in fields(self)}
         known = {name: value for name, value in told.items() if value is not None}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}

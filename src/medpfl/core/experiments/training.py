@@ -1,4 +1,4 @@
-"""The typed training: what ``medpfl train`` and a YAML file say. Free of torch."""
+"""The options of ``medpfl train`` as a typed experiment. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ __all__ = ["Training"]
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Options):
-    """A federated training as strings and numbers."""
+    """The options of a federated training as strings and numbers."""
 
-    data: str = option("samples", "folder of class folders, .npz of MedMNIST, or 'samples'")
+    data: str = option("samples", "folder with one subfolder per class, .npz of MedMNIST, or 'samples'")
     model: str = option(
         "ConvNet(width=16, depth=3, norm='batch')",
-        "spec from 'medpfl list models', file.py:name or package.module:name",
+        "model: spec from 'medpfl list models', file.py:name or package.module:name",
     )
-    weights: str | None = option(None, "weights file to start from: safetensors, or a state dict of torch.save")
-    defense: list[str] = option([], "spec; once for each part, or parts joined by |")
+    weights: str | None = option(None, "initial weights file: safetensors, or a state dict from torch.save")
+    defense: list[str] = option(
+        [], "defense, e.g. 'TopK(keep=0.1)'; repeat the option, or join with |, to combine several"
+    )
     cohort: Cohort = group(Cohort())
     plan: Plan = group(
         Plan("FedAvg", batch_size=32, learning_rate=0.05),
         without=("loss",),
         texts={
-            "local_images": "images of a client in a round; unset: all",
-            "learning_rate": "of the clients (FedAvg) or the server (FedSGD)",
+            "local_images": "number of images that a client uses per round; unset: all",
+            "learning_rate": "learning rate: the clients' (FedAvg) or the server's (FedSGD)",
         },
     )
     schedule: Schedule = group(Schedule())

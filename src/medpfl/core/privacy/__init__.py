@@ -1,1 +1,1 @@
-"""Differential privacy: what is spent, and what noise leaves to any attack."""
+"""Differential privacy: accounting of epsilon, and success bounds for any attack."""

@@ -1,8 +1,8 @@
-"""Differential privacy spent: epsilon of the subsampled Gaussian mechanism, by two independent accountants.
+"""Epsilon of the subsampled Gaussian mechanism, computed by two independent accountants.
 
-Both are numerical and tight up to a stated error: the PRV accountant (Gopi et al. 2021, arXiv:2106.02848) of
-Opacus, and privacy loss distributions (Koskela et al. 2020, arXiv:1906.03049) of dp-accounting. They come with
-the extra ``dp`` and are imported when they are used.
+Both are numerical and tight up to a stated error: Opacus's PRV accountant (Gopi et al. 2021, arXiv:2106.02848), and
+dp-accounting's privacy loss distributions (Koskela et al. 2020, arXiv:1906.03049). The extra ``dp`` installs them, and
+they are imported when used.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ __all__ = ["Epsilon", "epsilon", "noise_for"]
 
 
 _LEAST = 0.05
-"""Noise multiplier from which epsilon is computed: below, the accountants run out of memory."""
+"""Minimum noise multiplier for computing epsilon: below it, the accountants run out of memory."""
 
 
 @dataclass(frozen=True)
 class Epsilon:
-    """What was spent, by each accountant.
+    """Epsilon spent, by each accountant.
 
     Attributes:
-        prv: by Opacus; at most 0.5 percent or 0.01 too large.
-        pld: by dp-accounting.
-        delta: at this probability of failure.
+        prv: epsilon by Opacus; at most 0.5 percent or 0.01 too large.
+        pld: epsilon by dp-accounting.
+        delta: delta at which both are stated.
     """
 
     prv: float
@@ -35,7 +35,7 @@ class Epsilon:
 
     @property
     def value(self) -> float:
-        """The larger of the two."""
+        """The larger of the two epsilons."""
         return max(self.prv, self.pld)
 
     def __str__(self) -> str:
@@ -43,28 +43,28 @@ class Epsilon:
 
 
 def epsilon(noise: float, rate: float, steps: int, delta: float) -> Epsilon:
-    """Epsilon of `steps` Gaussian mechanisms, each on a Poisson sample.
+    """Return the epsilon of `steps` Gaussian mechanisms, each on a Poisson sample.
 
     Args:
-        noise: standard deviation over sensitivity (the noise multiplier).
-        rate: probability of a record to be in a sample; 1: it is in all, no amplification.
-        steps: mechanisms whose outputs the adversary has.
-        delta: in (0, 1).
+        noise: noise multiplier: standard deviation divided by sensitivity.
+        rate: probability that a record is in a sample; 1 means every sample, without amplification.
+        steps: number of mechanisms whose outputs the attacker has.
+        delta: delta in (0, 1).
 
     Raises:
-        InputError: a number out of its range, too little noise, or the extra ``dp`` is not installed.
+        InputError: a number is out of its range, there is too little noise, or the extra ``dp`` is not installed.
     """
     _check(noise, rate, steps, delta)
     if noise < _LEAST:
-        raise InputError(f"noise is {noise}: below {_LEAST}, epsilon is in the hundreds, which promises nothing")
+        raise InputError(f"noise is {noise}: below {_LEAST}, epsilon is in the hundreds and promises nothing")
     return Epsilon(_prv(noise, rate, steps, delta), _pld(noise, rate, steps, delta), delta)
 
 
 def noise_for(target: float, delta: float, rate: float, steps: int) -> float:
-    """The least noise multiplier, within 0.5 percent, for which both accountants are at most at `target`.
+    """Return the smallest noise multiplier, within 0.5 percent, at which both epsilons are at most `target`.
 
     Raises:
-        InputError: a number out of its range, or the extra ``dp`` is not installed.
+        InputError: a number is out of its range, or the extra ``dp`` is not installed.
     """
     check_positive(epsilon=target)
     _check(1.0, rate, steps, delta)

@@ -1,1 +1,1 @@
-"""Code that a user wrote: where it lies, what it is, and what it may raise."""
+"""Support for code written by users: finding it, identifying its version, and explaining its errors."""

@@ -1,4 +1,4 @@
-"""Copy a network, or say why it cannot be copied and what to do."""
+"""Copies of networks, and errors that explain why a network cannot be copied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medpfl.core.user_code.strangers import explained
 __all__ = ["check_copies", "copied"]
 
 _OLD_NORMS = {"WeightNorm": "weight_norm", "SpectralNorm": "spectral_norm"}
-"""Hooks of `torch.nn.utils`, and the functions that put them there."""
+"""Hook classes in `torch.nn.utils`, and the functions that install them."""
 
 
 def copied(network: nn.Module, forget: bool = False) -> nn.Module:
@@ -23,12 +23,11 @@ def copied(network: nn.Module, forget: bool = False) -> nn.Module:
 
     Args:
         network: the network.
-        forget: leave out what a forward pass with gradients left in the network's attributes, such as the features
-            that a model keeps for a heat map: they are ``None`` in the copy. They cannot be copied, and may tell of
-            the images that made them.
+        forget: True replaces tensors that a forward pass with gradients left in the network's attributes by ``None`` in
+            the copy, such as features kept for a heat map. They cannot be copied, and may reveal the images.
 
     Raises:
-        InputError: it cannot be copied; with the layer and what to do.
+        InputError: the network cannot be copied; the message names the layer and a remedy.
     """
     check_copies(network)
     try:
@@ -36,18 +35,18 @@ def copied(network: nn.Module, forget: bool = False) -> nn.Module:
             return copy.deepcopy(network, _kept(network) if forget else {})
     except InputError as error:
         raise InputError(
-            f"the model cannot be copied, and each client and the server need a copy, because of {_culprit(network)}: "
-            f"{error}; let it keep no tensor that was computed with gradients, no open file, lock or generator"
+            f"the model cannot be copied because of {_culprit(network)}: {error}; each client and the server need a "
+            "copy, so the model must not keep tensors computed with gradients, open files, locks or generators"
         ) from error
 
 
 def check_copies(network: nn.Module) -> None:
-    """Raise `InputError` for layers that no copy works with: TorchScript, and norms of weights that are hooks."""
+    """Raise `InputError` for layers that cannot be copied: TorchScript, and weight norms implemented as hooks."""
     for name, module in network.named_modules():
         where = f"layer '{name}'" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(
-                f"{where} is TorchScript, which takes no hooks and has no source to differentiate: give the Python "
+                f"{where} is TorchScript, which supports no hooks and cannot be differentiated here: give the Python "
                 "class that it was made from, and its weights as --weights"
             )
         for hook in module._forward_pre_hooks.values():
@@ -61,7 +60,7 @@ def check_copies(network: nn.Module) -> None:
 
 
 def _kept(network: nn.Module) -> dict[int, Any]:
-    """Return the memo that makes `copy.deepcopy` put ``None`` for tensors that belong to a graph of gradients."""
+    """Return a memo that makes `copy.deepcopy` replace tensors in an autograd graph by ``None``."""
     memo: dict[int, Any] = {}
     for module in network.modules():
         own = {id(t) for group in (module._parameters, module._buffers) for t in group.values()}
@@ -77,7 +76,7 @@ def _in_graph(tensor: Tensor) -> bool:
 
 
 def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
-    """The tensors in a value and in lists and dictionaries inside it."""
+    """Yield the tensors in a value, including those in nested lists, tuples and dictionaries."""
     if isinstance(value, Tensor):
         yield value
     elif depth and isinstance(value, dict | list | tuple):
@@ -86,7 +85,7 @@ def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
 
 
 def _culprit(network: nn.Module) -> str:
-    """The attribute of the innermost module that cannot be copied."""
+    """Return a description of the innermost module's attribute that cannot be copied."""
     for name, module in reversed(list(network.named_modules())):
         for key, value in vars(module).items():
             if key == "_modules":

@@ -1,4 +1,4 @@
-"""Where a user's own part is: ``path/to/file.py:name`` or ``package.module:name``."""
+"""Loading of users' own parts, given as ``path/to/file.py:name`` or ``package.module:name``."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from medpfl.core.user_code.strangers import explained
 __all__ = ["at_home", "find", "is_call", "is_place", "parted"]
 
 _IN_FILE = re.compile(r"(.+?\.py):(\s*\w*\s*(?:[(\[|].*)?)", re.DOTALL)
-"""A file, whose path may hold parentheses and colons, and what follows it: a name, and perhaps its arguments."""
+"""A file, whose path may contain parentheses and colons, followed by a name and optional arguments."""
 _IN_MODULE = re.compile(r"([^(\[]*):([^:(\[]*(?:[(\[].*)?)", re.DOTALL)
 
 
 def parted(text: str) -> tuple[str, str] | None:
-    """Return the place of a spec and what follows its colon, or ``None`` if the spec names no place.
+    """Return a spec's place and the text after its colon, or ``None`` if the spec names no place.
 
     >>> parted("net (1).py:make(width=8)['logits']")
     ('net (1).py', "make(width=8)['logits']")
     >>> parted("package.module:Class"), parted("LeNet('a:b')")
     (('package.module', 'Class'), None)
     """
-    if _is_expression(text):  # a name with arguments, whose texts may hold anything
+    if _is_expression(text):  # a name with arguments; these may contain colons
         return None
     found = _IN_FILE.fullmatch(text) or _IN_MODULE.fullmatch(text)
     return None if found is None else (found[1], found[2])
@@ -46,12 +46,12 @@ def _is_expression(text: str) -> bool:
 
 
 def is_place(text: str) -> bool:
-    """Whether a spec says where its part is: ``place:name``, with or without arguments."""
+    """Return True if a spec names its part's place: ``place:name``, with or without arguments."""
     return parted(text) is not None
 
 
 def at_home(path: str | Path) -> Path:
-    """Return a path with ``~`` replaced by the home, or as it is where nobody has that home."""
+    """Return a path with ``~`` expanded, or unchanged if there is no such home directory."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -59,7 +59,7 @@ def at_home(path: str | Path) -> Path:
 
 
 def is_call(text: str) -> bool:
-    """Whether a text is meant as a name with or without arguments, and not as a path.
+    """Return True if a text is meant as a name, with or without arguments, and not as a path.
 
     >>> is_call("MLP((4,))"), is_call("MLP((4,)"), is_call("runs/a (1)"), is_call("net (1)/round-2")
     (True, True, False, False)
@@ -68,23 +68,23 @@ def is_call(text: str) -> bool:
 
 
 def find(place: str, name: str, role: str) -> Callable[..., Any]:
-    """The function or class `name` of a file or a module.
+    """Return the function or class `name` in a file or a module.
 
     Args:
-        place: a ``.py`` file, whose neighbors it may import, or a module, as seen from the working directory. ``~`` is
-            the home.
-        name: what is looked for in it.
-        role: the word for it in error messages ("model", "attack").
+        place: a ``.py`` file, which may import its neighbors, or a module importable from the working directory.
+            ``~`` is the home directory.
+        name: the name of the function or class.
+        role: the role's name in error messages ("model", "attack").
 
     Raises:
-        InputError: no such file, module or name (with the nearest right one), or an import that fails.
+        InputError: there is no such file, module or name (the message suggests the nearest), or an import fails.
     """
     module = _load_file(at_home(place), role) if place.endswith(".py") else _import(place, role)
-    with explained(f"'{place}' does not give '{name}'"):  # a module may answer for its names itself
+    with explained(f"'{place}' does not give '{name}'"):  # a module may define __getattr__
         found = getattr(module, name, None)
     if not callable(found):
         public = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
-        if place.endswith(".py"):  # what it imports is seldom meant
+        if place.endswith(".py"):  # names that it imports are seldom meant
             public = [k for k in public if getattr(module, k).__module__ == module.__name__] or public
         raise InputError(f"'{place}' has no function or class '{name}'; {nearest(name, public)}")
     return found
@@ -111,7 +111,7 @@ def _load_file(path: Path, role: str) -> ModuleType:
 
 
 def _name_of(path: Path) -> str:
-    """What the module of a file is called: as the file, and not as another file that is called so too."""
+    """Return a module name for a file, made from the file's name and unique among loaded modules."""
     name = f"medpfl_user_{path.stem}"
     while (other := getattr(sys.modules.get(name), "__file__", None)) and Path(other) != path.absolute():
         name += "~"
@@ -119,9 +119,9 @@ def _name_of(path: Path) -> str:
 
 
 def _import(place: str, role: str) -> ModuleType:
-    # As `python -m` does: the user's package lies where the user is.
+    # As `python -m` does: the user's package is in the working directory.
     sys.path.insert(0, str(Path.cwd()))
-    ours = f"your own {role} is given as 'file.py:name' or 'package.module:name'"
+    ours = f"give your own {role} as 'file.py:name' or 'package.module:name'"
     try:
         with explained(f"importing '{place}' failed ({ours})", named=True):
             try:

@@ -1,7 +1,7 @@
-"""Which modules are the user's own, which of them a module imports, and what their content is.
+"""The user's own modules: how to tell them from others, their imports, and digests of their content.
 
 A module is the user's own unless it belongs to an installed distribution, the standard library or MedPFL. Editable
-installs, notebook cells and modules that are imported only when a function is called are the user's own.
+installs, notebook cells, and modules imported only inside a function are the user's own.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ __all__ = [
 ]
 
 UNKNOWN = "unknown: "
-"""Begins the digest of code that cannot be read, before the reason."""
+"""Prefix of the digest of code that cannot be read; the reason follows."""
 
 _MADE_BY_LIBRARIES = frozenset({"_remote_module_non_scriptable"})
-"""Modules that PyTorch writes into a temporary folder."""
+"""Modules that PyTorch writes to a temporary folder."""
 
 _noticed: list[tuple[str, str]] = []
 _first: dict[str, tuple[Any, str]] = {}
@@ -53,11 +53,11 @@ class Module(NamedTuple):
     """A module that is imported, or that an import would find.
 
     Attributes:
-        name: as ``sys.modules`` has it.
-        file: of its source or its machine code; ``None`` for namespace packages and what was typed in.
-        loader: reads the file where it lies in an archive.
-        package: what relative imports start from.
-        folders: where a package looks for its modules.
+        name: its name in ``sys.modules``.
+        file: its source or machine code file; ``None`` for namespace packages and code typed in.
+        loader: its loader, which reads the file if it is in an archive.
+        package: the package that relative imports start from.
+        folders: folders in which a package looks for its modules.
         loaded: the module itself, if it is imported.
     """
 
@@ -70,11 +70,11 @@ class Module(NamedTuple):
 
     @classmethod
     def of(cls, name: str, module: ModuleType) -> Module:
-        """A module that is imported."""
-        own = vars(module)  # an attribute may be made when it is asked for
+        """Return the description of an imported module."""
+        own = vars(module)  # getattr could trigger a module's __getattr__
         spec = own.get("__spec__")
         file = own.get("__file__") or (spec.origin if spec is not None and spec.has_location else None)
-        if not isinstance(file, str) or not Path(file).is_absolute():  # as some that are made by code say it
+        if not isinstance(file, str) or not Path(file).is_absolute():  # some modules created by code do so
             file = None
         loader = getattr(spec, "loader", None) or own.get("__loader__")
         package = (spec.parent if spec is not None else own.get("__package__")) or ""
@@ -82,18 +82,18 @@ class Module(NamedTuple):
 
     @classmethod
     def expected(cls, spec: importlib.machinery.ModuleSpec) -> Module:
-        """A module that an import would find."""
+        """Return the description of a module that an import would find."""
         file = spec.origin if spec.has_location else None
         folders = tuple(spec.submodule_search_locations or ())
         return cls(spec.name, file, spec.loader, spec.parent or "", folders)
 
     @property
     def typed_in(self) -> bool:
-        """Whether there is no file of it, and none in it either: notebook cells, an interpreter, `exec`."""
+        """True if the module has neither a file nor a folder: notebook cells, an interpreter, `exec`."""
         return self.file is None and not self.folders
 
     def content(self) -> bytes:
-        """Its source or machine code; nothing for a namespace package."""
+        """Return the module's source or machine code; empty for a namespace package."""
         if self.file is None:
             return b""
         try:
@@ -106,11 +106,11 @@ class Module(NamedTuple):
 
 
 def remember(module: ModuleType, before: Iterable[str]) -> None:
-    """Take the digests of a module that was imported just now, and of all that it imports.
+    """Record digests of a module that was just imported, and of all user modules that it imports.
 
     Args:
-        module: that was imported.
-        before: names of all modules that were imported before; those that came since belong to it.
+        module: the imported module.
+        before: names of all modules loaded before its import; modules loaded since count as its imports.
 
     Raises:
         InputError: a file was changed after this process imported it.
@@ -121,28 +121,28 @@ def remember(module: ModuleType, before: Iterable[str]) -> None:
 
 
 def brought(importer: str, names: Iterable[str]) -> None:
-    """Note which modules one has imported, by whatever way."""
+    """Record which modules a module has imported, in whatever way."""
     loaded = [(name, module) for name in names if isinstance(module := sys.modules.get(name), ModuleType)]
     _brought.setdefault(importer, set()).update(name for name, module in loaded if is_own(name, module))
 
 
 def noticed(since: int = 0) -> list[tuple[str, str]]:
-    """Modules that were imported and their digests, in that order, from a place in this list on."""
+    """Return imported modules with their digests, in order of import, from the index `since` on."""
     return _noticed[since:]
 
 
 def own_modules() -> set[str]:
-    """Names of all modules of the user's own that are imported at present, and are in a file."""
+    """Return the names of all user modules that are currently imported and come from a file."""
     loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
     made = [Module.of(name, module) for name, module in loaded]
     return {module.name for module in made if not module.typed_in and is_own(module.name, module)}
 
 
 def quoted(error: BaseException, text: str | None = None) -> str:
-    """What an exception says, for a message: marked as private if the user's own code or the system said it.
+    """Return an exception's text for a message, marked as private if the user's code or the operating system raised it.
 
-    A library says what is wrong with shapes and types; code of one's own may say anything, and the system names files.
-    A module that cannot be imported is named.
+    A library's message is about shapes and types. The user's own code may say anything, and the operating system names
+    files. The name of a module that cannot be imported is not private.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     own = (not frames or _is_own_frame(frames[-1])) and not isinstance(error, ImportError)
@@ -151,9 +151,9 @@ def quoted(error: BaseException, text: str | None = None) -> str:
 
 
 def own_line(error: BaseException) -> str:
-    """Return the line of the user's own code in which an exception came up, as `` (mine.py, line 12)``, or nothing.
+    """Return the place in user code where an exception occurred, as `` (mine.py, line 12)``; ``""`` if there is none.
 
-    It is marked as private.
+    The result is marked as private.
     """
     lines = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_own_frame(frame)]
     if not lines:
@@ -169,17 +169,17 @@ def _is_own_frame(frame: FrameType) -> bool:
 
 
 def shown_name(module: str) -> str:
-    """How a module is called in a message: a file that was given by its path, by the file's name."""
+    """Return a module's name for messages; for a file given by its path, the file's name."""
     return module.removeprefix("medpfl_user_").rstrip("~")
 
 
 def is_own(name: str, module: Module | ModuleType) -> bool:
-    """Whether a module is of no installed distribution, nor of the standard library, nor of MedPFL."""
+    """Return True if a module belongs to no installed distribution, nor to the standard library or MedPFL."""
     top = name.partition(".")[0]
     if top in ("medpfl", *_MADE_BY_LIBRARIES):
         return False
     if top != name and isinstance(whole := sys.modules.get(top), ModuleType) and not is_own(top, whole):
-        return False  # code that an installed package wrote and imported, too
+        return False  # including code that an installed package generated and imported
     made = Module.of(name, module) if isinstance(module, ModuleType) else module
     if made.file is not None:
         return _is_own_file(top, made.file)
@@ -192,7 +192,7 @@ def is_own(name: str, module: Module | ModuleType) -> bool:
 def _is_own_file(top: str, file: str) -> bool:
     path = os.path.realpath(file)
     for folder in _site_folders():
-        if _within(path, [folder]):  # an extension may call itself by the last part of its name alone
+        if _within(path, [folder]):  # an extension module may use only the last part of its name
             inside = Path(path).relative_to(folder).parts[0].partition(".")[0]
             return not {top, inside} & _distributions().keys()
     return not _within(path, _library_folders()) and not any(
@@ -219,13 +219,13 @@ def _site_folders() -> tuple[str, ...]:
 
 @cache
 def _distributions() -> Mapping[str, list[str]]:
-    """Distributions by the top-level names that they install."""
+    """Return installed distributions by their top-level module names."""
     return importlib.metadata.packages_distributions()
 
 
 @cache
 def _elsewhere(top: str) -> tuple[str, ...]:
-    """Folders outside ``site-packages`` into which pip installed a distribution of that name, with ``--target``."""
+    """Return folders outside ``site-packages`` into which pip installed such a distribution (``--target``)."""
     found = []
     for name in dict.fromkeys(_distributions().get(top, ())):
         made = importlib.metadata.distribution(name)
@@ -235,7 +235,7 @@ def _elsewhere(top: str) -> tuple[str, ...]:
 
 
 def closure(modules: Iterable[Module]) -> list[Module]:
-    """The modules and all of the user's own that they import, whether or not they did so yet."""
+    """Return the modules and all user modules that they import, directly or not, already imported or not."""
     found: dict[str, Module] = {}
     todo = list(modules)
     while todo:
@@ -248,7 +248,7 @@ def closure(modules: Iterable[Module]) -> list[Module]:
 
 
 def _imported(module: Module) -> Iterator[str]:
-    """Full names of all that may be a module in the import statements of a source, those in functions too."""
+    """Yield the full names of all possible modules in a source's import statements, including those in functions."""
     try:
         tree = ast.parse(module.content()) if module.file is not None else ast.Module([], [])
     except (SyntaxError, ValueError, RecursionError):  # machine code, or no Python
@@ -264,7 +264,7 @@ def _imported(module: Module) -> Iterator[str]:
 
 
 def _named(name: str, importer: Module) -> Iterator[Module]:
-    """The module of a name, after the packages that it is in, as far as there are such."""
+    """Yield the packages that contain a named module, then the module, as far as they exist."""
     beside = [str(Path(importer.file).parent)] if importer.file is not None else []
     folders: tuple[str, ...] | None = None
     whole = ""
@@ -283,7 +283,7 @@ def _named(name: str, importer: Module) -> Iterator[Module]:
 
 
 def _expected(name: str, folders: tuple[str, ...] | None, beside: list[str]) -> Module | None:
-    """What an import of a name would find. Nothing is imported."""
+    """Return the module that an import of a name would find, without importing it."""
     if folders is not None and not folders:
         return None
     for finder in [*sys.meta_path, importlib.machinery.PathFinder]:
@@ -300,7 +300,11 @@ def _expected(name: str, folders: tuple[str, ...] | None, beside: list[str]) -> 
 
 
 def checked(module: Module) -> str:
-    """The digest of a module's content. It must be what it was when this process imported the module."""
+    """Return the digest of a module's content.
+
+    Raises:
+        InputError: the content changed since this process imported the module.
+    """
     digest = f"{UNKNOWN}it was typed in" if module.typed_in else hashlib.sha256(module.content()).hexdigest()[:16]
     if module.loaded is None:
         return digest
@@ -311,7 +315,7 @@ def checked(module: Module) -> str:
         _noticed.append((module.name, digest))
     elif before[1] != digest:
         raise InputError(
-            f"the code of the module {shown_name(module.name)} changed after it had been imported, so that what runs "
-            "is no longer what its file says: start Python again"
+            f"the code of the module {shown_name(module.name)} changed after it had been imported, so the running code "
+            "differs from the file: restart Python"
         )
     return digest

@@ -1,4 +1,4 @@
-"""The code that an object of the user's is made of: a digest of every module, and of what was typed in."""
+"""Digests of the code that a user's object depends on: its modules, and code typed in interactively."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from medpfl.core.user_code.modules import UNKNOWN, Module, checked, closure, is_
 __all__ = ["modules_of"]
 
 _LONG = 1000
-"""Characters of a value's text above which it is not compared."""
+"""Maximum length of a value's ``repr`` for it to be compared."""
 
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), Path)
 
 
 def modules_of(part: Any) -> dict[str, str]:
-    """Digests by module name of all code of the user's own that an object is made of.
+    """Return digests, by module name, of all user code that an object depends on.
 
-    That is the module of its class, of the classes that this inherits from, of every object and function that it
-    holds, and whatever those modules import, at the top or inside a function. The code of what was typed in is that
-    of the classes and functions that are used; a digest that begins with `UNKNOWN` says why there is none.
+    This covers the modules of its class, of that class's bases, and of every object and function that it holds, as well
+    as everything that these modules import, at the top or inside a function. For code typed in interactively, it covers
+    the classes and functions in use. A digest that begins with `UNKNOWN` explains why there is none.
 
     Raises:
         InputError: a file was changed after this process imported it.
@@ -38,7 +38,7 @@ def modules_of(part: Any) -> dict[str, str]:
 
 
 def _homes(part: Any) -> tuple[list[Module], list[Any]]:
-    """The modules of the user's own that an object's classes and functions are in; those of no module's, apart."""
+    """Return the user's modules that define an object's classes and functions, and those without a usable module."""
     modules: dict[str, Module] = {}
     loose: dict[int, Any] = {}
     seen: dict[int, Any] = {}
@@ -67,20 +67,20 @@ def _homes(part: Any) -> tuple[list[Module], list[Any]]:
 
 
 def _kinds(one: Any) -> list[Any]:
-    """The classes and functions that an object is made of."""
+    """Return the classes or the function that define an object."""
     if isinstance(one, FunctionType):
         return [one]
     return [kind for kind in (one if isinstance(one, type) else type(one)).__mro__ if kind is not object]
 
 
 def _is_stale(kind: Any, module: ModuleType) -> bool:
-    """Whether the module of a class was executed again since, so that its file may say something else."""
+    """Return True if a class's module was executed again since, so that its file may differ from the class."""
     held = vars(module).get(kind.__name__)
     return isinstance(kind, type) and kind.__qualname__ == kind.__name__ and isinstance(held, type) and held is not kind
 
 
 def _held(one: Any) -> list[Any]:
-    """What an object holds."""
+    """Return the objects that an object holds."""
     match one:
         case Mapping():
             held = [*one.keys(), *one.values()]
@@ -113,7 +113,7 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _typed_in(one: Any) -> str:
-    """The digest of a class or function by its compiled code, and by what that uses of its module."""
+    """Return a digest of a class or function typed in, from its compiled code and the module members it uses."""
     digest = hashlib.sha256()
     try:
         for text in _code(one, {}):
@@ -124,11 +124,11 @@ def _typed_in(one: Any) -> str:
 
 
 class _OpaqueError(Exception):
-    """Something that code uses, and that cannot be compared with what another process has."""
+    """The code uses something that cannot be compared between processes."""
 
 
 def _code(one: Any, seen: dict[int, Any]) -> Iterator[str]:
-    """Texts that tell a class, function or value from others."""
+    """Yield texts that distinguish a class, function or value from others."""
     if isinstance(one, _PLAIN):
         yield f"{type(one).__name__} {one!r};"
     elif id(one) not in seen:
@@ -212,7 +212,7 @@ def _is_of_library(kind: Any) -> bool:
 
 
 def _names(code: CodeType) -> set[str]:
-    """Names of globals and attributes that code uses, those in functions inside it too."""
+    """Return the names of globals and attributes that code uses, including its nested functions."""
     inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     return set(code.co_names).union(*inner)
 
@@ -221,11 +221,11 @@ _MADE = ("__dict__", "__weakref__", "__module__", "__doc__", "__dataclass_fields
 
 
 def _members(kind: type) -> list[Any]:
-    """What a class holds, in the order of its names; what the interpreter adds to every class aside."""
+    """Return a class's members sorted by name, without those that the interpreter adds to every class."""
     own = {k: v for k, v in vars(kind).items() if k not in _MADE and k != "__abstractmethods__" and "_abc_" not in k}
     return [pair for pair in sorted(own.items(), key=lambda item: item[0]) if _is_written(pair[1])]
 
 
 def _is_written(value: Any) -> bool:
-    """Whether a member of a class is more than a slot or a method that ``@dataclass`` derives from its fields."""
+    """Return True if a class member was written in its source; False for slots and other C-level descriptors."""
     return not type(value).__name__.endswith("_descriptor")

@@ -1,9 +1,9 @@
-"""What a file states, which another party may have written: it names parts of ours, and never runs code.
+"""Specs read from files that another party may have written: they may name MedPFL's parts, and never run code.
 
-There are two doors for a spec. What a person types or passes (the command line, a Python call, a YAML experiment of
-their own) goes through `medpfl.inputs.parts`, which imports the files and modules that it names. What is read from
-a record, a checkpoint, a run directory or a recommendation goes through `stated`, and only through it: it takes the
-name of the file with the text, so that neither door can be taken for the other.
+Specs enter in two ways. A spec from the user (command line, Python call, the user's own YAML experiment) goes through
+`medpfl.inputs.parts`, which imports the files and modules named in it. A spec from a record, a checkpoint, a run
+directory or a recommendation goes only through `stated`. This function also requires the file's name, so the two cannot
+be confused.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from medpfl.core.user_code.loading import is_place
 __all__ = ["check_stated", "names_of", "stated"]
 
 _WORD = re.compile(r"[A-Za-z0-9_]{0,40}")
-"""A text that is a choice of a part's own, and no path, URL or device."""
+"""A text that can be a part's choice, but no path or URL."""
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta|hpu|xla|vulkan|npu)(:?\d+)?", re.IGNORECASE)
 _PLACES = ("path", "weights", "url", "device", "file", "folder", "place", "labels")
-"""Arguments that name a place, as our own parts call them."""
+"""Names of arguments in MedPFL's parts whose value is a place."""
 _PUBLISHED = re.compile(r"IMAGENET1K_V\d")
-"""Weights that torchvision publishes, and whose hash it checks."""
+"""Weights published by torchvision, which checks their hash."""
 
 
 def stated(text: Any, known: Mapping[str, Any], role: str, file: Path | str, option: str) -> Any:
-    """The part of ours that a file states.
+    """Build the part stated in a file.
 
     Args:
-        text: the spec as the file has it; it is checked before anything of it is built.
-        known: the registry of the role, and nothing else.
-        role: the word for it in error messages ("defense").
-        file: where it was read.
-        option: the option by which a person states it in the file's place ("--defense").
+        text: the spec in the file; it is checked before anything is built.
+        known: the role's registry, and nothing else.
+        role: the role's name in error messages ("defense").
+        file: the file that contains the spec.
+        option: the option by which the user can give the part instead ("--defense").
 
     Raises:
-        InputError: no spec of a part of ours; one that names code, a path, a URL or a device; an argument that the
-            part does not have, or out of bounds.
+        InputError: the text is no spec of a MedPFL part; it names code, a path, a URL or a device; or an argument is
+            unknown or out of bounds.
     """
     check_stated(text, role, file, option)
     try:
         return build(text, known, role)
     except InputError as error:
         raise InputError(f"in '{file}': {error}; give {option} yourself") from None
-    except Exception as error:  # a part may refuse a value in a way of its own, and a file is never a bug of ours
+    except Exception as error:  # a part may reject a value with another error; a bad file is no bug of MedPFL
         raise InputError(f"in '{file}': {role} '{text}' cannot be built: {error}; give {option} yourself") from None
 
 
 def check_stated(text: Any, role: str, file: Path | str, option: str) -> None:
-    """Raise `InputError` if a spec that a file states could name code, a path, a URL or a device."""
+    """Raise `InputError` if a spec in a file could name code, a path, a URL or a device."""
     if not isinstance(text, str):
         raise InputError(f"in '{file}': {role} is {shortened(text)}: it must be a text")
     trust = f"give {option} yourself if you trust that file"
@@ -68,7 +68,7 @@ def check_stated(text: Any, role: str, file: Path | str, option: str) -> None:
 
 
 def names_of(text: str, role: str) -> list[str]:
-    """The names of the parts that a spec calls, as `check_stated` has passed it."""
+    """Return the names of the parts in a spec that passed `check_stated`."""
     nodes, found = [parsed(text, (), role)], []
     while nodes:
         node = nodes.pop()
@@ -90,12 +90,12 @@ def _check_node(node: ast.expr, role: str) -> None:
     for keyword in call.keywords:
         _check_argument(keyword.value, keyword.arg or "**", call.func.id)
     for place, argument in enumerate(call.args):
-        # No part of ours takes a place first; of a later position, only the name would tell that it is none.
+        # No MedPFL part takes a place as its first argument. Later positions could be places, so treat them as such.
         _check_argument(argument, "" if place == 0 else _PLACES[0], call.func.id)
 
 
 def _check_argument(node: ast.expr, key: str, name: str) -> None:
-    """Numbers, choices, and tuples of them; parts within a part are looked into."""
+    """Check that an argument consists of numbers, choices, and tuples of these; check nested parts too."""
     if isinstance(node, ast.Call | ast.Name):
         _check_node(node, f"part of {name}")
         return

@@ -1,4 +1,4 @@
-"""Run code that somebody else wrote, and turn whatever it raises into an error for the person who gave it."""
+"""Running of third-party code, with every exception turned into an error for the user who supplied the code."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from medpfl.core.user_code.modules import own_line, quoted
 __all__ = ["explained", "hint", "reason"]
 
 _HINTS = {
-    "value per channel": "; in train mode batch norm needs more: try mode eval or larger images",
+    "value per channel": "; in train mode batch norm needs more values: try mode eval or larger images",
     "should be the same": "; images are float32: let the model begin with images.to(the type of its weights)",
-    "saved tensor hooks": "; the model uses activation checkpointing, which saves memory and changes no number: switch "
+    "saved tensor hooks": "; the model uses activation checkpointing, which saves memory and changes no result: switch "
     "it off (use_checkpoint=False, memory_efficient=False)",
     "mutate a captured Tensor": "; the forward pass writes into a tensor that the model keeps: compute a new one, or "
     "leave it out",
     "inplace arithmetic on self": "; the forward pass writes into a tensor that the model keeps: compute a new one, or "
     "leave it out",
 }
-"""What to do, by a part of torch's error."""
+"""Remedies, by a part of torch's error message."""
 
 _OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
-"""Python's, and torch's, which is not imported here."""
+"""Class names of Python's and torch's out-of-memory errors; torch is not imported here."""
 
 
 @contextmanager
 def explained(what: str, named: bool = False) -> Iterator[None]:
-    """Turn whatever the code inside raises into an `InputError` that begins with `what`.
+    """Turn every exception in the ``with`` block into an `InputError` whose message begins with `what`.
 
-    That holds for ``SystemExit`` and every other ``BaseException`` too: a stranger's ``sys.exit(0)`` would otherwise
-    end the command as if it had succeeded. The one exception is Ctrl-C, which still raises ``KeyboardInterrupt``,
-    even if the stranger's code catches it and raises something else. An `InputError` passes unchanged.
+    This includes ``SystemExit`` and every other ``BaseException``: a third party's ``sys.exit(0)`` would otherwise end
+    the command as if it had succeeded. The only exception is Ctrl-C, which still raises ``KeyboardInterrupt``, even if
+    the third-party code catches it and raises something else. An `InputError` passes unchanged.
 
     Args:
-        what: the part that failed and what it was to do, such as ``"iDLG() cannot attack this model"``.
-        named: whether the message names the class of the error too, as an import's should.
+        what: the part that failed and its task, such as ``"iDLG() cannot attack this model"``.
+        named: True if the message also names the error's class, as it should for an import.
 
     Raises:
-        InputError: the code inside failed.
-        KeyboardInterrupt: the person pressed Ctrl-C meanwhile.
+        InputError: the block failed.
+        KeyboardInterrupt: the user pressed Ctrl-C meanwhile.
     """
     with _interrupts() as pressed:
         try:
@@ -67,9 +67,9 @@ def explained(what: str, named: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Note every Ctrl-C in a list, and pass it on to the handler that was there.
+    """Record every Ctrl-C in a list, and pass it on to the previous handler.
 
-    Nothing else tells a person's Ctrl-C from a ``raise KeyboardInterrupt``. Only the main thread gets signals.
+    Only this distinguishes a user's Ctrl-C from a ``raise KeyboardInterrupt``. Only the main thread gets signals.
     """
     before: Any = signal.getsignal(signal.SIGINT)
     if not callable(before) or threading.current_thread() is not threading.main_thread():
@@ -89,7 +89,7 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error's message, or what kind of error it is.
+    """Return the first line of an error's message, or the error's class if it has none.
 
     >>> reason(RuntimeError("shapes differ\\nhere: ...")), reason(ValueError()), reason(SystemExit(0))
     ('shapes differ', 'ValueError', 'it ended the program (SystemExit: 0)')
@@ -97,7 +97,7 @@ def reason(error: BaseException) -> str:
     kind = type(error).__name__
     try:
         text = str(error).strip().partition("\n")[0].partition(" Please open an issue")[0]  # torch's, not with us
-    except BaseException:  # an error of a stranger's class may fail at this too
+    except BaseException:  # a third-party error class may fail here too
         text = ""
     if isinstance(error, SystemExit):
         return f"it ended the program ({kind}: {text})" if text else f"it ended the program ({kind})"
@@ -107,7 +107,7 @@ def reason(error: BaseException) -> str:
 
 
 def hint(error: BaseException) -> str:
-    """Return what to do about an error of torch, as the end of a message; ``""`` if nothing is known."""
+    """Return a remedy for an error from torch, as the end of a message; ``""`` if none is known."""
     try:
         text = str(error)
     except BaseException:  # as in `reason`
