@@ -1,4 +1,4 @@
-"""What the attacks on one defense say in words: how many images, how sure, or why nothing."""
+"""Phrases for the result of all attacks on one defense: counts, intervals, or the reason for no conclusion."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ __all__ = ["Cells", "bounded", "by", "counts", "example", "extent", "hits", "lab
 
 Cells = Sequence[Cell]
 
-_BLUNT = "these attacks do not work here even without a defense"
+_BLUNT = "these attacks fail here even without a defense"
 
-# In the order in which they explain: the first that is raised is the reason given.
+# Ordered by priority: the first raised flag gives the reason.
 REASONS = {
-    "record-mismatch": "the recorded update is not what the images give under the stated plan and defense",
-    "misdisclosed": "what this defense discloses of itself is not what it does, so that no attack knew what it does",
-    "undisclosed": "this defense does not say what an attacker who knows its code could undo "
+    "record-mismatch": "the recorded update does not match the images under the stated plan and defense",
+    "misdisclosed": "this defense does not do what it discloses, so no attack knew what it does",
+    "undisclosed": "this defense does not disclose what an attacker who knows its code could undo "
     "(docs/extending.md: disclose)",
-    "naive-attack": "these attacks were not told of the defense that they failed against",
+    "naive-attack": "these attacks failed, but they did not know the defense",
     "control-failed": _BLUNT,
-    "control-low": "without the defense these attacks are not shown to get more images than the tolerance either",
-    "masked-vector": "one client's masked message alone says more than random numbers",
-    "control-weak": "without the defense these attacks only recognize the images of one client and read none back, "
-    "and a sum over clients is harder to read",
-    "patients-leak": "few images are exposed, but some patients are, by one of their images",
-    "worst-candidate": "an attack had readings among its candidates, and only did not choose them",
-    "small-gallery": "at least 20 images are needed to test whether one can be recognized among them",
+    "control-low": "even without the defense, these attacks are not shown to get more images than the tolerance",
+    "masked-vector": "one client's masked message reveals more than random numbers would",
+    "control-weak": "without the defense, these attacks only re-identify the images of one client and reconstruct "
+    "none, and a sum over clients is harder to attack",
+    "patients-leak": "few images are exposed, but some patients are exposed by one of their images",
+    "worst-candidate": "an attack reconstructed images among its candidates but did not choose them",
+    "small-gallery": "at least 20 images are needed to test re-identification",
     "prior-only": "a guess made without the update does as well as these attacks",
-    "nonfinite": "the attacks ended at numbers that are not finite",
-    "not-converged": "the attacks were stopped before they had converged",
+    "nonfinite": "the attacks ended in numbers that are not finite",
+    "not-converged": "the attacks stopped before they converged",
 }
 
 
 def strength(cell: Cell) -> tuple[float, float, float]:
-    """Return how much an attack got, for comparing cells: images read back, images recognized, mean SSIM."""
+    """Return a sort key for comparing attacks: reconstruction rate, re-identification rate, mean SSIM."""
     asr, identified, ssim = (_or_least(rate) for rate in (cell.asr, cell.identified, cell.ssim))
     return asr, identified, ssim
 
 
 def extent(union: Union) -> tuple[float, float]:
-    """Return how much all attacks on a defense got, for comparing defenses."""
+    """Return a sort key for comparing defenses: reconstruction and re-identification rates of all attacks together."""
     return _or_least(union.asr), _or_least(union.identified)
 
 
@@ -51,7 +51,7 @@ def _or_least(rate: Rate) -> float:
 
 
 def hits(rate: Rate, images: int) -> int | None:
-    """Return the number of images behind a rate; ``None`` if it is not known."""
+    """Return the number of images that a rate stands for, or ``None`` if the rate is unknown."""
     return round(rate.value * images) if rate.value is not None and known(rate.value) and images else None
 
 
@@ -60,22 +60,22 @@ def _of(some: int, told: Union) -> str:
 
 
 def counts(union: Union) -> str:
-    """Return what was read back and recognized, in numbers.
+    """Return how many images were reconstructed and re-identified, with rates and intervals.
 
     Args:
-        union: what the attacks on a defense show together.
+        union: the combined result of all attacks on a defense.
     """
     read, told = hits(union.asr, union.images), hits(union.identified, union.images)
     if read is None:
-        return "read back no image"
+        return "reconstructed no image"
     one = " of this one update" if union.updates == 1 else ""
-    first = f"read back {_of(read, union)}{one}{_rate(union.asr)}"
+    first = f"reconstructed {_of(read, union)}{one}{_rate(union.asr)}"
     if told is None:
         return first
     floor = union.identified_floor
     chance = f"; without the update {percent(floor)}" if known(floor) else ""
     link = "but" if told and not read else "and"
-    return f"{first} {link} recognized {told or 'none'} among others{_rate(union.identified, chance)}"
+    return f"{first} {link} re-identified {told or 'none'}{_rate(union.identified, chance)}"
 
 
 def _rate(rate: Rate, more: str = "") -> str:
@@ -84,17 +84,17 @@ def _rate(rate: Rate, more: str = "") -> str:
 
 
 def bounded(union: Union) -> str:
-    """Return what a failure shows: the tolerance that the upper ends keep, and the numbers."""
+    """Return what failed attacks do show: both rates lie below the tolerance with 95 % confidence."""
     least, read = percent(union.tolerance), hits(union.asr, union.images) or 0
     told = hits(union.identified, union.images)
     return (
-        f"with 95 % confidence, these attacks read back fewer than {least} of images and recognize fewer than {least} "
-        f"beyond chance (read back {_of(read, union)}, recognized {told or 'none'})"
+        f"with 95 % confidence, these attacks reconstruct fewer than {least} of images and re-identify fewer than "
+        f"{least} beyond chance (here: reconstructed {_of(read, union)}, re-identified {told or 'none'})"
     )
 
 
 def by(cells: Cells) -> str:
-    """Return which attacks, and the strongest of them."""
+    """Return the attack's name, or the number of attacks and the strongest one."""
     best = max(
         [cell for cell in cells if cell.verdict == LEAKS] or cells,
         key=lambda cell: (strength(cell)[:2], bool(cell.knows_defense), strength(cell)),
@@ -104,17 +104,17 @@ def by(cells: Cells) -> str:
 
 
 def example(cells: Cells) -> str:
-    """Return ``TopK(keep=0.1) (read back 5 of 24 images, recognized 8)``."""
+    """Return a defense with its counts: ``TopK(keep=0.1) (reconstructed 5 of 24 images, re-identified 8)``."""
     union = cells[0].union
     read, told = hits(union.asr, union.images), hits(union.identified, union.images)
     if read is None:
         return label(cells[0].defense)
-    extent = f"read back {_of(read, union)}" + ("" if told is None else f", recognized {told or 'none'}")
+    extent = f"reconstructed {_of(read, union)}" + ("" if told is None else f", re-identified {told or 'none'}")
     return f"{label(cells[0].defense)} ({extent})"
 
 
 def labels(cells: Cells) -> str:
-    """Return a sentence on the labels that were inferred; empty where they were not."""
+    """Return a sentence on the inferred labels, or an empty string if no attack's labels leak."""
     telling = [cell for cell in cells if cell.label_verdict == LEAKS]
     if not telling:
         return ""
@@ -124,33 +124,37 @@ def labels(cells: Cells) -> str:
 
 
 def reason(cells: Cells) -> str:
-    """Return why nothing can be concluded of a defense; attacks that know it have the word, if there are any."""
+    """Return why a defense's result is inconclusive.
+
+    The reason comes from the flags of all attacks together or, if there are none, from the adaptive attacks' flags.
+    Naive attacks count only if no other attack was run.
+    """
     union = cells[0].union
     asked = [cell for cell in cells if cell.knows_defense is not False] or cells
     own = union.flags
     flags = set(own or (flag for cell in asked for flag in cell.flags))
     if not any(cell.images for cell in cells):
-        empty = "the update of every image is exactly zero" if "zero-gradient" in flags else ""
+        empty = "every image's update is exactly zero" if "zero-gradient" in flags else ""
         return empty or "no image was scored"
     found = next((why for flag, why in REASONS.items() if flag in flags and flag not in _LAST), None)
     if "too-few" in flags and (found is None or own):
         return _few(union)
     later = (why for flag, why in REASONS.items() if flag in flags)
-    return found or next(later, "what was measured is too little to tell a leak from a failed attack")
+    return found or next(later, "these results cannot tell a leak from a failed attack")
 
 
 _LAST = ("prior-only", "nonfinite", "not-converged")
 
 
 def _few(union: Union) -> str:
-    """Return that so few updates do not decide, and how many would."""
+    """Return a phrase that the updates are too few, and how many would be enough."""
     need, per = union.updates_needed, max(1, round(union.images / max(1, union.updates)))
     have = "one update is" if union.updates == 1 else f"{union.updates} updates are"
     if need is None:
-        return f"{have} too few to tell a leak from a failed attack, and at these rates no number of them would decide"
+        return f"{have} too few to tell a leak from a failed attack, and at these rates no number would be enough"
     if need <= union.updates:
         return f"{have} too few to tell a leak from a failed attack: run more"
-    stay = " if the rates stay as they are" if union.asr.value or union.identified.value else ""
+    stay = ", enough if the rates stay the same" if union.asr.value or union.identified.value else ""
     return (
         f"{have} too few to tell a leak from a failed attack: run {need} updates or more (--images {need * per}){stay}"
     )

@@ -1,4 +1,4 @@
-"""The verdict in two plain sentences, for a reader who will read nothing else.
+"""The verdict in two plain statements, for a reader who reads nothing else.
 
 A failed attack is never worded as safety, and an attack whose control failed is never worded as a result.
 """
@@ -21,11 +21,11 @@ MARKS = {LEAKS: "\u25b2", NO_LEAK: "\u25cb", INCONCLUSIVE: "?"}
 
 
 def verdict_sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
-    """Return what the audit found: without a defense, then with.
+    """Return the audit's findings without a defense, and with defenses.
 
     Args:
-        summary: the cells of an audit.
-        settings: of the run; its grants and its record change the wording.
+        summary: the audit's cells.
+        settings: the run's settings; the wording depends on its grants and its record.
     """
     if not summary:
         return "Nothing was audited: no attack has finished.", "So nothing can be said about these images."
@@ -39,9 +39,9 @@ def verdict_sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
 
 
 def verdict_states(summary: Cells) -> tuple[str | None, str | None]:
-    """Return the outcome that belongs to each sentence; ``None`` where it states none.
+    """Return the outcome for each statement, or ``None`` where it states none.
 
-    Several defenses together are as good as the weakest.
+    Several defenses together get the outcome of the weakest.
     """
     bare, groups = _split(summary)
     states = [_state(cells) for cells in groups]
@@ -50,7 +50,7 @@ def verdict_states(summary: Cells) -> tuple[str | None, str | None]:
 
 
 def _named(summary: Cells) -> list[Cell]:
-    """Return the cells under names that fit into a sentence; the table has the specs in full."""
+    """Return the cells with specs shortened to fit into a sentence; the table shows them in full."""
     names = brief(dict.fromkeys(spec for cell in summary for spec in (cell.attack, cell.defense)))
     return [replace(c, attack=names[c.attack], defense=_name(c.defense, names)) for c in summary]
 
@@ -77,7 +77,7 @@ def _undefended(cells: Cells, settings: Settings) -> str:
     if "control-failed" in cells[0].flags and union.images:
         steps = "more steps; " if all("not-converged" in cell.flags for cell in cells) else ""
         return (
-            f"Without a defense, these attacks {counts(union)}: they do not work here, so this test says nothing about "
+            f"Without a defense, these attacks {counts(union)}. They do not work here, so this test says nothing about "
             f"safety. Try: {steps}medpfl check-model; --mode eval; --batch-size 1."
         )
     return _open("Without a defense", cells, settings)
@@ -86,9 +86,9 @@ def _undefended(cells: Cells, settings: Settings) -> str:
 def _no_control(summary: Cells) -> str:
     controls = [c for c in summary if known(c.control_asr)]
     if not controls:
-        return "No attack was run without a defense, so whether these attacks work here at all is not known."
+        return "No attack was run without a defense, so it is unknown whether these attacks work here at all."
     best = max(controls, key=lambda c: c.control_asr or 0.0)
-    return f"Without a defense, {label(best.attack)} reads back {percent(best.control_asr)} of the images."
+    return f"Without a defense, {label(best.attack)} reconstructs {percent(best.control_asr)} of the images."
 
 
 def _actor(settings: Settings) -> str:
@@ -98,33 +98,33 @@ def _actor(settings: Settings) -> str:
 def _one(cells: Cells, settings: Settings) -> str:
     union, opening = cells[0].union, f"With {label(cells[0].defense)}"
     if _state(cells) == LEAKS:
-        end = "so this defense does not protect these images"
-        hidden = "; attacks that were not told of it seemed to fail" if _hidden(cells) else ""
+        end = "This defense does not protect these images"
+        hidden = "; attacks that did not know it seemed to fail" if _hidden(cells) else ""
         still = "still " if hits(union.asr, union.images) else ""
-        return f"{opening}, {_actor(settings)} {still}{counts(union)} with {by(cells)}, {end}{hidden}."
+        return f"{opening}, {_actor(settings)} {still}{counts(union)} with {by(cells)}. {end}{hidden}."
     return _without_leak(opening, cells, settings)
 
 
-_NOT_SAFE = "That these attacks failed does not show that the defense is safe."
+_NOT_SAFE = "A failed attack does not show that the defense is safe."
 
 
 def _without_leak(opening: str, cells: Cells, settings: Settings) -> str:
-    """Return the sentence where no leak was found, or where the numbers decide nothing."""
+    """Return the statement for a result of *no leak found* or *inconclusive*."""
     if _state(cells) == NO_LEAK:
         return f"{opening}, no leak was found: {bounded(cells[0].union)}. {_NOT_SAFE}{labels(cells)}"
     return _open(opening, cells, settings)
 
 
 def _open(opening: str, cells: Cells, settings: Settings) -> str:
-    """Return the sentence of what is inconclusive: the numbers, and why they decide nothing."""
+    """Return the statement for an inconclusive result: the counts and the reason."""
     union = cells[0].union
     if not union.images:
         return f"{opening}, nothing can be said: {reason(cells)}."
-    return f"{opening}, {_actor(settings)} {counts(union)}, which is inconclusive: {reason(cells)}.{labels(cells)}"
+    return f"{opening}, {_actor(settings)} {counts(union)}. This is inconclusive: {reason(cells)}.{labels(cells)}"
 
 
 def _hidden(cells: Cells) -> bool:
-    """Return whether a leak shows only to attacks that know the defense, where others were run too."""
+    """Return True if only adaptive attacks found the leak although naive ones were run too."""
     naive = [cell for cell in cells if cell.knows_defense is False]
     return bool(naive) and _state(cells) == LEAKS and all(cell.verdict != LEAKS for cell in naive)
 
@@ -140,7 +140,7 @@ def _many(groups: Sequence[Cells]) -> str:
     leaking, holding, unsure = ([g for g in groups if _state(g) == s] for s in (LEAKS, NO_LEAK, INCONCLUSIVE))
     total = len(groups)
     if len(unsure) == total:
-        return f"The {total} defenses are inconclusive: {_reasons(unsure)}."
+        return f"All {total} defenses are inconclusive: {_reasons(unsure)}."
     parts = [
         _leaking(leaking, total) if leaking else "",
         _holding(holding, total) if holding else "",
@@ -164,7 +164,7 @@ def _seeming(groups: Sequence[Cells]) -> str:
     if not groups:
         return ""
     who = label(groups[0][0].defense) if len(groups) == 1 else f"{len(groups)} of these"
-    return f"attacks that were not told of the defense seemed to fail against {who}"
+    return f"attacks that did not know the defense seemed to fail against {who}"
 
 
 def _holding(groups: Sequence[Cells], total: int) -> str:
@@ -175,8 +175,8 @@ def _holding(groups: Sequence[Cells], total: int) -> str:
         count = f"the {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
         who = f"{count}, such as {example(min(groups, key=lambda cells: extent(cells[0].union)))},"
     return (
-        f"with {who} no leak was found (with 95 % confidence, these attacks read back fewer than {least} of images and "
-        f"recognize fewer than {least} beyond chance), which does not show that the images are safe"
+        f"with {who} no leak was found (with 95 % confidence, these attacks reconstruct fewer than {least} of images "
+        f"and re-identify fewer than {least} beyond chance), which does not show that the images are safe"
     )
 
 
