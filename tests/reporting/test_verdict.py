@@ -12,7 +12,9 @@ from tests.reporting.made_up import LAPLACE, cell, full, united
 
 TOPK, SIGN, NOISE = "TopK(keep=0.1)", "Sign()", "GaussianNoise(scale=0.1)"
 DASH = "\u2013"
-FIRST = f"Without a defense, a curious server read back 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) with iDLG."
+FIRST = (
+    f"Without a defense, a curious server reconstructed 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) with iDLG."
+)
 NO_DEFENSE = "No defense was tested. Add one with --defense."
 LEAK = cell()
 SAFE = {"read": 0, "verdict": NO_LEAK}
@@ -35,68 +37,67 @@ CASES = {
     "the strongest attack is named": (
         [cell("DLG()", read=3), LEAK, cell("CPL()", read=0, verdict=NO_LEAK)],
         {},
-        f"Without a defense, a curious server read back 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) "
+        f"Without a defense, a curious server reconstructed 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) "
         "with 3 attacks (the strongest: iDLG).",
         NO_DEFENSE,
     ),
     "no leak, no defense": (
         [cell(**SAFE)],
         {},
-        f"Without a defense, a curious server read back none of 24 images (0 %, 95 % interval 0{DASH}14 %), "
-        "which is inconclusive: what was measured is too little to tell a leak from a failed attack.",
+        f"Without a defense, a curious server reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). "
+        "This is inconclusive: these results cannot tell a leak from a failed attack.",
         NO_DEFENSE,
     ),
     "a few read back, but no leak": (
         [cell(read=1, verdict=NO_LEAK)],
         {},
-        f"Without a defense, a curious server read back 1 of 24 images (4 %, 95 % interval 0{DASH}21 %), which"
-        " is inconclusive: what was measured is too little to tell a leak from a failed attack.",
+        f"Without a defense, a curious server reconstructed 1 of 24 images (4 %, 95 % interval 0{DASH}21 %). This"
+        " is inconclusive: these results cannot tell a leak from a failed attack.",
         NO_DEFENSE,
     ),
     "the defense holds": (
         [LEAK, cell(defense=LAPLACE, **SAFE)],
         {},
         FIRST,
-        "With LaplaceNoise(scale=0.01), no leak was found: with 95 % confidence, these attacks read back "
-        "fewer than 20 % of images and recognize fewer than 20 % beyond chance (read back none of 24 images, "
-        "recognized none). That these attacks failed does not show that the defense is safe.",
+        "With LaplaceNoise(scale=0.01), no leak was found: with 95 % confidence, these attacks reconstruct "
+        "fewer than 20 % of images and re-identify fewer than 20 % beyond chance (here: reconstructed none of 24 "
+        "images, re-identified none). A failed attack does not show that the defense is safe.",
     ),
     "the defense leaks": (
         [LEAK, cell(defense=LAPLACE, read=12), cell("DLG()", defense=LAPLACE, **SAFE)],
         {},
         FIRST,
-        "With LaplaceNoise(scale=0.01), a curious server still read back 12 of 24 images (50 %, 95 % interval"
-        f" 29{DASH}71 %) with 2 attacks (the strongest: iDLG), so this defense does not protect these images.",
+        "With LaplaceNoise(scale=0.01), a curious server still reconstructed 12 of 24 images (50 %, 95 % interval"
+        f" 29{DASH}71 %) with 2 attacks (the strongest: iDLG). This defense does not protect these images.",
     ),
     "the control failed": (
         [cell(**UNSURE), cell(defense=LAPLACE, **UNSURE)],
         {},
-        f"Without a defense, these attacks read back none of 24 images (0 %, 95 % interval 0{DASH}14 %): they "
+        f"Without a defense, these attacks reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). They "
         "do not work here, so this test says nothing about safety. Try: medpfl check-model; --mode eval; "
         "--batch-size 1.",
-        "With LaplaceNoise(scale=0.01), a curious server read back none of 24 images (0 %, 95 % interval "
-        f"0{DASH}14 %), which is inconclusive: these attacks do not work here even without a defense.",
+        "With LaplaceNoise(scale=0.01), a curious server reconstructed none of 24 images (0 %, 95 % interval "
+        f"0{DASH}14 %). This is inconclusive: these attacks fail here even without a defense.",
     ),
     "attacks that did not know the defense": (
         [LEAK, cell("DLG()", **UNSURE), *(cell(a, LAPLACE, read=0, verdict=INCONCLUSIVE, flags=[f]) for a, f in NAIVE)],
         {},
-        f"Without a defense, a curious server read back 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) "
+        f"Without a defense, a curious server reconstructed 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) "
         "with 2 attacks (the strongest: iDLG).",
-        "With LaplaceNoise(scale=0.01), a curious server read back none of 24 images (0 %, 95 % interval "
-        f"0{DASH}14 %), which is inconclusive: these attacks were not told of the defense that they failed "
-        "against.",
+        "With LaplaceNoise(scale=0.01), a curious server reconstructed none of 24 images (0 %, 95 % interval "
+        f"0{DASH}14 %). This is inconclusive: these attacks failed, but they did not know the defense.",
     ),
     "no better than the prior": (
         [cell(read=5, verdict=INCONCLUSIVE, flags=["prior-only"])],
         {},
-        f"Without a defense, a curious server read back 5 of 24 images (21 %, 95 % interval 7{DASH}42 %), "
-        "which is inconclusive: a guess made without the update does as well as these attacks.",
+        f"Without a defense, a curious server reconstructed 5 of 24 images (21 %, 95 % interval 7{DASH}42 %). "
+        "This is inconclusive: a guess made without the update does as well as these attacks.",
         NO_DEFENSE,
     ),
     "no update": (
         [{"attack": "DLG()", "defense": "NoDefense()", "images": 0, "asr": None, "flags": ["zero-gradient"]}],
         {},
-        "Without a defense, nothing can be said: the update of every image is exactly zero.",
+        "Without a defense, nothing can be said: every image's update is exactly zero.",
         NO_DEFENSE,
     ),
     "no image": (
@@ -108,36 +109,36 @@ CASES = {
     "inconclusive without a flag": (
         [cell(read=2, verdict=INCONCLUSIVE)],
         {},
-        f"Without a defense, a curious server read back 2 of 24 images (8 %, 95 % interval 1{DASH}27 %), which"
-        " is inconclusive: what was measured is too little to tell a leak from a failed attack.",
+        f"Without a defense, a curious server reconstructed 2 of 24 images (8 %, 95 % interval 1{DASH}27 %). This"
+        " is inconclusive: these results cannot tell a leak from a failed attack.",
         NO_DEFENSE,
     ),
     "a control that is only known by its rate": (
         [cell(defense=LAPLACE, control_asr=0.79, **SAFE)],
         {},
-        "Without a defense, iDLG reads back 79 % of the images.",
-        "With LaplaceNoise(scale=0.01), no leak was found: with 95 % confidence, these attacks read back "
-        "fewer than 20 % of images and recognize fewer than 20 % beyond chance (read back none of 24 images, "
-        "recognized none). That these attacks failed does not show that the defense is safe.",
+        "Without a defense, iDLG reconstructs 79 % of the images.",
+        "With LaplaceNoise(scale=0.01), no leak was found: with 95 % confidence, these attacks reconstruct "
+        "fewer than 20 % of images and re-identify fewer than 20 % beyond chance (here: reconstructed none of 24 "
+        "images, re-identified none). A failed attack does not show that the defense is safe.",
     ),
     "no control at all": (
         [cell(defense=LAPLACE, read=24)],
         {},
-        "No attack was run without a defense, so whether these attacks work here at all is not known.",
-        "With LaplaceNoise(scale=0.01), a curious server still read back 24 of 24 images (100 %, 95 % "
-        f"interval 86{DASH}100 %) with iDLG, so this defense does not protect these images.",
+        "No attack was run without a defense, so it is unknown whether these attacks work here at all.",
+        "With LaplaceNoise(scale=0.01), a curious server still reconstructed 24 of 24 images (100 %, 95 % "
+        f"interval 86{DASH}100 %) with iDLG. This defense does not protect these images.",
     ),
     "a leak that shows in the identification": (
         [full(read=0)],
         {},
-        f"Without a defense, a curious server read back none of 24 images (0 %, 95 % interval 0{DASH}14 %) but"
-        f" recognized 22 among others (92 %, 95 % interval 73{DASH}99 %; without the update 4 %) with iDLG.",
+        f"Without a defense, a curious server reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %) but"
+        f" re-identified 22 (92 %, 95 % interval 73{DASH}99 %; without the update 4 %) with iDLG.",
         NO_DEFENSE,
     ),
     "one image": (
         [cell(read=1, images=1)],
         {},
-        "Without a defense, a curious server read back 1 of 1 image of this one update (100 %, 95 % interval "
+        "Without a defense, a curious server reconstructed 1 of 1 image of this one update (100 %, 95 % interval "
         f"2{DASH}100 %) with iDLG.",
         NO_DEFENSE,
     ),
@@ -145,13 +146,13 @@ CASES = {
         [LEAK, {**LEAK, "defense": "Recorded()"}],
         {"record": {"difference": 1e-7}},
         FIRST,
-        f"From the recorded update, a curious server read back 19 of 24 images (79 %, 95 % interval 58{DASH}93"
+        f"From the recorded update, a curious server reconstructed 19 of 24 images (79 %, 95 % interval 58{DASH}93"
         " %) with iDLG.",
     ),
     "an active server": (
         [LEAK],
         {"grants": ["active"]},
-        f"Without a defense, a malicious server read back 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) "
+        f"Without a defense, a malicious server reconstructed 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) "
         "with iDLG.",
         NO_DEFENSE,
     ),
@@ -164,24 +165,24 @@ CASES = {
         ],
         {},
         FIRST,
-        "With the 3 defenses, such as LaplaceNoise(scale=0.01) (read back none of 24 images), no leak was "
-        "found (with 95 % confidence, these attacks read back fewer than 20 % of images and recognize fewer "
+        "With the 3 defenses, such as LaplaceNoise(scale=0.01) (reconstructed none of 24 images), no leak was "
+        "found (with 95 % confidence, these attacks reconstruct fewer than 20 % of images and re-identify fewer "
         "than 20 % beyond chance), which does not show that the images are safe.",
     ),
     "many: all leak": (
         [LEAK, cell(defense=LAPLACE, read=4), cell(defense=TOPK, read=18), cell(defense=SIGN, read=9)],
         {},
         FIRST,
-        "All 3 defenses still leak, most with TopK(keep=0.1) (read back 18 of 24 images), least with "
-        "LaplaceNoise(scale=0.01) (read back 4 of 24 images).",
+        "All 3 defenses still leak, most with TopK(keep=0.1) (reconstructed 18 of 24 images), least with "
+        "LaplaceNoise(scale=0.01) (reconstructed 4 of 24 images).",
     ),
     "many: all unsure": (
         [cell(**UNSURE), cell(defense=LAPLACE, **UNSURE), cell(defense=TOPK, **UNSURE)],
         {},
-        f"Without a defense, these attacks read back none of 24 images (0 %, 95 % interval 0{DASH}14 %): they "
+        f"Without a defense, these attacks reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). They "
         "do not work here, so this test says nothing about safety. Try: medpfl check-model; --mode eval; "
         "--batch-size 1.",
-        "The 2 defenses are inconclusive: these attacks do not work here even without a defense.",
+        "Results are inconclusive for the 2 defenses: these attacks fail here even without a defense.",
     ),
     "many: of each kind": (
         [
@@ -193,11 +194,11 @@ CASES = {
         ],
         {},
         FIRST,
-        "2 of 4 defenses still leak, most with GaussianNoise(scale=0.1) (read back 18 of 24 images), least "
-        "with LaplaceNoise(scale=0.01) (read back 12 of 24 images); with TopK(keep=0.1) (read back none of 24"
-        " images) no leak was found (with 95 % confidence, these attacks read back fewer than 20 % of images "
-        "and recognize fewer than 20 % beyond chance), which does not show that the images are safe; "
-        "inconclusive with Sign (read back none of 24 images): these attacks do not work here even without a "
+        "2 of 4 defenses still leak, most with GaussianNoise(scale=0.1) (reconstructed 18 of 24 images), least "
+        "with LaplaceNoise(scale=0.01) (reconstructed 12 of 24 images); with TopK(keep=0.1) (reconstructed none of 24"
+        " images) no leak was found (with 95 % confidence, these attacks reconstruct fewer than 20 % of images "
+        "and re-identify fewer than 20 % beyond chance), which does not show that the images are safe; "
+        "inconclusive with Sign (reconstructed none of 24 images): these attacks fail here even without a "
         "defense.",
     ),
 }
@@ -277,8 +278,8 @@ def test_what_only_attacks_that_know_the_defense_read_is_said():
     naive = cell(defense=LAPLACE, read=0, verdict="inconclusive", flags=["naive-attack"], knows_defense=False)
     told = cell(defense=LAPLACE, read=12, knows_defense=True, false_security_asr=0.5)
     _, second = sentences([cell(), naive, told], {})
-    assert "with iDLG, adaptive, so" in second
-    assert second.endswith("; attacks that were not told of it seemed to fail.")
+    assert "with iDLG, adaptive. This defense does not protect" in second
+    assert second.endswith("; attacks that did not know it seemed to fail.")
     _, second = sentences([cell(), {**naive, "verdict": "leaks", "read": 5}, told], {})
     assert "seemed to fail" not in second
     other = "TopK(keep=0.1)"
@@ -294,30 +295,30 @@ FEW = {"read": 0, "images": 4, "verdict": INCONCLUSIVE}
 def test_too_few_updates_are_said_with_how_many_would_decide():
     two = full(defense=LAPLACE, identified=0.5, identified_low=0.07, identified_high=0.93, chance=0.125, **FEW)
     _, said = sentences([LEAK, two], {}, flags=["too-few"], updates_needed=17)
-    assert "read back none of 4 images" in said
-    assert "recognized 2 among others (50 %" in said
+    assert "reconstructed none of 4 images" in said
+    assert "re-identified 2 (50 %" in said
     assert said.endswith(
-        "which is inconclusive: 4 updates are too few to tell a leak from a failed attack: run 17 updates or more "
-        "(--images 17) if the rates stay as they are."
+        "This is inconclusive: 4 updates are too few to tell a leak from a failed attack: run 17 updates or more "
+        "(--images 17), enough if the rates stay the same."
     )
     batches = sentences([LEAK, two], {}, flags=["too-few"], updates_needed=17, updates=1)[1]
     assert "none of 4 images of this one update" in batches
     assert "one update is too few" in batches
-    assert batches.endswith("(--images 68) if the rates stay as they are.")
+    assert batches.endswith("(--images 68), enough if the rates stay the same.")
 
 
 @pytest.mark.parametrize(
     ("flag", "why"),
     [
-        ("undisclosed", "this defense does not say what an attacker who knows its code could undo"),
-        ("misdisclosed", "what this defense discloses of itself is not what it does"),
+        ("undisclosed", "this defense does not disclose what an attacker who knows its code could undo"),
+        ("misdisclosed", "this defense does not do what it discloses"),
         ("small-gallery", "at least 20 images are needed"),
-        ("worst-candidate", "an attack had readings among its candidates"),
+        ("worst-candidate", "an attack reconstructed images among its candidates"),
     ],
 )
 def test_the_reason_of_what_is_inconclusive(flag, why):
     _, said = sentences([LEAK, cell(defense=LAPLACE, flags=[flag], read=0, verdict=INCONCLUSIVE)], {})
-    assert f"which is inconclusive: {why}" in said
+    assert f"This is inconclusive: {why}" in said
 
 
 def test_labels_that_were_inferred_are_said_where_no_image_leaks():

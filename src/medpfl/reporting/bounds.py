@@ -12,7 +12,7 @@ __all__ = ["COLUMNS", "EVENTS", "Placed", "bound_rows", "placed", "reading_bound
 
 EVENTS = {"asr": "reconstructed", "identified": "re-identified"}
 COLUMNS = (
-    "Setting", "Protects", "Event", "Measured", "Guessed without the update (kappa)", "Bound at this kappa",
+    "Setting", "Bound for", "Event", "Measured", "Guessed without the update (kappa)", "Bound at this kappa",
     "No-prior reference", "Measured against the bound",
 )  # fmt: skip
 
@@ -102,7 +102,7 @@ def _row(one: Placed, event: str) -> list[tuple[str, str]]:
     ends = mark.kappa is not None and mark.kappa_high is not None and mark.kappa_high > mark.kappa
     return [
         (label(one.defense), ""),
-        ("an image (with all of its client's)" if units == {"client"} else "an image", _mechanisms(bound)),
+        ("an image (as part of its client's data)" if units == {"client"} else "an image", _mechanisms(bound)),
         (EVENTS[event], ""),
         measured,
         (_share(mark.kappa), f"up to {_share(mark.kappa_high)}" if ends else ""),
@@ -130,11 +130,11 @@ def _mechanism(one: Mechanism) -> str:
 def reading_bounds() -> tuple[str, ...]:
     """Return notes on how to read the bound, kappa and the no-prior reference."""
     return (
-        "Measured success is a lower bound on the risk. The curve is an upper bound, 1 \u2212 f(kappa): no attacker who "
-        "guesses right with probability kappa without the update can do better with it, not even with an attack that "
-        "was not run. Here f is the trade-off function of the defense's noise over the rounds that the attacker sees, "
-        "for adding or removing one record. The bound holds for one record on average. It does not hold for the most "
-        "exposed record, or for several records of one patient together.",
+        "Measured success is a lower bound on the risk. The curve is an upper bound, 1 \u2212 f(kappa): no attacker "
+        "who guesses right with probability kappa without the update can do better with it, not even with an attack "
+        "that was not run. Here f is the trade-off function of the defense's noise over the rounds that the attacker "
+        "sees, for adding or removing one record. The bound holds for one record on average. It does not hold for the "
+        "most exposed record, or for several records of one patient together.",
         "Kappa is an assumption. The table uses the best guess that we made without the update: the mean image, the "
         "nearest other image or random numbers; for re-identification, chance. Someone who knows more about the images "
         "has a larger kappa; the curve shows the bound for it.",

@@ -26,8 +26,8 @@ FLAGS = {
         "Try a stronger attack, or more images.",
     ),
     "control-weak": Flag(
-        "the server gets a sum over clients, the attack failed, and even from one client's update it only re-identifies "
-        "images and reconstructs none",
+        "the server gets a sum over clients, the attack failed, and even from one client's update it only "
+        "re-identifies images and reconstructs none",
         "The attack is at its limit before anything is summed, so its failure says nothing about the sum. "
         "Try a stronger attack, more steps, or smaller batches.",
     ),
@@ -53,8 +53,8 @@ FLAGS = {
     ),
     "undisclosed": Flag(
         "the attack failed, and the defense changes the update without disclosing how",
-        "Assume that an attacker knows the defense's code. What that attacker could undo was not tested, so the failure "
-        "says nothing. Let the defense disclose what it does (docs/extending.md).",
+        "Assume that an attacker knows the defense's code. What that attacker could undo was not tested, so the "
+        "failure says nothing. Let the defense disclose what it does (docs/extending.md).",
     ),
     "misdisclosed": Flag(
         "the attack failed, and the defense's actual behavior contradicts its disclosure",
@@ -101,8 +101,8 @@ FLAGS = {
     ),
     "record-mismatch": Flag(
         "the recorded update differs from the update that the private images give under the stated plan and defense",
-        "Either the plan, the weights or the images are not those behind the update, or an unstated defense changed it, "
-        "or it has less noise than stated. State its defense in the record or with --defense; otherwise the audit is "
-        "not valid.",
+        "Either the plan, the weights or the images are not those behind the update, or an unstated defense changed "
+        "it, or it has less noise than stated. State its defense in the record or with --defense; otherwise the audit "
+        "is not valid.",
     ),
 }

@@ -42,14 +42,14 @@ def _advice(points: Mapping[str, Point], chosen: Json) -> str:
         state = "may have learned nothing (too few images score it)" if some else "has learned nothing"
         remedy = "Score it on more images (--validation), or train longer" if some else "Train longer"
         return (
-            f"Nothing is recommended: the undefended model {state}. Its balanced accuracy is {_accuracy(bare)}; guessing "
-            f"reaches {percent(chance)}. {remedy}, or with other settings."
+            f"Nothing is recommended: the undefended model {state}. Its balanced accuracy is {_accuracy(bare)}; "
+            f"guessing reaches {percent(chance)}. {remedy}, or with other settings."
         )
     if chosen["state"] == "control failed":
         return (
-            f"Nothing is recommended: even without a defense, these attacks do not exceed {limit} with 95 % confidence, "
-            "so a defense that meets the limit proves nothing. A failed attack does not mean safety. Try stronger "
-            "attacks, more images, or a model that these attacks work on."
+            f"Nothing is recommended: even without a defense, these attacks do not exceed {limit} with 95 % "
+            "confidence, so a defense that meets the limit proves nothing. A failed attack does not mean safety. Try "
+            "stronger attacks, more images, or a model that these attacks work on."
         )
     if chosen["state"] == "too few":
         return (
@@ -183,17 +183,18 @@ def how_to_read(settings: Json) -> list[str]:
     of = "1 image" if count == 1 else f"{count} images"
     model = f"the model after round {number_of} of each training" if number_of else "the untrained model (round 0)"
     return [
-        f"We attacked updates of {of} each, on {model}. Updates of the training itself were not attacked. They hold all "
-        "of a client's images (or --local-images) and usually leak less; test them with --images-per-update.",
-        "For each setting, the strongest attack counts, naive or adaptive. The figures compare point estimates. A limit "
-        "is met only if the upper end of the 95 % interval for all attacks together is within it.",
+        f"We attacked updates of {of} each, on {model}. Updates from the training itself were not attacked. They hold "
+        "all of a client's images (or --local-images) and usually leak less; test larger updates with "
+        "--images-per-update.",
+        "For each setting, the strongest attack counts, naive or adaptive. The figures compare point estimates. A "
+        "limit is met only if the upper end of the 95 % interval for all attacks together is within it.",
         f"Accuracy is balanced accuracy on the {settings['judged']} images after the last round, "
         + (
             f"the mean over {settings['seeds']} seeds with Student's interval."
             if settings["seeds"] > 1
             else "for one training. Its interval covers the choice of images only; another seed may differ by more."
         )
-        + " The recommendation was chosen on these same images, which favors it slightly.",
+        + " The recommendation is based on the same images.",
     ]
 
 

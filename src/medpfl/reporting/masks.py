@@ -26,4 +26,4 @@ def _told(scores: MaskScores) -> str:
     interval = f" ({between(dice.low, dice.high)})" if known(dice.low) else ""
     guesses = {"mean mask": scores.dice_majority, "random update": scores.dice_random_update}
     without = ", ".join(f"{name} {number(mean)}" for name, mean in guesses.items() if known(mean))
-    return f"Dice {number(dice.value)}{interval}, IoU {number(scores.iou)}; Dice of guesses without the update: {without}"
+    return f"Dice {number(dice.value)}{interval}, IoU {number(scores.iou)}; Dice without the update: {without}"

@@ -140,7 +140,7 @@ def _many(groups: Sequence[Cells]) -> str:
     leaking, holding, unsure = ([g for g in groups if _state(g) == s] for s in (LEAKS, NO_LEAK, INCONCLUSIVE))
     total = len(groups)
     if len(unsure) == total:
-        return f"All {total} defenses are inconclusive: {_reasons(unsure)}."
+        return f"Results are inconclusive for the {total} defenses: {_reasons(unsure)}."
     parts = [
         _leaking(leaking, total) if leaking else "",
         _holding(holding, total) if holding else "",
