@@ -201,7 +201,7 @@ def test_other_folders_for_sets(data, tmp_path):
         (["--data", "data", "--sets", "list.yaml"], "'list.yaml' is no mapping: write one line for each name"),
         (["--data", "data", "--sets", "wrong.yaml"], "there is no set 'brain' in the study"),
         (["--data", "data", "--sets", "gone.yaml"], "'nowhere', which stands for melanoma, is no folder"),
-        (["--from", "data"], "'data' is no run directory: it has no run.json"),
+        (["--from", "data"], "'data' is not a run directory: it has no run.json"),
     ],
 )
 def test_bad_input(data, tmp_path, monkeypatch, capsys, words, message):
@@ -323,7 +323,7 @@ def test_parts_of_one_directory_may_have_forms_of_their_own(data, tmp_path):
     forced = reproduce(["attacks"], data=data, parts=["trained"], scale=Scale(steps=2), run=Run(out=out, force=True))
     assert {row["images"] for row in forced.rows} == {3, 1}, "the other part is kept"
     (out / "run.json").write_text('{"quick": true}')
-    with pytest.raises(InputError, match=r"is no run directory: its run\.json is damaged"):
+    with pytest.raises(InputError, match=r"is not a run directory: its run\.json is damaged"):
         remake(out)
     with pytest.raises(InputError, match=r"\(its run\.json is missing or damaged\): name another --out, or --force"):
         reproduce(["attacks"], data=data, parts=["trained"], run=Run(out=out))
