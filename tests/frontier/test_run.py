@@ -242,13 +242,19 @@ def test_a_defense_under_which_training_diverges_is_a_gap(pictures, tmp_path, mo
     ("options", "message"),
     [
         ({"defense": []}, "a frontier with no defended settings has nothing to choose from"),
-        ({"defense": ["TopK(keep=0.1)"]}, "a frontier with 1 defended setting has nothing to choose from: give several"),
+        (
+            {"defense": ["TopK(keep=0.1)"]},
+            "a frontier with 1 defended setting has nothing to choose from: give several",
+        ),
         ({"defense": ["TopK(keep=0.1)", "NoDefense", "TopK(0.1)"]}, "a frontier with 1 defended setting"),
         ({"defense": ["TopL(keep=lin(0.1, 0.5, 2))"]}, "did you mean 'TopK'?"),
         ({"limit": ["psnr<=3"]}, "there is no leakage metric 'psnr'"),
         ({"attack": ["iDLH"]}, "did you mean 'iDLG'?"),
         ({"round": 3}, "--round is 3, but --rounds is only 2"),
-        ({"images": 2, "images_per_update": 3}, "--images is 2, fewer than one update holds (--images-per-update is 3)"),
+        (
+            {"images": 2, "images_per_update": 3},
+            "--images is 2, fewer than one update holds (--images-per-update is 3)",
+        ),
         ({"holdout": 25}, "--validation"),
         ({"data": "nowhere/at/all"}, "nowhere/at/all"),
     ],

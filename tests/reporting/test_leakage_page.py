@@ -72,7 +72,7 @@ def test_a_narrow_terminal_cuts_nothing():
     text = console.export_text()
     assert "\u2026" not in text
     assert "Re-identified" in text
-    assert "Identified" in text
+    assert " ASR " in text
 
 
 def test_long_names_still_tell_them_apart():

@@ -107,7 +107,9 @@ def test_a_source_that_changes_while_a_run_goes_on_refuses_its_rows_for_good(lab
     numbers = str(lab / "lab_numbers.py")
     edits = f"from pathlib import Path; Path({numbers!r}).write_text('STEPS = 4')"
     (lab / "mine.py").write_text(MINE.format(lazily=edits))
-    with pytest.raises(InputError, match=r"lab_numbers changed .*the run's rows mix two versions of the code and are refused"):
+    with pytest.raises(
+        InputError, match=r"lab_numbers changed .*the run's rows mix two versions of the code and are refused"
+    ):
         tiny(lab, out)
     assert (out / "share/findings.jsonl").read_bytes()
     (lab / "mine.py").write_text(MINE.format(lazily=""))
