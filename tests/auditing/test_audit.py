@@ -40,7 +40,7 @@ def test_it_reads_images_back_and_says_so(folder):
     (cell,) = report.summary
     assert (cell.asr.value, cell.verdict, cell.label_accuracy.value) == (1.0, LEAKS, 1.0)
     assert cell.asr_random_update.value == 0.0
-    assert str(report).startswith("Without a defense, a curious server read back 4 of 4 images")
+    assert str(report).startswith("Without a defense, a curious server reconstructed 4 of 4 images")
 
 
 def test_every_defense_runs_beside_the_undefended_control(folder):
@@ -151,7 +151,7 @@ def test_a_defense_is_attacked_without_and_with_what_it_discloses(folder, option
         assert cell.verdict == INCONCLUSIVE, "four images are no evidence"
         assert ("too-few" in cell.flags) is cell.knows_defense
         assert (cell.false_security_ssim.value is not None) is (cell.knows_defense and len(told) == 2)
-    assert ("these attacks were not told of the defense" in str(report)) is (told == [False])
+    assert ("these attacks failed, but they did not know the defense" in str(report)) is (told == [False])
     assert any("attacked twice" in note for note in report.settings.notes) is (len(told) == 2)
 
 

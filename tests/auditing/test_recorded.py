@@ -76,7 +76,7 @@ def test_a_record_leaks_what_its_control_leaks(tmp_path):
     record, truth = make(tmp_path, Plan(batch_size=1))
     report = look(record, truth, attacks=["iDLG(steps=60)"])
     assert {cell.verdict for cell in report.summary} == {LEAKS}
-    assert report.verdict()[1].startswith("From the recorded update, a curious server read back 1 of 1 image")
+    assert report.verdict()[1].startswith("From the recorded update, a curious server reconstructed 1 of 1 image")
     control, recorded = ([r for r in report.rows if r.defense == d and not r.control] for d in (UNDEFENDED, RECORDED))
     assert plain(control, "defense", "image") == plain(recorded, "defense", "image")
 

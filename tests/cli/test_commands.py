@@ -93,7 +93,7 @@ def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_pa
     assert "iDLG(steps=50)" in table
     assert "LaplaceNoise(scale=0.01)" in table
     assert "no defense" in table
-    assert "Without a defense, a curious server read back 3 of 3 images" in shown
+    assert "Without a defense, a curious server reconstructed 3 of 3 images" in shown
     assert shown.endswith(
         f"wrote {out}/share/report.html\nwrote {out}/private/report-with-images.html\n"
         f"may be shared: {out}/share (no image); must stay: {out}/private (patients' images)\n"
@@ -747,7 +747,7 @@ def test_a_record_is_audited_with_its_truth(run, record, tmp_path):
     words = ["--truth", record.parent / "truth", "--model", "LeNet('idlg')", "--attack", "iDLG(steps=60)"]
     status, shown, err = run("audit", record, *words, "--out", out)
     assert (status, err) == (0, "")
-    assert "From the recorded update, a curious server read back 1 of 1 image" in shown
+    assert "From the recorded update, a curious server reconstructed 1 of 1 image" in shown
     assert [c["defense"] for c in json.loads((out / "share/summary.json").read_text())] == ["NoDefense()", "Recorded()"]
     assert json.loads((out / "run.json").read_text())["settings"]["record"]["difference"] < 1e-5
 
