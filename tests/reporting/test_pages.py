@@ -179,7 +179,7 @@ def test_everything_is_escaped(tmp_path):
     for html in pages(tmp_path, SUMMARIES["evil"], settings):
         assert "<script" not in html
         assert "<b>flag" not in html
-        assert "<i>" not in html.replace("<i>worst</i>", "").split("How to read this")[0]
+        assert "<i>" not in html.split("How to read this")[0]
         assert "&lt;script&gt;" in html
         assert EVIL in Page(html).words
 

@@ -21,8 +21,9 @@ FLAGS = {
         "Try a stronger attack, more steps, or a smaller batch.",
     ),
     "control-low": Flag(
-        "the attack failed, and even without the defense it is not shown to get more images than the tolerance",
-        "That it gets fewer images than the tolerance says nothing about the defense. "
+        "the attack failed, and even without the defense it is not certain that it exposes more images than the "
+        "tolerance",
+        "The attack may be too weak for its failure to say anything about the defense. "
         "Try a stronger attack, or more images.",
     ),
     "control-weak": Flag(

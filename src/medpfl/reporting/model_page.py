@@ -131,7 +131,7 @@ def _time(seconds: Json, facts: Json, fewest: int) -> Iterator[str]:
         yield f"{line}, {_ms(seconds['second'])} for its derivative by the image ({ratio:.1f} times an update)"
     if seconds["together"] is not None:
         gain = seconds["second"] / seconds["together"]
-        small = "audits attack victims together, because the model is small"
+        small = "audits attack them together, because the model is small"
         does = small if seconds["audits_together"] else "audits attack one at a time, because the model is large"
         yield f"four victims together: {gain:.1f} times as fast as one after the other; {does}"
     if facts["slowest"]:

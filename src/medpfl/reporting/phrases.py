@@ -22,7 +22,8 @@ REASONS = {
     "(docs/extending.md: disclose)",
     "naive-attack": "these attacks failed, but they did not know the defense",
     "control-failed": _BLUNT,
-    "control-low": "even without the defense, these attacks are not shown to get more images than the tolerance",
+    "control-low": "these attacks may be too weak, since it is not certain that they expose more images than the "
+    "tolerance even without the defense",
     "masked-vector": "one client's masked message reveals more than random numbers would",
     "control-weak": "without the defense, these attacks only re-identify the images of one client and reconstruct "
     "none, and a sum over clients is harder to attack",
