@@ -17,8 +17,8 @@ def test_a_limit_is_a_metric_and_its_largest_value():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("asr<0.05", "write a metric and its largest value"),
-        ("asr", "write a metric and its largest value"),
+        ("asr<0.05", "give a metric and its highest value"),
+        ("asr", "give a metric and its highest value"),
         ("sim<=0.1", "there is no leakage metric 'sim'; did you mean 'ssim'?"),
         ("psnr<=20", "there is no leakage metric 'psnr'"),
         ("asr<=x", "must be a number, at least 0 and less than 1"),
