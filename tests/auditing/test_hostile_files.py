@@ -221,7 +221,7 @@ def test_pictures_that_are_none(tmp_path, content):
     tiny(some_images(8), images=1, out=out)
     for path in (out / "private/images").iterdir():
         path.write_bytes(content)
-    with pytest.raises(InputError, match="cannot be read back"):
+    with pytest.raises(InputError, match="cannot be read: its files are damaged"):
         reread(out)
 
 
@@ -231,9 +231,9 @@ def test_a_pipe_in_place_of_the_key_is_not_opened(tmp_path):
     key = out.parent / "medpfl-key.json"
     key.unlink()
     os.mkfifo(key)
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         reread(out)
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         tiny(some_images(8), images=1, out=out)
 
 

@@ -83,7 +83,7 @@ def test_an_audit_of_a_folder(marked, tmp_path, capsys):
     classes = json.loads((out.parent / "medpfl-key.json").read_text())["classes"]
     assert classes == {json.loads((out / "run.json").read_text())["identity"]["pixels"]: list(CLASSES)}
     shown = capsys.readouterr()
-    assert "4 files could not be read and left out (--show-paths names them)" in shown.err
+    assert "skipped 4 files that could not be read (--show-paths names them)" in shown.err
     assert MARK not in shown.err + shown.out, "which go to a job's log"
     words = ["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out), "--show-paths"]
     assert main(words) == 0

@@ -77,11 +77,11 @@ def test_images_that_were_removed_do_not_cost_the_rows(run):
 
 def test_no_run_directory(run, tmp_path):
     out, _ = run
-    with pytest.raises(InputError, match=r"is no run directory: it has no run\.json"):
+    with pytest.raises(InputError, match=r"is not a run directory: it has no run\.json"):
         reread(tmp_path / "nowhere")
     (out / "share/findings.jsonl").write_text("")
     with pytest.raises(InputError, match="holds no finished rows yet"):
         reread(out)
     (out / "run.json").write_text("[]")
-    with pytest.raises(InputError, match="is no run directory"):
+    with pytest.raises(InputError, match="is not a run directory"):
         reread(out)

@@ -48,7 +48,7 @@ def test_granted_masks_read_the_image_back():
     assert found.ssim.value > 0.9
     assert found.masks.granted
     assert all(row.scores["mask_dice"] == 1 for row in report.rows)
-    assert "granted to the adversary" in mask_lines(report.summary)[1]
+    assert "the attacker was given the masks" in mask_lines(report.summary)[1]
 
 
 def test_without_the_grant_the_mask_is_optimized_with_the_image():
@@ -150,7 +150,7 @@ def test_from_the_command_line(tmp_path, capsys):
     words = ["--model", "UNet(4, 1)", "--attack", "GradInv(steps=3)", "--images", "2", "--size", "12"]
     out = ["--loss", "dice", "--out", str(tmp_path / "run")]
     assert cli.main(["audit", str(tmp_path / "d"), *words, *out, "--grant", "labels"]) == 0
-    assert "Masks (overlap with the truth" in capsys.readouterr().out
+    assert "Masks (overlap with the true mask" in capsys.readouterr().out
     (summary,) = json.loads((tmp_path / "run" / "share/summary.json").read_text())
     assert summary["masks"]["granted"] is True
-    assert "granted to the adversary" in (tmp_path / "run" / "share/report.html").read_text()
+    assert "the attacker was given the masks" in (tmp_path / "run" / "share/report.html").read_text()

@@ -471,7 +471,7 @@ def test_report_makes_the_same_pages(run, folder, tmp_path):
 
 
 def test_report_of_no_run(refused, tmp_path):
-    assert "is no run directory" in refused("report", tmp_path)
+    assert "is not a run directory" in refused("report", tmp_path)
     assert "the run directory" in refused("report")
 
 
@@ -587,7 +587,7 @@ def test_unreadable_images_are_named_and_skipped_with_a_count(run, folder, tmp_p
     out = tmp_path / "runs" / "a"
     status, shown, err = run("audit", folder, *TINY, "--images", "10", "--out", out, *quiet)
     assert status == 0
-    assert "5 files could not be read and left out:" in err
+    assert "skipped 5 files that could not be read:" in err
     for name, why in bad_files.items():
         (line,) = [line for line in err.splitlines() if name in line]
         assert line.startswith(f"  benign/{name}: ")
@@ -772,7 +772,7 @@ def test_a_record_that_does_not_fit(refused, record, folder):
 def test_out_that_cannot_be_made(refused, folder, tmp_path):
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file", tmp_path / "file" / "a", tmp_path / "file" / "a" / "b"):
-        assert f"--out '{out}' cannot be made (" in refused("audit", folder, *TINY, "--out", out)
+        assert f"--out '{out}' cannot be created (" in refused("audit", folder, *TINY, "--out", out)
     assert (tmp_path / "file").read_text() == "x"
     assert "lies in the data folder" in refused("audit", folder, *TINY, "--out", folder / "run")
 

@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_read(run, tmp_path, make, why):
             dicom(folder / f"good{i}.dcm", noise(seed=i), PatientID="q")
     status, said = run(folder)
     assert status == 0
-    assert "1 file could not be read and left out:" in said
+    assert "skipped 1 file that could not be read:" in said
     assert why in said
 
 

@@ -17,10 +17,10 @@ def test_a_limit_is_a_metric_and_its_largest_value():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("asr<0.05", "write a metric and its largest value"),
-        ("asr", "write a metric and its largest value"),
-        ("sim<=0.1", "there is no metric 'sim' of leakage; did you mean 'ssim'?"),
-        ("psnr<=20", "there is no metric 'psnr'"),
+        ("asr<0.05", "give a metric and its highest value"),
+        ("asr", "give a metric and its highest value"),
+        ("sim<=0.1", "there is no leakage metric 'sim'; did you mean 'ssim'?"),
+        ("psnr<=20", "there is no leakage metric 'psnr'"),
         ("asr<=x", "must be a number, at least 0 and less than 1"),
         ("asr<=1", "must be a number, at least 0 and less than 1"),
         ("asr<=-0.1", "must be a number, at least 0 and less than 1"),
@@ -33,7 +33,7 @@ def test_what_is_no_limit(text, message):
 
 
 def test_a_metric_has_one_limit():
-    with pytest.raises(InputError, match=r"twice for one metric: asr<=0\.1, asr<=0\.2"):
+    with pytest.raises(InputError, match=r"two values for one metric: asr<=0\.1, asr<=0\.2"):
         limits_of(["asr<=0.1", "asr<=0.2"])
 
 

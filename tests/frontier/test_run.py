@@ -129,7 +129,7 @@ def test_another_limit_needs_no_other_run(whole, pictures, conclusive, monkeypat
     assert again.recommendation["defense"] == "GaussianNoise(scale=10)"
     path = out / "share/recommended.yaml"
     assert path.parent.name == "share", "it names no path"
-    assert "# Under identified<=" in path.read_text(), "the reasons are in it"
+    assert "# Recommended under identified<=" in path.read_text(), "the reasons are in it"
     said = yaml.safe_load(path.read_text())
     assert Training.of(**said) == Training.of(
         **{k: v for k, v in SMALL.items() if k in options_in(Training)} | {"defense": ["GaussianNoise(scale=10)"]}
@@ -198,7 +198,7 @@ def test_a_frontier_killed_in_an_audit_and_in_a_training_ends_as_an_undisturbed_
         process = subprocess.run(started, check=False, capture_output=True, timeout=120)
         assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     assert not (out / "share/frontier.json").exists()
-    with pytest.raises(InputError, match="not finished: give the same frontier command again"):
+    with pytest.raises(InputError, match="an unfinished frontier: repeat the same frontier command"):
         remake(out)
     first = (out / "runs/audit/share/findings.jsonl").read_bytes()
     assert cli.main([*words(pictures, out), "--quiet"]) == 0
@@ -241,14 +241,20 @@ def test_a_defense_under_which_training_diverges_is_a_gap(pictures, tmp_path, mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"defense": []}, "a frontier of no defended settings has nothing to choose from"),
-        ({"defense": ["TopK(keep=0.1)"]}, "a frontier of 1 defended setting has nothing to choose from: give several"),
-        ({"defense": ["TopK(keep=0.1)", "NoDefense", "TopK(0.1)"]}, "a frontier of 1 defended setting"),
+        ({"defense": []}, "a frontier with no defended settings has nothing to choose from"),
+        (
+            {"defense": ["TopK(keep=0.1)"]},
+            "a frontier with 1 defended setting has nothing to choose from: give several",
+        ),
+        ({"defense": ["TopK(keep=0.1)", "NoDefense", "TopK(0.1)"]}, "a frontier with 1 defended setting"),
         ({"defense": ["TopL(keep=lin(0.1, 0.5, 2))"]}, "did you mean 'TopK'?"),
-        ({"limit": ["psnr<=3"]}, "there is no metric 'psnr' of leakage"),
+        ({"limit": ["psnr<=3"]}, "there is no leakage metric 'psnr'"),
         ({"attack": ["iDLH"]}, "did you mean 'iDLG'?"),
-        ({"round": 3}, "--round is 3, but a training has 2 rounds"),
-        ({"images": 2, "images_per_update": 3}, "--images is 2, less than the 3 images of one update"),
+        ({"round": 3}, "--round is 3, but --rounds is only 2"),
+        (
+            {"images": 2, "images_per_update": 3},
+            "--images is 2, fewer than one update holds (--images-per-update is 3)",
+        ),
         ({"holdout": 25}, "--validation"),
         ({"data": "nowhere/at/all"}, "nowhere/at/all"),
     ],

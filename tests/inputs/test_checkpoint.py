@@ -126,7 +126,7 @@ def test_damaged_files(content, tmp_path):
     with pytest.raises(InputError, match="is not a training checkpoint, or is damaged"):
         checkpoint_at(out)
     (out / "round-2" / "state.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match="is no state of a training, or damaged"):
+    with pytest.raises(InputError, match="is not a training state, or it is damaged"):
         unpacked(out / "round-2" / "state.safetensors")
 
 

@@ -142,10 +142,10 @@ def test_skipped_files_are_named_up_to_ten(capsys, monkeypatch):
     name_skipped([])
     assert capsys.readouterr().err == ""
     name_skipped(["a.png: empty file"])
-    assert capsys.readouterr().err == "1 file could not be read and left out:\n  a.png: empty file\n"
+    assert capsys.readouterr().err == "skipped 1 file that could not be read:\n  a.png: empty file\n"
     name_skipped([f"{i}.png: not an image" for i in range(12)])
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "12 files could not be read and left out:"
+    assert lines[0] == "skipped 12 files that could not be read:"
     assert lines[1] == "  0.png: not an image"
     assert lines[10:] == ["  9.png: not an image", "  and 2 more"]
 

@@ -134,7 +134,7 @@ def test_a_model_that_takes_no_single_image_in_train_mode():
     assert by_layer(check) == {"1": ("as a sum", False), "4": ("as a sum", False)}
     assert {name for name, why in check.attacks.items() if why} >= {"APRIL", "DeepRGAP", "RGAP"}, "one image at a time"
     assert not check.attacks["iDLG"]
-    assert "takes no single image" in text(check)
+    assert "cannot take a single image" in text(check)
     assert check_model(network, SHAPE, mode="eval").fewest == 1
 
 
@@ -208,7 +208,7 @@ def test_from_the_command_line(tmp_path, capsys):
     path.write_text(FILE)
     assert cli.main(["check-model", f"{path}:make", "--size", "8", "--classes", "3"]) == 0
     shown = capsys.readouterr().out
-    assert "3 of 3 read from the gradient of the last layer's bias, '3'" in " ".join(shown.split())
+    assert "3 of 3 inferred from the gradient of the last layer's bias, '3'" in " ".join(shown.split())
     assert str(tmp_path) not in shown
     assert cli.main(["check-model", f"{path}:make", "--image-shape", "1x8x8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["image_shape"] == [1, 8, 8]

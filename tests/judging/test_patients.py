@@ -117,9 +117,9 @@ def test_a_terminal_and_a_page_say_it():
     summary = summarize(ROWS)
     heading, line = patient_lines(summary)
     assert "any image" in heading
-    assert "3 patients with 6 images, 1 image of unknown patients left out" in line
-    assert "read back 33 %" in line
-    assert "p-a: of 3 images, 1 read back, 1 identified, best SSIM 0.95" in line
+    assert "3 patients with 6 images (1 image without a known patient left out)" in line
+    assert "reconstructed 33 %" in line
+    assert "p-a: 3 images, 1 reconstructed, 1 re-identified, best SSIM 0.95" in line
     (told,) = patient_rows(summary)
     assert told.identified.endswith("chance 19 %")
     assert patient_lines(summarize(ROWS[3:4])) == []

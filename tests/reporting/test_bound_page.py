@@ -52,7 +52,7 @@ def test_the_strongest_attack_stands_for_a_defense_at_the_largest_kappa_of_its_c
     [
         (0.3, 0.1, 0.1, "not above"),
         (0.31, 0.1, 0.1, "within"),
-        (0.9, 0.7, 0.1, "not what it says"),
+        (0.9, 0.7, 0.1, "not what it states"),
         (0.5, 0.1, None, DASH),
     ],
 )
@@ -64,10 +64,10 @@ def test_where_a_rate_stands(rate, low, kappa, words):
 
 def test_rows_say_measured_guess_and_bound_and_a_gap_says_why():
     first, second, third, _ = bound_rows(placed([cell(0), cell(3, noise=2.0, gap="no accountant")]))
-    assert [value for value, _ in first[:6]] == ["DPSGD(noise=1.0)", "an image", "read back", "0 %", "0 %", "0 %"]
+    assert [value for value, _ in first[:6]] == ["DPSGD(noise=1.0)", "an image", "reconstructed", "0 %", "0 %", "0 %"]
     assert first[1][1] == "noise 1, rate 0.5, 2 steps, over 1 round"
     assert first[5][1] == "30 % at 10 %"
-    assert [value for value, _ in second[2:8]] == ["identified", "2 %", "5 %", "15 %", "40 %", "not above"]
+    assert [value for value, _ in second[2:8]] == ["re-identified", "2 %", "5 %", "15 %", "40 %", "not above"]
     assert third[5] == (DASH, "not stated: no accountant")
 
 
@@ -77,7 +77,7 @@ def test_several_mechanisms_are_named_and_whose_record_it_is():
         "an image", "noise 1, rate 0.5, 2 steps and noise 3, rate 0.5, 1 step, over 1 round",
     )  # fmt: skip
     client = bounded(cell(0), mechanisms=(mechanism(1.0, "client"),))
-    assert bound_rows(placed([client]))[0][1][0] == "an image (of all of a client)"
+    assert bound_rows(placed([client]))[0][1][0] == "an image (as part of its client's data)"
 
 
 def test_the_section_is_left_out_without_bounds_and_the_figure_without_curves():

@@ -61,7 +61,7 @@ def test_the_page_holds_three_figures_the_limit_s_first_and_a_row_for_each_setti
     assert "nan" not in page.lower().replace("name", "")
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    assert page.count("recommended<") + page.count("recommended; unbeaten") == 1
+    assert page.count("recommended<") + page.count("recommended; Pareto-optimal") == 1
 
 
 def test_the_table_has_gaps_as_dashes_and_marks():
@@ -81,54 +81,60 @@ def test_the_table_has_gaps_as_dashes_and_marks():
 def test_the_recommendation_says_its_price_and_what_still_leaks():
     first, second = sentences(POINTS, CHOSEN, SETTINGS)
     assert "balanced accuracy of 90 % (95 % interval 80\u201395 %) on the test images" in first
-    assert "reads back 95 % (95 % interval 85\u2013100 %)" in first
+    assert "reconstructs 95 % (95 % interval 85\u2013100 %)" in first
     assert second.startswith(
-        "Under asr<=0.1, DPSGD(clip=1.0, noise=1.0) (epsilon 3.25) costs least: its model has a balanced accuracy "
-        "of 80 % (95 % interval 70\u201385 %), 10.0 points less than without a defense. The strongest attack still "
-        "reads back 0 % (95 % interval 0\u20135 %)"
+        "Recommended under asr<=0.1: DPSGD(clip=1.0, noise=1.0) (epsilon 3.25). It costs the least accuracy: its model "
+        "has a balanced accuracy of 80 % (95 % interval 70\u201385 %), 10.0 points less than without a defense. The "
+        "strongest attack still reconstructs 0 % (95 % interval 0\u20135 %)"
     )
-    assert "does not show that others would" in second
+    assert "others may not" in second
     better = [POINTS[0], {**POINTS[1], "loss": -0.02}]
     assert "2.0 points more than without a defense" in sentences(better, CHOSEN, SETTINGS)[1]
     unknown = [POINTS[0], {**POINTS[1], "loss": None}]
     assert "85 %). The strongest" in sentences(unknown, CHOSEN, SETTINGS)[1]
-    assert "By the audit's verdict it leaks" not in second
+    assert "the audit's verdict is that it leaks" not in second
     assert "labels" not in second
     assert "Left out" not in second
     beside = sentences(POINTS, {**CHOSEN, "inconclusive": ["Permute()"]}, SETTINGS)[1]
-    assert "Left out: Permute, the verdict is inconclusive." in beside
+    assert "Left out: Permute (the verdict is inconclusive)." in beside
     telling = [POINTS[0], {**POINTS[1], "label_verdict": LEAKS}]
-    assert "No limit is on labels, and those still leak." in sentences(telling, CHOSEN, SETTINGS)[1]
+    assert "Labels still leak; no limit covers them." in sentences(telling, CHOSEN, SETTINGS)[1]
     leaking = [POINTS[0], {**POINTS[1], "verdict": LEAKS}]
-    assert "By the audit's verdict it leaks, within this limit." in sentences(leaking, CHOSEN, SETTINGS)[1]
+    assert "It meets this limit, but the audit's verdict is that it leaks." in sentences(leaking, CHOSEN, SETTINGS)[1]
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"state": "nothing learned"}, "may have learned nothing: too few images judge it (balanced accuracy 90 %"),
-        ({"state": "nothing learned", "chance": 0.9}, "the undefended model has learned nothing (balanced"),
-        ({"state": "control failed"}, "A failed attack is not safety"),
+        (
+            {"state": "nothing learned"},
+            "may have learned nothing (too few images score it). Its balanced accuracy is 90 %",
+        ),
+        ({"state": "nothing learned", "chance": 0.9}, "the undefended model has learned nothing. Its balanced"),
+        ({"state": "control failed"}, "A failed attack does not mean safety"),
         ({"state": "too few", "updates_needed": 36}, "Run 36 updates or more (--images)."),
         (
             {"state": "none"},
-            "No setting that can be recommended meets asr<=0.1 at the upper end of the",
+            "Nothing is recommended: no setting meets asr<=0.1 at the upper end of the",
         ),
         ({"state": "none", "inconclusive": ["TopK(keep=0.1)"]}, "; TopK(keep=0.1) would, but the verdict is inconcl"),
-        ({"state": "none", "leaking": ["Signs()"]}, "; Signs would, but by its own audit it leaks (--accept-leak)."),
+        ({"state": "none", "leaking": ["Signs()"]}, "; Signs would, but its own audit finds a leak (--accept-leak)."),
     ],
 )
 def test_every_other_state_recommends_nothing(more, words):
     said = sentences(POINTS, {**CHOSEN, "defense": None, **more}, SETTINGS)[1]
     assert words in said
-    assert "costs least" not in said
+    assert "Recommended under" not in said
 
 
 def test_what_the_intervals_are_of_is_said():
-    assert "of one training: its interval is of the images" in how_to_read(SETTINGS)[2]
+    assert "for one training. Its interval covers the choice of images only" in how_to_read(SETTINGS)[2]
     assert "the mean over 3 seeds with Student's interval" in how_to_read({**SETTINGS, "seeds": 3})[2]
-    assert "of the untrained model" in how_to_read(SETTINGS)[0]
-    assert "of 4 images, of the model of round 5" in how_to_read({**SETTINGS, "round": 5, "images_per_update": 4})[0]
+    assert "on the untrained model" in how_to_read(SETTINGS)[0]
+    assert (
+        "of 4 images each, on the model after round 5"
+        in how_to_read({**SETTINGS, "round": 5, "images_per_update": 4})[0]
+    )
     over = {**POINTS[0], "interval": "seeds", "accuracies": [0.9, 0.9, 0.9]}
     assert "(95 % interval 80\u201395 %, over 3 seeds)" in sentences([over, *POINTS[1:]], CHOSEN, SETTINGS)[0]
 

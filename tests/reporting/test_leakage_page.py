@@ -71,8 +71,8 @@ def test_a_narrow_terminal_cuts_nothing():
     console.print(leakage_table(rounds([at(5, LEAKS, read=9), at(20, NO_LEAK)])))
     text = console.export_text()
     assert "\u2026" not in text
-    assert "Read back" in text
-    assert "Identified" in text
+    assert "Re-identified" in text
+    assert " ASR " in text
 
 
 def test_long_names_still_tell_them_apart():
@@ -99,12 +99,12 @@ def at(number, verdict, read=19, flags=(), **more):
 
 def test_the_largest_leak_is_one_by_verdict():
     cells = [at(0, INCONCLUSIVE, read=24), at(1, LEAKS, read=3), at(2, LEAKS, read=9), at(3, NO_LEAK, read=0)]
-    assert "Of the models of rounds 0, 1, 2, 3, that of round 2 leaks most: 38 % of 24 images" in sentence(cells)
+    assert "Among the models of rounds 0, 1, 2, 3, that of round 2 leaks most: 38 % of 24 images" in sentence(cells)
 
 
 def test_rounds_that_leak_alike_are_all_named():
     said = sentence([at(0, LEAKS, read=9), at(1, LEAKS, read=9), at(5, LEAKS, read=3)])
-    assert "those of rounds 0, 1 leak most, and alike: 38 % of 24 images" in said
+    assert "those of rounds 0, 1 leak most, equally: 38 % of 24 images" in said
     other = sentence([at(0, LEAKS, read=9), at(1, LEAKS, read=9, attack="DLG()")])
     assert "that of round 0 leaks most: 38 % of 24 images" in other, "one attack is named"
 
@@ -125,5 +125,5 @@ def test_an_inconclusive_audit_names_its_flags_and_no_leak(read):
 
 def test_a_failed_attack_is_not_safety():
     said = sentence([at(0, NO_LEAK, read=0), at(0, INCONCLUSIVE, read=0, attack="DLG()"), at(1, NO_LEAK, read=0)])
-    assert "no leak found by these attacks, which does not mean that they are safe" in said
+    assert "no leak was found by these attacks. This does not mean that they are safe" in said
     assert "Nothing was audited" in sentence([])

@@ -105,7 +105,8 @@ def test_shared_page_holds_no_image(tmp_path):
     shared, private = pages(tmp_path, SUMMARIES["full"])
     assert "<img" not in shared
     assert "data:" not in shared
-    assert "Truth and guess" not in shared
+    assert "Target images and guesses" not in shared
+    assert "Target images and guesses" in private
     assert private.count("<img") == 12
     assert "image 0003" not in shared
     assert "image 0003" in private
@@ -115,7 +116,7 @@ def test_private_page_says_so_first(tmp_path):
     _, private = pages(tmp_path, SUMMARIES["full"])
     words = Page(private).words.strip().removeprefix("MedPFL audit with private images").strip()
     assert words.startswith("This page holds private images of patients, and reconstructions of them.")
-    assert "must stay where those images may be" in words
+    assert "Keep it where those images may be kept" in words
 
 
 def test_without_pictures_there_is_only_the_shared_page(tmp_path):
@@ -178,18 +179,24 @@ def test_everything_is_escaped(tmp_path):
     for html in pages(tmp_path, SUMMARIES["evil"], settings):
         assert "<script" not in html
         assert "<b>flag" not in html
-        assert "<i>" not in html.replace("<i>worst</i>", "").split("How to read this")[0]
+        assert "<i>" not in html.split("How to read this")[0]
         assert "&lt;script&gt;" in html
         assert EVIL in Page(html).words
 
 
 def test_numbers_of_a_cell_are_shown(tmp_path):
     words = Page(pages(tmp_path, [full(control_asr=0.625)])[0]).words
-    for text in ("79 %58-93 %worst 83 %control 62 %", "4 %mean 0 %nearest 4 %random 0 %", "0.910.86-0.96"):
+    for text in ("79 %58-93 %best candidate 83 %no defense 62 %", "4 %mean 0 %nearest 4 %random 0 %", "0.910.86-0.96"):
         assert text.replace("-", "\u2013") in words
-    for text in ("0.51mean 0.42nearest 0.51random 0.03", "31.4", "0.0021", "1.512,345 evals", "244 % zero"):
+    for text in (
+        "0.51mean 0.42nearest 0.51random 0.03",
+        "31.4",
+        "0.0021",
+        "1.512,345 evaluations",
+        "244 % zero update",
+    ):
         assert text in words
-    assert "92 %73\u201399 %chance 4 %of 24" in words
+    assert "92 %73\u201399 %chance 4 %gallery of 24" in words
 
 
 def test_the_template_is_compiled_once(tmp_path, monkeypatch):
@@ -207,8 +214,9 @@ def test_every_rate_is_shown_with_its_interval(tmp_path):
         for end, v in zip(("low", "high"), (0.1, 0.95), strict=True)
     }
     words = Page(pages(tmp_path, [full(**bounds, label_chance=0.5, clusters=6)])[0]).words.replace("\u2013", "-")
-    for text in ("worst 83 % (10-95 %)", "nearest 4 % (10-95 %)", "100 %10-95 %chance 50 %", "244 % zeroin 6 updates"):
+    for text in ("best candidate 83 % (10-95 %)", "nearest 4 % (10-95 %)", "100 %10-95 %chance 50 %"):
         assert text in words
+    assert "244 % zero updatein 6 updates" in words
 
 
 def test_grants_are_always_stated(tmp_path):
@@ -217,7 +225,7 @@ def test_grants_are_always_stated(tmp_path):
     assert GRANTS["defense"] in shared
     assert GRANTS["masks"] not in shared
     nothing = Page(pages(tmp_path, [full()], {"grants": []})[0]).words
-    assert "granted nothing beyond the model" in nothing
+    assert "what it receives from clients, but nothing else." in nothing
     assert "nothing else" in nothing
 
 
@@ -225,7 +233,7 @@ def test_what_is_assumed_is_said_beside_the_grants(tmp_path):
     words = Page(
         pages(tmp_path, [full()], {"grants": [], "assumed": ["A(): the server gets the mean in clear."]})[0]
     ).words
-    assert words.index("What the adversary was granted") < words.index("A(): the server gets the mean in clear.")
+    assert words.index("What the attacker knows") < words.index("A(): the server gets the mean in clear.")
 
 
 def test_grants_come_from_the_rows_if_the_settings_lack_them(tmp_path):
@@ -238,7 +246,7 @@ def test_raised_flags_are_explained_where_raised(tmp_path):
     words = Page(pages(tmp_path, SUMMARIES["flags"])[0]).words
     for name, flag in FLAGS.items():
         assert f"{name} Raised if {flag.raised}. {flag.means} Here: iDLG, no defense." in words
-    assert "brand-new Raised if of a reason that this version does not know" in words
+    assert "brand-new Raised if another version found a reason that this one does not know" in words
     assert "No flag was raised." in Page(pages(tmp_path, [full()])[0]).words
 
 

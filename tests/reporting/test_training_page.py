@@ -45,7 +45,7 @@ def test_the_page_holds_figures_table_and_notes(tmp_path):
 def test_gaps_are_dashes(count, tmp_path):
     rows = [row(n, auroc=None) for n in range(count)]
     page = write_training_page(tmp_path, {}, rows).read_text()
-    assert "AUROC undefined, as all are of one class" in page
+    assert "AUROC undefined (all images belong to one class)" in page
     assert "nan" not in page.lower().replace("name", "")
 
 
@@ -60,9 +60,10 @@ def test_epsilon_is_drawn_where_it_is_known(tmp_path):
 def test_sentences_say_what_was_sent_and_under_what():
     first, second = sentences([row(n) for n in range(3)], SETTINGS)
     assert (
-        "After 2 rounds with TopK(keep=0.1), the model tells 80 % (95 % interval 70\u201390 %) of the 40 test" in first
+        "After 2 rounds with TopK(keep=0.1), the model classifies 80 % (95 % interval 70\u201390 %) of the 40 test"
+        in first
     )
-    assert second == "2 clients sent 3 kB in all."
+    assert second == "2 clients sent 3 kB in total."
 
 
 def test_the_first_and_the_last_round_are_always_shown():

@@ -38,12 +38,12 @@ def row(**more):
         ("experiment,set,attack,asr\nnois,melanoma,DLG,1\n", "no experiment 'nois' in the study; did you mean 'noise'"),
         ("experiment,set,attack,asr\nnoise,melanoma,DLG,1\n", "there is no attack 'DLG' in the study"),
         ("set,attack,defense,asr\nmelanoma,iDLG,LaplaceNoise(scale=0.02),1\n", "there is no defense"),
-        ("set,attack,asr\nmelanoma,DLG,0.5\nmelanoma,DLG,high\n", "line 3: asr is 'high', which is no number"),
+        ("set,attack,asr\nmelanoma,DLG,0.5\nmelanoma,DLG,high\n", "line 3: asr is 'high', which is not a number"),
         ("set,attack,asr\nmelanoma,DLG,97\n", "asr is '97': write a share such as 0.97, or 97 %"),
         ("set,attack,ssim\nmelanoma,DLG,nan\n", "ssim is 'nan': write a plain number"),
         ("set,attack,ssim\nmelanoma,DLG,97 %\n", "ssim is '97 %': write a plain number"),
-        ("set,attack,asr\nmelanoma,DLG\n", "line 2 has more or fewer fields"),
-        ("set,attack,asr\nmelanoma,DLG,1,2\n", "line 2 has more or fewer fields"),
+        ("set,attack,asr\nmelanoma,DLG\n", "line 2: the line has more or fewer fields"),
+        ("set,attack,asr\nmelanoma,DLG,1,2\n", "line 2: the line has more or fewer fields"),
     ],
 )
 def test_bad_tables(tmp_path, text, message):

@@ -200,8 +200,8 @@ def test_other_folders_for_sets(data, tmp_path):
         (["--data", "data", "--sets", "none.yaml"], "in 'none.yaml': there is no such file"),
         (["--data", "data", "--sets", "list.yaml"], "'list.yaml' is no mapping: write one line for each name"),
         (["--data", "data", "--sets", "wrong.yaml"], "there is no set 'brain' in the study"),
-        (["--data", "data", "--sets", "gone.yaml"], "'nowhere', which stands for melanoma, is no folder"),
-        (["--from", "data"], "'data' is no run directory: it has no run.json"),
+        (["--data", "data", "--sets", "gone.yaml"], "'nowhere', given for melanoma, is not a folder"),
+        (["--from", "data"], "'data' is not a run directory: it has no run.json"),
     ],
 )
 def test_bad_input(data, tmp_path, monkeypatch, capsys, words, message):
@@ -323,7 +323,7 @@ def test_parts_of_one_directory_may_have_forms_of_their_own(data, tmp_path):
     forced = reproduce(["attacks"], data=data, parts=["trained"], scale=Scale(steps=2), run=Run(out=out, force=True))
     assert {row["images"] for row in forced.rows} == {3, 1}, "the other part is kept"
     (out / "run.json").write_text('{"quick": true}')
-    with pytest.raises(InputError, match=r"is no run directory: its run\.json is damaged"):
+    with pytest.raises(InputError, match=r"is not a run directory: its run\.json is damaged"):
         remake(out)
     with pytest.raises(InputError, match=r"\(its run\.json is missing or damaged\): name another --out, or --force"):
         reproduce(["attacks"], data=data, parts=["trained"], run=Run(out=out))
@@ -348,7 +348,7 @@ def test_naive_and_adaptive_stand_side_by_side(data, tmp_path):
     assert cell["SSIM, naive"].startswith("0.25 (")
     assert cell["SSIM, adaptive"].startswith("0.75 (")
     assert (cell["ASR, naive"].split(" (")[0], cell["ASR, adaptive"].split(" (")[0]) == ("0 %", "100 %")
-    assert cell["Identified, adaptive"].startswith("50 % (")
+    assert cell["Re-identified, adaptive"].startswith("50 % (")
     assert both[-1] == "+0.50 (0.10\u20130.90) |"
     assert undefended[heads.index("SSIM, adaptive")] == "\u2013" != undefended[heads.index("SSIM, naive")]
     assert beside([bare]) == "", "no defense, nothing to compare"
@@ -393,7 +393,7 @@ def test_published_values_in_the_page(data, tmp_path, monkeypatch):
     path.write_text('set,attack,asr\nmelanoma,"iDLG, short",0.5\n')
     reproduce(["attacks"], data=data, published=path, run=Run(out=tmp_path / "out"))
     text = (tmp_path / "out" / "share/attacks.md").read_text()
-    assert "## Beside published values" in text
+    assert "## Comparison with published values" in text
     assert "| melanoma | iDLG, short | no defense | ASR | 50 % | 0 %" in text
     path.write_text("set,attack,asr\nmelanoma,short,0.5\n")
     with pytest.raises(InputError, match="no attack 'short' in the study"):

@@ -113,7 +113,7 @@ def test_rows_beside_a_missing_or_damaged_run_json_are_not_trusted(tmp_path, tex
     with pytest.raises(InputError, match=r"holds another audit \(its run.json is missing or damaged\)"):
         claimed(tmp_path)
     with pytest.raises(
-        InputError, match="is no run directory: it" + (" has no run.json" if text is None else "s run.json")
+        InputError, match="is not a run directory: it" + (" has no run.json" if text is None else "s run.json")
     ):
         directory.noted()
     claimed(tmp_path, force=True, rows=False)
@@ -124,7 +124,7 @@ def test_refused_rows_stay_refused_until_they_are_discarded(tmp_path):
     directory = claimed(tmp_path)
     directory.note(refused="the code changed")
     for use in (lambda: claimed(tmp_path), directory.noted):
-        with pytest.raises(InputError, match="are refused, since the code changed: give the same command again with"):
+        with pytest.raises(InputError, match="are refused because the code changed: repeat the command with"):
             use()
     claimed(tmp_path, force=True, rows=False)
     assert "refused" not in directory.noted()

@@ -107,13 +107,15 @@ def test_a_source_that_changes_while_a_run_goes_on_refuses_its_rows_for_good(lab
     numbers = str(lab / "lab_numbers.py")
     edits = f"from pathlib import Path; Path({numbers!r}).write_text('STEPS = 4')"
     (lab / "mine.py").write_text(MINE.format(lazily=edits))
-    with pytest.raises(InputError, match=r"lab_numbers changed .*the run's rows are of no one code and are refused"):
+    with pytest.raises(
+        InputError, match=r"lab_numbers changed .*the run's rows mix two versions of the code and are refused"
+    ):
         tiny(lab, out)
     assert (out / "share/findings.jsonl").read_bytes()
     (lab / "mine.py").write_text(MINE.format(lazily=""))
     new_process(lab)
     for refused in (lambda: tiny(lab, out), lambda: reread(out)):
-        with pytest.raises(InputError, match=r"the rows in .* are refused, since the code of a part changed"):
+        with pytest.raises(InputError, match=r"the rows in .* are refused because the code of a part changed"):
             refused()
     tiny(lab, out, force=True)
     assert reread(out).rows
@@ -132,7 +134,7 @@ def test_a_module_that_is_imported_inside_a_function_is_hashed_before_it_is_impo
 def test_a_module_that_is_imported_by_a_text_meanwhile_refuses_the_rows(lab, tmp_path):
     (lab / "mine.py").write_text(MINE.format(lazily="import importlib; importlib.import_module('lab_' + 'text')"))
     (lab / "lab_text.py").write_text("X = 1\n")
-    with pytest.raises(InputError, match=r"the module lab_text was imported while the run went on.*refused"):
+    with pytest.raises(InputError, match=r"the module lab_text was imported during the run.*refused"):
         tiny(lab, tmp_path / "runs" / "a")
 
 

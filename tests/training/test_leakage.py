@@ -111,8 +111,8 @@ def test_killed_with_9_in_the_second_round_it_ends_with_the_same_rows(tmp_path):
     ("rounds", "message"),
     [
         ("0,9", "has no round 9: there are 0, 1, 2, 3"),
-        ("0;1", "give numbers of rounds"),
-        ("", "give numbers of rounds"),
+        ("0;1", "give round numbers"),
+        ("", "give round numbers"),
     ],
 )
 def test_rounds_that_are_not_there(rounds, message, tmp_path):
@@ -122,5 +122,5 @@ def test_rounds_that_are_not_there(rounds, message, tmp_path):
 
 
 def test_it_needs_a_training():
-    with pytest.raises(InputError, match="--rounds needs the directory of a training"):
+    with pytest.raises(InputError, match="--rounds needs a training's directory"):
         flat(leakage, "MLP", some_images(8), [0], **AUDIT)

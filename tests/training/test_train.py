@@ -178,7 +178,7 @@ def test_poisson_clients_have_the_same_images_in_every_round(monkeypatch):
     result = small(plan=Plan("FedAvg", batch_size=4, sampling="poisson"))
     for images in seen.values():
         assert all(torch.equal(images[0], other) for other in images[1:])
-    assert any("images beyond whole batches are never drawn" in note for note in result.settings["notes"])
+    assert any("images that fill no whole batch are never used" in note for note in result.settings["notes"])
 
 
 # --- epsilon --------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_without_accountants_the_gap_is_stated(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     result = small(defense="ClientDP(clip=1.0, noise=1.0)")
     assert result.rows[-1].epsilon is None
-    assert any("epsilon is not known: epsilon needs two accountants" in note for note in result.settings["notes"])
+    assert any("epsilon is unknown: epsilon needs two accountants" in note for note in result.settings["notes"])
 
 
 def test_what_a_composition_promises():
@@ -253,13 +253,13 @@ class NothingForTheLast(Partition):
         ({"delta": 0.0}, "delta is 0.0"),
         ({"holdout": 1}, "holdout is 1"),
         ({"holdout": 25}, r"one in 25 images cannot be held out \(more parts \(25\) than images \(24\)\)"),
-        ({"defense": "TopK(keep=lin(0.1, 0.5, 3))"}, "is a sweep of 3 defenses"),
+        ({"defense": "TopK(keep=lin(0.1, 0.5, 3))"}, "is a sweep over 3 defenses"),
         ({"defense": "Laplace"}, "did you mean 'LaplaceNoise'"),
         ({"model": "ConvNet(width=4, depth=1, norm='batch')", "defense": "DPSGD"}, "no per-sample gradients"),
         ({"defense": "SecAggPlus", "clients": 1}, "needs two clients or more"),
         ({"defense": "SecAggPlus(max_weight=4.0)"}, r"it must be at most max_weight \(4\)"),
         ({"balance": True, "plan": Plan("FedAvg", batch_size=4, sampling="poisson")}, "balance repeats images"),
-        ({"validation": some_images(6, classes=3)}, "has a class 'class 2' that the training images do not have"),
+        ({"validation": some_images(6, classes=3)}, "has a class 'class 2' that the training images lack"),
         ({"weights": "none.safetensors"}, "there is no weights file"),
         ({"device": "cuda:99"}, "cannot be used here"),
         ({"plan": Plan("FedAvg", batch_size=4, epochs=10, learning_rate=1e6, momentum=1e6)}, "lower --learning-rate"),
@@ -277,7 +277,7 @@ def test_patients_are_fewer_than_their_images():
 
 def test_images_of_another_size():
     other = some_images(6)
-    with pytest.raises(InputError, match=r"validation images are of shape .*: set --size and --channels"):
+    with pytest.raises(InputError, match=r"validation images have shape .*: set --size and --channels"):
         small(validation=replace(other, images=other.images[..., :12, :12]))
 
 
@@ -287,17 +287,17 @@ def test_gaps_are_stated():
     result = small(data, clients=None, partition="Dirichlet(alpha=0.01, clients=4)", validation=one_class)
     notes = result.settings["notes"]
     assert any("has no image of class" in note for note in notes)
-    assert "all validation images are of one class: AUROC is undefined" in notes
+    assert "all validation images belong to one class, so AUROC is undefined" in notes
     assert result.rows[-1].scores["validation"]["auroc"] is None
-    assert "AUROC undefined, as all are of one class" in str(result)
+    assert "AUROC undefined (all images belong to one class)" in str(result)
 
 
 def test_held_out_patients_are_whole():
     data = some_images(40, patients=[f"p{i // 4}" for i in range(40)])
     setup_notes = small(data).settings["notes"]
-    assert not any("are in the training set too" in note for note in setup_notes)
+    assert not any("are also in the training set" in note for note in setup_notes)
     shared = small(data, validation=some_images(4, patients=["p0", "p0", "x", "y"])).settings["notes"]
-    assert any("1 patients of the validation set are in the training set too" in note for note in shared)
+    assert any("1 patients of the validation set are also in the training set" in note for note in shared)
 
 
 def test_batch_norm_that_stays_at_the_clients_is_noted():

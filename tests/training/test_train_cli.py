@@ -105,7 +105,7 @@ def test_a_yaml_file_says_the_same(run, pictures, tmp_path):
         (["--fraction", "2"], "--fraction is 2.0: it must be a number above 0 and at most 1"),
         (["--algorithm", "SGD"], "--algorithm is SGD: it must be one of FedSGD, FedAvg"),
         (["--clients", "99"], "more clients (99) than images (16)"),
-        (["--defense", "TopK(keep=geom(0.1, 1, 3))"], "is a sweep of 3 defenses"),
+        (["--defense", "TopK(keep=geom(0.1, 1, 3))"], "is a sweep over 3 defenses"),
         (["--partition", "Dirichlet(alpha=0)"], "alpha=0 must be a number above 0"),
         (["--local-images", "5"], "local_images (5) must be a multiple of batch_size (2)"),
         (["--algorithm", "FedSGD", "--epochs", "2"], "FedSGD sends one gradient"),

@@ -1,1 +1,1 @@
-"""The price of privacy: what a defense leaves to be read, against what it takes from the model's accuracy."""
+"""The trade-off between privacy and accuracy: how much each defense still leaks, and how much accuracy it costs."""

@@ -1,4 +1,4 @@
-"""What nothing else beats, and what is recommended under a limit. A failed attack recommends nothing."""
+"""Pareto-optimal settings, and the recommendation under a limit. A failed attack never leads to a recommendation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["marked", "recommendation", "unbeaten"]
 
 
 def unbeaten(points: Sequence[Point], metric: str) -> list[str]:
-    """Defenses of the Pareto set: no other setting leaks as little and is as accurate, and better in one of both.
+    """Return the Pareto-optimal defenses: no other setting is as good in leakage and accuracy and better in one.
 
-    Point estimates are compared, not intervals; a setting of which one of both is not known is not in it.
+    Point estimates are compared, not intervals. A setting with unknown leakage or accuracy is left out.
     """
     known = [p for p in points if p[metric] is not None and p["accuracy"] is not None]
     return [p["defense"] for p in known if not any(_beats(other, p, metric) for other in known)]
@@ -27,7 +27,10 @@ def _beats(one: Point, other: Point, metric: str) -> bool:
 
 
 def marked(points: Sequence[Point], limits: Sequence[Limit]) -> list[Point]:
-    """The points, each with the metrics by which it is in the Pareto set, and whether it meets all limits."""
+    """Return the points with two more entries: the metrics in which each is Pareto-optimal, and if it meets the limits.
+
+    The entries are ``unbeaten`` and ``meets`` (``None`` without limits).
+    """
     sets = {metric: unbeaten(points, metric) for metric in METRICS}
     return [
         {
@@ -45,7 +48,7 @@ def _meets(point: Point, limit: Limit) -> bool:
 
 
 def _control_works(point: Point, limits: Sequence[Limit]) -> bool:
-    """Return whether the attacks leak without the defense, and exceed a limit there: else to meet it says nothing."""
+    """Return True if the undefended control leaks and exceeds a limit; otherwise meeting the limits proves nothing."""
     ends = [(point[f"{limit.metric}_control"], limit.bound) for limit in limits]
     return point["control_works"] and any(low is not None and low > bound for low, bound in ends)
 
@@ -53,23 +56,24 @@ def _control_works(point: Point, limits: Sequence[Limit]) -> bool:
 def recommendation(
     points: Sequence[Point], limits: Sequence[Limit], classes: int = 2, accept_leak: bool = False
 ) -> dict[str, Any]:
-    """Return the setting with the least loss of balanced accuracy of those that meet all limits, or why there is none.
+    """Return the most accurate setting that meets all limits, or the reason for recommending none.
 
-    A setting meets a limit if the upper end of the 95 % interval of what all attacks get together does: of the two
-    readings of a limit, the cautious one. Of settings that are equally accurate, the one that leaks less. The
-    undefended control must leak and exceed a limit with 95 % confidence, or the attacks cannot tell; a setting whose
-    verdict is inconclusive is not recommended, and one that leaks only on demand.
+    A setting meets a limit if the upper end of the 95 % interval for all attacks together meets it (the cautious
+    reading of a limit). Among equally accurate settings, the one that leaks less wins. The undefended control must
+    leak and exceed a limit with 95 % confidence; otherwise these attacks prove nothing. A setting with an
+    inconclusive verdict is never recommended, and one that leaks only with `accept_leak`.
 
     Args:
-        points: the undefended setting first.
-        limits: at least one.
-        classes: of the data; a balanced accuracy of 1 / `classes` is had by guessing.
-        accept_leak: whether a setting may be recommended although its own audit says that it leaks.
+        points: the settings as points; the first is the undefended one.
+        limits: at least one limit.
+        classes: number of classes; guessing reaches a balanced accuracy of 1 / `classes`.
+        accept_leak: allow a setting that leaks by the verdict of its own audit.
 
     Returns:
         ``state``: ``"recommended"``, ``"none"``, ``"too few"``, ``"control failed"`` or ``"nothing learned"``;
-        ``limits``; ``defense``; ``inconclusive`` and ``leaking``: settings left out for that; ``updates_needed``: how
-        many updates would decide, where so few do not.
+        ``limits``; ``defense``; ``inconclusive`` and ``leaking``: the settings left out for these reasons;
+        ``updates_needed``: the number of updates that would decide, if there are too few; ``chance``: the balanced
+        accuracy of guessing.
     """
     found: dict[str, Any] = {
         "limits": list(map(str, limits)), "defense": None, "inconclusive": [], "leaking": [], "updates_needed": None,
@@ -95,7 +99,7 @@ def recommendation(
 
 
 def _needed(points: Sequence[Point], limits: Sequence[Limit]) -> int | None:
-    """Return how many updates would decide on one of the settings that too few updates leave open."""
+    """Return the number of updates that would decide at least one setting that is open for lack of updates."""
     open_ = [p for p in points if p["verdict"] == INCONCLUSIVE and "too-few" in p["flags"]]
     needs = [p["updates_needed"] for p in open_ if p["updates_needed"] is not None]
     least = updates_for(limits)

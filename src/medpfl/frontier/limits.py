@@ -1,4 +1,4 @@
-"""How much leakage a person is ready to bear, such as ``asr<=0.05``."""
+"""Limits on leakage, such as ``asr<=0.05``."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from medpfl.core.verdicts import TOLERANCE
 __all__ = ["METRICS", "Limit", "limits_of", "updates_for"]
 
 METRICS = ("asr", "ssim", "identified", "recognized")
-"""What a limit may be on; a rate of images, but for the mean SSIM. ``recognized`` is identified above chance."""
+"""Metrics that a limit may restrict: rates of images, except the mean SSIM.
+
+``identified`` is the re-identification rate, ``recognized`` its excess above chance.
+"""
 _RATES = ("asr", "identified", "recognized")
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A score of the strongest attack, and what it may be at most.
+    """The highest acceptable value for a leakage metric.
 
     Attributes:
-        metric: of `METRICS`.
-        bound: in [0, 1).
+        metric: one of `METRICS`.
+        bound: the highest acceptable value, in [0, 1).
     """
 
     metric: str
@@ -34,24 +37,24 @@ class Limit:
 
 
 def limits_of(texts: Sequence[str], tolerance: float = TOLERANCE) -> list[Limit]:
-    """Return limits from ``"asr<=0.05"``; without any, the tolerance on images read back and on images recognized.
+    """Read limits such as ``"asr<=0.05"``; the default is `tolerance` for both ``asr`` and ``recognized``.
 
     Raises:
-        InputError: something else, an unknown metric, a bound out of [0, 1), or one metric twice.
+        InputError: if a text is no limit, a metric is unknown or given twice, or a bound lies outside [0, 1).
     """
     limits = [_limit(text) for text in texts] or [Limit("asr", tolerance), Limit("recognized", tolerance)]
     if len({limit.metric for limit in limits}) < len(limits):
-        raise InputError(f"--limit is given twice for one metric: {', '.join(map(str, limits))}")
+        raise InputError(f"--limit has two values for one metric: {', '.join(map(str, limits))}")
     return limits
 
 
 def _limit(text: str) -> Limit:
     found = re.fullmatch(r"\s*(\w+)\s*<=\s*(\S+)\s*", text)
     if found is None:
-        raise InputError(f"--limit is '{text}': write a metric and its largest value, such as 'asr<=0.05'")
+        raise InputError(f"--limit is '{text}': give a metric and its highest value, such as 'asr<=0.05'")
     metric, bound = found[1].lower(), _number(found[2])
     if metric not in METRICS:
-        raise InputError(f"--limit '{text}': there is no metric '{found[1]}' of leakage; {nearest(metric, METRICS)}")
+        raise InputError(f"--limit '{text}': there is no leakage metric '{found[1]}'; {nearest(metric, METRICS)}")
     if bound is None or not 0 <= bound < 1:
         raise InputError(f"--limit '{text}': the value must be a number, at least 0 and less than 1")
     return Limit(metric, bound)
@@ -65,11 +68,11 @@ def _number(text: str) -> float | None:
 
 
 def updates_for(limits: Sequence[Limit]) -> int | None:
-    """Return the least number of updates that can show the limits, if nothing is read; ``None`` if no number can."""
+    """Return the minimum number of updates that can prove the limits if no attack succeeds; ``None`` if none can."""
     bounds = [limit.bound for limit in limits if limit.metric in _RATES]
     return None if 0 in bounds else max(map(_needed, bounds), default=1)
 
 
 def _needed(bound: float) -> int:
-    """Return the least number of trials without success whose 95 % interval ends at the bound or below."""
+    """Return the minimum number of failed trials whose 95 % interval ends at or below the bound."""
     return math.ceil(math.log(0.025) / math.log1p(-bound))

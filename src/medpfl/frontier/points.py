@@ -1,4 +1,4 @@
-"""A setting as a point of the frontier: what its strongest attack reads, and what its model is worth."""
+"""Points of the frontier: each setting's leakage under the strongest attack, and its model's accuracy."""
 
 from __future__ import annotations
 
@@ -14,28 +14,37 @@ from medpfl.reporting.bounds import placed
 __all__ = ["Point", "points_of"]
 
 Point = dict[str, Any]
-"""A setting as JSON holds it, see `points_of`."""
+"""A setting's entry in ``frontier.json``, see `points_of`."""
 
 
 def points_of(
     audits: Mapping[str, Sequence[Cell]], trainings: Mapping[str, Sequence[Sequence[Round]]], judged: str
 ) -> list[Point]:
-    """A point for each setting; the undefended one is the first.
+    """Return a point for each setting, the undefended one first.
 
-    Of each metric of leakage a point has the value of the strongest attack with its interval (``asr``, ``asr_low``,
-    ``asr_high``), which attack that is, the upper end of what all attacks get together (``asr_end``; by update, as of
-    `medpfl.judging.evidence.Tally.excess`; of the mean SSIM, that of the strongest), and the lower end of the strongest
-    undefended attack (``asr_control``). ``recognized`` is what all attacks together identify above what guesses without
-    the update explain. ``verdict`` and ``updates_needed`` are those of all attacks together, ``label_verdict`` the
-    worst of theirs on labels, ``None`` where no attack infers them. ``bound`` is that of a differentially private
-    defense over the rounds that the attack sees (`medpfl.auditing.bounds`), else ``None``. ``accuracy`` is balanced
-    accuracy, the mean over seeds; with several seeds its interval is Student's over them, else that of the images.
-    ``loss`` is what the undefended model has more.
+    A point holds, for each leakage metric (here ``asr``):
+
+    - the strongest attack's value and interval: ``asr``, ``asr_low``, ``asr_high``;
+    - that attack, and if it knows the defense: ``asr_attack``, ``asr_knows_defense``;
+    - the upper end for all attacks together, counted by update (`medpfl.judging.evidence.Tally.excess`):
+      ``asr_end``. For the mean SSIM, it is the largest upper end of any attack;
+    - the lower end for the strongest undefended attack: ``asr_control``.
+
+    Other entries:
+
+    - ``recognized``: re-identification by all attacks together, above the floor of guesses without the update;
+    - ``verdict``, ``updates_needed``: those of all attacks together;
+    - ``label_verdict``: the worst verdict on labels; ``None`` if no attack infers labels;
+    - ``bound``: a differentially private defense's success bound over the rounds that the attack sees
+      (`medpfl.auditing.bounds`), else ``None``;
+    - ``accuracy``: balanced accuracy, the mean over seeds. Its interval is Student's over seeds if there are several,
+      else the images';
+    - ``loss``: the undefended model's accuracy minus this one's.
 
     Args:
-        audits: by setting, the cells of the audit that it is in, the undefended ones too.
-        trainings: by setting, the rounds of its training under each seed; empty where it diverged.
-        judged: the set of images whose scores count.
+        audits: for each setting, the cells of its audit, including the undefended ones.
+        trainings: for each setting, the rounds of its training under each seed; empty if it diverged.
+        judged: name of the image set whose scores count.
     """
     points = [
         {"defense": spec, **_leakage(spec, cells), **_accuracy(trainings[spec], judged)}
@@ -48,7 +57,7 @@ def points_of(
 def _leakage(spec: str, cells: Sequence[Cell]) -> Point:
     own = [cell for cell in cells if cell.defense == spec]
     control = [cell for cell in cells if cell.defense == UNDEFENDED]
-    union, bare = (part[0].union if part else Union() for part in (own, control))  # none where training diverged
+    union, bare = (part[0].union if part else Union() for part in (own, control))  # no cells if training diverged
     labels = {cell.label_verdict for cell in own}
     point: Point = {
         "images": max((cell.images for cell in own), default=0),
@@ -67,7 +76,7 @@ def _leakage(spec: str, cells: Sequence[Cell]) -> Point:
 
 
 def _recognized(union: Union) -> Point:
-    """Return what was identified above the floor; the upper end is by update, and above the known floor."""
+    """Return the re-identification rate above the floor; its upper end counts updates and uses the exact floor."""
     rate, floor = union.identified, union.identified_floor or 0.0
     ends = {"recognized": rate.value, "recognized_low": rate.low, "recognized_high": rate.high}
     found = {name: None if end is None else max(end - floor, 0.0) for name, end in ends.items()}
@@ -85,7 +94,7 @@ def _strongest(cells: Sequence[Cell], name: str) -> Point:
         f"{name}_high": best.high,
         f"{name}_attack": None if top is None else top.attack,
         f"{name}_knows_defense": None if top is None else top.knows_defense,
-        # An attack of which the end is not known may have read anything.
+        # An attack with an unknown upper end may have succeeded on any image.
         f"{name}_end": max(end for end in ends if end is not None) if ends and None not in ends else None,
     }
 

@@ -1,4 +1,4 @@
-"""What a frontier returns and writes: points, recommendation, table, page, and a file for ``medpfl train``."""
+"""A frontier's results and files: points, recommendation, table, page, and a configuration for ``medpfl train``."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ __all__ = ["FRONTIER", "Found", "Result", "results", "write_recommended"]
 _YAML = RECOMMENDED_FILE
 _PLACES = ("data", "validation", "test", "weights", "device")
 _RUN = ("out", "force")
-"""What a command line says and no file."""
+"""Options that belong on the command line, not in a file."""
 FRONTIER = Kind("frontier", 2, ("frontier.json", "frontier.csv", "frontier.html", _YAML), rows=False)
-"""From format 2 on, what may be shared has a folder."""
+"""Since format 2, files that may be shared have their own folder."""
 
 
 class Found(NamedTuple):
-    """What the runs of a frontier gave.
+    """The outputs of a frontier's runs.
 
     Attributes:
-        known: of the frontier's ``run.json``.
-        settings: in their order.
-        audits: by setting; missing where there was no model to audit.
-        trainings: by setting, of each seed; ``None`` where one diverged.
+        known: the content of the frontier's ``run.json``.
+        settings: the settings, in order.
+        audits: audit of each setting; missing if there was no model to audit.
+        trainings: trainings of each setting, one per seed; ``None`` if one diverged.
     """
 
     known: dict[str, Any]
@@ -57,11 +57,10 @@ class Result:
     """The result of a frontier.
 
     Attributes:
-        points: one for each setting, see `medpfl.frontier.points.points_of`, with the metrics by which it is
-            unbeaten and whether it meets the limits.
-        recommendation: see `medpfl.frontier.choice.recommendation`.
-        settings: what pages print of the trainings and audits.
-        pages: the files written.
+        points: one point per setting, see `medpfl.frontier.points.points_of` and `medpfl.frontier.choice.marked`.
+        recommendation: the recommended setting, see `medpfl.frontier.choice.recommendation`.
+        settings: settings of the trainings and audits, as the page prints them.
+        pages: the pages written.
     """
 
     points: list[Point]
@@ -74,7 +73,7 @@ class Result:
 
 
 def results(out: Path, found: Found) -> Result:
-    """Points and recommendation from the rows of the runs, and the files of them."""
+    """Compute the points and the recommendation from the runs' rows, and write their files."""
     first = next(own for own in found.trainings.values() if own)[0]
     limits, name = limits_of(found.known["limits"]), judging_set(first.rows)
     cells = {s.spec: found.audits[s.spec].summary if s.spec in found.audits else [] for s in found.settings}
@@ -93,7 +92,7 @@ def results(out: Path, found: Found) -> Result:
 
 
 def _private_pages(found: Found) -> list[Path]:
-    """Return the pages with images of the audits that a frontier is made of."""
+    """Return the pages with images from the frontier's audits."""
     pages = dict.fromkeys(page for report in found.audits.values() for page in report.pages)
     return [page for page in pages if page.suffix == ".html" and page.parent.name == PRIVATE_FOLDER]
 
@@ -103,7 +102,7 @@ def _classes(found: Found) -> int:
 
 
 def _settings(found: Found, name: str) -> dict[str, Any]:
-    """What the page prints. No path, no name of an image, a patient or a class."""
+    """Return the settings for the page, without paths and without names of images, patients or classes."""
     audit = next(iter(found.audits.values())).settings.to_dict()
     trainings = [own[0].settings for own in found.trainings.values() if own]
     training = trainings[0]
@@ -136,7 +135,7 @@ def _listed(value: str | list[str]) -> list[str]:
 
 
 def _is_ours(spec: str) -> bool:
-    """Return whether a spec names parts of MedPFL alone, so that a file that another party reads may state it."""
+    """Return True if a spec names only parts of MedPFL, so that a shared file may contain it."""
     with suppress(InputError):
         check_stated(spec, "part", _YAML, "")
         return True
@@ -144,11 +143,11 @@ def _is_ours(spec: str) -> bool:
 
 
 def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Setting], result: Result) -> None:
-    """Writes the recommended training for ``medpfl train DATA --config``, or removes what an earlier limit recommended.
+    """Write the recommended training for ``medpfl train DATA --config``, and remove an earlier recommendation.
 
-    It names no images, weights file or device: these are said on the command line. It may be shared, unless model or
-    defense are given by a path: then it goes into ``private``, its owner's alone to read (mode 0600). Whoever reads it
-    back has to name that path again, since a recommendation may come from another party
+    The file names no images, weights file or device; they belong on the command line. It may be shared unless the
+    model or the defense is given by a path. In that case it goes into ``private``, readable only by its owner (mode
+    0600), and whoever uses it must name that path again, because a recommendation may come from another party
     (`medpfl.cli.parser.check_files`).
     """
     import yaml
@@ -165,7 +164,7 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
         named = "".join(f" --{name} ..." for name in [*own, *given])
         head = (
             f"{RECOMMENDED} under {', '.join(result.recommendation['limits'])}.\n{reasons}"
-            f"# Its images are yours to name: medpfl train DATA{named} --config {_YAML}\n"
+            f"# To use it, add your images: medpfl train DATA{named} --config {_YAML}\n"
         )
         content = (head + yaml.safe_dump(training, sort_keys=False)).encode()
         if own:

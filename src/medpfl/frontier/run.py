@@ -1,4 +1,4 @@
-"""Trains and audits every setting that is not done yet, and places them all in one figure."""
+"""Trains and audits all settings of a frontier, continuing where an earlier call stopped."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Report = Any
 
 
 def frontier(experiment: Frontier) -> Result:
-    """Measure leakage against accuracy, for each defense and strength; recommend a setting under a limit.
+    """Measure leakage against accuracy for each defense and strength, and recommend a setting under a limit.
 
-    Every training and audit has a directory of its own in ``OUT/runs``, so a killed frontier continues where it was
-    when the same call is given again; the limit alone may change. The key to the images lies beside ``OUT``.
+    Every training and audit has its own directory in ``OUT/runs``. Repeat the same call to continue a killed frontier;
+    only the limit may change. The key to the images lies beside ``OUT``.
 
     Args:
-        experiment: what is trained, audited and asked for; figure, tables and recommendation go into ``share`` of its
+        experiment: the trainings, audits and limits. Figure, tables and recommendation go into ``share`` of its
             ``run.out``.
 
     Raises:
-        InputError: anything that cannot work.
+        InputError: if anything cannot work.
     """
     plain, limits = strengths_of(experiment.defense), limits_of(experiment.limit, experiment.tolerance)
     experiment = with_images(experiment, limits)
@@ -52,7 +52,7 @@ def frontier(experiment: Frontier) -> Result:
         directory.note(limits=list(map(str, limits)), accept_leak=experiment.accept_leak)
         say: Callable[[str], Any] = tell if experiment.run.progress else lambda _: None
         with unchanged(code, directory):
-            # One training, then the audit: what cannot be trained or audited is known before hours of work.
+            # One training, then the audit: what cannot be trained or audited fails before hours of work.
             trainings = {s.spec: _trained(experiment, s, out, say) for s in settings[:1]}
             audits = {} if experiment.round else _audited_at_once(experiment, settings, out, say)
             trainings |= {s.spec: _trained(experiment, s, out, say) for s in settings[1:]}
@@ -65,10 +65,10 @@ def frontier(experiment: Frontier) -> Result:
 
 
 def remake(out: Path) -> Result:
-    """Figure, tables and page again from the rows of a finished frontier's runs; ``recommended.yaml`` stays.
+    """Write a finished frontier's figure, tables and page again from its rows; ``recommended.yaml`` stays.
 
     Raises:
-        InputError: none, or one that is not finished.
+        InputError: if `out` holds no frontier, or an unfinished one.
     """
     with reading(out):
         return _remade(out)
@@ -79,7 +79,7 @@ def _remade(out: Path) -> Result:
     identity = known["identity"]
     settings = [Setting(i, spec, None) for i, spec in enumerate(identity["settings"])]
     if "diverged" not in known:
-        raise InputError(f"'{out}' holds a frontier that is not finished: give the same frontier command again")
+        raise InputError(f"'{out}' holds an unfinished frontier: repeat the same frontier command to finish it")
     going = [s for s in settings if s.spec not in known["diverged"]]
     trainings: dict[str, list[Trained] | None] = {s.spec: None for s in settings}
     for s in going:
@@ -92,7 +92,7 @@ def _remade(out: Path) -> Result:
 
 
 def _entries(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any]:
-    """What tells this frontier from another one; of model, images and weights, each run has its own. No path."""
+    """Return this frontier's distinguishing settings, without paths. Each run compares model, images and weights."""
     paths = ("data", "model", "weights", "validation", "test", "attack", "defense", "limit", "tolerance", "accept_leak")
     alike = ("isolate", "out", "force")  # rows are equal either way
     return {
@@ -116,7 +116,7 @@ def _audit(out: Path, setting: Setting | None = None) -> Path:
 def _audited_at_once(
     experiment: Frontier, settings: list[Setting], out: Path, say: Callable[[str], Any]
 ) -> dict[str, Report]:
-    """One audit, whose undefended control serves all settings."""
+    """Audit all settings in one run, so that they share one undefended control."""
     say(f"audit of {len(settings)} settings")
     report = perform(audit_of(experiment, settings, _audit(out)))
     return {setting.spec: report for setting in settings}
@@ -129,7 +129,7 @@ def _audited(experiment: Frontier, setting: Setting, out: Path, say: Callable[[s
 
 
 def _trained(experiment: Frontier, setting: Setting, out: Path, say: Callable[[str], Any]) -> list[Trained] | None:
-    """The trainings under all seeds, or ``None`` if one of them diverges, as strong noise may make it."""
+    """Train under all seeds; return ``None`` if a training diverges, as it may under strong noise."""
     found = []
     for seed in _seeds(experiment.options()):
         say(f"training with {setting.spec}, seed {seed}")

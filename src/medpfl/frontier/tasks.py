@@ -1,4 +1,4 @@
-"""A frontier as the trainings and audits that it is made of."""
+"""The trainings and audits that make up a frontier."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from medpfl.inputs.parts import attacks_of, defenses_given, defenses_of, model_o
 __all__ = ["Setting", "audit_of", "check", "parts_of", "strengths_of", "training_of", "with_images"]
 
 _IMAGES = 32
-"""Attacked where no number is given, or more if the limits need more updates."""
+"""Default number of attacked images; more if the limits need more updates."""
 
 
 class Setting(NamedTuple):
     """A defense at one strength.
 
     Attributes:
-        place: its number; the undefended one is 0.
-        spec: as rows state it.
-        given: as the user gave it, which may name a file; ``None`` for the undefended one.
+        place: the setting's number; the undefended one is 0.
+        spec: the defense's spec, as in rows.
+        given: the user's text, which may name a file; ``None`` for the undefended setting.
     """
 
     place: int
@@ -39,39 +39,40 @@ class Setting(NamedTuple):
 
 
 def strengths_of(defenses: list[str]) -> list[Setting]:
-    """The undefended setting, and one for each defense and strength.
+    """Return the undefended setting and one for each defense and strength.
 
     Raises:
-        InputError: a wrong spec, or less than two settings with a defense.
+        InputError: if a spec is wrong, or fewer than two settings have a defense.
     """
     texts = [text for one in defenses for text in expand(one)]
     specs = {repr(defenses_of([text])[-1]): text for text in texts}
     specs.pop(UNDEFENDED, None)
     if len(specs) < 2:
         raise InputError(
-            f"a frontier of {len(specs) or 'no'} defended setting{'s' * (not specs)} has nothing to choose from: give "
-            "several strengths, as in --defense 'LaplaceNoise(scale=geom(0.001, 0.1, 5))', or several defenses; of "
-            "one setting, 'medpfl train' and 'medpfl audit' say the rest"
+            f"a frontier with {len(specs) or 'no'} defended setting{'s' * (not specs)} has nothing to choose from: "
+            "give several strengths, such as --defense 'LaplaceNoise(scale=geom(0.001, 0.1, 5))', or several "
+            "defenses; for a single setting, use 'medpfl train' and 'medpfl audit'"
         )
     defended = [Setting(place, spec, text) for place, (spec, text) in enumerate(specs.items(), start=1)]
     return [Setting(0, UNDEFENDED, None), *defended]
 
 
 def check(experiment: Frontier) -> None:
-    """Raises `InputError` for what cannot work, as far as that is seen without reading an image."""
+    """Raise `InputError` for mistakes that show without reading an image."""
     model, defenses = model_of(experiment.model), defenses_given(experiment.defense)
     with isolating(experiment.attack, experiment.run.isolate, model, defenses) as isolation:
         attacks_of(isolation.attacks, isolation.worker)
     if experiment.round > experiment.schedule.rounds:
-        raise InputError(f"--round is {experiment.round}, but a training has {experiment.schedule.rounds} rounds")
+        raise InputError(f"--round is {experiment.round}, but --rounds is only {experiment.schedule.rounds}")
     if experiment.images is not None and experiment.images < experiment.images_per_update:
         raise InputError(
-            f"--images is {experiment.images}, less than the {experiment.images_per_update} images of one update"
+            f"--images is {experiment.images}, fewer than one update holds (--images-per-update is "
+            f"{experiment.images_per_update})"
         )
 
 
 def with_images(experiment: Frontier, limits: Sequence[Limit]) -> Frontier:
-    """Return the experiment with a number of images: as given, or as many updates as can show the limits."""
+    """Return the experiment with its number of images set; the default is enough updates to prove the limits."""
     if experiment.images is not None:
         return experiment
     updates = max(updates_for(limits) or 1, -(-_IMAGES // experiment.images_per_update))
@@ -79,16 +80,16 @@ def with_images(experiment: Frontier, limits: Sequence[Limit]) -> Frontier:
 
 
 def parts_of(experiment: Frontier) -> list[Any]:
-    """Return defenses and model of a frontier, any of which may be the user's own.
+    """Return a frontier's defenses and model, which may contain user code.
 
-    Its attacks are compared by each audit, where they may run in a process of their own.
+    Attacks are left out: each audit compares them itself, because they may run in a separate process.
     """
     defenses = defenses_of([text for one in experiment.defense for text in expand(one)])
     return [*defenses, model_of(experiment.model)]
 
 
 def training_of(experiment: Frontier, setting: Setting, seed: int, out: Path | None) -> Training:
-    """Return the training of a setting under a seed, in a run directory of its own."""
+    """Return a setting's training under a seed, with its own run directory."""
     return Training(
         data=experiment.data,
         model=experiment.model,
@@ -102,10 +103,10 @@ def training_of(experiment: Frontier, setting: Setting, seed: int, out: Path | N
 
 
 def audit_of(experiment: Frontier, settings: list[Setting], out: Path, model: str | None = None) -> Experiment:
-    """Return the audit of some settings: of untrained weights, or of the checkpoint that `model` names.
+    """Return the audit of some settings, on untrained weights or on the checkpoint named by `model`.
 
-    The client is that of the training, with as few images as are asked for: a round over a client's whole data is
-    harder to read, so that what is read of a few of them is the worst case of what the training sends.
+    It uses the training's client settings, but only ``images_per_update`` images per update. An update over a client's
+    whole data is harder to attack, so this is the worst case for the training.
     """
     count, plan, cohort = experiment.images_per_update, experiment.plan, experiment.cohort
     whole = plan.algorithm == "FedSGD" and plan.sampling == "shuffle"

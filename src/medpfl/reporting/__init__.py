@@ -1,4 +1,4 @@
-"""Rows to pages, figures and tables. Nothing here computes a score: a report is a function of rows."""
+"""Pages, figures and tables made from rows. Nothing here computes a score: a report is a function of its rows."""
 
 from medpfl.reporting.flags import FLAGS
 from medpfl.reporting.masks import mask_lines

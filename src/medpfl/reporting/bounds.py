@@ -1,4 +1,4 @@
-"""What was measured beside what differential privacy allows: rows of a table, and what they are told with."""
+"""Measured success beside the success bound of differential privacy: table rows, and notes on how to read them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from medpfl.reporting.words import DASH, label, number, percent, percents
 
 __all__ = ["COLUMNS", "EVENTS", "Placed", "bound_rows", "placed", "reading_bounds", "stands"]
 
-EVENTS = {"asr": "read back", "identified": "identified"}
+EVENTS = {"asr": "reconstructed", "identified": "re-identified"}
 COLUMNS = (
-    "Setting", "Of", "Event", "Measured", "Guessed without the update (kappa)", "Bound at this kappa",
+    "Setting", "Bound for", "Event", "Measured", "Guessed without the update (kappa)", "Bound at this kappa",
     "No-prior reference", "Measured against the bound",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A defense's bound, and where the strongest attack's rates lie.
+    """A defense's success bound and the strongest attack's rates.
 
     Attributes:
-        defense: spec.
-        bound: with the marks at the best guess of any cell.
-        asr, identified: rates of the strongest attack.
+        defense: the defense's spec.
+        bound: the bound, with its marks at the best guess in any cell.
+        asr, identified: the strongest attack's rates.
     """
 
     defense: str
@@ -33,15 +33,15 @@ class Placed:
     identified: Rate
 
     def rate(self, event: str) -> Rate:
-        """Return the measured rate of an event of `EVENTS`."""
+        """Return the measured rate for a key of `EVENTS`."""
         return self.asr if event == "asr" else self.identified
 
 
 def placed(cells: Sequence[Cell]) -> list[Placed]:
-    """Return, for each defense with a bound, the strongest attack's rates and the bound at the best guess of any cell.
+    """Return the bound and the strongest attack's rates for each defense that has a bound.
 
     Args:
-        cells: of an audit; those without a bound are left out.
+        cells: an audit's cells; those without a bound are left out.
     """
     by_defense: dict[str, list[tuple[Cell, Bound]]] = {}
     for cell in cells:
@@ -75,7 +75,7 @@ def _largest(marks: Sequence[Mark]) -> Mark:
 
 
 def stands(one: Placed, event: str) -> str:
-    """Return where a measured rate lies, its interval and that of kappa considered."""
+    """Return how a measured rate compares with the bound, given both its interval and kappa's."""
     mark, rate = one.bound.of(event), one.rate(event)
     if mark is None or mark.bound is None or rate.value is None:
         return DASH
@@ -83,11 +83,11 @@ def stands(one: Placed, event: str) -> str:
         return "not above"
     if rate.low is None or mark.bound_high is None or rate.low <= mark.bound_high:
         return "above, within the intervals"
-    return "above: more can be guessed than these baselines do, or the defense is not what it says"
+    return "above: someone can guess better than these baselines, or the defense is not what it states"
 
 
 def bound_rows(ones: Sequence[Placed]) -> list[list[tuple[str, str]]]:
-    """Return a row of values, each with a note, for each defense and event."""
+    """Return a row for each defense and event; each value comes with a note."""
     return [_row(one, event) for one in ones for event in EVENTS]
 
 
@@ -102,7 +102,7 @@ def _row(one: Placed, event: str) -> list[tuple[str, str]]:
     ends = mark.kappa is not None and mark.kappa_high is not None and mark.kappa_high > mark.kappa
     return [
         (label(one.defense), ""),
-        ("an image (of all of a client)" if units == {"client"} else "an image", _mechanisms(bound)),
+        ("an image (as part of its client's data)" if units == {"client"} else "an image", _mechanisms(bound)),
         (EVENTS[event], ""),
         measured,
         (_share(mark.kappa), f"up to {_share(mark.kappa_high)}" if ends else ""),
@@ -113,7 +113,7 @@ def _row(one: Placed, event: str) -> list[tuple[str, str]]:
 
 
 def _share(rate: float | None) -> str:
-    """A rate in percent, small ones with two digits."""
+    """Format a rate in percent; small rates get two digits."""
     return percent(rate) if rate is None or rate == 0 or rate >= 0.1 else f"{number(100 * rate, '.2g')} %"
 
 
@@ -128,17 +128,16 @@ def _mechanism(one: Mechanism) -> str:
 
 
 def reading_bounds() -> tuple[str, ...]:
-    """How to read bound and reference."""
+    """Return notes on how to read the bound, kappa and the no-prior reference."""
     return (
-        "Measured success is a lower bound of the risk. The curve is an upper bound, 1 \u2212 f(kappa), for any "
-        "attack, also one that was not run, by an adversary that is right with probability kappa without the "
-        "update: the trade-off function f is that of the noise, over the rounds that the attack sees, for one record "
-        "that is there or not. It is of one record on average, not of the worst one, nor of several of one patient "
-        "together.",
-        "Kappa is an assumption. The table takes the best of the guesses that were made without the update (the mean "
-        "image, the nearest other image, random numbers; by chance, of identification); who knows more of the images "
-        "has a larger kappa, and the curve says what that allows.",
-        "The no-prior reference is what an adversary that also made the model, and knows nothing of images, would "
-        "reach (arXiv:2402.12861, drawn and scored like any guess). It is no bound: an attack with a prior can beat "
-        "it.",
+        "Measured success is a lower bound on the risk. The curve is an upper bound, 1 \u2212 f(kappa): no attacker "
+        "who guesses right with probability kappa without the update can do better with it, not even with an attack "
+        "that was not run. Here f is the trade-off function of the defense's noise over the rounds that the attacker "
+        "sees, for adding or removing one record. The bound holds for one record on average. It does not hold for the "
+        "most exposed record, or for several records of one patient together.",
+        "Kappa is an assumption. The table uses the best guess that we made without the update: the mean image, the "
+        "nearest other image or random numbers; for re-identification, chance. Someone who knows more about the images "
+        "has a larger kappa; the curve shows the bound for it.",
+        "The no-prior reference is the success of an attacker who also built the model but knows nothing about images "
+        "(arXiv:2402.12861; drawn and scored like any guess). It is not a bound: an attack with a prior can exceed it.",
     )

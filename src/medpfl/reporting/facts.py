@@ -1,4 +1,4 @@
-"""The settings of a run as titled lists, whatever of them is there."""
+"""A run's settings as titled lists. Missing settings are left out."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ TITLES = {
 
 
 class Facts(NamedTuple):
-    """A title, and names with the lines that each one has."""
+    """A title, and the lines under each name."""
 
     title: str
     items: list[tuple[str, list[str]]]
 
 
 def facts(settings: Json) -> list[Facts]:
-    """The experiment, the data, the model, the record, the run and the versions."""
+    """Return the lists for experiment, data, model, record, privacy, isolation, run and versions."""
     groups = {title: settings.get(key) for key, title in TITLES.items()}
     groups["Run"] = {name: settings[key] for key, name in RUN.items() if key in settings}
     groups["Versions"] = settings.get("versions")
@@ -62,12 +62,12 @@ def _text(name: str, value: object) -> str:
 
 
 def granted(grants: Sequence[str]) -> list[tuple[str, str]]:
-    """Return each grant with what it means."""
-    return [(grant, GRANTS.get(grant, "no explanation is known")) for grant in grants]
+    """Return each grant with its meaning."""
+    return [(grant, GRANTS.get(grant, "this version has no explanation")) for grant in grants]
 
 
 def lead(settings: Json) -> str:
-    """What was audited, in a line under the title."""
+    """Return the line under the title: model, data, number of images, start time."""
     experiment, data = settings.get("experiment") or {}, settings.get("data") or {}
     images = f"{data['images']:,} images" if isinstance(data.get("images"), int) else None
     parts = [experiment.get("model"), data.get("source"), images, settings.get("started")]

@@ -1,4 +1,4 @@
-"""Reasons to doubt a result: when each flag is raised, and what it means for the reader."""
+"""Flags, the named reasons to doubt a result: when each is raised, and what it means for the reader."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["FLAGS", "Flag"]
 
 
 class Flag(NamedTuple):
-    """When a flag is raised, and what follows from it."""
+    """The condition that raises a flag, and its meaning."""
 
     raised: str
     means: str

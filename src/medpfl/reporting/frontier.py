@@ -1,4 +1,4 @@
-"""A frontier in words, as a table and as a page, from its points alone."""
+"""A frontier as sentences, table and page, made from its points alone."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["COLUMNS", "frontier_table", "how_to_read", "sentences", "write_front
 
 Point = Json
 Points = Sequence[Point]
-COLUMNS = ("No.", "Defense", "Balanced", "Loss", "Read back", "SSIM", "Identified", "Epsilon", "Verdict", "Mark")
+COLUMNS = ("No.", "Defense", "Accuracy", "Loss", "Reconstructed", "SSIM", "Re-identified", "Epsilon", "Verdict", "Mark")
 
 
 def sentences(points: Points, chosen: Json, settings: Json) -> tuple[str, str]:
-    """What the undefended model and the strongest attack on it do, and what is recommended or why nothing is."""
+    """Return a sentence on the undefended model and the strongest attack on it, and one on the recommendation."""
     bare = points[0]
     first = (
         f"Without a defense, the model has a balanced accuracy of {_accuracy(bare)} on the {settings['judged']} "
-        f"images, and the strongest attack reads back {_rate(bare, 'asr')} of the attacked, with a mean SSIM of "
-        f"{number(bare['ssim'])}, and identifies {_rate(bare, 'identified')}."
+        f"images. The strongest attack reconstructs {_rate(bare, 'asr')} of the attacked images, with a mean SSIM of "
+        f"{number(bare['ssim'])}, and re-identifies {_rate(bare, 'identified')}."
     )
     return first, _advice({p["defense"]: p for p in points}, chosen)
 
@@ -39,42 +39,42 @@ def _advice(points: Mapping[str, Point], chosen: Json) -> str:
     if chosen["state"] == "nothing learned":
         bare, chance = next(iter(points.values())), chosen["chance"]
         some = bare["accuracy"] > chance and bare["accuracy_high"] > (1 + chance) / 2
-        state = "may have learned nothing: too few images judge it" if some else "has learned nothing"
-        remedy = "Judge it on more images (--validation), or train longer" if some else "Train longer"
+        state = "may have learned nothing (too few images score it)" if some else "has learned nothing"
+        remedy = "Score it on more images (--validation), or train longer" if some else "Train longer"
         return (
-            f"Nothing is recommended: the undefended model {state} (balanced accuracy {_accuracy(bare)}; by guessing "
-            f"{percent(chance)}), so there is nothing to trade. {remedy}, or with other settings."
+            f"Nothing is recommended: the undefended model {state}. Its balanced accuracy is {_accuracy(bare)}; "
+            f"guessing reaches {percent(chance)}. {remedy}, or with other settings."
         )
     if chosen["state"] == "control failed":
         return (
-            f"Nothing is recommended: without a defense, these attacks do not exceed {limit} with 95 % confidence, so "
-            "that a defense that meets it shows nothing. A failed attack is not safety: take stronger attacks, more "
-            "images, or a model that they read."
+            f"Nothing is recommended: even without a defense, these attacks do not exceed {limit} with 95 % "
+            "confidence, so a defense that meets the limit proves nothing. A failed attack does not mean safety. Try "
+            "stronger attacks, more images, or a model that these attacks work on."
         )
     if chosen["state"] == "too few":
         return (
-            f"Nothing is recommended: so few updates do not show that a setting keeps {limit}. Run "
+            f"Nothing is recommended: too few updates to show that a setting meets {limit}. Run "
             f"{chosen['updates_needed']} updates or more (--images)."
         )
     if chosen["state"] == "none":
         return (
-            f"No setting that can be recommended meets {limit} at the upper end of the 95 % interval of all attacks "
+            f"Nothing is recommended: no setting meets {limit} at the upper end of the 95 % interval for all attacks "
             f"together{_left(chosen)}."
         )
     best = points[chosen["defense"]]
     bound = f" (epsilon {number(best['epsilon'], '.3g')})" if known(best["epsilon"]) else ""
-    also = " By the audit's verdict it leaks, within this limit." if best["verdict"] == "leaks" else ""
-    also += " No limit is on labels, and those still leak." if best["label_verdict"] == "leaks" else ""
+    also = " It meets this limit, but the audit's verdict is that it leaks." if best["verdict"] == "leaks" else ""
+    also += " Labels still leak; no limit covers them." if best["label_verdict"] == "leaks" else ""
     return (
-        f"Under {limit}, {label(best['defense'])}{bound} costs least: {_price(best)} The strongest attack still reads "
-        f"back {_rate(best, 'asr')} of the images, with a mean SSIM of {number(best['ssim'])}, and identifies "
-        f"{_rate(best, 'identified')}.{also}{_beside(chosen)} That these attacks keep a limit does not show that "
-        "others would."
+        f"Recommended under {limit}: {label(best['defense'])}{bound}. It costs the least accuracy: {_price(best)} The "
+        f"strongest attack still reconstructs {_rate(best, 'asr')} of the images, with a mean SSIM of "
+        f"{number(best['ssim'])}, and re-identifies {_rate(best, 'identified')}.{also}{_beside(chosen)} These attacks "
+        "stay within the limit; others may not."
     )
 
 
-_WHYS = {"inconclusive": "the verdict is inconclusive", "leaking": "by its own audit it leaks (--accept-leak)"}
-"""Why a setting that keeps the limits is left out."""
+_WHYS = {"inconclusive": "the verdict is inconclusive", "leaking": "its own audit finds a leak (--accept-leak)"}
+"""Reasons to leave out a setting that meets the limits."""
 
 
 def _left(chosen: Json) -> str:
@@ -83,8 +83,8 @@ def _left(chosen: Json) -> str:
 
 
 def _beside(chosen: Json) -> str:
-    """Return which settings keep the limits and are left out nevertheless, beside the one that is recommended."""
-    found = [f" Left out: {', '.join(map(label, chosen[key]))}, {why}." for key, why in _WHYS.items() if chosen[key]]
+    """Return sentences on the settings that meet the limits but are left out, beside the recommended one."""
+    found = [f" Left out: {', '.join(map(label, chosen[key]))} ({why})." for key, why in _WHYS.items() if chosen[key]]
     return "".join(found)
 
 
@@ -115,7 +115,7 @@ def _values(place: int, point: Point, chosen: Json) -> list[tuple[str, str]]:
         return percent(point[name]), percents(point[f"{name}_low"], point[f"{name}_high"])
 
     marks = ["recommended"] * (point["defense"] == chosen["defense"])
-    marks += ["unbeaten by " + ", ".join(point["unbeaten"])] if point["unbeaten"] else []
+    marks += ["Pareto-optimal in " + ", ".join(point["unbeaten"])] if point["unbeaten"] else []
     return [
         (str(place), ""),
         (label(point["defense"]), ""),
@@ -131,7 +131,10 @@ def _values(place: int, point: Point, chosen: Json) -> list[tuple[str, str]]:
 
 
 def frontier_table(points: Points, chosen: Json) -> Table:
-    """The points for a terminal. An arrow: recommended; a star: in the Pareto set of the limit's metric."""
+    """Return the points as a table for a terminal.
+
+    An arrow marks the recommended setting, a star the Pareto-optimal ones for the first limit's metric.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -152,11 +155,11 @@ def frontier_table(points: Points, chosen: Json) -> Table:
 
 
 _SHORT = {
-    "Balanced": "Balanced",
+    "Accuracy": "Accuracy",
     "Loss": "Loss",
-    "ASR": "Read back",
+    "ASR": "Reconstructed",
     "SSIM": "SSIM",
-    "Ident.": "Identified",
+    "Re-id.": "Re-identified",
     "Eps.": "Epsilon",
 }
 _PLAIN = ("Loss", "SSIM", "Eps.")
@@ -167,7 +170,7 @@ def _number(name: str, value: str, note: str) -> str:
 
 
 def _asked(chosen: Json) -> list[str]:
-    """The metrics of leakage, those that a limit is on first."""
+    """Return the leakage metrics; those with a limit come first."""
     return list(dict.fromkeys([*(limit.partition("<=")[0] for limit in chosen["limits"]), *_ALWAYS]))
 
 
@@ -175,27 +178,28 @@ _ALWAYS = ("asr", "ssim", "identified")
 
 
 def how_to_read(settings: Json) -> list[str]:
-    """What was attacked, and what that says of the training."""
+    """Return notes on what was attacked, how the numbers compare, and how accuracy was scored."""
     count, number_of = settings["images_per_update"], settings["round"]
     of = "1 image" if count == 1 else f"{count} images"
-    model = f"the model of round {number_of} of each training" if number_of else "the untrained model, as in round 0"
+    model = f"the model after round {number_of} of each training" if number_of else "the untrained model (round 0)"
     return [
-        f"The attacks see one update of {of}, of {model}. An update of the training, of as many images as a client has "
-        "or --local-images says, was not attacked: the fewer, the more is read. --images-per-update takes more.",
-        "Of each setting the strongest attack counts, naive or adaptive. The figures compare point estimates; a limit "
-        "is met only if the upper end of the 95 % interval of all attacks together meets it.",
+        f"We attacked updates of {of} each, on {model}. Updates from the training itself were not attacked. They hold "
+        "all of a client's images (or --local-images) and usually leak less; test larger updates with "
+        "--images-per-update.",
+        "For each setting, the strongest attack counts, naive or adaptive. The figures compare point estimates. A "
+        "limit is met only if the upper end of the 95 % interval for all attacks together is within it.",
         f"Accuracy is balanced accuracy on the {settings['judged']} images after the last round, "
         + (
             f"the mean over {settings['seeds']} seeds with Student's interval."
             if settings["seeds"] > 1
-            else "of one training: its interval is of the images, and another seed may differ by more."
+            else "for one training. Its interval covers the choice of images only; another seed may differ by more."
         )
-        + " The choice is made on the same images.",
+        + " The recommendation is based on the same images.",
     ]
 
 
 def write_frontier_page(out: Path, settings: Json, points: Points, chosen: Json) -> Path:
-    """Writes ``frontier.html``, which holds no image and may be shared."""
+    """Write ``frontier.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 
     from medpfl.reporting.pages import rendered

@@ -1,4 +1,4 @@
-"""Leakage over the rounds of a training: a figure, a table and a page, from the cells of each round's audit."""
+"""Leakage over a training's rounds: a figure, a table and a page, from the cells of each round's audit."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["RoundCell", "leakage_figure", "leakage_table", "sentence", "write_le
 
 
 class RoundCell(NamedTuple):
-    """A cell of the audit of one round's model.
+    """One cell from the audit of a round's model.
 
     Attributes:
-        round: of the training.
-        balanced_accuracy: of the model; ``None`` where it is not known.
-        cell: of the audit.
+        round: the training round.
+        balanced_accuracy: the model's balanced accuracy; ``None`` if unknown.
+        cell: the audit's cell.
     """
 
     round: int
@@ -37,41 +37,41 @@ class RoundCell(NamedTuple):
     cell: Cell
 
     def to_dict(self) -> Json:
-        """Return the entry of ``leakage.json``."""
+        """Return the entry for ``leakage.json``."""
         return {"round": self.round, "balanced_accuracy": self.balanced_accuracy, **self.cell.to_dict()}
 
 
 RoundCells = Sequence[RoundCell]
-COLUMNS = ("Round", "Model", "Attack", "Defense", "Images", "Read back", "SSIM", "Identified", "Verdict")
-_INKS = ("safe", "doubt", "muted", "ink")  # not the color of a leak: a line is an attack, whatever it reads
+COLUMNS = ("Round", "Model", "Attack", "Defense", "Images", "ASR", "SSIM", "Re-identified", "Verdict")
+_INKS = ("safe", "doubt", "muted", "ink")  # not the color of a leak: a line is an attack, whatever its result
 _DASHES = ("-", "--", "-.", ":")
 
 
 def sentence(summary: RoundCells) -> str:
-    """Return in which round a leak is largest; where none was found, that, or why nothing can be said.
+    """Return a sentence that names the round with the largest leak, or says why none can be named.
 
-    A round's defense is judged on all attacks together, and one that is inconclusive makes all so.
+    A defense is judged on all attacks of a round together. One inconclusive round makes the whole inconclusive.
     """
     if not summary:
         return "Nothing was audited: no attack has finished."
-    where = f"Of the models of rounds {_rounds(summary)}"
+    where = f"Among the models of rounds {_rounds(summary)}"
     if leaking := [one for one in summary if LEAKS in (one.cell.verdict, one.cell.union.verdict)]:
         best = max(leaking, key=lambda one: strength(one.cell))
         alike = sorted({one.round for one in leaking if _said(one.cell) == _said(best.cell)})
         which = f"that of round {best.round} leaks most"
         if len(alike) > 1:
-            which = f"those of rounds {', '.join(map(str, alike))} leak most, and alike"
+            which = f"those of rounds {', '.join(map(str, alike))} leak most, equally"
         asr, told = best.cell.asr, best.cell.identified
         return (
-            f"{where}, {which}: {percent(asr.value)} of {best.cell.images} images were read back (95 % interval "
-            f"{percents(asr.low, asr.high)}), {percent(told.value)} were identified, by {attacker(best.cell)} with "
-            f"{label(best.cell.defense)}."
+            f"{where}, {which}: {percent(asr.value)} of {best.cell.images} images were reconstructed (95 % interval "
+            f"{percents(asr.low, asr.high)}) and {percent(told.value)} were re-identified, by {attacker(best.cell)} "
+            f"with {label(best.cell.defense)}."
         )
     if unsure := [one for one in summary if one.cell.union.verdict != NO_LEAK]:
         flags = ", ".join(dict.fromkeys(flag for one in unsure for flag in one.cell.flags))
         why = f"{reason(_first_group(unsure))}{f' (flags: {flags})' if flags else ''}"
-        return f"{where}, none was seen to leak, but that is inconclusive in rounds {_rounds(unsure)}: {why}."
-    return f"{where}, none was seen to leak: no leak found by these attacks, which does not mean that they are safe."
+        return f"{where}, no leak was found, but the result is inconclusive for rounds {_rounds(unsure)}: {why}."
+    return f"{where}, no leak was found by these attacks. This does not mean that they are safe."
 
 
 def _rounds(cells: RoundCells) -> str:
@@ -79,18 +79,18 @@ def _rounds(cells: RoundCells) -> str:
 
 
 def _first_group(cells: RoundCells) -> list[Cell]:
-    """Return the cells of the first round and defense."""
+    """Return all cells with the first cell's round and defense."""
     first = cells[0]
     return [one.cell for one in cells if (one.round, one.cell.defense) == (first.round, first.cell.defense)]
 
 
 def _said(cell: Cell) -> tuple[object, ...]:
-    """Return what one sentence says of all the rounds that it names."""
+    """Return the facts that rounds must share to be named in one sentence."""
     return attacker(cell), cell.defense, cell.images, cell.asr, cell.identified.value
 
 
 def leakage_figure(summary: RoundCells, score: str = "ssim") -> str:
-    """A score by round, a line for each attack under each defense, with its interval; the model's accuracy, dotted."""
+    """Draw a score by round: a line with its interval for each attack and defense, and the model's accuracy, dotted."""
     lines, spoken = _lines(summary), []
     figure, axes = canvas(len(lines) + 1)
     for place, cells in enumerate(lines):
@@ -101,7 +101,7 @@ def leakage_figure(summary: RoundCells, score: str = "ssim") -> str:
         low, high = ([v if end is None else end for v, end in zip(values, ends, strict=True)]
                      for ends in ([rate.low for rate in rates], [rate.high for rate in rates]))  # fmt: skip
         axes.fill_between(rounds, low, high, color=color, alpha=0.12, linewidth=0)
-        # Its longest form: in a round without a pair, the name does not say "adaptive". Cut so that the end stays.
+        # The longest form: in a round without a naive counterpart, the name lacks "adaptive". The cut keeps the end.
         name = shorten(max((attacker(one.cell) for one in cells), key=len), 27)
         text = f"{name}, {shorten(label(cells[0].cell.defense), 42 - len(name))}"
         axes.plot(rounds, values, style, marker="o", markersize=4, color=color, linewidth=1.6, label=text)
@@ -120,14 +120,14 @@ def leakage_figure(summary: RoundCells, score: str = "ssim") -> str:
 
 
 def _lines(summary: RoundCells) -> list[list[RoundCell]]:
-    """Return the cells of each attack under each defense, naive and adaptive ones apart."""
+    """Group the cells by attack, defense and knowledge of the defense."""
     lines: dict[tuple[str, str, bool | None], list[RoundCell]] = {}
     for one in summary:
         lines.setdefault((one.cell.attack, one.cell.defense, one.cell.knows_defense), []).append(one)
     return list(lines.values())
 
 
-_NAMES = {"ssim": "mean SSIM", "asr": "share of images read back"}
+_NAMES = {"ssim": "mean SSIM", "asr": "share of images reconstructed"}
 
 
 def _values(one: RoundCell) -> list[tuple[str, str]]:
@@ -143,7 +143,7 @@ def _values(one: RoundCell) -> list[tuple[str, str]]:
 
 
 def leakage_table(summary: RoundCells) -> Table:
-    """The cells of all rounds for a terminal."""
+    """Return the cells of all rounds as a table for a terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -159,7 +159,7 @@ def leakage_table(summary: RoundCells) -> Table:
 
 
 def write_leakage_page(out: Path, settings: Json, summary: RoundCells) -> Path:
-    """Writes ``leakage.html``, which holds no image and may be shared."""
+    """Write ``leakage.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 
     from medpfl.reporting.pages import rendered

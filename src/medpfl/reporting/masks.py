@@ -1,4 +1,4 @@
-"""What an audit of a segmenting model found of the masks, in lines."""
+"""Lines on reconstructed masks, for audits of segmentation models."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["mask_lines"]
 
 
 def mask_lines(summary: Cells) -> list[str]:
-    """A line for each cell, under a heading; nothing where nothing is segmented."""
+    """Return a heading and a line for each cell, or nothing if the model does not segment."""
     lines = [
         f"  {label(cell.attack)}, {label(cell.defense)}: {_told(told)}" for cell in summary if (told := cell.masks)
     ]
-    return ["Masks (overlap with the truth, mean over images):", *lines] if lines else []
+    return ["Masks (overlap with the true mask, mean over images):", *lines] if lines else []
 
 
 def _told(scores: MaskScores) -> str:
     if scores.granted:
-        return "granted to the adversary, so not judged"
+        return "not scored, because the attacker was given the masks"
     dice = scores.dice
     if not known(dice.value):
-        return "the attack does not say"
+        return "this attack returns no mask"
     interval = f" ({between(dice.low, dice.high)})" if known(dice.low) else ""
     guesses = {"mean mask": scores.dice_majority, "random update": scores.dice_random_update}
     without = ", ".join(f"{name} {number(mean)}" for name, mean in guesses.items() if known(mean))

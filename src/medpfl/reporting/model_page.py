@@ -1,4 +1,4 @@
-"""The page of ``medpfl check-model``: what was found, in sentences for a terminal."""
+"""The terminal page of ``medpfl check-model``: its findings as headings and lines."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _LINEAR = 6
 _READ = {
     "exactly": "the layer's input, exactly (a row of its gradient over that of the bias)",
     "up to a factor": "the layer's input up to a factor (there is no bias)",
-    "as a sum": "the sum of several inputs, weighted",
-    "not": "nothing readable by itself: a row gets no gradient from one input alone",
+    "as a sum": "a weighted sum of several inputs",
+    "not": "nothing by itself: no row gets its gradient from one input alone",
 }
 
 
 def model_page(check: Json) -> list[tuple[str, list[str]]]:
-    """Headings and their lines.
+    """Return the page's headings, each with its lines.
 
     Args:
         check: the fields of a `medpfl.inspection.check.ModelCheck`.
     """
     return [
         (f"{check['model']} on images {_shape(check['image_shape'])}, {check['mode']} mode", list(_facts(check))),
-        ("An update of it leaks by construction", list(_leaks(check))),
+        ("What its updates reveal without any search", list(_leaks(check))),
         ("Attacks", list(_attacks(check))),
         ("Derivatives", list(_derivatives(check["derivatives"]))),
         ("Time", list(_time(check["seconds"], check["facts"], check["fewest"]))),
@@ -47,21 +47,21 @@ def _facts(check: Json) -> Iterator[str]:
     facts = check["facts"]
     yield f"{facts['parameters']:,} parameters, {facts['trained']:,} of them trained; {check['outputs']} outputs"
     if check["fewest"] > 1:
-        yield "takes no single image: batch norm in train mode would meet one value a channel; see --mode eval"
+        yield "cannot take a single image: batch norm in train mode would get one value per channel (try --mode eval)"
     if facts["frozen"]:
         yield f"frozen, so not in an update: {_names(facts['frozen'])}"
     if facts["without_gradient"]:
-        yield f"get no gradient, so are zero in every update: {_names(facts['without_gradient'])}"
+        yield f"without a gradient, so zero in every update: {_names(facts['without_gradient'])}"
     for same in facts["tied"]:
         yield f"one tensor under several names, sent once: {_names(same)}"
     if facts["returns"] > 1:
-        yield f"returns {facts['returns']} outputs, of which one counts: 'logits' or 'out' by name, else the first"
+        yield f"returns {facts['returns']} outputs; only one counts: the one named 'logits' or 'out', else the first"
     if facts["layers"] or facts["attention"]:
         layers = [f"{count} {kind}" for kind, count in facts["layers"].items()]
         calls = [f"{facts['attention']} x attention (math kernel)"] if facts["attention"] else []
         yield "layers that matter: " + ", ".join(layers + calls)
     if facts["layers"].get("dropout") and check["mode"] == "train":
-        yield "dropout masks are the client's own: without the grant 'masks' an attack does not know them"
+        yield "only the client knows its dropout masks; --grant masks gives them to the attacker"
 
 
 def _leaks(check: Json) -> Iterator[str]:
@@ -73,9 +73,9 @@ def _leaks(check: Json) -> Iterator[str]:
         sizes = f"{layer['inputs']:,} inputs for {layer['pixels']:,} pixels"
         yield f"'{layer['layer']}', {_count(check['fewest'])}: {what}{_READ[layer['read']]}; {sizes}"
     if len(shown) > _LINEAR:
-        yield f"and {len(shown) - _LINEAR} more linear layers (--json names all)"
+        yield f"and {len(shown) - _LINEAR} more linear layers (--json lists all)"
     if any(layer["read"] in ("exactly", "up to a factor") for layer in shown):
-        yield "of a batch, a mixture of the inputs, except where one image alone drives a row"
+        yield "from a batch: a mixture of its inputs, except where a single image drives a row"
     yield _statistics(check["statistics"], check["mode"])
 
 
@@ -88,17 +88,17 @@ def _labels(told: Json) -> str:
         return told["why"]
     by = "bias" if told["bias"] else "weight (there is no bias)"
     layer = told["layer"].rpartition(".")[0] or told["layer"]
-    return f"{told['right']} of {told['all']} read from the gradient of the last layer's {by}, '{layer}'"
+    return f"{told['right']} of {told['all']} inferred from the gradient of the last layer's {by}, '{layer}'"
 
 
 def _statistics(told: Json, mode: str) -> str:
     if not told["layers"]:
-        return "no batch-norm statistics: there are none"
+        return "no batch-norm statistics: the model has none"
     if not told["sent"]:
-        return f"no batch-norm statistics: in {mode} mode they do not move"
+        return f"no batch-norm statistics: they do not change in {mode} mode"
     return (
-        f"means and variances of the batch's features in {told['layers']} batch norms, {told['numbers']:,} numbers, "
-        "where buffers are sent (frameworks do so by default; --sends)"
+        f"means and variances of the batch's features in {told['layers']} batch norms ({told['numbers']:,} values), "
+        "if buffers are sent (the default in most frameworks; see --sends)"
     )
 
 
@@ -115,11 +115,11 @@ def _attacks(check: Json) -> Iterator[str]:
 
 
 def _derivatives(found: Mapping[str, str]) -> Iterator[str]:
-    yield "by the image (double backward): " + (f"no: {found['twice']}" if found["twice"] else "yes")
+    yield "second derivative, by the image (double backward): " + (f"no: {found['twice']}" if found["twice"] else "yes")
     if not found["twice"]:
-        yield "of several victims together (vmap): " + (f"no: {found['together']}" if found["together"] else "yes")
+        yield "for several victims at once (vmap): " + (f"no: {found['together']}" if found["together"] else "yes")
     if found["wrong"]:
-        yield f"wrong: {found['wrong']} has a second derivative that is not that of what it computes"
+        yield f"wrong: {found['wrong']} has a second derivative that does not match what it computes"
 
 
 def _time(seconds: Json, facts: Json, fewest: int) -> Iterator[str]:
@@ -128,11 +128,11 @@ def _time(seconds: Json, facts: Json, fewest: int) -> Iterator[str]:
         yield line
     else:
         ratio = seconds["second"] / seconds["gradient"]
-        yield f"{line}, {_ms(seconds['second'])} for its derivative by the image, {ratio:.1f} times an update"
+        yield f"{line}, {_ms(seconds['second'])} for its derivative by the image ({ratio:.1f} times an update)"
     if seconds["together"] is not None:
         gain = seconds["second"] / seconds["together"]
-        small = "audits take them together, as the model is small"
-        does = small if seconds["audits_together"] else "audits take one after the other, as it is large"
+        small = "audits attack them together, because the model is small"
+        does = small if seconds["audits_together"] else "audits attack one at a time, because the model is large"
         yield f"four victims together: {gain:.1f} times as fast as one after the other; {does}"
     if facts["slowest"]:
         kind, share = facts["slowest"]

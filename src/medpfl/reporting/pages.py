@@ -1,4 +1,4 @@
-"""The two pages of an audit: one to be shared, and one that holds private images."""
+"""The two pages of an audit: one that may be shared, and one with private images."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def write_pages(
     rows: Sequence[Finding],
     shown: tuple[Path, Callable[[Finding], tuple[np.ndarray, np.ndarray]]] | None,
 ) -> list[Path]:
-    """Writes ``report.html``, and with pictures ``report-with-images.html`` and ``pictures/`` into another folder.
+    """Write ``report.html``; optionally also ``report-with-images.html`` and ``pictures/`` in a private folder.
 
     Args:
-        share: the folder of the page that holds no image; it is there.
-        settings: of the run; what is missing is not shown.
+        share: an existing folder for the page without images.
+        settings: the run's settings; missing ones are not shown.
         summary: the cells, in order.
-        rows: all findings, the controls too.
-        shown: the folder of all that shows an image, which is there, and a function of a row to its truth and guess as
-            uint8 (H, W) or (H, W, 3); ``None`` writes no private image.
+        rows: all findings, including the controls.
+        shown: an existing folder for everything that shows an image, and a function that returns a row's target image
+            and guess as uint8 arrays (H, W) or (H, W, 3); ``None`` writes no private image.
 
     Returns:
-        The files written; all but the first are readable by their owner alone.
+        The files written. Only their owner can read them, except the first.
     """
     settings = replace(settings, grants=_grants(settings, rows))
     written = [write(share / "report.html", _page(settings, summary, rows))]
@@ -69,7 +69,7 @@ def write_pages(
 
 
 def _grants(settings: Settings, rows: Sequence[Finding]) -> tuple[str, ...]:
-    """Return the grants as stated, or else as the rows have them: a report never leaves them out."""
+    """Return the stated grants or, if none are stated, the rows' grants, so that every report names them."""
     if settings.grants is not None:
         return settings.grants
     return tuple(dict.fromkeys(grant for row in rows for grant in row.grants))
@@ -104,7 +104,7 @@ def _page(
 
 
 class _Row(NamedTuple):
-    """A line of the page's table."""
+    """A line in the page's table."""
 
     attack: str
     defense: str
@@ -120,17 +120,17 @@ def _row(cell: Cell) -> _Row:
 
 
 def _raised(summary: Cells) -> list[tuple[str, Flag, list[str]]]:
-    """Each raised flag, its explanation, and the cells that raise it."""
+    """Return each raised flag, its explanation, and the cells that raise it."""
     cells: dict[str, list[str]] = {}
     for cell in with_unions(summary):
         for flag in cell.flags:
             cells.setdefault(flag, []).append(f"{attacker(cell)}, {label(cell.defense)}")
-    unknown = Flag("of a reason that this version does not know", "Ask where the rows come from.")
+    unknown = Flag("another version found a reason that this one does not know", "Ask where the rows come from.")
     return [(flag, FLAGS.get(flag, unknown), where) for flag, where in cells.items()]
 
 
 def rendered(name: str, settings: Json, **values: object) -> bytes:
-    """A page from its template, with the style, the facts and the version that all pages have."""
+    """Render a page from its template, with the style, facts and version that all pages share."""
     style = Markup(files("medpfl.reporting").joinpath("report.css").read_text("utf-8"))
     version = (settings.get("versions") or {}).get("medpfl", "")
     template = environment().get_template(f"{name}.html.jinja")
@@ -139,7 +139,7 @@ def rendered(name: str, settings: Json, **values: object) -> bytes:
 
 @cache
 def environment() -> jinja2.Environment:
-    """The templates, with what they need to print specs and sentences."""
+    """Return the template environment, with filters for specs and sentences."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medpfl.reporting", ""),
         autoescape=True,
@@ -152,13 +152,13 @@ def environment() -> jinja2.Environment:
 
 
 def _spec(spec: str) -> Markup:
-    """A spec in type of its own, that may break after a bracket, a comma or a bar."""
+    """Format a spec as code that may break after a bracket, comma, bar or equals sign."""
     text = re.sub(r"([(,|=])", r"\1<wbr>", str(escape(label(spec))))
     return Markup(f"<code>{text}</code>" if label(spec) == spec.replace("()", "") else text)
 
 
 def _prose(text: str) -> Markup:
-    """A number and an interval stay on one line; a spec may break behind a bracket or an equals sign."""
+    """Keep numbers and intervals on one line; let specs break after a bracket or an equals sign."""
     kept = str(escape(text)).replace(" %", "\u00a0%")
     kept = re.sub(rf"(?<=\d){DASH}(?=\d)", f"\u2060{DASH}\u2060", kept)
     return Markup(re.sub(r"(?<=\w[(=])(?=[^\s\u2026])", "<wbr>", kept))

@@ -1,4 +1,4 @@
-"""What an audit found by patient, where patients have several images: lines for a terminal, a table for the pages."""
+"""An audit's findings by patient, for data with several images per patient: terminal lines, and rows for a page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["PatientRow", "patient_lines", "patient_rows"]
 
 @dataclass(frozen=True)
 class PatientRow:
-    """One attack under one defense, by patient, and those that it exposed most."""
+    """One attack under one defense, counted by patient, with the most exposed patients."""
 
     attack: str
     defense: str
@@ -24,7 +24,7 @@ class PatientRow:
 
 
 def patient_rows(summary: Cells) -> list[PatientRow]:
-    """A row for each cell with patients of several images."""
+    """Return a row for each cell in which some patient has several images."""
     return [
         PatientRow(
             attacker(cell),
@@ -40,11 +40,11 @@ def patient_rows(summary: Cells) -> list[PatientRow]:
 
 
 def patient_lines(summary: Cells) -> list[str]:
-    """The same, a line for each cell, under a heading; nothing where no patient has two images."""
+    """Return the rows as a heading and lines, or nothing if no patient has two images."""
     rows = patient_rows(summary)
     lines = [
-        f"  {row.attack}, {label(row.defense)}: of {row.patients}, read back {row.read_back}, "
-        f"identified {row.identified}; worst: {'; '.join(row.worst[:2])}"
+        f"  {row.attack}, {label(row.defense)}: {row.patients}; reconstructed {row.read_back}; "
+        f"re-identified {row.identified}; most exposed: {'; '.join(row.worst[:2])}"
         for row in rows
     ]
     return ["By patient (exposed if any image is):", *lines] if rows else []
@@ -52,7 +52,7 @@ def patient_lines(summary: Cells) -> list[str]:
 
 def _patients(told: Patients) -> str:
     unknown = told.without_patient
-    left_out = f", {counted(unknown, 'image')} of unknown patients left out" if unknown else ""
+    left_out = f" ({counted(unknown, 'image')} without a known patient left out)" if unknown else ""
     return f"{counted(told.patients, 'patient')} with {counted(told.images, 'image')}{left_out}"
 
 
@@ -64,6 +64,6 @@ def _rate(rate: Rate) -> str:
 
 def _exposed(one: Exposure) -> str:
     images = f"{one.images} image" + "s" * (one.images != 1)
-    tries = f"{one.guesses} guesses of {images}" if one.guesses > one.images else images
+    tries = f"{one.guesses} guesses for {images}" if one.guesses > one.images else images
     read, told = (count or "none" for count in (one.read_back, one.identified))
-    return f"{one.patient}: of {tries}, {read} read back, {told} identified, best SSIM {number(one.ssim)}"
+    return f"{one.patient}: {tries}, {read} reconstructed, {told} re-identified, best SSIM {number(one.ssim)}"

@@ -1,4 +1,4 @@
-"""Which rows belong to a cell of the summary, and which of them are shown."""
+"""The rows behind a cell, and the examples shown from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["cell_rows", "examples"]
 
 
 def cell_rows(cell: Cell, rows: Iterable[Finding]) -> list[Finding]:
-    """The scored rows of a cell from the worst guess to the best: no controls, no image without an update."""
+    """Return a cell's scored rows, worst guess first, without controls and without images whose update is zero."""
     own = [
         row
         for row in rows
@@ -28,7 +28,7 @@ def cell_rows(cell: Cell, rows: Iterable[Finding]) -> list[Finding]:
 
 
 def examples(ranked: Sequence[Finding]) -> list[tuple[str, Finding]]:
-    """The worst, the median and the best guess; fewer where there are fewer rows."""
+    """Return the worst, the median and the best guess, or fewer if there are fewer rows."""
     if len(ranked) < 2:
         return [("only guess", row) for row in ranked]
     ends = [("worst guess", ranked[0]), ("best guess", ranked[-1])]

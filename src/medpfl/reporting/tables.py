@@ -1,4 +1,4 @@
-"""The summary as a table: columns for the page, and a table for the terminal."""
+"""The audit's results as a table: entries for the page, and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDE = 110
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of the page's table: a number, and what it takes to judge it."""
+    """One entry in the page's table: a number, and its small print (interval, baselines)."""
 
     column: str
     value: str
@@ -35,11 +35,11 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Whole(Cell):
-    """A line of a table or a figure: what all attacks on a defense got together, which is its `union`."""
+    """A line in a table or figure for all attacks on a defense together, with the numbers of their `union`."""
 
     @classmethod
     def of(cls, cells: Cells) -> Whole:
-        """Return the line of a defense from all of its cells."""
+        """Return a defense's combined line, from all of its cells."""
         union, count = cells[0].union, len({cell.attack for cell in cells})
         return cls(
             attack=f"all {count} attacks",
@@ -58,7 +58,7 @@ class Whole(Cell):
 
 
 def with_unions(summary: Cells) -> list[Cell]:
-    """Return the cells by defense, each defense under several attacks followed by what these show together."""
+    """Return the cells grouped by defense; a combined line follows each defense with several attacks."""
     found: list[Cell] = []
     for defense in dict.fromkeys(cell.defense for cell in summary):
         own = [cell for cell in summary if cell.defense == defense]
@@ -69,7 +69,7 @@ def with_unions(summary: Cells) -> list[Cell]:
 
 
 def entries(cell: Cell) -> list[Entry]:
-    """Return a cell's numbers, in the order of the columns."""
+    """Return a cell's numbers in column order."""
     by_rate = {"mean": cell.asr_mean_image, "nearest": cell.asr_nearest, "random": cell.asr_random_update,
                "masked": cell.asr_masked_vector}  # fmt: skip
     by_ssim = {"mean": cell.ssim_mean_image, "nearest": cell.ssim_nearest, "random": cell.ssim_random_update,
@@ -79,8 +79,8 @@ def entries(cell: Cell) -> list[Entry]:
     best = max((rate.value or 0.0 for rate in rates.values()), default=None)
     return [
         Entry("Images", number(cell.images, "d"), _left_out(cell)),
-        Entry("Read back (ASR)", percent(cell.asr.value), _asr_notes(cell)),
-        Entry("Identified", percent(cell.identified.value), _identified_notes(cell)),
+        Entry("Reconstructed (ASR)", percent(cell.asr.value), _asr_notes(cell)),
+        Entry("Re-identified", percent(cell.identified.value), _identified_notes(cell)),
         Entry("False security", signed(cell.false_security_asr.value, percent), _gain_notes(cell)),
         Entry("ASR without the update", percent(best), tuple(f"{n} {_with_ends(rate)}" for n, rate in rates.items())),
         Entry("SSIM", number(cell.ssim.value), _interval(between(cell.ssim.low, cell.ssim.high))),
@@ -91,7 +91,7 @@ def entries(cell: Cell) -> list[Entry]:
         ),
         Entry("PSNR, dB", number(cell.psnr, ".1f")),
         Entry("MSE", number(cell.mse, ".2g")),
-        Entry("Labels right", percent(cell.label_accuracy.value), _label_notes(cell)),
+        Entry("Labels inferred", percent(cell.label_accuracy.value), _label_notes(cell)),
         Entry("Seconds per image", number(cell.seconds_per_image, ".2g"), _evaluations(cell)),
     ]
 
@@ -110,23 +110,23 @@ def _with_ends(rate: Rate) -> str:
 
 def _left_out(cell: Cell) -> tuple[str, ...]:
     dependent = (f"in {cell.clusters} updates",) if cell.clusters and cell.clusters < cell.images else ()
-    return ((f"{percent(cell.zero_gradient)} zero",) if cell.zero_gradient else ()) + dependent
+    return ((f"{percent(cell.zero_gradient)} zero update",) if cell.zero_gradient else ()) + dependent
 
 
 def _asr_notes(cell: Cell) -> tuple[str, ...]:
-    extra = {"worst": cell.asr_worst, "control": Rate(cell.control_asr)}
+    extra = {"best candidate": cell.asr_worst, "no defense": Rate(cell.control_asr)}
     return _ends(cell.asr) + tuple(f"{name} {_with_ends(rate)}" for name, rate in extra.items() if known(rate.value))
 
 
 def _gain_notes(cell: Cell) -> tuple[str, ...]:
-    """Return the interval of what an attack gains by knowing the defense, and the gains in SSIM and identification."""
+    """Return the interval of the adaptive attack's gain in ASR, and its gains in SSIM and re-identification."""
     ssim, told = cell.false_security_ssim, cell.false_security_identified
     notes = _ends(cell.false_security_asr)
     if known(ssim.value):
         spread = "".join(f" ({text})" for text in _interval(between(ssim.low, ssim.high)))
         notes += (f"SSIM {signed(ssim.value, number)}{spread}",)
     if known(told.value):
-        notes += (f"identified {signed(told.value, percent)}" + "".join(f" ({text})" for text in _ends(told)),)
+        notes += (f"re-identified {signed(told.value, percent)}" + "".join(f" ({text})" for text in _ends(told)),)
     return notes
 
 
@@ -139,20 +139,22 @@ def _label_notes(cell: Cell) -> tuple[str, ...]:
 def _identified_notes(cell: Cell) -> tuple[str, ...]:
     if not known(cell.identified.value):
         return ()
-    among = (f"of {cell.gallery}",) if cell.gallery else ()
+    among = (f"gallery of {cell.gallery}",) if cell.gallery else ()
     return (*_ends(cell.identified), f"chance {percent(cell.chance)}", *among)
 
 
 def _evaluations(cell: Cell) -> tuple[str, ...]:
-    return () if cell.evaluations is None else (f"{number(cell.evaluations, ',.0f')} evals",)
+    return () if cell.evaluations is None else (f"{number(cell.evaluations, ',.0f')} evaluations",)
 
 
 def terminal_table(summary: Cells, width: int | None = None) -> Table:
-    """The summary for a terminal; in a narrow one the specs share a column, and flags go under the verdict.
+    """Return the results as a table for a terminal.
+
+    In a narrow terminal, attack and defense share a column, and the flags stand under the verdict.
 
     Args:
-        summary: the cells of an audit.
-        width: columns of the terminal; ``None`` asks it.
+        summary: the audit's cells.
+        width: the terminal's width in characters; ``None`` detects it.
     """
     import rich
     from rich import box
@@ -162,7 +164,7 @@ def terminal_table(summary: Cells, width: int | None = None) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, int(wide), 0, 0))
     for name in ("Attack", "Defense") if wide else ("Attack, defense",):
         table.add_column(name, no_wrap=True)
-    for name in ("Images", "ASR", "SSIM", "Identified" if wide else "Ident.", "s/image" if wide else "s/img"):
+    for name in ("Images", "ASR", "SSIM", "Re-identified" if wide else "Re-id.", "s/image" if wide else "s/img"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("Verdict", "Flags") if wide else ("Verdict",):
         table.add_column(name, no_wrap=True)
@@ -197,7 +199,7 @@ def _numbers(cell: Cell, interval: str) -> list[Text]:
         percent(cell.identified.value),
         number(cell.seconds_per_image, ".2g"),
     ]
-    # Text, not strings: the brackets are not markup.
+    # Text instead of strings, so that rich does not take brackets for markup.
     return [Text(text) for text in (number(cell.images, "d"), asr, *rest)]
 
 
@@ -208,7 +210,7 @@ def _outcome(cell: Cell) -> Text:
 
 
 def fold(spec: str, width: int) -> str:
-    """A spec in lines of at most so many characters, broken after a bracket, a comma or a bar if it can be.
+    """Break a spec into lines of at most `width` characters, preferably after a bracket, comma, bar or equals sign.
 
     >>> print(fold("Matching(prior=TotalVariation(weight=0.1), restarts=4)", 24))
     Matching(prior=

@@ -1,4 +1,4 @@
-"""The page of a training: its figures, its table, and what it says in two sentences. Made from rows alone."""
+"""A training's page, table and two summary sentences, made from its rows alone."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ __all__ = ["COLUMNS", "judging_set", "sentences", "shown_rounds", "size", "train
 
 COLUMNS = ("Round", "Accuracy", "Balanced", "AUROC", "Loss", "Step", "Sent", "Epsilon")
 _MOST = 40
-"""Rounds of a table."""
+"""Largest number of rounds in the page's table."""
 
 
 def judging_set(rows: Sequence[Round]) -> str:
-    """The set that the headline is about: the test set where there is one."""
+    """Return the name of the set that the summary is about: the test set if there is one."""
     return "test" if "test" in rows[-1].scores else next(iter(rows[-1].scores))
 
 
 def sentences(rows: Sequence[Round], settings: Json) -> tuple[str, str]:
-    """How well the model does, and what was sent and spent for it."""
+    """Return a sentence on the model's scores, and one on the data sent and the epsilon spent."""
     last, name = rows[-1], judging_set(rows)
     scores, experiment = last.scores[name], settings.get("experiment") or {}
     defense = experiment.get("defense", UNDEFENDED)
     under = "without a defense" if defense == UNDEFENDED else f"with {label(defense)}"
-    area = "undefined, as all are of one class" if scores["auroc"] is None else number(scores["auroc"])
+    area = "undefined (all images belong to one class)" if scores["auroc"] is None else number(scores["auroc"])
     first = (
-        f"After {last.round} rounds {under}, the model tells {_rate(scores, 'accuracy')} of the "
-        f"{number(scores['images'], '.0f')} {name} images right; balanced over classes "
+        f"After {last.round} rounds {under}, the model classifies {_rate(scores, 'accuracy')} of the "
+        f"{number(scores['images'], '.0f')} {name} images correctly; balanced accuracy "
         f"{_rate(scores, 'balanced_accuracy')}; AUROC {area}."
     )
     spent = "" if last.epsilon is None else f"; epsilon is {number(last.epsilon, '.3g')} at delta {last.delta:g}"
     total = sum(row.bytes_sent for row in rows)
-    return first, f"{experiment.get('clients', 'The')} clients sent {size(total)} in all{spent}."
+    return first, f"{experiment.get('clients', 'The')} clients sent {size(total)} in total{spent}."
 
 
 def _rate(scores: Scores, name: str) -> str:
@@ -50,7 +50,7 @@ def _rate(scores: Scores, name: str) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in the largest unit that leaves a whole number.
+    """Format a number of bytes in the largest unit that keeps it at least 1.
 
     >>> size(0), size(1500), size(2_500_000)
     ('0 B', '1.5 kB', '2.5 MB')
@@ -63,14 +63,14 @@ def size(count: float) -> str:
 
 
 def shown_rounds(rows: Sequence[Round], most: int) -> list[Round]:
-    """The first and the last, and rounds between them, evenly."""
+    """Return at most `most` rounds, evenly spaced, with the first and the last."""
     if len(rows) <= most:
         return list(rows)
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
 def _values(row: Round, name: str) -> list[tuple[str, str]]:
-    """The columns of a round, each with its interval."""
+    """Return a round's columns, each with its interval."""
     scores = row.scores[name]
     rates = [(percent(scores[k]), percents(scores[f"{k}_low"], scores[f"{k}_high"])) for k in _RATES]
     plain = [number(scores["auroc"], ".3f"), number(scores["loss"], ".3g"), number(row.update_norm, ".3g")]
@@ -82,7 +82,7 @@ _RATES = ("accuracy", "balanced_accuracy")
 
 
 def training_table(rows: Sequence[Round], most: int = 12) -> Table:
-    """Some of the rounds for a terminal."""
+    """Return at most `most` rounds as a table for a terminal."""
     from rich import box
     from rich.table import Table
 
@@ -97,7 +97,7 @@ def training_table(rows: Sequence[Round], most: int = 12) -> Table:
 
 
 def write_training_page(out: Path, settings: Json, rows: Sequence[Round]) -> Path:
-    """Writes ``report.html``, which holds no image and may be shared."""
+    """Write ``report.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 
     from medpfl.reporting.facts import lead

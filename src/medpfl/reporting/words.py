@@ -1,4 +1,4 @@
-"""Numbers and specs as a reader sees them. What is not known is an en dash."""
+"""Numbers and specs as readers see them. An unknown value is an en dash."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ DASH = "\u2013"
 
 
 def known(value: object) -> bool:
-    """Whether there is a number to show."""
+    """Return True if there is a number to show: neither ``None`` nor NaN."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def number(value: float | None, style: str = ".2f") -> str:
-    """A number in a format.
+    """Format a number.
 
     >>> number(0.125, ".1f"), number(-0.001), number(float("inf")), number(None) == DASH
     ('0.1', '0.00', '∞', True)
@@ -48,7 +48,7 @@ def number(value: float | None, style: str = ".2f") -> str:
 
 
 def percent(rate: float | None) -> str:
-    """A rate in percent; only a rate of exactly 0 or 1 is shown as 0 or 100.
+    """Format a rate in percent; only exactly 0 and 1 become ``0 %`` and ``100 %``.
 
     >>> percent(0.79), percent(1), percent(0.999), percent(0.001)
     ('79 %', '100 %', '>99 %', '<1 %')
@@ -61,21 +61,21 @@ def percent(rate: float | None) -> str:
 
 
 def between(low: float | None, high: float | None, style: str = ".2f") -> str:
-    """An interval, or an en dash if an end is not known."""
+    """Format an interval, or return an en dash if an end is unknown."""
     if not (known(low) and known(high)):
         return DASH
     return f"{number(low, style)}{DASH}{number(high, style)}"
 
 
 def percents(low: float | None, high: float | None) -> str:
-    """An interval of rates: ``58-93 %`` with an en dash."""
+    """Format an interval for a rate: ``58-93 %``, with an en dash."""
     if low is None or high is None or not (known(low) and known(high)):
         return DASH
     return f"{between(100 * low, 100 * high, '.0f')} %"
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things, with an ``s`` unless it is one.
+    """Return a number with its noun, with a plural ``s`` unless the number is 1.
 
     >>> counted(1, "patient"), counted(7, "patient")
     ('1 patient', '7 patients')
@@ -84,7 +84,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def label(spec: str) -> str:
-    """A spec without its empty brackets, long fractions with four digits.
+    """Return a spec without empty brackets, and with long fractions cut to four digits.
 
     >>> label("iDLG()"), label("TopK(keep=0.1) | Sign()"), label("NoDefense()")
     ('iDLG', 'TopK(keep=0.1) | Sign', 'no defense')
@@ -99,7 +99,7 @@ _LONG = re.compile(r"\b\d+\.\d{7,}(e-?\d+)?\b")
 
 
 def attacker(cell: Cell) -> str:
-    """The attack of a cell, and whether it knows the defense where that tells two cells apart.
+    """Return the cell's attack, marked naive or adaptive where two cells would otherwise look alike.
 
     >>> from medpfl.judging.types import Rate
     >>> attacker(Cell(attack="iDLG()", defense="QSGD()", knows_defense=False))
@@ -114,7 +114,7 @@ def attacker(cell: Cell) -> str:
 
 
 def signed(value: float | None, show: Callable[[float], str]) -> str:
-    """A difference with its sign.
+    """Format a difference with its sign.
 
     >>> signed(0.25, percent), signed(-0.5, percent), signed(0.0, percent)
     ('+25 %', '−50 %', '0 %')
@@ -125,7 +125,7 @@ def signed(value: float | None, show: Callable[[float], str]) -> str:
 
 
 def shorten(text: str, most: int) -> str:
-    """The text, cut in its middle to at most so many characters: specs often differ at their ends.
+    """Cut a text in the middle to at most `most` characters, because specs often differ at their ends.
 
     >>> shorten("LaplaceNoise(scale=0.01)", 15)
     'LaplaceN…=0.01)'
@@ -135,7 +135,7 @@ def shorten(text: str, most: int) -> str:
 
 
 def brief(specs: Iterable[str], most: int = 40) -> dict[str, str]:
-    """A name for each spec that fits into a sentence: long arguments go, unless they tell two specs apart.
+    """Return a short name for each spec; long arguments are dropped unless two specs would then look alike.
 
     >>> brief(["A(x=1)", "B(y=2, z=C(3)) | D()"], most=10)
     {'A(x=1)': 'A(x=1)', 'B(y=2, z=C(3)) | D()': 'B(…) | D'}

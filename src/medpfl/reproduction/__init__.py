@@ -1,1 +1,1 @@
-"""The paper's experiments as declarative files over the audit, and the tables that come of them."""
+"""The paper's experiments as declarative files on top of the audit, and their tables."""

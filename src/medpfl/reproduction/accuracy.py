@@ -1,4 +1,4 @@
-"""What the defenses of an experiment cost: for each, a network trained under it, and its accuracy."""
+"""The accuracy cost of an experiment's defenses, measured by training a network under each."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from medpfl.training.train import perform_training
 __all__ = ["Accuracies", "AccuracyRuns", "defenses_in"]
 
 Accuracies = dict[str, dict[str, Any]]
-"""Balanced accuracy of the test images with its interval, by defense; empty where a training diverged."""
+"""Balanced accuracy on the test images, with its interval, by defense; empty if the training diverged."""
 
 
 def defenses_in(part: StudyPart) -> list[str]:
-    """Specs of the defenses of a part, the undefended one among them."""
+    """Return the specs of a part's defenses, including the undefended one."""
     return list(map(repr, defenses_of(part.audit.get("defense", ()))))
 
 
 @dataclass(frozen=True)
 class AccuracyRuns:
-    """The trainings of an experiment, each in a directory of its own.
+    """An experiment's trainings, each in its own directory.
 
     Attributes:
-        name, study: of the experiment.
-        out: where its tables are.
+        name, study: the experiment's name and content.
+        out: the reproduction's directory.
     """
 
     name: str
@@ -45,7 +45,7 @@ class AccuracyRuns:
     out: Path
 
     def train(self, data: Path, form: Form, force: bool, progress: bool) -> Accuracies:
-        """Trains under each defense, and judges the test images of a file of `ACCURACY_SET`."""
+        """Train under each defense on a file of `ACCURACY_SET`, and score its test images."""
         options = {**self.study.accuracy, **(self.study.accuracy_quick if form.quick else {})}
         options |= {"data": str(data), "seed": form.seed, "device": form.device}
         options |= {"force": force, "progress": progress}
@@ -59,7 +59,7 @@ class AccuracyRuns:
         return found
 
     def known(self) -> Accuracies:
-        """The same, from the rows of trainings that are there."""
+        """Return the accuracies from the rows of finished trainings."""
         finished = {spec: p for spec, p in self._each() if (p / SHARE_FOLDER / "summary.json").is_file()}
         return {spec: _scores(reread_training(place)) for spec, place in finished.items()}
 

@@ -1,4 +1,4 @@
-"""What came of a study so far, and what is written of it."""
+"""A study's results so far, and the files made from them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["Collection", "Reproduction"]
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of the experiments.
+    """The results of the experiments.
 
     Attributes:
-        rows: one entry by experiment, set, part, attack and defense.
-        gaps: what was not run.
-        tables: the files written.
-        legacy: page and picture on what the notebooks' scores do.
+        rows: one entry for each experiment, set, part, attack and defense.
+        gaps: experiments, sets and parts that were not run.
+        tables: the table files.
+        legacy: the page and the picture on the notebooks' scores.
         pictures: panels of private images.
     """
 
@@ -41,13 +41,15 @@ class Reproduction:
 
 @dataclass
 class Collection:
-    """Rows, gaps and panels as they are made.
+    """Collects rows, gaps and panels while a study runs.
 
     Attributes:
         out: the run directory.
-        published: values that go beside ours.
-        gaps: what was not run.
+        published: published values for comparison.
+        gaps: experiments, sets and parts that were not run.
         costs: accuracies by experiment.
+        rows: rows so far.
+        pictures: panels so far.
     """
 
     out: Path
@@ -58,12 +60,12 @@ class Collection:
     pictures: list[Path] = field(default_factory=list)
 
     def add(self, task: Task, report: Report, remark: str = "") -> None:
-        """The cells of an audit, each with the accuracy that its defense leaves, where it is known; and its panels.
+        """Add an audit's cells, with each defense's accuracy if it is known, and draw its panels.
 
         Args:
-            task: what was run.
-            report: what came of it.
-            remark: added to the form of its rows.
+            task: the audit's task.
+            report: the audit's result.
+            remark: text to append to the form in its rows.
         """
         found = rows_of(task.experiment, task.set, task.part.name, f"{task.form}{remark}", report)
         costs = self.costs.get(task.experiment, {})
@@ -72,28 +74,28 @@ class Collection:
         self.pictures += write_pictures(task.out(self.out), self.out, task.title)
 
     def reread(self, task: Task, force: bool) -> None:
-        """The same from the rows on the disk; a gap where there are none.
+        """Add an audit's cells from its rows on disk, or a gap if there are none.
 
         Raises:
-            InputError: they are of another version, unless `force`, which has the tables say so.
+            InputError: if the rows come from another version, unless `force`; the tables then say so.
         """
         run = task.out(self.out)
         if (run / ROWS).is_file():
             self.add(task, reread(run), of_version(run, force))
         else:
-            self.gaps.append(Gap(task.experiment, str(task), "there are no rows of it", False))
+            self.gaps.append(Gap(task.experiment, str(task), "there are no rows for it", False))
 
     def tables(self) -> tuple[Path, ...]:
-        """Writes the tables of what there is."""
+        """Write the tables for all rows so far."""
         return write_tables(self.out, self.rows, self.gaps, self.published)
 
     def whole(self) -> Reproduction:
-        """Writes all there is to write."""
+        """Write the page on legacy scores and all tables, and return the results."""
         legacy = tuple(write_legacy(share_folder(self.out)))
         return Reproduction(self.rows, self.gaps, self.tables(), legacy, tuple(self.pictures))
 
 
 def _of_training(run: Path) -> dict[str, float]:
-    """How good a network is that was trained for an audit: balanced accuracy of the images held out."""
+    """Return the balanced accuracy, on held-out images, of a network trained for an audit."""
     scores = (read_json(run / SHARE_FOLDER / "summary.json") or {}).get("scores", {}).get("validation", {})
     return {"trained_accuracy": scores["balanced_accuracy"]} if "balanced_accuracy" in scores else {}

@@ -1,4 +1,4 @@
-"""Attacks that are not told of a defense beside the same attacks told of it: one line for each defense."""
+"""Naive and adaptive attacks side by side, one line for each defense."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from medpfl.reproduction.markdown import markdown_table
 __all__ = ["Row", "beside", "with_interval"]
 
 Row = Mapping[str, Any]
-"""One cell of an audit, with the experiment, set and part that it is of."""
+"""One audit cell, with its experiment, set and part."""
 
 _HEADS = (
     "Set", "Attack", "Defense", "Images",
-    "ASR, naive", "ASR, adaptive", "SSIM, naive", "SSIM, adaptive", "Identified, naive", "Identified, adaptive",
-    "SSIM, adaptive less naive",
+    "ASR, naive", "ASR, adaptive", "SSIM, naive", "SSIM, adaptive", "Re-identified, naive", "Re-identified, adaptive",
+    "SSIM, adaptive minus naive",
 )  # fmt: skip
 
 _MEANING = (
-    "Naive: not told of the defense. Adaptive: told what it discloses of itself. An attack on no defense, or on one of "
-    "which nothing can be told, is run once; what it found without being told stands under naive."
+    "Naive: the attack does not know the defense. Adaptive: it knows what the defense discloses. Without a defense, or "
+    "with one that discloses nothing, an attack is run once and stands under naive."
 )
 
 
 def beside(rows: Sequence[Row]) -> str:
-    """A table in Markdown, naive and adaptive in columns of their own; ``""`` where no attack was run both ways.
+    """Return a Markdown table with separate columns for naive and adaptive; ``""`` if no attack was run both ways.
 
     Args:
-        rows: cells of audits, each with its ``set`` and ``part``.
+        rows: audit cells, each with its ``set`` and ``part``.
     """
     pairs: dict[tuple[str, str, str], dict[bool, Row]] = {}
     for row in rows:
@@ -42,7 +42,7 @@ def beside(rows: Sequence[Row]) -> str:
 
 
 def with_interval(row: Row, key: str) -> str:
-    """A number of a cell and its 95 % interval; a mean of scores, or a rate."""
+    """Format one of a cell's numbers (a mean or a rate) with its 95 % interval."""
     ends = row.get(f"{key}_low"), row.get(f"{key}_high")
     shown, spread = (number(row[key]), between(*ends)) if key == "ssim" else (percent(row[key]), percents(*ends))
     return shown if spread == DASH else f"{shown} ({spread})"
@@ -59,7 +59,7 @@ def _numbers(pair: Mapping[bool, Row]) -> list[str]:
 
 
 def _gain(told: Row) -> str:
-    """What the same attack gains on the same images by being told."""
+    """Format the attack's gain in SSIM from knowing the defense, on the same images."""
     gain, key = told.get("false_security_ssim"), "false_security_ssim"
     if gain is None:
         return DASH

@@ -1,4 +1,4 @@
-"""The experiments as files: what is audited, in full, briefly, and as the notebooks had it. Free of torch."""
+"""The experiments as files, each in a full, a quick and a faithful form (the notebooks' settings). Free of torch."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from medpfl.core.experiments.experiment import Experiment
 __all__ = ["EXPERIMENTS", "SAMPLES", "SETS", "Study", "StudyPart", "study"]
 
 EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "defenses", "modalities", "models")
-"""By name, the files of this package."""
+"""Names of the experiments; each is a YAML file in this package."""
 
 SETS = ("melanoma", "brain_mri", "covid_xray")
-"""The paper's data sets, as their folders are called."""
+"""The paper's data sets, by folder name."""
 
 SAMPLES = "samples"
-"""In place of all sets: the embedded images."""
+"""Name for the embedded images, which can replace all sets."""
 
 
 class StudyPart(BaseModel):
-    """One audit of a study, on each of its sets.
+    """One of a study's audits, run on each set.
 
     Attributes:
-        name: in the tables.
-        audit: what differs from the audit's own defaults, as its options are called.
-        images: how many to attack; or `per_class`, so many of each class.
-        needs_weights: whether it is of a trained network, whose weights the user gives.
-        training: how a network is trained on the images that are attacked before it is, if the user does not give
-            the weights that it needs.
-        masks: whether the network segments, and learns masks that `medpfl.data.Thresholded` makes of the images.
-        explained: whether what its images are like is kept beside the rows, and set against them.
-        quick, faithful: what is put in place of the above in the brief form, and in that of the notebooks; see
+        name: name in the tables.
+        audit: options that differ from the audit's defaults, by option name.
+        images: number of images to attack; `per_class` gives a number per class instead.
+        needs_weights: true if it needs a trained network; the user gives its weights.
+        training: options for training a network on the attacked images beforehand, if the user gives no weights.
+        masks: true if the network segments and learns masks made by `medpfl.data.Thresholded`.
+        explained: true if image features are stored beside the rows and related to the results.
+        quick, faithful: replacements for the entries above in the quick form, and in the notebooks' form; see
             `medpfl.reproduction.scale.Form`.
     """
 
@@ -53,24 +52,28 @@ class StudyPart(BaseModel):
     faithful: dict[str, Any] = {}
 
     def data(self, place: str) -> str:
-        """What an audit of the images at a place is given: the place, or how masks are made of them."""
+        """Return the audit's ``data`` for the images at a place: the place, or a spec that makes masks from them."""
         shape = {name: self.audit[name] for name in ("size", "fit", "channels") if name in self.audit}
         words = [repr(place), *(f"{name}={value!r}" for name, value in shape.items())]
         return f"Thresholded({', '.join(words)})" if self.masks else place
 
     def experiment(self, data: str, classes: int, held: int, seed: int, device: str = "cpu") -> Experiment:
-        """The audit of a folder that holds so many images of so many classes."""
+        """Return the audit of a folder with `held` images in `classes` classes."""
         images = self.images if self.per_class is None else self.per_class * classes
         own = {"data": data, "seed": seed, "device": device, "images": min(images or held, held), "iterates": True}
         return Experiment.of(**{**self.audit, **own})
 
 
 class Study(BaseModel):
-    """An experiment of the paper: a title, where it is from, and its parts.
+    """One of the paper's experiments.
 
     Attributes:
-        accuracy: how a network is trained under each defense of the parts, to say what the defense costs; empty: it is
-            not said. `accuracy_quick` is put in place of some of it in the brief form.
+        title: the table's title.
+        source: where the experiment comes from, and its setting.
+        parts: the audits.
+        accuracy: options for training a network under each defense, to measure the accuracy it costs; empty to skip
+            this.
+        accuracy_quick: replacements for some of these options in the quick form.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,15 +85,15 @@ class Study(BaseModel):
     accuracy_quick: dict[str, Any] = {}
 
     def only(self, names: Sequence[str]) -> Study:
-        """The study with the parts of these names alone; all of them where none is named."""
+        """Return the study with only the named parts, or with all parts if none is named."""
         return self.model_copy(update={"parts": [p for p in self.parts if not names or p.name in names]})
 
 
 def study(name: str) -> Study:
-    """The experiment of a name.
+    """Read an experiment.
 
     Raises:
-        InputError: there is none.
+        InputError: if there is none with this name.
     """
     import yaml
 

@@ -1,4 +1,4 @@
-"""What a directory of tables was asked for, so that forms are not mixed and what is missing can be told."""
+"""A record of everything requested for a reproduction's directory, to keep forms apart and to find gaps."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["Claims"]
 
 _TABLES = (f"{name}.{suffix}" for name in EXPERIMENTS for suffix in ("md", "csv", "tex"))
 _REPRODUCTION = Kind("reproduction", 2, (*_TABLES, "legacy.md", "legacy.png", "panels/*.png"), rows=False)
-"""From format 2 on, the runs lie inside, and what may be shared has a folder."""
+"""Since format 2, the runs lie inside, and files that may be shared have their own folder."""
 
 
 @dataclass(frozen=True)
 class Claims:
-    """What was asked for, by one call or by several for the same directory.
+    """The sets and parts requested so far, by one or several calls for the same directory.
 
     Attributes:
-        sets: names of sets of images, and whether they were there.
-        forms: of the parts, by experiment and part.
+        sets: names of image sets, with true if the set was found.
+        forms: the requested forms, by experiment and part.
     """
 
     sets: dict[str, bool]
@@ -37,10 +37,10 @@ class Claims:
 
     @classmethod
     def read(cls, out: Path) -> Claims:
-        """What a directory says of itself.
+        """Read the claims stored in a directory.
 
         Raises:
-            InputError: no reproduction, or one that this version cannot read.
+            InputError: if it holds no reproduction, or one that this version cannot read.
         """
         with reading(out):
             found = RunDirectory(out, _REPRODUCTION).noted()
@@ -50,11 +50,11 @@ class Claims:
 
     @classmethod
     def extend(cls, out: Path, chosen: Mapping[str, Study], places: Places, form: Form, force: bool) -> Claims:
-        """Adds what is asked for to what was, on the disk too.
+        """Add new requests to the earlier ones, and store them.
 
         Raises:
-            InputError: a part was asked for in another form, unless `force`, which discards that; or from
-                `RunDirectory.claim`.
+            InputError: if a part was requested before in another form (`force` discards it instead), or
+                `RunDirectory.claim` raises it.
         """
         made(out)
         directory = RunDirectory(out, _REPRODUCTION)
@@ -68,14 +68,14 @@ class Claims:
     def _extended(self, out: Path, chosen: Mapping[str, Study], places: Places, form: Form, force: bool) -> Claims:
         for task in self.tasks():
             again = task.experiment in chosen and task.part in chosen[task.experiment].parts
-            if again and task.form.settings() != form.settings():  # which leave out what the runs themselves compare
+            if again and task.form.settings() != form.settings():  # the runs compare device and weights themselves
                 _discard(task, out, force)
         new = {name: {part.name: form for part in own.parts} for name, own in chosen.items()}
         forms = {n: {**self.forms.get(n, {}), **new.get(n, {})} for n in EXPERIMENTS if n in new or n in self.forms}
         return Claims({**self.sets, **dict.fromkeys(places.missing, False), **dict.fromkeys(places.found, True)}, forms)
 
     def tasks(self) -> Iterator[Task]:
-        """Every audit that was asked for, on the sets that were there, in the order of the tables."""
+        """Yield every requested audit on the sets that were found, in table order."""
         for name, forms in self.forms.items():
             for part in experiments.study(name).parts:
                 for own in (*SETS, SAMPLES):
@@ -83,16 +83,16 @@ class Claims:
                         yield Task(name, part, own, forms[part.name])
 
     def gaps(self) -> list[Gap]:
-        """The sets that were not there."""
+        """Return a gap for each missing set."""
         return [Gap("", name, "its folder is not there", False) for name, found in self.sets.items() if not found]
 
 
 def _discard(task: Task, out: Path, force: bool) -> None:
-    """Removes the runs of a part in another form, or tables would be made of both."""
+    """Remove a part's runs in another form, so that tables do not mix forms."""
     if not force:
         raise InputError(
             f"'{out}' holds a reproduction with other settings ({task.part.name} of {task.experiment}: {task.form}): "
-            "name another --out, or add --force"
+            "name another --out, or add --force to discard it"
         )
     run = task.out(out)
     for place in (run, training_folder(run)):

@@ -1,4 +1,4 @@
-"""What each artefact of the notebooks' scores does, shown on an embedded image that anybody may see."""
+"""The effect of each artifact in the notebooks' scores, shown on an embedded public image."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = ["CALLS", "eight_bit", "examples", "uniform_window", "write_legacy"]
 
 
 def eight_bit(images: Tensor) -> Tensor:
-    """Pixels as ``torchvision.transforms.ToPILImage`` makes them of floats: cut off to 1/255, and modulo 256."""
+    """Convert pixels as ``torchvision.transforms.ToPILImage`` does with floats: truncate to 1/255, modulo 256."""
     return (images * 255).long().remainder(256) / 255
 
 
 def uniform_window(guess: Tensor, truth: Tensor) -> Tensor:
-    """SSIM with scikit-image's default window, 7 x 7 and uniform, sample covariance, data range 1."""
+    """Return SSIM with scikit-image's default window (7 x 7, uniform), sample covariance and data range 1."""
 
     def mean(images: Tensor) -> Tensor:
         return functional.avg_pool2d(images, 7, stride=1)
@@ -65,11 +65,11 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "after 8-bit conversion": _as_eight_bit,
     "default window": _default_window,
 }
-"""Guess and truth (N, C, H, W) to a score each; the first is the one that counts."""
+"""Scores by name: functions of guess and target image (N, C, H, W). The first is the correct one."""
 
 
 def examples() -> tuple[Tensor, dict[str, Tensor]]:
-    """A sample (1, 1, 64, 64), and guesses of it from good to worthless, some beyond [0, 1] as attacks leave them."""
+    """Return a sample (1, 1, 64, 64) and guesses from good to worthless, some beyond [0, 1] as attacks produce them."""
     images = data_of(SAMPLES, Reading(size=64, channels=1)).images.images
     truth, other = images[:1], images[-1:]
     noise = torch.rand(truth.shape, generator=generator_of(0, "legacy"))
@@ -84,10 +84,10 @@ def examples() -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def write_legacy(out: Path) -> list[Path]:
-    """Writes ``legacy.md`` and ``legacy.png``; both may be shared."""
+    """Write ``legacy.md`` and ``legacy.png``; both may be shared."""
     truth, guesses = examples()
     tiles = [(_screen(image), name) for name, image in guesses.items()]
-    picture = write(out / "legacy.png", draw_grid("An embedded sample, and what stands in for a guess of it", [tiles]))
+    picture = write(out / "legacy.png", draw_grid("An embedded sample and stand-ins for guesses of it", [tiles]))
     scores = {n: [number(float(call(g, truth))) for call in CALLS.values()] for n, g in guesses.items()}
     lines = markdown_table(["guess", *CALLS], [[name, *own] for name, own in scores.items()])
     return [write(out / "legacy.md", "\n".join([_HEAD, *lines, "", _FOOT, ""]).encode()), picture]
@@ -97,23 +97,23 @@ def _screen(image: Tensor) -> np.ndarray:
     return (image[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
-_HEAD = """# What the notebooks' scores do
+_HEAD = """# The notebooks' scores
 
-Each column is one way of calling SSIM, each row a guess of the same image: one of the embedded samples, 64 pixels wide.
+Each column is one way to call SSIM. Each row is a guess of the same image, an embedded sample 64 pixels wide.
 
 ![the image and the guesses](legacy.png)
 """
 
-_FOOT = """The first column is the SSIM of all our tables: pixels clamped to [0, 1], data range 1, Gaussian window.
+_FOOT = """The first column is the SSIM in all our tables: pixels clamped to [0, 1], data range 1, Gaussian window.
 
-- *Data range 0* (CPL, iDLG and most defense cells): the constants that stabilize the quotient are zero, so that regions
-  that are almost flat are scored by their rounding errors.
-- *Data range 255 on pixels normalized by CIFAR-10's moments* (GradInv): the constants are larger than the image's own
-  variances. Whatever is guessed looks like the truth, pure noise too.
-- *After 8-bit conversion* (DLG): between 0 and 1 it costs next to nothing, but numbers below 0 or above 1 are
-  taken modulo 256, where dark turns to white.
-- *Default window* (7 x 7, uniform, sample covariance; data range 1): sound, but another number. Two papers' SSIM can
-  be compared only if the window is the same.
-- *Oracle iterate* (defense cells) is no call but a choice, the iterate nearest to the truth: see the column of that
-  name in the tables.
+- *Data range 0* (CPL, iDLG and most defense cells): the constants that stabilize the quotient are zero, so almost flat
+  regions are scored by their rounding errors.
+- *Data range 255 on pixels normalized by CIFAR-10's moments* (GradInv): the constants are larger than the image's
+  variances, so every guess scores high, even pure noise.
+- *After 8-bit conversion* (DLG): it changes almost nothing between 0 and 1, but values below 0 or above 1 wrap around
+  (modulo 256), so dark turns to white.
+- *Default window* (7 x 7, uniform, sample covariance; data range 1): sound, but it gives other values. SSIM can be
+  compared between papers only if the window is the same.
+- *Oracle iterate* (defense cells) is not a call but a choice: the iterate nearest to the target image. The tables have
+  a column for it.
 """

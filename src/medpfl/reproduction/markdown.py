@@ -8,7 +8,7 @@ __all__ = ["markdown_table"]
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table; a bar within a cell is no border.
+    """Return a table's lines, with bars inside cells escaped.
 
     >>> markdown_table(["a", "b"], [["1", "x|y"]])
     ['| a | b |', '| --- | --- |', '| 1 | x\\\\|y |']

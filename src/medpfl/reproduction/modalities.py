@@ -1,4 +1,4 @@
-"""What images are like, against what was read back of them."""
+"""Image features, and how they relate to the attacks' results."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["FEATURES", "KEPT", "features", "keep", "kept", "relations"]
 
 FEATURES = {
     "variation": "mean absolute difference of neighboring pixels",
-    "edges": "share of pixels that differ from a neighbor by more than a tenth",
-    "range": "99th less 1st percentile",
+    "edges": "share of pixels that differ from a neighbor by more than 0.1",
+    "range": "99th minus 1st percentile",
     "background": "share of pixels below 0.05",
 }
-"""Of one image in [0, 1], its channels averaged."""
+"""Features of one image in [0, 1], averaged over channels."""
 
 KEPT = f"{PRIVATE_FOLDER}/features.csv"
-"""The file of a run directory that holds them, image by image: no table prints that."""
+"""File with each image's features in a run directory. No table prints them for single images."""
 
 
 def features(images: Tensor) -> list[dict[str, float]]:
-    """The features of images (M, C, H, W) in [0, 1]."""
+    """Return the features of images (M, C, H, W) in [0, 1]."""
     gray = images.double().mean(1)
     down = torch.nn.functional.pad(gray.diff(dim=1).abs(), (0, 0, 0, 1))
     right = torch.nn.functional.pad(gray.diff(dim=2).abs(), (0, 1))
@@ -48,26 +48,26 @@ def features(images: Tensor) -> list[dict[str, float]]:
 
 
 def keep(out: Path, indices: Sequence[str], found: Sequence[Mapping[str, float]]) -> None:
-    """Writes features by study index into a run directory, so that tables can be made without the images."""
+    """Write features by study index into a run directory, so that tables can be made without the images."""
     rows = ({"image": index, **values} for index, values in zip(indices, found, strict=True))
     private_folder(out)
     write(out / KEPT, as_csv(["image", *FEATURES], rows).encode())
 
 
 def kept(out: Path) -> dict[str, dict[str, float]]:
-    """The features that `keep` wrote, by study index."""
+    """Return the features written by `keep`, by study index."""
     with (out / KEPT).open() as file:
         return {row.pop("image"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)}
 
 
 def relations(rows: Mapping[str, Sequence[Finding]], found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Two tables: each set's mean features beside its results, and rank correlations over the images of all sets.
+    """Return two tables: each set's mean features and results, and rank correlations over all images.
 
     Args:
-        rows: by set, the findings of its audit.
-        found: by set, features by study index.
+        rows: findings by set.
+        found: features by set and study index.
     """
-    heads = ["Set", *FEATURES, "SSIM, no defense", "Evaluations", "SSIM, noise that is known"]
+    heads = ["Set", *FEATURES, "SSIM, no defense", "Evaluations", "SSIM, known noise"]
     sets: list[list[str]] = []
     pooled: list[dict[str, float]] = []
     for name, own in rows.items():
@@ -80,8 +80,8 @@ def relations(rows: Mapping[str, Sequence[Finding]], found: Mapping[str, Mapping
         [f"{feature}: {meaning}", *(number(_spearman(pooled, feature, result)) for result in _RESULTS)]
         for feature, meaning in FEATURES.items()
     ]
-    between = ["", f"Spearman's rank correlation over {len(pooled)} images of {len(rows)} sets:", ""]
-    title = "## What the images are like, and what was read back of them"
+    between = ["", f"Spearman's rank correlation over {len(pooled)} images from {len(rows)} sets:", ""]
+    title = "## Image features and reconstruction"
     return "\n".join([title, "", *markdown_table(heads, sets), *between, *markdown_table(["", *heads[-3:]], ranks)])
 
 
@@ -90,13 +90,13 @@ def _plain(value: float) -> str:
 
 
 _FEW = 3
-"""Below so many images, a correlation says nothing at all."""
+"""Minimum number of images for a correlation."""
 
 _RESULTS = ("ssim", "evaluations", "ssim_noise")
 
 
 def _by_image(rows: Sequence[Finding], found: Mapping[str, Mapping[str, float]]) -> list[dict[str, float]]:
-    """Features and results of each image that was attacked with and without the defense."""
+    """Return features and results for each image attacked both with and without the defense."""
     scored = [row for row in rows if not row.control and "zero-gradient" not in row.flags]
     plain = {row.image: row for row in scored if row.defense == UNDEFENDED}
     noisy = {row.image: row for row in scored if row.defense != UNDEFENDED and row.knows_defense}
@@ -113,7 +113,7 @@ def _by_image(rows: Sequence[Finding], found: Mapping[str, Mapping[str, float]])
 
 
 def _spearman(images: Sequence[Mapping[str, float]], one: str, other: str) -> float | None:
-    """Correlation of the ranks, ties sharing theirs; ``None`` where there is none."""
+    """Return the rank correlation, with averaged ranks for ties; ``None`` if it is undefined."""
     from scipy.stats import rankdata
 
     columns = [[image[key] for image in images] for key in (one, other)]

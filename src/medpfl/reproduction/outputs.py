@@ -1,4 +1,4 @@
-"""What a study writes: tables of its rows, and where the runs behind them lie."""
+"""A study's output files: tables of its rows, and the places of its panels."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ __all__ = ["Gap", "of_version", "panels_of", "write_tables"]
 
 
 class Gap(NamedTuple):
-    """What was not run: of an experiment (``""``: of all), as the tables name it, and why, for the terminal only.
+    """Something that was not run.
 
-    `failed`: it was there to be run.
+    Attributes:
+        experiment: the experiment; ``""`` for all.
+        what: the name for it in the tables.
+        why: the reason, for the terminal only.
+        failed: true if it could have run but failed.
     """
 
     experiment: str
@@ -35,23 +39,27 @@ class Gap(NamedTuple):
 
 
 def panels_of(out: Path) -> Path:
-    """Where the panels of private images lie."""
+    """Return the folder for panels of private images."""
     return out / PRIVATE_FOLDER / "panels"
 
 
 def of_version(run: Path, force: bool) -> str:
-    """What tables say of the rows of another version."""
+    """Return a remark for the tables if the rows come from another version, else an empty string.
+
+    Raises:
+        InputError: if they do and `force` is false.
+    """
     own = versions()["medpfl"]
     if not (other := sorted({row.versions.get("medpfl", "unknown") for row in read_rows(run / ROWS)} - {own})):
         return ""
     made = f"rows of MedPFL {', '.join(other)}"
     if not force:
-        raise InputError(f"'{run}' holds {made}, and this is {own}: run again, or add --force to take them as they are")
+        raise InputError(f"'{run}' holds {made}, but this is {own}: run again, or add --force to use them as they are")
     return f", {made}"
 
 
 def write_tables(out: Path, rows: list[Row], gaps: list[Gap], theirs: list[Published]) -> tuple[Path, ...]:
-    """Markdown, CSV and LaTeX of each experiment that has rows."""
+    """Write Markdown, CSV and LaTeX tables for each experiment that has rows."""
     made, folder = [], share_folder(out)
     for experiment in dict.fromkeys(row["experiment"] for row in rows):
         own = [row for row in rows if row["experiment"] == experiment]

@@ -1,4 +1,4 @@
-"""The paper's picture panels: truth, guess, and the guess under each strength of the defense. Private images."""
+"""The paper's picture panels: target image, guess, and the guess under each defense strength. Private images."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["write_pictures"]
 
 
 def write_pictures(run: Path, out: Path, title: str) -> list[Path]:
-    """Writes the panels of a run directory: worst, median and best image by what is read without a defense.
+    """Write a run's panels: the worst, median and best image by the undefended guess.
 
-    One panel where there is no defense, else one for attacks that are not told of it and one for those that are.
+    Without a defense there is one panel, otherwise one for naive and one for adaptive attacks.
 
     Args:
         run: the run directory.
         out: the reproduction's directory; the PNG files go into ``OUT/private/panels``.
-        title: above the pictures.
+        title: text above the pictures.
     """
     store = stored(run)
     rows = [row for row in store.rows() if not row.control and store.pictured(job_of(row))]
@@ -55,9 +55,9 @@ def _chosen(rows: Sequence[Finding]) -> list[tuple[str, Finding]]:
 
 
 def _line(store: Store, rows: Sequence[Finding], rank: str, plain: Finding) -> Iterator[tuple]:
-    """Truth, guess without a defense, and the guess under each one."""
+    """Yield the target image, the guess without a defense, and the guess under each defense."""
     truth, guess = store.picture(plain)
-    yield truth, f"truth ({rank})"
+    yield truth, f"target ({rank})"
     yield guess, f"no defense: {_score(plain)}"
     for row in rows:
         same = (row.image, row.draw, row.attack) == (plain.image, plain.draw, plain.attack)
@@ -66,5 +66,5 @@ def _line(store: Store, rows: Sequence[Finding], rank: str, plain: Finding) -> I
 
 
 def _score(row: Finding) -> str:
-    """In one piece: a line does not end between name and number."""
+    """Format the SSIM with a no-break space."""
     return f"SSIM\u00a0{number(row.scores['ssim'])}"

@@ -1,4 +1,4 @@
-"""Where the sets of images of a study are, and which are not there."""
+"""The folders of a study's image sets."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from medpfl.reproduction.experiments import SAMPLES, SETS
 __all__ = ["ACCURACY_SET", "Places"]
 
 ACCURACY_SET = "pneumonia_mnist"
-"""The set that defended trainings are judged on, where it is there."""
+"""Name of the set on which defended trainings are scored, if it is there."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Of the images.
+    """The places of a study's images.
 
     Attributes:
-        found: folders of sets by name.
-        missing: names of sets that are not there.
-        accuracy: where `ACCURACY_SET` should be: a folder that holds one ``.npz``, or the file itself.
+        found: folders of sets, by name.
+        missing: names of missing sets.
+        accuracy: expected place of `ACCURACY_SET`: a folder with one ``.npz``, or the file itself.
     """
 
     found: dict[str, Path]
@@ -31,14 +31,14 @@ class Places:
 
     @classmethod
     def among(cls, data: Path, sets: Mapping[str, str | Path]) -> Places:
-        """In a folder of folders called as the sets are, but for those that are said to be elsewhere.
+        """Find the sets in a folder that holds one folder per set, or where `sets` places them.
 
         Args:
-            data: the folder, or ``samples``.
-            sets: places by name.
+            data: the folder, or ``samples`` for the embedded images.
+            sets: other places, by set name.
 
         Raises:
-            InputError: no set at all, a name of none, or a folder that was named and is not there.
+            InputError: if no set is found, a name is unknown, or a named folder does not exist.
         """
         if unknown := sorted(set(sets) - {*SETS, ACCURACY_SET}):
             raise InputError(
@@ -49,21 +49,21 @@ class Places:
             return cls({SAMPLES: data}, (), accuracy)
         places = {name: Path(sets.get(name, data / name)).expanduser() for name in SETS}
         if missing := [name for name in places if name in sets and not places[name].is_dir()]:
-            raise InputError(f"'{places[missing[0]]}', which stands for {missing[0]}, is no folder")
+            raise InputError(f"'{places[missing[0]]}', given for {missing[0]}, is not a folder")
         found = {name: place for name, place in places.items() if place.is_dir()}
         if not found:
-            raise InputError(f"'{data}' holds none of the folders {', '.join(SETS)}: other names are given by --sets")
+            raise InputError(f"'{data}' holds none of the folders {', '.join(SETS)}: name other folders with --sets")
         return cls(found, tuple(name for name in places if name not in found), accuracy)
 
     def accuracy_file(self) -> Path | None:
-        """The images of `ACCURACY_SET`; ``None``: they are not there.
+        """Return the file with the images of `ACCURACY_SET`, or ``None`` if it is missing.
 
         Raises:
-            InputError: there are several files.
+            InputError: if there are several files.
         """
         if self.accuracy.is_file():
             return self.accuracy
         files = sorted(self.accuracy.glob("*.npz")) if self.accuracy.is_dir() else []
         if len(files) > 1:
-            raise InputError(f"'{self.accuracy}' holds several .npz files: give the one of {ACCURACY_SET} in --sets")
+            raise InputError(f"'{self.accuracy}' holds several .npz files: name the one for {ACCURACY_SET} in --sets")
         return files[0] if files else None

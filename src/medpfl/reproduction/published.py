@@ -1,4 +1,4 @@
-"""A reader's copy of published values, beside ours. None are shipped: they are not known to us."""
+"""Published values from a reader's own file, beside ours. None are shipped, because we know none."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _VALUES = {"asr": "ASR", "ssim": "SSIM", "mse": "MSE", "psnr": "PSNR, dB", "seco
 _RATES = ("asr",)
 
 Known = Mapping[str, Mapping[str, Sequence[str]]]
-"""Specs of defenses, the undefended one among them, by experiment and part."""
+"""Specs of defenses, including the undefended one, by experiment and part."""
 
 
 class Published(NamedTuple):
-    """A line of the table: where it belongs (an experiment of ``""``: any), and its values by name."""
+    """A line in the reader's file: its place (``experiment = ""`` means any) and its values by name."""
 
     experiment: str
     set: str
@@ -34,21 +34,21 @@ class Published(NamedTuple):
     values: dict[str, float]
 
     def is_of(self, row: Mapping[str, Any]) -> bool:
-        """Whether it is a value of a cell of ours; of two attacks on a defense, of that which is not told of it."""
+        """Return True if the line belongs to this row; where an attack ran both ways, to the naive one."""
         place = (self.set, self.attack, self.defense) == (row["set"], row["part"], row["defense"])
         return place and self.experiment in ("", row["experiment"]) and row["knows_defense"] is not True
 
 
 def read_published(path: str | Path, known: Known, sets: Sequence[str]) -> list[Published]:
-    """Reads a CSV file with columns ``set`` and ``attack``, some of ``experiment`` and ``defense``, and some values.
+    """Read a CSV file with columns ``set``, ``attack``, optionally ``experiment`` and ``defense``, and value columns.
 
     Args:
         path: the file.
-        known: what the study holds.
-        sets: names of sets.
+        known: the study's experiments, parts and defenses.
+        sets: the study's set names.
 
     Raises:
-        InputError: no such file, an unknown column, a row that the study does not have, or a broken number.
+        InputError: if the file is missing, a column is unknown, a row is not in the study, or a number is invalid.
     """
     try:
         text = Path(path).read_text("utf-8-sig")
@@ -67,14 +67,14 @@ def _check_columns(path: str | Path, columns: Sequence[str]) -> None:
         if name not in allowed:
             raise InputError(f"'{path}' has an unknown column '{name}'; {nearest(name, allowed)}")
     if missing := [name for name in ("set", "attack") if name not in columns]:
-        raise InputError(f"'{path}' has no column '{missing[0]}': its columns may be {', '.join(allowed)}")
+        raise InputError(f"'{path}' has no column '{missing[0]}'; possible columns: {', '.join(allowed)}")
     if not set(columns) & set(_VALUES):
-        raise InputError(f"'{path}' holds no values: name a column one of {', '.join(_VALUES)}")
+        raise InputError(f"'{path}' holds no values: add at least one column of {', '.join(_VALUES)}")
 
 
 def _line(where: str, row: Mapping[Any, Any], known: Known, sets: Sequence[str]) -> Published:
     if None in row or None in row.values():
-        raise InputError(f"{where} has more or fewer fields than the head of the table")
+        raise InputError(f"{where}: the line has more or fewer fields than the header")
     told = {name: str(value).strip() for name, value in row.items()}
     experiment = told.get("experiment", "")
     _member(where, "experiment", experiment, ["", *known])
@@ -101,7 +101,7 @@ def _number(where: str, name: str, text: str) -> float:
     try:
         value = float(text.removesuffix("%")) / (100 if share else 1)
     except ValueError:
-        raise InputError(f"{where}: {name} is '{text}', which is no number") from None
+        raise InputError(f"{where}: {name} is '{text}', which is not a number") from None
     if not math.isfinite(value) or (share and name not in _RATES) or (name in _RATES and not 0 <= value <= 1):
         hint = "write a share such as 0.97, or 97 %" if name in _RATES else "write a plain number"
         raise InputError(f"{where}: {name} is '{text}': {hint}")
@@ -109,7 +109,7 @@ def _number(where: str, name: str, text: str) -> float:
 
 
 def beside(published: Sequence[Published], rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of the published values of these rows and ours; empty if there are none."""
+    """Return a Markdown table of published values and ours for these rows; empty if there are none."""
     lines = []
     for line in published:
         for row in filter(line.is_of, rows):
@@ -119,8 +119,8 @@ def beside(published: Sequence[Published], rows: Sequence[Mapping[str, Any]]) ->
     if not lines:
         return ""
     head = ["Set", "Attack", "Defense", "Value", "As published", "Ours", "Within our interval"]
-    note = "The published values are the reader's own copy, not checked. Ours are of attacks not told of the defense."
-    return "\n".join(["## Beside published values", "", note, "", *markdown_table(head, lines), ""])
+    note = "The published values come from the reader's own file and were not checked. Ours are for naive attacks."
+    return "\n".join(["## Comparison with published values", "", note, "", *markdown_table(head, lines), ""])
 
 
 def _shown(name: str, value: float | None) -> str:

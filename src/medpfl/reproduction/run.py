@@ -1,4 +1,4 @@
-"""Runs the paper's experiments on the data sets that are there, and writes their tables."""
+"""Runs the paper's experiments on the available data sets, and writes their tables."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ def reproduce(
     scale: Scale = Studies.scale,
     run: Run = Studies.run,
 ) -> Reproduction:
-    """Run the paper's experiments, each on every set of images that is there.
+    """Run the paper's experiments on every available image set.
 
-    Every audit has its own run directory under ``run.out``, so a killed reproduction continues at the stack of images
-    that it was at, when the same call is given again. Calls for other parts may name the same `out`, in another form
-    too: the tables hold what is there of all of them.
+    Every audit has its own run directory under ``run.out``. Repeat the same call to continue a killed reproduction;
+    at most one stack of images is redone. Calls for other parts, even in another form, may use the same directory; the
+    tables then cover all of them.
 
     Args:
         experiments: names, see `medpfl.reproduction.experiments.EXPERIMENTS`.
-        data: the folder that holds the sets' folders ``melanoma``, ``brain_mri`` and ``covid_xray``; ``"samples"``:
-            the embedded images in their place, which may be shown to everybody.
+        data: folder with the sets' folders ``melanoma``, ``brain_mri`` and ``covid_xray``; or ``"samples"`` for the
+            embedded images, which anyone may see.
         sets: other folders for sets, by name.
-        published: a CSV file of published values, which go beside ours; see `medpfl.reproduction.published`.
-        parts: names of parts of the experiments, as the tables show them in the column of attacks; none: all.
-        scale: how much of every part is run.
+        published: CSV file of published values for comparison, see `medpfl.reproduction.published`.
+        parts: names of parts, as in the tables' attack column; empty for all.
+        scale: how much of each part to run.
         run: seed, device and the like. Tables go into ``share`` of ``run.out``, panels of private images into
-            ``private``, runs into ``runs``, and the key to study indices beside it.
+            ``private``, runs into ``runs``; the key to study indices lies beside ``run.out``.
 
     Raises:
-        InputError: no such experiment or part, no set at all, or a ``run.out`` that holds a part at another scale.
+        InputError: if an experiment or part is unknown, there is no set, or ``run.out`` holds a part in another form.
     """
     if run.out is None:
-        raise InputError("a study is kept as it goes on: name a directory for its tables, run=Run(out=...)")
+        raise InputError("a reproduction needs a directory for its runs and tables: set run=Run(out=...)")
     if (run.memory, run.isolate) != (Studies.run.memory, Studies.run.isolate):
-        raise InputError("the experiments' files say how much memory a stack takes: leave out memory and isolate")
+        raise InputError("the experiments' files set the memory of a stack themselves: leave out memory and isolate")
     chosen, wanted = _chosen(experiments, parts), Form(**vars(scale), seed=run.seed, device=run.device)
     places, out, force, progress = Places.among(Path(data), sets or {}), Path(run.out), run.force, run.progress
     theirs = _published(published, tuple(places.found))
@@ -85,11 +85,11 @@ def reproduce(
 
 
 def remake(out: str | Path, published: str | Path | None = None, force: bool = False) -> Reproduction:
-    """Tables, panels and the page on legacy scores again, from the rows of a reproduction's run directories.
+    """Write a reproduction's tables, panels and page on legacy scores again from its rows.
 
     Raises:
-        InputError: no reproduction, one without finished rows, rows of another version (unless `force`, which has
-            the tables say so), or wrong published values.
+        InputError: if `out` holds no reproduction or no finished rows, published values are wrong, or rows come from
+            another version (with `force`, the tables say so instead).
     """
     out, theirs = Path(out), _published(published, (*SETS, SAMPLES))
     claims = Claims.read(out)
@@ -98,12 +98,12 @@ def remake(out: str | Path, published: str | Path | None = None, force: bool = F
     for task in claims.tasks():
         made.reread(task, force)
     if not made.rows:
-        raise InputError(f"'{out}' holds no finished rows yet: give the same command again, without --from")
+        raise InputError(f"'{out}' holds no finished rows yet: repeat the command without --from")
     return made.whole()
 
 
 def _chosen(experiments: Sequence[str], parts: Sequence[str]) -> dict[str, Study]:
-    """By name, the experiments with the parts that were asked for; those that have none of them are left out."""
+    """Return the experiments with the requested parts only; experiments without any are left out."""
     found = {name: files.study(name) for name in experiments}
     names = dict.fromkeys(part.name for each in found.values() for part in each.parts)
     if unknown := [part for part in parts if part not in names]:
@@ -114,7 +114,7 @@ def _chosen(experiments: Sequence[str], parts: Sequence[str]) -> dict[str, Study
 def _accuracies(
     runs: AccuracyRuns, places: Places, form: Form, force: bool, progress: bool, gaps: list[Gap]
 ) -> Accuracies:
-    """What the defenses of an experiment cost, if it asks for it and there is something to train on."""
+    """Return the accuracies under an experiment's defenses, if it asks for them and there are images to train on."""
     if not runs.study.accuracy:
         return {}
     what = f"accuracy on {ACCURACY_SET}"
@@ -123,7 +123,7 @@ def _accuracies(
             return runs.train(found, form, force, progress)
         if known := runs.known():  # an earlier call had the images
             return known
-        gaps.append(Gap(runs.name, what, "its folder, with one .npz in it, is not there", False))
+        gaps.append(Gap(runs.name, what, "its folder with one .npz file is missing", False))
     except InputError as error:
         gaps.append(Gap(runs.name, what, f"{error}", True))
     return {}

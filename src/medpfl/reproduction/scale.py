@@ -1,4 +1,4 @@
-"""In which form a study is made: in full, briefly, as the notebooks had it; how much of it. Free of torch."""
+"""The form and size of a study: full, quick, or faithful to the notebooks. Free of torch."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from medpfl.reproduction.experiments import EXPERIMENTS, SETS, StudyPart
 __all__ = ["Form", "Scale", "Studies"]
 
 _UNWRITTEN = ("device", "weights")
-"""Of a form, what is kept by its runs: a device in every row, of weights that they were given, and no path."""
+"""Settings not stored with a form, since its runs record them: the device in every row, and the use of weights."""
 _COUNTS = ("images", "per_class")
-"""How many images are attacked is said by one of these: a form that gives the one takes the other away."""
+"""Only one of these sets the number of images: a form that sets one removes the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale(Options):
-    """How much of every part of a study is run.
+    """How much of each study part to run.
 
     Attributes:
-        quick: few images and steps, to see that it works; the numbers mean little.
-        faithful: the notebooks' own settings where they differ from the corrected ones.
-        images: to attack of each set, at least 1, in place of the experiments' own numbers.
-        images_per_class: the same, of each class of each set.
-        steps: of every attack, at least 1, in place of the experiments' own.
-        weights: of the trained ResNet-18; without them, one is trained briefly on each set, and the tables say so.
+        quick: few images and steps, to see that everything works; the numbers mean little.
+        faithful: the notebooks' settings where they differ from the corrected ones.
+        images: images to attack in each set, at least 1, instead of the experiments' own number.
+        images_per_class: images to attack in each class of each set, instead of the experiments' own number.
+        steps: steps for every attack, at least 1, instead of the experiments' own number.
+        weights: weights file for the trained ResNet-18; without one, the network is trained briefly on each set, and
+            the tables say so.
 
     Raises:
-        InputError: a number below 1, or images both of a set and of a class.
+        InputError: if a number is below 1, or both `images` and `images_per_class` are given.
     """
 
     images: int | None = option(
@@ -56,14 +57,12 @@ class Scale(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.images is not None and self.images_per_class is not None:
-            raise InputError(
-                "images are counted of each set or of each class: leave out one of images and images_per_class"
-            )
+            raise InputError("images are counted either per set or per class: leave out images or images_per_class")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form(Scale):
-    """A scale, under a seed and on a device: what is asked of every part of a study.
+    """A scale with a seed and a device, applied to each part of a study.
 
     Attributes:
         seed, device: as in `medpfl.core.experiments.groups.Run`.
@@ -74,7 +73,7 @@ class Form(Scale):
     device: str = again(Run, "device")
 
     def settings(self) -> dict[str, Any]:
-        """What tells two forms apart, for JSON: neither paths nor defaults."""
+        """Return the settings that distinguish this form, for JSON, without paths and defaults."""
         default = asdict(Form())
         return {k: v for k, v in asdict(self).items() if k not in _UNWRITTEN and v != default[k]}
 
@@ -85,7 +84,7 @@ class Form(Scale):
         return ", ".join([*words, f"seed {self.seed}", *counted])
 
     def part(self, part: StudyPart) -> StudyPart:
-        """A part in this form: the brief one goes before the notebooks', numbers that were asked for before both."""
+        """Return a part in this form. Quick settings override faithful ones, and explicit numbers override both."""
         for wanted, other in ((self.faithful, part.faithful), (self.quick, part.quick)):
             if wanted:
                 audit = {**part.audit, **other.get("audit", {})}
@@ -101,7 +100,7 @@ class Form(Scale):
 
 @dataclass(frozen=True, kw_only=True)
 class Studies(Options):
-    """What ``medpfl reproduce`` is asked for."""
+    """The options of ``medpfl reproduce``."""
 
     experiment: list[str] = option([], f"experiments to run, from {', '.join(EXPERIMENTS)}; if omitted: all")
     data: str = option(".", f"folder that contains the folders {', '.join(SETS)}")

@@ -17,7 +17,7 @@ __all__ = ["Row", "as_latex", "as_markdown", "as_table", "rows_of"]
 
 _LEGACY = ("legacy_ssim_range0", "legacy_ssim_range255", "legacy_oracle_iterate")
 _NESTED = ("by_patient", "masks", "schema")
-"""Of a cell, what is no number of its own."""
+"""Entries of a cell that are not single numbers."""
 
 
 class _Column(NamedTuple):
@@ -26,7 +26,7 @@ class _Column(NamedTuple):
 
 
 def _trained_here(row: Row) -> str:
-    """Of a network that the study itself trained on these images."""
+    """Return a remark for networks that the study itself trained on these images, else an empty string."""
     of, _, last = row["weights"].rpartition(", ")
     said = "" if row["part"].endswith("trained") else ", on weights trained"
     good = f", balanced accuracy {percent(row['trained_accuracy'])}" if "trained_accuracy" in row else ""
@@ -42,14 +42,14 @@ _COLUMNS = (
     _Column("Set", lambda row: row["set"]),
     _Column("Attack", lambda row: row["part"] + _trained_here(row)),
     _Column("Defense", lambda row: label(row["defense"])),
-    _Column("Told of it", lambda row: {None: DASH, False: "no", True: "yes"}[row["knows_defense"]]),
+    _Column("Attacker knows defense?", lambda row: {None: DASH, False: "no", True: "yes"}[row["knows_defense"]]),
     _Column("Images", lambda row: number(row["images"], "d")),
     _Column("ASR", lambda row: with_interval(row, "asr")),
     _Column("SSIM", lambda row: with_interval(row, "ssim")),
     _Column("Best SSIM without the update", lambda row: number(_without_update(row))),
     _Column("MSE", lambda row: number(row["mse"], ".2g")),
     _Column("PSNR, dB", lambda row: number(row["psnr"], ".1f")),
-    _Column("Identified", lambda row: with_interval(row, "identified")),
+    _Column("Re-identified", lambda row: with_interval(row, "identified")),
     _ACCURACY,
     _Column("s/image", lambda row: number(row["seconds_per_image"], ".2g")),
     _Column("Legacy SSIM, range 0", lambda row: number(row[_LEGACY[0]])),
@@ -64,7 +64,7 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
 
 
 def rows_of(experiment: str, name: str, part: str, form: str, report: Report) -> list[Row]:
-    """The cells of an audit, with the form of the study and the scores that the notebooks would have printed."""
+    """Return an audit's cells, with the study's form and the scores that the notebooks would have printed."""
     place = {"experiment": experiment, "set": name, "part": part, "form": form}
     place["weights"] = report.settings.experiment.get("weights", "untrained")
     return [{**place, **cell.to_dict(), **_legacy(cell, report)} for cell in report.summary]
@@ -80,13 +80,13 @@ def _legacy(cell: Cell, report: Report) -> dict[str, float | None]:
 
 
 def _without_update(row: Row) -> float | None:
-    """The best that can be had without the update: a guess worth nothing scores this much."""
+    """Return the best baseline SSIM; a guess that learned nothing from the update can score this much."""
     keys = ("ssim_mean_image", "ssim_nearest", "ssim_random_update")
     return max((row[key] for key in keys if row.get(key) is not None), default=None)
 
 
 def as_markdown(title: str, source: str, rows: Sequence[Row], gaps: Sequence[str]) -> str:
-    """A page with the table, what the columns mean, naive and adaptive side by side, and what is missing."""
+    """Return a page with the table, its legend, naive and adaptive results side by side, and the gaps."""
     columns = _columns(rows)
     cells = [[column.text(row) for column in columns] for row in rows]
     lines = markdown_table([column.title for column in columns], cells)
@@ -97,23 +97,25 @@ def as_markdown(title: str, source: str, rows: Sequence[Row], gaps: Sequence[str
 
 
 _MEANING = (
-    "Told of it: whether the attack knows what the defense discloses of itself. In brackets: 95 % intervals. ASR: the "
-    "share of images with SSIM of at least 0.9, the guess being the attacker's own choice. Best SSIM without the "
-    "update: the highest of the mean image, the nearest other image, and the same attack on random numbers."
+    "Attacker knows defense: the attack knows what the defense discloses. In brackets: 95 % intervals. ASR: the share "
+    "of images reconstructed, with an SSIM of at least 0.9 for the guess that the attack itself chose. Re-identified: "
+    "the share of images whose guess is nearer to them than to any other image of the gallery. Best SSIM without the "
+    "update: the highest mean SSIM of the mean image, the nearest other image, and the same attack on random numbers."
 )
 _OF_ACCURACY = (
-    " Accuracy left: balanced accuracy on the test images of pneumonia_mnist of a small network trained under that "
-    "defense."
+    " Accuracy left: balanced accuracy of a small network trained under that defense, on the test images of "
+    "pneumonia_mnist."
 )
 _OF_LEGACY = (
-    " The legacy columns are what the paper's notebooks computed in places, and compare with nothing: with data range "
-    "0 the constants that stabilize SSIM are zero; with 255 on normalized pixels they swamp it (see legacy.md); the "
-    "oracle iterate is the one nearest to the truth, which no attacker can pick, here with the corrected SSIM."
+    " The legacy columns repeat scores that the paper's notebooks computed in places; do not compare them with other "
+    "scores. With data range 0, the constants that stabilize SSIM are zero. With 255 on normalized pixels, they swamp "
+    "it (see legacy.md). The oracle iterate is the one nearest to the target image, which no attacker can pick; here "
+    "it is scored with the corrected SSIM."
 )
 
 
 def _form(rows: Sequence[Row]) -> str:
-    """The form of the rows; of which parts, where there are several."""
+    """Return a sentence on the rows' form; with several forms, on the parts of each."""
     parts: dict[str, dict[str, None]] = {}
     for row in rows:
         parts.setdefault(row["form"], {})[row["part"]] = None
@@ -123,12 +125,12 @@ def _form(rows: Sequence[Row]) -> str:
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """Every number of every row, as CSV."""
+    """Return all rows with all numbers as CSV."""
     return as_csv(list(dict.fromkeys(name for row in rows for name in row if name not in _NESTED)), rows)
 
 
 def as_latex(rows: Sequence[Row]) -> str:
-    """The table for a paper: the columns up to the time, without the legacy ones."""
+    """Return the table as LaTeX for a paper, without flags and legacy columns."""
     columns = [column for column in _columns(rows) if column.title != "Flags" and not column.title.startswith("Legacy")]
     body = [" & ".join(_tex(column.text(row)) for column in columns) + r" \\" for row in rows]
     lines = [

@@ -1,4 +1,4 @@
-"""One audit of a study: a part, in a form, on a set."""
+"""One of a study's audits: a part in a form on a set."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _READING = ("size", "fit", "channels")
 
 @dataclass(frozen=True)
 class Task:
-    """What is run.
+    """One audit to run.
 
     Attributes:
-        experiment: its name.
-        part: as its file has it.
-        set: name of the set of images.
-        form: of the study.
+        experiment: the experiment's name.
+        part: the part, as in the experiment's file.
+        set: name of the image set.
+        form: the study's form.
     """
 
     experiment: str
@@ -41,24 +41,24 @@ class Task:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Names of experiment, part and set."""
+        """The names of experiment, part and set."""
         return self.experiment, self.part.name, self.set
 
     @property
     def title(self) -> str:
-        """Above its pictures."""
+        """The title above its pictures."""
         return f"{self} ({self.experiment})"
 
     def __str__(self) -> str:
         return f"{self.part.name} on {self.set}"
 
     def out(self, root: Path) -> Path:
-        """Its run directory."""
+        """Return the task's run directory."""
         words = "".join(c if c.isalnum() else "-" for c in self.part.name.lower()).replace("--", "-")
         return root / RUNS / f"{self.experiment}-{self.set}-{words}"
 
     def run(self, place: Path, root: Path, force: bool, progress: bool) -> Report:
-        """The audit; what is there of it already is not done again."""
+        """Run the audit, and reuse any work that is already done."""
         part, out = self.form.part(self.part), self.out(root)
         options, data = part.audit, part.data(str(place))
         found = data_of(data, Reading(**{name: options[name] for name in _READING if name in options}))
@@ -76,12 +76,12 @@ class Task:
 
 
 def training_folder(out: Path) -> Path:
-    """Where the network of an audit is trained."""
+    """Return the directory for training an audit's network."""
     return out.with_name(f"{out.name}-training")
 
 
 def _trained(part: StudyPart, place: Path, out: Path, form: Form, force: bool, progress: bool) -> Path:
-    """Trains a part's network on the images that are attacked, briefly, and returns the last round's directory."""
+    """Train a part's network briefly on the attacked images, and return the last round's directory."""
     own = {name: value for name, value in part.audit.items() if name in ("model", *_READING)}
     where = {"data": str(place), "seed": form.seed, "device": form.device, "out": out, "force": force}
     training = Training.of(**{**own, **part.training, **where}, progress=progress)

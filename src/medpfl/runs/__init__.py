@@ -1,1 +1,1 @@
-"""What every run directory has: its lock, its identity, the key of the study, its progress."""
+"""Run directories: locking, identity, the study's key, and progress."""

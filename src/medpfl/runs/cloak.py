@@ -1,4 +1,4 @@
-"""Paths among the arguments of a part, in what is written: a keyed hash in the place of each."""
+"""Replaces paths in written texts by keyed hashes."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _FILE = re.compile(rf"\S.*\.(?:{_SUFFIXES})", re.IGNORECASE)
 _SPECS = ("attack", "defense", "model", "data", "plan")
 """Fields of a row that hold a spec."""
 _SHORT = 4
-"""Characters of a path below which it is put in place only where it stands in quotes."""
+"""Shorter paths than this are replaced only inside quotes."""
 
 
 class Cloak:
-    """Puts a hash in the place of every path that a text quotes: the same for the same path and key.
+    """Replaces every quoted path in a text by a hash, the same for the same path and key.
 
     Args:
-        key: of the study; ``None``: texts stay as they are, as in a run that writes nothing.
-        parts: of the run; what their fields hold as a path is one, however it is written.
+        key: the study's key; ``None`` leaves texts as they are, as in a run that writes nothing.
+        parts: the run's parts; paths in their fields are replaced everywhere, quoted or not.
     """
 
     def __init__(self, key: Key | None, parts: Iterable[Any] = ()) -> None:
@@ -42,7 +42,7 @@ class Cloak:
         self.known = {path for part in parts for path in _paths_in(part)} if key is not None else set()
 
     def __call__(self, value: T) -> T:
-        """A text, or all texts in what JSON can hold, its keys too, and in findings."""
+        """Replace paths in a text, in a finding, or in all texts (keys included) of a JSON-like value."""
         return value if self.key is None else self._whole(value)
 
     def _whole(self, value: Any) -> Any:
@@ -58,7 +58,7 @@ class Cloak:
 
     def _text(self, text: str) -> str:
         text = _LITERAL.sub(self._literal, text) if "'" in text or '"' in text else text
-        for path in sorted(self.known, key=len, reverse=True):  # written without quotes, as in a __repr__ of one's own
+        for path in sorted(self.known, key=len, reverse=True):  # unquoted, as in a custom __repr__
             if len(path) >= _SHORT and path in text:
                 text = text.replace(path, self._token(path))
         return text
@@ -81,13 +81,13 @@ class Cloak:
 
 
 def _is_path(text: str) -> bool:
-    if _CALL.fullmatch(text):  # a spec, whose own arguments are looked at
+    if _CALL.fullmatch(text):  # a spec: its arguments are checked one by one
         return False
     return "/" in text or "\\" in text or text.startswith("~") or _FILE.fullmatch(text) is not None
 
 
 def _paths_in(part: Any) -> set[str]:
-    """The paths in the fields of a part and of the parts in it."""
+    """Return the paths in the fields of a part and of its nested parts."""
     found: set[str] = set()
     seen: dict[int, Any] = {}
     todo = [(part, False)]
@@ -103,7 +103,7 @@ def _paths_in(part: Any) -> set[str]:
         elif isinstance(one, list | tuple | set | frozenset):
             todo += [(value, own) for value in one]
         elif dataclasses.is_dataclass(one) and not isinstance(one, type):
-            # Ours name no file in a word without a suffix; "relu" is none where a file happens to be called so.
+            # MedPFL's own parts never name a file without a suffix, so "relu" is no path even if such a file exists.
             own = not type(one).__module__.startswith("medpfl.")
             todo += [(getattr(one, field.name, None), own) for field in dataclasses.fields(one) if field.repr]
     return found

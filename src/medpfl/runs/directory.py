@@ -1,4 +1,4 @@
-"""The directory of a run: of one kind and one identity, written by one process, with what may be shared kept apart."""
+"""Run directories: one kind, one identity, one writing process, and a separate folder for files that may be shared."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 RUNS = "runs"
-"""Folder for the runs that a run is made of, each a run directory of its own."""
+"""Folder for the runs inside a run, each with its own run directory."""
 
 _RUN = "run.json"
 
@@ -44,32 +44,36 @@ T = TypeVar("T")
 
 
 def check_outside(out: Path | None, place: str) -> None:
-    """Raises `InputError` for a run directory in the data folder."""
+    """Raise `InputError` if the run directory lies in the data folder."""
     if out is not None and Path(place).is_dir() and out.resolve().is_relative_to(place):
-        raise InputError(f"--out '{out}' lies in the data folder, where its pictures would be data: name another one")
+        raise InputError(f"--out '{out}' lies in the data folder, so its pictures would become data: name another one")
 
 
 def made(out: Path) -> None:
-    """Makes the run directory."""
+    """Create a folder and its parents.
+
+    Raises:
+        InputError: if it cannot be created.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a null byte
         why = getattr(error, "strerror", None) or error
-        raise InputError(f"--out '{out}' cannot be made ({why}): name another one") from error
+        raise InputError(f"--out '{out}' cannot be created ({why}): name another one") from error
 
 
 def share_folder(out: Path) -> Path:
-    """Return the folder of a run directory that may leave the hospital. It is made if it is not there."""
+    """Return the run directory's folder for files allowed to leave the hospital, and create it if necessary."""
     made(out / SHARE_FOLDER)
     return out / SHARE_FOLDER
 
 
 def private_folder(out: Path, inside: str = "") -> Path:
-    """Return the folder for patients' images, or one inside it, open to its owner alone. It is made if it is not there.
+    """Return the folder for patients' images, or one inside it, accessible to its owner only; create it if necessary.
 
     Args:
         out: the run directory.
-        inside: name of a folder in the private one.
+        inside: name of a folder inside the private one.
     """
     for folder in (out / PRIVATE_FOLDER, out / PRIVATE_FOLDER / inside):
         made(folder)
@@ -78,24 +82,24 @@ def private_folder(out: Path, inside: str = "") -> Path:
 
 
 def known_in(out: Path) -> dict[str, Any]:
-    """Return what ``run.json`` says, with at least an ``identity``; empty for no run directory, or a damaged one."""
+    """Return the content of ``run.json``, or an empty dictionary if it is missing, damaged or has no ``identity``."""
     found = read_json(out / _RUN) or {}
     return found if isinstance(found.get("identity"), dict) else {}
 
 
 def holds_a_run(folder: Path) -> bool:
-    """Return whether a folder is a run directory of any kind."""
+    """Return True if a folder is a run directory of any kind."""
     return bool(known_in(folder))
 
 
 class Kind(NamedTuple):
-    """What all run directories of a kind have in common.
+    """The properties shared by all run directories of a kind.
 
     Attributes:
         name: one lower-case word, such as ``"audit"``.
-        format: version of what lies there; no other one is read or continued.
-        outputs: patterns of the names of all files that are written; the first is that of the rows, if there are rows.
-        rows: whether there are rows, so that without one there is nothing to keep.
+        format: version of the files; other versions are neither read nor continued.
+        outputs: name patterns for all files of a run; the first is for the rows, if there are rows.
+        rows: true if runs write rows; then a run without a row has nothing to keep.
     """
 
     name: str
@@ -106,15 +110,15 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A directory that holds one run.
+    """A directory for one run.
 
-    ``run.json`` says what the run is of. ``share/`` may leave the hospital. ``private/`` holds patients' images, open
-    to its owner alone.
+    ``run.json`` identifies the run. ``share/`` may leave the hospital. ``private/`` holds patients' images, accessible
+    to its owner only.
 
     Attributes:
         path: the directory.
-        kind: of the run.
-        identity: what the rows of the run are a function of.
+        kind: the kind of run.
+        identity: the settings, data and code behind the run's rows.
     """
 
     path: Path
@@ -123,10 +127,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out, and remove what a killed one left half-written.
+        """Keep other runs out, and remove half-written files of a killed run.
 
         Raises:
-            InputError: another run is writing here.
+            InputError: if another run is writing here.
         """
         lock = FileLock(self.path / ".lock", timeout=0, mode=PRIVATE)
         try:
@@ -148,17 +152,17 @@ class RunDirectory:
                 shutil.rmtree(unfinished, ignore_errors=True)
         for nested in (self.path / RUNS).glob("*/.lock"):
             with contextlib.suppress(InputError), replace(self, path=nested.parent).locked():
-                pass  # unless another run is writing to it
+                pass  # if another run is writing to it, leave it alone
 
     def claim(self, force: bool) -> None:
-        """Take the directory for this run: go on with the same one, or begin. The caller holds the lock.
+        """Take the directory for this run: continue the same run, or begin a new one. The caller holds the lock.
 
         Args:
-            force: discards another run of the same kind.
+            force: discard another run of the same kind.
 
         Raises:
-            InputError: the directory holds a run of another kind, or, unless `force`, one of another identity or
-                format, or one whose rows are refused.
+            InputError: if the directory holds a run of another kind or, unless `force`, a run with another identity
+                or format, or with refused rows.
         """
         found = known_in(self.path)
         self._check_kind(found)
@@ -180,15 +184,15 @@ class RunDirectory:
         write(self.path / _RUN, json.dumps(about, indent=1).encode())
 
     def noted(self) -> dict[str, Any]:
-        """Return what ``run.json`` says, of a run whose rows can be read.
+        """Return the content of ``run.json``, for a run with readable rows.
 
         Raises:
-            InputError: no run directory, one of another kind or format, or one whose rows are refused.
+            InputError: if this is no run directory, its kind or format differs, or its rows are refused.
         """
         found = known_in(self.path)
         if not found:
             state = "its run.json is damaged" if (self.path / _RUN).exists() else "it has no run.json"
-            raise InputError(f"'{self.path}' is no run directory: {state}")
+            raise InputError(f"'{self.path}' is not a run directory: {state}")
         self._check_kind(found)
         self._check_format(found, "make its pages with that version, or run again")
         self._check_rows(found)
@@ -199,14 +203,14 @@ class RunDirectory:
         write(self.path / _RUN, json.dumps((read_json(self.path / _RUN) or {}) | settings, indent=1).encode())
 
     def discard(self) -> None:
-        """Remove what a run of this kind wrote, rows first, and nothing else that may lie there."""
+        """Remove the files written by a run of this kind, rows first, and no others."""
         for path in self._written():
             path.unlink()
             with contextlib.suppress(OSError):  # not empty
                 path.parent.rmdir()
 
     def _written(self) -> Iterator[Path]:
-        """Yield what a run of this kind wrote. Before a run stated its kind, it had no folders for its files."""
+        """Yield the files written by a run of this kind. Runs from before `kind` existed had no folders for them."""
         found = known_in(self.path)
         inside = (self.path / SHARE_FOLDER, self.path / PRIVATE_FOLDER)
         before = (self.path, *inside) if found and "kind" not in found else inside
@@ -215,7 +219,7 @@ class RunDirectory:
                 yield from folder.glob(name)
 
     def _is_anything_there(self, current: bool) -> bool:
-        """Return whether anything would be lost; a current run that ended before its first row has nothing."""
+        """Return True if discarding would lose anything; a current run without a row has nothing to lose."""
         if current and self.kind.rows:
             rows = self.path / SHARE_FOLDER / self.kind.outputs[0]
             return rows.is_file() and rows.stat().st_size > 0
@@ -237,8 +241,8 @@ class RunDirectory:
     def _check_rows(self, found: Mapping[str, Any]) -> None:
         if refused := found.get("refused"):
             raise InputError(
-                f"the rows in '{self.path}' are refused, since {refused}: give the same command again with --force, or "
-                "name another --out"
+                f"the rows in '{self.path}' are refused because {refused}: repeat the command with --force, or name "
+                "another --out"
             )
 
     def _difference(self, found: Mapping[str, Any]) -> str:
@@ -256,7 +260,7 @@ def _a(word: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or ``None`` if the file is not there or not whole."""
+    """Read a JSON object; return ``None`` if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads(path.read_text()) if path.is_file() else None
         return found if isinstance(found, dict) else None
@@ -264,7 +268,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def lines(rows: Iterable[dict[str, Any]]) -> bytes:
-    """Rows as JSON, a line each."""
+    """Return rows as JSON lines."""
     return b"".join(map(_line, rows))
 
 
@@ -273,7 +277,7 @@ def _line(row: dict[str, Any]) -> bytes:
 
 
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Adds rows to a file; they are on the disk when it returns."""
+    """Append rows to a file, and return once they are on disk."""
     with path.open("ab") as file:
         file.write(lines(rows))
         file.flush()
@@ -281,33 +285,33 @@ def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path, parse: Callable[[Any], T], whole: bool = False) -> Iterator[T]:
-    """The rows of a file; a last line that was cut or is damaged is left out.
+    """Yield a file's rows, without a cut or damaged last line.
 
     Args:
-        path: the file; none if it is not there.
-        parse: makes a row of what JSON holds.
-        whole: whether another damaged line is an error; if not, it is left out too, and its job is done again.
+        path: the file; a missing file has no rows.
+        parse: function that turns a JSON value into a row.
+        whole: raise an error for any other damaged line. Otherwise it is left out, and its job is done again.
 
     Raises:
-        InputError: a line that is no row, if `whole`.
+        InputError: if `whole` and a line is damaged.
     """
     found = path.read_bytes().split(b"\n") if path.is_file() else []
-    # A file that is whole ends with a newline, so that what stands after the last one was cut.
+    # An intact file ends with a newline; anything after the last newline was cut.
     for number, line in enumerate(found[:-1], start=1):
         try:
             row = parse(json.loads(line, parse_constant=_no_number))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if whole and number < len(found) - 1:
                 raise InputError(
-                    f"'{path}', line {number}, is damaged ({str(error)[:120]}): give the command that made the run "
-                    "again with its --out, which does that work anew, or delete the line"
+                    f"'{path}', line {number}, is damaged ({str(error)[:120]}): repeat the command that made the run, "
+                    "with its --out, to redo that work, or delete the line"
                 ) from None
             continue
         yield row
 
 
 _DAMAGE = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError)
-"""Errors that fields of another type, shape or length raise when they are read; recursion is a `RuntimeError`."""
+"""Errors raised when fields with a wrong type, shape or length are read. Too deep recursion is a `RuntimeError`."""
 
 
 def _no_number(text: str) -> Any:
@@ -316,9 +320,9 @@ def _no_number(text: str) -> Any:
 
 @contextlib.contextmanager
 def reading(out: Path) -> Iterator[None]:
-    """Whatever fails inside, while a run directory is read back, is for the person who has that directory.
+    """Turn any error from reading a run directory into an `InputError` that names the directory.
 
-    Another party may have written it, or an editor damaged it: every field may be missing or of another type.
+    Another party may have written it, or an editor damaged it, so every field may be missing or have another type.
     """
     try:
         yield
@@ -327,6 +331,6 @@ def reading(out: Path) -> Iterator[None]:
             raise
         why = f"{type(error).__name__}: {str(error)[:120]}"
         raise InputError(
-            f"'{out}' cannot be read back: its files are damaged, or of another version ({why}); give the command that "
-            "made it again with the same --out, or name another directory"
+            f"'{out}' cannot be read: its files are damaged or come from another version ({why}); repeat the command "
+            "that made it with the same --out, or name another directory"
         ) from error

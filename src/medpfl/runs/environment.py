@@ -1,4 +1,4 @@
-"""How the work is laid out on a machine: seeds, stacks, devices, versions."""
+"""Seeds, devices, stack sizes and versions of a run."""
 
 from __future__ import annotations
 
@@ -31,28 +31,32 @@ _LARGEST_STACK = 64
 
 
 def seed_of(seed: int, *words: Any) -> int:
-    """A seed of its own for every named draw of an experiment."""
+    """Return a separate seed for each named random draw."""
     text = json.dumps([seed, *words], default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
 
 
 def generator_of(seed: int, *words: Any) -> torch.Generator:
-    """A CPU generator under `seed_of`."""
+    """Return a CPU generator seeded with `seed_of`."""
     return torch.Generator().manual_seed(seed_of(seed, *words))
 
 
 def device_of(name: str) -> torch.device:
-    """The device, if this machine has it."""
+    """Return the named device.
+
+    Raises:
+        InputError: if this machine cannot use it.
+    """
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # which the device that holds no numbers refuses
+        torch.zeros(1, device=device).item()  # the meta device fails here
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{name}' cannot be used here: {str(error).partition(chr(10))[0]}") from None
     return device
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
+    """Return the versions of Python and of the packages behind the results."""
     found = {"python": platform.python_version()}
     for package in ("medpfl", "torch", "torchvision", "numpy", "torchmetrics"):
         try:
@@ -64,7 +68,7 @@ def versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def naming(part: Any) -> Iterator[None]:
-    """Says which part, an object or its spec, an `InputError` is about."""
+    """Prefix an `InputError` with the part in question, an object or its spec."""
     try:
         yield
     except InputError as error:
@@ -72,17 +76,21 @@ def naming(part: Any) -> Iterator[None]:
 
 
 def checked_module(network: Any) -> nn.Module:
-    """Return what a stranger's part made of a network; raise `InputError` unless it is one."""
+    """Return the network that user code returned; raise `InputError` if it is no module."""
     if not isinstance(network, nn.Module):
         raise InputError(f"it returned a {type(network).__name__} in place of the network, not a torch.nn.Module")
     return network
 
 
 def stack_size(network: nn.Module, images: Tensor, memory: float) -> int:
-    """Victims that are attacked together: as many as fit into `memory` GiB by a fixed estimate, at most 64.
+    """Return how many victims to attack together: as many as fit into `memory` GiB by a fixed estimate, at most 64.
 
-    The estimate counts, for each victim, its update three times and the activations of its images ten times
-    (forward, backward and their derivatives). It depends on the experiment alone, never on free memory.
+    For each victim, the estimate counts its update three times, the activations of its images ten times (forward,
+    backward and their derivatives), and the optimizer's history of the images. It depends on the experiment alone,
+    never on free memory.
+
+    Raises:
+        InputError: if `memory` is not above 0, or the model cannot be run.
     """
     if not memory > 0:
         raise InputError(f"memory is {memory}: it must be above 0 (GiB)")

@@ -1,4 +1,4 @@
-"""What tells one run from another: its tensors, and the code behind them."""
+"""The identity of a run: its settings, its tensors, and the user's code behind them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Code", "Identity", "fingerprint", "layers_of", "unchanged"]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Of tensors by name: whether they are the same."""
+    """Return a hash of named tensors; equal tensors have equal hashes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -34,20 +34,20 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def layers_of(network: nn.Module) -> str:
-    """Of a network's layers: two networks with the same weights may compute different things."""
+    """Return a hash of a network's layers, since networks with equal weights may compute different things."""
     layers = re.sub(r" at 0x[0-9a-f]+", "", str(network))
     return hashlib.sha256(layers.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Code:
-    """The user's own code behind a run's parts, as it is when the run begins.
+    """The user's code behind a run's parts, as it was when the run began.
 
     Attributes:
-        parts: what the run is made of: attacks, defenses, the model and its network, partition, sources of images.
-        modules: by module of the user's own, its digest and how the part that it is of is called.
-        imported: own modules that were imported by then, of the run or not.
-        since: place in the list of imports that the run begins at.
+        parts: the run's parts: attacks, defenses, the model and its network, partition, data sources.
+        modules: digest and part name for each of the user's modules.
+        imported: the user's modules imported by then, used by the run or not.
+        since: position in the list of imports where the run began.
     """
 
     parts: tuple[Any, ...]
@@ -57,13 +57,13 @@ class Code:
 
     @classmethod
     def of(cls, parts: Callable[[], Sequence[Any]]) -> Code:
-        """Of the parts of a run, now.
+        """Record the code of a run's parts as it is now.
 
         Args:
-            parts: makes them; what is imported meanwhile is imported by the run.
+            parts: function that builds the parts; modules imported meanwhile count as imported by the run.
 
         Raises:
-            InputError: a file was changed after this process had imported it.
+            InputError: if a file changed after this process imported it.
         """
         imported, since, made = own_modules(), len(noticed()), parts()
         modules: dict[str, tuple[str, str]] = {}
@@ -73,7 +73,7 @@ class Code:
         return cls(tuple(made), modules, frozenset(imported), since)
 
     def entry(self, key: Key) -> dict[str, str]:
-        """For the run's identity: digests by a keyed hash of the module's name, which may be a patient's."""
+        """Return the digests for the run's identity, under keyed hashes of module names (a name may be a patient's)."""
         found: dict[str, str] = {}
         for name, (digest, _) in sorted(self.modules.items()):
             tag = key.tag("module", name.rstrip("~"))
@@ -82,13 +82,13 @@ class Code:
         return found
 
     def difference(self, old: Mapping[str, str], key: Key) -> list[str]:
-        """In what the code differs from that of another run of the same parts, in words."""
+        """Return sentences on how the code differs from another run of the same parts."""
         said, new = [], self.entry(key)
         for name, (digest, part) in sorted(self.modules.items()):
             tag = key.tag("module", name.rstrip("~"))
             if digest.startswith(UNKNOWN):
                 why = digest.removeprefix(UNKNOWN)
-                said.append(f"the code of {part} cannot be compared, as {why}: put it into a .py file")
+                said.append(f"the code of {part} cannot be compared because {why}: put it into a .py file")
             elif old.get(tag) != new[tag]:
                 said.append(f"the code of {part} changed (module {shown_name(name)})")
         if not said and (gone := len(old.keys() - new.keys())):
@@ -96,26 +96,26 @@ class Code:
         return said
 
     def changes(self) -> str:
-        """What changed since, in words; empty if nothing did."""
+        """Return a sentence on the first change since the run began, or an empty string."""
         if not self.modules:
             return ""
-        # A process that has ended ran what it had imported, and cannot be asked: that it ended is no change.
+        # A process that has ended cannot be asked, but it ran the code that it had imported: no change.
         parts = [part for part in self.parts if not (isinstance(part, Isolated) and part.worker.ended)]
         try:
             now = {name: digest for part in parts for name, digest in _modules(part).items()}
         except InputError as error:
-            return f"while the run went on, {error}"
-        # A file that is given by its path is executed again and again, so that it may have been two things meanwhile.
+            return f"during the run, {error}"
+        # A file given by its path is executed several times, so it may have changed and changed back meanwhile.
         loaded = dict(noticed(self.since))
         for name, (digest, part) in self.modules.items():
             if {now.get(name, digest), loaded.get(name, digest)} != {digest}:
-                return f"the code of {part} changed (module {shown_name(name)}) while the run went on"
+                return f"the code of {part} changed (module {shown_name(name)}) during the run"
         apart = {name for part in parts if isinstance(part, Isolated) for name in now}
         if new := sorted((own_modules() | apart) - self.imported - set(self.modules)):
             brought(next(iter(self.modules)), new)
             return (
-                f"the module {shown_name(new[0])} was imported while the run went on, by its name in a text, so that "
-                "it could not be known before (write an import statement in the part's file)"
+                f"the module {shown_name(new[0])} was imported during the run, by its name in a text, so it could not "
+                "be known before (write an import statement in the part's file)"
             )
         return ""
 
@@ -127,21 +127,21 @@ def _modules(part: Any) -> dict[str, str]:
 
 
 def _called(part: Any) -> str:
-    """How a part is called in a message."""
+    """Return a part's name for messages."""
     if isinstance(part, UserModel):
         return f"the model {re.split(r'[^0-9A-Za-z_]', part.call, maxsplit=1)[0]}"
     return f"the model {type(part).__name__}" if isinstance(part, nn.Module) else type(part).__name__
 
 
 class Identity(dict[str, Any]):
-    """What the rows of a run are a function of, as ``run.json`` keeps it, and how a difference is said."""
+    """The settings, data and code behind a run's rows, as stored in ``run.json``."""
 
     def __init__(self, entries: Mapping[str, Any], code: Code, key: Key) -> None:
         self.code, self.key, self.cloak = code, key, Cloak(key, code.parts)
         super().__init__({**self.cloak(dict(entries)), "sources": code.entry(key), "key": key.tag("key", "")})
 
     def told(self, old: Mapping[str, Any]) -> list[str]:
-        """In what another run differs, in words; the most that can be said of a run under another key is that."""
+        """Return sentences on how another run differs. Of a run with another key, only that is known."""
         if "key" in old and old["key"] != self["key"]:
             return [f"it was made with another key than the one in {self.key.where}: put its own key back there"]
         sources = old.get("sources")
@@ -149,7 +149,7 @@ class Identity(dict[str, Any]):
             return ["an earlier version of MedPFL made it"]
         code = self.code.difference(sources, self.key)
         changed = [k for k in self if old.get(k) != self[k]] + [k for k in old if k not in self]
-        # Other parts have other code: that alone need not be said.
+        # Other parts have other code, so a code difference alone is not worth a sentence.
         others = [k for k in changed if k != "sources"]
         parts = {"model", "attacks", "defenses", "defense", "partition", "data"} & set(others)
         said = [] if parts and not set(sources) & set(self["sources"]) else code
@@ -158,10 +158,10 @@ class Identity(dict[str, Any]):
 
 @contextlib.contextmanager
 def unchanged(code: Code, directory: RunDirectory | None) -> Iterator[None]:
-    """Refuses the rows that are made in the block, now and later, if the user's code changed meanwhile.
+    """Refuse the rows made in the block, now and later, if the user's code changed meanwhile.
 
     Raises:
-        InputError: it did.
+        InputError: if the code changed.
     """
     try:
         yield
@@ -171,13 +171,13 @@ def unchanged(code: Code, directory: RunDirectory | None) -> Iterator[None]:
     if why := _refuse(code, directory):
         again = "" if directory is None else " with --force, or name another --out"
         raise InputError(
-            f"{why}: the run's rows are of no one code and are refused. Give the same command again{again}"
+            f"{why}: the run's rows mix two versions of the code and are refused. Repeat the command{again}"
         )
 
 
 def _refuse(code: Code, directory: RunDirectory | None) -> str:
-    """Why the rows are refused, if they are; the directory says so too, without the name of a module."""
+    """Return why the rows are refused, or an empty string; note it in the directory, without module names."""
     why = code.changes()
     if why and directory is not None:
-        directory.note(refused="the code of a part changed while the run went on")
+        directory.note(refused="the code of a part changed during the run")
     return why

@@ -1,4 +1,4 @@
-"""Jobs: the units of work that a kill can cost."""
+"""Jobs, the units of work to redo after a kill."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["JobKey", "job_of"]
 
 
 class JobKey(NamedTuple):
-    """One stack of victims under one attack and one defense: the unit that is redone after a kill.
+    """One stack of victims under one attack and one defense, the unit of work to redo after a kill.
 
-    `knows` says whether the attack is told what the defense discloses of itself.
+    `knows` is true if the attack knows the defense's disclosure.
     """
 
     control: str
@@ -25,10 +25,10 @@ class JobKey(NamedTuple):
     knows: bool = False
 
     def file_name(self) -> str:
-        """Of its pictures."""
+        """Return the name of the file with the job's pictures."""
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()[:16] + ".safetensors"
 
 
 def job_of(row: Finding) -> JobKey:
-    """The job that a row belongs to."""
+    """Return a row's job."""
     return JobKey(row.control, row.draw, row.defense, row.attack, row.stack, row.knows_defense)

@@ -1,4 +1,4 @@
-"""Progress, on the terminal or in a log."""
+"""Progress on the terminal or in a log."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from medpfl.runs.jobs import JobKey
 __all__ = ["APART", "files", "name_skipped", "rounds_of", "watching"]
 
 _NAMED = 10
-"""Skipped files that are named."""
+"""Largest number of skipped files that are named."""
 APART = 20.0
-"""Seconds between two lines of progress."""
+"""Minimum seconds between two progress lines."""
 
 During = Callable[[JobKey, int], AbstractContextManager[None]]
 Show = Callable[[str, int], None]
-"""Called with what is being done, and how much is finished."""
+"""Callback with the current work and the amount finished."""
 
 
 def name_skipped(skipped: Sequence[str], notes: Sequence[str] = ()) -> None:
-    """Says which files could not be read, and what to doubt; where names may not be shown, how many files."""
+    """Print notes on the data and the names of skipped files, or only their number if names may not be shown."""
     for note in notes:
         say(f"note: {note}")
     if skipped:
         names = private(f":{listed(skipped, _NAMED)}", " (--show-paths names them)")
-        say(f"{files(len(skipped))} could not be read and left out{names}")
+        say(f"skipped {files(len(skipped))} that could not be read{names}")
 
 
 def files(count: int) -> str:
-    """``1 file``, ``2 files``."""
+    """Return ``1 file``, ``2 files`` and so on."""
     return f"{count} file" + "s" * (count != 1)
 
 
 @contextmanager
 def watching(total: int, done: int, visible: bool) -> Iterator[During]:
-    """How many images are done, where `visible`; yields what to run each job within."""
+    """Show the number of finished images if `visible`; yield a context manager for each job."""
     if not visible:
         yield lambda job, images: nullcontext()
         return
@@ -61,7 +61,7 @@ def watching(total: int, done: int, visible: bool) -> Iterator[During]:
 
 
 def rounds_of(first: int, last: int, visible: bool) -> Iterator[int]:
-    """The rounds from `first` to `last`, and, where `visible`, which of them was the latest."""
+    """Yield the rounds from `first` to `last`, and show the latest if `visible`."""
     if not visible:
         yield from range(first, last + 1)
         return
@@ -73,7 +73,7 @@ def rounds_of(first: int, last: int, visible: bool) -> Iterator[int]:
 
 @contextmanager
 def _shown(total: int, done: int, unit: str) -> Iterator[Show]:
-    """A bar with the time left on a terminal; in a pipe or a file, a plain line now and then."""
+    """Yield a progress callback: a bar with the remaining time on a terminal, plain lines in a pipe or a file."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -103,7 +103,7 @@ def _shown(total: int, done: int, unit: str) -> Iterator[Show]:
 
 
 class _Lines:
-    """Progress in lines; what takes less than `APART` seconds leaves none."""
+    """Progress as plain lines, at least `APART` seconds apart."""
 
     def __init__(self, total: int, unit: str) -> None:
         self.total, self.unit = total, unit

@@ -1,4 +1,4 @@
-"""Study indices: the only names of images and patients in what is written, and the key back to them and to classes."""
+"""Study indices, the pseudonyms for images and patients in all written files, and the key file to resolve them."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ from medpfl.runs.directory import RUNS, known_in
 __all__ = ["KEY_FILE", "Key", "StudyIndex", "class_names", "key_file", "key_of", "study_index"]
 
 _OF_RUNS = ("frontier", "reproduction")
-"""Kinds of runs that are made of other runs."""
+"""Kinds of runs that contain other runs."""
 
 _SHORTEST = 16
-"""Characters of a secret; ours have 32."""
+"""Minimum length of a secret; new ones have 32 characters."""
 
 
 class Key:
-    """The secret of a study, and what is written in place of texts that may name a person.
+    """A study's secret, for replacing texts that may name a person.
 
     Attributes:
-        where: the key is, for a message.
+        secret: the secret text.
+        where: the key's location, for messages.
     """
 
     def __init__(self, secret: str, where: str = "memory") -> None:
         self.secret, self.where = secret, where
 
     def tag(self, kind: str, text: str) -> str:
-        """A keyed hash: the same for the same key and text, and nobody can compute it without the key."""
+        """Return a keyed hash of a text. It cannot be computed without the key."""
         return hmac.new(self.secret.encode(), f"{kind}:{text}".encode(), hashlib.sha256).hexdigest()[:16]
 
 
 class StudyIndex(Key):
-    """Indices that nobody can compute without the secret: a keyed hash of the name."""
+    """The study indices of a data set, keyed hashes that cannot be computed without the secret."""
 
     def __init__(self, secret: str, data: LabelledImages, source: str, where: str = "memory") -> None:
         super().__init__(secret, where)
@@ -56,7 +57,7 @@ class StudyIndex(Key):
         return f"{kind[0]}-{self.tag(kind, name)}"
 
     def fingerprint(self, data: LabelledImages) -> str:
-        """A keyed hash of all but the names: whether the data is the same, and nothing else."""
+        """Return a keyed hash of the data without image names; it reveals only if two data sets are equal."""
         digest = hmac.new(self.secret.encode(), data.images.numpy().tobytes(), hashlib.sha256)
         digest.update(data.labels.numpy().tobytes())
         if data.masks is not None:
@@ -66,27 +67,26 @@ class StudyIndex(Key):
 
 
 def study_index(out: Path | None, data: LabelledImages, source: str, place: str, force: bool = False) -> StudyIndex:
-    """The indices of a data set; the key goes into a file of mode 0600 beside the run directory.
+    """Return a data set's indices, and write the key to a file with mode 0600 beside the run directory.
 
-    Runs in one folder share the key, so that an image has the same index in all of them. The runs of a frontier or a
-    reproduction share the key beside that.
+    Runs in one folder share the key, so an image has the same index in all of them. The runs inside a frontier or a
+    reproduction share the key beside it.
 
     Args:
         out: the run directory; ``None`` writes no key.
         data: the images.
-        source: what names are relative to, as the key tells it apart from other sources.
-        place: where the source is, for the key file only.
-        force: makes a new key in place of one that is missing.
+        source: the data's source spec.
+        place: the source's location, to which names are relative. It is stored in the key file only.
+        force: make a new key if the old one is missing.
 
     Raises:
-        InputError: the key would lie in a run directory, it is damaged, or it is missing beside rows that were made
-            with it.
+        InputError: if the key would lie in a run directory, is damaged, or is missing although rows were made with it.
     """
     if out is None:
         return StudyIndex(secrets.token_hex(16), data, source)
     with _locked(key_file(out), None if force else out) as key:
         index = StudyIndex(key["secret"], data, place, f"'{key_file(out)}'")
-        # A folder may be named for a patient: files say "class 0", and only the key says what that is.
+        # A folder may bear a patient's name: files say "class 0", and only the key holds the class name.
         key["classes"][index.fingerprint(data)] = list(data.classes)
         for name, image, patient, patient_index in zip(
             data.names, index.images, data.patients, index.patients, strict=True
@@ -98,25 +98,25 @@ def study_index(out: Path | None, data: LabelledImages, source: str, place: str,
 
 
 def key_of(out: Path, force: bool = False) -> Key:
-    """The key of a directory of runs; it is made if there is none.
+    """Return the key for a directory of runs, and make one if there is none.
 
     Args:
-        out: the directory of a frontier.
-        force: makes a new key in place of one that is missing.
+        out: the frontier's directory.
+        force: make a new key if the old one is missing.
 
     Raises:
-        InputError: as from `study_index`.
+        InputError: as in `study_index`.
     """
     with _locked(key_file(out), None if force else out) as key:
         return Key(key["secret"], f"'{key_file(out)}'")
 
 
 def class_names(out: Path, fingerprint: str) -> tuple[str, ...]:
-    """The names of a run's classes by their numbers, if the key is still beside the run directory.
+    """Return a run's class names by number, or nothing if the key is no longer beside the run directory.
 
     Args:
         out: the run directory.
-        fingerprint: of its data, see `StudyIndex.fingerprint`.
+        fingerprint: the data's fingerprint, see `StudyIndex.fingerprint`.
     """
     path = key_file(out)
     if _is_there(path):
@@ -127,55 +127,55 @@ def class_names(out: Path, fingerprint: str) -> tuple[str, ...]:
 
 
 def key_file(out: Path) -> Path:
-    """Where the key of a run directory lies: beside it, and beside the frontier or reproduction that it is part of.
+    """Return the path of a run's key file, beside its directory (or beside the enclosing frontier or reproduction).
 
     Raises:
-        InputError: that is in another run directory.
+        InputError: if that place lies inside another run directory, or the run directory holds a key itself.
     """
     own = out.resolve()
     if own.parent.name == RUNS and known_in(own.parent.parent).get("kind") in _OF_RUNS:
         own = own.parent.parent
     if any(map(known_in, own.parents)) or (own / KEY_FILE).exists():
         raise InputError(
-            f"the key of '{out}' must lie beside a run directory, not in one: name an --out that lies in no other "
-            "run directory and holds none"
+            f"the key for '{out}' must lie beside a run directory, not inside one: name an --out that neither lies in "
+            "another run directory nor holds a key file"
         )
     return own.parent / KEY_FILE
 
 
 def _is_there(path: Path) -> bool:
-    """Return whether a key file exists. Nothing is opened, since a pipe of that name would wait for a writer.
+    """Return True if a key file exists. The file is not opened, since a pipe of that name would wait for a writer.
 
     Raises:
-        InputError: a link, a pipe, a folder or another thing that is no regular file.
+        InputError: if it is a link, pipe, folder or anything else but a regular file.
     """
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return False
     if not stat.S_ISREG(mode):
-        raise InputError(f"'{path}' should be the key of a study, and is no regular file: move it away")
+        raise InputError(f"'{path}' should be a study's key but is not a regular file: move it away")
     return True
 
 
 def _make_private(path: Path) -> None:
-    """Takes from everybody else the right to read the key, and says so."""
+    """Restrict the key file to its owner, and print a note if others could access it."""
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         path.chmod(PRIVATE)
         say(
-            f"note: the key file '{path}' could be read or changed by others (its mode was {mode:04o}): it is 0600 "
-            "again. Whoever copied it meanwhile can tell whose image an index is."
+            f"note: others could read or change the key file '{path}' (mode {mode:04o}); it is 0600 again. Anyone who "
+            "copied it can tell whose image an index stands for."
         )
 
 
 @contextlib.contextmanager
 def _locked(path: Path, run: Path | None = None) -> Iterator[dict[str, Any]]:
-    """The key file's content, held against other runs, and written back as a whole if it changed.
+    """Yield the key file's content under a lock, and write it back as a whole if it changed.
 
     Args:
-        path: of the key.
-        run: the directory of a run that was made with the key, if it holds one.
+        path: the key file.
+        run: directory of a run that may have been made with the key; if so, a missing key is an error.
     """
     with FileLock(path.with_name(f".{path.name}.lock"), mode=PRIVATE):
         remove_leftovers(path.parent, KEY_FILE)
@@ -185,9 +185,9 @@ def _locked(path: Path, run: Path | None = None) -> Iterator[dict[str, Any]]:
             key = _read(path, before)
         elif run is not None and "key" in known_in(run).get("identity", ()):
             raise InputError(
-                f"the key that '{run}' was made with is missing: it should be the file '{path}'. Put it back from a "
-                "copy and give the same command again. Without it nobody can tell which images the rows are of: if "
-                "it is lost, name another --out, or --force to discard the rows and make a new key"
+                f"the key for '{run}' is missing: it should be the file '{path}'. Restore it from a copy and repeat "
+                "the command. Without it, nobody can tell which images the rows belong to. If it is lost, name "
+                "another --out, or use --force to discard the rows and make a new key"
             )
         else:
             before, key = b"", {"secret": secrets.token_hex(16), "images": {}, "patients": {}, "classes": {}}

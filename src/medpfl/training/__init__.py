@@ -1,1 +1,1 @@
-"""``medpfl train``, and the leakage over its rounds."""
+"""Federated training (``medpfl train``), and leakage over its rounds."""

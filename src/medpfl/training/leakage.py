@@ -1,4 +1,4 @@
-"""Leakage over a training: an audit of the model of each of some rounds, on the same images, side by side."""
+"""Leakage over a training: audits of the model after several rounds, on the same images."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Leakage:
     """The audits by round.
 
     Attributes:
-        reports: one for each round, in their order.
-        accuracies: balanced accuracy of the model after each round, on the images that the training was judged by (its
-            test images, if it has any); ``None`` where it is not known.
-        pages: the files written beside those of the single audits.
+        reports: the audit of each round, in order.
+        accuracies: the model's balanced accuracy after each round, on the training's test images or, without any, its
+            validation images; ``None`` if unknown.
+        pages: the overview pages; each audit has its own as well.
     """
 
     reports: dict[int, Report]
@@ -43,12 +43,12 @@ class Leakage:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The findings of all rounds, each with its ``round``."""
+        """The findings from all rounds, each with its ``round``."""
         return [{"round": n, **row.to_dict()} for n, report in self.reports.items() for row in report.rows]
 
     @property
     def summary(self) -> list[RoundCell]:
-        """The cells of all rounds, each with its round and the model's balanced accuracy."""
+        """The cells from all rounds, each with its round and the model's balanced accuracy."""
         return [RoundCell(n, self.accuracies[n], cell) for n, report in self.reports.items() for cell in report.summary]
 
     def __str__(self) -> str:
@@ -70,27 +70,27 @@ def leakage(
     criteria: Criteria = Experiment.criteria,
     run: Run = Experiment.run,
 ) -> Leakage:
-    """Audit the global model of some rounds of a training. With ``run.out``, it continues where it was stopped.
+    """Audit a training's global model after several rounds. With ``run.out``, an interrupted call can be continued.
 
-    The audits attack the same images, under the same seeds. Each has a run directory of its own, ``OUT-round-5``
-    beside ``run.out``, so that the key to the images lies in none of them. The folder ``share`` of ``run.out`` gets the
-    figure over rounds, which holds no image, and all rows.
+    All audits attack the same images under the same seeds. Each has its own run directory, such as ``OUT-round-5``
+    beside ``run.out``, so the key to the images lies in none of them. The figure over rounds, which holds no image,
+    and all rows go into ``share`` of ``run.out``.
 
     Args:
-        model: the directory of a training.
-        rounds: whose models are audited.
+        model: the training's directory.
+        rounds: numbers of the rounds to audit.
         data, attacks, defenses, plan, threat, victims, criteria, run: as in `medpfl.audit`.
 
     Raises:
-        InputError: no training, a round that it has not, or what `medpfl.audit` raises.
+        InputError: if `model` is no training, a round is missing, or `medpfl.audit` raises it.
     """
     if not is_checkpoint(model):
-        raise InputError(f"--rounds needs the directory of a training as --model: '{model}' is none")
+        raise InputError(f"--rounds needs a training's directory as --model; '{model}' is not one")
     if not rounds:
-        raise InputError("no round was given: --rounds 0,1,5")
+        raise InputError("no rounds were given: name some, such as --rounds 0,1,5")
     models = {number: checkpoint_at(Path(model), number) for number in dict.fromkeys(rounds)}
     out = None if run.out is None else Path(run.out)
-    # As they were given: an attack that is given by its file runs in a process of its own, and none of its code here.
+    # Passed on as given: an attack from a file runs in its own process, so none of its code may run here.
     parts: dict[str, Any] = {"attacks": attacks, "defenses": defenses}
     scenario = parts | {"plan": plan, "threat": threat, "victims": victims, "criteria": criteria}
     reports = {n: audit(one, data, run=replace(run, out=_beside(out, n)), **scenario) for n, one in models.items()}
@@ -100,12 +100,12 @@ def leakage(
 
 
 def perform_leakage(experiment: Experiment) -> Leakage:
-    """Audit the rounds of a training that an experiment describes in strings and numbers; see `leakage`."""
+    """Run `leakage` for an experiment given as strings and numbers."""
     asked = experiment
     if asked.weights is not None:
-        raise InputError("the weights of a training's rounds are in its directory: leave out --weights")
+        raise InputError("--weights does not go with --rounds: a training's directory holds its own weights")
     if asked.truth is not None:
-        raise InputError("truth goes with a record of an update; here, the data is the truth")
+        raise InputError("--truth does not go with --rounds: it names the images behind a recorded update")
     return leakage(
         asked.model,
         asked.data,
@@ -121,14 +121,14 @@ def perform_leakage(experiment: Experiment) -> Leakage:
 
 
 def rounds_in(text: str) -> list[int]:
-    """Round numbers from ``"0,1,5"``.
+    """Return the round numbers in a text such as ``"0,1,5"``.
 
     Raises:
-        InputError: anything else.
+        InputError: if the text has another form.
     """
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words):
-        raise InputError(f"--rounds is {text!r}: give numbers of rounds, such as 0,1,5")
+        raise InputError(f"--rounds is {text!r}: give round numbers, such as 0,1,5")
     return [int(word) for word in words]
 
 
@@ -144,7 +144,7 @@ def _written(out: Path, found: Leakage, model: Checkpoint) -> tuple[Path, ...]:
     write(folder / "leakage.jsonl", lines(found.rows))
     write(folder / "leakage.json", json.dumps([one.to_dict() for one in found.summary], indent=1).encode())
     settings = next(iter(found.reports.values())).settings
-    # What is of all rounds in place of what is of the first.
+    # Replace the first round's entries by those for all rounds.
     own = {"model": model.trained, "weights": f"of a training, rounds {', '.join(map(str, found.reports))}"}
     settings = replace(settings, experiment={**settings.experiment, **own})
     return (write_leakage_page(folder, settings.to_dict(), found.summary),)

@@ -1,4 +1,4 @@
-"""What a training returns, and how it is read back from its directory."""
+"""A training's result, and reading it again from its directory."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Trained:
     """The result of a training.
 
     Attributes:
-        rows: one for each round; the first is the model before training.
-        settings: what the training was told, and what it found.
-        weights: of the global model after the last round; ``None`` where rows were read again.
-        pages: the files written.
+        rows: one row for each round; the first is the model before training.
+        settings: the training's settings, and facts about its data.
+        weights: the global model's weights after the last round; ``None`` if the rows were read from a directory.
+        pages: the pages written.
     """
 
     rows: list[Round]
@@ -41,7 +41,7 @@ class Trained:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The last row, and what was sent in all rounds."""
+        """The last row, and the bytes sent in all rounds."""
         last = self.rows[-1].to_dict()
         return {**last, "bytes_total": sum(row.bytes_sent for row in self.rows)}
 
@@ -52,7 +52,7 @@ class Trained:
 
 
 def trained(store: TrainingStore, settings: dict[str, Any], weights: Weights | None = None) -> Trained:
-    """Summary and page from a store's rows."""
+    """Return the result for a store's rows, and write its summary and page."""
     result = Trained(store.rows, settings, weights)
     if store.out is None:
         return result
@@ -64,17 +64,17 @@ def trained(store: TrainingStore, settings: dict[str, Any], weights: Weights | N
 
 
 def reread_training(out: Path) -> Trained:
-    """Makes summary and page of a training's directory again; its rows stay as they are.
+    """Write a training's summary and page again from its rows, which stay as they are.
 
     Raises:
-        InputError: no training, one without a finished round, or one of another version.
+        InputError: if `out` holds no training, no finished round, or a training from another version.
     """
     with reading(out):
         return _reread_training(RunDirectory(out, TRAINING))
 
 
 def accuracies_in(training: Path, rounds: Iterable[int]) -> dict[int, float | None]:
-    """Return the balanced accuracy after each of some rounds of a training's directory; ``None`` where not known."""
+    """Return the balanced accuracy after the given rounds, read from a training's directory; ``None`` if unknown."""
     from medpfl.reporting.training import judging_set
 
     with reading(training):
@@ -87,12 +87,17 @@ def _reread_training(directory: RunDirectory) -> Trained:
     known, store, rows = directory.noted(), TrainingStore(directory), read_rounds(directory.path / ROWS, whole=True)
     store.rows = [row for number, row in enumerate(rows) if row.round == number]
     if not store.rows:
-        raise InputError(f"'{directory.path}' holds no finished round yet: give the same train command again")
+        raise InputError(f"'{directory.path}' holds no finished round yet: repeat the same train command")
     return trained(store, known.get("settings", {}))
 
 
 def settings_of(setup: TrainingSetup, why: str) -> dict[str, Any]:
-    """What the page prints of a training. No path, no name of an image, a patient or a class."""
+    """Return the settings for a training's page, without paths and without names of images, patients or classes.
+
+    Args:
+        setup: the training.
+        why: why no epsilon is stated; empty if there is nothing to explain.
+    """
     data, schedule = setup.data, setup.schedule
     return {
         "experiment": {
@@ -138,15 +143,13 @@ def _notes(setup: TrainingSetup) -> list[str]:
             notes.append(f"client {client} has no image of class {' or '.join(map(str, missing))}")
     for name, images in setup.splits.judged.items():
         if len(images.labels.unique()) < 2:
-            notes.append(f"all {name} images are of one class: AUROC is undefined")
+            notes.append(f"all {name} images belong to one class, so AUROC is undefined")
         shared = {p for p in images.patients if p is not None} & {data.patients[i] for i in setup.splits.train.tolist()}
         if shared:
-            notes.append(f"{len(shared)} patients of the {name} set are in the training set too, by their ids")
+            notes.append(f"{len(shared)} patients of the {name} set are also in the training set, judging by their ids")
     if has_statistics(setup.base(), setup.plan) and "buffers" not in setup.plan.sends:
-        notes.append(
-            "batch-norm statistics stay at the clients: the global model is judged with those that it began with"
-        )
+        notes.append("clients do not send batch-norm statistics: the global model is scored with its initial ones")
     if setup.plan.sampling == "poisson":
         idle = sum(len(own) - setup.plan_of(client).images for client, own in enumerate(setup.clients))
-        notes += [f"{idle} images beyond whole batches are never drawn"] if idle else []
+        notes += [f"{idle} images that fill no whole batch are never used"] if idle else []
     return notes + of_reading(data)

@@ -1,4 +1,4 @@
-"""A federated training, built and checked before any work is done."""
+"""A federated training, built and checked before any work begins."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ __all__ = ["TrainingSetup"]
 
 @dataclass(frozen=True, eq=False)
 class TrainingSetup:
-    """Everything that the rows of a training are a function of.
+    """All inputs of a training; together they determine its rows.
 
     Attributes:
-        model, weights: the network's recipe, and a file that it starts from.
+        model, weights: the model's recipe, and a file with initial weights.
         splits: the images.
-        defense, plan, partition, schedule: the scenario; ``plan.local_images`` of ``None`` is all of a client's.
-        seed, device: of the run.
+        defense, plan, partition, schedule: the scenario; ``plan.local_images = None`` means all of a client's images.
+        seed, device: the run's seed and device.
     """
 
     model: Model
@@ -51,25 +51,28 @@ class TrainingSetup:
 
     @property
     def data(self) -> LabelledImages:
-        """All images that were read for training."""
+        """All images read for training, including held-out ones."""
         return self.splits.found.images
 
     @cached_property
     def clients(self) -> tuple[Tensor, ...]:
-        """The images of each client, as indices of `data`."""
+        """Each client's images, as indices into `data`."""
         train = self.splits.train
         with explained("the images cannot be dealt to clients"):
             dealt = self.partition.deal(part_of(self.data, train), generator_of(self.seed, "clients"))
         for number, own in enumerate(dealt):
             if not len(own):
-                raise InputError(f"client {number} has no image: take fewer clients, or another partition")
+                raise InputError(f"client {number} has no image: use fewer clients or another partition")
         return tuple(train[own] for own in dealt)
 
     def check(self) -> None:
-        """Raises `InputError` for what cannot work."""
+        """Raise `InputError` if the training cannot work."""
         _ = self.code  # before any of it runs
         if self.schedule.balance and self.plan.sampling == "poisson":
-            raise InputError("balance repeats images of rare classes, Poisson sampling takes each at one rate: choose")
+            raise InputError(
+                "balance and Poisson sampling exclude each other: balance repeats images of rare classes, Poisson "
+                "sampling draws all at one rate"
+            )
         smallest = min(range(len(self.clients)), key=lambda c: len(self.clients[c]))
         plan = self.plan_of(smallest)
         probe = self.data.images[self.clients[smallest][: plan.batch_size]].to(self.device)
@@ -78,18 +81,18 @@ class TrainingSetup:
         self.begin()
 
     def base(self) -> nn.Module:
-        """The global model before training, and before the defense."""
+        """Build the global model as it is before training and before the defense changes it."""
         seed = seed_of(self.seed, "weights", 0)
         return network_of(self.model, self.data.shape, len(self.data.classes), seed, self.weights).to(self.device)
 
     def begin(self) -> tuple[nn.Module, Standing]:
-        """The network that is trained, and where it starts."""
+        """Return the network to train and the initial state."""
         network = self.base()
         with explained("the defense cannot change this model"):
             return start(network, self.defense, len(self.clients), generator_of(self.seed, "model"))
 
     def plan_of(self, client: int, number: int = 1) -> Plan:
-        """A client's plan in a round: whole batches of what it has."""
+        """Return a client's plan for a round: whole batches from the client's images."""
         held, plan = len(self.clients[client]), self.plan
         size, images = min(plan.batch_size, held), min(plan.local_images or held, held)
         one = plan.algorithm == "FedSGD" and plan.sampling == "shuffle"
@@ -101,7 +104,7 @@ class TrainingSetup:
         )
 
     def work(self, number: int) -> list[Work]:
-        """What the clients of a round do."""
+        """Return the work of each client that takes part in a round."""
         count = max(1, round(self.schedule.fraction * len(self.clients)))
         order = torch.randperm(len(self.clients), generator=generator_of(self.seed, "participants", number))
         return [self._work(client, number) for client in sorted(order[:count].tolist())]
@@ -117,25 +120,25 @@ class TrainingSetup:
 
     def _chosen(self, client: int, plan: Plan, generator: torch.Generator) -> Tensor:
         own = self.clients[client]
-        if plan.sampling == "poisson":  # the same images in every round: its rate is what epsilon counts
+        if plan.sampling == "poisson":  # the same images in every round, because epsilon assumes this sampling rate
             generator = generator_of(self.seed, "poisson", client)
         if self.schedule.balance:
             return own[_evenly(self.data.labels[own], plan.images, generator)]
         return own[torch.randperm(len(own), generator=generator)[: plan.images]]
 
     def server(self, number: int) -> Server:
-        """The server's step in a round."""
+        """Return the server's step for a round."""
         rate = self.plan.learning_rate * self.schedule.decay ** (number - 1)
         return Server(rate, self.schedule.server_momentum)
 
     @cached_property
     def code(self) -> Code:
-        """The user's own code behind all parts, as it is when this is first asked for."""
+        """The user's code behind all parts, as it was on first access."""
         own = (self.defense, self.model, self.partition, *self.splits.readers)
         return Code.of(lambda: [*own, self.base()])
 
     def identity(self, index: StudyIndex) -> Identity:
-        """What tells this training from another one. The number of rounds does not: a training can be prolonged."""
+        """Return the training's identity. It leaves out the number of rounds, so that a training can be prolonged."""
         network, judged = self.base(), self.splits.judged
         schedule = {k: v for k, v in vars(self.schedule).items() if k != "rounds"}
         entries = {
@@ -156,7 +159,7 @@ class TrainingSetup:
 
 
 def _evenly(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` places, as many of each class that is there, all of a class once before one comes again."""
+    """Draw `count` places with equally many of each class, and use each image of a class once before repeating any."""
     places = []
     for label in labels.unique().tolist():
         own = (labels == label).nonzero()[:, 0]

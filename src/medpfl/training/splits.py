@@ -1,4 +1,4 @@
-"""The images of a training and those that it is judged by."""
+"""The images for training, and those for scoring the model."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from medpfl.runs.environment import generator_of
 __all__ = ["Splits", "splits_of"]
 
 _ALL = 10**9
-"""A limit that no set reaches: what training wants of a set that audits cut short."""
+"""A limit that no data set reaches. Audits use only part of a large data set; training uses all of it."""
 
 
 class Splits(NamedTuple):
     """Images by purpose.
 
     Attributes:
-        found: all that was read for training, what is held out included.
-        train: indices of the images that clients may get.
-        judged: the sets that scores are of: ``"validation"``, and ``"test"`` if there is one.
-        readers: what read the images, whose code the training is a function of.
+        found: all images read for training, including held-out ones.
+        train: indices of the images for clients.
+        judged: the sets for scoring: ``"validation"``, and ``"test"`` if there is one.
+        readers: the data sources behind the images; their code is part of the training's identity.
     """
 
     found: Found
@@ -40,15 +40,18 @@ class Splits(NamedTuple):
 
 
 def splits_of(data: Any, cohort: Cohort, seed: int) -> Splits:
-    """Read them. What is not given is the source's own split, as of MedMNIST; or else held out, patients whole.
+    """Read the images for training, validation and test.
+
+    A validation or test set that is not given comes from the source's own split, if it has one (as MedMNIST does).
+    Otherwise validation images are held out; a patient's images stay together.
 
     Args:
-        data: what `medpfl.audit` takes as data.
-        cohort: how images are read and held out.
-        seed: of the draw.
+        data: data as for `medpfl.audit`.
+        cohort: how to read and hold out images.
+        seed: seed for drawing the held-out images.
 
     Raises:
-        InputError: nothing to read, classes that the training images do not have, another shape.
+        InputError: if there is nothing to read, or a set has other classes or another shape than the training images.
     """
     source = _source(data, cohort)
     found = data_of(source, cohort)
@@ -69,7 +72,7 @@ def splits_of(data: Any, cohort: Cohort, seed: int) -> Splits:
 
 
 def _source(data: Any, cohort: Cohort) -> Any:
-    """A source, without the limit that keeps audits short where the user set none."""
+    """Return the data source, without the default limit for audits unless the user set one."""
     if isinstance(data, LabelledImages | DataSource):
         return data
     source = source_of(str(data), cohort)
@@ -83,14 +86,14 @@ def _held_out(data: LabelledImages, holdout: int, seed: int) -> tuple[Tensor, La
     except InputError as error:
         why = error.args[0].partition(":")[0].replace("clients", "parts")
         raise InputError(
-            f"one in {holdout} images cannot be held out ({why}): give a set of their own as --validation, or a "
-            "smaller --holdout"
+            f"one in {holdout} images cannot be held out ({why}): give a separate --validation set, or a smaller "
+            "--holdout"
         ) from None
     return torch.cat(shares[1:]).sort().values, part_of(data, shares[0])
 
 
 def part_of(data: LabelledImages, places: Tensor) -> LabelledImages:
-    """Some of the images."""
+    """Return the images at the given places."""
     chosen = places.tolist()
     return LabelledImages(
         images=data.images[places],
@@ -103,14 +106,14 @@ def part_of(data: LabelledImages, places: Tensor) -> LabelledImages:
 
 
 def _matched(images: LabelledImages, train: LabelledImages, name: str) -> LabelledImages:
-    """The images with the label indices of the training set."""
+    """Return the images with labels numbered as in the training set."""
     if images.shape != train.shape:
         raise InputError(
-            f"the {name} images are of shape {images.shape}, those of training {train.shape}: set --size and --channels"
+            f"the {name} images have shape {images.shape}, the training images {train.shape}: set --size and --channels"
         )
     if unknown := [c for c in images.classes if c not in train.classes]:
         raise InputError(
-            f"the {name} set has a class {unknown[0]!r} that the training images do not have: they have "
+            f"the {name} set has a class {unknown[0]!r} that the training images lack; their classes are "
             f"{', '.join(train.classes)}"
         )
     place = torch.tensor([train.classes.index(c) for c in images.classes])

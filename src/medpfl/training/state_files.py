@@ -1,4 +1,4 @@
-"""What passes between rounds as one safetensors file: its tensors, and their places in JSON. Never pickle."""
+"""The training state between rounds as one safetensors file: tensors, and their structure in JSON. Never pickle."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _TENSOR = "$tensor"
 
 
 def packed(standing: Standing) -> bytes:
-    """A standing without its weights.
+    """Return the bytes for a training state, without the weights.
 
     Raises:
-        InputError: a defense remembers something that is no tensor, number, text, list or dictionary.
+        InputError: if a defense keeps state other than tensors, numbers, texts, lists and dictionaries.
     """
     tensors: dict[str, Tensor] = {}
     tree = _leaves({f.name: getattr(standing, f.name) for f in fields(standing) if f.name != "weights"}, tensors)
@@ -32,10 +32,10 @@ def packed(standing: Standing) -> bytes:
 
 
 def unpacked(path: Path) -> dict[str, Any]:
-    """The fields of a standing but the weights.
+    """Return the fields of a saved training state, without the weights.
 
     Raises:
-        InputError: no such file, or a damaged one.
+        InputError: if the file is missing or damaged.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -44,11 +44,11 @@ def unpacked(path: Path) -> dict[str, Any]:
         found = _whole(tree, tensors)
         return {**found, "clients": tuple(found["clients"]), "taken": tuple(found["taken"])}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"'{path}' is no state of a training, or damaged: {error}") from None
+        raise InputError(f"'{path}' is not a training state, or it is damaged: {error}") from None
 
 
 def _leaves(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON, its tensors moved out under numbers."""
+    """Return the value as JSON, with its tensors moved into `tensors` and replaced by their numbers."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()
@@ -59,7 +59,9 @@ def _leaves(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [_leaves(one, tensors) for one in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise InputError(f"a defense remembers a {type(value).__name__}: only tensors, numbers and texts can be saved")
+    raise InputError(
+        f"a defense keeps a {type(value).__name__} in its state: only tensors, numbers and texts can be saved"
+    )
 
 
 def _whole(value: Any, tensors: dict[str, Tensor]) -> Any:

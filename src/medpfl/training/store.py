@@ -1,4 +1,4 @@
-"""The directory of a training: a row and a checkpoint of each finished round, safe against a kill at any moment."""
+"""A training's directory, with a row and a checkpoint for each finished round; a kill at any moment loses neither."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ ROWS = f"{SHARE_FOLDER}/rounds.jsonl"
 
 _CHECKPOINTS = (f"round-*/{WEIGHTS}", f"round-*/{STATE}")
 TRAINING = Kind("training", 2, ("rounds.jsonl", "summary.json", "report.html", *_CHECKPOINTS))
-"""From format 2 on, what may be shared has a folder."""
+"""Since format 2, files that may be shared have their own folder."""
 
 
 class TrainingStore:
-    """Rows of rounds; on disk if it has a directory, else in memory.
+    """The rows of a training's rounds, on disk or in memory.
 
-    ``run.json`` holds what identifies the training, ``share/rounds.jsonl`` the rows, ``round-N/`` the checkpoints. A
-    row counts only if all before it are there, and its checkpoint is.
+    ``run.json`` identifies the training, ``share/rounds.jsonl`` holds the rows, ``round-N/`` the checkpoints. A row
+    counts only if its checkpoint and all earlier rows exist.
 
     Args:
-        directory: of the run; ``None``: memory only.
-        cloak: of texts that are written.
+        directory: the run directory; ``None`` keeps the rows in memory only.
+        cloak: replaces paths in written texts.
     """
 
     def __init__(self, directory: RunDirectory | None, cloak: Cloak | None = None) -> None:
@@ -42,35 +42,35 @@ class TrainingStore:
         self.rows: list[Round] = [] if out is None else _whole(out)
 
     def tidy(self) -> None:
-        """Leaves only whole rounds in the file, and the last of them with a state to go on from."""
+        """Rewrite the file so that it holds only complete rounds and the last one has a state to continue from."""
         assert self.out is not None
         while self.rows and not (round_folder(self.out, self.rows[-1].round) / STATE).is_file():
             self.rows.pop()
         write(self.out / ROWS, lines(row.to_dict() for row in self.rows))
 
     def add(self, row: Round) -> None:
-        """Keeps a finished round, after its checkpoint: a row must never speak of one that is not there."""
+        """Append a finished round's row. Its checkpoint must exist already, since a row without one is invalid."""
         if self.out is not None:
             append(self.out / ROWS, [row.to_dict()])
         self.rows.append(row)
 
     def note(self, **settings: Any) -> None:
-        """Adds settings to ``run.json``."""
+        """Add settings to ``run.json``."""
         if self.directory is not None:
             self.directory.note(**self.cloak(settings))
 
 
 @contextlib.contextmanager
 def training_in(out: Path | None, identity: Identity, force: bool) -> Iterator[TrainingStore]:
-    """The store of a training; until the block ends, other runs are kept out of the directory.
+    """Yield a training's store, and keep other runs out of its directory until the block ends.
 
     Args:
-        out: of the `TrainingStore`.
-        identity: what the rows are a function of.
-        force: discards what another run left there.
+        out: the run directory; ``None`` keeps the rows in memory only.
+        identity: the training's identity.
+        force: discard another run in the directory.
 
     Raises:
-        InputError: the directory is in use, or from `RunDirectory.claim`.
+        InputError: if the directory is in use, or `RunDirectory.claim` raises it.
     """
     if out is None:
         yield TrainingStore(None)
@@ -84,7 +84,7 @@ def training_in(out: Path | None, identity: Identity, force: bool) -> Iterator[T
 
 
 def read_rounds(path: Path, whole: bool = False) -> Iterator[Round]:
-    """The rows of ``rounds.jsonl``; a last line that was cut is left out, `whole` as in `read_lines`."""
+    """Yield the rows of ``rounds.jsonl``, without a cut last line; `whole` as in `read_lines`."""
     return read_lines(path, Round.from_dict, whole)
 
 

@@ -1,4 +1,4 @@
-"""Federated training: plays every round that is not done yet, and reports."""
+"""Federated training: runs all rounds, continuing where an earlier call stopped, and reports."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def train(
     weights: str | Path | None = None,
     run: Run = Training.run,
 ) -> Trained:
-    """Train a model on these images by federated learning, with the clients that an audit plays.
+    """Train a model by federated learning, with the same simulated clients as an audit.
 
-    With ``run.out``, each round leaves a checkpoint that `medpfl.audit` takes as its model, and a killed training
-    continues where it stopped; with more rounds, a finished one is prolonged.
+    With ``run.out``, each round leaves a checkpoint, which `medpfl.audit` accepts as its model. Repeat the call to
+    continue a killed training, or with more rounds to prolong a finished one.
 
     Args:
-        model, data: as in `medpfl.audit`; the data is that of all clients.
-        defense: a spec or an object, or several that act one after the other.
-        plan: of every client, FedAvg on batches of 32 by default; ``local_images`` of ``None`` is all that a
-            client has, in whole batches. A client with less than a batch has a batch of what it has.
-        schedule: how long, how many clients a round, and how fast.
-        cohort: how images are read, dealt to clients and held out.
-        weights: a weights file to start from.
-        run: seed, device, run directory and the like; a training has no use for `memory` and `isolate`.
+        model, data: as in `medpfl.audit`; the data is distributed among all clients.
+        defense: a spec or an object, or several, applied in order.
+        plan: the plan for every client; FedAvg with batches of 32 by default. ``local_images = None`` means all of a
+            client's images, in whole batches. A client with fewer images than a batch uses one smaller batch.
+        schedule: number of rounds, clients per round, and learning rates.
+        cohort: how to read images, distribute them among clients and hold some out.
+        weights: file with initial weights.
+        run: seed, device, run directory and the like; `memory` and `isolate` do not apply.
 
     Raises:
-        InputError: anything that cannot work, before work is done; a training that diverges.
+        InputError: if anything cannot work (before work begins), or the training diverges.
 
     >>> plan = Plan("FedAvg", batch_size=8)
     >>> result = train("MLP(hidden=(8,))", plan=plan, schedule=Schedule(rounds=2), cohort=Cohort(clients=2))
@@ -68,7 +68,7 @@ def train(
     [0, 1, 2]
     """
     if (run.memory, run.isolate) != (Training.run.memory, Training.run.isolate):
-        raise InputError("memory and isolate are of attacks, and a training has none: leave them out")
+        raise InputError("memory and isolate apply to attacks only: leave them out for a training")
     out = None if run.out is None else Path(run.out)
     setup = TrainingSetup(
         model=model_of(model),
@@ -88,7 +88,7 @@ def train(
 
 
 def perform_training(training: Training) -> Trained:
-    """Train what a typed training describes in strings and numbers; see `train`."""
+    """Run `train` for a training given as strings and numbers."""
     asked = training
     return train(
         asked.model,
@@ -103,11 +103,11 @@ def perform_training(training: Training) -> Trained:
 
 
 def _joined(defense: Any) -> Defense:
-    """One defense of all that are given, in order."""
+    """Combine all given defenses into one, in order."""
     given = [one for one in defenses_of(defense) if one != NO_DEFENSE]
     asked = 1 if isinstance(defense, str | Defense) else len(defense)
     if len(given) > asked:
-        raise InputError(f"{defense!r} is a sweep of {len(given)} defenses: a training is under one")
+        raise InputError(f"{defense!r} is a sweep over {len(given)} defenses: a training takes only one")
     return reduce(or_, given) if given else NO_DEFENSE
 
 

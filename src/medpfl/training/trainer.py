@@ -1,4 +1,4 @@
-"""One round of a training, from the clients' images to its row and its checkpoint."""
+"""One training round, from the clients' images to the round's row and checkpoint."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Plays the rounds of a training, from where its store ends.
+    """Runs a training's rounds, starting where its store ends.
 
     Args:
         setup: the training.
-        store: of its rows and checkpoints.
+        store: store for its rows and checkpoints.
     """
 
     def __init__(self, setup: TrainingSetup, store: TrainingStore) -> None:
@@ -47,15 +47,15 @@ class Trainer:
 
     @property
     def weights(self) -> Weights:
-        """The global model."""
+        """The global model's weights."""
         return self.standing.weights
 
     def play(self, number: int) -> None:
-        """Plays a round and keeps it; round 0 is the model as it is."""
+        """Run a round and store it; round 0 is the model before training."""
         began, work = time.perf_counter(), self.setup.work(number) if number else []
         before, sent = self.standing, ()
         if work:
-            with explained("a round cannot be played"):
+            with explained("a round cannot be run"):
                 self.standing, sent = self._play(number, work)
         row = self._row(number, work, before.weights, sent)
         if self.store.out is not None:
@@ -89,7 +89,7 @@ class Trainer:
         )
 
     def _scores(self, images: LabelledImages) -> Scores:
-        with explained("the model cannot be run on the images that judge it"):
+        with explained("the model cannot be run on the validation or test images"):
             logits = logits_of(self.network, self.weights, images.images.to(self.setup.device))
         patients = [i if p is None else p for i, p in enumerate(images.patients)]
         return utility(logits, images.labels, patients)
@@ -109,8 +109,7 @@ class Trainer:
             state = unpacked(folder / STATE)
         except InputError as error:
             raise InputError(
-                f"the training cannot go on from here: {error}; delete '{folder}', and the same command plays that "
-                "round again"
+                f"the training cannot continue: {error}; delete '{folder}' and repeat the command to redo that round"
             ) from None
         state["velocity"] = {name: t.to(self.setup.device) for name, t in state["velocity"].items()}
         weights = Weights.of(self.network)
@@ -119,7 +118,11 @@ class Trainer:
 
 
 class Spent:
-    """Epsilon so far, of the client that spent most; ``None`` where nothing is promised, and `why` it is not known."""
+    """The epsilon spent so far by the client that spent most; ``None`` without a guarantee.
+
+    Attributes:
+        why: why a guarantee exists but no epsilon is stated; empty otherwise.
+    """
 
     def __init__(self, setup: TrainingSetup, network: nn.Module) -> None:
         self.setup, self.why = setup, ""
@@ -127,7 +130,7 @@ class Spent:
         try:
             promised = self._of(0, 1) is not None
         except InputError as error:
-            promised, self.why = True, f"epsilon is not known: {error}"
+            promised, self.why = True, f"epsilon is unknown: {error}"
         if promised and not self.why:
             self.why = self._uncovered(network)
         self.counts = promised and not self.why
@@ -139,14 +142,14 @@ class Spent:
     def _of(self, client: int, rounds: int) -> float | None:
         key = (self.setup.plan_of(client), rounds)
         if key not in self._known:
-            with explained("the defense cannot say what it promises"):
+            with explained("the defense cannot state its epsilon"):
                 self._known[key] = self.setup.defense.promises(*key, self.setup.schedule.delta)
         return self._known[key]
 
     def _uncovered(self, network: nn.Module) -> str:
-        """What the promise does not cover, so that no epsilon may be stated."""
+        """Return why no epsilon may be stated, or an empty string: the guarantee must cover everything that is sent."""
         if self.setup.schedule.balance:
-            return "epsilon is not stated: with --balance, an image may be in several batches of an epoch"
+            return "epsilon is not stated: with --balance, an image may appear in several batches per epoch"
         if sends_statistics(network, self.setup.plan):
-            return "epsilon is not stated: it would not cover the batch-norm statistics that are sent"
+            return "epsilon is not stated: it would not cover the batch-norm statistics that clients send"
         return ""

@@ -1,1 +1,1 @@
-"""Figures: SVG inside the pages, PNG files of private images."""
+"""Figures: SVG for the pages, PNG files for private images."""

@@ -1,4 +1,4 @@
-"""The figure of bounds: how often any attack can succeed, over how often a guess without the update does."""
+"""The success-bound figure: the highest success rate of any attack, by success rate without the update (kappa)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bound_figure", "bound_section"]
 
-_WIDTH, _BELOW, _HEIGHT, _ABOVE, _LINE = 4.6, 0.49, 2.5, 0.2, 0.18  # inches; of the axes, and of a legend's line
+_WIDTH, _BELOW, _HEIGHT, _ABOVE, _LINE = 4.6, 0.49, 2.5, 0.2, 0.18  # inches: the axes, and one legend line
 _LEAST = 1e-4
-"""The left edge of kappa; what is smaller, 0 too, stands there."""
+"""Left edge of the kappa axis. Smaller values, including 0, are drawn there."""
 _INKS, _DASHES, _SHAPES = ("leak", "safe", "doubt", "muted", "ink"), ("-", "--", "-."), "osD^v"
 _GUESSES = {
     "asr": {"mean_image": "mean image", "nearest": "nearest image", "random_update": "random"},
@@ -26,7 +26,7 @@ _GUESSES = {
 
 
 def bound_figure(ones: Sequence[Placed], event: str) -> str:
-    """A curve for each defense that has one, its measured point at its kappa, and its no-prior reference, dotted.
+    """Draw each defense's bound as a curve, its measured rate as a point, and its no-prior reference as a dotted line.
 
     Args:
         ones: from `medpfl.reporting.bounds.placed`.
@@ -53,7 +53,7 @@ def bound_figure(ones: Sequence[Placed], event: str) -> str:
 
 
 def bound_section(ones: Sequence[Placed]) -> dict[str, object] | None:
-    """What a page prints of bounds: figures, columns, rows and how to read them; ``None`` if there is no bound."""
+    """Return a page's section on bounds: figures, columns, rows and notes; ``None`` if there is no bound."""
     from markupsafe import Markup
 
     if not ones:
@@ -82,7 +82,7 @@ def _one(axes: Axes, one: Placed, event: str, place: int) -> None:
 
 
 def _baselines(axes: Axes, guesses: Sequence[Mapping[str, float | None]], event: str) -> None:
-    """Ticks at what guesses without the update score; those at one place share a line of text."""
+    """Draw a tick at the score of each guess without the update; ticks at one place share a label."""
     at: dict[float, list[str]] = {}
     for own in guesses:
         for name, text in _GUESSES[event].items():
@@ -116,7 +116,7 @@ def _spoken(ones: Sequence[Placed], event: str) -> str:
     for one in ones:
         mark = one.bound.of(event) or Mark()
         said.append(
-            f"{label(one.defense)}: measured {number(one.rate(event).value)}, at most {number(mark.bound)} at a kappa "
-            f"of {number(mark.kappa, '.2g')}"
+            f"{label(one.defense)}: measured {number(one.rate(event).value)}, bound {number(mark.bound)} at kappa "
+            f"{number(mark.kappa, '.2g')}"
         )
-    return f"{EVENTS[event]}: bound over kappa; {'; '.join(said)}"
+    return f"{EVENTS[event]}: success bound by kappa; {'; '.join(said)}"

@@ -1,4 +1,4 @@
-"""The figure of a frontier: what the strongest attack reads of each setting, against what its model is worth."""
+"""The frontier figure: the strongest attack's score against the model's balanced accuracy, for each setting."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["NAMES", "family", "frontier_figure"]
 
 NAMES = {
-    "asr": "images read back (ASR)",
+    "asr": "images reconstructed (ASR)",
     "ssim": "mean SSIM",
-    "identified": "images identified",
-    "recognized": "images identified beyond chance",
+    "identified": "images re-identified",
+    "recognized": "images re-identified beyond chance",
 }
 Points = Sequence[Json]
 _SIZE = (4.6, 3.7)  # inches
@@ -27,15 +27,16 @@ _LOOKS = tuple(zip(("safe", "doubt", "muted", "ink"), "osD^", strict=True))  # n
 
 
 def family(spec: str) -> str:
-    """The names of a defense's parts, without what they are told."""
+    """Return the names of a defense's parts, without their settings."""
     return " | ".join(part.partition("(")[0].strip() for part in label(spec).split(" | "))
 
 
 def frontier_figure(points: Points, chosen: Json, metric: str) -> str:
-    """Leakage over balanced accuracy with both intervals.
+    """Draw a leakage metric against balanced accuracy, both with intervals.
 
-    Filled: in the Pareto set, whose corners the wide line joins; these, the undefended setting and the recommended one
-    bear their numbers. A thin line joins a defense's strengths. A ring: recommended. Dashed: the limit.
+    Filled marks are Pareto-optimal; a wide stepped line joins them. They, the undefended setting and the recommended
+    one bear their numbers. A thin line joins one defense's strengths. A ring marks the recommended setting, a dashed
+    line the limit.
     """
     from matplotlib.figure import Figure
 
@@ -77,7 +78,7 @@ def _point(axes: Axes, point: Json, metric: str, look: tuple[str, str]) -> None:
 
 
 def _numbers(axes: Axes, known: Sequence[tuple[int, Json]], metric: str) -> None:
-    """The points' numbers; those that lie too near to be told apart share one place."""
+    """Write the points' numbers; points too close together share one label."""
     groups: list[tuple[float, float, list[int]]] = []
     for place, point in known:
         x, y = point["accuracy"], point[metric]
@@ -92,13 +93,13 @@ def _numbers(axes: Axes, known: Sequence[tuple[int, Json]], metric: str) -> None
 
 
 def _ends(point: Json, name: str) -> Any:
-    """How far the interval reaches to both sides; nothing where it is not known."""
+    """Return the interval's distances below and above the value, or ``None`` if an end is unknown."""
     low, high = point[f"{name}_low"], point[f"{name}_high"]
     return None if low is None or high is None else [[max(point[name] - low, 0)], [max(high - point[name], 0)]]
 
 
 def _steps(axes: Axes, points: Points, metric: str) -> None:
-    """The corners of what is unbeaten: between two of its points nothing was measured."""
+    """Draw the Pareto front as steps, since nothing was measured between two points."""
     ordered = sorted(points, key=lambda p: (p["accuracy"], p[metric]))
     axes.step(*_places(ordered, metric), where="pre", color=COLORS["line"], linewidth=2.2, zorder=1)
 

@@ -1,4 +1,4 @@
-"""Pictures in rows and columns, each with its caption, as one PNG file."""
+"""A PNG file of pictures in rows and columns, each with a caption."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _CAPTION = {**_HEAD, "color": "#5a6775", "fontsize": 8}
 
 
 def draw_grid(title: str, rows: Sequence[Sequence[Tile]], side: int = 128) -> bytes:
-    """Return the PNG of rows of pictures with a title above them.
+    """Return a PNG file of picture rows under a title.
 
     Args:
-        title: wrapped at the width of the whole.
-        rows: pictures of one size, uint8 (H, W) or (H, W, 3), each with a caption, which is wrapped at its width.
-        side: about the longer side of a picture in pixels. Its own pixels stay squares, enlarged by a whole factor:
-            smoothing would look like a better guess.
+        title: text above the pictures, wrapped at the sheet's width.
+        rows: pictures of equal size, uint8 (H, W) or (H, W, 3), each with a caption, wrapped at the picture's width.
+        side: approximate longer side of a picture in pixels. Pictures are enlarged by a whole factor and never
+            smoothed, because smoothing would make a guess look better.
     """
     import numpy as np
     from PIL import Image
@@ -47,14 +47,14 @@ def draw_grid(title: str, rows: Sequence[Sequence[Tile]], side: int = 128) -> by
 
 
 def _words(title: str, rows: Sequence[Sequence[str]], height: int, column: int) -> tuple[np.ndarray, list[int]]:
-    """Return a sheet with title and captions alone, and where the pictures of each row begin."""
+    """Return a sheet with the title and captions only, and the top of each picture row."""
     import matplotlib.style
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     number, tops = max(map(len, rows)), []
-    # No text is higher than 100 pixels and 2 more a letter; what is left at the bottom is cut off.
+    # No text is higher than 100 pixels plus 2 per letter; the unused space at the bottom is cut off.
     y = tall = 100 + len(rows) * (height + 100) + 2 * (len(title) + sum(max(map(len, row)) for row in rows))
     with matplotlib.style.context("default"):
         figure = Figure((number * column / _DPI, tall / _DPI), _DPI, facecolor="white")
@@ -76,7 +76,7 @@ def _height(text: Text) -> int:
 
 
 def png(image: Image.Image) -> bytes:
-    """Return the bytes of a PNG file; they hold pixels and nothing else."""
+    """Return a PNG file's bytes, with pixels and no metadata."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

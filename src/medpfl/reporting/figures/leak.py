@@ -1,7 +1,7 @@
-"""The two figures of a report: how many images each attack read back and recognized, and how near its guesses came.
+"""The two figures of a report: each attack's rates, and the SSIM of its guesses.
 
-Both have a lane for each attack, under a heading for each defense, with its label above the mark: long
-specs then have the whole width, on a phone too.
+Both have a lane for each attack under a heading for each defense. The label stands above the mark, so that long specs
+have the full width, even on a phone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STYLES = {LEAKS: ("leak", "^", True), NO_LEAK: ("safe", "o", False), INCONCLUSIV
 
 @dataclass(frozen=True)
 class Lane:
-    """One line of a figure: a cell, or the heading of a defense."""
+    """One line in a figure: a cell, or a defense's heading."""
 
     y: float
     text: str
@@ -41,26 +41,28 @@ class Lane:
 
 
 def leak_figure(summary: Cells) -> str:
-    """Draw the rates of images read back and recognized, with intervals and the best guess without the update.
+    """Draw the reconstruction and re-identification rates, with intervals and the best guess without the update.
 
-    The upper mark of a lane is the rate of images read back, the lower and smaller one that of images recognized. A
-    mark has the color of a leak only if its own rate is one.
+    A lane's upper mark is the reconstruction rate, its lower, smaller mark the re-identification rate. A mark has the
+    color of a leak only if its own rate is a leak.
     """
     figure, axes, lanes = _canvas(with_unions(summary), (0.0, 1.0), 1 + GAP)
     for lane in lanes:
         if lane.cell is not None:
             told = lane.cell.identified.value
-            recognized = f", recognized {percent(told)}" if known(told) else ""
-            _label(axes, lane, f"read {percent(lane.cell.asr.value)}{recognized}")
+            recognized = f", re-id. {percent(told)}" if known(told) else ""
+            _label(axes, lane, f"ASR {percent(lane.cell.asr.value)}{recognized}")
             _rate(axes, lane.y, lane.cell, READ)
             _rate(axes, lane.y - GAP, lane.cell, RECOGNIZED)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     axes.set_xlabel("share of images", color=COLORS["muted"], fontsize=9)
-    return inline(figure, "leak", "Share of images read back and recognized, with 95 % intervals: " + _spoken(summary))
+    return inline(
+        figure, "leak", "Share of images reconstructed and re-identified, with 95 % intervals: " + _spoken(summary)
+    )
 
 
 def similarity_figure(summary: Cells, rows: Sequence[Finding]) -> str:
-    """The SSIM of every guess, a tick for each image."""
+    """Draw the SSIM of each guess as a tick."""
     values = [[row.scores["ssim"] or 0.0 for row in cell_rows(cell, rows)] for cell in _in_lanes(summary)]
     lowest = min([0.0, *(v[0] for v in values if v)])
     figure, axes, lanes = _canvas(summary, (lowest, 1.0))
@@ -72,7 +74,7 @@ def similarity_figure(summary: Cells, rows: Sequence[Finding]) -> str:
             _strip(axes, lane.y, lane.cell, own)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 0.9], ["0", "0.25", "0.5", "0.75", "0.9"])
     axes.set_xlabel("SSIM of each guess", color=COLORS["muted"], fontsize=9)
-    return inline(figure, "ssim", "SSIM between guess and truth for every image, by defense and attack")
+    return inline(figure, "ssim", "SSIM between guess and target for every image, by defense and attack")
 
 
 def _in_lanes(summary: Cells) -> list[Cell]:
@@ -116,7 +118,7 @@ def _canvas(summary: Cells, limits: tuple[float, float], lane_height: float = 1.
 
 
 def _text(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
-    # A "$" in a spec is a dollar sign, not mathematics.
+    # A "$" in a spec is a dollar sign, not TeX.
     place = {"transform": axes.get_yaxis_transform(), "va": "center", "parse_math": False}
     axes.text(x, y, text, **{"color": COLORS["ink"], "fontsize": 9, **place, **style})
 
@@ -127,7 +129,7 @@ def _label(axes: Axes, lane: Lane, value: str) -> None:
 
 
 def _style(cell: Cell, way: str) -> tuple[str, str, bool]:
-    """Return color, marker and filling of one rate: a leak's only if this very rate is one."""
+    """Return a rate's color, marker and fill; a leak's style only if this very rate is a leak."""
     if way in cell.leaks_by:
         return STYLES[LEAKS]
     return STYLES[NO_LEAK if cell.verdict == NO_LEAK else INCONCLUSIVE]
@@ -148,7 +150,7 @@ def _rate(axes: Axes, y: float, cell: Cell, way: str) -> None:
 
 
 def _without(cell: Cell, way: str) -> tuple[float | None, ...]:
-    """Return the rates of guesses without the update."""
+    """Return the success rates of guesses without the update."""
     if isinstance(cell, Whole):
         return (cell.union.asr_floor if way == READ else cell.union.identified_floor,)
     if way == READ:
@@ -159,7 +161,7 @@ def _without(cell: Cell, way: str) -> tuple[float | None, ...]:
 def _strip(axes: Axes, y: float, cell: Cell, values: Sequence[float]) -> None:
     axes.plot([0.9] * 2, [y - 0.26, y + 0.2], color=COLORS["ink"], linewidth=0.9, linestyle=(0, (2, 1.5)))
     color = COLORS[_style(cell, READ)[0]]
-    # Beyond 200 ticks the eye sees a band: as many quantiles draw the same one in a tenth of the bytes.
+    # Beyond 200 ticks the eye sees a band; 200 quantiles draw the same band in a tenth of the bytes.
     shown = values if len(values) <= 200 else [values[round(i * (len(values) - 1) / 199)] for i in range(200)]
     axes.vlines(shown, y - 0.18, y + 0.18, color=color, linewidth=1.3, alpha=0.55, clip_on=False)
     without = (cell.ssim_mean_image, cell.ssim_nearest, cell.ssim_random_update)

@@ -1,4 +1,4 @@
-"""Truth beside guess, for each attack and defense: private images, for the one page that may hold them."""
+"""Target images beside guesses, for each attack and defense. They are private, for the one page that may hold them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Pair", "Panel", "draw_panel", "panels"]
 
-_SHOWN = 320  # pixels of the longer side, at most, on the page
-_SIDE = 224  # about; in the file
+_SHOWN = 320  # largest longer side in pixels, on the page
+_SIDE = 224  # approximate longer side in pixels, in the file
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One image and what an attack made of it."""
+    """A target image and an attack's guess."""
 
     rank: str
     name: str
@@ -42,34 +42,34 @@ class Pair:
 
     @property
     def sources(self) -> tuple[tuple[str, str], tuple[str, str]]:
-        """Both as ``data:`` addresses, with the words beneath them."""
-        return ("truth", _address(self.truth)), ("guess", _address(self.guess))
+        """Both images as captions with ``data:`` addresses."""
+        return ("target", _address(self.truth)), ("guess", _address(self.guess))
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The pairs of one attack and one defense."""
+    """The pairs for one attack and one defense."""
 
     attack: str
     defense: str
     pairs: tuple[Pair, ...]
     told: str = ""
-    """``, naive`` or ``, adaptive`` where that tells two panels apart."""
+    """``, naive`` or ``, adaptive`` where two panels would otherwise look alike."""
 
     @property
     def file(self) -> str:
-        """A file name that stays the same when other cells come or go."""
+        """A file name that does not depend on other cells."""
         digest = hashlib.sha256(f"{self.attack}\n{self.defense}{self.told}".encode()).hexdigest()[:6]
         return f"{_slug(self.attack)}--{_slug(self.defense)}--{digest}.png"
 
 
 def panels(summary: Cells, rows: Sequence[Finding], picture: Picture) -> list[Panel]:
-    """A panel for each cell that has rows.
+    """Return a panel for each cell that has rows.
 
     Args:
         summary: the cells, in order.
         rows: all rows of the run.
-        picture: truth and guess of a row.
+        picture: function that returns a row's target image and guess.
     """
     made = (_panel(cell, rows, picture) for cell in summary)
     return [panel for panel in made if panel.pairs]
@@ -107,13 +107,13 @@ def _address(image: Image.Image) -> str:
 
 
 def draw_panel(panel: Panel) -> bytes:
-    """Return the panel as a PNG for slides and papers: a row for each pair, truth on the left."""
+    """Return the panel as a PNG for slides and papers: a row for each pair, the target on the left."""
     import numpy as np
 
     title = f"attack: {label(panel.attack)}{panel.told}\ndefense: {label(panel.defense)}\nprivate images: do not share"
     rows = [
         [
-            (np.asarray(pair.truth), f"{pair.rank}, {pair.name}: truth"),
+            (np.asarray(pair.truth), f"{pair.rank}, {pair.name}: target"),
             (np.asarray(pair.guess), f"guess: {pair.scores}\n{pair.classes}"),
         ]
         for pair in panel.pairs

@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG that lives inside a page: its fonts, its colors in light and dark, its names."""
+"""Matplotlib figures as inline SVG that uses the page's fonts and its light and dark colors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLORS", "inline"]
 
-# Colors that stand for the page's own (its custom properties) until the SVG is written.
+# Placeholders for the page's own colors (CSS custom properties), replaced when the SVG is written.
 COLORS = {
     name: f"#0{i}0{i}0{i}" for i, name in enumerate(["ink", "muted", "line", "leak", "safe", "doubt", "paper"], start=1)
 }
@@ -20,12 +20,12 @@ SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "medpfl", "font.size": 9.5, 
 
 
 def inline(figure: Figure, name: str, title: str) -> str:
-    """The figure as an ``<svg>`` element for an HTML page, equal bytes for equal figures.
+    """Return the figure as an ``<svg>`` element for an HTML page; equal figures give equal bytes.
 
     Args:
-        figure: drawn in `COLORS`.
-        name: prefix of every id, so that two figures of a page do not share one.
-        title: what the figure shows, for those who do not see it.
+        figure: figure drawn in `COLORS`.
+        name: prefix for every id, so that no two figures on a page share one.
+        title: description for readers who cannot see the figure.
     """
     import matplotlib.style
 
@@ -40,13 +40,13 @@ def inline(figure: Figure, name: str, title: str) -> str:
 
 
 def _clean(body: str, name: str) -> str:
-    # The style element would rule the whole page, not only this figure.
+    # The style element would apply to the whole page, not only to this figure.
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
-    # Only names in tags: the text of a label may look like one.
+    # Only ids inside tags: a label's text may look like an id.
     body = re.sub(r'(<\w+ id=")', rf"\g<1>{name}-", body)
     body = re.sub(r'(<\w+ )(?:xlink:)?(href="#)', rf"\g<1>\g<2>{name}-", body)
     body = body.replace('="url(#', f'="url(#{name}-')
-    # The family alone goes, so that text is set in the page's own font. Older versions write the shorthand.
+    # Drop only the font family, so that text takes the page's font. Older Matplotlib versions write the shorthand.
     body = re.sub(r'font: (bold )?([\d.]+px) [^;"]+', r"font-size: \g<2>", body)
     body = re.sub(r' font-family: [^;"]+;', "", body)
     for color, code in COLORS.items():

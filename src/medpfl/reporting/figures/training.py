@@ -1,4 +1,4 @@
-"""Figures over the rounds of a training: the scores of its model, and what its clients sent and spent."""
+"""Figures over a training's rounds: the model's scores, and the data sent or privacy spent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["canvas", "legend", "privacy_figure", "score_figure"]
 
-_WIDTH, _BELOW, _HEIGHT, _ABOVE, _LINE = 4.6, 0.45, 2.16, 0.16, 0.18  # inches; of the axes, and of a legend's line
+_WIDTH, _BELOW, _HEIGHT, _ABOVE, _LINE = 4.6, 0.45, 2.16, 0.16, 0.18  # inches: the axes, and one legend line
 _LINES = {
     "balanced_accuracy": ("balanced accuracy", "safe", "-"),
     "accuracy": ("accuracy", "muted", "--"),
@@ -25,7 +25,7 @@ _LINES = {
 
 
 def score_figure(rows: Sequence[Round], name: str) -> str:
-    """Balanced accuracy with its interval, accuracy and AUROC on one of the sets."""
+    """Draw balanced accuracy with its interval, accuracy and AUROC on one of the sets."""
     figure, axes = canvas()
     numbers, scores = [row.round for row in rows], [row.scores[name] for row in rows]
     low, high = ([_known(one[f"balanced_accuracy_{end}"]) for one in scores] for end in ("low", "high"))
@@ -41,12 +41,12 @@ def score_figure(rows: Sequence[Round], name: str) -> str:
 
 
 def _known(value: float | None) -> float:
-    """Return a number, or NaN, where a line has a gap."""
+    """Return the number, or NaN for ``None``, so that the line has a gap there."""
     return float("nan") if value is None else value
 
 
 def privacy_figure(rows: Sequence[Round]) -> str:
-    """The step of the global model by round; epsilon where something is promised, else bytes sent so far."""
+    """Draw the global model's step by round, with epsilon if the defense states one, else with bytes sent so far."""
     figure, axes = canvas()
     numbers = [row.round for row in rows]
     if rows[-1].epsilon is not None:
@@ -70,7 +70,7 @@ def privacy_figure(rows: Sequence[Round]) -> str:
 
 
 def canvas(lines: int = 1) -> tuple[Figure, Axes]:
-    """An empty figure over rounds, under room for a legend of so many lines."""
+    """Return an empty figure over rounds, with room above for a legend with `lines` lines."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -87,7 +87,7 @@ def canvas(lines: int = 1) -> tuple[Figure, Axes]:
 
 
 def legend(*all_axes: Axes, columns: int = 3) -> None:
-    """The lines' names, above the axes."""
+    """Draw a legend with the lines' names above the axes."""
     lines = [line for axes in all_axes for line in axes.get_lines()]
     all_axes[-1].legend(
         lines,
