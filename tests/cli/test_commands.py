@@ -524,7 +524,10 @@ def test_what_is_not_understood(refused, words, message):
         (["--defense", "LaplaceNoise(scale=-1)"], "scale is -1: it must be a number above 0"),
         (["--model", "LeNett"], "there is no model 'LeNett'; did you mean 'LeNet'?"),
         (["--model", "LeNet('idgl')"], "did you mean 'idlg'?"),
-        (["--model", "runs/train/round-5"], "model 'runs/train/round-5': this training or round directory does not exist"),
+        (
+            ["--model", "runs/train/round-5"],
+            "model 'runs/train/round-5': this training or round directory does not exist",
+        ),
         (["--model", "nowhere.py:make"], "there is no model file 'nowhere.py'"),
         (["--model", "nowhere.py"], "nowhere.py:make_model"),
         (["--model", "no.such.module:Net"], "importing 'no.such.module' failed"),

@@ -55,7 +55,10 @@ NIFTI = {
     "broken affine": (no_affine, "its affine has no inverse, so its orientation is unknown: save it with a correct"),
     "4-D": (lambda f: nifti(f, noise(8, 8, 4, 3)), "holds a series of 3 volumes: choose one with frame=0 to frame=2"),
     "empty": (lambda f: (f / "bad.nii").touch(), "empty file"),
-    "no voxels": (lambda f: nifti(f, np.zeros((0, 8, 4), "u1")), "has shape (0, 8, 4): expected a volume with three axes"),
+    "no voxels": (
+        lambda f: nifti(f, np.zeros((0, 8, 4), "u1")),
+        "has shape (0, 8, 4): expected a volume with three axes",
+    ),
 }
 
 

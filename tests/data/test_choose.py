@@ -73,7 +73,9 @@ def test_files_of_several_kinds_are_not_silently_left_out(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.py", "x.png", "weights.pt"])
 def test_a_file_that_no_source_reads(tmp_path, name):
-    with pytest.raises(InputError, match=r"cannot read the file .*: it is not a recorded update, a DICOM or NIfTI file"):
+    with pytest.raises(
+        InputError, match=r"cannot read the file .*: it is not a recorded update, a DICOM or NIfTI file"
+    ):
         source_at(str(put(tmp_path / name, b"x")))
 
 

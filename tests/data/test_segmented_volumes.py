@@ -134,7 +134,9 @@ def test_masks_of_other_voxels_are_refused(tmp_path):
         Segmented(root)
     )
     save(mask, bright(marked()), np.diag([1.0, 1.0, 1.2, 1.0]))
-    assert "image 'a.nii.gz' and its mask lie up to 2.4 mm apart, according to their affines" in refusal(Segmented(root))
+    assert "image 'a.nii.gz' and its mask lie up to 2.4 mm apart, according to their affines" in refusal(
+        Segmented(root)
+    )
     moved = np.eye(4)
     moved[0, 3] = 5e-4  # as headers round
     save(mask, bright(marked()), moved)

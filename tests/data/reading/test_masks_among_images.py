@@ -88,7 +88,9 @@ def test_what_is_named_as_a_mask_and_is_a_picture_counts_and_is_said(tmp_path):
     picture(tmp_path / "a" / "1_seg.png", 5)
     data = ImageFolder(tmp_path).load()
     assert data.names == ("a/1.png", "a/1_seg.png", "b/1.png")
-    assert "Counted 1 file named like masks (names such as <picture>_seg.png) as images: too many values" in data.notes[0]
+    assert (
+        "Counted 1 file named like masks (names such as <picture>_seg.png) as images: too many values" in data.notes[0]
+    )
 
 
 def test_masks_of_no_picture_are_the_pictures(tmp_path):

@@ -117,9 +117,7 @@ def test_a_side_of_1_or_3_is_an_axis_of_channels(path, shape, expected):
 def test_other_axes_are_named(path, shape):
     np.savez(path, train_images=gray(2, *shape), train_labels=np.arange(2)[:, None])
     message = refused(MedMNIST(path))
-    assert (
-        f"has shape {(2, *shape)}: expected (N, H, W[, C]) or (N, D, H, W[, C]), where C is 1 or 3" in message
-    )
+    assert f"has shape {(2, *shape)}: expected (N, H, W[, C]) or (N, D, H, W[, C]), where C is 1 or 3" in message
 
 
 def test_masks_of_one_channel_are_no_volumes(path):
