@@ -15,7 +15,7 @@ from medpfl.cli.parser import parser_of
 ROOT = Path(__file__).parent.parent
 OPENERS = ("what", "whether", "of", "how")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-AVOIDED = ("adversary", "read back", "reads back", "beaten", "so many")
+AVOIDED = ("adversary", "read back", "reads back", "so many", "given up")
 """Words that docs/glossary.md replaces, wherever they stand in prose."""
 
 
@@ -31,7 +31,7 @@ def docstrings() -> tuple[tuple[str, str], ...]:
 
 
 def words(text: str) -> list[str]:
-    return [word.lower() for word in re.findall(r"[A-Za-z']+", text)]
+    return [word.lower() for word in re.findall(r"[A-Za-z_']+", text)]
 
 
 def helps() -> Iterator[tuple[str, str]]:

@@ -620,7 +620,7 @@ def test_no_folder_and_no_class_folders(refused, tmp_path):
     assert "1 image(s) lie directly in it" in err
     (tmp_path / "empty" / "benign").mkdir(parents=True)
     assert "no images (" in refused("audit", tmp_path / "empty", *TINY)
-    assert "is a file, but no record of an update" in refused("audit", tmp_path / "loose" / "1.png", *TINY)
+    assert "cannot read the file" in refused("audit", tmp_path / "loose" / "1.png", *TINY)
 
 
 def test_run_directories_are_no_class_folders(run, refused, folder, tmp_path):
@@ -761,7 +761,7 @@ def test_a_record_that_does_not_fit(refused, record, folder):
     assert "made from 1 images, but --truth holds 10" in refused("audit", record, *words, "--truth", folder)
     assert "no folder or record '/nowhere/at/all'" in refused("audit", record, *words, "--truth", "/nowhere/at/all")
     two = ["--defense", "LaplaceNoise", "--defense", "GaussianNoise"]
-    assert "give the one that its client used" in refused("audit", record, *words, "--truth", truth, *two)
+    assert "a record was made under one defense" in refused("audit", record, *words, "--truth", truth, *two)
     err = refused("audit", record, "--model", "LeNet('dlg')", *words[2:], "--truth", truth)
     assert "the record does not fit the model:" in err
     assert "6.weight: in the model, not in the record" in err

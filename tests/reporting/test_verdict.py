@@ -98,7 +98,7 @@ CASES = {
     "no update": (
         [{"attack": "DLG()", "defense": "NoDefense()", "images": 0, "asr": None, "flags": ["zero-gradient"]}],
         {},
-        "Without a defense, there is no result: the update of every image is exactly zero.",
+        "Without a defense, there is no result: every image's update is exactly zero.",
         NO_DEFENSE,
     ),
     "no image": (

@@ -53,11 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 2: bad input. 3 or 4: under ``--fail-on``, a leak was found or the result is inconclusive. 130:
     interrupted. 141: the reader of the output closed it, as ``head`` does.
     """
-    # On a shared machine, spinning threads slow everything down several times over.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    with speaking("--show-paths" in spelled_names(words), words):
-        return _main(words)
+    try:
+        # On a shared machine, spinning threads slow everything down several times over.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        with speaking("--show-paths" in spelled_names(words), words):
+            return _main(words)
+    except KeyboardInterrupt:
+        print(MESSAGE, file=sys.stderr)
+        return STATUS
 
 
 def _main(words: list[str]) -> int:
@@ -73,9 +77,6 @@ def _main(words: list[str]) -> int:
             return _hung_up()
         say(f"medpfl: error: {_of_disk(error)}")
         return _BAD_INPUT
-    except KeyboardInterrupt:
-        print(MESSAGE, file=sys.stderr)
-        return STATUS
     except SystemExit as end:
         return _ended(end)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import FrameType
+from collections.abc import Iterator
+from types import CodeType, FrameType
 from typing import Any
 
 __all__ = ["MESSAGE", "STATUS", "interrupted"]
@@ -20,19 +21,31 @@ STATUS = 130
 
 
 def interrupted(number: int, frame: FrameType | None) -> Any:
-    """Raise `KeyboardInterrupt`, or exit at once with status 130 during an import."""
-    above = frame
-    while above is not None:
-        if "importlib._bootstrap" in above.f_code.co_filename:
-            os.write(2, f"{MESSAGE}\n".encode())
-            os._exit(STATUS)
-        above = above.f_back
+    """Raise `KeyboardInterrupt` inside `main`, which handles it; elsewhere and in imports, exit with status 130."""
+    codes = list(_stack(frame))
+    importing = any("importlib._bootstrap" in code.co_filename for code in codes)
+    handled = any(code.co_name == "main" and _place(code.co_filename) == ("cli", "commands.py") for code in codes)
+    if importing or not handled:
+        os.write(2, f"{MESSAGE}\n".encode())
+        os._exit(STATUS)
     signal.default_int_handler(number, frame)
 
 
+def _stack(frame: FrameType | None) -> Iterator[CodeType]:
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back
+
+
+def _place(path: str) -> tuple[str, ...]:
+    """Return the names of a file and its folder."""
+    return tuple(path.replace("\\", "/").split("/")[-2:])
+
+
 def _is_ours(program: str) -> bool:
-    name = program.replace("\\", "/").rpartition("/")[2]
-    return name in ("medpfl", "medpfl.exe", "cli/commands.py")
+    if program == "-m":  # while the package itself is imported
+        return "medpfl.cli" in sys.orig_argv
+    return _place(program)[-1] in ("medpfl", "medpfl.exe")
 
 
 if _is_ours(sys.argv[0] if sys.argv else "") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

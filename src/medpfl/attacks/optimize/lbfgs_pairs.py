@@ -15,7 +15,7 @@ class Pairs:
     equation 3.1) express the product of inverse Hessian and gradient by the pairs' inner products. It equals the
     two-loop recursion (Nocedal 1980), but reads the pairs as two matrices, once each, where the recursion reads them
     one by one. For a stack, memory bandwidth determines the time. Inner products are kept in float64, because systems
-    with so many equations lose more digits than pixels have.
+    with this many equations lose more digits than pixels have.
 
     Args:
         like: (A, D) points that determine shape, device and dtype.
