@@ -21,10 +21,10 @@ STATUS = 130
 
 
 def interrupted(number: int, frame: FrameType | None) -> Any:
-    """Raise `KeyboardInterrupt` inside `main`, which handles it; elsewhere and in imports, exit with status 130."""
+    """Raise `KeyboardInterrupt` where `main` handles it; elsewhere and in imports, exit with status 130."""
     codes = list(_stack(frame))
     importing = any("importlib._bootstrap" in code.co_filename for code in codes)
-    handled = any(code.co_name == "main" and _place(code.co_filename) == ("cli", "commands.py") for code in codes)
+    handled = any(code.co_name == "_main" and _place(code.co_filename) == ("cli", "commands.py") for code in codes)
     if importing or not handled:
         os.write(2, f"{MESSAGE}\n".encode())
         os._exit(STATUS)
