@@ -99,7 +99,7 @@ def test_bounds_of_another_version_are_refused_with_what_to_do(found, tmp_path, 
         own.update((own.pop("mechanisms", None) or [{}])[0])  # as it was kept before
     path.write_text(json.dumps(run))
     assert cli.main(["report", str(tmp_path / "run")]) == 2
-    assert "made by another version of MedPFL, whose bounds" in capsys.readouterr().err
+    assert "made by another version of MedPFL, whose success bounds" in capsys.readouterr().err
 
 
 def test_less_noise_a_better_reference_and_nothing_a_perfect_one():

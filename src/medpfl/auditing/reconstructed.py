@@ -57,7 +57,7 @@ def _problem(guess: Reconstruction, seen: Observation) -> str:
             continue
         if problem := _unlike(value, shape, kind):
             said = str(tuple("any" if side is None else side for side in shape)).replace("'any'", "any")
-            return f"{name} {problem}: expected a tensor of {kind} numbers with shape {said}, which is {words}"
+            return f"{name} {problem}: expected a tensor of {kind} numbers of shape {said}, which is {words}"
     return _ended(guess, victims) or _nonfinite(guess)
 
 
