@@ -1,4 +1,4 @@
-"""``medpfl check-model``: what an update of a model leaks by construction, and what can attack it."""
+"""``medpfl check-model``: what a model's updates leak by construction, and which attacks apply."""
 
 from __future__ import annotations
 
@@ -39,20 +39,21 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """All in plain numbers, words and lists of them.
+    """Result of a model check, in numbers, strings and lists.
 
     Attributes:
-        model, image_shape, outputs, mode: what was looked at.
-        fewest: images that the model takes: 2 where batch norm in train mode meets a single value, else 1.
+        model, image_shape, outputs, mode: the model and the settings that were checked.
+        fewest: the smallest batch that the model takes: 2 if batch norm in train mode meets a single value, else 1.
         facts: see `medpfl.inspection.facts.facts_of`.
-        labels: by images of an update, see `medpfl.inspection.leaks.labels_told`.
+        labels: by number of images per update, see `medpfl.inspection.leaks.labels_told`.
         linear: see `linear_inputs`.
         statistics: see `statistics_told`.
-        derivatives: ``twice`` and ``together`` (`torch.func.vmap`), ``""`` or why not; ``wrong``: a layer whose second
-            derivative loses a path.
-        attacks: by name ``""``, or why it does not apply.
-        seconds: of the fewest images: ``forward``, ``gradient`` (an update), ``second`` (its derivative by the image),
-            ``together`` (the same for each of four victims by vmap; ``None`` if it fails), and whether audits do so.
+        derivatives: ``twice`` and ``together`` (`torch.func.vmap`): ``""``, or why it fails; ``wrong``: a layer whose
+            second derivative loses a path.
+        attacks: ``""`` by attack name, or why the attack does not apply.
+        seconds: times for the smallest batch: ``forward``, ``gradient`` (an update), ``second`` (its derivative by the
+            image), ``together`` (the same per victim, for four victims by vmap; ``None`` if it fails), and
+            ``audits_together``: True if audits use vmap for this model.
     """
 
     model: str
@@ -69,7 +70,7 @@ class ModelCheck:
     seconds: dict[str, float | bool | None]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Return the result as JSON data."""
         return asdict(self)
 
 
@@ -82,18 +83,18 @@ def check_model(
     mode: str = "train",
     seed: int = 0,
 ) -> ModelCheck:
-    """Looks at a model with images of random numbers.
+    """Check a model with random images.
 
     Args:
-        model: as in `medpfl.audit`.
-        image_shape: (C, H, W) or (C, D, H, W) that it takes.
-        classes: of the data.
-        weights: a weights file.
-        mode: of batch norm and dropout at the client.
-        seed: of untrained weights and of the images.
+        model: the model, as in `medpfl.audit`.
+        image_shape: shape (C, H, W) or (C, D, H, W) of the images.
+        classes: number of classes in the data.
+        weights: path of a weights file.
+        mode: mode of batch norm and dropout at the client.
+        seed: seed for untrained weights and images.
 
     Raises:
-        InputError: the model cannot be built, or takes no such images.
+        InputError: the model cannot be built, or does not take such images.
 
     >>> check_model("MLP((16,))", (1, 12, 12)).linear[0]["read"]
     'exactly'
@@ -133,7 +134,7 @@ def _fewest(network: nn.Module, images: Tensor, mode: str) -> int:
 
 
 def _derivatives(scene: Scene) -> dict[str, str]:
-    """Each ``""``, or what is wrong; raises `InputError` if not even the update can be computed."""
+    """Return ``""`` or the problem for each derivative; raise `InputError` if the update cannot be computed at all."""
     found = {"twice": "", "together": "", "wrong": ""}
     for what, together in (("twice", False), ("together", True)):
         try:
@@ -149,7 +150,7 @@ def _derivatives(scene: Scene) -> dict[str, str]:
 
 
 def _attacks(scene: Scene, undifferentiable: str) -> dict[str, str]:
-    """Every registered attack, tried for a few steps."""
+    """Try every registered attack for a few steps, and return why it does not apply, or ``""``."""
     if undifferentiable:
         return dict.fromkeys(registry(attack_package), undifferentiable)
     seen = scene.seen(torch.zeros(1, scene.plan.batch_size, dtype=torch.long))
@@ -167,7 +168,7 @@ def _attacks(scene: Scene, undifferentiable: str) -> dict[str, str]:
 
 
 def shortened_names(attack: Attack, steps: int) -> Attack:
-    """The same attack with fewer steps and one start, if it has them."""
+    """Return the attack with fewer steps and one restart, if it has these settings."""
     own = {field.name for field in fields(attack)}  # type: ignore[arg-type]  (attacks are dataclasses)
     return replace(attack, **{k: v for k, v in {"steps": steps, "restarts": 1}.items() if k in own})  # type: ignore[type-var]  (so are they)
 
@@ -196,7 +197,7 @@ def _seconds(scene: Scene, derivatives: dict[str, str]) -> dict[str, float | boo
 
 
 def _time(work: Callable[[], Any]) -> float:
-    """The median of three runs after one to warm up."""
+    """Return the median time of three runs, after one warm-up run."""
     work()
     spent = []
     for _ in range(3):

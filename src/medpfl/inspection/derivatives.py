@@ -1,4 +1,4 @@
-"""Whether a model's update can be differentiated by the images, as attacks do, and if not, at which layer."""
+"""A check that a model's update can be differentiated by the images, as attacks do; it names the layer that fails."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = ["ONCE", "check_derivatives", "check_update"]
 ONCE = "the update of this model cannot be computed"
 
 Part = Callable[[Tensor], Tensors]
-"""What is sent, or a layer's share of it, as a function of the images, or of what enters the layer."""
+"""The update as a function of the images, or a layer's share of the update as a function of the layer's input."""
 
-_STEPS = (1e-7, 1e-2)  # in float64: the first so small that hardly a ReLU or a maximum changes its branch, the second
-# for models that round to float32 on their way, where the first shows rounding alone
+_STEPS = (1e-7, 1e-2)  # in float64: the first so small that hardly any ReLU or maximum changes its branch; the second
+# for models that round to float32 inside, where the first shows rounding alone
 _TRIES = 3
 
 
 def check_update(network: nn.Module, images: Tensor, outputs: int, plan: Plan) -> None:
-    """Raise `InputError` if the update of a model cannot be computed; with the layer.
+    """Raise `InputError`, naming the layer, if a model's update cannot be computed.
 
     Args:
         network, images, outputs, plan: as in `check_derivatives`, which checks more.
@@ -46,21 +46,21 @@ def check_update(network: nn.Module, images: Tensor, outputs: int, plan: Plan) -
 def check_derivatives(
     network: nn.Module, images: Tensor, outputs: int, plan: Plan, together: bool = False
 ) -> str | None:
-    """Differentiates a model's update by its images.
+    """Check that a model's update can be differentiated by its images.
 
     Args:
         network: the model.
-        images: (N, C, H, W) that it takes.
-        outputs: K of its logits.
-        plan: of the client; its mode counts.
-        together: also for several victims at once, by ``vmap``; attacks fall back on one after the other.
+        images: images (N, C, H, W) that it takes.
+        outputs: number of logits K.
+        plan: the client's plan; its mode matters.
+        together: also check several victims at once with ``vmap``. Attacks fall back on one at a time.
 
     Returns:
-        The layer whose second derivative is not that of what it computes (it loses a path, as
-        ``once_differentiable`` does under `torch.func`, or ``detach``); ``None`` if there is none.
+        The layer whose second derivative does not match what it computes (it loses a path, for example through
+        ``detach``, or ``once_differentiable`` under `torch.func`); ``None`` if there is none.
 
     Raises:
-        InputError: it cannot be differentiated; with the layer.
+        InputError: the update cannot be differentiated; the message names the layer.
     """
     ready = prepare(network, plan)
     twice = "the update of this model cannot be differentiated by the images, as attacks do"
@@ -69,7 +69,7 @@ def check_derivatives(
         stages[f"{twice}, for several victims together (torch.func.vmap)"] = _slopes
     with differentiable_kernels(), torch.no_grad():  # as in attacks
         _check_stages(stages, ready, images, outputs)
-        # Prepared anew: a network may keep what has passed it.
+        # Prepared again: a network may store earlier activations.
         return _wrong(prepare(network, plan).double(), images.double(), outputs)
 
 
@@ -88,14 +88,14 @@ def _wrong(exact: nn.Module, doubles: Tensor, outputs: int) -> str | None:
 
 
 def _is_wrong(part: Part, x: Tensor) -> bool:
-    """A model that is made for float32 alone is not judged."""
+    """Return True if a second derivative is wrong; False for models that cannot run in float64."""
     with suppress(InputError), explained("it cannot be computed in float64"):
         return not _is_right(part, x)
     return False
 
 
 def _error(stage: Callable[[Part, Tensor], Any], part: Part, x: Tensor) -> str:
-    """What a stage raises, and what to do about it; ``""`` if it works."""
+    """Return a stage's error message with advice, or ``""`` if the stage works."""
     try:
         with explained("error"):
             stage(part, x)
@@ -117,7 +117,7 @@ def _slopes(part: Part, x: Tensor) -> Tensor:
 
 
 def _along(part: Part, like: Tensors, number: int = 0) -> Callable[[Tensor], Tensor]:
-    """The update's component along a random direction."""
+    """Return a function for the update's component along a random direction."""
     generator = generator_of(number, "derivatives")
     along = {k: torch.randn(t.shape, generator=generator).to(t) for k, t in like.items()}
     size = _size(along)
@@ -134,7 +134,7 @@ def _size(tensors: Tensors) -> Tensor:
 
 
 def _is_right(part: Part, x: Tensor) -> bool:
-    """Whether the derivative is that which differences show, for one of a few directions and lengths at least."""
+    """Return True if the derivative matches finite differences for at least one of a few directions and step sizes."""
     update = part(x)
     for number in range(_TRIES):
         value = _along(part, update, number)
@@ -150,7 +150,7 @@ def _is_right(part: Part, x: Tensor) -> bool:
 
 
 def _whole(ready: nn.Module, images: Tensor, outputs: int) -> Part:
-    """The update; with labels that say nothing, so that it does not vanish where the model is sure."""
+    """Return the update as a function of the images, with uniform labels so that it never vanishes for a sure model."""
     plan, weights = Plan(batch_size=len(images)), Weights.of(ready)
 
     @cache
@@ -162,7 +162,7 @@ def _whole(ready: nn.Module, images: Tensor, outputs: int) -> Part:
 
 
 def _layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], place: int) -> Part:
-    """A layer's outputs, and the derivatives of their squares by its parameters and by what enters it at `place`."""
+    """Return a layer's outputs, and the derivatives of their squares by its parameters and its input at `place`."""
     weights = Weights.of(module)
 
     def total(parameters: Tensors, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -187,7 +187,7 @@ def _floats(value: Any) -> Iterator[Tensor]:
 
 
 def _culprit(ready: nn.Module, images: Tensor, fails: Callable[[Part, Tensor], bool]) -> str:
-    """The smallest module that fails on what enters it."""
+    """Return the smallest module that fails on its own input."""
     for name, (args, kwargs) in _inputs(ready, images).items():
         module = ready.get_submodule(name)
         place = next((i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()), None)
@@ -197,13 +197,13 @@ def _culprit(ready: nn.Module, images: Tensor, fails: Callable[[Part, Tensor], b
 
 
 def _inputs(ready: nn.Module, images: Tensor) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """What enters each module that is used, smaller modules first."""
+    """Return the inputs to each module that is used, smaller modules first."""
     seen: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     handles = []
     for name, module in ready.named_modules():
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            # A copy: the layer, or the next one, may write into it.
+            # A copy, because this layer or the next may write into it.
             seen.setdefault(name, (tuple(a.clone() if isinstance(a, Tensor) else a for a in args), kwargs))
 
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))

@@ -1,4 +1,4 @@
-"""What a network is made of, as far as it matters to an update: looked up, and seen in one pass."""
+"""Facts about a network that matter to an update, from its modules and one forward pass."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 
 
 def facts_of(network: nn.Module, images: Tensor) -> dict[str, Any]:
-    """Plain numbers and names.
+    """Return facts about a network, as numbers and names.
 
     Args:
-        network: in the mode that counts; it is not changed.
-        images: (N, ...) that it takes.
+        network: the network, in the client's mode; it is not changed.
+        images: images (N, ...) that it takes.
 
     Returns:
-        ``parameters``, ``trained``; ``frozen``, ``without_gradient`` and ``tied`` (names of one tensor each) by name;
-        ``layers``: how many of each kind that matters; ``attention``: calls of it in one pass; ``returns``: how
-        many outputs, of which one counts; ``slowest``: the kind of layer that takes most of a forward pass, and its
-        share.
+        ``parameters`` and ``trained``: numbers of elements; ``frozen``, ``without_gradient`` and ``tied`` (names that
+        share a tensor): parameter names; ``layers``: number of layers by kind; ``attention``: attention calls in
+        one pass; ``returns``: number of outputs, one of which is used; ``slowest``: the kind of layer that takes most
+        of a forward pass, and its share.
     """
     state = {k: v.clone() for k, v in network.state_dict().items()}
     try:
@@ -71,7 +71,7 @@ def _tied(network: nn.Module) -> list[list[str]]:
 
 
 def _without_gradient(network: nn.Module, images: Tensor) -> list[str]:
-    """Trained parameters that the outputs do not depend on: their update is zero, whatever the images are."""
+    """Return trained parameters that the outputs do not depend on: their update is always zero."""
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     total = network(images).square().sum()
     slopes = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
@@ -79,7 +79,7 @@ def _without_gradient(network: nn.Module, images: Tensor) -> list[str]:
 
 
 class _Attention(TorchFunctionMode):
-    """Counts calls of attention, as a layer or as a function."""
+    """A counter for attention calls, as a layer or as a function."""
 
     calls = 0
 
@@ -89,13 +89,13 @@ class _Attention(TorchFunctionMode):
 
 
 def _attention(network: nn.Module, images: Tensor) -> int:
-    with _Attention() as mode:  # with gradients: without them, a layer of PyTorch's takes a way of its own
+    with _Attention() as mode:  # with gradients: without them, PyTorch's layer takes another path
         network(images)
     return mode.calls
 
 
 def _returns(network: nn.Module, images: Tensor) -> int:
-    """Outputs of the network's own method, before the hook that takes one of them."""
+    """Count the outputs of the network's own method, before the hook that selects one."""
     with torch.no_grad():
         output = network.forward(images)
     return len(output) if isinstance(output, tuple | list | Mapping) else 1
@@ -111,7 +111,7 @@ def _slowest(network: nn.Module, images: Tensor) -> tuple[str, float] | None:
 
 @contextmanager
 def _timed(network: nn.Module, spent: dict[str, float]) -> Iterator[None]:
-    """Adds up the seconds of each kind of layer without layers inside."""
+    """Add up the seconds that each kind of leaf layer takes."""
     started: dict[nn.Module, float] = {}
 
     def before(module: nn.Module, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""What an update of a model says of the images without any search, measured on images that are random numbers."""
+"""Leaks that a model's update has without any search, measured on random images."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _SAME = 0.999
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A model, and images of random numbers to see its updates with.
+    """A model, and random images to compute its updates from.
 
     Attributes:
-        network: with its weights.
-        shape: (C, H, W) or (C, D, H, W).
-        outputs: K.
-        plan: of a client.
-        seed: of the images.
-        label_shape: of an image's label: () a class, (H, W) or (D, H, W) a mask.
+        network: the model with its weights.
+        shape: image shape, (C, H, W) or (C, D, H, W).
+        outputs: number of outputs K.
+        plan: the client's plan.
+        seed: seed for the images.
+        label_shape: shape of an image's label: () for a class, (H, W) or (D, H, W) for a mask.
     """
 
     network: nn.Module
@@ -48,16 +48,16 @@ class Scene:
     label_shape: tuple[int, ...] = ()
 
     def images(self, count: int) -> Tensor:
-        """(count, C, H, W) uniform in [0, 1]."""
+        """Return random images (count, C, H, W), uniform in [0, 1]."""
         return torch.rand(count, *self.shape, generator=generator_of(self.seed, "images", count))
 
     def labels(self, classes: Tensor) -> Tensor:
-        """Classes (...) as labels: as they are, or as masks of the one class."""
+        """Return classes (...) as labels: unchanged, or as masks that hold one class each."""
         spread = classes.view(*classes.shape, *[1] * len(self.label_shape))
         return spread.expand(*classes.shape, *self.label_shape)
 
     def seen(self, labels: Tensor, plan: Plan | None = None) -> Observation:
-        """What a server sees of V clients whose images have the classes (V, N)."""
+        """Return the server's observation of V clients whose images have the classes (V, N)."""
         plan, weights = plan or self.plan, Weights.of(self.network)
         client, server = (prepare(self.network, plan) for _ in range(2))
         images = self.images(labels.numel()).unflatten(0, tuple(labels.shape))
@@ -71,15 +71,16 @@ class Scene:
 
 
 def labels_told(scene: Scene, images: int, most: int = 8) -> dict[str, Any]:
-    """How many labels the last layer's gradient gives away, of single images or of batches.
+    """Count the labels that the last layer's gradient reveals, for single images or for batches.
 
     Args:
         scene: the model.
-        images: N of an update.
-        most: updates of one image, at most; of a batch, two.
+        images: images per update N.
+        most: maximum number of updates with one image each; batches use two updates.
 
     Returns:
-        ``layer``: its weight; ``bias``: whether it has one; ``right`` of ``all``; or ``why`` nothing is read.
+        ``layer``: name of the last layer's weight; ``bias``: True if it has a bias; ``right``: labels recovered, out
+        of ``all``. If no label can be recovered, only ``why``.
     """
     if scene.label_shape:
         return {"why": "masks, which no gradient shows at once; attacks optimize them with the images"}
@@ -98,7 +99,7 @@ def labels_told(scene: Scene, images: int, most: int = 8) -> dict[str, Any]:
 
 
 def _common(some: list[int], others: list[int]) -> int:
-    """Labels of a batch that are right, whatever their order."""
+    """Count the labels that two batches have in common, in any order."""
     left = list(others)
     for one in some:
         if one in left:
@@ -107,15 +108,16 @@ def _common(some: list[int], others: list[int]) -> int:
 
 
 def linear_inputs(scene: Scene) -> list[dict[str, Any]]:
-    """What the gradients of each linear layer give away of its input, of the fewest images.
+    """Find out what each linear layer's gradient reveals about its input, for the smallest batch that the model takes.
 
-    A row of the weight's gradient is a number times the input, and the bias's gradient is that number (Geiping et
-    al. 2020, arXiv:2003.14053, Proposition 3.1). Of several inputs, such as tokens, it is a sum.
+    A row of the weight's gradient is the input times a factor, and the bias's gradient is that factor (Geiping et
+    al. 2020, arXiv:2003.14053, Proposition 3.1). With several inputs, such as tokens, it is a sum.
 
     Returns:
-        For each trained layer: ``layer``, ``inputs`` and ``pixels``; ``read``: ``"exactly"`` by weight and bias, ``"up
-        to a factor"`` without a bias, ``"as a sum"`` of several, ``"not"`` where it is measured otherwise (no row has a
-        gradient, say); ``pixels_themselves``: whether the input is the image, or the image normalized.
+        For each trained layer: ``layer``, ``inputs`` and ``pixels``; ``read``: ``"exactly"`` from weight and bias,
+        ``"up to a factor"`` without a bias, ``"as a sum"`` for several inputs, or ``"not"`` if the measurement shows
+        otherwise (for example, no row has a gradient); ``pixels_themselves``: True if the input is the image, possibly
+        normalized.
     """
     plan, x = scene.plan, scene.images(scene.plan.batch_size)
     ready = prepare(scene.network, plan)
@@ -134,7 +136,7 @@ def linear_inputs(scene: Scene) -> list[dict[str, Any]]:
 
 
 def _entered(ready: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """(rows, inputs) of each linear layer, in the order in which they are used."""
+    """Return each linear layer's inputs (rows, inputs), in the order in which the layers are used."""
     seen: dict[str, list[Tensor]] = {}
     handles = []
     for name, layer in ready.named_modules():
@@ -172,7 +174,7 @@ def _is_image(inputs: Tensor, x: Tensor) -> bool:
 
 
 def statistics_told(scene: Scene) -> dict[str, Any]:
-    """The batch-norm statistics that are sent and that the images moved."""
+    """Return the number of batch-norm statistics, and whether they are sent and depend on the images."""
     layers = [m for m in scene.network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     moved = scene.plan.mode == "train" and "buffers" in scene.plan.sends
     return {"layers": len(layers), "numbers": sum(2 * m.num_features for m in layers), "sent": bool(layers) and moved}
