@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -57,15 +57,14 @@ def write_pages(
     Returns:
         The files written. Only their owner can read them, except the first.
     """
-    settings = replace(settings, grants=_grants(settings, rows))
-    written = [write(share / "report.html", _page(settings, summary, rows))]
+    page = _page(replace(settings, grants=_grants(settings, rows)), summary, rows)
+    written = [write(share / "report.html", page(None))]
     if shown is None:
         return written
     private, drawn = shown[0], panels(summary, rows, shown[1])
     (private / "pictures").mkdir(mode=0o700, exist_ok=True)
     written += [write(private / "pictures" / panel.file, draw_panel(panel), PRIVATE) for panel in drawn]
-    page = _page(settings, summary, rows, drawn)
-    return [*written, write(private / "report-with-images.html", page, PRIVATE)]
+    return [*written, write(private / "report-with-images.html", page(drawn), PRIVATE)]
 
 
 def _grants(settings: Settings, rows: Sequence[Finding]) -> tuple[str, ...]:
@@ -75,14 +74,11 @@ def _grants(settings: Settings, rows: Sequence[Finding]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(grant for row in rows for grant in row.grants))
 
 
-def _page(
-    settings: Settings,
-    summary: Cells,
-    rows: Sequence[Finding],
-    shown: Sequence[Panel] | None = None,
-) -> bytes:
+def _page(settings: Settings, summary: Cells, rows: Sequence[Finding]) -> Callable[[Sequence[Panel] | None], bytes]:
+    """Return a function that renders the page with some panels, or without."""
     figures = [leak_figure(summary), similarity_figure(summary, rows)] if summary else []
-    return rendered(
+    fixed = partial(
+        rendered,
         "report",
         settings.to_dict(),
         sentences=list(zip(verdict_sentences(summary, settings), verdict_states(summary), strict=True)),
@@ -92,7 +88,6 @@ def _page(
         masks=mask_lines(summary),
         figures=[Markup(figure) for figure in figures],
         bounds=bound_section(placed(summary)),
-        panels=shown,
         volumes=len(settings.data.get("shape") or ()) == 4,
         grants=granted(settings.grants or ()),
         flags=_raised(summary),
@@ -101,6 +96,7 @@ def _page(
         command=settings.command,
         marks=MARKS,
     )
+    return lambda panels: fixed(panels=panels)
 
 
 class _Row(NamedTuple):

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import cache
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.text import Text
     from PIL import Image
+    from PIL.ImageFont import FreeTypeFont
 
     Tile = tuple[np.ndarray, str]
 
 __all__ = ["draw_grid", "png"]
 
-_GAP, _EDGE, _DPI = 16, 8, 100
-_HEAD = {"color": "#16202c", "fontsize": 9, "va": "top", "wrap": True, "parse_math": False}
-_CAPTION = {**_HEAD, "color": "#5a6775", "fontsize": 8}
+_GAP, _EDGE = 16, 8
+_INK, _MUTED = "#16202c", "#5a6775"
 
 
 def draw_grid(title: str, rows: Sequence[Sequence[Tile]], side: int = 128) -> bytes:
@@ -30,49 +31,67 @@ def draw_grid(title: str, rows: Sequence[Sequence[Tile]], side: int = 128) -> by
         side: approximate longer side of a picture in pixels. Pictures are enlarged by a whole factor and never
             smoothed, because smoothing would make a guess look better.
     """
-    import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageDraw
 
     shape = rows[0][0][0].shape[:2]
     factor = max(1, round(side / max(shape)))
     height, width = (factor * pixels for pixels in shape)
     column = max(width, side) + _GAP
-    words, tops = _words(title, [[caption for _, caption in row] for row in rows], height, column)
-    sheet = np.pad(words, ((0, 0), (_EDGE, _EDGE), (0, 0)), constant_values=255)
-    for top, row in zip(tops, rows, strict=True):
-        for i, (array, _) in enumerate(row):
-            squares = array.reshape(*shape, -1).repeat(factor, 0).repeat(factor, 1)
-            sheet[top : top + height, _GAP + i * column :][:, :width] = squares
-    return png(Image.fromarray(sheet))
+    large, small = _font(13), _font(11)
+    head = _wrapped(title, large, max(map(len, rows)) * column - _GAP)
+    captions = [[_wrapped(caption, small, column - _GAP) for _, caption in row] for row in rows]
+    tops, y = [], _GAP + _height(head, large) + _GAP
+    for row in captions:
+        tops.append(y)
+        y += height + _EDGE + max(_height(caption, small) for caption in row) + _GAP
+    sheet = Image.new("RGB", (max(map(len, rows)) * column + _GAP, y), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.multiline_text((_GAP, _GAP), head, _INK, large)
+    for top, row, texts in zip(tops, rows, captions, strict=True):
+        for i, ((array, _), caption) in enumerate(zip(row, texts, strict=True)):
+            left = _GAP + i * column
+            sheet.paste(Image.fromarray(array.repeat(factor, 0).repeat(factor, 1)), (left, top))
+            draw.multiline_text((left, top + height + _EDGE), caption, _MUTED, small)
+    return png(sheet)
 
 
-def _words(title: str, rows: Sequence[Sequence[str]], height: int, column: int) -> tuple[np.ndarray, list[int]]:
-    """Return a sheet with the title and captions only, and the top of each picture row."""
-    import matplotlib.style
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+@cache
+def _font(size: int) -> FreeTypeFont:
+    """Return matplotlib's own font, which has the characters that Pillow's lacks, such as the minus sign."""
+    import matplotlib
+    from PIL import ImageFont
 
-    number, tops = max(map(len, rows)), []
-    # No text is higher than 100 pixels plus 2 per letter; the unused space at the bottom is cut off.
-    y = tall = 100 + len(rows) * (height + 100) + 2 * (len(title) + sum(max(map(len, row)) for row in rows))
-    with matplotlib.style.context("default"):
-        figure = Figure((number * column / _DPI, tall / _DPI), _DPI, facecolor="white")
-        y -= _GAP + _height(figure.text(_EDGE / column / number, 1 - _GAP / tall, title, **_HEAD))
-        parts = figure.subfigures(1, number, squeeze=False)[0]  # matplotlib wraps a text at the border of its subfigure
-        for row in rows:
-            tops.append(tall - y + _EDGE)
-            y -= height + _EDGE
-            places = zip(parts, row, strict=False)
-            texts = [part.text(_EDGE / column, (y - 4) / tall, caption, **_CAPTION) for part, caption in places]
-            y -= max(map(_height, texts)) + _EDGE
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[: tall - y, :, :3], tops
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-def _height(text: Text) -> int:
-    return ceil(text.get_window_extent().height)
+def _wrapped(text: str, font: FreeTypeFont, width: int) -> str:
+    """Return a text broken into lines of at most `width` pixels, between words or, if a word is longer, inside it."""
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        lines.append("")
+        for piece in (piece for word in paragraph.split() for piece in _pieces(word, font, width)):
+            longer = f"{lines[-1]} {piece}".lstrip()
+            if font.getlength(longer) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(piece)
+    return "\n".join(lines)
+
+
+def _pieces(word: str, font: FreeTypeFont, width: int) -> list[str]:
+    pieces = [""]
+    for letter in word:
+        if pieces[-1] and font.getlength(pieces[-1] + letter) > width:
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces
+
+
+def _height(text: str, font: FreeTypeFont) -> int:
+    """Return the height of a text's lines in pixels, as Pillow spaces them."""
+    from PIL import Image, ImageDraw
+
+    return ceil(ImageDraw.Draw(Image.new("1", (1, 1))).multiline_textbbox((0, 0), text, font)[3])
 
 
 def png(image: Image.Image) -> bytes:
