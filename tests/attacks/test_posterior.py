@@ -23,9 +23,9 @@ def errors(attack, defense, granted=("defense",), plan=None):
 
 
 def test_reads_through_noise_what_a_match_does_not_and_ends_at_the_noise():
-    ours, guess = errors(Posterior(steps=250), LaplaceNoise(0.01))
+    ours, guess = errors(Posterior(steps=150), LaplaceNoise(0.01))
     theirs, _ = errors(iDLG(steps=100), LaplaceNoise(0.01))
-    naive, _ = errors(Posterior(steps=250), LaplaceNoise(0.01), granted=())
+    naive, _ = errors(Posterior(steps=150), LaplaceNoise(0.01), granted=())
     assert ours.mean() < 0.8 * theirs.mean()
     assert ((guess.loss > 0.7) & (guess.loss < 1.2)).all(), guess.loss  # 0.8 of the noise, and the prior
     # How large the noise is can be seen in the update; that it is Laplace's is told.

@@ -14,7 +14,7 @@ ANALYTIC = {"APRIL": APRIL(), "DeepRGAP": DeepRGAP(), "RGAP": RGAP()}
 SEARCHES = {
     "CPL": CPL(steps=150),
     "DLG": DLG(steps=150),
-    "GradInv": GradInv(steps=800, tv=1e-3),
+    "GradInv": GradInv(steps=400, tv=1e-3),
     "GradientMatching": GradientMatching(steps=150),
     "Posterior": Posterior(steps=200),
     "iDLG": iDLG(steps=150),

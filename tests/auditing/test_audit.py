@@ -267,7 +267,7 @@ def test_a_resnet(folder):
         attacks=["GradInv(steps=2)"],
         plan=Plan(mode="eval"),
         defenses=["LaplaceNoise"],
-        victims=Victims(images=1, size=32),
+        victims=Victims(images=1, size=16),
     )
     assert len(report.summary) == 3
     assert report.settings.model["parameters"] > 11_000_000

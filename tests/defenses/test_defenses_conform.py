@@ -107,9 +107,9 @@ def two_values(defense, raw):
 
 
 ROWS = {
-    "ClientDP": [Row(ClientDP(0.1, 0.5), True, (noise_around(0.1, 0.05),))],
+    "ClientDP": [Row(ClientDP(0.1, 1.0), True, (noise_around(0.1, 0.1),))],
     "Clipping": [Row(Clipping(0.1), promises=(norm_at_most(0.1),)), Row(Clipping(0.1, "layer"))],
-    "DPSGD": [Row(DPSGD(0.5, 0.1), True), Row(DPSGD(100.0, 0.001), True)],
+    "DPSGD": [Row(DPSGD(0.5, 1.0), True), Row(DPSGD(100.0, 0.001), True)],
     "GaussianNoise": [
         Row(GaussianNoise(0.1), True, (unbiased, deviation(0.1))),
         Row(GaussianNoise(0.5, "norm"), True, (unbiased, deviation(0.5))),

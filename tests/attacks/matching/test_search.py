@@ -194,8 +194,8 @@ def test_only_victims_that_failed_get_another_start():
     for tensor in noise.values():
         tensor[1] = torch.randn(tensor[1].shape, generator=torch.Generator().manual_seed(0))
     hard = Observation(seen.model, (View(view.weights, view.plans, view.update.replace(noise)),), (1, 12, 12), 3)
-    guess = GradientMatching(restarts=3, steps=150, enough=1e-3)(hard, torch.Generator().manual_seed(0))
-    once = GradientMatching(steps=150)(hard, torch.Generator().manual_seed(0))
+    guess = GradientMatching(restarts=3, steps=60, enough=1e-3)(hard, torch.Generator().manual_seed(0))
+    once = GradientMatching(steps=60)(hard, torch.Generator().manual_seed(0))
     assert guess.loss[1] > 1e-3 > guess.loss[[0, 2]].max()
     assert torch.equal(guess.evaluations[[0, 2]], once.evaluations[[0, 2]])
     assert guess.evaluations[1] > 2 * once.evaluations[1]
@@ -418,7 +418,7 @@ def test_images_have_the_type_of_the_weights_but_no_less_than_float32(kind, of_g
 
     images = smooth(2)[:, None]
     seen = scene(Cast(), images, torch.tensor([[0], [1]]), Plan())
-    attack = GradientMatching(optimizer=LBFGS(tolerance=1e-14), steps=150)
+    attack = GradientMatching(optimizer=LBFGS(tolerance=1e-14), steps=80)
     guess = attack(seen, torch.Generator().manual_seed(0))
     assert guess.guesses.dtype == of_guess
     error = (guess.guesses - images).square().mean()
@@ -432,11 +432,11 @@ def sure(bias):
     return network
 
 
-@pytest.mark.parametrize("bias", [0.0, 8.0, 14.0, 18.0, 25.0])
+@pytest.mark.parametrize("bias", [0.0, 14.0, 25.0])
 def test_rounding_of_a_model_that_is_sure_is_not_taken_for_noise(bias):
     images = smooth(3)[:, None]
     seen = scene(sure(bias), images, torch.zeros(3, 1, dtype=torch.long), Plan())
-    guess = Posterior(steps=150)(seen, torch.Generator().manual_seed(0))
+    guess = Posterior(steps=100)(seen, torch.Generator().manual_seed(0))
     assert ((guess.guesses - images).square().flatten(1).mean(1) < 1e-4).all()
 
 
