@@ -87,7 +87,7 @@ def test_an_audit_of_them(file, tmp_path):
         ("no_such_package:Mine", "there is no module 'no_such_package' in this Python: install it"),
         ("no_such_package:Mine", "give your own attack as 'file.py:name' or 'package.module:name'"),
         ("{}:no_attack", "3 cannot be used as attack"),
-        ("{}:iDLG", "as one of ours is called: give it another name"),
+        ("{}:iDLG", "but MedPFL already has that name: rename it"),
     ],
 )
 def test_wrong_places_and_names(file, spec, message):

@@ -123,7 +123,7 @@ def test_damaged_files(content, tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
     (out / "round-3" / "weights.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match="is not a training checkpoint, or is damaged"):
+    with pytest.raises(InputError, match="is not a training checkpoint, or it is damaged"):
         checkpoint_at(out)
     (out / "round-2" / "state.safetensors").write_bytes(content)
     with pytest.raises(InputError, match="is not a training state, or it is damaged"):

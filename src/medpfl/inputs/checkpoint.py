@@ -248,4 +248,4 @@ def _read(path: Path) -> tuple[dict[str, Tensor], About]:
             raise ValueError("it has another format version")
         return tensors, _checked(About(**about))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"'{path}' is not a training checkpoint, or is damaged: {error}") from None
+        raise InputError(f"'{path}' is not a training checkpoint, or it is damaged: {error}") from None

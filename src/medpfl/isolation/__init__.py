@@ -1,1 +1,1 @@
-"""Runs a user's own attack in a process of its own, which private images never enter."""
+"""Execution of a user's own attack in a separate process, which never receives private images."""

@@ -1,4 +1,4 @@
-"""What the worker answers: it makes attack, model and observation again from what is public, and runs the attack."""
+"""The worker's answers: it rebuilds attack, model and observation from public data, and runs the attack."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ from medpfl.isolation.protocol import (
 __all__ = ["Answers"]
 
 _LONGEST = 1_000
-"""Characters of a message; the parent cuts longer ones, and with them the marks at their end."""
+"""Maximum characters of a message. The parent would cut a longer one, and with it the private marks at its end."""
 
 _APART = 0.1
-"""Seconds between two words on progress."""
+"""Minimum seconds between two progress messages."""
 _MOMENTS = ("check", "suited", "prepare")
 
 
 class Answers:
-    """Reads requests and answers them, one after the other.
+    """The worker's side of the connection: it reads requests and answers them one by one.
 
     Args:
-        pipe: to the parent.
+        pipe: connection to the parent.
         folder: the parent's working directory, where ``package.module:Name`` may be.
         numerics: see `medpfl.isolation.parent.numerics`.
     """
@@ -73,7 +73,7 @@ class Answers:
         _set(numerics)
 
     def answer(self) -> None:
-        """Reads one request, and sends the answer, or what was raised.
+        """Read one request, and send the answer or the error that was raised.
 
         Raises:
             EOFError: the parent is gone.
@@ -82,10 +82,10 @@ class Answers:
         try:
             made = self._known[request.head["do"]](request)
             frame = packed(made)
-        except BaseException as error:  # a stranger's code may also call sys.exit
+        except BaseException as error:  # the user's code may also call sys.exit
             frame = packed(Message(_told(error), {}))
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # which the stranger's code may have replaced or closed
+            with contextlib.suppress(Exception):  # the user's code may have replaced or closed it
                 stream.flush()
         self.pipe.send(*frame)
 
@@ -95,7 +95,7 @@ class Answers:
         return Message({"about": self._about(attack)}, {})
 
     def _modules(self, request: Message) -> Message:
-        # The attack's own module is among them; a file that is given by its path may be executed again and again.
+        # The attack's own module is included: a file given by its path may be executed again and again.
         loaded = [sys.modules[name] for name in own_modules() - {"__main__"} if name in sys.modules]
         found = {name: digest for module in loaded for name, digest in modules_of(module).items()}
         found.pop("__main__", None)  # this program
@@ -118,8 +118,8 @@ class Answers:
         changed = self._named(request).prepare(network)
         if not isinstance(changed, nn.Module) or _layers(changed) != before:
             raise InputError(
-                f"{self._named(request)!r} changes the layers of the model that an active server sends, and a process "
-                "of its own can only choose its weights: --no-isolate runs the attack in the audit's own process"
+                f"{self._named(request)!r} changes the layers of the model that an active server sends, but an "
+                "isolated attack can only choose its weights: use --no-isolate to run it in the audit's own process"
             )
         return Message({}, told_weights(Weights.of(changed)))
 
@@ -152,7 +152,7 @@ class Answers:
         }
 
     def _network(self, scene: dict[str, Any], weights: Weights, plan: Plan | None = None) -> nn.Module:
-        """The network with its weights, made ready for a plan if there is one."""
+        """Build the network with its weights, prepared for a plan if there is one."""
         made, defense = self._made(scene["model"]), self._defense(scene["layers"])
         network = made() if callable(made) else made.build(tuple(scene["image_shape"]), scene["classes"], 0)
         network = network.to(scene["device"])
@@ -175,7 +175,7 @@ class Answers:
 
     @contextlib.contextmanager
     def _at_home(self) -> Iterator[None]:
-        """Within it, modules are found as from the parent's working directory."""
+        """Search modules as from the parent's working directory while the context is open."""
         sys.path.insert(0, self.folder)
         try:
             yield
@@ -185,7 +185,7 @@ class Answers:
 
 
 class _Says:
-    """Tells the parent how far the attack is, now and then."""
+    """A progress listener that tells the parent now and then how far the attack is."""
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe, self.latest = pipe, 0.0
@@ -198,16 +198,16 @@ class _Says:
 
 
 def _fill(network: nn.Module, weights: Weights) -> None:
-    """Puts the weights into a network that was made again, in place.
+    """Load the weights into a rebuilt network, in place.
 
     Raises:
-        InputError: it is not the network that they are of.
+        InputError: the weights belong to a different network.
     """
     given = {**weights.buffers, **weights.parameters}
     parameters = dict(network.named_parameters())
     own = {**parameters, **dict(network.named_buffers())}
-    problems = [f"{k}: only where it was made again" for k in own if k not in given and not k.endswith(DRAWN)]
-    problems += [f"{k}: not where it was made again" for k in weights.parameters if k not in parameters]
+    problems = [f"{k}: only in the rebuilt model" for k in own if k not in given and not k.endswith(DRAWN)]
+    problems += [f"{k}: missing in the rebuilt model" for k in weights.parameters if k not in parameters]
     problems += [
         f"{k}: {tuple(t.shape)} {t.dtype}, then {tuple(own[k].shape)} {own[k].dtype}"
         for k, t in given.items()
@@ -215,8 +215,8 @@ def _fill(network: nn.Module, weights: Weights) -> None:
     ]
     if problems:
         raise InputError(
-            "the model is not the same when it is made again, as an attack in a process of its own needs it "
-            f"(--no-isolate runs it in the audit's own process):{listed(sorted(problems))}"
+            "the model differs when it is built a second time, which an isolated attack requires "
+            f"(use --no-isolate to run the attack in the audit's own process):{listed(sorted(problems))}"
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -227,7 +227,7 @@ def _fill(network: nn.Module, weights: Weights) -> None:
 
 
 def _layers(network: nn.Module) -> list[Any]:
-    """What of a network is not weights, as far as it can be told."""
+    """Return everything about a network except its weights, as far as it can be compared."""
     layers = [(name, type(layer), layer.extra_repr(), layer.training) for name, layer in network.named_modules()]
     weights = Weights.of(network)
     return [*layers, *weights.parameters, *weights.buffers]
@@ -243,7 +243,7 @@ def _set(numerics: dict[str, Any]) -> None:
 
 
 def _told(error: BaseException) -> dict[str, Any]:
-    """Return what was raised, in words, with the marks of `medpfl.core.errors.private`."""
+    """Return an error as text, with the marks of `medpfl.core.errors.private`."""
     if isinstance(error, InputError):
         return {"error": "input", "text": f"{error}", "trace": ""}
     kind = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "other"

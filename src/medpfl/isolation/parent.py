@@ -1,4 +1,4 @@
-"""Attacks that run in a process of their own, as this process sees them."""
+"""Isolated attacks as seen by the audit's process."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ from medpfl.isolation.protocol import (
 __all__ = ["Isolated", "Scene", "Worker", "absolute", "numerics", "started"]
 
 _LONGEST = 10_000
-"""Characters of a text that the worker says of an attack."""
+"""Maximum characters of a text that the worker sends about an attack."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """How the worker makes the model again, and the channel; all of it is public.
+    """Public information from which the worker rebuilds the model and the channel.
 
     Attributes:
         model: recipe of the network, see `medpfl.auditing.isolating.Recipe`.
-        layers: spec of the defense whose layers it has.
-        told: spec of the defense that says what it discloses.
+        layers: spec of the defense that added layers to the network.
+        told: spec of the defense that provides the disclosure.
         image_shape: (C, H, W).
-        classes: of the data.
-        device: of the computation.
+        classes: number of classes in the data.
+        device: device for the computation.
     """
 
     model: Mapping[str, Any]
@@ -65,13 +65,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class About:
-    """What the worker says of an attack that it made.
+    """The worker's description of an attack that it built.
 
     Attributes:
-        number: by which it is called.
-        spec: its ``repr``.
-        name, module, qualname, doc: of its class.
-        overrides: those of ``check``, ``suited`` and ``prepare`` that it has of its own.
+        number: number that identifies the attack in requests.
+        spec: the attack's ``repr``.
+        name, module, qualname, doc: of the attack's class.
+        overrides: the methods ``check``, ``suited`` and ``prepare`` that the class overrides.
     """
 
     number: int
@@ -84,11 +84,11 @@ class About:
 
 
 class Worker:
-    """The process that all isolated attacks of an audit share.
+    """The process shared by all isolated attacks of an audit.
 
     Args:
-        every: whether attacks of ours run in it too, and not only those that are given by their place.
-        program: the module that it runs.
+        every: True to run MedPFL's own attacks in it too, and not only those given by a path.
+        program: module that the process runs.
     """
 
     def __init__(self, every: bool = False, program: str = "medpfl.isolation.worker") -> None:
@@ -110,28 +110,32 @@ class Worker:
 
     @property
     def ended(self) -> bool:
-        """The process has ended, and answers no more."""
+        """True after the process has ended; it no longer answers."""
         return self._process.ended
 
     def takes(self, text: str) -> bool:
-        """Whether the attack of a spec runs in the worker."""
+        """Return True if a spec's attack runs in the worker."""
         return self.every or is_place(text)
 
     def attack(self, text: str) -> Isolated:
-        """The attack that a spec without a sweep describes; nothing of it is imported here.
+        """Return the attack for a single spec, without importing its code here.
 
         Raises:
-            InputError: what `medpfl.inputs.parts.attacks_of` raises, and a process that ends.
+            InputError: an error from `medpfl.inputs.parts.attacks_of`, or the process ended.
         """
         full = absolute(text)
         try:
             answer = self.ask(text, {"do": "build", "spec": full})
-        except InputError as error:  # which names the file by the place where the worker finds it
+        except InputError as error:  # whose message has the worker's path of the file
             raise InputError(str(error).replace(_place(full), _place(text))) from error.__cause__
         return self.known(answer.head.get("about"), text)
 
     def known(self, told: Any, who: str) -> Isolated:
-        """An attack that the worker has made and tells about."""
+        """Return an attack that the worker has built and described.
+
+        Raises:
+            InputError: the description is invalid.
+        """
         try:
             about = About(**{**told, "overrides": tuple(told["overrides"])})
             texts = (about.spec, about.name, about.module, about.qualname, about.doc, *about.overrides)
@@ -140,20 +144,20 @@ class Worker:
             if not about.name.isidentifier() or not about.spec.isprintable():
                 raise ValueError
         except (TypeError, KeyError, ValueError):
-            raise InputError(f"attack {who}: its process said something of it that cannot be used") from None
+            raise InputError(f"attack {who}: its process sent an invalid description") from None
         names = {"__module__": about.module, "__qualname__": about.qualname, "__doc__": about.doc}
         return type(about.name, (Isolated,), names)(self, about)
 
     def ask(self, who: str, head: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Message:
-        """The worker's answer to a request.
+        """Send a request and return the worker's answer.
 
         Args:
-            who: the attack, for messages.
+            who: the attack's name, for error messages.
             head, tensors: the request.
 
         Raises:
-            InputError: what the attack raises as one, an answer that cannot be read, or a process that ended.
-            MemoryError, RuntimeError: anything else that the attack raises, with its traceback as a note.
+            InputError: the attack raised one, the answer cannot be read, or the process ended.
+            MemoryError, RuntimeError: any other error from the attack, with its traceback as a note.
         """
         if self._process.ended:
             raise InputError(f"attack {who}: its process has ended")
@@ -172,9 +176,7 @@ class Worker:
         except DamagedFrameError as error:
             self.close(0.0)
             raise InputError(f"attack {who}: its process answered with {error}") from None
-        except (
-            BaseException
-        ):  # such as Ctrl-C: the answer that is under way would be taken for that to the next request
+        except BaseException:  # such as Ctrl-C: the pending answer would be taken for the next request's
             self.close(0.0)
             raise
         if "error" in answer.head:
@@ -182,13 +184,13 @@ class Worker:
         return answer
 
     def close(self, grace: float = 1.0) -> None:
-        """Ends the process; see `medpfl.isolation.process.Process.end`."""
+        """End the process; see `medpfl.isolation.process.Process.end`."""
         self._process.end(grace)
 
 
 @contextmanager
 def started(every: bool = False) -> Iterator[Worker]:
-    """A worker that ends with the block, at once where something is raised in it."""
+    """Yield a worker that ends with the block, or at once if the block raises."""
     worker = Worker(every)
     try:
         yield worker
@@ -200,12 +202,12 @@ def started(every: bool = False) -> Iterator[Worker]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Isolated(Attack):
-    """An attack that the worker runs. It has the attack's ``repr``, and its class the attack's name.
+    """An attack that the worker runs. It has the original's ``repr``, and its class has the original's name.
 
     Attributes:
-        worker: where it runs.
-        about: what the worker says of it.
-        scene: how the worker makes the model; ``None``: not said yet, see `on`.
+        worker: the process in which it runs.
+        about: the worker's description of it.
+        scene: data from which the worker rebuilds the model; ``None`` until `on` sets it.
     """
 
     worker: Worker
@@ -213,14 +215,14 @@ class Isolated(Attack):
     scene: Scene | None = None
 
     def on(self, scene: Scene) -> Isolated:
-        """The same attack on a model."""
+        """Return the same attack for a model."""
         return replace(self, scene=scene)
 
     def __repr__(self) -> str:
         return self.about.spec
 
     def __eq__(self, other: object) -> bool:
-        """Whether it is the same attack, wherever it runs."""
+        """Return True if the other is the same attack, whichever process it runs in."""
         home = (type(other).__module__, type(other).__qualname__)
         return isinstance(other, Attack) and repr(self) == repr(other) and home == _home(self)
 
@@ -228,28 +230,29 @@ class Isolated(Attack):
         return hash(self.about.spec)
 
     def modules(self) -> dict[str, str]:
-        """Return digests by name of the modules of the user's own behind it, as they are now.
+        """Return current digests, by name, of the user's modules behind the attack.
 
-        They are those of `medpfl.core.user_code.sources.modules_of`, and all others that its process has imported.
+        These are the modules of `medpfl.core.user_code.sources.modules_of`, and all others that the process has
+        imported.
 
         Raises:
-            InputError: a file was changed after its process imported it, or the answer cannot be used.
+            InputError: a file was changed after the process imported it, or the answer is invalid.
         """
         found = self._ask({"do": "modules"}).head.get("modules")
         pairs = found.items() if isinstance(found, dict) else [(None, None)]
         if not all(isinstance(text, str) and len(text) < _LONGEST for pair in pairs for text in pair):
-            raise InputError(f"attack {self!r}: its process gave no digests of its code")
+            raise InputError(f"attack {self!r}: its process sent no valid digests of its code")
         return {str(name): str(digest) for name, digest in pairs}
 
     def __call__(self, seen: Any, generator: torch.Generator) -> Reconstruction:
-        """The attack's guesses, seen to be what they must be.
+        """Run the attack and return its reconstruction, after checking its format.
 
         Args:
-            seen: a `medpfl.federated.server.Received`, of which the worker makes the observation.
-            generator: whose state is handed over; it stays as it is.
+            seen: a `medpfl.federated.server.Received`, from which the worker makes the observation.
+            generator: random generator whose state is sent to the worker; it does not advance.
 
         Raises:
-            InputError: also for an answer that is no reconstruction of these victims.
+            InputError: any error from `Worker.ask`, or the answer is not a reconstruction of these victims.
         """
         assert isinstance(seen, Received)
         told = told_received(seen)
@@ -261,23 +264,27 @@ class Isolated(Attack):
             raise InputError(f"attack {self!r}: {error}") from None
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
-        """Raises `InputError` if it cannot attack this model."""
+        """Check that the attack can attack this model.
+
+        Raises:
+            InputError: it cannot.
+        """
         if "check" in self.about.overrides:
             head = {"do": "check", "plans": [told_of(plan) for plan in plans], "image_shape": list(image_shape)}
             self._ask({**head, "scene": self._scene()}, told_weights(Weights.of(model)))
 
     def suited(self, model: nn.Module) -> tuple[Attack, ...]:
-        """Itself with settings for such a model, each in the worker too."""
+        """Return the attack with settings suited to this model, each run in the worker too."""
         if "suited" not in self.about.overrides:
             return ()
         found = self._ask({"do": "suited", "scene": self._scene()}, told_weights(Weights.of(model))).head.get("found")
         return tuple(self.worker.known(told, repr(self)) for told in (found if isinstance(found, list) else ())[:100])
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """The model with the weights that an active server sends.
+        """Return the model with the weights that an active server sends.
 
         Raises:
-            InputError: the attack changes more of it than weights, which cannot be sent without running its code here.
+            InputError: the attack changes more than the weights; sending this would require running its code here.
         """
         if "prepare" not in self.about.overrides:
             return model
@@ -287,7 +294,7 @@ class Isolated(Attack):
         tensors = {**sent.parameters, **sent.buffers}
         ours = {**own.parameters, **own.buffers}
         if {k: (t.shape, t.dtype) for k, t in tensors.items()} != {k: (t.shape, t.dtype) for k, t in ours.items()}:
-            raise InputError(f"attack {self!r}: the weights that it chose are not those of the model")
+            raise InputError(f"attack {self!r}: the weights that it returned do not fit the model")
         with torch.no_grad():
             for name, tensor in (*changed.named_parameters(), *changed.named_buffers()):
                 tensor.copy_(tensors[name])
@@ -302,7 +309,7 @@ class Isolated(Attack):
 
 
 def absolute(text: str) -> str:
-    """A spec whose place, if it is a file, is found from any working directory.
+    """Return a spec in which a file path is absolute, so that it is found from any working directory.
 
     >>> absolute("DLG(steps=3)"), absolute("/a/b (1).py:Mine()"), absolute("package.module:Mine")
     ('DLG(steps=3)', '/a/b (1).py:Mine()', 'package.module:Mine')
@@ -317,7 +324,7 @@ def _place(text: str) -> str:
 
 
 def numerics() -> dict[str, Any]:
-    """Settings of this process that decide the last bits of a result."""
+    """Return this process's settings that affect the last bits of a result."""
     return {
         "threads": torch.get_num_threads(),
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
@@ -336,7 +343,7 @@ def _home(attack: Attack) -> tuple[str, str]:
 
 
 def _raised(head: dict[str, Any]) -> Exception:
-    """What the attack raised in the worker, to be raised here."""
+    """Return the error that the attack raised in the worker, to be raised here."""
     kinds = {"input": InputError, "memory": MemoryError}
     kind = kinds.get(head["error"], RuntimeError) if isinstance(head["error"], str) else RuntimeError
     error = kind(str(head.get("text", ""))[:_LONGEST])

@@ -1,4 +1,4 @@
-"""Length-prefixed frames over a pair of pipes: a JSON header and a payload of bytes. Free of torch."""
+"""Length-prefixed frames over a pair of pipes: a JSON header and a byte payload. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["DamagedFrameError", "Pipe"]
 _LENGTHS = struct.Struct("<QQ")
 _CHUNK = 1 << 20
 _PAUSE = 200
-"""Milliseconds between two looks at whether the other process is alive."""
+"""Milliseconds between two checks that the other process is alive."""
 
 
 class DamagedFrameError(Exception):
-    """What came through the pipe is no frame, or a larger one than is read."""
+    """Error for data in the pipe that is not a frame, or a frame above the size limit."""
 
 
 class Pipe:
-    """The two ends that one process has.
+    """One process's two ends of the connection.
 
     Args:
-        source: descriptor that is read.
-        sink: descriptor that is written; made non-blocking, so that a writer notices when the reader is gone.
-        alive: whether the other process still runs; asked while the pipe is silent.
-        most: bytes of a header and of a payload that are read, at most.
+        source: file descriptor to read from.
+        sink: file descriptor to write to; made non-blocking, so that a writer notices when the reader is gone.
+        alive: predicate that is True while the other process runs; called while the pipe is silent.
+        most: maximum bytes of a header and of a payload to read.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Pipe:
         os.set_blocking(sink, False)
 
     def send(self, head: dict[str, Any], payload: bytes = b"") -> None:
-        """Writes one frame; threads may call it at the same time.
+        """Write one frame; safe to call from several threads.
 
         Raises:
             EOFError: the other process is gone.
@@ -51,16 +51,16 @@ class Pipe:
                 self._write(memoryview(part))
 
     def receive(self) -> tuple[dict[str, Any], bytes]:
-        """Reads one frame.
+        """Read one frame.
 
         Raises:
             EOFError: the other process is gone.
-            DamagedFrameError: what came is no frame, or larger than `most`.
+            DamagedFrameError: the data is not a frame, or is larger than `most`.
         """
         sizes = _LENGTHS.unpack(self._read(_LENGTHS.size))
         for size, most, what in zip(sizes, self.most or (), ("header", "payload"), strict=False):
             if size > most:
-                raise DamagedFrameError(f"a {what} of {size:,} bytes, of which at most {most:,} are read")
+                raise DamagedFrameError(f"a {what} of {size:,} bytes, but the limit is {most:,}")
         text, payload = map(self._read, sizes)
         try:
             head = json.loads(text)
@@ -91,7 +91,11 @@ class Pipe:
         return bytes(read)
 
     def _wait(self, descriptor: int, event: int) -> None:
-        """Returns when the descriptor is ready. A grandchild may hold the pipe open after the other process ended."""
+        """Wait until the descriptor is ready. A grandchild may keep the pipe open after the other process ended.
+
+        Raises:
+            EOFError: the other process is gone.
+        """
         poll = select.poll()
         poll.register(descriptor, event)
         while not poll.poll(_PAUSE):

@@ -1,4 +1,4 @@
-"""What the operating system can do to confine a process: a little is switched on, and the rest is looked up."""
+"""Confinement by the operating system: a few restrictions are switched on, and the others are detected."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 __all__ = ["active", "harden"]
 
 _NO_NEW_PRIVS = 38
-"""``PR_SET_NO_NEW_PRIVS`` of Linux's prctl."""
+"""``PR_SET_NO_NEW_PRIVS`` for prctl on Linux."""
 _MARKS = {
     "/.dockerenv": "a Docker container",
     "/run/.containerenv": "a Podman container",
@@ -18,11 +18,11 @@ _MARKS = {
 }
 _NAMES = {"docker": "a Docker container", "kubepods": "a Kubernetes pod", "lxc": "an LXC container"}
 _WHOLE = ["0", "0", "4294967295"]
-"""The map of user numbers outside of any user namespace."""
+"""The user id map outside any user namespace."""
 
 
 def harden() -> None:
-    """Switches on what any process may: no gain of privileges by executing a file, and no core file."""
+    """Switch on restrictions that need no privileges: no privilege gain by executing a file, and no core dump."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -35,10 +35,10 @@ def harden() -> None:
 
 
 def active(root: Path = Path("/"), platform: str = sys.platform) -> list[str]:
-    """Names the isolation that the operating system imposes on this process; ``["unknown"]`` elsewhere than on Linux.
+    """Return the names of the operating system's restrictions on this process; ``["unknown"]`` except on Linux.
 
     Args:
-        root: folder that ``proc`` and the marks of containers are looked up in.
+        root: folder in which ``proc`` and the marks of containers are looked up.
         platform: as in ``sys.platform``.
     """
     if platform != "linux":
@@ -55,7 +55,7 @@ def _container(root: Path) -> list[str]:
 
 
 def _status(text: str) -> list[str]:
-    """Seccomp's mode and whether privileges can be gained, from ``/proc/self/status``."""
+    """Return seccomp's mode and any bar on new privileges, from ``/proc/self/status``."""
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     modes = {"1": "seccomp (strict)", "2": "a seccomp filter"}
     seccomp = modes.get(fields.get("Seccomp", "").strip())
@@ -64,7 +64,7 @@ def _status(text: str) -> list[str]:
 
 
 def _label(proc: Path) -> list[str]:
-    """AppArmor's profile or SELinux's label; one that confines nothing is none."""
+    """Return the AppArmor profile or SELinux label, unless it confines nothing."""
     label = _text(proc / "self/attr/current").strip("\0\n ")
     free = ("", "unconfined", "kernel")
     kind = "SELinux" if label.count(":") >= 3 else "AppArmor"
@@ -74,7 +74,7 @@ def _label(proc: Path) -> list[str]:
 
 
 def _namespaces(proc: Path) -> list[str]:
-    """Namespaces that differ from those of process 1, as far as it may be looked at."""
+    """Return namespaces that differ from those of process 1, as far as they may be read."""
     found = []
     for kind in ("user", "pid", "net"):
         own, first = (_link(proc / one / "ns" / kind) for one in ("self", "1"))
