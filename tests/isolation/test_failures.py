@@ -57,16 +57,16 @@ SAID = {
     "exits": r"cannot attack this model: it ended the program \(SystemExit: 0\)",
     "stops": r"cannot attack this model: it raised GeneratorExit",
     "interrupts": r"cannot attack this model: it raised KeyboardInterrupt",
-    "a list": r"it returned a list, and not a medpfl.Reconstruction",
-    "a list in it": "loss of what it returned is a list, and not a tensor",
-    "one more": r"guesses of what it returned have shape \(3, 1, 1, 16, 16\), they must have \(2, 1, 1, 16, 16\)",
-    "larger": r"guesses of what it returned have shape",
-    "whole": "guesses of what it returned are torch.int64, they must be real numbers",
+    "a list": "it returned a list, not a medpfl.Reconstruction",
+    "a list in it": "the reconstruction's loss must be a tensor, not a list",
+    "one more": r"the reconstruction's guesses: shape \(3, 1, 1, 16, 16\), must be \(2, 1, 1, 16, 16\)",
+    "larger": "the reconstruction's guesses: shape",
+    "whole": "the reconstruction's guesses: type torch.int64, must be real numbers",
     "complex": "complex",
-    "labels": "labels of what it returned are torch.float32, they must be whole numbers",
-    "backwards": "steps of what it returned are below 0",
-    "unknown end": "ended of what it returned must be 2 words, each one of converged",
-    "engine": "engine of what it returned must be a short text",
+    "labels": "the reconstruction's labels: type torch.float32, must be whole numbers",
+    "backwards": "the reconstruction's steps must not be below 0",
+    "unknown end": "the reconstruction's ended must be 2 words, each one of converged",
+    "engine": "the reconstruction's engine must be a short text",
 }
 
 DIES = """
@@ -103,16 +103,16 @@ ENDS = {
     "os._exit(0)": "its process ended with status 0 before it answered",
     "print('one\\ntwo', file=sys.stderr); sys.exit(5)": r"status 5 before it answered \(it printed: one / two\)",
     "os.close(1); time.sleep(60)": "it closed the connection to the audit",
-    "os.write(1, b'what an attack prints, in place of a frame')": "answered with a header of .* bytes, of which",
+    "os.write(1, b'what an attack prints, in place of a frame')": "answered with a header of .* bytes, above the limit",
     "frame(b'{')": "answered with a header that is not JSON",
     "frame(b'[' * 100000)": "answered with a header that is not JSON",
     "frame([1])": "answered with a header that is not a JSON object",
-    "frame({}, b'x')": "answered with a payload that is no safetensors",
-    "frame({'tensors': ['a']})": "answered with other tensors than its header names",
+    "frame({}, b'x')": "answered with a payload that is not safetensors",
+    "frame({'tensors': ['a']})": "answered with tensors that do not match its header",
     "frame({'tensors': [[]]})": "answered with a header that does not name its tensors",
-    "frame({'tensors': []}) if os.fork() else time.sleep(60)": "said something of it that cannot be used",
+    "frame({'tensors': []}) if os.fork() else time.sleep(60)": "sent an unusable description of it",
     "os._exit(0) if os.fork() else time.sleep(60)": "its process ended with status 0",
-    "os.write(1, struct.pack('<QQ', 2, 1 << 40) + b'{}')": "a payload of 1,099,511,627,776 bytes, of which at most",
+    "os.write(1, struct.pack('<QQ', 2, 1 << 40) + b'{}')": "a payload of 1,099,511,627,776 bytes, above the limit of",
 }
 
 
@@ -259,7 +259,7 @@ def test_a_flood_of_lines_is_cut_and_control_characters_are_not_shown(tmp_path, 
 
 def test_no_process_is_said_to_be_needed_where_none_can_be_started(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(InputError, match=r"no process can be started for your own attack .*--no-isolate"):
+    with pytest.raises(InputError, match=r"cannot start a process for your own attack .*--no-isolate"):
         Process("medpfl.isolation.worker")
 
 

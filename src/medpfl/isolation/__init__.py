@@ -1,1 +1,1 @@
-"""Runs a user's own attack in a process of its own, which private images never enter."""
+"""Isolation: a user's own attack runs in a separate process that never receives private images."""

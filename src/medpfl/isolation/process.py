@@ -1,4 +1,4 @@
-"""Starts and ends the process that attacks run in, and passes on what it prints."""
+"""The separate process for attacks: its start, its end, and its printed output."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ from medpfl.isolation.pipes import Pipe
 __all__ = ["FOLDER", "Process"]
 
 FOLDER = "medpfl-isolated-"
-"""How the name of its working directory begins."""
+"""Prefix of its working directory's name."""
 _KEPT = (
     "PATH", "LANG", "LANGUAGE", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
     "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED", "PYTHONUTF8",
 )  # fmt: skip
 _KEPT_STARTS = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_")
 _GRACE = 1.0
-"""Seconds that it has to end by itself."""
+"""Seconds in which the process may end by itself."""
 _MOST = (1 << 20, 1 << 32)
-"""Bytes of a header and of the tensors of an answer."""
+"""Maximum size in bytes of an answer's header and of its tensors."""
 _LINES, _WIDTH = 200, 500
-"""Lines that are passed on, and characters of one."""
+"""Maximum number of lines to pass on, and of characters per line."""
 
 
 class Process:
-    """A Python process that knows of the one that started it only what goes through its pipe.
+    """A Python process connected to its parent only by pipes.
 
-    It starts with none of its parent's memory, a few variables of its environment, an empty working directory, and no
-    open file but the pipe. It leads a process group of its own, so that what it starts ends with it.
+    It starts without the parent's memory and with only a few of its environment variables, in an empty working
+    directory. Its only open files are those pipes: requests, answers, and printed output. It leads its own process
+    group, so that its child processes end too.
 
     Args:
-        module: what it runs, as ``python -m`` does.
+        module: the module to run, as with ``python -m``.
     """
 
     def __init__(self, module: str) -> None:
@@ -58,7 +59,7 @@ class Process:
         except OSError as error:
             self._folder.cleanup()
             raise InputError(
-                f"no process can be started for your own attack ({error.strerror}): --no-isolate runs it in this one"
+                f"cannot start a process for your own attack ({error.strerror}): use --no-isolate to run without one"
             ) from error
         given, answers, printed = self._process.stdin, self._process.stdout, self._process.stderr
         assert given is not None
@@ -76,19 +77,19 @@ class Process:
 
     @property
     def ended(self) -> bool:
-        """Whether `end` was called."""
+        """True if `end` was called."""
         return self._ends[1].closed
 
     def end(self, grace: float = _GRACE) -> None:
-        """Ends the process and what it started, and removes its directory; a second call does nothing.
+        """End the process and its child processes, and remove its directory. A second call does nothing.
 
         Args:
-            grace: seconds that it has to end by itself.
+            grace: seconds in which the process may end by itself before it is killed.
         """
         given, answers, printed = self._ends
         if self.ended:
             return
-        given.close()  # which it takes for the end
+        given.close()  # the process ends when its input does
         with contextlib.suppress(OSError):
             _drained(answers.fileno(), grace)
         self._kill()
@@ -100,7 +101,7 @@ class Process:
         self._folder.cleanup()
 
     def how_it_ended(self) -> str:
-        """Why no answer came, for a person."""
+        """Return a message on why no answer came. If the process still runs, kill it."""
         try:
             status = self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
@@ -119,7 +120,7 @@ class Process:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _pass_on(self, printed: int) -> None:
-        """Prints what the process prints, line by line, under the name of the attack; no control characters."""
+        """Print the process's output line by line after the attack's name, without control characters."""
         count, rest = 0, b""
         with contextlib.suppress(OSError, ValueError):
             while part := os.read(printed, 1 << 16):
@@ -142,17 +143,17 @@ class Process:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """What it needs to find Python, its libraries, the language and the number of threads."""
+    """Return the environment variables for Python, libraries, language and thread counts."""
     kept = {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_STARTS)}
     places = [str(Path(place).absolute()) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     ours = Path(__file__).absolute().parents[2]
     if ours.name not in ("site-packages", "dist-packages"):
-        places.append(str(ours))  # not installed: found by what this process has in sys.path
+        places.append(str(ours))  # not installed: this process finds it through sys.path
     return {**kept, "TMPDIR": folder, **({"PYTHONPATH": os.pathsep.join(places)} if places else {})}
 
 
 def _drained(answers: int, seconds: float) -> None:
-    """Reads what is left of a pipe up to its end, for some seconds at most."""
+    """Read a pipe to its end, for at most the given number of seconds, and discard the data."""
     until, poll = monotonic() + seconds, select.poll()
     poll.register(answers, select.POLLIN)
     while (left := until - monotonic()) > 0:

@@ -1,4 +1,4 @@
-"""What the two processes say to each other, as JSON and safetensors. Nothing is pickled in either direction."""
+"""Messages between the two processes, as JSON and safetensors. Nothing is pickled in either direction."""
 
 from __future__ import annotations
 
@@ -38,58 +38,63 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Message(NamedTuple):
-    """What JSON holds of a message, and its tensors by name, in their order."""
+    """A message between the two processes.
+
+    Attributes:
+        head: the part sent as JSON.
+        tensors: the tensors by name. Their order is kept.
+    """
 
     head: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
 def packed(message: Message) -> tuple[dict[str, Any], bytes]:
-    """A message as the header and the payload of a frame. The header keeps the order that safetensors does not."""
+    """Return a message as a frame's header and payload. The header records the tensors' order; safetensors does not."""
     own = {str(i): t.detach().cpu().contiguous().clone() for i, t in enumerate(message.tensors.values())}
     return {**message.head, _NAMES: list(message.tensors)}, save(own) if own else b""
 
 
 def unpacked(head: dict[str, Any], payload: bytes) -> Message:
-    """The message of a frame.
+    """Return the message in a frame.
 
     Raises:
-        DamagedFrameError: a payload that is no safetensors, or has other tensors than the header names.
+        DamagedFrameError: the payload is not safetensors, or its tensors do not match the header.
     """
     names = head.pop(_NAMES, None)
     try:
         found = load(payload) if payload else {}
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-        raise DamagedFrameError(f"a payload that is no safetensors ({str(error).partition(chr(10))[0]})") from None
+        raise DamagedFrameError(f"a payload that is not safetensors ({str(error).partition(chr(10))[0]})") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DamagedFrameError("a header that does not name its tensors")
     if set(found) != {str(i) for i in range(len(names))} or len(set(names)) < len(names):
-        raise DamagedFrameError("other tensors than its header names")
+        raise DamagedFrameError("tensors that do not match its header")
     return Message(head, {name: found[str(i)] for i, name in enumerate(names)})
 
 
 def told_of(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON."""
+    """Return a plan as JSON data."""
     return dataclasses.asdict(plan)
 
 
 def plan_in(told: dict[str, Any]) -> Plan:
-    """The plan back from JSON."""
+    """Return the plan from the JSON data of `told_of`."""
     return Plan(**told)
 
 
 def told_weights(weights: Weights) -> dict[str, Tensor]:
-    """Parameters and buffers under one name each."""
+    """Return parameters and buffers in one dictionary, with prefixed names."""
     return {**_grouped("parameter", weights.parameters), **_grouped("buffer", weights.buffers)}
 
 
 def weights_from(tensors: Tensors) -> Weights:
-    """The weights back from `told_weights`."""
+    """Return the weights from the tensors of `told_weights`; other tensors are ignored."""
     return Weights(_group("parameter", tensors), _group("buffer", tensors))
 
 
 def told_received(received: Received) -> Message:
-    """What the server received, as a message: the updates as they were sent, and what is granted."""
+    """Return what the server received as a message: the updates as sent, and the grants."""
     first, tensors = received.sent[0], told_weights(received.weights)
     for number, update in enumerate(received.sent):
         tensors |= _grouped(f"update {number}", update.tensors)
@@ -112,7 +117,7 @@ def told_received(received: Received) -> Message:
 
 
 def received_from(message: Message, device: torch.device) -> Received:
-    """What the server received, back from `told_received`, on a device."""
+    """Return what the server received, on a device, from the message of `told_received`."""
     head, tensors = message.head, {name: tensor.to(device) for name, tensor in message.tensors.items()}
 
     def update(number: int, samples: int | None) -> Update:
@@ -135,17 +140,17 @@ def received_from(message: Message, device: torch.device) -> Received:
 
 
 def told_reconstruction(made: Any) -> Message:
-    """A reconstruction as a message.
+    """Return a reconstruction as a message.
 
     Raises:
-        TypeError: an attack returned something else.
+        TypeError: the attack returned no `Reconstruction`, or a field is not a tensor.
     """
     if not isinstance(made, Reconstruction):
-        raise TypeError(f"it returned a {type(made).__name__}, and not a medpfl.Reconstruction")
+        raise TypeError(f"it returned a {type(made).__name__}, not a medpfl.Reconstruction")
     fields = {name: getattr(made, name) for name in _FIELDS}
     for name, value in fields.items():
         if value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"{name} of what it returned is a {type(value).__name__}, and not a tensor")
+            raise TypeError(f"the reconstruction's {name} must be a tensor, not a {type(value).__name__}")
     return Message(
         {"ended": list(made.ended), "engine": made.engine},
         {name: value for name, value in fields.items() if value is not None},
@@ -153,16 +158,18 @@ def told_reconstruction(made: Any) -> Message:
 
 
 def reconstruction_from(message: Message, received: Received) -> Reconstruction:
-    """An attack's answer, once every field of it is seen to be what it must be.
+    """Return the reconstruction in an attack's answer after checking every field.
+
+    Values may be infinite or NaN; the rows report those.
 
     Raises:
-        InputError: a missing field, a wrong shape or type, a number of steps that is none. Values that are not
-            finite are for the rows to say.
+        InputError: a field is missing or unknown, has the wrong shape or type, or is a negative number of steps or
+            evaluations.
     """
     victims, images, shape = len(received), received.num_images, tuple(received.image_shape)
     each, tensors = (victims, images, *shape), message.tensors
     if unknown := set(tensors) - set(_FIELDS):
-        raise InputError(f"it returned tensors that are not asked for: {', '.join(sorted(unknown)[:3])!r}")
+        raise InputError(f"the reconstruction has unknown fields: {', '.join(sorted(unknown)[:3])!r}")
     fits: Mapping[str, tuple[tuple[int | None, ...], tuple[torch.dtype, ...]]] = {
         "guesses": (each, _FLOATS),
         "labels": ((victims, images, *received.label_shape), _INTEGERS),
@@ -176,14 +183,14 @@ def reconstruction_from(message: Message, received: Received) -> Reconstruction:
         if name in tensors:
             _check(name, tensors[name], wanted, kinds)
         elif name not in ("labels", "candidates", "trace"):
-            raise InputError(f"it returned no {name}")
+            raise InputError(f"the reconstruction has no {name}")
     for name in ("steps", "evaluations"):
         if bool((tensors[name] < 0).any()):
-            raise InputError(f"{name} of what it returned are below 0")
+            raise InputError(f"the reconstruction's {name} must not be below 0")
     return Reconstruction(
         ended=_ended(message.head.get("ended"), victims),
         engine=_engine(message.head.get("engine")),
-        **{name: tensors.get(name) for name in _FIELDS},  # type: ignore[arg-type]  (all that must be there are)
+        **{name: tensors.get(name) for name in _FIELDS},  # type: ignore[arg-type]  (required ones were checked)
     )
 
 
@@ -192,27 +199,27 @@ def _check(name: str, tensor: Tensor, wanted: tuple[int | None, ...], kinds: tup
     fits = len(found) == len(wanted) and all(w in (None, f) for w, f in zip(wanted, found, strict=True))
     if not fits or 0 in found:
         words = ", ".join("R" if size is None else str(size) for size in wanted)
-        raise InputError(f"{name} of what it returned have shape {found}, they must have ({words})")
+        raise InputError(f"the reconstruction's {name}: shape {found}, must be ({words})")
     if tensor.dtype not in kinds:
         word = "real numbers" if kinds is _FLOATS else "whole numbers"
-        raise InputError(f"{name} of what it returned are {tensor.dtype}, they must be {word}")
+        raise InputError(f"the reconstruction's {name}: type {tensor.dtype}, must be {word}")
 
 
 def _ended(found: Any, victims: int) -> tuple[Ended, ...]:
     known = get_args(Ended)
     if not isinstance(found, list) or len(found) != victims or any(one not in known for one in found):
-        raise InputError(f"ended of what it returned must be {victims} words, each one of {', '.join(known)}")
+        raise InputError(f"the reconstruction's ended must be {victims} words, each one of {', '.join(known)}")
     return tuple(found)
 
 
 def _engine(found: Any) -> str:
     if not isinstance(found, str) or len(found) > 100 or not found.isprintable():
-        raise InputError("engine of what it returned must be a short text, such as 'loop'")
+        raise InputError("the reconstruction's engine must be a short text, such as 'loop'")
     return found
 
 
 def finite_share(found: Any) -> float:
-    """A share of the work that is done, as the other process says it: a number from 0 to 1."""
+    """Return the progress reported by the other process, clamped to [0, 1]; 0 if it is not a finite number."""
     usable = isinstance(found, int | float) and math.isfinite(found)
     return min(max(float(found), 0.0), 1.0) if usable else 0.0
 

@@ -1,4 +1,4 @@
-"""What the operating system can do to confine a process: a little is switched on, and the rest is looked up."""
+"""The operating system's isolation: `harden` switches on a little, and `active` lists the restrictions in force."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MARKS = {
 }
 _NAMES = {"docker": "a Docker container", "kubepods": "a Kubernetes pod", "lxc": "an LXC container"}
 _WHOLE = ["0", "0", "4294967295"]
-"""The map of user numbers outside of any user namespace."""
+"""The user id map outside any user namespace."""
 
 
 def harden() -> None:
-    """Switches on what any process may: no gain of privileges by executing a file, and no core file."""
+    """Switch on restrictions open to any process: no core file and, on Linux, no new privileges by executing a file."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -35,11 +35,13 @@ def harden() -> None:
 
 
 def active(root: Path = Path("/"), platform: str = sys.platform) -> list[str]:
-    """Names the isolation that the operating system imposes on this process; ``["unknown"]`` elsewhere than on Linux.
+    """Return names for the isolation imposed on this process by the operating system.
+
+    On systems other than Linux, the result is ``["unknown"]``.
 
     Args:
-        root: folder that ``proc`` and the marks of containers are looked up in.
-        platform: as in ``sys.platform``.
+        root: folder that contains ``proc`` and the containers' marker files.
+        platform: the platform's name, as in ``sys.platform``.
     """
     if platform != "linux":
         return ["unknown"]
@@ -55,7 +57,7 @@ def _container(root: Path) -> list[str]:
 
 
 def _status(text: str) -> list[str]:
-    """Seccomp's mode and whether privileges can be gained, from ``/proc/self/status``."""
+    """Read seccomp's mode and the no-new-privileges bit from the text in ``/proc/self/status``."""
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     modes = {"1": "seccomp (strict)", "2": "a seccomp filter"}
     seccomp = modes.get(fields.get("Seccomp", "").strip())
@@ -64,7 +66,7 @@ def _status(text: str) -> list[str]:
 
 
 def _label(proc: Path) -> list[str]:
-    """AppArmor's profile or SELinux's label; one that confines nothing is none."""
+    """Read AppArmor's profile or SELinux's label. The list is empty if neither confines the process."""
     label = _text(proc / "self/attr/current").strip("\0\n ")
     free = ("", "unconfined", "kernel")
     kind = "SELinux" if label.count(":") >= 3 else "AppArmor"
@@ -74,7 +76,7 @@ def _label(proc: Path) -> list[str]:
 
 
 def _namespaces(proc: Path) -> list[str]:
-    """Namespaces that differ from those of process 1, as far as it may be looked at."""
+    """Return the process's own namespaces: different from process 1's, as far as readable, or with mapped user ids."""
     found = []
     for kind in ("user", "pid", "net"):
         own, first = (_link(proc / one / "ns" / kind) for one in ("self", "1"))

@@ -1,6 +1,6 @@
-"""The process that a user's own attacks run in: ``python -m medpfl.isolation.worker``, started by an audit.
+"""The program for a user's own attacks, which an audit starts as ``python -m medpfl.isolation.worker``.
 
-It has the standard streams out of the way before anything that might print is imported.
+It redirects the standard streams before it imports anything that might print.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from medpfl.isolation.system import active, harden
 __all__ = ["main"]
 
 _PAUSE = 1000
-"""Milliseconds between two looks at whether the parent still is the parent."""
+"""Milliseconds between two checks for whether the parent process is still the same."""
 
 
 def main() -> None:
-    """Answers requests until the parent is gone."""
+    """Answer requests until the parent has ended."""
     folder, parent = Path.cwd(), os.getppid()
     pipe = _pipe()
     Thread(target=_watch, args=(pipe.source, parent, folder), daemon=True).start()
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _pipe() -> Pipe:
-    """The pipe to the parent, moved away from the standard streams: what is printed goes where errors go."""
+    """Return the pipe to the parent, on descriptors of its own. Standard output then goes to standard error."""
     source, sink = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -61,16 +61,16 @@ def _pipe() -> Pipe:
 
 
 def _watch(source: int, parent: int, folder: Path) -> None:
-    """Ends the process as soon as the parent is gone, whatever an attack is doing at that time."""
+    """End this process as soon as the parent has ended, even while an attack runs."""
     poll = select.poll()
-    poll.register(source, 0)  # that the other end is closed is always told
+    poll.register(source, 0)  # poll always reports a closed other end
     while not poll.poll(_PAUSE) and os.getppid() == parent:
         pass
     _leave(folder)
 
 
 def _leave(folder: Path, status: int = 0) -> None:
-    """Removes the working directory and ends at once, without what an attack may have left to be done at the end."""
+    """Remove the working directory and end at once, without running exit handlers registered by an attack."""
     if folder.name.startswith(FOLDER):
         shutil.rmtree(folder, ignore_errors=True)
     os._exit(status)
