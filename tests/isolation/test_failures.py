@@ -57,16 +57,16 @@ SAID = {
     "exits": r"cannot attack this model: it ended the program \(SystemExit: 0\)",
     "stops": r"cannot attack this model: it raised GeneratorExit",
     "interrupts": r"cannot attack this model: it raised KeyboardInterrupt",
-    "a list": r"it returned a list, not a medpfl.Reconstruction",
-    "a list in it": "its reconstruction's loss is a list, not a tensor",
-    "one more": r"its reconstruction's guesses have shape \(3, 1, 1, 16, 16\): expected \(2, 1, 1, 16, 16\)",
-    "larger": r"its reconstruction's guesses have shape",
-    "whole": "its reconstruction's guesses have type torch.int64: expected floats",
+    "a list": "it returned a list, not a medpfl.Reconstruction",
+    "a list in it": "the reconstruction's loss must be a tensor, not a list",
+    "one more": r"the reconstruction's guesses: shape \(3, 1, 1, 16, 16\), must be \(2, 1, 1, 16, 16\)",
+    "larger": "the reconstruction's guesses: shape",
+    "whole": "the reconstruction's guesses: type torch.int64, must be real numbers",
     "complex": "complex",
-    "labels": "its reconstruction's labels have type torch.float32: expected integers",
-    "backwards": "its reconstruction's steps are below 0",
-    "unknown end": "its reconstruction's ended must hold 2 words, each one of converged",
-    "engine": "its reconstruction's engine must be a short text",
+    "labels": "the reconstruction's labels: type torch.float32, must be whole numbers",
+    "backwards": "the reconstruction's steps must not be below 0",
+    "unknown end": "the reconstruction's ended must be 2 words, each one of converged",
+    "engine": "the reconstruction's engine must be a short text",
 }
 
 DIES = """
@@ -98,21 +98,21 @@ frame({"system": ["a test"], "tensors": []})
 request()
 """
 ENDS = {
-    "os.kill(os.getpid(), 11)": "its process was killed by SIGSEGV",
-    "os.kill(os.getpid(), 9)": "its process was killed by SIGKILL; if it ran out of memory, lower --memory",
-    "os._exit(0)": "its process ended with status 0 without an answer",
-    "print('one\\ntwo', file=sys.stderr); sys.exit(5)": r"status 5 without an answer \(it printed: one / two\)",
+    "os.kill(os.getpid(), 11)": "its process was ended by SIGSEGV",
+    "os.kill(os.getpid(), 9)": "its process was ended by SIGKILL; if it ran out of memory, lower --memory",
+    "os._exit(0)": "its process ended with status 0 before it answered",
+    "print('one\\ntwo', file=sys.stderr); sys.exit(5)": r"status 5 before it answered \(it printed: one / two\)",
     "os.close(1); time.sleep(60)": "it closed the connection to the audit",
-    "os.write(1, b'what an attack prints, in place of a frame')": "answered with a header of .* bytes, but the limit is",
+    "os.write(1, b'what an attack prints, in place of a frame')": "answered with a header of .* bytes, above the limit",
     "frame(b'{')": "answered with a header that is not JSON",
     "frame(b'[' * 100000)": "answered with a header that is not JSON",
     "frame([1])": "answered with a header that is not a JSON object",
     "frame({}, b'x')": "answered with a payload that is not safetensors",
-    "frame({'tensors': ['a']})": "answered with tensors that its header does not list",
+    "frame({'tensors': ['a']})": "answered with tensors that do not match its header",
     "frame({'tensors': [[]]})": "answered with a header that does not name its tensors",
-    "frame({'tensors': []}) if os.fork() else time.sleep(60)": "its process sent an invalid description",
+    "frame({'tensors': []}) if os.fork() else time.sleep(60)": "sent an unusable description of it",
     "os._exit(0) if os.fork() else time.sleep(60)": "its process ended with status 0",
-    "os.write(1, struct.pack('<QQ', 2, 1 << 40) + b'{}')": "a payload of 1,099,511,627,776 bytes, but the limit is",
+    "os.write(1, struct.pack('<QQ', 2, 1 << 40) + b'{}')": "a payload of 1,099,511,627,776 bytes, above the limit of",
 }
 
 
@@ -254,7 +254,7 @@ def test_a_flood_of_lines_is_cut_and_control_characters_are_not_shown(tmp_path, 
     lines = capfd.readouterr().err.splitlines()
     assert lines[0] == "[mine]  [2Jred"
     assert len(lines) == 201
-    assert lines[-1] == "[mine] printed more than 200 lines; hiding the rest"
+    assert lines[-1] == "[mine] prints more than 200 lines; the rest is not shown"
 
 
 def test_no_process_is_said_to_be_needed_where_none_can_be_started(monkeypatch):

@@ -1,1 +1,1 @@
-"""Execution of a user's own attack in a separate process, which never receives private images."""
+"""Isolation: a user's own attack runs in a separate process that never receives private images."""

@@ -1,4 +1,4 @@
-"""The worker's answers: it rebuilds attack, model and observation from public data, and runs the attack."""
+"""The worker's answers to requests: it rebuilds attack, model and observation from public data and runs the attack."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ from medpfl.isolation.protocol import (
 __all__ = ["Answers"]
 
 _LONGEST = 1_000
-"""Maximum characters of a message. The parent would cut a longer one, and with it the private marks at its end."""
+"""Maximum length of an error text. The parent would truncate a longer one and so lose the mark at its end."""
 
 _APART = 0.1
-"""Minimum seconds between two progress messages."""
+"""Minimum number of seconds between two progress messages."""
 _MOMENTS = ("check", "suited", "prepare")
 
 
 class Answers:
-    """The worker's side of the connection: it reads requests and answers them one by one.
+    """The worker's request handler, which answers one request at a time.
 
     Args:
         pipe: connection to the parent.
-        folder: the parent's working directory, where ``package.module:Name`` may be.
-        numerics: see `medpfl.isolation.parent.numerics`.
+        folder: the parent's working directory, from which ``package.module:Name`` is imported.
+        numerics: the parent's numerical settings, see `medpfl.isolation.parent.numerics`.
     """
 
     def __init__(self, pipe: Pipe, folder: str, numerics: dict[str, Any]) -> None:
@@ -73,19 +73,19 @@ class Answers:
         _set(numerics)
 
     def answer(self) -> None:
-        """Read one request, and send the answer or the error that was raised.
+        """Read one request and send the answer, or a description of the exception it caused.
 
         Raises:
-            EOFError: the parent is gone.
+            EOFError: the parent has ended.
         """
         request = unpacked(*self.pipe.receive())
         try:
             made = self._known[request.head["do"]](request)
             frame = packed(made)
-        except BaseException as error:  # the user's code may also call sys.exit
+        except BaseException as error:  # third-party code may also call sys.exit
             frame = packed(Message(_told(error), {}))
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # the user's code may have replaced or closed it
+            with contextlib.suppress(Exception):  # third-party code may have replaced or closed it
                 stream.flush()
         self.pipe.send(*frame)
 
@@ -95,7 +95,7 @@ class Answers:
         return Message({"about": self._about(attack)}, {})
 
     def _modules(self, request: Message) -> Message:
-        # The attack's own module is included: a file given by its path may be executed again and again.
+        # They include the attack's own module. A file given by its path may be executed several times.
         loaded = [sys.modules[name] for name in own_modules() - {"__main__"} if name in sys.modules]
         found = {name: digest for module in loaded for name, digest in modules_of(module).items()}
         found.pop("__main__", None)  # this program
@@ -118,8 +118,8 @@ class Answers:
         changed = self._named(request).prepare(network)
         if not isinstance(changed, nn.Module) or _layers(changed) != before:
             raise InputError(
-                f"{self._named(request)!r} changes the layers of the model that an active server sends, but an "
-                "isolated attack can only choose its weights: use --no-isolate to run it in the audit's own process"
+                f"{self._named(request)!r} changes the model's layers, but an attack in a separate process can change "
+                "only the weights: use --no-isolate to run it in the audit's own process"
             )
         return Message({}, told_weights(Weights.of(changed)))
 
@@ -152,7 +152,7 @@ class Answers:
         }
 
     def _network(self, scene: dict[str, Any], weights: Weights, plan: Plan | None = None) -> nn.Module:
-        """Build the network with its weights, prepared for a plan if there is one."""
+        """Build the network with these weights. Given a plan, prepare it for local training under the plan."""
         made, defense = self._made(scene["model"]), self._defense(scene["layers"])
         network = made() if callable(made) else made.build(tuple(scene["image_shape"]), scene["classes"], 0)
         network = network.to(scene["device"])
@@ -175,7 +175,7 @@ class Answers:
 
     @contextlib.contextmanager
     def _at_home(self) -> Iterator[None]:
-        """Search modules as from the parent's working directory while the context is open."""
+        """Import modules in this context as from the parent's working directory."""
         sys.path.insert(0, self.folder)
         try:
             yield
@@ -185,7 +185,7 @@ class Answers:
 
 
 class _Says:
-    """A progress listener that tells the parent now and then how far the attack is."""
+    """A progress listener that reports to the parent, at most every `_APART` seconds."""
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe, self.latest = pipe, 0.0
@@ -198,10 +198,10 @@ class _Says:
 
 
 def _fill(network: nn.Module, weights: Weights) -> None:
-    """Load the weights into a rebuilt network, in place.
+    """Copy the weights into a rebuilt network, in place.
 
     Raises:
-        InputError: the weights belong to a different network.
+        InputError: the network's tensors differ from the weights in name, shape or type.
     """
     given = {**weights.buffers, **weights.parameters}
     parameters = dict(network.named_parameters())
@@ -209,13 +209,13 @@ def _fill(network: nn.Module, weights: Weights) -> None:
     problems = [f"{k}: only in the rebuilt model" for k in own if k not in given and not k.endswith(DRAWN)]
     problems += [f"{k}: missing in the rebuilt model" for k in weights.parameters if k not in parameters]
     problems += [
-        f"{k}: {tuple(t.shape)} {t.dtype}, then {tuple(own[k].shape)} {own[k].dtype}"
+        f"{k}: {tuple(t.shape)} {t.dtype}, but {tuple(own[k].shape)} {own[k].dtype} in the rebuilt model"
         for k, t in given.items()
         if k in own and (own[k].shape != t.shape or own[k].dtype != t.dtype)
     ]
     if problems:
         raise InputError(
-            "the model differs when it is built a second time, which an isolated attack requires "
+            "the model differs when it is rebuilt for an attack in a separate process "
             f"(use --no-isolate to run the attack in the audit's own process):{listed(sorted(problems))}"
         )
     with torch.no_grad():
@@ -227,7 +227,7 @@ def _fill(network: nn.Module, weights: Weights) -> None:
 
 
 def _layers(network: nn.Module) -> list[Any]:
-    """Return everything about a network except its weights, as far as it can be compared."""
+    """Describe the network without its weights' values: layer names, types and settings, and weight names."""
     layers = [(name, type(layer), layer.extra_repr(), layer.training) for name, layer in network.named_modules()]
     weights = Weights.of(network)
     return [*layers, *weights.parameters, *weights.buffers]
@@ -243,7 +243,7 @@ def _set(numerics: dict[str, Any]) -> None:
 
 
 def _told(error: BaseException) -> dict[str, Any]:
-    """Return an error as text, with the marks of `medpfl.core.errors.private`."""
+    """Return an exception's kind, text and traceback. The text carries the marks of `medpfl.core.errors.private`."""
     if isinstance(error, InputError):
         return {"error": "input", "text": f"{error}", "trace": ""}
     kind = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "other"

@@ -1,4 +1,4 @@
-"""Isolated attacks as seen by the audit's process."""
+"""The audit's side of isolation: the worker process, and the attacks that run in it."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ from medpfl.isolation.protocol import (
 __all__ = ["Isolated", "Scene", "Worker", "absolute", "numerics", "started"]
 
 _LONGEST = 10_000
-"""Maximum characters of a text that the worker sends about an attack."""
+"""Maximum length of a text from the worker."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Public information from which the worker rebuilds the model and the channel.
+    """The public settings from which the worker rebuilds the model and the channel.
 
     Attributes:
-        model: recipe of the network, see `medpfl.auditing.isolating.Recipe`.
-        layers: spec of the defense that added layers to the network.
-        told: spec of the defense that provides the disclosure.
-        image_shape: (C, H, W).
+        model: recipe for the network, see `medpfl.auditing.isolating.Recipe`.
+        layers: spec of the defense whose layers the network contains.
+        told: spec of the defense whose disclosure the attacker may use.
+        image_shape: shape (C, H, W).
         classes: number of classes in the data.
-        device: device for the computation.
+        device: the device that computes.
     """
 
     model: Mapping[str, Any]
@@ -68,10 +68,10 @@ class About:
     """The worker's description of an attack that it built.
 
     Attributes:
-        number: number that identifies the attack in requests.
+        number: the attack's index in the worker, used in requests.
         spec: the attack's ``repr``.
-        name, module, qualname, doc: of the attack's class.
-        overrides: the methods ``check``, ``suited`` and ``prepare`` that the class overrides.
+        name, module, qualname, doc: name, module, qualified name and docstring of the attack's class.
+        overrides: the methods among ``check``, ``suited`` and ``prepare`` defined by the class itself.
     """
 
     number: int
@@ -84,11 +84,15 @@ class About:
 
 
 class Worker:
-    """The process shared by all isolated attacks of an audit.
+    """The process shared by all isolated attacks in an audit.
 
     Args:
-        every: True to run MedPFL's own attacks in it too, and not only those given by a path.
-        program: module that the process runs.
+        every: true if built-in attacks run in it too, not only those given as ``file.py:Name`` or
+            ``package.module:Name``.
+        program: the module to run, as with ``python -m``.
+
+    Attributes:
+        system: the operating system's isolation of the process, see `medpfl.isolation.system.active`.
     """
 
     def __init__(self, every: bool = False, program: str = "medpfl.isolation.worker") -> None:
@@ -110,31 +114,35 @@ class Worker:
 
     @property
     def ended(self) -> bool:
-        """True after the process has ended; it no longer answers."""
+        """True if the process has been ended, so that it answers no more requests."""
         return self._process.ended
 
     def takes(self, text: str) -> bool:
-        """Return True if a spec's attack runs in the worker."""
+        """Return True if the attack with this spec runs in the worker."""
         return self.every or is_place(text)
 
     def attack(self, text: str) -> Isolated:
-        """Return the attack for a single spec, without importing its code here.
+        """Build the attack from a spec without a sweep. Its code is imported only in the worker.
 
         Raises:
-            InputError: an error from `medpfl.inputs.parts.attacks_of`, or the process ended.
+            InputError: `medpfl.inputs.parts.attacks_of` rejects the spec, or the process ends.
         """
         full = absolute(text)
         try:
             answer = self.ask(text, {"do": "build", "spec": full})
-        except InputError as error:  # whose message has the worker's path of the file
+        except InputError as error:  # it names the file by the absolute path that the worker got
             raise InputError(str(error).replace(_place(full), _place(text))) from error.__cause__
         return self.known(answer.head.get("about"), text)
 
     def known(self, told: Any, who: str) -> Isolated:
-        """Return an attack that the worker has built and described.
+        """Return a stand-in for an attack built by the worker.
+
+        Args:
+            told: the worker's description of it, with the fields of `About`.
+            who: the attack's name in error messages.
 
         Raises:
-            InputError: the description is invalid.
+            InputError: the description is unusable.
         """
         try:
             about = About(**{**told, "overrides": tuple(told["overrides"])})
@@ -144,20 +152,21 @@ class Worker:
             if not about.name.isidentifier() or not about.spec.isprintable():
                 raise ValueError
         except (TypeError, KeyError, ValueError):
-            raise InputError(f"attack {who}: its process sent an invalid description") from None
+            raise InputError(f"attack {who}: its process sent an unusable description of it") from None
         names = {"__module__": about.module, "__qualname__": about.qualname, "__doc__": about.doc}
         return type(about.name, (Isolated,), names)(self, about)
 
     def ask(self, who: str, head: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Message:
-        """Send a request and return the worker's answer.
+        """Send a request to the worker and return the answer. Progress messages are passed on meanwhile.
 
         Args:
-            who: the attack's name, for error messages.
+            who: the attack's name in error messages.
             head, tensors: the request.
 
         Raises:
-            InputError: the attack raised one, the answer cannot be read, or the process ended.
-            MemoryError, RuntimeError: any other error from the attack, with its traceback as a note.
+            InputError: the attack raised one, the answer is unreadable, or the process ended.
+            MemoryError: the attack ran out of memory. The traceback is a note.
+            RuntimeError: the attack raised any other exception. The traceback is a note.
         """
         if self._process.ended:
             raise InputError(f"attack {who}: its process has ended")
@@ -176,7 +185,7 @@ class Worker:
         except DamagedFrameError as error:
             self.close(0.0)
             raise InputError(f"attack {who}: its process answered with {error}") from None
-        except BaseException:  # such as Ctrl-C: the pending answer would be taken for the next request's
+        except BaseException:  # such as Ctrl-C: the pending answer would be taken for the answer to the next request
             self.close(0.0)
             raise
         if "error" in answer.head:
@@ -190,7 +199,7 @@ class Worker:
 
 @contextmanager
 def started(every: bool = False) -> Iterator[Worker]:
-    """Yield a worker that ends with the block, or at once if the block raises."""
+    """Start a worker that ends with the ``with`` block, without a grace period if the block raises an exception."""
     worker = Worker(every)
     try:
         yield worker
@@ -202,12 +211,12 @@ def started(every: bool = False) -> Iterator[Worker]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Isolated(Attack):
-    """An attack that the worker runs. It has the original's ``repr``, and its class has the original's name.
+    """A stand-in for an attack that runs in the worker. It has the attack's ``repr``; its class has the attack's name.
 
     Attributes:
-        worker: the process in which it runs.
-        about: the worker's description of it.
-        scene: data from which the worker rebuilds the model; ``None`` until `on` sets it.
+        worker: the worker that runs the attack.
+        about: the worker's description of the attack.
+        scene: settings from which the worker rebuilds the model; ``None`` until `on` sets them.
     """
 
     worker: Worker
@@ -215,14 +224,14 @@ class Isolated(Attack):
     scene: Scene | None = None
 
     def on(self, scene: Scene) -> Isolated:
-        """Return the same attack for a model."""
+        """Return the same attack on the scene's model."""
         return replace(self, scene=scene)
 
     def __repr__(self) -> str:
         return self.about.spec
 
     def __eq__(self, other: object) -> bool:
-        """Return True if the other is the same attack, whichever process it runs in."""
+        """Return True if both are the same attack, whichever process they run in."""
         home = (type(other).__module__, type(other).__qualname__)
         return isinstance(other, Attack) and repr(self) == repr(other) and home == _home(self)
 
@@ -230,29 +239,30 @@ class Isolated(Attack):
         return hash(self.about.spec)
 
     def modules(self) -> dict[str, str]:
-        """Return current digests, by name, of the user's modules behind the attack.
+        """Return digests, by module name, for the user's modules behind the attack.
 
-        These are the modules of `medpfl.core.user_code.sources.modules_of`, and all others that the process has
-        imported.
+        They cover all the user's modules imported by the worker, and the results of
+        `medpfl.core.user_code.sources.modules_of` for each.
 
         Raises:
-            InputError: a file was changed after the process imported it, or the answer is invalid.
+            InputError: a file was changed after the worker imported it, or the answer is unusable.
         """
         found = self._ask({"do": "modules"}).head.get("modules")
         pairs = found.items() if isinstance(found, dict) else [(None, None)]
         if not all(isinstance(text, str) and len(text) < _LONGEST for pair in pairs for text in pair):
-            raise InputError(f"attack {self!r}: its process sent no valid digests of its code")
+            raise InputError(f"attack {self!r}: its process sent no digests of its code")
         return {str(name): str(digest) for name, digest in pairs}
 
     def __call__(self, seen: Any, generator: torch.Generator) -> Reconstruction:
-        """Run the attack and return its reconstruction, after checking its format.
+        """Run the attack in the worker and return its reconstruction after checking it.
 
         Args:
-            seen: a `medpfl.federated.server.Received`, from which the worker makes the observation.
-            generator: random generator whose state is sent to the worker; it does not advance.
+            seen: a `medpfl.federated.server.Received`, from which the worker builds the observation.
+            generator: random generator. The worker draws from a copy; the generator itself does not advance.
 
         Raises:
-            InputError: any error from `Worker.ask`, or the answer is not a reconstruction of these victims.
+            InputError: as for `Worker.ask`, or the answer is not a reconstruction that fits these victims.
+            MemoryError, RuntimeError: as for `Worker.ask`.
         """
         assert isinstance(seen, Received)
         told = told_received(seen)
@@ -264,17 +274,13 @@ class Isolated(Attack):
             raise InputError(f"attack {self!r}: {error}") from None
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
-        """Check that the attack can attack this model.
-
-        Raises:
-            InputError: it cannot.
-        """
+        """Raise `InputError` if the attack does not work on this model."""
         if "check" in self.about.overrides:
             head = {"do": "check", "plans": [told_of(plan) for plan in plans], "image_shape": list(image_shape)}
             self._ask({**head, "scene": self._scene()}, told_weights(Weights.of(model)))
 
     def suited(self, model: nn.Module) -> tuple[Attack, ...]:
-        """Return the attack with settings suited to this model, each run in the worker too."""
+        """Return variants of the attack with settings for this model, which run in the worker too."""
         if "suited" not in self.about.overrides:
             return ()
         found = self._ask({"do": "suited", "scene": self._scene()}, told_weights(Weights.of(model))).head.get("found")
@@ -284,7 +290,7 @@ class Isolated(Attack):
         """Return the model with the weights that an active server sends.
 
         Raises:
-            InputError: the attack changes more than the weights; sending this would require running its code here.
+            InputError: the attack changes more than the weights. Such a change would require its code in this process.
         """
         if "prepare" not in self.about.overrides:
             return model
@@ -294,7 +300,7 @@ class Isolated(Attack):
         tensors = {**sent.parameters, **sent.buffers}
         ours = {**own.parameters, **own.buffers}
         if {k: (t.shape, t.dtype) for k, t in tensors.items()} != {k: (t.shape, t.dtype) for k, t in ours.items()}:
-            raise InputError(f"attack {self!r}: the weights that it returned do not fit the model")
+            raise InputError(f"attack {self!r}: its weights do not match the model's in name, shape and type")
         with torch.no_grad():
             for name, tensor in (*changed.named_parameters(), *changed.named_buffers()):
                 tensor.copy_(tensors[name])
@@ -309,7 +315,7 @@ class Isolated(Attack):
 
 
 def absolute(text: str) -> str:
-    """Return a spec in which a file path is absolute, so that it is found from any working directory.
+    """Return a spec with its file, if any, as an absolute path, valid from any working directory.
 
     >>> absolute("DLG(steps=3)"), absolute("/a/b (1).py:Mine()"), absolute("package.module:Mine")
     ('DLG(steps=3)', '/a/b (1).py:Mine()', 'package.module:Mine')
@@ -324,7 +330,7 @@ def _place(text: str) -> str:
 
 
 def numerics() -> dict[str, Any]:
-    """Return this process's settings that affect the last bits of a result."""
+    """Return this process's settings for threads, precision and determinism, which affect rounding."""
     return {
         "threads": torch.get_num_threads(),
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
@@ -343,7 +349,7 @@ def _home(attack: Attack) -> tuple[str, str]:
 
 
 def _raised(head: dict[str, Any]) -> Exception:
-    """Return the error that the attack raised in the worker, to be raised here."""
+    """Rebuild the attack's exception from the worker's answer."""
     kinds = {"input": InputError, "memory": MemoryError}
     kind = kinds.get(head["error"], RuntimeError) if isinstance(head["error"], str) else RuntimeError
     error = kind(str(head.get("text", ""))[:_LONGEST])

@@ -1,4 +1,4 @@
-"""Length-prefixed frames over a pair of pipes: a JSON header and a byte payload. Does not import torch."""
+"""Length-prefixed frames over a pair of pipes: a JSON header and a payload in bytes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["DamagedFrameError", "Pipe"]
 _LENGTHS = struct.Struct("<QQ")
 _CHUNK = 1 << 20
 _PAUSE = 200
-"""Milliseconds between two checks that the other process is alive."""
+"""Milliseconds between two checks for whether the other process is alive."""
 
 
 class DamagedFrameError(Exception):
-    """Error for data in the pipe that is not a frame, or a frame above the size limit."""
+    """An error because the received bytes are not a frame, or exceed the size limit."""
 
 
 class Pipe:
-    """One process's two ends of the connection.
+    """One process's two ends: one to read from, one to write to.
 
     Args:
         source: file descriptor to read from.
-        sink: file descriptor to write to; made non-blocking, so that a writer notices when the reader is gone.
-        alive: predicate that is True while the other process runs; called while the pipe is silent.
-        most: maximum bytes of a header and of a payload to read.
+        sink: file descriptor to write to. It becomes non-blocking, so that a writer notices when the reader has ended.
+        alive: function that returns True while the other process runs. It is called while the pipe is not ready.
+        most: maximum size in bytes of a received header and payload; ``None`` for no limit.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Pipe:
         os.set_blocking(sink, False)
 
     def send(self, head: dict[str, Any], payload: bytes = b"") -> None:
-        """Write one frame; safe to call from several threads.
+        """Write one frame. Thread-safe.
 
         Raises:
-            EOFError: the other process is gone.
+            EOFError: the other process has ended.
         """
         text = json.dumps(head).encode()
         with self._sending:
@@ -51,16 +51,16 @@ class Pipe:
                 self._write(memoryview(part))
 
     def receive(self) -> tuple[dict[str, Any], bytes]:
-        """Read one frame.
+        """Read one frame and return its header and payload.
 
         Raises:
-            EOFError: the other process is gone.
-            DamagedFrameError: the data is not a frame, or is larger than `most`.
+            EOFError: the other process has ended.
+            DamagedFrameError: the received bytes are not a frame, or exceed `most`.
         """
         sizes = _LENGTHS.unpack(self._read(_LENGTHS.size))
         for size, most, what in zip(sizes, self.most or (), ("header", "payload"), strict=False):
             if size > most:
-                raise DamagedFrameError(f"a {what} of {size:,} bytes, but the limit is {most:,}")
+                raise DamagedFrameError(f"a {what} of {size:,} bytes, above the limit of {most:,}")
         text, payload = map(self._read, sizes)
         try:
             head = json.loads(text)
@@ -91,10 +91,12 @@ class Pipe:
         return bytes(read)
 
     def _wait(self, descriptor: int, event: int) -> None:
-        """Wait until the descriptor is ready. A grandchild may keep the pipe open after the other process ended.
+        """Wait until the descriptor is ready.
+
+        A grandchild may hold the pipe open after the other process has ended, so `alive` is asked too.
 
         Raises:
-            EOFError: the other process is gone.
+            EOFError: the other process has ended.
         """
         poll = select.poll()
         poll.register(descriptor, event)

@@ -1,4 +1,4 @@
-"""Start and end of the attacks' process, and forwarding of its output."""
+"""The separate process for attacks: its start, its end, and its printed output."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ from medpfl.isolation.pipes import Pipe
 __all__ = ["FOLDER", "Process"]
 
 FOLDER = "medpfl-isolated-"
-"""Prefix of the name of its working directory."""
+"""Prefix of its working directory's name."""
 _KEPT = (
     "PATH", "LANG", "LANGUAGE", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
     "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED", "PYTHONUTF8",
 )  # fmt: skip
 _KEPT_STARTS = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_")
 _GRACE = 1.0
-"""Seconds that the process has to end by itself."""
+"""Seconds in which the process may end by itself."""
 _MOST = (1 << 20, 1 << 32)
-"""Maximum bytes of an answer's header and of its tensors."""
+"""Maximum size in bytes of an answer's header and of its tensors."""
 _LINES, _WIDTH = 200, 500
-"""Maximum number of forwarded lines, and of characters per line."""
+"""Maximum number of lines to pass on, and of characters per line."""
 
 
 class Process:
-    """A Python process that receives information from its parent only through a pipe.
+    """A Python process connected to its parent only by pipes.
 
-    It starts with none of its parent's memory, a few of its environment variables, an empty working directory, and no
-    open file except the pipe. It leads its own process group, so that any child processes end with it.
+    It starts without the parent's memory and with only a few of its environment variables, in an empty working
+    directory. Its only open files are those pipes: requests, answers, and printed output. It leads its own process
+    group, so that its child processes end too.
 
     Args:
-        module: module to run, as with ``python -m``.
+        module: the module to run, as with ``python -m``.
     """
 
     def __init__(self, module: str) -> None:
@@ -58,7 +59,7 @@ class Process:
         except OSError as error:
             self._folder.cleanup()
             raise InputError(
-                f"cannot start a process for your own attack ({error.strerror}): use --no-isolate to run it in this one"
+                f"cannot start a process for your own attack ({error.strerror}): use --no-isolate to run without one"
             ) from error
         given, answers, printed = self._process.stdin, self._process.stdout, self._process.stderr
         assert given is not None
@@ -76,14 +77,14 @@ class Process:
 
     @property
     def ended(self) -> bool:
-        """True once `end` was called."""
+        """True if `end` was called."""
         return self._ends[1].closed
 
     def end(self, grace: float = _GRACE) -> None:
-        """End the process and its children, and remove its directory; a second call does nothing.
+        """End the process and its child processes, and remove its directory. A second call does nothing.
 
         Args:
-            grace: seconds that it has to end by itself.
+            grace: seconds in which the process may end by itself before it is killed.
         """
         given, answers, printed = self._ends
         if self.ended:
@@ -100,7 +101,7 @@ class Process:
         self._folder.cleanup()
 
     def how_it_ended(self) -> str:
-        """Return why no answer came, as a message for the user."""
+        """Return a message on why no answer came. If the process still runs, kill it."""
         try:
             status = self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
@@ -109,17 +110,17 @@ class Process:
         self._speaker.join(_GRACE)
         said = f" (it printed: {' / '.join(self.last)})" if self.last else ""
         if status >= 0:
-            return f"its process ended with status {status} without an answer{said}"
+            return f"its process ended with status {status} before it answered{said}"
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
         hint = "; if it ran out of memory, lower --memory, --batch-size or --size" if name == "SIGKILL" else ""
-        return f"its process was killed by {name}{hint}{said}"
+        return f"its process was ended by {name}{hint}{said}"
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _pass_on(self, printed: int) -> None:
-        """Print the process's output line by line, prefixed with the attack's name and without control characters."""
+        """Print the process's output line by line after the attack's name, without control characters."""
         count, rest = 0, b""
         with contextlib.suppress(OSError, ValueError):
             while part := os.read(printed, 1 << 16):
@@ -138,21 +139,21 @@ class Process:
         if count <= _LINES:
             print(f"[{self.name}] {text}", file=sys.stderr, flush=True)
         elif count == _LINES + 1:
-            print(f"[{self.name}] printed more than {_LINES} lines; hiding the rest", file=sys.stderr, flush=True)
+            print(f"[{self.name}] prints more than {_LINES} lines; the rest is not shown", file=sys.stderr, flush=True)
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """Return the variables needed to find Python and its libraries, and those for language and number of threads."""
+    """Return the environment variables for Python, libraries, language and thread counts."""
     kept = {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_STARTS)}
     places = [str(Path(place).absolute()) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     ours = Path(__file__).absolute().parents[2]
     if ours.name not in ("site-packages", "dist-packages"):
-        places.append(str(ours))  # not installed: this process found it through sys.path
+        places.append(str(ours))  # not installed: this process finds it through sys.path
     return {**kept, "TMPDIR": folder, **({"PYTHONPATH": os.pathsep.join(places)} if places else {})}
 
 
 def _drained(answers: int, seconds: float) -> None:
-    """Read the rest of a pipe up to its end, for at most the given number of seconds."""
+    """Read a pipe to its end, for at most the given number of seconds, and discard the data."""
     until, poll = monotonic() + seconds, select.poll()
     poll.register(answers, select.POLLIN)
     while (left := until - monotonic()) > 0:

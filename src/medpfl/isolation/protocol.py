@@ -38,14 +38,19 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Message(NamedTuple):
-    """A message: its JSON part, and its tensors by name, in order."""
+    """A message between the two processes.
+
+    Attributes:
+        head: the part sent as JSON.
+        tensors: the tensors by name. Their order is kept.
+    """
 
     head: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
 def packed(message: Message) -> tuple[dict[str, Any], bytes]:
-    """Return a message as a frame's header and payload. The header keeps the tensors' order; safetensors does not."""
+    """Return a message as a frame's header and payload. The header records the tensors' order; safetensors does not."""
     own = {str(i): t.detach().cpu().contiguous().clone() for i, t in enumerate(message.tensors.values())}
     return {**message.head, _NAMES: list(message.tensors)}, save(own) if own else b""
 
@@ -54,7 +59,7 @@ def unpacked(head: dict[str, Any], payload: bytes) -> Message:
     """Return the message in a frame.
 
     Raises:
-        DamagedFrameError: the payload is not safetensors, or its tensors differ from those listed in the header.
+        DamagedFrameError: the payload is not safetensors, or its tensors do not match the header.
     """
     names = head.pop(_NAMES, None)
     try:
@@ -64,7 +69,7 @@ def unpacked(head: dict[str, Any], payload: bytes) -> Message:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DamagedFrameError("a header that does not name its tensors")
     if set(found) != {str(i) for i in range(len(names))} or len(set(names)) < len(names):
-        raise DamagedFrameError("tensors that its header does not list")
+        raise DamagedFrameError("tensors that do not match its header")
     return Message(head, {name: found[str(i)] for i, name in enumerate(names)})
 
 
@@ -74,22 +79,22 @@ def told_of(plan: Plan) -> dict[str, Any]:
 
 
 def plan_in(told: dict[str, Any]) -> Plan:
-    """Return the plan from `told_of`'s JSON data."""
+    """Return the plan from the JSON data of `told_of`."""
     return Plan(**told)
 
 
 def told_weights(weights: Weights) -> dict[str, Tensor]:
-    """Return parameters and buffers in one dictionary."""
+    """Return parameters and buffers in one dictionary, with prefixed names."""
     return {**_grouped("parameter", weights.parameters), **_grouped("buffer", weights.buffers)}
 
 
 def weights_from(tensors: Tensors) -> Weights:
-    """Return the weights from `told_weights`' dictionary."""
+    """Return the weights from the tensors of `told_weights`; other tensors are ignored."""
     return Weights(_group("parameter", tensors), _group("buffer", tensors))
 
 
 def told_received(received: Received) -> Message:
-    """Return what the server received as a message: the updates as sent, and the granted knowledge."""
+    """Return what the server received as a message: the updates as sent, and the grants."""
     first, tensors = received.sent[0], told_weights(received.weights)
     for number, update in enumerate(received.sent):
         tensors |= _grouped(f"update {number}", update.tensors)
@@ -112,7 +117,7 @@ def told_received(received: Received) -> Message:
 
 
 def received_from(message: Message, device: torch.device) -> Received:
-    """Return what the server received, restored on a device from `told_received`'s message."""
+    """Return what the server received, on a device, from the message of `told_received`."""
     head, tensors = message.head, {name: tensor.to(device) for name, tensor in message.tensors.items()}
 
     def update(number: int, samples: int | None) -> Update:
@@ -138,14 +143,14 @@ def told_reconstruction(made: Any) -> Message:
     """Return a reconstruction as a message.
 
     Raises:
-        TypeError: the attack returned something else.
+        TypeError: the attack returned no `Reconstruction`, or a field is not a tensor.
     """
     if not isinstance(made, Reconstruction):
         raise TypeError(f"it returned a {type(made).__name__}, not a medpfl.Reconstruction")
     fields = {name: getattr(made, name) for name in _FIELDS}
     for name, value in fields.items():
         if value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"its reconstruction's {name} is a {type(value).__name__}, not a tensor")
+            raise TypeError(f"the reconstruction's {name} must be a tensor, not a {type(value).__name__}")
     return Message(
         {"ended": list(made.ended), "engine": made.engine},
         {name: value for name, value in fields.items() if value is not None},
@@ -153,16 +158,18 @@ def told_reconstruction(made: Any) -> Message:
 
 
 def reconstruction_from(message: Message, received: Received) -> Reconstruction:
-    """Return an attack's reconstruction, after checking each field's shape and type.
+    """Return the reconstruction in an attack's answer after checking every field.
+
+    Values may be infinite or NaN; the rows report those.
 
     Raises:
-        InputError: a field is missing, has a wrong shape or type, or a number of steps is negative. Values that are not
-            finite are allowed: result rows report them.
+        InputError: a field is missing or unknown, has the wrong shape or type, or is a negative number of steps or
+            evaluations.
     """
     victims, images, shape = len(received), received.num_images, tuple(received.image_shape)
     each, tensors = (victims, images, *shape), message.tensors
     if unknown := set(tensors) - set(_FIELDS):
-        raise InputError(f"it returned unknown tensors: {', '.join(sorted(unknown)[:3])!r}")
+        raise InputError(f"the reconstruction has unknown fields: {', '.join(sorted(unknown)[:3])!r}")
     fits: Mapping[str, tuple[tuple[int | None, ...], tuple[torch.dtype, ...]]] = {
         "guesses": (each, _FLOATS),
         "labels": ((victims, images, *received.label_shape), _INTEGERS),
@@ -176,14 +183,14 @@ def reconstruction_from(message: Message, received: Received) -> Reconstruction:
         if name in tensors:
             _check(name, tensors[name], wanted, kinds)
         elif name not in ("labels", "candidates", "trace"):
-            raise InputError(f"it returned no {name}")
+            raise InputError(f"the reconstruction has no {name}")
     for name in ("steps", "evaluations"):
         if bool((tensors[name] < 0).any()):
-            raise InputError(f"its reconstruction's {name} are below 0")
+            raise InputError(f"the reconstruction's {name} must not be below 0")
     return Reconstruction(
         ended=_ended(message.head.get("ended"), victims),
         engine=_engine(message.head.get("engine")),
-        **{name: tensors.get(name) for name in _FIELDS},  # type: ignore[arg-type]  (all that must be there are)
+        **{name: tensors.get(name) for name in _FIELDS},  # type: ignore[arg-type]  (required ones were checked)
     )
 
 
@@ -192,27 +199,27 @@ def _check(name: str, tensor: Tensor, wanted: tuple[int | None, ...], kinds: tup
     fits = len(found) == len(wanted) and all(w in (None, f) for w, f in zip(wanted, found, strict=True))
     if not fits or 0 in found:
         words = ", ".join("R" if size is None else str(size) for size in wanted)
-        raise InputError(f"its reconstruction's {name} have shape {found}: expected ({words})")
+        raise InputError(f"the reconstruction's {name}: shape {found}, must be ({words})")
     if tensor.dtype not in kinds:
-        word = "floats" if kinds is _FLOATS else "integers"
-        raise InputError(f"its reconstruction's {name} have type {tensor.dtype}: expected {word}")
+        word = "real numbers" if kinds is _FLOATS else "whole numbers"
+        raise InputError(f"the reconstruction's {name}: type {tensor.dtype}, must be {word}")
 
 
 def _ended(found: Any, victims: int) -> tuple[Ended, ...]:
     known = get_args(Ended)
     if not isinstance(found, list) or len(found) != victims or any(one not in known for one in found):
-        raise InputError(f"its reconstruction's ended must hold {victims} words, each one of {', '.join(known)}")
+        raise InputError(f"the reconstruction's ended must be {victims} words, each one of {', '.join(known)}")
     return tuple(found)
 
 
 def _engine(found: Any) -> str:
     if not isinstance(found, str) or len(found) > 100 or not found.isprintable():
-        raise InputError("its reconstruction's engine must be a short text, such as 'loop'")
+        raise InputError("the reconstruction's engine must be a short text, such as 'loop'")
     return found
 
 
 def finite_share(found: Any) -> float:
-    """Return the share of work done as the other process reports it, limited to [0, 1]; 0 if it is not finite."""
+    """Return the progress reported by the other process, clamped to [0, 1]; 0 if it is not a finite number."""
     usable = isinstance(found, int | float) and math.isfinite(found)
     return min(max(float(found), 0.0), 1.0) if usable else 0.0
 

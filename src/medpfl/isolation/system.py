@@ -1,4 +1,4 @@
-"""Confinement by the operating system: a few restrictions are switched on, and the others are detected."""
+"""The operating system's isolation: `harden` switches on a little, and `active` lists the restrictions in force."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 __all__ = ["active", "harden"]
 
 _NO_NEW_PRIVS = 38
-"""``PR_SET_NO_NEW_PRIVS`` for prctl on Linux."""
+"""``PR_SET_NO_NEW_PRIVS`` of Linux's prctl."""
 _MARKS = {
     "/.dockerenv": "a Docker container",
     "/run/.containerenv": "a Podman container",
@@ -22,7 +22,7 @@ _WHOLE = ["0", "0", "4294967295"]
 
 
 def harden() -> None:
-    """Switch on restrictions that need no privileges: no privilege gain by executing a file, and no core dump."""
+    """Switch on restrictions open to any process: no core file and, on Linux, no new privileges by executing a file."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -35,11 +35,13 @@ def harden() -> None:
 
 
 def active(root: Path = Path("/"), platform: str = sys.platform) -> list[str]:
-    """Return the names of the operating system's restrictions on this process; ``["unknown"]`` except on Linux.
+    """Return names for the isolation imposed on this process by the operating system.
+
+    On systems other than Linux, the result is ``["unknown"]``.
 
     Args:
-        root: folder in which ``proc`` and the marks of containers are looked up.
-        platform: as in ``sys.platform``.
+        root: folder that contains ``proc`` and the containers' marker files.
+        platform: the platform's name, as in ``sys.platform``.
     """
     if platform != "linux":
         return ["unknown"]
@@ -55,7 +57,7 @@ def _container(root: Path) -> list[str]:
 
 
 def _status(text: str) -> list[str]:
-    """Return seccomp's mode and any bar on new privileges, from ``/proc/self/status``."""
+    """Read seccomp's mode and the no-new-privileges bit from the text in ``/proc/self/status``."""
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     modes = {"1": "seccomp (strict)", "2": "a seccomp filter"}
     seccomp = modes.get(fields.get("Seccomp", "").strip())
@@ -64,7 +66,7 @@ def _status(text: str) -> list[str]:
 
 
 def _label(proc: Path) -> list[str]:
-    """Return the AppArmor profile or SELinux label, unless it confines nothing."""
+    """Read AppArmor's profile or SELinux's label. The list is empty if neither confines the process."""
     label = _text(proc / "self/attr/current").strip("\0\n ")
     free = ("", "unconfined", "kernel")
     kind = "SELinux" if label.count(":") >= 3 else "AppArmor"
@@ -74,7 +76,7 @@ def _label(proc: Path) -> list[str]:
 
 
 def _namespaces(proc: Path) -> list[str]:
-    """Return namespaces that differ from those of process 1, as far as they may be read."""
+    """Return the process's own namespaces: different from process 1's, as far as readable, or with mapped user ids."""
     found = []
     for kind in ("user", "pid", "net"):
         own, first = (_link(proc / one / "ns" / kind) for one in ("self", "1"))

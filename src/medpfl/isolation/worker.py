@@ -1,4 +1,4 @@
-"""The process for a user's own attacks: ``python -m medpfl.isolation.worker``, started by an audit.
+"""The program for a user's own attacks, which an audit starts as ``python -m medpfl.isolation.worker``.
 
 It redirects the standard streams before it imports anything that might print.
 """
@@ -21,11 +21,11 @@ from medpfl.isolation.system import active, harden
 __all__ = ["main"]
 
 _PAUSE = 1000
-"""Milliseconds between two checks that the parent is still the parent."""
+"""Milliseconds between two checks for whether the parent process is still the same."""
 
 
 def main() -> None:
-    """Answer requests until the parent is gone."""
+    """Answer requests until the parent has ended."""
     folder, parent = Path.cwd(), os.getppid()
     pipe = _pipe()
     Thread(target=_watch, args=(pipe.source, parent, folder), daemon=True).start()
@@ -43,14 +43,14 @@ def main() -> None:
     except EOFError:
         _leave(folder)
     except BaseException:
-        with contextlib.suppress(Exception):  # the reader may be gone
+        with contextlib.suppress(Exception):  # there may be nobody left to read it
             traceback.print_exc()
             sys.stderr.flush()
         _leave(folder, 1)
 
 
 def _pipe() -> Pipe:
-    """Return the pipe to the parent, moved away from the standard streams; printed text goes to standard error."""
+    """Return the pipe to the parent, on descriptors of its own. Standard output then goes to standard error."""
     source, sink = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -61,16 +61,16 @@ def _pipe() -> Pipe:
 
 
 def _watch(source: int, parent: int, folder: Path) -> None:
-    """End the process as soon as the parent is gone, whatever an attack is doing."""
+    """End this process as soon as the parent has ended, even while an attack runs."""
     poll = select.poll()
-    poll.register(source, 0)  # a closed other end is always reported
+    poll.register(source, 0)  # poll always reports a closed other end
     while not poll.poll(_PAUSE) and os.getppid() == parent:
         pass
     _leave(folder)
 
 
 def _leave(folder: Path, status: int = 0) -> None:
-    """Remove the working directory and end at once, without running exit handlers that an attack may have left."""
+    """Remove the working directory and end at once, without running exit handlers registered by an attack."""
     if folder.name.startswith(FOLDER):
         shutil.rmtree(folder, ignore_errors=True)
     os._exit(status)
