@@ -247,7 +247,9 @@ def test_an_audit_refuses_it_before_any_work():
 
 
 def test_an_audit_takes_it_and_its_start_by_spec():
-    report = audit("LeNet('idlg')", attacks=["RGAP", "iDLG(steps=20, start=Analytic())"], victims=Victims(images=3, size=16))
+    report = audit(
+        "LeNet('idlg')", attacks=["RGAP", "iDLG(steps=20, start=Analytic())"], victims=Victims(images=3, size=16)
+    )
     assert all(cell.asr.value == 1 for cell in report.summary)
     (made,) = attacks_of(["GradientMatching(start=Analytic(steps=40))"])
     assert made == GradientMatching(start=Analytic(40))

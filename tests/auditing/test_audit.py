@@ -594,7 +594,7 @@ def test_data_that_is_none(tmp_path):
     for data, message in [
         (tmp_path / "nowhere", "there is no folder or record"),
         ("sampels", "there is no folder or record 'sampels' here; did you mean 'samples'"),
-        (tmp_path / "file.txt", "is a file, but no record of an update"),
+        (tmp_path / "file.txt", "cannot read the file"),
         (tmp_path / "empty", "has no class folders"),
         ("ImageFoldr('x')", "did you mean 'ImageFolder'"),
     ]:

@@ -171,7 +171,7 @@ def test_any_state_comes_back_as_it_was(tmp_path):
     del after["clients"][0]["owed"], state["owed"]
     assert after["clients"][0] == state
     assert (after["clients"][1], after["server"], after["taken"]) == ({}, {"x": 1}, (2, 1))
-    with pytest.raises(InputError, match="remembers a object"):
+    with pytest.raises(InputError, match="keeps a object in its state"):
         packed(Standing(Weights({}), {}, ({"x": object()},), {}, (0,)))
 
 

@@ -84,8 +84,8 @@ def test_a_model_without_a_last_layer_says_why_no_label_is_read():
     network = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.Tanh(), nn.Unflatten(1, (2, 4)))
     network.register_forward_hook(lambda _, __, out: out.mean(2))
     check = check_model(network, SHAPE)
-    assert "no last layer of 2 rows" in check.labels["1"]["why"]
-    assert "no last layer of 2 rows" in check.attacks["iDLG"]
+    assert "no last layer with 2 outputs" in check.labels["1"]["why"]
+    assert "no last layer with 2 outputs" in check.attacks["iDLG"]
     assert check.attacks["DLG"] == ""
     assert "do not apply: " in text(check)
 
@@ -119,7 +119,7 @@ def test_tokens_are_read_as_a_sum():
 def test_batch_norm_statistics(mode, sent):
     check = check_model("ConvNet(4, 2, 'batch')", SHAPE, mode=mode)
     assert check.statistics == {"layers": 2, "numbers": 16, "sent": sent}
-    assert ("16 numbers" in text(check)) is sent
+    assert ("(16 values)" in text(check)) is sent
 
 
 def test_a_model_that_takes_no_single_image_in_train_mode():

@@ -58,7 +58,7 @@ class TrainingSetup:
     def clients(self) -> tuple[Tensor, ...]:
         """Each client's images, as indices into `data`."""
         train = self.splits.train
-        with explained("the images cannot be dealt to clients"):
+        with explained("the images cannot be distributed among clients"):
             dealt = self.partition.deal(part_of(self.data, train), generator_of(self.seed, "clients"))
         for number, own in enumerate(dealt):
             if not len(own):
