@@ -215,8 +215,8 @@ def test_what_private_defenses_spend():
     found = spent([NoDefense(), GaussianNoise(), both, DPSGD(noise=0.001)], Plan(), 1e-4, nn.Linear(2, 2))
     assert list(found) == [repr(both), "DPSGD(clip=1.0, noise=0.001)"]
     image, client = found[repr(both)].split("; ")
-    assert image.startswith(f"{DPSGD(noise=3.0).spent(Plan(), 1, 1e-4)}, of an image")
-    assert client.startswith(f"{ClientDP(noise=4.0).spent(Plan(), 1, 1e-4)}, of the client")
+    assert image.startswith(f"{DPSGD(noise=3.0).spent(Plan(), 1, 1e-4)}, for an image")
+    assert client.startswith(f"{ClientDP(noise=4.0).spent(Plan(), 1, 1e-4)}, for the client")
     assert "epsilon is in the hundreds" in found["DPSGD(clip=1.0, noise=0.001)"]
 
 
@@ -227,6 +227,6 @@ def test_no_epsilon_is_stated_where_something_else_leaves_the_client():
 
     plain, norm = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     assert "batch-norm statistics" in spent([ClientDP(noise=4.0)], Plan(), 1e-4, norm)["ClientDP(clip=1.0, noise=4.0)"]
-    assert "of the client" in next(iter(spent([ClientDP(noise=4.0)], Plan(sends=()), 1e-4, norm).values()))
+    assert "for the client" in next(iter(spent([ClientDP(noise=4.0)], Plan(sends=()), 1e-4, norm).values()))
     mixed = spent([Mixup() | DPSGD(noise=3.0)], Plan(batch_size=2), 1e-4, plain)
     assert "another part changes the input of its steps" in next(iter(mixed.values()))
