@@ -1,4 +1,4 @@
-"""What the attacks on one defense say in words: how many images, how sure, or why nothing."""
+"""Phrases for the result of all attacks on one defense: counts, intervals, or the reason for no conclusion."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ __all__ = ["Cells", "bounded", "by", "counts", "example", "extent", "hits", "lab
 
 Cells = Sequence[Cell]
 
-_BLUNT = "these attacks fail even without a defense"
+_BLUNT = "these attacks fail here even without a defense"
 
-# In the order in which they explain: the first that is raised is the reason given.
+# Ordered by priority: the first raised flag gives the reason.
 REASONS = {
     "record-mismatch": "the recorded update does not match the images under the stated plan and defense",
-    "misdisclosed": "this defense does not do what it discloses, so no attack knew what it really does",
+    "misdisclosed": "this defense does not do what it discloses, so no attack knew what it does",
     "undisclosed": "this defense does not disclose what an attacker who knows its code could undo "
     "(docs/extending.md: disclose)",
-    "naive-attack": "these attacks did not know the defense; an attacker who does may succeed",
+    "naive-attack": "these attacks failed, but they did not know the defense",
     "control-failed": _BLUNT,
-    "control-low": "even without the defense, these attacks are not shown to exceed the tolerance",
-    "masked-vector": "one client's masked message alone reveals more than random numbers do",
-    "control-weak": "without the defense, these attacks only re-identify one client's images and reconstruct none, "
-    "and a sum over clients is harder to attack",
-    "patients-leak": "too few images leak to conclude, but some patients are exposed by one of their images",
+    "control-low": "these attacks may be too weak, since it is not certain that they expose more images than the "
+    "tolerance even without the defense",
+    "masked-vector": "one client's masked message reveals more than random numbers would",
+    "control-weak": "without the defense, these attacks only re-identify the images of one client and reconstruct "
+    "none, and a sum over clients is harder to attack",
+    "patients-leak": "few images are exposed, but some patients are exposed by one of their images",
     "worst-candidate": "an attack reconstructed images among its candidates but did not choose them",
-    "small-gallery": "re-identification can only be tested with a gallery of at least 20 images",
+    "small-gallery": "at least 20 images are needed to test re-identification",
     "prior-only": "a guess made without the update does as well as these attacks",
-    "nonfinite": "the attacks ended at values that are not finite",
-    "not-converged": "the attacks ran out of steps before they converged",
+    "nonfinite": "the attacks ended in numbers that are not finite",
+    "not-converged": "the attacks stopped before they converged",
 }
 
 
 def strength(cell: Cell) -> tuple[float, float, float]:
-    """Return how much an attack got, for comparing cells: images read back, images recognized, mean SSIM."""
+    """Return a sort key for comparing attacks: reconstruction rate, re-identification rate, mean SSIM."""
     asr, identified, ssim = (_or_least(rate) for rate in (cell.asr, cell.identified, cell.ssim))
     return asr, identified, ssim
 
 
 def extent(union: Union) -> tuple[float, float]:
-    """Return how much all attacks on a defense got, for comparing defenses."""
+    """Return a sort key for comparing defenses: reconstruction and re-identification rates of all attacks together."""
     return _or_least(union.asr), _or_least(union.identified)
 
 
@@ -51,7 +52,7 @@ def _or_least(rate: Rate) -> float:
 
 
 def hits(rate: Rate, images: int) -> int | None:
-    """Return the number of images behind a rate; ``None`` if it is not known."""
+    """Return the number of images that a rate stands for, or ``None`` if the rate is unknown."""
     return round(rate.value * images) if rate.value is not None and known(rate.value) and images else None
 
 
@@ -60,10 +61,10 @@ def _of(some: int, told: Union) -> str:
 
 
 def counts(union: Union) -> str:
-    """Return what was read back and recognized, in numbers.
+    """Return how many images were reconstructed and re-identified, with rates and intervals.
 
     Args:
-        union: what the attacks on a defense show together.
+        union: the combined result of all attacks on a defense.
     """
     read, told = hits(union.asr, union.images), hits(union.identified, union.images)
     if read is None:
@@ -84,17 +85,17 @@ def _rate(rate: Rate, more: str = "") -> str:
 
 
 def bounded(union: Union) -> str:
-    """Return what a failure shows: the tolerance that the upper ends keep, and the numbers."""
+    """Return what failed attacks do show: both rates lie below the tolerance with 95 % confidence."""
     least, read = percent(union.tolerance), hits(union.asr, union.images) or 0
     told = hits(union.identified, union.images)
     return (
         f"with 95 % confidence, these attacks reconstruct fewer than {least} of images and re-identify fewer than "
-        f"{least} beyond chance (reconstructed {_of(read, union)}, re-identified {told or 'none'})"
+        f"{least} beyond chance (here: reconstructed {_of(read, union)}, re-identified {told or 'none'})"
     )
 
 
 def by(cells: Cells) -> str:
-    """Return which attacks, and the strongest of them."""
+    """Return the attack's name, or the number of attacks and the strongest one."""
     best = max(
         [cell for cell in cells if cell.verdict == LEAKS] or cells,
         key=lambda cell: (strength(cell)[:2], bool(cell.knows_defense), strength(cell)),
@@ -104,7 +105,7 @@ def by(cells: Cells) -> str:
 
 
 def example(cells: Cells) -> str:
-    """Return ``TopK(keep=0.1) (reconstructed 5 of 24 images, re-identified 8)``."""
+    """Return a defense with its counts: ``TopK(keep=0.1) (reconstructed 5 of 24 images, re-identified 8)``."""
     union = cells[0].union
     read, told = hits(union.asr, union.images), hits(union.identified, union.images)
     if read is None:
@@ -114,7 +115,7 @@ def example(cells: Cells) -> str:
 
 
 def labels(cells: Cells) -> str:
-    """Return a sentence on the labels that were inferred; empty where they were not."""
+    """Return a sentence on the inferred labels, or an empty string if no attack's labels leak."""
     telling = [cell for cell in cells if cell.label_verdict == LEAKS]
     if not telling:
         return ""
@@ -124,30 +125,34 @@ def labels(cells: Cells) -> str:
 
 
 def reason(cells: Cells) -> str:
-    """Return why nothing can be concluded of a defense; attacks that know it have the word, if there are any."""
+    """Return why a defense's result is inconclusive.
+
+    The reason comes from the flags of all attacks together or, if there are none, from the adaptive attacks' flags.
+    Naive attacks count only if no other attack was run.
+    """
     union = cells[0].union
     asked = [cell for cell in cells if cell.knows_defense is not False] or cells
     own = union.flags
     flags = set(own or (flag for cell in asked for flag in cell.flags))
     if not any(cell.images for cell in cells):
-        empty = "the update of every image is exactly zero" if "zero-gradient" in flags else ""
+        empty = "every image's update is exactly zero" if "zero-gradient" in flags else ""
         return empty or "no image was scored"
     found = next((why for flag, why in REASONS.items() if flag in flags and flag not in _LAST), None)
     if "too-few" in flags and (found is None or own):
         return _few(union)
     later = (why for flag, why in REASONS.items() if flag in flags)
-    return found or next(later, "the evidence is too weak to tell a leak from a failed attack")
+    return found or next(later, "these results cannot tell a leak from a failed attack")
 
 
 _LAST = ("prior-only", "nonfinite", "not-converged")
 
 
 def _few(union: Union) -> str:
-    """Return that so few updates do not decide, and how many would."""
+    """Return a phrase that the updates are too few, and how many would be enough."""
     need, per = union.updates_needed, max(1, round(union.images / max(1, union.updates)))
     have = "one update is" if union.updates == 1 else f"{union.updates} updates are"
     if need is None:
-        return f"{have} too few to tell a leak from a failed attack; at these rates, no number of updates would decide"
+        return f"{have} too few to tell a leak from a failed attack; at these rates, no number would be enough"
     if need <= union.updates:
         return f"{have} too few to tell a leak from a failed attack; run more"
     stay = " if the rates stay the same" if union.asr.value or union.identified.value else ""

@@ -1,4 +1,4 @@
-"""What the command line says at the end: a table, what to note of it, and its sentences."""
+"""The command line's final output: a table, notes and sentences."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["folders_line", "print_audit", "print_frontier", "print_leakage", "pr
 
 
 class Written(Protocol):
-    """A result with pages on the disk."""
+    """A result with pages on disk."""
 
     @property
     def pages(self) -> tuple[Path, ...]: ...
 
 
 class Audited(Written, Protocol):
-    """An audit, as it is printed."""
+    """The parts of an audit that are printed."""
 
     @property
     def summary(self) -> Sequence[Cell]: ...
@@ -44,7 +44,7 @@ class Audited(Written, Protocol):
 
 
 class Overview(Written, Protocol):
-    """Audits of several rounds, as they are printed."""
+    """The parts of several rounds' audits that are printed."""
 
     @property
     def summary(self) -> Sequence[RoundCell]: ...
@@ -53,7 +53,7 @@ class Overview(Written, Protocol):
 
 
 class Chosen(Written, Protocol):
-    """A frontier, as it is printed."""
+    """The parts of a frontier that are printed."""
 
     @property
     def points(self) -> Sequence[Json]: ...
@@ -64,7 +64,7 @@ class Chosen(Written, Protocol):
 
 
 class Trained(Written, Protocol):
-    """A training, as it is printed."""
+    """The parts of a training that are printed."""
 
     @property
     def rows(self) -> Sequence[Round]: ...
@@ -73,7 +73,7 @@ class Trained(Written, Protocol):
 
 
 def print_audit(report: Audited, quiet: bool) -> None:
-    """An audit's table, notes and verdict."""
+    """Print an audit's table, notes and verdict."""
     console = Console()
     if not quiet:
         console.print(terminal_table(report.summary))
@@ -84,18 +84,18 @@ def print_audit(report: Audited, quiet: bool) -> None:
         for spec, epsilon in (report.settings.privacy or {}).items():
             console.print(f"{spec}: {epsilon}", markup=False, highlight=False, soft_wrap=True)
     if report.classes and may_show(sys.stdout) and not quiet:
-        # Not into a file that the output goes to: a class folder may be named for a patient.
+        # Never into a file: a class folder may bear a patient's name.
         names = ", ".join(f"class {i}: {name}" for i, name in enumerate(report.classes))
         console.print(names, style="dim", markup=False, highlight=False, soft_wrap=True)
     for sentence in report.verdict():
         console.print(sentence, soft_wrap=True)
     if not report.pages and not quiet:
-        console.print("Nothing was saved. To keep the rows and pages, add --out DIRECTORY.", style="dim")
+        console.print("nothing was saved (to save rows and pages: --out DIR)", style="dim")
     _wrote(console, (page for page in report.pages if page.suffix == ".html"))
 
 
 def print_leakage(found: Overview, quiet: bool) -> None:
-    """An overview of several rounds' audits."""
+    """Print an overview of several rounds' audits."""
     console = Console()
     if not quiet:
         console.print(leakage_table(found.summary))
@@ -105,7 +105,7 @@ def print_leakage(found: Overview, quiet: bool) -> None:
 
 
 def print_frontier(found: Chosen, quiet: bool) -> None:
-    """A frontier's table, how to read it, and its recommendation."""
+    """Print a frontier's table, notes on how to read it, and the recommendation."""
     console = Console()
     if not quiet:
         console.print(frontier_table(found.points, found.recommendation))
@@ -116,7 +116,7 @@ def print_frontier(found: Chosen, quiet: bool) -> None:
 
 
 def print_training(result: Trained, quiet: bool) -> None:
-    """A training's table, notes and scores."""
+    """Print a training's table, notes and scores."""
     console = Console()
     if not quiet:
         console.print(training_table(result.rows))
@@ -127,7 +127,7 @@ def print_training(result: Trained, quiet: bool) -> None:
 
 
 def folders_line(written: Iterable[Path]) -> str:
-    """Return which folders of a run hold files that may be shared, and which hold images.
+    """Return a line that names the run's folders that may be shared, and those with images.
 
     >>> folders_line([Path("run/share/report.html"), Path("run/private/pictures/1.png")])
     "may be shared: run/share (no image); must stay: run/private (patients' images)"

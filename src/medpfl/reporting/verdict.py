@@ -1,4 +1,4 @@
-"""The verdict in two plain sentences, for a reader who will read nothing else.
+"""The verdict in two plain statements, for a reader who reads nothing else.
 
 A failed attack is never worded as safety, and an attack whose control failed is never worded as a result.
 """
@@ -21,11 +21,11 @@ MARKS = {LEAKS: "\u25b2", NO_LEAK: "\u25cb", INCONCLUSIVE: "?"}
 
 
 def verdict_sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
-    """Return what the audit found: without a defense, then with.
+    """Return the audit's findings without a defense, and with defenses.
 
     Args:
-        summary: the cells of an audit.
-        settings: of the run; its grants and its record change the wording.
+        summary: the audit's cells.
+        settings: the run's settings; the wording depends on its grants and its record.
     """
     if not summary:
         return "No attack has finished.", "There is no result for these images yet."
@@ -39,9 +39,9 @@ def verdict_sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
 
 
 def verdict_states(summary: Cells) -> tuple[str | None, str | None]:
-    """Return the outcome that belongs to each sentence; ``None`` where it states none.
+    """Return the outcome for each statement, or ``None`` where it states none.
 
-    Several defenses together are as good as the weakest.
+    Several defenses together get the outcome of the weakest.
     """
     bare, groups = _split(summary)
     states = [_state(cells) for cells in groups]
@@ -50,7 +50,7 @@ def verdict_states(summary: Cells) -> tuple[str | None, str | None]:
 
 
 def _named(summary: Cells) -> list[Cell]:
-    """Return the cells under names that fit into a sentence; the table has the specs in full."""
+    """Return the cells with specs shortened to fit into a sentence; the table shows them in full."""
     names = brief(dict.fromkeys(spec for cell in summary for spec in (cell.attack, cell.defense)))
     return [replace(c, attack=names[c.attack], defense=_name(c.defense, names)) for c in summary]
 
@@ -105,18 +105,18 @@ def _one(cells: Cells, settings: Settings) -> str:
     return _without_leak(opening, cells, settings)
 
 
-_NOT_SAFE = "The failure of these attacks does not prove that the defense is safe."
+_NOT_SAFE = "A failed attack does not show that the defense is safe."
 
 
 def _without_leak(opening: str, cells: Cells, settings: Settings) -> str:
-    """Return the sentence where no leak was found, or where the numbers decide nothing."""
+    """Return the statement for a result of *no leak found* or *inconclusive*."""
     if _state(cells) == NO_LEAK:
         return f"{opening}, no leak was found: {bounded(cells[0].union)}. {_NOT_SAFE}{labels(cells)}"
     return _open(opening, cells, settings)
 
 
 def _open(opening: str, cells: Cells, settings: Settings) -> str:
-    """Return the sentence of what is inconclusive: the numbers, and why they decide nothing."""
+    """Return the statement for an inconclusive result: the counts and the reason."""
     union = cells[0].union
     if not union.images:
         return f"{opening}, there is no result: {reason(cells)}."
@@ -124,7 +124,7 @@ def _open(opening: str, cells: Cells, settings: Settings) -> str:
 
 
 def _hidden(cells: Cells) -> bool:
-    """Return whether a leak shows only to attacks that know the defense, where others were run too."""
+    """Return True if only adaptive attacks found the leak although naive ones were run too."""
     naive = [cell for cell in cells if cell.knows_defense is False]
     return bool(naive) and _state(cells) == LEAKS and all(cell.verdict != LEAKS for cell in naive)
 
@@ -176,7 +176,7 @@ def _holding(groups: Sequence[Cells], total: int) -> str:
         who = f"{count}, for example {example(min(groups, key=lambda cells: extent(cells[0].union)))}"
     return (
         f"No leak was found with {who}: with 95 % confidence, these attacks reconstruct fewer than {least} of images "
-        f"and re-identify fewer than {least} beyond chance. This does not prove that the images are safe"
+        f"and re-identify fewer than {least} beyond chance. This does not show that the images are safe"
     )
 
 
