@@ -45,14 +45,14 @@ CASES = {
         [cell(**SAFE)],
         {},
         f"Without a defense, a curious server reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). "
-        "This is inconclusive: the evidence is too weak to tell a leak from a failed attack.",
+        "This is inconclusive: these results cannot tell a leak from a failed attack.",
         NO_DEFENSE,
     ),
     "a few read back, but no leak": (
         [cell(read=1, verdict=NO_LEAK)],
         {},
         f"Without a defense, a curious server reconstructed 1 of 24 images (4 %, 95 % interval 0{DASH}21 %). "
-        "This is inconclusive: the evidence is too weak to tell a leak from a failed attack.",
+        "This is inconclusive: these results cannot tell a leak from a failed attack.",
         NO_DEFENSE,
     ),
     "the defense holds": (
@@ -60,8 +60,8 @@ CASES = {
         {},
         FIRST,
         "With LaplaceNoise(scale=0.01), no leak was found: with 95 % confidence, these attacks reconstruct "
-        "fewer than 20 % of images and re-identify fewer than 20 % beyond chance (reconstructed none of 24 images, "
-        "re-identified none). The failure of these attacks does not prove that the defense is safe.",
+        "fewer than 20 % of images and re-identify fewer than 20 % beyond chance (here: reconstructed none of 24 "
+        "images, re-identified none). A failed attack does not show that the defense is safe.",
     ),
     "the defense leaks": (
         [LEAK, cell(defense=LAPLACE, read=12), cell("DLG()", defense=LAPLACE, **SAFE)],
@@ -77,7 +77,7 @@ CASES = {
         "do not work here, so this test says nothing about safety. Try: medpfl check-model; --mode eval; "
         "--batch-size 1.",
         "With LaplaceNoise(scale=0.01), a curious server reconstructed none of 24 images (0 %, 95 % interval "
-        f"0{DASH}14 %). This is inconclusive: these attacks fail even without a defense.",
+        f"0{DASH}14 %). This is inconclusive: these attacks fail here even without a defense.",
     ),
     "attacks that did not know the defense": (
         [LEAK, cell("DLG()", **UNSURE), *(cell(a, LAPLACE, read=0, verdict=INCONCLUSIVE, flags=[f]) for a, f in NAIVE)],
@@ -85,8 +85,7 @@ CASES = {
         f"Without a defense, a curious server reconstructed 19 of 24 images (79 %, 95 % interval 58{DASH}93 %) "
         "with 2 attacks (the strongest: iDLG).",
         "With LaplaceNoise(scale=0.01), a curious server reconstructed none of 24 images (0 %, 95 % interval "
-        f"0{DASH}14 %). This is inconclusive: these attacks did not know the defense; an attacker who does may "
-        "succeed.",
+        f"0{DASH}14 %). This is inconclusive: these attacks failed, but they did not know the defense.",
     ),
     "no better than the prior": (
         [cell(read=5, verdict=INCONCLUSIVE, flags=["prior-only"])],
@@ -111,7 +110,7 @@ CASES = {
         [cell(read=2, verdict=INCONCLUSIVE)],
         {},
         f"Without a defense, a curious server reconstructed 2 of 24 images (8 %, 95 % interval 1{DASH}27 %). "
-        "This is inconclusive: the evidence is too weak to tell a leak from a failed attack.",
+        "This is inconclusive: these results cannot tell a leak from a failed attack.",
         NO_DEFENSE,
     ),
     "a control that is only known by its rate": (
@@ -119,8 +118,8 @@ CASES = {
         {},
         "Without a defense, iDLG reconstructs 79 % of the images.",
         "With LaplaceNoise(scale=0.01), no leak was found: with 95 % confidence, these attacks reconstruct "
-        "fewer than 20 % of images and re-identify fewer than 20 % beyond chance (reconstructed none of 24 images, "
-        "re-identified none). The failure of these attacks does not prove that the defense is safe.",
+        "fewer than 20 % of images and re-identify fewer than 20 % beyond chance (here: reconstructed none of 24 "
+        "images, re-identified none). A failed attack does not show that the defense is safe.",
     ),
     "no control at all": (
         [cell(defense=LAPLACE, read=24)],
@@ -168,7 +167,7 @@ CASES = {
         FIRST,
         "No leak was found with any of the 3 defenses, for example LaplaceNoise(scale=0.01) (reconstructed none of 24 "
         "images): with 95 % confidence, these attacks reconstruct fewer than 20 % of images and re-identify fewer "
-        "than 20 % beyond chance. This does not prove that the images are safe.",
+        "than 20 % beyond chance. This does not show that the images are safe.",
     ),
     "many: all leak": (
         [LEAK, cell(defense=LAPLACE, read=4), cell(defense=TOPK, read=18), cell(defense=SIGN, read=9)],
@@ -183,7 +182,7 @@ CASES = {
         f"Without a defense, these attacks reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). They "
         "do not work here, so this test says nothing about safety. Try: medpfl check-model; --mode eval; "
         "--batch-size 1.",
-        "The results for all 2 defenses are inconclusive: these attacks fail even without a defense.",
+        "The results for all 2 defenses are inconclusive: these attacks fail here even without a defense.",
     ),
     "many: of each kind": (
         [
@@ -198,8 +197,8 @@ CASES = {
         "2 of 4 defenses still leak, the most with GaussianNoise(scale=0.1) (reconstructed 18 of 24 images) and the "
         "least with LaplaceNoise(scale=0.01) (reconstructed 12 of 24 images). No leak was found with TopK(keep=0.1) "
         "(reconstructed none of 24 images): with 95 % confidence, these attacks reconstruct fewer than 20 % of images "
-        "and re-identify fewer than 20 % beyond chance. This does not prove that the images are safe. "
-        "Inconclusive for Sign (reconstructed none of 24 images): these attacks fail even without a defense.",
+        "and re-identify fewer than 20 % beyond chance. This does not show that the images are safe. "
+        "Inconclusive for Sign (reconstructed none of 24 images): these attacks fail here even without a defense.",
     ),
 }
 
@@ -228,7 +227,7 @@ def test_no_case_calls_anything_safe_or_leaves_a_gap(case):
     assert len(re.findall(r"\bsafe\b", text)) == sum(text.count(f"not {w} safe") for w in _NOT_SAFE)
 
 
-_NOT_SAFE = ("prove that the images are", "prove that the defense is")
+_NOT_SAFE = ("show that the images are", "show that the defense is")
 
 
 def test_long_specs_are_named_by_their_heads_unless_that_is_ambiguous():
@@ -312,7 +311,7 @@ def test_too_few_updates_are_said_with_how_many_would_decide():
     [
         ("undisclosed", "this defense does not disclose what an attacker who knows its code could undo"),
         ("misdisclosed", "this defense does not do what it discloses"),
-        ("small-gallery", "re-identification can only be tested with a gallery of at least 20 images"),
+        ("small-gallery", "at least 20 images are needed to test re-identification"),
         ("worst-candidate", "an attack reconstructed images among its candidates"),
     ],
 )

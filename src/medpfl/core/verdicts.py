@@ -1,4 +1,4 @@
-"""An audit's three verdicts, and the names of its controls."""
+"""The three outcomes of an audit, and the names of its controls."""
 
 from __future__ import annotations
 
@@ -22,26 +22,22 @@ NO_LEAK = "no leak found by these attacks"
 INCONCLUSIVE = "inconclusive"
 
 TOLERANCE = 0.2
-"""Default tolerance: a rate counts as no leak only if it lies below this share of images with 95 % confidence."""
+"""Share of images that a rate must stay below, with 95 % confidence, to count as no leak."""
 
 UNDEFENDED = "NoDefense()"
-"""Spec of the undefended control."""
+"""The spec of the undefended control."""
 RECORDED = "Recorded()"
-"""Spec of an update that was recorded elsewhere."""
+"""The spec for an update recorded elsewhere."""
 MASKED = "masked-vector"
-"""Control that attacks one client's masked message as if it were that client's update."""
+"""The control that attacks one client's masked message as if it were its update."""
 RANDOM_UPDATE = "random-update"
-"""Control that attacks random numbers instead of the update."""
+"""The control that attacks random numbers instead of the update."""
 
 
 def of_frontier(points: Sequence[Mapping[str, Any]], recommendation: Mapping[str, Any]) -> dict[str, str]:
-    """Return the verdict on a frontier's recommended setting.
+    """Return the verdict on a frontier's recommended setting, by defense spec.
 
-    If it recommends none, return a verdict on every setting: *leaks* stays, and all others become *inconclusive*.
-
-    Args:
-        points: the frontier's points, each with its ``defense`` and ``verdict``.
-        recommendation: the frontier's recommendation, with its ``state`` and ``defense``.
+    If it recommends none, return the verdicts on all settings, with *inconclusive* in place of *no leak found*.
     """
     found = {point["defense"]: point["verdict"] for point in points if point["defense"] != UNDEFENDED}
     if recommendation["state"] == "recommended":

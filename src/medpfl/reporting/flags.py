@@ -16,13 +16,15 @@ class Flag(NamedTuple):
 
 FLAGS = {
     "control-failed": Flag(
-        "the same attack fails on the same images even without the defense",
+        "the same attack on the same images fails even without the defense",
         "The attack does not work here, so its failure says nothing about the defense. "
         "Try a stronger attack, more steps, or a smaller batch.",
     ),
     "control-low": Flag(
-        "the attack failed, and even without the defense it is not shown to exceed the tolerance",
-        "Staying below the tolerance therefore says nothing about the defense. Try a stronger attack, or more images.",
+        "the attack failed, and even without the defense it is not certain that it exposes more images than the "
+        "tolerance",
+        "The attack may be too weak for its failure to say anything about the defense. "
+        "Try a stronger attack, or more images.",
     ),
     "control-weak": Flag(
         "the server gets a sum over clients, the attack failed, and even from one client's update it only "
@@ -31,67 +33,67 @@ FLAGS = {
         "Try a stronger attack, more steps, or smaller batches.",
     ),
     "too-few": Flag(
-        "the attack failed, but the upper end of a 95 % interval reaches the tolerance (for images reconstructed, or "
-        "for images re-identified beyond chance)",
-        "So few images are no evidence. Attack more updates: all images in one update or one sum count as one trial.",
+        "the attack failed, but the upper end of a 95 % interval (of the images reconstructed, or of those "
+        "re-identified beyond chance) reaches the tolerance",
+        "So few images prove nothing. Attack more updates: all images in one update or one sum count as one trial.",
     ),
     "small-gallery": Flag(
-        "the attack failed, and the gallery has fewer than 20 images, or so few that an update's guesses point to "
-        "nearly all of them",
-        "Re-identification was not tested. Give more images of the same kind.",
+        "the attack failed, and the gallery has fewer than 20 images, or so few that the guesses for one update "
+        "name nearly all of them",
+        "Re-identification was not tested. Add more images of the same kind.",
     ),
     "patients-leak": Flag(
-        "too few images leak to conclude, but counted by patient, where any image counts, a rate is above what guesses "
-        "without the update explain",
+        "too few images leak to conclude, but counted by patient (exposed if any image is), a rate is above what "
+        "guesses explain",
         "Some patients are exposed by one of their images. See the table by patient.",
     ),
     "worst-candidate": Flag(
-        "the attack failed, but it reconstructed images among the candidates that it did not choose, and their share "
-        "may reach the tolerance",
+        "the attack failed, but it reconstructed images among candidates that it did not choose, and their share may "
+        "reach the tolerance",
         "An attacker who can tell good guesses from bad ones would have these images.",
     ),
     "undisclosed": Flag(
-        "the defense changes what is sent but does not disclose how, and the attack failed",
-        "An attacker knows the code of a defense. What such an attacker could undo was not tested, so the failure says "
-        "nothing. Let the defense disclose what it does (docs/extending.md).",
+        "the attack failed, and the defense changes the update without disclosing how",
+        "Assume that an attacker knows the defense's code. What that attacker could undo was not tested, so the "
+        "failure says nothing. Let the defense disclose what it does (docs/extending.md).",
     ),
     "misdisclosed": Flag(
-        "the defense does not do what it discloses, and the attack failed",
-        "The attack was given wrong information, so its failure says nothing. A note says what was found.",
+        "the attack failed, and the defense's actual behavior contradicts its disclosure",
+        "The attack was told something wrong, so its failure says nothing. A note gives the contradiction.",
     ),
     "naive-attack": Flag(
-        "the attack works without the defense, failed with it, and did not know what the defense discloses",
-        "An attacker who knows the defense may succeed where this attack failed. "
-        "Audit again with an attacker who knows it (the default): leave out --naive.",
+        "the attack works without the defense, failed with it, and did not know the defense's disclosure",
+        "An attacker who knows the defense may succeed where this one failed. "
+        "Audit again without --naive, so that adaptive attacks run too.",
     ),
     "prior-only": Flag(
         "the guesses are no better than the mean image, the nearest other image, or the same attack on a random update",
-        "The guesses resemble the target images because such images resemble each other, not because of the update. "
-        "This is neither evidence of a leak nor evidence of safety.",
+        "The resemblance comes from what such images have in common, not from the update. "
+        "It is no evidence of a leak, and no evidence of safety.",
     ),
     "zero-gradient": Flag(
-        "the update of some images is exactly zero, before or after the defense",
+        "some images have an update that is exactly zero, before or after the defense",
         "The model has nothing to learn from these images (its loss is zero to machine precision), or the "
-        "defense removed everything. They are left out of every rate; the column Images shows their share.",
+        "defense removed everything. They are left out of every rate; the column Images gives their share.",
     ),
     "not-converged": Flag(
-        "on most images, the attack ran out of steps while its objective was above a thousandth of its value "
-        "at an update of zeros",
-        "With more steps, the guesses may get better. Read the rates as a lower bound.",
+        "on most images the attack ran out of steps while its objective was above a thousandth of its value "
+        "for an update of zeros",
+        "More steps may give better guesses. Take the rates as a lower bound.",
     ),
     "nonfinite": Flag(
-        "the attack ended at a value that is infinite or not a number",
-        "These guesses are useless for numerical reasons, not because of privacy. "
+        "the attack ended with a value that is infinite or not a number",
+        "These guesses failed for numerical reasons, not because of privacy. "
         "Try float64, another initial image, or a smaller step.",
     ),
     "wrong-derivative": Flag(
-        "the second derivative of one of the model's layers does not match what the layer computes",
-        "Attacks follow that derivative, so they are weaker than they could be. A note names the layer. Look for a "
-        "detach, a number taken out of a tensor, or a function that can be differentiated only once.",
+        "a layer's second derivative is not the derivative of what the layer computes",
+        "Attacks follow that derivative, so they are weaker than they could be. A note names the layer. Usual causes: "
+        "a detach, a number taken out of a tensor, or a function that can be differentiated only once.",
     ),
     "masked-vector": Flag(
-        "the attack got more out of one client's masked message than out of random numbers",
-        "The masks do not hide the message: secure aggregation is broken here. This must not happen.",
+        "the attack recovered more from one client's masked message than from random numbers",
+        "The masks do not hide the update: secure aggregation is broken here. This must not happen.",
     ),
     "server-side": Flag(
         "the defense, or a part of it, acts only at the server, after the update has arrived",
@@ -99,9 +101,9 @@ FLAGS = {
         "which has already seen the unprotected update.",
     ),
     "record-mismatch": Flag(
-        "the recorded update differs from what the private images give under the stated plan and defense",
-        "The plan, the weights or the images are not those behind the update, or a defense that is not stated changed "
+        "the recorded update differs from the update that the private images give under the stated plan and defense",
+        "Either the plan, the weights or the images are not those behind the update, or an unstated defense changed "
         "it, or it has less noise than stated. State its defense in the record or with --defense; otherwise the audit "
-        "does not hold.",
+        "is not valid.",
     ),
 }

@@ -12,26 +12,27 @@ __all__ = ["Cells", "bounded", "by", "counts", "example", "extent", "hits", "lab
 
 Cells = Sequence[Cell]
 
-_BLUNT = "these attacks fail even without a defense"
+_BLUNT = "these attacks fail here even without a defense"
 
 # Ordered by priority: the first raised flag gives the reason.
 REASONS = {
     "record-mismatch": "the recorded update does not match the images under the stated plan and defense",
-    "misdisclosed": "this defense does not do what it discloses, so no attack knew what it really does",
+    "misdisclosed": "this defense does not do what it discloses, so no attack knew what it does",
     "undisclosed": "this defense does not disclose what an attacker who knows its code could undo "
     "(docs/extending.md: disclose)",
-    "naive-attack": "these attacks did not know the defense; an attacker who does may succeed",
+    "naive-attack": "these attacks failed, but they did not know the defense",
     "control-failed": _BLUNT,
-    "control-low": "even without the defense, these attacks are not shown to exceed the tolerance",
-    "masked-vector": "one client's masked message alone reveals more than random numbers do",
-    "control-weak": "without the defense, these attacks only re-identify one client's images and reconstruct none, "
-    "and a sum over clients is harder to attack",
-    "patients-leak": "too few images leak to conclude, but some patients are exposed by one of their images",
+    "control-low": "these attacks may be too weak, since it is not certain that they expose more images than the "
+    "tolerance even without the defense",
+    "masked-vector": "one client's masked message reveals more than random numbers would",
+    "control-weak": "without the defense, these attacks only re-identify the images of one client and reconstruct "
+    "none, and a sum over clients is harder to attack",
+    "patients-leak": "few images are exposed, but some patients are exposed by one of their images",
     "worst-candidate": "an attack reconstructed images among its candidates but did not choose them",
-    "small-gallery": "re-identification can only be tested with a gallery of at least 20 images",
+    "small-gallery": "at least 20 images are needed to test re-identification",
     "prior-only": "a guess made without the update does as well as these attacks",
-    "nonfinite": "the attacks ended at values that are not finite",
-    "not-converged": "the attacks ran out of steps before they converged",
+    "nonfinite": "the attacks ended in numbers that are not finite",
+    "not-converged": "the attacks stopped before they converged",
 }
 
 
@@ -89,7 +90,7 @@ def bounded(union: Union) -> str:
     told = hits(union.identified, union.images)
     return (
         f"with 95 % confidence, these attacks reconstruct fewer than {least} of images and re-identify fewer than "
-        f"{least} beyond chance (reconstructed {_of(read, union)}, re-identified {told or 'none'})"
+        f"{least} beyond chance (here: reconstructed {_of(read, union)}, re-identified {told or 'none'})"
     )
 
 
@@ -104,7 +105,7 @@ def by(cells: Cells) -> str:
 
 
 def example(cells: Cells) -> str:
-    """Return ``TopK(keep=0.1) (reconstructed 5 of 24 images, re-identified 8)``."""
+    """Return a defense with its counts: ``TopK(keep=0.1) (reconstructed 5 of 24 images, re-identified 8)``."""
     union = cells[0].union
     read, told = hits(union.asr, union.images), hits(union.identified, union.images)
     if read is None:
@@ -140,7 +141,7 @@ def reason(cells: Cells) -> str:
     if "too-few" in flags and (found is None or own):
         return _few(union)
     later = (why for flag, why in REASONS.items() if flag in flags)
-    return found or next(later, "the evidence is too weak to tell a leak from a failed attack")
+    return found or next(later, "these results cannot tell a leak from a failed attack")
 
 
 _LAST = ("prior-only", "nonfinite", "not-converged")
@@ -151,7 +152,7 @@ def _few(union: Union) -> str:
     need, per = union.updates_needed, max(1, round(union.images / max(1, union.updates)))
     have = "one update is" if union.updates == 1 else f"{union.updates} updates are"
     if need is None:
-        return f"{have} too few to tell a leak from a failed attack; at these rates, no number of updates would decide"
+        return f"{have} too few to tell a leak from a failed attack; at these rates, no number would be enough"
     if need <= union.updates:
         return f"{have} too few to tell a leak from a failed attack; run more"
     stay = " if the rates stay the same" if union.asr.value or union.identified.value else ""

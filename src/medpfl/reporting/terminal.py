@@ -90,7 +90,7 @@ def print_audit(report: Audited, quiet: bool) -> None:
     for sentence in report.verdict():
         console.print(sentence, soft_wrap=True)
     if not report.pages and not quiet:
-        console.print("Nothing was saved. To keep the rows and pages, add --out DIRECTORY.", style="dim")
+        console.print("nothing was saved (to save rows and pages: --out DIR)", style="dim")
     _wrote(console, (page for page in report.pages if page.suffix == ".html"))
 
 

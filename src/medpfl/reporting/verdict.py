@@ -105,7 +105,7 @@ def _one(cells: Cells, settings: Settings) -> str:
     return _without_leak(opening, cells, settings)
 
 
-_NOT_SAFE = "The failure of these attacks does not prove that the defense is safe."
+_NOT_SAFE = "A failed attack does not show that the defense is safe."
 
 
 def _without_leak(opening: str, cells: Cells, settings: Settings) -> str:
@@ -176,7 +176,7 @@ def _holding(groups: Sequence[Cells], total: int) -> str:
         who = f"{count}, for example {example(min(groups, key=lambda cells: extent(cells[0].union)))}"
     return (
         f"No leak was found with {who}: with 95 % confidence, these attacks reconstruct fewer than {least} of images "
-        f"and re-identify fewer than {least} beyond chance. This does not prove that the images are safe"
+        f"and re-identify fewer than {least} beyond chance. This does not show that the images are safe"
     )
 
 
