@@ -52,7 +52,7 @@ def test_without_an_edit_it_is_audited_by_its_path(name, place):
 
 @pytest.mark.parametrize("name", ["FirstGradient"])
 def test_what_it_does_not_take_is_refused_before_any_work(name, place):
-    with pytest.raises(InputError, match=r"FirstGradient.*one gradient of one image"):
+    with pytest.raises(InputError, match=r"FirstGradient.*the gradient of one image"):
         flat(medpfl.audit, "LeNet('idlg')", "samples", attacks=[f"{place}:{name}"], plan=Plan(batch_size=2), **SMALL)
 
 

@@ -318,7 +318,10 @@ MISFITS = [
     (replaced("update/0.bias", lambda t: t.double()), r"0\.bias: update torch.float64, parameter torch.float32"),
     (replaced("update/0.bias", lambda t: t / 0), r"0\.bias: update with values that are not finite"),
     (replaced("parameter/0.bias", lambda t: t * float("nan")), r"0\.bias: parameter with values that are not finite"),
-    (lambda tensors: {**tensors, "extra": torch.zeros(1)}, "contains a tensor 'extra' that does not belong in a record"),
+    (
+        lambda tensors: {**tensors, "extra": torch.zeros(1)},
+        "contains a tensor 'extra' that does not belong in a record",
+    ),
 ]
 
 

@@ -124,7 +124,7 @@ class Criteria(Options):
 
     tolerance: float = option(
         TOLERANCE,
-        "largest share of images that may leak: 'no leak found' needs 95 % confidence that fewer are reconstructed "
+        "largest share of images that may leak: 'no leak found' needs 95 % confidence that fewer images are reconstructed "
         "or re-identified",
         above=0,
         below=1,
