@@ -290,7 +290,7 @@ def _check_model_parser() -> ArgumentParser:
 
 
 def _add_show_paths(parser: ArgumentParser) -> ArgumentParser:
-    text = "show file names, class folders and paths in messages also if they go to a file or pipe, not to a terminal"
+    text = "show names of files and folders in messages even if they go to a file or pipe instead of a terminal"
     parser.add_argument("--show-paths", action="store_true", help=text)
     return parser
 

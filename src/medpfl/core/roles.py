@@ -91,7 +91,7 @@ class Aggregation:
     """Protocol by which the server gets the mean of several clients' updates.
 
     Attributes:
-        messages: data that the server has from a single client. ``"hidden"``: none. ``"masked"``: a masked message,
+        messages: the server's data from a single client. ``"hidden"``: none. ``"masked"``: a masked message,
             which `Defense.read` interprets and an audit attacks too. ``"encrypted"``: a ciphertext; a client is
             assumed to give the server the decrypted mean.
         needs: data that the plan must send besides the update to compute the mean: ``"num_samples"``, its weights.

@@ -42,7 +42,7 @@ class Experiment(Options):
         "know the defense); repeat for several",
     )
     naive: bool = option(
-        False, "test only attacks that do not know the defense; default: test each attack without and with knowledge"
+        False, "test only attacks that do not know the defense; if unset: attacks without and with this knowledge"
     )
     rounds: str | None = option(None, "rounds to audit, e.g. 0,1,5, if --model is the run directory of a training")
     truth: str | None = option(None, "folder with the original images of a recorded update")

@@ -115,7 +115,7 @@ class Criteria(Options):
 
     Attributes:
         tolerance: share of images in (0, 1). "No leak found" needs 95 % confidence that a smaller share is
-            reconstructed, and that a smaller share is re-identified beyond what guesses without the update explain.
+            reconstructed, and a smaller share re-identified beyond what guesses without the update explain.
         delta: delta at which the epsilon of differentially private defenses is reported.
         iterates: adds the score ``legacy_oracle_iterate``: the SSIM of the iterate nearest to the target image, chosen
             from the guess and up to 31 evenly spaced iterates of each restart. No attacker can make this choice; the
@@ -124,8 +124,8 @@ class Criteria(Options):
 
     tolerance: float = option(
         TOLERANCE,
-        "largest share of images that may leak: 'no leak found' needs 95 % confidence that fewer are reconstructed "
-        "or re-identified",
+        "largest share of images that may leak: 'no leak found' needs 95 % confidence that fewer images are "
+        "reconstructed or re-identified",
         above=0,
         below=1,
         told=False,

@@ -23,16 +23,16 @@ class Settings:
         grants: the attacker's grants; ``None`` if only the rows state them.
         data: the images: ``source``, ``classes``, ``images``, ``shape``, ``patients``, ``skipped``.
         model: ``parameters`` and ``outputs``.
-        versions: versions of the packages that affect rows.
+        versions: versions of packages on which rows depend.
         device, seed, started: the run's device, seed and start time.
         assumed: the threat model's assumptions, in sentences.
-        server_side: specs of the defenses with a part that acts only at the server.
-        server_only: specs of the defenses with no part that acts at the client.
+        server_side: specs of the defenses with a part acting only at the server.
+        server_only: specs of the defenses with no part acting at the client.
         notes: notes for the reader of the page.
         disclosure: by defense spec, the result of probing its disclosure.
         privacy: by defense spec, the epsilon spent, in words.
         bounds: by defense spec, see `medpfl.auditing.bounds.bounds_of`.
-        record: a recorded update's ``defense``, and its ``difference`` from the update that the true images give.
+        record: a recorded update's ``defense``, and its ``difference`` from the update computed on the true images.
         isolation: how attacks in a separate process are isolated.
         tolerance: share of images below which a rate counts as no leak.
         command: the command that made the run.

@@ -31,7 +31,7 @@ class Training(Options):
         without=("loss",),
         texts={
             "local_images": "number of images that a client uses per round; unset: all",
-            "learning_rate": "learning rate: the clients' (FedAvg) or the server's (FedSGD)",
+            "learning_rate": "learning rate of the clients (FedAvg) or the server (FedSGD)",
         },
     )
     schedule: Schedule = group(Schedule())

@@ -21,7 +21,7 @@ _PLAIN = (str, bytes, int, float, complex, bool, type(None), Path)
 
 
 def modules_of(part: Any) -> dict[str, str]:
-    """Return digests, by module name, of all user code that an object depends on.
+    """Return digests, by module name, of all user code behind an object.
 
     This covers the modules of its class, of that class's bases, and of every object and function that it holds, as well
     as everything that these modules import, at the top or inside a function. For code typed in interactively, it covers
