@@ -23,7 +23,7 @@ _COUNTS = ("images", "per_class")
 
 @dataclass(frozen=True, kw_only=True)
 class Scale(Options):
-    """How much of each study part to run.
+    """The amount of work for each study part.
 
     Attributes:
         quick: few images and steps, to see that everything works; the numbers mean little.
