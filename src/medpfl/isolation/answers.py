@@ -73,7 +73,7 @@ class Answers:
         _set(numerics)
 
     def answer(self) -> None:
-        """Read one request, and send the answer or the error that was raised.
+        """Read one request, and send the answer or the raised error.
 
         Raises:
             EOFError: the parent is gone.

@@ -65,13 +65,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class About:
-    """The worker's description of an attack that it built.
+    """The worker's description of an attack in its process.
 
     Attributes:
-        number: number that identifies the attack in requests.
+        number: the attack's number in requests.
         spec: the attack's ``repr``.
-        name, module, qualname, doc: of the attack's class.
-        overrides: the methods ``check``, ``suited`` and ``prepare`` that the class overrides.
+        name, module, qualname, doc: properties of the attack's class.
+        overrides: methods overridden by the class, among ``check``, ``suited`` and ``prepare``.
     """
 
     number: int
@@ -88,7 +88,7 @@ class Worker:
 
     Args:
         every: True to run MedPFL's own attacks in it too, and not only those given by a path.
-        program: module that the process runs.
+        program: module to run in the process.
     """
 
     def __init__(self, every: bool = False, program: str = "medpfl.isolation.worker") -> None:
@@ -131,7 +131,7 @@ class Worker:
         return self.known(answer.head.get("about"), text)
 
     def known(self, told: Any, who: str) -> Isolated:
-        """Return an attack that the worker has built and described.
+        """Return an attack in the worker, from the worker's description of it.
 
         Raises:
             InputError: the description is invalid.
@@ -343,7 +343,7 @@ def _home(attack: Attack) -> tuple[str, str]:
 
 
 def _raised(head: dict[str, Any]) -> Exception:
-    """Return the error that the attack raised in the worker, to be raised here."""
+    """Return the attack's error in the worker, to be raised here."""
     kinds = {"input": InputError, "memory": MemoryError}
     kind = kinds.get(head["error"], RuntimeError) if isinstance(head["error"], str) else RuntimeError
     error = kind(str(head.get("text", ""))[:_LONGEST])

@@ -28,7 +28,7 @@ _KEPT = (
 )  # fmt: skip
 _KEPT_STARTS = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_")
 _GRACE = 1.0
-"""Seconds that the process has to end by itself."""
+"""Grace period in seconds before the process is killed."""
 _MOST = (1 << 20, 1 << 32)
 """Maximum bytes of an answer's header and of its tensors."""
 _LINES, _WIDTH = 200, 500
@@ -83,7 +83,7 @@ class Process:
         """End the process and its children, and remove its directory; a second call does nothing.
 
         Args:
-            grace: seconds that it has to end by itself.
+            grace: grace period in seconds before the process is killed.
         """
         given, answers, printed = self._ends
         if self.ended:
