@@ -81,7 +81,7 @@ def test_an_audit_of_them(file, tmp_path):
     [
         ("{}:Mien", "has no function or class 'Mien'; did you mean 'Mine'"),
         ("{}:Mine(stpes=3)", "attack 'Mine' has no argument 'stpes'; did you mean 'steps'"),
-        ("{}:", r"after the colon write its name, .*mine\.py:Name\(argument=value\)"),
+        ("{}:", r"write its name after the colon, as in .*mine\.py:Name\(argument=value\)"),
         ("{}x:Mine", "importing"),
         ("nowhere.py:Mine", "there is no attack file 'nowhere.py'"),
         ("no_such_package:Mine", "there is no module 'no_such_package' in this Python: install it"),
