@@ -76,7 +76,7 @@ def _set_weights(network: nn.Module, weights: Weights) -> None:
 
 
 def check_trainable(network: nn.Module) -> None:
-    """Check that a model has parameters to send in an update.
+    """Check that a model's updates are not empty.
 
     Raises:
         InputError: no parameter is trained, or a lazy layer has no shape yet.

@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 class Given(NamedTuple):
-    """An attack or defense, and the single spec that it was made from; ``None`` if an object was given."""
+    """An attack or defense with its single spec; ``None`` if an object was given."""
 
     part: Any
     text: str | None = None
@@ -62,7 +62,7 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class GivenModel(Model):
-    """A network that the user made, with its weights unchanged."""
+    """A user's network, with its weights unchanged."""
 
     network: nn.Module = field(repr=False)
     name: str = ""
@@ -116,7 +116,7 @@ def defenses_of(defenses: Iterable[str | Defense]) -> list[Defense]:
 
 
 def defenses_given(defenses: Iterable[str | Defense]) -> list[Given]:
-    """Return the same as `defenses_of`, each with the spec that it was made from, which may contain a path."""
+    """Return the same as `defenses_of`, each with its spec, which may contain a path."""
     known = registry(defense_package)
     return _each([NO_DEFENSE, *_listed(defenses)], Defense, lambda text: _made(text, known, "defense"))
 
@@ -180,12 +180,12 @@ def _check_spec(part: Any) -> None:
 
 
 def _check_unit(defense: Defense) -> None:
-    """Check that a defense with differential privacy states its privacy unit, and one with a unit its mechanism.
+    """Check that a defense with differential privacy states its privacy unit, and the reverse.
 
     Otherwise its epsilon would silently be missing from the report.
 
     Raises:
-        InputError: one of the two is missing, or the unit is unknown.
+        InputError: the unit or the mechanism is missing, or the unit is unknown.
     """
     for part in getattr(defense, "parts", (defense,)):
         promising = [name for name in ("mechanism", "spent", "promises") if part.acts(name)]

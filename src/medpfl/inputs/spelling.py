@@ -25,7 +25,7 @@ def check_words(
     defense: Iterable[str] = (),
     grant: Iterable[str] = (),
 ) -> None:
-    """Check that parts, grants and paths exist, with the same errors that the audit would raise later.
+    """Check that parts, grants and paths exist, with the same errors as the audit would raise later.
 
     Raises:
         InputError: one of them does not exist.

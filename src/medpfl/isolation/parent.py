@@ -65,7 +65,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class About:
-    """The worker's description of an attack that it built.
+    """The worker's description of an attack in its process.
 
     Attributes:
         number: the attack's index in the worker, used in requests.
