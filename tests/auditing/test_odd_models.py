@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
-from medpfl import cli
+from medpfl import Plan, cli
+from medpfl.inputs.parts import model_of
+from medpfl.inspection.derivatives import check_derivatives
 
 FILE = '''
 import torch
@@ -72,7 +76,7 @@ PLANS = {
     "FedSGD, eval": ["--mode", "eval"],
     "FedAvg, train": ["--algorithm", "FedAvg", "--batch-size", "2", "--local-images", "4", "--grant", "masks"],
 }
-ATTACKS = ["--attack", "DLG(steps=4)", "--attack", "iDLG(steps=4)", "--attack", "GradInv(steps=2)"]
+ATTACKS = ["DLG(steps=4)", "iDLG(steps=4)", "GradInv(steps=2)"]
 
 
 def fits(part, plan):
@@ -87,23 +91,42 @@ def model(tmp_path):
     return path
 
 
-def audited(capsys, folder, model, call, out, *words):
-    options = ["--size", "12", "--images", "4", "--quiet", "--out", str(out)]
-    status = cli.main(["audit", str(folder), "--model", f"{model}:{call}", *ATTACKS, *options, *words])
+def audited(capsys, folder, model, call, out, *words, attack="iDLG(steps=4)"):
+    options = ["--attack", attack, "--size", "12", "--images", "4", "--quiet", "--out", str(out)]
+    status = cli.main(["audit", str(folder), "--model", f"{model}:{call}", *options, *words])
     shown = capsys.readouterr()
     assert status == 0, shown.err
     rows = map(json.loads, (out / "share/findings.jsonl").read_text().splitlines())
     return [row for row in rows if not row["control"]]
 
 
+def turns():
+    """Yield each part with one plan and one attack, so that all plans and attacks have their turn."""
+    for i, part in enumerate(PARTS):
+        plan = [name for name in PLANS if fits(part, name)][i % 3 if part != "encoder" else 0]
+        yield part, plan, ATTACKS[i // 3 % 3]
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # weight norm has no rule for vmap
-@pytest.mark.parametrize(("part", "plan"), [(part, plan) for part in PARTS for plan in PLANS if fits(part, plan)])
-def test_audited_from_the_command_line(capsys, folder, model, tmp_path, part, plan):
-    rows = audited(capsys, folder, model, f"make(part={part!r})", tmp_path / "run", *PLANS[plan])
-    assert len(rows) == 3 * 4
+@pytest.mark.parametrize(("part", "plan", "attack"), [*turns()])
+def test_audited_from_the_command_line(capsys, folder, model, tmp_path, part, plan, attack):
+    call = f"make(part={part!r})"
+    rows = audited(capsys, folder, model, call, tmp_path / "run", *PLANS[plan], attack=attack)
+    assert len(rows) == 4
     assert all(row["loss"] is not None and row["scores"]["ssim"] is not None for row in rows)
     assert all(row["loss"] < 10 for row in rows)
     assert not any({"nonfinite", "zero-gradient", "wrong-derivative"} & set(row["flags"]) for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize(("part", "plan"), [(part, plan) for part in PARTS for plan in PLANS if fits(part, plan)])
+def test_its_update_can_be_differentiated_under_every_plan(model, part, plan):
+    """As attacks do it: twice, and for several victims together."""
+    one = Plan(batch_size=2, mode="eval" if plan.endswith("eval") else "train")
+    under = replace(one, algorithm="FedAvg", local_images=4) if plan.startswith("FedAvg") else one
+    network = model_of(f"{model}:make(part={part!r})").build((1, 12, 12), 2, 0)
+    images = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    assert check_derivatives(network, images, 2, under, together=True) is None
 
 
 def test_the_output_that_is_named_counts(capsys, folder, model, tmp_path):
