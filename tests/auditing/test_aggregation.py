@@ -116,7 +116,7 @@ def truths_of(data, report, rows):
 
 
 def test_a_sum_is_read_back_and_a_masked_message_is_not():
-    attack = GradientMatching(labels=Joint(), steps=150)
+    attack = GradientMatching(labels=Joint(), steps=110)
     _, report = look(2, 8, attack, model="LeNet('idlg')", threat=ThreatModel(("labels", "defense")))
     bare, cell = report.summary
     assert (bare.verdict, cell.verdict) == (LEAKS, LEAKS)
@@ -142,7 +142,7 @@ def test_a_masked_message_is_random_numbers_to_an_attack():
 def test_a_mask_that_does_not_hide_is_flagged(monkeypatch):
     monkeypatch.setattr("medpfl.defenses.masking.Masks.of", lambda self, place: torch.zeros(self.size).long())
     monkeypatch.setattr("medpfl.defenses.masking.Masks.left", lambda self, stayed: torch.zeros(self.size).long())
-    _, report = look(2, 8, GradientMatching(steps=150), threat=ThreatModel(("labels", "defense")))
+    _, report = look(2, 8, GradientMatching(steps=50), threat=ThreatModel(("labels", "defense")))
     assert "masked-vector" in report.summary[1].flags
     assert {r.control for r in report.rows} == {"", RANDOM_UPDATE, MASKED}
 
