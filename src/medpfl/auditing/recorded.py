@@ -82,7 +82,7 @@ def defense_in(record: Record, path: Path) -> Defense:
 
 
 def relabel(truth: LabelledImages, record: Record) -> LabelledImages:
-    """Return the target images with the record's label indices.
+    """Renumber the target images' labels and masks to match the record's class order, by class name.
 
     Raises:
         InputError: the images differ in number or shape from those behind the update, or have an unknown class.

@@ -49,7 +49,7 @@ class Report:
 
 
 def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> Report:
-    """Return the report on a store's rows, and write its pages; pages with images only if no picture is missing."""
+    """Judge a store's rows and write summary and pages; the page with images only if every row's pictures are there."""
     rows = store.rows()
     summary = bounded(summarize(rows, Context.of(settings)), settings.bounds or {})
     if store.out is None:

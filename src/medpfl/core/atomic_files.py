@@ -39,7 +39,7 @@ def oddity_of(path: Path) -> str | None:
 
 
 def write(path: Path, content: bytes, mode: int = SHARED) -> Path:
-    """Write to a temporary file in the same folder, then replace the target. The mode holds from the first byte on."""
+    """Write to a temporary file in the same folder, then replace the target. A private file is private at any time."""
     while not _written(path, content, mode):
         pass  # another process removed the temporary file as a leftover before it was locked
     return path

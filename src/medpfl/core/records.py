@@ -232,7 +232,7 @@ def _check_classes(classes: Any) -> None:
 
 
 def _unlike(what: str, sent: Tensors, whose: str, own: Tensors) -> list[str]:
-    """Return the mismatches in shape and dtype between sent tensors and the client's own, by name."""
+    """List the shape and dtype mismatches of sent tensors and the model's; `what` and `whose` name the two sides."""
     problems = []
     for name in own.keys() & sent.keys():
         if own[name].shape != sent[name].shape:

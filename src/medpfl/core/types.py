@@ -1,6 +1,7 @@
 """The values in the pipeline ``truth -> sent -> seen -> guess -> Finding``. All are frozen.
 
-Shapes: V victims, N images per update, (C, H, W) per image, K classes. A single client's value has no victim axis; an
+Shapes: V victims, N images per update, (C, H, W) per image, K classes; in attacks, A attempts (a restart of a victim
+each), D variables of an attempt, T patches. A single client's value has no victim axis; an
 `Observation` and a `Reconstruction` always have one.
 """
 

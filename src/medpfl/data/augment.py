@@ -19,11 +19,11 @@ _POOLS = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return each image with random changes, drawn uniformly from each change's range.
+    """Change each image at random: position, sharpness, contrast, brightness and gamma.
 
-    An image is shifted (up to 8 % of a side), rotated (8 degrees) and zoomed (10 %), with edge pixels repeated beyond
-    the border. It is then blurred or sharpened by up to one half, and its contrast (30 %), brightness (0.2) and gamma
-    (1.3) change.
+    An image is shifted (up to 8 % of a side), rotated (8 degrees) and zoomed (by a factor of up to 1.1), with edge
+    pixels repeated beyond the border. It is then moved up to half the way to its 3-pixel local mean, or away from it,
+    and its contrast (factor 1.3), brightness (0.2) and gamma (1.3) change. Factors lie between 1/f and f.
 
     Args:
         images: (N, C, H, W), or volumes (N, C, D, H, W), which rotate within their slices; in [0, 1].

@@ -30,7 +30,7 @@ def filled(values: Tensor, like: Update) -> Update:
 
 
 def clients_of(mean: Update, plan: Plan | None) -> int:
-    """Return a mean's number of clients: `num_samples` divided by the plan's images; 1 without a plan."""
+    """Estimate how many clients a mean is over: `num_samples` over the images per client; 1 if either is unknown."""
     return max(round((mean.num_samples or 1) / plan.images), 1) if plan else 1
 
 

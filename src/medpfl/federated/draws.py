@@ -119,7 +119,7 @@ def _check_once(name: str, uses: float) -> None:
 def _blind(
     model: nn.Module, layers: dict[str, Drawn], steps: Sequence[Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Draw the same masks if only shapes matter: one pass through the model shows the shapes for every step."""
+    """Draw what `_masks` would draw, from one pass that shows the shapes; valid only if no layer `needs_slope`."""
     inputs: dict[str, list[Tensor]] = {}
     handles = [layer.register_forward_pre_hook(_keeper(inputs, name)) for name, layer in layers.items()]
     try:

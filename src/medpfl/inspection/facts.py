@@ -95,7 +95,7 @@ def _attention(network: nn.Module, images: Tensor) -> int:
 
 
 def _returns(network: nn.Module, images: Tensor) -> int:
-    """Count the outputs of the network's own method, before the hook that selects one."""
+    """Count the outputs of `forward`, called directly so that no hook selects one of them."""
     with torch.no_grad():
         output = network.forward(images)
     return len(output) if isinstance(output, tuple | list | Mapping) else 1

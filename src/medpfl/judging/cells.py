@@ -156,7 +156,7 @@ def _rate_of(tally: Tally | None) -> Rate:
 
 
 def labels_of(rows: Sequence[Finding]) -> Tally | None:
-    """Return the tally for correctly inferred labels; its floor is the commonest class's share.
+    """Count correctly inferred labels; the floor is the accuracy of always guessing the commonest class.
 
     Return ``None`` if the attack infers no labels, or if it was granted them.
     """

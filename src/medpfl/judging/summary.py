@@ -276,7 +276,7 @@ def _masked_leaks(key: _Key, found: _Rows) -> bool:
 
 
 def _patients(judged: Mapping[_Key, _Judged], found: _Rows, context: Context) -> dict[_Key, Patients | None]:
-    """Return each cell's rates by patient, with a verdict by the same rules; ``None`` if no patient has two images."""
+    """Judge each cell by patient: any of a patient's images exposes them. ``None`` if no patient has two images."""
     told = {key: by_patient(found.cells[key], found.random.get(key[0], [])) for key in judged}
     tests = {(key, way): p for key, own in told.items() if own for way, p in p_values(own[1]).items()}
     leaking = holm(tests)

@@ -42,7 +42,7 @@ def beside(rows: Sequence[Row]) -> str:
 
 
 def with_interval(row: Row, key: str) -> str:
-    """Format one of a cell's numbers (a mean or a rate) with its 95 % interval."""
+    """Format a row's SSIM or rate, followed by its 95 % interval if known."""
     ends = row.get(f"{key}_low"), row.get(f"{key}_high")
     shown, spread = (number(row[key]), between(*ends)) if key == "ssim" else (percent(row[key]), percents(*ends))
     return shown if spread == DASH else f"{shown} ({spread})"

@@ -67,7 +67,7 @@ class StudyIndex(Key):
 
 
 def study_index(out: Path | None, data: LabelledImages, source: str, place: str, force: bool = False) -> StudyIndex:
-    """Return a data set's indices, and write the key to a file with mode 0600 beside the run directory.
+    """Make pseudonyms for a data set's images and patients, and add them to the key file beside the run directory.
 
     Runs in one folder share the key, so an image has the same index in all of them. The runs inside a frontier or a
     reproduction share the key beside it.

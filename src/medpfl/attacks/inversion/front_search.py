@@ -49,7 +49,7 @@ class Front(Problem):
         return z
 
     def images(self, z: Tensor) -> Tensor:
-        """Return the images (A, 1, C, H, W)."""
+        """Convert variables (A, D) to images (A, 1, C, H, W), one for each row."""
         shape = self.graph.shapes[self.graph.image]
         return self.basis.images(z.view(-1, *shape), len(shape) - 1)
 

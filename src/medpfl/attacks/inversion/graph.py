@@ -126,7 +126,7 @@ def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -
 
 
 def _sorted(module: GraphModule, parameters: dict[str, Tensor], image: Tensor) -> Graph:
-    """Split the operations into those that depend on the image and those that do not."""
+    """Build the graph from a traced model: compute what does not depend on the image, and keep the other operations."""
     *given, entry = [node for node in module.graph.nodes if node.op == "placeholder"]
     fixed: dict[Node, Any] = dict(zip(given, parameters.values(), strict=True))
     nodes, shapes = [entry], {entry: image.shape}

@@ -47,7 +47,7 @@ class PatchEmbedding:
         return tuple(side // edge for side, edge in zip(self.shape[1:], self.kernel, strict=True))
 
     def cut(self, values: Tensor) -> Tensor:
-        """Cut values (V, C, H, W) into patches (V, T, K), flattened like the kernels."""
+        """Cut images (V, C, H, W) or volumes into patches (V, T, K), flattened in the order of the kernel's weights."""
         axes = len(self.kernel)
         pairs = [side for both in zip(self.grid, self.kernel, strict=True) for side in both]
         split = values.reshape(len(values), self.shape[0], *pairs)

@@ -64,7 +64,7 @@ def with_spare(model: nn.Module) -> nn.Module:
 
 
 def label_scale(seen: Observation) -> Tensor:
-    """Return the unit (V,) for label variables: the largest entry of y - p in the last bias, or 1 if unknown."""
+    """Return each victim's scale (V,) for label variables: the last bias's largest absolute gradient, or 1."""
     gradient = bias_gradient(seen)
     if gradient is None:
         return next(iter(seen.views[0].update.tensors.values())).new_ones(len(seen))

@@ -176,7 +176,7 @@ class Matching(Problem):
         return self.join(self.constraint(images, step), logits)
 
     def evaluate(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values (A,) and gradients (A, D) for the rows."""
+        """Evaluate the objective at points (A, D) of the problems `rows` (A,), with gradients (A, D)."""
         # `no_grad` does not affect `vjp`. It only spares the graph that plain autograd would keep for the
         # model's own parameters.
         with torch.no_grad():

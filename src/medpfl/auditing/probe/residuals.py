@@ -228,7 +228,10 @@ def _noise(row: _Row) -> Noise:
 
 
 def _zeroed(row: _Row) -> int:
-    """Return the number of coordinates sent as zero although neither the undefended nor the disclosed value is zero."""
+    """Count coordinates sent as zero although the undefended value is not zero and the disclosed one clearly is not.
+
+    Coordinates disclosed as unknown, noisy or bounded do not count.
+    """
     where = (row.sent == 0) & (row.raw != 0)
     if not bool(where.any()):
         return 0

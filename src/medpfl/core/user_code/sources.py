@@ -80,7 +80,7 @@ def _is_stale(kind: Any, module: ModuleType) -> bool:
 
 
 def _held(one: Any) -> list[Any]:
-    """Return the objects that an object holds."""
+    """List the objects that an object refers to: elements, attributes, closure and default values; none for a class."""
     match one:
         case Mapping():
             held = [*one.keys(), *one.values()]
