@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import signal
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -37,17 +38,32 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(pictures, tmp_path_factory):
-    """A finished frontier and its result."""
+    """A finished frontier and its result. It stays as it is: what changes it takes a copy."""
     out = tmp_path_factory.mktemp("frontier") / "whole"
     return out, frontier(small(pictures).having(out=out))
+
+
+def copied(out, folder):
+    """A copy of a frontier, with its key beside it."""
+    return Path(shutil.copytree(out.parent, folder)) / out.name
 
 
 def read(out):
     return {name: (out / "share" / name).read_text() for name in sorted(FILES)}
 
 
+def bare(patch):
+    """Leave out the pages of the runs inside a frontier, which other tests read."""
+    patch.setattr("medpfl.reporting.write_pages", lambda *_: [])
+    patch.setattr("medpfl.reporting.training.write_training_page", lambda folder, *_: folder / "report.html")
+
+
 @pytest.fixture
-def conclusive(monkeypatch):
+def no_pages_of_runs(monkeypatch):
+    bare(monkeypatch)
+
+
+def conclusive(patch):
     """Make every setting one that is shown to leak nothing: these images are too few, and the model learns little.
 
     How verdicts, controls and accuracies are obeyed, the tests of the choice show.
@@ -58,8 +74,20 @@ def conclusive(monkeypatch):
         points = [{**point, "verdict": NO_LEAK} for point in real(*given)]
         return [{**points[0], "accuracy_low": 0.9}, *points[1:]]
 
-    monkeypatch.setattr(result_module, "points_of", points_of)
-    monkeypatch.setattr("medpfl.frontier.choice._control_works", lambda *_: True)
+    patch.setattr(result_module, "points_of", points_of)
+    patch.setattr("medpfl.frontier.choice._control_works", lambda *_: True)
+
+
+@pytest.fixture(scope="module")
+def recommended(whole, pictures, tmp_path_factory):
+    """A copy of the frontier that was called again with a limit, which its strongest noise meets, and the result."""
+    out, found = whole
+    limit = f"identified<={max(found.points[2]['identified_end'], 0.61):.2f}"
+    again = copied(out, tmp_path_factory.mktemp("recommended") / "copy")
+    with pytest.MonkeyPatch.context() as patch:
+        bare(patch)
+        conclusive(patch)
+        return again, frontier(small(pictures, limit=[limit]).having(out=again)), limit
 
 
 def undated(out):
@@ -117,17 +145,17 @@ def test_the_page_is_made_again_from_stored_rows(whole, capsys):
     assert f"wrote {out}" in capsys.readouterr().out.replace("\n", "")
 
 
-def test_another_limit_needs_no_other_run(whole, pictures, conclusive, monkeypatch):
-    out, found = whole
-    rows = (out / "runs/audit/share/findings.jsonl").read_bytes()
+def test_another_limit_needs_no_other_run(whole, recommended, pictures):
+    (out, found), (again, result, limit) = whole, recommended
     bare, least = found.points[0], found.points[2]
     assert least["ssim_end"] < bare["ssim"], "the noise of this test hides the images"
-    limit = f"identified<={max(least['identified_end'], 0.61):.2f}"
-    again = frontier(small(pictures, limit=[limit]).having(out=out))
-    assert (out / "runs/audit/share/findings.jsonl").read_bytes() == rows
-    assert again.recommendation["limits"] == [limit]
-    assert again.recommendation["defense"] == "GaussianNoise(scale=10)"
-    path = out / "share/recommended.yaml"
+    same = "runs/audit/share/findings.jsonl"
+    assert (again / same).read_bytes() == (out / same).read_bytes()
+    assert result.recommendation["limits"] == [limit]
+    assert result.recommendation["state"] == "recommended"
+    assert result.recommendation["defense"] == "GaussianNoise(scale=10)"
+    assert "It costs the least accuracy: its model has a balanced accuracy of" in str(result)
+    path = again / "share/recommended.yaml"
     assert path.parent.name == "share", "it names no path"
     assert "# Recommended under identified<=" in path.read_text(), "the reasons are in it"
     said = yaml.safe_load(path.read_text())
@@ -135,20 +163,25 @@ def test_another_limit_needs_no_other_run(whole, pictures, conclusive, monkeypat
         **{k: v for k, v in SMALL.items() if k in options_in(Training)} | {"defense": ["GaussianNoise(scale=10)"]}
     )
     assert str(pictures) not in path.read_text()
-    monkeypatch.undo()
-    frontier(small(pictures).having(out=out))
-    assert not path.exists(), "what an earlier limit recommended is gone"
 
 
-def test_train_takes_what_is_recommended_as_it_stands(pictures, tmp_path, conclusive, capsys):
-    found = frontier(small(pictures, limit=["ssim<=0.99"]).having(out=tmp_path / "f"))
-    assert found.recommendation["state"] == "recommended"
-    said = ["--config", str(tmp_path / "f/share/recommended.yaml"), "--out", str(tmp_path / "t"), "--quiet"]
+def test_what_an_earlier_limit_recommended_is_gone(whole, tmp_path):
+    left = [tmp_path / folder / "recommended.yaml" for folder in ("share", "private")]
+    for path in left:
+        path.parent.mkdir()
+        path.write_text("of an earlier limit")
+    experiment = small("samples")
+    result_module.write_recommended(tmp_path, experiment, strengths_of(experiment.defense), whole[1])
+    assert not any(path.exists() for path in left)
+
+
+def test_train_takes_what_is_recommended_as_it_stands(recommended, pictures, tmp_path, capsys):
+    out, found, _ = recommended
+    said = ["--config", str(out / "share/recommended.yaml"), "--out", str(tmp_path / "t"), "--quiet"]
     assert cli.main(["train", str(pictures), *said]) == 0
     place = SPECS.index(found.recommendation["defense"])
-    own = tmp_path / f"f/runs/training-{place}-seed-0/round-2/weights.safetensors"
+    own = out / f"runs/training-{place}-seed-0/round-2/weights.safetensors"
     assert (tmp_path / "t/round-2/weights.safetensors").read_bytes() == own.read_bytes()
-    assert "costs least: its model has a balanced accuracy of" in str(found)
     capsys.readouterr()
 
 
@@ -173,30 +206,43 @@ def words(pictures, out):
 
 STOPS = """
 import os, signal, sys
+import medpfl.reporting, medpfl.reporting.training
 from medpfl import cli
-from medpfl.{module} import {name} as kind
+from medpfl.auditing.player import Player
+from medpfl.training.trainer import Trainer
 
-play, left = kind.{call}, [{count}]
+medpfl.reporting.write_pages = lambda *_: []
+medpfl.reporting.training.write_training_page = lambda folder, *_: folder / "report.html"
 
-def dies(*given):
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left[0] -= 1
-    return play(*given)
+def stops(kind, name, count):
+    play, left = getattr(kind, name), [count]
 
-kind.{call} = dies
-cli.main(sys.argv[1:])
+    def dies(*given):
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        return play(*given)
+
+    setattr(kind, name, dies)
+
+for place in ((Player, "__call__", 3), (Trainer, "play", 4)):
+    child = os.fork()
+    if not child:
+        stops(*place)
+        cli.main(sys.argv[1:])
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, place
 """
+"""Two processes, one after the other, which are killed; both begin with what the first has imported."""
 
 
-def test_a_frontier_killed_in_an_audit_and_in_a_training_ends_as_an_undisturbed_one(whole, pictures, tmp_path, capsys):
+def test_a_frontier_killed_in_an_audit_and_in_a_training_ends_as_an_undisturbed_one(
+    whole, pictures, tmp_path, capsys, no_pages_of_runs
+):
     out = tmp_path / "killed"
-    in_audit = STOPS.format(module="auditing.player", name="Player", call="__call__", count=3)
-    in_training = STOPS.format(module="training.trainer", name="Trainer", call="play", count=4)
-    for code in (in_audit, in_training):
-        started = [sys.executable, "-c", code, *words(pictures, out)]
-        process = subprocess.run(started, check=False, capture_output=True, timeout=120)
-        assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    started = [sys.executable, "-c", STOPS, *words(pictures, out)]
+    process = subprocess.run(started, check=False, capture_output=True, timeout=300)
+    assert process.returncode == 0, process.stderr.decode()
     assert not (out / "share/frontier.json").exists()
     with pytest.raises(InputError, match="an unfinished frontier: repeat the same frontier command"):
         remake(out)
@@ -207,35 +253,52 @@ def test_a_frontier_killed_in_an_audit_and_in_a_training_ends_as_an_undisturbed_
     capsys.readouterr()
 
 
-def test_a_trained_model_is_audited_under_its_own_defense(pictures, tmp_path):
-    experiment = small(pictures, round=2, seeds=2, draws=2, defense=[*SMALL["defense"][1:], "TopK(keep=0.1)"])
-    found = frontier(experiment.having(out=tmp_path / "out"))
-    runs = sorted(p.name for p in (tmp_path / "out/runs").iterdir() if p.is_dir())
-    trainings = [f"training-{place}-seed-{seed}" for place in range(3) for seed in range(2)]
-    assert runs == ["audit-0", "audit-1", "audit-2", *trainings]
-    for place, point in enumerate(found.points):
-        report = reread(tmp_path / f"out/runs/audit-{place}")
+QUICK = {"attack": ["iDLG(steps=2)"], "images": 2}
+"""For what does not depend on how much the attack reads."""
+LOUD = [*SMALL["defense"][1:], "GaussianNoise(scale=1e38)"]
+"""Under the last, a training diverges."""
+
+
+@pytest.fixture(scope="module")
+def of_trained(pictures, tmp_path_factory):
+    """A frontier of trained models under two seeds, and its result."""
+    out = tmp_path_factory.mktemp("trained") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        bare(patch)
+        loud(patch)
+        return out, frontier(small(pictures, round=2, seeds=2, draws=2, defense=LOUD, **QUICK).having(out=out))
+
+
+def loud(patch):
+    patch.setattr("medpfl.core.experiments.limits._REAL", 1e39)  # no noise within the bounds does it so soon
+
+
+def test_a_trained_model_is_audited_under_its_own_defense(of_trained, no_pages_of_runs):
+    out, found = of_trained
+    runs = sorted(p.name for p in (out / "runs").iterdir() if p.is_dir())
+    trainings = [f"training-{place}-seed-{seed}" for place in range(2) for seed in range(2)]
+    assert runs == ["audit-0", "audit-1", *trainings, "training-2-seed-0"], "what diverged has no model to audit"
+    for place, point in enumerate(found.points[:2]):
+        report = reread(out / f"runs/audit-{place}")
         assert report.settings.experiment["model"].endswith("round=2)")
         assert point["ssim"] == max(c.ssim.value for c in report.summary if c.defense == point["defense"])
         assert (point["interval"], len(point["accuracies"])) == ("seeds", 2)
-    before = read(tmp_path / "out")
-    remake(tmp_path / "out")
-    assert read(tmp_path / "out") == before
 
 
-def test_a_defense_under_which_training_diverges_is_a_gap(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("medpfl.core.experiments.limits._REAL", 1e39)  # no noise within the bounds does it so soon
-    loud = [*SMALL["defense"][1:], "GaussianNoise(scale=1e38)"]
-    for number in (0, 1):
-        found = frontier(small(pictures, defense=loud, round=number).having(out=tmp_path / str(number)))
+def test_a_defense_under_which_training_diverges_is_a_gap(
+    pictures, of_trained, tmp_path, monkeypatch, no_pages_of_runs
+):
+    loud(monkeypatch)
+    of_untrained = tmp_path / "out", frontier(small(pictures, defense=LOUD, **QUICK).having(out=tmp_path / "out"))
+    for out, found in (of_untrained, of_trained):
         last = found.points[-1]
         assert (last["gap"], last["accuracy"], last["loss"]) == ("the training diverged", None, None)
-        assert (last["images"] > 0) == (number == 0)
+        assert (last["images"] > 0) == (out is of_untrained[0])
         assert found.points[1]["gap"] is None
-        assert "the training diverged" in (tmp_path / str(number) / "share/frontier.html").read_text()
-        before = read(tmp_path / str(number))
-        remake(tmp_path / str(number))
-        assert read(tmp_path / str(number)) == before
+        assert "the training diverged" in (out / "share/frontier.html").read_text()
+        before = read(out)
+        remake(out)
+        assert read(out) == before
 
 
 @pytest.mark.parametrize(
@@ -267,21 +330,24 @@ def test_bad_input_is_said_before_any_work(options, message, pictures, tmp_path,
     assert message in str(error.value)
 
 
-def test_another_frontier_is_not_mixed_with_it(pictures, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    frontier(small(pictures, rounds=1).having(out=out))
+def test_another_frontier_is_not_mixed_with_it(whole, pictures, tmp_path, monkeypatch):
+    out = copied(whole[0], tmp_path / "copy")
     with pytest.raises(InputError, match="holds another frontier \\(other rounds\\): name another --out, or --force"):
-        frontier(small(pictures).having(out=out))
-    assert len(frontier(small(pictures, seed=3, images=2).having(out=out, force=True)).points) == 4
+        frontier(small(pictures, rounds=1).having(out=out))
+    fewer = {"defense": ["TopK(keep=0.5)", "TopK(keep=0.1)"], **QUICK}
+    with monkeypatch.context() as patch:
+        bare(patch)
+        forced = frontier(small(pictures, seed=3, rounds=1, **fewer).having(out=out, force=True))
+    assert [p["defense"] for p in forced.points] == ["NoDefense()", *fewer["defense"]]
     monkeypatch.setattr(module, "_trained", lambda *_: pytest.fail("begun"))
     with pytest.raises(pytest.fail.Exception, match="begun"):
         frontier(small(pictures, seed=4).having(out=out, force=True))
     assert not any((out / "share" / name).exists() for name in FILES), "what another experiment gave is gone"
-    monkeypatch.undo()
-    other = tmp_path / "other"
-    frontier(small(pictures, rounds=1).having(out=other))
+
+
+def test_another_model_s_trainings_are_not_mixed_with_it(whole, pictures, tmp_path):
     with pytest.raises(InputError, match="holds another training \\(other model"):
-        frontier(small(pictures, rounds=1, model="MLP(hidden=(5,))").having(out=other))
+        frontier(small(pictures, model="MLP(hidden=(5,))").having(out=copied(whole[0], tmp_path / "copy")))
 
 
 def test_two_do_not_write_at_once(pictures, tmp_path):
@@ -289,7 +355,7 @@ def test_two_do_not_write_at_once(pictures, tmp_path):
         frontier(small(pictures).having(out=tmp_path))
 
 
-def test_the_command_prints_table_and_sentences(whole, pictures, capsys, monkeypatch):
+def test_the_command_prints_table_and_sentences(whole, pictures, capsys, monkeypatch, no_pages_of_runs):
     monkeypatch.setenv("COLUMNS", "80")
     out, _ = whole
     assert cli.main(words(pictures, out)) == 0
@@ -299,7 +365,7 @@ def test_the_command_prints_table_and_sentences(whole, pictures, capsys, monkeyp
     assert max(map(len, shown.out.split("Without a defense")[0].splitlines())) <= 80
     assert "Nothing is recommended" in shown.out
     assert cli.main([*words(pictures, out)[:-2], "--quiet"]) == 2
-    assert "--out names a directory" in capsys.readouterr().err
+    assert "--out is missing: name a directory for the frontier's runs and figure" in capsys.readouterr().err
     assert cli.main(["frontier", "--limt", "x"]) == 2
     assert "did you mean '--limit'?" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from medpfl import InputError, Victims, attacks, audit, cli
 from medpfl.inputs.parts import GivenModel
+from medpfl.inspection import check as module
 from medpfl.inspection.check import check_model
 from medpfl.reporting.model_page import model_page
 
@@ -44,6 +45,21 @@ def odd():
     return network
 
 
+@pytest.fixture
+def only(monkeypatch):
+    """Try only the attacks of these names: to try all takes most of a check's time."""
+
+    def call(*names):
+        monkeypatch.setattr(module, "registry", lambda package: {name: getattr(package, name) for name in names})
+
+    return call
+
+
+@pytest.fixture
+def no_attacks(only):
+    only()
+
+
 def by_layer(check):
     return {found["layer"]: (found["read"], found["pixels_themselves"]) for found in check.linear}
 
@@ -52,14 +68,14 @@ def text(check):
     return "\n".join(line for heading, lines in model_page(check.to_dict()) for line in [heading, *lines])
 
 
-def test_the_first_layer_of_an_mlp_holds_the_image():
+def test_the_first_layer_of_an_mlp_holds_the_image(no_attacks):
     check = check_model("MLP((16,), 'sigmoid')", SHAPE, 3)
     assert by_layer(check) == {"1": ("exactly", True), "3": ("exactly", False)}
     assert check.linear[0] == {"layer": "1", "inputs": 144, "pixels": 144, "read": "exactly", "pixels_themselves": True}
     assert "the image itself" in text(check)
 
 
-def test_a_normalized_image_is_the_image_and_another_input_is_not():
+def test_a_normalized_image_is_the_image_and_another_input_is_not(no_attacks):
     class Scaled(nn.Module):
         def __init__(self, mix):
             super().__init__()
@@ -72,14 +88,15 @@ def test_a_normalized_image_is_the_image_and_another_input_is_not():
     assert not check_model(Scaled(5), SHAPE).linear[0]["pixels_themselves"]
 
 
-def test_labels_are_read_from_the_last_layer():
+def test_labels_are_read_from_the_last_layer(no_attacks):
     check = check_model("LeNet('idlg')", SHAPE, 3)
     assert check.labels["1"] == {"layer": "7.weight", "bias": True, "right": 3, "all": 3}
     assert check.labels["8"]["right"] >= 12
     assert check.labels["8"]["all"] == 16
 
 
-def test_a_model_without_a_last_layer_says_why_no_label_is_read():
+def test_a_model_without_a_last_layer_says_why_no_label_is_read(only):
+    only("iDLG", "DLG")
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.Tanh(), nn.Unflatten(1, (2, 4)))
     network.register_forward_hook(lambda _, __, out: out.mean(2))
@@ -90,7 +107,7 @@ def test_a_model_without_a_last_layer_says_why_no_label_is_read():
     assert "do not apply: " in text(check)
 
 
-def test_what_a_network_is_made_of():
+def test_what_a_network_is_made_of(no_attacks):
     check = check_model(odd(), SHAPE, 3)
     facts = check.facts
     assert facts["frozen"] == ["fixed.weight", "fixed.bias"]
@@ -107,7 +124,7 @@ def test_what_a_network_is_made_of():
     assert check.derivatives == {"twice": "", "together": "", "wrong": ""}
 
 
-def test_tokens_are_read_as_a_sum():
+def test_tokens_are_read_as_a_sum(no_attacks):
     check = check_model("ViT(4, 1, 12, 3)", SHAPE, 3)
     assert by_layer(check)["heads.head"] == ("exactly", False)
     assert by_layer(check)["encoder.layers.encoder_layer_0.mlp.0"] == ("as a sum", False)
@@ -116,18 +133,20 @@ def test_tokens_are_read_as_a_sum():
 
 
 @pytest.mark.parametrize(("mode", "sent"), [("train", True), ("eval", False)])
-def test_batch_norm_statistics(mode, sent):
+def test_batch_norm_statistics(mode, sent, no_attacks):
     check = check_model("ConvNet(4, 2, 'batch')", SHAPE, mode=mode)
     assert check.statistics == {"layers": 2, "numbers": 16, "sent": sent}
     assert ("(16 values)" in text(check)) is sent
 
 
-def test_a_model_that_takes_no_single_image_in_train_mode():
+def test_a_model_that_takes_no_single_image_in_train_mode(only):
+    only()
     check = check_model("ConvNet(4, 2, 'batch')", (1, 4, 4))
     deep = check_model("ConvNet(4, 2, 'batch')", (1, 4, 4), mode="eval")
     assert (check.fewest, deep.fewest) == (1, 1)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.BatchNorm1d(8), nn.Sigmoid(), nn.Linear(8, 2))
+    only("APRIL", "DeepRGAP", "RGAP", "iDLG")
     check = check_model(network, SHAPE)
     assert check.fewest == 2
     assert set(check.labels) == {"2", "8"}
@@ -135,6 +154,7 @@ def test_a_model_that_takes_no_single_image_in_train_mode():
     assert {name for name, why in check.attacks.items() if why} >= {"APRIL", "DeepRGAP", "RGAP"}, "one image at a time"
     assert not check.attacks["iDLG"]
     assert "cannot take a single image" in text(check)
+    only()
     assert check_model(network, SHAPE, mode="eval").fewest == 1
 
 
@@ -164,9 +184,8 @@ def test_a_model_that_cannot_be_differentiated_twice():
         check_model(check_fails, SHAPE)
 
 
-def test_every_registered_attack_is_tried_and_timed():
+def test_what_takes_time_is_timed(no_attacks):
     check = check_model("LeNet('idlg')", SHAPE)
-    assert list(check.attacks) == attacks.__all__
     seconds = check.seconds
     assert 0 < seconds["forward"] < seconds["gradient"] < seconds["second"]
     assert seconds["together"] > 0
@@ -175,7 +194,7 @@ def test_every_registered_attack_is_tried_and_timed():
     assert 0 < check.facts["slowest"][1] <= 1
 
 
-def test_a_second_derivative_that_is_wrong_is_named():
+def test_a_second_derivative_that_is_wrong_is_named(no_attacks):
     class Detached(nn.Module):
         def forward(self, x):
             return x * x.detach().sigmoid()
@@ -187,11 +206,12 @@ def test_a_second_derivative_that_is_wrong_is_named():
     assert "wrong: " in text(check)
 
 
-def test_the_model_is_left_as_it_was():
+def test_every_registered_attack_is_tried_and_the_model_is_left_as_it_was():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(200, 2))
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    check_model(GivenModel(network, "mine"), SHAPE)
+    check = check_model(GivenModel(network, "mine"), SHAPE)
+    assert list(check.attacks) == attacks.__all__
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in before.items())
 
 
@@ -203,7 +223,7 @@ def make(num_classes):
 """
 
 
-def test_from_the_command_line(tmp_path, capsys):
+def test_from_the_command_line(tmp_path, capsys, no_attacks):
     path = tmp_path / "mine.py"
     path.write_text(FILE)
     assert cli.main(["check-model", f"{path}:make", "--size", "8", "--classes", "3"]) == 0
@@ -258,7 +278,8 @@ class Rows(nn.Module):
         return self.last(self.rows(x[:, 0])[0][:, -1])
 
 
-def test_a_recurrent_model_is_checked_as_it_is_audited():
+def test_a_recurrent_model_is_checked_as_it_is_audited(only):
+    only("iDLG")
     check = check_model(Rows(), SHAPE)
     assert (check.derivatives["twice"], check.derivatives["together"]) == ("", "")
     assert check.attacks["iDLG"] == ""
@@ -267,7 +288,7 @@ def test_a_recurrent_model_is_checked_as_it_is_audited():
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "compile"])
-def test_a_wrapped_model_is_the_network_inside(wrap):
+def test_a_wrapped_model_is_the_network_inside(wrap, no_attacks):
     def network():
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
@@ -282,7 +303,7 @@ def test_a_wrapped_model_is_the_network_inside(wrap):
     assert [row.scores for row in inside.rows] == [row.scores for row in bare.rows]
 
 
-def test_a_file_with_parentheses_in_its_name(tmp_path, capsys, monkeypatch):
+def test_a_file_with_parentheses_in_its_name(tmp_path, capsys, monkeypatch, no_attacks):
     (tmp_path / "net (1).py").write_text(FILE.replace("64", "144"))
     monkeypatch.chdir(tmp_path)
     model = "net (1).py:make"
