@@ -99,7 +99,7 @@ FAULTS = [
         "auditing/scoring.py",
         "distances(guess.clamp(0, 1), ",
         "distances(guess, ",
-        "auditing",
+        "auditing/test_scoring.py",
     ),
     Fault(
         "the most probable label taken for the true one",
@@ -120,14 +120,14 @@ FAULTS = [
         "runs/directory.py",
         "folder.chmod(0o700)",
         "folder.chmod(0o755)",
-        "runs auditing/test_nothing_leaks.py",
+        "runs",
     ),
     Fault(
         "the whole environment in the attack's process",
         "isolation/process.py",
         "if k in _KEPT or k.startswith(_KEPT_STARTS)",
         "if k",
-        "isolation",
+        "isolation/test_failures.py",
     ),
     Fault(
         "Pareto-optimal by leakage alone",
@@ -141,7 +141,7 @@ FAULTS = [
         "cli/commands.py",
         '        say(f"medpfl: error: {error}")\n        return _BAD_INPUT',
         '        say(f"medpfl: error: {error}")\n        return 0',
-        "cli",
+        "cli/test_commands.py",
     ),
     Fault(
         "a class that is frequent in a batch is counted too often",
@@ -155,7 +155,7 @@ FAULTS = [
         "data/partition.py",
         "for i, patient in enumerate(data.patients)",
         "for i, patient in enumerate(data.names)",
-        "data",
+        "data/test_partition.py",
     ),
 ]
 
