@@ -49,7 +49,10 @@ class Report:
 
 
 def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> Report:
-    """Judge a store's rows and write summary and pages; the page with images only if every row's pictures are there."""
+    """Judge a store's rows, write summary and pages if the store has a directory, and return the report.
+
+    The page with images is written only if every job's pictures are there. `classes` goes into the report only.
+    """
     rows = store.rows()
     summary = bounded(summarize(rows, Context.of(settings)), settings.bounds or {})
     if store.out is None:

@@ -234,7 +234,7 @@ def _check_classes(classes: Any) -> None:
 def _unlike(what: str, sent: Tensors, whose: str, own: Tensors) -> list[str]:
     """List the shape and dtype mismatches of sent tensors and the model's; `what` and `whose` name the two sides."""
     problems = []
-    for name in own.keys() & sent.keys():
+    for name in sorted(own.keys() & sent.keys()):
         if own[name].shape != sent[name].shape:
             problems.append(f"{name}: {what} {tuple(sent[name].shape)}, {whose} {tuple(own[name].shape)}")
         elif own[name].dtype != sent[name].dtype:

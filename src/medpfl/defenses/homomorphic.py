@@ -114,7 +114,11 @@ def _slots(vectors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
 
 @cache
 def _keys(scale_bits: int) -> tuple[Any, Any, Any]:
-    """Return TenSEAL, the clients' context with the secret key, and the server's without; made once per process."""
+    """Return TenSEAL, the clients' context with the secret key, and the server's without; made once per `scale_bits`.
+
+    Raises:
+        InputError: TenSEAL is not installed.
+    """
     try:
         import tenseal  # pyright: ignore[reportMissingImports]
     except ImportError:

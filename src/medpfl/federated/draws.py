@@ -97,11 +97,10 @@ def _masks(
     handles, current = [], [steps[0]]
     for name, layer in layers.items():
         handles.append(layer.register_forward_pre_hook(_recorder(layer, masks[name], generator, current)))
-    slope = any(layer.needs_slope for layer in layers.values())
     try:
-        with torch.set_grad_enabled(slope):
+        with torch.enable_grad():
             for images in steps:
-                current[0] = images.detach().requires_grad_(slope)
+                current[0] = images.detach().requires_grad_()
                 model(current[0])
     finally:
         for handle in handles:

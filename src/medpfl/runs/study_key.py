@@ -73,10 +73,10 @@ def study_index(out: Path | None, data: LabelledImages, source: str, place: str,
     reproduction share the key beside it.
 
     Args:
-        out: the run directory; ``None`` writes no key.
+        out: the run directory; ``None`` writes no key and uses a random one.
         data: the images.
-        source: the data's source spec.
-        place: the source's location, to which names are relative. It is stored in the key file only.
+        source: the data's source spec, hashed with the names if `out` is ``None``.
+        place: the source's location, otherwise hashed with the names. It is stored in the key file only.
         force: make a new key if the old one is missing.
 
     Raises:
