@@ -201,6 +201,17 @@ def test_guesses_outside_the_range_are_clamped():
     assert row.identified
 
 
+def test_a_guess_is_clamped_before_it_is_compared_with_the_gallery():
+    """Unclamped, one pixel far out of range would make the guess nearer to a brighter image than to its own."""
+    data = some_images(3)
+    data.images[:] = torch.tensor([0.5, 0.6, 0.0])[:, None, None, None]
+    data.images[:2, 0, 0, 0] = torch.tensor([0.9, 1.0])
+    guess = data.images[None, [0]].clone()
+    guess[..., 0, 0] = 100.0
+    (row,), _, _ = score(data, guessed(guess), [[0]])
+    assert row.identified
+
+
 @pytest.mark.parametrize(("loss", "raised"), [(0.5, True), (1.1e-3, True), (0.9e-3, False), (1e-9, False)])
 def test_not_converged_is_of_the_attacker_s_own_objective_and_not_of_the_truth(loss, raised):
     """SignedAdam always takes all its steps: that alone is no reason to doubt. And the guess may be right or wrong."""
