@@ -94,3 +94,11 @@ def test_what_is_inferred_of_a_batch_is_the_same_whatever_the_other_victims_are(
         whole, alone = (attack(seen_of(network, own), torch.Generator().manual_seed(0)) for own in (labels, labels[:1]))
         assert torch.equal(whole.labels[:1], alone.labels)
         assert torch.allclose(whole.guesses[:1], alone.guesses, atol=1e-3)
+
+
+def test_labels_of_a_batch_whose_update_was_scaled_are_as_many_as_its_images():
+    labels = torch.tensor([[1, 1, 1, 1], [2, 2, 2, 2]])
+    seen = seen_of(built(HeadFirst), labels)
+    for tensor in seen.views[0].update.tensors.values():
+        tensor.mul_(10)
+    assert torch.equal(inferred(seen), labels)
