@@ -15,13 +15,13 @@ from medpfl.reproduction import experiments as reproduction
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "examples").glob("*.ipynb"))
 
 SMALL: dict[str, dict[str, Any]] = {
-    "attack_your_images": {"ATTACKS": ["iDLG(steps=8)", "RGAP"], "IMAGES": 3},
+    "attack_your_images": {"ATTACKS": ["iDLG(steps=2)", "DLG(steps=2)"], "IMAGES": 2},
     "compare_defenses": {
-        "ATTACK": "Posterior(steps=10)",
+        "ATTACK": "Posterior(steps=3)",
         "DEFENSES": ["LaplaceNoise(scale=0.01)", "TopK(keep=0.1)"],
-        "IMAGES": 3,
+        "IMAGES": 2,
     },
-    "leakage_over_rounds": {"ATTACK": "iDLG(steps=8)", "ROUNDS": 2, "AUDITED": [0, 2], "IMAGES": 3},
+    "leakage_over_rounds": {"ATTACK": "iDLG(steps=2)", "ROUNDS": 2, "AUDITED": [0, 2], "IMAGES": 2},
     "reproduce_a_table": {},
 }
 """What stands in place of the settings of a notebook's first code cell."""
@@ -36,9 +36,12 @@ def code(path: Path) -> list[str]:
 
 
 def short(name: str) -> Any:
-    """A study whose attacks take few steps."""
-    found = real(name)
-    parts = [part.model_copy(update={"audit": {**part.audit, "attack": ["iDLG(steps=4)"]}}) for part in found.parts]
+    """A study whose attacks take few steps, in its quick form too."""
+    found, own = real(name), {"attack": ["iDLG(steps=2)"]}
+    parts = [
+        part.model_copy(update={"audit": {**part.audit, **own}, "quick": {**part.quick, "audit": own}})
+        for part in found.parts
+    ]
     return found.model_copy(update={"parts": parts})
 
 

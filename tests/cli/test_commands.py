@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -63,6 +64,12 @@ def refused(run) -> Callable[..., str]:
     return call
 
 
+@pytest.fixture
+def no_pages(monkeypatch) -> None:
+    """For what a run directory holds beside its pages: to draw these takes most of a small audit."""
+    monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
+
+
 def draw(path: Path, seed: int = 0) -> Path:
     coarse = (np.random.default_rng(seed).random((4, 4)) * 255).astype("uint8")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +79,13 @@ def draw(path: Path, seed: int = 0) -> Path:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
+    return draw_all(tmp_path / "data")
+
+
+def draw_all(path: Path) -> Path:
     for i in range(10):
-        draw(tmp_path / "data" / ("benign" if i % 2 else "malignant") / f"{i}.png", i)
-    return tmp_path / "data"
+        draw(path / ("benign" if i % 2 else "malignant") / f"{i}.png", i)
+    return path
 
 
 def rows_of(out: Path) -> list[dict]:
@@ -86,11 +97,11 @@ def rows_of(out: Path) -> list[dict]:
 
 def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_path):
     out = tmp_path / "runs" / "a"
-    words = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=50)", "--images", "3", "--size", "16"]
+    words = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=25)", "--images", "3", "--size", "16"]
     status, shown, err = run("audit", folder, *words, "--defense", "LaplaceNoise(scale=0.01)", "--out", out)
     assert (status, err) == (0, "")
     table = shown.partition("Without a defense")[0]
-    assert "iDLG(steps=50)" in table
+    assert "iDLG(steps=25)" in table
     assert "LaplaceNoise(scale=0.01)" in table
     assert "no defense" in table
     assert "Without a defense, a curious server reconstructed 3 of 3 images" in shown
@@ -102,7 +113,7 @@ def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_pa
     summary_of = json.loads((out / "share/summary.json").read_text())
     assert [c["defense"] for c in summary_of] == ["NoDefense()", *["LaplaceNoise(scale=0.01)"] * 2]
     assert [c["knows_defense"] for c in summary_of] == [None, False, True]
-    assert "iDLG(steps=50), naive" in table
+    assert "iDLG(steps=25), naive" in table
     assert "1 defense was tested against two attackers" in shown
 
 
@@ -120,6 +131,7 @@ def test_without_out_nothing_is_written(run, folder, tmp_path, monkeypatch):
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_options_may_be_spelled_with_underscores_and_equals_signs(run, folder, tmp_path):
     out = tmp_path / "runs" / "a"
     dashes = ["--batch-size", "2", "--learning-rate", "0.3", "--algorithm", "FedAvg", "--local-images", "4"]
@@ -133,6 +145,7 @@ def test_options_may_be_spelled_with_underscores_and_equals_signs(run, folder, t
     )
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_repeated_options_keep_their_order(run, folder, tmp_path):
     out = tmp_path / "runs" / "a"
     words = ["--model", "LeNet('idlg')", "--images", "2", "--size", "16", "--out", out]
@@ -146,6 +159,7 @@ def test_repeated_options_keep_their_order(run, folder, tmp_path):
     assert rows_of(out)[-1]["grants"] == ["labels", "defense"]
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_defense_is_known_unless_that_is_withheld(run, folder, tmp_path):
     words = ["audit", folder, *TINY, "--defense", "LaplaceNoise(scale=50.0)", "--grant", "labels"]
     told, not_told = ["labels", "defense"], ["labels"]
@@ -165,6 +179,7 @@ def test_what_is_spent_is_said(run, folder):
     assert "(PRV)" in line and "(PLD) at delta 0.001, for an image, over 1 round with poisson sampling" in line  # noqa: PT018
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_secure_aggregation_is_audited_with_several_clients(run, folder, tmp_path):
     words = ["audit", folder, *TINY, "--images=4", "--clients", "2", "--defense", "SecAggPlus", "--grant=defense"]
     assert run(*words, "--out", tmp_path / "runs" / "a")[0] == 0
@@ -235,6 +250,7 @@ def test_isolation_is_asked_for_refused_or_left_open(run, folder, words, isolate
     assert yaml.safe_load(text)["isolate"] is isolate
 
 
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize(
     ("words", "sends"),
     [
@@ -268,6 +284,7 @@ def test_the_default_is_the_four_attacks_of_the_paper_and_the_strongest_under_no
 # --- YAML -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_yaml_file_says_what_the_options_say(run, folder, tmp_path):
     out, path = tmp_path / "runs" / "a", tmp_path / "experiment.yaml"
     words = ["--attack", "DLG(steps=2)", "--attack", "iDLG(steps=2)", "--defense", "LaplaceNoise", "--batch-size", "2"]
@@ -290,6 +307,7 @@ def test_a_yaml_file_says_what_the_options_say(run, folder, tmp_path):
     assert "no folder or record '/nowhere/at/all'" in run("audit", "/nowhere/at/all", "--config", path)[2]
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_printed_config_is_accepted(run, folder, tmp_path):
     words = ["audit", folder, *TINY, "--defense", "LaplaceNoise", "--batch_size", "2", "--out", tmp_path / "runs" / "a"]
     for flag in ("--print-config", "--print_config"):
@@ -623,6 +641,7 @@ def test_no_folder_and_no_class_folders(refused, tmp_path):
     assert "cannot read the file" in refused("audit", tmp_path / "loose" / "1.png", *TINY)
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_run_directories_are_no_class_folders(run, refused, folder, tmp_path):
     runs = tmp_path / "runs"
     assert run("audit", folder, *TINY, "--out", runs / "a")[0] == 0
@@ -745,9 +764,10 @@ def record(folder, tmp_path) -> Path:
     return tmp_path / "client.record"
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_record_is_audited_with_its_truth(run, record, tmp_path):
     out = tmp_path / "runs" / "a"
-    words = ["--truth", record.parent / "truth", "--model", "LeNet('idlg')", "--attack", "iDLG(steps=60)"]
+    words = ["--truth", record.parent / "truth", "--model", "LeNet('idlg')", "--attack", "iDLG(steps=25)"]
     status, shown, err = run("audit", record, *words, "--out", out)
     assert (status, err) == (0, "")
     assert "From the recorded update, a curious server reconstructed 1 of 1 image" in shown
@@ -780,6 +800,7 @@ def test_out_that_cannot_be_made(refused, folder, tmp_path):
     assert "lies in the data folder" in refused("audit", folder, *TINY, "--out", folder / "run")
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_out_of_another_experiment(run, refused, folder, tmp_path):
     out = tmp_path / "runs" / "a"
     run("audit", folder, *TINY, "--out", out)
@@ -797,12 +818,24 @@ def test_a_damaged_key_file(refused, folder, tmp_path):
     assert "medpfl-key.json' is damaged" in refused("audit", folder, *TINY, "--out", tmp_path / "runs" / "a")
 
 
+MANY = [*TINY[:4], "--images", "3", "--size", "16", "--memory", "1e-6"]
+"""Four jobs of one row."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """A folder with images, and a finished audit of them in ``runs/whole``."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    out = place / "runs" / "whole"
+    assert cli.main(["audit", str(draw_all(place / "data")), *MANY, "--out", str(out), "--quiet"]) == 0
+    return place
+
+
 @pytest.mark.parametrize("room", [0, 2, 4, 5, 8, 12])
-def test_a_full_disk_costs_nothing_that_is_finished(run, folder, tmp_path, monkeypatch, room):
+def test_a_full_disk_costs_nothing_that_is_finished(run, undisturbed, tmp_path, monkeypatch, room):
     """The disk is full after so many files: the rows until then are kept, and the next run completes them."""
-    many = [*TINY[:4], "--images", "3", "--size", "16", "--memory", "1e-6"]  # four jobs of one row
-    out, calls, fsync = tmp_path / "runs" / "a", [], os.fsync
-    assert run("audit", folder, *many, "--out", tmp_path / "runs" / "whole")[0] == 0
+    shutil.copytree(undisturbed / "runs", tmp_path / "runs")
+    folder, out, calls, fsync = undisturbed / "data", tmp_path / "runs" / "a", [], os.fsync
 
     def full(descriptor):
         calls.append(descriptor)
@@ -812,13 +845,14 @@ def test_a_full_disk_costs_nothing_that_is_finished(run, folder, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        status, shown, err = run("audit", folder, *many, "--out", out)
+        status, shown, err = run("audit", folder, *MANY, "--out", out)
     assert (status, shown) == (2, "")
     assert "medpfl: error: no space left on device" in err
     assert "free some space and repeat the command" in err
     assert not list(out.rglob(".*.json.*")) + list(out.rglob(".*safetensors*")), "no half-written file is left"
     kept = rows_of(out) if (out / "share/findings.jsonl").exists() else []
-    assert run("audit", folder, *many, "--out", out)[0] == 0
+    monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
+    assert run("audit", folder, *MANY, "--out", out)[0] == 0
 
     def stripped(rows):
         return [{k: v for k, v in row.items() if k not in ("seconds", "date")} for row in rows]
@@ -840,6 +874,7 @@ def test_a_file_that_may_not_be_written(run, folder, tmp_path, monkeypatch):
 # --- interrupted ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_an_interrupted_audit_ends_with_130_and_continues(run, folder, tmp_path, monkeypatch):
     from medpfl.auditing.player import Player
 
@@ -875,7 +910,7 @@ def test_ctrl_c_in_a_terminal(folder, tmp_path):
         "--model",
         "LeNet('idlg')",
         "--attack",
-        "iDLG(steps=200)",
+        "iDLG(steps=20)",
         "--images",
         "8",
         "--size",
@@ -980,7 +1015,11 @@ def test_an_interruption_of_the_start_is_no_traceback(wait):
 
 
 def test_a_reader_that_goes_away_is_no_error():
-    code = "import sys; from medpfl.cli import main; sys.exit(main(['list', 'metrics']))"
+    """Whatever the command: this one prints as all do, and imports little."""
+    code = (
+        "import sys\nfrom rich.console import Console\nfrom medpfl.cli import commands, main\n"
+        "commands._list = lambda *_: Console().print('a line') or 0\nsys.exit(main(['list', 'metrics']))"
+    )
     going = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert going.stdout is not None
     going.stdout.close()

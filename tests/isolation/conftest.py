@@ -10,6 +10,12 @@ import pytest
 from medpfl.isolation.parent import Isolated, Worker
 
 
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here reads a page, and to draw these takes most of a small audit."""
+    monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
+
+
 @pytest.fixture(scope="session")
 def worker() -> Iterator[Worker]:
     """The process itself."""

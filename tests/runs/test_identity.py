@@ -42,6 +42,17 @@ HELPER = "from lab_numbers import STEPS\ndef steps():\n    return STEPS\n"
 
 
 @pytest.fixture
+def pages() -> None:
+    """For tests that read every file of a run: audits of others draw no pages, which takes most of their time."""
+
+
+@pytest.fixture(autouse=True)
+def no_pages_else(request, monkeypatch) -> None:
+    if "pages" not in request.fixturenames:
+        monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
+
+
+@pytest.fixture
 def lab(tmp_path, monkeypatch):
     """A folder with an attack, a helper that it imports, and one that the helper imports."""
     place = tmp_path / "lab"
@@ -85,7 +96,7 @@ def test_an_edited_module_deep_below_an_attack_refuses_its_rows(lab, tmp_path):
     tiny(lab, out)
 
 
-def test_nothing_in_a_run_directory_names_a_module(lab, tmp_path):
+def test_nothing_in_a_run_directory_names_a_module(lab, tmp_path, pages):
     out = tmp_path / "runs" / "a"
     tiny(lab, out)
     identity = json.loads((out / "run.json").read_text())["identity"]

@@ -16,6 +16,17 @@ from medpfl.runs.study_key import KEY_FILE, StudyIndex
 from tests.auditing.audit_cases import draw_folder, some_images, tiny
 
 
+@pytest.fixture
+def pages() -> None:
+    """For tests that read every file of a run: audits of others draw no pages, which takes most of their time."""
+
+
+@pytest.fixture(autouse=True)
+def no_pages_else(request, monkeypatch) -> None:
+    if "pages" not in request.fixturenames:
+        monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
+
+
 def key_of(out: Path):
     return json.loads((out.parent / KEY_FILE).read_text())
 
@@ -29,7 +40,7 @@ def patients(folder):
     return folder
 
 
-def test_the_key_is_private_and_beside_the_run(patients, tmp_path):
+def test_the_key_is_private_and_beside_the_run(patients, tmp_path, pages):
     out = tmp_path / "runs" / "a"
     tiny(patients, out=out)
     assert stat.S_IMODE((out.parent / KEY_FILE).stat().st_mode) == 0o600
@@ -101,7 +112,7 @@ def test_indices_are_distinct_and_say_nothing_of_the_order(folder, tmp_path):
     assert all(re.fullmatch(r"i-[0-9a-f]{16}", image) for image in images)
 
 
-def test_without_the_secret_an_index_cannot_be_computed(folder, tmp_path):
+def test_without_the_secret_an_index_cannot_be_computed(folder, tmp_path, pages):
     """The secret is in no file of the run directory, and another one gives other indices and fingerprints."""
     out = tmp_path / "runs" / "a"
     tiny(folder, out=out)

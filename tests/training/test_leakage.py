@@ -33,7 +33,7 @@ def test_each_round_is_audited_as_it_would_be_alone(tmp_path):
     assert {row["round"] for row in found.rows} == {0, 3}
     assert [one.round for one in found.summary] == [0, 0, 0, 3, 3, 3]  # the defense without and with the grant
     assert [r.scores for r in found.reports[0].rows] != [r.scores for r in found.reports[3].rows]
-    assert "Of the models of rounds 0, 3, " in str(found)
+    assert "Among the models of rounds 0, 3, " in str(found)
 
 
 def test_the_overview_is_beside_the_audits_and_continues(tmp_path, capsys):
@@ -62,13 +62,16 @@ def test_the_overview_is_beside_the_audits_and_continues(tmp_path, capsys):
     before = (tmp_path / "runs" / "o-round-0" / "share/findings.jsonl").read_bytes()
     assert main(words) == 0
     assert (tmp_path / "runs" / "o-round-0" / "share/findings.jsonl").read_bytes() == before
-    assert "Of the models of rounds 0, 2, " in capsys.readouterr().out
+    assert "Among the models of rounds 0, 2, " in capsys.readouterr().out
 
 
 DIES = """
 import os, signal, sys
+import medpfl.reporting
 from medpfl import cli
 from medpfl.auditing.player import Player
+
+medpfl.reporting.write_pages = lambda *_: []
 
 play, left = Player.__call__, [4]
 
@@ -83,7 +86,9 @@ cli.main(sys.argv[1:])
 """
 
 
-def test_killed_with_9_in_the_second_round_it_ends_with_the_same_rows(tmp_path):
+def test_killed_with_9_in_the_second_round_it_ends_with_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
+    monkeypatch.setattr("medpfl.reporting.training.write_training_page", lambda folder, *_: folder / "report.html")
     data = draw_folder(tmp_path / "data", {"a": 6, "b": 6})
     train = ["train", str(data), "--model", "MLP((6,))", "--size", "16", "--rounds", "1", "--batch-size", "2"]
     assert main([*train, "--clients", "2", "--out", str(tmp_path / "t"), "--quiet"]) == 0
@@ -107,6 +112,14 @@ def test_killed_with_9_in_the_second_round_it_ends_with_the_same_rows(tmp_path):
     assert {row["round"] for row in rows[1]} == {0, 1}
 
 
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """The directory of a small training."""
+    out = tmp_path_factory.mktemp("runs") / "t"
+    small(out=out)
+    return out
+
+
 @pytest.mark.parametrize(
     ("rounds", "message"),
     [
@@ -115,10 +128,9 @@ def test_killed_with_9_in_the_second_round_it_ends_with_the_same_rows(tmp_path):
         ("", "give round numbers"),
     ],
 )
-def test_rounds_that_are_not_there(rounds, message, tmp_path):
-    small(out=tmp_path / "runs" / "t")
+def test_rounds_that_are_not_there(rounds, message, training):
     with pytest.raises(InputError, match=message):
-        flat(leakage, tmp_path / "runs" / "t", some_images(8), rounds_in(rounds), **AUDIT)
+        flat(leakage, training, some_images(8), rounds_in(rounds), **AUDIT)
 
 
 def test_it_needs_a_training():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 
 import pytest
 import torch
 
 from medpfl import InputError, Plan
+from medpfl.core.privacy import accountant
 from medpfl.data.partition import Partition
 from medpfl.defenses import DPSGD, SecAggPlus, TopK
 from medpfl.training.setup import TrainingSetup
@@ -26,6 +28,18 @@ DEFENSES = [
     "PRECODE(width=4)",
     "Soteria(prune=0.3)",
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch):
+    """Nothing here reads a page, and to draw it takes longer than such a training."""
+    monkeypatch.setattr("medpfl.reporting.training.write_training_page", lambda folder, *_: folder / "report.html")
+
+
+@pytest.fixture
+def accounted_once(monkeypatch):
+    """Ask the accountants for the same numbers once, not in each of a test's trainings."""
+    monkeypatch.setattr(accountant, "epsilon", cache(accountant.epsilon))
 
 
 def test_a_row_for_each_round_and_one_before():
@@ -61,7 +75,9 @@ def test_the_seed_repeats_it_and_another_does_not():
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
-def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(defense, tmp_path, monkeypatch, ctrl_c):
+def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(
+    defense, tmp_path, monkeypatch, ctrl_c, accounted_once
+):
     options = {"defense": defense, "server_momentum": 0.5, "fraction": 0.7, "clients": 3, "seed": 3}
     whole = small(out=tmp_path / "runs" / "whole", **options)
     out, played, play = tmp_path / "runs" / "stopped", [], Trainer._play
@@ -184,7 +200,7 @@ def test_poisson_clients_have_the_same_images_in_every_round(monkeypatch):
 # --- epsilon --------------------------------------------------------------------------------------------------
 
 
-def test_epsilon_is_that_of_the_client_that_took_part_most():
+def test_epsilon_is_that_of_the_client_that_took_part_most(accounted_once):
     plan, defense = Plan("FedAvg", batch_size=4, sampling="poisson", sends=("num_samples",)), DPSGD(1.0, 2.0)
     rows = small(plan=plan, defense=defense, fraction=0.5, rounds=4, seed=2).rows
     taken = [max(sum(client in row.clients for row in rows[: n + 1]) for client in (0, 1)) for n in range(5)]
@@ -198,7 +214,7 @@ def test_epsilon_is_that_of_the_client_that_took_part_most():
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"balance": True}, "with --balance, an image may be in several batches"),
+        ({"balance": True}, "with --balance, an image may appear in several batches"),
         ({"model": "ConvNet(width=4, depth=1, norm='batch')"}, "would not cover the batch-norm statistics"),
     ],
 )
@@ -303,7 +319,7 @@ def test_held_out_patients_are_whole():
 def test_batch_norm_that_stays_at_the_clients_is_noted():
     norm = {"model": "ConvNet(width=4, depth=1, norm='batch')"}
     quiet = small(**norm, plan=replace(SMALL["plan"], sends=("num_samples",)))
-    assert any("batch-norm statistics stay at the clients" in note for note in quiet.settings["notes"])
+    assert any("clients do not send batch-norm statistics" in note for note in quiet.settings["notes"])
     assert quiet.settings["notes"] != small(**norm).settings["notes"]
 
 

@@ -41,12 +41,18 @@ def run(capsys, monkeypatch):
     return call
 
 
+@pytest.fixture
+def no_pages(monkeypatch):
+    """For what a run directory holds beside its page."""
+    monkeypatch.setattr("medpfl.reporting.training.write_training_page", lambda folder, *_: folder / "report.html")
+
+
 def test_a_table_two_sentences_and_a_page(run, pictures, tmp_path):
     out = tmp_path / "runs" / "a"
     status, shown, err = run("train", pictures, *TINY, "--out", out)
     assert (status, err) == (0, "")
     assert "on the validation images" in shown
-    assert "After 2 rounds without a defense, the model tells" in shown
+    assert "After 2 rounds without a defense, the model classifies" in shown
     assert f"wrote {out}/share/report.html" in shown
     page = (out / "share/report.html").read_text()
     assert page.count("<svg") == 2
@@ -86,7 +92,7 @@ def test_every_option_arrives(monkeypatch, tmp_path):
     assert {*arrived, *given} - {"memory", "isolate"} | set(vars(plan)) - {"loss"} == set(options_in(Training))
 
 
-def test_a_yaml_file_says_the_same(run, pictures, tmp_path):
+def test_a_yaml_file_says_the_same(run, pictures, tmp_path, no_pages):
     settings = {"data": str(pictures), "model": "MLP((6,))", "size": 16, "clients": 2, "rounds": 2, "batch_size": 2}
     (tmp_path / "t.yaml").write_text(yaml.safe_dump({**settings, "defense": ["TopK(keep=0.5)"]}))
     one, other = tmp_path / "runs" / "a", tmp_path / "runs" / "b"
@@ -144,7 +150,7 @@ cli.main(sys.argv[1:])
 """
 
 
-def test_killed_with_9_in_the_middle_of_a_round_it_ends_with_the_same_rows(run, pictures, tmp_path):
+def test_killed_with_9_in_the_middle_of_a_round_it_ends_with_the_same_rows(run, pictures, tmp_path, no_pages):
     whole, out = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
     words = [*TINY, "--rounds", "3", "--defense", "TopK(keep=0.2, feedback=True)", "--server-momentum", "0.5"]
     assert run("train", pictures, *words, "--out", whole)[0] == 0
