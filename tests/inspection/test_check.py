@@ -119,7 +119,7 @@ def test_tokens_are_read_as_a_sum():
 def test_batch_norm_statistics(mode, sent):
     check = check_model("ConvNet(4, 2, 'batch')", SHAPE, mode=mode)
     assert check.statistics == {"layers": 2, "numbers": 16, "sent": sent}
-    assert ("16 numbers" in text(check)) is sent
+    assert ("16 values" in text(check)) is sent
 
 
 def test_a_model_that_takes_no_single_image_in_train_mode():
