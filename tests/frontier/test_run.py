@@ -148,7 +148,7 @@ def test_train_takes_what_is_recommended_as_it_stands(pictures, tmp_path, conclu
     place = SPECS.index(found.recommendation["defense"])
     own = tmp_path / f"f/runs/training-{place}-seed-0/round-2/weights.safetensors"
     assert (tmp_path / "t/round-2/weights.safetensors").read_bytes() == own.read_bytes()
-    assert "costs least: its model has a balanced accuracy of" in str(found)
+    assert "It costs the least accuracy: its model has a balanced accuracy of" in str(found)
     capsys.readouterr()
 
 

@@ -135,7 +135,7 @@ def test_a_training_with_a_damaged_last_round_says_what_to_delete_and_then_goes_
     out = tmp_path / "runs" / "a"
     whole = small(out=out)
     (out / "round-3" / name).write_bytes(b"nonsense")
-    with pytest.raises(InputError, match=r"or damaged: .*; delete '.*round-3', and the same command plays that round"):
+    with pytest.raises(InputError, match=r"damaged: .*; delete '.*round-3' and repeat the command to redo that round"):
         small(out=out, rounds=4)
     shutil.rmtree(out / "round-3")
     longer = small(out=out, rounds=4)
@@ -171,7 +171,7 @@ def test_any_state_comes_back_as_it_was(tmp_path):
     del after["clients"][0]["owed"], state["owed"]
     assert after["clients"][0] == state
     assert (after["clients"][1], after["server"], after["taken"]) == ({}, {"x": 1}, (2, 1))
-    with pytest.raises(InputError, match="remembers a object"):
+    with pytest.raises(InputError, match="keeps a object in its state"):
         packed(Standing(Weights({}), {}, ({"x": object()},), {}, (0,)))
 
 

@@ -33,7 +33,7 @@ def test_each_round_is_audited_as_it_would_be_alone(tmp_path):
     assert {row["round"] for row in found.rows} == {0, 3}
     assert [one.round for one in found.summary] == [0, 0, 0, 3, 3, 3]  # the defense without and with the grant
     assert [r.scores for r in found.reports[0].rows] != [r.scores for r in found.reports[3].rows]
-    assert "Of the models of rounds 0, 3, " in str(found)
+    assert "Among the models of rounds 0, 3, " in str(found)
 
 
 def test_the_overview_is_beside_the_audits_and_continues(tmp_path, capsys):
@@ -62,7 +62,7 @@ def test_the_overview_is_beside_the_audits_and_continues(tmp_path, capsys):
     before = (tmp_path / "runs" / "o-round-0" / "share/findings.jsonl").read_bytes()
     assert main(words) == 0
     assert (tmp_path / "runs" / "o-round-0" / "share/findings.jsonl").read_bytes() == before
-    assert "Of the models of rounds 0, 2, " in capsys.readouterr().out
+    assert "Among the models of rounds 0, 2, " in capsys.readouterr().out
 
 
 DIES = """

@@ -32,7 +32,7 @@ def test_a_training_of_a_folder(marked, tmp_path, capsys):  # noqa: F811
     keys = json.loads((out.parent / "medpfl-key.json").read_text())
     assert list(CLASSES) in keys["classes"].values()
     shown = capsys.readouterr()
-    assert "4 files could not be read" in shown.err
+    assert "skipped 4 files that could not be read" in shown.err
     assert MARK not in shown.out
     assert main(["report", str(out)]) == 0
     assert main(["train", str(marked), *COMMON, "--rounds", "3", "--out", str(out)]) == 0

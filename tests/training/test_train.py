@@ -199,7 +199,7 @@ def test_epsilon_is_that_of_the_client_that_took_part_most():
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"balance": True}, "with --balance, an image may be in several batches"),
+        ({"balance": True}, "with --balance, an image may appear in several batches"),
         ({"model": "ConvNet(width=4, depth=1, norm='batch')"}, "would not cover the batch-norm statistics"),
     ],
 )
@@ -306,7 +306,7 @@ def test_held_out_patients_are_whole():
 def test_batch_norm_that_stays_at_the_clients_is_noted():
     norm = {"model": "ConvNet(width=4, depth=1, norm='batch')"}
     quiet = small(**norm, plan=replace(SMALL["plan"], sends=("num_samples",)))
-    assert any("batch-norm statistics stay at the clients" in note for note in quiet.settings["notes"])
+    assert any("clients do not send batch-norm statistics" in note for note in quiet.settings["notes"])
     assert quiet.settings["notes"] != small(**norm).settings["notes"]
 
 

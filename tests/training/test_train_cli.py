@@ -46,7 +46,7 @@ def test_a_table_two_sentences_and_a_page(run, pictures, tmp_path):
     status, shown, err = run("train", pictures, *TINY, "--out", out)
     assert (status, err) == (0, "")
     assert "on the validation images" in shown
-    assert "After 2 rounds without a defense, the model tells" in shown
+    assert "After 2 rounds without a defense, the model classifies" in shown
     assert f"wrote {out}/share/report.html" in shown
     page = (out / "share/report.html").read_text()
     assert page.count("<svg") == 2
