@@ -84,7 +84,7 @@ def test_a_flag_that_makes_guesses_useless_is_a_reason(monkeypatch):
     monkeypatch.setattr(matrix, "registry", lambda _: {"Lost": Lost})
     data = matrix.images_for("MLP")
     said = matrix.outcome("MLP", "Lost", matrix.PLANS["FedSGD", "train"], data)
-    assert said.startswith("nonfinite: the attack ended at a number")
+    assert said.startswith("nonfinite: the attack ended with a value")
 
 
 @pytest.mark.parametrize(("model", "side"), [("LeNet", 32), ("DenseNet121", 64)])

@@ -92,7 +92,7 @@ def test_forms_of_a_part():
     assert Form(images=3).part(part).experiment("", 2, 99, 0).victims.images == 3
     with pytest.raises(InputError, match="steps is 0"):
         Form(steps=0)
-    with pytest.raises(InputError, match="leave out one of images and images_per_class"):
+    with pytest.raises(InputError, match="leave out images or images_per_class"):
         Form(images=1, images_per_class=1)
 
 
