@@ -75,8 +75,8 @@ def study_index(out: Path | None, data: LabelledImages, source: str, place: str,
     Args:
         out: the run directory; ``None`` writes no key.
         data: the images.
-        source: the data's source spec.
-        place: the source's location, to which names are relative. It is stored in the key file only.
+        source: the data's source. Indices depend on it if no key is written.
+        place: the source's location. Indices depend on it if a key is written; it is stored in the key file only.
         force: make a new key if the old one is missing.
 
     Raises:
