@@ -240,7 +240,7 @@ def test_an_update_of_zeros_is_flagged_and_left_out(tmp_path, attack):
     cell = by_defense(report)[RECORDED]
     assert {"zero-gradient", "record-mismatch"} <= set(cell.flags)
     assert (cell.images, cell.verdict) == (0, INCONCLUSIVE)
-    assert "the update of every image is exactly zero" in report.verdict()[1]
+    assert "every image's update is exactly zero" in report.verdict()[1]
 
 
 @pytest.mark.parametrize(

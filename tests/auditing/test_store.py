@@ -114,7 +114,7 @@ def test_a_line_of_valid_json_that_is_no_row(folder, run, wrong):
     lines = path.read_text().splitlines()
     bad = json.dumps(json.loads(lines[1]) | wrong) if isinstance(wrong, dict) else wrong
     path.write_text("\n".join([lines[0], bad, *lines[2:]]) + "\n")
-    with pytest.raises(InputError, match=r"findings.jsonl', line 2, is damaged .*give the command .* again"):
+    with pytest.raises(InputError, match=r"findings.jsonl', line 2, is damaged .*repeat the command"):
         reread(out)
     path.write_text("\n".join([*lines, bad]) + "\n")
     assert len(reread(out).rows) == 6

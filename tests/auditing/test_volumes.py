@@ -29,7 +29,7 @@ def test_a_volume_is_read_back(tmp_path):
     assert row.data == "Nifti(plane='volume', size=12)"
     assert (tmp_path / "run" / "private/report-with-images.html").stat().st_size > 10_000
     page = (tmp_path / "run" / "private/report-with-images.html").read_text()
-    assert "Of a volume, four slices along its depth" in page
+    assert "A volume is shown as four slices along its depth" in page
     truth, guess = stored(tmp_path / "run").picture(row)
     assert truth.shape == guess.shape == (25, 25)
     volume = (source.load().images[0, 0] * 255).round().to(torch.uint8).numpy()

@@ -53,9 +53,9 @@ def test_the_key_is_never_in_a_run_directory(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "runs" / "here")
     tiny(folder, out=".")
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [f".{KEY_FILE}.lock", "here", KEY_FILE]
-    with pytest.raises(InputError, match="beside a run directory, not in one"):
+    with pytest.raises(InputError, match="beside a run directory, not inside one"):
         tiny(folder, out="inside")
-    with pytest.raises(InputError, match="beside a run directory, not in one"):
+    with pytest.raises(InputError, match="beside a run directory, not inside one"):
         tiny(folder, out=tmp_path / "runs")
     assert list(tmp_path.rglob(KEY_FILE)) == [tmp_path / "runs" / KEY_FILE]
 
