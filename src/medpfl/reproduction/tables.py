@@ -30,7 +30,7 @@ def _trained_here(row: Row) -> str:
     of, _, last = row["weights"].rpartition(", ")
     said = "" if row["part"].endswith("trained") else ", on weights trained"
     good = f", balanced accuracy {percent(row['trained_accuracy'])}" if "trained_accuracy" in row else ""
-    return f"{said} here, {last}{good}" if of == "of a training" else ""
+    return f"{said} here, {last}{good}" if of == "trained" else ""
 
 
 _ACCURACY = _Column(

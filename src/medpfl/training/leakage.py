@@ -145,6 +145,6 @@ def _written(out: Path, found: Leakage, model: Checkpoint) -> tuple[Path, ...]:
     write(folder / "leakage.json", json.dumps([one.to_dict() for one in found.summary], indent=1).encode())
     settings = next(iter(found.reports.values())).settings
     # Replace the first round's entries by those for all rounds.
-    own = {"model": model.trained, "weights": f"of a training, rounds {', '.join(map(str, found.reports))}"}
+    own = {"model": model.trained, "weights": f"trained, rounds {', '.join(map(str, found.reports))}"}
     settings = replace(settings, experiment={**settings.experiment, **own})
     return (write_leakage_page(folder, settings.to_dict(), found.summary),)
