@@ -51,7 +51,7 @@ def test_the_overview_is_beside_the_audits_and_continues(tmp_path, capsys):
     page = (tmp_path / "runs" / "o" / "share/leakage.html").read_text()
     assert page.count("<svg") == 2
     assert "<img" not in page
-    assert "of a training, rounds 0, 2" in page
+    assert "trained, rounds 0, 2" in page
     assert "Checkpoint(" not in page
     assert {
         json.loads(line)["round"] for line in (tmp_path / "runs/o/share/leakage.jsonl").read_text().splitlines()
