@@ -144,7 +144,7 @@ def page(found: Mapping[Cell, str]) -> str:
     ]
     table = [_line(["Model", "Algorithm", "Mode", *(f"`{name}`" for name in attacks)]), "|" + " --- |" * len(rows[0])]
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n".join([_HEAD, *table, *map(_line, rows), "", "## Why not", "", *notes, ""])
+    return "\n".join([_HEAD, *table, *map(_line, rows), "", "## Reasons", "", *notes, ""])
 
 
 def _short(said: str, reasons: Sequence[str]) -> str:
@@ -155,15 +155,16 @@ def _line(words: Sequence[str]) -> str:
     return "| " + " | ".join(words) + " |"
 
 
-_HEAD = f"""# Which attack takes which model
+_HEAD = f"""# Which attack runs on which model
 
-Made by `make matrix`, which audits every registered model under every registered attack, each with its default
-arguments but {STEPS} steps and one start: one image behind the update of FedSGD, two local steps on one image each
-behind that of FedAvg; gray samples of 32 pixels a side, or 64 where batch norm in train mode takes no single one of
-32; nothing granted. Models that give a class for every pixel have masks, which the attacks optimize with the images.
+`make matrix` writes this page. It audits every registered model under every registered attack, with the attack's
+default settings except {STEPS} steps and one restart. The update comes from one image (FedSGD) or from two local steps on one
+image each (FedAvg). Images are gray samples at 32 x 32 pixels, or at 64 x 64 if batch norm in train mode rejects a
+single smaller one. The attacker has no grants. Models that predict a class for every pixel get masks, which the attacks
+optimize with the images.
 
-**{RUNS}** means that the attack ends with finite guesses. It says nothing of its success. **no** is followed by the
-number of the reason, below, which is the audit's own message or flag. An attack or a model that is newer than this
-page is not in it: `python -m benchmarks matrix --missing` names those. For your own model, `medpfl check-model` says
-the same and more.
+**{RUNS}** means that the attack ends with finite guesses, not that it succeeds. **no** is followed by the number of a
+reason below: the audit's own message or flag. Attacks and models newer than this page are missing;
+`python -m benchmarks matrix --missing` lists them. For your own model, `medpfl check-model` gives the same information
+and more.
 """
