@@ -158,10 +158,10 @@ def _line(words: Sequence[str]) -> str:
 _HEAD = f"""# Which attack runs on which model
 
 `make matrix` writes this page. It audits every registered model under every registered attack, with the attack's
-default settings except {STEPS} steps and one restart. The update comes from one image (FedSGD) or from two local steps on one
-image each (FedAvg). Images are gray samples at 32 x 32 pixels, or at 64 x 64 if batch norm in train mode rejects a
-single smaller one. The attacker has no grants. Models that predict a class for every pixel get masks, which the attacks
-optimize with the images.
+default settings except {STEPS} steps and one restart. The update comes from one image (FedSGD) or from two local steps
+on one image each (FedAvg). Images are gray samples at 32 x 32 pixels, or at 64 x 64 if batch norm in train mode rejects
+a single smaller one. The attacker has no grants. Models that predict a class for every pixel get masks, which the
+attacks optimize with the images.
 
 **{RUNS}** means that the attack ends with finite guesses, not that it succeeds. **no** is followed by the number of a
 reason below: the audit's own message or flag. Attacks and models newer than this page are missing;
