@@ -1,4 +1,4 @@
-"""The notebooks run as they stand, on small settings: the code of their cells, one after the other."""
+"""The notebooks run unchanged with small settings: their cells' code, one after the other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def code(path: Path) -> list[str]:
 
 
 def short(name: str) -> Any:
-    """A study whose attacks take few steps."""
+    """Return a study whose attacks take few steps."""
     found = real(name)
     parts = [part.model_copy(update={"audit": {**part.audit, "attack": ["iDLG(steps=4)"]}}) for part in found.parts]
     return found.model_copy(update={"parts": parts})

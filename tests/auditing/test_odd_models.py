@@ -1,4 +1,4 @@
-"""Networks as users have them, each from its ``.py`` file through the command line to scored rows."""
+"""Unusual user networks, each from its ``.py`` file through the command line to scored rows."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ ATTACKS = ["--attack", "DLG(steps=4)", "--attack", "iDLG(steps=4)", "--attack", 
 
 
 def fits(part, plan):
-    """Dropout inside attention cannot be repeated."""
+    """Return True if the update can be repeated; dropout inside attention cannot."""
     return part != "encoder" or plan.endswith("eval")
 
 

@@ -1,4 +1,4 @@
-"""A frontier from trainings and audits: what lies where, a kill in the middle, other limits, and bad input."""
+"""A frontier from trainings and audits: its files, a kill in the middle, other limits, and bad input."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(pictures, tmp_path_factory):
-    """A finished frontier and its result."""
+    """Return a finished frontier and its result."""
     out = tmp_path_factory.mktemp("frontier") / "whole"
     return out, frontier(small(pictures).having(out=out))
 
@@ -48,9 +48,9 @@ def read(out):
 
 @pytest.fixture
 def conclusive(monkeypatch):
-    """Make every setting one that is shown to leak nothing: these images are too few, and the model learns little.
+    """Make every setting leak nothing: these images are too few for that, and the model learns little.
 
-    How verdicts, controls and accuracies are obeyed, the tests of the choice show.
+    The choice's own tests cover verdicts, controls and accuracies.
     """
     real = result_module.points_of
 
@@ -63,7 +63,7 @@ def conclusive(monkeypatch):
 
 
 def undated(out):
-    """Points and recommendation: what must be the same after a kill."""
+    """Return points and recommendation, which must be the same after a kill."""
     shown = json.loads((out / "share/frontier.json").read_text())
     return shown["points"], shown["recommendation"]
 

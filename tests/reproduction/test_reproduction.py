@@ -1,4 +1,4 @@
-"""The paper's experiments as files, their runs on the sets that are there, and their tables."""
+"""The paper's experiments as files, their runs on the available sets, and their tables."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def draw(root: Path, name: str, count: int = 3) -> None:
 
 @pytest.fixture
 def data(tmp_path, monkeypatch) -> Path:
-    """Two of the three sets, and a small study in place of the paper's `attacks`."""
+    """Return two of the three sets, and a small study instead of the paper's `attacks`."""
     for name in ("melanoma", "covid_xray"):
         draw(tmp_path / "data", name)
     monkeypatch.setattr(module, "study", lambda name: SMALL if name == "attacks" else study(name))
