@@ -40,7 +40,7 @@ def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[Callable[[], None]]:
-    """Yield a function that presses Ctrl-C. A shell's background job ignores it, so Python's own handler is installed."""
+    """Yield a function that presses Ctrl-C, under Python's own handler: a shell's background job ignores Ctrl-C."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield lambda: signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGINT, before)

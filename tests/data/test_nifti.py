@@ -24,7 +24,7 @@ SHAPE = (8, 10, 12)
 
 
 def marked() -> np.ndarray:
-    """Return a block that brightens to the right (fastest), front and head; percentiles clip nothing in the middle."""
+    """Return a block that brightens to the right (fastest), front and head; percentiles clip nothing in its middle."""
     x, y, z = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
     return (1.0 * x / SHAPE[0] + 10.0 * y / SHAPE[1] + 100.0 * z / SHAPE[2]).astype(np.float32)
 

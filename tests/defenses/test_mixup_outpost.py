@@ -73,7 +73,7 @@ def gradients(count=4):
 
 
 def test_noise_follows_the_weights_and_is_dealt_out_once():
-    """The noise covers all coordinates and follows the weights' variance (0.01, and 1 at most); the image sum has it once."""
+    """Noise on all coordinates follows the weights' variance: 0.01, and 1 at most. The sum over images has it once."""
     samples = gradients()
     after, state = perturb(Outpost(0.5, 1.0, 0.0, 0.0), samples)
     assert state["steps"] == 1

@@ -16,7 +16,7 @@ ASR = [Limit("asr", 0.1)]
 
 
 def point(defense: str, asr: float | None = 0.0, accuracy: float | None = 0.8, **more: Any) -> dict[str, Any]:
-    """Return a point whose interval extends 0.05 above the strongest attack; without a defense, every image is reconstructed."""
+    """Return a point with an interval up to 0.05 above the strongest attack; without a defense, all images leak."""
     leakage: dict[str, Any] = dict.fromkeys(METRICS, asr) | {
         f"{m}_end": None if asr is None else asr + 0.05 for m in METRICS
     }

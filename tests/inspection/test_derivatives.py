@@ -112,7 +112,7 @@ def check(network, batch=1, mode="train"):
 
 
 class Row(nn.Module):
-    """The image as a sequence of rows."""
+    """A layer applied to the image as a sequence of rows."""
 
     def __init__(self, layer):
         super().__init__()

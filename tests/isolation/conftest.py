@@ -20,7 +20,7 @@ def worker() -> Iterator[Worker]:
 
 @pytest.fixture
 def shared(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
-    """Give audits the one process, and keep it alive. Modules it imported for other tests stay theirs."""
+    """Give audits the one process, and keep it alive. Modules that it imported for other tests do not count."""
     told = worker.ask("other tests", {"do": "modules"}).head["modules"]
     modules = Isolated.modules
     monkeypatch.setattr(Isolated, "modules", lambda a: {k: v for k, v in modules(a).items() if k not in told})

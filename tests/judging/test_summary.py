@@ -89,7 +89,10 @@ def test_victims_of_two_stacks_are_two():
 
 
 def test_a_leak_must_show_between_clusters():
-    """Two hits in forty, from one update with twenty images: not surely above 2 %. With one image per update, they would be."""
+    """Two hits in forty, both in one update with twenty images: not surely above 2 %.
+
+    With one image per update, they would be.
+    """
     lucky = [row(False, identified=i < 4, victim=i) for i in range(40)]
     assert cells(lucky)[UNDEFENDED].verdict == LEAKS
     together = [replace(r, victim=i // 20) for i, r in enumerate(lucky)]
@@ -498,7 +501,7 @@ def test_without_a_naive_run_there_is_no_difference():
 
 
 def spread(share: int, attacks: int = 5, count: int = 40) -> list[Finding]:
-    """Return attacks that reconstruct different images each, `share` of all images."""
+    """Return the rows of attacks that each reconstruct `share` images, all different."""
     found = []
     for a in range(attacks):
         hits = range(a * share, (a + 1) * share)

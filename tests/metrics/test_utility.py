@@ -72,7 +72,7 @@ def test_images_of_one_patient_count_as_a_cluster():
 
 
 def test_the_interval_of_balanced_accuracy_covers():
-    """At least 95 times in 100, under known recalls: 0.9 with many images, 0.6 with few."""
+    """At least 95 times in 100, with known recalls: 0.9 in a large class, 0.6 in a small one."""
     generator, hits = torch.Generator().manual_seed(0), 0
     labels = torch.tensor([0] * 20 + [1] * 80)
     chance = torch.where(labels == 0, 0.6, 0.9)

@@ -37,7 +37,7 @@ def images(shape, count=2):
 
 
 def outputs(model, classes, shape):
-    """Return targets for two images: one class each, or one per pixel."""
+    """Return the output shape for two images: one class each, or one per pixel."""
     return (2, classes, *shape[1:]) if isinstance(model, UNet) else (2, classes)
 
 

@@ -68,7 +68,7 @@ def test_each_victim_keeps_its_best_starts(starts, victims, every, done, data):
 
 @pytest.mark.parametrize("optimizer", [LBFGS(history=5, tolerance=0), SignedAdam(0.01, tolerance=0)], ids=repr)
 def test_a_race_is_what_runs_of_each_start_would_have_decided(optimizer):
-    """Each restart also runs alone, up to every cut: the same ones are pruned, and the winner ends at the same place."""
+    """Each restart also runs alone, up to every cut: the same ones are pruned, and the winner ends the same."""
 
     def hilly(z):
         return 2 + (z.square() + 3 * (4 * z).sin()).mean()

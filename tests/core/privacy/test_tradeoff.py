@@ -97,7 +97,7 @@ def test_two_sampled_steps_are_the_exact_test_on_a_grid(noise, rate, steps, kapp
 
 
 def test_one_direction_is_taken_and_not_the_other():
-    """Under sampling, presence is easier to detect than absence: at small kappa the other direction's curve is lower."""
+    """Under sampling, presence is easier to detect than absence: at small kappa the curve for absence is lower."""
     noise, rate, kappa = 0.3, 0.1, 0.01
     x = np.linspace(-6, 8, 200_001)
     without = norm.pdf(x, 0, noise)
