@@ -1,1 +1,1 @@
-"""Speed and strength of the attacks, side by side with others on the same gradients."""
+"""Benchmarks: speed and strength of the attacks beside others on the same gradients."""

@@ -1,6 +1,6 @@
-"""``python -m benchmarks``: all parts in a small form; ``python -m benchmarks PART``: one, in its own or in full.
+"""``python -m benchmarks``: run a small form of the main benchmarks. ``python -m benchmarks PART``: run one part.
 
-Every part has a --help of its own. What they measure, and their last results: benchmarks/README.md.
+Every part has its own --help. benchmarks/README.md describes the parts and lists their last results.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ QUICK = {
     "contested": (7.5, f"--quick --sets {available()[0]}"),
     "memory": (8.0, "--images 64 640 --steps 2"),
 }
-"""The form that ends in ten minutes: by part, the minute from which no row of it begins, and its arguments."""
+"""The form that ends in ten minutes: for each part, the minute after which no row begins, and its arguments."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one part, named first, with its own arguments; all, briefly, where none is named."""
+    """Run the part that comes first, with its own arguments; without a part, run `quick`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("part", nargs="?", choices=list(PARTS), help="what to run (all of `make bench`)")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the part")
+    parser.add_argument("part", nargs="?", choices=list(PARTS), help="part to run (default: all of `make bench`)")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments for the part")
     given = parser.parse_args(arguments)
     if not given.part:
         quick()
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def quick() -> None:
-    """The parts of `QUICK`. What their time does not allow is left out, and named."""
+    """Run the parts in `QUICK`. Rows beyond the time limit are named and skipped."""
     began = time.monotonic()
     for name, (minutes, arguments) in QUICK.items():
         print(f"\n== {name} {arguments}", flush=True)

@@ -1,8 +1,8 @@
-"""``python -m benchmarks adaptive``: attacks that know the defense beside those that do not.
+"""``python -m benchmarks adaptive``: compare attacks that know the defense with attacks that do not.
 
-One image an update, on LeNet('idlg') at 32 px. An attack is naive where it is not granted what the defense
-discloses; labels are inferred in both cases. The difference is the false security of a defense that was judged by
-attacks made for no defense.
+Each update comes from one image, on LeNet('idlg') at 32 px. A naive attack does not get the defense's disclosure, an
+adaptive attack does. Both infer the labels. The difference in success is the defense's false security: what a test
+with naive attacks alone would miss.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ HEAD += columns(("", 2), ("adaptive", -19), ("SSIM", 7), ("s/image", 9))
 
 
 def scenes(defense: Defense, chosen: argparse.Namespace, grants: tuple[str, ...]) -> list[Scene]:
-    """One scene a set."""
+    """Build one scene for each set."""
     first, made = TUNED if chosen.tune else REPORTED, []
     for name in chosen.sets:
         images, labels, classes = held_out(name, chosen.images, 32, chosen.tune)
@@ -65,7 +65,7 @@ def scenes(defense: Defense, chosen: argparse.Namespace, grants: tuple[str, ...]
 
 
 def read_back(attack: Attack, cases: Sequence[Scene]) -> tuple[torch.Tensor, float]:
-    """(M,) SSIM of all images, and the seconds."""
+    """Attack all scenes; return the SSIM of all images (M,), and the seconds."""
     began, each = now(), []
     for i, case in enumerate(cases):
         found = attack(case.seen, torch.Generator().manual_seed(i))
@@ -74,7 +74,7 @@ def read_back(attack: Attack, cases: Sequence[Scene]) -> tuple[torch.Tensor, flo
 
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
-    """The table; a row is left out, and named, once `go_on` says no."""
+    """Yield the table's lines. Once `go_on` returns False, the remaining rows are named and skipped."""
     yield conditions()
     yield HEAD
     for name in chosen.defenses:
@@ -83,7 +83,7 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
 
 
 def line(name: str, which: str, chosen: argparse.Namespace) -> str:
-    """One attack under one defense, naive and adaptive."""
+    """Return the row of one attack under one defense, naive and adaptive."""
     row, seconds, images = f"{name:<20}{which:<11}", 0.0, 0
     cells = []
     for grants in ((), ("defense",)):
@@ -94,11 +94,11 @@ def line(name: str, which: str, chosen: argparse.Namespace) -> str:
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks adaptive", description=__doc__)
-    parser.add_argument("--images", type=int, default=4, help="images of each set (4)")
+    parser.add_argument("--images", type=int, default=4, help="images per set (%(default)s)")
     parser.add_argument("--sets", nargs="+", default=available())
-    parser.add_argument("--defenses", nargs="+", choices=list(DEFENSES), default=list(DEFENSES), help="(all)")
-    parser.add_argument("--ours", nargs="+", choices=list(OURS), default=list(OURS), help="(all)")
-    parser.add_argument("--tune", action="store_true", help="on the rows and the weights that are not reported")
+    parser.add_argument("--defenses", nargs="+", choices=list(DEFENSES), default=list(DEFENSES), help="defenses (all)")
+    parser.add_argument("--ours", nargs="+", choices=list(OURS), default=list(OURS), help="attacks (all)")
+    parser.add_argument("--tune", action="store_true", help="use the rows and weights for tuning")
     return parser.parse_args(arguments)

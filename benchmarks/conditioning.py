@@ -1,8 +1,8 @@
-"""``python -m benchmarks conditioning``: what makes the search of DLG and iDLG well conditioned, part by part.
+"""``python -m benchmarks conditioning``: measure what each part of DLG's and iDLG's search contributes.
 
-On tuning images (even rows, weights that are not reported): the recipe as it is, and with one part of it changed. A
-tolerance means another thing under another objective, so that the table tells steps until the guess has an SSIM, too;
-only the table knows the SSIM, no search does.
+The attacks run on tuning images (even rows, weights that are not reported): first unchanged, then with one part
+changed. A tolerance has another meaning under another objective. The table therefore also counts the steps until a
+guess reaches a given SSIM. Only the table uses the SSIM; no search sees it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PROBES, _NEIGHBORS = 8, 5
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Scaled(Basis):
-    """Cosines of which each is multiplied by its entry of a table (C, H, W), too."""
+    """Cosines, each also multiplied by its entry of a table (C, H, W)."""
 
     table: Tensor
     cosines: Spectral
@@ -53,9 +53,9 @@ class Scaled(Basis):
 
 
 def diagonal(case: Scene) -> Tensor:
-    """(C, H, W) of the Gauss-Newton matrix of the weighted distance at gray images, in orthonormal cosines.
+    """Return the Gauss-Newton diagonal (C, H, W) of the weighted distance at gray images, in orthonormal cosines.
 
-    Mean over victims, by random signs on the update's side, smoothed over neighboring frequencies.
+    It is the mean over victims, estimated with random signs in update space, and smoothed over neighboring frequencies.
     """
     seen, generator = case.seen, torch.Generator().manual_seed(0)
     gray = torch.full((1, *seen.image_shape), 0.5)
@@ -81,7 +81,7 @@ def diagonal(case: Scene) -> Tensor:
 
 
 def by_diagonal(case: Scene, cosines: Spectral) -> Scaled:
-    """Cosines divided by the root of that diagonal, against that of the mean brightness."""
+    """Return cosines divided by the square root of `diagonal`, relative to its entry for the mean brightness."""
     table = diagonal(case).rsqrt()
     return Scaled(table / table[0, 0, 0], cosines)
 
@@ -97,21 +97,21 @@ VARIANTS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     "the same, times ours": lambda case: {"basis": by_diagonal(case, Spectral())},
     ENDING: lambda _: {},
 }
-"""By name, what is changed."""
+"""Changed settings by variant."""
 
 HEAD = columns(("set", -12), ("variant", -24), ("images", 6), *((f"to {s:g}", 12) for s in SCORES))
 HEAD += columns(("evals", 8), ("SSIM", 8))
 
 
 def attack(case: Scene, joint: bool, chosen: argparse.Namespace, **changed: Any) -> GradientMatching:
-    """The recipe with something changed."""
+    """Return the attack with some settings changed."""
     optimizer = LBFGS(tolerance=chosen.stop)
     labels = Joint() if joint else LastLayer()
     return GradientMatching(**{"labels": labels, "optimizer": optimizer, "steps": chosen.steps, **changed})
 
 
 def line(name: str, variant: str, chosen: argparse.Namespace) -> str:
-    """One row: a change, on one set."""
+    """Return the row of one variant on one set."""
     case = scene(name, chosen.network, chosen.images, TUNED, tune=True)
     changed = VARIANTS[variant](case)
     search = attack(case, chosen.network == "dlg", chosen, **changed)
@@ -131,20 +131,20 @@ def line(name: str, variant: str, chosen: argparse.Namespace) -> str:
 
 
 def course_of(found: Reconstruction, truths: Tensor) -> Tensor:
-    """(T, V) SSIM at each step."""
+    """Return the SSIM (T, V) at each step."""
     assert found.trace is not None, "nothing was traced"
     return torch.stack([ssim(images[:, 0].float(), truths) for images in found.trace.unbind(1)])
 
 
 def reached(course: Tensor, score: float) -> str:
-    """Median of the steps until images have that score in a course (T, V), and how many have it at any time."""
+    """Return the median number of steps to `score` in a course (T, V), and how many images ever reach it."""
     hit = (course >= score).any(0)
     steps = (course >= score).double().argmax(0)[hit]
     return f"{steps.median():.0f} ({int(hit.sum())})" if len(steps) else "- (0)"
 
 
 def in_double(seen: Observation) -> Observation:
-    """The same in float64; the client computed in float32."""
+    """Convert an observation to float64. The client's own computation was in float32."""
     (view,) = seen.views
     state = ({k: t.double() for k, t in part.items()} for part in (view.weights.parameters, view.weights.buffers))
     update = view.update.replace({k: t.double() for k, t in view.update.tensors.items()})
@@ -152,7 +152,7 @@ def in_double(seen: Observation) -> Observation:
 
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
-    """The table; a row is left out, and named, once `go_on` says no."""
+    """Yield the table's lines. Once `go_on` returns False, the remaining rows are named and skipped."""
     yield conditions()
     yield HEAD
     for name in chosen.sets:
@@ -161,12 +161,12 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks conditioning", description=__doc__)
-    parser.add_argument("--network", choices=["dlg", "idlg"], default="idlg", help="and its recipe (idlg)")
-    parser.add_argument("--images", type=int, default=8, help="of each set (8)")
-    parser.add_argument("--steps", type=int, default=500, help="at most (500)")
-    parser.add_argument("--stop", type=float, default=1e-7, help="relative distance at which searches end (1e-7)")
+    parser.add_argument("--network", choices=["dlg", "idlg"], default="idlg", help="network and recipe (%(default)s)")
+    parser.add_argument("--images", type=int, default=8, help="images per set (%(default)s)")
+    parser.add_argument("--steps", type=int, default=500, help="maximum steps (%(default)s)")
+    parser.add_argument("--stop", type=float, default=1e-7, help="relative distance to stop at (%(default)s)")
     parser.add_argument("--sets", nargs="+", default=available())
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="(all)")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="variants (all)")
     return parser.parse_args(arguments)

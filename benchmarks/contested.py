@@ -1,8 +1,8 @@
-"""``python -m benchmarks contested``: our attacks against breaching's where success is not a matter of course.
+"""``python -m benchmarks contested``: compare our attacks with breaching's on cases where success is uncertain.
 
-Batches, noise and a weight difference, on LeNet('idlg') at 32 px. Everyone is told the labels. Ours go first, all
-victims of a stack together; a peer, which takes one update at a time, then gets as many seconds an update as the
-slowest of ours took, or the time of its least number of evaluations where that is longer.
+The cases are batches, noise and weight differences, on LeNet('idlg') at 32 px. All attacks get the labels. Ours run
+first, with all victims in one stack. A peer takes one update at a time. It then gets as many seconds per update as our
+slowest attack took, or enough for its minimum number of evaluations if that takes longer.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ OURS: dict[str, Attack] = {
     "GradInv": GradInv(),
     "Posterior": Posterior(),
 }
-"""What we send into the ring; `main` takes any of them by name."""
+"""Our attacks by name, for `--ours`."""
 
 THEIRS = ("deepleakage", "deepleakage+labels", "invertinggradients")
 LEAST = 100
-"""Evaluations that a peer gets at least."""
+"""Minimum number of evaluations for a peer."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is done to the update: images of one gradient, Laplace noise of a scale, a weight difference."""
+    """Settings of one case: images per update, scale of Laplace noise, and weight difference instead of gradient."""
 
     batch: int = 1
     noise: float = 0.0
     averaging: bool = False
 
     def scene(self, name: str, count: int, seed: int, tune: bool = False) -> Scene:
-        """Updates of `count` images in all, in whole batches, under one draw of the weights."""
+        """Build updates from `count` images in total, in full batches, under one draw of the weights."""
         images, labels, classes = held_out(name, count, 32, tune)
         images, labels = dealt(images, labels, self.batch, seed)
         network = LeNet("idlg").build(tuple(images.shape[2:]), classes, seed)
@@ -74,25 +74,25 @@ QUICK = {
 
 @dataclass
 class Tally:
-    """All that a method did in a cell."""
+    """A method's results in one cell."""
 
     scores: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
     evaluations: float = 0.0
 
     def add(self, score: Tensor, seconds: float, evaluations: float) -> None:
-        """One stack, or one update."""
+        """Add the results of one stack or one update."""
         self.scores.append(score)
         self.seconds += seconds
         self.evaluations += evaluations
 
     @property
     def mean(self) -> float:
-        """SSIM."""
+        """The mean SSIM."""
         return float(torch.cat(self.scores).mean())
 
     def line(self, cell: str, method: str) -> str:
-        """The row; seconds and evaluations are an image's share."""
+        """Return the row. Its seconds and evaluations are per image."""
         score = torch.cat(self.scores)
         each = (f"{self.evaluations / len(score):>8.0f}", f"{self.seconds / len(score):>10.2f}")
         return f"{cell:<21}{method:<20}{len(score):>6}  {rate(score):<19}{self.mean:>7.3f}{''.join(each)}"
@@ -103,7 +103,7 @@ HEAD += columns(("evals/im", 9), ("s/image", 9))
 
 
 def compare(cell: Cell, scenes: Sequence[Scene], ours: dict[str, Attack], theirs: Sequence[str]) -> dict[str, Tally]:
-    """Every method on the same scenes, ours first; peers get the time of the slowest of ours, an update."""
+    """Run every method on the same scenes, ours first. Peers get as much time per update as our slowest attack."""
     tallies = {name: Tally() for name in (*ours, *theirs)}
     for draw, case in enumerate(scenes):
         budget = 0.0
@@ -123,7 +123,7 @@ def compare(cell: Cell, scenes: Sequence[Scene], ours: dict[str, Attack], theirs
 
 
 def verdict(cell: str, tallies: dict[str, Tally], ours: Sequence[str], theirs: Sequence[str], zero: int) -> str:
-    """The difference of the best of ours to the best of theirs, and the updates that were left out."""
+    """Return the SSIM difference between our best method and the best peer, and the number of skipped updates."""
     left_out = f"{zero} zero updates left out"
     if not theirs:
         return f"{cell:<21}{left_out}"
@@ -132,7 +132,7 @@ def verdict(cell: str, tallies: dict[str, Tally], ours: Sequence[str], theirs: S
 
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
-    """The table; a cell is left out, and named, once `go_on` says no."""
+    """Yield the table's lines. Once `go_on` returns False, the remaining cells are named and skipped."""
     theirs = chosen.theirs
     if theirs and (why := missing()):
         yield f"(the peers' rows are missing: {why})"
@@ -153,17 +153,17 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks contested", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="24 images of each set and 3 draws of the weights")
-    parser.add_argument("--quick", action="store_true", help="4 images, three cells, two of the peers")
-    parser.add_argument("--images", type=int, help="images of each set, for each draw (8)")
+    parser.add_argument("--full", action="store_true", help="24 images per set and 3 draws of the weights")
+    parser.add_argument("--quick", action="store_true", help="4 images, three cells, two peers")
+    parser.add_argument("--images", type=int, help="images per set and draw (8)")
     parser.add_argument("--draws", type=int, help="draws of the weights (1)")
     parser.add_argument("--sets", nargs="+", default=available())
-    parser.add_argument("--cells", nargs="+", choices=list(CELLS), help="(all)")
-    parser.add_argument("--ours", nargs="+", choices=list(OURS), help="(all)")
-    parser.add_argument("--theirs", nargs="*", choices=list(PEERS), help="(all)")
-    parser.add_argument("--tune", action="store_true", help="on the rows and the weights that are not reported")
+    parser.add_argument("--cells", nargs="+", choices=list(CELLS), help="cells to run (all)")
+    parser.add_argument("--ours", nargs="+", choices=list(OURS), help="our attacks (all)")
+    parser.add_argument("--theirs", nargs="*", choices=list(PEERS), help="breaching's attacks (all)")
+    parser.add_argument("--tune", action="store_true", help="use the rows and weights for tuning")
     chosen = parser.parse_args(arguments)
     form = QUICK if chosen.quick else {"images": 24, "draws": 3} if chosen.full else {}
     for name, value in ({"images": 8, "draws": 1, "cells": CELLS, "ours": OURS, "theirs": THEIRS} | form).items():

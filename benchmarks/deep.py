@@ -1,9 +1,9 @@
-"""``python -m benchmarks deep``: GradInv and DeepRGAP on ResNet-18 against breaching's invertinggradients.
+"""``python -m benchmarks deep``: compare GradInv and DeepRGAP on ResNet-18 with breaching's invertinggradients.
 
-Images are attacked one by one in eval mode, with labels told to everyone. The peer runs for a number of iterations;
-GradInv then runs from scratch for fixed shares of the peer's time, each run with its own whole schedule. So the table
-tells both the SSIM at equal time (share 1) and the least share of its time in which ours has the peer's SSIM. DeepRGAP
-takes the time that it takes.
+Images are attacked one by one in eval mode, and all attacks get the labels. The peer runs for a set number of
+iterations. GradInv then runs from scratch for fixed shares of the peer's time, each run with its own full schedule. The
+table therefore shows the SSIM at equal time (share 1), and the smallest share at which GradInv reaches the peer's SSIM.
+DeepRGAP has no time limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 
 OURS = {"untrained": UNTRAINED, "trained": TRAINED}
-"""By kind of network; `steps` is set by the time there is."""
+"""GradInv by kind of network. The available time sets `steps`."""
 
 SHARES = (1 / 12, 1 / 6, 1 / 3, 1.0)
 HEAD = columns(("network", -48), ("method", -20), ("images", 6), ("steps", 7), ("", 2), ("ASR [95 %]", -19))
@@ -35,13 +35,13 @@ HEAD += columns(("SSIM", 7), ("s/image", 9), ("share", 7))
 
 
 def line(network: str, method: str, steps: int, score: Tensor, seconds: float, share: float | None) -> str:
-    """A row; `share` is of the peer's time."""
+    """Return a row; `share` is relative to the peer's time."""
     front = f"{network:<48}{method:<20}{len(score):>6}{steps:>7}  {rate(score):<19}"
     return f"{front}{score.mean():>7.3f}{seconds:>9.1f}{'-' if share is None else f'{share:.2f}':>7}"
 
 
 def observed(case: Case) -> Scene:
-    """One update for each image."""
+    """Build one update for each image."""
     return play(
         case.network,
         case.images[:, None],
@@ -53,7 +53,7 @@ def observed(case: Case) -> Scene:
 
 
 def run(scene: Scene, attack: GradInv | DeepRGAP, steps: int) -> tuple[Tensor, float]:
-    """SSIM (V,) of ours after so many steps, and seconds an image."""
+    """Return the SSIM (V,) of one of our attacks after `steps` steps, and the seconds per image."""
     began = now()
     found = replace(attack, steps=steps)(scene.seen, torch.Generator().manual_seed(0))
     spent = now() - began
@@ -61,7 +61,7 @@ def run(scene: Scene, attack: GradInv | DeepRGAP, steps: int) -> tuple[Tensor, f
 
 
 def solved(case: Case, scene: Scene, theirs: float | None) -> str:
-    """The row of DeepRGAP; `theirs` is the peer's time."""
+    """Return the row of DeepRGAP; `theirs` is the peer's time."""
     try:
         DeepRGAP().check(scene.seen.model, scene.seen.views[0].plans, scene.seen.image_shape)
     except InputError as error:
@@ -71,7 +71,7 @@ def solved(case: Case, scene: Scene, theirs: float | None) -> str:
 
 
 def duel(case: Case, attack: GradInv, iterations: int, peer: bool) -> Iterator[str]:
-    """The rows of one network; without the peer, GradInv for as many steps as it would have had iterations."""
+    """Yield the rows of one network. Without the peer, GradInv runs for `iterations` steps."""
     scene = observed(case)
     if scene.zero:
         yield f"{case.name}: {scene.zero} zero updates left out"
@@ -97,7 +97,7 @@ def duel(case: Case, attack: GradInv, iterations: int, peer: bool) -> Iterator[s
 
 
 def _theirs(scene: Scene, iterations: int) -> tuple[Tensor, float]:
-    """SSIM (V,) of the peer and seconds an image."""
+    """Return the peer's SSIM (V,) and the seconds per image."""
     peer = PEERS["invertinggradients"]
     peer.attack(scene, 0, 4)  # TorchScript compiles
     found = [peer.attack(scene, v, iterations, seed=v) for v in range(len(scene.seen))]
@@ -105,8 +105,8 @@ def _theirs(scene: Scene, iterations: int) -> tuple[Tensor, float]:
 
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
-    """The table; a part is left out, and named, once `go_on` says no."""
-    why = missing() or ("it was not asked for" if chosen.alone else None)
+    """Yield the table's lines. Once `go_on` returns False, the remaining parts are named and skipped."""
+    why = missing() or ("--alone was given" if chosen.alone else None)
     if why:
         yield f"(the peer's rows are missing: {why})"
     parts: dict[str, Callable[[], Iterator[str]]] = {
@@ -131,16 +131,16 @@ def _draws(chosen: argparse.Namespace, kind: str, peer: bool) -> Iterator[str]:
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks deep", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="6 images, 2,000 iterations of the peer, 3 draws")
-    parser.add_argument("--images", type=int, help="at 64 px, for each draw of the weights (1)")
-    parser.add_argument("--iterations", type=int, help="of the peer at 64 px (50)")
+    parser.add_argument("--full", action="store_true", help="6 images, 2,000 peer iterations, 3 draws")
+    parser.add_argument("--images", type=int, help="images at 64 px per draw of the weights (1)")
+    parser.add_argument("--iterations", type=int, help="peer iterations at 64 px (50)")
     parser.add_argument("--draws", type=int, help="draws of the weights (1)")
-    parser.add_argument("--alone", action="store_true", help="without the peer: ours for as many iterations")
-    parser.add_argument("--set", default=available()[0], help="whose images untrained ones get (%(default)s)")
-    parser.add_argument("--training", type=int, help="steps of Adam, 64 images each, of the trained network (20)")
-    parser.add_argument("--large", type=int, help="steps of ours on one image at 224 px (10)")
+    parser.add_argument("--alone", action="store_true", help="run without the peer: our attacks for --iterations steps")
+    parser.add_argument("--set", default=available()[0], help="image set for the untrained network (%(default)s)")
+    parser.add_argument("--training", type=int, help="Adam steps of the trained network, 64 images each (20)")
+    parser.add_argument("--large", type=int, help="GradInv steps on one image at 224 px (10)")
     names = ["overhead", "untrained", "trained", "224"]
     parser.add_argument("--parts", nargs="+", default=names, choices=names)
     chosen = parser.parse_args(arguments)

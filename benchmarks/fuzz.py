@@ -1,6 +1,6 @@
-"""``python -m benchmarks.fuzz``: damaged files for every reader; all that may come of one is images or an `InputError`.
+"""``python -m benchmarks.fuzz``: give damaged files to every reader. Each must return images or raise `InputError`.
 
-Prints, for each kind of failure, the seed that makes it again; ends with status 1 if there is any.
+Prints each kind of failure with the seed that reproduces it. The exit status is 1 if there is any failure.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from medpfl.core.errors import InputError
 from medpfl.data.images import LabelledImages
 
 PATIENCE = 20
-"""Seconds after which a reader hangs."""
+"""Seconds after which a reader counts as hanging."""
 MEMORY = 6 * 2**30
-"""Bytes that the process may take."""
+"""Memory limit of the process in bytes."""
 EXTREMES = (
     b"\x00",
     b"\xff",
@@ -40,15 +40,15 @@ EXTREMES = (
 
 
 class LateError(BaseException):
-    """A reader hangs; no reader takes it for a damaged file."""
+    """A reader that hangs. No reader mistakes it for a damaged file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Damages and reads files for so long."""
+    """Damage and read files until the time is up; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="for how long")
-    parser.add_argument("--start", type=int, default=0, help="the first seed")
-    parser.add_argument("--only", default="", help="readers whose names hold this")
+    parser.add_argument("--seconds", type=float, default=60, help="duration (%(default)s)")
+    parser.add_argument("--start", type=int, default=0, help="first seed (%(default)s)")
+    parser.add_argument("--only", default="", help="run only targets whose names contain this text")
     given = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     chosen = {name: target for name, target in targets().items() if given.only in name}
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def attempt(target: Target, seed: int) -> tuple[bool, str]:
-    """Whether a damaged file was refused, and what went wrong that may not."""
+    """Return True if a damaged file was refused, and the forbidden failure, if any."""
     random = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as root:
         for name, content in target.files.items():
@@ -89,7 +89,7 @@ def attempt(target: Target, seed: int) -> tuple[bool, str]:
 
 
 def wrong(found: object) -> str:
-    """What is wrong with images that were read."""
+    """Return the fault in the images that were read, or ``""``."""
     if not isinstance(found, LabelledImages):
         return ""
     if not (found.images.isfinite().all() and found.images.min() >= 0 and found.images.max() <= 1):
@@ -100,7 +100,7 @@ def wrong(found: object) -> str:
 
 @contextmanager
 def impatient() -> Iterator[None]:
-    """An error after `PATIENCE`."""
+    """Raise an error after `PATIENCE` seconds."""
 
     def late(*_: object) -> None:
         raise LateError(f"not done after {PATIENCE} s")
@@ -115,7 +115,7 @@ def impatient() -> Iterator[None]:
 
 
 def damaged(content: bytes, random: np.random.Generator) -> bytes:
-    """One to eight changes, half of them in the first kilobyte, where headers are."""
+    """Make one to eight changes. Half of them are in the first kilobyte, where headers are."""
     data = bytearray(content)
     for _ in range(int(random.integers(1, 9))):
         reach = min(len(data), 1024) if random.random() < 0.5 else len(data)

@@ -1,4 +1,4 @@
-"""Whole files for every reader, to be damaged by `benchmarks.fuzz`."""
+"""Valid files for every reader, which `benchmarks.fuzz` damages."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Files = dict[str, bytes]
 
 
 class Target(NamedTuple):
-    """A reader, whole files for it, which of them is damaged, and how that one is packed afterwards.
+    """A reader, valid files for it, the file to damage, and a function that packs that file after the damage.
 
-    What is packed has a checksum: damaged from outside, hardly anything gets past it.
+    Packing adds a checksum. Damage from outside would rarely get past it.
     """
 
     files: Files
@@ -41,13 +41,13 @@ class Target(NamedTuple):
 
 
 def targets() -> dict[str, Target]:
-    """By name; the first word names the reader."""
+    """Return all targets by name. The first word names the reader."""
     made = {**dicom_targets(), **nifti_targets(), **picture_targets(), **array_targets(), **table_targets()}
     return {**made, **saved_targets()}
 
 
 def dicom_targets() -> dict[str, Target]:
-    """Small files of pydicom's, and its DICOMDIR."""
+    """Return pydicom's small test files, and its DICOMDIR."""
     names = (
         "CT_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "SC_rgb_small_odd.dcm", "OBXXXX1A_rle_2frame.dcm",
         "SC_rgb_jpeg_dcmtk.dcm", "MR_small_implicit.dcm", "examples_palette.dcm", "emri_small.dcm", "liver_1frame.dcm",
@@ -67,7 +67,7 @@ def dicom_targets() -> dict[str, Target]:
 
 
 def nifti_targets() -> dict[str, Target]:
-    """A real volume, cut small, in three forms."""
+    """Return a small part of a real volume, in four forms."""
     real: nibabel.Nifti1Image = nibabel.load(Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii")  # type: ignore[attr-defined, assignment]
     values, affine = np.asarray(real.dataobj)[8:20, 8:24, 5:15].astype(np.int16), real.affine
     plain = nibabel.Nifti1Image(values, affine).to_bytes()
@@ -85,7 +85,7 @@ def nifti_targets() -> dict[str, Target]:
 
 
 def picture_targets() -> dict[str, Target]:
-    """Pictures of every format and depth."""
+    """Return pictures in several formats and depths, and a mask."""
     random = np.random.default_rng(0)
     gray, deep = random.integers(0, 256, (24, 20), np.uint8), random.integers(0, 65536, (24, 20), np.uint16)
     color = random.integers(0, 256, (24, 20, 3), np.uint8)
@@ -101,14 +101,14 @@ def picture_targets() -> dict[str, Target]:
 
 
 def picture(pixels: np.ndarray, suffix: str) -> bytes:
-    """The file."""
+    """Encode pixels as a picture file."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()))
     return out.getvalue()
 
 
 def array_targets() -> dict[str, Target]:
-    """``.npz`` files, damaged from outside and inside one array."""
+    """Return ``.npz`` files that are damaged from outside, or inside one array."""
     random = np.random.default_rng(0)
     pixels, labels = random.integers(0, 256, (6, 12, 12), np.uint8), random.integers(0, 2, (6, 1), np.uint8)
     plain = {"train_images": pixels, "train_labels": labels}
@@ -126,7 +126,7 @@ def array_targets() -> dict[str, Target]:
 
 
 def npy(array: np.ndarray) -> bytes:
-    """The file."""
+    """Encode an array as an ``.npy`` file."""
     out = io.BytesIO()
     np.save(out, array)
     return out.getvalue()
@@ -149,7 +149,7 @@ def _read_pairs(root: Path) -> object:
 
 
 def table_targets() -> dict[str, Target]:
-    """Tables beside images."""
+    """Return folders with an ``index.csv`` to damage."""
     gray = np.random.default_rng(0).integers(0, 256, (24, 20), np.uint8)
     pictures = {f"{name}/{i}.png": picture(gray, "png") for name in "ab" for i in range(2)}
     index = "file,patient_id\n" + "".join(f"{name},p{i}\n" for i, name in enumerate(pictures))
@@ -162,7 +162,7 @@ def table_targets() -> dict[str, Target]:
 
 
 def saved_targets() -> dict[str, Target]:
-    """Weights and recorded updates."""
+    """Return weights and a recorded update."""
     network = torch.nn.Linear(4, 2)
     weights = Weights.of(network)
     pickled = io.BytesIO()

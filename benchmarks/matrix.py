@@ -1,7 +1,7 @@
-"""``python -m benchmarks matrix``: every attack on every model, each a small audit; writes ``docs/support.md``.
+"""``python -m benchmarks matrix``: run every attack on every model in a small audit, and write ``docs/support.md``.
 
-``--new`` runs only what the page does not have yet, and ``--missing`` names it. Adding an attack or a model needs
-neither: the page is brought up to date before a release.
+``--new`` runs only the cells that the page lacks, and ``--missing`` lists the parts that it lacks. A new attack or
+model requires neither: the page is updated before each release.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ RUNS = "runs"
 SIZES = (32, 64)
 STEPS = 2
 FATAL = ("nonfinite", "zero-gradient", "wrong-derivative")
-"""Flags of an audit after which its guesses are of no use."""
+"""Audit flags that make the guesses useless."""
 
 Cell = tuple[str, str, str, str]
 """Model, algorithm, mode, attack."""
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks matrix", description=__doc__)
-    parser.add_argument("--out", type=Path, default=PAGE, help="the page")
-    parser.add_argument("--new", action="store_true", help="keep the page's cells, and run only those that it lacks")
-    parser.add_argument("--missing", action="store_true", help="run nothing, and name what the page lacks")
+    parser.add_argument("--out", type=Path, default=PAGE, help="page to write")
+    parser.add_argument("--new", action="store_true", help="run only the cells that the page lacks")
+    parser.add_argument("--missing", action="store_true", help="run nothing; list parts that the page lacks")
     return parser.parse_args(arguments)
 
 
 def lines(chosen: argparse.Namespace) -> Iterator[str]:
-    """What each cell says, as it is run; then writes the page."""
+    """Yield each cell's result as it is run, then write the page."""
     kept = known(chosen.out.read_text()) if chosen.new and chosen.out.is_file() else {}
     if chosen.missing:
         yield from missing(known(chosen.out.read_text()) if chosen.out.is_file() else {})
@@ -71,13 +71,13 @@ def lines(chosen: argparse.Namespace) -> Iterator[str]:
 
 
 def missing(kept: Mapping[Cell, str]) -> Iterator[str]:
-    """The attacks and models of the registries that a page lacks."""
+    """Yield the registered models and attacks that a page lacks."""
     for place, package in ((0, model_package), (3, attack_package)):
         yield from sorted(set(registry(package)) - {cell[place] for cell in kept})
 
 
 def cells(models: Sequence[str], attacks: Sequence[str], kept: Mapping[Cell, str]) -> Iterator[tuple[Cell, str]]:
-    """Each cell, and `RUNS` or why not: the audit's own words, of cells that are not kept from before."""
+    """Yield each cell with `RUNS` or the reason why it does not run. Cells in `kept` are not run again."""
     for model in models:
         own = [(*plan, attack) for plan, attack in product(PLANS, attacks)]
         data = None if all((model, *cell) in kept for cell in own) else images_for(model)
@@ -90,7 +90,7 @@ def cells(models: Sequence[str], attacks: Sequence[str], kept: Mapping[Cell, str
 
 
 def known(text: str) -> dict[Cell, str]:
-    """The cells of a page, as `page` writes them."""
+    """Read the cells from a page that `page` wrote."""
     reasons = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
     lines = [[word.strip(" `") for word in line.split("|")[1:-1]] for line in text.splitlines() if line[:2] == "| "]
     head, *rows = [line for line in lines if line[0] != "---"]
@@ -102,7 +102,7 @@ def known(text: str) -> dict[Cell, str]:
 
 
 def outcome(model: str, attack: str, plan: Plan, data: LabelledImages) -> str:
-    """`RUNS`, or the error or flags of an audit of one update."""
+    """Audit one update; return `RUNS`, the error, or the flags."""
     short = shortened_names(registry(attack_package)[attack](), STEPS)
     try:
         report = audit(model, data, attacks=[short], plan=plan, victims=Victims(images=plan.images))
@@ -113,9 +113,9 @@ def outcome(model: str, attack: str, plan: Plan, data: LabelledImages) -> str:
 
 
 def images_for(model: str) -> LabelledImages:
-    """The embedded samples, gray, of the smallest of `SIZES` of which the model takes one image in train mode.
+    """Return the embedded samples in gray, at the smallest size in `SIZES` at which the model trains on a single image.
 
-    Each has a mask, its bright half, for models that give a class for every pixel.
+    Each image has a mask (its bright half) for models that predict a class for every pixel.
     """
     for size in SIZES:
         data = _with_masks(Samples(size=size, channels=1).load())
@@ -135,7 +135,7 @@ def _with_masks(data: LabelledImages) -> LabelledImages:
 
 
 def page(found: Mapping[Cell, str]) -> str:
-    """The page in Markdown: a row for each model and plan, a column for each attack, reasons below."""
+    """Return the page in Markdown: a row per model and plan, a column per attack, and the reasons below."""
     attacks = list(dict.fromkeys(cell[3] for cell in found))
     reasons = list(dict.fromkeys(said for said in found.values() if said != RUNS))
     rows = [
@@ -144,7 +144,7 @@ def page(found: Mapping[Cell, str]) -> str:
     ]
     table = [_line(["Model", "Algorithm", "Mode", *(f"`{name}`" for name in attacks)]), "|" + " --- |" * len(rows[0])]
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n".join([_HEAD, *table, *map(_line, rows), "", "## Why not", "", *notes, ""])
+    return "\n".join([_HEAD, *table, *map(_line, rows), "", "## Reasons", "", *notes, ""])
 
 
 def _short(said: str, reasons: Sequence[str]) -> str:
@@ -155,15 +155,16 @@ def _line(words: Sequence[str]) -> str:
     return "| " + " | ".join(words) + " |"
 
 
-_HEAD = f"""# Which attack takes which model
+_HEAD = f"""# Which attack runs on which model
 
-Made by `make matrix`, which audits every registered model under every registered attack, each with its default
-arguments but {STEPS} steps and one start: one image behind the update of FedSGD, two local steps on one image each
-behind that of FedAvg; gray samples of 32 pixels a side, or 64 where batch norm in train mode takes no single one of
-32; nothing granted. Models that give a class for every pixel have masks, which the attacks optimize with the images.
+`make matrix` writes this page. It audits every registered model under every registered attack, with the attack's
+default settings except {STEPS} steps and one restart. The update comes from one image (FedSGD) or from two local steps
+on one image each (FedAvg). Images are gray samples at 32 x 32 pixels, or at 64 x 64 if batch norm in train mode rejects
+a single smaller one. The attacker has no grants. Models that predict a class for every pixel get masks, which the
+attacks optimize with the images.
 
-**{RUNS}** means that the attack ends with finite guesses. It says nothing of its success. **no** is followed by the
-number of the reason, below, which is the audit's own message or flag. An attack or a model that is newer than this
-page is not in it: `python -m benchmarks matrix --missing` names those. For your own model, `medpfl check-model` says
-the same and more.
+**{RUNS}** means that the attack ends with finite guesses, not that it succeeds. **no** is followed by the number of a
+reason below: the audit's own message or flag. Attacks and models newer than this page are missing;
+`python -m benchmarks matrix --missing` lists them. For your own model, `medpfl check-model` gives the same information
+and more.
 """

@@ -1,8 +1,8 @@
-"""``python -m benchmarks memory``: peak memory of an audit of 100 and of 1,000 images, a process each.
+"""``python -m benchmarks memory``: measure the peak memory of audits with 100 and 1,000 images, one process each.
 
-The mark is that ten times the images take at most 1.2 times the memory: victims come in stacks of a stated size.
-The images are the reported ones and mirrored and dimmed copies of them, and the steps are few: what is held does not
-depend on what is seen, and the history of L-BFGS is full after 100 steps.
+The target: ten times as many images take at most 1.2 times as much memory, because victims are attacked in stacks of
+limited size. The images are the reported ones and their mirrored and dimmed copies. A few steps are enough: memory does
+not depend on the images' content, and the history of L-BFGS is full after 100 steps.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from medpfl import Victims, audit
 from medpfl.data.images import LabelledImages
 
 MARK = 1.2
-_UNIT = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss: bytes there, KiB elsewhere
+_UNIT = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB elsewhere
 
 
 def many(count: int) -> LabelledImages:
-    """`count` different images (3, 32, 32)."""
+    """Return `count` different images (3, 32, 32)."""
     images, labels, classes = held_out(available()[0], min(count, 100), 32)
     times = -(-count // len(images))
     copies = [(images.flip(-1) if i % 2 else images) * 0.9 ** (i // 2) for i in range(times)]
@@ -39,13 +39,13 @@ def many(count: int) -> LabelledImages:
 
 
 def child(images: int, steps: int) -> None:
-    """Attacks so many images, and prints the peak of this process in MiB."""
+    """Attack `images` images, and print this process's peak memory in MiB."""
     audit("LeNet('idlg')", many(images), attacks=[f"iDLG(steps={steps})"], victims=Victims(images=images))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNIT)
 
 
 def peak(images: int, steps: int) -> float:
-    """The same in a process of its own."""
+    """Return the peak memory of `child` in a process of its own, in MiB."""
     command = [sys.executable, "-m", "benchmarks.memory", str(images), str(steps)]
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
@@ -53,7 +53,7 @@ def peak(images: int, steps: int) -> float:
 
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
-    """The peaks, and their ratio; nothing but a word where `go_on` says no at the start."""
+    """Yield the peaks and their ratio, or only a note if `go_on` returns False at the start."""
     if not go_on():
         yield "not run: time is up"
         return
@@ -65,11 +65,11 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__)
     parser.add_argument("--full", action="store_true", help="120 steps")
     parser.add_argument("--images", type=int, nargs="+", default=[100, 1000])
-    parser.add_argument("--steps", type=int, help="of each attack (3)")
+    parser.add_argument("--steps", type=int, help="steps per attack (3)")
     chosen = parser.parse_args(arguments)
     chosen.steps = chosen.steps or (120 if chosen.full else 3)
     return chosen

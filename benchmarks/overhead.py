@@ -1,9 +1,9 @@
-"""The engine's own overhead over the floor, on a ResNet-18.
+"""The engine's overhead over a hand-written floor, on a ResNet-18.
 
-The floor is what no gradient matching can do without, written by hand with plain autograd: the network's gradient,
-the direction of the cosine in the space of its weights, and the derivative of the gradient along it with respect to
-the image. Ours is a whole step: the same through `Matching`, total variation, the signed Adam, the box. All are
-timed in turns, and the median of the rounds' ratios is told, with its quartiles.
+The floor is the minimum work for gradient matching, written in plain autograd: the network's gradient, the derivative
+of the cosine distance with respect to it, and the second differentiation down to the image. The engine's side is a full
+step: the same work through `Matching`, plus total variation, signed Adam and the box constraint. Both sides are timed
+in turns. The report gives the median and the quartiles of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Floor:
         self.parts = [float("inf")] * 3
 
     def __call__(self, image: Tensor) -> Tensor:
-        """The gradient of the cosine distance with respect to an image (1, C, H, W)."""
+        """Return the gradient of the cosine distance with respect to an image (1, C, H, W)."""
         marks = [now()]
         z = image.clone().requires_grad_()
         loss = nn.functional.cross_entropy(self.network(z), self.label)
@@ -50,7 +50,7 @@ class Floor:
         return slope
 
     def _direction(self, fake: list[Tensor]) -> list[Tensor]:
-        """Of 1 - cos(fake, sent) with respect to fake."""
+        """Return the derivative of 1 - cos(fake, sent) with respect to fake."""
         size = torch.stack(torch._foreach_norm(fake)).norm()  # pyright: ignore[reportPrivateImportUsage]
         dot = torch.stack([torch.dot(f.flatten(), s.flatten()) for f, s in zip(fake, self.sent, strict=True)]).sum()
         along = torch._foreach_add(self.sent, fake, alpha=float(-dot / size**2))  # pyright: ignore[reportPrivateImportUsage]
@@ -59,29 +59,30 @@ class Floor:
 
 
 def matching(case: Scene, tv: float) -> Matching:
-    """The engine's problem on one update whose label is known as a class, as the floor knows it."""
+    """Return the engine's problem for one update. Its label is given as a class, as for the floor."""
     hard = nn.functional.one_hot(case.labels, case.classes).float()
     return Matching(case.seen, hard, Cosine(), TotalVariation(tv), Box())
 
 
 def disagreement(case: Scene, image: Tensor) -> float:
-    """Relative distance of the engine's slope to the floor's at an image (1, C, H, W)."""
+    """Return the relative distance between the engine's and the floor's derivatives at an image (1, C, H, W)."""
     theirs = Floor(case)(image).flatten()
     ours = matching(case, 0.0).evaluate(image.flatten(1), torch.tensor([0]))[1][0]
     return float((ours - theirs).norm() / theirs.norm())
 
 
 def seconds(act: Callable[[], object]) -> float:
-    """Of one call."""
+    """Return the seconds that one call takes."""
     began = now()
     act()
     return now() - began
 
 
 def overhead(case: Scene, rounds: int = 20, steps: int = 1) -> str:
-    """The line of the report. `case` holds one update of one image.
+    """Return the report line. `case` holds one update from one image.
 
-    Each round times all three in turns, and gives one ratio: what others do on the machine meets both sides of it.
+    Each round times the floor, one evaluation and a full step in turns, and gives one ratio. Other load on the machine
+    then affects both sides.
     """
     image = torch.rand(case.truths.shape, generator=torch.Generator().manual_seed(0))
     apart = disagreement(case, image)
@@ -91,14 +92,14 @@ def overhead(case: Scene, rounds: int = 20, steps: int = 1) -> str:
         before = seconds(lambda: floor(image))
         search = seconds(lambda: SignedAdam().minimize(problem, image.flatten(1), steps))
         alone[i] = seconds(lambda: problem.evaluate(image.flatten(1), torch.tensor([0])))
-        whole[i] = (search - alone[i]) / steps  # it evaluates once more than it steps
+        whole[i] = (search - alone[i]) / steps  # a search evaluates once more than it steps
         bare[i] = (before + seconds(lambda: floor(image))) / 2
     gradient, direction, second = (1000 * part for part in floor.parts)
     low, middle, high = 100 * (whole / bare - 1).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
     least = 100 * (whole.min() / bare.min() - 1)
     return (
-        f"overhead: floor {1000 * bare.median():.1f} ms (least: gradient {gradient:.1f}, direction {direction:.1f}, "
-        f"second differentiation {second:.1f}); Matching.evaluate {1000 * alone.median():.1f} ms; a whole step "
+        f"overhead: floor {1000 * bare.median():.1f} ms (minimum: gradient {gradient:.1f}, direction {direction:.1f}, "
+        f"second differentiation {second:.1f}); Matching.evaluate {1000 * alone.median():.1f} ms; a full step "
         f"{1000 * whole.median():.1f} ms; over the floor {middle:+.1f} % (median of {rounds} rounds in turns, "
-        f"quartiles {low:+.1f} and {high:+.1f}; least against least {least:+.1f}); the two slopes differ by {apart:.1e}"
+        f"quartiles {low:+.1f} and {high:+.1f}; minimum to minimum {least:+.1f}); derivatives differ by {apart:.1e}"
     )

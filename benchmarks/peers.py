@@ -1,9 +1,9 @@
-"""The attacks of `breaching` 0.1.2 (Geiping et al., MIT; extra ``bench``) on the very updates that ours get.
+"""Attacks of `breaching` 0.1.2 (Geiping et al., MIT; extra ``bench``) on the same updates as ours.
 
-It gets the network, its weights, the update, the labels and the plan, and its own bundled settings. Nothing of
-its code is changed. Where a network normalizes its images itself, breaching works in the normalized space, as it
-is used to: the normalization is taken out of the network and handed over as ``mean`` and ``std``. The update is
-the same. Its total variation takes three channels.
+breaching gets the network, its weights, the update, the labels and the plan, and uses its own bundled settings. Its
+code is not changed. It works on normalized images. If a network normalizes its images itself, the normalization is
+therefore taken out of the network and passed as ``mean`` and ``std``; the update stays the same. Its total variation
+requires three channels.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Peer:
     """One of breaching's bundled attack configurations.
 
     Attributes:
-        config: its name.
-        overrides: of its settings, in hydra's words.
-        evaluations: that one iteration of its loop takes: 20 steps of L-BFGS, or one of Adam.
-        labelled: whether it takes labels; else it optimizes them with the images.
+        config: the configuration's name.
+        overrides: changed settings, in hydra syntax.
+        evaluations: evaluations in one iteration of its loop: 20 steps of L-BFGS, or one of Adam.
+        labelled: True if it takes labels; otherwise it optimizes them with the images.
     """
 
     config: str
@@ -53,7 +53,7 @@ class Peer:
     labelled: bool = True
 
     def attack(self, case: Scene, v: int, iterations: int, seed: int = 0) -> Outcome:
-        """Inverts the update of victim `v` with a schedule for so many iterations."""
+        """Invert victim `v`'s update with a schedule for `iterations` iterations."""
         with _quiet(seed):
             import breaching  # pyright: ignore[reportMissingImports]
 
@@ -67,18 +67,18 @@ class Peer:
             seconds = now() - began
         mean, deviation, _ = _normalization(case.network)
         guess = found["data"].detach() * deviation + mean
-        values = stats["Trial_0_Val"]  # none if it is not finite at once
+        values = stats["Trial_0_Val"]  # empty if the first value is not finite
         return Outcome(guess, len(values), loss.calls, seconds, values[-1] if values else float("nan"))
 
     def within(self, case: Scene, v: int, seconds: float, pace: float, least: int, seed: int = 0) -> Outcome:
-        """The same with as many iterations as fit into `seconds` at `pace` seconds an evaluation, rounded up.
+        """Attack with as many iterations as fit into `seconds` at `pace` seconds per evaluation, rounded up.
 
         It gets at least `least` evaluations, however long these take.
         """
         return self.attack(case, v, ceil(max(seconds / pace, least) / self.evaluations), seed)
 
     def pace(self, case: Scene) -> float:
-        """Seconds an evaluation; its first calls are slower (TorchScript) and do not count."""
+        """Measure the seconds per evaluation. The first calls are slower (TorchScript) and do not count."""
         few = 4 if self.evaluations > 1 else 10
         self.attack(case, 0, few)
         outcome = self.attack(case, 0, few)
@@ -87,27 +87,27 @@ class Peer:
 
 PEERS = {
     "deepleakage": Peer("deepleakage", evaluations=20, labelled=False),
-    # Its joint form refuses labels, and names this setting as the way to give them.
+    # The joint form refuses labels, and names this setting for labels.
     "deepleakage+labels": Peer("deepleakage", ("attack_type=optimization",), evaluations=20),
     "invertinggradients": Peer("invertinggradients"),
 }
 
 
 def missing() -> str | None:
-    """Why breaching cannot be used here, if so."""
+    """Return the reason why breaching cannot be used here, or ``None``."""
     if importlib.util.find_spec("breaching") is None:
         return "breaching is not installed: pip install -e '.[bench]'"
     try:
         with _quiet(0):
             import breaching  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except Exception as error:  # whatever an old package does under new ones
+    except Exception as error:  # an old package may fail in any way
         return f"breaching does not import: {type(error).__name__}: {error}"
     return None
 
 
 @contextlib.contextmanager
 def _quiet(seed: int) -> Iterator[None]:
-    """Its prints and deprecation warnings stay out of the tables, and its draws out of the global generator."""
+    """Hide its prints and deprecation warnings, and keep its random draws out of the global generator."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
@@ -115,7 +115,7 @@ def _quiet(seed: int) -> Iterator[None]:
 
 
 class _CountedLoss(nn.Module):
-    """Cross entropy that counts its calls; breaching's copy of it counts here too."""
+    """Cross entropy that counts its calls. breaching's deep copy is the same object, and counts here too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _CountedLoss(nn.Module):
 
 
 def _normalization(network: nn.Module) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Mean and deviation (C or 1, 1, 1) inside a network, and its buffers with these made idle."""
+    """Return the mean and deviation (C or 1, 1, 1) inside a network, and its buffers with both made idle."""
     buffers = dict(network.named_buffers())
     if not {"mean", "deviation"} <= buffers.keys():
         return torch.zeros(1, 1, 1), torch.ones(1, 1, 1), buffers
@@ -139,7 +139,7 @@ def _normalization(network: nn.Module) -> tuple[Tensor, Tensor, dict[str, Tensor
 
 
 def _payload(case: Scene) -> dict[str, Any]:
-    """What breaching's server sent: parameters, buffers (which put the model in eval mode), facts about images."""
+    """Return the message from breaching's server: parameters, buffers (which set eval mode), and image metadata."""
     from omegaconf import OmegaConf  # pyright: ignore[reportMissingImports]
 
     mean, deviation, buffers = _normalization(case.network)
@@ -157,10 +157,10 @@ def _payload(case: Scene) -> dict[str, Any]:
 
 
 def _shared(case: Scene, v: int, labelled: bool) -> dict[str, Any]:
-    """What its user shares: the update as a list in the order of the parameters."""
+    """Return the message from breaching's user: the update as a list in the parameters' order."""
     plan, labels = case.plan, case.labels[v]
     if plan.steps > 1:
-        raise InputError(f"the plan has {plan.steps} local steps: their batch order is not breaching's")
+        raise InputError(f"the plan has {plan.steps} local steps; breaching would order their batches differently")
     hyper = None
     if plan.algorithm == "FedAvg":
         hyper = {"lr": plan.learning_rate, "steps": 1, "data_per_step": plan.images, "labels": [labels]}

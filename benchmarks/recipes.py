@@ -1,6 +1,6 @@
-"""``python -m benchmarks recipes``: DLG, iDLG, CPL and the analytic attack beside the textbook loop.
+"""``python -m benchmarks recipes``: compare DLG, iDLG, CPL and the analytic attack with the textbook loop.
 
-All victims of a set are one stack of ours; the loop gets one at a time, and stops where ours does.
+Our attacks take all victims of a set in one stack. The loop takes one at a time, and stops at the same tolerance.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ RECIPES = {
     "RGAP+DLG": ("dlg", DLG(start=Analytic()), None, True),
     "RGAP+iDLG": ("idlg", iDLG(start=Analytic()), None, False),
 }
-"""By row: the network, our attack, and the textbook loop's start and whether it optimizes labels; ``None``: it has no
-counterpart there.
+"""By row: the network, our attack, the textbook loop's initial image, and True if the loop optimizes labels.
+
+A row without an initial image (``None``) has no counterpart in the textbook loop.
 """
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks recipes", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="48 images of each set and 3 draws of the weights")
-    parser.add_argument("--images", type=int, help="images of each set, for each draw of weights (16)")
-    parser.add_argument("--textbook", type=int, default=2, help="of these, images that the textbook loop gets too")
+    parser.add_argument("--full", action="store_true", help="48 images per set and 3 draws of the weights")
+    parser.add_argument("--images", type=int, help="images per set and draw (16)")
+    parser.add_argument("--textbook", type=int, default=2, help="images for the textbook loop too (%(default)s)")
     parser.add_argument("--draws", type=int, help="draws of the weights (1)")
-    parser.add_argument("--stop", type=float, help="relative distance at which searches end (each recipe's tolerance)")
-    parser.add_argument("--noise", type=float, default=0.0, help="scale of Laplace noise on the updates (none)")
+    parser.add_argument("--stop", type=float, help="relative distance to stop at (the recipe's tolerance)")
+    parser.add_argument("--noise", type=float, default=0.0, help="scale of the Laplace noise on updates (no noise)")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     chosen = parser.parse_args(arguments)
     chosen.images = chosen.images or (48 if chosen.full else 16)
@@ -53,7 +54,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
-    """The table; a row is left out, and named, once `go_on` says no."""
+    """Yield the table's lines. Once `go_on` returns False, the remaining rows are named and skipped."""
     yield (
         "set         recipe     images  zero  ASR [95 %]          SSIM   evals  s/image  ms/eval"
         " | textbook: ASR  evals  ms/eval  ratio"
@@ -64,9 +65,9 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
 
 
 def line(name: str, recipe: str, chosen: argparse.Namespace) -> str:
-    """One row of the table: all draws of a set under one recipe."""
+    """Return one row: all draws of a set under one attack."""
     variant, attack, start, joint = RECIPES[recipe]
-    if chosen.stop and not isinstance(attack, RGAP):  # whose tolerance is that of its least squares
+    if chosen.stop and not isinstance(attack, RGAP):  # RGAP's tolerance belongs to its least squares
         attack = replace(attack, tolerance=chosen.stop)
     scores, evaluations, seconds, zero = [], [], 0.0, 0
     theirs, ratios, their_evaluations, their_seconds = [], [], [], 0.0
@@ -101,7 +102,7 @@ def line(name: str, recipe: str, chosen: argparse.Namespace) -> str:
 
 
 def loop(case: Scene, v: int, start: Normal | Patterned, joint: bool, stop: float) -> tuple[float, int, float]:
-    """SSIM, evaluations and seconds of the textbook loop on one victim."""
+    """Return SSIM, evaluations and seconds of the textbook loop on one victim."""
     sent = [t[v] for t in case.seen.views[0].update.tensors.values()]
     first = start((1, *case.truths.shape[1:]), torch.Generator().manual_seed(v))
     labels = None if joint else LastLayer().infer(case.seen, first)

@@ -1,9 +1,9 @@
-"""Whether two checkouts give the same rows: three audits, a training and a frontier, by their command lines.
+"""Compare the rows of two checkouts: three audits, a training and a frontier, by command line.
 
     python -m benchmarks.same_rows OLD NEW
 
-Run it before a change that must not change what is measured is merged. OLD and NEW are checkouts with the same
-dependencies. Each row is compared field by field, except for seconds, dates, versions and study indices, which differ
+Run it before you merge a change that must not change any measurement. OLD and NEW are checkouts with the same
+dependencies. Rows are compared field by field, except for seconds, dates, versions and study indices, which differ
 between any two runs. The exit status is 1 if a row differs.
 """
 
@@ -40,14 +40,14 @@ RUNS = {
         "--images", "6",
     ],
 }  # fmt: skip
-"""Command lines that both checkouts take, without a folder for the run."""
+"""Command lines for both checkouts, without --out."""
 
 _OTHERWISE = ("seconds", "date", "versions", "image", "patient", "nearest_image")
 _ROWS = ("findings.jsonl", "rounds.jsonl")
 
 
 def rows_of(checkout: Path, words: list[str], out: Path) -> list[dict[str, object]]:
-    """Return the rows that a command writes with the code of a checkout, without what any two runs have otherwise."""
+    """Run a command with a checkout's code; return its rows without the fields that differ between any two runs."""
     command = [sys.executable, "-m", "medpfl.cli", *words, "--out", str(out), "--quiet"]
     code = {**os.environ, "PYTHONPATH": str(checkout / "src")}
     subprocess.run(command, check=True, env=code, stdout=subprocess.DEVNULL)
@@ -57,12 +57,12 @@ def rows_of(checkout: Path, words: list[str], out: Path) -> list[dict[str, objec
 
 
 def run_of(rows: Path) -> str:
-    """Return the name of the run directory that a file of rows is of."""
+    """Return the name of the run directory that a file of rows belongs to."""
     return (rows.parent.parent if rows.parent.name == "share" else rows.parent).name
 
 
 def compared(one: list[dict[str, object]], other: list[dict[str, object]]) -> str:
-    """Return ``"equal"``, or in what two lists of rows differ."""
+    """Return ``"equal"``, or the difference between two lists of rows."""
     if len(one) != len(other) or not one:
         return "different in number"
     pairs = list(zip(one, other, strict=True))

@@ -1,8 +1,7 @@
-"""Real images, models and gradients that everyone gets alike.
+"""Real images, models and gradients, the same for all methods.
 
-Images of a set are split by the row of its ``index.csv``: rows with an even number (from 0) serve to tune the
-attacks, rows with an odd number are the ones reported. The embedded samples, which stand in where a machine has
-no sets, are too few to be split.
+Each set is split by row in its ``index.csv``: even rows (counted from 0) tune the attacks, odd rows are reported. The
+embedded samples, which stand in if a machine has no sets, are too few to split.
 """
 
 from __future__ import annotations
@@ -30,26 +29,26 @@ from medpfl.models import LeNet
 SETS = Path(__file__).resolve().parents[2] / "shared" / "data"
 NAMES = ("brain_mri", "covid_xray", "melanoma")
 REPORTED, TUNED = 100, 500
-"""Seeds of the weights count up from here, where results are reported and where attacks are tuned."""
+"""First seeds of the weights, for reported results and for tuning."""
 
 
 def available() -> list[str]:
-    """The sets that this machine has, or else the embedded samples."""
+    """Return the sets on this machine, or else ``["samples"]``, the embedded samples."""
     return [name for name in NAMES if (SETS / name).is_dir()] or ["samples"]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One draw of weights, and V updates under it; updates that are zero are left out.
+    """One draw of weights, and V updates under it. Updates that are zero are left out.
 
     Attributes:
         network: the model with its weights, in the client's mode.
-        batches: (V, N, C, H, W) the private images.
-        labels: (V, N).
-        seen: what the attacks get.
-        classes: K.
-        zero: updates that were left out.
-        plan: of the client.
+        batches: private images (V, N, C, H, W).
+        labels: their labels (V, N).
+        seen: the attack's observation.
+        classes: number of classes K.
+        zero: number of updates left out.
+        plan: the client's plan.
     """
 
     network: nn.Module
@@ -62,14 +61,14 @@ class Scene:
 
     @property
     def truths(self) -> Tensor:
-        """(V, C, H, W) the first image of each update: all there is where an update is of one image."""
+        """The first image (V, C, H, W) of each update. It is the only one if updates hold one image."""
         return self.batches[:, 0]
 
 
 def held_out(name: str, count: int, size: int, tune: bool = False) -> tuple[Tensor, Tensor, int]:
-    """Images (count, 3, size, size) of odd rows, even over classes, their labels, and the number of classes.
+    """Return images (count, 3, size, size) from odd rows, balanced over classes, with labels and the number of classes.
 
-    With `tune`, of even rows. Fewer images where a class has not enough.
+    With `tune`, they come from even rows. There are fewer images if a class has too few.
     """
     if name == "samples":
         data, own_rows = Samples(size=size, channels=3).load(), None
@@ -87,7 +86,7 @@ def held_out(name: str, count: int, size: int, tune: bool = False) -> tuple[Tens
 
 
 def dealt(images: Tensor, labels: Tensor, batch: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Whole batches (V, batch, C, H, W) and their labels (V, batch) from images (M, C, H, W), shuffled."""
+    """Shuffle images (M, C, H, W) into full batches (V, batch, C, H, W) with labels (V, batch)."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     order = order[: len(order) // batch * batch].view(-1, batch)
     return images[order], labels[order]
@@ -103,9 +102,9 @@ def play(
     defense: Defense | None = None,
     threat: ThreatModel | None = None,
 ) -> Scene:
-    """The updates of batches (V, N, C, H, W) with labels (V, N) under a network's weights.
+    """Compute the updates of batches (V, N, C, H, W) with labels (V, N) under a network's weights.
 
-    One gradient of one image, no defense and no grant where nothing else is said.
+    The default is one gradient, no defense and no grant.
 
     Raises:
         InputError: every update is zero.
@@ -129,7 +128,7 @@ def play(
 def scene(
     name: str, variant: str, count: int, seed: int, size: int = 32, tune: bool = False, defense: Defense | None = None
 ) -> Scene:
-    """The gradients of `count` images, one by one, under one draw of a LeNet's weights."""
+    """Compute the gradients of `count` images, one by one, under one draw of a LeNet's weights."""
     images, labels, classes = held_out(name, count, size, tune)
     network = LeNet(variant).build(tuple(images.shape[1:]), classes, seed)  # type: ignore[arg-type]
     return play(network, images[:, None], labels[:, None], classes, defense=defense)

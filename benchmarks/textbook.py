@@ -1,7 +1,7 @@
 """The attacks as their papers describe them: one image at a time, torch's L-BFGS without a line search.
 
 Written after Zhu et al. 2019, Zhao et al. 2020 and Wei et al. 2020: 300 calls of ``torch.optim.LBFGS(lr=1)`` with
-its 20 iterations each, on the plain squared distance of the gradients.
+its 20 iterations each, on the plain squared distance between gradients.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Outcome:
 def textbook(
     network: nn.Module, sent: list[Tensor], start: Tensor, label: Tensor | None, classes: int, stop: float
 ) -> Outcome:
-    """Inverts one gradient.
+    """Invert one gradient.
 
     Args:
         network: the model, in the client's mode.
-        sent: its gradient by parameter.
-        start: (1, C, H, W).
-        label: (1,) as inferred, or ``None`` to optimize a soft label with the image.
-        classes: K.
-        stop: relative squared distance from which the attack ends early; the same for everyone.
+        sent: its gradient for each parameter.
+        start: initial image (1, C, H, W).
+        label: inferred label (1,), or ``None`` to optimize a soft label with the image.
+        classes: number of classes K.
+        stop: relative squared distance at which the attack ends early, the same for all methods.
     """
     image = start.clone().requires_grad_()
     soft = torch.randn(1, classes).requires_grad_() if label is None else None

@@ -17,7 +17,7 @@ CHEST = SETS / "pneumonia_mnist" / "pneumoniamnist.npz"
 
 @dataclass(frozen=True)
 class Case:
-    """A network in eval mode, and images (M, 3, size, size) of odd rows with labels (M,) to attack under it."""
+    """A network in eval mode, and images (M, 3, size, size) with labels (M,) to attack under it."""
 
     name: str
     network: nn.Module
@@ -27,7 +27,7 @@ class Case:
 
 
 def untrained(size: int, count: int, seed: int, name: str | None = None) -> Case:
-    """A ResNet-18 with fresh weights, and images of a set (the first)."""
+    """Return a ResNet-18 with fresh weights, and images from a set (by default the first available one)."""
     name = name or available()[0]
     images, labels, classes = held_out(name, count, size)
     network = ResNet(18).build((3, size, size), classes, seed).eval()
@@ -35,10 +35,10 @@ def untrained(size: int, count: int, seed: int, name: str | None = None) -> Case
 
 
 def trained(size: int, count: int, seed: int, steps: int, batch: int = 64) -> Case:
-    """A ResNet-18 after `steps` steps of Adam on the chest X-rays, and X-rays that it has not seen.
+    """Return a ResNet-18 after `steps` steps of Adam on the chest X-rays, and X-rays it has not seen.
 
-    Of the test images, even rows measure its accuracy, which the name tells, and odd rows are attacked. Where the
-    X-rays are missing it learns the embedded samples, and the same are attacked.
+    The test images' even rows measure the network's accuracy, stated in the case's name. Their odd rows are attacked.
+    Without the X-rays, the network learns the embedded samples, and the same samples are attacked.
     """
     source, (x, y), (test_x, test_y), (seen_x, seen_y) = _chest(size) if CHEST.is_file() else _samples(size)
     classes = int(y.max()) + 1
@@ -53,7 +53,7 @@ def trained(size: int, count: int, seed: int, steps: int, batch: int = 64) -> Ca
 
 
 def _train(network: nn.Module, x: Tensor, y: Tensor, steps: int, batch: int, seed: int) -> None:
-    """Leaves the network in eval mode."""
+    """Train the network, and leave it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     network.train()
@@ -69,7 +69,7 @@ Labelled = tuple[Tensor, Tensor]
 
 
 def _chest(size: int) -> tuple[str, Labelled, Labelled, Labelled]:
-    """Training images, even rows of the test images, odd rows of them, enlarged from 28 px and in three channels."""
+    """Return training images, then even and odd rows of the test images, enlarged from 28 px, in three channels."""
     with np.load(CHEST) as file:
         arrays = {part: (file[f"{part}_images"], file[f"{part}_labels"]) for part in ("train", "test")}
     (x, y), (test_x, test_y) = ((_enlarged(i, size), torch.from_numpy(k[:, 0]).long()) for i, k in arrays.values())

@@ -1,11 +1,11 @@
-"""Accuracy of federated and of central training on PneumoniaMNIST: ``python -m benchmarks.utility FILE.npz``.
+"""Measure the accuracy of federated and central training on PneumoniaMNIST: ``python -m benchmarks.utility FILE.npz``.
 
-Central training is that of one client which has all images, with as many steps, each on as many images as all clients
-take together.
+Central training has one client with all images. It takes as many steps, each on as many images as all clients together.
 
-The recipe was chosen on the validation images alone, as they are and under changes that another machine could make
-(``medpfl.data.augment`` and noise): a network that has 0.96 balanced on them as they are has 0.81 on the changed ones,
-where its normals look ill, and 0.94 if the clients augment. The test images were looked at once, at the end.
+The settings were chosen on the validation images alone, both unchanged and changed as another scanner might change them
+(``medpfl.data.augment`` and noise). Without augmentation, a network with a balanced accuracy of 0.96 on the unchanged
+images has 0.81 on the changed ones, where it takes normal images for ill ones. With augmentation at the clients, it has
+0.94. The test images were used once, at the end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCORES = ("balanced_accuracy", "accuracy", "auroc")
 
 
 def run(path: str, partition: str, seed: int, rounds: int = ROUNDS, judged: str = "test") -> dict[str, float]:
-    """The last scores on the test or the validation images, and the seconds."""
+    """Train once; return the last scores on the `judged` images (test or validation), and the seconds."""
     size = BATCH * CLIENTS if "clients=1" in partition else BATCH
     plan = Plan("FedAvg", size, size * STEPS, learning_rate=0.1, momentum=0.9, weight_decay=1e-3)
     began = time.perf_counter()
@@ -37,7 +37,7 @@ def run(path: str, partition: str, seed: int, rounds: int = ROUNDS, judged: str 
 
 
 def main(path: str, seeds: int = 3) -> None:
-    """Prints a table, a line for each way to deal the images: mean and range over seeds."""
+    """Print a table with a line for each partition: mean and range over seeds."""
     torch.set_num_threads(1)
     print("| | balanced accuracy | accuracy | AUROC | seconds |\n|---|---|---|---|---|")
     for name, partition in PARTITIONS.items():

@@ -1,8 +1,8 @@
-"""How often each verdict comes, where the true rate is known: made-up rows, no attack.
+"""Frequencies of each verdict under known true rates: simulated rows, no attack.
 
-Every undefended attack reads all images. Of a defended update, images are read by one of the attacks, or recognized,
-with a known probability: image by image, or all images of an update together (``whole``). Guesses that fail point to
-random images of a gallery of 200.
+Every undefended attack reconstructs all images. Under the defense, one of the attacks reconstructs or re-identifies an
+image with a known probability: image by image, or all images of an update together (``whole``). Failed guesses point to
+random images in a gallery of 200.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ DEFENSE = "Simulated()"
 
 @dataclass(frozen=True)
 class Case:
-    """What is simulated.
+    """Settings of one simulation.
 
     Attributes:
-        updates, batch: how many updates, of how many images.
-        attacks: how many attacks; each image that leaks is read by one of them.
-        rate: probability of an image to leak.
-        way: ``"read"`` (read back) or ``"recognized"``.
-        whole: whether the images of an update leak together.
+        updates, batch: number of updates, and images in each.
+        attacks: number of attacks; each leaking image is found by one of them.
+        rate: probability that an image leaks.
+        way: ``"read"`` (reconstructed) or ``"recognized"`` (re-identified).
+        whole: True if an update's images leak together.
     """
 
     updates: int
@@ -46,7 +46,7 @@ class Case:
 
 
 def cases(updates: Sequence[int] = (4, 8, 17, 24, 40, 72)) -> Iterator[Case]:
-    """Yield all cases; images of an update leak together or apart where there are several."""
+    """Yield all cases. An update with several images leaks both ways: as a whole, and image by image."""
     for batch, attacks, rate, way in itertools.product((1, 8), (1, 5), (0.0, 0.1, 0.2, 0.5), ("read", "recognized")):
         for count, whole in itertools.product(updates, (False, True) if batch > 1 else (False,)):
             yield Case(count, batch, attacks, rate, way, whole)
@@ -60,7 +60,7 @@ def made_rows(case: Case, random: np.random.Generator) -> list[Finding]:
     reader = random.integers(case.attacks, size=images)
     rows = [_row(a, UNDEFENDED, i, case, True, True, i) for a in range(case.attacks) for i in range(images)]
     for a in range(case.attacks):
-        named = random.integers(GALLERY, size=(images, case.batch))  # what failed guesses of the update point to
+        named = random.integers(GALLERY, size=(images, case.batch))  # targets of the update's failed guesses
         for i in range(images):
             own = bool(leaks[i] and reader[i] == a)
             told = own or bool((named[i] == i % GALLERY).any())
@@ -83,7 +83,7 @@ def _row(attack: int, defense: str, image: int, case: Case, read: bool, told: bo
 
 
 def shares(case: Case, repeats: int, seed: int = 0) -> dict[str, float]:
-    """Return how often each verdict on the defense comes."""
+    """Return the frequency of each verdict on the defense."""
     random = np.random.default_rng([seed, *_numbers(case)])
     found = Counter(summarize(made_rows(case, random))[-1].union.verdict for _ in range(repeats))
     return {verdict: found[verdict] / repeats for verdict in (LEAKS, NO_LEAK, INCONCLUSIVE)}
@@ -95,15 +95,15 @@ def _numbers(case: Case) -> list[int]:
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the settings of the part."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks verdicts", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=1000, help="simulated audits of each case")
-    parser.add_argument("--updates", type=int, nargs="+", default=[4, 8, 17, 24, 40, 72], help="updates of an audit")
+    parser.add_argument("--repeats", type=int, default=1000, help="simulated audits per case (%(default)s)")
+    parser.add_argument("--updates", type=int, nargs="+", default=[4, 8, 17, 24, 40, 72], help="updates per audit")
     return parser.parse_args(arguments)
 
 
 def lines(given: argparse.Namespace, going: Callable[[], bool] = lambda: True) -> Iterator[str]:
-    """Yield the rows of a table, and the worst share of "no leak found" where 20 % or more leak."""
+    """Yield the table's rows, then the highest share of "no leak found" where 20 % or more leak."""
     yield "| images leak | per update | attacks | true rate | updates | leaks | no leak found | inconclusive |"
     yield "|---|---|---|---|---|---|---|---|"
     worst = 0.0

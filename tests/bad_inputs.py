@@ -1,4 +1,4 @@
-"""Some 300 bad inputs for the command line: each must end with status 2, in words, within ten seconds.
+"""Some 300 bad inputs for the command line. Each must end with status 2 and a message within ten seconds.
 
 ``PYTHONPATH=src python tests/bad_inputs.py`` runs them all; the suite runs a sample (`test_bad_inputs.py`).
 """
@@ -35,14 +35,14 @@ TINY = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=2)", "--images", "2"
 
 
 class Case(NamedTuple):
-    """A bad input: what it is called, and the words of the command line that give it."""
+    """A bad input: its name, and its command line."""
 
     name: str
     words: list[str]
 
 
 def cases(folder: Path) -> Iterator[Case]:
-    """All bad inputs, their files in a folder."""
+    """Yield all bad inputs, with their files in a folder."""
     for make in (_options, _specs, _configs, _records, _checkpoints, _findings, _weights, _images, _own_parts):
         yield from make(folder)
 
@@ -69,7 +69,7 @@ def _options(folder: Path) -> Iterator[Case]:
 
 
 def _specs(_: Path) -> Iterator[Case]:
-    """Every argument of every part of ours, with a number out of all reason, and with what is none."""
+    """Return specs for every argument of every built-in part, with an absurd number and with a non-number."""
     for option, package in (("attack", attacks), ("defense", defenses), ("model", models)):
         for name, make in registry(package).items():
             for field in dataclasses.fields(make):
@@ -114,7 +114,7 @@ def _picture(path: Path, seed: int) -> None:
 
 
 def make_record(folder: Path) -> tuple[Path, Path]:
-    """A record and the folder of its image."""
+    """Create a record and the folder with its image."""
     _picture(folder / "truth" / "a" / "0.png", 0)
     network = LeNet("idlg").build((1, 16, 16), 2, 0)
     weights = Weights.of(network)
@@ -125,13 +125,13 @@ def make_record(folder: Path) -> tuple[Path, Path]:
 
 
 def header_of(file: Path, key: str) -> dict[str, Any]:
-    """The JSON in a safetensors file's header."""
+    """Return the JSON in a safetensors file's header."""
     with safe_open(file, "pt") as opened:
         return json.loads(opened.metadata()[key])
 
 
 def with_header(file: Path, out: Path, key: str, header: Any) -> Path:
-    """The same tensors under another header."""
+    """Return the same tensors under another header."""
     save_file(load_file(file), out, {key: header if isinstance(header, str) else json.dumps(header)})
     return out
 
@@ -231,11 +231,11 @@ def _own_parts(folder: Path) -> Iterator[Case]:
 
 
 class TooSlowError(Exception):
-    """A bad input was not refused in time."""
+    """A bad input that was not refused in time."""
 
 
 def failure_of(case: Case) -> str:
-    """What is wrong with the answer to a bad input; ``""``: nothing."""
+    """Return the fault in the answer to a bad input, or ``""``."""
 
     def late(*_: Any) -> None:
         raise TooSlowError
@@ -263,7 +263,7 @@ def failure_of(case: Case) -> str:
 
 
 def all_failures(wanted: Callable[[int], bool] = lambda _: True) -> tuple[int, list[str]]:
-    """How many bad inputs were given, and what is wrong with the answers to them."""
+    """Return the number of bad inputs, and the faults in the answers to them."""
     with tempfile.TemporaryDirectory() as name:
         given = [case for number, case in enumerate(cases(Path(name))) if wanted(number)]
         found = []

@@ -1,4 +1,4 @@
-"""Fixtures of all tests. One thread: small tensors gain nothing by two, and runs repeat to the bit."""
+"""Fixtures for all tests. They use one thread: small tensors gain nothing from two, and runs repeat bit by bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SETS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def real_sets() -> Path:
-    """The folder of real image sets, where this machine has it."""
+    """Return the folder with the real image sets, if this machine has it."""
     if not (SETS / "brain_mri").is_dir():
         pytest.skip("the real image sets (shared/data beside the repository) are not on this machine")
     return SETS
@@ -26,7 +26,7 @@ def real_sets() -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten gray pictures in two classes, for the audit's tests."""
+    """Create ten gray pictures in two classes, for the audit's tests."""
     from tests.auditing.audit_cases import draw_folder
 
     return draw_folder(tmp_path / "data", {"benign": 5, "malignant": 5})
@@ -34,13 +34,13 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes long on a busy machine must not print more than elsewhere."""
+    """Silence progress lines, which would appear only on a busy machine."""
     monkeypatch.setattr("medpfl.runs.progress_bar.APART", float("inf"))
 
 
 @pytest.fixture
 def ctrl_c() -> Iterator[Callable[[], None]]:
-    """Presses Ctrl-C. A job in the background of a shell ignores it, so that Python's own handler is put there."""
+    """Yield a function that presses Ctrl-C, under Python's own handler: a shell's background job ignores Ctrl-C."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield lambda: signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""One way to run the checks of a role, of its registered members and of those that CONTRIBUTING shows."""
+"""A common way to run a role's checks, on its registered members and on the examples in CONTRIBUTING."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def every(
     """Return the parameters ``check`` and ``rest`` of a test that calls ``check(part, *rest)``.
 
     Args:
-        checks: of a part.
-        under_a_plan: checks of a part and a plan, each under all plans.
-        plans: by name.
+        checks: checks that take a part.
+        under_a_plan: checks that take a part and a plan, each run under all plans.
+        plans: plans by name.
     """
     whole = [pytest.param(check, (), id=check.__name__) for check in checks]
     planned = [

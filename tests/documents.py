@@ -1,4 +1,4 @@
-"""The code that documents show."""
+"""Code in the documents."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ ROOT = Path(__file__).parent.parent
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced code of a language, without the indentation of a list that it stands in."""
+    """Return a language's fenced code blocks, without the indentation of a surrounding list."""
     found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(), re.MULTILINE | re.DOTALL)
     return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) for indent, text in found]
 
 
 def pasted(name: str, folder: Path, package: ModuleType) -> Path:
-    """The file with a class that `CONTRIBUTING.md` shows, put into a folder as it stands.
+    """Write a class from `CONTRIBUTING.md` into a folder, unchanged, and return the file.
 
-    Skips the test if the class is in the package already.
+    Skips the test if the package already has the class.
     """
     if name in package.__all__:
         pytest.skip("one who followed the page to the letter has it in the package, where the conformance test runs it")
@@ -31,6 +31,6 @@ def pasted(name: str, folder: Path, package: ModuleType) -> Path:
 
 
 def row(name: str) -> str:
-    """The row of a conformance test that its table of parts shows for a class."""
+    """Return a class's row in its conformance test, from the table of parts."""
     (text,) = re.findall(rf'`("{name}": .*),` \|$', (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)[:1]
     return text

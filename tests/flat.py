@@ -1,4 +1,4 @@
-"""Options side by side, as the command line has them, for tests that share or vary some."""
+"""Options side by side, as on the command line, for tests that share or vary them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def flat(door: Callable[..., T], *args: Any, **options: Any) -> T:
-    """Call `medpfl.audit` or another door with the options of its groups given side by side."""
+    """Call `medpfl.audit` or another public function with its groups' options given side by side."""
     if options.pop("naive", False):
         options["threat"] = replace(options.get("threat") or ThreatModel(), naive=True)
     for name, parameter in signature(door).parameters.items():

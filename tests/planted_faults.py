@@ -1,6 +1,6 @@
-"""Twenty faults that the suite must find: ``python tests/planted_faults.py`` plants one after the other in a copy.
+"""Twenty faults that the suite must find: ``python tests/planted_faults.py`` plants them one by one in a copy.
 
-For each it prints the first test that fails, and ends with status 1 if a fault is not found. `pytest` does not run it.
+For each it prints the first test that fails. The exit status is 1 if a fault is not found. `pytest` does not run it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ ROOT = Path(__file__).parent.parent
 
 
 class Fault(NamedTuple):
-    """A change to one line of a module, and the tests that should notice it.
+    """A change to one line in a module, and the tests that should notice it.
 
     Attributes:
-        what: the fault, in words.
+        what: description of the fault.
         module: the module's path under ``src/medpfl``.
-        old, new: text that stands in it once, and what replaces it.
+        old, new: text that occurs in it once, and its replacement.
         tests: paths under ``tests``.
     """
 

@@ -1,4 +1,4 @@
-"""The import rule of the design, read off the source by its syntax tree; imports for type checkers count too."""
+"""The design's import rule, checked on the syntax tree; imports for type checkers count too."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ LOADERS = {"__init__.py", "cli/catalog.py"}  # they import by name, when a name 
 
 
 def home(path: Path) -> str:
-    """The package or top module that a file belongs to; "" is the face."""
+    """Return the package or top module that a file belongs to; "" is the public interface."""
     first = path.relative_to(SOURCE).with_suffix("").parts[0]
     return "" if first == "__init__" else first
 
 
 def imports(source: str, path: Path) -> set[str]:
-    """Packages and top modules of ours that a file imports; "" for a name from the face."""
+    """Return the MedPFL packages and top modules that a file imports; "" for a name from the public interface."""
     importers = () if str(path.relative_to(SOURCE)) in LOADERS else ("import_module", "__import__")
     found, package = set(), ["medpfl", *path.relative_to(SOURCE).parent.parts]
     for node in ast.walk(ast.parse(source)):
@@ -123,14 +123,14 @@ def test_nobody_imports_the_program_that_attacks_run_in():
 
 
 def test_an_attack_that_picks_a_tensor_of_an_update_by_name_learns_which_coordinates_were_sent():
-    """`View.read` says so; a whole update goes to the objective with its precision, or to an analytic attack."""
+    """`View.read` tells it; a whole update goes to the objective with its precision, or to an analytic attack."""
     for path in FILES:
         if home(path) == "attacks":
             assert "update.tensors[" not in path.read_text(), path
 
 
 def named(source: str, texts: bool = True) -> set[str]:
-    """The identifiers of a file, and, if asked, the words of its texts; comments and docstrings aside."""
+    """Return a file's identifiers and, on request, its strings' words, without comments and docstrings."""
     words: set[str] = set()
     tree = ast.parse(source)
     said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -148,9 +148,9 @@ def named(source: str, texts: bool = True) -> set[str]:
 
 @pytest.mark.parametrize("role", ["attacks", "defenses", "models", "data"])
 def test_auditing_names_no_part(role):
-    """What it has to know of a part is in the role, so that a part of one's own is no worse off than a built-in one.
+    """Auditing learns about a part through its role only, so a user's own part is treated like a built-in one.
 
-    Texts may name a model or a source: a default, an example, advice. The measure of the verdict, SSIM, is no choice.
+    Texts may name a model or a source: a default, an example, advice. The verdict's measure, SSIM, is not a choice.
     """
     parts = set(import_module(f"medpfl.{role}").__all__)
     texts = role in ("attacks", "defenses")
@@ -182,13 +182,13 @@ def test_a_cell_is_read_by_attributes_which_a_type_checker_sees():
 
 
 def modules() -> dict[str, Path]:
-    """All modules of ours by their full names."""
+    """Return all MedPFL modules by full name."""
     names = {".".join(("medpfl", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
     return {name.removesuffix(".__init__"): path for name, path in names.items()}
 
 
 def needs(path: Path, known: dict[str, Path]) -> set[str]:
-    """The modules of ours that a file imports, those for type checkers and in functions too."""
+    """Return the MedPFL modules that a file imports, including those for type checkers and inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("medpfl"):
@@ -208,7 +208,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def test_a_folder_can_be_taken_in_at_a_glance():
-    """18 Python files at most; a defense is a file, and there may be many."""
+    """18 Python files at most; every defense is a file, and there may be many."""
     count = Counter(path.parent for path in FILES)
     assert {folder.name: n for folder, n in count.items() if n > 18} in ({}, {"defenses": count[SOURCE / "defenses"]})
 

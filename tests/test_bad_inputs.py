@@ -1,4 +1,4 @@
-"""A sample of the bad inputs of `bad_inputs.py`, which run in full by ``python tests/bad_inputs.py``."""
+"""A sample from `bad_inputs.py`; ``python tests/bad_inputs.py`` runs them all."""
 
 from __future__ import annotations
 

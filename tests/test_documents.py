@@ -1,4 +1,4 @@
-"""What the documents show runs: their Python as it stands, their commands as far as the command line reads them."""
+"""Code in the documents runs: Python as it stands, commands as far as the command line parses them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_there_is_something_to_run():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python(page, tmp_path, monkeypatch):
-    """The blocks of a page one after the other, as a reader would run them."""
+    """A page's blocks run one after the other, as a reader would run them."""
     document = ModuleType("document")
     document.model = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 2))
     document.loss = nn.functional.cross_entropy(document.model(torch.rand(1, 1, 32, 32)), torch.tensor([1]))
@@ -62,6 +62,6 @@ def test_commands(words):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_between_pages(page):
-    """No page sends its reader to a file that is not there."""
+    """No page links to a missing file."""
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []

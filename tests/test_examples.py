@@ -1,4 +1,4 @@
-"""The notebooks run as they stand, on small settings: the code of their cells, one after the other."""
+"""The notebooks run unchanged with small settings: their cells' code, one after the other."""
 
 from __future__ import annotations
 

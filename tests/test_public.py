@@ -1,4 +1,4 @@
-"""The face of the package: its names, its registries, and what importing it costs."""
+"""The package's public interface: its names, its registries, and its import cost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_registry_is_sorted_and_every_member_says_what_it_is(role):
 
 
 def imported(code: str) -> set[str]:
-    """Top modules that a fresh interpreter has after some code."""
+    """Return the top modules in a fresh interpreter after some code."""
     report = "import sys; print('\\n' + ' '.join({name.partition('.')[0] for name in sys.modules}))"
     run = [sys.executable, "-W", "error", "-c", f"{code}\n{report}"]
     done = subprocess.run(run, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The prose of the package: how docstrings and help texts begin, and which words of the glossary they avoid."""
+"""The package's prose: how docstrings and help texts begin, and which words they avoid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AVOIDED = ("adversary", "read back", "reads back", "so many", "given up")
 
 @cache
 def docstrings() -> tuple[tuple[str, str], ...]:
-    """Return all docstrings of the package, each after its place."""
+    """Return all docstrings in the package, each with its place."""
     found = []
     for path in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -35,7 +35,7 @@ def words(text: str) -> list[str]:
 
 
 def helps() -> Iterator[tuple[str, str]]:
-    """Yield the options and help texts of all commands."""
+    """Yield all commands' options and help texts."""
     for name, command in parser_of()._subcommands_action._name_parser_map.items():
         for action in command._actions:
             yield f"{name} {'/'.join(action.option_strings) or action.dest}", action.help or ""
@@ -58,7 +58,7 @@ def test_no_help_text_begins_with_of():
 
 @pytest.mark.parametrize("avoided", AVOIDED)
 def test_one_word_for_one_thing(avoided):
-    """The glossary's own table names these words, and a changelog tells of older ones."""
+    """The glossary's own table names these words, and a changelog may quote older ones."""
     found = [place for place, text in docstrings() if avoided in " ".join(words(text))]
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     found += [

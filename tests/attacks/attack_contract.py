@@ -1,6 +1,6 @@
-"""What every attack must keep, strong or weak; `CONTRIBUTING.md` says the same in words. Each check takes an attack.
+"""The contract that every attack must keep, strong or weak; `CONTRIBUTING.md` describes it. Each check takes an attack.
 
-What an attack takes it declares itself, in `check`: of all else nothing is asked.
+An attack declares in `check` where it applies. The contract asks nothing beyond that.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ STEPS = 3
 
 
 def taken(attack: Attack, plan: Plan, channels: int = 1) -> nn.Module | None:
-    """The first of `NETWORKS` of which the attack declares that it takes it under a plan."""
+    """Return the first network in `NETWORKS` that the attack's `check` accepts under a plan."""
     for make in NETWORKS:
         network = make(channels)
         with suppress(InputError):
@@ -58,7 +58,7 @@ def taken(attack: Attack, plan: Plan, channels: int = 1) -> nn.Module | None:
 
 
 def seen_by(attack: Attack, plan: Plan, channels: int = 1, **options) -> tuple[Tensor, Observation]:
-    """Images (3, N, channels, 12, 12), and what the attack gets of them on a network that it takes."""
+    """Return images (3, N, channels, 12, 12), and their observation on a network that the attack accepts."""
     images = smooth(3 * plan.images, channels).view(3, plan.images, channels, 12, 12)
     network = taken(attack, plan, channels)
     assert network is not None
@@ -109,7 +109,7 @@ def check_shapes_range_and_reasons(attack: Attack, plan: Plan) -> None:
 
 
 def check_random_numbers_are_survived(attack: Attack, plan: Plan) -> None:
-    """Every audit attacks an update of random numbers too."""
+    """Every audit also attacks a random update."""
     if taken(attack, plan) is None:
         return
     _, seen = seen_by(attack, plan)

@@ -1,7 +1,7 @@
-"""A device that no machine lacks: tensors that say they are on another one, compute on the CPU, and refuse to be mixed.
+"""A simulated second device for any machine: its tensors claim another device, compute on the CPU, and refuse mixing.
 
-What a GPU refuses is refused here: an operation on tensors of both devices, unless those of the CPU are numbers or
-indices, and draws for the device from a generator of the CPU. So a test tells whether code is careful of devices.
+It refuses the same as a GPU: operations on tensors from both devices, unless the CPU tensors are scalars or indices,
+and random draws for the device from a CPU generator. Tests thus show whether code handles devices correctly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _JOINED = ("aten::cat", "aten::stack")
 
 
 class Elsewhere(Tensor):
-    """A tensor of the other device, over one of the CPU."""
+    """A tensor on the other device, backed by a CPU tensor."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -47,14 +47,14 @@ class Elsewhere(Tensor):
 
 
 class Watch(TorchDispatchMode):
-    """Within it, new tensors are made on the device that they are asked for."""
+    """A mode in which new tensors are created on the requested device."""
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         return _run(operation, args, kwargs or {})
 
 
 def moved(seen: Observation) -> Observation:
-    """The same on the other device."""
+    """Return the observation on the other device."""
     return replace(seen, views=tuple(_view(view) for view in seen.views), labels=_there(seen.labels))
 
 
@@ -98,7 +98,7 @@ def _run(operation, args, kwargs):
 
 
 def _check(name: str, tensors: list[Tensor], args) -> None:
-    """Raises what a GPU would."""
+    """Raise the error that a GPU would."""
     here = [t for t in tensors if not isinstance(t, Elsewhere)]
     if name in _INDEXED and isinstance(args[0], Elsewhere):
         here = [t for t in here if t.dtype not in (torch.long, torch.bool)]

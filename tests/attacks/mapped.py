@@ -1,4 +1,4 @@
-"""Defenses of a test's own that map an update in a public way and say so, and what an attack makes of them."""
+"""Test defenses that map an update publicly and disclose the map, and attacks on them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def drawn(size: int, seed: int = 0) -> torch.Generator:
 
 @dataclass(frozen=True, repr=False)
 class Mapped(Defense):
-    """Sends ``map`` of the update's coordinates, and discloses just that."""
+    """A defense that sends ``map`` applied to the update's coordinates, and discloses exactly that."""
 
     seed: int = 0
 
@@ -52,35 +52,35 @@ class Permuted(Mapped):
 
 
 class Flipped(Mapped):
-    """Signs by a public seed."""
+    """Signs flipped by a public seed."""
 
     def mapped(self, values, tensors):
         return values * (2.0 * torch.randint(2, values.shape, generator=drawn(len(values), self.seed)) - 1).to(values)
 
 
 class Negated(Mapped):
-    """All signs."""
+    """All signs flipped."""
 
     def mapped(self, values, tensors):
         return -values
 
 
 class Shifted(Mapped):
-    """Plus a public constant, another for each coordinate."""
+    """A different public constant added to each coordinate."""
 
     def mapped(self, values, tensors):
         return values + 0.01 * torch.randn(values.shape, generator=drawn(len(values), self.seed)).to(values)
 
 
 class Scaled(Mapped):
-    """Each coordinate times a public number of either sign."""
+    """Each coordinate times a public factor with either sign."""
 
     def mapped(self, values, tensors):
         return values * (torch.randn(values.shape, generator=drawn(len(values), self.seed)).to(values) * 3).exp()
 
 
 class Masked(Mapped):
-    """Half of the coordinates, by a public seed."""
+    """Half the coordinates, chosen by a public seed."""
 
     def mapped(self, values, tensors):
         return values * torch.randint(2, values.shape, generator=drawn(len(values), self.seed)).to(values)
@@ -98,7 +98,7 @@ class Rotated(Mapped):
 
 
 class Last(Mapped):
-    """The last layer only, zeros for the others."""
+    """The last layer only, zeros for all others."""
 
     layers = 2
 
@@ -108,7 +108,7 @@ class Last(Mapped):
 
 
 class NoBias(Mapped):
-    """All but the last bias."""
+    """Everything except the last bias."""
 
     def apply(self, tensors):
         *_, last = tensors

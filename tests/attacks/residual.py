@@ -1,4 +1,4 @@
-"""A small residual network, to be attacked."""
+"""A small residual network to attack."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 class Residual(nn.Module):
-    """A small ResNet: a stem, which may pool, two blocks, the second with a stride, and an average of 2 by 2."""
+    """A small ResNet: a stem with optional pooling, two blocks, the second with a stride, and a 2 x 2 average."""
 
     def __init__(self, pool=None, channels=1, width=32, activation=None, classes=3, norm=nn.BatchNorm2d):
         super().__init__()
@@ -23,7 +23,7 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions, and a way around them."""
+    """Two convolutions with a shortcut."""
 
     def __init__(self, width, out, stride, norm):
         super().__init__()
@@ -36,7 +36,7 @@ class Block(nn.Module):
 
 
 def built(*args, seed: int = 0, **options) -> nn.Module:
-    """A `Residual` in eval mode, whose batch norms have seen something."""
+    """Return a `Residual` in eval mode whose batch norms have collected statistics."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Residual(*args, **options)

@@ -1,4 +1,4 @@
-"""Small scenes for the tests of attacks: clients with smooth images, seen by the server."""
+"""Small scenes for attack tests: clients with smooth images, observed by the server."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from medpfl.federated.server import observe
 
 
 def smooth(count: int, channels: int = 1, size: int = 12, seed: int = 0) -> Tensor:
-    """Images in [0, 1] with few frequencies, as medical images have."""
+    """Return images in [0, 1] with few frequencies, like medical images."""
     coarse = torch.rand(count, channels, 4, 4, generator=torch.Generator().manual_seed(seed))
     return functional.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
 
 
 def tiny(channels: int = 1, size: int = 12, classes: int = 3, seed: int = 0) -> nn.Module:
-    """A sigmoid network of two layers."""
+    """Return a sigmoid network with two layers."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(channels, 6, 3, 1, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(6 * size * size, classes)
@@ -39,7 +39,7 @@ def scene(
     threat: ThreatModel | None = None,
     defense: object = None,
 ) -> Observation:
-    """What the server sees of clients with V batches (V, N, C, H, W) and labels (V, N)."""
+    """Return the server's observation of V client batches (V, N, C, H, W) with labels (V, N)."""
     defense = defense or NoDefense()
     ready, weights = prepare(network, plan), Weights.of(network)
     rounds = [

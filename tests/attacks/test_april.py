@@ -1,4 +1,4 @@
-"""Patches of vision transformers: exact where they are told, an error where they are not, and honest under noise."""
+"""APRIL is exact where the update determines the patches, raises an error elsewhere, and reports noise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = torch.tensor([[0], [2], [1]])
 
 
 class Patches(nn.Module):
-    """Patches with positions, then anything: no transformer is needed."""
+    """Patches with positions, followed by any layers: no transformer is needed."""
 
     def __init__(self, axes=2, channels=1, width=40, tokens=9, positions=True, masks=False):
         super().__init__()
@@ -48,7 +48,7 @@ def attacked(network, images, plan=None, labels=None, **options):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("plan", [Plan(), Plan("FedAvg", local_images=1), Plan(mode="eval")], ids=repr)
 def test_a_vision_transformer_gives_its_image_away(channels, plan):
-    """Gray images enter with one channel; a class token goes before the patches."""
+    """Gray images enter with one channel; a class token precedes the patches."""
     images = smooth(3, channels, 16)
     error, guess = attacked(ViT(4, depth=2, width=48, dropout=0.1).build((channels, 16, 16), 3, 0), images, plan)
     assert (error < 5e-3).all(), error
@@ -103,7 +103,7 @@ def test_a_batch_is_refused():
 
 
 def test_noise_makes_images_blurred_and_not_wild():
-    """More noise, more error, and never worse than gray; the attack says that it did not explain the update."""
+    """More noise means more error, but never worse than gray. The attack reports that it did not explain the update."""
     images, errors = smooth(3), []
     network = Patches()
     for scale in (0, 1e-4, 1e-3, 1e-1):

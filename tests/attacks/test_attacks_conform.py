@@ -1,6 +1,6 @@
-"""Every member of ``attacks.__all__`` keeps what the role promises. One row an attack.
+"""Every member of ``attacks.__all__`` keeps its role's contract. One row per attack.
 
-How strong the built-in attacks are is the matter of ``test_strength.py``, where a new attack needs no row.
+``test_strength.py`` tests how strong the built-in attacks are; a new attack needs no row there.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""The attacks that `CONTRIBUTING.md` shows, pasted as they stand: by path, and in three edits."""
+"""The attacks in `CONTRIBUTING.md`, pasted unchanged: by path, and in three edits."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_it_does_not_take_is_refused_before_any_work(name, place):
 
 @each
 def test_in_three_edits(name, attack, monkeypatch, capsys):
-    """With its file and its line in `__all__` it is everywhere; its row is the one that the page shows."""
+    """With its file and its line in `__all__`, the attack is available everywhere; its row is the one on the page."""
     kind = type(attack)
     monkeypatch.setattr(attacks, name, kind, raising=False)
     monkeypatch.setattr(attacks, "__all__", sorted([*attacks.__all__, name]))

@@ -1,4 +1,4 @@
-"""R-GAP through deep networks: exact as far as it reads, and honest where it does not."""
+"""R-GAP through deep networks is exact as far as it recovers values, and reports where it stops."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVAL = Plan(mode="eval")
 
 
 def read(network: nn.Module, image: torch.Tensor, label: int = 1):
-    """The graph, what was read, and the gradients that it was read from, all in float64."""
+    """Return the graph, the recovered values, and the gradients they came from, all in float64."""
     graph = graph_of(network, Weights.of(network), tuple(image.shape[1:]))
     parameters = {k: t.detach().requires_grad_() for k, t in network.named_parameters()}
     loss = functional.cross_entropy(functional_call(network, parameters, (image,)), torch.tensor([label]))
@@ -111,7 +111,7 @@ def test_noise_is_not_taken_for_values():
 
 
 def tampered(change):
-    """What it makes of three updates whose tensors were changed."""
+    """Attack three updates after a change to their tensors."""
     seen = scene(built(), smooth(3, 1, 12)[:, None], LABELS, EVAL)
     view = seen.views[0]
     tensors = {k: t.clone() for k, t in view.update.tensors.items()}
@@ -147,7 +147,7 @@ def test_rectifiers_that_cannot_be_put_right_do_not_keep_it_from_ending(monkeypa
 
 
 class Shifted(nn.Module):
-    """Adds to each of four places what the same convolution gave of one."""
+    """A network that copies one convolution output to four positions and adds a constant to each."""
 
     def __init__(self):
         super().__init__()
@@ -158,7 +158,7 @@ class Shifted(nn.Module):
 
 
 class Drawing(nn.Module):
-    """Drops values whatever its mode."""
+    """A network that drops values in every mode."""
 
     def __init__(self):
         super().__init__()
@@ -169,7 +169,7 @@ class Drawing(nn.Module):
 
 
 class Blind(nn.Module):
-    """Does not look at the image."""
+    """A network that ignores the image."""
 
     def __init__(self):
         super().__init__()
@@ -180,20 +180,20 @@ class Blind(nn.Module):
 
 
 def dead() -> nn.Module:
-    """No unit of the stem is ever on."""
+    """Return a network whose stem has no active unit."""
     network = built()
     nn.init.constant_(network.stem[1].bias, -50.0)
     return network
 
 
 def averaged() -> nn.Module:
-    """Two plain convolutions, and an average of 4 by 4."""
+    """Return two plain convolutions and a 4 x 4 average."""
     layers = (built().stem, nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(*layers, nn.Linear(32, 3))
 
 
 def unbiased() -> nn.Module:
-    """A last layer without a bias, behind pooling."""
+    """Return a network with pooling and a last layer without bias."""
     return nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3, bias=False))
 
 
@@ -228,7 +228,7 @@ def test_a_large_model_that_it_does_not_take_is_told_the_layer(network):
 
 
 class Branching(nn.Module):
-    """Looks at the image before it chooses what to do."""
+    """A network whose code branches on the image."""
 
     def __init__(self):
         super().__init__()
@@ -239,7 +239,7 @@ class Branching(nn.Module):
 
 
 class Broken(nn.Module):
-    """Takes no image."""
+    """A network that accepts no image."""
 
     def __init__(self):
         super().__init__()

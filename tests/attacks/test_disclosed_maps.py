@@ -1,6 +1,6 @@
-"""A public map of the update is no defense: attacks that are told of it read what they read of the raw update.
+"""A public map is no defense: attacks that know it reconstruct the same as from the raw update.
 
-Each fails where attacks read the update as it was sent.
+Each test fails if the attack takes the update as it was sent.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def inferred(seen):
 
 
 def same_view(plain, seen):
-    """Bit by bit, and so are the labels that are inferred."""
+    """Check that the views agree bit by bit, and so do the inferred labels."""
     (own,), (other,) = plain.views, seen.views
     assert other.channel is None
     assert own.channel is None
@@ -105,7 +105,7 @@ def test_labels_of_a_batch_are_inferred_as_of_the_raw_update(defense, plan):
 @pytest.mark.parametrize("attack", [iDLG(steps=60), Posterior(steps=60)], ids=repr)
 @pytest.mark.parametrize("defense", [Last(), NoBias(), Masked()], ids=repr)
 def test_what_was_not_sent_is_not_read_as_zero(attack, defense):
-    """Of the last layer alone, of all but its bias, and of a public half of all coordinates."""
+    """Three maps: the last layer alone, everything except its bias, and a public half of all coordinates."""
     seen = seen_of(defense)
     found = read(attack, seen)
     images = smooth(3).view(3, 1, 1, 12, 12)

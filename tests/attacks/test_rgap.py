@@ -1,4 +1,4 @@
-"""The analytic attack: exact where it applies, an error where it does not, and honest where noise is in the way."""
+"""The analytic attack is exact where it applies, raises an error elsewhere, and reports noise."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def drawn(*layers: nn.Module, scale: float = 0.5) -> nn.Sequential:
 
 
 def attacked(network, images, attack=None, plan=None, **options):
-    """Errors (V,) in the maximum norm, and the guess, of V images (V, C, H, W)."""
+    """Attack V images (V, C, H, W); return the errors (V,) in the maximum norm, and the guess."""
     images = images.to(next(network.parameters()))
     seen = scene(network, images[:, None], LABELS[: len(images)], plan or Plan(), **options)
     guess = (attack or RGAP())(seen, generator())

@@ -1,4 +1,4 @@
-"""The built-in attacks read images back, take what is granted, gain by restarts, and refuse what they cannot read."""
+"""The built-in attacks reconstruct images, use grants, gain from restarts, and refuse updates they cannot invert."""
 
 import pytest
 import torch

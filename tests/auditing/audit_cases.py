@@ -1,4 +1,4 @@
-"""Small audits, and what their tests share."""
+"""Small audits, and shared helpers for their tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {"model": "LeNet('idlg')", "attacks": ["iDLG(steps=3)"], 
 
 
 def draw_folder(path: Path, classes: Mapping[str, int], *, color: bool = False, size: int = 24, seed: int = 0) -> Path:
-    """A folder of class folders with smooth random pictures."""
+    """Create class folders with smooth random pictures."""
     random = np.random.default_rng(seed)
     for name, count in classes.items():
         (path / name).mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def draw_folder(path: Path, classes: Mapping[str, int], *, color: bool = False, 
 
 
 def some_images(count: int, classes: int = 2, patients: Sequence[str | None] | None = None, seed: int = 0):
-    """Labelled random images of 16 x 16; image i is of class i modulo `classes`."""
+    """Return labelled random images, 16 x 16; image i has class i modulo `classes`."""
     images = torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
     names = tuple(f"{i}.png" for i in range(count))
     patients = tuple(patients) if patients is not None else (None,) * count
@@ -41,19 +41,22 @@ def some_images(count: int, classes: int = 2, patients: Sequence[str | None] | N
 
 
 def tiny(data: Any, **options: Any) -> Report:
-    """A tiny audit with other options."""
+    """Run a tiny audit with other options."""
     return flat(audit, data=data, **{**TINY, **options})
 
 
 def plain(rows: Sequence[Finding], *also: str) -> list[dict[str, Any]]:
-    """Rows without what an undisturbed run may have otherwise; where images are left out, those of guesses too."""
+    """Return rows without the fields that may differ between runs, and without the fields in `also`.
+
+    Without ``image``, ``nearest_image`` is left out too.
+    """
     also = (*also, "nearest_image") if "image" in also else also
     return [{k: v for k, v in row.to_dict().items() if k not in ("seconds", "date", *also)} for row in rows]
 
 
 @dataclass(frozen=True, repr=False)
 class Answers(Attack):
-    """Keeps what it is given, and answers with what it is told to."""
+    """An attack that keeps its observations, and returns a given answer."""
 
     value: float = 0.5
     ended: str = "converged"

@@ -1,4 +1,4 @@
-"""Secure aggregation in an audit: sums of several clients, and masked messages."""
+"""Secure aggregation in an audit: sums over several clients, and masked messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def look(clients, images, attack=None, **options):
 
 @dataclass(frozen=True, repr=False)
 class Mean(Defense):
-    """A defense of one's own that gives the server a mean."""
+    """A user's own defense that gives the server a mean."""
 
     def aggregate(self, value, state, generator):
         first = value[0]
@@ -107,7 +107,7 @@ def test_matching_is_zero_at_the_truth_of_a_sum(plan):
 
 
 def truths_of(data, report, rows):
-    """The images behind rows, by their baselines: a nearest image says which one it is."""
+    """Return the target images behind rows, found by their baselines: the nearest image identifies each."""
     from medpfl.metrics.pixel import mse
 
     half = torch.full((1, *data.shape), 0.5)
@@ -248,7 +248,7 @@ def test_what_is_read_off_one_update_is_not_told_of_a_sum(spec):
 
 @pytest.mark.parametrize("threat", [ThreatModel(), ThreatModel(("defense",))])
 def test_an_attack_on_a_sum_of_which_nothing_is_told_is_not_called_adaptive(threat):
-    """What pruning did to single updates is known to their clients alone: the attack's failure is inconclusive."""
+    """Only the clients know what pruning did to single updates: the attack's failure is inconclusive."""
     pruned, noised = f"TopK(keep=0.1) | {FINE}", f"GaussianNoise(scale=0.01) | {FINE}"
     attack, report = look(2, 4, defenses=[pruned, noised], threat=threat)
     told = {spec: [c.knows_defense for c in report.summary if c.defense == spec] for spec in (pruned, noised)}

@@ -1,4 +1,4 @@
-"""The whole line, end to end, on every path."""
+"""The whole audit, end to end, on every path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.auditing.audit_cases import Answers, draw_folder, plain, some_images,
 
 
 class Net(nn.Module):
-    """Sixteen by sixteen gray pixels to two classes."""
+    """A network from 16 x 16 gray pixels to two classes."""
 
     def __init__(self, classes: int = 2):
         super().__init__()
@@ -321,7 +321,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_one_others(folder):
 
 
 def test_what_else_is_audited_does_not_change_a_row(folder):
-    """Rows of an attack under a defense are the same beside others."""
+    """An attack's rows under a defense are the same when other cells run beside them."""
     alone = tiny(folder, defenses=["LaplaceNoise"])
     beside = tiny(
         folder, defenses=["GaussianNoise", "LaplaceNoise"], attacks=["DLG(steps=2)", "iDLG(steps=3)"], draws=2
@@ -464,7 +464,7 @@ def test_a_server_side_defense_does_not_protect_from_the_server(folder):
 
 
 class Nothing(Net):
-    """Its update is exactly zero."""
+    """A model whose update is exactly zero."""
 
     def forward(self, x):
         return super().forward(x) * 0
@@ -635,7 +635,7 @@ def test_an_attack_that_is_made_for_the_model_and_is_not_run_is_named(folder, mo
 
 
 class Picky(nn.Module):
-    """Has patches and positions, and does not take as many images as a check would give it."""
+    """A model with patches and positions that accepts two images at most."""
 
     def __init__(self):
         super().__init__()
@@ -686,7 +686,7 @@ def test_an_audit_that_names_no_attack_takes_settings_for_deep_networks(folder, 
 
 @dataclass(frozen=True, repr=False)
 class Unsure(iDLG):
-    """Fails when it is asked for other settings."""
+    """An attack that fails when asked for the settings that suit a model."""
 
     def suited(self, model):
         raise ValueError("no such layer")

@@ -1,4 +1,4 @@
-"""Bounds in an audit: which settings have one, over what, and where the measured rates stand."""
+"""Bounds in an audit: which settings have one, what it covers, and where the measured rates lie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing of a patient leaks through us: a mark in every tag of DICOM files, searched in every byte written."""
+"""No patient data leaks through MedPFL: every DICOM tag holds a mark, and every written byte is searched for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DECIDES = {"PhotometricInterpretation", "PixelData", "VOILUTFunction", "SOPClas
 
 
 def marked_file(path: Path, number: int, broken: bool = False) -> None:
-    """A real slice whose every tag of text, date and UID, standard and private, holds a mark."""
+    """Return a real slice with a mark in every text, date and UID tag, standard and private."""
     header = pydicom.dcmread(str(get_testdata_file("CT_small.dcm", download=False)))
     for element in header.iterall():
         if element.VR in _TEXT and element.keyword not in _DECIDES:
@@ -65,7 +65,7 @@ def marked(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def log(tmp_path, monkeypatch) -> Iterator[Path]:
-    """Everything that is logged, at the most verbose."""
+    """Return the whole log at the most verbose level."""
     path = tmp_path / "log.txt"
     handler, root = logging.FileHandler(path), logging.getLogger()
     monkeypatch.setattr(root, "level", logging.DEBUG)
@@ -77,7 +77,7 @@ def log(tmp_path, monkeypatch) -> Iterator[Path]:
 
 
 def everything(folder: Path) -> bytes:
-    """All names and bytes but those of the key, which is the way back; what is packed is unpacked too."""
+    """Return all names and bytes, unpacked, except the key's, which leads back to the patients."""
     found = []
     for path in folder.rglob("*"):
         found.append(path.relative_to(folder).as_posix().encode())
@@ -88,7 +88,7 @@ def everything(folder: Path) -> bytes:
 
 
 def check(*places: Path) -> None:
-    """No mark in what was written."""
+    """Check that the written files contain no mark."""
     content = b"\n".join(everything(place) if place.is_dir() else place.read_bytes() for place in places).lower()
     assert len(content) > 10_000
     for mark in (MARK, UID, BORN, HOUR):
@@ -134,7 +134,7 @@ COMMANDS = {
 @pytest.mark.filterwarnings("ignore")  # of marks that are too long for a tag
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_and_its_report(command, marked, log, tmp_path, monkeypatch, capsys):
-    """Done, done again, reported, and refused for other settings."""
+    """Run, run again, reported, and refused for other settings."""
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "runs" / "a"
     words = [COMMANDS[command][0], str(marked), *COMMANDS[command][1:], "--out", str(out)]
@@ -169,7 +169,7 @@ class Net(nn.Module):
 @pytest.mark.filterwarnings("ignore")  # of marks that are too long for a tag
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_error_in_the_middle(command, marked, log, tmp_path, monkeypatch, capsys):
-    """The last call of a user's model fails, with a message that names a patient."""
+    """The last call to a user's model fails with a message that names a patient."""
     monkeypatch.chdir(tmp_path)
     calls, place = tmp_path / "calls", tmp_path / f"{MARK}.py"
     place.write_text(FAILING.format(calls=str(calls), said=f"{MARK} {UID}"))

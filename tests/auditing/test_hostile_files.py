@@ -1,4 +1,4 @@
-"""Every kind of file that is read back, with code named in every text of it: nothing is imported, nothing is called."""
+"""Every kind of file that is loaded, with code named in each of its texts: nothing is imported or called."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _watched = [False]
 
 
 def _watch(event: str, given: tuple[Any, ...]) -> None:
-    """An audit hook, which stays for good and counts only while it is asked to."""
+    """Record events; an audit hook, which stays installed and counts only on request."""
     if _watched[0]:
         code = event == "exec" and "hostile" in getattr(given[0], "co_filename", "")
         named = event in ("import", "open") and any("hostile" in str(one) for one in given[:2])
@@ -73,7 +73,7 @@ def watched() -> Iterator[list[str]]:
 
 @pytest.fixture
 def hostile(tmp_path, monkeypatch) -> list[str]:
-    """Specs that would leave a mark if anything of them ran."""
+    """Return specs that would leave a mark if any part of them ran."""
     (tmp_path / "hostile.py").write_text("open('hostile-marker', 'w').close()\ndef Evil(*_, **__): pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -85,7 +85,7 @@ def hostile(tmp_path, monkeypatch) -> list[str]:
 
 
 def poisoned(value: Any, spec: str) -> Iterator[Any]:
-    """Copies of a JSON value, each with another one of its texts replaced."""
+    """Yield copies of a JSON value, each with a different text replaced."""
     places: list[tuple[Any, ...]] = []
 
     def walk(one: Any, where: tuple[Any, ...]) -> None:
@@ -127,7 +127,7 @@ def in_lines(file: Path, call: Callable[[], Any], hostile: list[str]) -> int:
 
 
 def attempts(known: Any, hostile: list[str], put: Callable[[Any], Any], call: Callable[[], Any]) -> int:
-    """Reads the file with each of its texts poisoned, in turn by each spec; how often."""
+    """Read the file with each text poisoned by each spec in turn; return the number of attempts."""
     count = 0
     for number, _ in enumerate(list(poisoned(known, ""))):
         spec = hostile[number % len(hostile)]

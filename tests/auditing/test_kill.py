@@ -1,4 +1,4 @@
-"""An audit that is killed with -9 in the middle, twice, and given again."""
+"""An audit is killed with -9 in the middle, twice, and continued."""
 
 from __future__ import annotations
 

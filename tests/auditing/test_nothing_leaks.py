@@ -1,4 +1,4 @@
-"""Nothing of a patient leaks through us: marked names, searched in every byte that an audit writes."""
+"""No patient data leaks through MedPFL: names are marked, and every byte that an audit writes is searched for marks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = f"{MARK}-Anna", f"{MARK}-Bert"
 
 @pytest.fixture
 def marked(tmp_path: Path) -> Path:
-    """Class folders in which everything is marked; four files cannot be read."""
+    """Create class folders in which everything is marked; four files cannot be read."""
     root = draw_folder(tmp_path / f"{MARK}-hospital" / f"{MARK}-set", dict.fromkeys(CLASSES, 3))
     lines = ["file,patient_id,name,note"]
     for i, path in enumerate(sorted(root.rglob("*.png"))):
@@ -50,7 +50,7 @@ def marked(tmp_path: Path) -> Path:
 
 
 def everything(folder: Path) -> bytes:
-    """All bytes of all files, and all names, of a folder; what is packed is unpacked."""
+    """Return all names and all bytes in a folder, unpacked."""
     found = [b""]
     for path in folder.rglob("*"):
         found.append(path.name.encode())
@@ -63,7 +63,7 @@ def everything(folder: Path) -> bytes:
 
 
 def check(out: Path) -> bytes:
-    """Nothing marked in the run directory, and nothing but the key beside it."""
+    """Check that the run directory holds no mark, and that only the key lies beside it."""
     assert {p.name for p in out.parent.iterdir()} == {out.name, "medpfl-key.json", ".medpfl-key.json.lock"}
     assert MARK in (out.parent / "medpfl-key.json").read_text(), "the key leads back"
     content = everything(out)
@@ -234,7 +234,7 @@ def test_an_interrupted_and_a_failed_audit(marked, tmp_path, capsys, monkeypatch
 
 
 def test_a_record(marked, tmp_path):
-    """A record holds the names that its client states; the audit of it writes none."""
+    """A record holds its client's names; the audit of it writes none."""
     data = ImageFolder(marked, size=16).load()
     network = LeNet("idlg").build(data.shape, 2, seed=0)
     weights, plan = Weights.of(network), Plan(batch_size=len(data))

@@ -1,4 +1,4 @@
-"""Obfuscation is not protection: what an attacker who knows the code could undo is never evidence of safety."""
+"""Obfuscation is not protection: a change that an attacker with the code could undo is never evidence for safety."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def shaped(vector, like):
 
 
 class Obfuscation(Defense):
-    """Changes an update by its code alone; discloses that where `told`."""
+    """A defense that changes an update by its code alone, and discloses the change if `told`."""
 
     def changed(self, tensors):
         raise NotImplementedError
@@ -86,7 +86,7 @@ class LastOnly(Obfuscation):
 
 @dataclass(frozen=True, repr=False)
 class Liar(Flipped):
-    """Flips signs, and says that it adds strong noise."""
+    """A defense that flips signs but discloses strong noise."""
 
     def disclose(self, sent, plan=None, before=None):
         return (before or Channel()).then(precision={k: torch.full_like(t, 1e-4) for k, t in sent.tensors.items()})

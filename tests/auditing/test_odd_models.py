@@ -1,4 +1,4 @@
-"""Networks as users have them, each from its ``.py`` file through the command line to scored rows."""
+"""Unusual user networks, each from its ``.py`` file through the command line to scored rows."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ ATTACKS = ["DLG(steps=4)", "iDLG(steps=4)", "GradInv(steps=2)"]
 
 
 def fits(part, plan):
-    """Dropout inside attention cannot be repeated."""
+    """Return True if the update can be repeated; dropout inside attention cannot."""
     return part != "encoder" or plan.endswith("eval")
 
 

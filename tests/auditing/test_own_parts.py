@@ -1,4 +1,4 @@
-"""A user's own attack and defense, given by the file that they are in."""
+"""A user's own attack and defense, given by file."""
 
 from __future__ import annotations
 

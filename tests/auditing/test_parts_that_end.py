@@ -1,4 +1,4 @@
-"""A stranger's part that ends the program, at every moment at which it is asked: an error, and never exit 0."""
+"""A foreign part that ends the program, at every moment it is called: an error, and never exit status 0."""
 
 from __future__ import annotations
 

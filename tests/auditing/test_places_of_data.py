@@ -1,4 +1,4 @@
-"""Data given by a path with parentheses, a home, or no path at all."""
+"""Data given by a path with parentheses, by a home directory, or without a path."""
 
 from __future__ import annotations
 

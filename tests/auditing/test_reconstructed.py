@@ -1,4 +1,4 @@
-"""What an attack returns is checked against what it was given."""
+"""An attack's output is checked against its observation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ BAD = {
 
 @dataclass(frozen=True, repr=False)
 class Mine(Attack):
-    """Returns what a case makes of a right answer."""
+    """An attack that returns a correct reconstruction, changed by the test case."""
 
     case: str = ""
 

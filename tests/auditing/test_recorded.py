@@ -1,4 +1,4 @@
-"""An update that was made elsewhere, audited with the images that it was made from."""
+"""A recorded update from elsewhere, audited with its images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FEDAVG = Plan("FedAvg", batch_size=2, local_images=4, epochs=2)
 def make(
     tmp_path: Path, plan: Plan, *, defense=None, model=None, classes=CLASSES, seed=0, defense_spec=None, **context
 ):
-    """A client's record and the folder of its images."""
+    """Create a client's record and the folder with its images."""
     truth = draw_folder(tmp_path / "truth", COUNTS[plan.images], seed=seed)
     data = ImageFolder(truth, size=16).load()
     labels = torch.tensor([CLASSES.index(data.classes[int(i)]) for i in data.labels])
@@ -90,7 +90,7 @@ def test_what_the_truth_gives_is_what_was_recorded(tmp_path, plan):
 
 
 def test_plain_torch_gradients_are_a_record(tmp_path):
-    """The script of somebody who has never heard of our types."""
+    """A script by somebody who has never heard of MedPFL's types."""
     truth = draw_folder(tmp_path / "truth", COUNTS[2])
     data = ImageFolder(truth, size=16).load()
     torch.manual_seed(3)
@@ -114,7 +114,7 @@ def test_plain_torch_gradients_are_a_record(tmp_path):
 
 
 def test_the_client_s_own_order_is_no_mismatch(tmp_path):
-    """Batch order is the client's draw, and at large rates it changes the update by a few percent."""
+    """The client draws its batch order, which changes the update by a few percent at large rates."""
     record, truth = make(tmp_path, Plan("FedAvg", batch_size=1, local_images=4, epochs=5))
     report = look(record, truth)
     assert report.settings.record["difference"] > 1e-3
@@ -274,7 +274,7 @@ def test_size_and_channels_are_the_record_s(tmp_path):
 
 
 def test_classes_are_the_record_s(tmp_path):
-    """One image of the second class: alone, its folder would make it the first."""
+    """One image from the second class: alone, its folder would become the first."""
     truth = draw_folder(tmp_path / "truth", {"malignant": 1})
     data = ImageFolder(truth, size=16).load()
     network = LeNet("idlg").build(data.shape, 2, seed=11)
@@ -291,7 +291,7 @@ def test_classes_are_the_record_s(tmp_path):
 
 
 def edit(path: Path, change=lambda tensors: tensors, **header) -> Path:
-    """The record with other tensors, or another header."""
+    """Rewrite the record with other tensors or another header."""
     from safetensors import safe_open
 
     tensors = load_file(path)
@@ -439,7 +439,7 @@ def test_options_that_a_record_excludes(tmp_path):
 
 
 def test_a_record_of_a_residual_network(tmp_path):
-    """Batch-norm statistics and buffers that no state dict holds are in the record too."""
+    """The record also holds batch-norm statistics, and buffers that no state dict contains."""
     plan = Plan(batch_size=2)
     truth = draw_folder(tmp_path / "truth", COUNTS[2], size=40)
     data = ImageFolder(truth, size=40).load()
@@ -462,7 +462,7 @@ def test_another_record_is_another_experiment(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["module.", "_module.", "_orig_mod.module.", "client_model."])
 def test_a_record_of_a_wrapped_model(tmp_path, prefix):
-    """All names of the client's have the wrapper's prefix: the same rows as without."""
+    """All the client's names have the wrapper's prefix; the rows are the same as without."""
     plan = Plan(batch_size=2)
     record, truth = make(tmp_path, plan, model=ConvNet(width=4, depth=1, norm="batch"))
     options = {"model": "ConvNet(width=4, depth=1, norm='batch')", "attacks": ["iDLG(steps=3)"]}
@@ -494,7 +494,7 @@ def test_a_record_of_tensors_that_are_no_weights(tmp_path, kind):
 
 
 def test_a_record_cannot_run_code(tmp_path, monkeypatch):
-    """Its header names a defense; neither a file nor a module nor a function that it names is touched."""
+    """Its header names a defense; no file, module or function that it names is touched."""
     marker = tmp_path / "marker"
     (tmp_path / "hostile.py").write_text(f"open({str(marker)!r}, 'w').close()\ndef Evil(): pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Pages made again from the rows of a run directory."""
+"""Pages made again from a run directory's rows."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_unfinished_run_shows_its_whole_jobs_and_keeps_its_rows(run):
 
 
 def test_images_that_were_removed_do_not_cost_the_rows(run):
-    """Who shares a run directory deletes the private images first."""
+    """Users delete the private images before they share a run directory."""
     out, first = run
     rows = (out / "share/findings.jsonl").read_bytes()
     shutil.rmtree(out / "private")

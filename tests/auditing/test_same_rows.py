@@ -1,4 +1,4 @@
-"""The same pixels through class folders and through DICOM files give the same rows."""
+"""The same pixels give the same rows through class folders and through DICOM files."""
 
 from __future__ import annotations
 

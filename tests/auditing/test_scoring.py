@@ -1,4 +1,4 @@
-"""Where guess and truth meet."""
+"""Scores, where guesses meet target images."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_guess_is_clamped_before_it_is_compared_with_the_gallery():
 
 @pytest.mark.parametrize(("loss", "raised"), [(0.5, True), (1.1e-3, True), (0.9e-3, False), (1e-9, False)])
 def test_not_converged_is_of_the_attacker_s_own_objective_and_not_of_the_truth(loss, raised):
-    """SignedAdam always takes all its steps: that alone is no reason to doubt. And the guess may be right or wrong."""
+    """SignedAdam always takes all its steps; that alone is no reason for doubt. The guess may be right or wrong."""
     data = some_images(4)
     for guess in (data.images[None, [0]], data.images[None, [1]]):
         (row,), _, _ = score(data, guessed(guess, ended="max_steps", loss=loss), [[0]])
@@ -222,7 +222,7 @@ def test_not_converged_is_of_the_attacker_s_own_objective_and_not_of_the_truth(l
 
 
 def test_baselines_are_scored_once_for_a_victim(monkeypatch):
-    """They are of the truth alone: attacks, defenses and draws share them."""
+    """Baselines depend on the target images alone: attacks, defenses and draws share them."""
     data, scored = some_images(6), []
     monkeypatch.setattr("medpfl.auditing.scoring.nearest_other", lambda *a: scored.append(a) or nearest_other(*a))
     scorer = Scorer(data, StudyIndex("secret", data, "d"))

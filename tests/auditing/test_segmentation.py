@@ -1,4 +1,4 @@
-"""Models that segment: the truth is an image and a mask, granted or inferred."""
+"""Segmentation models: the target is an image and a mask, granted or inferred."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run directory: what counts as finished, and who may write to it."""
+"""The run directory: when a job counts as finished, and who may write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANY = {"attacks": ["iDLG(steps=3)", "iDLG(steps=4)"], "memory": 1e-6, "images":
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder of pictures, a finished run of six jobs beside it, and its report."""
+    """Return a folder of pictures, with a finished run of six jobs beside it, and its report."""
     base = tmp_path_factory.mktemp("finished")
     folder = draw_folder(base / "data", {"benign": 5, "malignant": 5})
     return base, tiny(folder, **{**MANY, "out": base / "runs" / "a"})
@@ -33,7 +33,7 @@ def folder(finished):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of the finished run, and its report."""
+    """Return a copy of the finished run, and its report."""
     base, report = finished
     shutil.copytree(base / "runs", tmp_path / "runs")
     return tmp_path / "runs" / "a", report
@@ -108,7 +108,7 @@ WRONG = [
     "wrong", [*WRONG, "[1]", "3", "null", "[" * 100_000, '{"stack": 1}', "\xff"], ids=lambda w: str(w)[:20]
 )
 def test_a_line_of_valid_json_that_is_no_row(folder, run, wrong):
-    """In the middle: a report names the line, and the same audit does its job again. At the end it counts as cut."""
+    """In the middle: a report names the line, and the same audit repeats its job. At the end: it counts as cut off."""
     out, first = run
     path = out / "share/findings.jsonl"
     lines = path.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The truth cannot reach an attack: everything that an attack can reach is searched for private images."""
+"""No attack can reach the target images: every object within its reach is searched for private images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.auditing.audit_cases import Answers, some_images, tiny
 
 
 def reachable(root: Any) -> Iterator[Tensor]:
-    """All tensors that can be reached from an object by attributes, items, and closures."""
+    """Return all tensors within an object's reach, through attributes, items and closures."""
     todo, seen = [root], set()
     while todo:
         value = todo.pop()
@@ -40,7 +40,7 @@ def reachable(root: Any) -> Iterator[Tensor]:
 
 
 def holds(tensor: Tensor, images: Tensor) -> bool:
-    """Whether a tensor holds one of the images (N, 1, 16, 16), whatever its shape."""
+    """Return True if a tensor holds one of the images (N, 1, 16, 16) in any shape."""
     size = images[0].numel()
     if tensor.numel() % size or not tensor.is_floating_point():
         return False
@@ -49,7 +49,7 @@ def holds(tensor: Tensor, images: Tensor) -> bool:
 
 
 def said(root: Any) -> Iterator[str]:
-    """All numbers and texts that can be reached from an object by attributes, items, and closures, as texts."""
+    """Return all numbers and texts within an object's reach (attributes, items, closures) as texts."""
     todo, seen = [root], set()
     while todo:
         value = todo.pop()
@@ -76,7 +76,7 @@ def said(root: Any) -> Iterator[str]:
 
 
 class Keeps(nn.Module):
-    """A network that keeps what passes it, as some do for class activation maps."""
+    """A network that keeps its inputs, as some do for class activation maps."""
 
     def __init__(self):
         super().__init__()
@@ -164,7 +164,7 @@ def test_an_attack_gets_an_observation_and_a_generator_and_no_more():
 
 
 def test_the_attack_s_generator_is_not_the_client_s():
-    """From the client's generator its order, its masks and its noise could be drawn again."""
+    """The client's generator would reproduce its order, masks and noise."""
     seeds = []
 
     @dataclass(frozen=True, repr=False)
@@ -181,7 +181,7 @@ def test_the_attack_s_generator_is_not_the_client_s():
 
 
 def test_the_seed_of_the_run_is_not_within_reach():
-    """Whoever has it can draw a client's noise again; a hash of a small one is found by trying."""
+    """Whoever has the seed can draw a client's noise again, and the hash of a small seed can be found by trial."""
     found: dict[int, list[tuple[int, set[str]]]] = {}
 
     @dataclass(frozen=True, repr=False)
@@ -204,7 +204,7 @@ def test_the_seed_of_the_run_is_not_within_reach():
 
 
 def test_an_attack_cannot_change_what_the_next_one_sees():
-    """The network and the weights of an attack that writes to what it gets."""
+    """The attack writes into its network and weights."""
 
     @dataclass(frozen=True, repr=False)
     class Writes(Answers):

@@ -1,4 +1,4 @@
-"""Which images stand behind which update."""
+"""The images behind each update."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_seed_decides():
 
 
 def test_batches_mix_classes():
-    """Images of an update are not all of the class that happened to come first."""
+    """An update's images do not all belong to the class that comes first."""
     data = some_images(40)
     mixed = [len({int(data.labels[i]) for i in v}) for v in draw(data, 40, 4)]
     assert sum(m == 2 for m in mixed) > 5

@@ -1,4 +1,4 @@
-"""Whole volumes go through an audit, to the pages: a network in three dimensions, with real voxels."""
+"""Whole volumes go through an audit to the pages: a 3D network with real voxels."""
 
 from __future__ import annotations
 

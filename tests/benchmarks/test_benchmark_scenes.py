@@ -1,4 +1,4 @@
-"""Scenes: the split by rows, batches, updates, and scores of what comes back."""
+"""Scenes: the split by rows, batches, updates, and scores of the guesses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lines of the tables, at sizes of a few seconds."""
+"""The tables' lines, at sizes that take a few seconds."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_peer_gets_the_time_of_the_slowest_of_ours(monkeypatch):
 
 
 class Told(Attack):
-    """White images where it knows the defense, else black ones."""
+    """An attack that returns white images if it knows the defense, otherwise black ones."""
 
     def __call__(self, seen, generator):
         told, count = float(seen.views[0].channel is not None), len(seen)

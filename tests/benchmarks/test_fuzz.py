@@ -1,4 +1,4 @@
-"""The fuzzer: it damages, sees what may not happen, and every reader refuses what it cannot read."""
+"""The fuzzer damages files and detects forbidden failures, and every reader refuses files it cannot read."""
 
 from __future__ import annotations
 

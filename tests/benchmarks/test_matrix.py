@@ -1,4 +1,4 @@
-"""The support matrix: its page names what the registries have, and a cell says what an audit says."""
+"""The support matrix: its page names registered parts, and a cell repeats the audit's result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def table(text: str) -> list[list[str]]:
 
 
 def test_the_page_names_only_what_there_is_and_can_be_made_again():
-    """What is newer than the page may lack on it: `python -m benchmarks matrix --new` adds it."""
+    """The page may lack newer parts: `python -m benchmarks matrix --new` adds them."""
     text = matrix.PAGE.read_text()
     head, *rows = table(text)
     assert set(head[3:]) <= set(attacks.__all__)
@@ -43,7 +43,7 @@ def test_a_cell_says_what_the_audit_says():
 
 
 def test_only_what_is_new_is_run(tmp_path, monkeypatch):
-    """An attack of a page that is taken away is run again, and the page is as before; what is gone is left out."""
+    """An attack removed from a page is run again, and the page is as before; parts that no longer exist are omitted."""
     found = dict(matrix.cells(["MLP"], ["RGAP", "iDLG"], {}))
     assert matrix.known(matrix.page(found)) == found
     path, tried = tmp_path / "page.md", []
@@ -73,7 +73,7 @@ def test_what_the_page_lacks_is_named_and_nothing_is_run(tmp_path, monkeypatch):
 
 @dataclass(frozen=True, repr=False)
 class Lost(Attack):
-    """Ends at numbers that are none."""
+    """An attack that ends at numbers that are not finite."""
 
     def __call__(self, seen, generator):
         found = iDLG(steps=1)(seen, generator)

@@ -1,4 +1,4 @@
-"""Breaching gets what ours get."""
+"""breaching gets the same as our attacks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def case() -> Scene:
 
 
 def _smooth(plan: Plan, network: nn.Module | None = None) -> Scene:
-    """A smooth picture; by default under a linear layer, whose gradient holds it as it is."""
+    """Return a smooth picture, by default under a linear layer whose gradient contains it unchanged."""
     ramp = torch.linspace(0, 1, 16)
     picture = torch.stack([ramp.expand(16, 16), ramp.expand(16, 16).T, ramp.expand(16, 16).flip(1)])
     if network is None:
@@ -39,7 +39,7 @@ AVERAGING = Plan(algorithm="FedAvg", learning_rate=0.05)
 
 
 def _at_the_truth(case: Scene, config: str) -> float:
-    """Breaching's own objective at the private image, relative to that at a black one."""
+    """Return breaching's own objective at the target image, relative to its value at a black one."""
     with peers._quiet(0):
         import breaching
 

@@ -1,4 +1,4 @@
-"""The textbook loop, on a network whose gradient holds the image as it is."""
+"""The textbook loop, on a network whose gradient contains the image unchanged."""
 
 from __future__ import annotations
 

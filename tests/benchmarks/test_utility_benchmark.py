@@ -1,4 +1,4 @@
-"""The benchmark of accuracy, on the real set: federated training is worth something, and as much as central."""
+"""The accuracy benchmark on the real set: federated training works, and about as well as central training."""
 
 from __future__ import annotations
 

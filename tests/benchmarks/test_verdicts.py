@@ -1,4 +1,4 @@
-"""Verdicts over known rates: "no leak found" is rare where one image in five leaks."""
+"""Verdicts under known rates: "no leak found" is rare if one image in five leaks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 @pytest.mark.parametrize("way", ["read", "recognized"])
 @pytest.mark.parametrize(("batch", "whole"), [(1, False), (4, True)])
 def test_no_leak_is_not_found_where_a_fifth_leaks(way, batch, whole):
-    """At most 2.5 %; of 60 audits, 5 would have a probability below 2 % at that share."""
+    """At most 2.5 %. At that share, 5 in 60 audits would have a probability below 2 %."""
     found = shares(Case(updates=20, batch=batch, attacks=2, rate=0.2, way=way, whole=whole), repeats=60)
     assert found[NO_LEAK] < 5 / 60
 

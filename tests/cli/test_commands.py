@@ -1,4 +1,4 @@
-"""The command line: what it understands, what it says, and how it ends."""
+"""The command line: the input it accepts, its messages, and its exit status."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capsys, monkeypatch) -> Run:
-    """Calls the command line; its status, and what it says on both streams, as on a terminal."""
+    """Call the command line; return its status and its output on both streams, as on a terminal."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("medpfl.core.messages.may_show", lambda stream: True)
 
@@ -53,7 +53,7 @@ def run(capsys, monkeypatch) -> Run:
 
 @pytest.fixture
 def refused(run) -> Callable[..., str]:
-    """Calls the command line with what it must refuse: status 2, and one message on the error stream only."""
+    """Call the command line with bad input; expect status 2 and one message, on the error stream only."""
 
     def call(*words) -> str:
         status, out, err = run(*words)
@@ -208,7 +208,7 @@ def test_what_a_defense_cannot_do_is_said(run, folder, words, message):
 
 
 def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
-    """Each option of the experiment, given on the command line, arrives at `audit` in its group."""
+    """Each option on the command line arrives in its group at `audit`."""
     got = {}
 
     class Empty:
@@ -577,7 +577,7 @@ def test_what_cannot_be_audited(refused, folder, tmp_path, words, message):
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG file that says that it is so large, and holds next to nothing."""
+    """Return a PNG file that claims a given size, and holds next to nothing."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -588,7 +588,7 @@ def png(width: int, height: int) -> bytes:
 
 @pytest.fixture
 def bad_files(folder) -> dict[str, str]:
-    """Files that cannot be read, and what is said of them."""
+    """Create unreadable files; return them with their messages."""
     whole = draw(folder / "benign" / "x.png", 77).read_bytes()
     (folder / "benign" / "x.png").unlink()
     contents = {
@@ -749,7 +749,7 @@ def test_a_users_model_and_weights(run, refused, folder, models, tmp_path):
 
 @pytest.fixture
 def record(folder, tmp_path) -> Path:
-    """An update of a client with one image, saved by a short script; the image lies alone in ``truth``."""
+    """Save an update from a client with one image, by a short script; the image lies alone in ``truth``."""
     from medpfl import Batch, Plan, Record, Weights, local_update, prepare
     from medpfl.data import ImageFolder
     from medpfl.models import LeNet
@@ -900,7 +900,7 @@ def test_an_interrupted_audit_ends_with_130_and_continues(run, folder, tmp_path,
 
 
 def _hear_interrupts() -> None:
-    """A job in the background of a shell ignores them, and its children would too."""
+    """Restore the default handler: a shell's background job ignores interrupts, and so would its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -996,7 +996,7 @@ STARTS = [0.0, 0.3, 1.0, 2.5]
 
 @pytest.mark.parametrize("wait", STARTS)
 def test_an_interruption_of_the_start_is_no_traceback(wait):
-    """While it imports, an interruption is caught too; what comes before the first line of ours is Python's."""
+    """An interruption during imports is caught too; before MedPFL's first line, Python handles it."""
     first = "import sys; sys.argv[0] = 'medpfl'; import medpfl.cli.interruption; print(flush=True)"
     code = f"{first}; from medpfl.cli import main; sys.exit(main())"
     going = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A file is the old one or the new one, and private from its first byte."""
+"""A file is either the old one or the new one, and private from its first byte."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Error messages name what was probably meant."""
+"""Error messages suggest the name that was probably meant."""
 
 import pytest
 

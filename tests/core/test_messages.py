@@ -1,4 +1,4 @@
-"""Names of data and paths go to a terminal; into a log only if that is asked for."""
+"""Data names and paths appear on a terminal, but in a log only on request."""
 
 from __future__ import annotations
 

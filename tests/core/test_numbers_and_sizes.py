@@ -1,4 +1,4 @@
-"""Bounds of what a person or a file may give."""
+"""Bounds on input from a person or a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan is checked when it is made."""
+"""A plan is checked when it is created."""
 
 import dataclasses
 from math import inf, nan

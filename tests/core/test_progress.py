@@ -1,4 +1,4 @@
-"""Long work says how far it is, to whoever listens."""
+"""Long work reports its progress to its listeners."""
 
 import pytest
 

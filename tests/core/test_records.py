@@ -1,4 +1,4 @@
-"""Records: what is saved comes back, what is damaged or does not fit is said, and nothing of it is pickle."""
+"""Records: saved data comes back, damaged or unsuitable data is reported, and nothing is pickled."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_views_and_shared_tensors_can_be_saved(tmp_path):
 
 
 def test_the_file_is_safetensors_and_json_and_holds_no_path(tmp_path):
-    """Read by hand, as the format says: a length, JSON, and raw numbers."""
+    """Read by hand, as the format defines: a length, JSON, and raw numbers."""
     record = example()
     content = saved(tmp_path, record).read_bytes()
     (length,) = struct.unpack("<Q", content[:8])

@@ -1,4 +1,4 @@
-"""The five moments of a defense, composed: order, state, what they disclose. And the metric role."""
+"""A defense's five moments, composed: order, state and disclosure. And the metric role."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAN = Plan("FedAvg", 2, 4, epochs=2, learning_rate=0.5)  # four steps of two im
 
 @dataclass(frozen=True, repr=False)
 class Shift(Defense):
-    """Bases of the five: adds `by` times one more than how often it was called."""
+    """Base for the five moments: adds `by` times the number of the call, counted from one."""
 
     by: float = 1.0
 
@@ -117,7 +117,7 @@ def play(defense, state=None):
 
 
 def saved(state):
-    """The state after a checkpoint."""
+    """Return the state after a checkpoint."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -180,7 +180,7 @@ def test_the_batch_moment_is_what_it_trains_on():
 
 
 def test_the_gradient_moment_is_inside_every_step():
-    """Steps 1, 2, 3, 4 push every coordinate by 1, 2, 3, 4 times the learning rate, if gradients stay alike."""
+    """If gradients stay equal, steps 1, 2, 3, 4 shift every coordinate by 1, 2, 3, 4 times the learning rate."""
     slow = replace(PLAN, learning_rate=1e-4)
     model, weights = prepare(network(), slow), Weights.of(network())
     defense = GradientShift(10.0)
@@ -286,7 +286,7 @@ def test_where(parts, where):
 
 @dataclass(frozen=True, repr=False)
 class Known(Defense):
-    """Discloses a given channel: ``raw * factor + offset``, a variance, a bound."""
+    """A defense that discloses a given channel: ``raw * factor + offset``, a variance, a bound."""
 
     factor: float = 1.0
     offset: float = 0.0
@@ -346,7 +346,7 @@ def test_other_roles_have_to_be_filled():
 
 def test_metrics_clamp_their_guess_unless_they_are_legacy():
     def level(guess, truth):
-        """Mean of the guess."""
+        """Return the guess's mean."""
         return guess.flatten(1).mean(1)
 
     guess, truth = torch.tensor([-1.0, 3.0]).view(2, 1, 1, 1), torch.zeros(2, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Spec strings: both ways for every part, never evaluated, with errors that help."""
+"""Spec strings: parsed and printed for every part, never evaluated, with helpful errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors can be weights, and prefixes of their names."""
+"""Tensors that can be weights, and prefixes in their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grants of a threat model."""
+"""A threat model's grants."""
 
 import dataclasses
 

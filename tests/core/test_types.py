@@ -1,4 +1,4 @@
-"""Small promises of the values: stacking, norms, weights, rows."""
+"""Small guarantees of the value types: stacking, norms, weights, rows."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 
 def dicom(path: Path, pixels: np.ndarray, **tags) -> Path:
-    """A file of one frame (H, W), of several (F, H, W) with NumberOfFrames, or of RGB (H, W, 3)."""
+    """Build a file from one frame (H, W), several frames (F, H, W) with NumberOfFrames, or RGB (H, W, 3)."""
     header = Dataset()
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

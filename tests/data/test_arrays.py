@@ -1,4 +1,4 @@
-"""What Python already holds: arrays of any layout, data sets, iterables."""
+"""Data that Python already holds: arrays in any layout, data sets, iterables."""
 
 from __future__ import annotations
 

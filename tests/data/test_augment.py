@@ -1,4 +1,4 @@
-"""What augmentation does to images: its range, its draws, and each of its changes on images that show it."""
+"""Augmentation: its range, its draws, and each change on images that show it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with hospitals' files and users' models, from the command line: a message with the remedy."""
+"""Faults in hospitals' files and users' models, from the command line: a message with the remedy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY = ["--attack", "iDLG(steps=2)", "--size", "16", "--images", "2", "--quiet",
 
 @pytest.fixture
 def run(capsys, monkeypatch) -> Callable[..., tuple[int, str]]:
-    """Calls an audit; its status and what it says."""
+    """Call an audit; return its status and its output."""
     monkeypatch.setenv("COLUMNS", "300")
 
     def call(data, *words, model="MLP((4,))") -> tuple[int, str]:
@@ -95,7 +95,7 @@ FILES = {**{f"NIfTI, {k}": v for k, v in NIFTI.items()}, **{f"DICOM, {k}": v for
 @pytest.mark.filterwarnings("ignore")  # of tags that pydicom finds odd
 @pytest.mark.parametrize(("make", "why"), FILES.values(), ids=FILES)
 def test_a_file_that_cannot_be_read(run, tmp_path, make, why):
-    """Alone, it is an error; beside others it is left out, and named on the terminal."""
+    """Alone, it is an error; beside others, it is skipped and named on the terminal."""
     folder = tmp_path / "set"
     folder.mkdir()
     make(folder)

@@ -1,4 +1,4 @@
-"""A path alone says which source reads it, or what is wrong with it."""
+"""A path alone determines its source, or gives an error with the reason."""
 
 from __future__ import annotations
 

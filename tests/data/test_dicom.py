@@ -1,4 +1,4 @@
-"""DICOM folders: which files are read, whose they are, and what is said of the others."""
+"""DICOM folders: the files that are read, their patients, and the notes on other files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def noise(seed: int = 0, shape: tuple[int, ...] = (20, 20), dtype=np.uint8) -> n
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three patients; the second has two studies, and files lie in folders that are named for patients."""
+    """Create files from three patients; the second has two studies, and files lie in folders named after patients."""
     root = tmp_path / "set"
     for i, (patient, study) in enumerate([("a", "1.1"), ("b", "1.2"), ("b", "1.3"), ("c", "1.4")]):
         tags = {"PatientID": patient, "StudyInstanceUID": study, "SeriesInstanceUID": f"{study}.7", **FULL}

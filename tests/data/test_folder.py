@@ -1,4 +1,4 @@
-"""Class folders: what is read, what is skipped and said, and what is refused."""
+"""Class folders: files that are read, skipped with a note, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MedMNIST's files: any set, only the images that are asked for, and never a pickle."""
+"""MedMNIST's files: any set, only the requested images, and never a pickle."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_an_array_that_is_cut_off(path):
 
 
 def test_a_header_that_is_cut_off(path):
-    """Which numpy takes for one of Python 2, and gives to its tokenizer."""
+    """numpy takes it for a Python 2 header, and passes it to its tokenizer."""
     buffer = io.BytesIO()
     np.save(buffer, arrays((28, 28))["train_images"])
     np.savez(path, **{k: v for k, v in arrays((28, 28)).items() if k != "train_images"})
@@ -196,7 +196,7 @@ def test_nothing_is_downloaded_unless_asked(tmp_path, monkeypatch):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """A set that the published address gives, with its checksum."""
+    """Serve a set from the published address, with its checksum."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     np.savez(tmp_path / "served.npz", **arrays((28, 28)))
     content = (tmp_path / "served.npz").read_bytes()

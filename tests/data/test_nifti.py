@@ -1,4 +1,4 @@
-"""NIfTI volumes: upright, with their spacing, as slices and whole; and what cannot be read."""
+"""NIfTI volumes: upright, with their spacing, as slices and whole; and unreadable ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPE = (8, 10, 12)
 
 
 def marked() -> np.ndarray:
-    """Bright towards right (fastest), front and head; percentiles clip nothing in the middle."""
+    """Return a block that brightens to the right (fastest), front and head; percentiles clip nothing in its middle."""
     x, y, z = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
     return (1.0 * x / SHAPE[0] + 10.0 * y / SHAPE[1] + 100.0 * z / SHAPE[2]).astype(np.float32)
 
@@ -36,7 +36,7 @@ def save(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Pa
 
 
 def turned(values: np.ndarray, order: tuple[int, ...], flips: tuple[bool, ...], steps=(1, 1, 1)):
-    """The same block as another scanner stores it, with the affine that says so."""
+    """Return the same block as another scanner stores it, with the matching affine."""
     stored = values.transpose(order)
     affine = np.zeros((4, 4))
     affine[3, 3] = 1

@@ -74,7 +74,7 @@ def test_a_cut_file_without_preamble_and_one_that_only_starts_so(tmp_path):
 
 
 def patched(path: Path, **texts: str) -> Path:
-    """The file with texts in place of the numbers of tags, which pydicom would not write."""
+    """Return the file with texts instead of numbers in some tags, which pydicom would not write."""
     header = pydicom.dcmread(path)
     tags = {name: pydicom.datadict.tag_for_keyword(name) for name in texts}
     for name, text in texts.items():

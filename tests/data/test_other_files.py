@@ -1,4 +1,4 @@
-"""Files that are not read: other formats are counted, a class is never lost, pipes and loops never hang."""
+"""Files that are not read: other formats are counted, no class is lost, pipes and loops never hang."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ READERS = {"pydicom": by_pydicom, "MONAI": by_monai, "SimpleITK": by_simpleitk}
 
 
 def pairs(names: list[str], decoded: list[str]) -> list:
-    """Return each file with each reader that reads it; other readers and other decoders than pydicom's are extras."""
+    """Return each file with each reader that reads it; readers and decoders other than pydicom's are extras."""
     return [pytest.param(name, "pydicom", id=name, marks=pytest.mark.extra) for name in decoded] + [
         pytest.param(name, reader, id=f"{name}-{reader}", marks=[pytest.mark.extra] if reader in UNLIKE else [])
         for name in names
@@ -88,7 +88,7 @@ def _quiet():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "reader"), pairs(GRAY, DECODED["gray"]))
 def test_gray(name, reader):
-    """Under a window from the least value to the greatest, a gray image is its values."""
+    """Under a window from the smallest to the largest value, a gray image equals its values."""
     values = np.squeeze(READERS[reader](FILES / name)).astype(float)
     low, high = values.min(), values.max()
     assert high > low

@@ -1,4 +1,4 @@
-"""Clients get patients: disjoint, all of them, reproducibly, as alike or unlike as asked."""
+"""Clients get patients: disjoint, complete, reproducible, as similar or different as requested."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_largest_patient_goes_to_anyone():
 
 
 def spread(alpha: float) -> float:
-    """How unlike the clients' class mixtures are: mean standard deviation of a class's share."""
+    """Return how much the clients' class mixtures differ: the mean standard deviation of a class's share."""
     data = images([i % 5 for i in range(500)])
     shares = []
     for seed in range(20):

@@ -1,4 +1,4 @@
-"""The images that come with pydicom and nibabel: real, different, and as a viewer shows them."""
+"""The images bundled with pydicom and nibabel: real, different, and as a viewer shows them."""
 
 from __future__ import annotations
 

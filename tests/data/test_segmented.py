@@ -1,4 +1,4 @@
-"""Images with masks: folders and arrays, values, fits, and what is refused."""
+"""Images with masks: folders and arrays, values, sizes, and refused input."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_folder_of_images_beside_a_folder_of_masks(tmp_path, ending):
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 def test_a_mask_goes_with_its_image(tmp_path, fit):
-    """An image that is its own mask: where the fitted image is bright the mask is 1, and nowhere else."""
+    """The image is its own mask: the mask is 1 exactly where the resized image is bright."""
     root = made(tmp_path / "d", 1, (40, 56), "")
     shape = np.zeros((40, 56), dtype=np.uint8)
     shape[10:30, 12:44] = 255

@@ -1,4 +1,4 @@
-"""NIfTI volumes and DICOM files with masks: slices and whole volumes, the same voxels, and what is refused."""
+"""NIfTI volumes and DICOM files with masks: slices and whole volumes, the same voxels, and refused input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def save(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Pa
 
 
 def bright(values: np.ndarray, kind: str = "u1") -> np.ndarray:
-    """2 where a block of marked voxels is bright."""
+    """Return a mask: 2 where a block of marked voxels is bright."""
     return (2 * (values > np.median(values))).astype(kind)
 
 
@@ -36,7 +36,7 @@ def pair(root: Path, name: str = "a", values: np.ndarray | None = None, affine=N
 
 
 def test_slices_with_masks_are_those_of_the_volumes(tmp_path):
-    """As `Nifti` reads them, and a mask where the image is bright."""
+    """The slices equal `Nifti`'s, and the mask lies where the image is bright."""
     root = pair(tmp_path / "d", affine=np.diag([1.0, 2.0, 3.0, 1.0]))
     for plane, count in (("axial", 12), ("coronal", 10), ("sagittal", 8)):
         data = Segmented(root, size=16, plane=plane).load()
@@ -63,7 +63,7 @@ def test_whole_volumes_with_masks_and_spacing(tmp_path):
 
 @pytest.mark.parametrize("flips", [(False, True, False), (True, True, True)])
 def test_a_mask_that_is_stored_another_way_lies_on_its_image(tmp_path, flips):
-    """Same voxels at the same places, other axes: what the affines are for."""
+    """The same voxels at the same places, stored along other axes: the affines tell."""
     root = pair(tmp_path / "d")
     save(root / "masks" / "a.nii.gz", *turned(bright(marked()), (2, 0, 1), flips))
     # Flipped axes end at the first voxel, so the affine must say where that lies.

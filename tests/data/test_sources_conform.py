@@ -1,4 +1,4 @@
-"""Every member of ``data.__all__`` keeps what the role promises. One row a source."""
+"""Every member of ``data.__all__`` keeps its role's contract. One row per source."""
 
 from __future__ import annotations
 

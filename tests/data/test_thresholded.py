@@ -1,4 +1,4 @@
-"""Masks by a rule: Otsu's threshold as scikit-image has it, and the background at the border."""
+"""Masks by a rule: Otsu's threshold as in scikit-image, and the background at the border."""
 
 from __future__ import annotations
 

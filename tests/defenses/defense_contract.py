@@ -1,4 +1,4 @@
-"""What every defense must keep; `CONTRIBUTING.md` says the same in words. A row is a defense and what it does."""
+"""The contract that every defense must keep; `CONTRIBUTING.md` describes it. A row is a defense and its properties."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from tests.contract import every
 
 @dataclass(frozen=True)
 class Row:
-    """A defense, whether it draws, and what it promises beyond the role.
+    """A defense, whether it draws random numbers, and its promises beyond the role.
 
-    `promises` are functions of the defense and a raw update; `tolerance` is the error of what it discloses, as
-    a share of the update's root mean square, where it names no noise.
+    `promises` are functions of the defense and a raw update. `tolerance` is the disclosure's error where it names no
+    noise, as a share of the update's root mean square.
     """
 
     defense: Defense
@@ -54,7 +54,7 @@ class Row:
 
 
 def parameter(value: Any, *parts: Defense) -> Any:
-    """Return a test's parameter, marked as an extra if one of the defenses needs a package beyond the core set."""
+    """Return a test's parameter, marked as an extra if a defense needs a package beyond the core set."""
     marks = [pytest.mark.extra] if any(isinstance(part, HomomorphicAggregation) for part in parts) else []
     return pytest.param(value, marks=marks, id=repr(parts[0]))
 
@@ -80,7 +80,7 @@ def play(defense, plan, seed=0, dtype=torch.float32, state=None, model=None):
 
 
 def same(one, other):
-    """Whether two trees of mappings, tensors and numbers are equal."""
+    """Return True if two trees of mappings, tensors and numbers are equal."""
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
     if isinstance(one, torch.Tensor):
@@ -89,7 +89,7 @@ def same(one, other):
 
 
 def stored(state):
-    """The state after a checkpoint: tensors in safetensors, the rest in JSON; never pickled."""
+    """Return the state after a checkpoint: tensors in safetensors, the rest in JSON, nothing pickled."""
     tensors = {}
 
     def outline(value, path):
@@ -188,7 +188,7 @@ def fits(channel, sent, raw):
 
 
 def check_what_is_disclosed_fits_the_update_and_holds(row, plan):
-    """At the raw update itself: the error beyond the bounds is noise of the disclosed precision, in the mean."""
+    """At the raw update, the error beyond the bounds is noise with the disclosed precision, on average."""
     played = play(row.defense, plan)
     channel = row.defense.disclose(played.sent, plan)
     fits(channel, played.sent, played.raw)
@@ -236,7 +236,7 @@ def check_its_docstring_says_what_it_promises(row):
 
 
 def check_its_differential_privacy(row, plan):
-    """Of whom, and how much: an epsilon that grows with the rounds that are seen."""
+    """The privacy unit, and an epsilon that grows with the number of observed rounds."""
     defense = row.defense
     assert defenses_of([defense]), "the audit's own check of unit, mechanism and spent"
     if defense.unit is None:
@@ -251,7 +251,7 @@ def check_its_differential_privacy(row, plan):
 
 
 def check_its_aggregation(row):
-    """A round of three clients gives one mean, of those that it says stay."""
+    """A round with three clients gives one mean, over the clients that stay."""
     defense = row.defense
     if not defense.acts("aggregate"):
         return
@@ -268,7 +268,7 @@ def check_its_aggregation(row):
 
 
 def check_what_it_discloses_holds(row):
-    """By the probe that every audit runs; a defense may disclose nothing, and is then never found safe."""
+    """Uses the probe that every audit runs. A defense may disclose nothing, and is then never found safe."""
     defense, plan = row.defense, Plan(batch_size=8, mode="eval")
     images = torch.rand(3, 8, 1, 12, 12, generator=torch.Generator().manual_seed(1))
     batches = [Batch(own, torch.arange(8) % 4) for own in images]

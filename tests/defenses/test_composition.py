@@ -1,4 +1,4 @@
-"""What a composed defense discloses is right at the raw update: exactly where it can be, in the mean under noise."""
+"""A composed defense's disclosure is right at the raw update: exactly where possible, on average under noise."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def send(defense, update, seed=0):
 
 
 def look(defense, update, seed=0):
-    """The sent numbers, what the channel makes of the raw ones, and what it says of the difference."""
+    """Return the sent coordinates, the channel's prediction from the raw ones, and the disclosed difference."""
     sent = send(defense, update, seed)
     return flat(sent.tensors), flat(defense.disclose(sent)(update.tensors)), defense.disclose(sent)
 
 
 def test_clip_then_prune_then_noise():
-    """The issue's example: clipped as known, noise of the survivors, and the threshold for the others."""
+    """Clipping is known, survivors have noise, and the others are below the threshold."""
     update = raw(scale=0.1)
     defense = Clipping(1.0) | TopK(0.1) | GaussianNoise(0.001)
     sent, through, channel = look(defense, update)
@@ -50,7 +50,7 @@ def test_clip_then_prune_then_noise():
 
 @pytest.mark.parametrize("sigma", [0.2, 1.0, 5.0])
 def test_noise_then_clip_shrinks_by_both(sigma):
-    """The raw update comes through times ``C / sqrt(|x|^2 + d sigma^2)``, not times ``C / |x|``."""
+    """The raw update is scaled by ``C / sqrt(|x|^2 + d sigma^2)``, not by ``C / |x|``."""
     update, defense = raw(), GaussianNoise(sigma) | Clipping(1.0)
     sent = torch.stack([flat(send(defense, update, seed).tensors) for seed in range(200)])
     _, through, channel = look(defense, update)

@@ -105,7 +105,7 @@ def test_qsgd_rounds_to_the_two_next_levels_with_the_right_odds(levels, scope):
 
 @pytest.mark.parametrize("levels", [2, 4, 32])
 def test_qsgd_says_how_far_it_is_off(levels):
-    """Fine levels against coordinates (the step is below most of them) and coarse ones."""
+    """Fine levels, with a step below most coordinates, and coarse ones."""
     update = Update({"w": torch.randn(50, generator=torch.Generator().manual_seed(0))})
     sent = [send(QSGD(levels), update, seed=s)[0] for s in range(200)]
     real = torch.stack([s.tensors["w"] - update.tensors["w"] for s in sent]).square().mean().item()
@@ -148,7 +148,7 @@ def test_signs_of_a_given_magnitude_are_the_first_step_of_adam():
 
 @pytest.mark.parametrize("defense", [TopK(0.1, feedback=True), RandomK(0.1, feedback=True), Signs()], ids=repr)
 def test_feedback_loses_nothing(defense):
-    """What was sent over the rounds and what is still owed is what there was to send."""
+    """The sum of all sent updates and the remaining error equals the sum of all raw updates."""
     state, total, sum_of_raw = defense.init(), np.zeros(60), np.zeros(60)
     for number in range(20):
         sent, after = send(defense, raw(number), state, seed=number)
@@ -208,7 +208,7 @@ def test_bad_arguments(make, message):
 
 @pytest.mark.parametrize("size", [0.02, 0.1, 10.0])
 def test_a_small_tensor_is_told_its_own_rounding_error(size):
-    """Under one norm for all tensors, the rounding of a tensor of small numbers is far less than the average."""
+    """With one norm for all tensors, a tensor with small values has far less rounding error than the average."""
     defense = QSGD(4, "global")
     generator = torch.Generator().manual_seed(0)
     update = Update({"large": torch.randn(2000, generator=generator), "small": torch.randn(2000, generator=generator)})

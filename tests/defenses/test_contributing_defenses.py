@@ -1,4 +1,4 @@
-"""The defense and the aggregation that `CONTRIBUTING.md` shows, pasted as they stand: by path, and in three edits."""
+"""The defense and the aggregation in `CONTRIBUTING.md`, pasted unchanged: by path, and in three edits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_it_keeps_the_contract(own, check, rest):
 
 @each
 def test_in_three_edits(name, own, monkeypatch, capsys):
-    """With its file and its line in `__all__` it is everywhere; its row is the one that the page shows."""
+    """With its file and its line in `__all__`, the defense is available everywhere; its row is the one on the page."""
     kind = type(own.defense)
     monkeypatch.setattr(defenses, name, kind, raising=False)
     monkeypatch.setattr(defenses, "__all__", sorted([*defenses.__all__, name]))

@@ -1,4 +1,4 @@
-"""Every member of ``defenses.__all__`` keeps what the role and its own docstring promise. One row a defense."""
+"""Every member of ``defenses.__all__`` keeps its role's contract and its docstring's promises. One row per defense."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DRAWS = 400
 
 
 def sends(defense, update, count=1):
-    """What it makes of an update, `count` times with noise of its own: (count, size)."""
+    """Return `count` defended copies (count, size) of an update, each with its own noise."""
     generator = torch.Generator().manual_seed(7)
     sent = [defense.update(update, defense.init(), generator)[0] for _ in range(count)]
     return torch.stack([flat(s) for s in sent])
@@ -69,7 +69,7 @@ def norm_at_most(bound):
 
 
 def deviation(scale):
-    """The noise's standard deviation, in units of the update's root mean square where `scale` says so."""
+    """Return the noise's standard deviation, in units of the update's root mean square if `scale` says so."""
 
     def promise(defense, raw):
         noise = sends(defense, raw, DRAWS) - flat(raw)

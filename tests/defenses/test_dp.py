@@ -1,4 +1,4 @@
-"""DP-SGD and client-level DP: against loops over single images, Opacus's optimizer, and closed forms."""
+"""DP-SGD and client-level DP against loops over single images, Opacus's optimizer, and closed forms."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def play(defense, plan, seed=5, model=None, batch=None):
 
 
 def one_by_one(model, batch, chosen, size, defense, generator):
-    """A step's gradient by a loop over single images."""
+    """Compute a step's gradient with a loop over single images."""
     total = [torch.zeros_like(p) for p in model.parameters()]
     for i in chosen:
         loss = functional.cross_entropy(model(batch.images[i : i + 1]), batch.labels[i : i + 1])
@@ -150,7 +150,7 @@ def test_batch_norm_is_refused_with_the_layer_and_what_to_put_there():
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_the_channel_knows_the_clipping_and_the_noise(batch_size):
-    """Through the same `local_update` with the disclosed moment, the truth is off by noise of the disclosed size."""
+    """With the disclosed moment in the same `local_update`, the target's error is noise of the disclosed size."""
     from medpfl.federated.local import local_update
 
     defense, plan = DPSGD(0.05, 0.1), Plan(batch_size=batch_size)
@@ -188,7 +188,7 @@ def test_client_level_is_clipping_then_noise():
 
 
 def closed(noise, times, delta):
-    """Epsilon of composed Gaussian mechanisms: mu = sqrt(times) / noise (Balle and Wang 2018, theorem 8)."""
+    """Return the epsilon of composed Gaussian mechanisms: mu = sqrt(times) / noise (Balle and Wang 2018, theorem 8)."""
     mu = math.sqrt(times) / noise
 
     def gap(eps):

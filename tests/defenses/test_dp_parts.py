@@ -1,4 +1,4 @@
-"""DP-SGD part by part: the same update as of all per-sample gradients at once, with few of them in memory."""
+"""DP-SGD in parts gives the same update as all per-sample gradients at once, with few in memory."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_part_holds_no_more_numbers_than_its_limit_whatever_the_batch(monkeypa
 
 @dataclass(frozen=True, repr=False)
 class Largest(Defense):
-    """Leaves of each number the largest among all images."""
+    """A defense that keeps, for each coordinate, the largest value among all images."""
 
     def gradient(self, value, state, generator):
         return {name: t * (t == t.amax(0)) for name, t in value.items()}, state

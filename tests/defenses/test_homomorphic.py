@@ -1,4 +1,4 @@
-"""Homomorphic aggregation: the server adds what it cannot read, and the sum is as exact as it is said to be."""
+"""Homomorphic aggregation: the server adds ciphertexts it cannot read, and the sum is as exact as disclosed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_server_cannot_read_what_it_adds(library):
 
 @pytest.mark.extra
 def test_only_ciphertexts_reach_the_server(library, monkeypatch):
-    """Every context that adds is without a key, and the one sum of each ciphertext is all that is decrypted."""
+    """Every context that adds has no key, and only the sum of the ciphertexts is decrypted."""
     added, read = [], []
     vector = library.CKKSVector
     plus, decrypt = vector.__iadd__, vector.decrypt

@@ -1,4 +1,4 @@
-"""Mixup mixes with another image; Outpost perturbs what it says, where it says, as often as it says."""
+"""Mixup mixes with another image; Outpost perturbs the disclosed coordinates at the disclosed rate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medpfl.defenses import Mixup, Outpost
 
 
 def one_hot_images(count):
-    """Images that say who they are: mixtures are read off exactly."""
+    """Return images that identify themselves: mixtures are visible exactly."""
     return Batch(torch.eye(count).view(count, 1, 1, count), torch.arange(count) % 3)
 
 
@@ -73,7 +73,7 @@ def gradients(count=4):
 
 
 def test_noise_follows_the_weights_and_is_dealt_out_once():
-    """Of all coordinates, by variance of the weights: 0.01, and 1 at most; the sum over images has it once."""
+    """Noise on all coordinates follows the weights' variance: 0.01, and 1 at most. The sum over images has it once."""
     samples = gradients()
     after, state = perturb(Outpost(0.5, 1.0, 0.0, 0.0), samples)
     assert state["steps"] == 1

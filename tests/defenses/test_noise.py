@@ -1,4 +1,4 @@
-"""Additive noise: its distribution, its scale in each unit, and what it says of itself."""
+"""Additive noise: its distribution, its scale in each unit, and its disclosure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ each = pytest.mark.parametrize("kind", KINDS)
 
 
 def raw() -> Update:
-    """Two tensors of very different size: root mean squares 3 and 0.04, of the whole 1.5."""
+    """Return two tensors with very different root mean squares, 3 and 0.04; together 1.5."""
     draw = torch.Generator().manual_seed(0)
     return Update({
         "large": 3 * torch.randn(100, 100, generator=draw).sign(),
@@ -96,7 +96,7 @@ def test_disclosed_precision_is_one_over_the_variance(kind, relative):
 @each
 @pytest.mark.parametrize("relative", ["norm", "layer"])
 def test_a_relative_scale_is_disclosed_without_the_raw_update(kind, relative):
-    """With noise above the signal the sent norm is mostly noise; its expected part is taken off."""
+    """If the noise exceeds the signal, the sent norm is mostly noise; its expected part is subtracted."""
     sent, _ = kind(3.0, relative).update(raw(), {}, torch.Generator().manual_seed(3))
     for name, precision in kind(3.0, relative).disclose(sent).precision.items():
         variance = VARIANCES[kind] * (3.0 * unit(relative, name)) ** 2

@@ -1,4 +1,4 @@
-"""Soteria and PRECODE: what changes in the model and its gradients, and that attackers can differentiate them."""
+"""Soteria and PRECODE: their changes to model and gradients, which attackers can differentiate."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_without_rounding_it_is_the_servers_weighted_mean():
 
 
 def test_rounding_has_no_bias_and_the_size_that_max_weight_sets():
-    """The mean's error is that of one step a client, over the sum of weights: large weights round coarsely."""
+    """The mean's error is one rounding step per client, over the sum of weights: large weights round coarsely."""
     sent = updates(samples=[10] * 4)
     truth = torch.stack([flat(u) for u in sent]).mean(0)
     errors = {}
@@ -128,7 +128,7 @@ def test_the_same_update_is_masked_anew_in_every_round():
 
 
 def test_the_sum_of_fewer_than_all_stays_masked():
-    """What the server has of three of four clients is uniform too: pairs with the fourth do not cancel."""
+    """With three of four clients, the server's sum is uniform too: pairs with the fourth do not cancel."""
     sent = updates(4, 20_000, 0.0)
     seen = SecAggPlus().exchange(sent, draws()).masked
     three = sum(seen[i].values for i in range(3)) % 2**32
@@ -197,7 +197,7 @@ def test_bad_input(make, message):
 @pytest.mark.parametrize("levels", [2**22, 2**22 - 1])
 @pytest.mark.parametrize("size", [1e-5, 1e-3, 1.0])
 def test_the_told_variance_is_that_of_the_rounding_however_small_the_update(size, levels):
-    """An update far below the step is rounded to zero most often: a sixth of a squared step is far more than that."""
+    """An update far below the step is mostly rounded to zero: a sixth of a squared step exceeds its variance by far."""
     defense, generator = SecAggPlus(levels=levels), torch.Generator().manual_seed(0)
     clients = [Update({"w": size * torch.randn(3000, generator=generator)}, num_samples=1) for _ in range(3)]
     (mean,), _ = defense.aggregate(clients, {}, generator)

@@ -1,4 +1,4 @@
-"""The model of SecAgg+ against Flower's own protocol, run in this process."""
+"""The SecAgg+ model against Flower's own protocol, run in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPES = {"w": (7, 3), "b": (4,)}
 
 @pytest.fixture(autouse=True)
 def flower(monkeypatch):
-    """Flower, without its telemetry; and its roundings from a generator, in the order of the clients."""
+    """Return Flower without its telemetry, with roundings from a generator, in the clients' order."""
     monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
     monkeypatch.setenv("FLWR_DISABLE_UPDATE_CHECK", "1")
     from flwr.supercore.task_identity import TaskIdentity
@@ -51,12 +51,12 @@ def flat(arrays):
 
 
 class Federation:
-    """Clients 1, 2, ... under Flower's mod, a server under its workflow, and a wire between them that one can read.
+    """Clients 1, 2, ... under Flower's mod, a server under its workflow, and a readable wire between them.
 
     Attributes:
-        masked: by node, the vectors that the server got.
-        clear: by node, the number of examples that the server got.
-        result: the arrays that the strategy is handed; ``None``: the round was lost.
+        masked: the vectors that the server received, by node.
+        clear: the numbers of examples that the server received, by node.
+        result: the arrays passed to the strategy, or ``None`` if the round was lost.
     """
 
     def __init__(self, updates, silent):
@@ -126,7 +126,7 @@ class Federation:
 
 
 def both(sent, defense):
-    """Ours, and Flower's with the same settings, roundings and silent clients."""
+    """Return our result and Flower's, with the same settings, roundings and silent clients."""
     ours = defense.exchange(sent, torch.Generator().manual_seed(1))
     theirs = Federation(sent, {place + 1 for place in ours.dropped}).run(
         num_shares=defense.shares or len(sent),
@@ -177,7 +177,7 @@ def test_what_the_server_sees_of_one_client_is_alike(modulus):
 
 
 def test_single_precision_is_rounded_a_second_time_and_no_more():
-    """Flower multiplies in the precision of the parameters, and float32 keeps little below the integers."""
+    """Flower multiplies in the parameters' precision, and float32 keeps little below the integers."""
     defense = SecAggPlus(max_weight=100.0)
     ours, theirs = both(updates((10, 25, 40), dtype=torch.float32), defense)
     step = 2 * defense.clip / defense.levels
@@ -195,7 +195,7 @@ def test_below_the_threshold_both_lose_the_round():
 
 
 def test_flowers_masks_come_of_32_bits_of_their_secrets():
-    """What the docstring says of the real masks: secrets of 256 bits that differ give the same one."""
+    """The docstring's claim about the real masks: different 256-bit secrets can give the same one."""
     from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 
     word, zeros = (123456789).to_bytes(4, "little"), bytes(28)

@@ -1,4 +1,4 @@
-"""Small networks and batches for the tests of the federation, in float64 so that oracles agree to the last digits."""
+"""Small networks and batches for the federation's tests, in float64 so that oracles agree to the last digits."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def size_of(name: str) -> int:
 
 
 def trained(model: nn.Module, batch: Batch, plan: Plan, draws: Draws) -> nn.Module:
-    """The slow oracle: a client as one writes it with ``torch.optim`` and a loop."""
+    """Train a client with ``torch.optim`` and a plain loop: the slow oracle."""
     model = copy.deepcopy(model).train(plan.mode == "train")
     optimizer = torch.optim.SGD(
         model.parameters(), lr=plan.learning_rate, momentum=plan.momentum, weight_decay=plan.weight_decay
@@ -107,7 +107,7 @@ def trained(model: nn.Module, batch: Batch, plan: Plan, draws: Draws) -> nn.Modu
 
 
 def gap(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """The largest difference; names have to be the same."""
+    """Return the largest difference; the names must match."""
     assert one.keys() == other.keys()
     assert all(one[k].shape == other[k].shape and one[k].dtype == other[k].dtype for k in one)
     return max(float((one[k] - other[k]).abs().max()) for k in one)

@@ -1,4 +1,4 @@
-"""The batch-norm statistics after a round are those of the real module after the same batches."""
+"""Batch-norm statistics after a round equal the real module's after the same batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def buffers_after(model, private, plan, draws=None):
 
 
 def used(model):
-    """With statistics that are not those of a new network."""
+    """Return the network with statistics unlike a new network's."""
     model = model.train()
     for seed in range(3):
         model(batch(4, size_of("ResNet-18") if hasattr(model, "conv1") else 8, seed + 10).images)

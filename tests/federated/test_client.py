@@ -1,4 +1,4 @@
-"""A client's round: what is checked, what leaves it, and that a seed repeats it."""
+"""A client's round: its checks, its output, and that a seed repeats it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_only_what_the_plan_sends_is_sent(sends):
 
 @dataclass(frozen=True, repr=False)
 class Sampled(Defense):
-    """Ten times every per-sample gradient, and counts the steps."""
+    """A defense that multiplies every per-sample gradient by ten, and counts the steps."""
 
     def init(self):
         return {"steps": 0}
@@ -98,7 +98,7 @@ class Sampled(Defense):
 
 
 def test_per_sample_gradients_only_for_those_who_want_them():
-    """Batch norm in train mode has none: an undefended round works on it, a per-sample one is refused."""
+    """Batch norm in train mode has none: an undefended round works, a per-sample one is refused."""
     plain, private = network("group norm"), batch(6)
     played = play(plain, private, FEDAVG, Sampled())
     assert played.state == {"steps": 6}

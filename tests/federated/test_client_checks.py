@@ -1,4 +1,4 @@
-"""What a defense of the user's own returns is checked where it returns it."""
+"""The output of a user's own defense is checked at once."""
 
 from __future__ import annotations
 

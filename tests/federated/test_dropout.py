@@ -150,7 +150,7 @@ def test_alpha_dropout_is_refused_in_train_mode(layer):
 
 
 def test_poisson_batches_take_the_masks_of_their_images():
-    """A step of the drawn images alone, each with its own mask, divided by the expected number."""
+    """A step with the drawn images alone, each with its own mask, divided by the expected number."""
     plan = Plan("FedAvg", 2, 6, learning_rate=1.0, sampling="poisson")
     model, private = seeded(dropping), batch(6)
     draws = draw(prepare(model, plan), private, plan, torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""Recurrent layers can be differentiated twice, and nothing else loses its fast kernels."""
+"""Recurrent layers can be differentiated twice, and all other layers keep their fast kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medpfl.federated.ready import prepare
 
 
 class Rows(nn.Module):
-    """Reads an image row by row."""
+    """A network that reads an image row by row."""
 
     def __init__(self, kind):
         super().__init__()

@@ -37,12 +37,12 @@ FEDAVG = Plan("FedAvg", 2, 6, epochs=2, learning_rate=0.3, momentum=0.9, weight_
 
 
 def update(model, batch, plan, draws=None, **options):
-    """The update of a model that was not prepared yet."""
+    """Return the update from a model that is not yet prepared."""
     return local_update(prepare(model, plan), batch, plan, Weights.of(model), draws, **options)
 
 
 def gradient(model, batch, mode="train"):
-    """The autograd oracle."""
+    """Return the gradient by autograd, as the oracle."""
     model = copy.deepcopy(model).train(mode == "train")
     free = {k: p for k, p in model.named_parameters() if p.requires_grad}
     loss = functional.cross_entropy(model(batch.images), batch.labels)

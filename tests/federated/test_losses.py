@@ -1,4 +1,4 @@
-"""Losses against PyTorch's own and against the formula, of classes, probabilities and masks."""
+"""Losses against PyTorch's own and against the formula, for classes, probabilities and masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door that the truth does not pass: everything reachable from an observation is searched for it."""
+"""No target image passes into an observation: everything within its reach is searched."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIELDS = {"labels": "labels", "order": "order", "masks": "masks", "auxiliary": "
 
 
 def reachable(thing: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
-    """Every tensor that can be got from a value: fields, items, modules, closures, defaults, bound objects."""
+    """Yield every tensor within a value's reach: fields, items, modules, closures, defaults, bound objects."""
     seen = set() if seen is None else seen
     if id(thing) in seen or isinstance(thing, str | bytes | int | float | bool | type | None):
         return
@@ -52,7 +52,7 @@ def reachable(thing: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
 
 
 def holds(tensors: list[Tensor], secret: Tensor) -> bool:
-    """Whether any of them is, contains or shares memory with a secret; compared row by row."""
+    """Return True if any of them is, contains or shares memory with a secret; rows are compared one by one."""
     storage, row = secret.untyped_storage().data_ptr(), secret.flatten()
     for tensor in tensors:
         if tensor.numel() and tensor.untyped_storage().data_ptr() == storage:

@@ -1,4 +1,4 @@
-"""The next global model: a mean by numbers of samples, for gradients and for differences."""
+"""The next global model: a mean weighted by sample numbers, for gradients and for weight differences."""
 
 from __future__ import annotations
 

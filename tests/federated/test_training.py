@@ -1,4 +1,4 @@
-"""Rounds of training against plain SGD and by hand, in float64."""
+"""Training rounds against plain SGD and by hand, in float64."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def seed(number: int) -> torch.Generator:
 
 
 def parts(*sizes: int) -> list[Batch]:
-    """Batches of different images."""
+    """Return batches with different images."""
     whole = batch(sum(sizes))
     images, labels = whole.images.split(sizes), whole.labels.split(sizes)
     return [Batch(i, y) for i, y in zip(images, labels, strict=True)]
 
 
 def played(model, batches, plan, rounds=1, defense=None, server=None, who=None):
-    """The standing after rounds of the same batches."""
+    """Return the state after rounds with the same batches."""
     defense, server = defense or NoDefense(), server or Server(0.3)
     changed, standing = start(model, defense, len(batches), seed(0))
     ready = prepare(changed, plan)

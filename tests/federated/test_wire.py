@@ -1,4 +1,4 @@
-"""Bytes on the wire: what a receiver needs to build an update again."""
+"""Bytes on the wire: what a receiver needs to rebuild an update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small frontier, and what its tests share."""
+"""A small frontier, and shared helpers for its tests."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SMALL: dict[str, Any] = {
 
 
 def small(data: Path | str, **options: Any) -> Frontier:
-    """A small frontier with other options."""
+    """Run a small frontier with other options."""
     return Frontier.of(**{**SMALL, "data": str(data), **options})
 
 
 def draw(path: Path) -> Path:
-    """A folder of two classes with twelve smooth random pictures each."""
+    """Create a folder with two classes and twelve smooth random pictures in each."""
     random = np.random.default_rng(0)
     for name in ("benign", "malignant"):
         (path / name).mkdir(parents=True)

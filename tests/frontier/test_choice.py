@@ -1,4 +1,4 @@
-"""The Pareto set by brute force, and the recommendation: cautious, and silent where the attacks failed."""
+"""The Pareto set by brute force, and the recommendation: cautious, and absent if the attacks failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ASR = [Limit("asr", 0.1)]
 
 
 def point(defense: str, asr: float | None = 0.0, accuracy: float | None = 0.8, **more: Any) -> dict[str, Any]:
-    """A point whose interval reaches 0.05 above the strongest attack; without a defense all is read."""
+    """Return a point with an interval up to 0.05 above the strongest attack; without a defense, all images leak."""
     leakage: dict[str, Any] = dict.fromkeys(METRICS, asr) | {
         f"{m}_end": None if asr is None else asr + 0.05 for m in METRICS
     }

@@ -1,4 +1,4 @@
-"""Limits: how they are written, and that few images cannot show a low one."""
+"""Limits: their syntax, and that few images cannot support a low one."""
 
 from __future__ import annotations
 

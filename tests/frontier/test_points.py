@@ -1,4 +1,4 @@
-"""A setting as a point: of each score the strongest attack, and accuracy over seeds."""
+"""A setting as a point: the strongest attack for each score, and accuracy over seeds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rounds(accuracy: float, epsilon: float | None = None, auroc: float | None = 
 
 
 def united(cells: list[Cell]) -> list[Cell]:
-    """The cells with what the attacks on each defense show together."""
+    """Return the cells, with the union over the attacks on each defense."""
     found = []
     for one in cells:
         own = [c for c in cells if c.defense == one.defense]

@@ -1,4 +1,4 @@
-"""A frontier from trainings and audits: what lies where, a kill in the middle, other limits, and bad input."""
+"""A frontier from trainings and audits: its files, a kill in the middle, other limits, and bad input."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def no_pages_of_runs(monkeypatch):
 def conclusive(patch):
     """Make every setting one that is shown to leak nothing: these images are too few, and the model learns little.
 
-    How verdicts, controls and accuracies are obeyed, the tests of the choice show.
+    The choice's own tests cover verdicts, controls and accuracies.
     """
     real = result_module.points_of
 
@@ -91,7 +91,7 @@ def recommended(whole, pictures, tmp_path_factory):
 
 
 def undated(out):
-    """Points and recommendation: what must be the same after a kill."""
+    """Return points and recommendation, which must be the same after a kill."""
     shown = json.loads((out / "share/frontier.json").read_text())
     return shown["points"], shown["recommendation"]
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: what they hold, and that an audit takes them for its model."""
+"""Training checkpoints: their content, and that an audit accepts one as its model."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ HOSTILE = ["os:system('id')", "mine.py:make", "ResNet(depth=18, weights='/etc/pa
 
 
 def rewrite(file, **changes):
-    """Another header on the tensors of a checkpoint, as another party may write it."""
+    """Put another header on a checkpoint's tensors, as another party may write it."""
     with safe_open(file, "pt") as opened:
         about = json.loads(opened.metadata()["medpfl-round"]) | changes
     save_file(load_file(file), file, {"medpfl-round": json.dumps(about)})

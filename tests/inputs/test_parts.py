@@ -1,4 +1,4 @@
-"""What a user gives, and the small parts of the engine."""
+"""A user's input, and small parts of the engine."""
 
 from __future__ import annotations
 

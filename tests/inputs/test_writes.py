@@ -1,4 +1,4 @@
-"""A model may write neither into the images nor into what it keeps; and every command says the same of a model."""
+"""A model may write neither into the images nor into its kept state, and all commands agree on a model."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_every_command_refuses_it_in_the_same_words_and_the_images_stay(kind):
 
 
 class Outside(Net):
-    """Counts passes, but not while an update is computed."""
+    """A model that counts passes, but not while an update is computed."""
 
     def forward(self, x):
         if not torch.is_grad_enabled():
@@ -124,7 +124,7 @@ def test_others_pass(network):
 
 
 class Keeps(Net):
-    """Keeps its features, as models do for a heat map."""
+    """A model that keeps its features, as models do for a heat map."""
 
     def forward(self, x):
         self.features = torch.sigmoid(self.conv(x))

@@ -1,4 +1,4 @@
-"""``check-model``: what it says of networks whose leaks, layers and faults are known."""
+"""``check-model`` on networks with known leaks, layers and faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPE = (1, 12, 12)
 
 
 class Odd(nn.Module):
-    """Tied, frozen and unused parameters, attention, dropout, norms and two outputs."""
+    """A network with tied, frozen and unused parameters, attention, dropout, norms and two outputs."""
 
     def __init__(self):
         super().__init__()
@@ -267,7 +267,7 @@ def test_what_cannot_be_checked(capsys, words, message):
 
 
 class Rows(nn.Module):
-    """Reads an image row by row."""
+    """A network that reads an image row by row."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Models that attacks cannot differentiate: the layer is named, and nothing is silently wrong."""
+"""Models that attacks cannot differentiate: the layer is named, and no result is silently wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.auditing.audit_cases import Answers, some_images, tiny
 
 
 class Old(torch.autograd.Function):
-    """Written before `torch.func`."""
+    """A function written before `torch.func`."""
 
     @staticmethod
     def forward(ctx, x):
@@ -40,7 +40,7 @@ class Sine(torch.autograd.Function):
 
 
 class Once(Sine):
-    """Right once; under `torch.func` its second derivative silently loses a path."""
+    """A function with a correct first derivative; under `torch.func`, its second silently loses a path."""
 
     @staticmethod
     @once_differentiable
@@ -49,7 +49,7 @@ class Once(Sine):
 
 
 class NoSecond(Sine):
-    """Refuses a second derivative, as some of torch's own kernels do."""
+    """A function that refuses a second derivative, as some torch kernels do."""
 
     @staticmethod
     def backward(ctx, g):
@@ -100,7 +100,7 @@ def grid(x):
 
 
 def around(function, layer=None) -> nn.Module:
-    """A convolution, an inner block with the function, and a linear layer."""
+    """Return a convolution, an inner block with the function, and a linear layer."""
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Identity(), layer or Does(function))
     return nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), inner, nn.Flatten(), nn.Linear(256, 2))
@@ -112,7 +112,7 @@ def check(network, batch=1, mode="train"):
 
 
 class Row(nn.Module):
-    """The image as a sequence of rows."""
+    """A layer applied to the image as a sequence of rows."""
 
     def __init__(self, layer):
         super().__init__()

@@ -1,4 +1,4 @@
-"""One process for the attacks of all tests that leave it alive: it takes seconds to start."""
+"""One attack process for all tests that leave it alive: it takes seconds to start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def worker() -> Iterator[Worker]:
-    """The process itself."""
+    """Return the process itself."""
     made = Worker()
     yield made
     made.close()
@@ -26,7 +26,7 @@ def worker() -> Iterator[Worker]:
 
 @pytest.fixture
 def shared(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
-    """Audits take the one process, and leave it alive. What it imported for other tests is not theirs."""
+    """Give audits the one process, and keep it alive. Modules that it imported for other tests do not count."""
     told = worker.ask("other tests", {"do": "modules"}).head["modules"]
     modules = Isolated.modules
     monkeypatch.setattr(Isolated, "modules", lambda a: {k: v for k, v in modules(a).items() if k not in told})

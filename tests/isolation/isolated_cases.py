@@ -1,4 +1,4 @@
-"""Users' own attacks as files, and what tests of isolation share."""
+"""Users' own attacks as files, and shared helpers for isolation tests."""
 
 from __future__ import annotations
 
@@ -52,25 +52,25 @@ class Honest(Attack):
 
 
 def file_of(folder: Path, name: str, *code: str) -> Path:
-    """A file with a user's attacks."""
+    """Write a file with a user's attacks."""
     path = folder / f"{name}.py"
     path.write_text("\n".join((HEAD, *code)))
     return path
 
 
 def some_images(count: int = 8) -> LabelledImages:
-    """Random images of 16 x 16 in two classes."""
+    """Return random images, 16 x 16, in two classes."""
     images = torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     names = tuple(f"{i}.png" for i in range(count))
     return LabelledImages(images, torch.arange(count) % 2, ("a", "b"), names, (None,) * count)
 
 
 def audited(attacks: Sequence[str], **options: Any) -> Report:
-    """A small audit. With `out` directories in one folder, an image has the same index in all of them."""
+    """Run a small audit. With `out` directories in one folder, an image has the same index in all of them."""
     given = {"model": "LeNet('idlg')", "data": some_images(), "images": 2, "size": 16}
     return flat(audit, attacks=attacks, **{**given, **options})
 
 
 def plain(report: Report) -> list[dict[str, Any]]:
-    """All fields of all rows but the date and the seconds."""
+    """Return all fields in all rows except the date and the seconds."""
     return [{k: v for k, v in row.to_dict().items() if k not in ("seconds", "date")} for row in report.rows]

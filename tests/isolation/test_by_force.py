@@ -1,6 +1,6 @@
-"""The ways in which an attack in the audit's own process got the truth: none of them leads to it from another process.
+"""Ways to the target images that worked in the audit's own process: none works from a separate process.
 
-Each attack answers with the truth where it finds it, and else with gray images.
+Each attack returns the target images if it finds them, otherwise gray images.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ WAYS = {"Frames": FRAMES, "Objects": OBJECTS, "Files": FILES, "Modules": MODULES
 
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of images that the process has open, works in and has in its environment."""
+    """Return a folder of images that the process has open, works in, and has in its environment."""
     random, folder = np.random.default_rng(0), tmp_path / "hospital"
     for kind in ("benign", "malignant"):
         (folder / kind).mkdir(parents=True)
@@ -147,7 +147,7 @@ def test_each_way_leads_to_the_truth_in_the_audit_s_own_process(images, specs, m
 
 
 def test_none_leads_to_it_from_a_process_of_its_own(images, specs):
-    """The process is started where descriptors are open that it could inherit."""
+    """At the process's start, descriptors are open that it could inherit."""
     opened = os.open(images, os.O_RDONLY)
     os.set_inheritable(opened, True)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What an attack can do to the process that it runs in, and to the audit that waits for its answer."""
+"""Harm that an attack can do to its own process, and to the audit that waits for its answer."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_process_that_ends_or_says_what_is_no_answer_is_named(tmp_path, monkey
 
 
 def test_the_rows_that_were_finished_stay_when_it_dies(tmp_path):
-    """One run that is killed from inside, by a defense that it is told of."""
+    """One run is killed from inside, by a defense whose disclosure the attack gets."""
     file, out = file_of(tmp_path, "dies", DIES), tmp_path / "runs" / "a"
     with pytest.raises(InputError, match=r"attack Dies\(\): .*ended with status 3 .*\(it printed: the last word\)"):
         audited([f"{file}:Dies"], defenses=["LaplaceNoise(scale=0.1)"], out=out)

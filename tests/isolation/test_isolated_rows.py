@@ -108,7 +108,7 @@ def test_so_are_those_of_attacks_of_ours_under_isolate(folder, shared):
 
 
 def test_what_a_defense_of_the_user_s_own_is_told_of_reaches_the_attack(folder, shared):
-    """With the channel, the attack reads the update as it was before; without, half of it."""
+    """With the channel, the attack sees the original update; without it, half the update."""
     report = audited([f"{folder}/honest.py:Norm"], defenses=[f"{folder}/defense.py:Halved"])
     told, untold, raw = (
         [row.loss for row in report.rows if not row.control and (row.defense, row.knows_defense) == of]

@@ -1,4 +1,4 @@
-"""The model of a training's round, and a recorded update, reach an isolated attack as weights and settings."""
+"""A training round's model and a recorded update reach an isolated attack as weights and settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An audit that is killed leaves no process and no directory behind."""
+"""A killed audit leaves no process and no directory behind."""
 
 from __future__ import annotations
 

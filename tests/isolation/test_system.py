@@ -1,4 +1,4 @@
-"""Which isolation of the operating system is named, on made-up machines."""
+"""The operating system's isolation and its name, on made-up machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rates over patients from made-up rows, and what reports say of them."""
+"""Rates over patients from made-up rows, and the reports' texts about them."""
 
 from __future__ import annotations
 

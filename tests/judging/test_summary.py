@@ -89,7 +89,10 @@ def test_victims_of_two_stacks_are_two():
 
 
 def test_a_leak_must_show_between_clusters():
-    """Two of forty hits in one update of twenty: not surely above 2 %. In updates of one, they would be."""
+    """Two hits in forty, both in one update with twenty images: not surely above 2 %.
+
+    With one image per update, they would be.
+    """
     lucky = [row(False, identified=i < 4, victim=i) for i in range(40)]
     assert cells(lucky)[UNDEFENDED].verdict == LEAKS
     together = [replace(r, victim=i // 20) for i, r in enumerate(lucky)]
@@ -97,7 +100,7 @@ def test_a_leak_must_show_between_clusters():
 
 
 def test_prior_only_is_of_clusters():
-    """Twelve of twenty images a little better than the mean image: of two updates, that says less."""
+    """Twelve images in twenty slightly better than the mean image: from only two updates, that says less."""
     scores = [{"mean_image_ssim": 0.3 if i < 12 else 0.55, "nearest_ssim": None} for i in range(20)]
     found = [row(ssim=0.5, victim=i, identified=None, scores=s) for i, s in enumerate(scores)]
     assert "prior-only" not in cells(found)[UNDEFENDED].flags
@@ -295,14 +298,14 @@ def test_a_stricter_tolerance_needs_more_updates():
 
 
 def test_an_attack_that_gets_as_few_without_the_defense_says_nothing():
-    """One of 100 images is a leak, and no attack whose failure means that fewer than 20 % leak."""
+    """One image in 100 is a leak, but such an attack's failure does not mean that fewer than 20 % leak."""
     cell = cells(rows(1, 100), rows(0, 100, defense=NOISE))[NOISE]
     assert (cell.verdict, cell.flags[:1]) == (INCONCLUSIVE, ("control-low",))
     assert cell.union.verdict == INCONCLUSIVE
 
 
 def test_a_floor_that_leaves_no_room_is_no_test():
-    """Of nine images in ten of one class, all labels right are no more than 10 % above the commonest."""
+    """With nine images in ten from one class, fully correct labels are only 10 % above the commonest class."""
     names = [replace(r, label=int(i == 0), label_guess=int(i == 0)) for i, r in enumerate(rows(0, 10, defense=NOISE))]
     bare = [replace(r, label=int(i == 0), label_guess=int(i == 0)) for i, r in enumerate(rows(10, 10))]
     assert cells(bare, names)[NOISE].label_verdict != NO_LEAK
@@ -327,7 +330,7 @@ def test_the_guesses_of_many_attacks_do_not_clear_what_no_attack_clears():
 
 @pytest.mark.parametrize("hits", [0, 1])
 def test_images_of_one_update_are_one_trial_of_a_failure(hits):
-    """32 images in batches of 8 are 4 updates: even without a success, up to 60 % may be read."""
+    """32 images in batches of 8 are 4 updates: even without a success, up to 60 % may be reconstructed."""
     batches = [replace(r, victim=i // 8, position=i % 8) for i, r in enumerate(rows(0, 32, defense=NOISE))]
     batches = [replace(r, identified=i < hits) for i, r in enumerate(batches)]
     cell = cells(rows(20), batches)[NOISE]
@@ -336,7 +339,7 @@ def test_images_of_one_update_are_one_trial_of_a_failure(hits):
 
 
 def test_images_left_out_of_the_control_make_no_sum_of_the_others():
-    """Draws of which an update is zero without the defense, and is not under noise."""
+    """Draws in which an update is zero without the defense, but not under noise."""
     told = [row(False, identified=True, victim=i, draw=d) for i in range(20) for d in range(2)]
     control = [replace(r, flags=("zero-gradient",)) if (r.victim, r.draw) == (0, 1) else r for r in told]
     failed = [replace(r, identified=False, defense=NOISE, grants=("defense",)) for r in told]
@@ -372,7 +375,7 @@ def test_a_success_on_random_updates_too_is_no_leak():
 
 
 def test_one_in_many_needs_confidence():
-    """1 of 20 is above a baseline of 0; above one of 5 % it is not."""
+    """1 in 20 is above a baseline of 0, but not above a baseline of 5 %."""
     assert cells(rows(1, identified=None))[UNDEFENDED].verdict == LEAKS
     for hits, explained in ((1, 1), (4, 2)):  # 20 % of 20 are not surely more than 10 %
         lucky = [
@@ -397,7 +400,7 @@ def test_identification_must_beat_random_updates_too():
 
 
 def test_similar_but_not_read_back_is_not_prior_only():
-    """Every guess is nearer than every baseline, though none succeeds: something did come from the update."""
+    """Every guess is nearer than every baseline, though none succeeds: the update did reveal something."""
     found = cells(rows(0, ssim=0.7, identified=None), random_update())
     assert found[UNDEFENDED].flags == ("control-failed",)
 
@@ -498,7 +501,7 @@ def test_without_a_naive_run_there_is_no_difference():
 
 
 def spread(share: int, attacks: int = 5, count: int = 40) -> list[Finding]:
-    """Attacks of which each reads other images, `share` of them."""
+    """Return the rows of attacks that each reconstruct `share` images, all different."""
     found = []
     for a in range(attacks):
         hits = range(a * share, (a + 1) * share)
@@ -521,7 +524,7 @@ def test_an_image_counts_as_read_if_any_attack_read_it():
 
 
 def test_attacks_that_read_too_little_one_by_one_leak_together():
-    """Each recognizes 3 of 40, which chance (5 %) explains; together they recognize 15, and only 5 % are named."""
+    """Each re-identifies 3 in 40, which chance (5 %) explains; together they re-identify 15, and only 5 % are named."""
     found = []
     for a in range(5):
         found += rows(40, 40, attack=f"A{a}()")
@@ -536,7 +539,7 @@ def test_attacks_that_read_too_little_one_by_one_leak_together():
 
 
 def test_guesses_that_point_everywhere_recognize_by_chance():
-    """Twenty attacks that each name another image of twenty recognize every one, and that shows nothing."""
+    """Twenty attacks that each name another of twenty images re-identify every one, which shows nothing."""
     found = []
     for a in range(20):
         found += rows(20, 20, attack=f"A{a}()")
@@ -558,7 +561,7 @@ def test_every_attack_must_fail_and_one_that_works_must_be_told():
 
 
 def test_a_leak_among_many_cells_must_pass_holm_s_correction():
-    """3 of 20 recognized against 2 % has p = 0.007: enough alone, not among forty cells without a leak."""
+    """3 in 20 re-identified against 2 % has p = 0.007: enough alone, not among forty cells without a leak."""
     lucky = [row(victim=i, image=f"i-{i}", identified=i < 3) for i in range(20)]
     assert cells(lucky)[UNDEFENDED].verdict == LEAKS
     many = [r for a in range(40) for r in rows(0, attack=f"A{a}()", gallery=50)]
@@ -585,7 +588,7 @@ def test_recognition_must_beat_the_mean_image_in_pairs():
 
 
 def test_what_is_recognized_above_its_floor_must_be_below_the_tolerance_too():
-    """2 of 20 recognized: up to 32 %, of which chance explains 2 %."""
+    """2 in 20 re-identified: up to 32 %, where chance explains 2 %."""
     found = [row(victim=i, image=f"i-{i}", identified=i < 2, defense=NOISE) for i in range(20)]
     cell = cells(rows(20), found)[NOISE]
     assert (cell.verdict, "too-few" in cell.flags) == (INCONCLUSIVE, True)
@@ -620,7 +623,7 @@ def test_a_defense_that_changes_nothing_need_not_be_told():
 
 
 def test_two_cells_of_a_defense_that_changes_nothing_are_told_apart():
-    """An encryption error of 1e-9 is disclosed, and tested naively and adaptively, but changes nothing that counts."""
+    """An encryption error of 1e-9 is disclosed, and tested naively and adaptively, but has no visible effect."""
     both = [*rows(0, defense=NOISE, grants=()), *rows(0, defense=NOISE, grants=("defense",))]
     found = summarize([*rows(20), *both], Context(disclosure={NOISE: {"changes": False, "silent": False}}))
     assert [cell.knows_defense for cell in found] == [None, False, True]

@@ -1,4 +1,4 @@
-"""The types of the verdict, and the form that files have of them."""
+"""The verdict's types, and their form in files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_cell_does_not_change():
 
 
 def names(told: object) -> set[str]:
-    """The keys of all objects in what JSON holds; the ends of an interval belong to their rate."""
+    """Return all object keys in a JSON value; an interval's ends belong to their rate."""
     if isinstance(told, list):
         return set().union(*map(names, told)) if told else set()
     if not isinstance(told, dict):

@@ -1,4 +1,4 @@
-"""Images with what medical ones have: a dark background, smooth tissue, edges, a little noise; and a reference."""
+"""Images with medical features (dark background, smooth tissue, edges, a little noise), and a reference score."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def phantom(height: int = 48, width: int = 48, channels: int = 1, seed: int = 0) -> Tensor:
-    """(1, channels, height, width) in [0, 1]: ellipses of several densities in a body."""
+    """Return an image (1, channels, height, width) in [0, 1]: ellipses with several densities in a body."""
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     image = torch.zeros(channels, height, width)
@@ -21,7 +21,7 @@ def phantom(height: int = 48, width: int = 48, channels: int = 1, seed: int = 0)
 
 
 def ssim_of_skimage(guess, truth, data_range=1.0, **options):
-    """SSIM of one image as scikit-image says it, with the window of the design."""
+    """Return one image's SSIM by scikit-image, with the package's window."""
     return structural_similarity(
         guess.double().numpy(),
         truth.double().numpy(),

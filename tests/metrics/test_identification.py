@@ -1,4 +1,4 @@
-"""Identification by hand-made cases: ties, patients, nearest others."""
+"""Re-identification on hand-made cases: ties, patients, nearest others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overlap of masks against scikit-learn-like definitions written out, and the edges."""
+"""Mask overlap against definitions written out as in scikit-learn, and edge cases."""
 
 from __future__ import annotations
 

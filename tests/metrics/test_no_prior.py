@@ -1,4 +1,4 @@
-"""The no-prior reference: the error of its guesses has the law that the paper derives."""
+"""The no-prior reference: its guesses' error follows the distribution that the paper derives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of a batch is found again."""
+"""Pairing recovers a batch's order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_no_assignment_is_better(count, seed):
 
 
 def test_the_whole_batch_decides():
-    """Greedily, truth 0 would take guess 1, and truth 1 would be left with guess 0."""
+    """Greedy pairing would give guess 1 to image 0, and leave guess 0 for image 1."""
     truths = torch.tensor([0.5, 0.6]).view(2, 1, 1, 1)
     guesses = torch.tensor([0.2, 0.55]).view(2, 1, 1, 1)
     assert pair(guesses, truths).tolist() == [0, 1]

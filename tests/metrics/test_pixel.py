@@ -1,4 +1,4 @@
-"""Pixel metrics against scikit-image, under the one definition of the design."""
+"""Pixel metrics against scikit-image, under the package's one definition."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_student(values, level):
 
 
 def test_student_by_hand():
-    """Mean 2, standard error 1 / sqrt(3), and 4.303 is in every table of t with two degrees of freedom."""
+    """Mean 2, standard error 1 / sqrt(3), and 4.303 from any t table at two degrees of freedom."""
     low, high = mean_interval([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)), abs=1e-3)
 
@@ -85,7 +85,7 @@ def test_too_few_clusters():
 
 
 def test_korn_and_graubard_by_hand():
-    """Five clusters of four, rates 1, 1/2, 1/2, 0, 0: the variance of their mean is 0.7 / 20 and p (1 - p) is 0.24."""
+    """Five clusters of four, rates 1, 1/2, 1/2, 0, 0: their mean has variance 0.7 / 20, and p (1 - p) is 0.24."""
     hits = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, *[0] * 8]
     clusters = [i // 4 for i in range(20)]
     effective = 0.24 / (0.7 / 20) * (stats.t.ppf(0.975, 19) / stats.t.ppf(0.975, 4)) ** 2
@@ -97,7 +97,7 @@ def test_korn_and_graubard_by_hand():
 
 @pytest.mark.parametrize("rate", [0.1, 0.4])
 def test_it_covers_where_the_plain_interval_does_not(rate):
-    """20 images under 4 draws of weights, each image's own rate drawn from a beta distribution."""
+    """20 images under 4 draws of weights; each image's own rate comes from a beta distribution."""
     random = np.random.default_rng(0)
     clusters, covered = [i // 4 for i in range(80)], {"plain": 0, "clustered": 0}
     for _ in range(400):

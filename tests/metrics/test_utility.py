@@ -1,4 +1,4 @@
-"""Scores of a classifier against torchmetrics, and against what they mean."""
+"""Classifier scores against torchmetrics, and against their definitions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medpfl.metrics.utility import auroc, balanced_accuracy, cross_entropy, util
 
 
 def scene(count: int, classes: int, seed: int, steps: int = 4):
-    """Logits with many ties, and labels of which each class has some."""
+    """Return logits with many ties, and labels in which every class occurs."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.cat([torch.arange(classes), torch.randint(classes, (count,), generator=generator)])
     logits = torch.randint(steps, (len(labels), classes), generator=generator) / steps
@@ -72,7 +72,7 @@ def test_images_of_one_patient_count_as_a_cluster():
 
 
 def test_the_interval_of_balanced_accuracy_covers():
-    """At least 95 of 100 times, where recalls are known: 0.9 of many, 0.6 of few."""
+    """At least 95 times in 100, with known recalls: 0.9 in a large class, 0.6 in a small one."""
     generator, hits = torch.Generator().manual_seed(0), 0
     labels = torch.tensor([0] * 20 + [1] * 80)
     chance = torch.where(labels == 0, 0.6, 0.9)

@@ -1,4 +1,4 @@
-"""The LeNets of the papers, layer by layer, against numbers worked out by hand."""
+"""The papers' LeNets, layer by layer, against numbers worked out by hand."""
 
 import pytest
 import torch

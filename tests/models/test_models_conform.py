@@ -1,4 +1,4 @@
-"""Every member of ``models.__all__`` keeps what the role promises. One row a model: its variants."""
+"""Every member of ``models.__all__`` keeps its role's contract. One row per model, with its variants."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def images(shape, count=2):
 
 
 def outputs(model, classes, shape):
-    """Of two images: one class each, or one for every pixel."""
+    """Return the output shape for two images: one class each, or one per pixel."""
     return (2, classes, *shape[1:]) if isinstance(model, UNet) else (2, classes)
 
 
@@ -81,7 +81,7 @@ def test_own_arguments_go_before_the_data_s(model):
 
 @pytest.mark.parametrize("model", VARIANTS, ids=repr)
 def test_double_backward(model):
-    """What gradient matching needs: the derivative of a gradient's norm with respect to the images."""
+    """Gradient matching needs it: the derivative of a gradient's norm with respect to the images."""
     network, x = model.build((1, 32, 32), 3, seed=0).train(), images((1, 32, 32)).requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):  # as `local_update` does
         logits = network(x)

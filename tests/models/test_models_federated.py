@@ -1,4 +1,4 @@
-"""What an attacker does to every model: the derivative of an update's distance, over a stack of victims."""
+"""An attacker's computation on every model: an update distance's derivative, over a stack of victims."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CASES = [(name, plan) for name in MODELS for plan in PLANS if plan.startswith("F
 
 
 def scene(model, shape, plan):
-    """The prepared network and its weights, images and draws of the victims, and the update to be matched."""
+    """Return the prepared network and its weights, the victims' images and draws, and the update to match."""
     network = model.build(shape, 3, seed=0).double()
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(VICTIMS, plan.images, *shape, dtype=torch.float64, generator=generator)
@@ -54,7 +54,7 @@ def scene(model, shape, plan):
 
 
 def gradients(ready, weights, plan, images, labels, draws, stacked):
-    """The derivative of each victim's squared update with respect to its images."""
+    """Return the derivative of each victim's squared update with respect to its images."""
 
     def size(x, y, order, masks):
         update = local_update(ready, Batch(x, y), plan, weights, Draws(order, masks)).tensors

@@ -1,4 +1,4 @@
-"""ConvNet, MLP, DenseNet121 and ViT: what they are made of, and what they refuse."""
+"""ConvNet, MLP, DenseNet121 and ViT: their layers, and the settings they refuse."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_mlp_s_layers():
 
 
 def test_the_first_layer_of_an_mlp_gives_an_image_away():
-    """Proposition 3.1 of Geiping et al. 2020: its weights' gradient over its bias's is the input."""
+    """Proposition 3.1 in Geiping et al. 2020: the weights' gradient divided by the bias's is the input."""
     network, image = MLP((9,), "sigmoid").build((1, 6, 6), 2, seed=0), images(1, 6, 6)[:1]
     nn.functional.cross_entropy(network(image), torch.tensor([1])).backward()
     ratio = network[1].weight.grad / network[1].bias.grad[:, None]

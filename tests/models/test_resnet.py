@@ -92,7 +92,7 @@ def test_unknown_depth(depth):
 
 @pytest.fixture
 def file(tmp_path):
-    """Torchvision's network of 1000 classes, as its weights files are."""
+    """Save torchvision's network with 1000 classes, as in its weights files."""
     torch.manual_seed(3)
     state = THEIRS[18]().state_dict()
     torch.save(state, tmp_path / "secret-name.pth")

@@ -1,4 +1,4 @@
-"""A network that is too large is refused in about a second, before memory is taken for it."""
+"""A network that is too large is refused in about a second, before its memory is allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The U-Net: shapes, what it refuses, and that every level takes part."""
+"""The U-Net: shapes, refused settings, and that every level takes part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own model: by file and by module, its arguments filled in, its failures said."""
+"""A user's own model: by file and by module, with arguments filled in and failures reported."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_nothing_is_filled_in_that_has_a_default(file):
 
 
 def test_the_number_of_axes_is_filled_in(file):
-    """Even where there is a default: MONAI's ViT is for volumes unless it is told."""
+    """It is filled in even over a default: MONAI's ViT expects volumes otherwise."""
     assert build(f"{file}:of_axes_or_three", (1, 8, 8)).in_features == 2
     assert build(f"{file}:of_axes_or_three(spatial_dims=4)", (1, 8, 8)).in_features == 4
     assert build(f"{file}:of_axes", (1, 8, 8)).in_features == 2

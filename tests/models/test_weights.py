@@ -1,4 +1,4 @@
-"""Weights files: what fits is loaded, what does not is named, and code in a pickle is not run."""
+"""Weights files: matching tensors are loaded, others are named, and code in a pickle does not run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_loads_every_weight_and_buffer(tmp_path, way):
 @each_way
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_weights_that_were_saved_from_inside_a_wrapper(tmp_path, way, prefix):
-    """Of `nn.DataParallel`, its distributed sibling, or `torch.compile`."""
+    """The wrappers are `nn.DataParallel`, its distributed sibling, and `torch.compile`."""
     wanted = state()
     target = network()
     load_weights(target, way(tmp_path, {f"{prefix}{name}": t for name, t in wanted.items()}))

@@ -1,4 +1,4 @@
-"""Made-up rows and cells: no test of a report needs an attack."""
+"""Made-up rows and cells: no report test needs an attack."""
 
 from dataclasses import fields
 
@@ -13,7 +13,7 @@ UNDEFENDED, LAPLACE = "NoDefense()", "LaplaceNoise(scale=0.01)"
 
 
 def made(told):
-    """A cell from the flat form that ``summary.json`` has, as far as it is given."""
+    """Build a cell from ``summary.json``'s flat form, as far as it is given."""
     return Cell(**inflated(Cell, told))
 
 
@@ -29,7 +29,7 @@ def inflated(kind, told):
 
 
 def cell(attack="iDLG()", defense=UNDEFENDED, read=19, images=24, verdict="leaks", **more):
-    """The flat form of a cell with a rate and its interval (Clopper and Pearson)."""
+    """Return a cell's flat form, with a rate and its interval (Clopper and Pearson)."""
     numbers = {
         "asr": read / images,
         "asr_low": beta.ppf(0.025, read, images - read + 1) if read else 0.0,
@@ -47,7 +47,7 @@ def cell(attack="iDLG()", defense=UNDEFENDED, read=19, images=24, verdict="leaks
 
 
 def full(**more):
-    """The same with every key of the contract."""
+    """Return the same with every key in the file format."""
     known = {
         "asr_worst": 0.83,
         "ssim": 0.91,
@@ -76,7 +76,7 @@ def full(**more):
 
 
 def united(summary, by=("defense",), **more):
-    """The cells, with what the attacks on each defense show together: as much as the strongest of them."""
+    """Return the cells, with the union over the attacks on each defense: as high as the strongest attack."""
     found = []
     for one in summary:
         own = [c for c in summary if all(c.get(key) == one.get(key) for key in by)]
@@ -139,7 +139,7 @@ def row(attack="iDLG()", defense=UNDEFENDED, ssim: float | None = 0.95, image="0
 
 
 def picture(finding):
-    """A gradient as the truth, noise over it as the guess."""
+    """Return a brightness gradient as the target image, with noise over it as the guess."""
     side = 28
     seed = sum(map(ord, finding.attack + finding.defense + finding.image))
     truth = np.add.outer(np.arange(side), np.arange(side)) * 4 + seed % 30

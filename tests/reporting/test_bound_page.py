@@ -1,4 +1,4 @@
-"""Measured success against the bound: where a point stands, what the rows say, what the figure draws."""
+"""Measured success against the bound: a point's position, the rows' texts, and the figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures live inside a page, in its fonts and colors; the terminal's table fits the terminal."""
+"""Figures are embedded in a page, in its fonts and colors; the terminal's table fits the terminal."""
 
 import io
 import re
@@ -56,7 +56,7 @@ def test_leak_figure_says_the_rates_in_words():
 
 
 def test_only_the_rate_that_leaks_has_the_color_of_a_leak():
-    """A leak by recognition is no red mark at 0 % read back."""
+    """A leak by re-identification puts no red mark on 0 % reconstructed."""
     for ways, marks in ((["read"], 1), (["recognized"], 1), (["read", "recognized"], 2), ([], 0)):
         svg = leak_figure([made(full(read=0, leaks_by=ways))])
         assert len(re.findall(r"fill: var\(--leak\)", svg)) == marks

@@ -1,4 +1,4 @@
-"""The page, table and figure of a frontier from made-up points: every gap is a dash, every state has its words."""
+"""A frontier's page, table and figure from made-up points: every gap is a dash, every state has its text."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_what_the_intervals_are_of_is_said():
 
 
 def drawn(monkeypatch, chosen: dict[str, Any], points=POINTS) -> Any:
-    """The axes of the figure, before they become SVG."""
+    """Return the figure's axes, before they become SVG."""
     kept = []
     monkeypatch.setattr("medpfl.reporting.figures.frontier.inline", lambda figure, *_: kept.append(figure))
     frontier_figure(points, chosen, "asr")

@@ -1,4 +1,4 @@
-"""Pictures in a grid: every pixel a square of its own gray or color, every word inside."""
+"""Pictures in a grid: every pixel is a square in its own gray or color, every label lies inside."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Leakage over the rounds of a training, from made-up cells."""
+"""Leakage over a training's rounds, from made-up cells."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rounds(cells):
 
 
 def pairs(attack="iDLG()"):
-    """A naive and an adaptive cell for each of two rounds; in round 0 their difference is not known."""
+    """Return a naive and an adaptive cell for each of two rounds; in round 0 their difference is unknown."""
     cells = []
     for number in (0, 5):
         cells.append({**MODEL, "round": number, **full(attack=attack, defense=LAPLACE, ssim=0.1, knows_defense=False)})

@@ -1,4 +1,4 @@
-"""The two pages: what they say, what they must never hold, and that they are whole."""
+"""The two pages: their text, their forbidden content, and their completeness."""
 
 import base64
 import io
@@ -44,7 +44,7 @@ def pages(out, summary, settings=SETTINGS, rows=None, show=picture):
 
 
 class Page(HTMLParser):
-    """Tags that must balance, ids that must be one of a kind, and the text that a reader sees."""
+    """Parsed page: tags that must balance, ids that must be unique, and the visible text."""
 
     def __init__(self, html):
         super().__init__()

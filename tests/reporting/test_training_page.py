@@ -1,4 +1,4 @@
-"""The page of a training, and of leakage over it, from made-up rows: every gap is a dash, and nothing breaks it."""
+"""The pages of a training and its leakage, from made-up rows: every gap is a dash, and nothing breaks them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two sentences, word by word, for every case that they have to tell apart."""
+"""The verdict's two sentences, word by word, in every case that they distinguish."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A reproduction that is killed in the middle continues where it was."""
+"""A reproduction killed in the middle continues from there."""
 
 from __future__ import annotations
 

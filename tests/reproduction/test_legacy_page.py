@@ -1,4 +1,4 @@
-"""The notebooks' calls, one by one: their numbers are scikit-image's and torchvision's own."""
+"""The notebooks' calls, one by one: their numbers equal scikit-image's and torchvision's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reader's copy of published values: what is wrong in it is said, and what is right stands beside ours."""
+"""A reader's copy of published values: faults are reported, and correct values appear beside MedPFL's."""
 
 from __future__ import annotations
 

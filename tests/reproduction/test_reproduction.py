@@ -1,4 +1,4 @@
-"""The paper's experiments as files, their runs on the sets that are there, and their tables."""
+"""The paper's experiments as files, their runs on the available sets, and their tables."""
 
 from __future__ import annotations
 

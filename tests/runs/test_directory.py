@@ -1,4 +1,4 @@
-"""The directory of a run: who may take it, what is refused, what is discarded, and what may be shared."""
+"""A run's directory: who may claim it, what is refused or discarded, and what may be shared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STUDY = Kind("reproduction", 2, ("table.md",), rows=False)
 
 
 def claimed(out: Path, force: bool = False, kind: Kind = AUDIT, rows: bool = True, **identity: int) -> RunDirectory:
-    """A directory of a run that began, and has a row."""
+    """Return the directory of a run that began, with one row."""
     directory = RunDirectory(out, kind, identity)
     with directory.locked():
         directory.claim(force)

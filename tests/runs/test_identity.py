@@ -1,4 +1,4 @@
-"""A run is a function of its identity: the code of a user's parts, with every module of the user's own in it."""
+"""A run depends only on its identity, which covers the user's parts and every module of the user's that they import."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def no_pages_else(request, monkeypatch) -> None:
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """A folder with an attack, a helper that it imports, and one that the helper imports."""
+    """Create a folder with an attack, a helper that it imports, and one that the helper imports."""
     place = tmp_path / "lab"
     place.mkdir()
     (place / "mine.py").write_text(MINE.format(lazily=""))
@@ -74,7 +74,7 @@ def tiny(lab, out, **options):
 
 
 def new_process(lab):
-    """As in another process, where nothing of the user's own is imported yet."""
+    """Simulate a new process, which has not imported the user's modules yet."""
     for name in [name for name in sys.modules if name.startswith(("lab_", "medpfl_user_"))]:
         del sys.modules[name]
     importlib.invalidate_caches()

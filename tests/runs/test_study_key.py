@@ -33,7 +33,7 @@ def key_of(out: Path):
 
 @pytest.fixture
 def patients(folder):
-    """The folder with an index of patients: two pictures each, one unknown."""
+    """Create the folder with a patient index: two pictures each, one unknown."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
     lines = ["file,patient_id", *(f"{name},Jane Doe {i // 2}" for i, name in enumerate(names[:-1])), f"{names[-1]},"]
     (folder / "index.csv").write_text("\n".join(lines))
@@ -169,7 +169,7 @@ def test_a_key_of_before_classes_were_in_it_is_read(folder, tmp_path):
 
 
 def test_classes_of_a_run_stay_when_the_folder_changes(folder, tmp_path):
-    """The number of a class depends on the others; a run keeps those that it was made with."""
+    """A class's number depends on the other classes; a run keeps its original numbers."""
     tiny(folder, out=tmp_path / "runs" / "a")
     draw_folder(folder, {"another": 2})
     with pytest.raises(InputError, match="another audit"):

@@ -1,4 +1,4 @@
-"""Leakage over a training: an audit for each round, one figure, and rows that say their round."""
+"""Leakage over a training: an audit for each round, one figure, and rows that state their round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing of a patient leaks through a training: marked names, searched in every byte that it writes."""
+"""No patient data leaks through a training: names are marked, and every written byte is searched for marks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Federated training: its rows, what it refuses, what it says of gaps, and that it goes on where it stopped."""
+"""Federated training: its rows, its refusals, its notes on gaps, and its continuation after a stop."""
 
 from __future__ import annotations
 

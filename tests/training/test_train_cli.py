@@ -1,4 +1,4 @@
-"""``medpfl train``: every option arrives, errors are in the words of the command line, a page is written."""
+"""``medpfl train``: every option arrives, errors use the command line's names, and a page is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small trainings, and what their tests share."""
+"""Small trainings, and shared helpers for their tests."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SMALL: dict[str, Any] = {
 
 
 def small(data: Any = None, **options: Any) -> Trained:
-    """A small training of random images with other options."""
+    """Run a small training on random images with other options."""
     return flat(train, data=some_images(24) if data is None else data, **{**SMALL, **options})
 
 
 def plainly(rows: Sequence[Round]) -> list[dict[str, Any]]:
-    """Rows without what an undisturbed run may have otherwise."""
+    """Return rows without the fields that may differ between runs."""
     return [{k: v for k, v in row.to_dict().items() if k not in ("seconds", "date")} for row in rows]

@@ -1,4 +1,4 @@
-"""Iterates are kept by their number, where they are asked for, and change nothing else."""
+"""Iterates are kept at the requested steps, and tracing changes nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layer gives the logits, and what its gradient says of the labels."""
+"""The layer that produces the logits, and the labels that its gradient reveals."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ LABELS = torch.tensor([[0], [1], [2], [1], [0], [2]])
 
 
 class HeadFirst(nn.Module):
-    """Declares its last layer before a convolution with as many channels as classes."""
+    """A network that declares its last layer before a convolution with as many channels as classes."""
 
     def __init__(self, bias=True):
         super().__init__()
@@ -25,14 +25,14 @@ class HeadFirst(nn.Module):
 
 
 class Scaled(HeadFirst):
-    """With a temperature."""
+    """A network with a temperature."""
 
     def forward(self, images):
         return super().forward(images) / 4
 
 
 class Squashed(HeadFirst):
-    """With something after the last layer that no row passes unchanged."""
+    """A network with a function after the last layer that changes every row."""
 
     def forward(self, images):
         return super().forward(images).tanh()

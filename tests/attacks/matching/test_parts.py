@@ -226,7 +226,7 @@ def test_label_vectors_are_y_minus_p_where_the_wire_says_so():
 
 
 def test_where_rounding_has_spoiled_y_minus_p_a_spare_entry_completes_what_was_sent():
-    """Two images, one with a gradient that rounding has left with a sum far from zero, against its size."""
+    """Two images; rounding has left one gradient with a sum far from zero, relative to its size."""
     seen = scene(tiny(), smooth(2).view(2, 1, 1, 12, 12), LABELS[:2, :1], Plan())
     bias, label = seen.views[0].update.tensors["3.bias"], int(LABELS[0, 0])
     bias[0] = torch.tensor([2e-9, 1e-9, 3e-9])
@@ -289,7 +289,7 @@ def test_smoothness_by_hand():
 
 
 class Sliced(torch.nn.Module):
-    """Four logits, of which three are shown: no layer has as many rows as there are classes."""
+    """A network with four logits that returns three: no layer has one row per class."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Priors over voxels that are no cubes."""
+"""Priors over voxels that are not cubes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medpfl.core.spec import build
 
 
 def ramps():
-    """A volume that rises by 1 a millimeter along one axis, of voxels of 4 x 1 x 2 mm; one for each axis."""
+    """Return, for each axis, a volume that rises by 1 per millimeter along it, with voxels of 4 x 1 x 2 mm."""
     axes = torch.meshgrid(torch.arange(3) * 4.0, torch.arange(5) * 1.0, torch.arange(4) * 2.0, indexing="ij")
     return [ramp[None, None] for ramp in axes]
 

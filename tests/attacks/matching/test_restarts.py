@@ -1,4 +1,4 @@
-"""Starts that are given up early: who leaves, when, and that nothing else changes."""
+"""Pruned restarts: which stop, when, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_each_victim_keeps_its_best_starts(starts, victims, every, done, data):
 
 @pytest.mark.parametrize("optimizer", [LBFGS(history=5, tolerance=0), SignedAdam(0.01, tolerance=0)], ids=repr)
 def test_a_race_is_what_runs_of_each_start_would_have_decided(optimizer):
-    """Against every start alone, cut short at every cut: the same starts leave, the winner ends where it would have."""
+    """Each restart also runs alone, up to every cut: the same ones are pruned, and the winner ends the same."""
 
     def hilly(z):
         return 2 + (z.square() + 3 * (4 * z).sin()).mean()
@@ -92,7 +92,7 @@ def test_a_race_is_what_runs_of_each_start_would_have_decided(optimizer):
 
 
 def best_within(function, optimizer, start, steps, cut):
-    """The least value of a run of so many steps by the step `cut`."""
+    """Return the lowest loss of a run with `steps` steps by step `cut`."""
     least = []
 
     class Spy(Race):

@@ -202,7 +202,7 @@ def test_only_victims_that_failed_get_another_start():
 
 
 def test_a_saturated_softmax_is_read_through():
-    """A model that is sure of its label: p - 1 has lost most digits, but the wire says y - p itself."""
+    """The model is sure of its label: p - 1 has lost most digits, but the update still contains y - p."""
     network = tiny()
     with torch.no_grad():
         network[-1].weight.mul_(30)
@@ -331,7 +331,7 @@ def test_a_stage_may_have_an_objective_of_its_own():
 
 @pytest.mark.parametrize("labels", [LastLayer(), Joint()], ids=repr)
 def test_an_update_that_rounding_has_spoiled_is_read_back(labels):
-    """A model so sure of its label that p - 1 is exactly 0 in float32."""
+    """The model is so sure of its label that p - 1 is exactly 0 in float32."""
     network = tiny()
     with torch.no_grad():
         network[-1].bias += torch.tensor([0.0, 40.0, 0.0])
@@ -361,7 +361,7 @@ def test_the_truth_has_no_distance_from_an_update_that_rounding_has_spoiled():
 
 
 class Branches(torch.nn.Module):
-    """Depends on the data in a way that ``vmap`` cannot follow."""
+    """A network that depends on the data in a way that ``vmap`` cannot trace."""
 
     def forward(self, x):
         return x if x.sum() > 0 else -x

@@ -1,4 +1,4 @@
-"""The compact form of L-BFGS against the two-loop recursion of Nocedal 1980, written here pair by pair."""
+"""The compact form of L-BFGS against Nocedal's two-loop recursion (1980), written here pair by pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from medpfl.attacks.optimize.lbfgs_pairs import Pairs
 
 
 def two_loops(pairs: list[tuple[Tensor, Tensor]], gradient: Tensor) -> Tensor:
-    """The inverse Hessian times the gradient (D,); oldest pair first."""
+    """Return the inverse Hessian times the gradient (D,); the oldest pair comes first."""
     q, weights = gradient.clone(), []
     for move, change in reversed(pairs):
         weights.append((move @ q) / (move @ change))
@@ -24,7 +24,7 @@ def two_loops(pairs: list[tuple[Tensor, Tensor]], gradient: Tensor) -> Tensor:
 
 
 def drawn(rows: int, steps: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Steps, changes of gradients under a positive Hessian, and gradients."""
+    """Draw steps, gradient changes under a positive Hessian, and gradients."""
     root = torch.randn(rows, 9, 9, generator=generator, dtype=torch.float64)
     hessian = root @ root.mT + torch.eye(9)
     moves = torch.randn(steps, rows, 9, generator=generator, dtype=torch.float64)

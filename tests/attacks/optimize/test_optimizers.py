@@ -8,7 +8,7 @@ from medpfl.core.errors import InputError
 
 
 class Problems:
-    """A list of functions of one point, each with its gradient by autograd."""
+    """A list of functions with one point each; autograd gives the gradients."""
 
     def __init__(self, *functions, project=lambda z, step: z):
         self.functions, self.project, self.calls = functions, project, []
@@ -163,7 +163,7 @@ def test_adam_keeps_the_best_point_it_saw():
 
 
 def test_adam_s_rates_follow_the_objective_and_it_stalls_after_the_last():
-    """Where the first rate of 0.1 only jumps about a minimum, smaller ones come early, one look apart."""
+    """The first rate, 0.1, only jumps around a minimum. Smaller rates therefore come early, one check apart."""
     seen = []
     problems = Problems(lambda z: 1 + z.square().sum(), project=lambda z, step: seen.append(z.item()) or z)
     found = SignedAdam(0.1, patience=20).minimize(problems, torch.full((1, 1), 0.55, dtype=torch.float64), 400)

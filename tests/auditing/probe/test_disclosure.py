@@ -1,4 +1,4 @@
-"""The probe finds every disclosure that does not hold, and raises no alarm for one that does."""
+"""The probe finds every false disclosure, and raises no alarm for a true one."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def look(defense: Defense, model="MLP", plan="one image", batches=3, seed=0) -> 
 
 
 def test_every_row_is_of_its_defense():
-    """One that has no row here is probed by the conformance test, at the settings of its row there."""
+    """A defense without a row here is probed by the conformance test, with the settings in its row there."""
     assert set(ROWS) <= set(defenses.__all__)
     assert all(type(one).__name__ == name for name, rows in ROWS.items() for one in rows)
 
@@ -163,7 +163,7 @@ def test_two_defenses_raise_no_alarm(defense, other):
 
 @dataclass(frozen=True, repr=False)
 class Does(Defense):
-    """Does something to the update, and says nothing."""
+    """A defense that changes the update, and discloses nothing."""
 
     do: Callable[..., Any]
 
@@ -176,7 +176,7 @@ class Does(Defense):
 
 @dataclass(frozen=True, repr=False)
 class Says(Does):
-    """Does something, and says something."""
+    """A defense that changes the update, and discloses a channel."""
 
     say: Callable[..., Channel] = lambda sent: Channel()
 
@@ -239,7 +239,7 @@ def tells_little(sent):
 
 
 def only_small(tensors, generator):
-    """Permutes an update once it is large."""
+    """Permute an update once it is large."""
     norm = torch.stack([t.norm() for t in tensors.values()]).norm()
     return {name: permuted(t) if norm > only_small.limit else t for name, t in tensors.items()}
 
@@ -349,7 +349,7 @@ def look_raw():
 
 
 def test_a_factor_that_was_measured_once():
-    """Clipping that tells the factor of one update, in place of the map."""
+    """Clipping that discloses the factor for one update instead of the map."""
     norm = float(torch.stack([t.norm() for t in look_raw().values()]).norm())
 
     @dataclass(frozen=True, repr=False)
@@ -370,14 +370,14 @@ def test_unknown_everywhere_and_bounds_without_meaning_are_no_disclosure():
 
 
 def nearly_unknown(sent):
-    """All but the smallest tensor."""
+    """Disclose everything as unknown except the smallest tensor."""
     first = min(sent.tensors, key=lambda name: sent.tensors[name].numel())
     precision = {name: torch.full_like(t, 1e30 if name == first else 0.0) for name, t in sent.tensors.items()}
     return Channel().then(precision=precision)
 
 
 def wide(sent):
-    """As wide as twice the largest value."""
+    """Return bounds as wide as twice the largest value."""
     most = max(float(t.abs().max()) for t in sent.tensors.values())
     return Channel().then(bounds={name: torch.full_like(t, 2 * most) for name, t in sent.tensors.items()})
 
@@ -515,7 +515,7 @@ def test_dropout_and_one_batch_alone():
 
 
 def test_what_the_documents_disclose_holds(monkeypatch):
-    """The examples of docs/extending.md, by the definitions that stand there."""
+    """The examples in docs/extending.md, with the definitions given there."""
     page = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", page)  # where a dataclass looks for its names
     text = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()

@@ -1,4 +1,4 @@
-"""What a channel says: one change after another, and many victims at once."""
+"""Channels: one change after another, and many victims at once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_changes_are_applied_in_order():
 
 
 def test_noise_and_errors_pass_through_later_gains():
-    """Variance 1/4 doubled fourfold is 1, and 1 more is 2; a bound of 3 doubled is 6, and 1 more is 7."""
+    """Variance 1/4 after gain 2 is 1, and 1 more is 2; a bound of 3 doubled is 6, and 1 more is 7."""
     channel = Channel(precision=of(4.0, 0.0, torch.inf), bounds=of(3.0, 0.0, 0.0))
     after = channel.then(gain=2.0, precision=of(1.0, 1.0, 1.0), bounds=of(1.0, 1.0, 0.0))
     assert after.precision["w"].tolist() == [0.5, 0.0, 1.0]
@@ -55,7 +55,7 @@ def test_what_the_gradient_moment_does_is_kept():
 
 
 def test_victims_differ_in_tensors_only():
-    """Under ``vmap`` over victims, as attacks do it, and one by one."""
+    """Under ``vmap`` over victims, as attacks use it, and one by one."""
     each = [Channel().then(times(2)).then(plus, known=of(v, v, v), bounds=of(v, v, v)) for v in (1.0, 5.0)]
     stacked = Channel.stack(each)
     raw = {"w": torch.rand(2, 3, generator=torch.Generator().manual_seed(0))}

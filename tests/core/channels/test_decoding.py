@@ -1,4 +1,4 @@
-"""What of an update is left of a public map once it is undone: the raw coordinates, their noise and their bounds."""
+"""The rest of an update after a public map is undone: the raw coordinates, their noise and their bounds."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def update_of(values):
 
 
 def reader(maps):
-    """By raw coordinate: which sent one reads it, or -1, and times what, worked out by hand."""
+    """Return, for each raw coordinate, the sent one that reveals it (or -1) and its factor, worked out by hand."""
     places, factor = torch.arange(SIZE), torch.ones(SIZE, dtype=torch.float64)
     for kind, seed in maps:
         unit = flat(KINDS[kind](seed)(shaped(torch.ones(SIZE, dtype=torch.float64))))
@@ -132,7 +132,7 @@ def test_orders_and_signs_are_undone_to_the_last_bit(maps):
 @given(MAPS, MAPS, st.booleans())
 @settings(deadline=None, max_examples=40)
 def test_noise_and_bounds_between_maps_end_at_the_coordinates_that_have_them(before, after, noise):
-    """What comes after noise carries it forward, and all of it comes back, over the factor before it."""
+    """Maps after the noise carry it forward. Undoing them brings all of it back, divided by the factor before it."""
     told = (1 + torch.arange(SIZE)).double()
     own = {"precision" if noise else "bounds": shaped(told.float())}
     channel = chained(after, chained(before).then(**own))

@@ -1,4 +1,4 @@
-"""Options: stated once, and from there on the command line, in files, in experiments and in the doors' signatures."""
+"""Options are stated once, and appear on the command line, in files, in experiments and in public signatures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOURCE = Path(medpfl.__file__).parent
 
 
 def test_a_new_option_costs_two_edits(monkeypatch, tmp_path, capsys):
-    """The first edit states it, here `floor` of `Criteria`; the second uses it. Nothing else has to know of it."""
+    """The first edit states it, here `floor` in `Criteria`; the second uses it. Nothing else has to know it."""
 
     @dataclass(frozen=True, kw_only=True)
     class Stricter(Criteria):
@@ -62,7 +62,7 @@ def test_a_new_option_costs_two_edits(monkeypatch, tmp_path, capsys):
 
 
 def hints(kind, new):
-    """Annotations of classes that a test defines name what is in that test."""
+    """Resolve annotations in classes that a test defines, which name objects local to that test."""
     from typing import get_type_hints
 
     return get_type_hints(kind, localns={"Stricter": new})
@@ -80,7 +80,7 @@ def test_a_door_has_the_defaults_of_its_typed_experiment(door):
 
 
 def test_every_option_has_its_default_and_bounds_in_one_place():
-    """A field of a class is an option; another class that has it says `again`, with the same bounds and type."""
+    """A class's field is an option; another class that has it says `again`, with the same bounds and type."""
     stated = Counter()
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

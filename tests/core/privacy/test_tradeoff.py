@@ -1,4 +1,4 @@
-"""The bound on success: against exact tests, and against attacks that are optimal on toys, by Monte Carlo."""
+"""The success bound against exact tests, and by Monte Carlo against attacks that are optimal on toy problems."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DRAWS = 20_000
 
 
 def identification(noise: float, rate: float, steps: int, among: int, seed: int = 0) -> tuple[float, float]:
-    """Success of the likelihood-ratio attack that names which of `among` equally likely records was in the sums.
+    """Return the success of the likelihood-ratio attack that identifies one of `among` equally likely records.
 
-    Records are orthogonal, each of the length of the sensitivity: each step sends (among,) coordinates, of which that
-    of the record is 1 if it was drawn; all have the noise. The record's likelihood is the product of its mixtures.
+    Records are orthogonal, each as long as the sensitivity. Each step sends (among,) coordinates, all with noise; the
+    record's coordinate is 1 if the record was drawn. The record's likelihood is the product of its mixtures.
     """
     random = np.random.default_rng(seed)
     sums = random.normal(0, noise, (DRAWS, steps, among))
@@ -33,7 +33,7 @@ def identification(noise: float, rate: float, steps: int, among: int, seed: int 
 
 
 def opposite(noise: float, rate: float, steps: int, seed: int = 0) -> tuple[float, float]:
-    """The same of two records, x and -x: the worst pair, which are twice the sensitivity apart."""
+    """Return the success for two records, x and -x: the worst pair, twice the sensitivity apart."""
     random = np.random.default_rng(seed)
     sums = random.normal(0, noise, (DRAWS, steps)) + (random.random((DRAWS, steps)) < rate)
     ratio = [np.log1p(rate * np.expm1((sign * sums - 0.5) / noise**2)).sum(1) for sign in (1, -1)]
@@ -41,7 +41,7 @@ def opposite(noise: float, rate: float, steps: int, seed: int = 0) -> tuple[floa
 
 
 def presence(noise: float, rate: float, steps: int, kappa: float, seed: int = 0) -> tuple[float, float]:
-    """Success of an attack that is right without the record with probability kappa: the likelihood-ratio test."""
+    """Return the likelihood-ratio test's success, if the attack succeeds without the record with probability kappa."""
     random = np.random.default_rng(seed)
     sums = random.normal(0, noise, (2, DRAWS, steps))
     sums[1] += random.random((DRAWS, steps)) < rate
@@ -97,7 +97,7 @@ def test_two_sampled_steps_are_the_exact_test_on_a_grid(noise, rate, steps, kapp
 
 
 def test_one_direction_is_taken_and_not_the_other():
-    """Under sampling a record is easier seen to be there than not: at small kappa the curve of the other is lower."""
+    """Under sampling, presence is easier to detect than absence: at small kappa the curve for absence is lower."""
     noise, rate, kappa = 0.3, 0.1, 0.01
     x = np.linspace(-6, 8, 200_001)
     without = norm.pdf(x, 0, noise)

@@ -1,4 +1,4 @@
-"""Copies of networks, and the remedy for those that cannot be copied."""
+"""Copies of networks, and the remedy for networks that cannot be copied."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medpfl.core.user_code.copies import copied
 
 
 class Keeps(nn.Module):
-    """Keeps its features, as models do for a heat map."""
+    """A network that keeps its features, as models do for a heat map."""
 
     def __init__(self):
         super().__init__()

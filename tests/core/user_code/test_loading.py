@@ -1,4 +1,4 @@
-"""Where a user's part is, as people name their files."""
+"""Finding a user's part, however its file is named."""
 
 from __future__ import annotations
 

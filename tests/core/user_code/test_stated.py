@@ -1,4 +1,4 @@
-"""What a file states names parts of ours, and runs nothing; every reader of a file goes through that door."""
+"""A file can name only built-in parts, and runs nothing; every reader uses this path."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_weights_by_a_published_name_are_no_path():
 
 
 def test_no_part_of_ours_takes_a_place_first():
-    """`check_stated` lets a text be the first argument, whose name it does not know."""
+    """`check_stated` allows a text as the first argument, whose name it does not know."""
     for package in (attacks, defenses, models, matching):
         for name, make in registry(package).items():
             first = next(iter(inspect.signature(make).parameters), "")
@@ -147,7 +147,7 @@ def modules() -> dict[str, ast.Module]:
 
 @functools.cache
 def readers() -> dict[str, ast.Module]:
-    """Our modules that read a file, by path."""
+    """Return the package's modules that read a file, by path."""
     found = {}
     for path, tree in modules().items():
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
@@ -157,7 +157,7 @@ def readers() -> dict[str, ast.Module]:
 
 
 def trusted_in(tree: ast.Module) -> set[str]:
-    """The functions for a person's own word that a module imports or could reach by a module's name."""
+    """Return the functions for trusted input that a module imports or could reach through a module's name."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -172,7 +172,7 @@ def trusted_in(tree: ast.Module) -> set[str]:
 
 
 def test_the_readers_are_found():
-    """A test of readers that finds none would pass."""
+    """A test on readers that finds none would pass."""
     named = set(readers())
     assert {
         "inputs/checkpoint.py", "auditing/recorded.py", "auditing/report.py", "runs/directory.py",

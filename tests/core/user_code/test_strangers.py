@@ -1,4 +1,4 @@
-"""Whatever a stranger's code raises becomes an error that names the part; a person's Ctrl-C does not."""
+"""Any exception in foreign code becomes an error that names the part; a person's Ctrl-C does not."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_ctrl_c_that_a_stranger_turns_into_success_is_an_interrupt(ctrl_c):
 
 
 def test_in_another_thread_and_without_a_handler():
-    """There is no Ctrl-C there, so that every KeyboardInterrupt is the stranger's."""
+    """No Ctrl-C arrives there, so every KeyboardInterrupt comes from the foreign code."""
     found: list[BaseException] = []
 
     def work():

@@ -74,7 +74,7 @@ def test_sixteen_bit_png_written_without_pillow(tmp_path):
 
 
 def tiff(pixels: bytes, bits: int, photometric: int, shape: tuple[int, int]) -> bytes:
-    """A little-endian TIFF of one strip."""
+    """Return a little-endian TIFF with one strip."""
     height, width = shape
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 0), (277, 1)]
     tags += [(278, height), (279, len(pixels))]

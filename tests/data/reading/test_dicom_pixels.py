@@ -1,4 +1,4 @@
-"""DICOM and NIfTI as a viewer shows them; the windows are computed here by the standard's formula."""
+"""DICOM and NIfTI as a viewer shows them; the tests compute the windows by the standard's formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which class a file is of: by a CSV, by folders that are safe to name, or by none."""
+"""A file's class: from a CSV, from folders with safe names, or none."""
 
 from __future__ import annotations
 

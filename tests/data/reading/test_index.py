@@ -1,4 +1,4 @@
-"""What ``index.csv`` says of pictures is used, or an error or a note says why not."""
+"""``index.csv``'s entries for pictures are used, or an error or a note gives the reason."""
 
 from __future__ import annotations
 

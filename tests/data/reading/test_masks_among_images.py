@@ -1,4 +1,4 @@
-"""Masks that lie among the images are left out and said; what only looks like a mask is not."""
+"""Masks among the images are left out and reported; images that only look like masks are kept."""
 
 from __future__ import annotations
 

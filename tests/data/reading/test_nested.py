@@ -1,4 +1,4 @@
-"""Folders of sets and of the parts of a set are no sets."""
+"""Folders that hold sets, or parts of a set, are not sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headers of ``.npz`` files that claim what is not there, labels that are absurd, and axes of channels."""
+"""``.npz`` headers with false claims, absurd labels, and channel axes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def refused(source) -> str:
 
 
 def claiming(shape: tuple[int, ...], descr: str = "|u1", content: bytes = bytes(99)) -> bytes:
-    """An array whose header says a shape."""
+    """Return an array file whose header claims a shape."""
     file = io.BytesIO()
     npy.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
     return file.getvalue() + content

@@ -1,4 +1,4 @@
-"""Pictures of any size become squares; references are torchvision's and Pillow's."""
+"""Pictures of any size become squares; torchvision and Pillow are the references."""
 
 from __future__ import annotations
 
