@@ -135,7 +135,7 @@ def test_a_training_with_a_damaged_last_round_says_what_to_delete_and_then_goes_
     out = tmp_path / "runs" / "a"
     whole = small(out=out)
     (out / "round-3" / name).write_bytes(b"nonsense")
-    with pytest.raises(InputError, match=r"damaged: .*; delete '.*round-3', and the same command plays that round"):
+    with pytest.raises(InputError, match=r"damaged: .*; delete '.*round-3' and repeat the command to redo that round"):
         small(out=out, rounds=4)
     shutil.rmtree(out / "round-3")
     longer = small(out=out, rounds=4)
