@@ -163,7 +163,7 @@ def test_tables_name_what_was_run_and_what_is_missing(whole):
     assert all(f"- {gap.what}\n" in text for gap in found.gaps)
     accuracy = found.rows[-1]["trained_accuracy"]
     assert f"| covid_xray | trained here, round 1, balanced accuracy {accuracy:.0%}".replace("%", " % |") in text
-    assert "Spearman's rank correlation over 8 images of 2 sets:" in text
+    assert "Spearman's rank correlation over 8 images from 2 sets:" in text
     read = list(csv.DictReader(io.StringIO((out / "share/attacks.csv").read_text())))
     assert [float(row["asr"]) for row in read] == [row["asr"] for row in found.rows]
     rows = [
