@@ -72,6 +72,7 @@ def test_volumes():
     assert (attacked(Patches(axes=3, tokens=8, width=70), volumes)[0] < 1e-3).all()
 
 
+@pytest.mark.slow
 def test_masks_need_not_be_known():
     images, masks = smooth(3), torch.randint(0, 3, (3, 1, 12, 12), generator=torch.Generator().manual_seed(1))
     assert (attacked(Patches(masks=True), images, labels=masks)[0] < 1e-3).all()
@@ -128,6 +129,7 @@ def test_an_update_that_is_not_finite_says_nothing_and_leaves_the_others_as_they
     assert ((guess.guesses[:, 0] - images)[[0, 2]].abs() < 1e-3).all()
 
 
+@pytest.mark.slow
 def test_an_audit_with_its_control():
     images = smooth(8, 1, 16)
     data = LabelledImages(images, torch.arange(8) % 2, ("a", "b"), tuple("abcdefgh"), (None,) * 8)

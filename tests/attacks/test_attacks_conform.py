@@ -29,6 +29,7 @@ def test_every_attack_has_a_row():
     assert all(type(attack).__name__ == name for name, attack in ROWS.items())
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize(("check", "rest"), EVERY)
 def test_it_keeps_the_contract(attack, check, rest):

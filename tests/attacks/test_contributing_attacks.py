@@ -32,6 +32,7 @@ def attack(name, place):
     return made
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize(("check", "rest"), EVERY)
 def test_it_keeps_the_contract(attack, check, rest):
@@ -43,6 +44,7 @@ def test_it_declares_what_it_takes(attack, takes):
     assert sum(taken(attack, plan) is not None for plan in PLANS.values()) == takes
 
 
+@pytest.mark.slow
 @each
 def test_without_an_edit_it_is_audited_by_its_path(name, place):
     spec = f"{place}:{name}(steps=2)" if name == "Yours" else f"{place}:{name}"
@@ -50,12 +52,14 @@ def test_without_an_edit_it_is_audited_by_its_path(name, place):
     assert {row.attack.partition("(")[0] for row in report.rows} == {name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["FirstGradient"])
 def test_what_it_does_not_take_is_refused_before_any_work(name, place):
     with pytest.raises(InputError, match=r"FirstGradient.*needs the gradient of one image"):
         flat(medpfl.audit, "LeNet('idlg')", "samples", attacks=[f"{place}:{name}"], plan=Plan(batch_size=2), **SMALL)
 
 
+@pytest.mark.slow
 @each
 def test_in_three_edits(name, attack, monkeypatch, capsys):
     """With its file and its line in `__all__`, the attack is available everywhere; its row is the one on the page."""

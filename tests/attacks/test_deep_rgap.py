@@ -66,6 +66,7 @@ def test_an_image_that_equations_tell_is_read_without_a_search(channels):
     assert (guess.loss < 1e-5).all()
 
 
+@pytest.mark.slow
 def test_an_image_behind_max_pooling_is_searched_for_by_what_comes_out_of_it():
     network, images = built(nn.MaxPool2d(3, 2, 1), width=64), smooth(3, 1, 24)
     graph, found, _ = read(network, images[:1])
@@ -81,6 +82,7 @@ def test_other_activations_have_their_slopes(activation):
     assert (attacked(built(activation=activation), images).guesses[:, 0] - images).abs().max() < 1e-2
 
 
+@pytest.mark.slow
 def test_one_local_step_and_a_common_factor_are_a_gradient():
     images = smooth(3, 1, 12)
     step = attacked(built(), images, plan=Plan("FedAvg", learning_rate=0.3, mode="eval"))
@@ -89,6 +91,7 @@ def test_one_local_step_and_a_common_factor_are_a_gradient():
     assert (clipped.guesses[:, 0] - images).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_resnet_is_read_up_to_its_max_pooling():
     case = untrained(32, 1, 100)
     graph, found, _ = read(case.network, case.images)
@@ -137,6 +140,7 @@ def test_what_was_misread_is_not_called_converged():
     assert "converged" not in guess.ended
 
 
+@pytest.mark.slow
 def test_rectifiers_that_cannot_be_put_right_do_not_keep_it_from_ending(monkeypatch):
     network, image = built(), smooth(1, 1, 12)
     monkeypatch.setattr("medpfl.attacks.inversion.backward_walk._SURE", 1e5)  # takes small values for rectified ones
@@ -219,6 +223,7 @@ def test_what_it_does_not_take_is_refused_with_the_reason(name):
         DeepRGAP().check(prepare(make(), plan), (plan,), (1, 12, 12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [ResNet(18), DenseNet121()], ids=repr)
 def test_a_large_model_that_it_does_not_take_is_told_the_layer(network):
     plan = Plan(mode="train" if isinstance(network, ResNet) else "eval")
@@ -312,6 +317,7 @@ def test_the_front_has_the_slope_of_its_distance():
     assert torch.allclose((ahead - behind)[1] / 2e-6, (slope * along).sum(1)[1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_audit_that_leaves_it_out_names_it_and_one_that_runs_it_reads(monkeypatch):
     few = {"iDLG": iDLG, "DeepRGAP": DeepRGAP, "RGAP": RGAP}
     monkeypatch.setattr("medpfl.auditing.feasibility.registry", lambda package: few)

@@ -78,6 +78,7 @@ def test_under_a_public_order_and_public_signs_the_view_is_that_of_the_raw_updat
     same_view(*(seen_of(one, network=network) for one in (None, defense)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defense", NEARLY, ids=repr)
 @pytest.mark.parametrize("attack", [iDLG(steps=40), RGAP()], ids=repr)
 def test_under_other_public_maps_an_attack_finds_nearly_the_same(attack, defense):
@@ -102,6 +103,7 @@ def test_labels_of_a_batch_are_inferred_as_of_the_raw_update(defense, plan):
     assert torch.equal(found, labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [iDLG(steps=60), Posterior(steps=60)], ids=repr)
 @pytest.mark.parametrize("defense", [Last(), NoBias(), Masked()], ids=repr)
 def test_what_was_not_sent_is_not_read_as_zero(attack, defense):

@@ -22,6 +22,7 @@ def errors(attack, defense, granted=("defense",), plan=None):
     return (guess.guesses - images).square().flatten(1).mean(1), guess
 
 
+@pytest.mark.slow
 def test_reads_through_noise_what_a_match_does_not_and_ends_at_the_noise():
     ours, guess = errors(Posterior(steps=150), LaplaceNoise(0.01))
     theirs, _ = errors(iDLG(steps=100), LaplaceNoise(0.01))

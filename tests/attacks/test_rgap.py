@@ -104,6 +104,7 @@ def test_exact_in_float64(name):
     assert guess.labels.tolist() == LABELS.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["dlg", "idlg"])
 def test_reads_lenets_from_float32(variant):
     _, guess = attacked(LeNet(variant).build((1, 16, 16), 3, 1), smooth(3, 1, 16))
@@ -122,6 +123,7 @@ def test_a_common_factor_cancels():
     assert guess.ended == ("converged",) * 3
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 3), st.integers(4, 8), st.integers(4, 8), st.integers(1, 3), st.integers(1, 2), st.integers(0, 2))
 def test_any_geometry_is_exact_or_refused(channels, height, width, kernel, stride, padding):
@@ -246,6 +248,7 @@ def test_an_audit_refuses_it_before_any_work():
         audit("ConvNet(width=8, depth=2)", attacks=["iDLG(steps=2)", "RGAP"], victims=Victims(images=3))
 
 
+@pytest.mark.slow
 def test_an_audit_takes_it_and_its_start_by_spec():
     report = audit(
         "LeNet('idlg')", attacks=["RGAP", "iDLG(steps=20, start=Analytic())"], victims=Victims(images=3, size=16)
@@ -255,6 +258,7 @@ def test_an_audit_takes_it_and_its_start_by_spec():
     assert made == GradientMatching(start=Analytic(40))
 
 
+@pytest.mark.slow
 def test_noise_degrades_and_shows():
     network, images = LeNet("idlg").build((1, 16, 16), 3, 1), smooth(3, 1, 16)
     errors, losses = [], []
@@ -345,6 +349,7 @@ def test_activations_are_inverted_with_their_slopes(layer):
     assert h.max() <= found.high
 
 
+@pytest.mark.slow
 def test_real_images(real_sets):
     case = real_scene("brain_mri", "idlg", 3, seed=3, tune=True)
     guess = RGAP()(case.seen, generator())

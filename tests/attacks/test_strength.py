@@ -22,6 +22,7 @@ SEARCHES = {
 BUILT_IN = {**ANALYTIC, **SEARCHES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", BUILT_IN.values(), ids=BUILT_IN)
 def test_reads_color_images_back_and_not_from_noise(attack):
     images, seen = seen_by(attack, PLANS["FedSGD"], channels=3)
@@ -62,6 +63,7 @@ def test_another_seed_is_another_search(attack):
     assert not torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ANALYTIC.values(), ids=ANALYTIC)
 def test_an_analytic_attack_takes_granted_labels(attack):
     _, seen = seen_by(attack, PLANS["FedSGD"], threat=ThreatModel(("labels",)))
@@ -89,6 +91,7 @@ def test_more_restarts_are_no_worse_by_the_attacker_s_own_measure(attack):
     assert torch.equal(three.candidates[:, 0], three.guesses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granted", [False, True], ids=["honest", "granted"])
 def test_a_race_runs_on_the_device_that_the_update_is_on(granted):
     check_it_runs_on_the_device_of_the_update(GradInv(restarts=4, halving=0.2), granted)

@@ -37,6 +37,7 @@ class Mean(Defense):
         return [first.replace(mean)], state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "more"), [("FedSGD", {}), ("FedAvg", {"local_images": 4, "epochs": 2})])
 @pytest.mark.parametrize("clients", [2, 3])
 def test_the_server_has_the_weighted_mean_and_all_plans(algorithm, more, clients):
@@ -69,6 +70,7 @@ def test_the_sum_is_of_different_clients():
         assert {own[int(v)] for v in victims[i : i + 3]} == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_what_is_granted_of_each_client():
     plan = Plan("FedAvg", batch_size=1, local_images=2, epochs=3)
     attack, report = look(2, 4, plan=plan, threat=ThreatModel(("labels", "order", "defense")))
@@ -80,6 +82,7 @@ def test_what_is_granted_of_each_client():
     assert seen.labels[0].tolist() == [r.label for r in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plan",
     [Plan(), Plan(batch_size=2), Plan("FedAvg", batch_size=1, local_images=2, epochs=2)],
@@ -115,6 +118,7 @@ def truths_of(data, report, rows):
     return torch.stack([data.images[int((scores - row.scores["mse"]).abs().argmin())] for row in rows])
 
 
+@pytest.mark.slow
 def test_a_sum_is_read_back_and_a_masked_message_is_not():
     attack = GradientMatching(labels=Joint(), steps=110)
     _, report = look(2, 8, attack, model="LeNet('idlg')", threat=ThreatModel(("labels", "defense")))
@@ -126,6 +130,7 @@ def test_a_sum_is_read_back_and_a_masked_message_is_not():
     assert "masked-vector" not in cell.flags
 
 
+@pytest.mark.slow
 def test_a_masked_message_is_random_numbers_to_an_attack():
     attack, _ = look(2, 4)
     masked, bare = attack.kept[1], attack.kept[2]
@@ -139,6 +144,7 @@ def test_a_masked_message_is_random_numbers_to_an_attack():
     assert masked.num_images == 1
 
 
+@pytest.mark.slow
 def test_a_mask_that_does_not_hide_is_flagged(monkeypatch):
     monkeypatch.setattr("medpfl.defenses.masking.Masks.of", lambda self, place: torch.zeros(self.size).long())
     monkeypatch.setattr("medpfl.defenses.masking.Masks.left", lambda self, stayed: torch.zeros(self.size).long())
@@ -147,6 +153,7 @@ def test_a_mask_that_does_not_hide_is_flagged(monkeypatch):
     assert {r.control for r in report.rows} == {"", RANDOM_UPDATE, MASKED}
 
 
+@pytest.mark.slow
 def test_clients_that_fall_silent_are_in_no_sum():
     attack, report = look(4, 8, defenses=["SecAggPlus(threshold=2, dropouts=1)"])
     assert attack.kept[-1].num_images == 3
@@ -177,6 +184,7 @@ def test_bad_input(clients, options, message):
         tiny(some_images(12), **{"defenses": [FINE], "images": 4, "clients": clients, **options})
 
 
+@pytest.mark.slow
 def test_a_defense_of_ones_own_that_sums():
     attack, report = look(2, 4, defenses=[Mean()])
     assert not masks(Mean())
@@ -195,6 +203,7 @@ def test_a_record_is_of_no_sum(tmp_path):
         _stated_defense(type("R", (), {"defense": None})(), tmp_path, [SecAggPlus()])  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_resumes(tmp_path):
     data = some_images(12)
     options = {"defenses": [FINE], "clients": 2, "images": 8, "memory": 1e-6, "out": tmp_path / "runs" / "a"}
@@ -246,6 +255,7 @@ def test_what_is_read_off_one_update_is_not_told_of_a_sum(spec):
         assert channel(mean.tensors)["w"] is mean.tensors["w"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [ThreatModel(), ThreatModel(("defense",))])
 def test_an_attack_on_a_sum_of_which_nothing_is_told_is_not_called_adaptive(threat):
     """Only the clients know what pruning did to single updates: the attack's failure is inconclusive."""
@@ -259,6 +269,7 @@ def test_an_attack_on_a_sum_of_which_nothing_is_told_is_not_called_adaptive(thre
     assert cell.verdict == INCONCLUSIVE
 
 
+@pytest.mark.slow
 def test_outpost_and_mixup_disclose_nothing_and_are_attacked_without_knowledge():
     _, report = look(1, 4, defenses=["Outpost(scale=0.8)", "Mixup(alpha=1.0)"], plan=Plan(batch_size=2))
     told = {cell.defense.split("(")[0]: (cell.knows_defense, cell.verdict) for cell in report.summary}

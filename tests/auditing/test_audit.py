@@ -35,6 +35,7 @@ def cells(report):
 # --- what runs ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_reads_images_back_and_says_so(folder):
     report = tiny(folder, attacks=["iDLG(steps=80)"])
     (cell,) = report.summary
@@ -43,6 +44,7 @@ def test_it_reads_images_back_and_says_so(folder):
     assert str(report).startswith("Without a defense, a curious server reconstructed 4 of 4 images")
 
 
+@pytest.mark.slow
 def test_every_defense_runs_beside_the_undefended_control(folder):
     report = tiny(
         folder,
@@ -62,6 +64,7 @@ def test_every_defense_runs_beside_the_undefended_control(folder):
     assert len({tuple(dict.fromkeys(images)) for images in victims.values()}) == 1, "all attack the same images"
 
 
+@pytest.mark.slow
 def test_defenses_change_what_the_server_sees(folder):
     attack = Answers()
     tiny(folder, attacks=[attack], defenses=["LaplaceNoise(scale=5.0) | GaussianNoise(scale=0.1)", "NoDefense()"])
@@ -72,11 +75,13 @@ def test_defenses_change_what_the_server_sees(folder):
         assert gap.abs().mean() == pytest.approx(5.0, rel=0.5)
 
 
+@pytest.mark.slow
 def test_a_sweep_or_a_name_given_twice_runs_once(folder):
     report = tiny(folder, attacks=["iDLG(steps=3)", "iDLG(steps=lin(3, 4, 2))"], defenses=["NoDefense", "NoDefense()"])
     assert cells(report) == [("iDLG(steps=3)", UNDEFENDED), ("iDLG(steps=4)", UNDEFENDED)]
 
 
+@pytest.mark.slow
 def test_one_spec_stands_for_a_list_of_one(folder):
     assert cells(tiny(folder, attacks="iDLG(steps=3)", defenses="LaplaceNoise"))[2][1] == "LaplaceNoise(scale=0.01)"
 
@@ -90,6 +95,7 @@ def test_batches(folder):
     assert report.settings.experiment["images_per_update"] == 2
 
 
+@pytest.mark.slow
 def test_fedavg(folder):
     plan = Plan("FedAvg", batch_size=2, local_images=4, epochs=2)
     attack = Answers()
@@ -100,6 +106,7 @@ def test_fedavg(folder):
     assert attack.kept[-1].num_images == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_modes_of_a_users_network(folder, mode):
     torch.manual_seed(0)
@@ -108,6 +115,7 @@ def test_modes_of_a_users_network(folder, mode):
     assert report.rows[0].plan == repr(Plan(batch_size=2, mode=mode))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grants", [(), ("labels",), ("order",), ("masks",), ("defense",), ("auxiliary",), ("active",)])
 def test_every_grant_is_passed_on_and_printed(folder, grants):
     torch.manual_seed(0)
@@ -133,6 +141,7 @@ def test_every_grant_is_passed_on_and_printed(folder, grants):
     assert report.settings.grants == grants
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "told"),
     [({}, [False, True]), ({"naive": True}, [False]), ({"threat": ThreatModel(("defense",))}, [True])],
@@ -155,6 +164,7 @@ def test_a_defense_is_attacked_without_and_with_what_it_discloses(folder, option
     assert any("tested against two attackers" in note for note in report.settings.notes) is (len(told) == 2)
 
 
+@pytest.mark.slow
 def test_a_defense_that_discloses_nothing_is_attacked_once(folder):
     attack = Answers()
     report = tiny(folder, attacks=[attack], defenses=["Mixup()"], plan=Plan(batch_size=2))
@@ -185,6 +195,7 @@ def test_granted_labels_are_right_and_used(folder):
     assert sum(r.label == r.label_guess for r in rows) >= len(rows) / 2
 
 
+@pytest.mark.slow
 def test_an_active_server_s_model_is_what_the_client_trains(folder):
     @dataclass(frozen=True, repr=False)
     class Active(Answers):
@@ -247,11 +258,13 @@ def test_draws_of_a_model_that_loads_its_own_weights_are_refused(folder, tmp_pat
         tiny(folder, model=f"{tmp_path}/net.py:make", draws=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partition", ["IID(clients=3)", "Dirichlet(alpha=0.5, clients=3)"])
 def test_partitions(folder, partition):
     assert tiny(folder, partition=partition).summary[0].images == 4
 
 
+@pytest.mark.slow
 def test_color_and_gray(tmp_path):
     color = draw_folder(tmp_path / "color", {"a": 2, "b": 2}, color=True)
     for channels, expected in ((None, 3), (1, 1), (3, 3)):
@@ -260,6 +273,7 @@ def test_color_and_gray(tmp_path):
         assert len(report.summary) == 2
 
 
+@pytest.mark.slow
 def test_a_resnet(folder):
     victims = Victims(images=1, size=16)
     report = audit("ResNet(18)", folder, attacks=["GradInv(steps=2)"], plan=Plan(mode="eval"), victims=victims)
@@ -268,6 +282,7 @@ def test_a_resnet(folder):
     assert report.rows[0].engine == "loop of 1"
 
 
+@pytest.mark.slow
 def test_sources_are_folders_samples_and_images(folder):
     for data in (
         folder,
@@ -280,6 +295,7 @@ def test_sources_are_folders_samples_and_images(folder):
         assert tiny(data).summary[0].images == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["brain_mri", "covid_xray", "melanoma"])
 def test_all_four_attacks_run_on_the_real_sets(real_sets, name):
     data = ImageFolder(real_sets / name, size=16, limit=12)
@@ -308,6 +324,7 @@ def test_a_users_file_and_weights(folder, tmp_path):
 # --- the same again -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_rows_and_another_one_others(folder):
     def run(seed):
         return tiny(
@@ -320,6 +337,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_one_others(folder):
     assert not {r.scores["ssim"] for r in first.rows} & {r.scores["ssim"] for r in other.rows}
 
 
+@pytest.mark.slow
 def test_what_else_is_audited_does_not_change_a_row(folder):
     """An attack's rows under a defense are the same when other cells run beside them."""
     alone = tiny(folder, defenses=["LaplaceNoise"])
@@ -334,6 +352,7 @@ def test_what_else_is_audited_does_not_change_a_row(folder):
     assert plain(mine, "image") == plain(alone.rows, "image")
 
 
+@pytest.mark.slow
 def test_the_global_generator_is_left_alone(folder):
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -345,6 +364,7 @@ def test_the_global_generator_is_left_alone(folder):
     assert plain(other.rows, "image") == plain(tiny(folder).rows, "image")
 
 
+@pytest.mark.slow
 def test_memory_lays_out_the_stacks(folder):
     report = tiny(folder, memory=1e-6)
     assert [r.stack for r in report.rows if not r.control] == [0, 1, 2, 3]
@@ -353,6 +373,7 @@ def test_memory_lays_out_the_stacks(folder):
     assert {r.stack for r in tiny(folder).rows} == {0}
 
 
+@pytest.mark.slow
 def test_a_users_network_is_left_as_it_was(folder, tmp_path):
     torch.manual_seed(0)
     network = Net().eval()
@@ -368,6 +389,7 @@ def test_a_users_network_is_left_as_it_was(folder, tmp_path):
 # --- what rows and reports say --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_random_update_control_runs_for_every_attack(folder):
     report = tiny(folder, attacks=["iDLG(steps=3)", "DLG(steps=3)"], draws=2, defenses=["LaplaceNoise"])
     control = [(r.attack, r.defense, r.draw) for r in report.rows if r.control]
@@ -402,6 +424,7 @@ def test_left_out_images_are_noted(folder):
 # --- attacks, defenses and models that misbehave --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_guesses_that_are_no_numbers_are_nonfinite_and_inconclusive(folder, tmp_path):
     attack, out = Answers(float("nan"), "nonfinite"), tmp_path / "runs" / "a"
     report = tiny(folder, attacks=[attack], defenses=["LaplaceNoise"], out=out)
@@ -442,6 +465,7 @@ def test_a_defense_that_raises_is_an_error_of_the_input(folder):
         tiny(folder, defenses=[Broken()])
 
 
+@pytest.mark.slow
 def test_a_server_side_defense_does_not_protect_from_the_server(folder):
     class AtServer(Defense):
         where = "server"
@@ -477,6 +501,7 @@ def test_a_model_whose_update_is_zero(folder):
         assert "zero-gradient" in cell.flags
 
 
+@pytest.mark.slow
 def test_networks_that_cannot_be_audited(folder):
     class Frozen(Net):
         def __init__(self):
@@ -610,6 +635,7 @@ def test_too_large_for_memory_is_said():
         tiny("samples", size=100_000_000)
 
 
+@pytest.mark.slow
 def test_iterates_are_scored_where_they_are_asked_for(folder, tmp_path):
     plain, kept = tiny(folder), tiny(folder, iterates=True, out=tmp_path / "out")
     assert not any("legacy_oracle_iterate" in row.scores for row in plain.rows)
@@ -620,6 +646,7 @@ def test_iterates_are_scored_where_they_are_asked_for(folder, tmp_path):
         tiny(folder, out=tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "named"),
     [
@@ -652,6 +679,7 @@ def test_one_attack_may_be_given_alone(folder):
     assert tiny(folder, attacks=iDLG(steps=3)).settings.experiment["attacks"] == ["iDLG(steps=3)"]
 
 
+@pytest.mark.slow
 def test_a_model_that_no_other_attack_can_look_at_is_audited_all_the_same():
     report = audit(Picky(), attacks=["iDLG(steps=2)"], victims=Victims(images=2, size=16))
     assert not [note for note in report.settings.notes if note.startswith("Not tested")]
@@ -660,6 +688,7 @@ def test_a_model_that_no_other_attack_can_look_at_is_audited_all_the_same():
         audit(Picky(), attacks=["APRIL"], victims=Victims(images=2, size=16))
 
 
+@pytest.mark.slow
 def test_an_audit_that_names_no_attack_takes_settings_for_deep_networks(folder, monkeypatch):
     monkeypatch.setattr("medpfl.attacks.gradinv.UNTRAINED", GradInv(steps=2, tv=0.1))
     monkeypatch.setattr("medpfl.attacks.gradinv.TRAINED", GradInv(steps=2, scope="layer"))
@@ -697,6 +726,7 @@ def test_an_attack_that_cannot_say_what_suits_a_model_is_named(folder):
         tiny(folder, attacks=[Unsure(steps=2)])
 
 
+@pytest.mark.slow
 def test_an_audit_that_names_no_attack_runs_what_is_made_for_the_model(folder, monkeypatch):
     monkeypatch.setattr("medpfl.auditing.run.STANDARD", ("iDLG(steps=3)",))
     named = tiny(folder, attacks=("iDLG(steps=3)",), model="ViT(4, 1, 24, 3)").settings.experiment["attacks"]

@@ -28,6 +28,7 @@ def found(tmp_path_factory):
     return out, flat(audit, MODEL, defenses=specs, plan=plan, **SMALL, run=Run(out=out))
 
 
+@pytest.mark.slow
 def test_dp_settings_have_a_bound_over_the_round_and_no_other(found):
     cells = {cell.defense: cell for cell in found[1].summary}
     assert [spec for spec, cell in cells.items() if cell.bound is not None] == [
@@ -60,6 +61,7 @@ def test_the_marks_are_at_what_was_guessed_without_the_update(found):
         assert bound.asr.bound_high == pytest.approx(seen.bound(bound.asr.kappa_high))
 
 
+@pytest.mark.slow
 def test_of_several_private_parts_the_least_bound_at_each_kappa_holds(monkeypatch):
     plan, specs = Plan("FedAvg", 2, 16, sampling="poisson"), ["DPSGD(noise=0.55) | ClientDP(noise=1.0)"]
     options = {**SMALL, "images": 16, "defenses": specs, "plan": plan, "naive": True}
@@ -80,6 +82,7 @@ def _unable(*_: object) -> None:
     raise InputError("no accountant")
 
 
+@pytest.mark.slow
 def test_files_hold_it_and_a_page_that_is_made_again_needs_no_accountant(found, monkeypatch):
     out, report = found
     assert json.loads((out / "share/summary.json").read_text()) == [cell.to_dict() for cell in report.summary]
@@ -102,6 +105,7 @@ def test_bounds_of_another_version_are_refused_with_what_to_do(found, tmp_path, 
     assert "made by another version of MedPFL, whose success bounds" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_less_noise_a_better_reference_and_nothing_a_perfect_one():
     specs = ["DPSGD(noise=0.0001)", "DPSGD(noise=100.0)"]
     cells = [
@@ -113,6 +117,7 @@ def test_less_noise_a_better_reference_and_nothing_a_perfect_one():
     assert cells[1]["identified"] < 0.5
 
 
+@pytest.mark.slow
 def test_statistics_that_are_sent_leave_no_bound():
     model = "ConvNet(width=4, depth=1, norm='batch')"
     cells = flat(
@@ -128,6 +133,7 @@ def test_statistics_that_are_sent_leave_no_bound():
     )
 
 
+@pytest.mark.slow
 def test_without_the_extra_samples_say_what_to_install(monkeypatch):
     for name in ("dp_accounting", "dp_accounting.pld"):
         monkeypatch.setitem(sys.modules, name, None)

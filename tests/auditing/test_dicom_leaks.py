@@ -95,6 +95,7 @@ def check(*places: Path) -> None:
         assert mark.lower().encode() not in content, mark
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of marks that are too long for a tag
 def test_no_tag_no_name_and_no_cell_of_a_csv_is_written(marked, log, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -131,6 +132,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of marks that are too long for a tag
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_and_its_report(command, marked, log, tmp_path, monkeypatch, capsys):
@@ -166,6 +168,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of marks that are too long for a tag
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_error_in_the_middle(command, marked, log, tmp_path, monkeypatch, capsys):
@@ -190,6 +193,7 @@ def test_an_error_in_the_middle(command, marked, log, tmp_path, monkeypatch, cap
     assert UID.encode() not in content
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of marks that are too long for a tag
 def test_the_study_of_a_set_in_dicom(marked, log, tmp_path, monkeypatch, capsys):
     small = Study(

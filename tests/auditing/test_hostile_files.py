@@ -170,6 +170,7 @@ def test_records(hostile, tmp_path):
         assert seen == []
 
 
+@pytest.mark.slow
 def test_directories_of_trainings(hostile, tmp_path):
     out = tmp_path / "runs" / "t"
     small(out=out, rounds=1)
@@ -184,6 +185,7 @@ def test_directories_of_trainings(hostile, tmp_path):
     assert in_json(out / "run.json", lambda: reread_training(out), hostile) >= 10
 
 
+@pytest.mark.slow
 def test_directories_of_audits(hostile, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(some_images(8), images=1, out=out)
@@ -215,6 +217,7 @@ def test_recommendations(hostile, tmp_path):
             call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"ab", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_pictures_that_are_none(tmp_path, content):
     out = tmp_path / "runs" / "a"
@@ -225,6 +228,7 @@ def test_pictures_that_are_none(tmp_path, content):
         reread(out)
 
 
+@pytest.mark.slow
 def test_a_pipe_in_place_of_the_key_is_not_opened(tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(some_images(8), images=1, out=out)

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from medpfl.auditing.report import reread
 from medpfl.auditing.store import read_rows
 from medpfl.cli import main
@@ -64,6 +66,7 @@ def start(code: str, arguments: list[str]) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.slow
 def test_a_killed_audit_continues_and_ends_with_the_same_rows(folder, tmp_path, capsys):
     whole, out = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
     assert main(words(folder, whole)) == 0

@@ -75,6 +75,7 @@ def check(out: Path) -> bytes:
 COMMON = ["--attack", "iDLG(steps=3)", "--size", "16", "--images", "4", "--defense", "LaplaceNoise(scale=0.1)"]
 
 
+@pytest.mark.slow
 def test_an_audit_of_a_folder(marked, tmp_path, capsys):
     out = tmp_path / "runs" / "a"
     assert main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]) == 0
@@ -90,6 +91,7 @@ def test_an_audit_of_a_folder(marked, tmp_path, capsys):
     assert capsys.readouterr().err.count(MARK) >= 4, "where that is asked for"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--quiet"], [], ["--size", "4"], ["--images", "0"], ["--seed", "7"]])
 def test_no_message_in_a_log_names_a_file_or_a_class_folder(words, marked, tmp_path, capsys):
     out = tmp_path / "runs" / "a"
@@ -131,6 +133,7 @@ def make(weights):
 """
 
 
+@pytest.mark.slow
 def test_paths_among_the_arguments_of_a_users_parts_are_written_as_keyed_hashes(marked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / f"{MARK}word").mkdir()
@@ -160,6 +163,7 @@ def test_paths_among_the_arguments_of_a_users_parts_are_written_as_keyed_hashes(
         run(prior="8")
 
 
+@pytest.mark.slow
 def test_a_terminal_names_the_classes(marked, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("medpfl.core.messages.may_show", lambda stream: True)
     monkeypatch.setattr("medpfl.reporting.terminal.may_show", lambda stream: True)
@@ -174,6 +178,7 @@ def test_a_terminal_names_the_classes(marked, tmp_path, capsys, monkeypatch):
     assert MARK not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_kind_of_file_was_searched(marked, tmp_path, capsys):
     out = tmp_path / "runs" / "a"
     main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out), "--quiet"])
@@ -186,6 +191,7 @@ def test_every_kind_of_file_was_searched(marked, tmp_path, capsys):
     assert json.loads((out / "run.json").read_text())["settings"]["data"]["skipped"] == 4
 
 
+@pytest.mark.slow
 def test_resumed_reported_again_and_discarded(marked, tmp_path, capsys):
     out = tmp_path / "runs" / "a"
     words = ["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]
@@ -199,6 +205,7 @@ def test_resumed_reported_again_and_discarded(marked, tmp_path, capsys):
     check(out)
 
 
+@pytest.mark.slow
 def test_a_users_model_and_weights(marked, tmp_path, capsys):
     import torch
 
@@ -214,6 +221,7 @@ def test_a_users_model_and_weights(marked, tmp_path, capsys):
     check(out)
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_a_failed_audit(marked, tmp_path, capsys, monkeypatch):
     from medpfl.auditing.player import Player
 
@@ -233,6 +241,7 @@ def test_an_interrupted_and_a_failed_audit(marked, tmp_path, capsys, monkeypatch
     assert MARK.encode() not in everything(out)
 
 
+@pytest.mark.slow
 def test_a_record(marked, tmp_path):
     """A record holds its client's names; the audit of it writes none."""
     data = ImageFolder(marked, size=16).load()
@@ -248,6 +257,7 @@ def test_a_record(marked, tmp_path):
     check(out)
 
 
+@pytest.mark.slow
 def test_report_html_holds_no_picture(marked, tmp_path):
     out = tmp_path / "runs" / "a"
     audit("LeNet('idlg')", marked, attacks=["iDLG(steps=3)"], victims=Victims(images=4, size=16), run=Run(out=out))

@@ -99,6 +99,7 @@ def found():
     return {(cell.defense, cell.knows_defense): cell for cell in report.summary}, report.settings.disclosure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Permuted, Flipped, Shifted, FixedNoise, LastOnly], ids=lambda kind: kind.__name__)
 def test_what_is_not_disclosed_is_never_no_leak(kind, found):
     cells, disclosure = found

@@ -107,6 +107,7 @@ def turns():
         yield part, plan, ATTACKS[i // 3 % 3]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # weight norm has no rule for vmap
 @pytest.mark.parametrize(("part", "plan", "attack"), [*turns()])
 def test_audited_from_the_command_line(capsys, folder, model, tmp_path, part, plan, attack):
@@ -129,6 +130,7 @@ def test_its_update_can_be_differentiated_under_every_plan(model, part, plan):
     assert check_derivatives(network, images, 2, under, together=True) is None
 
 
+@pytest.mark.slow
 def test_the_output_that_is_named_counts(capsys, folder, model, tmp_path):
     plain, named, placed = (
         audited(capsys, folder, model, call, tmp_path / str(i))
@@ -144,6 +146,7 @@ def test_dropout_inside_attention_is_refused_in_train_mode(capsys, folder, model
     assert "(attention's built-in dropout is not one), or use --mode eval" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -60,6 +60,7 @@ def test_they_are_named_without_their_place(file):
     assert repr(both) == "Halved(by=4.0) | TopK(keep=0.5)"
 
 
+@pytest.mark.slow
 def test_an_audit_of_them(file, tmp_path):
     attack, out = f"{file}:Mine", tmp_path / "run"
     options = {"images": 2, "out": out, "progress": False}

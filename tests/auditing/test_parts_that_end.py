@@ -297,6 +297,7 @@ class Ours(Defense):
 SIZE = ["--size", "16", "--channels", "1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

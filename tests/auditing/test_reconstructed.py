@@ -76,6 +76,7 @@ def test_what_is_right_is_scored(case):
     assert len([row for row in audited(case).rows if not row.control]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_wrong_is_said_with_the_attack_s_name(case):
     with pytest.raises(

@@ -57,6 +57,7 @@ def by_defense(report):
 # --- what runs ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [Plan(), Plan(batch_size=2), Plan(batch_size=2, mode="eval"), FEDAVG], ids=repr)
 def test_a_record_runs_beside_its_control(tmp_path, plan):
     record, truth = make(tmp_path, plan)
@@ -72,6 +73,7 @@ def test_a_record_runs_beside_its_control(tmp_path, plan):
     assert all(torch.equal(t, weights[k]) for k, t in attack.kept[-1].views[0].weights.parameters.items())
 
 
+@pytest.mark.slow
 def test_a_record_leaks_what_its_control_leaks(tmp_path):
     record, truth = make(tmp_path, Plan(batch_size=1))
     report = look(record, truth, attacks=["iDLG(steps=60)"])
@@ -113,6 +115,7 @@ def test_plain_torch_gradients_are_a_record(tmp_path):
     assert len(report.summary) == 2
 
 
+@pytest.mark.slow
 def test_the_client_s_own_order_is_no_mismatch(tmp_path):
     """The client draws its batch order, which changes the update by a few percent at large rates."""
     record, truth = make(tmp_path, Plan("FedAvg", batch_size=1, local_images=4, epochs=5))
@@ -137,6 +140,7 @@ def undeclared_defense(tmp_path):
     return make(tmp_path, Plan(), defense=LaplaceNoise(0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [wrong_image, wrong_plan, undeclared_defense])
 def test_what_the_truth_does_not_give_is_a_mismatch_and_no_verdict(tmp_path, wrong):
     report = look(*wrong(tmp_path), attacks=["iDLG(steps=60)"])
@@ -159,6 +163,7 @@ def stated(tmp_path, used=NOISE, spec=None):
     return make(tmp_path, Plan(), defense=used, defense_spec=spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("used", [NoDefense(), LaplaceNoise(0.2)], ids=repr)
 def test_a_record_that_overstates_its_noise_is_a_mismatch(tmp_path, used):
     report = look(*stated(tmp_path, used, repr(NOISE)), attacks=["Posterior(steps=20)"], threat=KNOWN)
@@ -167,6 +172,7 @@ def test_a_record_that_overstates_its_noise_is_a_mismatch(tmp_path, used):
     assert recorded.verdict in (LEAKS, INCONCLUSIVE), "never 'no leak found'"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "options"),
     [
@@ -191,6 +197,7 @@ def test_a_stated_defense_is_no_mismatch_and_known(tmp_path, spec, options):
     assert {row.grants for row in report.rows if row.defense == RECORDED} == {(), ("defense",)}
 
 
+@pytest.mark.slow
 def test_a_record_s_defense_can_be_withheld_from_the_attacks(tmp_path):
     record, truth = stated(tmp_path, LaplaceNoise(50.0), "LaplaceNoise(scale=50.0)")
     report = look(record, truth, naive=True, attacks=["iDLG(steps=60)"])
@@ -200,6 +207,7 @@ def test_a_record_s_defense_can_be_withheld_from_the_attacks(tmp_path):
     assert report.settings.grants == ()
 
 
+@pytest.mark.slow
 def test_other_images_than_those_behind_the_stated_defense_are_a_mismatch(tmp_path):
     record, _ = stated(tmp_path, LaplaceNoise(1e-4), "LaplaceNoise(scale=0.0001)")
     other = draw_folder(tmp_path / "other", COUNTS[1], seed=8)
@@ -214,6 +222,7 @@ def test_a_record_without_a_defense_has_none_to_know(tmp_path):
     assert "naive-attack" not in by_defense(report)[RECORDED].flags
 
 
+@pytest.mark.slow
 def test_the_stated_defense_is_part_of_the_experiment(tmp_path):
     record, truth = stated(tmp_path, spec=repr(NOISE))
     look(record, truth, out=tmp_path / "runs" / "a")
@@ -221,6 +230,7 @@ def test_the_stated_defense_is_part_of_the_experiment(tmp_path):
         look(record, truth, out=tmp_path / "runs" / "a", defenses=["LaplaceNoise(scale=0.4)"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["LaplaceNose(scale=0.5)", "LaplaceNoise(", "LaplaceNoise(scale=-1)"])
 def test_a_stated_defense_that_does_not_exist(tmp_path, spec):
     record, truth = make(tmp_path, Plan(), defense_spec=spec)
@@ -232,6 +242,7 @@ def test_a_stated_defense_that_does_not_exist(tmp_path, spec):
 # --- updates that are bad -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["iDLG(steps=3)", "DLG(steps=3)", "CPL(steps=3)", "GradInv(steps=3)"])
 def test_an_update_of_zeros_is_flagged_and_left_out(tmp_path, attack):
     record, truth = make(tmp_path, Plan())
@@ -253,6 +264,7 @@ def test_an_update_with_what_the_plan_does_not_send(tmp_path, sends, change):
         look(record, truth)
 
 
+@pytest.mark.slow
 def test_on_disk_resumed_and_read_again(tmp_path):
     from medpfl.auditing.report import reread
 
@@ -267,12 +279,14 @@ def test_on_disk_resumed_and_read_again(tmp_path):
         look(record, draw_folder(tmp_path / "other", COUNTS[2], seed=4), out=out)
 
 
+@pytest.mark.slow
 def test_size_and_channels_are_the_record_s(tmp_path):
     record, truth = make(tmp_path, Plan())
     report = look(record, truth, size=40, channels=3)
     assert report.settings.data["shape"] == [1, 16, 16]
 
 
+@pytest.mark.slow
 def test_classes_are_the_record_s(tmp_path):
     """One image from the second class: alone, its folder would become the first."""
     truth = draw_folder(tmp_path / "truth", {"malignant": 1})
@@ -371,6 +385,7 @@ def test_a_record_that_does_not_fit_the_model_says_what_does_not(tmp_path, chang
         look(edit(record, change), truth)
 
 
+@pytest.mark.slow
 def test_the_wrong_model(tmp_path):
     record, truth = make(tmp_path, Plan())
     for model in ("LeNet('dlg')", "LeNet('cpl')", "ResNet(18)"):
@@ -378,6 +393,7 @@ def test_the_wrong_model(tmp_path):
             look(record, truth, model=model)
 
 
+@pytest.mark.slow
 def test_a_frozen_layer_that_the_record_trained(tmp_path):
     record, truth = make(tmp_path, Plan())
     network = LeNet("idlg").build((1, 16, 16), 2, seed=0)
@@ -386,6 +402,7 @@ def test_a_frozen_layer_that_the_record_trained(tmp_path):
         look(record, truth, model=network)
 
 
+@pytest.mark.slow
 def test_a_users_network_keeps_its_weights(tmp_path):
     record, truth = make(tmp_path, Plan())
     network = LeNet("idlg").build((1, 16, 16), 2, seed=0)
@@ -438,6 +455,7 @@ def test_options_that_a_record_excludes(tmp_path):
         look(record, truth, defenses=["LaplaceNoise(scale=lin(0.1, 0.2, 2))"])
 
 
+@pytest.mark.slow
 def test_a_record_of_a_residual_network(tmp_path):
     """The record also holds batch-norm statistics, and buffers that no state dict contains."""
     plan = Plan(batch_size=2)
@@ -452,6 +470,7 @@ def test_a_record_of_a_residual_network(tmp_path):
     assert report.settings.record["difference"] < 1e-4
 
 
+@pytest.mark.slow
 def test_another_record_is_another_experiment(tmp_path):
     record, truth = make(tmp_path, Plan())
     look(record, truth, out=tmp_path / "runs" / "a")
@@ -460,6 +479,7 @@ def test_another_record_is_another_experiment(tmp_path):
         look(record, truth, out=tmp_path / "runs" / "a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["module.", "_module.", "_orig_mod.module.", "client_model."])
 def test_a_record_of_a_wrapped_model(tmp_path, prefix):
     """All the client's names have the wrapper's prefix; the rows are the same as without."""
@@ -493,6 +513,7 @@ def test_a_record_of_tensors_that_are_no_weights(tmp_path, kind):
 # --- a record is another party's ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_record_cannot_run_code(tmp_path, monkeypatch):
     """Its header names a defense; no file, module or function that it names is touched."""
     marker = tmp_path / "marker"

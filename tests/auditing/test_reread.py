@@ -22,6 +22,7 @@ def contents(out):
     return {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_the_pages_are_the_same_to_the_byte(run):
     out, first = run
     before = contents(out)
@@ -34,6 +35,7 @@ def test_the_pages_are_the_same_to_the_byte(run):
     assert second.verdict() == first.verdict()
 
 
+@pytest.mark.slow
 def test_pages_that_were_lost_come_back(run):
     out, _ = run
     before = contents(out)
@@ -44,6 +46,7 @@ def test_pages_that_were_lost_come_back(run):
     assert contents(out) == before
 
 
+@pytest.mark.slow
 def test_pages_say_what_the_rows_say(run):
     out, first = run
     rows = (out / "share/findings.jsonl").read_text().splitlines()
@@ -54,6 +57,7 @@ def test_pages_say_what_the_rows_say(run):
     assert {cell.asr.value for cell in again.summary} == {1.0}
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_shows_its_whole_jobs_and_keeps_its_rows(run):
     out, first = run
     path = out / "share/findings.jsonl"
@@ -64,6 +68,7 @@ def test_an_unfinished_run_shows_its_whole_jobs_and_keeps_its_rows(run):
     assert path.read_bytes() == part, "what a report reads, it leaves as it is"
 
 
+@pytest.mark.slow
 def test_images_that_were_removed_do_not_cost_the_rows(run):
     """Users delete the private images before they share a run directory."""
     out, first = run
@@ -75,6 +80,7 @@ def test_images_that_were_removed_do_not_cost_the_rows(run):
     assert (out / "share/findings.jsonl").read_bytes() == rows
 
 
+@pytest.mark.slow
 def test_no_run_directory(run, tmp_path):
     out, _ = run
     with pytest.raises(InputError, match=r"is not a run directory: it has no run\.json"):

@@ -11,6 +11,7 @@ from tests.data.made_dicom import dicom
 from tests.flat import flat
 
 
+@pytest.mark.slow
 def test_the_same_pixels_give_the_same_rows(tmp_path):
     for i in range(6):
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16), np.uint8)

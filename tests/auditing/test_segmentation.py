@@ -43,6 +43,7 @@ def cell(**options):
     return report.summary[0], report
 
 
+@pytest.mark.slow
 def test_granted_masks_read_the_image_back():
     found, report = cell(attacks=["iDLG(steps=500)"], model="UNet(8, 1, 'none', 'sigmoid')", threat=LABELS)
     assert found.ssim.value > 0.9
@@ -51,6 +52,7 @@ def test_granted_masks_read_the_image_back():
     assert "the attacker was given the masks" in mask_lines(report.summary)[1]
 
 
+@pytest.mark.slow
 def test_without_the_grant_the_mask_is_optimized_with_the_image():
     found, report = cell(attacks=["DLG(steps=150)"])
     told = found.masks
@@ -64,6 +66,7 @@ def test_without_the_grant_the_mask_is_optimized_with_the_image():
     assert {"mask_dice", "mask_iou", "majority_dice"} <= set(report.rows[-1].scores)
 
 
+@pytest.mark.slow
 def test_the_masks_that_are_granted_are_those_of_the_client():
     right, _ = cell(attacks=["iDLG(steps=60)"], threat=LABELS)
     data = segmented()
@@ -74,6 +77,7 @@ def test_the_masks_that_are_granted_are_those_of_the_client():
     assert right.ssim.value != other.ssim.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cross_entropy", "dice"])
 @pytest.mark.parametrize("threat", [LABELS, ThreatModel()], ids=["granted", "inferred"])
 def test_every_loss_and_every_attack(loss, threat):
@@ -85,6 +89,7 @@ def test_every_loss_and_every_attack(loss, threat):
     assert f"loss='{loss}'" in report.rows[0].plan or loss == "cross_entropy"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granted", [True, False])
 def test_masks_reach_the_attack_under_the_grant_alone(granted):
     attack = Answers()
@@ -95,12 +100,14 @@ def test_masks_reach_the_attack_under_the_grant_alone(granted):
     assert not granted or seen.labels.shape == (len(seen), 1, SIDE, SIDE)
 
 
+@pytest.mark.slow
 def test_fedavg_and_volumes():
     plan = Plan("FedAvg", 1, 2, learning_rate=0.1)
     found, _ = cell(data=segmented(axes=3), plan=plan, attacks=["GradInv(steps=2)"])
     assert found.masks.dice.value is not None
 
 
+@pytest.mark.slow
 def test_a_classifier_leaves_the_masks_alone():
     found, report = cell(model="LeNet('idlg')")
     assert found.masks is None
@@ -130,6 +137,7 @@ def test_another_mask_is_another_experiment():
     assert index.fingerprint(data) != index.fingerprint(other)
 
 
+@pytest.mark.slow
 def test_check_model_of_a_network_that_segments():
     check = check_model("UNet(4, 1)", (1, SIDE, SIDE))
     assert "masks" in check.labels["1"]["why"]
@@ -141,6 +149,7 @@ def test_check_model_of_a_network_that_segments():
     assert check.derivatives == {"twice": "", "together": "", "wrong": ""}
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path, capsys):
     data = segmented()
     for name, values in (("images", data.images[:, 0].numpy() * 255), ("masks", data.masks.numpy() * 255)):

@@ -47,6 +47,7 @@ def stamps(report):
     return [(row.seconds, row.date) for row in report.rows]
 
 
+@pytest.mark.slow
 def test_finished_work_is_not_done_again(folder, run, monkeypatch):
     out, first = run
     assert len(first.rows) == 6
@@ -86,6 +87,7 @@ def double_a_line(out):
     path.write_bytes(b"".join([*lines, lines[-1]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut_last_line, drop_newline, drop_pictures, garble_a_line, double_a_line])
 def test_a_damaged_job_is_redone_and_only_that(folder, run, damage):
     out, first = run
@@ -104,6 +106,7 @@ WRONG = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong", [*WRONG, "[1]", "3", "null", "[" * 100_000, '{"stack": 1}', "\xff"], ids=lambda w: str(w)[:20]
 )
@@ -125,6 +128,7 @@ def test_a_line_of_valid_json_that_is_no_row(folder, run, wrong):
     assert len(reread(out).rows) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -143,6 +147,7 @@ def test_a_run_json_with_other_types_is_an_error_in_words(folder, run, change):
     assert len(first.rows) == len(reread(out).rows)
 
 
+@pytest.mark.slow
 def test_a_job_with_a_row_too_few_is_redone_whole(folder, tmp_path):
     out = tmp_path / "runs" / "b"
     first = tiny(folder, images=4, out=out)
@@ -165,6 +170,7 @@ def test_rows_that_are_not_planned_are_dropped(folder, run):
     assert all(row.stack < 2 for row in read_rows(path))
 
 
+@pytest.mark.slow
 def test_another_experiment_is_refused_and_says_what_differs(folder, run):
     out, first = run
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -204,6 +210,7 @@ def test_force_discards_nothing_of_the_same_experiment(folder, run):
     assert stamps(again(folder, out, force=True)) == stamps(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}"])
 def test_rows_without_a_readable_identity_are_not_trusted(folder, run, text):
     out, _ = run
@@ -216,6 +223,7 @@ def test_rows_without_a_readable_identity_are_not_trusted(folder, run, text):
     assert {row.seed for row in again(folder, out, seed=5, force=True).rows} == {5}
 
 
+@pytest.mark.slow
 def test_a_directory_of_another_format_is_not_continued(folder, run):
     out, _ = run
     settings = json.loads((out / "run.json").read_text())
@@ -228,6 +236,7 @@ def test_a_directory_of_another_format_is_not_continued(folder, run):
     assert len(again(folder, out, force=True).rows) == 6
 
 
+@pytest.mark.slow
 def test_two_audits_on_one_directory_at_once(folder, run, monkeypatch):
     out, first = run
     messages = []
@@ -245,6 +254,7 @@ def test_two_audits_on_one_directory_at_once(folder, run, monkeypatch):
     assert stamps(again(folder, out)) == stamps(first), "the directory is free again"
 
 
+@pytest.mark.slow
 def test_an_audit_that_fails_lets_go_of_the_directory(folder, run, monkeypatch):
     out, first = run
     with monkeypatch.context() as patch:
@@ -254,6 +264,7 @@ def test_an_audit_that_fails_lets_go_of_the_directory(folder, run, monkeypatch):
     assert stamps(again(folder, out)) == stamps(first)
 
 
+@pytest.mark.slow
 def test_in_memory_gives_the_same_rows_but_for_study_indices(folder, run):
     _, on_disk = run
     in_memory = again(folder, None)
@@ -306,6 +317,7 @@ def make_model(num_classes):
 """
 
 
+@pytest.mark.slow
 def test_another_model_with_the_same_weights_is_another_experiment(folder, tmp_path):
     model, out = tmp_path / "model.py", tmp_path / "runs" / "b"
     model.write_text(MODEL.replace("ACTIVATION", "Sigmoid"))
@@ -322,6 +334,7 @@ def test_other_patients_are_another_experiment(folder, run):
         again(folder, out)
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_first_row_is_no_other_experiment(folder, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(folder, images=2, out=out)

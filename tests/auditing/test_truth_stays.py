@@ -118,6 +118,7 @@ PLANS = [
 ALL = ("labels", "order", "masks", "defense", "auxiliary", "active")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS, ids=repr)
 @pytest.mark.parametrize("grants", [(), ALL])
 @pytest.mark.parametrize("model", ["LeNet('idlg')", Net, Keeps])
@@ -131,6 +132,7 @@ def test_no_private_image_is_within_reach(model, plan, grants):
         assert not [t.shape for t in tensors if holds(t, private)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS, ids=repr)
 def test_what_is_not_on_the_wire_is_not_there_unless_granted(plan):
     kept, _, _ = seen_by_attack(Net, plan)
@@ -140,6 +142,7 @@ def test_what_is_not_on_the_wire_is_not_there_unless_granted(plan):
         assert not [k for k in seen.model.state_dict() if k.endswith("mask") and seen.model.state_dict()[k].numel() > 1]
 
 
+@pytest.mark.slow
 def test_buffers_are_there_only_if_they_are_sent():
     for sends, expected in ((("num_samples", "buffers"), True), (("num_samples",), False)):
         kept, _, _ = seen_by_attack(Net, Plan(batch_size=2, sends=sends))
@@ -180,6 +183,7 @@ def test_the_attack_s_generator_is_not_the_client_s():
     assert len(set(seeds[1:])) == 4, "every stack starts anew"
 
 
+@pytest.mark.slow
 def test_the_seed_of_the_run_is_not_within_reach():
     """Whoever has the seed can draw a client's noise again, and the hash of a small seed can be found by trial."""
     found: dict[int, list[tuple[int, set[str]]]] = {}
@@ -203,6 +207,7 @@ def test_the_seed_of_the_run_is_not_within_reach():
     assert first == second, "an attack's generator says nothing of the run's seed"
 
 
+@pytest.mark.slow
 def test_an_attack_cannot_change_what_the_next_one_sees():
     """The attack writes into its network and weights."""
 

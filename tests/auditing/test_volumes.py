@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 import torch
 
 from medpfl import Run, Victims, audit
@@ -15,6 +16,7 @@ from medpfl.data import Nifti
 HEAD = Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii"
 
 
+@pytest.mark.slow
 def test_a_volume_is_read_back(tmp_path):
     source = Nifti(HEAD, plane="volume", size=12)
     report = audit(

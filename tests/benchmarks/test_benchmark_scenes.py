@@ -18,6 +18,7 @@ from medpfl.data.folder import ImageFolder
 from medpfl.defenses import LaplaceNoise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_reported_images_are_of_odd_rows_and_tuned_ones_of_even(real_sets, name):
     with (real_sets / name / "index.csv").open() as file:

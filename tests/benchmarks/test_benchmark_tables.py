@@ -72,6 +72,7 @@ def test_contested_without_its_peers_says_so_and_runs_ours(no_peer, monkeypatch)
     assert "zero updates left out" in last
 
 
+@pytest.mark.slow
 def test_a_peer_gets_the_time_of_the_slowest_of_ours(monkeypatch):
     case, given = CELLS["Laplace 1e-2"].scene("samples", 2, 100), []
 
@@ -100,6 +101,7 @@ class Told(Attack):
         return Reconstruction(torch.full((count, 1, 3, 32, 32), told), None, zeros, zeros, zeros, ("stalled",) * count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", adaptive.DEFENSES)
 def test_only_the_adaptive_side_is_told_of_each_defense(name, monkeypatch):
     monkeypatch.setitem(adaptive.OURS, "iDLG", Told())
@@ -132,6 +134,7 @@ def test_steps_until_a_score_are_those_of_the_images_that_reach_it():
     assert conditioning.reached(course, 0.995) == "- (0)"
 
 
+@pytest.mark.slow
 def test_a_gauss_newton_diagonal_is_that_of_the_jacobian(monkeypatch):
     monkeypatch.setattr(conditioning, "_PROBES", 400)
     monkeypatch.setattr(conditioning, "_NEIGHBORS", 1)
@@ -186,6 +189,7 @@ def test_what_time_does_not_allow_is_named(no_peer):
     ]
 
 
+@pytest.mark.slow
 def test_deep_without_its_peer_runs_ours(no_peer, no_chest, monkeypatch):
     monkeypatch.setattr(trained, "available", lambda: ["samples"])
     monkeypatch.setattr(deep, "DeepRGAP", lambda: DeepRGAP(steps=2))
@@ -234,5 +238,6 @@ def test_memory_compares_the_peaks(monkeypatch):
     assert last == "ratio 1.18 (the mark is 1.2)"
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_tells_its_peak():
     assert 100 < memory.peak(3, 1) < 20_000  # MiB; torch alone is hundreds

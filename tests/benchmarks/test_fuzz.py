@@ -39,6 +39,7 @@ def images(value=0.5, names=("a",)):
     return LabelledImages(torch.full((1, 1, 8, 8), value), torch.zeros(1), ("a",), names, (None,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("found", "what"),
     [

@@ -32,6 +32,7 @@ def test_the_page_names_only_what_there_is_and_can_be_made_again():
     assert said == {matrix.RUNS} | reasons
 
 
+@pytest.mark.slow
 def test_a_cell_says_what_the_audit_says():
     found = dict(matrix.cells(["MLP"], ["iDLG", "RGAP"], {}))
     no = "an analytic attack needs one gradient of one image, not an update of 2 images"
@@ -42,6 +43,7 @@ def test_a_cell_says_what_the_audit_says():
     assert [row[3:] for row in rows] == [["runs", "runs"]] * 2 + [["runs", "no: 1"]] * 2
 
 
+@pytest.mark.slow
 def test_only_what_is_new_is_run(tmp_path, monkeypatch):
     """An attack removed from a page is run again, and the page is as before; parts that no longer exist are omitted."""
     found = dict(matrix.cells(["MLP"], ["RGAP", "iDLG"], {}))
@@ -80,6 +82,7 @@ class Lost(Attack):
         return replace(found, ended=("nonfinite",) * len(found.ended), guesses=torch.zeros_like(found.guesses))
 
 
+@pytest.mark.slow
 def test_a_flag_that_makes_guesses_useless_is_a_reason(monkeypatch):
     monkeypatch.setattr(matrix, "registry", lambda _: {"Lost": Lost})
     data = matrix.images_for("MLP")
@@ -87,6 +90,7 @@ def test_a_flag_that_makes_guesses_useless_is_a_reason(monkeypatch):
     assert said.startswith("nonfinite: the attack ended with a value")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "side"), [("LeNet", 32), ("DenseNet121", 64)])
 def test_the_smallest_size_of_which_batch_norm_takes_one_image(model, side):
     data = matrix.images_for(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
@@ -30,6 +31,7 @@ def test_it_reads_the_image_and_ends_at_the_stopping_rule():
     assert 1 < outcome.evaluations < 25 * CALLS
 
 
+@pytest.mark.slow
 def test_a_looser_stopping_rule_ends_earlier():
     network, _, label, sent, start = _case()
     strict, loose = (textbook(network, sent, start, label, 3, stop).evaluations for stop in (1e-12, 1e-1))

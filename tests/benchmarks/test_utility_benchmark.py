@@ -7,6 +7,7 @@ import pytest
 from benchmarks import utility
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(utility.PARTITIONS))
 def test_a_few_rounds_tell_pneumonia_from_none(name, real_sets):
     path = real_sets / "pneumonia_mnist" / "pneumoniamnist.npz"

@@ -8,6 +8,7 @@ from benchmarks.verdicts import Case, lines, parsed, shares
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["read", "recognized"])
 @pytest.mark.parametrize(("batch", "whole"), [(1, False), (4, True)])
 def test_no_leak_is_not_found_where_a_fifth_leaks(way, batch, whole):
@@ -16,12 +17,14 @@ def test_no_leak_is_not_found_where_a_fifth_leaks(way, batch, whole):
     assert found[NO_LEAK] < 5 / 60
 
 
+@pytest.mark.slow
 def test_few_updates_are_inconclusive_and_many_without_a_leak_are_not():
     assert shares(Case(4, 1, 1, 0.0), repeats=20)[INCONCLUSIVE] == 1
     assert shares(Case(40, 1, 1, 0.0), repeats=20)[NO_LEAK] == 1
     assert shares(Case(24, 1, 1, 0.5), repeats=20)[LEAKS] == 1
 
 
+@pytest.mark.slow
 def test_what_is_printed_ends_in_the_worst_share():
     *table, last = lines(parsed(["--repeats", "1", "--updates", "4"]))
     assert len(table) == 2 + 8 * 2 + 8 * 4

@@ -95,6 +95,7 @@ def rows_of(out: Path) -> list[dict]:
 # --- audit ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_path):
     out = tmp_path / "runs" / "a"
     words = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=25)", "--images", "3", "--size", "16"]
@@ -117,6 +118,7 @@ def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_pa
     assert "1 defense was tested against two attackers" in shown
 
 
+@pytest.mark.slow
 def test_quiet_says_the_verdict_only(run, folder):
     status, shown, err = run("audit", folder, *TINY, "--quiet")
     assert (status, err) == (0, "")
@@ -124,6 +126,7 @@ def test_quiet_says_the_verdict_only(run, folder):
     assert shown.startswith("Without a defense")
 
 
+@pytest.mark.slow
 def test_without_out_nothing_is_written(run, folder, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -131,6 +134,7 @@ def test_without_out_nothing_is_written(run, folder, tmp_path, monkeypatch):
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pages")
 def test_options_may_be_spelled_with_underscores_and_equals_signs(run, folder, tmp_path):
     out = tmp_path / "runs" / "a"
@@ -145,6 +149,7 @@ def test_options_may_be_spelled_with_underscores_and_equals_signs(run, folder, t
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pages")
 def test_repeated_options_keep_their_order(run, folder, tmp_path):
     out = tmp_path / "runs" / "a"
@@ -159,6 +164,7 @@ def test_repeated_options_keep_their_order(run, folder, tmp_path):
     assert rows_of(out)[-1]["grants"] == ["labels", "defense"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pages")
 def test_a_defense_is_known_unless_that_is_withheld(run, folder, tmp_path):
     words = ["audit", folder, *TINY, "--defense", "LaplaceNoise(scale=50.0)", "--grant", "labels"]
@@ -170,6 +176,7 @@ def test_a_defense_is_known_unless_that_is_withheld(run, folder, tmp_path):
         assert [list(g) for g in dict.fromkeys(tuple(row["grants"]) for row in defended)] == grants
 
 
+@pytest.mark.slow
 def test_what_is_spent_is_said(run, folder):
     words = ["audit", folder, *TINY, "--defense", "DPSGD(noise=2.0)", "--sampling", "poisson", "--local-images", "2"]
     status, shown, _ = run(*words, "--delta", "0.001", "--naive")
@@ -179,6 +186,7 @@ def test_what_is_spent_is_said(run, folder):
     assert "(PRV)" in line and "(PLD) at delta 0.001, for an image, over 1 round with poisson sampling" in line  # noqa: PT018
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pages")
 def test_secure_aggregation_is_audited_with_several_clients(run, folder, tmp_path):
     words = ["audit", folder, *TINY, "--images=4", "--clients", "2", "--defense", "SecAggPlus", "--grant=defense"]
@@ -190,6 +198,7 @@ def test_secure_aggregation_is_audited_with_several_clients(run, folder, tmp_pat
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -250,6 +259,7 @@ def test_isolation_is_asked_for_refused_or_left_open(run, folder, words, isolate
     assert yaml.safe_load(text)["isolate"] is isolate
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize(
     ("words", "sends"),
@@ -284,6 +294,7 @@ def test_the_default_is_the_four_attacks_of_the_paper_and_the_strongest_under_no
 # --- YAML -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pages")
 def test_a_yaml_file_says_what_the_options_say(run, folder, tmp_path):
     out, path = tmp_path / "runs" / "a", tmp_path / "experiment.yaml"
@@ -307,6 +318,7 @@ def test_a_yaml_file_says_what_the_options_say(run, folder, tmp_path):
     assert "no folder or record '/nowhere/at/all'" in run("audit", "/nowhere/at/all", "--config", path)[2]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pages")
 def test_a_printed_config_is_accepted(run, folder, tmp_path):
     words = ["audit", folder, *TINY, "--defense", "LaplaceNoise", "--batch_size", "2", "--out", tmp_path / "runs" / "a"]
@@ -324,6 +336,7 @@ def test_a_printed_config_is_accepted(run, folder, tmp_path):
     assert set(options_in(Experiment)) - {"progress"} <= set(yaml.safe_load(text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -393,6 +406,7 @@ def test_version(run):
     assert run("--version") == (0, f"medpfl {version('medpfl')}\n", "")
 
 
+@pytest.mark.slow
 def test_help_and_mistakes_do_without_torch():
     words = [["--help"], ["audit", "--help"], ["--version"], ["audit", "--print-config"]]
     wrong = [
@@ -449,6 +463,7 @@ def test_list_explains_a_part(run, name, texts):
     assert all(expected in text for expected in texts)
 
 
+@pytest.mark.slow
 def test_demo_audits_what_it_says(run, monkeypatch, tmp_path):
     small = commands.DEMO.having(attack=["iDLG(steps=3)"], images=3, size=16)
     monkeypatch.setattr(commands, "DEMO", small)
@@ -476,6 +491,7 @@ def test_the_real_demo_can_be_built():
     assert len(victims) == demo.victims.images
 
 
+@pytest.mark.slow
 def test_report_makes_the_same_pages(run, folder, tmp_path):
     out = tmp_path / "runs" / "a"
     first = run("audit", folder, *TINY, "--defense", "LaplaceNoise", "--out", out)[1]
@@ -603,6 +619,7 @@ def bad_files(folder) -> dict[str, str]:
     return {name: why for name, (_, why) in contents.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]])
 def test_unreadable_images_are_named_and_skipped_with_a_count(run, folder, tmp_path, bad_files, quiet):
     out = tmp_path / "runs" / "a"
@@ -641,6 +658,7 @@ def test_no_folder_and_no_class_folders(refused, tmp_path):
     assert "cannot read the file" in refused("audit", tmp_path / "loose" / "1.png", *TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pages")
 def test_run_directories_are_no_class_folders(run, refused, folder, tmp_path):
     runs = tmp_path / "runs"
@@ -723,6 +741,7 @@ def test_a_model_file_that_is_broken(refused, folder, models):
     assert f"importing '{models}' failed: ModuleNotFoundError" in err
 
 
+@pytest.mark.slow
 def test_a_users_model_and_weights(run, refused, folder, models, tmp_path):
     path = tmp_path / "weights.pt"
     own = [*TINY[2:], "--model", f"{models}:good", "--weights", path]
@@ -764,6 +783,7 @@ def record(folder, tmp_path) -> Path:
     return tmp_path / "client.record"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pages")
 def test_a_record_is_audited_with_its_truth(run, record, tmp_path):
     out = tmp_path / "runs" / "a"
@@ -792,6 +812,7 @@ def test_a_record_that_does_not_fit(refused, record, folder):
 # --- where results go -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_out_that_cannot_be_made(refused, folder, tmp_path):
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file", tmp_path / "file" / "a", tmp_path / "file" / "a" / "b"):
@@ -800,6 +821,7 @@ def test_out_that_cannot_be_made(refused, folder, tmp_path):
     assert "lies in the data folder" in refused("audit", folder, *TINY, "--out", folder / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pages")
 def test_out_of_another_experiment(run, refused, folder, tmp_path):
     out = tmp_path / "runs" / "a"
@@ -831,6 +853,7 @@ def undisturbed(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 2, 4, 5, 8, 12])
 def test_a_full_disk_costs_nothing_that_is_finished(run, undisturbed, tmp_path, monkeypatch, room):
     """The disk is full after so many files: the rows until then are kept, and the next run completes them."""
@@ -874,6 +897,7 @@ def test_a_file_that_may_not_be_written(run, folder, tmp_path, monkeypatch):
 # --- interrupted ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pages")
 def test_an_interrupted_audit_ends_with_130_and_continues(run, folder, tmp_path, monkeypatch):
     from medpfl.auditing.player import Player
@@ -904,6 +928,7 @@ def _hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal(folder, tmp_path):
     out = tmp_path / "runs" / "a"
     words = [

@@ -50,6 +50,7 @@ class Outer(Part):
 KNOWN = {"Inner": Inner, "Outer": Outer}
 
 
+@pytest.mark.slow
 @given(first=LITERALS, second=LITERALS, x=st.floats(allow_nan=False, allow_infinity=False))
 def test_any_literal_argument_survives(first, second, x):
     part = Outer(first, second, Inner(x))

@@ -158,6 +158,7 @@ def test_what_is_not_the_pixels_fault_is_not_blamed_on_them(tmp_path, monkeypatc
     assert message.endswith("x.dcm: cannot be shown (something else)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tags", "why"),
     [

@@ -97,6 +97,7 @@ def spread(alpha: float) -> float:
     return float(torch.stack(shares).std(1, correction=0).mean())
 
 
+@pytest.mark.slow
 def test_alpha_has_the_spread_of_the_dirichlet_distribution():
     # A share of Dir(alpha) over K clients has the variance (K - 1) / (K^2 (K alpha + 1)).
     assert spread(100.0) == pytest.approx((3 / (16 * 401)) ** 0.5, abs=0.01)

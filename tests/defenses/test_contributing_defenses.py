@@ -34,12 +34,14 @@ def own(name, place):
     return Row(defenses_of(f"{place}:{name}")[1], **ROWS[name])
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize(("check", "rest"), EVERY)
 def test_it_keeps_the_contract(own, check, rest):
     check(own, *rest)
 
 
+@pytest.mark.slow
 @each
 def test_in_three_edits(name, own, monkeypatch, capsys):
     """With its file and its line in `__all__`, the defense is available everywhere; its row is the one on the page."""
@@ -63,6 +65,7 @@ def test_in_three_edits(name, own, monkeypatch, capsys):
     assert {row.defense.partition("(")[0] for row in report.rows} == {"NoDefense", name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LayerwiseDP"])
 def test_its_epsilon_and_its_bound_are_in_the_report(name, place, tmp_path):
     plan = Plan(batch_size=2)
@@ -83,6 +86,7 @@ def test_its_epsilon_and_its_bound_are_in_the_report(name, place, tmp_path):
     assert cells[spec].bound.identified.bound > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LayerwiseDP"])
 def test_its_epsilon_is_in_a_training_too(name, place):
     plan = Plan("FedAvg", batch_size=8)
@@ -91,6 +95,7 @@ def test_its_epsilon_is_in_a_training_too(name, place):
     assert rows[-1].epsilon == pytest.approx(epsilon(1.0, 1.0, 2, 1e-5).value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["TrustedMean"])
 def test_a_sum_is_audited_as_a_sum(name, place):
     options = {**SMALL, "defenses": [f"{place}:{name}"], "partition": "IID(clients=2)"}
@@ -170,6 +175,7 @@ def others(tmp_path):
     sys.modules.pop("medpfl_user_others_of_ones_own", None)
 
 
+@pytest.mark.slow
 def test_an_epsilon_of_ones_own_account_is_stated_and_why_there_is_no_bound(others):
     settings = flat(
         medpfl.audit, MODEL, "samples", defenses=[f"{others}:PureDP", f"{others}:Negative"], **SMALL
@@ -197,6 +203,7 @@ def test_half_a_promise_is_refused(others, name, message):
         defenses_of(f"{others}:{name}")
 
 
+@pytest.mark.slow
 def test_masked_and_encrypted_messages_of_ones_own_are_audited_as_the_built_in_ones(others):
     specs = [f"{others}:Masked", f"{others}:Encrypted"]
     options = {**SMALL, "images": 6, "defenses": specs, "partition": "IID(clients=3)"}

@@ -153,6 +153,7 @@ def test_every_defense_has_a_row():
     assert all(type(row.defense).__name__ == name for name, rows in ROWS.items() for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [parameter(row, row.defense) for row in (*FIRST, *OTHERS)])
 @both
 def test_it_does_what_it_promises(row, plan):
@@ -161,6 +162,7 @@ def test_it_does_what_it_promises(row, plan):
         promise(row.defense, raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [parameter(row, row.defense) for row in FIRST])
 @pytest.mark.parametrize(("check", "rest"), EVERY)
 def test_it_keeps_the_contract(row, check, rest):

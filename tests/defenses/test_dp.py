@@ -108,6 +108,7 @@ def test_it_is_the_gradient_of_opacus(clip):
         assert torch.allclose(sent[name], theirs, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_noise_is_added_once_a_step_whatever_the_batch():
     for count in (1, 16):
         plan = Plan(batch_size=count)
@@ -126,6 +127,7 @@ def test_empty_batches_are_noise_and_without_a_defense_nothing():
     assert all(t.isfinite().all() for t in play(DPSGD(0.5, 1.0), plan, seed).sent.tensors.values())
 
 
+@pytest.mark.slow
 def test_poisson_batches_are_divided_by_the_expected_size():
     plan = Plan("FedSGD", 2, 8, sampling="poisson")
     sent = [play(GaussianNoise(1e-30), plan, seed).raw.tensors["4.bias"] for seed in range(400)]
@@ -148,6 +150,7 @@ def test_batch_norm_is_refused_with_the_layer_and_what_to_put_there():
     play(DPSGD(), FEDSGD, model=model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_the_channel_knows_the_clipping_and_the_noise(batch_size):
     """With the disclosed moment in the same `local_update`, the target's error is noise of the disclosed size."""
@@ -168,6 +171,7 @@ def test_the_channel_knows_the_clipping_and_the_noise(batch_size):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_the_channel_knows_the_noise_of_several_steps(momentum):
     plan = Plan("FedAvg", 2, 6, epochs=2, learning_rate=0.01, momentum=momentum)
@@ -201,6 +205,7 @@ def closed(noise, times, delta):
 SETTINGS = [(1.0, 0.125, 100), (5.0, 0.01, 1000), (0.8, 0.05, 50), (2.0, 1.0, 10), (20.0, 1.0, 1), (10.0, 0.01, 100)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "rate", "steps"), SETTINGS)
 def test_both_accountants_agree_within_two_percent(noise, rate, steps):
     spent = epsilon(noise, rate, steps, 1e-5)
@@ -209,6 +214,7 @@ def test_both_accountants_agree_within_two_percent(noise, rate, steps):
         assert spent.value == pytest.approx(closed(noise, steps, 1e-5), rel=0.02)
 
 
+@pytest.mark.slow
 def test_what_is_spent_counts_the_rounds_that_were_seen():
     shuffled = replace(POISSON, sampling="shuffle")
     assert DPSGD(1.0, 4.0).spent(shuffled, 5, 1e-5).value == pytest.approx(closed(4.0, 5 * 2, 1e-5), rel=0.02)
@@ -219,6 +225,7 @@ def test_what_is_spent_counts_the_rounds_that_were_seen():
     assert DPSGD(9.0, 4.0).spent(one, 3, 1e-6).value == pytest.approx(closed(4.0, 3, 1e-6), rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_noise_for_an_epsilon():
     noise = noise_for(1.0, 1e-5, 0.25, 1)
     assert epsilon(noise, 0.25, 1, 1e-5).value <= 1.001

@@ -42,6 +42,7 @@ def test_as_the_real_module_s(plan, draws, momentum):
     assert gap(after, dict(Weights.of(model).buffers)) > 1e-3
 
 
+@pytest.mark.slow
 def test_as_a_real_resnet_s():
     model, private = used(network("ResNet-18")), batch(4, 32)
     after = buffers_after(model, private, Plan(batch_size=4))

@@ -74,6 +74,7 @@ def test_fedavg_is_the_optimizer_s_loop(name, mode, momentum, decay):
     assert gap(sent.tensors, minus(trained(model, private, plan, draws), model)) < 1e-12
 
 
+@pytest.mark.slow
 def test_fedavg_of_a_resnet_is_the_optimizer_s_loop():
     plan = Plan("FedAvg", 2, 4, learning_rate=0.05, momentum=0.9, weight_decay=1e-3, mode="train")
     model, private, draws = network("ResNet-18"), batch(4, 48), shuffled(plan)
@@ -97,6 +98,7 @@ def test_the_order_within_one_batch_says_nothing():
     assert gap(update(model, private, plan).tensors, update(model, turned, plan, shuffled(plan)).tensors) < 1e-14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LeNet", "ResNet-18"])
 def test_one_step_of_fedavg_is_the_learning_rate_times_the_gradient(name):
     model, private = network(name), batch(3, size_of(name))
@@ -147,6 +149,7 @@ TOGETHER = [("ResNet-18", Plan(batch_size=2))] + [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "plan"), TOGETHER, ids=str)
 def test_victims_together_are_victims_one_by_one(name, plan):
     model = seeded(dropping) if name == "dropout" else network(name)
@@ -171,6 +174,7 @@ def test_victims_together_are_victims_one_by_one(name, plan):
         assert gap({k: t[i] for k, t in together.items()}, alone) < 1e-13 * max(1, largest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ResNet-18", "LeNet", "batch norm"])
 def test_an_attacker_s_derivatives_of_victims_together_are_those_one_by_one(name):
     plan = Plan(batch_size=2)

@@ -96,6 +96,7 @@ def undated(out):
     return shown["points"], shown["recommendation"]
 
 
+@pytest.mark.slow
 def test_each_setting_is_a_point_made_of_its_training_and_its_audit(whole):
     out, found = whole
     assert [p["defense"] for p in found.points] == SPECS
@@ -135,6 +136,7 @@ def test_the_files_say_the_same_and_name_no_path(whole, pictures):
     assert not (out / "share/recommended.yaml").exists(), "so few images show nothing"
 
 
+@pytest.mark.slow
 def test_the_page_is_made_again_from_stored_rows(whole, capsys):
     out, _ = whole
     before = read(out)
@@ -145,6 +147,7 @@ def test_the_page_is_made_again_from_stored_rows(whole, capsys):
     assert f"wrote {out}" in capsys.readouterr().out.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_another_limit_needs_no_other_run(whole, recommended, pictures):
     (out, found), (again, result, limit) = whole, recommended
     bare, least = found.points[0], found.points[2]
@@ -236,6 +239,7 @@ for place in ((Player, "__call__", 3), (Trainer, "play", 4)):
 """Two processes, one after the other, which are killed; both begin with what the first has imported."""
 
 
+@pytest.mark.slow
 def test_a_frontier_killed_in_an_audit_and_in_a_training_ends_as_an_undisturbed_one(
     whole, pictures, tmp_path, capsys, no_pages_of_runs
 ):
@@ -273,6 +277,7 @@ def loud(patch):
     patch.setattr("medpfl.core.experiments.limits._REAL", 1e39)  # no noise within the bounds does it so soon
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_audited_under_its_own_defense(of_trained, no_pages_of_runs):
     out, found = of_trained
     runs = sorted(p.name for p in (out / "runs").iterdir() if p.is_dir())
@@ -285,6 +290,7 @@ def test_a_trained_model_is_audited_under_its_own_defense(of_trained, no_pages_o
         assert (point["interval"], len(point["accuracies"])) == ("seeds", 2)
 
 
+@pytest.mark.slow
 def test_a_defense_under_which_training_diverges_is_a_gap(
     pictures, of_trained, tmp_path, monkeypatch, no_pages_of_runs
 ):
@@ -330,6 +336,7 @@ def test_bad_input_is_said_before_any_work(options, message, pictures, tmp_path,
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_another_frontier_is_not_mixed_with_it(whole, pictures, tmp_path, monkeypatch):
     out = copied(whole[0], tmp_path / "copy")
     with pytest.raises(InputError, match="holds another frontier \\(other rounds\\): name another --out, or --force"):
@@ -355,6 +362,7 @@ def test_two_do_not_write_at_once(pictures, tmp_path):
         frontier(small(pictures).having(out=tmp_path))
 
 
+@pytest.mark.slow
 def test_the_command_prints_table_and_sentences(whole, pictures, capsys, monkeypatch, no_pages_of_runs):
     monkeypatch.setenv("COLUMNS", "80")
     out, _ = whole

@@ -23,6 +23,7 @@ from tests.training.training_cases import plainly, small
 AUDIT = {"attacks": ["iDLG(steps=3)"], "images": 2, "progress": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defense", ["NoDefense", "PRECODE(width=4)", "Soteria(prune=0.3)"])
 def test_it_is_the_model_that_was_trained(defense, tmp_path):
     out = tmp_path / "runs" / "a"
@@ -36,6 +37,7 @@ def test_it_is_the_model_that_was_trained(defense, tmp_path):
     assert (checkpoint_at(out).round, checkpoint_at(out / "round-1").round) == (3, 1)
 
 
+@pytest.mark.slow
 def test_an_audit_takes_it(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
@@ -63,6 +65,7 @@ def test_a_training_under_a_defense_of_ones_own_is_audited(tmp_path):
     assert all(torch.equal(t, result.weights.parameters[k]) for k, t in Weights.of(network).parameters.items())
 
 
+@pytest.mark.slow
 def test_an_audit_does_not_go_into_the_directory_of_a_training(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
@@ -93,6 +96,7 @@ def test_a_round_that_is_not_there(tmp_path):
         flat(audit, str(tmp_path / "empty"), some_images(8), **AUDIT)
 
 
+@pytest.mark.slow
 def test_weights_of_another_model(tmp_path):
     one, other = tmp_path / "runs" / "a", tmp_path / "runs" / "b"
     small(out=one)
@@ -130,6 +134,7 @@ def test_damaged_files(content, tmp_path):
         unpacked(out / "round-2" / "state.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights.safetensors", "state.safetensors"])
 def test_a_training_with_a_damaged_last_round_says_what_to_delete_and_then_goes_on(name, tmp_path):
     out = tmp_path / "runs" / "a"
@@ -150,6 +155,7 @@ def test_other_safetensors_are_no_checkpoint(tmp_path):
         checkpoint_at(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_model_of_the_user_is_given_with_the_weights(tmp_path):
     out, network = tmp_path / "runs" / "a", nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
     result = small(model=network, out=out)
@@ -205,6 +211,7 @@ def test_a_header_that_cannot_be_true(change, message, tmp_path):
         checkpoint_at(out).build((1, 16, 16), 2, 0)
 
 
+@pytest.mark.slow
 def test_weights_that_are_none(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out, rounds=1)
@@ -239,6 +246,7 @@ def test_a_checkpoint_cannot_run_code_or_read_a_file(field, spec, tmp_path, monk
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -256,6 +264,7 @@ def test_every_field_of_a_checkpoint_is_checked(change, tmp_path):
         flat(audit, str(out), some_images(8), **AUDIT)
 
 
+@pytest.mark.slow
 def test_a_training_of_ones_own_model_by_its_file_is_audited_with_the_model_named(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(256, 2))\n"

@@ -206,6 +206,7 @@ def test_a_part_without_a_spec_is_refused():
             defenses_of([given])
 
 
+@pytest.mark.slow
 def test_what_private_defenses_spend():
     from medpfl.auditing.epsilon import spent
     from medpfl.core.plan import Plan
@@ -220,6 +221,7 @@ def test_what_private_defenses_spend():
     assert "epsilon is in the hundreds" in found["DPSGD(clip=1.0, noise=0.001)"]
 
 
+@pytest.mark.slow
 def test_no_epsilon_is_stated_where_something_else_leaves_the_client():
     from medpfl.auditing.epsilon import spent
     from medpfl.core.plan import Plan

@@ -88,6 +88,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
 def test_every_command_refuses_it_in_the_same_words_and_the_images_stay(kind):
     said, data = [], some_images(16)
@@ -131,6 +132,7 @@ class Keeps(Net):
         return self.fc(self.features.flatten(1))
 
 
+@pytest.mark.slow
 def test_a_model_that_keeps_its_features_is_checked_as_it_is_audited():
     data = some_images(8)
     assert check_model(Keeps(), (1, 16, 16)).derivatives["twice"] == ""

@@ -139,6 +139,7 @@ def test_batch_norm_statistics(mode, sent, no_attacks):
     assert ("(16 values)" in text(check)) is sent
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_no_single_image_in_train_mode(only):
     only()
     check = check_model("ConvNet(4, 2, 'batch')", (1, 4, 4))
@@ -206,6 +207,7 @@ def test_a_second_derivative_that_is_wrong_is_named(no_attacks):
     assert "wrong: " in text(check)
 
 
+@pytest.mark.slow
 def test_every_registered_attack_is_tried_and_the_model_is_left_as_it_was():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(200, 2))
@@ -278,6 +280,7 @@ class Rows(nn.Module):
         return self.last(self.rows(x[:, 0])[0][:, -1])
 
 
+@pytest.mark.slow
 def test_a_recurrent_model_is_checked_as_it_is_audited(only):
     only("iDLG")
     check = check_model(Rows(), SHAPE)
@@ -287,6 +290,7 @@ def test_a_recurrent_model_is_checked_as_it_is_audited(only):
     assert {row.engine.partition(" ")[0] for row in report.rows} == {"vmap"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "compile"])
 def test_a_wrapped_model_is_the_network_inside(wrap, no_attacks):
     def network():
@@ -303,6 +307,7 @@ def test_a_wrapped_model_is_the_network_inside(wrap, no_attacks):
     assert [row.scores for row in inside.rows] == [row.scores for row in bare.rows]
 
 
+@pytest.mark.slow
 def test_a_file_with_parentheses_in_its_name(tmp_path, capsys, monkeypatch, no_attacks):
     (tmp_path / "net (1).py").write_text(FILE.replace("64", "144"))
     monkeypatch.chdir(tmp_path)

@@ -141,6 +141,7 @@ def test_networks_that_are_right(network):
     assert check(network, batch=2) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_residual_network_is_right(mode):
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -218,6 +219,7 @@ def test_an_audit_says_it_before_any_work(monkeypatch):
         tiny(some_images(6), model=around(NoSecond.apply))
 
 
+@pytest.mark.slow
 def test_an_audit_of_a_wrong_derivative_is_flagged(tmp_path):
     few = {"images": 1, "attacks": ["iDLG(steps=1)"]}
     report = tiny(some_images(6), model=around(Once.apply), out=tmp_path / "runs" / "a", **few)

@@ -133,6 +133,7 @@ def rates(report) -> dict[str, float]:
     return {cell.attack.removesuffix("()"): cell.asr.value for cell in report.summary}
 
 
+@pytest.mark.slow
 def test_each_way_leads_to_the_truth_in_the_audit_s_own_process(images, specs, monkeypatch):
     from medpfl.auditing import player as play
 
@@ -146,6 +147,7 @@ def test_each_way_leads_to_the_truth_in_the_audit_s_own_process(images, specs, m
     assert {cell.asr.value for cell in audited([specs["Frames"]], **noise).summary} == {1}, "there is nothing to read"
 
 
+@pytest.mark.slow
 def test_none_leads_to_it_from_a_process_of_its_own(images, specs):
     """At the process's start, descriptors are open that it could inherit."""
     opened = os.open(images, os.O_RDONLY)

@@ -121,12 +121,14 @@ def bad(tmp_path):
     return file_of(tmp_path, "bad", BAD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "said"), SAID.items(), ids=SAID.keys())
 def test_an_attack_that_raises_or_answers_amiss_is_named(bad, shared, what, said):
     with pytest.raises(InputError, match=said):
         audited([f"{bad}:Bad(what='{what}')"])
 
 
+@pytest.mark.slow
 def test_its_process_goes_on_after_that_and_prints_under_its_name(bad, shared, capfd):
     attack = f"{bad}:Bad(what='not a number')"
     report = audited([attack])
@@ -156,6 +158,7 @@ def test_a_file_that_cannot_be_used_is_named_as_it_was_given(tmp_path, monkeypat
     assert str(tmp_path) not in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "said"), ENDS.items(), ids=[str(i) for i in range(len(ENDS))])
 def test_a_process_that_ends_or_says_what_is_no_answer_is_named(tmp_path, monkeypatch, code, said):
     (tmp_path / "a_fake_worker.py").write_text(FAKE + code)
@@ -172,6 +175,7 @@ def test_a_process_that_ends_or_says_what_is_no_answer_is_named(tmp_path, monkey
     assert not _runs(worker.number)
 
 
+@pytest.mark.slow
 def test_the_rows_that_were_finished_stay_when_it_dies(tmp_path):
     """One run is killed from inside, by a defense whose disclosure the attack gets."""
     file, out = file_of(tmp_path, "dies", DIES), tmp_path / "runs" / "a"
@@ -201,6 +205,7 @@ def test_ctrl_c_ends_it_within_two_seconds_and_its_directory_is_removed(tmp_path
         worker.attack("mine.py:Mine")
 
 
+@pytest.mark.slow
 def test_what_it_starts_ends_with_it(tmp_path, monkeypatch):
     code = "child = os.fork()\nif not child: time.sleep(600)\nframe({'child': child, 'tensors': []})\nrequest()"
     (tmp_path / "a_fake_worker.py").write_text(FAKE + code)
@@ -276,6 +281,7 @@ def test_an_object_where_isolation_is_asked_for_says_what_to_do():
         medpfl.audit(data=some_images(), attacks=[Mine()], run=Run(isolate=True))
 
 
+@pytest.mark.slow
 def test_an_audit_of_an_object_runs_in_its_own_process_and_says_so(bad):
     from torch import nn
 

@@ -78,6 +78,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES.keys())
 def test_rows_are_equal_with_and_without_isolation(folder, shared, scene):
     options = {**scene}
@@ -98,6 +99,7 @@ def test_rows_are_equal_with_and_without_isolation(folder, shared, scene):
     assert again.rows == apart.rows
 
 
+@pytest.mark.slow
 def test_so_are_those_of_attacks_of_ours_under_isolate(folder, shared):
     options = {"attacks": ["DLG(steps=2)", "RGAP"], "model": "LeNet('idlg')"}
     apart = audited(out=folder / "runs" / "apart", isolate=True, **options)
@@ -107,6 +109,7 @@ def test_so_are_those_of_attacks_of_ours_under_isolate(folder, shared):
     assert plain(apart) == plain(here)
 
 
+@pytest.mark.slow
 def test_what_a_defense_of_the_user_s_own_is_told_of_reaches_the_attack(folder, shared):
     """With the channel, the attack sees the original update; without it, half the update."""
     report = audited([f"{folder}/honest.py:Norm"], defenses=[f"{folder}/defense.py:Halved"])
@@ -118,6 +121,7 @@ def test_what_a_defense_of_the_user_s_own_is_told_of_reaches_the_attack(folder, 
     assert told == pytest.approx([2 * loss for loss in untold])
 
 
+@pytest.mark.slow
 def test_an_attack_that_suits_the_model_or_refuses_it_says_so_from_its_process(folder, shared):
     from medpfl import InputError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from medpfl import Batch, Cohort, Plan, Record, Run, Schedule, Weights, audit_record, train
@@ -13,6 +14,7 @@ from tests.flat import flat
 from tests.isolation.isolated_cases import HONEST, audited, file_of, plain, some_images
 
 
+@pytest.mark.slow
 def test_a_checkpoint(tmp_path, shared):
     attack, place = f"{file_of(tmp_path, 'honest', HONEST)}:Honest", tmp_path / "training"
     train(
@@ -30,6 +32,7 @@ def test_a_checkpoint(tmp_path, shared):
     assert plain(apart) == plain(here)
 
 
+@pytest.mark.slow
 def test_a_record(tmp_path, shared):
     attack = f"{file_of(tmp_path, 'honest', HONEST)}:Honest"
     plan, images = Plan(), some_images(1)

@@ -125,6 +125,7 @@ def test_a_terminal_and_a_page_say_it():
     assert patient_lines(summarize(ROWS[3:4])) == []
 
 
+@pytest.mark.slow
 def test_an_audit_of_patients_with_several_images(tmp_path):
     data = some_images(8, patients=["Smith"] * 3 + ["Jones"] * 3 + ["Miller", None])
     report = tiny(data, images=8, out=tmp_path / "run")
@@ -137,6 +138,7 @@ def test_an_audit_of_patients_with_several_images(tmp_path):
     assert "Smith" not in page
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_it(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     words = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)", "--images", "12", "--size", "16"]

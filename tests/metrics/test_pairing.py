@@ -13,6 +13,7 @@ from medpfl.metrics.pairing import pair
 from tests.metrics.phantoms import phantom
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(1, 32), seed=st.integers(0, 10_000), level=st.floats(0, 0.05))
 def test_a_shuffled_batch_is_paired_again(count, seed, level):

@@ -58,6 +58,7 @@ def test_logits(model, shape):
     assert (logits.std(0) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", VARIANTS, ids=repr)
 def test_the_seed_alone_makes_the_weights(model):
     torch.manual_seed(1)
@@ -79,6 +80,7 @@ def test_own_arguments_go_before_the_data_s(model):
         assert chosen.build((1, 32, 32), 3, seed=0).eval()(images((2, 32, 32))).shape == outputs(model, 7, (2, 32, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", VARIANTS, ids=repr)
 def test_double_backward(model):
     """Gradient matching needs it: the derivative of a gradient's norm with respect to the images."""

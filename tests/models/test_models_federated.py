@@ -68,6 +68,7 @@ def gradients(ready, weights, plan, images, labels, draws, stacked):
     return vmap(grad(size), in_dims=axes)(images, labels, order, masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "plan"), CASES)
 def test_a_stack_of_victims_is_a_loop_over_them(name, plan):
     (model, shape), plan = MODELS[name], PLANS[plan]
@@ -80,6 +81,7 @@ def test_a_stack_of_victims_is_a_loop_over_them(name, plan):
     assert ((looped - stacked) / scale).abs().max() < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_update_is_the_gradient_that_plain_pytorch_computes(name):
     model, shape = MODELS[name]

@@ -24,6 +24,7 @@ def places_of(picture, sheet):
     return np.argwhere((found == picture).all((2, 3, 4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(16, 16), (16, 16, 3), (7, 5), (64, 48, 3), (80, 80)])
 def test_every_pixel_is_a_square_of_its_own_value(shape):
     picture = random(*shape)

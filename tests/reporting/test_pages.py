@@ -82,6 +82,7 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", self.text.replace("\u2060", "").replace("\u00a0", " "))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUMMARIES)
 def test_pages_are_well_formed_and_self_contained(tmp_path, name):
     for html in pages(tmp_path, SUMMARIES[name]):

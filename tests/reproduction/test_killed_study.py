@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from medpfl import cli
 from medpfl.auditing.store import read_rows
 from medpfl.runs.jobs import job_of
@@ -25,6 +27,7 @@ def table(out: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "seconds_per_image"} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_a_kill_costs_at_most_the_stack_of_images_that_was_attacked(tmp_path, monkeypatch):
     monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
     monkeypatch.setattr("medpfl.reproduction.collection.write_legacy", lambda _: ())

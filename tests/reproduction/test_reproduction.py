@@ -146,6 +146,7 @@ def test_a_form_in_words_and_settings():
     assert str(Form()) == "full, seed 0"
 
 
+@pytest.mark.slow
 def test_tables_name_what_was_run_and_what_is_missing(whole):
     out, found = whole
     assert [(r["set"], r["part"], r["defense"], r["images"]) for r in found.rows] == [
@@ -174,6 +175,7 @@ def test_tables_name_what_was_run_and_what_is_missing(whole):
     assert found.rows[0]["legacy_ssim_range0"] == pytest.approx(sum(legacy) / 4)
 
 
+@pytest.mark.slow
 def test_the_same_call_continues_and_tables_are_made_again_from_rows(data, whole, copy):
     first, tables = whole[1], {copy / "share" / path.name for path in whole[1].tables}
     path = copy / "runs" / "attacks-covid_xray-idlg-short" / "share/findings.jsonl"
@@ -191,6 +193,7 @@ def test_the_same_call_continues_and_tables_are_made_again_from_rows(data, whole
     assert all(table.is_file() for table in tables)
 
 
+@pytest.mark.slow
 def test_what_the_runs_themselves_compare_is_no_other_form(one_set, tmp_path):
     """Weights and device are not in the study's file; the same call continues, and discards nothing under force."""
     weights = tmp_path / "weights.pth"
@@ -218,6 +221,7 @@ def test_images_are_counted_of_a_set_or_of_each_class_as_the_form_says(name, for
             assert made.experiment("somewhere", classes=3, held=100, seed=0).victims.images == count, part.name
 
 
+@pytest.mark.slow
 def test_forms_are_not_mixed(data, copy):
     assert "Form: full, seed 0.\n" in (copy / "share/attacks.md").read_text()
     quick = {"data": data, "scale": Scale(quick=True)}
@@ -230,6 +234,7 @@ def test_forms_are_not_mixed(data, copy):
     assert "Form: quick, seed 0. Few images and steps" in (copy / "share/attacks.md").read_text()
 
 
+@pytest.mark.slow
 def test_other_folders_for_sets(data, copy, tmp_path):
     draw(tmp_path, "heads")
     sets = {"brain_mri": tmp_path / "heads"}
@@ -261,6 +266,7 @@ def test_bad_input(data, tmp_path, monkeypatch, capsys, words, message):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_set_that_cannot_be_read_is_a_gap_and_its_path_stays_on_the_terminal(data, copy, tmp_path):
     secret = tmp_path / "secret-place"
     (secret / "class").mkdir(parents=True)
@@ -285,6 +291,7 @@ def test_nothing_that_could_be_run(tmp_path, monkeypatch):
         reproduce(["attacks"], data=tmp_path, run=Run(out=tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_the_command(one_set, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["reproduce", "attacks", "--data", "data", "--out", "out", "--quick", "--quiet"]) == 0
@@ -334,6 +341,7 @@ def test_features_are_set_against_what_was_read_back(whole):
     assert by_feature["background"][2] == "\u2013"
 
 
+@pytest.mark.slow
 def test_images_and_parts_are_chosen(one_set, tmp_path):
     own = {"data": one_set, "parts": ["iDLG, short"], "run": Run(out=tmp_path / "out")}
     found = reproduce(["attacks"], **own, scale=Scale(images=3))
@@ -352,6 +360,7 @@ def test_images_and_parts_are_chosen(one_set, tmp_path):
         reproduce(["attacks"], data=one_set, scale=Scale(images=0), run=Run(out=tmp_path / "other"))
 
 
+@pytest.mark.slow
 def test_parts_of_one_directory_may_have_forms_of_their_own(one_set, tmp_path):
     out = tmp_path / "out"
     reproduce(["attacks"], data=one_set, parts=["iDLG, short"], scale=Scale(images=3), run=Run(out=out))
@@ -373,6 +382,7 @@ def test_parts_of_one_directory_may_have_forms_of_their_own(one_set, tmp_path):
         reproduce(["attacks"], data=one_set, parts=["trained"], run=Run(out=out))
 
 
+@pytest.mark.slow
 def test_parts_are_chosen_on_the_command_line(one_set, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["reproduce", "attacks", "--data", "data", "--out", "out", "--images", "1", "--quiet"]
@@ -400,6 +410,7 @@ def test_naive_and_adaptive_stand_side_by_side(whole):
     assert text.count("| melanoma | iDLG, short | TopK(keep=0.5) |") == 3, "naive, adaptive, and both in one line"
 
 
+@pytest.mark.slow
 def test_the_noise_of_differential_privacy_is_that_of_the_epsilon_that_is_stated():
     from medpfl.core.plan import Plan
     from medpfl.defenses import DPSGD
@@ -436,6 +447,7 @@ def test_panels_are_private_and_made_again_from_rows(data, whole, copy):
     assert sorted(path.name for path in (copy / "share").glob("*.png")) == ["legacy.png"]
 
 
+@pytest.mark.slow
 def test_published_values_in_the_page(data, copy, tmp_path):
     path = tmp_path / "table.csv"
     path.write_text('set,attack,asr\nmelanoma,"iDLG, short",0.5\n')
@@ -457,6 +469,7 @@ def test_rows_of_another_version_are_refused_unless_forced(data, copy):
     assert "rows of MedPFL 9." in (copy / "share/attacks.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_embedded_images_stand_in_for_the_sets(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "study", lambda name: SMALL)
     bare(monkeypatch)
@@ -466,6 +479,7 @@ def test_the_embedded_images_stand_in_for_the_sets(tmp_path, monkeypatch):
     assert all(row["legacy_oracle_iterate"] is not None for row in found.rows)
 
 
+@pytest.mark.slow
 def test_accuracy_left_by_each_defense(one_set, tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     (tmp_path / "data" / "pneumonia_mnist").mkdir()
@@ -499,6 +513,7 @@ def test_accuracy_left_by_each_defense(one_set, tmp_path, monkeypatch):
     assert not (tmp_path / "quick/runs" / places[0] / "round-2").is_dir()
 
 
+@pytest.mark.slow
 def test_without_the_set_the_accuracy_is_a_gap(one_set, tmp_path, monkeypatch):
     costly = SMALL.model_copy(update={"parts": SMALL.parts[:1], "accuracy": {"model": "MLP"}})
     monkeypatch.setattr(module, "study", lambda name: costly)

@@ -214,6 +214,7 @@ print(len(found), *sorted(path.name for path in out.glob("*run.json*")))
 """
 
 
+@pytest.mark.slow
 def test_everything_is_imported_and_written_where_there_is_no_fcntl(tmp_path):
     code = [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path)]
     done = subprocess.run(code, capture_output=True, text=True, timeout=300, check=False)

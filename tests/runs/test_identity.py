@@ -80,6 +80,7 @@ def new_process(lab):
     importlib.invalidate_caches()
 
 
+@pytest.mark.slow
 def test_an_edited_module_deep_below_an_attack_refuses_its_rows(lab, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(lab, out)
@@ -96,6 +97,7 @@ def test_an_edited_module_deep_below_an_attack_refuses_its_rows(lab, tmp_path):
     tiny(lab, out)
 
 
+@pytest.mark.slow
 def test_nothing_in_a_run_directory_names_a_module(lab, tmp_path, pages):
     out = tmp_path / "runs" / "a"
     tiny(lab, out)
@@ -104,6 +106,7 @@ def test_nothing_in_a_run_directory_names_a_module(lab, tmp_path, pages):
     assert b"lab_" not in b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_module_that_this_process_imported_before_it_was_edited_is_never_run(lab, tmp_path):
     tiny(lab, None, isolate=False)
     (lab / "lab_numbers.py").write_text("STEPS = 3\n")
@@ -113,6 +116,7 @@ def test_a_module_that_this_process_imported_before_it_was_edited_is_never_run(l
     tiny(lab, tmp_path / "runs" / "a")  # a process of its own begins with the file as it is
 
 
+@pytest.mark.slow
 def test_a_source_that_changes_while_a_run_goes_on_refuses_its_rows_for_good(lab, tmp_path):
     out = tmp_path / "runs" / "a"
     numbers = str(lab / "lab_numbers.py")
@@ -132,6 +136,7 @@ def test_a_source_that_changes_while_a_run_goes_on_refuses_its_rows_for_good(lab
     assert reread(out).rows
 
 
+@pytest.mark.slow
 def test_a_module_that_is_imported_inside_a_function_is_hashed_before_it_is_imported(lab, tmp_path):
     (lab / "mine.py").write_text(MINE.format(lazily="import lab_lazy"))
     (lab / "lab_lazy.py").write_text("X = 1\n")
@@ -142,6 +147,7 @@ def test_a_module_that_is_imported_inside_a_function_is_hashed_before_it_is_impo
         tiny(lab, tmp_path / "runs" / "a")
 
 
+@pytest.mark.slow
 def test_a_module_that_is_imported_by_a_text_meanwhile_refuses_the_rows(lab, tmp_path):
     (lab / "mine.py").write_text(MINE.format(lazily="import importlib; importlib.import_module('lab_' + 'text')"))
     (lab / "lab_text.py").write_text("X = 1\n")
@@ -149,6 +155,7 @@ def test_a_module_that_is_imported_by_a_text_meanwhile_refuses_the_rows(lab, tmp
         tiny(lab, tmp_path / "runs" / "a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["defense", "model", "source", "partition", "prior", "composed"])
 def test_the_code_of_every_part_counts(part, lab, tmp_path):
     (lab / "lab_parts.py").write_text(
@@ -207,6 +214,7 @@ def test_the_code_of_every_part_counts(part, lab, tmp_path):
         flat(medpfl.audit, **options(), run=Run(out=out))
 
 
+@pytest.mark.slow
 def test_a_training_and_a_frontier_refuse_changed_code(lab, tmp_path):
     from medpfl.core.experiments.frontier import Frontier
     from medpfl.frontier.run import frontier

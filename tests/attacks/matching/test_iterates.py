@@ -48,6 +48,7 @@ def test_a_stage_does_not_repeat_where_the_last_one_ended():
     assert not still[:20].any()
 
 
+@pytest.mark.slow
 def test_a_victim_that_ends_early_stays_where_it_was():
     attack = GradientMatching(optimizer=SignedAdam(0.01, tolerance=1e9), basis=Pixels(), warmup=(), steps=9)
     assert guessed(attack, 9).trace.shape[1] == 1

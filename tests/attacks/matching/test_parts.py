@@ -299,6 +299,7 @@ class Sliced(torch.nn.Module):
         return self.inner(x)[:, :3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [iDLG(steps=60), DLG(steps=60)], ids=repr)
 def test_granted_or_joint_labels_need_no_last_layer(attack):
     threat = ThreatModel(("labels",)) if isinstance(attack, iDLG) else None

@@ -66,6 +66,7 @@ def test_each_victim_keeps_its_best_starts(starts, victims, every, done, data):
             assert {start for start in range(starts) if not beaten[start, victim]} == set(best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [LBFGS(history=5, tolerance=0), SignedAdam(0.01, tolerance=0)], ids=repr)
 def test_a_race_is_what_runs_of_each_start_would_have_decided(optimizer):
     """Each restart also runs alone, up to every cut: the same ones are pruned, and the winner ends the same."""
@@ -105,6 +106,7 @@ def best_within(function, optimizer, start, steps, cut):
     return least[0]
 
 
+@pytest.mark.slow
 def test_the_winner_is_one_of_the_starts_as_it_would_have_ended_and_the_steps_are_counted():
     whole, race = guessed(search()), guessed(search(halving=0.1))
     assert race.candidates.shape == whole.candidates.shape == (3, 4, 1, 1, 12, 12)
@@ -119,6 +121,7 @@ def test_the_winner_is_one_of_the_starts_as_it_would_have_ended_and_the_steps_ar
     assert race.ended == ("max_steps",) * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stacked", [True, False], ids=["vmap", "loop"])
 @pytest.mark.parametrize("victims", [slice(0, 1), slice(1, 3)], ids=["of 1", "of 2"])
 def test_the_stack_of_a_victim_is_nothing_to_it(victims, stacked, monkeypatch):
@@ -172,6 +175,7 @@ def test_every_start_of_every_victim_is_run_once(victims, restarts, together):
     assert sorted(runs) == [(v, a) for v in range(victims) for a in range(restarts)]
 
 
+@pytest.mark.slow
 def test_a_cut_in_a_coarse_stage_waits_for_the_attack_s_own_objective():
     stage, smooth_steps = Stage(NoPrior(), block=4, share=0.5), SignedAdam(0.01, signed=False)
     race = guessed(search(halving=0.1, warmup=(stage,), optimizer=smooth_steps))

@@ -186,6 +186,7 @@ def test_bad_settings():
         SquaredDistance("some")
 
 
+@pytest.mark.slow
 def test_only_victims_that_failed_get_another_start():
     images, label = smooth(3).view(3, 1, 1, 12, 12), torch.tensor([[1], [0], [2]])
     seen = scene(tiny(), images, label, Plan())
@@ -201,6 +202,7 @@ def test_only_victims_that_failed_get_another_start():
     assert guess.evaluations[1] > 2 * once.evaluations[1]
 
 
+@pytest.mark.slow
 def test_a_saturated_softmax_is_read_through():
     """The model is sure of its label: p - 1 has lost most digits, but the update still contains y - p."""
     network = tiny()
@@ -216,6 +218,7 @@ def test_a_saturated_softmax_is_read_through():
     assert ((guess.guesses - images).square().flatten(1).mean(1) < 1e-3).all()
 
 
+@pytest.mark.slow
 def test_an_update_whose_squares_vanish_is_read_back_all_the_same():
     images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
     seen = scene(tiny(), images, label, Plan())
@@ -329,6 +332,7 @@ def test_a_stage_may_have_an_objective_of_its_own():
     assert torch.equal(whole.under(NoPrior()).evaluate(z, rows)[0], whole.evaluate(z, rows)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [LastLayer(), Joint()], ids=repr)
 def test_an_update_that_rounding_has_spoiled_is_read_back(labels):
     """The model is so sure of its label that p - 1 is exactly 0 in float32."""
@@ -406,6 +410,7 @@ def test_gradinv_s_scope_and_schedule_reach_its_parts():
             GradInv(**bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "of_guess"), [(torch.float64, torch.float64), (torch.bfloat16, torch.float32)])
 def test_images_have_the_type_of_the_weights_but_no_less_than_float32(kind, of_guess):
     class Cast(torch.nn.Module):
@@ -432,6 +437,7 @@ def sure(bias):
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [0.0, 14.0, 25.0])
 def test_rounding_of_a_model_that_is_sure_is_not_taken_for_noise(bias):
     images = smooth(3)[:, None]
@@ -440,6 +446,7 @@ def test_rounding_of_a_model_that_is_sure_is_not_taken_for_noise(bias):
     assert ((guess.guesses - images).square().flatten(1).mean(1) < 1e-4).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [GradInv(steps=30), iDLG(steps=30), CPL(steps=30), Posterior(steps=60)], ids=repr)
 def test_a_batch_s_update_may_be_as_small_as_floats_are(attack):
     images, labels = smooth(4).view(2, 2, 1, 12, 12), torch.zeros(2, 2, dtype=torch.long)

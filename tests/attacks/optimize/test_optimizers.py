@@ -109,6 +109,7 @@ def test_lbfgs_stalls_at_a_minimum_that_is_not_zero():
     assert found.steps.item() < 100
 
 
+@pytest.mark.slow
 def test_lbfgs_stalls_where_a_row_hardly_moves_though_its_objective_still_falls():
     quartic = lambda z: (z - 1).pow(4).sum()  # noqa: E731
     start = torch.zeros(2, 3, dtype=torch.float64)

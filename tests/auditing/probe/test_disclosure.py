@@ -119,6 +119,7 @@ def test_no_alarm_by_chance(defense, seed):
     assert look(defense, "ConvNet", "eight", seed=seed).problems == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defense", [QSGD(2, "global"), Signs()], ids=repr)
 def test_a_large_model_raises_no_alarm(defense):
     assert look(defense, "large").holds
@@ -397,6 +398,7 @@ def precision(change):
     return lambda sent: Channel(precision={k: change(torch.ones_like(t)) for k, t in sent.tensors.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("say", "why"),
     [

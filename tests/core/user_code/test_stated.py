@@ -171,6 +171,7 @@ def trusted_in(tree: ast.Module) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_readers_are_found():
     """A test on readers that finds none would pass."""
     named = set(readers())
