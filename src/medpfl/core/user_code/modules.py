@@ -122,8 +122,9 @@ def remember(module: ModuleType, before: Iterable[str]) -> None:
 
 def brought(importer: str, names: Iterable[str]) -> None:
     """Record which modules a module has imported, in whatever way."""
-    loaded = [(name, module) for name in names if isinstance(module := sys.modules.get(name), ModuleType)]
-    _brought.setdefault(importer, set()).update(name for name, module in loaded if is_own(name, module))
+    loaded = {name: module for name in names if isinstance(module := sys.modules.get(name), ModuleType)}
+    own = {name for name, module in _without_libraries(loaded).items() if is_own(name, module)}
+    _brought.setdefault(importer, set()).update(own)
 
 
 def noticed(since: int = 0) -> list[tuple[str, str]]:
@@ -133,9 +134,16 @@ def noticed(since: int = 0) -> list[tuple[str, str]]:
 
 def own_modules() -> set[str]:
     """Return the names of all user modules that are currently imported and come from a file."""
-    loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
-    made = [Module.of(name, module) for name, module in loaded]
+    loaded = {name: module for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)}
+    made = [Module.of(name, module) for name, module in _without_libraries(loaded).items()]
     return {module.name for module in made if not module.typed_in and is_own(module.name, module)}
+
+
+def _without_libraries(loaded: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
+    """Return the modules without those of libraries' packages. Asks once for a package: torch has 2,000 modules."""
+    tops = {name.partition(".")[0] for name in loaded}
+    libraries = {top for top in tops & loaded.keys() if not is_own(top, loaded[top])}
+    return {name: module for name, module in loaded.items() if name.partition(".")[0] not in libraries}
 
 
 def quoted(error: BaseException, text: str | None = None) -> str:
