@@ -156,10 +156,11 @@ def bias_gradient(seen: Observation) -> Tensor | None:
 
 
 def mean_gradient(seen: Observation, name: str) -> Tensor:
-    """Return a parameter's mean gradient (V, ...) over a round's steps, weighted as by momentum; NaN where not sent.
+    """Return a parameter's mean gradient (V, ...) over the first round's steps, without weight decay.
 
-    In T steps of SGD with momentum m, the gradient of step s (from 0) has weight (1 - m^(T - s)) / (1 - m). Weight
-    decay adds the weights to each gradient; the weights at the beginning of the round are used for all steps.
+    Entries are NaN where the channel discloses that they were not sent. The mean is weighted as by momentum: in T steps
+    of SGD with momentum m, the gradient of step s (from 0) has weight 1 + m + ... + m^(T - s - 1). Weight decay is
+    subtracted as if the weights had been those at the beginning of the round in all steps.
     """
     view, plan = seen.views[0], seen.views[0].plans[0]  # all clients have the same plan
     sent, told = view.read(name)
