@@ -106,7 +106,7 @@ def noise_of(weight: Tensor, pull: Tensor, epsilon: float) -> Tensor:
 
 
 def measured(weight: Tensor, pull: Tensor, noise: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a linear layer's input from its gradients and a prior, and 1 / its error's standard deviation, both (V, I).
+    """Return a linear layer's input from its gradients and a prior, and 1 / its standard error, both (V, I).
 
     Both are NaN where `pull` is zero for all outputs.
 
