@@ -99,9 +99,7 @@ class Update:
         """Stack V updates of the same kind along a new leading victim axis."""
         first = updates[0]
         buffers = None if first.buffers is None else stack_tensors([u.buffers or {} for u in updates])
-        return replace(
-            first, tensors=stack_tensors([u.tensors for u in updates]), buffers=buffers, buffers_before=None
-        )
+        return replace(first, tensors=stack_tensors([u.tensors for u in updates]), buffers=buffers, buffers_before=None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -60,7 +61,9 @@ class PercentilePrivacy(Defense):
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
         """Drop the smallest values and clip the largest."""
         arrays = sent_arrays(value)
-        each = {name: t / self.steps if t.is_floating_point() else t.double() / self.steps for name, t in arrays.items()}
+        each = {
+            name: t / self.steps if t.is_floating_point() else t.double() / self.steps for name, t in arrays.items()
+        }
         least = self._cutoff(each)
         kept = {name: self._filtered(t, least) if t.ndim else arrays[name] for name, t in each.items()}
         return rebuilt(value, kept), state
@@ -81,18 +84,23 @@ class PercentilePrivacy(Defense):
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """Return the channel: clipping, and a bound for dropped values, which is the smallest magnitude sent.
 
-        If noise was added later, the smallest noisy values are taken for the dropped ones.
+        More zeros than the percentile can drop were zeros before, and then nothing was dropped. If noise was added
+        later, the smallest noisy values are taken for the dropped ones.
         """
         limit = self.gamma * self.steps
-        sizes = torch.cat([t.abs().flatten() for t in sent.tensors.values() if t.ndim] or [torch.zeros(0)])
-        least = float(sizes[sizes > 0].min()) if bool((sizes > 0).any()) else limit
-        if self.percentile and len(sizes) and bool((sizes > 0).all()):
-            least = float(np.percentile(_array(sizes.cpu()), self.percentile))
-            bounds = {name: (t.abs() < least) * torch.full_like(t, least) for name, t in sent.tensors.items()}
-        else:
-            bounds = {name: (t == 0) * torch.full_like(t, least) for name, t in sent.tensors.items()}
-        whole = {name: bound if bound.ndim else torch.zeros_like(bound) for name, bound in bounds.items()}
-        return clipped_channel(before, limit, bounds=whole)
+        arrays = sent_arrays(sent) if sent.buffers_before is not None else sent.tensors
+        size, zeros = sum(t.numel() for t in arrays.values()), sum(int((t == 0).sum()) for t in arrays.values())
+        values = torch.cat([t.abs().flatten() for t in sent.tensors.values() if t.ndim] or [torch.zeros(1)])
+        if not self.percentile or zeros > ceil(self.percentile / 100 * (size - 1)):
+            return clipped_channel(before, limit)
+        least = float(values[values > 0].min()) if bool(values.any()) else limit
+        if not zeros:
+            least = float(np.percentile(_array(values.cpu()), self.percentile))
+        bounds = {
+            name: ((t == 0) if zeros else (t.abs() < least)) * torch.full_like(t, least if t.ndim else 0.0)
+            for name, t in sent.tensors.items()
+        }
+        return clipped_channel(before, limit, bounds=bounds)
 
 
 def _array(values: Tensor) -> np.ndarray:
