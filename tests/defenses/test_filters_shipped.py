@@ -10,11 +10,7 @@ from scipy import stats
 from medpfl.core.types import Update
 from medpfl.defenses import LocalDP, PercentilePrivacy, SVTPrivacy
 
-pytestmark = [
-    pytest.mark.extra,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*was never closed:ResourceWarning"),
-]
+pytestmark = [pytest.mark.extra, pytest.mark.filterwarnings("ignore:.*Click 9.0:DeprecationWarning")]
 
 BUFFERS = {"norm.running_mean": (4,), "norm.running_var": (4,), "norm.num_batches_tracked": ()}
 
@@ -125,7 +121,7 @@ def test_svt_privacy_has_the_law_of_flares(settings):
     values = torch.linspace(-1.2, 1.2, size, dtype=torch.float64)
     arrays = {"a": values[::2].numpy(), "b": values[1::2].numpy().reshape(10, -1), "n": np.array(3.0)}
     raw = Update({name: torch.as_tensor(t) for name, t in arrays.items()}, "difference")
-    np.random.seed(0)  # noqa: NPY002  (FLARE draws from it)
+    np.random.seed(0)  # FLARE draws from it
     generator, original, ours = torch.Generator().manual_seed(0), Original(**settings), SVTPrivacy(**settings)
     made = {
         "theirs": [flare(original, arrays, 2) for _ in range(runs)],
