@@ -349,7 +349,7 @@ def test_a_record_that_does_not_fit_itself(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"version": 9}, "a record of version 9, this MedPFL reads version 1"),
+        ({"version": 9}, "a record of version 9, this MedPFL reads versions 1 to 2"),
         ({"kind": "difference"}, "the update is a difference, but a FedSGD plan sends a gradient"),
         ({"num_samples": 3}, "num_samples is 3, but the plan is for 1 images"),
         ({"plan": {"algorithm": "FedProx"}}, "algorithm is 'FedProx'"),

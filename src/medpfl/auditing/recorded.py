@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medpfl import defenses as defense_package
 from medpfl.core.errors import InputError, listed
 from medpfl.core.plan import Plan
-from medpfl.core.records import Record
+from medpfl.core.records.record import Record
 from medpfl.core.roles import NO_DEFENSE, Defense, State
 from medpfl.core.spec import registry
 from medpfl.core.tensors import shared_prefix
@@ -62,11 +62,11 @@ def read(path: Path) -> Record:
 
 
 def named_as(record: Record, network: nn.Module) -> Record:
-    """Return the record under a network's own names, without the prefix of a wrapper such as ``DataParallel``."""
+    """Return the record under a network's own names and dtypes, without a wrapper's prefix (``DataParallel``)."""
     sent, start = record.update, record.weights
     names = [*sent.tensors, *(sent.buffers or {}), *start.parameters, *start.buffers]
-    own = [name for name, _ in (*network.named_parameters(), *network.named_buffers())]
-    return record.without(shared_prefix(names, own))
+    own = dict(network.named_parameters()) | dict(network.named_buffers())
+    return record.without(shared_prefix(names, list(own))).cast({name: t.dtype for name, t in own.items()})
 
 
 def defense_in(record: Record, path: Path) -> Defense:
@@ -87,9 +87,9 @@ def relabel(truth: LabelledImages, record: Record) -> LabelledImages:
     Raises:
         InputError: the images differ in number or shape from those behind the update, or have an unknown class.
     """
-    if len(truth) != record.plan.images:
+    if len(truth) != record.images:
         raise InputError(
-            f"the record was made from {record.plan.images} images, but --truth holds {len(truth)}: "
+            f"the record was made from {record.images} images, but --truth holds {len(truth)}: "
             "give a folder with exactly those images, in class folders"
         )
     if record.image_shape is not None and tuple(record.image_shape) != truth.shape:

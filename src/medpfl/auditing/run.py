@@ -25,7 +25,7 @@ from medpfl.core.experiments.experiment import STANDARD, Experiment
 from medpfl.core.experiments.groups import Criteria, Reading, Run, Victims
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.plan import Plan
-from medpfl.core.records import Record
+from medpfl.core.records.record import Record
 from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.data.images import LabelledImages
@@ -144,6 +144,7 @@ def audit_record(
     """
     path, given, recipe = path_of(record), defenses_given(defenses), model_of(model)
     held = read(path)
+    plan = held.regular_plan()
     stated = _stated_defense(held, path, [one.part for one in given])
     if held.image_shape and isinstance(truth, str | Path):
         reading = Reading(size=held.image_shape[-1], fit=reading.fit, channels=held.image_shape[0])  # type: ignore[arg-type]
@@ -159,9 +160,9 @@ def audit_record(
             attacks=attacks_of(isolation.attacks, isolation.worker),
             defenses=[NO_DEFENSE, Recorded(named.update, stated)],
             threat=threat,
-            plan=held.plan,
+            plan=plan,
             partition=IID(clients=1),
-            selection=Victims(images=held.plan.images),
+            selection=Victims(images=plan.images),
             criteria=criteria,
             run=run,
             reader=found.reader,

@@ -158,15 +158,15 @@ def bias_gradient(seen: Observation) -> Tensor | None:
 def mean_gradient(seen: Observation, name: str) -> Tensor:
     """Return a parameter's mean gradient (V, ...) over a round's steps, weighted as by momentum; NaN where not sent.
 
-    In T steps of SGD with momentum m, the gradient of step s (from 0) has weight (1 - m^(T - s)) / (1 - m). Weight
-    decay adds the weights to each gradient; the weights at the beginning of the round are used for all steps.
+    The weights are `medpfl.core.plan.Plan.gradient_weights`. Weight decay adds the model's weights to each gradient;
+    those at the beginning of the round are used for all steps.
     """
     view, plan = seen.views[0], seen.views[0].plans[0]  # all clients have the same plan
     sent, told = view.read(name)
     sent = torch.where(told, sent, torch.nan)
     if view.update.kind == "gradient":
         return sent
-    counts = sum(plan.momentum**k for s in range(plan.steps) for k in range(plan.steps - s))
+    counts = sum(plan.gradient_weights())
     return sent / (-plan.learning_rate * counts) - plan.weight_decay * view.weights.parameters[name]
 
 
