@@ -98,13 +98,14 @@ def test_the_recorder_stands_first_and_names_the_mods_that_acted(tmp_path, capsy
     apps.run(flower.RecordingGrid(apps.local_grid(apps.client_app(mods, "relu")), server), 1, "relu")
     sent, raw, seen = records(tmp_path / "sent"), records(tmp_path / "raw"), records(server)
     assert sent[0].filters == (
-        "medpfl.record()",
         "medpfl.defend('Clipping(norm=0.5)')",
         "LocalDpMod(clipping_norm=1.0, sensitivity=0.1, epsilon=1.0, delta=1e-05)",
     )
     assert raw[0].filters == ()
     assert sent[0].defense == "Clipping(norm=0.5)"
     assert any(torch.equal(sent[0].update.tensors["0.bias"], one.update.tensors["0.bias"]) for one in seen)
+    assert "put record(...) first" not in capsys.readouterr().err  # another recorder stands first
+    apps.run(apps.local_grid(apps.client_app([noise, flower.record(tmp_path / "second")], "relu")), 1, "relu")
     told = capsys.readouterr().err
     assert "LocalDpMod(clipping_norm=1.0" in told
     assert "put record(...) first" in told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 
 import torch
@@ -35,8 +36,15 @@ def described(part: Any) -> str:
     except (TypeError, ValueError):
         known = {}
     held = {name: getattr(part, name) for name in known if hasattr(part, name)}
-    told = [f"{name}={value!r}" for name, value in held.items() if _is_plain(value)]
+    told = [f"{name}={_plain(value)!r}" for name, value in held.items() if _is_plain(value)]
     return f"{type(part).__name__}({', '.join(told)})"[:SPEC]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with its enumerations' members replaced by their own values."""
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value.value if isinstance(value, Enum) else value
 
 
 def _is_plain(value: Any) -> bool:

@@ -54,11 +54,6 @@ class Record:
         self.folder, self.truth, self.days = Path(folder), truth, days
         self.classes, self.pixels, self.count = classes, pixels, count
 
-    @property
-    def spec(self) -> str:
-        """The mod's name in a record: without its folder, which may name a person."""
-        return "medpfl.record()"
-
     def __call__(self, message: Message, context: Context, call_next: Next) -> Message:
         """Pass the message on, and record the update in the reply. The reply is never changed.
 
@@ -89,7 +84,7 @@ class Record:
         outer: list[Any],
     ) -> None:
         sent = trained_weights(request, reply)
-        if outer:
+        if outer and not any(isinstance(one, Record) for one in outer):
             say(
                 f"note: {', '.join(map(described, outer))} acts after the recorder, so that something else leaves this "
                 "client: put record(...) first in the list of mods"
@@ -112,7 +107,7 @@ class Record:
                 defense=" | ".join(one.defense for one in inner[::-1] if isinstance(one, Defend)) or None,
                 pixels=self.pixels,
                 source=_source(number),
-                filters=[described(one) for one in inner[::-1]],
+                filters=[described(one) for one in inner[::-1] if not isinstance(one, Record)],
             ),
         )
         truth = seen.truth(self.days) if self.truth else None
