@@ -15,7 +15,7 @@ def content(record: Record) -> dict[str, bytes]:
 
 
 def matches(sites: list[Path], server: list[Path]) -> dict[Path, Path | None]:
-    """Return, for each record of a site, the server's record with the same bytes and round; ``None`` if there is none."""
+    """Return each record of a site with the server's record of the same bytes and round, or with ``None``."""
     seen = {path: Record.load(path) for path in server}
     found: dict[Path, Path | None] = {}
     for path in sites:

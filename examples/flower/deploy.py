@@ -1,7 +1,7 @@
 """Run the app as a real deployment on this machine: one SuperLink and two SuperNodes, on loopback only.
 
 The script starts them, runs the app, waits for its end, and stops exactly the processes that it started. Each SuperNode
-runs in its own folder, so that its records lie in OUT/site-0/updates and OUT/site-1/updates.
+runs in its own folder, so that its records lie in OUT/site-1/updates and OUT/site-2/updates.
 """
 
 import argparse
@@ -17,23 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from make_pictures import write
-
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from make_pictures import write  # noqa: E402  (it lies in the folder above)
+from patched import patched  # noqa: E402
+
 BIN = Path(sys.executable).parent
 SITES = 2
-
-
-def patched(text: str, diff: str) -> str:
-    """Return a file with a unified diff applied: each hunk's old lines must occur exactly once."""
-    for hunk in diff.split("\n@@ ")[1:]:
-        lines = hunk.rstrip("\n").split("\n")[1:]
-        old = "\n".join(line[1:] for line in lines if not line.startswith("+"))
-        new = "\n".join(line[1:] for line in lines if not line.startswith("-"))
-        if text.count(old) != 1:
-            raise SystemExit(f"the diff does not fit: {old!r}")
-        text = text.replace(old, new)
-    return text
 
 
 def copy_app(folder: Path, diffs: list[str]) -> None:
@@ -116,13 +107,13 @@ def run(out: Path, network: str, rounds: int, diffs: list[str], site_command: Pa
         wait_for(link)
 
         def node(site: int) -> list[str]:
-            pictures = out / "pictures" / f"site-{site}"
+            pictures = out / "pictures" / f"site-{site + 1}"
             return [
                 str(BIN / "flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{link}",
                 "--host", "127.0.0.1", "--port", str(nodes[site]), "--node-config", f'pictures="{pictures}"',
             ]  # fmt: skip
 
-        with started(node(0), out / "site-0", at_site), started(node(1), out / "site-1", at_site):
+        with started(node(0), out / "site-1", at_site), started(node(1), out / "site-2", at_site):
             settings = f'network="{network}" num-server-rounds={rounds}'
             words = [str(BIN / "flwr"), "run", str(out / "project"), "here", "--stream", "--run-config", settings]
             subprocess.run(words, env=environment, cwd=out, timeout=400, check=False)

@@ -17,7 +17,6 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from medpfl.core.errors import InputError
 from medpfl.core.messages import say
 from medpfl.core.plan import Plan
 from medpfl.core.records.origin import Source
@@ -129,7 +128,7 @@ class RecordingGrid(Grid):
                 self._write_masked(reply, asked, source, place)
             else:
                 self._write(reply, asked, source, place)
-        except (InputError, OSError) as error:
+        except Exception as error:  # a federation goes on without its record
             say(f"note: the reply of {place.name} was not recorded: {error}")
 
     def _write(self, reply: Message, asked: _Asked, source: Source, place: Path) -> None:

@@ -70,7 +70,7 @@ class Record:
             return reply
         try:
             self._write(before, reply, seen, number, _inner_mods(call_next), outer)
-        except (InputError, OSError) as error:
+        except Exception as error:  # a federation goes on without its record
             say(f"note: this update was not recorded: {error}")
         return reply
 

@@ -74,7 +74,8 @@ class Recorder(_TaskFilter):
     process is recorded with the steps of `plan`, or with unknown ones.
 
     Attributes:
-        folder: folder for the records; ``{site}`` in it becomes the client's name.
+        folder: folder for the records; in it, ``{site}`` becomes the client's name, and ``{place}`` becomes ``client``
+            or ``server``, where the filter runs.
         truth: True also keeps pixels, labels and order in ``private-truth`` inside the folder, for this site only.
         days: days for which the truth may be kept; ``medpfl forget`` deletes it.
         plan: the plan's options if the training cannot be watched, as in
@@ -116,7 +117,7 @@ class Recorder(_TaskFilter):
                     "arguments"
                 )
             self._write(dxo, task, context)
-        except (InputError, OSError) as error:
+        except Exception as error:  # a federation goes on without its record
             say(f"note: this update was not recorded: {error}")
 
     def _write(self, dxo: DXO, task: tasks.Task, context: FLContext) -> None:
@@ -151,7 +152,8 @@ class Recorder(_TaskFilter):
             ),
         )
         truth = watched.truth(self.days) if watched is not None and self.truth else None
-        recording.keep(self.folder.replace("{site}", tasks.peer_of(context, False)), made, truth)
+        place = self.folder.replace("{place}", "server" if server else "client")
+        recording.keep(place.replace("{site}", tasks.peer_of(context, False)), made, truth)
         for problem in [] if watched is None else watched.problems:
             say(f"note: while recording: {problem}")
 

@@ -122,8 +122,10 @@ def chain_around(own: Any, context: FLContext) -> tuple[list[Any], list[Any]] | 
     """
     runner, name = context.get_prop(FLContextKey.RUNNER), context.get_prop(FLContextKey.TASK_NAME)
     direction = context.get_prop(FLContextKey.FILTER_DIRECTION)
-    if runner is None or name is None:
+    job = getattr(runner, "task_result_filters", None)  # the server's runner keeps them in its configuration
+    job = getattr(getattr(runner, "config", None), "task_result_filters", None) if job is None else job
+    if job is None or name is None:
         return None
-    chain = get_filters(Scope.TASK_RESULT_FILTERS_NAME, context, runner.task_result_filters, name, direction)
+    chain = get_filters(Scope.TASK_RESULT_FILTERS_NAME, context, job, name, direction)
     places = [i for i, one in enumerate(chain) if one is own]
     return (chain[: places[0]], chain[places[0] + 1 :]) if places else None

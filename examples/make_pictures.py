@@ -25,7 +25,7 @@ def picture(kind: str, draw: np.random.Generator) -> Image.Image:
 
 def write(folder: Path, per_class: int) -> None:
     """Write the pictures of both sites, the same ones each time."""
-    for site in range(SITES):
+    for site in range(1, SITES + 1):
         draw = np.random.default_rng(site)
         for kind in ("disc", "ring", "square"):
             place = folder / f"site-{site}" / kind
