@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from medpfl.core.atomic_files import PRIVATE
@@ -141,4 +142,8 @@ def _checked(about: dict[str, Any], tensors: dict[str, Tensor]) -> Truth:
         datetime.fromisoformat(about["date"]).astimezone(UTC)
     except (ValueError, OverflowError):
         raise InputError(f"its date is {shortened(about['date'])}") from None
-    return Truth(images, labels, order, tensors.get("generators"), about["record"], about["date"], about["days"])
+    states = tensors.get("generators")
+    size = torch.get_rng_state().numel()
+    if states is not None and (states.dtype != torch.uint8 or states.ndim != 2 or states.shape[1] != size):
+        raise InputError("its states of the random number generator are not those of this version of torch")
+    return Truth(images, labels, order, states, about["record"], about["date"], about["days"])
