@@ -8,13 +8,8 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -22,6 +17,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from make_pictures import write  # noqa: E402  (it lies in the folder above)
 from patched import patched  # noqa: E402
+from processes import free_ports, started, wait_for  # noqa: E402
 
 BIN = Path(sys.executable).parent
 SITES = 2
@@ -35,50 +31,6 @@ def copy_app(folder: Path, diffs: list[str]) -> None:
         diff = (HERE / name).read_text()
         path = folder / diff.split("\n")[0].removeprefix("--- ")
         path.write_text(patched(path.read_text(), diff))
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface that are free now."""
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
-
-
-@contextmanager
-def started(words: list[str], folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """Start a command in a session of its own, and stop that session at the end: the command and what it started."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{Path(words[0]).name}.log").open("w") as log:
-        process = subprocess.Popen(
-            words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            for sign in (signal.SIGTERM, signal.SIGKILL):
-                try:
-                    os.killpg(process.pid, sign)
-                    process.wait(20)
-                except ProcessLookupError:
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
-            process.wait()
-
-
-def wait_for(port: int, seconds: float = 60) -> None:
-    """Wait until a server listens on a port of the loopback interface."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with socket.socket() as one:
-            if one.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.3)
-    raise SystemExit(f"nothing listens on port {port} after {seconds:.0f} s: read the logs")
 
 
 def run(out: Path, network: str, rounds: int, diffs: list[str], site_command: Path | None) -> str:

@@ -235,7 +235,7 @@ def test_a_site_puts_mods_around_an_app_that_it_did_not_write(tmp_path, monkeypa
 
     monkeypatch.setattr(ClientApp, "__call__", ClientApp.__call__)
     app = apps.client_app([flower.defend("Clipping(0.01)")])
-    flower.install(flower.record(tmp_path))
+    flower.install(lambda: [flower.record(tmp_path)])
     apps.run(apps.local_grid(app), 1)
     found = records(tmp_path)
     assert len(found) == 2
