@@ -33,10 +33,10 @@ def copy_app(folder: Path, diffs: list[str]) -> None:
         path.write_text(patched(path.read_text(), diff))
 
 
-def run(out: Path, network: str, rounds: int, diffs: list[str], site_command: Path | None) -> str:
+def run(out: Path, settings: str, per_class: int, diffs: list[str], site_command: Path | None) -> str:
     """Run the app once, and return the status that Flower states."""
     copy_app(out / "project", diffs)
-    write(out / "pictures", per_class=6)
+    write(out / "pictures", per_class)
     link, *nodes = free_ports(1 + SITES)
     environment = {
         **os.environ,
@@ -66,7 +66,6 @@ def run(out: Path, network: str, rounds: int, diffs: list[str], site_command: Pa
             ]  # fmt: skip
 
         with started(node(0), out / "site-1", at_site), started(node(1), out / "site-2", at_site):
-            settings = f'network="{network}" num-server-rounds={rounds}'
             words = [str(BIN / "flwr"), "run", str(out / "project"), "here", "--stream", "--run-config", settings]
             subprocess.run(words, env=environment, cwd=out, timeout=400, check=False)
             told = subprocess.run(
@@ -82,6 +81,8 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, help="new folder for pictures, logs and records")
     parser.add_argument("--network", choices=("lenet", "relu_cnn", "norm_cnn"), default="norm_cnn")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=2, help="local epochs (default: 2)")
+    parser.add_argument("--per-class", type=int, default=6, help="pictures of each class at each site (default: 6)")
     parser.add_argument("--plain", action="store_true", help="run the app as it is, without the added lines")
     parser.add_argument(
         "--site", action="store_true", help="the site records: its flwr-clientapp, and the plain client"
@@ -91,7 +92,8 @@ if __name__ == "__main__":
         raise SystemExit(f"'{given.out}' exists: name a new folder")
     chosen = [] if given.plain else ["server.diff"] if given.site else ["client.diff", "server.diff"]
     place = HERE / "site" if given.site else None
-    status = run(given.out.resolve(), given.network, given.rounds, chosen, place)
+    settings = f'network="{given.network}" num-server-rounds={given.rounds} local-epochs={given.epochs}'
+    status = run(given.out.resolve(), settings, given.per_class, chosen, place)
     print(f"status of the run: {status}")
     for path in sorted(given.out.rglob("*.safetensors")):
         print(path)
