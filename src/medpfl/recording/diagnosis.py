@@ -121,7 +121,7 @@ def diagnose(case: Case, made: Sequence[Replayed], difference: float) -> Finding
     """
     best = _best(case, made, difference)
     if best is not None:
-        return best.finding
+        return best.finding if best.exact else replace(best.finding, cause=f"probably {best.finding.cause}")
     return _unexplained(case, made, difference)
 
 
@@ -131,7 +131,7 @@ def _best(case: Case, made: Sequence[Replayed], difference: float) -> _Fit | Non
     for fit in _causes(case, made):
         if fit.exact:
             return fit
-        if fit.spread and fit.difference <= 1.5 * fit.spread + _FITS and fit.difference < 0.5 * difference:
+        if fit.spread and fit.difference <= 2 * fit.spread + _FITS and fit.difference < 0.5 * difference:
             likely.append(fit)
     least = min((fit.offset for fit in likely), default=0.0)
     return next((fit for fit in likely if fit.offset <= 1.3 * least), None)  # the smaller change comes first
@@ -179,20 +179,20 @@ def _of_signs(case: Case, made: Sequence[Replayed]) -> Iterator[_Fit]:
 
 def _of_numbers(case: Case) -> Iterator[_Fit]:
     """Yield other values of the optimizer's settings."""
-    if not case.steps.steps[0].optimizer:
+    first, several = case.steps.steps[0], len(case.steps.steps) > 1
+    rate, momentum, decay = (_number(first, name) for name in ("lr", "momentum", "weight_decay"))
+    if not first.optimizer:
         return
-    rate, momentum = _number(case.steps.steps[0], "lr"), _number(case.steps.steps[0], "momentum")
-    decay = _number(case.steps.steps[0], "weight_decay")
     for factor in _FACTORS:
         cause = f"the learning rate was {rate * factor:g}, not {rate:g} (a factor of {factor:g})"
         yield _changed(case, Finding(cause, _PLAN), lr=rate * factor)
-    for other in _MOMENTA if len(case.steps.steps) > 1 else ():
+    for other in _MOMENTA if several else ():
         if other != momentum:
             cause = f"the momentum was {other:g}, not {momentum:g}"
             plain = {"nesterov": False} if not other else {}
             yield _changed(case, Finding(cause, _PLAN), momentum=other, **plain)
     if momentum:
-        turned = not case.steps.steps[0].settings.get("nesterov", False)
+        turned = not first.settings.get("nesterov", False)
         cause = f"the momentum was {'' if turned else 'not '}Nesterov's"
         yield _changed(case, Finding(cause, _PLAN), nesterov=turned)
     for other in _DECAYS:
@@ -212,7 +212,7 @@ def _of_epochs(case: Case) -> Iterator[_Fit]:
             modes = case.steps.steps[0].modes
             steps = [replace(step, modes=modes) for step in Steps.of(replace(plan, epochs=epochs)).steps]
             cause = f"the client trained for {epochs} epochs, not {plan.epochs}"
-            yield _tried(case, Finding(cause, _PLAN), case.replays(steps=steps))
+            yield _tried(case, Finding(cause, _PLAN), case.replays(steps=steps, draws=2 * DRAWS))
 
 
 def _of_modes(case: Case) -> Iterator[_Fit]:
@@ -312,6 +312,8 @@ def _of_fits(case: Case) -> Iterator[_Fit]:
 def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Finding:
     """Return what can be said if no cause explains a record: slightly different pixels, or several candidates."""
     sent = case.record.update.tensors
+    if not any(bool(t.any()) for t in sent.values()):
+        return Finding("the update is exactly zero", "record the update that the client sends")
     cosine = max(_cosine(sent, one.tensors) for one in made)
     if case.truth.order is None and difference < 0.1 and cosine > 0.99:
         return Finding(
@@ -325,10 +327,12 @@ def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Fin
         before, after = (1 - cosine**2) ** 0.5, (1 - moved**2) ** 0.5
         if after < 0.8 * before:
             cause = "probably the weights before the training are those of another round"
-            return Finding(f"{cause}, or else the update is the mean of several clients ({rest})", remedy)
+            other = "or else the update is the mean of several clients, or the images are others"
+            return Finding(f"{cause}, {other} ({rest})", remedy)
     if cosine > 0.2:
         cause = "probably the update is the mean of several clients"
-        return Finding(f"{cause}, or else the weights are those of another round ({rest})", remedy)
+        other = "or else the weights are those of another round, or the images are others"
+        return Finding(f"{cause}, {other} ({rest})", remedy)
     return Finding(
         f"no single cause explains it (relative difference {difference:.2g}, cosine {cosine:.2f}): other images, an "
         "undeclared defense, or several mistakes together",
