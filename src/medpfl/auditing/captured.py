@@ -83,7 +83,11 @@ def check_images(
         kept: the truth file behind them, if there is one.
     """
     truth = kept or Truth(entering(data.images, record.pixels or Pixels()), labels)
-    return check_case(Case(network, record, truth, neighbors(path, record)))
+    check = check_case(Case(network, record, truth, neighbors(path, record)))
+    if record.filters and check.verdict == "wrong":  # the record itself says that it differs from the training
+        acting = f"the update was changed after the training by {'; '.join(record.filters)}"
+        return Check("unverified", check.difference, check.spread, open=(f"not verifiable: {acting}",))
+    return check
 
 
 def told_of(check: Check) -> dict[str, Any]:
