@@ -351,7 +351,7 @@ def test_a_record_that_does_not_fit_itself(tmp_path, change, message):
         ({"kind": "difference"}, "the update is a difference, but a FedSGD plan sends a gradient"),
         ({"num_samples": 3}, "num_samples is 3, but the plan is for 1 images"),
         (
-            {"steps": {"runs": [[1, {"images": 1, "optimizer": "Prox"}]]}},
+            {"steps": {"runs": [[1, {"images": 1, "optimizer": "Prox"}]]}, "kind": "difference"},
             "the optimizer is Prox; local_update knows SGD",
         ),
         ({"steps": {"runs": [[1, {"images": 1, "optimizer": "", "loss": ""}]]}}, "the loss is unknown"),

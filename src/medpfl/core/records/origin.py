@@ -86,7 +86,7 @@ class Pixels:
     @property
     def offset(self) -> tuple[float, ...]:
         """Mean per channel, or one for all: an image x enters the model as ``(x - offset) / scale``."""
-        return self.mean if self.mean is not None else (-self.low / (self.high - self.low),)
+        return self.mean if self.mean is not None else ((0.0 - self.low) / (self.high - self.low),)
 
     @property
     def scale(self) -> tuple[float, ...]:
