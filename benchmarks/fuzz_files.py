@@ -19,7 +19,7 @@ from pydicom.data import get_testdata_file
 
 from medpfl.core.experiments.groups import Reading
 from medpfl.core.plan import Plan
-from medpfl.core.records import Record
+from medpfl.core.records.record import Record
 from medpfl.core.types import Update, Weights
 from medpfl.data import Dicom, ImageFolder, MedMNIST, Nifti, Segmented
 from medpfl.inputs.parts import is_record, source_of

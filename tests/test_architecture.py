@@ -31,16 +31,18 @@ MAY = {
     "isolation": {"federated"},
     "runs": {"data", "isolation", "models"},
     "inputs": {*STAGES - {"metrics", "reporting"}, "isolation", "runs"},
+    "recording": {"data", "federated", "inputs", "models", "runs"},
     "inspection": {"attacks", "federated", "inputs", "runs"},
-    "auditing": {*STAGES, "inputs", "inspection", "isolation", "judging", "runs"},
+    "auditing": {*STAGES, "inputs", "inspection", "isolation", "judging", "recording", "runs"},
     "training": {*STAGES - {"attacks"}, "auditing", "inputs", "inspection", "runs"},
     "frontier": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "reproduction": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "cli": {
-        "auditing", "frontier", "inputs", "inspection", "judging", "reporting", "reproduction", "runs", "training",
+        "auditing", "frontier", "inputs", "inspection", "judging", "recording", "reporting", "reproduction", "runs",
+        "training",
     },
-    "integrations": {"auditing", "federated"},
-    "": {"auditing", "federated", "reproduction", "training"},
+    "integrations": {"federated", "inputs", "models", "recording"},
+    "": {"auditing", "federated", "recording", "reproduction", "training"},
 }  # fmt: skip
 # A program of its own, which an audit starts and nobody imports, and what it alone imports.
 PROGRAM = {"isolation/worker.py", "isolation/answers.py"}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from medpfl.core.experiments.groups import Victims as Victims
     from medpfl.core.experiments.schedule import Schedule as Schedule
     from medpfl.core.plan import Plan as Plan
-    from medpfl.core.records import Record as Record
+    from medpfl.core.records.record import Record as Record
     from medpfl.core.roles import Attack as Attack
     from medpfl.core.roles import DataSource as DataSource
     from medpfl.core.roles import Defense as Defense
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from medpfl.core.types import Weights as Weights
     from medpfl.federated.local import local_update as local_update
     from medpfl.federated.ready import prepare as prepare
+    from medpfl.recording.record import record as record
     from medpfl.reproduction.collection import Reproduction as Reproduction
     from medpfl.reproduction.run import reproduce as reproduce
     from medpfl.reproduction.scale import Scale as Scale
@@ -60,7 +61,7 @@ _PLACES = {
     "Plan": "core.plan",
     "Reading": "core.experiments.groups",
     "Reconstruction": "core.types",
-    "Record": "core.records",
+    "Record": "core.records.record",
     "Report": "auditing.report",
     "Reproduction": "reproduction.collection",
     "Round": "core.rounds",
@@ -78,6 +79,7 @@ _PLACES = {
     "leakage": "training.leakage",
     "local_update": "federated.local",
     "prepare": "federated.ready",
+    "record": "recording.record",
     "reproduce": "reproduction.run",
     "train": "training.train",
 }
@@ -117,6 +119,7 @@ __all__ = [
     "leakage",
     "local_update",
     "prepare",
+    "record",
     "reproduce",
     "train",
 ]

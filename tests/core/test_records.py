@@ -19,7 +19,7 @@ from torch import nn
 
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
-from medpfl.core.records import FORMAT, Record
+from medpfl.core.records.record import FORMAT, Record
 from medpfl.core.types import Update, Weights
 
 BESIDE = ("buffers", "num_samples")
@@ -95,7 +95,8 @@ def test_the_file_is_safetensors_and_json_and_holds_no_path(tmp_path):
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     about = json.loads(header.pop("__metadata__")[FORMAT])
-    assert about["plan"]["learning_rate"] == 0.3
+    assert about["steps"]["runs"][0][0] == 9
+    assert about["steps"]["runs"][0][1]["settings"]["lr"] == 0.3
     entry = header["update/0.weight"]
     begin, end = (8 + length + offset for offset in entry["data_offsets"])
     numbers = np.frombuffer(content[begin:end], np.float32).reshape(entry["shape"])
@@ -144,7 +145,9 @@ def test_other_safetensors_are_no_record(tmp_path):
     path = tmp_path / "weights.safetensors"
     for metadata in (None, {"format": "pt"}):
         save_file({"x": torch.zeros(2)}, path, metadata)
-        with pytest.raises(InputError, match=r"but not a record: make one with medpfl.Record\(...\).save\(path\)"):
+        with pytest.raises(
+            InputError, match=r"not a record: make one with medpfl.record or medpfl.Record\(...\).save\(path\)"
+        ):
             Record.load(path)
 
 
@@ -171,7 +174,9 @@ def without(key: str) -> str:
         ("3", "header of .* is damaged"),
         (json.dumps(about(format="other")), "header of .* is damaged"),
         (without("format"), "header of .* is damaged"),
-        (json.dumps(about(version=2)), "record of version 2, this MedPFL reads version 1"),
+        (json.dumps(about(version=3)), "record of version 3, this MedPFL reads versions 1 to 2"),
+        (json.dumps(about(version=True)), "record of version True"),
+        (json.dumps(about(version=2)), "not valid: steps is None"),
         (without("version"), "record of version None"),
         (without("plan"), "not valid: 'plan'"),
         (without("num_samples"), "not valid: 'num_samples'"),
@@ -245,9 +250,11 @@ def test_misfits_of_shapes_and_dtypes():
     assert changed("update", **{name: torch.zeros(2, 1, 9)}).misfits() == [
         "0.weight: update (2, 1, 9), parameter (2, 1, 3, 3)"
     ]
-    assert changed("update", **{name: torch.zeros(2, 1, 3, 3).half()}).misfits() == [
-        "0.weight: update torch.float16, parameter torch.float32"
+    assert changed("update", **{name: torch.zeros(2, 1, 3, 3).int()}).misfits() == [
+        "0.weight: update torch.int32, parameter torch.float32"
     ]
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert changed("update", **{name: torch.zeros(2, 1, 3, 3).to(dtype)}).misfits() == []
 
 
 def with_buffers(**tensors) -> Record:
@@ -259,7 +266,7 @@ def with_buffers(**tensors) -> Record:
     ("tensor", "misfit"),
     [
         (torch.zeros(3), "sent buffer (3,), buffer (2,)"),
-        (torch.zeros(2).double(), "sent buffer torch.float64, buffer torch.float32"),
+        (torch.zeros(2).int(), "sent buffer torch.int32, buffer torch.float32"),
         (torch.tensor([0.0, torch.nan]), "sent buffer with values that are not finite"),
     ],
 )

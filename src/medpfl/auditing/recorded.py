@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medpfl import defenses as defense_package
 from medpfl.core.errors import InputError, listed
 from medpfl.core.plan import Plan
-from medpfl.core.records import Record
+from medpfl.core.records.record import Record
 from medpfl.core.roles import NO_DEFENSE, Defense, State
 from medpfl.core.spec import registry
 from medpfl.core.tensors import shared_prefix
@@ -61,12 +61,16 @@ def read(path: Path) -> Record:
     return record
 
 
-def named_as(record: Record, network: nn.Module) -> Record:
-    """Return the record under a network's own names, without the prefix of a wrapper such as ``DataParallel``."""
+def named_as(record: Record, network: nn.Module, plan: Plan) -> Record:
+    """Return the record under a network's own names and dtypes, without a wrapper's prefix (``DataParallel``)."""
     sent, start = record.update, record.weights
     names = [*sent.tensors, *(sent.buffers or {}), *start.parameters, *start.buffers]
-    own = [name for name, _ in (*network.named_parameters(), *network.named_buffers())]
-    return record.without(shared_prefix(names, own))
+    own = dict(network.named_parameters()) | dict(network.named_buffers())
+    named = record.without(shared_prefix(names, list(own))).cast({name: t.dtype for name, t in own.items()})
+    if named.update.num_samples in (None, plan.images):
+        return named
+    # Augmented in each epoch: the update is that of more images than the client has.
+    return replace(named, update=replace(named.update, num_samples=plan.images))
 
 
 def defense_in(record: Record, path: Path) -> Defense:
@@ -81,15 +85,15 @@ def defense_in(record: Record, path: Path) -> Defense:
     return stated(record.defense, registry(defense_package), "defense", path, "--defense")
 
 
-def relabel(truth: LabelledImages, record: Record) -> LabelledImages:
+def relabel(truth: LabelledImages, record: Record, plan: Plan) -> LabelledImages:
     """Renumber the target images' labels and masks to match the record's class order, by class name.
 
     Raises:
         InputError: the images differ in number or shape from those behind the update, or have an unknown class.
     """
-    if len(truth) != record.plan.images:
+    if len(truth) != plan.images:
         raise InputError(
-            f"the record was made from {record.plan.images} images, but --truth holds {len(truth)}: "
+            f"the record was made from {plan.images} images, but --truth holds {len(truth)}: "
             "give a folder with exactly those images, in class folders"
         )
     if record.image_shape is not None and tuple(record.image_shape) != truth.shape:

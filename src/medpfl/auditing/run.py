@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from medpfl.auditing.aggregation import aggregates
+from medpfl.auditing.captured import check_images, found_in, kept_at, told_of
 from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.feasibility import Feasibility
 from medpfl.auditing.isolating import Isolation, isolating
@@ -23,9 +24,9 @@ from medpfl.auditing.store import claimed
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import STANDARD, Experiment
 from medpfl.core.experiments.groups import Criteria, Reading, Run, Victims
-from medpfl.core.experiments.settings import Settings
+from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.plan import Plan
-from medpfl.core.records import Record
+from medpfl.core.records.record import Record
 from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.data.images import LabelledImages
@@ -41,6 +42,7 @@ from medpfl.inputs.parts import (
     partition_of,
 )
 from medpfl.inputs.spelling import path_of
+from medpfl.models.entering import Entering
 from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import check_outside, made
 from medpfl.runs.environment import seed_of
@@ -133,7 +135,7 @@ def audit_record(
 
     Args:
         record: a file from `medpfl.Record.save`.
-        truth: the images behind the update, as ``data`` in `audit`.
+        truth: the images behind the update, as ``data`` in `audit`, or the truth file that was recorded beside it.
         model: as in `audit`; the record holds its weights.
         attacks, threat, criteria, run: as in `audit`.
         defenses: the client's defense, if the record does not state it.
@@ -143,31 +145,36 @@ def audit_record(
         InputError: something cannot work; raised before any attack runs.
     """
     path, given, recipe = path_of(record), defenses_given(defenses), model_of(model)
-    held = read(path)
+    held, kept = read(path), kept_at(truth)
+    plan = held.regular_plan()
     stated = _stated_defense(held, path, [one.part for one in given])
     if held.image_shape and isinstance(truth, str | Path):
         reading = Reading(size=held.image_shape[-1], fit=reading.fit, channels=held.image_shape[0])  # type: ignore[arg-type]
     with isolating(attacks, run.isolate, recipe, given) as isolation:
-        found = _read(truth, reading, run)
-        images = relabel(found.images, held)
-        named = named_as(held, network_of(recipe, images.shape, len(images.classes), seed_of(run.seed, "weights", 0)))
+        found = _read(truth, reading, run) if kept is None else found_in(kept, path_of(str(truth)), held, plan)
+        images = relabel(found.images, held, plan)
+        network = network_of(recipe, images.shape, len(images.classes), seed_of(run.seed, "weights", 0))
+        named = named_as(held, network, plan)
         scenario = Scenario(
-            model=recipe,
+            model=recipe if named.pixels is None or named.pixels.plain else Entering(recipe, named.pixels),
             weights=named.weights,
             data=images,
             source=found.source,
             attacks=attacks_of(isolation.attacks, isolation.worker),
             defenses=[NO_DEFENSE, Recorded(named.update, stated)],
             threat=threat,
-            plan=held.plan,
+            plan=plan,
             partition=IID(clients=1),
-            selection=Victims(images=held.plan.images),
+            selection=Victims(images=plan.images),
             criteria=criteria,
             run=run,
             reader=found.reader,
             recipe=isolation.recipe,
         )
-        return _played(scenario, isolation, found.place)
+        check = None
+        if stated == NO_DEFENSE:  # under a defense, the update is compared with the defense's own draws
+            check = told_of(check_images(named, path, network, images, scenario.truths, kept))
+        return _played(scenario, isolation, found.place, check)
 
 
 def perform(experiment: Experiment) -> Report:
@@ -216,8 +223,8 @@ def _stated_defense(record: Record, place: Path, given: list[Defense]) -> Defens
     return told[0]
 
 
-def _played(scenario: Scenario, isolation: Isolation, place: str) -> Report:
-    """Check a scenario, run its unfinished jobs, and report."""
+def _played(scenario: Scenario, isolation: Isolation, place: str, check: Json | None = None) -> Report:
+    """Check a scenario, run its unfinished jobs, and report; `check` is that of an undefended record."""
     run = scenario.run
     checked = Feasibility(scenario)
     if scenario.attacks == attacks_of(STANDARD):
@@ -233,7 +240,7 @@ def _played(scenario: Scenario, isolation: Isolation, place: str) -> Report:
     identity, jobs = scenario.identity(index), jobs_of(scenario)
     sizes = {job.key: job.rows for job in jobs}
     with claimed(out, identity, sizes, run.force, identity.cloak if out is not None else Cloak(None)) as store:
-        settings = isolation.added_to(settings_of(checked, player), scenario.attacks)
+        settings = isolation.added_to(settings_of(checked, player, check), scenario.attacks)
         store.note(settings=settings.to_dict(), jobs=[[*key, count] for key, count in sizes.items()])
         todo = [job for job in jobs if job.key not in store]
         done = sum(sizes.values()) - sum(job.rows for job in todo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from medpfl.auditing.aggregation import aggregates, decrypts, staying
 from medpfl.auditing.bounds import bounds_of
@@ -12,7 +13,8 @@ from medpfl.auditing.feasibility import Feasibility
 from medpfl.auditing.player import Player
 from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.scenario import Scenario
-from medpfl.core.experiments.settings import Settings
+from medpfl.core.errors import InputError
+from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.roles import NO_DEFENSE
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.checkpoint import Checkpoint
@@ -21,14 +23,31 @@ from medpfl.runs.progress_bar import files
 
 __all__ = ["of_reading", "settings_of"]
 
+_MISMATCH = 1e-3
+"""Relative difference above which a record under a defense does not match its images."""
+_LESS_NOISE = 0.85
+"""Fraction of the distance between two draws of the stated noise below which a record has too little noise.
+
+A record without any noise is 0.71 of that distance away from a draw.
+"""
+
 _IN_CLEAR = (
     "{!r}: we assume that the server gets the decrypted mean in clear, as it must to continue training. Attacks on "
     "ciphertexts alone were not tested."
 )
 
 
-def settings_of(checked: Feasibility, player: Player) -> Settings:
-    """Return an audit's settings, which hold no path and no name of an image, a patient or a class."""
+def settings_of(checked: Feasibility, player: Player, check: Json | None = None) -> Settings:
+    """Return an audit's settings, which hold no path and no name of an image, a patient or a class.
+
+    Args:
+        checked: the scenario's checks.
+        player: the audit's player.
+        check: the check of an undefended record, see `medpfl.auditing.captured`.
+
+    Raises:
+        InputError: a record under a defense does not match the images, the plan and the defense.
+    """
     scenario = checked.scenario
     data, found = scenario.data, {repr(d): one.to_dict() for d, one in player.disclosures().items()}
     known = {p for p in data.patients if p is not None}
@@ -65,13 +84,49 @@ def settings_of(checked: Feasibility, player: Player) -> Settings:
         assumed=tuple(_IN_CLEAR.format(defense) for defense in filter(decrypts, scenario.defenses)),
         server_side=tuple(server_side(scenario.defenses)),
         server_only=tuple(server_only(scenario.defenses)),
-        notes=(*_notes(checked), *(f"{spec}: {problem}" for spec, one in found.items() for problem in one["problems"])),
+        notes=(
+            *_notes(checked),
+            *_of_record(check),
+            *(f"{spec}: {problem}" for spec, one in found.items() for problem in one["problems"]),
+        ),
         disclosure=found,
         privacy=spent(scenario.defenses, scenario.plan, scenario.criteria.delta, scenario.network(0)) or None,
         bounds=bounds_of(scenario, player.scorer) or None,
-        record=None if recorded is None else {"defense": repr(recorded.claimed), **player.difference(recorded)},
+        record=None
+        if recorded is None
+        else {"defense": repr(recorded.claimed), **(check or _compared(player, recorded))},
         tolerance=scenario.criteria.tolerance,
     )
+
+
+def _compared(player: Player, recorded: Recorded) -> dict[str, Any]:
+    """Return how far a record under a defense is from the images' own update; the noise has another draw here.
+
+    Raises:
+        InputError: it is too far, or nearer than the stated noise allows.
+    """
+    found = player.difference(recorded)
+    difference, spread = found["difference"], found["spread"]
+    if difference < _LESS_NOISE * found["noise"]:
+        raise InputError(
+            f"the record is wrong, so no attack was run: it has less noise than {recorded.claimed!r} (its distance "
+            f"from the images' own update is {difference:.2g}, from noise alone it is {found['noise']:.2g}); state the "
+            "defense that the client used with --defense"
+        )
+    if not difference <= _MISMATCH + spread:  # NaN is far too
+        raise InputError(
+            f"the record is wrong, so no attack was run: its relative difference from the update that the images give "
+            f"under {recorded.claimed!r} is {difference:.2g}, and two draws of that defense differ by {spread:.2g}. "
+            "Check the images, the plan and the defense; --defense states another one"
+        )
+    return {**found, "checked": "defense"}
+
+
+def _of_record(check: Json | None) -> list[str]:
+    if check is None:
+        return []
+    facts = [f"The record was checked before the attacks: {fact}." for fact in check["facts"]]
+    return facts + [f"The record is {text}." for text in check["open"]]
 
 
 def _origin(scenario: Scenario) -> str:

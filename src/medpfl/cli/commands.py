@@ -32,6 +32,7 @@ from medpfl.core.experiments.experiment import Demo, Experiment
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.inspection import Inspection
 from medpfl.core.experiments.options import OptionError, Options, options_in
+from medpfl.core.experiments.recording import Forgetting, Looking, Recording
 from medpfl.core.experiments.training import Training
 from medpfl.core.messages import say, speaking
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, of_frontier
@@ -123,8 +124,11 @@ def _run(words: list[str]) -> int:
         "audit": _audit,
         "check-model": _check_model,
         "demo": _demo,
+        "forget": _forget,
         "frontier": _frontier,
+        "inspect": _inspect,
         "list": _list,
+        "record": _record,
         "report": _report,
         "reproduce": _reproduce,
         "train": _train,
@@ -240,9 +244,6 @@ def _check_model(given: Namespace, words: list[str]) -> int:
     asked = _spelled_right(Inspection, given, words)
     import json
 
-    from rich.console import Console
-    from rich.padding import Padding
-
     from medpfl.inspection.check import check_model
     from medpfl.reporting.model_page import model_page
 
@@ -252,11 +253,69 @@ def _check_model(given: Namespace, words: list[str]) -> int:
     if asked.json:
         print(json.dumps(check, indent=1))
         return _DONE
+    _print_page(model_page(check))
+    return _DONE
+
+
+def _print_page(page: Sequence[tuple[str, list[str]]]) -> None:
+    from rich.console import Console
+    from rich.padding import Padding
+
     console = Console(highlight=False, markup=False)
-    for heading, lines in model_page(check):
+    for heading, lines in page:
         console.print(heading, style="bold")
         for line in lines:
             console.print(Padding(line, (0, 0, 0, 2)))
+
+
+def _record(given: Namespace, words: list[str]) -> int:
+    asked = _typed(Recording, given, words)
+    from medpfl.recording.states import perform_recording
+
+    made = perform_recording(asked)
+    if not given.quiet:
+        say(f"wrote {made.written.record}", sys.stdout)
+        if made.written.truth is not None:
+            say(f"wrote {made.written.truth}: private images, for this site only, until {made.expires}", sys.stdout)
+    return _shown(made.view, given.quiet)
+
+
+def _inspect(given: Namespace, words: list[str]) -> int:
+    asked = _typed(Looking, given, words)
+    from medpfl.recording.view import view_of
+
+    made = view_of(asked.record, asked.truth, asked.model, asked.reading)
+    if asked.page:
+        from medpfl.reporting.record_page import write_page
+
+        write_page(Path(asked.page), made)
+    if asked.json:
+        import json
+
+        print(json.dumps(made, indent=1))
+        return _BAD_INPUT if made["verdict"] == "wrong" else _DONE
+    return _shown(made)
+
+
+def _shown(made: Mapping[str, Any], quiet: bool = False) -> int:
+    """Print the view of a record, and return the exit status."""
+    from medpfl.reporting.record_page import record_page
+
+    if not quiet:
+        _print_page(record_page(made))
+    return _BAD_INPUT if made["verdict"] == "wrong" else _DONE
+
+
+def _forget(given: Namespace, words: list[str]) -> int:
+    asked = _typed(Forgetting, given, words)
+    from medpfl.inputs.spelling import path_of
+    from medpfl.recording.folder import forget
+
+    found = forget(path_of(asked.folder))
+    files = "1 truth file" if found.deleted == 1 else f"{found.deleted} truth files"
+    print(f"deleted {files}. Backups and snapshots of the disk may still hold them.")
+    for path in found.remaining:
+        say(f"remains: {path}", sys.stdout)
     return _DONE
 
 

@@ -14,6 +14,7 @@ from medpfl.core.experiments.frontier import Frontier, is_recommendation
 from medpfl.core.experiments.inspection import Inspection
 from medpfl.core.experiments.limits import shortened
 from medpfl.core.experiments.options import Options, options_in
+from medpfl.core.experiments.recording import Forgetting, Looking, Recording
 from medpfl.core.experiments.training import Training
 from medpfl.core.user_code.stated import check_stated
 from medpfl.core.yaml_files import read_yaml
@@ -40,8 +41,11 @@ COMMANDS = {
     "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
     "check-model": "show what a model's updates reveal and which attacks apply; needs no images",
     "demo": "audit the embedded samples, offline",
+    "forget": "delete the private images that were kept beside records",
     "frontier": "compare defenses and strengths by leakage and accuracy, and recommend a setting",
+    "inspect": "show what a record of an update holds, and whether it is right",
     "list": "list all attacks, defenses, models, metrics and data sources",
+    "record": "make a record of a real update from two checkpoints",
     "report": "rebuild the summary and pages of a run directory from its rows",
     "reproduce": "run the paper's experiments on its three data sets",
     "train": "train a model by federated learning, with or without a defense",
@@ -73,7 +77,14 @@ def plain(text: str) -> str:
     kinds = re.findall(r"Expected an? (?:<class '|typing\.)(int|float|list|Literal\[.*?\])", text)
     if key and value and kinds:
         return f"{option_of(key[1])} is {value[1]}: it must be {' or '.join(map(_kind, kinds))}"
-    names = {"report.out": "the run directory", "check-model.model": "the model"}
+    names = {
+        "report.out": "the run directory",
+        "check-model.model": "the model",
+        "record.before": "the state before the training",
+        "record.after": "the state after the training",
+        "inspect.record": "the record",
+        "forget.folder": "the folder of records",
+    }
     return re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], re.sub(r"\s+", " ", text))
 
 
@@ -191,8 +202,11 @@ def parser_of() -> ArgumentParser:
         "audit": _audit_parser,
         "check-model": _check_model_parser,
         "demo": _demo_parser,
+        "forget": _forget_parser,
         "frontier": _frontier_parser,
+        "inspect": _inspect_parser,
         "list": _list_parser,
+        "record": _record_parser,
         "report": _report_parser,
         "reproduce": _reproduce_parser,
         "train": _train_parser,
@@ -240,7 +254,7 @@ def _typed_parser(experiment: type[Options], description: str) -> ArgumentParser
     """Return a run's parser: all options of a typed experiment, with the data as positional argument."""
     parser = _parser(description)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    _add_options(parser, experiment, "data", "?")
+    _add_options(parser, experiment, ("data",), "?")
     return _add_quiet(parser)
 
 
@@ -249,20 +263,22 @@ def _parser(description: str) -> ArgumentParser:
 
 
 def _add_options(
-    parser: ArgumentParser, experiment: type[Options], positional: str = "", nargs: Literal["?", "*"] | None = None
+    parser: ArgumentParser,
+    experiment: type[Options],
+    positional: tuple[str, ...] = (),
+    nargs: Literal["?", "*"] | None = None,
 ) -> None:
     """Add all options of a typed experiment to a parser.
 
     Args:
         parser: the parser.
         experiment: the typed experiment's class.
-        positional: name of the positional argument.
-        nargs: ``"?"`` if the positional argument is optional, ``"*"`` if there may be several, ``None`` if exactly one
-            is required.
+        positional: names of the positional arguments.
+        nargs: ``"?"`` if they are optional, ``"*"`` if there may be several, ``None`` if each is required once.
     """
     groups: dict[str, Any] = {"": parser}
     for name, entry in options_in(experiment).items():
-        if name == positional:
+        if name in positional:
             # If it is omitted, its default must not override the value from --config.
             extra: dict[str, Any] = {} if nargs is None else {"nargs": nargs, "default": SUPPRESS}
             text = f"{entry.help} (default: {entry.default})" if nargs == "?" else entry.help
@@ -285,7 +301,31 @@ def _kind_of(annotation: Any) -> dict[str, Any]:
 
 def _check_model_parser() -> ArgumentParser:
     parser = _parser("Show what a model's updates reveal by construction and which attacks apply. Needs no images.")
-    _add_options(parser, Inspection, "model")
+    _add_options(parser, Inspection, ("model",))
+    return _add_show_paths(parser)
+
+
+def _record_parser() -> ArgumentParser:
+    parser = _parser(
+        "Make a record of a real update from the model's states before and after a client's local training. "
+        "Only tensors are read, and no code in the files runs."
+    )
+    _add_options(parser, Recording, ("before", "after"))
+    return _add_quiet(parser)
+
+
+def _inspect_parser() -> ArgumentParser:
+    parser = _parser(
+        "Show what a record holds. With --truth and --model, repeat the training, compare parameters and buffers, and "
+        "name the cause if they differ. Exit status 2 if the record is wrong."
+    )
+    _add_options(parser, Looking, ("record",))
+    return _add_show_paths(parser)
+
+
+def _forget_parser() -> ArgumentParser:
+    parser = _parser("Delete the truth files (private images and labels) in a folder of records. Records stay.")
+    _add_options(parser, Forgetting, ("folder",))
     return _add_show_paths(parser)
 
 
@@ -319,7 +359,7 @@ def _reproduce_parser() -> ArgumentParser:
         "Run the paper's experiments on the available data sets, and write their tables. "
         "Repeat the command to continue an interrupted run."
     )
-    _add_options(parser, Studies, "experiment", "*")
+    _add_options(parser, Studies, ("experiment",), "*")
     return _add_quiet(parser)
 
 

@@ -121,11 +121,8 @@ def _factors(gradients: Tensors, norm: float) -> Tensor:
 def _reach(plan: Plan) -> float:
     """Return the factor from one step's noise to the noise in the weight difference, without the learning rate.
 
-    Under momentum, each step's gradient enters the final weights with its own coefficient. The factor is the root of
-    the sum of their squares.
+    Under momentum, each step's gradient enters the final weights with its own coefficient, and a smaller batch has
+    more noise in its mean. The factor is the root of the sum of their squares.
     """
-    weights, total = 0.0, 0.0
-    for _ in range(plan.steps):
-        weights = 1 + plan.momentum * weights
-        total += weights**2
-    return sqrt(total)
+    shares = enumerate(plan.gradient_weights())
+    return sqrt(sum((weight * plan.batch_size / plan.size_of(step)) ** 2 for step, weight in shares))

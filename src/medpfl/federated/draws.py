@@ -24,8 +24,8 @@ class Draws:
     Attributes:
         order: image indices (epochs, N) in each epoch's order; ``None``: the given order.
         chosen: booleans (steps, N), true for images in a step's batch under Poisson sampling; ``None``: all images.
-        masks: for each drawn layer, (steps, images per step, ...); under Poisson sampling for all N images. A layer
-            without a mask is neutral: dropout passes its input on.
+        masks: for each drawn layer, (steps, images per step, ...); under Poisson sampling for all N images. A smaller
+            batch uses the first rows. A layer without a mask is neutral: dropout passes its input on.
     """
 
     order: Tensor | None = None
@@ -79,7 +79,7 @@ def draw(model: nn.Module, batch: Batch, plan: Plan, generator: torch.Generator)
 
 def index_of(plan: Plan, order: Tensor | None, step: int) -> Any:
     """Return the indices of a step's images; if there is only one batch, all images."""
-    per_epoch = plan.images // plan.batch_size
+    per_epoch = plan.batches
     if per_epoch == 1:
         return slice(None)  # a mean over the same images: their order does not matter
     epoch, place = divmod(step, per_epoch)
@@ -107,7 +107,7 @@ def _masks(
             handle.remove()
     for name, drawn in masks.items():
         _check_once(name, len(drawn) / len(steps))
-    return {name: torch.stack(drawn) for name, drawn in masks.items() if drawn}
+    return {name: _stacked(drawn) for name, drawn in masks.items() if drawn}
 
 
 def _check_once(name: str, uses: float) -> None:
@@ -129,8 +129,25 @@ def _blind(
             handle.remove()
     for name, given in inputs.items():
         _check_once(name, len(given))
-    drawn = [{name: layers[name].draw(x, generator, images) for name, (x,) in inputs.items()} for images in steps]
-    return {name: torch.stack([one[name] for one in drawn]) for name in inputs}
+    drawn = [
+        {
+            name: layers[name].draw(_rows(x, len(steps[0]), len(images)), generator, images)
+            for name, (x,) in inputs.items()
+        }
+        for images in steps
+    ]
+    return {name: _stacked([one[name] for one in drawn]) for name in inputs}
+
+
+def _rows(x: Tensor, images: int, wanted: int) -> Tensor:
+    """Return a layer's input for a smaller batch of `wanted` images; a layer may hold several rows of an image."""
+    return x if wanted == images else x[: len(x) * wanted // images]
+
+
+def _stacked(masks: list[Tensor]) -> Tensor:
+    """Stack the masks of all steps; those of a smaller last batch are filled up with ones, which nothing uses."""
+    most = max(len(mask) for mask in masks)
+    return torch.stack([torch.cat([m, m.new_ones(most - len(m), *m.shape[1:])]) if len(m) < most else m for m in masks])
 
 
 def _keeper(inputs: dict[str, list[Tensor]], name: str) -> Callable[..., None]:

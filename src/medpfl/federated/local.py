@@ -13,7 +13,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Tensors, Update, Weights
 from medpfl.federated.draws import Draws, index_of
 from medpfl.federated.kernels import differentiable_kernels
-from medpfl.federated.losses import LOSSES, cross_entropy
+from medpfl.federated.losses import cross_entropy, loss_of
 from medpfl.federated.ready import check_separable, running_statistics, state_of, track_statistics
 
 __all__ = ["cross_entropy", "joined", "local_update"]
@@ -81,18 +81,20 @@ def _tensors(
         part, masks, size = _minibatch(batch, plan, draws, step)
         if not len(part) and total is None:
             return {name: torch.zeros_like(p) for name, p in parameters.items()}
-        whole = _gradient(model, parameters, state, masks, part, total, LOSSES[plan.loss])
+        whole = _gradient(model, parameters, state, masks, part, total, loss_of(plan))
         return whole if size is None else {name: g * (max(len(part), 1) / size) for name, g in whole.items()}
 
     if plan.algorithm == "FedSGD":
         return gradient(weights.parameters, 0)
-    parameters, velocity = dict(weights.parameters), {}
+    parameters, velocity, move = dict(weights.parameters), {}, {}
+    damped = 1 - plan.dampening if plan.momentum else 1  # torch dampens momentum only
     for step in range(plan.steps):
         slope = gradient(parameters, step)
         for name, old in parameters.items():
             push = slope[name] + plan.weight_decay * old
-            velocity[name] = push if step == 0 else plan.momentum * velocity[name] + push
-        parameters = {name: old - plan.learning_rate * velocity[name] for name, old in parameters.items()}
+            velocity[name] = push if step == 0 else plan.momentum * velocity[name] + damped * push
+            move[name] = push + plan.momentum * velocity[name] if plan.nesterov else velocity[name]
+        parameters = {name: old - plan.learning_rate * move[name] for name, old in parameters.items()}
     return {name: parameters[name] - old for name, old in weights.parameters.items()}
 
 
@@ -103,6 +105,9 @@ def _minibatch(batch: Batch, plan: Plan, draws: Draws, step: int) -> tuple[Batch
         index: Any = draws.chosen[step].nonzero()[:, 0].to(batch.images.device)
         return Batch(batch.images[index], batch.labels[index]), {k: m[index] for k, m in masks.items()}, plan.batch_size
     index = slice(None) if plan.sampling == "poisson" else index_of(plan, draws.order, step)
+    if plan.size_of(step) < plan.batch_size:
+        whole = plan.batch_size
+        masks = {k: m[: len(m) * plan.size_of(step) // whole] for k, m in masks.items()}
     return Batch(batch.images[index], batch.labels[index]), masks, None
 
 

@@ -20,7 +20,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.groups import Reading
 from medpfl.core.experiments.limits import CLIENTS, check_whole, shortened
 from medpfl.core.messages import PRIVATE_FOLDER, about
-from medpfl.core.records import Record
+from medpfl.core.records.record import Record
 from medpfl.core.roles import NO_DEFENSE, UNITS, Attack, DataSource, Defense, Model
 from medpfl.core.spec import Part, build, check_part, check_text, expand, registry
 from medpfl.core.user_code.copies import copied

@@ -103,8 +103,8 @@ class Context:
 
     @property
     def mismatch(self) -> bool:
-        """True if a recorded update is too far from the expected one, or nearer to it than the stated noise allows."""
-        if self.record is None:
+        """True if an older run's record is too far from the expected update, or nearer than the stated noise allows."""
+        if self.record is None or "checked" in self.record:  # a wrong record is stopped before the attacks
             return False
         difference = self.record["difference"]
         too_near = difference < _LESS_NOISE * self.record.get("noise", 0.0)

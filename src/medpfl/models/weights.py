@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medpfl.core.errors import InputError, listed
 from medpfl.core.tensors import oddity, shared_prefix
 
-__all__ = ["check_finite", "check_plain", "fill", "load_weights"]
+__all__ = ["check_finite", "check_plain", "fill", "load_weights", "read_state"]
 
 _COUNT = "num_batches_tracked"
 _STATES = ("state_dict", "model_state_dict", "model", "net", "network", "params", "module")
@@ -30,7 +30,7 @@ def load_weights(network: nn.Module, path: Path, head: str | None = None) -> Non
     Raises:
         InputError: if there is no such file, if it is not a weights file, or as in `fill`.
     """
-    fill(network, _unwrapped(_read(path), network), f"the weights in '{path}'", head)
+    fill(network, _unwrapped(read_state(path), network), f"the weights in '{path}'", head)
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], what: str, head: str | None = None) -> None:
@@ -76,7 +76,12 @@ def _named(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_buffers()
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """Return the state dict in a file: safetensors, ``torch.save``, or a checkpoint that holds one. No code runs.
+
+    Raises:
+        InputError: there is no such file, or it holds no state dict of tensors.
+    """
     if not path.is_file():
         raise InputError(f"there is no weights file '{path}'")
     try:

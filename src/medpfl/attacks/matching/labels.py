@@ -158,16 +158,16 @@ def bias_gradient(seen: Observation) -> Tensor | None:
 def mean_gradient(seen: Observation, name: str) -> Tensor:
     """Return a parameter's mean gradient (V, ...) over the first round's steps, without weight decay.
 
-    Entries are NaN where the channel discloses that they were not sent. The mean is weighted as by momentum: in T steps
-    of SGD with momentum m, the gradient of step s (from 0) has weight 1 + m + ... + m^(T - s - 1). Weight decay is
-    subtracted as if the weights had been those at the beginning of the round in all steps.
+    Entries are NaN where the channel discloses that they were not sent. The mean is weighted by
+    `medpfl.core.plan.Plan.gradient_weights`. Weight decay is subtracted as if the weights had been those at the
+    beginning of the round in all steps.
     """
     view, plan = seen.views[0], seen.views[0].plans[0]  # all clients have the same plan
     sent, told = view.read(name)
     sent = torch.where(told, sent, torch.nan)
     if view.update.kind == "gradient":
         return sent
-    counts = sum(plan.momentum**k for s in range(plan.steps) for k in range(plan.steps - s))
+    counts = sum(plan.gradient_weights())
     return sent / (-plan.learning_rate * counts) - plan.weight_decay * view.weights.parameters[name]
 
 

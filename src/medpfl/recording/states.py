@@ -1,0 +1,121 @@
+"""``medpfl record``: a record from the model's states before and after a client's local training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from medpfl.core.errors import InputError
+from medpfl.core.experiments.recording import Recording
+from medpfl.core.plan import Plan
+from medpfl.core.records.origin import Pixels
+from medpfl.core.records.truth import Truth
+from medpfl.core.tensors import shared_prefix
+from medpfl.data.images import LabelledImages
+from medpfl.inputs.network import network_of
+from medpfl.inputs.parts import data_of, model_of
+from medpfl.inputs.spelling import path_of
+from medpfl.models.entering import entering
+from medpfl.models.weights import read_state
+from medpfl.recording.record import Context, Written, keep, make_record, source_of
+from medpfl.recording.view import View, view_of
+
+__all__ = ["Recorded", "perform_recording"]
+
+
+class Recorded(NamedTuple):
+    """The result of ``medpfl record``: the files, the view of the record, and the end of the truth's retention."""
+
+    written: Written
+    view: View
+    expires: str
+
+
+def perform_recording(asked: Recording) -> Recorded:
+    """Make a record from two states, check it as far as possible, and return what was written.
+
+    Raises:
+        InputError: a file cannot be read, the states belong to different models, or the images do not fit the plan.
+    """
+    data = None if asked.truth is None else data_of(asked.truth, asked.reading).images
+    plan, pixels = _plan(asked, data), _pixels(asked)
+    before, after = (read_state(path_of(path)) for path in (asked.before, asked.after))
+    network = _network(asked, data)
+    parameters = None
+    if network is not None:
+        before, after = (_as_in(network, state, which) for state, which in ((before, "before"), (after, "after")))
+        parameters = [name for name, p in network.named_parameters() if p.requires_grad]
+    context = Context(
+        num_samples=plan.images,
+        image_shape=None if data is None else data.shape,
+        defense=asked.defense,
+        pixels=pixels,
+        source=source_of("two checkpoints", round=asked.round),
+    )
+    made = make_record(before, after, plan, parameters=parameters, context=context)
+    truth = None
+    if data is not None:
+        labels = data.labels if data.masks is None else data.masks
+        truth = Truth(entering(data.images, pixels or Pixels()), labels, days=asked.days)
+    written = keep(path_of(asked.out), made, truth)
+    view = view_of(written.record, written.truth, asked.model)
+    return Recorded(written, view, "" if truth is None else f"{truth.expires:%Y-%m-%d}")
+
+
+def _plan(asked: Recording, data: LabelledImages | None) -> Plan:
+    images = asked.local_images or (len(data) if data is not None else None)
+    if data is not None and images != len(data):
+        raise InputError(f"--local-images is {images}, but --truth holds {len(data)} images: give exactly those images")
+    batch = min(asked.batch_size, images or asked.batch_size)
+    return Plan(
+        "FedAvg",
+        batch,
+        images,
+        asked.epochs,
+        asked.learning_rate,
+        asked.momentum,
+        asked.weight_decay,
+        dampening=asked.dampening,
+        nesterov=asked.nesterov,
+        loss=asked.loss,
+        label_smoothing=asked.label_smoothing,
+        mode=asked.mode,
+    )
+
+
+def _pixels(asked: Recording) -> Pixels | None:
+    if (asked.mean is None) != (asked.std is None):
+        raise InputError("--mean and --std belong together: give both, or none if pixels enter the model in [0, 1]")
+    if asked.mean is None or asked.std is None:
+        return Pixels() if asked.truth is not None else None
+    return Pixels(mean=_numbers("--mean", asked.mean), std=_numbers("--std", asked.std))
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(one) for one in text.strip("()[] ").split(","))
+    except ValueError:
+        raise InputError(f"{option} is {text:.60}: give a number for each channel, such as 0.485,0.456,0.406") from None
+
+
+def _network(asked: Recording, data: LabelledImages | None) -> nn.Module | None:
+    if asked.model is None:
+        return None
+    reading = asked.reading
+    shape = data.shape if data is not None else (reading.channels or 1, reading.size, reading.size)
+    return network_of(model_of(asked.model), shape, len(data.classes) if data is not None else 2, 0)
+
+
+def _as_in(network: nn.Module, state: Mapping[str, Tensor], which: str) -> dict[str, Tensor]:
+    """Return a state's entries under the network's names, without a wrapper's prefix and without second names."""
+    own = dict(network.named_parameters()) | dict(network.named_buffers())
+    prefix = shared_prefix(list(state), list(own))
+    bare = {name.removeprefix(prefix): value for name, value in state.items()}
+    needed = set(network.state_dict()) & set(own)
+    if missing := sorted(needed - bare.keys()):
+        raise InputError(
+            f"the state {which} the training has no '{missing[0]}': give the state of the model in --model"
+        )
+    return {name: bare[name] for name in own if name in bare}

@@ -1,0 +1,191 @@
+"""The view of a record for ``medpfl inspect``: what it holds, and if it is right. It has no image and no path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medpfl.core.errors import InputError
+from medpfl.core.experiments.groups import Reading
+from medpfl.core.records.origin import Pixels
+from medpfl.core.records.record import Record
+from medpfl.core.records.steps import Step
+from medpfl.core.records.truth import Truth, digest_of
+from medpfl.core.tensors import shared_prefix
+from medpfl.inputs.network import network_of
+from medpfl.inputs.parts import data_of, model_of
+from medpfl.inputs.spelling import path_of
+from medpfl.models.entering import entering
+from medpfl.recording.check import Case, Check, contradictions
+from medpfl.recording.diagnosis import check_case
+from medpfl.recording.folder import neighbors, warn_if_overdue
+
+__all__ = ["View", "named", "truth_at", "view_of"]
+
+View = dict[str, Any]
+"""A JSON object with ``verdict``, ``finding``, ``difference``, ``contents``, ``steps``, ``facts`` and ``open``."""
+
+_FEWEST, _FULL = 5, 6
+"""Steps that are listed one by one."""
+
+
+def view_of(
+    record: str | Path, truth: str | Path | None = None, model: str | None = None, reading: Reading | None = None
+) -> View:
+    """Return what a record holds, and whether it is right.
+
+    Args:
+        record: the record's path.
+        truth: a truth file, or images as ``data`` in `medpfl.audit`.
+        model: the model's spec; without it, the training cannot be repeated.
+        reading: how to read images that are no truth file.
+
+    Raises:
+        InputError: the record or the truth cannot be read, or the model does not fit.
+    """
+    path = path_of(record)
+    held = Record.load(path)
+    notes = [f"it does not fit itself: {problem}" for problem in held.misfits()]
+    kept = None if truth is None else truth_at(truth, held, reading or Reading())
+    if kept is not None and kept.record and kept.record != digest_of(path):
+        notes.append("the truth file states that it belongs to another record file")
+    check = _checked(held, path, kept, model) if not notes or kept is not None else Check("wrong")
+    verdict = "wrong" if held.misfits() else check.verdict
+    finding = notes[0] if held.misfits() else str(check.finding or "")
+    return {
+        "verdict": verdict,
+        "finding": finding,
+        "difference": check.difference,
+        "contents": dict(_contents(held)),
+        "steps": list(_steps(held)),
+        "facts": list(check.facts),
+        "open": [*notes[1 if held.misfits() else 0 :], *check.open, *_blind(held, kept, model)],
+    }
+
+
+def truth_at(truth: str | Path, record: Record, reading: Reading) -> Truth:
+    """Return a truth file, or the images at a path as they enter the model.
+
+    Raises:
+        InputError: the images cannot be read, or have another number or shape than the record states.
+    """
+    place = path_of(truth)
+    if Truth.is_one(place):
+        kept = Truth.load(place)
+        warn_if_overdue(kept, place)
+        return kept
+    if record.image_shape:
+        channels: Any = record.image_shape[0]
+        reading = Reading(size=record.image_shape[-1], fit=reading.fit, channels=channels)
+    data = data_of(str(truth), reading).images
+    if record.images not in (None, len(data)):
+        raise InputError(f"the record was made from {record.images} images, but --truth holds {len(data)}")
+    labels = data.labels
+    if record.classes is not None and set(data.classes) <= set(record.classes):
+        labels = torch.tensor([record.classes.index(name) for name in data.classes])[labels]
+    return Truth(entering(data.images, record.pixels or Pixels()), labels if data.masks is None else data.masks)
+
+
+def named(record: Record, network: nn.Module) -> Record:
+    """Return the record under a network's names and dtypes; raise `InputError` if it belongs to another network."""
+    own = dict(network.named_parameters()) | dict(network.named_buffers())
+    names = [*record.update.tensors, *record.weights.parameters, *record.weights.buffers]
+    bare = record.without(shared_prefix(names, list(own))).cast({name: t.dtype for name, t in own.items()})
+    for name, value in {**bare.weights.buffers, **bare.weights.parameters}.items():
+        if name not in own or own[name].shape != value.shape:
+            raise InputError(f"the record does not fit the model: '{name}' has another name or shape there")
+    return bare
+
+
+def _checked(held: Record, path: Path, kept: Truth | None, model: str | None) -> Check:
+    if kept is None or model is None:
+        wrong = next(contradictions(held), None)
+        return Check("wrong" if wrong else "unverified", finding=wrong, facts=tuple(_counted(held, bool(wrong))))
+    shape, classes = tuple(kept.images.shape[1:]), len(held.classes or ()) or _classes(kept)
+    network = network_of(model_of(model), shape, classes, 0)
+    bare = named(held, network)
+    if bare.defense is not None or bare.filters:
+        acting = bare.defense or "; ".join(bare.filters)
+        open_ = (f"the update was changed after the training by {acting}: the replay compares what left the training",)
+        check = check_case(Case(network, bare, kept, neighbors(path, bare)))
+        return check if check.verdict == "right" else Check("unverified", check.difference, check.spread, open=open_)
+    return check_case(Case(network, bare, kept, neighbors(path, bare)))
+
+
+def _classes(kept: Truth) -> int:
+    return max(int(kept.labels.max()) + 1, 2) if not kept.labels.is_floating_point() else kept.labels.shape[1]
+
+
+def _counted(held: Record, wrong: bool) -> Iterator[str]:
+    """Yield what agrees without images."""
+    if not wrong and any(name.endswith("num_batches_tracked") for name in held.update.buffers or {}):
+        yield f"batch norm's counters state {len(held.steps.steps)} steps, as the plan does"
+
+
+def _blind(held: Record, kept: Truth | None, model: str | None) -> Iterator[str]:
+    """Yield what cannot be verified without truth or model."""
+    if kept is None or model is None:
+        missing = " and ".join(word for word, one in (("--truth", kept), ("--model", model)) if one is None)
+        yield (
+            f"not verifiable beyond names, shapes and counters without {missing}: learning rate, momentum, weights, "
+            "labels and pixels can be wrong without a sign"
+        )
+    if reason := held.steps.irregularity():
+        yield f"an audit cannot attack this update: {reason}"
+
+
+def _contents(held: Record) -> Iterator[tuple[str, str]]:
+    parameters, buffers = held.weights.parameters, held.weights.buffers
+    count = sum(t.numel() for t in parameters.values())
+    kinds = sorted({str(t.dtype).removeprefix("torch.") for t in held.update.tensors.values()})
+    yield "update", f"{held.update.kind} of {len(parameters)} parameters, {count:,} elements, {', '.join(kinds)}"
+    yield "norm", f"{float(held.update.norm()):.4g}"
+    sent = "not sent" if held.update.buffers is None else f"{len(held.update.buffers)} sent, {len(buffers)} before"
+    yield "buffers", sent
+    yield "images", _or_unknown(held.images)
+    yield "num_samples", "not sent" if held.update.num_samples is None else str(held.update.num_samples)
+    yield "image shape", _or_unknown(held.image_shape and " x ".join(map(str, held.image_shape)))
+    yield "pixels", _pixels(held.pixels)
+    yield "defense", held.defense or "none stated"
+    yield "filters", "; ".join(held.filters) or "none stated"
+    source = held.source
+    if source is not None:
+        number = "" if source.round is None else f", round {source.round}"
+        yield "source", f"{source.framework}{number}, recorded at the {source.place}"
+        yield "versions", ", ".join(f"{name} {text}" for name, text in source.versions.items()) or "unknown"
+
+
+def _or_unknown(value: Any) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def _pixels(pixels: Pixels | None) -> str:
+    if pixels is None:
+        return "unknown"
+    if pixels.mean is not None:
+        return f"enter as (x - {list(pixels.mean)}) / {list(pixels.std or ())}"
+    return f"enter in the range {pixels.low:g} to {pixels.high:g}"
+
+
+def _steps(held: Record) -> Iterator[str]:
+    runs = [(len(list(same)), step) for step, same in groupby(held.steps.steps)]
+    for count, step in runs[:_FEWEST] if len(runs) > _FULL else runs:
+        yield f"{count} x {_step(step)}"
+    if len(runs) > _FULL:
+        yield f"and {sum(count for count, _ in runs[_FEWEST:])} more steps"
+
+
+def _step(step: Step) -> str:
+    told = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in step.settings.items() if v)
+    modes = set(step.modes.values()) or {step.training}
+    mode = "mixed modes" if len(modes) > 1 else f"{'train' if modes == {True} else 'eval'} mode"
+    how = f"{step.optimizer}({told})" if step.optimizer else "gradient"
+    extra = [f"autocast {step.precision}"] if step.precision else []
+    extra += [f"{step.passes} passes"] if step.passes > 1 else []
+    extra += [f"gradient {step.change}"] if step.change else []
+    return ", ".join([f"{step.images} images", how, step.loss or "unknown loss", mode, *extra])

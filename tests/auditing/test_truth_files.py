@@ -1,0 +1,100 @@
+"""A record with its truth file, as a watched client writes them, audited."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import medpfl
+from medpfl import InputError
+from medpfl.core.records.origin import Pixels
+from medpfl.core.records.record import Record
+from medpfl.models import LeNet
+from tests.auditing.audit_cases import Answers
+from tests.flat import flat
+
+IMAGES = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+LABELS = torch.tensor([1, 0, 1])
+
+
+def client(folder, images=IMAGES, *, epochs=1, batch=3, **options):
+    """Train as a client does, and return the paths of record and truth."""
+    model = LeNet("idlg").build((1, 16, 16), 2, seed=4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with medpfl.record(folder, model, truth=True, classes=("benign", "malignant"), **options):
+        for _ in range(epochs):
+            for index in torch.randperm(3, generator=torch.Generator().manual_seed(8)).split(batch):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images[index]), LABELS[index]).backward()
+                optimizer.step()
+    (record,), (truth,) = folder.glob("*.safetensors"), (folder / "private-truth").iterdir()
+    return record, truth
+
+
+def look(record, truth, attack, **options):
+    return flat(medpfl.audit_record, record, truth, "LeNet('idlg')", attacks=[attack], **options)
+
+
+@pytest.mark.parametrize("batch", [3, 2, 1])
+def test_a_truth_file_verifies_its_record(tmp_path, batch):
+    attack = Answers()
+    report = look(*client(tmp_path, batch=batch, epochs=2), attack)
+    assert report.settings.record["checked"] == "right"
+    assert report.settings.record["difference"] < 1e-5
+    assert any("was checked before the attacks" in note for note in report.settings.notes)
+    assert not any(str(tmp_path) in note for note in report.settings.notes)
+    assert report.settings.experiment["data"] == "truth file"
+    assert {row.label for row in report.rows} == {0, 1}
+
+
+NORMALIZED = {
+    "as stated": ((IMAGES - 0.4) / 0.2, {"pixels": Pixels(mean=(0.4,), std=(0.2,))}),
+    "by its range": (IMAGES * 2 - 1, {}),
+    "0 to 255": (IMAGES * 255, {}),
+}
+
+
+@pytest.mark.parametrize("case", NORMALIZED.values(), ids=NORMALIZED)
+def test_normalized_pixels_are_judged_in_the_range_of_images(tmp_path, case):
+    images, options = case
+    record, truth = client(tmp_path, images, **options)
+    attack = Answers()
+    report = look(record, truth, attack)
+    assert report.settings.record["checked"] == "right"
+    assert report.settings.experiment["model"].startswith("LeNet(variant='idlg') on (x - ")
+    seen = attack.kept[-1]
+    weights = dict(Record.load(record).weights.parameters)
+    assert {name for name, _ in seen.model.named_parameters()} == set(weights), "no parameter is renamed"
+    bare = LeNet("idlg").build((1, 16, 16), 2, seed=4)
+    torch.testing.assert_close(functional_call(seen.model, weights, (IMAGES,)), bare(images))
+
+
+def test_a_smaller_last_batch_and_augmented_epochs(tmp_path):
+    report = look(*client(tmp_path, batch=2), Answers())
+    assert report.rows[0].plan == "Plan(algorithm='FedAvg', batch_size=2, local_images=3, mode='train')"
+
+
+def test_a_retention_that_is_over_is_said(tmp_path, capsys):
+    record, truth = client(tmp_path, days=0)
+    look(record, truth, Answers())
+    assert "was to be kept for 0 days" in capsys.readouterr().err
+
+
+def test_a_truth_of_another_record(tmp_path):
+    record, _ = client(tmp_path / "a")
+    _, truth = client(tmp_path / "b", IMAGES.roll(1, 0))
+    with pytest.raises(InputError, match="the record is wrong, so no attack was run"):
+        look(record, truth, Answers())
+
+
+def test_steps_that_no_plan_has_are_refused_with_the_reason(tmp_path):
+    model = LeNet("idlg").build((1, 16, 16), 2, seed=4)
+    optimizer = torch.optim.Adam(model.parameters())
+    with medpfl.record(tmp_path, model, truth=True):
+        nn.functional.cross_entropy(model(IMAGES), LABELS).backward()
+        optimizer.step()
+    (record,), (truth,) = tmp_path.glob("*.safetensors"), (tmp_path / "private-truth").iterdir()
+    with pytest.raises(InputError, match="an audit cannot attack this update: the optimizer is Adam"):
+        look(record, truth, Answers())
