@@ -28,7 +28,8 @@ def sent_arrays(update: Update) -> dict[str, Tensor]:
     if not update.buffers:
         return dict(update.tensors)
     before = update.buffers_before
-    if before is None or (missing := update.buffers.keys() - before.keys()):
+    missing = update.buffers.keys() - (before or {}).keys()
+    if before is None or missing:
         what = "none" if before is None else f"no '{min(missing)}'"
         raise InputError(
             f"this defense acts on the change of the buffers, but the update has {what} in buffers_before: set it to "
