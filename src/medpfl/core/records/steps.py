@@ -176,6 +176,11 @@ class Steps:
         return replace(self, steps=tuple(map(own, self.steps)))
 
     @property
+    def algorithm(self) -> str:
+        """``"FedSGD"`` if the gradient itself is sent, else ``"FedAvg"``."""
+        return "FedAvg" if self.steps[0].optimizer else "FedSGD"
+
+    @property
     def total(self) -> int:
         """Number of images in all steps, repetitions counted."""
         return sum(step.images for step in self.steps)
@@ -210,7 +215,7 @@ class Steps:
     def irregularity(self) -> str:
         """Return why no plan has these steps, or an empty text."""
         first = self.steps[0]
-        for step in self.steps:
+        for step in {id(one): one for one in self.steps}.values():
             if reason := _irregular(step):
                 return reason
             for name, word in _COMMON.items():
