@@ -27,6 +27,13 @@ def commands(page: Path) -> list[list[str]]:
 COMMANDS = [pytest.param(words, id=" ".join(words)[:60]) for page in PAGES for words in commands(page)]
 
 
+def train(model: nn.Module) -> None:
+    """Stand in for a reader's own training loop."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    nn.functional.cross_entropy(model(torch.rand(2, 1, 32, 32)), torch.tensor([0, 1])).backward()
+    optimizer.step()
+
+
 def test_there_is_something_to_run():
     assert sum(len(blocks(page, "python")) for page in PAGES) >= 4
     assert len(COMMANDS) >= 12
@@ -38,7 +45,7 @@ def test_python(page, tmp_path, monkeypatch):
     document = ModuleType("document")
     document.model = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 2))
     document.loss = nn.functional.cross_entropy(document.model(torch.rand(1, 1, 32, 32)), torch.tensor([1]))
-    document.torch = torch
+    document.torch, document.train = torch, train
     monkeypatch.setitem(sys.modules, "document", document)  # where a dataclass looks for its names
     monkeypatch.chdir(tmp_path)
     for text in blocks(page, "python"):

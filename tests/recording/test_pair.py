@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from medpfl.cli import main
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.records.record import Record
@@ -81,3 +82,11 @@ def test_records_of_other_updates_are_refused():
         compared(raw, dataclasses.replace(raw, weights=less))
     with pytest.raises(InputError, match="a gradient"):
         compared(raw, dataclasses.replace(raw, update=dataclasses.replace(raw.update, kind="gradient")))
+
+
+def test_inspect_shows_what_the_filters_changed(tmp_path, capsys):
+    raw = record()
+    for name, one in (("raw", raw), ("sent", after(TopK(0.1), raw))):
+        one.save(tmp_path / f"{name}.safetensors")
+    assert main(["inspect", str(tmp_path / "sent.safetensors"), "--raw", str(tmp_path / "raw.safetensors")]) == 0
+    assert "10.0% of the coordinates were sent" in " ".join(capsys.readouterr().out.split())

@@ -9,13 +9,22 @@ from pathlib import Path
 from torch import nn
 
 from medpfl.auditing.aggregation import aggregates
-from medpfl.auditing.captured import check_images, found_in, kept_at, told_of
 from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.feasibility import Feasibility
 from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.jobs import jobs_of
 from medpfl.auditing.player import Player
-from medpfl.auditing.recorded import Recorded, defense_in, named_as, read, relabel
+from medpfl.auditing.recorded import (
+    Recorded,
+    check_images,
+    defense_in,
+    found_in,
+    kept_at,
+    named_as,
+    read,
+    relabel,
+    told_of,
+)
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer

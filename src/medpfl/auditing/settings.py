@@ -43,7 +43,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
     Args:
         checked: the scenario's checks.
         player: the audit's player.
-        check: the check of an undefended record, see `medpfl.auditing.captured`.
+        check: the check of an undefended record, see `medpfl.auditing.recorded.told_of`.
 
     Raises:
         InputError: a record under a defense does not match the images, the plan and the defense.

@@ -284,7 +284,7 @@ def _inspect(given: Namespace, words: list[str]) -> int:
     asked = _typed(Looking, given, words)
     from medpfl.recording.view import view_of
 
-    made = view_of(asked.record, asked.truth, asked.model, asked.reading)
+    made = view_of(asked.record, asked.truth, asked.model, asked.reading, asked.raw)
     if asked.page:
         from medpfl.reporting.record_page import write_page
 

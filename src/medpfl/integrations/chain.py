@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from medpfl.core.experiments.limits import NAME, SPEC
-from medpfl.core.records.steps import Step, Steps
 from medpfl.models.wrapped import innermost
 
-__all__ = ["described", "named", "noticed", "unknown_steps"]
+__all__ = ["described", "named", "noticed"]
 
 _SHOWN = (bool, int, float, type(None))
 
@@ -81,8 +80,3 @@ def noticed() -> Iterator[list[nn.Module]]:
         yield seen
     finally:
         hook.remove()
-
-
-def unknown_steps(images: int | None) -> Steps:
-    """Return one step with an unknown optimizer, for a training that nobody watched; no audit attacks it."""
-    return Steps((Step(images or 0, optimizer="unknown", loss=""),), images=images)

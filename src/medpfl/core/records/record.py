@@ -185,7 +185,7 @@ class Record:
                 for k, t in members.items()
                 if not odd[k] and not t.isfinite().all()
             ]
-        algorithm = "FedAvg" if self.steps.steps[0].optimizer else "FedSGD"
+        algorithm = self.plan.algorithm
         kind = "gradient" if algorithm == "FedSGD" else "difference"
         if self.update.kind != kind:
             problems.append(

@@ -21,7 +21,6 @@ from medpfl.core.messages import say
 from medpfl.core.plan import Plan
 from medpfl.core.records.origin import Source
 from medpfl.core.records.steps import Steps
-from medpfl.integrations.chain import unknown_steps
 from medpfl.integrations.flower.masked import Masked
 from medpfl.integrations.flower.messages import count_of, is_training, round_of, state_in, trained_weights
 from medpfl.recording.record import Context, keep, make_record, source_of
@@ -135,7 +134,7 @@ class RecordingGrid(Grid):
         sent = trained_weights(asked.weights, reply)
         count = count_of(reply, self.count)
         context = Context(num_samples=count, image_shape=self.image_shape, classes=self.classes, source=source)
-        keep(place, make_record(sent.before, sent.after, self.plan or unknown_steps(count), context=context))
+        keep(place, make_record(sent.before, sent.after, self.plan or Steps.unknown(count), context=context))
 
     def _write_masked(self, reply: Message, asked: _Asked, source: Source, place: Path) -> None:
         told = reply.content.config_records[_SECAGG].get(_MASKED)

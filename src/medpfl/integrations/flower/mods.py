@@ -17,7 +17,7 @@ from medpfl.core.records.origin import Pixels, Source
 from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import RETENTION
 from medpfl.core.roles import Defense
-from medpfl.integrations.chain import described, named, noticed, unknown_steps
+from medpfl.integrations.chain import described, named, noticed
 from medpfl.integrations.defending import defend_update, defense_at_the_door, packed, parameters_of, unpacked
 from medpfl.integrations.flower.messages import (
     array_record,
@@ -96,7 +96,7 @@ class Record:
             seen.steps()
         except InputError as error:
             say(f"note: the record has no training steps: {error}")
-            trained = unknown_steps(count)
+            trained = Steps.unknown(count)
         made = recording.make_record(
             named(sent.before, model),
             named(sent.after, model),

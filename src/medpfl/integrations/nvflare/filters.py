@@ -20,7 +20,7 @@ from medpfl.core.records.origin import Source
 from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import RETENTION
 from medpfl.core.roles import State
-from medpfl.integrations.chain import described, unknown_steps
+from medpfl.integrations.chain import described
 from medpfl.integrations.defending import defend_update, defense_at_the_door, parameters_of
 from medpfl.integrations.nvflare import tasks
 from medpfl.integrations.nvflare.anywhere import WatchAnywhere
@@ -165,7 +165,7 @@ class Recorder(_TaskFilter):
             except InputError as error:
                 if self._plan is None:
                     say(f"note: the record has no training steps: {error}")
-        return self._plan or unknown_steps(None)
+        return self._plan or Steps.unknown(None)
 
 
 class Defense(_TaskFilter):
