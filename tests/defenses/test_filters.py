@@ -22,7 +22,7 @@ from medpfl.federated.ready import prepare
 from medpfl.federated.server import observe
 from medpfl.models import MLP, LeNet
 
-DIFFERENCE = Plan("FedAvg", learning_rate=0.01)
+DIFFERENCE = Plan("FedAvg", learning_rate=0.005)
 FILTERS = (PercentilePrivacy(), SVTPrivacy(), LocalDP(0.1, 0.01))
 
 
@@ -83,7 +83,7 @@ def test_a_products_local_dp_adds_no_noise(scene):
     raw, shipped = scene[2], LocalDP(1.0, 1e-4, 10.0)
     assert shipped.mechanism(Plan(), 1).noise == pytest.approx(4.8e-5, rel=0.02)
     sent, _ = shipped.update(raw, {}, generator())
-    assert (flat(sent) - flat(raw)).norm() < 0.02 * flat(raw).norm()
+    assert (flat(sent) - flat(raw)).norm() < 0.05 * flat(raw).norm()
     assert "epsilon is in the hundreds" in spent([shipped], Plan(), 1e-5, scene[0])[repr(shipped)]
 
 
