@@ -213,4 +213,7 @@ def test_no_field_was_forgotten():
         "model", "views", "image_shape", "num_classes", "labels", "order", "masks", "auxiliary",
         "label_shape",  # of the model's own outputs, which are public
     }  # fmt: skip
-    assert {f.name for f in dataclasses.fields(Update)} == {"tensors", "kind", "buffers", "num_samples"}
+    assert {f.name for f in dataclasses.fields(Update)} == {
+        "tensors", "kind", "buffers", "num_samples",
+        "buffers_before",  # which the server itself sent
+    }  # fmt: skip

@@ -27,13 +27,11 @@ def sent_arrays(update: Update) -> dict[str, Tensor]:
     """
     if not update.buffers:
         return dict(update.tensors)
-    before = update.buffers_before
-    missing = update.buffers.keys() - (before or {}).keys()
-    if before is None or missing:
-        what = "none" if before is None else f"no '{min(missing)}'"
+    before = update.buffers_before or {}
+    if missing := sorted(update.buffers.keys() - before.keys()):
         raise InputError(
-            f"this defense acts on the change of the buffers, but the update has {what} in buffers_before: set it to "
-            "the global model's buffers, or send no buffers"
+            f"this defense acts on the change of the buffers, but the update has no '{missing[0]}' in buffers_before: "
+            "set it to the global model's buffers, or send no buffers"
         )
     moved = {_BUFFER + name: _number(t) - _number(before[name].to(t)) for name, t in update.buffers.items()}
     return {**update.tensors, **moved}

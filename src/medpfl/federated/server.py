@@ -231,9 +231,15 @@ def _decoded(received: Received, defense: Defense) -> tuple[Update, Channel | No
     """Return the stacked updates; if the attacker knows the defense, decode them and add the remaining channel."""
     if not received.told:
         return Update.stack(received.sent), None
-    # The server knows the buffers that it sent, also where an update came without them (from a file, or a process).
-    sent = [u if u.buffers is None else replace(u, buffers_before=received.weights.buffers) for u in received.sent]
+    sent = [_with_start(update, received.weights) for update in received.sent]
     return decoded_all(sent, [defense.disclose(update, received.plans[0]) for update in sent])
+
+
+def _with_start(update: Update, weights: Weights) -> Update:
+    """Return an update with the buffers that the server sent, if it came without them (from a file or a process)."""
+    if update.buffers is None or update.buffers_before is not None:
+        return update
+    return replace(update, buffers_before=weights.buffers)
 
 
 def _granted(

@@ -80,7 +80,9 @@ def defend_update(
     values = {name: _wide(after[name]) for name in after if name in own}
     if sent == "weights":
         values = {name: t - _wide(before[name]) for name, t in values.items()}
-    raw = Update(values, "difference", {k: t for k, t in after.items() if k not in own}, num_samples)
+    buffers = {k: t for k, t in after.items() if k not in own}
+    start = {k: t for k, t in before.items() if k in buffers}  # for defenses that act on the change of buffers
+    raw = Update(values, "difference", buffers, num_samples, start)
     generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
     made, state = checked_sent(defense.update(raw, state or defense.init(), generator), defense, raw)
     result = dict(after)
