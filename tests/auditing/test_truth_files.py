@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -98,3 +100,18 @@ def test_steps_that_no_plan_has_are_refused_with_the_reason(tmp_path):
     (record,), (truth,) = tmp_path.glob("*.safetensors"), (tmp_path / "private-truth").iterdir()
     with pytest.raises(InputError, match="an audit cannot attack this update: the optimizer is Adam"):
         look(record, truth, Answers())
+
+
+def test_an_update_that_a_stated_filter_changed_is_audited_and_the_difference_is_said(tmp_path, capsys):
+    path, truth = client(tmp_path / "made")
+    made = Record.load(path)
+    pruned = {n: t.where(t.abs() >= t.abs().median(), 0) for n, t in made.update.tensors.items()}
+    sent = dataclasses.replace(made, update=made.update.replace(pruned))
+    for name, filters in (("stated", ("PercentilePrivacy(percentile=50)",)), ("hidden", ())):
+        (tmp_path / name).mkdir()
+        dataclasses.replace(sent, filters=filters).save(tmp_path / name / "sent.safetensors")
+    report = look(tmp_path / "stated" / "sent.safetensors", truth, Answers())
+    assert report.settings.record["checked"] == "unverified"
+    assert "changed after the training by PercentilePrivacy(percentile=50)" in capsys.readouterr().err
+    with pytest.raises(InputError, match="the record is wrong"):
+        look(tmp_path / "hidden" / "sent.safetensors", truth, Answers())
