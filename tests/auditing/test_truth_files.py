@@ -98,3 +98,24 @@ def test_steps_that_no_plan_has_are_refused_with_the_reason(tmp_path):
     (record,), (truth,) = tmp_path.glob("*.safetensors"), (tmp_path / "private-truth").iterdir()
     with pytest.raises(InputError, match="an audit cannot attack this update: the optimizer is Adam"):
         look(record, truth, Answers())
+
+
+OWN = """
+from dataclasses import dataclass
+from medpfl.attacks import iDLG
+
+@dataclass(frozen=True, repr=False)
+class Mine(iDLG):
+    '''The same attack, by a user.'''
+    steps: int = 3
+"""
+
+
+def test_an_isolated_attack_never_gets_a_model_for_other_pixels(tmp_path):
+    """Another process cannot rebuild the mapping, so the attack runs here, with a note, or is refused."""
+    (tmp_path / "own.py").write_text(OWN)
+    record, truth = client(tmp_path / "out", IMAGES * 2 - 1)
+    report = look(record, truth, f"{tmp_path}/own.py:Mine")
+    assert any("Your own attack ran in the audit's own process" in note for note in report.settings.notes)
+    with pytest.raises(InputError, match=r"isolate: the model .* is an object that another process cannot rebuild"):
+        look(record, truth, f"{tmp_path}/own.py:Mine", isolate=True)

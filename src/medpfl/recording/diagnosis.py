@@ -94,7 +94,7 @@ def _exact(case: Case, made: Replayed, difference: float, tolerance: float, wron
     sent = case.record.update
     gaps = buffer_gaps(sent.buffers or {}, made.buffers)
     worst = max(gaps.values(), default=0.0)
-    if not near(difference, tolerance):
+    if not near(case.record, difference, tolerance):
         return Check("wrong", difference, finding=diagnose(case, [made], difference))
     if worst > max(_BUFFERS, tolerance):
         name = max(gaps, key=lambda one: gaps[one])

@@ -75,7 +75,7 @@ class Watch:
         self._hooks: list[Any] = []
         self._range: tuple[float, float] | None = None
         self.image_shape: tuple[int, ...] | None = None
-        self.carried = False
+        self.carried, self.device = False, "cpu"
 
     # --- what was seen
 
@@ -210,7 +210,8 @@ class Watch:
             self.problems["the model's input is no tensor, or was given by keyword"] = None
         else:
             inputs = inputs.detach().clone()
-        drawn = any(isinstance(m, _DropoutNd) and m.training for m in layers.values())
+            self.device = inputs.device.type
+        drawn = any(isinstance(m, _DropoutNd) and m.training for m in layers.values()) and self.device == "cpu"
         generator = torch.get_rng_state() if drawn and self.keep else None
         modes = {name: m.training for name, m in layers.items()}
         return _Pass(inputs, self.model.training, modes, generator, _autocast(args))
