@@ -163,7 +163,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch norm"])
-@pytest.mark.parametrize("batch", [ONE, FIVE], ids=["one step", "five steps"])
+@pytest.mark.parametrize("batch", [ONE, pytest.param(FIVE, marks=pytest.mark.slow)], ids=["one step", "five steps"])
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_record_is_stopped_with_its_cause(wrong, batch, norm):
     case, cause = wrong(batch, norm)
@@ -236,6 +236,7 @@ def test_without_the_order_a_right_record_is_not_refused(norm):
     assert "the order of the images is unknown" in check.open[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [sign, weights], ids=["sign", "weights"])
 def test_without_the_order_what_cannot_be_is_stopped(wrong):
     case, cause = wrong(FIVE, False)

@@ -194,6 +194,7 @@ def test_autocast_inside_of_the_model():
     assert "under autocast" in reason(model)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model():
     model = network()

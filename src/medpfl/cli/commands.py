@@ -282,9 +282,9 @@ def _record(given: Namespace, words: list[str]) -> int:
 
 def _inspect(given: Namespace, words: list[str]) -> int:
     asked = _typed(Looking, given, words)
-    from medpfl.recording.view import view_of
+    from medpfl.recording.states import perform_looking
 
-    made = view_of(asked.record, asked.truth, asked.model, asked.reading)
+    made = perform_looking(asked)
     if asked.page:
         from medpfl.reporting.record_page import write_page
 

@@ -16,9 +16,10 @@ from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Step
 from medpfl.core.records.truth import Truth, digest_of
+from medpfl.core.roles import Model
 from medpfl.core.tensors import shared_prefix
 from medpfl.inputs.network import network_of
-from medpfl.inputs.parts import data_of, model_of
+from medpfl.inputs.parts import data_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
 from medpfl.recording.check import Case, Check, contradictions
@@ -35,14 +36,14 @@ _FEWEST, _FULL = 5, 6
 
 
 def view_of(
-    record: str | Path, truth: str | Path | None = None, model: str | None = None, reading: Reading | None = None
+    record: str | Path, truth: str | Path | None = None, model: Model | None = None, reading: Reading | None = None
 ) -> View:
     """Return what a record holds, and whether it is right.
 
     Args:
         record: the record's path.
         truth: a truth file, or images as ``data`` in `medpfl.audit`.
-        model: the model's spec; without it, the training cannot be repeated.
+        model: the client's model; without it, the training cannot be repeated.
         reading: how to read images that are no truth file.
 
     Raises:
@@ -102,12 +103,12 @@ def named(record: Record, network: nn.Module) -> Record:
     return bare
 
 
-def _checked(held: Record, path: Path, kept: Truth | None, model: str | None) -> Check:
+def _checked(held: Record, path: Path, kept: Truth | None, model: Model | None) -> Check:
     if kept is None or model is None:
         wrong = next(contradictions(held), None)
         return Check("wrong" if wrong else "unverified", finding=wrong, facts=tuple(_counted(held, bool(wrong))))
     shape, classes = tuple(kept.images.shape[1:]), len(held.classes or ()) or _classes(kept)
-    network = network_of(model_of(model), shape, classes, 0)
+    network = network_of(model, shape, classes, 0)
     bare = named(held, network)
     if bare.defense is not None or bare.filters:
         acting = bare.defense or "; ".join(bare.filters)
@@ -127,7 +128,7 @@ def _counted(held: Record, wrong: bool) -> Iterator[str]:
         yield f"batch norm's counters state {len(held.steps.steps)} steps, as the plan does"
 
 
-def _blind(held: Record, kept: Truth | None, model: str | None) -> Iterator[str]:
+def _blind(held: Record, kept: Truth | None, model: Model | None) -> Iterator[str]:
     """Yield what cannot be verified without truth or model."""
     if kept is None or model is None:
         missing = " and ".join(word for word, one in (("--truth", kept), ("--model", model)) if one is None)
