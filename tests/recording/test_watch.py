@@ -269,3 +269,13 @@ def test_an_error_in_the_loop_leaves_no_hook():
         train(model, [(torch.rand(2, 1, 3, 3), LABELS[:2])])
     assert len(places._global_forward_pre_hooks) == before
     assert all(not p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_what_is_no_image_is_said():
+    model = nn.Linear(3, 2)
+    with watch(model, keep=True) as seen:
+        nn.functional.cross_entropy(model(torch.rand(4, 3)), torch.tensor([0, 1, 1, 0])).backward()
+        torch.optim.SGD(model.parameters(), 0.1).step()
+    assert "a step has no image" in seen.steps().irregularity()
+    assert any("no batch of images" in problem for problem in seen.problems)
+    assert seen.truth() is None

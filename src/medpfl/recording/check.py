@@ -17,6 +17,7 @@ from medpfl.core.records.steps import Step, Steps
 from medpfl.core.records.truth import Truth
 from medpfl.core.types import Tensors, Weights
 from medpfl.core.user_code.copies import copied
+from medpfl.recording.folder import Neighbors
 from medpfl.recording.replay import Replayed, counters, replay
 
 __all__ = ["DRAWS", "RIGHT", "Case", "Check", "Finding", "buffer_gaps", "contradictions", "tolerance_of"]
@@ -81,7 +82,7 @@ class Case:
     network: nn.Module
     record: Record
     truth: Truth
-    others: Mapping[str, Record] = field(default_factory=dict)
+    others: Mapping[str, Record] | Neighbors = field(default_factory=dict)
 
     @property
     def steps(self) -> Steps:

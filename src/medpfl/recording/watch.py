@@ -205,9 +205,9 @@ class Watch:
     def _pass(self, args: tuple[Any, ...]) -> _Pass:
         assert self.model is not None
         layers = {name: m for name, m in self.model.named_modules() if isinstance(m, _BatchNorm | _DropoutNd)}
-        inputs = _first(args, lambda t: t.ndim >= 2)
+        inputs = _first(args, lambda t: t.ndim in (4, 5))
         if inputs is None:
-            self.problems["the model's input is no tensor, or was given by keyword"] = None
+            self.problems["no batch of images (N, C, H, W) enters the model, or it is given by keyword"] = None
         else:
             inputs = inputs.detach().clone()
             self.device = inputs.device.type
