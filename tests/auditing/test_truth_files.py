@@ -112,6 +112,27 @@ def test_an_update_that_a_stated_filter_changed_is_audited_and_the_difference_is
         dataclasses.replace(sent, filters=filters).save(tmp_path / name / "sent.safetensors")
     report = look(tmp_path / "stated" / "sent.safetensors", truth, Answers())
     assert report.settings.record["checked"] == "unverified"
-    assert "changed after the training by PercentilePrivacy(percentile=50)" in capsys.readouterr().err
+    assert "PercentilePrivacy(percentile=50) changed the update" in capsys.readouterr().err
     with pytest.raises(InputError, match="the record is wrong"):
         look(tmp_path / "hidden" / "sent.safetensors", truth, Answers())
+
+
+OWN = """
+from dataclasses import dataclass
+from medpfl.attacks import iDLG
+
+@dataclass(frozen=True, repr=False)
+class Mine(iDLG):
+    '''The same attack, by a user.'''
+    steps: int = 3
+"""
+
+
+def test_an_isolated_attack_never_gets_a_model_for_other_pixels(tmp_path):
+    """Another process cannot rebuild the mapping, so the attack runs here, with a note, or is refused."""
+    (tmp_path / "own.py").write_text(OWN)
+    record, truth = client(tmp_path / "out", IMAGES * 2 - 1)
+    report = look(record, truth, f"{tmp_path}/own.py:Mine")
+    assert any("Your own attack ran in the audit's own process" in note for note in report.settings.notes)
+    with pytest.raises(InputError, match=r"isolate: the model .* is an object that another process cannot rebuild"):
+        look(record, truth, f"{tmp_path}/own.py:Mine", isolate=True)
