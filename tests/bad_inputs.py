@@ -139,19 +139,23 @@ def with_header(file: Path, out: Path, key: str, header: Any) -> Path:
 WRONG: tuple[Any, ...] = ([[1], {}], {"a": 1}, "x" * 9000, 10**12, -1, 1e300, True, [None])
 
 
+PLAN = dataclasses.asdict(Plan())
+"""The plan in a record of version 1."""
+
+
 def _records(folder: Path) -> Iterator[Case]:
     record, truth = make_record(folder)
     header = header_of(record, "medpfl-update")
     words = ["--truth", str(truth), "--model", "LeNet('idlg')", "--attack", "iDLG(steps=2)"]
     right = {("sends_buffers", 6)}  # true is right there
-    for field in ("kind", "num_samples", "sends_buffers", "plan", "image_shape", "classes", "defense"):
+    for field in ("kind", "num_samples", "sends_buffers", "steps", "image_shape", "classes", "defense"):
         for number, wrong in enumerate(WRONG):
             if (field, number) not in right:
                 path = with_header(record, folder / f"r-{field}-{number}", "medpfl-update", header | {field: wrong})
                 yield Case(f"record {field} {str(wrong)[:20]}", ["audit", str(path), *words])
-    for number, field in enumerate(header["plan"]):
-        plan = header["plan"] | {field: [[1], {}]}
-        path = with_header(record, folder / f"r-plan-{number}", "medpfl-update", header | {"plan": plan})
+    for number, field in enumerate(PLAN):
+        old = header | {"version": 1, "plan": {**PLAN, field: [[1], {}]}}
+        path = with_header(record, folder / f"r-plan-{number}", "medpfl-update", old)
         yield Case(f"record plan {field}", ["audit", str(path), *words])
     path = with_header(record, folder / "r-deep", "medpfl-update", "[" * 100_000)
     yield Case("record deep", ["audit", str(path), *words])

@@ -47,7 +47,7 @@ FAULTS = [
     Fault(
         "no momentum",
         "federated/local.py",
-        "push if step == 0 else plan.momentum * velocity[name] + push",
+        "push if step == 0 else plan.momentum * velocity[name] + damped * push",
         "push",
         "federated",
     ),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medpfl.core.experiments.groups import Victims as Victims
     from medpfl.core.experiments.schedule import Schedule as Schedule
     from medpfl.core.plan import Plan as Plan
+    from medpfl.core.records.origin import Pixels as Pixels
     from medpfl.core.records.record import Record as Record
     from medpfl.core.roles import Attack as Attack
     from medpfl.core.roles import DataSource as DataSource
@@ -58,6 +59,7 @@ _PLACES = {
     "Metric": "core.roles",
     "Model": "core.roles",
     "Observation": "core.types",
+    "Pixels": "core.records.origin",
     "Plan": "core.plan",
     "Reading": "core.experiments.groups",
     "Reconstruction": "core.types",
@@ -98,6 +100,7 @@ __all__ = [
     "Metric",
     "Model",
     "Observation",
+    "Pixels",
     "Plan",
     "Reading",
     "Reconstruction",

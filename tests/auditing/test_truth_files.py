@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -98,3 +100,39 @@ def test_steps_that_no_plan_has_are_refused_with_the_reason(tmp_path):
     (record,), (truth,) = tmp_path.glob("*.safetensors"), (tmp_path / "private-truth").iterdir()
     with pytest.raises(InputError, match="an audit cannot attack this update: the optimizer is Adam"):
         look(record, truth, Answers())
+
+
+def test_an_update_that_a_stated_filter_changed_is_audited_and_the_difference_is_said(tmp_path, capsys):
+    path, truth = client(tmp_path / "made")
+    made = Record.load(path)
+    pruned = {n: t.where(t.abs() >= t.abs().median(), 0) for n, t in made.update.tensors.items()}
+    sent = dataclasses.replace(made, update=made.update.replace(pruned))
+    for name, filters in (("stated", ("PercentilePrivacy(percentile=50)",)), ("hidden", ())):
+        (tmp_path / name).mkdir()
+        dataclasses.replace(sent, filters=filters).save(tmp_path / name / "sent.safetensors")
+    report = look(tmp_path / "stated" / "sent.safetensors", truth, Answers())
+    assert report.settings.record["checked"] == "unverified"
+    assert "PercentilePrivacy(percentile=50) changed the update" in capsys.readouterr().err
+    with pytest.raises(InputError, match="the record is wrong"):
+        look(tmp_path / "hidden" / "sent.safetensors", truth, Answers())
+
+
+OWN = """
+from dataclasses import dataclass
+from medpfl.attacks import iDLG
+
+@dataclass(frozen=True, repr=False)
+class Mine(iDLG):
+    '''The same attack, by a user.'''
+    steps: int = 3
+"""
+
+
+def test_an_isolated_attack_never_gets_a_model_for_other_pixels(tmp_path):
+    """Another process cannot rebuild the mapping, so the attack runs here, with a note, or is refused."""
+    (tmp_path / "own.py").write_text(OWN)
+    record, truth = client(tmp_path / "out", IMAGES * 2 - 1)
+    report = look(record, truth, f"{tmp_path}/own.py:Mine")
+    assert any("Your own attack ran in the audit's own process" in note for note in report.settings.notes)
+    with pytest.raises(InputError, match=r"isolate: the model .* is an object that another process cannot rebuild"):
+        look(record, truth, f"{tmp_path}/own.py:Mine", isolate=True)

@@ -237,18 +237,19 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
         "channels": 3, "partition": "IID(clients=2)", "clients": 4, "delta": 0.001, "seed": 5,
         "memory": 0.5, "device": "cuda", "tolerance": 0.3, "out": str(tmp_path / "o"),
         "algorithm": "FedAvg", "batch_size": 2, "local_images": 6, "epochs": 3, "learning_rate": 0.5, "momentum": 0.25,
-        "weight_decay": 0.125, "mode": "eval", "sampling": "poisson", "loss": "dice",
+        "weight_decay": 0.125, "mode": "eval", "sampling": "poisson", "loss": "cross_entropy", "label_smoothing": 0.1,
+        "dampening": 0.0,
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--sends", "buffers"]
-    switches = ("naive", "iterates", "isolate", "force")
+    switches = ("naive", "iterates", "isolate", "force", "nesterov")
     assert run("audit", "place", *words, *lists, *(f"--{name}" for name in switches), "--quiet")[0] == 0
     groups = [got.pop(name) for name in ("victims", "plan", "criteria", "run")]
     assert groups[1].sends == ("buffers",)
     assert got.pop("threat") == ThreatModel(("labels",), naive=True)
     arrived = {name: value for group in groups for name, value in vars(group).items()} | got
     own = {"data": "place", "attacks": ["A", "B"], "defenses": ["C"], "sends": ("buffers",), "progress": False}
-    assert arrived == given | own | dict.fromkeys(("iterates", "isolate", "force"), True)
+    assert arrived == given | own | dict.fromkeys(("iterates", "isolate", "force", "nesterov"), True)
     others = {"data", "attack", "defense", "grant", "sends", "rounds", "truth", "progress"}
     assert {*given, *switches, *others} == set(options_in(Experiment)), "none forgotten"
 
@@ -575,7 +576,8 @@ def test_what_is_not_understood(refused, words, message):
         (["--batch-size", "11", "--images", "11"], "an update holds 11 images, but this data set has 10"),
         (["--batch-size", "5", "--images", "4"], "--images is 4, but one update holds 5: attack more images"),
         (["--local-images", "4"], "need algorithm FedAvg"),
-        (["--algorithm", "FedAvg", "--local-images", "3", "--batch-size", "2"], "must be a multiple of batch_size"),
+        (["--sampling", "poisson", "--local-images", "3", "--batch-size", "2"], "must be a multiple of batch_size"),
+        (["--loss", "dice", "--label-smoothing", "0.1"], "label_smoothing belongs to the loss cross_entropy"),
         (["--size", "10"], "SSIM needs images of 11 x 11 pixels or more"),
         (["--size", "4"], "size"),
     ],

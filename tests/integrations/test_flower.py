@@ -35,7 +35,7 @@ def replayed(record, truth, kind):
     model, plan = apps.make_model(kind), record.regular_plan()
     model.load_state_dict({**record.weights.parameters, **record.weights.buffers})
     optimizer = torch.optim.SGD(model.parameters(), lr=plan.learning_rate, momentum=plan.momentum)
-    for step in truth.for_steps([one.images for one in record.steps.steps]):
+    for step in truth.order.split([one.images for one in record.steps.steps]):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(truth.images[step]), truth.labels[step]).backward()
         optimizer.step()

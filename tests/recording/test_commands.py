@@ -72,6 +72,7 @@ def test_two_checkpoints_make_a_right_record(site, run):
     assert str(site).encode() not in record.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_record_is_audited_with_its_truth(site, run):
     recorded(site, run)
     record, truth = files(site)
@@ -225,6 +226,7 @@ def test_pixels_that_the_loader_normalized(site, run):
     assert recorded(site, run, "--mean", "0.5", "--std", "0.5")[0] == 0
 
 
+@pytest.mark.slow
 def test_images_resized_by_other_software_are_refused_with_the_remedy(site, run):
     """The app resized large originals with another filter than MedPFL's."""
     from PIL import Image

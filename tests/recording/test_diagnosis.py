@@ -15,6 +15,7 @@ from medpfl.core.records.truth import Truth
 from medpfl.core.types import Update, Weights
 from medpfl.recording.check import Case
 from medpfl.recording.diagnosis import check_case
+from medpfl.recording.folder import Neighbors
 from medpfl.recording.record import make_record, state_of
 from medpfl.recording.watch import watch
 from tests.recording.loops import loader, network, train
@@ -163,7 +164,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch norm"])
-@pytest.mark.parametrize("batch", [ONE, FIVE], ids=["one step", "five steps"])
+@pytest.mark.parametrize("batch", [ONE, pytest.param(FIVE, marks=pytest.mark.slow)], ids=["one step", "five steps"])
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_record_is_stopped_with_its_cause(wrong, batch, norm):
     case, cause = wrong(batch, norm)
@@ -236,6 +237,7 @@ def test_without_the_order_a_right_record_is_not_refused(norm):
     assert "the order of the images is unknown" in check.open[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [sign, weights], ids=["sign", "weights"])
 def test_without_the_order_what_cannot_be_is_stopped(wrong):
     case, cause = wrong(FIVE, False)
@@ -279,3 +281,23 @@ def test_a_gradient():
     assert "the gradient was recorded as a weight difference" in str(
         check_case(Case(model, stepped, Truth(images, labels))).finding
     )
+
+
+def test_an_update_that_a_filter_changed_is_not_refused():
+    own = site(ONE)
+    noisy = sent(own.record, lambda t: {k: v + 0.01 * v.std() * torch.randn_like(v) for k, v in t.items()})
+    assert check_case(own.case(noisy)).verdict == "wrong"
+    check = check_case(own.case(replace(noisy, filters=("PercentilePrivacy(percentile=10)",))))
+    assert check.verdict == "unverified"
+    assert "PercentilePrivacy(percentile=10) changed the update after it" in check.open[0]
+    assert check_case(own.case(replace(own.record, filters=("Nothing()",)))).verdict == "right"
+
+
+def test_neighbors_are_records_of_the_same_model(tmp_path):
+    own, other = site(ONE), site(ONE, seed=7)
+    own.record.save(tmp_path / "a.safetensors")
+    other.record.save(tmp_path / "b.safetensors")
+    site(ONE, norm=False).record.save(tmp_path / "c.safetensors")
+    (tmp_path / "d.safetensors").write_bytes(b"junk")
+    found = dict(Neighbors(tmp_path / "a.safetensors", own.record).items())
+    assert list(found) == ["b.safetensors"]

@@ -55,7 +55,7 @@ def test_a_record_and_its_truth(tmp_path):
     assert truth.images.shape == (10, 1, 8, 8)
     assert len(truth.generators) == 6
     expected = [image for _ in range(1) for image, _ in loader()]
-    assert torch.equal(truth.images[truth.for_steps([4, 4, 2, 4, 4, 2])[0]], expected[0])
+    assert torch.equal(truth.images[truth.order[:4]], expected[0])
     place = {bytes(image.numpy()): int(label) for image, label in zip(IMAGES, LABELS, strict=True)}
     assert [place[bytes(i.numpy())] for i in truth.images] == truth.labels.tolist()
 
@@ -194,6 +194,7 @@ def test_autocast_inside_of_the_model():
     assert "under autocast" in reason(model)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model():
     model = network()
@@ -268,3 +269,13 @@ def test_an_error_in_the_loop_leaves_no_hook():
         train(model, [(torch.rand(2, 1, 3, 3), LABELS[:2])])
     assert len(places._global_forward_pre_hooks) == before
     assert all(not p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_what_is_no_image_is_said():
+    model = nn.Linear(3, 2)
+    with watch(model, keep=True) as seen:
+        nn.functional.cross_entropy(model(torch.rand(4, 3)), torch.tensor([0, 1, 1, 0])).backward()
+        torch.optim.SGD(model.parameters(), 0.1).step()
+    assert "a step has no image" in seen.steps().irregularity()
+    assert any("no batch of images" in problem for problem in seen.problems)
+    assert seen.truth() is None

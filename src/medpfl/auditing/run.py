@@ -159,13 +159,14 @@ def audit_record(
     stated = _stated_defense(held, path, [one.part for one in given])
     if held.image_shape and isinstance(truth, str | Path):
         reading = Reading(size=held.image_shape[-1], fit=reading.fit, channels=held.image_shape[0])  # type: ignore[arg-type]
-    with isolating(attacks, run.isolate, recipe, given) as isolation:
+    entering = recipe if held.pixels is None or held.pixels.plain else Entering(recipe, held.pixels)
+    with isolating(attacks, run.isolate, entering, given) as isolation:
         found = _read(truth, reading, run) if kept is None else found_in(kept, path_of(str(truth)), held, plan)
         images = relabel(found.images, held, plan)
         network = network_of(recipe, images.shape, len(images.classes), seed_of(run.seed, "weights", 0))
         named = named_as(held, network, plan)
         scenario = Scenario(
-            model=recipe if named.pixels is None or named.pixels.plain else Entering(recipe, named.pixels),
+            model=entering,
             weights=named.weights,
             data=images,
             source=found.source,

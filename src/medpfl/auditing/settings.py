@@ -126,7 +126,7 @@ def _of_record(check: Json | None) -> list[str]:
     if check is None:
         return []
     facts = [f"The record was checked before the attacks: {fact}." for fact in check["facts"]]
-    return facts + [f"The record is {text}." for text in check["open"]]
+    return facts + [f"The record: {text}." for text in check["open"]]
 
 
 def _origin(scenario: Scenario) -> str:

@@ -51,8 +51,8 @@ _DONE, _BAD_INPUT, _LEAKS, _INCONCLUSIVE, _READER_GONE = 0, 2, 3, 4, 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status.
 
-    0: done. 2: bad input. 3 or 4: under ``--fail-on``, a leak was found or the result is inconclusive. 130:
-    interrupted. 141: the reader of the output closed it, as ``head`` does.
+    0: done. 2: bad input, or a wrong record. 3 or 4: under ``--fail-on``, a leak was found or the result is
+    inconclusive. 130: interrupted. 141: the reader of the output closed it, as ``head`` does.
     """
     try:
         # On a shared machine, spinning threads slow everything down several times over.
@@ -282,13 +282,14 @@ def _record(given: Namespace, words: list[str]) -> int:
 
 def _inspect(given: Namespace, words: list[str]) -> int:
     asked = _typed(Looking, given, words)
-    from medpfl.recording.view import view_of
+    from medpfl.recording.states import perform_looking
 
-    made = view_of(asked.record, asked.truth, asked.model, asked.reading, asked.raw)
+    made = perform_looking(asked)
     if asked.page:
         from medpfl.reporting.record_page import write_page
 
         write_page(Path(asked.page), made)
+        say(f"wrote {asked.page}")
     if asked.json:
         import json
 

@@ -17,14 +17,15 @@ from medpfl.core.records.steps import Step, Steps
 from medpfl.core.records.truth import Truth
 from medpfl.core.types import Tensors, Weights
 from medpfl.core.user_code.copies import copied
+from medpfl.recording.folder import Neighbors
 from medpfl.recording.replay import Replayed, counters, replay
 
 __all__ = ["DRAWS", "RIGHT", "Case", "Check", "Finding", "buffer_gaps", "contradictions", "tolerance_of"]
 
 RIGHT = 1e-5
 """Largest relative difference of a right record in float32, apart from the rounding of its numbers."""
-_NEAR = 1e-3
-"""A difference below this that no other cause explains is rounding by another device or kernel."""
+_NEAR, _NEAR_ELSEWHERE = 1e-3, 1e-2
+"""A difference below this that no other cause explains is rounding by another kernel, or by a GPU (TF32)."""
 _SEED = 7_340_033
 DRAWS, _FEW = 6, 3
 """Replays with different orders if the client's own order is unknown: of the record's plan, and of each other cause."""
@@ -81,7 +82,7 @@ class Case:
     network: nn.Module
     record: Record
     truth: Truth
-    others: Mapping[str, Record] = field(default_factory=dict)
+    others: Mapping[str, Record] | Neighbors = field(default_factory=dict)
 
     @property
     def steps(self) -> Steps:
@@ -246,6 +247,7 @@ def _per_epoch(record: Record) -> int:
         return 0
 
 
-def near(difference: float, tolerance: float) -> bool:
+def near(record: Record, difference: float, tolerance: float) -> bool:
     """Return True if a difference can be rounding by another device or kernel."""
-    return difference <= max(tolerance, _NEAR)
+    elsewhere = record.source is not None and record.source.versions.get("device", "cpu") != "cpu"
+    return difference <= max(tolerance, _NEAR_ELSEWHERE if elsewhere else _NEAR)

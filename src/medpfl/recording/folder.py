@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from medpfl.core.errors import InputError, private
@@ -14,9 +15,9 @@ from medpfl.core.records.record import Record
 from medpfl.core.records.truth import FOLDER, Truth
 from medpfl.core.tensors import shared_prefix
 
-__all__ = ["Forgotten", "forget", "neighbors", "truths_in", "warn_if_overdue"]
+__all__ = ["Forgotten", "Neighbors", "forget", "truths_in", "warn_if_overdue"]
 
-_MOST_NEIGHBORS = 20
+_MOST_NEIGHBORS, _MOST_FILES = 20, 200
 _LARGEST = 1 << 30
 """Bytes of a neighbor that is read to find a cause."""
 
@@ -29,22 +30,28 @@ class Forgotten:
     remaining: tuple[Path, ...]
 
 
-def neighbors(path: Path, record: Record) -> dict[str, Record]:
-    """Return other records of the same model in a record's folder, by file name, in the record's names and dtypes."""
-    found: dict[str, Record] = {}
-    own = {**record.weights.parameters, **record.weights.buffers}
-    for other in sorted(path.parent.glob("*")):
-        if len(found) == _MOST_NEIGHBORS:
-            break
-        with suppress(InputError, OSError):
-            if other == path or not other.is_file() or other.stat().st_size > _LARGEST or not Record.is_one(other):
+@dataclass(frozen=True)
+class Neighbors:
+    """Other records of the same model in a record's folder, read one by one when they are asked for."""
+
+    path: Path
+    record: Record
+
+    def items(self) -> Iterator[tuple[str, Record]]:
+        """Yield file names and records, in the record's names and dtypes."""
+        found, own = 0, {**self.record.weights.parameters, **self.record.weights.buffers}
+        for other in islice(sorted(self.path.parent.glob(f"*{self.path.suffix}")), _MOST_FILES):
+            made = None
+            with suppress(InputError, OSError):
+                if other != self.path and other.is_file() and other.stat().st_size <= _LARGEST and Record.is_one(other):
+                    made = Record.load(other)
+            if made is None or found == _MOST_NEIGHBORS:
                 continue
-            made = Record.load(other)
             names = [*made.update.tensors, *made.weights.parameters, *made.weights.buffers]
             made = made.without(shared_prefix(names, list(own))).cast({name: t.dtype for name, t in own.items()})
-            if made.weights.parameters.keys() == record.weights.parameters.keys():
-                found[other.name] = made
-    return found
+            if made.weights.parameters.keys() == self.record.weights.parameters.keys():
+                found += 1
+                yield other.name, made
 
 
 def truths_in(folder: Path) -> Iterator[Path]:

@@ -125,7 +125,7 @@ def make_record(
     if isinstance(trained, Watch):
         parameters = parameters or trained.parameters or None
         shape, pixels = known.image_shape or trained.image_shape, known.pixels or trained.pixels
-        known = replace(known, image_shape=shape, pixels=pixels)
+        known = replace(known, image_shape=shape, pixels=pixels, source=_on_device(known.source, trained.device))
     before, after = _same_names(before, after, whole=sent == "weights")
     names = _trained_in(before, parameters)
     weights = Weights({k: before[k] for k in before if k in names}, {k: before[k] for k in before if k not in names})
@@ -186,6 +186,13 @@ def source_of(framework: str, packages: Sequence[str] = (), round: int | None = 
         except PackageNotFoundError:
             continue
     return Source(framework, found, round)
+
+
+def _on_device(source: Source | None, device: str) -> Source | None:
+    """Return a source that states the device if it is no CPU: a replay on a CPU rounds otherwise."""
+    if source is None or device == "cpu":
+        return source
+    return replace(source, versions={**source.versions, "device": device})
 
 
 def _plan_of(steps: Plan | Steps, images: int | None) -> Plan | Steps:

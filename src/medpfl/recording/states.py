@@ -1,4 +1,4 @@
-"""``medpfl record``: a record from the model's states before and after a client's local training."""
+"""``medpfl record`` and ``medpfl inspect``: from options to records and views, with the model that a person names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.recording import Recording
+from medpfl.core.experiments.recording import Looking, Recording
 from medpfl.core.plan import Plan
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.truth import Truth
@@ -22,7 +22,7 @@ from medpfl.models.weights import read_state
 from medpfl.recording.record import Context, Written, keep, make_record, source_of
 from medpfl.recording.view import View, view_of
 
-__all__ = ["Recorded", "perform_recording"]
+__all__ = ["Recorded", "perform_looking", "perform_recording"]
 
 
 class Recorded(NamedTuple):
@@ -60,8 +60,18 @@ def perform_recording(asked: Recording) -> Recorded:
         labels = data.labels if data.masks is None else data.masks
         truth = Truth(entering(data.images, pixels or Pixels()), labels, days=asked.days)
     written = keep(path_of(asked.out), made, truth)
-    view = view_of(written.record, written.truth, asked.model)
+    view = view_of(written.record, written.truth, None if asked.model is None else model_of(asked.model))
     return Recorded(written, view, "" if truth is None else f"{truth.expires:%Y-%m-%d}")
+
+
+def perform_looking(asked: Looking) -> View:
+    """Return the view of a record.
+
+    Raises:
+        InputError: as in `medpfl.recording.view.view_of`.
+    """
+    model = None if asked.model is None else model_of(asked.model)
+    return view_of(asked.record, asked.truth, model, asked.reading, asked.raw)
 
 
 def _plan(asked: Recording, data: LabelledImages | None) -> Plan:

@@ -16,14 +16,15 @@ from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Step
 from medpfl.core.records.truth import Truth, digest_of
+from medpfl.core.roles import Model
 from medpfl.core.tensors import shared_prefix
 from medpfl.inputs.network import network_of
-from medpfl.inputs.parts import data_of, model_of
+from medpfl.inputs.parts import data_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
 from medpfl.recording.check import Case, Check, contradictions
 from medpfl.recording.diagnosis import check_case
-from medpfl.recording.folder import neighbors, warn_if_overdue
+from medpfl.recording.folder import Neighbors, warn_if_overdue
 from medpfl.recording.pair import compared
 from medpfl.recording.replay import counters
 
@@ -40,7 +41,7 @@ _FEWEST, _FULL = 5, 6
 def view_of(
     record: str | Path,
     truth: str | Path | None = None,
-    model: str | None = None,
+    model: Model | None = None,
     reading: Reading | None = None,
     raw: str | Path | None = None,
 ) -> View:
@@ -49,7 +50,7 @@ def view_of(
     Args:
         record: the record's path.
         truth: a truth file, or images as ``data`` in `medpfl.audit`.
-        model: the model's spec; without it, the training cannot be repeated.
+        model: the client's model; without it, the training cannot be repeated.
         reading: how to read images that are no truth file.
         raw: the record of the same update before the client's filters.
 
@@ -111,19 +112,14 @@ def named(record: Record, network: nn.Module) -> Record:
     return bare
 
 
-def _checked(held: Record, path: Path, kept: Truth | None, model: str | None) -> Check:
+def _checked(held: Record, path: Path, kept: Truth | None, model: Model | None) -> Check:
     if kept is None or model is None:
         wrong = next(contradictions(held), None)
         return Check("wrong" if wrong else "unverified", finding=wrong, facts=tuple(_counted(held, bool(wrong))))
     shape, classes = tuple(kept.images.shape[1:]), len(held.classes or ()) or _classes(kept)
-    network = network_of(model_of(model), shape, classes, 0)
+    network = network_of(model, shape, classes, 0)
     bare = named(held, network)
-    if bare.defense is not None or bare.filters:
-        acting = bare.defense or "; ".join(bare.filters)
-        open_ = (f"the update was changed after the training by {acting}: the replay compares what left the training",)
-        check = check_case(Case(network, bare, kept, neighbors(path, bare)))
-        return check if check.verdict == "right" else Check("unverified", check.difference, check.spread, open=open_)
-    return check_case(Case(network, bare, kept, neighbors(path, bare)))
+    return check_case(Case(network, bare, kept, Neighbors(path, bare)))
 
 
 def _classes(kept: Truth) -> int:
@@ -139,7 +135,7 @@ def _counted(held: Record, wrong: bool) -> Iterator[str]:
         yield f"batch norm's counters state {counted.pop():g} steps{same}"
 
 
-def _blind(held: Record, kept: Truth | None, model: str | None) -> Iterator[str]:
+def _blind(held: Record, kept: Truth | None, model: Model | None) -> Iterator[str]:
     """Yield what cannot be verified without truth or model."""
     if kept is None or model is None:
         missing = " and ".join(word for word, one in (("--truth", kept), ("--model", model)) if one is None)

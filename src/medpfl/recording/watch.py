@@ -75,7 +75,7 @@ class Watch:
         self._hooks: list[Any] = []
         self._range: tuple[float, float] | None = None
         self.image_shape: tuple[int, ...] | None = None
-        self.carried = False
+        self.carried, self.device = False, "cpu"
 
     # --- what was seen
 
@@ -205,12 +205,13 @@ class Watch:
     def _pass(self, args: tuple[Any, ...]) -> _Pass:
         assert self.model is not None
         layers = {name: m for name, m in self.model.named_modules() if isinstance(m, _BatchNorm | _DropoutNd)}
-        inputs = _first(args, lambda t: t.ndim >= 2)
+        inputs = _first(args, lambda t: t.ndim in (4, 5))
         if inputs is None:
-            self.problems["the model's input is no tensor, or was given by keyword"] = None
+            self.problems["no batch of images (N, C, H, W) enters the model, or it is given by keyword"] = None
         else:
             inputs = inputs.detach().clone()
-        drawn = any(isinstance(m, _DropoutNd) and m.training for m in layers.values())
+            self.device = inputs.device.type
+        drawn = any(isinstance(m, _DropoutNd) and m.training for m in layers.values()) and self.device == "cpu"
         generator = torch.get_rng_state() if drawn and self.keep else None
         modes = {name: m.training for name, m in layers.items()}
         return _Pass(inputs, self.model.training, modes, generator, _autocast(args))

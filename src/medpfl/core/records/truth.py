@@ -92,20 +92,6 @@ class Truth:
         except InputError as error:
             raise InputError(f"the truth file '{private(path)}' is not valid: {error}") from None
 
-    def for_steps(self, sizes: list[int]) -> list[Tensor] | None:
-        """Return the indices of each step's images, or ``None`` if the order is unknown.
-
-        Raises:
-            InputError: the order has another length than the steps have images together.
-        """
-        if self.order is None:
-            return None
-        if len(self.order) != sum(sizes):
-            raise InputError(
-                f"the truth file holds the order of {len(self.order)} images, but the record's steps take {sum(sizes)}"
-            )
-        return list(self.order.split(sizes))
-
     def of(self, record: str) -> Truth:
         """Return the same truth, stated to belong to a record's file."""
         return dataclasses.replace(self, record=record)

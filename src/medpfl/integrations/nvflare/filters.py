@@ -233,7 +233,9 @@ def _values(
 def _like(value: Tensor, original: Any) -> Any:
     if isinstance(original, Tensor):
         return value.to(original.device)
-    return value.numpy() if isinstance(original, np.ndarray) else original.dtype.type(value.item())
+    if isinstance(original, np.ndarray):
+        return value.numpy()
+    return getattr(original, "dtype", np.dtype(float)).type(value.item())
 
 
 def _source(number: int | None, place: Literal["client", "server"]) -> Source:
