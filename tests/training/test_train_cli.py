@@ -113,7 +113,7 @@ def test_a_yaml_file_says_the_same(run, pictures, tmp_path, no_pages):
         (["--clients", "99"], "more clients (99) than images (16)"),
         (["--defense", "TopK(keep=geom(0.1, 1, 3))"], "is a sweep over 3 defenses"),
         (["--partition", "Dirichlet(alpha=0)"], "alpha=0 must be a number above 0"),
-        (["--local-images", "5"], "local_images (5) must be a multiple of batch_size (2)"),
+        (["--local-images", "5", "--sampling", "poisson"], "local_images (5) must be a multiple of batch_size (2)"),
         (["--algorithm", "FedSGD", "--epochs", "2"], "FedSGD sends one gradient"),
     ],
 )

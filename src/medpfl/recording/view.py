@@ -12,6 +12,7 @@ from torch import nn
 
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.groups import Reading
+from medpfl.core.messages import about
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Step
@@ -85,6 +86,7 @@ def truth_at(truth: str | Path, record: Record, reading: Reading) -> Truth:
         InputError: the images cannot be read, or have another number or shape than the record states.
     """
     place = path_of(truth)
+    about(place)
     if Truth.is_one(place):
         kept = Truth.load(place)
         warn_if_overdue(kept, place)

@@ -92,14 +92,15 @@ class TrainingSetup:
             return start(network, self.defense, len(self.clients), generator_of(self.seed, "model"))
 
     def plan_of(self, client: int, number: int = 1) -> Plan:
-        """Return a client's plan for a round: whole batches from the client's images."""
+        """Return a client's plan for a round: as many images as asked for, or else whole batches from the client's."""
         held, plan = len(self.clients[client]), self.plan
         size, images = min(plan.batch_size, held), min(plan.local_images or held, held)
         one = plan.algorithm == "FedSGD" and plan.sampling == "shuffle"
+        whole = images if plan.local_images == images else images // size * size
         return replace(
             plan,
             batch_size=size,
-            local_images=None if one else images // size * size,
+            local_images=None if one else whole,
             learning_rate=plan.learning_rate * self.schedule.decay ** (number - 1),
         )
 
