@@ -38,6 +38,12 @@ def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medpfl.runs.progress_bar.APART", float("inf"))
 
 
+@pytest.fixture(autouse=True)
+def no_places_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the data folders of earlier tests: messages would hide their file names, such as "file"."""
+    monkeypatch.setattr("medpfl.core.messages._places", {})
+
+
 @pytest.fixture
 def ctrl_c() -> Iterator[Callable[[], None]]:
     """Yield a function that presses Ctrl-C, under Python's own handler: a shell's background job ignores Ctrl-C."""

@@ -41,7 +41,7 @@ MAY = {
         "auditing", "frontier", "inputs", "inspection", "judging", "recording", "reporting", "reproduction", "runs",
         "training",
     },
-    "integrations": {"auditing", "federated", "recording"},
+    "integrations": {"federated", "inputs", "models", "recording"},
     "": {"auditing", "federated", "recording", "reproduction", "training"},
 }  # fmt: skip
 # A program of its own, which an audit starts and nobody imports, and what it alone imports.

@@ -12,7 +12,19 @@ import pytest
 import medpfl
 from medpfl.core.spec import registry, summary
 
-HEAVY = {"torch", "torchvision", "monai", "torchmetrics", "flwr", "opacus", "ray", "matplotlib", "scipy", "pydicom"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "monai",
+    "torchmetrics",
+    "flwr",
+    "nvflare",
+    "opacus",
+    "ray",
+    "matplotlib",
+    "scipy",
+    "pydicom",
+}
 ROLES = ("attacks", "data", "defenses", "metrics", "models")
 
 

@@ -148,7 +148,7 @@ def test_a_masked_message_is_random_numbers_to_an_attack():
 def test_a_mask_that_does_not_hide_is_flagged(monkeypatch):
     monkeypatch.setattr("medpfl.defenses.masking.Masks.of", lambda self, place: torch.zeros(self.size).long())
     monkeypatch.setattr("medpfl.defenses.masking.Masks.left", lambda self, stayed: torch.zeros(self.size).long())
-    _, report = look(2, 8, GradientMatching(steps=50), threat=ThreatModel(("labels", "defense")))
+    _, report = look(2, 8, GradientMatching(steps=25), threat=ThreatModel(("labels", "defense")))
     assert "masked-vector" in report.summary[1].flags
     assert {r.control for r in report.rows} == {"", RANDOM_UPDATE, MASKED}
 

@@ -13,7 +13,7 @@ from medpfl.core.types import Channel
 from medpfl.core.verdicts import LEAKS, NO_LEAK
 from tests.auditing.audit_cases import some_images
 
-MODEL, ATTACK = "MLP((16,), activation='sigmoid')", "iDLG(steps=60)"
+MODEL, ATTACK = "MLP((16,), activation='sigmoid')", "iDLG(steps=40)"
 
 
 def flat(tensors):
@@ -95,7 +95,7 @@ class Liar(Flipped):
 @pytest.fixture(scope="module")
 def found():
     kinds = [kind(told) for kind in (Permuted, Flipped, Shifted, FixedNoise, LastOnly) for told in (False, True)]
-    report = audit(MODEL, some_images(24), attacks=[ATTACK], defenses=[*kinds, Liar()], victims=Victims(images=20))
+    report = audit(MODEL, some_images(16), attacks=[ATTACK], defenses=[*kinds, Liar()], victims=Victims(images=12))
     return {(cell.defense, cell.knows_defense): cell for cell in report.summary}, report.settings.disclosure
 
 

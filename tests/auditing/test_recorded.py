@@ -47,7 +47,7 @@ def make(
     return tmp_path / "client.record", truth
 
 
-def look(record, truth, *, model="LeNet('idlg')", attacks=("iDLG(steps=3)",), **options):
+def look(record, truth, *, model="LeNet('idlg')", attacks=("iDLG(steps=1)",), **options):
     return flat(audit_record, record, truth, model, attacks=attacks, **options)
 
 
@@ -77,7 +77,7 @@ def test_a_record_runs_beside_its_control(tmp_path, plan):
 @pytest.mark.slow
 def test_a_record_leaks_what_its_control_leaks(tmp_path):
     record, truth = make(tmp_path, Plan(batch_size=1))
-    report = look(record, truth, attacks=["iDLG(steps=60)"])
+    report = look(record, truth, attacks=["iDLG(steps=30)"])
     assert {cell.verdict for cell in report.summary} == {LEAKS}
     assert report.verdict()[1].startswith("From the recorded update, a curious server reconstructed 1 of 1 image")
     control, recorded = ([r for r in report.rows if r.defense == d and not r.control] for d in (UNDEFENDED, RECORDED))
@@ -120,7 +120,7 @@ def test_plain_torch_gradients_are_a_record(tmp_path):
 def test_the_client_s_own_order_is_no_mismatch(tmp_path):
     """The client draws its batch order, which changes the update by a few percent at large rates."""
     record, truth = make(tmp_path, Plan("FedAvg", batch_size=1, local_images=4, epochs=5))
-    report = look(record, truth)
+    report = look(record, truth, attacks=[Answers()])
     assert report.settings.record["difference"] > 1e-3
     assert report.settings.record["checked"] == "unverified"
     assert any("the order of the images is unknown" in note for note in report.settings.notes)
@@ -185,7 +185,7 @@ def test_a_record_that_overstates_its_noise_is_a_mismatch(tmp_path, used):
 )
 def test_a_stated_defense_is_no_mismatch_and_known(tmp_path, spec, options):
     attack = Answers()
-    report = look(*stated(tmp_path, spec=spec), attacks=[attack, "iDLG(steps=60)"], **options)
+    report = look(*stated(tmp_path, spec=spec), attacks=[attack, "iDLG(steps=30)"], **options)
     assert list(by_defense(report)) == [UNDEFENDED, RECORDED]
     assert report.settings.record["defense"] == repr(NOISE)
     assert report.settings.record["difference"] > 1e-2, "noise has another draw here"
@@ -202,7 +202,7 @@ def test_a_stated_defense_is_no_mismatch_and_known(tmp_path, spec, options):
 @pytest.mark.slow
 def test_a_record_s_defense_can_be_withheld_from_the_attacks(tmp_path):
     record, truth = stated(tmp_path, LaplaceNoise(50.0), "LaplaceNoise(scale=50.0)")
-    report = look(record, truth, naive=True, attacks=["iDLG(steps=60)"])
+    report = look(record, truth, naive=True, attacks=["iDLG(steps=30)"])
     cell = by_defense(report)[RECORDED]
     assert "naive-attack" in cell.flags
     assert cell.verdict == INCONCLUSIVE

@@ -45,7 +45,7 @@ def cell(**options):
 
 @pytest.mark.slow
 def test_granted_masks_read_the_image_back():
-    found, report = cell(attacks=["iDLG(steps=500)"], model="UNet(8, 1, 'none', 'sigmoid')", threat=LABELS)
+    found, report = cell(attacks=["iDLG(steps=500)"], model="UNet(8, 1, 'none', 'sigmoid')", threat=LABELS, images=1)
     assert found.ssim.value > 0.9
     assert found.masks.granted
     assert all(row.scores["mask_dice"] == 1 for row in report.rows)
@@ -54,7 +54,7 @@ def test_granted_masks_read_the_image_back():
 
 @pytest.mark.slow
 def test_without_the_grant_the_mask_is_optimized_with_the_image():
-    found, report = cell(attacks=["DLG(steps=150)"])
+    found, report = cell(attacks=["DLG(steps=20)"])
     told = found.masks
     assert not told.granted
     assert 0 <= told.dice.low <= told.dice.value <= told.dice.high <= 1
@@ -68,12 +68,12 @@ def test_without_the_grant_the_mask_is_optimized_with_the_image():
 
 @pytest.mark.slow
 def test_the_masks_that_are_granted_are_those_of_the_client():
-    right, _ = cell(attacks=["iDLG(steps=60)"], threat=LABELS)
+    right, _ = cell(attacks=["iDLG(steps=5)"], threat=LABELS)
     data = segmented()
     wrong = LabelledImages(
         data.images, data.labels, data.classes, data.names, data.patients, masks=torch.zeros_like(data.masks)
     )  # fmt: skip
-    other, _ = cell(data=wrong, attacks=["iDLG(steps=60)"], threat=LABELS)
+    other, _ = cell(data=wrong, attacks=["iDLG(steps=5)"], threat=LABELS)
     assert right.ssim.value != other.ssim.value
 
 

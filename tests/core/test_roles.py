@@ -356,6 +356,6 @@ def test_metrics_clamp_their_guess_unless_they_are_legacy():
     assert old(guess, truth).tolist() == [-1, 3]
     assert isinstance(new, Metric)
     assert (new.unit, new.leak, new.data_range, new.legacy) == ("dB", "lower", 2.0, False)
-    assert (repr(new), new.__name__, new.__doc__) == ("level", "level", "Mean of the guess.")
+    assert (repr(new), new.__name__, new.__doc__) == ("level", "level", "Return the guess's mean.")
     with pytest.raises(dataclasses.FrozenInstanceError):
         new.unit = ""

@@ -15,13 +15,16 @@ from medpfl.defenses import (
     GaussianNoise,
     HomomorphicAggregation,
     LaplaceNoise,
+    LocalDP,
     Mixup,
     NoDefense,
     Outpost,
+    PercentilePrivacy,
     RandomK,
     SecAggPlus,
     Signs,
     Soteria,
+    SVTPrivacy,
     TopK,
 )
 from tests.defenses.defense_contract import EVERY, OF_SETTINGS, PLANS, Row, parameter, play
@@ -106,6 +109,37 @@ def two_values(defense, raw):
         assert tensor.abs().unique().numel() <= 2
 
 
+def keeps_by_percentile(share):
+    def promise(defense, raw):
+        (sent,), size = sends(defense, raw), flat(raw)
+        kept = sent != 0
+        assert torch.equal(sent[kept], size[kept])
+        every = torch.cat([size.abs(), torch.zeros(7, dtype=torch.float64)])  # batch norm's three buffers stay the same
+        assert int((~kept).sum()) + 7 == int((every < every.quantile(share / 100)).sum())
+
+    return promise
+
+
+def at_most(limit):
+    def promise(defense, raw):
+        large = raw.replace({k: 1e3 * t for k, t in raw.tensors.items()})
+        assert sends(defense, large).abs().max().item() == pytest.approx(limit)
+
+    return promise
+
+
+def sends_at_most(share):
+    def promise(defense, raw):
+        count = int((sends(defense, raw) != 0).sum())
+        assert 0.5 * share * raw_size(raw) < count <= share * raw_size(raw) + 1
+
+    return promise
+
+
+def raw_size(raw):
+    return sum(t.numel() for t in (*raw.tensors.values(), *raw.buffers.values()))
+
+
 ROWS = {
     "ClientDP": [Row(ClientDP(0.1, 1.0), True, (noise_around(0.1, 0.1),))],
     "Clipping": [Row(Clipping(0.1), promises=(norm_at_most(0.1),)), Row(Clipping(0.1, "layer"))],
@@ -121,15 +155,29 @@ ROWS = {
         Row(LaplaceNoise(0.5, "norm"), True, (unbiased, deviation(0.5 * 2**0.5))),
         Row(LaplaceNoise(0.5, "layer"), True, (unbiased, deviation(0.5 * 2**0.5))),
     ],
+    "LocalDP": [
+        Row(LocalDP(0.1, 0.1), True, (noise_around(0.1, 0.1 * 4.8448),), buffers=True),
+        Row(LocalDP(0.1, 0.01, 10.0), True),
+    ],
     "Mixup": [Row(Mixup(), True)],
     "NoDefense": [Row(NoDefense(), promises=(unchanged,))],
     "Outpost": [Row(Outpost(), True), Row(Outpost(0.1, 1.0, 0.0, 0.0), True)],
     "PRECODE": [Row(PRECODE(8), True)],
+    "PercentilePrivacy": [
+        Row(PercentilePrivacy(25, 10.0), promises=(keeps_by_percentile(25),), buffers=True),
+        Row(PercentilePrivacy(), promises=(at_most(0.01),)),
+        Row(PercentilePrivacy(10, 0.002, steps=2), promises=(at_most(0.004),)),
+    ],
     "QSGD": [Row(QSGD(4), True, (unbiased,)), Row(QSGD(2, "global"), True, (unbiased,))],
     "RandomK": [
         Row(RandomK(0.25), True, (unbiased, keeps(0.25, exact=False))),
         Row(RandomK(0.25, "layer"), True, (unbiased,)),
         Row(RandomK(0.25, feedback=True), True, (keeps(0.25, exact=False),)),
+    ],
+    "SVTPrivacy": [
+        Row(SVTPrivacy(), True, (sends_at_most(0.1),), buffers=True),
+        Row(SVTPrivacy(0.5, noise_var=1e4, gamma=1.0, steps=2, replace=False), True, (sends_at_most(0.5),)),
+        Row(SVTPrivacy(1.0, 10.0, gamma=0.01, epsilon_query=9.0, epsilon_release=1e5), True),
     ],
     "SecAggPlus": [Row(SecAggPlus(), promises=(unchanged, sums_up))],
     "Signs": [

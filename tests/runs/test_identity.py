@@ -93,8 +93,20 @@ def test_an_edited_module_deep_below_an_attack_refuses_its_rows(lab, tmp_path):
     with pytest.raises(InputError, match=r"the code of Mine changed \(module lab_numbers\).*--force"):
         tiny(lab, out)
     assert (out / "share/findings.jsonl").read_bytes() == rows
-    tiny(lab, out, force=True)
-    tiny(lab, out)
+
+
+@pytest.mark.slow
+def test_a_run_begun_anew_with_edited_code_continues(lab, tmp_path):
+    out = tmp_path / "runs" / "a"
+    tiny(lab, out, isolate=False)
+    (lab / "lab_numbers.py").write_text("STEPS = 3\n")
+    new_process(lab)
+    with pytest.raises(InputError, match=r"the code of Mine changed \(module lab_numbers\).*--force"):
+        tiny(lab, out, isolate=False)
+    tiny(lab, out, isolate=False, force=True)
+    rows = (out / "share/findings.jsonl").read_bytes()
+    tiny(lab, out, isolate=False)
+    assert (out / "share/findings.jsonl").read_bytes() == rows
 
 
 @pytest.mark.slow
@@ -129,10 +141,10 @@ def test_a_source_that_changes_while_a_run_goes_on_refuses_its_rows_for_good(lab
     assert (out / "share/findings.jsonl").read_bytes()
     (lab / "mine.py").write_text(MINE.format(lazily=""))
     new_process(lab)
-    for refused in (lambda: tiny(lab, out), lambda: reread(out)):
+    for refused in (lambda: tiny(lab, out, isolate=False), lambda: reread(out)):
         with pytest.raises(InputError, match=r"the rows in .* are refused because the code of a part changed"):
             refused()
-    tiny(lab, out, force=True)
+    tiny(lab, out, isolate=False, force=True)
     assert reread(out).rows
 
 
@@ -140,11 +152,11 @@ def test_a_source_that_changes_while_a_run_goes_on_refuses_its_rows_for_good(lab
 def test_a_module_that_is_imported_inside_a_function_is_hashed_before_it_is_imported(lab, tmp_path):
     (lab / "mine.py").write_text(MINE.format(lazily="import lab_lazy"))
     (lab / "lab_lazy.py").write_text("X = 1\n")
-    tiny(lab, tmp_path / "runs" / "a")
+    tiny(lab, tmp_path / "runs" / "a", isolate=False)
     (lab / "lab_lazy.py").write_text("X = 2\n")
     new_process(lab)
     with pytest.raises(InputError, match=r"module lab_lazy"):
-        tiny(lab, tmp_path / "runs" / "a")
+        tiny(lab, tmp_path / "runs" / "a", isolate=False)
 
 
 @pytest.mark.slow
@@ -223,7 +235,7 @@ def test_a_training_and_a_frontier_refuse_changed_code(lab, tmp_path):
     train = {"rounds": 1, "clients": 2, "defense": defense, "out": tmp_path / "runs" / "t"}
     experiment = Frontier.of(
         data="samples", model="MLP((4,))", attack=[f"{lab}/mine.py:Mine"], defense=[defense, "TopK(keep=0.5)"],
-        rounds=1, clients=2, images=2, size=16, seeds=1, holdout=3,
+        rounds=1, clients=2, images=2, size=16, seeds=1, holdout=3, isolate=False,
     )  # fmt: skip
     flat(medpfl.train, "MLP((4,))", some_images(12), **train)
     frontier(experiment.having(out=tmp_path / "runs" / "f"))
@@ -264,45 +276,48 @@ def test_only_what_no_distribution_installed_is_the_users_own(lab):
 
 
 INTERACTIVE = """
-import sys, medpfl
+import os, sys, torch._dynamo, medpfl, medpfl.auditing.run, medpfl.reporting
 sys.path.insert(0, {tests!r})
 from tests.auditing.audit_cases import some_images
+medpfl.reporting.write_pages = lambda *_: []
 code = '''
 from dataclasses import dataclass
 from medpfl.attacks import iDLG
 from medpfl.core.roles import Attack
-STEPS = {steps}
-held = {held}
+STEPS = %d
+held = %s
 @dataclass(frozen=True, repr=False)
 class Typed(Attack):
     def __call__(self, seen, generator):
         held
         return iDLG(steps=STEPS)(seen, generator)
 '''
-exec(compile(code, "<cell>", "exec"), globals())
-try:
-    own = {{"victims": medpfl.Victims(images=2), "run": medpfl.Run(out=sys.argv[1])}}
-    medpfl.audit("MLP((4,))", some_images(8), attacks=[Typed()], **own)
-except medpfl.InputError as error:
-    print(error)
+own = {{"victims": medpfl.Victims(images=2), "run": medpfl.Run(out=sys.argv[1])}}
+for cell in {cells!r}:
+    if os.fork() == 0:  # a process of its own for each; only the imports of libraries are shared
+        exec(compile(code % cell, "<cell>", "exec"), globals())
+        try:
+            medpfl.audit("MLP((4,))", some_images(8), attacks=[Typed()], **own)
+            print("done")
+        except medpfl.InputError as error:
+            print(error)
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
 """
 
 
-def typed(out: Path, steps: int, held: str = "None") -> str:
-    code = INTERACTIVE.format(tests=str(Path(__file__).parents[2]), steps=steps, held=held)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(out)], capture_output=True, text=True, timeout=300, check=True
-    )
-    return done.stdout
-
-
+@pytest.mark.slow
 def test_code_that_was_typed_in_is_compared_by_what_it_uses(tmp_path):
     out = tmp_path / "runs" / "a"
     out.parent.mkdir()
-    assert typed(out, 2) == ""
-    assert typed(out, 2) == "", "the same cells in another process continue"
-    assert "the code of Typed changed" in typed(out, 3)
-    assert "the code of Typed cannot be compared" in typed(out, 2, "object()")
+    cells = [(2, "None"), (2, "None"), (3, "None"), (2, "object()")]
+    code = INTERACTIVE.format(tests=str(Path(__file__).parents[2]), cells=cells)
+    done = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, timeout=300, check=True)
+    first, again, other, unknown = done.stdout.splitlines()
+    assert (first, again) == ("done", "done"), "the same cells in another process continue"
+    assert "the code of Typed changed" in other
+    assert "the code of Typed cannot be compared" in unknown
 
 
 def test_a_digest_of_what_cannot_be_known_says_why():

@@ -81,6 +81,8 @@ class DeepRGAP(Attack):
         values that a defense leaves.
         """
         check_plans(plans)
+        if _solved(model, plans, image_shape):
+            raise InputError("RGAP applies to this model and inverts every layer: attack with RGAP")
         weights = Weights.of(model)
         graph = graph_of(model, weights, image_shape)
         if len(graph.shapes[graph.output]) != 2:
@@ -101,8 +103,6 @@ class DeepRGAP(Attack):
                 f"the gradient reveals at most {values} values of a layer, too few for an image with {image.numel()} "
                 f"values: {reason}; attack with GradInv"
             )
-        if _solved(model, plans, image_shape):
-            raise InputError("RGAP applies to this model and inverts every layer: attack with RGAP")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the image of each victim."""

@@ -81,7 +81,10 @@ class GradInv(Recipe):
     schedule: Literal["steps", "linear"] = "steps"
 
     def suited(self, model: nn.Module) -> tuple[Attack, ...]:
-        """Return `UNTRAINED` and `TRAINED` if the model is deep and this attack has its default settings."""
+        """Return `UNTRAINED` and `TRAINED` if the model is deep and this attack has its default settings, else nothing.
+
+        A model is deep with more than `_LAYERS` weights and more than `_DEEP` elements in them; see `Attack.suited`.
+        """
         sizes = [p.numel() for p in model.parameters() if p.ndim > 1]
         return (UNTRAINED, TRAINED) if sum(sizes) > _DEEP and len(sizes) > _LAYERS and self == GradInv() else ()
 

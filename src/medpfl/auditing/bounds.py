@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from medpfl.auditing.defense_parts import at_client
-from medpfl.auditing.epsilon import ROUNDS, private_parts, sends_statistics
+from medpfl.auditing.epsilon import ROUNDS, private_parts, uncovered_statistics
 from medpfl.auditing.recorded import behind
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
@@ -54,7 +54,7 @@ def _entry(whole: Defense, scenario: Scenario, scorer: Scorer) -> dict[str, Any]
     counted = whole.counted if isinstance(whole, Composed) else (whole,)
     known = [part for part in counted if part.unit is not None]
     entry: dict[str, Any] = {"rounds": ROUNDS, "gap": None, "curve": []}
-    if sends_statistics(scenario.network(0), scenario.plan):
+    if uncovered_statistics(whole, scenario.network(0), scenario.plan):
         return {**entry, "gap": "the noise does not cover the batch-norm statistics that clients send"}
     if not known:
         return {**entry, "gap": "another part changes the input of its steps"}

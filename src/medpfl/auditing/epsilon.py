@@ -17,7 +17,7 @@ from medpfl.core.privacy.accountant import Epsilon
 from medpfl.core.roles import Defense
 from medpfl.core.user_code.strangers import explained
 
-__all__ = ["ROUNDS", "has_statistics", "private_parts", "sends_statistics", "spent"]
+__all__ = ["ROUNDS", "has_statistics", "private_parts", "spent", "uncovered_statistics"]
 
 ROUNDS = 1
 """Rounds of one client that the attacker sees in an audit."""
@@ -29,8 +29,10 @@ def has_statistics(network: nn.Module, plan: Plan) -> bool:
     return plan.mode == "train" and any(isinstance(module, _BatchNorm) for module in network.modules())
 
 
-def sends_statistics(network: nn.Module, plan: Plan) -> bool:
-    """Return True if clients also send batch-norm statistics, which noise on the update does not cover."""
+def uncovered_statistics(defense: Defense, network: nn.Module, plan: Plan) -> bool:
+    """Return True if clients also send batch-norm statistics that some promise of the defense does not cover."""
+    if all(part.covers_buffers for part in private_parts(defense)):
+        return False
     return has_statistics(network, plan) and "buffers" in plan.sends
 
 
@@ -45,7 +47,7 @@ def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Mod
 
     Returns:
         A text for each defense spec: epsilon, or the reason why none is stated, or, without the extra ``dp``, the
-        package to install.
+        package to install; and what a part says of itself without a promise (`Defense.account`).
 
     Raises:
         InputError: delta is out of range.
@@ -53,15 +55,29 @@ def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Mod
     found: dict[str, str] = {}
     for defense in defenses:
         whole = at_client(behind(defense))
+        texts = _accounts(whole, plan, network)
         if private := private_parts(whole):
             lines = [_line(part, plan, delta) for part in private]
-            found[repr(defense)] = _unpromised(whole, plan, delta, network) or "; ".join(lines)
+            texts.insert(0, _unpromised(whole, plan, delta, network) or "; ".join(lines))
+        if texts:
+            found[repr(defense)] = "; ".join(texts)
     return found
+
+
+def _accounts(whole: Defense, plan: Plan, network: nn.Module) -> list[str]:
+    """Return the parts' own accounts, for all values that a client sends."""
+    sent = [*network.parameters(), *(network.buffers() if "buffers" in plan.sends else ())]
+    size = sum(t.numel() for t in sent)
+    told = []
+    for part in parts_of(whole):
+        with explained("its account() failed"):
+            told.append(part.account(size, ROUNDS))
+    return [text for text in told if text]
 
 
 def _unpromised(whole: Defense, plan: Plan, delta: float, network: nn.Module) -> str:
     """Return the reason why the accountants' epsilon would not hold; ``""`` if it holds."""
-    if sends_statistics(network, plan):
+    if uncovered_statistics(whole, network, plan):
         return "epsilon is not stated: the noise would not cover the batch-norm statistics that clients send"
     with suppress(InputError), explained("its promises() failed"):  # `_line` reports the failure
         if whole.promises(plan, ROUNDS, delta) is None:

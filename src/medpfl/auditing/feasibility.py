@@ -113,7 +113,11 @@ class Feasibility:
 
     @cached_property
     def wrong_layer(self) -> str | None:
-        """The layer whose second derivative is wrong, or ``None``."""
+        """The layer whose second derivative does not match what it computes, in words; ``None`` if there is none.
+
+        Raises:
+            InputError: the update cannot be differentiated.
+        """
         network, few = self.scenario.network(0), min(2, self.scenario.plan.batch_size)
         images = torch.rand(few, *self.scenario.data.shape, generator=generator_of(0, "probe")).to(self.scenario.device)
         return check_derivatives(network, images, self.scenario.outputs, self.scenario.plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Weights
+from medpfl.core.user_code.copies import copied
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 from medpfl.federated.ready import prepare
@@ -86,9 +87,16 @@ class Scenario:
         return staying(defense, self.clients) if aggregates(defense) else 1
 
     def network(self, draw: int) -> nn.Module:
-        """Build the global model with the weights of a draw."""
+        """Return a new copy of the global model with the weights of a draw."""
+        return copied(self._last_built(draw)).to(self.device)
+
+    @cached_property
+    def _last_built(self) -> Callable[[int], nn.Module]:
+        return lru_cache(maxsize=1)(self._build)  # one draw's network is enough: a large one takes much memory
+
+    def _build(self, draw: int) -> nn.Module:
         seed = seed_of(self.run.seed, "weights", draw)
-        return network_of(self.model, self.data.shape, len(self.data.classes), seed, self.weights).to(self.device)
+        return network_of(self.model, self.data.shape, len(self.data.classes), seed, self.weights)
 
     @cached_property
     def victims(self) -> list[Tensor]:
@@ -159,7 +167,7 @@ class Scenario:
     def code(self) -> Code:
         """The user's own code behind all parts, as it is at the first access."""
         own = (*self.attacks, *self.defenses, self.model, self.partition, self.reader)
-        return Code.of(lambda: [*own, self.network(0)])
+        return Code.of(lambda: [*own, self._build(0)])  # a new one: what building imports counts as imported
 
     def identity(self, index: StudyIndex) -> Identity:
         """Return everything that distinguishes this audit from others."""

@@ -115,6 +115,9 @@ class Defense(Part):
     unit: ClassVar[Unit | None] = None
     """The privacy unit of its differential privacy (see `mechanism`, `spent`); ``None`` if it promises none."""
 
+    covers_buffers: ClassVar[bool] = False
+    """True if its differential privacy also holds for batch-norm statistics that are sent."""
+
     aggregation: ClassVar[Aggregation] = Aggregation()
     """The protocol by which the server gets the mean, for a defense that acts in `aggregate`."""
 
@@ -240,6 +243,17 @@ class Defense(Part):
         """Return `spent` as a number."""
         found = self.spent(plan, rounds, delta)
         return found if found is None or isinstance(found, int | float) else found.value
+
+    def account(self, size: int, rounds: int) -> str:
+        """Return, in words, an epsilon that only the defense's authors state; ``""`` if there is none.
+
+        It is printed beside the results. In contrast to `spent`, nothing is computed from it.
+
+        Args:
+            size: number of values that the client sends.
+            rounds: number of this client's rounds that the attacker sees, at least 1.
+        """
+        return ""
 
     def acts(self, moment: str) -> bool:
         """Return True if the defense overrides a moment or another method."""

@@ -76,12 +76,15 @@ class Update:
         kind: ``"gradient"`` or ``"difference"``.
         buffers: the buffers after the round, if the plan sends them.
         num_samples: number of images in the update, if the plan sends it.
+        buffers_before: the buffers before the round, which the server knows; set if `buffers` is. Filters need them,
+            because they act on differences.
     """
 
     tensors: Tensors
     kind: Literal["gradient", "difference"] = "gradient"
     buffers: Tensors | None = None
     num_samples: int | None = None
+    buffers_before: Tensors | None = None
 
     def replace(self, tensors: Tensors) -> Update:
         """Return the same update with other tensors."""
@@ -96,7 +99,7 @@ class Update:
         """Stack V updates of the same kind along a new leading victim axis."""
         first = updates[0]
         buffers = None if first.buffers is None else stack_tensors([u.buffers or {} for u in updates])
-        return replace(first, tensors=stack_tensors([u.tensors for u in updates]), buffers=buffers)
+        return replace(first, tensors=stack_tensors([u.tensors for u in updates]), buffers=buffers, buffers_before=None)
 
 
 @dataclass(frozen=True, eq=False)

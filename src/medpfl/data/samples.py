@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -84,6 +85,7 @@ def _slices() -> Iterator[_Sample]:
             yield _Sample(label, f"nibabel/{file}", f"{plane}{position}", image)
 
 
+@lru_cache(maxsize=32)  # decoding takes longer than a small audit's attack
 def _read(reader: Callable[..., Tensor], path: str | Path, *which: int) -> Tensor:
     try:
         return reader(path, *which)

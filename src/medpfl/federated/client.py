@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,8 +86,8 @@ def client_round(
         total=total if defense.acts("gradient") else None,
         buffers="buffers" in plan.sends,
     )
-    if "num_samples" in plan.sends:
-        raw = Update(raw.tensors, raw.kind, raw.buffers, len(batch))
+    before = None if raw.buffers is None else weights.buffers
+    raw = replace(raw, num_samples=len(batch) if "num_samples" in plan.sends else None, buffers_before=before)
     sent, state = checked_sent(defense.update(raw, state, generator), defense, raw)
     return ClientRound(batch, draws, raw, sent, state)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -231,7 +231,9 @@ def _decoded(received: Received, defense: Defense) -> tuple[Update, Channel | No
     """Return the stacked updates; if the attacker knows the defense, decode them and add the remaining channel."""
     if not received.told:
         return Update.stack(received.sent), None
-    return decoded_all(received.sent, [defense.disclose(update, received.plans[0]) for update in received.sent])
+    # The server knows the buffers that it sent, also where an update came without them (from a file, or a process).
+    sent = [u if u.buffers is None else replace(u, buffers_before=received.weights.buffers) for u in received.sent]
+    return decoded_all(sent, [defense.disclose(update, received.plans[0]) for update in sent])
 
 
 def _granted(

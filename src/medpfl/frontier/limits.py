@@ -37,7 +37,7 @@ class Limit:
 
 
 def limits_of(texts: Sequence[str], tolerance: float = TOLERANCE) -> list[Limit]:
-    """Read limits such as ``"asr<=0.05"``; the default is `tolerance` for both ``asr`` and ``recognized``.
+    """Read limits such as ``"asr<=0.05"``; without any, return `tolerance` for both ``asr`` and ``recognized``.
 
     Raises:
         InputError: if a text is no limit, a metric is unknown or given twice, or a bound lies outside [0, 1).

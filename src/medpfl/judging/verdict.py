@@ -90,8 +90,8 @@ def limits_of(evidence: Evidence, tolerance: float) -> list[str]:
     """Return the flags that say why the tolerance is not shown to be kept; an empty list if it is.
 
     - ``too-few``: the upper end of a 95 % interval reaches the tolerance, for images reconstructed, or for images
-      re-identified above the known floor.
-    - ``worst-candidate``: the tolerance is exceeded only if candidates count that the attack did not choose.
+      re-identified above the known floor; or no image was scored.
+    - ``worst-candidate``: it reaches the tolerance only if candidates count that the attack did not choose.
     - ``small-gallery``: the gallery is too small to test re-identification. This includes the case where guesses
       without the update re-identify nearly all images, so nothing is left to test.
     """

@@ -40,7 +40,11 @@ def built(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -
 
 
 def _count(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -> None:
-    """Raise `InputError` if the network is too large; the real build reports all other errors."""
+    """Raise `InputError` if the network would have too many parameters and buffers, see `check_parameters`.
+
+    It is built without memory and without pretrained weights. Other input and runtime errors are ignored here, since
+    the real build reports them.
+    """
     if is_dataclass(model) and any(field.name == "weights" for field in fields(model)):
         model = replace(model, weights=None)  # type: ignore[type-var]  (a dataclass)
     try:

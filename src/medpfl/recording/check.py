@@ -186,6 +186,8 @@ def buffer_gaps(sent: Tensors, replayed: Tensors) -> dict[str, float]:
 
 def contradictions(record: Record, network: nn.Module | None = None) -> Iterator[Finding]:
     """Yield what a record contradicts by itself, without images: counters, variances, and numbers of images."""
+    if not record.steps.are_known:
+        return
     after, before = record.update.buffers or {}, record.weights.buffers
     for name, count in counters(after).items():
         if name not in before or count.numel() != 1:

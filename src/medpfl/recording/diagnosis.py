@@ -380,7 +380,7 @@ def _turned(sent: Tensors, made: Sequence[Replayed]) -> bool:
 def _lengths(case: Case) -> Finding | None:
     """Return the cause if the truth's order has another length than the plan, by replaying with other epochs."""
     order, total = case.truth.order, case.steps.total
-    if order is None or len(order) == total or case.steps.sampling == "poisson":
+    if order is None or len(order) == total or case.steps.sampling == "poisson" or not case.steps.are_known:
         return None
     said = f"the truth holds the order of {len(order)} images, the record's plan takes {total}"
     try:

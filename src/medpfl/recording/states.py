@@ -70,7 +70,8 @@ def perform_looking(asked: Looking) -> View:
     Raises:
         InputError: as in `medpfl.recording.view.view_of`.
     """
-    return view_of(asked.record, asked.truth, None if asked.model is None else model_of(asked.model), asked.reading)
+    model = None if asked.model is None else model_of(asked.model)
+    return view_of(asked.record, asked.truth, model, asked.reading, asked.raw)
 
 
 def _plan(asked: Recording, data: LabelledImages | None) -> Plan:

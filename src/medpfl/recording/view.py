@@ -26,18 +26,25 @@ from medpfl.models.entering import entering
 from medpfl.recording.check import Case, Check, contradictions
 from medpfl.recording.diagnosis import check_case
 from medpfl.recording.folder import Neighbors, warn_if_overdue
+from medpfl.recording.pair import compared
+from medpfl.recording.replay import counters
 
 __all__ = ["View", "named", "truth_at", "view_of"]
 
 View = dict[str, Any]
-"""A JSON object with ``verdict``, ``finding``, ``difference``, ``contents``, ``steps``, ``facts`` and ``open``."""
+"""A JSON object with ``verdict``, ``finding``, ``difference``, ``contents``, ``steps``, ``filtered``,
+``facts`` and ``open``."""
 
 _FEWEST, _FULL = 5, 6
 """Steps that are listed one by one."""
 
 
 def view_of(
-    record: str | Path, truth: str | Path | None = None, model: Model | None = None, reading: Reading | None = None
+    record: str | Path,
+    truth: str | Path | None = None,
+    model: Model | None = None,
+    reading: Reading | None = None,
+    raw: str | Path | None = None,
 ) -> View:
     """Return what a record holds, and whether it is right.
 
@@ -46,6 +53,7 @@ def view_of(
         truth: a truth file, or images as ``data`` in `medpfl.audit`.
         model: the client's model; without it, the training cannot be repeated.
         reading: how to read images that are no truth file.
+        raw: the record of the same update before the client's filters.
 
     Raises:
         InputError: the record or the truth cannot be read, or the model does not fit.
@@ -65,6 +73,7 @@ def view_of(
         "difference": check.difference,
         "contents": dict(_contents(held)),
         "steps": list(_steps(held)),
+        "filtered": [] if raw is None else list(compared(Record.load(path_of(raw)), held).lines()),
         "facts": list(check.facts),
         "open": [*notes[1 if held.misfits() else 0 :], *check.open, *_blind(held, kept, model)],
     }
@@ -121,8 +130,11 @@ def _classes(kept: Truth) -> int:
 
 def _counted(held: Record, wrong: bool) -> Iterator[str]:
     """Yield what agrees without images."""
-    if not wrong and any(name.endswith("num_batches_tracked") for name in held.update.buffers or {}):
-        yield f"batch norm's counters state {len(held.steps.steps)} steps, as the plan does"
+    after, before = counters(held.update.buffers or {}), counters(held.weights.buffers)
+    counted = {float(t - before[name]) for name, t in after.items() if name in before and t.numel() == 1}
+    if not wrong and len(counted) == 1:
+        same = ", as the plan does" if held.steps.are_known else ""
+        yield f"batch norm's counters state {counted.pop():g} steps{same}"
 
 
 def _blind(held: Record, kept: Truth | None, model: Model | None) -> Iterator[str]:
@@ -171,6 +183,9 @@ def _pixels(pixels: Pixels | None) -> str:
 
 
 def _steps(held: Record) -> Iterator[str]:
+    if not held.steps.are_known:
+        yield "unknown"
+        return
     runs = [(len(list(same)), step) for step, same in groupby(held.steps.steps)]
     for count, step in runs[:_FEWEST] if len(runs) > _FULL else runs:
         yield f"{count} x {_step(step)}"

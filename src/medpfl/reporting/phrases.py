@@ -61,7 +61,10 @@ def _of(some: int, told: Union) -> str:
 
 
 def counts(union: Union) -> str:
-    """Return how many images were reconstructed and re-identified, with rates and intervals.
+    """Return how many images attacks reconstructed and re-identified, with rates and 95 % intervals.
+
+    The text follows a subject: ``reconstructed 5 of 24 images (...) and re-identified 8 (...)``. Re-identification is
+    left out where it is unknown.
 
     Args:
         union: the combined result of all attacks on a defense.

@@ -33,6 +33,7 @@ def record_page(view: Json) -> list[tuple[str, list[str]]]:
         *([("Not verified", [f"{text[:1].upper()}{text[1:]}." for text in view["open"]])] if view["open"] else []),
         ("Contents", [f"{name}: {text}" for name, text in view["contents"].items()]),
         ("Steps", list(view["steps"])),
+        *([("Filters", [f"{text[:1].upper()}{text[1:]}." for text in view["filtered"]])] if view["filtered"] else []),
     ]
 
 

@@ -34,7 +34,7 @@ def known(value: object) -> bool:
 
 
 def number(value: float | None, style: str = ".2f") -> str:
-    """Format a number.
+    """Format a number with a typographic minus sign, or none if it rounds to 0; ``None`` and NaN become `DASH`.
 
     >>> number(0.125, ".1f"), number(-0.001), number(float("inf")), number(None) == DASH
     ('0.1', '0.00', '∞', True)

@@ -112,11 +112,16 @@ def key_of(out: Path, force: bool = False) -> Key:
 
 
 def class_names(out: Path, fingerprint: str) -> tuple[str, ...]:
-    """Return a run's class names by number, or nothing if the key is no longer beside the run directory.
+    """Return a run's class names by number; empty if the key file is missing, unreadable or made for other data.
+
+    A key file that others can access is restricted to its owner, and a note is printed.
 
     Args:
         out: the run directory.
         fingerprint: the data's fingerprint, see `StudyIndex.fingerprint`.
+
+    Raises:
+        InputError: as in `key_file`, or if the key is not a regular file.
     """
     path = key_file(out)
     if _is_there(path):

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from medpfl.auditing.epsilon import sends_statistics
+from medpfl.auditing.epsilon import uncovered_statistics
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.rounds import Round, Scores
@@ -150,6 +150,6 @@ class Spent:
         """Return why no epsilon may be stated, or an empty string: the guarantee must cover everything that is sent."""
         if self.setup.schedule.balance:
             return "epsilon is not stated: with --balance, an image may appear in several batches per epoch"
-        if sends_statistics(network, self.setup.plan):
+        if uncovered_statistics(self.setup.defense, network, self.setup.plan):
             return "epsilon is not stated: it would not cover the batch-norm statistics that clients send"
         return ""

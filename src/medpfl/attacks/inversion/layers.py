@@ -106,7 +106,15 @@ def noise_of(weight: Tensor, pull: Tensor, epsilon: float) -> Tensor:
 
 
 def measured(weight: Tensor, pull: Tensor, noise: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a linear layer's input (V, I) and its `Estimate.weight`, given prior mean and spread (I,)."""
+    """Return a linear layer's input from its gradients and a prior, and 1 / its standard error, both (V, I).
+
+    Both are NaN where `pull` is zero for all outputs.
+
+    Args:
+        weight, pull: as in `layer_input`.
+        noise: (V, 1) standard deviation of the noise on the gradients.
+        mean, spread: (I,) mean and standard deviation of the prior.
+    """
     value = layer_input(weight, pull)
     precision = pull.square().sum(1, keepdim=True) / (noise.square() * (1 + value.square()))
     total = precision + spread**-2

@@ -156,10 +156,11 @@ def bias_gradient(seen: Observation) -> Tensor | None:
 
 
 def mean_gradient(seen: Observation, name: str) -> Tensor:
-    """Return a parameter's mean gradient (V, ...) over a round's steps, weighted as by momentum; NaN where not sent.
+    """Return a parameter's mean gradient (V, ...) over the first round's steps, without weight decay.
 
-    The weights are `medpfl.core.plan.Plan.gradient_weights`. Weight decay adds the model's weights to each gradient;
-    those at the beginning of the round are used for all steps.
+    Entries are NaN where the channel discloses that they were not sent. The mean is weighted by
+    `medpfl.core.plan.Plan.gradient_weights`. Weight decay is subtracted as if the weights had been those at the
+    beginning of the round in all steps.
     """
     view, plan = seen.views[0], seen.views[0].plans[0]  # all clients have the same plan
     sent, told = view.read(name)

@@ -14,7 +14,10 @@ __all__ = ["pick", "variables_like"]
 
 
 def pick(tree: Any, index: Tensor | int) -> Any:
-    """Return the same tree with every tensor indexed along its victim axis. An integer index makes no copy."""
+    """Index every tensor in a tree along its first axis, that of the victims. An integer index makes no copy.
+
+    A tree is a tensor, a mapping of trees (returned as a dict) or a sequence of trees (returned as a list).
+    """
     if isinstance(tree, Tensor):
         return tree[index]
     if isinstance(tree, Mapping):

@@ -85,7 +85,10 @@ def _unit(updates: Sequence[Update]) -> float:
 
 
 def _remaining(channels: Sequence[Channel]) -> Channel | None:
-    """Stack the channels; a channel without precision counts as exact if others have one."""
+    """Stack the victims' channels; return ``None`` if none of them discloses a change.
+
+    If some have a precision, the others count as exact: theirs becomes 1e30.
+    """
     if all(channel.silent for channel in channels):
         return None
     if any(channel.precision is None for channel in channels):

@@ -201,7 +201,11 @@ class Options:
         return cls().having(**options)
 
     def having(self: Made, **options: Any) -> Made:
-        """Return a copy with some options changed, in whichever group they are; see `of`."""
+        """Return a copy with some options changed, in whichever group they are.
+
+        Raises:
+            InputError: there is no such option, or a value is wrong.
+        """
         known, changed = options_in(type(self)), {}
         for name, value in options.items():
             if name not in known:

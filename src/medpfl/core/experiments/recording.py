@@ -56,6 +56,7 @@ class Looking(Options):
     record: str = option("", "record of an update")
     truth: str | None = option(None, "truth file in private-truth, or folder with the images behind the update")
     model: str | None = option(None, "model: spec from 'medpfl list models', file.py:name or package.module:name")
+    raw: str | None = option(None, "record of the same update before the client's filters; what they changed is shown")
     page: str | None = option(None, "file for a page in HTML, which shows no image")
     json: bool = option(False, "print the result as JSON")
     reading: Reading = group(Reading())

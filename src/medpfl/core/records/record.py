@@ -292,12 +292,16 @@ def _check_filters(filters: Any) -> None:
 def _unlike(what: str, sent: Tensors, whose: str, own: Tensors) -> list[str]:
     """List the mismatches of sent tensors and the model's; `what` and `whose` name the two sides.
 
-    Floating dtypes may differ, and a counter may be sent as a float, as frameworks that average do.
+    Floating dtypes may differ, and a counter may be an integer or a float on either side: frameworks average it.
     """
     problems = []
     for name in sorted(own.keys() & sent.keys()):
         if own[name].shape != sent[name].shape:
             problems.append(f"{name}: {what} {tuple(sent[name].shape)}, {whose} {tuple(own[name].shape)}")
-        elif own[name].is_floating_point() and not sent[name].is_floating_point():
+        elif own[name].is_floating_point() and not (sent[name].is_floating_point() or _counts(name)):
             problems.append(f"{name}: {what} {sent[name].dtype}, {whose} {own[name].dtype}")
     return problems
+
+
+def _counts(name: str) -> bool:
+    return name.rpartition(".")[2] == "num_batches_tracked"

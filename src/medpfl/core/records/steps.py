@@ -12,7 +12,10 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import CLASSES, IMAGES, NAME, SPEC, STEPS, check_whole, shortened
 from medpfl.core.plan import Plan
 
-__all__ = ["Setting", "Step", "Steps"]
+__all__ = ["UNKNOWN", "Setting", "Step", "Steps"]
+
+UNKNOWN = "unknown"
+"""Optimizer of a step that nobody watched."""
 
 Setting = float | int | bool | str | None | tuple[float, ...]
 """A setting of an optimizer or a loss: a plain value, or the weights of all classes."""
@@ -116,6 +119,16 @@ class Steps:
         sizes = [plan.size_of(step) for step in range(plan.steps)]
         steps = tuple(made.setdefault(size, Step(size, **common)) for size in sizes)
         return cls(steps, plan.sampling, plan.images, plan.sends)
+
+    @classmethod
+    def unknown(cls, images: int | None) -> Steps:
+        """Return one step with an unknown optimizer, for a training that nobody watched; no audit attacks it."""
+        return cls((Step(images or 0, optimizer=UNKNOWN, loss=""),), images=images)
+
+    @property
+    def are_known(self) -> bool:
+        """False if nobody watched the training, so that even the number of steps is unknown."""
+        return all(step.optimizer != UNKNOWN for step in self.steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the steps as a JSON object: equal steps in a row are written once, with their number."""
@@ -255,6 +268,8 @@ def _irregular(step: Step) -> str:
 
 
 def _reasons(step: Step) -> Iterator[str]:
+    if step.optimizer == UNKNOWN:
+        yield "nobody watched the training, and no plan was stated when the update was recorded"
     if step.optimizer not in ("", "SGD"):
         yield f"the optimizer is {step.optimizer}; local_update knows SGD only"
     if step.precision:

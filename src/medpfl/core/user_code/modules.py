@@ -308,10 +308,13 @@ def _expected(name: str, folders: tuple[str, ...] | None, beside: list[str]) -> 
 
 
 def checked(module: Module) -> str:
-    """Return the digest of a module's content.
+    """Return the digest of a module's content, and record it in the first call after its import or reload.
+
+    The digest is 16 hex digits, or `UNKNOWN` with the reason for code that was typed in. Modules that are not imported
+    are not recorded.
 
     Raises:
-        InputError: the content changed since this process imported the module.
+        InputError: the content of an imported module differs from what was recorded.
     """
     digest = f"{UNKNOWN}it was typed in" if module.typed_in else hashlib.sha256(module.content()).hexdigest()[:16]
     if module.loaded is None:

@@ -67,9 +67,9 @@ def fitted_mask(mask: Tensor, classes: int, size: int, fit: str, spacing: Any = 
     """Resize a mask (H, W) or (D, H, W) like its image; each output pixel gets the class that covers most of it.
 
     Args:
-        mask: classes from 0.
+        mask: classes from 0 to `classes` - 1.
         classes: number of classes.
-        size, fit: as for the image.
+        size, fit: as in `fitted` and `fitted_volume`.
         spacing: pixel or voxel size along the axes; ``None`` for square pixels or cubic voxels.
     """
     spacing = spacing or (1,) * mask.ndim

@@ -97,5 +97,5 @@ def _height(text: str, font: FreeTypeFont) -> int:
 def png(image: Image.Image) -> bytes:
     """Return a PNG file's bytes, with pixels and no metadata."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""A plain Flower app: two sites train a classifier of gray pictures."""
