@@ -1,16 +1,12 @@
-"""A defense at the place where a finished update leaves a client, and its state between rounds."""
+"""A defense at the place where a finished update leaves a client."""
 
 from __future__ import annotations
 
-import json
 import secrets
-import struct
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from medpfl.core.errors import InputError
@@ -20,7 +16,7 @@ from medpfl.federated.client import checked_sent
 from medpfl.inputs.parts import defenses_of
 from medpfl.recording.record import buffers_in
 
-__all__ = ["defend_update", "defense_at_the_door", "packed", "parameters_of", "unpacked"]
+__all__ = ["defend_update", "defense_at_the_door", "parameters_of"]
 
 _MOMENTS = {
     "model": "changes the model",
@@ -92,41 +88,6 @@ def defend_update(
             result[name] = whole.to(after[name].dtype)
     result |= {name: t.to(after[name].dtype) for name, t in (made.buffers or {}).items() if name in after}
     return result, state
-
-
-def packed(state: State) -> bytes:
-    """Return a defense's state as bytes: eight bytes with the length of a JSON text, the text, and safetensors."""
-    tensors: dict[str, Tensor] = {}
-
-    def plain(value: Any, place: str) -> Any:
-        if isinstance(value, Mapping):
-            return {"inside": {key: plain(one, f"{place}/{key}") for key, one in value.items()}}
-        if isinstance(value, Tensor):
-            tensors[place] = value.detach().cpu().contiguous().clone()
-            return {"tensor": place}
-        return {"value": value}
-
-    text = json.dumps(plain(state, "")).encode()
-    return struct.pack("<Q", len(text)) + text + save(tensors)
-
-
-def unpacked(data: bytes) -> State:
-    """Return the state in bytes that `packed` made.
-
-    Raises:
-        InputError: the bytes are damaged.
-    """
-    try:
-        (length,) = struct.unpack("<Q", data[:8])
-        return _unplain(json.loads(data[8 : 8 + length]), load(data[8 + length :]))
-    except (SafetensorError, struct.error, KeyError, TypeError, ValueError):
-        raise InputError("the defense's state after the last round is damaged: start the federation anew") from None
-
-
-def _unplain(told: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if "inside" in told:
-        return {key: _unplain(one, tensors) for key, one in told["inside"].items()}
-    return tensors[told["tensor"]] if "tensor" in told else told["value"]
 
 
 def parameters_of(model: nn.Module | None) -> set[str] | None:

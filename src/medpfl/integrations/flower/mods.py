@@ -17,8 +17,9 @@ from medpfl.core.records.origin import Pixels, Source
 from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import RETENTION
 from medpfl.core.roles import Defense
+from medpfl.integrations.carried import packed, unpacked
 from medpfl.integrations.chain import described, named, noticed
-from medpfl.integrations.defending import defend_update, defense_at_the_door, packed, parameters_of, unpacked
+from medpfl.integrations.defending import defend_update, defense_at_the_door, parameters_of
 from medpfl.integrations.flower.messages import (
     array_record,
     count_of,
