@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medpfl import Batch, Cohort, Plan, Record, Run, Schedule, Weights, audit_record, train
-from medpfl.defenses import NoDefense
+from medpfl.defenses import TopK
 from medpfl.federated.client import client_round
 from medpfl.federated.ready import prepare
 from medpfl.models import LeNet
@@ -38,7 +38,7 @@ def test_a_record(tmp_path, shared):
     plan, images = Plan(), some_images(1)
     model = LeNet("idlg").build((1, 16, 16), 2, 5)
     weights, batch = Weights.of(model), Batch(images.images, images.labels)
-    played = client_round(prepare(model, plan), weights, batch, plan, NoDefense(), {}, torch.Generator().manual_seed(0))
+    played = client_round(prepare(model, plan), weights, batch, plan, TopK(0.9), {}, torch.Generator().manual_seed(0))
     Record(played.sent, plan, weights, (1, 16, 16), None, "TopK(keep=0.9)").save(tmp_path / "one.safetensors")
     given = {"record": str(tmp_path / "one.safetensors"), "truth": images, "model": "LeNet('idlg')"}
     apart = flat(audit_record, attacks=[attack], out=tmp_path / "runs" / "apart", **given)
