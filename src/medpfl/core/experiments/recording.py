@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medpfl.core.experiments import limits
+from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Reading
+from medpfl.core.experiments.inspection import Inspection
 from medpfl.core.experiments.options import Options, again, group, option
 from medpfl.core.plan import Plan
 
@@ -20,8 +22,10 @@ class Recording(Options):
     before: str = option("", "state before the local training: state dict from torch.save, safetensors, or checkpoint")
     after: str = option("", "state after the local training, in any of these formats")
     out: str = option("records", "folder for the record")
-    truth: str | None = option(
-        None, "folder with the images of the training; they are also kept in private-truth inside --out"
+    truth: str | None = again(
+        Experiment,
+        "truth",
+        text="folder with the images of the training; they are also kept in private-truth inside --out",
     )
     model: str | None = option(
         None, "model: spec, file.py:name or package.module:name; unset: parameters are told from buffers by their names"
@@ -54,11 +58,13 @@ class Looking(Options):
     """A record to look at, with its truth and model, as strings and numbers."""
 
     record: str = option("", "record of an update")
-    truth: str | None = option(None, "truth file in private-truth, or folder with the images behind the update")
+    truth: str | None = again(
+        Experiment, "truth", text="truth file in private-truth, or folder with the images behind the update"
+    )
     model: str | None = option(None, "model: spec from 'medpfl list models', file.py:name or package.module:name")
     raw: str | None = option(None, "record of the same update before the client's filters; what they changed is shown")
     page: str | None = option(None, "file for a page in HTML, which shows no image")
-    json: bool = option(False, "print the result as JSON")
+    json: bool = again(Inspection, "json")
     reading: Reading = group(Reading())
 
 
