@@ -201,7 +201,8 @@ import medpfl
 from medpfl import audit, train
 found = [module.name for module in pkgutil.walk_packages(medpfl.__path__, "medpfl.") if "__main__" not in module.name]
 for name in found:
-    if name != "medpfl.isolation.worker":  # a program that is run
+    extras = ("medpfl.integrations.flower", "medpfl.integrations.nvflare")
+    if name != "medpfl.isolation.worker" and not name.startswith(extras):  # the worker is a program that is run
         importlib.import_module(name)
 from medpfl.core.atomic_files import remove_leftovers, write
 from medpfl.runs.directory import Kind, RunDirectory
