@@ -33,7 +33,7 @@ class PercentilePrivacy(Defense):
     batch counters, stay as they are, but count for the percentile.
 
     Promises nothing: no noise, and no epsilon. The server sees nine in ten values exactly with stock settings. In
-    contrast to selective sharing, nothing is random. Breaks: `iDLG` and `Posterior` reconstruct as without a defense.
+    contrast to selective sharing, nothing is random. Breaks: adaptive `iDLG` reconstructs as without a defense.
     Deviates: counters keep their type, where the original sends them in float64; a model's buffers that are not in its
     state dict count for the percentile too. With ``gamma <= 0`` or a `percentile` outside 0 to 100 the original does
     nothing, without an error.
