@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from medpfl import defenses as defense_package
 from medpfl.core.errors import InputError, listed, private
-from medpfl.core.messages import about, say
+from medpfl.core.messages import say
 from medpfl.core.plan import Plan
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.core.records.truth import Truth
 from medpfl.core.roles import NO_DEFENSE, Defense, State
 from medpfl.core.spec import registry
-from medpfl.core.tensors import shared_prefix
 from medpfl.core.types import Channel, Update
 from medpfl.core.user_code.stated import stated
 from medpfl.data.images import LabelledImages
@@ -27,7 +26,7 @@ from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering, leaving
 from medpfl.recording.check import Case, Check
 from medpfl.recording.diagnosis import check_case
-from medpfl.recording.folder import Neighbors, warn_if_overdue
+from medpfl.recording.folder import Neighbors, truth_file
 
 __all__ = [
     "Recorded",
@@ -87,10 +86,7 @@ def read(path: Path) -> Record:
 
 def named_as(record: Record, network: nn.Module, plan: Plan) -> Record:
     """Return the record under a network's own names and dtypes, without a wrapper's prefix (``DataParallel``)."""
-    sent, start = record.update, record.weights
-    names = [*sent.tensors, *(sent.buffers or {}), *start.parameters, *start.buffers]
-    own = dict(network.named_parameters()) | dict(network.named_buffers())
-    named = record.without(shared_prefix(names, list(own))).cast({name: t.dtype for name, t in own.items()})
+    named = record.named_as(dict(network.named_parameters()) | dict(network.named_buffers()))
     if named.update.num_samples in (None, plan.images):
         return named
     # Augmented in each epoch: the update is that of more images than the client has.
@@ -136,13 +132,7 @@ def relabel(truth: LabelledImages, record: Record, plan: Plan) -> LabelledImages
 
 def kept_at(truth: Any) -> Truth | None:
     """Return the truth file at a path, or ``None`` if it is something else. A warning says if its retention is over."""
-    if not isinstance(truth, str | Path) or not Truth.is_one(path_of(truth)):
-        return None
-    path = path_of(truth)
-    about(path)
-    kept = Truth.load(path)
-    warn_if_overdue(kept, path)
-    return kept
+    return truth_file(path_of(truth)) if isinstance(truth, str | Path) else None
 
 
 def found_in(kept: Truth, path: Path, record: Record, plan: Plan) -> Found:

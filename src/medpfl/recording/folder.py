@@ -10,12 +10,11 @@ from itertools import islice
 from pathlib import Path
 
 from medpfl.core.errors import InputError, private
-from medpfl.core.messages import say
+from medpfl.core.messages import about, say
 from medpfl.core.records.record import Record
 from medpfl.core.records.truth import FOLDER, Truth
-from medpfl.core.tensors import shared_prefix
 
-__all__ = ["Forgotten", "Neighbors", "forget", "truths_in", "warn_if_overdue"]
+__all__ = ["Forgotten", "Neighbors", "forget", "truth_file", "truths_in"]
 
 _MOST_NEIGHBORS, _MOST_FILES = 20, 200
 _LARGEST = 1 << 30
@@ -47,8 +46,7 @@ class Neighbors:
                     made = Record.load(other)
             if made is None or found == _MOST_NEIGHBORS:
                 continue
-            names = [*made.update.tensors, *made.weights.parameters, *made.weights.buffers]
-            made = made.without(shared_prefix(names, list(own))).cast({name: t.dtype for name, t in own.items()})
+            made = made.named_as(own)
             if made.weights.parameters.keys() == self.record.weights.parameters.keys():
                 found += 1
                 yield other.name, made
@@ -82,10 +80,15 @@ def forget(folder: Path) -> Forgotten:
     return Forgotten(deleted, remaining)
 
 
-def warn_if_overdue(truth: Truth, path: Path) -> None:
-    """Say if a truth file's stated retention is over."""
+def truth_file(path: Path) -> Truth | None:
+    """Return the truth file at a path, or ``None`` if it is something else. A warning says if its retention is over."""
+    if not Truth.is_one(path):
+        return None
+    about(path)
+    truth = Truth.load(path)
     if truth.overdue:
         say(
             f"warning: the truth file '{private(path)}' was to be kept for {truth.days} days, which ended on "
             f"{truth.expires:%Y-%m-%d}: delete it with medpfl forget '{private(path.parent)}'"
         )
+    return truth

@@ -18,14 +18,13 @@ from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Step
 from medpfl.core.records.truth import Truth, digest_of
 from medpfl.core.roles import Model
-from medpfl.core.tensors import shared_prefix
 from medpfl.inputs.network import network_of
 from medpfl.inputs.parts import data_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
 from medpfl.recording.check import Case, Check, contradictions
 from medpfl.recording.diagnosis import check_case
-from medpfl.recording.folder import Neighbors, warn_if_overdue
+from medpfl.recording.folder import Neighbors, truth_file
 from medpfl.recording.pair import compared
 from medpfl.recording.replay import counters
 
@@ -60,13 +59,14 @@ def view_of(
     """
     path = path_of(record)
     held = Record.load(path)
-    notes = [f"it does not fit itself: {problem}" for problem in held.misfits()]
+    misfits = held.misfits()
+    notes = [f"it does not fit itself: {problem}" for problem in misfits]
     kept = None if truth is None else truth_at(truth, held, reading or Reading())
     if kept is not None and kept.record and kept.record != digest_of(path):
         notes.append("the truth file states that it belongs to another record file")
     check = _checked(held, path, kept, model) if not notes or kept is not None else Check("wrong")
-    verdict = "wrong" if held.misfits() else check.verdict
-    finding = notes[0] if held.misfits() else str(check.finding or "")
+    verdict = "wrong" if misfits else check.verdict
+    finding = notes[0] if misfits else str(check.finding or "")
     return {
         "verdict": verdict,
         "finding": finding,
@@ -75,7 +75,7 @@ def view_of(
         "steps": list(_steps(held)),
         "filtered": [] if raw is None else list(compared(Record.load(path_of(raw)), held).lines()),
         "facts": list(check.facts),
-        "open": [*notes[1 if held.misfits() else 0 :], *check.open, *_blind(held, kept, model)],
+        "open": [*notes[1 if misfits else 0 :], *check.open, *_blind(held, kept, model)],
     }
 
 
@@ -87,9 +87,7 @@ def truth_at(truth: str | Path, record: Record, reading: Reading) -> Truth:
     """
     place = path_of(truth)
     about(place)
-    if Truth.is_one(place):
-        kept = Truth.load(place)
-        warn_if_overdue(kept, place)
+    if (kept := truth_file(place)) is not None:
         return kept
     if record.image_shape:
         channels: Any = record.image_shape[0]
@@ -106,8 +104,7 @@ def truth_at(truth: str | Path, record: Record, reading: Reading) -> Truth:
 def named(record: Record, network: nn.Module) -> Record:
     """Return the record under a network's names and dtypes; raise `InputError` if it belongs to another network."""
     own = dict(network.named_parameters()) | dict(network.named_buffers())
-    names = [*record.update.tensors, *record.weights.parameters, *record.weights.buffers]
-    bare = record.without(shared_prefix(names, list(own))).cast({name: t.dtype for name, t in own.items()})
+    bare = record.named_as(own)
     for name, value in {**bare.weights.buffers, **bare.weights.parameters}.items():
         if name not in own or own[name].shape != value.shape:
             raise InputError(f"the record does not fit the model: '{name}' has another name or shape there")

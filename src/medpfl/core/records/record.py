@@ -17,7 +17,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.records.files import holds, opened, put
 from medpfl.core.records.origin import Pixels, Source
 from medpfl.core.records.steps import Steps
-from medpfl.core.tensors import oddity
+from medpfl.core.tensors import oddity, shared_prefix
 from medpfl.core.types import Tensors, Update, Weights
 
 __all__ = ["FORMAT", "VERSION", "Record"]
@@ -145,6 +145,11 @@ class Record:
             return {name: t.to(dtypes.get(name, t.dtype)) for name, t in tensors.items()}
 
         return self._changed(own)
+
+    def named_as(self, own: Tensors) -> Record:
+        """Return the record under a model's own names and dtypes, without a wrapper's prefix (``DataParallel``)."""
+        names = [*self.update.tensors, *(self.update.buffers or {}), *self.weights.parameters, *self.weights.buffers]
+        return self.without(shared_prefix(names, list(own))).cast({name: t.dtype for name, t in own.items()})
 
     def without(self, prefix: str) -> Record:
         """Return the record with a prefix such as ``"module."`` removed from its tensors' names."""
