@@ -220,3 +220,19 @@ def test_optimizers_know_nothing_of_attacks():
         assert {name for name in needs(path, modules()) if name.startswith("medpfl.attacks")} <= {
             f"medpfl.attacks.optimize.{other.stem}" for other in path.parent.glob("*.py")
         }
+
+
+def imported_on_top(path: Path) -> set[str]:
+    """Return the modules that a file imports when it is imported itself."""
+    nodes = ast.parse(path.read_text()).body
+    names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return names | {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+
+
+def test_slow_packages_are_imported_where_they_are_used():
+    """Torchvision takes as long to import as torch: most runs, and the worker of isolated attacks, need none of it."""
+    networks, slow = "models/torchvision_networks.py", {"torchvision", "torchmetrics"}
+    for path in FILES:
+        top = imported_on_top(path)
+        assert "medpfl.models.torchvision_networks" not in top, path
+        assert str(path.relative_to(SOURCE)) == networks or not slow & {name.partition(".")[0] for name in top}, path

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torchvision.models.densenet import DenseNet as _TorchvisionDenseNet
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Model
-from medpfl.models.parts import Normalized, planar
+from medpfl.models.parts import planar
 
 __all__ = ["DenseNet121"]
 
@@ -40,15 +39,8 @@ class DenseNet121(Model):
         channels, *sides = planar(image_shape, "DenseNet121")
         if min(sides) < _SMALLEST:
             raise InputError(f"DenseNet121 halves images five times: sides {sides} must be {_SMALLEST} pixels or more")
+        from medpfl.models.torchvision_networks import DenseNetwork
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _DenseNet(self.classes or num_classes, self.channels or channels)
-
-
-class _DenseNet(Normalized, _TorchvisionDenseNet):
-    def __init__(self, classes: int, channels: int) -> None:
-        super().__init__(32, (6, 12, 24, 16), 64, num_classes=classes)
-        if channels != 3:
-            self.features.conv0 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
-            nn.init.kaiming_normal_(self.features.conv0.weight)
-        self.set_normalization(channels)
+            return DenseNetwork(self.classes or num_classes, self.channels or channels)

@@ -9,23 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision import models as theirs
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.models.resnet import ResNet as _TorchvisionResNet
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Model
 from medpfl.core.spec import shown
-from medpfl.models.parts import MOMENTS, Normalized, check_choice, planar
+from medpfl.models.parts import MOMENTS, check_choice, planar
 from medpfl.models.weights import fill, load_weights
 
 __all__ = ["ResNet"]
 
-_DEPTHS: dict[int, tuple[Any, list[int], Any]] = {
-    18: (BasicBlock, [2, 2, 2, 2], theirs.ResNet18_Weights),
-    34: (BasicBlock, [3, 4, 6, 3], theirs.ResNet34_Weights),
-    50: (Bottleneck, [3, 4, 6, 3], theirs.ResNet50_Weights),
-}
+_DEPTHS = (18, 34, 50)
 _HEAD = "fc"
 
 
@@ -72,10 +65,11 @@ class ResNet(Model):
         channels = self.channels or own
         if self.weights is not None and channels not in (1, 3):
             raise InputError(f"ResNet with weights takes 1 or 3 channels, not {channels}: leave the weights out")
-        block, layers, _ = _DEPTHS[self.depth]
+        from medpfl.models.torchvision_networks import ResidualNetwork
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = _Network(block, layers, self.classes or num_classes, 3 if self.weights else channels)
+            network = ResidualNetwork(self.depth, self.classes or num_classes, 3 if self.weights else channels)
         network.set_normalization(3 if self.weights else channels, self.normalization)
         if self.weights in self._published():
             fill(network, self._download(), f"torchvision's {self.weights}", _HEAD)
@@ -84,7 +78,9 @@ class ResNet(Model):
         return network
 
     def _published(self) -> Mapping[str, Any]:
-        return _DEPTHS[self.depth][2].__members__
+        from medpfl.models.torchvision_networks import published_weights
+
+        return published_weights(self.depth)
 
     def _download(self) -> Mapping[str, Tensor]:
         try:
@@ -95,11 +91,3 @@ class ResNet(Model):
             raise InputError(
                 f"cannot download {self.weights} ({error}): get the file yourself and give its path as weights='...'"
             ) from error
-
-
-class _Network(Normalized, _TorchvisionResNet):
-    def __init__(self, block: Any, layers: list[int], classes: int, channels: int) -> None:
-        super().__init__(block, layers, num_classes=classes)
-        if channels != 3:
-            self.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
-            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")

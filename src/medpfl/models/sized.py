@@ -35,6 +35,7 @@ def built(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -
     own = getattr(model, "model", model)  # inside of a mapping of pixels
     if type(model).__module__.startswith("medpfl.models.") and not isinstance(own, UserModel):
         _count(model, image_shape, classes, seed)
+        return model.build(image_shape, classes, seed)
     with _Counting():
         return model.build(image_shape, classes, seed)
 

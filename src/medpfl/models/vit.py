@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torchvision.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Model
 from medpfl.core.spec import shown
-from medpfl.models.parts import Normalized, check_counts, check_rate, planar
+from medpfl.models.parts import check_counts, check_rate, planar
 
 __all__ = ["ViT"]
-
-_SPREAD = 0.02
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,27 +57,18 @@ class ViT(Model):
         channels, height, width = planar(image_shape, "ViT")
         if height % self.patch or width % self.patch:
             raise InputError(f"images of {height} x {width} cannot be cut into patches of {self.patch}: choose another")
+        from medpfl.models.torchvision_networks import TransformerNetwork
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            tokens = 1 + (height // self.patch) * (width // self.patch)
-            return _ViT(self, tokens, self.classes or num_classes, self.channels or channels)
-
-
-class _ViT(Normalized, VisionTransformer):
-    def __init__(self, like: ViT, tokens: int, classes: int, channels: int) -> None:
-        mlp = like.mlp or 4 * like.width
-        # Built for an image of one patch; the position embedding is replaced below.
-        super().__init__(
-            like.patch, like.patch, like.depth, like.heads, like.width, mlp, dropout=like.dropout, num_classes=classes
-        )
-        if channels != 3:
-            self.conv_proj = nn.Conv2d(channels, like.width, like.patch, like.patch)
-            nn.init.trunc_normal_(self.conv_proj.weight, std=math.sqrt(1 / (channels * like.patch**2)))
-            nn.init.zeros_(self.conv_proj.bias)  # type: ignore[arg-type]  (it has one)
-        self.encoder.pos_embedding = nn.Parameter(torch.empty(1, tokens, like.width).normal_(std=_SPREAD))
-        nn.init.trunc_normal_(self.get_parameter("heads.head.weight"), std=_SPREAD)
-        self.set_normalization(channels)
-
-    def _process_input(self, x: Tensor) -> Tensor:
-        """Return the embedded patches (N, patches, width); torchvision's own version takes only square images."""
-        return self.conv_proj(x).flatten(2).transpose(1, 2)
+            return TransformerNetwork(
+                patch=self.patch,
+                depth=self.depth,
+                width=self.width,
+                heads=self.heads,
+                mlp=self.mlp or 4 * self.width,
+                dropout=self.dropout,
+                tokens=1 + (height // self.patch) * (width // self.patch),
+                classes=self.classes or num_classes,
+                channels=self.channels or channels,
+            )
