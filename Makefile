@@ -19,7 +19,7 @@ test: $(READY)  ## the core suite: all that needs no other package than those of
 quick: $(READY)  ## the core suite without tests that take more than a second
 	$(BIN)/$(PYTEST) -m "not extra and not slow"
 
-test-extras: .venv-extras/.ready  ## the rest: beside Flower, NVIDIA FLARE, MONAI, TenSEAL, SimpleITK, breaching, and image decoders
+test-extras: .venv-extras/.ready  ## the rest: beside Flower, NVIDIA FLARE, MONAI, TenSEAL, SimpleITK, breaching, and image decoders; the benchmarks
 	$(EXTRAS)/$(PYTEST) -m extra
 
 check: $(READY)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from medpfl.auditing.report import reread
 from medpfl.auditing.store import read_rows
 from medpfl.cli import main
 from tests.auditing.audit_cases import plain
+from tests.processes import start
 
 STOPS_AFTER_FOUR = """
 import sys, time
@@ -62,10 +60,6 @@ def words(folder: Path, out: Path) -> list[str]:
     return ["audit", str(folder), "--model", "LeNet('idlg')", *options.split(), "--out", str(out)]
 
 
-def start(code: str, arguments: list[str]) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
 @pytest.mark.slow
 def test_a_killed_audit_continues_and_ends_with_the_same_rows(folder, tmp_path, capsys):
     whole, out = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
@@ -74,18 +68,20 @@ def test_a_killed_audit_continues_and_ends_with_the_same_rows(folder, tmp_path, 
     assert len(undisturbed) == 2 + 2 * 2 * 3
 
     path = out / "share/findings.jsonl"
-    process, deadline = start(STOPS_AFTER_FOUR, words(folder, out)), time.monotonic() + 60
+    process, deadline = start(STOPS_AFTER_FOUR, *words(folder, out)), time.monotonic() + 60
     while not (path.exists() and path.read_bytes().count(b"\n") == 4):
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     first = list(read_rows(path))
     assert len(first) == 4
 
-    process = start(DIES_IN_THE_MIDDLE_OF_A_LINE, words(folder, out))
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    process = start(DIES_IN_THE_MIDDLE_OF_A_LINE, *words(folder, out))
+    process.join(timeout=60)
+    assert process.exitcode == -signal.SIGKILL
     assert not path.read_bytes().endswith(b"\n")
     finished = list(read_rows(path))
     assert len(finished) == 6

@@ -17,6 +17,8 @@ from medpfl.core.plan import Plan
 from medpfl.data.folder import ImageFolder
 from medpfl.defenses import LaplaceNoise
 
+pytestmark = pytest.mark.extra
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)

@@ -20,6 +20,8 @@ from medpfl.core.types import Batch, Reconstruction
 from medpfl.federated.local import local_update
 from medpfl.models import LeNet
 
+pytestmark = pytest.mark.extra
+
 LABEL = torch.tensor([0])
 
 

@@ -13,6 +13,8 @@ from medpfl import attacks, models
 from medpfl.attacks import iDLG
 from medpfl.core.roles import Attack
 
+pytestmark = pytest.mark.extra
+
 
 def table(text: str) -> list[list[str]]:
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]

@@ -10,6 +10,8 @@ from torch import nn
 
 from benchmarks.textbook import CALLS, textbook
 
+pytestmark = pytest.mark.extra
+
 
 def _case():
     generator = torch.Generator().manual_seed(0)

@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import utility
 
+pytestmark = pytest.mark.extra
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(utility.PARTITIONS))

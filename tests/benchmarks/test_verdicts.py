@@ -7,6 +7,8 @@ import pytest
 from benchmarks.verdicts import Case, lines, parsed, shares
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 
+pytestmark = pytest.mark.extra
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["read", "recognized"])

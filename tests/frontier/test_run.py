@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from medpfl.frontier.tasks import strengths_of
 from medpfl.runs.directory import RunDirectory
 from medpfl.training.store import read_rounds
 from tests.frontier.frontier_cases import SMALL, draw, small
+from tests.processes import start
 
 SPECS = ["NoDefense()", "GaussianNoise(scale=0.001)", "GaussianNoise(scale=10)", "TopK(keep=0.5)"]
 FILES = {"frontier.json", "frontier.csv", "frontier.html"}
@@ -207,36 +207,25 @@ def words(pictures, out):
     return ["frontier", str(pictures), *listed, *plain, "--out", str(out)]
 
 
-STOPS = """
+DIES = """
 import os, signal, sys
-import medpfl.reporting, medpfl.reporting.training
 from medpfl import cli
 from medpfl.auditing.player import Player
 from medpfl.training.trainer import Trainer
 
-medpfl.reporting.write_pages = lambda *_: []
-medpfl.reporting.training.write_training_page = lambda folder, *_: folder / "report.html"
+kind, name, left = {place}
+play = getattr(kind, name)
 
-def stops(kind, name, count):
-    play, left = getattr(kind, name), [count]
+def dies(*given):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return play(*given)
 
-    def dies(*given):
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
-        return play(*given)
-
-    setattr(kind, name, dies)
-
-for place in ((Player, "__call__", 3), (Trainer, "play", 4)):
-    child = os.fork()
-    if not child:
-        stops(*place)
-        cli.main(sys.argv[1:])
-        os._exit(1)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL, place
+setattr(kind, name, dies)
+cli.main(sys.argv[1:])
 """
-"""Two processes, one after the other, which are killed; both begin with what the first has imported."""
 
 
 @pytest.mark.slow
@@ -244,9 +233,10 @@ def test_a_frontier_killed_in_an_audit_and_in_a_training_ends_as_an_undisturbed_
     whole, pictures, tmp_path, capsys, no_pages_of_runs
 ):
     out = tmp_path / "killed"
-    started = [sys.executable, "-c", STOPS, *words(pictures, out)]
-    process = subprocess.run(started, check=False, capture_output=True, timeout=300)
-    assert process.returncode == 0, process.stderr.decode()
+    for place in ('Player, "__call__", 3', 'Trainer, "play", 4'):
+        process = start(DIES.format(place=place), *words(pictures, out))
+        process.join(timeout=300)
+        assert process.exitcode == -signal.SIGKILL, place
     assert not (out / "share/frontier.json").exists()
     with pytest.raises(InputError, match="an unfinished frontier: repeat the same frontier command"):
         remake(out)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from medpfl import cli
 from medpfl.auditing.store import read_rows
 from medpfl.runs.jobs import job_of
+from tests.processes import start
 
 WORDS = ["reproduce", "noise", "--part", "iDLG", "--data", "samples", "--images", "2", "--steps", "6", "--quiet"]
 
@@ -33,11 +32,12 @@ def test_a_kill_costs_at_most_the_stack_of_images_that_was_attacked(tmp_path, mo
     monkeypatch.setattr("medpfl.reproduction.collection.write_legacy", lambda _: ())
     out, whole = tmp_path / "killed", tmp_path / "whole"
     rows = tmp_path / "killed/runs" / "noise-samples-idlg" / "share/findings.jsonl"
-    with subprocess.Popen([sys.executable, "-m", "medpfl.cli", *WORDS, "--out", str(out)]) as process:
-        while process.poll() is None and len(lines(rows)) < 6:
-            time.sleep(0.01)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    process = start("import sys; from medpfl import cli; cli.main(sys.argv[1:])", *WORDS, "--out", out)
+    while process.is_alive() and len(lines(rows)) < 6:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     before, jobs = lines(rows), {job_of(row) for row in read_rows(rows)}
     assert cli.main([*WORDS, "--out", str(out)]) == 0
     after = set(lines(rows))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -14,6 +12,7 @@ from medpfl.cli import main
 from medpfl.training.leakage import leakage, rounds_in
 from tests.auditing.audit_cases import draw_folder, plain, some_images
 from tests.flat import flat
+from tests.processes import start
 from tests.training.training_cases import small
 
 AUDIT = {"attacks": ["iDLG(steps=3)"], "defenses": ["LaplaceNoise(scale=0.1)"], "images": 2}
@@ -67,11 +66,8 @@ def test_the_overview_is_beside_the_audits_and_continues(tmp_path, capsys):
 
 DIES = """
 import os, signal, sys
-import medpfl.reporting
 from medpfl import cli
 from medpfl.auditing.player import Player
-
-medpfl.reporting.write_pages = lambda *_: []
 
 play, left = Player.__call__, [4]
 
@@ -96,8 +92,9 @@ def test_killed_with_9_in_the_second_round_it_ends_with_the_same_rows(tmp_path, 
     words += ["--images", "2", "--memory", "1e-6", "--rounds", "0,1", "--out"]
     whole, killed = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
     assert main([*words, str(whole)]) == 0
-    process = subprocess.run([sys.executable, "-c", DIES, *words, str(killed)], check=False, timeout=600)
-    assert process.returncode == -signal.SIGKILL
+    process = start(DIES, *words, killed)
+    process.join(timeout=600)
+    assert process.exitcode == -signal.SIGKILL
     first = (tmp_path / "runs" / "killed-round-0" / "share/findings.jsonl").read_bytes()
     assert not (killed / "share/leakage.jsonl").exists()
     assert main([*words, str(killed)]) == 0

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from importlib import import_module
 
@@ -18,6 +15,7 @@ from medpfl.core.experiments.options import options_in
 from medpfl.core.experiments.training import Training
 from medpfl.training.store import read_rounds
 from tests.auditing.audit_cases import draw_folder
+from tests.processes import start
 from tests.training.training_cases import plainly
 
 TINY = ["--model", "MLP((6,))", "--size", "16", "--clients", "2", "--rounds", "2", "--batch-size", "2"]
@@ -154,16 +152,16 @@ def test_killed_with_9_in_the_middle_of_a_round_it_ends_with_the_same_rows(run, 
     whole, out = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
     words = [*TINY, "--rounds", "3", "--defense", "TopK(keep=0.2, feedback=True)", "--server-momentum", "0.5"]
     assert run("train", pictures, *words, "--out", whole)[0] == 0
-    command = [sys.executable, "-c", SLOW, "train", str(pictures), *words, "--out", str(out)]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = start(SLOW, "train", pictures, *words, "--out", out)
     deadline = time.monotonic() + 120
     while len(list(read_rounds(out / "share/rounds.jsonl"))) < 2:
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.3)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     (out / ".round-2").mkdir()
     (out / ".round-2" / "weights.safetensors").write_bytes(b"half")
     first = list(read_rounds(out / "share/rounds.jsonl"))

@@ -79,6 +79,8 @@ def _wrapped(text: str, font: FreeTypeFont, width: int) -> str:
 
 
 def _pieces(word: str, font: FreeTypeFont, width: int) -> list[str]:
+    if font.getlength(word) <= width:
+        return [word]
     pieces = [""]
     for letter in word:
         if pieces[-1] and font.getlength(pieces[-1] + letter) > width:
