@@ -1,14 +1,21 @@
-"""Fixtures for all tests. They use one thread: small tensors gain nothing from two, and runs repeat bit by bit."""
+"""Fixtures for all tests. They use one thread: small tensors gain nothing from two, and runs repeat bit by bit.
+
+The processes that tests start, and numpy's linear algebra, take the number of threads from the environment.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch and numpy are imported
+
 import torch
 
 torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from medpfl.auditing.report import Report
 from medpfl.data.images import LabelledImages
 from tests.flat import flat
 
-TINY: dict[str, Any] = {"model": "LeNet('idlg')", "attacks": ["iDLG(steps=3)"], "images": 4, "size": 16}
+TINY: dict[str, Any] = {"model": "MLP((6,))", "attacks": ["iDLG(steps=3)"], "images": 4, "size": 16}
 """A tenth of a second."""
 
 

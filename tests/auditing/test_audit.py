@@ -70,9 +70,8 @@ def test_defenses_change_what_the_server_sees(folder):
     tiny(folder, attacks=[attack], defenses=["LaplaceNoise(scale=5.0) | GaussianNoise(scale=0.1)", "NoDefense()"])
     _, bare, noisy, same = attack.kept
     assert all(torch.equal(t, same.views[0].update.tensors[k]) for k, t in noisy.views[0].update.tensors.items())
-    for name, value in bare.views[0].update.tensors.items():
-        gap = noisy.views[0].update.tensors[name] - value
-        assert gap.abs().mean() == pytest.approx(5.0, rel=0.5)
+    gaps = [noisy.views[0].update.tensors[name] - raw for name, raw in bare.views[0].update.tensors.items()]
+    assert torch.cat([gap.flatten() for gap in gaps]).abs().mean() == pytest.approx(5.0, rel=0.1)
 
 
 @pytest.mark.slow
@@ -328,8 +327,8 @@ def test_a_users_file_and_weights(folder, tmp_path):
 def test_the_same_seed_gives_the_same_rows_and_another_one_others(folder):
     def run(seed):
         return tiny(
-            folder, seed=seed, defenses=["LaplaceNoise"], attacks=["iDLG(steps=3)", "GradInv(steps=3, restarts=2)"],
-            plan=Plan("FedAvg", batch_size=1, local_images=2, epochs=2), model="LeNet('idlg')",
+            folder, seed=seed, defenses=["LaplaceNoise"], attacks=["iDLG(steps=2)", "GradInv(steps=2, restarts=2)"],
+            images=2, plan=Plan("FedAvg", batch_size=1, local_images=2, epochs=2), model="LeNet('idlg')",
         )  # fmt: skip
 
     first, second, other = run(0), run(0), run(1)
@@ -409,7 +408,7 @@ def test_random_updates_have_the_norm_of_the_true_ones(folder):
 
 def test_rows_say_what_made_them(folder):
     row = tiny(folder, seed=7, attacks=["iDLG(steps=3)"]).rows[-1]
-    assert (row.model, row.data, row.seed, row.device) == ("LeNet(variant='idlg')", "ImageFolder(size=16)", 7, "cpu")
+    assert (row.model, row.data, row.seed, row.device) == ("MLP(hidden=(6,))", "ImageFolder(size=16)", 7, "cpu")
     assert {"medpfl", "torch", "python"} <= row.versions.keys()
     assert row.versions["torch"] == torch.__version__.partition("+")[0]
     assert row.seconds > 0

@@ -45,7 +45,7 @@ def cell(**options):
 
 @pytest.mark.slow
 def test_granted_masks_read_the_image_back():
-    found, report = cell(attacks=["iDLG(steps=500)"], model="UNet(8, 1, 'none', 'sigmoid')", threat=LABELS, images=1)
+    found, report = cell(attacks=["iDLG(steps=150)"], model="UNet(8, 1, 'none', 'sigmoid')", threat=LABELS, images=1)
     assert found.ssim.value > 0.9
     assert found.masks.granted
     assert all(row.scores["mask_dice"] == 1 for row in report.rows)

@@ -31,7 +31,7 @@ from medpfl.core.experiments.settings import Settings
 from medpfl.core.spec import summary
 from medpfl.judging.types import Cell, Union
 
-TINY = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)", "--images", "4", "--size", "16"]
+TINY = ["--model", "MLP((6,))", "--attack", "iDLG(steps=3)", "--images", "4", "--size", "16"]
 
 Run = Callable[..., tuple[int, str, str]]
 

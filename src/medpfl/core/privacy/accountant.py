@@ -7,14 +7,17 @@ they are imported when used.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
+from functools import cache
 
 from medpfl.core.errors import InputError, check_positive
 
 __all__ = ["Epsilon", "epsilon", "noise_for"]
 
 
+_DOUBLE = math.log(2)
 _LEAST = 0.05
 """Minimum noise multiplier for computing epsilon: below it, the accountants run out of memory."""
 
@@ -68,17 +71,23 @@ def noise_for(target: float, delta: float, rate: float, steps: int) -> float:
     """
     check_positive(epsilon=target)
     _check(1.0, rate, steps, delta)
-    low = high = 1.0
-    while _prv(high, rate, steps, delta) > target:
-        low, high = high, 2 * high
-    while low == high or _prv(low, rate, steps, delta) <= target:
-        low, high = low / 2, low
-    while high / low > 1.002:
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if _prv(middle, rate, steps, delta) > target else (low, middle)
-    while _pld(high, rate, steps, delta) > target:
-        high *= 1.001
-    return high
+
+    from scipy.optimize import root_scalar
+
+    @cache
+    def excess(log_noise: float) -> float:
+        """Return the logarithm of epsilon over its target, which is almost linear in that of the noise."""
+        return math.log(max(_prv(math.exp(log_noise), rate, steps, delta) / target, 1e-9))
+
+    low = high = 0.0
+    while excess(high) > 0:
+        low, high = high, high + _DOUBLE
+    while low == high or excess(low) <= 0:
+        low, high = low - _DOUBLE, low
+    noise = math.exp(root_scalar(excess, bracket=(low, high), xtol=1e-3).root)
+    while _prv(noise, rate, steps, delta) > target or _pld(noise, rate, steps, delta) > target:
+        noise *= 1.001
+    return noise
 
 
 def _check(noise: float, rate: float, steps: int, delta: float) -> None:
