@@ -40,6 +40,25 @@ def folder(tmp_path: Path) -> Path:
     return draw_folder(tmp_path / "data", {"benign": 5, "malignant": 5})
 
 
+@pytest.fixture
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no pages, which takes most of a small audit, for tests that read what else is in a run directory."""
+    monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
+    monkeypatch.setattr("medpfl.reporting.training.write_training_page", lambda folder, *_: folder / "report.html")
+
+
+@pytest.fixture
+def pages() -> None:
+    """Draw pages in spite of `no_pages_else`."""
+
+
+@pytest.fixture
+def no_pages_else(request: pytest.FixtureRequest) -> None:
+    """Draw no pages, except for tests that ask for `pages`: they read every file of a run."""
+    if "pages" not in request.fixturenames:
+        request.getfixturevalue("no_pages")
+
+
 @pytest.fixture(autouse=True)
 def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence progress lines, which would appear only on a busy machine."""

@@ -14,6 +14,8 @@ from medpfl.auditing.report import reread
 from medpfl.auditing.store import read_rows
 from tests.auditing.audit_cases import draw_folder, plain, tiny
 
+pytestmark = pytest.mark.usefixtures("no_pages_else")  # those of the run that is copied are drawn
+
 MANY = {"attacks": ["iDLG(steps=3)", "iDLG(steps=4)"], "memory": 1e-6, "images": 2, "out": None}
 """Six jobs of one row: two controls, and two attacks on two stacks."""
 
@@ -192,7 +194,7 @@ def test_other_pixels_under_the_same_names_are_another_experiment(folder, run):
         again(other, out)
 
 
-def test_force_discards_another_experiment_with_its_pictures(folder, run):
+def test_force_discards_another_experiment_with_its_pictures(folder, run, pages):
     out, _ = run
     old = {p.name for p in (out / "private/images").iterdir()}
     (out / "private/images" / "mine.txt").write_text("not of a run")

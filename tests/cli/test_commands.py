@@ -64,12 +64,6 @@ def refused(run) -> Callable[..., str]:
     return call
 
 
-@pytest.fixture
-def no_pages(monkeypatch) -> None:
-    """For what a run directory holds beside its pages: to draw these takes most of a small audit."""
-    monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
-
-
 def draw(path: Path, seed: int = 0) -> Path:
     coarse = (np.random.default_rng(seed).random((4, 4)) * 255).astype("uint8")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,8 @@ from medpfl.isolation.parent import Isolated, Worker
 
 
 @pytest.fixture(autouse=True)
-def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here reads a page, and to draw these takes most of a small audit."""
-    monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
+def no_pages_here(no_pages: None) -> None:
+    """Nothing here reads a page."""
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,7 @@ def table(out: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_kill_costs_at_most_the_stack_of_images_that_was_attacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
+def test_a_kill_costs_at_most_the_stack_of_images_that_was_attacked(tmp_path, monkeypatch, no_pages):
     monkeypatch.setattr("medpfl.reproduction.collection.write_legacy", lambda _: ())
     out, whole = tmp_path / "killed", tmp_path / "whole"
     rows = tmp_path / "killed/runs" / "noise-samples-idlg" / "share/findings.jsonl"

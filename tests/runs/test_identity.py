@@ -21,6 +21,8 @@ from medpfl.core.user_code.sources import modules_of
 from tests.auditing.audit_cases import Answers, some_images
 from tests.flat import flat
 
+pytestmark = pytest.mark.usefixtures("no_pages_else")
+
 MINE = """
 from dataclasses import dataclass
 from medpfl.attacks import iDLG
@@ -39,17 +41,6 @@ class Sent(Defense):
         return value, state
 """
 HELPER = "from lab_numbers import STEPS\ndef steps():\n    return STEPS\n"
-
-
-@pytest.fixture
-def pages() -> None:
-    """For tests that read every file of a run: audits of others draw no pages, which takes most of their time."""
-
-
-@pytest.fixture(autouse=True)
-def no_pages_else(request, monkeypatch) -> None:
-    if "pages" not in request.fixturenames:
-        monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
 
 
 @pytest.fixture

@@ -15,16 +15,7 @@ from medpfl.data import ImageFolder
 from medpfl.runs.study_key import KEY_FILE, StudyIndex
 from tests.auditing.audit_cases import draw_folder, some_images, tiny
 
-
-@pytest.fixture
-def pages() -> None:
-    """For tests that read every file of a run: audits of others draw no pages, which takes most of their time."""
-
-
-@pytest.fixture(autouse=True)
-def no_pages_else(request, monkeypatch) -> None:
-    if "pages" not in request.fixturenames:
-        monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
+pytestmark = pytest.mark.usefixtures("no_pages_else")
 
 
 def key_of(out: Path):

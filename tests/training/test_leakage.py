@@ -82,9 +82,7 @@ cli.main(sys.argv[1:])
 """
 
 
-def test_killed_with_9_in_the_second_round_it_ends_with_the_same_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr("medpfl.reporting.write_pages", lambda *_: [])
-    monkeypatch.setattr("medpfl.reporting.training.write_training_page", lambda folder, *_: folder / "report.html")
+def test_killed_with_9_in_the_second_round_it_ends_with_the_same_rows(tmp_path, no_pages):
     data = draw_folder(tmp_path / "data", {"a": 6, "b": 6})
     train = ["train", str(data), "--model", "MLP((6,))", "--size", "16", "--rounds", "1", "--batch-size", "2"]
     assert main([*train, "--clients", "2", "--out", str(tmp_path / "t"), "--quiet"]) == 0

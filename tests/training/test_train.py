@@ -18,6 +18,8 @@ from medpfl.training.trainer import Trainer
 from tests.auditing.audit_cases import some_images
 from tests.training.training_cases import SMALL, plainly, small
 
+pytestmark = pytest.mark.usefixtures("no_pages")
+
 DEFENSES = [
     "NoDefense",
     "TopK(keep=0.2, feedback=True)",
@@ -28,12 +30,6 @@ DEFENSES = [
     "PRECODE(width=4)",
     "Soteria(prune=0.3)",
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_pages(monkeypatch):
-    """Nothing here reads a page, and to draw it takes longer than such a training."""
-    monkeypatch.setattr("medpfl.reporting.training.write_training_page", lambda folder, *_: folder / "report.html")
 
 
 @pytest.fixture

@@ -39,12 +39,6 @@ def run(capsys, monkeypatch):
     return call
 
 
-@pytest.fixture
-def no_pages(monkeypatch):
-    """For what a run directory holds beside its page."""
-    monkeypatch.setattr("medpfl.reporting.training.write_training_page", lambda folder, *_: folder / "report.html")
-
-
 def test_a_table_two_sentences_and_a_page(run, pictures, tmp_path):
     out = tmp_path / "runs" / "a"
     status, shown, err = run("train", pictures, *TINY, "--out", out)
