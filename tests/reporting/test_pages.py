@@ -204,7 +204,7 @@ def test_ncc_is_shown_with_its_baselines(tmp_path):
     text = re.sub(r"\s+", " ", Page(pages(tmp_path, [full()])[0]).text)
     assert re.search(r"0.97 ?mean 0.81 ?nearest 0.77", text)
     assert (
-        "For comparison: the mean image reaches SSIM 0.42 and NCC 0.81; noise reaches SSIM 0.04 and NCC 0.07." in text
+        "For comparison: the mean image reaches SSIM 0.42 and NCC 0.81; noise reaches SSIM 0.040 and NCC 0.070." in text
     )
     older = dict.fromkeys(("ncc", "ncc_mean_image", "ncc_nearest", "ssim_noise", "ncc_noise"))
     assert "For comparison" not in pages(tmp_path, [full(**older)])[0]

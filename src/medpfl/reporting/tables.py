@@ -141,16 +141,20 @@ def compared(summary: Cells) -> str:
 
     >>> print(compared([Cell(attack="a", defense="d", ssim_mean_image=0.4, ncc_mean_image=0.8, ssim_noise=0.1,
     ...     ncc_noise=0.2)]))
-    For comparison: the mean image reaches SSIM 0.40 and NCC 0.80; noise reaches SSIM 0.10 and NCC 0.20.
+    For comparison: the mean image reaches SSIM 0.40 and NCC 0.80; noise reaches SSIM 0.100 and NCC 0.200.
     """
     cell = next((cell for cell in summary if known(cell.ncc_noise)), None)
     if cell is None:
         return ""
     scores = {
-        "the mean image": (cell.ssim_mean_image, cell.ncc_mean_image),
-        "noise": (cell.ssim_noise, cell.ncc_noise),
+        "the mean image": (cell.ssim_mean_image, cell.ncc_mean_image, ".2f"),
+        "noise": (cell.ssim_noise, cell.ncc_noise, ".3f"),
     }
-    found = [f"{guess} reaches SSIM {number(a)} and NCC {number(b)}" for guess, (a, b) in scores.items() if known(b)]
+    found = [
+        f"{guess} reaches SSIM {number(ssim, style)} and NCC {number(ncc, style)}"
+        for guess, (ssim, ncc, style) in scores.items()
+        if known(ncc)
+    ]
     return f"For comparison: {'; '.join(found)}."
 
 
