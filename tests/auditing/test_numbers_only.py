@@ -12,9 +12,24 @@ import pytest
 import torch
 from PIL import Image
 
-from medpfl import InputError, Plan, Run, audit, reproduce, train
+from medpfl import (
+    Batch,
+    InputError,
+    Plan,
+    Record,
+    Run,
+    Weights,
+    audit,
+    audit_record,
+    local_update,
+    prepare,
+    reproduce,
+    train,
+)
 from medpfl.auditing.report import reread
 from medpfl.cli import main
+from medpfl.data import ImageFolder
+from medpfl.models import LeNet
 from medpfl.training.leakage import leakage
 from tests.auditing.audit_cases import draw_folder, plain, tiny
 from tests.flat import flat
@@ -121,6 +136,25 @@ def test_on_the_command_line(folder, tmp_path, capsys):
     assert "Numbers only" in shown
     assert "must stay" not in shown
     assert not (tmp_path / "run" / "private").exists()
+
+
+@pytest.mark.slow
+def test_of_a_record_whose_images_lie_only_in_their_own_folder(folder, tmp_path):
+    """The record holds no image, and its truth is the folder itself: nothing on the disk copies an image."""
+    data = ImageFolder(folder, size=16).load()
+    network, plan = LeNet("idlg").build(data.shape, 2, seed=0), Plan(batch_size=len(data))
+    weights = Weights.of(network)
+    sent = local_update(prepare(network, plan), Batch(data.images, data.labels), plan, weights)
+    record, out = tmp_path / "record", tmp_path / "runs" / "a"
+    Record(sent, plan, weights, image_shape=data.shape, classes=data.classes).save(record)
+    assert not any(trace in record.read_bytes() for trace in traces(folder))
+    settings = Run(out=out, numbers_only=True)
+    report = audit_record(record, folder, "LeNet('idlg')", attacks=["iDLG(steps=2)"], run=settings)
+    assert {row.defense for row in report.rows} == {"NoDefense()", "Recorded()"}
+    written = contents(out)
+    assert not any(trace in written for trace in traces(folder))
+    assert not any(name.encode() in written for name in (*data.names, str(folder), str(record)))
+    assert not (out / "private").exists()
 
 
 def test_without_a_directory_nothing_is_kept(folder):

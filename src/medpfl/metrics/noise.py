@@ -21,12 +21,13 @@ def noise_scores(score: Callable[[Tensor, Tensor], Tensor], truth: Tensor) -> Te
     and the same for all target images of one shape.
 
     Args:
-        score: a metric of (guess, truth); its higher values mean more similar images.
+        score: a metric of (guess, truth), which takes many guesses at one image; its higher values mean more similar
+            images.
         truth: images (N, C, H, W) or volumes (N, C, D, H, W) in [0, 1].
     """
     generator, together = torch.Generator().manual_seed(0), max(1, _ELEMENTS // truth[0].numel())
     scores = []
     for first in range(0, _COUNT, together):
         noise = torch.rand(min(together, _COUNT - first), *truth.shape[1:], generator=generator)
-        scores.append(torch.stack([score(noise, image.expand_as(noise)) for image in truth]))
+        scores.append(torch.stack([score(noise, image[None]) for image in truth]))
     return torch.cat(scores, 1).quantile(_PERCENTILE, dim=1)

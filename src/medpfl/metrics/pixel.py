@@ -43,9 +43,9 @@ def ncc(guess: Tensor, truth: Tensor) -> Tensor:
     """
     x, y = (t.double().flatten(1) for t in (guess, truth))
     x, y = (t - t.mean(1, keepdim=True) for t in (x, y))
-    norms = [t.norm(dim=1) for t in (x, y)]
-    flat = torch.stack(norms).amin(0) <= _FLAT * x.shape[1] ** 0.5
-    return torch.where(flat, 0.0, ((x * y).sum(1) / (norms[0] * norms[1]).clamp(min=1e-300)).clamp(-1, 1))
+    own, other = (t.norm(dim=1) for t in (x, y))
+    flat = torch.minimum(own, other) <= _FLAT * x.shape[1] ** 0.5
+    return torch.where(flat, 0.0, ((x * y).sum(1) / (own * other).clamp(min=1e-300)).clamp(-1, 1))
 
 
 @metric(unit="", leak="higher")
