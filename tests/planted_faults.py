@@ -38,8 +38,8 @@ FAULTS = [
     Fault(
         "SSIM with a narrow window",
         "metrics/pixel.py",
-        "truth.double(), sigma=1.5",
-        "truth.double(), sigma=1.0",
+        "_WINDOW, _SIGMA = 11, 1.5",
+        "_WINDOW, _SIGMA = 11, 1.0",
         "metrics",
     ),
     Fault("intervals of 90 %", "metrics/rates.py", "tail = (1 - confidence) / 2", "tail = 1 - confidence", "metrics"),

@@ -47,6 +47,20 @@ def test_pages_that_were_lost_come_back(run):
 
 
 @pytest.mark.slow
+def test_rows_of_older_versions_without_a_score_are_read(run):
+    out, _ = run
+    rows = [json.loads(line) for line in (out / "share/findings.jsonl").read_text().splitlines()]
+    new = ("ncc", "mean_image_ncc", "nearest_ncc", "noise_ssim", "noise_ncc")
+    old = [row | {"scores": {k: v for k, v in row["scores"].items() if k not in new}} for row in rows]
+    (out / "share/findings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    again = reread(out)
+    assert {(cell.ncc, cell.ncc_noise, cell.ncc_above_noise.value) for cell in again.summary} == {(None, None, None)}
+    page = (out / "share/report.html").read_text()
+    assert "For comparison" not in page
+    assert "NCC" in page
+
+
+@pytest.mark.slow
 def test_pages_say_what_the_rows_say(run):
     out, first = run
     rows = (out / "share/findings.jsonl").read_text().splitlines()

@@ -10,8 +10,9 @@ import torch
 
 from medpfl import Reconstruction
 from medpfl.auditing.scoring import Scorer
-from medpfl.metrics import psnr, ssim
+from medpfl.metrics import ncc, psnr, ssim
 from medpfl.metrics.identification import nearest_other
+from medpfl.metrics.noise import noise_scores
 from medpfl.runs.study_key import StudyIndex
 from tests.auditing.audit_cases import some_images
 
@@ -148,6 +149,8 @@ def test_without_a_gallery_nobody_is_identified_and_there_is_no_nearest_image(pa
     (row,), _, _ = score(some_images(1), guessed(near(data.images[None, [0]])), [[0]])
     assert (row.identified, row.gallery) == (None, 1)
     assert (row.scores["nearest_ssim"], row.scores["mean_image_ssim"]) == (None, None)
+    assert (row.scores["nearest_ncc"], row.scores["mean_image_ncc"]) == (None, None)
+    assert row.scores["noise_ncc"] is not None, "it needs no other image"
 
 
 def test_baselines_are_of_the_other_images():
@@ -159,6 +162,11 @@ def test_baselines_are_of_the_other_images():
     assert row.scores["nearest_ssim"] == pytest.approx(float(ssim(data.images[[4]], own)))
     mean = data.images[1:].mean(0, keepdim=True)
     assert row.scores["mean_image_ssim"] == pytest.approx(float(ssim(mean, own)))
+    assert row.scores["nearest_ncc"] == pytest.approx(float(ncc(data.images[[4]], own)))
+    assert row.scores["mean_image_ncc"] == pytest.approx(float(ncc(mean, own)))
+    assert row.scores["noise_ssim"] == pytest.approx(float(noise_scores(ssim, own)))
+    assert row.scores["noise_ncc"] == pytest.approx(float(noise_scores(ncc, own)))
+    assert (row.scores["ncc"], row.scores["noise_ncc"] > 0) == (0, True), "the guess is constant"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -236,14 +236,15 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--sends", "buffers"]
-    switches = ("naive", "iterates", "isolate", "force", "nesterov")
-    assert run("audit", "place", *words, *lists, *(f"--{name}" for name in switches), "--quiet")[0] == 0
+    switches = ("naive", "iterates", "isolate", "force", "nesterov", "numbers_only")
+    flags = [f"--{name.replace('_', '-')}" for name in switches]
+    assert run("audit", "place", *words, *lists, *flags, "--quiet")[0] == 0
     groups = [got.pop(name) for name in ("victims", "plan", "criteria", "run")]
     assert groups[1].sends == ("buffers",)
     assert got.pop("threat") == ThreatModel(("labels",), naive=True)
     arrived = {name: value for group in groups for name, value in vars(group).items()} | got
     own = {"data": "place", "attacks": ["A", "B"], "defenses": ["C"], "sends": ("buffers",), "progress": False}
-    assert arrived == given | own | dict.fromkeys(("iterates", "isolate", "force", "nesterov"), True)
+    assert arrived == given | own | dict.fromkeys(switches[1:], True)
     others = {"data", "attack", "defense", "grant", "sends", "rounds", "truth", "progress"}
     assert {*given, *switches, *others} == set(options_in(Experiment)), "none forgotten"
 

@@ -62,6 +62,21 @@ def test_a_cell_has_rates_with_intervals():
     assert (cell.asr_mean_image.value, cell.asr_nearest.value, cell.asr_random_update.value) == (0.0, 0.0, None)
 
 
+def test_ncc_and_noise_are_means_and_shares_above_the_noise():
+    scores = {"ncc": 0.5, "mean_image_ncc": 0.8, "nearest_ncc": 0.7, "noise_ncc": 0.1, "noise_ssim": 0.2}
+    cell = cells(rows(15, scores=scores), random_update(scores={"ncc": 0.0}))[UNDEFENDED]
+    assert (cell.ncc, cell.ncc_mean_image, cell.ncc_nearest) == pytest.approx((0.5, 0.8, 0.7))
+    assert cell.ncc_random_update == 0
+    assert (cell.ncc_noise, cell.ssim_noise) == pytest.approx((0.1, 0.2))
+    assert (cell.ncc_above_noise.value, cell.ssim_above_noise.value) == (1, 0.75), "the others have an SSIM of 0.1"
+    assert (cell.ssim_above_noise.low, cell.ssim_above_noise.high) == interval(15, 20)
+
+
+def test_rows_of_older_versions_have_no_ncc():
+    cell = cells(rows(15))[UNDEFENDED]
+    assert (cell.ncc, cell.ncc_noise, cell.ssim_noise, cell.ncc_above_noise.value) == (None, None, None, None)
+
+
 def test_images_of_one_update_are_a_cluster():
     together = [replace(r, victim=i // 4, position=i % 4) for i, r in enumerate(rows(8))]  # two updates of five
     cell, alone = cells(together)[UNDEFENDED], cells(rows(8))[UNDEFENDED]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import metrics as skimage
+from skimage.feature import match_template as skimage_match
 
 from medpfl import metrics
 from medpfl.core.errors import InputError
 from medpfl.core.roles import Metric
-from medpfl.metrics import mse, psnr, ssim
+from medpfl.metrics import mse, ncc, psnr, ssim
 from tests.metrics.phantoms import phantom, ssim_of_skimage
 
 SIZES = st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), st.integers(11, 30), st.integers(11, 30))
@@ -23,6 +25,7 @@ REFERENCES = {
     "psnr": lambda guess, truth: skimage.peak_signal_noise_ratio(
         truth.double().numpy(), guess.double().numpy(), data_range=1
     ),
+    "ncc": lambda guess, truth: np.corrcoef(guess.double().flatten(), truth.double().flatten())[0, 1],
 }
 
 
@@ -51,12 +54,13 @@ def test_as_scikit_image_on_noise(name, shape, seed):
 def test_as_scikit_image_on_phantoms(name, channels, size):
     truth = torch.cat([phantom(*size, channels, seed) for seed in range(4)])
     blurred = torch.nn.functional.avg_pool2d(truth, 3, 1, 1)
-    for guess in (blurred, truth.flip(0), 1 - truth, torch.full_like(truth, 0.3), truth * 0.9 + 0.05):
+    flat = [] if name == "ncc" else [torch.full_like(truth, 0.3)]  # undefined by the reference
+    for guess in (blurred, truth.flip(0), 1 - truth, *flat, truth * 0.9 + 0.05):
         expected = [REFERENCES[name](g, t) for g, t in zip(guess, truth, strict=True)]
         assert getattr(metrics, name)(guess, truth).tolist() == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mse", "psnr", "ssim"])
+@pytest.mark.parametrize("name", ["mse", "ncc", "psnr", "ssim"])
 def test_each_image_has_its_own_number(name):
     metric, (guess, truth) = getattr(metrics, name), pairs((5, 3, 16, 20), 0)
     whole = metric(guess, truth)
@@ -66,7 +70,7 @@ def test_each_image_has_its_own_number(name):
     assert len(set(whole.tolist())) == 5
 
 
-@pytest.mark.parametrize("name", ["mse", "psnr", "ssim"])
+@pytest.mark.parametrize("name", ["mse", "ncc", "psnr", "ssim"])
 def test_guesses_are_clamped_truths_are_not(name):
     metric, (guess, truth) = getattr(metrics, name), pairs((2, 1, 16, 16), 0)
     wild = 3 * guess - 1
@@ -74,7 +78,7 @@ def test_guesses_are_clamped_truths_are_not(name):
     assert not torch.equal(metric(guess, 2 * truth), metric(guess, (2 * truth).clamp(0, 1)))
 
 
-@pytest.mark.parametrize("name", ["mse", "psnr", "ssim"])
+@pytest.mark.parametrize("name", ["mse", "ncc", "psnr", "ssim"])
 def test_single_and_double_precision_agree(name):
     metric, (guess, truth) = getattr(metrics, name), pairs((3, 1, 24, 24), 1)
     single, double = metric(guess, truth), metric(guess.double(), truth.double())
@@ -99,6 +103,27 @@ def test_known_values():
     assert psnr(black + 0.1, black).item() == pytest.approx(20, abs=1e-5)
     assert ssim(black, white).item() == pytest.approx(0.01**2 / (1 + 0.01**2))
     assert ssim(black, black).item() == 1
+
+
+def test_ncc_ignores_brightness_and_contrast():
+    truth = phantom()
+    assert ncc(0.3 * truth + 0.2, truth).item() == pytest.approx(1)
+    assert ncc(1 - truth, truth).item() == pytest.approx(-1)
+    assert abs(ncc(torch.rand(truth.shape, generator=torch.Generator().manual_seed(0)), truth).item()) < 0.1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_ncc_of_a_constant_image_is_0(value):
+    truth = torch.cat([phantom(), torch.full((1, 1, 48, 48), 0.7)])
+    assert ncc(torch.full_like(truth, value), truth).tolist() == [0, 0]
+    assert ncc(truth.flip(0), truth).tolist() == [0, 0], "also if only one is"
+
+
+def test_ncc_is_that_of_scikit_image_at_shift_zero():
+    guess, truth = (t[0, 0].double().numpy() for t in (0.7 * phantom(seed=1) + 0.3 * phantom(seed=2), phantom(seed=1)))
+    expected = skimage_match(truth, guess)
+    assert expected.shape == (1, 1)
+    assert ncc(torch.tensor(guess)[None, None], torch.tensor(truth)[None, None]).item() == pytest.approx(expected[0, 0])
 
 
 @pytest.mark.parametrize("size", [(10, 32), (32, 10), (1, 1)])
@@ -149,7 +174,7 @@ def of_skimage(guess, truth):
 def test_volumes_have_a_window_of_three_axes(depth):
     guess, truth = volumes(depth)
     expected = [of_skimage(g[0], t[0]) for g, t in zip(guess, truth, strict=True)]
-    assert ssim(guess, truth).tolist() == pytest.approx(expected, abs=1e-5)
+    assert ssim(guess, truth).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("depth", [1, 3, 10])
@@ -163,3 +188,9 @@ def test_thin_volumes_are_scored_slice_by_slice(depth):
 def test_slices_that_are_smaller_than_the_window():
     with pytest.raises(InputError, match="11 x 11"):
         ssim(torch.zeros(1, 1, 12, 10, 12), torch.zeros(1, 1, 12, 10, 12))
+
+
+def test_ncc_of_volumes_counts_all_voxels():
+    guess, truth = volumes(12)
+    expected = [REFERENCES["ncc"](g, t) for g, t in zip(guess, truth, strict=True)]
+    assert ncc(guess, truth).tolist() == pytest.approx(expected)

@@ -70,6 +70,11 @@ def full(**more):
         "ssim_mean_image": 0.42,
         "ssim_nearest": 0.51,
         "ssim_random_update": 0.03,
+        "ncc": 0.97,
+        "ncc_mean_image": 0.81,
+        "ncc_nearest": 0.77,
+        "ssim_noise": 0.04,
+        "ncc_noise": 0.07,
         "control_asr": None,
     }
     return cell(**{**known, **more})

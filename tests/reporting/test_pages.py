@@ -200,6 +200,16 @@ def test_numbers_of_a_cell_are_shown(tmp_path):
     assert "92 %73\u201399 %chance 4 %gallery of 24" in words
 
 
+def test_ncc_is_shown_with_its_baselines(tmp_path):
+    text = re.sub(r"\s+", " ", Page(pages(tmp_path, [full()])[0]).text)
+    assert re.search(r"0.97 ?mean 0.81 ?nearest 0.77", text)
+    assert (
+        "For comparison: the mean image reaches SSIM 0.42 and NCC 0.81; noise reaches SSIM 0.040 and NCC 0.070." in text
+    )
+    older = dict.fromkeys(("ncc", "ncc_mean_image", "ncc_nearest", "ssim_noise", "ncc_noise"))
+    assert "For comparison" not in pages(tmp_path, [full(**older)])[0]
+
+
 def test_the_template_is_compiled_once(tmp_path, monkeypatch):
     import jinja2
 

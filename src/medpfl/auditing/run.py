@@ -249,7 +249,8 @@ def _played(scenario: Scenario, isolation: Isolation, place: str, check: Json | 
     player = Player(scenario, scorer, checked.wrong_layer is not None)
     identity, jobs = scenario.identity(index), jobs_of(scenario)
     sizes = {job.key: job.rows for job in jobs}
-    with claimed(out, identity, sizes, run.force, identity.cloak if out is not None else Cloak(None)) as store:
+    cloak = identity.cloak if out is not None else Cloak(None)
+    with claimed(out, identity, sizes, run.force, cloak, run.numbers_only) as store:
         settings = isolation.added_to(settings_of(checked, player, check), scenario.attacks)
         store.note(settings=settings.to_dict(), jobs=[[*key, count] for key, count in sizes.items()])
         todo = [job for job in jobs if job.key not in store]

@@ -19,14 +19,18 @@ from medpfl.data.images import LabelledImages
 from medpfl.data.reading.masks import class_of
 from medpfl.metrics.identification import distances, identified, nearest_other
 from medpfl.metrics.masks import majority, mask_dice, mask_iou
+from medpfl.metrics.noise import noise_scores
 from medpfl.metrics.pairing import pair
-from medpfl.metrics.pixel import SUCCESS, mse, ssim
+from medpfl.metrics.pixel import SUCCESS, mse, ncc, ssim
 from medpfl.runs.study_key import StudyIndex
 
 __all__ = ["Scorer"]
 
 _SMALL = 1e-3
 """Relative objective (1 at an update of zeros) up to which an attack that runs out of steps counts as converged."""
+
+_OTHERS = ("mean_image_ssim", "mean_image_ncc", "mean_image_identified", "nearest_ssim", "nearest_ncc")
+"""Baselines that need an image besides the target image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,20 +175,28 @@ class Scorer:
     def _score_baselines(self, victim: tuple[int, ...]) -> dict[str, list[Any]]:
         own, copies = torch.tensor(victim), self.data.copies
         truth = self.data.images[own]
+        noise = {"noise_ssim": noise_scores(ssim, truth).tolist(), "noise_ncc": noise_scores(ncc, truth).tolist()}
         others = (copies[own][:, None] != copies).sum(1)  # a copy of the target image is no baseline
         if not others.all():
-            nothing: list[Any] = [None] * len(own)
-            return {"mean_image_ssim": nothing, "mean_image_identified": nothing, "nearest_ssim": nothing}
+            return noise | dict.fromkeys(_OTHERS, [None] * len(own))
         count = others.view(-1, *[1] * (truth.ndim - 1))
         mean = (self._sum - (len(self.data) - count) * truth) / count
         excluded = self._excluded(own)
         nearest = nearest_other(distances(truth, self.data.images), own, excluded)
-        scores = ssim(self.data.images[nearest], truth).tolist()
         alone = excluded.all(1).tolist()  # no image of another patient
+        by_nearest = {"nearest_ssim": ssim, "nearest_ncc": ncc}
         return {
+            **noise,
             "mean_image_ssim": ssim(mean, truth).tolist(),
+            "mean_image_ncc": ncc(mean, truth).tolist(),
             "mean_image_identified": [None if hit is None else float(hit) for hit in self.identified(mean, own)[0]],
-            "nearest_ssim": [None if only else score for score, only in zip(scores, alone, strict=True)],
+            **{
+                name: [
+                    None if only else one
+                    for one, only in zip(score(self.data.images[nearest], truth).tolist(), alone, strict=True)
+                ]
+                for name, score in by_nearest.items()
+            },
         }
 
 

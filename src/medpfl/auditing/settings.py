@@ -31,6 +31,8 @@ _LESS_NOISE = 0.85
 A record without any noise is 0.71 of that distance away from a draw.
 """
 
+_NUMBERS_ONLY = "Numbers only: this audit wrote no target image and no reconstruction to any file."
+
 _IN_CLEAR = (
     "{!r}: we assume that the server gets the decrypted mean in clear, as it must to continue training. Attacks on "
     "ciphertexts alone were not tested."
@@ -85,6 +87,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
         server_side=tuple(server_side(scenario.defenses)),
         server_only=tuple(server_only(scenario.defenses)),
         notes=(
+            *([_NUMBERS_ONLY] if scenario.run.numbers_only else []),
             *_notes(checked),
             *_of_record(check),
             *(f"{spec}: {problem}" for spec, one in found.items() for problem in one["problems"]),

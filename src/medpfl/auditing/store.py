@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from medpfl.core.atomic_files import PRIVATE, write
+from medpfl.core.errors import InputError
 from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER
 from medpfl.core.types import Finding
 from medpfl.runs.cloak import Cloak
-from medpfl.runs.directory import Kind, RunDirectory, append, lines, private_folder, read_lines
+from medpfl.runs.directory import Kind, RunDirectory, append, known_in, lines, private_folder, read_lines
 from medpfl.runs.jobs import JobKey, job_of
 
 __all__ = ["AUDIT", "ROWS", "Store", "claimed", "read_rows", "stored"]
@@ -43,10 +44,17 @@ class Store:
         sizes: number of rows for each job, in the experiment's order.
         cloak: replacement of private names in all written files. Methods take jobs under their original names,
             and return rows as they were written.
+        numbers_only: True writes no pictures.
     """
 
-    def __init__(self, directory: RunDirectory | None, sizes: dict[JobKey, int], cloak: Cloak = _PLAIN) -> None:
-        self.directory, self.cloak = directory, cloak
+    def __init__(
+        self,
+        directory: RunDirectory | None,
+        sizes: dict[JobKey, int],
+        cloak: Cloak = _PLAIN,
+        numbers_only: bool = False,
+    ) -> None:
+        self.directory, self.cloak, self.numbers_only = directory, cloak, numbers_only
         self.out = out = None if directory is None else directory.path
         self.sizes = sizes = {cloak(job): size for job, size in sizes.items()}
         self._rows = {} if out is None else _whole_jobs(out / ROWS, sizes)
@@ -58,9 +66,9 @@ class Store:
         return job in self._pictures or (self.out is not None and _pictures(self.out, job).is_file())
 
     def tidy(self) -> None:
-        """Drop jobs that are incomplete or lack pictures, in the file too."""
+        """Drop jobs that are incomplete or lack pictures, in the file too. Numbers alone need no pictures."""
         assert self.out is not None
-        self._rows = {job: rows for job, rows in self._rows.items() if self.pictured(job)}
+        self._rows = {job: rows for job, rows in self._rows.items() if self.numbers_only or self.pictured(job)}
         write(self.out / ROWS, lines(row.to_dict() for row in self.rows()))
 
     def __contains__(self, job: JobKey) -> bool:
@@ -73,14 +81,17 @@ class Store:
     def add(self, job: JobKey, rows: Sequence[Finding], truths: Tensor, guesses: Tensor) -> None:
         """Store a finished job: its rows, target images and guesses, both (rows, C, H, W) in [0, 1]."""
         job, rows = self.cloak(job), self.cloak(list(rows))
-        pictures = {"truths": _to_bytes(truths), "guesses": _to_bytes(guesses)}
+        if not self.numbers_only:
+            self._keep(job, {"truths": _to_bytes(truths), "guesses": _to_bytes(guesses)})
+        if self.out is not None:
+            append(self.out / ROWS, [row.to_dict() for row in rows])  # after the pictures: no row may lack its own
+        self._rows[job] = rows
+
+    def _keep(self, job: JobKey, pictures: dict[str, Tensor]) -> None:
         if self.out is None:
             self._pictures[job] = (pictures["truths"], pictures["guesses"])
         else:
-            # Pictures first: no row may lack its picture.
             write(private_folder(self.out, "images") / job.file_name(), save(pictures), PRIVATE)
-            append(self.out / ROWS, [row.to_dict() for row in rows])
-        self._rows[job] = rows
 
     def note(self, **settings: Any) -> None:
         """Add settings to ``run.json``."""
@@ -101,28 +112,52 @@ class Store:
 
 @contextlib.contextmanager
 def claimed(
-    out: Path | None, identity: dict[str, Any], sizes: dict[JobKey, int], force: bool, cloak: Cloak = _PLAIN
+    out: Path | None,
+    identity: dict[str, Any],
+    sizes: dict[JobKey, int],
+    force: bool,
+    cloak: Cloak = _PLAIN,
+    numbers_only: bool = False,
 ) -> Iterator[Store]:
     """Yield an audit's store; until the block ends, no other audit can use the directory.
 
     Args:
         out: path to the run directory; ``None`` keeps everything in memory.
         identity: everything that determines the rows.
-        sizes, cloak: as in `Store`.
+        sizes, cloak, numbers_only: as in `Store`.
         force: True discards another experiment's files in the directory.
 
     Raises:
-        InputError: the directory is in use, or `RunDirectory.claim` refuses it.
+        InputError: the directory is in use, `RunDirectory.claim` refuses it, or it holds pictures although
+            `numbers_only`, or the reverse.
     """
     if out is None:
-        yield Store(None, sizes)
+        yield Store(None, sizes, numbers_only=numbers_only)
         return
     directory = RunDirectory(out, AUDIT, identity)
     with directory.locked():
         directory.claim(force)
-        store = Store(directory, sizes, cloak)
+        _check_pictures(out, numbers_only)
+        store = Store(directory, sizes, cloak, numbers_only)
+        if numbers_only:
+            store.note(numbers_only=True)
         store.tidy()
         yield store
+
+
+def _check_pictures(out: Path, numbers_only: bool) -> None:
+    """Check that a run with pictures is not continued as one without, which would leave them there, or the reverse.
+
+    Raises:
+        InputError: it would be.
+    """
+    held = out / PRIVATE_FOLDER
+    if numbers_only and held.is_dir() and any(held.rglob("*")):
+        raise InputError(
+            f"'{held}' holds images of a run without --numbers-only: name another --out, or delete that folder"
+        )
+    if not numbers_only and known_in(out).get("numbers_only") is True:
+        raise InputError(f"'{out}' holds a run with --numbers-only: give that option again, or name another --out")
 
 
 def _pictures(out: Path, job: JobKey) -> Path:

@@ -217,7 +217,7 @@ class Finding:
         draw, stack, victim, position: place in the run: weight initialization, stack, update, image in the update.
         image, patient: random study indices; the key is beside the run directory.
         label, label_guess: class indices.
-        scores: scores by metric, including those of the baselines (``mean_image_ssim``, ``nearest_ssim``).
+        scores: scores by metric, including those of the baselines (``mean_image_ssim``, ``noise_ncc``).
         success: True if SSIM >= 0.9.
         identified: True if the guess is nearer to its target image than to any other; ``None`` without a gallery.
         gallery: number of images in the gallery, the target image included; ``chance`` is the rate of a blind guess.

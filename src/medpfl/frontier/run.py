@@ -94,7 +94,7 @@ def _remade(out: Path) -> Result:
 def _entries(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any]:
     """Return this frontier's distinguishing settings, without paths. Each run compares model, images and weights."""
     paths = ("data", "model", "weights", "validation", "test", "attack", "defense", "limit", "tolerance", "accept_leak")
-    alike = ("isolate", "out", "force")  # rows are equal either way
+    alike = ("isolate", "out", "force", "numbers_only")  # rows are equal either way
     return {
         "settings": [setting.spec for setting in settings],
         **{name: value for name, value in experiment.options().items() if name not in (*paths, *alike)},

@@ -98,7 +98,14 @@ def training_of(experiment: Frontier, setting: Setting, seed: int, out: Path | N
         cohort=experiment.cohort,
         plan=experiment.plan,
         schedule=experiment.schedule,
-        run=replace(experiment.run, seed=seed, out=out, memory=Training.run.memory, isolate=Training.run.isolate),
+        run=replace(
+            experiment.run,
+            seed=seed,
+            out=out,
+            memory=Training.run.memory,
+            isolate=Training.run.isolate,
+            numbers_only=False,  # a training writes no image
+        ),
     )
 
 

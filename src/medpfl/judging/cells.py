@@ -80,6 +80,7 @@ def numbers_of(
         ssim=ssim,
         psnr=_mean(_scores(own, "psnr")),
         mse=_mean(_scores(own, "mse")),
+        ncc=_mean(_scores(own, "ncc")),
         identified=_rate(own, _identified),
         gallery=max((row.gallery for row in own), default=0),
         chance=_mean(_chances(own)),
@@ -95,6 +96,13 @@ def numbers_of(
         ssim_mean_image=_mean(_scores(own, "mean_image_ssim")),
         ssim_nearest=_mean(_scores(own, "nearest_ssim")),
         ssim_random_update=_mean(_scores(random, "ssim")),
+        ncc_mean_image=_mean(_scores(own, "mean_image_ncc")),
+        ncc_nearest=_mean(_scores(own, "nearest_ncc")),
+        ncc_random_update=_mean(_scores(random, "ncc")),
+        ssim_noise=_mean(_scores(own, "noise_ssim")),
+        ncc_noise=_mean(_scores(own, "noise_ncc")),
+        ssim_above_noise=_rate(own, _above("ssim", "noise_ssim")),
+        ncc_above_noise=_rate(own, _above("ncc", "noise_ncc")),
         identified_mean_image=_rate(own, _mean_identified),
         identified_random_update=_rate(random, _identified),
         masks=mask_scores(own, random),
@@ -253,6 +261,14 @@ def _reaches(name: str) -> Hit:
     def hit(row: Finding) -> bool | None:
         score = row.scores.get(name)
         return None if score is None else score >= SUCCESS
+
+    return hit
+
+
+def _above(name: str, baseline: str) -> Hit:
+    def hit(row: Finding) -> bool | None:
+        score, floor = row.scores.get(name), row.scores.get(baseline)
+        return None if score is None or floor is None else score > floor
 
     return hit
 

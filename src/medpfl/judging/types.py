@@ -234,6 +234,7 @@ class Numbers:
         asr_worst: the same rate if an image counts as soon as any candidate reconstructs it.
         ssim: mean SSIM.
         psnr, mse: means, in dB and in squared units of [0, 1].
+        ncc: mean normalized cross-correlation.
         identified: share of images re-identified; ``gallery``: images to choose from; ``chance``: a blind guess's rate.
         label_accuracy: share of labels inferred correctly; ``label_chance``: share of the commonest class.
         seconds_per_image, evaluations: mean time per image, and mean count of computed gradients.
@@ -241,6 +242,9 @@ class Numbers:
         asr_mean_image, asr_nearest, ssim_mean_image, ssim_nearest, identified_mean_image: scores for guesses without
             the update: the mean image and the nearest other image.
         asr_random_update, ssim_random_update, identified_random_update: scores for the same attack on random updates.
+        ncc_mean_image, ncc_nearest, ncc_random_update: the same baselines for `ncc`.
+        ssim_noise, ncc_noise: 99th percentile of the scores of 100 images of uniform noise, as a mean over images.
+        ssim_above_noise, ncc_above_noise: share of images whose guess exceeds that percentile for its own image.
         masks: mask scores, if the model segments.
         asr_masked_vector, ssim_masked_vector, identified_masked_vector, chance_masked_vector: scores for the same
             attack on one client's masked message, and a blind guess's rate there.
@@ -256,6 +260,7 @@ class Numbers:
     ssim: Rate = Rate()
     psnr: float | None = None
     mse: float | None = None
+    ncc: float | None = None
     identified: Rate = Rate()
     gallery: int = 0
     chance: float | None = None
@@ -271,6 +276,13 @@ class Numbers:
     ssim_mean_image: float | None = None
     ssim_nearest: float | None = None
     ssim_random_update: float | None = None
+    ncc_mean_image: float | None = None
+    ncc_nearest: float | None = None
+    ncc_random_update: float | None = None
+    ssim_noise: float | None = None
+    ncc_noise: float | None = None
+    ssim_above_noise: Rate = Rate()
+    ncc_above_noise: Rate = Rate()
     identified_mean_image: Rate = Rate()
     identified_random_update: Rate = Rate()
     masks: MaskScores | None = None

@@ -25,7 +25,7 @@ from medpfl.reporting.flags import FLAGS, Flag
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.patients import patient_rows
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.tables import Entry, entries, with_unions
+from medpfl.reporting.tables import Entry, compared, entries, with_unions
 from medpfl.reporting.verdict import MARKS, verdict_sentences, verdict_states
 from medpfl.reporting.words import DASH, attacker, label
 
@@ -84,6 +84,7 @@ def _page(settings: Settings, summary: Cells, rows: Sequence[Finding]) -> Callab
         sentences=list(zip(verdict_sentences(summary, settings), verdict_states(summary), strict=True)),
         lead=lead(settings.to_dict()),
         cells=[_row(cell) for cell in with_unions(summary)],
+        compared=compared(summary),
         by_patient=patient_rows(summary),
         masks=mask_lines(summary),
         figures=[Markup(figure) for figure in figures],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["Entry", "Whole", "entries", "terminal_table", "with_unions"]
+__all__ = ["Entry", "Whole", "compared", "entries", "terminal_table", "with_unions"]
 
 COLORS = {LEAKS: "bold red", NO_LEAK: "cyan", INCONCLUSIVE: "yellow"}
 SHORT = {LEAKS: "leaks", NO_LEAK: "no leak found", INCONCLUSIVE: "inconclusive"}
@@ -91,6 +91,7 @@ def entries(cell: Cell) -> list[Entry]:
         ),
         Entry("PSNR, dB", number(cell.psnr, ".1f")),
         Entry("MSE", number(cell.mse, ".2g")),
+        Entry("NCC", number(cell.ncc), _ncc_notes(cell)),
         Entry("Labels inferred", percent(cell.label_accuracy.value), _label_notes(cell)),
         Entry("Seconds per image", number(cell.seconds_per_image, ".2g"), _evaluations(cell)),
     ]
@@ -128,6 +129,33 @@ def _gain_notes(cell: Cell) -> tuple[str, ...]:
     if known(told.value):
         notes += (f"re-identified {signed(told.value, percent)}" + "".join(f" ({text})" for text in _ends(told)),)
     return notes
+
+
+def _ncc_notes(cell: Cell) -> tuple[str, ...]:
+    guesses = {"mean": cell.ncc_mean_image, "nearest": cell.ncc_nearest, "random": cell.ncc_random_update}
+    return tuple(f"{name} {number(ncc)}" for name, ncc in guesses.items() if known(ncc))
+
+
+def compared(summary: Cells) -> str:
+    """Return a sentence on the similarity that guesses without the update reach; ``""`` for older rows.
+
+    >>> print(compared([Cell(attack="a", defense="d", ssim_mean_image=0.4, ncc_mean_image=0.8, ssim_noise=0.1,
+    ...     ncc_noise=0.2)]))
+    For comparison: the mean image reaches SSIM 0.40 and NCC 0.80; noise reaches SSIM 0.100 and NCC 0.200.
+    """
+    cell = next((cell for cell in summary if known(cell.ncc_noise)), None)
+    if cell is None:
+        return ""
+    scores = {
+        "the mean image": (cell.ssim_mean_image, cell.ncc_mean_image, ".2f"),
+        "noise": (cell.ssim_noise, cell.ncc_noise, ".3f"),
+    }
+    found = [
+        f"{guess} reaches SSIM {number(ssim, style)} and NCC {number(ncc, style)}"
+        for guess, (ssim, ncc, style) in scores.items()
+        if known(ncc)
+    ]
+    return f"For comparison: {'; '.join(found)}."
 
 
 def _label_notes(cell: Cell) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from medpfl.reporting.frontier import frontier_table, how_to_read
 from medpfl.reporting.leakage import RoundCell, leakage_table
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.patients import patient_lines
-from medpfl.reporting.tables import terminal_table
+from medpfl.reporting.tables import compared, terminal_table
 from medpfl.reporting.training import training_table
 
 __all__ = ["folders_line", "print_audit", "print_frontier", "print_leakage", "print_training"]
@@ -79,6 +79,8 @@ def print_audit(report: Audited, quiet: bool) -> None:
         console.print(terminal_table(report.summary))
         for line in [*patient_lines(report.summary), *mask_lines(report.summary)]:
             console.print(line, markup=False, highlight=False)
+        if similarity := compared(report.summary):
+            console.print(similarity, style="dim", markup=False, highlight=False)
         for note in report.settings.notes:
             console.print(note, style="dim")
         for spec, epsilon in (report.settings.privacy or {}).items():

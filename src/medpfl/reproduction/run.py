@@ -55,6 +55,8 @@ def reproduce(
         raise InputError("a reproduction needs a directory for its runs and tables: set run=Run(out=...)")
     if (run.memory, run.isolate) != (Studies.run.memory, Studies.run.isolate):
         raise InputError("the experiments' files set the memory of a stack themselves: leave out memory and isolate")
+    if run.numbers_only:
+        raise InputError("a reproduction draws panels of images: leave out numbers_only, or audit each set by itself")
     chosen, wanted = _chosen(experiments, parts), Form(**vars(scale), seed=run.seed, device=run.device)
     places, out, force, progress = Places.among(Path(data), sets or {}), Path(run.out), run.force, run.progress
     theirs = _published(published, tuple(places.found))

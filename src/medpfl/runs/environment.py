@@ -58,7 +58,7 @@ def device_of(name: str) -> torch.device:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages behind the results."""
     found = {"python": platform.python_version()}
-    for package in ("medpfl", "torch", "torchvision", "numpy", "torchmetrics"):
+    for package in ("medpfl", "torch", "torchvision", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -67,8 +67,8 @@ def train(
     >>> [row.round for row in result.rows]
     [0, 1, 2]
     """
-    if (run.memory, run.isolate) != (Training.run.memory, Training.run.isolate):
-        raise InputError("memory and isolate apply to attacks only: leave them out for a training")
+    if (run.memory, run.isolate, run.numbers_only) != (Training.run.memory, Training.run.isolate, False):
+        raise InputError("memory, isolate and numbers_only apply to attacks only: leave them out for a training")
     out = None if run.out is None else Path(run.out)
     setup = TrainingSetup(
         model=model_of(model),

@@ -61,4 +61,4 @@ class Experiment(Options):
 class Demo(Options):
     """Options of ``medpfl demo``."""
 
-    run: Run = group(Run(), without=("seed", "device", "memory", "isolate"))
+    run: Run = group(Run(), without=("seed", "device", "memory", "isolate", "numbers_only"))

@@ -155,6 +155,8 @@ class Run(Options):
             same user, who can read the same files. The rows are the same either way. For attacks only.
         out: run directory. With it, finished work survives a kill, and the same call continues where it stopped.
         force: discards what another experiment left in the run directory.
+        numbers_only: True writes no target image and no reconstruction, only numbers. The run directory then has no
+            private folder. For attacks only.
         progress: shows a progress bar on a terminal; elsewhere, prints a line from time to time.
     """
 
@@ -174,4 +176,7 @@ class Run(Options):
         told=False,
     )
     force: bool = option(False, "discard results of another experiment in --out", told=False)
+    numbers_only: bool = option(
+        False, "write only numbers to --out: no image, no reconstruction, no private folder", told=False
+    )
     progress: bool = option(False, "", told=False)
