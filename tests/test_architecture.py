@@ -231,7 +231,7 @@ def imported_on_top(path: Path) -> set[str]:
 
 def test_slow_packages_are_imported_where_they_are_used():
     """Torchvision takes as long to import as torch: most runs, and the worker of isolated attacks, need none of it."""
-    networks, slow = "models/torchvision_networks.py", {"torchvision", "torchmetrics"}
+    networks, slow = "models/torchvision_networks.py", {"torchvision"}
     for path in FILES:
         top = imported_on_top(path)
         assert "medpfl.models.torchvision_networks" not in top, path
