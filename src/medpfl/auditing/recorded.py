@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -155,9 +157,18 @@ def found_in(kept: Truth, path: Path, record: Record, plan: Plan) -> Found:
     masks = labels.long() if labels.ndim > 2 else None
     of_images = labels.argmax(1) if labels.ndim == 2 else labels
     numbers = torch.zeros(len(images), dtype=torch.long) if masks is not None else of_images.long()
-    names = tuple(str(i) for i in range(len(images)))
-    held = LabelledImages(shown.clamp(0, 1), numbers, classes, names, (None,) * len(images), masks=masks)
+    held = LabelledImages(shown.clamp(0, 1), numbers, classes, _names(images), (None,) * len(images), masks=masks)
     return Found(held, "truth file", str(private(path.resolve().parent)))
+
+
+def _names(images: Tensor) -> tuple[str, ...]:
+    """Return a name for each image from its pixels, so that an image has one study index in all rounds of a client."""
+    names, seen = [], Counter[str]()
+    for image in images.cpu().float():
+        digest = hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:16]
+        names.append(f"{digest}-{seen[digest]}")
+        seen[digest] += 1
+    return tuple(names)
 
 
 def _classes(labels: torch.Tensor) -> int:

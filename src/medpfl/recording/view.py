@@ -13,6 +13,7 @@ from torch import nn
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.groups import Reading
 from medpfl.core.messages import about
+from medpfl.core.records.masked import Masked
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Step
@@ -58,6 +59,8 @@ def view_of(
         InputError: the record or the truth cannot be read, or the model does not fit.
     """
     path = path_of(record)
+    if Masked.is_one(path):
+        return _masked(Masked.load(path))
     held = Record.load(path)
     misfits = held.misfits()
     notes = [f"it does not fit itself: {problem}" for problem in misfits]
@@ -76,6 +79,33 @@ def view_of(
         "filtered": [] if raw is None else list(compared(Record.load(path_of(raw)), held).lines()),
         "facts": list(check.facts),
         "open": [*notes[1 if misfits else 0 :], *check.open, *_blind(held, kept, model)],
+    }
+
+
+def _masked(held: Masked) -> View:
+    """Return the view of a masked message: nothing in it can be checked, and nothing attacked."""
+    sizes = [t.numel() for t in held.vectors]
+    kinds = sorted({str(t.dtype).removeprefix("torch.") for t in held.vectors})
+    number = "" if held.source.round is None else f", round {held.source.round}"
+    contents = {
+        "masked message": f"{len(sizes)} vectors, {sum(sizes):,} masked elements, {', '.join(kinds)}",
+        "in clear": "nothing" if held.num_samples is None else f"num_samples: {held.num_samples}",
+        "global weights": f"{sum(t.numel() for t in held.weights.values()):,} elements, as the server sent them",
+        "source": f"{held.source.framework}{number}, recorded at the {held.source.place}",
+    }
+    return {
+        "verdict": "unverified",
+        "finding": "",
+        "difference": None,
+        "contents": contents,
+        "steps": ["unknown"],
+        "filtered": [],
+        "facts": ["this is one client's masked message of secure aggregation, not an update"],
+        "open": [
+            "alone, its vectors are random integers, so no audit can attack it. The sum over all clients cannot be computed "
+            "from such files either, since the clients' shares of the masks are not recorded. The server learns the mean: "
+            "record the global model before and after the round with medpfl record BEFORE AFTER --clients N"
+        ],
     }
 
 

@@ -22,7 +22,7 @@ from medpfl.runs.directory import RUNS, known_in
 
 __all__ = ["KEY_FILE", "Key", "StudyIndex", "class_names", "key_file", "key_of", "study_index"]
 
-_OF_RUNS = ("frontier", "reproduction")
+_OF_RUNS = ("federation", "frontier", "reproduction")
 """Kinds of runs that contain other runs."""
 
 _SHORTEST = 16
@@ -69,8 +69,8 @@ class StudyIndex(Key):
 def study_index(out: Path | None, data: LabelledImages, source: str, place: str, force: bool = False) -> StudyIndex:
     """Make pseudonyms for a data set's images and patients, and add them to the key file beside the run directory.
 
-    Runs in one folder share the key, so an image has the same index in all of them. The runs inside a frontier or a
-    reproduction share the key beside it.
+    Runs in one folder share the key, so an image has the same index in all of them. The runs inside a federation, a
+    frontier or a reproduction share the key beside it.
 
     Args:
         out: the run directory; ``None`` writes no key and uses a random one.
@@ -132,7 +132,7 @@ def class_names(out: Path, fingerprint: str) -> tuple[str, ...]:
 
 
 def key_file(out: Path) -> Path:
-    """Return the path of a run's key file, beside its directory (or beside the enclosing frontier or reproduction).
+    """Return the path of a run's key file, beside its directory (or that of an enclosing run).
 
     Raises:
         InputError: if that place lies inside another run directory, or the run directory holds a key itself.
