@@ -17,11 +17,11 @@ from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.jobs import jobs_of
 from medpfl.auditing.player import Player
 from medpfl.auditing.recorded import (
+    InOrder,
     Recorded,
     check_images,
     defense_in,
     found_in,
-    kept_at,
     named_as,
     read,
     relabel,
@@ -54,6 +54,7 @@ from medpfl.inputs.parts import (
 )
 from medpfl.inputs.spelling import is_pattern, path_of
 from medpfl.models.entering import Entering
+from medpfl.recording.folder import kept_at
 from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import check_outside, made
 from medpfl.runs.environment import seed_of
@@ -134,7 +135,7 @@ def audit(
 
 def audit_record(
     record: str | Path,
-    truth: str | Path | DataSource | LabelledImages,
+    truth: str | Path | DataSource | LabelledImages | Sequence[str | Path],
     model: str | Path | Model | nn.Module = Experiment.model,
     *,
     attacks: Sequence[str | Attack] = STANDARD,
@@ -148,7 +149,8 @@ def audit_record(
 
     Args:
         record: a file from `medpfl.Record.save`.
-        truth: the images behind the update, as ``data`` in `audit`, or the truth file that was recorded beside it.
+        truth: the images behind the update, as ``data`` in `audit`, or the truth file that was recorded beside it. For
+            the mean of several clients' updates: a list of their truth files, or a pattern for them.
         model: as in `audit`; the record holds its weights.
         attacks, threat, criteria, run: as in `audit`.
         defenses: the client's defense, if the record does not state it.
@@ -176,7 +178,7 @@ class RecordCase:
     """A record with its truth, and how to audit it; the attributes are the arguments of `audit_record`."""
 
     record: str | Path
-    truth: str | Path | DataSource | LabelledImages
+    truth: str | Path | DataSource | LabelledImages | Sequence[str | Path]
     model: str | Path | Model | nn.Module = Experiment.model
     attacks: Sequence[str | Attack] = STANDARD
     defenses: Sequence[str | Defense] = ()
@@ -212,16 +214,19 @@ class RecordCase:
     def scene(self, check: Json | None = None) -> Iterator[tuple[Scenario, Isolation, str, Json | None]]:
         """Yield the scenario, its isolation, the images' place, and the check of an undefended record."""
         path, given, recipe = path_of(self.record), defenses_given(self.defenses), model_of(self.model)
-        held, kept = read(path), kept_at(self.truth)
+        held = read(path)
+        several, kept = held.clients, kept_at(self.truth, held.clients)
         plan = held.regular_plan()
         stated = _stated_defense(held, path, [one.part for one in given])
-        reading, truth = self.reading, self.truth
+        told = NO_DEFENSE if several > 1 else stated  # what acts in a mean only rounds it
+        reading = self.reading
+        truth: Any = self.truth
         if held.image_shape and isinstance(truth, str | Path):
             shape: Any = held.image_shape
             reading = Reading(size=shape[-1], fit=reading.fit, channels=shape[0])
         entering = recipe if held.pixels is None or held.pixels.plain else Entering(recipe, held.pixels)
         with isolating(self.attacks, self.run.isolate, entering, given) as isolation:
-            found = _read(truth, reading, self.run) if kept is None else found_in(kept, path_of(str(truth)), held, plan)
+            found = _read(truth, reading, self.run) if kept is None else found_in(*kept, held, plan)
             images = relabel(found.images, held, plan)
             network = network_of(recipe, images.shape, len(images.classes), seed_of(self.run.seed, "weights", 0))
             named = named_as(held, network, plan)
@@ -231,18 +236,20 @@ class RecordCase:
                 data=images,
                 source=found.source,
                 attacks=attacks_of(isolation.attacks, isolation.worker),
-                defenses=[NO_DEFENSE, Recorded(named.update, stated)],
+                defenses=[NO_DEFENSE, Recorded(named.update, told, several)],
                 threat=self.threat,
                 plan=plan,
-                partition=IID(clients=1),
-                selection=Victims(images=plan.images),
+                partition=InOrder(several) if several > 1 else IID(clients=1),
+                selection=Victims(images=plan.images * several),
                 criteria=self.criteria,
                 run=self.run,
                 reader=found.reader,
                 recipe=isolation.recipe,
             )
-            if check is None and stated == NO_DEFENSE:  # else, the update is compared with the defense's own draws
-                check = told_of(check_images(named, path, network, images, scenario.truths, kept))
+            if check is None and told == NO_DEFENSE:  # else, the update is compared with the defense's own draws
+                own = kept and kept[0]
+                sums = None if stated == NO_DEFENSE else stated
+                check = told_of(check_images(named, path, network, images, scenario.truths, own, sums))
             yield scenario, isolation, found.place, check
 
 
@@ -285,11 +292,20 @@ def _read(data: str | Path | DataSource | LabelledImages, reading: Reading, run:
 def _stated_defense(record: Record, place: Path, given: list[Defense]) -> Defense:
     """Return the defense behind a record at the client, as the auditor states it, or else as the record does."""
     told = [at_client(d) for d in given if d != NO_DEFENSE] or [at_client(defense_in(record, place))]
-    if any(map(aggregates, told)):
+    several = getattr(record, "clients", 1) > 1
+    if several and any(one != NO_DEFENSE and not _only_sums(one) for one in told):
+        raise InputError("a record of a mean takes only a secure aggregation as --defense, without other parts")
+    if not several and any(map(aggregates, told)):
         raise InputError("a record holds one client's update, but under secure aggregation the server gets only a sum")
     if len(told) > 1:
         raise InputError("a record was made under one defense: give only the client's, with its parts joined by |")
     return told[0]
+
+
+def _only_sums(defense: Defense) -> bool:
+    """Return True if a defense acts in the aggregation and nowhere else."""
+    moments = ("model", "batch", "gradient", "update")
+    return aggregates(defense) and not any(defense.acts(moment) for moment in moments)
 
 
 def _feasible(scenario: Scenario, isolation: Isolation) -> tuple[Scenario, Feasibility]:

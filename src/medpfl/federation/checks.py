@@ -47,7 +47,7 @@ class Facts:
     def of(cls, record: Record) -> Facts:
         """Return a record's facts; raise `InputError` if no plan describes its steps."""
         shapes = {name: tuple(t.shape) for name, t in record.weights.parameters.items()}
-        return cls(shapes, record.image_shape, record.regular_plan(), record.defense)
+        return cls(shapes, record.image_shape, record.regular_plan(), record.defense, record.clients)
 
 
 class Problems:
@@ -142,6 +142,7 @@ def check_all(
 
 def _digest(entry: Entry) -> str:
     """Return a digest of record and truth; an empty text if the truth is a folder, which is checked anew."""
-    if entry.truth is None or entry.truth.is_dir():
+    truths = [entry.truth] if isinstance(entry.truth, Path) else list(entry.truth or ())
+    if not all(path.is_file() for path in truths):
         return ""
-    return sha256(f"{digest_of(entry.path)} {digest_of(entry.truth)}".encode()).hexdigest()
+    return sha256(" ".join(map(digest_of, [entry.path, *truths])).encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,13 @@ from medpfl.core.messages import about
 from medpfl.core.records.masked import Masked
 from medpfl.core.records.record import Record
 from medpfl.core.records.truth import FOLDER, Truth, digest_of
-from medpfl.inputs.spelling import is_pattern, is_there, path_of
+from medpfl.inputs.spelling import is_pattern, is_there, matching, path_of
 from medpfl.runs.study_key import Key
 
-__all__ = ["Entry", "Files", "entries", "files_at", "is_federation", "sites_of", "truth_of"]
+__all__ = ["MEAN", "Entry", "Files", "entries", "files_at", "is_federation", "sites_of", "truth_of"]
+
+MEAN = "mean"
+"""Name under which a record is shown that holds the mean of several clients' updates, of no single site."""
 
 _SUFFIX = ".safetensors"
 _SITE = re.compile(r"site-\d{1,6}")
@@ -32,14 +34,15 @@ class Entry:
         round: the federation's round, if the record states it.
         name: name of its run directory and its page; it contains no name of a file or folder.
         path: the record's file.
-        truth: its truth file, or a folder with its images; ``None`` if there is none.
+        truth: its truth file, or a folder with its images; for a mean, the truth files of all clients; ``None`` if
+            there is none.
     """
 
     site: str
     round: int | None
     name: str
     path: Path
-    truth: Path | None = None
+    truth: Path | tuple[Path, ...] | None = None
 
     def __str__(self) -> str:
         return self.site if self.round is None else f"{self.site}, round {self.round}"
@@ -81,7 +84,7 @@ def files_at(given: str | Path | Sequence[str | Path]) -> Files:
         elif is_there(str(one)):
             found = [place]
         else:
-            found = [Path(path) for path in glob.glob(str(place), recursive=True)]  # noqa: PTH207 (absolute patterns)
+            found = matching(str(one))
         for path in sorted(found):
             kind = None if FOLDER in path.parts or not path.is_file() else _kind(path)
             about(path.parent)
@@ -127,16 +130,16 @@ def entries(rounds: Mapping[Path, int | None], sites: Mapping[Path, str]) -> lis
 
     Args:
         rounds: each record's round, by path.
-        sites: names of the sites, by folder.
+        sites: name of each record's site, by path.
     """
-    plain = {path: f"{sites[path.parent]}-round-{n:04d}" if n is not None else "" for path, n in rounds.items()}
+    plain = {path: f"{sites[path]}-round-{n:04d}" if n is not None else "" for path, n in rounds.items()}
     several = {name for name in plain.values() if list(plain.values()).count(name) > 1} | {""}
     made = []
     for path, number in rounds.items():
         name = plain[path]
         if name in several:
-            name = f"{name or sites[path.parent]}-{digest_of(path)[:8]}"
-        made.append(Entry(sites[path.parent], number, name, path))
+            name = f"{name or sites[path]}-{digest_of(path)[:8]}"
+        made.append(Entry(sites[path], number, name, path))
     unequal = {one.name: one for one in made}.values()  # a copy of a record is no further record
     return sorted(unequal, key=lambda one: (_number(one.site), one.round is None, one.round or 0, one.name))
 
@@ -145,30 +148,33 @@ def _number(site: str) -> tuple[int, str]:
     return int(site.removeprefix("site-")) if _SITE.fullmatch(site) else -1, site
 
 
-def truth_of(path: Path, number: int | None, given: Path | None) -> Path | None:
+def truth_of(entry: Entry, given: Path | None, clients: int = 1) -> Path | tuple[Path, ...] | None:
     """Return the truth behind a record: a truth file, or a folder with the site's images; ``None`` if there is none.
 
-    Without `given`, it is the truth file of the same name in ``private-truth`` beside the record. With it, it is, in
+    For a mean, it is the truth files of its round in `given` at any depth, if there is one for each client. Without `given`, it is the truth file of the same name in ``private-truth`` beside the record. With it, it is, in
     the folder of the site's name in it, in ``private-truth`` there, or in it directly: the truth file of the same name,
     or else the only one of the same round; or else that folder itself, if it holds images.
 
     Args:
-        path: the record.
-        number: its round.
+        entry: the record.
         given: folder with one truth for each site.
+        clients: number of clients whose updates are averaged in the record.
     """
+    path, same = entry.path, "" if entry.round is None else f"round-{entry.round:04d}-*{_SUFFIX}"
     beside = path.parent / FOLDER / path.name
+    if clients > 1:
+        found = tuple(sorted(filter(Truth.is_one, (given or path.parent).rglob(same)))) if same else ()
+        return found if len(found) == clients else None
     if given is not None:
         own = given / path.parent.name
         places = [own, own / FOLDER, given, given / FOLDER]
         for place in places:
             if Truth.is_one(place / path.name):
                 return place / path.name
-        if number is not None:
-            for place in places[:2]:
-                same = [one for one in place.glob(f"round-{number:04d}-*{_SUFFIX}") if Truth.is_one(one)]
-                if len(same) == 1:
-                    return same[0]
+        for place in places[:2] if same else ():
+            of_round = [one for one in place.glob(same) if Truth.is_one(one)]
+            if len(of_round) == 1:
+                return of_round[0]
         if own.is_dir() and not any(map(Truth.is_one, own.rglob("*" + _SUFFIX))):
             return own
     return beside if Truth.is_one(beside) else None

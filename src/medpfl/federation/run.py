@@ -19,7 +19,7 @@ from medpfl.core.messages import say as tell
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.federation.checks import Facts, Problems, check_alike, check_all, facts_of
-from medpfl.federation.folders import Entry, Files, entries, files_at, sites_of, truth_of
+from medpfl.federation.folders import MEAN, Entry, Files, entries, files_at, sites_of, truth_of
 from medpfl.federation.result import FEDERATION, Audited, Federation, written
 from medpfl.inputs.spelling import path_of
 from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
@@ -171,8 +171,10 @@ def _prepared(files: Files, truth: Path | None, case: RecordCase, key: Key, know
             held[path] = facts_of(path)
         except InputError as error:
             problems.add(sites[path.parent][1], path, error)
-    every = entries({path: n for path, (n, _) in held.items()}, {folder: name for folder, (_, name) in sites.items()})
-    every = [replace(one, truth=truth_of(one.path, one.round, truth)) for one in every]
+    of_means = {path for path, (_, facts) in held.items() if facts.clients > 1}
+    named = {path: MEAN if path in of_means else sites[path.parent][1] for path in held}
+    every = entries({path: number for path, (number, _) in held.items()}, named)
+    every = [replace(one, truth=truth_of(one, truth, held[one.path][1].clients)) for one in every]
     if every:
         check_alike({one: held[one.path][1] for one in every})
     whole, bare = [one for one in every if one.truth], [one for one in every if not one.truth]

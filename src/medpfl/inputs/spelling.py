@@ -19,6 +19,7 @@ __all__ = [
     "check_words",
     "is_pattern",
     "is_there",
+    "matching",
     "names_a_source",
     "names_in",
     "path_of",
@@ -80,6 +81,11 @@ def is_pattern(data: str) -> bool:
     return any(mark in data for mark in "*?[") and _CALL.fullmatch(data) is None and not is_there(data)
 
 
+def matching(pattern: str) -> list[Path]:
+    """Return the paths that match a pattern, sorted; ``**`` matches folders at any depth."""
+    return sorted(map(Path, glob(str(path_of(pattern)), recursive=True)))  # noqa: PTH207 (it may be absolute)
+
+
 def is_there(data: str) -> bool:
     """Return True if the path exists; ``~`` stands for the home directory."""
     try:
@@ -111,7 +117,7 @@ def check_source(data: str) -> None:
     if data == "samples":
         return
     if is_pattern(data):
-        if not glob(str(path_of(data)), recursive=True):  # noqa: PTH207 (the pattern may be absolute)
+        if not matching(data):
             raise InputError(f"no file has a name like '{private(data)}': check the pattern, and put it in quotes")
         return
     place = path_of(data)

@@ -25,7 +25,8 @@ from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
 from medpfl.recording.check import Case, Check, contradictions
 from medpfl.recording.diagnosis import check_case
-from medpfl.recording.folder import Neighbors, truth_file
+from medpfl.recording.folder import Neighbors, kept_at
+from medpfl.recording.mean import check_mean
 from medpfl.recording.pair import compared
 from medpfl.recording.replay import counters
 
@@ -102,9 +103,9 @@ def _masked(held: Masked) -> View:
         "filtered": [],
         "facts": ["this is one client's masked message of secure aggregation, not an update"],
         "open": [
-            "alone, its vectors are random integers, so no audit can attack it. The sum over all clients cannot be computed "
-            "from such files either, since the clients' shares of the masks are not recorded. The server learns the mean: "
-            "record the global model before and after the round with medpfl record BEFORE AFTER --clients N"
+            "alone, its vectors are random integers, so no audit can attack it. The sum over all clients cannot be "
+            "computed from such files either: the shares that remove the masks are not recorded. The server learns the "
+            "mean: record the global model before and after the round with medpfl record BEFORE AFTER --clients N"
         ],
     }
 
@@ -115,10 +116,9 @@ def truth_at(truth: str | Path, record: Record, reading: Reading) -> Truth:
     Raises:
         InputError: the images cannot be read, or have another number or shape than the record states.
     """
-    place = path_of(truth)
-    about(place)
-    if (kept := truth_file(place)) is not None:
-        return kept
+    about(path_of(truth))
+    if (found := kept_at(truth, record.clients)) is not None:
+        return found[0]
     if record.image_shape:
         channels: Any = record.image_shape[0]
         reading = Reading(size=record.image_shape[-1], fit=reading.fit, channels=channels)
@@ -148,6 +148,8 @@ def _checked(held: Record, path: Path, kept: Truth | None, model: Model | None) 
     shape, classes = tuple(kept.images.shape[1:]), len(held.classes or ()) or _classes(kept)
     network = network_of(model, shape, classes, 0)
     bare = named(held, network)
+    if bare.clients > 1:
+        return check_mean(network, bare, kept)
     return check_case(Case(network, bare, kept, Neighbors(path, bare)))
 
 
@@ -180,6 +182,8 @@ def _contents(held: Record) -> Iterator[tuple[str, str]]:
     parameters, buffers = held.weights.parameters, held.weights.buffers
     count = sum(t.numel() for t in parameters.values())
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in held.update.tensors.values()})
+    if held.clients > 1:
+        yield "clients", f"mean over {held.clients} clients, each with the steps below"
     yield "update", f"{held.update.kind} of {len(parameters)} parameters, {count:,} elements, {', '.join(kinds)}"
     yield "norm", f"{float(held.update.norm()):.4g}"
     sent = "not sent" if held.update.buffers is None else f"{len(held.update.buffers)} sent, {len(buffers)} before"

@@ -121,9 +121,9 @@ def sentences(over: Overview) -> list[tuple[str | None, str]]:
 
 
 def _records(over: Overview) -> str:
-    of = f" of {counted(len(over.sites), 'site')}" if over.clients == 1 else f" over {over.clients} clients"
-    what = "recorded update" if over.clients == 1 else "recorded mean update"
-    return f"{counted(len(over.records), what)}{of}"
+    if over.clients > 1:
+        return f"{counted(len(over.records), 'recorded mean')} over {over.clients} clients' updates"
+    return f"{counted(len(over.records), 'recorded update')} of {counted(len(over.sites), 'site')}"
 
 
 def _worst(over: Overview) -> tuple[str, str] | None:
