@@ -9,10 +9,11 @@ from torch import nn
 
 import medpfl
 from medpfl.core.records.origin import Source
-from medpfl.models import LeNet
+from medpfl.models import MLP
 from tests.flat import flat
 
-MODEL = "LeNet('idlg')"
+MODEL, ATTACK = "MLP(hidden=(32,))", "RGAP"
+"""A model from whose update of one image this attack solves the image at once."""
 
 
 def pixels(seed: int, count: int = 1) -> torch.Tensor:
@@ -30,7 +31,7 @@ def client(
     truth: bool = True,
 ) -> Path:
     """Train as a site does in a round, and return the record's path."""
-    network = model or LeNet("idlg").build((1, 16, 16), 2, seed=number)
+    network = model or MLP(hidden=(32,)).build((1, 16, 16), 2, seed=number)
     optimizer = torch.optim.SGD(network.parameters(), rate)
     labels = torch.arange(len(images)) % 2
     before = set(folder.glob("*.safetensors"))
@@ -51,5 +52,5 @@ def federation(root: Path, sites=("site-1", "site-2"), rounds=(1, 2)) -> Path:
     return root
 
 
-def look(records, *, attacks=("iDLG(steps=1)",), **options) -> medpfl.Federation:
-    return flat(medpfl.audit_federation, records, MODEL, attacks=list(attacks), **options)
+def look(records, *, attacks=(ATTACK,), model=MODEL, **options) -> medpfl.Federation:
+    return flat(medpfl.audit_federation, records, model, attacks=list(attacks), **options)

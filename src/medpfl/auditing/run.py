@@ -175,7 +175,12 @@ def audit_record(
 
 @dataclass(frozen=True, kw_only=True)
 class RecordCase:
-    """A record with its truth, and how to audit it; the attributes are the arguments of `audit_record`."""
+    """A record with its truth, and how to audit it.
+
+    Attributes:
+        record, truth, model, attacks, defenses, threat, reading, criteria, run: as in `audit_record`.
+        secret: secret of the study indices that several audits in memory share.
+    """
 
     record: str | Path
     truth: str | Path | DataSource | LabelledImages | Sequence[str | Path]
@@ -186,6 +191,7 @@ class RecordCase:
     reading: Reading = Experiment.victims
     criteria: Criteria = Experiment.criteria
     run: Run = Experiment.run
+    secret: str | None = None
 
     def check(self) -> Json:
         """Return the check of the record, without an attack; nothing is written.
@@ -208,7 +214,7 @@ class RecordCase:
             check: result of `check`, if it was called before.
         """
         with self.scene(check) as (scenario, isolation, place, told):
-            return _played(scenario, isolation, place, told)
+            return _played(scenario, isolation, place, told, self.secret)
 
     @contextmanager
     def scene(self, check: Json | None = None) -> Iterator[tuple[Scenario, Isolation, str, Json | None]]:
@@ -318,14 +324,16 @@ def _feasible(scenario: Scenario, isolation: Isolation) -> tuple[Scenario, Feasi
     return scenario, checked
 
 
-def _played(scenario: Scenario, isolation: Isolation, place: str, check: Json | None = None) -> Report:
+def _played(
+    scenario: Scenario, isolation: Isolation, place: str, check: Json | None = None, secret: str | None = None
+) -> Report:
     """Check a scenario, run its unfinished jobs, and report; `check` is that of a record."""
     scenario, checked = _feasible(scenario, isolation)
     run = scenario.run
     out = None if run.out is None else Path(run.out)
     if out is not None:
         made(out)
-    index = study_index(out, scenario.data, scenario.source, place, run.force)
+    index = study_index(out, scenario.data, scenario.source, place, run.force, secret)
     scorer = Scorer(scenario.data, index, bool(scenario.label_shape))
     player = Player(scenario, scorer, checked.wrong_layer is not None)
     identity, jobs = scenario.identity(index), jobs_of(scenario)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,11 @@ class Problems:
         self.found[str(path)] = f"{entry} ('{private(path)}'): {text}"
 
     def raise_if_any(self, total: int) -> None:
-        """Raise `InputError` with all problems."""
+        """Raise `InputError` with all problems, if there is one."""
         if self.found:
-            few = len(self.found)
-            verb = "is" if few == 1 else "are"
-            which = "the only record is" if total == 1 else f"{few} of {total} records {verb}"
-            raise InputError(f"{which} wrong, so no attack was run:{listed(list(self.found.values()), _NAMED)}")
+            why = "wrong or cannot be attacked as asked, so no attack was run"
+            lines = listed(list(self.found.values()), _NAMED)
+            raise InputError(f"{len(self.found)} of {total} records are {why}:{lines}")
 
 
 def facts_of(path: Path) -> tuple[int | None, Facts]:
@@ -101,11 +101,10 @@ def _difference(one: Facts, other: Facts) -> str:
 
 def check_alike(facts: Mapping[Entry, Facts]) -> None:
     """Raise `InputError` unless all records belong to one federation."""
-    first, *others = facts
-    for other in others:
-        if why := _difference(facts[first], facts[other]):
+    for one, other in combinations(facts, 2):
+        if why := _difference(facts[one], facts[other]):
             raise InputError(
-                f"the records of {first} and of {other} cannot be one experiment, because {why}. Audit them apart, "
+                f"the records of {one} and of {other} cannot be one experiment, because {why}. Audit them apart, "
                 "with one pattern for each"
             )
 

@@ -57,13 +57,15 @@ class Files:
 
 
 def is_federation(data: object) -> bool:
-    """Return True if the data is a pattern for files, or a folder that holds records."""
+    """Return True if the data is a pattern for files, a folder that holds records, or a masked message."""
     if not isinstance(data, str | Path):
         return False
     if not is_there(str(data)):
         return is_pattern(str(data))
     place = path_of(data)
-    return place.is_dir() and any(_kind(path) for depth in _DEPTH for path in _in_folder(place, depth + _SUFFIX))
+    return Masked.is_one(place) or (
+        place.is_dir() and any(_kind(path) for depth in _DEPTH for path in _in_folder(place, depth + _SUFFIX))
+    )
 
 
 def files_at(given: str | Path | Sequence[str | Path]) -> Files:
@@ -151,9 +153,11 @@ def _number(site: str) -> tuple[int, str]:
 def truth_of(entry: Entry, given: Path | None, clients: int = 1) -> Path | tuple[Path, ...] | None:
     """Return the truth behind a record: a truth file, or a folder with the site's images; ``None`` if there is none.
 
-    For a mean, it is the truth files of its round in `given` at any depth, if there is one for each client. Without `given`, it is the truth file of the same name in ``private-truth`` beside the record. With it, it is, in
-    the folder of the site's name in it, in ``private-truth`` there, or in it directly: the truth file of the same name,
-    or else the only one of the same round; or else that folder itself, if it holds images.
+    For a mean, it is the truth files of its round in `given` at any depth, if there is one for each client.
+
+    For any other record, without `given`, it is the truth file of the same name in ``private-truth`` beside the record.
+    With it, it is, in the folder of the site's name in it, in ``private-truth`` there, or in it directly: the truth
+    file of the same name, or else the only one of the same round; or else that folder itself, if it holds images.
 
     Args:
         entry: the record.

@@ -82,6 +82,7 @@ def audit_federation(
     todo = _prepared(files_at(records), None if truth is None else path_of(truth), case, key, known)
     found = Federation((), todo.without_truth, todo.masked, todo.clients)
     if out is None:
+        case = replace(case, secret=key.secret)
         return replace(found, records=tuple(_audited(one, case, todo.checks) for one in todo.entries))
     options = {**criteria.told(), **run.told(), "threat": repr(threat), "tolerance": criteria.tolerance}
     directory = RunDirectory(out, FEDERATION, Identity(options, Code.of(tuple), key))

@@ -66,7 +66,9 @@ class StudyIndex(Key):
         return digest.hexdigest()[:16]
 
 
-def study_index(out: Path | None, data: LabelledImages, source: str, place: str, force: bool = False) -> StudyIndex:
+def study_index(
+    out: Path | None, data: LabelledImages, source: str, place: str, force: bool = False, secret: str | None = None
+) -> StudyIndex:
     """Make pseudonyms for a data set's images and patients, and add them to the key file beside the run directory.
 
     Runs in one folder share the key, so an image has the same index in all of them. The runs inside a federation, a
@@ -78,12 +80,14 @@ def study_index(out: Path | None, data: LabelledImages, source: str, place: str,
         source: the data's source spec, hashed with the names if `out` is ``None``.
         place: the source's location, otherwise hashed with the names. It is stored in the key file only.
         force: make a new key if the old one is missing.
+        secret: if `out` is ``None``, the secret that several runs in memory share; then the names are hashed with
+            `place`.
 
     Raises:
         InputError: if the key would lie in a run directory, is damaged, or is missing although rows were made with it.
     """
     if out is None:
-        return StudyIndex(secrets.token_hex(16), data, source)
+        return StudyIndex(secret or secrets.token_hex(16), data, place if secret else source)
     with _locked(key_file(out), None if force else out) as key:
         index = StudyIndex(key["secret"], data, place, f"'{key_file(out)}'")
         # A folder may bear a patient's name: files say "class 0", and only the key holds the class name.
