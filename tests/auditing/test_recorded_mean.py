@@ -70,6 +70,26 @@ def test_a_mean_is_attacked_as_one_update_over_the_images_of_all_clients(tmp_pat
     assert any("the server gets the sum of 3 clients' updates" in note for note in report.settings.notes)
 
 
+OWN = """
+from dataclasses import dataclass
+from medpfl.attacks import iDLG
+
+@dataclass(frozen=True, repr=False)
+class Mine(iDLG):
+    '''The same attack, by a user.'''
+    steps: int = 1
+"""
+
+
+@pytest.mark.slow
+def test_an_attack_in_a_process_of_its_own_gets_the_mean(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    record, truths = round_of(tmp_path / "made", 2)
+    apart, here = (look(record, truths, attack) for attack in (f"{tmp_path}/own.py:Mine", "iDLG(steps=1)"))
+    scores = [[(row.defense, row.control, row.scores["ssim"]) for row in report.rows] for report in (apart, here)]
+    assert scores[0] == scores[1]
+
+
 def test_a_pattern_names_the_truth_files(tmp_path):
     record, _ = round_of(tmp_path, 2)
     report = look(record, f"{tmp_path}/site-*/private-truth/*")
@@ -81,6 +101,10 @@ def test_the_number_of_clients_survives_the_file_and_old_files_hold_one(tmp_path
     held = Record.load(record)
     assert (held.clients, held.images, held.update.num_samples, held.regular_plan()) == (2, 4, 4, PLAN)
     assert held.misfits() == []
+    for odd in (0, True, "2", None, 10**9):
+        replace(held, clients=odd).save(tmp_path / "odd.safetensors")
+        with pytest.raises(InputError, match="clients"):
+            Record.load(tmp_path / "odd.safetensors")
     assert {Record.load(path).clients for path in tmp_path.glob("site-*/*.safetensors")} == {1}
 
 
@@ -159,5 +183,7 @@ def test_the_command_records_a_mean_from_two_checkpoints(tmp_path, capsys):
     assert (
         main(["audit", str(record), *truths, "--model", "LeNet('idlg')", "--attack", "iDLG(steps=1)", "--quiet"]) == 0
     )
+    assert main(["inspect", str(record), *truths, "--model", "LeNet('idlg')"]) == 0
+    assert "the mean of the 2 replayed trainings gives the same parameters" in " ".join(capsys.readouterr().out.split())
     assert main([*words, *plan, "--truth", str(tmp_path)]) == 2
     assert "--clients averages several" in capsys.readouterr().err

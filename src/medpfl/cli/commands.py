@@ -115,6 +115,14 @@ def _run(words: list[str]) -> int:
     except SystemExit as end:  # after --help, --version and --print-config
         return int(end.code or _DONE)
     except ArgumentError as error:
+        if (
+            words[0] == "audit"
+            and sum(word.endswith(".safetensors") for word in words) > 1
+            and "extra" in plain(str(error))
+        ):
+            raise InputError(
+                "several records were given: put their pattern in quotes, so that the shell keeps it"
+            ) from None
         where = _in_file(words)
         raise InputError(f"{where}{plain(str(error))}; 'medpfl {words[0]} --help' lists the options") from None
     if given.subcommand is None:

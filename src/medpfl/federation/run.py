@@ -166,7 +166,11 @@ def _prepared(files: Files, truth: Path | None, case: RecordCase, key: Key, know
             f"--truth '{private(truth)}' is no folder: for several records, name a folder with one truth each"
         )
     problems, held = Problems(), dict[Path, tuple[int | None, Facts]]()
-    sites = sites_of((path.parent for path in files.records), known.get("sites", {}), key)
+    named_before = _object(known, "sites")
+    sites = sites_of((path.parent for path in files.records), named_before, key)
+    for folder, (_, name) in sites.items() if case.run.progress else ():
+        if folder.name != name:
+            tell(f"{name}: '{private(folder)}'")
     for path in files.records:
         try:
             held[path] = facts_of(path)
@@ -179,7 +183,7 @@ def _prepared(files: Files, truth: Path | None, case: RecordCase, key: Key, know
     if every:
         check_alike({one: held[one.path][1] for one in every})
     whole, bare = [one for one in every if one.truth], [one for one in every if not one.truth]
-    checks = check_all(whole, lambda one: _case(case, one).check(), problems, known.get("checks", {}), say)
+    checks = check_all(whole, lambda one: _case(case, one).check(), problems, _reusable(known, case), say)
     problems.raise_if_any(len(files.records))
     if bare:
         tell(f"note: {_without(bare, len(every))}")
@@ -190,11 +194,24 @@ def _prepared(files: Files, truth: Path | None, case: RecordCase, key: Key, know
     return _Todo(
         whole,
         checks,
-        {**known.get("sites", {}), **dict(sites.values())},
+        {**named_before, **dict(sites.values())},
         tuple(map(str, bare)),
         len(files.masked),
         held[whole[0].path][1].clients,
     )
+
+
+def _object(known: dict[str, Any], name: str) -> dict[str, Any]:
+    found = known.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _reusable(known: dict[str, Any], case: RecordCase) -> dict[str, Any]:
+    """Return the checks of an earlier call that hold now: of records whose run compares model, defense and code."""
+    if case.run.out is None or case.run.force:
+        return {}
+    runs = Path(case.run.out) / RUNS
+    return {name: told for name, told in _object(known, "checks").items() if known_in(runs / name)}
 
 
 def _without(bare: Sequence[Entry], total: int) -> str:
