@@ -85,7 +85,7 @@ class Mine(iDLG):
 def test_an_attack_in_a_process_of_its_own_gets_the_mean(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     record, truths = round_of(tmp_path / "made", 2)
-    apart, here = (look(record, truths, attack) for attack in (f"{tmp_path}/own.py:Mine", "iDLG(steps=1)"))
+    apart, here = (look(record, truths, f"{tmp_path}/own.py:Mine", isolate=isolate) for isolate in (True, False))
     scores = [[(row.defense, row.control, row.scores["ssim"]) for row in report.rows] for report in (apart, here)]
     assert scores[0] == scores[1]
 
@@ -184,6 +184,6 @@ def test_the_command_records_a_mean_from_two_checkpoints(tmp_path, capsys):
         main(["audit", str(record), *truths, "--model", "LeNet('idlg')", "--attack", "iDLG(steps=1)", "--quiet"]) == 0
     )
     assert main(["inspect", str(record), *truths, "--model", "LeNet('idlg')"]) == 0
-    assert "the mean of the 2 replayed trainings gives the same parameters" in " ".join(capsys.readouterr().out.split())
+    assert "The mean of the 2 replayed trainings gives the same parameters" in " ".join(capsys.readouterr().out.split())
     assert main([*words, *plan, "--truth", str(tmp_path)]) == 2
     assert "--clients averages several" in capsys.readouterr().err
