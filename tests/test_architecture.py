@@ -35,14 +35,15 @@ MAY = {
     "inspection": {"attacks", "federated", "inputs", "runs"},
     "auditing": {*STAGES, "inputs", "inspection", "isolation", "judging", "recording", "runs"},
     "training": {*STAGES - {"attacks"}, "auditing", "inputs", "inspection", "runs"},
+    "federation": {"auditing", "inputs", "judging", "reporting", "runs"},
     "frontier": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "reproduction": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "cli": {
-        "auditing", "frontier", "inputs", "inspection", "judging", "recording", "reporting", "reproduction", "runs",
-        "training",
+        "auditing", "federation", "frontier", "inputs", "inspection", "judging", "recording", "reporting",
+        "reproduction", "runs", "training",
     },
     "integrations": {"federated", "inputs", "models", "recording"},
-    "": {"auditing", "federated", "recording", "reproduction", "training"},
+    "": {"auditing", "federated", "federation", "recording", "reproduction", "training"},
 }  # fmt: skip
 # A program of its own, which an audit starts and nobody imports, and what it alone imports.
 PROGRAM = {"isolation/worker.py", "isolation/answers.py"}

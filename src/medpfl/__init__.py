@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from medpfl.core.types import Weights as Weights
     from medpfl.federated.local import local_update as local_update
     from medpfl.federated.ready import prepare as prepare
+    from medpfl.federation.result import Federation as Federation
+    from medpfl.federation.run import audit_federation as audit_federation
     from medpfl.recording.record import record as record
     from medpfl.reproduction.collection import Reproduction as Reproduction
     from medpfl.reproduction.run import reproduce as reproduce
@@ -53,6 +55,7 @@ _PLACES = {
     "Criteria": "core.experiments.groups",
     "DataSource": "core.roles",
     "Defense": "core.roles",
+    "Federation": "federation.result",
     "Finding": "core.types",
     "InputError": "core.errors",
     "Leakage": "training.leakage",
@@ -77,6 +80,7 @@ _PLACES = {
     "View": "core.types",
     "Weights": "core.types",
     "audit": "auditing.run",
+    "audit_federation": "federation.run",
     "audit_record": "auditing.run",
     "leakage": "training.leakage",
     "local_update": "federated.local",
@@ -94,6 +98,7 @@ __all__ = [
     "Criteria",
     "DataSource",
     "Defense",
+    "Federation",
     "Finding",
     "InputError",
     "Leakage",
@@ -118,6 +123,7 @@ __all__ = [
     "View",
     "Weights",
     "audit",
+    "audit_federation",
     "audit_record",
     "leakage",
     "local_update",

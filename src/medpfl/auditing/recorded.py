@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,20 +24,21 @@ from medpfl.core.spec import registry
 from medpfl.core.types import Channel, Update
 from medpfl.core.user_code.stated import stated
 from medpfl.data.images import LabelledImages
+from medpfl.data.partition import Partition
 from medpfl.inputs.parts import Found
-from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering, leaving
 from medpfl.recording.check import Case, Check
 from medpfl.recording.diagnosis import check_case
-from medpfl.recording.folder import Neighbors, truth_file
+from medpfl.recording.folder import Neighbors
+from medpfl.recording.mean import check_mean
 
 __all__ = [
+    "InOrder",
     "Recorded",
     "behind",
     "check_images",
     "defense_in",
     "found_in",
-    "kept_at",
     "named_as",
     "read",
     "relabel",
@@ -52,6 +56,8 @@ class Recorded(Defense):
     sent: Update = field(repr=False)
     claimed: Defense = field(default=NO_DEFENSE, repr=False)
     """Defense that the client or the auditor states; the attacker knows it under the same grant as any defense."""
+    clients: int = field(default=1, repr=False)
+    """Number of clients whose updates are averaged in it."""
 
     def contents(self) -> dict[str, Tensor]:
         """Return everything the client sent, by name; it distinguishes one record from another."""
@@ -59,12 +65,38 @@ class Recorded(Defense):
         return {**self.sent.tensors, **buffers}
 
     def update(self, value: Update, state: State, generator: torch.Generator) -> tuple[Update, State]:
-        """Return the recorded update, with its tensors in the model's order."""
-        return self.sent.replace({name: self.sent.tensors[name] for name in value.tensors}), state
+        """Return the recorded update, with its tensors in the model's order; a client's own if a mean is recorded."""
+        return (value if self.clients > 1 else self._ordered(value)), state
+
+    def aggregate(
+        self, value: Sequence[Update], state: State, generator: torch.Generator
+    ) -> tuple[Sequence[Update], State]:
+        """Return the recorded mean."""
+        return ([self._ordered(value[0])] if self.clients > 1 else value), state
+
+    def acts(self, moment: str) -> bool:
+        """Return True for ``aggregate`` if a mean is recorded, and for ``update`` if not; others as in `Defense`."""
+        if moment in ("aggregate", "update"):
+            return (self.clients > 1) == (moment == "aggregate")
+        return super().acts(moment)
+
+    def _ordered(self, like: Update) -> Update:
+        return self.sent.replace({name: self.sent.tensors.get(name, t) for name, t in like.tensors.items()})
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """Return the claimed defense's channel."""
         return self.claimed.disclose(sent, plan, before)
+
+
+@dataclass(frozen=True, repr=False)
+class InOrder(Partition):
+    """Gives each client equally many images, in their order: those behind a recorded mean."""
+
+    clients: int = 1
+
+    def deal(self, data: LabelledImages, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return each client's images; see `Partition.deal`."""
+        return torch.arange(len(data)).chunk(self.clients)
 
 
 def behind(defense: Defense) -> Defense:
@@ -87,10 +119,11 @@ def read(path: Path) -> Record:
 def named_as(record: Record, network: nn.Module, plan: Plan) -> Record:
     """Return the record under a network's own names and dtypes, without a wrapper's prefix (``DataParallel``)."""
     named = record.named_as(dict(network.named_parameters()) | dict(network.named_buffers()))
-    if named.update.num_samples in (None, plan.images):
+    images = plan.images * record.clients
+    if named.update.num_samples in (None, images):
         return named
     # Augmented in each epoch: the update is that of more images than the client has.
-    return replace(named, update=replace(named.update, num_samples=plan.images))
+    return replace(named, update=replace(named.update, num_samples=images))
 
 
 def defense_in(record: Record, path: Path) -> Defense:
@@ -111,9 +144,11 @@ def relabel(truth: LabelledImages, record: Record, plan: Plan) -> LabelledImages
     Raises:
         InputError: the images differ in number or shape from those behind the update, or have an unknown class.
     """
-    if len(truth) != plan.images:
+    images = plan.images * record.clients
+    if len(truth) != images:
+        of = f" of {record.clients} clients, {plan.images} of each" if record.clients > 1 else ""
         raise InputError(
-            f"the record was made from {plan.images} images, but --truth holds {len(truth)}: "
+            f"the record was made from {images} images{of}, but --truth holds {len(truth)}: "
             "give a folder with exactly those images, in class folders"
         )
     if record.image_shape is not None and tuple(record.image_shape) != truth.shape:
@@ -130,19 +165,15 @@ def relabel(truth: LabelledImages, record: Record, plan: Plan) -> LabelledImages
     return replace(truth, labels=place[truth.labels], masks=masks, classes=record.classes)
 
 
-def kept_at(truth: Any) -> Truth | None:
-    """Return the truth file at a path, or ``None`` if it is something else. A warning says if its retention is over."""
-    return truth_file(path_of(truth)) if isinstance(truth, str | Path) else None
-
-
 def found_in(kept: Truth, path: Path, record: Record, plan: Plan) -> Found:
-    """Return a truth file's images in [0, 1], one for each of the plan's images.
+    """Return a truth file's images in [0, 1], one for each of the plan's images, client after client.
 
     Raises:
         InputError: the images do not fit the record: their number, or pixels out of the range that the record states.
     """
     images, labels = kept.images, kept.labels
-    if len(images) != plan.images and kept.order is not None and len(kept.order) == plan.images:
+    count = plan.images * record.clients
+    if len(images) != count and kept.order is not None and len(kept.order) == count:
         images, labels = images[kept.order], labels[kept.order]  # drawn anew or augmented in each epoch
     shown = leaving(images.float(), record.pixels or Pixels())
     low, high = (float(v) for v in shown.aminmax())
@@ -155,9 +186,18 @@ def found_in(kept: Truth, path: Path, record: Record, plan: Plan) -> Found:
     masks = labels.long() if labels.ndim > 2 else None
     of_images = labels.argmax(1) if labels.ndim == 2 else labels
     numbers = torch.zeros(len(images), dtype=torch.long) if masks is not None else of_images.long()
-    names = tuple(str(i) for i in range(len(images)))
-    held = LabelledImages(shown.clamp(0, 1), numbers, classes, names, (None,) * len(images), masks=masks)
+    held = LabelledImages(shown.clamp(0, 1), numbers, classes, _names(images), (None,) * len(images), masks=masks)
     return Found(held, "truth file", str(private(path.resolve().parent)))
+
+
+def _names(images: Tensor) -> tuple[str, ...]:
+    """Return a name for each image from its pixels, so that an image has one study index in all rounds of a client."""
+    names, seen = [], Counter[str]()
+    for image in images.cpu().float():
+        digest = hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:16]
+        names.append(f"{digest}-{seen[digest]}")
+        seen[digest] += 1
+    return tuple(names)
 
 
 def _classes(labels: torch.Tensor) -> int:
@@ -167,7 +207,13 @@ def _classes(labels: torch.Tensor) -> int:
 
 
 def check_images(
-    record: Record, path: Path, network: nn.Module, data: LabelledImages, labels: torch.Tensor, kept: Truth | None
+    record: Record,
+    path: Path,
+    network: nn.Module,
+    data: LabelledImages,
+    labels: torch.Tensor,
+    kept: Truth | None,
+    aggregation: Defense | None = None,
 ) -> Check:
     """Return the check of an undefended record against its images.
 
@@ -177,8 +223,11 @@ def check_images(
         network: the client's model, which takes pixels in the loader's range.
         data, labels: the images in [0, 1], and the client's labels.
         kept: the truth file behind them, if there is one.
+        aggregation: secure aggregation behind a mean, if one is stated.
     """
     truth = kept or Truth(entering(data.images, record.pixels or Pixels()), labels)
+    if record.clients > 1:
+        return check_mean(network, record, truth, aggregation)
     return check_case(Case(network, record, truth, Neighbors(path, record)))
 
 

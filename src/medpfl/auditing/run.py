@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,11 +17,11 @@ from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.jobs import jobs_of
 from medpfl.auditing.player import Player
 from medpfl.auditing.recorded import (
+    InOrder,
     Recorded,
     check_images,
     defense_in,
     found_in,
-    kept_at,
     named_as,
     read,
     relabel,
@@ -28,7 +30,7 @@ from medpfl.auditing.recorded import (
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
-from medpfl.auditing.settings import settings_of
+from medpfl.auditing.settings import compared, settings_of
 from medpfl.auditing.store import claimed
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import STANDARD, Experiment
@@ -50,8 +52,9 @@ from medpfl.inputs.parts import (
     model_of,
     partition_of,
 )
-from medpfl.inputs.spelling import path_of
+from medpfl.inputs.spelling import is_pattern, path_of
 from medpfl.models.entering import Entering
+from medpfl.recording.folder import kept_at
 from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import check_outside, made
 from medpfl.runs.environment import seed_of
@@ -59,7 +62,7 @@ from medpfl.runs.identity import unchanged
 from medpfl.runs.progress_bar import name_skipped, watching
 from medpfl.runs.study_key import study_index
 
-__all__ = ["audit", "audit_record", "perform"]
+__all__ = ["RecordCase", "audit", "audit_record", "perform"]
 
 HONEST = ThreatModel()
 """An honest-but-curious server without grants."""
@@ -103,6 +106,8 @@ def audit(
     >>> [(cell.attack, cell.defense, cell.images) for cell in report.summary]
     [('iDLG(steps=3)', 'NoDefense()', 3)]
     """
+    if isinstance(data, str | Path) and is_pattern(str(data)):
+        raise InputError(f"'{data}' is a pattern for several records: use medpfl.audit_federation(records, model)")
     if is_record(data):
         raise InputError(f"'{data}' is a record of an update: use medpfl.audit_record(record, truth, model)")
     given, recipe = defenses_given(defenses), model_of(model)
@@ -130,7 +135,7 @@ def audit(
 
 def audit_record(
     record: str | Path,
-    truth: str | Path | DataSource | LabelledImages,
+    truth: str | Path | DataSource | LabelledImages | Sequence[str | Path],
     model: str | Path | Model | nn.Module = Experiment.model,
     *,
     attacks: Sequence[str | Attack] = STANDARD,
@@ -144,7 +149,8 @@ def audit_record(
 
     Args:
         record: a file from `medpfl.Record.save`.
-        truth: the images behind the update, as ``data`` in `audit`, or the truth file that was recorded beside it.
+        truth: the images behind the update, as ``data`` in `audit`, or the truth file that was recorded beside it. For
+            the mean of several clients' updates: a list of their truth files, or a pattern for them.
         model: as in `audit`; the record holds its weights.
         attacks, threat, criteria, run: as in `audit`.
         defenses: the client's defense, if the record does not state it.
@@ -153,38 +159,104 @@ def audit_record(
     Raises:
         InputError: something cannot work; raised before any attack runs.
     """
-    path, given, recipe = path_of(record), defenses_given(defenses), model_of(model)
-    held, kept = read(path), kept_at(truth)
-    plan = held.regular_plan()
-    stated = _stated_defense(held, path, [one.part for one in given])
-    if held.image_shape and isinstance(truth, str | Path):
-        reading = Reading(size=held.image_shape[-1], fit=reading.fit, channels=held.image_shape[0])  # type: ignore[arg-type]
-    entering = recipe if held.pixels is None or held.pixels.plain else Entering(recipe, held.pixels)
-    with isolating(attacks, run.isolate, entering, given) as isolation:
-        found = _read(truth, reading, run) if kept is None else found_in(kept, path_of(str(truth)), held, plan)
-        images = relabel(found.images, held, plan)
-        network = network_of(recipe, images.shape, len(images.classes), seed_of(run.seed, "weights", 0))
-        named = named_as(held, network, plan)
-        scenario = Scenario(
-            model=entering,
-            weights=named.weights,
-            data=images,
-            source=found.source,
-            attacks=attacks_of(isolation.attacks, isolation.worker),
-            defenses=[NO_DEFENSE, Recorded(named.update, stated)],
-            threat=threat,
-            plan=plan,
-            partition=IID(clients=1),
-            selection=Victims(images=plan.images),
-            criteria=criteria,
-            run=run,
-            reader=found.reader,
-            recipe=isolation.recipe,
-        )
-        check = None
-        if stated == NO_DEFENSE:  # under a defense, the update is compared with the defense's own draws
-            check = told_of(check_images(named, path, network, images, scenario.truths, kept))
-        return _played(scenario, isolation, found.place, check)
+    case = RecordCase(
+        record=record,
+        truth=truth,
+        model=model,
+        attacks=attacks,
+        defenses=defenses,
+        threat=threat,
+        reading=reading,
+        criteria=criteria,
+        run=run,
+    )
+    return case.report()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordCase:
+    """A record with its truth, and how to audit it.
+
+    Attributes:
+        record, truth, model, attacks, defenses, threat, reading, criteria, run: as in `audit_record`.
+        secret: secret of the study indices that several audits in memory share.
+    """
+
+    record: str | Path
+    truth: str | Path | DataSource | LabelledImages | Sequence[str | Path]
+    model: str | Path | Model | nn.Module = Experiment.model
+    attacks: Sequence[str | Attack] = STANDARD
+    defenses: Sequence[str | Defense] = ()
+    threat: ThreatModel = HONEST
+    reading: Reading = Experiment.victims
+    criteria: Criteria = Experiment.criteria
+    run: Run = Experiment.run
+    secret: str | None = None
+
+    def check(self) -> Json:
+        """Return the check of the record, without an attack; nothing is written.
+
+        Raises:
+            InputError: the record is wrong, or it cannot be attacked as asked.
+        """
+        with replace(self, run=replace(self.run, out=None)).scene() as (given, isolation, place, check):
+            scenario, checked = _feasible(given, isolation)
+            if check is not None:
+                return check
+            scorer = Scorer(scenario.data, study_index(None, scenario.data, scenario.source, place))
+            recorded = next(d for d in scenario.defenses if isinstance(d, Recorded))
+            return compared(Player(scenario, scorer, checked.wrong_layer is not None), recorded)
+
+    def report(self, check: Json | None = None) -> Report:
+        """Run the attacks, and return the report.
+
+        Args:
+            check: result of `check`, if it was called before.
+        """
+        with self.scene(check) as (scenario, isolation, place, told):
+            return _played(scenario, isolation, place, told, self.secret)
+
+    @contextmanager
+    def scene(self, check: Json | None = None) -> Iterator[tuple[Scenario, Isolation, str, Json | None]]:
+        """Yield the scenario, its isolation, the images' place, and the check of an undefended record."""
+        path, given, recipe = path_of(self.record), defenses_given(self.defenses), model_of(self.model)
+        held = read(path)
+        several, kept = held.clients, kept_at(self.truth, held.clients)
+        plan = held.regular_plan()
+        stated = _stated_defense(held, path, [one.part for one in given])
+        told = NO_DEFENSE if several > 1 else stated  # what acts in a mean only rounds it
+        reading = self.reading
+        truth: Any = self.truth
+        if held.image_shape and isinstance(truth, str | Path):
+            shape: Any = held.image_shape
+            reading = Reading(size=shape[-1], fit=reading.fit, channels=shape[0])
+        entering = recipe if held.pixels is None or held.pixels.plain else Entering(recipe, held.pixels)
+        with isolating(self.attacks, self.run.isolate, entering, given) as isolation:
+            found = _read(truth, reading, self.run) if kept is None else found_in(*kept, held, plan)
+            images = relabel(found.images, held, plan)
+            network = network_of(recipe, images.shape, len(images.classes), seed_of(self.run.seed, "weights", 0))
+            named = named_as(held, network, plan)
+            scenario = Scenario(
+                model=entering,
+                weights=named.weights,
+                data=images,
+                source=found.source,
+                attacks=attacks_of(isolation.attacks, isolation.worker),
+                defenses=[NO_DEFENSE, Recorded(named.update, told, several)],
+                threat=self.threat,
+                plan=plan,
+                partition=InOrder(several) if several > 1 else IID(clients=1),
+                selection=Victims(images=plan.images * several),
+                criteria=self.criteria,
+                run=self.run,
+                reader=found.reader,
+                recipe=isolation.recipe,
+            )
+            if check is None and told == NO_DEFENSE:  # else, the update is compared with the defense's own draws
+                own = kept and kept[0]
+                sums = None if stated == NO_DEFENSE else stated
+                check = told_of(check_images(named, path, network, images, scenario.truths, own, sums))
+            yield scenario, isolation, found.place, check
 
 
 def perform(experiment: Experiment) -> Report:
@@ -226,25 +298,42 @@ def _read(data: str | Path | DataSource | LabelledImages, reading: Reading, run:
 def _stated_defense(record: Record, place: Path, given: list[Defense]) -> Defense:
     """Return the defense behind a record at the client, as the auditor states it, or else as the record does."""
     told = [at_client(d) for d in given if d != NO_DEFENSE] or [at_client(defense_in(record, place))]
-    if any(map(aggregates, told)):
+    several = getattr(record, "clients", 1) > 1
+    if several and any(one != NO_DEFENSE and not _only_sums(one) for one in told):
+        raise InputError("a record of a mean takes only a secure aggregation as --defense, without other parts")
+    if not several and any(map(aggregates, told)):
         raise InputError("a record holds one client's update, but under secure aggregation the server gets only a sum")
     if len(told) > 1:
         raise InputError("a record was made under one defense: give only the client's, with its parts joined by |")
     return told[0]
 
 
-def _played(scenario: Scenario, isolation: Isolation, place: str, check: Json | None = None) -> Report:
-    """Check a scenario, run its unfinished jobs, and report; `check` is that of an undefended record."""
-    run = scenario.run
+def _only_sums(defense: Defense) -> bool:
+    """Return True if a defense acts in the aggregation and nowhere else."""
+    moments = ("model", "batch", "gradient", "update")
+    return aggregates(defense) and not any(defense.acts(moment) for moment in moments)
+
+
+def _feasible(scenario: Scenario, isolation: Isolation) -> tuple[Scenario, Feasibility]:
+    """Return the scenario with the attacks that suit its model, and its checks; raise `InputError` if one fails."""
     checked = Feasibility(scenario)
     if scenario.attacks == attacks_of(STANDARD):
         scenario = replace(scenario, attacks=[*scenario.attacks, *isolation.as_these(checked.untried)])
         checked = Feasibility(scenario)
     checked.check()
+    return scenario, checked
+
+
+def _played(
+    scenario: Scenario, isolation: Isolation, place: str, check: Json | None = None, secret: str | None = None
+) -> Report:
+    """Check a scenario, run its unfinished jobs, and report; `check` is that of a record."""
+    scenario, checked = _feasible(scenario, isolation)
+    run = scenario.run
     out = None if run.out is None else Path(run.out)
     if out is not None:
         made(out)
-    index = study_index(out, scenario.data, scenario.source, place, run.force)
+    index = study_index(out, scenario.data, scenario.source, place, run.force, secret)
     scorer = Scorer(scenario.data, index, bool(scenario.label_shape))
     player = Player(scenario, scorer, checked.wrong_layer is not None)
     identity, jobs = scenario.identity(index), jobs_of(scenario)

@@ -21,7 +21,7 @@ from medpfl.inputs.checkpoint import Checkpoint
 from medpfl.runs.environment import versions
 from medpfl.runs.progress_bar import files
 
-__all__ = ["of_reading", "settings_of"]
+__all__ = ["compared", "of_reading", "settings_of"]
 
 _MISMATCH = 1e-3
 """Relative difference above which a record under a defense does not match its images."""
@@ -45,7 +45,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
     Args:
         checked: the scenario's checks.
         player: the audit's player.
-        check: the check of an undefended record, see `medpfl.auditing.recorded.told_of`.
+        check: the check of a record, if it was made: by `medpfl.auditing.recorded.told_of`, or `compared`.
 
     Raises:
         InputError: a record under a defense does not match the images, the plan and the defense.
@@ -97,12 +97,12 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
         bounds=bounds_of(scenario, player.scorer) or None,
         record=None
         if recorded is None
-        else {"defense": repr(recorded.claimed), **(check or _compared(player, recorded))},
+        else {"defense": repr(recorded.claimed), **(check or compared(player, recorded))},
         tolerance=scenario.criteria.tolerance,
     )
 
 
-def _compared(player: Player, recorded: Recorded) -> dict[str, Any]:
+def compared(player: Player, recorded: Recorded) -> dict[str, Any]:
     """Return how far a record under a defense is from the images' own update; the noise has another draw here.
 
     Raises:
@@ -128,8 +128,8 @@ def _compared(player: Player, recorded: Recorded) -> dict[str, Any]:
 def _of_record(check: Json | None) -> list[str]:
     if check is None:
         return []
-    facts = [f"The record was checked before the attacks: {fact}." for fact in check["facts"]]
-    return facts + [f"The record: {text}." for text in check["open"]]
+    facts = [f"The record was checked before the attacks: {fact}." for fact in check.get("facts", ())]
+    return facts + [f"The record: {text}." for text in check.get("open", ())]
 
 
 def _origin(scenario: Scenario) -> str:

@@ -115,6 +115,14 @@ def _run(words: list[str]) -> int:
     except SystemExit as end:  # after --help, --version and --print-config
         return int(end.code or _DONE)
     except ArgumentError as error:
+        if (
+            words[0] == "audit"
+            and sum(word.endswith(".safetensors") for word in words) > 1
+            and "extra" in plain(str(error))
+        ):
+            raise InputError(
+                "several records were given: put their pattern in quotes, so that the shell keeps it"
+            ) from None
         where = _in_file(words)
         raise InputError(f"{where}{plain(str(error))}; 'medpfl {words[0]} --help' lists the options") from None
     if given.subcommand is None:
@@ -199,11 +207,17 @@ def _spelled_right(kind: type[T], given: Namespace, words: list[str]) -> T:
 
 def _perform(experiment: Experiment, given: Namespace) -> int:
     from medpfl.auditing.run import perform
+    from medpfl.federation.folders import is_federation
+    from medpfl.federation.run import perform_federation
     from medpfl.judging.summary import by_defense
-    from medpfl.reporting.terminal import print_audit, print_leakage
+    from medpfl.reporting.terminal import print_audit, print_federation, print_leakage
     from medpfl.training.leakage import perform_leakage
 
-    if experiment.rounds is None:
+    if is_federation(experiment.data):
+        several = perform_federation(experiment)
+        print_federation(several, given.quiet)
+        verdicts = several.verdicts()
+    elif experiment.rounds is None:
         report = perform(experiment)
         print_audit(report, given.quiet)
         verdicts = by_defense(report.summary)
@@ -329,8 +343,9 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _report(given: Namespace, words: list[str]) -> int:
     from medpfl.auditing.report import reread
+    from medpfl.federation.run import remake as remake_federation
     from medpfl.frontier.run import remake as remake_frontier
-    from medpfl.reporting.terminal import print_audit, print_frontier, print_training
+    from medpfl.reporting.terminal import print_audit, print_federation, print_frontier, print_training
     from medpfl.reproduction.run import remake
     from medpfl.runs.directory import known_in
     from medpfl.training.report import reread_training
@@ -338,6 +353,7 @@ def _report(given: Namespace, words: list[str]) -> int:
     again: dict[str, tuple[Callable[[Path], Any], Callable[[Any, bool], object]]] = {
         "audit": (reread, print_audit),
         "training": (reread_training, print_training),
+        "federation": (remake_federation, print_federation),
         "frontier": (remake_frontier, print_frontier),
         "reproduction": (remake, _print_reproduction),
     }

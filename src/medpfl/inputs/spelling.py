@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable
+from glob import glob
 from pathlib import Path
 
 from medpfl.core.errors import InputError, nearest, private
@@ -12,7 +13,17 @@ from medpfl.core.spec import check_names, expand
 from medpfl.core.threat import ThreatModel
 from medpfl.core.user_code.loading import at_home, is_call, is_place
 
-__all__ = ["check_model_name", "check_source", "check_words", "is_there", "names_a_source", "names_in", "path_of"]
+__all__ = [
+    "check_model_name",
+    "check_source",
+    "check_words",
+    "is_pattern",
+    "is_there",
+    "matching",
+    "names_a_source",
+    "names_in",
+    "path_of",
+]
 
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)", re.DOTALL)
 
@@ -61,6 +72,20 @@ def names_a_source(data: str) -> bool:
     return call[1] in names_in("data") or any(mark in call[2] for mark in ("'", '"', "="))
 
 
+def is_pattern(data: str) -> bool:
+    """Return True if a text is a pattern for several files, such as ``updates/site-*/round-*``, and no existing path.
+
+    >>> is_pattern("updates/site-*/*"), is_pattern("updates/site-1"), is_pattern("Dicom('a*')")
+    (True, False, False)
+    """
+    return any(mark in data for mark in "*?[") and _CALL.fullmatch(data) is None and not is_there(data)
+
+
+def matching(pattern: str) -> list[Path]:
+    """Return the paths that match a pattern, sorted; ``**`` matches folders at any depth."""
+    return sorted(map(Path, glob(str(path_of(pattern)), recursive=True)))  # noqa: PTH207 (it may be absolute)
+
+
 def is_there(data: str) -> bool:
     """Return True if the path exists; ``~`` stands for the home directory."""
     try:
@@ -90,6 +115,10 @@ def check_source(data: str) -> None:
         InputError: it does not.
     """
     if data == "samples":
+        return
+    if is_pattern(data):
+        if not matching(data):
+            raise InputError(f"no file has a name like '{private(data)}': check the pattern, and put it in quotes")
         return
     place = path_of(data)
     try:

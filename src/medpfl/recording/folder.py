@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from medpfl.core.errors import InputError, private
 from medpfl.core.messages import about, say
 from medpfl.core.records.record import Record
 from medpfl.core.records.truth import FOLDER, Truth
+from medpfl.inputs.spelling import is_pattern, matching, path_of
 
-__all__ = ["Forgotten", "Neighbors", "forget", "truth_file", "truths_in"]
+__all__ = ["Forgotten", "Neighbors", "forget", "joined", "kept_at", "truth_file", "truths_in"]
 
 _MOST_NEIGHBORS, _MOST_FILES = 20, 200
 _LARGEST = 1 << 30
@@ -92,3 +96,52 @@ def truth_file(path: Path) -> Truth | None:
             f"{truth.expires:%Y-%m-%d}: delete it with medpfl forget '{private(path.parent)}'"
         )
     return truth
+
+
+def kept_at(truth: Any, clients: int = 1) -> tuple[Truth, Path] | None:
+    """Return the truth file at a path with its path, or ``None`` if it is something else.
+
+    A warning says if its retention is over.
+
+    Args:
+        truth: a path; for a mean, also a list or a pattern, such as ``site-*/private-truth/round-0003-*``.
+        clients: number of clients whose updates are averaged in the record.
+
+    Raises:
+        InputError: several files are given that are not one truth file for each client.
+    """
+    if isinstance(truth, str | Path) and not is_pattern(str(truth)):
+        kept = truth_file(path_of(truth))
+        if kept is None and clients > 1:
+            raise InputError(f"the record is the mean of {clients} clients' updates: give --truth their truth files")
+        return kept and (kept, path_of(truth))
+    if not isinstance(truth, str | list | tuple | Path):
+        return None
+    paths = matching(str(truth)) if isinstance(truth, str | Path) else [path_of(one) for one in truth]
+    held = [truth_file(path) for path in paths]
+    whole = [one for one in held if one is not None]
+    if len(whole) != clients or len(held) != clients:
+        what = "1 client's update" if clients == 1 else f"the mean of {clients} clients' updates"
+        raise InputError(f"the record is {what}, but --truth names {len(whole)} truth files of {len(held)} files")
+    return joined(whole), paths[0]
+
+
+def joined(truths: Sequence[Truth]) -> Truth:
+    """Return the truths of several clients as one, client after client.
+
+    The order of the images is known only if it is known for each client.
+
+    Raises:
+        InputError: their images or labels have different shapes.
+    """
+    if len({(t.images.shape[1:], t.labels.shape[1:]) for t in truths}) > 1:
+        raise InputError("the truth files hold images or labels of different shapes: give those of one round")
+    starts = [sum(len(t.images) for t in truths[:i]) for i in range(len(truths))]
+    orders = [t.order + start for t, start in zip(truths, starts, strict=True) if t.order is not None]
+    return Truth(
+        torch.cat([t.images for t in truths]),
+        torch.cat([t.labels for t in truths]),
+        torch.cat(orders) if len(orders) == len(truths) else None,
+        date=min(t.date for t in truths),
+        days=min(t.days for t in truths),
+    )

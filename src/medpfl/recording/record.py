@@ -44,7 +44,7 @@ class Context:
 
     Attributes:
         num_samples: number of images that the client states; by default, those of the steps.
-        image_shape, classes, defense, pixels, source, filters: as in a record.
+        image_shape, classes, defense, pixels, source, filters, clients: as in a record.
     """
 
     num_samples: int | None = None
@@ -54,6 +54,7 @@ class Context:
     pixels: Pixels | None = None
     source: Source | None = None
     filters: Sequence[str] = ()
+    clients: int = 1
 
 
 @contextmanager
@@ -131,10 +132,11 @@ def make_record(
     weights = Weights({k: before[k] for k in before if k in names}, {k: before[k] for k in before if k not in names})
     tensors = {k: _difference(before[k], after[k]) if sent == "weights" else after[k] for k in weights.parameters}
     buffers = {k: after[k] for k in weights.buffers if k in after}
-    count = known.num_samples if known.num_samples is not None else steps.images
+    each = None if steps.images is None else steps.images * known.clients
+    count = known.num_samples if known.num_samples is not None else each
     return Record(
         Update(tensors, "gradient" if sent == "gradient" else "difference", buffers, count),
-        _plan_of(steps, count),
+        _plan_of(steps, None if count is None else count // known.clients),
         weights,
         known.image_shape,
         None if known.classes is None else tuple(known.classes),
@@ -142,6 +144,7 @@ def make_record(
         tuple(known.filters),
         known.source,
         known.pixels,
+        known.clients,
     )
 
 

@@ -39,6 +39,8 @@ def perform_recording(asked: Recording) -> Recorded:
     Raises:
         InputError: a file cannot be read, the states belong to different models, or the images do not fit the plan.
     """
+    if asked.clients > 1 and asked.truth is not None:
+        raise InputError("--truth holds one client's images, but --clients averages several: give --truth to the audit")
     data = None if asked.truth is None else data_of(asked.truth, asked.reading).images
     plan, pixels = _plan(asked, data), _pixels(asked)
     before, after = (read_state(path_of(path)) for path in (asked.before, asked.after))
@@ -48,7 +50,8 @@ def perform_recording(asked: Recording) -> Recorded:
         before, after = (_as_in(network, state, which) for state, which in ((before, "before"), (after, "after")))
         parameters = [name for name, p in network.named_parameters() if p.requires_grad]
     context = Context(
-        num_samples=plan.images,
+        num_samples=plan.images * asked.clients,
+        clients=asked.clients,
         image_shape=None if data is None else data.shape,
         defense=asked.defense,
         pixels=pixels,

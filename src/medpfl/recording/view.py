@@ -13,6 +13,7 @@ from torch import nn
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.groups import Reading
 from medpfl.core.messages import about
+from medpfl.core.records.masked import Masked
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Step
@@ -24,7 +25,8 @@ from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
 from medpfl.recording.check import Case, Check, contradictions
 from medpfl.recording.diagnosis import check_case
-from medpfl.recording.folder import Neighbors, truth_file
+from medpfl.recording.folder import Neighbors, kept_at
+from medpfl.recording.mean import check_mean
 from medpfl.recording.pair import compared
 from medpfl.recording.replay import counters
 
@@ -58,6 +60,8 @@ def view_of(
         InputError: the record or the truth cannot be read, or the model does not fit.
     """
     path = path_of(record)
+    if Masked.is_one(path):
+        return _masked(Masked.load(path))
     held = Record.load(path)
     misfits = held.misfits()
     notes = [f"it does not fit itself: {problem}" for problem in misfits]
@@ -79,16 +83,42 @@ def view_of(
     }
 
 
+def _masked(held: Masked) -> View:
+    """Return the view of a masked message: nothing in it can be checked, and nothing attacked."""
+    sizes = [t.numel() for t in held.vectors]
+    kinds = sorted({str(t.dtype).removeprefix("torch.") for t in held.vectors})
+    number = "" if held.source.round is None else f", round {held.source.round}"
+    contents = {
+        "masked message": f"{len(sizes)} vectors, {sum(sizes):,} masked elements, {', '.join(kinds)}",
+        "in clear": "nothing" if held.num_samples is None else f"num_samples: {held.num_samples}",
+        "global weights": f"{sum(t.numel() for t in held.weights.values()):,} elements, as the server sent them",
+        "source": f"{held.source.framework}{number}, recorded at the {held.source.place}",
+    }
+    return {
+        "verdict": "unverified",
+        "finding": "",
+        "difference": None,
+        "contents": contents,
+        "steps": ["unknown"],
+        "filtered": [],
+        "facts": ["this is one client's masked message of secure aggregation, not an update"],
+        "open": [
+            "alone, its vectors are random integers, so no audit can attack it. The sum over all clients cannot be "
+            "computed from such files either: the shares that remove the masks are not recorded. The server learns the "
+            "mean: record the global model before and after the round with medpfl record BEFORE AFTER --clients N"
+        ],
+    }
+
+
 def truth_at(truth: str | Path, record: Record, reading: Reading) -> Truth:
     """Return a truth file, or the images at a path as they enter the model.
 
     Raises:
         InputError: the images cannot be read, or have another number or shape than the record states.
     """
-    place = path_of(truth)
-    about(place)
-    if (kept := truth_file(place)) is not None:
-        return kept
+    about(path_of(truth))
+    if (found := kept_at(truth, record.clients)) is not None:
+        return found[0]
     if record.image_shape:
         channels: Any = record.image_shape[0]
         reading = Reading(size=record.image_shape[-1], fit=reading.fit, channels=channels)
@@ -118,6 +148,8 @@ def _checked(held: Record, path: Path, kept: Truth | None, model: Model | None) 
     shape, classes = tuple(kept.images.shape[1:]), len(held.classes or ()) or _classes(kept)
     network = network_of(model, shape, classes, 0)
     bare = named(held, network)
+    if bare.clients > 1:
+        return check_mean(network, bare, kept)
     return check_case(Case(network, bare, kept, Neighbors(path, bare)))
 
 
@@ -150,6 +182,8 @@ def _contents(held: Record) -> Iterator[tuple[str, str]]:
     parameters, buffers = held.weights.parameters, held.weights.buffers
     count = sum(t.numel() for t in parameters.values())
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in held.update.tensors.values()})
+    if held.clients > 1:
+        yield "clients", f"mean over {held.clients} clients, each with the steps below"
     yield "update", f"{held.update.kind} of {len(parameters)} parameters, {count:,} elements, {', '.join(kinds)}"
     yield "norm", f"{float(held.update.norm()):.4g}"
     sent = "not sent" if held.update.buffers is None else f"{len(held.update.buffers)} sent, {len(buffers)} before"

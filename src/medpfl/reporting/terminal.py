@@ -13,6 +13,8 @@ from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER, may_show
 from medpfl.core.rounds import Round
 from medpfl.judging.types import Cell
+from medpfl.reporting.federation import Overview as Federated
+from medpfl.reporting.federation import federation_table, sentences
 from medpfl.reporting.frontier import frontier_table, how_to_read
 from medpfl.reporting.leakage import RoundCell, leakage_table
 from medpfl.reporting.masks import mask_lines
@@ -20,7 +22,7 @@ from medpfl.reporting.patients import patient_lines
 from medpfl.reporting.tables import compared, terminal_table
 from medpfl.reporting.training import training_table
 
-__all__ = ["folders_line", "print_audit", "print_frontier", "print_leakage", "print_training"]
+__all__ = ["folders_line", "print_audit", "print_federation", "print_frontier", "print_leakage", "print_training"]
 
 
 class Written(Protocol):
@@ -50,6 +52,13 @@ class Overview(Written, Protocol):
     def summary(self) -> Sequence[RoundCell]: ...
     @property
     def reports(self) -> Mapping[int, Written]: ...
+
+
+class Several(Written, Protocol):
+    """The parts of a federation's audits that are printed."""
+
+    @property
+    def overview(self) -> Federated: ...
 
 
 class Chosen(Written, Protocol):
@@ -104,6 +113,18 @@ def print_leakage(found: Overview, quiet: bool) -> None:
     console.print(str(found), soft_wrap=True)
     audits = (page for report in found.reports.values() for page in report.pages if page.suffix == ".html")
     _wrote(console, [*found.pages, *audits])
+
+
+def print_federation(found: Several, quiet: bool) -> None:
+    """Print a table of a federation's records, and the verdict."""
+    console = Console()
+    if not quiet:
+        console.print(federation_table(found.overview))
+    for _, sentence in sentences(found.overview):
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+    if not found.pages and not quiet:
+        console.print("nothing was saved (to save rows and pages: --out DIR)", style="dim")
+    _wrote(console, found.pages)
 
 
 def print_frontier(found: Chosen, quiet: bool) -> None:

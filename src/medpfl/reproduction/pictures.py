@@ -11,7 +11,7 @@ from medpfl.core.types import Finding
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.judging.types import Cell
 from medpfl.reporting.figures.grid import draw_grid
-from medpfl.reporting.selection import cell_rows, examples
+from medpfl.reporting.figures.selection import cell_rows, examples
 from medpfl.reporting.words import label, number
 from medpfl.runs.directory import private_folder
 from medpfl.runs.jobs import job_of

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from medpfl.auditing.report import Report
 from medpfl.core.atomic_files import as_csv
 from medpfl.judging.types import Cell
-from medpfl.reporting.selection import cell_rows
+from medpfl.reporting.figures.selection import cell_rows
 from medpfl.reporting.words import DASH, label, number, percent
 from medpfl.reproduction.comparison import Row, beside, with_interval
 from medpfl.reproduction.markdown import markdown_table

@@ -22,7 +22,7 @@ from medpfl.runs.directory import RUNS, known_in
 
 __all__ = ["KEY_FILE", "Key", "StudyIndex", "class_names", "key_file", "key_of", "study_index"]
 
-_OF_RUNS = ("frontier", "reproduction")
+_OF_RUNS = ("federation", "frontier", "reproduction")
 """Kinds of runs that contain other runs."""
 
 _SHORTEST = 16
@@ -66,11 +66,13 @@ class StudyIndex(Key):
         return digest.hexdigest()[:16]
 
 
-def study_index(out: Path | None, data: LabelledImages, source: str, place: str, force: bool = False) -> StudyIndex:
+def study_index(
+    out: Path | None, data: LabelledImages, source: str, place: str, force: bool = False, secret: str | None = None
+) -> StudyIndex:
     """Make pseudonyms for a data set's images and patients, and add them to the key file beside the run directory.
 
-    Runs in one folder share the key, so an image has the same index in all of them. The runs inside a frontier or a
-    reproduction share the key beside it.
+    Runs in one folder share the key, so an image has the same index in all of them. The runs inside a federation, a
+    frontier or a reproduction share the key beside it.
 
     Args:
         out: the run directory; ``None`` writes no key and uses a random one.
@@ -78,12 +80,14 @@ def study_index(out: Path | None, data: LabelledImages, source: str, place: str,
         source: the data's source spec, hashed with the names if `out` is ``None``.
         place: the source's location, otherwise hashed with the names. It is stored in the key file only.
         force: make a new key if the old one is missing.
+        secret: if `out` is ``None``, the secret that several runs in memory share; then the names are hashed with
+            `place`.
 
     Raises:
         InputError: if the key would lie in a run directory, is damaged, or is missing although rows were made with it.
     """
     if out is None:
-        return StudyIndex(secrets.token_hex(16), data, source)
+        return StudyIndex(secret or secrets.token_hex(16), data, place if secret else source)
     with _locked(key_file(out), None if force else out) as key:
         index = StudyIndex(key["secret"], data, place, f"'{key_file(out)}'")
         # A folder may bear a patient's name: files say "class 0", and only the key holds the class name.
@@ -132,7 +136,7 @@ def class_names(out: Path, fingerprint: str) -> tuple[str, ...]:
 
 
 def key_file(out: Path) -> Path:
-    """Return the path of a run's key file, beside its directory (or beside the enclosing frontier or reproduction).
+    """Return the path of a run's key file, beside its directory (or that of an enclosing run).
 
     Raises:
         InputError: if that place lies inside another run directory, or the run directory holds a key itself.

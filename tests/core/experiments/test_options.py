@@ -88,9 +88,9 @@ def test_every_option_has_its_default_and_bounds_in_one_place():
             if isinstance(called, ast.Name) and called.id == "option":
                 stated[ast.unparse(node.target)] += 1
     # The same word for something else: images of a set, channels of a model, whose data and model, what is repeated,
-    # the folder of records, the round of a federation.
+    # the folder of records, the round of a federation, the clients behind a recorded mean.
     others = {"images", "weights", "steps", "channels", "data", "model", "defense", "attack", "grant", "rounds"}
-    others |= {"out", "round"}
+    others |= {"out", "round", "clients"}
     assert {name for name, count in stated.items() if count > 1} <= others
     for typed in (Experiment, Training, Frontier):
         for name, entry in options_in(typed).items():

@@ -20,7 +20,11 @@ also standard attacks with settings for them."""
 class Experiment(Options):
     """An audit's options as strings and numbers."""
 
-    data: str = option("samples", "folder with one subfolder per class, recorded update, or 'samples'")
+    data: str = option(
+        "samples",
+        "folder with one subfolder per class, or 'samples'; or a recorded update; or several: their folder, or a "
+        "quoted pattern such as 'updates/site-*/round-*.safetensors'",
+    )
     model: str = option(
         "LeNet('dlg')",
         "model: spec from 'medpfl list models', file.py:name, package.module:name, or run directory of 'medpfl train'",
@@ -45,7 +49,10 @@ class Experiment(Options):
         False, "test only attacks that do not know the defense; if unset: attacks without and with this knowledge"
     )
     rounds: str | None = option(None, "rounds to audit, e.g. 0,1,5, if --model is the run directory of a training")
-    truth: str | None = option(None, "folder with the original images of a recorded update")
+    truth: str | None = option(
+        None,
+        "images behind a recorded update: a folder or a truth file; for several records: a folder with one per site",
+    )
     victims: Victims = group(Victims())
     plan: Plan = group(Plan())
     criteria: Criteria = group(Criteria())

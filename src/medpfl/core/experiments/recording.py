@@ -49,6 +49,12 @@ class Recording(Options):
     std: str | None = option(None, "standard deviation by which the loader then divides, per channel")
     round: int | None = option(None, "round of the federation, for the record's name", least=0, most=limits.ROUNDS)
     defense: str | None = option(None, "spec of the client's defense, e.g. 'Clipping(1.0) | GaussianNoise(0.01)'")
+    clients: int = option(
+        1,
+        "number of clients whose updates are averaged in the second state, as under secure aggregation",
+        least=1,
+        most=limits.CLIENTS,
+    )
     days: int = option(30, "days for which the images in private-truth may be kept", least=0, most=36_500)
     reading: Reading = group(Reading())
 

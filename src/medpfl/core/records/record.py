@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.limits import CLASSES, IMAGES, NAME, SPEC, check_image_shape, check_whole, shortened
+from medpfl.core.experiments.limits import (
+    CLASSES,
+    CLIENTS,
+    IMAGES,
+    NAME,
+    SPEC,
+    check_image_shape,
+    check_whole,
+    shortened,
+)
 from medpfl.core.plan import Plan
 from medpfl.core.records.files import holds, opened, put
 from medpfl.core.records.origin import Pixels, Source
@@ -31,7 +40,7 @@ _MOST_FILTERS = 100
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """A client's update with the server's knowledge about it. It holds no image.
+    """A client's update, or the mean of several clients', with the server's knowledge about it. It holds no image.
 
     Attributes:
         update: the update, without a victim axis; its buffers are those after the round.
@@ -43,6 +52,8 @@ class Record:
         filters: filters or mods that changed the update after training, in order, with their arguments.
         source: the framework that made the record, if known.
         pixels: the mapping from images in [0, 1] to what enters the model, if known.
+        clients: number of clients whose updates are averaged in the update. Above 1, each follows the plan and has
+            equally many images, and `num_samples` counts all of them.
     """
 
     update: Update
@@ -54,6 +65,7 @@ class Record:
     filters: tuple[str, ...] = ()
     source: Source | None = None
     pixels: Pixels | None = None
+    clients: int = 1
 
     @property
     def steps(self) -> Steps:
@@ -63,8 +75,8 @@ class Record:
     @property
     def images(self) -> int | None:
         """Number of different images behind the update, if the plan or the client states it."""
-        stated = self.plan.images
-        return stated if stated is not None else self.update.num_samples
+        each = self.plan.images
+        return each * self.clients if each is not None else self.update.num_samples
 
     def regular_plan(self) -> Plan:
         """Return the plan.
@@ -72,7 +84,10 @@ class Record:
         Raises:
             InputError: the client's steps follow no plan, so that no audit can attack the update.
         """
-        return self.plan.regular(self.update.num_samples) if isinstance(self.plan, Steps) else self.plan
+        if not isinstance(self.plan, Steps):
+            return self.plan
+        count = self.update.num_samples
+        return self.plan.regular(None if count is None else count // self.clients)
 
     def save(self, path: str | Path) -> None:
         """Write the record as a safetensors file; tensor names begin with their group, as in ``update/fc.weight``."""
@@ -91,6 +106,7 @@ class Record:
             "filters": list(self.filters),
             "source": None if self.source is None else dataclasses.asdict(self.source),
             "pixels": None if self.pixels is None else self.pixels.to_dict(),
+            "clients": self.clients,
         }
         put(Path(path), FORMAT, about, tensors)
 
@@ -133,6 +149,7 @@ class Record:
             tuple(said.filters or ()),
             None if said.source is None else Source.from_dict(said.source),
             None if said.pixels is None else Pixels.from_dict(said.pixels),
+            said.clients,
         )
 
     def cast(self, dtypes: Mapping[str, torch.dtype]) -> Record:
@@ -237,6 +254,7 @@ class _Header:
     filters: Any = None
     source: Any = None
     pixels: Any = None
+    clients: Any = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in ("gradient", "difference"):
@@ -253,6 +271,7 @@ class _Header:
             raise InputError(f"defense is {shortened(self.defense)}: it must be a spec or null")
         if self.filters is not None:
             _check_filters(self.filters)
+        check_whole("clients", self.clients, 1, CLIENTS)
         for told, kind in ((self.source, Source), (self.pixels, Pixels)):
             if told is not None:
                 kind.from_dict(told)
@@ -267,7 +286,7 @@ class _Header:
             return Plan(**self.plan)
         steps = Steps.from_dict(self.steps)
         try:
-            return steps.regular(self.num_samples)
+            return steps.regular(None if self.num_samples is None else self.num_samples // self.clients)
         except InputError:
             return steps
 
@@ -275,7 +294,7 @@ class _Header:
 def _said(about: dict[str, Any], field: dataclasses.Field[Any]) -> Any:
     if field.name not in about and field.default is dataclasses.MISSING:
         raise InputError(f"{field.name!r} is missing")
-    return about.get(field.name)
+    return about.get(field.name, None if field.default is dataclasses.MISSING else field.default)
 
 
 def _check_classes(classes: Any) -> None:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from medpfl.core.messages import say
 from medpfl.core.plan import Plan
+from medpfl.core.records.masked import Masked
 from medpfl.core.records.origin import Source
 from medpfl.core.records.steps import Steps
-from medpfl.integrations.flower.masked import Masked
 from medpfl.integrations.flower.messages import count_of, is_training, round_of, state_in, trained_weights
 from medpfl.recording.record import Context, keep, make_record, source_of
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.judging.types import READ, RECOGNIZED, Cell
+from medpfl.reporting.figures.selection import cell_rows
 from medpfl.reporting.figures.svg import COLORS, inline
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.selection import cell_rows
 from medpfl.reporting.tables import Whole, with_unions
 from medpfl.reporting.words import attacker, known, label, number, percent, shorten
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from medpfl.judging.types import Cell
 from medpfl.reporting.figures.grid import draw_grid, png
+from medpfl.reporting.figures.selection import cell_rows, examples
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.selection import cell_rows, examples
 from medpfl.reporting.words import attacker, label, number
 
 if TYPE_CHECKING:

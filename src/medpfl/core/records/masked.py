@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import IMAGES, check_whole, shortened
-from medpfl.core.records.files import opened, put
+from medpfl.core.records.files import holds, opened, put
 from medpfl.core.records.origin import Source
 
 __all__ = ["MASKED", "Masked"]
@@ -46,6 +46,11 @@ class Masked:
         own = {f"masked/{i}": t for i, t in enumerate(self.vectors)}
         put(Path(path), MASKED, about, own | {f"parameter/{name}": t for name, t in self.weights.items()})
 
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Return True if a file's header says that it holds a masked message."""
+        return path.is_file() and holds(path, MASKED)
+
     @classmethod
     def load(cls, path: str | Path) -> Masked:
         """Read a masked message from a file.
@@ -59,6 +64,13 @@ class Masked:
         count = about.get("num_samples")
         if count is not None:
             check_whole("num_samples", count, 1, IMAGES)
-        vectors = sorted((n for n in tensors if n.startswith("masked/")), key=lambda n: int(n.removeprefix("masked/")))
+        vectors = sorted((n for n in tensors if _number(n) is not None), key=lambda n: _number(n) or 0)
         weights = {n.removeprefix("parameter/"): t for n, t in tensors.items() if n.startswith("parameter/")}
+        if len(vectors) + len(weights) < len(tensors) or not vectors:
+            raise InputError(f"'{path}' is damaged: it holds {shortened(sorted(tensors))}")
         return cls(tuple(tensors[n] for n in vectors), weights, count, Source.from_dict(about.get("source")))
+
+
+def _number(name: str) -> int | None:
+    group, _, place = name.partition("/")
+    return int(place) if group == "masked" and place.isascii() and place.isdecimal() else None

@@ -1,0 +1,1 @@
+"""Whole federations: the records of several sites and rounds, audited as one experiment."""

@@ -1,0 +1,235 @@
+"""Audits of a federation's records, site by site and round by round, as one experiment that survives a kill."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from medpfl.auditing.report import reread
+from medpfl.auditing.run import HONEST, RecordCase
+from medpfl.core.errors import InputError, private
+from medpfl.core.experiments.experiment import STANDARD, Experiment
+from medpfl.core.experiments.groups import Criteria, Reading, Run
+from medpfl.core.messages import say as tell
+from medpfl.core.roles import Attack, Defense, Model
+from medpfl.core.threat import ThreatModel
+from medpfl.federation.checks import Facts, Problems, check_alike, check_all, facts_of
+from medpfl.federation.folders import MEAN, Entry, Files, entries, files_at, sites_of, truth_of
+from medpfl.federation.result import FEDERATION, Audited, Federation, written
+from medpfl.inputs.spelling import path_of
+from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
+from medpfl.runs.identity import Code, Identity
+from medpfl.runs.study_key import Key, key_of
+
+__all__ = ["audit_federation", "perform_federation", "remake"]
+
+_ONLY_MASKED = (
+    "there are only masked messages of secure aggregation ({}): alone, each is random numbers, and no attack was run. "
+    "The server learns their mean: record the global model before and after the round (docs/federation.md)"
+)
+
+
+def audit_federation(
+    records: str | Path | Sequence[str | Path],
+    model: str | Path | Model | nn.Module = Experiment.model,
+    *,
+    truth: str | Path | None = None,
+    attacks: Sequence[str | Attack] = STANDARD,
+    defenses: Sequence[str | Defense] = (),
+    threat: ThreatModel = HONEST,
+    reading: Reading = Experiment.victims,
+    criteria: Criteria = Experiment.criteria,
+    run: Run = Experiment.run,
+) -> Federation:
+    """Audit the records of several sites and rounds as one experiment.
+
+    All records are checked before any attack. Each is then audited as by `medpfl.audit_record`, in a run directory of
+    its own in ``run.out``. Repeat the same call to continue a killed one, or to add rounds.
+
+    Args:
+        records: a pattern such as ``"updates/site-*/round-*.safetensors"``, a folder that holds records, or a list of
+            these. The folder of a record is its site.
+        model: as in `medpfl.audit`; the records hold its weights.
+        truth: folder with one truth for each site, see docs/federation.md; without it, the truth files in
+            ``private-truth`` beside the records. Records without truth are left out, and counted.
+        attacks, defenses, threat, reading, criteria, run: as in `medpfl.audit_record`.
+
+    Raises:
+        InputError: a record is wrong (the message names all), records do not belong together, or there is none to
+            audit; raised before any attack runs.
+    """
+    case = RecordCase(
+        record="",
+        truth="",
+        model=model,
+        attacks=attacks,
+        defenses=defenses,
+        threat=threat,
+        reading=reading,
+        criteria=criteria,
+        run=run,
+    )
+    out = None if run.out is None else Path(run.out)
+    if out is not None:
+        made(out)
+    key = Key(secrets.token_hex(16)) if out is None else key_of(out, run.force)
+    known = {} if out is None else known_in(out)
+    todo = _prepared(files_at(records), None if truth is None else path_of(truth), case, key, known)
+    found = Federation((), todo.without_truth, todo.masked, todo.clients)
+    if out is None:
+        case = replace(case, secret=key.secret)
+        return replace(found, records=tuple(_audited(one, case, todo.checks) for one in todo.entries))
+    options = {**criteria.told(), **run.told(), "threat": repr(threat), "tolerance": criteria.tolerance}
+    directory = RunDirectory(out, FEDERATION, Identity(options, Code.of(tuple), key))
+    with directory.locked():
+        directory.claim(run.force)
+        directory.note(**todo.to_dict())
+        return written(
+            out, replace(found, records=tuple(_audited(one, case, todo.checks, out) for one in todo.entries))
+        )
+
+
+def perform_federation(experiment: Experiment) -> Federation:
+    """Run `audit_federation` for an experiment given as strings and numbers."""
+    asked = experiment
+    if asked.weights is not None:
+        raise InputError("records hold the clients' initial weights: leave out --weights")
+    if asked.rounds is not None:
+        raise InputError("--rounds goes with the run directory of a training: to audit some rounds, name their records")
+    return audit_federation(
+        asked.data,
+        asked.model,
+        truth=asked.truth,
+        attacks=asked.attack,
+        defenses=asked.defense,
+        threat=asked.threat,
+        reading=asked.victims,
+        criteria=asked.criteria,
+        run=asked.run,
+    )
+
+
+def remake(out: Path) -> Federation:
+    """Write a finished federation's page and tables again from its rows.
+
+    Raises:
+        InputError: `out` holds no federation, or an unfinished one.
+    """
+    with reading(out):
+        known = RunDirectory(out, FEDERATION).noted()
+        if "records" not in known:
+            raise InputError(f"'{out}' holds an unfinished audit of a federation: repeat the same command to finish it")
+        told = [Audited(site, number, name, reread(out / RUNS / name)) for site, number, name in known["records"]]
+        found = Federation(tuple(told), tuple(known["without_truth"]), known["masked"], known["clients"])
+        return written(out, found)
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """The records to audit, with their checks, and what was left out."""
+
+    entries: list[Entry]
+    checks: dict[str, Any]
+    sites: dict[str, str]
+    without_truth: tuple[str, ...]
+    masked: int
+    clients: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the notes for ``run.json``; they name no file and no folder."""
+        return {
+            "records": [[one.site, one.round, one.name] for one in self.entries],
+            "checks": self.checks,
+            "sites": self.sites,
+            "without_truth": list(self.without_truth),
+            "masked": self.masked,
+            "clients": self.clients,
+        }
+
+
+def _prepared(files: Files, truth: Path | None, case: RecordCase, key: Key, known: dict[str, Any]) -> _Todo:
+    """Check all records, and return those to audit.
+
+    Raises:
+        InputError: as in `audit_federation`.
+    """
+    say: Callable[[str], Any] = tell if case.run.progress else lambda _: None
+    if not files.records:
+        raise InputError(_ONLY_MASKED.format(len(files.masked)))
+    if truth is not None and not truth.is_dir():
+        raise InputError(
+            f"--truth '{private(truth)}' is no folder: for several records, name a folder with one truth each"
+        )
+    problems, held = Problems(), dict[Path, tuple[int | None, Facts]]()
+    named_before = _object(known, "sites")
+    sites = sites_of((path.parent for path in files.records), named_before, key)
+    for folder, (_, name) in sites.items() if case.run.progress else ():
+        if folder.name != name:
+            tell(f"{name}: '{private(folder)}'")
+    for path in files.records:
+        try:
+            held[path] = facts_of(path)
+        except InputError as error:
+            problems.add(sites[path.parent][1], path, error)
+    of_means = {path for path, (_, facts) in held.items() if facts.clients > 1}
+    named = {path: MEAN if path in of_means else sites[path.parent][1] for path in held}
+    every = entries({path: number for path, (number, _) in held.items()}, named)
+    every = [replace(one, truth=truth_of(one, truth, held[one.path][1].clients)) for one in every]
+    if every:
+        check_alike({one: held[one.path][1] for one in every})
+    whole, bare = [one for one in every if one.truth], [one for one in every if not one.truth]
+    checks = check_all(whole, lambda one: _case(case, one).check(), problems, _reusable(known, case), say)
+    problems.raise_if_any(len(files.records))
+    if bare:
+        tell(f"note: {_without(bare, len(every))}")
+    if not whole:
+        raise InputError(f"no record can be audited: {_without(bare, len(every))}")
+    if files.masked:
+        tell(f"note: {len(files.masked)} masked messages are left out, because alone, each is random numbers")
+    return _Todo(
+        whole,
+        checks,
+        {**named_before, **dict(sites.values())},
+        tuple(map(str, bare)),
+        len(files.masked),
+        held[whole[0].path][1].clients,
+    )
+
+
+def _object(known: dict[str, Any], name: str) -> dict[str, Any]:
+    found = known.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _reusable(known: dict[str, Any], case: RecordCase) -> dict[str, Any]:
+    """Return the checks of an earlier call that hold now: of records whose run compares model, defense and code."""
+    if case.run.out is None or case.run.force:
+        return {}
+    runs = Path(case.run.out) / RUNS
+    return {name: told for name, told in _object(known, "checks").items() if known_in(runs / name)}
+
+
+def _without(bare: Sequence[Entry], total: int) -> str:
+    named = ", ".join(f"{one} ('{private(one.path)}')" for one in bare[:5]) + ("" if len(bare) <= 5 else ", ...")
+    return (
+        f"{len(bare)} of {total} records have no truth, so they can be neither verified nor attacked: {named}. A truth "
+        "file has its record's name and lies in private-truth beside it, or in the folder of the site in --truth DIR"
+    )
+
+
+def _case(case: RecordCase, entry: Entry, out: Path | None = None) -> RecordCase:
+    assert entry.truth is not None
+    own = None if out is None else out / RUNS / entry.name
+    return replace(case, record=entry.path, truth=entry.truth, run=replace(case.run, out=own))
+
+
+def _audited(entry: Entry, case: RecordCase, checks: dict[str, Any], out: Path | None = None) -> Audited:
+    if case.run.progress:
+        tell(f"audit of {entry}")
+    report = _case(case, entry, out).report(checks[entry.name]["check"])
+    return Audited(entry.site, entry.round, entry.name, report)

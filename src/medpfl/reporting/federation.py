@@ -1,0 +1,250 @@
+"""A whole federation: sentences, tables and a page, from the cells of each record's audit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from medpfl.core.atomic_files import SHARED, write
+from medpfl.core.experiments.settings import Json
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
+from medpfl.judging.types import Cell, Union
+from medpfl.reporting.phrases import Cells, bounded, by, counts, extent, hits, reason
+from medpfl.reporting.tables import SHORT
+from medpfl.reporting.words import DASH, counted, percent, percents
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Overview", "RecordCells", "federation_table", "sentences", "state", "write_federation_page"]
+
+_EACH = ("Images", "Reconstructed", "Re-identified", "Verdict")
+_SAFE = "A failed attack does not show that the updates are safe."
+
+
+class RecordCells(NamedTuple):
+    """The audit of one record.
+
+    Attributes:
+        site: name under which the site is shown.
+        round: the federation's round; ``None`` if unknown.
+        name: name of the record's page and run directory.
+        checked: result of the check before the attacks: ``right``, ``unverified``, or ``defense``.
+        cells: the audit's cells.
+    """
+
+    site: str
+    round: int | None
+    name: str
+    checked: str
+    cells: Cells
+
+    def __str__(self) -> str:
+        return self.site if self.round is None else f"{self.site} in round {self.round}"
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The audits of a federation's records.
+
+    Attributes:
+        records: each record's audit, in the order of sites and rounds.
+        summary: cells of all records together; an image counts once.
+        sites, rounds: the same for the records of each site, and of each round.
+        without_truth: names of the records that have no truth, so they were neither verified nor attacked.
+        masked: number of masked messages, which cannot be attacked alone.
+        clients: number of clients whose updates are averaged in each record.
+    """
+
+    records: Sequence[RecordCells]
+    summary: Cells
+    sites: Mapping[str, Cells]
+    rounds: Mapping[int | None, Cells]
+    without_truth: Sequence[str] = ()
+    masked: int = 0
+    clients: int = 1
+
+    def to_dict(self) -> Json:
+        """Return the entry for ``federation.json``."""
+        return {
+            "verdict": state(self),
+            "records": [
+                {
+                    "site": one.site,
+                    "round": one.round,
+                    "name": one.name,
+                    "checked": one.checked,
+                    "cells": _flat(one.cells),
+                }
+                for one in self.records
+            ],
+            "summary": _flat(self.summary),
+            "sites": {site: _flat(cells) for site, cells in self.sites.items()},
+            "rounds": [{"round": number, "cells": _flat(cells)} for number, cells in self.rounds.items()],
+            "without_truth": list(self.without_truth),
+            "masked": self.masked,
+            "clients": self.clients,
+        }
+
+
+def _flat(cells: Cells) -> list[Json]:
+    return [cell.to_dict() for cell in cells]
+
+
+def state(over: Overview) -> str:
+    """Return the verdict: *leaks* if all records together or one of them leak, else that of all together."""
+    leaking = any(_union(one.cells).verdict == LEAKS for one in over.records)
+    return LEAKS if leaking else _union(over.summary).verdict
+
+
+def sentences(over: Overview) -> list[tuple[str | None, str]]:
+    """Return the verdict in sentences, each with its outcome if it states one: all records, the worst one, the rest."""
+    own, union = _recorded(over.summary), _union(over.summary)
+    opening = f"From {_records(over)}"
+    if union.verdict == NO_LEAK:
+        first = f"{opening}, no leak was found: {bounded(union)}. {_SAFE}"
+    elif union.verdict == INCONCLUSIVE:
+        why = re.sub(r" \(--images \d+\)", "", reason(own))
+        first = f"{opening}, these attacks {counts(union)}. For all records together, this is inconclusive: {why}."
+    else:
+        first = f"{opening}, an attacker {counts(union)} with {by(_without_attempts(own))}."
+    made: list[tuple[str | None, str]] = [(union.verdict, first)]
+    if worst := _worst(over):
+        made.append(worst)
+    bare = [cell for cell in over.summary if cell.defense == UNDEFENDED]
+    if bare:
+        made.append((None, f"The same trainings without a defense: these attacks {counts(bare[0].union)}."))
+    return made + [(None, text) for text in _missing(over)]
+
+
+def _records(over: Overview) -> str:
+    if over.clients > 1:
+        return f"{counted(len(over.records), 'recorded mean')} over {over.clients} clients' updates"
+    return f"{counted(len(over.records), 'recorded update')} of {counted(len(over.sites), 'site')}"
+
+
+def _worst(over: Overview) -> tuple[str, str] | None:
+    """Return the record from which the most was reconstructed, and how many leak by themselves."""
+    if len(over.records) < 2:
+        return None
+    ordered = sorted(over.records, key=lambda one: extent(_union(one.cells)), reverse=True)
+    worst, union = ordered[0], _union(ordered[0].cells)
+    leaking = sum(_union(one.cells).verdict == LEAKS for one in over.records)
+    if not leaking and not hits(union.asr, union.images) and not hits(union.identified, union.images):
+        return None
+    sites = sum(_union(cells).verdict == LEAKS for cells in over.sites.values())
+    many = f"{leaking} of {counted(len(over.records), 'record')}"
+    of = f", and {sites} of {counted(len(over.sites), 'site')}" if len(over.sites) > 1 else ""
+    return union.verdict, f"Worst: from {worst}, these attacks {counts(union)}. Leaking by themselves: {many}{of}."
+
+
+def _without_attempts(cells: Cells) -> list[Cell]:
+    return [replace(cell, attack=re.sub(r", attempt \d+$", "", cell.attack)) for cell in cells]
+
+
+def _missing(over: Overview) -> list[str]:
+    lines = []
+    if gone := over.without_truth:
+        named = ", ".join(gone[:10]) + (f" and {len(gone) - 10} more" if len(gone) > 10 else "")
+        lines.append(
+            f"Not audited: {counted(len(gone), 'record')} without truth ({named}). Nothing about them was verified. "
+            "Record with truth=True, or name a folder with the images of each site with --truth."
+        )
+    if over.masked:
+        lines.append(
+            f"Not audited: {counted(over.masked, 'masked message')} of secure aggregation. Alone, each is random "
+            "numbers. The server learns the sum; docs/federation.md shows how to record and audit it."
+        )
+    open_ = sum(one.checked == "unverified" for one in over.records)
+    if open_:
+        lines.append(
+            f"All records were checked before the attacks; {open_} could not be verified in full, see the pages of the "
+            "records."
+        )
+    return lines
+
+
+def _recorded(cells: Cells) -> list[Cell]:
+    return [cell for cell in cells if cell.defense == RECORDED] or list(cells)
+
+
+def _union(cells: Cells) -> Union:
+    return _recorded(cells)[0].union
+
+
+def _entries(cells: Cells) -> list[tuple[str, str]]:
+    """Return a line's numbers, each with its small print."""
+    union = _union(cells)
+    told = f"{percents(union.identified.low, union.identified.high)}"
+    if union.identified_floor is not None:
+        told += f"; {percent(union.identified_floor)} without the update"
+    return [
+        (str(union.images), f"in {counted(union.updates, 'independent update')}" if union.updates > 1 else ""),
+        (percent(union.asr.value), percents(union.asr.low, union.asr.high)),
+        (percent(union.identified.value), "" if union.identified.value is None else told),
+        (union.verdict, ""),
+    ]
+
+
+def federation_table(over: Overview) -> Table:
+    """Return the records as a table for a terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for name in ("Site", "Round", *_EACH):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("Site", "Verdict") else "right")
+    for one in over.records:
+        *numbers, (verdict, _) = _entries(one.cells)
+        shown = [value for value, _ in numbers]
+        table.add_row(*map(Text, (one.site, _round(one.round), *shown, SHORT.get(verdict, verdict))))
+    return table
+
+
+def _round(number: int | None) -> str:
+    return DASH if number is None else str(number)
+
+
+def write_federation_page(
+    path: Path, settings: Json, over: Overview, link: Callable[[str], str], *, images: bool = False, mode: int = SHARED
+) -> Path:
+    """Write the page; it holds no image itself.
+
+    Args:
+        path: the file.
+        settings: settings that all records share.
+        over: the audits.
+        link: function that returns the address of a record's page from the record's name.
+        images: True if the records' pages show private images.
+        mode: the file's mode.
+    """
+    from medpfl.reporting.pages import rendered
+    from medpfl.reporting.verdict import MARKS
+
+    check = {"right": "matches the training", "unverified": "not in full", "defense": "fits the stated defense"}
+    page = rendered(
+        "federation",
+        settings,
+        images=images,
+        sentences=sentences(over),
+        marks=MARKS,
+        averaged=over.clients > 1,
+        columns=("Site", "Round", *_EACH, "Verified"),
+        rows=[
+            (
+                link(one.name),
+                [(one.site, ""), (_round(one.round), ""), *_entries(one.cells), (check.get(one.checked, DASH), "")],
+            )
+            for one in over.records
+        ],
+        groups=[
+            ("Site", [[(site, ""), *_entries(cells)] for site, cells in over.sites.items()]),
+            ("Round", [[(_round(number), ""), *_entries(cells)] for number, cells in over.rounds.items()]),
+        ],
+        each=_EACH,
+    )
+    return write(path, page, mode)
