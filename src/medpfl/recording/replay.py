@@ -14,15 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from medpfl.core.errors import InputError
-from medpfl.core.records.steps import Step, Steps
+from medpfl.core.records.steps import SPEED_ONLY, Step, Steps
 from medpfl.core.types import Tensors, Weights
 from medpfl.federated.losses import dice
-from medpfl.recording.watch import LOSSES
+from medpfl.recording.losses import LOSSES
 
 __all__ = ["Replayed", "check_replayable", "counters", "gap", "replay"]
 
 _OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "ASGD", "Rprop")
-_SPEED_ONLY = ("foreach", "fused", "capturable", "differentiable")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +107,12 @@ def _optimizer(step: Step, parameters: list[Tensor]) -> torch.optim.Optimizer | 
     if not step.optimizer:
         return None
     kind = getattr(torch.optim, step.optimizer)
-    known = set(inspect.signature(kind).parameters) - {"params", *_SPEED_ONLY}
+    known = set(inspect.signature(kind).parameters) - {"params", *SPEED_ONLY}
     return kind(parameters, **{k: v for k, v in _settings(step).items() if k in known})
 
 
 def _settings(step: Step) -> Mapping[str, Any]:
-    return {k: v for k, v in step.settings.items() if k not in _SPEED_ONLY}
+    return {k: v for k, v in step.settings.items() if k not in SPEED_ONLY}
 
 
 def _set_modes(model: nn.Module, step: Step) -> None:
