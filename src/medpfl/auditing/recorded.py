@@ -151,19 +151,13 @@ def found_in(kept: Truth, path: Path, record: Record, plan: Plan) -> Found:
             f"the pixels in the truth file range from {low:.3g} to {high:.3g} after the mapping that the record "
             "states; record with pixels= set to the loader's own range, or mean and std"
         )
-    classes = record.classes or tuple(f"class {i}" for i in range(_classes(labels)))
+    classes = record.classes or tuple(f"class {i}" for i in range(kept.classes))
     masks = labels.long() if labels.ndim > 2 else None
     of_images = labels.argmax(1) if labels.ndim == 2 else labels
     numbers = torch.zeros(len(images), dtype=torch.long) if masks is not None else of_images.long()
     names = tuple(str(i) for i in range(len(images)))
     held = LabelledImages(shown.clamp(0, 1), numbers, classes, names, (None,) * len(images), masks=masks)
     return Found(held, "truth file", str(private(path.resolve().parent)))
-
-
-def _classes(labels: torch.Tensor) -> int:
-    if labels.ndim == 2 and labels.is_floating_point():
-        return labels.shape[1]
-    return max(int(labels.max()) + 1, 2)
 
 
 def check_images(

@@ -19,7 +19,7 @@ from medpfl.core.types import Tensors, Weights
 from medpfl.federated.losses import dice
 from medpfl.recording.losses import LOSSES
 
-__all__ = ["Replayed", "check_replayable", "counters", "gap", "replay"]
+__all__ = ["Replayed", "buffer_gaps", "check_replayable", "counters", "gap", "replay"]
 
 _OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "ASGD", "Rprop")
 
@@ -96,6 +96,20 @@ def gap(sent: Tensors, other: Tensors) -> float:
     over = sum(float((sent[k].double() - t.double()).square().sum()) for k, t in other.items())
     under = sum(float(t.double().square().sum()) for t in other.values())
     return (over / max(under, 1e-60)) ** 0.5
+
+
+def buffer_gaps(sent: Tensors, replayed: Tensors) -> dict[str, float]:
+    """Return the relative difference of each sent buffer from the replay's; counters compare as integers."""
+    found = {}
+    for name, own in replayed.items():
+        if name not in sent:
+            continue
+        if not own.is_floating_point():
+            found[name] = 0.0 if torch.equal(sent[name].to(own.dtype), own) else 1.0
+            continue
+        size = float(own.double().norm())
+        found[name] = float((sent[name].double() - own.double()).norm()) / max(size, 1e-3 * own.numel() ** 0.5)
+    return found
 
 
 def counters(buffers: Tensors) -> dict[str, Tensor]:

@@ -22,7 +22,8 @@ from medpfl.inputs.network import network_of
 from medpfl.inputs.parts import data_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
-from medpfl.recording.check import Case, Check, contradictions
+from medpfl.recording.check import Case, Check
+from medpfl.recording.contradictions import contradictions
 from medpfl.recording.diagnosis import check_case
 from medpfl.recording.folder import Neighbors, truth_file
 from medpfl.recording.pair import compared
@@ -115,14 +116,10 @@ def _checked(held: Record, path: Path, kept: Truth | None, model: Model | None) 
     if kept is None or model is None:
         wrong = next(contradictions(held), None)
         return Check("wrong" if wrong else "unverified", finding=wrong, facts=tuple(_counted(held, bool(wrong))))
-    shape, classes = tuple(kept.images.shape[1:]), len(held.classes or ()) or _classes(kept)
+    shape, classes = tuple(kept.images.shape[1:]), len(held.classes or ()) or kept.classes
     network = network_of(model, shape, classes, 0)
     bare = named(held, network)
     return check_case(Case(network, bare, kept, Neighbors(path, bare)))
-
-
-def _classes(kept: Truth) -> int:
-    return max(int(kept.labels.max()) + 1, 2) if not kept.labels.is_floating_point() else kept.labels.shape[1]
 
 
 def _counted(held: Record, wrong: bool) -> Iterator[str]:
