@@ -14,7 +14,8 @@ from medpfl import InputError
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.models import LeNet
-from tests.auditing.audit_cases import Answers
+from medpfl.models.entering import entering
+from tests.auditing.audit_cases import Answers, plain
 from tests.flat import flat
 
 IMAGES = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -128,11 +129,12 @@ class Mine(iDLG):
 """
 
 
-def test_an_isolated_attack_never_gets_a_model_for_other_pixels(tmp_path):
-    """Another process cannot rebuild the mapping, so the attack runs here, with a note, or is refused."""
+@pytest.mark.slow
+def test_an_isolated_attack_gets_the_same_model_for_normalized_pixels(tmp_path):
+    pixels = Pixels(mean=(0.4,), std=(0.2,))
     (tmp_path / "own.py").write_text(OWN)
-    record, truth = client(tmp_path / "out", IMAGES * 2 - 1)
-    report = look(record, truth, f"{tmp_path}/own.py:Mine")
-    assert any("Your own attack ran in the audit's own process" in note for note in report.settings.notes)
-    with pytest.raises(InputError, match=r"isolate: the model .* is an object that another process cannot rebuild"):
-        look(record, truth, f"{tmp_path}/own.py:Mine", isolate=True)
+    record, truth = client(tmp_path / "out", entering(IMAGES, pixels), pixels=pixels)
+    apart = look(record, truth, f"{tmp_path}/own.py:Mine", isolate=True)
+    here = look(record, truth, f"{tmp_path}/own.py:Mine", isolate=False)
+    assert "Mine()" in apart.settings.isolation["in a process of their own"]
+    assert plain(apart.rows, "image") == plain(here.rows, "image")
