@@ -19,7 +19,7 @@ from medpfl.core.user_code.copies import copied
 from medpfl.recording.folder import Neighbors
 from medpfl.recording.replay import Replayed, replay
 
-__all__ = ["DRAWS", "RIGHT", "Case", "Check", "Finding", "near", "tolerance_of"]
+__all__ = ["DRAWS", "RIGHT", "Case", "Check", "Finding", "acting_in", "near", "tolerance_of"]
 
 RIGHT = 1e-5
 """Largest relative difference of a right record in float32, apart from the rounding of its numbers."""
@@ -157,6 +157,11 @@ class Case:
                 known += torch.randperm(count).tolist()
             yield torch.tensor(known[place : place + step.images], dtype=torch.long)
             place += step.images
+
+
+def acting_in(record: Record) -> tuple[str, ...]:
+    """Return the filters, and the defense, that may have changed a record's update after the training."""
+    return (*record.filters, *([record.defense] if record.defense else []))
 
 
 def tolerance_of(record: Record) -> float:

@@ -19,7 +19,7 @@ from medpfl.core.types import Tensors, Weights
 from medpfl.federated.losses import dice
 from medpfl.recording.losses import LOSSES
 
-__all__ = ["Replayed", "buffer_gaps", "check_replayable", "counters", "gap", "replay"]
+__all__ = ["Replayed", "buffer_gaps", "check_replayable", "counters", "gap", "loaded", "replay", "set_modes"]
 
 _OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "ASGD", "Rprop")
 
@@ -64,10 +64,8 @@ def replay(
         batches: each step's images, as they enter the model, and labels.
         generators: state of torch's generator before each step; without them, dropout draws anew.
     """
+    loaded(model, weights)
     own = dict(model.named_parameters()) | dict(model.named_buffers())
-    with torch.no_grad():
-        for name, value in {**weights.buffers, **weights.parameters}.items():
-            own[name].copy_(value)
     parameters = {name: own[name] for name in weights.parameters}
     for name, p in model.named_parameters():
         p.requires_grad_(name in parameters)
@@ -76,7 +74,7 @@ def replay(
         for place, (step, (images, labels)) in enumerate(zip(steps, batches, strict=True)):
             if generators is not None:
                 torch.set_rng_state(generators[place].clone())  # torch reads a view from the wrong place
-            _set_modes(model, step)
+            set_modes(model, step)
             model.zero_grad()
             with _precision(step):
                 _loss(step, model(images.clone().to(next(iter(parameters.values())))), labels).backward()
@@ -129,7 +127,17 @@ def _settings(step: Step) -> Mapping[str, Any]:
     return {k: v for k, v in step.settings.items() if k not in SPEED_ONLY}
 
 
-def _set_modes(model: nn.Module, step: Step) -> None:
+def loaded(model: nn.Module, weights: Weights) -> nn.Module:
+    """Return the same network, whose weights are overwritten."""
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name, value in {**weights.buffers, **weights.parameters}.items():
+            own[name].copy_(value)
+    return model
+
+
+def set_modes(model: nn.Module, step: Step) -> None:
+    """Set the network and its layers to a step's modes (train or eval)."""
     model.train(step.training)
     layers = dict(model.named_modules())
     for name, mode in step.modes.items():
