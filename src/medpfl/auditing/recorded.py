@@ -21,6 +21,7 @@ from medpfl.core.spec import registry
 from medpfl.core.types import Channel, Update
 from medpfl.core.user_code.stated import stated
 from medpfl.data.images import LabelledImages
+from medpfl.inputs.filters import Filtered, defense_of
 from medpfl.inputs.parts import Found
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering, leaving
@@ -30,6 +31,7 @@ from medpfl.recording.folder import Neighbors, truth_file
 
 __all__ = [
     "Recorded",
+    "acting_in",
     "behind",
     "check_images",
     "defense_in",
@@ -52,6 +54,8 @@ class Recorded(Defense):
     sent: Update = field(repr=False)
     claimed: Defense = field(default=NO_DEFENSE, repr=False)
     """Defense that the client or the auditor states; the attacker knows it under the same grant as any defense."""
+    unknown: tuple[str, ...] = field(default=(), repr=False)
+    """Filters that changed the update in ways that no attack can be told; then `claimed` is no defense."""
 
     def contents(self) -> dict[str, Tensor]:
         """Return everything the client sent, by name; it distinguishes one record from another."""
@@ -93,16 +97,20 @@ def named_as(record: Record, network: nn.Module, plan: Plan) -> Record:
     return replace(named, update=replace(named.update, num_samples=plan.images))
 
 
-def defense_in(record: Record, path: Path) -> Defense:
-    """Return the built-in defense that a record states, or no defense; the file may come from another party.
+def defense_in(record: Record, path: Path) -> Filtered:
+    """Return the built-in defense that a record's filters are, or else that it states; else no defense.
+
+    The file may come from another party.
 
     Raises:
         InputError: the record states a defense that is not built in, or one with ``file.py:Name`` or
             ``package.module:Name`` among its arguments.
     """
+    if record.filters:
+        return defense_of(record.filters, path, bool(record.update.buffers))
     if record.defense is None:
-        return NO_DEFENSE
-    return stated(record.defense, registry(defense_package), "defense", path, "--defense")
+        return Filtered(NO_DEFENSE)
+    return Filtered(stated(record.defense, registry(defense_package), "defense", path, "--defense"))
 
 
 def relabel(truth: LabelledImages, record: Record, plan: Plan) -> LabelledImages:
@@ -174,6 +182,11 @@ def check_images(
     """
     truth = kept or Truth(entering(data.images, record.pixels or Pixels()), labels)
     return check_case(Case(network, record, truth, Neighbors(path, record)))
+
+
+def acting_in(recorded: Recorded) -> str:
+    """Return what acted on a recorded update at the client: the claimed defense, or the unknown filters."""
+    return " | ".join(recorded.unknown) or repr(recorded.claimed)
 
 
 def told_of(check: Check) -> dict[str, Any]:

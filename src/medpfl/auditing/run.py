@@ -34,12 +34,14 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import STANDARD, Experiment
 from medpfl.core.experiments.groups import Criteria, Reading, Run, Victims
 from medpfl.core.experiments.settings import Json, Settings
+from medpfl.core.messages import say
 from medpfl.core.plan import Plan
 from medpfl.core.records.record import Record
 from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import IID
+from medpfl.inputs.filters import Filtered
 from medpfl.inputs.network import network_of
 from medpfl.inputs.parts import (
     Found,
@@ -171,7 +173,7 @@ def audit_record(
             data=images,
             source=found.source,
             attacks=attacks_of(isolation.attacks, isolation.worker),
-            defenses=[NO_DEFENSE, Recorded(named.update, stated)],
+            defenses=[NO_DEFENSE, Recorded(named.update, stated.defense, stated.unknown)],
             threat=threat,
             plan=plan,
             partition=IID(clients=1),
@@ -182,7 +184,7 @@ def audit_record(
             recipe=isolation.recipe,
         )
         check = None
-        if stated == NO_DEFENSE:  # under a defense, the update is compared with the defense's own draws
+        if stated.defense == NO_DEFENSE:  # under a defense, the update is compared with the defense's own draws
             check = told_of(check_images(named, path, network, images, scenario.truths, kept))
         return _played(scenario, isolation, found.place, check)
 
@@ -223,14 +225,21 @@ def _read(data: str | Path | DataSource | LabelledImages, reading: Reading, run:
     return found
 
 
-def _stated_defense(record: Record, place: Path, given: list[Defense]) -> Defense:
+def _stated_defense(record: Record, place: Path, given: list[Defense]) -> Filtered:
     """Return the defense behind a record at the client, as the auditor states it, or else as the record does."""
-    told = [at_client(d) for d in given if d != NO_DEFENSE] or [at_client(defense_in(record, place))]
+    told, unknown = [at_client(d) for d in given if d != NO_DEFENSE], ()
+    if not told:
+        found, unknown = defense_in(record, place)
+        told = [at_client(found)]
+    if unknown:
+        say(f"note: no attack knows what {' and '.join(unknown)} did to the update: state an equal --defense")
+    elif record.filters and told != [NO_DEFENSE]:
+        say(f"note: the record's filters are audited as {told[0]!r}")
     if any(map(aggregates, told)):
         raise InputError("a record holds one client's update, but under secure aggregation the server gets only a sum")
     if len(told) > 1:
         raise InputError("a record was made under one defense: give only the client's, with its parts joined by |")
-    return told[0]
+    return Filtered(told[0], unknown)
 
 
 def _played(scenario: Scenario, isolation: Isolation, place: str, check: Json | None = None) -> Report:

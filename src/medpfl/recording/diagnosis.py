@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+
+import torch
 
 from medpfl.core.errors import InputError
 from medpfl.core.types import Tensors, Weights
 from medpfl.recording.causes import PLAN, causes, ranges
 from medpfl.recording.check import DRAWS, Case, Check, Finding, acting_in, near, tolerance_of
 from medpfl.recording.contradictions import looked
-from medpfl.recording.fits import FITS, Fit, cosine_of, mean_of, spread_of
+from medpfl.recording.fits import FITS, Fit, cosine_of, mean_of, norm_of, spread_of
 from medpfl.recording.replay import Replayed, buffer_gaps, check_replayable, gap
 
 __all__ = ["check_case", "diagnose"]
 
 _BUFFERS = 1e-3
+_FARTHER = 4.0
+"""Factor by which all replays move the weights further than a record whose plan is wrong. See docs/records.md."""
 _WATCH = (
     "record with truth=True, which keeps the pixels as they enter the model, or give --truth the pixels at the model's "
     "own size"
@@ -52,10 +57,14 @@ def _drawn(case: Case, made: Sequence[Replayed], difference: float, tolerance: f
     sent, spread, look = case.record.update.tensors, spread_of(made), looked(case.record, case.network, case.truth)
     if look.wrong is not None and look.counted:
         return Check("wrong", difference, spread, look.wrong)
-    if difference > 3 * spread + tolerance or _turned(sent, made):
-        return Check("wrong", difference, spread, diagnose(case, made, difference, look.wrong))
-    if look.wrong is not None:
-        return Check("wrong", difference, spread, look.wrong)
+    if _is_far(sent, made, tolerance):
+        made = [*made, *_unshuffled(case)]  # a client may also take its images in their own order, or class by class
+        difference, spread = min(gap(sent, one.tensors) for one in made), spread_of(made)
+        if _is_far(sent, made, tolerance):
+            return Check("wrong", difference, spread, diagnose(case, made, difference, look.wrong))
+    wrong = look.wrong or _short(case, made)
+    if wrong is not None:
+        return Check("wrong", difference, spread, wrong)
     what = "dropout's draws" if case.draws else "the order of the images"
     open_ = (
         f"not verifiable beyond a relative difference of {spread:.2g}: {what} is unknown, and replays with different "
@@ -63,6 +72,44 @@ def _drawn(case: Case, made: Sequence[Replayed], difference: float, tolerance: f
         "wrong without a sign. To verify them, record with truth=True",
     )
     return Check("unverified", difference, spread, facts=look.facts, open=open_)
+
+
+def _is_far(sent: Tensors, made: Sequence[Replayed], tolerance: float) -> bool:
+    """Return True if a record is further from all replays than they are from each other, or points against them."""
+    return min(gap(sent, one.tensors) for one in made) > 3 * spread_of(made) + tolerance or _turned(sent, made)
+
+
+def _short(case: Case, made: Sequence[Replayed]) -> Finding | None:
+    """Return the cause if every replay moves the weights much further than the record, whatever the order.
+
+    At a chaotic rate, replays with different orders point anywhere, but all go about equally far. Images in their own
+    order, or sorted by class, may go less far than shuffled ones, so these are replayed too.
+    """
+    length = norm_of(case.record.update.tensors)
+    if not min(norm_of(one.tensors) for one in made) > _FARTHER * length:
+        return None
+    every = [*made, *_unshuffled(case)]
+    ratio = min(norm_of(one.tensors) for one in every) / max(length, 1e-30)
+    if not _FARTHER < ratio < math.inf:
+        return None
+    return Finding(
+        f"the learning rate, the momentum or the number of epochs was lower than stated: in {len(every)} different "
+        f"orders of the images, the stated plan moves the weights at least {ratio:.2g} times as far as the record",
+        PLAN,
+    )
+
+
+def _unshuffled(case: Case) -> list[Replayed]:
+    """Return replays with the images in their own order, and sorted by class, if the client's order is unknown."""
+    truth = case.truth
+    if truth.order is not None or case.steps.sampling == "poisson":
+        return []
+    orders = [torch.arange(len(truth.images))]
+    if truth.labels.ndim == 1:
+        orders.append(truth.labels.argsort(stable=True))
+    epochs = -(-case.steps.total // len(truth.images))
+    whole = [order.repeat(epochs)[: case.steps.total] for order in orders]
+    return [one for order in whole for one in replace(case, truth=replace(truth, order=order)).replays(draws=1)]
 
 
 def _changed_after(case: Case, made: Sequence[Replayed], difference: float, tolerance: float) -> Check:

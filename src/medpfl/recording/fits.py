@@ -14,7 +14,7 @@ from medpfl.core.types import Tensors
 from medpfl.recording.check import Case, Finding
 from medpfl.recording.replay import Replayed, gap
 
-__all__ = ["FITS", "Fit", "changed", "cosine_of", "factor_of", "fit_of", "mean_of", "spread_of", "tried"]
+__all__ = ["FITS", "Fit", "changed", "cosine_of", "factor_of", "fit_of", "mean_of", "norm_of", "spread_of", "tried"]
 
 FITS = 2e-3
 """Largest relative difference at which a cause explains a record exactly."""
@@ -76,11 +76,14 @@ def factor_of(sent: Tensors, other: Tensors) -> float:
     return both / max(sum(float(t.double().square().sum()) for t in other.values()), 1e-60)
 
 
+def norm_of(tensors: Tensors) -> float:
+    """Return the norm of an update, over all parameters."""
+    return sum(float(t.double().square().sum()) for t in tensors.values()) ** 0.5
+
+
 def cosine_of(sent: Tensors, other: Tensors) -> float:
     """Return the cosine similarity of two updates, over all parameters."""
-    size = sum(float(t.double().square().sum()) for t in sent.values()) ** 0.5
-    own = sum(float(t.double().square().sum()) for t in other.values()) ** 0.5
-    return factor_of(sent, other) * own / max(size, 1e-30)
+    return factor_of(sent, other) * norm_of(other) / max(norm_of(sent), 1e-30)
 
 
 def changed(case: Case, finding: Finding, **settings: float | bool) -> Fit:

@@ -44,7 +44,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """What enters a batch norm: its range, and the number of elements of an image in each channel."""
+    """The input of a batch norm: its range, and the number of elements of an image in each channel."""
 
     range: Range
     elements: int
