@@ -43,6 +43,8 @@ UNKNOWN = (
     "PercentilePrivacy(percentile=200, gamma=0.01)",
     "PercentilePrivacy(percentile='x', gamma=0.01)",
     "SVTPrivacy(fraction=0.2, other=1)",
+    "SVTPrivacy(fraction=0.2, data_kinds=['WEIGHTS'])",
+    "PercentilePrivacy(percentile=10, gamma=0.01, data_kinds=['WEIGHT_DIFF', 'WEIGHTS'], on='WEIGHTS')",
     "LocalDpMod(clipping_norm=1.0, sensitivity=0.0, epsilon=1.0, delta=1e-06)",
     "medpfl.defend('os:system')",
     "medpfl.defend('Nothing()')",

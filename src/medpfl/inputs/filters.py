@@ -40,8 +40,9 @@ class Filtered(NamedTuple):
 def defense_of(filters: Sequence[str], file: Path | str, buffers: bool) -> Filtered:
     """Return the defense that is equal to a record's filters, in their order.
 
-    Known are MedPFL's own, FLARE's ``PercentilePrivacy`` and ``SVTPrivacy``, and Flower's ``LocalDpMod`` and clipping
-    mods, if the record states their arguments. Every other text is an unknown filter: nothing that it names is run.
+    Known are MedPFL's own, FLARE's ``PercentilePrivacy`` and ``SVTPrivacy`` on differences, and Flower's ``LocalDpMod``
+    and clipping mods, if the record states their arguments. Every other text is an unknown filter: nothing that it
+    names is run.
 
     Args:
         filters: the texts in the record, which another party may have written.
@@ -79,11 +80,19 @@ def _unquoted(text: str) -> str:
 
 
 def _percentile(percentile: float = 10.0, gamma: float = 0.01, data_kinds: Any = None, steps: int = 1) -> Defense:
+    _check_kinds(data_kinds)
     return PercentilePrivacy(percentile, gamma, steps)
 
 
 def _svt(data_kinds: Any = None, **settings: Any) -> Defense:
+    _check_kinds(data_kinds)
     return SVTPrivacy(**settings)
+
+
+def _check_kinds(kinds: Any) -> None:
+    """Raise `InputError` if a FLARE filter acts on weights only, which is something else than on differences."""
+    if kinds is not None and "WEIGHT_DIFF" not in kinds:
+        raise InputError("it acts on other messages than differences of weights")
 
 
 def _local_dp(clipping_norm: float, sensitivity: float, epsilon: float, delta: float) -> Defense:

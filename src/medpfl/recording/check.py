@@ -19,12 +19,8 @@ from medpfl.core.user_code.copies import copied
 from medpfl.recording.folder import Neighbors
 from medpfl.recording.replay import Replayed, replay
 
-__all__ = ["DRAWS", "RIGHT", "Case", "Check", "Finding", "acting_in", "near", "tolerance_of"]
+__all__ = ["DRAWS", "Case", "Check", "Finding", "acting_in"]
 
-RIGHT = 1e-5
-"""Largest relative difference of a right record in float32, apart from the rounding of its numbers."""
-_NEAR, _NEAR_ELSEWHERE = 1e-3, 1e-2
-"""A difference below this that no other cause explains is rounding by another kernel, or by a GPU (TF32)."""
 _SEED = 7_340_033
 DRAWS, _FEW = 6, 3
 """Replays with different orders if the client's own order is unknown: of the record's plan, and of each other cause."""
@@ -162,19 +158,3 @@ class Case:
 def acting_in(record: Record) -> tuple[str, ...]:
     """Return the filters, and the defense, that may have changed a record's update after the training."""
     return (*record.filters, *([record.defense] if record.defense else []))
-
-
-def tolerance_of(record: Record) -> float:
-    """Return the largest relative difference that rounding explains: of the weights, and of the sent numbers."""
-    sent, start = record.update, record.weights.parameters
-    size = sum(float(t.double().square().sum()) for t in sent.tensors.values()) ** 0.5
-    whole = sum(float(t.double().square().sum()) for t in start.values()) ** 0.5
-    coarse = max((torch.finfo(t.dtype).eps for t in (*start.values(), *sent.tensors.values())), default=0.0)
-    rounding = coarse * (whole if sent.kind == "difference" else size)
-    return RIGHT + 2 * rounding / max(size, 1e-30)
-
-
-def near(record: Record, difference: float, tolerance: float) -> bool:
-    """Return True if a difference can be rounding by another device or kernel."""
-    elsewhere = record.source is not None and record.source.versions.get("device", "cpu") != "cpu"
-    return difference <= max(tolerance, _NEAR_ELSEWHERE if elsewhere else _NEAR)

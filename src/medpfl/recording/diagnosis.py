@@ -11,10 +11,11 @@ import torch
 from medpfl.core.errors import InputError
 from medpfl.core.types import Tensors, Weights
 from medpfl.recording.causes import PLAN, causes, ranges
-from medpfl.recording.check import DRAWS, Case, Check, Finding, acting_in, near, tolerance_of
+from medpfl.recording.check import DRAWS, Case, Check, Finding, acting_in
 from medpfl.recording.contradictions import looked
-from medpfl.recording.fits import FITS, Fit, cosine_of, mean_of, norm_of, spread_of
+from medpfl.recording.fits import FITS, Fit, cosine_of, factor_of, mean_of, norm_of, spread_of
 from medpfl.recording.replay import Replayed, buffer_gaps, check_replayable, gap
+from medpfl.recording.rounding import SURE, allowance, near, tolerance_of
 
 __all__ = ["check_case", "diagnose"]
 
@@ -57,14 +58,14 @@ def _drawn(case: Case, made: Sequence[Replayed], difference: float, tolerance: f
     sent, spread, look = case.record.update.tensors, spread_of(made), looked(case.record, case.network, case.truth)
     if look.wrong is not None and look.counted:
         return Check("wrong", difference, spread, look.wrong)
-    if _is_far(sent, made, tolerance):
+    if far := _is_far(sent, made, tolerance):
         made = [*made, *_unshuffled(case)]  # a client may also take its images in their own order, or class by class
         difference, spread = min(gap(sent, one.tensors) for one in made), spread_of(made)
-        if _is_far(sent, made, tolerance):
-            return Check("wrong", difference, spread, diagnose(case, made, difference, look.wrong))
-    wrong = look.wrong or _short(case, made)
-    if wrong is not None:
-        return Check("wrong", difference, spread, wrong)
+        far = _is_far(sent, made, tolerance)
+    if far or look.wrong is not None:
+        return Check("wrong", difference, spread, diagnose(case, made, difference, look.wrong))
+    if (short := _short(case, made)) is not None:
+        return Check("wrong", difference, spread, short)
     what = "dropout's draws" if case.draws else "the order of the images"
     open_ = (
         f"not verifiable beyond a relative difference of {spread:.2g}: {what} is unknown, and replays with different "
@@ -114,7 +115,7 @@ def _unshuffled(case: Case) -> list[Replayed]:
 
 def _changed_after(case: Case, made: Sequence[Replayed], difference: float, tolerance: float) -> Check:
     """Return the check of an update that filters may have changed after the training, so that no replay gives it."""
-    if len(made) == 1 and near(case.record, difference, tolerance) and _worst(case, made[0])[0] <= _BUFFERS:
+    if len(made) == 1 and near(difference, tolerance) and _worst(case, made[0])[0] <= _BUFFERS:
         return _right(case, difference, tolerance)
     open_ = (
         f"not verifiable beyond the training: {'; '.join(acting_in(case.record))} changed the update after it "
@@ -125,16 +126,24 @@ def _changed_after(case: Case, made: Sequence[Replayed], difference: float, tole
 
 def _exact(case: Case, made: Replayed, difference: float, tolerance: float) -> Check:
     """Return the check if a single replay decides."""
-    if not near(case.record, difference, tolerance):
-        return Check("wrong", difference, finding=diagnose(case, [made], difference))
     worst, name = _worst(case, made)
-    if worst > max(_BUFFERS, tolerance):
+    plain = near(difference, tolerance) and worst <= max(_BUFFERS, tolerance)
+    allowed = 0.0 if plain else allowance(case, made)
+    if not near(difference, max(tolerance, allowed)):
+        return Check("wrong", difference, finding=diagnose(case, [made], difference))
+    if worst > max(_BUFFERS, tolerance, allowed):
         wrong = _buffer_cause(case, made) or looked(case.record, case.network).wrong or _buffer_differs(name)
         return Check("wrong", difference, finding=wrong)
     if difference > tolerance:
         other = _best(case, [made], difference)
         if other is not None and other.exact and other.difference < 0.1 * difference:
             return Check("wrong", difference, finding=other.finding)
+    if allowed > SURE:
+        open_ = (
+            f"not verifiable beyond a relative difference of {min(allowed, 1.0):.2g}: the client's device rounds in "
+            f"another way, which this training multiplies (the record: {difference:.2g})"
+        )
+        return Check("unverified", difference, open=(open_,))
     return _right(case, difference, tolerance)
 
 
@@ -193,6 +202,8 @@ def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Fin
         )
     remedy = "record one client's own update before the server averages, with the weights that it received"
     rest = f"no cause explains all of it: relative difference {difference:.2g}, cosine {cosine:.2f}"
+    if len(made) == 1 and _buffers_agree(case, made[0]):
+        return _changed_update(case, made[0], rest)
     if case.record.update.kind == "difference" and (moved := _moved(case)) > cosine:
         before, after = (1 - cosine**2) ** 0.5, (1 - moved**2) ** 0.5
         if after < 0.8 * before:
@@ -202,11 +213,45 @@ def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Fin
     if cosine > 0.2:
         cause = "probably the update is the mean of several clients"
         other = "or else the weights are those of another round, or the images are others"
-        return Finding(f"{cause}, {other} ({rest})", remedy)
+        share = max((factor_of(sent, one.tensors) for one in made), key=abs)
+        held = f"it holds {share:.2g} times the client's own update"
+        held += f", as a mean of about {1 / share:.0f} would" if 0 < share < 2 / 3 else ""
+        return Finding(f"{cause} ({held}), {other}; {rest}", remedy)
     return Finding(
         f"no single cause explains it (relative difference {difference:.2g}, cosine {cosine:.2f}): other images, an "
         "undeclared defense, or several mistakes together",
         "check images, labels and plan, state the defense with --defense, or record with truth=True",
+    )
+
+
+def _buffers_agree(case: Case, made: Replayed) -> bool:
+    """Return True if batch norm's statistics are exactly those of the replay, so that the training is the stated one.
+
+    They depend on all images and on all weights before the last step, up to the layer.
+    """
+    sent, before = case.record.update.buffers or {}, case.record.weights.buffers
+    moved = [k for k, t in sent.items() if t.is_floating_point() and k in before and not torch.equal(t, before[k])]
+    gaps = buffer_gaps(sent, made.buffers)
+    return bool(moved) and max(gaps.values(), default=1.0) <= _BUFFERS
+
+
+def _changed_update(case: Case, made: Replayed, rest: str) -> Finding:
+    """Return the cause if the training is right, but the update is another: it was changed afterwards."""
+    share = factor_of(case.record.update.tensors, made.tensors)
+    aside = "" if len(case.steps.steps) > 1 else " (layers behind the last batch norm aside)"
+    cause = (
+        "batch norm's statistics are exactly those of the replay, so that images and weights are right"
+        f"{aside}, and the update was changed after the training"
+    )
+    held = f"it holds {share:.2g} times the client's own update"
+    other = (
+        f"probably the update is the mean of several clients ({held})"
+        if 0.05 < share < 0.95
+        else f"a filter or a defense acted ({held})"
+    )
+    return Finding(
+        f"{cause}: {other}; {rest}",
+        "record one client's own update before the server averages, and state filters and the defense",
     )
 
 

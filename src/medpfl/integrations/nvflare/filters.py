@@ -213,10 +213,13 @@ class Defense(_TaskFilter):
 
 
 def _named(part: Any, dxo: DXO) -> str:
-    """Return a filter's name with its arguments, and with the steps that stock filters take from the message."""
+    """Return a filter's name with its arguments, and for stock filters also the message's steps and kind."""
     text, steps = described(part), dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, 1)
-    known = text.startswith(("PercentilePrivacy(", "SVTPrivacy(")) and isinstance(steps, int) and steps > 1
-    return f"{text[:-1]}, steps={steps})" if known else text
+    if not text.startswith(("PercentilePrivacy(", "SVTPrivacy(")):
+        return text
+    told = [f"steps={steps}"] if isinstance(steps, int) and steps > 1 else []
+    told += [f"on={dxo.data_kind!r}"] if dxo.data_kind != DataKind.WEIGHT_DIFF else []
+    return f"{', '.join([text[:-1], *told])})"
 
 
 def _plan(options: dict[str, Any]) -> Plan:
