@@ -88,5 +88,8 @@ def cosine_of(sent: Tensors, other: Tensors) -> float:
 
 def changed(case: Case, finding: Finding, **settings: float | bool) -> Fit:
     """Return the fit of other settings of the optimizer."""
-    steps = [replace(step, settings={**step.settings, **settings}) for step in case.steps.steps]
+    taken = case.steps.steps
+    own = {id(step): step for step in taken}  # equal steps are mostly one object
+    made = {key: replace(step, settings={**step.settings, **settings}) for key, step in own.items()}
+    steps = [made[id(step)] for step in taken]
     return tried(case, finding, case.replays(steps=steps))

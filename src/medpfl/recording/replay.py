@@ -74,12 +74,14 @@ def replay(
         for place, (step, (images, labels)) in enumerate(zip(steps, batches, strict=True)):
             if generators is not None:
                 torch.set_rng_state(generators[place].clone())  # torch reads a view from the wrong place
-            set_modes(model, step)
+            changed = not place or step is not steps[place - 1]
+            if changed:
+                set_modes(model, step)
             model.zero_grad()
             with _precision(step):
                 _loss(step, model(images.clone().to(next(iter(parameters.values())))), labels).backward()
             if optimizer is not None:
-                for group in optimizer.param_groups:
+                for group in optimizer.param_groups if changed else ():
                     group.update({k: v for k, v in _settings(step).items() if k in group})
                 optimizer.step()
     if optimizer is None:
