@@ -22,8 +22,8 @@ from medpfl.recording.rounding import _coarse
 from medpfl.recording.watch import watch
 from tests.recording.loops import loader, network, train
 
-ONE, SEVERAL = 12, 6
-"""Batch sizes that give one step an epoch, and two."""
+ONE, SEVERAL = 12, 4
+"""Batch sizes that give one step an epoch, and three."""
 
 
 class Site(NamedTuple):
@@ -311,7 +311,7 @@ def test_neighbors_are_records_of_the_same_model(tmp_path):
 
 def rounded(device: str, **settings) -> tuple[Site, Record]:
     """Return a site, and the record of its training on a device that rounds weights and images to 10 binary digits."""
-    own = site(SEVERAL, epochs=2, **settings)
+    own = site(6, epochs=2, **settings)
     weights = Weights({k: _coarse(t) for k, t in own.record.weights.parameters.items()}, own.record.weights.buffers)
     (made,) = own.case(own.record).replays(weights=weights, images=_coarse(own.truth.images))
     update = replace(own.record.update.replace(made.tensors), buffers=made.buffers)

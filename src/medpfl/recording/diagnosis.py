@@ -270,7 +270,7 @@ def _moved(case: Case) -> float:
 def _turned(sent: Tensors, made: Sequence[Replayed]) -> bool:
     """Return True if a record points against all replays, which agree among themselves."""
     mean = mean_of(made)
-    return min(cosine_of(one.tensors, mean) for one in made) > 0.5 and cosine_of(sent, mean) < -0.5
+    return min(cosine_of(one.tensors, mean) for one in made) > 0.4 and cosine_of(sent, mean) < -0.5
 
 
 def _lengths(case: Case) -> Finding | None:
