@@ -13,8 +13,12 @@ import medpfl
 from medpfl import InputError
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
+from medpfl.core.verdicts import INCONCLUSIVE, RECORDED
+from medpfl.defenses import LocalDP, PercentilePrivacy
+from medpfl.judging.summary import Context
 from medpfl.models import LeNet
-from tests.auditing.audit_cases import Answers
+from medpfl.models.entering import entering
+from tests.auditing.audit_cases import Answers, plain
 from tests.flat import flat
 
 IMAGES = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -102,19 +106,51 @@ def test_steps_that_no_plan_has_are_refused_with_the_reason(tmp_path):
         look(record, truth, Answers())
 
 
-def test_an_update_that_a_stated_filter_changed_is_audited_and_the_difference_is_said(tmp_path, capsys):
-    path, truth = client(tmp_path / "made")
+def filtered(folder, defense, *filters):
+    """Return a record whose update a defense changed, with the texts of filters, and its truth."""
+    path, truth = client(folder)
     made = Record.load(path)
-    pruned = {n: t.where(t.abs() >= t.abs().median(), 0) for n, t in made.update.tensors.items()}
-    sent = dataclasses.replace(made, update=made.update.replace(pruned))
-    for name, filters in (("stated", ("PercentilePrivacy(percentile=50)",)), ("hidden", ())):
-        (tmp_path / name).mkdir()
-        dataclasses.replace(sent, filters=filters).save(tmp_path / name / "sent.safetensors")
-    report = look(tmp_path / "stated" / "sent.safetensors", truth, Answers())
+    before = dataclasses.replace(made.update, buffers_before=made.weights.buffers)
+    sent, _ = defense.update(before, defense.init(), torch.Generator().manual_seed(3))
+    sent = dataclasses.replace(sent, buffers_before=None)
+    dataclasses.replace(made, update=sent, filters=filters).save(folder / "sent.safetensors")
+    return folder / "sent.safetensors", truth
+
+
+STOCK = {
+    "PercentilePrivacy(percentile=50, gamma=0.01, data_kinds=None)": PercentilePrivacy(50, 0.01),
+    "LocalDpMod(clipping_norm=1.0, sensitivity=0.001, epsilon=1.0, delta=1e-05)": LocalDP(1.0, 1e-3, 1.0),
+}
+
+
+@pytest.mark.parametrize(("text", "defense"), STOCK.items(), ids=["percentile", "local dp"])
+def test_a_stock_filter_is_audited_as_the_defense_that_it_is(tmp_path, capsys, text, defense):
+    attack = Answers()
+    report = look(*filtered(tmp_path, defense, text), attack)
+    assert report.settings.record["defense"] == repr(defense)
+    assert report.settings.record["checked"] == "defense"
+    assert f"the record's filters are audited as {defense!r}" in capsys.readouterr().err
+    assert {row.grants for row in report.rows if row.defense == RECORDED} == {(), ("defense",)}
+    assert attack.kept[-1].views[0].channel is not None
+    assert not {"undisclosed", "misdisclosed"} & {flag for cell in report.summary for flag in cell.flags}
+
+
+def test_a_filter_that_no_attack_knows_is_no_evidence(tmp_path, capsys):
+    """The same update is wrong if the record states no filter, and inconclusive if it states an unknown one."""
+    path, truth = filtered(tmp_path / "a", PercentilePrivacy(50, 0.01), "OwnFilter(strength=5)", "LogMod()")
+    attack = Answers()
+    report = look(path, truth, attack)
     assert report.settings.record["checked"] == "unverified"
-    assert "PercentilePrivacy(percentile=50) changed the update" in capsys.readouterr().err
+    assert report.settings.record["defense"] == "OwnFilter(strength=5) | LogMod()"
+    assert "no attack knows what OwnFilter(strength=5) and LogMod() did" in capsys.readouterr().err
+    assert any("do not know what OwnFilter(strength=5) and LogMod() did" in note for note in report.settings.notes)
+    assert {cell.verdict for cell in report.summary if cell.defense == RECORDED} == {INCONCLUSIVE}
+    context = Context.of(report.settings)
+    assert [context.reason(RECORDED, knows) for knows in (False, True)] == ["undisclosed"] * 2
+    stated = look(path, truth, attack, defenses=["PercentilePrivacy(percentile=50, gamma=0.01)"])
+    assert stated.settings.record["defense"] == repr(PercentilePrivacy(50, 0.01))
     with pytest.raises(InputError, match="the record is wrong"):
-        look(tmp_path / "hidden" / "sent.safetensors", truth, Answers())
+        look(*filtered(tmp_path / "b", PercentilePrivacy(50, 0.01)), attack)
 
 
 OWN = """
@@ -128,11 +164,12 @@ class Mine(iDLG):
 """
 
 
-def test_an_isolated_attack_never_gets_a_model_for_other_pixels(tmp_path):
-    """Another process cannot rebuild the mapping, so the attack runs here, with a note, or is refused."""
+@pytest.mark.slow
+def test_an_isolated_attack_gets_the_same_model_for_normalized_pixels(tmp_path):
+    pixels = Pixels(mean=(0.4,), std=(0.2,))
     (tmp_path / "own.py").write_text(OWN)
-    record, truth = client(tmp_path / "out", IMAGES * 2 - 1)
-    report = look(record, truth, f"{tmp_path}/own.py:Mine")
-    assert any("Your own attack ran in the audit's own process" in note for note in report.settings.notes)
-    with pytest.raises(InputError, match=r"isolate: the model .* is an object that another process cannot rebuild"):
-        look(record, truth, f"{tmp_path}/own.py:Mine", isolate=True)
+    record, truth = client(tmp_path / "out", entering(IMAGES, pixels), pixels=pixels)
+    apart = look(record, truth, f"{tmp_path}/own.py:Mine", isolate=True)
+    here = look(record, truth, f"{tmp_path}/own.py:Mine", isolate=False)
+    assert "Mine()" in apart.settings.isolation["in a process of their own"]
+    assert plain(apart.rows, "image") == plain(here.rows, "image")

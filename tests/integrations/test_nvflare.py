@@ -137,6 +137,20 @@ def test_first_and_last_recorder_show_the_pair_and_name_the_filters_between(tmp_
     assert not (tmp_path / "unused").exists()
 
 
+def test_stock_filters_are_named_with_what_they_take_from_the_message():
+    from nvflare.apis.dxo import DXO, MetaKey
+    from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
+
+    from medpfl.inputs.filters import defense_of
+    from medpfl.integrations.nvflare.filters import _named
+
+    difference = DXO("WEIGHT_DIFF", {"a": np.zeros(1)}, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: 5})
+    found = defense_of([_named(PercentilePrivacy(), difference)], "r", buffers=True)
+    assert repr(found.defense) == "PercentilePrivacy(percentile=10, gamma=0.01, steps=5)"
+    text = _named(PercentilePrivacy(), DXO("WEIGHTS", {"a": np.zeros(1)}))
+    assert defense_of([text], "r", buffers=True).unknown == (text,)
+
+
 def test_a_filter_behind_the_recorder_is_told(tmp_path, capsys):
     from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from medpfl.core.records.origin import Source
 from medpfl.core.records.record import Record
 from medpfl.core.records.truth import Truth
 from medpfl.core.types import Update, Weights
@@ -17,11 +18,12 @@ from medpfl.recording.check import Case
 from medpfl.recording.diagnosis import check_case
 from medpfl.recording.folder import Neighbors
 from medpfl.recording.record import make_record, state_of
+from medpfl.recording.rounding import _coarse
 from medpfl.recording.watch import watch
 from tests.recording.loops import loader, network, train
 
-ONE, FIVE = 20, 4
-"""Batch sizes that give one step an epoch, and five."""
+ONE, SEVERAL = 12, 4
+"""Batch sizes that give one step an epoch, and three."""
 
 
 class Site(NamedTuple):
@@ -35,8 +37,8 @@ class Site(NamedTuple):
 
 def data(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(20, 1, 8, 8, generator=generator)
-    return images, torch.randint(0, 3, (20,), generator=generator)
+    images = torch.rand(ONE, 1, 8, 8, generator=generator)
+    return images, torch.randint(0, 3, (ONE,), generator=generator)
 
 
 def site(batch, *, norm=True, seed=0, start=None, epochs=1, **settings) -> Site:
@@ -70,7 +72,7 @@ def rate(batch, norm):
 
 def more_epochs(batch, norm):
     own = site(batch, norm=norm, epochs=2)
-    short = replace(own.truth, order=own.truth.order[:20])
+    short = replace(own.truth, order=own.truth.order[:ONE])
     return own.case(planned(own.record, epochs=1), truth=short), "the client trained for 2 epochs, not 1"
 
 
@@ -102,7 +104,7 @@ def next_weights_of_two(batch, norm):
 
 def next_weights_alone(batch, norm):
     case, _ = next_weights_of_two(batch, norm)
-    sure = norm or batch == FIVE
+    sure = norm or batch == SEVERAL
     either = "the weights before the training are those of another round"
     return replace(case, others={}), either if sure else "weights (before the training )?are those of another round"
 
@@ -164,7 +166,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch norm"])
-@pytest.mark.parametrize("batch", [ONE, pytest.param(FIVE, marks=pytest.mark.slow)], ids=["one step", "five steps"])
+@pytest.mark.parametrize(
+    "batch", [ONE, pytest.param(SEVERAL, marks=pytest.mark.slow)], ids=["one step", "several steps"]
+)
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_record_is_stopped_with_its_cause(wrong, batch, norm):
     case, cause = wrong(batch, norm)
@@ -179,7 +183,7 @@ def buffers_of(own: Site, change) -> Record:
     return replace(own.record, update=replace(update, buffers={k: change(k, t) for k, t in update.buffers.items()}))
 
 
-@pytest.mark.parametrize("batch", [ONE, FIVE], ids=["one step", "five steps"])
+@pytest.mark.parametrize("batch", [ONE, SEVERAL], ids=["one step", "several steps"])
 @pytest.mark.parametrize("earlier", [False, True], ids=["first round", "later round"])
 def test_buffers_as_differences(batch, earlier):
     start = after(site(batch).record) if earlier else None
@@ -191,7 +195,9 @@ def test_buffers_as_differences(batch, earlier):
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch norm"])
-@pytest.mark.parametrize("batch", [ONE, FIVE, 6, 1], ids=["one step", "five steps", "smaller last batch", "single"])
+@pytest.mark.parametrize(
+    "batch", [ONE, SEVERAL, 5, 1], ids=["one step", "several steps", "smaller last batch", "single"]
+)
 @pytest.mark.parametrize(
     "settings", [{}, {"momentum": 0.9, "nesterov": True}, {"epochs": 2}], ids=["", "nesterov", "2"]
 )
@@ -212,7 +218,7 @@ def test_momentum_does_not_matter_in_a_single_step():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_counters_as_floats(dtype):
     """FedAvg averages counters into floats."""
-    own = site(FIVE, start=after(site(FIVE).record))
+    own = site(SEVERAL, start=after(site(SEVERAL).record))
 
     def floats(tensors):
         return {k: t.to(dtype) if not t.is_floating_point() else t for k, t in tensors.items()}
@@ -224,14 +230,14 @@ def test_counters_as_floats(dtype):
 
 
 def test_the_mean_of_counters_is_named():
-    own = site(FIVE)
+    own = site(SEVERAL)
     record = buffers_of(own, lambda k, t: t + 0.5)
     assert "average over several clients" in str(check_case(own.case(record)).finding)
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch norm"])
 def test_without_the_order_a_right_record_is_not_refused(norm):
-    own = site(FIVE, norm=norm)
+    own = site(SEVERAL, norm=norm)
     check = check_case(own.case(own.record, truth=replace(own.truth, order=None)))
     assert check.verdict == "unverified"
     assert "the order of the images is unknown" in check.open[0]
@@ -240,7 +246,7 @@ def test_without_the_order_a_right_record_is_not_refused(norm):
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", [sign, weights], ids=["sign", "weights"])
 def test_without_the_order_what_cannot_be_is_stopped(wrong):
-    case, cause = wrong(FIVE, False)
+    case, cause = wrong(SEVERAL, False)
     check = check_case(replace(case, truth=replace(case.truth, order=None)))
     assert check.verdict == "wrong"
     assert check.finding is not None
@@ -249,16 +255,16 @@ def test_without_the_order_what_cannot_be_is_stopped(wrong):
 
 @pytest.mark.parametrize("wrong", [more_epochs, next_weights], ids=["epochs", "weights"])
 def test_counters_show_the_steps_without_the_order(wrong):
-    case, _ = wrong(FIVE, True)
+    case, _ = wrong(SEVERAL, True)
     check = check_case(replace(case, truth=replace(case.truth, order=None)))
-    assert check.verdict == ("wrong" if wrong is more_epochs else "unverified")
+    assert check.verdict == "wrong"
 
 
 def test_dropout_is_replayed_from_its_generators():
     model = network(drop=0.5)
     before = state_of(model)
     with watch(model, keep=True) as seen:
-        train(model, loader(*data(), FIVE))
+        train(model, loader(*data(), SEVERAL))
     own = Site(model, make_record(before, state_of(model), seen), seen.truth())
     assert check_case(own.case(own.record)).verdict == "right"
     blind = check_case(own.case(own.record, truth=replace(own.truth, generators=None)))
@@ -273,11 +279,11 @@ def test_a_gradient():
     from medpfl import Plan
 
     tensors = {k: p.grad for k, p in model.named_parameters()}
-    record = Record(Update(tensors), Plan(batch_size=20, mode="eval", sends=()), Weights.of(model))
+    record = Record(Update(tensors), Plan(batch_size=ONE, mode="eval", sends=()), Weights.of(model))
     assert check_case(Case(model, record, Truth(images, labels))).verdict == "right"
-    turned = replace(record, plan=Plan(batch_size=20, sends=()))
+    turned = replace(record, plan=Plan(batch_size=ONE, sends=()))
     assert "eval mode while the client trained" in str(check_case(Case(model, turned, Truth(images, labels))).finding)
-    stepped = replace(record, plan=Plan("FedAvg", 20, mode="eval"), update=replace(record.update, kind="difference"))
+    stepped = replace(record, plan=Plan("FedAvg", ONE, mode="eval"), update=replace(record.update, kind="difference"))
     assert "the gradient was recorded as a weight difference" in str(
         check_case(Case(model, stepped, Truth(images, labels))).finding
     )
@@ -301,3 +307,55 @@ def test_neighbors_are_records_of_the_same_model(tmp_path):
     (tmp_path / "d.safetensors").write_bytes(b"junk")
     found = dict(Neighbors(tmp_path / "a.safetensors", own.record).items())
     assert list(found) == ["b.safetensors"]
+
+
+def rounded(device: str, **settings) -> tuple[Site, Record]:
+    """Return a site, and the record of its training on a device that rounds weights and images to 10 binary digits."""
+    own = site(6, epochs=2, **settings)
+    weights = Weights({k: _coarse(t) for k, t in own.record.weights.parameters.items()}, own.record.weights.buffers)
+    (made,) = own.case(own.record).replays(weights=weights, images=_coarse(own.truth.images))
+    update = replace(own.record.update.replace(made.tensors), buffers=made.buffers)
+    return own, replace(own.record, update=update, source=Source(versions={"device": device}))
+
+
+def test_rounding_on_another_device_is_measured():
+    own, record = rounded("cuda", lr=2.0)
+    check = check_case(own.case(record))
+    assert check.difference > 1e-3
+    assert check.verdict == "right"
+    assert "as another device or kernel may round" in check.facts[0]
+    assert check_case(own.case(rounded("cpu", lr=2.0)[1])).verdict == "wrong"
+    more = sent(record, lambda tensors: {k: t * 1.5 for k, t in tensors.items()})
+    assert check_case(own.case(more)).verdict == "wrong"
+
+
+def test_a_training_that_multiplies_rounding_is_not_verified():
+    own, record = rounded("cuda", lr=30.0)
+    check = check_case(own.case(record))
+    assert check.verdict == "unverified"
+    assert "the client's device rounds in another way" in check.open[0]
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch norm"])
+def test_without_the_order_a_rate_that_moves_the_weights_too_far_is_stopped(norm):
+    """At this rate, replays point anywhere, but go much further than the record."""
+    own = site(3, norm=norm, epochs=2, lr=0.3)
+    blind = replace(own.truth, order=None)
+    check = check_case(own.case(planned(own.record, learning_rate=3.0), truth=blind))
+    assert check.verdict == "wrong"
+    assert re.search("the learning rate(, the momentum or the number of epochs)? was", str(check.finding))
+    assert check_case(own.case(own.record, truth=blind)).verdict == "unverified"
+
+
+@pytest.mark.parametrize("order", ["own", "by class"])
+@pytest.mark.parametrize("rate", [0.1, 3.0])
+def test_without_the_order_a_client_that_does_not_shuffle_is_not_refused(order, rate):
+    model = network(norm=False)
+    images, labels = data(4)
+    index = torch.arange(ONE) if order == "own" else labels.argsort()
+    before = state_of(model)
+    with watch(model, keep=True) as seen:
+        train(model, [(images[i], labels[i]) for i in index.split(2)], lr=rate, momentum=0.0)
+    own = Site(model, make_record(before, state_of(model), seen), seen.truth())
+    kept = Truth(images, labels)  # as a folder holds them
+    assert check_case(own.case(own.record, truth=kept)).verdict == "unverified"

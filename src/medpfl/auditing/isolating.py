@@ -21,6 +21,7 @@ from medpfl.inputs.checkpoint import Checkpoint
 from medpfl.inputs.parts import Given, attacks_of
 from medpfl.isolation.parent import Isolated, Scene, Worker, absolute, started
 from medpfl.isolation.system import active
+from medpfl.models.entering import Entering
 from medpfl.models.user import UserModel
 
 __all__ = ["Isolation", "Recipe", "isolating"]
@@ -42,7 +43,8 @@ class Recipe:
     """Instructions from which another process rebuilds the model and the defenses.
 
     Attributes:
-        model: ``{"spec": text}``, or ``{"trained": ...}`` with a checkpoint's description.
+        model: ``{"spec": text}``, or ``{"trained": ...}`` with a checkpoint's description; with ``pixels`` if images
+            enter it in another range than [0, 1].
         defenses: specs of the defenses given as ``file.py:Name`` or ``package.module:Name``, by the ``repr`` of the
             part that acts at the client.
     """
@@ -143,6 +145,7 @@ def _problem(attacks: Sequence[str | Attack], model: Model, defenses: Sequence[G
     for attack in attacks:
         if isinstance(attack, Attack) and not _ours(attack, attack_package):
             return f"attack {type(attack).__name__} is an object whose code another process cannot find: {_PLACE}"
+    model = model.model if isinstance(model, Entering) else model
     if not isinstance(model, UserModel | Checkpoint) and not _ours(model, model_package):
         name = getattr(model, "name", type(model).__name__)
         return (
@@ -159,6 +162,8 @@ def _ours(part: Any, package: Any) -> bool:
 
 
 def _recipe(model: Model) -> dict[str, Any]:
+    if isinstance(model, Entering):
+        return {**_recipe(model.model), "pixels": model.pixels.to_dict()}
     if isinstance(model, Checkpoint):
         return {"trained": asdict(replace(model.about, seed=0))}  # the seed's draws are already in the weights
     if isinstance(model, UserModel):

@@ -25,6 +25,7 @@ from medpfl.core.types import Channel, Update
 from medpfl.core.user_code.stated import stated
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
+from medpfl.inputs.filters import Filtered, defense_of
 from medpfl.inputs.parts import Found
 from medpfl.models.entering import entering, leaving
 from medpfl.recording.check import Case, Check
@@ -35,6 +36,7 @@ from medpfl.recording.mean import check_mean
 __all__ = [
     "InOrder",
     "Recorded",
+    "acting_in",
     "behind",
     "check_images",
     "defense_in",
@@ -56,6 +58,8 @@ class Recorded(Defense):
     sent: Update = field(repr=False)
     claimed: Defense = field(default=NO_DEFENSE, repr=False)
     """Defense that the client or the auditor states; the attacker knows it under the same grant as any defense."""
+    unknown: tuple[str, ...] = field(default=(), repr=False)
+    """Filters that changed the update in ways that no attack can be told; then `claimed` is no defense."""
     clients: int = field(default=1, repr=False)
     """Number of clients whose updates are averaged in it."""
 
@@ -126,16 +130,20 @@ def named_as(record: Record, network: nn.Module, plan: Plan) -> Record:
     return replace(named, update=replace(named.update, num_samples=images))
 
 
-def defense_in(record: Record, path: Path) -> Defense:
-    """Return the built-in defense that a record states, or no defense; the file may come from another party.
+def defense_in(record: Record, path: Path) -> Filtered:
+    """Return the built-in defense that a record's filters are, or else that it states; else no defense.
+
+    The file may come from another party.
 
     Raises:
         InputError: the record states a defense that is not built in, or one with ``file.py:Name`` or
             ``package.module:Name`` among its arguments.
     """
+    if record.filters:
+        return defense_of(record.filters, path, bool(record.update.buffers))
     if record.defense is None:
-        return NO_DEFENSE
-    return stated(record.defense, registry(defense_package), "defense", path, "--defense")
+        return Filtered(NO_DEFENSE)
+    return Filtered(stated(record.defense, registry(defense_package), "defense", path, "--defense"))
 
 
 def relabel(truth: LabelledImages, record: Record, plan: Plan) -> LabelledImages:
@@ -182,7 +190,7 @@ def found_in(kept: Truth, path: Path, record: Record, plan: Plan) -> Found:
             f"the pixels in the truth file range from {low:.3g} to {high:.3g} after the mapping that the record "
             "states; record with pixels= set to the loader's own range, or mean and std"
         )
-    classes = record.classes or tuple(f"class {i}" for i in range(_classes(labels)))
+    classes = record.classes or tuple(f"class {i}" for i in range(kept.classes))
     masks = labels.long() if labels.ndim > 2 else None
     of_images = labels.argmax(1) if labels.ndim == 2 else labels
     numbers = torch.zeros(len(images), dtype=torch.long) if masks is not None else of_images.long()
@@ -198,12 +206,6 @@ def _names(images: Tensor) -> tuple[str, ...]:
         names.append(f"{digest}-{seen[digest]}")
         seen[digest] += 1
     return tuple(names)
-
-
-def _classes(labels: torch.Tensor) -> int:
-    if labels.ndim == 2 and labels.is_floating_point():
-        return labels.shape[1]
-    return max(int(labels.max()) + 1, 2)
 
 
 def check_images(
@@ -229,6 +231,11 @@ def check_images(
     if record.clients > 1:
         return check_mean(network, record, truth, aggregation)
     return check_case(Case(network, record, truth, Neighbors(path, record)))
+
+
+def acting_in(recorded: Recorded) -> str:
+    """Return what acted on a recorded update at the client: the claimed defense, or the unknown filters."""
+    return " | ".join(recorded.unknown) or repr(recorded.claimed)
 
 
 def told_of(check: Check) -> dict[str, Any]:

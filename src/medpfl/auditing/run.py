@@ -36,12 +36,14 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import STANDARD, Experiment
 from medpfl.core.experiments.groups import Criteria, Reading, Run, Victims
 from medpfl.core.experiments.settings import Json, Settings
+from medpfl.core.messages import say
 from medpfl.core.plan import Plan
 from medpfl.core.records.record import Record
 from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import IID
+from medpfl.inputs.filters import Filtered
 from medpfl.inputs.network import network_of
 from medpfl.inputs.parts import (
     Found,
@@ -224,7 +226,7 @@ class RecordCase:
         several, kept = held.clients, kept_at(self.truth, held.clients)
         plan = held.regular_plan()
         stated = _stated_defense(held, path, [one.part for one in given])
-        told = NO_DEFENSE if several > 1 else stated  # what acts in a mean only rounds it
+        told = NO_DEFENSE if several > 1 else stated.defense  # what acts in a mean only rounds it
         reading = self.reading
         truth: Any = self.truth
         if held.image_shape and isinstance(truth, str | Path):
@@ -242,7 +244,7 @@ class RecordCase:
                 data=images,
                 source=found.source,
                 attacks=attacks_of(isolation.attacks, isolation.worker),
-                defenses=[NO_DEFENSE, Recorded(named.update, told, several)],
+                defenses=[NO_DEFENSE, Recorded(named.update, told, stated.unknown, several)],
                 threat=self.threat,
                 plan=plan,
                 partition=InOrder(several) if several > 1 else IID(clients=1),
@@ -254,7 +256,7 @@ class RecordCase:
             )
             if check is None and told == NO_DEFENSE:  # else, the update is compared with the defense's own draws
                 own = kept and kept[0]
-                sums = None if stated == NO_DEFENSE else stated
+                sums = None if stated.defense == NO_DEFENSE else stated.defense
                 check = told_of(check_images(named, path, network, images, scenario.truths, own, sums))
             yield scenario, isolation, found.place, check
 
@@ -295,17 +297,24 @@ def _read(data: str | Path | DataSource | LabelledImages, reading: Reading, run:
     return found
 
 
-def _stated_defense(record: Record, place: Path, given: list[Defense]) -> Defense:
+def _stated_defense(record: Record, place: Path, given: list[Defense]) -> Filtered:
     """Return the defense behind a record at the client, as the auditor states it, or else as the record does."""
-    told = [at_client(d) for d in given if d != NO_DEFENSE] or [at_client(defense_in(record, place))]
-    several = getattr(record, "clients", 1) > 1
+    told, unknown = [at_client(d) for d in given if d != NO_DEFENSE], ()
+    if not told:
+        found, unknown = defense_in(record, place)
+        told = [at_client(found)]
+    if unknown:
+        say(f"note: no attack knows what {' and '.join(unknown)} did to the update: state an equal --defense")
+    elif record.filters and told != [NO_DEFENSE]:
+        say(f"note: the record's filters are audited as {told[0]!r}")
+    several = record.clients > 1
     if several and any(one != NO_DEFENSE and not _only_sums(one) for one in told):
         raise InputError("a record of a mean takes only a secure aggregation as --defense, without other parts")
     if not several and any(map(aggregates, told)):
         raise InputError("a record holds one client's update, but under secure aggregation the server gets only a sum")
     if len(told) > 1:
         raise InputError("a record was made under one defense: give only the client's, with its parts joined by |")
-    return told[0]
+    return Filtered(told[0], unknown)
 
 
 def _only_sums(defense: Defense) -> bool:

@@ -11,7 +11,7 @@ from medpfl.auditing.defense_parts import discloses, server_only, server_side
 from medpfl.auditing.epsilon import spent
 from medpfl.auditing.feasibility import Feasibility
 from medpfl.auditing.player import Player
-from medpfl.auditing.recorded import Recorded
+from medpfl.auditing.recorded import Recorded, acting_in
 from medpfl.auditing.scenario import Scenario
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.settings import Json, Settings
@@ -90,14 +90,13 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
             *([_NUMBERS_ONLY] if scenario.run.numbers_only else []),
             *_notes(checked),
             *_of_record(check),
+            *([] if recorded is None else _of_filters(recorded)),
             *(f"{spec}: {problem}" for spec, one in found.items() for problem in one["problems"]),
         ),
         disclosure=found,
         privacy=spent(scenario.defenses, scenario.plan, scenario.criteria.delta, scenario.network(0)) or None,
         bounds=bounds_of(scenario, player.scorer) or None,
-        record=None
-        if recorded is None
-        else {"defense": repr(recorded.claimed), **(check or compared(player, recorded))},
+        record=None if recorded is None else {"defense": acting_in(recorded), **(check or compared(player, recorded))},
         tolerance=scenario.criteria.tolerance,
     )
 
@@ -130,6 +129,15 @@ def _of_record(check: Json | None) -> list[str]:
         return []
     facts = [f"The record was checked before the attacks: {fact}." for fact in check.get("facts", ())]
     return facts + [f"The record: {text}." for text in check.get("open", ())]
+
+
+def _of_filters(recorded: Recorded) -> list[str]:
+    if not recorded.unknown:
+        return []
+    return [
+        f"The attacks do not know what {' and '.join(recorded.unknown)} did to the recorded update, so their failure "
+        "on it says nothing. State an equal defense with --defense."
+    ]
 
 
 def _origin(scenario: Scenario) -> str:

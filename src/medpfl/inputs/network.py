@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +11,19 @@ from torch.nn.parameter import UninitializedParameter
 
 from medpfl.core.errors import InputError, listed
 from medpfl.core.plan import Plan
+from medpfl.core.records.origin import Pixels
 from medpfl.core.roles import Model
 from medpfl.core.types import Weights
 from medpfl.core.user_code.copies import copied
 from medpfl.core.user_code.strangers import explained
 from medpfl.federated.ready import prepare
 from medpfl.inputs.writes import check_writes
+from medpfl.models.entering import mapped
 from medpfl.models.sized import built
 from medpfl.models.weights import check_finite, check_plain, load_weights
 from medpfl.models.wrapped import unwrapped
 
-__all__ = ["check_network", "check_trainable", "label_shape_of", "network_of"]
+__all__ = ["check_network", "check_trainable", "label_shape_of", "mapping_pixels", "network_of"]
 
 
 def network_of(
@@ -50,6 +53,15 @@ def network_of(
         check_finite(network)
         str(network)  # must work, because it is part of a run's identity
     return network
+
+
+def mapping_pixels(network: nn.Module, told: Any) -> nn.Module:
+    """Return the same network, which from now on maps images from [0, 1] as a JSON object of `Pixels` states.
+
+    Raises:
+        InputError: the object states no mapping.
+    """
+    return mapped(network, Pixels.from_dict(told))
 
 
 def _set_weights(network: nn.Module, weights: Weights) -> None:

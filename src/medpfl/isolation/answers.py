@@ -27,6 +27,7 @@ from medpfl.federated.ready import prepare
 from medpfl.federated.server import observation
 from medpfl.inputs.checkpoint import About as Trained
 from medpfl.inputs.checkpoint import Checkpoint
+from medpfl.inputs.network import mapping_pixels
 from medpfl.inputs.parts import attacks_of, defenses_of, model_of
 from medpfl.isolation.pipes import Pipe
 from medpfl.isolation.protocol import (
@@ -155,6 +156,8 @@ class Answers:
         """Build the network with these weights. Given a plan, prepare it for local training under the plan."""
         made, defense = self._made(scene["model"]), self._defense(scene["layers"])
         network = made() if callable(made) else made.build(tuple(scene["image_shape"]), scene["classes"], 0)
+        if (pixels := scene["model"].get("pixels")) is not None:
+            network = mapping_pixels(network, pixels)
         network = network.to(scene["device"])
         if plan is not None:
             network, _ = defense.model(network, defense.init(), torch.Generator().manual_seed(0))

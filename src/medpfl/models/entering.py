@@ -12,7 +12,7 @@ from medpfl.core.records.origin import Pixels
 from medpfl.core.roles import Model
 from medpfl.models.sized import built
 
-__all__ = ["Entering", "entering", "leaving"]
+__all__ = ["Entering", "entering", "leaving", "mapped"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,9 +33,7 @@ class Entering(Model):
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
         """Return the client's network with a hook that maps its input."""
-        network = built(self.model, image_shape, num_classes, seed)
-        network.register_forward_pre_hook(_Map(self.pixels))
-        return network
+        return mapped(built(self.model, image_shape, num_classes, seed), self.pixels)
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,12 @@ class _Map:
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (entering(args[0], self.pixels), *args[1:])
+
+
+def mapped(network: nn.Module, pixels: Pixels) -> nn.Module:
+    """Return the same network, which from now on maps its input from [0, 1] first."""
+    network.register_forward_pre_hook(_Map(pixels))
+    return network
 
 
 def entering(images: Tensor, pixels: Pixels) -> Tensor:

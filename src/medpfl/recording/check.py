@@ -9,23 +9,18 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from medpfl.core.errors import InputError
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Step, Steps
 from medpfl.core.records.truth import Truth
-from medpfl.core.types import Tensors, Weights
+from medpfl.core.types import Weights
 from medpfl.core.user_code.copies import copied
 from medpfl.recording.folder import Neighbors
-from medpfl.recording.replay import Replayed, counters, replay
+from medpfl.recording.replay import Replayed, replay
 
-__all__ = ["DRAWS", "RIGHT", "Case", "Check", "Finding", "buffer_gaps", "contradictions", "tolerance_of"]
+__all__ = ["DRAWS", "Case", "Check", "Finding", "acting_in"]
 
-RIGHT = 1e-5
-"""Largest relative difference of a right record in float32, apart from the rounding of its numbers."""
-_NEAR, _NEAR_ELSEWHERE = 1e-3, 1e-2
-"""A difference below this that no other cause explains is rounding by another kernel, or by a GPU (TF32)."""
 _SEED = 7_340_033
 DRAWS, _FEW = 6, 3
 """Replays with different orders if the client's own order is unknown: of the record's plan, and of each other cause."""
@@ -160,94 +155,6 @@ class Case:
             place += step.images
 
 
-def tolerance_of(record: Record) -> float:
-    """Return the largest relative difference that rounding explains: of the weights, and of the sent numbers."""
-    sent, start = record.update, record.weights.parameters
-    size = sum(float(t.double().square().sum()) for t in sent.tensors.values()) ** 0.5
-    whole = sum(float(t.double().square().sum()) for t in start.values()) ** 0.5
-    coarse = max((torch.finfo(t.dtype).eps for t in (*start.values(), *sent.tensors.values())), default=0.0)
-    rounding = coarse * (whole if sent.kind == "difference" else size)
-    return RIGHT + 2 * rounding / max(size, 1e-30)
-
-
-def buffer_gaps(sent: Tensors, replayed: Tensors) -> dict[str, float]:
-    """Return the relative difference of each sent buffer from the replay's; counters compare as integers."""
-    found = {}
-    for name, own in replayed.items():
-        if name not in sent:
-            continue
-        if not own.is_floating_point():
-            found[name] = 0.0 if torch.equal(sent[name].to(own.dtype), own) else 1.0
-            continue
-        size = float(own.double().norm())
-        found[name] = float((sent[name].double() - own.double()).norm()) / max(size, 1e-3 * own.numel() ** 0.5)
-    return found
-
-
-def contradictions(record: Record, network: nn.Module | None = None) -> Iterator[Finding]:
-    """Yield what a record contradicts by itself, without images: counters, variances, and numbers of images."""
-    if not record.steps.are_known:
-        return
-    after, before = record.update.buffers or {}, record.weights.buffers
-    for name, count in counters(after).items():
-        if name not in before or count.numel() != 1:
-            continue
-        yield from _counted(record, name, float(before[name]), float(count))
-    layers = {} if network is None else {n: m for n, m in network.named_modules() if isinstance(m, _BatchNorm)}
-    for name, value in after.items():
-        if not name.endswith("running_var") or name not in before or not value.is_floating_point():
-            continue
-        momentum = getattr(layers.get(name.removesuffix(".running_var")), "momentum", None) or 0.0
-        least = before[name].double() * (1 - momentum) ** len(record.steps.steps) if momentum else 0.0
-        if bool((value.double() < least * (1 - 1e-4) - 1e-12).any()):
-            yield Finding(
-                f"the variance '{name}' after the training is smaller than any training from these buffers allows",
-                "send the buffers' values after the training, not their differences, and before any noise",
-            )
-
-
-def _counted(record: Record, name: str, before: float, after: float) -> Iterator[Finding]:
-    """Yield a contradiction between a batch norm's counter and the number of steps."""
-    layer, steps = name.rpartition(".")[0], record.steps.steps
-    expected = sum(step.modes.get(layer, step.training) for step in steps)
-    if after % 1:
-        yield Finding(
-            f"the counter '{name}' is {after:g} after the training, which is an average over several clients",
-            "record one client's update before the server averages",
-        )
-        return
-    counted = int(after) - int(before)
-    if counted == expected:
-        return
-    if int(after) == expected and int(before):
-        yield Finding(
-            f"the buffers are differences: the counter '{name}' is {int(after)} after the training and "
-            f"{int(before)} before",
-            "record the buffers' values after the training",
-        )
-        return
-    yield Finding(_steps_cause(record, counted, expected, name), "give the plan that the client followed")
-
-
-def _steps_cause(record: Record, counted: int, expected: int, name: str) -> str:
-    said = f"the counter '{name}' says {counted} steps, the record's plan {expected}"
-    per_epoch = _per_epoch(record)
-    if counted == 0:
-        return f"the weights before the training are those of another round, or the layer was in eval mode ({said})"
-    if per_epoch and counted % per_epoch == 0 and counted > 0:
-        return f"the client trained for {counted // per_epoch} epochs, not {expected // per_epoch} ({said})"
-    return said
-
-
-def _per_epoch(record: Record) -> int:
-    """Return the number of steps in an epoch; 0 if it is unknown."""
-    try:
-        return record.regular_plan().batches if record.steps.steps[0].optimizer else 0
-    except InputError:
-        return 0
-
-
-def near(record: Record, difference: float, tolerance: float) -> bool:
-    """Return True if a difference can be rounding by another device or kernel."""
-    elsewhere = record.source is not None and record.source.versions.get("device", "cpu") != "cpu"
-    return difference <= max(tolerance, _NEAR_ELSEWHERE if elsewhere else _NEAR)
+def acting_in(record: Record) -> tuple[str, ...]:
+    """Return the filters, and the defense, that may have changed a record's update after the training."""
+    return (*record.filters, *([record.defense] if record.defense else []))

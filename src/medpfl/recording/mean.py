@@ -13,8 +13,9 @@ from medpfl.core.records.record import Record
 from medpfl.core.records.truth import Truth
 from medpfl.core.roles import Defense
 from medpfl.core.types import Tensors, Update
-from medpfl.recording.check import DRAWS, Case, Check, Finding, near, tolerance_of
+from medpfl.recording.check import DRAWS, Case, Check, Finding
 from medpfl.recording.replay import check_replayable, gap
+from medpfl.recording.rounding import allowance, near, tolerance_of
 
 __all__ = ["check_mean"]
 
@@ -49,10 +50,13 @@ def check_mean(network: nn.Module, record: Record, truth: Truth, aggregation: De
     sent = record.update.tensors
     difference = min(gap(sent, mean) for mean in means)
     spread = max((gap(one, other) for i, one in enumerate(means) for other in means[:i]), default=0.0)
-    if len(means) == 1 and near(record, difference, tolerance_of(record)):
+    tolerance = tolerance_of(record)
+    if len(means) == 1:
+        tolerance += max(allowance(case, made) for case, (made,) in zip(cases, each, strict=True))
+    if len(means) == 1 and near(difference, tolerance):
         fact = f"the mean of the {len(parts)} replayed trainings gives the same parameters: relative difference"
         return Check("right", difference, facts=(f"{fact} {difference:.2g}",))
-    if len(means) > 1 and difference <= _ROUNDING * spread + tolerance_of(record):
+    if len(means) > 1 and difference <= _ROUNDING * spread + tolerance:
         what = "the order of the images" if draws > 1 else f"the rounding of {aggregation!r}"
         open_ = f"not verifiable beyond a difference of {spread:.2g}: {what} is unknown (the record: {difference:.2g})"
         return Check("unverified", difference, spread, open=(open_,))

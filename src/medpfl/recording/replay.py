@@ -14,15 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from medpfl.core.errors import InputError
-from medpfl.core.records.steps import Step, Steps
+from medpfl.core.records.steps import SPEED_ONLY, Step, Steps
 from medpfl.core.types import Tensors, Weights
 from medpfl.federated.losses import dice
-from medpfl.recording.watch import LOSSES
+from medpfl.recording.losses import LOSSES
 
-__all__ = ["Replayed", "check_replayable", "counters", "gap", "replay"]
+__all__ = ["Replayed", "buffer_gaps", "check_replayable", "counters", "gap", "loaded", "replay", "set_modes"]
 
 _OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "ASGD", "Rprop")
-_SPEED_ONLY = ("foreach", "fused", "capturable", "differentiable")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +64,8 @@ def replay(
         batches: each step's images, as they enter the model, and labels.
         generators: state of torch's generator before each step; without them, dropout draws anew.
     """
+    loaded(model, weights)
     own = dict(model.named_parameters()) | dict(model.named_buffers())
-    with torch.no_grad():
-        for name, value in {**weights.buffers, **weights.parameters}.items():
-            own[name].copy_(value)
     parameters = {name: own[name] for name in weights.parameters}
     for name, p in model.named_parameters():
         p.requires_grad_(name in parameters)
@@ -77,12 +74,14 @@ def replay(
         for place, (step, (images, labels)) in enumerate(zip(steps, batches, strict=True)):
             if generators is not None:
                 torch.set_rng_state(generators[place].clone())  # torch reads a view from the wrong place
-            _set_modes(model, step)
+            changed = not place or step is not steps[place - 1]
+            if changed:
+                set_modes(model, step)
             model.zero_grad()
             with _precision(step):
                 _loss(step, model(images.clone().to(next(iter(parameters.values())))), labels).backward()
             if optimizer is not None:
-                for group in optimizer.param_groups:
+                for group in optimizer.param_groups if changed else ():
                     group.update({k: v for k, v in _settings(step).items() if k in group})
                 optimizer.step()
     if optimizer is None:
@@ -99,6 +98,20 @@ def gap(sent: Tensors, other: Tensors) -> float:
     return (over / max(under, 1e-60)) ** 0.5
 
 
+def buffer_gaps(sent: Tensors, replayed: Tensors) -> dict[str, float]:
+    """Return the relative difference of each sent buffer from the replay's; counters compare as integers."""
+    found = {}
+    for name, own in replayed.items():
+        if name not in sent:
+            continue
+        if not own.is_floating_point():
+            found[name] = 0.0 if torch.equal(sent[name].to(own.dtype), own) else 1.0
+            continue
+        size = float(own.double().norm())
+        found[name] = float((sent[name].double() - own.double()).norm()) / max(size, 1e-3 * own.numel() ** 0.5)
+    return found
+
+
 def counters(buffers: Tensors) -> dict[str, Tensor]:
     """Return batch norm's counters among buffers."""
     return {name: t for name, t in buffers.items() if name.rpartition(".")[2] == "num_batches_tracked"}
@@ -108,15 +121,25 @@ def _optimizer(step: Step, parameters: list[Tensor]) -> torch.optim.Optimizer | 
     if not step.optimizer:
         return None
     kind = getattr(torch.optim, step.optimizer)
-    known = set(inspect.signature(kind).parameters) - {"params", *_SPEED_ONLY}
+    known = set(inspect.signature(kind).parameters) - {"params", *SPEED_ONLY}
     return kind(parameters, **{k: v for k, v in _settings(step).items() if k in known})
 
 
 def _settings(step: Step) -> Mapping[str, Any]:
-    return {k: v for k, v in step.settings.items() if k not in _SPEED_ONLY}
+    return {k: v for k, v in step.settings.items() if k not in SPEED_ONLY}
 
 
-def _set_modes(model: nn.Module, step: Step) -> None:
+def loaded(model: nn.Module, weights: Weights) -> nn.Module:
+    """Return the same network, whose weights are overwritten."""
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name, value in {**weights.buffers, **weights.parameters}.items():
+            own[name].copy_(value)
+    return model
+
+
+def set_modes(model: nn.Module, step: Step) -> None:
+    """Set the network and its layers to a step's modes (train or eval)."""
     model.train(step.training)
     layers = dict(model.named_modules())
     for name, mode in step.modes.items():

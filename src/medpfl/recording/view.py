@@ -23,12 +23,12 @@ from medpfl.inputs.network import network_of
 from medpfl.inputs.parts import data_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
-from medpfl.recording.check import Case, Check, contradictions
+from medpfl.recording.check import Case, Check, acting_in
+from medpfl.recording.contradictions import looked
 from medpfl.recording.diagnosis import check_case
 from medpfl.recording.folder import Neighbors, kept_at
 from medpfl.recording.mean import check_mean
 from medpfl.recording.pair import compared
-from medpfl.recording.replay import counters
 
 __all__ = ["View", "named", "truth_at", "view_of"]
 
@@ -143,9 +143,8 @@ def named(record: Record, network: nn.Module) -> Record:
 
 def _checked(held: Record, path: Path, kept: Truth | None, model: Model | None) -> Check:
     if kept is None or model is None:
-        wrong = next(contradictions(held), None)
-        return Check("wrong" if wrong else "unverified", finding=wrong, facts=tuple(_counted(held, bool(wrong))))
-    shape, classes = tuple(kept.images.shape[1:]), len(held.classes or ()) or _classes(kept)
+        return _unreplayed(held, kept, model)
+    shape, classes = tuple(kept.images.shape[1:]), len(held.classes or ()) or kept.classes
     network = network_of(model, shape, classes, 0)
     bare = named(held, network)
     if bare.clients > 1:
@@ -153,17 +152,27 @@ def _checked(held: Record, path: Path, kept: Truth | None, model: Model | None) 
     return check_case(Case(network, bare, kept, Neighbors(path, bare)))
 
 
-def _classes(kept: Truth) -> int:
-    return max(int(kept.labels.max()) + 1, 2) if not kept.labels.is_floating_point() else kept.labels.shape[1]
+def _unreplayed(held: Record, kept: Truth | None, model: Model | None) -> Check:
+    """Return the check of a record whose training cannot be repeated, without truth or without model."""
+    network, bare = None, held
+    if model is not None and held.image_shape is not None:
+        try:
+            network = network_of(model, held.image_shape, len(held.classes or ()) or _outputs(held), 0)
+            bare = named(held, network)
+        except InputError:
+            if held.classes:
+                raise
+            network, bare = None, held  # the number of classes was a guess
+    look = looked(bare, network, kept)
+    if look.wrong is not None and (acting := acting_in(held)):
+        return Check("unverified", open=(f"{look.wrong.cause}: {'; '.join(acting)} may have done so",))
+    return Check("wrong" if look.wrong else "unverified", finding=look.wrong, facts=look.facts)
 
 
-def _counted(held: Record, wrong: bool) -> Iterator[str]:
-    """Yield what agrees without images."""
-    after, before = counters(held.update.buffers or {}), counters(held.weights.buffers)
-    counted = {float(t - before[name]) for name, t in after.items() if name in before and t.numel() == 1}
-    if not wrong and len(counted) == 1:
-        same = ", as the plan does" if held.steps.are_known else ""
-        yield f"batch norm's counters state {counted.pop():g} steps{same}"
+def _outputs(held: Record) -> int:
+    """Return the number of outputs of the last parameter's layer."""
+    shapes = [(), *(t.shape for t in held.update.tensors.values())]
+    return shapes[-1][0] if shapes[-1] else 2
 
 
 def _blind(held: Record, kept: Truth | None, model: Model | None) -> Iterator[str]:

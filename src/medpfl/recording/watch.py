@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,25 +14,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.overrides import TorchFunctionMode
 
 from medpfl.core.errors import InputError
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.steps import Setting, Step, Steps
 from medpfl.core.records.truth import RETENTION, Truth
 from medpfl.models.wrapped import innermost
+from medpfl.recording.intake import Intake
+from medpfl.recording.losses import LossWatch, plain
 
-__all__ = ["LOSSES", "Watch", "watch"]
-
-LOSSES = (
-    "cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss",
-    "smooth_l1_loss", "huber_loss", "kl_div", "multi_margin_loss", "multilabel_margin_loss", "hinge_embedding_loss",
-    "multilabel_soft_margin_loss", "soft_margin_loss", "poisson_nll_loss", "gaussian_nll_loss",
-)  # fmt: skip
-"""Losses in ``torch.nn.functional`` that are seen; a loss of one's own is seen if it calls one of them."""
-
-_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
-"""Usual ranges of pixels, the narrowest first."""
+__all__ = ["Watch", "watch"]
 
 
 @dataclass
@@ -65,16 +54,11 @@ class Watch:
         self._thread, self._depth = threading.get_ident(), 0
         self._passes: list[_Pass] = []
         self._steps: list[Step] = []
-        self._known: dict[bytes, int] = {}
-        self._images: list[Tensor] = []
-        self._labels: list[Tensor] = []
-        self._order: list[int] = []
+        self._intake = Intake()
         self._generators: list[Tensor] = []
         self._gradients: dict[int, tuple[Tensor, Tensor]] = {}
         self._change = ""
         self._hooks: list[Any] = []
-        self._range: tuple[float, float] | None = None
-        self.image_shape: tuple[int, ...] | None = None
         self.carried, self.device = False, "cpu"
 
     # --- what was seen
@@ -95,34 +79,24 @@ class Watch:
         if not self._steps:
             seen = "; ".join(self.problems) or "no optimizer of torch.optim took a step in this thread"
             raise InputError(f"no training step was seen: {seen}. Call the training inside the 'with' block")
-        return Steps(tuple(self._steps), images=self._different(), sends=sends)
+        return Steps(tuple(self._steps), images=self._intake.different(), sends=sends)
 
     def truth(self, days: int = RETENTION) -> Truth | None:
         """Return the private images with labels and order; ``None`` if they were not kept or labels were not seen."""
-        if not self.keep or not self._images or len(self._labels) != len(self._images):
+        if not self.keep:
             return None
         generators = torch.stack(self._generators) if len(self._generators) == len(self._steps) else None
-        order = torch.tensor(self._order)
-        return Truth(torch.stack(self._images), torch.stack(self._labels), order, generators, days=days)
+        return self._intake.truth(generators, days)
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """The shape (C, H, W) or (C, D, H, W) of the images, if any entered the model."""
+        return self._intake.image_shape
 
     @property
     def pixels(self) -> Pixels | None:
         """The range of the pixels that entered the model: a usual range that contains them, or their own."""
-        if self._range is None:
-            return None
-        low, high = self._range
-        found = [(a, b) for a, b in _RANGES if a <= low and high <= b]
-        if found:
-            return Pixels(*found[0])
-        return Pixels(low, high) if low < high else None
-
-    def _different(self) -> int | None:
-        """Return the number of different images if the steps are whole epochs over them; else ``None``."""
-        count = len(self._known)
-        if not count or len(self._order) % count:
-            return None
-        epochs = [self._order[i : i + count] for i in range(0, len(self._order), count)]
-        return count if all(len(set(epoch)) == count for epoch in epochs) else None
+        return self._intake.pixels
 
     # --- hooks
 
@@ -267,56 +241,19 @@ class Watch:
         )
 
     def _take_in(self, passed: _Pass) -> None:
-        """Give each image of a pass a number by its content and label, and keep it if asked."""
         if passed.inputs is None:
             return
-        images = passed.inputs.float() if not passed.inputs.is_floating_point() else passed.inputs
-        images = images.cpu()
-        self.image_shape = tuple(images.shape[1:])
-        if images.numel():
-            low, high = (float(v) for v in images.aminmax())
-            before = self._range or (low, high)
-            self._range = (min(before[0], low), max(before[1], high))
         targets = passed.targets[0].cpu() if passed.targets else None
-        if targets is None or not targets.ndim or len(targets) != len(images):
+        if targets is None or not targets.ndim or len(targets) != len(passed.inputs):
             self.problems["no label was seen: the loss is none of torch.nn.functional's"] = None
             targets = None
-        for place, image in enumerate(images):
-            label = None if targets is None else targets[place]
-            key = hashlib.blake2b(_bytes(image), digest_size=16)
-            key.update(b"" if label is None else _bytes(label))
-            if (digest := key.digest()) not in self._known:
-                self._known[digest] = len(self._known)
-                if self.keep and label is not None:
-                    self._images.append(image.clone())
-                    self._labels.append(label.clone())
-            self._order.append(self._known[digest])
+        self._intake.take(passed.inputs, targets, self.keep)
 
     def close(self) -> None:
         """Remove the hooks on the parameters, and forget gradients and unfinished passes."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._gradients, self._passes = [], {}, []
-
-
-class _LossWatch(TorchFunctionMode):
-    """A mode that tells a `Watch` about every loss of ``torch.nn.functional``."""
-
-    def __init__(self, seen: Watch) -> None:
-        super().__init__()
-        self.seen = seen
-        self.known = {getattr(nn.functional, name): name for name in LOSSES}
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Note a loss, and call it."""
-        kwargs = dict(kwargs or {})
-        name = self.known.get(func) if getattr(func, "__hash__", None) else None
-        if name is not None and torch.is_grad_enabled():
-            target, settings = _loss_call(func, args, kwargs)
-            self.seen.loss(name, target, settings)
-        return func(*args, **kwargs)
 
 
 @contextmanager
@@ -335,7 +272,7 @@ def watch(model: nn.Module | None = None, keep: bool = False) -> Iterator[Watch]
         register_optimizer_step_post_hook(seen.after_step),
     ]
     try:
-        with _LossWatch(seen):
+        with LossWatch(seen):
             yield seen
     finally:
         for handle in handles:
@@ -349,10 +286,6 @@ def _first(value: Any, fits: Callable[[Tensor], bool]) -> Tensor | None:
         return value if fits(value) else None
     inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
     return next((found for one in inside if (found := _first(one, fits)) is not None), None)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _autocast(args: tuple[Any, ...]) -> str:
@@ -369,38 +302,8 @@ def _has_momentum(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _settings_of(optimizer: torch.optim.Optimizer) -> Mapping[str, Setting]:
-    groups = [
-        {k: _plain(v) for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups
-    ]
+    groups = [{k: plain(v) for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]
     shared = {k: v for k, v in groups[0].items() if k.isidentifier() and k != "initial_lr"}
     if any(group != groups[0] for group in groups[1:]):
         shared["groups"] = len(groups)
     return shared
-
-
-def _plain(value: Any) -> Setting:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return float(value)
-    if isinstance(value, Tensor):
-        return tuple(float(v) for v in value.detach().flatten())
-    if isinstance(value, tuple | list):
-        return tuple(float(v) for v in value)
-    return value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
-
-
-def _loss_call(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Tensor | None, dict[str, Setting]]:
-    """Return a loss's targets, and its settings that differ from their defaults and matter."""
-    signature = inspect.signature(func)
-    given = signature.bind(*args, **kwargs).arguments
-    target = given.get("target")
-    names = [n for n, p in signature.parameters.items() if p.default is not p.empty and n in given]
-    settings = {n: _plain(given[n]) for n in names if _differs(given[n], signature.parameters[n].default)}
-    if isinstance(target, Tensor) and "ignore_index" in settings and not bool((target == given["ignore_index"]).any()):
-        settings.pop("ignore_index")  # nothing is ignored
-    return (target if isinstance(target, Tensor) else None), settings
-
-
-def _differs(value: Any, default: Any) -> bool:
-    return isinstance(value, Tensor) or value != default

@@ -12,7 +12,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import CLASSES, IMAGES, NAME, SPEC, STEPS, check_whole, shortened
 from medpfl.core.plan import Plan
 
-__all__ = ["UNKNOWN", "Setting", "Step", "Steps"]
+__all__ = ["SPEED_ONLY", "UNKNOWN", "Setting", "Step", "Steps"]
 
 UNKNOWN = "unknown"
 """Optimizer of a step that nobody watched."""
@@ -23,8 +23,8 @@ Setting = float | int | bool | str | None | tuple[float, ...]
 _MOST_SETTINGS, _MOST_LAYERS = 40, 10_000
 _OF_PLAN = {"lr": "learning_rate"} | {n: n for n in ("momentum", "weight_decay", "dampening", "nesterov")}
 """Settings of SGD by the names that a plan gives them."""
-_SPEED_ONLY = ("foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay")
-"""Settings of SGD that do not change what a step computes."""
+SPEED_ONLY = ("foreach", "fused", "capturable", "differentiable")
+"""Settings of optimizers in ``torch.optim`` that do not change what a step computes."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def _reasons(step: Step) -> Iterator[str]:
         frozen = next(name for name, mode in step.modes.items() if not mode)
         yield f"layers have mixed modes: {frozen!r} is in eval mode, others are in train mode"
     for name, value in step.settings.items() if step.optimizer else ():
-        if name not in (*_OF_PLAN, *_SPEED_ONLY) and value:
+        if name not in (*_OF_PLAN, *SPEED_ONLY) and value:
             yield f"the optimizer has the setting {name}={shortened(value)}, which no plan has"
 
 

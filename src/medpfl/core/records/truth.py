@@ -62,6 +62,13 @@ class Truth:
         """True if the stated retention is over."""
         return datetime.now(UTC) > self.expires
 
+    @property
+    def classes(self) -> int:
+        """Number of classes in the labels: the columns of probabilities, or the largest label plus 1; at least 2."""
+        if self.labels.is_floating_point() and self.labels.ndim in (2, self.images.ndim):
+            return max(self.labels.shape[1], 2)
+        return max(int(self.labels.max()) + 1, 2)
+
     def save(self, folder: Path, name: str) -> Path:
         """Write the truth into a private folder (mode 0700) inside `folder`, as a file that only its owner can read."""
         place = folder / FOLDER

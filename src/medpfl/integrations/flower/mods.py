@@ -40,6 +40,10 @@ _CHAIN = "wrap_ffn"
 """Function in Flower whose inner functions are the links of the chain of mods."""
 
 
+_CLIPPING = ("fixedclipping_mod", "adaptiveclipping_mod")
+"""Flower's mods whose norm comes with the server's message."""
+
+
 class Record:
     """A mod that writes a record of each training message's update; see `record`."""
 
@@ -70,7 +74,7 @@ class Record:
         if reply.has_error():
             return reply
         try:
-            self._write(before, reply, seen, number, _inner_mods(call_next), outer)
+            self._write(before, reply, seen, number, _inner_mods(call_next), outer, _clipping_norm(message))
         except Exception as error:  # a federation goes on without its record
             say(f"note: this update was not recorded: {error}")
         return reply
@@ -83,6 +87,7 @@ class Record:
         number: int | None,
         inner: list[Any],
         outer: list[Any],
+        norm: float | None,
     ) -> None:
         sent = trained_weights(request, reply)
         if outer and not any(isinstance(one, Record) for one in outer):
@@ -108,7 +113,7 @@ class Record:
                 defense=" | ".join(one.defense for one in inner[::-1] if isinstance(one, Defend)) or None,
                 pixels=self.pixels,
                 source=_source(number),
-                filters=[described(one) for one in inner[::-1] if not isinstance(one, Record)],
+                filters=[_named(one, norm) for one in inner[::-1] if not isinstance(one, Record)],
             ),
         )
         truth = seen.truth(self.days) if self.truth else None
@@ -117,6 +122,17 @@ class Record:
             say(f"note: while recording: {problem}")
         if self.truth and truth is None:
             say("note: no truth file was written, because no label was seen")
+
+
+def _clipping_norm(message: Message) -> float | None:
+    """Return the norm that a server with differential privacy tells its clients' clipping mods."""
+    told = [config.get("clipping_norm") for config in message.content.config_records.values()]
+    return next((float(one) for one in told if isinstance(one, int | float)), None)
+
+
+def _named(mod: Any, norm: float | None) -> str:
+    text = described(mod)
+    return f"{text}(clipping_norm={norm})" if norm is not None and text in _CLIPPING else text
 
 
 class Defend:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from medpfl.recording.watch import Watch, _LossWatch
+from medpfl.recording.losses import LossWatch
+from medpfl.recording.watch import Watch
 
 __all__ = ["WatchAnywhere"]
 
@@ -45,7 +46,7 @@ class WatchAnywhere(Watch):
         """See losses in this thread. The mode stays: only the thread that entered it could leave it."""
         mode = getattr(_local, "mode", None)
         if mode is None:
-            mode = _local.mode = _LossWatch(self)
+            mode = _local.mode = LossWatch(self)
             mode.__enter__()
         mode.seen = self
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.dxo import DXO, DataKind, MetaKey
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
@@ -137,7 +137,7 @@ class Recorder(_TaskFilter):
             )
         history = [str(one) for one in dxo.get_filter_history() or [] if one != type(self).__name__]
         parts = [one for one in (around[0] if around else []) if not isinstance(one, Recorder)]
-        acted = history if around is None or server else [described(one) for one in parts]
+        acted = history if around is None or server else [_named(one, dxo) for one in parts]
         defenses = [one.defense for one in parts if isinstance(one, Defense)]
         made = recording.make_record(
             task.weights,
@@ -210,6 +210,16 @@ class Defense(_TaskFilter):
         )
         dxo.data = {name: _like(made[name], value) for name, value in dxo.data.items()}
         return dxo
+
+
+def _named(part: Any, dxo: DXO) -> str:
+    """Return a filter's name with its arguments, and for stock filters also the message's steps and kind."""
+    text, steps = described(part), dxo.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, 1)
+    if not text.startswith(("PercentilePrivacy(", "SVTPrivacy(")):
+        return text
+    told = [f"steps={steps}"] if isinstance(steps, int) and steps > 1 else []
+    told += [f"on={dxo.data_kind!r}"] if dxo.data_kind != DataKind.WEIGHT_DIFF else []
+    return f"{', '.join([text[:-1], *told])})"
 
 
 def _plan(options: dict[str, Any]) -> Plan:

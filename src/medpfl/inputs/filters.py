@@ -1,0 +1,112 @@
+"""Filters of federated-learning frameworks, as records name them, and the defenses that are equal to them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medpfl import defenses as defense_package
+from medpfl.core.errors import InputError
+from medpfl.core.roles import NO_DEFENSE, Defense
+from medpfl.core.spec import build, registry
+from medpfl.core.user_code.stated import check_stated, stated
+from medpfl.defenses import Clipping, LocalDP, PercentilePrivacy, SVTPrivacy
+
+__all__ = ["Filtered", "defense_of"]
+
+_OURS = re.compile(r"medpfl\.(?:defend|Defense)\((?P<spec>'.*'|\".*\")\)")
+"""MedPFL's own mod and filter, which name a defense."""
+_SILENT = ("message_size_mod", "arrays_size_mod", "parameters_size_mod")
+"""Mods that change nothing."""
+
+
+class Filtered(NamedTuple):
+    """The defense that a record's filters are.
+
+    Attributes:
+        defense: all filters together; none if one of them is unknown.
+        unknown: texts of the filters whose effect no attack can be told.
+    """
+
+    defense: Defense
+    unknown: tuple[str, ...] = ()
+
+
+def defense_of(filters: Sequence[str], file: Path | str, buffers: bool) -> Filtered:
+    """Return the defense that is equal to a record's filters, in their order.
+
+    Known are MedPFL's own, FLARE's ``PercentilePrivacy`` and ``SVTPrivacy`` on differences, and Flower's ``LocalDpMod``
+    and clipping mods, if the record states their arguments. Every other text is an unknown filter: nothing that it
+    names is run.
+
+    Args:
+        filters: the texts in the record, which another party may have written.
+        file: the record, for messages.
+        buffers: True if the client sends buffers, which Flower's clipping mods count in the norm and change.
+    """
+    found = {text: _defense(text, file, buffers) for text in filters}
+    unknown = tuple(dict.fromkeys(text for text in filters if found[text] is None))
+    known = [one for text in filters if (one := found[text]) is not None and one != NO_DEFENSE]
+    return Filtered(NO_DEFENSE, unknown) if unknown else Filtered(reduce(or_, known) if known else NO_DEFENSE)
+
+
+def _defense(text: str, file: Path | str, buffers: bool) -> Defense | None:
+    """Return the defense that is equal to one filter; ``None`` if it is unknown."""
+    if text.partition("(")[0] in _SILENT:
+        return NO_DEFENSE
+    try:
+        if (own := _OURS.fullmatch(text)) is not None:
+            return stated(_unquoted(own["spec"]), registry(defense_package), "defense", file, "--defense")
+        if "(" not in text:  # the settings are not recorded
+            return None
+        check_stated(text, "filter", file, "--defense")
+        known = _STOCK if not buffers else {k: v for k, v in _STOCK.items() if not k.endswith("clipping_mod")}
+        return build(text, known, "filter")
+    except (InputError, ValueError, SyntaxError):
+        return None
+
+
+def _unquoted(text: str) -> str:
+    """Return a quoted text's content; quotes inside may stand as they are."""
+    try:
+        return ast.literal_eval(text)
+    except SyntaxError:
+        return text[1:-1]
+
+
+def _percentile(percentile: float = 10.0, gamma: float = 0.01, data_kinds: Any = None, steps: int = 1) -> Defense:
+    _check_kinds(data_kinds)
+    return PercentilePrivacy(percentile, gamma, steps)
+
+
+def _svt(data_kinds: Any = None, **settings: Any) -> Defense:
+    _check_kinds(data_kinds)
+    return SVTPrivacy(**settings)
+
+
+def _check_kinds(kinds: Any) -> None:
+    """Raise `InputError` if a FLARE filter acts on weights only, which is something else than on differences."""
+    if kinds is not None and "WEIGHT_DIFF" not in kinds:
+        raise InputError("it acts on other messages than differences of weights")
+
+
+def _local_dp(clipping_norm: float, sensitivity: float, epsilon: float, delta: float) -> Defense:
+    return LocalDP(clipping_norm, sensitivity, epsilon, delta)
+
+
+def _clipped(clipping_norm: float) -> Defense:
+    return Clipping(clipping_norm)
+
+
+_STOCK: Mapping[str, Callable[..., Defense]] = {
+    "PercentilePrivacy": _percentile,
+    "SVTPrivacy": _svt,
+    "LocalDpMod": _local_dp,
+    "fixedclipping_mod": _clipped,
+    "adaptiveclipping_mod": _clipped,
+}
