@@ -14,7 +14,7 @@ from medpfl.core.records.record import Record
 from medpfl.recording.contradictions import looked
 from medpfl.recording.record import Context, make_record, state_of
 from medpfl.recording.view import view_of
-from medpfl.recording.watch import watch
+from medpfl.recording.watching.watch import watch
 
 ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.ReLU6, nn.Identity)
 

@@ -19,7 +19,7 @@ from medpfl.recording.diagnosis import check_case
 from medpfl.recording.folder import Neighbors
 from medpfl.recording.record import make_record, state_of
 from medpfl.recording.rounding import _coarse
-from medpfl.recording.watch import watch
+from medpfl.recording.watching.watch import watch
 from tests.recording.loops import loader, network, train
 
 ONE, SEVERAL = 12, 4

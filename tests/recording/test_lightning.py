@@ -11,7 +11,7 @@ from medpfl import Plan, Record
 from medpfl.core.records.truth import Truth
 from medpfl.recording.check import Case
 from medpfl.recording.diagnosis import check_case
-from medpfl.recording.watch import watch
+from medpfl.recording.watching.watch import watch
 from tests.recording.loops import loader, network
 
 pytestmark = [pytest.mark.extra, pytest.mark.filterwarnings("ignore")]

@@ -9,7 +9,7 @@ from torch import nn
 import medpfl
 from medpfl import InputError, Plan, Record
 from medpfl.core.records.truth import Truth
-from medpfl.recording.watch import watch
+from medpfl.recording.watching.watch import watch
 from tests.recording.loops import IMAGES, LABELS, loader, network, train
 
 

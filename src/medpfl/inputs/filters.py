@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from medpfl import defenses as defense_package
 from medpfl.core.errors import InputError
 from medpfl.core.roles import NO_DEFENSE, Defense
-from medpfl.core.spec import build, registry
-from medpfl.core.user_code.stated import check_stated, stated
+from medpfl.core.spec import registry
+from medpfl.core.user_code.stated import stated
 from medpfl.defenses import Clipping, LocalDP, PercentilePrivacy, SVTPrivacy
 
 __all__ = ["Filtered", "defense_of"]
@@ -64,9 +64,8 @@ def _defense(text: str, file: Path | str, buffers: bool) -> Defense | None:
             return stated(_unquoted(own["spec"]), registry(defense_package), "defense", file, "--defense")
         if "(" not in text:  # the settings are not recorded
             return None
-        check_stated(text, "filter", file, "--defense")
         known = _STOCK if not buffers else {k: v for k, v in _STOCK.items() if not k.endswith("clipping_mod")}
-        return build(text, known, "filter")
+        return stated(text, known, "filter", file, "--defense")
     except (InputError, ValueError, SyntaxError):
         return None
 

@@ -23,7 +23,7 @@ from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import RETENTION, Truth, digest_of
 from medpfl.core.types import Tensors, Update, Weights
 from medpfl.models.wrapped import innermost
-from medpfl.recording.watch import Watch, watch
+from medpfl.recording.watching.watch import Watch, watch
 
 __all__ = ["Context", "Written", "buffers_in", "keep", "make_record", "record", "source_of", "state_of"]
 

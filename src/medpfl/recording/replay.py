@@ -17,7 +17,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.records.steps import SPEED_ONLY, Step, Steps
 from medpfl.core.types import Tensors, Weights
 from medpfl.federated.losses import dice
-from medpfl.recording.losses import LOSSES
+from medpfl.recording.watching.losses import LOSSES
 
 __all__ = ["Replayed", "buffer_gaps", "check_replayable", "counters", "gap", "loaded", "replay", "set_modes"]
 

@@ -29,7 +29,7 @@ from medpfl.integrations.flower.messages import (
     trained_weights,
 )
 from medpfl.recording import record as recording
-from medpfl.recording.watch import Watch, watch
+from medpfl.recording.watching.watch import Watch, watch
 
 __all__ = ["Defend", "Record", "defend", "record"]
 

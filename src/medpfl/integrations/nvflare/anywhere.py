@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from medpfl.recording.losses import LossWatch
-from medpfl.recording.watch import Watch
+from medpfl.recording.watching.losses import LossWatch
+from medpfl.recording.watching.watch import Watch
 
 __all__ = ["WatchAnywhere"]
 

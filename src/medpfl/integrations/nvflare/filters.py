@@ -25,7 +25,7 @@ from medpfl.integrations.defending import defend_update, defense_at_the_door, pa
 from medpfl.integrations.nvflare import tasks
 from medpfl.integrations.nvflare.anywhere import WatchAnywhere
 from medpfl.recording import record as recording
-from medpfl.recording.watch import Watch
+from medpfl.recording.watching.watch import Watch
 
 __all__ = ["Defense", "Recorder"]
 

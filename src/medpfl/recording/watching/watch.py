@@ -20,8 +20,8 @@ from medpfl.core.records.origin import Pixels
 from medpfl.core.records.steps import Setting, Step, Steps
 from medpfl.core.records.truth import RETENTION, Truth
 from medpfl.models.wrapped import innermost
-from medpfl.recording.intake import Intake
-from medpfl.recording.losses import LossWatch, plain
+from medpfl.recording.watching.intake import Intake
+from medpfl.recording.watching.losses import LossWatch, plain
 
 __all__ = ["Watch", "watch"]
 

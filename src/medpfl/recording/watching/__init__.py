@@ -1,0 +1,1 @@
+"""Watch a training loop of any kind: its steps, losses and images."""
