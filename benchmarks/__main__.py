@@ -9,7 +9,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from benchmarks import adaptive, conditioning, contested, deep, matrix, memory, recipes, verdicts
+from benchmarks import adaptive, conditioning, contested, deep, filters, matrix, memory, recipes, verdicts
 from benchmarks.scenes import available
 
 PARTS = {
@@ -18,6 +18,7 @@ PARTS = {
     "adaptive": adaptive,
     "conditioning": conditioning,
     "deep": deep,
+    "filters": filters,
     "memory": memory,
     "matrix": matrix,
     "verdicts": verdicts,
