@@ -200,7 +200,7 @@ def test_a_record_is_of_no_sum(tmp_path):
     from medpfl.auditing.run import _stated_defense
 
     with pytest.raises(InputError, match="a record holds one client's update"):
-        _stated_defense(type("R", (), {"defense": None})(), tmp_path, [SecAggPlus()])  # type: ignore[arg-type]
+        _stated_defense(type("R", (), {"defense": None, "filters": (), "clients": 1})(), tmp_path, [SecAggPlus()])  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

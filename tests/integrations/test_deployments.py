@@ -18,9 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 def ran(*words: str | Path) -> str:
     """Run a program of the examples, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=500, check=False
-    )
+    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -79,7 +79,7 @@ def test_every_option_arrives(monkeypatch, tmp_path):
         "holdout": 7, "clients": 3, "partition": "P", "rounds": 9, "fraction": 0.5, "decay": 0.9,
         "server_momentum": 0.2, "balance": True, "augment": True, "delta": 1e-6, "size": 20, "fit": "squash",
         "channels": 3, "seed": 5, "device": "cpu", "out": "o", "force": True, "progress": False, "memory": 2.0,
-        "isolate": None,
+        "isolate": None, "numbers_only": False,
     }  # fmt: skip
     assert {*arrived, *given} - {"memory", "isolate"} | set(vars(plan)) - {"loss"} == set(options_in(Training))
 
