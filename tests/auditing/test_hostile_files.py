@@ -18,12 +18,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from medpfl import InputError, Plan, Record, Update, Weights
-from medpfl.auditing.recorded import defense_in, read
+from medpfl.auditing.recorded import read
 from medpfl.auditing.report import reread
 from medpfl.cli.parser import check_files
 from medpfl.core.experiments.training import Training
 from medpfl.frontier.run import remake
 from medpfl.inputs.checkpoint import checkpoint_at
+from medpfl.inputs.filters import defense_in
 from medpfl.models import LeNet
 from medpfl.reproduction.ledger import Claims
 from medpfl.runs.directory import share_folder

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medpfl import defenses as defense_package
 from medpfl.core.errors import InputError, listed, private
 from medpfl.core.messages import say
 from medpfl.core.plan import Plan
@@ -20,12 +19,9 @@ from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.core.records.truth import Truth
 from medpfl.core.roles import NO_DEFENSE, Defense, State
-from medpfl.core.spec import registry
 from medpfl.core.types import Channel, Update
-from medpfl.core.user_code.stated import stated
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
-from medpfl.inputs.filters import Filtered, defense_of
 from medpfl.inputs.parts import Found
 from medpfl.models.entering import entering, leaving
 from medpfl.recording.check import Case, Check
@@ -36,10 +32,8 @@ from medpfl.recording.mean import check_mean
 __all__ = [
     "InOrder",
     "Recorded",
-    "acting_in",
     "behind",
     "check_images",
-    "defense_in",
     "found_in",
     "named_as",
     "read",
@@ -62,6 +56,11 @@ class Recorded(Defense):
     """Filters that changed the update in ways that no attack can be told; then `claimed` is no defense."""
     clients: int = field(default=1, repr=False)
     """Number of clients whose updates are averaged in it."""
+
+    @property
+    def acting(self) -> str:
+        """The claimed defense, or the unknown filters, that acted on the update at the client."""
+        return " | ".join(self.unknown) or repr(self.claimed)
 
     def contents(self) -> dict[str, Tensor]:
         """Return everything the client sent, by name; it distinguishes one record from another."""
@@ -128,22 +127,6 @@ def named_as(record: Record, network: nn.Module, plan: Plan) -> Record:
         return named
     # Augmented in each epoch: the update is that of more images than the client has.
     return replace(named, update=replace(named.update, num_samples=images))
-
-
-def defense_in(record: Record, path: Path) -> Filtered:
-    """Return the built-in defense that a record's filters are, or else that it states; else no defense.
-
-    The file may come from another party.
-
-    Raises:
-        InputError: the record states a defense that is not built in, or one with ``file.py:Name`` or
-            ``package.module:Name`` among its arguments.
-    """
-    if record.filters:
-        return defense_of(record.filters, path, bool(record.update.buffers))
-    if record.defense is None:
-        return Filtered(NO_DEFENSE)
-    return Filtered(stated(record.defense, registry(defense_package), "defense", path, "--defense"))
 
 
 def relabel(truth: LabelledImages, record: Record, plan: Plan) -> LabelledImages:
@@ -216,6 +199,7 @@ def check_images(
     labels: torch.Tensor,
     kept: Truth | None,
     aggregation: Defense | None = None,
+    held: Record | None = None,
 ) -> Check:
     """Return the check of an undefended record against its images.
 
@@ -226,16 +210,12 @@ def check_images(
         data, labels: the images in [0, 1], and the client's labels.
         kept: the truth file behind them, if there is one.
         aggregation: secure aggregation behind a mean, if one is stated.
+        held: the record as it was read, if its dtypes are others.
     """
     truth = kept or Truth(entering(data.images, record.pixels or Pixels()), labels)
     if record.clients > 1:
-        return check_mean(network, record, truth, aggregation)
-    return check_case(Case(network, record, truth, Neighbors(path, record)))
-
-
-def acting_in(recorded: Recorded) -> str:
-    """Return what acted on a recorded update at the client: the claimed defense, or the unknown filters."""
-    return " | ".join(recorded.unknown) or repr(recorded.claimed)
+        return check_mean(network, record, truth, aggregation, held)
+    return check_case(Case(network, record, truth, Neighbors(path, record), held))
 
 
 def told_of(check: Check) -> dict[str, Any]:

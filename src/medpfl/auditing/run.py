@@ -20,7 +20,6 @@ from medpfl.auditing.recorded import (
     InOrder,
     Recorded,
     check_images,
-    defense_in,
     found_in,
     named_as,
     read,
@@ -43,7 +42,7 @@ from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import IID
-from medpfl.inputs.filters import Filtered
+from medpfl.inputs.filters import Filtered, defense_in, without_silent
 from medpfl.inputs.network import network_of
 from medpfl.inputs.parts import (
     Found,
@@ -257,7 +256,9 @@ class RecordCase:
             if check is None and told == NO_DEFENSE:  # else, the update is compared with the defense's own draws
                 own = kept and kept[0]
                 sums = None if stated.defense == NO_DEFENSE else stated.defense
-                check = told_of(check_images(named, path, network, images, scenario.truths, own, sums))
+                plain = stated == Filtered(NO_DEFENSE)
+                bare = replace(named, filters=(), defense=None) if plain else without_silent(named, path)
+                check = told_of(check_images(bare, path, network, images, scenario.truths, own, sums, held))
             yield scenario, isolation, found.place, check
 
 

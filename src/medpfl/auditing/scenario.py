@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medpfl.auditing.aggregation import aggregates, staying
 from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.isolating import Recipe
-from medpfl.auditing.recorded import Recorded, acting_in, behind
+from medpfl.auditing.recorded import Recorded, behind
 from medpfl.auditing.victims import draw_victims
 from medpfl.core.experiments.groups import Criteria, Run, Victims
 from medpfl.core.plan import Plan
@@ -180,7 +180,7 @@ class Scenario:
             "pixels": index.fingerprint(self.data),
             "attacks": [repr(a) for a in self.attacks],
             "defenses": [repr(d) for d in self.defenses],
-            "record": [[fingerprint(d.contents()), acting_in(d)] for d in self.defenses if isinstance(d, Recorded)],
+            "record": [[fingerprint(d.contents()), d.acting] for d in self.defenses if isinstance(d, Recorded)],
             "threat": repr(self.adversary),
             "knowledge": list(self.threat.knowledge),
             "plan": repr(self.plan),

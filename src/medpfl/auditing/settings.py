@@ -11,7 +11,7 @@ from medpfl.auditing.defense_parts import discloses, server_only, server_side
 from medpfl.auditing.epsilon import spent
 from medpfl.auditing.feasibility import Feasibility
 from medpfl.auditing.player import Player
-from medpfl.auditing.recorded import Recorded, acting_in
+from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.scenario import Scenario
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.settings import Json, Settings
@@ -96,7 +96,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
         disclosure=found,
         privacy=spent(scenario.defenses, scenario.plan, scenario.criteria.delta, scenario.network(0)) or None,
         bounds=bounds_of(scenario, player.scorer) or None,
-        record=None if recorded is None else {"defense": acting_in(recorded), **(check or compared(player, recorded))},
+        record=None if recorded is None else {"defense": recorded.acting, **(check or compared(player, recorded))},
         tolerance=scenario.criteria.tolerance,
     )
 

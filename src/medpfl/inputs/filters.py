@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import Any, NamedTuple
 
 from medpfl import defenses as defense_package
 from medpfl.core.errors import InputError
+from medpfl.core.records.record import Record
 from medpfl.core.roles import NO_DEFENSE, Defense
 from medpfl.core.spec import registry
 from medpfl.core.user_code.stated import stated
 from medpfl.defenses import Clipping, LocalDP, PercentilePrivacy, SVTPrivacy
 
-__all__ = ["Filtered", "defense_of"]
+__all__ = ["Filtered", "defense_in", "defense_of", "without_silent"]
 
 _OURS = re.compile(r"medpfl\.(?:defend|Defense)\((?P<spec>'.*'|\".*\")\)")
 """MedPFL's own mod and filter, which name a defense."""
@@ -35,6 +38,35 @@ class Filtered(NamedTuple):
 
     defense: Defense
     unknown: tuple[str, ...] = ()
+
+
+def defense_in(record: Record, path: Path) -> Filtered:
+    """Return the built-in defense that a record's filters are, or else that it states; else no defense.
+
+    The file may come from another party.
+
+    Raises:
+        InputError: the record states a defense that is not built in, or one with ``file.py:Name`` or
+            ``package.module:Name`` among its arguments.
+    """
+    found = defense_of(record.filters, path, bool(record.update.buffers))
+    if found != Filtered(NO_DEFENSE) or record.defense is None:
+        return found
+    return Filtered(stated(record.defense, registry(defense_package), "defense", path, "--defense"))
+
+
+def without_silent(record: Record, path: Path) -> Record:
+    """Return the record without those of its filters, and without a defense, that change nothing.
+
+    Its update is then checked like that of a record which states none. What is unknown stays in it.
+    """
+    buffers = bool(record.update.buffers)
+    acting = tuple(text for text in record.filters if _defense(text, path, buffers) != NO_DEFENSE)
+    told = record.defense
+    with suppress(InputError):
+        if told is not None and stated(told, registry(defense_package), "defense", path, "--defense") == NO_DEFENSE:
+            told = None
+    return replace(record, filters=acting, defense=told)
 
 
 def defense_of(filters: Sequence[str], file: Path | str, buffers: bool) -> Filtered:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -28,16 +29,21 @@ PLAN = "give the plan that the client followed"
 
 
 def causes(case: Case, made: Sequence[Replayed]) -> Iterator[Fit]:
-    """Yield the fit of each likely cause, cheap ones first."""
-    yield from _of_signs(case, made)
-    yield from _of_numbers(case)
-    yield from _of_epochs(case)
-    yield from _of_modes(case)
-    yield from _of_weights(case)
-    yield from _of_others(case, made)
-    yield from _of_labels(case)
-    yield from _of_pixels(case)
-    yield from _of_fits(case)
+    """Yield the fit of each likely cause, cheap ones first. One under which torch cannot train is no cause."""
+    kinds = (
+        _of_signs(case, made),
+        _of_numbers(case),
+        _of_epochs(case),
+        _of_modes(case),
+        _of_weights(case),
+        _of_others(case, made),
+        _of_labels(case),
+        _of_pixels(case),
+        _of_fits(case),
+    )
+    for kind in kinds:
+        with suppress(InputError):
+            yield from kind
 
 
 def _of_signs(case: Case, made: Sequence[Replayed]) -> Iterator[Fit]:
@@ -59,12 +65,12 @@ def _of_signs(case: Case, made: Sequence[Replayed]) -> Iterator[Fit]:
         if rate and abs(factor * rate + 1) < 0.02:
             cause = "the gradient was recorded as a weight difference"
             yield fit_of(Finding(cause, "state a FedSGD plan and kind='gradient'"), _times(sent, -rate), made)
+    if len(case.steps.steps) > 1 or _number(case.steps.steps[0], "lr"):
+        return
     for count in (2, 3, 4, 5, 8, 10):
-        cause = f"the update is scaled by 1/{count}, as if a mean over {count} clients were taken of it"
-        if math.isclose(factor, 1 / count, rel_tol=1e-2) and len(case.steps.steps) == 1:
-            rate = _number(case.steps.steps[0], "lr")
-            if not rate:
-                yield fit_of(Finding(cause, "record what the client sends"), _times(sent, count), made)
+        if math.isclose(factor, 1 / count, rel_tol=1e-2):
+            cause = f"the update is scaled by 1/{count}, as if a mean over {count} clients were taken of it"
+            yield fit_of(Finding(cause, "record what the client sends"), _times(sent, count), made)
 
 
 def _of_numbers(case: Case) -> Iterator[Fit]:
@@ -124,7 +130,8 @@ def _of_weights(case: Case) -> Iterator[Fit]:
         like = {k: t.to(start.parameters[k]) for k, t in moved.items()}
         yield tried(case, Finding(cause, remedy), case.replays(weights=Weights(like, start.buffers)))
     for name, other in case.others.items():
-        if _same_names(start.parameters, other.weights.parameters):
+        same = _same_names(start.parameters, other.weights.parameters)
+        if same and _same_names(start.buffers, other.weights.buffers):
             cause = f"the weights before the training are those of another round: those in '{name}' fit"
             yield tried(case, Finding(cause, remedy), case.replays(weights=other.weights))
 

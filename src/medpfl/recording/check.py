@@ -16,6 +16,7 @@ from medpfl.core.records.steps import Step, Steps
 from medpfl.core.records.truth import Truth
 from medpfl.core.types import Weights
 from medpfl.core.user_code.copies import copied
+from medpfl.core.user_code.strangers import explained
 from medpfl.recording.folder import Neighbors
 from medpfl.recording.replay import Replayed, replay
 
@@ -72,12 +73,14 @@ class Case:
         record: the record.
         truth: the truth, in the model's own range of pixels.
         others: other records of the same federation, by name.
+        held: the record as it was read, if its dtypes are others.
     """
 
     network: nn.Module
     record: Record
     truth: Truth
     others: Mapping[str, Record] | Neighbors = field(default_factory=dict)
+    held: Record | None = None
 
     @property
     def steps(self) -> Steps:
@@ -117,15 +120,20 @@ class Case:
         images: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> list[Replayed]:
-        """Return the replay of the training, with some of its parts replaced; `draws` of them if draws are unknown."""
+        """Return the replay of the training, with some of its parts replaced; `draws` of them if draws are unknown.
+
+        Raises:
+            InputError: torch cannot repeat it, for example because of a label that the model does not have.
+        """
         taken = list(steps or self.steps.steps)
         images = self.truth.images if images is None else images
         labels = self.truth.labels if labels is None else labels
         made = []
         for draw in range(1 if self._known(taken) else draws):
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), explained("the record's training cannot be repeated"):
                 torch.manual_seed(_SEED + draw)
-                batches = [(images[i], labels[i]) for i in self._indices(taken)]
+                indices = list(self._indices(taken))
+                batches = ((images[i], labels[i]) for i in indices)  # one in memory at a time
                 generators = self.truth.generators if len(taken) == len(self.steps.steps) else None
                 made.append(replay(self._model, weights or self.record.weights, taken, batches, generators))
         return made

@@ -15,7 +15,7 @@ from medpfl.recording.check import DRAWS, Case, Check, Finding, acting_in
 from medpfl.recording.contradictions import looked
 from medpfl.recording.fits import FITS, Fit, cosine_of, factor_of, mean_of, norm_of, spread_of
 from medpfl.recording.replay import Replayed, buffer_gaps, check_replayable, gap
-from medpfl.recording.rounding import SURE, allowance, near, tolerance_of
+from medpfl.recording.rounding import allowance, device_of, doubt, near, tolerance_of
 
 __all__ = ["check_case", "diagnose"]
 
@@ -34,7 +34,7 @@ def check_case(case: Case) -> Check:
     A record is right if a replay gives its parameters and buffers. If the order of the images or dropout's draws are
     unknown, a record is wrong only if it is far outside of what these explain.
     """
-    acting, tolerance = acting_in(case.record), tolerance_of(case.record)
+    acting = acting_in(case.record)
     found = _lengths(case)
     if found is not None and not acting:
         return Check("wrong", finding=found)
@@ -45,6 +45,7 @@ def check_case(case: Case) -> Check:
         verdict = "wrong" if look.wrong and not acting else "unverified"
         return Check(verdict, finding=look.wrong, facts=look.facts, open=(f"the training: {error}",))
     made = case.replays(draws=DRAWS)
+    tolerance = tolerance_of(case.record, made, case.held)
     difference = min(gap(case.record.update.tensors, one.tensors) for one in made)
     if acting:
         return _changed_after(case, made, difference, tolerance)
@@ -115,7 +116,8 @@ def _unshuffled(case: Case) -> list[Replayed]:
 
 def _changed_after(case: Case, made: Sequence[Replayed], difference: float, tolerance: float) -> Check:
     """Return the check of an update that filters may have changed after the training, so that no replay gives it."""
-    if len(made) == 1 and near(difference, tolerance) and _worst(case, made[0])[0] <= _BUFFERS:
+    same = len(made) == 1 and near(difference, tolerance) and _worst(case, made[0])[0] <= _BUFFERS
+    if same and not doubt(case.record, difference, tolerance, 0.0):
         return _right(case, difference, tolerance)
     open_ = (
         f"not verifiable beyond the training: {'; '.join(acting_in(case.record))} changed the update after it "
@@ -128,8 +130,10 @@ def _exact(case: Case, made: Replayed, difference: float, tolerance: float) -> C
     """Return the check if a single replay decides."""
     worst, name = _worst(case, made)
     plain = near(difference, tolerance) and worst <= max(_BUFFERS, tolerance)
-    allowed = 0.0 if plain else allowance(case, made)
-    if not near(difference, max(tolerance, allowed)):
+    same = near(difference, tolerance) and not device_of(case.record)  # a device that rounds as this one
+    allowed = 0.0 if plain or same else allowance(case, made)
+    nothing = difference > tolerance and not norm_of(case.record.update.tensors)
+    if nothing or not near(difference, max(tolerance, allowed)):
         return Check("wrong", difference, finding=diagnose(case, [made], difference))
     if worst > max(_BUFFERS, tolerance, allowed):
         wrong = _buffer_cause(case, made) or looked(case.record, case.network).wrong or _buffer_differs(name)
@@ -138,12 +142,10 @@ def _exact(case: Case, made: Replayed, difference: float, tolerance: float) -> C
         other = _best(case, [made], difference)
         if other is not None and other.exact and other.difference < 0.1 * difference:
             return Check("wrong", difference, finding=other.finding)
-    if allowed > SURE:
-        open_ = (
-            f"not verifiable beyond a relative difference of {min(allowed, 1.0):.2g}: the client's device rounds in "
-            f"another way, which this training multiplies (the record: {difference:.2g})"
-        )
-        return Check("unverified", difference, open=(open_,))
+    if open_ := doubt(case.record, difference, tolerance, allowed):
+        look = looked(case.record, case.network, case.truth)
+        verdict = "wrong" if look.wrong else "unverified"
+        return Check(verdict, difference, finding=look.wrong, facts=look.facts, open=(open_,))
     return _right(case, difference, tolerance)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from medpfl.core.errors import InputError
 from medpfl.core.types import Tensors
 from medpfl.recording.check import Case, Finding
 from medpfl.recording.replay import Replayed, gap
@@ -57,7 +58,7 @@ def fit_of(finding: Finding, sent: Tensors, made: Sequence[Replayed]) -> Fit:
 
 def mean_of(made: Sequence[Replayed]) -> dict[str, Tensor]:
     """Return the mean update of replays."""
-    return {k: torch.stack([one.tensors[k] for one in made]).mean(0) for k in made[0].tensors}
+    return {k: torch.stack([one.tensors[k].double() for one in made]).mean(0) for k in made[0].tensors}
 
 
 def spread_of(made: Sequence[Replayed]) -> float:
@@ -87,9 +88,12 @@ def cosine_of(sent: Tensors, other: Tensors) -> float:
 
 
 def changed(case: Case, finding: Finding, **settings: float | bool) -> Fit:
-    """Return the fit of other settings of the optimizer."""
+    """Return the fit of other settings of the optimizer; none if the optimizer refuses them."""
     taken = case.steps.steps
     own = {id(step): step for step in taken}  # equal steps are mostly one object
     made = {key: replace(step, settings={**step.settings, **settings}) for key, step in own.items()}
     steps = [made[id(step)] for step in taken]
-    return tried(case, finding, case.replays(steps=steps))
+    try:
+        return tried(case, finding, case.replays(steps=steps))
+    except InputError:
+        return Fit(finding, math.inf)

@@ -192,9 +192,9 @@ def source_of(framework: str, packages: Sequence[str] = (), round: int | None = 
 
 
 def _on_device(source: Source | None, device: str) -> Source | None:
-    """Return a source that states the device if it is no CPU: a replay on a CPU rounds otherwise."""
-    if source is None or device == "cpu":
-        return source
+    """Return a source that states the device: a replay on a CPU rounds otherwise than a GPU."""
+    if source is None:
+        return None
     return replace(source, versions={**source.versions, "device": device})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +52,7 @@ def replay(
     model: nn.Module,
     weights: Weights,
     steps: Sequence[Step],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     generators: Tensor | None = None,
 ) -> Replayed:
     """Train a network step by step, and return the update and the buffers.

@@ -19,6 +19,7 @@ from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Step
 from medpfl.core.records.truth import Truth, digest_of
 from medpfl.core.roles import Model
+from medpfl.inputs.filters import without_silent
 from medpfl.inputs.network import network_of
 from medpfl.inputs.parts import data_of
 from medpfl.inputs.spelling import path_of
@@ -68,7 +69,7 @@ def view_of(
     kept = None if truth is None else truth_at(truth, held, reading or Reading())
     if kept is not None and kept.record and kept.record != digest_of(path):
         notes.append("the truth file states that it belongs to another record file")
-    check = _checked(held, path, kept, model) if not notes or kept is not None else Check("wrong")
+    check = Check("wrong") if misfits else _checked(without_silent(held, path), path, kept, model)
     verdict = "wrong" if misfits else check.verdict
     finding = notes[0] if misfits else str(check.finding or "")
     return {
@@ -114,10 +115,12 @@ def truth_at(truth: str | Path, record: Record, reading: Reading) -> Truth:
     """Return a truth file, or the images at a path as they enter the model.
 
     Raises:
-        InputError: the images cannot be read, or have another number or shape than the record states.
+        InputError: the images cannot be read, have another number or shape than the record states, or are fewer than
+            its steps take.
     """
     about(path_of(truth))
     if (found := kept_at(truth, record.clients)) is not None:
+        _check_enough(found[0], record)
         return found[0]
     if record.image_shape:
         channels: Any = record.image_shape[0]
@@ -126,9 +129,22 @@ def truth_at(truth: str | Path, record: Record, reading: Reading) -> Truth:
     if record.images not in (None, len(data)):
         raise InputError(f"the record was made from {record.images} images, but --truth holds {len(data)}")
     labels = data.labels
+    _check_enough(Truth(data.images, labels), record)
     if record.classes is not None and set(data.classes) <= set(record.classes):
         labels = torch.tensor([record.classes.index(name) for name in data.classes])[labels]
     return Truth(entering(data.images, record.pixels or Pixels()), labels if data.masks is None else data.masks)
+
+
+def _check_enough(truth: Truth, record: Record) -> None:
+    """Raise `InputError` if a step, or the plan without a known order, takes more images than the truth holds."""
+    held = len(truth.images)
+    taken = max(step.images for step in record.steps.steps) * record.clients
+    if truth.order is None:
+        taken = max(taken, record.images or 0)
+    else:
+        held = max(held, len(truth.order))
+    if taken > held:
+        raise InputError(f"the record's steps take {taken} images, but --truth holds {held}: give the images behind it")
 
 
 def named(record: Record, network: nn.Module) -> Record:
@@ -148,8 +164,8 @@ def _checked(held: Record, path: Path, kept: Truth | None, model: Model | None) 
     network = network_of(model, shape, classes, 0)
     bare = named(held, network)
     if bare.clients > 1:
-        return check_mean(network, bare, kept)
-    return check_case(Case(network, bare, kept, Neighbors(path, bare)))
+        return check_mean(network, bare, kept, held=held)
+    return check_case(Case(network, bare, kept, Neighbors(path, bare), held))
 
 
 def _unreplayed(held: Record, kept: Truth | None, model: Model | None) -> Check:
