@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
 from medpfl.core.roles import NO_DEFENSE
 from medpfl.defenses import Clipping, GaussianNoise, LocalDP, PercentilePrivacy, SVTPrivacy
@@ -51,6 +53,17 @@ UNKNOWN = (
     "__import__('os').system('x')",
     "own.py:Filter()",
     "",
+    "medpfl.defend('a', {[]: 1}, 'b')",
+    f"medpfl.defend('Clipping({'-' * 3900}1)')",
+    f"medpfl.Defense('{'a|' * 1900}a')",
+    "PercentilePrivacy(gamma=0.01)",
+    "PercentilePrivacy(percentile=10)",
+    "PercentilePrivacy(percentile=10, gamma=...)",
+    "PercentilePrivacy(percentile=10, gamma=0.01, data_kinds=...)",
+    "SVTPrivacy(fraction=0.2)",
+    "SVTPrivacy(fraction=0.2, epsilon=0.1, noise_var=0.1, gamma=1e-05, tau=1e-06, replace=...)",
+    "LocalDpMod(clipping_norm=1.0)",
+    "own.PercentilePrivacy(percentile=10, gamma=0.01)",
 )
 
 
@@ -63,3 +76,13 @@ def test_one_unknown_filter_makes_the_whole_unknown(text):
 def test_flower_s_clipping_counts_buffers_which_no_defense_here_does():
     text = "fixedclipping_mod(clipping_norm=2.0)"
     assert defense_of([text], "r", buffers=True).unknown == (text,)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    some.sampled_from(["medpfl.defend('", 'medpfl.Defense("', "PercentilePrivacy(", "SVTPrivacy(*", ""]),
+    some.text(some.sampled_from("ab1.,'\"()[]{}:=*-|\\ \x00\ud800") | some.characters(), max_size=60),
+    some.sampled_from(["')", '")', ")", ""]),
+)
+def test_no_text_of_a_filter_is_an_error(start, inside, end):
+    assert defense_of([start + inside + end], "r", buffers=False) is not None

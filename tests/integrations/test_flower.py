@@ -316,3 +316,21 @@ def test_under_secure_aggregation_the_servers_grid_records_masked_vectors_and_co
         assert one.source.place == "server"
         assert [tuple(t.shape) for t in one.vectors][-1] == (6,)
         assert float(one.vectors[-1].double().abs().max()) > 1e6  # random integers, no weights near 0
+
+
+@pytest.mark.parametrize("place", ["mods", "grid"])
+def test_weights_that_cannot_be_read_stop_nothing(tmp_path, monkeypatch, capsys, place):
+    from importlib import import_module
+
+    from medpfl.integrations import flower
+
+    def broken(_):
+        raise TypeError("planted")
+
+    monkeypatch.setattr(import_module(f"medpfl.integrations.flower.{place}"), "state_in", broken)
+    app = apps.client_app([flower.record(tmp_path / "client")])
+    result = apps.run(flower.RecordingGrid(apps.local_grid(app), tmp_path / "server"), 1)
+    assert result.arrays
+    assert "will not be recorded: planted" in capsys.readouterr().err
+    assert not records(tmp_path / {"mods": "client", "grid": "server"}[place])
+    assert records(tmp_path / {"mods": "server", "grid": "client"}[place])

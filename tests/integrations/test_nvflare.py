@@ -237,3 +237,75 @@ def test_a_plan_with_unknown_options_is_refused():
 
     with pytest.raises(InputError, match="give options of medpfl"):
         Recorder("x", plan={"batch": 3})
+
+
+@pytest.mark.parametrize("kind", ["WEIGHTS", "WEIGHT_DIFF"])
+def test_a_defense_acts_on_weights_of_every_task_unless_tasks_are_given(kind):
+    from medpfl.integrations.nvflare import Defense
+
+    start, step = {"w": np.zeros(4, np.float32)}, {"w": np.array([3, 4, 0, 0], np.float32)}
+    for task in ("fl_train", "validate"):
+        made = [Defense("Clipping(1.0)") for _ in range(2)]
+        sent = Site(made[:1], made[1:], name=task).round(start, lambda _: dict(step), 0, kind, task).data["w"]
+        assert np.allclose(sent, [0.6, 0.8, 0, 0])
+    given = [Defense("Clipping(1.0)", tasks=["train"]) for _ in range(2)]
+    sent = Site(given[:1], given[1:], name="given").round(start, lambda _: dict(step), 0, kind, "validate").data["w"]
+    assert sent.tolist() == step["w"].tolist()
+
+
+def test_what_a_defense_cannot_act_on_does_not_leave():
+    from medpfl.integrations.nvflare import Defense
+
+    state = arrays(apps.make_model())
+    submits = Site([], [Defense("Clipping(1.0)")], name="submits")
+    with pytest.raises(InputError, match="as in cross-site evaluation"):
+        submits.round(state, working(), task="submit_model")
+    with pytest.raises(InputError, match="a whole model"):
+        submits.round(state, working(), kind="FL_MODEL")
+    scores = submits.round(state, lambda _: {"accuracy": 0.5}, kind="METRICS", task="validate")
+    assert scores.data == {"accuracy": 0.5}
+
+
+def test_a_result_is_never_answered_with_the_weights_of_another_task(tmp_path, capsys):
+    from medpfl.integrations.nvflare import Defense, Recorder, tasks
+
+    made = [[Recorder(str(tmp_path), truth=True), Defense("Clipping(1.0)")] for _ in range(2)]
+    site, state = Site(*made), arrays(apps.make_model())
+    site.round(state, working())
+    assert (tasks._tasks, tasks._latest) == ({}, {}), "weights, watch and images are freed with the result"
+    site.data = []
+    with pytest.raises(InputError, match="global weights are not known"):
+        site.round(state, working(), 1)
+    assert "the global weights are not known" in capsys.readouterr().err
+    assert len(records(tmp_path)) == 1
+
+
+def test_a_task_that_was_not_ended_is_another_one():
+    from nvflare.apis.fl_constant import FLContextKey
+    from nvflare.apis.shareable import Shareable
+
+    from medpfl.integrations.nvflare import tasks
+
+    site = Site([], [], name="stale")
+    data, result = (site.context(direction) for direction in site.directions)
+    for context in (data, result):
+        context.set_prop(FLContextKey.TASK_ID, "1", private=True, sticky=False)
+    held = tasks.begin(data, {"w": np.zeros(1)}, Shareable())
+    assert tasks.task_of(result) is held
+    result.set_prop(FLContextKey.TASK_ID, "2", private=True, sticky=False)
+    assert tasks.task_of(result) is None
+    tasks.end(result)
+    assert tasks._tasks == {}
+
+
+def test_an_error_while_recording_stops_no_flare_client(tmp_path, monkeypatch, capsys):
+    from medpfl.integrations.nvflare import Recorder, tasks
+
+    def broken(*_):
+        raise TypeError("planted")
+
+    state = arrays(apps.make_model())
+    made = [Recorder(str(tmp_path)) for _ in range(2)]
+    monkeypatch.setattr(tasks, "tensors_of", broken)
+    assert Site(made[:1], made[1:], name="broken").round(state, working()).data.keys() == state.keys()
+    assert "will not be recorded: planted" in capsys.readouterr().err

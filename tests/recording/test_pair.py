@@ -54,7 +54,8 @@ def test_noise_is_named_with_its_size(defense, law):
     spread = 0.3 if law == "normal" else 0.3 * 2**0.5
     assert pair.law == law
     assert pair.noise == pytest.approx(spread, rel=0.05)
-    assert f"with a {law} law" in " ".join(pair.lines())
+    told = {"normal": "it is normally distributed", "Laplace": "it is Laplace-distributed"}[law]
+    assert told in " ".join(pair.lines())
 
 
 def test_sparse_updates():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,10 @@ from torch import nn
 import medpfl
 from medpfl import InputError, Plan, Record
 from medpfl.core.records.truth import Truth
-from medpfl.recording.watching.watch import watch
+from medpfl.recording.watching import watch as watching
+from medpfl.recording.watching.intake import Intake
+from medpfl.recording.watching.losses import LossWatch, plain
+from medpfl.recording.watching.watch import Watch, watch
 from tests.recording.loops import IMAGES, LABELS, loader, network, train
 
 
@@ -279,3 +285,104 @@ def test_what_is_no_image_is_said():
     assert "a step has no image" in seen.steps().irregularity()
     assert any("no batch of images" in problem for problem in seen.problems)
     assert seen.truth() is None
+
+
+def test_settings_that_are_no_numbers_stop_nothing():
+    assert [plain(one) for one in (["fc.weight"], float("nan"), float("inf"), 10**400, [10**400])] == [
+        "list",
+        "nan",
+        "inf",
+        10**400,
+        "list",
+    ]
+    model = network()
+    groups = [{"params": [p], "names": [name], "name": "Mueller"} for name, p in model.named_parameters()]
+    with watch(model) as seen:
+        train(model, optimizer=torch.optim.SGD(groups, 0.1))
+    assert seen.steps().regular() == Plan("FedAvg", 4, 10, 2, learning_rate=0.1)
+    assert "Mueller" not in repr(seen.steps())
+
+
+class Many(torch.optim.SGD):
+    """An optimizer with more settings than a record may hold."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, 0.1)
+        self.defaults |= {f"s{i}": i for i in range(50)}
+        self.param_groups[0].update(self.defaults)
+
+
+def broken(*_, **__):
+    raise RuntimeError("planted")
+
+
+PLACES = [(Watch, "_is_ours"), (Watch, "_trains"), (Watch, "_step"), (Intake, "take"), (watching, "_first")]
+
+
+@pytest.mark.parametrize(("owner", "name"), [*PLACES, (LossWatch, "seen"), (None, "")])
+def test_an_error_of_the_watch_stops_no_training_and_leaves_no_false_record(tmp_path, monkeypatch, capsys, owner, name):
+    model = network()
+    other = deepcopy(model)
+    train(other, optimizer=torch.optim.SGD(other.parameters(), 0.1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1) if owner else Many(model.parameters())
+    if owner is LossWatch:
+        monkeypatch.setattr("medpfl.recording.watching.losses._loss_call", broken)
+    elif owner:
+        monkeypatch.setattr(owner, name, broken)
+    with medpfl.record(tmp_path, model, truth=True) as seen:
+        train(model, optimizer=optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert seen.broken
+    assert seen.truth() is None
+    assert "the training was not seen to its end: the watch broke" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_after_the_training_is_a_note(tmp_path, monkeypatch, capsys):
+    model = network()
+    with medpfl.record(tmp_path / "nothing", model):
+        pass
+    assert "no training step was seen" in capsys.readouterr().err
+    monkeypatch.setattr(Record, "save", broken)
+    with medpfl.record(tmp_path, model):
+        train(model)
+    assert "this update was not recorded" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="name another one"), medpfl.record(tmp_path / "file", model):
+        pytest.fail("the folder is checked before the training")
+
+
+def test_passes_without_a_step_are_not_kept():
+    def alive():
+        return {id(one) for one in gc.get_objects() if type(one) is watching._Pass}
+
+    model, before = network(), alive()
+    with watch(model, keep=True) as seen:
+        train(model, epochs=1)
+        for _ in range(30):
+            nn.functional.cross_entropy(model(IMAGES), LABELS)  # a validation with gradients
+        assert len(alive() - before) <= 1
+        train(model, epochs=1)
+    assert [step.images for step in seen.steps().steps] == [4, 4, 2] * 2
+    assert len(seen.truth().images) == 10
+
+
+def test_backward_passes_without_a_step_are_limited(monkeypatch):
+    monkeypatch.setattr(watching, "_MOST_PASSES", 3)
+    model = network()
+    with watch(model) as seen:
+        for _ in range(5):
+            model(IMAGES).sum().backward()
+        assert len(seen._used) == 3
+    assert any("the first ones are missing" in problem for problem in seen.problems)
+
+
+def test_passes_are_recorded_in_their_order_whatever_that_of_the_backward_passes():
+    model = network(norm=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, keep=True) as seen:
+        losses = [nn.functional.cross_entropy(model(x), y) for x, y in zip(IMAGES.split(5), LABELS.split(5))]  # noqa: B905
+        for loss in losses[::-1]:
+            loss.backward()
+        optimizer.step()
+    assert torch.equal(seen.truth().images, IMAGES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,12 +19,14 @@ from medpfl.core.spec import registry
 from medpfl.core.user_code.stated import stated
 from medpfl.defenses import Clipping, LocalDP, PercentilePrivacy, SVTPrivacy
 
-__all__ = ["Filtered", "defense_in", "defense_of", "without_silent"]
+__all__ = ["STOCK", "Filtered", "defense_in", "defense_of", "without_silent"]
 
 _OURS = re.compile(r"medpfl\.(?:defend|Defense)\((?P<spec>'.*'|\".*\")\)")
 """MedPFL's own mod and filter, which name a defense."""
 _SILENT = ("message_size_mod", "arrays_size_mod", "parameters_size_mod")
 """Mods that change nothing."""
+_LEFT_OUT = "..."
+"""Value of an argument that the recorder did not write."""
 
 
 class Filtered(NamedTuple):
@@ -92,31 +93,25 @@ def _defense(text: str, file: Path | str, buffers: bool) -> Defense | None:
     if text.partition("(")[0] in _SILENT:
         return NO_DEFENSE
     try:
-        if (own := _OURS.fullmatch(text)) is not None:
-            return stated(_unquoted(own["spec"]), registry(defense_package), "defense", file, "--defense")
-        if "(" not in text:  # the settings are not recorded
+        if (own := _OURS.fullmatch(text)) is not None:  # quotes inside may stand as they are
+            return stated(own["spec"][1:-1], registry(defense_package), "defense", file, "--defense")
+        if "(" not in text or _LEFT_OUT in text:  # not all settings are recorded
             return None
         known = _STOCK if not buffers else {k: v for k, v in _STOCK.items() if not k.endswith("clipping_mod")}
         return stated(text, known, "filter", file, "--defense")
-    except (InputError, ValueError, SyntaxError):
+    except (InputError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None
 
 
-def _unquoted(text: str) -> str:
-    """Return a quoted text's content; quotes inside may stand as they are."""
-    try:
-        return ast.literal_eval(text)
-    except SyntaxError:
-        return text[1:-1]
-
-
-def _percentile(percentile: float = 10.0, gamma: float = 0.01, data_kinds: Any = None, steps: int = 1) -> Defense:
+def _percentile(percentile: float, gamma: float, data_kinds: Any = None, steps: int = 1) -> Defense:
     _check_kinds(data_kinds)
     return PercentilePrivacy(percentile, gamma, steps)
 
 
 def _svt(data_kinds: Any = None, **settings: Any) -> Defense:
     _check_kinds(data_kinds)
+    if missing := _OF_SVT - settings.keys():
+        raise InputError(f"its argument {min(missing)} is not recorded")
     return SVTPrivacy(**settings)
 
 
@@ -134,6 +129,9 @@ def _clipped(clipping_norm: float) -> Defense:
     return Clipping(clipping_norm)
 
 
+_OF_SVT = {"fraction", "epsilon", "noise_var", "gamma", "tau", "replace"}
+"""Arguments of FLARE's filter without which it is not known. The others are ``None`` in most jobs."""
+
 _STOCK: Mapping[str, Callable[..., Defense]] = {
     "PercentilePrivacy": _percentile,
     "SVTPrivacy": _svt,
@@ -141,3 +139,6 @@ _STOCK: Mapping[str, Callable[..., Defense]] = {
     "fixedclipping_mod": _clipped,
     "adaptiveclipping_mod": _clipped,
 }
+
+STOCK = (*_STOCK, *_SILENT)
+"""Names of the frameworks' own filters that are known here."""

@@ -3,53 +3,71 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from medpfl.core.experiments.limits import NAME, SPEC
+from medpfl.inputs.filters import STOCK
 from medpfl.models.wrapped import innermost
 
 __all__ = ["described", "named", "noticed"]
 
-_SHOWN = (bool, int, float, type(None))
+_OURS, _THEIRS = ("medpfl.",), ("flwr.", "nvflare.")
+"""Beginnings of the names of modules with MedPFL's parts, and with the frameworks' own filters."""
+
+_WORD = re.compile(r"[A-Za-z0-9_]{0,40}")
+"""A text that can be a choice."""
+
+_NOT_WRITTEN = "..."
 
 
 def described(part: Any) -> str:
     """Return a filter's or mod's name with its arguments, as in ``LocalDpMod(clipping_norm=1.0)``.
 
-    A part of MedPFL states its own text in its attribute ``spec``. For an object, the arguments are the parameters of
-    its constructor that it keeps under their own names.
+    A part of MedPFL states its own text in its attribute ``spec``. For another object, the arguments are the parameters
+    of its constructor that it keeps under their own names. Only numbers are written, and words if the filter is the
+    framework's own and known here: a text may name a hospital, a path or a patient. Every other value is ``...``. A
+    part that only has the name of a known filter is called ``own.NAME``.
     """
-    if isinstance(own := getattr(part, "spec", None), str):
+    kind = part if inspect.isroutine(part) else type(part)
+    module, name = str(getattr(kind, "__module__", "")), kind.__name__[:NAME]
+    if module.startswith(_OURS) and isinstance(own := getattr(part, "spec", None), str):
         return own[:SPEC]
+    known = name in STOCK and module.startswith(_THEIRS)
+    name = f"own.{name}" if name in STOCK and not known else name
     if inspect.isroutine(part):
-        return part.__name__[:NAME]
+        return name
+    told = [f"{key}={_written(getattr(part, key, part), words=known)}" for key in _arguments(kind)]
+    return f"{name}({', '.join(told)})"[:SPEC]
+
+
+def _arguments(kind: type) -> list[str]:
     try:
-        known = inspect.signature(type(part)).parameters
+        return list(inspect.signature(kind).parameters)
     except (TypeError, ValueError):
-        known = {}
-    held = {name: getattr(part, name) for name in known if hasattr(part, name)}
-    told = [f"{name}={_plain(value)!r}" for name, value in held.items() if _is_plain(value)]
-    return f"{type(part).__name__}({', '.join(told)})"[:SPEC]
+        return []
 
 
-def _plain(value: Any) -> Any:
-    """Return a value with its enumerations' members replaced by their own values."""
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value.value if isinstance(value, Enum) else value
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return len(value) <= 10 and all(_is_plain(one) for one in value)
-    return isinstance(value, _SHOWN) or (isinstance(value, str) and len(value) <= NAME)
+def _written(value: Any, words: bool) -> str:
+    """Return the text of an argument; ``...`` if it is neither a number nor, if `words` are allowed, a word."""
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, list | tuple) and len(value) <= 10:
+        return f"[{', '.join(_written(one, words) for one in value)}]"
+    word = words and isinstance(value, str) and _WORD.fullmatch(value)
+    if word or isinstance(value, bool | int | float | type(None)):
+        return repr(value)
+    return _NOT_WRITTEN
 
 
 def named(state: Mapping[str, Tensor], model: nn.Module | None) -> dict[str, Tensor]:

@@ -17,6 +17,13 @@ __all__ = ["LAWS", "Pair", "compared"]
 LAWS = {"normal": 0.7979, "Laplace": 0.7071, "uniform": 0.8660}
 """Mean absolute value divided by the standard deviation, for noise with mean zero (Geary 1935)."""
 
+_SHAPES = {
+    "normal": "it is normally distributed",
+    "Laplace": "it is Laplace-distributed",
+    "uniform": "it is uniformly distributed",
+}
+_OTHER = f"the distribution is none of {', '.join(LAWS)}, or there are too few values to tell"
+
 _FEW, _NEAR = 1000, 0.015
 _NOTHING = 1e-6
 """Share of the update's norm below which a rest is rounding, not noise."""
@@ -55,8 +62,7 @@ class Pair:
         if self.change and abs(self.scale - 1) > _NOTHING:
             yield f"the raw update is in the sent one with the factor {self.scale:.4g}"
         if self.noise:
-            law = f"with a {self.law} law" if self.law else "with no law that is known here"
-            yield f"the rest has the standard deviation {self.noise:.4g}, {law}"
+            yield f"the rest has the standard deviation {self.noise:.4g}; {_SHAPES.get(self.law, _OTHER)}"
         if self.buffers:
             yield f"the filters changed {len(self.buffers)} buffers: {', '.join(self.buffers[:3])}"
 

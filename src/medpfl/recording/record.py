@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, private
 from medpfl.core.messages import say
 from medpfl.core.plan import Plan
 from medpfl.core.records.origin import Pixels, Source
@@ -25,7 +25,17 @@ from medpfl.core.types import Tensors, Update, Weights
 from medpfl.models.wrapped import innermost
 from medpfl.recording.watching.watch import Watch, watch
 
-__all__ = ["Context", "Written", "buffers_in", "keep", "make_record", "record", "source_of", "state_of"]
+__all__ = [
+    "Context",
+    "Written",
+    "buffers_in",
+    "keep",
+    "make_record",
+    "record",
+    "source_of",
+    "state_of",
+    "tell_problems",
+]
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 """Last words of the names of batch norm's buffers."""
@@ -71,6 +81,9 @@ def record(
 ) -> Iterator[Watch]:
     """Watch the training in the body, and write a record of its update into a folder.
 
+    After the training nothing is raised, so that its result is not lost: a record that cannot be written, or whose
+    training was not seen, is a note on standard error.
+
     Args:
         folder: folder for the record; it is made if it does not exist.
         model: the model that is trained.
@@ -82,20 +95,35 @@ def record(
         source: the framework around the loop.
 
     Raises:
-        InputError: no training step was seen.
+        InputError: the folder cannot be made. This is checked before the training.
     """
     bare = innermost(model)
     before = state_of(bare)
-    with watch(bare, keep=truth) as seen:
-        yield seen
     source = source or source_of("torch")
     context = Context(num_samples=num_samples, classes=classes, pixels=pixels, source=source)
-    made = make_record(before, state_of(bare), seen, context=context)
-    written = keep(folder, made, seen.truth(days) if truth else None)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {private(folder)} cannot be made: {private(error)}: name another one") from None
+    with watch(bare, keep=truth) as seen:
+        yield seen
+    try:
+        made = make_record(before, state_of(bare), seen, context=context)
+        kept = seen.truth(days) if truth else None
+        keep(folder, made, kept)
+    except Exception as error:
+        say(f"note: this update was not recorded: {error if isinstance(error, InputError) else private(error)}")
+        return
+    tell_problems(seen, truth, kept)
+
+
+def tell_problems(seen: Watch, asked: bool, truth: Truth | None) -> None:
+    """Print what the watch could not see, and why there is no truth file although it was asked for."""
     for problem in seen.problems:
         say(f"note: while recording: {problem}")
-    if truth and written.truth is None:
-        say("note: no truth file was written, because no label was seen")
+    if asked and truth is None:
+        why = "the training was not seen to its end" if seen.broken else "no label was seen"
+        say(f"note: no truth file was written, because {why}")
 
 
 def make_record(
@@ -180,7 +208,12 @@ def buffers_in(state: Mapping[str, Tensor]) -> set[str]:
     return {k for k, t in state.items() if k.rpartition(".")[2] in BUFFERS or not t.is_floating_point()}
 
 
-def source_of(framework: str, packages: Sequence[str] = (), round: int | None = None) -> Source:
+def source_of(
+    framework: str,
+    packages: Sequence[str] = (),
+    round: int | None = None,
+    place: Literal["client", "server"] = "client",
+) -> Source:
     """Return the source for a framework, with the versions of Python, torch, MedPFL and other packages."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("medpfl", *packages):
@@ -188,7 +221,7 @@ def source_of(framework: str, packages: Sequence[str] = (), round: int | None = 
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return Source(framework, found, round)
+    return Source(framework, found, round, place)
 
 
 def _on_device(source: Source | None, device: str) -> Source | None:

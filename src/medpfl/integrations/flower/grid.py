@@ -3,7 +3,6 @@
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-import dataclasses
 import io
 import secrets
 from collections.abc import Iterable
@@ -120,9 +119,9 @@ class RecordingGrid(Grid):
         """Record a reply. One that cannot be recorded is a note: it does not stop the federation."""
         if asked is None or reply.has_error():
             return
-        source = dataclasses.replace(source_of("Flower", ["flwr"], asked.round), place="server")
         place = self.folder / self._sites.setdefault(reply.metadata.src_node_id, f"site-{len(self._sites) + 1}")
         try:
+            source = source_of("Flower", ["flwr"], asked.round, "server")
             if _SECAGG in reply.content.config_records:
                 self._write_masked(reply, asked, source, place)
             else:
@@ -153,13 +152,18 @@ def _asked(messages: list[Message]) -> list[_Asked | None]:
     states: dict[int, dict[str, Tensor]] = {}
     found: list[_Asked | None] = []
     for message in messages:
-        if not is_training(message):
+        try:
+            found.append(_asked_by(message, states) if is_training(message) else None)
+        except Exception as error:  # a federation goes on without its record
+            say(f"note: the reply to this message will not be recorded: {error}")
             found.append(None)
-            continue
-        records = message.content.array_records
-        for record in records.values():
-            if id(record) not in states:
-                states[id(record)] = state_in(record)
-        weights = {key: states[id(record)] for key, record in records.items()}
-        found.append(_Asked(weights, round_of(message), message.metadata.dst_node_id))
     return found
+
+
+def _asked_by(message: Message, states: dict[int, dict[str, Tensor]]) -> _Asked:
+    records = message.content.array_records
+    for record in records.values():
+        if id(record) not in states:
+            states[id(record)] = state_in(record)
+    weights = {key: states[id(record)] for key, record in records.items()}
+    return _Asked(weights, round_of(message), message.metadata.dst_node_id)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medpfl.core.errors import InputError
 from medpfl.core.messages import say
-from medpfl.core.records.origin import Pixels, Source
+from medpfl.core.records.origin import Pixels
 from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import RETENTION
 from medpfl.core.roles import Defense
@@ -66,16 +66,20 @@ class Record:
         """
         if not is_training(message):
             return call_next(message, context)
-        before = {key: state_in(one) for key, one in message.content.array_records.items()}
-        number = round_of(message)
-        outer = _outer_mods(self)
+        try:
+            before = {key: state_in(one) for key, one in message.content.array_records.items()}
+            number, norm = round_of(message), _clipping_norm(message)
+            inner, outer = _inner_mods(call_next), _outer_mods(self)
+        except Exception as error:  # a federation goes on without its record
+            say(f"note: this update will not be recorded: {error}")
+            return call_next(message, context)
         with watch(keep=self.truth) as seen:
             reply = call_next(message, context)
         if reply.has_error():
             return reply
         try:
-            self._write(before, reply, seen, number, _inner_mods(call_next), outer, _clipping_norm(message))
-        except Exception as error:  # a federation goes on without its record
+            self._write(before, reply, seen, number, inner, outer, norm)
+        except Exception as error:
             say(f"note: this update was not recorded: {error}")
         return reply
 
@@ -92,8 +96,8 @@ class Record:
         sent = trained_weights(request, reply)
         if outer and not any(isinstance(one, Record) for one in outer):
             say(
-                f"note: {', '.join(map(described, outer))} acts after the recorder, so that something else leaves this "
-                "client: put record(...) first in the list of mods"
+                f"note: {', '.join(map(described, outer))} acts after the recorder, so the record is not what leaves "
+                "this client: put record(...) first in the list of mods"
             )
         count = count_of(reply, self.count)
         model = seen.model
@@ -112,16 +116,13 @@ class Record:
                 classes=self.classes,
                 defense=" | ".join(one.defense for one in inner[::-1] if isinstance(one, Defend)) or None,
                 pixels=self.pixels,
-                source=_source(number),
+                source=recording.source_of("Flower", ["flwr"], number),
                 filters=[_named(one, norm) for one in inner[::-1] if not isinstance(one, Record)],
             ),
         )
         truth = seen.truth(self.days) if self.truth else None
         recording.keep(self.folder, made, truth)
-        for problem in seen.problems:
-            say(f"note: while recording: {problem}")
-        if self.truth and truth is None:
-            say("note: no truth file was written, because no label was seen")
+        recording.tell_problems(seen, self.truth, truth)
 
 
 def _clipping_norm(message: Message) -> float | None:
@@ -227,10 +228,6 @@ def defend(defense: str | Defense, *, count: str | None = None, seed: int | None
         InputError: the defense cannot act on a finished update.
     """
     return Defend(defense, count, seed)
-
-
-def _source(number: int | None) -> Source:
-    return recording.source_of("Flower", ["flwr"], number)
 
 
 def _parameters(state: dict[str, Tensor], model: nn.Module | None) -> set[str] | None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from medpfl.core.errors import InputError
 from medpfl.core.messages import say
 from medpfl.core.plan import Plan
-from medpfl.core.records.origin import Source
 from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import RETENTION
 from medpfl.core.roles import State
@@ -30,33 +29,51 @@ from medpfl.recording.watching.watch import Watch
 __all__ = ["Defense", "Recorder"]
 
 _KINDS: list[str] = [DataKind.WEIGHTS, DataKind.WEIGHT_DIFF]
-_TASKS = ("train",)
+_TRAINING = ("train",)
 
 
 class _TaskFilter(DXOFilter):
-    """A filter for the weights of training tasks, the same in both chains.
+    """A filter for the weights of tasks, the same in both chains.
 
-    Raises:
-        InputError: an argument is not valid.
+    Args:
+        tasks: names of the tasks; ``None`` for all.
+        kinds: kinds of the results' contents.
     """
 
-    def __init__(self, tasks: list[str] | None) -> None:
-        super().__init__(supported_data_kinds=_KINDS, data_kinds_to_filter=None)
+    def __init__(self, tasks: list[str] | None, kinds: list[str]) -> None:
+        super().__init__(supported_data_kinds=kinds, data_kinds_to_filter=None)
         self.tasks = tasks
+
+    def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """Pass a message through this filter. The last one of MedPFL in the chain of results ends the task."""
+        last = not tasks.is_data(self) and not self._passes_on(fl_ctx)
+        try:
+            return super().process(shareable, fl_ctx)
+        except Exception:
+            last = not tasks.is_data(self)  # FLARE calls no later filter
+            raise
+        finally:
+            if last:
+                tasks.end(fl_ctx)
+
+    def _passes_on(self, context: FLContext) -> bool:
+        around = tasks.chain_around(self, context)
+        return around is None or any(isinstance(one, _TaskFilter) for one in around[1])
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
         """Pass weights of other tasks on; begin a task in the data chain, and take its result in the other."""
         name = fl_ctx.get_prop(FLContextKey.TASK_NAME)
-        if name is not None and name not in (self.tasks or _TASKS):
+        if name is not None and self.tasks is not None and name not in self.tasks:
             return None
         if tasks.is_data(self):
             if dxo.data_kind == DataKind.WEIGHTS:
-                self.begins(tasks.begin(fl_ctx, dxo.data, shareable), fl_ctx)
+                self.begins(dxo, shareable, fl_ctx)
             return None
         return self.result(dxo, tasks.task_of(fl_ctx), fl_ctx)
 
-    def begins(self, task: tasks.Task, context: FLContext) -> None:
-        """Prepare for the training that follows."""
+    def begins(self, dxo: DXO, shareable: Shareable, context: FLContext) -> None:
+        """Remember the global weights, and prepare for the training that follows."""
+        tasks.begin(context, dxo.data, shareable)
 
     def result(self, dxo: DXO, task: tasks.Task | None, context: FLContext) -> DXO | None:
         """Return the result to send instead, or ``None`` for an unchanged one."""
@@ -96,17 +113,21 @@ class Recorder(_TaskFilter):
         classes: list[str] | None = None,
         tasks: list[str] | None = None,
     ) -> None:
-        super().__init__(tasks)
+        super().__init__(list(_TRAINING) if tasks is None else tasks, _KINDS)
         self.folder, self.truth, self.days, self.plan, self.classes = folder, truth, days, plan, classes
         self._plan = None if plan is None else _plan(plan)
 
-    def begins(self, task: tasks.Task, context: FLContext) -> None:
-        """Watch the training that follows, at the client."""
-        if tasks.at_server(context, data=True):
-            return
-        if task.watch is None:
-            task.watch = WatchAnywhere(self.truth)
-        task.watch.keep = task.watch.keep or self.truth
+    def begins(self, dxo: DXO, shareable: Shareable, context: FLContext) -> None:
+        """Watch the training that follows, at the client. An error is a note: it does not stop the federation."""
+        try:
+            task = tasks.begin(context, dxo.data, shareable)
+            if tasks.at_server(context, data=True):
+                return
+            if task.watch is None:
+                task.watch = WatchAnywhere(self.truth)
+            task.watch.keep = task.watch.keep or self.truth
+        except Exception as error:
+            say(f"note: this update will not be recorded: {error}")
 
     def result(self, dxo: DXO, task: tasks.Task | None, context: FLContext) -> None:
         """Write the record. One that cannot be made is a warning: it does not stop the federation."""
@@ -132,7 +153,7 @@ class Recorder(_TaskFilter):
         later = [] if around is None else around[1]
         if later and not any(isinstance(one, Recorder) for one in later):
             say(
-                f"note: {', '.join(map(described, later))} acts after this recorder, so that something else leaves "
+                f"note: {', '.join(map(described, later))} acts after this recorder, so the record is not what leaves "
                 "this site: see docs/federation.md"
             )
         history = [str(one) for one in dxo.get_filter_history() or [] if one != type(self).__name__]
@@ -147,15 +168,15 @@ class Recorder(_TaskFilter):
             context=recording.Context(
                 classes=self.classes,
                 defense=" | ".join(defenses) or None,
-                source=_source(task.round, "server" if server else "client"),
+                source=recording.source_of("NVIDIA FLARE", ["nvflare"], task.round, "server" if server else "client"),
                 filters=acted,
             ),
         )
         truth = watched.truth(self.days) if watched is not None and self.truth else None
         place = self.folder.replace("{place}", "server" if server else "client")
         recording.keep(place.replace("{site}", tasks.peer_of(context, False)), made, truth)
-        for problem in [] if watched is None else watched.problems:
-            say(f"note: while recording: {problem}")
+        if task.watch is not None:
+            recording.tell_problems(task.watch, self.truth, truth)
 
     def _trained(self, watch: WatchAnywhere | None) -> Watch | Plan | Steps:
         if watch is not None:
@@ -169,14 +190,17 @@ class Recorder(_TaskFilter):
 
 
 class Defense(_TaskFilter):
-    """Apply a defense to each training result that passes.
+    """Apply a defense to all weights that pass in a result, whatever the task is called.
+
+    So it also acts on the weights that a site submits for cross-site evaluation: if the task brought no global weights,
+    they are not sent. A whole model of FLARE's kind ``FL_MODEL`` is not sent either. Metrics and other contents pass.
 
     It stands in the chain of results, and, if clients send weights instead of differences, in the chain of task data
     too. Its state between rounds stays in this object, which lives as long as the job.
 
     Attributes:
         defense: a spec such as ``"Clipping(1.0) | GaussianNoise(0.01)"``.
-        tasks: names of the training tasks; by default ``["train"]``.
+        tasks: names of the only tasks to act on, so that weights of all others pass undefended; by default, all tasks.
         seed: seed of the draws in every round, for tests only: noise that can be computed again protects nothing.
 
     Raises:
@@ -184,7 +208,7 @@ class Defense(_TaskFilter):
     """
 
     def __init__(self, defense: str, tasks: list[str] | None = None, seed: int | None = None) -> None:
-        super().__init__(tasks)
+        super().__init__(tasks, [*_KINDS, DataKind.FL_MODEL])
         self.defense, self.seed = defense, seed
         self._defense, self._state = defense_at_the_door(defense), State()
 
@@ -197,11 +221,17 @@ class Defense(_TaskFilter):
         """Return the defended result.
 
         Raises:
-            InputError: weights are sent and the global weights are not known. FLARE then sends no result.
+            InputError: weights are sent and the global weights are not known, or a whole model is sent. FLARE then
+                sends no result.
         """
+        if dxo.data_kind == DataKind.FL_MODEL:
+            raise InputError("the result is a whole model (FL_MODEL), on which no defense acts: send WEIGHTS")
         sent: Literal["weights", "difference"] = "weights" if dxo.data_kind == DataKind.WEIGHTS else "difference"
         if sent == "weights" and task is None:
-            raise InputError("the global weights are not known: put this filter into task_data_filters too")
+            raise InputError(
+                "the global weights are not known: put this filter into task_data_filters too. If the task brings "
+                "none, as in cross-site evaluation, the weights cannot be defended: leave the task out of the job"
+            )
         before = {} if task is None else task.weights
         after = tasks.tensors_of(dxo.data)
         model = None if task is None or task.watch is None else task.watch.model
@@ -246,8 +276,3 @@ def _like(value: Tensor, original: Any) -> Any:
     if isinstance(original, np.ndarray):
         return value.numpy()
     return getattr(original, "dtype", np.dtype(float)).type(value.item())
-
-
-def _source(number: int | None, place: Literal["client", "server"]) -> Source:
-    made = recording.source_of("NVIDIA FLARE", ["nvflare"], number)
-    return Source(made.framework, made.versions, made.round, place)

@@ -31,11 +31,14 @@ class Task:
     Attributes:
         weights: the global weights.
         round: the round, if the task states it.
+        name, id: the task's name, such as ``train``, and its number, if the context states them.
         watch: the watched training; ``None`` at the server, or if no recorder asked for it.
     """
 
     weights: dict[str, Tensor]
     round: int | None
+    name: str | None
+    id: str | None
     watch: WatchAnywhere | None = None
 
 
@@ -68,24 +71,32 @@ def begin(context: FLContext, content: Mapping[str, Any], shareable: Shareable) 
     """Remember a task's weights, and return the task. A second filter in the same chain gets the same task."""
     key = (_job(context), peer_of(context, True))
     held = _tasks.get(key)
-    weights = _shared(key[0], content)
-    if held is not None and held.weights is weights:
+    weights, called = _shared(key[0], content), _called(context)
+    if held is not None and held.weights is weights and (held.name, held.id) == called:
         return held
     if held is not None and held.watch is not None:
         held.watch.stop()
-    _tasks[key] = Task(weights, round_in(shareable))
+    _tasks[key] = Task(weights, round_in(shareable), *called)
     return _tasks[key]
 
 
 def task_of(context: FLContext) -> Task | None:
     """Return the task that a result answers; ``None`` if no filter saw its data."""
-    return _tasks.get((_job(context), peer_of(context, False)))
+    held = _tasks.get((_job(context), peer_of(context, False)))
+    return held if held is not None and (held.name, held.id) == _called(context) else None
 
 
 def end(context: FLContext) -> None:
-    """Forget a task."""
-    if (held := _tasks.pop((_job(context), peer_of(context, False)), None)) and held.watch:
+    """Forget the task of a client, at the end of its chain of results."""
+    job = _job(context)
+    if (held := _tasks.pop((job, peer_of(context, False)), None)) and held.watch:
         held.watch.stop()
+    if not any(own == job for own, _ in _tasks):
+        _latest.pop(job, None)
+
+
+def _called(context: FLContext) -> tuple[str | None, str | None]:
+    return context.get_prop(FLContextKey.TASK_NAME), context.get_prop(FLContextKey.TASK_ID)
 
 
 def _job(context: FLContext) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ class _Listener(Protocol):
     def loss(self, name: str, targets: Tensor | None, settings: dict[str, Setting]) -> None:
         """Note a loss."""
 
+    def breaks(self, error: Exception) -> None:
+        """Stop listening after an error."""
+
 
 class LossWatch(TorchFunctionMode):
     """A mode that tells a listener, such as a `Watch`, about every loss of ``torch.nn.functional``."""
@@ -42,20 +46,28 @@ class LossWatch(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         name = self.known.get(func) if getattr(func, "__hash__", None) else None
         if name is not None and torch.is_grad_enabled():
-            target, settings = _loss_call(func, args, kwargs)
-            self.seen.loss(name, target, settings)
+            try:
+                target, settings = _loss_call(func, args, kwargs)
+                self.seen.loss(name, target, settings)
+            except Exception as error:  # the loss is the training's own call: it runs in any case
+                self.seen.breaks(error)
         return func(*args, **kwargs)
 
 
 def plain(value: Any) -> Setting:
     """Return a setting of an optimizer or a loss as a record states it: a number, a text, a tuple, or a type's name."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return float(value)
-    if isinstance(value, Tensor):
-        return tuple(float(v) for v in value.detach().flatten())
-    if isinstance(value, tuple | list):
-        return tuple(float(v) for v in value)
-    return value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
+    try:
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = float(value)
+        elif isinstance(value, Tensor):
+            value = tuple(float(v) for v in value.detach().flatten())
+        elif isinstance(value, tuple | list):
+            value = tuple(float(v) for v in value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return type(value).__name__
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str | tuple) else type(value).__name__
 
 
 def _loss_call(

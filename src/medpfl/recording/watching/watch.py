@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, private
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.steps import Setting, Step, Steps
 from medpfl.core.records.truth import RETENTION, Truth
@@ -26,9 +27,15 @@ from medpfl.recording.watching.losses import LossWatch, plain
 __all__ = ["Watch", "watch"]
 
 
-@dataclass
+_MOST_PASSES = 1000
+"""Backward passes without a step whose images are kept in memory."""
+
+
+@dataclass(eq=False)
 class _Pass:
-    """One forward pass with gradients."""
+    """One forward pass with gradients. Until its backward pass, its graph holds it: it is freed with the graph."""
+
+    number: int
 
     inputs: Tensor | None
     training: bool
@@ -37,11 +44,29 @@ class _Pass:
     precision: str = ""
     targets: list[Tensor] = field(default_factory=list)
     losses: list[tuple[str, dict[str, Setting]]] = field(default_factory=list)
-    used: bool = False
+
+
+_P = ParamSpec("_P")
+
+
+def _guarded(hook: Callable[Concatenate[Watch, _P], None]) -> Callable[Concatenate[Watch, _P], None]:
+    """Return a hook that never raises: the training goes on, and the watch is broken."""
+
+    @wraps(hook)
+    def guarded(self: Watch, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        if not self.broken:
+            try:
+                hook(self, *args, **kwargs)
+            except Exception as error:
+                self.breaks(error)
+
+    return guarded
 
 
 class Watch:
     """A watched training: its steps, and its private images if they are kept.
+
+    An error in a hook does not stop the training. The watch is then `broken`: it has no steps and no truth.
 
     Args:
         model: the trained model; ``None`` takes the outermost module that is called with gradients.
@@ -51,8 +76,12 @@ class Watch:
     def __init__(self, model: nn.Module | None = None, keep: bool = False) -> None:
         self.model, self.keep = model, keep
         self.problems: dict[str, None] = {}
+        self.broken, self._over = False, False
         self._thread, self._depth = threading.get_ident(), 0
-        self._passes: list[_Pass] = []
+        self._begun = 0
+        self._open: _Pass | None = None
+        self._last: _Pass | None = None
+        self._used: list[_Pass] = []
         self._steps: list[Step] = []
         self._intake = Intake()
         self._generators: list[Tensor] = []
@@ -74,16 +103,18 @@ class Watch:
         """Return the steps taken.
 
         Raises:
-            InputError: no step was seen.
+            InputError: no step was seen, or the watch is broken.
         """
+        if self.broken:
+            raise InputError(f"the training was not seen to its end: {'; '.join(self.problems)}")
         if not self._steps:
             seen = "; ".join(self.problems) or "no optimizer of torch.optim took a step in this thread"
             raise InputError(f"no training step was seen: {seen}. Call the training inside the 'with' block")
         return Steps(tuple(self._steps), images=self._intake.different(), sends=sends)
 
     def truth(self, days: int = RETENTION) -> Truth | None:
-        """Return the private images with labels and order; ``None`` if they were not kept or labels were not seen."""
-        if not self.keep:
+        """Return the private images with labels and order; ``None`` if they were not kept or not all of it was seen."""
+        if not self.keep or self.broken:
             return None
         generators = torch.stack(self._generators) if len(self._generators) == len(self._steps) else None
         return self._intake.truth(generators, days)
@@ -100,6 +131,14 @@ class Watch:
 
     # --- hooks
 
+    def breaks(self, error: Exception) -> None:
+        """Stop watching after an error, and free the memory: it may be the reason."""
+        self.broken = True
+        self.problems[f"the watch broke: {type(error).__name__}: {private(error)}"] = None
+        self._forget()
+        self._intake = Intake()
+
+    @_guarded
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Note what enters the outermost module."""
         if threading.get_ident() != self._thread or next(module.parameters(), None) is None:
@@ -108,47 +147,48 @@ class Watch:
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return  # an evaluation, or a pass repeated by activation checkpointing
         if self._depth > 1:
-            if self._passes:
-                self._passes[-1].precision = self._passes[-1].precision or _autocast(args)
+            if self._open is not None:
+                self._open.precision = self._open.precision or _autocast(args)
         elif self._is_ours(module):
-            self._passes.append(self._pass(args))
+            self._open = self._last = self._pass(args)
 
+    @_guarded
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Wait for the gradient of the outermost module's output: a pass without one is no part of a step."""
         if threading.get_ident() != self._thread or next(module.parameters(), None) is None:
             return
         self._depth = max(self._depth - 1, 0)
-        if self._depth or not self._passes or not torch.is_grad_enabled():
+        if self._depth:
             return
-        passed, found = self._passes[-1], _first(output, lambda t: t.requires_grad)
-        if found is not None:
+        passed, self._open = self._open, None
+        found = None if passed is None else _first(output, lambda t: t.requires_grad)
+        if passed is not None and found is not None:
+            found.register_hook(lambda _: self._uses(passed))
 
-            def used(_: Tensor) -> None:
-                passed.used = True
-
-            found.register_hook(used)
-
+    @_guarded
     def loss(self, name: str, targets: Tensor | None, settings: dict[str, Setting]) -> None:
         """Note a loss, and the targets that it compares with the last pass."""
-        if self._passes:
-            self._passes[-1].losses.append((name, settings))
+        if self._last is not None:
+            self._last.losses.append((name, settings))
             if targets is not None:
-                self._passes[-1].targets.append(targets.detach().clone())
+                self._last.targets.append(targets.detach().clone())
 
+    @_guarded
     def before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Compare the gradients with those of the backward pass, before the optimizer may change them."""
         if not self._steps and self._trains(optimizer) and _has_momentum(optimizer):
             self.carried = True
-        if self._trains(optimizer) and any(p.used for p in self._passes):
+        if self._trains(optimizer) and self._used:
             self._change = self._changed(optimizer)
 
+    @_guarded
     def after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Note a step; passes inside a closure, as in Lightning, are over only now."""
         if threading.get_ident() != self._thread or not self._trains(optimizer):
             return
-        passes = [p for p in self._passes if p.used]
+        passes = sorted(self._used, key=lambda one: one.number)
         change = self._change or (self._changed(optimizer) if passes else "")
-        self._passes, self._change, self._gradients = [], "", {}
+        self._forget()
         if passes:
             self._steps.append(self._step(optimizer, passes, change))
 
@@ -172,6 +212,22 @@ class Watch:
             ]
         return True
 
+    @_guarded
+    def _uses(self, passed: _Pass) -> None:
+        """Keep a pass for the next step, at its backward pass."""
+        if self._over or any(one is passed for one in self._used):
+            return
+        self._used.append(passed)
+        if len(self._used) > _MOST_PASSES:
+            self._used.pop(0)
+            problem = f"more than {_MOST_PASSES:,} backward passes without a step: the first ones are missing"
+            self.problems[problem] = None
+
+    def _forget(self) -> None:
+        self._open = self._last = None
+        self._used, self._change, self._gradients = [], "", {}
+
+    @_guarded
     def _keep_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
             self._gradients[id(parameter)] = (parameter, parameter.grad.detach().clone())
@@ -188,7 +244,8 @@ class Watch:
         drawn = any(isinstance(m, _DropoutNd) and m.training for m in layers.values()) and self.device == "cpu"
         generator = torch.get_rng_state() if drawn and self.keep else None
         modes = {name: m.training for name, m in layers.items()}
-        return _Pass(inputs, self.model.training, modes, generator, _autocast(args))
+        self._begun += 1
+        return _Pass(self._begun, inputs, self.model.training, modes, generator, _autocast(args))
 
     def _trains(self, optimizer: torch.optim.Optimizer) -> bool:
         if self.model is None:
@@ -253,7 +310,8 @@ class Watch:
         """Remove the hooks on the parameters, and forget gradients and unfinished passes."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._gradients, self._passes = [], {}, []
+        self._hooks, self._over = [], True
+        self._forget()
 
 
 @contextmanager
@@ -302,8 +360,9 @@ def _has_momentum(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _settings_of(optimizer: torch.optim.Optimizer) -> Mapping[str, Setting]:
-    groups = [{k: plain(v) for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]
-    shared = {k: v for k, v in groups[0].items() if k.isidentifier() and k != "initial_lr"}
+    """Return the optimizer's own settings: a loop may add others to a group, such as names, which may be private."""
+    groups = [{k: plain(v) for k, v in g.items() if k in optimizer.defaults} for g in optimizer.param_groups]
+    shared = {k: v for k, v in groups[0].items() if k.isidentifier()}
     if any(group != groups[0] for group in groups[1:]):
         shared["groups"] = len(groups)
     return shared
