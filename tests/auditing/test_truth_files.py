@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from torch.func import functional_call
 
 import medpfl
 from medpfl import InputError
+from medpfl.auditing.run import RecordCase
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.core.verdicts import INCONCLUSIVE, RECORDED
-from medpfl.defenses import LocalDP, PercentilePrivacy
+from medpfl.defenses import LaplaceNoise, LocalDP, PercentilePrivacy
 from medpfl.judging.summary import Context
 from medpfl.models import LeNet
 from medpfl.models.entering import entering
@@ -128,11 +130,30 @@ def test_a_stock_filter_is_audited_as_the_defense_that_it_is(tmp_path, capsys, t
     attack = Answers()
     report = look(*filtered(tmp_path, defense, text), attack)
     assert report.settings.record["defense"] == repr(defense)
-    assert report.settings.record["checked"] == "defense"
+    # Clipping and this noise leave more noise than update, so that other images may fit as well.
+    assert report.settings.record["checked"] == ("unverified" if isinstance(defense, LocalDP) else "defense")
+    noted = any("a record of other images may pass this check" in note for note in report.settings.notes)
+    assert noted == isinstance(defense, LocalDP)
     assert f"the record's filters are audited as {defense!r}" in capsys.readouterr().err
     assert {row.grants for row in report.rows if row.defense == RECORDED} == {(), ("defense",)}
     assert attack.kept[-1].views[0].channel is not None
     assert not {"undisclosed", "misdisclosed"} & {flag for cell in report.summary for flag in cell.flags}
+
+
+@pytest.mark.parametrize(("scale", "checked"), [(1e-4, "defense"), (10.0, "unverified")])
+def test_noise_that_hides_the_update_leaves_the_record_unverified(tmp_path, scale, checked):
+    """Under such noise the images of another record fit as well, so the check cannot tell them apart."""
+    path, truth = filtered(tmp_path / "a", LaplaceNoise(scale), f'medpfl.defend("LaplaceNoise({scale})")')
+    _, other = client(tmp_path / "b", IMAGES.flip(-1))
+    case = RecordCase(record=path, truth=truth, model="LeNet('idlg')", attacks=[Answers()])
+    found = case.check()
+    assert found["checked"] == checked
+    if checked == "unverified":
+        assert re.search(r"two of its draws differ by .* and share only .* may pass this check", found["open"][0])
+        assert dataclasses.replace(case, truth=other).check()["checked"] == "unverified"
+    else:
+        with pytest.raises(InputError, match="the record is wrong"):
+            dataclasses.replace(case, truth=other).check()
 
 
 def test_a_filter_that_no_attack_knows_is_no_evidence(tmp_path, capsys):

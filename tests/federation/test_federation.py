@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import medpfl
-from medpfl import InputError
+from medpfl import InputError, Plan
+from medpfl.auditing.report import Report
 from medpfl.auditing.run import RecordCase
 from medpfl.cli import main
 from medpfl.core.records.masked import Masked
 from medpfl.core.records.origin import Source
 from medpfl.core.records.record import Record
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RECORDED, UNDEFENDED
+from medpfl.federation import run
+from medpfl.federation.checks import Facts
+from medpfl.federation.folders import NAME, Files
+from medpfl.federation.result import FEDERATION
 from medpfl.federation.run import remake
 from medpfl.models import MLP
+from medpfl.runs.directory import RunDirectory
 from tests.auditing.audit_cases import draw_folder, plain
 from tests.federation.federation_cases import ATTACK, MODEL, client, federation, look, pixels
 
@@ -120,7 +129,7 @@ def test_a_killed_audit_continues_and_further_rounds_are_added(tmp_path, monkeyp
         RecordCase, "check", lambda case, own=RecordCase.check: checked.append(case.record) or own(case)
     )
     found = look(tmp_path / "updates", out=tmp_path / "runs/a")
-    assert [path.parent.name for path in checked] == ["ward-c"], "what was checked and begun is not checked again"
+    assert checked == [], "what was checked is not checked again"
     assert (tmp_path / "runs/a/runs/site-1-round-0001/share/findings.jsonl").read_text() == first
     assert len(found.records) == 2
     client(tmp_path / "updates/ward-a", 1, pixels(9))  # sorts first, but the known sites keep their names
@@ -288,3 +297,154 @@ def test_the_undefended_trainings_are_the_control(audited):
     _, found = audited
     assert {cell.defense for cell in found.summary} == {UNDEFENDED, RECORDED}
     assert not any("control-failed" in cell.flags for cell in found.summary)
+
+
+HOSTILE: list[Any] = [None, 7, -1, "x", "../../elsewhere", [], {}, [[]], True, 10**30]
+
+
+def places(value: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the place of each value, and of each value inside."""
+    yield where
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(inner, (*where, key))
+
+
+def replaced(value: Any, where: tuple[Any, ...], by: Any) -> Any:
+    if not where:
+        return by
+    copied = dict(value) if isinstance(value, dict) else list(value)
+    copied[where[0]] = replaced(value[where[0]], where[1:], by)
+    return copied
+
+
+def test_what_run_json_says_is_checked_before_it_is_used(audited, tmp_path, monkeypatch):
+    """Another party may have written the directory: no value in it is a path, and each has its type."""
+    root, found = audited
+    told = json.loads((root / "runs/audit/run.json").read_text())
+    out = tmp_path / "audit"
+
+    def reread(path: Path) -> Report:
+        assert path.parent == out / "runs"
+        assert NAME.fullmatch(path.name)
+        return found.records[0].report
+
+    monkeypatch.setattr(run, "reread", reread)
+    monkeypatch.setattr(run, "written", lambda _, made: made)
+    (out / "share").mkdir(parents=True)
+    read = {name: told[name] for name in ("records", "without_truth", "masked", "clients")}
+    for where in list(places({**read, "without_truth": ["site-1, round 1"]})):
+        for value in HOSTILE if where else ():
+            changed = replaced({**told, "without_truth": ["site-1, round 1"]}, where, value)
+            (out / "run.json").write_text(json.dumps(changed))
+            with contextlib.suppress(InputError):
+                made = remake(out)
+                assert all(isinstance(number, int) and number >= 0 for number in (made.masked, made.clients))
+                assert all(isinstance(text, str) for text in made.without_truth)
+    (out / "run.json").write_text(json.dumps(told))
+    assert len(remake(out).records) == 4
+
+
+@pytest.mark.parametrize("name", ["../../../victim", "/tmp/victim", "site-1-round-0001/../x", "site-1\n", "", "site-٣"])
+def test_a_name_that_is_a_path_stops_the_report_in_words(audited, tmp_path, capsys, name):
+    root, _ = audited
+    told = json.loads((root / "runs/audit/run.json").read_text())
+    out = tmp_path / "a/audit"
+    (out / "share").mkdir(parents=True)
+    (out / "run.json").write_text(json.dumps({**told, "records": [["site-1", 1, name]]}))
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["report", str(out)]) == 2
+    assert "its run.json is damaged: " in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+PATH = "/home/doe/filters"
+RIGHT = {
+    "checked": "unverified",
+    "difference": 0.1,
+    "spread": 0.0,
+    "facts": [],
+    "open": [f"Mine(place='{PATH}') acted"],
+}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Return the records that are checked; one whose file holds the word wrong is refused, and no attack is run."""
+    made: list[str] = []
+
+    def check(case):
+        made.append(Path(case.record).parent.name)
+        if b"wrong" in Path(case.record).read_bytes():
+            raise InputError("the record is wrong")
+        return RIGHT
+
+    monkeypatch.setattr(RecordCase, "check", check)
+    monkeypatch.setattr(RecordCase, "report", lambda *_: pytest.fail("an attack was run"))
+    monkeypatch.setattr(run, "facts_of", lambda path: (1, Facts({}, None, Plan(), None)))
+    monkeypatch.setattr(run, "files_at", lambda root: Files(tuple(sorted(Path(root).glob("*/*.safetensors")))))
+    monkeypatch.setattr(run, "truth_of", lambda entry, *_: entry.path.with_suffix(".truth"))
+    return made
+
+
+def written(root: Path, **texts: str) -> Path:
+    for site, text in texts.items():
+        (root / site).mkdir(parents=True, exist_ok=True)
+        (root / site / "r.safetensors").write_text(text)
+        (root / site / "r.truth").write_text("-")
+    return root
+
+
+def test_checks_outlast_a_wrong_record_and_hold_only_for_the_same_files_model_and_key(tmp_path, counted):
+    records, out = written(tmp_path / "u", a="right", b="wrong", c="right"), tmp_path / "runs/o"
+    code = tmp_path / "net.py"
+    code.write_text("from medpfl.models import MLP\n\ndef make():\n    return MLP((4,)).build((1, 8, 8), 2, 0)\n")
+
+    def checked(**options: Any) -> list[str]:
+        counted.clear()
+        with pytest.raises(InputError, match="1 of 3 records are wrong"):
+            look(records, model=f"{code}:make", out=out, **options)
+        return list(counted)
+
+    assert checked() == ["a", "b", "c"]
+    assert checked() == ["b"]
+    (records / "a/r.truth").write_text("another")
+    assert checked() == ["a", "b"]
+    (records / "c/r.safetensors").write_text("right again")
+    assert checked() == ["b", "c"]
+    noted = json.loads((out / "run.json").read_text())
+    assert PATH not in json.dumps(noted)
+    assert "Mine(place='path-" in noted["checks"]["site-1-round-0001"]["check"]["open"][0]
+    noted["checks"]["site-1-round-0001"]["check"]["checked"] = "right"
+    noted["checks"]["site-3-round-0001"] = 7
+    (out / "run.json").write_text(json.dumps(noted))
+    assert checked() == ["a", "b", "c"], "what another party wrote is no check"
+    assert checked(attacks=["iDLG(steps=2)"]) == ["a", "b", "c"]
+    other = tmp_path / "other.py"
+    other.write_text(code.read_text().replace("(4,)", "(5,)"))
+    code = other
+    assert checked(attacks=["iDLG(steps=2)"]) == ["a", "b", "c"]
+
+
+def test_a_directory_of_another_federation_or_in_use_is_refused_before_any_check(tmp_path, counted):
+    records, out = written(tmp_path / "u", a="wrong"), tmp_path / "runs/o"
+    with pytest.raises(InputError, match="1 of 1 records are wrong"):
+        look(records, out=out)
+    counted.clear()
+    with pytest.raises(InputError, match="holds another federation"):
+        look(records, out=out, tolerance=0.3)
+    with RunDirectory(out, FEDERATION).locked(), pytest.raises(InputError, match="another run is writing"):
+        look(records, out=out)
+    assert counted == []
+    with pytest.raises(InputError, match="1 of 1 records are wrong"):
+        look(records, out=out, tolerance=0.3, force=True)
+
+
+def test_names_of_sites_in_run_json_are_no_paths(tmp_path, counted):
+    records, out = written(tmp_path / "u", a="wrong"), tmp_path / "runs/o"
+    with pytest.raises(InputError, match="site-1, round 1"):
+        look(records, out=out)
+    noted = json.loads((out / "run.json").read_text())
+    for name in ("../../x", 7, [], None):
+        (out / "run.json").write_text(json.dumps({**noted, "sites": dict.fromkeys(noted["sites"], name)}))
+        with pytest.raises(InputError, match="site-1, round 1"):
+            look(records, out=out)

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from medpfl import InputError, Plan
+from medpfl.auditing.report import Report
+from medpfl.core.experiments.settings import Settings
 from medpfl.core.verdicts import LEAKS, RANDOM_UPDATE, RECORDED, UNDEFENDED
+from medpfl.federation.checks import Facts, check_alike
+from medpfl.federation.folders import Entry
 from medpfl.federation.pooling import clusters, pooled
+from medpfl.federation.result import Audited, _context
 from medpfl.judging.summary import Context, summarize
 from tests.judging.test_summary import row
 
@@ -57,3 +67,39 @@ def test_attempts_have_names_of_their_own_and_controls_go_with_them():
     rows = pooled([record("a"), record("a")])
     assert {one.attack for one in rows} == {"iDLG()", "iDLG(), attempt 2"}
     assert {one.attack for one in rows if one.control} == {"iDLG()", "iDLG(), attempt 2"}
+
+
+def audited(name: str, defense: str = UNDEFENDED) -> Audited:
+    rows = record(f"{name}-image")
+    told = Settings(experiment={"defenses": [UNDEFENDED, RECORDED]}, record={"defense": defense, "checked": "right"})
+    return Audited(name, 1, f"{name}-round-0001", Report([], rows, told))
+
+
+def test_a_doubt_about_one_record_holds_for_all_in_any_order():
+    bare, unknown = audited("site-1"), audited("site-2", defense="MyFilter()")
+    for records in ((bare, unknown), (unknown, bare)):
+        context = _context(records)
+        assert [context.reason(RECORDED, knows) for knows in (False, True)] == ["undisclosed"] * 2
+    assert _context((bare, bare)).reason(RECORDED, True) is None
+
+
+def test_a_defense_is_the_server_s_alone_only_if_it_is_in_all_records():
+    here, there = (audited(site, defense="ServerOnly()") for site in ("site-1", "site-2"))
+    settings = replace(there.report.settings, server_only=("ServerOnly()",))
+    there = there._replace(report=replace(there.report, settings=settings))
+    for records in ((there, here), (here, there)):
+        assert _context(records).reason(RECORDED, False) is not None
+    assert _context((there, there)).reason(RECORDED, False) is None
+
+
+def facts(**changed: Any) -> Facts:
+    return replace(Facts({"w": (2,)}, (1, 8, 8), Plan(), None), **changed)
+
+
+def test_records_with_other_filters_are_no_experiment():
+    one, other = (Entry(site, 1, f"{site}-round-0001", Path(site)) for site in ("site-1", "site-2"))
+    for first, second in (((), ("MyFilter()",)), (("MyFilter()",), ()), (("A(x=1)", "B()"), ("B()", "A(x=1)"))):
+        with pytest.raises(InputError, match="different filters changed their updates: ") as error:
+            check_alike({one: facts(filters=first), other: facts(filters=second)})
+        assert f"{', '.join(first) or 'none'} and {', '.join(second) or 'none'}. Audit them apart" in str(error.value)
+    check_alike({one: facts(filters=("A()",)), other: facts(filters=("A()",))})

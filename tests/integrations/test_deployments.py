@@ -1,4 +1,4 @@
-"""The examples' federations as real programs: their records are right, and the server's equal the sites' in every byte."""
+"""The example federations as real programs: records are right, and the server's equal the sites' in every byte."""
 
 from __future__ import annotations
 

@@ -81,7 +81,9 @@ def test_every_option_arrives(monkeypatch, tmp_path):
         "channels": 3, "seed": 5, "device": "cpu", "out": "o", "force": True, "progress": False, "memory": 2.0,
         "isolate": None, "numbers_only": False,
     }  # fmt: skip
-    assert {*arrived, *given} - {"memory", "isolate", "numbers_only"} | set(vars(plan)) - {"loss"} == set(options_in(Training))
+    assert {*arrived, *given} - {"memory", "isolate", "numbers_only"} | set(vars(plan)) - {"loss"} == set(
+        options_in(Training)
+    )
 
 
 def test_a_yaml_file_says_the_same(run, pictures, tmp_path, no_pages):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
+from math import sqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -98,14 +99,16 @@ class Player:
         The record's batch order, dropout masks and noise are unknown, so the round is repeated with several draws of
         them. ``difference`` is the smallest distance to the record. ``spread`` is the largest distance between two
         draws. If draws differ by disclosed noise alone, the record should be as far from a draw as draws are from each
-        other; ``noise`` is then the smallest distance between two draws, and 0 otherwise.
+        other; ``noise`` is then the smallest distance between two draws, and 0 otherwise. ``common`` is the size of
+        the part that two draws share, again relative to the images' own update.
         """
         claimed = repr(recorded.claimed)
         job = Job(self.scenario.attacks[0], recorded.claimed)
         rounds = [self._round(job, 0, self.scenario.victims[0])]
         if recorded.claimed != NO_DEFENSE or rounds[0].draws.order is not None or rounds[0].draws.masks:
             rounds += [self._round(job, 0, self.scenario.victims[0], again) for again in range(1, _DRAWS)]
-        apart = [_distance(a.sent, b.sent) for a, b in combinations(rounds, 2)]
+        pairs = list(combinations(rounds, 2))
+        apart = [_distance(a.sent, b.sent) for a, b in pairs]
         with explained(f"the disclosure of {claimed} failed"):
             told = recorded.claimed.disclose(recorded.sent, self.scenario.plan).precision
         noise_alone = told is not None and rounds[0].draws.order is None and not rounds[0].draws.masks
@@ -113,6 +116,7 @@ class Player:
             "difference": min(_distance(played.sent, recorded.sent) for played in rounds),
             "spread": max(apart, default=0.0),
             "noise": min(apart, default=0.0) if noise_alone else 0.0,
+            "common": _common([(a.sent, b.sent) for a, b in pairs]),
         }
 
     def _model(self, job: Job) -> Sent:
@@ -253,3 +257,16 @@ def _randomized(played: ClientRound, generator: torch.Generator) -> ClientRound:
 def _distance(own: Update, other: Update) -> float:
     gap = {name: t - other.tensors[name] for name, t in own.tensors.items()}
     return float(own.replace(gap).norm() / own.norm().clamp(min=1e-30))
+
+
+def _common(pairs: Sequence[tuple[Update, Update]]) -> float:
+    """Return the size of the part that two draws of an update share, relative to a draw; 1 without pairs.
+
+    Independent noise has a mean inner product of 0, so that of two draws is the square of the shared part's size.
+    """
+    shared = [
+        sum(float((t.double() * other.tensors[name].double()).sum()) for name, t in own.tensors.items())
+        / max(float(own.norm()) * float(other.norm()), 1e-60)
+        for own, other in pairs
+    ]
+    return sqrt(max(sum(shared) / len(shared), 0.0)) if shared else 1.0

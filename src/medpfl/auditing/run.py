@@ -225,7 +225,8 @@ class RecordCase:
         several, kept = held.clients, kept_at(self.truth, held.clients)
         plan = held.regular_plan()
         stated = _stated_defense(held, path, [one.part for one in given])
-        told = NO_DEFENSE if several > 1 else stated.defense  # what acts in a mean only rounds it
+        # The only defense of a mean is secure aggregation: it rounds the mean, and discloses nothing to attacks.
+        told = NO_DEFENSE if several > 1 else stated.defense
         reading = self.reading
         truth: Any = self.truth
         if held.image_shape and isinstance(truth, str | Path):

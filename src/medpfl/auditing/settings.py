@@ -15,6 +15,7 @@ from medpfl.auditing.recorded import Recorded
 from medpfl.auditing.scenario import Scenario
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.settings import Json, Settings
+from medpfl.core.messages import say
 from medpfl.core.roles import NO_DEFENSE
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.checkpoint import Checkpoint
@@ -54,6 +55,8 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
     data, found = scenario.data, {repr(d): one.to_dict() for d, one in player.disclosures().items()}
     known = {p for p in data.patients if p is not None}
     recorded = next((d for d in scenario.defenses if isinstance(d, Recorded)), None)
+    if recorded is not None and check is None:
+        check = compared(player, recorded)
     return Settings(
         experiment={
             "data": scenario.source,
@@ -96,7 +99,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
         disclosure=found,
         privacy=spent(scenario.defenses, scenario.plan, scenario.criteria.delta, scenario.network(0)) or None,
         bounds=bounds_of(scenario, player.scorer) or None,
-        record=None if recorded is None else {"defense": recorded.acting, **(check or compared(player, recorded))},
+        record=None if recorded is None else {"defense": recorded.acting, **(check or {})},
         tolerance=scenario.criteria.tolerance,
     )
 
@@ -104,11 +107,14 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
 def compared(player: Player, recorded: Recorded) -> dict[str, Any]:
     """Return how far a record under a defense is from the images' own update; the noise has another draw here.
 
+    If two draws differ by more than the part that they share, the record counts as unverified: the update of other
+    images may be as near.
+
     Raises:
         InputError: it is too far, or nearer than the stated noise allows.
     """
     found = player.difference(recorded)
-    difference, spread = found["difference"], found["spread"]
+    difference, spread, common = found["difference"], found["spread"], found.pop("common")
     if difference < _LESS_NOISE * found["noise"]:
         raise InputError(
             f"the record is wrong, so no attack was run: it has less noise than {recorded.claimed!r} (its distance "
@@ -121,6 +127,13 @@ def compared(player: Player, recorded: Recorded) -> dict[str, Any]:
             f"under {recorded.claimed!r} is {difference:.2g}, and two draws of that defense differ by {spread:.2g}. "
             "Check the images, the plan and the defense; --defense states another one"
         )
+    if common <= spread:
+        open_ = (
+            f"not verifiable under {recorded.claimed!r}: two of its draws differ by {spread:.2g} of the update, and "
+            f"share only {common:.2g} of it, so a record of other images may pass this check"
+        )
+        say(f"note: the record: {open_}")
+        return {**found, "checked": "unverified", "open": [open_]}
     return {**found, "checked": "defense"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
@@ -18,8 +19,10 @@ from medpfl.core.plan import Plan
 from medpfl.core.records.record import Record
 from medpfl.core.records.truth import digest_of
 from medpfl.federation.folders import Entry
+from medpfl.runs.cloak import Cloak
+from medpfl.runs.study_key import Key
 
-__all__ = ["Facts", "Problems", "check_alike", "check_all", "facts_of"]
+__all__ = ["Checks", "Facts", "Problems", "check_alike", "check_all", "facts_of"]
 
 _NAMED = 50
 _MAY_DIFFER = ("local_images", "batch_size", "learning_rate", "sends")
@@ -35,6 +38,7 @@ class Facts:
         image_shape: shape of the images, if known.
         plan: the plan that the client followed.
         defense: the stated defense.
+        filters: texts of the filters that changed the update, in their order.
         clients: number of clients whose updates are averaged in it.
     """
 
@@ -42,13 +46,15 @@ class Facts:
     image_shape: tuple[int, ...] | None
     plan: Plan
     defense: str | None
+    filters: tuple[str, ...] = ()
     clients: int = 1
 
     @classmethod
     def of(cls, record: Record) -> Facts:
         """Return a record's facts; raise `InputError` if no plan describes its steps."""
         shapes = {name: tuple(t.shape) for name, t in record.weights.parameters.items()}
-        return cls(shapes, record.image_shape, record.regular_plan(), record.defense, record.clients)
+        plan = record.regular_plan()
+        return cls(shapes, record.image_shape, plan, record.defense, record.filters, record.clients)
 
 
 class Problems:
@@ -88,6 +94,9 @@ def _difference(one: Facts, other: Facts) -> str:
         return f"one is the mean of {one.clients} clients' updates, the other of {other.clients}"
     if one.defense != other.defense:
         return f"they state different defenses: {one.defense or 'none'} and {other.defense or 'none'}"
+    if one.filters != other.filters:
+        named = " and ".join(", ".join(facts.filters) or "none" for facts in (one, other))
+        return f"different filters changed their updates: {private(named)}"
     changed = [
         f"{name} {getattr(one.plan, name)!r} and {getattr(other.plan, name)!r}"
         for name in one.plan.__dataclass_fields__
@@ -109,31 +118,64 @@ def check_alike(facts: Mapping[Entry, Facts]) -> None:
             )
 
 
+class Checks:
+    """The checks of records, noted as they are made, and reused as long as all that they depend on is the same.
+
+    Args:
+        known: the checks that an earlier call noted, by name. Another party may have written them, so that one counts
+            only with the seal of the study's key.
+        basis: text that changes with everything on which a check depends besides the files.
+        key: the study's key.
+        cloak: replacement of private names in what is noted.
+        note: function that writes all checks down.
+    """
+
+    def __init__(
+        self, known: Mapping[str, Any], basis: str, key: Key, cloak: Cloak, note: Callable[[dict[str, Any]], Any]
+    ) -> None:
+        self.noted, self.basis, self.key, self.cloak, self.note = dict(known), basis, key, cloak, note
+
+    def of(self, entry: Entry, check: Callable[[Entry], Json], say: Callable[[], Any]) -> Json:
+        """Return a record's check: an earlier one if it still holds, else a new one.
+
+        Args:
+            entry: the record.
+            check: function that checks it, and raises `InputError` if it is wrong.
+            say: function that announces a new check.
+        """
+        told, files = self.noted.get(entry.name), _digest(entry)
+        if files and isinstance(told, dict) and told.get("seal") == self._seal(files, told.get("check")):
+            return told["check"]
+        say()
+        made = json.loads(json.dumps(self.cloak(check(entry))))
+        self.noted[entry.name] = {"seal": self._seal(files, made) if files else "", "check": made}
+        self.note(self.noted)
+        return made
+
+    def _seal(self, files: str, check: Any) -> str:
+        return self.key.tag("check", json.dumps([self.basis, files, check], sort_keys=True))
+
+
 def check_all(
     entries: Iterable[Entry],
     check: Callable[[Entry], Json],
     problems: Problems,
-    known: Mapping[str, Any],
+    checks: Checks,
     say: Callable[[str], Any],
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Check every record with its truth, and return the checks by name.
 
     Args:
         entries: the records.
         check: function that checks one, and raises `InputError` if it is wrong.
         problems: gets the wrong ones.
-        known: checks of an earlier call by name, each with a digest of its files; a file's own is not repeated.
+        checks: the checks that an earlier call made; gets the new ones.
         say: function that shows progress.
     """
     made = {}
     for place, entry in enumerate(entries, start=1):
-        told, files = known.get(entry.name), _digest(entry)
-        if isinstance(told, dict) and files and told.get("files") == files:
-            made[entry.name] = told
-            continue
-        say(f"check {place}: {entry}")
         try:
-            made[entry.name] = {"files": files, "check": json.loads(json.dumps(check(entry)))}
+            made[entry.name] = checks.of(entry, check, partial(say, f"check {place}: {entry}"))
         except InputError as error:
             problems.add(entry, entry.path, error)
     return made

@@ -15,13 +15,16 @@ from medpfl.core.records.truth import FOLDER, Truth, digest_of
 from medpfl.inputs.spelling import is_pattern, is_there, matching, path_of
 from medpfl.runs.study_key import Key
 
-__all__ = ["MEAN", "Entry", "Files", "entries", "files_at", "is_federation", "sites_of", "truth_of"]
+__all__ = ["MEAN", "NAME", "SITE", "Entry", "Files", "entries", "files_at", "is_federation", "sites_of", "truth_of"]
 
 MEAN = "mean"
 """Name under which a record is shown that holds the mean of several clients' updates, of no single site."""
 
+SITE = re.compile(r"site-[0-9]{1,6}")
+NAME = re.compile(rf"(?:{SITE.pattern}|{MEAN})(?:-round-[0-9]{{4,6}})?(?:-[0-9a-f]{{8}})?")
+"""Names of run directories, see `entries`; a name of another form may be a path."""
+
 _SUFFIX = ".safetensors"
-_SITE = re.compile(r"site-\d{1,6}")
 _DEPTH = ("*", "*/*", "*/*/*")
 
 
@@ -119,7 +122,7 @@ def sites_of(folders: Iterable[Path], known: Mapping[str, str], key: Key) -> dic
     found: dict[Path, tuple[str, str]] = {}
     for folder, tag in places.items():
         used = set(known.values()) | {name for _, name in found.values()}
-        name = known.get(tag) or (folder.name if _SITE.fullmatch(folder.name) and folder.name not in used else None)
+        name = known.get(tag) or (folder.name if SITE.fullmatch(folder.name) and folder.name not in used else None)
         if name is None:
             name = next(f"site-{i}" for i in range(1, len(taken) + len(places) + 2) if f"site-{i}" not in taken)
             taken.add(name)
@@ -147,17 +150,21 @@ def entries(rounds: Mapping[Path, int | None], sites: Mapping[Path, str]) -> lis
 
 
 def _number(site: str) -> tuple[int, str]:
-    return int(site.removeprefix("site-")) if _SITE.fullmatch(site) else -1, site
+    return int(site.removeprefix("site-")) if SITE.fullmatch(site) else -1, site
 
 
 def truth_of(entry: Entry, given: Path | None, clients: int = 1) -> Path | tuple[Path, ...] | None:
     """Return the truth behind a record: a truth file, or a folder with the site's images; ``None`` if there is none.
 
-    For a mean, it is the truth files of its round in `given` at any depth, if there is one for each client.
+    For a mean, it is the truth files of its round, at any depth, if there is one for each client.
 
-    For any other record, without `given`, it is the truth file of the same name in ``private-truth`` beside the record.
-    With it, it is, in the folder of the site's name in it, in ``private-truth`` there, or in it directly: the truth
-    file of the same name, or else the only one of the same round; or else that folder itself, if it holds images.
+    For any other record, it is the first of these:
+
+    1. The truth file of the same name in `given`, in its folder of the site's name, or in ``private-truth`` in one of
+       both.
+    2. The only truth file of the same round in the site's folder in `given`, or in ``private-truth`` there.
+    3. The site's folder in `given`, if it holds images and no truth file.
+    4. The truth file of the same name in ``private-truth`` beside the record.
 
     Args:
         entry: the record.

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from medpfl.auditing.report import Report
 from medpfl.core.atomic_files import PRIVATE, write
-from medpfl.core.experiments.settings import Settings
+from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER
-from medpfl.core.verdicts import INCONCLUSIVE, LEAKS
+from medpfl.core.verdicts import UNDEFENDED
 from medpfl.federation.pooling import pooled
-from medpfl.judging.summary import Context, by_defense, summarize
+from medpfl.judging.summary import Context, summarize
 from medpfl.judging.types import Cell
-from medpfl.reporting.federation import Overview, RecordCells, sentences, write_federation_page
+from medpfl.reporting.federation import Overview, RecordCells, sentences, verdicts, write_federation_page
 from medpfl.runs.directory import RUNS, Kind, lines, private_folder, share_folder
 
 __all__ = ["FEDERATION", "Audited", "Federation", "written"]
@@ -118,13 +118,7 @@ class Federation:
 
     def verdicts(self) -> dict[str, str]:
         """Return the verdicts for ``--fail-on``: all records together, each record that leaks, and what is missing."""
-        found = {f"all records: {name}": verdict for name, verdict in by_defense(self.summary).items()}
-        for one in self.records:
-            if LEAKS in by_defense(one.report.summary).values():
-                found[one.name] = LEAKS
-        if self.without_truth:
-            found["records without truth"] = INCONCLUSIVE
-        return found
+        return verdicts(self.overview)
 
     def _judged(self, records: Sequence[Audited]) -> list[Cell]:
         return summarize(pooled([one.report.rows for one in _by_round(records)]), _context(records))
@@ -149,7 +143,20 @@ def _context(records: Sequence[Audited]) -> Context:
                 "silent": known["silent"] or told.get("silent", False),
                 "problems": [*known["problems"], *told.get("problems", ())],
             }
-    return replace(every[0], disclosure=disclosure)
+    server_only = tuple(spec for spec in every[0].server_only if all(spec in one.server_only for one in every))
+    bare = (UNDEFENDED, *server_only)
+    return replace(
+        every[0],
+        disclosure=disclosure,
+        server_only=server_only,
+        server_side=tuple(dict.fromkeys(spec for one in every for spec in one.server_side)),
+        # What acts at one client acts in the pool: an attack that is not told of it is not qualified there.
+        record=next((one.record for one in every if _acting(one.record) not in bare), every[0].record),
+    )
+
+
+def _acting(record: Json | None) -> str:
+    return (record or {}).get("defense", UNDEFENDED)
 
 
 def written(out: Path, found: Federation) -> Federation:

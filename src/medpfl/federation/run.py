@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,27 @@ from medpfl.auditing.run import HONEST, RecordCase
 from medpfl.core.errors import InputError, private
 from medpfl.core.experiments.experiment import STANDARD, Experiment
 from medpfl.core.experiments.groups import Criteria, Reading, Run
+from medpfl.core.experiments.limits import shortened
+from medpfl.core.experiments.settings import Json
 from medpfl.core.messages import say as tell
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.threat import ThreatModel
-from medpfl.federation.checks import Facts, Problems, check_alike, check_all, facts_of
-from medpfl.federation.folders import MEAN, Entry, Files, entries, files_at, sites_of, truth_of
+from medpfl.core.typed import typed
+from medpfl.federation.checks import Checks, Facts, Problems, check_alike, check_all, facts_of
+from medpfl.federation.folders import MEAN, NAME, SITE, Entry, Files, entries, files_at, sites_of, truth_of
 from medpfl.federation.result import FEDERATION, Audited, Federation, written
+from medpfl.inputs.parts import defenses_given, model_of
 from medpfl.inputs.spelling import path_of
+from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
-from medpfl.runs.identity import Code, Identity
+from medpfl.runs.environment import versions
+from medpfl.runs.identity import Code, Identity, layers_of
 from medpfl.runs.study_key import Key, key_of
 
 __all__ = ["audit_federation", "perform_federation", "remake"]
 
+_AGAIN = "repeat the command that made it with the same --out, or name another directory"
+_WITHOUT = re.compile(rf"(?:{SITE.pattern}|{MEAN})(?:, round [0-9]{{1,6}})?")
 _ONLY_MASKED = (
     "there are only masked messages of secure aggregation ({}): alone, each is random numbers, and no attack was run. "
     "The server learns their mean: record the global model before and after the round (docs/federation.md)"
@@ -74,24 +84,22 @@ def audit_federation(
         criteria=criteria,
         run=run,
     )
-    out = None if run.out is None else Path(run.out)
-    if out is not None:
-        made(out)
-    key = Key(secrets.token_hex(16)) if out is None else key_of(out, run.force)
-    known = {} if out is None else known_in(out)
-    todo = _prepared(files_at(records), None if truth is None else path_of(truth), case, key, known)
-    found = Federation((), todo.without_truth, todo.masked, todo.clients)
-    if out is None:
-        case = replace(case, secret=key.secret)
-        return replace(found, records=tuple(_audited(one, case, todo.checks) for one in todo.entries))
+    files, place = files_at(records), None if truth is None else path_of(truth)
+    _check_places(files, place)
+    if run.out is None:
+        case = replace(case, secret=secrets.token_hex(16))
+        todo = _prepared(files, place, case, Key(case.secret or ""), None)
+        return _found(todo, [_audited(one, case, todo.checks) for one in todo.entries])
+    out = Path(run.out)
+    made(out)
+    key = key_of(out, run.force)
     options = {**criteria.told(), **run.told(), "threat": repr(threat), "tolerance": criteria.tolerance}
     directory = RunDirectory(out, FEDERATION, Identity(options, Code.of(tuple), key))
     with directory.locked():
         directory.claim(run.force)
+        todo = _prepared(files, place, case, key, directory)
         directory.note(**todo.to_dict())
-        return written(
-            out, replace(found, records=tuple(_audited(one, case, todo.checks, out) for one in todo.entries))
-        )
+        return written(out, _found(todo, [_audited(one, case, todo.checks, out) for one in todo.entries]))
 
 
 def perform_federation(experiment: Experiment) -> Federation:
@@ -124,9 +132,36 @@ def remake(out: Path) -> Federation:
         known = RunDirectory(out, FEDERATION).noted()
         if "records" not in known:
             raise InputError(f"'{out}' holds an unfinished audit of a federation: repeat the same command to finish it")
-        told = [Audited(site, number, name, reread(out / RUNS / name)) for site, number, name in known["records"]]
-        found = Federation(tuple(told), tuple(known["without_truth"]), known["masked"], known["clients"])
+        try:
+            noted = typed(_Noted, {field.name: known.get(field.name) for field in fields(_Noted)})
+        except InputError as error:
+            raise InputError(f"'{out}': its run.json is damaged: {error}; {_AGAIN}") from None
+        told = [Audited(site, number, name, reread(out / RUNS / name)) for site, number, name in noted.records]
+        found = Federation(tuple(told), tuple(noted.without_truth), noted.masked, noted.clients)
         return written(out, found)
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """The parts of ``run.json`` behind the page, which another party may have written.
+
+    Raises:
+        InputError: a text does not have the form that MedPFL writes.
+    """
+
+    records: tuple[tuple[str, int | None, str], ...]
+    without_truth: tuple[str, ...]
+    masked: int
+    clients: int
+
+    def __post_init__(self) -> None:
+        for site, _, name in self.records:
+            if not (SITE.fullmatch(site) or site == MEAN) or not NAME.fullmatch(name):
+                raise InputError(f"{shortened(name)} of {shortened(site)} is no name of a record")
+        if wrong := [text for text in self.without_truth if not _WITHOUT.fullmatch(text)]:
+            raise InputError(f"{shortened(wrong[0])} is no name of a record")
+        if not self.records or self.masked < 0 or self.clients < 1:
+            raise InputError("it counts no record, or fewer than none")
 
 
 @dataclass(frozen=True)
@@ -134,8 +169,7 @@ class _Todo:
     """The records to audit, with their checks, and what was left out."""
 
     entries: list[Entry]
-    checks: dict[str, Any]
-    sites: dict[str, str]
+    checks: dict[str, Json]
     without_truth: tuple[str, ...]
     masked: int
     clients: int
@@ -144,46 +178,48 @@ class _Todo:
         """Return the notes for ``run.json``; they name no file and no folder."""
         return {
             "records": [[one.site, one.round, one.name] for one in self.entries],
-            "checks": self.checks,
-            "sites": self.sites,
             "without_truth": list(self.without_truth),
             "masked": self.masked,
             "clients": self.clients,
         }
 
 
-def _prepared(files: Files, truth: Path | None, case: RecordCase, key: Key, known: dict[str, Any]) -> _Todo:
-    """Check all records, and return those to audit.
+def _found(todo: _Todo, records: Sequence[Audited]) -> Federation:
+    return Federation(tuple(records), todo.without_truth, todo.masked, todo.clients)
 
-    Raises:
-        InputError: as in `audit_federation`.
-    """
-    say: Callable[[str], Any] = tell if case.run.progress else lambda _: None
+
+def _check_places(files: Files, truth: Path | None) -> None:
+    """Raise `InputError` if there are only masked messages, or no folder of truths, before anything is written."""
     if not files.records:
         raise InputError(_ONLY_MASKED.format(len(files.masked)))
     if truth is not None and not truth.is_dir():
         raise InputError(
             f"--truth '{private(truth)}' is no folder: for several records, name a folder with one truth each"
         )
+
+
+def _prepared(files: Files, truth: Path | None, case: RecordCase, key: Key, directory: RunDirectory | None) -> _Todo:
+    """Check all records, and return those to audit; what is found meanwhile is noted in the directory.
+
+    Raises:
+        InputError: as in `audit_federation`.
+    """
+    say: Callable[[str], Any] = tell if case.run.progress else lambda _: None
     problems, held = Problems(), dict[Path, tuple[int | None, Facts]]()
-    named_before = _object(known, "sites")
-    sites = sites_of((path.parent for path in files.records), named_before, key)
-    for folder, (_, name) in sites.items() if case.run.progress else ():
-        if folder.name != name:
-            tell(f"{name}: '{private(folder)}'")
+    sites = _named_sites(files, case, key, directory)
     for path in files.records:
         try:
             held[path] = facts_of(path)
         except InputError as error:
-            problems.add(sites[path.parent][1], path, error)
+            problems.add(sites[path.parent], path, error)
     of_means = {path for path, (_, facts) in held.items() if facts.clients > 1}
-    named = {path: MEAN if path in of_means else sites[path.parent][1] for path in held}
+    named = {path: MEAN if path in of_means else sites[path.parent] for path in held}
     every = entries({path: number for path, (number, _) in held.items()}, named)
     every = [replace(one, truth=truth_of(one, truth, held[one.path][1].clients)) for one in every]
     if every:
         check_alike({one: held[one.path][1] for one in every})
     whole, bare = [one for one in every if one.truth], [one for one in every if not one.truth]
-    checks = check_all(whole, lambda one: _case(case, one).check(), problems, _reusable(known, case), say)
+    checks = check_all(whole, lambda one: _case(case, one).check(), problems, _checks(case, key, directory), say)
     problems.raise_if_any(len(files.records))
     if bare:
         tell(f"note: {_without(bare, len(every))}")
@@ -191,27 +227,47 @@ def _prepared(files: Files, truth: Path | None, case: RecordCase, key: Key, know
         raise InputError(f"no record can be audited: {_without(bare, len(every))}")
     if files.masked:
         tell(f"note: {len(files.masked)} masked messages are left out, because alone, each is random numbers")
-    return _Todo(
-        whole,
-        checks,
-        {**named_before, **dict(sites.values())},
-        tuple(map(str, bare)),
-        len(files.masked),
-        held[whole[0].path][1].clients,
-    )
+    return _Todo(whole, checks, tuple(map(str, bare)), len(files.masked), held[whole[0].path][1].clients)
 
 
-def _object(known: dict[str, Any], name: str) -> dict[str, Any]:
-    found = known.get(name)
+def _named_sites(files: Files, case: RecordCase, key: Key, directory: RunDirectory | None) -> dict[Path, str]:
+    """Return the name under which each folder of records is shown, and note it, so that later calls use it too."""
+    known = {
+        tag: name
+        for tag, name in _noted(directory, "sites").items()
+        if isinstance(name, str) and SITE.fullmatch(name)  # it becomes part of a path
+    }
+    sites = sites_of((path.parent for path in files.records), known, key)
+    if directory is not None:
+        directory.note(sites={**known, **dict(sites.values())})
+    for folder, (_, name) in sites.items() if case.run.progress else ():
+        if folder.name != name:
+            tell(f"{name}: '{private(folder)}'")
+    return {folder: name for folder, (_, name) in sites.items()}
+
+
+def _noted(directory: RunDirectory | None, name: str) -> dict[str, Any]:
+    found = None if directory is None else known_in(directory.path).get(name)
     return found if isinstance(found, dict) else {}
 
 
-def _reusable(known: dict[str, Any], case: RecordCase) -> dict[str, Any]:
-    """Return the checks of an earlier call that hold now: of records whose run compares model, defense and code."""
-    if case.run.out is None or case.run.force:
-        return {}
-    runs = Path(case.run.out) / RUNS
-    return {name: told for name, told in _object(known, "checks").items() if known_in(runs / name)}
+def _checks(case: RecordCase, key: Key, directory: RunDirectory | None) -> Checks:
+    """Return the checks that an earlier call made; none if the call is to begin anew."""
+    if directory is None:
+        return Checks({}, "", key, Cloak(None), lambda _: None)
+    known = {} if case.run.force else _noted(directory, "checks")
+    cloak = Cloak(key, (*case.attacks, *case.defenses))
+    return Checks(known, _basis(case, key), key, cloak, lambda checks: directory.note(checks=checks))
+
+
+def _basis(case: RecordCase, key: Key) -> str:
+    """Return a text that changes with everything on which a check depends besides the files; it may hold paths."""
+    code = Code.of(lambda: [model_of(case.model), *(one.part for one in defenses_given(case.defenses))])
+    network = isinstance(case.model, nn.Module)
+    texts = [layers_of(case.model) if network else str(case.model)]  # type: ignore[arg-type]
+    texts += [one if isinstance(one, str) else repr(one) for one in (*code.parts, *case.attacks)]
+    texts += [repr(getattr(code.parts[0], "about", None)), repr(case.threat), repr(case.reading), case.run.device]
+    return json.dumps([texts, versions(), code.entry(key)], sort_keys=True)
 
 
 def _without(bare: Sequence[Entry], total: int) -> str:
@@ -228,8 +284,8 @@ def _case(case: RecordCase, entry: Entry, out: Path | None = None) -> RecordCase
     return replace(case, record=entry.path, truth=entry.truth, run=replace(case.run, out=own))
 
 
-def _audited(entry: Entry, case: RecordCase, checks: dict[str, Any], out: Path | None = None) -> Audited:
+def _audited(entry: Entry, case: RecordCase, checks: dict[str, Json], out: Path | None = None) -> Audited:
     if case.run.progress:
         tell(f"audit of {entry}")
-    report = _case(case, entry, out).report(checks[entry.name]["check"])
+    report = _case(case, entry, out).report(checks[entry.name])
     return Audited(entry.site, entry.round, entry.name, report)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from medpfl.core.atomic_files import SHARED, write
 from medpfl.core.experiments.settings import Json
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
+from medpfl.judging.summary import by_defense
 from medpfl.judging.types import Cell, Union
 from medpfl.reporting.phrases import Cells, bounded, by, counts, extent, hits, reason
 from medpfl.reporting.tables import SHORT
@@ -19,7 +20,7 @@ from medpfl.reporting.words import DASH, counted, percent, percents
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Overview", "RecordCells", "federation_table", "sentences", "state", "write_federation_page"]
+__all__ = ["Overview", "RecordCells", "federation_table", "sentences", "state", "verdicts", "write_federation_page"]
 
 _EACH = ("Images", "Reconstructed", "Re-identified", "Verdict")
 _SAFE = "A failed attack does not show that the updates are safe."
@@ -94,30 +95,56 @@ def _flat(cells: Cells) -> list[Json]:
     return [cell.to_dict() for cell in cells]
 
 
+def verdicts(over: Overview) -> dict[str, str]:
+    """Return the verdicts on all records together, on each record that leaks by itself, and on what was not audited."""
+    found = {f"all records: {name}": verdict for name, verdict in by_defense(over.summary).items()}
+    found |= {one.name: LEAKS for one in _leaking(over)}
+    return found | ({"records without truth": INCONCLUSIVE} if over.without_truth else {})
+
+
 def state(over: Overview) -> str:
-    """Return the verdict: *leaks* if all records together or one of them leak, else that of all together."""
-    leaking = any(_union(one.cells).verdict == LEAKS for one in over.records)
-    return LEAKS if leaking else _union(over.summary).verdict
+    """Return the worst of the `verdicts`."""
+    told = verdicts(over).values()
+    return next((verdict for verdict in (LEAKS, INCONCLUSIVE, NO_LEAK) if verdict in told), INCONCLUSIVE)
+
+
+def _leaking(over: Overview) -> list[RecordCells]:
+    return [one for one in over.records if LEAKS in by_defense(one.cells).values()]
 
 
 def sentences(over: Overview) -> list[tuple[str | None, str]]:
-    """Return the verdict in sentences, each with its outcome if it states one: all records, the worst one, the rest."""
-    own, union = _recorded(over.summary), _union(over.summary)
-    opening = f"From {_records(over)}"
-    if union.verdict == NO_LEAK:
-        first = f"{opening}, no leak was found: {bounded(union)}. {_SAFE}"
-    elif union.verdict == INCONCLUSIVE:
-        why = re.sub(r" \(--images \d+\)", "", reason(own))
-        first = f"{opening}, these attacks {counts(union)}. For all records together, this is inconclusive: {why}."
+    """Return the verdict in sentences, each with its outcome if it states one: all records, the worst one, the rest.
+
+    The first one has the outcome of `state`.
+    """
+    whole, union, opening = state(over), _union(over.summary), f"From {_records(over)}"
+    made: list[tuple[str | None, str]]
+    if whole == LEAKS != union.verdict:
+        worst = max(_leaking(over), key=lambda one: extent(_union(one.cells)))
+        first = f"{opening}, {_alone(over)} leak by themselves. Worst: from {worst}, these attacks"
+        made = [(whole, f"{first} {counts(_union(worst.cells))}."), (union.verdict, f"All together: {_pooled(over)}")]
+    elif whole != union.verdict:
+        gone = counted(len(over.without_truth), "further record")
+        made = [(whole, f"{opening}, {_pooled(over)} The whole is inconclusive, because {gone} could not be attacked.")]
     else:
-        first = f"{opening}, an attacker {counts(union)} with {by(_without_attempts(own))}."
-    made: list[tuple[str | None, str]] = [(union.verdict, first)]
-    if worst := _worst(over):
+        made = [(whole, f"{opening}, {_pooled(over)}")]
+    if (union.verdict == whole or whole != LEAKS) and (worst := _worst(over)):
         made.append(worst)
     bare = [cell for cell in over.summary if cell.defense == UNDEFENDED]
     if bare:
         made.append((None, f"The same trainings without a defense: these attacks {counts(bare[0].union)}."))
     return made + [(None, text) for text in _missing(over)]
+
+
+def _pooled(over: Overview) -> str:
+    """Return the result of all records together, as the rest of a sentence, and further ones."""
+    own, union = _recorded(over.summary), _union(over.summary)
+    if union.verdict == NO_LEAK:
+        return f"no leak was found: {bounded(union)}. {_SAFE}"
+    if union.verdict == INCONCLUSIVE:
+        why = re.sub(r" \(--images \d+\)", "", reason(own))
+        return f"these attacks {counts(union)}. For all records together, this is inconclusive: {why}."
+    return f"an attacker {counts(union)} with {by(_without_attempts(own))}."
 
 
 def _records(over: Overview) -> str:
@@ -130,15 +157,18 @@ def _worst(over: Overview) -> tuple[str, str] | None:
     """Return the record from which the most was reconstructed, and how many leak by themselves."""
     if len(over.records) < 2:
         return None
-    ordered = sorted(over.records, key=lambda one: extent(_union(one.cells)), reverse=True)
-    worst, union = ordered[0], _union(ordered[0].cells)
-    leaking = sum(_union(one.cells).verdict == LEAKS for one in over.records)
-    if not leaking and not hits(union.asr, union.images) and not hits(union.identified, union.images):
+    worst = max(over.records, key=lambda one: extent(_union(one.cells)))
+    union = _union(worst.cells)
+    if not _leaking(over) and not hits(union.asr, union.images) and not hits(union.identified, union.images):
         return None
-    sites = sum(_union(cells).verdict == LEAKS for cells in over.sites.values())
-    many = f"{leaking} of {counted(len(over.records), 'record')}"
-    of = f", and {sites} of {counted(len(over.sites), 'site')}" if len(over.sites) > 1 else ""
-    return union.verdict, f"Worst: from {worst}, these attacks {counts(union)}. Leaking by themselves: {many}{of}."
+    return union.verdict, f"Worst: from {worst}, these attacks {counts(union)}. Leaking by themselves: {_alone(over)}."
+
+
+def _alone(over: Overview) -> str:
+    """Return how many records, and how many sites, leak by themselves."""
+    sites = sum(LEAKS in by_defense(cells).values() for cells in over.sites.values())
+    of = f" and {sites} of {counted(len(over.sites), 'site')}" if len(over.sites) > 1 else ""
+    return f"{len(_leaking(over))} of {counted(len(over.records), 'record')}{of}"
 
 
 def _without_attempts(cells: Cells) -> list[Cell]:
