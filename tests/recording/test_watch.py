@@ -386,3 +386,13 @@ def test_passes_are_recorded_in_their_order_whatever_that_of_the_backward_passes
             loss.backward()
         optimizer.step()
     assert torch.equal(seen.truth().images, IMAGES)
+
+
+def test_a_training_that_diverges_is_seen_to_its_end():
+    model = network(norm=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer.param_groups[0]["lr"] = float("nan")
+    with watch(model) as seen:
+        train(model, optimizer=optimizer)
+    assert not seen.broken
+    assert {(step.settings["lr"], step.change) for step in seen.steps().steps} == {("nan", "")}

@@ -45,7 +45,7 @@ def described(part: Any) -> str:
     name = f"own.{name}" if name in STOCK and not known else name
     if inspect.isroutine(part):
         return name
-    told = [f"{key}={_written(getattr(part, key, part), words=known)}" for key in _arguments(kind)]
+    told = [f"{key}={_written(getattr(part, key, part), words=known)}" for key in _arguments(type(part))]
     return f"{name}({', '.join(told)})"[:SPEC]
 
 

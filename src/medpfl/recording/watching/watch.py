@@ -259,9 +259,9 @@ class Watch:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 kept = self._gradients.get(id(p))
-                if p.grad is None or (kept is not None and torch.equal(p.grad, kept[1])):
+                if p.grad is None or (kept is not None and _same(p.grad, kept[1])):
                     continue
-                if kept is None or not (size := kept[1].norm()):
+                if kept is None or not (size := kept[1].norm()) or not size.isfinite():
                     return "changed"
                 factor = p.grad.norm() / size
                 if not torch.allclose(p.grad, kept[1] * factor, rtol=1e-3, atol=float(size) * 1e-6):
@@ -336,6 +336,10 @@ def watch(model: nn.Module | None = None, keep: bool = False) -> Iterator[Watch]
         for handle in handles:
             handle.remove()
         seen.close()
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def _first(value: Any, fits: Callable[[Tensor], bool]) -> Tensor | None:
