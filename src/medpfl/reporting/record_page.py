@@ -26,7 +26,7 @@ def record_page(view: Json) -> list[tuple[str, list[str]]]:
     verdict = [_VERDICTS[view["verdict"]]]
     if view["finding"]:
         verdict.append(f"Cause: {view['finding']}.")
-    if view["difference"] is not None:
+    if view["difference"] is not None and not any("relative difference" in text for text in view["facts"]):
         verdict.append(f"Relative difference from a replay of the training: {view['difference']:.2g}.")
     return [
         ("Verdict", verdict + [f"{text[:1].upper()}{text[1:]}." for text in view["facts"]]),
@@ -39,4 +39,4 @@ def record_page(view: Json) -> list[tuple[str, list[str]]]:
 
 def write_page(path: Path, view: Json) -> None:
     """Write the page as HTML; it shows no image and names no file."""
-    write(path, rendered("record", {}, sections=record_page(view)))
+    write(path, rendered("record", {}, sections=record_page(view), contents=view["contents"]))
