@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medpfl import Reconstruction
-from medpfl.auditing.scoring import Scorer
+from medpfl.auditing.scoring import Scorer, _best_first
 from medpfl.metrics import ncc, psnr, ssim
 from medpfl.metrics.identification import nearest_other
 from medpfl.metrics.noise import noise_scores
@@ -243,3 +243,12 @@ def test_baselines_are_scored_once_for_a_victim(monkeypatch):
     assert found[0] == found[1]
     assert len(set(found[0])) == 4
     assert len(scored) == 2
+
+
+def test_the_first_of_equal_target_images_has_the_best_of_their_guesses():
+    truths = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(1))[[0, 1, 0]]
+    guesses = truths + torch.tensor([0.3, 0.0, 0.1]).view(3, 1, 1, 1)
+    copies = torch.tensor([0, 1, 0])
+    for order in ([0, 1, 2], [2, 1, 0]):
+        assert _best_first(torch.tensor(order), guesses.clamp(0, 1), truths, copies).tolist() == [2, 1, 0]
+    assert _best_first(torch.tensor([0, 1, 2]), guesses, truths, torch.arange(3)).tolist() == [0, 1, 2]

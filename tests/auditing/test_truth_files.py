@@ -84,6 +84,32 @@ def test_a_smaller_last_batch_and_augmented_epochs(tmp_path):
     assert report.rows[0].plan == "Plan(algorithm='FedAvg', batch_size=2, local_images=3, mode='train')"
 
 
+def repeating(folder, sampler):
+    """Train on four images, of which some are taken in several steps, and return the paths of record and truth."""
+    model = LeNet("idlg").build((1, 16, 16), 2, seed=4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    images, labels = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 1, 0, 1])
+    with medpfl.record(folder, model, truth=True, classes=("benign", "malignant")):
+        for index in sampler:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images[index]), labels[index]).backward()
+            optimizer.step()
+    (record,), (truth,) = folder.glob("*.safetensors"), (folder / "private-truth").iterdir()
+    return record, truth
+
+
+REPEATS = {"the last batch is dropped": [[0, 1, 2], [3, 0, 1]], "drawn with replacement": [[0, 0, 1], [2, 0, 3]]}
+
+
+@pytest.mark.parametrize("sampler", REPEATS.values(), ids=REPEATS)
+def test_an_image_counts_once_however_often_a_step_takes_it(tmp_path, sampler):
+    report = look(*repeating(tmp_path, sampler), Answers())
+    assert report.settings.record["checked"] == "right"
+    (cell,) = (cell for cell in report.summary if cell.defense == RECORDED)
+    assert cell.images == 4
+    assert len({row.image for row in report.rows}) == 4
+
+
 def test_a_retention_that_is_over_is_said(tmp_path, capsys):
     record, truth = client(tmp_path, days=0)
     look(record, truth, Answers())

@@ -58,9 +58,9 @@ def test_rounds_with_the_same_images_are_no_further_evidence():
     assert often.asr.ends == once.asr.ends
 
 
-def test_an_image_that_is_twice_in_an_update_keeps_two_places():
+def test_an_image_that_is_twice_in_an_update_counts_once_too():
     union = judged(record("a", "a", success=True), record("a", "a"))
-    assert (union.images, union.asr.value) == (2, 1)
+    assert (union.images, union.asr.value) == (1, 1)
 
 
 def test_attempts_have_names_of_their_own_and_controls_go_with_them():

@@ -48,6 +48,13 @@ def cells(*groups: list[Finding], **options):
 # --- rates --------------------------------------------------------------------------------------------------
 
 
+def test_an_image_at_several_places_of_an_update_counts_once():
+    """The scorer puts the best of its guesses first."""
+    found = [row(i < 2, image=f"i-{i % 4}", victim=0, position=i) for i in range(8)]
+    cell = cells(found)[UNDEFENDED]
+    assert (cell.images, cell.asr.value, cell.zero_gradient) == (4, 0.5, 0.0)
+
+
 def test_a_cell_has_rates_with_intervals():
     cell = cells(rows(15))[UNDEFENDED]
     assert (cell.images, cell.asr.value) == (20, 0.75)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -182,13 +181,9 @@ def found_in(kept: Truth, path: Path, record: Record, plan: Plan) -> Found:
 
 
 def _names(images: Tensor) -> tuple[str, ...]:
-    """Return a name for each image from its pixels, so that an image has one study index in all rounds of a client."""
-    names, seen = [], Counter[str]()
-    for image in images.cpu().float():
-        digest = hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:16]
-        names.append(f"{digest}-{seen[digest]}")
-        seen[digest] += 1
-    return tuple(names)
+    """Return a name for each image from its pixels, so that an image has one study index in all steps and rounds."""
+    pixels = (image.contiguous().numpy().tobytes() for image in images.cpu().float())
+    return tuple(hashlib.sha256(own).hexdigest()[:16] for own in pixels)
 
 
 def check_images(

@@ -71,8 +71,9 @@ class Scorer:
         each = seconds / sum(map(len, victims))
         for v, own in enumerate(victims):
             truth = self.data.images[own]
-            order = pair(guess.guesses[v].cpu(), truth)
-            mine = guess.guesses[v].cpu()[order]
+            every = guess.guesses[v].cpu()
+            order = _best_first(pair(every, truth), every, truth, self.data.copies[own])
+            mine = every[order]
             flags = tuple(dict.fromkeys((*doubts[v], *_flags(guess, v))))
             ended = {
                 "loss": _number(guess.loss[v]),
@@ -231,6 +232,22 @@ def _flags(guess: Reconstruction, v: int) -> tuple[str, ...]:
         "not-converged": guess.ended[v] == "max_steps" and float(guess.loss[v]) > _SMALL,
     }
     return tuple(flag for flag, up in raised.items() if up)
+
+
+def _best_first(order: Tensor, guesses: Tensor, truths: Tensor, copies: Tensor) -> Tensor:
+    """Return a pairing in which the first of several equal target images has the nearest of their guesses.
+
+    Args:
+        order: the pairing (N,), see `medpfl.metrics.pairing.pair`.
+        guesses, truths: images (N, C, H, W).
+        copies: a number (N,) that equal target images share.
+    """
+    order, mine = order.clone(), guesses[order].nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
+    distance = (mine.double() - truths.double()).square().flatten(1).sum(1)
+    for number in copies.unique().tolist():
+        places = (copies == number).nonzero()[:, 0]
+        order[places] = order[places[distance[places].argsort(stable=True)]]
+    return order
 
 
 def _number(value: Tensor | float | None) -> float | None:

@@ -37,7 +37,7 @@ def described(part: Any) -> str:
     framework's own and known here: a text may name a hospital, a path or a patient. Every other value is ``...``. A
     part that only has the name of a known filter is called ``own.NAME``.
     """
-    kind = part if inspect.isroutine(part) else type(part)
+    kind: Any = part if inspect.isroutine(part) else type(part)
     module, name = str(getattr(kind, "__module__", "")), kind.__name__[:NAME]
     if module.startswith(_OURS) and isinstance(own := getattr(part, "spec", None), str):
         return own[:SPEC]

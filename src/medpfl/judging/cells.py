@@ -41,8 +41,14 @@ class Evidence:
 
 
 def scored(rows: Iterable[Finding]) -> list[Finding]:
-    """Return the rows whose update is not exactly zero; only these count."""
-    return [row for row in rows if "zero-gradient" not in row.flags]
+    """Return the rows whose update is not exactly zero, an image once in each update; only these count."""
+    return [row for row in _once(rows) if "zero-gradient" not in row.flags]
+
+
+def _once(rows: Iterable[Finding]) -> list[Finding]:
+    """Return the rows of each image's first place in an update: a recorded client may take it in several steps."""
+    first: dict[Hashable, int] = {}
+    return [row for row in rows if first.setdefault((*_update(row), row.image), row.position) == row.position]
 
 
 def numbers_of(
@@ -61,15 +67,15 @@ def numbers_of(
         masked: rows for the same attack on one client's masked message.
         naive: if `rows` come from an adaptive attack, rows for the naive attack on the same updates.
     """
-    own, random = scored(rows), scored(random)
-    attack, defense = key
+    rows, random = _once(rows), scored(random)
+    own, (attack, defense) = scored(rows), key
     low, high = mean_interval(_scores(own, "ssim"), clusters=clusters_of(_with(own, "ssim")))
     ssim = Rate(
         _mean(_scores(own, "ssim")),
         None if low is None else max(low, -1.0),  # with few images, the interval is wider than the scale
         None if high is None else min(high, 1.0),  # SSIM is at most 1
     )
-    gains = false_security(naive, rows)
+    gains = false_security(None if naive is None else _once(naive), rows)
     return Numbers(
         attack=attack,
         defense=defense,
@@ -236,7 +242,7 @@ def _named_share(cells: Sequence[Sequence[Finding]]) -> float:
     return _mean(shares) or 0.0
 
 
-def _update(row: Finding) -> Hashable:
+def _update(row: Finding) -> tuple[int, int, int]:
     return row.draw, row.stack, row.victim
 
 

@@ -65,7 +65,7 @@ def _of_signs(case: Case, made: Sequence[Replayed]) -> Iterator[Fit]:
         if rate and abs(factor * rate + 1) < 0.02:
             cause = "the gradient was recorded as a weight difference"
             yield fit_of(Finding(cause, "state a FedSGD plan and kind='gradient'"), _times(sent, -rate), made)
-    if len(case.steps.steps) > 1 or _number(next(iter(case.steps.steps)), "lr"):
+    if len(case.steps.steps) != 1 or _number(case.steps.steps[0], "lr"):
         return
     for count in (2, 3, 4, 5, 8, 10):
         if math.isclose(factor, 1 / count, rel_tol=1e-2):
