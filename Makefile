@@ -16,7 +16,7 @@ demo: $(READY)  ## audits the embedded samples, offline, with and without a defe
 test: $(READY)  ## the core suite: all that needs no other package than those of the extra dev
 	$(BIN)/$(PYTEST)
 
-quick: $(READY)  ## the core suite without tests that take more than a second
+quick: $(READY)  ## the core suite without tests that take more than a third of a second
 	$(BIN)/$(PYTEST) -m "not extra and not slow"
 
 test-extras: .venv-extras/.ready  ## the rest: beside Flower, NVIDIA FLARE, MONAI, TenSEAL, SimpleITK, breaching, and image decoders; the benchmarks

@@ -88,6 +88,7 @@ def test_a_file_imports_only_what_its_package_may(path):
     assert imports(path.read_text(), path) <= allowed
 
 
+@pytest.mark.slow
 def test_nobody_imports_those_on_top_and_attacks_see_no_truth():
     for path in FILES:
         used = imports(path.read_text(), path)
@@ -201,6 +202,7 @@ def needs(path: Path, known: dict[str, Path]) -> set[str]:
     return found & known.keys()
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_by_way_of_others():
     known = modules()
     arrows = {name: needs(path, known) - {name} for name, path in known.items() if name != "medpfl"}
@@ -230,6 +232,7 @@ def imported_on_top(path: Path) -> set[str]:
     return names | {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
 
 
+@pytest.mark.slow
 def test_slow_packages_are_imported_where_they_are_used():
     """Torchvision takes as long to import as torch: most runs, and the worker of isolated attacks, need none of it."""
     networks, slow = "models/torchvision_networks.py", {"torchvision"}

@@ -39,6 +39,7 @@ def test_there_is_something_to_run():
     assert len(COMMANDS) >= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python(page, tmp_path, monkeypatch):
     """A page's blocks run one after the other, as a reader would run them."""

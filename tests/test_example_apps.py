@@ -55,6 +55,7 @@ def test_a_page_shows_the_lines_that_its_diffs_add(page):
         assert all(line in shown for line in added)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_the_commands_of_a_page_parse_and_its_files_exist(page):
     lines = [line[2:] for text in blocks(page, "console") for line in text.splitlines() if line.startswith("$ ")]

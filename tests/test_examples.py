@@ -70,6 +70,7 @@ def test_a_notebook_calls_only_the_public_face(path):
                 assert node.module in ("pathlib", "PIL")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -75,6 +75,7 @@ def test_words_of_the_experiment_need_no_torch():
     assert not imported("from medpfl import InputError, Plan, ThreatModel") & HEAVY
 
 
+@pytest.mark.slow
 def test_help_needs_no_torch():
     code = """
 from medpfl import cli

@@ -41,6 +41,7 @@ def helps() -> Iterator[tuple[str, str]]:
             yield f"{name} {'/'.join(action.option_strings) or action.dest}", action.help or ""
 
 
+@pytest.mark.slow
 def test_no_docstring_begins_with_its_topic():
     assert [place for place, text in docstrings() if words(text)[:1] and words(text)[0] in OPENERS] == []
 

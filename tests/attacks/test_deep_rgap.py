@@ -56,6 +56,7 @@ def test_every_value_that_is_read_is_what_the_network_computed():
     assert found.rim(graph) == (graph.image,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_that_equations_tell_is_read_without_a_search(channels):
     images = smooth(3, channels, 12)
@@ -76,6 +77,7 @@ def test_an_image_behind_max_pooling_is_searched_for_by_what_comes_out_of_it():
     assert (ssim(guess.guesses[:, 0], images) > 0.8).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.Tanh()])
 def test_other_activations_have_their_slopes(activation):
     images = smooth(3, 1, 12)
@@ -101,6 +103,7 @@ def test_a_resnet_is_read_up_to_its_max_pooling():
     assert (found.known[rim] - made).abs().max() < 1e-4 * made.max()
 
 
+@pytest.mark.slow
 def test_noise_is_not_taken_for_values():
     images = smooth(3, 1, 12)
     graph, found, gradients = read(built(), images[:1])
@@ -123,6 +126,7 @@ def tampered(change):
     return DeepRGAP()(type(seen)(seen.model, (other,), (1, 12, 12), 3), torch.Generator())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["head.bias", "one.first.0.weight", "stem.0.weight"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_an_update_that_is_not_finite_is_called_so(name, value):
@@ -134,6 +138,7 @@ def test_an_update_that_is_not_finite_is_called_so(name, value):
     assert guess.guesses.isfinite().all()
 
 
+@pytest.mark.slow
 def test_what_was_misread_is_not_called_converged():
     guess = tampered(lambda tensors: tensors["stem.0.weight"].mul_(2))  # an image that fits it fits no other layer
     assert guess.loss.min() > 1e-2
@@ -216,6 +221,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_it_does_not_take_is_refused_with_the_reason(name):
     make, plan, reason = REFUSED[name]
@@ -303,6 +309,7 @@ def test_which_outputs_were_passed_shows_at_the_rim_of_a_small_map(edge, told):
         assert torch.equal(found, on[0].flatten(1))
 
 
+@pytest.mark.slow
 def test_the_front_has_the_slope_of_its_distance():
     network, image = built(nn.MaxPool2d(3, 2, 1)), smooth(2, 1, 12)
     graph, found, _ = read(network, image[:1])

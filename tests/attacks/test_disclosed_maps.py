@@ -64,6 +64,7 @@ def same_view(plain, seen):
     assert torch.equal(inferred(seen), inferred(plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
 def test_under_a_public_order_and_public_signs_an_attack_finds_the_very_same(attack):
     plain, found = (read(attack, seen_of(defense)) for defense in (None, Permuted() | Flipped()))

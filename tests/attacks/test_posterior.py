@@ -40,6 +40,7 @@ def test_bad_settings():
         errors(Posterior(floor=-1.0), LaplaceNoise(0.01))
 
 
+@pytest.mark.slow
 def test_two_classes_whose_columns_cancel_are_no_exact_zeros():
     images, labels = smooth(6).view(6, 1, 1, 12, 12), torch.tensor([[0], [1]] * 3)
     seen = scene(tiny(classes=2), images, labels, Plan(), classes=2)

@@ -94,6 +94,7 @@ class Functional(nn.Module):
         return self.fc(torch.sigmoid(self.conv(x)).flatten(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_exact_in_float64(name):
     network = NETWORKS[name]()
@@ -287,6 +288,7 @@ def test_what_a_zero_update_says_is_nothing():
     assert torch.allclose(started[1], guess.guesses[1])
 
 
+@pytest.mark.slow
 def test_permuted_victims_have_permuted_guesses():
     network, images = LeNet("idlg").build((1, 12, 12), 3, 1), smooth(3, 1, 12)
     order = torch.tensor([2, 0, 1])
@@ -305,6 +307,7 @@ def test_a_stack_of_many_is_solved_in_parts(monkeypatch):
     assert torch.allclose(whole.guesses, parts.guesses, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_start_needs_no_warm_up_and_restarts_are_normal():
     images = smooth(2, 1, 12)
     seen = scene(tiny(), images[:, None], LABELS[:2], Plan())
@@ -321,6 +324,7 @@ def test_analytic_labels_are_those_granted():
     assert guess.labels.tolist() == LABELS.tolist()
 
 
+@pytest.mark.slow
 @given(st.integers(1, 4), st.integers(2, 6), st.integers(1, 9), st.integers(0, 99))
 def test_a_linear_layer_tells_its_input_and_the_noise(victims, outputs, inputs, seed):
     x, pull = (torch.randn(victims, n, generator=generator(seed), dtype=torch.float64) for n in (inputs, outputs))

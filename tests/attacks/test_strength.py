@@ -40,6 +40,7 @@ def test_reads_color_images_back_and_not_from_noise(attack):
     assert ((blind.guesses - images).square().flatten(1).mean(1) > 0.03).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("attack", BUILT_IN.values(), ids=BUILT_IN)
 def test_says_labels_of_what_it_takes_and_refuses_the_rest(attack, plan):
@@ -56,6 +57,7 @@ def test_says_labels_of_what_it_takes_and_refuses_the_rest(attack, plan):
     assert short(seen, torch.Generator().manual_seed(0)).labels.shape == (3, plan.images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", SEARCHES.values(), ids=SEARCHES)
 def test_another_seed_is_another_search(attack):
     _, seen = seen_by(attack, PLANS["FedSGD of 2"])
@@ -81,6 +83,7 @@ def test_takes_granted_labels(attack):
     assert torch.equal(guess.labels, LABELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", SEARCHES.values(), ids=SEARCHES)
 def test_more_restarts_are_no_worse_by_the_attacker_s_own_measure(attack):
     _, seen = seen_by(attack, PLANS["FedSGD"])

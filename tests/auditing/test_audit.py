@@ -186,6 +186,7 @@ def test_a_grant_that_is_withheld_too(folder):
         tiny(folder, defenses=["LaplaceNoise"], threat=ThreatModel(("defense",)), naive=True)
 
 
+@pytest.mark.slow
 def test_granted_labels_are_right_and_used(folder):
     attack = Answers()
     report = tiny(folder, attacks=[attack, "iDLG(steps=2)"], threat=ThreatModel(("labels",)), plan=Plan(batch_size=2))
@@ -231,6 +232,7 @@ def patients_attacked(data):
     return {data.patients[int(i)] for v in victims for i in v}
 
 
+@pytest.mark.slow
 def test_draws_attack_the_same_images_under_other_weights(folder):
     attack = Answers()
     report = tiny(folder, attacks=[attack], draws=3)
@@ -397,6 +399,7 @@ def test_a_random_update_control_runs_for_every_attack(folder):
     assert all(cell.asr_random_update.value == 0.0 for cell in report.summary)
 
 
+@pytest.mark.slow
 def test_random_updates_have_the_norm_of_the_true_ones(folder):
     attack = Answers()
     tiny(folder, attacks=[attack])
@@ -406,6 +409,7 @@ def test_random_updates_have_the_norm_of_the_true_ones(folder):
         assert not torch.allclose(random[name], true[name])
 
 
+@pytest.mark.slow
 def test_rows_say_what_made_them(folder):
     row = tiny(folder, seed=7, attacks=["iDLG(steps=3)"]).rows[-1]
     assert (row.model, row.data, row.seed, row.device) == ("MLP(hidden=(6,))", "ImageFolder(size=16)", 7, "cpu")
@@ -415,6 +419,7 @@ def test_rows_say_what_made_them(folder):
     assert row.date.startswith("20")
 
 
+@pytest.mark.slow
 def test_left_out_images_are_noted(folder):
     report = tiny(ImageFolder(folder, size=16, limit=6))
     assert "Did not open 4 files above the data source's limit; set limit= to use more." in report.settings.notes
@@ -438,6 +443,7 @@ def test_guesses_that_are_no_numbers_and_are_not_said_to_be_are_an_error(folder)
         tiny(folder, attacks=[Answers(float("nan"))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError, IndexError, AssertionError])
 def test_an_attack_that_raises_is_named(folder, error):
     @dataclass(frozen=True, repr=False)
@@ -493,6 +499,7 @@ class Nothing(Net):
         return super().forward(x) * 0
 
 
+@pytest.mark.slow
 def test_a_model_whose_update_is_zero(folder):
     report = tiny(folder, model=Nothing(), defenses=["LaplaceNoise"])
     for cell in report.summary:
@@ -564,6 +571,7 @@ def test_batch_norm_on_one_value_says_what_to_do(folder):
         tiny(folder, model=network)
 
 
+@pytest.mark.slow
 def test_more_outputs_than_classes_are_welcome(folder):
     assert tiny(folder, model=Net(5)).settings.model["outputs"] == 5
 
@@ -674,6 +682,7 @@ class Picky(nn.Module):
         return self.last((self.cut(x).flatten(2).mT + self.places).flatten(1))
 
 
+@pytest.mark.slow
 def test_one_attack_may_be_given_alone(folder):
     assert tiny(folder, attacks=iDLG(steps=3)).settings.experiment["attacks"] == ["iDLG(steps=3)"]
 

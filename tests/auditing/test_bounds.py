@@ -46,6 +46,7 @@ def test_dp_settings_have_a_bound_over_the_round_and_no_other(found):
     assert mixed.curve == []
 
 
+@pytest.mark.slow
 def test_the_marks_are_at_what_was_guessed_without_the_update(found):
     for cell in found[1].summary:
         bound = cell.bound

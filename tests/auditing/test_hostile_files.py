@@ -196,6 +196,7 @@ def test_directories_of_audits(hostile, tmp_path):
     assert in_json(out.parent / "medpfl-key.json", lambda: class_names(out, pixels), hostile) >= 3
 
 
+@pytest.mark.slow
 def test_recommendations(hostile, tmp_path):
     known = Training(defense=["LaplaceNoise(scale=0.5)"]).options()
     known = {

@@ -129,6 +129,7 @@ def test_a_run_with_pictures_is_not_continued_without_them_nor_the_reverse(folde
     assert (tmp_path / "with" / "share/findings.jsonl").read_bytes() == rows
 
 
+@pytest.mark.slow
 def test_on_the_command_line(folder, tmp_path, capsys):
     words = ["audit", str(folder), "--model", "LeNet('idlg')", "--attack", "iDLG(steps=2)", "--size", "16"]
     assert main([*words, "--images", "2", "--numbers-only", "--out", str(tmp_path / "run")]) == 0
@@ -157,6 +158,7 @@ def test_of_a_record_whose_images_lie_only_in_their_own_folder(folder, tmp_path)
     assert not (out / "private").exists()
 
 
+@pytest.mark.slow
 def test_without_a_directory_nothing_is_kept(folder):
     assert len(run(folder, None).rows) == 4
 

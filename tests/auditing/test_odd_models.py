@@ -140,6 +140,7 @@ def test_the_output_that_is_named_counts(capsys, folder, model, tmp_path):
     assert scores[0] == scores[1] == scores[2]
 
 
+@pytest.mark.slow
 def test_dropout_inside_attention_is_refused_in_train_mode(capsys, folder, model):
     words = ["--model", f"{model}:make(part='encoder')", "--size", "12", "--images", "2"]
     assert cli.main(["audit", str(folder), *words]) == 2

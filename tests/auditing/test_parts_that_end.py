@@ -129,6 +129,7 @@ def test_defenses_of_audits(moment, end):
         )
 
 
+@pytest.mark.slow
 @each_end
 @pytest.mark.parametrize("moment", ["init", "model", "batch", "gradient", "update"])
 def test_defenses_of_trainings(moment, end):
@@ -169,6 +170,7 @@ class NoModel(Ending):
         return None
 
 
+@pytest.mark.slow
 def test_a_part_that_returns_no_network():
     message = "it returned a NoneType in place of the network, not a torch.nn.Module"
     with pytest.raises(InputError, match=rf"^NoNetwork\(\): {message}"):
@@ -206,6 +208,7 @@ class Net(nn.Module):
         return super().state_dict(*args, **kwargs)
 
 
+@pytest.mark.slow
 @each_end
 @pytest.mark.parametrize("moment", ["forward", "train", "repr"])
 def test_networks(moment, end):

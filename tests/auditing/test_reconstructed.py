@@ -71,6 +71,7 @@ def audited(case, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GOOD)
 def test_what_is_right_is_scored(case):
     assert len([row for row in audited(case).rows if not row.control]) == 4

@@ -84,6 +84,7 @@ def test_a_record_leaks_what_its_control_leaks(tmp_path):
     assert plain(control, "defense", "image") == plain(recorded, "defense", "image")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [Plan(), Plan(batch_size=2)], ids=repr)
 def test_what_the_truth_gives_is_what_was_recorded(tmp_path, plan):
     report = look(*make(tmp_path, plan))
@@ -92,6 +93,7 @@ def test_what_the_truth_gives_is_what_was_recorded(tmp_path, plan):
     assert "record-mismatch" not in by_defense(report)[RECORDED].flags
 
 
+@pytest.mark.slow
 def test_plain_torch_gradients_are_a_record(tmp_path):
     """A script by somebody who has never heard of MedPFL's types."""
     truth = draw_folder(tmp_path / "truth", COUNTS[2])
@@ -218,6 +220,7 @@ def test_other_images_than_those_behind_the_stated_defense_are_a_mismatch(tmp_pa
     assert "record-mismatch" not in by_defense(look(record, tmp_path / "truth"))[RECORDED].flags
 
 
+@pytest.mark.slow
 def test_a_record_without_a_defense_has_none_to_know(tmp_path):
     report = look(*make(tmp_path, Plan()))
     assert report.settings.grants == ()

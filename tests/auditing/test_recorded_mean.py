@@ -54,6 +54,7 @@ def look(record, truths, attack=None, **options):
     return flat(medpfl.audit_record, record, truths, "LeNet('idlg')", attacks=[attack or Answers()], **options)
 
 
+@pytest.mark.slow
 def test_a_mean_is_attacked_as_one_update_over_the_images_of_all_clients(tmp_path):
     record, truths = round_of(tmp_path)
     attack = Answers()
@@ -90,6 +91,7 @@ def test_an_attack_in_a_process_of_its_own_gets_the_mean(tmp_path):
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_a_pattern_names_the_truth_files(tmp_path):
     record, _ = round_of(tmp_path, 2)
     report = look(record, f"{tmp_path}/site-*/private-truth/*")
@@ -147,6 +149,7 @@ def test_truth_files_of_other_clients_or_too_few(tmp_path):
         look(single, truths)
 
 
+@pytest.mark.slow
 def test_the_rounding_of_a_stated_secure_aggregation_is_no_mismatch(tmp_path):
     sums = SecAggPlus(max_weight=10.0)
 
@@ -168,6 +171,7 @@ def test_the_rounding_of_a_stated_secure_aggregation_is_no_mismatch(tmp_path):
         look(record, truths)
 
 
+@pytest.mark.slow
 def test_the_command_records_a_mean_from_two_checkpoints(tmp_path, capsys):
     before = state_of(LeNet("idlg").build((1, 16, 16), 2, seed=3))
     states = [trained(tmp_path, client)[0] for client in range(2)]

@@ -72,6 +72,7 @@ def test_rows_hold_what_they_say():
     assert [r.scores["ssim_worst"] for r in rows] == [r.scores["ssim"] for r in rows], "one candidate"
 
 
+@pytest.mark.slow
 def test_success_begins_at_ssim_09():
     data = some_images(2)
     noises = torch.linspace(0.01, 0.3, 30).tolist()

@@ -194,6 +194,7 @@ def test_other_pixels_under_the_same_names_are_another_experiment(folder, run):
         again(other, out)
 
 
+@pytest.mark.slow
 def test_force_discards_another_experiment_with_its_pictures(folder, run, pages):
     out, _ = run
     old = {p.name for p in (out / "private/images").iterdir()}
@@ -292,6 +293,7 @@ def test_what_is_written(run):
     assert {stat.S_IMODE(p.stat().st_mode) for p in [out / "private", *private] if p.is_dir()} == {0o700}
 
 
+@pytest.mark.slow
 def test_pictures_are_truth_and_guess(folder, tmp_path):
     from safetensors.torch import load_file
 

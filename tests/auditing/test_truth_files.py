@@ -45,6 +45,7 @@ def look(record, truth, attack, **options):
     return flat(medpfl.audit_record, record, truth, "LeNet('idlg')", attacks=[attack], **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [3, 2, 1])
 def test_a_truth_file_verifies_its_record(tmp_path, batch):
     attack = Answers()
@@ -64,6 +65,7 @@ NORMALIZED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NORMALIZED.values(), ids=NORMALIZED)
 def test_normalized_pixels_are_judged_in_the_range_of_images(tmp_path, case):
     images, options = case
@@ -79,6 +81,7 @@ def test_normalized_pixels_are_judged_in_the_range_of_images(tmp_path, case):
     torch.testing.assert_close(functional_call(seen.model, weights, (IMAGES,)), bare(images))
 
 
+@pytest.mark.slow
 def test_a_smaller_last_batch_and_augmented_epochs(tmp_path):
     report = look(*client(tmp_path, batch=2), Answers())
     assert report.rows[0].plan == "Plan(algorithm='FedAvg', batch_size=2, local_images=3, mode='train')"
@@ -110,12 +113,14 @@ def test_an_image_counts_once_however_often_a_step_takes_it(tmp_path, sampler):
     assert len({row.image for row in report.rows}) == 4
 
 
+@pytest.mark.slow
 def test_a_retention_that_is_over_is_said(tmp_path, capsys):
     record, truth = client(tmp_path, days=0)
     look(record, truth, Answers())
     assert "was to be kept for 0 days" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_truth_of_another_record(tmp_path):
     record, _ = client(tmp_path / "a")
     _, truth = client(tmp_path / "b", IMAGES.roll(1, 0))
@@ -151,6 +156,7 @@ STOCK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "defense"), STOCK.items(), ids=["percentile", "local dp"])
 def test_a_stock_filter_is_audited_as_the_defense_that_it_is(tmp_path, capsys, text, defense):
     attack = Answers()
@@ -182,6 +188,7 @@ def test_noise_that_hides_the_update_leaves_the_record_unverified(tmp_path, scal
             dataclasses.replace(case, truth=other).check()
 
 
+@pytest.mark.slow
 def test_a_filter_that_no_attack_knows_is_no_evidence(tmp_path, capsys):
     """The same update is wrong if the record states no filter, and inconclusive if it states an unknown one."""
     path, truth = filtered(tmp_path / "a", PercentilePrivacy(50, 0.01), "OwnFilter(strength=5)", "LogMod()")

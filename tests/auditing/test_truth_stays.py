@@ -151,6 +151,7 @@ def test_buffers_are_there_only_if_they_are_sent():
     assert {view.update.num_samples for seen in kept for view in seen.views} == {None}
 
 
+@pytest.mark.slow
 def test_an_attack_gets_an_observation_and_a_generator_and_no_more():
     given = []
 
@@ -166,6 +167,7 @@ def test_an_attack_gets_an_observation_and_a_generator_and_no_more():
         assert kwargs == {}
 
 
+@pytest.mark.slow
 def test_the_attack_s_generator_is_not_the_client_s():
     """The client's generator would reproduce its order, masks and noise."""
     seeds = []

@@ -21,6 +21,7 @@ def test_damaged_files_are_read_or_refused(name):
     assert [fuzz.attempt(TARGETS[name], seed)[1] for seed in range(12)] == [""] * 12
 
 
+@pytest.mark.slow
 def test_whole_files_are_read(monkeypatch):
     monkeypatch.setattr(fuzz, "damaged", lambda content, _: content)
     refused = {name for name, target in TARGETS.items() if fuzz.attempt(target, 0)[0]}

@@ -356,6 +356,7 @@ def test_a_yaml_file_that_is_wrong(refused, tmp_path, text, message):
     assert message in err
 
 
+@pytest.mark.slow
 def test_a_yaml_file_is_not_blamed_for_an_option(refused, tmp_path):
     right = tmp_path / "right.yaml"
     right.write_text("images: 3\n")
@@ -373,6 +374,7 @@ def test_no_yaml_file(refused, tmp_path):
 # --- help, list, demo, report ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_help_names_every_command_and_option(run):
     status, text, _ = run("--help")
     assert status == 0
@@ -438,6 +440,7 @@ def test_list_names_every_member_with_its_line(run, role):
     assert not [n for n in others if f"  {n} " in own]
 
 
+@pytest.mark.slow
 def test_list_of_something_else(refused):
     assert "there is no role or part 'atacks'; did you mean 'attacks'?" in refused("list", "atacks")
     assert "did you mean 'TopK'?" in refused("list", "TopKs")
@@ -641,6 +644,7 @@ def test_all_images_bad(refused, tmp_path, folder):
     assert "and 7 more" in err
 
 
+@pytest.mark.slow
 def test_no_folder_and_no_class_folders(refused, tmp_path):
     assert f"no folder or record '{tmp_path}/nowhere' (the working directory is '" in refused(
         "audit", tmp_path / "nowhere", *TINY
@@ -792,6 +796,7 @@ def test_a_record_is_audited_with_its_truth(run, record, tmp_path):
     assert json.loads((out / "run.json").read_text())["settings"]["record"]["difference"] < 1e-5
 
 
+@pytest.mark.slow
 def test_a_record_that_does_not_fit(refused, record, folder):
     words, truth = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)"], record.parent / "truth"
     assert "set --truth to the folder with the images" in refused("audit", record, *words)
@@ -1016,6 +1021,7 @@ def test_fail_on_says_in_the_help_what_the_statuses_are(run, refused):
 STARTS = [0.0, 0.3, 1.0, 2.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait", STARTS)
 def test_an_interruption_of_the_start_is_no_traceback(wait):
     """An interruption during imports is caught too; before MedPFL's first line, Python handles it."""
@@ -1036,6 +1042,7 @@ def test_an_interruption_of_the_start_is_no_traceback(wait):
     assert err.count("medpfl: interrupted") == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error():
     """Whatever the command: this one prints as all do, and imports little."""
     code = (

@@ -12,6 +12,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.spec import build
 
 
+@pytest.mark.slow
 @given(
     batch_size=st.integers(1, 8),
     batches=st.integers(1, 5),

@@ -185,6 +185,7 @@ def contents(tmp_path_factory) -> dict[str, bytes]:
     return {"record": (place / "record").read_bytes(), "truth": kept.read_bytes(), "at": str(place).encode()}
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     kind=st.sampled_from(["record", "truth"]),

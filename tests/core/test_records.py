@@ -218,6 +218,7 @@ def test_a_truncated_file_is_refused(intact, share):
         Record.load(cut)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_damaged_file_is_refused_or_read(intact, changes):

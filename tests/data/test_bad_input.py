@@ -92,6 +92,7 @@ DICOM = {
 FILES = {**{f"NIfTI, {k}": v for k, v in NIFTI.items()}, **{f"DICOM, {k}": v for k, v in DICOM.items()}}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of tags that pydicom finds odd
 @pytest.mark.parametrize(("make", "why"), FILES.values(), ids=FILES)
 def test_a_file_that_cannot_be_read(run, tmp_path, make, why):
@@ -228,6 +229,7 @@ def test_models_that_cannot_be_attacked(run, pictures, models, call, message):
     assert message in said
 
 
+@pytest.mark.slow
 def test_weights_that_are_code(run, pictures, models, tmp_path):
     path = tmp_path / "weights.pt"
     for save in (torch.save, lambda made, place: place.write_bytes(pickle.dumps(made, 2))):

@@ -118,6 +118,7 @@ def test_one_file(folder):
 # A DICOMDIR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["DICOMDIR", "DICOMDIR-bigEnd", "DICOMDIR-implicit", "DICOMDIR-reordered"])
 def test_a_dicomdir_names_the_files_that_its_folder_holds(name):
     named = Dicom(FILES / "dicomdirtests" / name, size=16).load()
@@ -307,6 +308,7 @@ def test_gray_files_as_pydicom_windows_them(name):
     assert (np.diff(shown[between].ravel()[order]) >= -1e-6).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", COLOR)
 def test_color_files_are_the_rgb_that_pydicom_gives(name):
@@ -317,6 +319,7 @@ def test_color_files_are_the_rgb_that_pydicom_gives(name):
         np.testing.assert_allclose(image, frame.transpose(2, 0, 1) / (2**header.BitsStored - 1), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_file_of_pydicom_is_read_or_explained():
     data = Dicom(FILES, group="file").load()
     known = {str(path.relative_to(FILES)) for path in FILES.rglob("*.dcm")}

@@ -263,6 +263,7 @@ def test_a_limit_below_the_classes_would_change_the_question(folder):
     assert "limit=1 is below the number of classes" in refused(ImageFolder(folder, limit=1))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(1, 300))
 def test_shares_use_the_limit_and_are_even(sizes, limit):
     shares = _shares(sizes, limit)
@@ -319,6 +320,7 @@ def test_index_with_an_endless_cell(folder):
 # Real sets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count", "channels", "classes"),
     [

@@ -47,6 +47,7 @@ def turned(values: np.ndarray, order: tuple[int, ...], flips: tuple[bool, ...], 
     return np.ascontiguousarray(stored), affine
 
 
+@pytest.mark.slow
 @given(st.permutations(range(3)), st.tuples(st.booleans(), st.booleans(), st.booleans()))
 def test_whatever_the_storage_the_volume_is_upright(tmp_path_factory, order, flips):
     path = tmp_path_factory.mktemp("n") / "x.nii"

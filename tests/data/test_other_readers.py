@@ -99,6 +99,7 @@ def test_gray(name, reader):
     np.testing.assert_allclose(image[0], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "reader"), pairs(COLOR, DECODED["color"]))
 def test_color(name, reader):

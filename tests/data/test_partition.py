@@ -40,6 +40,7 @@ def sets(draw) -> tuple[LabelledImages, int]:
 PARTITIONS = [IID, *(lambda c, a=a: Dirichlet(a, c) for a in (1e-3, 0.5, 100.0))]
 
 
+@pytest.mark.slow
 @given(sets(), st.sampled_from(PARTITIONS), st.integers(0, 2**40))
 def test_every_image_goes_to_one_client_and_patients_stay_whole(given_set, make, seed):
     data, clients = given_set
@@ -73,6 +74,7 @@ def test_iid_is_even_and_stratified_over_single_images(labels, clients, seed):
         assert max(counts) - min(counts) <= 1
 
 
+@pytest.mark.slow
 @given(sets(), st.integers(0, 999))
 def test_iid_differs_at_most_by_the_largest_patient(given_set, seed):
     data, clients = given_set

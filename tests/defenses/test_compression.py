@@ -86,6 +86,7 @@ def test_a_zero_says_nothing_even_where_few_coordinates_are_not_zero():
     assert int((precision > 0).sum()) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [1, 4, 64])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_qsgd_rounds_to_the_two_next_levels_with_the_right_odds(levels, scope):
@@ -172,6 +173,7 @@ def test_feedback_of_another_round_is_added_before_compression():
     assert state["owed"]["w"].tolist() == [1, 0]
 
 
+@pytest.mark.slow
 @given(norm=st.floats(1e-3, 1e3), seed=st.integers(0, 50))
 def test_clipping_keeps_the_direction(norm, seed):
     update = raw(seed)

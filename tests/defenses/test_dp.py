@@ -279,6 +279,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
         epsilon(1.0, 0.5, 1, 1e-5)
 
 
+@pytest.mark.slow
 def test_accountants_are_quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

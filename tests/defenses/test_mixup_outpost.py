@@ -101,6 +101,7 @@ def test_the_smallest_of_each_tensor_are_pruned():
         assert mean[gone].max() <= mean[~gone].min()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "decay"), [(0, 5.0), (10, 0.1), (30, 0.1), (7, 0.0)])
 def test_perturbation_gets_rarer(step, decay):
     samples = gradients(1)

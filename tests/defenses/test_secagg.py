@@ -39,6 +39,7 @@ def flat(update):
     return torch.cat([t.flatten() for t in (*update.tensors.values(), update.buffers["mean"])]).double()
 
 
+@pytest.mark.slow
 @given(
     clients=st.integers(3, 9),
     shares=st.sampled_from([None, 3, 5]),
@@ -101,6 +102,7 @@ def one_masked(update, seed, client=0):
     return SecAggPlus().exchange([update, *others], draws(seed)).masked[client]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modulus", [2**32, 10**9 + 7])
 def test_one_masked_vector_is_uniform_whatever_the_update(modulus):
     for scale in (0.0, 1e-3, 1e6):

@@ -54,6 +54,7 @@ def shuffled(plan, seed=0):
     return Draws(torch.stack([torch.randperm(plan.images, generator=generator) for _ in range(plan.epochs)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fedsgd_is_the_gradient(name, mode):
@@ -122,6 +123,7 @@ def test_cross_entropy_is_torch_s():
     assert torch.allclose(cross_entropy(logits, soft), functional.cross_entropy(logits, soft))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("soft", [False, True], ids=["classes", "probabilities"])
 @pytest.mark.parametrize(
     "plan",
@@ -288,6 +290,7 @@ def test_nothing_handed_over_is_changed(mode):
     assert not any(t.requires_grad for t in sent.tensors.values())
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     images=st.integers(1, 3),

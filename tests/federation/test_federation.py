@@ -53,6 +53,7 @@ def audited(tmp_path_factory):
     return root, found
 
 
+@pytest.mark.slow
 def test_every_record_is_audited_by_site_and_by_round(audited):
     _, found = audited
     assert [(one.site, one.round) for one in found.records] == [
@@ -100,6 +101,7 @@ def test_no_name_of_a_folder_or_file_is_in_what_may_be_shared(audited):
     assert "site-1" in held
 
 
+@pytest.mark.slow
 def test_a_report_is_rebuilt_from_the_rows(audited):
     root, found = audited
     page = (root / "runs/audit/share/federation.html").read_bytes()
@@ -138,6 +140,7 @@ def test_a_killed_audit_continues_and_further_rounds_are_added(tmp_path, monkeyp
     assert [plain(one.report.rows) for one in more.records][:2] == [plain(one.report.rows) for one in found.records]
 
 
+@pytest.mark.slow
 def test_in_memory_the_result_is_the_same_and_nothing_is_written(tmp_path):
     federation(tmp_path / "updates", rounds=(1,))
     before = sorted(tmp_path.rglob("*"))
@@ -146,6 +149,7 @@ def test_in_memory_the_result_is_the_same_and_nothing_is_written(tmp_path):
     assert (len(found.records), found.pages) == (2, ())
 
 
+@pytest.mark.slow
 def test_wrong_records_stop_with_all_their_causes_before_any_attack(tmp_path, capsys, monkeypatch):
     root = federation(tmp_path / "updates", (PRIVATE, "site-2"), (1,))
     wrong = client(root / PRIVATE, 2, pixels(5))
@@ -175,6 +179,7 @@ def test_records_of_different_models_or_plans_are_refused_with_the_reason(tmp_pa
         look(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_sites_may_have_other_numbers_of_images_and_rounds_other_learning_rates(tmp_path):
     client(tmp_path / "site-1", 1, pixels(1))
     client(tmp_path / "site-2", 2, pixels(2, 3), rate=0.05)
@@ -183,6 +188,7 @@ def test_sites_may_have_other_numbers_of_images_and_rounds_other_learning_rates(
     assert recorded(found.summary).images == 4
 
 
+@pytest.mark.slow
 def test_records_without_truth_are_left_out_and_counted(tmp_path, capsys):
     client(tmp_path / "site-1", 1, pixels(1))
     client(tmp_path / "site-2", 1, pixels(2), truth=False)
@@ -196,6 +202,7 @@ def test_records_without_truth_are_left_out_and_counted(tmp_path, capsys):
         look(tmp_path)
 
 
+@pytest.mark.slow
 def test_truths_elsewhere_are_found_by_site_and_round_or_are_the_images_of_a_site(tmp_path):
     """The server's records have other random names than the clients' truth files."""
     for site in ("site-1", "site-2"):
@@ -210,6 +217,7 @@ def test_truths_elsewhere_are_found_by_site_and_round_or_are_the_images_of_a_sit
         look(tmp_path / "server", truth=tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_one_folder_of_images_for_all_rounds_of_a_site(tmp_path):
     from medpfl.data import ImageFolder
 
@@ -228,6 +236,7 @@ def masked(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_masked_messages_are_told_and_left_out(tmp_path, capsys):
     client(tmp_path / "site-1", 1, pixels(1))
     masked(tmp_path / "site-2/masked-0001-aa.safetensors")
@@ -261,6 +270,7 @@ def test_the_command_prints_a_table_and_fails_on_a_leak(tmp_path, capsys):
     assert "From 2 recorded updates of 1 site" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_mistakes_of_the_command(tmp_path, capsys):
     client(tmp_path / "site-1", 1, pixels(1))
     (tmp_path / "site-1/notes.txt").write_text("-")
@@ -278,6 +288,7 @@ def test_mistakes_of_the_command(tmp_path, capsys):
         medpfl.audit(MODEL, f"{tmp_path}/site-*/*")
 
 
+@pytest.mark.slow
 def test_means_of_secure_aggregation_are_audited_with_the_truths_of_all_sites(tmp_path):
     from tests.auditing.test_recorded_mean import round_of
 

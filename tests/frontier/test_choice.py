@@ -30,6 +30,7 @@ BARE = point(UNDEFENDED, 1.0, 0.9, verdict=LEAKS)
 levels = st.one_of(st.none(), st.integers(0, 3).map(lambda n: n / 4))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(levels, levels), min_size=1, max_size=8))
 def test_a_setting_is_in_the_set_if_no_other_is_as_good_in_both_and_better_in_one(values):
     points = [point(f"D({i})", asr, accuracy) for i, (asr, accuracy) in enumerate(values)]

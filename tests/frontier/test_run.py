@@ -178,6 +178,7 @@ def test_what_an_earlier_limit_recommended_is_gone(whole, tmp_path):
     assert not any(path.exists() for path in left)
 
 
+@pytest.mark.slow
 def test_train_takes_what_is_recommended_as_it_stands(recommended, pictures, tmp_path, capsys):
     out, found, _ = recommended
     said = ["--config", str(out / "share/recommended.yaml"), "--out", str(tmp_path / "t"), "--quiet"]

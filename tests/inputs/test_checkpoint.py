@@ -51,6 +51,7 @@ def test_an_audit_takes_it(tmp_path):
         flat(audit, str(out), some_images(8), **AUDIT, victims=Victims(draws=2))
 
 
+@pytest.mark.slow
 def test_a_training_under_a_defense_of_ones_own_is_audited(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from medpfl.core.roles import Defense\n"
@@ -75,6 +76,7 @@ def test_an_audit_does_not_go_into_the_directory_of_a_training(tmp_path):
     assert (out / "share/rounds.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_images_of_another_size_are_told_the_size(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
@@ -83,6 +85,7 @@ def test_images_of_another_size_are_told_the_size(tmp_path):
         flat(audit, str(out), replace(data, images=data.images[..., :12, :12]), **AUDIT)
 
 
+@pytest.mark.slow
 def test_a_round_that_is_not_there(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
@@ -110,6 +113,7 @@ def test_weights_of_another_model(tmp_path):
         checkpoint_at(other).build((1, 16, 16), 2, 0)
 
 
+@pytest.mark.slow
 def test_names_that_do_not_fit(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
@@ -122,6 +126,7 @@ def test_names_that_do_not_fit(tmp_path):
         put_weights(network, model.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
 def test_damaged_files(content, tmp_path):
     out = tmp_path / "runs" / "a"
@@ -199,6 +204,7 @@ HEADERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "message"), HEADERS.values(), ids=HEADERS)
 def test_a_header_that_cannot_be_true(change, message, tmp_path):
     out = tmp_path / "runs" / "a"
@@ -233,6 +239,7 @@ def rewrite(file, **changes):
     save_file(load_file(file), file, {"medpfl-round": json.dumps(about)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["model", "defense"])
 @pytest.mark.parametrize("spec", HOSTILE)
 def test_a_checkpoint_cannot_run_code_or_read_a_file(field, spec, tmp_path, monkeypatch):

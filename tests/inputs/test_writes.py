@@ -116,6 +116,7 @@ class Outside(Net):
         return super().forward((x - 0.5) / 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [Net(), Outside(), nn.Sequential(Net(), nn.BatchNorm1d(2))])
 def test_others_pass(network):
     check_writes(network, torch.rand(4, 1, 16, 16), Plan(batch_size=4))

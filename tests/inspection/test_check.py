@@ -88,6 +88,7 @@ def test_a_normalized_image_is_the_image_and_another_input_is_not(no_attacks):
     assert not check_model(Scaled(5), SHAPE).linear[0]["pixels_themselves"]
 
 
+@pytest.mark.slow
 def test_labels_are_read_from_the_last_layer(no_attacks):
     check = check_model("LeNet('idlg')", SHAPE, 3)
     assert check.labels["1"] == {"layer": "7.weight", "bias": True, "right": 3, "all": 3}
@@ -95,6 +96,7 @@ def test_labels_are_read_from_the_last_layer(no_attacks):
     assert check.labels["8"]["all"] == 16
 
 
+@pytest.mark.slow
 def test_a_model_without_a_last_layer_says_why_no_label_is_read(only):
     only("iDLG", "DLG")
     torch.manual_seed(0)
@@ -107,6 +109,7 @@ def test_a_model_without_a_last_layer_says_why_no_label_is_read(only):
     assert "do not apply: " in text(check)
 
 
+@pytest.mark.slow
 def test_what_a_network_is_made_of(no_attacks):
     check = check_model(odd(), SHAPE, 3)
     facts = check.facts
@@ -124,6 +127,7 @@ def test_what_a_network_is_made_of(no_attacks):
     assert check.derivatives == {"twice": "", "together": "", "wrong": ""}
 
 
+@pytest.mark.slow
 def test_tokens_are_read_as_a_sum(no_attacks):
     check = check_model("ViT(4, 1, 12, 3)", SHAPE, 3)
     assert by_layer(check)["heads.head"] == ("exactly", False)
@@ -132,6 +136,7 @@ def test_tokens_are_read_as_a_sum(no_attacks):
     assert check.facts["layers"]["layer norm"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "sent"), [("train", True), ("eval", False)])
 def test_batch_norm_statistics(mode, sent, no_attacks):
     check = check_model("ConvNet(4, 2, 'batch')", SHAPE, mode=mode)
@@ -185,6 +190,7 @@ def test_a_model_that_cannot_be_differentiated_twice():
         check_model(check_fails, SHAPE)
 
 
+@pytest.mark.slow
 def test_what_takes_time_is_timed(no_attacks):
     check = check_model("LeNet('idlg')", SHAPE)
     seconds = check.seconds
@@ -225,6 +231,7 @@ def make(num_classes):
 """
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path, capsys, no_attacks):
     path = tmp_path / "mine.py"
     path.write_text(FILE)

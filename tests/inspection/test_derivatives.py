@@ -234,6 +234,7 @@ def test_an_audit_of_a_wrong_derivative_is_flagged(tmp_path):
 # --- updates that are bad ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_update_that_is_not_finite_is_flagged_whatever_the_attack_says():
     report = tiny(
         some_images(6), model=around(lambda x: x + (x * 0).sqrt()), images=2, attacks=[Answers(), "iDLG(steps=1)"]
@@ -242,6 +243,7 @@ def test_an_update_that_is_not_finite_is_flagged_whatever_the_attack_says():
     assert {cell.nonfinite for cell in report.summary} == {1.0}
 
 
+@pytest.mark.slow
 def test_an_update_that_a_defense_leaves_nothing_of_is_flagged():
     from medpfl import Defense
 

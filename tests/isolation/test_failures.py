@@ -185,6 +185,7 @@ def test_the_rows_that_were_finished_stay_when_it_dies(tmp_path):
     assert len(rows) == 6, "a random update, the control, and the defense untold of"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_within_two_seconds_and_its_directory_is_removed(tmp_path, monkeypatch, ctrl_c):
     (tmp_path / "a_fake_worker.py").write_text(FAKE + "open('left', 'w').close()\nwhile True: pass")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ def levels(*values):
     return torch.tensor(values).view(-1, 1, 1, 1)
 
 
+@pytest.mark.slow
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
     counts=st.tuples(st.integers(0, 4), st.integers(1, 4)),

@@ -15,6 +15,7 @@ from medpfl.metrics.rates import cluster_interval, interval, mean_interval
 LEVELS = st.sampled_from([0.8, 0.9, 0.95, 0.99])
 
 
+@pytest.mark.slow
 @given(counts=st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), level=LEVELS)
 def test_clopper_pearson(counts, level):
     low, high = interval(*counts, level)
@@ -31,6 +32,7 @@ def test_ends_are_exact_and_95_percent_is_the_default():
     assert interval(0, 0) == (0.0, 1.0)
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=40), LEVELS)
 def test_student(values, level):
     mean, error = sum(values) / len(values), float(stats.sem(values))
@@ -53,6 +55,7 @@ def test_too_few_values(values):
     assert mean_interval(values) == (None, None)
 
 
+@pytest.mark.slow
 @given(st.lists(st.booleans(), min_size=1, max_size=60), LEVELS)
 def test_where_every_trial_is_a_cluster_it_is_clopper_pearson(hits, level):
     assert cluster_interval(hits, range(len(hits)), level) == interval(sum(hits), len(hits), level)
@@ -71,6 +74,7 @@ GROUPED = st.integers(2, 12).flatmap(
 )
 
 
+@pytest.mark.slow
 @given(GROUPED, LEVELS)
 def test_student_of_equal_clusters_is_student_of_their_means(groups, level):
     values, clusters = [v for g in groups for v in g], [i for i, g in enumerate(groups) for _ in g]
@@ -95,6 +99,7 @@ def test_korn_and_graubard_by_hand():
     assert high > interval(8, 20)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.1, 0.4])
 def test_it_covers_where_the_plain_interval_does_not(rate):
     """20 images under 4 draws of weights; each image's own rate comes from a beta distribution."""

@@ -19,6 +19,7 @@ def scene(count: int, classes: int, seed: int, steps: int = 4):
     return logits, labels
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 60), st.integers(2, 5), st.integers(0, 10**6))
 def test_scores_are_those_of_torchmetrics(count, classes, seed):
@@ -71,6 +72,7 @@ def test_images_of_one_patient_count_as_a_cluster():
     assert width["alone"] != width["together"]
 
 
+@pytest.mark.slow
 def test_the_interval_of_balanced_accuracy_covers():
     """At least 95 times in 100, with known recalls: 0.9 in a large class, 0.6 in a small one."""
     generator, hits = torch.Generator().manual_seed(0), 0

@@ -47,6 +47,7 @@ def test_every_model_has_a_row():
     assert all(isinstance(model, Model) for model in VARIANTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("model", VARIANTS, ids=repr)
 def test_logits(model, shape):
@@ -73,6 +74,7 @@ def test_the_seed_alone_makes_the_weights(model):
     assert all(not torch.equal(one[k], other[k]) for k in drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", VARIANTS, ids=repr)
 def test_own_arguments_go_before_the_data_s(model):
     chosen = dataclasses.replace(model, classes=7, channels=2)

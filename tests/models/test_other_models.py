@@ -24,6 +24,7 @@ def kinds(network: nn.Module) -> list[str]:
     return [type(m).__name__ for m in network.modules() if not list(m.children())]
 
 
+@pytest.mark.slow
 def test_densenet_is_torchvision_s_on_normalized_images():
     theirs = torchvision.models.densenet121(num_classes=4).eval()
     ours = DenseNet121().build((3, 64, 48), 4, seed=0).eval()

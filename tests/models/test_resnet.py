@@ -18,6 +18,7 @@ def images(channels=3):
     return torch.rand(2, channels, 64, 48, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", THEIRS)
 def test_names_and_shapes_are_torchvision_s(depth):
     ours = ResNet(depth).build((3, 64, 64), 1000, seed=0).state_dict()
@@ -25,6 +26,7 @@ def test_names_and_shapes_are_torchvision_s(depth):
     assert {k: t.shape for k, t in ours.items()} == {k: t.shape for k, t in theirs.items()}
 
 
+@pytest.mark.slow
 def test_initial_weights_are_torchvision_s():
     torch.manual_seed(5)
     theirs = THEIRS[18](num_classes=4).state_dict()
@@ -32,6 +34,7 @@ def test_initial_weights_are_torchvision_s():
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("depth", [18, 50])
 def test_outputs_are_torchvision_s_on_normalized_images(depth, training):
@@ -44,6 +47,7 @@ def test_outputs_are_torchvision_s_on_normalized_images(depth, training):
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_gray_images_have_a_first_layer_of_one_channel():
     ours = ResNet(18).build((1, 64, 64), 4, seed=0).eval()
     assert ours.conv1.weight.shape == (64, 1, 7, 7)
@@ -56,6 +60,7 @@ def test_gray_images_have_a_first_layer_of_one_channel():
     assert ours.conv1.weight.std().item() == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mean", "deviation"),
     [("cifar10", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), ("none", (0, 0, 0), (1, 1, 1))],
@@ -99,6 +104,7 @@ def file(tmp_path):
     return tmp_path / "secret-name.pth"
 
 
+@pytest.mark.slow
 def test_a_weights_file_with_its_head_kept_or_drawn_anew(file):
     theirs = torch.load(file, weights_only=True)
     kept = ResNet(18, weights=str(file)).build((3, 64, 64), 1000, seed=0).state_dict()
@@ -112,6 +118,7 @@ def test_a_weights_file_with_its_head_kept_or_drawn_anew(file):
     assert torch.equal(new["fc.weight"], untrained["fc.weight"])
 
 
+@pytest.mark.slow
 def test_gray_images_are_three_equal_channels(file):
     network = ResNet(18, weights=str(file)).build((1, 64, 48), 4, seed=0).eval()
     assert network.conv1.weight.shape == (64, 3, 7, 7)
@@ -122,17 +129,20 @@ def test_gray_images_are_three_equal_channels(file):
         ResNet(18, weights=str(file)).build((2, 64, 64), 4, seed=0)
 
 
+@pytest.mark.slow
 def test_a_file_without_counts_of_batches_fits(file, tmp_path):
     old = {k: t for k, t in torch.load(file, weights_only=True).items() if "num_batches" not in k}
     torch.save(old, tmp_path / "old.pth")
     ResNet(18, weights=str(tmp_path / "old.pth")).build((3, 64, 64), 1000, seed=0)
 
 
+@pytest.mark.slow
 def test_weights_of_another_depth_do_not_fit(file):
     with pytest.raises(InputError, match=r"do not fit the model:\n  layer1.2.bn1.bias: in the model, not in the file"):
         ResNet(34, weights=str(file)).build((3, 64, 64), 4, seed=0)
 
 
+@pytest.mark.slow
 def test_a_path_is_in_no_repr(file):
     assert repr(ResNet(18, weights=str(file), classes=4)) == "ResNet(depth=18, weights='a file', classes=4)"
     assert repr(ResNet(18, "IMAGENET1K_V1")) == "ResNet(depth=18, weights='IMAGENET1K_V1')"
@@ -140,6 +150,7 @@ def test_a_path_is_in_no_repr(file):
         ResNet(18, "none.pth").build((3, 64, 64), 4, seed=0)
 
 
+@pytest.mark.slow
 def test_published_weights_are_downloaded_by_name_with_their_hash_checked(file, monkeypatch):
     asked = []
 

@@ -61,6 +61,7 @@ def test_models_of_a_user(tmp_path, name):
         built(UserModel(str(tmp_path / "large.py"), name), SHAPE, 2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [MLP(), ConvNet(), UNet(), ViT(), ResNet(), DenseNet121(), LeNet("cpl")], ids=lambda m: type(m).__name__
 )

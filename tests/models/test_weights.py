@@ -159,6 +159,7 @@ def intact(request, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(cut=st.floats(0.1, 1), changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=3))
 def test_damaged_files_are_refused_or_read(intact, cut, changes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ def network():
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
 
 
+@pytest.mark.slow
 def test_data_parallel_and_compile_are_the_network_inside():
     inner = network()
     assert unwrapped(nn.DataParallel(inner)) is inner

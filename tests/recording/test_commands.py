@@ -81,6 +81,7 @@ def test_the_record_is_audited_with_its_truth(site, run):
     assert run("audit", record, "--truth", site / "truth", *words[4:])[0] == 0
 
 
+@pytest.mark.slow
 def test_a_wrong_plan_is_named_and_stops_the_audit(site, run):
     status, out, _ = recorded(site, run, "--learning-rate", "1.0")
     assert status == 2
@@ -132,6 +133,7 @@ class Evil:
         return Path.touch, (Path("evil-ran"),)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_code_is_refused(site, run, monkeypatch):
     monkeypatch.chdir(site)
     (site / "after.pt").write_bytes(pickle.dumps({"model": Evil()}))
@@ -168,6 +170,7 @@ def test_other_states_are_refused(site, run):
     assert "'x' is only in the state before the training" in err
 
 
+@pytest.mark.slow
 def test_inspect_as_json_and_page(site, run):
     recorded(site, run)
     record, truth = files(site)
@@ -190,6 +193,7 @@ def test_inspect_alone(site, run):
     assert "not verifiable beyond" in out.lower()
 
 
+@pytest.mark.slow
 def test_forget(site, run):
     recorded(site, run)
     record, truth = files(site)
@@ -213,6 +217,7 @@ def test_a_link_to_a_truth_elsewhere_is_not_followed(site, run):
     assert truth.exists()
 
 
+@pytest.mark.slow
 def test_pixels_that_the_loader_normalized(site, run):
     """The app normalizes: without --mean and --std the cause is named, with them the record is right."""
     data = ImageFolder(site / "truth", size=SIZE).load()

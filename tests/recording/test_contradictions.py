@@ -58,6 +58,7 @@ def drawn(seed: int):
     return model, make_record(before, state_of(model), seen), seen.truth()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(8))
 def test_no_right_record_contradicts_itself(block):
     for seed in range(10 * block, 10 * block + 10):

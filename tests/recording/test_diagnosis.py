@@ -253,6 +253,7 @@ def test_without_the_order_what_cannot_be_is_stopped(wrong):
     assert re.search(cause, str(check.finding)), check
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [more_epochs, next_weights], ids=["epochs", "weights"])
 def test_counters_show_the_steps_without_the_order(wrong):
     case, _ = wrong(SEVERAL, True)
@@ -289,6 +290,7 @@ def test_a_gradient():
     )
 
 
+@pytest.mark.slow
 def test_an_update_that_a_filter_changed_is_not_refused():
     own = site(ONE)
     noisy = sent(own.record, lambda t: {k: v + 0.01 * v.std() * torch.randn_like(v) for k, v in t.items()})
@@ -318,6 +320,7 @@ def rounded(device: str, **settings) -> tuple[Site, Record]:
     return own, replace(own.record, update=update, source=Source(versions={"device": device}))
 
 
+@pytest.mark.slow
 def test_rounding_on_another_device_is_measured():
     own, record = rounded("cuda", lr=2.0)
     check = check_case(own.case(record))
@@ -329,6 +332,7 @@ def test_rounding_on_another_device_is_measured():
     assert check_case(own.case(more)).verdict == "wrong"
 
 
+@pytest.mark.slow
 def test_a_training_that_multiplies_rounding_is_not_verified():
     own, record = rounded("cuda", lr=30.0)
     check = check_case(own.case(record))
@@ -336,6 +340,7 @@ def test_a_training_that_multiplies_rounding_is_not_verified():
     assert "the client's device rounds in another way" in check.open[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch norm"])
 def test_without_the_order_a_rate_that_moves_the_weights_too_far_is_stopped(norm):
     """At this rate, replays point anywhere, but go much further than the record."""

@@ -104,6 +104,7 @@ def test_the_figure_draws_curve_point_reference_and_guesses(monkeypatch):
     assert [list(line.get_ydata()) for line in dotted] == [[0.4, 0.4]] * 2
 
 
+@pytest.mark.slow
 def test_a_frontier_s_page_has_the_section_where_a_point_has_a_bound(tmp_path):
     (one,) = placed([cell(3)])
     points = [POINTS[0], {**POINTS[1], "bound": one}]

@@ -50,6 +50,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_page_holds_three_figures_the_limit_s_first_and_a_row_for_each_setting(tmp_path):
     chosen = {**CHOSEN, "limits": ["ssim<=0.3"]}
     page = write_frontier_page(tmp_path, SETTINGS, POINTS, chosen).read_text()

@@ -95,6 +95,7 @@ def test_pages_are_well_formed_and_self_contained(tmp_path, name):
         assert html.startswith("<!DOCTYPE html>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUMMARIES)
 def test_what_is_missing_is_an_en_dash(tmp_path, name):
     words = Page(pages(tmp_path, SUMMARIES[name])[0]).words
@@ -126,6 +127,7 @@ def test_without_pictures_there_is_only_the_shared_page(tmp_path):
     assert sorted(tmp_path.iterdir()) == files
 
 
+@pytest.mark.slow
 def test_files_and_modes(tmp_path):
     summary = SUMMARIES["full"]
     share, private = tmp_path / "share", tmp_path / "private"
@@ -147,6 +149,7 @@ def test_a_public_file_is_not_reused_for_private_images(tmp_path):
     assert stat.S_IMODE((tmp_path / "report-with-images.html").stat().st_mode) == 0o600
 
 
+@pytest.mark.slow
 def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
     pages(tmp_path, SUMMARIES["full"])
     before = (tmp_path / "report.html").read_bytes()
@@ -157,6 +160,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_same_rows_same_bytes(tmp_path):
     summary = SUMMARIES["full"]
     for name, order in (("a", 1), ("b", -1)):
@@ -200,6 +204,7 @@ def test_numbers_of_a_cell_are_shown(tmp_path):
     assert "92 %73\u201399 %chance 4 %gallery of 24" in words
 
 
+@pytest.mark.slow
 def test_ncc_is_shown_with_its_baselines(tmp_path):
     text = re.sub(r"\s+", " ", Page(pages(tmp_path, [full()])[0]).text)
     assert re.search(r"0.97 ?mean 0.81 ?nearest 0.77", text)
@@ -230,6 +235,7 @@ def test_every_rate_is_shown_with_its_interval(tmp_path):
     assert "244 % zero updatein 6 updates" in words
 
 
+@pytest.mark.slow
 def test_grants_are_always_stated(tmp_path):
     shared = Page(pages(tmp_path, [full()])[0]).words
     assert GRANTS["labels"] in shared
@@ -253,6 +259,7 @@ def test_grants_come_from_the_rows_if_the_settings_lack_them(tmp_path):
     assert "a malicious server reconstructed" in words
 
 
+@pytest.mark.slow
 def test_raised_flags_are_explained_where_raised(tmp_path):
     words = Page(pages(tmp_path, SUMMARIES["flags"])[0]).words
     for name, flag in FLAGS.items():
@@ -261,6 +268,7 @@ def test_raised_flags_are_explained_where_raised(tmp_path):
     assert "No flag was raised." in Page(pages(tmp_path, [full()])[0]).words
 
 
+@pytest.mark.slow
 def test_settings_are_shown_and_may_be_missing(tmp_path):
     words = Page(pages(tmp_path, [full()])[0]).words
     for text in (

@@ -49,6 +49,7 @@ def test_gaps_are_dashes(count, tmp_path):
     assert "nan" not in page.lower().replace("name", "")
 
 
+@pytest.mark.slow
 def test_epsilon_is_drawn_where_it_is_known(tmp_path):
     spent = [row(n, epsilon=float(n)) for n in range(4)]
     page = write_training_page(tmp_path, SETTINGS, spent).read_text()

@@ -426,6 +426,7 @@ def test_the_noise_of_differential_privacy_is_that_of_the_epsilon_that_is_stated
         assert f"{defense.noise:g}" in study("defenses").source
 
 
+@pytest.mark.slow
 def test_panels_are_private_and_made_again_from_rows(data, whole, copy):
     out, found = whole
     assert sorted(path.name for path in found.pictures) == [
@@ -460,6 +461,7 @@ def test_published_values_in_the_page(data, copy, tmp_path):
         remake(copy, published=path)
 
 
+@pytest.mark.slow
 def test_rows_of_another_version_are_refused_unless_forced(data, copy):
     path = copy / "runs" / "attacks-melanoma-idlg-short" / "share/findings.jsonl"
     path.write_text(path.read_text().replace('"medpfl": "', '"medpfl": "9.'))

@@ -31,6 +31,7 @@ def patients(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_the_key_is_private_and_beside_the_run(patients, tmp_path, pages):
     out = tmp_path / "runs" / "a"
     tiny(patients, out=out)
@@ -39,6 +40,7 @@ def test_the_key_is_private_and_beside_the_run(patients, tmp_path, pages):
     assert not list(out.rglob("*key*"))
 
 
+@pytest.mark.slow
 def test_the_key_is_never_in_a_run_directory(folder, tmp_path, monkeypatch):
     (tmp_path / "runs" / "here").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "runs" / "here")
@@ -51,6 +53,7 @@ def test_the_key_is_never_in_a_run_directory(folder, tmp_path, monkeypatch):
     assert list(tmp_path.rglob(KEY_FILE)) == [tmp_path / "runs" / KEY_FILE]
 
 
+@pytest.mark.slow
 def test_the_key_leads_back_to_the_pictures_and_patients(patients, tmp_path):
     out = tmp_path / "runs" / "a"
     report = tiny(patients, images=10, out=out)
@@ -67,6 +70,7 @@ def test_the_key_leads_back_to_the_pictures_and_patients(patients, tmp_path):
     assert sum(row.patient is None for row in report.rows if row.control == "") == 1
 
 
+@pytest.mark.slow
 def test_runs_of_a_folder_share_indices_and_other_folders_do_not(patients, tmp_path):
     a, b = (tiny(patients, images=10, out=tmp_path / "runs" / name) for name in "ab")
     c = tiny(patients, images=10, out=tmp_path / "elsewhere" / "c")
@@ -76,6 +80,7 @@ def test_runs_of_a_folder_share_indices_and_other_folders_do_not(patients, tmp_p
     assert not {r.patient for r in a.rows if r.patient} & {r.patient for r in c.rows}
 
 
+@pytest.mark.slow
 def test_an_image_keeps_its_index_at_any_size_and_under_any_spelling_of_the_folder(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder.parent)
     spellings = [folder, "data", "./data/../data", ImageFolder(folder), f"ImageFolder({str(folder)!r}, fit='squash')"]
@@ -87,6 +92,7 @@ def test_an_image_keeps_its_index_at_any_size_and_under_any_spelling_of_the_fold
     assert len(key_of(tmp_path / "runs" / "0")["images"]) == 10
 
 
+@pytest.mark.slow
 def test_equal_names_in_two_folders_are_two_images(folder, tmp_path):
     other = draw_folder(tmp_path / "other", {"benign": 5, "malignant": 5}, seed=1)
     for i, data in enumerate([ImageFolder(folder), ImageFolder(other)]):
@@ -96,6 +102,7 @@ def test_equal_names_in_two_folders_are_two_images(folder, tmp_path):
     assert len(set(key.values())) == 20
 
 
+@pytest.mark.slow
 def test_indices_are_distinct_and_say_nothing_of_the_order(folder, tmp_path):
     report = tiny(folder, images=10, out=tmp_path / "runs" / "a")
     images = [r.image for r in report.rows if not r.control]
@@ -103,6 +110,7 @@ def test_indices_are_distinct_and_say_nothing_of_the_order(folder, tmp_path):
     assert all(re.fullmatch(r"i-[0-9a-f]{16}", image) for image in images)
 
 
+@pytest.mark.slow
 def test_without_the_secret_an_index_cannot_be_computed(folder, tmp_path, pages):
     """The secret is in no file of the run directory, and another one gives other indices and fingerprints."""
     out = tmp_path / "runs" / "a"
@@ -118,6 +126,7 @@ def test_without_the_secret_an_index_cannot_be_computed(folder, tmp_path, pages)
     assert one.images == StudyIndex("1", data, "x").images
 
 
+@pytest.mark.slow
 def test_in_memory_no_key_is_written(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, second = tiny(folder), tiny(folder)
@@ -125,6 +134,7 @@ def test_in_memory_no_key_is_written(folder, tmp_path, monkeypatch):
     assert {r.image for r in first.rows}.isdisjoint(r.image for r in second.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -150,6 +160,7 @@ def test_a_damaged_key_is_said_and_kept(folder, tmp_path, content):
     assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_key_of_before_classes_were_in_it_is_read(folder, tmp_path):
     path = tmp_path / "runs" / KEY_FILE
     path.parent.mkdir()
@@ -159,6 +170,7 @@ def test_a_key_of_before_classes_were_in_it_is_read(folder, tmp_path):
     assert json.loads(path.read_text())["images"]["i-0"] == "x"
 
 
+@pytest.mark.slow
 def test_classes_of_a_run_stay_when_the_folder_changes(folder, tmp_path):
     """A class's number depends on the other classes; a run keeps its original numbers."""
     tiny(folder, out=tmp_path / "runs" / "a")
@@ -170,6 +182,7 @@ def test_classes_of_a_run_stay_when_the_folder_changes(folder, tmp_path):
     assert reread(tmp_path / "runs" / "b").classes == ("another", "benign", "malignant")
 
 
+@pytest.mark.slow
 def test_the_key_grows_with_the_data(folder, tmp_path):
     tiny(folder, out=tmp_path / "runs" / "a")
     before = key_of(tmp_path / "runs" / "a")
@@ -181,6 +194,7 @@ def test_the_key_grows_with_the_data(folder, tmp_path):
     assert before["images"].items() <= after["images"].items()
 
 
+@pytest.mark.slow
 def test_a_lost_key_is_said_with_its_place_and_a_way_out(folder, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(folder, out=out)
@@ -198,6 +212,7 @@ def test_a_lost_key_is_said_with_its_place_and_a_way_out(folder, tmp_path):
     assert tiny(folder, out=out, force=True).rows
 
 
+@pytest.mark.slow
 def test_another_key_in_its_place_is_said(folder, tmp_path):
     tiny(folder, out=tmp_path / "runs" / "a")
     tiny(folder, out=tmp_path / "others" / "a")
@@ -206,6 +221,7 @@ def test_another_key_in_its_place_is_said(folder, tmp_path):
         tiny(folder, out=tmp_path / "runs" / "a")
 
 
+@pytest.mark.slow
 def test_a_key_that_others_could_read_is_made_private_again_and_that_is_said(folder, tmp_path, capsys):
     out = tmp_path / "runs" / "a"
     for use in (lambda: tiny(folder, out=out), lambda: reread(out)):
@@ -217,6 +233,7 @@ def test_a_key_that_others_could_read_is_made_private_again_and_that_is_said(fol
         assert "others could read or change the key file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_leftovers_of_a_killed_run_are_removed_by_the_next(folder, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(folder, out=out)

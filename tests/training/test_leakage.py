@@ -18,6 +18,7 @@ from tests.training.training_cases import small
 AUDIT = {"attacks": ["iDLG(steps=3)"], "defenses": ["LaplaceNoise(scale=0.1)"], "images": 2}
 
 
+@pytest.mark.slow
 def test_each_round_is_audited_as_it_would_be_alone(tmp_path):
     out = tmp_path / "runs" / "t"
     rows = small(out=out).rows
@@ -35,6 +36,7 @@ def test_each_round_is_audited_as_it_would_be_alone(tmp_path):
     assert "Among the models of rounds 0, 3, " in str(found)
 
 
+@pytest.mark.slow
 def test_the_overview_is_beside_the_audits_and_continues(tmp_path, capsys):
     data = draw_folder(tmp_path / "data", {"a": 10, "b": 10})
     train = ["train", str(data), "--model", "MLP((6,))", "--size", "16", "--rounds", "2", "--batch-size", "2"]
@@ -82,6 +84,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_killed_with_9_in_the_second_round_it_ends_with_the_same_rows(tmp_path, no_pages):
     data = draw_folder(tmp_path / "data", {"a": 6, "b": 6})
     train = ["train", str(data), "--model", "MLP((6,))", "--size", "16", "--rounds", "1", "--batch-size", "2"]
@@ -115,6 +118,7 @@ def training(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rounds", "message"),
     [

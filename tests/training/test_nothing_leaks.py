@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from medpfl.cli import main
 from tests.auditing.test_nothing_leaks import CLASSES, MARK, check, everything, marked  # noqa: F401 (a fixture)
 
@@ -24,6 +26,7 @@ COMMON = [
 ]
 
 
+@pytest.mark.slow
 def test_a_training_of_a_folder(marked, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "runs" / "a"
     assert main(["train", str(marked), *COMMON, "--out", str(out)]) == 0
@@ -39,6 +42,7 @@ def test_a_training_of_a_folder(marked, tmp_path, capsys):  # noqa: F811
     check(out)
 
 
+@pytest.mark.slow
 def test_no_pixel_is_written(marked, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "runs" / "a"
     assert main(["train", str(marked), *COMMON, "--out", str(out), "--quiet"]) == 0
@@ -52,6 +56,7 @@ def test_no_pixel_is_written(marked, tmp_path, capsys):  # noqa: F811
         assert state.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_a_users_model_weights_and_other_sets(marked, tmp_path, capsys):  # noqa: F811
     import torch
 
@@ -67,6 +72,7 @@ def test_a_users_model_weights_and_other_sets(marked, tmp_path, capsys):  # noqa
     check(out)
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_a_failed_training(marked, tmp_path, capsys, monkeypatch, ctrl_c):  # noqa: F811
     from medpfl.training.trainer import Trainer
 
@@ -86,6 +92,7 @@ def test_an_interrupted_and_a_failed_training(marked, tmp_path, capsys, monkeypa
     assert not (Path(marked) / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_audit_of_its_checkpoint(marked, tmp_path, capsys):  # noqa: F811
     place, out = tmp_path / f"{MARK}-runs" / "t", tmp_path / "runs" / "a"
     assert main(["train", str(marked), *COMMON, "--out", str(place)]) == 0

@@ -53,6 +53,7 @@ def test_a_row_for_each_round_and_one_before():
         assert row.epsilon is None
 
 
+@pytest.mark.slow
 def test_it_learns_what_can_be_learned():
     data = some_images(60)
     data = replace(data, images=(data.images * 0.5 + 0.5 * data.labels.view(-1, 1, 1, 1)).clamp(0, 1))
@@ -63,6 +64,7 @@ def test_it_learns_what_can_be_learned():
         assert rows[-1].scores["validation"]["loss"] < rows[0].scores["validation"]["loss"] / 2
 
 
+@pytest.mark.slow
 def test_the_seed_repeats_it_and_another_does_not():
     one, again, other = (plainly(small(seed=s, fraction=0.5, clients=4).rows) for s in (0, 0, 1))
     assert one == again
@@ -70,6 +72,7 @@ def test_the_seed_repeats_it_and_another_does_not():
     assert {len(row["clients"]) for row in one[1:]} == {2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(
     defense, tmp_path, monkeypatch, ctrl_c, accounted_once
@@ -97,6 +100,7 @@ def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(
     assert plainly(small(**options).rows) == plainly(whole.rows), "nor does a directory change anything"
 
 
+@pytest.mark.slow
 def test_killed_before_its_row_is_written_a_round_is_played_again(tmp_path):
     out = tmp_path / "runs" / "a"
     whole = small(out=out, defense="TopK(keep=0.2, feedback=True)")
@@ -107,6 +111,7 @@ def test_killed_before_its_row_is_written_a_round_is_played_again(tmp_path):
     assert again.rows[2] == whole.rows[2]
 
 
+@pytest.mark.slow
 def test_rows_count_up_to_the_first_that_is_missing(tmp_path):
     out = tmp_path / "runs" / "a"
     whole = small(out=out)
@@ -117,6 +122,7 @@ def test_rows_count_up_to_the_first_that_is_missing(tmp_path):
     assert plainly(again.rows) == plainly(whole.rows)
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_prolonged(tmp_path):
     out = tmp_path / "runs" / "a"
     first = small(out=out, rounds=2)
@@ -127,6 +133,7 @@ def test_a_finished_training_is_prolonged(tmp_path):
     assert (out / "round-4" / "state.safetensors").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_another_training_is_not_continued(tmp_path):
     out = tmp_path / "runs" / "a"
     small(out=out)
@@ -168,6 +175,7 @@ def test_balanced_clients_draw_evenly(monkeypatch):
         assert len(common.unique(dim=0)) == len(common), "no image comes again before all of its class came"
 
 
+@pytest.mark.slow
 def test_clients_augment_their_images_anew_in_each_round(monkeypatch):
     kept, work = [], TrainingSetup.work
     monkeypatch.setattr(TrainingSetup, "work", lambda self, n: kept.append(w := work(self, n)) or w)
@@ -196,6 +204,7 @@ def test_poisson_clients_have_the_same_images_in_every_round(monkeypatch):
 # --- epsilon --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_epsilon_is_that_of_the_client_that_took_part_most(accounted_once):
     plan, defense = Plan("FedAvg", batch_size=4, sampling="poisson", sends=("num_samples",)), DPSGD(1.0, 2.0)
     rows = small(plan=plan, defense=defense, fraction=0.5, rounds=4, seed=2).rows
@@ -207,6 +216,7 @@ def test_epsilon_is_that_of_the_client_that_took_part_most(accounted_once):
     assert taken[-1] < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -229,6 +239,7 @@ def test_without_accountants_the_gap_is_stated(monkeypatch):
     assert any("epsilon is unknown: epsilon needs two accountants" in note for note in result.settings["notes"])
 
 
+@pytest.mark.slow
 def test_what_a_composition_promises():
     plan, dp = Plan(batch_size=4), DPSGD(1.0, 1.0)
     alone = dp.promises(plan, 3, 1e-5)
@@ -253,6 +264,7 @@ class NothingForTheLast(Partition):
         return (torch.arange(len(data)), torch.arange(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -304,6 +316,7 @@ def test_gaps_are_stated():
     assert "AUROC undefined (all images belong to one class)" in str(result)
 
 
+@pytest.mark.slow
 def test_held_out_patients_are_whole():
     data = some_images(40, patients=[f"p{i // 4}" for i in range(40)])
     setup_notes = small(data).settings["notes"]
@@ -312,6 +325,7 @@ def test_held_out_patients_are_whole():
     assert any("1 patients of the validation set are also in the training set" in note for note in shared)
 
 
+@pytest.mark.slow
 def test_batch_norm_that_stays_at_the_clients_is_noted():
     norm = {"model": "ConvNet(width=4, depth=1, norm='batch')"}
     quiet = small(**norm, plan=replace(SMALL["plan"], sends=("num_samples",)))

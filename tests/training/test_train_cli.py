@@ -39,6 +39,7 @@ def run(capsys, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_a_table_two_sentences_and_a_page(run, pictures, tmp_path):
     out = tmp_path / "runs" / "a"
     status, shown, err = run("train", pictures, *TINY, "--out", out)
@@ -86,6 +87,7 @@ def test_every_option_arrives(monkeypatch, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_yaml_file_says_the_same(run, pictures, tmp_path, no_pages):
     settings = {"data": str(pictures), "model": "MLP((6,))", "size": 16, "clients": 2, "rounds": 2, "batch_size": 2}
     (tmp_path / "t.yaml").write_text(yaml.safe_dump({**settings, "defense": ["TopK(keep=0.5)"]}))
@@ -144,6 +146,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_killed_with_9_in_the_middle_of_a_round_it_ends_with_the_same_rows(run, pictures, tmp_path, no_pages):
     whole, out = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
     words = [*TINY, "--rounds", "3", "--defense", "TopK(keep=0.2, feedback=True)", "--server-momentum", "0.5"]

@@ -21,6 +21,7 @@ def guessed(attack, most=0):
         return attack(seen, torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [iDLG(steps=20), GradInv(steps=23, restarts=2)], ids=repr)
 def test_keeping_changes_nothing_and_is_bounded(attack):
     plain, kept = guessed(attack), guessed(attack, 5)
@@ -41,6 +42,7 @@ def test_every_nth_iterate_is_kept_from_the_first_on():
     assert 0 < moved < 0.05, "steps of 0.01, one after the other"
 
 
+@pytest.mark.slow
 def test_a_stage_does_not_repeat_where_the_last_one_ended():
     whole = guessed(iDLG(steps=40), 40).trace
     assert whole.shape[1] <= 41

@@ -86,6 +86,7 @@ def test_labels_without_a_bias_whatever_the_sign_of_its_inputs(squash, classes):
     assert right >= (60 if classes > 2 else 57)  # of two, only the inputs' sign tells them apart, which is a guess
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [iDLG(steps=1), DLG(steps=1), GradInv(steps=1)], ids=repr)
 def test_what_is_inferred_of_a_batch_is_the_same_whatever_the_other_victims_are(attack):
     for seed in range(5):

@@ -42,6 +42,7 @@ def search(**settings):
     return GradientMatching(Cosine(), NoPrior(), **{**parts, "restarts": 4, "steps": 40, **settings})
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     starts=st.integers(1, 9),
@@ -188,6 +189,7 @@ def test_a_cut_in_a_coarse_stage_waits_for_the_attack_s_own_objective():
         assert apart.min() < 1e-3
 
 
+@pytest.mark.slow
 def test_labels_that_are_searched_for_race_with_their_images():
     whole, race = (guessed(search(labels=Joint(), restarts=2, steps=20, halving=halving)) for halving in (0.0, 0.5))
     assert race.labels.shape == (3, 1)
@@ -216,6 +218,7 @@ def test_a_share_is_a_share(halving):
         guessed(GradInv(halving=halving))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_race():
     attack = GradInv(steps=12, restarts=3, halving=0.2, patience=3)
     one, same = guessed(attack), guessed(attack)

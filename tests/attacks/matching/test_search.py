@@ -49,6 +49,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "optimizer"), CASES, ids=str)
 def test_stacked_and_one_by_one_agree(case, optimizer, monkeypatch):
     if case == "LeNet":
@@ -167,6 +168,7 @@ def test_granted_order_is_used():
     assert (losses[1] > 1e-7).all()
 
 
+@pytest.mark.slow
 def test_the_least_objective_wins_and_candidates_are_in_its_order():
     images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
     seen = scene(tiny(), images, label, Plan())
@@ -258,6 +260,7 @@ def test_the_deep_layers_are_left_out_but_for_the_last():
     assert mixed.up_to(60) is mixed
 
 
+@pytest.mark.slow
 def test_gradinv_leaves_out_what_it_is_told_to():
     front = torch.nn.Conv2d(1, 6, 3, 1, 1), torch.nn.Sigmoid(), torch.nn.Conv2d(6, 6, 3, 1, 1), torch.nn.AvgPool2d(2)
     network = torch.nn.Sequential(*front, torch.nn.Flatten(), torch.nn.Linear(216, 3))
@@ -274,6 +277,7 @@ def test_gradinv_leaves_out_what_it_is_told_to():
     assert not torch.allclose(*guesses[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_stage_of_blocks_hands_its_images_to_the_next():
     images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
     seen = scene(tiny(), images, label, Plan())
@@ -371,6 +375,7 @@ class Branches(torch.nn.Module):
         return x if x.sum() > 0 else -x
 
 
+@pytest.mark.slow
 def test_what_cannot_be_evaluated_together_is_evaluated_one_by_one_and_said():
     images, label = smooth(2).view(2, 1, 1, 12, 12), torch.tensor([[1], [0]])
     plain, branching = tiny(), torch.nn.Sequential(Branches(), tiny())
@@ -399,6 +404,7 @@ def test_gradinv_has_settings_for_deep_networks_unless_they_were_chosen():
     assert GradInv(steps=3).suited(deep) == TRAINED.suited(deep) == ()
 
 
+@pytest.mark.slow
 def test_gradinv_s_scope_and_schedule_reach_its_parts():
     images = smooth(2, 1, 16)[:, None]
     seen = scene(LeNet("idlg").build((1, 16, 16), 3, 0), images, LABELS, Plan())

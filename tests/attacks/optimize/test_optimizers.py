@@ -50,6 +50,7 @@ def test_lbfgs_finds_known_minima_each_row_its_own():
     assert (found.loss < 1e-18).all()
 
 
+@pytest.mark.slow
 def test_lbfgs_is_as_quick_as_torch_s_with_strong_wolfe():
     start = torch.linspace(-2, 2, 20, dtype=torch.float64)
     ours = LBFGS(tolerance=1e-12).minimize(Problems(rosenbrock), start[None], 500)
@@ -70,6 +71,7 @@ def test_lbfgs_is_as_quick_as_torch_s_with_strong_wolfe():
     assert ours.evaluations.item() <= 1.5 * theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [LBFGS(history=5), SignedAdam(0.01)], ids=["LBFGS", "SignedAdam"])
 def test_rows_do_not_mix(optimizer):
     functions, _ = zip(*map(quadratic, range(4)), strict=True)

@@ -99,6 +99,7 @@ def test_every_row_is_of_its_defense():
     assert all(type(one).__name__ == name for name, rows in ROWS.items() for one in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "plan"), SCENES)
 @pytest.mark.parametrize("defense", [parameter(one, one) for rows in ROWS.values() for one in rows])
 def test_what_a_built_in_defense_discloses_holds(defense, model, plan):
@@ -149,6 +150,7 @@ def test_what_a_later_part_hides_is_a_problem(both):
     assert re.match(r"its parts' disclosures do not hold together: \d+% of the update's energy is left", problem)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [Clipping(1.0), TopK(0.5), GaussianNoise(0.01), RandomK(0.5), QSGD(8)], ids=repr)
 @pytest.mark.parametrize("defense", [parameter(rows[0], rows[0]) for rows in ROWS.values()])
 def test_two_defenses_raise_no_alarm(defense, other):

@@ -100,6 +100,7 @@ def reader(maps):
     return back, factor
 
 
+@pytest.mark.slow
 @given(MAPS)
 @settings(deadline=None, max_examples=40)
 def test_any_composition_of_permutations_signs_scalings_shifts_and_masks_is_undone(maps):
@@ -119,6 +120,7 @@ def test_any_composition_of_permutations_signs_scalings_shifts_and_masks_is_undo
     assert (found.num_samples, found.buffers["m"].tolist()) == (3, [1, 1])
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from(["permutation", "signs"]), st.integers(0, 99)), min_size=1, max_size=6))
 @settings(deadline=None, max_examples=30)
 def test_orders_and_signs_are_undone_to_the_last_bit(maps):
@@ -129,6 +131,7 @@ def test_orders_and_signs_are_undone_to_the_last_bit(maps):
     assert decoded_all([update_of(values)], [channel])[1] is None
 
 
+@pytest.mark.slow
 @given(MAPS, MAPS, st.booleans())
 @settings(deadline=None, max_examples=40)
 def test_noise_and_bounds_between_maps_end_at_the_coordinates_that_have_them(before, after, noise):

@@ -24,6 +24,7 @@ from medpfl.training.leakage import leakage
 SOURCE = Path(medpfl.__file__).parent
 
 
+@pytest.mark.slow
 def test_a_new_option_costs_two_edits(monkeypatch, tmp_path, capsys):
     """The first edit states it, here `floor` in `Criteria`; the second uses it. Nothing else has to know it."""
 
@@ -79,6 +80,7 @@ def test_a_door_has_the_defaults_of_its_typed_experiment(door):
         assert found[name] == known[name], name
 
 
+@pytest.mark.slow
 def test_every_option_has_its_default_and_bounds_in_one_place():
     """A class's field is an option; another class that has it says `again`, with the same bounds and type."""
     stated = Counter()

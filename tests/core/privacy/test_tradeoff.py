@@ -52,6 +52,7 @@ def presence(noise: float, rate: float, steps: int, kappa: float, seed: int = 0)
 CASES = [(1.0, 1.0, 1), (2.0, 1.0, 4), (0.7, 0.2, 1), (1.0, 0.3, 5), (0.5, 0.05, 20)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kappa", [0.02, 0.3])
 def test_the_best_test_for_the_record_reaches_the_bound_and_does_not_pass_it(case, kappa):
@@ -60,6 +61,7 @@ def test_the_best_test_for_the_record_reaches_the_bound_and_does_not_pass_it(cas
     assert high >= Mechanism(*case).bound(kappa) - 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("among", [2, 10, 40])
 def test_naming_one_of_equally_likely_records_keeps_the_bound(case, among):
@@ -69,6 +71,7 @@ def test_naming_one_of_equally_likely_records_keeps_the_bound(case, among):
     assert high > 1 / among, "the attack is better than chance"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_of_two_opposite_records_the_attack_keeps_the_bound_and_at_rate_1_reaches_it(case):
     low, high = opposite(*case)
@@ -83,6 +86,7 @@ def test_with_few_records_the_bound_is_nearly_reached():
         assert high > share * Mechanism(1.0).bound(1 / among)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "rate", "steps"), [(2.0, 0.5, 2), (1.0, 0.1, 2), (0.5, 0.8, 2)])
 @pytest.mark.parametrize("kappa", [1e-3, 0.0125, 0.1, 0.5, 0.9])
 def test_two_sampled_steps_are_the_exact_test_on_a_grid(noise, rate, steps, kappa):
@@ -135,6 +139,7 @@ def test_it_grows_is_a_probability_and_is_at_least_guessing(noise, rate, kappas,
     assert low >= min(kappas) - 1e-12
 
 
+@pytest.mark.slow
 def test_composed_bounds_lie_between_guessing_and_a_record_that_is_in_all_steps():
     seen = Mechanism(1.0, 0.2, 10)
     for kappa in np.linspace(0, 1, 21):

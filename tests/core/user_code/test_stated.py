@@ -188,6 +188,7 @@ def test_no_reader_of_a_file_has_the_door_that_runs_code():
     assert both == {}
 
 
+@pytest.mark.slow
 def test_the_door_that_runs_code_is_used_by_what_a_person_calls_only():
     users = {path for path, tree in modules().items() if trusted_in(tree)} - set(EXCEPT)
     assert users == {

@@ -196,6 +196,7 @@ def test_an_unreadable_file_has_its_reason_without_its_path():
     assert reason(EOFError()) == "EOFError"
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.sampled_from(["png", "jpg", "bmp", "tif"]), st.data())
 def test_damaged_files_are_read_in_range_or_refused(tmp_path, suffix, data):
