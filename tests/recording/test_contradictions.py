@@ -103,7 +103,7 @@ def test_a_bias_whose_changes_do_not_cancel_was_changed_after_the_training(steps
     facts = looked(record, model).facts
     assert "the changes of the last layer's bias have the sum that the loss gives" in facts
     wrong = looked(bias(record, lambda t: t.where(t > 0, 0)), model).wrong
-    assert "the changes of the last layer's bias '4.bias' sum to" in wrong.cause
+    assert "the changes of the last layer's bias '4.bias' sum to" in wrong.text
 
 
 def test_weight_decay_that_is_not_stated_moves_the_sum():
@@ -116,13 +116,13 @@ def test_weight_decay_that_is_not_stated_moves_the_sum():
     record = make_record(before, state_of(model), seen, context=Context(num_samples=6))
     assert looked(record, model).wrong is None
     other = replace(record, plan=replace(record.plan, weight_decay=0.0))
-    assert "sum to" in looked(other, model).wrong.cause
+    assert "sum to" in looked(other, model).wrong.text
 
 
 def test_a_rate_that_cannot_explain_the_bias():
     model, record, _ = trained(rate=1.0)
     slow = replace(record, plan=replace(record.plan, learning_rate=0.01))
-    assert "changed more than the learning rate and the number of steps allow" in looked(slow, model).wrong.cause
+    assert "changed more than the learning rate and the number of steps allow" in looked(slow, model).wrong.text
 
 
 def test_labels_of_more_images_than_the_record_states():
@@ -132,12 +132,12 @@ def test_labels_of_more_images_than_the_record_states():
     alone = replace(record, plan=replace(record.plan, batch_size=1, local_images=1))
     alone = replace(alone, update=replace(alone.update, num_samples=1))
     assert (
-        "at least 2 images, but the record was made from 1" in looked(bias(alone, lambda t: -sharp), model).wrong.cause
+        "at least 2 images, but the record was made from 1" in looked(bias(alone, lambda t: -sharp), model).wrong.text
     )
     low = bias(record, lambda t: torch.tensor([0.09, -0.05, -0.04]))  # nine in ten images have label 0
     assert looked(low, model).wrong is None
     for known in (truth, replace(truth, order=None)):
-        assert "the labels of the truth are not those behind the update" in looked(low, model, known).wrong.cause
+        assert "the labels of the truth are not those behind the update" in looked(low, model, known).wrong.text
 
 
 @pytest.mark.parametrize("name", ["mean", "var"])
@@ -147,10 +147,10 @@ def test_pixels_outside_of_the_stated_range_show_in_the_first_batch_norm(name):
     assert "batch norm's means and variances lie in the range" in looked(record, model).facts[1]
     stated = replace(record, pixels=Pixels())
     wrong = looked(stated, model).wrong
-    assert "after the training is" in wrong.cause
+    assert "after the training is" in wrong.text
     assert "state how pixels enter the model" in str(wrong)
     moved = buffer(trained()[1], f"1.running_{name}", lambda t: t + 10)
-    assert f"'1.running_{name}' after the training is larger than any training" in looked(moved, model).wrong.cause
+    assert f"'1.running_{name}' after the training is larger than any training" in looked(moved, model).wrong.text
 
 
 def test_several_steps_bound_only_what_the_weights_do_not_move():
@@ -165,7 +165,7 @@ def test_several_steps_bound_only_what_the_weights_do_not_move():
             optimizer.step()
     record = make_record(before, state_of(tanh), seen)
     assert looked(record, tanh).wrong is None
-    assert "larger than any" in looked(buffer(record, "2.running_mean", lambda t: t + 1), tanh).wrong.cause
+    assert "larger than any" in looked(buffer(record, "2.running_mean", lambda t: t + 1), tanh).wrong.text
 
 
 def test_passes_of_accumulated_gradients_count():
@@ -174,7 +174,7 @@ def test_passes_of_accumulated_gradients_count():
     assert looked(record).wrong is None
     assert looked(record, model).wrong is None
     short = buffer(record, "1.num_batches_tracked", lambda t: t - 1)
-    assert "says 5 steps" in looked(short).wrong.cause
+    assert "says 5 steps" in looked(short).wrong.text
 
 
 def test_a_counter_of_a_layer_that_is_not_called_is_no_evidence():

@@ -174,8 +174,8 @@ def test_a_wrong_record_is_stopped_with_its_cause(wrong, batch, norm):
     case, cause = wrong(batch, norm)
     check = check_case(case)
     assert check.verdict == "wrong", (check.difference, check.facts)
-    assert check.finding is not None
-    assert re.search(cause, str(check.finding)), check
+    assert check.cause is not None
+    assert re.search(cause, str(check.cause)), check
 
 
 def buffers_of(own: Site, change) -> Record:
@@ -191,7 +191,7 @@ def test_buffers_as_differences(batch, earlier):
     old = own.record.weights.buffers
     check = check_case(own.case(buffers_of(own, lambda k, t: t - old[k])))
     assert check.verdict == "wrong"
-    assert "the buffers are differences" in str(check.finding)
+    assert "the buffers are differences" in str(check.cause)
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch norm"])
@@ -206,7 +206,7 @@ def test_a_right_record_is_right(batch, settings, norm):
         batch = 2
     own = site(batch, norm=norm, **settings)
     check = check_case(own.case(own.record))
-    assert (check.verdict, check.finding) == ("right", None)
+    assert (check.verdict, check.cause) == ("right", None)
     assert check.difference < 1e-6
 
 
@@ -232,7 +232,7 @@ def test_counters_as_floats(dtype):
 def test_the_mean_of_counters_is_named():
     own = site(SEVERAL)
     record = buffers_of(own, lambda k, t: t + 0.5)
-    assert "average over several clients" in str(check_case(own.case(record)).finding)
+    assert "average over several clients" in str(check_case(own.case(record)).cause)
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch norm"])
@@ -249,8 +249,8 @@ def test_without_the_order_what_cannot_be_is_stopped(wrong):
     case, cause = wrong(SEVERAL, False)
     check = check_case(replace(case, truth=replace(case.truth, order=None)))
     assert check.verdict == "wrong"
-    assert check.finding is not None
-    assert re.search(cause, str(check.finding)), check
+    assert check.cause is not None
+    assert re.search(cause, str(check.cause)), check
 
 
 @pytest.mark.slow
@@ -283,10 +283,10 @@ def test_a_gradient():
     record = Record(Update(tensors), Plan(batch_size=ONE, mode="eval", sends=()), Weights.of(model))
     assert check_case(Case(model, record, Truth(images, labels))).verdict == "right"
     turned = replace(record, plan=Plan(batch_size=ONE, sends=()))
-    assert "eval mode while the client trained" in str(check_case(Case(model, turned, Truth(images, labels))).finding)
+    assert "eval mode while the client trained" in str(check_case(Case(model, turned, Truth(images, labels))).cause)
     stepped = replace(record, plan=Plan("FedAvg", ONE, mode="eval"), update=replace(record.update, kind="difference"))
     assert "the gradient was recorded as a weight difference" in str(
-        check_case(Case(model, stepped, Truth(images, labels))).finding
+        check_case(Case(model, stepped, Truth(images, labels))).cause
     )
 
 
@@ -348,7 +348,7 @@ def test_without_the_order_a_rate_that_moves_the_weights_too_far_is_stopped(norm
     blind = replace(own.truth, order=None)
     check = check_case(own.case(planned(own.record, learning_rate=3.0), truth=blind))
     assert check.verdict == "wrong"
-    assert re.search("the learning rate(, the momentum or the number of epochs)? was", str(check.finding))
+    assert re.search("the learning rate(, the momentum or the number of epochs)? was", str(check.cause))
     assert check_case(own.case(own.record, truth=blind)).verdict == "unverified"
 
 

@@ -41,7 +41,7 @@ def test_weights_in_half_precision_are_not_wrong(norm):
     own = site(ONE, norm=norm, lr=0.2)
     held = halved(own)
     check = check_case(read(own, held))
-    assert (check.verdict, check.finding) == ("right", None)
+    assert (check.verdict, check.cause) == ("right", None)
     assert check.difference > 1e-3
     faster = planned(held, learning_rate=2.0)
     assert check_case(read(own, faster)).verdict == "wrong"

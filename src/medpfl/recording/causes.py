@@ -16,7 +16,7 @@ from torch import Tensor
 from medpfl.core.errors import InputError
 from medpfl.core.records.steps import Step, Steps
 from medpfl.core.types import Tensors, Weights
-from medpfl.recording.check import DRAWS, Case, Finding
+from medpfl.recording.check import DRAWS, Case, Cause
 from medpfl.recording.fits import Fit, changed, factor_of, fit_of, tried
 from medpfl.recording.replay import Replayed
 
@@ -49,28 +49,28 @@ def causes(case: Case, made: Sequence[Replayed]) -> Iterator[Fit]:
 def _of_signs(case: Case, made: Sequence[Replayed]) -> Iterator[Fit]:
     sent, start = case.record.update.tensors, case.record.weights.parameters
     minus = {k: -t for k, t in sent.items()}
-    yield fit_of(Finding("the sign is flipped: old minus new weights", "send new minus old weights"), minus, made)
+    yield fit_of(Cause("the sign is flipped: old minus new weights", "send new minus old weights"), minus, made)
     less = {k: t.double() - start[k].double() for k, t in sent.items()}
     remedy = "record the difference, or use 'medpfl record before after', which forms it"
-    yield fit_of(Finding("the record holds the new weights in place of their difference", remedy), less, made)
+    yield fit_of(Cause("the record holds the new weights in place of their difference", remedy), less, made)
     more = {k: t.double() + start[k].double() for k, t in sent.items()}
     remedy = "give the new weights as 'after', or save the difference as it is"
-    yield fit_of(Finding("a difference was taken for new weights and subtracted from", remedy), more, made)
+    yield fit_of(Cause("a difference was taken for new weights and subtracted from", remedy), more, made)
     factor = factor_of(sent, made[0].tensors)
     if case.record.update.kind == "gradient" and factor < 0:
         cause = f"a weight difference was recorded as a gradient (it is the gradient times {factor:.3g})"
-        yield fit_of(Finding(cause, "state a FedAvg plan with the learning rate"), _times(sent, 1 / factor), made)
+        yield fit_of(Cause(cause, "state a FedAvg plan with the learning rate"), _times(sent, 1 / factor), made)
     if case.record.update.kind == "difference" and len(case.steps.steps) == 1 and factor:
         rate = _number(case.steps.steps[0], "lr")
         if rate and abs(factor * rate + 1) < 0.02:
             cause = "the gradient was recorded as a weight difference"
-            yield fit_of(Finding(cause, "state a FedSGD plan and kind='gradient'"), _times(sent, -rate), made)
+            yield fit_of(Cause(cause, "state a FedSGD plan and kind='gradient'"), _times(sent, -rate), made)
     if len(case.steps.steps) != 1 or _number(case.steps.steps[0], "lr"):
         return
     for count in (2, 3, 4, 5, 8, 10):
         if math.isclose(factor, 1 / count, rel_tol=1e-2):
             cause = f"the update is scaled by 1/{count}, as if a mean over {count} clients were taken of it"
-            yield fit_of(Finding(cause, "record what the client sends"), _times(sent, count), made)
+            yield fit_of(Cause(cause, "record what the client sends"), _times(sent, count), made)
 
 
 def _of_numbers(case: Case) -> Iterator[Fit]:
@@ -81,19 +81,19 @@ def _of_numbers(case: Case) -> Iterator[Fit]:
         return
     for factor in _FACTORS:
         cause = f"the learning rate was {rate * factor:g}, not {rate:g} (a factor of {factor:g})"
-        yield changed(case, Finding(cause, PLAN), lr=rate * factor)
+        yield changed(case, Cause(cause, PLAN), lr=rate * factor)
     for other in _MOMENTA if several else ():
         if other != momentum:
             cause = f"the momentum was {other:g}, not {momentum:g}"
             plain = {"nesterov": False} if not other else {}
-            yield changed(case, Finding(cause, PLAN), momentum=other, **plain)
+            yield changed(case, Cause(cause, PLAN), momentum=other, **plain)
     if momentum:
         turned = not first.settings.get("nesterov", False)
         cause = f"the momentum was {'' if turned else 'not '}Nesterov's"
-        yield changed(case, Finding(cause, PLAN), nesterov=turned)
+        yield changed(case, Cause(cause, PLAN), nesterov=turned)
     for other in _DECAYS:
         if other != decay:
-            yield changed(case, Finding(f"the weight decay was {other:g}, not {decay:g}", PLAN), weight_decay=other)
+            yield changed(case, Cause(f"the weight decay was {other:g}, not {decay:g}", PLAN), weight_decay=other)
 
 
 def _of_epochs(case: Case) -> Iterator[Fit]:
@@ -108,7 +108,7 @@ def _of_epochs(case: Case) -> Iterator[Fit]:
             modes = case.steps.steps[0].modes
             steps = [replace(step, modes=modes) for step in Steps.of(replace(plan, epochs=epochs)).steps]
             cause = f"the client trained for {epochs} epochs, not {plan.epochs}"
-            yield tried(case, Finding(cause, PLAN), case.replays(steps=steps, draws=2 * DRAWS))
+            yield tried(case, Cause(cause, PLAN), case.replays(steps=steps, draws=2 * DRAWS))
 
 
 def _of_modes(case: Case) -> Iterator[Fit]:
@@ -117,7 +117,7 @@ def _of_modes(case: Case) -> Iterator[Fit]:
     word = "train" if mode else "eval"
     steps = [replace(s, training=mode, modes=dict.fromkeys(s.modes, mode)) for s in case.steps.steps]
     cause = f"the model was in {word} mode while the client trained"
-    yield tried(case, Finding(cause, f"state mode {word}"), case.replays(steps=steps))
+    yield tried(case, Cause(cause, f"state mode {word}"), case.replays(steps=steps))
 
 
 def _of_weights(case: Case) -> Iterator[Fit]:
@@ -128,12 +128,12 @@ def _of_weights(case: Case) -> Iterator[Fit]:
     moved = {k: t.double() - case.record.update.tensors[k].double() for k, t in start.parameters.items()}
     if case.record.update.kind == "difference":
         like = {k: t.to(start.parameters[k]) for k, t in moved.items()}
-        yield tried(case, Finding(cause, remedy), case.replays(weights=Weights(like, start.buffers)))
+        yield tried(case, Cause(cause, remedy), case.replays(weights=Weights(like, start.buffers)))
     for name, other in case.others.items():
         same = _same_names(start.parameters, other.weights.parameters)
         if same and _same_names(start.buffers, other.weights.buffers):
             cause = f"the weights before the training are those of another round: those in '{name}' fit"
-            yield tried(case, Finding(cause, remedy), case.replays(weights=other.weights))
+            yield tried(case, Cause(cause, remedy), case.replays(weights=other.weights))
 
 
 def _of_others(case: Case, made: Sequence[Replayed]) -> Iterator[Fit]:
@@ -146,7 +146,7 @@ def _of_others(case: Case, made: Sequence[Replayed]) -> Iterator[Fit]:
         for share in {0.5, images / (images + theirs)}:
             alone = {k: (t - (1 - share) * other.update.tensors[k]) / share for k, t in sent.tensors.items()}
             cause = f"the update is the mean of several clients: that in '{name}' is in it"
-            yield fit_of(Finding(cause, "record one client's own update before the server averages"), alone, made)
+            yield fit_of(Cause(cause, "record one client's own update before the server averages"), alone, made)
 
 
 def _of_labels(case: Case) -> Iterator[Fit]:
@@ -159,16 +159,16 @@ def _of_labels(case: Case) -> Iterator[Fit]:
     for order in list(itertools.permutations(range(classes)))[1:]:
         cause = f"the classes are in another order: labels 0, 1, ... are {', '.join(map(str, order))} for the client"
         turned = torch.tensor(order)[labels]
-        yield tried(case, Finding(cause, "name the classes in the client's order"), case.replays(labels=turned))
+        yield tried(case, Cause(cause, "name the classes in the client's order"), case.replays(labels=turned))
 
 
 def _of_pixels(case: Case) -> Iterator[Fit]:
     """Yield the fit of pixels in another range."""
-    for finding, images in ranges(case.truth.images):
-        yield tried(case, finding, case.replays(images=images))
+    for cause, images in ranges(case.truth.images):
+        yield tried(case, cause, case.replays(images=images))
 
 
-def ranges(x: Tensor) -> Iterator[tuple[Finding, Tensor]]:
+def ranges(x: Tensor) -> Iterator[tuple[Cause, Tensor]]:
     """Yield the images in other ranges that loaders give them."""
     grays = x.shape[1] == 1
     mean, std = ([0.449], [0.226]) if grays else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -189,7 +189,7 @@ def ranges(x: Tensor) -> Iterator[tuple[Finding, Tensor]]:
     for words, change in ranges.items():
         cause = f"the pixels entered the model in another range ({words})"
         remedy = "state how pixels enter the model (pixels=..., or --mean and --std), or record with truth=True"
-        yield Finding(cause, remedy), change()
+        yield Cause(cause, remedy), change()
 
 
 def _of_fits(case: Case) -> Iterator[Fit]:
@@ -198,12 +198,12 @@ def _of_fits(case: Case) -> Iterator[Fit]:
     if not first.optimizer or not case.exact:
         return
     rate, momentum = _number(first, "lr"), _number(first, "momentum")
-    factor = _least(lambda log: changed(case, Finding(""), lr=rate * math.exp(log)).difference, -5.0, 5.0)
+    factor = _least(lambda log: changed(case, Cause(""), lr=rate * math.exp(log)).difference, -5.0, 5.0)
     found = rate * math.exp(factor)
-    yield changed(case, Finding(f"the learning rate was about {found:.3g}, not {rate:g}", PLAN), lr=found)
+    yield changed(case, Cause(f"the learning rate was about {found:.3g}, not {rate:g}", PLAN), lr=found)
     if len(case.steps.steps) > 1:
-        found = _least(lambda value: changed(case, Finding(""), momentum=value).difference, 0.0, 0.999)
-        yield changed(case, Finding(f"the momentum was about {found:.3g}, not {momentum:g}", PLAN), momentum=found)
+        found = _least(lambda value: changed(case, Cause(""), momentum=value).difference, 0.0, 0.999)
+        yield changed(case, Cause(f"the momentum was about {found:.3g}, not {momentum:g}", PLAN), momentum=found)
 
 
 def _times(tensors: Tensors, factor: float) -> dict[str, Tensor]:

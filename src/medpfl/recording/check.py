@@ -20,7 +20,7 @@ from medpfl.core.user_code.strangers import explained
 from medpfl.recording.folder import Neighbors
 from medpfl.recording.replay import Replayed, replay
 
-__all__ = ["DRAWS", "Case", "Check", "Finding", "acting_in"]
+__all__ = ["DRAWS", "Case", "Cause", "Check", "acting_in"]
 
 _SEED = 7_340_033
 DRAWS, _FEW = 6, 3
@@ -28,14 +28,14 @@ DRAWS, _FEW = 6, 3
 
 
 @dataclass(frozen=True)
-class Finding:
+class Cause:
     """A cause of a wrong record, and the remedy."""
 
-    cause: str
+    text: str
     remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.cause}: {self.remedy}" if self.remedy else self.cause
+        return f"{self.text}: {self.remedy}" if self.remedy else self.text
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Check:
         verdict: ``right``, ``wrong`` or ``unverified``.
         difference: relative difference between the record and the nearest replay; ``None`` without a replay.
         spread: relative difference between two replays, if the order or other draws are unknown.
-        finding: the likeliest cause of a wrong record.
+        cause: the likeliest cause of a wrong record.
         facts: what was checked and agrees.
         open: what could not be verified.
     """
@@ -54,14 +54,14 @@ class Check:
     verdict: Literal["right", "wrong", "unverified"]
     difference: float | None = None
     spread: float = 0.0
-    finding: Finding | None = None
+    cause: Cause | None = None
     facts: tuple[str, ...] = ()
     open: tuple[str, ...] = ()
 
     def raise_if_wrong(self) -> None:
         """Raise `InputError` with the cause if the record is wrong."""
         if self.verdict == "wrong":
-            raise InputError(f"the record is wrong, so no attack was run: {self.finding}")
+            raise InputError(f"the record is wrong, so no attack was run: {self.cause}")
 
 
 @dataclass(frozen=True, eq=False)

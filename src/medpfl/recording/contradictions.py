@@ -14,7 +14,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import Truth
-from medpfl.recording.check import Finding
+from medpfl.recording.check import Cause
 from medpfl.recording.last_bias import bias_contradictions
 from medpfl.recording.replay import counters
 from medpfl.recording.tracing import Trace, traced
@@ -34,7 +34,7 @@ class Look(NamedTuple):
         counted: True if the contradiction is one of counters, which names its cause.
     """
 
-    wrong: Finding | None
+    wrong: Cause | None
     facts: tuple[str, ...] = ()
     counted: bool = False
 
@@ -84,7 +84,7 @@ def _told(record: Record, trace: Trace | None = None) -> Iterator[str]:
 # --- counters
 
 
-def _of_counters(record: Record, trace: Trace | None) -> Iterator[Finding]:
+def _of_counters(record: Record, trace: Trace | None) -> Iterator[Cause]:
     """Yield what the counters contradict, unless one agrees: others may belong to layers that are not always called."""
     before, found = record.weights.buffers, []
     for name, count in counters(record.update.buffers or {}).items():
@@ -92,14 +92,14 @@ def _of_counters(record: Record, trace: Trace | None) -> Iterator[Finding]:
             calls = 1 if trace is None else trace.calls.get(name.rpartition(".")[0], 1)
             found.append(list(_counted(record, name, float(before[name]), float(count), calls)))
     if all(found):
-        yield from (finding for one in found for finding in one)
+        yield from (cause for one in found for cause in one)
 
 
-def _counted(record: Record, name: str, before: float, after: float, calls: int) -> Iterator[Finding]:
+def _counted(record: Record, name: str, before: float, after: float, calls: int) -> Iterator[Cause]:
     """Yield a contradiction between a batch norm's counter and the number of steps."""
     expected = calls * _updates(record.steps, name.rpartition(".")[0])
     if after % 1:
-        yield Finding(
+        yield Cause(
             f"the counter '{name}' is {after:g} after the training, which is an average over several clients",
             "record one client's update before the server averages",
         )
@@ -108,13 +108,13 @@ def _counted(record: Record, name: str, before: float, after: float, calls: int)
     if counted == expected or (_accumulates(record.steps) and counted > expected):  # passes may be left over at the end
         return
     if int(after) == expected and int(before):
-        yield Finding(
+        yield Cause(
             f"the buffers are differences: the counter '{name}' is {int(after)} after the training and "
             f"{int(before)} before",
             "record the buffers' values after the training",
         )
         return
-    yield Finding(_steps_cause(record, counted, expected, name), "give the plan that the client followed")
+    yield Cause(_steps_cause(record, counted, expected, name), "give the plan that the client followed")
 
 
 def _updates(steps: Steps, layer: str) -> int:
@@ -147,7 +147,7 @@ def _per_epoch(record: Record) -> int:
 # --- means and variances
 
 
-def _of_moments(record: Record, network: nn.Module | None, trace: Trace | None) -> Iterator[Finding]:
+def _of_moments(record: Record, network: nn.Module | None, trace: Trace | None) -> Iterator[Cause]:
     """Yield batch norms whose statistics no training from these buffers gives."""
     after, before = record.update.buffers or {}, record.weights.buffers
     layers = {} if network is None else {n: m for n, m in network.named_modules() if isinstance(m, _BatchNorm)}
@@ -164,7 +164,7 @@ def _of_moments(record: Record, network: nn.Module | None, trace: Trace | None) 
             cause = f"the {what} '{name}' after the training is larger than any training from these buffers allows"
         else:
             continue
-        yield Finding(
+        yield Cause(
             cause,
             "send the buffers' values after the training, not their differences, and before any noise"
             + ("" if low.isinf().any() or kind == "running_var" else "; state how pixels enter the model"),

@@ -11,7 +11,7 @@ import torch
 from medpfl.core.errors import InputError
 from medpfl.core.types import Tensors, Weights
 from medpfl.recording.causes import PLAN, causes, ranges
-from medpfl.recording.check import DRAWS, Case, Check, Finding, acting_in
+from medpfl.recording.check import DRAWS, Case, Cause, Check, acting_in
 from medpfl.recording.contradictions import looked
 from medpfl.recording.fits import FITS, Fit, cosine_of, factor_of, mean_of, norm_of, spread_of
 from medpfl.recording.replay import Replayed, buffer_gaps, check_replayable, gap
@@ -37,13 +37,13 @@ def check_case(case: Case) -> Check:
     acting = acting_in(case.record)
     found = _lengths(case)
     if found is not None and not acting:
-        return Check("wrong", finding=found)
+        return Check("wrong", cause=found)
     try:
         check_replayable(case.steps)
     except InputError as error:
         look = looked(case.record, case.network, case.truth)
         verdict = "wrong" if look.wrong and not acting else "unverified"
-        return Check(verdict, finding=look.wrong, facts=look.facts, open=(f"the training: {error}",))
+        return Check(verdict, cause=look.wrong, facts=look.facts, open=(f"the training: {error}",))
     made = case.replays(draws=DRAWS)
     tolerance = tolerance_of(case.record, made, case.held)
     difference = min(gap(case.record.update.tensors, one.tensors) for one in made)
@@ -81,7 +81,7 @@ def _is_far(sent: Tensors, made: Sequence[Replayed], tolerance: float) -> bool:
     return min(gap(sent, one.tensors) for one in made) > 3 * spread_of(made) + tolerance or _turned(sent, made)
 
 
-def _short(case: Case, made: Sequence[Replayed]) -> Finding | None:
+def _short(case: Case, made: Sequence[Replayed]) -> Cause | None:
     """Return the cause if every replay moves the weights much further than the record, whatever the order.
 
     At a chaotic rate, replays with different orders point anywhere, but all go about equally far. Images in their own
@@ -94,7 +94,7 @@ def _short(case: Case, made: Sequence[Replayed]) -> Finding | None:
     ratio = min(norm_of(one.tensors) for one in every) / max(length, 1e-30)
     if not _FARTHER < ratio < math.inf:
         return None
-    return Finding(
+    return Cause(
         f"the learning rate, the momentum or the number of epochs was lower than stated: in {len(every)} different "
         f"orders of the images, the stated plan moves the weights at least {ratio:.2g} times as far as the record",
         PLAN,
@@ -134,18 +134,18 @@ def _exact(case: Case, made: Replayed, difference: float, tolerance: float) -> C
     allowed = 0.0 if plain or same else allowance(case, made)
     nothing = difference > tolerance and not norm_of(case.record.update.tensors)
     if nothing or not near(difference, max(tolerance, allowed)):
-        return Check("wrong", difference, finding=diagnose(case, [made], difference))
+        return Check("wrong", difference, cause=diagnose(case, [made], difference))
     if worst > max(_BUFFERS, tolerance, allowed):
         wrong = _buffer_cause(case, made) or looked(case.record, case.network).wrong or _buffer_differs(name)
-        return Check("wrong", difference, finding=wrong)
+        return Check("wrong", difference, cause=wrong)
     if difference > tolerance:
         other = _best(case, [made], difference)
         if other is not None and other.exact and other.difference < 0.1 * difference:
-            return Check("wrong", difference, finding=other.finding)
+            return Check("wrong", difference, cause=other.cause)
     if open_ := doubt(case.record, difference, tolerance, allowed):
         look = looked(case.record, case.network, case.truth)
         verdict = "wrong" if look.wrong else "unverified"
-        return Check(verdict, difference, finding=look.wrong, facts=look.facts, open=(open_,))
+        return Check(verdict, difference, cause=look.wrong, facts=look.facts, open=(open_,))
     return _right(case, difference, tolerance)
 
 
@@ -163,7 +163,7 @@ def _worst(case: Case, made: Replayed) -> tuple[float, str]:
     return max(((gap_, name) for name, gap_ in gaps.items()), default=(0.0, ""))
 
 
-def diagnose(case: Case, made: Sequence[Replayed], difference: float, known: Finding | None = None) -> Finding:
+def diagnose(case: Case, made: Sequence[Replayed], difference: float, known: Cause | None = None) -> Cause:
     """Return the cause that explains a wrong record best.
 
     Args:
@@ -174,7 +174,7 @@ def diagnose(case: Case, made: Sequence[Replayed], difference: float, known: Fin
     """
     best = _best(case, made, difference)
     if best is not None:
-        return best.finding if best.exact else replace(best.finding, cause=f"probably {best.finding.cause}")
+        return best.cause if best.exact else replace(best.cause, text=f"probably {best.cause.text}")
     return known or _unexplained(case, made, difference)
 
 
@@ -190,14 +190,14 @@ def _best(case: Case, made: Sequence[Replayed], difference: float) -> Fit | None
     return next((fit for fit in likely if fit.offset <= 1.3 * least), None)  # the smaller change comes first
 
 
-def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Finding:
+def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Cause:
     """Return what can be said if no cause explains a record: slightly different pixels, or several candidates."""
     sent = case.record.update.tensors
     if not any(bool(t.any()) for t in sent.values()):
-        return Finding("the update is exactly zero", "record the update that the client sends")
+        return Cause("the update is exactly zero", "record the update that the client sends")
     cosine = max(cosine_of(sent, one.tensors) for one in made)
     if case.truth.order is None and difference < 0.1 and cosine > 0.99:
-        return Finding(
+        return Cause(
             f"the pixels of --truth differ slightly from those that entered the model (relative difference "
             f"{difference:.2g}): the images were resized or read by other software",
             _WATCH,
@@ -211,15 +211,15 @@ def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Fin
         if after < 0.8 * before:
             cause = "probably the weights before the training are those of another round"
             other = "or else the update is the mean of several clients, or the images are others"
-            return Finding(f"{cause}, {other} ({rest})", remedy)
+            return Cause(f"{cause}, {other} ({rest})", remedy)
     if cosine > 0.2:
         cause = "probably the update is the mean of several clients"
         other = "or else the weights are those of another round, or the images are others"
         share = max((factor_of(sent, one.tensors) for one in made), key=abs)
         held = f"it holds {share:.2g} times the client's own update"
         held += f", as a mean of about {1 / share:.0f} would" if 0 < share < 2 / 3 else ""
-        return Finding(f"{cause} ({held}), {other}; {rest}", remedy)
-    return Finding(
+        return Cause(f"{cause} ({held}), {other}; {rest}", remedy)
+    return Cause(
         f"no single cause explains it (relative difference {difference:.2g}, cosine {cosine:.2f}): other images, an "
         "undeclared defense, or several mistakes together",
         "check images, labels and plan, state the defense with --defense, or record with truth=True",
@@ -237,7 +237,7 @@ def _buffers_agree(case: Case, made: Replayed) -> bool:
     return bool(moved) and max(gaps.values(), default=1.0) <= _BUFFERS
 
 
-def _changed_update(case: Case, made: Replayed, rest: str) -> Finding:
+def _changed_update(case: Case, made: Replayed, rest: str) -> Cause:
     """Return the cause if the training is right, but the update is another: it was changed afterwards."""
     share = factor_of(case.record.update.tensors, made.tensors)
     aside = "" if len(case.steps.steps) > 1 else " (layers behind the last batch norm aside)"
@@ -251,7 +251,7 @@ def _changed_update(case: Case, made: Replayed, rest: str) -> Finding:
         if 0.05 < share < 0.95
         else f"a filter or a defense acted ({held})"
     )
-    return Finding(
+    return Cause(
         f"{cause}: {other}; {rest}",
         "record one client's own update before the server averages, and state filters and the defense",
     )
@@ -275,7 +275,7 @@ def _turned(sent: Tensors, made: Sequence[Replayed]) -> bool:
     return min(cosine_of(one.tensors, mean) for one in made) > 0.4 and cosine_of(sent, mean) < -0.5
 
 
-def _lengths(case: Case) -> Finding | None:
+def _lengths(case: Case) -> Cause | None:
     """Return the cause if the truth's order has another length than the plan, by replaying with other epochs."""
     order, total = case.truth.order, case.steps.total
     if order is None or len(order) == total or case.steps.sampling == "poisson" or not case.steps.are_known:
@@ -284,30 +284,30 @@ def _lengths(case: Case) -> Finding | None:
     try:
         plan = case.record.regular_plan()
     except InputError:
-        return Finding(said, PLAN)
+        return Cause(said, PLAN)
     if len(order) % plan.images == 0:
         epochs = len(order) // plan.images
-        return Finding(f"the client trained for {epochs} epochs, not {plan.epochs} ({said})", PLAN)
-    return Finding(said, PLAN)
+        return Cause(f"the client trained for {epochs} epochs, not {plan.epochs} ({said})", PLAN)
+    return Cause(said, PLAN)
 
 
-def _buffer_cause(case: Case, made: Replayed) -> Finding | None:
+def _buffer_cause(case: Case, made: Replayed) -> Cause | None:
     """Return the cause of wrong buffers beside right parameters, which a batch norm may make blind for its input."""
     sent, before = case.record.update.buffers or {}, case.record.weights.buffers
     remedy = "record the buffers' values after the training"
     values = {k: before[k].double() + t.double() for k, t in sent.items() if k in before}
     if max(buffer_gaps(values, made.buffers).values(), default=1.0) < _BUFFERS:
-        return Finding("the buffers are differences: added to those before, they are the replay's", remedy)
+        return Cause("the buffers are differences: added to those before, they are the replay's", remedy)
     if max(buffer_gaps(sent, before).values(), default=1.0) < _BUFFERS:
-        return Finding("the buffers are those before the training", remedy)
-    for finding, images in ranges(case.truth.images):
+        return Cause("the buffers are those before the training", remedy)
+    for cause, images in ranges(case.truth.images):
         (other,) = case.replays(images=images)
         gaps = buffer_gaps(sent, other.buffers)
         if gap(case.record.update.tensors, other.tensors) < FITS and max(gaps.values(), default=1.0) < _BUFFERS:
-            return finding
+            return cause
     return None
 
 
-def _buffer_differs(name: str) -> Finding:
+def _buffer_differs(name: str) -> Cause:
     cause = f"the buffer '{name}' is not the one that the replayed training gives"
-    return Finding(cause, "record the buffers' values after the training, with the pixels that entered the model")
+    return Cause(cause, "record the buffers' values after the training, with the pixels that entered the model")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.types import Tensors
-from medpfl.recording.check import Case, Finding
+from medpfl.recording.check import Case, Cause
 from medpfl.recording.replay import Replayed, gap
 
 __all__ = ["FITS", "Fit", "changed", "cosine_of", "factor_of", "fit_of", "mean_of", "norm_of", "spread_of", "tried"]
@@ -26,13 +26,13 @@ class Fit:
     """A cause, and how well it explains a record.
 
     Attributes:
-        finding: the cause.
+        cause: the cause.
         difference: relative difference between the record and the nearest replay under this cause.
         spread: largest relative difference between two of its replays.
         offset: relative difference between the record and the mean of its replays.
     """
 
-    finding: Finding
+    cause: Cause
     difference: float
     spread: float = 0.0
     offset: float = 0.0
@@ -43,17 +43,17 @@ class Fit:
         return not self.spread and self.difference <= FITS
 
 
-def tried(case: Case, finding: Finding, made: Sequence[Replayed]) -> Fit:
+def tried(case: Case, cause: Cause, made: Sequence[Replayed]) -> Fit:
     """Return the fit of a cause to a record, from replays under this cause."""
-    return fit_of(finding, case.record.update.tensors, made)
+    return fit_of(cause, case.record.update.tensors, made)
 
 
-def fit_of(finding: Finding, sent: Tensors, made: Sequence[Replayed]) -> Fit:
+def fit_of(cause: Cause, sent: Tensors, made: Sequence[Replayed]) -> Fit:
     """Return the fit of a cause to an update, from replays under this cause."""
     difference = min(_finite(gap(sent, one.tensors)) for one in made)
     if len(made) == 1:
-        return Fit(finding, difference)
-    return Fit(finding, difference, spread_of(made), _finite(gap(mean_of(made), sent)))
+        return Fit(cause, difference)
+    return Fit(cause, difference, spread_of(made), _finite(gap(mean_of(made), sent)))
 
 
 def mean_of(made: Sequence[Replayed]) -> dict[str, Tensor]:
@@ -87,13 +87,13 @@ def cosine_of(sent: Tensors, other: Tensors) -> float:
     return factor_of(sent, other) * norm_of(other) / max(norm_of(sent), 1e-30)
 
 
-def changed(case: Case, finding: Finding, **settings: float | bool) -> Fit:
+def changed(case: Case, cause: Cause, **settings: float | bool) -> Fit:
     """Return the fit of other settings of the optimizer; none if the optimizer refuses them."""
     taken = case.steps.steps
     own = {id(step): step for step in taken}  # equal steps are mostly one object
     made = {key: replace(step, settings={**step.settings, **settings}) for key, step in own.items()}
     steps = [made[id(step)] for step in taken]
     try:
-        return tried(case, finding, case.replays(steps=steps))
+        return tried(case, cause, case.replays(steps=steps))
     except InputError:
-        return Fit(finding, math.inf)
+        return Fit(cause, math.inf)

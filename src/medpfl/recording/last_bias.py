@@ -10,7 +10,7 @@ from torch import Tensor
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import SPEED_ONLY, Step, Steps
 from medpfl.core.records.truth import Truth
-from medpfl.recording.check import Finding
+from medpfl.recording.check import Cause
 
 __all__ = ["bias_contradictions"]
 
@@ -21,7 +21,7 @@ _SLACK = 1e-3
 
 def bias_contradictions(
     record: Record, name: str, outputs: Sequence[int], truth: Truth | None = None
-) -> Iterator[Finding]:
+) -> Iterator[Cause]:
     """Yield what the change of the last layer's bias contradicts under cross entropy.
 
     The gradient of that bias is the mean of p - y over the images: p are the predicted probabilities, and y is 1 for
@@ -41,7 +41,7 @@ def bias_contradictions(
     rounding = _rounding(record, name)
     expected = _sum_after(steps, float(start.sum())) if steps.steps[0].optimizer else 0.0
     if abs(float(change.sum()) - expected) > len(change) * rounding + _SLACK * float(change.abs().sum()):
-        yield Finding(
+        yield Cause(
             f"the changes of the last layer's bias '{name}' sum to {float(change.sum()):.3g}, but with this loss they "
             f"sum to {expected:.3g}, whatever the images",
             "record the update as the training gives it, and state the weight decay, filters and the defense",
@@ -52,7 +52,7 @@ def bias_contradictions(
         return
     moved = -change if steps.steps[0].optimizer else change
     if float(moved.clamp(min=0).sum()) > sum(shares) * (1 + _SLACK) + len(change) * rounding:
-        yield Finding(
+        yield Cause(
             f"the last layer's bias '{name}' changed more than the learning rate and the number of steps allow",
             "give the plan that the client followed; a weight difference is new minus old weights",
         )
@@ -61,7 +61,7 @@ def bias_contradictions(
         yield from _of_labels(record, name, moved, shares, rounding, truth)
 
 
-def _of_number(record: Record, name: str, moved: Tensor, shares: list[float], rounding: float) -> Iterator[Finding]:
+def _of_number(record: Record, name: str, moved: Tensor, shares: list[float], rounding: float) -> Iterator[Cause]:
     """Yield a contradiction if the bias shows more labels than there are images: each label needs a whole image."""
     images = record.steps.steps[0].images
     if len(shares) > 1 or record.images != images:
@@ -70,7 +70,7 @@ def _of_number(record: Record, name: str, moved: Tensor, shares: list[float], ro
     share = ((-moved - rounding) / shares[0] - _SLACK - smoothing / len(moved)) / (1 - smoothing)
     needed = int((share * images - _SLACK).ceil().clamp(min=0).sum())
     if needed > images:
-        yield Finding(
+        yield Cause(
             f"the last layer's bias '{name}' shows the labels of at least {needed} images, but the record was made "
             f"from {images}",
             "record one client's own update, with the number of its images",
@@ -79,7 +79,7 @@ def _of_number(record: Record, name: str, moved: Tensor, shares: list[float], ro
 
 def _of_labels(
     record: Record, name: str, moved: Tensor, shares: list[float], rounding: float, truth: Truth | None
-) -> Iterator[Finding]:
+) -> Iterator[Cause]:
     """Yield a contradiction if the bias does not fit the truth's labels."""
     if truth is None or truth.labels.ndim != 1 or truth.labels.is_floating_point():
         return
@@ -97,7 +97,7 @@ def _of_labels(
     low, high = (smoothing / classes * total + (1 - smoothing) * part for part in (least, most))
     slack = _SLACK * total + rounding
     if bool((moved < -high - slack).any() or (moved > total - low + slack).any()):
-        yield Finding(
+        yield Cause(
             f"the labels of the truth are not those behind the update: they do not fit the last layer's bias '{name}'",
             "name the classes in the client's order, and record one client's own update before the server averages",
         )

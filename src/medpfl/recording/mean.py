@@ -13,7 +13,7 @@ from medpfl.core.records.record import Record
 from medpfl.core.records.truth import Truth
 from medpfl.core.roles import Defense
 from medpfl.core.types import Tensors, Update
-from medpfl.recording.check import DRAWS, Case, Check, Finding
+from medpfl.recording.check import DRAWS, Case, Cause, Check
 from medpfl.recording.fits import factor_of, mean_of, spread_of
 from medpfl.recording.replay import Replayed, check_replayable, gap
 from medpfl.recording.rounding import allowance, doubt, near, tolerance_of
@@ -66,7 +66,7 @@ def check_mean(
         what = "the order of the images" if draws > 1 else f"the rounding of {aggregation!r}"
         open_ = f"not verifiable beyond a difference of {spread:.2g}: {what} is unknown (the record: {difference:.2g})"
         return Check("unverified", difference, spread, open=(open_,))
-    return Check("wrong", difference, spread, finding=_cause(sent, clients[0], difference))
+    return Check("wrong", difference, spread, cause=_cause(sent, clients[0], difference))
 
 
 def _parts(record: Record, truth: Truth) -> Iterator[Truth]:
@@ -88,20 +88,20 @@ def _aggregated(clients: Sequence[Replayed], aggregation: Defense | None, images
     return aggregation.exchange(updates, generator).mean.tensors
 
 
-def _cause(sent: Tensors, clients: Sequence[Replayed], difference: float) -> Finding:
+def _cause(sent: Tensors, clients: Sequence[Replayed], difference: float) -> Cause:
     """Return the likeliest reason why a record is not the mean."""
     mean, fits = mean_of(clients), 0.1 * difference
     factor = factor_of(sent, mean)
     if gap(sent, {name: factor * t for name, t in mean.items()}) < fits:
-        return Finding(
+        return Cause(
             f"it is {factor:.4g} times the mean of the clients' updates",
             "record the weights before and after the averaging alone, without a server's learning rate or momentum",
         )
     for left in range(len(clients)):
         others = [own for place, own in enumerate(clients) if place != left]
         if others and gap(sent, mean_of(others)) < fits:
-            return Finding(f"client {left + 1} of {len(clients)} is not in the mean", "leave out its truth")
-    return Finding(
+            return Cause(f"client {left + 1} of {len(clients)} is not in the mean", "leave out its truth")
+    return Cause(
         f"it is not the mean of these clients' updates (relative difference {difference:.2g})",
         "check the plan, the weights before and after the averaging, and that the truths are those of this round",
     )

@@ -71,7 +71,7 @@ def view_of(
         notes.append("the truth file states that it belongs to another record file")
     check = Check("wrong") if misfits else _checked(without_silent(held, path), path, kept, model)
     verdict = "wrong" if misfits else check.verdict
-    finding = notes[0] if misfits else str(check.finding or "")
+    finding = notes[0] if misfits else str(check.cause or "")
     return {
         "verdict": verdict,
         "finding": finding,
@@ -181,8 +181,8 @@ def _unreplayed(held: Record, kept: Truth | None, model: Model | None) -> Check:
             network, bare = None, held  # the number of classes was a guess
     look = looked(bare, network, kept)
     if look.wrong is not None and (acting := acting_in(held)):
-        return Check("unverified", open=(f"{look.wrong.cause}: {'; '.join(acting)} may have done so",))
-    return Check("wrong" if look.wrong else "unverified", finding=look.wrong, facts=look.facts)
+        return Check("unverified", open=(f"{look.wrong.text}: {'; '.join(acting)} may have done so",))
+    return Check("wrong" if look.wrong else "unverified", cause=look.wrong, facts=look.facts)
 
 
 def _outputs(held: Record) -> int:
