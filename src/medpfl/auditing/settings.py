@@ -19,18 +19,11 @@ from medpfl.core.messages import say
 from medpfl.core.roles import NO_DEFENSE
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.checkpoint import Checkpoint
+from medpfl.judging.summary import LESS_NOISE, MISMATCH
 from medpfl.runs.environment import versions
 from medpfl.runs.progress_bar import files
 
 __all__ = ["compared", "of_reading", "settings_of"]
-
-_MISMATCH = 1e-3
-"""Relative difference above which a record under a defense does not match its images."""
-_LESS_NOISE = 0.85
-"""Fraction of the distance between two draws of the stated noise below which a record has too little noise.
-
-A record without any noise is 0.71 of that distance away from a draw.
-"""
 
 _NUMBERS_ONLY = "Numbers only: this audit wrote no target image and no reconstruction to any file."
 
@@ -115,13 +108,13 @@ def compared(player: Player, recorded: Recorded) -> dict[str, Any]:
     """
     found = player.difference(recorded)
     difference, spread, common = found["difference"], found["spread"], found.pop("common")
-    if difference < _LESS_NOISE * found["noise"]:
+    if difference < LESS_NOISE * found["noise"]:
         raise InputError(
             f"the record is wrong, so no attack was run: it has less noise than {recorded.claimed!r} (its distance "
             f"from the images' own update is {difference:.2g}, from noise alone it is {found['noise']:.2g}); state the "
             "defense that the client used with --defense"
         )
-    if not difference <= _MISMATCH + spread:  # NaN is far too
+    if not difference <= MISMATCH + spread:  # NaN is far too
         raise InputError(
             f"the record is wrong, so no attack was run: its relative difference from the update that the images give "
             f"under {recorded.claimed!r} is {difference:.2g}, and two draws of that defense differ by {spread:.2g}. "

@@ -33,12 +33,12 @@ from medpfl.judging.verdict import (
     verdict_of,
 )
 
-__all__ = ["Context", "by_defense", "summarize"]
+__all__ = ["LESS_NOISE", "MISMATCH", "Context", "by_defense", "summarize"]
 
-_MISMATCH = 1e-3
+MISMATCH = 1e-3
 """Relative difference above which a recorded update does not match its target images."""
 
-_LESS_NOISE = 0.85
+LESS_NOISE = 0.85
 """Fraction of the distance between two draws of the stated noise below which a record has too little noise.
 
 A record without any noise is 0.71 of that distance away from a draw.
@@ -107,8 +107,8 @@ class Context:
         if self.record is None or "checked" in self.record:  # a wrong record is stopped before the attacks
             return False
         difference = self.record["difference"]
-        too_near = difference < _LESS_NOISE * self.record.get("noise", 0.0)
-        return too_near or not difference <= _MISMATCH + self.record.get("spread", 0.0)  # NaN is far too
+        too_near = difference < LESS_NOISE * self.record.get("noise", 0.0)
+        return too_near or not difference <= MISMATCH + self.record.get("spread", 0.0)  # NaN is far too
 
 
 @dataclass(frozen=True)

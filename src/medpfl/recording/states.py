@@ -22,10 +22,10 @@ from medpfl.models.weights import read_state
 from medpfl.recording.record import Context, Written, keep, make_record, source_of
 from medpfl.recording.view import View, view_of
 
-__all__ = ["Recorded", "perform_looking", "perform_recording"]
+__all__ = ["RecordingResult", "perform_looking", "perform_recording"]
 
 
-class Recorded(NamedTuple):
+class RecordingResult(NamedTuple):
     """The result of ``medpfl record``: the files, the view of the record, and the end of the truth's retention."""
 
     written: Written
@@ -33,7 +33,7 @@ class Recorded(NamedTuple):
     expires: str
 
 
-def perform_recording(asked: Recording) -> Recorded:
+def perform_recording(asked: Recording) -> RecordingResult:
     """Make a record from two states, check it as far as possible, and return what was written.
 
     Raises:
@@ -64,7 +64,7 @@ def perform_recording(asked: Recording) -> Recorded:
         truth = Truth(entering(data.images, pixels or Pixels()), labels, days=asked.days)
     written = keep(path_of(asked.out), made, truth)
     view = view_of(written.record, written.truth, None if asked.model is None else model_of(asked.model))
-    return Recorded(written, view, "" if truth is None else f"{truth.expires:%Y-%m-%d}")
+    return RecordingResult(written, view, "" if truth is None else f"{truth.expires:%Y-%m-%d}")
 
 
 def perform_looking(asked: Looking) -> View:
