@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Callable, Sequence
@@ -23,15 +22,14 @@ from medpfl.core.messages import say as tell
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.core.typed import typed
+from medpfl.federation.basis import basis_of
 from medpfl.federation.checks import Checks, Facts, Problems, check_alike, check_all, facts_of
 from medpfl.federation.folders import MEAN, NAME, SITE, Entry, Files, entries, files_at, sites_of, truth_of
 from medpfl.federation.result import FEDERATION, Audited, Federation, written
-from medpfl.inputs.parts import defenses_given, model_of
 from medpfl.inputs.spelling import path_of
 from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
-from medpfl.runs.environment import versions
-from medpfl.runs.identity import Code, Identity, layers_of
+from medpfl.runs.identity import Code, Identity
 from medpfl.runs.study_key import Key, key_of
 
 __all__ = ["audit_federation", "perform_federation", "remake"]
@@ -257,17 +255,7 @@ def _checks(case: RecordCase, key: Key, directory: RunDirectory | None) -> Check
         return Checks({}, "", key, Cloak(None), lambda _: None)
     known = {} if case.run.force else _noted(directory, "checks")
     cloak = Cloak(key, (*case.attacks, *case.defenses))
-    return Checks(known, _basis(case, key), key, cloak, lambda checks: directory.note(checks=checks))
-
-
-def _basis(case: RecordCase, key: Key) -> str:
-    """Return a text that changes with everything on which a check depends besides the files; it may hold paths."""
-    code = Code.of(lambda: [model_of(case.model), *(one.part for one in defenses_given(case.defenses))])
-    network = isinstance(case.model, nn.Module)
-    texts = [layers_of(case.model) if network else str(case.model)]  # type: ignore[arg-type]
-    texts += [one if isinstance(one, str) else repr(one) for one in (*code.parts, *case.attacks)]
-    texts += [repr(getattr(code.parts[0], "about", None)), repr(case.threat), repr(case.reading), case.run.device]
-    return json.dumps([texts, versions(), code.entry(key)], sort_keys=True)
+    return Checks(known, basis_of(case, key), key, cloak, lambda checks: directory.note(checks=checks))
 
 
 def _without(bare: Sequence[Entry], total: int) -> str:

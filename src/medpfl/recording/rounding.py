@@ -84,8 +84,11 @@ def doubt(record: Record, difference: float, tolerance: float, allowed: float) -
         allowed: the part that `allowance` explains; 0 if it was not needed.
     """
     if allowed and not device_of(record):
-        why = "the record does not state the client's device, and a GPU may round in another way"
-        remedy = ". To verify it, record with medpfl.record, which notes the device"
+        why = (
+            "the record does not state the client's device, and a GPU may round in another way; or the images were "
+            "resized or read by other software"
+        )
+        remedy = ". To verify it, use medpfl.record(..., truth=True), which notes the device and keeps the pixels"
     elif allowed > SURE:
         why, remedy = "the client's device rounds in another way, which this training multiplies", ""
     elif tolerance > SURE:

@@ -196,7 +196,7 @@ def test_the_door_that_runs_code_is_used_by_what_a_person_calls_only():
         "cli/catalog.py", "core/user_code/loading.py",  # they import our own modules by name
         "inputs/parts.py", "auditing/isolating.py", "inspection/check.py",
         "auditing/run.py", "training/splits.py", "training/train.py", "frontier/tasks.py", "reproduction/accuracy.py",
-        "recording/states.py",
+        "recording/states.py", "federation/basis.py",
         "integrations/defending.py",  # a defense that a site writes into its own app
         "runs/identity.py", "models/sized.py",  # they ask of a model whether it is a person's own
         "isolation/answers.py",  # the process of an attack that a person gave by its place: it has no other purpose
