@@ -16,6 +16,8 @@ from medpfl.judging.types import Cell, Rate
 from medpfl.judging.types import Mechanism as Shown
 from tests.flat import flat
 
+pytestmark = pytest.mark.slow  # they share a fixture that takes seconds
+
 MODEL = "MLP(hidden=(6,), activation='sigmoid')"
 SMALL = {"attacks": ["iDLG(steps=2)"], "images": 4, "size": 16}
 

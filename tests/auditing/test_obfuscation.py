@@ -13,6 +13,8 @@ from medpfl.core.types import Channel
 from medpfl.core.verdicts import LEAKS, NO_LEAK
 from tests.auditing.audit_cases import some_images
 
+pytestmark = pytest.mark.slow  # they share a fixture that takes seconds
+
 MODEL, ATTACK = "MLP((16,), activation='sigmoid')", "iDLG(steps=40)"
 
 

@@ -32,6 +32,8 @@ from medpfl.runs.directory import RunDirectory
 from tests.auditing.audit_cases import draw_folder, plain
 from tests.federation.federation_cases import ATTACK, MODEL, client, federation, look, pixels
 
+pytestmark = pytest.mark.slow  # they share a fixture that takes seconds
+
 PRIVATE, LENET = "doe_jane_1961", "LeNet('idlg')"
 WORDS = ["--model", MODEL, "--attack", ATTACK, "--quiet"]
 

@@ -27,6 +27,8 @@ from medpfl.training.store import read_rounds
 from tests.frontier.frontier_cases import SMALL, draw, small
 from tests.processes import start
 
+pytestmark = pytest.mark.slow  # they share a fixture that takes seconds
+
 SPECS = ["NoDefense()", "GaussianNoise(scale=0.001)", "GaussianNoise(scale=10)", "TopK(keep=0.5)"]
 FILES = {"frontier.json", "frontier.csv", "frontier.html"}
 

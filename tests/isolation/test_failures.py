@@ -19,6 +19,8 @@ from medpfl.isolation.parent import Worker
 from medpfl.isolation.process import Process
 from tests.isolation.isolated_cases import audited, file_of, some_images
 
+pytestmark = pytest.mark.slow  # they share a fixture that takes seconds
+
 BAD = '''
 @dataclass(frozen=True, repr=False)
 class Bad(Attack):

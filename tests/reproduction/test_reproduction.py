@@ -26,6 +26,8 @@ from medpfl.reproduction.scale import Form
 from medpfl.reproduction.tables import as_latex, as_markdown
 from tests.flat import flat
 
+pytestmark = pytest.mark.slow  # they share a fixture that takes seconds
+
 SMALL = Study(
     title="Small",
     source="made up",
