@@ -42,8 +42,9 @@ NETWORKS = (
     tiny,
     lambda channels: ViT(4, depth=1, width=32, heads=2).build((channels, 12, 12), 3, 0),
     lambda channels: built(channels=channels, norm=nn.Identity),
+    lambda channels: built(channels=channels, last=True),
 )
-"""A small convolutional network, a small transformer, a small residual network, for a number of channels."""
+"""A small convolutional network, a small transformer, two small residual networks, for a number of channels."""
 STEPS = 3
 
 

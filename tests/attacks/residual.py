@@ -8,18 +8,22 @@ from torch.nn import functional
 
 
 class Residual(nn.Module):
-    """A small ResNet: a stem with optional pooling, two blocks, the second with a stride, and a 2 x 2 average."""
+    """A small ResNet: a stem with optional pooling, two blocks, the second with a stride, and a 2 x 2 average.
 
-    def __init__(self, pool=None, channels=1, width=32, activation=None, classes=3, norm=nn.BatchNorm2d):
+    `last` adds a third block, whose maps have 2 x 2 positions for images of 12 pixels.
+    """
+
+    def __init__(self, pool=None, channels=1, width=32, activation=None, classes=3, norm=nn.BatchNorm2d, last=False):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 5, 3, 1, bias=False), norm(width))
         self.pool, self.activation = pool or nn.Identity(), activation or nn.ReLU()
         self.one, self.two = Block(width, width, 1, norm), Block(width, 2 * width, 2, norm)
+        self.last = Block(2 * width, 2 * width, 1, norm) if last else nn.Identity()
         self.head = nn.Linear(2 * width, classes)
 
     def forward(self, x):
         h = self.pool(self.activation(self.stem((x - 0.4) / 0.2)))
-        return self.head(self.two(self.one(h)).mean((2, 3)))
+        return self.head(self.last(self.two(self.one(h))).mean((2, 3)))
 
 
 class Block(nn.Module):

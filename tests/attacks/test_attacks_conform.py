@@ -6,7 +6,7 @@
 import pytest
 
 from medpfl import attacks
-from medpfl.attacks import APRIL, CPL, DLG, RGAP, DeepRGAP, GradientMatching, GradInv, Posterior, iDLG
+from medpfl.attacks import APRIL, CPL, DLG, RGAP, DeepRGAP, GradientMatching, GradInv, Posterior, Separation, iDLG
 from tests.attacks.attack_contract import EVERY
 
 ROWS = {
@@ -18,6 +18,7 @@ ROWS = {
     "GradientMatching": GradientMatching(),
     "Posterior": Posterior(),
     "RGAP": RGAP(),
+    "Separation": Separation(steps=20),
     "iDLG": iDLG(),
 }
 

@@ -9,5 +9,6 @@ from medpfl.attacks.idlg import iDLG
 from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.posterior import Posterior
 from medpfl.attacks.rgap import RGAP
+from medpfl.attacks.separation import Separation
 
-__all__ = ["APRIL", "CPL", "DLG", "DeepRGAP", "GradInv", "GradientMatching", "Posterior", "RGAP", "iDLG"]  # noqa: RUF022  (plainly sorted)
+__all__ = ["APRIL", "CPL", "DLG", "DeepRGAP", "GradInv", "GradientMatching", "Posterior", "RGAP", "Separation", "iDLG"]  # noqa: RUF022  (plainly sorted)

@@ -5,12 +5,19 @@ gradient reveals it, its value. The inputs of a linear layer or convolution foll
 least squares. The values show which ReLUs were on, and so how the pull continues. One wrong ReLU spoils everything
 after it. But it shows at once in the next layer, whose gradient has many more elements than its inputs. There it is
 corrected, and the walk begins again.
+
+An update of several images needs a start: the values of a layer near the end, for every image. Positions then run over
+all images in turn, and everything else is as for one image. Batch norm in train mode hides the common size of its
+inputs. It follows from the gradient of the batch norm's bias before them.
 """
 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +26,11 @@ from torch.fx import Node
 from medpfl.attacks.inversion.graph import RECTIFIERS, Graph
 from medpfl.attacks.inversion.kernel_systems import Inputs, active, inputs, places, pulls
 from medpfl.attacks.inversion.layers import layer_input
-from medpfl.attacks.inversion.passing import PLACEWISE, SHAPES, SLOPES, derivative, is_affine, obstacle
+from medpfl.attacks.inversion.normalized_convolution import NormalizedConvolution, SolvedInputs
+from medpfl.attacks.inversion.passing import PLACEWISE, SHAPES, SLOPES, derivative, is_affine, obstacle, slope_at
 from medpfl.core.types import Tensors
 
-__all__ = ["Peeled", "peel"]
+__all__ = ["Peeled", "Start", "peel"]
 
 _OPS = torch.ops.aten
 
@@ -35,6 +43,12 @@ _NOISY = 1e-2
 _CORRECTIONS = 8
 """Maximum number of corrections per ReLU. Under noise they need not come to an end; the walk then continues without
 more."""
+
+_SAME_SIZE, _RESIZES = 1e-7, 4
+"""Relative change of a size that is none, and maximum number of times the walk begins again for one size."""
+
+_SPARE_EQUATIONS = 1.1
+"""Smallest ratio of equations to unknowns at which a batch-normalized convolution is solved."""
 
 _LARGEST = 2**26
 """Number of matrix elements above which a layer's equations are not solved: 512 MB."""
@@ -56,16 +70,33 @@ class Pull:
 
 
 @dataclass(frozen=True, eq=False)
+class Start:
+    """Where a walk through an update of several images begins.
+
+    Attributes:
+        node: node through which the image reaches the output, and no other way.
+        value: its values for every image.
+        pull: (N, K) the loss's derivative with respect to the logits.
+    """
+
+    node: Node
+    value: Tensor
+    pull: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Peeled:
     """Recovered values.
 
     Attributes:
         known: values by node. ReLU outputs are 0 where they may be.
         reasons: why other values were not recovered, last layer first.
+        residuals: relative residual of each solved layer by name, last layer first.
     """
 
     known: dict[Node, Tensor]
     reasons: tuple[str, ...]
+    residuals: Mapping[str, float] = field(default_factory=dict)
 
     def rim(self, graph: Graph) -> tuple[Node, ...]:
         """Return the known nodes that the image reaches without passing another known one."""
@@ -82,22 +113,22 @@ class Peeled:
         return tuple(node for node in graph.nodes if node in found)
 
 
-def peel(graph: Graph, gradients: Tensors) -> Peeled:
-    """Recover the hidden values behind one update of a single image.
+def peel(graph: Graph, gradients: Tensors, start: Start | None = None) -> Peeled:
+    """Recover the hidden values behind one update.
 
     Args:
-        graph: the model's graph.
+        graph: the model's graph, for as many images as are in the update.
         gradients: the parameters' gradients, in float64 on the CPU; all may share one unknown factor.
+        start: where the walk begins; ``None``: at the last layer, for an update of a single image.
     """
-    rectifiers: dict[Node, Corrected] = {}
-    solved: dict[Node, tuple[Tensor, Inputs | None]] = {}
-    walk = _Walk(graph, gradients, rectifiers, solved)
-    while not walk.run():
-        walk = _Walk(graph, gradients, rectifiers, solved)
+    memory = _Memory()
+    walk = _Walk(graph, gradients, memory)
+    while not walk.run(start):
+        walk = _Walk(graph, gradients, memory)
     known = dict(walk.known)
     for node in filter(graph.rectifier, known):
         known[node] = torch.where(known[node] > _SURE * walk.errors[node], known[node], 0.0)
-    return Peeled(known, tuple(reason for node, reason in walk.stops if node not in known))
+    return Peeled(known, tuple(reason for node, reason in walk.stops if node not in known), walk.residuals)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,33 +140,54 @@ class Corrected:
     times: int = 1
 
 
+@dataclass(frozen=True, eq=False)
+class _Memory:
+    """Findings of earlier walks.
+
+    Attributes:
+        rectifiers: corrections.
+        sizes: root mean square of values that batch norm hides, and the number of times it was changed.
+        solved: the derivative and size for which a layer was solved, with the result.
+    """
+
+    rectifiers: dict[Node, Corrected] = field(default_factory=dict)
+    sizes: dict[Node, tuple[float, int]] = field(default_factory=dict)
+    solved: dict[Node, tuple[Tensor, float, Inputs | SolvedInputs | None]] = field(default_factory=dict)
+
+
 class _Again(Exception):  # noqa: N818  (no error: a ReLU was corrected)
     """Signal that the walk must begin again."""
 
 
 class _Walk:
-    """One walk, with the corrections and solutions of earlier ones."""
+    """One walk, with the findings of earlier ones."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        gradients: Tensors,
-        rectifiers: dict[Node, Corrected],
-        solved: dict[Node, tuple[Tensor, Inputs | None]],
-    ) -> None:
-        self.graph, self.gradients, self.rectifiers, self.solved = graph, gradients, rectifiers, solved
+    def __init__(self, graph: Graph, gradients: Tensors, memory: _Memory) -> None:
+        self.graph, self.gradients, self.memory = graph, gradients, memory
         self.known: dict[Node, Tensor] = {}
         self.errors: dict[Node, Tensor] = {}
         self.pulls: dict[Node, Pull] = {}
+        self.exact: dict[Node, Any] = {}
+        """Values of the start and of all nodes after it."""
+        self.hidden: dict[Node, Tensor] = {}
+        """Parts of derivatives that shrink as their node's values grow, because batch norm hides their size."""
+        self.waiting: dict[Node, list[tuple[Node, Pull]]] = defaultdict(list)
+        """Batch norms that can be passed once their convolution's inputs are known."""
+        self.passed: set[Node] = set()
+        """Convolutions that were passed together with the batch norm after them."""
         self.stops: list[tuple[Node, str]] = []
+        self.residuals: dict[str, float] = {}
 
-    def run(self) -> bool:
+    def run(self, start: Start | None) -> bool:
         """Walk from the last layer to the image. Return False if the walk must begin again."""
-        bias = self._parameter(self.graph.output, 0)
-        if self.graph.output.target is not _OPS.addmm.default or bias is None:
-            self._stop(self.graph.output, "the model must end in a linear layer with a bias")
-            return True
-        self.pulls[self.graph.output] = Pull(self.gradients[bias].view(self.graph.shapes[self.graph.output]))
+        if start is not None:
+            self._begin(start)
+        else:
+            bias = self._parameter(self.graph.output, 0)
+            if self.graph.output.target is not _OPS.addmm.default or bias is None:
+                self._stop(self.graph.output, "the model must end in a linear layer with a bias")
+                return True
+            self.pulls[self.graph.output] = Pull(self.gradients[bias].view(self.graph.shapes[self.graph.output]))
         try:
             for node in reversed(self.graph.nodes[1:]):
                 self._back(node)
@@ -143,12 +195,31 @@ class _Walk:
             return False
         return True
 
+    def _begin(self, start: Start) -> None:
+        """Compute the values from the start to the output."""
+        own = float(start.value.square().mean().sqrt())
+        size, _ = self.memory.sizes.setdefault(start.node, (own, 0))
+        self.exact = self.graph.after({start.node: start.value * (size / own)})
+        self._learn(start.node, self.exact[start.node], torch.zeros_like(start.value))
+        self.pulls[self.graph.output] = Pull(start.pull)
+
     def _back(self, node: Node) -> None:
         """Pass the knowledge about a node on to its inputs."""
         self._invert(node)
+        for normal, behind in self.waiting.pop(node, []):
+            self._normalized(normal, behind)
         pull = self.pulls.get(node, Pull(None))
+        sources = self.graph.sources(node)
+        if node in self.passed:
+            return
         if node.target is operator.getitem:
             self._add(node.all_input_nodes[0], pull)
+        elif sources and all(source in self.exact for source in sources):
+            if pull.value is not None:
+                for source, value in zip(sources, slope_at(self.graph, node, pull.value, self.exact), strict=True):
+                    self._add(source, Pull(value))
+        elif node.target is _OPS.native_batch_norm.default and node.args[5]:
+            self._normalized(node, pull)
         elif node.target in RECTIFIERS or node.target in SLOPES:
             self._activation(node, pull)
         elif not is_affine(self.graph, node):
@@ -188,26 +259,130 @@ class _Walk:
             self._add(source, Pull(None if value is None else pull.value * SLOPES[node.target](value)))
         else:
             on = None if value is None else value > _SURE * self.errors[node]
-            corrected = self.rectifiers.get(node)
+            corrected = self.memory.rectifiers.get(node)
             if corrected is not None:
                 shape = self.graph.shapes[node]
-                rows, states = corrected.rows.view(1, -1, *[1] * (len(shape) - 2)), corrected.states.view(shape)
+                rows = corrected.rows.view(1, -1, *[1] * (len(shape) - 2))
+                states = unflattened(corrected.states, shape)
                 on = torch.where(rows, states, on) if on is not None else states if rows.all() else None
+            if on is not None and node in self.memory.sizes:
+                self._settle(node, pull.value, on)
             self._add(source, Pull(None if on is None else pull.value * on, pull.value, node))
 
-    def _convolution(self, node: Node, pull: Pull) -> None:
+    def _settle(self, node: Node, pull: Tensor, on: Tensor) -> None:
+        """Begin again with another size of a ReLU's outputs if the batch norm before it shows one."""
+        normal = self.graph.normalization(node)
+        bias = None if normal is None else self._parameter(normal, 2)
+        size, times = self.memory.sizes[node]
+        if bias is None or times >= _RESIZES:
+            return
+        hidden = pull if node in self.exact else self.hidden.get(node, torch.zeros_like(pull))
+        shrinking, rest = ((t * on).sum((0, 2, 3)) for t in (hidden, pull - hidden))
+        sure = shrinking.abs() > shrinking.abs().median() / 3
+        factor = float(((self.gradients[bias] - rest)[sure] / shrinking[sure]).median())
+        if factor > 0 and abs(factor - 1) > _SAME_SIZE:
+            self.memory.sizes[node] = size / factor, times + 1
+            raise _Again
+
+    def _normalized(self, node: Node, pull: Pull) -> None:
+        """Pass a batch norm in train mode, and recover the inputs of the convolution before it."""
+        layer = self._normalized_layer(node)
+        if layer is None or pull.value is None:
+            self._stop(node, obstacle(node), pull)
+            return
+        convolution = self.graph.sources(node)[0]
+        source = self.graph.sources(convolution)[0]
+        self.passed.add(convolution)
+        dy, name = flattened(pull.value), self._layer_name(convolution)
+        if source in self.known:
+            delta = layer.derivative(dy, flattened(self._rectified(source)))
+        else:
+            equations = len(layer.sent) * layer.sent.shape[2]
+            size, _ = self.memory.sizes.get(source, (1.0, 0))
+            found, reason = None, "its gradient does not determine all of its inputs"
+            if equations < _SPARE_EQUATIONS * layer.count:
+                reason = f"its gradient gives {equations} equations for {layer.count} inputs per channel"
+            elif equations * layer.count > _LARGEST:
+                reason = "it has too many equations to solve"
+            else:
+                found = self._solved_inputs(node, layer, dy, size)
+            if found is None:
+                self.waiting[source].append((node, pull))
+                self._stop(convolution, reason)
+                return
+            self.residuals[name] = found.residual
+            if not found.residual <= _NOISY:
+                self._stop(convolution, f"a fraction of {found.residual:.2g} of its gradient is noise", pull)
+                return
+            if found.odd.any() and pull.open is not None and pull.rectifier is not None:
+                rows = found.odd.nonzero()[:, 0]
+                self._repair(pull, found.odd, layer.told(found.value, rows))
+            shape = self.graph.shapes[source]
+            self.memory.sizes.setdefault(source, (1.0, 0))
+            self._learn(source, unflattened(found.value, shape), unflattened(found.error, shape))
+            delta = layer.derivative(dy, flattened(self._rectified(source)))
+        (value,) = derivative(self.graph, convolution, unflattened(delta, self.graph.shapes[convolution]))
+        assert value is not None
+        self.hidden[source] = self.hidden[source] + value if source in self.hidden else value
+        self._add(source, Pull(value))
+
+    def _rectified(self, node: Node) -> Tensor:
+        """Return a node's known values, without those that a ReLU may have set to 0."""
+        value = self.known[node]
+        return torch.where(value > _SURE * self.errors[node], value, 0.0) if self.graph.rectifier(node) else value
+
+    def _solved_inputs(self, node: Node, layer: NormalizedConvolution, dy: Tensor, size: float) -> SolvedInputs | None:
+        """Return the inputs of a convolution before a batch norm, reusing an earlier walk's where nothing changed."""
+        before = self.memory.solved.get(node)
+        if before is not None and before[1] == size and torch.equal(before[0], dy):
+            found = before[2]
+        else:
+            earlier = before[2] if before is not None else None
+            found = layer.solve(dy, size, None if earlier is None else earlier.value)
+            self.memory.solved[node] = dy, size, found
+        assert found is None or isinstance(found, SolvedInputs)
+        return found
+
+    def _normalized_layer(self, node: Node) -> NormalizedConvolution | None:
+        """Return a batch norm with the convolution before it; ``None`` if one of them is of another kind."""
+        (source,) = self.graph.sources(node)
+        gamma, beta = (self._parameter(node, place) for place in (1, 2))
+        kernel = self._plain_kernel(source) if source.target is _OPS.convolution.default else None
+        if kernel is None or gamma is None or beta is None or len(source.users) > 1 or source.args[2] is not None:
+            return None
+        geometry, shape = geometry_of(source), self.graph.shapes[self.graph.sources(source)[0]]
+        values = {self.graph.parameters[n]: self.graph.fixed[n] for n in self.graph.parameters}
+        where = places(tuple(shape[2:]), tuple(self.gradients[kernel].shape[2:]), geometry, shape[0])
+        return NormalizedConvolution(
+            values[kernel],
+            geometry,
+            shape,
+            where,
+            self.gradients[kernel].flatten(2),
+            values[gamma],
+            float(node.args[7]),  # type: ignore[arg-type]
+            self.gradients[gamma],
+            self.gradients[beta],
+            self.graph.rectifier(self.graph.sources(source)[0]) is not None,
+        )
+
+    def _plain_kernel(self, node: Node) -> str | None:
+        """Return the name of a convolution's weight; ``None`` if its gradient is not that of one plain convolution."""
         name, source = self._parameter(node, 1), self.graph.sources(node)[0]
-        _, _, _, stride, padding, dilation, transposed, _, groups = node.args
-        if name is None or transposed or groups != 1 or len(self.graph.shapes[source]) != 4:
+        transposed, groups = node.args[6], node.args[8]
+        return None if transposed or groups != 1 or len(self.graph.shapes[source]) != 4 else name
+
+    def _convolution(self, node: Node, pull: Pull) -> None:
+        name, source = self._plain_kernel(node), self.graph.sources(node)[0]
+        if name is None:
             self._stop(node, "its gradient is not that of one plain convolution")
             return
-        gradient = self.gradients[name].flatten(2)
-        size, kernel = tuple(self.graph.shapes[source][2:]), tuple(self.gradients[name].shape[2:])
-        geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-        where, count = places(size, kernel, geometry), size[0] * size[1]
+        gradient, shape, geometry = self.gradients[name].flatten(2), self.graph.shapes[source], geometry_of(node)
+        where = places(tuple(shape[2:]), tuple(self.gradients[name].shape[2:]), geometry, shape[0])
+        count = shape[0] * shape[2] * shape[3]
         if pull.value is None:
             if pull.open is not None and pull.rectifier is not None:
-                states = active(pull.open[0].flatten(1), gradient, where, count)
+                states = active(flattened(pull.open), gradient, where, count)
                 if states is not None:
                     self._correct(pull.rectifier, torch.ones_like(states[:, 0]), states)
                 edge = "x".join(map(str, self.graph.shapes[node][2:]))
@@ -220,47 +395,55 @@ class _Walk:
         if equations * count > _LARGEST:
             self._stop(node, "it has too many equations to solve")
             return
-        found = self._inputs(node, pull.value[0].flatten(1), gradient, where, count)
+        found = self._inputs(node, flattened(pull.value), gradient, where, count)
         if found is None:
             self._stop(node, "its gradient does not determine all of its inputs")
             return
+        self.residuals[self._layer_name(node)] = found.residual
         if not found.residual <= _NOISY:  # also where it is NaN
             self._stop(node, f"a fraction of {found.residual:.2g} of its gradient is noise")
             return
         if found.odd.any() and pull.open is not None and pull.rectifier is not None:
-            self._repair(pull, found, gradient, where)
-        self._learn(source, found.value.view(self.graph.shapes[source]), found.error)
+            self._repair(pull, found.odd, pulls(found.value, gradient[found.odd.nonzero()[:, 0]], where))
+        self._learn(source, unflattened(found.value, shape), unflattened(found.error, shape))
 
     def _inputs(self, node: Node, pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs | None:
         """Return the result of `inputs`, reusing an earlier walk's result for the same pull."""
-        before = self.solved.get(node)
+        before = self.memory.solved.get(node)
         if before is None or not torch.equal(before[0], pull):
-            self.solved[node] = before = (pull, inputs(pull, gradient, where, count))
-        return before[1]
+            before = pull, 1.0, inputs(pull, gradient, where, count)
+            self.memory.solved[node] = before
+        assert not isinstance(before[2], SolvedInputs)
+        return before[2]
 
-    def _repair(self, pull: Pull, found: Inputs, gradient: Tensor, where: Tensor) -> None:
-        """Begin again if a row that does not fit shows other states of its ReLU."""
+    def _repair(self, pull: Pull, odd: Tensor, told: Tensor | None) -> None:
+        """Begin again if rows that do not fit show other states of their ReLU.
+
+        Args:
+            pull: derivative that was used.
+            odd: (O,) rows that do not fit.
+            told: (R, L) their derivative as their own gradient shows it; ``None`` if it does not.
+        """
         assert pull.value is not None
         assert pull.open is not None
         assert pull.rectifier is not None
-        rows = found.odd.nonzero()[:, 0]
-        told = pulls(found.value, gradient[rows], where)
         if told is None:
             return
-        now, opened = (t[0].flatten(1)[rows] for t in (pull.value, pull.open))
+        rows = odd.nonzero()[:, 0]
+        now, opened = (flattened(t)[rows] for t in (pull.value, pull.open))
         states = torch.where(opened == 0, now != 0, told / opened > 0.5)
         if (states != (now != 0)).any():
-            whole = torch.zeros_like(pull.open[0].flatten(1), dtype=torch.bool)
+            whole = torch.zeros_like(flattened(pull.open), dtype=torch.bool)
             whole[rows] = states
-            self._correct(pull.rectifier, found.odd, whole)
+            self._correct(pull.rectifier, odd, whole)
 
     def _correct(self, rectifier: Node, rows: Tensor, states: Tensor) -> None:
         """Begin again with other states (C, L) in some rows (C,), unless this ReLU was corrected too often."""
-        old, times = self.rectifiers.get(rectifier), 1
+        old, times = self.memory.rectifiers.get(rectifier), 1
         if old is not None:
             rows, states, times = rows | old.rows, torch.where(rows[:, None], states, old.states), old.times + 1
         if times <= _CORRECTIONS:
-            self.rectifiers[rectifier] = Corrected(rows, states, times)
+            self.memory.rectifiers[rectifier] = Corrected(rows, states, times)
             raise _Again
 
     def _linear(self, node: Node, pull: Pull) -> None:
@@ -311,10 +494,27 @@ class _Walk:
 
     def _stop(self, node: Node, reason: str, pull: Pull | None = None) -> None:
         """Record why a node's inputs were not recovered. If a pull is given, mark their derivatives as unknown."""
-        names = [self.graph.parameters[n] for n in node.all_input_nodes if n in self.graph.parameters]
-        where = f"layer '{names[0].rpartition('.')[0]}'" if names else f"operation '{node.name}'"
+        where = self._layer_name(node)
         for source in self.graph.sources(node):
             if pull is None or pull.value is not None or pull.open is not None:  # else the walk had ended before
                 self.stops.append((source, f"{where}: {reason}"))
             if pull is not None:
                 self._add(source, Pull(None))
+
+    def _layer_name(self, node: Node) -> str:
+        names = [self.graph.parameters[n] for n in node.all_input_nodes if n in self.graph.parameters]
+        return f"layer '{names[0].rpartition('.')[0]}'" if names else f"operation '{node.name}'"
+
+
+def flattened(values: Tensor) -> Tensor:
+    """Return values (N, C, ...) as (C, D), with the positions of all images in turn."""
+    return values.transpose(0, 1).flatten(1)
+
+
+def unflattened(values: Tensor, shape: torch.Size) -> Tensor:
+    """Return values (C, D) in a shape (N, C, ...): the inverse of `flattened`."""
+    return values.view(shape[1], shape[0], *shape[2:]).transpose(0, 1)
+
+
+def geometry_of(node: Node) -> dict[str, Any]:
+    return dict(zip(("stride", "padding", "dilation"), node.args[3:6], strict=True))

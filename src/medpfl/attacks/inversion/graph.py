@@ -1,9 +1,9 @@
-"""A model as a graph of tensor operations on one image, at given weights."""
+"""A model as a graph of tensor operations on its images, at given weights."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class Graph:
     """The operations from the image to the output, all without side effects.
 
     Attributes:
-        image: node for the image (1, C, H, W).
+        image: node for the images (N, C, H, W).
         output: node for the logits.
         nodes: all nodes that depend on the image, the image first, each after its inputs.
         fixed: the other nodes' values, floating-point ones in float64.
@@ -62,6 +62,37 @@ class Graph:
             (node,) = self.sources(node)
         return node if node.target in RECTIFIERS else None
 
+    def normalization(self, node: Node) -> Node | None:
+        """Return a batch norm in train mode whose outputs reach a ReLU unchanged but for sums; ``None`` without one."""
+        open_ = list(self.sources(node))
+        while open_:
+            source = open_.pop(0)
+            if source.target is _OPS.native_batch_norm.default and source.args[5]:
+                return source
+            if source.target in (operator.getitem, _OPS.add.Tensor):
+                open_ += [other for other in self.sources(source) if other.target not in RECTIFIERS]
+        return None
+
+    def after(self, given: Mapping[Node, Tensor]) -> dict[Node, Any]:
+        """Return the given nodes' values and those of all nodes that follow from them."""
+        values: dict[Node, Any] = dict(given)
+        for node in self.nodes:
+            sources = self.sources(node)
+            if node not in values and sources and all(source in values for source in sources):
+                values[node] = self.call(node, values)
+        return values
+
+    def passages(self) -> tuple[Node, ...]:
+        """Return the nodes through which all paths from the image to the output lead, the last one first."""
+        order = {node: place for place, node in enumerate(self.nodes)}
+        furthest, found = 0, []
+        for place, node in enumerate(self.nodes):
+            if place >= furthest:
+                found.append(node)
+            users = [order[user] for user in node.users if user in order]
+            furthest = max([furthest, *users])
+        return tuple(reversed(found))
+
     def needed(self, wanted: Iterable[Node]) -> tuple[Node, ...]:
         """Return the `nodes` that the wanted ones need, including these."""
         found, open_ = set(), list(wanted)
@@ -72,15 +103,11 @@ class Graph:
                 open_ += self.sources(node)
         return tuple(node for node in self.nodes if node in found)
 
-    def run(
-        self, image: Tensor, order: Sequence[Node], fixed: dict[Node, Any], skipped: Collection[Node] = ()
-    ) -> dict[Node, Any]:
-        """Return the nodes' values, in the order from `needed`. A `skipped` node passes its input on."""
+    def run(self, image: Tensor, order: Sequence[Node], fixed: dict[Node, Any]) -> dict[Node, Any]:
+        """Return the nodes' values, in the order from `needed`."""
         values = {**fixed, self.image: image}
         for node in order:
-            if node in skipped:
-                values[node] = values[self.sources(node)[0]]
-            elif node is not self.image:
+            if node is not self.image:
                 values[node] = self.call(node, values)
         return values
 
@@ -90,13 +117,14 @@ def exact(tensors: Tensors) -> dict[str, Tensor]:
     return {k: t.cpu().double() if t.is_floating_point() else t.cpu() for k, t in tensors.items()}
 
 
-def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -> Graph:
+def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...], images: int = 1) -> Graph:
     """Return the graph of a prepared model, on the CPU: its use needs float64 and little time.
 
     Args:
         model: prepared model; its own weights are not used.
         weights: the global model.
         image_shape: (C, H, W).
+        images: number of images N.
 
     Raises:
         InputError: The model's operations depend on more than tensors of fixed shapes, draw at random, or do not depend
@@ -108,7 +136,7 @@ def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...]) -
             raise InputError(f"layer '{name}' ({kind}) draws at random: use mode eval, or another attack")
     model = copied(model, forget=True).cpu()
     parameters, rest = exact(weights.parameters), exact(state_of(model, weights.buffers))
-    image = next(iter(parameters.values())).new_full((1, *image_shape), 0.5)
+    image = next(iter(parameters.values())).new_full((images, *image_shape), 0.5)
 
     def forward(own: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(model, {**own, **rest}, (x,))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Inputs", "active", "inputs", "places", "pulls"]
+__all__ = ["Inputs", "active", "inputs", "places", "pulls", "system_of"]
 
 _SINGULAR = 1e8
 """Variance inflation of an input by the others above which the system does not determine it."""
@@ -46,18 +46,27 @@ class Inputs(NamedTuple):
     residual: float
 
 
-def places(size: tuple[int, ...], kernel: tuple[int, ...], geometry: dict[str, Any]) -> Tensor:
+def places(size: tuple[int, ...], kernel: tuple[int, ...], geometry: dict[str, Any], images: int = 1) -> Tensor:
     """Return which of the D inputs each kernel weight meets at each output position (K, L); D for padding.
 
     Args:
         size: (H, W) of the inputs.
         kernel: (height, width).
         geometry: ``stride``, ``padding`` and ``dilation`` for `torch.nn.functional.unfold`.
+        images: number of images, whose positions follow one another.
     """
-    count = size[0] * size[1]
-    numbers = torch.arange(1, count + 1, dtype=torch.float64).view(1, 1, *size)
-    seen = functional.unfold(numbers, kernel, **geometry)[0].long()
+    count = images * size[0] * size[1]
+    numbers = torch.arange(1, count + 1, dtype=torch.float64).view(images, 1, *size)
+    seen = functional.unfold(numbers, kernel, **geometry).transpose(0, 1).flatten(1).long()
     return torch.where(seen == 0, count, seen - 1)
+
+
+def system_of(pull: Tensor, where: Tensor, count: int) -> Tensor:
+    """Return the matrix (O, K, D) that maps one channel's inputs to its gradient; arguments as in `inputs`."""
+    channels, weights = len(pull), len(where)
+    system = pull.new_zeros(channels, weights, count + 1)
+    system.scatter_add_(2, where.expand(channels, -1, -1), pull[:, None].expand(-1, weights, -1))
+    return system[:, :, :count]
 
 
 def inputs(pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs | None:
@@ -69,10 +78,7 @@ def inputs(pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs 
         where: result from `places`.
         count: D.
     """
-    channels, weights = len(pull), len(where)
-    system = pull.new_zeros(channels, weights, count + 1)
-    system.scatter_add_(2, where.expand(channels, -1, -1), pull[:, None].expand(-1, weights, -1))
-    system = system[:, :, :count]
+    weights, system = len(where), system_of(pull, where, count)
     sent = gradient.transpose(1, 2)  # (O, K, C)
     size = sent.flatten(1).norm(dim=1)
     if not size.any():

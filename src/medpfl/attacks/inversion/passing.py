@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from medpfl.attacks.inversion.graph import Graph
 
-__all__ = ["PLACEWISE", "SHAPES", "SLOPES", "derivative", "is_affine", "obstacle"]
+__all__ = ["PLACEWISE", "SHAPES", "SLOPES", "derivative", "is_affine", "obstacle", "slope_at"]
 
 _OPS = torch.ops.aten
 PLACEWISE = {_OPS.add.Tensor, _OPS.sub.Tensor, _OPS.mul.Tensor, _OPS.div.Tensor, _OPS.native_batch_norm.default}
@@ -73,6 +73,22 @@ def derivative(graph: Graph, node: Node, pull: Tensor | None) -> Sequence[Tensor
         return found[0] if isinstance(found, tuple) else found
 
     return vjp(function, *zeros)[1](pull)
+
+
+def slope_at(
+    graph: Graph, node: Node, pull: Tensor | tuple[Tensor, ...], values: Mapping[Node, Any]
+) -> Sequence[Tensor]:
+    """Return the loss's derivatives with respect to a node's inputs, given its own and all of the inputs' values.
+
+    Of an operation with several results, the derivative belongs to the first.
+    """
+    sources = graph.sources(node)
+
+    def function(*own: Tensor) -> Tensor:
+        found = graph.call(node, dict(zip(sources, own, strict=True)))
+        return found[0] if isinstance(found, tuple) else found
+
+    return vjp(function, *(values[source] for source in sources))[1](pull)
 
 
 def obstacle(node: Node) -> str:

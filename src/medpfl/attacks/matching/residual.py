@@ -15,15 +15,17 @@ from medpfl.core.types import Observation
 __all__ = ["judged"]
 
 
-def judged(seen: Observation, guesses: Tensor) -> tuple[Tensor, Tensor]:
-    """Return classes (V, 1), granted or inferred, and the relative squared distance (V,) of the guesses' updates.
+def judged(seen: Observation, guesses: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return classes (V, N), granted or inferred, and the relative squared distance (V,) of the guesses' updates.
 
     Args:
-        seen: observation with updates of a single image each.
-        guesses: (V, 1, C, H, W), finite.
+        seen: observation.
+        guesses: (V, N, C, H, W), finite.
+        classes: (V, N) classes that the attack read, in the order of the guesses; ``None``: granted or inferred here.
     """
     dummy = torch.full_like(guesses[:1, 0], 0.5)
-    classes = seen.labels if seen.labels is not None else LastLayer().infer(seen, dummy)
+    if classes is None:
+        classes = seen.labels if seen.labels is not None else LastLayer().infer(seen, dummy)
     assert classes is not None  # analytic attacks take models that end in a linear layer, which have no masks
     problem = Matching(seen, label_vectors(seen, classes, dummy), SquaredDistance(), basis=Pixels())
     loss, _ = problem.evaluate(problem.join(guesses, None), torch.arange(len(seen), device=guesses.device))

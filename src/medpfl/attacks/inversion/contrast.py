@@ -1,0 +1,84 @@
+"""The contrast of a batch, which batch norm in train mode hides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from medpfl.attacks.inversion.graph import Graph
+from medpfl.core.types import Tensors
+
+__all__ = ["with_contrast"]
+
+_OPS = torch.ops.aten
+
+_TAILS = (0.002, 0.998)
+"""Quantiles of the pixels that reach 0 or 1 where nothing tells the contrast."""
+
+
+def with_contrast(graph: Graph, model: nn.Module, images: Tensor, before: Tensors, after: Tensors) -> Tensor:
+    """Return images (N, C, H, W) in the batch's contrast; unchanged if the first layer does not hide it.
+
+    Behind the first convolution, batch norm in train mode removes any factor of the convolution's inputs. With the
+    batch norm's running variance before and after the update, the factor is known. Otherwise, the factor is the largest
+    one for which the pixels, but for two in a thousand on either side, stay in [0, 1].
+
+    Args:
+        graph: the model's graph.
+        model: the model, for the batch norm's momentum.
+        images: in any contrast.
+        before, after: the buffers before and after the update; ``after`` is empty if they are not sent.
+    """
+    convolution = next((node for node in graph.nodes if node.target is _OPS.convolution.default), None)
+    normal = next(iter(convolution.users)) if convolution is not None and len(convolution.users) == 1 else None
+    if convolution is None or normal is None or not _hides(normal):
+        return images
+    center = _center(graph, convolution)
+    if center is None:
+        return images
+    factor = _stated(graph, convolution, normal, model, images, before, after)
+    if factor is None:
+        low, high = torch.quantile((images - center).transpose(0, 1).flatten(1), torch.tensor(_TAILS).to(images), dim=1)
+        edge = center.flatten()
+        factor = float(torch.minimum(edge / (-low).clamp(min=1e-3), (1 - edge) / high.clamp(min=1e-3)).min())
+    return center + factor * (images - center)
+
+
+def _hides(node: Node) -> bool:
+    return node.target is _OPS.native_batch_norm.default and bool(node.args[5])
+
+
+def _center(graph: Graph, convolution: Node) -> Tensor | None:
+    """Return the pixel values (C, 1, 1) at which the convolution's inputs are zero; ``None`` if a channel has none."""
+    (source,) = graph.sources(convolution)
+    shape = graph.shapes[graph.image]
+    like = next(t for t in graph.fixed.values() if isinstance(t, Tensor) and t.is_floating_point())
+    low, high = (
+        graph.run(like.new_full(shape, number), graph.needed([source]), graph.fixed)[source].mean((0, 2, 3))
+        for number in (0.0, 1.0)
+    )
+    if len(low) != shape[1] or not (low != high).all():
+        return None
+    center = (low / (low - high)).float().view(-1, 1, 1)
+    return center if ((center > 0) & (center < 1)).all() else None
+
+
+def _stated(
+    graph: Graph, convolution: Node, normal: Node, model: nn.Module, images: Tensor, before: Tensors, after: Tensors
+) -> float | None:
+    """Return the factor that the batch norm's statistics show; ``None`` if they are not sent."""
+    weight = normal.args[1]
+    name = graph.parameters.get(weight, "") if isinstance(weight, Node) else ""
+    layer = name.rpartition(".")[0]
+    key = f"{layer}.running_var"
+    if not layer or key not in before or key not in after:
+        return None
+    momentum = getattr(model.get_submodule(layer), "momentum", None)
+    if not momentum:
+        return None
+    told = (after[key].double().cpu() - (1 - momentum) * before[key].double().cpu()) / momentum
+    values = graph.run(images.double().cpu(), graph.needed([convolution]), graph.fixed)[convolution]
+    made = values.var((0, 2, 3))
+    ratio = (told / made.clamp(min=1e-30)).clamp(min=0).median().sqrt()
+    return float(ratio) if ratio > 0 and ratio.isfinite() else None

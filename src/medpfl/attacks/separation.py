@@ -1,0 +1,174 @@
+"""Separation: every image of a batch from one gradient, batch norm in train mode included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from medpfl.attacks.inversion.backward_walk import peel
+from medpfl.attacks.inversion.contrast import with_contrast
+from medpfl.attacks.inversion.front_search import Band, Front
+from medpfl.attacks.inversion.graph import Graph, exact, graph_of
+from medpfl.attacks.inversion.separated_start import entrances, separated_start
+from medpfl.attacks.matching.residual import judged
+from medpfl.attacks.optimize.coordinates import Spectral
+from medpfl.attacks.optimize.lbfgs import LBFGS
+from medpfl.attacks.optimize.optimizer import Solution
+from medpfl.attacks.optimize.stacks import variables_like
+from medpfl.core import progress
+from medpfl.core.errors import InputError, check_positive
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Attack
+from medpfl.core.types import Ended, Observation, Reconstruction, Weights
+
+__all__ = ["Separation"]
+
+_BASIS = Spectral(exponent=2.0, corner=4.0)
+_STAGES = ((12.0, 0.03), (24.0, 0.01), (None, 0.01), (None, 1e-3), (None, 1e-4))
+"""Highest frequency and weight for the total variation, one pair for each stage of the search."""
+
+_GRAY, _SPREAD = 0.5, 0.05
+"""Mean and deviation of the images at the start of a search."""
+
+_COLORED = 0.8
+"""Ratio of a color search's first objective to a gray one's, below which the images count as colored."""
+
+_EXPLAINED = 1e-2
+"""Largest relative squared distance from the recovered values at which a guess explains them."""
+
+
+@dataclass(frozen=True, repr=False)
+class Separation(Attack):
+    """Recovery of every image's hidden values from one gradient of a batch, then a search for the images.
+
+    Source: MedPFL. At a kernel weight that meets one position of each image, a convolution's gradient is a sum of one
+    outer product per image. Its inputs are not negative and sparse, so linear programs find them one by one, and
+    their zeros certify them (`medpfl.attacks.inversion.sources`). The order of the images at all positions, their
+    factors and the derivative by the logits follow by linear algebra
+    (`medpfl.attacks.inversion.separated_start`). The logits' derivative shows the labels. Layer by layer, the inputs of
+    each earlier convolution follow from its gradient, through batch norm in train mode too
+    (`medpfl.attacks.inversion.backward_walk`). The search at the end runs only the first layers. It matches no
+    gradient.
+    Related: SPEAR (Dimitrov et al. 2024, arXiv:2403.03945) separates batches at linear layers by the zeros of the
+    derivative; R-GAP (Zhu and Blaschko, ICLR 2021, arXiv:2010.07733) recovers one image layer by layer.
+    Needs: the update, the plan, the model; one gradient step. Labels, batch statistics and other images are not used.
+    Applies to: networks of convolutions, batch norm in either mode, ReLUs, sums, strides and average pooling that end
+    in a linear layer, with a 3 x 3 convolution over 2 x 2 positions near the end, and fewer images than three quarters
+    of its channels. Examples are ResNet-18 and ResNet-34 for images of 32 and 64 pixels a side.
+    Train mode: batch norm hides the batch's contrast. It is set from the batch norm's statistics if they are sent, and
+    otherwise so that the pixels fill [0, 1].
+    Noise: rounding to float32 does not disturb it. Noise of more than about 3 % of the gradient's root mean square
+    leaves no source certified.
+    Disclosures: as for `DeepRGAP`.
+
+    Attributes:
+        steps: maximum search steps, a fifth of them in each of five stages.
+    """
+
+    steps: int = 600
+    specialized = True
+
+    def __post_init__(self) -> None:
+        check_positive(steps=self.steps)
+
+    def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
+        """Raise `InputError` if the attack does not apply to the model or the plans, by count."""
+        _check_plans(plans)
+        images = plans[0].images
+        graph = graph_of(model, Weights.of(model), image_shape, images)
+        if len(graph.shapes[graph.output]) != 2:
+            raise InputError("this model gives a class for every pixel: attack with GradInv")
+        rooms = [min(graph.shapes[one.convolution][1], graph.shapes[one.node][1]) for one in entrances(graph)]
+        most = max((3 * room - 1) // 4 for room in rooms) if rooms else 0
+        if not rooms:
+            raise InputError(
+                "no 3 x 3 convolution of the model has rectified inputs on a map of 2 x 2 positions, so its images "
+                "cannot be separated: attack with GradInv"
+            )
+        if images > most:
+            raise InputError(f"{images} images are too many to separate by {max(rooms)} channels: at most {most}")
+
+    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        """Reconstruct the images of each victim."""
+        view = seen.views[0]
+        _check_plans(view.plans)
+        graph = graph_of(seen.model, view.weights, seen.image_shape, seen.num_images)
+        like = variables_like(seen)
+        guesses = like.new_full((len(seen), seen.num_images, *seen.image_shape), _GRAY)
+        labels = torch.zeros(len(seen), seen.num_images, dtype=torch.long, device=like.device)
+        steps, evaluations = torch.zeros(2, len(seen), dtype=torch.long)
+        ended: list[Ended] = []
+        for v in range(len(seen)):
+            with progress.part(v / len(seen), (v + 1) / len(seen)):
+                sent = exact({k: t[v] for k, t in view.update.tensors.items()})
+                own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+                if not all(bool(t.isfinite().all()) for t in sent.values()):
+                    ended.append("nonfinite")
+                    continue
+                try:
+                    start = separated_start(graph, sent).start
+                except InputError:
+                    ended.append("stalled")
+                    continue
+                read = peel(graph, sent, start)
+                labels[v] = start.pull.argmin(1).to(labels)
+                targets = {k: read.known[k][None].to(like) for k in read.rim(graph)}
+                images, found = self._images(graph, targets, own)
+                buffers = view.update.buffers
+                statistics = {} if buffers is None else {k: t[v] for k, t in buffers.items()}
+                guesses[v] = with_contrast(graph, seen.model, images[0].cpu(), view.weights.buffers, statistics).to(
+                    like
+                )
+                steps[v], evaluations[v] = found.steps[0], found.evaluations[0]
+                ended.append(found.ended[0])
+        guesses = guesses.clamp(0, 1)
+        _, loss = judged(seen, guesses, labels if seen.labels is None else None)
+        return Reconstruction(guesses, labels, loss, steps, evaluations + 1, tuple(ended))
+
+    def _images(self, graph: Graph, targets: dict[Node, Tensor], generator: torch.Generator) -> tuple[Tensor, Solution]:
+        """Search for images (1, N, C, H, W) whose values at the given nodes equal the targets."""
+        like = next(iter(targets.values()))
+        shape = graph.shapes[graph.image]
+        if graph.image in targets:
+            none = torch.zeros(1, dtype=torch.long)
+            return like, Solution(like.flatten(1), none.to(like), none, none, ("converged",))
+        gray = Front(graph, targets, _BASIS).variables(like.new_full((1, *shape), _GRAY))
+        z = gray + torch.randn(gray.shape, generator=generator).to(like)
+        highest, variation = _STAGES[0]
+        found, plain = self._stage(0, graph, targets, Band(highest, False, variation), z), False
+        if shape[1] > 1:
+            gray_found = self._stage(0, graph, targets, Band(highest, True, variation), z)
+            plain = float(found.loss) >= _COLORED * float(gray_found.loss)
+            found = gray_found if plain else found
+        parts = [found]
+        for k, (highest, variation) in enumerate(_STAGES[1:], 1):
+            parts.append(self._stage(k, graph, targets, Band(highest, plain, variation), parts[-1].z))
+        last = parts[-1]
+        steps = torch.stack([one.steps for one in parts]).sum(0)
+        evaluations = torch.stack([one.evaluations for one in parts]).sum(0)
+        images = Front(graph, targets, _BASIS, Band(None, plain)).images(last.z)
+        return images, replace(last, steps=steps, evaluations=evaluations)
+
+    def _stage(self, k: int, graph: Graph, targets: dict[Node, Tensor], band: Band, z: Tensor) -> Solution:
+        front, count = Front(graph, targets, _BASIS, band), len(_STAGES)
+        steps = self.steps * (k + 1) // count - self.steps * k // count
+        with progress.part(k / count, (k + 1) / count):
+            return LBFGS(tolerance=0.0, patience=50, still=0.0).minimize(front, z, steps)
+
+
+def _check_plans(plans: tuple[Plan, ...]) -> None:
+    """Raise `InputError` for an update that is not one gradient."""
+    reason, plan = None, plans[0]
+    if len(plans) > 1:
+        reason = f"a sum over {len(plans)} clients"
+    elif plan.sampling == "poisson":
+        reason = "an unknown number of images, as under Poisson sampling"
+    elif plan.steps > 1:
+        reason = f"an update of {plan.steps} steps: each step has its own gradient"
+    elif plan.algorithm == "FedAvg" and plan.weight_decay:
+        reason = "weight decay"
+    if reason:
+        raise InputError(f"this attack needs one gradient of a batch, not {reason}; attack with iDLG")

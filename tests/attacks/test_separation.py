@@ -1,0 +1,216 @@
+"""Separation: sources of a kernel's gradient, their link to images, and the walk through a batch."""
+
+import math
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from medpfl.attacks import Separation
+from medpfl.attacks.inversion.backward_walk import peel
+from medpfl.attacks.inversion.contrast import with_contrast
+from medpfl.attacks.inversion.graph import exact, graph_of
+from medpfl.attacks.inversion.separated_start import separated_start
+from medpfl.attacks.inversion.sources import separate
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.types import Batch, Weights
+from medpfl.federated.local import local_update
+from medpfl.federated.ready import prepare
+from medpfl.models import LeNet
+from tests.attacks.residual import built
+from tests.attacks.scenes import scene
+
+CHANNELS = 96
+
+
+def planted(rank: int, seed: int, channels: int = CHANNELS, sparse: float = 0.45) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return sources (rank, channels), rectified and of unit norm, and their gradient matrix (128, channels)."""
+    generator = torch.Generator().manual_seed(seed)
+    shift = math.sqrt(2) * torch.erfinv(torch.tensor(2 * sparse - 1)).double()
+    inputs = (torch.randn(rank, channels, generator=generator, dtype=torch.float64) - shift).clamp(min=0)
+    inputs = functional.normalize(inputs, dim=1)
+    return inputs, torch.randn(128, rank, generator=generator, dtype=torch.float64) @ inputs
+
+
+def cosines(found: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """Return each planted source's largest cosine to a found one."""
+    return (functional.normalize(inputs, dim=1) @ functional.normalize(found, dim=1).T).amax(1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 10**6))
+def test_planted_sources_are_all_found(rank, seed):
+    inputs, matrix = planted(rank, seed)
+    found = separate(matrix)
+    assert found.rank == rank
+    assert found.complete
+    assert cosines(found.inputs, inputs).min() > 1 - 1e-9
+    assert min(found.zeros) >= found.required
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 10), st.integers(0, 10**6))
+def test_dense_inputs_give_no_certified_source(rank, seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.rand(rank, CHANNELS, generator=generator, dtype=torch.float64)
+    matrix = torch.randn(128, rank, generator=generator, dtype=torch.float64) @ inputs
+    assert not len(separate(matrix).inputs)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_noise_alone_gives_no_certified_source(seed):
+    noise = torch.randn(128, CHANNELS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = separate(noise)
+    assert not len(found.inputs)
+    assert found.rank == 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([1e-6, 1e-3, 0.01, 0.03]))
+def test_a_certified_source_under_noise_is_a_planted_one(seed, noise):
+    inputs, matrix = planted(4, seed, 256)
+    drawn = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    found = separate(matrix + noise * matrix.square().mean().sqrt() * drawn)
+    assert len(found.inputs) == 4
+    assert cosines(inputs, found.inputs).min() > 1 - max(10 * noise, 1e-9) ** 2
+
+
+def test_dead_channels_are_no_zeros():
+    """A dense mixture has no zeros, but 60 channels that no image uses would pass for some."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(4, CHANNELS, generator=generator, dtype=torch.float64)
+    inputs[:, :60] = 0
+    matrix = torch.randn(128, 4, generator=generator, dtype=torch.float64) @ inputs
+    assert not len(separate(matrix).inputs)
+
+
+def test_one_source_twice_is_one_source():
+    inputs, _ = planted(3, 5)
+    doubled = torch.cat([inputs, inputs[:1]])
+    matrix = torch.randn(128, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64) @ doubled
+    found = separate(matrix)
+    assert found.rank == 3
+    assert cosines(found.inputs, inputs).min() > 1 - 1e-9
+
+
+@pytest.mark.parametrize("matrix", [torch.zeros(8, 8), torch.full((8, 8), math.nan)])
+def test_matrices_that_show_nothing(matrix):
+    assert not len(separate(matrix).inputs)
+
+
+def varied(count: int) -> torch.Tensor:
+    """Return images (count, 1, 12, 12) that differ in every part."""
+    coarse = torch.rand(count, 1, 6, 6, generator=torch.Generator().manual_seed(7))
+    return functional.interpolate(coarse, (12, 12), mode="bilinear")
+
+
+def seen_of(mode: Literal["train", "eval"], images: int, *, seed: int = 0, noise: float = 0.0):
+    """Return the graph, the sent gradients, the images and their labels of a small residual network."""
+    plan = Plan(batch_size=images, mode=mode)
+    network = prepare(built(width=80, last=True, seed=seed), plan)
+    shown = varied(images)
+    labels = torch.arange(images) % 3
+    weights = Weights.of(network)
+    update = local_update(network, Batch(shown, labels), plan, weights)
+    sent = exact(update.tensors)
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in sent.items():
+        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        sent[name] = tensor + noise * tensor.square().mean().sqrt() * drawn
+    return graph_of(network, weights, (1, 12, 12), images), sent, shown, labels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "images"), [("train", 3), ("train", 6), ("eval", 1), ("eval", 3), ("eval", 6)])
+def test_all_images_are_walked_through(mode, images):
+    graph, sent, shown, labels = seen_of(mode, images)
+    begun = separated_start(graph, sent)
+    truth = graph.after({graph.image: shown.double()})
+    mine, true = (t.flatten(1) for t in (begun.start.value, truth[begun.start.node]))
+    order = (functional.normalize(mine, dim=1) @ functional.normalize(true, dim=1).T).argmax(1)
+    assert sorted(order.tolist()) == list(range(images))
+    assert torch.equal(begun.start.pull.argmin(1), labels[order])
+    read = peel(graph, sent, begun.start)
+    maps = [node for node in read.known if graph.rectifier(node)]
+    assert len(maps) >= 4, read.reasons
+    for node in maps:
+        right = truth[node][order]
+        error = (read.known[node] - right).flatten(1).norm(dim=1) / right.flatten(1).norm(dim=1)
+        assert error.max() < 1e-3, node
+
+
+@pytest.mark.slow
+def test_noise_beyond_reading_is_refused_and_never_read_wrong():
+    graph, sent, _, _ = seen_of("train", 3, noise=0.5)
+    with pytest.raises(InputError, match=r"of \d+ sources were certified"):
+        separated_start(graph, sent)
+
+
+@pytest.mark.slow
+def test_the_same_image_twice_is_refused():
+    plan = Plan(batch_size=3, mode="eval")
+    network = prepare(built(width=80, last=True), plan)
+    shown = varied(2)[[0, 1, 1]]
+    weights = Weights.of(network)
+    update = local_update(network, Batch(shown, torch.tensor([0, 1, 1])), plan, weights)
+    with pytest.raises(InputError, match=r"\d of 2 sources were certified at kernel weight 1, for 3 images"):
+        separated_start(graph_of(network, weights, (1, 12, 12), 3), exact(update.tensors))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_images_are_read_and_labels_with_them(mode):
+    shown = varied(4).view(1, 4, 1, 12, 12)
+    labels = torch.tensor([[0, 1, 2, 0]])
+    seen = scene(built(width=80, last=True), shown, labels, Plan(batch_size=4, mode=mode))
+    guess = Separation()(seen, torch.Generator().manual_seed(0))
+    assert guess.labels is not None
+    distances = torch.cdist(guess.guesses[0].flatten(1), shown[0].flatten(1))
+    order = distances.argmin(1)
+    assert sorted(order.tolist()) == [0, 1, 2, 3]
+    assert torch.equal(guess.labels[0], labels[0][order])
+
+
+@pytest.mark.slow
+def test_sent_statistics_show_the_contrast():
+    plan = Plan(batch_size=4, mode="train")
+    network = built(width=80, last=True)
+    before = {k: t.clone() for k, t in network.named_buffers()}
+    shown = varied(4)
+    after = built(width=80, last=True).train()
+    with torch.no_grad():
+        after(shown)
+    ready = prepare(network, plan)
+    graph = graph_of(ready, Weights.of(ready), (1, 12, 12), 4)
+    flat = 0.4 + 0.3 * (shown - 0.4)
+    told = with_contrast(graph, ready, flat, before, dict(after.named_buffers()))
+    assert torch.allclose(told, shown, atol=1e-3)
+    boxed = with_contrast(graph, ready, flat, before, {})
+    assert boxed.quantile(0.01) >= 0
+    assert boxed.quantile(0.99) <= 1
+    assert max(boxed.max() - 1, -boxed.min()) > -0.05  # the contrast fills the box
+
+
+REFUSED = {
+    "several steps": (Plan(algorithm="FedAvg", local_images=2, batch_size=1), "an update of 2 steps"),
+    "Poisson": (Plan(batch_size=2, local_images=4, sampling="poisson"), "Poisson"),
+    "too many": (Plan(batch_size=130), "130 images are too many to separate by 160 channels: at most 119"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_plans_that_it_does_not_take(name):
+    plan, reason = REFUSED[name]
+    with pytest.raises(InputError, match=reason):
+        Separation().check(prepare(built(width=80, last=True), plan), (plan,), (1, 12, 12))
+
+
+def test_a_network_without_rectified_inputs_is_refused():
+    plan = Plan(batch_size=2)
+    with pytest.raises(InputError, match="its images cannot be separated"):
+        Separation().check(prepare(LeNet().build((1, 12, 12), 3, 0), plan), (plan,), (1, 12, 12))
