@@ -34,8 +34,9 @@ __all__ = ["Peeled", "Start", "peel"]
 
 _OPS = torch.ops.aten
 
-_SURE = 6.0
-"""Standard deviations above zero at which a ReLU counts as on."""
+_SURE, _SUREST, _BELOW = 6.0, 100.0, 3.0
+"""Standard deviations above zero at which a ReLU counts as on: at least `_SURE`, and `_BELOW` times as many as the
+least value is below zero, up to `_SUREST`. Outputs of a ReLU below zero show errors that the residuals do not."""
 
 _NOISY = 1e-2
 """Relative residual above which a layer's gradient does not determine its inputs."""
@@ -125,9 +126,7 @@ def peel(graph: Graph, gradients: Tensors, start: Start | None = None) -> Peeled
     walk = _Walk(graph, gradients, memory)
     while not walk.run(start):
         walk = _Walk(graph, gradients, memory)
-    known = dict(walk.known)
-    for node in filter(graph.rectifier, known):
-        known[node] = torch.where(known[node] > _SURE * walk.errors[node], known[node], 0.0)
+    known = {node: walk.rectified(node) for node in walk.known}
     return Peeled(known, tuple(reason for node, reason in walk.stops if node not in known), walk.residuals)
 
 
@@ -258,7 +257,7 @@ class _Walk:
         elif node.target in SLOPES:
             self._add(source, Pull(None if value is None else pull.value * SLOPES[node.target](value)))
         else:
-            on = None if value is None else value > _SURE * self.errors[node]
+            on = None if value is None else self._on(node)
             corrected = self.memory.rectifiers.get(node)
             if corrected is not None:
                 shape = self.graph.shapes[node]
@@ -278,8 +277,7 @@ class _Walk:
             return
         hidden = pull if node in self.exact else self.hidden.get(node, torch.zeros_like(pull))
         shrinking, rest = ((t * on).sum((0, 2, 3)) for t in (hidden, pull - hidden))
-        sure = shrinking.abs() > shrinking.abs().median() / 3
-        factor = float(((self.gradients[bias] - rest)[sure] / shrinking[sure]).median())
+        factor = _common_factor(self.gradients[bias] - rest, shrinking)
         if factor > 0 and abs(factor - 1) > _SAME_SIZE:
             self.memory.sizes[node] = size / factor, times + 1
             raise _Again
@@ -295,7 +293,7 @@ class _Walk:
         self.passed.add(convolution)
         dy, name = flattened(pull.value), self._layer_name(convolution)
         if source in self.known:
-            delta = layer.derivative(dy, flattened(self._rectified(source)))
+            delta = layer.derivative(dy, flattened(self.rectified(source)))
         else:
             equations = len(layer.sent) * layer.sent.shape[2]
             size, _ = self.memory.sizes.get(source, (1.0, 0))
@@ -320,16 +318,22 @@ class _Walk:
             shape = self.graph.shapes[source]
             self.memory.sizes.setdefault(source, (1.0, 0))
             self._learn(source, unflattened(found.value, shape), unflattened(found.error, shape))
-            delta = layer.derivative(dy, flattened(self._rectified(source)))
+            delta = layer.derivative(dy, flattened(self.rectified(source)))
         (value,) = derivative(self.graph, convolution, unflattened(delta, self.graph.shapes[convolution]))
         assert value is not None
         self.hidden[source] = self.hidden[source] + value if source in self.hidden else value
         self._add(source, Pull(value))
 
-    def _rectified(self, node: Node) -> Tensor:
+    def rectified(self, node: Node) -> Tensor:
         """Return a node's known values, without those that a ReLU may have set to 0."""
         value = self.known[node]
-        return torch.where(value > _SURE * self.errors[node], value, 0.0) if self.graph.rectifier(node) else value
+        return torch.where(self._on(node), value, 0.0) if self.graph.rectifier(node) else value
+
+    def _on(self, node: Node) -> Tensor:
+        """Return which of a node's known values the ReLU before them has passed."""
+        value, error = self.known[node], self.errors[node]
+        below = -float((value / error.clamp(min=1e-300)).min())
+        return value > min(max(_BELOW * below, _SURE), _SUREST) * error
 
     def _solved_inputs(self, node: Node, layer: NormalizedConvolution, dy: Tensor, size: float) -> SolvedInputs | None:
         """Return the inputs of a convolution before a batch norm, reusing an earlier walk's where nothing changed."""
@@ -504,6 +508,14 @@ class _Walk:
     def _layer_name(self, node: Node) -> str:
         names = [self.graph.parameters[n] for n in node.all_input_nodes if n in self.graph.parameters]
         return f"layer '{names[0].rpartition('.')[0]}'" if names else f"operation '{node.name}'"
+
+
+def _common_factor(left: Tensor, right: Tensor) -> float:
+    """Return the factor f that minimizes the sum of |left - f right|: a weighted median of the ratios."""
+    weight = right.abs()
+    ratio, order = (left / torch.where(right == 0, 1.0, right)).sort()
+    half = weight[order].cumsum(0)
+    return float(ratio[(half < half[-1] / 2).sum().clamp(max=len(ratio) - 1)])
 
 
 def flattened(values: Tensor) -> Tensor:

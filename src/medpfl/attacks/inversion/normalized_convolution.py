@@ -32,6 +32,9 @@ out while the ratio of equations to unknowns stays above `_SPARE`."""
 _BLIND = 1e-5
 """Relative size of a sum of columns that vanishes."""
 
+_CLUSTER = 60.0
+"""Standard deviations within which values may be the same."""
+
 _FREE = 0.02
 """Smallest share of the equations that is counted as free when the noise is estimated."""
 
@@ -174,12 +177,12 @@ class NormalizedConvolution:
         if failed:
             return None
         x = torch.cholesky_solve(matrix.T @ right, factor)
-        for alone in blind:
-            x[alone > 0] -= x[alone > 0].min(0).values  # the least output of a ReLU is zero
         rest = sent - system @ x
         size = sent.flatten(1).norm(dim=1).clamp(min=1e-300)
         spread = (rest[keep].square().mean((0, 1)) / max(1 - self.count / len(matrix), _FREE)).sqrt()
         error = torch.cholesky_inverse(factor).diagonal().sqrt()[:, None] * spread
+        for alone in blind:
+            x[alone > 0] -= _least(x[alone > 0], error[alone > 0])  # the least output of a ReLU is zero
         share = rest.flatten(1).norm(dim=1) / size
         return _Linear(x.T, error.T, share, float(rest[keep].norm() / right.norm().clamp(min=1e-300)))
 
@@ -214,6 +217,12 @@ class NormalizedConvolution:
             return None
         scales = torch.linalg.eigh(unit[:, None] * matrix * unit)[1][:, 0] * unit
         return scales * scales.sum().sign()
+
+
+def _least(values: Tensor, error: Tensor) -> Tensor:
+    """Return the mean (C,) of the values (D, C) in each column that are its least one within their errors."""
+    near = values <= values.min(0).values + _CLUSTER * error
+    return (values * near).sum(0) / near.sum(0)
 
 
 class _Linear(NamedTuple):
