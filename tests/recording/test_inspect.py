@@ -59,10 +59,14 @@ def look(folder, record: Record, truth: Truth | None) -> View:
     return view_of(folder / "r.safetensors", kept, MODEL)
 
 
-SILENT = [{"filters": ("message_size_mod",)}, {"defense": "NoDefense()"}]
+SILENT = [
+    {"filters": ("message_size_mod",)},
+    {"defense": "NoDefense()"},
+    {"defense": "GaussianNoise(0.1, where='server')"},
+]
 
 
-@pytest.mark.parametrize("stated", SILENT, ids=["a mod", "a defense"])
+@pytest.mark.parametrize("stated", SILENT, ids=["a mod", "no defense", "a defense at the server"])
 def test_what_changes_nothing_does_not_switch_the_check_off(tmp_path, stated):
     record, truth = made()
     record = replace(record, **stated)
