@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 import medpfl
 from medpfl import InputError
-from medpfl.auditing.run import RecordCase
+from medpfl.auditing.records.run import RecordCase
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.core.verdicts import INCONCLUSIVE, RECORDED
