@@ -16,7 +16,7 @@ from medpfl.core.types import Update
 from medpfl.core.verdicts import RECORDED, UNDEFENDED
 from medpfl.defenses import SecAggPlus
 from medpfl.models import LeNet
-from medpfl.recording.record import Context, keep, make_record, state_of
+from medpfl.recording.record import UpdateFacts, keep, make_record, state_of
 from tests.auditing.audit_cases import Answers
 from tests.flat import flat
 
@@ -46,7 +46,7 @@ def round_of(folder, clients: int = 3, change=None, **context):
     made = [trained(folder, client) for client in range(clients)]
     mean = {name: torch.stack([state[name] for state, _ in made]).mean(0) for name in before}
     after = mean if change is None else change(before, mean, [state for state, _ in made])
-    held = make_record(before, after, PLAN, context=Context(clients=clients, **context))
+    held = make_record(before, after, PLAN, facts=UpdateFacts(clients=clients, **context))
     return keep(folder / "mean", held).record, [truth for _, truth in made]
 
 

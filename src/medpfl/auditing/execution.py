@@ -1,4 +1,4 @@
-"""What every audit does: read the images, check that it can work, run all unfinished jobs, and report."""
+"""The course of every audit: read the images, check that it can work, run all unfinished jobs, and report."""
 
 from __future__ import annotations
 
