@@ -17,7 +17,7 @@ from medpfl.core.verdicts import RECORDED, UNDEFENDED
 from medpfl.defenses import SecAggPlus
 from medpfl.models import LeNet
 from medpfl.recording.record import UpdateFacts, keep, make_record, state_of
-from tests.auditing.audit_cases import Answers
+from tests.auditing.audit_cases import OWN_ATTACK, Answers
 from tests.flat import flat
 
 PLAN = Plan("FedAvg", batch_size=1, local_images=2, learning_rate=0.2)
@@ -71,20 +71,9 @@ def test_a_mean_is_attacked_as_one_update_over_the_images_of_all_clients(tmp_pat
     assert any("the server gets the sum of 3 clients' updates" in note for note in report.settings.notes)
 
 
-OWN = """
-from dataclasses import dataclass
-from medpfl.attacks import iDLG
-
-@dataclass(frozen=True, repr=False)
-class Mine(iDLG):
-    '''The same attack, by a user.'''
-    steps: int = 1
-"""
-
-
 @pytest.mark.slow
 def test_an_attack_in_a_process_of_its_own_gets_the_mean(tmp_path):
-    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "own.py").write_text(OWN_ATTACK)
     record, truths = round_of(tmp_path / "made", 2)
     apart, here = (look(record, truths, f"{tmp_path}/own.py:Mine", isolate=isolate) for isolate in (True, False))
     scores = [[(row.defense, row.control, row.scores["ssim"]) for row in report.rows] for report in (apart, here)]
