@@ -151,9 +151,18 @@ def test_the_rounding_of_a_stated_secure_aggregation_is_no_mismatch(tmp_path):
         return {name: before[name] + t for name, t in made.items()}
 
     record, truths = round_of(tmp_path, change=rounded, defense=repr(sums))
-    report = look(record, truths)
+    attack = Answers()
+    report = look(record, truths, attack)
     assert report.settings.record["checked"] == "unverified"
+    assert report.settings.record["defense"] == repr(sums)
     assert any("the rounding of SecAggPlus" in note for note in report.settings.notes)
+    naive, informed = (kept.views[0] for kept in attack.kept[-2:])
+    assert naive.channel is None
+    told = sums.disclose(Record.load(record).update, PLAN).precision
+    for name, precision in informed.channel.precision.items():
+        torch.testing.assert_close(precision[0], told[name])
+    assert {(cell.defense, cell.knows_defense) for cell in report.summary} >= {(RECORDED, False), (RECORDED, True)}
+    assert not {"undisclosed", "misdisclosed"} & {flag for cell in report.summary for flag in cell.flags}
     held = Record.load(record)
     replace(held, defense="Clipping(1.0)").save(record)
     with pytest.raises(InputError, match="takes only a secure aggregation"):

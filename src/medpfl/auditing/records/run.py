@@ -136,8 +136,6 @@ class RecordCase(RecordOptions, _Pair):
         several, kept = held.clients, kept_at(self.truth, held.clients)
         plan = held.regular_plan()
         stated = _stated_defense(held, path, [one.part for one in given])
-        # The only defense of a mean is secure aggregation: it rounds the mean, and discloses nothing to attacks.
-        told = NO_DEFENSE if several > 1 else stated.defense
         reading = self.reading
         truth: Any = self.truth
         if held.image_shape and isinstance(truth, str | Path):
@@ -155,7 +153,7 @@ class RecordCase(RecordOptions, _Pair):
                 data=images,
                 source=found.source,
                 attacks=attacks_of(isolation.attacks, isolation.worker),
-                defenses=[NO_DEFENSE, Recorded(named.update, told, stated.unknown, several)],
+                defenses=[NO_DEFENSE, Recorded(named.update, stated.defense, stated.unknown, several)],
                 threat=self.threat,
                 plan=plan,
                 partition=InOrder(several) if several > 1 else IID(clients=1),
@@ -165,11 +163,11 @@ class RecordCase(RecordOptions, _Pair):
                 reader=found.reader,
                 recipe=isolation.recipe,
             )
-            if check is None and told == NO_DEFENSE:  # else, the update is compared with the defense's own draws
-                own = kept and kept[0]
-                sums = None if stated.defense == NO_DEFENSE else stated.defense
-                bare = without_silent(named, path)
-                check = told_of(check_images(bare, path, network, images, scenario.truths, own, sums, held))
+            bare = stated.defense == NO_DEFENSE
+            if check is None and (bare or several > 1):  # else, the update is compared with the defense's own draws
+                own, sums = kept and kept[0], None if bare else stated.defense
+                plain = without_silent(named, path)
+                check = told_of(check_images(plain, path, network, images, scenario.truths, own, sums, held))
             yield scenario, isolation, found.place, check
 
 
