@@ -57,7 +57,7 @@ def executed(
     if out is not None:
         made(out)
     index = study_index(out, scenario.data, scenario.source, place, run.force, secret)
-    scorer = Scorer(scenario.data, index, bool(scenario.label_shape))
+    scorer = Scorer(scenario.data, index, bool(scenario.label_shape), scenario.criteria.best_match)
     player = Player(scenario, scorer, checked.wrong_layer is not None)
     identity, jobs = scenario.identity(index), jobs_of(scenario)
     sizes = {job.key: job.rows for job in jobs}
