@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medpfl.auditing.records.run import audit_record as audit_record
     from medpfl.auditing.report import Report as Report
     from medpfl.auditing.run import audit as audit
-    from medpfl.auditing.run import audit_record as audit_record
     from medpfl.core.channels.channel import Channel as Channel
     from medpfl.core.errors import InputError as InputError
     from medpfl.core.experiments.groups import Cohort as Cohort
@@ -81,7 +81,7 @@ _PLACES = {
     "Weights": "core.types",
     "audit": "auditing.run",
     "audit_federation": "federation.run",
-    "audit_record": "auditing.run",
+    "audit_record": "auditing.records.run",
     "leakage": "training.leakage",
     "local_update": "federated.local",
     "prepare": "federated.ready",

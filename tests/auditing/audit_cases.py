@@ -19,6 +19,17 @@ from tests.flat import flat
 TINY: dict[str, Any] = {"model": "MLP((6,))", "attacks": ["iDLG(steps=3)"], "images": 4, "size": 16}
 """A tenth of a second."""
 
+OWN_ATTACK = """
+from dataclasses import dataclass
+from medpfl.attacks import iDLG
+
+@dataclass(frozen=True, repr=False)
+class Mine(iDLG):
+    '''The same attack, by a user.'''
+    steps: int = 3
+"""
+"""A file with a user's own attack, ``Mine``, which runs in a process of its own."""
+
 
 def draw_folder(path: Path, classes: Mapping[str, int], *, color: bool = False, size: int = 24, seed: int = 0) -> Path:
     """Create class folders with smooth random pictures."""

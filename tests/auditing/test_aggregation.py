@@ -197,7 +197,7 @@ def test_a_defense_of_ones_own_that_sums():
 
 
 def test_a_record_is_of_no_sum(tmp_path):
-    from medpfl.auditing.run import _stated_defense
+    from medpfl.auditing.records.run import _stated_defense
 
     with pytest.raises(InputError, match="a record holds one client's update"):
         _stated_defense(type("R", (), {"defense": None, "filters": (), "clients": 1})(), tmp_path, [SecAggPlus()])  # type: ignore[arg-type]

@@ -700,7 +700,7 @@ def test_a_model_that_no_other_attack_can_look_at_is_audited_all_the_same():
 def test_an_audit_that_names_no_attack_takes_settings_for_deep_networks(folder, monkeypatch):
     monkeypatch.setattr("medpfl.attacks.gradinv.UNTRAINED", GradInv(steps=2, tv=0.1))
     monkeypatch.setattr("medpfl.attacks.gradinv.TRAINED", GradInv(steps=2, scope="layer"))
-    monkeypatch.setattr("medpfl.auditing.run.STANDARD", ("iDLG(steps=3)", "GradInv(steps=1)"))
+    monkeypatch.setattr("medpfl.auditing.execution.STANDARD", ("iDLG(steps=3)", "GradInv(steps=1)"))
     monkeypatch.setattr("medpfl.attacks.gradinv._DEEP", 10)
     monkeypatch.setattr("medpfl.attacks.gradinv._LAYERS", 1)
     plain = GradInv(steps=1)
@@ -736,7 +736,7 @@ def test_an_attack_that_cannot_say_what_suits_a_model_is_named(folder):
 
 @pytest.mark.slow
 def test_an_audit_that_names_no_attack_runs_what_is_made_for_the_model(folder, monkeypatch):
-    monkeypatch.setattr("medpfl.auditing.run.STANDARD", ("iDLG(steps=3)",))
+    monkeypatch.setattr("medpfl.auditing.execution.STANDARD", ("iDLG(steps=3)",))
     named = tiny(folder, attacks=("iDLG(steps=3)",), model="ViT(4, 1, 24, 3)").settings.experiment["attacks"]
     assert named == ["iDLG(steps=3)", "APRIL()"]
     defended = tiny(folder, attacks=("iDLG(steps=3)",), defenses=["SecAggPlus"], clients=2)

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from medpfl import InputError, Plan, Record, Update, Weights
-from medpfl.auditing.recorded import read
+from medpfl.auditing.records.recorded import read
 from medpfl.auditing.report import reread
 from medpfl.cli.parser import check_files
 from medpfl.core.experiments.training import Training

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medpfl import Batch, InputError, Plan, Record, Update, Weights, audit, audit_record, prepare
+from medpfl.auditing.records.run import RecordCase
 from medpfl.auditing.run import perform
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.records.steps import Steps
@@ -174,6 +175,17 @@ def stated(tmp_path, used=NOISE, spec=None):
 def test_a_record_that_overstates_its_noise_is_a_mismatch(tmp_path, used):
     with pytest.raises(InputError, match=r"it has less noise than LaplaceNoise\(scale=0.5\)"):
         look(*stated(tmp_path, used, repr(NOISE)), attacks=["Posterior(steps=20)"], threat=KNOWN)
+
+
+def test_a_defense_at_the_server_leaves_the_check_of_filters_as_it_is(tmp_path):
+    """It acts after the update has left the client: an unknown filter is still unknown beside it."""
+    late = "GaussianNoise(scale=0.1, where='server')"
+    path, truth = make(tmp_path, Plan(), defense_spec=late)
+    case = RecordCase(path, truth, "LeNet('idlg')", attacks=[Answers()])
+    assert case.check()["checked"] == "right"
+    path, truth = make(tmp_path, Plan(), defense=NOISE, filters=("OwnFilter()",))
+    case = RecordCase(path, truth, "LeNet('idlg')", attacks=[Answers()])
+    assert [one.check()["checked"] for one in (case, replace(case, defenses=[late]))] == ["unverified"] * 2
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from medpfl.core.types import Update
 from medpfl.core.verdicts import RECORDED, UNDEFENDED
 from medpfl.defenses import SecAggPlus
 from medpfl.models import LeNet
-from medpfl.recording.record import Context, keep, make_record, state_of
-from tests.auditing.audit_cases import Answers
+from medpfl.recording.record import UpdateFacts, keep, make_record, state_of
+from tests.auditing.audit_cases import OWN_ATTACK, Answers
 from tests.flat import flat
 
 PLAN = Plan("FedAvg", batch_size=1, local_images=2, learning_rate=0.2)
@@ -46,7 +46,7 @@ def round_of(folder, clients: int = 3, change=None, **context):
     made = [trained(folder, client) for client in range(clients)]
     mean = {name: torch.stack([state[name] for state, _ in made]).mean(0) for name in before}
     after = mean if change is None else change(before, mean, [state for state, _ in made])
-    held = make_record(before, after, PLAN, context=Context(clients=clients, **context))
+    held = make_record(before, after, PLAN, facts=UpdateFacts(clients=clients, **context))
     return keep(folder / "mean", held).record, [truth for _, truth in made]
 
 
@@ -71,24 +71,18 @@ def test_a_mean_is_attacked_as_one_update_over_the_images_of_all_clients(tmp_pat
     assert any("the server gets the sum of 3 clients' updates" in note for note in report.settings.notes)
 
 
-OWN = """
-from dataclasses import dataclass
-from medpfl.attacks import iDLG
-
-@dataclass(frozen=True, repr=False)
-class Mine(iDLG):
-    '''The same attack, by a user.'''
-    steps: int = 1
-"""
-
-
 @pytest.mark.slow
-def test_an_attack_in_a_process_of_its_own_gets_the_mean(tmp_path):
-    (tmp_path / "own.py").write_text(OWN)
-    record, truths = round_of(tmp_path / "made", 2)
+@pytest.mark.parametrize("defense", [None, "SecAggPlus(max_weight=10.0)"])
+def test_an_attack_in_a_process_of_its_own_gets_the_mean(tmp_path, defense):
+    (tmp_path / "own.py").write_text(OWN_ATTACK)
+    record, truths = round_of(tmp_path / "made", 2, defense=defense)
     apart, here = (look(record, truths, f"{tmp_path}/own.py:Mine", isolate=isolate) for isolate in (True, False))
-    scores = [[(row.defense, row.control, row.scores["ssim"]) for row in report.rows] for report in (apart, here)]
+    scores = [
+        [(row.defense, row.control, row.knows_defense, row.scores["ssim"]) for row in report.rows]
+        for report in (apart, here)
+    ]
     assert scores[0] == scores[1]
+    assert any(row.defense == RECORDED and row.knows_defense for row in here.rows) == (defense is not None)
 
 
 @pytest.mark.slow
@@ -162,9 +156,18 @@ def test_the_rounding_of_a_stated_secure_aggregation_is_no_mismatch(tmp_path):
         return {name: before[name] + t for name, t in made.items()}
 
     record, truths = round_of(tmp_path, change=rounded, defense=repr(sums))
-    report = look(record, truths)
+    attack = Answers()
+    report = look(record, truths, attack)
     assert report.settings.record["checked"] == "unverified"
+    assert report.settings.record["defense"] == repr(sums)
     assert any("the rounding of SecAggPlus" in note for note in report.settings.notes)
+    naive, informed = (kept.views[0] for kept in attack.kept[-2:])
+    assert naive.channel is None
+    told = sums.disclose(Record.load(record).update, PLAN).precision
+    for name, precision in informed.channel.precision.items():
+        torch.testing.assert_close(precision[0], told[name])
+    assert {(cell.defense, cell.knows_defense) for cell in report.summary} >= {(RECORDED, False), (RECORDED, True)}
+    assert not {"undisclosed", "misdisclosed"} & {flag for cell in report.summary for flag in cell.flags}
     held = Record.load(record)
     replace(held, defense="Clipping(1.0)").save(record)
     with pytest.raises(InputError, match="takes only a secure aggregation"):

@@ -11,6 +11,7 @@ import torch
 from medpfl import Reconstruction
 from medpfl.auditing.scoring import Scorer, _best_first
 from medpfl.metrics import ncc, psnr, ssim
+from medpfl.metrics.best_match import noise_match
 from medpfl.metrics.identification import nearest_other
 from medpfl.metrics.noise import noise_scores
 from medpfl.runs.study_key import StudyIndex
@@ -152,6 +153,22 @@ def test_without_a_gallery_nobody_is_identified_and_there_is_no_nearest_image(pa
     assert (row.scores["nearest_ssim"], row.scores["mean_image_ssim"]) == (None, None)
     assert (row.scores["nearest_ncc"], row.scores["mean_image_ncc"]) == (None, None)
     assert row.scores["noise_ncc"] is not None, "it needs no other image"
+
+
+def test_best_matches_are_scored_if_they_are_asked_for():
+    """The protocol's match is with any image, of the same patient too: here, a guess that shows another image."""
+    data = some_images(5, patients=["a", "a", "b", "c", "d"])
+    shown = near(data.images[[1, 2]])
+    (plain, _), _, _ = score(data, guessed(shown[None]), [[0, 2]])
+    assert not any("best" in name or "rank" in name for name in plain.scores)
+    scorer = Scorer(data, StudyIndex("secret", data, "d"), best_match=True)
+    (wrong, right), _, _ = scorer.rows(guessed(shown[None]), [torch.tensor([0, 2])], [()], 1.0, COMMON)
+    for name, metric in (("ssim", ssim), ("ncc", ncc)):
+        assert wrong.scores[f"best_{name}"] == pytest.approx(float(metric(shown[:1], data.images[[1]])))
+        assert right.scores[f"best_{name}"] == pytest.approx(right.scores[name])
+        assert wrong.scores[f"rank_{name}"] > 1
+        assert right.scores[f"rank_{name}"] == 1
+        assert wrong.scores[f"noise_best_{name}"] == pytest.approx(noise_match(metric, data.images))
 
 
 def test_baselines_are_of_the_other_images():

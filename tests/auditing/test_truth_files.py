@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 import medpfl
 from medpfl import InputError
-from medpfl.auditing.run import RecordCase
+from medpfl.auditing.records.run import RecordCase
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.core.verdicts import INCONCLUSIVE, RECORDED
@@ -20,7 +20,7 @@ from medpfl.defenses import LaplaceNoise, LocalDP, PercentilePrivacy
 from medpfl.judging.summary import Context
 from medpfl.models import LeNet
 from medpfl.models.entering import entering
-from tests.auditing.audit_cases import Answers, plain
+from tests.auditing.audit_cases import OWN_ATTACK, Answers, plain
 from tests.flat import flat
 
 IMAGES = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -207,21 +207,10 @@ def test_a_filter_that_no_attack_knows_is_no_evidence(tmp_path, capsys):
         look(*filtered(tmp_path / "b", PercentilePrivacy(50, 0.01)), attack)
 
 
-OWN = """
-from dataclasses import dataclass
-from medpfl.attacks import iDLG
-
-@dataclass(frozen=True, repr=False)
-class Mine(iDLG):
-    '''The same attack, by a user.'''
-    steps: int = 3
-"""
-
-
 @pytest.mark.slow
 def test_an_isolated_attack_gets_the_same_model_for_normalized_pixels(tmp_path):
     pixels = Pixels(mean=(0.4,), std=(0.2,))
-    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "own.py").write_text(OWN_ATTACK)
     record, truth = client(tmp_path / "out", entering(IMAGES, pixels), pixels=pixels)
     apart = look(record, truth, f"{tmp_path}/own.py:Mine", isolate=True)
     here = look(record, truth, f"{tmp_path}/own.py:Mine", isolate=False)

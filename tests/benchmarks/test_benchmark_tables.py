@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import adaptive, conditioning, contested, deep, memory, overhead, recipes, trained
+from benchmarks import adaptive, conditioning, contested, deep, filters, memory, overhead, recipes, trained
 from benchmarks.contested import CELLS, Tally
 from benchmarks.peers import Outcome
 from benchmarks.scenes import scene
@@ -44,6 +44,18 @@ def test_recipe_rows_hold_both_sides(monkeypatch):
     assert head.split()[:2] == ["set", "recipe"]
     assert row.split()[:4] == ["samples", "iDLG", "3", "0"]
     assert (row.split()[-3], row.split()[-1]) == ("17", "-")
+
+
+def test_the_filters_table_is_followed_by_a_verdict_on_each():
+    given = filters.parsed(["--images", "1", "--rates", "0.01", "--attacks", "iDLG(steps=2)", "--victims", "2"])
+    _, row, empty, head, *verdicts = filters.lines(given)
+    assert (row.split()[1], empty) == ("0.01", "")
+    assert head.count("|") == 7
+    specs = [line.split(" | ")[1].strip("`") for line in verdicts]
+    assert specs == ["NoDefense()", *map(repr, filters.STOCK)]
+    assert all(line.count("|") == 7 and line.endswith("inconclusive |") for line in verdicts)
+    assert [line.split(" | ")[2] == "" for line in verdicts] == [True, False, False, False]
+    assert list(filters.verdicts(filters.parsed(["--attacks"]), lambda: True)) == []
 
 
 def test_a_part_named_gets_its_own_words_and_none_runs_all_briefly(monkeypatch, capsys):

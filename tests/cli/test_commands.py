@@ -236,7 +236,7 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--sends", "buffers"]
-    switches = ("naive", "iterates", "isolate", "force", "nesterov", "numbers_only")
+    switches = ("naive", "iterates", "best_match", "isolate", "force", "nesterov", "numbers_only")
     flags = [f"--{name.replace('_', '-')}" for name in switches]
     assert run("audit", "place", *words, *lists, *flags, "--quiet")[0] == 0
     groups = [got.pop(name) for name in ("victims", "plan", "criteria", "run")]

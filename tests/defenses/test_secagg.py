@@ -206,3 +206,28 @@ def test_the_told_variance_is_that_of_the_rounding_however_small_the_update(size
     error = mean.tensors["w"] - torch.stack([u.tensors["w"] for u in clients]).mean(0)
     told = 1 / defense.disclose(mean, Plan()).precision["w"].double().mean()
     assert 0.3 < float(error.square().mean() / told) < 2.0
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-3])
+def test_the_told_variance_is_right_if_new_weights_are_rounded_as_flower_does(size):
+    """The mean of new weights minus the old ones has the same rounding, though the weights are not near zero."""
+    defense, generator = SecAggPlus(), torch.Generator().manual_seed(0)
+    before = {"w": 0.1 * torch.randn(3000, generator=generator)}
+    moved = [size * torch.randn(3000, generator=generator) for _ in range(3)]
+    clients = [Update({"w": before["w"] + one}, num_samples=4) for one in moved]
+    (mean,), _ = defense.aggregate(clients, {}, generator)
+    sent = mean.replace({"w": mean.tensors["w"] - before["w"]})
+    error = sent.tensors["w"] - torch.stack(moved).mean(0)
+    told = 1 / defense.disclose(sent, Plan(batch_size=4)).precision["w"].double().mean()
+    assert 0.3 < float(error.square().mean() / told) < 2.0
+
+
+@pytest.mark.parametrize("levels", [200, 2**22])
+def test_a_coordinate_that_every_client_clips_is_told_as_unknown(levels):
+    defense, generator = SecAggPlus(clip=1.0, max_weight=10.0, levels=levels), torch.Generator().manual_seed(0)
+    values = torch.tensor([0.0, 4.0, -4.9, 6.0, -50.0])  # the limit is 5: clip * max_weight / num_samples
+    clients = [Update({"w": values * factor}, num_samples=2) for factor in (1.0, 1.01)]
+    (mean,), _ = defense.aggregate(clients, {}, generator)
+    assert mean.tensors["w"][-2:].tolist() == pytest.approx([5, -5])
+    precision = defense.disclose(mean, Plan(batch_size=2)).precision["w"]
+    assert (precision > 0).tolist() == [True, True, True, False, False]

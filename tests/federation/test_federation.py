@@ -15,8 +15,8 @@ import torch
 
 import medpfl
 from medpfl import InputError, Plan
+from medpfl.auditing.records.run import RecordCase
 from medpfl.auditing.report import Report
-from medpfl.auditing.run import RecordCase
 from medpfl.cli import main
 from medpfl.core.records.masked import Masked
 from medpfl.core.records.origin import Source
@@ -117,11 +117,11 @@ def test_a_killed_audit_continues_and_further_rounds_are_added(tmp_path, monkeyp
     federation(tmp_path / "updates", ("ward-b", "ward-c"), (1,))
     report, calls = RecordCase.report, []
 
-    def killed(case, check=None):
+    def killed(case, *told):
         calls.append(case.record)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return report(case, check)
+        return report(case, *told)
 
     with monkeypatch.context() as patch:
         patch.setattr(RecordCase, "report", killed)

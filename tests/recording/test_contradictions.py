@@ -12,7 +12,7 @@ from torch import nn
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.recording.contradictions import looked
-from medpfl.recording.record import Context, make_record, state_of
+from medpfl.recording.record import UpdateFacts, make_record, state_of
 from medpfl.recording.view import view_of
 from medpfl.recording.watching.watch import watch
 
@@ -113,7 +113,7 @@ def test_weight_decay_that_is_not_stated_moves_the_sum():
     with watch(model) as seen:
         nn.functional.cross_entropy(model(IMAGES), LABELS).backward()
         optimizer.step()
-    record = make_record(before, state_of(model), seen, context=Context(num_samples=6))
+    record = make_record(before, state_of(model), seen, facts=UpdateFacts(num_samples=6))
     assert looked(record, model).wrong is None
     other = replace(record, plan=replace(record.plan, weight_decay=0.0))
     assert "sum to" in looked(other, model).wrong.text
@@ -218,12 +218,12 @@ def test_inspect_without_truth_finds_what_the_model_contradicts(tmp_path):
     model = model_of(f"{tmp_path}/net.py:make")
     record.save(tmp_path / "right.safetensors")
     found = view_of(tmp_path / "right.safetensors", model=model)
-    assert (found["verdict"], found["finding"]) == ("unverified", "")
-    assert len(found["facts"]) == 3
+    assert (found.verdict, found.finding) == ("unverified", "")
+    assert len(found.facts) == 3
     pruned = bias(record, lambda t: t.where(t > 0, 0))
     pruned.save(tmp_path / "wrong.safetensors")
-    assert view_of(tmp_path / "wrong.safetensors", model=model)["verdict"] == "wrong"
+    assert view_of(tmp_path / "wrong.safetensors", model=model).verdict == "wrong"
     replace(pruned, filters=("PercentilePrivacy(percentile=10)",)).save(tmp_path / "told.safetensors")
     told = view_of(tmp_path / "told.safetensors", model=model)
-    assert told["verdict"] == "unverified"
-    assert "PercentilePrivacy(percentile=10) may have done so" in told["open"][0]
+    assert told.verdict == "unverified"
+    assert "PercentilePrivacy(percentile=10) may have done so" in told.open[0]

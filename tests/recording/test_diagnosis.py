@@ -15,7 +15,7 @@ from medpfl.core.records.record import Record
 from medpfl.core.records.truth import Truth
 from medpfl.core.types import Update, Weights
 from medpfl.recording.check import Case
-from medpfl.recording.diagnosis import check_case
+from medpfl.recording.client import check_case
 from medpfl.recording.folder import Neighbors
 from medpfl.recording.record import make_record, state_of
 from medpfl.recording.rounding import _coarse

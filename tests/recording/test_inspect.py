@@ -11,14 +11,15 @@ from medpfl import InputError
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import Truth
+from medpfl.core.records.view import RecordView
 from medpfl.core.types import Weights
 from medpfl.inputs.network import network_of
 from medpfl.models import LeNet
 from medpfl.recording import check
 from medpfl.recording.check import Case
-from medpfl.recording.diagnosis import check_case
+from medpfl.recording.client import check_case
 from medpfl.recording.record import make_record, state_of
-from medpfl.recording.view import View, view_of
+from medpfl.recording.view import view_of
 from medpfl.recording.watching.watch import watch
 from tests.recording.loops import loader
 
@@ -53,26 +54,30 @@ def stepped(record: Record, **changes) -> Record:
     return replace(record, plan=replace(own, steps=tuple(replace(step, **changes) for step in own.steps)))
 
 
-def look(folder, record: Record, truth: Truth | None) -> View:
+def look(folder, record: Record, truth: Truth | None) -> RecordView:
     record.save(folder / "r.safetensors")
     kept = None if truth is None else truth.save(folder, "r.safetensors")
     return view_of(folder / "r.safetensors", kept, MODEL)
 
 
-SILENT = [{"filters": ("message_size_mod",)}, {"defense": "NoDefense()"}]
+SILENT = [
+    {"filters": ("message_size_mod",)},
+    {"defense": "NoDefense()"},
+    {"defense": "GaussianNoise(0.1, where='server')"},
+]
 
 
-@pytest.mark.parametrize("stated", SILENT, ids=["a mod", "a defense"])
+@pytest.mark.parametrize("stated", SILENT, ids=["a mod", "no defense", "a defense at the server"])
 def test_what_changes_nothing_does_not_switch_the_check_off(tmp_path, stated):
     record, truth = made()
     record = replace(record, **stated)
-    assert look(tmp_path, record, truth)["verdict"] == "right"
+    assert look(tmp_path, record, truth).verdict == "right"
     faster = replace(record, plan=replace(record.plan, learning_rate=1.0))
     found = look(tmp_path, faster, truth)
-    assert found["verdict"] == "wrong"
-    assert "the learning rate was 0.1, not 1" in found["finding"]
+    assert found.verdict == "wrong"
+    assert "the learning rate was 0.1, not 1" in found.finding
     unknown = replace(faster, filters=("OwnFilter()",), defense=None)
-    assert look(tmp_path, unknown, truth)["verdict"] == "unverified"
+    assert look(tmp_path, unknown, truth).verdict == "unverified"
 
 
 def test_a_record_that_does_not_fit_itself_is_not_repeated(tmp_path):
@@ -80,8 +85,8 @@ def test_a_record_that_does_not_fit_itself_is_not_repeated(tmp_path):
     first = next(iter(record.update.tensors))
     sent = {name: t for name, t in record.update.tensors.items() if name != first}
     found = look(tmp_path, replace(record, update=record.update.replace(sent)), truth)
-    assert found["verdict"] == "wrong"
-    assert f"it does not fit itself: {first}: a parameter without an update" in found["finding"]
+    assert found.verdict == "wrong"
+    assert f"it does not fit itself: {first}: a parameter without an update" in found.finding
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["without an order", "with an order"])

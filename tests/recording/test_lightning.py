@@ -10,7 +10,7 @@ import medpfl
 from medpfl import Plan, Record
 from medpfl.core.records.truth import Truth
 from medpfl.recording.check import Case
-from medpfl.recording.diagnosis import check_case
+from medpfl.recording.client import check_case
 from medpfl.recording.watching.watch import watch
 from tests.recording.loops import loader, network
 

@@ -11,9 +11,9 @@ from medpfl.core.records.origin import Source
 from medpfl.core.records.record import Record
 from medpfl.core.types import Weights
 from medpfl.recording.check import Case
-from medpfl.recording.diagnosis import check_case
+from medpfl.recording.client import check_case
 from medpfl.recording.mean import check_mean
-from medpfl.recording.record import Context, make_record, source_of, state_of
+from medpfl.recording.record import UpdateFacts, make_record, source_of, state_of
 from medpfl.recording.rounding import _coarse, doubt
 from medpfl.recording.watching.watch import watch
 from tests.recording.loops import loader, network, train
@@ -108,7 +108,7 @@ def test_what_rounding_does_not_explain_is_wrong_on_every_device(change):
 
 
 def test_an_update_of_zeros_is_wrong_although_the_training_multiplies_rounding(monkeypatch):
-    monkeypatch.setattr("medpfl.recording.diagnosis.allowance", lambda case, made: 5.0)
+    monkeypatch.setattr("medpfl.recording.client.allowance", lambda case, made: 5.0)
     own, record = rounded()
     assert check_case(own.case(record)).verdict == "unverified"
     assert check_case(own.case(sent(record, zeros))).verdict == "wrong"
@@ -145,7 +145,7 @@ def test_a_watched_training_states_its_device():
     before = state_of(model)
     with watch(model) as seen:
         train(model)
-    made = make_record(before, state_of(model), seen, context=Context(source=source_of("torch")))
+    made = make_record(before, state_of(model), seen, facts=UpdateFacts(source=source_of("torch")))
     assert made.source.versions["device"] == "cpu"
 
 

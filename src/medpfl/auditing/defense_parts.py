@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 
-from medpfl.auditing.recorded import behind
+from medpfl.auditing.records.recorded import behind
 from medpfl.core.roles import NO_DEFENSE, Composed, Defense
 
 __all__ = ["at_client", "discloses", "parts_of", "server_only", "server_side", "untold"]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medpfl.auditing.defense_parts import at_client, parts_of
-from medpfl.auditing.recorded import behind
+from medpfl.auditing.records.recorded import behind
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.privacy.accountant import Epsilon

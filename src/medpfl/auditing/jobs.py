@@ -9,7 +9,7 @@ from itertools import product
 
 from medpfl.auditing.aggregation import Group, masks
 from medpfl.auditing.defense_parts import at_client, discloses, untold
-from medpfl.auditing.recorded import behind
+from medpfl.auditing.records.recorded import behind
 from medpfl.auditing.scenario import Scenario
 from medpfl.core.roles import NO_DEFENSE, Attack, Defense
 from medpfl.core.threat import ThreatModel

@@ -16,7 +16,7 @@ from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.jobs import Job
 from medpfl.auditing.probe.disclosure import Disclosure, probe
 from medpfl.auditing.reconstructed import check_reconstruction
-from medpfl.auditing.recorded import Recorded, behind
+from medpfl.auditing.records.recorded import Recorded, behind
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
 from medpfl.core.roles import NO_DEFENSE, Attack, Defense, State

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medpfl.auditing.aggregation import aggregates, staying
 from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.isolating import Recipe
-from medpfl.auditing.recorded import Recorded, behind
+from medpfl.auditing.records.recorded import Recorded, behind
 from medpfl.auditing.victims import draw_victims
 from medpfl.core.experiments.groups import Criteria, Run, Victims
 from medpfl.core.plan import Plan

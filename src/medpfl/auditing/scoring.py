@@ -17,6 +17,7 @@ from medpfl.core.spec import registry
 from medpfl.core.types import Finding, Reconstruction
 from medpfl.data.images import LabelledImages
 from medpfl.data.reading.masks import class_of
+from medpfl.metrics.best_match import all_scores, noise_match, ranks
 from medpfl.metrics.identification import distances, identified, nearest_other
 from medpfl.metrics.masks import majority, mask_dice, mask_iou
 from medpfl.metrics.noise import noise_scores
@@ -32,6 +33,9 @@ _SMALL = 1e-3
 _OTHERS = ("mean_image_ssim", "mean_image_ncc", "mean_image_identified", "nearest_ssim", "nearest_ncc")
 """Baselines that need an image besides the target image."""
 
+_MATCHES = {"ssim": ssim, "ncc": ncc}
+"""Scores of best matches."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
@@ -41,11 +45,13 @@ class Scorer:
         data: all images, which are the gallery; it includes the target images.
         index: study indices.
         segments: True if the model predicts masks, so a target is an image and a mask.
+        best_match: True also scores guesses with all images (`medpfl.core.experiments.groups.Criteria`).
     """
 
     data: LabelledImages
     index: StudyIndex
     segments: bool = False
+    best_match: bool = False
 
     def rows(
         self,
@@ -111,7 +117,7 @@ class Scorer:
         truth = self.data.images[own]
         scores = {name: metric(guess, truth).tolist() for name, metric in registry(metric_package).items()}
         scores |= self._baselines(tuple(own.tolist()))
-        scores |= {"ssim_worst": scores["ssim"], **picked}
+        scores |= {"ssim_worst": scores["ssim"], **picked, **(self._best(guess, own) if self.best_match else {})}
         found, gallery, nearest = self.identified(guess, own)
         return [
             Finding(
@@ -163,6 +169,20 @@ class Scorer:
             gallery,
             [place if any_ else None for place, any_ in zip(nearest, told, strict=True)],
         )
+
+    def _best(self, guess: Tensor, own: Tensor) -> dict[str, list[Any]]:
+        """Return the guesses' best scores with any image, the ranks of their own images, and the best of noise."""
+        found: dict[str, list[Any]] = {}
+        for name, score in _MATCHES.items():
+            scores = all_scores(score, guess, self.data.images)
+            found[f"best_{name}"] = scores.amax(1).tolist()
+            found[f"rank_{name}"] = ranks(scores, own).tolist()
+            found[f"noise_best_{name}"] = [self._noise_match[name]] * len(own)
+        return found
+
+    @cached_property
+    def _noise_match(self) -> dict[str, float]:
+        return {name: noise_match(score, self.data.images) for name, score in _MATCHES.items()}
 
     @cached_property
     def _sum(self) -> Tensor:

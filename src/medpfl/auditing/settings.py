@@ -11,7 +11,7 @@ from medpfl.auditing.defense_parts import discloses, server_only, server_side
 from medpfl.auditing.epsilon import spent
 from medpfl.auditing.feasibility import Feasibility
 from medpfl.auditing.player import Player
-from medpfl.auditing.recorded import Recorded
+from medpfl.auditing.records.recorded import Recorded
 from medpfl.auditing.scenario import Scenario
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.settings import Json, Settings
@@ -39,7 +39,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
     Args:
         checked: the scenario's checks.
         player: the audit's player.
-        check: the check of a record, if it was made: by `medpfl.auditing.recorded.told_of`, or `compared`.
+        check: the check of a record, if it was made: by `medpfl.auditing.records.recorded.told_of`, or `compared`.
 
     Raises:
         InputError: a record under a defense does not match the images, the plan and the defense.

@@ -35,6 +35,7 @@ from medpfl.core.experiments.options import OptionError, Options, options_in
 from medpfl.core.experiments.recording import Forgetting, Looking, Recording
 from medpfl.core.experiments.training import Training
 from medpfl.core.messages import say, speaking
+from medpfl.core.records.view import RecordView
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, of_frontier
 from medpfl.frontier.limits import limits_of
 from medpfl.inputs.spelling import check_words
@@ -307,18 +308,18 @@ def _inspect(given: Namespace, words: list[str]) -> int:
     if asked.json:
         import json
 
-        print(json.dumps(made, indent=1))
-        return _BAD_INPUT if made["verdict"] == "wrong" else _DONE
+        print(json.dumps(made.to_dict(), indent=1))
+        return _BAD_INPUT if made.verdict == "wrong" else _DONE
     return _shown(made)
 
 
-def _shown(made: Mapping[str, Any], quiet: bool = False) -> int:
+def _shown(made: RecordView, quiet: bool = False) -> int:
     """Print the view of a record, and return the exit status."""
     from medpfl.reporting.record_page import record_page
 
     if not quiet:
         _print_page(record_page(made))
-    return _BAD_INPUT if made["verdict"] == "wrong" else _DONE
+    return _BAD_INPUT if made.verdict == "wrong" else _DONE
 
 
 def _forget(given: Namespace, words: list[str]) -> int:

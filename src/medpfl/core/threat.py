@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.spec import Part
 
-__all__ = ["GRANTS", "ThreatModel"]
+__all__ = ["GRANTS", "HONEST", "ThreatModel"]
 
 GRANTS = {
     "labels": "the attacker knows the labels of the private images",
@@ -65,3 +65,7 @@ class ThreatModel(Part):
     def knowledge(self) -> tuple[bool, ...]:
         """The attacks' knowledge of the defense's disclosure: False (naive), True (adaptive), or both in this order."""
         return (False,) if self.naive else (True,) if "defense" in self else (False, True)
+
+
+HONEST = ThreatModel()
+"""An honest-but-curious server without grants."""

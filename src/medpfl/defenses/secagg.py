@@ -111,7 +111,8 @@ class SecAggPlus(Defense):
         """Return the mean's precision, from the rounding's average variance in each tensor.
 
         For each client the variance is at most a sixth of the squared step, and less if updates are small compared to
-        the step.
+        the step. A coordinate that every client clipped has precision 0. A mean does not show what single clients
+        clipped.
 
         Earlier parts disclose the channel of each client's update; in the mean, their noise is averaged. Parts that
         infer what they disclose from a single update cannot do so from a sum, so a composed defense with such a part
@@ -124,7 +125,11 @@ class SecAggPlus(Defense):
         """
         clients = clients_of(sent, plan)
         step = self.max_weight / ((sent.num_samples or 1) * self._per_unit)
-        rounding = {k: torch.full_like(t, 1 / self._variance(t, step, clients)) for k, t in sent.tensors.items()}
+        end = clients * step * self.levels / 2 - step / 2
+        rounding = {
+            name: torch.full_like(t, 1 / self._variance(t, step, clients)) * _below(t, end)
+            for name, t in sent.tensors.items()
+        }
         return of_mean(before, clients).then(precision=rounding)
 
     def _variance(self, mean: Tensor, step: float, clients: int) -> float:
@@ -188,3 +193,8 @@ class SecAggPlus(Defense):
                     f"{left} of the {len(own)} clients with key shares of client {place} stayed, but {self.threshold} "
                     "are needed: the server cannot unmask the sum, and the round is lost"
                 )
+
+
+def _below(values: Tensor, end: float) -> Tensor:
+    """Return a mask of the values below an end in magnitude, which their own precision may round."""
+    return values.abs() < end * (1 - 2 * torch.finfo(values.dtype).eps)

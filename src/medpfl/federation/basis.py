@@ -6,7 +6,7 @@ import json
 
 from torch import nn
 
-from medpfl.auditing.run import RecordCase
+from medpfl.auditing.records.run import RecordOptions
 from medpfl.inputs.parts import defenses_given, model_of
 from medpfl.runs.environment import versions
 from medpfl.runs.identity import Code, layers_of
@@ -15,7 +15,7 @@ from medpfl.runs.study_key import Key
 __all__ = ["basis_of"]
 
 
-def basis_of(case: RecordCase, key: Key) -> str:
+def basis_of(case: RecordOptions, key: Key) -> str:
     """Return a text that changes with everything on which a check depends besides the files; it may hold paths."""
     code = Code.of(lambda: [model_of(case.model), *(one.part for one in defenses_given(case.defenses))])
     network = isinstance(case.model, nn.Module)

@@ -11,7 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from medpfl.auditing.recorded import read
+from medpfl.auditing.records.recorded import read
 from medpfl.core.errors import InputError, listed, private
 from medpfl.core.experiments.settings import Json
 from medpfl.core.messages import about

@@ -5,22 +5,18 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
+from medpfl.auditing.records.run import RecordCase, RecordOptions, options_in
 from medpfl.auditing.report import reread
-from medpfl.auditing.run import HONEST, RecordCase
 from medpfl.core.errors import InputError, private
-from medpfl.core.experiments.experiment import STANDARD, Experiment
-from medpfl.core.experiments.groups import Criteria, Reading, Run
+from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.limits import shortened
 from medpfl.core.experiments.settings import Json
 from medpfl.core.messages import say as tell
-from medpfl.core.roles import Attack, Defense, Model
-from medpfl.core.threat import ThreatModel
+from medpfl.core.signatures import taking
 from medpfl.core.typed import typed
 from medpfl.federation.basis import basis_of
 from medpfl.federation.checks import Checks, Facts, Problems, check_alike, check_all, facts_of
@@ -42,18 +38,32 @@ _ONLY_MASKED = (
 )
 
 
-def audit_federation(
-    records: str | Path | Sequence[str | Path],
-    model: str | Path | Model | nn.Module = Experiment.model,
-    *,
-    truth: str | Path | None = None,
-    attacks: Sequence[str | Attack] = STANDARD,
-    defenses: Sequence[str | Defense] = (),
-    threat: ThreatModel = HONEST,
-    reading: Reading = Experiment.victims,
-    criteria: Criteria = Experiment.criteria,
-    run: Run = Experiment.run,
-) -> Federation:
+@dataclass(frozen=True)
+class _Records:
+    """The first argument of `FederationCase`, before its options."""
+
+    records: str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class FederationCase(RecordOptions, _Records):
+    """The records of a federation, and how to audit them.
+
+    Attributes:
+        records, truth: as in `audit_federation`.
+    """
+
+    truth: str | Path | None = field(default=None, kw_only=True)
+
+    def of(self, entry: Entry, out: Path | None = None) -> RecordCase:
+        """Return the audit of one record, with its own run directory in `out`."""
+        assert entry.truth is not None
+        run = replace(self.run, out=None if out is None else out / RUNS / entry.name)
+        return RecordCase(entry.path, entry.truth, **{**self.options(), "run": run})
+
+
+@taking(FederationCase)
+def audit_federation(case: FederationCase) -> Federation:
     """Audit the records of several sites and rounds as one experiment.
 
     All records are checked before any attack. Each is then audited as by `medpfl.audit_record`, in a run directory of
@@ -71,27 +81,16 @@ def audit_federation(
         InputError: a record is wrong (the message names all), records do not belong together, or there is none to
             audit; raised before any attack runs.
     """
-    case = RecordCase(
-        record="",
-        truth="",
-        model=model,
-        attacks=attacks,
-        defenses=defenses,
-        threat=threat,
-        reading=reading,
-        criteria=criteria,
-        run=run,
-    )
-    files, place = files_at(records), None if truth is None else path_of(truth)
+    files, place, run = files_at(case.records), None if case.truth is None else path_of(case.truth), case.run
     _check_places(files, place)
     if run.out is None:
-        case = replace(case, secret=secrets.token_hex(16))
-        todo = _prepared(files, place, case, Key(case.secret or ""), None)
-        return _found(todo, [_audited(one, case, todo.checks) for one in todo.entries])
+        secret = secrets.token_hex(16)
+        todo = _prepared(files, place, case, Key(secret), None)
+        return _found(todo, [_audited(one, case, todo.checks, secret=secret) for one in todo.entries])
     out = Path(run.out)
     made(out)
     key = key_of(out, run.force)
-    options = {**criteria.told(), **run.told(), "threat": repr(threat), "tolerance": criteria.tolerance}
+    options = {**case.criteria.told(), **run.told(), "threat": repr(case.threat), "tolerance": case.criteria.tolerance}
     directory = RunDirectory(out, FEDERATION, Identity(options, Code.of(tuple), key))
     with directory.locked():
         directory.claim(run.force)
@@ -107,17 +106,7 @@ def perform_federation(experiment: Experiment) -> Federation:
         raise InputError("records hold the clients' initial weights: leave out --weights")
     if asked.rounds is not None:
         raise InputError("--rounds goes with the run directory of a training: to audit some rounds, name their records")
-    return audit_federation(
-        asked.data,
-        asked.model,
-        truth=asked.truth,
-        attacks=asked.attack,
-        defenses=asked.defense,
-        threat=asked.threat,
-        reading=asked.victims,
-        criteria=asked.criteria,
-        run=asked.run,
-    )
+    return audit_federation(asked.data, truth=asked.truth, **options_in(asked))
 
 
 def remake(out: Path) -> Federation:
@@ -131,7 +120,7 @@ def remake(out: Path) -> Federation:
         if "records" not in known:
             raise InputError(f"'{out}' holds an unfinished audit of a federation: repeat the same command to finish it")
         try:
-            noted = typed(_Noted, {field.name: known.get(field.name) for field in fields(_Noted)})
+            noted = typed(_Noted, {one.name: known.get(one.name) for one in fields(_Noted)})
         except InputError as error:
             raise InputError(f"'{out}': its run.json is damaged: {error}; {_AGAIN}") from None
         told = [Audited(site, number, name, reread(out / RUNS / name)) for site, number, name in noted.records]
@@ -196,7 +185,9 @@ def _check_places(files: Files, truth: Path | None) -> None:
         )
 
 
-def _prepared(files: Files, truth: Path | None, case: RecordCase, key: Key, directory: RunDirectory | None) -> _Todo:
+def _prepared(
+    files: Files, truth: Path | None, case: FederationCase, key: Key, directory: RunDirectory | None
+) -> _Todo:
     """Check all records, and return those to audit; what is found meanwhile is noted in the directory.
 
     Raises:
@@ -217,7 +208,7 @@ def _prepared(files: Files, truth: Path | None, case: RecordCase, key: Key, dire
     if every:
         check_alike({one: held[one.path][1] for one in every})
     whole, bare = [one for one in every if one.truth], [one for one in every if not one.truth]
-    checks = check_all(whole, lambda one: _case(case, one).check(), problems, _checks(case, key, directory), say)
+    checks = check_all(whole, lambda one: case.of(one).check(), problems, _checks(case, key, directory), say)
     problems.raise_if_any(len(files.records))
     if bare:
         tell(f"note: {_without(bare, len(every))}")
@@ -228,7 +219,7 @@ def _prepared(files: Files, truth: Path | None, case: RecordCase, key: Key, dire
     return _Todo(whole, checks, tuple(map(str, bare)), len(files.masked), held[whole[0].path][1].clients)
 
 
-def _named_sites(files: Files, case: RecordCase, key: Key, directory: RunDirectory | None) -> dict[Path, str]:
+def _named_sites(files: Files, case: FederationCase, key: Key, directory: RunDirectory | None) -> dict[Path, str]:
     """Return the name under which each folder of records is shown, and note it, so that later calls use it too."""
     known = {
         tag: name
@@ -249,7 +240,7 @@ def _noted(directory: RunDirectory | None, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _checks(case: RecordCase, key: Key, directory: RunDirectory | None) -> Checks:
+def _checks(case: FederationCase, key: Key, directory: RunDirectory | None) -> Checks:
     """Return the checks that an earlier call made; none if the call is to begin anew."""
     if directory is None:
         return Checks({}, "", key, Cloak(None), lambda _: None)
@@ -266,14 +257,10 @@ def _without(bare: Sequence[Entry], total: int) -> str:
     )
 
 
-def _case(case: RecordCase, entry: Entry, out: Path | None = None) -> RecordCase:
-    assert entry.truth is not None
-    own = None if out is None else out / RUNS / entry.name
-    return replace(case, record=entry.path, truth=entry.truth, run=replace(case.run, out=own))
-
-
-def _audited(entry: Entry, case: RecordCase, checks: dict[str, Json], out: Path | None = None) -> Audited:
+def _audited(
+    entry: Entry, case: FederationCase, checks: dict[str, Json], out: Path | None = None, secret: str | None = None
+) -> Audited:
     if case.run.progress:
         tell(f"audit of {entry}")
-    report = _case(case, entry, out).report(checks[entry.name])
+    report = case.of(entry, out).report(checks[entry.name], secret)
     return Audited(entry.site, entry.round, entry.name, report)

@@ -57,17 +57,22 @@ def defense_in(record: Record, path: Path) -> Filtered:
 
 
 def without_silent(record: Record, path: Path) -> Record:
-    """Return the record without those of its filters, and without a defense, that change nothing.
+    """Return the record without those of its filters, and without a defense, that change nothing at the client.
 
     Its update is then checked like that of a record which states none. What is unknown stays in it.
     """
     buffers = bool(record.update.buffers)
-    acting = tuple(text for text in record.filters if _defense(text, path, buffers) != NO_DEFENSE)
+    acting = tuple(text for text in record.filters if not _is_silent(_defense(text, path, buffers)))
     told = record.defense
     with suppress(InputError):
-        if told is not None and stated(told, registry(defense_package), "defense", path, "--defense") == NO_DEFENSE:
+        if told is not None and _is_silent(stated(told, registry(defense_package), "defense", path, "--defense")):
             told = None
     return replace(record, filters=acting, defense=told)
+
+
+def _is_silent(defense: Defense | None) -> bool:
+    """Return True if a defense is known, and changes nothing that leaves the client."""
+    return defense is not None and (defense == NO_DEFENSE or defense.where == "server")
 
 
 def defense_of(filters: Sequence[str], file: Path | str, buffers: bool) -> Filtered:

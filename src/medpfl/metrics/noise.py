@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
-__all__ = ["noise_scores"]
+__all__ = ["noise_images", "noise_scores", "percentile_of"]
 
 _COUNT, _PERCENTILE = 100, 0.99
 _ELEMENTS = 2**18
@@ -25,9 +26,21 @@ def noise_scores(score: Callable[[Tensor, Tensor], Tensor], truth: Tensor) -> Te
             images.
         truth: images (N, C, H, W) or volumes (N, C, D, H, W) in [0, 1].
     """
-    generator, together = torch.Generator().manual_seed(0), max(1, _ELEMENTS // truth[0].numel())
-    scores = []
+    scores = [torch.stack([score(noise, image[None]) for image in truth]) for noise in noise_images(truth.shape[1:])]
+    return percentile_of(torch.cat(scores, 1), 1)
+
+
+def noise_images(shape: Sequence[int]) -> Iterator[Tensor]:
+    """Yield the 100 noise images in stacks, as many together as a cache holds.
+
+    Args:
+        shape: an image's (C, H, W), or a volume's (C, D, H, W).
+    """
+    generator, together = torch.Generator().manual_seed(0), max(1, _ELEMENTS // prod(shape))
     for first in range(0, _COUNT, together):
-        noise = torch.rand(min(together, _COUNT - first), *truth.shape[1:], generator=generator)
-        scores.append(torch.stack([score(noise, image[None]) for image in truth]))
-    return torch.cat(scores, 1).quantile(_PERCENTILE, dim=1)
+        yield torch.rand(min(together, _COUNT - first), *shape, generator=generator)
+
+
+def percentile_of(scores: Tensor, dim: int) -> Tensor:
+    """Return the 99th percentile of the noise images' scores along an axis."""
+    return scores.quantile(_PERCENTILE, dim=dim)

@@ -26,7 +26,7 @@ from medpfl.models.wrapped import innermost
 from medpfl.recording.watching.watch import Watch, watch
 
 __all__ = [
-    "Context",
+    "UpdateFacts",
     "Written",
     "buffers_in",
     "keep",
@@ -49,7 +49,7 @@ class Written(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class UpdateFacts:
     """Facts about an update besides its tensors and steps, as in `medpfl.core.records.record.Record`.
 
     Attributes:
@@ -100,7 +100,7 @@ def record(
     bare = innermost(model)
     before = state_of(bare)
     source = source or source_of("torch")
-    context = Context(num_samples=num_samples, classes=classes, pixels=pixels, source=source)
+    facts = UpdateFacts(num_samples=num_samples, classes=classes, pixels=pixels, source=source)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -108,7 +108,7 @@ def record(
     with watch(bare, keep=truth) as seen:
         yield seen
     try:
-        made = make_record(before, state_of(bare), seen, context=context)
+        made = make_record(before, state_of(bare), seen, facts=facts)
         kept = seen.truth(days) if truth else None
         keep(folder, made, kept)
     except Exception as error:
@@ -133,7 +133,7 @@ def make_record(
     *,
     parameters: Sequence[str] | None = None,
     sent: Literal["weights", "difference", "gradient"] = "weights",
-    context: Context | None = None,
+    facts: UpdateFacts | None = None,
 ) -> Record:
     """Return the record of an update from the model's state before the training and what left the client.
 
@@ -144,12 +144,12 @@ def make_record(
         parameters: names of the trained parameters; by default those that the watch saw, or else all that are not
             buffers by their names (see `buffers_in`).
         sent: kind of the tensors in `after`. Buffers in it are always the values after the training.
-        context: further facts. A watch knows the image shape and the range of pixels.
+        facts: further facts. A watch knows the image shape and the range of pixels.
 
     Raises:
         InputError: the states do not have the same entries and shapes, or no training step was seen.
     """
-    known = context or Context()
+    known = facts or UpdateFacts()
     steps = trained.steps() if isinstance(trained, Watch) else trained
     if isinstance(trained, Watch):
         parameters = parameters or trained.parameters or None

@@ -12,6 +12,7 @@ from medpfl.core.experiments.recording import Looking, Recording
 from medpfl.core.plan import Plan
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.truth import Truth
+from medpfl.core.records.view import RecordView
 from medpfl.core.tensors import shared_prefix
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.network import network_of
@@ -19,8 +20,8 @@ from medpfl.inputs.parts import data_of, model_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
 from medpfl.models.weights import read_state
-from medpfl.recording.record import Context, Written, keep, make_record, source_of
-from medpfl.recording.view import View, view_of
+from medpfl.recording.record import UpdateFacts, Written, keep, make_record, source_of
+from medpfl.recording.view import view_of
 
 __all__ = ["RecordingResult", "perform_looking", "perform_recording"]
 
@@ -29,7 +30,7 @@ class RecordingResult(NamedTuple):
     """The result of ``medpfl record``: the files, the view of the record, and the end of the truth's retention."""
 
     written: Written
-    view: View
+    view: RecordView
     expires: str
 
 
@@ -49,7 +50,7 @@ def perform_recording(asked: Recording) -> RecordingResult:
     if network is not None:
         before, after = (_as_in(network, state, which) for state, which in ((before, "before"), (after, "after")))
         parameters = [name for name, p in network.named_parameters() if p.requires_grad]
-    context = Context(
+    facts = UpdateFacts(
         num_samples=plan.images * asked.clients,
         clients=asked.clients,
         image_shape=None if data is None else data.shape,
@@ -57,7 +58,7 @@ def perform_recording(asked: Recording) -> RecordingResult:
         pixels=pixels,
         source=source_of("two checkpoints", round=asked.round),
     )
-    made = make_record(before, after, plan, parameters=parameters, context=context)
+    made = make_record(before, after, plan, parameters=parameters, facts=facts)
     truth = None
     if data is not None:
         labels = data.labels if data.masks is None else data.masks
@@ -67,7 +68,7 @@ def perform_recording(asked: Recording) -> RecordingResult:
     return RecordingResult(written, view, "" if truth is None else f"{truth.expires:%Y-%m-%d}")
 
 
-def perform_looking(asked: Looking) -> View:
+def perform_looking(asked: Looking) -> RecordView:
     """Return the view of a record.
 
     Raises:

@@ -18,6 +18,7 @@ from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Step
 from medpfl.core.records.truth import Truth, digest_of
+from medpfl.core.records.view import RecordView
 from medpfl.core.roles import Model
 from medpfl.inputs.filters import without_silent
 from medpfl.inputs.network import network_of
@@ -25,17 +26,13 @@ from medpfl.inputs.parts import data_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
 from medpfl.recording.check import Case, Check, acting_in
+from medpfl.recording.client import check_case
 from medpfl.recording.contradictions import looked
-from medpfl.recording.diagnosis import check_case
 from medpfl.recording.folder import Neighbors, kept_at
 from medpfl.recording.mean import check_mean
 from medpfl.recording.pair import compared
 
-__all__ = ["View", "named", "truth_at", "view_of"]
-
-View = dict[str, Any]
-"""A JSON object with ``verdict``, ``finding``, ``difference``, ``contents``, ``steps``, ``filtered``,
-``facts`` and ``open``."""
+__all__ = ["named", "truth_at", "view_of"]
 
 _FEWEST, _FULL = 5, 6
 """Steps that are listed one by one."""
@@ -47,7 +44,7 @@ def view_of(
     model: Model | None = None,
     reading: Reading | None = None,
     raw: str | Path | None = None,
-) -> View:
+) -> RecordView:
     """Return what a record holds, and whether it is right.
 
     Args:
@@ -70,21 +67,19 @@ def view_of(
     if kept is not None and kept.record and kept.record != digest_of(path):
         notes.append("the truth file states that it belongs to another record file")
     check = Check("wrong") if misfits else _checked(without_silent(held, path), path, kept, model)
-    verdict = "wrong" if misfits else check.verdict
-    finding = notes[0] if misfits else str(check.cause or "")
-    return {
-        "verdict": verdict,
-        "finding": finding,
-        "difference": check.difference,
-        "contents": dict(_contents(held)),
-        "steps": list(_steps(held)),
-        "filtered": [] if raw is None else list(compared(Record.load(path_of(raw)), held).lines()),
-        "facts": list(check.facts),
-        "open": [*notes[1 if misfits else 0 :], *check.open, *_blind(held, kept, model)],
-    }
+    return RecordView(
+        verdict=check.verdict,
+        finding=notes[0] if misfits else str(check.cause or ""),
+        difference=check.difference,
+        contents=dict(_contents(held)),
+        steps=tuple(_steps(held)),
+        filtered=() if raw is None else tuple(compared(Record.load(path_of(raw)), held).lines()),
+        facts=check.facts,
+        open=(*notes[1 if misfits else 0 :], *check.open, *_blind(held, kept, model)),
+    )
 
 
-def _masked(held: Masked) -> View:
+def _masked(held: Masked) -> RecordView:
     """Return the view of a masked message: nothing in it can be checked, and nothing attacked."""
     sizes = [t.numel() for t in held.vectors]
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in held.vectors})
@@ -95,20 +90,17 @@ def _masked(held: Masked) -> View:
         "global weights": f"{sum(t.numel() for t in held.weights.values()):,} elements, as the server sent them",
         "source": f"{held.source.framework}{number}, recorded at the {held.source.place}",
     }
-    return {
-        "verdict": "unverified",
-        "finding": "",
-        "difference": None,
-        "contents": contents,
-        "steps": ["unknown"],
-        "filtered": [],
-        "facts": ["this is one client's masked message of secure aggregation, not an update"],
-        "open": [
+    return RecordView(
+        verdict="unverified",
+        contents=contents,
+        steps=("unknown",),
+        facts=("this is one client's masked message of secure aggregation, not an update",),
+        open=(
             "alone, its vectors are random integers, so no audit can attack it. The sum over all clients cannot be "
             "computed from such files either: the shares that remove the masks are not recorded. The server learns the "
-            "mean: record the global model before and after the round with medpfl record BEFORE AFTER --clients N"
-        ],
-    }
+            "mean: record the global model before and after the round with medpfl record BEFORE AFTER --clients N",
+        ),
+    )
 
 
 def truth_at(truth: str | Path, record: Record, reading: Reading) -> Truth:

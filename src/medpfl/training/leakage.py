@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from medpfl.auditing.report import Report
-from medpfl.auditing.run import HONEST, audit
+from medpfl.auditing.run import audit
 from medpfl.core.atomic_files import remove_leftovers, write
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import STANDARD, Experiment
 from medpfl.core.experiments.groups import Criteria, Run, Victims
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Defense
-from medpfl.core.threat import ThreatModel
+from medpfl.core.threat import HONEST, ThreatModel
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.reporting.leakage import RoundCell

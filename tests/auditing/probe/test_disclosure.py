@@ -19,7 +19,7 @@ from torch import nn
 from medpfl import defenses
 from medpfl.auditing.probe import plays as probing
 from medpfl.auditing.probe.disclosure import Disclosure, probe
-from medpfl.auditing.recorded import Recorded
+from medpfl.auditing.records.recorded import Recorded
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense

@@ -176,7 +176,7 @@ def test_the_readers_are_found():
     """A test on readers that finds none would pass."""
     named = set(readers())
     assert {
-        "inputs/checkpoint.py", "auditing/recorded.py", "auditing/report.py", "runs/directory.py",
+        "inputs/checkpoint.py", "auditing/records/recorded.py", "auditing/report.py", "runs/directory.py",
         "training/state_files.py", "auditing/store.py", "training/report.py", "training/store.py",
         "core/experiments/frontier.py", "core/records/files.py", "core/yaml_files.py", "frontier/run.py",
         "models/weights.py", "cli/parser.py", "reproduction/ledger.py",
@@ -195,8 +195,9 @@ def test_the_door_that_runs_code_is_used_by_what_a_person_calls_only():
         "__init__.py", "integrations/flower/__init__.py",
         "cli/catalog.py", "core/user_code/loading.py",  # they import our own modules by name
         "inputs/parts.py", "auditing/isolating.py", "inspection/check.py",
-        "auditing/run.py", "training/splits.py", "training/train.py", "frontier/tasks.py", "reproduction/accuracy.py",
-        "recording/states.py", "federation/basis.py",
+        "auditing/run.py", "auditing/execution.py", "auditing/records/run.py", "training/splits.py",
+        "training/train.py", "frontier/tasks.py", "reproduction/accuracy.py", "recording/states.py",
+        "federation/basis.py",
         "integrations/defending.py",  # a defense that a site writes into its own app
         "runs/identity.py", "models/sized.py",  # they ask of a model whether it is a person's own
         "isolation/answers.py",  # the process of an attack that a person gave by its place: it has no other purpose

@@ -120,6 +120,8 @@ class Criteria(Options):
         iterates: adds the score ``legacy_oracle_iterate``: the SSIM of the iterate nearest to the target image, chosen
             from the guess and up to 31 evenly spaced iterates of each restart. No attacker can make this choice; the
             paper's notebooks do.
+        best_match: adds the scores ``best_ssim`` and ``best_ncc``: the highest score of the guess with any image of the
+            data, with the own image's rank, and the same for noise. For many images this takes long.
     """
 
     tolerance: float = option(
@@ -139,6 +141,9 @@ class Criteria(Options):
     )
     iterates: bool = option(
         False, "also score the iterate nearest to the target image (a choice that no attacker can make)"
+    )
+    best_match: bool = option(
+        False, "also score each guess, and noise, with all images: the best score, and the rank of the target image"
     )
 
 

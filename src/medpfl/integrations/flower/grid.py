@@ -22,7 +22,7 @@ from medpfl.core.records.masked import Masked
 from medpfl.core.records.origin import Source
 from medpfl.core.records.steps import Steps
 from medpfl.integrations.flower.messages import count_of, is_training, round_of, state_in, trained_weights
-from medpfl.recording.record import Context, keep, make_record, source_of
+from medpfl.recording.record import UpdateFacts, keep, make_record, source_of
 
 __all__ = ["RecordingGrid"]
 
@@ -132,8 +132,8 @@ class RecordingGrid(Grid):
     def _write(self, reply: Message, asked: _Asked, source: Source, place: Path) -> None:
         sent = trained_weights(asked.weights, reply)
         count = count_of(reply, self.count)
-        context = Context(num_samples=count, image_shape=self.image_shape, classes=self.classes, source=source)
-        keep(place, make_record(sent.before, sent.after, self.plan or Steps.unknown(count), context=context))
+        facts = UpdateFacts(num_samples=count, image_shape=self.image_shape, classes=self.classes, source=source)
+        keep(place, make_record(sent.before, sent.after, self.plan or Steps.unknown(count), facts=facts))
 
     def _write_masked(self, reply: Message, asked: _Asked, source: Source, place: Path) -> None:
         told = reply.content.config_records[_SECAGG].get(_MASKED)

@@ -111,7 +111,7 @@ class Record:
             named(sent.before, model),
             named(sent.after, model),
             trained,
-            context=recording.Context(
+            facts=recording.UpdateFacts(
                 num_samples=count,
                 classes=self.classes,
                 defense=" | ".join(one.defense for one in inner[::-1] if isinstance(one, Defend)) or None,

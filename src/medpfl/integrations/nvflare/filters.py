@@ -165,7 +165,7 @@ class Recorder(_TaskFilter):
             after,
             trained,
             sent=kind,
-            context=recording.Context(
+            facts=recording.UpdateFacts(
                 classes=self.classes,
                 defense=" | ".join(defenses) or None,
                 source=recording.source_of("NVIDIA FLARE", ["nvflare"], task.round, "server" if server else "client"),

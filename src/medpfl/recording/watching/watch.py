@@ -21,6 +21,7 @@ from medpfl.core.records.origin import Pixels
 from medpfl.core.records.steps import Setting, Step, Steps
 from medpfl.core.records.truth import RETENTION, Truth
 from medpfl.models.wrapped import innermost
+from medpfl.recording.watching.gradients import Gradients
 from medpfl.recording.watching.intake import Intake
 from medpfl.recording.watching.losses import LossWatch, plain
 
@@ -85,9 +86,8 @@ class Watch:
         self._steps: list[Step] = []
         self._intake = Intake()
         self._generators: list[Tensor] = []
-        self._gradients: dict[int, tuple[Tensor, Tensor]] = {}
+        self._gradients = Gradients()
         self._change = ""
-        self._hooks: list[Any] = []
         self.carried, self.device = False, "cpu"
 
     # --- what was seen
@@ -179,7 +179,7 @@ class Watch:
         if not self._steps and self._trains(optimizer) and _has_momentum(optimizer):
             self.carried = True
         if self._trains(optimizer) and self._used:
-            self._change = self._changed(optimizer)
+            self._change = self._gradients.change(optimizer)
 
     @_guarded
     def after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -187,7 +187,7 @@ class Watch:
         if threading.get_ident() != self._thread or not self._trains(optimizer):
             return
         passes = sorted(self._used, key=lambda one: one.number)
-        change = self._change or (self._changed(optimizer) if passes else "")
+        change = self._change or (self._gradients.change(optimizer) if passes else "")
         self._forget()
         if passes:
             self._steps.append(self._step(optimizer, passes, change))
@@ -204,12 +204,8 @@ class Watch:
         if not own & trained:
             self.problems["a second model is called in the loop"] = None
             return False
-        if not self._hooks:
-            self._hooks = [
-                p.register_post_accumulate_grad_hook(self._keep_gradient)
-                for p in self.model.parameters()
-                if p.requires_grad and p.is_leaf
-            ]
+        if not self._gradients.watched:
+            self._gradients.watch(self.model.parameters(), self._keep_gradient)
         return True
 
     @_guarded
@@ -225,12 +221,12 @@ class Watch:
 
     def _forget(self) -> None:
         self._open = self._last = None
-        self._used, self._change, self._gradients = [], "", {}
+        self._used, self._change = [], ""
+        self._gradients.forget()
 
     @_guarded
     def _keep_gradient(self, parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            self._gradients[id(parameter)] = (parameter, parameter.grad.detach().clone())
+        self._gradients.keep(parameter)
 
     def _pass(self, args: tuple[Any, ...]) -> _Pass:
         assert self.model is not None
@@ -252,24 +248,6 @@ class Watch:
             return False
         own = {id(p) for p in self.model.parameters()}
         return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
-
-    def _changed(self, optimizer: torch.optim.Optimizer) -> str:
-        """Return how the gradients differ from those of the backward pass."""
-        factors = []
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                kept = self._gradients.get(id(p))
-                if p.grad is None or (kept is not None and _same(p.grad, kept[1])):
-                    continue
-                if kept is None or not (size := kept[1].norm()) or not size.isfinite():
-                    return "changed"
-                factor = p.grad.norm() / size
-                if not torch.allclose(p.grad, kept[1] * factor, rtol=1e-3, atol=float(size) * 1e-6):
-                    return "changed"
-                factors.append(float(factor))
-        if not factors:
-            return ""
-        return "clipped" if max(factors) < 1 and max(factors) - min(factors) < 1e-2 * max(factors) else "changed"
 
     def _step(self, optimizer: torch.optim.Optimizer, passes: list[_Pass], change: str) -> Step:
         for passed in passes:
@@ -308,9 +286,8 @@ class Watch:
 
     def close(self) -> None:
         """Remove the hooks on the parameters, and forget gradients and unfinished passes."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._over = [], True
+        self._gradients.close()
+        self._over = True
         self._forget()
 
 
@@ -336,10 +313,6 @@ def watch(model: nn.Module | None = None, keep: bool = False) -> Iterator[Watch]
         for handle in handles:
             handle.remove()
         seen.close()
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def _first(value: Any, fits: Callable[[Tensor], bool]) -> Tensor | None:

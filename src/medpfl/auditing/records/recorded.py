@@ -24,7 +24,7 @@ from medpfl.data.partition import Partition
 from medpfl.inputs.parts import Found
 from medpfl.models.entering import entering, leaving
 from medpfl.recording.check import Case, Check
-from medpfl.recording.diagnosis import check_case
+from medpfl.recording.client import check_case
 from medpfl.recording.folder import Neighbors
 from medpfl.recording.mean import check_mean
 

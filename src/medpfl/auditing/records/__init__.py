@@ -1,0 +1,1 @@
+"""Audits of recorded updates: one client's, or the mean of several."""
