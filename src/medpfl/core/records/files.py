@@ -18,6 +18,8 @@ from medpfl.core.experiments.limits import NAME, shortened
 
 __all__ = ["holds", "opened", "put"]
 
+_KINDS = {"medpfl-update": "a record", "medpfl-truth": "a truth file"}
+"""Keys of MedPFL's files, which a message tells apart."""
 _HEADER_BYTES = 1 << 24
 _TENSORS = 100_000
 _AXES, _SIDE = 16, 1 << 40
@@ -135,6 +137,10 @@ def _about(header: dict[str, Any], path: Path, key: str, what: str) -> dict[str,
     metadata = header.get("__metadata__")
     text = metadata.get(key) if isinstance(metadata, dict) else None
     if text is None:
+        for one in _KINDS if isinstance(metadata, dict) else ():
+            if one in metadata:
+                remedy = "give the record first, and its truth file to --truth"
+                raise InputError(f"'{path}' is {_KINDS[one]}, not a {what}: {remedy}")
         remedy = "make one with medpfl.record or medpfl.Record(...).save(path)"
         raise InputError(f"'{path}' is a safetensors file, but not a {what}: {remedy}")
     try:
