@@ -70,8 +70,8 @@ def _drawn(case: Case, made: Sequence[Replayed], difference: float, tolerance: f
     what = "dropout's draws" if case.draws else "the order of the images"
     open_ = (
         f"not verifiable beyond a relative difference of {spread:.2g}: {what} is unknown, and replays with different "
-        f"ones differ by that much (the record: {difference:.2g}). Learning rate, momentum, epochs and weights can be "
-        "wrong without a sign. To verify them, record with truth=True",
+        f"ones differ by that much (the record: {difference:.2g}). Learning rate, momentum, epochs, weights and "
+        "images can be wrong without a sign. To verify them, record with truth=True",
     )
     return Check("unverified", difference, spread, facts=look.facts, open=open_)
 
@@ -202,7 +202,10 @@ def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Cau
             f"{difference:.2g}): the images were resized or read by other software",
             _WATCH,
         )
-    remedy = "record one client's own update before the server averages, with the weights that it received"
+    remedy = (
+        "record one client's own update before the server averages, with the weights that it received, and give "
+        "--truth the images of this client and round"
+    )
     rest = f"no cause explains all of it: relative difference {difference:.2g}, cosine {cosine:.2f}"
     if len(made) == 1 and _buffers_agree(case, made[0]):
         return _changed_update(case, made[0], rest)
@@ -222,7 +225,8 @@ def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Cau
     return Cause(
         f"no single cause explains it (relative difference {difference:.2g}, cosine {cosine:.2f}): other images, an "
         "undeclared defense, or several mistakes together",
-        "check images, labels and plan, state the defense with --defense, or record with truth=True",
+        "check that --truth is of this client and round, check labels and plan, state the defense with --defense, or "
+        "record with truth=True",
     )
 
 
