@@ -155,7 +155,8 @@ class Recorder(_TaskFilter):
         if later and not any(isinstance(one, Recorder) for one in later):
             say(
                 f"note: {', '.join(map(described, later))} acts after this recorder, so the record is not what leaves "
-                "this site: put the Recorder last in the chain of results (docs/federation.md)"
+                "this site: put the Recorder last in the chain of results; from privacy.json it always stands before a "
+                "job's own filters (docs/federation.md)"
             )
         history = [str(one) for one in dxo.get_filter_history() or [] if one != type(self).__name__]
         parts = [one for one in (around[0] if around else []) if not isinstance(one, Recorder)]
