@@ -135,12 +135,13 @@ def _whole(value: Any, most: int) -> bool:
 
 def _about(header: dict[str, Any], path: Path, key: str, what: str) -> dict[str, Any]:
     metadata = header.get("__metadata__")
-    text = metadata.get(key) if isinstance(metadata, dict) else None
+    held = metadata if isinstance(metadata, dict) else {}
+    text = held.get(key)
     if text is None:
-        for one in _KINDS if isinstance(metadata, dict) else ():
-            if one in metadata:
+        for one, kind in _KINDS.items():
+            if one in held:
                 remedy = "give the record first, and its truth file to --truth"
-                raise InputError(f"'{path}' is {_KINDS[one]}, not a {what}: {remedy}")
+                raise InputError(f"'{path}' is {kind}, not a {what}: {remedy}")
         remedy = "make one with medpfl.record or medpfl.Record(...).save(path)"
         raise InputError(f"'{path}' is a safetensors file, but not a {what}: {remedy}")
     try:
