@@ -48,6 +48,18 @@ def started(words: list[str], folder: Path, environment: dict[str, str]) -> Iter
             process.wait()
 
 
+def notes(folder: Path) -> list[str]:
+    """Return what MedPFL notes in the logs in a folder: updates that were not recorded, filters in the wrong order."""
+    return sorted(
+        {
+            f"{path.relative_to(folder)}: {line.strip()}"
+            for path in folder.rglob("*.log")
+            for line in path.read_text(errors="replace").splitlines()
+            if line.startswith("note: ")
+        }
+    )
+
+
 def wait_for(port: int, seconds: float = 60) -> None:
     """Wait until a server listens on a port of the loopback interface."""
     end = time.monotonic() + seconds

@@ -22,7 +22,7 @@ DIFFS = sorted(EXAMPLES.glob("*/*.diff"))
 def _import_examples(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     yield
-    for name in ("patched", "make_pictures"):
+    for name in ("patched", "make_pictures", "processes"):
         sys.modules.pop(name, None)
 
 
@@ -82,6 +82,15 @@ def test_pictures_are_the_same_each_time_and_of_three_classes(tmp_path):
     assert {path.parent.name for path in files} == {"disc", "ring", "square"}
     for path in files:
         assert path.read_bytes() == (tmp_path / "other" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_notes_in_the_logs_are_found_once(tmp_path):
+    from processes import notes
+
+    (tmp_path / "site-1").mkdir()
+    (tmp_path / "site-1" / "app.log").write_text("INFO: note: no\nnote: put record(...) first\n" * 2)
+    (tmp_path / "other.txt").write_text("note: not a log")
+    assert notes(tmp_path) == ["site-1/app.log: note: put record(...) first"]
 
 
 @pytest.mark.slow

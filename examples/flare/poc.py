@@ -19,7 +19,7 @@ BIN = Path(sys.executable).parent
 sys.path.insert(0, str(HERE.parent))
 
 from make_pictures import write  # noqa: E402  (it lies in the folder above)
-from processes import free_ports, started, wait_for  # noqa: E402
+from processes import free_ports, notes, started, wait_for  # noqa: E402
 
 SITES = ("site-1", "site-2")
 
@@ -65,6 +65,8 @@ if __name__ == "__main__":
     parser.add_argument("--network", choices=("lenet", "relu_cnn", "norm_cnn"), default="norm_cnn")
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
+    if given.out.exists():
+        raise SystemExit(f"'{given.out}' exists: name a new folder")
     given.out.mkdir(parents=True)
     out = given.out.resolve()
     write(out / "pictures", per_class=6)
@@ -86,6 +88,11 @@ if __name__ == "__main__":
             wait_for(port, 120)
         status = submit(out, place, given.network, given.rounds)
     print(f"status of the job: {status}")
-    for path in sorted(out.glob("updates/**/*.safetensors")):
+    records = sorted(out.glob("updates/**/*.safetensors"))
+    for path in records:
         print(path)
-    sys.exit(0 if str(status).endswith("COMPLETED") else 1)
+    for note in notes(out):
+        print(note)
+    if not records:
+        print(f"nothing was recorded: read the logs in '{place}'")
+    sys.exit(0 if str(status).endswith("COMPLETED") and records else 1)

@@ -32,4 +32,8 @@ if __name__ == "__main__":
     )
     for own, other in pairs.items():
         print(own.relative_to(out), "=", "no record of the server" if other is None else other.relative_to(out))
+    if not pairs:
+        print(f"there are no records of sites in '{out}': name the folder that deploy.py wrote")
+    elif None in pairs.values():
+        print("a mod acted after the recorder: put record(...) first in the client's list of mods")
     sys.exit(0 if pairs and None not in pairs.values() else 1)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from make_pictures import write  # noqa: E402  (it lies in the folder above)
 from patched import patched  # noqa: E402
-from processes import free_ports, started, wait_for  # noqa: E402
+from processes import free_ports, notes, started, wait_for  # noqa: E402
 
 BIN = Path(sys.executable).parent
 SITES = 2
@@ -95,6 +95,12 @@ if __name__ == "__main__":
     settings = f'network="{given.network}" num-server-rounds={given.rounds} local-epochs={given.epochs}'
     status = run(given.out.resolve(), settings, given.per_class, chosen, place)
     print(f"status of the run: {status}")
-    for path in sorted(given.out.rglob("*.safetensors")):
+    records = sorted(given.out.rglob("*.safetensors"))
+    for path in records:
         print(path)
-    sys.exit(0 if status == "finished:completed" else 1)
+    for note in notes(given.out):
+        print(note)
+    if chosen and not records:
+        # A run counts as completed even if no site answered.
+        print(f"nothing was recorded: read the logs in '{given.out}/site-1' and '{given.out}/server'")
+    sys.exit(0 if status == "finished:completed" and (records or not chosen) else 1)

@@ -149,6 +149,15 @@ def test_claims_of_sizes_are_refused_before_memory_is_taken(saved):
         Record.load(saved)
 
 
+def test_a_record_and_a_truth_file_are_told_apart(saved, tmp_path):
+    truth = Truth(torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
+    kept = truth.save(tmp_path, saved.name)
+    with pytest.raises(InputError, match="is a truth file, not a record: give the record first"):
+        Record.load(kept)
+    with pytest.raises(InputError, match="is a record, not a truth file: give the record first"):
+        Truth.load(saved)
+
+
 def test_json_that_is_refused(saved):
     header, data = parts(saved)
     text = json.dumps(header).encode()

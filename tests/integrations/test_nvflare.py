@@ -189,7 +189,7 @@ def test_a_recorder_without_its_partner_or_its_training_stops_nothing(tmp_path, 
 
     state = arrays(apps.make_model())
     Site([], [Recorder(str(tmp_path))], name="lonely").round(state, working())
-    assert "task_data_filters too" in capsys.readouterr().err
+    assert "the chain of task data too" in capsys.readouterr().err
     assert not records(tmp_path)
     plan = {"algorithm": "FedAvg", "batch_size": 4, "local_images": 18}
     for options, known in (({}, False), ({"plan": plan}, True)):

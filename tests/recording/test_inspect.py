@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medpfl import InputError
+from medpfl.core.records.origin import Source
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import Truth
@@ -58,6 +59,16 @@ def look(folder, record: Record, truth: Truth | None) -> RecordView:
     record.save(folder / "r.safetensors")
     kept = None if truth is None else truth.save(folder, "r.safetensors")
     return view_of(folder / "r.safetensors", kept, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("client", ": give the one of the same name"), ("server", ", as is usual for a server's record")],
+)
+def test_a_truth_file_of_another_record_is_said(tmp_path, place, said):
+    record, truth = made()
+    found = look(tmp_path, replace(record, source=Source("Flower", {}, 1, place)), replace(truth, record="0" * 64))
+    assert f"the truth file was kept for another record file{said}" in found.open[0]
 
 
 SILENT = [

@@ -88,7 +88,7 @@ def test_negative_similarity_is_inside_the_figure():
     assert min(left) >= 0
 
 
-@pytest.mark.parametrize("width", [80, 140])
+@pytest.mark.parametrize("width", [80, 110, 118, 125, 140])
 def test_terminal_table_fits_and_cuts_nothing(width):
     text = printed(width)
     assert max(map(len, text.splitlines())) <= width

@@ -149,6 +149,14 @@ CASES = {
         "From the recorded update, a curious server reconstructed 19 of 24 images (79 %, 95 % interval "
         f"58{DASH}93 %) with iDLG.",
     ),
+    "a recorded update, and the control failed": (
+        [cell(**UNSURE), cell(defense="Recorded()", **UNSURE)],
+        {"record": {"difference": 1e-7}},
+        f"Without a defense, these attacks reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). They "
+        "do not work here, so this test says nothing about safety. Try: medpfl check-model; other attacks (--attack).",
+        f"From the recorded update, a curious server reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). "
+        "This is inconclusive: these attacks fail here even without a defense.",
+    ),
     "an active server": (
         [LEAK],
         {"grants": ["active"]},

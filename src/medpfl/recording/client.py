@@ -66,8 +66,8 @@ def _drawn(case: Case, made: Sequence[Replayed], difference: float, tolerance: f
     what = "dropout's draws" if case.draws else "the order of the images"
     open_ = (
         f"not verifiable beyond a relative difference of {spread:.2g}: {what} is unknown, and replays with different "
-        f"ones differ by that much (the record: {difference:.2g}). Learning rate, momentum, epochs and weights can be "
-        "wrong without a sign. To verify them, record with truth=True",
+        f"ones differ by that much (the record: {difference:.2g}). Learning rate, momentum, epochs, weights and "
+        "images can be wrong without a sign. To verify them, record with truth=True",
     )
     return Check("unverified", difference, spread, facts=look.facts, open=open_)
 

@@ -64,7 +64,10 @@ def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Cau
             f"{difference:.2g}): the images were resized or read by other software",
             _WATCH,
         )
-    remedy = "record one client's own update before the server averages, with the weights that it received"
+    remedy = (
+        "record one client's own update before the server averages, with the weights that it received, and give "
+        "--truth the images of this client and round"
+    )
     rest = f"no cause explains all of it: relative difference {difference:.2g}, cosine {cosine:.2f}"
     if len(made) == 1 and _buffers_agree(case, made[0]):
         return _changed_update(case, made[0], rest)
@@ -84,7 +87,8 @@ def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Cau
     return Cause(
         f"no single cause explains it (relative difference {difference:.2g}, cosine {cosine:.2f}): other images, an "
         "undeclared defense, or several mistakes together",
-        "check images, labels and plan, state the defense with --defense, or record with truth=True",
+        "check that --truth is of this client and round, check labels and plan, state the defense with --defense, or "
+        "record with truth=True",
     )
 
 

@@ -99,7 +99,8 @@ def _of_labels(
     if bool((moved < -high - slack).any() or (moved > total - low + slack).any()):
         yield Cause(
             f"the labels of the truth are not those behind the update: they do not fit the last layer's bias '{name}'",
-            "name the classes in the client's order, and record one client's own update before the server averages",
+            "give --truth the images of this client and round only, name the classes in the client's order, and record "
+            "one client's own update before the server averages",
         )
 
 

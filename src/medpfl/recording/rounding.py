@@ -88,7 +88,10 @@ def doubt(record: Record, difference: float, tolerance: float, allowed: float) -
             "the record does not state the client's device, and a GPU may round in another way; or the images were "
             "resized or read by other software"
         )
-        remedy = ". To verify it, use medpfl.record(..., truth=True), which notes the device and keeps the pixels"
+        remedy = (
+            ". Up to that difference, a wrong plan, other images or an unstated defense show no sign. To verify it, "
+            "record at the client with truth=True, which notes the device and keeps the pixels"
+        )
     elif allowed > SURE:
         why, remedy = "the client's device rounds in another way, which this training multiplies", ""
     elif tolerance > SURE:

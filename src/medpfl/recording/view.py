@@ -65,7 +65,7 @@ def view_of(
     notes = [f"it does not fit itself: {problem}" for problem in misfits]
     kept = None if truth is None else truth_at(truth, held, reading or Reading())
     if kept is not None and kept.record and kept.record != digest_of(path):
-        notes.append("the truth file states that it belongs to another record file")
+        notes.append(_kept_for_another(held))
     check = Check("wrong") if misfits else _checked(without_silent(held, path), path, kept, model)
     return RecordView(
         verdict=check.verdict,
@@ -77,6 +77,14 @@ def view_of(
         facts=check.facts,
         open=(*notes[1 if misfits else 0 :], *check.open, *_blind(held, kept, model)),
     )
+
+
+def _kept_for_another(held: Record) -> str:
+    """Return the note on a truth file that was kept for another record."""
+    text = "the truth file was kept for another record file"
+    if held.source is not None and held.source.place == "server":
+        return f"{text}, as is usual for a server's record: check that it is of the same client and round"
+    return f"{text}: give the one of the same name in private-truth"
 
 
 def _masked(held: Masked) -> RecordView:
@@ -145,7 +153,10 @@ def named(record: Record, network: nn.Module) -> Record:
     bare = record.named_as(own)
     for name, value in {**bare.weights.buffers, **bare.weights.parameters}.items():
         if name not in own or own[name].shape != value.shape:
-            raise InputError(f"the record does not fit the model: '{name}' has another name or shape there")
+            raise InputError(
+                f"the record does not fit the model: '{name}' has another name or shape there; give --model the model "
+                "that the client trained, with the same arguments"
+            )
     return bare
 
 

@@ -178,17 +178,27 @@ def _evaluations(cell: Cell) -> tuple[str, ...]:
 def terminal_table(summary: Cells, width: int | None = None) -> Table:
     """Return the results as a table for a terminal.
 
-    In a narrow terminal, attack and defense share a column, and the flags stand under the verdict.
+    If the terminal is too narrow, attack and defense share a column, and the flags stand under the verdict.
 
     Args:
         summary: the audit's cells.
         width: the terminal's width in characters; ``None`` detects it.
     """
     import rich
+    from rich.measure import Measurement
+
+    console = rich.get_console()
+    width = console.width if width is None else width
+    table = _table(summary, wide=True)
+    unlimited = console.options.update(width=10 * WIDE)
+    fits = width >= WIDE and Measurement.get(console, unlimited, table).maximum <= width
+    return table if fits else _table(summary, wide=False)
+
+
+def _table(summary: Cells, wide: bool) -> Table:
     from rich import box
     from rich.table import Table
 
-    wide = (rich.get_console().width if width is None else width) >= WIDE
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, int(wide), 0, 0))
     for name in ("Attack", "Defense") if wide else ("Attack, defense",):
         table.add_column(name, no_wrap=True)

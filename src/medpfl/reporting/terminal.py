@@ -94,7 +94,8 @@ def print_audit(report: Audited, quiet: bool) -> None:
             console.print(note, style="dim")
         for spec, epsilon in (report.settings.privacy or {}).items():
             console.print(f"{spec}: {epsilon}", markup=False, highlight=False, soft_wrap=True)
-    if report.classes and may_show(sys.stdout) and not quiet:
+    named = any(name != f"class {i}" for i, name in enumerate(report.classes))
+    if named and may_show(sys.stdout) and not quiet:
         # Never into a file: a class folder may bear a patient's name.
         names = ", ".join(f"class {i}: {name}" for i, name in enumerate(report.classes))
         console.print(names, style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -30,10 +30,11 @@ def verdict_sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
     if not summary:
         return "No attack has finished.", "There is no result for these images yet."
     bare, groups = _split(_named(summary))
-    first = _undefended(bare, settings) if bare else _no_control(summary)
+    recorded = bool(groups) and groups[0][0].defense == label(RECORDED)
+    first = _undefended(bare, settings, recorded) if bare else _no_control(summary)
     if not groups:
         return first, "No defense was tested. Add one with --defense."
-    if groups[0][0].defense == label(RECORDED):
+    if recorded:
         return first, _recorded(groups[0], settings)
     return first, (_one(groups[0], settings) if len(groups) == 1 else _many(groups))
 
@@ -70,15 +71,16 @@ def _state(cells: Cells) -> str:
     return cells[0].union.verdict
 
 
-def _undefended(cells: Cells, settings: Settings) -> str:
+def _undefended(cells: Cells, settings: Settings, recorded: bool) -> str:
     union = cells[0].union
     if _state(cells) == LEAKS:
         return f"Without a defense, {_actor(settings)} {counts(union)} with {by(cells)}."
     if "control-failed" in cells[0].flags and union.images:
         steps = "more steps; " if all("not-converged" in cell.flags for cell in cells) else ""
+        rest = "other attacks (--attack)" if recorded else "--mode eval; --batch-size 1"  # a record sets its own plan
         return (
             f"Without a defense, these attacks {counts(union)}. They do not work here, so this test says nothing about "
-            f"safety. Try: {steps}medpfl check-model; --mode eval; --batch-size 1."
+            f"safety. Try: {steps}medpfl check-model; {rest}."
         )
     return _open("Without a defense", cells, settings)
 

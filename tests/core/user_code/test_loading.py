@@ -59,6 +59,13 @@ def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
         find(str(tmp_path / "net (2).py"), "make", "model")
 
 
+def test_a_missing_file_is_said_with_the_folder_in_which_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        find("net.py", "make", "model")
+    assert str(caught.value) == f"there is no model file 'net.py' (the working directory is '{tmp_path}')"
+
+
 def test_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "net (1).py").write_text("def make():\n    return 4\n")

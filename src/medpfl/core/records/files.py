@@ -18,6 +18,8 @@ from medpfl.core.experiments.limits import NAME, shortened
 
 __all__ = ["holds", "opened", "put"]
 
+_KINDS = {"medpfl-update": "a record", "medpfl-truth": "a truth file"}
+"""Keys of MedPFL's files, which a message tells apart."""
 _HEADER_BYTES = 1 << 24
 _TENSORS = 100_000
 _AXES, _SIDE = 16, 1 << 40
@@ -133,8 +135,13 @@ def _whole(value: Any, most: int) -> bool:
 
 def _about(header: dict[str, Any], path: Path, key: str, what: str) -> dict[str, Any]:
     metadata = header.get("__metadata__")
-    text = metadata.get(key) if isinstance(metadata, dict) else None
+    held = metadata if isinstance(metadata, dict) else {}
+    text = held.get(key)
     if text is None:
+        for one, kind in _KINDS.items():
+            if one in held:
+                remedy = "give the record first, and its truth file to --truth"
+                raise InputError(f"'{path}' is {kind}, not a {what}: {remedy}")
         remedy = "make one with medpfl.record or medpfl.Record(...).save(path)"
         raise InputError(f"'{path}' is a safetensors file, but not a {what}: {remedy}")
     try:

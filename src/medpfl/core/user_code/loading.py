@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from medpfl.core.errors import InputError, nearest
+from medpfl.core.errors import InputError, nearest, private
 from medpfl.core.user_code.modules import remember
 from medpfl.core.user_code.strangers import explained
 
@@ -92,7 +92,8 @@ def find(place: str, name: str, role: str) -> Callable[..., Any]:
 
 def _load_file(path: Path, role: str) -> ModuleType:
     if not path.is_file():
-        raise InputError(f"there is no {role} file '{path}'")
+        here = "" if path.is_absolute() else f" (the working directory is '{private(Path.cwd())}')"
+        raise InputError(f"there is no {role} file '{path}'{here}")
     spec = importlib.util.spec_from_file_location(_name_of(path), path)
     if spec is None or spec.loader is None:
         raise InputError(f"'{path}' is not a Python file")

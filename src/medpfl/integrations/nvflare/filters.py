@@ -134,8 +134,9 @@ class Recorder(_TaskFilter):
         try:
             if task is None:
                 raise InputError(
-                    "the global weights are not known: put this filter into task_data_filters too, with the same "
-                    "arguments"
+                    "the global weights are not known: put this filter into the chain of task data too, with the same "
+                    "arguments (task_data_filters in privacy.json; in a job, add_client_input_filter, and at the "
+                    "server add_server_output_filter)"
                 )
             self._write(dxo, task, context)
         except Exception as error:  # a federation goes on without its record
@@ -154,7 +155,8 @@ class Recorder(_TaskFilter):
         if later and not any(isinstance(one, Recorder) for one in later):
             say(
                 f"note: {', '.join(map(described, later))} acts after this recorder, so the record is not what leaves "
-                "this site: see docs/federation.md"
+                "this site: put the Recorder last in the chain of results; from privacy.json it always stands before a "
+                "job's own filters (docs/federation.md)"
             )
         history = [str(one) for one in dxo.get_filter_history() or [] if one != type(self).__name__]
         parts = [one for one in (around[0] if around else []) if not isinstance(one, Recorder)]
