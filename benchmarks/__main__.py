@@ -9,7 +9,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from benchmarks import adaptive, conditioning, contested, deep, filters, matrix, memory, recipes, verdicts
+from benchmarks import adaptive, conditioning, contested, deep, filters, matrix, memory, recipes, separation, verdicts
 from benchmarks.scenes import available
 
 PARTS = {
@@ -21,6 +21,7 @@ PARTS = {
     "filters": filters,
     "memory": memory,
     "matrix": matrix,
+    "separation": separation,
     "verdicts": verdicts,
 }
 QUICK = {

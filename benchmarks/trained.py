@@ -65,6 +65,26 @@ def _train(network: nn.Module, x: Tensor, y: Tensor, steps: int, batch: int, see
     network.eval().zero_grad()
 
 
+def train_until(network: nn.Module, x: Tensor, y: Tensor, loss: float, seed: int, batch: int = 16) -> nn.Module:
+    """Train the network by Adam until an epoch's mean loss is below `loss`, or for 40 epochs; return it in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    network.train()
+    for _ in range(40):
+        total = 0.0
+        order = torch.randperm(len(x), generator=generator)
+        for rows in order[: len(x) // batch * batch].view(-1, batch):
+            optimizer.zero_grad()
+            value = cross_entropy(network(x[rows]), y[rows])
+            value.backward()
+            optimizer.step()
+            total += float(value.detach()) * batch
+        if total / (len(x) // batch * batch) < loss:
+            break
+    network.eval().zero_grad()
+    return network
+
+
 Labelled = tuple[Tensor, Tensor]
 
 
