@@ -66,7 +66,7 @@ def _train(network: nn.Module, x: Tensor, y: Tensor, steps: int, batch: int, see
 
 
 def train_until(network: nn.Module, x: Tensor, y: Tensor, loss: float, seed: int, batch: int = 16) -> nn.Module:
-    """Train the network by Adam until an epoch's mean loss is below `loss`, or for 40 epochs; return it in eval mode."""
+    """Train the network by Adam until an epoch's mean loss is below `loss`; return it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     network.train()
