@@ -33,7 +33,7 @@ _STAGES = ((12.0, 0.03), (24.0, 0.01), (None, 0.01), (None, 1e-3), (None, 1e-4))
 _GRAY, _SPREAD = 0.5, 0.05
 """Mean and deviation of the images at the start of a search."""
 
-_COLORED = 0.8
+_COLORED = 0.55
 """Ratio of a color search's first objective to a gray one's, below which the images count as colored."""
 
 _EXPLAINED = 1e-2

@@ -45,6 +45,9 @@ _CORRECTIONS = 8
 """Maximum number of corrections per ReLU. Under noise they need not come to an end; the walk then continues without
 more."""
 
+_AGREED, _MOST = 1e-3, 0.9
+"""Relative difference of a channel below which two readings agree, and the share of channels that must."""
+
 _SAME_SIZE, _RESIZES = 1e-7, 4
 """Relative change of a size that is none, and maximum number of times the walk begins again for one size."""
 
@@ -93,11 +96,14 @@ class Peeled:
         known: values by node. ReLU outputs are 0 where they may be.
         reasons: why other values were not recovered, last layer first.
         residuals: relative residual of each solved layer by name, last layer first.
+        differences: for recovered ReLU outputs that follow from earlier ones, the relative difference between the two,
+            over the channels that agree.
     """
 
     known: dict[Node, Tensor]
     reasons: tuple[str, ...]
     residuals: Mapping[str, float] = field(default_factory=dict)
+    differences: Mapping[Node, float] = field(default_factory=dict)
 
     def rim(self, graph: Graph) -> tuple[Node, ...]:
         """Return the known nodes that the image reaches without passing another known one."""
@@ -127,7 +133,34 @@ def peel(graph: Graph, gradients: Tensors, start: Start | None = None) -> Peeled
     while not walk.run(start):
         walk = _Walk(graph, gradients, memory)
     known = {node: walk.rectified(node) for node in walk.known}
-    return Peeled(known, tuple(reason for node, reason in walk.stops if node not in known), walk.residuals)
+    reasons = tuple(reason for node, reason in walk.stops if node not in known)
+    return _compared(graph, Peeled(known, reasons, walk.residuals))
+
+
+def _compared(graph: Graph, read: Peeled) -> Peeled:
+    """Return recovered values, compared with those that follow from the earliest of them by running the model.
+
+    The two come from different gradients, so their difference shows errors that a residual does not. A strided
+    convolution before batch norm in train mode leaves a constant of a channel undetermined. Where the other channels
+    agree, the run gives it.
+    """
+    known, differences = dict(read.known), {}
+    values = graph.after({node: known[node] for node in read.rim(graph)})
+    for node, value in read.known.items():
+        if graph.rectifier(node) is None or node not in values or value is values[node]:
+            continue
+        made = values[node]
+        gaps = (value - made).transpose(0, 1).flatten(1).norm(dim=1) / _channel_size(made)
+        agree = gaps <= _AGREED
+        differences[node] = float(gaps[agree].max()) if agree.any() else float(gaps.max())
+        if agree.float().mean() > _MOST:
+            known[node] = torch.where(agree.view(1, -1, *[1] * (value.ndim - 2)), value, made)
+    return Peeled(known, read.reasons, read.residuals, differences)
+
+
+def _channel_size(values: Tensor) -> Tensor:
+    """Return the typical norm of a channel's values."""
+    return values.norm().clamp(min=1e-300) / values.shape[1] ** 0.5
 
 
 @dataclass(frozen=True, eq=False)
