@@ -36,9 +36,6 @@ _GRAY, _SPREAD = 0.5, 0.05
 _COLORED = 0.55
 """Ratio of a color search's first objective to a gray one's, below which the images count as colored."""
 
-_EXPLAINED = 1e-2
-"""Largest relative squared distance from the recovered values at which a guess explains them."""
-
 
 @dataclass(frozen=True, repr=False)
 class Separation(Attack):
@@ -56,8 +53,8 @@ class Separation(Attack):
     derivative; R-GAP (Zhu and Blaschko, ICLR 2021, arXiv:2010.07733) recovers one image layer by layer.
     Needs: the update, the plan, the model; one gradient step. Labels, batch statistics and other images are not used.
     Applies to: networks of convolutions, batch norm in either mode, ReLUs, sums, strides and average pooling that end
-    in a linear layer, with a 3 x 3 convolution over 2 x 2 positions near the end, and fewer images than three quarters
-    of its channels. Examples are ResNet-18 and ResNet-34 for images of 32 and 64 pixels a side.
+    in a linear layer, with a 3 x 3 convolution over 2 x 2 positions near the end, and fewer images than half of its
+    channels. Examples are ResNet-18 and ResNet-34 for images of 32 and 64 pixels a side.
     Train mode: batch norm hides the batch's contrast. It is set from the batch norm's statistics if they are sent, and
     otherwise so that the pixels fill [0, 1].
     Noise: rounding to float32 does not disturb it. Noise of more than about 3 % of the gradient's root mean square
@@ -82,7 +79,7 @@ class Separation(Attack):
         if len(graph.shapes[graph.output]) != 2:
             raise InputError("this model gives a class for every pixel: attack with GradInv")
         rooms = [min(graph.shapes[one.convolution][1], graph.shapes[one.node][1]) for one in entrances(graph)]
-        most = max((3 * room - 1) // 4 for room in rooms) if rooms else 0
+        most = max((room - 1) // 2 for room in rooms) if rooms else 0  # a source needs twice as many zeros as images
         if not rooms:
             raise InputError(
                 "no 3 x 3 convolution of the model has rectified inputs on a map of 2 x 2 positions, so its images "
@@ -103,7 +100,8 @@ class Separation(Attack):
         ended: list[Ended] = []
         for v in range(len(seen)):
             with progress.part(v / len(seen), (v + 1) / len(seen)):
-                sent = exact({k: t[v] for k, t in view.update.tensors.items()})
+                sign = -1.0 if view.update.kind == "difference" else 1.0
+                sent = exact({k: sign * t[v] for k, t in view.update.tensors.items()})
                 own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
                 if not all(bool(t.isfinite().all()) for t in sent.values()):
                     ended.append("nonfinite")

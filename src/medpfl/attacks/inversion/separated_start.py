@@ -96,6 +96,9 @@ def entrances(graph: Graph) -> Iterator[Entrance]:
                 continue
             edges = tuple(graph.fixed[kernel].shape[2:])
             where = places(tuple(shape[2:]), edges, geometry_of(user))
+            mixed = any(next_.target is _OPS.native_batch_norm.default and next_.args[5] for next_ in user.users)
+            if mixed and prod(shape[2:]) == 1:
+                continue  # derivatives sum to zero over the images: the gradient holds only differences of inputs
             if where.shape[1] == prod(shape[2:]) and edges == (3, 3):
                 yield Entrance(node, user, graph.parameters[kernel], where)
 

@@ -28,6 +28,9 @@ _GAP = 10.0
 _NEGATIVE = 3.0
 """How many times the limit for a zero an entry may be below zero, because a ray's own error adds to an entry's."""
 
+_EXACT = 1e-8
+"""Share of a ray's mean value below which an entry is zero, where the matrix has no noise."""
+
 _INDEPENDENT = 1e-3
 """Smallest part of a source, relative to its size, that is not a combination of those found before."""
 
@@ -36,6 +39,13 @@ _SPARE = 10
 
 _ROUNDING = 1e-14
 """Relative size of a singular value that may be zero."""
+
+_LEVERAGE = 0.999
+"""Leverage above which a single zero decides. Such a ray may be one source with part of another subtracted."""
+
+_APART = 3
+"""Further zeros required for each value between one and three times their limit. Among dense values, as many small ones
+pass for zeros as noise allows."""
 
 _ROUNDS = 6
 """Number of times a ray is refined."""
@@ -79,8 +89,9 @@ def separate(matrix: Tensor) -> Sources:
 
     One linear program per channel finds the ray with the most of this channel. Each ray is then refined on all channels
     where it is zero, hundreds instead of the r - 1 that determine it. A ray is certified if it is not negative, has at
-    least ``max(2 r, r + 10)`` zeros, and is independent of the others. Channels that are zero in all rows are left out:
-    they are zeros of every vector.
+    least ``max(2 r, r + 10)`` zeros, is determined without any single one of them, and is independent of the others.
+    Under noise, small values pass for zeros, so further zeros are required for each value near the limit. Channels that
+    are zero in all rows are left out: they are zeros of every vector.
 
     Args:
         matrix: (O, C) gradient for one kernel offset. Its rank must be below three quarters of the smaller side.
@@ -147,13 +158,29 @@ def _certified(space: _RowSpace) -> list[tuple[Any, int]]:
         return []
     for candidate in _rays(alive, space):
         ray, zeros, positive = _refined(candidate, alive, space)
-        if positive and zeros >= _required(len(space.rows)) and _independent(ray, [one for one, _ in found]):
+        enough = positive and zeros >= _required(len(space.rows)) and _determined(ray, alive, space)
+        if enough and _independent(ray, [one for one, _ in found]):
             found.append((ray, zeros))
         if len(found) == len(space.rows):
             found = [one for k, one in enumerate(found) if _extreme(k, found, alive, space)]
         if len(found) == len(space.rows):
             break
     return found
+
+
+def _determined(ray: Any, alive: Any, space: _RowSpace) -> bool:
+    """Return True if a ray's zeros stand apart from its other values, and no single one of them decides."""
+    values, limit = ray @ alive, _zero_limit(ray, alive, space)
+    zero = np.abs(values) < limit
+    if zero.sum() < _required(len(alive)) + _APART * ((values >= limit) & (values < 3 * limit)).sum():
+        return False
+    span = np.linalg.svd(alive[:, zero], full_matrices=False)[2][: len(alive) - 1]
+    return bool((span**2).sum(0).max() < _LEVERAGE)
+
+
+def _zero_limit(ray: Any, alive: Any, space: _RowSpace) -> float:
+    """Return the size below which a refined ray's entries count as zero."""
+    return max(space.limit(ray), _EXACT * float(np.abs(ray @ alive).mean()))
 
 
 def _independent(ray: Any, others: list[Any]) -> bool:
@@ -211,5 +238,5 @@ def _refined(ray: Any, alive: Any, space: _RowSpace) -> tuple[Any, int, bool]:
         ray = np.linalg.svd(alive[:, zero].T, full_matrices=False)[2][-1]
     ray = ray * np.sign((ray @ alive).sum()) / np.linalg.norm(ray)
     values, limit = ray @ alive, space.limit(ray)
-    zeros = int((np.abs(values) < max(limit, 1e-8 * np.abs(values).mean())).sum())
+    zeros = int((np.abs(values) < _zero_limit(ray, alive, space)).sum())
     return ray, zeros, bool(values.min() > -_NEGATIVE * limit - 1e-6 * values.max())
