@@ -9,7 +9,19 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from benchmarks import adaptive, conditioning, contested, deep, filters, matrix, memory, recipes, separation, verdicts
+from benchmarks import (
+    adaptive,
+    conditioning,
+    contested,
+    deep,
+    filters,
+    matrix,
+    memory,
+    recipes,
+    separation,
+    sources,
+    verdicts,
+)
 from benchmarks.scenes import available
 
 PARTS = {
@@ -22,6 +34,7 @@ PARTS = {
     "memory": memory,
     "matrix": matrix,
     "separation": separation,
+    "sources": sources,
     "verdicts": verdicts,
 }
 QUICK = {
