@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import adaptive, conditioning, contested, deep, filters, memory, overhead, recipes, trained
+from benchmarks import adaptive, conditioning, contested, deep, filters, memory, overhead, recipes, separation, sources, trained
 from benchmarks.contested import CELLS, Tally
 from benchmarks.peers import Outcome
 from benchmarks.scenes import scene
@@ -56,6 +56,32 @@ def test_the_filters_table_is_followed_by_a_verdict_on_each():
     assert all(line.count("|") == 7 and line.endswith("inconclusive |") for line in verdicts)
     assert [line.split(" | ")[2] == "" for line in verdicts] == [True, False, False, False]
     assert list(filters.verdicts(filters.parsed(["--attacks"]), lambda: True)) == []
+
+
+def test_the_separation_table_counts_what_was_read():
+    words = "--sets samples --weights untrained --modes train --batches 2 --draws 1 --count 1 --pictures 0"
+    _, head, row = separation.lines(separation.parsed(words.split()))
+    cells = dict(zip([*head.split()[:6], "false", "labels", "depth"], row.split(), strict=False))
+    assert cells == {
+        "weights": "untrained",
+        "set": "samples",
+        "mode": "train",
+        "batch": "2",
+        "images": "2",
+        "separated": "2",
+        "false": "0",
+        "labels": "2",
+        "depth": "8",
+    }
+
+
+def test_the_sources_table_has_no_false_read():
+    _, *rows = sources.lines(sources.parsed(["--matrices", "2"]))
+    counts = {row[:44].strip(): row[44:].split() for row in rows}
+    assert list(counts) == list(sources.KINDS)
+    assert all(number == "2" and false == "0" for number, _, _, false in counts.values())
+    assert counts["dense"][2] == "0"
+    assert counts["sparse"][1] == counts["sparse"][2]
 
 
 def test_a_part_named_gets_its_own_words_and_none_runs_all_briefly(monkeypatch, capsys):
