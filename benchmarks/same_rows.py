@@ -47,13 +47,14 @@ _ROWS = ("findings.jsonl", "rounds.jsonl")
 
 
 def rows_of(checkout: Path, words: list[str], out: Path) -> list[dict[str, object]]:
-    """Run a command with a checkout's code; return its rows without the fields that differ between any two runs."""
+    """Run a command with a checkout's code; return its rows without empty fields, and without those of `_OTHERWISE`."""
     command = [sys.executable, "-m", "medpfl.cli", *words, "--out", str(out), "--quiet"]
     code = {**os.environ, "PYTHONPATH": str(checkout / "src")}
     subprocess.run(command, check=True, env=code, stdout=subprocess.DEVNULL)
     files = sorted((run_of(path), path) for path in out.rglob("*.jsonl") if path.name in _ROWS)
     rows = [json.loads(line) for _, path in files for line in path.read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in _OTHERWISE} for row in rows]
+    # An older checkout lacks a new field, which is empty in rows of attacks that do not fill it.
+    return [{k: v for k, v in row.items() if k not in _OTHERWISE and v not in (None, "")} for row in rows]
 
 
 def run_of(rows: Path) -> str:

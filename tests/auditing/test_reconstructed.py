@@ -18,6 +18,8 @@ GOOD = {
     "float64": lambda g: replace(g, guesses=g.guesses.double()),
     "labels": lambda g: replace(g, labels=torch.zeros(2, 2, dtype=torch.long)),
     "candidates": lambda g: replace(g, candidates=g.guesses[:, None].repeat(1, 3, 1, 1, 1, 1)),
+    "certificates": lambda g: replace(g, certificates=("9 zeros of 12; 1 by chance.", "~" * 300)),
+    "a list of certificates": lambda g: replace(g, certificates=["", "rank 2"]),
     "NaN, and it says so": lambda g: replace(g, guesses=g.guesses * torch.nan, ended=("nonfinite",) * 2),
 }
 BAD = {
@@ -43,6 +45,16 @@ BAD = {
     "one candidate": (lambda g: replace(g, candidates=g.guesses), r"candidates of shape .*\(2, any, 2, 1, 16, 16\)"),
     "trace": (lambda g: replace(g, trace=g.guesses), r"trace of shape"),
     "engine": (lambda g: replace(g, engine="fast"), "engine 'fast'"),
+    "one certificate": (lambda g: replace(g, certificates=("sure",)), "certificates of length 1: expected 2, one text"),
+    "certificates as a text": (lambda g: replace(g, certificates="ab"), "certificates of type str: expected a tuple"),
+    "certificates of numbers": (lambda g: replace(g, certificates=("", 3)), "certificate of type int for victim 1"),
+    "a long certificate": (
+        lambda g: replace(g, certificates=("x" * 301, "")), "301 characters for victim 0: at most 300 are allowed"
+    ),
+    "another script": (
+        lambda g: replace(g, certificates=("", "\u0441ertain")), r"victim 1 with the character '\\u0441': only pr"
+    ),
+    "two lines": (lambda g: replace(g, certificates=("a\nb", "")), r"victim 0 with the character '\\n': only pr"),
 }  # fmt: skip
 
 

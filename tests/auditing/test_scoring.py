@@ -73,6 +73,15 @@ def test_rows_hold_what_they_say():
     assert [r.scores["ssim_worst"] for r in rows] == [r.scores["ssim"] for r in rows], "one candidate"
 
 
+def test_a_certificate_is_in_all_rows_of_its_update():
+    data = some_images(6)
+    victims = [[4, 2], [3, 1]]
+    guess = guessed(near(torch.stack([data.images[v] for v in victims])))
+    for said, expected in (((), [""] * 4), (("rank 2", ""), ["rank 2"] * 2 + [""] * 2)):
+        rows, _, _ = score(data, replace(guess, certificates=said), victims)
+        assert [row.certificate for row in rows] == expected
+
+
 @pytest.mark.slow
 def test_success_begins_at_ssim_09():
     data = some_images(2)

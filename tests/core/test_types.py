@@ -99,4 +99,9 @@ def test_rows_survive_json():
         "versions": {"torch": "2"},
     }
     row = Finding(**values)
-    assert Finding.from_dict(json.loads(json.dumps(row.to_dict()))) == row
+    told = json.loads(json.dumps(row.to_dict()))
+    assert Finding.from_dict(told) == row
+    assert told.pop("certificate") == "x"
+    assert Finding.from_dict(told) == dataclasses.replace(row, certificate=""), "a row of an older version"
+    with pytest.raises(InputError, match=r"^certificate: "):
+        Finding.from_dict({**told, "certificate": 3})

@@ -46,6 +46,12 @@ class Bad(Attack):
             "backwards": lambda: answer(seen, steps=-torch.ones(len(seen), dtype=torch.long)),
             "unknown end": lambda: answer(seen, ended=("well",) * len(seen)),
             "engine": lambda: answer(seen, engine="\\x1b[2J"),
+            "no text": lambda: answer(seen, certificates=(torch.ones(1),) * len(seen)),
+            "one text": lambda: answer(seen, certificates="sure"),
+            "few texts": lambda: answer(seen, certificates=("sure",)),
+            "many texts": lambda: answer(seen, certificates=("sure",) * 1000),
+            "a long text": lambda: answer(seen, certificates=("x" * 100000,) * len(seen)),
+            "a text of signs": lambda: answer(seen, certificates=("", "\\x1b[2J\\ud800")),
             "not a number": lambda: answer(
                 seen, torch.full_like(gray(seen), torch.nan), ended=("nonfinite",) * len(seen)
             ),
@@ -69,6 +75,12 @@ SAID = {
     "backwards": "the reconstruction's steps must not be below 0",
     "unknown end": "the reconstruction's ended must be 2 words, each one of converged",
     "engine": "the reconstruction's engine must be a short text",
+    "no text": r"Bad\(what='no text'\) cannot attack this model: the reconstruction's certificates must be",
+    "one text": "the reconstruction's certificates must be a tuple of texts",
+    "few texts": r"Bad\(what='few texts'\): the reconstruction has certificates of length 1: expected 2",
+    "many texts": "the reconstruction has certificates of length 1000: expected 2",
+    "a long text": "the reconstruction has a certificate of 100,000 characters for victim 0: at most 300 are allowed",
+    "a text of signs": r"a certificate for victim 1 with the character '\\x1b': only printable ASCII is allowed",
 }
 
 DIES = """

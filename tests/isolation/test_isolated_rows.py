@@ -46,7 +46,8 @@ NORM = """
 class Norm(Attack):
     def __call__(self, seen, generator):
         tensors = seen.views[0].update.tensors.values()
-        return answer(seen, loss=sum(t.flatten(1).square().sum(1) for t in tensors).sqrt())
+        size = sum(t.flatten(1).square().sum(1) for t in tensors).sqrt()
+        return answer(seen, loss=size, certificates=tuple(f"<{float(one):.3f}>" for one in size))
 """
 
 FEDAVG = Plan("FedAvg", batch_size=1, local_images=2, epochs=2)
@@ -66,6 +67,7 @@ SCENES = {
         "plan": Plan(batch_size=2),
         "images": 4,
     },
+    "certificates": {"attack": "Norm"},
     "active server": {"attack": "Active", "threat": ThreatModel(("active",))},
 }
 
@@ -97,6 +99,13 @@ def test_rows_are_equal_with_and_without_isolation(folder, shared, scene):
     # And so are the identities: the same directory is continued, and nothing is played again.
     again = audited([attack], out=folder / "runs" / "apart", isolate=False, **options)
     assert again.rows == apart.rows
+
+
+@pytest.mark.slow
+def test_certificates_come_from_the_attack_s_process(folder, shared):
+    rows = audited([f"{folder}/honest.py:Norm"], out=folder / "runs" / "a").rows
+    assert [row.certificate for row in rows] == [f"<{row.loss:.3f}>" for row in rows]
+    assert len({row.certificate for row in rows if not row.control}) == 2
 
 
 @pytest.mark.slow

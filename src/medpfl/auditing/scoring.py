@@ -86,6 +86,7 @@ class Scorer:
                 "steps": int(guess.steps[v]),
                 "evaluations": int(guess.evaluations[v]),
                 "ended": guess.ended[v],
+                "certificate": guess.certificates[v] if guess.certificates else "",
                 "flags": flags,
                 "seconds": each,
             }

@@ -193,6 +193,9 @@ class Reconstruction:
         engine: ``"vmap"`` if victims were evaluated together, else ``"loop"``.
         trace: (V, T, N, C, H, W) in [0, 1], iterates selected by their number alone, if the auditor asks for them
             (`medpfl.core.trace`); otherwise, and for attacks without iterates, ``None``.
+        certificates: V sentences on why the attacker can be sure of its reading, found without the target images, such
+            as zeros beyond chance, a rank, or an error bound. Each is printable ASCII, has at most 300 characters, and
+            may be empty. ``()``: the attack gives none.
     """
 
     guesses: Tensor
@@ -204,6 +207,7 @@ class Reconstruction:
     candidates: Tensor | None = None
     engine: str = "loop"
     trace: Tensor | None = None
+    certificates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,8 @@ class Finding:
         flags: reasons to doubt the row.
         seed, engine, device, versions: what is needed to repeat the attack.
         seconds, date: duration of the attack per image, and its date.
+        certificate: the attack's reason to be sure of its reading, the same for all images in the update; ``""`` if it
+            gives none. Rows of older versions lack it.
     """
 
     __pydantic_config__: ClassVar[Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
@@ -262,6 +268,7 @@ class Finding:
     versions: dict[str, str]
     seconds: float
     date: str
+    certificate: str = ""
 
     @property
     def knows_defense(self) -> bool:

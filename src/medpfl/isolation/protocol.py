@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from medpfl.core.errors import InputError
+from medpfl.core.experiments.limits import certificates_problem
 from medpfl.core.plan import Plan
 from medpfl.core.types import Ended, Reconstruction, Tensors, Update, Weights
 from medpfl.federated.server import Received
@@ -143,7 +144,7 @@ def told_reconstruction(made: Any) -> Message:
     """Return a reconstruction as a message.
 
     Raises:
-        TypeError: the attack returned no `Reconstruction`, or a field is not a tensor.
+        TypeError: the attack returned no `Reconstruction`, a field is not a tensor, or the certificates are no texts.
     """
     if not isinstance(made, Reconstruction):
         raise TypeError(f"it returned a {type(made).__name__}, not a medpfl.Reconstruction")
@@ -151,8 +152,11 @@ def told_reconstruction(made: Any) -> Message:
     for name, value in fields.items():
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"the reconstruction's {name} must be a tensor, not a {type(value).__name__}")
+    told = made.certificates
+    if not isinstance(told, tuple | list) or not all(isinstance(text, str) for text in told):
+        raise TypeError("the reconstruction's certificates must be a tuple of texts")
     return Message(
-        {"ended": list(made.ended), "engine": made.engine},
+        {"ended": list(made.ended), "engine": made.engine, "certificates": list(told)},
         {name: value for name, value in fields.items() if value is not None},
     )
 
@@ -164,7 +168,7 @@ def reconstruction_from(message: Message, received: Received) -> Reconstruction:
 
     Raises:
         InputError: a field is missing or unknown, has the wrong shape or type, or is a negative number of steps or
-            evaluations.
+            evaluations; or a certificate breaks the rule of `certificates_problem`.
     """
     victims, images, shape = len(received), received.num_images, tuple(received.image_shape)
     each, tensors = (victims, images, *shape), message.tensors
@@ -190,6 +194,7 @@ def reconstruction_from(message: Message, received: Received) -> Reconstruction:
     return Reconstruction(
         ended=_ended(message.head.get("ended"), victims),
         engine=_engine(message.head.get("engine")),
+        certificates=_certificates(message.head.get("certificates", []), victims),
         **{name: tensors.get(name) for name in _FIELDS},  # type: ignore[arg-type]  (required ones were checked)
     )
 
@@ -216,6 +221,12 @@ def _engine(found: Any) -> str:
     if not isinstance(found, str) or len(found) > 100 or not found.isprintable():
         raise InputError("the reconstruction's engine must be a short text, such as 'loop'")
     return found
+
+
+def _certificates(found: Any, victims: int) -> tuple[str, ...]:
+    if problem := certificates_problem(found, victims):
+        raise InputError(f"the reconstruction has {problem}")
+    return tuple(found)
 
 
 def finite_share(found: Any) -> float:

@@ -21,6 +21,7 @@ from medpfl.reporting.facts import facts, granted, lead
 from medpfl.reporting.figures.bounds import bound_section
 from medpfl.reporting.figures.leak import leak_figure, similarity_figure
 from medpfl.reporting.figures.panels import Panel, draw_panel, panels
+from medpfl.reporting.figures.selection import Certified, certified
 from medpfl.reporting.flags import FLAGS, Flag
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.patients import patient_rows
@@ -83,7 +84,7 @@ def _page(settings: Settings, summary: Cells, rows: Sequence[Finding]) -> Callab
         settings.to_dict(),
         sentences=list(zip(verdict_sentences(summary, settings), verdict_states(summary), strict=True)),
         lead=lead(settings.to_dict()),
-        cells=[_row(cell) for cell in with_unions(summary)],
+        cells=[_row(cell, rows) for cell in with_unions(summary)],
         compared=compared(summary),
         by_patient=patient_rows(summary),
         masks=mask_lines(summary),
@@ -109,11 +110,12 @@ class _Row(NamedTuple):
     verdict: str
     flags: tuple[str, ...]
     numbers: list[Entry]
+    certified: Certified
 
 
-def _row(cell: Cell) -> _Row:
+def _row(cell: Cell, rows: Sequence[Finding]) -> _Row:
     knows = DASH if cell.knows_defense is None else "yes" if cell.knows_defense else "no"
-    return _Row(cell.attack, cell.defense, knows, cell.verdict, cell.flags, entries(cell))
+    return _Row(cell.attack, cell.defense, knows, cell.verdict, cell.flags, entries(cell), certified(cell, rows))
 
 
 def _raised(summary: Cells) -> list[tuple[str, Flag, list[str]]]:

@@ -23,8 +23,8 @@ _SUFFIXES = (
     "safetensors|tar|tif|tiff|toml|tsv|txt|xml|yaml|yml|zip"
 )
 _FILE = re.compile(rf"\S.*\.(?:{_SUFFIXES})", re.IGNORECASE)
-_SPECS = ("attack", "defense", "model", "data", "plan")
-"""Fields of a row that hold a spec."""
+_TEXTS = ("attack", "defense", "model", "data", "plan", "certificate")
+"""Fields of a row that hold a spec, or a text by the attack."""
 _SHORT = 4
 """Shorter paths than this are replaced only inside quotes."""
 
@@ -49,7 +49,7 @@ class Cloak:
         if isinstance(value, str):
             return self._text(value)
         if isinstance(value, Finding):
-            return dataclasses.replace(value, **{name: self._text(getattr(value, name)) for name in _SPECS})
+            return dataclasses.replace(value, **{name: self._text(getattr(value, name)) for name in _TEXTS})
         if isinstance(value, Mapping):
             return type(value)({self._whole(k): self._whole(v) for k, v in value.items()})  # type: ignore[call-arg]
         if isinstance(value, tuple) and hasattr(value, "_fields"):

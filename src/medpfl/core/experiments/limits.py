@@ -12,6 +12,7 @@ from typing import Any
 from medpfl.core.errors import InputError
 
 __all__ = [
+    "CERTIFICATE",
     "CLASSES",
     "CLIENTS",
     "CONFIG_BYTES",
@@ -33,11 +34,13 @@ __all__ = [
     "STEPS",
     "SWEEP",
     "YAML_NODES",
+    "certificates_problem",
     "check_classes",
     "check_image_shape",
     "check_numbers",
     "check_parameters",
     "check_whole",
+    "plain_ascii",
     "shortened",
 ]
 
@@ -70,6 +73,8 @@ NAME = 1000
 """Characters in a name, such as a class name."""
 SPEC = 4000
 """Characters in a spec, or in another text that names something."""
+CERTIFICATE = 300
+"""Characters in a certificate, an attack's own reason to be sure of its reading."""
 NESTING = 32
 """Nesting depth of brackets in a spec, and of levels in a YAML or JSON file."""
 SWEEP = 1000
@@ -165,3 +170,45 @@ def shortened(value: Any, most: int = 60) -> str:
     except ValueError:  # a number of thousands of digits inside
         return f"a {type(value).__name__} of very large numbers"
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def certificates_problem(found: Any, victims: int) -> str:
+    """Return the first problem with an attack's certificates; ``""`` if there is none.
+
+    The texts reach the page that may be shared, so they must be short and contain printable ASCII only. The problem
+    quotes at most one character of them.
+
+    Args:
+        found: the certificates, from any source: a tuple or list of one text per victim, or an empty one.
+        victims: number of victims.
+
+    >>> certificates_problem((), 2), certificates_problem(("rank 3 of 3", ""), 2)
+    ('', '')
+    >>> print(certificates_problem(("tr\\u00e8s bien",), 1))
+    a certificate for victim 0 with the character '\\xe8': only printable ASCII is allowed
+    """
+    if not isinstance(found, tuple | list):
+        return f"certificates of type {type(found).__name__}: expected a tuple of texts, one for each victim"
+    if len(found) not in (0, victims):
+        return f"certificates of length {len(found)}: expected {victims}, one text for each victim, or none at all"
+    for victim, text in enumerate(found):
+        if not isinstance(text, str):
+            return f"a certificate of type {type(text).__name__} for victim {victim}: expected a text"
+        if len(text) > CERTIFICATE:
+            return f"a certificate of {len(text):,} characters for victim {victim}: at most {CERTIFICATE} are allowed"
+        if odd := next((letter for letter in text if not _plain(letter)), ""):
+            return f"a certificate for victim {victim} with the character {odd!a}: only printable ASCII is allowed"
+    return ""
+
+
+def plain_ascii(text: str) -> str:
+    """Return a certificate that was read from a file in a form fit for a page: cut, and ``?`` for odd characters.
+
+    >>> plain_ascii("rank\\n3"), len(plain_ascii("x" * 1000))
+    ('rank?3', 300)
+    """
+    return "".join(letter if _plain(letter) else "?" for letter in text[:CERTIFICATE])
+
+
+def _plain(letter: str) -> bool:
+    return " " <= letter <= "~"

@@ -1,17 +1,34 @@
-"""The rows behind a cell, and the examples shown from them."""
+"""The rows behind a cell, and the examples and certificates shown from them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from medpfl.core.experiments.limits import plain_ascii
+from medpfl.core.verdicts import RANDOM_UPDATE
 from medpfl.judging.types import Cell
-from medpfl.reporting.words import known
+from medpfl.reporting.words import counted, known
 
 if TYPE_CHECKING:
     from medpfl.core.types import Finding
 
-__all__ = ["cell_rows", "examples"]
+__all__ = ["Certified", "cell_rows", "certified", "examples"]
+
+_SHOWN = 3
+"""Maximum number of different certificates shown for a cell."""
+
+
+class Certified(NamedTuple):
+    """A cell's certificates.
+
+    Attributes:
+        texts: up to three different texts, in the order of the updates; empty if the attack gives none.
+        note: how many updates have one, and how many random updates.
+    """
+
+    texts: tuple[str, ...] = ()
+    note: str = ""
 
 
 def cell_rows(cell: Cell, rows: Iterable[Finding]) -> list[Finding]:
@@ -33,3 +50,38 @@ def examples(ranked: Sequence[Finding]) -> list[tuple[str, Finding]]:
         return [("only guess", row) for row in ranked]
     ends = [("worst guess", ranked[0]), ("best guess", ranked[-1])]
     return ends if len(ranked) == 2 else [ends[0], ("median guess", ranked[(len(ranked) - 1) // 2]), ends[1]]
+
+
+def certified(cell: Cell, rows: Sequence[Finding]) -> Certified:
+    """Return a cell's certificates.
+
+    Args:
+        cell: the cell.
+        rows: all rows of the run. Those of random updates show what the attack says where there is nothing to read.
+    """
+    own = _by_update(cell_rows(cell, rows))
+    texts = [*dict.fromkeys(text for text in own if text)]
+    if not texts:
+        return Certified()
+    random = _by_update(
+        row
+        for row in rows
+        if (row.attack, row.control) == (cell.attack, RANDOM_UPDATE) and "zero-gradient" not in row.flags
+    )
+    note = f"The attack gave one for {_share(own)}"
+    if random:
+        note += f", and for {_share(random, 'random update')}"
+        note += ", which hold no image, so do not rely on it" if any(random) else ""
+    more = len(texts) - _SHOWN
+    beyond = f" See findings.jsonl for {counted(more, 'further text')}." if more > 0 else ""
+    return Certified(tuple(texts[:_SHOWN]), f"{note}.{beyond}")
+
+
+def _by_update(rows: Iterable[Finding]) -> list[str]:
+    """Return the certificate of each update, in the order of the run; ``""`` for none."""
+    found = {(row.draw, row.stack, row.victim): plain_ascii(row.certificate).strip() for row in rows}
+    return [found[place] for place in sorted(found)]
+
+
+def _share(texts: Sequence[str], noun: str = "update") -> str:
+    return f"{sum(map(bool, texts))} of {counted(len(texts), noun)}"
