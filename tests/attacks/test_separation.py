@@ -201,6 +201,8 @@ def test_images_are_read_and_labels_with_them(mode, algorithm):
     order = distances.argmin(1)
     assert sorted(order.tolist()) == [0, 1, 2, 3]
     assert torch.equal(guess.labels[0], labels[0][order])
+    assert guess.certificates[0].startswith("4 images separated; every source has at least ")
+    assert "separate readings agree to " in guess.certificates[0]
 
 
 @pytest.mark.slow

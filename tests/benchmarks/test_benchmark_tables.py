@@ -8,7 +8,19 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import adaptive, conditioning, contested, deep, filters, memory, overhead, recipes, separation, sources, trained
+from benchmarks import (
+    adaptive,
+    conditioning,
+    contested,
+    deep,
+    filters,
+    memory,
+    overhead,
+    recipes,
+    separation,
+    sources,
+    trained,
+)
 from benchmarks.contested import CELLS, Tally
 from benchmarks.peers import Outcome
 from benchmarks.scenes import scene

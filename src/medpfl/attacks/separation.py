@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from medpfl.attacks.inversion.backward_walk import peel
+from medpfl.attacks.inversion.backward_walk import Peeled, peel
 from medpfl.attacks.inversion.contrast import with_contrast
 from medpfl.attacks.inversion.front_search import Band, Front
 from medpfl.attacks.inversion.graph import Graph, exact, graph_of
-from medpfl.attacks.inversion.separated_start import entrances, separated_start
+from medpfl.attacks.inversion.separated_start import SeparatedStart, entrances, separated_start
 from medpfl.attacks.matching.residual import judged
 from medpfl.attacks.optimize.coordinates import Spectral
 from medpfl.attacks.optimize.lbfgs import LBFGS
@@ -98,6 +98,7 @@ class Separation(Attack):
         labels = torch.zeros(len(seen), seen.num_images, dtype=torch.long, device=like.device)
         steps, evaluations = torch.zeros(2, len(seen), dtype=torch.long)
         ended: list[Ended] = []
+        certificates: list[str] = [""] * len(seen)
         for v in range(len(seen)):
             with progress.part(v / len(seen), (v + 1) / len(seen)):
                 sign = -1.0 if view.update.kind == "difference" else 1.0
@@ -107,12 +108,13 @@ class Separation(Attack):
                     ended.append("nonfinite")
                     continue
                 try:
-                    start = separated_start(graph, sent).start
+                    begun = separated_start(graph, sent)
                 except InputError:
                     ended.append("stalled")
                     continue
-                read = peel(graph, sent, start)
-                labels[v] = start.pull.argmin(1).to(labels)
+                read = peel(graph, sent, begun.start)
+                certificates[v] = _certificate(begun, read)
+                labels[v] = begun.start.pull.argmin(1).to(labels)
                 targets = {k: read.known[k][None].to(like) for k in read.rim(graph)}
                 images, found = self._images(graph, targets, own)
                 buffers = view.update.buffers
@@ -124,7 +126,9 @@ class Separation(Attack):
                 ended.append(found.ended[0])
         guesses = guesses.clamp(0, 1)
         _, loss = judged(seen, guesses, labels if seen.labels is None else None)
-        return Reconstruction(guesses, labels, loss, steps, evaluations + 1, tuple(ended))
+        return Reconstruction(
+            guesses, labels, loss, steps, evaluations + 1, tuple(ended), certificates=tuple(certificates)
+        )
 
     def _images(self, graph: Graph, targets: dict[Node, Tensor], generator: torch.Generator) -> tuple[Tensor, Solution]:
         """Search for images (1, N, C, H, W) whose values at the given nodes equal the targets."""
@@ -155,6 +159,21 @@ class Separation(Attack):
         steps = self.steps * (k + 1) // count - self.steps * k // count
         with progress.part(k / count, (k + 1) / count):
             return LBFGS(tolerance=0.0, patience=50, still=0.0).minimize(front, z, steps)
+
+
+def _certificate(begun: SeparatedStart, read: Peeled) -> str:
+    """Return why the images' values are right: zeros beyond chance, residuals, and agreement of separate readings."""
+    first = begun.sources[0]
+    zeros = min(min(one.zeros) for one in begun.sources)
+    text = (
+        f"{first.rank} images separated; every source has at least {zeros} zeros, {first.required} are required and "
+        f"{first.rank - 1} come by chance; labels by the last layer"
+    )
+    if read.residuals:
+        text += f"; {len(read.residuals)} layers walked, residuals up to {max(read.residuals.values()):.1g}"
+    if read.differences:
+        text += f"; separate readings agree to {max(read.differences.values()):.1g}"
+    return text
 
 
 def _check_plans(plans: tuple[Plan, ...]) -> None:

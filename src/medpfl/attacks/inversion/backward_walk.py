@@ -341,10 +341,10 @@ class _Walk:
                 self.waiting[source].append((node, pull))
                 self._stop(convolution, reason)
                 return
-            self.residuals[name] = found.residual
             if not found.residual <= _NOISY:
                 self._stop(convolution, f"a fraction of {found.residual:.2g} of its gradient is noise", pull)
                 return
+            self.residuals[name] = found.residual
             if found.odd.any() and pull.open is not None and pull.rectifier is not None:
                 rows = found.odd.nonzero()[:, 0]
                 self._repair(pull, found.odd, layer.told(found.value, rows))
@@ -436,10 +436,10 @@ class _Walk:
         if found is None:
             self._stop(node, "its gradient does not determine all of its inputs")
             return
-        self.residuals[self._layer_name(node)] = found.residual
         if not found.residual <= _NOISY:  # also where it is NaN
             self._stop(node, f"a fraction of {found.residual:.2g} of its gradient is noise")
             return
+        self.residuals[self._layer_name(node)] = found.residual
         if found.odd.any() and pull.open is not None and pull.rectifier is not None:
             self._repair(pull, found.odd, pulls(found.value, gradient[found.odd.nonzero()[:, 0]], where))
         self._learn(source, unflattened(found.value, shape), unflattened(found.error, shape))
