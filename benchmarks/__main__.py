@@ -9,7 +9,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from benchmarks import adaptive, conditioning, contested, deep, filters, matrix, memory, recipes, verdicts
+from benchmarks import adaptive, capacity, conditioning, contested, deep, filters, matrix, memory, recipes, verdicts
 from benchmarks.scenes import available
 
 PARTS = {
@@ -17,6 +17,7 @@ PARTS = {
     "contested": contested,
     "adaptive": adaptive,
     "conditioning": conditioning,
+    "capacity": capacity,
     "deep": deep,
     "filters": filters,
     "memory": memory,
