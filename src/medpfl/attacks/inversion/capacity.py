@@ -388,7 +388,7 @@ class _CountedWalk:
         source = self.graph.sources(node)[0]
         transposed, groups = node.args[6], node.args[8]
         plain = not transposed and groups == 1 and len(self.graph.shapes[source]) == 4
-        return plain and _parameter(self.graph, node, 1) is not None
+        return bool(plain) and _parameter(self.graph, node, 1) is not None
 
     def _numbers(self, node: Node) -> tuple[int, int]:
         """Return the equations and unknowns of one input channel of a convolution."""
