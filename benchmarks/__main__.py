@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from benchmarks import (
     adaptive,
+    capacity,
     conditioning,
     contested,
     deep,
@@ -29,6 +30,7 @@ PARTS = {
     "contested": contested,
     "adaptive": adaptive,
     "conditioning": conditioning,
+    "capacity": capacity,
     "deep": deep,
     "filters": filters,
     "memory": memory,

@@ -12,7 +12,7 @@ from torch.func import grad
 from benchmarks.scenes import scene as real_scene
 from medpfl import Victims, audit
 from medpfl.attacks import RGAP, GradientMatching, iDLG
-from medpfl.attacks.inversion.activations import activation
+from medpfl.attacks.inversion.chain import activation
 from medpfl.attacks.inversion.layers import layer_input, noise_of
 from medpfl.attacks.matching.solved_start import Analytic, Solved
 from medpfl.attacks.matching.starts import Normal

@@ -10,6 +10,7 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import (
     adaptive,
+    capacity,
     conditioning,
     contested,
     deep,
@@ -293,3 +294,19 @@ def test_memory_compares_the_peaks(monkeypatch):
 @pytest.mark.slow
 def test_a_process_of_its_own_tells_its_peak():
     assert 100 < memory.peak(3, 1) < 20_000  # MiB; torch alone is hundreds
+
+
+def test_capacity_rows_compare_the_count_with_what_is_read():
+    _, head, *rows, last = capacity.lines(capacity.parsed(["--cases", "6"]))
+    assert head.split()[:3] == ["network", "norm", "mode"]
+    assert len(rows) == 6
+    assert rows[4].split()[-6:-1] == ["4.first.0", "2.first.0", "4.first.0", "2.first.0", "right"]
+    right = sum(row.split()[-2] == "right" for row in rows)
+    assert last.startswith(f"right: {right} of 6; ")
+    assert right >= 3
+
+
+def test_capacity_rows_beyond_the_time_are_named():
+    _, _, *rows, last = capacity.lines(capacity.parsed(["--cases", "2"]), lambda: False)
+    assert all(row.endswith("not run: time is up") for row in rows)
+    assert last.startswith("right: 0 of 0")

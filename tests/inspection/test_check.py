@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet18
 
 from medpfl import InputError, Victims, attacks, audit, cli
 from medpfl.inputs.parts import GivenModel
 from medpfl.inspection import check as module
 from medpfl.inspection.check import check_model
 from medpfl.reporting.model_page import model_page
+from tests.attacks.residual import Residual
 
 SHAPE = (1, 12, 12)
 
@@ -323,3 +326,47 @@ def test_a_file_with_parentheses_in_its_name(tmp_path, capsys, monkeypatch, no_a
     size = ["--size", "12", "--channels", "1", "--quiet"]
     assert cli.main(["audit", "samples", "--model", model, "--attack", "iDLG(steps=2)", "--images", "2", *size]) == 0
     assert cli.main(["train", "samples", "--model", model, "--rounds", "1", "--clients", "2", *size]) == 0
+
+
+@pytest.mark.slow
+def test_the_equations_of_batches_are_counted(no_attacks):
+    check = check_model(Residual(width=80, last=True), SHAPE, 3)
+    found = check.capacity["eval"]["batches"]
+    assert [one["images"] for one in found] == [1, 2, 4, 8, 16, 32, 64]
+    assert {one["separates"] for one in found} == {"last.first.0"}
+    shown = text(check)
+    assert "   64  last.first.0         two.second.0  last.first.0        two.second.0" in shown.splitlines()
+    assert "    1  last.first.0         one.first.0   last.first.0        the images" in shown.splitlines()
+    assert "Separates at most 80 images." in shown
+    assert "eval, batches of 8, 16 and 32: stops at stem.0: too few equations (batches of 8: 80 equations" in shown
+    assert json.loads(json.dumps(check.to_dict()))["capacity"]["train"]["batches"][0]["layers"][0]["equations"] == 1440
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_counted_says_why_in_one_line(no_attacks):
+    check = check_model(nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(144, 2)), SHAPE)
+    assert check.capacity["train"] == {"why": check.capacity["train"]["why"], "batches": []}
+    assert "train, all batches: layer '1' (Dropout) draws at random: use mode eval, or another attack" in text(check)
+    assert "eval, all batches: no image is separated: no 3 x 3 convolution" in text(check)
+
+
+@pytest.mark.slow
+def test_counting_never_fails_the_check(no_attacks, monkeypatch):
+    def broken(*_):
+        raise KeyError("one\ntwo")
+
+    monkeypatch.setattr(module, "capacity_of", broken)
+    check = check_model("MLP((16,))", SHAPE)
+    why = check.capacity["train"]["why"]
+    assert "cannot be counted" in why
+    assert "\n" not in why
+    assert f"train and eval, all batches: {why}" in text(check)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_counting_takes_no_images_and_little_time(no_attacks, mode):
+    network = resnet18(num_classes=2)
+    began = time.process_time()
+    assert module._capacity(network, (3, 64, 64), mode)["why"] == ""
+    assert time.process_time() - began < 10  # about half a second; machines are shared

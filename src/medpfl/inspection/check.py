@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from medpfl import attacks as attack_package
+from medpfl.attacks.inversion.capacity import capacity_of, traced
 from medpfl.attacks.matching.problem import stacks
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import check_classes, check_image_shape
@@ -35,6 +36,8 @@ __all__ = ["ModelCheck", "check_model", "shortened_names"]
 
 _TOGETHER = 4
 _BATCH = 8
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+"""Batch sizes for which the equations are counted."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class ModelCheck:
         derivatives: ``twice`` and ``together`` (`torch.func.vmap`): ``""``, or why it fails; ``wrong``: a layer whose
             second derivative loses a path.
         attacks: ``""`` by attack name, or why the attack does not apply.
+        capacity: by mode, ``why`` (``""``, or why nothing can be counted) and ``batches``, which has the fields of a
+            `medpfl.attacks.inversion.capacity.Capacity` for batches of 1 to 64 images.
         seconds: times for the smallest batch: ``forward``, ``gradient`` (an update), ``second`` (its derivative by the
             image), ``together`` (the same per victim, for four victims by vmap; ``None`` if it fails), and
             ``audits_together``: True if audits use vmap for this model.
@@ -67,6 +72,7 @@ class ModelCheck:
     statistics: dict[str, Any]
     derivatives: dict[str, str]
     attacks: dict[str, str]
+    capacity: dict[str, dict[str, Any]]
     seconds: dict[str, float | bool | None]
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,6 +127,7 @@ def check_model(
             statistics=statistics_told(scene),
             derivatives=derivatives,
             attacks=_attacks(scene, derivatives["twice"]),
+            capacity={mode: _capacity(network, image_shape, mode) for mode in ("train", "eval")},
             seconds=_seconds(scene, derivatives),
         )
 
@@ -165,6 +172,16 @@ def _attacks(scene: Scene, undifferentiable: str) -> dict[str, str]:
         except InputError as error:
             found[name] = str(error)
     return found
+
+
+def _capacity(network: nn.Module, image_shape: tuple[int, ...], mode: Literal["train", "eval"]) -> dict[str, Any]:
+    """Count how far `Separation` can read batches of several sizes."""
+    try:
+        with explained("the model's operations cannot be counted"):
+            graph = traced(network, image_shape, mode)
+            return {"why": "", "batches": [asdict(capacity_of(graph, images, mode)) for images in _BATCHES]}
+    except InputError as error:
+        return {"why": " ".join(str(error).split()), "batches": []}
 
 
 def shortened_names(attack: Attack, steps: int) -> Attack:

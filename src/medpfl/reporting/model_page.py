@@ -29,6 +29,7 @@ def model_page(check: Json) -> list[tuple[str, list[str]]]:
         (f"{check['model']} on images {_shape(check['image_shape'])}, {check['mode']} mode", list(_facts(check))),
         ("What its updates reveal without any search", list(_leaks(check))),
         ("Attacks", list(_attacks(check))),
+        ("Images of a batch that Separation can tell apart and read, by count", list(_capacity(check["capacity"]))),
         ("Derivatives", list(_derivatives(check["derivatives"]))),
         ("Time", list(_time(check["seconds"], check["facts"], check["fewest"]))),
     ]
@@ -112,6 +113,60 @@ def _attacks(check: Json) -> Iterator[str]:
             reasons.setdefault(why, []).append(name)
     for why, names in reasons.items():
         yield f"do not apply: {', '.join(names)}: {why}"
+
+
+def _capacity(counted: Mapping[str, Json]) -> Iterator[str]:
+    """Yield a table with one row per batch size, and for each mode the reasons why no more can be read."""
+    separating = {mode: found for mode, found in counted.items() if any(one["reads"] for one in found["batches"])}
+    columns: list[list[str]] = []
+    for mode, found in separating.items():
+        batches = found["batches"]
+        columns = columns or [["batch", *(str(one["images"]) for one in batches)]]
+        columns.append([f"{mode}: separates at", *(one["separates"] or "-" for one in batches)])
+        columns.append(["read down to", *(_read(one) for one in batches)])
+    yield from _table(columns)
+    if separating:
+        most = max(one["most"] for found in separating.values() for one in found["batches"])
+        yield f"Separates at most {most} images. 'Read down to' names the earliest layer whose inputs it reads."
+        yield "From shapes alone: noise, or too few zeros among the inputs, may stop the attack earlier."
+    ends = {mode: tuple(_ends(found)) for mode, found in counted.items()}
+    if len(set(ends.values())) == 1:
+        ends = {" and ".join(ends): next(iter(ends.values()))}
+    yield from (f"{modes}, {line}" for modes, lines in ends.items() for line in lines)
+
+
+def _read(one: Json) -> str:
+    return "-" if not one["reads"] else one["reads"] if one["stops"] else "the images"
+
+
+def _table(columns: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in columns]
+    for first, *rest in zip(*columns, strict=True):
+        cells = [cell.ljust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        yield "  ".join([first.rjust(widths[0]), *cells]).rstrip()
+
+
+def _ends(found: Json) -> Iterator[str]:
+    """Yield the reasons why no more can be read in a mode, each once, with the batch sizes."""
+    if found["why"]:
+        yield f"all batches: {found['why']}"
+    groups: dict[tuple[str, str], list[Json]] = {}
+    for one in found["batches"]:
+        counts = one["stops"] and one["limited"] == "count"
+        groups.setdefault((one["stops"], "" if counts else one["why"]), []).append(one)
+    for (stops, why), same in groups.items():
+        first, everywhere = same[0], len(same) == len(found["batches"])
+        sizes = "all batches" if everywhere else _sizes([one["images"] for one in same])
+        if stops:
+            few = f"too few equations ({_count(first['images'])}: {first['why']})"
+            yield f"{sizes}: stops at {stops}: {why or few}"
+        elif why:
+            yield f"{sizes}: no image is separated: {why}"
+
+
+def _sizes(images: Sequence[int]) -> str:
+    *others, last = map(str, images)
+    return f"batches of {', '.join(others)} and {last}" if others else _count(last)
 
 
 def _derivatives(found: Mapping[str, str]) -> Iterator[str]:

@@ -240,6 +240,8 @@ class _Walk:
         self._invert(node)
         for normal, behind in self.waiting.pop(node, []):
             self._normalized(normal, behind)
+        if self.waiting.get(node):  # its inputs stay unknown, and with them a part of the derivative
+            self._add(node, Pull(None))
         pull = self.pulls.get(node, Pull(None))
         sources = self.graph.sources(node)
         if node in self.passed:
@@ -385,7 +387,7 @@ class _Walk:
         (source,) = self.graph.sources(node)
         gamma, beta = (self._parameter(node, place) for place in (1, 2))
         kernel = self._plain_kernel(source) if source.target is _OPS.convolution.default else None
-        if kernel is None or gamma is None or beta is None or len(source.users) > 1 or source.args[2] is not None:
+        if kernel is None or gamma is None or beta is None or len(source.users) > 1:
             return None
         geometry, shape = geometry_of(source), self.graph.shapes[self.graph.sources(source)[0]]
         values = {self.graph.parameters[n]: self.graph.fixed[n] for n in self.graph.parameters}

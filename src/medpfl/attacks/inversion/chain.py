@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medpfl.attacks.inversion.activations import activation
 from medpfl.attacks.inversion.convolution import Convolution
 from medpfl.attacks.inversion.gaussian_prior import expected_images, expected_values
-from medpfl.attacks.inversion.layers import Dense, Layer, Scaled
+from medpfl.attacks.inversion.layers import Activation, Dense, Layer, Scaled
 from medpfl.core.drawn_layers import draws
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -22,7 +21,7 @@ from medpfl.core.types import Batch, Weights
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import state_of
 
-__all__ = ["Chain", "chain_of"]
+__all__ = ["Chain", "activation", "chain_of"]
 
 _SAMPLES = 32
 _AGREEMENT = 1e-6
@@ -240,3 +239,27 @@ def _check_gradient(chain: Chain, outputs: list[Tensor], model: nn.Module, weigh
                     "attack with iDLG"
                 )
         pull = layer.through(pull, outputs[place] if place < len(outputs) else pull)
+
+
+def activation(name: str, layer: nn.Module) -> Activation | None:
+    """Return a layer's inverse and slope as `Activation`; ``None`` for an unknown layer."""
+    if isinstance(layer, nn.Sigmoid):
+        return Activation(name, torch.logit, lambda h: h * (1 - h), 0.0, 1.0)
+    if isinstance(layer, nn.Tanh):
+        return Activation(name, torch.atanh, lambda h: 1 - h.square(), -1.0, 1.0)
+    if isinstance(layer, nn.ReLU):
+        return Activation(name, lambda h: h, lambda h: (h > 0).to(h), 0.0, dead=True)
+    if isinstance(layer, nn.LeakyReLU) and layer.negative_slope > 0:
+        rate = layer.negative_slope
+        return Activation(
+            name, lambda h: torch.where(h > 0, h, h / rate), lambda h: torch.where(h > 0, 1.0, rate).to(h)
+        )
+    if isinstance(layer, nn.ELU) and layer.alpha > 0:
+        alpha = layer.alpha
+        return Activation(
+            name,
+            lambda h: torch.where(h > 0, h, torch.log1p(h.clamp(max=0) / alpha)),
+            lambda h: torch.where(h > 0, 1.0, h + alpha),
+            -alpha,
+        )
+    return None

@@ -136,6 +136,8 @@ def graph_of(model: nn.Module, weights: Weights, image_shape: tuple[int, ...], i
             raise InputError(f"layer '{name}' ({kind}) draws at random: use mode eval, or another attack")
     model = copied(model, forget=True).cpu()
     parameters, rest = exact(weights.parameters), exact(state_of(model, weights.buffers))
+    if not parameters:
+        raise InputError("the model has no parameter that is trained, so its gradient reveals nothing")
     image = next(iter(parameters.values())).new_full((images, *image_shape), 0.5)
 
     def forward(own: dict[str, Tensor], x: Tensor) -> Tensor:

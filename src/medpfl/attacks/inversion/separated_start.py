@@ -96,11 +96,19 @@ def entrances(graph: Graph) -> Iterator[Entrance]:
                 continue
             edges = tuple(graph.fixed[kernel].shape[2:])
             where = places(tuple(shape[2:]), edges, geometry_of(user))
-            mixed = any(next_.target is _OPS.native_batch_norm.default and next_.args[5] for next_ in user.users)
-            if mixed and prod(shape[2:]) == 1:
+            normal = _normalization(user)
+            if normal is None and user.args[2] is None:
+                continue  # nothing shows the factors between images
+            if normal is not None and normal.args[5] and prod(shape[2:]) == 1:
                 continue  # derivatives sum to zero over the images: the gradient holds only differences of inputs
             if where.shape[1] == prod(shape[2:]) and edges == (3, 3):
                 yield Entrance(node, user, graph.parameters[kernel], where)
+
+
+def _normalization(convolution: Node) -> Node | None:
+    """Return the batch norm behind a convolution; ``None`` if there is none, or another use of its outputs."""
+    users = list(convolution.users)
+    return users[0] if len(users) == 1 and users[0].target is _OPS.native_batch_norm.default else None
 
 
 _MAPS = {(2, 2), (1, 1)}
@@ -211,15 +219,14 @@ class _Reading:
     def _bias(self) -> Tensor | None:
         """Return the sum (O,) of the convolution's derivatives over images and positions; ``None`` in train mode."""
         convolution = self.entrance.convolution
-        own = self._sent(convolution, 2)
+        normal = _normalization(convolution)
+        if normal is not None and normal.args[5]:
+            return None
+        own, beta = self._sent(convolution, 2), None if normal is None else self._sent(normal, 2)
         if own is not None:
             return own
-        (normal,) = convolution.users if len(convolution.users) == 1 else (None,)
-        beta = None if normal is None else self._sent(normal, 2)
-        if normal is None or normal.target is not _OPS.native_batch_norm.default or beta is None:
+        if normal is None or beta is None:
             raise InputError("no bias follows it, whose gradient would show its images' factors")
-        if normal.args[5]:
-            return None
         zero = torch.zeros(1, len(beta), 1, 1).to(beta)
         low, high = (self.graph.call(normal, {convolution: zero + one})[0].flatten() for one in (0, 1))
         return beta * (high - low)
