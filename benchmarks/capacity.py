@@ -19,10 +19,10 @@ from torch.fx import Node
 from torch.nn import functional
 
 from benchmarks.rows import columns, conditions, now
-from medpfl.attacks.inversion.backward_walk import peel
-from medpfl.attacks.inversion.capacity import capacity
-from medpfl.attacks.inversion.graph import Graph, exact, graph_of
-from medpfl.attacks.inversion.separated_start import separated_start
+from medpfl.attacks.deep.backward_walk import peel
+from medpfl.attacks.deep.capacity import capacity
+from medpfl.attacks.deep.graph import Graph, exact, graph_of
+from medpfl.attacks.deep.separated_start import separated_start
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Weights

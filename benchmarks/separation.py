@@ -20,9 +20,9 @@ from benchmarks.scenes import REPORTED, Scene, available, dealt, held_out, play
 from benchmarks.trained import train_until
 from medpfl import defenses as parts
 from medpfl.attacks import Separation
-from medpfl.attacks.inversion.backward_walk import peel
-from medpfl.attacks.inversion.graph import Graph, exact, graph_of
-from medpfl.attacks.inversion.separated_start import SeparatedStart, separated_start
+from medpfl.attacks.deep.backward_walk import peel
+from medpfl.attacks.deep.graph import Graph, exact, graph_of
+from medpfl.attacks.deep.separated_start import SeparatedStart, separated_start
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.rows import columns
-from medpfl.attacks.inversion.sources import separate
+from medpfl.attacks.deep.sources import separate
 
 CHANNELS, OUTPUTS = 128, 128
 HEAD = columns(("matrices", -44), ("number", 8), ("sources", 9), ("certified", 11), ("false", 7))

@@ -10,12 +10,12 @@ from torch import nn
 from torchvision.models import resnet18
 
 from medpfl.attacks import Separation
-from medpfl.attacks.inversion import backward_walk
-from medpfl.attacks.inversion import capacity as module
-from medpfl.attacks.inversion.backward_walk import peel
-from medpfl.attacks.inversion.capacity import capacity, capacity_of, traced
-from medpfl.attacks.inversion.graph import exact, graph_of
-from medpfl.attacks.inversion.separated_start import separated_start
+from medpfl.attacks.deep import backward_walk
+from medpfl.attacks.deep import capacity as module
+from medpfl.attacks.deep.backward_walk import peel
+from medpfl.attacks.deep.capacity import capacity, capacity_of, traced
+from medpfl.attacks.deep.graph import exact, graph_of
+from medpfl.attacks.deep.separated_start import separated_start
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Weights

@@ -11,10 +11,10 @@ from torch.nn import functional
 from benchmarks.trained import untrained
 from medpfl import audit
 from medpfl.attacks import RGAP, DeepRGAP, iDLG
-from medpfl.attacks.inversion.backward_walk import peel
-from medpfl.attacks.inversion.front_search import Front
-from medpfl.attacks.inversion.graph import graph_of
-from medpfl.attacks.inversion.kernel_systems import active, inputs, places, pulls
+from medpfl.attacks.deep.backward_walk import peel
+from medpfl.attacks.deep.front_search import Front
+from medpfl.attacks.deep.graph import graph_of
+from medpfl.attacks.deep.kernel_systems import active, inputs, places, pulls
 from medpfl.attacks.optimize.coordinates import Pixels
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -148,9 +148,9 @@ def test_what_was_misread_is_not_called_converged():
 @pytest.mark.slow
 def test_rectifiers_that_cannot_be_put_right_do_not_keep_it_from_ending(monkeypatch):
     network, image = built(), smooth(1, 1, 12)
-    monkeypatch.setattr("medpfl.attacks.inversion.backward_walk._SURE", 1e5)  # takes small values for rectified ones
+    monkeypatch.setattr("medpfl.attacks.deep.backward_walk._SURE", 1e5)  # takes small values for rectified ones
     whole = read(network, image)[1]
-    monkeypatch.setattr("medpfl.attacks.inversion.backward_walk._CORRECTIONS", 1)
+    monkeypatch.setattr("medpfl.attacks.deep.backward_walk._CORRECTIONS", 1)
     part = read(network, image)[1]
     assert len(whole.known) >= len(part.known) > 0
 

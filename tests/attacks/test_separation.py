@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from medpfl.attacks import Separation
-from medpfl.attacks.inversion.backward_walk import peel
-from medpfl.attacks.inversion.contrast import with_contrast
-from medpfl.attacks.inversion.graph import exact, graph_of
-from medpfl.attacks.inversion.separated_start import separated_start
-from medpfl.attacks.inversion.sources import separate
+from medpfl.attacks.deep.backward_walk import peel
+from medpfl.attacks.deep.contrast import with_contrast
+from medpfl.attacks.deep.graph import exact, graph_of
+from medpfl.attacks.deep.separated_start import separated_start
+from medpfl.attacks.deep.sources import separate
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Weights

@@ -144,8 +144,8 @@ def test_check_model_of_a_network_that_segments():
     assert [name for name, why in check.attacks.items() if why] == [
         "APRIL",
         "DeepRGAP",
-        "Separation",
         "RGAP",
+        "Separation",
     ]  # which need patches, and layers that end in one class for an image
     assert check.derivatives == {"twice": "", "together": "", "wrong": ""}
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from medpfl.attacks.inversion.backward_walk import Peeled, peel
-from medpfl.attacks.inversion.front_search import Front
+from medpfl.attacks.deep.backward_walk import peel
+from medpfl.attacks.deep.front_search import Front
+from medpfl.attacks.deep.graph import Graph, exact, graph_of
+from medpfl.attacks.deep.walk_state import Peeled
 from medpfl.attacks.inversion.gaussian_prior import expected_images
-from medpfl.attacks.inversion.graph import Graph, exact, graph_of
 from medpfl.attacks.inversion.recursion import check_plans
 from medpfl.attacks.matching.residual import judged
 from medpfl.attacks.optimize.coordinates import Spectral
@@ -48,7 +49,7 @@ class DeepRGAP(Attack):
     once the loss's derivative with respect to a layer's outputs is known, the gradient of its weight is linear in its
     inputs. R-GAP was made for chains of invertible activations. This attack also passes sums, strides, batch norm in
     eval mode, ReLUs and average pooling, because it uses no outputs: in a deep layer, the gradient alone gives many
-    more equations than the layer has inputs (`medpfl.attacks.inversion.backward_walk`). The recursion ends at max
+    more equations than the layer has inputs (`medpfl.attacks.deep.backward_walk`). The recursion ends at max
     pooling or at a layer with more inputs than equations. There the attack searches for an image whose values equal the
     recovered ones. The search runs only the part of the network before that point, and matches no gradient.
     Needs: the update, the plan, the model; one gradient of one image.

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from medpfl.attacks.inversion.backward_walk import Peeled, peel
-from medpfl.attacks.inversion.contrast import with_contrast
-from medpfl.attacks.inversion.front_search import Band, Front
-from medpfl.attacks.inversion.graph import Graph, exact, graph_of
-from medpfl.attacks.inversion.separated_start import SeparatedStart, entrances, separated_start
+from medpfl.attacks.deep.backward_walk import peel
+from medpfl.attacks.deep.contrast import with_contrast
+from medpfl.attacks.deep.front_search import Band, Front
+from medpfl.attacks.deep.graph import Graph, exact, graph_of
+from medpfl.attacks.deep.separated_start import SeparatedStart, entrances, separated_start
+from medpfl.attacks.deep.walk_state import Peeled
 from medpfl.attacks.matching.residual import judged
 from medpfl.attacks.optimize.coordinates import Spectral
 from medpfl.attacks.optimize.lbfgs import LBFGS
@@ -43,11 +44,11 @@ class Separation(Attack):
 
     Source: MedPFL. At a kernel weight that meets one position of each image, a convolution's gradient is a sum of one
     outer product per image. Its inputs are not negative and sparse, so linear programs find them one by one, and
-    their zeros certify them (`medpfl.attacks.inversion.sources`). The order of the images at all positions, their
+    their zeros certify them (`medpfl.attacks.deep.sources`). The order of the images at all positions, their
     factors and the derivative by the logits follow by linear algebra
-    (`medpfl.attacks.inversion.separated_start`). The logits' derivative shows the labels. Layer by layer, the inputs of
+    (`medpfl.attacks.deep.separated_start`). The logits' derivative shows the labels. Layer by layer, the inputs of
     each earlier convolution follow from its gradient, through batch norm in train mode too
-    (`medpfl.attacks.inversion.backward_walk`). The search at the end runs only the first layers. It matches no
+    (`medpfl.attacks.deep.backward_walk`). The search at the end runs only the first layers. It matches no
     gradient.
     Related: SPEAR (Dimitrov et al. 2024, arXiv:2403.03945) separates batches at linear layers by the zeros of the
     derivative; R-GAP (Zhu and Blaschko, ICLR 2021, arXiv:2010.07733) recovers one image layer by layer.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from medpfl import attacks as attack_package
-from medpfl.attacks.inversion.capacity import capacity_of, traced
+from medpfl.attacks.deep.capacity import capacity_of, traced
 from medpfl.attacks.matching.problem import stacks
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import check_classes, check_image_shape
@@ -55,7 +55,7 @@ class ModelCheck:
             second derivative loses a path.
         attacks: ``""`` by attack name, or why the attack does not apply.
         capacity: by mode, ``why`` (``""``, or why nothing can be counted) and ``batches``, which has the fields of a
-            `medpfl.attacks.inversion.capacity.Capacity` for batches of 1 to 64 images.
+            `medpfl.attacks.deep.capacity.Capacity` for batches of 1 to 64 images.
         seconds: times for the smallest batch: ``forward``, ``gradient`` (an update), ``second`` (its derivative by the
             image), ``together`` (the same per victim, for four victims by vmap; ``None`` if it fails), and
             ``audits_together``: True if audits use vmap for this model.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from medpfl.attacks.inversion.graph import Graph
+from medpfl.attacks.deep.graph import Graph
 from medpfl.core.types import Tensors
 
 __all__ = ["with_contrast"]

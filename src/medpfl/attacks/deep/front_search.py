@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.fx import Node
 
-from medpfl.attacks.inversion.graph import Graph
+from medpfl.attacks.deep.graph import Graph
 from medpfl.attacks.optimize.coordinates import Basis
 from medpfl.attacks.optimize.optimizer import Problem
 

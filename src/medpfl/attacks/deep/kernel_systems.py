@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 from torch.nn import functional
 
-__all__ = ["Inputs", "active", "inputs", "places", "pulls", "system_of"]
+__all__ = ["Inputs", "active", "flattened", "geometry_of", "inputs", "places", "pulls", "system_of", "unflattened"]
 
 _SINGULAR = 1e8
 """Variance inflation of an input by the others above which the system does not determine it."""
@@ -152,3 +153,18 @@ def active(pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Tensor 
     told = (gradient.square().sum(1) @ alone.to(gradient)).sqrt() / pull.abs().clamp(min=1e-300)  # (O, L)
     told = torch.where(pull == 0, 0.0, told)
     return told > told.amax(0) / 2
+
+
+def flattened(values: Tensor) -> Tensor:
+    """Return values (N, C, ...) as (C, D), with the positions of all images in turn."""
+    return values.transpose(0, 1).flatten(1)
+
+
+def unflattened(values: Tensor, shape: torch.Size) -> Tensor:
+    """Return values (C, D) in a shape (N, C, ...): the inverse of `flattened`."""
+    return values.view(shape[1], shape[0], *shape[2:]).transpose(0, 1)
+
+
+def geometry_of(node: Node) -> dict[str, Any]:
+    """Return a convolution's stride, padding and dilation."""
+    return dict(zip(("stride", "padding", "dilation"), node.args[3:6], strict=True))

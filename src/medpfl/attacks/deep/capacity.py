@@ -6,7 +6,7 @@ stride, some positions meet a single weight, so the equations can be too few for
 all. The count therefore assigns every position to a weight that meets it, and no weight gets more positions than there
 are output channels. It exists unless some positions cannot be determined, whatever the values are.
 
-The rules follow `medpfl.attacks.inversion.separated_start` and `medpfl.attacks.inversion.backward_walk` operation by
+The rules follow `medpfl.attacks.deep.separated_start` and `medpfl.attacks.deep.backward_walk` operation by
 operation, with "known" in place of values. Values may still prevent what the count allows: too few zeros among the
 inputs, noise, or equations that nearly depend on each other. With about as many equations as unknowns, a layer may be
 read or not (``python -m benchmarks capacity``).
@@ -26,11 +26,10 @@ from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor, nn
 from torch.fx import Node
 
-from medpfl.attacks.inversion.backward_walk import geometry_of
-from medpfl.attacks.inversion.graph import RECTIFIERS, Graph, graph_of
-from medpfl.attacks.inversion.kernel_systems import places
-from medpfl.attacks.inversion.passing import PLACEWISE, SHAPES, SLOPES, is_affine, obstacle
-from medpfl.attacks.inversion.separated_start import Entrance, entrances
+from medpfl.attacks.deep.graph import RECTIFIERS, Graph, graph_of
+from medpfl.attacks.deep.kernel_systems import geometry_of, places
+from medpfl.attacks.deep.passing import PLACEWISE, SHAPES, SLOPES, is_affine, obstacle
+from medpfl.attacks.deep.separated_start import Entrance, entrances
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Weights

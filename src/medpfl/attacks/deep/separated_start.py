@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from medpfl.attacks.inversion.backward_walk import Start, flattened, geometry_of, unflattened
-from medpfl.attacks.inversion.graph import Graph
-from medpfl.attacks.inversion.kernel_systems import inputs, places
-from medpfl.attacks.inversion.sources import Sources, separate
+from medpfl.attacks.deep.graph import Graph
+from medpfl.attacks.deep.kernel_systems import flattened, geometry_of, inputs, places, unflattened
+from medpfl.attacks.deep.sources import Sources, separate
+from medpfl.attacks.deep.walk_state import Start
 from medpfl.core.errors import InputError
 from medpfl.core.types import Tensors
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medpfl.attacks.inversion.kernel_systems import pulls, system_of
+from medpfl.attacks.deep.kernel_systems import pulls, system_of
 
 __all__ = ["NormalizedConvolution", "SolvedInputs"]
 

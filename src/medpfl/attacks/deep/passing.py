@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vjp
 from torch.fx import Node
 
-from medpfl.attacks.inversion.graph import Graph
+from medpfl.attacks.deep.graph import Graph
 
 __all__ = ["PLACEWISE", "SHAPES", "SLOPES", "derivative", "is_affine", "obstacle", "slope_at"]
 

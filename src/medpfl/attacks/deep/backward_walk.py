@@ -15,22 +15,30 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from medpfl.attacks.inversion.graph import RECTIFIERS, Graph
-from medpfl.attacks.inversion.kernel_systems import Inputs, active, inputs, places, pulls
+from medpfl.attacks.deep.graph import RECTIFIERS, Graph
+from medpfl.attacks.deep.kernel_systems import (
+    Inputs,
+    active,
+    flattened,
+    geometry_of,
+    inputs,
+    places,
+    pulls,
+    unflattened,
+)
+from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, SolvedInputs
+from medpfl.attacks.deep.passing import PLACEWISE, SHAPES, SLOPES, derivative, is_affine, obstacle, slope_at
+from medpfl.attacks.deep.walk_state import Corrected, Memory, Peeled, Pull, Start, compared
 from medpfl.attacks.inversion.layers import layer_input
-from medpfl.attacks.inversion.normalized_convolution import NormalizedConvolution, SolvedInputs
-from medpfl.attacks.inversion.passing import PLACEWISE, SHAPES, SLOPES, derivative, is_affine, obstacle, slope_at
 from medpfl.core.types import Tensors
 
-__all__ = ["Peeled", "Start", "peel"]
+__all__ = ["peel"]
 
 _OPS = torch.ops.aten
 
@@ -45,9 +53,6 @@ _CORRECTIONS = 8
 """Maximum number of corrections per ReLU. Under noise they need not come to an end; the walk then continues without
 more."""
 
-_AGREED, _MOST = 1e-3, 0.9
-"""Relative difference of a channel below which two readings agree, and the share of channels that must."""
-
 _SAME_SIZE, _RESIZES = 1e-7, 4
 """Relative change of a size that is none, and maximum number of times the walk begins again for one size."""
 
@@ -58,68 +63,6 @@ _LARGEST = 2**26
 """Number of matrix elements above which a layer's equations are not solved: 512 MB."""
 
 
-@dataclass(frozen=True, eq=False)
-class Pull:
-    """The loss's derivative with respect to a node.
-
-    Attributes:
-        value: the derivative; ``None`` if unknown.
-        open: the derivative as if the next ReLU after the node had passed everything; ``None`` without such a ReLU.
-        rectifier: this ReLU.
-    """
-
-    value: Tensor | None
-    open: Tensor | None = None
-    rectifier: Node | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """Where a walk through an update of several images begins.
-
-    Attributes:
-        node: node through which the image reaches the output, and no other way.
-        value: its values for every image.
-        pull: (N, K) the loss's derivative with respect to the logits.
-    """
-
-    node: Node
-    value: Tensor
-    pull: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Peeled:
-    """Recovered values.
-
-    Attributes:
-        known: values by node. ReLU outputs are 0 where they may be.
-        reasons: why other values were not recovered, last layer first.
-        residuals: relative residual of each solved layer by name, last layer first.
-        differences: for recovered ReLU outputs that follow from earlier ones, the relative difference between the two,
-            over the channels that agree.
-    """
-
-    known: dict[Node, Tensor]
-    reasons: tuple[str, ...]
-    residuals: Mapping[str, float] = field(default_factory=dict)
-    differences: Mapping[Node, float] = field(default_factory=dict)
-
-    def rim(self, graph: Graph) -> tuple[Node, ...]:
-        """Return the known nodes that the image reaches without passing another known one."""
-        found, open_, met = [], [graph.image], set()
-        while open_:
-            node = open_.pop()
-            if node in met:
-                continue
-            met.add(node)
-            if node in self.known:
-                found.append(node)
-            else:
-                open_ += node.users
-        return tuple(node for node in graph.nodes if node in found)
-
-
 def peel(graph: Graph, gradients: Tensors, start: Start | None = None) -> Peeled:
     """Recover the hidden values behind one update.
 
@@ -128,63 +71,13 @@ def peel(graph: Graph, gradients: Tensors, start: Start | None = None) -> Peeled
         gradients: the parameters' gradients, in float64 on the CPU; all may share one unknown factor.
         start: where the walk begins; ``None``: at the last layer, for an update of a single image.
     """
-    memory = _Memory()
+    memory = Memory()
     walk = _Walk(graph, gradients, memory)
     while not walk.run(start):
         walk = _Walk(graph, gradients, memory)
     known = {node: walk.rectified(node) for node in walk.known}
     reasons = tuple(reason for node, reason in walk.stops if node not in known)
-    return _compared(graph, Peeled(known, reasons, walk.residuals))
-
-
-def _compared(graph: Graph, read: Peeled) -> Peeled:
-    """Return recovered values, compared with those that follow from the earliest of them by running the model.
-
-    The two come from different gradients, so their difference shows errors that a residual does not. A strided
-    convolution before batch norm in train mode leaves a constant of a channel undetermined. Where the other channels
-    agree, the run gives it.
-    """
-    known, differences = dict(read.known), {}
-    values = graph.after({node: known[node] for node in read.rim(graph)})
-    for node, value in read.known.items():
-        if graph.rectifier(node) is None or node not in values or value is values[node]:
-            continue
-        made = values[node]
-        gaps = (value - made).transpose(0, 1).flatten(1).norm(dim=1) / _channel_size(made)
-        agree = gaps <= _AGREED
-        differences[node] = float(gaps[agree].max()) if agree.any() else float(gaps.max())
-        if agree.float().mean() > _MOST:
-            known[node] = torch.where(agree.view(1, -1, *[1] * (value.ndim - 2)), value, made)
-    return Peeled(known, read.reasons, read.residuals, differences)
-
-
-def _channel_size(values: Tensor) -> Tensor:
-    """Return the typical norm of a channel's values."""
-    return values.norm().clamp(min=1e-300) / values.shape[1] ** 0.5
-
-
-@dataclass(frozen=True, eq=False)
-class Corrected:
-    """Corrections to one ReLU: rows (C,), their states (C, L), and the number of corrections."""
-
-    rows: Tensor
-    states: Tensor
-    times: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class _Memory:
-    """Findings of earlier walks.
-
-    Attributes:
-        rectifiers: corrections.
-        sizes: root mean square of values that batch norm hides, and the number of times it was changed.
-        solved: the derivative and size for which a layer was solved, with the result.
-    """
-
-    rectifiers: dict[Node, Corrected] = field(default_factory=dict)
-    sizes: dict[Node, tuple[float, int]] = field(default_factory=dict)
-    solved: dict[Node, tuple[Tensor, float, Inputs | SolvedInputs | None]] = field(default_factory=dict)
+    return compared(graph, Peeled(known, reasons, walk.residuals))
 
 
 class _Again(Exception):  # noqa: N818  (no error: a ReLU was corrected)
@@ -194,7 +87,7 @@ class _Again(Exception):  # noqa: N818  (no error: a ReLU was corrected)
 class _Walk:
     """One walk, with the findings of earlier ones."""
 
-    def __init__(self, graph: Graph, gradients: Tensors, memory: _Memory) -> None:
+    def __init__(self, graph: Graph, gradients: Tensors, memory: Memory) -> None:
         self.graph, self.gradients, self.memory = graph, gradients, memory
         self.known: dict[Node, Tensor] = {}
         self.errors: dict[Node, Tensor] = {}
@@ -243,15 +136,12 @@ class _Walk:
         if self.waiting.get(node):  # its inputs stay unknown, and with them a part of the derivative
             self._add(node, Pull(None))
         pull = self.pulls.get(node, Pull(None))
-        sources = self.graph.sources(node)
         if node in self.passed:
             return
         if node.target is operator.getitem:
             self._add(node.all_input_nodes[0], pull)
-        elif sources and all(source in self.exact for source in sources):
-            if pull.value is not None:
-                for source, value in zip(sources, slope_at(self.graph, node, pull.value, self.exact), strict=True):
-                    self._add(source, Pull(value))
+        elif self._after_start(node):
+            self._through_exact(node, pull)
         elif node.target is _OPS.native_batch_norm.default and node.args[5]:
             self._normalized(node, pull)
         elif node.target in RECTIFIERS or node.target in SLOPES:
@@ -264,6 +154,18 @@ class _Walk:
             elif node.target is _OPS.addmm.default:
                 self._linear(node, pull)
             self._through(node, pull)
+
+    def _after_start(self, node: Node) -> bool:
+        """Return True if all inputs of a node are known from the start on."""
+        sources = self.graph.sources(node)
+        return bool(sources) and all(source in self.exact for source in sources)
+
+    def _through_exact(self, node: Node, pull: Pull) -> None:
+        """Pass the pull through an operation at the known values of its inputs."""
+        if pull.value is not None:
+            values = slope_at(self.graph, node, pull.value, self.exact)
+            for source, value in zip(self.graph.sources(node), values, strict=True):
+                self._add(source, Pull(value))
 
     def _through(self, node: Node, pull: Pull) -> None:
         """Pass the pull through an affine operation to its inputs."""
@@ -551,17 +453,3 @@ def _common_factor(left: Tensor, right: Tensor) -> float:
     ratio, order = (left / torch.where(right == 0, 1.0, right)).sort()
     half = weight[order].cumsum(0)
     return float(ratio[(half < half[-1] / 2).sum().clamp(max=len(ratio) - 1)])
-
-
-def flattened(values: Tensor) -> Tensor:
-    """Return values (N, C, ...) as (C, D), with the positions of all images in turn."""
-    return values.transpose(0, 1).flatten(1)
-
-
-def unflattened(values: Tensor, shape: torch.Size) -> Tensor:
-    """Return values (C, D) in a shape (N, C, ...): the inverse of `flattened`."""
-    return values.view(shape[1], shape[0], *shape[2:]).transpose(0, 1)
-
-
-def geometry_of(node: Node) -> dict[str, Any]:
-    return dict(zip(("stride", "padding", "dilation"), node.args[3:6], strict=True))
