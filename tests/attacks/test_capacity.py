@@ -66,7 +66,8 @@ def graphs():
 def test_how_far_a_resnet_is_read(graphs, size, mode, images, reads, stops, limited):
     found = capacity_of(graphs[size, mode], images, mode)
     assert found.applies
-    assert found.separates == "layer4.1.conv1"
+    at_one_position = size == 32 and mode == "train"  # derivatives sum to zero there
+    assert found.separates == ("layer3.1.conv1" if at_one_position else "layer4.1.conv1")
     assert (found.reads, found.stops, found.limited) == (reads, stops, limited)
 
 

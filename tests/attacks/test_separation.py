@@ -228,7 +228,7 @@ def test_sent_statistics_show_the_contrast():
 REFUSED = {
     "several steps": (Plan(algorithm="FedAvg", local_images=2, batch_size=1), "an update of 2 steps"),
     "Poisson": (Plan(batch_size=2, local_images=4, sampling="poisson"), "Poisson"),
-    "too many": (Plan(batch_size=130), "130 images are too many to separate by 160 channels: at most 79"),
+    "too many": (Plan(batch_size=130), "130 images cannot be separated: at most 80 images"),
 }
 
 
@@ -241,5 +241,5 @@ def test_plans_that_it_does_not_take(name):
 
 def test_a_network_without_rectified_inputs_is_refused():
     plan = Plan(batch_size=2)
-    with pytest.raises(InputError, match="its images cannot be separated"):
+    with pytest.raises(InputError, match="2 images cannot be separated: no 3 x 3 convolution"):
         Separation().check(prepare(LeNet().build((1, 12, 12), 3, 0), plan), (plan,), (1, 12, 12))

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from medpfl.attacks.deep.backward_walk import peel
+from medpfl.attacks.deep.capacity import capacity
 from medpfl.attacks.deep.contrast import with_contrast
 from medpfl.attacks.deep.front_search import Band, Front
 from medpfl.attacks.deep.graph import Graph, exact, graph_of
-from medpfl.attacks.deep.separated_start import SeparatedStart, entrances, separated_start
+from medpfl.attacks.deep.separated_start import SeparatedStart, separated_start
 from medpfl.attacks.deep.walk_state import Peeled
 from medpfl.attacks.matching.residual import judged
 from medpfl.attacks.optimize.coordinates import Spectral
@@ -23,7 +24,7 @@ from medpfl.core import progress
 from medpfl.core.errors import InputError, check_positive
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
-from medpfl.core.types import Ended, Observation, Reconstruction, Weights
+from medpfl.core.types import Ended, Observation, Reconstruction
 
 __all__ = ["Separation"]
 
@@ -75,19 +76,10 @@ class Separation(Attack):
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
         """Raise `InputError` if the attack does not apply to the model or the plans, by count."""
         _check_plans(plans)
-        images = plans[0].images
-        graph = graph_of(model, Weights.of(model), image_shape, images)
-        if len(graph.shapes[graph.output]) != 2:
-            raise InputError("this model gives a class for every pixel: attack with GradInv")
-        rooms = [min(graph.shapes[one.convolution][1], graph.shapes[one.node][1]) for one in entrances(graph)]
-        most = max((room - 1) // 2 for room in rooms) if rooms else 0  # a source needs twice as many zeros as images
-        if not rooms:
-            raise InputError(
-                "no 3 x 3 convolution of the model has rectified inputs on a map of 2 x 2 positions, so its images "
-                "cannot be separated: attack with GradInv"
-            )
-        if images > most:
-            raise InputError(f"{images} images are too many to separate by {max(rooms)} channels: at most {most}")
+        images, mode = plans[0].images, plans[0].mode
+        found = capacity(model, image_shape, images, mode)
+        if not found.applies:
+            raise InputError(f"{images} images cannot be separated: {found.why}; attack with GradInv")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the images of each victim."""

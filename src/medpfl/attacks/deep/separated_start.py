@@ -97,8 +97,6 @@ def entrances(graph: Graph) -> Iterator[Entrance]:
             edges = tuple(graph.fixed[kernel].shape[2:])
             where = places(tuple(shape[2:]), edges, geometry_of(user))
             normal = _normalization(user)
-            if normal is None and user.args[2] is None:
-                continue  # nothing shows the factors between images
             if normal is not None and normal.args[5] and prod(shape[2:]) == 1:
                 continue  # derivatives sum to zero over the images: the gradient holds only differences of inputs
             if where.shape[1] == prod(shape[2:]) and edges == (3, 3):
