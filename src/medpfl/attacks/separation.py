@@ -32,11 +32,21 @@ _BASIS = Spectral(exponent=2.0, corner=4.0)
 _STAGES = ((12.0, 0.03), (24.0, 0.01), (None, 0.01), (None, 1e-3), (None, 1e-4))
 """Highest frequency and weight for the total variation, one pair for each stage of the search."""
 
-_GRAY, _SPREAD = 0.5, 0.05
-"""Mean and deviation of the images at the start of a search."""
+_GRAY = 0.5
+"""Mean of the images at the start of a search, and pixel value where nothing was read."""
 
 _COLORED = 0.55
 """Ratio of a color search's first objective to a gray one's, below which the images count as colored."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """Images (N, C, H, W), labels (N,), the search that found the images, and the certificate of their values."""
+
+    images: Tensor
+    labels: Tensor
+    search: Solution
+    certificate: str
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,14 +63,14 @@ class Separation(Attack):
     gradient.
     Related: SPEAR (Dimitrov et al. 2024, arXiv:2403.03945) separates batches at linear layers by the zeros of the
     derivative; R-GAP (Zhu and Blaschko, ICLR 2021, arXiv:2010.07733) recovers one image layer by layer.
-    Needs: the update, the plan, the model; one gradient step. Labels, batch statistics and other images are not used.
+    Needs: the update, the plan, the model; one gradient step. Labels and other images are not used.
     Applies to: networks of convolutions, batch norm in either mode, ReLUs, sums, strides and average pooling that end
     in a linear layer, with a 3 x 3 convolution over 2 x 2 positions near the end, and fewer images than half of its
     channels. Examples are ResNet-18 and ResNet-34 for images of 32 and 64 pixels a side.
     Train mode: batch norm hides the batch's contrast. It is set from the batch norm's statistics if they are sent, and
     otherwise so that the pixels fill [0, 1].
-    Noise: rounding to float32 does not disturb it. Noise of more than about 3 % of the gradient's root mean square
-    leaves no source certified.
+    Noise: rounding to float32 does not disturb it. Noise ends the walk first; where it leaves no source certified, the
+    guess is gray and the attack ends as stalled.
     Disclosures: as for `DeepRGAP`.
 
     Attributes:
@@ -94,34 +104,38 @@ class Separation(Attack):
         certificates: list[str] = [""] * len(seen)
         for v in range(len(seen)):
             with progress.part(v / len(seen), (v + 1) / len(seen)):
-                sign = -1.0 if view.update.kind == "difference" else 1.0
-                sent = exact({k: sign * t[v] for k, t in view.update.tensors.items()})
                 own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-                if not all(bool(t.isfinite().all()) for t in sent.values()):
-                    ended.append("nonfinite")
-                    continue
-                try:
-                    begun = separated_start(graph, sent)
-                except InputError:
-                    ended.append("stalled")
-                    continue
-                read = peel(graph, sent, begun.start)
-                certificates[v] = _certificate(begun, read)
-                labels[v] = begun.start.pull.argmin(1).to(labels)
-                targets = {k: read.known[k][None].to(like) for k in read.rim(graph)}
-                images, found = self._images(graph, targets, own)
-                buffers = view.update.buffers
-                statistics = {} if buffers is None else {k: t[v] for k, t in buffers.items()}
-                guesses[v] = with_contrast(graph, seen.model, images[0].cpu(), view.weights.buffers, statistics).to(
-                    like
-                )
-                steps[v], evaluations[v] = found.steps[0], found.evaluations[0]
-                ended.append(found.ended[0])
+                found = self._read(seen, graph, v, own)
+            if not isinstance(found, _Read):
+                ended.append(found)
+                continue
+            guesses[v], labels[v] = found.images.to(like), found.labels.to(labels)
+            steps[v], evaluations[v] = found.search.steps[0], found.search.evaluations[0]
+            ended.append(found.search.ended[0])
+            certificates[v] = found.certificate
         guesses = guesses.clamp(0, 1)
         _, loss = judged(seen, guesses, labels if seen.labels is None else None)
         return Reconstruction(
             guesses, labels, loss, steps, evaluations + 1, tuple(ended), certificates=tuple(certificates)
         )
+
+    def _read(self, seen: Observation, graph: Graph, v: int, generator: torch.Generator) -> _Read | Ended:
+        """Return what was read of a victim's update, or why nothing was."""
+        view = seen.views[0]
+        sign = -1.0 if view.update.kind == "difference" else 1.0
+        sent = exact({k: sign * t[v] for k, t in view.update.tensors.items()})
+        if not all(bool(t.isfinite().all()) for t in sent.values()):
+            return "nonfinite"
+        try:
+            begun = separated_start(graph, sent)
+        except InputError:
+            return "stalled"
+        read = peel(graph, sent, begun.start)
+        targets = {k: read.known[k][None].to(variables_like(seen)) for k in read.rim(graph)}
+        images, search = self._images(graph, targets, generator)
+        after = {k: t[v] for k, t in (view.update.buffers or {}).items()}
+        images = with_contrast(graph, seen.model, images[0].cpu(), view.weights.buffers, after)
+        return _Read(images, begun.start.pull.argmin(1), search, _certificate(begun, read))
 
     def _images(self, graph: Graph, targets: dict[Node, Tensor], generator: torch.Generator) -> tuple[Tensor, Solution]:
         """Search for images (1, N, C, H, W) whose values at the given nodes equal the targets."""

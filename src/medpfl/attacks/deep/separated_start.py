@@ -32,6 +32,9 @@ __all__ = ["Entrance", "SeparatedStart", "entrances", "separated_start"]
 
 _OPS = torch.ops.aten
 
+_MAPS = {(2, 2), (1, 1)}
+"""Maps on which a kernel weight meets a single position."""
+
 _LINKED = 0.99
 """Smallest cosine between two readings of the same input."""
 
@@ -107,9 +110,6 @@ def _normalization(convolution: Node) -> Node | None:
     """Return the batch norm behind a convolution; ``None`` if there is none, or another use of its outputs."""
     users = list(convolution.users)
     return users[0] if len(users) == 1 and users[0].target is _OPS.native_batch_norm.default else None
-
-
-_MAPS = {(2, 2), (1, 1)}
 
 
 def separated_start(graph: Graph, gradients: Tensors) -> SeparatedStart:
