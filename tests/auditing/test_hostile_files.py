@@ -48,9 +48,9 @@ _seen: list[str] = []
 _watched = [False]
 
 
-def _watch(event: str, given: tuple[Any, ...]) -> None:
-    """Record events; an audit hook, which stays installed and counts only on request."""
-    if _watched[0]:
+def _watch(event: str, given: tuple[Any, ...], on_request: list[bool] = _watched) -> None:
+    """Record events; an audit hook, which stays installed, beyond this module's end too, and counts only on request."""
+    if on_request[0]:
         code = event == "exec" and "hostile" in getattr(given[0], "co_filename", "")
         named = event in ("import", "open") and any("hostile" in str(one) for one in given[:2])
         # What a spec's syntax tree is made of comes from no file; what would be run does.
