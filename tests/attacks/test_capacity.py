@@ -10,19 +10,11 @@ from torch import nn
 from torchvision.models import resnet18
 
 from medpfl.attacks import Separation
-from medpfl.attacks.deep import backward_walk
 from medpfl.attacks.deep import capacity as module
-from medpfl.attacks.deep.backward_walk import peel
 from medpfl.attacks.deep.capacity import capacity, capacity_of, traced
-from medpfl.attacks.deep.graph import exact, graph_of
-from medpfl.attacks.deep.separated_start import separated_start
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
-from medpfl.core.types import Batch, Weights
-from medpfl.federated.local import local_update
-from medpfl.federated.ready import prepare
 from tests.attacks.residual import Residual, built
-from tests.attacks.test_separation import varied
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -168,24 +160,3 @@ def test_what_separates_by_count_passes_the_attack_s_own_check(images):
     assert counted.applies == (images <= 80)
     if counted.applies:
         Separation().check(network, (Plan(batch_size=images, mode="eval"),), (1, 12, 12))
-
-
-def test_the_count_uses_the_walk_s_own_limits():
-    assert module._SPARE_EQUATIONS == backward_walk._SPARE_EQUATIONS
-    assert module._LARGEST == backward_walk._LARGEST
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("mode", "images"), [("train", 3), ("eval", 3), ("eval", 6)])
-def test_the_count_is_what_the_walk_reads(mode, images):
-    plan = Plan(batch_size=images, mode=mode)
-    network = prepare(built(width=80, last=True), plan)
-    weights = Weights.of(network)
-    sent = exact(local_update(network, Batch(varied(images), torch.arange(images) % 3), plan, weights).tensors)
-    graph = graph_of(network, weights, (1, 12, 12), images)
-    read = peel(graph, sent, separated_start(graph, sent).start)
-    counted = capacity(network, (1, 12, 12), images, mode)
-    assert (counted.stops == "") == (graph.image in read.known)
-    solved = {name.removeprefix("layer '").removesuffix("'") for name in read.residuals}
-    assert counted.reads in solved
-    assert all(one.read for one in counted.layers if one.layer in solved)

@@ -23,6 +23,8 @@ from torch.fx import Node
 
 from medpfl.attacks.deep.graph import RECTIFIERS, Graph
 from medpfl.attacks.deep.kernel_systems import (
+    LARGEST,
+    SPARE_EQUATIONS,
     Inputs,
     active,
     flattened,
@@ -55,12 +57,6 @@ more."""
 
 _SAME_SIZE, _RESIZES = 1e-7, 4
 """Relative change of a size that is none, and maximum number of times the walk begins again for one size."""
-
-_SPARE_EQUATIONS = 1.1
-"""Smallest ratio of equations to unknowns at which a batch-normalized convolution is solved."""
-
-_LARGEST = 2**26
-"""Number of matrix elements above which a layer's equations are not solved: 512 MB."""
 
 
 def peel(graph: Graph, gradients: Tensors, start: Start | None = None) -> Peeled:
@@ -235,9 +231,9 @@ class _Walk:
             equations = len(layer.sent) * layer.sent.shape[2]
             size, _ = self.memory.sizes.get(source, (1.0, 0))
             found, reason = None, "its gradient does not determine all of its inputs"
-            if equations < _SPARE_EQUATIONS * layer.count:
+            if equations < SPARE_EQUATIONS * layer.count:
                 reason = f"its gradient gives {equations} equations for {layer.count} inputs per channel"
-            elif equations * layer.count > _LARGEST:
+            elif equations * layer.count > LARGEST:
                 reason = "it has too many equations to solve"
             else:
                 found = self._solved_inputs(node, layer, dy, size)
@@ -333,7 +329,7 @@ class _Walk:
         if equations < count:
             self._stop(node, f"its gradient gives {equations} equations for {count} inputs per channel")
             return
-        if equations * count > _LARGEST:
+        if equations * count > LARGEST:
             self._stop(node, "it has too many equations to solve")
             return
         found = self._inputs(node, flattened(pull.value), gradient, where, count)

@@ -15,7 +15,25 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-__all__ = ["Inputs", "active", "flattened", "geometry_of", "inputs", "places", "pulls", "system_of", "unflattened"]
+__all__ = [
+    "LARGEST",
+    "SPARE_EQUATIONS",
+    "Inputs",
+    "active",
+    "flattened",
+    "geometry_of",
+    "inputs",
+    "places",
+    "pulls",
+    "system_of",
+    "unflattened",
+]
+
+SPARE_EQUATIONS = 1.1
+"""Smallest ratio of equations to unknowns at which a convolution before batch norm in train mode is solved."""
+
+LARGEST = 2**26
+"""Number of matrix elements above which a layer's equations are not solved: 512 MB."""
 
 _SINGULAR = 1e8
 """Variance inflation of an input by the others above which the system does not determine it."""
