@@ -172,6 +172,50 @@ def test_all_images_are_walked_through(mode, images):
 
 
 @pytest.mark.slow
+def test_an_image_is_read_on_a_map_of_one_position():
+    plan = Plan(batch_size=1, mode="eval")
+    network = prepare(built(width=80, last=True), plan)
+    shown, labels, weights = varied(1)[:, :, 3:9, 3:9], torch.tensor([2]), Weights.of(network)
+    update = local_update(network, Batch(shown, labels), plan, weights)
+    graph = graph_of(network, weights, (1, 6, 6), 1)
+    begun = separated_start(graph, exact(update.tensors))
+    true = graph.after({graph.image: shown.double()})[begun.start.node]
+    assert tuple(true.shape[2:]) == (1, 1)
+    order = torch.cdist(begun.start.value.flatten(1), true.flatten(1)).argmin(1)
+    assert torch.allclose(begun.start.value, true[order], rtol=1e-3, atol=1e-5)
+    assert torch.equal(begun.start.pull.argmin(1), labels[order])
+
+
+def test_a_graph_without_an_entrance_is_refused():
+    network = prepare(LeNet().build((1, 12, 12), 3, 0), Plan())
+    weights = Weights.of(network)
+    with pytest.raises(InputError, match="no 3 x 3 convolution of the model has rectified inputs"):
+        separated_start(graph_of(network, weights, (1, 12, 12), 2), exact(weights.parameters))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("head.weight", "the last layer's gradient does not fit its inputs"),
+        ("last.first.0.weight", "its positions could not be linked|of \\d+ sources were certified"),
+        ("last.first.1.bias", "the factors between its images are not all positive"),
+    ],
+)
+def test_gradients_that_do_not_fit_each_other_are_refused(name, reason):
+    graph, sent, _, _ = seen_of("eval", 3)
+    drawn = torch.randn(sent[name].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    if name == "last.first.1.bias":
+        sent[name] = -sent[name]
+    elif name == "last.first.0.weight":  # the weights between the corners
+        sent[name][:, :, 0, 1], sent[name][:, :, 1, 0] = drawn[:, :, 0, 1], drawn[:, :, 1, 0]
+    else:
+        sent[name] = drawn
+    with pytest.raises(InputError, match=reason):
+        separated_start(graph, sent)
+
+
+@pytest.mark.slow
 def test_noise_beyond_reading_is_refused_and_never_read_wrong():
     graph, sent, _, _ = seen_of("train", 3, noise=0.5)
     with pytest.raises(InputError, match=r"of \d+ sources were certified"):

@@ -184,7 +184,7 @@ class _Reading:
     def _neighbors(
         self, known: int, input_of: dict[int, int], linked: set[int], deltas: dict[int, Tensor], rows: dict[int, Tensor]
     ) -> Iterator[int]:
-        """Order and scale the sources at positions that share a kernel weight with a linked one; yield them."""
+        """Order and scale the sources at positions whose derivatives tell a linked position's input; yield them."""
         for k in range(len(self.entrance.where)):
             pairs = self.entrance.pairs(k)
             outs = [out for out, _ in pairs]
@@ -194,25 +194,16 @@ class _Reading:
             for (out, own), told in zip(pairs, system.split(self.images), strict=True):
                 other = next(o for o, i in input_of.items() if i == own)
                 # the derivative at `out` tells the input at `own`, whose own derivative stands at `other`
-                if (out in linked) == (other in linked) or known not in (out, other):
+                if out in linked or other != known:
                     continue
                 alike = functional.normalize(told, dim=1) @ functional.normalize(rows[own], dim=1).T
-                if other in linked:
-                    order = alike.argmax(0)
-                    if len(set(order.tolist())) < self.images or alike.amax(0).min() < _LINKED:
-                        raise InputError("its positions could not be linked")
-                    factor = (told[order] * rows[own]).sum(1) / rows[own].square().sum(1)
-                    deltas[out] = deltas[out][:, order] * factor
-                    rows[input_of[out]] = rows[input_of[out]][order] / factor[:, None]
-                    yield out
-                else:
-                    order = alike.argmax(1)
-                    if len(set(order.tolist())) < self.images or alike.amax(1).min() < _LINKED:
-                        raise InputError("its positions could not be linked")
-                    factor = (told * rows[own][order]).sum(1) / rows[own][order].square().sum(1)
-                    rows[own] = rows[own][order] * factor[:, None]
-                    deltas[other] = deltas[other][:, order] / factor
-                    yield other
+                order = alike.argmax(0)
+                if len(set(order.tolist())) < self.images or alike.amax(0).min() < _LINKED:
+                    raise InputError("its positions could not be linked")
+                factor = (told[order] * rows[own]).sum(1) / rows[own].square().sum(1)
+                deltas[out] = deltas[out][:, order] * factor
+                rows[input_of[out]] = rows[input_of[out]][order] / factor[:, None]
+                yield out
 
     def _bias(self) -> Tensor | None:
         """Return the sum (O,) of the convolution's derivatives over images and positions; ``None`` in train mode."""
