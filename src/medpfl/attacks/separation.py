@@ -15,6 +15,7 @@ from medpfl.attacks.deep.front_search import Band, Front
 from medpfl.attacks.deep.graph import Graph, exact, graph_of
 from medpfl.attacks.deep.separated_start import SeparatedStart, separated_start
 from medpfl.attacks.deep.walk_state import Peeled
+from medpfl.attacks.inversion.recursion import check_plans
 from medpfl.attacks.matching.residual import judged
 from medpfl.attacks.optimize.coordinates import Spectral
 from medpfl.attacks.optimize.lbfgs import LBFGS
@@ -85,7 +86,7 @@ class Separation(Attack):
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
         """Raise `InputError` if the attack does not apply to the model or the plans, by count."""
-        _check_plans(plans)
+        check_plans(plans, batches=True)
         images, mode = plans[0].images, plans[0].mode
         found = capacity(model, image_shape, images, mode)
         if not found.applies:
@@ -94,7 +95,7 @@ class Separation(Attack):
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the images of each victim."""
         view = seen.views[0]
-        _check_plans(view.plans)
+        check_plans(view.plans, batches=True)
         graph = graph_of(seen.model, view.weights, seen.image_shape, seen.num_images)
         like = variables_like(seen)
         guesses = like.new_full((len(seen), seen.num_images, *seen.image_shape), _GRAY)
@@ -181,18 +182,3 @@ def _certificate(begun: SeparatedStart, read: Peeled) -> str:
     if read.differences:
         text += f"; separate readings agree to {max(read.differences.values()):.1g}"
     return text
-
-
-def _check_plans(plans: tuple[Plan, ...]) -> None:
-    """Raise `InputError` for an update that is not one gradient."""
-    reason, plan = None, plans[0]
-    if len(plans) > 1:
-        reason = f"a sum over {len(plans)} clients"
-    elif plan.sampling == "poisson":
-        reason = "an unknown number of images, as under Poisson sampling"
-    elif plan.steps > 1:
-        reason = f"an update of {plan.steps} steps: each step has its own gradient"
-    elif plan.algorithm == "FedAvg" and plan.weight_decay:
-        reason = "weight decay"
-    if reason:
-        raise InputError(f"this attack needs one gradient of a batch, not {reason}; attack with iDLG")

@@ -421,12 +421,7 @@ class _Walk:
 
     def _parameter(self, node: Node, place: int) -> str | None:
         """Return the name of the parameter at argument `place` of a node, if it is sent and used only once."""
-        other = node.args[place] if len(node.args) > place else None
-        if isinstance(other, Node) and other.target is _OPS.t.default:
-            other = other.args[0]
-        if not isinstance(other, Node) or other not in self.graph.parameters or len(other.users) > 1:
-            return None
-        name = self.graph.parameters[other]
+        name = self.graph.parameter(node, place)
         return name if name in self.gradients else None
 
     def _stop(self, node: Node, reason: str, pull: Pull | None = None) -> None:

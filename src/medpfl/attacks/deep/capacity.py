@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from medpfl.attacks.deep.counted_walk import TRACED, CountedWalk, LayerCount, Limit, layer_name, trained_parameter
+from medpfl.attacks.deep.counted_walk import TRACED, CountedWalk, LayerCount, Limit, layer_name
 from medpfl.attacks.deep.graph import Graph, graph_of
 from medpfl.attacks.deep.separated_start import Entrance, entrances
 from medpfl.core.errors import InputError
@@ -165,11 +165,8 @@ def _too_few(graph: Graph, images: int) -> str:
 def _unscaled(graph: Graph, entrance: Entrance) -> str:
     """Return why nothing shows the factors between images that an entrance leaves open; ``""`` if something does."""
     convolution = entrance.convolution
-    (user,) = convolution.users if len(convolution.users) == 1 else (None,)
-    normal = user if user is not None and user.target is _OPS.native_batch_norm.default else None
-    if trained_parameter(graph, convolution, 2) is None and (
-        normal is None or trained_parameter(graph, normal, 2) is None
-    ):
+    normal = graph.batch_norm(convolution)
+    if graph.parameter(convolution, 2) is None and (normal is None or graph.parameter(normal, 2) is None):
         return "no bias follows it, whose gradient would show its images' factors"
     return ""
 

@@ -31,8 +31,8 @@ def with_contrast(graph: Graph, model: nn.Module, images: Tensor, before: Tensor
         before, after: the buffers before and after the update; ``after`` is empty if they are not sent.
     """
     convolution = next((node for node in graph.nodes if node.target is _OPS.convolution.default), None)
-    normal = next(iter(convolution.users)) if convolution is not None and len(convolution.users) == 1 else None
-    if convolution is None or normal is None or not _hides(normal):
+    normal = None if convolution is None else graph.batch_norm(convolution)
+    if convolution is None or normal is None or not normal.args[5]:
         return images
     center = _center(graph, convolution)
     if center is None:
@@ -43,10 +43,6 @@ def with_contrast(graph: Graph, model: nn.Module, images: Tensor, before: Tensor
         edge = center.flatten()
         factor = float(torch.minimum(edge / (-low).clamp(min=1e-3), (1 - edge) / high.clamp(min=1e-3)).min())
     return center + factor * (images - center)
-
-
-def _hides(node: Node) -> bool:
-    return node.target is _OPS.native_batch_norm.default and bool(node.args[5])
 
 
 def _center(graph: Graph, convolution: Node) -> Tensor | None:

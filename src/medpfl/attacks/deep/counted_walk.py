@@ -19,7 +19,7 @@ from medpfl.attacks.deep.kernel_systems import LARGEST, SPARE_EQUATIONS, geometr
 from medpfl.attacks.deep.passing import PLACEWISE, SHAPES, SLOPES, is_affine, obstacle
 from medpfl.attacks.deep.separated_start import Entrance
 
-__all__ = ["TRACED", "CountedWalk", "LayerCount", "Limit", "layer_name", "trained_parameter"]
+__all__ = ["TRACED", "CountedWalk", "LayerCount", "Limit", "layer_name"]
 
 _OPS = torch.ops.aten
 
@@ -55,12 +55,6 @@ class LayerCount:
 def layer_name(name: str) -> str:
     """Return the name of the layer that a parameter belongs to."""
     return name.rpartition(".")[0] or name
-
-
-def trained_parameter(graph: Graph, node: Node, place: int) -> str | None:
-    """Return the name of the parameter at an argument of a node, if it is trained and used only once."""
-    other = node.args[place] if len(node.args) > place else None
-    return graph.parameters.get(other) if isinstance(other, Node) and len(other.users) == 1 else None
 
 
 class _Stop(NamedTuple):
@@ -177,7 +171,7 @@ class CountedWalk:
 
     def _normalized(self, normal: Node, pull: bool) -> None:
         convolution = self.graph.sources(normal)[0]
-        gamma, beta = (trained_parameter(self.graph, normal, place) for place in (1, 2))
+        gamma, beta = (self.graph.parameter(normal, place) for place in (1, 2))
         plain = convolution.target is _OPS.convolution.default and self._plain(convolution)
         if not plain or not pull or gamma is None or beta is None or len(convolution.users) > 1 or convolution.args[2]:
             why = "a bias stands before a batch norm" if plain and convolution.args[2] else obstacle(normal)
@@ -219,7 +213,7 @@ class CountedWalk:
         source = self.graph.sources(node)[0]
         transposed, groups = node.args[6], node.args[8]
         plain = not transposed and groups == 1 and len(self.graph.shapes[source]) == 4
-        return bool(plain) and trained_parameter(self.graph, node, 1) is not None
+        return bool(plain) and self.graph.parameter(node, 1) is not None
 
     def _numbers(self, node: Node) -> tuple[int, int]:
         """Return the equations and unknowns of one input channel of a convolution."""

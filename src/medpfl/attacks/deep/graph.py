@@ -62,6 +62,18 @@ class Graph:
             (node,) = self.sources(node)
         return node if node.target in RECTIFIERS else None
 
+    def parameter(self, node: Node, place: int) -> str | None:
+        """Return the name of the trained parameter at an argument of a node; ``None`` if it is used elsewhere too."""
+        other = node.args[place] if len(node.args) > place else None
+        if isinstance(other, Node) and other.target is _OPS.t.default:
+            other = other.args[0]
+        return self.parameters.get(other) if isinstance(other, Node) and len(other.users) == 1 else None
+
+    def batch_norm(self, convolution: Node) -> Node | None:
+        """Return the batch norm behind a convolution; ``None`` if there is none, or another use of its outputs."""
+        users = list(convolution.users)
+        return users[0] if len(users) == 1 and users[0].target is _OPS.native_batch_norm.default else None
+
     def normalization(self, node: Node) -> Node | None:
         """Return a batch norm in train mode whose outputs reach a ReLU unchanged but for sums; ``None`` without one."""
         open_ = list(self.sources(node))

@@ -80,7 +80,7 @@ def slope_at(
 ) -> Sequence[Tensor]:
     """Return the loss's derivatives with respect to a node's inputs, given its own and all of the inputs' values.
 
-    Of an operation with several results, the derivative belongs to the first.
+    The derivative of an operation with several results belongs to the first.
     """
     sources = graph.sources(node)
 

@@ -99,17 +99,11 @@ def entrances(graph: Graph) -> Iterator[Entrance]:
                 continue
             edges = tuple(graph.fixed[kernel].shape[2:])
             where = places(tuple(shape[2:]), edges, geometry_of(user))
-            normal = _normalization(user)
+            normal = graph.batch_norm(user)
             if normal is not None and normal.args[5] and prod(shape[2:]) == 1:
                 continue  # derivatives sum to zero over the images: the gradient holds only differences of inputs
             if where.shape[1] == prod(shape[2:]) and edges == (3, 3):
                 yield Entrance(node, user, graph.parameters[kernel], where)
-
-
-def _normalization(convolution: Node) -> Node | None:
-    """Return the batch norm behind a convolution; ``None`` if there is none, or another use of its outputs."""
-    users = list(convolution.users)
-    return users[0] if len(users) == 1 and users[0].target is _OPS.native_batch_norm.default else None
 
 
 def separated_start(graph: Graph, gradients: Tensors) -> SeparatedStart:
@@ -208,7 +202,7 @@ class _Reading:
     def _bias(self) -> Tensor | None:
         """Return the sum (O,) of the convolution's derivatives over images and positions; ``None`` in train mode."""
         convolution = self.entrance.convolution
-        normal = _normalization(convolution)
+        normal = self.graph.batch_norm(convolution)
         if normal is not None and normal.args[5]:
             return None
         own, beta = self._sent(convolution, 2), None if normal is None else self._sent(normal, 2)
@@ -222,8 +216,7 @@ class _Reading:
 
     def _sent(self, node: Node, place: int) -> Tensor | None:
         """Return the gradient of the parameter at an argument of a node; ``None`` without one."""
-        other = node.args[place] if len(node.args) > place else None
-        name = self.graph.parameters.get(other) if isinstance(other, Node) and len(other.users) == 1 else None
+        name = self.graph.parameter(node, place)
         return None if name is None else self.gradients.get(name)
 
     def _balanced(self, delta: Tensor) -> Tensor:
@@ -256,12 +249,10 @@ class _Reading:
     def _last_layer(self) -> Tensor:
         """Return the gradient (K, F) of the last layer's weight."""
         output = self.graph.output
-        weight = output.args[2] if output.target is _OPS.addmm.default else None
-        if isinstance(weight, Node) and weight.target is _OPS.t.default:
-            weight = weight.args[0]
-        if not isinstance(weight, Node) or self.graph.parameters.get(weight) not in self.gradients:
+        sent = self._sent(output, 2) if output.target is _OPS.addmm.default else None
+        if sent is None:
             raise InputError("the model does not end in a linear layer")
-        return self.gradients[self.graph.parameters[weight]]
+        return sent
 
 
 def _least(misfit: Callable[[float], float]) -> float:

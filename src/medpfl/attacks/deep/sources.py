@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ _GAP = 10.0
 """Smallest ratio of two neighboring singular values that shows a rank."""
 
 _NEGATIVE = 3.0
-"""How many times the limit for a zero an entry may be below zero, because a ray's own error adds to an entry's."""
+"""Factor of the limit for a zero by which an entry may be below zero, because a ray's own error adds to an entry's."""
 
 _EXACT = 1e-8
 """Share of a ray's mean value below which an entry is zero, where the matrix has no noise."""
@@ -49,6 +50,9 @@ pass for zeros as noise allows."""
 
 _ROUNDS = 6
 """Number of times a ray is refined."""
+
+_DIRECTIONS = 8
+"""Further linear programs for each source that the channels' did not find."""
 
 _SLACK, _WIDEST = 1e-7, 0.3
 """Smallest slack of the linear programs, which is their own accuracy, and largest."""
@@ -156,13 +160,13 @@ def _certified(space: _RowSpace) -> list[tuple[Any, int]]:
         return [(ray, zeros)] if positive else []
     if alive.shape[1] < _required(len(space.rows)):
         return []
-    for candidate in _rays(alive, space):
+    for candidate in chain(_rays(alive, space), _others(found, alive, space)):
         ray, zeros, positive = _refined(candidate, alive, space)
         enough = positive and zeros >= _required(len(space.rows)) and _determined(ray, alive, space)
         if enough and _independent(ray, [one for one, _ in found]):
             found.append((ray, zeros))
         if len(found) == len(space.rows):
-            found = [one for k, one in enumerate(found) if _extreme(k, found, alive, space)]
+            found[:] = [one for k, one in enumerate(found) if _extreme(k, found, alive, space)]
         if len(found) == len(space.rows):
             break
     return found
@@ -200,28 +204,43 @@ def _extreme(k: int, found: list[tuple[Any, int]], alive: Any, space: _RowSpace)
     return all(((other @ alive)[zero] > max(space.limit(other), 1e-6)).any() for other in others)
 
 
+def _slack(alive: Any, space: _RowSpace) -> float:
+    noise = _DEVIATIONS * space.noise * np.sqrt(1.5 * alive.shape[1]) / np.median(space.sizes)
+    return max(float(noise), _SLACK)
+
+
+def _most(direction: Any, alive: Any, slack: float) -> Any:
+    """Return the solver's answer for the vector of mean 1 above -slack that has the most of a direction (r,)."""
+    return linprog(
+        -direction,
+        A_ub=-alive.T,
+        b_ub=np.full(alive.shape[1], slack),
+        A_eq=alive.mean(1)[None],
+        b_eq=[1.0],  # a mean of 1, not a sum: the solver's accuracy of 1e-7 must be small beside an entry
+        bounds=(None, None),
+        method="highs",
+    )
+
+
+def _others(found: list[tuple[Any, int]], alive: Any, space: _RowSpace) -> Iterator[Any]:
+    """Yield candidates (r,) outside the span of the rays found so far, for sources with the most of no channel."""
+    draws = np.random.default_rng(0)
+    for _ in range(_DIRECTIONS * (len(alive) - len(found)) if found else 0):
+        basis = np.linalg.qr(np.array([ray for ray, _ in found]).T)[0]
+        direction = draws.standard_normal(len(alive))
+        answer = _most(direction - basis @ (basis.T @ direction), alive, _slack(alive, space))
+        if answer.status == 0:
+            yield answer.x
+
+
 def _rays(alive: Any, space: _RowSpace) -> Iterator[Any]:
     """Yield candidates (r,): for each channel, the vector of mean 1 above -slack that has the most of it."""
-    channels = alive.shape[1]
-    noise = _DEVIATIONS * space.noise * np.sqrt(1.5 * channels) / np.median(space.sizes)
-    slack = max(noise, _SLACK)
-
-    def most(channel: int) -> Any:
-        return linprog(
-            -alive[:, channel],
-            A_ub=-alive.T,
-            b_ub=np.full(channels, slack),
-            A_eq=alive.mean(1)[None],
-            b_eq=[1.0],  # a mean of 1, not a sum: the solver's accuracy of 1e-7 must be small beside an entry
-            bounds=(None, None),
-            method="highs",
-        )
-
+    slack = _slack(alive, space)
     order = np.argsort(-np.linalg.norm(alive, axis=0))
-    while most(order[0]).status != 0 and slack < _WIDEST:
+    while _most(alive[:, order[0]], alive, slack).status != 0 and slack < _WIDEST:
         slack *= 3
     met: set[tuple[float, ...]] = set()
-    for answer in map(most, order):
+    for answer in (_most(alive[:, channel], alive, slack) for channel in order):
         key = () if answer.status != 0 else tuple(np.round(answer.x / np.linalg.norm(answer.x), 4))
         if key and key not in met:
             met.add(key)
