@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,11 @@ def test_public_names_are_sorted_and_resolve():
         assert getattr(medpfl, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Laplace'"):
         medpfl.Laplace  # noqa: B018
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert medpfl.__version__ == version("medpfl")
+    assert "numpy" not in imported("import medpfl; medpfl.__version__")
 
 
 def test_type_checkers_see_the_same_names():

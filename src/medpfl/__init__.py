@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from medpfl.training.report import Trained as Trained
     from medpfl.training.train import train as train
 
+__version__: str
+
 _PLACES = {
     "Attack": "core.roles",
     "Batch": "core.types",
@@ -136,9 +138,21 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use, so that ``import medpfl`` is fast."""
+    if name == "__version__":
+        return _version()
     if name not in _PLACES:
         raise AttributeError(f"module 'medpfl' has no attribute '{name}'")
     return getattr(import_module(f"medpfl.{_PLACES[name]}"), name)
+
+
+def _version() -> str:
+    """Return the installed version, or ``"unknown"`` if the package was not installed but put on the path."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("medpfl")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def __dir__() -> list[str]:

@@ -472,6 +472,9 @@ def test_demo_audits_what_it_says(run, monkeypatch, tmp_path):
     assert "LaplaceNoise(scale=0.01)" in shown
     assert (out / "share/report.html").is_file()
     assert {row["data"] for row in rows_of(out)} == {"Samples(size=16)"}
+    status, shown, _ = run("demo", "--images", 2)
+    assert status == 0
+    assert "none of 2 images" in shown
 
 
 def test_the_real_demo_can_be_built():
@@ -532,7 +535,7 @@ def test_report_of_no_run(refused, tmp_path):
         (["audit", "--attack"], "--attack needs a value"),
         (["audit", "--out"], "--out"),
         (["audit", "--quiet=3"], "--quiet takes no value, but '3' was given"),
-        (["demo", "--images", "3"], "there is no option '--images'"),
+        (["demo", "--attack", "DLG"], "there is no option '--attack'"),
         (["report", "a", "b"], "'b' is an unexpected extra argument"),
         (["--nonsense"], "there is no option '--nonsense'"),
     ],

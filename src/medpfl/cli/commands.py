@@ -244,7 +244,9 @@ def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
 
 
 def _demo(given: Namespace, words: list[str]) -> int:
-    return _perform(replace(DEMO, run=_typed(Demo, given, words).run), given)
+    asked = _typed(Demo, given, words)
+    demo = replace(DEMO, run=asked.run)
+    return _perform(demo if asked.images is None else demo.having(images=asked.images), given)
 
 
 DEMO = Experiment.of(

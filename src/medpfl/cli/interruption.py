@@ -44,8 +44,8 @@ def _place(path: str) -> tuple[str, ...]:
 
 def _is_ours(program: str) -> bool:
     if program == "-m":  # while the package itself is imported
-        return "medpfl.cli" in sys.orig_argv
-    return _place(program)[-1] in ("medpfl", "medpfl.exe")
+        return not {"medpfl", "medpfl.cli"}.isdisjoint(sys.orig_argv)
+    return _place(program)[-1] in ("medpfl", "medpfl.exe") or _place(program) == ("medpfl", "__main__.py")
 
 
 if _is_ours(sys.argv[0] if sys.argv else "") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medpfl.core.experiments.groups import Criteria, Run, Victims
-from medpfl.core.experiments.options import Options, group, option
+from medpfl.core.experiments.options import Options, again, group, option
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 
@@ -68,4 +68,5 @@ class Experiment(Options):
 class Demo(Options):
     """Options of ``medpfl demo``."""
 
+    images: int | None = again(Victims, "images", None, "number of images to attack; unset: 24")
     run: Run = group(Run(), without=("seed", "device", "memory", "isolate", "numbers_only"))
