@@ -20,6 +20,7 @@ from benchmarks import (
     memory,
     recipes,
     separation,
+    silence,
     sources,
     verdicts,
 )
@@ -36,6 +37,7 @@ PARTS = {
     "memory": memory,
     "matrix": matrix,
     "separation": separation,
+    "silence": silence,
     "sources": sources,
     "verdicts": verdicts,
 }

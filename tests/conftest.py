@@ -62,7 +62,7 @@ def no_pages_else(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(autouse=True)
 def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence progress lines, which would appear only on a busy machine."""
-    monkeypatch.setattr("medpfl.runs.progress_bar.APART", float("inf"))
+    monkeypatch.setattr("medpfl.runs.pulse.EVERY", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -112,7 +112,7 @@ class DeepRGAP(Attack):
         graph = graph_of(seen.model, view.weights, seen.image_shape)
         read, finite = [], []
         for v in range(len(seen)):
-            progress.report(v / len(seen) / 2)
+            progress.report(v / len(seen) / 2, lambda v=v: f"image {v + 1} of {len(seen)}")
             sent = exact({k: t[v] for k, t in view.update.tensors.items()})
             finite.append(all(bool(t.isfinite().all()) for t in sent.values()))
             read.append(peel(graph, sent) if finite[-1] else Peeled({}, ()))

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from medpfl.auditing.feasibility import Feasibility
+from medpfl.auditing.forecast.costs import announced, estimated
+from medpfl.auditing.forecast.plan import finished, foreseen
 from medpfl.auditing.isolating import Isolation
 from medpfl.auditing.jobs import jobs_of
 from medpfl.auditing.player import Player
@@ -17,21 +19,24 @@ from medpfl.auditing.store import claimed
 from medpfl.core.experiments.experiment import STANDARD
 from medpfl.core.experiments.groups import Reading, Run
 from medpfl.core.experiments.settings import Json, Settings
+from medpfl.core.progress import phase
 from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.parts import Found, attacks_of, data_of
 from medpfl.runs.cloak import Cloak
-from medpfl.runs.directory import check_outside, made
+from medpfl.runs.directory import check_outside, known_in, made
 from medpfl.runs.identity import unchanged
+from medpfl.runs.outlook import Outlook
 from medpfl.runs.progress_bar import name_skipped, watching
 from medpfl.runs.study_key import study_index
 
-__all__ = ["executed", "feasible", "images_of"]
+__all__ = ["executed", "feasible", "foreseen_of", "images_of"]
 
 
 def images_of(data: str | Path | DataSource | LabelledImages, reading: Reading, run: Run) -> Found:
     """Read the images, and report skipped files."""
-    found = data_of(data, reading)
+    with phase("reading the images"):
+        found = data_of(data, reading)
     name_skipped(found.images.skipped, found.images.notes)
     check_outside(None if run.out is None else Path(run.out), found.place)
     return found
@@ -39,6 +44,11 @@ def images_of(data: str | Path | DataSource | LabelledImages, reading: Reading, 
 
 def feasible(scenario: Scenario, isolation: Isolation) -> tuple[Scenario, Feasibility]:
     """Return the scenario with the attacks that suit its model, and its checks; raise `InputError` if one fails."""
+    with phase("checking the model, attacks and defenses"):
+        return _feasible(scenario, isolation)
+
+
+def _feasible(scenario: Scenario, isolation: Isolation) -> tuple[Scenario, Feasibility]:
     checked = Feasibility(scenario)
     if scenario.attacks == attacks_of(STANDARD):
         scenario = replace(scenario, attacks=[*scenario.attacks, *isolation.as_these(checked.untried)])
@@ -63,12 +73,32 @@ def executed(
     sizes = {job.key: job.rows for job in jobs}
     cloak = identity.cloak if out is not None else Cloak(None)
     with claimed(out, identity, sizes, run.force, cloak, run.numbers_only) as store:
-        settings = isolation.added_to(settings_of(checked, player, check), scenario.attacks)
+        with phase("testing what the defenses disclose"):
+            settings = isolation.added_to(settings_of(checked, player, check), scenario.attacks)
         store.note(settings=settings.to_dict(), jobs=[[*key, count] for key, count in sizes.items()])
         todo = [job for job in jobs if job.key not in store]
         done = sum(sizes.values()) - sum(job.rows for job in todo)
-        with unchanged(scenario.code, store.directory), watching(sum(sizes.values()), done, run.progress) as during:
+        costs = estimated(player, todo) if run.visible else None
+        if costs is not None:
+            announced(costs, jobs, todo)
+        with (
+            unchanged(scenario.code, store.directory),
+            watching(sum(sizes.values()), done, run.visible, costs) as during,
+        ):
             for job in todo:
                 with during(job.key, job.rows):
                     store.add(job.key, *player(job))
-        return finish(store, Settings.of(store.cloak(settings.to_dict())), scenario.data.classes)
+        with phase("judging, and writing the pages"):
+            return finish(store, Settings.of(store.cloak(settings.to_dict())), scenario.data.classes)
+
+
+def foreseen_of(scenario: Scenario, isolation: Isolation, place: str) -> Outlook:
+    """Check a scenario, and return its plan: nothing is written, and no attack runs longer than a few steps."""
+    scenario, checked = feasible(scenario, isolation)
+    out = None if scenario.run.out is None else Path(scenario.run.out)
+    known = out if out is not None and known_in(out) else None
+    index = study_index(known, scenario.data, scenario.source, place, scenario.run.force)
+    jobs = jobs_of(scenario)
+    done, notes = finished(scenario, index, jobs)
+    player = Player(scenario, Scorer(scenario.data, index, bool(scenario.label_shape)), checked.wrong_layer is not None)
+    return foreseen(player, jobs, done, notes)

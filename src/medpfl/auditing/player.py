@@ -69,13 +69,24 @@ class Player:
 
     def __call__(self, job: Job) -> tuple[list[Finding], Tensor, Tensor]:
         """Run a job, and return its rows, target images and guesses."""
-        rounds = [[self._round(job, number, own) for number, own in group] for group in job.groups]
-        received, told, victims, doubts = self._receive(job, rounds)
-        attack, seen = self._placed(received, told, job)
+        attack, seen, victims, doubts = self._prepared(job)
         started = time.perf_counter()
         guess = self._attack(attack, seen, job)
         seconds = time.perf_counter() - started
         return self.scorer.rows(guess, victims, doubts, seconds, self._common(job, guess))
+
+    def timed(self, job: Job, attack: Attack) -> float:
+        """Return the seconds that an attack takes on a job's victims; its guesses are dropped."""
+        _, seen, _, _ = self._prepared(job)
+        started = time.perf_counter()
+        attack(seen, generator_of(_PUBLIC, "timing"))
+        return time.perf_counter() - started
+
+    def _prepared(self, job: Job) -> tuple[Attack, Any, list[Tensor], list[tuple[str, ...]]]:
+        """Return a job's attack, ready to run, its input, and each victim's images and flags."""
+        rounds = [[self._round(job, number, own) for number, own in group] for group in job.groups]
+        received, told, victims, doubts = self._receive(job, rounds)
+        return *self._placed(received, told, job), victims, doubts
 
     def disclosures(self) -> dict[Defense, Disclosure]:
         """Probe every defense that acts at a client: compare what it does with what it discloses."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from medpfl.auditing.execution import executed, images_of
-from medpfl.auditing.isolating import isolating
-from medpfl.auditing.records.run import audit_record, options_in
+from medpfl.auditing.execution import executed, foreseen_of, images_of
+from medpfl.auditing.isolating import Isolation, isolating
+from medpfl.auditing.records.run import RecordCase, options_in
 from medpfl.auditing.report import Report
 from medpfl.auditing.scenario import Scenario
+from medpfl.auditing.victims import fitted
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import STANDARD, Experiment
 from medpfl.core.experiments.groups import Criteria, Run, Victims
@@ -21,8 +24,10 @@ from medpfl.core.threat import HONEST, ThreatModel
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.parts import attacks_of, defenses_given, is_record, model_of, partition_of
 from medpfl.inputs.spelling import is_pattern
+from medpfl.runs.outlook import Outlook
+from medpfl.runs.pulse import pulsing
 
-__all__ = ["audit", "perform"]
+__all__ = ["AuditCase", "audit", "foresee", "perform"]
 
 
 def audit(
@@ -63,44 +68,85 @@ def audit(
     >>> [(cell.attack, cell.defense, cell.images) for cell in report.summary]
     [('iDLG(steps=3)', 'NoDefense()', 3)]
     """
-    if isinstance(data, str | Path) and is_pattern(str(data)):
-        raise InputError(f"'{data}' is a pattern for several records: use medpfl.audit_federation(records, model)")
-    if is_record(data):
-        raise InputError(f"'{data}' is a record of an update: use medpfl.audit_record(record, truth, model)")
-    given, recipe = defenses_given(defenses), model_of(model)
-    partition = partition_of(victims.partition, victims.clients)
-    with isolating(attacks, run.isolate, recipe, given) as isolation:  # before any image is read
-        found = images_of(data, victims, run)
-        scenario = Scenario(
-            model=recipe,
-            weights=None if weights is None else Path(weights),
-            data=found.images,
-            source=found.source,
-            attacks=attacks_of(isolation.attacks, isolation.worker),
-            defenses=[one.part for one in given],
-            threat=threat,
-            plan=plan,
-            partition=partition,
-            selection=victims,
-            criteria=criteria,
-            run=run,
-            reader=found.reader,
-            recipe=isolation.recipe,
-        )
-        return executed(scenario, isolation, found.place)
+    return AuditCase(model, data, attacks, defenses, plan, threat, weights, victims, criteria, run).report()
+
+
+@dataclass(frozen=True)
+class AuditCase:
+    """A model and images, and how to audit them: the arguments of `audit`."""
+
+    model: str | Path | Model | nn.Module
+    data: str | Path | DataSource | LabelledImages
+    attacks: Sequence[str | Attack]
+    defenses: Sequence[str | Defense]
+    plan: Plan
+    threat: ThreatModel
+    weights: str | Path | None
+    victims: Victims
+    criteria: Criteria
+    run: Run
+
+    def report(self) -> Report:
+        """Run the audit, and return its report."""
+        with pulsing(self.run.visible), self.scene() as (scenario, isolation, place):
+            return executed(scenario, isolation, place)
+
+    def outlook(self) -> Outlook:
+        """Return the audit's plan; nothing is written."""
+        with self.scene() as (scenario, isolation, place):
+            return foreseen_of(scenario, isolation, place)
+
+    @contextmanager
+    def scene(self) -> Iterator[tuple[Scenario, Isolation, str]]:
+        """Yield the scenario, its isolation, and the images' place."""
+        data, run, victims = self.data, self.run, self.victims
+        if isinstance(data, str | Path) and is_pattern(str(data)):
+            raise InputError(f"'{data}' is a pattern for several records: use medpfl.audit_federation(records, model)")
+        if is_record(data):
+            raise InputError(f"'{data}' is a record of an update: use medpfl.audit_record(record, truth, model)")
+        given, recipe = defenses_given(self.defenses), model_of(self.model)
+        partition = partition_of(victims.partition, victims.clients)
+        with isolating(self.attacks, run.isolate, recipe, given) as isolation:  # before any image is read
+            found = images_of(data, victims, run)
+            scenario = Scenario(
+                model=recipe,
+                weights=None if self.weights is None else Path(self.weights),
+                data=found.images,
+                source=found.source,
+                attacks=attacks_of(isolation.attacks, isolation.worker),
+                defenses=[one.part for one in given],
+                threat=self.threat,
+                plan=self.plan,
+                partition=partition,
+                selection=fitted(victims, found.images, self.plan.images),
+                criteria=self.criteria,
+                run=run,
+                reader=found.reader,
+                recipe=isolation.recipe,
+            )
+            yield scenario, isolation, found.place
 
 
 def perform(experiment: Experiment) -> Report:
     """Audit one model as an experiment describes it in strings and numbers."""
+    return _case_of(experiment).report()
+
+
+def foresee(experiment: Experiment) -> Outlook:
+    """Return the plan of the audit that an experiment describes; nothing is written."""
+    return _case_of(experiment).outlook()
+
+
+def _case_of(experiment: Experiment) -> AuditCase | RecordCase:
     asked = experiment
     if asked.rounds is not None:
         raise InputError("this audits one model, but rounds were given: use medpfl.leakage for several rounds")
     if not is_record(asked.data):
         if asked.truth is not None:
             raise InputError("truth goes with a record of an update; without one, leave it out")
-        return audit(
-            asked.model,
-            asked.data,
+        return AuditCase(
+            model=asked.model,
+            data=asked.data,
             attacks=asked.attack,
             defenses=asked.defense,
             threat=asked.threat,
@@ -114,4 +160,4 @@ def perform(experiment: Experiment) -> Report:
         raise InputError("a record holds no images: set --truth to the folder with the images behind it")
     if asked.weights is not None:
         raise InputError("a record holds the client's initial weights: leave out --weights")
-    return audit_record(asked.data, asked.truth, **options_in(asked))
+    return RecordCase(asked.data, asked.truth, **options_in(asked))

@@ -26,7 +26,16 @@ from medpfl.data.partition import Partition
 from medpfl.federated.ready import prepare
 from medpfl.inputs.network import check_network, label_shape_of, network_of
 from medpfl.isolation.parent import Isolated
-from medpfl.runs.environment import checked_module, device_of, explained, generator_of, naming, seed_of, stack_size
+from medpfl.runs.environment import (
+    checked_module,
+    device_of,
+    explained,
+    generator_of,
+    naming,
+    seed_of,
+    stack_size,
+    victim_size,
+)
 from medpfl.runs.identity import Code, Identity, fingerprint, layers_of
 from medpfl.runs.study_key import StudyIndex
 
@@ -102,6 +111,7 @@ class Scenario:
     def victims(self) -> list[Tensor]:
         """Image indices (N,) for each update to attack; the same for every attack, defense and draw."""
         generator, together = generator_of(self.run.seed, "victims"), max(map(self.together, self.defenses))
+        assert self.selection.images is not None, "`fitted` comes first"
         with explained("the images cannot be distributed among clients"):
             return draw_victims(self.data, self.selection.images, self.plan.images, self.partition, generator, together)
 
@@ -153,6 +163,13 @@ class Scenario:
     def stack(self, defense: Defense) -> int:
         """Return how many victims are attacked together."""
         return self._stack(self.together(defense))
+
+    def gib(self, defense: Defense) -> float:
+        """Return the GiB that a stack takes beyond its first victim, by a fixed estimate."""
+        together = self.together(defense)
+        images = self.data.images[torch.cat(self.victims[:together])].to(self.device)
+        network = self.network(0).train(self.plan.mode == "train")
+        return victim_size(network, images) * (self.stack(defense) - 1)
 
     @cached_property
     def _stack(self) -> Callable[[int], int]:

@@ -9,10 +9,25 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
+from medpfl.core.experiments.groups import Victims
+from medpfl.core.messages import say
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 
-__all__ = ["draw_victims"]
+__all__ = ["draw_victims", "fitted"]
+
+
+_IMAGES = 32
+
+
+def fitted(victims: Victims, data: LabelledImages, per_update: int) -> Victims:
+    """Return the settings with a number of images: by default 32, or one update's, or all if there are fewer."""
+    if victims.images is not None:
+        return victims
+    images = min(max(_IMAGES, per_update), len(data))
+    if images < _IMAGES:
+        say(f"note: there are {images} images, and all are attacked (with more, {_IMAGES} by default)")
+    return victims.having(images=images)
 
 
 def draw_victims(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from inspect import getdoc
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -16,35 +16,72 @@ from medpfl.core.spec import registry, signature, summary
 from medpfl.core.threat import GRANTS
 from medpfl.inputs.spelling import names_in
 
-__all__ = ["explanation", "show"]
+__all__ = ["Catalog", "catalog", "check_role", "explanation", "show"]
+
+_PLACES = ("attacks.matching", *ROLES)
 
 
-def show(what: str | None) -> None:
-    """Print all parts or those of a role, with their arguments, or explain one part.
+class Catalog(NamedTuple):
+    """The parts that were asked for, by role and name.
+
+    Attributes:
+        roles: the parts.
+        one: True if a single part was asked for by its name.
+        grants: grants with their meaning, if all parts were asked for.
+    """
+
+    roles: dict[str, dict[str, Any]]
+    one: bool = False
+    grants: dict[str, str] = {}  # noqa: RUF012  (never changed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return names, first lines and arguments as JSON data; for a single part, its whole explanation."""
+
+        def told(name: str, member: Any) -> dict[str, str]:
+            text = {"explanation": explanation(name, member)} if self.one else {}
+            return {"summary": summary(member), "arguments": signature(member), **text}
+
+        roles = {role: {name: told(name, one) for name, one in parts.items()} for role, parts in self.roles.items()}
+        return {"kind": "list", "roles": roles, "grants": self.grants, "status": 0}
+
+
+def check_role(what: str | None) -> None:
+    """Check that there is such a role or part, before torch is imported.
 
     Raises:
-        InputError: `what` is neither a role nor a part.
+        InputError: there is none.
     """
-    places = ("attacks.matching", *ROLES)
-    names = [name for place in places for name in names_in(place)]  # read before torch is imported
-    if (only := what or "") and only not in (*ROLES, *names):
-        raise InputError(f"there is no role or part '{only}'; {nearest(only, [*ROLES, *names])}")
-    parts = {place: registry(import_module(f"medpfl.{place}")) for place in places}
-    each = {name: member for members in parts.values() for name, member in members.items()}
-    if only in each:
-        print(explanation(only, each[only]))
+    names = [name for place in _PLACES for name in names_in(place)]
+    if what and what not in (*ROLES, *names):
+        raise InputError(f"there is no role or part '{what}'; {nearest(what, [*ROLES, *names])}")
+
+
+def catalog(what: str | None) -> Catalog:
+    """Return all parts, those of a role, or one part."""
+    parts = {place: registry(import_module(f"medpfl.{place}")) for place in _PLACES}
+    if what and what not in ROLES:
+        return Catalog({place: {what: own[what]} for place, own in parts.items() if what in own}, one=True)
+    roles = [what] if what else ROLES
+    return Catalog({role: parts[role] for role in roles}, grants={} if what else dict(GRANTS))
+
+
+def show(found: Catalog) -> None:
+    """Print parts with their arguments, or explain a single one."""
+    if found.one:
+        ((name, member),) = list(found.roles.values())[-1].items()
+        print(explanation(name, member))
         return
     console = Console(highlight=False)
-    for role in [only] if only else ROLES:
+    for role, parts in found.roles.items():
         table = Table(box=None, show_header=False, title=role.capitalize(), title_justify="left")
-        for name, member in parts[role].items():
+        for name, member in parts.items():
             table.add_row(f"  {name}", Text(summary(member)))
             if arguments := signature(member):
                 table.add_row("", Text(arguments, style="dim"))
         console.print(table)
-    if not only:
+    if found.grants:
         console.print("Grants", style="italic")
-        for grant, meaning in GRANTS.items():
+        for grant, meaning in found.grants.items():
             console.print(f"  {grant:<12}{meaning}")
 
 

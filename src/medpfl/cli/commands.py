@@ -8,14 +8,19 @@ from medpfl.cli.interruption import MESSAGE, STATUS  # first, to catch an interr
 import errno
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, Namespace
 
+from medpfl.cli.dry_run import foresee_audits, foresee_frontier, foresee_studies, foresee_training
+from medpfl.cli.machine import print_json, result
+from medpfl.cli.opening import opening
 from medpfl.cli.parser import (
     COMMANDS,
     check_files,
@@ -34,18 +39,21 @@ from medpfl.core.experiments.inspection import Inspection
 from medpfl.core.experiments.options import OptionError, Options, options_in
 from medpfl.core.experiments.recording import Forgetting, Looking, Recording
 from medpfl.core.experiments.training import Training
-from medpfl.core.messages import say, speaking
+from medpfl.core.messages import may_show, say, speaking, told
+from medpfl.core.progress import phase
 from medpfl.core.records.view import RecordView
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, of_frontier
 from medpfl.frontier.limits import limits_of
 from medpfl.inputs.spelling import check_words
 from medpfl.reproduction.experiments import EXPERIMENTS
 from medpfl.reproduction.scale import Studies
+from medpfl.runs.pulse import pulsing
 
 __all__ = ["main"]
 
 T = TypeVar("T", bound=Options)
 
+_LOADING = "loading PyTorch"
 _DONE, _BAD_INPUT, _LEAKS, _INCONCLUSIVE, _READER_GONE = 0, 2, 3, 4, 141
 
 
@@ -72,15 +80,21 @@ def _main(words: list[str]) -> int:
         sys.stdout.flush()  # here, where a closed pipe is handled
         return status
     except InputError as error:
-        say(f"medpfl: error: {error}")
-        return _BAD_INPUT
+        return _refused(f"{error}", words)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return _hung_up()
-        say(f"medpfl: error: {_of_disk(error)}")
-        return _BAD_INPUT
+        return _refused(_of_disk(error), words)
     except SystemExit as end:
         return _ended(end)
+
+
+def _refused(message: str, words: list[str]) -> int:
+    """Print an error for people, and under ``--json`` also for machines, and return the exit status."""
+    say(f"medpfl: error: {message}")
+    if "--json" in words:
+        print_json({"error": told(message, may_show(sys.stdout)), "status": _BAD_INPUT})
+    return _BAD_INPUT
 
 
 def _ended(end: SystemExit) -> int:
@@ -155,30 +169,65 @@ def _in_file(words: list[str]) -> str:
     return ""
 
 
+@contextmanager
+def _working(asked: object, quiet: bool = False) -> Iterator[None]:
+    """Print what a command will do, before torch is imported, and show while it works that it does."""
+    if not quiet:
+        say(opening(asked))
+    with pulsing(not quiet):
+        yield
+
+
 def _audit(given: Namespace, words: list[str]) -> int:
     return _perform(_spelled_right(Experiment, given, words), given)
 
 
 def _train(given: Namespace, words: list[str]) -> int:
     training = _spelled_right(Training, given, words)
-    from medpfl.reporting.terminal import print_training
-    from medpfl.training.train import perform_training
+    if given.dry_run:
+        return _planned(given, partial(foresee_training, training), training)
+    with _working(training, given.quiet):
+        with phase(_LOADING):
+            from medpfl.reporting.terminal import print_training
+            from medpfl.training.train import perform_training
 
-    print_training(perform_training(training), given.quiet)
+        found = perform_training(training)
+    return _told(found, given, print_training)
+
+
+def _planned(given: Namespace, plan: Callable[[], Any], asked: object) -> int:
+    """Print a plan for ``--dry-run``, and return the exit status."""
+    with _working(asked, given.quiet):
+        found = plan()
+    if given.json:
+        print_json({**found.to_dict(), "status": _DONE})
+    else:
+        print(*found.lines(), sep="\n")
     return _DONE
+
+
+def _told(found: Any, given: Namespace, show: Callable[[Any, bool], object], status: int = _DONE) -> int:
+    """Print a result for people, or as JSON, and return the exit status."""
+    if given.json:
+        print_json({**result(found), "status": status})
+    else:
+        show(found, given.quiet)
+    return status
 
 
 def _frontier(given: Namespace, words: list[str]) -> int:
     experiment = _spelled_right(Frontier, given, words)
     _ = experiment.out, limits_of(experiment.limit)
-    from medpfl.frontier.run import frontier
-    from medpfl.reporting.terminal import print_frontier
+    if given.dry_run:
+        return _planned(given, partial(foresee_frontier, experiment), experiment)
+    with _working(experiment, given.quiet):
+        with phase(_LOADING):
+            from medpfl.frontier.run import frontier
+            from medpfl.reporting.terminal import print_frontier
 
-    found = frontier(experiment)
-    print_frontier(found, given.quiet)
-    return (
-        _DONE if given.fail_on is None else _failed_on(given.fail_on, of_frontier(found.points, found.recommendation))
-    )
+        found = frontier(experiment)
+    verdicts = of_frontier(found.points, found.recommendation) if given.fail_on else {}
+    return _told(found, given, print_frontier, _failed_on(given.fail_on, verdicts))
 
 
 def _typed(kind: type[T], given: Namespace, words: list[str]) -> T:
@@ -207,30 +256,31 @@ def _spelled_right(kind: type[T], given: Namespace, words: list[str]) -> T:
 
 
 def _perform(experiment: Experiment, given: Namespace) -> int:
-    from medpfl.auditing.run import perform
-    from medpfl.federation.folders import is_federation
-    from medpfl.federation.run import perform_federation
-    from medpfl.judging.summary import by_defense
-    from medpfl.reporting.terminal import print_audit, print_federation, print_leakage
-    from medpfl.training.leakage import perform_leakage
+    if given.dry_run:
+        return _planned(given, partial(foresee_audits, experiment), experiment)
+    with _working(experiment, given.quiet):
+        with phase(_LOADING):
+            from medpfl.auditing.run import perform
+            from medpfl.federation.folders import is_federation
+            from medpfl.federation.run import perform_federation
+            from medpfl.judging.summary import by_defense
+            from medpfl.reporting.terminal import print_audit, print_federation, print_leakage
+            from medpfl.training.leakage import perform_leakage
 
-    if is_federation(experiment.data):
-        several = perform_federation(experiment)
-        print_federation(several, given.quiet)
-        verdicts = several.verdicts()
-    elif experiment.rounds is None:
-        report = perform(experiment)
-        print_audit(report, given.quiet)
-        verdicts = by_defense(report.summary)
-    else:
-        found = perform_leakage(experiment)
-        print_leakage(found, given.quiet)
-        verdicts = {
-            f"{defense} in round {number}": verdict
-            for number, report in found.reports.items()
-            for defense, verdict in by_defense(report.summary).items()
-        }
-    return _failed_on(given.get("fail_on"), verdicts)
+        if is_federation(experiment.data):
+            found, show = perform_federation(experiment), print_federation
+            verdicts = found.verdicts()
+        elif experiment.rounds is None:
+            found, show = perform(experiment), print_audit
+            verdicts = by_defense(found.summary)
+        else:
+            found, show = perform_leakage(experiment), print_leakage
+            verdicts = {
+                f"{defense} in round {number}": verdict
+                for number, report in found.reports.items()
+                for defense, verdict in by_defense(report.summary).items()
+            }
+    return _told(found, given, show, _failed_on(given.get("fail_on"), verdicts))
 
 
 def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
@@ -259,16 +309,16 @@ DEMO = Experiment.of(
 
 def _check_model(given: Namespace, words: list[str]) -> int:
     asked = _spelled_right(Inspection, given, words)
-    import json
-
-    from medpfl.inspection.check import check_model
-    from medpfl.reporting.model_page import model_page
-
     shape = _shape(asked.image_shape) if asked.image_shape else (asked.channels, asked.size, asked.size)
-    options = {"weights": asked.weights, "mode": asked.mode, "seed": asked.seed}
-    check = check_model(asked.model, shape, asked.classes, **options).to_dict()
+    with _working(asked):
+        with phase(_LOADING):
+            from medpfl.inspection.check import check_model
+            from medpfl.reporting.model_page import model_page
+
+        options = {"weights": asked.weights, "mode": asked.mode, "seed": asked.seed}
+        check = check_model(asked.model, shape, asked.classes, **options).to_dict()
     if asked.json:
-        print(json.dumps(check, indent=1))
+        print_json(check)
         return _DONE
     _print_page(model_page(check))
     return _DONE
@@ -287,9 +337,16 @@ def _print_page(page: Sequence[tuple[str, list[str]]]) -> None:
 
 def _record(given: Namespace, words: list[str]) -> int:
     asked = _typed(Recording, given, words)
-    from medpfl.recording.states import perform_recording
+    with _working(asked, given.quiet):
+        with phase(_LOADING):
+            from medpfl.recording.states import perform_recording
 
-    made = perform_recording(asked)
+        made = perform_recording(asked)
+    if given.json:
+        files = [str(path) for path in made.written if path is not None]
+        status = _BAD_INPUT if made.view.verdict == "wrong" else _DONE
+        print_json({"kind": "record", **made.view.to_dict(), "files": files, "status": status})
+        return status
     if not given.quiet:
         say(f"wrote {made.written.record}", sys.stdout)
         if made.written.truth is not None:
@@ -299,18 +356,18 @@ def _record(given: Namespace, words: list[str]) -> int:
 
 def _inspect(given: Namespace, words: list[str]) -> int:
     asked = _typed(Looking, given, words)
-    from medpfl.recording.states import perform_looking
+    with _working(asked):
+        with phase(_LOADING):
+            from medpfl.recording.states import perform_looking
 
-    made = perform_looking(asked)
+        made = perform_looking(asked)
     if asked.page:
         from medpfl.reporting.record_page import write_page
 
         write_page(Path(asked.page), made)
         say(f"wrote {asked.page}")
     if asked.json:
-        import json
-
-        print(json.dumps(made.to_dict(), indent=1))
+        print_json(made.to_dict())
         return _BAD_INPUT if made.verdict == "wrong" else _DONE
     return _shown(made)
 
@@ -326,10 +383,15 @@ def _shown(made: RecordView, quiet: bool = False) -> int:
 
 def _forget(given: Namespace, words: list[str]) -> int:
     asked = _typed(Forgetting, given, words)
-    from medpfl.inputs.spelling import path_of
-    from medpfl.recording.folder import forget
+    with _working(asked):
+        with phase(_LOADING):
+            from medpfl.inputs.spelling import path_of
+            from medpfl.recording.folder import forget
 
-    found = forget(path_of(asked.folder))
+        found = forget(path_of(asked.folder))
+    if given.json:
+        print_json({"kind": "forget", "deleted": found.deleted, "remaining": len(found.remaining), "status": _DONE})
+        return _DONE
     files = "1 truth file" if found.deleted == 1 else f"{found.deleted} truth files"
     print(f"deleted {files}. Backups and snapshots of the disk may still hold them.")
     for path in found.remaining:
@@ -345,44 +407,51 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _report(given: Namespace, words: list[str]) -> int:
-    from medpfl.auditing.report import reread
-    from medpfl.federation.run import remake as remake_federation
-    from medpfl.frontier.run import remake as remake_frontier
-    from medpfl.reporting.terminal import print_audit, print_federation, print_frontier, print_training
-    from medpfl.reproduction.run import remake
-    from medpfl.runs.directory import known_in
-    from medpfl.training.report import reread_training
+    with _working(f"summary and pages of {given.out}, again from its rows", given.quiet):
+        with phase(_LOADING):
+            from medpfl.auditing.report import reread
+            from medpfl.federation.run import remake as remake_federation
+            from medpfl.frontier.run import remake as remake_frontier
+            from medpfl.reporting.terminal import print_audit, print_federation, print_frontier, print_training
+            from medpfl.reproduction.run import remake
+            from medpfl.runs.directory import known_in
+            from medpfl.training.report import reread_training
 
-    again: dict[str, tuple[Callable[[Path], Any], Callable[[Any, bool], object]]] = {
-        "audit": (reread, print_audit),
-        "training": (reread_training, print_training),
-        "federation": (remake_federation, print_federation),
-        "frontier": (remake_frontier, print_frontier),
-        "reproduction": (remake, _print_reproduction),
-    }
-    make, show = again.get(str(known_in(Path(given.out)).get("kind")), again["audit"])
-    show(make(Path(given.out)), given.quiet)
-    return _DONE
+        again: dict[str, tuple[Callable[[Path], Any], Callable[[Any, bool], object]]] = {
+            "audit": (reread, print_audit),
+            "training": (reread_training, print_training),
+            "federation": (remake_federation, print_federation),
+            "frontier": (remake_frontier, print_frontier),
+            "reproduction": (remake, _print_reproduction),
+        }
+        make, show = again.get(str(known_in(Path(given.out)).get("kind")), again["audit"])
+        with phase("reading the rows, and writing the pages"):
+            found = make(Path(given.out))
+    return _told(found, given, show)
 
 
 def _reproduce(given: Namespace, words: list[str]) -> int:
     asked = _typed(Studies, given, words)
-    from medpfl.reproduction.run import remake, reproduce
+    if given.dry_run:
+        return _planned(given, partial(foresee_studies, asked), asked)
+    with _working(asked, given.quiet):
+        with phase(_LOADING):
+            from medpfl.reproduction.run import remake, reproduce
 
-    if asked.from_:
-        found = remake(asked.from_, asked.published, asked.run.force)
-    else:
-        found = reproduce(
-            asked.experiment or EXPERIMENTS,
-            data=asked.data,
-            sets=mapping_of(asked.sets) if asked.sets else {},
-            published=asked.published,
-            parts=asked.part,
-            scale=asked.scale,
-            run=asked.run,
-        )
-    _print_reproduction(found)
-    return _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
+        if asked.from_:
+            found = remake(asked.from_, asked.published, asked.run.force)
+        else:
+            found = reproduce(
+                asked.experiment or EXPERIMENTS,
+                data=asked.data,
+                sets=mapping_of(asked.sets) if asked.sets else {},
+                published=asked.published,
+                parts=asked.part,
+                scale=asked.scale,
+                run=asked.run,
+            )
+    status = _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
+    return _told(found, given, _print_reproduction, status)
 
 
 def _print_reproduction(found: Any, quiet: bool = False) -> None:
@@ -403,7 +472,13 @@ def _print_reproduction(found: Any, quiet: bool = False) -> None:
 
 
 def _list(given: Namespace, words: list[str]) -> int:
-    from medpfl.cli.catalog import show
+    from medpfl.cli.catalog import catalog, check_role, show
 
-    show(given.what)
+    check_role(given.what)
+    with _working(f"list of {given.what or 'all parts'}", given.json), phase(_LOADING):
+        found = catalog(given.what)
+    if given.json:
+        print_json(found.to_dict())
+    else:
+        show(found)
     return _DONE

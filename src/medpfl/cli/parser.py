@@ -255,7 +255,7 @@ def _typed_parser(experiment: type[Options], description: str) -> ArgumentParser
     parser = _parser(description)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     _add_options(parser, experiment, ("data",), "?")
-    return _add_quiet(parser)
+    return _add_quiet(_add_dry_run(parser))
 
 
 def _parser(description: str) -> ArgumentParser:
@@ -332,6 +332,19 @@ def _forget_parser() -> ArgumentParser:
 def _add_show_paths(parser: ArgumentParser) -> ArgumentParser:
     text = "show names of files and folders in messages even if they go to a file or pipe instead of a terminal"
     parser.add_argument("--show-paths", action="store_true", help=text)
+    return _add_json(parser)
+
+
+def _add_json(parser: ArgumentParser) -> ArgumentParser:
+    if not any("--json" in action.option_strings for action in parser._actions):
+        text = "print the result as JSON on standard output, an error too; messages go to standard error"
+        parser.add_argument("--json", action="store_true", help=text)
+    return parser
+
+
+def _add_dry_run(parser: ArgumentParser) -> ArgumentParser:
+    text = "print the plan: jobs, estimated time and memory, and what is done already; run and write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=text)
     return parser
 
 
@@ -343,7 +356,7 @@ def _add_quiet(parser: ArgumentParser) -> ArgumentParser:
 def _demo_parser() -> ArgumentParser:
     parser = _parser("Audit the embedded samples with and without a defense, offline.")
     _add_options(parser, Demo)
-    return _add_quiet(parser)
+    return _add_quiet(_add_dry_run(parser))
 
 
 def _list_parser() -> ArgumentParser:
@@ -351,7 +364,7 @@ def _list_parser() -> ArgumentParser:
         exit_on_error=False, description="List the parts that an audit can use, or explain one of them."
     )
     parser.add_argument("what", nargs="?", default=None, help=f"{', '.join(ROLES)}, or a part's name; default: all")
-    return parser
+    return _add_json(parser)
 
 
 def _reproduce_parser() -> ArgumentParser:
@@ -360,7 +373,7 @@ def _reproduce_parser() -> ArgumentParser:
         "Repeat the command to continue an interrupted run."
     )
     _add_options(parser, Studies, ("experiment",), "*")
-    return _add_quiet(parser)
+    return _add_quiet(_add_dry_run(parser))
 
 
 def mapping_of(path: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from medpfl.core import progress
 from medpfl.core.errors import DivergedError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
@@ -100,7 +101,8 @@ def play_round(
         DivergedError: if an update or the model is not finite.
     """
     clients, taken, sent = list(before.clients), list(before.taken), []
-    for client, batch, plan, own in work:
+    for place, (client, batch, plan, own) in enumerate(work):
+        progress.report(place / len(work), lambda place=place: f"client {place + 1} of {len(work)}")
         played = client_round(model, before.weights, batch, plan, defense, clients[client], own)
         _check_finite(played.sent.tensors, f"the update of client {client}")
         clients[client], taken[client] = played.state, taken[client] + 1

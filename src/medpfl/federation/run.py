@@ -26,9 +26,10 @@ from medpfl.inputs.spelling import path_of
 from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
 from medpfl.runs.identity import Code, Identity
+from medpfl.runs.outlook import Outlook
 from medpfl.runs.study_key import Key, key_of
 
-__all__ = ["audit_federation", "perform_federation", "remake"]
+__all__ = ["audit_federation", "foresee_federation", "perform_federation", "remake"]
 
 _AGAIN = "repeat the command that made it with the same --out, or name another directory"
 _WITHOUT = re.compile(rf"(?:{SITE.pattern}|{MEAN})(?:, round [0-9]{{1,6}})?")
@@ -107,6 +108,18 @@ def perform_federation(experiment: Experiment) -> Federation:
     if asked.rounds is not None:
         raise InputError("--rounds goes with the run directory of a training: to audit some rounds, name their records")
     return audit_federation(asked.data, truth=asked.truth, **options_in(asked))
+
+
+def foresee_federation(experiment: Experiment) -> Outlook:
+    """Return the plan of a federation's audits, after a check of all records; nothing is written."""
+    asked = experiment
+    truth = None if asked.truth is None else path_of(asked.truth)
+    files = files_at(asked.data)
+    _check_places(files, truth)
+    case = FederationCase(asked.data, truth=asked.truth, **options_in(asked))
+    todo = _prepared(files, truth, case, Key(secrets.token_hex(16)), None)
+    out = None if case.run.out is None else Path(case.run.out)
+    return Outlook.of((str(one), case.of(one, out).outlook()) for one in todo.entries)
 
 
 def remake(out: Path) -> Federation:
@@ -193,7 +206,7 @@ def _prepared(
     Raises:
         InputError: as in `audit_federation`.
     """
-    say: Callable[[str], Any] = tell if case.run.progress else lambda _: None
+    say: Callable[[str], Any] = tell if case.run.visible else lambda _: None
     problems, held = Problems(), dict[Path, tuple[int | None, Facts]]()
     sites = _named_sites(files, case, key, directory)
     for path in files.records:
@@ -229,7 +242,7 @@ def _named_sites(files: Files, case: FederationCase, key: Key, directory: RunDir
     sites = sites_of((path.parent for path in files.records), known, key)
     if directory is not None:
         directory.note(sites={**known, **dict(sites.values())})
-    for folder, (_, name) in sites.items() if case.run.progress else ():
+    for folder, (_, name) in sites.items() if case.run.visible else ():
         if folder.name != name:
             tell(f"{name}: '{private(folder)}'")
     return {folder: name for folder, (_, name) in sites.items()}
@@ -260,7 +273,7 @@ def _without(bare: Sequence[Entry], total: int) -> str:
 def _audited(
     entry: Entry, case: FederationCase, checks: dict[str, Json], out: Path | None = None, secret: str | None = None
 ) -> Audited:
-    if case.run.progress:
+    if case.run.visible:
         tell(f"audit of {entry}")
     report = case.of(entry, out).report(checks[entry.name], secret)
     return Audited(entry.site, entry.round, entry.name, report)

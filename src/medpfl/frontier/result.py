@@ -68,6 +68,11 @@ class Result:
     settings: dict[str, Any]
     pages: tuple[Path, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return points, recommendation and settings as JSON data."""
+        points = [{**p, "bound": p["bound"] and flat(p["bound"].bound)} for p in self.points]
+        return {"points": points, "recommendation": self.recommendation, "settings": self.settings}
+
     def __str__(self) -> str:
         return "\n".join(sentences(self.points, self.recommendation, self.settings))
 
@@ -82,10 +87,8 @@ def results(out: Path, found: Found) -> Result:
     settings = _settings(found, name)
     chosen = recommendation(points, limits, _classes(found), found.known.get("accept_leak", False))
     result = Result(points, chosen, settings)
-    plain = [{**p, "bound": p["bound"] and flat(p["bound"].bound)} for p in points]
-    shown = {"points": plain, "recommendation": result.recommendation, "settings": result.settings}
     folder = share_folder(out)
-    write(folder / "frontier.json", json.dumps(shown, indent=1).encode())
+    write(folder / "frontier.json", json.dumps(result.to_dict(), indent=1).encode())
     write(folder / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
     page = write_frontier_page(folder, result.settings, points, result.recommendation)
     return Result(points, result.recommendation, result.settings, (page, *_private_pages(found)))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from medpfl.auditing.report import reread
+from medpfl.auditing.run import foresee as foresee_audit
 from medpfl.auditing.run import perform
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.experiments.frontier import Frontier
@@ -16,11 +19,14 @@ from medpfl.frontier.result import FRONTIER, Found, Result, results, write_recom
 from medpfl.frontier.tasks import Setting, audit_of, check, parts_of, strengths_of, training_of, with_images
 from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
 from medpfl.runs.identity import Code, Identity, unchanged
+from medpfl.runs.outlook import Outlook
 from medpfl.runs.study_key import key_of
 from medpfl.training.report import Trained, reread_training
+from medpfl.training.store import rounds_in
+from medpfl.training.train import foresee as foresee_training
 from medpfl.training.train import perform_training
 
-__all__ = ["frontier", "remake"]
+__all__ = ["foresee", "frontier", "remake"]
 
 Report = Any
 
@@ -50,7 +56,7 @@ def frontier(experiment: Frontier) -> Result:
     with directory.locked():
         directory.claim(force)
         directory.note(limits=list(map(str, limits)), accept_leak=experiment.accept_leak)
-        say: Callable[[str], Any] = tell if experiment.run.progress else lambda _: None
+        say: Callable[[str], Any] = tell if experiment.run.visible else lambda _: None
         with unchanged(code, directory):
             # One training, then the audit: what cannot be trained or audited fails before hours of work.
             trainings = {s.spec: _trained(experiment, s, out, say) for s in settings[:1]}
@@ -62,6 +68,28 @@ def frontier(experiment: Frontier) -> Result:
         result = results(out, Found(known_in(out), settings, audits, trainings))
         write_recommended(out, experiment, settings, result)
     return result
+
+
+def foresee(experiment: Frontier) -> Outlook:
+    """Return a frontier's plan, from one round of training and a few steps of each attack; nothing is written.
+
+    A round's model does not exist yet, so the audit's time is that on the untrained one.
+    """
+    settings = strengths_of(experiment.defense)
+    experiment = with_images(experiment, limits_of(experiment.limit, experiment.tolerance))
+    check(experiment)
+    out = experiment.out
+    first = foresee_training(training_of(experiment, settings[0], experiment.run.seed, None))
+    parts = []
+    for setting, seed in product(settings, _seeds(experiment.options())):
+        (step,) = first.steps
+        done = min(len(rounds_in(_training(out, setting, seed))), step.jobs)
+        left = (step.seconds or 0.0) * (step.jobs - done) / step.jobs
+        own = replace(step, what=f"training under {setting.spec}, seed {seed}", done=done, seconds=left)
+        parts.append(("trainings", Outlook((own,), first.memory)))
+    at = f"audits of round {experiment.round}" if experiment.round else "audit"
+    parts.append((at, foresee_audit(audit_of(experiment, settings, _audit(out)))))
+    return Outlook.of(parts)
 
 
 def remake(out: Path) -> Result:

@@ -19,6 +19,7 @@ from medpfl.attacks.matching.problem import stacks
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import check_classes, check_image_shape
 from medpfl.core.plan import Plan
+from medpfl.core.progress import phase
 from medpfl.core.roles import Attack, Model
 from medpfl.core.spec import registry
 from medpfl.core.types import Batch, Weights
@@ -110,6 +111,12 @@ def check_model(
     weights = None if weights is None else Path(weights)
     network = network_of(made, image_shape, classes, seed_of(seed, "weights", 0), weights)
     images = torch.rand(2, *image_shape, generator=generator_of(seed, "images"))
+    with phase("testing derivatives, labels and layers"):
+        return _checked(made, network, images, classes, mode, seed)
+
+
+def _checked(made: Model, network: nn.Module, images: Tensor, classes: int, mode: str, seed: int) -> ModelCheck:
+    image_shape = tuple(images.shape[1:])
     outputs = check_network(network, images, classes, Plan(batch_size=2, mode=mode), masks=True)  # type: ignore[arg-type]  (Plan checks it)
     plan = Plan(batch_size=_fewest(network, images, mode), mode=mode)  # type: ignore[arg-type]  (Plan checks it)
     scene = Scene(network, image_shape, outputs, plan, seed, label_shape_of(network, images, plan))
@@ -165,7 +172,7 @@ def _attacks(scene: Scene, undifferentiable: str) -> dict[str, str]:
     found = {}
     for name, member in registry(attack_package).items():
         try:
-            with explained("it failed"):
+            with explained("it failed"), phase(f"trying {name}"):
                 member().check(seen.model, (scene.plan,), scene.shape)
                 shortened_names(member(), steps)(seen, generator_of(scene.seed, name))
             found[name] = ""
@@ -177,7 +184,7 @@ def _attacks(scene: Scene, undifferentiable: str) -> dict[str, str]:
 def _capacity(network: nn.Module, image_shape: tuple[int, ...], mode: Literal["train", "eval"]) -> dict[str, Any]:
     """Count how far `Separation` can read batches of several sizes."""
     try:
-        with explained("the model's operations cannot be counted"):
+        with explained("the model's operations cannot be counted"), phase(f"counting equations in {mode} mode"):
             graph = traced(network, image_shape, mode)
             return {"why": "", "batches": [asdict(capacity_of(graph, images, mode)) for images in _BATCHES]}
     except InputError as error:
@@ -204,7 +211,7 @@ def _seconds(scene: Scene, derivatives: dict[str, str]) -> dict[str, float | boo
         return torch.stack([(t * along[name]).sum() for name, t in update(images).items()]).sum()
 
     stack, together = torch.stack([x] * _TOGETHER), None
-    with torch.no_grad(), differentiable_kernels():
+    with torch.no_grad(), differentiable_kernels(), phase("timing the model"):
         forward, gradient = _time(lambda: ready(x)), _time(lambda: update(x))
         second = None if derivatives["twice"] else _time(lambda: grad(part)(x))
         if second is not None and not derivatives["together"]:

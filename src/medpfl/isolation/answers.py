@@ -193,7 +193,7 @@ class _Says:
     def __init__(self, pipe: Pipe) -> None:
         self.pipe, self.latest = pipe, 0.0
 
-    def __call__(self, share: float) -> None:
+    def __call__(self, share: float, said: Callable[[], str]) -> None:
         now = monotonic()
         if now - self.latest >= _APART:
             self.latest = now

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from medpfl.core.errors import InputError, listed, nearest
 from medpfl.core.experiments.groups import Run
 from medpfl.core.messages import say
+from medpfl.core.progress import phase
 from medpfl.reproduction import experiments as files
 from medpfl.reproduction.accuracy import Accuracies, AccuracyRuns, defenses_in
 from medpfl.reproduction.collection import Collection, Reproduction
@@ -17,8 +20,10 @@ from medpfl.reproduction.outputs import Gap
 from medpfl.reproduction.places import ACCURACY_SET, Places
 from medpfl.reproduction.published import Published, read_published
 from medpfl.reproduction.scale import Form, Scale, Studies
+from medpfl.reproduction.task import Task
+from medpfl.runs.outlook import Outlook
 
-__all__ = ["Gap", "Reproduction", "remake", "reproduce"]
+__all__ = ["Gap", "Reproduction", "foresee", "remake", "reproduce"]
 
 
 def reproduce(
@@ -58,7 +63,7 @@ def reproduce(
     if run.numbers_only:
         raise InputError("a reproduction draws panels of images: leave out numbers_only, or audit each set by itself")
     chosen, wanted = _chosen(experiments, parts), Form(**vars(scale), seed=run.seed, device=run.device)
-    places, out, force, progress = Places.among(Path(data), sets or {}), Path(run.out), run.force, run.progress
+    places, out, force, progress = Places.among(Path(data), sets or {}), Path(run.out), run.force, run.visible
     theirs = _published(published, tuple(places.found))
     claims = Claims.extend(out, chosen, places, wanted, force)
     made = Collection(out, theirs, claims.gaps())
@@ -84,6 +89,25 @@ def reproduce(
     if not done:
         raise InputError("nothing could be run:" + listed(list(map(str, made.gaps))))
     return made.whole()
+
+
+def foresee(asked: Studies, sets: Mapping[str, Path]) -> Outlook:
+    """Return a reproduction's plan, without the trainings of its networks; nothing is written.
+
+    Raises:
+        InputError: as in `reproduce`.
+    """
+    chosen = _chosen(asked.experiment or EXPERIMENTS, asked.part)
+    form = Form(**vars(asked.scale), seed=asked.run.seed, device=asked.run.device)
+    places, out = Places.among(Path(asked.data), sets), Path(asked.run.out or "")
+    parts = []
+    for name, study in chosen.items():
+        for part, own in product(study.parts, places.found):
+            task = Task(name, part, own, form)
+            with phase(f"{name}, {task}"):
+                parts.append((f"{name}, {task}", task.outlook(places.found[own], out, asked.run.force)))
+    notes = tuple(f"not run: {own}, because its folder is not there" for own in places.missing)
+    return replace(Outlook.of(parts), notes=notes)
 
 
 def remake(out: str | Path, published: str | Path | None = None, force: bool = False) -> Reproduction:

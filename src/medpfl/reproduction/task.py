@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medpfl.auditing.report import Report
-from medpfl.auditing.run import perform
+from medpfl.auditing.run import foresee, perform
+from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Reading
 from medpfl.core.experiments.training import Training
 from medpfl.inputs.checkpoint import round_folder
-from medpfl.inputs.parts import data_of
+from medpfl.inputs.parts import Found, data_of
 from medpfl.reproduction.experiments import StudyPart
 from medpfl.reproduction.modalities import features, keep
 from medpfl.reproduction.scale import Form
 from medpfl.runs.directory import RUNS
+from medpfl.runs.outlook import Outlook
 from medpfl.runs.study_key import study_index
 from medpfl.training.train import perform_training
 
@@ -59,20 +61,34 @@ class Task:
 
     def run(self, place: Path, root: Path, force: bool, progress: bool) -> Report:
         """Run the audit, and reuse any work that is already done."""
-        part, out = self.form.part(self.part), self.out(root)
-        options, data = part.audit, part.data(str(place))
-        found = data_of(data, Reading(**{name: options[name] for name in _READING if name in options}))
-        held, form = found.images, self.form
-        experiment = part.experiment(data, len(held.classes), len(held), form.seed, form.device)
-        if part.needs_weights and form.weights is not None:
-            experiment = experiment.having(weights=str(form.weights))
-        elif part.training:
+        part, out, form = self.form.part(self.part), self.out(root), self.form
+        experiment, found = self._experiment(place)
+        if part.training and not self._given_weights:
             trained = _trained(part, place, training_folder(out), form, force, progress)
             experiment = experiment.having(model=str(trained))
         report = perform(experiment.having(out=out, force=force, progress=progress))
         if part.explained:
+            held = found.images
             keep(out, study_index(out, held, found.source, found.place).images, features(held.images))
         return report
+
+    def outlook(self, place: Path, root: Path, force: bool) -> Outlook:
+        """Return the audit's plan, on an untrained model if it would train one; nothing is written."""
+        experiment, _ = self._experiment(place)
+        return foresee(experiment.having(out=self.out(root), force=force))
+
+    @property
+    def _given_weights(self) -> bool:
+        return self.form.part(self.part).needs_weights and self.form.weights is not None
+
+    def _experiment(self, place: Path) -> tuple[Experiment, Found]:
+        """Return the audit's options, and the images."""
+        part, form = self.form.part(self.part), self.form
+        options, data = part.audit, part.data(str(place))
+        found = data_of(data, Reading(**{name: options[name] for name in _READING if name in options}))
+        held = found.images
+        experiment = part.experiment(data, len(held.classes), len(held), form.seed, form.device)
+        return experiment.having(weights=str(form.weights)) if self._given_weights else experiment, found
 
 
 def training_folder(out: Path) -> Path:

@@ -25,6 +25,7 @@ __all__ = [
     "seed_of",
     "stack_size",
     "versions",
+    "victim_size",
 ]
 
 _LARGEST_STACK = 64
@@ -94,6 +95,15 @@ def stack_size(network: nn.Module, images: Tensor, memory: float) -> int:
     """
     if not memory > 0:
         raise InputError(f"memory is {memory}: it must be above 0 (GiB)")
+    return max(1, int(min(_LARGEST_STACK, memory / victim_size(network, images))))
+
+
+def victim_size(network: nn.Module, images: Tensor) -> float:
+    """Return the GiB that one victim with these images takes in a stack, by the estimate of `stack_size`.
+
+    Raises:
+        InputError: if the model cannot be run.
+    """
     parameters = sum(p.numel() for p in network.parameters())
     activations = 0
 
@@ -109,5 +119,4 @@ def stack_size(network: nn.Module, images: Tensor, memory: float) -> int:
         for handle in handles:
             handle.remove()
     history = 2 * 100 * images.numel()
-    bytes_each = 4 * (3 * parameters + 10 * activations + history)
-    return max(1, int(min(_LARGEST_STACK, memory * 2**30 / bytes_each)))
+    return 4 * (3 * parameters + 10 * activations + history) / 2**30

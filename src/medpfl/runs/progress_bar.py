@@ -1,27 +1,28 @@
-"""Progress on the terminal or in a log."""
+"""Progress of an audit's jobs and a training's rounds, and notes on the data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
 from time import monotonic
 
 from medpfl.core import progress
 from medpfl.core.errors import listed, private
 from medpfl.core.messages import say
+from medpfl.runs.estimate import Estimate
 from medpfl.runs.jobs import JobKey
+from medpfl.runs.pulse import pulsing
 
-__all__ = ["APART", "files", "name_skipped", "rounds_of", "watching"]
+__all__ = ["files", "name_skipped", "rounds_of", "watching"]
 
 _NAMED = 10
 """Largest number of skipped files that are named."""
-APART = 20.0
-"""Minimum seconds between two progress lines."""
+_APART = 0.2
+"""Minimum seconds between two descriptions of a step, which may wait for an accelerator."""
+_LONGEST = 100
+"""Largest number of characters that an attack may say of its progress."""
 
 During = Callable[[JobKey, int], AbstractContextManager[None]]
-Show = Callable[[str, int], None]
-"""Callback with the current work and the amount finished."""
 
 
 def name_skipped(skipped: Sequence[str], notes: Sequence[str] = ()) -> None:
@@ -39,25 +40,48 @@ def files(count: int) -> str:
 
 
 @contextmanager
-def watching(total: int, done: int, visible: bool) -> Iterator[During]:
-    """Show the number of finished images if `visible`; yield a context manager for each job."""
+def watching(total: int, done: int, visible: bool, estimate: Estimate | None = None) -> Iterator[During]:
+    """Show the number of finished images if `visible`; yield a context manager for each job.
+
+    Args:
+        total, done: number of images, in all jobs and in finished ones.
+        visible: False shows nothing.
+        estimate: estimate for the unfinished jobs, by key; without one, the mean speed counts.
+    """
     if not visible:
         yield lambda job, images: nullcontext()
         return
     finished = done
-    with _shown(total, done, "images") as show:
+    with pulsing(True) as pulse, pulse.counting(total, done, "images", estimate and estimate.left) as show:
 
         @contextmanager
         def during(job: JobKey, images: int) -> Iterator[None]:
             nonlocal finished
-            before, what = finished, f"{job.attack} x {job.control or job.defense}"
+            before, what, latest = finished, f"{job.attack} x {job.control or job.defense}", -_APART
+
+            def listen(share: float, said: Callable[[], str]) -> None:
+                nonlocal latest
+                if estimate:
+                    estimate.report(share)
+                if (now := monotonic()) - latest >= _APART:
+                    latest = now
+                    show(what, before + share * images, _printable(said()))
+
             show(what, before)
-            with progress.listening(lambda share: show(what, before + int(share * images))):
+            if estimate:
+                estimate.begin(job)
+            with progress.listening(listen):
                 yield
+            if estimate:
+                estimate.end()
             finished += images
             show(what, finished)
 
         yield during
+
+
+def _printable(said: str) -> str:
+    return said[:_LONGEST] if said.isprintable() else ""
 
 
 def rounds_of(first: int, last: int, visible: bool) -> Iterator[int]:
@@ -65,53 +89,13 @@ def rounds_of(first: int, last: int, visible: bool) -> Iterator[int]:
     if not visible:
         yield from range(first, last + 1)
         return
-    with _shown(last, max(first - 1, 0), "rounds") as show:
+    with pulsing(True) as pulse, pulse.counting(last, max(first - 1, 0), "rounds") as show:
         for number in range(first, last + 1):
-            yield number
-            show("train", number)
-
-
-@contextmanager
-def _shown(total: int, done: int, unit: str) -> Iterator[Show]:
-    """Yield a progress callback: a bar with the remaining time on a terminal, plain lines in a pipe or a file."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Lines(total, unit)
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("audit", total=total, completed=done)
-        yield lambda what, done: bar.update(task, description=what, completed=done)
-
-
-class _Lines:
-    """Progress as plain lines, at least `APART` seconds apart."""
-
-    def __init__(self, total: int, unit: str) -> None:
-        self.total, self.unit = total, unit
-        self.began = self.latest = monotonic()
-
-    def __call__(self, what: str, done: int) -> None:
-        now = monotonic()
-        if now - self.latest >= APART:
-            self.latest = now
-            passed = timedelta(seconds=int(now - self.began))
-            say(f"{passed}  {done} of {self.total} {self.unit}  {what}")
+            show(f"round {number}", max(number - 1, 0))
+            with progress.listening(
+                lambda share, said, number=number: show(
+                    f"round {number}", max(number - 1 + share, 0), _printable(said())
+                )
+            ):
+                yield number
+            show(f"round {number}", number)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medpfl.auditing.report import Report
-from medpfl.auditing.run import audit
+from medpfl.auditing.run import audit, foresee
 from medpfl.core.atomic_files import remove_leftovers, write
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import STANDARD, Experiment
@@ -18,12 +18,13 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Defense
 from medpfl.core.threat import HONEST, ThreatModel
 from medpfl.data.images import LabelledImages
-from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
+from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint, round_folder
 from medpfl.reporting.leakage import RoundCell
 from medpfl.runs.directory import lines, share_folder
+from medpfl.runs.outlook import Outlook
 from medpfl.training.report import accuracies_in
 
-__all__ = ["Leakage", "leakage", "perform_leakage", "rounds_in"]
+__all__ = ["Leakage", "foresee_leakage", "leakage", "perform_leakage", "rounds_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,11 +102,7 @@ def leakage(
 
 def perform_leakage(experiment: Experiment) -> Leakage:
     """Run `leakage` for an experiment given as strings and numbers."""
-    asked = experiment
-    if asked.weights is not None:
-        raise InputError("--weights does not go with --rounds: a training's directory holds its own weights")
-    if asked.truth is not None:
-        raise InputError("--truth does not go with --rounds: it names the images behind a recorded update")
+    asked = _checked(experiment)
     return leakage(
         asked.model,
         asked.data,
@@ -118,6 +115,26 @@ def perform_leakage(experiment: Experiment) -> Leakage:
         criteria=asked.criteria,
         run=asked.run,
     )
+
+
+def foresee_leakage(experiment: Experiment) -> Outlook:
+    """Return the plan of these audits; nothing is written."""
+    asked, out = _checked(experiment), experiment.run.out
+    if not is_checkpoint(asked.model):
+        raise InputError(f"--rounds needs a training's directory as --model; '{asked.model}' is not one")
+    own = {n: _beside(None if out is None else Path(out), n) for n in dict.fromkeys(rounds_in(asked.rounds or ""))}
+    audits = {
+        n: asked.having(model=str(round_folder(Path(asked.model), n)), rounds=None, out=o) for n, o in own.items()
+    }
+    return Outlook.of((f"round {n}", foresee(one)) for n, one in audits.items())
+
+
+def _checked(asked: Experiment) -> Experiment:
+    if asked.weights is not None:
+        raise InputError("--weights does not go with --rounds: a training's directory holds its own weights")
+    if asked.truth is not None:
+        raise InputError("--truth does not go with --rounds: it names the images behind a recorded update")
+    return asked
 
 
 def rounds_in(text: str) -> list[int]:

@@ -12,10 +12,10 @@ from medpfl.core.messages import SHARE_FOLDER
 from medpfl.core.rounds import Round
 from medpfl.inputs.checkpoint import STATE, WEIGHTS, round_folder
 from medpfl.runs.cloak import Cloak
-from medpfl.runs.directory import Kind, RunDirectory, append, lines, read_lines
+from medpfl.runs.directory import Kind, RunDirectory, append, known_in, lines, read_lines
 from medpfl.runs.identity import Identity
 
-__all__ = ["ROWS", "TRAINING", "TrainingStore", "read_rounds", "training_in"]
+__all__ = ["ROWS", "TRAINING", "TrainingStore", "read_rounds", "rounds_in", "training_in"]
 
 ROWS = f"{SHARE_FOLDER}/rounds.jsonl"
 """Path of the rows in a training's directory."""
@@ -86,6 +86,11 @@ def training_in(out: Path | None, identity: Identity, force: bool) -> Iterator[T
 def read_rounds(path: Path, whole: bool = False) -> Iterator[Round]:
     """Yield the rows of ``rounds.jsonl``, without a cut last line; `whole` as in `read_lines`."""
     return read_lines(path, Round.from_dict, whole)
+
+
+def rounds_in(out: Path) -> list[Round]:
+    """Return the complete rounds that a training's directory holds; none if it holds no training."""
+    return _whole(out) if known_in(out).get("kind") == TRAINING.name else []
 
 
 def _whole(out: Path) -> list[Round]:

@@ -7,30 +7,35 @@ from datetime import UTC, datetime
 from functools import reduce
 from operator import or_
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from torch import nn
 
+from medpfl.auditing.forecast.plan import peak
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.groups import Cohort, Run
 from medpfl.core.experiments.schedule import Schedule
 from medpfl.core.experiments.training import Training
 from medpfl.core.plan import Plan
+from medpfl.core.progress import phase
 from medpfl.core.roles import NO_DEFENSE, DataSource, Defense, Model
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.parts import defenses_of, model_of, partition_of
 from medpfl.runs.directory import check_outside, made
 from medpfl.runs.environment import device_of
 from medpfl.runs.identity import unchanged
+from medpfl.runs.outlook import Outlook, Step
 from medpfl.runs.progress_bar import name_skipped, rounds_of
+from medpfl.runs.pulse import pulsing
 from medpfl.runs.study_key import study_index
 from medpfl.training.report import Trained, settings_of, trained
 from medpfl.training.setup import TrainingSetup
 from medpfl.training.splits import splits_of
-from medpfl.training.store import training_in
+from medpfl.training.store import TrainingStore, rounds_in, training_in
 from medpfl.training.trainer import Trainer
 
-__all__ = ["perform_training", "train"]
+__all__ = ["foresee", "perform_training", "train"]
 
 
 def train(
@@ -69,11 +74,28 @@ def train(
     """
     if (run.memory, run.isolate, run.numbers_only) != (Training.run.memory, Training.run.isolate, False):
         raise InputError("memory, isolate and numbers_only apply to attacks only: leave them out for a training")
-    out = None if run.out is None else Path(run.out)
+    with pulsing(run.visible):
+        setup = _setup(model, data, defense, plan, schedule, cohort, weights, run)
+        return _run(setup, None if run.out is None else Path(run.out), run.force, run.visible)
+
+
+def _setup(
+    model: str | Model | nn.Module,
+    data: str | Path | DataSource | LabelledImages,
+    defense: str | Defense | Sequence[str | Defense],
+    plan: Plan,
+    schedule: Schedule,
+    cohort: Cohort,
+    weights: str | Path | None,
+    run: Run,
+) -> TrainingSetup:
+    """Return the training's setup after all checks."""
+    with phase("reading the images"):
+        splits = splits_of(data, cohort, run.seed)
     setup = TrainingSetup(
         model=model_of(model),
         weights=None if weights is None else Path(weights),
-        splits=splits_of(data, cohort, run.seed),
+        splits=splits,
         defense=_joined(defense),
         plan=plan,
         partition=partition_of(cohort.partition, cohort.clients),
@@ -82,9 +104,28 @@ def train(
         device=device_of(run.device),
     )
     name_skipped(setup.data.skipped, setup.data.notes)
-    check_outside(out, setup.splits.found.place)
-    setup.check()
-    return _run(setup, out, run.force, run.progress)
+    check_outside(None if run.out is None else Path(run.out), setup.splits.found.place)
+    with phase("checking model, plan and defense"):
+        setup.check()
+    return setup
+
+
+def foresee(training: Training) -> Outlook:
+    """Return a training's plan, from its first round in memory; nothing is written."""
+    asked = training
+    setup = _setup(
+        asked.model, asked.data, asked.defense, asked.plan, asked.schedule, asked.cohort, asked.weights, asked.run
+    )
+    trainer, rounds = Trainer(setup, TrainingStore(None)), asked.schedule.rounds
+    with phase("timing a round"):
+        trainer.play(0)
+        began = monotonic()
+        trainer.play(1)
+        seconds = monotonic() - began
+    done = 0 if asked.run.out is None else min(len(rounds_in(Path(asked.run.out))), rounds + 1)
+    what = f"training under {setup.defense!r}"
+    step = Step(what, rounds, "rounds", rounds + 1, done, seconds * (rounds + 1 - done))
+    return Outlook((step,), peak())
 
 
 def perform_training(training: Training) -> Trained:
@@ -122,4 +163,5 @@ def _run(setup: TrainingSetup, out: Path | None, force: bool, progress: bool) ->
         with unchanged(setup.code, store.directory):
             for number in rounds_of(len(store.rows), setup.schedule.rounds, progress):
                 trainer.play(number)
-        return trained(store, store.cloak(settings), trainer.weights)
+        with phase("writing the page"):
+            return trained(store, store.cloak(settings), trainer.weights)

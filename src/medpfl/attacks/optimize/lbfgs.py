@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.optimize.lbfgs_pairs import Pairs
-from medpfl.attacks.optimize.optimizer import Ledger, Optimizer, Problem, Solution
+from medpfl.attacks.optimize.optimizer import Ledger, Optimizer, Problem, Solution, described
 from medpfl.core import progress
 from medpfl.core.errors import InputError
 
@@ -68,7 +68,7 @@ class LBFGS(Optimizer):
             if not len(state.rows):
                 break
             state.iterate(problem, ledger)
-            progress.report((step + 1) / steps)
+            progress.report((step + 1) / steps, described(step + 1, steps, ledger.loss))
         ledger.steps[state.rows.cpu()] = steps
         self._retire(state, ledger, steps)
         return ledger.solution()

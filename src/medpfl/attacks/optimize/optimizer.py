@@ -5,6 +5,7 @@ Rows of a stack never mix: dropping or adding a row leaves the others unchanged,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -19,7 +20,7 @@ from medpfl.core.types import Ended
 if TYPE_CHECKING:
     from medpfl.attacks.optimize.racing import Race
 
-__all__ = ["Optimizer", "Problem", "SignedAdam", "Solution"]
+__all__ = ["Optimizer", "Problem", "SignedAdam", "Solution", "described"]
 
 
 _DECAYS = (3 / 8, 5 / 8, 7 / 8)
@@ -117,6 +118,12 @@ class Ledger:
         return Solution(self.z, self.loss, self.steps, self.evaluations, tuple(self.ended))
 
 
+def described(step: int, steps: int, loss: Tensor) -> Callable[[], str]:
+    """Return a function that describes a step for a progress report; `loss` (V,) are the lowest objectives so far."""
+    which = f", median of {len(loss)}" if len(loss) > 1 else ""
+    return lambda: f"step {step} of {steps}, objective {float(loss.median()):.2g}{which}"
+
+
 @dataclass(frozen=True, repr=False)
 class SignedAdam(Optimizer):
     """Adam (Kingma and Ba 2015) on the gradient's sign; the rate is divided by 10 at 3/8, 5/8 and 7/8 of the steps.
@@ -183,5 +190,5 @@ class SignedAdam(Optimizer):
             move = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
             rate = self.rate * (1 - step / steps) if self.schedule == "linear" else tenths[phase][:, None]
             z = problem.project(z - rate * move, step + 1)
-            progress.report(step / steps)
+            progress.report(step / steps, described(step, steps, ledger.loss))
         return ledger.solution()

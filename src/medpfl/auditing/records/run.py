@@ -12,7 +12,7 @@ from torch import nn
 
 from medpfl.auditing.aggregation import aggregates
 from medpfl.auditing.defense_parts import at_client
-from medpfl.auditing.execution import executed, feasible, images_of
+from medpfl.auditing.execution import executed, feasible, foreseen_of, images_of
 from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.player import Player
 from medpfl.auditing.records.recorded import (
@@ -47,6 +47,8 @@ from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import Entering
 from medpfl.recording.folder import kept_at
 from medpfl.runs.environment import seed_of
+from medpfl.runs.outlook import Outlook
+from medpfl.runs.pulse import pulsing
 from medpfl.runs.study_key import study_index
 
 __all__ = ["RecordCase", "RecordOptions", "audit_record", "options_in"]
@@ -125,8 +127,13 @@ class RecordCase(RecordOptions, _Pair):
             check: result of `check`, if it was called before.
             secret: secret of the study indices that several audits in memory share.
         """
-        with self.scene(check) as (scenario, isolation, place, told):
+        with pulsing(self.run.visible), self.scene(check) as (scenario, isolation, place, told):
             return executed(scenario, isolation, place, told, secret)
+
+    def outlook(self) -> Outlook:
+        """Return the plan of the audit; nothing is written."""
+        with self.scene() as (scenario, isolation, place, _):
+            return foreseen_of(scenario, isolation, place)
 
     @contextmanager
     def scene(self, check: Json | None = None) -> Iterator[tuple[Scenario, Isolation, str, Json | None]]:

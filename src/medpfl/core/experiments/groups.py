@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -63,12 +64,18 @@ class Victims(ClientImages):
     """The target images of an audit.
 
     Attributes:
-        images: number of target images, spread evenly over classes, in whole updates.
+        images: number of target images, spread evenly over classes, in whole updates; ``None``: 32 (or as many as one
+            update holds), or all if there are fewer.
         draws: number of random initializations of an untrained model; each is attacked with the same images.
         size, fit, channels, partition, clients: as in `ClientImages`.
     """
 
-    images: int = option(32, "number of images to attack, spread evenly over classes", least=1, most=limits.IMAGES)
+    images: int | None = option(
+        None,
+        "number of images to attack, spread evenly over classes; unset: 32, or all if there are fewer",
+        least=1,
+        most=limits.IMAGES,
+    )
     draws: int = option(
         1,
         "number of random initializations of an untrained model, each attacked with the same images",
@@ -162,7 +169,8 @@ class Run(Options):
         force: discards what another experiment left in the run directory.
         numbers_only: True writes no target image and no reconstruction, only numbers. The run directory then has no
             private folder. For attacks only.
-        progress: shows a progress bar on a terminal; elsewhere, prints a line from time to time.
+        progress: True shows what is done and how much time is left: in one line that changes on a terminal and in a
+            notebook, elsewhere in a line every two seconds. ``None``: as True in an interactive session.
     """
 
     seed: int = option(0, "seed for all random draws", least=0, most=limits.SEED)
@@ -184,4 +192,11 @@ class Run(Options):
     numbers_only: bool = option(
         False, "write only numbers to --out: no image, no reconstruction, no private folder", told=False
     )
-    progress: bool = option(False, "", told=False)
+    progress: bool | None = option(None, "", told=False)
+
+    @property
+    def visible(self) -> bool:
+        """True if progress is shown."""
+        if self.progress is None:
+            return hasattr(sys, "ps1") or "ipykernel" in sys.modules
+        return self.progress

@@ -1,0 +1,1 @@
+"""Forecasts: the time that an audit's jobs will take, and the plan that ``--dry-run`` prints."""

@@ -1,0 +1,88 @@
+"""The time that an audit's jobs will take, from a few steps of each attack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
+
+from medpfl import attacks as attack_package
+from medpfl.attacks.matching.problem import stacks
+from medpfl.auditing.defense_parts import at_client
+from medpfl.auditing.jobs import Job
+from medpfl.auditing.player import Player
+from medpfl.auditing.records.recorded import behind
+from medpfl.core.errors import InputError
+from medpfl.core.messages import say
+from medpfl.core.progress import phase
+from medpfl.core.roles import NO_DEFENSE, Attack
+from medpfl.core.spec import registry
+from medpfl.core.types import Weights
+from medpfl.inspection.check import shortened_names
+from medpfl.runs.environment import explained
+from medpfl.runs.estimate import Estimate, Piece
+from medpfl.runs.pulse import clock
+
+__all__ = ["announced", "estimated"]
+
+_VICTIMS, _STEPS = (1, 8), (2, 8)
+"""Numbers of victims and of steps in a probe: for large models, and for small ones that are attacked in stacks."""
+_SLOW = 1.0
+"""Seconds after which a probe is repeated only once."""
+_USUAL, _EARLY = 0.5, 0.5
+"""Share of its steps that a search usually takes before it ends, and share of these without a defense."""
+
+
+def estimated(player: Player, todo: Sequence[Job]) -> Estimate:
+    """Return an estimate for unfinished jobs, from a probe of each of MedPFL's own attacks.
+
+    A user's own attack is not run for this: its time is that of the others, until it has run once.
+    """
+    jobs = {job.attack: job for job in reversed(todo)}
+    small = stacks(Weights.of(player.scenario.network(0)))
+    with phase("timing a few steps of each attack"):
+        found = {repr(attack): _seconds(player, job, small) for attack, job in reversed(jobs.items())}
+    known = [seconds for seconds in found.values() if seconds is not None]
+    mean = sum(known) / len(known) if known else 1.0
+
+    def piece(job: Job) -> Piece:
+        spec, exact = repr(job.attack), not job.control and at_client(behind(job.defense)) == NO_DEFENSE
+        each = found[spec]
+        seconds = (mean if each is None else each) * len(job.groups) * (_EARLY if exact else 1.0)
+        kinds = (f"{spec} x {job.control or job.key.defense}, {job.knows}", f"{spec}, {exact}", spec, "")
+        return Piece(kinds, seconds)
+
+    return Estimate({job.key: piece(job) for job in todo}, trusted=bool(known))
+
+
+def announced(estimate: Estimate, jobs: Sequence[Job], todo: Sequence[Job]) -> None:
+    """Print what an audit will do, and how long that will take."""
+    images, rows = sum(job.rows for job in todo if not job.control), sum(job.rows for job in todo)
+    seconds, done = estimate.left(), len(jobs) - len(todo)
+    kept = f"; {done} of {len(jobs)} jobs are done already" if done else ""
+    time = "" if seconds is None or not todo else f", in about {clock(seconds)}"
+    attacks = len({job.attack for job in todo})
+    say(f"{images} reconstructions and {rows - images} controls, by {attacks} attacks in {len(todo)} jobs{time}{kept}")
+
+
+def _seconds(player: Player, job: Job, small: bool) -> float | None:
+    """Return the seconds that a job's attack usually takes for each victim; ``None`` if it cannot be probed."""
+    if type(job.attack) not in registry(attack_package).values():
+        return None
+    few, own = replace(job, groups=job.groups[: _VICTIMS[small]]), {field.name for field in fields(job.attack)}  # type: ignore[arg-type]  (attacks are dataclasses)
+    with suppress(InputError), explained("it cannot be timed"):
+        if "steps" not in own:
+            return player.timed(few, job.attack) / len(few.groups)
+        return _of_steps(player, few, job.attack, _STEPS[small]) / len(few.groups)
+    return None
+
+
+def _of_steps(player: Player, job: Job, attack: Attack, steps: int) -> float:
+    """Return the seconds that an attack usually takes, with all restarts, from runs with few and with more steps."""
+    first = player.timed(job, shortened_names(attack, steps))
+    more = steps * (2 if first > _SLOW else 4)
+    if first <= _SLOW:
+        first = min(first, player.timed(job, shortened_names(attack, steps)))  # the first one warms up
+    each = max(0.0, player.timed(job, shortened_names(attack, more)) - first) / (more - steps)
+    whole = max(0.0, first - each * steps) + each * _USUAL * getattr(attack, "steps", 0)
+    return whole * getattr(attack, "restarts", 1)

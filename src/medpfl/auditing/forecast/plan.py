@@ -1,0 +1,58 @@
+"""The plan of an audit, made without running an attack to its end, and without writing anything."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+from medpfl.auditing.forecast.costs import estimated
+from medpfl.auditing.jobs import Job
+from medpfl.auditing.player import Player
+from medpfl.auditing.scenario import Scenario
+from medpfl.auditing.store import AUDIT, Store
+from medpfl.runs.directory import RunDirectory, known_in
+from medpfl.runs.outlook import Outlook, Step
+from medpfl.runs.study_key import StudyIndex
+
+__all__ = ["finished", "foreseen", "peak"]
+
+
+def peak() -> float:
+    """Return the peak memory of this process so far in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def foreseen(player: Player, jobs: list[Job], done: set[Job], notes: tuple[str, ...]) -> Outlook:
+    """Return the plan for an audit's jobs, with the time and memory of those that are not done."""
+    todo = [job for job in jobs if job not in done]
+    costs = estimated(player, todo)
+    steps: dict[str, Step] = {}
+    for job in jobs:
+        knows = ", adaptive" if job.knows else ""
+        what = f"{job.key.attack} x {job.control or job.key.defense}{knows}"
+        old = steps.get(what, Step(what, 0, "images", 0, 0, 0.0))
+        seconds = 0.0 if job in done else costs.expected(costs.todo[job.key])
+        total = None if None in (seconds, old.seconds) else (old.seconds or 0.0) + (seconds or 0.0)
+        steps[what] = Step(what, old.count + job.rows, "images", old.jobs + 1, old.done + (job in done), total)
+    return Outlook(tuple(steps.values()), peak() + _stacks(player.scenario), notes)
+
+
+def finished(scenario: Scenario, index: StudyIndex, jobs: list[Job]) -> tuple[set[Job], tuple[str, ...]]:
+    """Return the jobs that the run directory already holds, and notes on what else it holds."""
+    out = None if scenario.run.out is None else Path(scenario.run.out)
+    found = {} if out is None else known_in(out)
+    if out is None or not found:
+        return set(), ()
+    identity = scenario.identity(index)
+    if found.get("kind") != AUDIT.name or found.get("identity") != identity:
+        what = "would be discarded, by --force" if scenario.run.force else "would be refused: name another --out"
+        return set(), (f"'{out}' holds another run, which {what}",)
+    store = Store(RunDirectory(out, AUDIT, identity), {job.key: job.rows for job in jobs}, identity.cloak)
+    whole = {job for job in jobs if job.key in store}
+    return {job for job in whole if scenario.run.numbers_only or store.pictured(job.key)}, ()
+
+
+def _stacks(scenario: Scenario) -> float:
+    """Return the GiB that the largest stack of victims takes beyond a single one, by the estimate behind stacks."""
+    return max(scenario.gib(defense) for defense in scenario.defenses)

@@ -1,0 +1,82 @@
+"""The time that jobs take: guessed before they run, and corrected by those that have run. Does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import monotonic
+from typing import NamedTuple
+
+__all__ = ["Estimate", "Piece"]
+
+_PATIENT = 0.8
+"""Share of a job's expected time after which its own pace counts."""
+
+
+class Piece(NamedTuple):
+    """A job to estimate.
+
+    Attributes:
+        kinds: its kinds, from the special to the general: jobs of one kind take similarly long. The last is shared by
+            all jobs.
+        seconds: a first guess of its time; only ratios matter once a job has run.
+    """
+
+    kinds: tuple[str, ...]
+    seconds: float
+
+
+class Estimate:
+    """An estimate of the time that is left for a list of jobs.
+
+    Args:
+        pieces: the jobs to run, by any key.
+        trusted: True if the guesses are in seconds; else nothing is known until a job has run.
+    """
+
+    def __init__(self, pieces: Mapping[object, Piece], trusted: bool = True) -> None:
+        self.todo = dict(pieces)
+        self.trusted = trusted
+        self._known: dict[str, tuple[float, float]] = {}
+        self._now: tuple[Piece, float, float] | None = None
+
+    def begin(self, key: object) -> None:
+        """Start a job's clock."""
+        self._now = (self.todo.pop(key), monotonic(), 0.0)
+
+    def report(self, share: float) -> None:
+        """Note the share of the current job that is done, at most (it may end early)."""
+        if self._now is not None:
+            self._now = (*self._now[:2], share)
+
+    def end(self) -> None:
+        """Stop the current job's clock, and learn from it."""
+        assert self._now is not None
+        (piece, began, _), self._now = self._now, None
+        for kind in piece.kinds:
+            guessed, taken = self._known.get(kind, (0.0, 0.0))
+            self._known[kind] = (guessed + piece.seconds, taken + monotonic() - began)
+
+    def expected(self, piece: Piece) -> float | None:
+        """Return a job's expected seconds, by what the most special of its kinds took; ``None`` if nothing is known."""
+        for kind in piece.kinds:
+            if kind in self._known:
+                guessed, taken = self._known[kind]
+                return piece.seconds * taken / max(guessed, 1e-9)
+        return piece.seconds if self.trusted else None
+
+    def left(self) -> float | None:
+        """Return the seconds that are probably left, or ``None`` if nothing is known yet."""
+        seconds = [self.expected(piece) for piece in self.todo.values()]
+        if self._now is not None:
+            seconds.append(self._rest(*self._now))
+        return None if None in seconds else sum(filter(None, seconds))
+
+    def _rest(self, piece: Piece, began: float, share: float) -> float | None:
+        """Return the current job's seconds to come: by its kind, and once these are nearly over by its own pace."""
+        passed, expected = monotonic() - began, self.expected(piece)
+        whole = passed / share if share > 0.02 else None
+        if expected is None:
+            return None if whole is None else whole - passed
+        if passed < _PATIENT * expected:
+            return expected - passed if whole is None else min(expected, whole) - passed
+        return max(expected - passed, (whole - passed) / 2 if whole else expected / 4)
