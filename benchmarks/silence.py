@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -24,8 +25,7 @@ FIRST, LONGEST = 1.0, 2.0
 """The targets, in seconds."""
 ROOT = Path(__file__).resolve().parents[1]
 
-_SMALL = ("--model", "LeNet('idlg')")
-_FAST = (*_SMALL, "--attack", "iDLG", "--images", "4")
+_FAST = """--model "LeNet('idlg')" --attack iDLG --images 4"""
 _MODEL = """import torch
 from pathlib import Path
 from torch import nn
@@ -48,27 +48,23 @@ if __name__ == "__main__":
     torch.save(model.state_dict(), "after.pt")
 """
 
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "--help": ("--help",),
-    "audit --help": ("audit", "--help"),
-    "list": ("list",),
-    "demo": ("demo", "--out", "demo"),
-    "audit": ("audit", "samples", *_FAST, "--out", "audit"),
-    "audit, ResNet-18": ("audit", "samples", "--model", "ResNet(18)", "--attack", "GradInv(steps=20)", "--images", "2")
-    + ("--mode", "eval"),
-    "report": ("report", "audit"),
-    "check-model": ("check-model", "LeNet('idlg')"),
-    "check-model, ResNet-18": ("check-model", "ResNet(18)"),
-    "train": ("train", "samples", "--rounds", "10", "--out", "train"),
-    "audit --rounds": ("audit", "samples", "--model", "train", "--rounds", "0,2", "--attack", "iDLG(steps=20)")
-    + ("--images", "4", "--out", "rounds"),
-    "frontier": ("frontier", "samples", *_FAST, "--defense", "LaplaceNoise(scale=geom(0.001, 0.1, 2))", "--rounds", "5")
-    + ("--out", "frontier"),
-    "reproduce": ("reproduce", "noise", "--data", "samples", "--quick", "--part", "iDLG", "--out", "reproduction"),
-    "record": ("record", "before.pt", "after.pt", "--model", "small.py:make_model", "--batch-size", "2")
-    + ("--learning-rate", "0.1", "--out", "records"),
-    "inspect": ("inspect", "RECORD", "--model", "small.py:make_model"),
-    "forget": ("forget", "records"),
+COMMANDS = {
+    "--help": "--help",
+    "audit --help": "audit --help",
+    "list": "list",
+    "demo": "demo --out demo",
+    "audit": f"audit samples {_FAST} --out audit",
+    "audit, ResNet-18": "audit samples --model ResNet(18) --mode eval --attack GradInv(steps=20) --images 2",
+    "report": "report audit",
+    "check-model": "check-model LeNet",
+    "check-model, ResNet-18": "check-model ResNet(18)",
+    "train": "train samples --rounds 10 --out train",
+    "audit --rounds": "audit samples --model train --rounds 0,2 --attack iDLG(steps=20) --images 4 --out rounds",
+    "frontier": f"frontier samples {_FAST} --defense LaplaceNoise(scale=geom(0.001,0.1,2)) --rounds 5 --out frontier",
+    "reproduce": "reproduce noise --data samples --quick --part iDLG --out reproduction",
+    "record": "record before.pt after.pt --model small.py:make_model --batch-size 2 --learning-rate 0.1 --out records",
+    "inspect": "inspect RECORD --model small.py:make_model",
+    "forget": "forget records",
 }
 """The measured commands, in an order in which each finds what it needs."""
 
@@ -126,7 +122,7 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
             if (chosen.commands and name not in chosen.commands) or not go_on():
                 continue
             found = [str(path) for path in place.glob("records/*.safetensors")]
-            said = [found[0] if word == "RECORD" and found else word for word in words]
+            said = [found[0] if word == "RECORD" and found else word for word in shlex.split(words)]
             one = measured([sys.executable, "-m", "medpfl.cli", *said], place, env)
             first, longest = (f"{s:.1f}{' !' * (s > most)}" for s, most in zip(one, (FIRST, LONGEST), strict=False))
             yield f"| {name} | {first} | {longest} | {one.seconds:.0f} | {one.status} |"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -94,7 +95,10 @@ def test_an_audit_prints_the_table_the_verdict_and_the_pages(run, folder, tmp_pa
     out = tmp_path / "runs" / "a"
     words = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=25)", "--images", "3", "--size", "16"]
     status, shown, err = run("audit", folder, *words, "--defense", "LaplaceNoise(scale=0.01)", "--out", out)
-    assert (status, err) == (0, "")
+    assert status == 0
+    opening, announced = err.splitlines()
+    assert opening.startswith(f"audit of LeNet('idlg') with {folder}: 3 images, attack iDLG(steps=25), defense Laplace")
+    assert re.fullmatch(r"9 reconstructions and 3 controls, by 1 attack in 4 jobs, in about \d+ s", announced)
     table = shown.partition("Without a defense")[0]
     assert "iDLG(steps=25)" in table
     assert "LaplaceNoise(scale=0.01)" in table
@@ -220,11 +224,14 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
         def verdict(self):
             return ("a", "b")
 
-    def audited(model, data, **options):
-        got.update(options, model=model, data=data)
-        return Empty()
+    class Case:
+        def __init__(self, **options):
+            got.update(options)
 
-    monkeypatch.setattr("medpfl.auditing.run.audit", audited)
+        def report(self):
+            return Empty()
+
+    monkeypatch.setattr("medpfl.auditing.run.AuditCase", Case)
     monkeypatch.setattr(commands, "check_words", lambda **_: None)  # these parts do not exist
     given = {
         "model": "M", "weights": "w", "images": 7, "draws": 2, "size": 20, "fit": "squash",
@@ -535,7 +542,10 @@ def test_report_of_no_run(refused, tmp_path):
         (["audit", "--attack"], "--attack needs a value"),
         (["audit", "--out"], "--out"),
         (["audit", "--quiet=3"], "--quiet takes no value, but '3' was given"),
-        (["demo", "--attack", "DLG"], "there is no option '--attack'"),
+        (["demo", "--attack", "DLG"], "there is no option '--attack'; 'medpfl demo --help' lists the options"),
+        (["demo", "--imags", "3"], "there is no option '--imags'; did you mean '--images'?"),
+        (["list", "--jsn"], "there is no option '--jsn'; did you mean '--json'?"),
+        (["train", "--images", "3"], "did you mean '--local-images'?; 'medpfl train --help' lists the options"),
         (["report", "a", "b"], "'b' is an unexpected extra argument"),
         (["--nonsense"], "there is no option '--nonsense'"),
     ],
@@ -793,7 +803,8 @@ def test_a_record_is_audited_with_its_truth(run, record, tmp_path):
     out = tmp_path / "runs" / "a"
     words = ["--truth", record.parent / "truth", "--model", "LeNet('idlg')", "--attack", "iDLG(steps=25)"]
     status, shown, err = run("audit", record, *words, "--out", out)
-    assert (status, err) == (0, "")
+    assert status == 0
+    assert err.startswith(f"audit of LeNet('idlg') with {record}: its images, attack iDLG(steps=25), no defense\n")
     assert "From the recorded update, a curious server reconstructed 1 of 1 image" in shown
     assert [c["defense"] for c in json.loads((out / "share/summary.json").read_text())] == ["NoDefense()", "Recorded()"]
     assert json.loads((out / "run.json").read_text())["settings"]["record"]["difference"] < 1e-5

@@ -17,7 +17,7 @@ from medpfl.inputs.parts import attacks_of, data_of, defenses_of, is_record, mod
 from medpfl.models import LeNet
 from medpfl.models.user import UserModel
 from medpfl.runs.environment import device_of, explained, generator_of, seed_of, stack_size, versions
-from medpfl.runs.progress_bar import name_skipped, rounds_of, watching
+from medpfl.runs.progress_bar import name_skipped
 from tests.auditing.audit_cases import Answers, some_images
 
 
@@ -148,48 +148,6 @@ def test_skipped_files_are_named_up_to_ten(capsys, monkeypatch):
     assert lines[0] == "skipped 12 files that could not be read:"
     assert lines[1] == "  0.png: not an image"
     assert lines[10:] == ["  9.png: not an image", "  and 2 more"]
-
-
-def test_the_progress_bar_counts_images_and_goes_away(capsys, monkeypatch):
-    from medpfl.core import progress
-    from medpfl.runs.jobs import JobKey
-
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "100")
-    job = JobKey("", 0, "NoDefense()", "iDLG()", 0)
-    with watching(10, 4, True) as during:
-        with during(job, 3):
-            progress.report(0.5)
-        with pytest.raises(KeyboardInterrupt), during(job, 3):
-            raise KeyboardInterrupt
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "7/10" in shown.err
-    assert "iDLG() x NoDefense()" in shown.err
-    progress.report(0.1)  # nobody listens any more
-    with watching(10, 4, False) as during, during(job, 3):
-        progress.report(0.5)
-    assert capsys.readouterr().err == ""
-
-
-def test_without_a_terminal_progress_is_a_plain_line_now_and_then(capsys, monkeypatch):
-    from medpfl.core import progress
-    from medpfl.runs import progress_bar as watch
-    from medpfl.runs.jobs import JobKey
-
-    clock = iter([0.0, 1.0, 25.0, 30.0, 46.5, 50.0])
-    monkeypatch.setattr(watch, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(watch, "APART", 20.0)
-    with watching(10, 4, True) as during, during(JobKey("", 0, "NoDefense()", "iDLG()", 0), 4):  # shown at 1 s
-        for share in (0.25, 0.5, 0.75):  # at 25, 30 and 46.5 s
-            progress.report(share)
-    lines = ["0:00:25  5 of 10 images  iDLG() x NoDefense()", "0:00:46  7 of 10 images  iDLG() x NoDefense()"]
-    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
-    clock = iter([0.0, 10.0, 70.0, 75.0])
-    assert list(rounds_of(3, 5, True)) == [3, 4, 5]
-    assert capsys.readouterr() == ("", "0:01:10  4 of 5 rounds  train\n")
-    clock = iter([])
-    assert list(rounds_of(3, 5, False)) == [3, 4, 5], "and no clock is read"
 
 
 def test_an_attack_object_is_kept_as_it_is():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from medpfl.auditing.bounds import bounded, check_bounds
 from medpfl.auditing.store import AUDIT, ROWS, Store, read_rows
-from medpfl.core.atomic_files import write
+from medpfl.core.atomic_files import as_csv, write
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.types import Finding
@@ -16,6 +17,12 @@ from medpfl.judging.types import Cell
 from medpfl.runs.directory import RunDirectory, private_folder, reading, share_folder
 from medpfl.runs.jobs import JobKey, job_of
 from medpfl.runs.study_key import class_names
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from medpfl.reporting.figures.plots import Plot
 
 __all__ = ["Report", "reread"]
 
@@ -30,6 +37,7 @@ class Report:
         settings: the audit's settings, with facts found during the audit.
         pages: files written.
         classes: class names by label index, if known; only the key file stores them.
+        store: where the target images and guesses are, unless none are kept.
     """
 
     summary: list[Cell]
@@ -37,6 +45,7 @@ class Report:
     settings: Settings
     pages: tuple[Path, ...] = ()
     classes: tuple[str, ...] = ()
+    store: Store | None = field(default=None, repr=False)
 
     def verdict(self) -> tuple[str, str]:
         """Return the verdict in plain English: without a defense, and with defenses."""
@@ -47,6 +56,75 @@ class Report:
     def __str__(self) -> str:
         return "\n".join(self.verdict())
 
+    def _repr_html_(self) -> str:
+        """Return the verdict and a table for a notebook, without an image."""
+        from medpfl.reporting.figures.notebook import table
+
+        return table(self.summary, self.verdict())
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """Return the rows as CSV, a line for each image, attack and defense, and write them to a file if one is named.
+
+        A column holds a score each (``ssim``, ``psnr`` and so on). No row holds an image or a name.
+        """
+        from medpfl.reporting.figures.notebook import columns, flattened
+
+        rows = flattened(self.rows)
+        text = as_csv(columns(rows), rows)
+        if path is not None:
+            write(Path(path), text.encode())
+        return text
+
+    def to_dataframe(self) -> Any:
+        """Return the rows as a `pandas.DataFrame`, with the columns of `to_csv`.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame  # type: ignore[import-not-found]  (no dependency: only users of it have it)
+        except ImportError:
+            raise InputError("to_dataframe needs pandas: pip install pandas, or use to_csv()") from None
+        from medpfl.reporting.figures.notebook import flattened
+
+        return DataFrame(flattened(self.rows))
+
+    def plot(self) -> Plot:
+        """Draw each attack's and defense's rates with intervals; return a matplotlib figure and its axes."""
+        from medpfl.reporting.figures.plots import plot_cells
+
+        return plot_cells(self.summary)
+
+    def images(self, worst: int = 8) -> tuple[Figure, np.ndarray]:
+        """Draw the images that were reconstructed best, above their reconstructions; each image counts once.
+
+        The figure shows patients' images: do not share it.
+
+        Args:
+            worst: number of images, at least 1.
+
+        Returns:
+            A matplotlib figure, and its axes (2, N).
+
+        Raises:
+            InputError: `worst` is below 1, or the run kept no image.
+        """
+        if worst < 1:
+            raise InputError(f"worst is {worst}: it must be at least 1")
+        store = self.store
+        rows = [row for row in self.rows if not row.control and store is not None and store.pictured(job_of(row))]
+        if store is None or not rows:
+            raise InputError("this run kept no image: repeat it without numbers_only")
+        from medpfl.reporting.figures.plots import caption_of, plot_pictures
+
+        best: dict[str, Finding] = {}
+        for row in sorted(rows, key=lambda row: row.scores.get("ssim") or -1.0, reverse=True):
+            best.setdefault(row.image, row)
+        chosen = list(best.values())[:worst]
+        return plot_pictures(
+            [(*store.picture(row), caption_of(row.attack, row.defense, row.scores.get("ssim"))) for row in chosen]
+        )
+
 
 def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> Report:
     """Judge a store's rows, write summary and pages if the store has a directory, and return the report.
@@ -56,7 +134,7 @@ def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> R
     rows = store.rows()
     summary = bounded(summarize(rows, Context.of(settings)), settings.bounds or {})
     if store.out is None:
-        return Report(summary, rows, settings, classes=classes)
+        return Report(summary, rows, settings, classes=classes, store=store)
     import json
 
     from medpfl.reporting import write_pages
@@ -65,7 +143,7 @@ def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> R
     write(shared / "summary.json", json.dumps([cell.to_dict() for cell in summary], indent=1).encode())
     shown = (private_folder(store.out), store.picture) if all(store.pictured(job_of(row)) for row in rows) else None
     pages = write_pages(shared, settings, summary, rows, shown)
-    return Report(summary, rows, settings, tuple(pages), classes)
+    return Report(summary, rows, settings, tuple(pages), classes, store)
 
 
 def reread(out: Path) -> Report:

@@ -27,6 +27,7 @@ from medpfl.cli.parser import (
     files_of,
     mapping_of,
     option_of,
+    options_of,
     parser_of,
     plain,
     spelled,
@@ -139,7 +140,8 @@ def _run(words: list[str]) -> int:
                 "several records were given: put their pattern in quotes, so that the shell keeps it"
             ) from None
         where = _in_file(words)
-        raise InputError(f"{where}{plain(str(error))}; 'medpfl {words[0]} --help' lists the options") from None
+        known, command = (options_of(parser, words[0]), f" {words[0]}") if words[0] in COMMANDS else ((), "")
+        raise InputError(f"{where}{plain(str(error), known)}; 'medpfl{command} --help' lists the options") from None
     if given.subcommand is None:
         parser.print_help()
         return _BAD_INPUT

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from jsonargparse import SUPPRESS, ActionYesNo, ArgumentParser
 
+from medpfl.cli.help import COMMANDS as THEMES
+from medpfl.cli.help import HelpParser
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiments.experiment import Demo, Experiment
 from medpfl.core.experiments.frontier import Frontier, is_recommendation
@@ -27,6 +30,7 @@ __all__ = [
     "files_of",
     "mapping_of",
     "option_of",
+    "options_of",
     "parser_of",
     "plain",
     "spelled",
@@ -37,23 +41,15 @@ ROLES = ("attacks", "defenses", "models", "metrics", "data")
 _REPEATED = ("--attack", "--defense", "--grant", "--limit", "--part", "--sends")
 _NONE = ("--sends", "nothing")
 """The option and value that stand for an empty list."""
-COMMANDS = {
-    "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
-    "check-model": "show what a model's updates reveal and which attacks apply; needs no images",
-    "demo": "audit the embedded samples, offline",
-    "forget": "delete the private images that were kept beside records",
-    "frontier": "compare defenses and strengths by leakage and accuracy, and recommend a setting",
-    "inspect": "show what a record of an update holds, and whether it is right",
-    "list": "list all attacks, defenses, models, metrics and data sources",
-    "record": "make a record of a real update from two checkpoints",
-    "report": "rebuild the summary and pages of a run directory from its rows",
-    "reproduce": "run the paper's experiments on its three data sets",
-    "train": "train a model by federated learning, with or without a defense",
-}
+COMMANDS = {name: text for commands in THEMES.values() for name, text in sorted(commands.items())}
 
 
-def plain(text: str) -> str:
+def plain(text: str, known: Sequence[str] = ()) -> str:
     """Translate a parser error into the command line's terms.
+
+    Args:
+        text: the parser's message.
+        known: the command's options, for a suggestion; by default, those of all audits and trainings.
 
     >>> plain("unrecognized arguments: --image 3")
     "there is no option '--image'; did you mean '--images'?"
@@ -61,11 +57,12 @@ def plain(text: str) -> str:
     '--fit is x: it must be one of crop, squash'
     """
     if unknown := re.search(r"does not accept option '([^']*)'", text):  # in a file for --config
-        return f"there is no option '{unknown[1]}'{_near(unknown[1].replace('_', '-'))}"
+        return f"there is no option '{unknown[1]}'{_near(unknown[1].replace('_', '-'), known)}"
     if text.startswith("unrecognized arguments: "):
         extra = text.split()[2]
+        extra = extra.partition("=")[0] if extra.startswith(_REPEATED) else extra
         return (
-            f"there is no option '{extra}'{_near(extra)}"
+            f"there is no option '{extra}'{_near(extra, known)}"
             if extra.startswith("-")
             else f"'{extra}' is an unexpected extra argument"
         )
@@ -88,14 +85,19 @@ def plain(text: str) -> str:
     return re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], re.sub(r"\s+", " ", text))
 
 
-def _near(option: str) -> str:
+def _near(option: str, known: Sequence[str]) -> str:
     """Return the end of a message that suggests the option nearest to an unknown one; ``""`` if none is near."""
     fields = dict.fromkeys([*options_in(Experiment), *options_in(Training), *options_in(Frontier)])
-    options = map(option_of, (*fields, "quiet", "config"))
+    options = known or [*map(option_of, (*fields, "quiet", "config"))]
     bare = "" if option.startswith("-") else "--"
-    known = [name.removeprefix(bare) for name in options if name != option]  # another command may have it
-    near = nearest(option, known)
+    near = nearest(option, [name.removeprefix(bare) for name in options if name != option])
     return f"; {near}" if near.startswith("did") else ""
+
+
+def options_of(parser: ArgumentParser, command: str) -> list[str]:
+    """Return the spellings of a command's options."""
+    own = parser._subcommands_action._name_parser_map[command]
+    return [text for action in own._actions for text in action.option_strings if text.startswith("--")]
 
 
 def option_of(name: str) -> str:
@@ -190,7 +192,7 @@ _PLACES = ("data", "weights", "validation", "test", "truth", "out")
 
 def parser_of() -> ArgumentParser:
     """Return the parser for all commands."""
-    parser = ArgumentParser(
+    parser = HelpParser(
         prog="medpfl",
         allow_abbrev=False,
         exit_on_error=False,
@@ -259,7 +261,7 @@ def _typed_parser(experiment: type[Options], description: str) -> ArgumentParser
 
 
 def _parser(description: str) -> ArgumentParser:
-    return ArgumentParser(allow_abbrev=False, exit_on_error=False, description=description)
+    return HelpParser(allow_abbrev=False, exit_on_error=False, description=description)
 
 
 def _add_options(
@@ -360,7 +362,7 @@ def _demo_parser() -> ArgumentParser:
 
 
 def _list_parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = HelpParser(
         exit_on_error=False, description="List the parts that an audit can use, or explain one of them."
     )
     parser.add_argument("what", nargs="?", default=None, help=f"{', '.join(ROLES)}, or a part's name; default: all")
@@ -389,9 +391,7 @@ def mapping_of(path: str) -> dict[str, str]:
 
 
 def _report_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        exit_on_error=False, description="Rebuild summary and pages from the rows in a run directory."
-    )
+    parser = HelpParser(exit_on_error=False, description="Rebuild summary and pages from the rows in a run directory.")
     parser.add_argument("out", type=str, help="run directory")
     parser.add_argument("--quiet", action="store_true", help="print no table")
     _add_show_paths(parser)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medpfl.auditing.epsilon import has_statistics
 from medpfl.auditing.settings import of_reading
@@ -19,6 +19,9 @@ from medpfl.runs.directory import RunDirectory, reading, share_folder
 from medpfl.runs.environment import versions
 from medpfl.training.setup import TrainingSetup
 from medpfl.training.store import ROWS, TRAINING, TrainingStore, read_rounds
+
+if TYPE_CHECKING:
+    from medpfl.reporting.figures.plots import Plot
 
 __all__ = ["Trained", "accuracies_in", "reread_training", "settings_of", "trained"]
 
@@ -44,6 +47,13 @@ class Trained:
         """The last row, and the bytes sent in all rounds."""
         last = self.rows[-1].to_dict()
         return {**last, "bytes_total": sum(row.bytes_sent for row in self.rows)}
+
+    def plot(self) -> Plot:
+        """Draw the model's scores by round; return a matplotlib figure and its axes."""
+        from medpfl.reporting.figures.plots import plot_rounds
+        from medpfl.reporting.training import judging_set
+
+        return plot_rounds(self.rows, judging_set(self.rows))
 
     def __str__(self) -> str:
         from medpfl.reporting.training import sentences

@@ -61,8 +61,9 @@ def announced(estimate: Estimate, jobs: Sequence[Job], todo: Sequence[Job]) -> N
     seconds, done = estimate.left(), len(jobs) - len(todo)
     kept = f"; {done} of {len(jobs)} jobs are done already" if done else ""
     time = "" if seconds is None or not todo else f", in about {clock(seconds)}"
-    attacks = len({job.attack for job in todo})
-    say(f"{images} reconstructions and {rows - images} controls, by {attacks} attacks in {len(todo)} jobs{time}{kept}")
+    counts = {"reconstruction": images, "control": rows - images, "attack": len({job.attack for job in todo})}
+    told = [f"{count} {word}{'s' * (count != 1)}" for word, count in {**counts, "job": len(todo)}.items()]
+    say("{} and {}, by {} in {}".format(*told) + time + kept)
 
 
 def _seconds(player: Player, job: Job, small: bool) -> float | None:
