@@ -131,10 +131,10 @@ FAULTS = [
     ),
     Fault(
         "Pareto-optimal by leakage alone",
-        "frontier/choice.py",
+        "tradeoff/choice.py",
         "less >= 0 and more >= 0 and (less > 0 or more > 0)",
         "less > 0",
-        "frontier/test_choice.py",
+        "tradeoff/test_choice.py",
     ),
     Fault(
         "bad input ends with status 0",

@@ -36,15 +36,15 @@ MAY = {
     "auditing": {*STAGES, "inputs", "inspection", "isolation", "judging", "recording", "runs"},
     "training": {*STAGES - {"attacks"}, "auditing", "inputs", "inspection", "runs"},
     "federation": {"auditing", "inputs", "judging", "reporting", "runs"},
-    "frontier": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
+    "tradeoff": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "reproduction": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "cli": {
-        "auditing", "federation", "frontier", "inputs", "inspection", "judging", "recording", "reporting",
-        "reproduction", "runs", "training",
+        "auditing", "federation", "inputs", "inspection", "judging", "recording", "reporting",
+        "reproduction", "runs", "tradeoff", "training",
     },
     "integrations": {"federated", "inputs", "models", "recording"},
     "__main__": {"cli"},
-    "": {"auditing", "federated", "federation", "recording", "reproduction", "training"},
+    "": {"auditing", "federated", "federation", "inspection", "recording", "reproduction", "tradeoff", "training"},
 }  # fmt: skip
 # A program of its own, which an audit starts and nobody imports, and what it alone imports.
 PROGRAM = {"isolation/worker.py", "isolation/answers.py"}

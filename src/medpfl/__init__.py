@@ -38,10 +38,14 @@ if TYPE_CHECKING:
     from medpfl.federated.ready import prepare as prepare
     from medpfl.federation.result import Federation as Federation
     from medpfl.federation.run import audit_federation as audit_federation
+    from medpfl.inspection.check import ModelCheck as ModelCheck
+    from medpfl.inspection.check import check_model as check_model
     from medpfl.recording.record import record as record
     from medpfl.reproduction.collection import Reproduction as Reproduction
     from medpfl.reproduction.run import reproduce as reproduce
     from medpfl.reproduction.scale import Scale as Scale
+    from medpfl.tradeoff.result import FrontierResult as FrontierResult
+    from medpfl.tradeoff.run import frontier as frontier
     from medpfl.training.leakage import Leakage as Leakage
     from medpfl.training.leakage import leakage as leakage
     from medpfl.training.report import Trained as Trained
@@ -59,10 +63,12 @@ _PLACES = {
     "Defense": "core.roles",
     "Federation": "federation.result",
     "Finding": "core.types",
+    "FrontierResult": "tradeoff.result",
     "InputError": "core.errors",
     "Leakage": "training.leakage",
     "Metric": "core.roles",
     "Model": "core.roles",
+    "ModelCheck": "inspection.check",
     "Observation": "core.types",
     "Pixels": "core.records.origin",
     "Plan": "core.plan",
@@ -84,6 +90,8 @@ _PLACES = {
     "audit": "auditing.run",
     "audit_federation": "federation.run",
     "audit_record": "auditing.records.run",
+    "check_model": "inspection.check",
+    "frontier": "tradeoff.run",
     "leakage": "training.leakage",
     "local_update": "federated.local",
     "prepare": "federated.ready",
@@ -102,10 +110,12 @@ __all__ = [
     "Defense",
     "Federation",
     "Finding",
+    "FrontierResult",
     "InputError",
     "Leakage",
     "Metric",
     "Model",
+    "ModelCheck",
     "Observation",
     "Pixels",
     "Plan",
@@ -127,6 +137,8 @@ __all__ = [
     "audit",
     "audit_federation",
     "audit_record",
+    "check_model",
+    "frontier",
     "leakage",
     "local_update",
     "prepare",

@@ -22,13 +22,13 @@ from medpfl.auditing.records.recorded import read
 from medpfl.auditing.report import reread
 from medpfl.cli.parser import check_files
 from medpfl.core.experiments.training import Training
-from medpfl.frontier.run import remake
 from medpfl.inputs.checkpoint import checkpoint_at
 from medpfl.inputs.filters import defense_in
 from medpfl.models import LeNet
 from medpfl.reproduction.ledger import Claims
 from medpfl.runs.directory import share_folder
 from medpfl.runs.study_key import class_names
+from medpfl.tradeoff.run import remake
 from medpfl.training.report import reread_training
 from medpfl.training.state_files import unpacked
 from tests.auditing.audit_cases import some_images, tiny

@@ -220,7 +220,7 @@ def test_the_code_of_every_part_counts(part, lab, tmp_path):
 @pytest.mark.slow
 def test_a_training_and_a_frontier_refuse_changed_code(lab, tmp_path):
     from medpfl.core.experiments.frontier import Frontier
-    from medpfl.frontier.run import frontier
+    from medpfl.tradeoff.run import perform_frontier
 
     defense = f"{lab}/mine.py:Sent"
     train = {"rounds": 1, "clients": 2, "defense": defense, "out": tmp_path / "runs" / "t"}
@@ -229,9 +229,9 @@ def test_a_training_and_a_frontier_refuse_changed_code(lab, tmp_path):
         rounds=1, clients=2, images=2, size=16, seeds=1, holdout=3, isolate=False,
     )  # fmt: skip
     flat(medpfl.train, "MLP((4,))", some_images(12), **train)
-    frontier(experiment.having(out=tmp_path / "runs" / "f"))
+    perform_frontier(experiment.having(out=tmp_path / "runs" / "f"))
     new_process(lab)
-    frontier(experiment.having(out=tmp_path / "runs" / "f"))
+    perform_frontier(experiment.having(out=tmp_path / "runs" / "f"))
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
         ".medpfl-key.json.lock",
         "f",
@@ -244,7 +244,7 @@ def test_a_training_and_a_frontier_refuse_changed_code(lab, tmp_path):
     with pytest.raises(InputError, match=r"the code of Sent changed \(module lab_helper\)"):
         flat(medpfl.train, "MLP((4,))", some_images(12), **train)
     with pytest.raises(InputError, match=r"the code of (Mine|Sent) changed \(module lab_helper\)"):
-        frontier(experiment.having(out=tmp_path / "runs" / "f"))
+        perform_frontier(experiment.having(out=tmp_path / "runs" / "f"))
 
 
 def test_code_in_a_zip_file_and_in_a_package_without_init_is_hashed(lab, monkeypatch):

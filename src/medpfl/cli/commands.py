@@ -44,11 +44,11 @@ from medpfl.core.messages import may_show, say, speaking, told
 from medpfl.core.progress import phase
 from medpfl.core.records.view import RecordView
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, of_frontier
-from medpfl.frontier.limits import limits_of
 from medpfl.inputs.spelling import check_words
 from medpfl.reproduction.experiments import EXPERIMENTS
 from medpfl.reproduction.scale import Studies
 from medpfl.runs.pulse import pulsing
+from medpfl.tradeoff.limits import limits_of
 
 __all__ = ["main"]
 
@@ -224,10 +224,10 @@ def _frontier(given: Namespace, words: list[str]) -> int:
         return _planned(given, partial(foresee_frontier, experiment), experiment)
     with _working(experiment, given.quiet):
         with phase(_LOADING):
-            from medpfl.frontier.run import frontier
             from medpfl.reporting.terminal import print_frontier
+            from medpfl.tradeoff.run import perform_frontier
 
-        found = frontier(experiment)
+        found = perform_frontier(experiment)
     verdicts = of_frontier(found.points, found.recommendation) if given.fail_on else {}
     return _told(found, given, print_frontier, _failed_on(given.fail_on, verdicts))
 
@@ -413,10 +413,10 @@ def _report(given: Namespace, words: list[str]) -> int:
         with phase(_LOADING):
             from medpfl.auditing.report import reread
             from medpfl.federation.run import remake as remake_federation
-            from medpfl.frontier.run import remake as remake_frontier
             from medpfl.reporting.terminal import print_audit, print_federation, print_frontier, print_training
             from medpfl.reproduction.run import remake
             from medpfl.runs.directory import known_in
+            from medpfl.tradeoff.run import remake as remake_frontier
             from medpfl.training.report import reread_training
 
         again: dict[str, tuple[Callable[[Path], Any], Callable[[Any, bool], object]]] = {

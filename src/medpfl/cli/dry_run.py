@@ -41,7 +41,7 @@ def foresee_training(training: Training) -> Outlook:
 def foresee_frontier(experiment: Frontier) -> Outlook:
     """Return the plan of a frontier."""
     with phase(_LOADING):
-        from medpfl.frontier.run import foresee
+        from medpfl.tradeoff.run import foresee
 
     return foresee(experiment)
 

@@ -22,8 +22,8 @@ def result(found: Any) -> dict[str, Any]:
     """
     from medpfl.auditing.report import Report
     from medpfl.federation.result import Federation
-    from medpfl.frontier.result import Result
     from medpfl.reproduction.collection import Reproduction
+    from medpfl.tradeoff.result import FrontierResult
     from medpfl.training.leakage import Leakage
     from medpfl.training.report import Trained
 
@@ -37,7 +37,7 @@ def result(found: Any) -> dict[str, Any]:
             return _told("federation", found, **found.overview.to_dict())
         case Trained():
             return _told("training", found, rounds=_dicts(found.rows), summary=found.summary, settings=found.settings)
-        case Result():
+        case FrontierResult():
             return _told("frontier", found, **found.to_dict())
         case Reproduction():
             files = [*found.tables, *found.legacy, *found.pictures]

@@ -25,6 +25,7 @@ from medpfl.federation.result import FEDERATION, Audited, Federation, written
 from medpfl.inputs.spelling import path_of
 from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
+from medpfl.runs.estimate import Pace
 from medpfl.runs.identity import Code, Identity
 from medpfl.runs.outlook import Outlook
 from medpfl.runs.study_key import Key, key_of
@@ -87,7 +88,7 @@ def audit_federation(case: FederationCase) -> Federation:
     if run.out is None:
         secret = secrets.token_hex(16)
         todo = _prepared(files, place, case, Key(secret), None)
-        return _found(todo, [_audited(one, case, todo.checks, secret=secret) for one in todo.entries])
+        return _found(todo, _audits(todo, case, secret=secret))
     out = Path(run.out)
     made(out)
     key = key_of(out, run.force)
@@ -97,7 +98,7 @@ def audit_federation(case: FederationCase) -> Federation:
         directory.claim(run.force)
         todo = _prepared(files, place, case, key, directory)
         directory.note(**todo.to_dict())
-        return written(out, _found(todo, [_audited(one, case, todo.checks, out) for one in todo.entries]))
+        return written(out, _found(todo, _audits(todo, case, out)))
 
 
 def perform_federation(experiment: Experiment) -> Federation:
@@ -270,10 +271,10 @@ def _without(bare: Sequence[Entry], total: int) -> str:
     )
 
 
-def _audited(
-    entry: Entry, case: FederationCase, checks: dict[str, Json], out: Path | None = None, secret: str | None = None
-) -> Audited:
-    if case.run.visible:
-        tell(f"audit of {entry}")
-    report = case.of(entry, out).report(checks[entry.name], secret)
-    return Audited(entry.site, entry.round, entry.name, report)
+def _audits(todo: _Todo, case: FederationCase, out: Path | None = None, secret: str | None = None) -> list[Audited]:
+    pace, found = Pace({"audit": len(todo.entries)}, case.run.visible), []
+    for entry in todo.entries:
+        with pace.one("audit", f"audit of {entry}"):
+            report = case.of(entry, out).report(todo.checks[entry.name], secret)
+        found.append(Audited(entry.site, entry.round, entry.name, report))
+    return found

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from medpfl.core.errors import InputError, listed, nearest
 from medpfl.core.experiments.groups import Run
-from medpfl.core.messages import say
 from medpfl.core.progress import phase
 from medpfl.reproduction import experiments as files
 from medpfl.reproduction.accuracy import Accuracies, AccuracyRuns, defenses_in
@@ -21,6 +20,7 @@ from medpfl.reproduction.places import ACCURACY_SET, Places
 from medpfl.reproduction.published import Published, read_published
 from medpfl.reproduction.scale import Form, Scale, Studies
 from medpfl.reproduction.task import Task
+from medpfl.runs.estimate import Pace
 from medpfl.runs.outlook import Outlook
 
 __all__ = ["Gap", "Reproduction", "foresee", "remake", "reproduce"]
@@ -70,17 +70,16 @@ def reproduce(
     for name in chosen:
         costs = AccuracyRuns(name, files.study(name), out)
         made.costs[name] = _accuracies(costs, places, wanted, force, progress, made.gaps)
-    done = 0
-    for task in claims.tasks():
-        if task.experiment not in chosen:
-            continue
-        if task.part not in chosen[task.experiment].parts or task.set not in places.found:
+    tasks = [task for task in claims.tasks() if task.experiment in chosen]
+    todo = [t for t in tasks if t.part in chosen[t.experiment].parts and t.set in places.found]
+    pace, done = Pace({"audit": len(todo)}, progress), 0
+    for task in tasks:
+        if task not in todo:
             made.reread(task, force=True)
             continue
-        if progress:
-            say(f"{task.experiment}: {task}")
         try:
-            made.add(task, task.run(places.found[task.set], out, force, progress))
+            with pace.one("audit", f"{task.experiment}: {task}"):
+                made.add(task, task.run(places.found[task.set], out, force, progress))
         except InputError as error:
             made.gaps.append(Gap(task.experiment, str(task), f"{error}", True))
             continue

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from time import monotonic
 from typing import NamedTuple
 
-__all__ = ["Estimate", "Piece"]
+from medpfl.core.messages import say
+from medpfl.core.progress import later, phase
+
+__all__ = ["Estimate", "Pace", "Piece"]
 
 _PATIENT = 0.8
 """Share of a job's expected time after which its own pace counts."""
@@ -80,3 +84,38 @@ class Estimate:
         if passed < _PATIENT * expected:
             return expected - passed if whole is None else min(expected, whole) - passed
         return max(expected - passed, (whole - passed) / 2 if whole else expected / 4)
+
+
+class Pace:
+    """The time that is left for runs inside a run, each of which estimates its own: by the mean of those that ended.
+
+    Args:
+        todo: number of runs by kind, such as ``{"training": 6, "audit": 1}``.
+        visible: True prints the name of each run when it begins.
+    """
+
+    def __init__(self, todo: Mapping[str, int], visible: bool) -> None:
+        self.todo, self.visible = dict(todo), visible
+        self._taken: dict[str, list[float]] = {kind: [] for kind in todo}
+
+    @contextmanager
+    def one(self, kind: str, what: str) -> Iterator[None]:
+        """Name a run while it lasts, state what the others will take after it, and learn from it."""
+        self.todo[kind] -= 1
+        if self.visible:
+            say(what)
+        began = monotonic()
+        with phase(what), later(self.left):
+            yield
+        self._taken[kind].append(monotonic() - began)
+
+    def left(self) -> float | None:
+        """Return the seconds of the runs that have not begun; ``None`` if none of a kind has ended."""
+        seconds = 0.0
+        for kind, count in self.todo.items():
+            if count > 0:
+                taken = self._taken[kind]
+                if not taken:
+                    return None
+                seconds += count * sum(taken) / len(taken)
+        return seconds

@@ -57,10 +57,13 @@ def estimated(player: Player, todo: Sequence[Job]) -> Estimate:
 
 def announced(estimate: Estimate, jobs: Sequence[Job], todo: Sequence[Job]) -> None:
     """Print what an audit will do, and how long that will take."""
+    if not todo:
+        say(f"all {len(jobs)} jobs are done already")
+        return
     images, rows = sum(job.rows for job in todo if not job.control), sum(job.rows for job in todo)
     seconds, done = estimate.left(), len(jobs) - len(todo)
     kept = f"; {done} of {len(jobs)} jobs are done already" if done else ""
-    time = "" if seconds is None or not todo else f", in about {clock(seconds)}"
+    time = "" if seconds is None else f", in about {clock(seconds)}"
     counts = {"reconstruction": images, "control": rows - images, "attack": len({job.attack for job in todo})}
     told = [f"{count} {word}{'s' * (count != 1)}" for word, count in {**counts, "job": len(todo)}.items()]
     say("{} and {}, by {} in {}".format(*told) + time + kept)

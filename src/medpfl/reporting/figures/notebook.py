@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
+from medpfl.core.experiments.settings import Json
 from medpfl.core.types import Finding
 from medpfl.judging.types import Cell, Rate
 from medpfl.reporting.words import attacker, label, percent, percents
@@ -34,18 +34,18 @@ def _rate(rate: Rate) -> str:
     return percent(rate.value) + ends
 
 
-def flattened(rows: Iterable[Finding]) -> list[dict[str, Any]]:
+def flattened(rows: Iterable[Finding]) -> list[Json]:
     """Return rows as flat dictionaries: a column for each score and version, lists joined by spaces."""
     return [_flat(row) for row in rows]
 
 
-def _flat(row: Finding) -> dict[str, Any]:
+def _flat(row: Finding) -> Json:
     told = row.to_dict()
     scores, versions = told.pop("scores"), told.pop("versions")
     joined = {name: " ".join(told[name]) for name in _JOINED}
     return {**told, **joined, **scores, **{f"version_{name}": text for name, text in versions.items()}}
 
 
-def columns(rows: Iterable[dict[str, Any]]) -> list[str]:
+def columns(rows: Iterable[Json]) -> list[str]:
     """Return the names of all columns in the order of their first occurrence."""
     return list(dict.fromkeys(name for row in rows for name in row))

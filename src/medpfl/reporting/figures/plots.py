@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from medpfl.core.experiments.settings import Json
 from medpfl.core.rounds import Round
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.judging.types import Cell, Rate
@@ -54,7 +55,7 @@ def _errors(rate: Rate) -> list[list[float]] | None:
     return [[max(0.0, rate.value - rate.low)], [max(0.0, rate.high - rate.value)]]
 
 
-def plot_points(points: Sequence[Mapping[str, Any]], recommended: str | None, measure: str = "asr") -> Plot:
+def plot_points(points: Sequence[Json], recommended: str | None, measure: str = "asr") -> Plot:
     """Draw leakage against balanced accuracy, a mark for each setting, and name the recommended one.
 
     Args:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, UNDEFENDED
-from medpfl.frontier.limits import METRICS, Limit, updates_for
-from medpfl.frontier.points import Point
+from medpfl.tradeoff.limits import METRICS, Limit, updates_for
+from medpfl.tradeoff.points import Point
 
 __all__ = ["marked", "recommendation", "unbeaten"]
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, UNDEFENDED
-from medpfl.frontier.choice import marked, recommendation, unbeaten
-from medpfl.frontier.limits import METRICS, Limit
+from medpfl.tradeoff.choice import marked, recommendation, unbeaten
+from medpfl.tradeoff.limits import METRICS, Limit
 
 ASR = [Limit("asr", 0.1)]
 

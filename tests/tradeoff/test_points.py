@@ -10,8 +10,8 @@ from scipy import stats
 
 from medpfl.core.rounds import Round
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, UNDEFENDED
-from medpfl.frontier.points import points_of
 from medpfl.judging.types import Cell, Rate, Union
+from medpfl.tradeoff.points import points_of
 
 
 def cell(attack: str, defense: str, asr: float | None, ssim: float = 0.0, knows: bool = False, **more: Any) -> Cell:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -13,37 +13,59 @@ from medpfl.auditing.run import foresee as foresee_audit
 from medpfl.auditing.run import perform
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.experiments.frontier import Frontier
-from medpfl.core.messages import say as tell
-from medpfl.frontier.limits import limits_of
-from medpfl.frontier.result import FRONTIER, Found, Result, results, write_recommended
-from medpfl.frontier.tasks import Setting, audit_of, check, parts_of, strengths_of, training_of, with_images
+from medpfl.core.progress import phase
+from medpfl.core.signatures import taking
 from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
+from medpfl.runs.estimate import Pace
 from medpfl.runs.identity import Code, Identity, unchanged
 from medpfl.runs.outlook import Outlook
+from medpfl.runs.pulse import pulsing
 from medpfl.runs.study_key import key_of
+from medpfl.tradeoff.limits import limits_of
+from medpfl.tradeoff.result import FRONTIER, Found, FrontierResult, results, write_recommended
+from medpfl.tradeoff.tasks import Setting, audit_of, check, parts_of, strengths_of, training_of, with_images
 from medpfl.training.report import Trained, reread_training
 from medpfl.training.store import rounds_in
 from medpfl.training.train import foresee as foresee_training
 from medpfl.training.train import perform_training
 
-__all__ = ["foresee", "frontier", "remake"]
+__all__ = ["foresee", "frontier", "perform_frontier", "remake"]
 
 Report = Any
 
+_TRAINING, _AUDIT = "training", "audit"
 
-def frontier(experiment: Frontier) -> Result:
+
+@taking(Frontier)
+def frontier(experiment: Frontier) -> FrontierResult:
     """Measure leakage against accuracy for each defense and strength, and recommend a setting under a limit.
 
     Every training and audit has its own directory in ``OUT/runs``. Repeat the same call to continue a killed frontier;
     only the limit may change. The key to the images lies beside ``OUT``.
 
     Args:
-        experiment: the trainings, audits and limits. Figure, tables and recommendation go into ``share`` of its
-            ``run.out``.
+        data, model, weights, cohort, plan, schedule: as in `medpfl.train`, as texts.
+        defense: specs of the defenses to compare, also with sweeps; at least two settings in all.
+        attack, grant: specs of the attacks, and the attacker's grants, as in `medpfl.audit`.
+        limit: limits on leakage, such as ``"asr<=0.05"``.
+        tolerance, accept_leak: share of images that may leak, and True to recommend a setting that leaks.
+        seeds: number of trainings for each setting.
+        round, images, images_per_update, draws: the attacked model and updates.
+        run: seed, device and so on. ``run.out`` is needed: figure, tables and recommendation go into its ``share``.
 
     Raises:
         InputError: if anything cannot work.
     """
+    return perform_frontier(experiment)
+
+
+def perform_frontier(experiment: Frontier) -> FrontierResult:
+    """Run `frontier` for an experiment."""
+    with pulsing(experiment.run.visible):
+        return _performed(experiment)
+
+
+def _performed(experiment: Frontier) -> FrontierResult:
     plain, limits = strengths_of(experiment.defense), limits_of(experiment.limit, experiment.tolerance)
     experiment = with_images(experiment, limits)
     check(experiment)
@@ -56,16 +78,21 @@ def frontier(experiment: Frontier) -> Result:
     with directory.locked():
         directory.claim(force)
         directory.note(limits=list(map(str, limits)), accept_leak=experiment.accept_leak)
-        say: Callable[[str], Any] = tell if experiment.run.visible else lambda _: None
+        count = len(settings)
+        pace = Pace(
+            {_TRAINING: count * experiment.seeds, _AUDIT: count if experiment.round else 1}, experiment.run.visible
+        )
         with unchanged(code, directory):
             # One training, then the audit: what cannot be trained or audited fails before hours of work.
-            trainings = {s.spec: _trained(experiment, s, out, say) for s in settings[:1]}
-            audits = {} if experiment.round else _audited_at_once(experiment, settings, out, say)
-            trainings |= {s.spec: _trained(experiment, s, out, say) for s in settings[1:]}
+            trainings = {s.spec: _trained(experiment, s, out, pace) for s in settings[:1]}
+            audits = {} if experiment.round else _audited_at_once(experiment, settings, out, pace)
+            trainings |= {s.spec: _trained(experiment, s, out, pace) for s in settings[1:]}
             directory.note(diverged=[spec for spec, own in trainings.items() if own is None])
             if experiment.round:
-                audits = {s.spec: _audited(experiment, s, out, say) for s in settings if trainings[s.spec] is not None}
-        result = results(out, Found(known_in(out), settings, audits, trainings))
+                going = [s for s in settings if trainings[s.spec] is not None]
+                audits = {s.spec: _audited(experiment, s, out, pace) for s in going}
+        with phase("writing figure, tables and page"):
+            result = results(out, Found(known_in(out), settings, audits, trainings))
         write_recommended(out, experiment, settings, result)
     return result
 
@@ -92,7 +119,7 @@ def foresee(experiment: Frontier) -> Outlook:
     return Outlook.of(parts)
 
 
-def remake(out: Path) -> Result:
+def remake(out: Path) -> FrontierResult:
     """Write a finished frontier's figure, tables and page again from its rows; ``recommended.yaml`` stays.
 
     Raises:
@@ -102,7 +129,7 @@ def remake(out: Path) -> Result:
         return _remade(out)
 
 
-def _remade(out: Path) -> Result:
+def _remade(out: Path) -> FrontierResult:
     known = RunDirectory(out, FRONTIER).noted()
     identity = known["identity"]
     settings = [Setting(i, spec, None) for i, spec in enumerate(identity["settings"])]
@@ -141,29 +168,27 @@ def _audit(out: Path, setting: Setting | None = None) -> Path:
     return out / RUNS / ("audit" if setting is None else f"audit-{setting.place}")
 
 
-def _audited_at_once(
-    experiment: Frontier, settings: list[Setting], out: Path, say: Callable[[str], Any]
-) -> dict[str, Report]:
+def _audited_at_once(experiment: Frontier, settings: list[Setting], out: Path, pace: Pace) -> dict[str, Report]:
     """Audit all settings in one run, so that they share one undefended control."""
-    say(f"audit of {len(settings)} settings")
-    report = perform(audit_of(experiment, settings, _audit(out)))
+    with pace.one(_AUDIT, f"audit of {len(settings)} settings"):
+        report = perform(audit_of(experiment, settings, _audit(out)))
     return {setting.spec: report for setting in settings}
 
 
-def _audited(experiment: Frontier, setting: Setting, out: Path, say: Callable[[str], Any]) -> Report:
-    say(f"audit of {setting.spec}")
+def _audited(experiment: Frontier, setting: Setting, out: Path, pace: Pace) -> Report:
     model = _training(out, setting, experiment.run.seed) / f"round-{experiment.round}"
-    return perform(audit_of(experiment, [setting], _audit(out, setting), str(model)))
+    with pace.one(_AUDIT, f"audit of {setting.spec}"):
+        return perform(audit_of(experiment, [setting], _audit(out, setting), str(model)))
 
 
-def _trained(experiment: Frontier, setting: Setting, out: Path, say: Callable[[str], Any]) -> list[Trained] | None:
+def _trained(experiment: Frontier, setting: Setting, out: Path, pace: Pace) -> list[Trained] | None:
     """Train under all seeds; return ``None`` if a training diverges, as it may under strong noise."""
     found = []
     for seed in _seeds(experiment.options()):
-        say(f"training with {setting.spec}, seed {seed}")
         own = _training(out, setting, seed)
         try:
-            found.append(perform_training(training_of(experiment, setting, seed, own)))
+            with pace.one(_TRAINING, f"training with {setting.spec}, seed {seed}"):
+                found.append(perform_training(training_of(experiment, setting, seed, own)))
         except DivergedError:
             if setting.given is None:
                 raise  # without a defense there is nothing to compare with

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from medpfl import InputError
-from medpfl.frontier.limits import Limit, limits_of, updates_for
 from medpfl.metrics.rates import interval
+from medpfl.tradeoff.limits import Limit, limits_of, updates_for
 
 
 def test_a_limit_is_a_metric_and_its_largest_value():

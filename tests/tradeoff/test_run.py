@@ -17,15 +17,15 @@ from medpfl.auditing.store import read_rows
 from medpfl.core.experiments.options import options_in
 from medpfl.core.experiments.training import Training
 from medpfl.core.verdicts import NO_LEAK
-from medpfl.frontier import result as result_module
-from medpfl.frontier import run as module
-from medpfl.frontier.result import FRONTIER
-from medpfl.frontier.run import frontier, remake
-from medpfl.frontier.tasks import strengths_of
 from medpfl.runs.directory import RunDirectory
+from medpfl.tradeoff import result as result_module
+from medpfl.tradeoff import run as module
+from medpfl.tradeoff.result import FRONTIER
+from medpfl.tradeoff.run import perform_frontier, remake
+from medpfl.tradeoff.tasks import strengths_of
 from medpfl.training.store import read_rounds
-from tests.frontier.frontier_cases import SMALL, draw, small
 from tests.processes import start
+from tests.tradeoff.frontier_cases import SMALL, draw, small
 
 pytestmark = pytest.mark.slow  # they share a fixture that takes seconds
 
@@ -42,7 +42,7 @@ def pictures(tmp_path_factory):
 def whole(pictures, tmp_path_factory):
     """A finished frontier and its result. It stays as it is: what changes it takes a copy."""
     out = tmp_path_factory.mktemp("frontier") / "whole"
-    return out, frontier(small(pictures).having(out=out))
+    return out, perform_frontier(small(pictures).having(out=out))
 
 
 def copied(out, folder):
@@ -77,7 +77,7 @@ def conclusive(patch):
         return [{**points[0], "accuracy_low": 0.9}, *points[1:]]
 
     patch.setattr(result_module, "points_of", points_of)
-    patch.setattr("medpfl.frontier.choice._control_works", lambda *_: True)
+    patch.setattr("medpfl.tradeoff.choice._control_works", lambda *_: True)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def recommended(whole, pictures, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         bare(patch)
         conclusive(patch)
-        return again, frontier(small(pictures, limit=[limit]).having(out=again)), limit
+        return again, perform_frontier(small(pictures, limit=[limit]).having(out=again)), limit
 
 
 def undated(out):
@@ -196,9 +196,9 @@ def test_a_recommendation_that_names_a_file_of_ones_own_may_not_be_shared(tmp_pa
         experiment = small("samples", model=model)
         settings = strengths_of(experiment.defense)
         chosen = {"defense": settings[1].spec, "limits": ["asr<=0.1"]}
-        result = result_module.Result([], chosen, {})
+        result = result_module.FrontierResult([], chosen, {})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(result_module.Result, "__str__", lambda _: "reasons")
+            patch.setattr(result_module.FrontierResult, "__str__", lambda _: "reasons")
             result_module.write_recommended(tmp_path, experiment, settings, result)
         (path,) = tmp_path.rglob("*.yaml")
         assert path == tmp_path / folder / "recommended.yaml"
@@ -263,7 +263,7 @@ def of_trained(pictures, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         bare(patch)
         loud(patch)
-        return out, frontier(small(pictures, round=2, seeds=2, draws=2, defense=LOUD, **QUICK).having(out=out))
+        return out, perform_frontier(small(pictures, round=2, seeds=2, draws=2, defense=LOUD, **QUICK).having(out=out))
 
 
 def loud(patch):
@@ -288,7 +288,10 @@ def test_a_defense_under_which_training_diverges_is_a_gap(
     pictures, of_trained, tmp_path, monkeypatch, no_pages_of_runs
 ):
     loud(monkeypatch)
-    of_untrained = tmp_path / "out", frontier(small(pictures, defense=LOUD, **QUICK).having(out=tmp_path / "out"))
+    of_untrained = (
+        tmp_path / "out",
+        perform_frontier(small(pictures, defense=LOUD, **QUICK).having(out=tmp_path / "out")),
+    )
     for out, found in (of_untrained, of_trained):
         last = found.points[-1]
         assert (last["gap"], last["accuracy"], last["loss"]) == ("the training diverged", None, None)
@@ -325,7 +328,7 @@ def test_bad_input_is_said_before_any_work(options, message, pictures, tmp_path,
     for work in ("auditing.player.Player.__call__", "training.trainer.Trainer.play"):
         monkeypatch.setattr(f"medpfl.{work}", lambda *_: pytest.fail("work was done"))
     with pytest.raises(InputError) as error:
-        frontier(small(**{"data": pictures, **options}).having(out=tmp_path / "out"))
+        perform_frontier(small(**{"data": pictures, **options}).having(out=tmp_path / "out"))
     assert message in str(error.value)
 
 
@@ -333,26 +336,26 @@ def test_bad_input_is_said_before_any_work(options, message, pictures, tmp_path,
 def test_another_frontier_is_not_mixed_with_it(whole, pictures, tmp_path, monkeypatch):
     out = copied(whole[0], tmp_path / "copy")
     with pytest.raises(InputError, match="holds another frontier \\(other rounds\\): name another --out, or --force"):
-        frontier(small(pictures, rounds=1).having(out=out))
+        perform_frontier(small(pictures, rounds=1).having(out=out))
     fewer = {"defense": ["TopK(keep=0.5)", "TopK(keep=0.1)"], **QUICK}
     with monkeypatch.context() as patch:
         bare(patch)
-        forced = frontier(small(pictures, seed=3, rounds=1, **fewer).having(out=out, force=True))
+        forced = perform_frontier(small(pictures, seed=3, rounds=1, **fewer).having(out=out, force=True))
     assert [p["defense"] for p in forced.points] == ["NoDefense()", *fewer["defense"]]
     monkeypatch.setattr(module, "_trained", lambda *_: pytest.fail("begun"))
     with pytest.raises(pytest.fail.Exception, match="begun"):
-        frontier(small(pictures, seed=4).having(out=out, force=True))
+        perform_frontier(small(pictures, seed=4).having(out=out, force=True))
     assert not any((out / "share" / name).exists() for name in FILES), "what another experiment gave is gone"
 
 
 def test_another_model_s_trainings_are_not_mixed_with_it(whole, pictures, tmp_path):
     with pytest.raises(InputError, match="holds another training \\(other model"):
-        frontier(small(pictures, model="MLP(hidden=(5,))").having(out=copied(whole[0], tmp_path / "copy")))
+        perform_frontier(small(pictures, model="MLP(hidden=(5,))").having(out=copied(whole[0], tmp_path / "copy")))
 
 
 def test_two_do_not_write_at_once(pictures, tmp_path):
     with RunDirectory(tmp_path, FRONTIER).locked(), pytest.raises(InputError, match="another run is writing"):
-        frontier(small(pictures).having(out=tmp_path))
+        perform_frontier(small(pictures).having(out=tmp_path))
 
 
 @pytest.mark.slow

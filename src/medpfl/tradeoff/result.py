@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from medpfl.auditing.report import Report
 from medpfl.core.atomic_files import PRIVATE, as_csv, write
@@ -16,17 +16,20 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.frontier import RECOMMENDED, RECOMMENDED_FILE, Frontier
 from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER
 from medpfl.core.user_code.stated import check_stated
-from medpfl.frontier.choice import marked, recommendation
-from medpfl.frontier.limits import limits_of
-from medpfl.frontier.points import Point, points_of
-from medpfl.frontier.tasks import Setting, training_of
 from medpfl.judging.types import flat
 from medpfl.reporting.frontier import sentences, write_frontier_page
 from medpfl.reporting.training import judging_set
 from medpfl.runs.directory import Kind, private_folder, share_folder
+from medpfl.tradeoff.choice import marked, recommendation
+from medpfl.tradeoff.limits import limits_of
+from medpfl.tradeoff.points import Point, points_of
+from medpfl.tradeoff.tasks import Setting, training_of
 from medpfl.training.report import Trained
 
-__all__ = ["FRONTIER", "Found", "Result", "results", "write_recommended"]
+if TYPE_CHECKING:
+    from medpfl.reporting.figures.plots import Plot
+
+__all__ = ["FRONTIER", "Found", "FrontierResult", "results", "write_recommended"]
 
 _YAML = RECOMMENDED_FILE
 _PLACES = ("data", "validation", "test", "weights", "device")
@@ -53,12 +56,12 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class FrontierResult:
     """The result of a frontier.
 
     Attributes:
-        points: one point per setting, see `medpfl.frontier.points.points_of` and `medpfl.frontier.choice.marked`.
-        recommendation: the recommended setting, see `medpfl.frontier.choice.recommendation`.
+        points: one point per setting, see `medpfl.tradeoff.points.points_of` and `medpfl.tradeoff.choice.marked`.
+        recommendation: the recommended setting, see `medpfl.tradeoff.choice.recommendation`.
         settings: settings of the trainings and audits, as the page prints them.
         pages: the pages written.
     """
@@ -73,11 +76,21 @@ class Result:
         points = [{**p, "bound": p["bound"] and flat(p["bound"].bound)} for p in self.points]
         return {"points": points, "recommendation": self.recommendation, "settings": self.settings}
 
+    def plot(self, measure: Literal["asr", "identified", "ssim"] = "asr") -> Plot:
+        """Draw leakage against balanced accuracy; return a matplotlib figure and its axes.
+
+        Args:
+            measure: the strongest attack's success rate, re-identification, or mean SSIM.
+        """
+        from medpfl.reporting.figures.plots import plot_points
+
+        return plot_points(self.points, self.recommendation["defense"], measure)
+
     def __str__(self) -> str:
         return "\n".join(sentences(self.points, self.recommendation, self.settings))
 
 
-def results(out: Path, found: Found) -> Result:
+def results(out: Path, found: Found) -> FrontierResult:
     """Compute the points and the recommendation from the runs' rows, and write their files."""
     first = next(own for own in found.trainings.values() if own)[0]
     limits, name = limits_of(found.known["limits"]), judging_set(first.rows)
@@ -86,12 +99,12 @@ def results(out: Path, found: Found) -> Result:
     points = marked(points_of(cells, rounds, name), limits)
     settings = _settings(found, name)
     chosen = recommendation(points, limits, _classes(found), found.known.get("accept_leak", False))
-    result = Result(points, chosen, settings)
+    result = FrontierResult(points, chosen, settings)
     folder = share_folder(out)
     write(folder / "frontier.json", json.dumps(result.to_dict(), indent=1).encode())
     write(folder / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
     page = write_frontier_page(folder, result.settings, points, result.recommendation)
-    return Result(points, result.recommendation, result.settings, (page, *_private_pages(found)))
+    return FrontierResult(points, result.recommendation, result.settings, (page, *_private_pages(found)))
 
 
 def _private_pages(found: Found) -> list[Path]:
@@ -145,7 +158,7 @@ def _is_ours(spec: str) -> bool:
     return False
 
 
-def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Setting], result: Result) -> None:
+def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Setting], result: FrontierResult) -> None:
     """Write the recommended training for ``medpfl train DATA --config``, and remove an earlier recommendation.
 
     The file names no images, weights file or device; they belong on the command line. It may be shared unless the

@@ -15,8 +15,8 @@ from medpfl.core.experiments.groups import ClientImages, Criteria, Victims
 from medpfl.core.experiments.training import Training
 from medpfl.core.spec import expand
 from medpfl.core.verdicts import UNDEFENDED
-from medpfl.frontier.limits import Limit, updates_for
 from medpfl.inputs.parts import attacks_of, defenses_given, defenses_of, model_of
+from medpfl.tradeoff.limits import Limit, updates_for
 
 __all__ = ["Setting", "audit_of", "check", "parts_of", "strengths_of", "training_of", "with_images"]
 
