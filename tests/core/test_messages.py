@@ -9,8 +9,8 @@ import warnings
 
 import pytest
 
-from medpfl.core.errors import InputError, private
-from medpfl.core.messages import about, say, speaking, told
+from medpfl.core.errors import HIDDEN, InputError, private
+from medpfl.core.messages import about, log, say, speaking, told
 
 
 class Terminal:
@@ -108,3 +108,20 @@ def test_warnings_and_log_records_of_libraries_are_messages(data, capsys):
     assert warnings.showwarning is shown
     assert isinstance(logging.lastResort, logging.Handler)
     assert sys.stderr is not None
+
+
+def test_messages_go_to_the_log_of_the_package_without_names(caplog, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("medpfl.core.messages.may_show", lambda stream: True)
+    (tmp_path / "doe.png").touch()
+    about(tmp_path)
+    say("skipped doe.png")
+    assert caplog.records == [], "nobody asked for them"
+    with caplog.at_level(logging.INFO, logger="medpfl"):
+        say("skipped doe.png")
+        log("round 1 done")
+    assert [(record.name, record.levelname) for record in caplog.records] == [("medpfl", "INFO")] * 2
+    assert caplog.messages == [
+        f"skipped {HIDDEN}\n(names and paths are hidden; --show-paths shows them)",
+        "round 1 done",
+    ]
+    assert capsys.readouterr().err == "skipped doe.png\n" * 2, "and log() prints nothing"

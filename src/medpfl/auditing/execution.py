@@ -19,6 +19,7 @@ from medpfl.auditing.store import claimed
 from medpfl.core.experiments.experiment import STANDARD
 from medpfl.core.experiments.groups import Reading, Run
 from medpfl.core.experiments.settings import Json, Settings
+from medpfl.core.messages import log
 from medpfl.core.progress import phase
 from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
@@ -88,6 +89,7 @@ def executed(
             for job in todo:
                 with during(job.key, job.rows):
                     store.add(job.key, *player(job))
+                log(f"{job.key.attack} x {job.control or job.key.defense}: {job.rows} images done")
         with phase("judging, and writing the pages"):
             return finish(store, Settings.of(store.cloak(settings.to_dict())), scenario.data.classes)
 

@@ -182,8 +182,8 @@ def _notes(checked: Feasibility) -> list[str]:
         flags = " ".join(f'--attack "{name}"' if "(" in name else f"--attack {name}" for name in names)
         notes.append(f"Not tested, although suited to this model: {' and '.join(names)}. Add {flags}.")
     attacked = len(scenario.victims) * scenario.plan.images
-    if attacked < scenario.selection.images:
-        asked, each = scenario.selection.images, scenario.plan.images
+    if attacked < (asked := scenario.selection.images or 0):
+        each = scenario.plan.images
         notes.append(f"Attacked {attacked} images, not {asked}: each update holds {each} images.")
     return notes + of_reading(scenario.data)
 

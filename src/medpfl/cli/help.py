@@ -88,8 +88,8 @@ _MARGIN, _COLUMN = 2, 26
 class HelpParser(ArgumentParser):
     """A parser with help by theme."""
 
-    def format_help(self) -> str:
-        """Return the help text of a command, or that of all of them."""
+    def format_help(self, formatter: Any = None) -> str:
+        """Return the help text of a command, or that of all of them; `formatter` is not used."""
         name = self.prog.rpartition(" ")[2]
         return of_command(self, name) if name in EXAMPLES else overview()
 

@@ -96,6 +96,7 @@ def _near(option: str, known: Sequence[str]) -> str:
 
 def options_of(parser: ArgumentParser, command: str) -> list[str]:
     """Return the spellings of a command's options."""
+    assert parser._subcommands_action is not None
     own = parser._subcommands_action._name_parser_map[command]
     return [text for action in own._actions for text in action.option_strings if text.startswith("--")]
 

@@ -19,7 +19,10 @@ from typing import Any, TextIO
 
 from medpfl.core.errors import HIDDEN, resolved
 
-__all__ = ["KEY_FILE", "PRIVATE_FOLDER", "SHARE_FOLDER", "about", "may_show", "say", "speaking", "told"]
+__all__ = ["KEY_FILE", "PRIVATE_FOLDER", "SHARE_FOLDER", "about", "log", "may_show", "say", "speaking", "told"]
+
+_LOG = logging.getLogger("medpfl")
+_LOG.addHandler(logging.NullHandler())  # else Python prints warnings that no program asked for
 
 _MOST = 200_000
 """Number of file and folder names searched for in a message."""
@@ -81,6 +84,16 @@ def say(message: object, stream: TextIO | None = None) -> None:
     """Print a message on standard error or another stream, replacing text that may not be shown there."""
     place = sys.stderr if stream is None else stream
     print(told(message, may_show(place)), file=place, flush=True)
+    log(message)
+
+
+def log(message: object) -> None:
+    """Write a message to the log ``medpfl``, without names and paths. Nothing is printed unless a program asks for it.
+
+    Every message of `say` goes there too, so that ``logging.getLogger("medpfl")`` tells the course of a run.
+    """
+    if _LOG.isEnabledFor(logging.INFO):
+        _LOG.info("%s", told(message, shown=False))
 
 
 def told(message: object, shown: bool) -> str:

@@ -17,6 +17,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.groups import Cohort, Run
 from medpfl.core.experiments.schedule import Schedule
 from medpfl.core.experiments.training import Training
+from medpfl.core.messages import log
 from medpfl.core.plan import Plan
 from medpfl.core.progress import phase
 from medpfl.core.roles import NO_DEFENSE, DataSource, Defense, Model
@@ -163,5 +164,6 @@ def _run(setup: TrainingSetup, out: Path | None, force: bool, progress: bool) ->
         with unchanged(setup.code, store.directory):
             for number in rounds_of(len(store.rows), setup.schedule.rounds, progress):
                 trainer.play(number)
+                log(f"round {number} done")
         with phase("writing the page"):
             return trained(store, store.cloak(settings), trainer.weights)

@@ -69,7 +69,7 @@ def plot_points(points: Sequence[Json], recommended: str | None, measure: str = 
     for point in (one for one in points if one["accuracy"] is not None and one[measure] is not None):
         rates = [Rate(point[name], point[f"{name}_low"], point[f"{name}_high"]) for name in ("accuracy", measure)]
         own = point["defense"] == recommended
-        x, y = rates[0].value, rates[1].value
+        x, y = (rate.value or 0.0 for rate in rates)
         axes.errorbar(
             x, y, xerr=_errors(rates[0]), yerr=_errors(rates[1]), fmt="*" if own else "o", markersize=12 if own else 6,
             color=_COLORS[point["verdict"]], alpha=1.0 if own else 0.7, elinewidth=0.8, capsize=2,
@@ -88,7 +88,7 @@ def plot_rounds(rows: Sequence[Round], name: str) -> Plot:
     numbers, scores = [row.round for row in rows], [row.scores[name] for row in rows]
 
     def values(key: str) -> list[float]:
-        return [float("nan") if one[key] is None else one[key] for one in scores]
+        return [float("nan") if (value := one[key]) is None else value for one in scores]
 
     low, high = values("balanced_accuracy_low"), values("balanced_accuracy_high")
     axes.fill_between(numbers, low, high, alpha=0.15, linewidth=0, label="95 % interval")
