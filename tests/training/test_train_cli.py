@@ -43,7 +43,7 @@ def run(capsys, monkeypatch):
 def test_a_table_two_sentences_and_a_page(run, pictures, tmp_path):
     out = tmp_path / "runs" / "a"
     status, shown, err = run("train", pictures, *TINY, "--out", out)
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, "training of MLP((6,)) with your data: 2 rounds of FedAvg, no defense\n")
     assert "on the validation images" in shown
     assert "After 2 rounds without a defense, the model classifies" in shown
     assert f"wrote {out}/share/report.html" in shown

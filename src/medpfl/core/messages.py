@@ -39,7 +39,7 @@ _LARGEST = 2**24
 _SHORTEST = 3
 """Minimum length of a name searched for in a message: shorter ones match many words, and reveal little."""
 
-_OURS = frozenset({"data", "images", "index.csv", "masks", "samples", "test", "train", "val", "validation"})
+_OURS = frozenset({"data", "images", "index.csv", "masks", "samples", "test", "train", "truth", "val", "validation"})
 """Names that MedPFL's own messages use."""
 
 _PATH = re.compile(r"(?<=')/[^'\n]+|(?<=\")/[^\"\n]+|(?<![\w'\"./>])/[^\s'\":;,()/]+(?:/[^\s'\":;,()]*)?")
