@@ -8,8 +8,7 @@ from medpfl.cli.interruption import MESSAGE, STATUS  # first, to catch an interr
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -19,8 +18,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, Namespace
 
 from medpfl.cli.dry_run import foresee_audits, foresee_frontier, foresee_studies, foresee_training
-from medpfl.cli.machine import print_json, result
-from medpfl.cli.opening import opening
+from medpfl.cli.machine import print_json
 from medpfl.cli.parser import (
     COMMANDS,
     check_files,
@@ -33,6 +31,8 @@ from medpfl.cli.parser import (
     spelled,
     spelled_names,
 )
+from medpfl.cli.running import LOADING, planned, working
+from medpfl.cli.running import told as shown_result
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiments.experiment import Demo, Experiment
 from medpfl.core.experiments.frontier import Frontier
@@ -47,14 +47,12 @@ from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, of_frontier
 from medpfl.inputs.spelling import check_words
 from medpfl.reproduction.experiments import EXPERIMENTS
 from medpfl.reproduction.scale import Studies
-from medpfl.runs.pulse import pulsing
 from medpfl.tradeoff.limits import limits_of
 
 __all__ = ["main"]
 
 T = TypeVar("T", bound=Options)
 
-_LOADING = "loading PyTorch"
 _DONE, _BAD_INPUT, _LEAKS, _INCONCLUSIVE, _READER_GONE = 0, 2, 3, 4, 141
 
 
@@ -171,15 +169,6 @@ def _in_file(words: list[str]) -> str:
     return ""
 
 
-@contextmanager
-def _working(asked: object, quiet: bool = False) -> Iterator[None]:
-    """Print what a command will do, before torch is imported, and show while it works that it does."""
-    if not quiet:
-        say(opening(asked))
-    with pulsing(not quiet):
-        yield
-
-
 def _audit(given: Namespace, words: list[str]) -> int:
     return _perform(_spelled_right(Experiment, given, words), given)
 
@@ -187,49 +176,29 @@ def _audit(given: Namespace, words: list[str]) -> int:
 def _train(given: Namespace, words: list[str]) -> int:
     training = _spelled_right(Training, given, words)
     if given.dry_run:
-        return _planned(given, partial(foresee_training, training), training)
-    with _working(training, given.quiet):
-        with phase(_LOADING):
+        return planned(given, partial(foresee_training, training), training)
+    with working(training, given.quiet):
+        with phase(LOADING):
             from medpfl.reporting.terminal import print_training
             from medpfl.training.train import perform_training
 
         found = perform_training(training)
-    return _told(found, given, print_training)
-
-
-def _planned(given: Namespace, plan: Callable[[], Any], asked: object) -> int:
-    """Print a plan for ``--dry-run``, and return the exit status."""
-    with _working(asked, given.quiet):
-        found = plan()
-    if given.json:
-        print_json({**found.to_dict(), "status": _DONE})
-    else:
-        print(*found.lines(), sep="\n")
-    return _DONE
-
-
-def _told(found: Any, given: Namespace, show: Callable[[Any, bool], object], status: int = _DONE) -> int:
-    """Print a result for people, or as JSON, and return the exit status."""
-    if given.json:
-        print_json({**result(found), "status": status})
-    else:
-        show(found, given.quiet)
-    return status
+    return shown_result(found, given, print_training)
 
 
 def _frontier(given: Namespace, words: list[str]) -> int:
     experiment = _spelled_right(Frontier, given, words)
     _ = experiment.out, limits_of(experiment.limit)
     if given.dry_run:
-        return _planned(given, partial(foresee_frontier, experiment), experiment)
-    with _working(experiment, given.quiet):
-        with phase(_LOADING):
+        return planned(given, partial(foresee_frontier, experiment), experiment)
+    with working(experiment, given.quiet):
+        with phase(LOADING):
             from medpfl.reporting.terminal import print_frontier
             from medpfl.tradeoff.run import perform_frontier
 
         found = perform_frontier(experiment)
     verdicts = of_frontier(found.points, found.recommendation) if given.fail_on else {}
-    return _told(found, given, print_frontier, _failed_on(given.fail_on, verdicts))
+    return shown_result(found, given, print_frontier, _failed_on(given.fail_on, verdicts))
 
 
 def _typed(kind: type[T], given: Namespace, words: list[str]) -> T:
@@ -259,9 +228,9 @@ def _spelled_right(kind: type[T], given: Namespace, words: list[str]) -> T:
 
 def _perform(experiment: Experiment, given: Namespace) -> int:
     if given.dry_run:
-        return _planned(given, partial(foresee_audits, experiment), experiment)
-    with _working(experiment, given.quiet):
-        with phase(_LOADING):
+        return planned(given, partial(foresee_audits, experiment), experiment)
+    with working(experiment, given.quiet):
+        with phase(LOADING):
             from medpfl.auditing.run import perform
             from medpfl.federation.folders import is_federation
             from medpfl.federation.run import perform_federation
@@ -282,7 +251,7 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
                 for number, report in found.reports.items()
                 for defense, verdict in by_defense(report.summary).items()
             }
-    return _told(found, given, show, _failed_on(given.get("fail_on"), verdicts))
+    return shown_result(found, given, show, _failed_on(given.get("fail_on"), verdicts))
 
 
 def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
@@ -312,8 +281,8 @@ DEMO = Experiment.of(
 def _check_model(given: Namespace, words: list[str]) -> int:
     asked = _spelled_right(Inspection, given, words)
     shape = _shape(asked.image_shape) if asked.image_shape else (asked.channels, asked.size, asked.size)
-    with _working(asked):
-        with phase(_LOADING):
+    with working(asked):
+        with phase(LOADING):
             from medpfl.inspection.check import check_model
             from medpfl.reporting.model_page import model_page
 
@@ -339,8 +308,8 @@ def _print_page(page: Sequence[tuple[str, list[str]]]) -> None:
 
 def _record(given: Namespace, words: list[str]) -> int:
     asked = _typed(Recording, given, words)
-    with _working(asked, given.quiet):
-        with phase(_LOADING):
+    with working(asked, given.quiet):
+        with phase(LOADING):
             from medpfl.recording.states import perform_recording
 
         made = perform_recording(asked)
@@ -358,8 +327,8 @@ def _record(given: Namespace, words: list[str]) -> int:
 
 def _inspect(given: Namespace, words: list[str]) -> int:
     asked = _typed(Looking, given, words)
-    with _working(asked):
-        with phase(_LOADING):
+    with working(asked):
+        with phase(LOADING):
             from medpfl.recording.states import perform_looking
 
         made = perform_looking(asked)
@@ -385,8 +354,8 @@ def _shown(made: RecordView, quiet: bool = False) -> int:
 
 def _forget(given: Namespace, words: list[str]) -> int:
     asked = _typed(Forgetting, given, words)
-    with _working(asked):
-        with phase(_LOADING):
+    with working(asked):
+        with phase(LOADING):
             from medpfl.inputs.spelling import path_of
             from medpfl.recording.folder import forget
 
@@ -409,8 +378,8 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _report(given: Namespace, words: list[str]) -> int:
-    with _working(f"summary and pages of {given.out}, again from its rows", given.quiet):
-        with phase(_LOADING):
+    with working(f"summary and pages of {given.out}, again from its rows", given.quiet):
+        with phase(LOADING):
             from medpfl.auditing.report import reread
             from medpfl.federation.run import remake as remake_federation
             from medpfl.reporting.terminal import print_audit, print_federation, print_frontier, print_training
@@ -429,15 +398,15 @@ def _report(given: Namespace, words: list[str]) -> int:
         make, show = again.get(str(known_in(Path(given.out)).get("kind")), again["audit"])
         with phase("reading the rows, and writing the pages"):
             found = make(Path(given.out))
-    return _told(found, given, show)
+    return shown_result(found, given, show)
 
 
 def _reproduce(given: Namespace, words: list[str]) -> int:
     asked = _typed(Studies, given, words)
     if given.dry_run:
-        return _planned(given, partial(foresee_studies, asked), asked)
-    with _working(asked, given.quiet):
-        with phase(_LOADING):
+        return planned(given, partial(foresee_studies, asked), asked)
+    with working(asked, given.quiet):
+        with phase(LOADING):
             from medpfl.reproduction.run import remake, reproduce
 
         if asked.from_:
@@ -453,7 +422,7 @@ def _reproduce(given: Namespace, words: list[str]) -> int:
                 run=asked.run,
             )
     status = _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
-    return _told(found, given, _print_reproduction, status)
+    return shown_result(found, given, _print_reproduction, status)
 
 
 def _print_reproduction(found: Any, quiet: bool = False) -> None:
@@ -477,7 +446,7 @@ def _list(given: Namespace, words: list[str]) -> int:
     from medpfl.cli.catalog import catalog, check_role, show
 
     check_role(given.what)
-    with _working(f"list of {given.what or 'all parts'}", given.json), phase(_LOADING):
+    with working(f"list of {given.what or 'all parts'}", given.json), phase(LOADING):
         found = catalog(given.what)
     if given.json:
         print_json(found.to_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medpfl.cli.running import LOADING
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.frontier import Frontier
@@ -14,12 +15,10 @@ from medpfl.runs.outlook import Outlook
 
 __all__ = ["foresee_audits", "foresee_frontier", "foresee_studies", "foresee_training"]
 
-_LOADING = "loading PyTorch"
-
 
 def foresee_audits(experiment: Experiment) -> Outlook:
     """Return the plan of an audit, of audits over rounds, or of a federation's audits."""
-    with phase(_LOADING):
+    with phase(LOADING):
         from medpfl.auditing.run import foresee
         from medpfl.federation.folders import is_federation
         from medpfl.federation.run import foresee_federation
@@ -32,7 +31,7 @@ def foresee_audits(experiment: Experiment) -> Outlook:
 
 def foresee_training(training: Training) -> Outlook:
     """Return the plan of a training."""
-    with phase(_LOADING):
+    with phase(LOADING):
         from medpfl.training.train import foresee
 
     return foresee(training)
@@ -40,7 +39,7 @@ def foresee_training(training: Training) -> Outlook:
 
 def foresee_frontier(experiment: Frontier) -> Outlook:
     """Return the plan of a frontier."""
-    with phase(_LOADING):
+    with phase(LOADING):
         from medpfl.tradeoff.run import foresee
 
     return foresee(experiment)
@@ -54,7 +53,7 @@ def foresee_studies(asked: Studies) -> Outlook:
     """
     if asked.from_:
         raise InputError("--from runs nothing: leave out --dry-run")
-    with phase(_LOADING):
+    with phase(LOADING):
         from medpfl.cli.parser import mapping_of
         from medpfl.reproduction.run import foresee
 

@@ -1,0 +1,48 @@
+"""The frame of every command: its first line, a sign of life, and its result for people or machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jsonargparse import Namespace
+
+from medpfl.cli.machine import print_json, result
+from medpfl.cli.opening import opening
+from medpfl.core.messages import say
+from medpfl.runs.pulse import pulsing
+
+__all__ = ["LOADING", "planned", "told", "working"]
+
+LOADING = "loading PyTorch"
+"""The phase in which a command imports what it needs."""
+
+
+@contextmanager
+def working(asked: object, quiet: bool = False) -> Iterator[None]:
+    """Print what a command will do, before torch is imported, and show while it works that it does."""
+    if not quiet:
+        say(opening(asked))
+    with pulsing(not quiet):
+        yield
+
+
+def planned(given: Namespace, plan: Callable[[], Any], asked: object) -> int:
+    """Print a plan for ``--dry-run``, and return the exit status."""
+    with working(asked, given.quiet):
+        found = plan()
+    if given.json:
+        print_json({**found.to_dict(), "status": 0})
+    else:
+        print(*found.lines(), sep="\n")
+    return 0
+
+
+def told(found: Any, given: Namespace, show: Callable[[Any, bool], object], status: int = 0) -> int:
+    """Print a result for people by `show`, or as JSON, and return the exit status."""
+    if given.json:
+        print_json({**result(found), "status": status})
+    else:
+        show(found, given.quiet)
+    return status
