@@ -252,7 +252,7 @@ def write_federation_page(
         images: True if the records' pages show private images.
         mode: the file's mode.
     """
-    from medpfl.reporting.pages import rendered
+    from medpfl.reporting.page.rendering import rendered
     from medpfl.reporting.verdict import MARKS
 
     check = {"right": "matches the training", "unverified": "not in full", "defense": "fits the stated defense"}

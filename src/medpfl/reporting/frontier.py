@@ -202,7 +202,7 @@ def write_frontier_page(out: Path, settings: Json, points: Points, chosen: Json)
     """Write ``frontier.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 
-    from medpfl.reporting.pages import rendered
+    from medpfl.reporting.page.rendering import rendered
 
     page = rendered(
         "frontier",

@@ -162,7 +162,7 @@ def write_leakage_page(out: Path, settings: Json, summary: RoundCells) -> Path:
     """Write ``leakage.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 
-    from medpfl.reporting.pages import rendered
+    from medpfl.reporting.page.rendering import rendered
 
     page = rendered(
         "leakage",

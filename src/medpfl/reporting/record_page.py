@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medpfl.core.atomic_files import write
 from medpfl.core.records.view import RecordView
-from medpfl.reporting.pages import rendered
+from medpfl.reporting.page.rendering import rendered
 
 __all__ = ["record_page", "write_page"]
 

@@ -102,7 +102,7 @@ def write_training_page(out: Path, settings: Json, rows: Sequence[Round]) -> Pat
 
     from medpfl.reporting.facts import lead
     from medpfl.reporting.figures.training import privacy_figure, score_figure
-    from medpfl.reporting.pages import rendered
+    from medpfl.reporting.page.rendering import rendered
 
     name = judging_set(rows)
     page = rendered(
