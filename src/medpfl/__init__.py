@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medpfl.auditing.records.run import audit_record as audit_record
+    from medpfl.auditing.report import Comparison as Comparison
     from medpfl.auditing.report import Report as Report
+    from medpfl.auditing.report import compare as compare
     from medpfl.auditing.run import audit as audit
     from medpfl.core.channels.channel import Channel as Channel
     from medpfl.core.errors import InputError as InputError
@@ -52,6 +54,7 @@ _PLACES = {
     "Batch": "core.types",
     "Channel": "core.channels.channel",
     "Cohort": "core.experiments.groups",
+    "Comparison": "auditing.report",
     "Criteria": "core.experiments.groups",
     "DataSource": "core.roles",
     "Defense": "core.roles",
@@ -82,6 +85,7 @@ _PLACES = {
     "audit": "auditing.run",
     "audit_federation": "federation.run",
     "audit_record": "auditing.records.run",
+    "compare": "auditing.report",
     "leakage": "training.leakage",
     "local_update": "federated.local",
     "prepare": "federated.ready",
@@ -95,6 +99,7 @@ __all__ = [
     "Batch",
     "Channel",
     "Cohort",
+    "Comparison",
     "Criteria",
     "DataSource",
     "Defense",
@@ -125,6 +130,7 @@ __all__ = [
     "audit",
     "audit_federation",
     "audit_record",
+    "compare",
     "leakage",
     "local_update",
     "prepare",

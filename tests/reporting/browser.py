@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -48,3 +49,8 @@ def serious(page):
         for one in found
         if one["impact"] in ("serious", "critical")
     ]
+
+
+def pages_in(content):
+    """Return the number of pages in a PDF file."""
+    return len(re.findall(rb"/Type /Page[^s]", content))

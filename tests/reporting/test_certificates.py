@@ -78,7 +78,7 @@ def test_a_page_shows_them_under_the_row_that_they_belong_to(tmp_path):
     summary = [cell(), cell(defense=LAPLACE)]
     rows = updates("9 zeros, 2 by chance", "rank 3") + updates("", defense=LAPLACE) + random("")
     for html in pages(tmp_path, summary, rows=rows):
-        words = Page(html[html.index("<table") :]).words
+        words = Page(html[html.index("<table") : html.index("</table>")] + "</table>").words
         assert words.count("Certificate: ") == 2
         first, second = words.index("Certificate: 9 zeros, 2 by chance"), words.index("Certificate: rank 3")
         assert words.index("no defense") < first < second < words.index("0 of 1 random update.")

@@ -6,7 +6,7 @@ import pytest
 
 from medpfl.core.experiments.settings import Settings
 from medpfl.reporting import write_pages
-from tests.reporting.browser import needs_chromium, opened, serious
+from tests.reporting.browser import needs_chromium, opened, pages_in, serious
 from tests.reporting.made_up import LAPLACE, SETTINGS, UNDEFENDED, full, picture, row, united
 
 pytestmark = [pytest.mark.extra, needs_chromium]
@@ -266,8 +266,3 @@ def test_the_printed_form_is_one_page(large, small, name):
         with opened(folder / name) as page:
             content = page.pdf(prefer_css_page_size=True)
             assert pages_in(content) == 1
-
-
-def pages_in(content):
-    """Return the number of pages in a PDF file."""
-    return content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") + content.count(b"/Type /Page/")

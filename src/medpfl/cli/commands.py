@@ -8,7 +8,7 @@ from medpfl.cli.interruption import MESSAGE, STATUS  # first, to catch an interr
 import errno
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -129,9 +129,14 @@ def _run(words: list[str]) -> int:
     if given.subcommand is None:
         parser.print_help()
         return _BAD_INPUT
+    if given[given.subcommand].get("pdf"):
+        from medpfl.reporting.page.pdf import check_chromium
+
+        check_chromium()  # before any work
     commands = {
         "audit": _audit,
         "check-model": _check_model,
+        "compare": _compare,
         "demo": _demo,
         "forget": _forget,
         "frontier": _frontier,
@@ -164,7 +169,9 @@ def _train(given: Namespace, words: list[str]) -> int:
     from medpfl.reporting.terminal import print_training
     from medpfl.training.train import perform_training
 
-    print_training(perform_training(training), given.quiet)
+    trained = perform_training(training)
+    print_training(trained, given.quiet)
+    _print_pdf(trained.pages, given)
     return _DONE
 
 
@@ -176,6 +183,7 @@ def _frontier(given: Namespace, words: list[str]) -> int:
 
     found = frontier(experiment)
     print_frontier(found, given.quiet)
+    _print_pdf(found.pages, given)
     return (
         _DONE if given.fail_on is None else _failed_on(given.fail_on, of_frontier(found.points, found.recommendation))
     )
@@ -217,20 +225,48 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
     if is_federation(experiment.data):
         several = perform_federation(experiment)
         print_federation(several, given.quiet)
+        pages = several.pages
         verdicts = several.verdicts()
     elif experiment.rounds is None:
         report = perform(experiment)
         print_audit(report, given.quiet)
+        pages = report.pages
         verdicts = by_defense(report.summary)
     else:
         found = perform_leakage(experiment)
         print_leakage(found, given.quiet)
+        pages = (*found.pages, *(page for report in found.reports.values() for page in report.pages))
         verdicts = {
             f"{defense} in round {number}": verdict
             for number, report in found.reports.items()
             for defense, verdict in by_defense(report.summary).items()
         }
+    _print_pdf(pages, given)
     return _failed_on(given.get("fail_on"), verdicts)
+
+
+def _print_pdf(pages: Iterable[Path], given: Namespace) -> None:
+    """Print the pages as PDF, if that was asked."""
+    if given.get("pdf"):
+        from medpfl.reporting.page.pdf import printed
+
+        for page in printed(pages):
+            print(f"wrote {page}")
+
+
+def _compare(given: Namespace, words: list[str]) -> int:
+    from medpfl.auditing.report import compare
+    from medpfl.reporting.terminal import print_comparison
+
+    if given.pdf and given.page is None:
+        raise InputError("--pdf prints a page: name its file with --page")
+    found = compare(given.runs)
+    print_comparison(found, given.quiet)
+    written = [found.write_page(given.page)] if given.page else []
+    for path in [*written, *([found.write_csv(given.csv)] if given.csv else [])]:
+        say(f"wrote {path}", sys.stdout)
+    _print_pdf(written, given)
+    return _DONE
 
 
 def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
@@ -359,7 +395,9 @@ def _report(given: Namespace, words: list[str]) -> int:
         "reproduction": (remake, _print_reproduction),
     }
     make, show = again.get(str(known_in(Path(given.out)).get("kind")), again["audit"])
-    show(make(Path(given.out)), given.quiet)
+    found = make(Path(given.out))
+    show(found, given.quiet)
+    _print_pdf(getattr(found, "pages", ()), given)
     return _DONE
 
 

@@ -40,6 +40,7 @@ _NONE = ("--sends", "nothing")
 COMMANDS = {
     "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
     "check-model": "show what a model's updates reveal and which attacks apply; needs no images",
+    "compare": "show several audits side by side: on the terminal, as CSV and as a page",
     "demo": "audit the embedded samples, offline",
     "forget": "delete the private images that were kept beside records",
     "frontier": "compare defenses and strengths by leakage and accuracy, and recommend a setting",
@@ -201,6 +202,7 @@ def parser_of() -> ArgumentParser:
     makers = {
         "audit": _audit_parser,
         "check-model": _check_model_parser,
+        "compare": _compare_parser,
         "demo": _demo_parser,
         "forget": _forget_parser,
         "frontier": _frontier_parser,
@@ -227,16 +229,17 @@ def _version() -> str:
 
 def _audit_parser() -> ArgumentParser:
     text = "Attack the updates of these images, with and without defenses, and report what the server can reconstruct."
-    return _add_fail_on(_typed_parser(Experiment, text))
+    return _add_pdf(_add_fail_on(_typed_parser(Experiment, text)))
 
 
 def _train_parser() -> ArgumentParser:
-    return _typed_parser(Training, "Train a model on these images by federated learning, and score it in every round.")
+    text = "Train a model on these images by federated learning, and score it in every round."
+    return _add_pdf(_typed_parser(Training, text))
 
 
 def _frontier_parser() -> ArgumentParser:
     text = "Train and audit with each defense and strength, plot leakage against accuracy, and recommend a setting."
-    return _add_fail_on(_typed_parser(Frontier, text))
+    return _add_pdf(_add_fail_on(_typed_parser(Frontier, text)))
 
 
 def _add_fail_on(parser: ArgumentParser) -> ArgumentParser:
@@ -340,10 +343,24 @@ def _add_quiet(parser: ArgumentParser) -> ArgumentParser:
     return _add_show_paths(parser)
 
 
+def _add_pdf(parser: ArgumentParser) -> ArgumentParser:
+    text = "also print each page as PDF, with the Chromium or Chrome of this machine; an audit's is one page"
+    parser.add_argument("--pdf", action="store_true", help=text)
+    return parser
+
+
 def _demo_parser() -> ArgumentParser:
     parser = _parser("Audit the embedded samples with and without a defense, offline.")
     _add_options(parser, Demo)
-    return _add_quiet(parser)
+    return _add_pdf(_add_quiet(parser))
+
+
+def _compare_parser() -> ArgumentParser:
+    parser = _parser("Compare audits: which setting exposes the fewest images, and in what the runs differ.")
+    parser.add_argument("runs", nargs="+", type=str, help="run directories of audits, two or more")
+    parser.add_argument("--page", type=str | None, default=None, help="file for a page in HTML, which shows no image")
+    parser.add_argument("--csv", type=str | None, default=None, help="file for a line per cell as CSV")
+    return _add_pdf(_add_quiet(parser))
 
 
 def _list_parser() -> ArgumentParser:
@@ -381,5 +398,4 @@ def _report_parser() -> ArgumentParser:
     )
     parser.add_argument("out", type=str, help="run directory")
     parser.add_argument("--quiet", action="store_true", help="print no table")
-    _add_show_paths(parser)
-    return parser
+    return _add_pdf(_add_show_paths(parser))

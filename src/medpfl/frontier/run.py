@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from medpfl.auditing.report import reread
 from medpfl.auditing.run import perform
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.experiments.frontier import Frontier
+from medpfl.core.experiments.groups import About
 from medpfl.core.messages import say as tell
 from medpfl.frontier.limits import limits_of
 from medpfl.frontier.result import FRONTIER, Found, Result, results, write_recommended
@@ -94,7 +96,13 @@ def _remade(out: Path) -> Result:
 def _entries(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any]:
     """Return this frontier's distinguishing settings, without paths. Each run compares model, images and weights."""
     paths = ("data", "model", "weights", "validation", "test", "attack", "defense", "limit", "tolerance", "accept_leak")
-    alike = ("isolate", "out", "force", "numbers_only")  # rows are equal either way
+    alike = (
+        "isolate",
+        "out",
+        "force",
+        "numbers_only",
+        *(one.name for one in fields(About)),
+    )  # rows are equal either way
     return {
         "settings": [setting.spec for setting in settings],
         **{name: value for name, value in experiment.options().items() if name not in (*paths, *alike)},

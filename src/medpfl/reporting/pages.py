@@ -12,23 +12,21 @@ from markupsafe import Markup
 
 from medpfl.core.atomic_files import PRIVATE, write
 from medpfl.core.experiments.settings import Settings
-from medpfl.judging.types import Cell
 from medpfl.reporting.bounds import placed
 from medpfl.reporting.facts import granted
 from medpfl.reporting.figures.bounds import bound_section
 from medpfl.reporting.figures.leak import leak_figure, similarity_figure
 from medpfl.reporting.figures.panels import draw_panel, panels
-from medpfl.reporting.figures.selection import Certified, certified
 from medpfl.reporting.flags import FLAGS, Flag
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.page.answer import QUESTION, answered, bars
+from medpfl.reporting.page.lines import lines_of, names_of
 from medpfl.reporting.page.pictures import Gallery, Proof, galleries, proof
 from medpfl.reporting.page.rendering import rendered
-from medpfl.reporting.patients import PatientRow, patient_rows
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.tables import Entry, Whole, compared, entries, with_unions
+from medpfl.reporting.tables import compared, with_unions
 from medpfl.reporting.verdict import verdict_sentences
-from medpfl.reporting.words import DASH, attacker, brief, label
+from medpfl.reporting.words import attacker, label
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,8 +85,6 @@ def _grants(settings: Settings, rows: Sequence[Finding]) -> tuple[str, ...]:
 def _page(settings: Settings, summary: Cells, rows: Sequence[Finding]) -> Callable[[Shown | None], bytes]:
     """Return a function that renders the page with images, or without."""
     figures = [leak_figure(summary), similarity_figure(summary, rows)] if summary else []
-    by_patient = {(one.attack, one.defense): one for one in patient_rows(summary)}
-    names = brief(dict.fromkeys(spec for cell in with_unions(summary) for spec in (cell.attack, cell.defense)))
     fixed = partial(
         rendered,
         "report",
@@ -97,8 +93,9 @@ def _page(settings: Settings, summary: Cells, rows: Sequence[Finding]) -> Callab
         answer=answered(summary, settings),
         sentences=verdict_sentences(summary, settings),
         bars=bars(summary),
-        lines=[_line(cell, rows, by_patient, names) for cell in with_unions(summary)],
-        names={spec: short for spec, short in names.items() if len(label(spec)) > _LONG},
+        lines=lines_of(summary, rows),
+        runs=False,
+        names=names_of(summary),
         compared=compared(summary),
         masks=mask_lines(summary),
         figures=[Markup(figure) for figure in figures],
@@ -111,66 +108,6 @@ def _page(settings: Settings, summary: Cells, rows: Sequence[Finding]) -> Callab
         command=settings.command,
     )
     return lambda images: fixed(images=images)
-
-
-class _Line(NamedTuple):
-    """A line in the page's table: six columns, and everything else behind its details.
-
-    Attributes:
-        attack, defense: specs.
-        names: the same, shortened if they are long.
-        attacker: the attack as elsewhere on the page, with its knowledge where two lines would look alike.
-        knows: ``yes``, ``no``, or a dash.
-        verdict, flags: as in the cell.
-        shown: reconstructed and re-identified, with their intervals.
-        more: all numbers that are known, with all small print.
-        order: values by which the table sorts.
-        certified: certificates.
-        patient: the same by patient, if patients have several images.
-        whole: True if the line stands for all attacks on a defense.
-    """
-
-    attack: str
-    defense: str
-    names: tuple[str, str]
-    attacker: str
-    knows: str
-    verdict: str
-    flags: tuple[str, ...]
-    shown: tuple[Entry, ...]
-    more: tuple[Entry, ...]
-    order: tuple[float, float]
-    certified: Certified
-    patient: PatientRow | None
-    whole: bool
-
-
-_LONG = 40
-"""Number of characters from which a spec is shortened, outside its details."""
-
-_COLUMNS = ("Reconstructed (ASR)", "Re-identified")
-
-
-def _line(
-    cell: Cell, rows: Sequence[Finding], patients: dict[tuple[str, str], PatientRow], short: dict[str, str]
-) -> _Line:
-    numbers = {entry.column: entry for entry in entries(cell)}
-    named = attacker(cell)
-    return _Line(
-        attack=cell.attack,
-        defense=cell.defense,
-        names=tuple(short[spec] if len(label(spec)) > _LONG else spec for spec in (cell.attack, cell.defense)),
-        attacker=named,
-        knows=DASH if cell.knows_defense is None else "yes" if cell.knows_defense else "no",
-        verdict=cell.verdict,
-        flags=cell.flags,
-        shown=tuple(replace(numbers[column], notes=numbers[column].notes[:1]) for column in _COLUMNS),
-        more=tuple(entry for entry in numbers.values() if entry.value != DASH),
-        order=tuple(-1.0 if rate.value is None else rate.value for rate in (cell.asr, cell.identified)),
-        certified=certified(cell, rows),
-        patient=None if isinstance(cell, Whole) else patients.get((named, cell.defense)),
-        whole=isinstance(cell, Whole),
-    )
 
 
 def _raised(summary: Cells) -> list[tuple[str, Flag, list[str]]]:

@@ -84,7 +84,7 @@ def train(
     name_skipped(setup.data.skipped, setup.data.notes)
     check_outside(out, setup.splits.found.place)
     setup.check()
-    return _run(setup, out, run.force, run.progress)
+    return _run(setup, out, run)
 
 
 def perform_training(training: Training) -> Trained:
@@ -111,15 +111,16 @@ def _joined(defense: Any) -> Defense:
     return reduce(or_, given) if given else NO_DEFENSE
 
 
-def _run(setup: TrainingSetup, out: Path | None, force: bool, progress: bool) -> Trained:
+def _run(setup: TrainingSetup, out: Path | None, run: Run) -> Trained:
     if out is not None:
         made(out)
-    index = study_index(out, setup.data, setup.splits.found.source, setup.splits.found.place, force)
-    with training_in(out, setup.identity(index), force) as store:
+    index = study_index(out, setup.data, setup.splits.found.source, setup.splits.found.place, run.force)
+    with training_in(out, setup.identity(index), run.force) as store:
         trainer = Trainer(setup, store)
-        settings = settings_of(setup, trainer.spent.why) | {"started": datetime.now(UTC).isoformat(timespec="seconds")}
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        settings = settings_of(setup, trainer.spent.why) | {"started": started, "about": run.about()}
         store.note(settings=settings)
         with unchanged(setup.code, store.directory):
-            for number in rounds_of(len(store.rows), setup.schedule.rounds, progress):
+            for number in rounds_of(len(store.rows), setup.schedule.rounds, run.progress):
                 trainer.play(number)
         return trained(store, store.cloak(settings), trainer.weights)

@@ -104,8 +104,16 @@ def shrunk(array: np.ndarray) -> Image.Image:
     return image
 
 
-def address(image: Image.Image) -> str:
-    """Return an image as a ``data:`` address."""
+def address(image: Image.Image, side: int = 0) -> str:
+    """Return an image as a ``data:`` address, enlarged by a whole factor to about `side` pixels, if it is smaller.
+
+    A printed page would smooth the pixels of a small image, and smoothing makes a guess look better.
+    """
+    factor = max(1, round(side / max(image.size)))
+    if factor > 1:
+        from PIL import Image
+
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 

@@ -13,7 +13,7 @@ from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFEN
 from medpfl.judging.types import Cell, Union
 from medpfl.reporting.flags import FLAGS
 from medpfl.reporting.phrases import Cells, hits, reason
-from medpfl.reporting.words import brief, counted, known, label, percent
+from medpfl.reporting.words import brief, counted, known, percent
 
 __all__ = ["QUESTION", "Answer", "Bar", "Step", "answered", "bars"]
 
@@ -53,11 +53,13 @@ class Bar(NamedTuple):
         verdict: the verdict on the defense.
         rates: name, share in [0, 1] or ``None``, text, and the share that guesses without the update explain, for
             each of the two ways to leak.
+        run: the run's name, on a page of several.
     """
 
     defense: str
     verdict: str
     rates: tuple[tuple[str, float | None, str, float | None], ...]
+    run: str = ""
 
 
 def answered(summary: Cells, settings: Settings) -> Answer:
@@ -212,7 +214,7 @@ def _steps(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[St
         Step(step.text.format(where=_where(same)), step.command) for steps, same in advised.items() for step in steps
     ]
     if leaking:
-        found.append(Step(f"Do not rely on {_names(leaking)} at this strength. Try it stronger, or try another defense."))
+        found.append(Step(f"Do not rely on {_names(leaking)} at this strength. Try it stronger, or another defense."))
     if not groups:
         found.append(
             Step("Test a defense on the same images.", "medpfl audit ... --defense 'DPSGD(clip=1.0, noise=1.0)'")

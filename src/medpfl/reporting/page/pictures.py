@@ -23,6 +23,8 @@ __all__ = ["Gallery", "Proof", "Shot", "galleries", "proof"]
 
 _PAIRS = 3000
 """Maximum number of pairs of images on a page, so that a browser can open it."""
+_SIDE = 320
+"""Approximate longer side in pixels of an image in the proof."""
 _DEFENSES = 7
 """Maximum number of defenses in the proof."""
 
@@ -99,10 +101,10 @@ def proof(summary: Cells, rows: Sequence[Finding], picture: Picture) -> Proof | 
     name = max(sorted(best), key=lambda image: (len(best[image]), sum(_ssim(row) for row in best[image].values())))
     own = sorted(best[name].values(), key=lambda row: row.defense != UNDEFENDED)
     first = picture(own[0])[0]
-    shots = [Shot("Patient's image", "not sent", address(shrunk(first)), f"target image {name}")]
+    shots = [Shot("Patient's image", "not sent", address(shrunk(first), _SIDE), f"target image {name}")]
     for row in own[:_DEFENSES]:
         where = "without a defense" if row.defense == UNDEFENDED else f"with {label(row.defense)}"
-        guess = address(shrunk(picture(row)[1]))
+        guess = address(shrunk(picture(row)[1]), _SIDE)
         told = f"{label(row.attack)}, SSIM {number(row.scores['ssim'])}"
         shots.append(Shot(f"Best guess {where}", told, guess, f"best guess at image {name}, {where}"))
     return Proof(name, tuple(shots), max(0, len(own) - _DEFENSES))
