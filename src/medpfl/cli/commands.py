@@ -296,11 +296,14 @@ def _check_model(given: Namespace, words: list[str]) -> int:
     import json
 
     from medpfl.inspection.check import check_model
-    from medpfl.reporting.model_page import model_page
+    from medpfl.reporting.model_page import model_page, write_model_page
 
     shape = _shape(asked.image_shape) if asked.image_shape else (asked.channels, asked.size, asked.size)
     options = {"weights": asked.weights, "mode": asked.mode, "seed": asked.seed}
     check = check_model(asked.model, shape, asked.classes, **options).to_dict()
+    if asked.page:
+        write_model_page(Path(asked.page), check)
+        say(f"wrote {asked.page}")
     if asked.json:
         print(json.dumps(check, indent=1))
         return _DONE
