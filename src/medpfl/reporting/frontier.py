@@ -208,7 +208,7 @@ def write_frontier_page(out: Path, settings: Json, points: Points, chosen: Json)
     page = rendered(
         "frontier",
         settings,
-        advice=of_frontier(chosen),
+        advice=of_frontier(points, chosen),
         sentences=sentences(points, chosen, settings),
         notes=[*how_to_read(settings), *settings["notes"]],
         figures=[(NAMES[metric], Markup(frontier_figure(points, chosen, metric))) for metric in _asked(chosen)],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from medpfl.core.atomic_files import write
 from medpfl.core.experiments.settings import Json
-from medpfl.core.verdicts import LEAKS, NO_LEAK
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.judging.types import Cell
 from medpfl.reporting.figures.svg import COLORS, inline
 from medpfl.reporting.figures.training import canvas, legend, marks
@@ -174,6 +174,14 @@ def leakage_table(summary: RoundCells) -> Table:
     return table
 
 
+def _worst(summary: RoundCells) -> dict[int, str]:
+    """Return the worst verdict of each round."""
+    found: dict[int, set[str]] = {}
+    for one in summary:
+        found.setdefault(one.round, set()).add(one.cell.union.verdict)
+    return {number: next((v for v in (LEAKS, INCONCLUSIVE) if v in own), NO_LEAK) for number, own in found.items()}
+
+
 def write_leakage_page(out: Path, settings: Json, summary: RoundCells) -> Path:
     """Write ``leakage.html``, which holds no image and may be shared."""
     from markupsafe import Markup
@@ -184,7 +192,7 @@ def write_leakage_page(out: Path, settings: Json, summary: RoundCells) -> Path:
     page = rendered(
         "leakage",
         settings,
-        advice=of_leakage({one.cell.union.verdict for one in summary}),
+        advice=of_leakage(_worst(summary)),
         sentence=sentence(summary),
         figures=[(_NAMES[score], Markup(leakage_figure(summary, score))) for score in _DRAWN],
         columns=COLUMNS,

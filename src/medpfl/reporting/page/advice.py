@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from medpfl.core.experiments.settings import Json
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS
 from medpfl.reporting.page.answer import Step
-from medpfl.reporting.words import label
+from medpfl.reporting.words import label, percent
 
 __all__ = ["Advice", "of_federation", "of_frontier", "of_leakage", "of_model", "of_record", "of_training"]
 
@@ -25,8 +26,8 @@ _NO_PROOF = "These attacks stay within the limit; one that was not run may not."
 _AUDIT = "medpfl audit DATA --model runs/train --rounds 0,5,20 --out runs/over"
 
 
-def of_frontier(chosen: Json) -> Advice:
-    """Return the frame of a frontier's page from its recommendation."""
+def of_frontier(points: Sequence[Json], chosen: Json) -> Advice:
+    """Return the frame of a frontier's page from its points and its recommendation."""
     question = "Which defense keeps patients' images private at the lowest cost in accuracy?"
     if chosen["state"] == "recommended":
         name = label(chosen["defense"])
@@ -38,6 +39,7 @@ def of_frontier(chosen: Json) -> Advice:
                 Step("Then audit the trained model over its rounds.", _AUDIT),
                 Step("Repeat this if the model, the data or the training plan changes."),
             ),
+            _traded(points, chosen),
         )
     meaning = "No setting that was tested can be recommended. Until one can, treat every update as patient data."
     steps = {
@@ -57,11 +59,39 @@ def of_frontier(chosen: Json) -> Advice:
         Step("Test stronger settings of these defenses, or other defenses."),
         Step("If no defense can meet the limit, decide whether a larger one is acceptable (--limit)."),
     )
-    return Advice(question, (meaning,), steps.get(chosen["state"], other))
+    return Advice(question, (meaning,), steps.get(chosen["state"], other), (_WHY[chosen["state"]], _bare(points[0])))
 
 
-def of_leakage(verdicts: set[str]) -> Advice:
-    """Return the frame of a page on leakage over rounds, from the verdicts of all rounds."""
+_WHY = {
+    "nothing learned": "Unknown: the model has learned nothing, so there is no accuracy to lose.",
+    "control failed": "Unknown: these attacks do not work on this model even without a defense.",
+    "too few": "Unknown: too few images were attacked to recommend a setting.",
+    "none": "None of the settings tested keeps the leak within the limit.",
+}
+
+
+def _bare(bare: Json) -> str:
+    return f"Without a defense, the strongest attack reconstructs {_of_hundred(bare['asr'])} images."
+
+
+def _traded(points: Sequence[Json], chosen: Json) -> tuple[str, str]:
+    """Return the recommendation, and what it changes, in plain words."""
+    bare, best = points[0], next(point for point in points if point["defense"] == chosen["defense"])
+    return (
+        f"{label(chosen['defense'])}, of the {len(points) - 1} settings tested.",
+        f"With it, the strongest attack reconstructs {_of_hundred(best['asr'])} images instead of "
+        f"{_of_hundred(bare['asr'])}, and the model's balanced accuracy is {percent(best['accuracy'])} instead of "
+        f"{percent(bare['accuracy'])}.",
+    )
+
+
+def _of_hundred(rate: float | None) -> str:
+    return "an unknown number of" if rate is None else f"{round(100 * rate)} of 100"
+
+
+def of_leakage(found: Mapping[int, str]) -> Advice:
+    """Return the frame of a page on leakage over rounds, from the worst verdict of each round."""
+    verdicts, rounds = set(found.values()), {verdict: _rounds(found, verdict) for verdict in found.values()}
     question = "In which rounds of the training can the server reconstruct patients' images?"
     if LEAKS in verdicts:
         return Advice(
@@ -71,6 +101,7 @@ def of_leakage(verdicts: set[str]) -> Advice:
                 Step("Protect every round, not only the one that leaks most: an attacker chooses the round."),
                 Step("Find a defense that keeps the accuracy.", "medpfl frontier DATA --out runs/frontier"),
             ),
+            (f"In {rounds[LEAKS]}, of those tested.",),
         )
     if INCONCLUSIVE in verdicts:
         return Advice(
@@ -80,12 +111,19 @@ def of_leakage(verdicts: set[str]) -> Advice:
                 Step("Attack more images in these rounds (--images), or use attacks that work on this model."),
                 Step("See which attacks suit the model.", "medpfl check-model MODEL"),
             ),
+            (f"Unknown for {rounds[INCONCLUSIVE]}; in none of those tested was a leak found.",),
         )
     return Advice(
         question,
         ("These attacks failed in the rounds that were tested. A stronger attack may succeed.",),
         (Step("Test further rounds (--rounds), and again if the model, the data or the plan changes."),),
+        ("In none of those tested, by these attacks.",),
     )
+
+
+def _rounds(found: Mapping[int, str], verdict: str) -> str:
+    own = [str(number) for number, one in sorted(found.items()) if one == verdict]
+    return f"round {own[0]}" if len(own) == 1 else f"rounds {', '.join(own[:-1])} and {own[-1]}"
 
 
 def of_training(defended: bool) -> Advice:
