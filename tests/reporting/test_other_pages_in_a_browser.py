@@ -37,7 +37,7 @@ def leakage(out):
             "balanced_accuracy": 0.5 + number / 50,
             **full(attack=attack, defense=defense, read=20 - number),
         }
-        for n in (0, 5, 10, 20)
+        for number in (0, 5, 10, 20)
         for attack, defense in (("iDLG()", "NoDefense()"), ("GradInv()", "NoDefense()"), ("iDLG()", LAPLACE))
     ]
     return write_leakage_page(out, FRONTIER, rounds(cells))
