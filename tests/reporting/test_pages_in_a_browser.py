@@ -220,6 +220,13 @@ def test_the_large_view_compares_with_a_slider_and_keeps_pixels_when_enlarged(sm
             page.keyboard.press("ArrowRight")
         after = viewer.locator("img").evaluate_all("all => all.map(one => one.clientWidth)")
         assert after == pytest.approx([4 * before] * 4, rel=0.02)
+        line = viewer.locator(".edge").bounding_box()["x"]
+        frame = viewer.locator(".frame").last.bounding_box()
+        assert (line - frame["x"]) / frame["width"] == pytest.approx(0.7, abs=0.02), "it divides what is visible"
+        viewer.locator(".frame").first.evaluate("one => one.scrollTo(100, 40)")
+        page.wait_for_timeout(200)
+        ends = viewer.locator(".frame").evaluate_all("all => all.map(one => [one.scrollLeft, one.scrollTop])")
+        assert ends == [pytest.approx([100, 40], abs=1)] * 3, "they scroll together"
         title = viewer.locator("h2").inner_text()
         viewer.get_by_role("button", name="Next").click()
         assert viewer.locator("h2").inner_text() != title

@@ -114,10 +114,12 @@ class Comparison:
     Attributes:
         reports: the audits, in the given order.
         names: a name for each, for the screen; files name the runs by number and title only.
+        pages: pages written.
     """
 
     reports: tuple[Report, ...]
     names: tuple[str, ...]
+    pages: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
         from medpfl.reporting.page.comparison import comparison_sentences

@@ -171,7 +171,7 @@ def _train(given: Namespace, words: list[str]) -> int:
 
     trained = perform_training(training)
     print_training(trained, given.quiet)
-    _print_pdf(trained.pages, given)
+    _print_pdf([trained], given)
     return _DONE
 
 
@@ -183,7 +183,7 @@ def _frontier(given: Namespace, words: list[str]) -> int:
 
     found = frontier(experiment)
     print_frontier(found, given.quiet)
-    _print_pdf(found.pages, given)
+    _print_pdf([found], given)
     return (
         _DONE if given.fail_on is None else _failed_on(given.fail_on, of_frontier(found.points, found.recommendation))
     )
@@ -225,32 +225,32 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
     if is_federation(experiment.data):
         several = perform_federation(experiment)
         print_federation(several, given.quiet)
-        pages = several.pages
+        results = [several]
         verdicts = several.verdicts()
     elif experiment.rounds is None:
         report = perform(experiment)
         print_audit(report, given.quiet)
-        pages = report.pages
+        results = [report]
         verdicts = by_defense(report.summary)
     else:
         found = perform_leakage(experiment)
         print_leakage(found, given.quiet)
-        pages = (*found.pages, *(page for report in found.reports.values() for page in report.pages))
+        results = [found, *found.reports.values()]
         verdicts = {
             f"{defense} in round {number}": verdict
             for number, report in found.reports.items()
             for defense, verdict in by_defense(report.summary).items()
         }
-    _print_pdf(pages, given)
+    _print_pdf(results, given)
     return _failed_on(given.get("fail_on"), verdicts)
 
 
-def _print_pdf(pages: Iterable[Path], given: Namespace) -> None:
-    """Print the pages as PDF, if that was asked."""
+def _print_pdf(results: Iterable[Any], given: Namespace) -> None:
+    """Print the pages of results as PDF, if that was asked."""
     if given.get("pdf"):
         from medpfl.reporting.page.pdf import printed
 
-        for page in printed(pages):
+        for page in printed(page for result in results for page in getattr(result, "pages", ())):
             print(f"wrote {page}")
 
 
@@ -262,10 +262,11 @@ def _compare(given: Namespace, words: list[str]) -> int:
         raise InputError("--pdf prints a page: name its file with --page")
     found = compare(given.runs)
     print_comparison(found, given.quiet)
-    written = [found.write_page(given.page)] if given.page else []
-    for path in [*written, *([found.write_csv(given.csv)] if given.csv else [])]:
+    if given.page:
+        found = replace(found, pages=(found.write_page(given.page),))
+    for path in [*found.pages, *([found.write_csv(given.csv)] if given.csv else [])]:
         say(f"wrote {path}", sys.stdout)
-    _print_pdf(written, given)
+    _print_pdf([found], given)
     return _DONE
 
 
@@ -400,7 +401,7 @@ def _report(given: Namespace, words: list[str]) -> int:
     make, show = again.get(str(known_in(Path(given.out)).get("kind")), again["audit"])
     found = make(Path(given.out))
     show(found, given.quiet)
-    _print_pdf(getattr(found, "pages", ()), given)
+    _print_pdf([found], given)
     return _DONE
 
 

@@ -152,8 +152,16 @@
     );
     document.body.append(viewer);
     let row = [], place = 0;
-    const cut = () => viewer.style.setProperty("--cut", `${slider.value}%`);
-    const enlarge = () => viewer.style.setProperty("--zoom", zoom.value);
+    // The line divides what is visible, also where the images are enlarged and scrolled.
+    const cut = () => {
+      const seen = frames[2];
+      const at = seen.scrollLeft + (Number(slider.value) / 100) * seen.clientWidth;
+      viewer.style.setProperty("--cut", `${(100 * at) / Math.max(1, seen.scrollWidth)}%`);
+    };
+    const enlarge = () => {
+      viewer.style.setProperty("--zoom", zoom.value);
+      cut();
+    };
     const draw = () => {
       const panel = row[place];
       const [one, other] = all(".pair img", panel);
@@ -178,7 +186,11 @@
     // Both images of a pair scroll together when enlarged.
     for (const one of frames)
       one.addEventListener("scroll", () => {
-        for (const other of frames) if (other !== one) other.scrollTo(one.scrollLeft, one.scrollTop);
+        for (const other of frames) {
+          const [left, top] = [one.scrollLeft, one.scrollTop].map((at) => (at * other.scrollWidth) / one.scrollWidth);
+          if (Math.abs(other.scrollLeft - left) > 1 || Math.abs(other.scrollTop - top) > 1) other.scrollTo(left, top);
+        }
+        cut();
       });
     viewer.addEventListener("keydown", (event) => {
       if (event.target.type === "range" || event.target.className === "frame") return;
@@ -196,9 +208,8 @@
           opener.addEventListener("click", () => {
             [row, place] = [all(".panel", gallery), all(".panel", gallery).indexOf(panel)];
             draw();
-            cut();
-            enlarge();
             viewer.showModal();
+            enlarge();
           });
         }
       });

@@ -142,7 +142,7 @@ def of_federation(verdict: str, without_truth: bool) -> Advice:
     """Return the frame of a page on a whole federation from its verdict."""
     question = "Can patients' images be reconstructed from the updates that these sites sent?"
     meaning = {
-        LEAKS: "Whoever received these updates could see patients' images. Treat stored updates like the images "
+        LEAKS: "Whoever got these updates could see patients' images. Treat stored updates like the images "
         "themselves, or delete them.",
         INCONCLUSIVE: "These records show neither a leak nor safety. Until that is decided, treat them as leaks.",
     }.get(verdict, "These attacks failed on these records. A stronger attack may succeed.")
