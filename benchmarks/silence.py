@@ -56,6 +56,7 @@ COMMANDS = {
     "audit": f"audit samples {_FAST} --out audit",
     "audit, ResNet-18": "audit samples --model ResNet(18) --mode eval --attack GradInv(steps=20) --images 2",
     "report": "report audit",
+    "compare": "compare demo audit",
     "check-model": "check-model LeNet",
     "check-model, ResNet-18": "check-model ResNet(18)",
     "train": "train samples --rounds 10 --out train",

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medpfl.auditing.records.run import audit_record as audit_record
+    from medpfl.auditing.report import Comparison as Comparison
     from medpfl.auditing.report import Report as Report
+    from medpfl.auditing.report import compare as compare
     from medpfl.auditing.run import audit as audit
     from medpfl.core.channels.channel import Channel as Channel
     from medpfl.core.errors import InputError as InputError
@@ -58,6 +60,7 @@ _PLACES = {
     "Batch": "core.types",
     "Channel": "core.channels.channel",
     "Cohort": "core.experiments.groups",
+    "Comparison": "auditing.report",
     "Criteria": "core.experiments.groups",
     "DataSource": "core.roles",
     "Defense": "core.roles",
@@ -91,6 +94,7 @@ _PLACES = {
     "audit_federation": "federation.run",
     "audit_record": "auditing.records.run",
     "check_model": "inspection.check",
+    "compare": "auditing.report",
     "frontier": "tradeoff.run",
     "leakage": "training.leakage",
     "local_update": "federated.local",
@@ -105,6 +109,7 @@ __all__ = [
     "Batch",
     "Channel",
     "Cohort",
+    "Comparison",
     "Criteria",
     "DataSource",
     "Defense",
@@ -138,6 +143,7 @@ __all__ = [
     "audit_federation",
     "audit_record",
     "check_model",
+    "compare",
     "frontier",
     "leakage",
     "local_update",

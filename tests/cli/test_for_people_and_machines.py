@@ -84,7 +84,8 @@ words = sys.argv[1:]
 cli.main(words)
 """
     words = {
-        "audit": ["samples"], "check-model": ["LeNet"], "demo": [], "forget": [str(tmp_path)], "frontier":
+        "audit": ["samples"], "check-model": ["LeNet"], "compare": ["a", "b"], "demo": [],
+        "forget": [str(tmp_path)], "frontier":
         ["samples", "--defense", "LaplaceNoise(scale=geom(0.1, 1, 3))", "--out", "f"], "inspect": ["r"], "list": [],
         "record": ["a", "b"], "report": ["r"], "reproduce": [], "train": ["samples"],
     }  # fmt: skip

@@ -66,7 +66,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in (["style"], ["script"]):
             self.text += data
 
     def _seen(self, tag, attrs):
@@ -91,8 +91,24 @@ def test_pages_are_well_formed_and_self_contained(tmp_path, name):
         assert all(link[1:] in page.ids for link in page.links if link.startswith("#"))
         assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
         assert not re.search(r"https?://|//[a-z]|@import|url\((?![#<])", re.sub(r"base64,[^\"]+", "", html))
-        assert "script" not in page.tags
+        assert_only_its_own_script(html)
         assert html.startswith("<!DOCTYPE html>")
+
+
+def assert_only_its_own_script(html):
+    """One script, under the nonce of the policy, which nothing else on the page contains."""
+    (nonce,) = re.findall(r"script-src 'nonce-([\w-]{24})'", html)
+    assert re.findall("<script.*?>", html) == [f'<script nonce="{nonce}">']
+    assert html.count(nonce) == 2
+    assert "default-src 'none'" in html
+    assert "base-uri 'none'; form-action 'none'" in html
+    assert not re.search(r"\son\w+=|javascript:", html)
+
+
+def test_the_nonce_depends_on_the_whole_page(tmp_path):
+    nonces = [re.findall(r"nonce-([\w-]+)", html)[0] for html in pages(tmp_path, SUMMARIES["full"])]
+    nonces += [re.findall(r"nonce-([\w-]+)", pages(tmp_path, SUMMARIES["nan"])[0])[0]]
+    assert len(set(nonces)) == 3
 
 
 @pytest.mark.slow
@@ -109,7 +125,7 @@ def test_shared_page_holds_no_image(tmp_path):
     assert "data:" not in shared
     assert "Target images and guesses" not in shared
     assert "Target images and guesses" in private
-    assert private.count("<img") == 12
+    assert private.count("<img") == 2 * 2 * 7 + 3
     assert "image 0003" not in shared
     assert "image 0003" in private
 
@@ -117,6 +133,7 @@ def test_shared_page_holds_no_image(tmp_path):
 def test_private_page_says_so_first(tmp_path):
     _, private = pages(tmp_path, SUMMARIES["full"])
     words = Page(private).words.strip().removeprefix("MedPFL audit with private images").strip()
+    words = words.removeprefix("Skip to the result").strip()
     assert words.startswith("This page holds private images of patients, and reconstructions of them.")
     assert "Keep it where those images may be kept" in words
 
@@ -182,7 +199,7 @@ def test_everything_is_escaped(tmp_path):
         "command": EVIL,
     }
     for html in pages(tmp_path, SUMMARIES["evil"], settings):
-        assert "<script" not in html
+        assert_only_its_own_script(html)
         assert "<b>flag" not in html
         assert "<i>" not in html.split("How to read this")[0]
         assert "&lt;script&gt;" in html
@@ -263,8 +280,8 @@ def test_grants_come_from_the_rows_if_the_settings_lack_them(tmp_path):
 def test_raised_flags_are_explained_where_raised(tmp_path):
     words = Page(pages(tmp_path, SUMMARIES["flags"])[0]).words
     for name, flag in FLAGS.items():
-        assert f"{name} Raised if {flag.raised}. {flag.means} Here: iDLG, no defense." in words
-    assert "brand-new Raised if another version found a reason that this one does not know" in words
+        assert f"{name} 1 of 1 lines Raised if {flag.raised}. {flag.means} Here: iDLG, no defense." in words
+    assert "brand-new 1 of 1 lines Raised if another version found a reason that this one does not know" in words
     assert "No flag was raised." in Page(pages(tmp_path, [full()])[0]).words
 
 
@@ -293,7 +310,7 @@ def test_record_is_shown(tmp_path):
     assert "difference 1e-07" in words
 
 
-def test_panels_show_worst_median_best_of_the_scored_rows(tmp_path):
+def test_the_page_shows_every_scored_image_the_most_exposed_first(tmp_path):
     rows = [row(ssim=s, image=f"i{s}") for s in (0.5, 0.1, 0.9, 0.3, 0.7)]
     rows += [
         row(ssim=0.99, image="control", control="random-update"),
@@ -302,26 +319,46 @@ def test_panels_show_worst_median_best_of_the_scored_rows(tmp_path):
         row(ssim=0.0, image="other", attack="DLG()"),
     ]
     words = Page(pages(tmp_path, [full()], rows=rows)[1]).words
-    shown = re.findall(r"(\w+) guess, image (\S+) SSIM (\S+), PSNR (\S+) dB class (\w+), guessed (\w+)", words)
-    numbers = ("28.2", "0", "1")
-    assert shown == [
-        ("worst", "i0.1", "0.10", *numbers),
-        ("median", "i0.5", "0.50", *numbers),
-        ("best", "i0.9", "0.90", *numbers),
-    ]
+    shown = re.findall(r"image (\S+) SSIM (\S+), PSNR (\S+) dB class (\w+), guessed (\w+)", words)
+    assert shown == [(f"i{s}", f"{s}0", "28.2", "0", "1") for s in (0.9, 0.7, 0.5, 0.3, 0.1)]
 
 
-@pytest.mark.parametrize(("count", "ranks"), [(0, []), (1, ["only"]), (2, ["worst", "best"])])
-def test_panels_of_few_rows(tmp_path, count, ranks):
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_rows(tmp_path, count):
     _, private = pages(tmp_path, [full()], rows=rows_of([full()], count))
-    assert re.findall(r"<b>(\w+) guess</b>", private) == ranks
+    assert private.count('class="panel"') == count
+    assert private.count('class="proof"') == min(count, 1)
     assert len(list((tmp_path / "pictures").iterdir())) == min(count, 1)
+
+
+def test_more_images_than_a_browser_opens_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("medpfl.reporting.page.pictures._PAIRS", 8)
+    _, private = pages(tmp_path, SUMMARIES["full"])
+    assert private.count('class="panel"') == 2 * 4
+    assert private.count("4 images; 3 more are not shown") == 2
+
+
+def test_the_proof_is_the_image_exposed_most_under_each_defense(tmp_path):
+    rows = [row(ssim=s, image=name) for name, s in (("a", 0.91), ("b", 0.99))]
+    rows += [row(defense=LAPLACE, ssim=s, image=name) for name, s in (("a", 0.7), ("b", 0.1))]
+    _, private = pages(tmp_path, SUMMARIES["full"], rows=rows)
+    proof = private[private.index('class="proof"') : private.index("The image that was exposed most")]
+    sources = re.findall(r'src="data:image/png;base64,([^"]+)" alt="([^"]+)"', proof)
+    assert [spoken for _, spoken in sources] == [
+        "target image a",
+        "best guess at image a, without a defense",
+        "best guess at image a, with LaplaceNoise(scale=0.01)",
+    ]
+    wanted = [picture(rows[0])[0], picture(rows[0])[1], picture(rows[2])[1]]
+    for (source, _), array in zip(sources, wanted, strict=True):
+        enlarged = np.asarray(Image.open(io.BytesIO(base64.b64decode(source))))
+        np.testing.assert_array_equal(enlarged, array.repeat(11, 0).repeat(11, 1))
 
 
 def test_embedded_images_are_the_pictures(tmp_path):
     rows = [row(ssim=0.5)]
     _, private = pages(tmp_path, [full()], rows=rows)
-    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', private)
+    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', private[private.index('class="gallery"') :])
     for source, array in zip(sources, picture(rows[0]), strict=True):
         image = Image.open(io.BytesIO(base64.b64decode(source)))
         np.testing.assert_array_equal(np.asarray(image), array)

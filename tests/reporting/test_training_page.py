@@ -32,7 +32,7 @@ SETTINGS = {
 
 def test_the_page_holds_figures_table_and_notes(tmp_path):
     page = write_training_page(tmp_path, SETTINGS, [row(n) for n in range(5)]).read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert page.count('data-label="Round"') == 5
     assert "client 1 &lt;b&gt;" in page
     assert "<img" not in page

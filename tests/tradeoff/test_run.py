@@ -376,7 +376,9 @@ def test_the_command_prints_table_and_sentences(whole, pictures, capsys, monkeyp
 
 def test_every_option_of_a_training_arrives(monkeypatch, capsys):
     given = {}
-    monkeypatch.setattr(module, "perform_frontier", lambda experiment: given.update(experiment.options(), run=experiment.run))
+    monkeypatch.setattr(
+        module, "perform_frontier", lambda experiment: given.update(experiment.options(), run=experiment.run)
+    )
     monkeypatch.setattr("medpfl.reporting.terminal.print_frontier", lambda *_: None)
     said = ["--limit=asr<=0.5", "--limit", "ssim<=0.4", "--seeds=3", "--round=2", "--fraction=0.5", "--grant=labels"]
     assert cli.main(["frontier", "samples", *said, "--defense=Signs", "--out", "o", "--force"]) == 0

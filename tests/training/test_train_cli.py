@@ -48,7 +48,7 @@ def test_a_table_two_sentences_and_a_page(run, pictures, tmp_path):
     assert "After 2 rounds without a defense, the model classifies" in shown
     assert f"wrote {out}/share/report.html" in shown
     page = (out / "share/report.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert "balanced accuracy" in page
     status, again, _ = run("report", out)
     assert (status, again) == (0, shown)
@@ -67,7 +67,7 @@ def test_every_option_arrives(monkeypatch, tmp_path):
         "--learning-rate=0.3", "--decay=0.9", "--momentum=0.1", "--weight-decay=0.01", "--server-momentum=0.2",
         "--sampling=poisson", "--balance", "--augment", "--sends=buffers", "--mode=eval", "--delta=1e-6", "--size=20",
         "--fit=squash", "--channels=3", "--seed=5", "--device=cpu", "--out=o", "--force", "--quiet",
-        "--local-images=16",
+        "--local-images=16", "--title=T", "--site=S", "--contact=C", "--alias=A",
     ]  # fmt: skip
     assert cli.main(["train", *words]) == 0
     plan = given.pop("plan")
@@ -80,7 +80,7 @@ def test_every_option_arrives(monkeypatch, tmp_path):
         "holdout": 7, "clients": 3, "partition": "P", "rounds": 9, "fraction": 0.5, "decay": 0.9,
         "server_momentum": 0.2, "balance": True, "augment": True, "delta": 1e-6, "size": 20, "fit": "squash",
         "channels": 3, "seed": 5, "device": "cpu", "out": "o", "force": True, "progress": False, "memory": 2.0,
-        "isolate": None, "numbers_only": False,
+        "isolate": None, "numbers_only": False, "title": "T", "site": "S", "contact": "C", "alias": "A",
     }  # fmt: skip
     assert {*arrived, *given} - {"memory", "isolate", "numbers_only"} | set(vars(plan)) - {"loss"} == set(
         options_in(Training)

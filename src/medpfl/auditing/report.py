@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from medpfl.reporting.figures.plots import Plot
 
-__all__ = ["Report", "reread"]
+__all__ = ["Comparison", "Report", "compare", "reread"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +132,10 @@ def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> R
 
     The page with images is written only if every job's pictures are there. `classes` goes into the report only.
     """
-    rows = store.rows()
-    summary = bounded(summarize(rows, Context.of(settings)), settings.bounds or {})
+    report = replace(_judged(store, settings), classes=classes)
     if store.out is None:
-        return Report(summary, rows, settings, classes=classes, store=store)
+        return report
+    summary, rows = report.summary, report.rows
     import json
 
     from medpfl.reporting import write_pages
@@ -143,7 +144,13 @@ def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> R
     write(shared / "summary.json", json.dumps([cell.to_dict() for cell in summary], indent=1).encode())
     shown = (private_folder(store.out), store.picture) if all(store.pictured(job_of(row)) for row in rows) else None
     pages = write_pages(shared, settings, summary, rows, shown)
-    return Report(summary, rows, settings, tuple(pages), classes, store)
+    return replace(report, pages=tuple(pages))
+
+
+def _judged(store: Store, settings: Settings) -> Report:
+    rows = store.rows()
+    summary = bounded(summarize(rows, Context.of(settings)), settings.bounds or {})
+    return Report(summary, rows, settings, store=store)
 
 
 def reread(out: Path) -> Report:
@@ -157,6 +164,12 @@ def reread(out: Path) -> Report:
 
 
 def _reread(out: Path) -> Report:
+    store, report = _read(out)
+    return finish(store, report.settings, report.classes)
+
+
+def _read(out: Path) -> tuple[Store, Report]:
+    """Return a run directory's store and its report, and write nothing."""
     directory = RunDirectory(out, AUDIT)
     run = directory.noted()
     settings = Settings.of(run.get("settings", {}))
@@ -169,4 +182,53 @@ def _reread(out: Path) -> Report:
     whole = {job: count for job, count in sizes.items() if planned.get(job, count) == count}
     if not whole:
         raise InputError(f"'{out}' holds no finished rows yet: run the same audit command again")
-    return finish(Store(directory, whole), settings, class_names(out, run["identity"].get("pixels", "")))
+    store = Store(directory, whole)
+    return store, replace(_judged(store, settings), classes=class_names(out, run["identity"].get("pixels", "")))
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Several audits side by side.
+
+    Attributes:
+        reports: the audits, in the given order.
+        names: a name for each, for the screen; files name the runs by number and title only.
+        pages: pages written.
+    """
+
+    reports: tuple[Report, ...]
+    names: tuple[str, ...]
+    pages: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        from medpfl.reporting.page.comparison import comparison_sentences
+
+        return "\n".join(comparison_sentences(self.reports, self.names))
+
+    def write_page(self, path: str | Path) -> Path:
+        """Write the comparison as an HTML page, which holds no image."""
+        from medpfl.reporting.page.comparison import write_comparison
+
+        return write_comparison(Path(path), self.reports)
+
+    def write_csv(self, path: str | Path) -> Path:
+        """Write a line for each cell of each audit as CSV."""
+        from medpfl.reporting.page.comparison import write_csv
+
+        return write_csv(Path(path), self.reports)
+
+
+def compare(runs: Sequence[str | Path]) -> Comparison:
+    """Compare the audits in some run directories, which stay as they are.
+
+    Raises:
+        InputError: there are fewer than two, or one holds no audit.
+    """
+    places = [Path(run) for run in runs]
+    if len(places) < 2:
+        raise InputError("a comparison needs two run directories or more: medpfl compare runs/a runs/b")
+    reports = []
+    for place in places:
+        with reading(place):
+            reports.append(_read(place)[1])
+    return Comparison(tuple(reports), tuple(map(str, places)))

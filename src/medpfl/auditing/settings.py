@@ -94,6 +94,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
         bounds=bounds_of(scenario, player.scorer) or None,
         record=None if recorded is None else {"defense": recorded.acting, **(check or {})},
         tolerance=scenario.criteria.tolerance,
+        about=scenario.run.about(),
     )
 
 

@@ -26,7 +26,7 @@ __all__ = ["AUDIT", "ROWS", "Store", "claimed", "read_rows", "stored"]
 ROWS = f"{SHARE_FOLDER}/findings.jsonl"
 """Path to the rows in a run directory."""
 
-_OUTPUTS = ("findings.jsonl", "summary.json", "report*.html", "images/*.safetensors", "pictures/*.png")
+_OUTPUTS = ("findings.jsonl", "summary.json", "report*.html", "report*.pdf", "images/*.safetensors", "pictures/*.png")
 AUDIT = Kind("audit", 4, _OUTPUTS)
 """Since format 3, a row names the image nearest to its guess; since format 4, there are two folders."""
 

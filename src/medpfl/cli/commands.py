@@ -143,9 +143,14 @@ def _run(words: list[str]) -> int:
     if given.subcommand is None:
         parser.print_help()
         return _BAD_INPUT
+    if given[given.subcommand].get("pdf"):
+        from medpfl.reporting.page.pdf import check_chromium
+
+        check_chromium()  # before any work
     commands = {
         "audit": _audit,
         "check-model": _check_model,
+        "compare": _compare,
         "demo": _demo,
         "forget": _forget,
         "frontier": _frontier,
@@ -254,6 +259,24 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
     return shown_result(found, given, show, _failed_on(given.get("fail_on"), verdicts))
 
 
+def _compare(given: Namespace, words: list[str]) -> int:
+    if given.pdf and given.page is None:
+        raise InputError("--pdf prints a page: name its file with --page")
+    with working(f"comparison of {len(given.runs)} audits", given.quiet):
+        with phase(LOADING):
+            from medpfl.auditing.report import compare
+            from medpfl.reporting.terminal import print_comparison
+
+        found = compare(given.runs)
+        if given.page:
+            found = replace(found, pages=(found.write_page(given.page),))
+        written = [*found.pages, *([found.write_csv(given.csv)] if given.csv else [])]
+    status = shown_result(found, given, print_comparison)
+    for path in written:
+        say(f"wrote {path}", sys.stderr if given.json else sys.stdout)
+    return status
+
+
 def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
     """Return the exit status under ``--fail-on``, and print the reason on standard error unless it is 0."""
     words = {LEAKS: _LEAKS, INCONCLUSIVE: _INCONCLUSIVE} if asked == "inconclusive" else {LEAKS: _LEAKS}
@@ -284,10 +307,13 @@ def _check_model(given: Namespace, words: list[str]) -> int:
     with working(asked):
         with phase(LOADING):
             from medpfl.inspection.check import check_model
-            from medpfl.reporting.model_page import model_page
+            from medpfl.reporting.model_page import model_page, write_model_page
 
         options = {"weights": asked.weights, "mode": asked.mode, "seed": asked.seed}
         check = check_model(asked.model, shape, asked.classes, **options).to_dict()
+    if asked.page:
+        write_model_page(Path(asked.page), check)
+        say(f"wrote {asked.page}")
     if asked.json:
         print_json(check)
         return _DONE

@@ -18,6 +18,7 @@ COMMANDS = {
         "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
         "check-model": "show what a model's updates reveal and which attacks apply; needs no images",
         "frontier": "compare defenses and strengths by leakage and accuracy, and recommend a setting",
+        "compare": "show several audits side by side: on the terminal, as CSV and as a page",
     },
     "Updates of a running federation": {
         "record": "make a record of a real update from two checkpoints",
@@ -44,6 +45,7 @@ EXAMPLES = {
         "audit records/update-1.safetensors --truth records/private-truth --model path/to/model.py:make_model",
     ),
     "check-model": ('check-model "ResNet(18)" --image-shape 1,64,64', "check-model path/to/model.py:make_model --json"),
+    "compare": ("compare runs/a runs/b --page runs/comparison.html",),
     "demo": ("demo", "demo --images 4 --out runs/demo"),
     "forget": ("forget records",),
     "frontier": (
@@ -81,7 +83,17 @@ _THEMES = {
     "scale": "Amount of work",
     "run": "Run",
 }
-_OUTPUT = ("--help", "--config", "--print_config", "--quiet", "--json", "--show-paths", "--fail-on", "--dry-run")
+_OUTPUT = (
+    "--help",
+    "--config",
+    "--print_config",
+    "--quiet",
+    "--json",
+    "--show-paths",
+    "--fail-on",
+    "--dry-run",
+    "--pdf",
+)
 _MARGIN, _COLUMN = 2, 26
 
 

@@ -20,34 +20,37 @@ def result(found: Any) -> dict[str, Any]:
 
     Every result has ``kind``, ``text`` (sentences) and ``files`` (written files).
     """
-    from medpfl.auditing.report import Report
+    from medpfl.auditing.report import Comparison, Report
     from medpfl.federation.result import Federation
-    from medpfl.reproduction.collection import Reproduction
     from medpfl.tradeoff.result import FrontierResult
     from medpfl.training.leakage import Leakage
     from medpfl.training.report import Trained
 
     match found:
         case Report():
-            return _told("audit", found, cells=_dicts(found.summary), settings=found.settings.to_dict())
+            kind, content = "audit", {"cells": _dicts(found.summary), "settings": found.settings.to_dict()}
         case Leakage():
             reports = {str(number): _dicts(report.summary) for number, report in found.reports.items()}
-            return _told("leakage", found, rounds=reports, accuracies=found.accuracies)
+            kind, content = "leakage", {"rounds": reports, "accuracies": found.accuracies}
         case Federation():
-            return _told("federation", found, **found.overview.to_dict())
+            kind, content = "federation", found.overview.to_dict()
         case Trained():
-            return _told("training", found, rounds=_dicts(found.rows), summary=found.summary, settings=found.settings)
+            content = {"rounds": _dicts(found.rows), "summary": found.summary, "settings": found.settings}
+            kind = "training"
         case FrontierResult():
-            return _told("frontier", found, **found.to_dict())
-        case Reproduction():
-            files = [*found.tables, *found.legacy, *found.pictures]
-            gaps = [{"text": str(gap), "failed": gap.failed} for gap in found.gaps]
-            return {"kind": "reproduction", "rows": found.rows, "gaps": gaps, "files": _paths(files)}
-    raise TypeError(f"no result: {found!r}")
-
-
-def _told(kind: str, found: Any, **content: Any) -> dict[str, Any]:
+            kind, content = "frontier", found.to_dict()
+        case Comparison():
+            runs = [_dicts(report.summary) for report in found.reports]
+            kind, content = "comparison", {"names": list(found.names), "runs": runs}
+        case _:
+            return _of_reproduction(found)
     return {"kind": kind, "text": str(found), **content, "files": _paths(found.pages)}
+
+
+def _of_reproduction(found: Any) -> dict[str, Any]:
+    gaps = [{"text": str(gap), "failed": gap.failed} for gap in found.gaps]
+    files = [*found.tables, *found.legacy, *found.pictures]
+    return {"kind": "reproduction", "rows": found.rows, "gaps": gaps, "files": _paths(files)}
 
 
 def _dicts(rows: Iterable[Any]) -> list[dict[str, Any]]:

@@ -204,6 +204,7 @@ def parser_of() -> ArgumentParser:
     makers = {
         "audit": _audit_parser,
         "check-model": _check_model_parser,
+        "compare": _compare_parser,
         "demo": _demo_parser,
         "forget": _forget_parser,
         "frontier": _frontier_parser,
@@ -230,16 +231,17 @@ def _version() -> str:
 
 def _audit_parser() -> ArgumentParser:
     text = "Attack the updates of these images, with and without defenses, and report what the server can reconstruct."
-    return _add_fail_on(_typed_parser(Experiment, text))
+    return _add_pdf(_add_fail_on(_typed_parser(Experiment, text)))
 
 
 def _train_parser() -> ArgumentParser:
-    return _typed_parser(Training, "Train a model on these images by federated learning, and score it in every round.")
+    text = "Train a model on these images by federated learning, and score it in every round."
+    return _add_pdf(_typed_parser(Training, text))
 
 
 def _frontier_parser() -> ArgumentParser:
     text = "Train and audit with each defense and strength, plot leakage against accuracy, and recommend a setting."
-    return _add_fail_on(_typed_parser(Frontier, text))
+    return _add_pdf(_add_fail_on(_typed_parser(Frontier, text)))
 
 
 def _add_fail_on(parser: ArgumentParser) -> ArgumentParser:
@@ -356,10 +358,24 @@ def _add_quiet(parser: ArgumentParser) -> ArgumentParser:
     return _add_show_paths(parser)
 
 
+def _add_pdf(parser: ArgumentParser) -> ArgumentParser:
+    text = "also print each page as PDF, with the Chromium or Chrome of this machine; an audit's is one page"
+    parser.add_argument("--pdf", action="store_true", help=text)
+    return parser
+
+
 def _demo_parser() -> ArgumentParser:
     parser = _parser("Audit the embedded samples with and without a defense, offline.")
     _add_options(parser, Demo)
-    return _add_quiet(_add_dry_run(parser))
+    return _add_pdf(_add_quiet(_add_dry_run(parser)))
+
+
+def _compare_parser() -> ArgumentParser:
+    parser = _parser("Compare audits: which setting exposes the fewest images, and in what the runs differ.")
+    parser.add_argument("runs", nargs="+", type=str, help="run directories of audits, two or more")
+    parser.add_argument("--page", type=str | None, default=None, help="file for a page in HTML, which shows no image")
+    parser.add_argument("--csv", type=str | None, default=None, help="file for a line per cell as CSV")
+    return _add_pdf(_add_quiet(parser))
 
 
 def _list_parser() -> ArgumentParser:
@@ -395,5 +411,4 @@ def _report_parser() -> ArgumentParser:
     parser = HelpParser(exit_on_error=False, description="Rebuild summary and pages from the rows in a run directory.")
     parser.add_argument("out", type=str, help="run directory")
     parser.add_argument("--quiet", action="store_true", help="print no table")
-    _add_show_paths(parser)
-    return parser
+    return _add_pdf(_add_show_paths(parser))

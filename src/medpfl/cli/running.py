@@ -42,7 +42,20 @@ def planned(given: Namespace, plan: Callable[[], Any], asked: object) -> int:
 def told(found: Any, given: Namespace, show: Callable[[Any, bool], object], status: int = 0) -> int:
     """Print a result for people by `show`, or as JSON, and return the exit status."""
     if given.json:
-        print_json({**result(found), "status": status})
+        content = result(found)
+        print_json({**content, "files": [*content["files"], *_pdfs(found, given)], "status": status})
     else:
         show(found, given.quiet)
+        for path in _pdfs(found, given):
+            print(f"wrote {path}")
     return status
+
+
+def _pdfs(found: Any, given: Namespace) -> list[str]:
+    """Print a result's pages as PDF, if that was asked, and return the files."""
+    if not given.get("pdf"):
+        return []
+    from medpfl.reporting.page.pdf import printed
+
+    inside = found.reports.values() if isinstance(getattr(found, "reports", None), dict) else ()
+    return [str(path) for path in printed(page for one in (found, *inside) for page in getattr(one, "pages", ()))]

@@ -21,7 +21,7 @@ __all__ = ["PRIVATE", "SHARED", "as_csv", "oddity_of", "remove_leftovers", "writ
 
 PRIVATE = 0o600
 SHARED = 0o666  # less the umask
-_PART = re.compile(r"\.(?P<of>.+\.(?:csv|html|json|jsonl|md|png|safetensors|svg|tex|yaml))\.[0-9a-f]{8}")
+_PART = re.compile(r"\.(?P<of>.+\.(?:csv|html|json|jsonl|md|pdf|png|safetensors|svg|tex|yaml))\.[0-9a-f]{8}")
 """The temporary name of a file before it replaces its target."""
 
 

@@ -25,7 +25,14 @@ __all__ = ["FEDERATION", "Audited", "Federation", "written"]
 FEDERATION = Kind(
     "federation",
     1,
-    ("federation.jsonl", "federation.json", "federation.html", "records/*.html", "federation-with-images.html"),
+    (
+        "federation.jsonl",
+        "federation.json",
+        "federation.html",
+        "records/*.html",
+        "federation-with-images.html",
+        "federation*.pdf",
+    ),
     rows=False,
 )
 

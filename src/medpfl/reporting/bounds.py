@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 from medpfl.judging.types import Bound, Cell, Mark, Mechanism, Rate
 from medpfl.reporting.words import DASH, label, number, percent, percents
 
-__all__ = ["COLUMNS", "EVENTS", "Placed", "bound_rows", "placed", "reading_bounds", "stands"]
+__all__ = ["COLUMNS", "EVENTS", "Placed", "bound_rows", "in_words", "placed", "reading_bounds", "stands"]
 
 EVENTS = {"asr": "reconstructed", "identified": "re-identified"}
 COLUMNS = (
@@ -72,6 +73,38 @@ def _largest(marks: Sequence[Mark]) -> Mark:
         bound=top(mark.bound for mark in marks),
         bound_high=top(mark.bound_high for mark in marks),
     )
+
+
+_GUESSED = 0.1
+"""Success rate without the update for which the bound is put into words."""
+
+
+def in_words(one: Placed) -> str:
+    """Return the bound in one sentence, for images that someone would guess with 10 % without the update.
+
+    >>> curve = ((0.05, 0.2), (0.15, 0.4))
+    >>> in_words(Placed("DPSGD()", Bound(rounds=1, gap=None, curve=curve), Rate(), Rate()))
+    'With DPSGD, no attack, however clever, can succeed on more than 40 % of images that it would guess with 10 %.'
+    """
+    name = label(one.defense)
+    if one.bound.gap is not None or not one.bound.curve:
+        return f"With {name}, no limit on every possible attack can be stated: {one.bound.gap}."
+    most = _at(one.bound.curve, _GUESSED)
+    if most >= 1:
+        return f"With {name}, the noise is too weak to limit every possible attack."
+    return (
+        f"With {name}, no attack, however clever, can succeed on more than {_upwards(most)} of images that it would "
+        f"guess with {percent(_GUESSED)}."
+    )
+
+
+def _at(curve: Sequence[Sequence[float]], kappa: float) -> float:
+    """Return a rising curve's value at the next known point, which is not below its value at `kappa`."""
+    return next((bound for known, bound in sorted(map(tuple, curve)) if known >= kappa), 1.0)
+
+
+def _upwards(share: float) -> str:
+    return f"{ceil(round(100 * share, 6))} %"
 
 
 def stands(one: Placed, event: str) -> str:

@@ -252,8 +252,8 @@ def write_federation_page(
         images: True if the records' pages show private images.
         mode: the file's mode.
     """
-    from medpfl.reporting.pages import rendered
-    from medpfl.reporting.verdict import MARKS
+    from medpfl.reporting.page.advice import of_federation
+    from medpfl.reporting.page.rendering import rendered
 
     check = {"right": "matches the training", "unverified": "not in full", "defense": "fits the stated defense"}
     page = rendered(
@@ -261,7 +261,7 @@ def write_federation_page(
         settings,
         images=images,
         sentences=sentences(over),
-        marks=MARKS,
+        advice=of_federation(state(over), bool(over.without_truth)),
         averaged=over.clients > 1,
         columns=("Site", "Round", *_EACH, "Verified"),
         rows=[

@@ -202,11 +202,13 @@ def write_frontier_page(out: Path, settings: Json, points: Points, chosen: Json)
     """Write ``frontier.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 
-    from medpfl.reporting.pages import rendered
+    from medpfl.reporting.page.advice import of_frontier
+    from medpfl.reporting.page.rendering import rendered
 
     page = rendered(
         "frontier",
         settings,
+        advice=of_frontier(points, chosen),
         sentences=sentences(points, chosen, settings),
         notes=[*how_to_read(settings), *settings["notes"]],
         figures=[(NAMES[metric], Markup(frontier_figure(points, chosen, metric))) for metric in _asked(chosen)],

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from medpfl.core.atomic_files import write
 from medpfl.core.experiments.settings import Json
-from medpfl.core.verdicts import LEAKS, NO_LEAK
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.judging.types import Cell
 from medpfl.reporting.figures.svg import COLORS, inline
-from medpfl.reporting.figures.training import canvas, legend
+from medpfl.reporting.figures.training import canvas, legend, marks
 from medpfl.reporting.phrases import reason, strength
 from medpfl.reporting.tables import SHORT, fold
 from medpfl.reporting.words import attacker, known, label, number, percent, percents, shorten
@@ -91,8 +91,9 @@ def _said(cell: Cell) -> tuple[object, ...]:
 
 def leakage_figure(summary: RoundCells, score: str = "ssim") -> str:
     """Draw a score by round: a line with its interval for each attack and defense, and the model's accuracy, dotted."""
-    lines, spoken = _lines(summary), []
+    lines, spoken, tips = _lines(summary), [], {}
     figure, axes = canvas(len(lines) + 1)
+    step = 0.012 * (max((one.round for one in summary), default=0) - min((one.round for one in summary), default=0))
     for place, cells in enumerate(lines):
         color, style = COLORS[_INKS[place % len(_INKS)]], _DASHES[place // len(_INKS) % len(_DASHES)]
         own = sorted((one for one in cells if one.cell.rate(score).known), key=lambda one: one.round)
@@ -100,11 +101,13 @@ def leakage_figure(summary: RoundCells, score: str = "ssim") -> str:
         values = [rate.value or 0.0 for rate in rates]
         low, high = ([v if end is None else end for v, end in zip(values, ends, strict=True)]
                      for ends in ([rate.low for rate in rates], [rate.high for rate in rates]))  # fmt: skip
-        axes.fill_between(rounds, low, high, color=color, alpha=0.12, linewidth=0)
+        rounds = [number + (place - (len(lines) - 1) / 2) * step for number in rounds]  # no mark hides another
+        axes.vlines(rounds, low, high, color=color, alpha=0.45, linewidth=1.2)
         # The longest form: in a round without a naive counterpart, the name lacks "adaptive". The cut keeps the end.
         name = shorten(max((attacker(one.cell) for one in cells), key=len), 27)
         text = f"{name}, {shorten(label(cells[0].cell.defense), 42 - len(name))}"
-        axes.plot(rounds, values, style, marker="o", markersize=4, color=color, linewidth=1.6, label=text)
+        axes.plot(rounds, values, style, color=color, linewidth=1.6, label=text)
+        tips |= marks(axes, rounds, values, _INKS[place % len(_INKS)], [_tip(one, text, score) for one in own])
         spoken.append(
             f"{text}: " + ", ".join(f"round {one.round}: {number(one.cell.rate(score).value)}" for one in cells)
         )
@@ -116,7 +119,15 @@ def leakage_figure(summary: RoundCells, score: str = "ssim") -> str:
     if score != "ssim":
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     legend(axes, columns=1)
-    return inline(figure, score, f"{_NAMES[score]} by round: {'; '.join(spoken)}")
+    return inline(figure, score, f"{_NAMES[score]} by round: {'; '.join(spoken)}", tips)
+
+
+def _tip(one: RoundCell, name: str, score: str) -> str:
+    rate = one.cell.rate(score)
+    if score == "ssim":
+        return f"{name}, round {one.round}: {number(rate.value)}"
+    interval = f" (95 % interval {percents(rate.low, rate.high)})" if rate.ends is not None else ""
+    return f"{name}, round {one.round}: {percent(rate.value)}{interval}"
 
 
 def _lines(summary: RoundCells) -> list[list[RoundCell]]:
@@ -127,7 +138,12 @@ def _lines(summary: RoundCells) -> list[list[RoundCell]]:
     return list(lines.values())
 
 
-_NAMES = {"ssim": "mean SSIM", "asr": "share of images reconstructed"}
+_NAMES = {
+    "asr": "share of images reconstructed",
+    "identified": "share of images re-identified",
+    "ssim": "mean SSIM",
+}
+_DRAWN = ("asr", "identified")
 
 
 def _values(one: RoundCell) -> list[tuple[str, str]]:
@@ -158,17 +174,27 @@ def leakage_table(summary: RoundCells) -> Table:
     return table
 
 
+def _worst(summary: RoundCells) -> dict[int, str]:
+    """Return the worst verdict of each round."""
+    found: dict[int, set[str]] = {}
+    for one in summary:
+        found.setdefault(one.round, set()).add(one.cell.union.verdict)
+    return {number: next((v for v in (LEAKS, INCONCLUSIVE) if v in own), NO_LEAK) for number, own in found.items()}
+
+
 def write_leakage_page(out: Path, settings: Json, summary: RoundCells) -> Path:
     """Write ``leakage.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 
-    from medpfl.reporting.pages import rendered
+    from medpfl.reporting.page.advice import of_leakage
+    from medpfl.reporting.page.rendering import rendered
 
     page = rendered(
         "leakage",
         settings,
+        advice=of_leakage(_worst(summary)),
         sentence=sentence(summary),
-        figures=[(name, Markup(leakage_figure(summary, score))) for score, name in _NAMES.items()],
+        figures=[(_NAMES[score], Markup(leakage_figure(summary, score))) for score in _DRAWN],
         columns=COLUMNS,
         rows=[_values(one) for one in summary],
     )

@@ -1,13 +1,17 @@
-"""The terminal page of ``medpfl check-model``: its findings as headings and lines."""
+"""The pages of ``medpfl check-model``, for the terminal and in HTML: findings as headings and lines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+from medpfl.core.atomic_files import write
 from medpfl.core.experiments.settings import Json
+from medpfl.reporting.page.advice import of_model
+from medpfl.reporting.page.rendering import rendered
 from medpfl.reporting.words import percent
 
-__all__ = ["model_page"]
+__all__ = ["model_page", "write_model_page"]
 
 _NAMED = 3
 _LINEAR = 6
@@ -33,6 +37,25 @@ def model_page(check: Json) -> list[tuple[str, list[str]]]:
         ("Derivatives", list(_derivatives(check["derivatives"]))),
         ("Time", list(_time(check["seconds"], check["facts"], check["fewest"]))),
     ]
+
+
+def write_model_page(path: Path, check: Json) -> None:
+    """Write the page as HTML; it shows no image.
+
+    Args:
+        path: the file.
+        check: as for `model_page`.
+    """
+    (facts, details), leaks, *others = model_page(check)
+    sections = [leaks, (facts, details), *others]
+    tables = {}
+    for place, (heading, lines) in enumerate(sections):
+        columns = _columns(check["capacity"]) if "by count" in heading else []
+        if columns:
+            body = [[(cell, "") for cell in row] for row in zip(*(column[1:] for column in columns), strict=True)]
+            tables[heading] = ([column[0] for column in columns], body)
+            sections[place] = (heading, lines[len(body) + 1 :])
+    write(path, rendered("model", {}, advice=of_model(check), sections=sections, tables=tables))
 
 
 def _shape(sides: Sequence[int]) -> str:
@@ -117,14 +140,8 @@ def _attacks(check: Json) -> Iterator[str]:
 
 def _capacity(counted: Mapping[str, Json]) -> Iterator[str]:
     """Yield a table with one row per batch size, and for each mode the reasons why no more can be read."""
-    separating = {mode: found for mode, found in counted.items() if any(one["reads"] for one in found["batches"])}
-    columns: list[list[str]] = []
-    for mode, found in separating.items():
-        batches = found["batches"]
-        columns = columns or [["batch", *(str(one["images"]) for one in batches)]]
-        columns.append([f"{mode}: separates at", *(one["separates"] or "-" for one in batches)])
-        columns.append(["read down to", *(_read(one) for one in batches)])
-    yield from _table(columns)
+    separating = _separating(counted)
+    yield from _table(_columns(counted))
     if separating:
         most = max(one["most"] for found in separating.values() for one in found["batches"])
         yield f"Separates at most {most} images. 'Read down to' names the earliest layer whose inputs it reads."
@@ -133,6 +150,21 @@ def _capacity(counted: Mapping[str, Json]) -> Iterator[str]:
     if len(set(ends.values())) == 1:
         ends = {" and ".join(ends): next(iter(ends.values()))}
     yield from (f"{modes}, {line}" for modes, lines in ends.items() for line in lines)
+
+
+def _separating(counted: Mapping[str, Json]) -> dict[str, Json]:
+    return {mode: found for mode, found in counted.items() if any(one["reads"] for one in found["batches"])}
+
+
+def _columns(counted: Mapping[str, Json]) -> list[list[str]]:
+    """Return the table's columns, each with its heading first; none if no mode separates images."""
+    columns: list[list[str]] = []
+    for mode, found in _separating(counted).items():
+        batches = found["batches"]
+        columns = columns or [["batch", *(str(one["images"]) for one in batches)]]
+        columns.append([f"{mode}: separates at", *(one["separates"] or "-" for one in batches)])
+        columns.append(["read down to", *(_read(one) for one in batches)])
+    return columns
 
 
 def _read(one: Json) -> str:

@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from importlib.resources import files
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from medpfl.core.atomic_files import PRIVATE, write
-from medpfl.core.experiments.settings import Json, Settings
-from medpfl.judging.types import Cell
+from medpfl.core.experiments.settings import Settings
 from medpfl.reporting.bounds import placed
-from medpfl.reporting.facts import facts, granted, lead
+from medpfl.reporting.facts import granted
 from medpfl.reporting.figures.bounds import bound_section
 from medpfl.reporting.figures.leak import leak_figure, similarity_figure
-from medpfl.reporting.figures.panels import Panel, draw_panel, panels
-from medpfl.reporting.figures.selection import Certified, certified
+from medpfl.reporting.figures.panels import draw_panel, panels
 from medpfl.reporting.flags import FLAGS, Flag
 from medpfl.reporting.masks import mask_lines
-from medpfl.reporting.patients import patient_rows
+from medpfl.reporting.page.answer import QUESTION, answered, bars
+from medpfl.reporting.page.lines import lines_of, names_of
+from medpfl.reporting.page.pictures import Gallery, Proof, galleries, proof
+from medpfl.reporting.page.rendering import rendered
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.tables import Entry, compared, entries, with_unions
-from medpfl.reporting.verdict import MARKS, verdict_sentences, verdict_states
-from medpfl.reporting.words import DASH, attacker, label
+from medpfl.reporting.tables import compared, with_unions
+from medpfl.reporting.verdict import verdict_sentences
+from medpfl.reporting.words import attacker, label
 
 if TYPE_CHECKING:
     import numpy as np
 
     from medpfl.core.types import Finding
 
-__all__ = ["environment", "rendered", "write_pages"]
+__all__ = ["write_pages"]
+
+
+class Shown(NamedTuple):
+    """Everything on the private page that shows an image."""
+
+    proof: Proof | None
+    galleries: Sequence[Gallery]
 
 
 def write_pages(
@@ -62,10 +67,12 @@ def write_pages(
     written = [write(share / "report.html", page(None))]
     if shown is None:
         return written
-    private, drawn = shown[0], panels(summary, rows, shown[1])
+    private, picture = shown
+    drawn = panels(summary, rows, picture)
     (private / "pictures").mkdir(mode=0o700, exist_ok=True)
     written += [write(private / "pictures" / panel.file, draw_panel(panel), PRIVATE) for panel in drawn]
-    return [*written, write(private / "report-with-images.html", page(drawn), PRIVATE)]
+    images = Shown(proof(summary, rows, picture), galleries(summary, rows, picture))
+    return [*written, write(private / "report-with-images.html", page(images), PRIVATE)]
 
 
 def _grants(settings: Settings, rows: Sequence[Finding]) -> tuple[str, ...]:
@@ -75,18 +82,21 @@ def _grants(settings: Settings, rows: Sequence[Finding]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(grant for row in rows for grant in row.grants))
 
 
-def _page(settings: Settings, summary: Cells, rows: Sequence[Finding]) -> Callable[[Sequence[Panel] | None], bytes]:
-    """Return a function that renders the page with some panels, or without."""
+def _page(settings: Settings, summary: Cells, rows: Sequence[Finding]) -> Callable[[Shown | None], bytes]:
+    """Return a function that renders the page with images, or without."""
     figures = [leak_figure(summary), similarity_figure(summary, rows)] if summary else []
     fixed = partial(
         rendered,
         "report",
         settings.to_dict(),
-        sentences=list(zip(verdict_sentences(summary, settings), verdict_states(summary), strict=True)),
-        lead=lead(settings.to_dict()),
-        cells=[_row(cell, rows) for cell in with_unions(summary)],
+        question=QUESTION,
+        answer=answered(summary, settings),
+        sentences=verdict_sentences(summary, settings),
+        bars=bars(summary),
+        lines=lines_of(summary, rows),
+        runs=False,
+        names=names_of(summary),
         compared=compared(summary),
-        by_patient=patient_rows(summary),
         masks=mask_lines(summary),
         figures=[Markup(figure) for figure in figures],
         bounds=bound_section(placed(summary)),
@@ -96,26 +106,8 @@ def _page(settings: Settings, summary: Cells, rows: Sequence[Finding]) -> Callab
         notes=settings.notes,
         assumed=settings.assumed,
         command=settings.command,
-        marks=MARKS,
     )
-    return lambda panels: fixed(panels=panels)
-
-
-class _Row(NamedTuple):
-    """A line in the page's table."""
-
-    attack: str
-    defense: str
-    knows: str
-    verdict: str
-    flags: tuple[str, ...]
-    numbers: list[Entry]
-    certified: Certified
-
-
-def _row(cell: Cell, rows: Sequence[Finding]) -> _Row:
-    knows = DASH if cell.knows_defense is None else "yes" if cell.knows_defense else "no"
-    return _Row(cell.attack, cell.defense, knows, cell.verdict, cell.flags, entries(cell), certified(cell, rows))
+    return lambda images: fixed(images=images)
 
 
 def _raised(summary: Cells) -> list[tuple[str, Flag, list[str]]]:
@@ -126,42 +118,3 @@ def _raised(summary: Cells) -> list[tuple[str, Flag, list[str]]]:
             cells.setdefault(flag, []).append(f"{attacker(cell)}, {label(cell.defense)}")
     unknown = Flag("another version found a reason that this one does not know", "Ask where the rows come from.")
     return [(flag, FLAGS.get(flag, unknown), where) for flag, where in cells.items()]
-
-
-def rendered(name: str, settings: Json, **values: object) -> bytes:
-    """Render a page from its template, with the style, facts and version that all pages share."""
-    style = Markup(files("medpfl.reporting").joinpath("report.css").read_text("utf-8"))
-    version = (settings.get("versions") or {}).get("medpfl", "")
-    template = environment().get_template(f"{name}.html.jinja")
-    return template.render(css=style, facts=facts(settings), version=version, **values).encode()
-
-
-@cache
-def environment() -> jinja2.Environment:
-    """Return the template environment, with filters for specs and sentences."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medpfl.reporting", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(spec=_spec, prose=_prose, slug=_slug)
-    return environment
-
-
-def _spec(spec: str) -> Markup:
-    """Format a spec as code that may break after a bracket, comma, bar or equals sign."""
-    text = re.sub(r"([(,|=])", r"\1<wbr>", str(escape(label(spec))))
-    return Markup(f"<code>{text}</code>" if label(spec) == spec.replace("()", "") else text)
-
-
-def _prose(text: str) -> Markup:
-    """Keep numbers and intervals on one line; let specs break after a bracket or an equals sign."""
-    kept = str(escape(text)).replace(" %", "\u00a0%")
-    kept = re.sub(rf"(?<=\d){DASH}(?=\d)", f"\u2060{DASH}\u2060", kept)
-    return Markup(re.sub(r"(?<=\w[(=])(?=[^\s\u2026])", "<wbr>", kept))
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z]+", "-", text.lower()).strip("-")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from medpfl.core.atomic_files import write
 from medpfl.core.records.view import RecordView
-from medpfl.reporting.pages import rendered
+from medpfl.reporting.page.advice import of_record
+from medpfl.reporting.page.rendering import rendered
 
 __all__ = ["record_page", "write_page"]
 
@@ -35,4 +36,6 @@ def record_page(view: RecordView) -> list[tuple[str, list[str]]]:
 
 def write_page(path: Path, view: RecordView) -> None:
     """Write the page as HTML; it shows no image and names no file."""
-    write(path, rendered("record", {}, sections=record_page(view), contents=view.contents))
+    write(
+        path, rendered("record", {}, sections=record_page(view), contents=view.contents, advice=of_record(view.verdict))
+    )

@@ -10,7 +10,7 @@ from typing import Protocol
 from rich.console import Console
 
 from medpfl.core.experiments.settings import Json, Settings
-from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER, may_show
+from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER, may_show, told
 from medpfl.core.rounds import Round
 from medpfl.judging.types import Cell
 from medpfl.reporting.federation import Overview as Federated
@@ -22,7 +22,15 @@ from medpfl.reporting.patients import patient_lines
 from medpfl.reporting.tables import compared, terminal_table
 from medpfl.reporting.training import training_table
 
-__all__ = ["folders_line", "print_audit", "print_federation", "print_frontier", "print_leakage", "print_training"]
+__all__ = [
+    "folders_line",
+    "print_audit",
+    "print_comparison",
+    "print_federation",
+    "print_frontier",
+    "print_leakage",
+    "print_training",
+]
 
 
 class Written(Protocol):
@@ -43,6 +51,15 @@ class Audited(Written, Protocol):
     def classes(self) -> tuple[str, ...]: ...
 
     def verdict(self) -> tuple[str, str]: ...
+
+
+class Comparing(Protocol):
+    """The parts of a comparison that are printed."""
+
+    @property
+    def reports(self) -> Sequence[Audited]: ...
+    @property
+    def names(self) -> Sequence[str]: ...
 
 
 class Overview(Written, Protocol):
@@ -114,6 +131,15 @@ def print_leakage(found: Overview, quiet: bool) -> None:
     console.print(str(found), soft_wrap=True)
     audits = (page for report in found.reports.values() for page in report.pages if page.suffix == ".html")
     _wrote(console, [*found.pages, *audits])
+
+
+def print_comparison(found: Comparing, quiet: bool) -> None:
+    """Print the tables of several audits under each other, and the comparison in words."""
+    console = Console()
+    for name, report in zip(found.names, found.reports, strict=True) if not quiet else ():
+        console.print(f"\n{told(name, may_show(sys.stdout))}", style="bold", markup=False, highlight=False)
+        console.print(terminal_table(report.summary))
+    console.print(told(found, may_show(sys.stdout)), soft_wrap=True, markup=False, highlight=False)
 
 
 def print_federation(found: Several, quiet: bool) -> None:

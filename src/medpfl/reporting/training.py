@@ -100,18 +100,25 @@ def write_training_page(out: Path, settings: Json, rows: Sequence[Round]) -> Pat
     """Write ``report.html``, which holds no image and may be shared."""
     from markupsafe import Markup
 
-    from medpfl.reporting.facts import lead
-    from medpfl.reporting.figures.training import privacy_figure, score_figure
-    from medpfl.reporting.pages import rendered
+    from medpfl.reporting.figures.training import privacy_figure, score_figure, step_figure
+    from medpfl.reporting.page.advice import of_training
+    from medpfl.reporting.page.rendering import rendered
 
     name = judging_set(rows)
     page = rendered(
         "training",
         settings,
         sentences=sentences(rows, settings),
-        lead=lead(settings),
+        advice=of_training((settings.get("experiment") or {}).get("defense", UNDEFENDED) != UNDEFENDED),
         notes=settings.get("notes") or (),
-        figures=[Markup(score_figure(rows, name)), Markup(privacy_figure(rows))],
+        figures=[
+            (
+                f"Scores on the {name} images by round. The band is the 95 % interval of the balanced accuracy.",
+                Markup(score_figure(rows, name)),
+            ),
+            ("Privacy loss (epsilon) or data sent so far.", Markup(privacy_figure(rows))),
+            ("Distance that each round moved the global model.", Markup(step_figure(rows))),
+        ],
         judged=name,
         others={other: _final(rows[-1].scores[other]) for other in rows[-1].scores if other != name},
         columns=COLUMNS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -14,6 +14,7 @@ from medpfl.auditing.report import Report
 from medpfl.core.atomic_files import PRIVATE, as_csv, write
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.frontier import RECOMMENDED, RECOMMENDED_FILE, Frontier
+from medpfl.core.experiments.groups import About
 from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER
 from medpfl.core.user_code.stated import check_stated
 from medpfl.judging.types import flat
@@ -33,9 +34,9 @@ __all__ = ["FRONTIER", "Found", "FrontierResult", "results", "write_recommended"
 
 _YAML = RECOMMENDED_FILE
 _PLACES = ("data", "validation", "test", "weights", "device")
-_RUN = ("out", "force")
+_RUN = ("out", "force", *(one.name for one in fields(About)))
 """Options that belong on the command line, not in a file."""
-FRONTIER = Kind("frontier", 2, ("frontier.json", "frontier.csv", "frontier.html", _YAML), rows=False)
+FRONTIER = Kind("frontier", 2, ("frontier.json", "frontier.csv", "frontier.html", "frontier.pdf", _YAML), rows=False)
 """Since format 2, files that may be shared have their own folder."""
 
 
@@ -137,6 +138,7 @@ def _settings(found: Found, name: str) -> dict[str, Any]:
         },
         "data": training["data"],
         **{key: audit[key] for key in ("grants", "model", "versions", "device", "seed", "started")},
+        "about": audit.get("about", {}),
         # A frontier judges a defense by the strongest attack, and has no --naive.
         "notes": [note for note in notes if "--naive" not in note],
         "judged": name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from medpfl.auditing.run import foresee as foresee_audit
 from medpfl.auditing.run import perform
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.experiments.frontier import Frontier
+from medpfl.core.experiments.groups import About
 from medpfl.core.progress import phase
 from medpfl.core.signatures import taking
 from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
@@ -149,7 +150,13 @@ def _remade(out: Path) -> FrontierResult:
 def _entries(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any]:
     """Return this frontier's distinguishing settings, without paths. Each run compares model, images and weights."""
     paths = ("data", "model", "weights", "validation", "test", "attack", "defense", "limit", "tolerance", "accept_leak")
-    alike = ("isolate", "out", "force", "numbers_only")  # rows are equal either way
+    alike = (
+        "isolate",
+        "out",
+        "force",
+        "numbers_only",
+        *(one.name for one in fields(About)),
+    )  # rows are equal either way
     return {
         "settings": [setting.spec for setting in settings],
         **{name: value for name, value in experiment.options().items() if name not in (*paths, *alike)},

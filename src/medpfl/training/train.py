@@ -77,7 +77,7 @@ def train(
         raise InputError("memory, isolate and numbers_only apply to attacks only: leave them out for a training")
     with pulsing(run.visible):
         setup = _setup(model, data, defense, plan, schedule, cohort, weights, run)
-        return _run(setup, None if run.out is None else Path(run.out), run.force, run.visible)
+        return _run(setup, None if run.out is None else Path(run.out), run)
 
 
 def _setup(
@@ -153,16 +153,17 @@ def _joined(defense: Any) -> Defense:
     return reduce(or_, given) if given else NO_DEFENSE
 
 
-def _run(setup: TrainingSetup, out: Path | None, force: bool, progress: bool) -> Trained:
+def _run(setup: TrainingSetup, out: Path | None, run: Run) -> Trained:
     if out is not None:
         made(out)
-    index = study_index(out, setup.data, setup.splits.found.source, setup.splits.found.place, force)
-    with training_in(out, setup.identity(index), force) as store:
+    index = study_index(out, setup.data, setup.splits.found.source, setup.splits.found.place, run.force)
+    with training_in(out, setup.identity(index), run.force) as store:
         trainer = Trainer(setup, store)
-        settings = settings_of(setup, trainer.spent.why) | {"started": datetime.now(UTC).isoformat(timespec="seconds")}
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        settings = settings_of(setup, trainer.spent.why) | {"started": started, "about": run.about()}
         store.note(settings=settings)
         with unchanged(setup.code, store.directory):
-            for number in rounds_of(len(store.rows), setup.schedule.rounds, progress):
+            for number in rounds_of(len(store.rows), setup.schedule.rounds, run.visible):
                 trainer.play(number)
                 log(f"round {number} done")
         with phase("writing the page"):

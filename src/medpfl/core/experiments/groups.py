@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from medpfl.core.experiments import limits
-from medpfl.core.experiments.options import Options, again, option
+from medpfl.core.experiments.options import OptionError, Options, again, option
 from medpfl.core.verdicts import TOLERANCE
 
-__all__ = ["ClientImages", "Cohort", "Criteria", "Reading", "Run", "Victims"]
+__all__ = ["About", "ClientImages", "Cohort", "Criteria", "Reading", "Run", "Victims"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +155,40 @@ class Criteria(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Options):
+class About(Options):
+    """The maker's own words on the pages of a run. They change no row, and stand on pages that may be shared.
+
+    Attributes:
+        title: title of the page.
+        site: hospital or consortium that made the run.
+        contact: whom to ask.
+        alias: name for the data on the pages, in place of the kind of source.
+    """
+
+    title: str = option("", "title of the pages; like the next three, also on pages that may be shared", told=False)
+    site: str = option("", "hospital or consortium that made the run, for the pages", told=False)
+    contact: str = option("", "whom to ask about the run, for the pages", told=False)
+    alias: str = option("", "name of the data set, for the pages", told=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, text in self.about().items():
+            if len(text) > limits.LINE or not text.isprintable():
+                raise OptionError(
+                    name, f"{limits.shortened(text)}: it must be one line with at most {limits.LINE} characters"
+                )
+
+    def about(self) -> dict[str, str]:
+        """Return the texts that were given."""
+        return {one.name: text for one in fields(About) if (text := getattr(self, one.name))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(About):
     """Settings for executing a run.
 
     Attributes:
+        title, site, contact, alias: as in `About`.
         seed: seed for all random draws.
         device: torch device, such as ``"cpu"`` or ``"cuda:1"``.
         memory: memory limit in GiB, by a fixed estimate, for victims attacked together. For attacks only.

@@ -25,4 +25,5 @@ class Inspection(Options):
     weights: str | None = option(None, "weights file: safetensors, or a state dict from torch.save")
     mode: Literal["train", "eval"] = again(Plan, "mode")
     seed: int = again(Run, "seed", text="seed for the weights of an untrained model")
+    page: str | None = option(None, "file for a page in HTML, which shows no image")
     json: bool = option(False, "print the result as JSON")

@@ -46,6 +46,8 @@ __all__ = [
 
 IMAGES = 1_000_000
 """Images to attack, per batch, per client or per update."""
+LINE = 200
+"""Characters in a line that a user gives for the pages."""
 SIDE = 4096
 """Side length in pixels to which images are resized."""
 PIXELS = 2**28

@@ -69,7 +69,7 @@ class Looking(Options):
     )
     model: str | None = option(None, "model: spec from 'medpfl list models', file.py:name or package.module:name")
     raw: str | None = option(None, "record of the same update before the client's filters; what they changed is shown")
-    page: str | None = option(None, "file for a page in HTML, which shows no image")
+    page: str | None = again(Inspection, "page")
     json: bool = again(Inspection, "json")
     reading: Reading = group(Reading())
 

@@ -30,6 +30,7 @@ class Settings:
         server_only: specs of the defenses with no part acting at the client.
         notes: notes for the reader of the page.
         disclosure: by defense spec, the result of probing its disclosure.
+        about: what the maker stated, see `medpfl.core.experiments.groups.About`.
         privacy: by defense spec, the epsilon spent, in words.
         bounds: by defense spec, see `medpfl.auditing.bounds.bounds_of`.
         record: a recorded update's ``defense``, and its ``difference`` from the update computed on the true images.
@@ -51,6 +52,7 @@ class Settings:
     server_only: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     disclosure: Mapping[str, Json] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
     privacy: Mapping[str, str] | None = None
     bounds: Mapping[str, Json] | None = None
     record: Json | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from medpfl.judging.types import Mark
-from medpfl.reporting.bounds import COLUMNS, EVENTS, Placed, bound_rows, reading_bounds
+from medpfl.reporting.bounds import COLUMNS, EVENTS, Placed, bound_rows, in_words, reading_bounds
 from medpfl.reporting.figures.svg import COLORS, inline
 from medpfl.reporting.words import label, number, shorten
 
@@ -60,7 +60,13 @@ def bound_section(ones: Sequence[Placed]) -> dict[str, object] | None:
         return None
     drawn = any(one.bound.gap is None for one in ones)
     figures = [(name, Markup(bound_figure(ones, event))) for event, name in EVENTS.items()] if drawn else []
-    return {"figures": figures, "columns": COLUMNS, "rows": bound_rows(ones), "notes": reading_bounds()}
+    return {
+        "words": [*map(in_words, ones)],
+        "figures": figures,
+        "columns": COLUMNS,
+        "rows": bound_rows(ones),
+        "notes": reading_bounds(),
+    }
 
 
 def _one(axes: Axes, one: Placed, event: str, place: int) -> None:

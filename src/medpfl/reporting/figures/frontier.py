@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import hypot
 from typing import TYPE_CHECKING, Any
 
 from medpfl.core.experiments.settings import Json
 from medpfl.reporting.figures.svg import COLORS, inline
-from medpfl.reporting.words import label, number
+from medpfl.reporting.words import between, label, number, percent, percents, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ NAMES = {
     "recognized": "images re-identified beyond chance",
 }
 Points = Sequence[Json]
-_SIZE = (4.6, 3.7)  # inches
+_SIZE = (9.2, 5.4)  # inches
 _NEAR = (0.02, 0.05)
 _LOOKS = tuple(zip(("safe", "doubt", "muted", "ink"), "osD^", strict=True))  # not the color of a leak
 
@@ -41,7 +42,7 @@ def frontier_figure(points: Points, chosen: Json, metric: str) -> str:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE)
-    axes = figure.add_axes((0.13, 0.13, 0.83, 0.66))
+    axes = figure.add_axes((0.07, 0.09, 0.91, 0.82))
     known = [(i, p) for i, p in enumerate(points) if p[metric] is not None and p["accuracy"] is not None]
     looks = {
         name: _LOOKS[i % len(_LOOKS)] for i, name in enumerate(dict.fromkeys(family(p["defense"]) for p in points))
@@ -50,8 +51,9 @@ def frontier_figure(points: Points, chosen: Json, metric: str) -> str:
     for name, (color, _) in looks.items():
         own = [p for _, p in known if family(p["defense"]) == name]
         axes.plot(*_places(own, metric), color=COLORS[color], linewidth=0.7, alpha=0.6, zorder=1.5)
-    for _, point in known:
-        _point(axes, point, metric, looks[family(point["defense"])])
+    tips = {f"setting-{i}": _tip(i, point, metric) for i, point in known}
+    for i, point in known:
+        _point(axes, point, metric, looks[family(point["defense"])], f"setting-{i}")
         if point["defense"] == chosen["defense"]:
             axes.plot(point["accuracy"], point[metric], "o", markersize=15, mfc="none", mec=COLORS["ink"], zorder=4)
     _numbers(
@@ -63,18 +65,56 @@ def frontier_figure(points: Points, chosen: Json, metric: str) -> str:
         axes.axhline(bound, color=COLORS["leak"], linestyle="--", linewidth=1)
     _frame(axes, NAMES[metric])
     _legend(axes, looks)
+    _name_chosen(axes, [p for _, p in known], chosen, metric)
     spoken = "; ".join(f"{label(p['defense'])}: {number(p[metric])} at {number(p['accuracy'])}" for _, p in known)
-    return inline(figure, f"frontier-{metric}", f"{NAMES[metric]} against balanced accuracy: {spoken}")
+    return inline(figure, f"frontier-{metric}", f"{NAMES[metric]} against balanced accuracy: {spoken}", tips)
 
 
-def _point(axes: Axes, point: Json, metric: str, look: tuple[str, str]) -> None:
+def _tip(place: int, point: Json, metric: str) -> str:
+    """Return a point's values in words."""
+    show, spread = (number, between) if metric == "ssim" else (percent, percents)
+    ends = spread(point[f"{metric}_low"], point[f"{metric}_high"])
+    accuracy = (
+        f"balanced accuracy {percent(point['accuracy'])} ({percents(point['accuracy_low'], point['accuracy_high'])})"
+    )
+    return f"{place}: {label(point['defense'])}: {NAMES[metric]} {show(point[metric])} ({ends}), {accuracy}"
+
+
+def _name_chosen(axes: Axes, points: Points, chosen: Json, metric: str) -> None:
+    """Write the recommended setting's name beside its mark, where the fewest other marks are."""
+    found = [point for point in points if point["defense"] == chosen["defense"]]
+    if not found:
+        return
+    x, y = found[0]["accuracy"], found[0][metric]
+    text = f"recommended: {shorten(label(found[0]['defense']), 48)}"
+    place, width = axes.transData.transform, 5.2 * len(text)
+    here, others = place((x, y)), [place((point["accuracy"], point[metric])) for point in points]
+    box, scale = axes.get_window_extent(), axes.figure.dpi / 72
+
+    def room(offset: tuple[float, float]) -> float:
+        """Return the distance from the text's corners and center to the nearest mark, less what leaves the axes."""
+        left, base = here[0] + scale * offset[0], here[1] + scale * offset[1]
+        right = left + scale * width
+        outside = max(0, box.x0 - left, right - box.x1, box.y0 - base, base - box.y1)
+        near = min(hypot(mark[0] - a, mark[1] - base) for mark in others for a in (left, (left + right) / 2, right))
+        return near - 20 * outside
+
+    offsets = [(dx, dy) for dx in (24, -width / 2, -width - 24) for dy in (-60, -34, 34, 60, 90)]
+    best = max(offsets, key=room)
+    axes.annotate(
+        text, (x, y), best, textcoords="offset points", fontsize=10, fontweight="bold", color=COLORS["ink"], zorder=7,
+        parse_math=False, arrowprops={"arrowstyle": "-", "color": COLORS["ink"], "linewidth": 0.8, "shrinkB": 8},
+    )  # fmt: skip
+
+
+def _point(axes: Axes, point: Json, metric: str, look: tuple[str, str], gid: str) -> None:
     color, shape = COLORS[look[0]], look[1]
     x, y = point["accuracy"], point[metric]
     errors = {"ecolor": color, "elinewidth": 0.8, "alpha": 0.55, "fmt": "none", "zorder": 2}
     axes.errorbar(x, y, xerr=_ends(point, "accuracy"), yerr=_ends(point, metric), **errors)
     filled = color if metric in point["unbeaten"] else COLORS["paper"]
     above = 5.5 if metric in point["unbeaten"] else 5
-    axes.plot(x, y, shape, markersize=7, mfc=filled, mec=color, mew=1.4, zorder=above, clip_on=False)
+    axes.plot(x, y, shape, markersize=7, mfc=filled, mec=color, mew=1.4, zorder=above, clip_on=False, gid=gid)
 
 
 def _numbers(axes: Axes, known: Sequence[tuple[int, Json]], metric: str) -> None:
@@ -127,6 +167,6 @@ def _legend(axes: Axes, looks: Mapping[str, tuple[str, str]]) -> None:
         for name, (color, shape) in looks.items()
     ]
     axes.legend(
-        handles=made, loc="lower left", bbox_to_anchor=(-0.1, 1), ncols=2, frameon=False, fontsize=8.5,
+        handles=made, loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=4, frameon=False, fontsize=8.5,
         labelcolor=COLORS["ink"], handletextpad=0.3, columnspacing=1.2,
     )  # fmt: skip

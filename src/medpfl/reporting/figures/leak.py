@@ -16,7 +16,7 @@ from medpfl.reporting.figures.selection import cell_rows
 from medpfl.reporting.figures.svg import COLORS, inline
 from medpfl.reporting.phrases import Cells
 from medpfl.reporting.tables import Whole, with_unions
-from medpfl.reporting.words import attacker, known, label, number, percent, shorten
+from medpfl.reporting.words import attacker, known, label, number, percent, percents, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,18 +47,32 @@ def leak_figure(summary: Cells) -> str:
     color of a leak only if its own rate is a leak.
     """
     figure, axes, lanes = _canvas(with_unions(summary), (0.0, 1.0), 1 + GAP)
-    for lane in lanes:
+    tips: dict[str, str] = {}
+    for place, lane in enumerate(lanes):
         if lane.cell is not None:
             told = lane.cell.identified.value
             recognized = f", re-id. {percent(told)}" if known(told) else ""
             _label(axes, lane, f"ASR {percent(lane.cell.asr.value)}{recognized}")
-            _rate(axes, lane.y, lane.cell, READ)
-            _rate(axes, lane.y - GAP, lane.cell, RECOGNIZED)
+            for way, y in ((READ, lane.y), (RECOGNIZED, lane.y - GAP)):
+                if _rate(axes, y, lane.cell, way, f"{way}-{place}"):
+                    tips[f"{way}-{place}"] = _tip(lane.cell, way)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     axes.set_xlabel("share of images", color=COLORS["muted"], fontsize=9)
     return inline(
-        figure, "leak", "Share of images reconstructed and re-identified, with 95 % intervals: " + _spoken(summary)
+        figure,
+        "leak",
+        "Share of images reconstructed and re-identified, with 95 % intervals: " + _spoken(summary),
+        tips,
     )
+
+
+def _tip(cell: Cell, way: str) -> str:
+    """Return a mark's values in words."""
+    rate, name = (cell.asr, "reconstructed") if way == READ else (cell.identified, "re-identified")
+    interval = f" (95 % interval {percents(rate.low, rate.high)})" if rate.ends is not None else ""
+    without = max((one for one in _without(cell, way) if one is not None), default=None)
+    floor = "" if without is None else f"; {percent(without)} without the update"
+    return f"{attacker(cell)}, {label(cell.defense)}: {percent(rate.value)} {name}{interval}{floor}"
 
 
 def similarity_figure(summary: Cells, rows: Sequence[Finding]) -> str:
@@ -135,7 +149,8 @@ def _style(cell: Cell, way: str) -> tuple[str, str, bool]:
     return STYLES[NO_LEAK if cell.verdict == NO_LEAK else INCONCLUSIVE]
 
 
-def _rate(axes: Axes, y: float, cell: Cell, way: str) -> None:
+def _rate(axes: Axes, y: float, cell: Cell, way: str, gid: str) -> bool:
+    """Draw a rate, and return True if it is known; `gid` names its mark."""
     color, marker, filled = _style(cell, way)
     style = {"color": COLORS[color], "solid_capstyle": "butt", "clip_on": False}
     rate, size = (cell.asr, 7.5) if way == READ else (cell.identified, 5.5)
@@ -146,7 +161,10 @@ def _rate(axes: Axes, y: float, cell: Cell, way: str) -> None:
         axes.plot(rate.ends, [y, y], linewidth=2.6, **style)
     if rate.value is not None:
         face = COLORS[color if filled else "paper"]
-        axes.plot([rate.value], [y], marker, markersize=size, markerfacecolor=face, markeredgewidth=1.6, **style)
+        axes.plot(
+            [rate.value], [y], marker, markersize=size, markerfacecolor=face, markeredgewidth=1.6, gid=gid, **style
+        )
+    return rate.value is not None
 
 
 def _without(cell: Cell, way: str) -> tuple[float | None, ...]:

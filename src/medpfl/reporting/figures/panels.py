@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Picture = Callable[[Finding], tuple[np.ndarray, np.ndarray]]
 
-__all__ = ["Pair", "Panel", "draw_panel", "panels"]
+__all__ = ["Pair", "Panel", "address", "draw_panel", "pair_of", "panels", "shrunk"]
 
 _SHOWN = 320  # largest longer side in pixels, on the page
 _SIDE = 224  # approximate longer side in pixels, in the file
@@ -43,7 +43,7 @@ class Pair:
     @property
     def sources(self) -> tuple[tuple[str, str], tuple[str, str]]:
         """Both images as captions with ``data:`` addresses."""
-        return ("target", _address(self.truth)), ("guess", _address(self.guess))
+        return ("target", address(self.truth)), ("guess", address(self.guess))
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,12 @@ def panels(summary: Cells, rows: Sequence[Finding], picture: Picture) -> list[Pa
 def _panel(cell: Cell, rows: Iterable[Finding], picture: Picture) -> Panel:
     chosen = examples(cell_rows(cell, rows))
     told = attacker(cell).removeprefix(label(cell.attack))
-    return Panel(cell.attack, cell.defense, tuple(_pair(rank, row, picture) for rank, row in chosen), told)
+    return Panel(cell.attack, cell.defense, tuple(pair_of(rank, row, picture) for rank, row in chosen), told)
 
 
-def _pair(rank: str, row: Finding, picture: Picture) -> Pair:
-    truth, guess = (_image(array) for array in picture(row))
+def pair_of(rank: str, row: Finding, picture: Picture) -> Pair:
+    """Return a row's target image and guess with captions, under a rank such as ``best guess``."""
+    truth, guess = (shrunk(array) for array in picture(row))
     psnr = row.scores.get("psnr")
     scores = f"SSIM {number(row.scores['ssim'])}, PSNR {number(psnr, '.1f')} dB"
     named = f"class {row.label}" + ("" if row.label_guess is None else f", guessed {row.label_guess}")
@@ -93,7 +94,8 @@ def _slug(spec: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", label(spec)).strip("-.")[:40]
 
 
-def _image(array: np.ndarray) -> Image.Image:
+def shrunk(array: np.ndarray) -> Image.Image:
+    """Return a uint8 array (H, W), (H, W, 1) or (H, W, 3) as an image, made smaller if it is too large for a page."""
     from PIL import Image
 
     image = Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
@@ -102,7 +104,16 @@ def _image(array: np.ndarray) -> Image.Image:
     return image
 
 
-def _address(image: Image.Image) -> str:
+def address(image: Image.Image, side: int = 0) -> str:
+    """Return an image as a ``data:`` address, enlarged by a whole factor to about `side` pixels, if it is smaller.
+
+    A printed page would smooth the pixels of a small image, and smoothing makes a guess look better.
+    """
+    factor = max(1, round(side / max(image.size)))
+    if factor > 1:
+        from PIL import Image
+
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,14 @@ COLORS = {
 SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "medpfl", "font.size": 9.5, "axes.linewidth": 0.8}
 
 
-def inline(figure: Figure, name: str, title: str) -> str:
+def inline(figure: Figure, name: str, title: str, tips: Mapping[str, str] | None = None) -> str:
     """Return the figure as an ``<svg>`` element for an HTML page; equal figures give equal bytes.
 
     Args:
         figure: figure drawn in `COLORS`.
         name: prefix for every id, so that no two figures on a page share one.
         title: description for readers who cannot see the figure.
+        tips: texts shown on hover and on focus, by the ``gid`` of an artist.
     """
     import matplotlib.style
 
@@ -36,7 +38,17 @@ def inline(figure: Figure, name: str, title: str) -> str:
     body = text[text.index(">", text.index("<svg")) + 1 :]
     width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0]
     head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="{name}-title">'
-    return f'{head}<title id="{name}-title">{escape(title)}</title>{_clean(body, name)}'
+    return f'{head}<title id="{name}-title">{escape(title)}</title>{_told(_clean(body, name), name, tips or {})}'
+
+
+def _told(body: str, name: str, tips: Mapping[str, str]) -> str:
+    """Return the body with the tips: as titles, which any browser shows on hover, and for the page's script."""
+    for gid, text in tips.items():
+        start, told = f'<g id="{name}-{gid}">', escape(text)
+        assert start in body, gid
+        marked = f'<g id="{name}-{gid}" class="mark" data-tip="{told}"><title>{told}</title>'
+        body = body.replace(start, marked, 1)
+    return body
 
 
 def _clean(body: str, name: str) -> str:

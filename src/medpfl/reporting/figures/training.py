@@ -1,9 +1,10 @@
-"""Figures over a training's rounds: the model's scores, and the data sent or privacy spent."""
+"""Figures over a training's rounds: the model's scores, the data sent or privacy spent, and the model's step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import isnan
 from typing import TYPE_CHECKING
 
 from medpfl.core.rounds import Round
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["canvas", "legend", "privacy_figure", "score_figure"]
+__all__ = ["canvas", "legend", "marks", "privacy_figure", "score_figure", "step_figure"]
 
 _WIDTH, _BELOW, _HEIGHT, _ABOVE, _LINE = 4.6, 0.45, 2.16, 0.16, 0.18  # inches: the axes, and one legend line
 _LINES = {
@@ -32,12 +33,34 @@ def score_figure(rows: Sequence[Round], name: str) -> str:
     axes.fill_between(numbers, low, high, color=COLORS["safe"], alpha=0.15, linewidth=0)
     for key, (text, color, style) in _LINES.items():
         axes.plot(numbers, [_known(one[key]) for one in scores], style, color=COLORS[color], linewidth=1.6, label=text)
+    tips = marks(
+        axes,
+        numbers,
+        [_known(one["balanced_accuracy"]) for one in scores],
+        "safe",
+        [
+            f"round {row.round}: balanced accuracy {percent(one['balanced_accuracy'])}, "
+            f"accuracy {percent(one['accuracy'])}, AUROC {number(one['auroc'])}"
+            for row, one in zip(rows, scores, strict=True)
+        ],
+    )
     axes.set(ylim=(0, 1.02))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     legend(axes)
     last = scores[-1]
     spoken = f"balanced accuracy {percent(last['balanced_accuracy'])}, AUROC {number(last['auroc'])}"
-    return inline(figure, "scores", f"Scores on the {name} images by round; after the last: {spoken}")
+    return inline(figure, "scores", f"Scores on the {name} images by round; after the last: {spoken}", tips)
+
+
+def marks(axes: Axes, xs: Sequence[float], ys: Sequence[float], color: str, texts: Sequence[str]) -> dict[str, str]:
+    """Draw a mark at each known point of a line, at most 60, and return their texts for `inline`."""
+    tips: dict[str, str] = {}
+    known = [(x, y, text) for x, y, text in zip(xs, ys, texts, strict=True) if not isnan(y)]
+    for x, y, text in known[:: len(known) // 61 + 1]:
+        gid = f"point-{len(axes.get_lines())}"
+        axes.plot([x], [y], "o", markersize=5, color=COLORS[color], gid=gid, label=f"_{gid}", clip_on=False)
+        tips[gid] = text
+    return tips
 
 
 def _known(value: float | None) -> float:
@@ -46,27 +69,37 @@ def _known(value: float | None) -> float:
 
 
 def privacy_figure(rows: Sequence[Round]) -> str:
-    """Draw the global model's step by round, with epsilon if the defense states one, else with bytes sent so far."""
+    """Draw epsilon by round if the defense states one, else the bytes sent so far."""
     figure, axes = canvas()
     numbers = [row.round for row in rows]
     if rows[-1].epsilon is not None:
         values = [_known(row.epsilon) for row in rows]
-        text, spoken = "epsilon so far", f"epsilon so far, {number(rows[-1].epsilon, '.3g')} at the end"
+        text, spoken, unit = (
+            "epsilon so far",
+            f"epsilon so far, {number(rows[-1].epsilon, '.3g')} at the end",
+            "epsilon",
+        )
     else:
         values = [total / 1e6 for total in accumulate(row.bytes_sent for row in rows)]
-        text, spoken = "MB sent so far", f"megabytes sent so far, {number(values[-1], '.3g')} at the end"
+        text, spoken, unit = "MB sent so far", f"megabytes sent so far, {number(values[-1], '.3g')} at the end", "MB"
     axes.plot(numbers, values, color=COLORS["leak"], linewidth=1.6, label=text)
-    norms = [row.update_norm for row in rows[1:]]
-    right = axes.twinx()
-    right.plot(numbers[1:], norms, "--", color=COLORS["muted"], linewidth=1.3, label="norm of the step (right)")
-    right.tick_params(colors=COLORS["muted"], labelsize=9)
-    for side, spine in right.spines.items():
-        spine.set_visible(side == "right")
-        spine.set_color(COLORS["line"])
     axes.set_ylim(bottom=0)
-    right.set_ylim(bottom=0)
-    legend(axes, right)
-    return inline(figure, "privacy", f"By round: {spoken}; and the norm of the global model's step")
+    legend(axes)
+    texts = [f"round {n}: {number(value, '.3g')} {unit}" for n, value in zip(numbers, values, strict=True)]
+    return inline(figure, "privacy", f"By round: {spoken}", marks(axes, numbers, values, "leak", texts))
+
+
+def step_figure(rows: Sequence[Round]) -> str:
+    """Draw the norm of the global model's step by round."""
+    figure, axes = canvas()
+    numbers, norms = [row.round for row in rows[1:]], [_known(row.update_norm) for row in rows[1:]]
+    axes.plot(numbers, norms, color=COLORS["muted"], linewidth=1.6, label="norm of the step")
+    axes.set_ylim(bottom=0)
+    legend(axes)
+    texts = [f"round {n}: norm {number(norm, '.3g')}" for n, norm in zip(numbers, norms, strict=True)]
+    return inline(
+        figure, "step", "Norm of the global model's step by round", marks(axes, numbers, norms, "muted", texts)
+    )
 
 
 def canvas(lines: int = 1) -> tuple[Figure, Axes]:
@@ -88,7 +121,7 @@ def canvas(lines: int = 1) -> tuple[Figure, Axes]:
 
 def legend(*all_axes: Axes, columns: int = 3) -> None:
     """Draw a legend with the lines' names above the axes."""
-    lines = [line for axes in all_axes for line in axes.get_lines()]
+    lines = [line for axes in all_axes for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     all_axes[-1].legend(
         lines,
         [str(line.get_label()) for line in lines],

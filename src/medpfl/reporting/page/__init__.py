@@ -1,0 +1,1 @@
+"""Parts of the HTML pages: the frame, the answer at the top, the table, the images, and the printed form."""

@@ -1,0 +1,251 @@
+"""The top of an audit's page: the question, the answer in plain words, its meaning, and the next steps.
+
+The words are for a data protection officer, who knows neither attacks nor statistics. The numbers stand below them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from medpfl.core.experiments.settings import Settings
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
+from medpfl.judging.types import Cell, Union
+from medpfl.reporting.flags import FLAGS
+from medpfl.reporting.phrases import Cells, hits, reason
+from medpfl.reporting.words import brief, counted, known, percent
+
+__all__ = ["QUESTION", "Answer", "Bar", "Step", "answered", "bars"]
+
+QUESTION = "Can the server reconstruct patients' images from what a hospital sends?"
+
+_SHOWN = 2
+"""Maximum number of defenses named in a sentence."""
+
+
+class Step(NamedTuple):
+    """A next step, with a command if there is one."""
+
+    text: str
+    command: str = ""
+
+
+class Answer(NamedTuple):
+    """The top of an audit's page.
+
+    Attributes:
+        sentences: two pairs of a verdict and a plain sentence, on no defense and on the defenses; a verdict may be
+            ``None``.
+        meaning: sentences on what follows for the patients.
+        steps: what to do next, at least one.
+    """
+
+    sentences: tuple[tuple[str | None, str], tuple[str | None, str]]
+    meaning: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+
+class Bar(NamedTuple):
+    """A defense's rates for all attacks together.
+
+    Attributes:
+        defense: the spec.
+        verdict: the verdict on the defense.
+        rates: name, share in [0, 1] or ``None``, text, and the share that guesses without the update explain, for
+            each of the two ways to leak.
+        run: the run's name, on a page of several.
+    """
+
+    defense: str
+    verdict: str
+    rates: tuple[tuple[str, float | None, str, float | None], ...]
+    run: str = ""
+
+
+def answered(summary: Cells, settings: Settings) -> Answer:
+    """Return the top of an audit's page."""
+    bare, groups = _split(summary)
+    first, second = _undefended(bare), _defended(groups, bool(bare))
+    return Answer((first, second), _meaning(bare, groups), _steps(bare, groups, settings))
+
+
+def bars(summary: Cells) -> list[Bar]:
+    """Return the rates of all attacks together: without a defense, then for each defense."""
+    bare, groups = _split(summary)
+    return [_bar(cells) for cells in ([bare] if bare else []) + groups]
+
+
+def _bar(cells: Cells) -> Bar:
+    union = cells[0].union
+    rates = (
+        ("reconstructed", union.asr.value, _some(hits(union.asr, union.images), union), union.asr_floor),
+        ("re-identified", union.identified.value, _some(hits(union.identified, union.images), union),
+         union.identified_floor),
+    )  # fmt: skip
+    return Bar(cells[0].defense, union.verdict, tuple(one for one in rates if known(one[1])))
+
+
+def _split(summary: Cells) -> tuple[list[Cell], list[list[Cell]]]:
+    groups: dict[str, list[Cell]] = {}
+    for cell in summary:
+        groups.setdefault(cell.defense, []).append(cell)
+    return groups.pop(UNDEFENDED, []), list(groups.values())
+
+
+def _some(count: int | None, union: Union) -> str:
+    if count is None:
+        return "not tested"
+    return f"{count or 'none'} of {union.images}"
+
+
+def _names(groups: Sequence[Cells]) -> str:
+    """Return the defenses' names, the first few only."""
+    short = brief([cells[0].defense for cells in groups])
+    names = [_name(spec, short[spec]) for spec in short]
+    more = len(names) - _SHOWN
+    if more > 0:
+        return f"{', '.join(names[:_SHOWN])} and {more} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _name(spec: str, short: str) -> str:
+    return "the recorded update's own defense" if spec == RECORDED else short
+
+
+def _undefended(cells: Cells) -> tuple[str | None, str]:
+    if not cells:
+        return None, "This test was not run without a defense, so it is unknown whether its attacks work at all."
+    union = cells[0].union
+    read, told = hits(union.asr, union.images), hits(union.identified, union.images)
+    if not union.images or read is None:
+        return union.verdict, "Without a defense, the test has no result."
+    if union.verdict == LEAKS:
+        return LEAKS, f"Yes: without a defense, the server {_can(read, told, union)}."
+    if "control-failed" in cells[0].flags:
+        return union.verdict, "Unknown: these attacks do not work on this model even without a defense."
+    if union.verdict == NO_LEAK:
+        return NO_LEAK, f"Not by these attacks: without a defense, the server {_can(read, told, union)}."
+    return INCONCLUSIVE, f"Unknown: without a defense, the server {_can(read, told, union)}, which decides nothing."
+
+
+def _can(read: int, told: int | None, union: Union) -> str:
+    """Return the deeds of a server: ``reconstructed 5 of 24 images almost exactly``."""
+    images = counted(union.images, "image")
+    if read:
+        most = f"reconstructed {'all' if read == union.images > 1 else f'{read} of'} {images} almost exactly"
+        return most if not told or told <= read else f"{most}, and {told} guesses show which image it was"
+    if told and "recognized" in union.leaks_by:
+        return f"reconstructed none of {images}, but {told} guesses still show which image it was"
+    return f"reconstructed none of {images}"
+
+
+def _defended(groups: Sequence[Cells], control: bool) -> tuple[str | None, str]:
+    if not groups:
+        return None, "No defense was tested, so it is unknown whether one would help."
+    if len(groups) == 1:
+        return _one(groups[0])
+    leaking, holding, unsure = (_in(groups, verdict) for verdict in (LEAKS, NO_LEAK, INCONCLUSIVE))
+    parts = [
+        f"{_names(leaking)} {'does' if len(leaking) == 1 else 'do'} not protect these images" if leaking else "",
+        f"with {_names(holding)}, these attacks failed" if holding else "",
+        f"for {_names(unsure)}, the test decides nothing" if unsure else "",
+    ]
+    worst = next(v for v, own in ((LEAKS, leaking), (INCONCLUSIVE, unsure), (NO_LEAK, holding)) if own)
+    text = "; ".join(filter(None, parts))
+    return worst, f"Of {len(groups)} defenses: {text}."
+
+
+def _in(groups: Sequence[Cells], verdict: str) -> list[Cells]:
+    return [cells for cells in groups if cells[0].union.verdict == verdict]
+
+
+def _one(cells: Cells) -> tuple[str | None, str]:
+    union, name = cells[0].union, _names([cells])
+    read, told = hits(union.asr, union.images), hits(union.identified, union.images)
+    opening = "From the recorded update" if cells[0].defense == RECORDED else f"With {name}"
+    if not union.images or read is None:
+        return union.verdict, f"{opening}, the test has no result."
+    deeds = f"{opening}, the server {'still ' if read else ''}{_can(read, told, union)}"
+    if union.verdict == LEAKS:
+        end = "" if cells[0].defense == RECORDED else ": this defense does not protect these images"
+        return LEAKS, f"{deeds}{end}."
+    if union.verdict == NO_LEAK:
+        return NO_LEAK, f"{deeds}: these attacks failed, but others may not."
+    return INCONCLUSIVE, f"{deeds}, but that decides nothing: {reason(cells)}."
+
+
+def _meaning(bare: Cells, groups: Sequence[Cells]) -> tuple[str, ...]:
+    leaking, holding, unsure = (_in(groups, verdict) for verdict in (LEAKS, NO_LEAK, INCONCLUSIVE))
+    open_ = bool(bare) and bare[0].union.verdict == LEAKS
+    found = []
+    if open_ and not groups:
+        found.append(
+            "Whoever runs the server, or reads what it receives, can see patients' images. The updates are patient "
+            "data, and must be protected like them."
+        )
+    if groups and (open_ or leaking):
+        who = "without a defense" if open_ else ""
+        who += (" or " if open_ and leaking else "") + (f"with {_names(leaking)}" if leaking else "")
+        found.append(f"Updates sent {who} give patients' images away. Treat them like the images themselves.")
+    if holding:
+        found.append(
+            f"{_names(holding)} stopped the attacks that were run: with 95 % confidence, they expose fewer than "
+            f"{percent(holding[0][0].union.tolerance)} of such images. A stronger attack may still succeed."
+        )
+    if unsure or (bare and bare[0].union.verdict == INCONCLUSIVE):
+        found.append(
+            "An undecided test shows neither a leak nor safety. Until it is decided, treat these updates as if they "
+            "leak."
+        )
+    if not found:
+        found.append("These attacks did not succeed here. That is no proof of safety: a stronger attack may succeed.")
+    return tuple(found)
+
+
+_FRONTIER = "medpfl frontier DATA --defense 'DPSGD(clip=1.0, noise=geom(0.5, 4, 4))' --out runs/frontier"
+
+
+def _steps(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[Step, ...]:
+    leaking, holding, unsure = (_in(groups, verdict) for verdict in (LEAKS, NO_LEAK, INCONCLUSIVE))
+    advised: dict[tuple[Step, ...], list[Cells]] = {}
+    for cells in ([bare] if bare and bare[0].union.verdict == INCONCLUSIVE else []) + unsure:
+        advised.setdefault(_decide(cells), []).append(cells)
+    found = [
+        Step(step.text.format(where=_where(same)), step.command) for steps, same in advised.items() for step in steps
+    ]
+    if leaking:
+        found.append(Step(f"Do not rely on {_names(leaking)} at this strength. Try it stronger, or another defense."))
+    if not groups:
+        found.append(
+            Step("Test a defense on the same images.", "medpfl audit ... --defense 'DPSGD(clip=1.0, noise=1.0)'")
+        )
+    if holding:
+        found.append(Step(f"Before you use {_names(holding)}, measure the cost in accuracy.", _FRONTIER))
+        found.append(Step("Test again if the model, the data, the training plan or the defense changes."))
+    elif leaking or not groups:
+        found.append(Step("Find the defense that costs the least accuracy.", _FRONTIER))
+    found += [Step(note) for note in settings.notes if note.startswith("Not tested, although")]
+    return tuple(dict.fromkeys(found))
+
+
+def _where(groups: Sequence[Cells]) -> str:
+    bare, defended = _split([cell for cells in groups for cell in cells])
+    parts = ["without a defense" if bare else "", f"for {_names(defended)}" if defended else ""]
+    return " and ".join(filter(None, parts))
+
+
+def _decide(cells: Cells) -> tuple[Step, ...]:
+    """Return steps that would turn an inconclusive result into another; ``{where}`` stands for the defenses."""
+    union = cells[0].union
+    flags = dict.fromkeys([*union.flags, *(flag for cell in cells for flag in cell.flags)])
+    if "control-failed" in flags:
+        return (
+            Step("See which attacks suit this model, and what its updates reveal.", "medpfl check-model MODEL"),
+            Step("Run an attack that works without a defense first.", "medpfl audit ... --mode eval --batch-size 1"),
+        )
+    if union.updates_needed and union.updates_needed > union.updates:
+        need = union.updates_needed * max(1, round(union.images / max(1, union.updates)))
+        return (Step("To decide the test {where}, attack more images.", f"medpfl audit ... --images {need}"),)
+    told = [FLAGS[flag].means for flag in flags if flag in FLAGS]
+    advice = told[0] if told else "Run stronger attacks, more steps, or more images."
+    return (Step(f"To decide the test {{where}}: {advice[:1].lower()}{advice[1:]}"),)

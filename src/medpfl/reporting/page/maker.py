@@ -1,0 +1,36 @@
+"""The lines on who made a page: title, site, contact, data set, date and version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from medpfl.core.experiments.settings import Json
+from medpfl.reporting.words import counted
+
+__all__ = ["maker"]
+
+_NOT_STATED = "not stated"
+
+
+def maker(settings: Json) -> list[tuple[str, str]]:
+    """Return names with texts for the page's lines on its maker; a title comes first, if there is one.
+
+    Args:
+        settings: settings as JSON; ``about`` holds what the maker stated, see `medpfl.core.experiments.groups.About`.
+    """
+    about, data = settings.get("about") or {}, settings.get("data") or {}
+    experiment, version = settings.get("experiment") or {}, (settings.get("versions") or {}).get("medpfl", "")
+    images = counted(data["images"], "image") if isinstance(data.get("images"), int) else ""
+    found = {
+        "Site": about.get("site") or _NOT_STATED,
+        "Contact": about.get("contact") or _NOT_STATED,
+        "Data": ", ".join(filter(None, [about.get("alias") or data.get("source"), images])) or _NOT_STATED,
+        "Model": _joined(experiment.get("model")) or _NOT_STATED,
+        "Date": str(settings.get("started") or _NOT_STATED).partition("T")[0],
+        "Made with": f"MedPFL {version}".strip(),
+    }
+    return [*([("Title", about["title"])] if about.get("title") else []), *found.items()]
+
+
+def _joined(value: str | Sequence[str] | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else ", ".join(map(str, value))

@@ -1,0 +1,127 @@
+"""The top of an audit's page: a plain answer, its meaning, next steps, and who made it."""
+
+from __future__ import annotations
+
+import pytest
+
+from medpfl.core.experiments.settings import Settings
+from medpfl.reporting.page.answer import answered, bars
+from medpfl.reporting.page.maker import maker
+from tests.reporting.made_up import LAPLACE, SETTINGS, UNDEFENDED, cell, full, united
+from tests.reporting.test_pages import Page, pages
+
+NO_LEAK = "no leak found by these attacks"
+
+
+def told(*summary, **union):
+    return answered(united(summary, **union), Settings.of(SETTINGS))
+
+
+def test_without_a_defense_the_answer_says_what_the_server_did():
+    answer = told(full(read=24, identified=1.0))
+    assert answer.sentences[0] == (
+        "leaks",
+        "Yes: without a defense, the server reconstructed all 24 images almost exactly.",
+    )
+    assert answer.sentences[1] == (None, "No defense was tested, so it is unknown whether one would help.")
+    assert "The updates are patient data" in answer.meaning[0]
+    assert any("--defense" in step.command for step in answer.steps)
+
+
+def test_images_that_are_only_recognized_are_a_leak_in_plain_words():
+    answer = told(full(), full(defense=LAPLACE, read=0, identified=20 / 24), by=("defense",), leaks_by=("recognized",))
+    assert answer.sentences[1][1] == (
+        "With LaplaceNoise(scale=0.01), the server reconstructed none of 24 images, but 20 guesses still show which "
+        "image it was: this defense does not protect these images."
+    )
+    assert answer.meaning == (
+        "Updates sent without a defense or with LaplaceNoise(scale=0.01) give patients' images away. Treat them like "
+        "the images themselves.",
+    )
+
+
+def test_a_defense_that_held_is_never_called_safe():
+    answer = told(full(), full(defense=LAPLACE, read=0, identified=0.0, verdict=NO_LEAK))
+    assert answer.sentences[1] == (
+        NO_LEAK,
+        "With LaplaceNoise(scale=0.01), the server reconstructed none of 24 images: these attacks failed, but others "
+        "may not.",
+    )
+    assert "A stronger attack may still succeed." in answer.meaning[-1]
+    assert "Test again if the model" in answer.steps[-1].text
+
+
+def test_an_undecided_test_says_why_and_how_to_decide_it():
+    answer = told(full(), full(defense=LAPLACE, read=0, verdict="inconclusive", flags=["too-few"]), updates_needed=60)
+    assert answer.sentences[1][0] == "inconclusive"
+    assert "that decides nothing:" in answer.sentences[1][1]
+    assert "treat these updates as if they leak" in answer.meaning[-1]
+    assert answer.steps[0] == (
+        "To decide the test for LaplaceNoise(scale=0.01), attack more images.",
+        "medpfl audit ... --images 60",
+    )
+
+
+def test_attacks_that_never_work_say_nothing_about_safety():
+    answer = told(cell(read=0, verdict="inconclusive", flags=["control-failed"]))
+    assert answer.sentences[0][1] == "Unknown: these attacks do not work on this model even without a defense."
+    assert answer.steps[0].command == "medpfl check-model MODEL"
+
+
+def test_many_defenses_are_sorted_by_what_was_found():
+    summary = [full()] + [
+        full(defense=f"D{i}()", read=0 if verdict != "leaks" else 19, verdict=verdict)
+        for i, verdict in enumerate(["leaks", NO_LEAK, "inconclusive", "leaks", "leaks"])
+    ]
+    verdict, sentence = told(*summary).sentences[1]
+    assert verdict == "leaks"
+    assert sentence == (
+        "Of 5 defenses: D0, D3 and 1 more do not protect these images; with D1, these attacks failed; for D2, the "
+        "test decides nothing."
+    )
+
+
+@pytest.mark.parametrize("verdict", ["leaks", NO_LEAK, "inconclusive"])
+@pytest.mark.parametrize("defended", ["leaks", NO_LEAK, "inconclusive", None])
+def test_there_is_always_a_next_step(verdict, defended):
+    summary = [full(verdict=verdict)] + ([full(defense=LAPLACE, verdict=defended)] if defended else [])
+    answer = told(*summary)
+    assert answer.steps
+    assert answer.meaning
+    assert all(sentence.endswith(".") for _, sentence in answer.sentences)
+    assert not any("{" in step.text for step in answer.steps)
+
+
+def test_nothing_at_all_still_has_an_answer():
+    answer = answered([], Settings.of({}))
+    assert answer.sentences[0][0] is None
+    assert answer.steps
+
+
+def test_bars_are_those_of_all_attacks_together():
+    found = bars(united([full(), full(attack="DLG()", read=3), full(defense=LAPLACE, read=0)]))
+    assert [(bar.defense, bar.rates[0][:3]) for bar in found] == [
+        (UNDEFENDED, ("reconstructed", 19 / 24, "19 of 24")),
+        (LAPLACE, ("reconstructed", 0.0, "none of 24")),
+    ]
+
+
+ABOUT = {"title": "Chest CT <2>", "site": "Site", "contact": "dpo@example.org", "alias": "ct-1"}
+
+
+def test_who_made_the_page_is_said_even_if_nothing_was_stated(tmp_path):
+    assert dict(maker({}))["Site"] == "not stated"
+    assert dict(maker({**SETTINGS, "about": ABOUT})) == {
+        "Title": "Chest CT <2>",
+        "Site": "Site",
+        "Contact": "dpo@example.org",
+        "Data": "ct-1, 24 images",
+        "Model": "LeNet()",
+        "Date": "2026-01-01",
+        "Made with": "MedPFL 0.1.0",
+    }
+    for html in pages(tmp_path, [full()], {**SETTINGS, "about": ABOUT}):
+        words = Page(html).words
+        assert words.count("Chest CT <2>") == 2
+        assert "dpo@example.org" in words
+        assert "ct-1, 24 images" in words
