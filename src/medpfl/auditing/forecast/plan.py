@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from pathlib import Path
 
@@ -18,8 +17,12 @@ from medpfl.runs.study_key import StudyIndex
 __all__ = ["finished", "foreseen", "peak"]
 
 
-def peak() -> float:
-    """Return the peak memory of this process so far in GiB."""
+def peak() -> float | None:
+    """Return the peak memory of this process so far in GiB; ``None`` if the operating system does not tell it."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
@@ -35,7 +38,8 @@ def foreseen(player: Player, jobs: list[Job], done: set[Job], notes: tuple[str, 
         seconds = 0.0 if job in done else costs.expected(costs.todo[job.key])
         total = None if None in (seconds, old.seconds) else (old.seconds or 0.0) + (seconds or 0.0)
         steps[what] = Step(what, old.count + job.rows, "images", old.jobs + 1, old.done + (job in done), total)
-    return Outlook(tuple(steps.values()), peak() + _stacks(player.scenario), notes)
+    memory = peak()
+    return Outlook(tuple(steps.values()), None if memory is None else memory + _stacks(player.scenario), notes)
 
 
 def finished(scenario: Scenario, index: StudyIndex, jobs: list[Job]) -> tuple[set[Job], tuple[str, ...]]:

@@ -1,0 +1,106 @@
+"""The time of an audit's jobs is told before they run, and telling it changes no row."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import medpfl
+from medpfl import Run, Victims
+from medpfl.auditing.forecast import costs
+from medpfl.auditing.run import AuditCase
+from medpfl.core.experiments.experiment import Experiment
+from medpfl.core.threat import HONEST
+from medpfl.runs.estimate import Estimate
+
+OPTIONS = {"attacks": ["iDLG(steps=25)", "RGAP"], "defenses": ["LaplaceNoise(scale=0.01)"]}
+SMALL = Victims(images=3, size=16)
+
+
+def bare(report: medpfl.Report) -> list[dict]:
+    """Return the rows without what differs between two runs: times, dates, and study indices."""
+    own = ("seconds", "date", "image", "patient", "nearest_image")
+    return [{name: value for name, value in row.to_dict().items() if name not in own} for row in report.rows]
+
+
+@pytest.mark.slow
+def test_rows_are_the_same_with_and_without_an_estimate(capsys, tmp_path):
+    shown, silent = (
+        medpfl.audit("LeNet('idlg')", victims=SMALL, run=Run(progress=on, out=tmp_path / str(on)), **OPTIONS)
+        for on in (True, False)
+    )
+    assert bare(shown) == bare(silent)
+    assert "18 reconstructions and 6 controls, by 2 attacks in 8 jobs, in about" in capsys.readouterr().err
+    identities = [json.loads((tmp_path / str(on) / "run.json").read_text())["identity"] for on in (True, False)]
+    assert identities[0] == identities[1]
+
+
+@pytest.mark.slow
+def test_the_default_number_of_images_is_that_number_in_the_identity(folder, tmp_path):
+    given = {"attacks": ["iDLG(steps=2)"], "run": Run(out=tmp_path / "runs" / "a")}
+    medpfl.audit("LeNet('idlg')", folder, victims=Victims(size=16), **given)
+    rows = (tmp_path / "runs/a/share/findings.jsonl").read_bytes()
+    medpfl.audit("LeNet('idlg')", folder, victims=Victims(size=16, images=10), **given)
+    assert (tmp_path / "runs/a/share/findings.jsonl").read_bytes() == rows, "the same run, which is done"
+    assert json.loads((tmp_path / "runs/a/run.json").read_text())["identity"]["images"] == 10
+
+
+@pytest.mark.slow
+def test_a_finished_audit_says_so_and_times_nothing(capsys, tmp_path, monkeypatch):
+    given = {"victims": SMALL, "run": Run(progress=True, out=tmp_path / "a"), **OPTIONS}
+    medpfl.audit("LeNet('idlg')", **given)
+    capsys.readouterr()
+    monkeypatch.setattr(costs, "_seconds", lambda *_: pytest.fail("an attack was run"))
+    medpfl.audit("LeNet('idlg')", **given)
+    assert capsys.readouterr().err == "all 8 jobs are done already\n"
+
+
+def case(**options) -> AuditCase:
+    given = {"attacks": ["iDLG(steps=25)"], "defenses": [], "victims": SMALL, "run": Run(), **options}
+    model, plan, criteria = "LeNet('idlg')", Experiment.plan, Experiment.criteria
+    return AuditCase(model, "samples", plan=plan, threat=HONEST, weights=None, criteria=criteria, **given)
+
+
+@pytest.mark.slow
+def test_a_job_without_a_defense_is_expected_to_end_early():
+    steps = {step.what: step for step in case(defenses=["LaplaceNoise(scale=0.01)"]).outlook().steps}
+    exact, noisy = (steps[f"iDLG(steps=25) x {spec}"].seconds for spec in ("NoDefense()", "LaplaceNoise(scale=0.01)"))
+    assert exact == pytest.approx(costs._EARLY * noisy)
+    assert noisy > 0
+
+
+@pytest.mark.slow
+def test_a_users_own_attack_is_not_run_for_an_estimate(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom medpfl.core.roles import Attack\n"
+        "@dataclass(frozen=True, repr=False)\nclass Mine(Attack):\n"
+        '    """Attack that must not run."""\n'
+        "    steps: int = 5\n    def __call__(self, seen, generator):\n        raise SystemExit('it ran')\n"
+    )
+    own = f"{tmp_path}/mine.py:Mine()"
+    for isolate in (None, False):
+        plan = case(attacks=[own], run=Run(isolate=isolate)).outlook()
+        assert plan.seconds is None
+        assert "unknown time" in plan.lines()[-1]
+    both = case(attacks=[own, "iDLG(steps=2)"]).outlook()
+    assert both.seconds is not None, "as much as the others take, until it has run"
+
+
+def test_the_time_of_all_steps_follows_from_a_few(monkeypatch):
+    """Runs with 8 and 32 steps take 1.8 and 4.2 seconds: 0.1 a step, and one second besides."""
+    taken = {8: 1.8, 32: 4.2}
+    monkeypatch.setattr(costs, "_SLOW", 2.0)
+
+    class Timed:
+        def timed(self, job, attack):
+            return taken[attack.steps]
+
+    from medpfl.attacks import iDLG
+
+    whole = costs._of_steps(Timed(), None, iDLG(steps=1000, restarts=3), 8)
+    assert whole == pytest.approx(3 * (1.0 + 0.1 * 1000 * costs._USUAL))
+
+
+def test_an_estimate_needs_no_job():
+    assert Estimate({}).left() == 0
