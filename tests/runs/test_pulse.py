@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import types
+from contextlib import nullcontext
 
 import pytest
 
@@ -186,6 +187,31 @@ def test_a_terminal_has_one_line_that_changes_and_goes_away():
 @pytest.mark.slow
 def test_no_color_is_obeyed_on_a_terminal():
     assert "\x1b[3" not in on_terminal(TERMINAL, NO_COLOR="1")
+
+
+@pytest.mark.slow
+def test_a_terminal_that_cannot_move_gets_lines():
+    shown = on_terminal(TERMINAL.replace("0.6", "2.0"), TERM="dumb")
+    assert "0:00:01  5 of 10 images  reading\r\n" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_log_whose_reader_is_gone_does_not_stop_the_work(monkeypatch):
+    class Closed:
+        def isatty(self):
+            return False
+
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = isatty
+
+    beats = []
+    monkeypatch.setattr(pulse, "EVERY", 1.0)
+    monkeypatch.setattr(pulse, "_beating", lambda beat, first: beats.append(beat) or nullcontext())
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with pulsing(True):
+        assert beats[0]() == 1.0
 
 
 def test_a_notebook_has_one_line_that_changes(monkeypatch):

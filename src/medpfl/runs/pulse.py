@@ -5,10 +5,11 @@ It says since when the command works, what it does now, how much of it is done, 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
@@ -132,7 +133,8 @@ def _shown(pulse: Pulse) -> Any:
         return nullcontext()
     if "ipykernel" in sys.modules:
         return _in_notebook(pulse)
-    return _on_terminal(pulse) if sys.stderr.isatty() else _in_log(pulse)
+    moves = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return _on_terminal(pulse) if moves else _in_log(pulse)
 
 
 @contextmanager
@@ -142,7 +144,8 @@ def _in_log(pulse: Pulse) -> Iterator[None]:
     shown = cache(lambda text: told(text, may_show(stream)))
 
     def beat() -> float:
-        print(pulse.line(shown), file=stream, flush=True)
+        with suppress(OSError, ValueError):  # the log's reader may be gone: the work goes on
+            print(pulse.line(shown), file=stream, flush=True)
         return EVERY if monotonic() - pulse.began < LONG else RARE
 
     with _beating(beat, EVERY):
