@@ -185,11 +185,14 @@ def test_without_the_script_everything_can_be_read(small):
 def test_images_are_drawn_when_their_part_is_opened(large):
     with opened(large / "report-with-images.html") as page:
         drawn = "document.querySelectorAll('.gallery .open').length"
-        assert page.evaluate(drawn) == 0
+        loaded = "[...document.querySelectorAll('.gallery img')].filter(one => one.naturalWidth).length"
+        assert page.evaluate(drawn) == page.evaluate(loaded) == 0
         assert page.locator(".gallery img:visible").count() == 0
         assert set(page.locator(".gallery img").evaluate_all("all => all.map(one => one.loading)")) == {"lazy"}
         page.locator(".gallery summary").first.click()
         assert page.locator(".gallery img:visible").count() == 12
+        page.wait_for_timeout(300)
+        assert 0 < page.evaluate(loaded) <= 2 * 12
         scores = page.locator(".gallery").first.locator("figcaption").all_inner_texts()
         found = [float(text.split("SSIM ")[1].split(",")[0]) for text in scores]
         assert found == sorted(found, reverse=True)
