@@ -48,7 +48,7 @@ def rows_of(summary, count):
             one["defense"],
             ssim=(k + 1) / count * one["ssim"],
             image=f"{k:04d}",
-            grants=("defense",) if one["knows_defense"] else (),
+            grants=("defense",) if one.get("knows_defense") else (),
         )
         for one in summary
         for k in range(count)
@@ -260,6 +260,19 @@ def test_the_keyboard_reaches_the_result_first(small):
         assert page.evaluate("document.activeElement.className") == "skip"
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid"
+
+
+def test_a_spec_from_another_party_runs_nothing(tmp_path):
+    evil = "A(x='<img src=x onerror=alert(1)>')"
+    summary = [full(attack=evil, defense=evil)]
+    write_pages(tmp_path, Settings.of(SETTINGS), united(summary), rows_of(summary, 2), (tmp_path, picture))
+    with opened(tmp_path / "report-with-images.html") as page:
+        page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+        page.get_by_label("Attack", exact=True).select_option(index=1)
+        assert page.locator(".cells > tbody:visible").count() == 1
+        page.locator(".gallery summary").click()
+        page.locator(".gallery .open").first.click()
+        assert page.locator(".viewer h2").inner_text().startswith(f"{evil}, with {evil}: image 0001")
 
 
 def test_dark_mode_changes_the_paper(small):
