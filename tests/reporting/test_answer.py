@@ -62,6 +62,16 @@ def test_an_undecided_test_says_why_and_how_to_decide_it():
     )
 
 
+def test_what_one_weak_attack_lacks_is_no_advice_if_all_attacks_together_need_more_images():
+    weak = full(attack="DLG()", defense=LAPLACE, read=0, verdict="inconclusive", flags=["control-failed"])
+    other = full(defense=LAPLACE, read=0, verdict="inconclusive", flags=["too-few"])
+    summary = [{**one, "union_flags": ["too-few"]} for one in (weak, other)]
+    answer = told(full(), *summary, updates_needed=60)
+    assert answer.steps[0].command == "medpfl audit ... --images 60"
+    assert "--images" not in answer.sentences[1][1]
+    assert "at least 60 are needed if the rates stay the same." in answer.sentences[1][1]
+
+
 def test_attacks_that_never_work_say_nothing_about_safety():
     answer = told(cell(read=0, verdict="inconclusive", flags=["control-failed"]))
     assert answer.sentences[0][1] == "Unknown: these attacks do not work on this model even without a defense."

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import pytest
 
+from medpfl.core.records.view import RecordView
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS
 from medpfl.inspection.check import check_model
+from medpfl.reporting.federation import write_federation_page
 from medpfl.reporting.frontier import write_frontier_page
 from medpfl.reporting.leakage import write_leakage_page
 from medpfl.reporting.model_page import write_model_page
 from medpfl.reporting.page.comparison import write_comparison
+from medpfl.reporting.record_page import write_page as write_record_page
 from medpfl.reporting.training import write_training_page
 from tests.reporting.browser import needs_chromium, opened, serious
 from tests.reporting.made_up import LAPLACE, full
 from tests.reporting.test_bound_page import cell as bounded_cell
 from tests.reporting.test_bound_page import placed
 from tests.reporting.test_comparison import HOLDING, LEAKING
+from tests.reporting.test_federation_page import overview
 from tests.reporting.test_frontier_page import CHOSEN, POINTS, point
 from tests.reporting.test_frontier_page import SETTINGS as FRONTIER
 from tests.reporting.test_leakage_page import rounds
@@ -56,12 +61,33 @@ def comparison(out):
     return write_comparison(out / "compare.html", [LEAKING, HOLDING])
 
 
+def federation(out):
+    over = overview(INCONCLUSIVE, INCONCLUSIVE, LEAKS, without_truth=2)
+    return write_federation_page(out / "federation.html", {}, over, lambda name: f"{name}.html")
+
+
+def record(out):
+    view = RecordView(
+        verdict="wrong",
+        finding="the learning rate is not 0.1",
+        difference=0.4,
+        contents={"parameters": "16,330", "plan": "Plan(learning_rate=0.1)"},
+        steps=("1 step on 8 images",),
+        facts=("the labels agree",),
+        open=("the order of the images",),
+    )
+    write_record_page(out / "record.html", view)
+    return out / "record.html"
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
-@pytest.mark.parametrize("make", [frontier, leakage, training, model, comparison], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [frontier, leakage, training, model, comparison, federation, record], ids=lambda make: make.__name__
+)
 def test_a_page_fits_says_what_to_do_next_and_has_no_serious_finding(tmp_path, make, width, scheme):
     with opened(make(tmp_path), width, scheme=scheme) as page:
         assert page.locator("h1").inner_text().endswith("?")
-        assert page.locator("#verdict").inner_text() == "Answer"
+        assert page.locator(".verdict h2").inner_text() in ("Answer", "Verdict")
         assert page.locator(".steps li").count() > 0
         page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
         assert page.evaluate("document.documentElement.scrollWidth") == width

@@ -48,7 +48,7 @@ def rows_of(summary, count):
             one["defense"],
             ssim=(k + 1) / count * one["ssim"],
             image=f"{k:04d}",
-            grants=("defense",) if one["knows_defense"] else (),
+            grants=("defense",) if one.get("knows_defense") else (),
         )
         for one in summary
         for k in range(count)
@@ -185,11 +185,14 @@ def test_without_the_script_everything_can_be_read(small):
 def test_images_are_drawn_when_their_part_is_opened(large):
     with opened(large / "report-with-images.html") as page:
         drawn = "document.querySelectorAll('.gallery .open').length"
-        assert page.evaluate(drawn) == 0
+        loaded = "[...document.querySelectorAll('.gallery img')].filter(one => one.naturalWidth).length"
+        assert page.evaluate(drawn) == page.evaluate(loaded) == 0
         assert page.locator(".gallery img:visible").count() == 0
         assert set(page.locator(".gallery img").evaluate_all("all => all.map(one => one.loading)")) == {"lazy"}
         page.locator(".gallery summary").first.click()
         assert page.locator(".gallery img:visible").count() == 12
+        page.wait_for_timeout(300)
+        assert 12 <= page.evaluate(loaded) < 27 * 12 / 2, "those near what is visible"
         scores = page.locator(".gallery").first.locator("figcaption").all_inner_texts()
         found = [float(text.split("SSIM ")[1].split(",")[0]) for text in scores]
         assert found == sorted(found, reverse=True)
@@ -257,6 +260,19 @@ def test_the_keyboard_reaches_the_result_first(small):
         assert page.evaluate("document.activeElement.className") == "skip"
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid"
+
+
+def test_a_spec_from_another_party_runs_nothing(tmp_path):
+    evil = "A(x='<img src=x onerror=alert(1)>')"
+    summary = [full(attack=evil, defense=evil)]
+    write_pages(tmp_path, Settings.of(SETTINGS), united(summary), rows_of(summary, 2), (tmp_path, picture))
+    with opened(tmp_path / "report-with-images.html") as page:
+        page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+        page.get_by_label("Attack", exact=True).select_option(index=1)
+        assert page.locator(".cells > tbody:visible").count() == 1
+        page.locator(".gallery summary").click()
+        page.locator(".gallery .open").first.click()
+        assert page.locator(".viewer h2").inner_text().startswith(f"{evil}, with {evil}: image 0001")
 
 
 def test_dark_mode_changes_the_paper(small):

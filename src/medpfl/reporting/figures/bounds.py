@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from medpfl.judging.types import Mark
 from medpfl.reporting.bounds import COLUMNS, EVENTS, Placed, bound_rows, in_words, reading_bounds
 from medpfl.reporting.figures.svg import COLORS, inline
-from medpfl.reporting.words import label, number, shorten
+from medpfl.reporting.words import label, number, percent, percents, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +40,10 @@ def bound_figure(ones: Sequence[Placed], event: str) -> str:
     axes = figure.add_axes((0.17, _BELOW / height, 0.77, _HEIGHT / height))
     pairs = [kappa for kappa, _ in known[0].bound.curve if kappa >= _LEAST] if known else []
     axes.plot(pairs, pairs, color=COLORS["line"], linewidth=1.2)
+    tips: dict[str, str] = {}
     for place, one in enumerate(known):
-        _one(axes, one, event, place)
+        if _one(axes, one, event, place):
+            tips[f"measured-{place}"] = _tip(one, event)
     _baselines(axes, [one.bound.guesses or {} for one in known], event)
     _frame(axes, f"success: {EVENTS[event]}")
     if known:
@@ -49,7 +51,7 @@ def bound_figure(ones: Sequence[Placed], event: str) -> str:
             loc="lower left", bbox_to_anchor=(-0.1, 1), frameon=False, fontsize=8.5, labelcolor=COLORS["ink"],
             handlelength=2.2,
         )  # fmt: skip
-    return inline(figure, f"bound-{event}", _spoken(known, event))
+    return inline(figure, f"bound-{event}", _spoken(known, event), tips)
 
 
 def bound_section(ones: Sequence[Placed]) -> dict[str, object] | None:
@@ -69,7 +71,17 @@ def bound_section(ones: Sequence[Placed]) -> dict[str, object] | None:
     }
 
 
-def _one(axes: Axes, one: Placed, event: str, place: int) -> None:
+def _tip(one: Placed, event: str) -> str:
+    """Return a point's values in words."""
+    mark, rate = one.bound.of(event) or Mark(), one.rate(event)
+    return (
+        f"{label(one.defense)}: measured {percent(rate.value)} {EVENTS[event]} ({percents(rate.low, rate.high)}), "
+        f"at most {percent(mark.bound)} for any attack"
+    )
+
+
+def _one(axes: Axes, one: Placed, event: str, place: int) -> bool:
+    """Draw a defense's curve, and its point if there is one; return True if there is."""
     color, bound = COLORS[_INKS[place % len(_INKS)]], one.bound
     kappas, bounds = zip(*(pair for pair in bound.curve if pair[0] >= _LEAST), strict=True)
     style = _DASHES[place // len(_INKS) % len(_DASHES)]
@@ -78,13 +90,15 @@ def _one(axes: Axes, one: Placed, event: str, place: int) -> None:
         axes.axhline(reference, color=color, linestyle=":", linewidth=1)
     mark, rate = bound.of(event), one.rate(event)
     if mark is None or mark.kappa is None or mark.kappa_high is None or rate.value is None:
-        return
+        return False
     x, end, y = max(mark.kappa, _LEAST), max(mark.kappa_high, _LEAST), rate.value
     axes.plot([x, end], [y, y], color=color, linewidth=0.8, alpha=0.7, clip_on=False)
     if rate.ends is not None:
         axes.plot([x, x], rate.ends, color=color, linewidth=0.8, alpha=0.7, clip_on=False)
     marker = _SHAPES[place % len(_SHAPES)]
-    axes.plot(x, y, marker, mec=color, markersize=6.5, mfc=COLORS["paper"], mew=1.5, zorder=5, clip_on=False)
+    style = {"markersize": 6.5, "mfc": COLORS["paper"], "mew": 1.5, "zorder": 5, "clip_on": False}
+    axes.plot(x, y, marker, mec=color, gid=f"measured-{place}", **style)
+    return True
 
 
 def _baselines(axes: Axes, guesses: Sequence[Mapping[str, float | None]], event: str) -> None:

@@ -16,7 +16,7 @@ from medpfl.reporting.figures.selection import cell_rows
 from medpfl.reporting.figures.svg import COLORS, inline
 from medpfl.reporting.phrases import Cells
 from medpfl.reporting.tables import Whole, with_unions
-from medpfl.reporting.words import attacker, known, label, number, percent, percents, shorten
+from medpfl.reporting.words import attacker, counted, known, label, number, percent, percents, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,15 +80,20 @@ def similarity_figure(summary: Cells, rows: Sequence[Finding]) -> str:
     values = [[row.scores["ssim"] or 0.0 for row in cell_rows(cell, rows)] for cell in _in_lanes(summary)]
     lowest = min([0.0, *(v[0] for v in values if v)])
     figure, axes, lanes = _canvas(summary, (lowest, 1.0))
-    drawn = iter(values)
-    for lane in lanes:
+    drawn, tips = iter(values), {}
+    for place, lane in enumerate(lanes):
         if lane.cell is not None:
             own = next(drawn)
             _label(axes, lane, f"mean {number(lane.cell.ssim.value)}")
-            _strip(axes, lane.y, lane.cell, own)
+            _strip(axes, lane.y, lane.cell, own, f"guesses-{place}")
+            if own:
+                tips[f"guesses-{place}"] = (
+                    f"{attacker(lane.cell)}, {label(lane.cell.defense)}: SSIM of {counted(len(own), 'image')} "
+                    f"from {number(min(own))} to {number(max(own))}, mean {number(lane.cell.ssim.value)}"
+                )
     axes.set_xticks([0, 0.25, 0.5, 0.75, 0.9], ["0", "0.25", "0.5", "0.75", "0.9"])
     axes.set_xlabel("SSIM of each guess", color=COLORS["muted"], fontsize=9)
-    return inline(figure, "ssim", "SSIM between guess and target for every image, by defense and attack")
+    return inline(figure, "ssim", "SSIM between guess and target for every image, by defense and attack", tips)
 
 
 def _in_lanes(summary: Cells) -> list[Cell]:
@@ -176,12 +181,12 @@ def _without(cell: Cell, way: str) -> tuple[float | None, ...]:
     return cell.identified_mean_image.value, cell.identified_random_update.value, cell.chance
 
 
-def _strip(axes: Axes, y: float, cell: Cell, values: Sequence[float]) -> None:
+def _strip(axes: Axes, y: float, cell: Cell, values: Sequence[float], gid: str) -> None:
     axes.plot([0.9] * 2, [y - 0.26, y + 0.2], color=COLORS["ink"], linewidth=0.9, linestyle=(0, (2, 1.5)))
     color = COLORS[_style(cell, READ)[0]]
     # Beyond 200 ticks the eye sees a band; 200 quantiles draw the same band in a tenth of the bytes.
     shown = values if len(values) <= 200 else [values[round(i * (len(values) - 1) / 199)] for i in range(200)]
-    axes.vlines(shown, y - 0.18, y + 0.18, color=color, linewidth=1.3, alpha=0.55, clip_on=False)
+    axes.vlines(shown, y - 0.18, y + 0.18, color=color, linewidth=1.3, alpha=0.55, clip_on=False, gid=gid)
     without = (cell.ssim_mean_image, cell.ssim_nearest, cell.ssim_random_update)
     if best := [mean for mean in without if mean is not None]:
         axes.plot([max(best)] * 2, [y - 0.28, y + 0.2], color=COLORS["ink"], linewidth=1.6, clip_on=False)

@@ -5,6 +5,7 @@ The words are for a data protection officer, who knows neither attacks nor stati
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -171,7 +172,12 @@ def _one(cells: Cells) -> tuple[str | None, str]:
         return LEAKS, f"{deeds}{end}."
     if union.verdict == NO_LEAK:
         return NO_LEAK, f"{deeds}: these attacks failed, but others may not."
-    return INCONCLUSIVE, f"{deeds}, but that decides nothing: {reason(cells)}."
+    return INCONCLUSIVE, f"{deeds}, but that decides nothing: {_plain(reason(cells))}."
+
+
+def _plain(why: str) -> str:
+    """Return a reason without what only whoever runs the next audit needs."""
+    return re.sub(r" \((?:--images|docs/)[^)]*\)", "", why)
 
 
 def _meaning(bare: Cells, groups: Sequence[Cells]) -> tuple[str, ...]:
@@ -237,7 +243,7 @@ def _where(groups: Sequence[Cells]) -> str:
 def _decide(cells: Cells) -> tuple[Step, ...]:
     """Return steps that would turn an inconclusive result into another; ``{where}`` stands for the defenses."""
     union = cells[0].union
-    flags = dict.fromkeys([*union.flags, *(flag for cell in cells for flag in cell.flags)])
+    flags = dict.fromkeys(union.flags or (flag for cell in cells for flag in cell.flags))
     if "control-failed" in flags:
         return (
             Step("See which attacks suit this model, and what its updates reveal.", "medpfl check-model MODEL"),

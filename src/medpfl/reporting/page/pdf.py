@@ -50,6 +50,7 @@ def _printed(page: Path) -> Path:
         made = Path(own, "page.pdf")
         command = [
             chromium() or "", "--headless", "--disable-gpu", "--disable-extensions", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync", "--no-default-browser-check",
             "--no-first-run", "--disable-crash-reporter", f"--user-data-dir={own}/profile",
             # Chromium's own header and footer would print the page's path.
             "--no-pdf-header-footer", f"--print-to-pdf={made}", page.resolve().as_uri(),
