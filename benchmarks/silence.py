@@ -1,13 +1,15 @@
-"""``python -m benchmarks silence``: measure how long each command is silent: before its first line, and between two.
+"""``python -m benchmarks silence``: measure how long each command is silent, and the finish time that it tells.
 
 Each command runs in a process of its own, with its output in a pipe, as in a log. The target on an idle machine: the
-first line in less than one second, and then a sign of life at least every two seconds.
+first line in less than one second, and then a sign of life at least every two seconds. The time that is told to be left
+after a tenth of the command, or as soon as one is told, is compared with the true one: right is a factor from 0.5 to 2.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -49,8 +51,8 @@ if __name__ == "__main__":
 """
 
 COMMANDS = {
-    "--help": "--help",
-    "audit --help": "audit --help",
+    "help": "--help",
+    "audit, help": "audit --help",
     "list": "list",
     "demo": "demo --out demo",
     "audit": f"audit samples {_FAST} --out audit",
@@ -60,7 +62,7 @@ COMMANDS = {
     "check-model": "check-model LeNet",
     "check-model, ResNet-18": "check-model ResNet(18)",
     "train": "train samples --rounds 10 --out train",
-    "audit --rounds": "audit samples --model train --rounds 0,2 --attack iDLG(steps=20) --images 4 --out rounds",
+    "audit, rounds": "audit samples --model train --rounds 0,2 --attack iDLG(steps=20) --images 4 --out rounds",
     "frontier": f"frontier samples {_FAST} --defense LaplaceNoise(scale=geom(0.001,0.1,2)) --rounds 5 --out frontier",
     "reproduce": "reproduce noise --data samples --quick --part iDLG --out reproduction",
     "record": "record before.pt after.pt --model small.py:make_model --batch-size 2 --learning-rate 0.1 --out records",
@@ -78,23 +80,26 @@ class Silence(NamedTuple):
         longest: longest time in seconds between two outputs after the first, or from the last to the end.
         seconds: duration of the command.
         status: exit status.
+        told: whole time by the line that told it after a tenth of the command, or first after that, over the true one;
+            ``None`` if none did.
     """
 
     first: float
     longest: float
     seconds: float
     status: int
+    told: float | None = None
 
 
 def measured(command: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> Silence:
     """Run a command, and return its silences; both output streams count."""
     began = monotonic()
-    times: list[float] = []
+    heard: list[tuple[float, bytes]] = []
     with subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
 
         def read(stream: int) -> None:
-            while os.read(stream, 65536):
-                times.append(monotonic())
+            while text := os.read(stream, 65536):
+                heard.append((monotonic() - began, text))
 
         assert process.stdout is not None
         assert process.stderr is not None
@@ -104,17 +109,32 @@ def measured(command: Sequence[str], cwd: Path, env: Mapping[str, str] | None = 
         for reader in readers:
             reader.join()
         status = process.wait()
-    end = monotonic()
-    heard = [*sorted(times), end]
-    longest = max((b - a for a, b in pairwise(heard)), default=0.0)
-    return Silence(heard[0] - began, longest, end - began, status)
+    end = monotonic() - began
+    times = [*sorted(time for time, _ in heard), end]
+    longest = max((b - a for a, b in pairwise(times)), default=0.0)
+    told = [
+        (time + left) / end for time, text in heard if time >= end / 10 and (left := seconds_left(text)) is not None
+    ]
+    return Silence(times[0], longest, end, status, told[0] if told else None)
+
+
+def seconds_left(text: bytes) -> float | None:
+    """Return the seconds that a line tells to be left; ``None`` if it tells none.
+
+    >>> seconds_left(b"0:00:10  1 of 4 images  about 1 min 30 s left, until 12:00"), seconds_left(b"reading")
+    (90.0, None)
+    """
+    found = re.search(rb"about (?:(\d+) h )?(?:(\d+) min )?(?:(\d+) s )?left", text)
+    if found is None:
+        return None
+    return float(sum(int(number or 0) * unit for number, unit in zip(found.groups(), (3600, 60, 1), strict=True)))
 
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
     """Yield a table, a row for each command."""
     env = {**os.environ, "PYTHONPATH": str(Path(chosen.checkout).resolve() / "src")}
-    yield "| command | first line, s | longest silence, s | whole, s | status |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| command | first line, s | longest silence, s | whole, s | told / true | status |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     with TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "small.py").write_text(_MODEL)
@@ -126,7 +146,8 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
             said = [found[0] if word == "RECORD" and found else word for word in shlex.split(words)]
             one = measured([sys.executable, "-m", "medpfl.cli", *said], place, env)
             first, longest = (f"{s:.1f}{' !' * (s > most)}" for s, most in zip(one, (FIRST, LONGEST), strict=False))
-            yield f"| {name} | {first} | {longest} | {one.seconds:.0f} | {one.status} |"
+            told = "" if one.told is None else f"{one.told:.1f}"
+            yield f"| {name} | {first} | {longest} | {one.seconds:.0f} | {told} | {one.status} |"
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
