@@ -1,0 +1,6 @@
+"""Charts."""
+
+
+def charts() -> dict[str, str]:
+    """Return none yet."""
+    return {}
