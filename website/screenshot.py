@@ -24,7 +24,7 @@ def main() -> None:
     """Write ``docs/pictures/verdict.png``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", type=Path, help="report.html of a demo")
-    parser.add_argument("--height", type=int, default=900, help="height to show, in pixels (default: 900)")
+    parser.add_argument("--height", type=int, default=585, help="height to show, in pixels (default: 585)")
     given = parser.parse_args()
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
