@@ -55,7 +55,10 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def _mathml(found: re.Match[str]) -> str:
     display = "block" if found[2] == "[" else "inline"
-    return convert(unescape(found[3]).strip(), display=display)
+    made = convert(unescape(found[3]).strip(), display=display)
+    if "\\" in re.sub(r"<annotation.*?</annotation>", "", made, flags=re.DOTALL):
+        raise PluginError(f"a formula has a command that MathML lacks: {found[3]}")
+    return made
 
 
 def on_post_page(output: str, *, page: Any, **_: Any) -> str:
