@@ -33,7 +33,8 @@ def test_the_page_of_commands_has_every_option():
     page = reference.commands()
     for name, command in parser_of()._subcommands_action._name_parser_map.items():
         part = page.split(f"\n## medpfl {name}\n")[1].split("\n## ")[0]
-        options = [option for action in command._actions for option in action.option_strings]
+        spelled = [option for action in command._actions for option in action.option_strings]
+        options = [option.replace("_", "-") for option in spelled if not option.endswith("+")]
         assert options
         assert [option for option in options if f"{option}`" not in part and f"{option}, " not in part] == []
     assert all(f"[`{name}`](#medpfl-{name})" in page for name in COMMANDS)

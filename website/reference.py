@@ -77,9 +77,11 @@ def _groups(command: Any) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _row(action: Any) -> str:
-    name = ", ".join(action.option_strings) or action.dest.upper()
+    options = [option.replace("_", "-") for option in action.option_strings if not option.endswith("+")]
+    name = ", ".join(options) or action.dest.upper()
     known = action.default not in _NONE and action.dest not in ("help", "print_config")
-    default = "`" + str(action.default).replace("|", "\\|") + "`" if known else ""
+    default = action.default if isinstance(action.default, list | tuple) else [action.default]
+    default = ", ".join("`" + str(value).replace("|", "\\|") + "`" for value in default) if known else ""
     text = (action.help or "").replace(" (default: %(default)s)", "")
     return f"| `{name}` | {default} | {_cell(text)} |"
 
