@@ -119,6 +119,14 @@ def test_a_page_that_loads_from_another_host_is_an_error():
             on_post_page(loaded, page=page)
 
 
+def test_arguments_that_share_a_description_get_an_entry_each():
+    from website.docstrings import fenced
+
+    made = fenced("Text.\n\nArgs:\n    a, b: first line\n        and second.\n    c: other.")
+    entries = "    a: first line\n        and second.\n    b: first line\n        and second.\n    c: other."
+    assert made == f"Text.\n\nArgs:\n{entries}"
+
+
 def test_examples_in_docstrings_become_blocks():
     from website.docstrings import fenced
 

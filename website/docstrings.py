@@ -12,10 +12,16 @@ __all__ = ["Examples", "fenced"]
 _TITLES = "Source|Needs|Applies to|Deviates|Start|Labels|Ends|Noise|Disclosures|Breaks"
 _TITLE = re.compile(rf"^({_TITLES}):(?=\s)", re.MULTILINE)
 _EXAMPLE = re.compile(r"^(?:>>> .*(?:\n(?!\n).+)*)(?:\n+>>> .*(?:\n(?!\n).+)*)*", re.MULTILINE)
+_SHARED = re.compile(r"^    (\w+(?:, \w+)+):((?: .*|$)(?:\n {8}.*)*)", re.MULTILINE)
 
 
 def fenced(text: str) -> str:
-    """Return a docstring with its unindented examples in fenced blocks, and a paragraph for each titled remark."""
+    """Return a docstring as the site shows it.
+
+    Examples stand in fenced blocks, each titled remark is a paragraph, and arguments that share a description get one
+    entry each.
+    """
+    text = _SHARED.sub(lambda found: "\n".join(f"    {name}:{found[2]}" for name in found[1].split(", ")), text)
     return _EXAMPLE.sub(lambda found: f"```pycon\n{found[0]}\n```", _TITLE.sub(r"\n**\1:**", text))
 
 
