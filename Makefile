@@ -8,7 +8,7 @@ EXTRAS := .venv-extras/bin
 # The ten slowest tests are printed.
 PYTEST := pytest -n 2 --durations 10
 
-.PHONY: demo quick test test-extras check bench matrix clean
+.PHONY: demo quick test test-extras check docs pictures bench matrix clean
 
 demo: $(READY)  ## audits the embedded samples, offline, with and without a defense
 	$(BIN)/medpfl demo --out runs/demo --force
@@ -22,10 +22,19 @@ quick: $(READY)  ## the core suite without tests that take more than a third of 
 test-extras: .venv-extras/.ready  ## the rest: beside Flower, NVIDIA FLARE, MONAI, TenSEAL, SimpleITK, breaching, and image decoders; the benchmarks
 	$(EXTRAS)/$(PYTEST) -m extra
 
-check: $(READY)
+check: $(READY) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: $(READY)  ## builds the documentation site into build/site, with warnings as errors; open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pictures: $(READY)  ## makes the pictures of the README and the site again, from the embedded samples (needs chromium)
+	$(BIN)/python -m website.pictures
+	$(BIN)/medpfl demo --out runs/demo
+	$(BIN)/python -m website.screenshot runs/demo/share/report.html
+	$(BIN)/python -m website.charts
 
 bench: .venv/.bench  ## speed and strength beside peers, in at most ten minutes
 	$(BIN)/python -m benchmarks

@@ -17,6 +17,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) for indent, text in found]
 
 
+def file_of(text: str) -> str:
+    """Return the file name that a code block's first line gives, as in ``# model.py``; ``""`` if it gives none."""
+    found = re.match(r"# (\w+\.py)\n", text)
+    return found[1] if found else ""
+
+
 def pasted(name: str, folder: Path, package: ModuleType) -> Path:
     """Write a class from `CONTRIBUTING.md` into a folder, unchanged, and return the file.
 

@@ -179,9 +179,9 @@ def main() -> int:
     missed = 0
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
-        for part in ("src", "tests", "benchmarks", "docs", "examples"):
+        for part in ("src", "tests", "benchmarks", "docs", "examples", "website"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-        for page in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        for page in ("pyproject.toml", "setup.py", "mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
             shutil.copy(ROOT / page, copy)
         for fault in FAULTS:
             found = first_failure(fault, copy)

@@ -1,7 +1,11 @@
-"""Code in the documents runs: Python as it stands, commands as far as the command line parses them."""
+"""Code in the documents runs: Python as it stands, commands as far as the command line parses them.
+
+`tests/test_tutorials.py` runs the commands of the tutorials and the quick start, and compares the output shown there.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -14,9 +18,11 @@ import torch
 from torch import nn
 
 from medpfl.cli.parser import parser_of, spelled
-from tests.documents import ROOT, blocks
+from tests.documents import ROOT, blocks, file_of
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+KINDS = {"python", "console", "text", "diff"}
+"""Languages of code blocks: Python runs, commands are parsed or run, and the rest is output or part of a file."""
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -49,8 +55,22 @@ def test_python(page, tmp_path, monkeypatch):
     document.torch, document.train = torch, train
     monkeypatch.setitem(sys.modules, "document", document)  # where a dataclass looks for its names
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     for text in blocks(page, "python"):
+        if file := file_of(text):
+            (tmp_path / file).write_text(text)
+            monkeypatch.delitem(sys.modules, Path(file).stem, raising=False)
         exec(compile(text.replace("iDLG(steps=300)", "iDLG(steps=10)"), page.name, "exec"), vars(document))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_code_block_is_of_a_kind_that_is_tested(page):
+    fences = re.findall(r"^ *```(.*)$", page.read_text(), re.MULTILINE)
+    assert len(fences) % 2 == 0
+    assert set(fences[::2]) <= KINDS
+    assert set(fences[1::2]) <= {""}
+    texts = [text for text in blocks(page, "text") if text.startswith("{")]
+    assert all(json.loads(text) for text in texts)
 
 
 def test_what_contributing_shows_passes_the_linter(tmp_path):

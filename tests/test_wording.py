@@ -61,7 +61,7 @@ def test_no_help_text_begins_with_of():
 def test_one_word_for_one_thing(avoided):
     """The glossary's own table names these words, and a changelog may quote older ones."""
     found = [place for place, text in docstrings() if avoided in " ".join(words(text))]
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     found += [
         page.name for page in pages if page.name != "glossary.md" and avoided in " ".join(words(page.read_text()))
     ]

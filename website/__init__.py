@@ -1,0 +1,1 @@
+"""What turns the Markdown pages, the code and stored rows into the documentation site."""
