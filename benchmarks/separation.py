@@ -27,6 +27,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
 from medpfl.core.spec import build, registry
+from medpfl.core.types import Weights
 from medpfl.models import ResNet
 
 _EXACT, _READ = 0.9999, 1e-3
@@ -35,7 +36,9 @@ _EXACT, _READ = 0.9999, 1e-3
 HEAD = columns(
     ("weights", -11), ("set", -12), ("mode", -7), ("batch", 5), ("images", 8), ("separated", 11), ("false", 7)
 )
-HEAD += columns(("labels", 8), ("depth", 8), ("error", 9), ("features", 10), ("SSIM", 7), ("ASR [95 %]", 20), ("s", 7))
+HEAD += columns(
+    ("labels", 8), ("maps", 6), ("read", 8), ("error", 9), ("features", 10), ("SSIM", 7), ("ASR [95 %]", 20), ("s", 7)
+)
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Tally:
     Attributes:
         images, separated, false, labels, features: numbers of images; `false` counts certified sources of none.
         edges, errors: edge of the earliest maps that were read right, and the largest error of an image's maps there,
-            for each batch.
+            for each batch. A row shows the longest edge, in how many batches it was read, and the largest error.
         ssim: (M,) for each image.
         seconds: for each batch.
     """
@@ -64,8 +67,9 @@ class Tally:
         """Return the counts as a row's right part."""
         score = torch.cat(self.ssim) if self.ssim else torch.zeros(0)
         right = f"{self.images:>8}{self.separated:>11}{self.false:>7}{self.labels:>8}"
-        edges = f"{min(self.edges)}-{max(self.edges)}" if len(set(self.edges)) > 1 else f"{max(self.edges, default=0)}"
-        right += f"{edges:>8}{max(self.errors, default=float('nan')):>9.1e}{self.features:>10}"
+        most, error = max(self.edges, default=0), max(self.errors, default=float("nan"))
+        read = f"{self.edges.count(most)}/{len(self.edges)}"
+        right += f"{most:>6}{read:>8}{error:>9.1e}{self.features:>10}"
         told = f"{score.mean():>7.3f}{rate(score):>20}" if len(score) else f"{'-':>7}{'-':>20}"
         return f"{right}{told}{sum(self.seconds) / max(len(self.seconds), 1):>7.1f}"
 
@@ -76,6 +80,8 @@ class Gallery:
 
     images: Tensor
     places: Tensor
+    features: dict[int, Tensor] = field(default_factory=dict)
+    """Normalized values (G, D) of the images by the node's place in the graph."""
 
 
 def one(scene: Scene, v: int, gallery: Gallery, tally: Tally, pictures: bool) -> None:
@@ -141,16 +147,23 @@ def _false(begun: SeparatedStart, true: Tensor) -> int:
 
 
 def _nearest(scene: Scene, graph: Graph, gallery: Gallery, node, value: Tensor) -> Tensor:
-    """Return the gallery image with the features nearest to each image's, by cosine; the gallery enters in halves."""
-    view, place, found = scene.seen.views[0], graph.nodes.index(node), []
-    halves = torch.randperm(len(gallery.images), generator=torch.Generator().manual_seed(5)).chunk(2)
+    """Return the gallery image with the features nearest to each image's, by cosine."""
+    place = graph.nodes.index(node)
+    if place not in gallery.features:
+        weights = scene.seen.views[0].weights
+        gallery.features[place] = features_of(scene, weights, gallery.images, place)
+    return (normalize(value.float().flatten(1), dim=1) @ gallery.features[place].T).argmax(1)
+
+
+def features_of(scene: Scene, weights: Weights, images: Tensor, place: int) -> Tensor:
+    """Return the normalized values (G, D) of images at a node, given by its place; the images enter in halves."""
+    halves, found = torch.randperm(len(images), generator=torch.Generator().manual_seed(5)).chunk(2), []
     for rows in halves:
-        whole = graph_of(scene.seen.model, view.weights, scene.seen.image_shape, len(rows))
+        whole = graph_of(scene.seen.model, weights, scene.seen.image_shape, len(rows))
         target = whole.nodes[place]
-        values = whole.run(gallery.images[rows].double(), whole.needed([target]), whole.fixed)
+        values = whole.run(images[rows].double(), whole.needed([target]), whole.fixed)
         found.append(values[target].float())
-    features = normalize(torch.cat(found)[torch.cat(halves).argsort()].flatten(1), dim=1)
-    return (normalize(value.float().flatten(1), dim=1) @ features.T).argmax(1)
+    return normalize(torch.cat(found)[torch.cat(halves).argsort()].flatten(1), dim=1)
 
 
 def network_of(weights: str, name: str, draw: int, size: int) -> nn.Module:
