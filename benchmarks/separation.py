@@ -151,15 +151,15 @@ def _nearest(scene: Scene, graph: Graph, gallery: Gallery, node, value: Tensor) 
     place = graph.nodes.index(node)
     if place not in gallery.features:
         weights = scene.seen.views[0].weights
-        gallery.features[place] = features_of(scene, weights, gallery.images, place)
+        gallery.features[place] = features_of(scene.seen.model, weights, gallery.images, place)
     return (normalize(value.float().flatten(1), dim=1) @ gallery.features[place].T).argmax(1)
 
 
-def features_of(scene: Scene, weights: Weights, images: Tensor, place: int) -> Tensor:
+def features_of(model: nn.Module, weights: Weights, images: Tensor, place: int) -> Tensor:
     """Return the normalized values (G, D) of images at a node, given by its place; the images enter in halves."""
     halves, found = torch.randperm(len(images), generator=torch.Generator().manual_seed(5)).chunk(2), []
     for rows in halves:
-        whole = graph_of(scene.seen.model, weights, scene.seen.image_shape, len(rows))
+        whole = graph_of(model, weights, tuple(images.shape[1:]), len(rows))
         target = whole.nodes[place]
         values = whole.run(images[rows].double(), whole.needed([target]), whole.fixed)
         found.append(values[target].float())

@@ -95,4 +95,4 @@ def test_the_kept_share_is_what_torch_leaves_of_a_weight_without_gradients(decay
     for _ in range(steps):
         weight.grad = torch.zeros_like(weight)
         optimizer.step()
-    assert plan.kept_share() == pytest.approx(float(weight), rel=1e-12)
+    assert plan.kept_share() == pytest.approx(weight.item(), rel=1e-12)
