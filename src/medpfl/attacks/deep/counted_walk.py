@@ -171,9 +171,8 @@ class CountedWalk:
         convolution = self.graph.sources(normal)[0]
         gamma, beta = (self.graph.parameter(normal, place) for place in (1, 2))
         plain = convolution.target is _OPS.convolution.default and self._plain(convolution)
-        if not plain or not pull or gamma is None or beta is None or len(convolution.users) > 1 or convolution.args[2]:
-            why = "a bias stands before a batch norm" if plain and convolution.args[2] else obstacle(normal)
-            self._stop(normal, why, pull)
+        if not plain or not pull or gamma is None or beta is None or len(convolution.users) > 1:
+            self._stop(normal, obstacle(normal), pull)
             return
         source = self.graph.sources(convolution)[0]
         self.passed.add(convolution)
