@@ -32,7 +32,7 @@ from medpfl.models import ResNet
 _SAME = 0.9999
 """Smallest cosine of values that are the same."""
 
-_CANDIDATES, _SWEEPS = 12, 2
+_CANDIDATES, _SWEEPS = 16, 2
 """Known images that are tried for each one of a batch, and number of times that all are exchanged."""
 
 HEAD = columns(("set", -12), ("mode", -7), ("batch", 5), ("steps", 6), ("rate", 8), ("images", 8), ("separated", 11))
