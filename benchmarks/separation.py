@@ -68,7 +68,7 @@ class Tally:
         score = torch.cat(self.ssim) if self.ssim else torch.zeros(0)
         right = f"{self.images:>8}{self.separated:>11}{self.false:>7}{self.labels:>8}"
         most, error = max(self.edges, default=0), max(self.errors, default=float("nan"))
-        read = f"{self.edges.count(most)}/{len(self.edges)}"
+        read = f"{self.edges.count(most) if most else 0}/{len(self.edges)}"
         right += f"{most:>6}{read:>8}{error:>9.1e}{self.features:>10}"
         told = f"{score.mean():>7.3f}{rate(score):>20}" if len(score) else f"{'-':>7}{'-':>20}"
         return f"{right}{told}{sum(self.seconds) / max(len(self.seconds), 1):>7.1f}"
