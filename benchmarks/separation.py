@@ -37,7 +37,15 @@ HEAD = columns(
     ("weights", -11), ("set", -12), ("mode", -7), ("batch", 5), ("images", 8), ("separated", 11), ("false", 7)
 )
 HEAD += columns(
-    ("labels", 8), ("maps", 6), ("read", 8), ("error", 9), ("features", 10), ("SSIM", 7), ("ASR [95 %]", 20), ("s", 7)
+    ("labels", 8),
+    ("maps", 6),
+    ("read", 8),
+    ("error", 9),
+    ("bounded", 9),
+    ("features", 10),
+    ("SSIM", 7),
+    ("ASR [95 %]", 20),
+    ("s", 7),
 )
 
 
@@ -49,6 +57,8 @@ class Tally:
         images, separated, false, labels, features: numbers of images; `false` counts certified sources of none.
         edges, errors: edge of the earliest maps that were read right, and the largest error of an image's maps there,
             for each batch. A row shows the longest edge, in how many batches it was read, and the largest error.
+        bounded: number of batches in which no image's error at the earliest maps is above the bound that is stated, and
+            of those for which one is stated.
         ssim: (M,) for each image.
         seconds: for each batch.
     """
@@ -60,6 +70,7 @@ class Tally:
     features: int = 0
     edges: list[int] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
+    bounded: tuple[int, int] = (0, 0)
     ssim: list[Tensor] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
@@ -69,7 +80,8 @@ class Tally:
         right = f"{self.images:>8}{self.separated:>11}{self.false:>7}{self.labels:>8}"
         most, error = max(self.edges, default=0), max(self.errors, default=float("nan"))
         read = f"{self.edges.count(most) if most else 0}/{len(self.edges)}"
-        right += f"{most:>6}{read:>8}{error:>9.1e}{self.features:>10}"
+        bounded = "{}/{}".format(*self.bounded)
+        right += f"{most:>6}{read:>8}{error:>9.1e}{bounded:>9}{self.features:>10}"
         told = f"{score.mean():>7.3f}{rate(score):>20}" if len(score) else f"{'-':>7}{'-':>20}"
         return f"{right}{told}{sum(self.seconds) / max(len(self.seconds), 1):>7.1f}"
 
@@ -103,6 +115,9 @@ def one(scene: Scene, v: int, gallery: Gallery, tally: Tally, pictures: bool) ->
     order = _order(begun, truth)
     maps = {k: t for k, t in read.known.items() if graph.rectifier(k) and t.ndim == 4}
     errors = {k: float(_error(t, truth[k][order]).max()) for k, t in maps.items()}
+    if read.bound is not None:
+        held = max(errors[k] for k in maps if k in read.rim(graph)) <= read.bound
+        tally.bounded = tally.bounded[0] + held, tally.bounded[1] + 1
     right = [k for k, error in errors.items() if error < _READ]
     deepest = max(right, key=lambda k: (maps[k].shape[-1], -graph.nodes.index(k)), default=None)
     tally.edges.append(maps[deepest].shape[-1] if deepest is not None else 0)

@@ -236,6 +236,8 @@ def _certificate(begun: SeparatedStart, read: Peeled | None) -> str:
         return text + f" (misfit {begun.residual:.1g}); earlier layers are not read from several gradients"
     if read.residuals:
         text += f"; {len(read.residuals)} layers walked, residuals up to {max(read.residuals.values()):.1g}"
-    if read.differences:
-        text += f"; separate readings agree to {max(read.differences.values()):.1g}"
+    if read.bound is not None:
+        text += (
+            f"; separate readings agree to {max(read.differences.values()):.1g}, so errors are below {read.bound:.1g}"
+        )
     return text
