@@ -31,7 +31,7 @@ from medpfl.core.types import Weights
 from medpfl.models import ResNet
 
 _SAME, _READ = 0.99, 1e-3
-"""Smallest cosine of a source that is an image's, under noise too, and largest relative error of a map that was read."""
+"""Smallest cosine of a source that is an image's, noise included, and largest relative error of a map that was read."""
 
 HEAD = columns(
     ("weights", -11), ("set", -12), ("mode", -7), ("batch", 5), ("images", 8), ("separated", 11), ("false", 7)
