@@ -22,6 +22,7 @@ from benchmarks.rows import columns, conditions, now
 from medpfl.attacks.deep.backward_walk import peel
 from medpfl.attacks.deep.capacity import capacity
 from medpfl.attacks.deep.graph import Graph, exact, graph_of
+from medpfl.attacks.deep.kernel_systems import LAYERS
 from medpfl.attacks.deep.separated_start import separated_start
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -53,7 +54,8 @@ class Case:
     Attributes:
         parts: the network's parts: ``c32s2`` is a 3 x 3 convolution with 32 outputs and stride 2, its norm and a ReLU
             (``g`` behind it: GELU; ``t``: tanh); ``p32`` the same with a 1 x 1 convolution; ``b32s2`` a residual block;
-            ``m`` and ``a`` a maximum and an average over 2 x 2 positions. A linear layer ends it.
+            ``m`` and ``a`` a maximum and an average over 2 x 2 positions; ``f32`` a linear layer over all positions and
+            a ReLU. Without one, an average over positions follows. A linear layer ends it.
         norm: ``"batch"``, ``"biased batch"`` (behind convolutions with a bias), ``"group"`` or ``"none"``.
         side: height and width of the images in pixels.
         mode: the client's mode.
@@ -84,6 +86,20 @@ _PARTS = (
     ("c48g c64s2 c128s2 c128", "none"),
     ("c64g c96s2g c96s2g c96g", "none"),
     ("c16s2 c32s2 b32", "batch"),
+    ("c96s2 c96s2 c96", "batch"),
+    ("p64 c64s2 c128s2 c128", "batch"),
+    ("c24s2 c48s2 c96", "none"),
+    ("f256 f192", "none"),
+    ("f512 f256 f128", "none"),
+    ("f256", "none"),
+    ("c32 c64s2 f256", "none"),
+    ("c32 c64s2 f256 f128", "none"),
+    ("c32 m c64 m f256 f128", "none"),
+    ("c32 a c64 a f256 f128", "none"),
+    ("c48t c64s2 f256 f128", "none"),
+    ("c32g c64s2g f256 f192", "none"),
+    ("c64s2 c64s2 f256", "batch"),
+    ("b64s2 b64s2 f256 f128", "batch"),
 )
 """Parts and norm of each network; every network gets both modes and two of the batch sizes."""
 
@@ -122,7 +138,7 @@ def _convolution(width: int, out: int, kernel: int, stride: int, norm: str) -> n
     return nn.Sequential(nn.Conv2d(width, out, kernel, stride, kernel // 2, bias=bias), _NORMS[norm](out))
 
 
-def network(parts: str, norm: str) -> nn.Module:
+def network(parts: str, norm: str, side: int = 8) -> nn.Module:
     """Return an untrained network from the parts of a `Case`. Batch norms have random statistics and parameters."""
     layers: list[nn.Module] = []
     width = CHANNELS
@@ -131,6 +147,11 @@ def network(parts: str, norm: str) -> nn.Module:
             layers.append(nn.MaxPool2d(2) if part == "m" else nn.AvgPool2d(2))
             continue
         kind, words = part[0], part[1:].rstrip("gt")
+        if kind == "f":
+            before = nn.Sequential(Standardized(), *layers)(torch.zeros(2, CHANNELS, side, side))
+            layers.append(nn.Sequential(nn.Flatten(), nn.Linear(before[0].numel(), int(words)), nn.ReLU()))
+            width = int(words)
+            continue
         out, stride = (int(word) for word in (words if "s" in words else f"{words}s1").split("s"))
         if kind == "b":
             layers.append(Block(width, out, stride, norm))
@@ -138,7 +159,8 @@ def network(parts: str, norm: str) -> nn.Module:
             layer = _convolution(width, out, {"c": 3, "p": 1}[kind], stride, norm)
             layers.append(layer.append(_ACTIVATIONS[part[len(words) + 1 :]]()))
         width = out
-    made = nn.Sequential(Standardized(), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, CLASSES))
+    end = [] if any(part[0] == "f" for part in parts.split()) else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    made = nn.Sequential(Standardized(), *layers, *end, nn.Linear(width, CLASSES))
     for layer in made.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_in")
@@ -152,7 +174,7 @@ def network(parts: str, norm: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where images were separated, and the earliest convolution that was read; ``"-"`` for none."""
+    """Where images were separated, and the earliest layer whose inputs were read; ``"-"`` for none."""
 
     separates: str
     reads: str
@@ -197,12 +219,13 @@ def _error(value: Tensor, true: Tensor, hidden: bool) -> float:
 
 
 def _earliest(graph: Graph, known: set[Node]) -> str:
-    """Return the earliest convolution whose inputs are known."""
+    """Return the earliest layer whose inputs are known."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     found = []
     for node in graph.nodes:
-        if node.target is torch.ops.aten.convolution.default and graph.sources(node)[0] in known:
-            found.append((order[graph.sources(node)[0]], order[node], graph.parameters[node.args[1]]))  # type: ignore[index]
+        if node.target in LAYERS and graph.sources(node)[0] in known:
+            name = graph.parameter(node, LAYERS[node.target])
+            found.append((order[graph.sources(node)[0]], order[node], name))
     return _layer(min(found)[2]) if found else "-"
 
 
@@ -230,7 +253,7 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
             continue
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(chosen.seed)
-            made = network(case.parts, case.norm)
+            made = network(case.parts, case.norm, case.side)
         expected, total = predicted(case, made)
         began = now()
         found = measured(case, made, chosen.seed)

@@ -27,15 +27,26 @@ from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
 from medpfl.core.spec import build, registry
+from medpfl.core.types import Weights
 from medpfl.models import ResNet
 
-_EXACT, _READ = 0.9999, 1e-3
-"""Smallest cosine of a source that is exact, and largest relative error of a map that was read."""
+_SAME, _READ = 0.99, 1e-3
+"""Smallest cosine of a source that is an image's, noise included, and largest relative error of a map that was read."""
 
 HEAD = columns(
     ("weights", -11), ("set", -12), ("mode", -7), ("batch", 5), ("images", 8), ("separated", 11), ("false", 7)
 )
-HEAD += columns(("labels", 8), ("depth", 8), ("error", 9), ("features", 10), ("SSIM", 7), ("ASR [95 %]", 20), ("s", 7))
+HEAD += columns(
+    ("labels", 8),
+    ("maps", 6),
+    ("read", 8),
+    ("error", 9),
+    ("bounded", 9),
+    ("features", 10),
+    ("SSIM", 7),
+    ("ASR [95 %]", 20),
+    ("s", 7),
+)
 
 
 @dataclass
@@ -45,7 +56,9 @@ class Tally:
     Attributes:
         images, separated, false, labels, features: numbers of images; `false` counts certified sources of none.
         edges, errors: edge of the earliest maps that were read right, and the largest error of an image's maps there,
-            for each batch.
+            for each batch. A row shows the longest edge, in how many batches it was read, and the largest error.
+        bounded: number of batches in which no image's error at the earliest maps is above the bound that is stated, and
+            of those for which one is stated.
         ssim: (M,) for each image.
         seconds: for each batch.
     """
@@ -57,6 +70,7 @@ class Tally:
     features: int = 0
     edges: list[int] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
+    bounded: tuple[int, int] = (0, 0)
     ssim: list[Tensor] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
@@ -64,8 +78,10 @@ class Tally:
         """Return the counts as a row's right part."""
         score = torch.cat(self.ssim) if self.ssim else torch.zeros(0)
         right = f"{self.images:>8}{self.separated:>11}{self.false:>7}{self.labels:>8}"
-        edges = f"{min(self.edges)}-{max(self.edges)}" if len(set(self.edges)) > 1 else f"{max(self.edges, default=0)}"
-        right += f"{edges:>8}{max(self.errors, default=float('nan')):>9.1e}{self.features:>10}"
+        most, error = max(self.edges, default=0), max(self.errors, default=float("nan"))
+        read = f"{self.edges.count(most) if most else 0}/{len(self.edges)}"
+        bounded = "{}/{}".format(*self.bounded)
+        right += f"{most:>6}{read:>8}{error:>9.1e}{bounded:>9}{self.features:>10}"
         told = f"{score.mean():>7.3f}{rate(score):>20}" if len(score) else f"{'-':>7}{'-':>20}"
         return f"{right}{told}{sum(self.seconds) / max(len(self.seconds), 1):>7.1f}"
 
@@ -76,6 +92,8 @@ class Gallery:
 
     images: Tensor
     places: Tensor
+    features: dict[int, Tensor] = field(default_factory=dict)
+    """Normalized values (G, D) of the images by the node's place in the graph."""
 
 
 def one(scene: Scene, v: int, gallery: Gallery, tally: Tally, pictures: bool) -> None:
@@ -97,6 +115,9 @@ def one(scene: Scene, v: int, gallery: Gallery, tally: Tally, pictures: bool) ->
     order = _order(begun, truth)
     maps = {k: t for k, t in read.known.items() if graph.rectifier(k) and t.ndim == 4}
     errors = {k: float(_error(t, truth[k][order]).max()) for k, t in maps.items()}
+    if read.bound is not None:
+        held = max(errors[k] for k in maps if k in read.rim(graph)) <= read.bound
+        tally.bounded = tally.bounded[0] + held, tally.bounded[1] + 1
     right = [k for k, error in errors.items() if error < _READ]
     deepest = max(right, key=lambda k: (maps[k].shape[-1], -graph.nodes.index(k)), default=None)
     tally.edges.append(maps[deepest].shape[-1] if deepest is not None else 0)
@@ -137,20 +158,27 @@ def _error(value: Tensor, true: Tensor) -> Tensor:
 def _false(begun: SeparatedStart, true: Tensor) -> int:
     """Return the number of certified sources that are no image's inputs at any position."""
     inputs = normalize(true.flatten(2).transpose(1, 2).flatten(0, 1), dim=1)
-    return sum(int(((one.inputs @ inputs.T).amax(1) < _EXACT).sum()) for one in begun.sources)
+    return sum(int(((one.inputs @ inputs.T).amax(1) < _SAME).sum()) for one in begun.sources)
 
 
 def _nearest(scene: Scene, graph: Graph, gallery: Gallery, node, value: Tensor) -> Tensor:
-    """Return the gallery image with the features nearest to each image's, by cosine; the gallery enters in halves."""
-    view, place, found = scene.seen.views[0], graph.nodes.index(node), []
-    halves = torch.randperm(len(gallery.images), generator=torch.Generator().manual_seed(5)).chunk(2)
+    """Return the gallery image with the features nearest to each image's, by cosine."""
+    place = graph.nodes.index(node)
+    if place not in gallery.features:
+        weights = scene.seen.views[0].weights
+        gallery.features[place] = features_of(scene.seen.model, weights, gallery.images, place)
+    return (normalize(value.float().flatten(1), dim=1) @ gallery.features[place].T).argmax(1)
+
+
+def features_of(model: nn.Module, weights: Weights, images: Tensor, place: int) -> Tensor:
+    """Return the normalized values (G, D) of images at a node, given by its place; the images enter in halves."""
+    halves, found = torch.randperm(len(images), generator=torch.Generator().manual_seed(5)).chunk(2), []
     for rows in halves:
-        whole = graph_of(scene.seen.model, view.weights, scene.seen.image_shape, len(rows))
+        whole = graph_of(model, weights, tuple(images.shape[1:]), len(rows))
         target = whole.nodes[place]
-        values = whole.run(gallery.images[rows].double(), whole.needed([target]), whole.fixed)
+        values = whole.run(images[rows].double(), whole.needed([target]), whole.fixed)
         found.append(values[target].float())
-    features = normalize(torch.cat(found)[torch.cat(halves).argsort()].flatten(1), dim=1)
-    return (normalize(value.float().flatten(1), dim=1) @ features.T).argmax(1)
+    return normalize(torch.cat(found)[torch.cat(halves).argsort()].flatten(1), dim=1)
 
 
 def network_of(weights: str, name: str, draw: int, size: int) -> nn.Module:

@@ -107,7 +107,7 @@ def test_why_images_cannot_be_separated(network, why):
         (convolutions(), "train", "0", ""),
         (convolutions(nn.Tanh), "train", "0", ""),
         (convolutions(nn.GELU), "train", "2", "operation 'gelu'"),
-        (convolutions(norm=nn.BatchNorm2d), "train", "6", "4"),
+        (convolutions(norm=nn.BatchNorm2d), "train", "3", "0"),
         (convolutions(norm=nn.BatchNorm2d), "eval", "0", ""),
         (convolutions(bias=False, norm=nn.BatchNorm2d), "train", "3", "0"),
         (convolutions(norm=lambda width: nn.GroupNorm(4, width)), "train", "6", "4"),

@@ -20,7 +20,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Weights
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
-from medpfl.models import LeNet
+from medpfl.models import MLP, LeNet
 from tests.attacks.residual import built
 from tests.attacks.scenes import scene
 
@@ -190,7 +190,7 @@ def test_an_image_is_read_on_a_map_of_one_position():
 def test_a_graph_without_an_entrance_is_refused():
     network = prepare(LeNet().build((1, 12, 12), 3, 0), Plan())
     weights = Weights.of(network)
-    with pytest.raises(InputError, match="no 3 x 3 convolution of the model has rectified inputs"):
+    with pytest.raises(InputError, match="no hidden linear layer, and no 3 x 3 convolution"):
         separated_start(graph_of(network, weights, (1, 12, 12), 2), exact(weights.parameters))
 
 
@@ -270,8 +270,53 @@ def test_sent_statistics_show_the_contrast():
     assert max(boxed.max() - 1, -boxed.min()) > -0.05  # the contrast fills the box
 
 
+@pytest.mark.parametrize("images", [1, 4, 8])
+def test_batches_of_a_multilayer_perceptron_are_read_exactly(images):
+    shown, labels = varied(images)[None], (torch.arange(images) % 3)[None]
+    seen = scene(MLP(hidden=(256, 192)).build((1, 12, 12), 3, 0), shown, labels, Plan(batch_size=images))
+    guess = Separation()(seen, torch.Generator().manual_seed(0))
+    order = torch.cdist(guess.guesses[0].flatten(1), shown[0].flatten(1)).argmin(1)
+    assert torch.allclose(guess.guesses[0], shown[0][order], atol=1e-4)
+    assert guess.labels is not None
+    assert torch.equal(guess.labels[0], labels[0][order])
+
+
+def test_weight_decay_is_subtracted_exactly():
+    shown, labels = varied(4)[None], torch.tensor([[0, 1, 2, 0]])
+    plan = Plan("FedAvg", batch_size=4, weight_decay=0.1, learning_rate=0.2)
+    seen = scene(MLP(hidden=(256, 192)).build((1, 12, 12), 3, 0), shown, labels, plan)
+    guess = Separation()(seen, torch.Generator().manual_seed(0))
+    order = torch.cdist(guess.guesses[0].flatten(1), shown[0].flatten(1)).argmin(1)
+    assert torch.allclose(guess.guesses[0], shown[0][order], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_local_steps_are_told_apart_in_train_mode():
+    shown, labels = varied(8), torch.tensor([0, 1, 2, 0, 2, 1, 2, 1])
+    plan = Plan("FedAvg", batch_size=4, local_images=8, learning_rate=1e-3, momentum=0.5, mode="train")
+    network = prepare(built(width=80, last=True), plan)
+    weights = Weights.of(network)
+    update = local_update(network, Batch(shown, labels), plan, weights)
+    graph = graph_of(network, weights, (1, 12, 12), 4)
+    begun = separated_start(graph, exact({k: -t for k, t in update.tensors.items()}), batches=2, moved=True)
+    assert len(begun.starts) == 2
+    found = []
+    for start in begun.starts:
+        true = torch.cat([graph.after({graph.image: part.double()})[start.node] for part in shown.split(4)])
+        order = torch.cdist(*(functional.normalize(t.flatten(1)) for t in (start.value, true))).argmin(1)
+        assert torch.equal(start.pull.argmin(1), labels[order])
+        found.append(sorted(order.tolist()))
+    assert sorted(found) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    guess = Separation()(scene(network, shown[None], labels[None], plan), torch.Generator().manual_seed(0))
+    assert guess.certificates[0].startswith("8 images separated and assigned to 2 batches")
+    assert guess.ended == ("stalled",)
+    assert guess.labels is not None
+    assert sorted(guess.labels[0].tolist()) == sorted(labels.tolist())
+
+
 REFUSED = {
-    "several steps": (Plan(algorithm="FedAvg", local_images=2, batch_size=1), "an update of 2 steps"),
+    "several epochs": (Plan(algorithm="FedAvg", batch_size=2, epochs=2), "several epochs"),
+    "unequal batches": (Plan(algorithm="FedAvg", local_images=5, batch_size=2), "batches of different sizes"),
     "Poisson": (Plan(batch_size=2, local_images=4, sampling="poisson"), "Poisson"),
     "too many": (Plan(batch_size=130), "130 images cannot be separated: at most 80 images"),
 }
@@ -286,5 +331,5 @@ def test_plans_that_it_does_not_take(name):
 
 def test_a_network_without_rectified_inputs_is_refused():
     plan = Plan(batch_size=2)
-    with pytest.raises(InputError, match="2 images cannot be separated: no 3 x 3 convolution"):
+    with pytest.raises(InputError, match="2 images cannot be separated: no hidden linear layer"):
         Separation().check(prepare(LeNet().build((1, 12, 12), 3, 0), plan), (plan,), (1, 12, 12))

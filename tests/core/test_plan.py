@@ -4,6 +4,7 @@ import dataclasses
 from math import inf, nan
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,3 +78,21 @@ def test_frozen_and_comparable():
 def test_out_of_range(arguments, message):
     with pytest.raises(InputError, match=message):
         Plan(**arguments)
+
+
+@given(*[st.integers(0, 9).map(lambda tenths: tenths / 10)] * 3, st.booleans(), st.integers(1, 5), st.floats(0.01, 0.5))
+def test_the_kept_share_is_what_torch_leaves_of_a_weight_without_gradients(decay, momentum, damped, ahead, steps, rate):
+    nesterov = ahead and momentum > 0
+    options = {
+        "momentum": momentum,
+        "weight_decay": decay,
+        "dampening": 0 if nesterov else damped,
+        "nesterov": nesterov,
+    }
+    plan = Plan("FedAvg", local_images=steps, learning_rate=rate, **options)
+    weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=rate, **options)
+    for _ in range(steps):
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+    assert plan.kept_share() == pytest.approx(weight.item(), rel=1e-12)

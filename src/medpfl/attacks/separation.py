@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,6 @@ from medpfl.attacks.deep.front_search import Band, Front
 from medpfl.attacks.deep.graph import Graph, exact, graph_of
 from medpfl.attacks.deep.separated_start import SeparatedStart, separated_start
 from medpfl.attacks.deep.walk_state import Peeled
-from medpfl.attacks.inversion.recursion import check_plans
 from medpfl.attacks.matching.residual import judged
 from medpfl.attacks.optimize.coordinates import Spectral
 from medpfl.attacks.optimize.lbfgs import LBFGS
@@ -25,7 +25,7 @@ from medpfl.core import progress
 from medpfl.core.errors import InputError, check_positive
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
-from medpfl.core.types import Ended, Observation, Reconstruction
+from medpfl.core.types import Ended, Observation, Reconstruction, Tensors, View
 
 __all__ = ["Separation"]
 
@@ -42,7 +42,7 @@ _COLORED = 0.55
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """Images (N, C, H, W), labels (N,), the search that found the images, and the certificate of their values."""
+    """Images (N, C, H, W), labels (N,), the search for the images, and the certificate of their values."""
 
     images: Tensor
     labels: Tensor
@@ -64,10 +64,15 @@ class Separation(Attack):
     gradient.
     Related: SPEAR (Dimitrov et al. 2024, arXiv:2403.03945) separates batches at linear layers by the zeros of the
     derivative; R-GAP (Zhu and Blaschko, ICLR 2021, arXiv:2010.07733) recovers one image layer by layer.
-    Needs: the update, the plan, the model; one gradient step. Labels and other images are not used.
-    Applies to: networks of convolutions, batch norm in either mode, ReLUs, sums, strides and average pooling that end
-    in a linear layer, with a 3 x 3 convolution over 2 x 2 positions near the end, and fewer images than half of its
-    channels. Examples are ResNet-18 and ResNet-34 for images of 32 and 64 pixels a side.
+    Needs: the update, the plan, the model. Labels and other images are not used.
+    Applies to: networks of convolutions, linear layers, batch norm in either mode, ReLUs, sums, strides and average
+    pooling that end in a linear layer, with a hidden linear layer or a 3 x 3 convolution over 2 x 2 positions near the
+    end, and fewer images than half of its inputs. Examples are multilayer perceptrons with two hidden layers, and
+    ResNet-18 and ResNet-34 for images of 32 and 64 pixels a side.
+    Several local steps or clients: labels and the values at that late layer are still read, if every image enters once.
+    In train mode, the attack also reads which images shared a batch. Earlier values, and so the images, are read only
+    if all gradients were taken at the same weights, without batch norm in train mode; otherwise the guess is gray, and
+    the certificate says what was read.
     Train mode: batch norm hides the batch's contrast. It is set from the batch norm's statistics if they are sent, and
     otherwise so that the pixels fill [0, 1].
     Noise: rounding to float32 does not disturb it. Noise ends the walk first; where it leaves no source certified, the
@@ -86,17 +91,16 @@ class Separation(Attack):
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
         """Raise `InputError` if the attack does not apply to the model or the plans, by count."""
-        check_plans(plans, batches=True)
-        images, mode = plans[0].images, plans[0].mode
+        _check(plans)
+        images, mode = sum(plan.images for plan in plans), plans[0].mode
         found = capacity(model, image_shape, images, mode)
         if not found.applies:
             raise InputError(f"{images} images cannot be separated: {found.why}; attack with GradInv")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the images of each victim."""
-        view = seen.views[0]
-        check_plans(view.plans, batches=True)
-        graph = graph_of(seen.model, view.weights, seen.image_shape, seen.num_images)
+        _check(seen.views[0].plans)
+        graph, batches = _graph(seen)
         like = variables_like(seen)
         guesses = like.new_full((len(seen), seen.num_images, *seen.image_shape), _GRAY)
         labels = torch.zeros(len(seen), seen.num_images, dtype=torch.long, device=like.device)
@@ -106,7 +110,7 @@ class Separation(Attack):
         for v in range(len(seen)):
             with progress.part(v / len(seen), (v + 1) / len(seen)):
                 own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-                found = self._read(seen, graph, v, own)
+                found = self._read(seen, graph, batches, v, own)
             if not isinstance(found, _Read):
                 ended.append(found)
                 continue
@@ -120,17 +124,20 @@ class Separation(Attack):
             guesses, labels, loss, steps, evaluations + 1, tuple(ended), certificates=tuple(certificates)
         )
 
-    def _read(self, seen: Observation, graph: Graph, v: int, generator: torch.Generator) -> _Read | Ended:
+    def _read(self, seen: Observation, graph: Graph, batches: int, v: int, generator: torch.Generator) -> _Read | Ended:
         """Return what was read of a victim's update, or why nothing was."""
         view = seen.views[0]
-        sign = -1.0 if view.update.kind == "difference" else 1.0
-        sent = exact({k: sign * t[v] for k, t in view.update.tensors.items()})
+        sent, moved = _gradients(view, v), any(plan.steps > 1 for plan in view.plans)
         if not all(bool(t.isfinite().all()) for t in sent.values()):
             return "nonfinite"
         try:
-            begun = separated_start(graph, sent)
+            begun = separated_start(graph, sent, batches, moved)
         except InputError:
             return "stalled"
+        if batches > 1 or moved:
+            labels = torch.cat([start.pull.argmin(1) for start in begun.starts])
+            gray = begun.start.value.new_full((len(labels), *seen.image_shape), _GRAY)
+            return _Read(gray, labels, _no_search(gray[None], "stalled"), _certificate(begun, None))
         read = peel(graph, sent, begun.start)
         targets = {k: read.known[k][None].to(variables_like(seen)) for k in read.rim(graph)}
         images, search = self._images(graph, targets, generator)
@@ -143,8 +150,7 @@ class Separation(Attack):
         like = next(iter(targets.values()))
         shape = graph.shapes[graph.image]
         if graph.image in targets:
-            none = torch.zeros(1, dtype=torch.long)
-            return like, Solution(like.flatten(1), none.to(like), none, none, ("converged",))
+            return like, _no_search(like, "converged")
         gray = Front(graph, targets, _BASIS).variables(like.new_full((1, *shape), _GRAY))
         z = gray + torch.randn(gray.shape, generator=generator).to(like)
         highest, variation = _STAGES[0]
@@ -169,16 +175,69 @@ class Separation(Attack):
             return LBFGS(tolerance=0.0, patience=50, still=0.0).minimize(front, z, steps)
 
 
-def _certificate(begun: SeparatedStart, read: Peeled) -> str:
-    """Return why the images' values are right: zeros beyond chance, residuals, and agreement of separate readings."""
+def _check(plans: Sequence[Plan]) -> None:
+    """Raise `InputError` for updates in which images enter more than once, an unknown number, or in unequal batches."""
+    plan, reason = plans[0], None
+    if any(one.sampling == "poisson" for one in plans):
+        reason = "an unknown number of images, as under Poisson sampling"
+    elif any(one.epochs > 1 for one in plans):
+        reason = "several epochs, in which each image enters more than once with nearly the same values"
+    elif len({(one.batch_size, one.mode) for one in plans}) > 1 or any(one.images % one.batch_size for one in plans):
+        reason = "batches of different sizes or modes"
+    elif len(plans) > 1 and plan.weight_decay:
+        reason = "a sum over clients with weight decay"
+    if reason:
+        raise InputError(f"Separation needs gradients of disjoint, equal batches, not {reason}; attack with GradInv")
+
+
+def _graph(seen: Observation) -> tuple[Graph, int]:
+    """Return the model's graph for the images of one batch, and the number of batches in the update.
+
+    Where images do not depend on each other, all images of the update count as one batch.
+    """
+    view = seen.views[0]
+    batches = sum(plan.steps for plan in view.plans)
+    graph = graph_of(seen.model, view.weights, seen.image_shape, seen.num_images // batches)
+    if batches == 1 or graph.mixes:
+        return graph, batches
+    return graph_of(seen.model, view.weights, seen.image_shape, seen.num_images), 1
+
+
+def _gradients(view: View, v: int) -> Tensors:
+    """Return the sum of all steps' gradients, up to a factor, in float64: the update without weight decay."""
+    sent = exact({k: t[v] for k, t in view.update.tensors.items()})
+    if view.update.kind == "gradient":
+        return sent
+    lost, weights = 1 - view.plans[0].kept_share(), exact(view.weights.parameters)
+    return {k: -t - lost * weights[k] for k, t in sent.items()}
+
+
+def _no_search(images: Tensor, ended: Ended) -> Solution:
+    """Return the result of a search of no steps that gave images (1, N, C, H, W)."""
+    none = torch.zeros(1, dtype=torch.long)
+    return Solution(images.flatten(1), none.to(images), none, none, (ended,))
+
+
+def _certificate(begun: SeparatedStart, read: Peeled | None) -> str:
+    """Return why the values are right: zeros beyond chance, residuals, and agreement of separate readings.
+
+    Args:
+        begun: the separated images.
+        read: the values of earlier layers, if they were read.
+    """
     first = begun.sources[0]
     zeros = min(min(one.zeros) for one in begun.sources)
+    groups = f" and assigned to {len(begun.starts)} batches" if len(begun.starts) > 1 else ""
     text = (
-        f"{first.rank} images separated; every source has at least {zeros} zeros, {first.required} are required and "
-        f"{first.rank - 1} come by chance; labels by the last layer"
+        f"{first.rank} images separated{groups}; every source has at least {zeros} zeros, {first.required} are "
+        f"required and {first.rank - 1} come by chance; labels by the last layer"
     )
+    if read is None:
+        return text + f" (misfit {begun.residual:.1g}); earlier layers are not read from several gradients"
     if read.residuals:
         text += f"; {len(read.residuals)} layers walked, residuals up to {max(read.residuals.values()):.1g}"
-    if read.differences:
-        text += f"; separate readings agree to {max(read.differences.values()):.1g}"
+    if read.bound is not None:
+        text += (
+            f"; separate readings agree to {max(read.differences.values()):.1g}, so errors are below {read.bound:.1g}"
+        )
     return text

@@ -143,3 +143,18 @@ class Plan(Part):
             damped = 1.0 - self.dampening if step and self.momentum else 1.0
             weights.append(1.0 + self.momentum * reach if self.nesterov else damped * reach)
         return weights[::-1]
+
+    def kept_share(self) -> float:
+        """Return the factor by which weight decay alone would have scaled the weights after all steps; at most 1.
+
+        Local SGD is linear in the weights and the gradients. So the final weights are this factor times the first ones,
+        minus a sum of the steps' gradients. Without weight decay, the factor is 1.
+        """
+        weight, velocity = 1.0, 0.0
+        for step in range(self.steps if self.algorithm == "FedAvg" else 0):
+            push = self.weight_decay * weight
+            damped = 1.0 - self.dampening if step and self.momentum else 1.0
+            velocity = self.momentum * velocity + damped * push
+            move = push + self.momentum * velocity if self.nesterov else velocity
+            weight -= self.learning_rate * move
+        return weight

@@ -13,7 +13,7 @@ from medpfl.core.experiments.experiment import Experiment
 
 __all__ = ["EXPERIMENTS", "SAMPLES", "SETS", "Study", "StudyPart", "study"]
 
-EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "defenses", "modalities", "models")
+EXPERIMENTS = ("attacks", "noise", "gaussian", "compression", "defenses", "modalities", "models", "separation")
 """Names of the experiments; each is a YAML file in this package."""
 
 SETS = ("melanoma", "brain_mri", "covid_xray")

@@ -15,29 +15,32 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from medpfl.attacks.deep.graph import RECTIFIERS, Graph
+from medpfl.attacks.deep.graph import RECTIFIERS, SHAPES, Graph
 from medpfl.attacks.deep.kernel_systems import (
     LARGEST,
+    LAYERS,
     SPARE_EQUATIONS,
     Inputs,
     active,
     flattened,
     geometry_of,
     inputs,
-    places,
+    is_plain,
+    kernels,
+    places_of,
     pulls,
     unflattened,
 )
 from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, SolvedInputs
-from medpfl.attacks.deep.passing import PLACEWISE, SHAPES, SLOPES, derivative, is_affine, obstacle, slope_at
+from medpfl.attacks.deep.passing import PLACEWISE, SLOPES, derivative, is_affine, obstacle, slope_at
 from medpfl.attacks.deep.walk_state import Corrected, Memory, Peeled, Pull, Start, compared
-from medpfl.attacks.inversion.layers import layer_input
 from medpfl.core.types import Tensors
 
 __all__ = ["peel"]
@@ -145,10 +148,8 @@ class _Walk:
         elif not is_affine(self.graph, node):
             self._stop(node, obstacle(node), pull)
         else:
-            if node.target is _OPS.convolution.default:
-                self._convolution(node, pull)
-            elif node.target is _OPS.addmm.default:
-                self._linear(node, pull)
+            if node.target in LAYERS:
+                self._layer(node, pull)
             self._through(node, pull)
 
     def _after_start(self, node: Node) -> bool:
@@ -209,7 +210,7 @@ class _Walk:
         if bias is None or times >= _RESIZES:
             return
         hidden = pull if node in self.exact else self.hidden.get(node, torch.zeros_like(pull))
-        shrinking, rest = ((t * on).sum((0, 2, 3)) for t in (hidden, pull - hidden))
+        shrinking, rest = (flattened(t * on).sum(1) for t in (hidden, pull - hidden))
         factor = _common_factor(self.gradients[bias] - rest, shrinking)
         if factor > 0 and abs(factor - 1) > _SAME_SIZE:
             self.memory.sizes[node] = size / factor, times + 1
@@ -284,18 +285,17 @@ class _Walk:
         """Return a batch norm with the convolution before it; ``None`` if one of them is of another kind."""
         (source,) = self.graph.sources(node)
         gamma, beta = (self._parameter(node, place) for place in (1, 2))
-        kernel = self._plain_kernel(source) if source.target is _OPS.convolution.default else None
+        plain = source.target is _OPS.convolution.default and is_plain(self.graph, source)
+        kernel = self._parameter(source, 1) if plain else None
         if kernel is None or gamma is None or beta is None or len(source.users) > 1:
             return None
-        geometry, shape = geometry_of(source), self.graph.shapes[self.graph.sources(source)[0]]
         values = {self.graph.parameters[n]: self.graph.fixed[n] for n in self.graph.parameters}
-        where = places(tuple(shape[2:]), tuple(self.gradients[kernel].shape[2:]), geometry, shape[0])
         return NormalizedConvolution(
             values[kernel],
-            geometry,
-            shape,
-            where,
-            self.gradients[kernel].flatten(2),
+            geometry_of(source),
+            self.graph.shapes[self.graph.sources(source)[0]],
+            places_of(self.graph, source),
+            kernels(self.gradients[kernel]),
             values[gamma],
             float(node.args[7]),  # type: ignore[arg-type]
             self.gradients[gamma],
@@ -303,22 +303,17 @@ class _Walk:
             self.graph.rectifier(self.graph.sources(source)[0]) is not None,
         )
 
-    def _plain_kernel(self, node: Node) -> str | None:
-        """Return the name of a convolution's weight; ``None`` if its gradient is not that of one plain convolution."""
-        name, source = self._parameter(node, 1), self.graph.sources(node)[0]
-        transposed, groups = node.args[6], node.args[8]
-        return None if transposed or groups != 1 or len(self.graph.shapes[source]) != 4 else name
-
-    def _convolution(self, node: Node, pull: Pull) -> None:
-        name, source = self._plain_kernel(node), self.graph.sources(node)[0]
+    def _layer(self, node: Node, pull: Pull) -> None:
+        """Recover the inputs of a convolution or a linear layer from its weight's gradient."""
+        source = self.graph.sources(node)[0]
+        name = self._parameter(node, LAYERS[node.target]) if is_plain(self.graph, node) else None
         if name is None:
-            self._stop(node, "its gradient is not that of one plain convolution")
+            self._stop(node, "its gradient is not that of one plain layer")
             return
-        gradient, shape, geometry = self.gradients[name].flatten(2), self.graph.shapes[source], geometry_of(node)
-        where = places(tuple(shape[2:]), tuple(self.gradients[name].shape[2:]), geometry, shape[0])
-        count = shape[0] * shape[2] * shape[3]
+        gradient, shape, where = kernels(self.gradients[name]), self.graph.shapes[source], places_of(self.graph, node)
+        count = shape[0] * prod(shape[2:])
         if pull.value is None:
-            if pull.open is not None and pull.rectifier is not None:
+            if len(shape) == 4 and pull.open is not None and pull.rectifier is not None:
                 states = active(flattened(pull.open), gradient, where, count)
                 if states is not None:
                     self._correct(pull.rectifier, torch.ones_like(states[:, 0]), states)
@@ -382,22 +377,6 @@ class _Walk:
         if times <= _CORRECTIONS:
             self.memory.rectifiers[rectifier] = Corrected(rows, states, times)
             raise _Again
-
-    def _linear(self, node: Node, pull: Pull) -> None:
-        """Recover a linear layer's inputs from its weight gradient."""
-        name, source = self._parameter(node, 2), self.graph.sources(node)[0]
-        if pull.value is None:
-            return
-        if name is None or len(pull.value) != 1:
-            self._stop(node, "its gradient is not that of one plain linear layer")
-            return
-        sent, size = self.gradients[name], pull.value.norm()
-        value = layer_input(sent[None], pull.value)
-        residual = (sent - pull.value.T @ value).square().mean().sqrt()
-        if not (value.isfinite().all() and residual <= _NOISY * sent.square().mean().sqrt()):
-            self._stop(node, "its gradient is noise, or zero")
-            return
-        self._learn(source, value, (residual / size).expand_as(value))
 
     def _learn(self, node: Node, value: Tensor, error: Tensor) -> None:
         """Keep the more certain of two values."""

@@ -23,7 +23,7 @@ from torch import nn
 
 from medpfl.attacks.deep.counted_walk import TRACED, CountedWalk, LayerCount, Limit, layer_name
 from medpfl.attacks.deep.graph import Graph, graph_of
-from medpfl.attacks.deep.separated_start import Entrance, entrances
+from medpfl.attacks.deep.separated_start import NO_ENTRANCE, Entrance, entrances
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Weights
@@ -143,8 +143,7 @@ def _entrance(graph: Graph, images: int) -> tuple[Entrance | None, int, str]:
         else:
             found.append((entrance, _most(graph, entrance)))
     if not found:
-        none = "no 3 x 3 convolution has rectified inputs on a map of 2 x 2 positions"
-        return None, 0, "; ".join(reasons) or none
+        return None, 0, "; ".join(reasons) or NO_ENTRANCE
     most = max(count for _, count in found)
     for entrance, count in found:
         if images <= count:
@@ -164,16 +163,16 @@ def _too_few(graph: Graph, images: int) -> str:
 
 def _unscaled(graph: Graph, entrance: Entrance) -> str:
     """Return why nothing shows the factors between images that an entrance leaves open; ``""`` if something does."""
-    convolution = entrance.convolution
-    normal = graph.batch_norm(convolution)
-    if graph.parameter(convolution, 2) is None and (normal is None or graph.parameter(normal, 2) is None):
+    normal = graph.batch_norm(entrance.layer)
+    place = 2 if entrance.layer.target is _OPS.convolution.default else 0
+    if graph.parameter(entrance.layer, place) is None and (normal is None or graph.parameter(normal, 2) is None):
         return "no bias follows it, whose gradient would show its images' factors"
     return ""
 
 
 def _most(graph: Graph, entrance: Entrance) -> int:
     """Return the largest number of images that an entrance separates, links and certifies."""
-    inputs, outputs = graph.shapes[entrance.node][1], graph.shapes[entrance.convolution][1]
+    inputs, outputs = graph.shapes[entrance.node][1], graph.shapes[entrance.layer][1]
     most = (3 * min(inputs, outputs) - 1) // 4
     if entrance.positions > 1:
         most = min(most, outputs // 2)  # a weight that meets two positions must tell them apart

@@ -14,9 +14,9 @@ from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 from torch.fx import Node
 
-from medpfl.attacks.deep.graph import RECTIFIERS, Graph
-from medpfl.attacks.deep.kernel_systems import LARGEST, SPARE_EQUATIONS, geometry_of, places
-from medpfl.attacks.deep.passing import PLACEWISE, SHAPES, SLOPES, is_affine, obstacle
+from medpfl.attacks.deep.graph import RECTIFIERS, SHAPES, Graph
+from medpfl.attacks.deep.kernel_systems import LARGEST, LAYERS, SPARE_EQUATIONS, is_plain, places_of
+from medpfl.attacks.deep.passing import PLACEWISE, SLOPES, is_affine, obstacle
 from medpfl.attacks.deep.separated_start import Entrance
 
 __all__ = ["TRACED", "CountedWalk", "LayerCount", "Limit", "layer_name"]
@@ -78,7 +78,7 @@ class CountedWalk:
     """One walk in which values are only known or unknown."""
 
     def __init__(self, graph: Graph, images: int, entrance: Entrance) -> None:
-        self.graph, self.images, self.start = graph, images, entrance.convolution
+        self.graph, self.images, self.start = graph, images, entrance.layer
         self.known: set[Node] = {entrance.node}
         self.pulls: dict[Node, bool] = {graph.output: True}
         self.exact = self._after(entrance.node)
@@ -144,10 +144,8 @@ class CountedWalk:
         elif not is_affine(self.graph, node):
             self._stop(node, obstacle(node), pull)
         else:
-            if node.target is _OPS.convolution.default and pull:
-                self._convolution(node)
-            elif node.target is _OPS.addmm.default and pull:
-                self._linear(node)
+            if node.target in LAYERS and pull:
+                self._layer(node)
             self._add_all(node, pull)
 
     def _add(self, node: Node, pull: bool) -> None:
@@ -173,9 +171,8 @@ class CountedWalk:
         convolution = self.graph.sources(normal)[0]
         gamma, beta = (self.graph.parameter(normal, place) for place in (1, 2))
         plain = convolution.target is _OPS.convolution.default and self._plain(convolution)
-        if not plain or not pull or gamma is None or beta is None or len(convolution.users) > 1 or convolution.args[2]:
-            why = "a bias stands before a batch norm" if plain and convolution.args[2] else obstacle(normal)
-            self._stop(normal, why, pull)
+        if not plain or not pull or gamma is None or beta is None or len(convolution.users) > 1:
+            self._stop(normal, obstacle(normal), pull)
             return
         source = self.graph.sources(convolution)[0]
         self.passed.add(convolution)
@@ -188,10 +185,10 @@ class CountedWalk:
         self.known.add(source)
         self._add(source, True)
 
-    def _convolution(self, node: Node) -> None:
+    def _layer(self, node: Node) -> None:
         source = self.graph.sources(node)[0]
         if not self._plain(node):
-            why = "its gradient is not that of one plain convolution"
+            why = "its gradient is not that of one plain layer"
             self.stops.append(_Stop(source, self._name(node), why, "other"))
             return
         self.met[node] = self._short(node, normalized=False)
@@ -200,29 +197,18 @@ class CountedWalk:
         else:
             self.known.add(source)
 
-    def _linear(self, node: Node) -> None:
-        source = self.graph.sources(node)[0]
-        if self.images > 1:
-            why = "a linear layer's gradient mixes the images"
-            self.stops.append(_Stop(source, self._name(node), why, "other"))
-        else:
-            self.known.add(source)
-
     def _plain(self, node: Node) -> bool:
-        """Return True if a convolution's gradient is sent, and that of one plain convolution."""
-        source = self.graph.sources(node)[0]
-        transposed, groups = node.args[6], node.args[8]
-        plain = not transposed and groups == 1 and len(self.graph.shapes[source]) == 4
-        return bool(plain) and self.graph.parameter(node, 1) is not None
+        """Return True if a layer's weight is sent, and its gradient is that of one plain layer."""
+        return is_plain(self.graph, node) and self.graph.parameter(node, LAYERS[node.target]) is not None
 
     def _numbers(self, node: Node) -> tuple[int, int]:
-        """Return the equations and unknowns of one input channel of a convolution."""
-        kernel = self.graph.fixed[node.args[1]]  # type: ignore[index]  (a plain convolution has a kernel)
+        """Return the equations and unknowns of one input channel of a layer."""
         count, _, *edges = self.graph.shapes[self.graph.sources(node)[0]]
-        return kernel.shape[0] * prod(kernel.shape[2:]), count * self.images // TRACED * prod(edges)
+        weights = len(places_of(self.graph, node, 1))
+        return self.graph.shapes[node][1] * weights, count * self.images // TRACED * prod(edges)
 
     def _short(self, node: Node, normalized: bool) -> str:
-        """Return why a convolution's gradient does not determine its inputs by count; ``""`` if it does."""
+        """Return why a layer's gradient does not determine its inputs by count; ``""`` if it does."""
         equations, unknowns = self._numbers(node)
         factor = SPARE_EQUATIONS if normalized else 1.0
         if equations < factor * unknowns:
@@ -230,12 +216,11 @@ class CountedWalk:
         if equations * unknowns > LARGEST:
             return _LARGE
         source = self.graph.sources(node)[0]
-        shape, kernel = self.graph.shapes[source], self.graph.fixed[node.args[1]]  # type: ignore[index]
-        where = places(tuple(shape[2:]), tuple(kernel.shape[2:]), geometry_of(node))
+        shape, where = self.graph.shapes[source], places_of(self.graph, node, 1)
         images = shape[0] * self.images // TRACED
         if normalized and self.graph.rectifier(source) is None and _shifts(where, prod(shape[2:])):
             return _HIDDEN
-        return _crowded(where, prod(shape[2:]), images, kernel.shape[0], factor)
+        return _crowded(where, prod(shape[2:]), images, self.graph.shapes[node][1], factor)
 
     def _invert(self, node: Node) -> None:
         sources, shapes = self.graph.sources(node), self.graph.shapes

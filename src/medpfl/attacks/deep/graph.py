@@ -20,11 +20,12 @@ from medpfl.core.types import Tensors, Weights
 from medpfl.core.user_code.copies import copied
 from medpfl.federated.ready import state_of
 
-__all__ = ["RECTIFIERS", "Graph", "exact", "graph_of"]
+__all__ = ["RECTIFIERS", "SHAPES", "Graph", "exact", "graph_of"]
 
 _OPS = torch.ops.aten
 RECTIFIERS = {_OPS.relu.default}
-_ORDERED = (_OPS.max_pool2d_with_indices.default, operator.getitem)
+SHAPES = {_OPS.view.default, _OPS._unsafe_view.default, _OPS.reshape.default}
+_ORDERED = {_OPS.max_pool2d_with_indices.default, operator.getitem} | SHAPES
 """Operations through which a ReLU can be moved: before a maximum or after it, the values are the same."""
 
 
@@ -48,6 +49,11 @@ class Graph:
     shapes: dict[Node, torch.Size]
     parameters: dict[Node, str]
 
+    @property
+    def mixes(self) -> bool:
+        """True if batch norm in train mode makes the images' values depend on each other."""
+        return any(node.target is _OPS.native_batch_norm.default and node.args[5] for node in self.nodes)
+
     def sources(self, node: Node) -> list[Node]:
         """Return the inputs of a node that depend on the image."""
         return [other for other in node.all_input_nodes if other not in self.fixed]
@@ -57,9 +63,9 @@ class Graph:
         return _call(node, lambda other: values[other] if other in values else self.fixed[other])
 
     def rectifier(self, node: Node) -> Node | None:
-        """Return the ReLU behind a node's values, directly or before maxima; ``None`` without one."""
-        while node.target in _ORDERED:
-            (node,) = self.sources(node)
+        """Return the ReLU behind a node's values, directly or before maxima and views; ``None`` without one."""
+        while node.target in _ORDERED and len(sources := self.sources(node)) == 1:
+            (node,) = sources
         return node if node.target in RECTIFIERS else None
 
     def parameter(self, node: Node, place: int) -> str | None:

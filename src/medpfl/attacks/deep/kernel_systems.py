@@ -15,15 +15,21 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
+from medpfl.attacks.deep.graph import Graph
+
 __all__ = [
     "LARGEST",
+    "LAYERS",
     "SPARE_EQUATIONS",
     "Inputs",
     "active",
     "flattened",
     "geometry_of",
     "inputs",
+    "is_plain",
+    "kernels",
     "places",
+    "places_of",
     "pulls",
     "system_of",
     "unflattened",
@@ -31,6 +37,11 @@ __all__ = [
 
 SPARE_EQUATIONS = 1.1
 """Smallest ratio of equations to unknowns at which a convolution before batch norm in train mode is solved."""
+
+_OPS = torch.ops.aten
+LAYERS = {_OPS.convolution.default: 1, _OPS.addmm.default: 2}
+"""Layers whose inputs a gradient can show, with the argument that is their weight. A linear layer is a convolution with
+one kernel weight, over a single position of each image."""
 
 LARGEST = 2**26
 """Number of matrix elements above which a layer's equations are not solved: 512 MB."""
@@ -78,6 +89,29 @@ def places(size: tuple[int, ...], kernel: tuple[int, ...], geometry: dict[str, A
     numbers = torch.arange(1, count + 1, dtype=torch.float64).view(images, 1, *size)
     seen = functional.unfold(numbers, kernel, **geometry).transpose(0, 1).flatten(1).long()
     return torch.where(seen == 0, count, seen - 1)
+
+
+def places_of(graph: Graph, layer: Node, images: int = 0) -> Tensor:
+    """Return `places` for a convolution or linear layer, for all of the graph's images or a given number of them."""
+    count, _, *size = graph.shapes[graph.sources(layer)[0]]
+    images = images or count
+    if layer.target is _OPS.addmm.default:
+        return torch.arange(images)[None]
+    kernel = graph.fixed[layer.args[1]]  # type: ignore[index]
+    return places(tuple(size), tuple(kernel.shape[2:]), geometry_of(layer), images)
+
+
+def is_plain(graph: Graph, layer: Node) -> bool:
+    """Return True if a layer of `LAYERS` is linear, or a convolution of images that is not grouped or transposed."""
+    size = len(graph.shapes[graph.sources(layer)[0]])
+    if layer.target is _OPS.addmm.default:
+        return size == 2
+    return size == 4 and not layer.args[6] and layer.args[8] == 1
+
+
+def kernels(gradient: Tensor) -> Tensor:
+    """Return a weight's gradient (O, C, ...) as (O, C, K)."""
+    return gradient.reshape(*gradient.shape[:2], -1)
 
 
 def system_of(pull: Tensor, where: Tensor, count: int) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.func import vjp
 from torch.fx import Node
 
-from medpfl.attacks.deep.graph import Graph
+from medpfl.attacks.deep.graph import SHAPES, Graph
 
-__all__ = ["PLACEWISE", "SHAPES", "SLOPES", "derivative", "is_affine", "obstacle", "slope_at"]
+__all__ = ["PLACEWISE", "SLOPES", "derivative", "is_affine", "obstacle", "slope_at"]
 
 _OPS = torch.ops.aten
 PLACEWISE = {_OPS.add.Tensor, _OPS.sub.Tensor, _OPS.mul.Tensor, _OPS.div.Tensor, _OPS.native_batch_norm.default}
@@ -34,11 +34,8 @@ _AFFINE = PLACEWISE | {
     _OPS.squeeze.dim,
     _OPS.transpose.int,
     _OPS.unsqueeze.default,
-    _OPS.view.default,
-    _OPS._unsafe_view.default,
-    _OPS.reshape.default,
+    *SHAPES,
 }
-SHAPES = {_OPS.view.default, _OPS._unsafe_view.default, _OPS.reshape.default}
 SLOPES: dict[Any, Callable[[Tensor], Tensor]] = {
     _OPS.sigmoid.default: lambda h: h * (1 - h),
     _OPS.tanh.default: lambda h: 1 - h.square(),

@@ -1,15 +1,19 @@
-"""The inputs of a late convolution for every image of an update: where the walk through a batch begins.
+"""The inputs of a late layer for every image of an update: where the walk through a batch begins.
 
-On a map of 2 x 2 positions, each corner weight of a 3 x 3 kernel meets one position of each image. `separate` reads the
-inputs there, up to their order and one factor per image and position. The other weights meet several positions, so
-they link the corners. One factor per image remains. In eval mode, it follows from the gradient of the convolution's own
-bias or of the batch norm's: the derivatives' sum. In train mode, this sum is zero, which gives the factors up to a
-common one. The last layer's gradient gives that.
+A linear layer's gradient is a sum of one outer product per image. On a map of 2 x 2 positions, so is that of each
+corner weight of a 3 x 3 kernel, which meets one position of each image. `separate` reads the inputs there, up to their
+order and one factor per image and position. The other weights meet several positions, so they link the corners. One
+factor per image remains. Without batch norm in train mode, it follows from the gradient of the layer's own bias or of
+the batch norm's: the derivatives' sum. In train mode, this sum is zero, which gives the factors up to a common one. The
+last layer's gradient gives that.
+
+An update may sum the gradients of several batches: local steps, or clients under secure aggregation. In train mode, the
+derivatives of each batch sum to zero, so the null space of the derivatives shows which images shared a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -22,21 +26,30 @@ from torch.fx import Node
 from torch.nn import functional
 
 from medpfl.attacks.deep.graph import Graph
-from medpfl.attacks.deep.kernel_systems import flattened, geometry_of, inputs, places, unflattened
+from medpfl.attacks.deep.kernel_systems import LAYERS, flattened, inputs, is_plain, kernels, places_of, unflattened
 from medpfl.attacks.deep.sources import Sources, separate
 from medpfl.attacks.deep.walk_state import Start
 from medpfl.core.errors import InputError
 from medpfl.core.types import Tensors
 
-__all__ = ["Entrance", "SeparatedStart", "entrances", "separated_start"]
+__all__ = ["NO_ENTRANCE", "Entrance", "SeparatedStart", "entrances", "separated_start"]
 
 _OPS = torch.ops.aten
 
-_MAPS = {(2, 2), (1, 1)}
-"""Maps on which a kernel weight meets a single position."""
+_MAPS = {(2, 2), (1, 1), ()}
+"""Maps on which a kernel weight meets a single position; a linear layer has none."""
 
 _LINKED = 0.99
 """Smallest cosine between two readings of the same input."""
+
+NO_ENTRANCE = "no hidden linear layer, and no 3 x 3 convolution over 2 x 2 positions, has inputs from a ReLU"
+"""Why a model has no entrance."""
+
+_FITS, _MOVED = 0.1, 0.5
+"""Misfit of the last layer's gradient from which on it does not fit: at the same weights, and at others."""
+
+_JOINED = 0.5
+"""Entry of the null space's normalized projection above which two images shared a batch; without errors 1 or 0."""
 
 _DEAD = 1e-5
 """Values below this share of an image's largest are a ReLU's zeros."""
@@ -46,24 +59,24 @@ _SIZES, _POINTS = (-4.0, 8.0), 121
 
 
 class Entrance(NamedTuple):
-    """A convolution whose inputs `separate` can read.
+    """A convolution or linear layer whose inputs `separate` can read.
 
     Attributes:
         node: the inputs: outputs of a ReLU through which the image reaches the output, and no other way.
-        convolution: the convolution.
-        name: the parameter name of its kernel.
+        layer: the convolution or linear layer.
+        name: the parameter name of its weight.
         where: (K, L) input position of each kernel weight at each output position of one image; D for padding.
     """
 
     node: Node
-    convolution: Node
+    layer: Node
     name: str
     where: Tensor
 
     @property
     def positions(self) -> int:
         """D, the number of positions of one image."""
-        return int(self.where.max())
+        return self.where.shape[1]
 
     def pairs(self, weight: int) -> list[tuple[int, int]]:
         """Return the output and input positions that a kernel weight joins."""
@@ -76,83 +89,104 @@ class SeparatedStart:
 
     Attributes:
         entrance: where the inputs were read.
-        start: where the walk begins.
+        starts: where the walk begins, one for each batch of the update.
         sources: certified sources by kernel weight.
+        residual: relative misfit of the last layer's gradient.
     """
 
     entrance: Entrance
-    start: Start
+    starts: tuple[Start, ...]
     sources: tuple[Sources, ...]
+    residual: float
+
+    @property
+    def start(self) -> Start:
+        """The start for the first batch."""
+        return self.starts[0]
 
 
 def entrances(graph: Graph) -> Iterator[Entrance]:
-    """Yield the convolutions over 2 x 2 positions, or one, whose inputs `separate` can read, the last one first."""
+    """Yield the layers whose inputs `separate` can read, the last one first: over 2 x 2 positions or a single one."""
     for node in graph.passages():
         shape = graph.shapes.get(node)
-        if graph.rectifier(node) is None or shape is None or len(shape) != 4 or tuple(shape[2:]) not in _MAPS:
+        if graph.rectifier(node) is None or shape is None or tuple(shape[2:]) not in _MAPS:
             continue
-        for user in node.users:
-            if user.target is not _OPS.convolution.default or user.args[6] or user.args[8] != 1:
+        for layer in node.users:
+            if layer.target not in LAYERS or layer is graph.output or not is_plain(graph, layer):
                 continue
-            kernel = user.args[1]
-            if not isinstance(kernel, Node) or kernel not in graph.parameters or len(kernel.users) > 1:
-                continue
-            edges = tuple(graph.fixed[kernel].shape[2:])
-            where = places(tuple(shape[2:]), edges, geometry_of(user))
-            normal = graph.batch_norm(user)
-            if normal is not None and normal.args[5] and prod(shape[2:]) == 1:
+            name = graph.parameter(layer, LAYERS[layer.target])
+            normal = graph.batch_norm(layer)
+            if name is None or (normal is not None and normal.args[5] and prod(shape[2:]) == 1):
                 continue  # derivatives sum to zero over the images: the gradient holds only differences of inputs
-            if where.shape[1] == prod(shape[2:]) and edges == (3, 3):
-                yield Entrance(node, user, graph.parameters[kernel], where)
+            where = places_of(graph, layer, 1)
+            if where.shape[1] == prod(shape[2:]) and (len(where) == 9 or where.shape == (1, 1)):
+                yield Entrance(node, layer, name, where)
 
 
-def separated_start(graph: Graph, gradients: Tensors) -> SeparatedStart:
-    """Return a start from the last convolution at which all images of the update were separated.
+def separated_start(graph: Graph, gradients: Tensors, batches: int = 1, moved: bool = False) -> SeparatedStart:
+    """Return a start from the last layer at which all images of the update were separated.
 
     Args:
-        graph: the model's graph, for as many images as are in the update.
-        gradients: the parameters' gradients, in float64 on the CPU.
+        graph: the model's graph, for the images of one batch.
+        gradients: the parameters' gradients, in float64 on the CPU; for several batches, their sum.
+        batches: number of batches in the update. With more than one, all batch norms must be in train mode.
+        moved: True if some gradients were taken at other weights, after local steps. The logits' derivative is then
+            approximate.
 
     Raises:
-        InputError: No convolution allows it. The message gives the reason for each.
+        InputError: No layer allows it. The message gives the reason for each.
     """
     reasons = []
     for entrance in entrances(graph):
         try:
-            return _Reading(graph, gradients, entrance).start()
+            return _Reading(graph, gradients, entrance, batches).start(_MOVED if moved else _FITS)
         except InputError as error:
             reasons.append(f"layer '{entrance.name.rpartition('.')[0]}': {error}")
     if not reasons:
-        raise InputError("no 3 x 3 convolution of the model has rectified inputs on a map of 2 x 2 positions")
+        raise InputError(NO_ENTRANCE)
     raise InputError("; ".join(reasons))
 
 
 class _Reading:
     """The reading of one entrance."""
 
-    def __init__(self, graph: Graph, gradients: Tensors, entrance: Entrance) -> None:
-        self.graph, self.gradients, self.entrance = graph, gradients, entrance
-        self.sent = gradients[entrance.name].flatten(2)
-        self.images = graph.shapes[entrance.node][0]
+    def __init__(self, graph: Graph, gradients: Tensors, entrance: Entrance, batches: int) -> None:
+        self.graph, self.gradients, self.entrance, self.batches = graph, gradients, entrance, batches
+        self.sent = kernels(gradients[entrance.name])
+        self.batch = graph.shapes[entrance.node][0]
+        self.images = batches * self.batch
 
-    def start(self) -> SeparatedStart:
-        """Return the start; raise `InputError` if the images were not separated."""
+    def start(self, misfit: float) -> SeparatedStart:
+        """Return the start; raise `InputError` if the images were not separated.
+
+        Args:
+            misfit: smallest relative misfit of the last layer's gradient at which it does not fit.
+        """
         delta, sources = self._derivatives()
         bias = self._bias()
-        factors = self._balanced(delta) if bias is None else self._summed(delta, bias)
+        if bias is None:
+            order, factors = self._balanced(delta)
+            delta = delta[order]
+        elif self.batches > 1:
+            raise InputError("no batch norm in train mode follows it, which would show the images of each batch")
+        else:
+            factors = self._summed(delta, bias)
         if not (factors > 0).all():
             raise InputError("the factors between its images are not all positive")
-        value = self._inputs(delta * factors[:, None, None])
+        value = self._inputs(delta * factors[:, None, None]).split(self.batch)
         if bias is None:
-            value = value / value.square().mean().sqrt()
-            value = value * _least(lambda size: self._logits(value * size)[1])
-        pull, residual = self._logits(value)
-        if not residual < 0.1:
+            value = [part / part.square().mean().sqrt() for part in value]
+            size = _least(lambda size: self._logits([part * size for part in value])[1])
+            value = [part * size for part in value]
+        pulls, residual = self._logits(value)
+        if not residual < misfit:
             raise InputError(f"the last layer's gradient does not fit its inputs (residual {residual:.2g})")
-        return SeparatedStart(self.entrance, Start(self.entrance.node, value, pull), sources)
+        pairs = zip(value, pulls.split(self.batch), strict=True)
+        starts = tuple(Start(self.entrance.node, part, pull) for part, pull in pairs)
+        return SeparatedStart(self.entrance, starts, sources, residual)
 
     def _derivatives(self) -> tuple[Tensor, tuple[Sources, ...]]:
-        """Return the derivative (N, O, L) by the convolution's outputs, up to one factor per image."""
+        """Return the derivative (N, O, L) by the layer's outputs, up to one factor per image."""
         count = self.entrance.positions
         alone = {k: pairs[0] for k in range(len(self.entrance.where)) if len(pairs := self.entrance.pairs(k)) == 1}
         found = {k: separate(self.sent[:, :, k]) for k in alone}
@@ -200,18 +234,19 @@ class _Reading:
                 yield out
 
     def _bias(self) -> Tensor | None:
-        """Return the sum (O,) of the convolution's derivatives over images and positions; ``None`` in train mode."""
-        convolution = self.entrance.convolution
-        normal = self.graph.batch_norm(convolution)
+        """Return the sum (O,) of the layer's derivatives over images and positions; ``None`` in train mode."""
+        layer = self.entrance.layer
+        normal = self.graph.batch_norm(layer)
         if normal is not None and normal.args[5]:
             return None
-        own, beta = self._sent(convolution, 2), None if normal is None else self._sent(normal, 2)
+        place = 2 if layer.target is _OPS.convolution.default else 0
+        own, beta = self._sent(layer, place), None if normal is None else self._sent(normal, 2)
         if own is not None:
             return own
         if normal is None or beta is None:
             raise InputError("no bias follows it, whose gradient would show its images' factors")
-        zero = torch.zeros(1, len(beta), 1, 1).to(beta)
-        low, high = (self.graph.call(normal, {convolution: zero + one})[0].flatten() for one in (0, 1))
+        zero = beta.new_zeros(1, len(beta), *[1] * (len(self.graph.shapes[layer]) - 2))
+        low, high = (self.graph.call(normal, {layer: zero + one})[0].flatten() for one in (0, 1))
         return beta * (high - low)
 
     def _sent(self, node: Node, place: int) -> Tensor | None:
@@ -219,10 +254,28 @@ class _Reading:
         name = self.graph.parameter(node, place)
         return None if name is None else self.gradients.get(name)
 
-    def _balanced(self, delta: Tensor) -> Tensor:
-        """Return factors (N,) with which the derivatives sum to zero over the batch, as behind a batch norm."""
-        factors = torch.linalg.svd(delta.sum(2).T, full_matrices=False)[2][-1]
-        return factors * factors.sum().sign()
+    def _balanced(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an order (N,) by batch, and factors (N,) with which each batch's derivatives sum to zero.
+
+        The sums' null space has one dimension for each batch. Its projection joins images of the same batch only.
+        """
+        sums = delta.sum(2)
+        lengths = sums.norm(dim=1)
+        null = torch.linalg.svd((sums / lengths[:, None]).T, full_matrices=False)[2][-self.batches :]
+        joined = null.T @ null
+        size = joined.diagonal().sqrt()
+        alike = (joined / (size * size[:, None])).abs()
+        order, factors, left = [], [], list(range(self.images))
+        while left:
+            group = sorted(left, key=lambda other: -float(alike[left[0], other]))[: self.batch]
+            part = joined[group][:, group]
+            order += group
+            own = torch.linalg.eigh(part).eigenvectors[:, -1]
+            factors.append(own * own.sum().sign() / lengths[group])
+            left = [other for other in left if other not in group]
+            if left and not float(alike[group][:, group].min()) > _JOINED > float(alike[group][:, left].max()):
+                raise InputError("its images could not be assigned to batches")
+        return torch.tensor(order), torch.cat(factors)
 
     def _summed(self, delta: Tensor, bias: Tensor) -> Tensor:
         """Return factors (N,) with which the derivatives sum to a given vector (O,)."""
@@ -230,18 +283,23 @@ class _Reading:
 
     def _inputs(self, delta: Tensor) -> Tensor:
         """Return the inputs (N, C, H, W) by least squares over the whole kernel."""
-        shape, kernel = self.graph.shapes[self.entrance.node], self.gradients[self.entrance.name].shape[2:]
-        where = places(tuple(shape[2:]), tuple(kernel), geometry_of(self.entrance.convolution), self.images)
+        shape = torch.Size([self.images, *self.graph.shapes[self.entrance.node][1:]])
+        where = places_of(self.graph, self.entrance.layer, self.images)
         found = inputs(flattened(delta), self.sent, where, self.images * self.entrance.positions)
         if found is None:
             raise InputError("its gradient does not determine all of its inputs")
         value = unflattened(found.value, shape)
-        return torch.where(value > _DEAD * value.amax((1, 2, 3), keepdim=True), value, 0.0)
+        most = value.flatten(1).amax(1).view(-1, *[1] * (value.ndim - 1))
+        return torch.where(value > _DEAD * most, value, 0.0)
 
-    def _logits(self, value: Tensor) -> tuple[Tensor, float]:
-        """Return the derivative (N, K) by the logits that fits the last layer's gradient best, and its misfit."""
-        output = self.graph.output
-        features = self.graph.after({self.entrance.node: value})[self.graph.sources(output)[0]]
+    def _logits(self, value: Sequence[Tensor]) -> tuple[Tensor, float]:
+        """Return the derivative (N, K) by the logits that fits the last layer's gradient best, and its misfit.
+
+        Args:
+            value: inputs of the entrance, for each batch.
+        """
+        (last,) = self.graph.sources(self.graph.output)
+        features = torch.cat([self.graph.after({self.entrance.node: part})[last] for part in value])
         sent = self._last_layer()
         pull = torch.linalg.lstsq(features.T, sent.T).solution
         return pull, float((features.T @ pull - sent.T).norm() / sent.norm())

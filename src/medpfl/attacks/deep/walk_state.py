@@ -15,6 +15,9 @@ from medpfl.attacks.deep.normalized_convolution import SolvedInputs
 
 __all__ = ["Corrected", "Memory", "Peeled", "Pull", "Start", "compared"]
 
+_MARGIN = 2.0
+"""Ratio of the stated bound on errors to the largest difference between two readings."""
+
 _AGREED, _MOST = 1e-3, 0.9
 """Relative difference of a channel below which two readings agree, and the share of channels that must."""
 
@@ -65,6 +68,15 @@ class Peeled:
     reasons: tuple[str, ...]
     residuals: Mapping[str, float] = field(default_factory=dict)
     differences: Mapping[Node, float] = field(default_factory=dict)
+
+    @property
+    def bound(self) -> float | None:
+        """Bound on the relative error of an image's values; ``None`` where no two readings can be compared.
+
+        It is a multiple of the largest difference between two readings of the same values, from different gradients.
+        ``python -m benchmarks separation`` counts the batches in which it holds.
+        """
+        return _MARGIN * max(self.differences.values()) if self.differences else None
 
     def rim(self, graph: Graph) -> tuple[Node, ...]:
         """Return the known nodes that the image reaches without passing another known one."""
