@@ -158,7 +158,7 @@ def _error(value: Tensor, true: Tensor) -> Tensor:
 def _false(begun: SeparatedStart, true: Tensor) -> int:
     """Return the number of certified sources that are no image's inputs at any position."""
     inputs = normalize(true.flatten(2).transpose(1, 2).flatten(0, 1), dim=1)
-    return sum(int(((one.inputs @ inputs.T).amax(1) < _SAME).sum()) for one in begun.sources)
+    return int(((begun.sources.inputs @ inputs.T).amax(1) < _SAME).sum())
 
 
 def _nearest(scene: Scene, graph: Graph, gallery: Gallery, node, value: Tensor) -> Tensor:

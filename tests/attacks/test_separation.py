@@ -230,7 +230,7 @@ def test_the_same_image_twice_is_refused():
     shown = varied(2)[[0, 1, 1]]
     weights = Weights.of(network)
     update = local_update(network, Batch(shown, torch.tensor([0, 1, 1])), plan, weights)
-    with pytest.raises(InputError, match=r"\d of 2 sources were certified at kernel weight 1, for 3 images"):
+    with pytest.raises(InputError, match=r"\d of 2 sources were certified, for 3 images"):
         separated_start(graph_of(network, weights, (1, 12, 12), 3), exact(update.tensors))
 
 

@@ -225,12 +225,11 @@ def _certificate(begun: SeparatedStart, read: Peeled | None) -> str:
         begun: the separated images.
         read: the values of earlier layers, if they were read.
     """
-    first = begun.sources[0]
-    zeros = min(min(one.zeros) for one in begun.sources)
+    found, zeros = begun.sources, min(begun.sources.zeros)
     groups = f" and assigned to {len(begun.starts)} batches" if len(begun.starts) > 1 else ""
     text = (
-        f"{first.rank} images separated{groups}; every source has at least {zeros} zeros, {first.required} are "
-        f"required and {first.rank - 1} come by chance; labels by the last layer"
+        f"{found.rank} images separated{groups}; every source has at least {zeros} zeros, {found.required} are "
+        f"required and {found.rank - 1} come by chance; labels by the last layer"
     )
     if read is None:
         return text + f" (misfit {begun.residual:.1g}); earlier layers are not read from several gradients"

@@ -1,11 +1,11 @@
 """The inputs of a late layer for every image of an update: where the walk through a batch begins.
 
 A linear layer's gradient is a sum of one outer product per image. On a map of 2 x 2 positions, so is that of each
-corner weight of a 3 x 3 kernel, which meets one position of each image. `separate` reads the inputs there, up to their
-order and one factor per image and position. The other weights meet several positions, so they link the corners. One
-factor per image remains. Without batch norm in train mode, it follows from the gradient of the layer's own bias or of
-the batch norm's: the derivatives' sum. In train mode, this sum is zero, which gives the factors up to a common one. The
-last layer's gradient gives that.
+corner weight of a 3 x 3 kernel, which meets one position of each image. At one corner, `separate` reads the inputs, up
+to their order and one factor per image. The weights between two corners meet two positions, and give the inputs at the
+others, in the same order. One factor per image remains. Without batch norm in train mode, it follows from the gradient
+of the layer's own bias or of the batch norm's: the derivatives' sum. In train mode, this sum is zero, which gives the
+factors up to a common one. The last layer's gradient gives that.
 
 An update may sum the gradients of several batches: local steps, or clients under secure aggregation. In train mode, the
 derivatives of each batch sum to zero, so the null space of the derivatives shows which images shared a batch.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from math import prod
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ _MAPS = {(2, 2), (1, 1), ()}
 """Maps on which a kernel weight meets a single position; a linear layer has none."""
 
 _LINKED = 0.99
-"""Smallest cosine between two readings of the same input."""
+"""Smallest cosine between inputs and their positive part at positions that were linked."""
 
 NO_ENTRANCE = "no hidden linear layer, and no 3 x 3 convolution over 2 x 2 positions, has inputs from a ReLU"
 """Why a model has no entrance."""
@@ -90,13 +91,13 @@ class SeparatedStart:
     Attributes:
         entrance: where the inputs were read.
         starts: where the walk begins, one for each batch of the update.
-        sources: certified sources by kernel weight.
+        sources: certified sources at one kernel weight.
         residual: relative misfit of the last layer's gradient.
     """
 
     entrance: Entrance
     starts: tuple[Start, ...]
-    sources: tuple[Sources, ...]
+    sources: Sources
     residual: float
 
     @property
@@ -185,53 +186,54 @@ class _Reading:
         starts = tuple(Start(self.entrance.node, part, pull) for part, pull in pairs)
         return SeparatedStart(self.entrance, starts, sources, residual)
 
-    def _derivatives(self) -> tuple[Tensor, tuple[Sources, ...]]:
-        """Return the derivative (N, O, L) by the layer's outputs, up to one factor per image."""
-        count = self.entrance.positions
-        alone = {k: pairs[0] for k in range(len(self.entrance.where)) if len(pairs := self.entrance.pairs(k)) == 1}
-        found = {k: separate(self.sent[:, :, k]) for k in alone}
-        for k, one in found.items():
-            if not one.complete or len(one.inputs) != self.images:
-                raise InputError(
-                    f"{len(one.inputs)} of {one.rank} sources were certified at kernel weight {k + 1}, for "
-                    f"{self.images} images"
-                )
-        rows = {own: found[k].inputs for k, (_, own) in alone.items()}
-        deltas = {out: self.sent[:, :, k] @ torch.linalg.pinv(rows[own]) for k, (out, own) in alone.items()}
-        input_of = dict(alone.values())
-        linked, open_ = {next(iter(input_of))}, [next(iter(input_of))]
+    def _derivatives(self) -> tuple[Tensor, Sources]:
+        """Return the derivative (N, O, L) by the layer's outputs, up to one factor per image, and the sources."""
+        pairs = [self.entrance.pairs(k) for k in range(len(self.entrance.where))]
+        alone = {own[0]: k for k, own in enumerate(pairs) if len(own) == 1}
+        (out, own), sources = self._separated(alone)
+        values = {own: sources.inputs}
+        deltas = {out: self.sent[:, :, alone[out, own]] @ torch.linalg.pinv(sources.inputs)}
+        open_ = [(out, own)]
         while open_:
-            known = open_.pop()
-            for out in self._neighbors(known, input_of, linked, deltas, rows):
-                linked.add(out)
-                open_.append(out)
-        if len(linked) < count:
+            near = open_.pop()
+            for k, (out, own) in _neighbors(near, pairs, alone):
+                if out not in deltas:
+                    deltas[out] = self._linked(deltas[near[0]], values[near[1]], k, alone[out, own])
+                    values[own] = torch.linalg.pinv(deltas[out]) @ self.sent[:, :, alone[out, own]]
+                    if not _rectified(values[own]):
+                        raise InputError("its positions could not be linked")
+                    open_.append((out, own))
+        if len(deltas) < self.entrance.positions:
             raise InputError("its positions could not be linked")
-        return torch.stack([deltas[out].T for out in range(count)], -1), tuple(found.values())
+        return torch.stack([deltas[out].T for out in range(self.entrance.positions)], -1), sources
 
-    def _neighbors(
-        self, known: int, input_of: dict[int, int], linked: set[int], deltas: dict[int, Tensor], rows: dict[int, Tensor]
-    ) -> Iterator[int]:
-        """Order and scale the sources at positions whose derivatives tell a linked position's input; yield them."""
-        for k in range(len(self.entrance.where)):
-            pairs = self.entrance.pairs(k)
-            outs = [out for out, _ in pairs]
-            if len(pairs) != 2:
-                continue
-            system = torch.linalg.pinv(torch.cat([deltas[out] for out in outs], 1)) @ self.sent[:, :, k]
-            for (out, own), told in zip(pairs, system.split(self.images), strict=True):
-                other = next(o for o, i in input_of.items() if i == own)
-                # the derivative at `out` tells the input at `own`, whose own derivative stands at `other`
-                if out in linked or other != known:
-                    continue
-                alike = functional.normalize(told, dim=1) @ functional.normalize(rows[own], dim=1).T
-                order = alike.argmax(0)
-                if len(set(order.tolist())) < self.images or alike.amax(0).min() < _LINKED:
-                    raise InputError("its positions could not be linked")
-                factor = (told[order] * rows[own]).sum(1) / rows[own].square().sum(1)
-                deltas[out] = deltas[out][:, order] * factor
-                rows[input_of[out]] = rows[input_of[out]][order] / factor[:, None]
-                yield out
+    def _separated(self, alone: dict[tuple[int, int], int]) -> tuple[tuple[int, int], Sources]:
+        """Return the first pair of positions at whose kernel weight all images were separated, and its sources."""
+        reasons = []
+        for pair, k in alone.items():
+            found = separate(self.sent[:, :, k])
+            if found.complete and len(found.inputs) == self.images:
+                return pair, found
+            reasons.append((len(found.inputs), found.rank))
+        certified, rank = max(reasons)
+        raise InputError(f"{certified} of {rank} sources were certified, for {self.images} images")
+
+    def _linked(self, delta: Tensor, values: Tensor, between: int, corner: int) -> Tensor:
+        """Return the derivative (O, N) at a neighboring output position, for the same images in the same order.
+
+        The weight between two corners has the gradient ``D' X + D X'``, with the known D and X of one corner. The other
+        corner's is ``D' X'``, which gives the columns of D' up to an N x N matrix. That follows outside the span of D.
+
+        Args:
+            delta: (O, N) the derivative D at one output position.
+            values: (N, C) the inputs X that belong to it.
+            between: kernel weight that joins both corners.
+            corner: kernel weight of the other corner.
+        """
+        span = torch.linalg.qr(delta)[0]
+        basis = torch.linalg.svd(self.sent[:, :, corner], full_matrices=False)[0][:, : self.images]
+        outside, rest = (part - span @ (span.T @ part) for part in (basis, self.sent[:, :, between]))
+        return basis @ (torch.linalg.pinv(outside) @ rest @ torch.linalg.pinv(values))
 
     def _bias(self) -> Tensor | None:
         """Return the sum (O,) of the layer's derivatives over images and positions; ``None`` in train mode."""
@@ -311,6 +313,21 @@ class _Reading:
         if sent is None:
             raise InputError("the model does not end in a linear layer")
         return sent
+
+
+def _neighbors(
+    near: tuple[int, int], pairs: Sequence[list[tuple[int, int]]], alone: dict[tuple[int, int], int]
+) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yield the corners that share a kernel weight with a corner, as that weight and the output and input position."""
+    for k, joined in enumerate(pairs):
+        for (out, own), (other_out, other_own) in permutations(joined, 2) if len(joined) == 2 else ():
+            if (out, other_own) == near and (other_out, own) in alone:
+                yield k, (other_out, own)
+
+
+def _rectified(values: Tensor) -> bool:
+    """Return True if each row (C,) has hardly a negative part, as outputs of a ReLU with errors."""
+    return bool(functional.cosine_similarity(values, values.clamp(min=0)).min() >= _LINKED)
 
 
 def _least(misfit: Callable[[float], float]) -> float:
