@@ -91,7 +91,7 @@ def test_files_hold_it_and_a_page_that_is_made_again_needs_no_accountant(found, 
     assert json.loads((out / "share/summary.json").read_text()) == [cell.to_dict() for cell in report.summary]
     page = (out / "share/report.html").read_text()
     assert page.count('id="bound-') == page.count('id="bound-asr') + page.count('id="bound-identified')
-    assert "Measured success and success bound" in page
+    assert "Measured success beside the bound" in page
     assert "ceiling" not in page
     monkeypatch.setattr("medpfl.core.privacy.tradeoff._composed", None)
     assert [cell.to_dict() for cell in reread(out).summary] == [cell.to_dict() for cell in report.summary]

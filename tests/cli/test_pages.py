@@ -88,6 +88,7 @@ def test_report_prints_the_pages_of_a_run(runs, capsys):
     assert pages_in(Path(runs[0], "share", "report.pdf").read_bytes()) == 1
 
 
+@pytest.mark.extra
 def test_the_model_check_is_a_page(tmp_path, capsys):
     page = tmp_path / "model.html"
     assert main(["check-model", "LeNet('idlg')", "--page", str(page), "--json"]) == 0

@@ -81,7 +81,7 @@ def test_its_epsilon_and_its_bound_are_in_the_report(name, place, tmp_path):
     assert entry["curve"] == [[kappa, Mechanism(1.0).bound(kappa)] for kappa, _ in entry["curve"]]
     page = html.unescape((tmp_path / "run" / "share" / "report.html").read_text())
     assert said in page
-    assert "Measured success and success bound" in page
+    assert "Measured success beside the bound" in page
     cells = {cell.defense: cell for cell in own.summary}
     assert cells[spec].bound.identified.bound > 0
 

@@ -119,6 +119,7 @@ def test_bars_are_those_of_all_attacks_together():
 ABOUT = {"title": "Chest CT <2>", "site": "Site", "contact": "dpo@example.org", "alias": "ct-1"}
 
 
+@pytest.mark.slow
 def test_who_made_the_page_is_said_even_if_nothing_was_stated(tmp_path):
     assert dict(maker({}))["Site"] == "not stated"
     assert dict(maker({**SETTINGS, "about": ABOUT})) == {

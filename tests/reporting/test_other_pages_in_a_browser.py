@@ -14,7 +14,7 @@ from medpfl.reporting.model_page import write_model_page
 from medpfl.reporting.page.comparison import write_comparison
 from medpfl.reporting.record_page import write_page as write_record_page
 from medpfl.reporting.training import write_training_page
-from tests.reporting.browser import needs_chromium, opened, serious
+from tests.reporting.browser import needs_chromium, opened, running, serious
 from tests.reporting.made_up import LAPLACE, full
 from tests.reporting.test_bound_page import cell as bounded_cell
 from tests.reporting.test_bound_page import placed
@@ -27,6 +27,12 @@ from tests.reporting.test_training_page import SETTINGS as TRAINING
 from tests.reporting.test_training_page import row
 
 pytestmark = [pytest.mark.extra, needs_chromium]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chromium():
+    with running():
+        yield
 
 
 def frontier(out):

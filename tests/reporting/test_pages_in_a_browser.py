@@ -6,10 +6,17 @@ import pytest
 
 from medpfl.core.experiments.settings import Settings
 from medpfl.reporting import write_pages
-from tests.reporting.browser import needs_chromium, opened, pages_in, serious
+from tests.reporting.browser import needs_chromium, opened, pages_in, running, serious
 from tests.reporting.made_up import LAPLACE, SETTINGS, UNDEFENDED, full, picture, row, united
 
 pytestmark = [pytest.mark.extra, needs_chromium]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chromium():
+    with running():
+        yield
+
 
 ATTACKS = ("iDLG()", "DLG(steps=300)", "GradientMatching(objective=Cosine(), restarts=4, prior=TotalVariation(0.1))")
 DEFENSES = (
