@@ -22,8 +22,9 @@ from medpfl.core.messages import may_show, told
 __all__ = ["Pulse", "clock", "pulsing"]
 
 EVERY, RARE, LONG = 1.5, 20.0, 600.0
-"""Seconds between two lines in a log: at first, and once the command has worked for `LONG` seconds. Imports may hold
-the thread back for some tenths of a second, so the first is below two seconds."""
+"""Seconds between two lines in a log: at first, and once the command has worked for `LONG` seconds."""
+_IMPORTS, _OFTEN = 15.0, 1.0
+"""Seconds in which a command imports packages, and the most between two lines then: an import may hold the thread back."""
 _MOVES = 0.25
 """Seconds between two changes of the line on a terminal or in a notebook."""
 _WIDE = 24
@@ -146,9 +147,10 @@ def _in_log(pulse: Pulse) -> Iterator[None]:
     def beat() -> float:
         with suppress(OSError, ValueError):  # the log's reader may be gone: the work goes on
             print(pulse.line(shown), file=stream, flush=True)
-        return EVERY if monotonic() - pulse.began < LONG else RARE
+        passed = monotonic() - pulse.began
+        return RARE if passed >= LONG else min(EVERY, _OFTEN) if passed < _IMPORTS else EVERY
 
-    with _beating(beat, EVERY):
+    with _beating(beat, min(EVERY, _OFTEN)):
         yield
 
 
