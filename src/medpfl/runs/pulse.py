@@ -24,7 +24,7 @@ __all__ = ["Pulse", "clock", "pulsing"]
 EVERY, RARE, LONG = 1.5, 20.0, 600.0
 """Seconds between two lines in a log: at first, and once the command has worked for `LONG` seconds."""
 _IMPORTS, _OFTEN = 15.0, 1.0
-"""Seconds in which a command imports packages, and the most between two lines then: an import may hold the thread back."""
+"""Seconds in which a command imports packages, and the most between two lines then: an import holds the thread back."""
 _MOVES = 0.25
 """Seconds between two changes of the line on a terminal or in a notebook."""
 _WIDE = 24
