@@ -39,7 +39,7 @@ SPARE_EQUATIONS = 1.1
 """Smallest ratio of equations to unknowns at which a convolution before batch norm in train mode is solved."""
 
 _OPS = torch.ops.aten
-LAYERS = {_OPS.convolution.default: 1, _OPS.addmm.default: 2}
+LAYERS: dict[Any, int] = {_OPS.convolution.default: 1, _OPS.addmm.default: 2}
 """Layers whose inputs a gradient can show, with the argument that is their weight. A linear layer is a convolution with
 one kernel weight, over a single position of each image."""
 
@@ -106,7 +106,7 @@ def is_plain(graph: Graph, layer: Node) -> bool:
     size = len(graph.shapes[graph.sources(layer)[0]])
     if layer.target is _OPS.addmm.default:
         return size == 2
-    return size == 4 and not layer.args[6] and layer.args[8] == 1
+    return bool(size == 4 and not layer.args[6] and layer.args[8] == 1)
 
 
 def kernels(gradient: Tensor) -> Tensor:
