@@ -347,7 +347,7 @@ def test_a_model_that_cannot_be_counted_says_why_in_one_line(no_attacks):
     check = check_model(nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(144, 2)), SHAPE)
     assert check.capacity["train"] == {"why": check.capacity["train"]["why"], "batches": []}
     assert "train, all batches: layer '1' (Dropout) draws at random: use mode eval, or another attack" in text(check)
-    assert "eval, all batches: no image is separated: no 3 x 3 convolution" in text(check)
+    assert "eval, all batches: no image is separated: no hidden linear layer" in text(check)
 
 
 @pytest.mark.slow

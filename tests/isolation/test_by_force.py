@@ -15,29 +15,43 @@ from PIL import Image
 
 from tests.isolation.isolated_cases import audited, file_of
 
+NEAREST = '''
+def nearest(seen, images):
+    """For each update, the image (1, C, H, W) whose gradient is the nearest."""
+    view = seen.views[0]
+    def distance(image, label, victim):
+        weights = {k: t.requires_grad_() for k, t in view.weights.parameters.items()}
+        out = torch.func.functional_call(seen.model, weights, (image,))
+        loss = torch.nn.functional.cross_entropy(out, torch.tensor([label]))
+        grads = torch.autograd.grad(loss, list(weights.values()))
+        return sum((g - view.update.tensors[k][victim]).square().sum().item() for k, g in zip(weights, grads))
+    def best(victim):
+        return min(images, key=lambda image: min(distance(image, y, victim) for y in range(seen.num_classes)))
+    return torch.stack([best(v) for v in range(len(seen))])
+'''
+
 FRAMES = '''
 @dataclass(frozen=True, repr=False)
 class Frames(Attack):
-    """Walks up the stack of calls, to the one that holds the clients' rounds."""
+    """Walks up the stack of calls, to the one that holds the victims' numbers and the images."""
     def __call__(self, seen, generator):
-        frame, rounds = sys._getframe(), None
-        while frame is not None and rounds is None:
-            rounds, frame = frame.f_locals.get("rounds"), frame.f_back
-        return found(seen, [one.batch for (one,) in rounds or ()])
+        frame = sys._getframe()
+        while frame is not None and "victims" not in frame.f_locals:
+            frame = frame.f_back
+        if frame is None:
+            return answer(seen)
+        images = frame.f_locals["self"].scorer.data.images
+        return answer(seen, torch.stack([images[own] for own in frame.f_locals["victims"]]))
 '''
 
 OBJECTS = '''
 @dataclass(frozen=True, repr=False)
 class Objects(Attack):
-    """Asks the garbage collector for every client's round that there is, and takes those of these updates."""
+    """Asks the garbage collector for the data set, and takes the images with the nearest gradients."""
     def __call__(self, seen, generator):
-        rounds = [one for one in gc.get_objects() if type(one).__name__ == "ClientRound"]
-        sent = seen.views[0].update.tensors
-        def is_of(one, victim):
-            return all(torch.equal(one.sent.tensors[k], t[victim]) for k, t in sent.items())
-        def of(victim):
-            return [one.batch for one in rounds if is_of(one, victim)]
-        return found(seen, [batch for victim in range(len(seen)) for batch in of(victim)[:1]])
+        sets = [one for one in gc.get_objects() if type(one).__name__ == "LabelledImages"]
+        images = [image[None] for one in sets for image in one.images if image.shape == seen.image_shape]
+        return answer(seen, nearest(seen, images) if images else None)
 '''
 
 FILES = '''
@@ -73,16 +87,7 @@ class Files(Attack):
         images = [torch.from_numpy(array).float()[None, None] / 255 for array in arrays]
         if not images:
             return answer(seen)
-        view = seen.views[0]
-        def distance(image, label, victim):
-            weights = {k: t.requires_grad_() for k, t in view.weights.parameters.items()}
-            out = torch.func.functional_call(seen.model, weights, (image,))
-            loss = torch.nn.functional.cross_entropy(out, torch.tensor([label]))
-            grads = torch.autograd.grad(loss, list(weights.values()))
-            return sum((g - view.update.tensors[k][victim]).square().sum().item() for k, g in zip(weights, grads))
-        def best(victim):
-            return min(images, key=lambda image: min(distance(image, y, victim) for y in range(seen.num_classes)))
-        return answer(seen, torch.stack([best(v) for v in range(len(seen))]))
+        return answer(seen, nearest(seen, images))
 '''
 
 MODULES = '''
@@ -125,7 +130,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def specs(tmp_path: Path) -> dict[str, str]:
-    places = {name: file_of(tmp_path, f"by_{name.lower()}", code) for name, code in WAYS.items()}
+    places = {name: file_of(tmp_path, f"by_{name.lower()}", NEAREST, code) for name, code in WAYS.items()}
     return {name: f"{place}:{name}" for name, place in places.items()}
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from medpfl.auditing.feasibility import Feasibility
 from medpfl.auditing.forecast.costs import announced, estimated
-from medpfl.auditing.forecast.plan import finished, foreseen
 from medpfl.auditing.isolating import Isolation
 from medpfl.auditing.jobs import jobs_of
 from medpfl.auditing.player import Player
@@ -25,13 +24,12 @@ from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.parts import Found, attacks_of, data_of
 from medpfl.runs.cloak import Cloak
-from medpfl.runs.directory import check_outside, known_in, made
+from medpfl.runs.directory import check_outside, made
 from medpfl.runs.identity import unchanged
-from medpfl.runs.outlook import Outlook
 from medpfl.runs.progress_bar import name_skipped, watching
 from medpfl.runs.study_key import study_index
 
-__all__ = ["executed", "feasible", "foreseen_of", "images_of"]
+__all__ = ["executed", "feasible", "images_of"]
 
 
 def images_of(data: str | Path | DataSource | LabelledImages, reading: Reading, run: Run) -> Found:
@@ -92,15 +90,3 @@ def executed(
                 log(f"{job.key.attack} x {job.control or job.key.defense}: {job.rows} images done")
         with phase("judging, and writing the pages"):
             return finish(store, Settings.of(store.cloak(settings.to_dict())), scenario.data.classes)
-
-
-def foreseen_of(scenario: Scenario, isolation: Isolation, place: str) -> Outlook:
-    """Check a scenario, and return its plan: nothing is written, and no attack runs longer than a few steps."""
-    scenario, checked = feasible(scenario, isolation)
-    out = None if scenario.run.out is None else Path(scenario.run.out)
-    known = out if out is not None and known_in(out) else None
-    index = study_index(known, scenario.data, scenario.source, place, scenario.run.force)
-    jobs = jobs_of(scenario)
-    done, notes = finished(scenario, index, jobs)
-    player = Player(scenario, Scorer(scenario.data, index, bool(scenario.label_shape)), checked.wrong_layer is not None)
-    return foreseen(player, jobs, done, notes)

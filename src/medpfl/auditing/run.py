@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-from medpfl.auditing.execution import executed, foreseen_of, images_of
+from medpfl.auditing.execution import executed, images_of
+from medpfl.auditing.forecast.plan import foreseen_of
 from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.records.run import RecordCase, options_in
 from medpfl.auditing.report import Report

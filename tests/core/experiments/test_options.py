@@ -141,7 +141,7 @@ def test_an_option_without_meaning_for_an_experiment_is_none_of_it():
 def test_another_default_keeps_bounds_help_and_type():
     @dataclass(frozen=True, kw_only=True)
     class Few(Options):
-        images: int = again(Victims, "images", 4)
+        images: int | None = again(Victims, "images", 4)
 
     one, other = options_in(Few)["images"], options_in(Victims)["images"]
     assert one == other._replace(default=4)

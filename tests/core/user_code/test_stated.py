@@ -178,7 +178,7 @@ def test_the_readers_are_found():
     assert {
         "inputs/checkpoint.py", "auditing/records/recorded.py", "auditing/report.py", "runs/directory.py",
         "training/state_files.py", "auditing/store.py", "training/report.py", "training/store.py",
-        "core/experiments/frontier.py", "core/records/files.py", "core/yaml_files.py", "frontier/run.py",
+        "core/experiments/frontier.py", "core/records/files.py", "core/yaml_files.py", "tradeoff/run.py",
         "models/weights.py", "cli/parser.py", "reproduction/ledger.py",
     } <= named  # fmt: skip
 
@@ -196,7 +196,7 @@ def test_the_door_that_runs_code_is_used_by_what_a_person_calls_only():
         "cli/catalog.py", "core/user_code/loading.py",  # they import our own modules by name
         "inputs/parts.py", "auditing/isolating.py", "inspection/check.py",
         "auditing/run.py", "auditing/execution.py", "auditing/records/run.py", "training/splits.py",
-        "training/train.py", "frontier/tasks.py", "reproduction/accuracy.py", "recording/states.py",
+        "training/train.py", "tradeoff/tasks.py", "reproduction/accuracy.py", "recording/states.py",
         "federation/basis.py",
         "integrations/defending.py",  # a defense that a site writes into its own app
         "runs/identity.py", "models/sized.py",  # they ask of a model whether it is a person's own

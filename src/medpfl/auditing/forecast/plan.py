@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from medpfl.auditing.execution import feasible
 from medpfl.auditing.forecast.costs import estimated
-from medpfl.auditing.jobs import Job
+from medpfl.auditing.isolating import Isolation
+from medpfl.auditing.jobs import Job, jobs_of
 from medpfl.auditing.player import Player
 from medpfl.auditing.scenario import Scenario
+from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.store import AUDIT, Store
 from medpfl.runs.directory import RunDirectory, known_in
 from medpfl.runs.outlook import Outlook, Step
-from medpfl.runs.study_key import StudyIndex
+from medpfl.runs.study_key import StudyIndex, study_index
 
-__all__ = ["finished", "foreseen", "peak"]
+__all__ = ["finished", "foreseen", "foreseen_of", "peak"]
 
 
 def peak() -> float | None:
@@ -60,3 +63,15 @@ def finished(scenario: Scenario, index: StudyIndex, jobs: list[Job]) -> tuple[se
 def _stacks(scenario: Scenario) -> float:
     """Return the GiB that the largest stack of victims takes beyond a single one, by the estimate behind stacks."""
     return max(scenario.gib(defense) for defense in scenario.defenses)
+
+
+def foreseen_of(scenario: Scenario, isolation: Isolation, place: str) -> Outlook:
+    """Check a scenario, and return its plan: nothing is written, and no attack runs longer than a few steps."""
+    scenario, checked = feasible(scenario, isolation)
+    out = None if scenario.run.out is None else Path(scenario.run.out)
+    known = out if out is not None and known_in(out) else None
+    index = study_index(known, scenario.data, scenario.source, place, scenario.run.force)
+    jobs = jobs_of(scenario)
+    done, notes = finished(scenario, index, jobs)
+    player = Player(scenario, Scorer(scenario.data, index, bool(scenario.label_shape)), checked.wrong_layer is not None)
+    return foreseen(player, jobs, done, notes)

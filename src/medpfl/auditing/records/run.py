@@ -12,7 +12,8 @@ from torch import nn
 
 from medpfl.auditing.aggregation import aggregates
 from medpfl.auditing.defense_parts import at_client
-from medpfl.auditing.execution import executed, feasible, foreseen_of, images_of
+from medpfl.auditing.execution import executed, feasible, images_of
+from medpfl.auditing.forecast.plan import foreseen_of
 from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.player import Player
 from medpfl.auditing.records.recorded import (
