@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NEEDED = ("pyproject.toml", "README.md", "LICENSE", "src")
+NEEDED = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "src")
 
 pytestmark = pytest.mark.extra
 
