@@ -13,7 +13,7 @@ from medpfl.attacks import Separation
 from medpfl.attacks.deep.backward_walk import peel
 from medpfl.attacks.deep.contrast import with_contrast
 from medpfl.attacks.deep.graph import exact, graph_of
-from medpfl.attacks.deep.separated_start import separated_start
+from medpfl.attacks.deep.separated_start import _Reading, entrances, separated_start
 from medpfl.attacks.deep.sources import separate
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -333,3 +333,13 @@ def test_a_network_without_rectified_inputs_is_refused():
     plan = Plan(batch_size=2)
     with pytest.raises(InputError, match="2 images cannot be separated: no hidden linear layer"):
         Separation().check(prepare(LeNet().build((1, 12, 12), 3, 0), plan), (plan,), (1, 12, 12))
+
+
+def test_images_without_batches_are_not_assigned_to_any():
+    """Random derivatives have no null vectors, so nothing shows which images shared a batch."""
+    graph, sent, _, _ = seen_of("train", 2)
+    reading = _Reading(graph, sent, next(entrances(graph)), batches=2)
+    for seed in range(20):
+        delta = torch.randn(4, 128, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        with pytest.raises(InputError, match="could not be assigned to batches"):
+            reading._balanced(delta)

@@ -87,6 +87,17 @@ def test_a_users_own_attack_is_not_run_for_an_estimate(tmp_path):
     assert both.seconds is not None, "as much as the others take, until it has run"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("force", [False, True])
+def test_a_plan_writes_nothing_and_makes_no_key(tmp_path, force):
+    out = tmp_path / "runs" / "a"
+    medpfl.audit("LeNet('idlg')", attacks=["iDLG(steps=2)"], victims=SMALL, run=Run(out=out))
+    next(out.parent.glob("*key*.json")).unlink()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    case(attacks=["iDLG(steps=2)"], run=Run(out=out, force=force)).outlook()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_the_time_of_all_steps_follows_from_a_few(monkeypatch):
     """Runs with 8 and 32 steps take 1.8 and 4.2 seconds: 0.1 a step, and one second besides."""
     taken = {8: 1.8, 32: 4.2}

@@ -13,8 +13,10 @@ import pytest
 
 from medpfl import cli
 from medpfl.cli.help import COMMANDS, EXAMPLES, STATUSES
+from medpfl.cli.machine import print_json
 from medpfl.cli.opening import opening
 from medpfl.cli.parser import parser_of, spelled
+from medpfl.core.errors import private
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.inspection import Inspection
@@ -276,3 +278,8 @@ def test_the_folder_stays_empty_after_a_refused_dry_run(run, tmp_path):
     assert status == 2
     assert "leave out --dry-run" in err
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_json_hides_private_words_and_has_no_nan(capsys):
+    print_json({"text": f"cannot read {private('doe_john.png', 'a file')}", "rows": [{"loss": float("nan")}]})
+    assert json.loads(capsys.readouterr().out) == {"text": "cannot read a file", "rows": [{"loss": None}]}

@@ -70,9 +70,9 @@ class Separation(Attack):
     end, and fewer images than half of its inputs. Examples are multilayer perceptrons with two hidden layers, and
     ResNet-18 and ResNet-34 for images of 32 and 64 pixels a side.
     Several local steps or clients: labels and the values at that late layer are still read, if every image enters once.
-    In train mode, the attack also reads which images shared a batch. Earlier values, and so the images, are read only
-    if all gradients were taken at the same weights, without batch norm in train mode; otherwise the guess is gray, and
-    the certificate says what was read.
+    In train mode, the attack also reads which images shared a batch; the batches' values are taken to have one size.
+    Earlier values, and so the images, are read only if all gradients were taken at the same weights, without batch norm
+    in train mode; otherwise the guess is gray, and the certificate says what was read.
     Train mode: batch norm hides the batch's contrast. It is set from the batch norm's statistics if they are sent, and
     otherwise so that the pixels fill [0, 1].
     Noise: rounding to float32 does not disturb it. Noise ends the walk first; where it leaves no source certified, the
@@ -177,14 +177,14 @@ class Separation(Attack):
 
 def _check(plans: Sequence[Plan]) -> None:
     """Raise `InputError` for updates in which images enter more than once, an unknown number, or in unequal batches."""
-    plan, reason = plans[0], None
+    reason = None
     if any(one.sampling == "poisson" for one in plans):
         reason = "an unknown number of images, as under Poisson sampling"
     elif any(one.epochs > 1 for one in plans):
         reason = "several epochs, in which each image enters more than once with nearly the same values"
     elif len({(one.batch_size, one.mode) for one in plans}) > 1 or any(one.images % one.batch_size for one in plans):
         reason = "batches of different sizes or modes"
-    elif len(plans) > 1 and plan.weight_decay:
+    elif len(plans) > 1 and any(one.algorithm == "FedAvg" and one.weight_decay for one in plans):
         reason = "a sum over clients with weight decay"
     if reason:
         raise InputError(f"Separation needs gradients of disjoint, equal batches, not {reason}; attack with GradInv")
@@ -227,10 +227,13 @@ def _certificate(begun: SeparatedStart, read: Peeled | None) -> str:
     """
     found, zeros = begun.sources, min(begun.sources.zeros)
     groups = f" and assigned to {len(begun.starts)} batches" if len(begun.starts) > 1 else ""
-    text = (
-        f"{found.rank} images separated{groups}; every source has at least {zeros} zeros, {found.required} are "
-        f"required and {found.rank - 1} come by chance; labels by the last layer"
+    counts = (
+        f"every source has at least {zeros} zeros, {found.required} are required and {found.rank - 1} come by chance"
     )
+    if found.rank == 1:
+        counts = "a single source needs no zeros"
+    images = "1 image" if found.rank == 1 else f"{found.rank} images"
+    text = f"{images} separated{groups}; {counts}; labels by the last layer"
     if read is None:
         return text + f" (misfit {begun.residual:.1g}); earlier layers are not read from several gradients"
     if read.residuals:

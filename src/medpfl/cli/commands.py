@@ -424,7 +424,7 @@ def _report(given: Namespace, words: list[str]) -> int:
         make, show = again.get(str(known_in(Path(given.out)).get("kind")), again["audit"])
         with phase("reading the rows, and writing the pages"):
             found = make(Path(given.out))
-    return shown_result(found, given, show)
+    return shown_result(found, given, show, _failed_part(found))
 
 
 def _reproduce(given: Namespace, words: list[str]) -> int:
@@ -447,8 +447,12 @@ def _reproduce(given: Namespace, words: list[str]) -> int:
                 scale=asked.scale,
                 run=asked.run,
             )
-    status = _BAD_INPUT if any(gap.failed for gap in found.gaps) else _DONE
-    return shown_result(found, given, _print_reproduction, status)
+    return shown_result(found, given, _print_reproduction, _failed_part(found))
+
+
+def _failed_part(found: Any) -> int:
+    """Return the exit status of a result, which shows whether a part of a reproduction failed."""
+    return _BAD_INPUT if any(gap.failed for gap in getattr(found, "gaps", ())) else _DONE
 
 
 def _print_reproduction(found: Any, quiet: bool = False) -> None:

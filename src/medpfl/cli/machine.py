@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from medpfl.core.errors import resolved
+from medpfl.core.messages import may_show
 
 __all__ = ["print_json", "result"]
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """Print an object on standard output."""
-    print(json.dumps(content, indent=1))
+    """Print an object on standard output. Private words in it are hidden where messages hide them; NaN is null."""
+    print(json.dumps(_plain(content, may_show(sys.stdout)), indent=1, allow_nan=False))
+
+
+def _plain(content: Any, shown: bool) -> Any:
+    match content:
+        case dict():
+            return {key: _plain(value, shown) for key, value in content.items()}
+        case list() | tuple():
+            return [_plain(value, shown) for value in content]
+        case str():
+            return resolved(content, shown)
+        case float() if not math.isfinite(content):
+            return None
+        case _:
+            return content
 
 
 def result(found: Any) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class Plan(Part):
         return weights[::-1]
 
     def kept_share(self) -> float:
-        """Return the factor by which weight decay alone would have scaled the weights after all steps; at most 1.
+        """Return the factor by which weight decay alone would have scaled the weights after all steps.
 
         Local SGD is linear in the weights and the gradients. So the final weights are this factor times the first ones,
         minus a sum of the steps' gradients. Without weight decay, the factor is 1.

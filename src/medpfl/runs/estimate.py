@@ -70,9 +70,10 @@ class Estimate:
 
     def left(self) -> float | None:
         """Return the seconds that are probably left, or ``None`` if nothing is known yet."""
-        seconds = [self.expected(piece) for piece in self.todo.values()]
-        if self._now is not None:
-            seconds.append(self._rest(*self._now))
+        todo, now = list(self.todo.values()), self._now  # another thread asks, while the work goes on
+        seconds = [self.expected(piece) for piece in todo]
+        if now is not None:
+            seconds.append(self._rest(*now))
         return None if None in seconds else sum(filter(None, seconds))
 
     def _rest(self, piece: Piece, began: float, share: float) -> float | None:

@@ -205,7 +205,8 @@ def _beating(beat: Callable[[], float], first: float) -> Iterator[None]:
     def run() -> None:
         wait = first
         while not stop.wait(wait):
-            wait = beat()
+            with suppress(Exception):  # a line that cannot be shown must not end the next ones, nor the work
+                wait = beat()
 
     thread = threading.Thread(target=run, name="medpfl-pulse", daemon=True)
     thread.start()

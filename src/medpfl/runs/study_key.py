@@ -67,7 +67,13 @@ class StudyIndex(Key):
 
 
 def study_index(
-    out: Path | None, data: LabelledImages, source: str, place: str, force: bool = False, secret: str | None = None
+    out: Path | None,
+    data: LabelledImages,
+    source: str,
+    place: str,
+    force: bool = False,
+    secret: str | None = None,
+    keep: bool = True,
 ) -> StudyIndex:
     """Make pseudonyms for a data set's images and patients, and add them to the key file beside the run directory.
 
@@ -82,13 +88,15 @@ def study_index(
         force: make a new key if the old one is missing.
         secret: if `out` is ``None``, the secret that several runs in memory share; then the names are hashed with
             `place`.
+        keep: write the key file; False only reads it, and uses a random key if there is none.
 
     Raises:
         InputError: if the key would lie in a run directory, is damaged, or is missing although rows were made with it.
     """
     if out is None:
         return StudyIndex(secret or secrets.token_hex(16), data, place if secret else source)
-    with _locked(key_file(out), None if force else out) as key:
+    opened = _locked(key_file(out), None if force else out) if keep else _looked_at(key_file(out))
+    with opened as key:
         index = StudyIndex(key["secret"], data, place, f"'{key_file(out)}'")
         # A folder may bear a patient's name: files say "class 0", and only the key holds the class name.
         key["classes"][index.fingerprint(data)] = list(data.classes)
@@ -178,6 +186,16 @@ def _make_private(path: Path) -> None:
         )
 
 
+def _new() -> dict[str, Any]:
+    return {"secret": secrets.token_hex(16), "images": {}, "patients": {}, "classes": {}}
+
+
+@contextlib.contextmanager
+def _looked_at(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the key file's content, or that of a new key. Nothing is written."""
+    yield _read(path, path.read_bytes()) if _is_there(path) else _new()
+
+
 @contextlib.contextmanager
 def _locked(path: Path, run: Path | None = None) -> Iterator[dict[str, Any]]:
     """Yield the key file's content under a lock, and write it back as a whole if it changed.
@@ -199,7 +217,7 @@ def _locked(path: Path, run: Path | None = None) -> Iterator[dict[str, Any]]:
                 "another --out, or use --force to discard the rows and make a new key"
             )
         else:
-            before, key = b"", {"secret": secrets.token_hex(16), "images": {}, "patients": {}, "classes": {}}
+            before, key = b"", _new()
         yield key
         after = json.dumps(key, indent=1).encode()
         if after != before:

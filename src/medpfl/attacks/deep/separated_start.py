@@ -49,6 +49,9 @@ NO_ENTRANCE = "no hidden linear layer, and no 3 x 3 convolution over 2 x 2 posit
 _FITS, _MOVED = 0.1, 0.5
 """Misfit of the last layer's gradient from which on it does not fit: at the same weights, and at others."""
 
+_GAP = 10.0
+"""Smallest ratio between the least sums that are no null vectors and those that are, for several batches."""
+
 _JOINED = 0.5
 """Entry of the null space's normalized projection above which two images shared a batch; without errors 1 or 0."""
 
@@ -263,7 +266,10 @@ class _Reading:
         """
         sums = delta.sum(2)
         lengths = sums.norm(dim=1)
-        null = torch.linalg.svd((sums / lengths[:, None]).T, full_matrices=False)[2][-self.batches :]
+        _, sizes, found = torch.linalg.svd((sums / lengths[:, None]).T, full_matrices=False)
+        null = found[-self.batches :]
+        if self.batches > 1 and not sizes[-self.batches - 1] > _GAP * sizes[-self.batches]:
+            raise InputError("its images could not be assigned to batches")
         joined = null.T @ null
         size = joined.diagonal().sqrt()
         alike = (joined / (size * size[:, None])).abs()
@@ -275,7 +281,8 @@ class _Reading:
             own = torch.linalg.eigh(part).eigenvectors[:, -1]
             factors.append(own * own.sum().sign() / lengths[group])
             left = [other for other in left if other not in group]
-            if left and not float(alike[group][:, group].min()) > _JOINED > float(alike[group][:, left].max()):
+            apart = not left or float(alike[group][:, left].max()) < _JOINED
+            if self.batches > 1 and not (apart and float(alike[group][:, group].min()) > _JOINED):
                 raise InputError("its images could not be assigned to batches")
         return torch.tensor(order), torch.cat(factors)
 

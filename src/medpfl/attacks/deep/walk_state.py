@@ -15,7 +15,7 @@ from medpfl.attacks.deep.normalized_convolution import SolvedInputs
 
 __all__ = ["Corrected", "Memory", "Peeled", "Pull", "Start", "compared"]
 
-_MARGIN = 2.0
+_MARGIN = 4.0
 """Ratio of the stated bound on errors to the largest difference between two readings."""
 
 _AGREED, _MOST = 1e-3, 0.9

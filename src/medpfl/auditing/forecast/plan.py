@@ -70,7 +70,7 @@ def foreseen_of(scenario: Scenario, isolation: Isolation, place: str) -> Outlook
     scenario, checked = feasible(scenario, isolation)
     out = None if scenario.run.out is None else Path(scenario.run.out)
     known = out if out is not None and known_in(out) else None
-    index = study_index(known, scenario.data, scenario.source, place, scenario.run.force)
+    index = study_index(known, scenario.data, scenario.source, place, keep=False)
     jobs = jobs_of(scenario)
     done, notes = finished(scenario, index, jobs)
     player = Player(scenario, Scorer(scenario.data, index, bool(scenario.label_shape)), checked.wrong_layer is not None)

@@ -193,11 +193,14 @@ def of_model(check: Json) -> Advice:
     if exact:
         answer = "An update of one image contains that image: it can be computed without any search."
         meaning = "Treat updates of this model as patient data, also those of batches: an audit shows what they reveal."
-    attacks = " ".join(f"--attack {name}" for name in applies[-3:])
+    model = "MODEL" if check["model"].startswith(("UserModel(", "GivenModel(")) else f'"{check["model"]}"'
+    text, options = "Test it with images and attacks that apply.", [f"--attack {name}" for name in applies[-3:]]
+    if not applies:
+        text, options = "No attack applies as it is. Test it in eval mode, one image at a time.", ["--mode eval"]
+    command = " ".join(["medpfl audit IMAGES --model", model, *options, "--out runs/mine"])
     return Advice(
         "What do updates of this model reveal, before any image is seen?",
         (meaning,),
-        (Step("Test it with images and attacks that apply.",
-              f"medpfl audit IMAGES --model \"{check['model']}\" {attacks} --out runs/mine"),),
+        (Step(text, command),),
         (answer, f"Of MedPFL's attacks, {len(applies)} of {len(check['attacks'])} apply to it."),
     )  # fmt: skip
