@@ -136,3 +136,16 @@ def test_who_made_the_page_is_said_even_if_nothing_was_stated(tmp_path):
         assert words.count("Chest CT <2>") == 2
         assert "dpo@example.org" in words
         assert "ct-1, 24 images" in words
+
+
+def test_a_failure_without_knowledge_is_repeated_with_it_before_more_images():
+    unaware = full(defense=LAPLACE, read=0, verdict="inconclusive", flags=["naive-attack"])
+    answer = told(full(), unaware, updates_needed=60)
+    assert "without --naive" in answer.steps[0].text
+    assert answer.steps[1].command == "medpfl audit ... --images 60"
+
+
+def test_the_frontier_that_is_advised_names_the_audited_model():
+    command = told(full()).steps[-1].command
+    assert command.startswith("medpfl frontier DATA --model ")
+    assert "GaussianNoise(scale=geom(0.001, 0.1, 4))" in command

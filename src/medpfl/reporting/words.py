@@ -18,6 +18,7 @@ __all__ = [
     "counted",
     "known",
     "label",
+    "model_argument",
     "number",
     "percent",
     "percents",
@@ -31,6 +32,15 @@ DASH = "\u2013"
 def known(value: object) -> bool:
     """Return True if there is a number to show: neither ``None`` nor NaN."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def model_argument(spec: str) -> str:
+    """Return a model's spec as an argument in a command; ``MODEL`` for a person's own, whose place pages do not tell.
+
+    >>> model_argument("ResNet(18)"), model_argument("UserModel(call='make')")
+    ('"ResNet(18)"', 'MODEL')
+    """
+    return "MODEL" if not spec or spec.startswith(("UserModel(", "GivenModel(")) else f'"{spec}"'
 
 
 def number(value: float | None, style: str = ".2f") -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from medpfl.core.experiments.settings import Json
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS
 from medpfl.reporting.page.answer import Step
-from medpfl.reporting.words import label, percent
+from medpfl.reporting.words import label, model_argument, percent
 
 __all__ = ["Advice", "of_federation", "of_frontier", "of_leakage", "of_model", "of_record", "of_training"]
 
@@ -193,7 +193,7 @@ def of_model(check: Json) -> Advice:
     if exact:
         answer = "An update of one image contains that image: it can be computed without any search."
         meaning = "Treat updates of this model as patient data, also those of batches: an audit shows what they reveal."
-    model = "MODEL" if check["model"].startswith(("UserModel(", "GivenModel(")) else f'"{check["model"]}"'
+    model = model_argument(check["model"])
     text, options = "Test it with images and attacks that apply.", [f"--attack {name}" for name in applies[-3:]]
     if not applies:
         text, options = "No attack applies as it is. Test it in eval mode, one image at a time.", ["--mode eval"]

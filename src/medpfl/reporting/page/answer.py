@@ -14,7 +14,7 @@ from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFEN
 from medpfl.judging.types import Cell, Union
 from medpfl.reporting.flags import FLAGS
 from medpfl.reporting.phrases import Cells, hits, reason
-from medpfl.reporting.words import brief, counted, known, percent
+from medpfl.reporting.words import brief, counted, known, model_argument, percent
 
 __all__ = ["QUESTION", "Answer", "Bar", "Step", "answered", "bars"]
 
@@ -208,7 +208,14 @@ def _meaning(bare: Cells, groups: Sequence[Cells]) -> tuple[str, ...]:
     return tuple(found)
 
 
-_FRONTIER = "medpfl frontier DATA --defense 'DPSGD(clip=1.0, noise=geom(0.5, 4, 4))' --out runs/frontier"
+def _frontier(settings: Settings) -> str:
+    """Return a command that trains the audited model under a defense that every model takes."""
+    model = model_argument(str(settings.experiment.get("model", "")))
+    size = f" --size {settings.data['shape'][-1]}" if settings.data.get("shape") else ""
+    return f"medpfl frontier DATA --model {model}{size} --defense '{_NOISES}' --out runs/frontier"
+
+
+_NOISES = "GaussianNoise(scale=geom(0.001, 0.1, 4))"
 
 
 def _steps(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[Step, ...]:
@@ -223,13 +230,17 @@ def _steps(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[St
         found.append(Step(f"Do not rely on {_names(leaking)} at this strength. Try it stronger, or another defense."))
     if not groups:
         found.append(
-            Step("Test a defense on the same images.", "medpfl audit ... --defense 'DPSGD(clip=1.0, noise=1.0)'")
+            Step(
+                "Test a defense on the same images. Only differential privacy (DPSGD) bounds attacks that nobody knows "
+                "yet; it needs a model without batch norm in train mode.",
+                "medpfl audit ... --defense 'GaussianNoise(scale=0.01)'",
+            )
         )
     if holding:
-        found.append(Step(f"Before you use {_names(holding)}, measure the cost in accuracy.", _FRONTIER))
+        found.append(Step(f"Before you use {_names(holding)}, measure the cost in accuracy.", _frontier(settings)))
         found.append(Step("Test again if the model, the data, the training plan or the defense changes."))
     elif leaking or not groups:
-        found.append(Step("Find the defense that costs the least accuracy.", _FRONTIER))
+        found.append(Step("Find the defense that costs the least accuracy.", _frontier(settings)))
     found += [Step(note) for note in settings.notes if note.startswith("Not tested, although")]
     return tuple(dict.fromkeys(found))
 
@@ -249,9 +260,14 @@ def _decide(cells: Cells) -> tuple[Step, ...]:
             Step("See which attacks suit this model, and what its updates reveal.", "medpfl check-model MODEL"),
             Step("Run an attack that works without a defense first.", "medpfl audit ... --mode eval --batch-size 1"),
         )
+    naive = any("naive-attack" in cell.flags for cell in cells)
+    found = [Step("To decide the test {where}, repeat it without --naive: the attacker must know the defense.")]
     if union.updates_needed and union.updates_needed > union.updates:
         need = union.updates_needed * max(1, round(union.images / max(1, union.updates)))
-        return (Step("To decide the test {where}, attack more images.", f"medpfl audit ... --images {need}"),)
+        more = Step("To decide the test {where}, attack more images.", f"medpfl audit ... --images {need}")
+        return (*found, more) if naive else (more,)
+    if naive:
+        return tuple(found)
     told = [FLAGS[flag].means for flag in flags if flag in FLAGS]
     advice = told[0] if told else "Run stronger attacks, more steps, or more images."
     return (Step(f"To decide the test {{where}}: {advice[:1].lower()}{advice[1:]}"),)
