@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from medpfl.core.errors import InputError
 from medpfl.core.experiments import limits
@@ -152,9 +152,18 @@ class Plan(Part):
         """
         weight, velocity = 1.0, 0.0
         for step in range(self.steps if self.algorithm == "FedAvg" else 0):
-            push = self.weight_decay * weight
-            damped = 1.0 - self.dampening if step and self.momentum else 1.0
-            velocity = self.momentum * velocity + damped * push
-            move = push + self.momentum * velocity if self.nesterov else velocity
-            weight -= self.learning_rate * move
+            weight, velocity = self.stepped(step, weight, 0.0, velocity)
         return weight
+
+    def stepped(self, step: int, weight: Any, slope: Any, velocity: Any) -> tuple[Any, Any]:
+        """Return a weight and its velocity after one step of local SGD, as in ``torch.optim.SGD``.
+
+        Args:
+            step: number of steps before this one.
+            weight, slope, velocity: numbers or tensors of one shape; the velocity does not count in the first step.
+        """
+        push = slope + self.weight_decay * weight
+        damped = 1 - self.dampening if self.momentum else 1  # torch dampens momentum only
+        velocity = push if step == 0 else self.momentum * velocity + damped * push
+        move = push + self.momentum * velocity if self.nesterov else velocity
+        return weight - self.learning_rate * move, velocity

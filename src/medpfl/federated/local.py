@@ -86,15 +86,11 @@ def _tensors(
 
     if plan.algorithm == "FedSGD":
         return gradient(weights.parameters, 0)
-    parameters, velocity, move = dict(weights.parameters), {}, {}
-    damped = 1 - plan.dampening if plan.momentum else 1  # torch dampens momentum only
+    parameters, velocity = dict(weights.parameters), {}
     for step in range(plan.steps):
         slope = gradient(parameters, step)
-        for name, old in parameters.items():
-            push = slope[name] + plan.weight_decay * old
-            velocity[name] = push if step == 0 else plan.momentum * velocity[name] + damped * push
-            move[name] = push + plan.momentum * velocity[name] if plan.nesterov else velocity[name]
-        parameters = {name: old - plan.learning_rate * move[name] for name, old in parameters.items()}
+        after = {k: plan.stepped(step, old, slope[k], velocity.get(k)) for k, old in parameters.items()}
+        parameters, velocity = ({k: pair[i] for k, pair in after.items()} for i in (0, 1))
     return {name: parameters[name] - old for name, old in weights.parameters.items()}
 
 
