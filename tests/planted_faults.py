@@ -138,9 +138,9 @@ FAULTS = [
     ),
     Fault(
         "bad input ends with status 0",
-        "cli/commands.py",
-        '        say(f"medpfl: error: {error}")\n        return _BAD_INPUT',
-        '        say(f"medpfl: error: {error}")\n        return 0',
+        "cli/endings.py",
+        '"status": BAD_INPUT})\n    return BAD_INPUT',
+        '"status": BAD_INPUT})\n    return 0',
         "cli/test_commands.py",
     ),
     Fault(

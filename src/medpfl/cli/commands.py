@@ -5,7 +5,6 @@ from __future__ import annotations
 from medpfl.cli.interruption import MESSAGE, STATUS  # first, to catch an interruption of the imports below
 
 # isort: split
-import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, Namespace
 
 from medpfl.cli.dry_run import foresee_audits, foresee_frontier, foresee_studies, foresee_training
+from medpfl.cli.endings import BAD_INPUT, ended, hung_up, of_disk, refused
 from medpfl.cli.machine import print_json
 from medpfl.cli.parser import (
     COMMANDS,
@@ -31,8 +31,7 @@ from medpfl.cli.parser import (
     spelled,
     spelled_names,
 )
-from medpfl.cli.running import LOADING, planned, working
-from medpfl.cli.running import told as shown_result
+from medpfl.cli.running import LOADING, finished, planned, working
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiments.experiment import Demo, Experiment
 from medpfl.core.experiments.frontier import Frontier
@@ -40,7 +39,7 @@ from medpfl.core.experiments.inspection import Inspection
 from medpfl.core.experiments.options import OptionError, Options, options_in
 from medpfl.core.experiments.recording import Forgetting, Looking, Recording
 from medpfl.core.experiments.training import Training
-from medpfl.core.messages import may_show, say, speaking, told
+from medpfl.core.messages import say, speaking
 from medpfl.core.progress import phase
 from medpfl.core.records.view import RecordView
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, of_frontier
@@ -53,7 +52,7 @@ __all__ = ["main"]
 
 T = TypeVar("T", bound=Options)
 
-_DONE, _BAD_INPUT, _LEAKS, _INCONCLUSIVE, _READER_GONE = 0, 2, 3, 4, 141
+_DONE, _LEAKS, _INCONCLUSIVE = 0, 3, 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,42 +78,13 @@ def _main(words: list[str]) -> int:
         sys.stdout.flush()  # here, where a closed pipe is handled
         return status
     except InputError as error:
-        return _refused(f"{error}", words)
+        return refused(f"{error}", words)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
-            return _hung_up()
-        return _refused(_of_disk(error), words)
+            return hung_up()
+        return refused(of_disk(error), words)
     except SystemExit as end:
-        return _ended(end)
-
-
-def _refused(message: str, words: list[str]) -> int:
-    """Print an error for people, and under ``--json`` also for machines, and return the exit status."""
-    say(f"medpfl: error: {message}")
-    if "--json" in words:
-        print_json({"error": told(message, may_show(sys.stdout)), "status": _BAD_INPUT})
-    return _BAD_INPUT
-
-
-def _ended(end: SystemExit) -> int:
-    """Return the exit status if third-party code ended the program: it must not count as success."""
-    if isinstance(end.__context__, BrokenPipeError):  # from rich, if the output was closed
-        return _hung_up()
-    say(f"medpfl: error: code called by the experiment ended the program (SystemExit: {end.code})")
-    return _BAD_INPUT
-
-
-def _hung_up() -> int:
-    """Return the exit status for a closed output pipe, and suppress all further output, including at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return _READER_GONE
-
-
-def _of_disk(error: OSError) -> str:
-    where = f": '{error.filename}'" if error.filename else ""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    hint = "; free some space and repeat the command: with --out, finished work is kept" if full else ""
-    return f"{(error.strerror or str(error)).lower()}{where}{hint}"
+        return ended(end)
 
 
 def _run(words: list[str]) -> int:
@@ -142,7 +112,7 @@ def _run(words: list[str]) -> int:
         raise InputError(f"{where}{plain(str(error), known)}; 'medpfl{command} --help' lists the options") from None
     if given.subcommand is None:
         parser.print_help()
-        return _BAD_INPUT
+        return BAD_INPUT
     if given[given.subcommand].get("pdf"):
         from medpfl.reporting.page.pdf import check_chromium
 
@@ -188,7 +158,7 @@ def _train(given: Namespace, words: list[str]) -> int:
             from medpfl.training.train import perform_training
 
         found = perform_training(training)
-    return shown_result(found, given, print_training)
+    return finished(found, given, print_training)
 
 
 def _frontier(given: Namespace, words: list[str]) -> int:
@@ -203,7 +173,7 @@ def _frontier(given: Namespace, words: list[str]) -> int:
 
         found = perform_frontier(experiment)
     verdicts = of_frontier(found.points, found.recommendation) if given.fail_on else {}
-    return shown_result(found, given, print_frontier, _failed_on(given.fail_on, verdicts))
+    return finished(found, given, print_frontier, _failed_on(given.fail_on, verdicts))
 
 
 def _typed(kind: type[T], given: Namespace, words: list[str]) -> T:
@@ -256,7 +226,7 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
                 for number, report in found.reports.items()
                 for defense, verdict in by_defense(report.summary).items()
             }
-    return shown_result(found, given, show, _failed_on(given.get("fail_on"), verdicts))
+    return finished(found, given, show, _failed_on(given.get("fail_on"), verdicts))
 
 
 def _compare(given: Namespace, words: list[str]) -> int:
@@ -271,7 +241,7 @@ def _compare(given: Namespace, words: list[str]) -> int:
         if given.page:
             found = replace(found, pages=(found.write_page(given.page),))
         written = [*found.pages, *([found.write_csv(given.csv)] if given.csv else [])]
-    status = shown_result(found, given, print_comparison)
+    status = finished(found, given, print_comparison)
     for path in written:
         say(f"wrote {path}", sys.stderr if given.json else sys.stdout)
     return status
@@ -341,7 +311,7 @@ def _record(given: Namespace, words: list[str]) -> int:
         made = perform_recording(asked)
     if given.json:
         files = [str(path) for path in made.written if path is not None]
-        status = _BAD_INPUT if made.view.verdict == "wrong" else _DONE
+        status = BAD_INPUT if made.view.verdict == "wrong" else _DONE
         print_json({"kind": "record", **made.view.to_dict(), "files": files, "status": status})
         return status
     if not given.quiet:
@@ -365,7 +335,7 @@ def _inspect(given: Namespace, words: list[str]) -> int:
         say(f"wrote {asked.page}")
     if asked.json:
         print_json(made.to_dict())
-        return _BAD_INPUT if made.verdict == "wrong" else _DONE
+        return BAD_INPUT if made.verdict == "wrong" else _DONE
     return _shown(made)
 
 
@@ -375,7 +345,7 @@ def _shown(made: RecordView, quiet: bool = False) -> int:
 
     if not quiet:
         _print_page(record_page(made))
-    return _BAD_INPUT if made.verdict == "wrong" else _DONE
+    return BAD_INPUT if made.verdict == "wrong" else _DONE
 
 
 def _forget(given: Namespace, words: list[str]) -> int:
@@ -424,7 +394,7 @@ def _report(given: Namespace, words: list[str]) -> int:
         make, show = again.get(str(known_in(Path(given.out)).get("kind")), again["audit"])
         with phase("reading the rows, and writing the pages"):
             found = make(Path(given.out))
-    return shown_result(found, given, show, _failed_part(found))
+    return finished(found, given, show, _failed_part(found))
 
 
 def _reproduce(given: Namespace, words: list[str]) -> int:
@@ -447,12 +417,12 @@ def _reproduce(given: Namespace, words: list[str]) -> int:
                 scale=asked.scale,
                 run=asked.run,
             )
-    return shown_result(found, given, _print_reproduction, _failed_part(found))
+    return finished(found, given, _print_reproduction, _failed_part(found))
 
 
 def _failed_part(found: Any) -> int:
     """Return the exit status of a result, which shows whether a part of a reproduction failed."""
-    return _BAD_INPUT if any(gap.failed for gap in getattr(found, "gaps", ())) else _DONE
+    return BAD_INPUT if any(gap.failed for gap in getattr(found, "gaps", ())) else _DONE
 
 
 def _print_reproduction(found: Any, quiet: bool = False) -> None:

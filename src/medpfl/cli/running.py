@@ -13,7 +13,7 @@ from medpfl.cli.opening import opening
 from medpfl.core.messages import say
 from medpfl.runs.pulse import pulsing
 
-__all__ = ["LOADING", "planned", "told", "working"]
+__all__ = ["LOADING", "finished", "planned", "working"]
 
 LOADING = "loading PyTorch"
 """The phase in which a command imports what it needs."""
@@ -39,7 +39,7 @@ def planned(given: Namespace, plan: Callable[[], Any], asked: object) -> int:
     return 0
 
 
-def told(found: Any, given: Namespace, show: Callable[[Any, bool], object], status: int = 0) -> int:
+def finished(found: Any, given: Namespace, show: Callable[[Any, bool], object], status: int = 0) -> int:
     """Print a result for people by `show`, or as JSON, and return the exit status."""
     if given.json:
         content = result(found)

@@ -1,0 +1,45 @@
+"""The ends of a command that did not end well: an error in words, and the exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from medpfl.cli.machine import print_json
+from medpfl.core.messages import may_show, say, told
+
+__all__ = ["BAD_INPUT", "ended", "hung_up", "of_disk", "refused"]
+
+BAD_INPUT, _READER_GONE = 2, 141
+"""Exit statuses: for wrong input or an experiment that failed, and for an output that its reader closed."""
+
+
+def refused(message: str, words: list[str]) -> int:
+    """Print an error for people, and under ``--json`` also for machines, and return the exit status."""
+    say(f"medpfl: error: {message}")
+    if "--json" in words:
+        print_json({"error": told(message, may_show(sys.stdout)), "status": BAD_INPUT})
+    return BAD_INPUT
+
+
+def ended(end: SystemExit) -> int:
+    """Return the exit status if third-party code ended the program: it must not count as success."""
+    if isinstance(end.__context__, BrokenPipeError):  # from rich, if the output was closed
+        return hung_up()
+    say(f"medpfl: error: code called by the experiment ended the program (SystemExit: {end.code})")
+    return BAD_INPUT
+
+
+def hung_up() -> int:
+    """Return the exit status for a closed output pipe, and suppress all further output, including at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _READER_GONE
+
+
+def of_disk(error: OSError) -> str:
+    """Return an error of the disk in words, with a remedy if the disk is full."""
+    where = f": '{error.filename}'" if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "; free some space and repeat the command: with --out, finished work is kept" if full else ""
+    return f"{(error.strerror or str(error)).lower()}{where}{hint}"
