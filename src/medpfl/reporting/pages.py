@@ -20,7 +20,7 @@ from medpfl.reporting.figures.panels import draw_panel, panels
 from medpfl.reporting.flags import FLAGS, Flag
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.page.answer import QUESTION, answered, bars
-from medpfl.reporting.page.lines import lines_of, names_of
+from medpfl.reporting.page.lines import lines_of, short_specs
 from medpfl.reporting.page.pictures import Gallery, Proof, galleries, proof
 from medpfl.reporting.page.rendering import rendered
 from medpfl.reporting.phrases import Cells
@@ -95,7 +95,7 @@ def _page(settings: Settings, summary: Cells, rows: Sequence[Finding]) -> Callab
         bars=bars(summary),
         lines=lines_of(summary, rows),
         runs=False,
-        names=names_of(summary),
+        names=short_specs(summary),
         compared=compared(summary),
         masks=mask_lines(summary),
         figures=[Markup(figure) for figure in figures],

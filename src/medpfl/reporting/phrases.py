@@ -8,7 +8,20 @@ from medpfl.core.verdicts import LEAKS
 from medpfl.judging.types import Cell, Rate, Union
 from medpfl.reporting.words import attacker, counted, known, label, percent, percents
 
-__all__ = ["Cells", "bounded", "by", "counts", "example", "extent", "hits", "labels", "reason", "strength"]
+__all__ = [
+    "Cells",
+    "bounded",
+    "by",
+    "counts",
+    "example",
+    "extent",
+    "grouped",
+    "hits",
+    "images_needed",
+    "labels",
+    "reason",
+    "strength",
+]
 
 Cells = Sequence[Cell]
 
@@ -150,15 +163,28 @@ def reason(cells: Cells) -> str:
 _LAST = ("prior-only", "nonfinite", "not-converged")
 
 
+def images_needed(union: Union) -> int | None:
+    """Return the number of images that would decide a test; ``None`` if no number would at these rates."""
+    per = max(1, round(union.images / max(1, union.updates)))
+    return None if union.updates_needed is None else union.updates_needed * per
+
+
+def grouped(cells: Cells) -> list[list[Cell]]:
+    """Return the cells of each defense, in the order of the defenses' first cells."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.defense, []).append(cell)
+    return list(groups.values())
+
+
 def _few(union: Union) -> str:
     """Return a phrase that the updates are too few, and how many would be enough."""
-    need, per = union.updates_needed, max(1, round(union.images / max(1, union.updates)))
+    need = union.updates_needed
     have = "one update is" if union.updates == 1 else f"{union.updates} updates are"
     if need is None:
         return f"{have} too few to tell a leak from a failed attack; at these rates, no number would be enough"
     if need <= union.updates:
         return f"{have} too few to tell a leak from a failed attack; run more"
     stay = " if the rates stay the same" if union.asr.value or union.identified.value else ""
-    return (
-        f"{have} too few to tell a leak from a failed attack; at least {need} are needed (--images {need * per}){stay}"
-    )
+    enough = f"at least {need} are needed (--images {images_needed(union)}){stay}"
+    return f"{have} too few to tell a leak from a failed attack; {enough}"

@@ -14,7 +14,7 @@ __all__ = ["Advice", "of_federation", "of_frontier", "of_leakage", "of_model", "
 
 
 class Advice(NamedTuple):
-    """A page's question, what its result means, next steps, and an answer where no other stands."""
+    """A page's question, what its result means, next steps, and an answer if the page has none of its own."""
 
     question: str
     meaning: tuple[str, ...]

@@ -13,7 +13,7 @@ from medpfl.core.experiments.settings import Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.judging.types import Cell, Union
 from medpfl.reporting.flags import FLAGS
-from medpfl.reporting.phrases import Cells, hits, reason
+from medpfl.reporting.phrases import Cells, grouped, hits, images_needed, reason
 from medpfl.reporting.words import brief, counted, known, model_argument, percent
 
 __all__ = ["QUESTION", "Answer", "Bar", "Step", "answered", "bars"]
@@ -87,9 +87,7 @@ def _bar(cells: Cells) -> Bar:
 
 
 def _split(summary: Cells) -> tuple[list[Cell], list[list[Cell]]]:
-    groups: dict[str, list[Cell]] = {}
-    for cell in summary:
-        groups.setdefault(cell.defense, []).append(cell)
+    groups = {cells[0].defense: cells for cells in grouped(summary)}
     return groups.pop(UNDEFENDED, []), list(groups.values())
 
 
@@ -130,7 +128,7 @@ def _undefended(cells: Cells) -> tuple[str | None, str]:
 
 
 def _can(read: int, told: int | None, union: Union) -> str:
-    """Return the deeds of a server: ``reconstructed 5 of 24 images almost exactly``."""
+    """Return what a server did: ``reconstructed 5 of 24 images almost exactly``."""
     images = counted(union.images, "image")
     if read:
         most = f"reconstructed {'all' if read == union.images > 1 else f'{read} of'} {images} almost exactly"
@@ -176,7 +174,7 @@ def _one(cells: Cells) -> tuple[str | None, str]:
 
 
 def _plain(why: str) -> str:
-    """Return a reason without what only whoever runs the next audit needs."""
+    """Return a reason without its hints at options and pages."""
     return re.sub(r" \((?:--images|docs/)[^)]*\)", "", why)
 
 
@@ -263,8 +261,8 @@ def _decide(cells: Cells) -> tuple[Step, ...]:
     naive = any("naive-attack" in cell.flags for cell in cells)
     found = [Step("To decide the test {where}, repeat it without --naive: the attacker must know the defense.")]
     if union.updates_needed and union.updates_needed > union.updates:
-        need = union.updates_needed * max(1, round(union.images / max(1, union.updates)))
-        more = Step("To decide the test {where}, attack more images.", f"medpfl audit ... --images {need}")
+        need = f"medpfl audit ... --images {images_needed(union)}"
+        more = Step("To decide the test {where}, attack more images.", need)
         return (*found, more) if naive else (more,)
     if naive:
         return tuple(found)

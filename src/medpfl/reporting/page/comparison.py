@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from medpfl.core.atomic_files import as_csv, write
 from medpfl.core.experiments.settings import Settings
-from medpfl.judging.types import Cell, Rate
+from medpfl.core.verdicts import INCONCLUSIVE
+from medpfl.judging.types import Rate
 from medpfl.reporting.facts import facts
 from medpfl.reporting.page.answer import Bar, Step, bars
 from medpfl.reporting.page.lines import lines_of
 from medpfl.reporting.page.maker import maker
 from medpfl.reporting.page.rendering import rendered
-from medpfl.reporting.phrases import Cells, extent, hits
+from medpfl.reporting.phrases import Cells, extent, grouped, hits
 from medpfl.reporting.tables import with_unions
 from medpfl.reporting.words import DASH, counted, label
 
@@ -40,7 +41,7 @@ _ALWAYS = {"Run": ("started",), "Experiment": ("victims per stack", "memory gib"
 """Settings that differ between runs without making them another experiment."""
 
 
-def names_of(runs: Sequence[Compared]) -> list[str]:
+def run_names(runs: Sequence[Compared]) -> list[str]:
     """Return the runs' names for files: a number and the title, never a path, which may name a patient."""
     titles = [one.settings.about.get("title", "") for one in runs]
     return [f"run {i}" + (f" ({title})" if title else "") for i, title in enumerate(titles, 1)]
@@ -66,7 +67,7 @@ def comparison_sentences(runs: Sequence[Compared], names: Sequence[str]) -> tupl
     """Return a sentence on the least and the most exposed setting, and one on how far the runs can be compared."""
     ranked = sorted(
         ((extent(cells[0].union), name, cells) for name, one in zip(names, runs, strict=True)
-         for cells in _by_defense(one.summary) if cells[0].union.images),
+         for cells in grouped(one.summary) if cells[0].union.images),
         key=lambda entry: entry[0],
     )  # fmt: skip
     if not ranked:
@@ -80,13 +81,6 @@ def comparison_sentences(runs: Sequence[Compared], names: Sequence[str]) -> tupl
         f"{_with(high)} ({_counts(high)}).{chance}",
         _fair(runs),
     )
-
-
-def _by_defense(summary: Cells) -> list[list[Cell]]:
-    groups: dict[str, list[Cell]] = {}
-    for cell in summary:
-        groups.setdefault(cell.defense, []).append(cell)
-    return list(groups.values())
 
 
 def _with(cells: Cells) -> str:
@@ -130,7 +124,7 @@ _COLUMNS = (
 def write_csv(path: Path, runs: Sequence[Compared]) -> Path:
     """Write a line for each cell of each run, and for all attacks on a defense together; it holds no image."""
     lines = []
-    for name, one in zip(names_of(runs), runs, strict=True):
+    for name, one in zip(run_names(runs), runs, strict=True):
         for cell in with_unions(one.summary):
             known = {"run": name, **cell.to_dict(), "flags": " ".join(cell.flags)}
             lines.append({column: known[column] for column in _COLUMNS})
@@ -139,7 +133,7 @@ def write_csv(path: Path, runs: Sequence[Compared]) -> Path:
 
 def write_comparison(path: Path, runs: Sequence[Compared]) -> Path:
     """Write the page; it holds no image and names no file."""
-    names = names_of(runs)
+    names = run_names(runs)
     page = rendered(
         "comparison",
         {},
@@ -164,10 +158,10 @@ def _bars(name: str, one: Compared) -> list[Bar]:
 
 
 def _steps(runs: Sequence[Compared]) -> list[Step]:
-    states = Counter(cells[0].union.verdict for one in runs for cells in _by_defense(one.summary))
+    states = Counter(cells[0].union.verdict for one in runs for cells in grouped(one.summary))
     found = [Step("Read each run's own page: it says what its result means, and what to do next.")]
     if differences(runs):
         found.append(Step("To compare one setting, repeat a run with only that setting changed."))
-    if states["inconclusive"]:
+    if states[INCONCLUSIVE]:
         found.append(Step("Some results are inconclusive: repeat those runs with more images (--images)."))
     return found

@@ -16,7 +16,7 @@ from medpfl.reporting.words import DASH, attacker, brief, label
 if TYPE_CHECKING:
     from medpfl.core.types import Finding
 
-__all__ = ["Line", "lines_of", "names_of"]
+__all__ = ["Line", "lines_of", "short_specs"]
 
 
 class Line(NamedTuple):
@@ -62,11 +62,11 @@ _COLUMNS = ("Reconstructed (ASR)", "Re-identified")
 def lines_of(summary: Cells, rows: Sequence[Finding]) -> list[Line]:
     """Return a line for each cell, and one for all attacks on a defense together."""
     patients = {(one.attack, one.defense): one for one in patient_rows(summary)}
-    names = names_of(summary)
+    names = short_specs(summary)
     return [_line(cell, rows, patients, names) for cell in with_unions(summary)]
 
 
-def names_of(summary: Cells) -> dict[str, str]:
+def short_specs(summary: Cells) -> dict[str, str]:
     """Return short names for the specs that are too long to stand in a table in full."""
     specs = dict.fromkeys(spec for cell in with_unions(summary) for spec in (cell.attack, cell.defense))
     return {spec: short for spec, short in brief(specs).items() if len(label(spec)) > _LONG}

@@ -94,7 +94,7 @@ def proof(summary: Cells, rows: Sequence[Finding], picture: Picture) -> Proof | 
     for cell in summary:
         for row in cell_rows(cell, rows):
             known = best.setdefault(row.image, {}).get(cell.defense)
-            if known is None or (row.scores["ssim"] or 0) > (known.scores["ssim"] or 0):
+            if known is None or _ssim(row) > _ssim(known):
                 best[row.image][cell.defense] = row
     if not best:
         return None
