@@ -21,7 +21,7 @@ from torch.nn import functional
 from benchmarks.rows import columns, conditions, now
 from medpfl.attacks.deep.backward_walk import peel
 from medpfl.attacks.deep.capacity import capacity
-from medpfl.attacks.deep.graph import Graph, exact, graph_of
+from medpfl.attacks.deep.graph import Graph, exact, graph_of, layer_name
 from medpfl.attacks.deep.kernel_systems import LAYERS
 from medpfl.attacks.deep.separated_start import separated_start
 from medpfl.core.errors import InputError
@@ -208,7 +208,7 @@ def measured(case: Case, made: nn.Module, seed: int) -> Outcome:
         return NOTHING
     walk, hidden = peel(graph, sent, begun.start), case.mode == "train"
     read = {node for node, value in walk.known.items() if _error(value, truth[node][order], hidden) < READ}
-    return Outcome(_layer(begun.entrance.name), _earliest(graph, read)) if begun.start.node in read else NOTHING
+    return Outcome(layer_name(begun.entrance.name), _earliest(graph, read)) if begun.start.node in read else NOTHING
 
 
 def _error(value: Tensor, true: Tensor, hidden: bool) -> float:
@@ -224,13 +224,9 @@ def _earliest(graph: Graph, known: set[Node]) -> str:
     found = []
     for node in graph.nodes:
         if node.target in LAYERS and graph.sources(node)[0] in known:
-            name = graph.parameter(node, LAYERS[node.target])
+            name = graph.parameter(node, LAYERS[node.target].weight)
             found.append((order[graph.sources(node)[0]], order[node], name))
-    return _layer(min(found)[2]) if found else "-"
-
-
-def _layer(name: str) -> str:
-    return name.rpartition(".")[0] or name
+    return layer_name(min(found)[2]) if found else "-"
 
 
 def predicted(case: Case, made: nn.Module) -> tuple[Outcome, bool]:

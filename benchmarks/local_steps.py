@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from benchmarks.rows import columns, conditions, now
-from benchmarks.scenes import REPORTED, available, dealt, held_out
+from benchmarks.scenes import REPORTED, available, held_out, known_images, shuffled
 from benchmarks.separation import features_of
 from medpfl.attacks.deep.graph import Graph, exact, graph_of
 from medpfl.attacks.deep.separated_start import separated_start
@@ -77,8 +77,7 @@ class Case:
         alone = replace(self.plan, local_images=None)
         for images, labels in zip(self.batch.images.split(size), self.batch.labels.split(size), strict=True):
             graph = graph_of(self.model, weights, tuple(images.shape[1:]), size)
-            node = graph.nodes[place]
-            found.append(graph.run(images.double(), graph.needed([node]), graph.fixed)[node])
+            found.append(graph.value(images.double(), graph.nodes[place]))
             moved = local_update(self.model, Batch(images, labels), alone, weights).tensors
             weights = Weights({k: p + moved[k] for k, p in weights.parameters.items()}, weights.buffers)
         return torch.cat(found)
@@ -141,8 +140,7 @@ def _recognized(
     graphs = [graph_of(case.model, weights, tuple(known.shape[1:]), len(values)) for weights in between]
 
     def near(places: Tensor, graph: Graph) -> float:
-        node = graph.nodes[place]
-        own = graph.run(known[places].double(), graph.needed([node]), graph.fixed)[node]
+        own = graph.value(known[places].double(), graph.nodes[place])
         return float((normalize(own.float().flatten(1), dim=1) * values).sum())
 
     for _ in range(_SWEEPS):
@@ -175,13 +173,11 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
 def _draw(chosen: argparse.Namespace, name: str, mode: str, steps: int, draw: int, tally: Tally) -> None:
     images, labels, classes = held_out(name, 1000, chosen.size)
     whole = chosen.batch * steps
-    plan = Plan("FedAvg", batch_size=chosen.batch, local_images=whole, learning_rate=chosen.rate, mode=mode)  # type: ignore[arg-type]
+    plan = Plan("FedAvg", batch_size=chosen.batch, local_images=whole, learning_rate=chosen.rate, mode=mode)  # type: ignore[arg-type]  (as in separation)
     network = prepare(ResNet(18).build((3, chosen.size, chosen.size), classes, REPORTED + draw), plan)
     weights = Weights.of(network)
-    others, _, _ = held_out(name, 1000, chosen.size, tune=True)
-    known = images if name == "samples" else torch.cat([images, others])
-    order, _ = dealt(torch.arange(len(images))[:, None], labels, whole, REPORTED + draw)
-    for own in order[: chosen.count, :, 0]:
+    known = known_images(name, chosen.size)
+    for own in shuffled(len(images), whole, REPORTED + draw)[: chosen.count]:
         batch = Batch(images[own], labels[own])
         moved = local_update(network, batch, plan, weights).tensors
         one(Case(network, weights, plan, batch, moved), known, own, tally)

@@ -19,10 +19,11 @@ from torch.nn.functional import interpolate, normalize
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from benchmarks.rows import columns, conditions
-from benchmarks.scenes import REPORTED, available, dealt, held_out
+from benchmarks.scenes import REPORTED, available, held_out, known_images, shuffled
 from benchmarks.separation import features_of
 from medpfl.attacks.deep.capacity import capacity
 from medpfl.attacks.deep.graph import Graph, graph_of
+from medpfl.attacks.deep.kernel_systems import LAYERS
 from medpfl.core.plan import Plan
 from medpfl.core.types import Weights
 from medpfl.federated.ready import prepare
@@ -62,7 +63,7 @@ def earliest(graph: Graph, model: nn.Module, batch: int) -> int:
     """Return the place of the earliest values that are read of a batch in train mode."""
     name = capacity(model, tuple(graph.shapes[graph.image][1:]), batch, "train").reads
     for node in graph.nodes:
-        if node.target is torch.ops.aten.convolution.default and graph.parameter(node, 1) == f"{name}.weight":
+        if node.target in LAYERS and graph.parameter(node, LAYERS[node.target].weight) == f"{name}.weight":
             return graph.nodes.index(graph.sources(node)[0])
     raise AssertionError(name)
 
@@ -90,17 +91,15 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
 
 def _draw(chosen: argparse.Namespace, name: str, draw: int) -> Iterator[tuple[str, Tensor]]:
     """Yield a kind of known images, with each victim's highest cosine and whether it is the right one (M, 2)."""
-    images, labels, classes = held_out(name, 1000, chosen.size)
+    images, _, classes = held_out(name, 1000, chosen.size)
     model = prepare(ResNet(18).build((3, chosen.size, chosen.size), classes, REPORTED + draw), Plan(batch_size=2))
     weights, shape = Weights.of(model), tuple(images.shape[1:])
     graph = graph_of(model, weights, shape, chosen.batch)
     place = earliest(graph, model, chosen.batch)
-    order, _ = dealt(torch.arange(len(images))[:, None], labels, chosen.batch, REPORTED + draw)
-    order, node = order[: chosen.count, :, 0], graph.nodes[place]
-    read = [graph.run(images[own].double(), graph.needed([node]), graph.fixed)[node] for own in order]
+    order = shuffled(len(images), chosen.batch, REPORTED + draw)[: chosen.count]
+    read = [graph.value(images[own].double(), graph.nodes[place]) for own in order]
     values, places = normalize(torch.cat(read).float().flatten(1), dim=1), order.flatten()
-    others = images[:0] if name == "samples" else held_out(name, 1000, chosen.size, tune=True)[0]
-    known = torch.cat([images, others])
+    known = known_images(name, chosen.size)
     for kind, copied in COPIES.items():
         cosines = values @ features_of(model, weights, copied(known), place).T
         yield kind, torch.stack([cosines.amax(1), (cosines.argmax(1) == places).float()], 1)

@@ -87,9 +87,20 @@ def held_out(name: str, count: int, size: int, tune: bool = False) -> tuple[Tens
 
 def dealt(images: Tensor, labels: Tensor, batch: int, seed: int) -> tuple[Tensor, Tensor]:
     """Shuffle images (M, C, H, W) into full batches (V, batch, C, H, W) with labels (V, batch)."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    order = order[: len(order) // batch * batch].view(-1, batch)
+    order = shuffled(len(images), batch, seed)
     return images[order], labels[order]
+
+
+def shuffled(count: int, batch: int, seed: int) -> Tensor:
+    """Return the numbers below `count` in random order, in full batches (V, batch)."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[: count // batch * batch].view(-1, batch)
+
+
+def known_images(name: str, size: int) -> Tensor:
+    """Return all images (G, 3, size, size) that an attacker may know: first those of odd rows, then the others."""
+    reported = held_out(name, 1000, size)[0]
+    return reported if name == "samples" else torch.cat([reported, held_out(name, 1000, size, tune=True)[0]])
 
 
 def play(

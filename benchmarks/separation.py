@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from benchmarks.rows import columns, conditions, now, rate, scores
-from benchmarks.scenes import REPORTED, Scene, available, dealt, held_out, play
+from benchmarks.scenes import REPORTED, Scene, available, held_out, known_images, play, shuffled
 from benchmarks.trained import train_until
 from medpfl import defenses as parts
 from medpfl.attacks import Separation
@@ -175,9 +175,7 @@ def features_of(model: nn.Module, weights: Weights, images: Tensor, place: int) 
     halves, found = torch.randperm(len(images), generator=torch.Generator().manual_seed(5)).chunk(2), []
     for rows in halves:
         whole = graph_of(model, weights, tuple(images.shape[1:]), len(rows))
-        target = whole.nodes[place]
-        values = whole.run(images[rows].double(), whole.needed([target]), whole.fixed)
-        found.append(values[target].float())
+        found.append(whole.value(images[rows].double(), whole.nodes[place]).float())
     return normalize(torch.cat(found)[torch.cat(halves).argsort()].flatten(1), dim=1)
 
 
@@ -210,12 +208,10 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
 def _draw(chosen, weights: str, name: str, mode: str, batch: int, draw: int, defense: Defense, tally: Tally) -> None:
     images, labels, classes = held_out(name, 1000, chosen.size)
     network = network_of(weights, name, draw, chosen.size)
-    order, _ = dealt(torch.arange(len(images))[:, None], labels, batch, REPORTED + draw)
-    order = order[: chosen.count, :, 0]
+    order = shuffled(len(images), batch, REPORTED + draw)[: chosen.count]
     plan = Plan(batch_size=batch, mode=mode)  # type: ignore[arg-type]  (the parser allows both modes only)
     scene = play(network, images[order], labels[order], classes, plan=plan, defense=defense)
-    others, _, _ = held_out(name, 1000, chosen.size, tune=True)
-    gallery = Gallery(images if name == "samples" else torch.cat([images, others]), order)
+    gallery = Gallery(known_images(name, chosen.size), order)
     for v in range(len(scene.seen)):
         one(scene, v, gallery, tally, v < chosen.pictures)
 

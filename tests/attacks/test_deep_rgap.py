@@ -98,7 +98,7 @@ def test_a_resnet_is_read_up_to_its_max_pooling():
     case = untrained(32, 1, 100)
     graph, found, _ = read(case.network, case.images)
     (rim,) = found.rim(graph)
-    made = graph.run(case.images.double(), graph.needed([rim]), graph.fixed)[rim]
+    made = graph.value(case.images.double(), rim)
     assert graph.shapes[rim] == (1, 64, 8, 8)
     assert (found.known[rim] - made).abs().max() < 1e-4 * made.max()
 
@@ -314,7 +314,7 @@ def test_the_front_has_the_slope_of_its_distance():
     network, image = built(nn.MaxPool2d(3, 2, 1)), smooth(2, 1, 12)
     graph, found, _ = read(network, image[:1])
     node = found.rim(graph)[0] if found.rim(graph) else graph.output
-    target = graph.run(image[:1].double(), graph.needed([node]), graph.fixed)[node]
+    target = graph.value(image[:1].double(), node)
     front = Front(graph, {node: torch.stack([target, target])}, Pixels())
     z = front.variables(image[:, None].double())
     loss, slope = front.evaluate(z, torch.arange(2))

@@ -208,8 +208,9 @@ def _gradients(view: View, v: int) -> Tensors:
     sent = exact({k: t[v] for k, t in view.update.tensors.items()})
     if view.update.kind == "gradient":
         return sent
-    lost, weights = 1 - view.plans[0].kept_share(), exact(view.weights.parameters)
-    return {k: -t - lost * weights[k] for k, t in sent.items()}
+    lost = 1 - view.plans[0].kept_share()
+    weights = exact(view.weights.parameters) if lost else {}
+    return {k: -t - lost * weights[k] if lost else -t for k, t in sent.items()}
 
 
 def _no_search(images: Tensor, ended: Ended) -> Solution:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from medpfl.attacks.deep.graph import RECTIFIERS, SHAPES, Graph
+from medpfl.attacks.deep.graph import RECTIFIERS, SHAPES, Graph, layer_name
 from medpfl.attacks.deep.kernel_systems import (
     LARGEST,
     LAYERS,
@@ -306,7 +306,7 @@ class _Walk:
     def _layer(self, node: Node, pull: Pull) -> None:
         """Recover the inputs of a convolution or a linear layer from its weight's gradient."""
         source = self.graph.sources(node)[0]
-        name = self._parameter(node, LAYERS[node.target]) if is_plain(self.graph, node) else None
+        name = self._parameter(node, LAYERS[node.target].weight) if is_plain(self.graph, node) else None
         if name is None:
             self._stop(node, "its gradient is not that of one plain layer")
             return
@@ -414,7 +414,7 @@ class _Walk:
 
     def _layer_name(self, node: Node) -> str:
         names = [self.graph.parameters[n] for n in node.all_input_nodes if n in self.graph.parameters]
-        return f"layer '{names[0].rpartition('.')[0]}'" if names else f"operation '{node.name}'"
+        return f"layer '{layer_name(names[0])}'" if names else f"operation '{node.name}'"
 
 
 def _common_factor(left: Tensor, right: Tensor) -> float:

@@ -21,9 +21,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from medpfl.attacks.deep.counted_walk import TRACED, CountedWalk, LayerCount, Limit, layer_name
-from medpfl.attacks.deep.graph import Graph, graph_of
-from medpfl.attacks.deep.separated_start import NO_ENTRANCE, Entrance, entrances
+from medpfl.attacks.deep.counted_walk import TRACED, CountedWalk, LayerCount, Limit
+from medpfl.attacks.deep.graph import Graph, graph_of, layer_name
+from medpfl.attacks.deep.kernel_systems import LAYERS
+from medpfl.attacks.deep.separated_start import NO_ENTRANCE, NO_FACTORS, Entrance, entrances
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Weights
@@ -164,9 +165,9 @@ def _too_few(graph: Graph, images: int) -> str:
 def _unscaled(graph: Graph, entrance: Entrance) -> str:
     """Return why nothing shows the factors between images that an entrance leaves open; ``""`` if something does."""
     normal = graph.batch_norm(entrance.layer)
-    place = 2 if entrance.layer.target is _OPS.convolution.default else 0
-    if graph.parameter(entrance.layer, place) is None and (normal is None or graph.parameter(normal, 2) is None):
-        return "no bias follows it, whose gradient would show its images' factors"
+    own = graph.parameter(entrance.layer, LAYERS[entrance.layer.target].bias)
+    if own is None and (normal is None or graph.parameter(normal, 2) is None):
+        return NO_FACTORS
     return ""
 
 

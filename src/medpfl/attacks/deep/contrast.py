@@ -50,10 +50,7 @@ def _center(graph: Graph, convolution: Node) -> Tensor | None:
     (source,) = graph.sources(convolution)
     shape = graph.shapes[graph.image]
     like = next(t for t in graph.fixed.values() if isinstance(t, Tensor) and t.is_floating_point())
-    low, high = (
-        graph.run(like.new_full(shape, number), graph.needed([source]), graph.fixed)[source].mean((0, 2, 3))
-        for number in (0.0, 1.0)
-    )
+    low, high = (graph.value(like.new_full(shape, number), source).mean((0, 2, 3)) for number in (0.0, 1.0))
     if len(low) != shape[1] or not (low != high).all():
         return None
     center = (low / (low - high)).float().view(-1, 1, 1)
@@ -74,7 +71,7 @@ def _stated(
     if not momentum:
         return None
     told = (after[key].double().cpu() - (1 - momentum) * before[key].double().cpu()) / momentum
-    values = graph.run(images.double().cpu(), graph.needed([convolution]), graph.fixed)[convolution]
+    values = graph.value(images.double().cpu(), convolution)
     made = values.var((0, 2, 3))
     ratio = (told / made.clamp(min=1e-30)).clamp(min=0).median().sqrt()
     return float(ratio) if ratio > 0 and ratio.isfinite() else None

@@ -14,12 +14,12 @@ from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 from torch.fx import Node
 
-from medpfl.attacks.deep.graph import RECTIFIERS, SHAPES, Graph
-from medpfl.attacks.deep.kernel_systems import LARGEST, LAYERS, SPARE_EQUATIONS, is_plain, places_of
+from medpfl.attacks.deep.graph import RECTIFIERS, SHAPES, Graph, layer_name
+from medpfl.attacks.deep.kernel_systems import LARGEST, LAYERS, SPARE_EQUATIONS, is_plain, kernel_size, places_of
 from medpfl.attacks.deep.passing import PLACEWISE, SLOPES, is_affine, obstacle
 from medpfl.attacks.deep.separated_start import Entrance
 
-__all__ = ["TRACED", "CountedWalk", "LayerCount", "Limit", "layer_name"]
+__all__ = ["TRACED", "CountedWalk", "LayerCount", "Limit"]
 
 _OPS = torch.ops.aten
 
@@ -50,11 +50,6 @@ class LayerCount:
     unknowns: int
     read: bool
     why: str = ""
-
-
-def layer_name(name: str) -> str:
-    """Return the name of the layer that a parameter belongs to."""
-    return name.rpartition(".")[0] or name
 
 
 class _Stop(NamedTuple):
@@ -199,13 +194,13 @@ class CountedWalk:
 
     def _plain(self, node: Node) -> bool:
         """Return True if a layer's weight is sent, and its gradient is that of one plain layer."""
-        return is_plain(self.graph, node) and self.graph.parameter(node, LAYERS[node.target]) is not None
+        return is_plain(self.graph, node) and self.graph.parameter(node, LAYERS[node.target].weight) is not None
 
     def _numbers(self, node: Node) -> tuple[int, int]:
         """Return the equations and unknowns of one input channel of a layer."""
         count, _, *edges = self.graph.shapes[self.graph.sources(node)[0]]
-        weights = len(places_of(self.graph, node, 1))
-        return self.graph.shapes[node][1] * weights, count * self.images // TRACED * prod(edges)
+        equations = self.graph.shapes[node][1] * kernel_size(self.graph, node)
+        return equations, count * self.images // TRACED * prod(edges)
 
     def _short(self, node: Node, normalized: bool) -> str:
         """Return why a layer's gradient does not determine its inputs by count; ``""`` if it does."""

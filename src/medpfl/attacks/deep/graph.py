@@ -20,7 +20,7 @@ from medpfl.core.types import Tensors, Weights
 from medpfl.core.user_code.copies import copied
 from medpfl.federated.ready import state_of
 
-__all__ = ["RECTIFIERS", "SHAPES", "Graph", "exact", "graph_of"]
+__all__ = ["RECTIFIERS", "SHAPES", "Graph", "exact", "graph_of", "layer_name"]
 
 _OPS = torch.ops.aten
 RECTIFIERS = {_OPS.relu.default}
@@ -121,6 +121,10 @@ class Graph:
                 open_ += self.sources(node)
         return tuple(node for node in self.nodes if node in found)
 
+    def value(self, images: Tensor, node: Node) -> Tensor:
+        """Return a node's value for images (N, C, H, W), in their dtype, which the fixed values must have too."""
+        return self.run(images, self.needed([node]), self.fixed)[node]
+
     def run(self, image: Tensor, order: Sequence[Node], fixed: dict[Node, Any]) -> dict[Node, Any]:
         """Return the nodes' values, in the order from `needed`."""
         values = {**fixed, self.image: image}
@@ -128,6 +132,11 @@ class Graph:
             if node is not self.image:
                 values[node] = self.call(node, values)
         return values
+
+
+def layer_name(parameter: str) -> str:
+    """Return the name of the layer that a parameter belongs to."""
+    return parameter.rpartition(".")[0] or parameter
 
 
 def exact(tensors: Tensors) -> dict[str, Tensor]:

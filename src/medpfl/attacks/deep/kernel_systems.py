@@ -8,6 +8,7 @@ detected.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "geometry_of",
     "inputs",
     "is_plain",
+    "kernel_size",
     "kernels",
     "places",
     "places_of",
@@ -39,9 +41,18 @@ SPARE_EQUATIONS = 1.1
 """Smallest ratio of equations to unknowns at which a convolution before batch norm in train mode is solved."""
 
 _OPS = torch.ops.aten
-LAYERS: dict[Any, int] = {_OPS.convolution.default: 1, _OPS.addmm.default: 2}
-"""Layers whose inputs a gradient can show, with the argument that is their weight. A linear layer is a convolution with
-one kernel weight, over a single position of each image."""
+
+
+class Arguments(NamedTuple):
+    """The places of a layer's weight and bias among its node's arguments."""
+
+    weight: int
+    bias: int
+
+
+LAYERS: dict[Any, Arguments] = {_OPS.convolution.default: Arguments(1, 2), _OPS.addmm.default: Arguments(2, 0)}
+"""Layers whose inputs a gradient can show. A linear layer is a convolution with one kernel weight, over a single
+position of each image."""
 
 LARGEST = 2**26
 """Number of matrix elements above which a layer's equations are not solved: 512 MB."""
@@ -89,6 +100,11 @@ def places(size: tuple[int, ...], kernel: tuple[int, ...], geometry: dict[str, A
     numbers = torch.arange(1, count + 1, dtype=torch.float64).view(images, 1, *size)
     seen = functional.unfold(numbers, kernel, **geometry).transpose(0, 1).flatten(1).long()
     return torch.where(seen == 0, count, seen - 1)
+
+
+def kernel_size(graph: Graph, layer: Node) -> int:
+    """Return K, the number of weights in a kernel of a convolution or linear layer."""
+    return prod(graph.fixed[layer.args[LAYERS[layer.target].weight]].shape[2:])  # type: ignore[index]
 
 
 def places_of(graph: Graph, layer: Node, images: int = 0) -> Tensor:

@@ -26,14 +26,14 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from medpfl.attacks.deep.graph import Graph
+from medpfl.attacks.deep.graph import Graph, layer_name
 from medpfl.attacks.deep.kernel_systems import LAYERS, flattened, inputs, is_plain, kernels, places_of, unflattened
 from medpfl.attacks.deep.sources import Sources, separate
 from medpfl.attacks.deep.walk_state import Start
 from medpfl.core.errors import InputError
 from medpfl.core.types import Tensors
 
-__all__ = ["NO_ENTRANCE", "Entrance", "SeparatedStart", "entrances", "separated_start"]
+__all__ = ["NO_ENTRANCE", "NO_FACTORS", "Entrance", "SeparatedStart", "entrances", "separated_start"]
 
 _OPS = torch.ops.aten
 
@@ -45,6 +45,9 @@ _LINKED = 0.99
 
 NO_ENTRANCE = "no hidden linear layer, and no 3 x 3 convolution over 2 x 2 positions, has inputs from a ReLU"
 """Why a model has no entrance."""
+
+NO_FACTORS = "no bias follows it, whose gradient would show its images' factors"
+"""Why the factors between images stay unknown at an entrance."""
 
 _FITS, _MOVED = 0.1, 0.5
 """Misfit of the last layer's gradient from which on it does not fit: at the same weights, and at others."""
@@ -118,7 +121,7 @@ def entrances(graph: Graph) -> Iterator[Entrance]:
         for layer in node.users:
             if layer.target not in LAYERS or layer is graph.output or not is_plain(graph, layer):
                 continue
-            name = graph.parameter(layer, LAYERS[layer.target])
+            name = graph.parameter(layer, LAYERS[layer.target].weight)
             normal = graph.batch_norm(layer)
             if name is None or (normal is not None and normal.args[5] and prod(shape[2:]) == 1):
                 continue  # derivatives sum to zero over the images: the gradient holds only differences of inputs
@@ -145,7 +148,7 @@ def separated_start(graph: Graph, gradients: Tensors, batches: int = 1, moved: b
         try:
             return _Reading(graph, gradients, entrance, batches).start(_MOVED if moved else _FITS)
         except InputError as error:
-            reasons.append(f"layer '{entrance.name.rpartition('.')[0]}': {error}")
+            reasons.append(f"layer '{layer_name(entrance.name)}': {error}")
     if not reasons:
         raise InputError(NO_ENTRANCE)
     raise InputError("; ".join(reasons))
@@ -244,12 +247,11 @@ class _Reading:
         normal = self.graph.batch_norm(layer)
         if normal is not None and normal.args[5]:
             return None
-        place = 2 if layer.target is _OPS.convolution.default else 0
-        own, beta = self._sent(layer, place), None if normal is None else self._sent(normal, 2)
+        own, beta = self._sent(layer, LAYERS[layer.target].bias), None if normal is None else self._sent(normal, 2)
         if own is not None:
             return own
         if normal is None or beta is None:
-            raise InputError("no bias follows it, whose gradient would show its images' factors")
+            raise InputError(NO_FACTORS)
         zero = beta.new_zeros(1, len(beta), *[1] * (len(self.graph.shapes[layer]) - 2))
         low, high = (self.graph.call(normal, {layer: zero + one})[0].flatten() for one in (0, 1))
         return beta * (high - low)
