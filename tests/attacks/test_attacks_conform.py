@@ -6,7 +6,19 @@
 import pytest
 
 from medpfl import attacks
-from medpfl.attacks import APRIL, CPL, DLG, RGAP, DeepRGAP, GradientMatching, GradInv, Posterior, Separation, iDLG
+from medpfl.attacks import (
+    APRIL,
+    CPL,
+    DLG,
+    RGAP,
+    DeepRGAP,
+    GradientMatching,
+    GradInv,
+    Posterior,
+    Separation,
+    WorstCase,
+    iDLG,
+)
 from tests.attacks.attack_contract import EVERY
 
 ROWS = {
@@ -19,6 +31,7 @@ ROWS = {
     "Posterior": Posterior(),
     "RGAP": RGAP(),
     "Separation": Separation(steps=20),
+    "WorstCase": WorstCase(evaluations=100),
     "iDLG": iDLG(),
 }
 

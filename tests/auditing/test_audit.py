@@ -585,7 +585,7 @@ def test_more_outputs_than_classes_are_welcome(folder):
         ({"images": 0}, "images is 0"),
         ({"images": 11}, "--images is 11, but this data set has 10: attack fewer images"),
         ({"plan": Plan(batch_size=11), "images": 11}, "an update holds 11 images, but this data set has 10"),
-        ({"attacks": []}, "no attack was given"),
+        ({"minutes": 0}, "minutes is 0"),
         ({"attacks": ["iDGL"]}, "there is no attack 'iDGL'; did you mean 'iDLG'"),
         ({"attacks": ["iDLG(step=3)"]}, "no argument 'step'; did you mean 'steps'"),
         ({"attacks": [3]}, "3 cannot be used as attack: give a spec or an object"),
@@ -696,19 +696,15 @@ def test_a_model_that_no_other_attack_can_look_at_is_audited_all_the_same():
         audit(Picky(), attacks=["APRIL"], victims=Victims(images=2, size=16))
 
 
-@pytest.mark.slow
-def test_an_audit_that_names_no_attack_takes_settings_for_deep_networks(folder, monkeypatch):
+def test_settings_that_suit_a_deep_network_are_suggested(folder, monkeypatch):
     monkeypatch.setattr("medpfl.attacks.gradinv.UNTRAINED", GradInv(steps=2, tv=0.1))
     monkeypatch.setattr("medpfl.attacks.gradinv.TRAINED", GradInv(steps=2, scope="layer"))
-    monkeypatch.setattr("medpfl.auditing.execution.STANDARD", ("iDLG(steps=3)", "GradInv(steps=1)"))
     monkeypatch.setattr("medpfl.attacks.gradinv._DEEP", 10)
     monkeypatch.setattr("medpfl.attacks.gradinv._LAYERS", 1)
     plain = GradInv(steps=1)
     monkeypatch.setattr("medpfl.attacks.gradinv.GradInv", lambda: plain)
     plan = Plan(batch_size=2)  # for which there is no RGAP
     deep = ["GradInv(steps=2, tv=0.1)", "GradInv(steps=2, scope='layer')"]
-    found = tiny(folder, attacks=("iDLG(steps=3)", "GradInv(steps=1)"), plan=plan).settings.experiment["attacks"]
-    assert found == ["iDLG(steps=3)", "GradInv(steps=1)", *deep]
 
     def told(*attacks):
         notes = tiny(folder, attacks=attacks, plan=plan).settings.notes
@@ -734,10 +730,30 @@ def test_an_attack_that_cannot_say_what_suits_a_model_is_named(folder):
         tiny(folder, attacks=[Unsure(steps=2)])
 
 
-@pytest.mark.slow
-def test_an_audit_that_names_no_attack_runs_what_is_made_for_the_model(folder, monkeypatch):
-    monkeypatch.setattr("medpfl.auditing.execution.STANDARD", ("iDLG(steps=3)",))
-    named = tiny(folder, attacks=("iDLG(steps=3)",), model="ViT(4, 1, 24, 3)").settings.experiment["attacks"]
-    assert named == ["iDLG(steps=3)", "APRIL()"]
-    defended = tiny(folder, attacks=("iDLG(steps=3)",), defenses=["SecAggPlus"], clients=2)
-    assert defended.settings.experiment["attacks"] == ["iDLG(steps=3)"], "RGAP refuses sums"
+def no_searches(monkeypatch, seconds):
+    """Make one evaluation for all victims seem to take so long."""
+    monkeypatch.setattr("medpfl.auditing.forecast.budget._seconds", lambda _: seconds)
+
+
+@pytest.mark.parametrize(("seconds", "model", "evaluations"), [
+    (1.0, "LeNet('idlg')", 120), (0.0117, "LeNet('idlg')", 2000), (2.0, "LeNet('idlg')", 0), (2.0, "ConvNet", 100),
+])  # fmt: skip
+def test_minutes_become_evaluations(folder, monkeypatch, seconds, model, evaluations):
+    """Two minutes; without an analytic attack, the shortest searches run however long they take."""
+    no_searches(monkeypatch, seconds)
+    monkeypatch.setattr("medpfl.attacks.worst_case._searches", lambda *_: [])
+    report = tiny(folder, attacks=(), model=model)
+    assert report.settings.experiment["attacks"] == [f"WorstCase(evaluations={evaluations})"]
+    assert any("for lack of time" in note for note in report.settings.notes) == (evaluations < 2000)
+    assert not any(note.startswith("Not tested") for note in report.settings.notes)
+
+
+def test_a_run_keeps_its_budget(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr("medpfl.attacks.worst_case._searches", lambda *_: [])
+    no_searches(monkeypatch, 1.0)
+    first = tiny(folder, attacks=(), out=tmp_path / "run")
+    no_searches(monkeypatch, 0.5)
+    again = tiny(folder, attacks=(), out=tmp_path / "run")
+    assert again.rows == first.rows
+    other = tiny(folder, attacks=(), out=tmp_path / "run", force=True)
+    assert other.settings.experiment["attacks"] == ["WorstCase(evaluations=240)"]

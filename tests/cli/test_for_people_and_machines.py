@@ -45,10 +45,10 @@ def run(capsys, monkeypatch) -> Callable[..., tuple[int, str, str]]:
 @pytest.mark.parametrize(
     ("asked", "line"),
     [
-        (Experiment(), "audit of LeNet('dlg') with the embedded samples: up to 32 images, attacks DLG, iDLG, CPL, "
-         "GradInv, Posterior and those made for this model, no defense"),
-        (Experiment.of(model="m", data="d", truth="t"), "audit of m with d: its images, attacks"),
-        (Experiment.of(batch_size=4, images=8), "8 images, 4 in a batch, attacks"),
+        (Experiment(), "audit of LeNet('dlg') with the embedded samples: up to 32 images, analytic attacks, and "
+         "2 min of searches, no defense"),
+        (Experiment.of(model="m", data="d", truth="t"), "audit of m with d: its images, analytic attacks"),
+        (Experiment.of(batch_size=4, images=8), "8 images, 4 in a batch, analytic attacks"),
         (Experiment.of(attack=[f"A{i}" for i in range(8)]), "attacks A0, A1, A2, A3, A4, A5 and 2 more, no defense"),
         (Experiment.of(model="run", rounds="0,5"), "audit of run, in rounds 0,5 with"),
         (Frontier.of(defense=["LaplaceNoise(scale=geom(0.1, 1, 3))"], seeds=2), "8 trainings with 20 rounds of FedAvg"),

@@ -10,5 +10,18 @@ from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.posterior import Posterior
 from medpfl.attacks.rgap import RGAP
 from medpfl.attacks.separation import Separation
+from medpfl.attacks.worst_case import WorstCase
 
-__all__ = ["APRIL", "CPL", "DLG", "DeepRGAP", "GradInv", "GradientMatching", "Posterior", "RGAP", "Separation", "iDLG"]  # noqa: RUF022  (plainly sorted)
+__all__ = [  # noqa: RUF022  (plainly sorted)
+    "APRIL",
+    "CPL",
+    "DLG",
+    "DeepRGAP",
+    "GradInv",
+    "GradientMatching",
+    "Posterior",
+    "RGAP",
+    "Separation",
+    "WorstCase",
+    "iDLG",
+]

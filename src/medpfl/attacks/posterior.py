@@ -64,9 +64,13 @@ class Posterior(Attack):
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the images of each victim."""
+        return self.matching(seen)(with_noise(seen), generator)
+
+    def matching(self, seen: Observation) -> GradientMatching:
+        """Return the search for an observation, to be called on the observation `with_noise`."""
         coordinates = sum(t[0].numel() for t in seen.views[0].update.tensors.values())
         laplace = all(view.channel is not None and view.channel.laplace for view in seen.views)
-        return self._matching(coordinates, laplace)(with_noise(seen), generator)
+        return self._matching(coordinates, laplace)
 
     def _matching(self, coordinates: int, laplace: bool) -> GradientMatching:
         """Return the search for updates with this many elements. Building it checks the settings."""

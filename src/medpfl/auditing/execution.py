@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from medpfl.attacks import WorstCase
 from medpfl.auditing.feasibility import Feasibility
+from medpfl.auditing.forecast.budget import standard_attack
 from medpfl.auditing.forecast.costs import announced, estimated
 from medpfl.auditing.isolating import Isolation
 from medpfl.auditing.jobs import jobs_of
@@ -15,14 +17,13 @@ from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.settings import settings_of
 from medpfl.auditing.store import claimed
-from medpfl.core.experiments.experiment import STANDARD
 from medpfl.core.experiments.groups import Reading, Run
 from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.messages import log
 from medpfl.core.progress import phase
 from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
-from medpfl.inputs.parts import Found, attacks_of, data_of
+from medpfl.inputs.parts import Found, data_of
 from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import check_outside, made
 from medpfl.runs.identity import unchanged
@@ -42,18 +43,20 @@ def images_of(data: str | Path | DataSource | LabelledImages, reading: Reading, 
 
 
 def feasible(scenario: Scenario, isolation: Isolation) -> tuple[Scenario, Feasibility]:
-    """Return the scenario with the attacks that suit its model, and its checks; raise `InputError` if one fails."""
+    """Return the scenario, with the standard attack if it names none, and its checks; `InputError` if one fails."""
     with phase("checking the model, attacks and defenses"):
         return _feasible(scenario, isolation)
 
 
 def _feasible(scenario: Scenario, isolation: Isolation) -> tuple[Scenario, Feasibility]:
-    checked = Feasibility(scenario)
-    if scenario.attacks == attacks_of(STANDARD):
-        scenario = replace(scenario, attacks=[*scenario.attacks, *isolation.as_these(checked.untried)])
+    if scenario.attacks:
         checked = Feasibility(scenario)
+        checked.check()
+        return scenario, checked
+    checked = Feasibility(replace(scenario, attacks=isolation.as_these([WorstCase()])))
     checked.check()
-    return scenario, checked
+    checked.scenario = replace(scenario, attacks=isolation.as_these([standard_attack(checked.scenario)]))
+    return checked.scenario, checked
 
 
 def executed(

@@ -39,8 +39,6 @@ class Feasibility:
     def check(self) -> None:
         """Raise `InputError` if anything in the scenario cannot work."""
         scenario = self.scenario
-        if not scenario.attacks:
-            raise InputError("no attack was given: 'medpfl list' shows all attacks")
         several = scenario.selection.draws > 1
         if several and (scenario.weights is not None or isinstance(scenario.model, GivenModel)):
             raise InputError("--draws > 1 re-initializes weights, but this model comes with weights: use --draws 1")
@@ -86,7 +84,9 @@ class Feasibility:
         They are specialized attacks that accept this model under all of the audit's defenses, and attacks of the audit
         with other settings made for it.
         """
-        run, registered = {_home(type(attack)) for attack in self.scenario.attacks}, registry(attack_package).values()
+        named = [type(attack) for attack in self.scenario.attacks]
+        run = {_home(kind) for one in named for kind in (one, *getattr(one, "members", ()))}
+        registered = registry(attack_package).values()
         kinds = [kind for kind in registered if _home(kind) not in run and kind.specialized]
         network = None
         with suppress(InputError), explained("it cannot be made ready"):  # `check` reports it

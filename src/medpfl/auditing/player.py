@@ -58,17 +58,18 @@ class Player:
 
     Args:
         scenario: the audit's scenario.
-        scorer: scorer to compare guesses with target images.
+        scorer: scorer to compare guesses with target images; ``None`` if jobs are only timed.
         doubted: True if one of the model's layers has a wrong second derivative.
     """
 
-    def __init__(self, scenario: Scenario, scorer: Scorer, doubted: bool = False) -> None:
+    def __init__(self, scenario: Scenario, scorer: Scorer | None = None, doubted: bool = False) -> None:
         self.scenario, self.scorer, self.doubted = scenario, scorer, doubted
         self.versions = versions()
         self._held: tuple[JobKey | None, Sent | None] = (None, None)
 
     def __call__(self, job: Job) -> tuple[list[Finding], Tensor, Tensor]:
         """Run a job, and return its rows, target images and guesses."""
+        assert self.scorer is not None, "this player only times jobs"
         attack, seen, victims, doubts = self._prepared(job)
         started = time.perf_counter()
         guess = self._attack(attack, seen, job)

@@ -17,7 +17,7 @@ from medpfl.auditing.report import Report
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.victims import fitted
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.experiment import STANDARD, Experiment
+from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Criteria, Run, Victims
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Defense, Model
@@ -35,7 +35,7 @@ def audit(
     model: str | Path | Model | nn.Module = Experiment.model,
     data: str | Path | DataSource | LabelledImages = Experiment.data,
     *,
-    attacks: Sequence[str | Attack] = STANDARD,
+    attacks: Sequence[str | Attack] = (),
     defenses: Sequence[str | Defense] = (),
     plan: Plan = Experiment.plan,
     threat: ThreatModel = HONEST,
@@ -53,7 +53,8 @@ def audit(
         model: a spec, ``file.py:name`` or ``package.module:name``, the directory of a training or of one of its
             rounds, a `Model`, or a network that maps (N, C, H, W) in [0, 1] to logits (N, K).
         data: ``"samples"``, a folder of class folders, a source, or images.
-        attacks, defenses: specs or objects; the undefended control is added to the defenses.
+        attacks, defenses: specs or objects. Without attacks, `medpfl.attacks.WorstCase` runs with as many evaluations
+            as ``run.minutes`` allow. The undefended control is added to the defenses.
         plan: every client's local training, by default FedSGD on one image; each update holds ``plan.images`` images.
         threat: the attacker's grants; none by default. A defense that discloses something is tested against two
             attackers, a naive and an adaptive one; the grant ``defense`` skips the first, ``naive`` skips the second.

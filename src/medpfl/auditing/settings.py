@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from medpfl.attacks.worst_case import ENOUGH, LEAST, WorstCase
 from medpfl.auditing.aggregation import aggregates, decrypts, staying
 from medpfl.auditing.bounds import bounds_of
 from medpfl.auditing.defense_parts import discloses, server_only, server_side
@@ -44,7 +45,8 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
     Raises:
         InputError: a record under a defense does not match the images, the plan and the defense.
     """
-    scenario = checked.scenario
+    scenario, scorer = checked.scenario, player.scorer
+    assert scorer is not None, "this player only times jobs"
     data, found = scenario.data, {repr(d): one.to_dict() for d, one in player.disclosures().items()}
     known = {p for p in data.patients if p is not None}
     recorded = next((d for d in scenario.defenses if isinstance(d, Recorded)), None)
@@ -91,7 +93,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
         ),
         disclosure=found,
         privacy=spent(scenario.defenses, scenario.plan, scenario.criteria.delta, scenario.network(0)) or None,
-        bounds=bounds_of(scenario, player.scorer) or None,
+        bounds=bounds_of(scenario, scorer) or None,
         record=None if recorded is None else {"defense": recorded.acting, **(check or {})},
         tolerance=scenario.criteria.tolerance,
         about=scenario.run.about(),
@@ -166,6 +168,11 @@ def _notes(checked: Feasibility) -> list[str]:
         notes.append(
             "The plan, weights, images and image size come from the record; options that set others are ignored."
         )
+    for attack in scenario.attacks:
+        if isinstance(attack, WorstCase) and attack.evaluations < ENOUGH:
+            short = f"stopped at {attack.evaluations} evaluations of the update for each image"
+            done = short if attack.evaluations >= LEAST else "did not run"
+            notes.append(f"The searches of WorstCase {done}, for lack of time; more may reconstruct more (--minutes).")
     if checked.wrong_layer is not None:
         notes.append(f"{checked.wrong_layer} has a second derivative that does not match what it computes.")
     if scenario.data.masks is not None:

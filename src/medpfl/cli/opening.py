@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from medpfl.core.errors import private
-from medpfl.core.experiments.experiment import STANDARD, Experiment
+from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.inspection import Inspection
 from medpfl.core.experiments.recording import Forgetting, Looking, Recording
@@ -45,7 +45,7 @@ def _of_look(asked: Looking) -> str:
 def _of_audit(asked: Experiment) -> str:
     several = f", in rounds {asked.rounds}" if asked.rounds else ""
     counted = "its images" if asked.truth else _images(asked.victims.images, asked.plan)
-    attacks = _attacks(asked.attack, tuple(asked.attack) == STANDARD)
+    attacks = _attacks(asked.attack) if asked.attack else f"analytic attacks, and {asked.run.minutes:g} min of searches"
     return f"audit of {asked.model}{several} with {_data(asked.data)}: {counted}, {attacks}, {_defenses(asked.defense)}"
 
 
@@ -75,9 +75,8 @@ def _rounds(asked: Training) -> str:
     return f"{asked.schedule.rounds} rounds of {asked.plan.algorithm}"
 
 
-def _attacks(specs: Sequence[str], standard: bool) -> str:
-    suited = " and those made for this model" if standard else ""
-    return f"attack{'s' * (len(specs) != 1)} {_listed(specs)}{suited}"
+def _attacks(specs: Sequence[str]) -> str:
+    return f"attack{'s' * (len(specs) != 1)} {_listed(specs)}"
 
 
 def _defenses(specs: Sequence[str]) -> str:

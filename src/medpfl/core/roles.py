@@ -50,7 +50,10 @@ class Attack(Part):
     """Base class for attacks, which reconstruct images from an observation. Final classes are frozen dataclasses."""
 
     specialized: ClassVar[bool] = False
-    """True if the attack is designed for certain models. If `check` accepts a model, an audit suggests or adds it."""
+    """True if the attack is designed for certain models. If `check` accepts a model, an audit suggests it."""
+
+    members: ClassVar[tuple[type[Attack], ...]] = ()
+    """Attacks that this one runs where they apply, so that an audit need not suggest them."""
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Return the reconstructions for all victims of an observation whose model and plans `check` accepts.

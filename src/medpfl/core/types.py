@@ -171,6 +171,25 @@ class Observation:
         """Return the number of victims."""
         return len(next(iter(self.views[0].update.tensors.values())))
 
+    def of(self, victims: Tensor) -> Observation:
+        """Return the observation of some victims (A,), in order."""
+
+        def some(tensors: Tensors | None) -> Tensors | None:
+            return None if tensors is None else {name: t[victims.to(t.device)] for name, t in tensors.items()}
+
+        views = []
+        for view in self.views:
+            update, channel = view.update, view.channel
+            update = replace(update, tensors=some(update.tensors) or {}, buffers=some(update.buffers))
+            if channel is not None:
+                told = {name: some(getattr(channel, name)) for name in ("precision", "bounds", "known")}
+                channel = replace(channel, **told)
+            views.append(replace(view, update=update, channel=channel))
+        own = {name: some({"": t}) for name in ("labels", "order") if (t := getattr(self, name)) is not None}
+        return replace(
+            self, views=tuple(views), masks=some(self.masks), **{name: one[""] for name, one in own.items() if one}
+        )
+
     @property
     def num_images(self) -> int:
         """Number of images per update: as sent, or else from the plans."""

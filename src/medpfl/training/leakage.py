@@ -12,7 +12,7 @@ from medpfl.auditing.report import Report
 from medpfl.auditing.run import audit, foresee
 from medpfl.core.atomic_files import remove_leftovers, write
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.experiment import STANDARD, Experiment
+from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Criteria, Run, Victims
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Defense
@@ -63,7 +63,7 @@ def leakage(
     data: str | Path | DataSource | LabelledImages,
     rounds: Sequence[int],
     *,
-    attacks: Sequence[str | Attack] = STANDARD,
+    attacks: Sequence[str | Attack] = (),
     defenses: Sequence[str | Defense] = (),
     plan: Plan = Experiment.plan,
     threat: ThreatModel = HONEST,

@@ -195,7 +195,7 @@ def test_the_door_that_runs_code_is_used_by_what_a_person_calls_only():
         "__init__.py", "integrations/flower/__init__.py",
         "cli/catalog.py", "core/user_code/loading.py",  # they import our own modules by name
         "inputs/parts.py", "auditing/isolating.py", "inspection/check.py",
-        "auditing/run.py", "auditing/execution.py", "auditing/records/run.py", "training/splits.py",
+        "auditing/run.py", "auditing/records/run.py", "training/splits.py",
         "training/train.py", "tradeoff/tasks.py", "reproduction/accuracy.py", "recording/states.py",
         "federation/basis.py",
         "integrations/defending.py",  # a defense that a site writes into its own app

@@ -71,6 +71,8 @@ class GradientMatching(Attack):
             others (see `medpfl.attacks.matching.stages.Stage`).
         enough: objective below which a victim gets no further restart.
         steps: maximum steps per restart, warm-up included.
+        evaluations: evaluations of the objective after which a restart begins no further step, warm-up included; 0: no
+            limit. A step takes one evaluation, and several where a line search backtracks.
     """
 
     objective: Objective = SquaredDistance()
@@ -86,14 +88,15 @@ class GradientMatching(Attack):
     largest: int = 0
     enough: float = 1e-5
     steps: int = 1000
+    evaluations: int = 0
 
     def __post_init__(self) -> None:
         if self.restarts < 1 or self.steps < 1:
             raise InputError(f"steps is {self.steps} and restarts {self.restarts}: both must be at least 1")
         if not 0 <= self.halving < 1:
             raise InputError(f"halving is {self.halving}: it is a share of the steps, at least 0 and below 1")
-        if self.largest < 0:
-            raise InputError(f"largest is {self.largest}: it must be at least 0")
+        if self.largest < 0 or self.evaluations < 0:
+            raise InputError(f"largest is {self.largest} and evaluations {self.evaluations}: both must be at least 0")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the images of each victim."""
@@ -151,14 +154,17 @@ class GradientMatching(Attack):
     def _minimize(self, stages: Stages, z: Tensor, iterates: Iterates, victims: Tensor, race: Race | None) -> Solution:
         """Run one stage after the other. `z` and the race's objective belong to the last stage, the main search."""
         parts, done, own = [], 0, stages[-1][0]().of(victims)
+        left = torch.full((len(z),), self.evaluations) if self.evaluations else None
         for make, most in stages:
             stage = own if make is stages[-1][0] else make().of(victims)
             other = stage.basis != own.basis
             kept = trace.keeping(iterates.keeper(stage, victims, done))
             with kept, progress.part(done / self.steps, (done + most) / self.steps):
                 cuts = replace(race, done=done) if race and stage is own else None
-                parts.append(self.optimizer.minimize(stage, stage.join(*own.split(z)) if other else z, most, cuts))
+                begun = stage.join(*own.split(z)) if other else z
+                parts.append(self.optimizer.minimize(stage, begun, most, cuts, left))
             z, done = parts[-1].z, done + most
+            left = None if left is None else left - parts[-1].evaluations
             z = own.join(*stage.split(z)) if other else z
         taken, evaluations = (torch.stack([getattr(p, k) for p in parts]).sum(0) for k in ("steps", "evaluations"))
         return Solution(z, parts[-1].loss, taken, evaluations, parts[-1].ended)

@@ -59,9 +59,11 @@ class LBFGS(Optimizer):
         if not 0 <= self.still < 1:
             raise InputError(f"still is {self.still}: it must be at least 0 and below 1")
 
-    def minimize(self, problem: Problem, start: Tensor, steps: int, race: Race | None = None) -> Solution:
-        """Run at most `steps` iterations on each row."""
-        ledger = Ledger(start, race)
+    def minimize(
+        self, problem: Problem, start: Tensor, steps: int, race: Race | None = None, most: Tensor | None = None
+    ) -> Solution:
+        """Run at most `steps` iterations on each row. The last may take `_TRIALS` evaluations beyond `most`."""
+        ledger = Ledger(start, race, most)
         state = _State.at(problem, start, self.history, ledger)
         for step in range(steps):
             state = self._retire(state, ledger, step)

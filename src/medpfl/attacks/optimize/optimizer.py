@@ -64,17 +64,27 @@ class Optimizer(Part):
     remembers: ClassVar[bool] = False
     """True if the optimizer keeps many points per row, so that the restarts of all victims do not fit in one stack."""
 
-    def minimize(self, problem: Problem, start: Tensor, steps: int, race: Race | None = None) -> Solution:
-        """Take at most `steps` steps from `start` (V, D). Rows pruned by the race leave the stack."""
+    def minimize(
+        self, problem: Problem, start: Tensor, steps: int, race: Race | None = None, most: Tensor | None = None
+    ) -> Solution:
+        """Take at most `steps` steps from `start` (V, D).
+
+        Args:
+            problem: the V objectives.
+            start: initial points (V, D).
+            steps: maximum steps.
+            race: rows that it prunes leave the stack; ``None``: no row is pruned.
+            most: evaluations (V,) after which a row begins no further step; ``None``: no limit.
+        """
         raise NotImplementedError
 
 
 class Ledger:
     """The best point of each row, and why the row ended."""
 
-    def __init__(self, start: Tensor, race: Race | None = None) -> None:
+    def __init__(self, start: Tensor, race: Race | None = None, most: Tensor | None = None) -> None:
         count = len(start)
-        self.z, self.race = start.clone(), race
+        self.z, self.race, self.most = start.clone(), race, most
         self.loss = start.new_full((count,), torch.inf)
         self.milestone = self.loss.clone()
         self.steps = torch.zeros(count, dtype=torch.long)
@@ -105,6 +115,9 @@ class Ledger:
         The others end, each for the first of the reasons (A,) that holds.
         """
         go = torch.ones_like(rows, dtype=torch.bool)
+        if self.most is not None:
+            spent = (self.evaluations >= self.most)[rows.cpu()].to(rows.device)
+            reasons = {**reasons, "max_steps": spent | reasons.get("max_steps", torch.zeros_like(spent))}
         if self.race is not None:
             reasons = {**reasons, "beaten": self.race.beaten(self.loss, step)[rows]}
         for why, holds in reasons.items():
@@ -162,9 +175,11 @@ class SignedAdam(Optimizer):
                 "0 and 1"
             )
 
-    def minimize(self, problem: Problem, start: Tensor, steps: int, race: Race | None = None) -> Solution:
-        """Take `steps` steps, fewer for a row that converges, stalls, is pruned, or is no longer finite."""
-        ledger, rows, z = Ledger(start, race), torch.arange(len(start), device=start.device), start.clone()
+    def minimize(
+        self, problem: Problem, start: Tensor, steps: int, race: Race | None = None, most: Tensor | None = None
+    ) -> Solution:
+        """Take `steps` steps, fewer for a row that converges, stalls, is pruned, spent, or is no longer finite."""
+        ledger, rows, z = Ledger(start, race, most), torch.arange(len(start), device=start.device), start.clone()
         mean, square, phase = torch.zeros_like(z), torch.zeros_like(z), torch.zeros_like(rows)
         tenths = self.rate * 0.1 ** torch.arange(len(_DECAYS) + 1, dtype=torch.float64).to(z)
         for step in range(steps + 1):

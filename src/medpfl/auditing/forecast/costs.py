@@ -8,7 +8,9 @@ from dataclasses import fields, replace
 
 from medpfl import attacks as attack_package
 from medpfl.attacks.matching.problem import stacks
+from medpfl.attacks.worst_case import WorstCase
 from medpfl.auditing.defense_parts import at_client
+from medpfl.auditing.forecast.budget import seconds_each
 from medpfl.auditing.jobs import Job
 from medpfl.auditing.player import Player
 from medpfl.auditing.records.recorded import behind
@@ -75,6 +77,8 @@ def _seconds(player: Player, job: Job, small: bool) -> float | None:
         return None
     few, own = replace(job, groups=job.groups[: _VICTIMS[small]]), {field.name for field in fields(job.attack)}  # type: ignore[arg-type]  (attacks are dataclasses)
     with suppress(InputError), explained("it cannot be timed"):
+        if isinstance(job.attack, WorstCase):
+            return seconds_each(player, few) / len(few.groups) * job.attack.evaluations
         if "steps" not in own:
             return player.timed(few, job.attack) / len(few.groups)
         return _of_steps(player, few, job.attack, _STEPS[small]) / len(few.groups)

@@ -31,7 +31,7 @@ from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.settings import compared
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.experiment import STANDARD, Experiment
+from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Criteria, Reading, Run, Victims
 from medpfl.core.experiments.settings import Json
 from medpfl.core.messages import say
@@ -65,7 +65,7 @@ class RecordOptions:
 
     model: str | Path | Model | nn.Module = Experiment.model
     _: KW_ONLY
-    attacks: Sequence[str | Attack] = STANDARD
+    attacks: Sequence[str | Attack] = ()
     defenses: Sequence[str | Defense] = ()
     threat: ThreatModel = HONEST
     reading: Reading = Experiment.victims

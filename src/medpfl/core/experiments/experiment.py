@@ -9,11 +9,7 @@ from medpfl.core.experiments.options import Options, again, group, option
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 
-__all__ = ["STANDARD", "Demo", "Experiment"]
-
-STANDARD = ("DLG", "iDLG", "CPL", "GradInv", "Posterior")
-"""The standard attacks, used if an audit names none. Attacks designed for the model are added, and for deep models
-also standard attacks with settings for them."""
+__all__ = ["Demo", "Experiment"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +27,9 @@ class Experiment(Options):
     )
     weights: str | None = option(None, "weights file: safetensors, or a state dict from torch.save")
     attack: list[str] = option(
-        list(STANDARD),
-        "attack to run, e.g. 'iDLG(steps=300)'; repeat for several; if omitted: the default list and attacks that "
-        "suit the model",
+        [],
+        "attack to run, e.g. 'iDLG(steps=300)'; repeat for several; unset: WorstCase, which runs every analytic attack "
+        "that applies, and then searches for --minutes",
     )
     defense: list[str] = option(
         [],
@@ -69,4 +65,4 @@ class Demo(Options):
     """Options of ``medpfl demo``."""
 
     images: int | None = again(Victims, "images", None, "number of images to attack; unset: 24")
-    run: Run = group(Run(), without=("seed", "device", "memory", "isolate", "numbers_only"))
+    run: Run = group(Run(), without=("seed", "device", "memory", "minutes", "isolate", "numbers_only"))

@@ -192,6 +192,8 @@ class Run(About):
         seed: seed for all random draws.
         device: torch device, such as ``"cpu"`` or ``"cuda:1"``.
         memory: memory limit in GiB, by a fixed estimate, for victims attacked together. For attacks only.
+        minutes: time for the searches of an audit that names no attack. A probe turns it once into a number of
+            evaluations, which the run keeps, so that its rows do not depend on the machine's load. For attacks only.
         isolate: True runs attacks in a separate process whose memory never holds a private image. By default, only
             attacks given as ``file.py:Name`` or ``package.module:Name`` run there. This is no sandbox: they run as the
             same user, who can read the same files. The rows are the same either way. For attacks only.
@@ -206,6 +208,13 @@ class Run(About):
     seed: int = option(0, "seed for all random draws", least=0, most=limits.SEED)
     device: str = option("cpu", "device for all computations: cpu, cuda, cuda:1, ...")
     memory: float = option(2.0, "memory limit in GiB for images attacked together", above=0, most=limits.MEMORY)
+    minutes: float = option(
+        2.0,
+        "without --attack: minutes for the searches of an audit, turned once into a number of evaluations",
+        above=0,
+        most=limits.MINUTES,
+        told=False,
+    )
     isolate: bool | None = option(
         None,
         "run attacks in a separate process that never holds a private image; not a sandbox: same user, same files; "

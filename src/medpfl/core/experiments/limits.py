@@ -22,6 +22,7 @@ __all__ = [
     "IMAGES",
     "LAYERS",
     "MEMORY",
+    "MINUTES",
     "NAME",
     "NESTING",
     "PARAMETERS",
@@ -66,6 +67,8 @@ FACTOR = 1e6
 """Learning rate, momentum and weight decay."""
 MEMORY = 1e6
 """GiB."""
+MINUTES = 1e5
+"""Minutes of searches: two months."""
 CLASSES = 10_000
 PARAMETERS = 10**9
 """Parameters and buffers in a model, counted together: 4 GB in float32."""

@@ -1,0 +1,235 @@
+"""The standard attack: every solver that applies, then searches within a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from medpfl.attacks.april import APRIL
+from medpfl.attacks.deep_rgap import DeepRGAP
+from medpfl.attacks.gradinv import GradInv
+from medpfl.attacks.idlg import iDLG
+from medpfl.attacks.matching.likelihood import with_noise
+from medpfl.attacks.matching.recipe import Recipe
+from medpfl.attacks.matching.residual import judged
+from medpfl.attacks.matching.solved_start import Solved
+from medpfl.attacks.optimize.stacks import variables_like
+from medpfl.attacks.posterior import Posterior
+from medpfl.attacks.rgap import RGAP
+from medpfl.attacks.separation import Separation
+from medpfl.core import progress
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.roles import Attack
+from medpfl.core.types import Ended, Observation, Reconstruction
+
+__all__ = ["ENOUGH", "LEAST", "WorstCase", "solvers_of"]
+
+_SOLVERS: tuple[Attack, ...] = (RGAP(), DeepRGAP(), APRIL(), Separation())
+
+_EXPLAINED = 1e-8
+"""Relative squared distance below which a guess explains the update, and no further search begins."""
+
+_SHARES: dict[Posterior | Recipe, float] = {Posterior(): 0.45, iDLG(): 0.2}
+"""The searches for exact updates of small networks, with their shares of the budget. iDLG continues the best guess with
+the rest: it fits an exact update best, and Posterior's prior leads it to the right images."""
+
+_EXACT = 1e-3
+"""Relative noise below which an update counts as exact."""
+
+LEAST, ENOUGH = 100, 2000
+"""Smallest budget with which searches run, and the budget beyond which they rarely reconstruct more."""
+
+_GRAY = 0.5
+
+
+@dataclass(frozen=True, repr=False)
+class WorstCase(Attack):
+    """An ensemble: every analytic attack that applies, then searches within a budget of gradient evaluations.
+
+    Source: MedPFL. As in AutoAttack (Croce and Hein, ICML 2020, arXiv:2003.01690), members with fixed settings replace
+    the choice of an attack and its tuning.
+    Members: `RGAP`, `DeepRGAP`, `APRIL` and `Separation` where their checks accept the model and the plans. For updates
+    that none of them explains: `iDLG`, `Posterior` and `GradInv`, or for deep networks GradInv's settings for these.
+    Choice: a read with a certificate comes first. Otherwise the guess with the highest posterior density is chosen,
+    `Posterior`'s objective: the update's likelihood under its noise, and the prior for images. The other members'
+    guesses are candidates, so an audit also counts what any member reconstructs.
+    Needs: the update, the plan, the model.
+    Budget: in evaluations rather than seconds, so that the guesses do not depend on the machine.
+
+    Attributes:
+        evaluations: evaluations of the update and its derivative for each victim, shared by the searches. Analytic
+            attacks match no gradient and take none of it; below 100, only these run.
+    """
+
+    evaluations: int = 1000
+    members: ClassVar[tuple[type[Attack], ...]] = (*map(type, _SOLVERS), iDLG, Posterior, GradInv)
+
+    def __post_init__(self) -> None:
+        if self.evaluations < 0:
+            raise InputError(f"evaluations is {self.evaluations}: it must be at least 0")
+
+    def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
+        """Raise `InputError` if no member can run: the budget is too small, and no analytic attack applies."""
+        if self.evaluations < LEAST and not solvers_of(model, plans, image_shape):
+            raise InputError(
+                f"evaluations is {self.evaluations}, but no analytic attack applies to this model and plan: searches "
+                f"take at least {LEAST}"
+            )
+
+    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        """Reconstruct the images of each victim."""
+        solvers = solvers_of(seen.model, seen.views[0].plans, seen.image_shape)
+        searches = _searches(seen, self.evaluations)
+        members = len(solvers) + len(searches) + 1
+        seeds = torch.randint(2**62, (members,), generator=generator).tolist()
+        found = _Guesses(seen, len(solvers), members)
+
+        def add(k: int, attack: Attack | _Search, victims: Tensor) -> None:
+            with progress.part(k / members, (k + 1) / members):
+                found.add(k, victims, attack(seen.of(victims), torch.Generator().manual_seed(seeds[k])))
+
+        for k, solver in enumerate(solvers):
+            add(k, solver, torch.arange(len(seen)))
+        for k, search in enumerate(searches, len(solvers)):
+            if len(victims := found.unexplained):
+                add(k, search, victims)
+        left = self.evaluations - int(found.evaluations.sum(1).amax())
+        if searches and left > 1 and len(victims := found.unexplained):  # continue the best guess
+            add(members - 1, _Search(iDLG(start=Solved(found.best(victims).cpu())), left), victims)
+        return found.reconstruction()
+
+
+def solvers_of(model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> list[Attack]:
+    """Return the analytic attacks that apply to a model and the plans of the clients in an update."""
+    return [solver for solver in _SOLVERS if _applies(solver, model, plans, image_shape)]
+
+
+def _applies(solver: Attack, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> bool:
+    try:
+        solver.check(model, plans, image_shape)
+    except InputError:
+        return False
+    return True
+
+
+def _searches(seen: Observation, evaluations: int) -> list[_Search]:
+    """Return the searches for an observation, which share a budget for each victim; none below `LEAST`."""
+    if evaluations < LEAST:
+        return []
+    if deep := [attack for attack in GradInv().suited(seen.model) if isinstance(attack, GradInv)]:
+        return [_Search(attack, evaluations // len(deep)) for attack in deep]
+    if _noisy(seen):
+        return [_Search(Posterior(), evaluations)]
+    return [_Search(attack, int(share * evaluations)) for attack, share in _SHARES.items()]
+
+
+def _noisy(seen: Observation) -> bool:
+    """Return True if the update is not exact: it has noise, or coordinates with errors."""
+    view = with_noise(seen).views[0]
+    if view.channel is None or (view.channel.precision is None and view.channel.bounds is None):
+        return False
+    if view.channel.bounds is not None:
+        return True
+    assert view.channel.precision is not None
+    sent, precision = view.update.tensors, view.channel.precision
+    deviation = torch.stack([(1 / precision[k]).flatten(1).amin(1) for k in sent]).amin(0).sqrt()
+    size = torch.stack([t.flatten(1).square().mean(1) for t in sent.values()]).amax(0).sqrt()
+    return bool((deviation > _EXACT * size).any())
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A search with a limit to its evaluations.
+
+    Attributes:
+        attack: its settings.
+        most: maximum evaluations for each victim, above 1.
+    """
+
+    attack: Posterior | Recipe
+    most: int
+
+    def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        short = replace(self.attack, steps=self.most - 1)  # type: ignore[call-arg]  (each of them has steps)
+        if isinstance(short, Posterior):
+            return replace(short.matching(seen), evaluations=self.most)(with_noise(seen), generator)
+        return replace(short.matching(), evaluations=self.most)(seen, generator)
+
+
+class _Guesses:
+    """The guesses of M members for V victims.
+
+    Args:
+        seen: observation.
+        solvers: number of analytic attacks among the members; these come first.
+        members: M.
+    """
+
+    def __init__(self, seen: Observation, solvers: int, members: int) -> None:
+        self.solvers, like, shape = solvers, variables_like(seen), (len(seen), members)
+        self.seen, self.noisy, self.posterior = seen, with_noise(seen), Posterior().matching(seen)
+        self.images = like.new_full((*shape, seen.num_images, *seen.image_shape), _GRAY)
+        self.labels = torch.zeros(*shape, seen.num_images, *seen.label_shape, dtype=torch.long, device=like.device)
+        self.loss = torch.full(shape, torch.inf)
+        self.certified, self.explains = torch.zeros(2, *shape, dtype=torch.bool)
+        self.steps, self.evaluations = torch.zeros(2, *shape, dtype=torch.long)
+        self.ended: list[list[Ended]] = [["nonfinite"] * members for _ in range(len(seen))]
+        self.certificates = [[""] * members for _ in range(len(seen))]
+
+    @property
+    def unexplained(self) -> Tensor:
+        """The victims (A,) whose update is not explained by any guess."""
+        return (~self.explains.any(1)).nonzero()[:, 0]
+
+    def add(self, member: int, victims: Tensor, made: Reconstruction) -> None:
+        """Add a member's guesses for some victims (A,)."""
+        finite = made.guesses.flatten(1).isfinite().all(1)
+        images = torch.where(finite.view(-1, *[1] * (made.guesses.ndim - 1)), made.guesses, _GRAY)
+        shown = images.flatten(1).amin(1) < images.flatten(1).amax(1)  # a gray guess was not read
+        _, distance = judged(self.seen.of(victims), images, made.labels)
+        _, density = judged(self.noisy.of(victims), images, made.labels, self.posterior.objective, self.posterior.prior)
+        told = torch.tensor([bool(text) for text in made.certificates or [""] * len(victims)])
+        self.images[victims, member] = images.to(self.images)
+        if made.labels is not None:
+            self.labels[victims, member] = made.labels
+        self.loss[victims, member] = density.nan_to_num(torch.inf, torch.inf).to(self.loss)
+        self.certified[victims, member] = told & shown.cpu()
+        self.explains[victims, member] = (told | (distance.cpu() < _EXPLAINED)) & shown.cpu()
+        if member >= self.solvers:
+            self.steps[victims, member], self.evaluations[victims, member] = made.steps.cpu(), made.evaluations.cpu()
+        for a, v in enumerate(victims.tolist()):
+            self.ended[v][member] = made.ended[a]
+            self.certificates[v][member] = made.certificates[a] if made.certificates else ""
+
+    @property
+    def _order(self) -> Tensor:
+        """The members (V, M), the best guess first."""
+        return torch.where(self.certified, -torch.inf, self.loss).argsort(dim=1, stable=True)
+
+    def best(self, victims: Tensor) -> Tensor:
+        """Return the best guesses (A, N, C, H, W) for some victims (A,)."""
+        return self.images[victims, self._order[victims, 0]]
+
+    def reconstruction(self) -> Reconstruction:
+        """Return each victim's guesses in the order of the choice."""
+        order = self._order
+        rows, best = torch.arange(len(order)), order[:, 0]
+        order = torch.where(self.loss.gather(1, order).isinf(), best[:, None], order)  # members that did not run
+        ended = [self.ended[v][m] for v, m in enumerate(best.tolist())]
+        if self.solvers == order.shape[1] - 1:  # no search within the budget: the audit must not read that as a failure
+            for v in self.unexplained.tolist():
+                ended[v] = "max_steps"
+        return Reconstruction(
+            guesses=self.images[rows, best],
+            labels=self.labels[rows, best],
+            loss=self.loss[rows, best],
+            steps=self.steps.sum(1),
+            evaluations=self.evaluations.sum(1),
+            ended=tuple(ended),
+            candidates=self.images[rows[:, None], order],
+            certificates=tuple(self.certificates[v][m] for v, m in enumerate(best.tolist())),
+        )

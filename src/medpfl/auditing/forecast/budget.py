@@ -1,0 +1,85 @@
+"""The attack of an audit that names none: `WorstCase`, with as many evaluations as the stated minutes allow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from medpfl.attacks import GradInv, WorstCase
+from medpfl.attacks.matching.problem import stacks
+from medpfl.attacks.worst_case import ENOUGH, LEAST, solvers_of
+from medpfl.auditing.jobs import Job, jobs_of
+from medpfl.auditing.player import Player
+from medpfl.auditing.scenario import Scenario
+from medpfl.core.messages import say
+from medpfl.core.progress import phase
+from medpfl.core.spec import build
+from medpfl.core.types import Weights
+from medpfl.runs.directory import known_in
+
+__all__ = ["seconds_each", "standard_attack"]
+
+_VICTIMS, _STEPS = 8, 3
+"""Maximum victims, and steps, of a probe."""
+
+
+def standard_attack(scenario: Scenario) -> WorstCase:
+    """Return `WorstCase` with the budget that the run directory holds, or else with the one that ``run.minutes`` allow.
+
+    Args:
+        scenario: the scenario, with any `WorstCase` as its only attack.
+    """
+    found = _kept(scenario)
+    if found is not None:
+        say(f"note: the searches keep the run's own budget, {found.evaluations} evaluations an image")
+        return found
+    minutes = scenario.run.minutes
+    with phase("timing the searches"):
+        each = _seconds(scenario)
+    allowed = _rounded(60 * minutes / each)
+    if allowed >= LEAST:
+        return WorstCase(evaluations=min(allowed, ENOUGH))
+    needed = f"--minutes {-(-LEAST * each // 60):.0f} allows the shortest ones"
+    if all(solvers_of(ready, plans, scenario.data.shape) for ready, plans in scenario.scenes()):
+        say(f"note: {minutes:g} minutes are too few for searches, so only analytic attacks run; {needed}")
+        return WorstCase(evaluations=0)
+    say(f"note: {minutes:g} minutes are too few for searches, and no analytic attack applies: the shortest ones run")
+    return WorstCase(evaluations=LEAST)
+
+
+def _kept(scenario: Scenario) -> WorstCase | None:
+    """Return the attack of the run in the run directory, if it was a `WorstCase` alone."""
+    if scenario.run.out is None or scenario.run.force:
+        return None
+    specs = known_in(Path(scenario.run.out)).get("identity", {}).get("attacks")
+    one = specs[0] if isinstance(specs, list) and len(specs) == 1 else None
+    if not isinstance(one, str) or not one.startswith(f"{WorstCase.__name__}(") or "|" in one:
+        return None
+    return build(one, {WorstCase.__name__: WorstCase}, "attack")
+
+
+def _seconds(scenario: Scenario) -> float:
+    """Return the seconds that one evaluation takes for all victims of all jobs."""
+    player, small = Player(scenario), stacks(Weights.of(scenario.network(0)))
+    jobs, known = jobs_of(scenario), {}
+    for job in jobs:
+        if (each := job.rows // len(job.groups)) not in known:
+            few = replace(job, attack=GradInv(), groups=job.groups[: _VICTIMS if small else 1])
+            known[each] = seconds_each(player, few) / len(few.groups)
+    return sum(known[job.rows // len(job.groups)] * len(job.groups) for job in jobs)
+
+
+def seconds_each(player: Player, job: Job) -> float:
+    """Return the seconds of one evaluation for a job's victims, from searches with few and with more steps."""
+    seconds = [player.timed(job, GradInv(steps=steps)) for steps in (1, _STEPS, 3 * _STEPS)]  # the first warms up
+    return max((seconds[2] - seconds[1]) / (2 * _STEPS), 1e-6)
+
+
+def _rounded(count: float) -> int:
+    """Return a count, rounded down to two digits.
+
+    >>> _rounded(1987.3), _rounded(64.2)
+    (1900, 64)
+    """
+    unit = 10 ** max(len(str(int(count))) - 2, 0)
+    return int(count) // unit * unit

@@ -1,0 +1,123 @@
+"""`WorstCase`: which members run, what they may spend, and which guess it chooses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medpfl.attacks import RGAP, WorstCase, worst_case
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.threat import ThreatModel
+from medpfl.core.types import Observation, Reconstruction
+from medpfl.defenses import LaplaceNoise, TopK
+from medpfl.models import ConvNet
+from tests.attacks.scenes import scene, smooth, tiny
+
+IMAGES = smooth(3).view(3, 1, 1, 12, 12)
+LABELS = torch.tensor([[0], [2], [1]])
+GRANTED = ThreatModel(("defense",))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def convolutional(**options) -> Observation:
+    """Return an observation for which no analytic attack applies."""
+    return scene(ConvNet(width=4, depth=2).build((1, 12, 12), 3, 0), IMAGES, LABELS, Plan(), **options)
+
+
+def test_a_solved_update_is_not_searched():
+    seen = scene(tiny(), IMAGES, LABELS, Plan())
+    found = WorstCase()(seen, generator())
+    alone = RGAP()(seen, generator())
+    assert torch.allclose(found.guesses, alone.guesses, atol=1e-4)
+    assert found.evaluations.tolist() == [0, 0, 0]
+    assert found.ended == alone.ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defense", [None, LaplaceNoise(1e-3), TopK(0.5)])
+def test_searches_keep_the_budget(defense):
+    seen = convolutional(defense=defense, threat=GRANTED)
+    found = WorstCase(evaluations=120)(seen, generator())
+    assert ((found.evaluations > 60) & (found.evaluations <= 1.2 * 120)).all()
+
+
+@pytest.mark.slow
+def test_the_guess_is_the_first_candidate_and_the_likeliest():
+    seen = convolutional()
+    found = WorstCase(evaluations=100)(seen, generator())
+    assert found.candidates is not None
+    assert found.candidates.shape == (3, 3, 1, 1, 12, 12), "Posterior, iDLG, and iDLG from the best of both"
+    assert torch.equal(found.candidates[:, 0], found.guesses)
+    _, density = worst_case.judged(worst_case.with_noise(seen), found.candidates[:, 2], found.labels, *_posterior(seen))
+    assert (found.loss <= density).all()
+
+
+def _posterior(seen):
+    search = worst_case.Posterior().matching(seen)
+    return search.objective, search.prior
+
+
+class Certain(RGAP):
+    """Reads every image as a ramp, and says that it is certain, unless the image is gray."""
+
+    level = 1.0
+
+    def check(self, model, plans, image_shape):
+        pass
+
+    def __call__(self, seen, generator):
+        ramp = torch.linspace(0, self.level, 144).view(1, 1, 1, 12, 12).expand(len(seen), -1, -1, -1, -1)
+        count = torch.zeros(len(seen), dtype=torch.long)
+        ended = ("stalled",) * len(seen)
+        return Reconstruction(
+            ramp, None, count.float(), count, count, ended, certificates=("by its zeros",) * len(seen)
+        )
+
+
+class Gray(Certain):
+    level = 0.0
+
+
+def test_a_certificate_comes_before_the_density(monkeypatch):
+    monkeypatch.setattr(worst_case, "_SOLVERS", (Certain(),))
+    found = WorstCase(evaluations=100)(convolutional(), generator())
+    assert found.certificates == ("by its zeros",) * 3
+    assert found.guesses[0, 0, 0, -1, -1] == 1
+    assert found.evaluations.tolist() == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_a_certificate_of_a_gray_guess_certifies_no_image(monkeypatch):
+    monkeypatch.setattr(worst_case, "_SOLVERS", (Gray(),))
+    found = WorstCase(evaluations=100)(convolutional(), generator())
+    assert (found.evaluations > 0).all()
+    assert found.certificates == ("", "", "")
+
+
+def test_a_budget_too_small_for_searches_is_no_failure_of_the_attack():
+    seen = scene(tiny(), IMAGES, LABELS, Plan(), defense=LaplaceNoise(1e-2), threat=GRANTED)
+    assert WorstCase(evaluations=0)(seen, generator()).ended == ("max_steps",) * 3
+    with pytest.raises(InputError, match="evaluations is 99, but no analytic attack applies"):
+        WorstCase(evaluations=99).check(convolutional().model, (Plan(),), (1, 12, 12))
+    with pytest.raises(InputError, match="evaluations is -1"):
+        WorstCase(evaluations=-1)
+
+
+def test_some_victims_of_an_observation_are_those_that_it_would_hold_alone():
+    plan = Plan(algorithm="FedAvg", batch_size=1, local_images=2, epochs=1)
+    images, labels = smooth(6).view(3, 2, 1, 12, 12), torch.tensor([[0, 1], [2, 0], [1, 1]])
+    threat = ThreatModel(("defense", "labels", "order"))
+    some = torch.tensor([2, 0])
+    whole = scene(tiny(), images, labels, plan, threat=threat, defense=LaplaceNoise(1e-2)).of(some)
+    assert whole.labels is not None
+    assert whole.order is not None
+    assert whole.labels.tolist() == [[1, 1], [0, 1]]
+    assert len(whole) == len(whole.order) == 2
+    (view,) = whole.views
+    assert view.channel is not None
+    assert view.channel.precision is not None
+    assert {len(t) for t in (*view.update.tensors.values(), *view.channel.precision.values())} == {2}
