@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from medpfl.auditing.report import Report as Report
     from medpfl.auditing.report import compare as compare
     from medpfl.auditing.run import audit as audit
+    from medpfl.auditing.standard import Evaluation as Evaluation
+    from medpfl.auditing.standard import evaluate as evaluate
     from medpfl.core.channels.channel import Channel as Channel
     from medpfl.core.errors import InputError as InputError
     from medpfl.core.experiments.groups import Cohort as Cohort
@@ -64,6 +66,7 @@ _PLACES = {
     "Criteria": "core.experiments.groups",
     "DataSource": "core.roles",
     "Defense": "core.roles",
+    "Evaluation": "auditing.standard",
     "Federation": "federation.result",
     "Finding": "core.types",
     "FrontierResult": "tradeoff.result",
@@ -95,6 +98,7 @@ _PLACES = {
     "audit_record": "auditing.records.run",
     "check_model": "inspection.check",
     "compare": "auditing.report",
+    "evaluate": "auditing.standard",
     "frontier": "tradeoff.run",
     "leakage": "training.leakage",
     "local_update": "federated.local",
@@ -113,6 +117,7 @@ __all__ = [
     "Criteria",
     "DataSource",
     "Defense",
+    "Evaluation",
     "Federation",
     "Finding",
     "FrontierResult",
@@ -144,6 +149,7 @@ __all__ = [
     "audit_record",
     "check_model",
     "compare",
+    "evaluate",
     "frontier",
     "leakage",
     "local_update",

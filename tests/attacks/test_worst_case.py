@@ -100,7 +100,7 @@ def test_a_certificate_of_a_gray_guess_certifies_no_image(monkeypatch):
 
 def test_a_budget_too_small_for_searches_is_no_failure_of_the_attack():
     seen = scene(tiny(), IMAGES, LABELS, Plan(), defense=LaplaceNoise(1e-2), threat=GRANTED)
-    assert WorstCase(evaluations=0)(seen, generator()).ended == ("max_steps",) * 3
+    assert WorstCase(evaluations=0)(seen, generator()).ended == ("out_of_budget",) * 3
     with pytest.raises(InputError, match="evaluations is 99, but no analytic attack applies"):
         WorstCase(evaluations=99).check(convolutional().model, (Plan(),), (1, 12, 12))
     with pytest.raises(InputError, match="evaluations is -1"):

@@ -744,7 +744,7 @@ def test_minutes_become_evaluations(folder, monkeypatch, seconds, model, evaluat
     monkeypatch.setattr("medpfl.attacks.worst_case._searches", lambda *_: [])
     report = tiny(folder, attacks=(), model=model)
     assert report.settings.experiment["attacks"] == [f"WorstCase(evaluations={evaluations})"]
-    assert any("for lack of time" in note for note in report.settings.notes) == (evaluations < 2000)
+    assert any("larger budget" in note for note in report.settings.notes) == (evaluations < 2000)
     assert not any(note.startswith("Not tested") for note in report.settings.notes)
 
 

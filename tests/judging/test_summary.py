@@ -445,6 +445,15 @@ def test_not_converged_is_of_the_most(share, raised):
     assert ("not-converged" in cells(found)[UNDEFENDED].flags) is raised
 
 
+@pytest.mark.parametrize(("share", "verdict"), [(0.5, NO_LEAK), (0.6, INCONCLUSIVE)])
+def test_a_search_that_ran_out_of_its_budget_is_no_evidence_of_safety(share, verdict):
+    bare, failed = rows(COUNT), rows(0, defense=NOISE)
+    cut = [replace(one, flags=("out-of-budget",)) if i < share * COUNT else one for i, one in enumerate(failed)]
+    found = cells(bare, cut)
+    assert (found[NOISE].verdict, found[UNDEFENDED].verdict) == (verdict, LEAKS)
+    assert ("out-of-budget" in found[NOISE].flags) is (verdict == INCONCLUSIVE)
+
+
 @pytest.mark.parametrize(("count", "verdict"), [(0, NO_LEAK), (1, NO_LEAK), (10, INCONCLUSIVE), (11, INCONCLUSIVE)])
 def test_nonfinite_is_flagged_at_once_and_decides_if_it_is_most(count, verdict):
     bad = [row(False, victim=i, defense=NOISE, flags=("nonfinite",) if i < count else ()) for i in range(20)]

@@ -13,7 +13,6 @@ from medpfl.attacks.deep_rgap import DeepRGAP
 from medpfl.attacks.gradinv import GradInv
 from medpfl.attacks.idlg import iDLG
 from medpfl.attacks.matching.likelihood import with_noise
-from medpfl.attacks.matching.recipe import Recipe
 from medpfl.attacks.matching.residual import judged
 from medpfl.attacks.matching.solved_start import Solved
 from medpfl.attacks.optimize.stacks import variables_like
@@ -28,14 +27,16 @@ from medpfl.core.types import Ended, Observation, Reconstruction
 
 __all__ = ["ENOUGH", "LEAST", "WorstCase", "solvers_of"]
 
+_Settings = Posterior | iDLG | GradInv
 _SOLVERS: tuple[Attack, ...] = (RGAP(), DeepRGAP(), APRIL(), Separation())
 
 _EXPLAINED = 1e-8
 """Relative squared distance below which a guess explains the update, and no further search begins."""
 
-_SHARES: dict[Posterior | Recipe, float] = {Posterior(): 0.45, iDLG(): 0.2}
-"""The searches for exact updates of small networks, with their shares of the budget. iDLG continues the best guess with
-the rest: it fits an exact update best, and Posterior's prior leads it to the right images."""
+_EXACT_SHARES: dict[_Settings, float] = {Posterior(): 0.45, iDLG(): 0.2}
+_NOISY_SHARES: dict[_Settings, float] = {Posterior(): 0.4, iDLG(): 0.3}
+"""The searches for exact and for noisy updates of small networks, with their shares of the budget. One of them continues
+the best guess with the rest: iDLG fits an exact update best, and Posterior does not fit the noise."""
 
 _EXACT = 1e-3
 """Relative noise below which an update counts as exact."""
@@ -53,7 +54,8 @@ class WorstCase(Attack):
     Source: MedPFL. As in AutoAttack (Croce and Hein, ICML 2020, arXiv:2003.01690), members with fixed settings replace
     the choice of an attack and its tuning.
     Members: `RGAP`, `DeepRGAP`, `APRIL` and `Separation` where their checks accept the model and the plans. For updates
-    that none of them explains: `iDLG`, `Posterior` and `GradInv`, or for deep networks GradInv's settings for these.
+    that none of them explains: `Posterior` and `iDLG`, after which one of them continues the best guess, or for deep
+    networks GradInv's settings for these.
     Choice: a read with a certificate comes first. Otherwise the guess with the highest posterior density is chosen,
     `Posterior`'s objective: the update's likelihood under its noise, and the prior for images. The other members'
     guesses are candidates, so an audit also counts what any member reconstructs.
@@ -99,7 +101,8 @@ class WorstCase(Attack):
                 add(k, search, victims)
         left = self.evaluations - int(found.evaluations.sum(1).amax())
         if searches and left > 1 and len(victims := found.unexplained):  # continue the best guess
-            add(members - 1, _Search(iDLG(start=Solved(found.best(victims).cpu())), left), victims)
+            last = Posterior() if _noisy(seen) else iDLG()
+            add(members - 1, _Search(last, left, Solved(found.best(victims).cpu())), victims)
         return found.reconstruction()
 
 
@@ -122,9 +125,8 @@ def _searches(seen: Observation, evaluations: int) -> list[_Search]:
         return []
     if deep := [attack for attack in GradInv().suited(seen.model) if isinstance(attack, GradInv)]:
         return [_Search(attack, evaluations // len(deep)) for attack in deep]
-    if _noisy(seen):
-        return [_Search(Posterior(), evaluations)]
-    return [_Search(attack, int(share * evaluations)) for attack, share in _SHARES.items()]
+    shares = _NOISY_SHARES if _noisy(seen) else _EXACT_SHARES
+    return [_Search(attack, int(share * evaluations)) for attack, share in shares.items()]
 
 
 def _noisy(seen: Observation) -> bool:
@@ -148,16 +150,23 @@ class _Search:
     Attributes:
         attack: its settings.
         most: maximum evaluations for each victim, above 1.
+        start: initial images in place of the attack's own, without a warm-up.
     """
 
-    attack: Posterior | Recipe
+    attack: _Settings
     most: int
+    start: Solved | None = None
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        short = replace(self.attack, steps=self.most - 1)  # type: ignore[call-arg]  (each of them has steps)
-        if isinstance(short, Posterior):
-            return replace(short.matching(seen), evaluations=self.most)(with_noise(seen), generator)
-        return replace(short.matching(), evaluations=self.most)(seen, generator)
+        short = replace(self.attack, steps=self.most - 1)
+        search = short.matching(seen) if isinstance(short, Posterior) else short.matching()
+        search = replace(search, evaluations=self.most)
+        if self.start is not None:
+            search = replace(search, start=self.start, warmup=())
+        found = search(with_noise(seen) if isinstance(short, Posterior) else seen, generator)
+        if isinstance(short, GradInv) and short.steps < self.attack.steps:  # its schedule was cut short
+            return replace(found, ended=tuple("out_of_budget" if e == "max_steps" else e for e in found.ended))
+        return found
 
 
 class _Guesses:
@@ -220,9 +229,9 @@ class _Guesses:
         rows, best = torch.arange(len(order)), order[:, 0]
         order = torch.where(self.loss.gather(1, order).isinf(), best[:, None], order)  # members that did not run
         ended = [self.ended[v][m] for v, m in enumerate(best.tolist())]
-        if self.solvers == order.shape[1] - 1:  # no search within the budget: the audit must not read that as a failure
-            for v in self.unexplained.tolist():
-                ended[v] = "max_steps"
+        for v in self.unexplained.tolist():
+            if self.solvers == order.shape[1] - 1 or "out_of_budget" in self.ended[v]:
+                ended[v] = "out_of_budget"
         return Reconstruction(
             guesses=self.images[rows, best],
             labels=self.labels[rows, best],

@@ -15,7 +15,7 @@ from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.records.run import RecordCase, options_in
 from medpfl.auditing.report import Report
 from medpfl.auditing.scenario import Scenario
-from medpfl.auditing.victims import fitted
+from medpfl.auditing.victims import IMAGES, fitted
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Criteria, Run, Victims
@@ -75,7 +75,12 @@ def audit(
 
 @dataclass(frozen=True)
 class AuditCase:
-    """A model and images, and how to audit them: the arguments of `audit`."""
+    """A model and images, and how to audit them: the arguments of `audit`.
+
+    Attributes:
+        model, data, attacks, defenses, plan, threat, weights, victims, criteria, run: as in `audit`.
+        images: number of images to attack if `victims` states none and there are as many.
+    """
 
     model: str | Path | Model | nn.Module
     data: str | Path | DataSource | LabelledImages
@@ -87,6 +92,7 @@ class AuditCase:
     victims: Victims
     criteria: Criteria
     run: Run
+    images: int = IMAGES
 
     def report(self) -> Report:
         """Run the audit, and return its report."""
@@ -120,7 +126,7 @@ class AuditCase:
                 threat=self.threat,
                 plan=self.plan,
                 partition=partition,
-                selection=fitted(victims, found.images, self.plan.images),
+                selection=fitted(victims, found.images, self.plan.images, self.images),
                 criteria=self.criteria,
                 run=run,
                 reader=found.reader,

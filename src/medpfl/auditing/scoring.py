@@ -249,6 +249,7 @@ def _scores(candidates: Tensor, truth: Tensor) -> Tensor:
 def _flags(guess: Reconstruction, v: int) -> tuple[str, ...]:
     raised = {
         "nonfinite": guess.ended[v] == "nonfinite" or not bool(guess.guesses[v].isfinite().all()),
+        "out-of-budget": guess.ended[v] == "out_of_budget",
         # Not "stalled": precision or noise lets it get no further.
         "not-converged": guess.ended[v] == "max_steps" and float(guess.loss[v]) > _SMALL,
     }

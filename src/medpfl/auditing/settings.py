@@ -170,9 +170,9 @@ def _notes(checked: Feasibility) -> list[str]:
         )
     for attack in scenario.attacks:
         if isinstance(attack, WorstCase) and attack.evaluations < ENOUGH:
-            short = f"stopped at {attack.evaluations} evaluations of the update for each image"
-            done = short if attack.evaluations >= LEAST else "did not run"
-            notes.append(f"The searches of WorstCase {done}, for lack of time; more may reconstruct more (--minutes).")
+            most = f"at most {attack.evaluations} evaluations of the update for each victim"
+            done = f"took {most}" if attack.evaluations >= LEAST else "did not run"
+            notes.append(f"The searches of WorstCase {done}. With a larger budget, they may reconstruct more.")
     if checked.wrong_layer is not None:
         notes.append(f"{checked.wrong_layer} has a second derivative that does not match what it computes.")
     if scenario.data.masks is not None:

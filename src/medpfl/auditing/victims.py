@@ -14,19 +14,19 @@ from medpfl.core.messages import say
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 
-__all__ = ["draw_victims", "fitted"]
+__all__ = ["IMAGES", "draw_victims", "fitted"]
+
+IMAGES = 32
+"""Number of images to attack by default."""
 
 
-_IMAGES = 32
-
-
-def fitted(victims: Victims, data: LabelledImages, per_update: int) -> Victims:
-    """Return the settings with a number of images: by default 32, or one update's, or all if there are fewer."""
+def fitted(victims: Victims, data: LabelledImages, per_update: int, usual: int = IMAGES) -> Victims:
+    """Return the settings with a number of images: by default `usual`, or one update's, or all if there are fewer."""
     if victims.images is not None:
         return victims
-    images = min(max(_IMAGES, per_update), len(data))
-    if images < _IMAGES:
-        say(f"note: there are {images} images, and all are attacked (with more, {_IMAGES} by default)")
+    images = min(max(usual, per_update), len(data))
+    if images < usual:
+        say(f"note: there are {images} images, and all are attacked (with more, {usual})")
     return victims.having(images=images)
 
 

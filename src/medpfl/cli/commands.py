@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, Namespace
 
-from medpfl.cli.dry_run import foresee_audits, foresee_frontier, foresee_studies, foresee_training
+from medpfl.cli.dry_run import foresee_audits, foresee_frontier, foresee_standard, foresee_studies, foresee_training
 from medpfl.cli.endings import BAD_INPUT, ended, hung_up, of_disk, refused
 from medpfl.cli.machine import print_json
 from medpfl.cli.parser import (
@@ -33,6 +33,7 @@ from medpfl.cli.parser import (
 )
 from medpfl.cli.running import LOADING, finished, planned, working
 from medpfl.core.errors import InputError, nearest
+from medpfl.core.experiments.evaluation import Evaluating
 from medpfl.core.experiments.experiment import Demo, Experiment
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.inspection import Inspection
@@ -122,6 +123,7 @@ def _run(words: list[str]) -> int:
         "check-model": _check_model,
         "compare": _compare,
         "demo": _demo,
+        "evaluate": _evaluate,
         "forget": _forget,
         "frontier": _frontier,
         "inspect": _inspect,
@@ -146,6 +148,19 @@ def _in_file(words: list[str]) -> str:
 
 def _audit(given: Namespace, words: list[str]) -> int:
     return _perform(_spelled_right(Experiment, given, words), given)
+
+
+def _evaluate(given: Namespace, words: list[str]) -> int:
+    asked = _spelled_right(Evaluating, given, words)
+    if given.dry_run:
+        return planned(given, partial(foresee_standard, asked), asked)
+    with working(asked, given.quiet):
+        with phase(LOADING):
+            from medpfl.auditing.standard import perform_evaluation
+            from medpfl.reporting.terminal import print_evaluation
+
+        found = perform_evaluation(asked)
+    return finished(found, given, print_evaluation)
 
 
 def _train(given: Namespace, words: list[str]) -> int:

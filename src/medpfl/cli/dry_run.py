@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medpfl.cli.running import LOADING
 from medpfl.core.errors import InputError
+from medpfl.core.experiments.evaluation import Evaluating
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.training import Training
@@ -13,7 +14,7 @@ from medpfl.core.progress import phase
 from medpfl.reproduction.scale import Studies
 from medpfl.runs.outlook import Outlook
 
-__all__ = ["foresee_audits", "foresee_frontier", "foresee_studies", "foresee_training"]
+__all__ = ["foresee_audits", "foresee_frontier", "foresee_standard", "foresee_studies", "foresee_training"]
 
 
 def foresee_audits(experiment: Experiment) -> Outlook:
@@ -27,6 +28,14 @@ def foresee_audits(experiment: Experiment) -> Outlook:
     if is_federation(experiment.data):
         return foresee_federation(experiment)
     return foresee(experiment) if experiment.rounds is None else foresee_leakage(experiment)
+
+
+def foresee_standard(asked: Evaluating) -> Outlook:
+    """Return the plan of a standard evaluation."""
+    with phase(LOADING):
+        from medpfl.auditing.standard import foresee_evaluation
+
+    return foresee_evaluation(asked)
 
 
 def foresee_training(training: Training) -> Outlook:

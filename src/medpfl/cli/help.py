@@ -16,6 +16,7 @@ COMMANDS = {
     "Audit": {
         "demo": "audit the embedded samples, offline",
         "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
+        "evaluate": "measure leakage by a fixed standard, to compare and to cite",
         "check-model": "show what a model's updates reveal and which attacks apply; needs no images",
         "frontier": "compare defenses and strengths by leakage and accuracy, and recommend a setting",
         "compare": "show several audits side by side: on the terminal, as CSV and as a page",
@@ -46,6 +47,10 @@ EXAMPLES = {
     ),
     "check-model": ('check-model "ResNet(18)" --image-shape 1,64,64', "check-model path/to/model.py:make_model --json"),
     "compare": ("compare runs/a runs/b --page runs/comparison.html",),
+    "evaluate": (
+        "evaluate path/to/images --model path/to/model.py:make_model --out runs/standard",
+        'evaluate samples --model "LeNet(\'idlg\')" --defense "LaplaceNoise(scale=0.01)"',
+    ),
     "demo": ("demo", "demo --images 4 --out runs/demo"),
     "forget": ("forget records",),
     "frontier": (

@@ -40,6 +40,7 @@ def result(found: Any) -> dict[str, Any]:
     Every result has ``kind``, ``text`` (sentences) and ``files`` (written files).
     """
     from medpfl.auditing.report import Comparison, Report
+    from medpfl.auditing.standard import Evaluation
     from medpfl.federation.result import Federation
     from medpfl.tradeoff.result import FrontierResult
     from medpfl.training.leakage import Leakage
@@ -48,6 +49,8 @@ def result(found: Any) -> dict[str, Any]:
     match found:
         case Report():
             kind, content = "audit", {"cells": _dicts(found.summary), "settings": found.settings.to_dict()}
+        case Evaluation():
+            kind, content = "evaluation", found.to_dict()
         case Leakage():
             reports = {str(number): _dicts(report.summary) for number, report in found.reports.items()}
             kind, content = "leakage", {"rounds": reports, "accuracies": found.accuracies}

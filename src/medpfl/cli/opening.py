@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from medpfl.core.errors import private
+from medpfl.core.experiments.evaluation import EDITIONS, Evaluating
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.inspection import Inspection
@@ -92,6 +93,10 @@ _TEXTS: dict[type, Callable[[Any], str]] = {
     Frontier: _of_frontier,  # before its base
     Training: _of_training,
     Experiment: _of_audit,
+    Evaluating: lambda asked: (
+        f"{asked.edition} of {asked.model} with {_data(asked.data)}: up to {EDITIONS[asked.edition].images} images, "
+        f"{EDITIONS[asked.edition].attack}, {_defenses(asked.defense)}"
+    ),
     Inspection: lambda asked: (
         f"check of {asked.model}: what its updates reveal, and which attacks apply, without images"
     ),

@@ -12,6 +12,7 @@ from jsonargparse import SUPPRESS, ActionYesNo, ArgumentParser
 from medpfl.cli.help import COMMANDS as THEMES
 from medpfl.cli.help import HelpParser
 from medpfl.core.errors import InputError, nearest
+from medpfl.core.experiments.evaluation import Evaluating
 from medpfl.core.experiments.experiment import Demo, Experiment
 from medpfl.core.experiments.frontier import Frontier, is_recommendation
 from medpfl.core.experiments.inspection import Inspection
@@ -206,6 +207,7 @@ def parser_of() -> ArgumentParser:
         "check-model": _check_model_parser,
         "compare": _compare_parser,
         "demo": _demo_parser,
+        "evaluate": _evaluate_parser,
         "forget": _forget_parser,
         "frontier": _frontier_parser,
         "inspect": _inspect_parser,
@@ -232,6 +234,11 @@ def _version() -> str:
 def _audit_parser() -> ArgumentParser:
     text = "Attack the updates of these images, with and without defenses, and report what the server can reconstruct."
     return _add_pdf(_add_fail_on(_typed_parser(Experiment, text)))
+
+
+def _evaluate_parser() -> ArgumentParser:
+    text = "Measure by a fixed standard what the server can reconstruct: the edition sets attack, images and seeds."
+    return _add_pdf(_typed_parser(Evaluating, text))
 
 
 def _train_parser() -> ArgumentParser:

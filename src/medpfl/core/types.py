@@ -33,7 +33,7 @@ __all__ = [
     "stack_tensors",
 ]
 
-Ended = Literal["converged", "stalled", "max_steps", "nonfinite", "beaten"]
+Ended = Literal["converged", "stalled", "max_steps", "out_of_budget", "nonfinite", "beaten"]
 """Reasons for an attack's end: objective below the tolerance; no further decrease; step limit reached; objective not
 finite; pruned in favor of better restarts (``"beaten"``)."""
 

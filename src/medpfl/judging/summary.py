@@ -27,6 +27,7 @@ from medpfl.judging.verdict import (
     Tested,
     doubts_of,
     limits_of,
+    out_of_budget,
     p_values,
     untested,
     updates_to_decide,
@@ -240,7 +241,7 @@ def _numbers(key: _Key, found: _Rows) -> Numbers:
 def _judged(key: _Key, tested: Mapping[_Key, Tested], found: _Rows, context: Context) -> _Judged:
     """Return the verdict on a cell."""
     cell, rows, defense = tested[key], found.cells[key], key[1]
-    reason, masked = _reason(key, tested, context), _masked_leaks(key, found)
+    reason, masked = _reason(key, tested, found, context), _masked_leaks(key, found)
     sound = reason is None and not cell.broken and not masked
     limits = limits_of(cell.evidence, context.tolerance)
     if cell.numbers.nonfinite:  # a numerical failure is no evidence
@@ -258,11 +259,13 @@ def _judged(key: _Key, tested: Mapping[_Key, Tested], found: _Rows, context: Con
     return _Judged(verdict_of(cell.leaks_by, qualified, limits), tuple(flags), qualified)
 
 
-def _reason(key: _Key, tested: Mapping[_Key, Tested], context: Context) -> str | None:
+def _reason(key: _Key, tested: Mapping[_Key, Tested], found: _Rows, context: Context) -> str | None:
     """Return the flag that says why a failure in a cell says nothing, or ``None``; a failed control comes first."""
     attack, defense, knows = key
     control = untested(tested[key], tested.get((attack, UNDEFENDED, False)), context.tolerance)
-    return control if control == "control-failed" else context.reason(defense, knows) or control
+    if control == "control-failed":
+        return control
+    return context.reason(defense, knows) or control or ("out-of-budget" if out_of_budget(found.cells[key]) else None)
 
 
 def _masked_leaks(key: _Key, found: _Rows) -> bool:

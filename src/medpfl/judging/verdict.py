@@ -17,6 +17,7 @@ __all__ = [
     "Tested",
     "doubts_of",
     "limits_of",
+    "out_of_budget",
     "p_values",
     "untested",
     "updates_to_decide",
@@ -139,10 +140,16 @@ def doubts_of(rows: Sequence[Finding], cell: Tested, reason: str | None) -> list
         "prior-only": bool(own) and failed and not _beats_baselines(own, cell.numbers),
         "zero-gradient": len(own) < len(rows),
         "not-converged": _share(own, "not-converged") > 0.5,
+        "out-of-budget": out_of_budget(own),
         "nonfinite": cell.numbers.nonfinite > 0,
         "wrong-derivative": _share(own, "wrong-derivative") > 0,
     }
     return [flag for flag, up in raised.items() if up]
+
+
+def out_of_budget(rows: Sequence[Finding]) -> bool:
+    """Return True if the attack stopped at its budget on most images, so that its failure is no evidence."""
+    return _share(rows, "out-of-budget") > 0.5
 
 
 def updates_to_decide(evidence: Evidence, tolerance: float) -> int | None:

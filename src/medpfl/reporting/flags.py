@@ -81,6 +81,12 @@ FLAGS = {
         "for an update of zeros",
         "More steps may give better guesses. Take the rates as a lower bound.",
     ),
+    "out-of-budget": Flag(
+        "on most images the searches used up their budget of evaluations before they converged, or it was too small "
+        "for a search",
+        "With more evaluations they may reconstruct more, so their failure says nothing. Raise --minutes, or state "
+        'the budget: --attack "WorstCase(evaluations=2000)".',
+    ),
     "nonfinite": Flag(
         "the attack ended with a value that is infinite or not a number",
         "These guesses failed for numerical reasons, not because of privacy. "

@@ -41,6 +41,7 @@ REASONS = {
     "control-weak": "without the defense, these attacks only re-identify the images of one client and reconstruct "
     "none, and a sum over clients is harder to attack",
     "patients-leak": "few images are exposed, but some patients are exposed by one of their images",
+    "out-of-budget": "the searches stopped at their budget before they converged (raise --minutes)",
     "worst-candidate": "an attack reconstructed images among its candidates but did not choose them",
     "small-gallery": "at least 20 images are needed to test re-identification",
     "prior-only": "a guess made without the update does as well as these attacks",

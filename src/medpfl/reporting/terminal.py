@@ -26,6 +26,7 @@ __all__ = [
     "folders_line",
     "print_audit",
     "print_comparison",
+    "print_evaluation",
     "print_federation",
     "print_frontier",
     "print_leakage",
@@ -51,6 +52,15 @@ class Audited(Written, Protocol):
     def classes(self) -> tuple[str, ...]: ...
 
     def verdict(self) -> tuple[str, str]: ...
+
+
+class Evaluated(Protocol):
+    """The parts of a standard evaluation that are printed."""
+
+    @property
+    def report(self) -> Audited: ...
+    @property
+    def lines(self) -> Sequence[str]: ...
 
 
 class Comparing(Protocol):
@@ -131,6 +141,13 @@ def print_leakage(found: Overview, quiet: bool) -> None:
     console.print(str(found), soft_wrap=True)
     audits = (page for report in found.reports.values() for page in report.pages if page.suffix == ".html")
     _wrote(console, [*found.pages, *audits])
+
+
+def print_evaluation(evaluation: Evaluated, quiet: bool) -> None:
+    """Print a standard evaluation's audit, and its lines to quote."""
+    print_audit(evaluation.report, quiet)
+    for line in evaluation.lines:
+        print(line)
 
 
 def print_comparison(found: Comparing, quiet: bool) -> None:

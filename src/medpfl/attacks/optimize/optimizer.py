@@ -117,7 +117,7 @@ class Ledger:
         go = torch.ones_like(rows, dtype=torch.bool)
         if self.most is not None:
             spent = (self.evaluations >= self.most)[rows.cpu()].to(rows.device)
-            reasons = {**reasons, "max_steps": spent | reasons.get("max_steps", torch.zeros_like(spent))}
+            reasons = {**reasons, "out_of_budget": spent}
         if self.race is not None:
             reasons = {**reasons, "beaten": self.race.beaten(self.loss, step)[rows]}
         for why, holds in reasons.items():

@@ -1,0 +1,165 @@
+"""The standard evaluation: an audit whose attack, images and seeds are fixed, so that results compare."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from medpfl.auditing.report import Report
+from medpfl.auditing.run import AuditCase
+from medpfl.core.errors import InputError
+from medpfl.core.experiments.evaluation import EDITIONS, Evaluating
+from medpfl.core.experiments.groups import Criteria, Reading, Run, Victims
+from medpfl.core.plan import Plan
+from medpfl.core.roles import DataSource, Defense, Model
+from medpfl.core.threat import ThreatModel
+from medpfl.core.types import Finding
+from medpfl.data.images import LabelledImages
+from medpfl.runs.outlook import Outlook
+
+__all__ = ["Evaluation", "evaluate", "foresee_evaluation", "perform_evaluation"]
+
+_DIGITS = 3
+"""Decimal digits of the scores that enter the checksum."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The result of a standard evaluation.
+
+    Attributes:
+        edition: name of the edition, such as ``"standard-2026.1"``.
+        report: the audit behind it, with all rows.
+    """
+
+    edition: str
+    report: Report
+
+    @property
+    def pages(self) -> tuple[Path, ...]:
+        """The pages written."""
+        return self.report.pages
+
+    @property
+    def checksum(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of all rows' results, with scores rounded to 3 digits.
+
+        The same machine and versions give the same checksum. On another machine, the last digits of scores may differ.
+        """
+        told = sorted(json.dumps(_result(row)) for row in self.report.rows)
+        return hashlib.sha256("\n".join([self.edition, *told]).encode()).hexdigest()[:12]
+
+    @property
+    def lines(self) -> list[str]:
+        """A line for the undefended model and one for each defense, fit to be quoted."""
+        from medpfl.reporting.phrases import counts, grouped
+        from medpfl.reporting.words import label, number, percent
+
+        asked, versions = self.report.settings.experiment, self.report.settings.versions
+        made = f"{asked['plan']}, MedPFL {versions['medpfl']}, checksum {self.checksum}"
+        return [
+            f"{self.edition}: {label(asked['model'])} with {asked['data']}, {label(cell.defense)}: "
+            f"{counts(cell.union)}; any candidate {percent(cell.asr_worst.value)}; SSIM {number(cell.ssim.value)} "
+            f"({made})"
+            for (cell, *_) in grouped(self.report.summary)
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    def _repr_html_(self) -> str:
+        """Return the verdict and a table for a notebook, without an image."""
+        return self.report._repr_html_()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the lines, the checksum and the cells as JSON data."""
+        cells = [cell.to_dict() for cell in self.report.summary]
+        return {"edition": self.edition, "checksum": self.checksum, "lines": self.lines, "cells": cells}
+
+
+def _result(row: Finding) -> list[Any]:
+    scores = {name: None if value is None else round(value, _DIGITS) for name, value in sorted(row.scores.items())}
+    place = [row.control, row.defense, row.draw, row.stack, row.victim, row.position]
+    return [*place, row.success, row.identified, row.label_guess, row.ended, scores]
+
+
+def evaluate(
+    model: str | Path | Model | nn.Module = Evaluating.model,
+    data: str | Path | DataSource | LabelledImages = Evaluating.data,
+    *,
+    defenses: Sequence[str | Defense] = (),
+    plan: Plan = Evaluating.plan,
+    weights: str | Path | None = None,
+    reading: Reading = Evaluating.reading,
+    edition: str = Evaluating.edition,
+    run: Run = Evaluating.run,
+) -> Evaluation:
+    """Measure by a fixed standard how well a server can reconstruct images, so that results can be compared and cited.
+
+    The edition sets the attack with its budget, the number of images and all seeds (docs/standard.md). The attack knows
+    each defense, and no label is granted.
+
+    Args:
+        model, data, weights, defenses: as in `medpfl.audit`.
+        plan: every client's local training, by default FedSGD on one image.
+        reading: how images are read.
+        edition: name of the edition.
+        run: device, run directory and so on; the edition sets seed and memory.
+
+    Raises:
+        InputError: there is no such edition, `run` sets what the edition sets, or `medpfl.audit` raises it.
+    """
+    return Evaluation(edition, _case(model, data, defenses, plan, weights, reading, edition, run).report())
+
+
+def perform_evaluation(asked: Evaluating) -> Evaluation:
+    """Run `evaluate` for options given as strings and numbers."""
+    return Evaluation(asked.edition, _case_of(asked).report())
+
+
+def foresee_evaluation(asked: Evaluating) -> Outlook:
+    """Return the plan of an evaluation; nothing is written."""
+    return _case_of(asked).outlook()
+
+
+def _case_of(asked: Evaluating) -> AuditCase:
+    rest = (asked.plan, asked.weights, asked.reading, asked.edition, asked.run)
+    return _case(asked.model, asked.data, asked.defense, *rest)
+
+
+def _case(
+    model: str | Path | Model | nn.Module,
+    data: str | Path | DataSource | LabelledImages,
+    defenses: Sequence[str | Defense],
+    plan: Plan,
+    weights: str | Path | None,
+    reading: Reading,
+    edition: str,
+    run: Run,
+) -> AuditCase:
+    if edition not in EDITIONS:
+        raise InputError(f"there is no edition '{edition}': choose {' or '.join(EDITIONS)}")
+    set_ = EDITIONS[edition]
+    for name in ("seed", "memory", "isolate"):
+        if getattr(run, name) != getattr(Run, name):
+            raise InputError(f"{name} is {getattr(run, name)}, but the edition sets it: leave it out, or use audit")
+    images: Any = {"size": reading.size, "fit": reading.fit, "channels": reading.channels}
+    return AuditCase(
+        model=model,
+        data=data,
+        attacks=[set_.attack],
+        defenses=defenses,
+        plan=plan,
+        threat=ThreatModel(("defense",)),
+        weights=weights,
+        victims=Victims(**images),
+        criteria=Criteria(),
+        run=replace(run, seed=set_.seed),
+        images=set_.images,
+    )
