@@ -35,8 +35,8 @@ _EXPLAINED = 1e-8
 
 _EXACT_SHARES: dict[_Settings, float] = {Posterior(): 0.45, iDLG(): 0.2}
 _NOISY_SHARES: dict[_Settings, float] = {Posterior(): 0.4, iDLG(): 0.3}
-"""The searches for exact and for noisy updates of small networks, with their shares of the budget. One of them continues
-the best guess with the rest: iDLG fits an exact update best, and Posterior does not fit the noise."""
+"""The searches for exact and for noisy updates of small networks, with their shares of the budget. One of them goes on
+from the best guess with the rest: iDLG fits an exact update best, and Posterior does not fit the noise."""
 
 _EXACT = 1e-3
 """Relative noise below which an update counts as exact."""
