@@ -25,6 +25,7 @@ from benchmarks import (
     silence,
     sources,
     verdicts,
+    worst_case,
 )
 from benchmarks.scenes import available
 
@@ -44,6 +45,7 @@ PARTS = {
     "silence": silence,
     "sources": sources,
     "verdicts": verdicts,
+    "worst_case": worst_case,
 }
 QUICK = {
     "recipes": (4.0, "--images 8 --textbook 1 --recipes DLG iDLG CPL RGAP/idlg"),
