@@ -180,7 +180,9 @@ class _Guesses:
 
     def __init__(self, seen: Observation, solvers: int, members: int) -> None:
         self.solvers, like, shape = solvers, variables_like(seen), (len(seen), members)
-        self.seen, self.noisy, self.posterior = seen, with_noise(seen), Posterior().matching(seen)
+        self.seen, self.noisy = seen, with_noise(seen)
+        # At an exact update, a larger floor would prefer smoother images to those that explain it.
+        self.posterior = (Posterior() if _noisy(seen) else Posterior(floor=_EXACT)).matching(seen)
         self.images = like.new_full((*shape, seen.num_images, *seen.image_shape), _GRAY)
         self.labels = torch.zeros(*shape, seen.num_images, *seen.label_shape, dtype=torch.long, device=like.device)
         self.loss = torch.full(shape, torch.inf)
