@@ -13,8 +13,8 @@ from medpfl.core.experiments.settings import Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.judging.types import Cell, Union
 from medpfl.reporting.flags import FLAGS
-from medpfl.reporting.phrases import Cells, grouped, hits, images_needed, reason
-from medpfl.reporting.words import brief, counted, known, model_argument, percent
+from medpfl.reporting.phrases import Cells, grouped, hits, images_needed, reason, trials
+from medpfl.reporting.words import brief, counted, known, model_argument, share
 
 __all__ = ["QUESTION", "Answer", "Bar", "Step", "answered", "bars"]
 
@@ -54,12 +54,14 @@ class Bar(NamedTuple):
         verdict: the verdict on the defense.
         rates: name, share in [0, 1] or ``None``, text, and the share that guesses without the update explain, for
             each of the two ways to leak.
+        few: a note if the images share few updates, else ``""``.
         run: the run's name, on a page of several.
     """
 
     defense: str
     verdict: str
     rates: tuple[tuple[str, float | None, str, float | None], ...]
+    few: str = ""
     run: str = ""
 
 
@@ -83,7 +85,8 @@ def _bar(cells: Cells) -> Bar:
         ("re-identified", union.identified.value, _some(hits(union.identified, union.images), union),
          union.identified_floor),
     )  # fmt: skip
-    return Bar(cells[0].defense, union.verdict, tuple(one for one in rates if known(one[1])))
+    few = trials(union.images, union.updates, union.per_update)
+    return Bar(cells[0].defense, union.verdict, tuple(one for one in rates if known(one[1])), few)
 
 
 def _split(summary: Cells) -> tuple[list[Cell], list[list[Cell]]]:
@@ -194,7 +197,7 @@ def _meaning(bare: Cells, groups: Sequence[Cells]) -> tuple[str, ...]:
     if holding:
         found.append(
             f"{_names(holding)} stopped the attacks that were run: with 95 % confidence, they expose fewer than "
-            f"{percent(holding[0][0].union.tolerance)} of such images. A stronger attack may still succeed."
+            f"{share(holding[0][0].union.tolerance)} of such images. A stronger attack may still succeed."
         )
     if unsure or (bare and bare[0].union.verdict == INCONCLUSIVE):
         found.append(
