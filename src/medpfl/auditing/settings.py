@@ -60,6 +60,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
             "images_per_update": scenario.plan.images,
             "draws": scenario.selection.draws,
             "plan": repr(scenario.plan),
+            "sends": list(scenario.plan.sends),
             "partition": repr(scenario.partition),
             "weights": _origin(scenario),
             "memory_gib": scenario.run.memory,
@@ -74,7 +75,12 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
             "patients": len(known) or None,
             "skipped": len(data.skipped),
         },
-        model={"parameters": sum(p.numel() for p in scenario.network(0).parameters()), "outputs": scenario.outputs},
+        not_run=checked.not_run,
+        model={
+            "parameters": sum(p.numel() for p in scenario.network(0).parameters()),
+            "outputs": scenario.outputs,
+            "batch_norm_layers": sum(name.endswith("running_mean") for name, _ in scenario.network(0).named_buffers()),
+        },
         versions=versions(),
         device=str(scenario.device),
         seed=scenario.run.seed,
@@ -178,10 +184,6 @@ def _notes(checked: Feasibility) -> list[str]:
             f"{defense!r}: the server gets the sum of {each} clients' updates{clear}. Attacks try to reconstruct all "
             f"{each * scenario.plan.images} images behind it; the undefended control attacks each client separately."
         )
-    if checked.untried:
-        names = [repr(attack).removesuffix("()") for attack in checked.untried]
-        flags = " ".join(f'--attack "{name}"' if "(" in name else f"--attack {name}" for name in names)
-        notes.append(f"Not tested, although suited to this model: {' and '.join(names)}. Add {flags}.")
     attacked = len(scenario.victims) * scenario.plan.images
     if attacked < (asked := scenario.selection.images or 0):
         each = scenario.plan.images

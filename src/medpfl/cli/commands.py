@@ -260,7 +260,10 @@ def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
 def _demo(given: Namespace, words: list[str]) -> int:
     asked = _typed(Demo, given, words)
     demo = replace(DEMO, run=asked.run)
-    return _perform(demo if asked.images is None else demo.having(images=asked.images), given)
+    status = _perform(demo if asked.images is None else demo.having(images=asked.images), given)
+    if not (given.dry_run or given.quiet or given.json):
+        print("To test your own: medpfl audit path/to/images --model path/to/model.py:make_model --out runs/mine")
+    return status
 
 
 DEMO = Experiment.of(

@@ -184,8 +184,15 @@ _LAST = ("prior-only", "nonfinite", "not-converged")
 
 
 def images_needed(union: Union) -> int | None:
-    """Return the number of images that would decide a test; ``None`` if no number would at these rates."""
-    return None if union.updates_needed is None else union.updates_needed * union.per_update
+    """Return the number of images that would probably decide a test; ``None`` if no number would at these rates.
+
+    If there are enough updates for one test already, the correction for testing several things at once prevents a
+    decision, which twice as many updates allow.
+    """
+    if union.updates_needed is None:
+        return None
+    updates = union.updates_needed if union.updates_needed > union.updates else 2 * union.updates
+    return updates * union.per_update
 
 
 def grouped(cells: Cells) -> list[list[Cell]]:
@@ -203,7 +210,8 @@ def _few(union: Union) -> str:
     if need is None:
         return f"{have} too few to tell a leak from a failed attack; at these rates, no number would be enough"
     if need <= union.updates:
-        return f"{have} too few to tell a leak from a failed attack; run more"
+        twice = f"attack twice as many (--images {images_needed(union)})"
+        return f"{have} too few to tell a leak from a failed attack; {twice}"
     stay = " if the rates stay the same" if union.asr.value or union.identified.value else ""
     enough = f"at least {need} are needed (--images {images_needed(union)}){stay}"
     return f"{have} too few to tell a leak from a failed attack; {enough}"
