@@ -294,3 +294,22 @@ def test_a_job_that_is_faster_than_expected_is_judged_by_its_steps(clock):
     clock.now = 5.0
     estimate.report(0.5)
     assert estimate.left() == 5.0
+
+
+def test_a_job_that_nothing_tells_of_is_known_by_the_first_one_like_it(clock):
+    like = [Piece((f"S x {name}", "S", ""), 4.0, alone=True) for name in "abc"]
+    other = Piece(("D", ""), 10.0)
+    jobs = Estimate({"d": other, **dict(zip("abc", like, strict=True))})
+    assert jobs.left() is None
+    jobs.begin("d")
+    clock.now = 10.0
+    jobs.end()
+    assert jobs.left() is None, "another attack does not tell"
+    jobs.begin("a")
+    clock.now = 30.0
+    jobs.report(0.25)
+    assert jobs.left() == 60 + 2 * 80, "its own pace, while it runs"
+    clock.now = 90.0
+    jobs.end()
+    assert jobs.left() == 2 * 80
+    assert jobs.expected(like[1]) == 80

@@ -1,4 +1,4 @@
-"""The plan of an audit, made without running an attack to its end, and without writing anything."""
+"""The plan of an audit, made without running its jobs, and without writing anything."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def peak() -> float | None:
 def foreseen(player: Player, jobs: list[Job], done: set[Job], notes: tuple[str, ...]) -> Outlook:
     """Return the plan for an audit's jobs, with the time and memory of those that are not done."""
     todo = [job for job in jobs if job not in done]
-    costs = estimated(player, todo)
+    costs = estimated(player, todo, whole=True)
     steps: dict[str, Step] = {}
     for job in jobs:
         knows = ", adaptive" if job.knows else ""
@@ -66,7 +66,10 @@ def _stacks(scenario: Scenario) -> float:
 
 
 def foreseen_of(scenario: Scenario, isolation: Isolation, place: str) -> Outlook:
-    """Check a scenario, and return its plan: nothing is written, and no attack runs longer than a few steps."""
+    """Check a scenario, and return its plan: nothing is written.
+
+    A search runs for a few steps only; an attack that computes its guess runs on one victim.
+    """
     scenario, checked = feasible(scenario, isolation)
     out = None if scenario.run.out is None else Path(scenario.run.out)
     known = out if out is not None and known_in(out) else None
