@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
 import medpfl
-from medpfl import Run, Victims
+from medpfl import InputError, Run, Victims
 from medpfl.attacks import RGAP
 from medpfl.auditing.forecast import costs
 from medpfl.auditing.run import AuditCase
@@ -96,7 +97,8 @@ def test_a_plan_writes_nothing_and_makes_no_key(tmp_path, force):
     medpfl.audit("LeNet('idlg')", attacks=["iDLG(steps=2)"], victims=SMALL, run=Run(out=out))
     next(out.parent.glob("*key*.json")).unlink()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    case(attacks=["iDLG(steps=2)"], run=Run(out=out, force=force)).outlook()
+    with nullcontext() if force else pytest.raises(InputError, match=r"the key for .* is missing"):
+        case(attacks=["iDLG(steps=2)"], run=Run(out=out, force=force)).outlook()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
