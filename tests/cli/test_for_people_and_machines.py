@@ -163,6 +163,29 @@ def test_an_error_is_json_too(run):
     assert f"medpfl: error: {found['error']}" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "as_json"),
+    [
+        (["audit", "/nowhere", "--json"], True),
+        (["audit", "/nowhere", "--attack", "--json"], False),  # a wrong attack of that name
+        (["audit", "/nowhere", "--imges", "3", "--json"], True),  # cannot be parsed
+        (["audit", "/nowhere", "--imges", "3", "--attack", "--json"], False),
+        (["audit", "/nowhere", "--title=--json"], False),
+    ],
+)
+def test_json_is_asked_for_by_the_option_and_not_by_a_value(run, words, as_json):
+    status, out, _ = run(*words)
+    assert status == 2
+    assert bool(out) is as_json
+
+
+@pytest.mark.slow
+def test_a_file_may_ask_for_json(run, tmp_path):
+    (tmp_path / "c.yaml").write_text("json: true\n")
+    status, out, _ = run("audit", "/nowhere", "--config", tmp_path / "c.yaml")
+    assert (status, json.loads(out)["status"]) == (2, 2)
+
+
 @pytest.mark.slow
 def test_a_list_is_json(run):
     found = json.loads(run("list", "--json")[1])

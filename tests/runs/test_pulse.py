@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import pytest
 
 from medpfl.core import progress
+from medpfl.core.errors import private
 from medpfl.core.experiments.groups import Run
 from medpfl.runs import progress_bar, pulse
 from medpfl.runs.estimate import Estimate, Piece
@@ -239,6 +240,23 @@ def test_a_notebook_has_one_line_that_changes(monkeypatch):
     with progress.phase("reading"), pulsing(Run().visible):
         pass
     assert (drawn[0], drawn[-1]) == ("0:00:00  reading", "done in 0 s")
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_a_line_shows_no_marks_of_private_words_and_hides_them_where_it_must(monkeypatch, shows):
+    text = f"audit of {private('doe_john', 'a site')}"
+
+    class Stream:
+        def isatty(self):
+            return shows
+
+    shown = pulse._fit_for(Stream())
+    with progress.phase(text), pulsing(True) as line:
+        told = line.line(shown)
+        assert told == ("0:00:00  audit of doe_john" if shows else "0:00:00  audit of a site")
+        assert line.line() == "0:00:00  audit of a site", "a line that nobody fitted hides them"
+    with progress.phase(f"reading {private('doe')}"), pulsing(True) as line:
+        assert "\n" not in line.line(shown)
 
 
 def test_progress_is_shown_by_default_in_an_interactive_session_only(monkeypatch):

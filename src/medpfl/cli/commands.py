@@ -73,21 +73,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
+    given: Namespace | int | None = None
     try:
-        status = _run(words)
+        given = _parsed(words)
+        status = given if isinstance(given, int) else _run(given, words)
         sys.stdout.flush()  # here, where a closed pipe is handled
         return status
     except InputError as error:
-        return refused(f"{error}", words)
+        return refused(f"{error}", _as_json(given, words))
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return hung_up()
-        return refused(of_disk(error), words)
+        return refused(of_disk(error), _as_json(given, words))
     except SystemExit as end:
         return ended(end)
 
 
-def _run(words: list[str]) -> int:
+def _as_json(given: Namespace | int | None, words: list[str]) -> bool:
+    """Return True if the result was asked for as JSON, also by words that cannot be parsed."""
+    if isinstance(given, Namespace):
+        return bool(given[given.subcommand].get("json"))
+    try:
+        return "--json" in spelled(words)  # where the value of another option is no word of its own
+    except InputError:
+        return "--json" in words
+
+
+def _parsed(words: list[str]) -> Namespace | int:
+    """Return the options, or the exit status if there is nothing else to do, as after ``--help``.
+
+    Raises:
+        InputError: the words cannot be parsed.
+    """
     if any("\0" in word for word in words):
         raise InputError("an option contains a null byte: no path or spec may contain one")
     parser = parser_of()
@@ -113,10 +130,23 @@ def _run(words: list[str]) -> int:
     if given.subcommand is None:
         parser.print_help()
         return BAD_INPUT
-    if given[given.subcommand].get("pdf"):
-        from medpfl.reporting.page.pdf import check_chromium
+    return given
 
-        check_chromium()  # before any work
+
+def _check_pdf(given: Namespace) -> None:
+    """Raise `InputError` if there will be no page to print as PDF, or no browser that prints it."""
+    from medpfl.reporting.page.pdf import check_chromium
+
+    if "out" in given and given.out is None:
+        raise InputError("--pdf prints the pages of a run directory: name one with --out")
+    if "page" in given and given.page is None:
+        raise InputError("--pdf prints a page: name its file with --page")
+    check_chromium()
+
+
+def _run(given: Namespace, words: list[str]) -> int:
+    if given[given.subcommand].get("pdf"):
+        _check_pdf(given[given.subcommand])  # before any work
     commands = {
         "audit": _audit,
         "check-model": _check_model,
@@ -230,8 +260,6 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
 
 
 def _compare(given: Namespace, words: list[str]) -> int:
-    if given.pdf and given.page is None:
-        raise InputError("--pdf prints a page: name its file with --page")
     with working(f"comparison of {len(given.runs)} audits", given.quiet):
         with phase(LOADING):
             from medpfl.auditing.report import compare

@@ -15,10 +15,10 @@ BAD_INPUT, _READER_GONE = 2, 141
 """Exit statuses: for wrong input or an experiment that failed, and for an output that its reader closed."""
 
 
-def refused(message: str, words: list[str]) -> int:
-    """Print an error for people, and under ``--json`` also for machines, and return the exit status."""
+def refused(message: str, as_json: bool) -> int:
+    """Print an error for people, and for machines if `as_json`, and return the exit status."""
     say(f"medpfl: error: {message}")
-    if "--json" in words:
+    if as_json:
         print_json({"error": told(message, may_show(sys.stdout)), "status": BAD_INPUT})
     return BAD_INPUT
 

@@ -10,7 +10,9 @@ from jsonargparse import Namespace
 
 from medpfl.cli.machine import print_json, result
 from medpfl.cli.opening import opening
+from medpfl.core.errors import InputError
 from medpfl.core.messages import say
+from medpfl.core.progress import phase
 from medpfl.runs.pulse import pulsing
 
 __all__ = ["LOADING", "finished", "planned", "working"]
@@ -40,13 +42,18 @@ def planned(given: Namespace, plan: Callable[[], Any], asked: object) -> int:
 
 
 def finished(found: Any, given: Namespace, show: Callable[[Any, bool], object], status: int = 0) -> int:
-    """Print a result for people by `show`, or as JSON, and return the exit status."""
+    """Print a result for people by `show`, or as JSON, and return the exit status.
+
+    Raises:
+        InputError: a page cannot be printed as PDF; raised before the result is printed.
+    """
+    files = _pdfs(found, given)
     if given.json:
         content = result(found)
-        print_json({**content, "files": [*content["files"], *_pdfs(found, given)], "status": status})
+        print_json({**content, "files": [*content["files"], *files], "status": status})
     else:
         show(found, given.quiet)
-        for path in _pdfs(found, given):
+        for path in files:
             print(f"wrote {path}")
     return status
 
@@ -58,4 +65,9 @@ def _pdfs(found: Any, given: Namespace) -> list[str]:
     from medpfl.reporting.page.pdf import printed
 
     inside = found.reports.values() if isinstance(getattr(found, "reports", None), dict) else ()
-    return [str(path) for path in printed(page for one in (found, *inside) for page in getattr(one, "pages", ()))]
+    pages = [page for one in (found, *inside) for page in getattr(one, "pages", ())]
+    with pulsing(not given.quiet), phase("printing the pages as PDF"):
+        try:
+            return [str(path) for path in printed(pages)]
+        except InputError as error:
+            raise InputError(f"{error}; all else is done, and the pages in HTML are written") from error
