@@ -195,7 +195,26 @@ def of_reading(data: LabelledImages) -> list[str]:
     """Return notes on files that were not read, and on images that occur more than once."""
     skipped = [f"Skipped {files(len(data.skipped))} that could not be read."] if data.skipped else []
     beyond = f"Did not open {files(data.left_out)} above the data source's limit; set limit= to use more."
-    return [*skipped, *([beyond] if data.left_out else []), *_copies(data)]
+    return [*skipped, *([beyond] if data.left_out else []), *_copies(data), *_gray(data)]
+
+
+_NEUTRAL = 0.01
+"""Mean difference between color channels in [0, 1] up to which an image counts as gray, after lossy compression."""
+
+
+def _gray(data: LabelledImages) -> list[str]:
+    """Return a note if most images are gray but have three channels."""
+    if data.images.ndim != 4 or data.images.shape[1] != 3:
+        return []
+    apart = (data.images - data.images.mean(1, keepdim=True)).abs().flatten(1).mean(1)
+    gray = int((apart <= _NEUTRAL).sum())
+    if 2 * gray <= len(data):
+        return []
+    some = "All images are" if gray == len(data) else f"{gray} of {len(data)} images are"
+    return [
+        f"{some} gray, but were read with three color channels, so guesses may show colors that no image has. If the "
+        "model takes one channel, add --channels 1."
+    ]
 
 
 def _copies(data: LabelledImages) -> list[str]:

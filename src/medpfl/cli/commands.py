@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, Namespace
 
 from medpfl.cli.dry_run import foresee_audits, foresee_frontier, foresee_studies, foresee_training
-from medpfl.cli.endings import BAD_INPUT, ended, hung_up, of_disk, refused
+from medpfl.cli.endings import BAD_INPUT, as_json, ended, hung_up, of_disk, refused
 from medpfl.cli.machine import print_json
 from medpfl.cli.parser import (
     COMMANDS,
@@ -31,7 +31,7 @@ from medpfl.cli.parser import (
     spelled,
     spelled_names,
 )
-from medpfl.cli.running import LOADING, finished, planned, working
+from medpfl.cli.running import LOADING, check_pdf, finished, planned, working
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiments.experiment import Demo, Experiment
 from medpfl.core.experiments.frontier import Frontier
@@ -80,23 +80,13 @@ def _main(words: list[str]) -> int:
         sys.stdout.flush()  # here, where a closed pipe is handled
         return status
     except InputError as error:
-        return refused(f"{error}", _as_json(given, words))
+        return refused(f"{error}", as_json(given, words))
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return hung_up()
-        return refused(of_disk(error), _as_json(given, words))
+        return refused(of_disk(error), as_json(given, words))
     except SystemExit as end:
         return ended(end)
-
-
-def _as_json(given: Namespace | int | None, words: list[str]) -> bool:
-    """Return True if the result was asked for as JSON, also by words that cannot be parsed."""
-    if isinstance(given, Namespace):
-        return bool(given[given.subcommand].get("json"))
-    try:
-        return "--json" in spelled(words)  # where the value of another option is no word of its own
-    except InputError:
-        return "--json" in words
 
 
 def _parsed(words: list[str]) -> Namespace | int:
@@ -133,20 +123,9 @@ def _parsed(words: list[str]) -> Namespace | int:
     return given
 
 
-def _check_pdf(given: Namespace) -> None:
-    """Raise `InputError` if there will be no page to print as PDF, or no browser that prints it."""
-    from medpfl.reporting.page.pdf import check_chromium
-
-    if "out" in given and given.out is None:
-        raise InputError("--pdf prints the pages of a run directory: name one with --out")
-    if "page" in given and given.page is None:
-        raise InputError("--pdf prints a page: name its file with --page")
-    check_chromium()
-
-
 def _run(given: Namespace, words: list[str]) -> int:
     if given[given.subcommand].get("pdf"):
-        _check_pdf(given[given.subcommand])  # before any work
+        check_pdf(given[given.subcommand])  # before any work
     commands = {
         "audit": _audit,
         "check-model": _check_model,

@@ -15,7 +15,7 @@ from medpfl.core.messages import say
 from medpfl.core.progress import phase
 from medpfl.runs.pulse import pulsing
 
-__all__ = ["LOADING", "finished", "planned", "working"]
+__all__ = ["LOADING", "check_pdf", "finished", "planned", "working"]
 
 LOADING = "loading PyTorch"
 """The phase in which a command imports what it needs."""
@@ -28,6 +28,17 @@ def working(asked: object, quiet: bool = False) -> Iterator[None]:
         say(opening(asked))
     with pulsing(not quiet):
         yield
+
+
+def check_pdf(given: Namespace) -> None:
+    """Raise `InputError` if there will be no page to print as PDF, or no browser that prints it."""
+    from medpfl.reporting.page.pdf import check_chromium
+
+    if "out" in given and given.out is None:
+        raise InputError("--pdf prints the pages of a run directory: name one with --out")
+    if "page" in given and given.page is None:
+        raise InputError("--pdf prints a page: name its file with --page")
+    check_chromium()
 
 
 def planned(given: Namespace, plan: Callable[[], Any], asked: object) -> int:
