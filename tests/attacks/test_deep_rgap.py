@@ -329,7 +329,7 @@ def test_an_audit_that_leaves_it_out_names_it_and_one_that_runs_it_reads(monkeyp
     few = {"iDLG": iDLG, "DeepRGAP": DeepRGAP, "RGAP": RGAP}
     monkeypatch.setattr("medpfl.auditing.feasibility.registry", lambda package: few)
     options = {"size": 12, "channels": 1, "images": 2, "plan": EVAL}
-    told = flat(audit, built(classes=4), "samples", attacks=["iDLG(steps=1)"], **options).settings.notes
-    assert "Not tested, although suited to this model: DeepRGAP. Add --attack DeepRGAP." in told
+    told = flat(audit, built(classes=4), "samples", attacks=["iDLG(steps=1)"], **options).settings.not_run
+    assert told["suited"] == ["DeepRGAP()"]
     rows = flat(audit, built(classes=4), "samples", attacks=["DeepRGAP"], **options).rows
     assert all(row.scores["ssim"] > 0.99 for row in rows if not row.control)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from medpfl import Defense, InputError, Plan, ThreatModel, Update, Victims, audit
+from medpfl import attacks as attack_package
 from medpfl.attacks import GradInv, iDLG
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, RANDOM_UPDATE, UNDEFENDED
 from medpfl.data import ImageFolder, Samples
@@ -664,8 +665,12 @@ def test_iterates_are_scored_where_they_are_asked_for(folder, tmp_path):
     ],
 )
 def test_an_attack_that_is_made_for_the_model_and_is_not_run_is_named(folder, more, named):
-    notes = [note for note in tiny(folder, **more).settings.notes if note.startswith("Not tested")]
-    assert notes == ([f"Not tested, although suited to this model: {named}. Add --attack {named}."] if named else [])
+    left = tiny(folder, **more).settings.not_run
+    assert left["suited"] == ([f"{named}()"] if named else [])
+    run = {text.partition("(")[0] for text in more["attacks"]}
+    told = {spec.partition("(")[0] for specs in left.values() for spec in specs}
+    assert told == set(attack_package.__all__) - run, "each attack is run, or said not to be"
+    assert ("RGAP()" in left["unfit"]) == (more.get("plan", Plan()).images > 1 or "model" in more)
 
 
 class Picky(nn.Module):
@@ -690,7 +695,7 @@ def test_one_attack_may_be_given_alone(folder):
 @pytest.mark.slow
 def test_a_model_that_no_other_attack_can_look_at_is_audited_all_the_same():
     report = audit(Picky(), attacks=["iDLG(steps=2)"], victims=Victims(images=2, size=16))
-    assert not [note for note in report.settings.notes if note.startswith("Not tested")]
+    assert not report.settings.not_run["suited"]
     assert report.rows
     with pytest.raises(InputError, match=r"APRIL.*: it cannot check this model: two images at most"):
         audit(Picky(), attacks=["APRIL"], victims=Victims(images=2, size=16))
@@ -707,13 +712,10 @@ def test_settings_that_suit_a_deep_network_are_suggested(folder, monkeypatch):
     deep = ["GradInv(steps=2, tv=0.1)", "GradInv(steps=2, scope='layer')"]
 
     def told(*attacks):
-        notes = tiny(folder, attacks=attacks, plan=plan).settings.notes
-        return [note for note in notes if note.startswith("Not tested")]
+        return tiny(folder, attacks=attacks, plan=plan).settings.not_run["suited"]
 
-    made = "Not tested, although suited to this model: "
-    flags = " ".join(f'--attack "{spec}"' for spec in deep)
-    assert told("GradInv(steps=1)") == [f"{made}{' and '.join(deep)}. Add {flags}."]
-    assert told("GradInv(steps=1)", deep[0]) == [f'{made}{deep[1]}. Add --attack "{deep[1]}".']
+    assert told("GradInv(steps=1)") == deep
+    assert told("GradInv(steps=1)", deep[0]) == [deep[1]]
     assert not told("GradInv(steps=3)"), "its settings were chosen"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
 import medpfl
-from medpfl import Run, Victims
+from medpfl import InputError, Run, Victims
+from medpfl.attacks import RGAP
 from medpfl.auditing.forecast import costs
 from medpfl.auditing.run import AuditCase
 from medpfl.core.experiments.experiment import Experiment
@@ -31,7 +33,8 @@ def test_rows_are_the_same_with_and_without_an_estimate(capsys, tmp_path):
         for on in (True, False)
     )
     assert bare(shown) == bare(silent)
-    assert "18 reconstructions and 6 controls, by 2 attacks in 8 jobs, in about" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "18 reconstructions and 6 controls, by 2 attacks in 8 jobs; the time of RGAP is known after" in told
     identities = [json.loads((tmp_path / str(on) / "run.json").read_text())["identity"] for on in (True, False)]
     assert identities[0] == identities[1]
 
@@ -94,7 +97,8 @@ def test_a_plan_writes_nothing_and_makes_no_key(tmp_path, force):
     medpfl.audit("LeNet('idlg')", attacks=["iDLG(steps=2)"], victims=SMALL, run=Run(out=out))
     next(out.parent.glob("*key*.json")).unlink()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    case(attacks=["iDLG(steps=2)"], run=Run(out=out, force=force)).outlook()
+    with nullcontext() if force else pytest.raises(InputError, match=r"the key for .* is missing"):
+        case(attacks=["iDLG(steps=2)"], run=Run(out=out, force=force)).outlook()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -111,6 +115,31 @@ def test_the_time_of_all_steps_follows_from_a_few(monkeypatch):
 
     whole = costs._of_steps(Timed(), None, iDLG(steps=1000, restarts=3), 8)
     assert whole == pytest.approx(3 * (1.0 + 0.1 * 1000 * costs._USUAL))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ["RGAP", "RGAP(steps=50)"])
+def test_an_attack_that_computes_its_guess_runs_once_for_each_victim_and_never_for_a_probe(monkeypatch, attack):
+    ran = []
+    call = RGAP.__call__
+
+    def counted(self, seen, generator):
+        ran.append(len(seen))
+        return call(self, seen, generator)
+
+    monkeypatch.setattr(RGAP, "__call__", counted)
+    medpfl.audit("LeNet('idlg')", attacks=[attack], victims=SMALL, run=Run(progress=True))
+    assert ran == [3, 3], "the control, and the images"
+    ran.clear()
+    plan = case(attacks=[attack]).outlook()
+    assert ran == [1], "a plan runs no job that could tell, so it runs one victim, once"
+    assert plan.seconds is not None
+
+
+@pytest.mark.slow
+def test_searches_are_timed_although_another_attack_is_not(capsys):
+    medpfl.audit("LeNet('idlg')", attacks=["iDLG(steps=2)"], victims=SMALL, run=Run(progress=True))
+    assert "by 1 attack in 2 jobs, in about" in capsys.readouterr().err
 
 
 def test_an_estimate_needs_no_job():

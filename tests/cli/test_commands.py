@@ -749,6 +749,79 @@ def test_a_model_that_does_not_fit(refused, folder, models, call, message):
     assert message in refused("audit", folder, *TINY[2:], "--model", f"{models}:{call}")
 
 
+FITS = """
+from torch import nn
+
+def gray():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+
+def color():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+
+def large():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 62 * 62, 2))
+
+def both():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 2))
+
+def none():
+    return nn.Sequential(nn.Flatten(), nn.Linear(7, 2))
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "channels", "layer", "remedy"),
+    [
+        ("gray", "3", "'0' (Conv2d)", ". It takes images with --channels 1;"),
+        ("color", "1", "'0' (Conv2d)", ". It takes images with --channels 3;"),
+        ("large", "1", "'2' (Linear)", ". It takes images with --size 64;"),
+        ("both", "1", "'0' (Conv2d)", ". It takes images with --channels 3 --size 28;"),
+        ("none", "1", "'1' (Linear)", "'1' (Linear);"),
+    ],
+)
+def test_a_model_for_other_images_names_its_layer_and_the_option(
+    refused, folder, tmp_path, call, channels, layer, remedy
+):
+    (tmp_path / "fits.py").write_text(FITS)
+    err = refused("audit", folder, *TINY[2:], "--model", f"{tmp_path}/fits.py:{call}", "--channels", channels)
+    assert f"; it fails in layer {layer}" in err
+    assert remedy in err.strip().splitlines()[-1] + ";"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--plan", "FedAvg"],
+            "the settings of a plan are options of their own, such as --algorithm",
+        ),
+        (["--plan=Plan(batch_size=4)"], "no option '--plan=Plan(batch_size=4)': the settings of a plan are options"),
+        (["--algorithm", "fedavg"], "it must be one of FedSGD, FedAvg; did you mean 'FedAvg'?"),
+        (["--mode", "evaluate"], "it must be one of train, eval; did you mean 'eval'?"),
+        (["--mode", "x"], "it must be one of train, eval; 'medpfl audit --help'"),
+        (["--sends", "buffer"], "did you mean 'buffers'?"),
+    ],
+)
+def test_a_wrong_setting_of_the_plan_gets_the_nearest_right_one_and_an_example(refused, folder, words, told):
+    assert told in refused("audit", folder, *words)
+
+
+def test_a_file_that_nests_the_plan_gets_an_example(refused, folder, tmp_path):
+    (tmp_path / "c.yaml").write_text("plan:\n  batch_size: 4\n")
+    assert "the settings of a plan are options of their own" in refused(
+        "audit", folder, "--config", tmp_path / "c.yaml"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", ["1", "3"])
+def test_gray_images_read_in_color_are_noticed(run, folder, channels):
+    out = run("audit", folder, *TINY, "--channels", channels)[1]
+    assert ("All images are gray, but were read with three color channels" in " ".join(out.split())) == (
+        channels == "3"
+    )
+
+
 def test_a_model_file_that_is_broken(refused, folder, models):
     models.write_text("import nonsense_that_is_not_installed")
     err = refused("audit", folder, *TINY[2:], "--model", f"{models}:good")

@@ -163,6 +163,29 @@ def test_an_error_is_json_too(run):
     assert f"medpfl: error: {found['error']}" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "as_json"),
+    [
+        (["audit", "/nowhere", "--json"], True),
+        (["audit", "/nowhere", "--attack", "--json"], False),  # a wrong attack of that name
+        (["audit", "/nowhere", "--imges", "3", "--json"], True),  # cannot be parsed
+        (["audit", "/nowhere", "--imges", "3", "--attack", "--json"], False),
+        (["audit", "/nowhere", "--title=--json"], False),
+    ],
+)
+def test_json_is_asked_for_by_the_option_and_not_by_a_value(run, words, as_json):
+    status, out, _ = run(*words)
+    assert status == 2
+    assert bool(out) is as_json
+
+
+@pytest.mark.slow
+def test_a_file_may_ask_for_json(run, tmp_path):
+    (tmp_path / "c.yaml").write_text("json: true\n")
+    status, out, _ = run("audit", "/nowhere", "--config", tmp_path / "c.yaml")
+    assert (status, json.loads(out)["status"]) == (2, 2)
+
+
 @pytest.mark.slow
 def test_a_list_is_json(run):
     found = json.loads(run("list", "--json")[1])
@@ -248,8 +271,101 @@ def test_a_dry_run_of_an_audit_tells_its_jobs_and_what_is_done(run, folder, tmp_
     assert [step["done"] for step in found["steps"]] == [1, 1, 1, 1]
     assert (found["minutes"], found["notes"]) == (0, [])
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    other = run(*[word if word != "2" else "3" for word in words], "--dry-run")[1]
-    assert "holds another run, which would be refused: name another --out" in other
+    other = [word if word != "2" else "3" for word in words]
+    assert "holds another run, which --force would discard" in run(*other, "--dry-run", "--force")[1]
+
+
+def refusals(run, words: list[object]) -> list[tuple[int, str]]:
+    """Return status and error of a command, without and with ``--dry-run``."""
+    found = []
+    for more in (["--dry-run"], []):
+        status, out, err = run(*words, *more)
+        assert not out or more == []
+        found.append((status, "\n".join(line for line in err.splitlines() if "error" in line)))
+    return found[::-1]
+
+
+CASES = {
+    "another audit": lambda place: (["audit", *SMALL, "--out", place / "a"], ["--size", "20"]),
+    "numbers only": lambda place: (["audit", *SMALL, "--out", place / "a"], ["--numbers-only"]),
+    "images are kept": lambda place: (["audit", *SMALL, "--out", place / "a", "--numbers-only"], []),
+    "another training": lambda place: (["train", *TINY, "--out", place / "a"], ["--seed", "7"]),
+    "an audit in place of a training": lambda place: (["train", *TINY, "--out", place / "a"], None),
+    "another frontier": lambda place: (["frontier", *TINY, *SETTINGS, "--out", place / "a"], ["--seed", "7"]),
+    "another form": lambda place: (["reproduce", *STUDY, "--out", place / "a"], ["--steps", "2"]),
+}
+TINY = ["--clients", "2", "--batch-size", "2", "--size", "16", "--model", "MLP((4,))", "--rounds", "1"]
+SETTINGS = ["--defense", "LaplaceNoise(scale=geom(0.1, 1, 2))", "--attack", "iDLG(steps=1)", "--images", "2"]
+STUDY = ["noise", "--data", "samples", "--quick", "--part", "iDLG", "--images", "2", "--steps", "1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_dry_run_refuses_a_run_directory_with_the_commands_own_words(run, tmp_path, name):
+    words, more = CASES[name](tmp_path / "runs")
+    assert run(*words)[0] == 0
+    if more is None:
+        words, more = ["audit", *SMALL, "--out", words[-1]], []
+    plain = [word for word in words if word != "--numbers-only"]
+    (status, told), dry = refusals(run, [*plain, *more])
+    assert status == 2
+    assert "error" in told
+    assert dry == (status, told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["audit", "train", "frontier", "reproduce"])
+@pytest.mark.parametrize("inside", ["", "below"])
+def test_a_dry_run_refuses_a_place_where_nothing_can_be_created(run, tmp_path, command, inside):
+    (tmp_path / "file").write_text("not a folder")
+    options = {"audit": SMALL, "train": TINY, "frontier": [*TINY, *SETTINGS], "reproduce": STUDY}[command]
+    (status, told), dry = refusals(run, [command, *options, "--out", tmp_path / "file" / inside])
+    assert (status, dry) == (2, (2, told))
+    assert "cannot be created" in told
+
+
+@pytest.mark.slow
+def test_a_dry_run_misses_a_lost_key(run, tmp_path):
+    words = ["audit", *SMALL, "--out", tmp_path / "runs" / "a"]
+    assert run(*words)[0] == 0
+    next((tmp_path / "runs").glob("*key*.json")).unlink()
+    (status, told), dry = refusals(run, words)
+    assert (status, dry) == (2, (2, told))
+    assert "is missing" in told
+
+
+@pytest.mark.slow
+def test_a_dry_run_refuses_missing_rounds_with_the_commands_own_words(run, tmp_path):
+    assert run("train", *TINY, "--out", tmp_path / "runs" / "t")[0] == 0
+    words = ["audit", *SMALL[2:], "--model", tmp_path / "runs" / "t", "--rounds", "0,7"]
+    (status, told), dry = refusals(run, words)
+    assert (status, dry) == (2, (2, told))
+    assert "7" in told
+
+
+@pytest.mark.slow
+def test_a_dry_run_refuses_a_directory_that_another_run_writes_to(run, tmp_path):
+    from filelock import FileLock
+
+    out = tmp_path / "runs" / "a"
+    words = ["audit", *SMALL, "--out", out]
+    assert run(*words)[0] == 0
+    with FileLock(out / ".lock"):
+        (status, told), dry = refusals(run, words)
+    assert (status, dry) == (2, (2, told))
+    assert "another run is writing" in told
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_a_disclosure_that_fails_is_refused(run, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom medpfl.core.roles import Defense\n"
+        "@dataclass(frozen=True, repr=False)\nclass Mine(Defense):\n"
+        "    def update(self, value, state, generator):\n        return value, state\n"
+        "    def disclose(self, sent, plan=None, before=None):\n        raise ValueError('no')\n"
+    )
+    (status, told), dry = refusals(run, ["audit", *SMALL, "--defense", f"{tmp_path}/mine.py:Mine()"])
+    assert (status, dry) == (2, (2, told))
 
 
 @pytest.mark.slow

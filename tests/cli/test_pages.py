@@ -73,6 +73,46 @@ def test_compare_says_what_is_missing(words, capsys):
     assert "medpfl: error: " in capsys.readouterr().err
 
 
+@pytest.mark.extra
+def test_a_comparison_as_json_names_runs_by_number_and_title_or_alias(runs, capsys):
+    assert main(["compare", *runs, "--json"]) == 0
+    text = capsys.readouterr().out
+    found = json.loads(text)
+    assert [name.partition(" (")[0] for name in found["names"]] == ["run 1", "run 2"]
+    assert not any(run in text for run in runs)
+    assert "patient-name" not in text
+    assert "in run 2 " in found["text"]
+
+
+def test_a_run_without_a_title_is_named_by_its_alias():
+    from medpfl.core.experiments.settings import Settings
+    from medpfl.reporting.page.comparison import run_names
+
+    class One:
+        settings = Settings(about={"alias": "ct-1"})
+
+    assert run_names([One(), One()]) == ["run 1 (ct-1)", "run 2 (ct-1)"]
+
+
+@pytest.mark.parametrize("command", ["audit", "demo", "train"])
+def test_pdf_without_a_run_directory_is_refused_before_any_work(command, capsys):
+    assert main([command, "--pdf"]) == 2
+    assert "error: --pdf prints the pages of a run directory: name one with --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_page_that_cannot_be_printed_is_an_error_before_the_result(runs, monkeypatch, capsys, as_json):
+    monkeypatch.setattr("medpfl.reporting.page.pdf.shutil.which", lambda name: "/bin/false")
+    assert main(["report", runs[0], "--pdf", *(["--json"] if as_json else [])]) == 2
+    out, err = capsys.readouterr()
+    assert "could not print the page as PDF" in err
+    assert "the pages in HTML are written" in err
+    if as_json:
+        assert json.loads(out)["status"] == 2, "one object, the error"
+    else:
+        assert out == ""
+
+
 def test_pdf_without_a_browser_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("medpfl.reporting.page.pdf.shutil.which", lambda name: None)
     assert main(["audit", "samples", *TINY, "--out", str(tmp_path / "o"), "--pdf"]) == 2

@@ -235,7 +235,7 @@ def test_a_defense_that_cannot_act_here_is_refused_with_the_reason(options, why)
 def test_a_plan_with_unknown_options_is_refused():
     from medpfl.integrations.nvflare import Recorder
 
-    with pytest.raises(InputError, match="give options of medpfl"):
+    with pytest.raises(InputError, match=r"no option 'batch'; did you mean 'batch_size'\?"):
         Recorder("x", plan={"batch": 3})
 
 

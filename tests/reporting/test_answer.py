@@ -37,6 +37,7 @@ def test_images_that_are_only_recognized_are_a_leak_in_plain_words():
     assert answer.meaning == (
         "Updates sent without a defense or with LaplaceNoise(scale=0.01) give patients' images away. Treat them like "
         "the images themselves.",
+        "The data does not say which images belong to one patient, so images are counted.",
     )
 
 
@@ -149,3 +150,25 @@ def test_the_frontier_that_is_advised_names_the_audited_model():
     command = told(full()).steps[-1].command
     assert command.startswith("medpfl frontier DATA --model ")
     assert "GaussianNoise(scale=geom(0.001, 0.1, 4))" in command
+
+
+def test_a_defense_that_met_an_attacker_who_knows_it_is_not_to_be_tested_again_for_that():
+    naive = full(defense=LAPLACE, read=0, verdict="inconclusive", knows_defense=False, flags=["naive-attack"])
+    knowing = full(defense=LAPLACE, read=0, verdict="inconclusive", knows_defense=True, flags=["too-few"])
+    answer = told(full(), naive, knowing, updates_needed=60)
+    assert not any("--naive" in step.text for step in answer.steps)
+    assert any("--naive" in step.text for step in told(full(), naive, updates_needed=60).steps)
+
+
+def test_where_a_single_test_had_enough_updates_twice_as_many_are_advised():
+    open_ = {**full(defense=LAPLACE, read=0, verdict="inconclusive", flags=["too-few"]), "union_flags": ["too-few"]}
+    answer = told(full(), open_, updates_needed=20)
+    assert answer.steps[0].command == "medpfl audit ... --images 48"
+    assert answer.sentences[1][1].endswith(
+        "24 updates are too few to tell a leak from a failed attack; attack twice as many."
+    )
+
+
+def test_the_maker_says_how_many_of_the_images_were_attacked():
+    settings = {**SETTINGS, "data": {**SETTINGS["data"], "images": 59}}
+    assert dict(maker(settings))["Data"] == "a folder of images, 24 of 59 images attacked"

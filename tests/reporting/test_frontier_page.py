@@ -24,7 +24,8 @@ def point(defense: str, value: float | None, accuracy: float | None, **more: Any
         "defense": defense, "accuracy": accuracy, "accuracy_low": ends[0], "accuracy_high": ends[1],
         "accuracies": [accuracy], "interval": "images", "loss": None if accuracy is None else 0.9 - accuracy,
         "verdict": NO_LEAK, "label_verdict": None, "flags": [], "unbeaten": list(METRICS),
-        "epsilon": None, "delta": 1e-5, "gap": None, "bound": None,
+        "epsilon": None, "delta": 1e-5, "gap": None, "bound": None, "images": 32, "updates": 32,
+        "images_per_update": 1,
     }  # fmt: skip
     return {**kept, **scores, **more}
 
@@ -42,6 +43,7 @@ CHOSEN = {
     "inconclusive": [],
     "leaking": [],
     "updates_needed": None,
+    "images_needed": None,
     "chance": 0.5,
 }
 SETTINGS: dict[str, Any] = {
@@ -113,7 +115,7 @@ def test_the_recommendation_says_its_price_and_what_still_leaks():
         ),
         ({"state": "nothing learned", "chance": 0.9}, "the undefended model has learned nothing. Its balanced"),
         ({"state": "control failed"}, "A failed attack does not mean safety"),
-        ({"state": "too few", "updates_needed": 36}, "Run 36 updates or more (--images)."),
+        ({"state": "too few", "updates_needed": 36, "images_needed": 144}, "Attack 36 updates or more (--images 144)."),
         (
             {"state": "none"},
             "Nothing is recommended: no setting meets asr<=0.1 at the upper end of the",

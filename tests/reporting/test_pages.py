@@ -36,9 +36,9 @@ def rows_of(summary, count=7):
     return [row(c["attack"], c["defense"], ssim=i / count, image=f"{i:04d}") for c in summary for i in range(count)]
 
 
-def pages(out, summary, settings=SETTINGS, rows=None, show=picture):
+def pages(out, summary, settings=SETTINGS, rows=None, show=picture, **union):
     rows = rows_of(summary) if rows is None else rows
-    write_pages(out, Settings.of(settings), united(summary), rows, show and (out, show))
+    write_pages(out, Settings.of(settings), united(summary, **union), rows, show and (out, show))
     private = out / "report-with-images.html"
     return (out / "report.html").read_text(), private.read_text() if private.exists() else ""
 
@@ -246,10 +246,11 @@ def test_every_rate_is_shown_with_its_interval(tmp_path):
         for k in ("asr_worst", "asr_nearest", "label_accuracy")
         for end, v in zip(("low", "high"), (0.1, 0.95), strict=True)
     }
-    words = Page(pages(tmp_path, [full(**bounds, label_chance=0.5, clusters=6)])[0]).words.replace("\u2013", "-")
+    shared = pages(tmp_path, [full(**bounds, label_chance=0.5, clusters=6)], per_update=4)[0]
+    words = Page(shared).words.replace("\u2013", "-")
     for text in ("best candidate 83 % (10-95 %)", "nearest 4 % (10-95 %)", "100 %10-95 %chance 50 %"):
         assert text in words
-    assert "244 % zero updatein 6 updates" in words
+    assert "244 % zero update24 images, but only 6 updates" in words
 
 
 @pytest.mark.slow

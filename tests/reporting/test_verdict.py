@@ -308,7 +308,7 @@ def test_too_few_updates_are_said_with_how_many_would_decide():
         "This is inconclusive: 4 updates are too few to tell a leak from a failed attack; at least 17 are needed "
         "(--images 17) if the rates stay the same."
     )
-    batches = sentences([LEAK, two], {}, flags=["too-few"], updates_needed=17, updates=1)[1]
+    batches = sentences([LEAK, two], {}, flags=["too-few"], updates_needed=17, updates=1, per_update=4)[1]
     assert "none of 4 images from this one update" in batches
     assert "one update is too few" in batches
     assert batches.endswith("(--images 68) if the rates stay the same.")

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import pytest
 
 from medpfl.core import progress
+from medpfl.core.errors import private
 from medpfl.core.experiments.groups import Run
 from medpfl.runs import progress_bar, pulse
 from medpfl.runs.estimate import Estimate, Piece
@@ -241,6 +242,23 @@ def test_a_notebook_has_one_line_that_changes(monkeypatch):
     assert (drawn[0], drawn[-1]) == ("0:00:00  reading", "done in 0 s")
 
 
+@pytest.mark.parametrize("shows", [True, False])
+def test_a_line_shows_no_marks_of_private_words_and_hides_them_where_it_must(monkeypatch, shows):
+    text = f"audit of {private('doe_john', 'a site')}"
+
+    class Stream:
+        def isatty(self):
+            return shows
+
+    shown = pulse._fit_for(Stream())
+    with progress.phase(text), pulsing(True) as line:
+        told = line.line(shown)
+        assert told == ("0:00:00  audit of doe_john" if shows else "0:00:00  audit of a site")
+        assert line.line() == "0:00:00  audit of a site", "a line that nobody fitted hides them"
+    with progress.phase(f"reading {private('doe')}"), pulsing(True) as line:
+        assert "\n" not in line.line(shown)
+
+
 def test_progress_is_shown_by_default_in_an_interactive_session_only(monkeypatch):
     assert not Run().visible
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
@@ -294,3 +312,22 @@ def test_a_job_that_is_faster_than_expected_is_judged_by_its_steps(clock):
     clock.now = 5.0
     estimate.report(0.5)
     assert estimate.left() == 5.0
+
+
+def test_a_job_that_nothing_tells_of_is_known_by_the_first_one_like_it(clock):
+    like = [Piece((f"S x {name}", "S", ""), 4.0, alone=True) for name in "abc"]
+    other = Piece(("D", ""), 10.0)
+    jobs = Estimate({"d": other, **dict(zip("abc", like, strict=True))})
+    assert jobs.left() is None
+    jobs.begin("d")
+    clock.now = 10.0
+    jobs.end()
+    assert jobs.left() is None, "another attack does not tell"
+    jobs.begin("a")
+    clock.now = 30.0
+    jobs.report(0.25)
+    assert jobs.left() == 60 + 2 * 80, "its own pace, while it runs"
+    clock.now = 90.0
+    jobs.end()
+    assert jobs.left() == 2 * 80
+    assert jobs.expected(like[1]) == 80

@@ -21,7 +21,7 @@ def point(defense: str, asr: float | None = 0.0, accuracy: float | None = 0.8, *
         f"{m}_end": None if asr is None else asr + 0.05 for m in METRICS
     }
     control = {f"{m}_control": 0.9 for m in METRICS}
-    verdict = {"verdict": NO_LEAK, "control_works": True, "flags": [], "updates_needed": None}
+    verdict = {"verdict": NO_LEAK, "control_works": True, "flags": [], "updates_needed": None, "images_per_update": 1}
     verdict["accuracy_low"] = None if accuracy is None else accuracy - 0.1
     return {"defense": defense, "accuracy": accuracy, **leakage, **control, **verdict, **more}
 
@@ -55,7 +55,7 @@ def test_the_least_loss_of_accuracy_under_the_limit_wins():
     points = [BARE, point("A()", 0.0, 0.6), point("B()", 0.02, 0.8), point("C()", 0.4, 0.85)]
     assert recommendation(points, ASR) == {
         "state": "recommended", "defense": "B()", "limits": ["asr<=0.1"], "inconclusive": [], "leaking": [],
-        "updates_needed": None, "chance": 0.5,
+        "updates_needed": None, "images_needed": None, "chance": 0.5,
     }  # fmt: skip
     tie = [BARE, point("A()", 0.03, 0.8), point("B()", 0.01, 0.8)]
     assert recommendation(tie, ASR)["defense"] == "B()"
@@ -113,6 +113,15 @@ def test_too_few_updates_are_no_choice_and_say_how_many_are_needed():
     assert (found["state"], found["defense"], found["updates_needed"]) == ("too few", None, 17)
     assert recommendation(points, ASR)["updates_needed"] == 36, "as many as the limit needs"
     assert recommendation(points, [Limit("asr", 0.0)])["state"] == "none"
+
+
+def test_the_images_needed_fill_the_updates_needed():
+    few = {"verdict": INCONCLUSIVE, "flags": ["too-few"], "asr_end": 0.6}
+    summed = point("A()", updates_needed=17, images_per_update=16, **few)
+    alone = point("B()", updates_needed=40, images_per_update=4, **few)
+    found = recommendation([BARE, summed, alone], [Limit("asr", 0.2)])
+    assert (found["updates_needed"], found["images_needed"]) == (40, 160), "fewer images than 17 sums of 16"
+    assert recommendation([BARE, summed], ASR)["images_needed"] == 36 * 16
 
 
 def test_nothing_is_traded_where_nothing_was_learned():

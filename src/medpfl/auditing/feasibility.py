@@ -111,6 +111,24 @@ class Feasibility:
             return True
         return False
 
+    @property
+    def not_run(self) -> dict[str, list[str]]:
+        """MedPFL's attacks that are not run: those that suit this model, others that accept it, and the rest.
+
+        The keys are ``suited``, ``others`` and ``unfit``.
+        """
+        run = {_home(type(attack)) for attack in self.scenario.attacks}
+        left = [kind for kind in registry(attack_package).values() if _home(kind) not in run]
+        accepted = left
+        for ready, plans in self.scenario.scenes():
+            accepted = [kind for kind in accepted if self._takes(kind(), ready, plans)]
+        suited = {_home(type(attack)) for attack in self.untried}
+        return {
+            "suited": [repr(attack) for attack in self.untried],
+            "others": [repr(kind()) for kind in accepted if _home(kind) not in suited],
+            "unfit": [repr(kind()) for kind in left if kind not in accepted],
+        }
+
     @cached_property
     def wrong_layer(self) -> str | None:
         """The layer whose second derivative does not match what it computes, in words; ``None`` if there is none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from math import sqrt
 from typing import Any, NamedTuple
@@ -82,6 +83,14 @@ class Player:
         started = time.perf_counter()
         attack(seen, generator_of(_PUBLIC, "timing"))
         return time.perf_counter() - started
+
+    def check(self, job: Job) -> None:
+        """Compute the first update that a job attacks, and what the attack would see; no attack runs.
+
+        Raises:
+            InputError: the job would be refused.
+        """
+        self._prepared(replace(job, groups=job.groups[:1]))
 
     def _prepared(self, job: Job) -> tuple[Attack, Any, list[Tensor], list[tuple[str, ...]]]:
         """Return a job's attack, ready to run, its input, and each victim's images and flags."""

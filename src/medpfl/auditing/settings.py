@@ -62,6 +62,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
             "images_per_update": scenario.plan.images,
             "draws": scenario.selection.draws,
             "plan": repr(scenario.plan),
+            "sends": list(scenario.plan.sends),
             "partition": repr(scenario.partition),
             "weights": _origin(scenario),
             "memory_gib": scenario.run.memory,
@@ -76,7 +77,12 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
             "patients": len(known) or None,
             "skipped": len(data.skipped),
         },
-        model={"parameters": sum(p.numel() for p in scenario.network(0).parameters()), "outputs": scenario.outputs},
+        not_run=checked.not_run,
+        model={
+            "parameters": sum(p.numel() for p in scenario.network(0).parameters()),
+            "outputs": scenario.outputs,
+            "batch_norm_layers": sum(name.endswith("running_mean") for name, _ in scenario.network(0).named_buffers()),
+        },
         versions=versions(),
         device=str(scenario.device),
         seed=scenario.run.seed,
@@ -185,10 +191,6 @@ def _notes(checked: Feasibility) -> list[str]:
             f"{defense!r}: the server gets the sum of {each} clients' updates{clear}. Attacks try to reconstruct all "
             f"{each * scenario.plan.images} images behind it; the undefended control attacks each client separately."
         )
-    if checked.untried:
-        names = [repr(attack).removesuffix("()") for attack in checked.untried]
-        flags = " ".join(f'--attack "{name}"' if "(" in name else f"--attack {name}" for name in names)
-        notes.append(f"Not tested, although suited to this model: {' and '.join(names)}. Add {flags}.")
     attacked = len(scenario.victims) * scenario.plan.images
     if attacked < (asked := scenario.selection.images or 0):
         each = scenario.plan.images
@@ -200,7 +202,26 @@ def of_reading(data: LabelledImages) -> list[str]:
     """Return notes on files that were not read, and on images that occur more than once."""
     skipped = [f"Skipped {files(len(data.skipped))} that could not be read."] if data.skipped else []
     beyond = f"Did not open {files(data.left_out)} above the data source's limit; set limit= to use more."
-    return [*skipped, *([beyond] if data.left_out else []), *_copies(data)]
+    return [*skipped, *([beyond] if data.left_out else []), *_copies(data), *_gray(data)]
+
+
+_NEUTRAL = 0.01
+"""Mean difference between color channels in [0, 1] up to which an image counts as gray, after lossy compression."""
+
+
+def _gray(data: LabelledImages) -> list[str]:
+    """Return a note if most images are gray but have three channels."""
+    if data.images.ndim != 4 or data.images.shape[1] != 3:
+        return []
+    apart = (data.images - data.images.mean(1, keepdim=True)).abs().flatten(1).mean(1)
+    gray = int((apart <= _NEUTRAL).sum())
+    if 2 * gray <= len(data):
+        return []
+    some = "All images are" if gray == len(data) else f"{gray} of {len(data)} images are"
+    return [
+        f"{some} gray, but were read with three color channels, so guesses may show colors that no image has. If the "
+        "model takes one channel, add --channels 1."
+    ]
 
 
 def _copies(data: LabelledImages) -> list[str]:

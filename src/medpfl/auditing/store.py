@@ -21,7 +21,7 @@ from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import Kind, RunDirectory, append, known_in, lines, private_folder, read_lines
 from medpfl.runs.jobs import JobKey, job_of
 
-__all__ = ["AUDIT", "ROWS", "Store", "claimed", "read_rows", "stored"]
+__all__ = ["AUDIT", "ROWS", "Store", "check_claim", "claimed", "read_rows", "stored"]
 
 ROWS = f"{SHARE_FOLDER}/findings.jsonl"
 """Path to the rows in a run directory."""
@@ -143,6 +143,18 @@ def claimed(
             store.note(numbers_only=True)
         store.tidy()
         yield store
+
+
+def check_claim(directory: RunDirectory, force: bool, numbers_only: bool) -> bool:
+    """Return True if `claimed` would continue the audit in a directory; nothing is written.
+
+    Raises:
+        InputError: as in `claimed`.
+    """
+    continued = directory.check(force)
+    if continued or not force:
+        _check_pictures(directory.path, numbers_only)
+    return continued
 
 
 def _check_pictures(out: Path, numbers_only: bool) -> None:

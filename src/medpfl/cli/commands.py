@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, Namespace
 
 from medpfl.cli.dry_run import foresee_audits, foresee_frontier, foresee_standard, foresee_studies, foresee_training
-from medpfl.cli.endings import BAD_INPUT, ended, hung_up, of_disk, refused
+from medpfl.cli.endings import BAD_INPUT, as_json, ended, hung_up, of_disk, refused
 from medpfl.cli.machine import print_json
 from medpfl.cli.parser import (
     COMMANDS,
@@ -31,7 +31,7 @@ from medpfl.cli.parser import (
     spelled,
     spelled_names,
 )
-from medpfl.cli.running import LOADING, finished, planned, working
+from medpfl.cli.running import LOADING, check_pdf, finished, planned, working
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiments.evaluation import Evaluating
 from medpfl.core.experiments.experiment import Demo, Experiment
@@ -74,21 +74,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
+    given: Namespace | int | None = None
     try:
-        status = _run(words)
+        given = _parsed(words)
+        status = given if isinstance(given, int) else _run(given, words)
         sys.stdout.flush()  # here, where a closed pipe is handled
         return status
     except InputError as error:
-        return refused(f"{error}", words)
+        return refused(f"{error}", as_json(given, words))
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return hung_up()
-        return refused(of_disk(error), words)
+        return refused(of_disk(error), as_json(given, words))
     except SystemExit as end:
         return ended(end)
 
 
-def _run(words: list[str]) -> int:
+def _parsed(words: list[str]) -> Namespace | int:
+    """Return the options, or the exit status if there is nothing else to do, as after ``--help``.
+
+    Raises:
+        InputError: the words cannot be parsed.
+    """
     if any("\0" in word for word in words):
         raise InputError("an option contains a null byte: no path or spec may contain one")
     parser = parser_of()
@@ -114,10 +121,12 @@ def _run(words: list[str]) -> int:
     if given.subcommand is None:
         parser.print_help()
         return BAD_INPUT
-    if given[given.subcommand].get("pdf"):
-        from medpfl.reporting.page.pdf import check_chromium
+    return given
 
-        check_chromium()  # before any work
+
+def _run(given: Namespace, words: list[str]) -> int:
+    if given[given.subcommand].get("pdf"):
+        check_pdf(given[given.subcommand])  # before any work
     commands = {
         "audit": _audit,
         "check-model": _check_model,
@@ -245,8 +254,6 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
 
 
 def _compare(given: Namespace, words: list[str]) -> int:
-    if given.pdf and given.page is None:
-        raise InputError("--pdf prints a page: name its file with --page")
     with working(f"comparison of {len(given.runs)} audits", given.quiet):
         with phase(LOADING):
             from medpfl.auditing.report import compare
@@ -275,7 +282,10 @@ def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
 def _demo(given: Namespace, words: list[str]) -> int:
     asked = _typed(Demo, given, words)
     demo = replace(DEMO, run=asked.run)
-    return _perform(demo if asked.images is None else demo.having(images=asked.images), given)
+    status = _perform(demo if asked.images is None else demo.having(images=asked.images), given)
+    if not (given.dry_run or given.quiet or given.json):
+        print("To test your own: medpfl audit path/to/images --model path/to/model.py:make_model --out runs/mine")
+    return status
 
 
 DEMO = Experiment.of(

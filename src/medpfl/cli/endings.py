@@ -6,19 +6,33 @@ import errno
 import os
 import sys
 
+from jsonargparse import Namespace
+
 from medpfl.cli.machine import print_json
+from medpfl.cli.parser import spelled
+from medpfl.core.errors import InputError
 from medpfl.core.messages import may_show, say, told
 
-__all__ = ["BAD_INPUT", "ended", "hung_up", "of_disk", "refused"]
+__all__ = ["BAD_INPUT", "as_json", "ended", "hung_up", "of_disk", "refused"]
 
 BAD_INPUT, _READER_GONE = 2, 141
 """Exit statuses: for wrong input or an experiment that failed, and for an output that its reader closed."""
 
 
-def refused(message: str, words: list[str]) -> int:
-    """Print an error for people, and under ``--json`` also for machines, and return the exit status."""
+def as_json(given: Namespace | int | None, words: list[str]) -> bool:
+    """Return True if the result was asked for as JSON, also by words that cannot be parsed."""
+    if isinstance(given, Namespace):
+        return bool(given[given.subcommand].get("json"))
+    try:
+        return "--json" in spelled(words)  # where the value of another option is no word of its own
+    except InputError:
+        return "--json" in words
+
+
+def refused(message: str, machines: bool) -> int:
+    """Print an error for people, and for `machines` too, and return the exit status."""
     say(f"medpfl: error: {message}")
-    if "--json" in words:
+    if machines:
         print_json({"error": told(message, may_show(sys.stdout)), "status": BAD_INPUT})
     return BAD_INPUT
 

@@ -62,8 +62,11 @@ def result(found: Any) -> dict[str, Any]:
         case FrontierResult():
             kind, content = "frontier", found.to_dict()
         case Comparison():
-            runs = [_dicts(report.summary) for report in found.reports]
-            kind, content = "comparison", {"names": list(found.names), "runs": runs}
+            from medpfl.reporting.page.comparison import comparison_sentences, run_names
+
+            names, runs = run_names(found.reports), [_dicts(report.summary) for report in found.reports]
+            content = {"names": names, "runs": runs, "text": "\n".join(comparison_sentences(found.reports, names))}
+            kind = "comparison"
         case _:
             return _of_reproduction(found)
     return {"kind": kind, "text": str(found), **content, "files": _paths(found.pages)}

@@ -56,6 +56,8 @@ def plain(text: str, known: Sequence[str] = ()) -> str:
     "there is no option '--image'; did you mean '--images'?"
     >>> plain("Parser key \\"fit\\": Expected a typing.Literal['crop', 'squash']. Got value: x")
     '--fit is x: it must be one of crop, squash'
+    >>> plain("unrecognized arguments: --plan FedAvg").partition(", such as")[0]
+    "there is no option '--plan': the settings of a plan are options of their own"
     """
     if unknown := re.search(r"does not accept option '([^']*)'", text):  # in a file for --config
         return f"there is no option '{unknown[1]}'{_near(unknown[1].replace('_', '-'), known)}"
@@ -74,7 +76,9 @@ def plain(text: str, known: Sequence[str] = ()) -> str:
     key, value = re.search(r'Parser key "(\w+)"', text), re.search(r"(?:Got|Given) value: (.*)", text)
     kinds = re.findall(r"Expected an? (?:<class '|typing\.)(int|float|list|Literal\[.*?\])", text)
     if key and value and kinds:
-        return f"{option_of(key[1])} is {value[1]}: it must be {' or '.join(map(_kind, kinds))}"
+        said = f"{option_of(key[1])} is {value[1]}: it must be {' or '.join(map(_kind, kinds))}"
+        near = nearest(value[1].strip("'"), [choice for kind in kinds for choice in _choices(kind)] or [""])
+        return f"{said}; {near}" if near.startswith("did") else said
     names = {
         "report.out": "the run directory",
         "check-model.model": "the model",
@@ -88,7 +92,11 @@ def plain(text: str, known: Sequence[str] = ()) -> str:
 
 def _near(option: str, known: Sequence[str]) -> str:
     """Return the end of a message that suggests the option nearest to an unknown one; ``""`` if none is near."""
-    fields = dict.fromkeys([*options_in(Experiment), *options_in(Training), *options_in(Frontier)])
+    fields = {**options_in(Experiment), **options_in(Training), **options_in(Frontier)}
+    first = option.removeprefix("--").partition("=")[0].partition(".")[0]
+    if own := {name: entry for name, entry in fields.items() if entry.group == first and entry.help}:
+        example = " ".join(f"{option_of(name)} {entry.default}" for name, entry in list(own.items())[:2])
+        return f": the settings of a {first} are options of their own, such as {example}"
     options = known or [*map(option_of, (*fields, "quiet", "config"))]
     bare = "" if option.startswith("-") else "--"
     near = nearest(option, [name.removeprefix(bare) for name in options if name != option])
@@ -108,10 +116,15 @@ def option_of(name: str) -> str:
 
 
 def _kind(name: str) -> str:
-    choices = name.removeprefix("Literal[").rstrip("]").replace("'", "")
     return {"int": "a whole number", "float": "a number", "list": "a list, such as [a, b]"}.get(
-        name, f"one of {choices}"
+        name, f"one of {', '.join(_choices(name))}"
     )
+
+
+def _choices(name: str) -> list[str]:
+    """Return the words of a literal type; an empty list for another one."""
+    words = name.removeprefix("Literal[").rstrip("]").replace("'", "")
+    return words.split(", ") if name.startswith("Literal") else []
 
 
 def spelled(words: list[str]) -> list[str]:

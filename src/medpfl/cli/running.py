@@ -10,10 +10,12 @@ from jsonargparse import Namespace
 
 from medpfl.cli.machine import print_json, result
 from medpfl.cli.opening import opening
+from medpfl.core.errors import InputError
 from medpfl.core.messages import say
+from medpfl.core.progress import phase
 from medpfl.runs.pulse import pulsing
 
-__all__ = ["LOADING", "finished", "planned", "working"]
+__all__ = ["LOADING", "check_pdf", "finished", "planned", "working"]
 
 LOADING = "loading PyTorch"
 """The phase in which a command imports what it needs."""
@@ -28,6 +30,17 @@ def working(asked: object, quiet: bool = False) -> Iterator[None]:
         yield
 
 
+def check_pdf(given: Namespace) -> None:
+    """Raise `InputError` if there will be no page to print as PDF, or no browser that prints it."""
+    from medpfl.reporting.page.pdf import check_chromium
+
+    if "out" in given and given.out is None:
+        raise InputError("--pdf prints the pages of a run directory: name one with --out")
+    if "page" in given and given.page is None:
+        raise InputError("--pdf prints a page: name its file with --page")
+    check_chromium()
+
+
 def planned(given: Namespace, plan: Callable[[], Any], asked: object) -> int:
     """Print a plan for ``--dry-run``, and return the exit status."""
     with working(asked, given.quiet):
@@ -40,13 +53,18 @@ def planned(given: Namespace, plan: Callable[[], Any], asked: object) -> int:
 
 
 def finished(found: Any, given: Namespace, show: Callable[[Any, bool], object], status: int = 0) -> int:
-    """Print a result for people by `show`, or as JSON, and return the exit status."""
+    """Print a result for people by `show`, or as JSON, and return the exit status.
+
+    Raises:
+        InputError: a page cannot be printed as PDF; raised before the result is printed.
+    """
+    files = _pdfs(found, given)
     if given.json:
         content = result(found)
-        print_json({**content, "files": [*content["files"], *_pdfs(found, given)], "status": status})
+        print_json({**content, "files": [*content["files"], *files], "status": status})
     else:
         show(found, given.quiet)
-        for path in _pdfs(found, given):
+        for path in files:
             print(f"wrote {path}")
     return status
 
@@ -58,4 +76,9 @@ def _pdfs(found: Any, given: Namespace) -> list[str]:
     from medpfl.reporting.page.pdf import printed
 
     inside = found.reports.values() if isinstance(getattr(found, "reports", None), dict) else ()
-    return [str(path) for path in printed(page for one in (found, *inside) for page in getattr(one, "pages", ()))]
+    pages = [page for one in (found, *inside) for page in getattr(one, "pages", ())]
+    with pulsing(not given.quiet), phase("printing the pages as PDF"):
+        try:
+            return [str(path) for path in printed(pages)]
+        except InputError as error:
+            raise InputError(f"{error}; all else is done, and the pages in HTML are written") from error

@@ -1,4 +1,4 @@
-"""The three outcomes of an audit, and the names of its controls."""
+"""The three outcomes of an audit, its thresholds, and the names of its controls."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ __all__ = [
     "NO_LEAK",
     "RANDOM_UPDATE",
     "RECORDED",
+    "SUCCESS",
     "TOLERANCE",
     "UNDEFENDED",
     "of_frontier",
@@ -23,6 +24,9 @@ INCONCLUSIVE = "inconclusive"
 
 TOLERANCE = 0.2
 """Share of images that a rate must stay below, with 95 % confidence, to count as no leak."""
+
+SUCCESS = 0.9
+"""SSIM from which an image counts as reconstructed (Das, Amini and Wu, arXiv:2409.18907)."""
 
 UNDEFENDED = "NoDefense()"
 """The spec of the undefended control."""

@@ -92,8 +92,7 @@ def audit_federation(case: FederationCase) -> Federation:
     out = Path(run.out)
     made(out)
     key = key_of(out, run.force)
-    options = {**case.criteria.told(), **run.told(), "threat": repr(case.threat), "tolerance": case.criteria.tolerance}
-    directory = RunDirectory(out, FEDERATION, Identity(options, Code.of(tuple), key))
+    directory = _directory(case, out, key)
     with directory.locked():
         directory.claim(run.force)
         todo = _prepared(files, place, case, key, directory)
@@ -101,25 +100,39 @@ def audit_federation(case: FederationCase) -> Federation:
         return written(out, _found(todo, _audits(todo, case, out)))
 
 
+def _directory(case: FederationCase, out: Path, key: Key) -> RunDirectory:
+    """Return the run directory of a federation's audits."""
+    told = {**case.criteria.told(), **case.run.told()}
+    options = {**told, "threat": repr(case.threat), "tolerance": case.criteria.tolerance}
+    return RunDirectory(out, FEDERATION, Identity(options, Code.of(tuple), key))
+
+
 def perform_federation(experiment: Experiment) -> Federation:
     """Run `audit_federation` for an experiment given as strings and numbers."""
-    asked = experiment
+    asked = _checked(experiment)
+    return audit_federation(asked.data, truth=asked.truth, **options_in(asked))
+
+
+def _checked(asked: Experiment) -> Experiment:
     if asked.weights is not None:
         raise InputError("records hold the clients' initial weights: leave out --weights")
     if asked.rounds is not None:
         raise InputError("--rounds goes with the run directory of a training: to audit some rounds, name their records")
-    return audit_federation(asked.data, truth=asked.truth, **options_in(asked))
+    return asked
 
 
 def foresee_federation(experiment: Experiment) -> Outlook:
     """Return the plan of a federation's audits, after a check of all records; nothing is written."""
-    asked = experiment
+    asked = _checked(experiment)
     truth = None if asked.truth is None else path_of(asked.truth)
     files = files_at(asked.data)
     _check_places(files, truth)
     case = FederationCase(asked.data, truth=asked.truth, **options_in(asked))
-    todo = _prepared(files, truth, case, Key(secrets.token_hex(16)), None)
-    out = None if case.run.out is None else Path(case.run.out)
+    out, force = None if case.run.out is None else Path(case.run.out), case.run.force
+    key = Key(secrets.token_hex(16)) if out is None else key_of(out, force, keep=False)
+    if out is not None:
+        _directory(case, out, key).check(force)
+    todo = _prepared(files, truth, case, key, None)
     return Outlook.of((str(one), case.of(one, out).outlook()) for one in todo.entries)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,8 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
         InputError: the model does not accept the images, does not return finite logits (N, K) with K >= `classes`,
             modifies what it must not modify (`medpfl.inputs.writes`), or draws random numbers of its own.
     """
-    shape = tuple(images.shape)
-    with explained(f"the model does not take images of shape {shape}"), torch.no_grad():
-        network.train(plan.mode == "train")
-        logits = network(images.clone())  # which the model may write into
+    network.train(plan.mode == "train")
+    logits = _taken(network, images)
     if isinstance(logits, Tensor) and len(logits) == len(images) and logits.shape[2:] == images.shape[2:]:
         if not masks:
             raise InputError(
@@ -141,6 +140,58 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
     if not logits.isfinite().all():
         raise InputError("the model's outputs are not finite on these images")
     return outputs
+
+
+def _taken(network: nn.Module, images: Tensor) -> Any:
+    """Return what a model makes of images.
+
+    Raises:
+        InputError: the model does not take them; the message names the layer that failed, and an option under which
+            the model takes images, if there is one.
+    """
+    try:
+        with explained(f"the model does not take images of shape {tuple(images.shape)}"), torch.no_grad():
+            return network(images.clone())  # which the model may write into
+    except InputError as error:
+        raise InputError(f"{error}{_failing(network, images)}{_remedy(network, images)}") from error
+
+
+def _failing(network: nn.Module, images: Tensor) -> str:
+    """Return the innermost layer that does not take what it gets, as a part of a message; ``""`` if none is known."""
+    inside: list[str] = []
+
+    def begin(name: str, layer: nn.Module) -> None:
+        inside.append(f"; it fails in layer '{name}' ({type(layer).__name__})")
+
+    handles = []
+    with suppress(InputError), explained("it fails"), torch.no_grad():
+        for name, layer in network.named_modules():
+            if name:
+                handles.append(layer.register_forward_pre_hook(lambda own, _, name=name: begin(name, own)))
+                handles.append(layer.register_forward_hook(lambda *_: inside.__delitem__(-1)))
+        network(images.clone())
+    for handle in handles:
+        handle.remove()
+    return inside[-1] if inside else ""
+
+
+_SIDES = (28, 32, 64, 96, 128, 224, 256)
+"""Usual side lengths of images."""
+
+
+def _remedy(network: nn.Module, images: Tensor) -> str:
+    """Return the option under which a model takes images, as the end of a message; ``""`` if none was found."""
+    if images.ndim != 4:
+        return ""
+    channels, side = images.shape[1], images.shape[-1]
+    sides = [side, *sorted(set(_SIDES) - {side}, key=lambda other: abs(other - side))]
+    for other in (channels, 1 if channels == 3 else 3):
+        for length in sides:
+            with suppress(InputError), explained("it fails too"), torch.no_grad():
+                network(images.new_zeros(len(images), other, length, length))
+                options = [f"--channels {other}"] * (other != channels) + [f"--size {length}"] * (length != side)
+                return f". It takes images with {' '.join(options)}" if options else ""
+    return ""
 
 
 def label_shape_of(network: nn.Module, images: Tensor, plan: Plan) -> tuple[int, ...]:

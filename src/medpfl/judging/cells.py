@@ -154,6 +154,7 @@ def union_of(cells: Sequence[Sequence[Finding]], random: Sequence[Sequence[Findi
         attacks=len(cells),
         images=0 if read is None else len(read.hits),
         updates=0 if read is None else read.independent,
+        per_update=max(Counter(map(_update, _once(cells[0]))).values(), default=1) if cells else 1,
         gallery=max((row.gallery for part in own for row in part), default=0),
         asr=_rate_of(read),
         asr_floor=None if read is None else read.floor,

@@ -195,6 +195,7 @@ class Union:
     Attributes:
         attacks: attack count; naive and adaptive attacks count separately.
         images, updates: counts of attacked images and updates; updates are the independent trials.
+        per_update: images in one update, or in one sum of updates.
         gallery: gallery size in images.
         asr, identified: shares of images reconstructed, and re-identified.
         asr_floor, identified_floor: shares explained by guesses without the update.
@@ -209,6 +210,7 @@ class Union:
     attacks: int = 0
     images: int = 0
     updates: int = 0
+    per_update: int = 1
     gallery: int = 0
     asr: Rate = Rate()
     asr_floor: float | None = None

@@ -7,11 +7,9 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.roles import metric
+from medpfl.core.verdicts import SUCCESS
 
 __all__ = ["SUCCESS", "mse", "ncc", "psnr", "ssim"]
-
-SUCCESS = 0.9
-"""SSIM from which an image counts as reconstructed (Das, Amini and Wu, arXiv:2409.18907)."""
 
 _WINDOW, _SIGMA = 11, 1.5
 """SSIM's window: its side and its standard deviation, in pixels."""

@@ -9,7 +9,7 @@ from medpfl.core.experiments.settings import Json
 from medpfl.core.threat import GRANTS
 from medpfl.reporting.words import DASH, number
 
-__all__ = ["Facts", "facts", "granted", "lead"]
+__all__ = ["Facts", "facts", "granted", "lead", "sent_beside"]
 
 RUN = {"device": "device", "seed": "seed", "started": "started"}
 TITLES = {
@@ -64,6 +64,25 @@ def _text(name: str, value: object) -> str:
 def granted(grants: Sequence[str]) -> list[tuple[str, str]]:
     """Return each grant with its meaning."""
     return [(grant, GRANTS.get(grant, "this version has no explanation")) for grant in grants]
+
+
+def sent_beside(settings: Json) -> str:
+    """Return a sentence on what clients sent besides the update; ``""`` if the settings do not say it.
+
+    >>> sent_beside({"experiment": {"sends": ["num_samples"], "plan": "Plan()"}, "model": {"batch_norm_layers": 2}})
+    'Clients also sent the number of images, but no batch-norm statistics.'
+    """
+    experiment, layers = settings.get("experiment") or {}, (settings.get("model") or {}).get("batch_norm_layers")
+    if "sends" not in experiment or layers is None:
+        return ""
+    number = "the number of images" if "num_samples" in experiment["sends"] else "nothing else"
+    if not layers:
+        return f"Clients also sent {number}. The model has no batch-norm statistics."
+    if "buffers" not in experiment["sends"]:
+        return f"Clients also sent {number}, but no batch-norm statistics."
+    still = " (unchanged, in eval mode)" if "mode='eval'" in str(experiment.get("plan")) else ""
+    both = f"{number} and " if "num_samples" in experiment["sends"] else ""
+    return f"Clients also sent {both}the batch-norm statistics{still}."
 
 
 def lead(settings: Json) -> str:

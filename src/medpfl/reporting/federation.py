@@ -208,12 +208,12 @@ def _union(cells: Cells) -> Union:
 def _entries(cells: Cells) -> list[tuple[str, str]]:
     """Return a line's numbers, each with its small print."""
     union = _union(cells)
-    told = f"{percents(union.identified.low, union.identified.high)}"
+    told = f"{percents(union.identified.low, union.identified.high, union.tolerance)}"
     if union.identified_floor is not None:
         told += f"; {percent(union.identified_floor)} without the update"
     return [
         (str(union.images), f"in {counted(union.updates, 'independent update')}" if union.updates > 1 else ""),
-        (percent(union.asr.value), percents(union.asr.low, union.asr.high)),
+        (percent(union.asr.value), percents(union.asr.low, union.asr.high, union.tolerance)),
         (percent(union.identified.value), "" if union.identified.value is None else told),
         (union.verdict, ""),
     ]

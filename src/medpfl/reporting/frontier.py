@@ -10,8 +10,9 @@ from medpfl.core.atomic_files import write
 from medpfl.core.experiments.settings import Json
 from medpfl.reporting.figures.bounds import bound_section
 from medpfl.reporting.figures.frontier import NAMES, frontier_figure
+from medpfl.reporting.phrases import trials
 from medpfl.reporting.verdict import MARKS
-from medpfl.reporting.words import DASH, between, known, label, number, percent, percents
+from medpfl.reporting.words import DASH, known, label, number, percent, percents, similarity
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,8 +29,8 @@ def sentences(points: Points, chosen: Json, settings: Json) -> tuple[str, str]:
     bare = points[0]
     first = (
         f"Without a defense, the model has a balanced accuracy of {_accuracy(bare)} on the {settings['judged']} "
-        f"images. The strongest attack reconstructs {_rate(bare, 'asr')} of the attacked images, with a mean SSIM of "
-        f"{number(bare['ssim'])}, and re-identifies {_rate(bare, 'identified')}."
+        f"images. The strongest attack reconstructs {_rate(bare, 'asr', chosen)} of the attacked images, with a mean "
+        f"SSIM of {_ssim(bare, chosen)}, and re-identifies {_rate(bare, 'identified', chosen)}."
     )
     return first, _advice({p["defense"]: p for p in points}, chosen)
 
@@ -53,8 +54,8 @@ def _advice(points: Mapping[str, Point], chosen: Json) -> str:
         )
     if chosen["state"] == "too few":
         return (
-            f"Nothing is recommended: too few updates to show that a setting meets {limit}. Run "
-            f"{chosen['updates_needed']} updates or more (--images)."
+            f"Nothing is recommended: too few updates to show that a setting meets {limit}. Attack "
+            f"{chosen['updates_needed']} updates or more (--images {chosen['images_needed']})."
         )
     if chosen["state"] == "none":
         return (
@@ -67,9 +68,9 @@ def _advice(points: Mapping[str, Point], chosen: Json) -> str:
     also += " Labels still leak; no limit covers them." if best["label_verdict"] == "leaks" else ""
     return (
         f"Recommended under {limit}: {label(best['defense'])}{bound}. It costs the least accuracy: {_price(best)} The "
-        f"strongest attack still reconstructs {_rate(best, 'asr')} of the images, with a mean SSIM of "
-        f"{number(best['ssim'])}, and re-identifies {_rate(best, 'identified')}.{also}{_beside(chosen)} These attacks "
-        "stay within the limit; others may not."
+        f"strongest attack still reconstructs {_rate(best, 'asr', chosen)} of the images, with a mean SSIM of "
+        f"{_ssim(best, chosen)}, and re-identifies {_rate(best, 'identified', chosen)}.{also}{_beside(chosen)} These "
+        "attacks stay within the limit; others may not."
     )
 
 
@@ -106,13 +107,36 @@ def _accuracy(point: Point) -> str:
     return f"{percent(point['accuracy'])} (95 % interval {ends}{of})"
 
 
-def _rate(point: Point, name: str) -> str:
-    return f"{percent(point[name])} (95 % interval {percents(point[f'{name}_low'], point[f'{name}_high'])})"
+def _bound(chosen: Json, metric: str) -> float | None:
+    """Return the limit on a metric, with which its numbers are compared; ``None`` if there is none."""
+    limits = dict(one.split("<=") for one in chosen["limits"])
+    return float(limits[metric]) if metric in limits else None
+
+
+def _ends(point: Point, name: str, chosen: Json) -> str:
+    return percents(point[f"{name}_low"], point[f"{name}_high"], _bound(chosen, name), above=True)
+
+
+def _rate(point: Point, name: str, chosen: Json) -> str:
+    few = trials(point["images"], point["updates"], point["images_per_update"]) if name == "asr" else ""
+    return f"{percent(point[name])} (95 % interval {_ends(point, name, chosen)}{f'; {few}' if few else ''})"
+
+
+def _ssim(point: Point, chosen: Json, end: str = "") -> str:
+    bound = _bound(chosen, "ssim")
+    value = point[f"ssim{end}"]
+    return number(value) if bound is None else similarity(value, bound, above=True)
+
+
+def _spread(point: Point, chosen: Json) -> str:
+    """Return the mean SSIM's interval, or an en dash if an end is unknown."""
+    both = known(point["ssim_low"]) and known(point["ssim_high"])
+    return DASH.join(_ssim(point, chosen, end) for end in ("_low", "_high")) if both else DASH
 
 
 def _values(place: int, point: Point, chosen: Json) -> list[tuple[str, str]]:
     def rate(name: str) -> tuple[str, str]:
-        return percent(point[name]), percents(point[f"{name}_low"], point[f"{name}_high"])
+        return percent(point[name]), _ends(point, name, chosen)
 
     marks = ["recommended"] * (point["defense"] == chosen["defense"])
     marks += ["Pareto-optimal in " + ", ".join(point["unbeaten"])] if point["unbeaten"] else []
@@ -122,7 +146,7 @@ def _values(place: int, point: Point, chosen: Json) -> list[tuple[str, str]]:
         rate("accuracy") if point["gap"] is None else (DASH, point["gap"]),
         (_points(point["loss"]).removesuffix(" points"), ""),
         rate("asr"),
-        (number(point["ssim"]), between(point["ssim_low"], point["ssim_high"])),
+        (_ssim(point, chosen), _spread(point, chosen)),
         rate("identified"),
         (number(point["epsilon"], ".3g"), "" if point["epsilon"] is None else f"at delta {point['delta']:g}"),
         (point["verdict"], ", ".join(point["flags"])),

@@ -13,9 +13,9 @@ from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.judging.types import Cell
 from medpfl.reporting.figures.svg import COLORS, inline
 from medpfl.reporting.figures.training import canvas, legend, marks
-from medpfl.reporting.phrases import reason, strength
+from medpfl.reporting.phrases import reason, strength, trials
 from medpfl.reporting.tables import SHORT, fold
-from medpfl.reporting.words import attacker, known, label, number, percent, percents, shorten
+from medpfl.reporting.words import attacker, known, label, number, percent, percents, shorten, similarity
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,9 +62,10 @@ def sentence(summary: RoundCells) -> str:
         if len(alike) > 1:
             which = f"those of rounds {', '.join(map(str, alike))} leak most, equally"
         asr, told = best.cell.asr, best.cell.identified
+        ends = percents(asr.low, asr.high, best.cell.union.tolerance)
         return (
             f"{where}, {which}: {percent(asr.value)} of {best.cell.images} images were reconstructed (95 % interval "
-            f"{percents(asr.low, asr.high)}) and {percent(told.value)} were re-identified, by {attacker(best.cell)} "
+            f"{ends}) and {percent(told.value)} were re-identified, by {attacker(best.cell)} "
             f"with {label(best.cell.defense)}."
         )
     if unsure := [one for one in summary if one.cell.union.verdict != NO_LEAK]:
@@ -126,7 +127,8 @@ def _tip(one: RoundCell, name: str, score: str) -> str:
     rate = one.cell.rate(score)
     if score == "ssim":
         return f"{name}, round {one.round}: {number(rate.value)}"
-    interval = f" (95 % interval {percents(rate.low, rate.high)})" if rate.ends is not None else ""
+    ends = percents(rate.low, rate.high, one.cell.union.tolerance)
+    interval = f" (95 % interval {ends})" if rate.ends is not None else ""
     return f"{name}, round {one.round}: {percent(rate.value)}{interval}"
 
 
@@ -148,14 +150,15 @@ _DRAWN = ("asr", "identified")
 
 def _values(one: RoundCell) -> list[tuple[str, str]]:
     cell, accuracy = one.cell, one.balanced_accuracy
-    asr, told = ((percent(rate.value), percents(rate.low, rate.high)) for rate in (cell.asr, cell.identified))
+    most, few = cell.union.tolerance, trials(cell.images, cell.clusters, cell.union.per_update)
+    asr, told = ((percent(rate.value), percents(rate.low, rate.high, most)) for rate in (cell.asr, cell.identified))
     model = (percent(accuracy), "balanced accuracy" if known(accuracy) else "")
     names = [(str(one.round), ""), model, (attacker(cell), ""), (label(cell.defense), "")]
     guesses = (cell.ssim_mean_image, cell.ssim_nearest, cell.ssim_random_update)
     guessed = [mean for mean in guesses if mean is not None]
-    ssim = (number(cell.ssim.value), f"{number(max(guessed))} without the update" if guessed else "")
+    ssim = (similarity(cell.ssim.value), f"{number(max(guessed))} without the update" if guessed else "")
     identified = (told[0], told[1] if cell.chance is None else f"{told[1]}; by chance {percent(cell.chance)}")
-    return [*names, (str(cell.images), ""), asr, ssim, identified, (cell.verdict, " ".join(cell.flags))]
+    return [*names, (str(cell.images), few), asr, ssim, identified, (cell.verdict, " ".join(cell.flags))]
 
 
 def leakage_table(summary: RoundCells) -> Table:

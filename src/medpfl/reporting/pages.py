@@ -13,13 +13,14 @@ from markupsafe import Markup
 from medpfl.core.atomic_files import PRIVATE, write
 from medpfl.core.experiments.settings import Settings
 from medpfl.reporting.bounds import placed
-from medpfl.reporting.facts import granted
+from medpfl.reporting.facts import granted, sent_beside
 from medpfl.reporting.figures.bounds import bound_section
 from medpfl.reporting.figures.leak import leak_figure, similarity_figure
 from medpfl.reporting.figures.panels import draw_panel, panels
 from medpfl.reporting.flags import FLAGS, Flag
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.page.answer import QUESTION, answered, bars
+from medpfl.reporting.page.limits import not_shown
 from medpfl.reporting.page.lines import lines_of, short_specs
 from medpfl.reporting.page.pictures import Gallery, Proof, galleries, proof
 from medpfl.reporting.page.rendering import rendered
@@ -105,6 +106,8 @@ def _page(settings: Settings, summary: Cells, rows: Sequence[Finding]) -> Callab
         flags=_raised(summary),
         notes=settings.notes,
         assumed=settings.assumed,
+        sent=sent_beside(settings.to_dict()),
+        limits=not_shown(summary, settings),
         command=settings.command,
     )
     return lambda images: fixed(images=images)

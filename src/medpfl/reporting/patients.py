@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from medpfl.judging.types import Exposure, Patients, Rate
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.words import attacker, counted, known, label, number, percent, percents
+from medpfl.reporting.words import attacker, counted, known, label, percent, percents, similarity
 
 __all__ = ["PatientRow", "patient_lines", "patient_rows"]
 
@@ -30,8 +30,9 @@ def patient_rows(summary: Cells) -> list[PatientRow]:
             attacker(cell),
             cell.defense,
             _patients(told),
-            _rate(told.read_back),
-            _rate(told.identified) + (f"; chance {percent(told.chance)}" if known(told.chance) else ""),
+            _rate(told.read_back, cell.union.tolerance),
+            _rate(told.identified, cell.union.tolerance)
+            + (f"; chance {percent(told.chance)}" if known(told.chance) else ""),
             tuple(_exposed(one) for one in told.worst),
         )
         for cell in summary
@@ -56,14 +57,14 @@ def _patients(told: Patients) -> str:
     return f"{counted(told.patients, 'patient')} with {counted(told.images, 'image')}{left_out}"
 
 
-def _rate(rate: Rate) -> str:
+def _rate(rate: Rate, tolerance: float) -> str:
     if not known(rate.value):
         return percent(None)
-    return f"{percent(rate.value)} ({percents(rate.low, rate.high)})"
+    return f"{percent(rate.value)} ({percents(rate.low, rate.high, tolerance)})"
 
 
 def _exposed(one: Exposure) -> str:
     images = f"{one.images} image" + "s" * (one.images != 1)
     tries = f"{one.guesses} guesses for {images}" if one.guesses > one.images else images
     read, told = (count or "none" for count in (one.read_back, one.identified))
-    return f"{one.patient}: {tries}, {read} reconstructed, {told} re-identified, best SSIM {number(one.ssim)}"
+    return f"{one.patient}: {tries}, {read} reconstructed, {told} re-identified, best SSIM {similarity(one.ssim)}"

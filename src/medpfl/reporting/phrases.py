@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from medpfl.core.verdicts import LEAKS
 from medpfl.judging.types import Cell, Rate, Union
-from medpfl.reporting.words import attacker, counted, known, label, percent, percents
+from medpfl.reporting.words import attacker, counted, known, label, percent, percents, share
 
 __all__ = [
     "Cells",
@@ -21,6 +21,7 @@ __all__ = [
     "labels",
     "reason",
     "strength",
+    "trials",
 ]
 
 Cells = Sequence[Cell]
@@ -87,23 +88,42 @@ def counts(union: Union) -> str:
     if read is None:
         return "reconstructed no image"
     one = " from this one update" if union.updates == 1 else ""
-    first = f"reconstructed {_of(read, union)}{one}{_rate(union.asr)}"
+    few = trials(union.images, union.updates, union.per_update)
+    first = f"reconstructed {_of(read, union)}{one}{_rate(union.asr, union.tolerance, f'; {few}' if few else '')}"
     if told is None:
         return first
     floor = union.identified_floor
     chance = f"; {percent(floor)} without the update" if known(floor) else ""
     link = "but" if told and not read else "and"
-    return f"{first} {link} re-identified {told or 'none'}{_rate(union.identified, chance)}"
+    return f"{first} {link} re-identified {told or 'none'}{_rate(union.identified, union.tolerance, chance)}"
 
 
-def _rate(rate: Rate, more: str = "") -> str:
-    interval = f", 95 % interval {percents(rate.low, rate.high)}" if known(rate.low) and known(rate.high) else ""
+def trials(images: int, updates: int, per_update: int) -> str:
+    """Return how few independent updates an interval counts; ``""`` if each image has an update of its own.
+
+    Args:
+        images: number of images, each counted once in every draw of weights.
+        updates: number of independent updates.
+        per_update: number of images in one update.
+
+    >>> trials(8, 2, 4), trials(8, 4, 1), trials(8, 8, 1)
+    ('8 images, but only 2 updates', '8 guesses, but only 4 updates', '')
+    """
+    if not 0 < updates < images:
+        return ""
+    what = f"{images} guesses" if images > updates * per_update else counted(images, "image")
+    return f"{what}, but only {counted(updates, 'update')}"
+
+
+def _rate(rate: Rate, tolerance: float, more: str = "") -> str:
+    ends = percents(rate.low, rate.high, tolerance)
+    interval = f", 95 % interval {ends}" if known(rate.low) and known(rate.high) else ""
     return f" ({percent(rate.value)}{interval}{more})"
 
 
 def bounded(union: Union) -> str:
     """Return what failed attacks do show: both rates lie below the tolerance with 95 % confidence."""
-    least, read = percent(union.tolerance), hits(union.asr, union.images) or 0
+    least, read = share(union.tolerance), hits(union.asr, union.images) or 0
     told = hits(union.identified, union.images)
     return (
         f"with 95 % confidence, these attacks reconstruct fewer than {least} of images and re-identify fewer than "
@@ -165,9 +185,15 @@ _LAST = ("prior-only", "nonfinite", "not-converged")
 
 
 def images_needed(union: Union) -> int | None:
-    """Return the number of images that would decide a test; ``None`` if no number would at these rates."""
-    per = max(1, round(union.images / max(1, union.updates)))
-    return None if union.updates_needed is None else union.updates_needed * per
+    """Return the number of images that would probably decide a test; ``None`` if no number would at these rates.
+
+    If there are enough updates for one test already, the correction for testing several things at once prevents a
+    decision, which twice as many updates allow.
+    """
+    if union.updates_needed is None:
+        return None
+    updates = union.updates_needed if union.updates_needed > union.updates else 2 * union.updates
+    return updates * union.per_update
 
 
 def grouped(cells: Cells) -> list[list[Cell]]:
@@ -185,7 +211,8 @@ def _few(union: Union) -> str:
     if need is None:
         return f"{have} too few to tell a leak from a failed attack; at these rates, no number would be enough"
     if need <= union.updates:
-        return f"{have} too few to tell a leak from a failed attack; run more"
+        twice = f"attack twice as many (--images {images_needed(union)})"
+        return f"{have} too few to tell a leak from a failed attack; {twice}"
     stay = " if the rates stay the same" if union.asr.value or union.identified.value else ""
     enough = f"at least {need} are needed (--images {images_needed(union)}){stay}"
     return f"{have} too few to tell a leak from a failed attack; {enough}"

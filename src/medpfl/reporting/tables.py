@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from textwrap import indent
 from typing import TYPE_CHECKING
 
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.judging.types import Cell, Rate
-from medpfl.reporting.phrases import Cells
+from medpfl.reporting.phrases import Cells, trials
 from medpfl.reporting.verdict import MARKS
-from medpfl.reporting.words import DASH, attacker, between, known, label, number, percent, percents, signed
+from medpfl.reporting.words import DASH, attacker, between, known, label, number, percent, percents, signed, similarity
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,8 +83,8 @@ def entries(cell: Cell) -> list[Entry]:
         Entry("Reconstructed (ASR)", percent(cell.asr.value), _asr_notes(cell)),
         Entry("Re-identified", percent(cell.identified.value), _identified_notes(cell)),
         Entry("False security", signed(cell.false_security_asr.value, percent), _gain_notes(cell)),
-        Entry("ASR without the update", percent(best), tuple(f"{n} {_with_ends(rate)}" for n, rate in rates.items())),
-        Entry("SSIM", number(cell.ssim.value), _interval(between(cell.ssim.low, cell.ssim.high))),
+        Entry("ASR without the update", percent(best), _named(rates, cell)),
+        Entry("SSIM", similarity(cell.ssim.value), _interval(between(cell.ssim.low, cell.ssim.high))),
         Entry(
             "SSIM without the update",
             number(max(means.values(), default=None)),
@@ -101,33 +102,44 @@ def _interval(text: str) -> tuple[str, ...]:
     return () if text == DASH else (text,)
 
 
-def _ends(rate: Rate) -> tuple[str, ...]:
-    return _interval(percents(rate.low, rate.high))
+def _ends(rate: Rate, tolerance: float) -> tuple[str, ...]:
+    return _interval(percents(rate.low, rate.high, tolerance))
 
 
-def _with_ends(rate: Rate) -> str:
-    return percent(rate.value) + "".join(f" ({text})" for text in _ends(rate))
+def _named(rates: Mapping[str, Rate], cell: Cell) -> tuple[str, ...]:
+    """Return the known rates with their names and intervals."""
+    most = cell.union.tolerance
+    return tuple(
+        f"{name} {percent(rate.value)}" + "".join(f" ({text})" for text in _ends(rate, most))
+        for name, rate in rates.items()
+        if known(rate.value)
+    )
+
+
+def _few(cell: Cell) -> tuple[str, ...]:
+    """Return a note if the interval counts fewer updates than images."""
+    return _interval(trials(cell.images, cell.clusters, cell.union.per_update) or DASH)
 
 
 def _left_out(cell: Cell) -> tuple[str, ...]:
-    dependent = (f"in {cell.clusters} updates",) if cell.clusters and cell.clusters < cell.images else ()
-    return ((f"{percent(cell.zero_gradient)} zero update",) if cell.zero_gradient else ()) + dependent
+    return ((f"{percent(cell.zero_gradient)} zero update",) if cell.zero_gradient else ()) + _few(cell)
 
 
 def _asr_notes(cell: Cell) -> tuple[str, ...]:
     extra = {"best candidate": cell.asr_worst, "no defense": Rate(cell.control_asr)}
-    return _ends(cell.asr) + tuple(f"{name} {_with_ends(rate)}" for name, rate in extra.items() if known(rate.value))
+    return _ends(cell.asr, cell.union.tolerance) + _named(extra, cell)
 
 
 def _gain_notes(cell: Cell) -> tuple[str, ...]:
     """Return the interval of the adaptive attack's gain in ASR, and its gains in SSIM and re-identification."""
     ssim, told = cell.false_security_ssim, cell.false_security_identified
-    notes = _ends(cell.false_security_asr)
+    notes = _interval(percents(cell.false_security_asr.low, cell.false_security_asr.high))
     if known(ssim.value):
         spread = "".join(f" ({text})" for text in _interval(between(ssim.low, ssim.high)))
         notes += (f"SSIM {signed(ssim.value, number)}{spread}",)
     if known(told.value):
-        notes += (f"re-identified {signed(told.value, percent)}" + "".join(f" ({text})" for text in _ends(told)),)
+        spread = "".join(f" ({text})" for text in _interval(percents(told.low, told.high)))
+        notes += (f"re-identified {signed(told.value, percent)}{spread}",)
     return notes
 
 
@@ -161,14 +173,14 @@ def compared(summary: Cells) -> str:
 def _label_notes(cell: Cell) -> tuple[str, ...]:
     if not known(cell.label_accuracy.value):
         return ()
-    return (*_ends(cell.label_accuracy), f"chance {percent(cell.label_chance)}")
+    return (*_ends(cell.label_accuracy, cell.union.tolerance), f"chance {percent(cell.label_chance)}")
 
 
 def _identified_notes(cell: Cell) -> tuple[str, ...]:
     if not known(cell.identified.value):
         return ()
     among = (f"gallery of {cell.gallery}",) if cell.gallery else ()
-    return (*_ends(cell.identified), f"chance {percent(cell.chance)}", *among)
+    return (*_ends(cell.identified, cell.union.tolerance), f"chance {percent(cell.chance)}", *among)
 
 
 def _evaluations(cell: Cell) -> tuple[str, ...]:
@@ -231,7 +243,7 @@ def _narrow_row(cell: Cell) -> list[Text]:
 def _numbers(cell: Cell, interval: str) -> list[Text]:
     from rich.text import Text
 
-    asr = percent(cell.asr.value) + "".join(map(interval.format, _ends(cell.asr)))
+    asr = percent(cell.asr.value) + "".join(map(interval.format, _ends(cell.asr, cell.union.tolerance)))
     rest = [
         number(cell.ssim.value),
         percent(cell.identified.value),

@@ -18,6 +18,7 @@ from medpfl.reporting.federation import federation_table, sentences
 from medpfl.reporting.frontier import frontier_table, how_to_read
 from medpfl.reporting.leakage import RoundCell, leakage_table
 from medpfl.reporting.masks import mask_lines
+from medpfl.reporting.page.limits import attacks_to_add
 from medpfl.reporting.patients import patient_lines
 from medpfl.reporting.tables import compared, terminal_table
 from medpfl.reporting.training import training_table
@@ -119,6 +120,8 @@ def print_audit(report: Audited, quiet: bool) -> None:
             console.print(similarity, style="dim", markup=False, highlight=False)
         for note in report.settings.notes:
             console.print(note, style="dim")
+        if more := attacks_to_add(report.summary, report.settings):
+            console.print(more, style="dim", markup=False, highlight=False)
         for spec, epsilon in (report.settings.privacy or {}).items():
             console.print(f"{spec}: {epsilon}", markup=False, highlight=False, soft_wrap=True)
     named = any(name != f"class {i}" for i, name in enumerate(report.classes))

@@ -12,7 +12,7 @@ from medpfl.core.experiments.settings import Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.judging.types import Cell
 from medpfl.reporting.phrases import Cells, bounded, by, counts, example, extent, hits, labels, reason
-from medpfl.reporting.words import brief, known, label, percent
+from medpfl.reporting.words import brief, known, label, percent, share
 
 __all__ = ["MARKS", "verdict_sentences", "verdict_states"]
 
@@ -170,7 +170,7 @@ def _seeming(groups: Sequence[Cells]) -> str:
 
 
 def _holding(groups: Sequence[Cells], total: int) -> str:
-    least = percent(groups[0][0].union.tolerance)
+    least = share(groups[0][0].union.tolerance)
     if len(groups) == 1:
         who = example(groups[0])
     else:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from medpfl.core.verdicts import RECORDED, UNDEFENDED
+from medpfl.core.verdicts import RECORDED, SUCCESS, UNDEFENDED
 from medpfl.judging.types import Cell
 
 __all__ = [
@@ -22,8 +22,10 @@ __all__ = [
     "number",
     "percent",
     "percents",
+    "share",
     "shorten",
     "signed",
+    "similarity",
 ]
 
 DASH = "\u2013"
@@ -57,6 +59,44 @@ def number(value: float | None, style: str = ".2f") -> str:
     return re.sub("^-", "\u2212", text) if re.search("[1-9]", text) else text.lstrip("-")
 
 
+_MOST = 6
+"""Maximum number of decimals that keep a number on its side of a threshold."""
+
+
+def _decimals(value: float, threshold: float, fewest: int, above: bool) -> int:
+    """Return the fewest decimals with which a rounded number stays on its side of a threshold."""
+
+    def passes(number: float) -> bool:
+        return number > threshold if above else number >= threshold
+
+    return next((d for d in range(fewest, _MOST) if passes(float(f"{value:.{d}f}")) == passes(value)), _MOST)
+
+
+def similarity(ssim: float | None, threshold: float = SUCCESS, above: bool = False) -> str:
+    """Format an SSIM; it gets more than two decimals where rounding would move it across the threshold.
+
+    Args:
+        ssim: the SSIM.
+        threshold: the SSIM that counts.
+        above: True if only a larger value passes the threshold, False if an equal one does, too.
+
+    >>> similarity(0.93), similarity(0.896), similarity(0.8999), similarity(0.9)
+    ('0.93', '0.896', '0.8999', '0.90')
+    """
+    if ssim is None or not known(ssim):
+        return number(ssim)
+    return number(ssim, f".{_decimals(ssim, threshold, 2, above)}f")
+
+
+def share(threshold: float) -> str:
+    """Format a threshold for rates in percent, without rounding it.
+
+    >>> share(0.2), share(0.125), share(0.005)
+    ('20 %', '12.5 %', '0.5 %')
+    """
+    return f"{100 * threshold:g} %"
+
+
 def percent(rate: float | None) -> str:
     """Format a rate in percent; only exactly 0 and 1 become ``0 %`` and ``100 %``.
 
@@ -77,11 +117,23 @@ def between(low: float | None, high: float | None, style: str = ".2f") -> str:
     return f"{number(low, style)}{DASH}{number(high, style)}"
 
 
-def percents(low: float | None, high: float | None) -> str:
-    """Format an interval for a rate: ``58-93 %``, with an en dash."""
+def percents(low: float | None, high: float | None, threshold: float | None = None, above: bool = False) -> str:
+    """Format an interval for a rate: ``58-93 %``, with an en dash.
+
+    Args:
+        low, high: the ends, in [0, 1].
+        threshold: the share with which both ends are compared; an end gets decimals where rounding would move it
+            across. ``None``: they are compared with none.
+        above: True if only a larger end passes the threshold, False if an equal one does, too.
+
+    >>> percents(0.0, 0.204) == f"0{DASH}20 %", percents(0.0, 0.195, 0.2) == f"0{DASH}19.5 %"
+    (True, True)
+    """
     if low is None or high is None or not (known(low) and known(high)):
         return DASH
-    return f"{between(100 * low, 100 * high, '.0f')} %"
+    ends = [round(100 * end, 9) for end in (low, high)]
+    places = [0 if threshold is None else _decimals(end, round(100 * threshold, 9), 0, above) for end in ends]
+    return DASH.join(number(end, f".{d}f") for end, d in zip(ends, places, strict=True)) + " %"
 
 
 def counted(number: int, noun: str) -> str:

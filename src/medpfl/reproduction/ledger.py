@@ -65,10 +65,17 @@ class Claims:
             directory.note(sets=claims.sets, parts=forms)
         return claims
 
+    @classmethod
+    def check(cls, out: Path, chosen: Mapping[str, Study], form: Form, force: bool) -> None:
+        """Raise the `InputError` of `extend`; nothing is written."""
+        if RunDirectory(out, _REPRODUCTION).check(force) and not force:
+            for task in cls.read(out).tasks():
+                if _replaces(task, chosen, form):
+                    _refuse(task, out)
+
     def _extended(self, out: Path, chosen: Mapping[str, Study], places: Places, form: Form, force: bool) -> Claims:
         for task in self.tasks():
-            again = task.experiment in chosen and task.part in chosen[task.experiment].parts
-            if again and task.form.settings() != form.settings():  # the runs compare device and weights themselves
+            if _replaces(task, chosen, form):
                 _discard(task, out, force)
         new = {name: {part.name: form for part in own.parts} for name, own in chosen.items()}
         forms = {n: {**self.forms.get(n, {}), **new.get(n, {})} for n in EXPERIMENTS if n in new or n in self.forms}
@@ -87,13 +94,23 @@ class Claims:
         return [Gap("", name, "its folder is not there", False) for name, found in self.sets.items() if not found]
 
 
+def _replaces(task: Task, chosen: Mapping[str, Study], form: Form) -> bool:
+    """Return True if a task was requested before, and is now in another form."""
+    again = task.experiment in chosen and task.part in chosen[task.experiment].parts
+    return again and task.form.settings() != form.settings()  # the runs compare device and weights themselves
+
+
+def _refuse(task: Task, out: Path) -> None:
+    raise InputError(
+        f"'{out}' holds a reproduction with other settings ({task.part.name} of {task.experiment}: {task.form}): "
+        "name another --out, or add --force to discard it"
+    )
+
+
 def _discard(task: Task, out: Path, force: bool) -> None:
     """Remove a part's runs in another form, so that tables do not mix forms."""
     if not force:
-        raise InputError(
-            f"'{out}' holds a reproduction with other settings ({task.part.name} of {task.experiment}: {task.form}): "
-            "name another --out, or add --force to discard it"
-        )
+        _refuse(task, out)
     run = task.out(out)
     for place in (run, training_folder(run)):
         if known_in(place):

@@ -12,7 +12,7 @@ from medpfl.core.verdicts import UNDEFENDED
 from medpfl.judging.types import Cell
 from medpfl.reporting.figures.grid import draw_grid
 from medpfl.reporting.figures.selection import cell_rows, examples
-from medpfl.reporting.words import label, number
+from medpfl.reporting.words import label, similarity
 from medpfl.runs.directory import private_folder
 from medpfl.runs.jobs import job_of
 
@@ -67,4 +67,4 @@ def _line(store: Store, rows: Sequence[Finding], rank: str, plain: Finding) -> I
 
 def _score(row: Finding) -> str:
     """Format the SSIM with a no-break space."""
-    return f"SSIM\u00a0{number(row.scores['ssim'])}"
+    return f"SSIM\u00a0{similarity(row.scores['ssim'])}"

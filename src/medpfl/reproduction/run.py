@@ -99,6 +99,8 @@ def foresee(asked: Studies, sets: Mapping[str, Path]) -> Outlook:
     chosen = _chosen(asked.experiment or EXPERIMENTS, asked.part)
     form = Form(**vars(asked.scale), seed=asked.run.seed, device=asked.run.device)
     places, out = Places.among(Path(asked.data), sets), Path(asked.run.out or "")
+    _published(asked.published, tuple(places.found))
+    Claims.check(out, chosen, form, asked.run.force)
     parts = []
     for name, study in chosen.items():
         for part, own in product(study.parts, places.found):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ __all__ = [
     "Kind",
     "RunDirectory",
     "append",
+    "check_made",
     "check_outside",
     "holds_a_run",
     "known_in",
@@ -60,6 +62,21 @@ def made(out: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a null byte
         why = getattr(error, "strerror", None) or error
         raise InputError(f"--out '{out}' cannot be created ({why}): name another one") from error
+
+
+def check_made(out: Path) -> None:
+    """Raise the `InputError` of `made` if a folder could not be created; nothing is created."""
+    try:
+        there = out if out.exists() else next(folder for folder in out.absolute().parents if folder.exists())
+    except (OSError, ValueError) as error:
+        raise InputError(f"--out '{out}' cannot be created ({error}): name another one") from error
+    if not there.is_dir():
+        why = os.strerror(errno.EEXIST if there == out else errno.ENOTDIR)
+    elif not os.access(there, os.W_OK):
+        why = os.strerror(errno.EACCES)
+    else:
+        return
+    raise InputError(f"--out '{out}' cannot be created ({why}): name another one")
 
 
 def share_folder(out: Path) -> Path:
@@ -132,13 +149,18 @@ class RunDirectory:
         Raises:
             InputError: if another run is writing here.
         """
+        with self._lock():
+            self._remove_leftovers()
+            yield
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
         lock = FileLock(self.path / ".lock", timeout=0, mode=PRIVATE)
         try:
             lock.acquire()
         except Timeout:
             raise InputError(f"another run is writing to '{self.path}': wait for it, or name another --out") from None
         try:
-            self._remove_leftovers()
             yield
         finally:
             lock.release()
@@ -164,13 +186,34 @@ class RunDirectory:
             InputError: if the directory holds a run of another kind or, unless `force`, a run with another identity
                 or format, or with refused rows.
         """
+        if self._continues(force):
+            return
+        self.discard()
+        share_folder(self.path)
+        about = {"kind": self.kind.name, "format": self.kind.format, "identity": self.identity}
+        write(self.path / _RUN, json.dumps(about, indent=1).encode())
+
+    def check(self, force: bool) -> bool:
+        """Return True if this run would be continued here, False if it would begin anew; nothing is written.
+
+        Raises:
+            InputError: as in `made`, `locked` and `claim`.
+        """
+        check_made(self.path)
+        if (self.path / ".lock").is_file():
+            with self._lock():
+                pass
+        return self._continues(force)
+
+    def _continues(self, force: bool) -> bool:
+        """Return True if the directory holds this run; raise the `InputError` of `claim` if it must not begin anew."""
         found = known_in(self.path)
         self._check_kind(found)
         if not force:
             self._check_rows(found)
         current = found.get("format") == self.kind.format and not found.get("refused")
         if current and found["identity"] == self.identity:
-            return
+            return True
         if not force and found:
             self._check_format(found, "name another --out, or --force to discard it")
         if not force and self._is_anything_there(current):
@@ -178,10 +221,7 @@ class RunDirectory:
                 f"'{self.path}' holds another {self.kind.name} ({self._difference(found)}): name another --out, or "
                 "--force to discard it"
             )
-        self.discard()
-        share_folder(self.path)
-        about = {"kind": self.kind.name, "format": self.kind.format, "identity": self.identity}
-        write(self.path / _RUN, json.dumps(about, indent=1).encode())
+        return False
 
     def noted(self) -> dict[str, Any]:
         """Return the content of ``run.json``, for a run with readable rows.

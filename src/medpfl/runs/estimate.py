@@ -16,6 +16,10 @@ _PATIENT = 0.8
 """Share of a job's expected time after which its own pace counts."""
 
 
+_SURE = 0.02
+"""Share of a job that must be done before its own pace counts."""
+
+
 class Piece(NamedTuple):
     """A job to estimate.
 
@@ -23,10 +27,12 @@ class Piece(NamedTuple):
         kinds: its kinds, from the special to the general: jobs of one kind take similarly long. The last is shared by
             all jobs.
         seconds: a first guess of its time; only ratios matter once a job has run.
+        alone: True if neither the guess nor other jobs tell its time, only those that share a kind before the last.
     """
 
     kinds: tuple[str, ...]
     seconds: float
+    alone: bool = False
 
 
 class Estimate:
@@ -61,12 +67,21 @@ class Estimate:
             self._known[kind] = (guessed + piece.seconds, taken + monotonic() - began)
 
     def expected(self, piece: Piece) -> float | None:
-        """Return a job's expected seconds, by what the most special of its kinds took; ``None`` if nothing is known."""
-        for kind in piece.kinds:
+        """Return a job's expected seconds, by what the most special of its kinds took; ``None`` if nothing is known.
+
+        If no job like it has ended, but one runs, that one's own pace tells.
+        """
+        kinds = piece.kinds[:-1] if piece.alone else piece.kinds
+        for kind in kinds:
             if kind in self._known:
                 guessed, taken = self._known[kind]
                 return piece.seconds * taken / max(guessed, 1e-9)
-        return piece.seconds if self.trusted else None
+        if not piece.alone:
+            return piece.seconds if self.trusted else None
+        now = self._now  # another thread asks, while the work goes on
+        if now is None or now[2] <= _SURE or not set(kinds) & set(now[0].kinds[:-1]):
+            return None
+        return piece.seconds * (monotonic() - now[1]) / now[2] / max(now[0].seconds, 1e-9)
 
     def left(self) -> float | None:
         """Return the seconds that are probably left, or ``None`` if nothing is known yet."""
@@ -79,7 +94,7 @@ class Estimate:
     def _rest(self, piece: Piece, began: float, share: float) -> float | None:
         """Return the current job's seconds to come: by its kind, and once these are nearly over by its own pace."""
         passed, expected = monotonic() - began, self.expected(piece)
-        whole = passed / share if share > 0.02 else None
+        whole = passed / share if share > _SURE else None
         if expected is None:
             return None if whole is None else whole - passed
         if passed < _PATIENT * expected:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
 from time import monotonic
-from typing import Any
+from typing import Any, TextIO
 
 from medpfl.core import progress
 from medpfl.core.messages import may_show, told
@@ -43,6 +43,10 @@ def clock(seconds: float) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _nameless(text: str) -> str:
+    return told(text, shown=False)
 
 
 @dataclass(eq=False)
@@ -89,11 +93,12 @@ class Pulse:
             for name, value in kept.items():
                 setattr(self, name, value)
 
-    def line(self, shown: Callable[[str], str] = str) -> str:
-        """Return the line for now; `shown` makes words fit to be printed."""
+    def line(self, shown: Callable[[str], str] = _nameless) -> str:
+        """Return the line for now; `shown` makes words fit to be printed, without names by default."""
         passed = timedelta(seconds=int(monotonic() - self.began))
         counted = f"{int(self.done)} of {self.total} {self.unit}" if self.total else ""
-        words = [counted, shown(": ".join(filter(None, (progress.during(), self.what)))), self.said, self._end()]
+        what, *_ = shown(": ".join(filter(None, (progress.during(), self.what)))).splitlines() or [""]
+        words = [counted, what, self.said, self._end()]
         return "  ".join([str(passed), *filter(None, words)])
 
     def bar(self) -> str:
@@ -138,11 +143,16 @@ def _shown(pulse: Pulse) -> Any:
     return _on_terminal(pulse) if moves else _in_log(pulse)
 
 
+def _fit_for(stream: TextIO) -> Callable[[str], str]:
+    """Return a function that replaces words which a stream may not show; it looks for names once for each text."""
+    return cache(lambda text: told(text, may_show(stream)))
+
+
 @contextmanager
 def _in_log(pulse: Pulse) -> Iterator[None]:
     """Print lines on standard error, fewer after some minutes."""
     stream = sys.stderr
-    shown = cache(lambda text: told(text, may_show(stream)))
+    shown = _fit_for(stream)
 
     def beat() -> float:
         with suppress(OSError, ValueError):  # the log's reader may be gone: the work goes on
@@ -162,7 +172,9 @@ def _on_terminal(pulse: Pulse) -> Iterator[None]:
     from rich.text import Text
 
     def drawn() -> Text:
-        return Text(pulse.bar() + pulse.line(), no_wrap=True, overflow="ellipsis")
+        return Text(pulse.bar() + pulse.line(shown), no_wrap=True, overflow="ellipsis")
+
+    shown = _fit_for(sys.stderr)
 
     with Live(
         get_renderable=drawn,
@@ -184,7 +196,9 @@ def _in_notebook(pulse: Pulse) -> Iterator[None]:
             return str(self.data)
 
     def drawn() -> Any:
-        return Line(pulse.bar() + pulse.line())
+        return Line(pulse.bar() + pulse.line(shown))
+
+    shown = _fit_for(sys.stdout)  # kept in the notebook's file
 
     handle = display(drawn(), display_id=True)
 

@@ -95,8 +95,7 @@ def study_index(
     """
     if out is None:
         return StudyIndex(secret or secrets.token_hex(16), data, place if secret else source)
-    opened = _locked(key_file(out), None if force else out) if keep else _looked_at(key_file(out))
-    with opened as key:
+    with (_locked if keep else _looked_at)(key_file(out), None if force else out) as key:
         index = StudyIndex(key["secret"], data, place, f"'{key_file(out)}'")
         # A folder may bear a patient's name: files say "class 0", and only the key holds the class name.
         key["classes"][index.fingerprint(data)] = list(data.classes)
@@ -109,17 +108,18 @@ def study_index(
     return index
 
 
-def key_of(out: Path, force: bool = False) -> Key:
+def key_of(out: Path, force: bool = False, keep: bool = True) -> Key:
     """Return the key for a directory of runs, and make one if there is none.
 
     Args:
         out: the frontier's directory.
         force: make a new key if the old one is missing.
+        keep: write a new key; False only reads it, and returns a random one if there is none.
 
     Raises:
         InputError: as in `study_index`.
     """
-    with _locked(key_file(out), None if force else out) as key:
+    with (_locked if keep else _looked_at)(key_file(out), None if force else out) as key:
         return Key(key["secret"], f"'{key_file(out)}'")
 
 
@@ -191,9 +191,23 @@ def _new() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _looked_at(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the key file's content, or that of a new key. Nothing is written."""
-    yield _read(path, path.read_bytes()) if _is_there(path) else _new()
+def _looked_at(path: Path, run: Path | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the key file's content, or that of a new key. Nothing is written. `run` is as in `_locked`."""
+    if _is_there(path):
+        yield _read(path, path.read_bytes())
+        return
+    _check_not_lost(path, run)
+    yield _new()
+
+
+def _check_not_lost(path: Path, run: Path | None) -> None:
+    """Raise `InputError` if there was a key for a run, now that there is none."""
+    if run is not None and "key" in known_in(run).get("identity", ()):
+        raise InputError(
+            f"the key for '{run}' is missing: it should be the file '{path}'. Restore it from a copy and repeat "
+            "the command. Without it, nobody can tell which images the rows belong to. If it is lost, name "
+            "another --out, or use --force to discard the rows and make a new key"
+        )
 
 
 @contextlib.contextmanager
@@ -210,13 +224,8 @@ def _locked(path: Path, run: Path | None = None) -> Iterator[dict[str, Any]]:
             _make_private(path)
             before = path.read_bytes()
             key = _read(path, before)
-        elif run is not None and "key" in known_in(run).get("identity", ()):
-            raise InputError(
-                f"the key for '{run}' is missing: it should be the file '{path}'. Restore it from a copy and repeat "
-                "the command. Without it, nobody can tell which images the rows belong to. If it is lost, name "
-                "another --out, or use --force to discard the rows and make a new key"
-            )
         else:
+            _check_not_lost(path, run)
             before, key = b"", _new()
         yield key
         after = json.dumps(key, indent=1).encode()

@@ -72,12 +72,12 @@ def recommendation(
     Returns:
         ``state``: ``"recommended"``, ``"none"``, ``"too few"``, ``"control failed"`` or ``"nothing learned"``;
         ``limits``; ``defense``; ``inconclusive`` and ``leaking``: the settings left out for these reasons;
-        ``updates_needed``: the number of updates that would decide, if there are too few; ``chance``: the balanced
-        accuracy of guessing.
+        ``updates_needed``, ``images_needed``: the number of updates that would decide, and of the images in them, if
+        there are too few; ``chance``: the balanced accuracy of guessing.
     """
     found: dict[str, Any] = {
         "limits": list(map(str, limits)), "defense": None, "inconclusive": [], "leaking": [], "updates_needed": None,
-        "chance": 1 / classes,
+        "images_needed": None, "chance": 1 / classes,
     }  # fmt: skip
     low = points[0]["accuracy_low"]
     if low is not None and low <= 1 / classes:
@@ -95,12 +95,17 @@ def recommendation(
         best = min(sure, key=lambda p: (-p["accuracy"], p[f"{limits[0].metric}_end"]))
         return {**found, "state": "recommended", "defense": best["defense"]}
     needed = _needed(judged, limits)
-    return {**found, "state": "none" if needed is None else "too few", "updates_needed": needed}
+    if needed is None:
+        return {**found, "state": "none"}
+    return {**found, "state": "too few", "images_needed": needed[0], "updates_needed": needed[1]}
 
 
-def _needed(points: Sequence[Point], limits: Sequence[Limit]) -> int | None:
-    """Return the number of updates that would decide at least one setting that is open for lack of updates."""
+def _needed(points: Sequence[Point], limits: Sequence[Limit]) -> tuple[int, int] | None:
+    """Return the fewest images that would decide a setting open for lack of updates, and the updates that hold them."""
     open_ = [p for p in points if p["verdict"] == INCONCLUSIVE and "too-few" in p["flags"]]
-    needs = [p["updates_needed"] for p in open_ if p["updates_needed"] is not None]
     least = updates_for(limits)
-    return None if not needs or least is None else max(least, min(needs))
+    if least is None:
+        return None
+    known = [p for p in open_ if p["updates_needed"] is not None]
+    needs = [(max(least, p["updates_needed"]), p["images_per_update"]) for p in known]
+    return min(((updates * images, updates) for updates, images in needs), default=None)

@@ -33,7 +33,8 @@ def points_of(
     Other entries:
 
     - ``recognized``: re-identification by all attacks together, above the floor of guesses without the update;
-    - ``verdict``, ``updates_needed``: those of all attacks together;
+    - ``verdict``, ``updates``, ``updates_needed``: those of all attacks together; ``images_per_update``: images in one
+      update, or in one sum of updates;
     - ``label_verdict``: the worst verdict on labels; ``None`` if no attack infers labels;
     - ``bound``: a differentially private defense's success bound over the rounds that the attack sees
       (`medpfl.auditing.bounds`), else ``None``;
@@ -62,6 +63,8 @@ def _leakage(spec: str, cells: Sequence[Cell]) -> Point:
     point: Point = {
         "images": max((cell.images for cell in own), default=0),
         "verdict": union.verdict,
+        "updates": union.updates,
+        "images_per_update": union.per_update,
         "updates_needed": union.updates_needed,
         "label_verdict": next((v for v in (LEAKS, INCONCLUSIVE, NO_LEAK) if v in labels), None),
     }

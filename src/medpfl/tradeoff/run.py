@@ -16,12 +16,12 @@ from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.groups import About
 from medpfl.core.progress import phase
 from medpfl.core.signatures import taking
-from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
+from medpfl.runs.directory import RUNS, RunDirectory, check_made, known_in, made, reading
 from medpfl.runs.estimate import Pace
 from medpfl.runs.identity import Code, Identity, unchanged
 from medpfl.runs.outlook import Outlook
 from medpfl.runs.pulse import pulsing
-from medpfl.runs.study_key import key_of
+from medpfl.runs.study_key import Key, key_of
 from medpfl.tradeoff.limits import limits_of
 from medpfl.tradeoff.result import FRONTIER, Found, FrontierResult, results, write_recommended
 from medpfl.tradeoff.tasks import Setting, audit_of, check, parts_of, strengths_of, training_of, with_images
@@ -72,10 +72,9 @@ def _performed(experiment: Frontier) -> FrontierResult:
     check(experiment)
     out, force = experiment.out, experiment.run.force
     made(out)
-    code = Code.of(lambda: parts_of(experiment))
-    identity = Identity(_entries(experiment, plain), code, key_of(out, force))
-    settings = [setting._replace(spec=identity.cloak(setting.spec)) for setting in plain]
+    identity = _identity(experiment, plain, key_of(out, force))
     directory = RunDirectory(out, FRONTIER, identity)
+    settings = [setting._replace(spec=identity.cloak(setting.spec)) for setting in plain]
     with directory.locked():
         directory.claim(force)
         directory.note(limits=list(map(str, limits)), accept_leak=experiment.accept_leak)
@@ -83,7 +82,7 @@ def _performed(experiment: Frontier) -> FrontierResult:
         pace = Pace(
             {_TRAINING: count * experiment.seeds, _AUDIT: count if experiment.round else 1}, experiment.run.visible
         )
-        with unchanged(code, directory):
+        with unchanged(identity.code, directory):
             # One training, then the audit: what cannot be trained or audited fails before hours of work.
             trainings = {s.spec: _trained(experiment, s, out, pace) for s in settings[:1]}
             audits = {} if experiment.round else _audited_at_once(experiment, settings, out, pace)
@@ -98,6 +97,10 @@ def _performed(experiment: Frontier) -> FrontierResult:
     return result
 
 
+def _identity(experiment: Frontier, settings: Sequence[Setting], key: Key) -> Identity:
+    return Identity(_entries(experiment, settings), Code.of(lambda: parts_of(experiment)), key)
+
+
 def foresee(experiment: Frontier) -> Outlook:
     """Return a frontier's plan, from one round of training and a few steps of each attack; nothing is written.
 
@@ -106,13 +109,17 @@ def foresee(experiment: Frontier) -> Outlook:
     settings = strengths_of(experiment.defense)
     experiment = with_images(experiment, limits_of(experiment.limit, experiment.tolerance))
     check(experiment)
-    out = experiment.out
-    first = foresee_training(training_of(experiment, settings[0], experiment.run.seed, None))
+    out, force = experiment.out, experiment.run.force
+    check_made(out)
+    RunDirectory(out, FRONTIER, _identity(experiment, settings, key_of(out, force, keep=False))).check(force)
+    seed = experiment.run.seed
+    first = foresee_training(training_of(experiment, settings[0], seed, _training(out, settings[0], seed)))
     parts = []
     for setting, seed in product(settings, _seeds(experiment.options())):
         (step,) = first.steps
+        whole = (step.seconds or 0.0) * step.jobs / max(1, step.jobs - step.done)
         done = min(len(rounds_in(_training(out, setting, seed))), step.jobs)
-        left = (step.seconds or 0.0) * (step.jobs - done) / step.jobs
+        left = whole * (step.jobs - done) / step.jobs
         own = replace(step, what=f"training under {setting.spec}, seed {seed}", done=done, seconds=left)
         parts.append(("trainings", Outlook((own,), first.memory)))
     at = f"audits of round {experiment.round}" if experiment.round else "audit"

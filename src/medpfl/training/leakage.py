@@ -20,7 +20,7 @@ from medpfl.core.threat import HONEST, ThreatModel
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint, round_folder
 from medpfl.reporting.leakage import RoundCell
-from medpfl.runs.directory import lines, share_folder
+from medpfl.runs.directory import check_made, lines, share_folder
 from medpfl.runs.outlook import Outlook
 from medpfl.training.report import accuracies_in
 
@@ -85,12 +85,8 @@ def leakage(
     Raises:
         InputError: if `model` is no training, a round is missing, or `medpfl.audit` raises it.
     """
-    if not is_checkpoint(model):
-        raise InputError(f"--rounds needs a training's directory as --model; '{model}' is not one")
-    if not rounds:
-        raise InputError("no rounds were given: name some, such as --rounds 0,1,5")
-    models = {number: checkpoint_at(Path(model), number) for number in dict.fromkeys(rounds)}
     out = None if run.out is None else Path(run.out)
+    models = _models(model, rounds, out)
     # Passed on as given: an attack from a file runs in its own process, so none of its code may run here.
     parts: dict[str, Any] = {"attacks": attacks, "defenses": defenses}
     scenario = parts | {"plan": plan, "threat": threat, "victims": victims, "criteria": criteria}
@@ -119,14 +115,24 @@ def perform_leakage(experiment: Experiment) -> Leakage:
 
 def foresee_leakage(experiment: Experiment) -> Outlook:
     """Return the plan of these audits; nothing is written."""
-    asked, out = _checked(experiment), experiment.run.out
-    if not is_checkpoint(asked.model):
-        raise InputError(f"--rounds needs a training's directory as --model; '{asked.model}' is not one")
-    own = {n: _beside(None if out is None else Path(out), n) for n in dict.fromkeys(rounds_in(asked.rounds or ""))}
+    asked = _checked(experiment)
+    out = None if asked.run.out is None else Path(asked.run.out)
+    own = {n: _beside(out, n) for n in _models(asked.model, rounds_in(asked.rounds or ""), out)}
     audits = {
         n: asked.having(model=str(round_folder(Path(asked.model), n)), rounds=None, out=o) for n, o in own.items()
     }
     return Outlook.of((f"round {n}", foresee(one)) for n, one in audits.items())
+
+
+def _models(model: str | Path, rounds: Sequence[int], out: Path | None) -> dict[int, Checkpoint]:
+    """Return the model of each round; raise `InputError` if one is missing, or if `out` cannot hold the overview."""
+    if not is_checkpoint(model):
+        raise InputError(f"--rounds needs a training's directory as --model; '{model}' is not one")
+    if not rounds:
+        raise InputError("no rounds were given: name some, such as --rounds 0,1,5")
+    if out is not None:
+        check_made(out)
+    return {number: checkpoint_at(Path(model), number) for number in dict.fromkeys(rounds)}
 
 
 def _checked(asked: Experiment) -> Experiment:

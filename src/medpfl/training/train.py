@@ -23,7 +23,7 @@ from medpfl.core.progress import phase
 from medpfl.core.roles import NO_DEFENSE, DataSource, Defense, Model
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.parts import defenses_of, model_of, partition_of
-from medpfl.runs.directory import check_outside, made
+from medpfl.runs.directory import RunDirectory, check_made, check_outside, made
 from medpfl.runs.environment import device_of
 from medpfl.runs.identity import unchanged
 from medpfl.runs.outlook import Outlook, Step
@@ -33,7 +33,7 @@ from medpfl.runs.study_key import study_index
 from medpfl.training.report import Trained, settings_of, trained
 from medpfl.training.setup import TrainingSetup
 from medpfl.training.splits import splits_of
-from medpfl.training.store import TrainingStore, rounds_in, training_in
+from medpfl.training.store import TRAINING, TrainingStore, rounds_in, training_in
 from medpfl.training.trainer import Trainer
 
 __all__ = ["foresee", "perform_training", "train"]
@@ -117,16 +117,27 @@ def foresee(training: Training) -> Outlook:
     setup = _setup(
         asked.model, asked.data, asked.defense, asked.plan, asked.schedule, asked.cohort, asked.weights, asked.run
     )
+    out = None if asked.run.out is None else Path(asked.run.out)
+    done = 0 if out is None else _done(setup, out, asked.run.force)
     trainer, rounds = Trainer(setup, TrainingStore(None)), asked.schedule.rounds
     with phase("timing a round"):
         trainer.play(0)
         began = monotonic()
         trainer.play(1)
         seconds = monotonic() - began
-    done = 0 if asked.run.out is None else min(len(rounds_in(Path(asked.run.out))), rounds + 1)
+    done = min(done, rounds + 1)
     what = f"training under {setup.defense!r}"
     step = Step(what, rounds, "rounds", rounds + 1, done, seconds * (rounds + 1 - done))
     return Outlook((step,), peak())
+
+
+def _done(setup: TrainingSetup, out: Path, force: bool) -> int:
+    """Return the number of rounds that the run directory holds; raise `InputError` if the training would refuse it."""
+    check_made(out)
+    found = setup.splits.found
+    index = study_index(out, setup.data, found.source, found.place, force, keep=False)
+    continued = RunDirectory(out, TRAINING, setup.identity(index)).check(force)
+    return len(rounds_in(out)) if continued else 0
 
 
 def perform_training(training: Training) -> Trained:

@@ -1,4 +1,4 @@
-"""The time that an audit's jobs will take, from a few steps of each attack."""
+"""The time that an audit's jobs will take: from a few steps of each search, or from the first job of other attacks."""
 
 from __future__ import annotations
 
@@ -35,24 +35,33 @@ _USUAL, _EARLY = 0.5, 0.5
 """Share of its steps that a search usually takes before it ends, and share of these without a defense."""
 
 
-def estimated(player: Player, todo: Sequence[Job]) -> Estimate:
-    """Return an estimate for unfinished jobs, from a probe of each of MedPFL's own attacks.
+def estimated(player: Player, todo: Sequence[Job], whole: bool = False) -> Estimate:
+    """Return an estimate for unfinished jobs, from a probe of each of MedPFL's own searches.
 
-    A user's own attack is not run for this: its time is that of the others, until it has run once.
+    An attack that computes its guess has no few steps to time: its first job tells its time. A user's own attack is not
+    run for a probe: its time is that of the others, until it has run once.
+
+    Args:
+        player: the audit's player.
+        todo: the unfinished jobs.
+        whole: True runs attacks that compute their guess on one victim, because no job will run.
     """
     jobs = {job.attack: job for job in reversed(todo)}
     small = stacks(Weights.of(player.scenario.network(0)))
     with phase("timing a few steps of each attack"):
-        found = {repr(attack): _seconds(player, job, small) for attack, job in reversed(jobs.items())}
+        found = {
+            repr(attack): _seconds(player, job, small) if whole or not _computes(attack) else None
+            for attack, job in reversed(jobs.items())
+        }
     known = [seconds for seconds in found.values() if seconds is not None]
     mean = sum(known) / len(known) if known else 1.0
 
     def piece(job: Job) -> Piece:
         spec, exact = repr(job.attack), not job.control and at_client(behind(job.defense)) == NO_DEFENSE
-        each = found[spec]
-        seconds = (mean if each is None else each) * len(job.groups) * (_EARLY if exact else 1.0)
+        each, early = found[spec], _EARLY if exact and not _computes(job.attack) else 1.0
+        seconds = (mean if each is None else each) * len(job.groups) * early
         kinds = (f"{spec} x {job.control or job.key.defense}, {job.knows}", f"{spec}, {exact}", spec, "")
-        return Piece(kinds, seconds)
+        return Piece(kinds, seconds, alone=each is None and _computes(job.attack))
 
     return Estimate({job.key: piece(job) for job in todo}, trusted=bool(known))
 
@@ -65,10 +74,18 @@ def announced(estimate: Estimate, jobs: Sequence[Job], todo: Sequence[Job]) -> N
     images, rows = sum(job.rows for job in todo if not job.control), sum(job.rows for job in todo)
     seconds, done = estimate.left(), len(jobs) - len(todo)
     kept = f"; {done} of {len(jobs)} jobs are done already" if done else ""
+    untold = [job.attack for job in todo if estimate.expected(estimate.todo[job.key]) is None]
+    names = dict.fromkeys(type(attack).__name__ for attack in untold if _computes(attack))
     time = "" if seconds is None else f", in about {clock(seconds)}"
+    time += f"; the time of {' and '.join(names)} is known after the first job" if names else ""
     counts = {"reconstruction": images, "control": rows - images, "attack": len({job.attack for job in todo})}
     told = [f"{count} {word}{'s' * (count != 1)}" for word, count in {**counts, "job": len(todo)}.items()]
     say("{} and {}, by {} in {}".format(*told) + time + kept)
+
+
+def _computes(attack: Attack) -> bool:
+    """Return True if one of MedPFL's attacks computes its guess; a search may end it, but is not most of its time."""
+    return attack.specialized and type(attack) in registry(attack_package).values()
 
 
 def _seconds(player: Player, job: Job, small: bool) -> float | None:
@@ -79,6 +96,8 @@ def _seconds(player: Player, job: Job, small: bool) -> float | None:
     with suppress(InputError), explained("it cannot be timed"):
         if isinstance(job.attack, WorstCase):
             return seconds_each(player, few) / len(few.groups) * job.attack.evaluations
+        if _computes(job.attack):
+            return player.timed(replace(job, groups=job.groups[:1]), job.attack)
         if "steps" not in own:
             return player.timed(few, job.attack) / len(few.groups)
         return _of_steps(player, few, job.attack, _STEPS[small]) / len(few.groups)

@@ -1,4 +1,4 @@
-"""The plan of an audit, made without running an attack to its end, and without writing anything."""
+"""The plan of an audit, made without running its jobs, and without writing anything."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from medpfl.auditing.jobs import Job, jobs_of
 from medpfl.auditing.player import Player
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
-from medpfl.auditing.store import AUDIT, Store
-from medpfl.runs.directory import RunDirectory, known_in
+from medpfl.auditing.settings import settings_of
+from medpfl.auditing.store import AUDIT, Store, check_claim
+from medpfl.core.experiments.settings import Json
+from medpfl.core.progress import phase
+from medpfl.runs.directory import RunDirectory, check_made, known_in
 from medpfl.runs.outlook import Outlook, Step
 from medpfl.runs.study_key import StudyIndex, study_index
 
@@ -32,7 +35,7 @@ def peak() -> float | None:
 def foreseen(player: Player, jobs: list[Job], done: set[Job], notes: tuple[str, ...]) -> Outlook:
     """Return the plan for an audit's jobs, with the time and memory of those that are not done."""
     todo = [job for job in jobs if job not in done]
-    costs = estimated(player, todo)
+    costs = estimated(player, todo, whole=True)
     steps: dict[str, Step] = {}
     for job in jobs:
         knows = ", adaptive" if job.knows else ""
@@ -46,16 +49,18 @@ def foreseen(player: Player, jobs: list[Job], done: set[Job], notes: tuple[str, 
 
 
 def finished(scenario: Scenario, index: StudyIndex, jobs: list[Job]) -> tuple[set[Job], tuple[str, ...]]:
-    """Return the jobs that the run directory already holds, and notes on what else it holds."""
-    out = None if scenario.run.out is None else Path(scenario.run.out)
-    found = {} if out is None else known_in(out)
-    if out is None or not found:
+    """Return the jobs that the run directory already holds, and notes on what else it holds.
+
+    Raises:
+        InputError: the audit would refuse the directory.
+    """
+    if scenario.run.out is None:
         return set(), ()
-    identity = scenario.identity(index)
-    if found.get("kind") != AUDIT.name or found.get("identity") != identity:
-        what = "would be discarded, by --force" if scenario.run.force else "would be refused: name another --out"
-        return set(), (f"'{out}' holds another run, which {what}",)
-    store = Store(RunDirectory(out, AUDIT, identity), {job.key: job.rows for job in jobs}, identity.cloak)
+    out, identity = Path(scenario.run.out), scenario.identity(index)
+    directory = RunDirectory(out, AUDIT, identity)
+    if not check_claim(directory, scenario.run.force, scenario.run.numbers_only):
+        return set(), (f"'{out}' holds another run, which --force would discard",) if known_in(out) else ()
+    store = Store(directory, {job.key: job.rows for job in jobs}, identity.cloak)
     whole = {job for job in jobs if job.key in store}
     return {job for job in whole if scenario.run.numbers_only or store.pictured(job.key)}, ()
 
@@ -65,13 +70,29 @@ def _stacks(scenario: Scenario) -> float:
     return max(scenario.gib(defense) for defense in scenario.defenses)
 
 
-def foreseen_of(scenario: Scenario, isolation: Isolation, place: str) -> Outlook:
-    """Check a scenario, and return its plan: nothing is written, and no attack runs longer than a few steps."""
+def foreseen_of(scenario: Scenario, isolation: Isolation, place: str, check: Json | None = None) -> Outlook:
+    """Check a scenario, and return its plan: nothing is written.
+
+    A search runs for a few steps only; an attack that computes its guess runs on one victim.
+
+    Args:
+        scenario, isolation, place: as in an audit.
+        check: the check of a record, if it was made.
+
+    Raises:
+        InputError: the audit would be refused.
+    """
     scenario, checked = feasible(scenario, isolation)
     out = None if scenario.run.out is None else Path(scenario.run.out)
-    known = out if out is not None and known_in(out) else None
-    index = study_index(known, scenario.data, scenario.source, place, keep=False)
+    if out is not None:
+        check_made(out)
+    index = study_index(out, scenario.data, scenario.source, place, scenario.run.force, keep=False)
     jobs = jobs_of(scenario)
     done, notes = finished(scenario, index, jobs)
     player = Player(scenario, Scorer(scenario.data, index, bool(scenario.label_shape)), checked.wrong_layer is not None)
+    with phase("testing what the defenses disclose"):
+        settings_of(checked, player, check)  # refuses what contradicts itself
+    with phase("computing an update under each defense"):
+        for job in {(job.key.defense, job.knows, job.control): job for job in jobs}.values():
+            player.check(job)
     return foreseen(player, jobs, done, notes)

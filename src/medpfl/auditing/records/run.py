@@ -133,8 +133,8 @@ class RecordCase(RecordOptions, _Pair):
 
     def outlook(self) -> Outlook:
         """Return the plan of the audit; nothing is written."""
-        with self.scene() as (scenario, isolation, place, _):
-            return foreseen_of(scenario, isolation, place)
+        with self.scene() as (scenario, isolation, place, told):
+            return foreseen_of(scenario, isolation, place, told)
 
     @contextmanager
     def scene(self, check: Json | None = None) -> Iterator[tuple[Scenario, Isolation, str, Json | None]]:

@@ -21,8 +21,9 @@ class Settings:
     Attributes:
         experiment: the options.
         grants: the attacker's grants; ``None`` if only the rows state them.
+        not_run: MedPFL's attacks that were not run: ``suited`` to this model, ``others`` that accept it, and ``unfit``.
         data: the images: ``source``, ``classes``, ``images``, ``shape``, ``patients``, ``skipped``.
-        model: ``parameters`` and ``outputs``.
+        model: ``parameters``, ``outputs`` and ``batch_norm_layers``, those that keep statistics.
         versions: versions of packages on which rows depend.
         device, seed, started: the run's device, seed and start time.
         assumed: the threat model's assumptions, in sentences.
@@ -41,6 +42,7 @@ class Settings:
 
     experiment: Json = field(default_factory=dict)
     grants: tuple[str, ...] | None = None
+    not_run: Mapping[str, Any] = field(default_factory=dict)
     data: Json = field(default_factory=dict)
     model: Json = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

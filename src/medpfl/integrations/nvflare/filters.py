@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from torch import Tensor
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, nearest
 from medpfl.core.messages import say
 from medpfl.core.plan import Plan
 from medpfl.core.records.steps import Steps
@@ -255,10 +256,14 @@ def _named(part: Any, dxo: DXO) -> str:
 
 
 def _plan(options: dict[str, Any]) -> Plan:
-    try:
-        return Plan(**options)
-    except TypeError as error:
-        raise InputError(f"plan: {error}: give options of medpfl.Plan, such as batch_size") from None
+    known = [one.name for one in fields(Plan)]
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"plan: there is no option '{name}'; {nearest(name, known)} (give options of medpfl.Plan, such as "
+                '{"batch_size": 8})'
+            )
+    return Plan(**options)
 
 
 def _values(

@@ -16,7 +16,7 @@ from medpfl.reporting.figures.selection import cell_rows
 from medpfl.reporting.figures.svg import COLORS, inline
 from medpfl.reporting.phrases import Cells
 from medpfl.reporting.tables import Whole, with_unions
-from medpfl.reporting.words import attacker, counted, known, label, number, percent, percents, shorten
+from medpfl.reporting.words import attacker, counted, known, label, percent, percents, shorten, similarity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +69,8 @@ def leak_figure(summary: Cells) -> str:
 def _tip(cell: Cell, way: str) -> str:
     """Return a mark's values in words."""
     rate, name = (cell.asr, "reconstructed") if way == READ else (cell.identified, "re-identified")
-    interval = f" (95 % interval {percents(rate.low, rate.high)})" if rate.ends is not None else ""
+    ends = percents(rate.low, rate.high, cell.union.tolerance)
+    interval = f" (95 % interval {ends})" if rate.ends is not None else ""
     without = max((one for one in _without(cell, way) if one is not None), default=None)
     floor = "" if without is None else f"; {percent(without)} without the update"
     return f"{attacker(cell)}, {label(cell.defense)}: {percent(rate.value)} {name}{interval}{floor}"
@@ -84,12 +85,12 @@ def similarity_figure(summary: Cells, rows: Sequence[Finding]) -> str:
     for place, lane in enumerate(lanes):
         if lane.cell is not None:
             own = next(drawn)
-            _label(axes, lane, f"mean {number(lane.cell.ssim.value)}")
+            _label(axes, lane, f"mean {similarity(lane.cell.ssim.value)}")
             _strip(axes, lane.y, lane.cell, own, f"guesses-{place}")
             if own:
                 tips[f"guesses-{place}"] = (
                     f"{attacker(lane.cell)}, {label(lane.cell.defense)}: SSIM of {counted(len(own), 'image')} "
-                    f"from {number(min(own))} to {number(max(own))}, mean {number(lane.cell.ssim.value)}"
+                    f"from {similarity(min(own))} to {similarity(max(own))}, mean {similarity(lane.cell.ssim.value)}"
                 )
     axes.set_xticks([0, 0.25, 0.5, 0.75, 0.9], ["0", "0.25", "0.5", "0.75", "0.9"])
     axes.set_xlabel("SSIM of each guess", color=COLORS["muted"], fontsize=9)

@@ -13,7 +13,7 @@ from medpfl.judging.types import Cell
 from medpfl.reporting.figures.grid import draw_grid, png
 from medpfl.reporting.figures.selection import cell_rows, examples
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.words import attacker, label, number
+from medpfl.reporting.words import attacker, label, number, similarity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,7 @@ def pair_of(rank: str, row: Finding, picture: Picture) -> Pair:
     """Return a row's target image and guess with captions, under a rank such as ``best guess``."""
     truth, guess = (shrunk(array) for array in picture(row))
     psnr = row.scores.get("psnr")
-    scores = f"SSIM {number(row.scores['ssim'])}, PSNR {number(psnr, '.1f')} dB"
+    scores = f"SSIM {similarity(row.scores['ssim'])}, PSNR {number(psnr, '.1f')} dB"
     named = f"class {row.label}" + ("" if row.label_guess is None else f", guessed {row.label_guess}")
     return Pair(rank, f"image {row.image}", scores, named, truth, guess)
 

@@ -9,7 +9,7 @@ from medpfl.core.experiments.settings import Json
 from medpfl.core.rounds import Round
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.judging.types import Cell, Rate
-from medpfl.reporting.words import attacker, label, number
+from medpfl.reporting.words import attacker, label, similarity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,4 +121,4 @@ def plot_pictures(pairs: Sequence[tuple[np.ndarray, np.ndarray, str]]) -> tuple[
 
 def caption_of(attack: str, defense: str, ssim: float | None) -> str:
     """Return the caption of a picture."""
-    return f"{label(attack)}\n{label(defense)}\nSSIM {number(ssim)}"
+    return f"{label(attack)}\n{label(defense)}\nSSIM {similarity(ssim)}"

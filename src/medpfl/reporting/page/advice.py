@@ -52,7 +52,7 @@ def of_frontier(points: Sequence[Json], chosen: Json) -> Advice:
                  "medpfl check-model MODEL"),
         ),
         "too few": (
-            Step("Attack more images.", f"medpfl frontier DATA --images {chosen['updates_needed']} --out runs/more"),
+            Step("Attack more images.", f"medpfl frontier DATA --images {chosen['images_needed']} --out runs/more"),
         ),
     }  # fmt: skip
     other = (

@@ -13,8 +13,9 @@ from medpfl.core.experiments.settings import Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.judging.types import Cell, Union
 from medpfl.reporting.flags import FLAGS
-from medpfl.reporting.phrases import Cells, grouped, hits, images_needed, reason
-from medpfl.reporting.words import brief, counted, known, model_argument, percent
+from medpfl.reporting.page.limits import attacks_to_add
+from medpfl.reporting.phrases import Cells, grouped, hits, images_needed, reason, trials
+from medpfl.reporting.words import brief, counted, known, model_argument, share
 
 __all__ = ["QUESTION", "Answer", "Bar", "Step", "answered", "bars"]
 
@@ -54,12 +55,14 @@ class Bar(NamedTuple):
         verdict: the verdict on the defense.
         rates: name, share in [0, 1] or ``None``, text, and the share that guesses without the update explain, for
             each of the two ways to leak.
+        few: a note if the images share few updates, else ``""``.
         run: the run's name, on a page of several.
     """
 
     defense: str
     verdict: str
     rates: tuple[tuple[str, float | None, str, float | None], ...]
+    few: str = ""
     run: str = ""
 
 
@@ -67,7 +70,7 @@ def answered(summary: Cells, settings: Settings) -> Answer:
     """Return the top of an audit's page."""
     bare, groups = _split(summary)
     first, second = _undefended(bare), _defended(groups, bool(bare))
-    return Answer((first, second), _meaning(bare, groups), _steps(bare, groups, settings))
+    return Answer((first, second), _meaning(bare, groups, settings), _steps(bare, groups, settings))
 
 
 def bars(summary: Cells) -> list[Bar]:
@@ -83,7 +86,8 @@ def _bar(cells: Cells) -> Bar:
         ("re-identified", union.identified.value, _some(hits(union.identified, union.images), union),
          union.identified_floor),
     )  # fmt: skip
-    return Bar(cells[0].defense, union.verdict, tuple(one for one in rates if known(one[1])))
+    few = trials(union.images, union.updates, union.per_update)
+    return Bar(cells[0].defense, union.verdict, tuple(one for one in rates if known(one[1])), few)
 
 
 def _split(summary: Cells) -> tuple[list[Cell], list[list[Cell]]]:
@@ -178,7 +182,7 @@ def _plain(why: str) -> str:
     return re.sub(r" \((?:--images|docs/)[^)]*\)", "", why)
 
 
-def _meaning(bare: Cells, groups: Sequence[Cells]) -> tuple[str, ...]:
+def _meaning(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[str, ...]:
     leaking, holding, unsure = (_in(groups, verdict) for verdict in (LEAKS, NO_LEAK, INCONCLUSIVE))
     open_ = bool(bare) and bare[0].union.verdict == LEAKS
     found = []
@@ -191,10 +195,12 @@ def _meaning(bare: Cells, groups: Sequence[Cells]) -> tuple[str, ...]:
         who = "without a defense" if open_ else ""
         who += (" or " if open_ and leaking else "") + (f"with {_names(leaking)}" if leaking else "")
         found.append(f"Updates sent {who} give patients' images away. Treat them like the images themselves.")
+    if open_ or leaking:
+        found.append(_people(bare if open_ else leaking[0], settings))
     if holding:
         found.append(
             f"{_names(holding)} stopped the attacks that were run: with 95 % confidence, they expose fewer than "
-            f"{percent(holding[0][0].union.tolerance)} of such images. A stronger attack may still succeed."
+            f"{share(holding[0][0].union.tolerance)} of such images. A stronger attack may still succeed."
         )
     if unsure or (bare and bare[0].union.verdict == INCONCLUSIVE):
         found.append(
@@ -203,7 +209,27 @@ def _meaning(bare: Cells, groups: Sequence[Cells]) -> tuple[str, ...]:
         )
     if not found:
         found.append("These attacks did not succeed here. That is no proof of safety: a stronger attack may succeed.")
-    return tuple(found)
+    return tuple(filter(None, found))
+
+
+def _people(cells: Cells, settings: Settings) -> str:
+    """Return a sentence on the exposed patients; ``""`` if each has one image, which the answer counts already."""
+    told = [cell.by_patient for cell in cells if cell.by_patient is not None]
+    if not told:
+        unknown = "patients" in settings.data and settings.data["patients"] is None
+        return "The data does not say which images belong to one patient, so images are counted." if unknown else ""
+    worst = max(told, key=lambda one: (one.read_back.value or 0.0, one.identified.value or 0.0))
+    ways = {"reconstructed": worst.read_back, "re-identified": worst.identified}
+    counts = {way: hits(rate, worst.patients) for way, rate in ways.items()}
+    some = [f"{count or 'none'} by a {way} image" for way, count in counts.items() if count is not None]
+    where = "without a defense" if cells[0].defense == UNDEFENDED else f"with {_names([cells])}"
+    return f"Of {counted(worst.patients, 'attacked patient')}, exposed {where}: {', '.join(some)}."
+
+
+_SAMPLES = "Samples("
+"""Start of the source of the embedded images, which are public: a test of them is a first look."""
+
+_OWN = "medpfl audit path/to/images --model path/to/model.py:make_model --out runs/mine"
 
 
 def _frontier(settings: Settings) -> str:
@@ -218,6 +244,7 @@ _NOISES = "GaussianNoise(scale=geom(0.001, 0.1, 4))"
 
 def _steps(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[Step, ...]:
     leaking, holding, unsure = (_in(groups, verdict) for verdict in (LEAKS, NO_LEAK, INCONCLUSIVE))
+    public = str(settings.data.get("source", "")).startswith(_SAMPLES)
     advised: dict[tuple[Step, ...], list[Cells]] = {}
     for cells in ([bare] if bare and bare[0].union.verdict == INCONCLUSIVE else []) + unsure:
         advised.setdefault(_decide(cells), []).append(cells)
@@ -237,9 +264,12 @@ def _steps(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[St
     if holding:
         found.append(Step(f"Before you use {_names(holding)}, measure the cost in accuracy.", _frontier(settings)))
         found.append(Step("Test again if the model, the data, the training plan or the defense changes."))
-    elif leaking or not groups:
+    elif not public and (leaking or not groups):
         found.append(Step("Find the defense that costs the least accuracy.", _frontier(settings)))
-    found += [Step(note) for note in settings.notes if note.startswith("Not tested, although")]
+    if public:
+        found.append(Step("These are public sample images. Test your own images and model.", _OWN))
+    if more := attacks_to_add([*bare, *(cell for cells in groups for cell in cells)], settings):
+        found.append(Step(more))
     return tuple(dict.fromkeys(found))
 
 
@@ -258,10 +288,10 @@ def _decide(cells: Cells) -> tuple[Step, ...]:
             Step("See which attacks suit this model, and what its updates reveal.", "medpfl check-model MODEL"),
             Step("Run an attack that works without a defense first.", "medpfl audit ... --mode eval --batch-size 1"),
         )
-    naive = any("naive-attack" in cell.flags for cell in cells)
+    naive = any("naive-attack" in cell.flags for cell in cells) and not any(cell.knows_defense for cell in cells)
     found = [Step("To decide the test {where}, repeat it without --naive: the attacker must know the defense.")]
-    if union.updates_needed and union.updates_needed > union.updates:
-        need = f"medpfl audit ... --images {images_needed(union)}"
+    if needed := images_needed(union):
+        need = f"medpfl audit ... --images {needed}"
         more = Step("To decide the test {where}, attack more images.", need)
         return (*found, more) if naive else (more,)
     if naive:

@@ -23,7 +23,7 @@ from medpfl.reporting.words import DASH, counted, label
 if TYPE_CHECKING:
     from medpfl.core.types import Finding
 
-__all__ = ["comparison_sentences", "write_comparison", "write_csv"]
+__all__ = ["comparison_sentences", "run_names", "write_comparison", "write_csv"]
 
 
 class Compared(Protocol):
@@ -42,8 +42,8 @@ _ALWAYS = {"Run": ("started",), "Experiment": ("victims per stack", "memory gib"
 
 
 def run_names(runs: Sequence[Compared]) -> list[str]:
-    """Return the runs' names for files: a number and the title, never a path, which may name a patient."""
-    titles = [one.settings.about.get("title", "") for one in runs]
+    """Return the runs' names for files: a number, and title or alias; never a path, which may name a patient."""
+    titles = [one.settings.about.get("title") or one.settings.about.get("alias", "") for one in runs]
     return [f"run {i}" + (f" ({title})" if title else "") for i, title in enumerate(titles, 1)]
 
 

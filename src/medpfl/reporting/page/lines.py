@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from medpfl.judging.types import Cell, Rate
 from medpfl.reporting.figures.selection import Certified, certified
 from medpfl.reporting.patients import PatientRow, patient_rows
-from medpfl.reporting.phrases import Cells
+from medpfl.reporting.phrases import Cells, trials
 from medpfl.reporting.tables import Entry, Whole, entries, with_unions
 from medpfl.reporting.words import DASH, attacker, brief, label
 
@@ -56,8 +56,6 @@ class Line(NamedTuple):
 _LONG = 40
 """Number of characters from which a spec is shortened, outside its details."""
 
-_COLUMNS = ("Reconstructed (ASR)", "Re-identified")
-
 
 def lines_of(summary: Cells, rows: Sequence[Finding]) -> list[Line]:
     """Return a line for each cell, and one for all attacks on a defense together."""
@@ -85,13 +83,21 @@ def _line(
         knows=DASH if cell.knows_defense is None else "yes" if cell.knows_defense else "no",
         verdict=cell.verdict,
         flags=cell.flags,
-        shown=tuple(replace(numbers[column], notes=numbers[column].notes[:1]) for column in _COLUMNS),
+        shown=tuple(
+            replace(numbers[column], notes=(*numbers[column].notes[:1], *few)) for column, few in _few(cell).items()
+        ),
         more=tuple(entry for entry in numbers.values() if entry.value != DASH),
         order=(_or_least(cell.asr), _or_least(cell.identified)),
         certified=certified(cell, rows),
         patient=None if isinstance(cell, Whole) else patients.get((named, cell.defense)),
         whole=isinstance(cell, Whole),
     )
+
+
+def _few(cell: Cell) -> dict[str, tuple[str, ...]]:
+    """Return the columns of rates, the first with a note if its interval counts fewer updates than images."""
+    few = trials(cell.images, cell.clusters, cell.union.per_update)
+    return {"Reconstructed (ASR)": (few,) if few else (), "Re-identified": ()}
 
 
 def _or_least(rate: Rate) -> float:

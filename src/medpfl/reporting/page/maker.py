@@ -10,6 +10,7 @@ from medpfl.reporting.words import counted
 __all__ = ["maker"]
 
 _NOT_STATED = "not stated"
+_NOBODY = "not stated: add --contact, so that readers know whom to ask"
 
 
 def maker(settings: Json) -> list[tuple[str, str]]:
@@ -21,9 +22,11 @@ def maker(settings: Json) -> list[tuple[str, str]]:
     about, data = settings.get("about") or {}, settings.get("data") or {}
     experiment, version = settings.get("experiment") or {}, (settings.get("versions") or {}).get("medpfl", "")
     images = counted(data["images"], "image") if isinstance(data.get("images"), int) else ""
+    if images and isinstance(asked := experiment.get("images"), int) and asked < data["images"]:
+        images = f"{asked} of {images} attacked"
     found = {
         "Site": about.get("site") or _NOT_STATED,
-        "Contact": about.get("contact") or _NOT_STATED,
+        "Contact": about.get("contact") or _NOBODY,
         "Data": ", ".join(filter(None, [about.get("alias") or data.get("source"), images])) or _NOT_STATED,
         "Model": _joined(experiment.get("model")) or _NOT_STATED,
         "Date": str(settings.get("started") or _NOT_STATED).partition("T")[0],

@@ -10,7 +10,7 @@ from medpfl.judging.types import Cell
 from medpfl.reporting.figures.panels import Pair, address, pair_of, shrunk
 from medpfl.reporting.figures.selection import cell_rows
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.words import attacker, label, number
+from medpfl.reporting.words import attacker, label, similarity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +105,7 @@ def proof(summary: Cells, rows: Sequence[Finding], picture: Picture) -> Proof | 
     for row in own[:_DEFENSES]:
         where = "without a defense" if row.defense == UNDEFENDED else f"with {label(row.defense)}"
         guess = address(shrunk(picture(row)[1]), _SIDE)
-        told = f"{label(row.attack)}, SSIM {number(row.scores['ssim'])}"
+        told = f"{label(row.attack)}, SSIM {similarity(row.scores['ssim'])}"
         shots.append(Shot(f"Best guess {where}", told, guess, f"best guess at image {name}, {where}"))
     return Proof(name, tuple(shots), max(0, len(own) - _DEFENSES))
 
