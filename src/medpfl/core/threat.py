@@ -72,7 +72,9 @@ class ThreatModel(Part):
             InputError: the grant ``"gray"`` is false.
         """
         if "gray" in self and not gray:
-            raise InputError("the grant 'gray' is for images with several equal channels, but these are not: leave it out")
+            raise InputError(
+                "the grant 'gray' is for images with several equal channels, but these are not: leave it out"
+            )
         return self.granting("gray") if gray and self.gray else self
 
     def __contains__(self, grant: str) -> bool:

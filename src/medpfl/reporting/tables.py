@@ -161,7 +161,11 @@ def compared(summary: Cells) -> str:
 def _label_notes(cell: Cell) -> tuple[str, ...]:
     if not known(cell.label_accuracy.value):
         return ()
-    return (*_ends(cell.label_accuracy), f"chance {percent(cell.label_chance)}")
+    notes = (*_ends(cell.label_accuracy), f"chance {percent(cell.label_chance)}")
+    if not known(cell.counts_exact.value):
+        return notes
+    wrong = f"{percent(cell.count_error)} of images miscounted ({percent(cell.count_error_even)} without the update)"
+    return (*notes, f"class counts exact in {_with_ends(cell.counts_exact)} of updates", wrong)
 
 
 def _identified_notes(cell: Cell) -> tuple[str, ...]:

@@ -15,9 +15,11 @@ from medpfl.federated.ready import state_of
 
 __all__ = ["Clients", "Head", "contrasts", "made_up"]
 
-_FAMILIES = 16
-_EACH, _MOST = 8, 32
-"""Images per family where images do not depend on each other, and the most where batch norm mixes them."""
+_FAMILIES, _EACH = 64, 4
+"""Families, and images in each. How families differ matters more than how images in them do."""
+
+_FAMILIES_MIXED, _MOST_MIXED = 32, 32
+"""Families where batch norm mixes a batch's images, and most images in each: a family is then a whole batch."""
 
 _COMPONENTS = 6
 """Principal components of the inputs, besides the mean and the last layer's own directions."""
@@ -63,8 +65,10 @@ def made_up(seen: Observation, head: Head, parameters: Tensors) -> Clients | Non
         parameters: the model's parameters.
     """
     mixes = any(isinstance(m, _BatchNorm) and m.training for m in seen.model.modules())
-    each = max(2, min(seen.views[0].plans[0].batch_size, _MOST)) if mixes else _EACH
-    images = phantoms(seen.image_shape, _FAMILIES, each, torch.Generator().manual_seed(0))
+    count, each = _FAMILIES, _EACH
+    if mixes:
+        count, each = _FAMILIES_MIXED, max(2, min(seen.views[0].plans[0].batch_size, _MOST_MIXED))
+    images = phantoms(seen.image_shape, count, each, torch.Generator().manual_seed(0))
     inputs, logits = _run(seen, head, parameters, images.to(parameters[head.weight]), mixes)
     rows = parameters[head.weight].flatten(1).double().cpu()
     if not _is_head(inputs, logits, rows, 0 if head.bias is None else parameters[head.bias].double().cpu()):
@@ -79,7 +83,7 @@ def made_up(seen: Observation, head: Head, parameters: Tensors) -> Clients | Non
         inputs=inputs @ basis,
         logits=logits,
         rows=rows @ basis,
-        within=near.T @ near / (len(near) - _FAMILIES),
+        within=near.T @ near / (len(near) - count),
     )
 
 
@@ -104,8 +108,8 @@ def _run(seen: Observation, head: Head, parameters: Tensors, images: Tensor, mix
             logits = [functional_call(seen.model, state, (part,)) for part in parts]
     finally:
         handle.remove()
-    shape = images.shape[:2]
-    return tuple(torch.cat(part).unflatten(0, shape).double().cpu() for part in (caught, logits))  # type: ignore[return-value]
+    inputs, made = (torch.cat(part).unflatten(0, images.shape[:2]).double().cpu() for part in (caught, logits))
+    return inputs, made
 
 
 def _is_head(inputs: Tensor, logits: Tensor, rows: Tensor, bias: Tensor | int) -> bool:

@@ -1,12 +1,14 @@
-"""The evidence for label counts: how probable the last layer's gradient is, whatever the images are.
+"""The evidence for label counts: the probability of the last layer's gradient, whatever the images are.
 
-The gradient of the last layer is ``sum_i (p_i - t_i) [x_i, 1]^T / N`` for the inputs x_i of the layer, predictions p_i
-and targets t_i. The bias's part gives the counts if the mean prediction is known (Geng et al. 2021, arXiv:2110.09074),
-and the weight's part tells about the inputs, from which predictions follow (iLRG, "Instance-wise
-Batch Label Restoration via Gradients", ICLR 2023, takes the ratio of both as a class's mean input). The ratio is void where a class's part of the bias is near 0, and
-predictions on made-up images are wrong where images differ from them. So both are weighed here: the inputs of a client's
-images are those of phantoms, moved by an unknown shift for each class. Shifts are normal, as large as phantoms differ.
-The counts' evidence is the gradient's probability with the shifts integrated out, by an iterated linearization (Laplace).
+The last layer's gradient is ``sum_i (p_i - t_i) [x_i, 1]^T / N``, with the layer's inputs x_i, predictions p_i and
+targets t_i. Its bias part gives the counts if the mean prediction is known: Geng et al. 2021 (arXiv:2110.09074) take it
+from made-up images. Its weight part tells about the inputs, and so about the predictions: iLRG ("Instance-wise Batch
+Label Restoration via Gradients", ICLR 2023) takes the ratio of weight to bias as each class's mean input. The first is
+wrong where images differ from made-up ones, the second where a class's bias part is near 0.
+
+Here, both are weighed. The inputs of a client's images are those of phantoms, plus an unknown shift for each class. The
+shifts are normal, with the variance that phantoms have. The evidence for some counts is the gradient's probability with
+the shifts integrated out, by an iterated linearization (Laplace's method).
 """
 
 from __future__ import annotations
@@ -158,7 +160,13 @@ def _key(counts: Tensor) -> tuple[int, ...]:
 
 
 def _climbed(problem: _Problem, counts: Tensor, known: dict[tuple[int, ...], tuple[float, float]]) -> Tensor:
-    """Move one image to another class as long as the evidence grows, and return the counts; `known` keeps all values."""
+    """Return the counts that are reached by moving single images to other classes while the evidence grows.
+
+    Args:
+        problem: the gradient.
+        counts: counts (K,) at the start.
+        known: evidence and misfit of counts, to which new ones are added.
+    """
     while True:
         near = _neighbors(counts)
         new = [one for one in near if _key(one) not in known]
@@ -236,4 +244,3 @@ def _linearized(problem: _Problem, counts: Tensor, shifts: Tensor) -> tuple[Tens
     direct = torch.eye(whole.shape[-1], inputs.shape[-1], dtype=torch.float64)
     slope = slope + torch.einsum("mjh,qr->mjhqr", pulls.mean((2, 3)), direct)
     return expected, (counts[:, :, None, None, None] * slope).flatten(2, 3)
-

@@ -1,8 +1,8 @@
 """Made-up images with the coarse statistics of medical images.
 
-An attacker without any images needs a model's usual predictions. White noise is far from what a scanner makes, and so are
-its predictions. A phantom has a spectrum that falls with frequency, its own brightness and contrast, and often a dark
-background. Phantoms come in families: images of one kind resemble each other, and a client usually has one kind.
+An attacker without any images wants to know what a model usually predicts. White noise is far from what a scanner
+makes, and so are predictions on it. A phantom has a spectrum that falls with frequency, its own brightness and
+contrast, and sometimes a dark background. Phantoms come in families, because a client's images usually are of one kind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def phantoms(shape: tuple[int, ...], families: int, each: int, generator: torch.
 
 
 def _family(shape: tuple[int, ...], each: int, generator: torch.Generator) -> Tensor:
-    """Return `each` images that share brightness, contrast, spectrum, background, tint and a part of their structure."""
+    """Return `each` images of one brightness, contrast, spectrum and tint, alike in a part of their structure."""
     channels, *sides = shape
     draw = torch.rand(6, generator=generator).tolist()
     slope, mean, contrast, shared = 1 + 1.5 * draw[0], 0.15 + 0.6 * draw[1], 0.08 + 0.2 * draw[2], 0.3 + 0.5 * draw[3]

@@ -100,7 +100,9 @@ class LastLayer(Labels):
 def _counts(seen: Observation, rows: Tensor, dummy: Tensor) -> Iterator[Tensor]:
     """Yield the counts (K,) of each victim's batch, from estimates (V, K) of the last layer's bias gradient."""
     weight, bias = last_layer(seen)
-    head = None if weight is None or len(rows[0]) > _MOST_CLASSES or not _is_linear(seen, weight) else Head(weight, bias)
+    head = (
+        None if weight is None or len(rows[0]) > _MOST_CLASSES or not _is_linear(seen, weight) else Head(weight, bias)
+    )
     moves, clients = seen.views[0].plans[0].steps > 1, None
     smoothing = seen.views[0].plans[0].label_smoothing
     for v, row in enumerate(rows):
