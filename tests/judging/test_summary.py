@@ -150,6 +150,25 @@ def test_chance_of_a_label_is_that_of_the_commonest_class():
     assert cells(rows(0, 3, label_guess=None))[UNDEFENDED].label_chance is None
 
 
+def test_label_counts_are_judged_by_update_whatever_the_order_of_the_guesses():
+    exact = [row(victim=0, position=i, label=label, label_guess=1 - label) for i, label in enumerate((0, 1))]
+    one_off = [row(victim=1, position=i, label=1, label_guess=min(i, 1)) for i in range(4)]
+    alone = [row(victim=2, label=0, label_guess=1)]
+    cell = cells([*exact, *one_off, *alone])[UNDEFENDED]
+    assert (cell.counts_exact.value, cell.count_error) == (0.5, pytest.approx((0 + 1 / 4) / 2))
+    assert cell.counts_exact.ends == interval(1, 2)
+    # Of the six images in batches, one has class 0 and five have class 1.
+    assert cell.count_error_even == pytest.approx((abs(1 - 2 / 6) / 2 + abs(4 - 4 * 5 / 6) / 4) / 2)
+
+
+def test_label_counts_are_unknown_for_single_images_and_granted_labels():
+    batch = [row(victim=0, position=i, label=i, label_guess=i) for i in range(2)]
+    assert cells([row(victim=i, label_guess=1) for i in range(3)])[UNDEFENDED].counts_exact.value is None
+    for changed in ({"grants": ("labels",)}, {"label_guess": None}, {"flags": ("zero-gradient",)}):
+        found = cells([replace(r, **changed) for r in batch])[UNDEFENDED]
+        assert (found.counts_exact.value, found.count_error, found.count_error_even) == (None, None, None)
+
+
 def test_the_issue_s_columns_are_there():
     wanted = {
         "attack", "defense", "images", "asr", "asr_low", "asr_high", "ssim", "psnr", "mse", "identified",

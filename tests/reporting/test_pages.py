@@ -251,6 +251,14 @@ def test_every_rate_is_shown_with_its_interval(tmp_path):
     for text in ("best candidate 83 % (10-95 %)", "nearest 4 % (10-95 %)", "100 %10-95 %chance 50 %"):
         assert text in words
     assert "244 % zero update24 images, but only 6 updates" in words
+    assert "class counts" not in words
+
+
+def test_label_counts_are_shown_where_they_were_inferred(tmp_path):
+    counts = {"counts_exact": 0.9, "counts_exact_low": 0.6, "counts_exact_high": 0.98, "count_error": 0.02}
+    words = Page(pages(tmp_path, [full(**counts, count_error_even=0.25)])[0]).words.replace("\u2013", "-")
+    assert "class counts exact in 90 % (60-98 %) of updates" in words
+    assert "2 % of images miscounted (25 % without the update)" in words
 
 
 @pytest.mark.slow

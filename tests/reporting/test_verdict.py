@@ -332,3 +332,5 @@ def test_labels_that_were_inferred_are_said_where_no_image_leaks():
     told = cell(defense=LAPLACE, label_verdict=LEAKS, label_accuracy=22 / 24, **SAFE)
     assert sentences([LEAK, told], {})[1].endswith("The labels of 22 of 24 images were inferred.")
     assert "labels" not in sentences([LEAK, {**told, "label_verdict": NO_LEAK}], {})[1]
+    counted = sentences([LEAK, {**told, "counts_exact": 0.75}], {})[1]
+    assert counted.endswith("were inferred. The number of images of each class was exact in 75 % of updates.")

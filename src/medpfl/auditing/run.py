@@ -123,7 +123,7 @@ class AuditCase:
                 source=found.source,
                 attacks=attacks_of(isolation.attacks, isolation.worker),
                 defenses=[one.part for one in given],
-                threat=self.threat,
+                threat=self.threat.knowing(found.images.gray),
                 plan=self.plan,
                 partition=partition,
                 selection=fitted(victims, found.images, self.plan.images, self.images),

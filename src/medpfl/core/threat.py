@@ -16,6 +16,8 @@ GRANTS = {
     "defense": "the attacker knows the defense and its settings; by default, each defense is tested without and with "
     "this knowledge",
     "auxiliary": "the attacker has other images of the same kind",
+    "gray": "the attacker knows that the images are gray, so that their channels are equal: a public fact about the "
+    "modality, assumed where it is true unless it is withheld",
     "active": "the server may choose the model that it sends to the client",
 }
 
@@ -34,6 +36,7 @@ class ThreatModel(Part):
         grants: names of grants, see `GRANTS`.
         naive: True tests a defense that discloses something only with naive attacks. By default, adaptive attacks are
             run too. A failed naive attack never gives the verdict "no leak found".
+        gray: True grants ``"gray"`` where all images are gray and have several channels (see `knowing`).
 
     Raises:
         InputError: a grant does not exist, or `naive` is combined with the grant ``"defense"``.
@@ -41,6 +44,7 @@ class ThreatModel(Part):
 
     grants: tuple[str, ...] = ()
     naive: bool = False
+    gray: bool = True
 
     def __post_init__(self) -> None:
         for grant in self.grants:
@@ -57,6 +61,21 @@ class ThreatModel(Part):
     def withholding(self, *grants: str) -> ThreatModel:
         """Return the same threat model with fewer grants."""
         return replace(self, grants=tuple(g for g in self.grants if g not in grants))
+
+    def knowing(self, gray: bool) -> ThreatModel:
+        """Return the same threat model with what is publicly known of the images.
+
+        Args:
+            gray: True if the images have several channels, and these are equal in all of them.
+
+        Raises:
+            InputError: the grant ``"gray"`` is false.
+        """
+        if "gray" in self and not gray:
+            raise InputError(
+                "the grant 'gray' is for images with several equal channels, but these are not: leave it out"
+            )
+        return self.granting("gray") if gray and self.gray else self
 
     def __contains__(self, grant: str) -> bool:
         return grant in self.grants

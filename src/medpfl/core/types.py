@@ -155,6 +155,7 @@ class Observation:
         masks: dropout masks (V, steps, ...) by layer; for a sum (V, K, steps, ...); only under the grant ``masks``.
         auxiliary: (M, C, H, W) other images; only under the grant ``auxiliary``.
         label_shape: shape of one label: () for a class, (H, W) or (D, H, W) for a mask.
+        gray: True if it is known that the channels of every image are equal; only under the grant ``gray``.
     """
 
     model: nn.Module
@@ -166,6 +167,7 @@ class Observation:
     masks: Tensors | None = None
     auxiliary: Tensor | None = None
     label_shape: tuple[int, ...] = ()
+    gray: bool = False
 
     def __len__(self) -> int:
         """Return the number of victims."""

@@ -65,6 +65,11 @@ class LabelledImages:
         return tuple(self.images.shape[1:])
 
     @cached_property
+    def gray(self) -> bool:
+        """True if the images have several channels, and these are equal in all of them."""
+        return self.shape[0] > 1 and bool((self.images == self.images[:, :1]).all())
+
+    @cached_property
     def copies(self) -> Tensor:
         """Index (M,) of the first image with the same pixels, for each image; it may be the image itself."""
         first: dict[bytes, int] = {}

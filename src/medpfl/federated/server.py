@@ -62,7 +62,7 @@ class Received:
         plans: plans of the K clients in an update.
         sent: V updates, each from one client or the mean over K clients.
         told: true if the attacker knows the defense's disclosure.
-        image_shape, num_classes, label_shape, labels, order, masks, auxiliary: as in `Observation`.
+        image_shape, num_classes, label_shape, labels, order, masks, auxiliary, gray: as in `Observation`.
     """
 
     weights: Weights
@@ -76,6 +76,7 @@ class Received:
     order: Tensor | None = None
     masks: Tensors | None = None
     auxiliary: Tensor | None = None
+    gray: bool = False
 
     def __len__(self) -> int:
         """Return the number of victims."""
@@ -109,6 +110,7 @@ def observation(model: nn.Module, received: Received, defense: Defense) -> Obser
         order=received.order,
         masks=received.masks,
         auxiliary=received.auxiliary,
+        gray=received.gray,
     )
 
 
@@ -251,6 +253,7 @@ def _granted(
         "order": torch.stack(orders) if "order" in threat and orders else None,
         "masks": stack_tensors(masks) if "masks" in threat and masks else None,
         "auxiliary": auxiliary if "auxiliary" in threat else None,
+        "gray": "gray" in threat,
     }
 
 

@@ -113,6 +113,7 @@ def told_received(received: Received) -> Message:
         "sends_buffers": first.buffers is not None,
         "num_samples": [update.num_samples for update in received.sent],
         "has_masks": received.masks is not None,
+        "gray": received.gray,
     }
     return Message(head, tensors)
 
@@ -137,6 +138,7 @@ def received_from(message: Message, device: torch.device) -> Received:
         order=tensors.get("order"),
         masks=_group("mask", tensors) if head["has_masks"] else None,
         auxiliary=tensors.get("auxiliary"),
+        gray=head["gray"],
     )
 
 

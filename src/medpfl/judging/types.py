@@ -239,6 +239,9 @@ class Numbers:
         ncc: mean normalized cross-correlation.
         identified: share of images re-identified; ``gallery``: images to choose from; ``chance``: a blind guess's rate.
         label_accuracy: share of labels inferred correctly; ``label_chance``: share of the commonest class.
+        counts_exact: share of updates of several images in which the number of images is right for every class;
+            unknown if labels are granted. ``count_error``: mean share of an update's images that are counted in a wrong
+            class; ``count_error_even``: the same for the guess that every update has the class shares of all.
         seconds_per_image, evaluations: mean time per image, and mean count of computed gradients.
         zero_gradient, nonfinite: share of images left out, and share of guesses that are not finite.
         asr_mean_image, asr_nearest, ssim_mean_image, ssim_nearest, identified_mean_image: scores for guesses without
@@ -268,6 +271,9 @@ class Numbers:
     chance: float | None = None
     label_accuracy: Rate = Rate()
     label_chance: float | None = None
+    counts_exact: Rate = Rate()
+    count_error: float | None = None
+    count_error_even: float | None = None
     seconds_per_image: float | None = None
     evaluations: float | None = None
     zero_gradient: float = 0.0

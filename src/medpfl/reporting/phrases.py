@@ -158,7 +158,10 @@ def labels(cells: Cells) -> str:
         return ""
     best = max(telling, key=lambda cell: cell.label_accuracy.value or 0.0)
     some = hits(best.label_accuracy, best.images)
-    return f" The labels of {some} of {counted(best.images, 'image')} were inferred."
+    exact, counts = best.counts_exact.value, ""
+    if exact is not None and known(exact):
+        counts = f" The number of images of each class was exact in {percent(exact)} of updates."
+    return f" The labels of {some} of {counted(best.images, 'image')} were inferred.{counts}"
 
 
 def reason(cells: Cells) -> str:

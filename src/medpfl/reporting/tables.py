@@ -173,7 +173,12 @@ def compared(summary: Cells) -> str:
 def _label_notes(cell: Cell) -> tuple[str, ...]:
     if not known(cell.label_accuracy.value):
         return ()
-    return (*_ends(cell.label_accuracy, cell.union.tolerance), f"chance {percent(cell.label_chance)}")
+    notes = (*_ends(cell.label_accuracy, cell.union.tolerance), f"chance {percent(cell.label_chance)}")
+    if not known(cell.counts_exact.value):
+        return notes
+    wrong = f"{percent(cell.count_error)} of images miscounted ({percent(cell.count_error_even)} without the update)"
+    (exact,) = _named({"class counts exact in": cell.counts_exact}, cell)
+    return (*notes, f"{exact} of updates", wrong)
 
 
 def _identified_notes(cell: Cell) -> tuple[str, ...]:

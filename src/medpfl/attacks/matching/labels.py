@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from medpfl.attacks.label_counts.clients import Head, made_up
+from medpfl.attacks.label_counts.evidence import Gradient, best_counts, counts_of
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.spec import Part
@@ -21,6 +24,9 @@ ROUNDING = 2.0**-21
 """p - 1 is a multiple of 2^-24 in float32, whatever its size, so sums of p - y are off by a few of these."""
 
 _TINY, _GRAY = 1e-12, 0.5
+
+_MOST_CLASSES = 12
+"""Number of classes up to which counts are compared by their evidence, which takes time with their cube."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,11 +59,13 @@ class LastLayer(Labels):
     For one image, the label is the class with the most negative bias gradient (Zhao et al. 2020, arXiv:2001.02610,
     equation 6). Without a bias, it is the class whose weight row points against all others (equation 5). With two
     classes, where the rows always do, it is the class whose row has a negative product with the layer's inputs for a
-    gray image. For N images, the bias gradient is the mean of p - y; with p predicted on dummy images, it gives the
-    count of each class, rounded to N in total (Geng et al. 2021, arXiv:2110.09074). Without a bias, the rows' sums
-    replace it, divided by the sum of the layer's mean input. Masks are optimized with the images, because a gradient
-    holds only one element per class.
+    gray image. For N images, the whole layer's gradient gives the count of each class, the one with the largest
+    evidence (`medpfl.attacks.label_counts.evidence`). Several local steps count as one gradient at the weights midway
+    between the steps. Masks are optimized with the images, because a gradient holds only one element per class.
 
+    With more than 12 classes, with entries that were not sent, and where something follows the last layer, the mean of
+    p - y is taken from the bias gradient, and p from made-up images; the counts are rounded to N in total (Geng et al.
+    2021, arXiv:2110.09074). Without a bias, the rows' sums replace it, divided by the sum of the layer's mean input.
     Where a channel states that entries were not sent (a mask), weight rows replace the missing bias entries. Entries
     without any data share the difference of the others from a sum of zero. Parts of a channel that cannot be undone
     (clipping, quantization) are ignored: values are used as they were sent.
@@ -73,9 +81,7 @@ class LastLayer(Labels):
         rows = _row_gradient(seen, dummy)
         if seen.num_images == 1:
             return self._of_one(seen, rows)
-        expected = _mean_probability(seen, dummy)
-        counts = (seen.num_images * (expected - rows)).clamp(min=0)
-        return torch.stack([_round(c, seen.num_images) for c in counts])
+        return torch.stack([_classes(c) for c in _counts(seen, rows, dummy)]).to(rows.device)
 
     def _of_one(self, seen: Observation, rows: Tensor) -> Tensor:
         """Return one image's class each (V, 1), from an estimate (V, K) of the bias gradient.
@@ -91,15 +97,53 @@ class LastLayer(Labels):
         return torch.where(gaps[:, None], _against_all(others), classes)
 
 
-def _round(counts: Tensor, total: int) -> Tensor:
-    """Return the classes of a batch of `total` images whose class counts are nearest to `counts`."""
-    if not counts.isfinite().all() or counts.sum() <= 0:
-        counts = torch.ones_like(counts)
-    counts = counts * (total / counts.sum())
-    whole = counts.floor()
-    missing = total - int(whole.sum())
-    whole[(counts - whole).argsort(descending=True, stable=True)[:missing]] += 1
-    return torch.arange(len(counts), device=counts.device).repeat_interleave(whole.long())
+def _counts(seen: Observation, rows: Tensor, dummy: Tensor) -> Iterator[Tensor]:
+    """Yield the counts (K,) of each victim's batch, from estimates (V, K) of the last layer's bias gradient."""
+    weight, bias = last_layer(seen)
+    head = (
+        None if weight is None or len(rows[0]) > _MOST_CLASSES or not _is_linear(seen, weight) else Head(weight, bias)
+    )
+    moves, clients = seen.views[0].plans[0].steps > 1, None
+    smoothing = seen.views[0].plans[0].label_smoothing
+    for v, row in enumerate(rows):
+        if head is not None and (moves or not v):
+            clients = made_up(seen, head, _midway(seen, v))
+        gradient = None if head is None else _last_gradient(seen, head, v)
+        if clients is not None and gradient is not None:
+            yield best_counts(clients, gradient)
+        else:
+            chances = _mean_probability(seen, dummy)
+            yield counts_of(chances.double().cpu(), row.double().cpu(), seen.num_images, smoothing)
+
+
+def _classes(counts: Tensor) -> Tensor:
+    """Return the classes (N,), ascending, of a batch with these counts (K,)."""
+    return torch.arange(len(counts)).repeat_interleave(counts.long())
+
+
+def _is_linear(seen: Observation, weight: str) -> bool:
+    return isinstance(seen.model.get_submodule(weight.rpartition(".")[0]), nn.Linear)
+
+
+def _midway(seen: Observation, v: int) -> Tensors:
+    """Return a victim's parameters at the mean of its local steps, if weights moved on a straight line."""
+    view = seen.views[0]
+    steps = view.plans[0].steps
+    if steps == 1:
+        return view.weights.parameters
+    share = (steps - 1) / (2 * steps)
+    return {k: t + share * view.update.tensors[k][v].nan_to_num(0.0) for k, t in view.weights.parameters.items()}
+
+
+def _last_gradient(seen: Observation, head: Head, v: int) -> Gradient | None:
+    """Return a victim's gradient of the last layer, summed over its images; ``None`` if parts of it were not sent."""
+    images, smoothing = seen.num_images, seen.views[0].plans[0].label_smoothing
+    weight, *bias = (
+        images * mean_gradient(seen, name)[v].double().cpu() for name in (head.weight, head.bias) if name is not None
+    )
+    if not all(bool(part.isfinite().all()) for part in (weight, *bias)):
+        return None
+    return Gradient(weight, bias[0] if bias else None, images, smoothing)
 
 
 def _against_all(rows: Tensor) -> Tensor:

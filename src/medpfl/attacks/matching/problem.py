@@ -37,8 +37,8 @@ STACKED_PARAMETERS = 2_000_000
 class Matching(Problem):
     """The problems of an observation over flat variables.
 
-    A row's variables are its images (N, C, H, W) in a basis and, where labels are optimized, N free vectors with K
-    elements.
+    A row's variables are its images (N, C, H, W) in a basis, with one channel if the images are known to be gray, and,
+    where labels are optimized, N free vectors with K elements.
 
     Args:
         seen: observation.
@@ -60,7 +60,8 @@ class Matching(Problem):
         self.joint, self.linear, self.stacked = labels is None, linear_loss(seen), stacks(seen.views[0].weights)
         self.refused: list[RuntimeError] = []  # shared with every part of the problem
         self.shape = (seen.num_images, *seen.image_shape)
-        self.pixels = torch.Size(self.shape).numel()
+        self.free = (seen.num_images, 1, *seen.image_shape[1:]) if seen.gray else self.shape
+        self.pixels = torch.Size(self.free).numel()
         self.labels, self.fixed_pixels, self.whole = labels, False, (~rounded(seen)).float()
         self.spare = not self.whole.all() if labels is None else labels.shape[2] > seen.num_classes
         self.model = with_spare(seen.model) if self.spare else seen.model
@@ -151,13 +152,14 @@ class Matching(Problem):
 
     def join(self, images: Tensor, logits: Tensor | None) -> Tensor:
         """Return flat variables (rows, D)."""
+        images = images if self.free == self.shape else images.mean(1 - len(self.shape), keepdim=True)
         coordinates = self.basis.coordinates(images, len(self.shape) - 1)
         return torch.cat([coordinates.flatten(1)] + ([] if logits is None else [logits.flatten(1)]), 1)
 
     def split(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return images (rows, N, C, H, W) and logits (rows, N, K)."""
-        coordinates = z[..., : self.pixels].unflatten(-1, self.shape)
-        images = self.basis.images(coordinates, len(self.shape) - 1)
+        coordinates = z[..., : self.pixels].unflatten(-1, self.free)
+        images = self.basis.images(coordinates, len(self.shape) - 1).expand(*z.shape[:-1], *self.shape)
         if not self.joint:
             return images, None
         return images, z[..., self.pixels :].unflatten(

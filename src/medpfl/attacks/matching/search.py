@@ -127,7 +127,7 @@ class GradientMatching(Attack):
 
     def _start(self, start: Start, problem: Matching, victims: Tensor, own: list[torch.Generator]) -> Tensor:
         """Return the initial variables (A, D) of victims (A,)."""
-        images = start.images(problem.shape, victims, own).to(variables_like(problem.seen))
+        images = start.images(problem.free, victims, own).to(variables_like(problem.seen))
         logits = self._logits(problem.seen, [own[v] for v in victims.tolist()]) if problem.joint else None
         return problem.join(images, logits)
 

@@ -162,7 +162,7 @@ class RecordCase(RecordOptions, _Pair):
                 source=found.source,
                 attacks=attacks_of(isolation.attacks, isolation.worker),
                 defenses=[NO_DEFENSE, Recorded(named.update, stated.defense, stated.unknown, several)],
-                threat=self.threat,
+                threat=self.threat.knowing(images.gray),
                 plan=plan,
                 partition=InOrder(several) if several > 1 else IID(clients=1),
                 selection=Victims(images=plan.images * several),

@@ -1,0 +1,1 @@
+"""Label counts: how many images of each class are behind an update, from its last layer."""
