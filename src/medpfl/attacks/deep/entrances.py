@@ -8,7 +8,6 @@ derivative is 0 where its ReLU is off, and otherwise known up to the derivative 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from torch.fx import Node
 
 from medpfl.attacks.deep.graph import RECTIFIERS, Graph
 from medpfl.attacks.deep.kernel_systems import LAYERS, is_plain, places_of
-from medpfl.attacks.deep.passing import PLACEWISE, is_affine
+from medpfl.attacks.deep.passing import is_affine, is_scaled
 from medpfl.attacks.deep.switches import most_images
 
 __all__ = ["MOVED", "NO_ENTRANCE", "NO_FACTORS", "Entrance", "entrances"]
@@ -111,14 +110,8 @@ def _switch(graph: Graph, layer: Node) -> Node | None:
         return None
     node = layer
     while node.target not in RECTIFIERS:
-        if len(node.users) != 1 or (node is not layer and not _is_scaled(graph, node)):
+        if len(node.users) != 1 or (node is not layer and not is_scaled(graph, node)):
             return None
         (node,) = node.users
     after = graph.nodes[graph.nodes.index(node) + 1 :]
     return node if after and all(is_affine(graph, other) for other in after) else None
-
-
-def _is_scaled(graph: Graph, node: Node) -> bool:
-    """Return True if a node scales and shifts each value of one other node, or returns its result."""
-    placewise = node.target in PLACEWISE and is_affine(graph, node)
-    return (placewise or node.target is operator.getitem) and len(graph.sources(node)) == 1
