@@ -190,7 +190,7 @@ def test_an_image_is_read_on_a_map_of_one_position():
 def test_a_graph_without_an_entrance_is_refused():
     network = prepare(LeNet().build((1, 12, 12), 3, 0), Plan())
     weights = Weights.of(network)
-    with pytest.raises(InputError, match="no hidden linear layer, and no 3 x 3 convolution"):
+    with pytest.raises(InputError, match=r"no hidden linear layer has a ReLU .* and no 3 x 3 convolution"):
         separated_start(graph_of(network, weights, (1, 12, 12), 2), exact(weights.parameters))
 
 

@@ -61,14 +61,16 @@ class Separation(Attack):
     (`medpfl.attacks.deep.separated_start`). The logits' derivative shows the labels. Layer by layer, the inputs of
     each earlier convolution follow from its gradient, through batch norm in train mode too
     (`medpfl.attacks.deep.backward_walk`). The search at the end runs only the first layers. It matches no
-    gradient.
+    gradient. At a linear layer before the last ReLU, the states of that ReLU tell the images apart instead, whatever
+    the layer's inputs are: the images themselves, in a multilayer perceptron with one hidden layer
+    (`medpfl.attacks.deep.switches`).
     Related: SPEAR (Dimitrov et al. 2024, arXiv:2403.03945) separates batches at linear layers by the zeros of the
     derivative; R-GAP (Zhu and Blaschko, ICLR 2021, arXiv:2010.07733) recovers one image layer by layer.
     Needs: the update, the plan, the model. Labels and other images are not used.
     Applies to: networks of convolutions, linear layers, batch norm in either mode, ReLUs, sums, strides and average
     pooling that end in a linear layer, with a hidden linear layer or a 3 x 3 convolution over 2 x 2 positions near the
-    end, and fewer images than half of its inputs. Examples are multilayer perceptrons with two hidden layers, and
-    ResNet-18 and ResNet-34 for images of 32 and 64 pixels a side.
+    end, and fewer images than half of its inputs. Examples are multilayer perceptrons, and ResNet-18 and ResNet-34 for
+    images of 32 and 64 pixels a side.
     Several local steps or clients: labels and the values at that late layer are still read, if every image enters once.
     In train mode, the attack also reads which images shared a batch; the batches' values are taken to have one size.
     Earlier values, and so the images, are read only if all gradients were taken at the same weights, without batch norm
@@ -92,8 +94,8 @@ class Separation(Attack):
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
         """Raise `InputError` if the attack does not apply to the model or the plans, by count."""
         _check(plans)
-        images, mode = sum(plan.images for plan in plans), plans[0].mode
-        found = capacity(model, image_shape, images, mode)
+        images, moved = sum(plan.images for plan in plans), any(plan.steps > 1 for plan in plans)
+        found = capacity(model, image_shape, images, plans[0].mode, moved)
         if not found.applies:
             raise InputError(f"{images} images cannot be separated: {found.why}; attack with GradInv")
 
@@ -226,15 +228,10 @@ def _certificate(begun: SeparatedStart, read: Peeled | None) -> str:
         begun: the separated images.
         read: the values of earlier layers, if they were read.
     """
-    found, zeros = begun.sources, min(begun.sources.zeros)
+    found = begun.sources
     groups = f" and assigned to {len(begun.starts)} batches" if len(begun.starts) > 1 else ""
-    counts = (
-        f"every source has at least {zeros} zeros, {found.required} are required and {found.rank - 1} come by chance"
-    )
-    if found.rank == 1:
-        counts = "a single source needs no zeros"
     images = "1 image" if found.rank == 1 else f"{found.rank} images"
-    text = f"{images} separated{groups}; {counts}; labels by the last layer"
+    text = f"{images} separated{groups}; {found.evidence}; labels by the last layer"
     if read is None:
         return text + f" (misfit {begun.residual:.1g}); earlier layers are not read from several gradients"
     if read.residuals:

@@ -40,6 +40,7 @@ from medpfl.attacks.deep.kernel_systems import (
 )
 from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, SolvedInputs
 from medpfl.attacks.deep.passing import PLACEWISE, SLOPES, derivative, is_affine, obstacle, slope_at
+from medpfl.attacks.deep.pooled_convolution import SPARE_STATES, pooled_path
 from medpfl.attacks.deep.walk_state import Corrected, Memory, Peeled, Pull, Start, compared
 from medpfl.core.types import Tensors
 
@@ -150,6 +151,8 @@ class _Walk:
         else:
             if node.target in LAYERS:
                 self._layer(node, pull)
+            elif node.target is _OPS.avg_pool2d.default and pull.value is not None and node in self.known:
+                self._pooled(node, pull.value)
             self._through(node, pull)
 
     def _after_start(self, node: Node) -> bool:
@@ -338,6 +341,30 @@ class _Walk:
         if found.odd.any() and pull.open is not None and pull.rectifier is not None:
             self._repair(pull, found.odd, pulls(found.value, gradient[found.odd.nonzero()[:, 0]], where))
         self._learn(source, unflattened(found.value, shape), unflattened(found.error, shape))
+
+    def _pooled(self, node: Node, pull: Tensor) -> None:
+        """Recover the inputs of a convolution before an average pooling, and the states of the ReLU between them."""
+        path = pooled_path(self.graph, node, self.gradients)
+        if path is None:
+            return
+        equations = len(path.layer.sent) * len(path.layer.where)
+        if equations < SPARE_STATES * path.layer.count:
+            counts = f"{equations} equations for {path.layer.count} inputs per channel"
+            self._stop(path.convolution, f"its gradient gives {counts}, too few to find the states of its ReLU as well")
+            return
+        value, before = self.known[node], self.memory.pooled.get(node)
+        if before is None or not torch.equal(before[0], value) or not torch.equal(before[1], pull):
+            before = self.memory.pooled[node] = value, pull, path.layer.solve(value, pull)
+        found, name = before[2], self._layer_name(path.convolution)
+        if found is None or not found.residual <= _NOISY:
+            self._stop(path.convolution, "the states of its ReLU, which an average pooling hides, were not found")
+            return
+        self.residuals[name] = found.residual
+        all_ = torch.ones(len(found.states), dtype=torch.bool)
+        self.memory.rectifiers.setdefault(path.rectifier, Corrected(all_, found.states, 0))
+        shape = self.graph.shapes[path.source]
+        error = torch.full_like(found.value, found.residual * float(found.value.square().mean().sqrt()))
+        self._learn(path.source, unflattened(found.value, shape), unflattened(error, shape))
 
     def _inputs(self, node: Node, pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs | None:
         """Return the result of `inputs`, reusing an earlier walk's result for the same pull."""

@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from medpfl.attacks.deep.counted_walk import TRACED, CountedWalk, LayerCount, Limit
+from medpfl.attacks.deep.entrances import MOVED, NO_ENTRANCE, NO_FACTORS, Entrance, entrances
 from medpfl.attacks.deep.graph import Graph, graph_of, layer_name
 from medpfl.attacks.deep.kernel_systems import LAYERS
-from medpfl.attacks.deep.separated_start import NO_ENTRANCE, NO_FACTORS, Entrance, entrances
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Weights
@@ -42,8 +42,8 @@ class Capacity:
     Attributes:
         images: batch size.
         mode: ``"train"`` or ``"eval"``.
-        separates: last convolution at which the images can be told apart; ``None`` if there is none.
-        most: largest batch that some convolution can separate; 0 if none separates any.
+        separates: last layer at which the images can be told apart; ``None`` if there is none.
+        most: largest batch that some layer can separate; 0 if none separates any.
         layers: convolutions before `separates` that the walk meets, last first.
         reads: earliest convolution whose inputs can be read; ``None`` if nothing separates.
         stops: layer or operation before which nothing can be read; ``""`` if the images themselves can be read, or if
@@ -86,7 +86,11 @@ def traced(model: nn.Module, image_shape: tuple[int, ...], mode: Literal["train"
 
 
 def capacity(
-    model: nn.Module, image_shape: tuple[int, ...], images: int, mode: Literal["train", "eval"] = "train"
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    images: int,
+    mode: Literal["train", "eval"] = "train",
+    moved: bool = False,
 ) -> Capacity:
     """Return how far `Separation` can read a batch. Only shapes count: no image is needed, and nothing is solved.
 
@@ -95,14 +99,15 @@ def capacity(
         image_shape: (C, H, W).
         images: batch size, at least 1.
         mode: mode of batch norm and dropout at the client.
+        moved: True if the update has several local steps, so that some gradients are taken at other weights.
 
     Raises:
         InputError: the model's operations cannot be listed, or there are no images.
     """
-    return capacity_of(traced(model, image_shape, mode), images, mode)
+    return capacity_of(traced(model, image_shape, mode), images, mode, moved)
 
 
-def capacity_of(graph: Graph, images: int, mode: str = "train") -> Capacity:
+def capacity_of(graph: Graph, images: int, mode: str = "train", moved: bool = False) -> Capacity:
     """Return the same as `capacity` for a graph from `traced`, which serves all batch sizes.
 
     Raises:
@@ -110,7 +115,7 @@ def capacity_of(graph: Graph, images: int, mode: str = "train") -> Capacity:
     """
     if images < 1:
         raise InputError(f"a batch has at least one image, not {images}")
-    start, most, why = _entrance(graph, images)
+    start, most, why = _entrance(graph, images, moved)
     if start is None:
         limited: Limit = "count" if most else "other"
         return Capacity(images, mode, None, most, (), None, "", why, limited)
@@ -129,7 +134,7 @@ def capacity_of(graph: Graph, images: int, mode: str = "train") -> Capacity:
     )
 
 
-def _entrance(graph: Graph, images: int) -> tuple[Entrance | None, int, str]:
+def _entrance(graph: Graph, images: int, moved: bool) -> tuple[Entrance | None, int, str]:
     """Return the last convolution that separates the images, the most that any can, and why none does."""
     if len(graph.shapes[graph.output]) != 2:
         return None, 0, "the model gives a class for every pixel"
@@ -139,10 +144,12 @@ def _entrance(graph: Graph, images: int) -> tuple[Entrance | None, int, str]:
         return None, 0, why
     found, reasons = [], []
     for entrance in entrances(graph):
-        if why := _unscaled(graph, entrance):
+        if moved and entrance.switch is not None:
+            reasons.append(f"{layer_name(entrance.name)}: {MOVED}")
+        elif why := _unusable(graph, entrance):
             reasons.append(f"{layer_name(entrance.name)}: {why}")
         else:
-            found.append((entrance, _most(graph, entrance)))
+            found.append((entrance, entrance.most(graph)))
     if not found:
         return None, 0, "; ".join(reasons) or NO_ENTRANCE
     most = max(count for _, count in found)
@@ -162,19 +169,12 @@ def _too_few(graph: Graph, images: int) -> str:
     return ""
 
 
-def _unscaled(graph: Graph, entrance: Entrance) -> str:
-    """Return why nothing shows the factors between images that an entrance leaves open; ``""`` if something does."""
+def _unusable(graph: Graph, entrance: Entrance) -> str:
+    """Return why no image can be read at an entrance; ``""`` if one can."""
     normal = graph.batch_norm(entrance.layer)
     own = graph.parameter(entrance.layer, LAYERS[entrance.layer.target].bias)
     if own is None and (normal is None or graph.parameter(normal, 2) is None):
         return NO_FACTORS
+    if not entrance.most(graph):
+        return f"its {graph.shapes[entrance.layer][1]} outputs are too few to tell images apart"
     return ""
-
-
-def _most(graph: Graph, entrance: Entrance) -> int:
-    """Return the largest number of images that an entrance separates, links and certifies."""
-    inputs, outputs = graph.shapes[entrance.node][1], graph.shapes[entrance.layer][1]
-    most = (3 * min(inputs, outputs) - 1) // 4
-    if entrance.positions > 1:
-        most = min(most, outputs // 2)  # a weight that meets two positions must tell them apart
-    return min(most, max(1, min(inputs // 2, inputs - 10)))  # zeros that certify a source

@@ -14,10 +14,10 @@ from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 from torch.fx import Node
 
+from medpfl.attacks.deep.entrances import Entrance
 from medpfl.attacks.deep.graph import RECTIFIERS, SHAPES, Graph, layer_name
 from medpfl.attacks.deep.kernel_systems import LARGEST, LAYERS, SPARE_EQUATIONS, is_plain, kernel_size, places_of
 from medpfl.attacks.deep.passing import PLACEWISE, SLOPES, is_affine, obstacle
-from medpfl.attacks.deep.separated_start import Entrance
 
 __all__ = ["TRACED", "CountedWalk", "LayerCount", "Limit"]
 

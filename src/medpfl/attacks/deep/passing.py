@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.fx import Node
 
 from medpfl.attacks.deep.graph import SHAPES, Graph
 
-__all__ = ["PLACEWISE", "SLOPES", "derivative", "is_affine", "obstacle", "slope_at"]
+__all__ = ["PLACEWISE", "SLOPES", "derivative", "is_affine", "is_scaled", "obstacle", "slope_at"]
 
 _OPS = torch.ops.aten
 PLACEWISE = {_OPS.add.Tensor, _OPS.sub.Tensor, _OPS.mul.Tensor, _OPS.div.Tensor, _OPS.native_batch_norm.default}
@@ -53,6 +54,12 @@ def is_affine(graph: Graph, node: Node) -> bool:
     if node.target in (_OPS.convolution.default, _OPS.addmm.default):
         return sources == [node.args[node.target is _OPS.addmm.default]]
     return node.target in _AFFINE
+
+
+def is_scaled(graph: Graph, node: Node) -> bool:
+    """Return True if a node scales and shifts each value of one other node, or is one of its results."""
+    placewise = node.target in PLACEWISE and is_affine(graph, node)
+    return (placewise or node.target is operator.getitem) and len(graph.sources(node)) == 1
 
 
 def derivative(graph: Graph, node: Node, pull: Tensor | None) -> Sequence[Tensor | None]:

@@ -9,6 +9,8 @@ factors up to a common one. The last layer's gradient gives that.
 
 An update may sum the gradients of several batches: local steps, or clients under secure aggregation. In train mode, the
 derivatives of each batch sum to zero, so the null space of the derivatives shows which images shared a batch.
+
+At a linear layer before the last ReLU, `separate_states` reads the inputs with their factors.
 """
 
 from __future__ import annotations
@@ -16,41 +18,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from math import prod
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
+from torch.func import vjp
 from torch.fx import Node
 from torch.nn import functional
 
+from medpfl.attacks.deep.entrances import MOVED, NO_ENTRANCE, NO_FACTORS, Entrance, entrances
 from medpfl.attacks.deep.graph import Graph, layer_name
-from medpfl.attacks.deep.kernel_systems import LAYERS, flattened, inputs, is_plain, kernels, places_of, unflattened
+from medpfl.attacks.deep.kernel_systems import LAYERS, flattened, inputs, kernels, places_of, unflattened
 from medpfl.attacks.deep.sources import Sources, separate
+from medpfl.attacks.deep.switches import Head, States, separate_states
 from medpfl.attacks.deep.walk_state import Start
 from medpfl.core.errors import InputError
 from medpfl.core.types import Tensors
 
-__all__ = ["NO_ENTRANCE", "NO_FACTORS", "Entrance", "SeparatedStart", "entrances", "separated_start"]
+__all__ = ["SeparatedStart", "separated_start"]
 
 _OPS = torch.ops.aten
-
-_MAPS = {(2, 2), (1, 1), ()}
-"""Maps on which a kernel weight meets a single position; a linear layer has none."""
 
 _LINKED = 0.99
 """Smallest cosine between inputs and their positive part at positions that were linked."""
 
-NO_ENTRANCE = "no hidden linear layer, and no 3 x 3 convolution over 2 x 2 positions, has inputs from a ReLU"
-"""Why a model has no entrance."""
-
-NO_FACTORS = "no bias follows it, whose gradient would show its images' factors"
-"""Why the factors between images stay unknown at an entrance."""
-
 _FITS, _MOVED = 0.1, 0.5
 """Misfit of the last layer's gradient from which on it does not fit: at the same weights, and at others."""
+
+_BALANCED = 1e-3
+"""Relative size of a sum of derivatives that is zero but for noise."""
 
 _GAP = 10.0
 """Smallest ratio between the least sums that are no null vectors and those that are, for several batches."""
@@ -65,31 +62,6 @@ _SIZES, _POINTS = (-4.0, 8.0), 121
 """Range of a size's logarithm, and the number of points at which it is tried first."""
 
 
-class Entrance(NamedTuple):
-    """A convolution or linear layer whose inputs `separate` can read.
-
-    Attributes:
-        node: the inputs: outputs of a ReLU through which the image reaches the output, and no other way.
-        layer: the convolution or linear layer.
-        name: the parameter name of its weight.
-        where: (K, L) input position of each kernel weight at each output position of one image; D for padding.
-    """
-
-    node: Node
-    layer: Node
-    name: str
-    where: Tensor
-
-    @property
-    def positions(self) -> int:
-        """D, the number of positions of one image."""
-        return self.where.shape[1]
-
-    def pairs(self, weight: int) -> list[tuple[int, int]]:
-        """Return the output and input positions that a kernel weight joins."""
-        return [(place, int(own)) for place, own in enumerate(self.where[weight]) if own < self.positions]
-
-
 @dataclass(frozen=True, eq=False)
 class SeparatedStart:
     """A start for a walk, with the certificates of its sources.
@@ -97,37 +69,19 @@ class SeparatedStart:
     Attributes:
         entrance: where the inputs were read.
         starts: where the walk begins, one for each batch of the update.
-        sources: certified sources at one kernel weight.
+        sources: certified sources at one kernel weight, or images certified by their states.
         residual: relative misfit of the last layer's gradient.
     """
 
     entrance: Entrance
     starts: tuple[Start, ...]
-    sources: Sources
+    sources: Sources | States
     residual: float
 
     @property
     def start(self) -> Start:
         """The start for the first batch."""
         return self.starts[0]
-
-
-def entrances(graph: Graph) -> Iterator[Entrance]:
-    """Yield the layers whose inputs `separate` can read, the last one first: over 2 x 2 positions or a single one."""
-    for node in graph.passages():
-        shape = graph.shapes.get(node)
-        if graph.rectifier(node) is None or shape is None or tuple(shape[2:]) not in _MAPS:
-            continue
-        for layer in node.users:
-            if layer.target not in LAYERS or layer is graph.output or not is_plain(graph, layer):
-                continue
-            name = graph.parameter(layer, LAYERS[layer.target].weight)
-            normal = graph.batch_norm(layer)
-            if name is None or (normal is not None and normal.args[5] and prod(shape[2:]) == 1):
-                continue  # derivatives sum to zero over the images: the gradient holds only differences of inputs
-            where = places_of(graph, layer, 1)
-            if where.shape[1] == prod(shape[2:]) and (len(where) == 9 or where.shape == (1, 1)):
-                yield Entrance(node, layer, name, where)
 
 
 def separated_start(graph: Graph, gradients: Tensors, batches: int = 1, moved: bool = False) -> SeparatedStart:
@@ -145,8 +99,9 @@ def separated_start(graph: Graph, gradients: Tensors, batches: int = 1, moved: b
     """
     reasons = []
     for entrance in entrances(graph):
+        kind = _Reading if entrance.switch is None else _SwitchedReading
         try:
-            return _Reading(graph, gradients, entrance, batches).start(_MOVED if moved else _FITS)
+            return kind(graph, gradients, entrance, batches).start(_MOVED if moved else _FITS)
         except InputError as error:
             reasons.append(f"layer '{layer_name(entrance.name)}': {error}")
     if not reasons:
@@ -322,6 +277,49 @@ class _Reading:
         if sent is None:
             raise InputError("the model does not end in a linear layer")
         return sent
+
+
+class _SwitchedReading(_Reading):
+    """The reading of a linear layer before the last ReLU."""
+
+    def start(self, misfit: float) -> SeparatedStart:
+        """Return the start; raise `InputError` if the images were not separated."""
+        if misfit != _FITS or self.batches > 1:
+            raise InputError(MOVED)
+        bias, switch = self._bias(), self.entrance.switch
+        assert bias is not None
+        assert switch is not None
+        found = separate_states(torch.cat([self.sent[:, :, 0], bias[:, None]], 1), *self._behind(switch))
+        if not found.complete or len(found.inputs) != self.images:
+            raise InputError(f"{found.found} of {found.rank} sources were certified, for {self.images} images")
+        pull, residual = self._logits([found.inputs])
+        if not residual < misfit:
+            raise InputError(f"the last layer's gradient does not fit its inputs (residual {residual:.2g})")
+        return SeparatedStart(self.entrance, (Start(self.entrance.node, found.inputs, pull),), found, residual)
+
+    def _behind(self, switch: Node) -> tuple[Head, Callable[[Tensor], Tensor], Tensor]:
+        """Return the arguments of `separate_states` that describe the network behind the layer."""
+        graph, node = self.graph, self.entrance.node
+        (before,) = graph.sources(switch)
+        weight = next(graph.fixed[node] for node, name in graph.parameters.items() if name == self.entrance.name)
+        flat = weight.new_zeros(graph.shapes[self.entrance.layer])
+        low, high = (graph.after({self.entrance.layer: flat + one})[before][0] for one in (0, 1))
+        through = vjp(lambda values: graph.after({switch: values})[graph.output], flat)[1]
+        pulls = torch.eye(graph.shapes[graph.output][1], dtype=flat.dtype)
+        head = torch.stack([through(pull.expand(len(flat), -1))[0][0] for pull in pulls], 1) * (high - low)[:, None]
+        gain = (high - low).abs() * weight.norm(dim=1)
+        return Head(head, self._directions()), lambda values: graph.after({node: values})[before], gain
+
+    def _directions(self) -> Tensor:
+        """Return an orthonormal basis (K, M) of the images' derivatives by the logits.
+
+        These are the columns of the last layer's gradient. Its rows sum to zero if every image's derivative does, as
+        under cross-entropy.
+        """
+        sent = self._last_layer()
+        balanced = bool(sent.sum(0).norm() < _BALANCED * sent.norm())
+        sent = sent - sent.mean(0) if balanced else sent
+        return torch.linalg.svd(sent, full_matrices=False)[0][:, : min(self.images, len(sent) - balanced)]
 
 
 def _neighbors(

@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-__all__ = ["Sources", "separate"]
+__all__ = ["RowSpace", "Sources", "separate"]
 
 _DEVIATIONS = 6.0
 """Standard deviations of the noise up to which a value counts as zero."""
@@ -87,6 +87,14 @@ class Sources:
         """True if every term of the sum was found."""
         return 0 < self.rank == len(self.inputs)
 
+    @property
+    def evidence(self) -> str:
+        """Why the sources are right."""
+        if self.rank == 1:
+            return "a single source needs no zeros"
+        counts = f"{self.required} are required and {self.rank - 1} come by chance"
+        return f"every source has at least {min(self.zeros)} zeros, {counts}"
+
 
 def separate(matrix: Tensor) -> Sources:
     """Return the certified sources of a gradient matrix.
@@ -101,7 +109,7 @@ def separate(matrix: Tensor) -> Sources:
         matrix: (O, C) gradient for one kernel offset. Its rank must be below three quarters of the smaller side.
     """
     values = matrix.detach().cpu().double().numpy()
-    space = _RowSpace.of(values)
+    space = RowSpace.of(values)
     rays = _certified(space) if space.gap > _GAP else []
     inputs = np.array([ray @ space.rows for ray, _ in rays]).reshape(len(rays), values.shape[1])
     rank = len(space.rows) if space.gap > _GAP else 0
@@ -113,7 +121,7 @@ def _required(rank: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _RowSpace:
+class RowSpace:
     """An orthonormal basis (r, C) of a matrix's rows, singular values (r,), and the rest of the spectrum as noise."""
 
     rows: Any
@@ -122,10 +130,10 @@ class _RowSpace:
     noise: float
 
     @staticmethod
-    def of(matrix: Any) -> _RowSpace:
+    def of(matrix: Any) -> RowSpace:
         """Return the row space. The rank is at the largest gap among values above three times the spectrum's tail."""
         if not np.isfinite(matrix).all() or not matrix.any():
-            return _RowSpace(np.zeros((0, matrix.shape[1])), np.zeros(0), 0.0, 0.0)
+            return RowSpace(np.zeros((0, matrix.shape[1])), np.zeros(0), 0.0, 0.0)
         live = matrix.any(axis=0)
         part = matrix[matrix.any(axis=1)][:, live]  # exact zeros have no noise, and would pass for a gap
         _, sizes, found = np.linalg.svd(part, full_matrices=False)
@@ -138,7 +146,7 @@ class _RowSpace:
         noise = float(np.sqrt((sizes[rank:] ** 2).sum() / free))
         rows = np.zeros((rank, matrix.shape[1]))
         rows[:, live] = found[:rank]
-        return _RowSpace(rows, sizes[:rank], float(ratios[rank - 1]), noise)
+        return RowSpace(rows, sizes[:rank], float(ratios[rank - 1]), noise)
 
     @property
     def alive(self) -> Any:
@@ -152,7 +160,7 @@ class _RowSpace:
         return float(_DEVIATIONS * self.noise * np.linalg.norm(ray / self.sizes))
 
 
-def _certified(space: _RowSpace) -> list[tuple[Any, int]]:
+def _certified(space: RowSpace) -> list[tuple[Any, int]]:
     """Return the certified rays (r,) and their numbers of zeros. The search ends once all are found."""
     alive, found = space.alive, []
     if len(space.rows) == 1:  # the only term is the row itself
@@ -172,7 +180,7 @@ def _certified(space: _RowSpace) -> list[tuple[Any, int]]:
     return found
 
 
-def _determined(ray: Any, alive: Any, space: _RowSpace) -> bool:
+def _determined(ray: Any, alive: Any, space: RowSpace) -> bool:
     """Return True if a ray's zeros stand apart from its other values, and no single one of them decides."""
     values, limit = ray @ alive, _zero_limit(ray, alive, space)
     zero = np.abs(values) < limit
@@ -182,7 +190,7 @@ def _determined(ray: Any, alive: Any, space: _RowSpace) -> bool:
     return bool((span**2).sum(0).max() < _LEVERAGE)
 
 
-def _zero_limit(ray: Any, alive: Any, space: _RowSpace) -> float:
+def _zero_limit(ray: Any, alive: Any, space: RowSpace) -> float:
     """Return the size below which a refined ray's entries count as zero."""
     return max(space.limit(ray), _EXACT * float(np.abs(ray @ alive).mean()))
 
@@ -195,7 +203,7 @@ def _independent(ray: Any, others: list[Any]) -> bool:
     return bool(np.linalg.norm(ray - basis @ (basis.T @ ray)) > _INDEPENDENT)
 
 
-def _extreme(k: int, found: list[tuple[Any, int]], alive: Any, space: _RowSpace) -> bool:
+def _extreme(k: int, found: list[tuple[Any, int]], alive: Any, space: RowSpace) -> bool:
     """Return True if no other ray can be subtracted from the k-th without making it negative."""
     ray = found[k][0]
     values = ray @ alive
@@ -204,7 +212,7 @@ def _extreme(k: int, found: list[tuple[Any, int]], alive: Any, space: _RowSpace)
     return all(((other @ alive)[zero] > max(space.limit(other), 1e-6)).any() for other in others)
 
 
-def _slack(alive: Any, space: _RowSpace) -> float:
+def _slack(alive: Any, space: RowSpace) -> float:
     noise = _DEVIATIONS * space.noise * np.sqrt(1.5 * alive.shape[1]) / np.median(space.sizes)
     return max(float(noise), _SLACK)
 
@@ -222,7 +230,7 @@ def _most(direction: Any, alive: Any, slack: float) -> Any:
     )
 
 
-def _others(found: list[tuple[Any, int]], alive: Any, space: _RowSpace) -> Iterator[Any]:
+def _others(found: list[tuple[Any, int]], alive: Any, space: RowSpace) -> Iterator[Any]:
     """Yield candidates (r,) outside the span of the rays found so far, for sources with the most of no channel."""
     draws = np.random.default_rng(0)
     for _ in range(_DIRECTIONS * (len(alive) - len(found)) if found else 0):
@@ -233,7 +241,7 @@ def _others(found: list[tuple[Any, int]], alive: Any, space: _RowSpace) -> Itera
             yield answer.x
 
 
-def _rays(alive: Any, space: _RowSpace) -> Iterator[Any]:
+def _rays(alive: Any, space: RowSpace) -> Iterator[Any]:
     """Yield candidates (r,): for each channel, the vector of mean 1 above -slack that has the most of it."""
     slack = _slack(alive, space)
     order = np.argsort(-np.linalg.norm(alive, axis=0))
@@ -247,7 +255,7 @@ def _rays(alive: Any, space: _RowSpace) -> Iterator[Any]:
             yield answer.x
 
 
-def _refined(ray: Any, alive: Any, space: _RowSpace) -> tuple[Any, int, bool]:
+def _refined(ray: Any, alive: Any, space: RowSpace) -> tuple[Any, int, bool]:
     """Return a ray determined by all its zeros, the number of these, and whether it is not negative."""
     for k in range(_ROUNDS):
         values = np.abs(ray @ alive)

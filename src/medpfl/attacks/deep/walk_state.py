@@ -12,6 +12,7 @@ from torch.fx import Node
 from medpfl.attacks.deep.graph import Graph
 from medpfl.attacks.deep.kernel_systems import Inputs
 from medpfl.attacks.deep.normalized_convolution import SolvedInputs
+from medpfl.attacks.deep.pooled_convolution import PooledInputs
 
 __all__ = ["Corrected", "Memory", "Peeled", "Pull", "Start", "compared"]
 
@@ -110,11 +111,14 @@ class Memory:
         rectifiers: corrections.
         sizes: root mean square of values that batch norm hides, and the number of times it was changed.
         solved: the derivative and size for which a layer was solved, with the result.
+        pooled: the values and derivative behind an average pooling for which the layer before it was solved, with the
+            result.
     """
 
     rectifiers: dict[Node, Corrected] = field(default_factory=dict)
     sizes: dict[Node, tuple[float, int]] = field(default_factory=dict)
     solved: dict[Node, tuple[Tensor, float, Inputs | SolvedInputs | None]] = field(default_factory=dict)
+    pooled: dict[Node, tuple[Tensor, Tensor, PooledInputs | None]] = field(default_factory=dict)
 
 
 def compared(graph: Graph, read: Peeled) -> Peeled:
