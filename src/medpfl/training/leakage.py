@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medpfl.auditing.execution import shared_attacks
 from medpfl.auditing.report import Report
-from medpfl.auditing.run import audit, foresee
+from medpfl.auditing.run import AuditCase, case_of
 from medpfl.core.atomic_files import remove_leftovers, write
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import Experiment
@@ -18,7 +19,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Defense
 from medpfl.core.threat import HONEST, ThreatModel
 from medpfl.data.images import LabelledImages
-from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint, round_folder
+from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.reporting.leakage import RoundCell
 from medpfl.runs.directory import lines, share_folder
 from medpfl.runs.outlook import Outlook
@@ -85,19 +86,29 @@ def leakage(
     Raises:
         InputError: if `model` is no training, a round is missing, or `medpfl.audit` raises it.
     """
+    models = _models(model, rounds)
+    # Passed on as given: an attack from a file runs in its own process, so none of its code may run here.
+    case = AuditCase(model, data, attacks, defenses, plan, threat, None, victims, criteria, run)
+    reports = {number: audit.report() for number, audit in _audits(case, models).items()}
+    some = next(iter(models.values()))
+    found = Leakage(reports, accuracies_in(some.path.parents[1], models))
+    return found if run.out is None else replace(found, pages=_written(Path(run.out), found, some))
+
+
+def _models(model: str | Path, rounds: Sequence[int]) -> dict[int, Checkpoint]:
     if not is_checkpoint(model):
         raise InputError(f"--rounds needs a training's directory as --model; '{model}' is not one")
     if not rounds:
         raise InputError("no rounds were given: name some, such as --rounds 0,1,5")
-    models = {number: checkpoint_at(Path(model), number) for number in dict.fromkeys(rounds)}
-    out = None if run.out is None else Path(run.out)
-    # Passed on as given: an attack from a file runs in its own process, so none of its code may run here.
-    parts: dict[str, Any] = {"attacks": attacks, "defenses": defenses}
-    scenario = parts | {"plan": plan, "threat": threat, "victims": victims, "criteria": criteria}
-    reports = {n: audit(one, data, run=replace(run, out=_beside(out, n)), **scenario) for n, one in models.items()}
-    some = next(iter(models.values()))
-    found = Leakage(reports, accuracies_in(some.path.parents[1], models))
-    return found if out is None else replace(found, pages=_written(out, found, some))
+    return {number: checkpoint_at(Path(model), number) for number in dict.fromkeys(rounds)}
+
+
+def _audits(case: AuditCase, models: Mapping[int, Checkpoint]) -> dict[int, AuditCase]:
+    """Return the audit of each round; all have the same attacks."""
+    out = None if case.run.out is None else Path(case.run.out)
+    own = {n: replace(case, model=one, run=replace(case.run, out=_beside(out, n))) for n, one in models.items()}
+    attacks = shared_attacks(list(own.values()))
+    return {number: replace(audit, attacks=attacks) for number, audit in own.items()}
 
 
 def perform_leakage(experiment: Experiment) -> Leakage:
@@ -119,14 +130,10 @@ def perform_leakage(experiment: Experiment) -> Leakage:
 
 def foresee_leakage(experiment: Experiment) -> Outlook:
     """Return the plan of these audits; nothing is written."""
-    asked, out = _checked(experiment), experiment.run.out
-    if not is_checkpoint(asked.model):
-        raise InputError(f"--rounds needs a training's directory as --model; '{asked.model}' is not one")
-    own = {n: _beside(None if out is None else Path(out), n) for n in dict.fromkeys(rounds_in(asked.rounds or ""))}
-    audits = {
-        n: asked.having(model=str(round_folder(Path(asked.model), n)), rounds=None, out=o) for n, o in own.items()
-    }
-    return Outlook.of((f"round {n}", foresee(one)) for n, one in audits.items())
+    asked = _checked(experiment)
+    models = _models(asked.model, rounds_in(asked.rounds or ""))
+    audits = _audits(case_of(asked.having(rounds=None)), models)
+    return Outlook.of((f"round {number}", audit.outlook()) for number, audit in audits.items())
 
 
 def _checked(asked: Experiment) -> Experiment:
