@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medpfl.assumptions.result import Realism as Realism
+    from medpfl.assumptions.run import realism as realism
     from medpfl.auditing.records.run import audit_record as audit_record
     from medpfl.auditing.report import Comparison as Comparison
     from medpfl.auditing.report import Report as Report
@@ -76,6 +78,7 @@ _PLACES = {
     "Pixels": "core.records.origin",
     "Plan": "core.plan",
     "Reading": "core.experiments.groups",
+    "Realism": "assumptions.result",
     "Reconstruction": "core.types",
     "Record": "core.records.record",
     "Report": "auditing.report",
@@ -99,6 +102,7 @@ _PLACES = {
     "leakage": "training.leakage",
     "local_update": "federated.local",
     "prepare": "federated.ready",
+    "realism": "assumptions.run",
     "record": "recording.record",
     "reproduce": "reproduction.run",
     "train": "training.train",
@@ -125,6 +129,7 @@ __all__ = [
     "Pixels",
     "Plan",
     "Reading",
+    "Realism",
     "Reconstruction",
     "Record",
     "Report",
@@ -148,6 +153,7 @@ __all__ = [
     "leakage",
     "local_update",
     "prepare",
+    "realism",
     "record",
     "reproduce",
     "train",

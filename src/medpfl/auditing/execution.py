@@ -73,12 +73,15 @@ def checked(scenario: Scenario, isolation: Isolation) -> Feasibility:
         return found
 
 
-def feasible(scenario: Scenario, isolation: Isolation, also: Iterable[Path] = ()) -> tuple[Scenario, Feasibility]:
+def feasible(
+    scenario: Scenario, isolation: Isolation, also: Iterable[Path] | None = None
+) -> tuple[Scenario, Feasibility]:
     """Return the scenario, with the standard attack if it names none, and its checks; `InputError` if one fails.
 
     Args:
         scenario, isolation: the audit.
-        also: run directories of further audits with the same attack, which may hold its budget.
+        also: run directories of further audits with the same attack, which may hold its budget; ``None`` if there are
+            no further audits.
     """
     found = checked(scenario, isolation)
     if not scenario.attacks:
@@ -96,7 +99,8 @@ def shared_attacks(audits: Sequence[Prepared]) -> Sequence[str | Attack]:
     if first.attacks:
         return first.attacks
     with first.scene() as (scenario, isolation, *_):
-        also = [Path(one.run.out) for one in audits if one.run.out is not None]
+        outs = [Path(one.run.out) for one in audits if one.run.out is not None]
+        also = outs if len(audits) > 1 else None
         return [repr(attack) for attack in feasible(scenario, isolation, also)[0].attacks]
 
 

@@ -24,15 +24,16 @@ _VICTIMS, _STEPS = 8, 3
 """Maximum victims, and steps, of a probe."""
 
 
-def standard_attack(scenario: Scenario, also: Iterable[Path] = ()) -> WorstCase:
+def standard_attack(scenario: Scenario, also: Iterable[Path] | None = None) -> WorstCase:
     """Return `WorstCase` with the budget that a run directory holds, or else with the one that ``run.minutes`` allow.
 
     Args:
         scenario: the scenario, with any `WorstCase` as its only attack.
-        also: run directories of further audits with the same attack, which may hold its budget too.
+        also: run directories of further audits with the same attack, which may hold its budget too; ``None`` if there
+            are no further audits. Otherwise the searches always run, because another one may need them.
     """
     out = scenario.run.out
-    places = () if scenario.run.force else (*([] if out is None else [Path(out)]), *also)
+    places = () if scenario.run.force else (*([] if out is None else [Path(out)]), *(also or ()))
     found = next((attack for place in places if (attack := _kept(place)) is not None), None)
     if found is not None:
         say(f"note: the searches keep the run's own budget, {found.evaluations} evaluations an image")
@@ -44,6 +45,9 @@ def standard_attack(scenario: Scenario, also: Iterable[Path] = ()) -> WorstCase:
     if allowed >= LEAST:
         return WorstCase(evaluations=min(allowed, ENOUGH))
     needed = f"--minutes {-(-LEAST * each // 60):.0f} allows the shortest ones"
+    if also is not None:
+        say(f"note: {minutes:g} minutes are too few for searches: the shortest ones run")
+        return WorstCase(evaluations=LEAST)
     if all(solvers_of(ready, plans, scenario.data.shape) for ready, plans in scenario.scenes()):
         say(f"note: {minutes:g} minutes are too few for searches, so only analytic attacks run; {needed}")
         return WorstCase(evaluations=0)
