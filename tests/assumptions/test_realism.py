@@ -234,9 +234,15 @@ def test_a_training_is_compared_from_its_last_round_to_its_first(tmp_path):
     for model, last in ((out, 3), (str(out / "round-2"), 2)):
         cases = planned(model=model)
         assert "an untrained model" in cases.cases[0].text
-        assert cases.scenarios["favorable"].model.round == 0
-        assert cases.scenarios["trained"].model.round == cases.scenarios["together"].model.round == last
+        rounds = {name: repr(one.model).rpartition("round=")[2] for name, one in cases.scenarios.items()}
+        assert {name for name, number in rounds.items() if number == f"{last})"} == {"trained", "together"}
+        assert {number for name, number in rounds.items() if name not in ("trained", "together")} == {"0)"}
         assert f"the trained model (round {last})" in cases.cases[-1].text
+    found = flat(realism, data=some_images(12), **{**TINY, "model": out, "images": 4})
+    assert found.settings.experiment["model"] == "MLP(hidden=(6,))"
+    weights = {name: report.settings.experiment["weights"] for name, report in found.reports.items()}
+    assert weights["trained"] == weights["together"] == "trained, round 3"
+    assert {own for name, own in weights.items() if name not in ("trained", "together")} == {"trained, round 0"}
     first = planned(model=out / "round-0")
     assert "trained" not in first.scenarios
     assert "an untrained model" in first.cases[0].text
@@ -303,6 +309,10 @@ def test_the_command_line_plans_runs_and_fails(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr()
     assert "realism meter of MLP((6,))" in shown.err
     assert "\u2026" not in shown.out.partition("In the most favorable case")[0], "a narrow terminal cuts nothing"
+    assert main([*words, "--dry-run"]) == 0
+    again = capsys.readouterr().out
+    assert "another run" not in again
+    assert again.count("skipped") == plan.count("images")
     assert main(["report", str(tmp_path / "runs" / "r"), "--quiet"]) == 0
     assert "wrote" in capsys.readouterr().out
     keys = sorted(path.name for path in (tmp_path / "runs").iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,10 +74,10 @@ def test_the_audits_of_a_trainings_rounds_have_one_attack(monkeypatch, tmp_path)
 
 def test_the_audits_of_records_ask_for_it(monkeypatch):
     """What a federation's audits run is decided from all of them, and given to each."""
-    audits = [CASE, replace(CASE, run=Run(seed=1))]
-    todo = type("Todo", (), {"entries": ["one", "two"]})
-    case = type("Case", (), {"of": lambda self, entry, out: audits[todo.entries.index(entry)]})()
-    monkeypatch.setattr(federation, "shared_attacks", lambda given: ["iDLG()"] if given == audits else [])
+    audits = {"one": CASE, "two": replace(CASE, run=Run(seed=1))}
+    todo = SimpleNamespace(entries=list(audits))
+    case = SimpleNamespace(of=lambda entry, out: audits[entry])
+    monkeypatch.setattr(federation, "shared_attacks", lambda given: ["iDLG()"] if given == [*audits.values()] else [])
     made = federation._cases(todo, case, None)  # type: ignore[arg-type]
     assert [(entry, one.attacks, one.run) for entry, one in made] == [
         ("one", ["iDLG()"], Run()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,6 +80,8 @@ class Realism:
         """The settings that all cases share."""
         first = next(iter(self.reports.values())).settings
         own = {name: first.experiment[name] for name in _SHARED if name in first.experiment}
+        if trained := re.match(r"Checkpoint\(trained=(['\"])(.*?)\1[,)]", str(own.get("model"))):
+            own["model"] = trained[2]
         notes = tuple(note for note in first.notes if "--naive" not in note)
         return replace(first, experiment=own, notes=notes, bounds=None, disclosure={}, grants=None)
 

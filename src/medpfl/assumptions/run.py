@@ -126,7 +126,7 @@ def _performed(meter: Meter) -> Realism:
     with pulsing(run.visible):
         if run.out is None:
             with _prepared(meter) as (cases, isolation, place):
-                return _found(cases, _reports(cases, isolation, place, run))
+                return _found(cases, _reports(cases, isolation, place, run.visible))
         out = Path(run.out)
         made(out)
         directory = RunDirectory(out, REALISM, Identity(_entries(meter.audit), Code.of(tuple), key_of(out, run.force)))
@@ -134,7 +134,7 @@ def _performed(meter: Meter) -> Realism:
             directory.claim(run.force)
             with _prepared(meter) as (cases, isolation, place):
                 directory.note(cases=[asdict(case) for case in cases.cases], left_out=cases.left_out)
-                return written(out, _found(cases, _reports(cases, isolation, place, run)))
+                return written(out, _found(cases, _reports(cases, isolation, place, run.visible)))
 
 
 def _entries(audit: AuditCase) -> dict[str, object]:
@@ -157,16 +157,18 @@ def _prepared(meter: Meter) -> Iterator[tuple[Cases, Isolation, str]]:
         also = [] if runs is None else [folder for folder in runs.glob("*") if known_in(folder)]
         bare = replace(scenario, defenses=scenario.defenses[:1])  # the time for searches is that of one audit
         decided, _ = feasible(bare, isolation, also)
-        yield cases_of(meter, replace(scenario, attacks=decided.attacks)), isolation, place
+        cases = cases_of(meter, replace(scenario, attacks=decided.attacks))
+        outs = {name: None if runs is None else runs / name for name in cases.scenarios}
+        own = {name: replace(one, run=replace(run, out=outs[name])) for name, one in cases.scenarios.items()}
+        yield cases._replace(scenarios=own), isolation, place
 
 
-def _reports(cases: Cases, isolation: Isolation, place: str, run: Run) -> dict[str, Report]:
+def _reports(cases: Cases, isolation: Isolation, place: str, visible: bool) -> dict[str, Report]:
     """Run all audits; they share the study's secret, so that an image has one index in all of them."""
-    pace, secret = Pace({"audit": len(cases.scenarios)}, run.visible), secrets.token_hex(16)
+    pace, secret = Pace({"audit": len(cases.scenarios)}, visible), secrets.token_hex(16)
     texts = {case.run: f"audit with {case.text}" for case in cases.cases} | {FAVORABLE: "audit of the favorable case"}
     found = {}
     for name, scenario in cases.scenarios.items():
-        own = replace(run, out=None if run.out is None else Path(run.out) / RUNS / name)
         with pace.one("audit", texts[name]):
-            found[name] = executed(replace(scenario, run=own), isolation, place, secret=secret)
+            found[name] = executed(scenario, isolation, place, secret=secret)
     return found
