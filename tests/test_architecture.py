@@ -34,17 +34,21 @@ MAY = {
     "recording": {"data", "federated", "inputs", "models", "runs"},
     "inspection": {"attacks", "federated", "inputs", "runs"},
     "auditing": {*STAGES, "inputs", "inspection", "isolation", "judging", "recording", "runs"},
+    "assumptions": {"auditing", "data", "inputs", "judging", "models", "reporting", "runs"},
     "training": {*STAGES - {"attacks"}, "auditing", "inputs", "inspection", "runs"},
     "federation": {"auditing", "inputs", "judging", "reporting", "runs"},
     "tradeoff": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "reproduction": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "cli": {
-        "auditing", "federation", "inputs", "inspection", "judging", "recording", "reporting",
+        "assumptions", "auditing", "federation", "inputs", "inspection", "judging", "recording", "reporting",
         "reproduction", "runs", "tradeoff", "training",
     },
     "integrations": {"federated", "inputs", "models", "recording"},
     "__main__": {"cli"},
-    "": {"auditing", "federated", "federation", "inspection", "recording", "reproduction", "tradeoff", "training"},
+    "": {
+        "assumptions", "auditing", "federated", "federation", "inspection", "recording", "reproduction", "tradeoff",
+        "training",
+    },
 }  # fmt: skip
 # A program of its own, which an audit starts and nobody imports, and what it alone imports.
 PROGRAM = {"isolation/worker.py", "isolation/answers.py"}

@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medpfl.assumptions.result import Realism as Realism
+    from medpfl.assumptions.run import realism as realism
     from medpfl.auditing.records.run import audit_record as audit_record
     from medpfl.auditing.report import Comparison as Comparison
     from medpfl.auditing.report import Report as Report
@@ -79,6 +81,7 @@ _PLACES = {
     "Pixels": "core.records.origin",
     "Plan": "core.plan",
     "Reading": "core.experiments.groups",
+    "Realism": "assumptions.result",
     "Reconstruction": "core.types",
     "Record": "core.records.record",
     "Report": "auditing.report",
@@ -103,6 +106,7 @@ _PLACES = {
     "leakage": "training.leakage",
     "local_update": "federated.local",
     "prepare": "federated.ready",
+    "realism": "assumptions.run",
     "record": "recording.record",
     "reproduce": "reproduction.run",
     "train": "training.train",
@@ -130,6 +134,7 @@ __all__ = [
     "Pixels",
     "Plan",
     "Reading",
+    "Realism",
     "Reconstruction",
     "Record",
     "Report",
@@ -154,6 +159,7 @@ __all__ = [
     "leakage",
     "local_update",
     "prepare",
+    "realism",
     "record",
     "reproduce",
     "train",

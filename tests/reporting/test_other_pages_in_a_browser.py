@@ -1,4 +1,4 @@
-"""The pages of a frontier, of leakage, of a training, of a model and of a comparison in a real browser."""
+"""The pages of a frontier, of leakage, of a realism meter, of a training, of a model and so on in a real browser."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from medpfl.reporting.frontier import write_frontier_page
 from medpfl.reporting.leakage import write_leakage_page
 from medpfl.reporting.model_page import write_model_page
 from medpfl.reporting.page.comparison import write_comparison
+from medpfl.reporting.page.realism import write_realism_page
 from medpfl.reporting.record_page import write_page as write_record_page
 from medpfl.reporting.training import write_training_page
 from tests.reporting.browser import needs_chromium, opened, running, serious
@@ -23,6 +24,7 @@ from tests.reporting.test_federation_page import overview
 from tests.reporting.test_frontier_page import CHOSEN, POINTS, point
 from tests.reporting.test_frontier_page import SETTINGS as FRONTIER
 from tests.reporting.test_leakage_page import rounds
+from tests.reporting.test_realism_page import MIXED
 from tests.reporting.test_training_page import SETTINGS as TRAINING
 from tests.reporting.test_training_page import row
 
@@ -52,6 +54,10 @@ def leakage(out):
         for attack, defense in (("iDLG()", "NoDefense()"), ("GradInv()", "NoDefense()"), ("iDLG()", LAPLACE))
     ]
     return write_leakage_page(out, FRONTIER, rounds(cells))
+
+
+def realism(out):
+    return write_realism_page(out, FRONTIER, MIXED)
 
 
 def training(out):
@@ -88,7 +94,9 @@ def record(out):
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
 @pytest.mark.parametrize(
-    "make", [frontier, leakage, training, model, comparison, federation, record], ids=lambda make: make.__name__
+    "make",
+    [frontier, leakage, realism, training, model, comparison, federation, record],
+    ids=lambda make: make.__name__,
 )
 def test_a_page_fits_says_what_to_do_next_and_has_no_serious_finding(tmp_path, make, width, scheme):
     with opened(make(tmp_path), width, scheme=scheme) as page:

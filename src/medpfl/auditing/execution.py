@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from medpfl.attacks import WorstCase
 from medpfl.auditing.feasibility import Feasibility
@@ -21,7 +24,7 @@ from medpfl.core.experiments.groups import Reading, Run
 from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.messages import log
 from medpfl.core.progress import phase
-from medpfl.core.roles import DataSource
+from medpfl.core.roles import Attack, DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.parts import Found, data_of
 from medpfl.runs.cloak import Cloak
@@ -30,7 +33,25 @@ from medpfl.runs.identity import unchanged
 from medpfl.runs.progress_bar import name_skipped, watching
 from medpfl.runs.study_key import study_index
 
-__all__ = ["executed", "feasible", "images_of"]
+__all__ = ["Prepared", "checked", "executed", "feasible", "images_of", "shared_attacks"]
+
+
+class Prepared(Protocol):
+    """An audit that can be set up: of a model, or of a record."""
+
+    @property
+    def attacks(self) -> Sequence[str | Attack]:
+        """The attacks that it names."""
+        ...
+
+    @property
+    def run(self) -> Run:
+        """Its run directory, device and so on."""
+        ...
+
+    def scene(self) -> AbstractContextManager[tuple[Any, ...]]:
+        """Yield its scenario, its isolation, and more."""
+        ...
 
 
 def images_of(data: str | Path | DataSource | LabelledImages, reading: Reading, run: Run) -> Found:
@@ -42,41 +63,65 @@ def images_of(data: str | Path | DataSource | LabelledImages, reading: Reading, 
     return found
 
 
-def feasible(scenario: Scenario, isolation: Isolation) -> tuple[Scenario, Feasibility]:
-    """Return the scenario, with the standard attack if it names none, and its checks; `InputError` if one fails."""
+def checked(scenario: Scenario, isolation: Isolation) -> Feasibility:
+    """Return a scenario's checks, with any standard attack if it names none; raise `InputError` if one fails."""
     with phase("checking the model, attacks and defenses"):
-        return _feasible(scenario, isolation)
+        found = Feasibility(
+            scenario if scenario.attacks else replace(scenario, attacks=isolation.as_these([WorstCase()]))
+        )
+        found.check()
+        return found
 
 
-def _feasible(scenario: Scenario, isolation: Isolation) -> tuple[Scenario, Feasibility]:
-    if scenario.attacks:
-        checked = Feasibility(scenario)
-        checked.check()
-        return scenario, checked
-    checked = Feasibility(replace(scenario, attacks=isolation.as_these([WorstCase()])))
-    checked.check()
-    checked.scenario = replace(scenario, attacks=isolation.as_these([standard_attack(checked.scenario)]))
-    return checked.scenario, checked
+def feasible(
+    scenario: Scenario, isolation: Isolation, also: Iterable[Path] | None = None
+) -> tuple[Scenario, Feasibility]:
+    """Return the scenario, with the standard attack if it names none, and its checks; `InputError` if one fails.
+
+    Args:
+        scenario, isolation: the audit.
+        also: run directories of further audits with the same attack, which may hold its budget; ``None`` if there are
+            no further audits.
+    """
+    found = checked(scenario, isolation)
+    if not scenario.attacks:
+        attack = standard_attack(found.scenario, also)
+        found.scenario = replace(scenario, attacks=isolation.as_these([attack]))
+    return found.scenario, found
+
+
+def shared_attacks(audits: Sequence[Prepared]) -> Sequence[str | Attack]:
+    """Return the attacks of several audits: those that they name, or the standard attack with one budget for all.
+
+    A run directory of any of them may hold that budget; otherwise, the first audit decides it.
+    """
+    first = audits[0]
+    if first.attacks:
+        return first.attacks
+    with first.scene() as (scenario, isolation, *_):
+        outs = [Path(one.run.out) for one in audits if one.run.out is not None]
+        also = outs if len(audits) > 1 else None
+        return [repr(attack) for attack in feasible(scenario, isolation, also)[0].attacks]
 
 
 def executed(
     scenario: Scenario, isolation: Isolation, place: str, check: Json | None = None, secret: str | None = None
 ) -> Report:
     """Check a scenario, run its unfinished jobs, and report; `check` is that of a record."""
-    scenario, checked = feasible(scenario, isolation)
+    scenario, tested = feasible(scenario, isolation)
     run = scenario.run
     out = None if run.out is None else Path(run.out)
     if out is not None:
         made(out)
     index = study_index(out, scenario.data, scenario.source, place, run.force, secret)
     scorer = Scorer(scenario.data, index, bool(scenario.label_shape), scenario.criteria.best_match)
-    player = Player(scenario, scorer, checked.wrong_layer is not None)
+    player = Player(scenario, scorer, tested.wrong_layer is not None)
     identity, jobs = scenario.identity(index), jobs_of(scenario)
     sizes = {job.key: job.rows for job in jobs}
     cloak = identity.cloak if out is not None else Cloak(None)
     with claimed(out, identity, sizes, run.force, cloak, run.numbers_only) as store:
         with phase("testing what the defenses disclose"):
-            settings = isolation.added_to(settings_of(checked, player, check), scenario.attacks)
+            settings = isolation.added_to(settings_of(tested, player, check), scenario.attacks)
         store.note(settings=settings.to_dict(), jobs=[[*key, count] for key, count in sizes.items()])
         todo = [job for job in jobs if job.key not in store]
         done = sum(sizes.values()) - sum(job.rows for job in todo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 
@@ -52,7 +53,7 @@ class Feasibility:
         _ = scenario.outputs, self.wrong_layer, *map(scenario.stack, scenario.defenses)  # all run the network
         if scenario.plan.loss == "dice" and not scenario.label_shape:
             raise InputError("loss dice needs masks, but this model predicts one class per image: use cross_entropy")
-        self._check_attacks()
+        self._check_attacks(scenario.attacks)
 
     def _check_draws_differ(self) -> None:
         scenario, draws = self.scenario, self.scenario.selection.draws
@@ -70,10 +71,18 @@ class Feasibility:
             check_sum(defense, self.scenario.clients, self.scenario.plan)
         knowledge_of(defense, self.scenario.threat)
 
-    def _check_attacks(self) -> None:
-        """Check every attack on the model as each defense changes it."""
+    def refusal(self, attack: Attack) -> str:
+        """Return why an attack does not take the model, as each defense changes it, or the plan; ``""`` if it does."""
+        try:
+            self._check_attacks([attack])
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def _check_attacks(self, attacks: Sequence[Attack]) -> None:
+        """Check attacks on the model as each defense changes it."""
         for defense, (ready, plans) in zip(self.scenario.defenses, self.scenario.scenes(), strict=True):
-            for attack in self.scenario.attacks:
+            for attack in attacks:
                 with naming(attack), explained("it cannot check this model"):
                     self.scenario.placed(attack, defense).check(ready, plans, self.scenario.data.shape)
 

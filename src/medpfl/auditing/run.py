@@ -28,7 +28,7 @@ from medpfl.inputs.spelling import is_pattern
 from medpfl.runs.outlook import Outlook
 from medpfl.runs.pulse import pulsing
 
-__all__ = ["AuditCase", "audit", "foresee", "perform"]
+__all__ = ["AuditCase", "audit", "case_of", "foresee", "perform"]
 
 
 def audit(
@@ -136,34 +136,45 @@ class AuditCase:
 
 
 def perform(experiment: Experiment) -> Report:
-    """Audit one model as an experiment describes it in strings and numbers."""
-    return _case_of(experiment).report()
+    """Audit one model or record as an experiment describes it in strings and numbers."""
+    found = _record_of(experiment)
+    return (case_of(experiment) if found is None else found).report()
 
 
 def foresee(experiment: Experiment) -> Outlook:
     """Return the plan of the audit that an experiment describes; nothing is written."""
-    return _case_of(experiment).outlook()
+    found = _record_of(experiment)
+    return (case_of(experiment) if found is None else found).outlook()
 
 
-def _case_of(experiment: Experiment) -> AuditCase | RecordCase:
+def case_of(experiment: Experiment) -> AuditCase:
+    """Return the audit of a model that an experiment describes."""
+    asked = experiment
+    if asked.truth is not None:
+        raise InputError("truth goes with a record of an update; without one, leave it out")
+    return AuditCase(
+        model=asked.model,
+        data=asked.data,
+        attacks=asked.attack,
+        defenses=asked.defense,
+        threat=asked.threat,
+        plan=asked.plan,
+        weights=asked.weights,
+        victims=asked.victims,
+        criteria=asked.criteria,
+        run=asked.run,
+    )
+
+
+def _record_of(experiment: Experiment) -> RecordCase | None:
+    """Return the audit of a record that an experiment describes; ``None`` if its data is no record."""
     asked = experiment
     if asked.rounds is not None:
         raise InputError("this audits one model, but rounds were given: use medpfl.leakage for several rounds")
+    if asked.realism:
+        raise InputError("this audits one case, but a realism meter was asked for: use medpfl.realism")
     if not is_record(asked.data):
-        if asked.truth is not None:
-            raise InputError("truth goes with a record of an update; without one, leave it out")
-        return AuditCase(
-            model=asked.model,
-            data=asked.data,
-            attacks=asked.attack,
-            defenses=asked.defense,
-            threat=asked.threat,
-            plan=asked.plan,
-            weights=asked.weights,
-            victims=asked.victims,
-            criteria=asked.criteria,
-            run=asked.run,
-        )
+        return None
     if asked.truth is None:
         raise InputError("a record holds no images: set --truth to the folder with the images behind it")
     if asked.weights is not None:

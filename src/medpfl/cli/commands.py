@@ -230,15 +230,19 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
         return planned(given, partial(foresee_audits, experiment), experiment)
     with working(experiment, given.quiet):
         with phase(LOADING):
+            from medpfl.assumptions.run import perform_realism
             from medpfl.auditing.run import perform
             from medpfl.federation.folders import is_federation
             from medpfl.federation.run import perform_federation
             from medpfl.judging.summary import by_defense
-            from medpfl.reporting.terminal import print_audit, print_federation, print_leakage
+            from medpfl.reporting.terminal import print_audit, print_federation, print_leakage, print_realism
             from medpfl.training.leakage import perform_leakage
 
         if is_federation(experiment.data):
             found, show = perform_federation(experiment), print_federation
+            verdicts = found.verdicts()
+        elif experiment.realism:
+            found, show = perform_realism(experiment), print_realism
             verdicts = found.verdicts()
         elif experiment.rounds is None:
             found, show = perform(experiment), print_audit
@@ -401,9 +405,16 @@ def _shape(text: str) -> tuple[int, ...]:
 def _report(given: Namespace, words: list[str]) -> int:
     with working(f"summary and pages of {given.out}, again from its rows", given.quiet):
         with phase(LOADING):
+            from medpfl.assumptions.run import remake as remake_realism
             from medpfl.auditing.report import reread
             from medpfl.federation.run import remake as remake_federation
-            from medpfl.reporting.terminal import print_audit, print_federation, print_frontier, print_training
+            from medpfl.reporting.terminal import (
+                print_audit,
+                print_federation,
+                print_frontier,
+                print_realism,
+                print_training,
+            )
             from medpfl.reproduction.run import remake
             from medpfl.runs.directory import known_in
             from medpfl.tradeoff.run import remake as remake_frontier
@@ -414,6 +425,7 @@ def _report(given: Namespace, words: list[str]) -> int:
             "training": (reread_training, print_training),
             "federation": (remake_federation, print_federation),
             "frontier": (remake_frontier, print_frontier),
+            "realism": (remake_realism, print_realism),
             "reproduction": (remake, _print_reproduction),
         }
         make, show = again.get(str(known_in(Path(given.out)).get("kind")), again["audit"])

@@ -18,8 +18,9 @@ __all__ = ["foresee_audits", "foresee_frontier", "foresee_standard", "foresee_st
 
 
 def foresee_audits(experiment: Experiment) -> Outlook:
-    """Return the plan of an audit, of audits over rounds, or of a federation's audits."""
+    """Return the plan of an audit, of audits over rounds or over assumptions, or of a federation's audits."""
     with phase(LOADING):
+        from medpfl.assumptions.run import foresee_realism
         from medpfl.auditing.run import foresee
         from medpfl.federation.folders import is_federation
         from medpfl.federation.run import foresee_federation
@@ -27,6 +28,8 @@ def foresee_audits(experiment: Experiment) -> Outlook:
 
     if is_federation(experiment.data):
         return foresee_federation(experiment)
+    if experiment.realism:
+        return foresee_realism(experiment)
     return foresee(experiment) if experiment.rounds is None else foresee_leakage(experiment)
 
 

@@ -43,6 +43,7 @@ EXAMPLES = {
         "audit path/to/images --model \"LeNet('idlg')\" --attack iDLG --images 8 --out runs/mine",
         "audit path/to/images --model path/to/model.py:make_model --weights model.safetensors --dry-run",
         'audit path/to/images --defense "LaplaceNoise(scale=geom(0.001, 0.1, 3))" --fail-on leaks',
+        "audit path/to/images --model runs/train --realism --out runs/realism",
         "audit records/update-1.safetensors --truth records/private-truth --model path/to/model.py:make_model",
     ),
     "check-model": ('check-model "ResNet(18)" --image-shape 1,64,64', "check-model path/to/model.py:make_model --json"),

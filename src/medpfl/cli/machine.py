@@ -35,10 +35,11 @@ def _plain(content: Any, shown: bool) -> Any:
 
 
 def result(found: Any) -> dict[str, Any]:
-    """Return the result of an audit, a training, a frontier, a federation, rounds, or a reproduction as JSON data.
+    """Return the result of an audit, of several, a training, a frontier, or a reproduction as JSON data.
 
     Every result has ``kind``, ``text`` (sentences) and ``files`` (written files).
     """
+    from medpfl.assumptions.result import Realism
     from medpfl.auditing.report import Comparison, Report
     from medpfl.auditing.standard import Evaluation
     from medpfl.federation.result import Federation
@@ -54,6 +55,8 @@ def result(found: Any) -> dict[str, Any]:
         case Leakage():
             reports = {str(number): _dicts(report.summary) for number, report in found.reports.items()}
             kind, content = "leakage", {"rounds": reports, "accuracies": found.accuracies}
+        case Realism():
+            kind, content = "realism", found.to_dict()
         case Federation():
             kind, content = "federation", found.overview.to_dict()
         case Trained():

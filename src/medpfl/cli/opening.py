@@ -20,6 +20,7 @@ from medpfl.reproduction.scale import Studies
 __all__ = ["opening"]
 
 _FEW = 6
+_STANDARD = "analytic attacks"
 _IMAGES = 32
 """Number of images that an audit attacks by default, if there are as many."""
 
@@ -44,10 +45,19 @@ def _of_look(asked: Looking) -> str:
 
 
 def _of_audit(asked: Experiment) -> str:
+    if asked.realism:
+        return _of_realism(asked)
     several = f", in rounds {asked.rounds}" if asked.rounds else ""
     counted = "its images" if asked.truth else _images(asked.victims.images, asked.plan)
-    attacks = _attacks(asked.attack) if asked.attack else f"analytic attacks, and {asked.run.minutes:g} min of searches"
+    attacks = _attacks(asked.attack) if asked.attack else f"{_STANDARD}, and {asked.run.minutes:g} min of searches"
     return f"audit of {asked.model}{several} with {_data(asked.data)}: {counted}, {attacks}, {_defenses(asked.defense)}"
+
+
+def _of_realism(asked: Experiment) -> str:
+    searches = f"{_STANDARD}, and in each case about {asked.run.minutes:g} min of searches"
+    attacks = _attacks(asked.attack) if asked.attack else searches
+    images = _images(asked.victims.images, asked.plan)
+    return f"realism meter of {asked.model} with {_data(asked.data)}: {images}, {attacks}, with and without assumptions"
 
 
 def _of_frontier(asked: Frontier) -> str:

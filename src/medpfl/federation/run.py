@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from medpfl.auditing.execution import shared_attacks
 from medpfl.auditing.records.run import RecordCase, RecordOptions, options_in
 from medpfl.auditing.report import reread
 from medpfl.core.errors import InputError, private
@@ -113,14 +114,6 @@ def perform_federation(experiment: Experiment) -> Federation:
     return audit_federation(asked.data, truth=asked.truth, **options_in(asked))
 
 
-def _checked(asked: Experiment) -> Experiment:
-    if asked.weights is not None:
-        raise InputError("records hold the clients' initial weights: leave out --weights")
-    if asked.rounds is not None:
-        raise InputError("--rounds goes with the run directory of a training: to audit some rounds, name their records")
-    return asked
-
-
 def foresee_federation(experiment: Experiment) -> Outlook:
     """Return the plan of a federation's audits, after a check of all records; nothing is written."""
     asked = _checked(experiment)
@@ -133,7 +126,17 @@ def foresee_federation(experiment: Experiment) -> Outlook:
     if out is not None:
         _directory(case, out, key).check(force)
     todo = _prepared(files, truth, case, key, None)
-    return Outlook.of((str(one), case.of(one, out).outlook()) for one in todo.entries)
+    return Outlook.of((str(one), audit.outlook()) for one, audit in _cases(todo, case, out))
+
+
+def _checked(asked: Experiment) -> Experiment:
+    if asked.weights is not None:
+        raise InputError("records hold the clients' initial weights: leave out --weights")
+    if asked.rounds is not None:
+        raise InputError("--rounds goes with the run directory of a training: to audit some rounds, name their records")
+    if asked.realism:
+        raise InputError("--realism needs images: records hold updates, whose assumptions cannot be dropped")
+    return asked
 
 
 def remake(out: Path) -> Federation:
@@ -286,8 +289,15 @@ def _without(bare: Sequence[Entry], total: int) -> str:
 
 def _audits(todo: _Todo, case: FederationCase, out: Path | None = None, secret: str | None = None) -> list[Audited]:
     pace, found = Pace({"audit": len(todo.entries)}, case.run.visible), []
-    for entry in todo.entries:
+    for entry, audit in _cases(todo, case, out):
         with pace.one("audit", f"audit of {entry}"):
-            report = case.of(entry, out).report(todo.checks[entry.name], secret)
+            report = audit.report(todo.checks[entry.name], secret)
         found.append(Audited(entry.site, entry.round, entry.name, report))
     return found
+
+
+def _cases(todo: _Todo, case: FederationCase, out: Path | None) -> list[tuple[Entry, RecordCase]]:
+    """Return the audit of each record; all have the same attacks."""
+    audits = [case.of(entry, out) for entry in todo.entries]
+    attacks = shared_attacks(audits)
+    return [(entry, replace(audit, attacks=attacks)) for entry, audit in zip(todo.entries, audits, strict=True)]

@@ -15,7 +15,17 @@ from medpfl.judging.types import Numbers, Rate, Union
 from medpfl.metrics.pixel import SUCCESS
 from medpfl.metrics.rates import cluster_interval, mean_interval
 
-__all__ = ["GALLERY", "Evidence", "evidence_of", "labels_of", "masked_evidence", "numbers_of", "scored", "union_of"]
+__all__ = [
+    "GALLERY",
+    "Evidence",
+    "evidence_of",
+    "gains_of",
+    "labels_of",
+    "masked_evidence",
+    "numbers_of",
+    "scored",
+    "union_of",
+]
 
 GALLERY = 20
 """Smallest gallery in which re-identification counts as evidence."""
@@ -69,13 +79,7 @@ def numbers_of(
         naive: if `rows` come from an adaptive attack, rows for the naive attack on the same updates.
     """
     counts, rows, random = _counts(rows), _once(rows), scored(random)
-    own, (attack, defense) = scored(rows), key
-    low, high = mean_interval(_scores(own, "ssim"), clusters=clusters_of(_with(own, "ssim")))
-    ssim = Rate(
-        _mean(_scores(own, "ssim")),
-        None if low is None else max(low, -1.0),  # with few images, the interval is wider than the scale
-        None if high is None else min(high, 1.0),  # SSIM is at most 1
-    )
+    own, (attack, defense), random_ssim = scored(rows), key, _mean(_scores(random, "ssim"))
     gains = false_security(None if naive is None else _once(naive), rows)
     return Numbers(
         attack=attack,
@@ -84,7 +88,8 @@ def numbers_of(
         clusters=len(set(clusters_of(own))),
         asr=_rate(own, _read),
         asr_worst=_rate(own, _reaches("ssim_worst")),
-        ssim=ssim,
+        ssim=_mean_of(_scores(own, "ssim"), _with(own, "ssim"), 1.0),
+        ssim_gain=_least_gain(own, random_ssim),
         psnr=_mean(_scores(own, "psnr")),
         mse=_mean(_scores(own, "mse")),
         ncc=_mean(_scores(own, "ncc")),
@@ -103,7 +108,7 @@ def numbers_of(
         asr_random_update=_rate(random, _read),
         ssim_mean_image=_mean(_scores(own, "mean_image_ssim")),
         ssim_nearest=_mean(_scores(own, "nearest_ssim")),
-        ssim_random_update=_mean(_scores(random, "ssim")),
+        ssim_random_update=random_ssim,
         ncc_mean_image=_mean(_scores(own, "mean_image_ncc")),
         ncc_nearest=_mean(_scores(own, "nearest_ncc")),
         ncc_random_update=_mean(_scores(random, "ncc")),
@@ -326,6 +331,36 @@ def _scores(rows: Sequence[Finding], name: str) -> list[float]:
 
 def _mean(values: Sequence[float | bool]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _mean_of(values: Sequence[float], rows: Sequence[Finding], most: float) -> Rate:
+    """Return a mean with its interval by update, cut to what is possible: from -`most` to `most`."""
+    low, high = mean_interval(values, clusters=clusters_of(rows))
+    # With few images, the interval is wider than the scale.
+    return Rate(_mean(values), None if low is None else max(low, -most), None if high is None else min(high, most))
+
+
+def gains_of(rows: Sequence[Finding], random_ssim: float | None) -> list[list[float]]:
+    """Return each row's SSIM minus that of a guess without the update, for each such guess that all rows know.
+
+    The mean image and the nearest other image are compared image by image, the attack on random updates by its mean.
+
+    Args:
+        rows: rows that count, see `scored`.
+        random_ssim: mean SSIM of the same attack on random updates.
+    """
+    names = ("mean_image_ssim", "nearest_ssim")
+    known = [_scores(rows, name) for name in names if all(row.scores.get(name) is not None for row in rows)]
+    guesses = [*known, *([] if random_ssim is None else [[random_ssim] * len(rows)])]
+    ssim = [float(row.scores["ssim"] or 0) for row in rows]
+    return [[own - other for own, other in zip(ssim, guess, strict=True)] for guess in guesses]
+
+
+def _least_gain(rows: Sequence[Finding], random_ssim: float | None) -> Rate:
+    """Return the mean gain over the best guess without the update."""
+    rows = _with(rows, "ssim")
+    gains = gains_of(rows, random_ssim) if rows else []
+    return _mean_of(min(gains, key=sum), rows, 2.0) if gains else Rate()
 
 
 def _chances(rows: Sequence[Finding]) -> list[float]:

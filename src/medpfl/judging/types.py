@@ -235,6 +235,8 @@ class Numbers:
         asr: attack success rate, the share of images reconstructed (SSIM at least 0.9).
         asr_worst: the same rate if an image counts as soon as any candidate reconstructs it.
         ssim: mean SSIM.
+        ssim_gain: `ssim` minus that of the best guess without the update: the mean image, the nearest other image, or
+            the same attack on random updates.
         psnr, mse: means, in dB and in squared units of [0, 1].
         ncc: mean normalized cross-correlation.
         identified: share of images re-identified; ``gallery``: images to choose from; ``chance``: a blind guess's rate.
@@ -263,6 +265,7 @@ class Numbers:
     asr: Rate = Rate()
     asr_worst: Rate = Rate()
     ssim: Rate = Rate()
+    ssim_gain: Rate = Rate()
     psnr: float | None = None
     mse: float | None = None
     ncc: float | None = None

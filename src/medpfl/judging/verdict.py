@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from medpfl.core.types import Finding
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
-from medpfl.judging.cells import Evidence, scored
+from medpfl.judging.cells import Evidence, gains_of, scored
 from medpfl.judging.evidence import Tally, clusters_of, updates_needed
 from medpfl.judging.types import READ, RECOGNIZED, Numbers
 from medpfl.metrics.rates import mean_interval
@@ -164,14 +164,7 @@ def _share(rows: Sequence[Finding], flag: str) -> float:
 
 def _beats_baselines(rows: Sequence[Finding], numbers: Numbers) -> bool:
     """Return True if the mean SSIM exceeds every baseline's, in paired comparison where the baseline is per image."""
-    gains = [
-        [float(row.scores["ssim"] or 0) - float(row.scores[name] or 0) for row in rows]
-        for name in ("mean_image_ssim", "nearest_ssim")
-        if all(row.scores.get(name) is not None for row in rows)
-    ]
-    if (random := numbers.ssim_random_update) is not None:
-        gains.append([float(row.scores["ssim"] or 0) - random for row in rows])
-    return all(_above_zero(gain, rows) for gain in gains)
+    return all(_above_zero(gain, rows) for gain in gains_of(rows, numbers.ssim_random_update))
 
 
 def _above_zero(gains: list[float], rows: Sequence[Finding]) -> bool:

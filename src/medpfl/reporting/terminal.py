@@ -19,6 +19,8 @@ from medpfl.reporting.frontier import frontier_table, how_to_read
 from medpfl.reporting.leakage import RoundCell, leakage_table
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.page.limits import attacks_to_add
+from medpfl.reporting.page.realism import Overview as Measured
+from medpfl.reporting.page.realism import realism_table
 from medpfl.reporting.patients import patient_lines
 from medpfl.reporting.tables import compared, terminal_table
 from medpfl.reporting.training import training_table
@@ -31,6 +33,7 @@ __all__ = [
     "print_federation",
     "print_frontier",
     "print_leakage",
+    "print_realism",
     "print_training",
 ]
 
@@ -87,6 +90,15 @@ class Several(Written, Protocol):
 
     @property
     def overview(self) -> Federated: ...
+
+
+class Metered(Written, Protocol):
+    """The parts of a realism meter's audits that are printed."""
+
+    @property
+    def overview(self) -> Measured: ...
+    @property
+    def settings(self) -> Settings: ...
 
 
 class Chosen(Written, Protocol):
@@ -167,11 +179,29 @@ def print_federation(found: Several, quiet: bool) -> None:
     console = Console()
     if not quiet:
         console.print(federation_table(found.overview))
-    for _, sentence in sentences(found.overview):
+    _print_several(console, (text for _, text in sentences(found.overview)), found.pages, quiet)
+
+
+def print_realism(found: Metered, quiet: bool) -> None:
+    """Print a table of the realism meter's cases, notes, and the result."""
+    console = Console()
+    if not quiet:
+        console.print(realism_table(found.overview))
+        for note in found.settings.notes:
+            console.print(note, style="dim", markup=False, highlight=False)
+    _print_several(console, str(found).split("\n"), found.pages, quiet)
+    for page in found.pages[:1]:
+        runs = page.parents[1] / "runs"
+        text = f"each case has its own pages in {runs}; those in a folder '{PRIVATE_FOLDER}' show patients' images"
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _print_several(console: Console, told: Iterable[str], pages: Sequence[Path], quiet: bool) -> None:
+    for sentence in told:
         console.print(sentence, soft_wrap=True, markup=False, highlight=False)
-    if not found.pages and not quiet:
+    if not pages and not quiet:
         console.print("nothing was saved (to save rows and pages: --out DIR)", style="dim")
-    _wrote(console, found.pages)
+    _wrote(console, pages)
 
 
 def print_frontier(found: Chosen, quiet: bool) -> None:

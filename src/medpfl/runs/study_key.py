@@ -22,7 +22,7 @@ from medpfl.runs.directory import RUNS, known_in
 
 __all__ = ["KEY_FILE", "Key", "StudyIndex", "class_names", "key_file", "key_of", "study_index"]
 
-_OF_RUNS = ("federation", "frontier", "reproduction")
+_OF_RUNS = ("federation", "frontier", "realism", "reproduction")
 """Kinds of runs that contain other runs."""
 
 _SHORTEST = 16
@@ -78,7 +78,7 @@ def study_index(
     """Make pseudonyms for a data set's images and patients, and add them to the key file beside the run directory.
 
     Runs in one folder share the key, so an image has the same index in all of them. The runs inside a federation, a
-    frontier or a reproduction share the key beside it.
+    frontier, a realism meter or a reproduction share the key beside it.
 
     Args:
         out: the run directory; ``None`` writes no key and uses a random one.

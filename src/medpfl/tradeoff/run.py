@@ -8,9 +8,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from medpfl.auditing.execution import shared_attacks
 from medpfl.auditing.report import reread
+from medpfl.auditing.run import case_of, perform
 from medpfl.auditing.run import foresee as foresee_audit
-from medpfl.auditing.run import perform
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.groups import About
@@ -90,7 +91,7 @@ def _performed(experiment: Frontier) -> FrontierResult:
             directory.note(diverged=[spec for spec, own in trainings.items() if own is None])
             if experiment.round:
                 going = [s for s in settings if trainings[s.spec] is not None]
-                audits = {s.spec: _audited(experiment, s, out, pace) for s in going}
+                audits = _audited(experiment, going, out, pace)
         with phase("writing figure, tables and page"):
             result = results(out, Found(known_in(out), settings, audits, trainings))
         write_recommended(out, experiment, settings, result)
@@ -189,10 +190,17 @@ def _audited_at_once(experiment: Frontier, settings: list[Setting], out: Path, p
     return {setting.spec: report for setting in settings}
 
 
-def _audited(experiment: Frontier, setting: Setting, out: Path, pace: Pace) -> Report:
-    model = _training(out, setting, experiment.run.seed) / f"round-{experiment.round}"
-    with pace.one(_AUDIT, f"audit of {setting.spec}"):
-        return perform(audit_of(experiment, [setting], _audit(out, setting), str(model)))
+def _audited(experiment: Frontier, settings: list[Setting], out: Path, pace: Pace) -> dict[str, Report]:
+    """Audit each setting on its own trained model; all audits have the same attacks."""
+    audits, found = {}, {}
+    for s in settings:
+        model = _training(out, s, experiment.run.seed) / f"round-{experiment.round}"
+        audits[s.spec] = case_of(audit_of(experiment, [s], _audit(out, s), str(model)))
+    attacks = shared_attacks([*audits.values()])
+    for spec, audit in audits.items():
+        with pace.one(_AUDIT, f"audit of {spec}"):
+            found[spec] = replace(audit, attacks=attacks).report()
+    return found
 
 
 def _trained(experiment: Frontier, setting: Setting, out: Path, pace: Pace) -> list[Trained] | None:

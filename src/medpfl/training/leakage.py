@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medpfl.auditing.execution import shared_attacks
 from medpfl.auditing.report import Report
-from medpfl.auditing.run import audit, foresee
+from medpfl.auditing.run import AuditCase, case_of
 from medpfl.core.atomic_files import remove_leftovers, write
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import Experiment
@@ -18,7 +19,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Defense
 from medpfl.core.threat import HONEST, ThreatModel
 from medpfl.data.images import LabelledImages
-from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint, round_folder
+from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.reporting.leakage import RoundCell
 from medpfl.runs.directory import check_made, lines, share_folder
 from medpfl.runs.outlook import Outlook
@@ -85,15 +86,21 @@ def leakage(
     Raises:
         InputError: if `model` is no training, a round is missing, or `medpfl.audit` raises it.
     """
-    out = None if run.out is None else Path(run.out)
-    models = _models(model, rounds, out)
+    models = _models(model, rounds, None if run.out is None else Path(run.out))
     # Passed on as given: an attack from a file runs in its own process, so none of its code may run here.
-    parts: dict[str, Any] = {"attacks": attacks, "defenses": defenses}
-    scenario = parts | {"plan": plan, "threat": threat, "victims": victims, "criteria": criteria}
-    reports = {n: audit(one, data, run=replace(run, out=_beside(out, n)), **scenario) for n, one in models.items()}
+    case = AuditCase(model, data, attacks, defenses, plan, threat, None, victims, criteria, run)
+    reports = {number: audit.report() for number, audit in _audits(case, models).items()}
     some = next(iter(models.values()))
     found = Leakage(reports, accuracies_in(some.path.parents[1], models))
-    return found if out is None else replace(found, pages=_written(out, found, some))
+    return found if run.out is None else replace(found, pages=_written(Path(run.out), found, some))
+
+
+def _audits(case: AuditCase, models: Mapping[int, Checkpoint]) -> dict[int, AuditCase]:
+    """Return the audit of each round; all have the same attacks."""
+    out = None if case.run.out is None else Path(case.run.out)
+    own = {n: replace(case, model=one, run=replace(case.run, out=_beside(out, n))) for n, one in models.items()}
+    attacks = shared_attacks(list(own.values()))
+    return {number: replace(audit, attacks=attacks) for number, audit in own.items()}
 
 
 def perform_leakage(experiment: Experiment) -> Leakage:
@@ -116,12 +123,9 @@ def perform_leakage(experiment: Experiment) -> Leakage:
 def foresee_leakage(experiment: Experiment) -> Outlook:
     """Return the plan of these audits; nothing is written."""
     asked = _checked(experiment)
-    out = None if asked.run.out is None else Path(asked.run.out)
-    own = {n: _beside(out, n) for n in _models(asked.model, rounds_in(asked.rounds or ""), out)}
-    audits = {
-        n: asked.having(model=str(round_folder(Path(asked.model), n)), rounds=None, out=o) for n, o in own.items()
-    }
-    return Outlook.of((f"round {n}", foresee(one)) for n, one in audits.items())
+    models = _models(asked.model, rounds_in(asked.rounds or ""), None if asked.run.out is None else Path(asked.run.out))
+    audits = _audits(case_of(asked.having(rounds=None)), models)
+    return Outlook.of((f"round {number}", audit.outlook()) for number, audit in audits.items())
 
 
 def _models(model: str | Path, rounds: Sequence[int], out: Path | None) -> dict[int, Checkpoint]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,17 @@ _VICTIMS, _STEPS = 8, 3
 """Maximum victims, and steps, of a probe."""
 
 
-def standard_attack(scenario: Scenario) -> WorstCase:
-    """Return `WorstCase` with the budget that the run directory holds, or else with the one that ``run.minutes`` allow.
+def standard_attack(scenario: Scenario, also: Iterable[Path] | None = None) -> WorstCase:
+    """Return `WorstCase` with the budget that a run directory holds, or else with the one that ``run.minutes`` allow.
 
     Args:
         scenario: the scenario, with any `WorstCase` as its only attack.
+        also: run directories of further audits with the same attack, which may hold its budget too; ``None`` if there
+            are no further audits. Otherwise the searches always run, because another one may need them.
     """
-    found = _kept(scenario)
+    out = scenario.run.out
+    places = () if scenario.run.force else (*([] if out is None else [Path(out)]), *(also or ()))
+    found = next((attack for place in places if (attack := _kept(place)) is not None), None)
     if found is not None:
         say(f"note: the searches keep the run's own budget, {found.evaluations} evaluations an image")
         return found
@@ -40,6 +45,9 @@ def standard_attack(scenario: Scenario) -> WorstCase:
     if allowed >= LEAST:
         return WorstCase(evaluations=min(allowed, ENOUGH))
     needed = f"--minutes {-(-LEAST * each // 60):.0f} allows the shortest ones"
+    if also is not None:
+        say(f"note: {minutes:g} minutes are too few for searches: the shortest ones run")
+        return WorstCase(evaluations=LEAST)
     if all(solvers_of(ready, plans, scenario.data.shape) for ready, plans in scenario.scenes()):
         say(f"note: {minutes:g} minutes are too few for searches, so only analytic attacks run; {needed}")
         return WorstCase(evaluations=0)
@@ -47,11 +55,9 @@ def standard_attack(scenario: Scenario) -> WorstCase:
     return WorstCase(evaluations=LEAST)
 
 
-def _kept(scenario: Scenario) -> WorstCase | None:
-    """Return the attack of the run in the run directory, if it was a `WorstCase` alone."""
-    if scenario.run.out is None or scenario.run.force:
-        return None
-    specs = known_in(Path(scenario.run.out)).get("identity", {}).get("attacks")
+def _kept(out: Path) -> WorstCase | None:
+    """Return the attack of the run in a run directory, if it was a `WorstCase` alone."""
+    specs = known_in(out).get("identity", {}).get("attacks")
     one = specs[0] if isinstance(specs, list) and len(specs) == 1 else None
     if not isinstance(one, str) or not one.startswith(f"{WorstCase.__name__}(") or "|" in one:
         return None

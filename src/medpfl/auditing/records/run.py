@@ -12,7 +12,7 @@ from torch import nn
 
 from medpfl.auditing.aggregation import aggregates
 from medpfl.auditing.defense_parts import at_client
-from medpfl.auditing.execution import executed, feasible, images_of
+from medpfl.auditing.execution import checked, executed, images_of
 from medpfl.auditing.forecast.plan import foreseen_of
 from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.player import Player
@@ -114,12 +114,13 @@ class RecordCase(RecordOptions, _Pair):
             InputError: the record is wrong, or it cannot be attacked as asked.
         """
         with replace(self, run=replace(self.run, out=None)).scene() as (given, isolation, place, check):
-            scenario, checked = feasible(given, isolation)
+            found = checked(given, isolation)
             if check is not None:
                 return check
+            scenario = found.scenario
             scorer = Scorer(scenario.data, study_index(None, scenario.data, scenario.source, place))
             recorded = next(d for d in scenario.defenses if isinstance(d, Recorded))
-            return compared(Player(scenario, scorer, checked.wrong_layer is not None), recorded)
+            return compared(Player(scenario, scorer, found.wrong_layer is not None), recorded)
 
     def report(self, check: Json | None = None, secret: str | None = None) -> Report:
         """Run the attacks, and return the report.

@@ -48,6 +48,11 @@ class Experiment(Options):
         False, "test only attacks that do not know the defense; if unset: attacks without and with this knowledge"
     )
     rounds: str | None = option(None, "rounds to audit, e.g. 0,1,5, if --model is the run directory of a training")
+    realism: bool = option(
+        False,
+        "audit the most favorable case for an attacker, then drop its assumptions one at a time (1 image, eval mode, "
+        "untrained, 1 local step, known labels, no noise), and last all: shows on which ones the leak depends",
+    )
     truth: str | None = option(
         None,
         "images behind a recorded update: a folder or a truth file; for several records: a folder with one per site",

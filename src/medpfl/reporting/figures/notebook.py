@@ -10,7 +10,7 @@ from medpfl.core.types import Finding
 from medpfl.judging.types import Cell, Rate
 from medpfl.reporting.words import attacker, label, percent, percents
 
-__all__ = ["columns", "flattened", "table"]
+__all__ = ["columns", "flattened", "table", "tabled"]
 
 _HEADS = ("attack", "defense", "images", "reconstructed", "re-identified", "verdict")
 _JOINED = ("grants", "flags")
@@ -18,8 +18,13 @@ _JOINED = ("grants", "flags")
 
 def table(cells: Sequence[Cell], sentences: Iterable[str]) -> str:
     """Return the verdict and a line for each attack and defense as HTML, without an image."""
-    head = "".join(f"<th style='text-align:left'>{name}</th>" for name in _HEADS)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in _line(cell))}</tr>" for cell in cells)
+    return tabled(_HEADS, map(_line, cells), sentences)
+
+
+def tabled(heads: Iterable[str], lines: Iterable[Iterable[str]], sentences: Iterable[str]) -> str:
+    """Return sentences, and a table under them, as HTML."""
+    head = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in line)}</tr>" for line in lines)
     told = "".join(f"<p>{escape(text)}</p>" for text in sentences if text)
     return f"<div>{told}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 

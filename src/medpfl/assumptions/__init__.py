@@ -1,0 +1,1 @@
+"""The realism meter: on which favorable assumptions a leak depends."""
