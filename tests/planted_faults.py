@@ -145,10 +145,10 @@ FAULTS = [
     ),
     Fault(
         "a class that is frequent in a batch is counted too often",
-        "attacks/matching/labels.py",
+        "attacks/label_counts/evidence.py",
         "counts * (total / counts.sum())",
         "counts * (total / counts.sum()) ** 2",
-        "attacks/matching/test_labels.py",
+        "attacks/label_counts/test_counts.py",
     ),
     Fault(
         "images of a patient at several clients",

@@ -15,6 +15,7 @@ from benchmarks import (
     contested,
     deep,
     filters,
+    label_counts,
     memory,
     overhead,
     recipes,
@@ -86,6 +87,20 @@ def test_the_separation_table_counts_what_was_read():
         "labels": "2",
         "depth": "8",
     }
+
+
+def test_the_table_of_label_counts_has_all_three_rules():
+    words = "--sets samples --models ConvNet --batches 4 0 --trained 0 1 --draws 1 --count 2"
+    _, head, *rows = label_counts.lines(label_counts.parsed(words.split()))
+    assert [line[:52].split() for line in rows] == [
+        ["ConvNet", "eval", *weights, *update]
+        for weights in (["untrained"], ["1", "steps"])
+        for update in (["batch", "of", "4"], ["5", "steps", "of", "4"])
+    ]
+    assert rows[0].split("of 4")[1].split()[:5] == ["2", "1.00", "[0.16,", "1.00]", "0.000"]
+    assert head.split()[4:] == ["updates", "exact", "wrong", "noise", "wrong", "ratio", "wrong", "s"]
+    _, _, late = label_counts.lines(label_counts.parsed([*words.split()[:6], "--trained", "0"]), lambda: False)
+    assert late.endswith("not run: time is up")
 
 
 def test_the_sources_table_has_no_false_read():

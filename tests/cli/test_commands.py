@@ -242,17 +242,17 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
         "dampening": 0.0, "title": "T", "site": "S", "contact": "C", "alias": "A",
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-    lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--sends", "buffers"]
+    lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--no-gray", "--sends", "buffers"]
     switches = ("naive", "iterates", "best_match", "isolate", "force", "nesterov", "numbers_only")
     flags = [f"--{name.replace('_', '-')}" for name in switches]
     assert run("audit", "place", *words, *lists, *flags, "--quiet")[0] == 0
     groups = [got.pop(name) for name in ("victims", "plan", "criteria", "run")]
     assert groups[1].sends == ("buffers",)
-    assert got.pop("threat") == ThreatModel(("labels",), naive=True)
+    assert got.pop("threat") == ThreatModel(("labels",), naive=True, gray=False)
     arrived = {name: value for group in groups for name, value in vars(group).items()} | got
     own = {"data": "place", "attacks": ["A", "B"], "defenses": ["C"], "sends": ("buffers",), "progress": False}
     assert arrived == given | own | dict.fromkeys(switches[1:], True)
-    others = {"data", "attack", "defense", "grant", "sends", "rounds", "truth", "progress"}
+    others = {"data", "attack", "defense", "grant", "gray", "sends", "rounds", "truth", "progress"}
     assert {*given, *switches, *others} == set(options_in(Experiment)), "none forgotten"
 
 

@@ -44,6 +44,13 @@ def test_unknown_grants():
         ThreatModel().granting("ordr")
 
 
+def test_gray_images_are_known_unless_it_is_withheld():
+    assert ThreatModel().knowing(gray=True).grants == ("gray",)
+    assert ThreatModel(gray=False).knowing(gray=True).grants == ThreatModel().knowing(gray=False).grants == ()
+    with pytest.raises(InputError, match="'gray' is for images with several equal channels"):
+        ThreatModel(("gray",)).knowing(gray=False)
+
+
 def test_every_grant_is_explained():
     assert all(text.startswith("the ") and len(text) > 30 for text in GRANTS.values())
 

@@ -212,6 +212,7 @@ def test_no_field_was_forgotten():
     assert {f.name for f in dataclasses.fields(Observation)} == {
         "model", "views", "image_shape", "num_classes", "labels", "order", "masks", "auxiliary",
         "label_shape",  # of the model's own outputs, which are public
+        "gray",  # a public fact about all images
     }  # fmt: skip
     assert {f.name for f in dataclasses.fields(Update)} == {
         "tensors", "kind", "buffers", "num_samples",

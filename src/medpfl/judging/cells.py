@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from medpfl.core.types import Finding
 from medpfl.judging.evidence import Tally, beats_in_pairs, clusters_of
@@ -78,7 +77,8 @@ def numbers_of(
         masked: rows for the same attack on one client's masked message.
         naive: if `rows` come from an adaptive attack, rows for the naive attack on the same updates.
     """
-    counts, rows, random = _counts(rows), _once(rows), scored(random)
+    exact, wrong, even = _counts(rows)
+    rows, random = _once(rows), scored(random)
     own, (attack, defense), random_ssim = scored(rows), key, _mean(_scores(random, "ssim"))
     gains = false_security(None if naive is None else _once(naive), rows)
     return Numbers(
@@ -98,7 +98,9 @@ def numbers_of(
         chance=_mean(_chances(own)),
         label_accuracy=_rate(own, _label_right),
         label_chance=_label_chance(own),
-        **counts,
+        counts_exact=exact,
+        count_error=wrong,
+        count_error_even=even,
         seconds_per_image=_mean([row.seconds for row in rows]),
         evaluations=_mean([row.evaluations for row in own]),
         zero_gradient=1 - len(own) / len(rows),
@@ -297,25 +299,28 @@ def _label_chance(rows: Sequence[Finding]) -> float | None:
     return max(labels.values()) / labels.total() if labels else None
 
 
-def _counts(rows: Sequence[Finding]) -> dict[str, Any]:
-    """Return the scores of label counts in updates of several images; nothing if no labels are inferred, or granted."""
+def _counts(rows: Sequence[Finding]) -> tuple[Rate, float | None, float | None]:
+    """Return `Numbers.counts_exact`, `Numbers.count_error` and `Numbers.count_error_even`.
+
+    Only updates of several images count. All are unknown if labels are granted or not inferred.
+    """
     updates: dict[Hashable, list[Finding]] = {}
     for row in rows:
         if row.label_guess is not None and "labels" not in row.grants and "zero-gradient" not in row.flags:
             updates.setdefault(_update(row), []).append(row)
     several = [own for own in updates.values() if len(own) > 1]
     if not several:
-        return {}
+        return Rate(), None, None
     whole = Counter(row.label for own in several for row in own)
     shares = {label: count / whole.total() for label, count in whole.items()}
     errors = [_misplaced(own, Counter(row.label_guess for row in own)) for own in several]
     even = [_misplaced(own, {label: len(own) * share for label, share in shares.items()}) for own in several]
     exact = [error == 0 for error in errors]
     rate = Rate(sum(exact) / len(exact), *cluster_interval(exact, clusters_of([own[0] for own in several])))
-    return {"counts_exact": rate, "count_error": _mean(errors), "count_error_even": _mean(even)}
+    return rate, _mean(errors), _mean(even)
 
 
-def _misplaced(rows: Sequence[Finding], guess: Mapping[Any, float]) -> float:
+def _misplaced(rows: Sequence[Finding], guess: Mapping[int | None, float]) -> float:
     """Return the share of an update's images that are counted in a wrong class: half the counts' distance."""
     truth = Counter(row.label for row in rows)
     return sum(abs(truth[label] - guess.get(label, 0)) for label in truth | dict(guess)) / 2 / len(rows)

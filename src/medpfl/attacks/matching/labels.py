@@ -132,7 +132,7 @@ def _midway(seen: Observation, v: int) -> Tensors:
     if steps == 1:
         return view.weights.parameters
     share = (steps - 1) / (2 * steps)
-    return {k: t + share * view.update.tensors[k][v].nan_to_num(0.0) for k, t in view.weights.parameters.items()}
+    return {k: t + share * view.read(k)[0][v].nan_to_num(0.0) for k, t in view.weights.parameters.items()}
 
 
 def _last_gradient(seen: Observation, head: Head, v: int) -> Gradient | None:

@@ -41,8 +41,10 @@ class Experiment(Options):
         "extra knowledge for the attacker: labels, order, masks, auxiliary, active, or defense (test only attacks that "
         "know the defense); repeat for several",
     )
-    gray: bool = option(
-        True, "tell the attacker if all images are gray although they have several channels: a fact about the modality"
+    gray: bool | None = option(
+        None,
+        "tell the attacker if all images are gray although they have several channels, a fact about the modality; "
+        "unset: yes",
     )
     naive: bool = option(
         False, "test only attacks that do not know the defense; if unset: attacks without and with this knowledge"
@@ -65,7 +67,7 @@ class Experiment(Options):
     @property
     def threat(self) -> ThreatModel:
         """The threat model."""
-        return ThreatModel(tuple(self.grant), self.naive, self.gray)
+        return ThreatModel(tuple(self.grant), self.naive, self.gray is not False)
 
 
 @dataclass(frozen=True, kw_only=True)
