@@ -24,6 +24,7 @@ from benchmarks import (
     separation,
     silence,
     sources,
+    step_orders,
     verdicts,
 )
 from benchmarks.scenes import available
@@ -43,6 +44,7 @@ PARTS = {
     "separation": separation,
     "silence": silence,
     "sources": sources,
+    "step_orders": step_orders,
     "verdicts": verdicts,
 }
 QUICK = {
