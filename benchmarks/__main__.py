@@ -25,6 +25,7 @@ from benchmarks import (
     separation,
     silence,
     sources,
+    step_orders,
     verdicts,
     worst_case,
 )
@@ -46,6 +47,7 @@ PARTS = {
     "separation": separation,
     "silence": silence,
     "sources": sources,
+    "step_orders": step_orders,
     "verdicts": verdicts,
     "worst_case": worst_case,
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.matching.labels import Joint
 from medpfl.attacks.matching.recipe import Recipe
-from medpfl.attacks.matching.starts import Normal, Start
+from medpfl.attacks.matching.starts import Start, Suited
 from medpfl.attacks.optimize.lbfgs import LBFGS
 
 __all__ = ["DLG"]
@@ -19,7 +19,8 @@ class DLG(Recipe):
 
     Source: Zhu, Liu and Han, "Deep Leakage from Gradients", NeurIPS 2019 (arXiv:1906.08935), algorithm 1.
     Needs: the update, the plan, the model. Labels are optimized, or taken from the grant.
-    Start: independent standard normal pixels and logits; with ``start=Analytic()`` the images found by `RGAP`.
+    Start: independent standard normal pixels and logits; for several local steps, nearly gray images
+    (`medpfl.attacks.matching.starts.Suited`); with ``start=Analytic()`` the images found by `RGAP`.
     Deviates:
 
     - Each tensor's squared distance is divided by that tensor's root mean square in the sent update. The last layer's
@@ -38,7 +39,7 @@ class DLG(Recipe):
     steps: int = 1000
     restarts: int = 1
     tolerance: float = 1e-10
-    start: Start = Normal()
+    start: Start = Suited()
 
     def matching(self) -> GradientMatching:
         """Return the search with these settings."""

@@ -13,6 +13,7 @@ from medpfl.attacks.deep_rgap import DeepRGAP
 from medpfl.attacks.gradinv import GradInv
 from medpfl.attacks.idlg import iDLG
 from medpfl.attacks.matching.likelihood import with_noise
+from medpfl.attacks.matching.orders import unknown_order
 from medpfl.attacks.matching.residual import judged
 from medpfl.attacks.matching.solved_start import Solved
 from medpfl.attacks.optimize.stacks import variables_like
@@ -37,6 +38,9 @@ _EXACT_SHARES: dict[_Settings, float] = {Posterior(): 0.45, iDLG(): 0.2}
 _NOISY_SHARES: dict[_Settings, float] = {Posterior(): 0.4, iDLG(): 0.3}
 """The searches for exact and for noisy updates of small networks, with their shares of the budget. One of them goes on
 from the best guess with the rest: iDLG fits an exact update best, and Posterior does not fit the noise."""
+
+_RACE = 1.9
+"""Cost of a search with a race of label sequences, relative to the search alone (`GradientMatching`'s default)."""
 
 _EXACT = 1e-3
 """Relative noise below which an update counts as exact."""
@@ -100,7 +104,7 @@ class WorstCase(Attack):
             if len(victims := found.unexplained):
                 add(k, search, victims)
         left = self.evaluations - int(found.evaluations.sum(1).amax())
-        if searches and left > 1 and len(victims := found.unexplained):  # continue the best guess
+        if searches and left > 1 and not unknown_order(seen) and len(victims := found.unexplained):
             last = Posterior() if _noisy(seen) else iDLG()
             add(members - 1, _Search(last, left, Solved(found.best(victims).cpu())), victims)
         return found.reconstruction()
@@ -125,6 +129,8 @@ def _searches(seen: Observation, evaluations: int) -> list[_Search]:
         return []
     if deep := [attack for attack in GradInv().suited(seen.model) if isinstance(attack, GradInv)]:
         return [_Search(attack, evaluations // len(deep)) for attack in deep]
+    if unknown_order(seen):
+        return [_Search(Posterior(), evaluations)]
     shares = _NOISY_SHARES if _noisy(seen) else _EXACT_SHARES
     return [_Search(attack, int(share * evaluations)) for attack, share in shares.items()]
 
@@ -158,9 +164,10 @@ class _Search:
     start: Solved | None = None
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        short = replace(self.attack, steps=self.most - 1)
+        most = int(self.most / _RACE) if unknown_order(seen) else self.most
+        short = replace(self.attack, steps=most - 1)
         search = short.matching(seen) if isinstance(short, Posterior) else short.matching()
-        search = replace(search, evaluations=self.most)
+        search = replace(search, evaluations=most)
         if self.start is not None:
             search = replace(search, start=self.start, warmup=())
         found = search(with_noise(seen) if isinstance(short, Posterior) else seen, generator)

@@ -21,6 +21,7 @@ from medpfl.core.spec import registry
 from medpfl.federated.ready import check_separable, prepare
 from medpfl.inputs.parts import GivenModel
 from medpfl.inspection.derivatives import check_derivatives
+from medpfl.inspection.stability import growth_of_changes
 from medpfl.metrics.pixel import ssim
 from medpfl.runs.environment import explained, generator_of, naming
 
@@ -148,6 +149,14 @@ class Feasibility:
         network, few = self.scenario.network(0), min(2, self.scenario.plan.batch_size)
         images = torch.rand(few, *self.scenario.data.shape, generator=generator_of(0, "probe")).to(self.scenario.device)
         return check_derivatives(network, images, self.scenario.outputs, self.scenario.plan)
+
+    @cached_property
+    def growth(self) -> float | None:
+        """How many times the local steps enlarge a small change of the weights; ``None`` where it is not known."""
+        scenario = self.scenario
+        if scenario.label_shape:
+            return None
+        return growth_of_changes(scenario.network(0), scenario.data.shape, scenario.outputs, scenario.plan)
 
 
 def _home(kind: type) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from medpfl.core.messages import say
 from medpfl.core.roles import NO_DEFENSE
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.checkpoint import Checkpoint
+from medpfl.inspection.stability import UNSTABLE
 from medpfl.judging.summary import LESS_NOISE, MISMATCH
 from medpfl.runs.environment import versions
 from medpfl.runs.progress_bar import files
@@ -181,6 +182,13 @@ def _notes(checked: Feasibility) -> list[str]:
             notes.append(f"The searches of WorstCase {done}. With a larger budget, they may reconstruct more.")
     if checked.wrong_layer is not None:
         notes.append(f"{checked.wrong_layer} has a second derivative that does not match what it computes.")
+    if (checked.growth or 0) > UNSTABLE:
+        rate = scenario.plan.learning_rate
+        notes.append(
+            f"The local steps are unstable at learning rate {rate:g}: they make a small change of the weights "
+            f"{checked.growth:.1f} times as large. Attacks often fail on such updates, which does not show that those "
+            f"of a training that works are safe. Try --learning-rate {rate / 10:g}."
+        )
     if scenario.data.masks is not None:
         pixelwise = "The model predicts a class for every pixel, so a target is an image and its mask."
         notes.append(pixelwise if scenario.label_shape else "The model predicts one class per image: no mask is used.")

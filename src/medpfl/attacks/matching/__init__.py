@@ -8,7 +8,7 @@ from medpfl.attacks.matching.priors import ColorVariation, NoPrior, Smoothness, 
 from medpfl.attacks.matching.search import GradientMatching
 from medpfl.attacks.matching.solved_start import Analytic
 from medpfl.attacks.matching.stages import Stage
-from medpfl.attacks.matching.starts import Normal, Patterned
+from medpfl.attacks.matching.starts import Normal, Patterned, Suited
 from medpfl.attacks.optimize.coordinates import Blocks, Pixels, Spectral
 from medpfl.attacks.optimize.lbfgs import LBFGS
 from medpfl.attacks.optimize.optimizer import SignedAdam
@@ -34,5 +34,6 @@ __all__ = [
     "Spectral",
     "SquaredDistance",
     "Stage",
+    "Suited",
     "TotalVariation",
 ]

@@ -33,6 +33,10 @@ LABEL_UNIT = 0.01
 STACKED_PARAMETERS = 2_000_000
 """Largest number of parameters for which victims are evaluated together on a CPU. Larger models gain nothing by it."""
 
+_TOGETHER = 2**18
+"""Largest number of elements of images, times epochs, in the guesses for one victim that are evaluated together. They
+need memory beside that of the victims of a stack, about 1 GiB for a wide network."""
+
 
 class Matching(Problem):
     """The problems of an observation over flat variables.
@@ -59,6 +63,7 @@ class Matching(Problem):
         self.objective, self.prior, self.constraint, self.basis = objective, prior, constraint, basis
         self.joint, self.linear, self.stacked = labels is None, linear_loss(seen), stacks(seen.views[0].weights)
         self.refused: list[RuntimeError] = []  # shared with every part of the problem
+        self.guesses: dict[str, Tensor] = {}
         self.shape = (seen.num_images, *seen.image_shape)
         self.free = (seen.num_images, 1, *seen.image_shape[1:]) if seen.gray else self.shape
         self.pixels = torch.Size(self.free).numel()
@@ -70,6 +75,7 @@ class Matching(Problem):
 
     def _see(self, seen: Observation) -> None:
         self.seen, self._last, self.victims = seen, None, torch.arange(len(seen))
+        self.guess: Tensor | None = None
         self.known = known_of(seen, self.labels, self.unit, self.whole)
         self.known["targets"] = targets_of(seen, self.objective, self.known)
 
@@ -78,10 +84,24 @@ class Matching(Problem):
         """True if victims are evaluated together by ``vmap``; else they are evaluated one after the other."""
         return self.stacked and not self.refused
 
-    def of(self, victims: Tensor) -> Matching:
-        """Return the problems of some victims (A,), in order. A repeated victim is another row, but not copied."""
+    def of(self, victims: Tensor, guess: Tensor | None = None) -> Matching:
+        """Return the problems of some victims (A,), in order. A repeated victim is another row, but not copied.
+
+        With `guess` (A,), each row has this one of its victim's guesses (see `among`).
+        """
         other = copy.copy(self)
-        other.victims, other._last = self.victims[victims], None
+        other.victims, other.guess, other._last = self.victims[victims], guess, None
+        return other
+
+    def among(self, labels: Tensor, order: Tensor | None) -> Matching:
+        """Return the same problems with several guesses of what is not granted, from which `of` takes one for each row.
+
+        Args:
+            labels: label vectors (V, S, N, K).
+            order: image indices (V, S, epochs, N) in each epoch's order; ``None``: as it is known.
+        """
+        other = copy.copy(self)
+        other.guesses = {"labels": labels} if order is None else {"labels": labels, "order": order}
         return other
 
     def under(self, prior: Prior, objective: Objective | None = None) -> Matching:
@@ -184,7 +204,7 @@ class Matching(Problem):
         with torch.no_grad():
             if self.together:
                 try:
-                    parts = zip(z.split(len(self.seen)), self._of(rows), strict=True)
+                    parts = zip(z.split(self._width), self._of(rows), strict=True)
                     values, slopes = zip(*(self._stack(part, *known) for part, known in parts), strict=True)
                     return torch.cat(values), torch.cat(slopes)
                 except torch.OutOfMemoryError:
@@ -193,28 +213,52 @@ class Matching(Problem):
                     if "allocate memory" in str(error):
                         raise
                     self.refused.append(error)
-            victims = self.victims[rows.cpu()].tolist()
-            each = [self._one(z[i], pick(self.known, victim)) for i, victim in enumerate(victims)]
+            each = [self._one(z[i], self._known_of(int(row))) for i, row in enumerate(rows.cpu())]
         return torch.stack([e[0] for e in each]), torch.stack([e[1] for e in each])
 
-    def _stack(self, z: Tensor, known: Any, axis: int | None) -> tuple[Tensor, Tensor]:
-        """Evaluate rows that share the known data (axis ``None``), or have their own along its first axis."""
+    def _stack(self, z: Tensor, known: Any, axis: Any) -> tuple[Tensor, Tensor]:
+        """Evaluate rows that share the known data (axis ``None``), or have their own along its first axis.
+
+        The axis may be a dictionary with one for each entry of the known data.
+        """
         return vmap(self._one, in_dims=(0, axis), randomness="different")(z, known)
 
     def _of(self, rows: Tensor) -> Iterable[tuple[Any, int | None]]:
-        """Return the rows' known data and its axis, in stacks with at most as many rows as there are victims.
+        """Return the rows' known data and its axis, in stacks with at most `_width` rows.
 
         The data is copied only when the rows change. Several stacks are made one after the other, so that only one copy
         exists at a time.
         """
-        victims = self.victims[rows.cpu()]
-        if len(victims) > len(self.seen):
-            return (self._known(part) for part in victims.split(len(self.seen)))
+        places = rows.cpu()
+        if len(places) > self._width:
+            return (self._known(part) for part in places.split(self._width))
         if self._last is None or self._last[0] is not rows:
-            self._last = (rows, self._known(victims))
+            self._last = (rows, self._known(places))
         return [self._last[1]]
 
-    def _known(self, victims: Tensor) -> tuple[Any, int | None]:
+    @property
+    def _width(self) -> int:
+        """Largest number of rows that are evaluated together: the victims, or some guesses for one of them."""
+        if self.guess is None:
+            return len(self.seen)
+        pixels = self.pixels * max(plan.epochs for view in self.seen.views for plan in view.plans)
+        return max(len(self.seen), min(self.guesses["labels"].shape[1], _TOGETHER // pixels))
+
+    def _known(self, places: Tensor) -> tuple[Any, Any]:
+        known, axis = self._known_to_all(self.victims[places])
+        if self.guess is None:
+            return known, axis
+        own = {name: t[self.victims[places], self.guess[places]] for name, t in self.guesses.items()}
+        known = {**known, **own}
+        return known, {name: 0 if name in own else axis for name in known}
+
+    def _known_of(self, place: int) -> Any:
+        known = pick(self.known, int(self.victims[place]))
+        if self.guess is None:
+            return known
+        return {**known, **{k: t[self.victims[place], self.guess[place]] for k, t in self.guesses.items()}}
+
+    def _known_to_all(self, victims: Tensor) -> tuple[Any, int | None]:
         if len(victims) == len(self.seen) and (victims == torch.arange(len(victims))).all():
             return self.known, 0
         if (victims == victims[0]).all():

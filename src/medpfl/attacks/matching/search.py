@@ -8,17 +8,19 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from medpfl.attacks.matching.constraints import Constraint, Free
 from medpfl.attacks.matching.iterates import Iterates
 from medpfl.attacks.matching.label_targets import label_vectors
 from medpfl.attacks.matching.labels import Labels, LastLayer
 from medpfl.attacks.matching.objectives import Objective, SquaredDistance
+from medpfl.attacks.matching.orders import likely_sequences, unknown_order
 from medpfl.attacks.matching.priors import NoPrior, Prior
 from medpfl.attacks.matching.problem import Matching
 from medpfl.attacks.matching.restarts import Starts, heats
 from medpfl.attacks.matching.stages import WARM_UP, Stage
-from medpfl.attacks.matching.starts import Normal, Start
+from medpfl.attacks.matching.starts import Start, Suited
 from medpfl.attacks.optimize.coordinates import Basis, Blocks, Spectral
 from medpfl.attacks.optimize.lbfgs import LBFGS
 from medpfl.attacks.optimize.optimizer import Optimizer, Solution
@@ -70,6 +72,10 @@ class GradientMatching(Attack):
             they take time and reveal little about pixels. Nothing is ignored where the last layer's update mixes with
             others (see `medpfl.attacks.matching.stages.Stage`).
         enough: objective below which a victim gets no further restart.
+        orders: number of label sequences that compete where several local steps use the images in an unknown order
+            (see `medpfl.attacks.matching.orders`). The race is successive halving in a quarter of the steps, with
+            equally many evaluations between two cuts; the search itself then begins anew. 1: no race, the likeliest
+            sequence. 0: the labels in the given or inferred order. Labels that are optimized do not compete.
         steps: maximum steps per restart, warm-up included.
         evaluations: evaluations of the objective after which a restart begins no further step, warm-up included; 0: no
             limit. A step takes one evaluation, and several where a line search backtracks.
@@ -78,7 +84,7 @@ class GradientMatching(Attack):
     objective: Objective = SquaredDistance()
     prior: Prior = NoPrior()
     optimizer: Optimizer = LBFGS()
-    start: Start = Normal()
+    start: Start = Suited()
     labels: Labels = LastLayer()
     constraint: Constraint = Free()
     basis: Basis = Spectral()
@@ -87,6 +93,7 @@ class GradientMatching(Attack):
     halving: float = 0.0
     largest: int = 0
     enough: float = 1e-5
+    orders: int = 8
     steps: int = 1000
     evaluations: int = 0
 
@@ -97,6 +104,8 @@ class GradientMatching(Attack):
             raise InputError(f"halving is {self.halving}: it is a share of the steps, at least 0 and below 1")
         if self.largest < 0 or self.evaluations < 0:
             raise InputError(f"largest is {self.largest} and evaluations {self.evaluations}: both must be at least 0")
+        if self.orders < 0:
+            raise InputError(f"orders is {self.orders}: it must be at least 0")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the images of each victim."""
@@ -108,22 +117,77 @@ class GradientMatching(Attack):
             variables_like(seen)
         )
         classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
+        played: Tensor | int = 0
+        if classes is not None and self.orders and unknown_order(seen):
+            seen, classes, played = self._ordered(seen, classes, dummy, start, common, own)
         labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
         problem = Matching(seen, labels, self.objective, self.prior, self.constraint, self.basis)
         found, iterates = Starts(seen, self.restarts), Iterates(len(seen), self.steps)
+        found.evaluations += played
         race = Race(self.restarts, max(1, round(self.halving * self.steps))) if self.halving else None
         together = max(1, len(seen) // self.restarts) if self.optimizer.remembers else len(seen)
         for victims, attempts in heats(found, self.enough, together if race else 0):
             starts = [self.start.again() if attempt else start for attempt in attempts]
             z = torch.cat([self._start(s, problem, victims, own) for s in starts])
             rows = victims.repeat(len(attempts))
-            stages = self._stages(problem, all(s.rough for s in starts))
+            stages = self._stages(problem, all(s.rough for s in starts), self.steps)
             # A race runs all restarts of some victims; otherwise one restart runs for all that still need it.
             over = victims.tolist() if race else attempts
             count = len(seen) if race else self.restarts
             with progress.part(over[0] / count, (over[-1] + 1) / count):
                 found.add(victims, attempts, self._minimize(stages, z, iterates, rows, race))
         return replace(found.reconstruction(problem, classes), trace=iterates.stacked())
+
+    def _ordered(
+        self,
+        seen: Observation,
+        classes: Tensor,
+        dummy: Tensor,
+        start: Start,
+        common: torch.Generator,
+        own: list[torch.Generator],
+    ) -> tuple[Observation, Tensor, Tensor]:
+        """Return the observation and the classes (V, N) in the most likely order, and the race's evaluations (V,).
+
+        The likeliest sequences of each victim compete from the same initial images. The winner is then taken as known.
+        """
+        likely = likely_sequences(seen, classes, self.orders, common)
+        count, victims = likely.labels.shape[1], torch.arange(len(seen))
+        best, evaluations = torch.zeros(len(seen), dtype=torch.long), torch.zeros(len(seen), dtype=torch.long)
+        if count > 1:
+            vectors = functional.one_hot(likely.labels, seen.num_classes).to(dummy)
+            problem = Matching(seen, vectors[:, 0], self.objective, self.prior, self.constraint, self.basis)
+            problem = problem.among(vectors, likely.order)
+            for some in victims.split(max(1, len(seen) // count)):
+                best[some], evaluations[some] = self._winners(problem, some, start, own)
+        order = seen.order if likely.order is None else likely.order[victims, best]
+        return replace(seen, order=order), likely.labels[victims, best], evaluations
+
+    def _winners(
+        self, problem: Matching, victims: Tensor, start: Start, own: list[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """Let the guesses of some victims (A,) compete from the same images; return the best, and the evaluations.
+
+        Guesses of one victim have the same objective in every stage, so that cuts fall within all stages.
+        """
+        count, steps = problem.guesses["labels"].shape[1], max(1, self.steps // 4)
+        rounds = (count - 1).bit_length()
+        race = Race(count, max(1, steps // (2**rounds - 1)), growing=True)
+        guess, row = (
+            t.flatten() for t in torch.meshgrid(torch.arange(count), torch.arange(len(victims)), indexing="ij")
+        )
+        z, loss = self._start(start, problem, victims, own).repeat(count, 1), torch.zeros(len(row))
+        taken = torch.zeros(len(victims), dtype=torch.long)
+        for make, most in self._stages(problem, start.rough, steps):
+            stage, cuts = make().of(victims[row], guess), replace(race, victims=row)
+            other = stage.basis != problem.basis
+            solution = self.optimizer.minimize(stage, stage.join(*problem.split(z)) if other else z, most, cuts)
+            taken.index_add_(0, row, solution.evaluations)
+            keep = ~cuts.outranked(solution.loss.cpu(), most)
+            z, loss = (problem.join(*stage.split(solution.z)) if other else solution.z)[keep], solution.loss.cpu()[keep]
+            guess, row, race = guess[keep], row[keep], replace(race, done=race.done + most)
+        places = [torch.where(row == victim, loss, torch.inf).argmin() for victim in range(len(victims))]
+        return guess[torch.stack(places)], taken
 
     def _start(self, start: Start, problem: Matching, victims: Tensor, own: list[torch.Generator]) -> Tensor:
         """Return the initial variables (A, D) of victims (A,)."""
@@ -136,20 +200,20 @@ class GradientMatching(Attack):
         shape = (seen.num_images, seen.num_classes, *seen.label_shape)
         return torch.stack([torch.randn(shape, generator=g) for g in own]).to(variables_like(seen))
 
-    def _stages(self, problem: Matching, rough: bool) -> Stages:
-        """Return the warm-up stages (for rough initial images), then the main search, each with its steps."""
+    def _stages(self, problem: Matching, rough: bool, steps: int) -> Stages:
+        """Return the warm-up stages (for rough initial images), then the main search, each with its number of steps."""
         stages: Stages = []
         if problem.joint:  # pixels would be fitted to wrong labels before the labels are right
-            stages.append((problem.labels_only, min(_LABEL_STEPS, self.steps // 8)))
+            stages.append((problem.labels_only, min(_LABEL_STEPS, steps // 8)))
         problem = problem.up_to(self.largest) if self.largest else problem
         for stage in self.warmup if rough else ():
-            stages.append((partial(_easier, problem, stage), stage.within(self.steps)))
+            stages.append((partial(_easier, problem, stage), stage.within(steps)))
         stages = [(make, most) for make, most in stages if most]
 
         def proper() -> Matching:
             return (problem.head_only() if problem.told_by_head() else None) or problem
 
-        return [*stages, (proper, self.steps - sum(most for _, most in stages))]
+        return [*stages, (proper, steps - sum(most for _, most in stages))]
 
     def _minimize(self, stages: Stages, z: Tensor, iterates: Iterates, victims: Tensor, race: Race | None) -> Solution:
         """Run one stage after the other. `z` and the race's objective belong to the last stage, the main search."""

@@ -12,7 +12,7 @@ from medpfl.core.errors import check_positive
 from medpfl.core.spec import Part
 from medpfl.core.types import Observation
 
-__all__ = ["Normal", "Patterned", "Start"]
+__all__ = ["Normal", "Patterned", "Start", "Suited"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +49,29 @@ class Normal(Start):
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Return normal images."""
         return self.mean + self.deviation * torch.randn(shape, generator=generator)
+
+
+@dataclass(frozen=True, repr=False)
+class Suited(Start):
+    """`Normal()` for one gradient, and nearly gray images where an update has several local steps.
+
+    Images that are pure noise make a network sure of some label. Where it is sure of the right one, a step has hardly
+    any gradient, and the later steps begin at wrong weights: such a search does not leave its start.
+
+    Attributes:
+        deviation: standard deviation of the pixels of gray images, around 0.5.
+    """
+
+    deviation: float = 0.1
+
+    def of(self, seen: Observation, generator: torch.Generator) -> Start:
+        """Return the start for an observation."""
+        several = any(plan.steps > 1 for view in seen.views for plan in view.plans)
+        return Normal(0.5, self.deviation) if several else Normal()
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Return images for one gradient."""
+        return Normal()(shape, generator)
 
 
 @dataclass(frozen=True, repr=False)
