@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from medpfl.attacks import WorstCase
 from medpfl.auditing.feasibility import Feasibility
 from medpfl.auditing.forecast.budget import standard_attack
 from medpfl.auditing.forecast.costs import announced, estimated
@@ -27,6 +26,7 @@ from medpfl.core.progress import phase
 from medpfl.core.roles import Attack, DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.parts import Found, data_of
+from medpfl.inputs.standard import standard
 from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import check_outside, made
 from medpfl.runs.identity import unchanged
@@ -67,7 +67,7 @@ def checked(scenario: Scenario, isolation: Isolation) -> Feasibility:
     """Return a scenario's checks, with any standard attack if it names none; raise `InputError` if one fails."""
     with phase("checking the model, attacks and defenses"):
         found = Feasibility(
-            scenario if scenario.attacks else replace(scenario, attacks=isolation.as_these([WorstCase()]))
+            scenario if scenario.attacks else replace(scenario, attacks=isolation.as_these([standard()]))
         )
         found.check()
         return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from medpfl.attacks.worst_case import ENOUGH, LEAST, WorstCase
 from medpfl.auditing.aggregation import aggregates, decrypts, staying
 from medpfl.auditing.bounds import bounds_of
 from medpfl.auditing.defense_parts import discloses, server_only, server_side
@@ -20,6 +19,7 @@ from medpfl.core.messages import say
 from medpfl.core.roles import NO_DEFENSE
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.checkpoint import Checkpoint
+from medpfl.inputs.standard import ENOUGH, LEAST, budget_of
 from medpfl.inspection.stability import UNSTABLE
 from medpfl.judging.summary import LESS_NOISE, MISMATCH
 from medpfl.runs.environment import versions
@@ -176,10 +176,10 @@ def _notes(checked: Feasibility) -> list[str]:
             "The plan, weights, images and image size come from the record; options that set others are ignored."
         )
     for attack in scenario.attacks:
-        if isinstance(attack, WorstCase) and attack.evaluations < ENOUGH:
-            most = f"at most {attack.evaluations} evaluations of the update for each victim"
-            done = f"took {most}" if attack.evaluations >= LEAST else "did not run"
-            notes.append(f"The searches of WorstCase {done}. With a larger budget, they may reconstruct more.")
+        if (budget := budget_of(attack)) is not None and budget < ENOUGH:
+            most = f"took at most {budget} evaluations of the update for each victim"
+            done = most if budget >= LEAST else "did not run"
+            notes.append(f"The searches of {type(attack).__name__} {done}. A larger budget may reconstruct more.")
     if checked.wrong_layer is not None:
         notes.append(f"{checked.wrong_layer} has a second derivative that does not match what it computes.")
     if (checked.growth or 0) > UNSTABLE:

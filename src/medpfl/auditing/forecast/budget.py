@@ -1,4 +1,4 @@
-"""The attack of an audit that names none: `WorstCase`, with as many evaluations as the stated minutes allow."""
+"""The standard attack of an audit that names none, with as many evaluations as the stated minutes allow."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from medpfl.attacks import GradInv, WorstCase
 from medpfl.attacks.matching.problem import stacks
-from medpfl.attacks.worst_case import ENOUGH, LEAST, solvers_of
 from medpfl.auditing.jobs import Job, jobs_of
 from medpfl.auditing.player import Player
 from medpfl.auditing.scenario import Scenario
 from medpfl.core.messages import say
 from medpfl.core.progress import phase
-from medpfl.core.spec import build
+from medpfl.core.roles import Attack
 from medpfl.core.types import Weights
+from medpfl.inputs.standard import ENOUGH, LEAST, budget_of, kept, probe, solvers_of, standard
 from medpfl.runs.directory import known_in
 
 __all__ = ["seconds_each", "standard_attack"]
@@ -24,44 +23,36 @@ _VICTIMS, _STEPS = 8, 3
 """Maximum victims, and steps, of a probe."""
 
 
-def standard_attack(scenario: Scenario, also: Iterable[Path] | None = None) -> WorstCase:
-    """Return `WorstCase` with the budget that a run directory holds, or else with the one that ``run.minutes`` allow.
+def standard_attack(scenario: Scenario, also: Iterable[Path] | None = None) -> Attack:
+    """Return the attack with the budget that a run directory holds, or else with the one that ``run.minutes`` allow.
 
     Args:
-        scenario: the scenario, with any `WorstCase` as its only attack.
+        scenario: the scenario, with any standard attack as its only one.
         also: run directories of further audits with the same attack, which may hold its budget too; ``None`` if there
             are no further audits. Otherwise the searches always run, because another one may need them.
     """
     out = scenario.run.out
     places = () if scenario.run.force else (*([] if out is None else [Path(out)]), *(also or ()))
-    found = next((attack for place in places if (attack := _kept(place)) is not None), None)
+    specs = (known_in(place).get("identity", {}).get("attacks") for place in places)
+    found = next(filter(None, map(kept, specs)), None)
     if found is not None:
-        say(f"note: the searches keep the run's own budget, {found.evaluations} evaluations an image")
+        say(f"note: the searches keep the run's own budget, {budget_of(found)} evaluations an image")
         return found
     minutes = scenario.run.minutes
     with phase("timing the searches"):
         each = _seconds(scenario)
     allowed = _rounded(60 * minutes / each)
     if allowed >= LEAST:
-        return WorstCase(evaluations=min(allowed, ENOUGH))
+        return standard(min(allowed, ENOUGH))
     needed = f"--minutes {-(-LEAST * each // 60):.0f} allows the shortest ones"
     if also is not None:
         say(f"note: {minutes:g} minutes are too few for searches: the shortest ones run")
-        return WorstCase(evaluations=LEAST)
+        return standard(LEAST)
     if all(solvers_of(ready, plans, scenario.data.shape) for ready, plans in scenario.scenes()):
         say(f"note: {minutes:g} minutes are too few for searches, so only analytic attacks run; {needed}")
-        return WorstCase(evaluations=0)
+        return standard(0)
     say(f"note: {minutes:g} minutes are too few for searches, and no analytic attack applies: the shortest ones run")
-    return WorstCase(evaluations=LEAST)
-
-
-def _kept(out: Path) -> WorstCase | None:
-    """Return the attack of the run in a run directory, if it was a `WorstCase` alone."""
-    specs = known_in(out).get("identity", {}).get("attacks")
-    one = specs[0] if isinstance(specs, list) and len(specs) == 1 else None
-    if not isinstance(one, str) or not one.startswith(f"{WorstCase.__name__}(") or "|" in one:
-        return None
-    return build(one, {WorstCase.__name__: WorstCase}, "attack")
+    return standard(LEAST)
 
 
 def _seconds(scenario: Scenario) -> float:
@@ -70,14 +61,14 @@ def _seconds(scenario: Scenario) -> float:
     jobs, known = jobs_of(scenario), {}
     for job in jobs:
         if (each := job.rows // len(job.groups)) not in known:
-            few = replace(job, attack=GradInv(), groups=job.groups[: _VICTIMS if small else 1])
+            few = replace(job, attack=probe(1), groups=job.groups[: _VICTIMS if small else 1])
             known[each] = seconds_each(player, few) / len(few.groups)
     return sum(known[job.rows // len(job.groups)] * len(job.groups) for job in jobs)
 
 
 def seconds_each(player: Player, job: Job) -> float:
     """Return the seconds of one evaluation for a job's victims, from searches with few and with more steps."""
-    seconds = [player.timed(job, GradInv(steps=steps)) for steps in (1, _STEPS, 3 * _STEPS)]  # the first warms up
+    seconds = [player.timed(job, probe(steps)) for steps in (1, _STEPS, 3 * _STEPS)]  # the first warms up
     return max((seconds[2] - seconds[1]) / (2 * _STEPS), 1e-6)
 
 

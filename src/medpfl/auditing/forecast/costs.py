@@ -8,7 +8,6 @@ from dataclasses import fields, replace
 
 from medpfl import attacks as attack_package
 from medpfl.attacks.matching.problem import stacks
-from medpfl.attacks.worst_case import WorstCase
 from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.forecast.budget import seconds_each
 from medpfl.auditing.jobs import Job
@@ -20,6 +19,7 @@ from medpfl.core.progress import phase
 from medpfl.core.roles import NO_DEFENSE, Attack
 from medpfl.core.spec import registry
 from medpfl.core.types import Weights
+from medpfl.inputs.standard import budget_of
 from medpfl.inspection.check import shortened_names
 from medpfl.runs.environment import explained
 from medpfl.runs.estimate import Estimate, Piece
@@ -94,8 +94,8 @@ def _seconds(player: Player, job: Job, small: bool) -> float | None:
         return None
     few, own = replace(job, groups=job.groups[: _VICTIMS[small]]), {field.name for field in fields(job.attack)}  # type: ignore[arg-type]  (attacks are dataclasses)
     with suppress(InputError), explained("it cannot be timed"):
-        if isinstance(job.attack, WorstCase):
-            return seconds_each(player, few) / len(few.groups) * job.attack.evaluations
+        if budget := budget_of(job.attack):
+            return seconds_each(player, few) / len(few.groups) * budget
         if _computes(job.attack):
             return player.timed(replace(job, groups=job.groups[:1]), job.attack)
         if "steps" not in own:
