@@ -121,7 +121,7 @@ def test_dicom_of_nobody(run, tmp_path):
     assert status == 2
     assert "1 file(s) have no PatientID, so their patient is unknown:" in said
     assert "add a column 'patient_id' to" in said
-    assert "group='study'" in said
+    assert "group='file'" in said, "nothing else tells its files apart"
 
 
 def test_tables_of_labels(run, tmp_path):

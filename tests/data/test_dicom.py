@@ -163,7 +163,9 @@ def test_without_patient_ids(folder):
     message = refused(Dicom(folder))
     assert "1 file(s) have no PatientID" in message
     assert "x.dcm" in message
-    assert "group='study'" in message
+    assert "count each file as one patient: " in message
+    assert "group='file'" in message, "this file has no StudyInstanceUID either"
+    assert len(Dicom(folder, group="file").load().names) == 5
     (folder / "index.csv").write_text("file,patient_id\nx.dcm,d\na/0,e\n")
     assert Dicom(folder).load().patients == ("e", "b", "b", "c", "d")
     assert "no StudyInstanceUID" in refused(Dicom(folder, group="study"))

@@ -7,6 +7,7 @@ import pytest
 from medpfl.core.experiments.settings import Settings
 from medpfl.reporting.page.answer import answered, bars
 from medpfl.reporting.page.maker import maker
+from medpfl.reporting.verdict import verdict_sentences
 from tests.reporting.made_up import LAPLACE, SETTINGS, UNDEFENDED, cell, full, united
 from tests.reporting.test_pages import Page, pages
 
@@ -77,6 +78,26 @@ def test_attacks_that_never_work_say_nothing_about_safety():
     answer = told(cell(read=0, verdict="inconclusive", flags=["control-failed"]))
     assert answer.sentences[0][1] == "Unknown: these attacks do not work on this model even without a defense."
     assert answer.steps[0].command == "medpfl check-model MODEL"
+    assert answer.steps[1].command == "medpfl audit ... --mode eval --batch-size 1"
+    assert len(answer.steps) == 2, "no defense can be tested by attacks that fail without one"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "layers", "advised"),
+    [
+        ({"plan": "Plan()", "images_per_update": 4}, 2, "--mode eval --batch-size 1"),
+        ({"plan": "Plan()", "images_per_update": 4}, 0, "--batch-size 1"),
+        ({"plan": "Plan(mode='eval')", "images_per_update": 4}, 2, "--batch-size 1"),
+        ({"plan": "Plan()", "images_per_update": 1}, 2, "--mode eval"),
+        ({"plan": "Plan(mode='eval')", "images_per_update": 1}, 2, ""),
+    ],
+)
+def test_only_what_the_run_does_not_have_is_advised(experiment, layers, advised):
+    settings = Settings.of({**SETTINGS, "experiment": experiment, "model": {"batch_norm_layers": layers}})
+    summary = united([cell(read=0, verdict="inconclusive", flags=["control-failed"])])
+    assert answered(summary, settings).steps[1].command == (f"medpfl audit ... {advised}" if advised else "")
+    ending = advised.replace(" --b", "; --b") or "other attacks (--attack)"
+    assert verdict_sentences(summary, settings)[0].endswith(f"medpfl check-model; {ending}.")
 
 
 def test_many_defenses_are_sorted_by_what_was_found():

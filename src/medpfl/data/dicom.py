@@ -104,10 +104,12 @@ class Dicom(LimitedTarget, _Files):
     def _owners(self, files: Sequence[DicomFile], root: Path, known: Patients) -> list[str]:
         owners = [known.of(file.place.file) or _id(file.place, self.group) for file in files]
         if missing := [file.place.file for file, owner in zip(files, owners, strict=True) if owner is None]:
+            known_by = (group for group in ("study", "series") if all(_id(file.place, group) for file in files))
+            group = next(known_by, "file")
             raise InputError(
                 f"{len(missing)} file(s) have no {_TAGS[self.group]}, so their patient is unknown:{listed(missing)}\n"
-                f"add a column 'patient_id' to '{root / 'index.csv'}', or count each study, series or file as one "
-                f"""patient: "Dicom('{self.path}', group='study')" """
+                f"add a column 'patient_id' to '{root / 'index.csv'}', or count each {group} as one patient: "
+                f""""Dicom('{self.path}', group='{group}')" """
             )
         return [str(owner) for owner in owners]
 

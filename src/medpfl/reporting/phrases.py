@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medpfl.core.experiments.settings import Settings
 from medpfl.core.verdicts import LEAKS
 from medpfl.judging.types import Cell, Rate, Union
 from medpfl.reporting.words import attacker, counted, known, label, percent, percents, share
@@ -13,6 +14,7 @@ __all__ = [
     "bounded",
     "by",
     "counts",
+    "easier",
     "example",
     "extent",
     "grouped",
@@ -197,6 +199,13 @@ def images_needed(union: Union) -> int | None:
         return None
     updates = union.updates_needed if union.updates_needed > union.updates else 2 * union.updates
     return updates * union.per_update
+
+
+def easier(settings: Settings) -> list[str]:
+    """Return the options under which attacks have it easier than in a run: those that it does not have already."""
+    evaluated = "mode='eval'" in str(settings.experiment.get("plan")) or settings.model.get("batch_norm_layers") == 0
+    alone = settings.experiment.get("images_per_update") == 1
+    return ["--mode eval"] * (not evaluated) + ["--batch-size 1"] * (not alone)
 
 
 def grouped(cells: Cells) -> list[list[Cell]]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.judging.types import Cell
-from medpfl.reporting.phrases import Cells, bounded, by, counts, example, extent, hits, labels, reason
+from medpfl.reporting.phrases import Cells, bounded, by, counts, easier, example, extent, hits, labels, reason
 from medpfl.reporting.words import brief, known, label, percent, share
 
 __all__ = ["MARKS", "verdict_sentences", "verdict_states"]
@@ -77,7 +77,7 @@ def _undefended(cells: Cells, settings: Settings, recorded: bool) -> str:
         return f"Without a defense, {_actor(settings)} {counts(union)} with {by(cells)}."
     if "control-failed" in cells[0].flags and union.images:
         steps = "more steps; " if all("not-converged" in cell.flags for cell in cells) else ""
-        rest = "other attacks (--attack)" if recorded else "--mode eval; --batch-size 1"  # a record sets its own plan
+        rest = "; ".join(() if recorded else easier(settings)) or "other attacks (--attack)"  # a record sets its plan
         return (
             f"Without a defense, these attacks {counts(union)}. They do not work here, so this test says nothing about "
             f"safety. Try: {steps}medpfl check-model; {rest}."

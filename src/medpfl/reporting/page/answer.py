@@ -14,7 +14,7 @@ from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFEN
 from medpfl.judging.types import Cell, Union
 from medpfl.reporting.flags import FLAGS
 from medpfl.reporting.page.limits import attacks_to_add
-from medpfl.reporting.phrases import Cells, grouped, hits, images_needed, reason, trials
+from medpfl.reporting.phrases import Cells, easier, grouped, hits, images_needed, reason, trials
 from medpfl.reporting.words import brief, counted, known, model_argument, share
 
 __all__ = ["QUESTION", "Answer", "Bar", "Step", "answered", "bars"]
@@ -245,15 +245,16 @@ _NOISES = "GaussianNoise(scale=geom(0.001, 0.1, 4))"
 def _steps(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[Step, ...]:
     leaking, holding, unsure = (_in(groups, verdict) for verdict in (LEAKS, NO_LEAK, INCONCLUSIVE))
     public = str(settings.data.get("source", "")).startswith(_SAMPLES)
+    failed = bool(bare) and "control-failed" in bare[0].flags and bare[0].union.verdict == INCONCLUSIVE
     advised: dict[tuple[Step, ...], list[Cells]] = {}
     for cells in ([bare] if bare and bare[0].union.verdict == INCONCLUSIVE else []) + unsure:
-        advised.setdefault(_decide(cells), []).append(cells)
+        advised.setdefault(_decide(cells, settings), []).append(cells)
     found = [
         Step(step.text.format(where=_where(same)), step.command) for steps, same in advised.items() for step in steps
     ]
     if leaking:
         found.append(Step(f"Do not rely on {_names(leaking)} at this strength. Try it stronger, or another defense."))
-    if not groups:
+    if not groups and not failed:
         found.append(
             Step(
                 "Test a defense on the same images. Only differential privacy (DPSGD) bounds attacks that nobody knows "
@@ -264,7 +265,7 @@ def _steps(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[St
     if holding:
         found.append(Step(f"Before you use {_names(holding)}, measure the cost in accuracy.", _frontier(settings)))
         found.append(Step("Test again if the model, the data, the training plan or the defense changes."))
-    elif not public and (leaking or not groups):
+    elif not public and not failed and (leaking or not groups):
         found.append(Step("Find the defense that costs the least accuracy.", _frontier(settings)))
     if public:
         found.append(Step("These are public sample images. Test your own images and model.", _OWN))
@@ -279,14 +280,16 @@ def _where(groups: Sequence[Cells]) -> str:
     return " and ".join(filter(None, parts))
 
 
-def _decide(cells: Cells) -> tuple[Step, ...]:
+def _decide(cells: Cells, settings: Settings) -> tuple[Step, ...]:
     """Return steps that would turn an inconclusive result into another; ``{where}`` stands for the defenses."""
     union = cells[0].union
     flags = dict.fromkeys(union.flags or (flag for cell in cells for flag in cell.flags))
     if "control-failed" in flags:
         return (
             Step("See which attacks suit this model, and what its updates reveal.", "medpfl check-model MODEL"),
-            Step("Run an attack that works without a defense first.", "medpfl audit ... --mode eval --batch-size 1"),
+            Step("Run an attack that works without a defense first.", f"medpfl audit ... {' '.join(options)}")
+            if (options := easier(settings))
+            else Step("Run an attack that works without a defense first: another one, or with more steps (--attack)."),
         )
     naive = any("naive-attack" in cell.flags for cell in cells) and not any(cell.knows_defense for cell in cells)
     found = [Step("To decide the test {where}, repeat it without --naive: the attacker must know the defense.")]

@@ -1,4 +1,4 @@
-"""What an audit's page cannot show, from what the run did: for a reader who must not take it for more than it is."""
+"""The limits of an audit's page, from what the run did: a reader must not take it for more than it is."""
 
 from __future__ import annotations
 
