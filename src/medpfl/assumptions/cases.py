@@ -92,7 +92,7 @@ class Cases(NamedTuple):
 
 @dataclass(frozen=True)
 class Meter:
-    """What is audited: the model before and after its training, and the settings that all cases share.
+    """The model before and after its training, and the settings that all cases share.
 
     Attributes:
         audit: the audit of the first case.
@@ -189,7 +189,7 @@ def cases_of(meter: Meter, favorable: Scenario) -> Cases:
     """Return the cases after a check of each.
 
     Args:
-        meter: what is audited.
+        meter: the model and the settings.
         favorable: scenario of the first audit, with its attacks; its defenses are the noises.
     """
     images = favorable.selection.images or 1

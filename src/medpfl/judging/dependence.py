@@ -1,4 +1,4 @@
-"""What becomes of a leak when assumptions that favor the attack are dropped."""
+"""The fate of a leak when assumptions that favor the attack are dropped."""
 
 from __future__ import annotations
 
