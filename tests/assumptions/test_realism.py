@@ -237,7 +237,7 @@ def test_a_training_is_compared_from_its_last_round_to_its_first(tmp_path):
         rounds = {name: repr(one.model).rpartition("round=")[2] for name, one in cases.scenarios.items()}
         assert {name for name, number in rounds.items() if number == f"{last})"} == {"trained", "together"}
         assert {number for name, number in rounds.items() if name not in ("trained", "together")} == {"0)"}
-        assert f"the trained model (round {last})" in cases.cases[-1].text
+        assert f"the model after round {last}" in cases.cases[-1].text
     found = flat(realism, data=some_images(12), **{**TINY, "model": out, "images": 4})
     assert found.settings.experiment["model"] == "MLP(hidden=(6,))"
     weights = {name: report.settings.experiment["weights"] for name, report in found.reports.items()}

@@ -85,7 +85,7 @@ def test_the_answer_is_that_without_any_of_the_assumptions(last, answer, tmp_pat
 def test_the_answer_without_that_case(tmp_path):
     text = page(overview(case("batch-4", 0, text="4 images")), tmp_path)
     assert "Unknown: dropping all of them together could not be tested." in text
-    assert "Dropped alone, this ends it: 1 image (4 images)." in text
+    assert "Dropped alone, this ends it: 1 image (4 images instead)." in text
 
 
 @pytest.mark.parametrize(

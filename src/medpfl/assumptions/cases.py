@@ -37,7 +37,7 @@ _BATCHES = (4, 8, 16)
 _BATCH = 8
 """Largest batch in the last case."""
 _LOCAL, _STEPS = 5, (5, 20)
-"""Images in an update of several steps, one in each step, and numbers of steps."""
+"""Images in an update of several steps, one in each step, and numbers of steps: one epoch, and four."""
 _NOISES = (0.01, 0.1)
 """Scales of Laplace noise, relative to the root mean square of each layer's update."""
 _KNOWN = ThreatModel(("labels", "defense"))
@@ -168,7 +168,7 @@ def _of_training(last: Checkpoint) -> tuple[ModelLike, dict[str, Any], str, str]
         return last, {}, "a trained model", "this training has no further round"
     if not round_folder(folder, 0).is_dir():
         return last, {}, "an untrained model", "the folder of round 0 is missing"
-    return checkpoint_at(folder, 0), {"model": last}, f"the trained model (round {last.round})", ""
+    return checkpoint_at(folder, 0), {"model": last}, f"the model after round {last.round}", ""
 
 
 @dataclass(frozen=True)
@@ -217,11 +217,10 @@ def _changes(images: int, modes: bool, meter: Meter) -> Iterator[_Change]:
         yield _Change(f"batch-{size}", "1 image", f"{size} images in a batch", {"batch_size": size}, needs=2 * size)
     same = "no layer of this model differs between the modes, as batch norm and dropout do"
     yield _Change("train-mode", "eval mode", "train mode", {"mode": "train"}, why="" if modes else same)
-    yield _Change("trained", "untrained", meter.training, trained=True, why=meter.gap)
+    yield _Change("trained", "an untrained model", meter.training, trained=True, why=meter.gap)
     for steps in _STEPS:
-        epochs = steps // _LOCAL
-        text = f"{steps} local steps ({_LOCAL} images, {'1 in each' if epochs == 1 else f'{epochs} epochs'})"
-        plan = {"algorithm": "FedAvg", "local_images": _LOCAL, "epochs": epochs}
+        text = f"{steps} local steps over {_LOCAL} images"
+        plan = {"algorithm": "FedAvg", "local_images": _LOCAL, "epochs": steps // _LOCAL}
         yield _Change(f"steps-{steps}", "1 local step", text, plan, needs=2 * _LOCAL)
     yield _Change("labels-inferred", "known labels", "inferred labels", inferred=True)
     size = max((size for size in _BATCHES if size <= min(_BATCH, images // 2)), default=1)

@@ -260,7 +260,7 @@ def _answer(over: Overview) -> tuple[str, ...]:
 
 
 def _dropped(cases: Sequence[CaseCells]) -> str:
-    return "; ".join(f"{case.assumption} ({case.text})" for case in cases)
+    return "; ".join(f"{case.assumption} ({case.text} instead)" for case in cases)
 
 
 def _advice(over: Overview, settings: Json) -> Advice:
