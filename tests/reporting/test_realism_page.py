@@ -82,10 +82,15 @@ def test_the_answer_is_that_without_any_of_the_assumptions(last, answer, tmp_pat
     assert answer in page(overview(case("batch-4", 0), case("together", **last)), tmp_path)
 
 
+def test_the_answer_names_each_assumption_once(tmp_path):
+    text = page(overview(case("batch-4", 3, text="4 images"), case("batch-8", 3, text="8 images")), tmp_path)
+    assert "Enough to weaken it, dropped alone: 1 image (instead: 4 images, 8 images)." in text
+
+
 def test_the_answer_without_that_case(tmp_path):
     text = page(overview(case("batch-4", 0, text="4 images")), tmp_path)
     assert "Unknown: dropping all of them together could not be tested." in text
-    assert "Dropped alone, this ends it: 1 image (4 images instead)." in text
+    assert "Enough to end it, dropped alone: 1 image (instead: 4 images)." in text
 
 
 @pytest.mark.parametrize(

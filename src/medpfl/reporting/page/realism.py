@@ -248,20 +248,22 @@ def _answer(over: Overview) -> tuple[str, ...]:
         UNCLEAR: "Unclear: too few updates were attacked with all of them dropped together.",
         None: "Unknown: dropping all of them together could not be tested.",
     }
-    ending, weakening = over.alone(ENDS), over.alone(WEAKER)
     single = "No single one that was tested matters."
-    if ending:
-        single = f"Dropped alone, {'this ends' if len(ending) == 1 else 'each of these ends'} it: {_dropped(ending)}."
-    elif weakening:
-        single = f"Dropped alone, {'this weakens' if len(weakening) == 1 else 'each of these weakens'} it: "
-        single += f"{_dropped(weakening)}."
+    if ending := over.alone(ENDS):
+        single = f"Enough to end it, dropped alone: {_dropped(ending)}."
+    elif weakening := over.alone(WEAKER):
+        single = f"Enough to weaken it, dropped alone: {_dropped(weakening)}."
     elif over.alone(UNCLEAR):
         single = "Whether a single one matters is not decided for all."
     return answers[None if over.last is None else over.fate(over.last)], single
 
 
 def _dropped(cases: Sequence[CaseCells]) -> str:
-    return "; ".join(f"{case.assumption} ({case.text} instead)" for case in cases)
+    """Return the assumptions that cases drop, each with what holds instead."""
+    texts: dict[str, list[str]] = {}
+    for case in cases:
+        texts.setdefault(case.assumption, []).append(case.text)
+    return "; ".join(f"{assumption} (instead: {', '.join(own)})" for assumption, own in texts.items())
 
 
 def _advice(over: Overview, settings: Json) -> Advice:
