@@ -17,6 +17,7 @@ from medpfl.auditing.scenario import Scenario
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import shortened
 from medpfl.core.experiments.options import options_in
+from medpfl.core.messages import told
 from medpfl.core.plan import Plan
 from medpfl.core.progress import phase
 from medpfl.core.roles import NO_DEFENSE, Model
@@ -198,8 +199,8 @@ def cases_of(meter: Meter, favorable: Scenario) -> Cases:
     for change in _changes(images, _modes_differ(favorable), meter):
         if change.name == TOGETHER:
             found.cases.extend(_noises(favorable))
-        scenario, told = _checked(change, favorable, meter, images)
-        found.left_out.extend(f"{change.text}: {text}" for text in told)
+        scenario, whys = _checked(change, favorable, meter, images)
+        found.left_out.extend(f"{change.text}: {why}" for why in whys)
         if scenario is not None:
             found.cases.append(Case(change.name, change.assumption, change.text, change.name))
             found.scenarios[change.name] = scenario
@@ -262,7 +263,12 @@ def _checked(change: _Change, favorable: Scenario, meter: Meter, images: int) ->
             checked = Feasibility(replace(made, attacks=[]))
             checked.check()
         except InputError as error:
-            return None, [str(error)]
+            return None, [_plain(f"{error}")]
         refused = {repr(attack): checked.refusal(attack) for attack in favorable.attacks}
     taken = [attack for attack in favorable.attacks if not refused[repr(attack)]]
-    return replace(made, attacks=taken) if taken else None, [why for why in refused.values() if why]
+    return replace(made, attacks=taken) if taken else None, [_plain(why) for why in refused.values() if why]
+
+
+def _plain(message: str) -> str:
+    """Return a message's first line, without names and paths: it goes into files that may be shared."""
+    return told(message, shown=False).partition("\n")[0]

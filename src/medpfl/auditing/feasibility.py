@@ -76,7 +76,7 @@ class Feasibility:
         try:
             self._check_attacks([attack])
         except InputError as error:
-            return str(error)
+            return f"{error}"  # with the marks of what a file must not hold
         return ""
 
     def _check_attacks(self, attacks: Sequence[Attack]) -> None:
