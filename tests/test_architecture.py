@@ -35,18 +35,19 @@ MAY = {
     "inspection": {"attacks", "federated", "inputs", "runs"},
     "auditing": {*STAGES, "inputs", "inspection", "isolation", "judging", "recording", "runs"},
     "assumptions": {"auditing", "data", "inputs", "judging", "models", "reporting", "runs"},
+    "evaluation": {"auditing", "data", "reporting", "runs"},
     "training": {*STAGES - {"attacks"}, "auditing", "inputs", "inspection", "runs"},
     "federation": {"auditing", "inputs", "judging", "reporting", "runs"},
     "tradeoff": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "reproduction": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "cli": {
-        "assumptions", "auditing", "federation", "inputs", "inspection", "judging", "recording", "reporting",
+        "assumptions", "auditing", "evaluation", "federation", "inputs", "inspection", "judging", "recording", "reporting",
         "reproduction", "runs", "tradeoff", "training",
     },
     "integrations": {"federated", "inputs", "models", "recording"},
     "__main__": {"cli"},
     "": {
-        "assumptions", "auditing", "federated", "federation", "inspection", "recording", "reproduction", "tradeoff",
+        "assumptions", "auditing", "evaluation", "federated", "federation", "inspection", "recording", "reproduction", "tradeoff",
         "training",
     },
 }  # fmt: skip

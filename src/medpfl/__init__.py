@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from medpfl.auditing.report import Report as Report
     from medpfl.auditing.report import compare as compare
     from medpfl.auditing.run import audit as audit
-    from medpfl.auditing.standard import Evaluation as Evaluation
-    from medpfl.auditing.standard import evaluate as evaluate
     from medpfl.core.channels.channel import Channel as Channel
     from medpfl.core.errors import InputError as InputError
     from medpfl.core.experiments.groups import Cohort as Cohort
@@ -40,6 +38,8 @@ if TYPE_CHECKING:
     from medpfl.core.types import Update as Update
     from medpfl.core.types import View as View
     from medpfl.core.types import Weights as Weights
+    from medpfl.evaluation.run import Evaluation as Evaluation
+    from medpfl.evaluation.run import evaluate as evaluate
     from medpfl.federated.local import local_update as local_update
     from medpfl.federated.ready import prepare as prepare
     from medpfl.federation.result import Federation as Federation
@@ -68,7 +68,7 @@ _PLACES = {
     "Criteria": "core.experiments.groups",
     "DataSource": "core.roles",
     "Defense": "core.roles",
-    "Evaluation": "auditing.standard",
+    "Evaluation": "evaluation.run",
     "Federation": "federation.result",
     "Finding": "core.types",
     "FrontierResult": "tradeoff.result",
@@ -101,7 +101,7 @@ _PLACES = {
     "audit_record": "auditing.records.run",
     "check_model": "inspection.check",
     "compare": "auditing.report",
-    "evaluate": "auditing.standard",
+    "evaluate": "evaluation.run",
     "frontier": "tradeoff.run",
     "leakage": "training.leakage",
     "local_update": "federated.local",

@@ -17,6 +17,7 @@ from medpfl.attacks import iDLG
 from medpfl.auditing.player import Player
 from medpfl.auditing.run import AuditCase, perform
 from medpfl.cli import main
+from medpfl.core.errors import private
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.verdicts import RANDOM_UPDATE
 from medpfl.federation.run import perform_federation
@@ -182,13 +183,14 @@ class OneImage(iDLG):
 
     def check(self, model, plans, image_shape):
         if plans[0].images > 1:
-            raise InputError("it takes one image")
+            raise InputError(f"it takes one image, as {private('/home/doe/scan.png')} and '/srv/doe.csv' say")
 
 
 def test_a_case_that_no_attack_takes_is_left_out_and_an_attack_that_does_not_take_it_is_named():
     cases = planned(attacks=[OneImage()])
     assert [case.name for case in cases.cases] == ["favorable", "labels-inferred", "noise-1", "noise-10"]
     assert sum("it takes one image" in text for text in cases.left_out) == 4
+    assert "doe" not in "".join(cases.left_out), "they go into files that may be shared"
     both = planned(attacks=[OneImage(), "iDLG(steps=3)"])
     assert [case.name for case in both.cases] == NAMES
     assert [repr(one) for one in both.scenarios["batch-4"].attacks] == ["iDLG(steps=3)"]
@@ -237,7 +239,7 @@ def test_a_training_is_compared_from_its_last_round_to_its_first(tmp_path):
         rounds = {name: repr(one.model).rpartition("round=")[2] for name, one in cases.scenarios.items()}
         assert {name for name, number in rounds.items() if number == f"{last})"} == {"trained", "together"}
         assert {number for name, number in rounds.items() if name not in ("trained", "together")} == {"0)"}
-        assert f"the trained model (round {last})" in cases.cases[-1].text
+        assert f"the model after round {last}" in cases.cases[-1].text
     found = flat(realism, data=some_images(12), **{**TINY, "model": out, "images": 4})
     assert found.settings.experiment["model"] == "MLP(hidden=(6,))"
     weights = {name: report.settings.experiment["weights"] for name, report in found.reports.items()}

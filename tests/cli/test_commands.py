@@ -252,7 +252,7 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
     arrived = {name: value for group in groups for name, value in vars(group).items()} | got
     own = {"data": "place", "attacks": ["A", "B"], "defenses": ["C"], "sends": ("buffers",), "progress": False}
     assert arrived == given | own | dict.fromkeys(switches[1:], True)
-    others = {"data", "attack", "defense", "grant", "gray", "sends", "rounds", "truth", "progress"}
+    others = {"data", "attack", "defense", "grant", "gray", "sends", "rounds", "realism", "truth", "progress"}
     assert {*given, *switches, *others} == set(options_in(Experiment)), "none forgotten"
 
 

@@ -55,12 +55,12 @@ def test_the_words_say_in_which_cases_the_leak_stays_gets_weaker_ends_or_is_uncl
     assert f"In the most favorable case for an attacker ({ASSUMED}), these attacks reconstructed 24 of 24" in told[0]
     assert told[1] == "The leak stays with 4 images in a batch."
     assert told[2] == ("It is weaker, but still there, with 8 images in a batch (12 % reconstructed instead of 100 %).")
-    assert told[3] == "These attacks no longer succeed with train mode (0 % reconstructed instead of 100 %)."
+    assert told[3] == "It is no longer found with train mode (0 % reconstructed instead of 100 %)."
     assert told[4] == (
         "Too few updates to tell whether it ends with 5 local steps (0 % reconstructed instead of 100 %, 2 updates)."
     )
     assert "as in a federation (everything)" in told[5]
-    assert told[5].endswith("the leak ends.")
+    assert told[5].endswith("the leak is no longer found.")
     assert [line["leak"] for line in numbers(MIXED)] == [STAYS, STAYS, WEAKER, ENDS, UNCLEAR, ENDS]
     assert untested(MIXED) == ["Not tested: 8 images in a batch: it needs 16 images or more."]
 
@@ -74,7 +74,7 @@ def page(over, tmp_path):
     [
         ({"read": 24}, "No: the leak stays when all of them are dropped together."),
         ({"read": 3}, "In part: when all of them are dropped together, the leak is weaker, but still there."),
-        ({"read": 0}, "Yes: when all of them are dropped together, these attacks no longer succeed."),
+        ({"read": 0}, "Yes: when all of them are dropped together, the leak is no longer found."),
         ({"read": 0, "asr_high": 0.95}, "Unclear: too few updates"),
     ],
 )
@@ -82,10 +82,15 @@ def test_the_answer_is_that_without_any_of_the_assumptions(last, answer, tmp_pat
     assert answer in page(overview(case("batch-4", 0), case("together", **last)), tmp_path)
 
 
+def test_the_answer_names_each_assumption_once(tmp_path):
+    text = page(overview(case("batch-4", 3, text="4 images"), case("batch-8", 3, text="8 images")), tmp_path)
+    assert "Enough to weaken it, dropped alone: 1 image (instead: 4 images, 8 images)." in text
+
+
 def test_the_answer_without_that_case(tmp_path):
     text = page(overview(case("batch-4", 0, text="4 images")), tmp_path)
     assert "Unknown: dropping all of them together could not be tested." in text
-    assert "Dropped alone, this ends it: 1 image (4 images)." in text
+    assert "Enough to end it, dropped alone: 1 image (instead: 4 images)." in text
 
 
 @pytest.mark.parametrize(
@@ -96,7 +101,7 @@ def test_without_a_leak_in_the_most_favorable_case_nothing_is_claimed(verdict, a
     over = Overview([case("favorable", 0, "none", ASSUMED, verdict=verdict), case("together", 0, verdict=verdict)])
     text = page(over, tmp_path)
     assert answer in text
-    assert "no longer succeed" not in text
+    assert "no longer found" not in text.partition("<footer>")[0].partition("Cases")[0]
     assert {line["leak"] for line in numbers(over)} == {None}
     assert "check-model" in text
 

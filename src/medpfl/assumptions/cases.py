@@ -17,6 +17,7 @@ from medpfl.auditing.scenario import Scenario
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import shortened
 from medpfl.core.experiments.options import options_in
+from medpfl.core.messages import told
 from medpfl.core.plan import Plan
 from medpfl.core.progress import phase
 from medpfl.core.roles import NO_DEFENSE, Model
@@ -37,7 +38,7 @@ _BATCHES = (4, 8, 16)
 _BATCH = 8
 """Largest batch in the last case."""
 _LOCAL, _STEPS = 5, (5, 20)
-"""Images in an update of several steps, one in each step, and numbers of steps."""
+"""Images in an update of several steps, one in each step, and numbers of steps: one epoch, and four."""
 _NOISES = (0.01, 0.1)
 """Scales of Laplace noise, relative to the root mean square of each layer's update."""
 _KNOWN = ThreatModel(("labels", "defense"))
@@ -92,7 +93,7 @@ class Cases(NamedTuple):
 
 @dataclass(frozen=True)
 class Meter:
-    """What is audited: the model before and after its training, and the settings that all cases share.
+    """The model before and after its training, and the settings that all cases share.
 
     Attributes:
         audit: the audit of the first case.
@@ -168,7 +169,7 @@ def _of_training(last: Checkpoint) -> tuple[ModelLike, dict[str, Any], str, str]
         return last, {}, "a trained model", "this training has no further round"
     if not round_folder(folder, 0).is_dir():
         return last, {}, "an untrained model", "the folder of round 0 is missing"
-    return checkpoint_at(folder, 0), {"model": last}, f"the trained model (round {last.round})", ""
+    return checkpoint_at(folder, 0), {"model": last}, f"the model after round {last.round}", ""
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def cases_of(meter: Meter, favorable: Scenario) -> Cases:
     """Return the cases after a check of each.
 
     Args:
-        meter: what is audited.
+        meter: the model and the settings.
         favorable: scenario of the first audit, with its attacks; its defenses are the noises.
     """
     images = favorable.selection.images or 1
@@ -198,8 +199,8 @@ def cases_of(meter: Meter, favorable: Scenario) -> Cases:
     for change in _changes(images, _modes_differ(favorable), meter):
         if change.name == TOGETHER:
             found.cases.extend(_noises(favorable))
-        scenario, told = _checked(change, favorable, meter, images)
-        found.left_out.extend(f"{change.text}: {text}" for text in told)
+        scenario, whys = _checked(change, favorable, meter, images)
+        found.left_out.extend(f"{change.text}: {why}" for why in whys)
         if scenario is not None:
             found.cases.append(Case(change.name, change.assumption, change.text, change.name))
             found.scenarios[change.name] = scenario
@@ -217,11 +218,10 @@ def _changes(images: int, modes: bool, meter: Meter) -> Iterator[_Change]:
         yield _Change(f"batch-{size}", "1 image", f"{size} images in a batch", {"batch_size": size}, needs=2 * size)
     same = "no layer of this model differs between the modes, as batch norm and dropout do"
     yield _Change("train-mode", "eval mode", "train mode", {"mode": "train"}, why="" if modes else same)
-    yield _Change("trained", "untrained", meter.training, trained=True, why=meter.gap)
+    yield _Change("trained", "an untrained model", meter.training, trained=True, why=meter.gap)
     for steps in _STEPS:
-        epochs = steps // _LOCAL
-        text = f"{steps} local steps ({_LOCAL} images, {'1 in each' if epochs == 1 else f'{epochs} epochs'})"
-        plan = {"algorithm": "FedAvg", "local_images": _LOCAL, "epochs": epochs}
+        text = f"{steps} local steps over {_LOCAL} images"
+        plan = {"algorithm": "FedAvg", "local_images": _LOCAL, "epochs": steps // _LOCAL}
         yield _Change(f"steps-{steps}", "1 local step", text, plan, needs=2 * _LOCAL)
     yield _Change("labels-inferred", "known labels", "inferred labels", inferred=True)
     size = max((size for size in _BATCHES if size <= min(_BATCH, images // 2)), default=1)
@@ -263,7 +263,12 @@ def _checked(change: _Change, favorable: Scenario, meter: Meter, images: int) ->
             checked = Feasibility(replace(made, attacks=[]))
             checked.check()
         except InputError as error:
-            return None, [str(error)]
+            return None, [_plain(f"{error}")]
         refused = {repr(attack): checked.refusal(attack) for attack in favorable.attacks}
     taken = [attack for attack in favorable.attacks if not refused[repr(attack)]]
-    return replace(made, attacks=taken) if taken else None, [why for why in refused.values() if why]
+    return replace(made, attacks=taken) if taken else None, [_plain(why) for why in refused.values() if why]
+
+
+def _plain(message: str) -> str:
+    """Return a message's first line, without names and paths: it goes into files that may be shared."""
+    return told(message, shown=False).partition("\n")[0]

@@ -77,7 +77,7 @@ class Feasibility:
         try:
             self._check_attacks([attack])
         except InputError as error:
-            return str(error)
+            return f"{error}"  # with the marks of what a file must not hold
         return ""
 
     def _check_attacks(self, attacks: Sequence[Attack]) -> None:
@@ -94,10 +94,7 @@ class Feasibility:
         They are specialized attacks that accept this model under all of the audit's defenses, and attacks of the audit
         with other settings made for it.
         """
-        named = [type(attack) for attack in self.scenario.attacks]
-        run = {_home(kind) for one in named for kind in (one, *getattr(one, "members", ()))}
-        registered = registry(attack_package).values()
-        kinds = [kind for kind in registered if _home(kind) not in run and kind.specialized]
+        kinds = [kind for kind in self._left if kind.specialized]
         network = None
         with suppress(InputError), explained("it cannot be made ready"):  # `check` reports it
             for ready, plans in self.scenario.scenes() if kinds else ():
@@ -115,6 +112,13 @@ class Feasibility:
                 ]
         return [kind() for kind in kinds] + suited
 
+    @property
+    def _left(self) -> list[type[Attack]]:
+        """MedPFL's attacks that are neither named nor run by a named one."""
+        named = [type(attack) for attack in self.scenario.attacks]
+        run = {_home(kind) for one in named for kind in (one, *getattr(one, "members", ()))}
+        return [kind for kind in registry(attack_package).values() if _home(kind) not in run]
+
     def _takes(self, attack: Attack, ready: nn.Module, plans: tuple[Plan, ...]) -> bool:
         with suppress(InputError), explained("it cannot be run as the check runs it"):
             attack.check(ready, plans, self.scenario.data.shape)
@@ -127,8 +131,7 @@ class Feasibility:
 
         The keys are ``suited``, ``others`` and ``unfit``.
         """
-        run = {_home(type(attack)) for attack in self.scenario.attacks}
-        left = [kind for kind in registry(attack_package).values() if _home(kind) not in run]
+        left = self._left
         accepted = left
         for ready, plans in self.scenario.scenes():
             accepted = [kind for kind in accepted if self._takes(kind(), ready, plans)]

@@ -165,7 +165,7 @@ def _evaluate(given: Namespace, words: list[str]) -> int:
         return planned(given, partial(foresee_standard, asked), asked)
     with working(asked, given.quiet):
         with phase(LOADING):
-            from medpfl.auditing.standard import perform_evaluation
+            from medpfl.evaluation.run import perform_evaluation
             from medpfl.reporting.terminal import print_evaluation
 
         found = perform_evaluation(asked)

@@ -36,7 +36,7 @@ def foresee_audits(experiment: Experiment) -> Outlook:
 def foresee_standard(asked: Evaluating) -> Outlook:
     """Return the plan of a standard evaluation."""
     with phase(LOADING):
-        from medpfl.auditing.standard import foresee_evaluation
+        from medpfl.evaluation.run import foresee_evaluation
 
     return foresee_evaluation(asked)
 

@@ -41,7 +41,7 @@ def result(found: Any) -> dict[str, Any]:
     """
     from medpfl.assumptions.result import Realism
     from medpfl.auditing.report import Comparison, Report
-    from medpfl.auditing.standard import Evaluation
+    from medpfl.evaluation.run import Evaluation
     from medpfl.federation.result import Federation
     from medpfl.tradeoff.result import FrontierResult
     from medpfl.training.leakage import Leakage

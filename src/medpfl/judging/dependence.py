@@ -1,11 +1,11 @@
-"""What becomes of a leak when assumptions that favor the attack are dropped."""
+"""The fate of a leak when assumptions that favor the attack are dropped."""
 
 from __future__ import annotations
 
 from medpfl.core.verdicts import LEAKS
 from medpfl.judging.types import READ, Rate, Union
 
-__all__ = ["ENDS", "STAYS", "UNCLEAR", "WEAKER", "clearly_lower", "fate_of", "rate_by"]
+__all__ = ["ENDS", "STAYS", "UNCLEAR", "WEAKER", "fate_of", "rate_by"]
 
 STAYS, WEAKER, ENDS, UNCLEAR = "stays", "weaker", "ends", "unclear"
 
@@ -26,7 +26,7 @@ def fate_of(favorable: Union, other: Union) -> str | None:
     """
     if favorable.verdict != LEAKS:
         return None
-    lower = [clearly_lower(favorable, other, way) for way in favorable.leaks_by]
+    lower = [_clearly_lower(favorable, other, way) for way in favorable.leaks_by]
     if other.verdict == LEAKS:
         return WEAKER if any(lower) else STAYS
     return ENDS if all(lower) else UNCLEAR
@@ -37,7 +37,7 @@ def rate_by(union: Union, way: str) -> Rate:
     return union.asr if way == READ else union.identified
 
 
-def clearly_lower(favorable: Union, other: Union, way: str) -> bool:
+def _clearly_lower(favorable: Union, other: Union, way: str) -> bool:
     """Return True if the rate of a way to leak is clearly lower in the other case, see `fate_of`."""
     rate, before = rate_by(other, way), rate_by(favorable, way)
     return rate.high is not None and before.low is not None and rate.high < before.low

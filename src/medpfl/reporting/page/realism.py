@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from medpfl.core.atomic_files import write
 from medpfl.core.experiments.settings import Json
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
-from medpfl.judging.dependence import ENDS, STAYS, UNCLEAR, WEAKER, clearly_lower, fate_of, rate_by
+from medpfl.judging.dependence import ENDS, STAYS, UNCLEAR, WEAKER, fate_of, rate_by
 from medpfl.judging.types import READ, Rate, Union
 from medpfl.reporting.page.advice import Advice
 from medpfl.reporting.page.answer import Step
@@ -152,13 +152,13 @@ def sentences(over: Overview) -> list[tuple[str | None, str]]:
 _VERBS = {
     STAYS: "stays",
     WEAKER: "is weaker, but still there",
-    ENDS: "ends",
+    ENDS: "is no longer found",
     UNCLEAR: "may have ended, but too few updates were attacked to tell",
 }
 _OPENINGS = {
     STAYS: "The leak stays with {}.",
     WEAKER: "It is weaker, but still there, with {}.",
-    ENDS: "These attacks no longer succeed with {}.",
+    ENDS: "It is no longer found with {}.",
     UNCLEAR: "Too few updates to tell whether it ends with {}.",
 }
 
@@ -170,23 +170,24 @@ def _alone(over: Overview, fate: str) -> tuple[str | None, str] | None:
         return None
     texts = [case.text + ("" if fate == STAYS else f" ({_compared(over.first, case, fate)})") for case in own]
     verdicts = {case.union.verdict for case in own}
-    return verdicts.pop() if len(verdicts) == 1 else None, _OPENINGS[fate].format(_listed(texts, "; "))
+    return verdicts.pop() if len(verdicts) == 1 else None, _OPENINGS[fate].format(
+        _listed(texts, ", " if fate == STAYS else "; ")
+    )
 
 
 def _compared(first: CaseCells, case: CaseCells, fate: str) -> str:
     """Return the rates by which the first case leaks, in another case."""
     told = []
     for way in first.union.leaks_by:
-        word, now = "reconstructed" if way == READ else "re-identified", percent(rate_by(case.union, way).value)
-        before = percent(rate_by(first.union, way).value)
-        same = now == before or (fate == WEAKER and not clearly_lower(first.union, case.union, way))
-        told.append(f"{'still ' if same else ''}{now} {word}{'' if same else f' instead of {before}'}")
+        word = "reconstructed" if way == READ else "re-identified"
+        now, before = (percent(rate_by(union, way).value) for union in (case.union, first.union))
+        told.append(f"still {now} {word}" if now == before else f"{now} {word} instead of {before}")
     few = [counted(case.union.updates, "update")] if fate == UNCLEAR else []
     return ", ".join([*told, *few])
 
 
-def _listed(texts: Sequence[str], link: str = ", ") -> str:
-    return " and ".join(filter(None, [link.join(texts[:-1]), texts[-1]]))
+def _listed(texts: Sequence[str], link: str) -> str:
+    return f"{link if link == '; ' else ' '}and ".join(filter(None, [link.join(texts[:-1]), texts[-1]]))
 
 
 def _values(over: Overview, case: CaseCells) -> list[tuple[str, str]]:
@@ -243,24 +244,26 @@ def _answer(over: Overview) -> tuple[str, ...]:
     answers = {
         STAYS: "No: the leak stays when all of them are dropped together.",
         WEAKER: "In part: when all of them are dropped together, the leak is weaker, but still there.",
-        ENDS: "Yes: when all of them are dropped together, these attacks no longer succeed.",
+        ENDS: "Yes: when all of them are dropped together, the leak is no longer found.",
         UNCLEAR: "Unclear: too few updates were attacked with all of them dropped together.",
         None: "Unknown: dropping all of them together could not be tested.",
     }
-    ending, weakening = over.alone(ENDS), over.alone(WEAKER)
     single = "No single one that was tested matters."
-    if ending:
-        single = f"Dropped alone, {'this ends' if len(ending) == 1 else 'each of these ends'} it: {_dropped(ending)}."
-    elif weakening:
-        single = f"Dropped alone, {'this weakens' if len(weakening) == 1 else 'each of these weakens'} it: "
-        single += f"{_dropped(weakening)}."
+    if ending := over.alone(ENDS):
+        single = f"Enough to end it, dropped alone: {_dropped(ending)}."
+    elif weakening := over.alone(WEAKER):
+        single = f"Enough to weaken it, dropped alone: {_dropped(weakening)}."
     elif over.alone(UNCLEAR):
         single = "Whether a single one matters is not decided for all."
     return answers[None if over.last is None else over.fate(over.last)], single
 
 
 def _dropped(cases: Sequence[CaseCells]) -> str:
-    return "; ".join(f"{case.assumption} ({case.text})" for case in cases)
+    """Return the assumptions that cases drop, each with what holds instead."""
+    texts: dict[str, list[str]] = {}
+    for case in cases:
+        texts.setdefault(case.assumption, []).append(case.text)
+    return "; ".join(f"{assumption} (instead: {', '.join(own)})" for assumption, own in texts.items())
 
 
 def _advice(over: Overview, settings: Json) -> Advice:

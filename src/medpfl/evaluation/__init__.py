@@ -1,0 +1,1 @@
+"""``medpfl evaluate``: the standard evaluation."""
