@@ -313,14 +313,16 @@ def _counts(rows: Sequence[Finding]) -> tuple[Rate, float | None, float | None]:
         return Rate(), None, None
     whole = Counter(row.label for own in several for row in own)
     shares = {label: count / whole.total() for label, count in whole.items()}
-    errors = [_misplaced(own, Counter(row.label_guess for row in own)) for own in several]
+    errors = [
+        _misplaced(own, Counter(row.label_guess for row in own if row.label_guess is not None)) for own in several
+    ]
     even = [_misplaced(own, {label: len(own) * share for label, share in shares.items()}) for own in several]
     exact = [error == 0 for error in errors]
     rate = Rate(sum(exact) / len(exact), *cluster_interval(exact, clusters_of([own[0] for own in several])))
     return rate, _mean(errors), _mean(even)
 
 
-def _misplaced(rows: Sequence[Finding], guess: Mapping[int | None, float]) -> float:
+def _misplaced(rows: Sequence[Finding], guess: Mapping[int, float]) -> float:
     """Return the share of an update's images that are counted in a wrong class: half the counts' distance."""
     truth = Counter(row.label for row in rows)
     return sum(abs(truth[label] - guess.get(label, 0)) for label in truth | dict(guess)) / 2 / len(rows)
