@@ -23,6 +23,7 @@ from benchmarks import (
     recipes,
     separation,
     silence,
+    small_networks,
     sources,
     verdicts,
 )
@@ -42,6 +43,7 @@ PARTS = {
     "matrix": matrix,
     "separation": separation,
     "silence": silence,
+    "small_networks": small_networks,
     "sources": sources,
     "verdicts": verdicts,
 }
