@@ -26,7 +26,7 @@ from medpfl.core.spec import build, registry
 from medpfl.metrics.pairing import pair
 from medpfl.metrics.pixel import SUCCESS
 
-HEAD = columns(("network", -26), ("weights", -11), ("set", -12), ("mode", -7), ("batch", 5), ("attack", -14))
+HEAD = columns(("network", -26), ("weights", -11), ("set", -12), ("mode", -7), ("batch", 5), ("", 2), ("attack", -14))
 HEAD += columns(("images", 7), ("certified", 11), ("false", 7), ("labels", 8), ("gray", 7), ("SSIM", 7))
 HEAD += columns(("ASR [95 %]", 20), ("s", 8))
 
@@ -117,7 +117,7 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
             attack = build(text, registry(attack_parts), "attack")
             assert isinstance(attack, Attack)
             spec, weights, name, mode, batch = cell
-            front = f"{spec:<26}{weights:<11}{name:<12}{mode:<7}{batch:>5}{type(attack).__name__:<14}"
+            front = f"{spec:<26}{weights:<11}{name:<12}{mode:<7}{batch:>5}  {type(attack).__name__:<14}"
             if not go_on():
                 yield f"{front}: not run: time is up"
                 continue
