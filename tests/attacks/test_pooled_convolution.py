@@ -40,6 +40,7 @@ def normalized() -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_var is not None
             for tensor, low, high in ((layer.weight, 0.5, 1.5), (layer.running_var, 0.5, 2.0), (layer.bias, -0.2, 0.2)):
                 tensor.data = low + (high - low) * torch.rand(tensor.shape, generator=generator)
     return network.eval()
