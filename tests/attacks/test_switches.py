@@ -59,7 +59,8 @@ def test_derivatives_without_states_give_no_images(classes):
     assert (len(found.inputs), found.found, found.rank) == (0, 0, 3)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
 def test_images_that_do_not_give_their_own_states_are_not_read(seed):
     """The states come from another layer, so that the vectors are right, and nothing confirms the images."""
     matrix, head, _, _, gain = planted(3, 2, seed)

@@ -20,6 +20,7 @@ from benchmarks import (
     overhead,
     recipes,
     separation,
+    small_networks,
     sources,
     trained,
 )
@@ -325,3 +326,12 @@ def test_capacity_rows_beyond_the_time_are_named():
     _, _, *rows, last = capacity.lines(capacity.parsed(["--cases", "2"]), lambda: False)
     assert all(row.endswith("not run: time is up") for row in rows)
     assert last.startswith("right: 0 of 0")
+
+
+def test_small_networks_rows_hold_certificates_and_scores(monkeypatch):
+    options = ["--sets", "samples", "--networks", "MLP()", "--batches", "2", "130", "--draws", "1", "--count", "1"]
+    _, head, row, refused = small_networks.lines(small_networks.parsed([*options, "--size", "16"]))
+    assert head.split()[:2] == ["network", "weights"]
+    assert row.split()[:6] == ["MLP()", "untrained", "samples", "train", "2", "Separation"]
+    assert row.split()[6:10] == ["2", "2", "0", "2"]
+    assert "130" in refused

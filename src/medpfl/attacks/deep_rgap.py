@@ -37,6 +37,9 @@ _EXPLAINED = 1e-3
 _TOGETHER = 64
 """Number of victims whose images are searched for in one stack."""
 
+_SHARE = 1 / 3
+"""Smallest number of recovered values with which an image is searched for, relative to the image's own."""
+
 _BASIS = Spectral(exponent=2.0, corner=4.0)
 _GRAY = 0.5
 
@@ -54,9 +57,10 @@ class DeepRGAP(Attack):
     recovered ones. The search runs only the part of the network before that point, and matches no gradient.
     Needs: the update, the plan, the model; one gradient of one image.
     Applies to: networks that end in a linear layer with a bias, after a flattened map or an average over at most 2 x 2
-    positions of a 3 x 3 convolution, and in which at least half as many values as the image has can be recovered.
-    Examples are ResNet-18 and ResNet-34 in eval mode, for images of at most 64 pixels a side. Otherwise it raises
-    `InputError` before it starts, with the layer and the reason.
+    positions of a 3 x 3 convolution, and in which at least a third as many values as the image has can be recovered.
+    Examples are ResNet-18 and ResNet-34 in eval mode, for images of at most 64 pixels a side, and ConvNet for 32
+    pixels, whose average pooling `medpfl.attacks.deep.pooled_convolution` passes. Otherwise it raises `InputError`
+    before it starts, with the layer and the reason.
     Noise: float32 rounding does not disturb the recovery; noise does. Values lost to noise are left to the search,
     which then finds another image. `Reconstruction.loss` shows this.
     Disclosures: public maps (permutations, signs, scalings, rotations) are undone before the attack sees the update
@@ -98,7 +102,7 @@ class DeepRGAP(Attack):
         read = peel(graph, exact(made.tensors))
         rim = read.rim(graph)  # values that are 0, or the same for every image, reveal little
         values = sum(int(((made_of[k] != 0) & (made_of[k] != made_of_less[k])).sum()) for k in rim)
-        if values < image.numel() / 2:
+        if values < _SHARE * image.numel():
             reason = read.reasons[0] if read.reasons else "its first layers are dead"
             raise InputError(
                 f"the gradient reveals at most {values} values of a layer, too few for an image with {image.numel()} "

@@ -7,13 +7,13 @@ that of ``A p``, for one p. As many entries as there are unknowns determine such
 then test it. The inputs x_i are not restricted, and may be alike: their states need only differ somewhere.
 
 Vectors are found by random states of a few entries, and then in turns: the nearer state of every entry, and the vector
-that fits all states best. With two classes, the difference of two nested states is such a vector too. The inputs
-decide: run forward, they must give the states by which they were separated.
+that fits all states best. With two classes, few combinations of images are such vectors too: the difference of nested
+states, for one. The inputs decide: run forward, they must give the states by which they were separated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,8 +47,7 @@ _DRAWS, _TURNS = 500, 12
 """Starts of one round, and the number of turns for each."""
 
 _ROUNDS, _PATIENCE = 120, 20
-"""Maximum number of rounds, and the number of rounds without a new vector after which the search ends if it has found
-none at all, or enough."""
+"""Maximum number of rounds, and the number of rounds without any vector after which the search ends."""
 
 _SAME = 1e-6
 """Two vectors are the same if their cosine is above 1 minus this number."""
@@ -58,6 +57,9 @@ _INDEPENDENT = 1e-5
 
 _FORWARD = 1e-4
 """Share of a layer's typical output below which the state of its ReLU is undecided without noise."""
+
+_CHOICES = 8
+"""Number of choices among the vectors that are improved after one round."""
 
 _UNDECIDED = 0.02
 """Largest share of the states that may be undecided."""
@@ -163,7 +165,7 @@ def separate_states(matrix: Tensor, head: Head, run: Callable[[Tensor], Tensor],
             joined = _joined(matrix, vectors, space, run, gain)
             if joined is not None:
                 return joined
-        if idle >= _PATIENCE and found in (0, search.rank):
+        if idle >= _PATIENCE and not vectors:
             break
     return States(matrix.new_zeros(0, matrix.shape[1] - 1), found, search.rank)
 
@@ -262,24 +264,39 @@ def _independent(vectors: list[_Vector]) -> list[int]:
 def _joined(
     matrix: Tensor, vectors: list[_Vector], space: RowSpace, run: Callable[[Tensor], Tensor], gain: Tensor
 ) -> States | None:
-    """Return the images of the vectors whose inputs give their own states; ``None`` if no choice of them does."""
+    """Return the images of the vectors whose inputs give their own states; ``None`` if no choice of them does.
+
+    A choice is improved by exchanging one vector as long as fewer states are wrong, from several random choices.
+    """
 
     def read(chosen: list[int]) -> tuple[int, States | None]:
         return _read(matrix, [vectors[k] for k in chosen], space, run, gain)
 
-    best = _independent(vectors)
-    wrong, states = read(best)
-    improved = True
-    while wrong and improved:
-        improved = False
-        for new in set(range(len(vectors))) - set(best):
-            for place in range(len(best)):
-                other = [*best[:place], new, *best[place + 1 :]]
-                if len(_independent([vectors[k] for k in other])) == len(other):
-                    fewer, found = read(other)
-                    if fewer < wrong:
-                        best, wrong, states, improved = other, fewer, found, True
-    return states
+    generator = torch.Generator().manual_seed(0)
+    for k in range(_CHOICES):
+        order = torch.randperm(len(vectors), generator=generator).tolist() if k else list(range(len(vectors)))
+        best = [order[place] for place in _independent([vectors[j] for j in order])]
+        wrong, states = read(best)
+        improved = wrong > 0
+        while improved:
+            improved = False
+            for other in _exchanged(best, vectors):
+                fewer, found = read(other)
+                if fewer < wrong:
+                    best, wrong, states, improved = other, fewer, found, fewer > 0
+                    break
+        if states is not None or len(best) == len(vectors):
+            return states
+    return None
+
+
+def _exchanged(chosen: list[int], vectors: list[_Vector]) -> Iterator[list[int]]:
+    """Yield the independent choices in which one vector is another."""
+    for new in range(len(vectors)):
+        for place in range(len(chosen)) if new not in chosen else ():
+            other = [*chosen[:place], new, *chosen[place + 1 :]]
+            if len(_independent([vectors[k] for k in other])) == len(other):
+                yield other
 
 
 def _read(

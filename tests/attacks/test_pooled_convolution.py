@@ -1,0 +1,120 @@
+"""A convolution before a ReLU and average pooling: its inputs and the ReLU's states, alone and in the walk."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from medpfl.attacks import DeepRGAP
+from medpfl.attacks.deep.backward_walk import peel
+from medpfl.attacks.deep.graph import exact, graph_of
+from medpfl.attacks.deep.pooled_convolution import pooled_path
+from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
+from medpfl.core.types import Batch, Weights
+from medpfl.data import Samples
+from medpfl.federated.local import local_update
+from medpfl.federated.ready import prepare
+from medpfl.models import ConvNet
+from tests.attacks.scenes import scene
+
+
+def begun(network: nn.Module, image: torch.Tensor, label: int = 1):
+    """Return the graph, the sent gradients, and the true values of one image in eval mode."""
+    plan = Plan(mode="eval")
+    ready = prepare(network, plan)
+    weights = Weights.of(ready)
+    update = local_update(ready, Batch(image, torch.tensor([label])), plan, weights)
+    graph = graph_of(ready, weights, tuple(image.shape[1:]))
+    return graph, exact(update.tensors), graph.run(image.double(), graph.nodes, graph.fixed)
+
+
+def pools(graph):
+    """Return the average poolings, the last one first."""
+    return [node for node in reversed(graph.nodes) if "avg_pool" in node.name]
+
+
+def normalized() -> nn.Module:
+    """Return a ConvNet whose batch norms have collected statistics."""
+    network = ConvNet(norm="batch").build((1, 32, 32), 3, 0)
+    generator = torch.Generator().manual_seed(1)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_var is not None
+            for tensor, low, high in ((layer.weight, 0.5, 1.5), (layer.running_var, 0.5, 2.0), (layer.bias, -0.2, 0.2)):
+                tensor.data = low + (high - low) * torch.rand(tensor.shape, generator=generator)
+    return network.eval()
+
+
+NETWORKS = {
+    "plain": lambda: ConvNet().build((1, 32, 32), 3, 0),
+    "batch norm in eval mode": normalized,
+    "two blocks": lambda: ConvNet(depth=2).build((1, 16, 16), 3, 0),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("place", [0, 2])
+def test_the_inputs_of_the_last_convolution_are_exact(name, place):
+    network = NETWORKS[name]()
+    image = Samples(size=16 if name == "two blocks" else 32, channels=1).load().images[place : place + 1]
+    graph, sent, true = begun(network, image)
+    read = peel(graph, sent)
+    _, before = pools(graph)[:2]
+    assert before in read.known, read.reasons
+    assert (read.known[before] - true[before]).norm() < 1e-4 * true[before].norm()
+
+
+def test_states_and_inputs_are_found_from_the_true_values_behind_the_pooling():
+    image = Samples(size=32, channels=1).load().images[1:2]
+    graph, sent, true = begun(NETWORKS["plain"](), image)
+    pool = pools(graph)[0]
+    path = pooled_path(graph, pool, sent)
+    assert path is not None
+    head = next(t for name, t in sent.items() if name.endswith("bias") and len(t) == 3)
+    weight = next(graph.fixed[node] for node, name in graph.parameters.items() if name == "4.weight")
+    found = path.layer.solve(true[pool], (head @ weight).view(true[pool].shape))
+    assert found is not None
+    assert torch.equal(found.states, true[path.rectifier][0].flatten(1) > 0)
+    assert found.residual < 1e-5
+
+
+def test_a_gradient_that_fits_no_states_is_not_read():
+    image = Samples(size=32, channels=1).load().images[:1]
+    graph, sent, _ = begun(NETWORKS["plain"](), image)
+    drawn = torch.randn(sent["2.0.weight"].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    read = peel(graph, {**sent, "2.0.weight": drawn * sent["2.0.weight"].std()})
+    assert pools(graph)[1] not in read.known
+    assert any("which an average pooling hides, were not found" in reason for reason in read.reasons)
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(3, 2), nn.MaxPool2d(2)], ids=["overlapping", "ragged", "maximum"]
+)
+def test_other_poolings_are_left_alone(pool):
+    torch.manual_seed(0)
+    last = nn.LazyLinear(3)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), last)
+    network(torch.zeros(1, 1, 8, 8))
+    graph, sent, _ = begun(network, torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    node = next(node for node in graph.nodes if "pool" in node.name)
+    assert pooled_path(graph, node, sent) is None
+
+
+@pytest.mark.slow
+def test_an_image_is_read_through_convnet():
+    data = Samples(size=32, channels=1).load()
+    network = ConvNet().build((1, 32, 32), len(data.classes), 0)
+    plan = Plan()
+    DeepRGAP().check(prepare(network, plan), (plan,), (1, 32, 32))
+    seen = scene(network, data.images[None, :1], data.labels[None, :1], plan, classes=len(data.classes))
+    guess = DeepRGAP()(seen, torch.Generator().manual_seed(0))
+    assert functional.mse_loss(guess.guesses[0], data.images[:1]) < 1e-3
+    assert guess.labels is not None
+    assert torch.equal(guess.labels[0], data.labels[:1])
+
+
+def test_larger_maps_are_refused_by_count():
+    network, plan = ConvNet().build((1, 64, 64), 3, 0), Plan()
+    with pytest.raises(InputError, match="288 equations for 256 inputs per channel, too few to find the states"):
+        DeepRGAP().check(prepare(network, plan), (plan,), (1, 64, 64))
