@@ -20,6 +20,7 @@ from benchmarks import (
     recipes,
     separation,
     sources,
+    step_orders,
     trained,
 )
 from benchmarks.contested import CELLS, Tally
@@ -310,3 +311,14 @@ def test_capacity_rows_beyond_the_time_are_named():
     _, _, *rows, last = capacity.lines(capacity.parsed(["--cases", "2"]), lambda: False)
     assert all(row.endswith("not run: time is up") for row in rows)
     assert last.startswith("right: 0 of 0")
+
+
+@pytest.mark.parametrize("order", ["unknown", "granted"])
+def test_step_order_rows_hold_rates_and_sequences(order):
+    given = ["--sets", "samples", "--models", "LeNet", "--orders", order, "--images", "2", "--draws", "1"]
+    _, head, row = step_orders.lines(step_orders.parsed([*given, "--steps", "4"]))
+    assert head.split()[:4] == ["set", "model", "rate", "steps"]
+    assert row.split()[:6] == ["samples", "LeNet", "0.01", "2", order, "2"]
+    labels, ordered = row.split()[-3:-1]
+    assert labels in ("0/1", "1/1")
+    assert order == "unknown" or (labels, ordered) == ("1/1", "1/1")
