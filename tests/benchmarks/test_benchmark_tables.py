@@ -22,6 +22,7 @@ from benchmarks import (
     separation,
     small_networks,
     sources,
+    step_orders,
     trained,
 )
 from benchmarks.contested import CELLS, Tally
@@ -335,3 +336,14 @@ def test_small_networks_rows_hold_certificates_and_scores(monkeypatch):
     assert row.split()[:6] == ["MLP()", "untrained", "samples", "train", "2", "Separation"]
     assert row.split()[6:10] == ["2", "2", "0", "2"]
     assert "130" in refused
+
+
+@pytest.mark.parametrize("order", ["unknown", "granted"])
+def test_step_order_rows_hold_rates_and_sequences(order):
+    given = ["--sets", "samples", "--models", "LeNet", "--orders", order, "--images", "2", "--draws", "1"]
+    _, head, row = step_orders.lines(step_orders.parsed([*given, "--steps", "4"]))
+    assert head.split()[:4] == ["set", "model", "rate", "steps"]
+    assert row.split()[:6] == ["samples", "LeNet", "0.01", "2", order, "2"]
+    labels, ordered = row.split()[-3:-1]
+    assert labels in ("0/1", "1/1")
+    assert order == "unknown" or (labels, ordered) == ("1/1", "1/1")

@@ -155,7 +155,7 @@ class Feasibility:
 
     @cached_property
     def growth(self) -> float | None:
-        """How many times the local steps enlarge a small change of the weights; ``None`` where it is not known."""
+        """Growth of a small change of the weights over the local steps; ``None`` where it is not known."""
         scenario = self.scenario
         if scenario.label_shape:
             return None

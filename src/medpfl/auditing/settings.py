@@ -186,8 +186,8 @@ def _notes(checked: Feasibility) -> list[str]:
         rate = scenario.plan.learning_rate
         notes.append(
             f"The local steps are unstable at learning rate {rate:g}: they make a small change of the weights "
-            f"{checked.growth:.1f} times as large. Attacks often fail on such updates, which does not show that those "
-            f"of a training that works are safe. Try --learning-rate {rate / 10:g}."
+            f"{checked.growth:.1f} times as large. Attacks often fail on such updates, which says nothing about lower "
+            f"learning rates. Test one, too: --learning-rate {rate / 10:g}."
         )
     if scenario.data.masks is not None:
         pixelwise = "The model predicts a class for every pixel, so a target is an image and its mask."

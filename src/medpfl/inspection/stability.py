@@ -1,4 +1,4 @@
-"""Whether a client's local steps are stable: how much a small change of the weights grows from step to step."""
+"""Stability of a client's local steps: how much they enlarge a small change of the weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -24,7 +25,7 @@ UNSTABLE = 2.0
 _STEPS, _TRIES = 8, 2
 """Largest number of steps that are tried, and number of sets of made-up images."""
 
-_SMALL = 1e-6
+_SMALL, _COARSE = 1e-6, 4
 
 
 def growth_of_changes(network: nn.Module, image_shape: tuple[int, ...], outputs: int, plan: Plan) -> float | None:
@@ -61,7 +62,7 @@ def _growth(
     """Return the growth for one set of images, with the plan of all steps and that of the first one."""
     weights, generator = Weights.of(ready), generator_of(number, "stability")
     like = next(iter(weights.parameters.values()))
-    images = torch.rand(plan.images, *image_shape, generator=generator, dtype=torch.float64).to(like)
+    images = _smooth((plan.images, *image_shape), generator).to(like)
     labels = torch.randint(outputs, (plan.images,), generator=generator).to(like.device)
     own = images[: first.images]
     other = own + _SMALL * torch.randn(own.shape, generator=generator, dtype=torch.float64).to(like)
@@ -75,6 +76,13 @@ def _growth(
         moved = {k: t + changed[k] - one[k] for k, t in weights.parameters.items()}
         ends = (after(plan, images, before) for before in (weights.parameters, moved))
         return _distance(*ends) / max(_distance(weights.parameters, moved), 1e-30)
+
+
+def _smooth(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return images in [0, 1] that differ in their large parts, as real ones do. Batch norm would magnify noise."""
+    coarse = torch.rand(*shape[:2], *[min(_COARSE, side) for side in shape[2:]], generator=generator)
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[len(shape)]
+    return functional.interpolate(coarse, size=shape[2:], mode=mode)
 
 
 def _distance(one: Tensors, other: Tensors) -> float:
