@@ -98,6 +98,19 @@ def test_images_of_one_update_are_a_cluster():
         assert rate.high > single.high
 
 
+def test_the_gain_is_over_the_best_guess_without_the_update():
+    own = [row(ssim=0.5 + i / 100, image=f"i-{i}", victim=i) for i in range(4)]
+    nearest = cells(own, random_update())[UNDEFENDED].ssim_gain
+    assert nearest.value == pytest.approx(0.515 - 0.4)
+    assert nearest.ends == pytest.approx(mean_interval([0.1 + i / 100 for i in range(4)]))
+    strong = cells(own, rows(8, 8, control=RANDOM_UPDATE))[UNDEFENDED].ssim_gain
+    assert strong.value == pytest.approx(0.515 - 0.95)
+    shared = cells([replace(one, victim=i // 2, position=i % 2) for i, one in enumerate(own)])[UNDEFENDED].ssim_gain
+    assert shared.high - shared.low > nearest.high - nearest.low, "images of one update depend on each other"
+    bare = [replace(one, scores={"ssim": 0.5}) for one in own]
+    assert cells(bare)[UNDEFENDED].ssim_gain == Rate()
+
+
 def test_an_image_under_several_draws_is_a_cluster():
     drawn = [replace(r, draw=d) for d in range(3) for r in rows(0, 8)]
     cell = cells(drawn)[UNDEFENDED]
