@@ -41,13 +41,15 @@ MAY = {
     "tradeoff": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "reproduction": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "cli": {
-        "assumptions", "auditing", "evaluation", "federation", "inputs", "inspection", "judging", "recording", "reporting",
+        "assumptions", "auditing", "evaluation", "federation", "inputs", "inspection", "judging", "recording",
+        "reporting",
         "reproduction", "runs", "tradeoff", "training",
     },
     "integrations": {"federated", "inputs", "models", "recording"},
     "__main__": {"cli"},
     "": {
-        "assumptions", "auditing", "evaluation", "federated", "federation", "inspection", "recording", "reproduction", "tradeoff",
+        "assumptions", "auditing", "evaluation", "federated", "federation", "inspection", "recording", "reproduction",
+        "tradeoff",
         "training",
     },
 }  # fmt: skip
