@@ -57,7 +57,7 @@ def test_the_guess_is_the_first_candidate_and_the_likeliest():
 
 
 def _posterior(seen):
-    search = worst_case.Posterior().matching(seen)
+    search = worst_case.Posterior(floor=1e-3).matching(seen)
     return search.objective, search.prior
 
 

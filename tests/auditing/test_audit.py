@@ -738,7 +738,7 @@ def no_searches(monkeypatch, seconds):
 
 
 @pytest.mark.parametrize(("seconds", "model", "evaluations"), [
-    (1.0, "LeNet('idlg')", 120), (0.0117, "LeNet('idlg')", 2000), (2.0, "LeNet('idlg')", 0), (2.0, "ConvNet", 100),
+    (1.0, "LeNet('idlg')", 120), (0.0117, "LeNet('idlg')", 2000), (2.0, "LeNet('idlg')", 0), (2.0, "ConvNet(activation='sigmoid')", 100),
 ])  # fmt: skip
 def test_minutes_become_evaluations(folder, monkeypatch, seconds, model, evaluations):
     """Two minutes; without an analytic attack, the shortest searches run however long they take."""

@@ -115,8 +115,7 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
         InputError: the model does not accept the images, does not return finite logits (N, K) with K >= `classes`,
             modifies what it must not modify (`medpfl.inputs.writes`), or draws random numbers of its own.
     """
-    network.train(plan.mode == "train")
-    logits = _taken(network, images)
+    logits = _taken(network, images, plan)
     if isinstance(logits, Tensor) and len(logits) == len(images) and logits.shape[2:] == images.shape[2:]:
         if not masks:
             raise InputError(
@@ -142,8 +141,8 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
     return outputs
 
 
-def _taken(network: nn.Module, images: Tensor) -> Any:
-    """Return what a model makes of images.
+def _taken(network: nn.Module, images: Tensor, plan: Plan) -> Any:
+    """Return what a model makes of images, in the plan's mode.
 
     Raises:
         InputError: the model does not take them; the message names the layer that failed, and an option under which
@@ -151,6 +150,7 @@ def _taken(network: nn.Module, images: Tensor) -> Any:
     """
     try:
         with explained(f"the model does not take images of shape {tuple(images.shape)}"), torch.no_grad():
+            network.train(plan.mode == "train")
             return network(images.clone())  # which the model may write into
     except InputError as error:
         raise InputError(f"{error}{_failing(network, images)}{_remedy(network, images)}") from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.inversion.recursion import invert
-from medpfl.attacks.matching.starts import Normal, Start
+from medpfl.attacks.matching.starts import Normal, Start, Suited
 from medpfl.core.errors import InputError, check_positive
 from medpfl.core.types import Observation
 
@@ -20,9 +20,9 @@ _GRAY = 0.5
 
 @dataclass(frozen=True, repr=False)
 class Analytic(Start):
-    """The images found by `medpfl.attacks.RGAP`; where it does not apply, normal pixels.
+    """The images found by `medpfl.attacks.RGAP`; where it does not apply, those of `Suited`.
 
-    Restarts use normal pixels too.
+    Restarts use normal pixels.
 
     Attributes:
         steps, tolerance: settings of RGAP's least squares.
@@ -35,11 +35,11 @@ class Analytic(Start):
         check_positive(steps=self.steps, tolerance=self.tolerance)
 
     def of(self, seen: Observation, generator: torch.Generator) -> Start:
-        """Return a `Solved` start, or `Normal` if the model or the plan allows no solution."""
+        """Return a `Solved` start, or that of `Suited` if the model or the plan allows no solution."""
         try:
             found = invert(seen, generator, self.steps, self.tolerance).images
         except InputError:
-            return Normal()
+            return Suited().of(seen, generator)
         return Solved(found.cpu().float().clamp(0, 1))
 
     def again(self) -> Start:
