@@ -16,6 +16,7 @@ from torch.func import grad, vmap
 from medpfl import attacks as attack_package
 from medpfl.attacks.deep.capacity import capacity_of, traced
 from medpfl.attacks.matching.problem import stacks
+from medpfl.attacks.worst_case import LEAST
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import check_classes, check_image_shape
 from medpfl.core.plan import Plan
@@ -174,7 +175,8 @@ def _attacks(scene: Scene, undifferentiable: str) -> dict[str, str]:
         try:
             with explained("it failed"), phase(f"trying {name}"):
                 member().check(seen.model, (scene.plan,), scene.shape)
-                shortened_names(member(), steps)(seen, generator_of(scene.seed, name))
+                if not member.members:  # an ensemble's members are tried themselves
+                    shortened_names(member(), steps)(seen, generator_of(scene.seed, name))
             found[name] = ""
         except InputError as error:
             found[name] = str(error)
@@ -192,9 +194,10 @@ def _capacity(network: nn.Module, image_shape: tuple[int, ...], mode: Literal["t
 
 
 def shortened_names(attack: Attack, steps: int) -> Attack:
-    """Return the attack with fewer steps and one restart, if it has these settings."""
+    """Return the attack with fewer steps and one restart, or with the smallest budget, if it has these settings."""
     own = {field.name for field in fields(attack)}  # type: ignore[arg-type]  (attacks are dataclasses)
-    return replace(attack, **{k: v for k, v in {"steps": steps, "restarts": 1}.items() if k in own})  # type: ignore[type-var]  (so are they)
+    short = {"steps": steps, "restarts": 1} if "steps" in own else {"evaluations": LEAST}
+    return replace(attack, **{k: v for k, v in short.items() if k in own})  # type: ignore[type-var]  (so are they)
 
 
 def _seconds(scene: Scene, derivatives: dict[str, str]) -> dict[str, float | bool | None]:
