@@ -179,7 +179,8 @@ def _notes(checked: Feasibility) -> list[str]:
         if (budget := budget_of(attack)) is not None and budget < ENOUGH:
             most = f"took at most {budget} evaluations of the update for each victim"
             done = most if budget >= LEAST else "did not run"
-            notes.append(f"The searches of {type(attack).__name__} {done}. A larger budget may reconstruct more.")
+            name = type(attack).__name__
+            notes.append(f"The searches of {name} {done}. With a larger budget, they may reconstruct more.")
     if checked.wrong_layer is not None:
         notes.append(f"{checked.wrong_layer} has a second derivative that does not match what it computes.")
     if (checked.growth or 0) > UNSTABLE:

@@ -134,13 +134,16 @@ def bounded(union: Union) -> str:
 
 
 def by(cells: Cells) -> str:
-    """Return the attack's name, or the number of attacks and the strongest one."""
+    """Return the attack's name, both its forms if both were run, or the number of attacks and the strongest one."""
     best = max(
         [cell for cell in cells if cell.verdict == LEAKS] or cells,
         key=lambda cell: (strength(cell)[:2], bool(cell.knows_defense), strength(cell)),
     )
     count = len({cell.attack for cell in cells})
-    return attacker(best) if count == 1 else f"{count} attacks (the strongest: {attacker(best)})"
+    if count > 1:
+        return f"{count} attacks (the strongest: {attacker(best)})"
+    both = {False, True} <= {cell.knows_defense for cell in cells}
+    return f"{label(best.attack)}, naive and adaptive together" if both else attacker(best)
 
 
 def example(cells: Cells) -> str:

@@ -15,7 +15,7 @@ from medpfl.judging.types import Cell, Union
 from medpfl.reporting.flags import FLAGS
 from medpfl.reporting.page.limits import attacks_to_add
 from medpfl.reporting.phrases import Cells, easier, grouped, hits, images_needed, reason, trials
-from medpfl.reporting.words import brief, counted, known, model_argument, share
+from medpfl.reporting.words import brief, counted, known, model_argument, percents, share
 
 __all__ = ["QUESTION", "Answer", "Bar", "Step", "answered", "bars"]
 
@@ -196,7 +196,8 @@ def _meaning(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[
         who += (" or " if open_ and leaking else "") + (f"with {_names(leaking)}" if leaking else "")
         found.append(f"Updates sent {who} give patients' images away. Treat them like the images themselves.")
     if open_ or leaking:
-        found.append(_people(bare if open_ else leaking[0], settings))
+        told = [bare] * open_ + leaking[:1]
+        found += [_certainty(told[0]), *dict.fromkeys(_people(cells, settings) for cells in told)]
     if holding:
         found.append(
             f"{_names(holding)} stopped the attacks that were run: with 95 % confidence, they expose fewer than "
@@ -210,6 +211,14 @@ def _meaning(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[
     if not found:
         found.append("These attacks did not succeed here. That is no proof of safety: a stronger attack may succeed.")
     return tuple(filter(None, found))
+
+
+def _certainty(cells: Cells) -> str:
+    """Return what the interval says; ``""`` if there is none, or all ways to leak are by recognition."""
+    rate = cells[0].union.asr
+    if not rate.value or not (known(rate.low) and known(rate.high)):
+        return ""
+    return f"With 95 % confidence, these attacks reconstruct {percents(rate.low, rate.high)} of such images."
 
 
 def _people(cells: Cells, settings: Settings) -> str:
