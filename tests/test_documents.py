@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from medpfl.cli.parser import parser_of, spelled
+from medpfl.core.experiments.evaluation import EDITIONS
 from tests.documents import ROOT, blocks, file_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -54,6 +56,8 @@ def test_python(page, tmp_path, monkeypatch):
     document.loss = nn.functional.cross_entropy(document.model(torch.rand(1, 1, 32, 32)), torch.tensor([1]))
     document.torch, document.train = torch, train
     monkeypatch.setitem(sys.modules, "document", document)  # where a dataclass looks for its names
+    few = {name: replace(one, images=2) for name, one in EDITIONS.items()}
+    monkeypatch.setattr("medpfl.evaluation.run.EDITIONS", few)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for text in blocks(page, "python"):

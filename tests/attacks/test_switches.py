@@ -112,7 +112,6 @@ def test_medical_images_through_one_hidden_layer_are_read_exactly(size):
 FRONTS = {
     "batch norm behind the layer": (nn.Flatten(), nn.Linear(144, 128), nn.BatchNorm1d(128), nn.ReLU()),
     "GELU before the layer": (nn.Flatten(), nn.Linear(144, 160), nn.GELU(), nn.Linear(160, 128), nn.ReLU()),
-    "a convolution before it": (nn.Conv2d(1, 24, 3, 1, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(3456, 128), nn.ReLU()),
 }
 
 

@@ -87,7 +87,7 @@ cli.main(words)
 """
     words = {
         "audit": ["samples"], "check-model": ["LeNet"], "compare": ["a", "b"], "demo": [],
-        "forget": [str(tmp_path)], "frontier":
+        "evaluate": ["samples"], "forget": [str(tmp_path)], "frontier":
         ["samples", "--defense", "LaplaceNoise(scale=geom(0.1, 1, 3))", "--out", "f"], "inspect": ["r"], "list": [],
         "record": ["a", "b"], "report": ["r"], "reproduce": [], "train": ["samples"],
     }  # fmt: skip

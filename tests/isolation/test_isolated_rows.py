@@ -136,6 +136,6 @@ def test_an_attack_that_suits_the_model_or_refuses_it_says_so_from_its_process(f
 
     attack = f"{folder}/honest.py:Honest"
     report = audited([attack])
-    assert any("Honest(steps=4)" in note for note in report.settings.notes)
+    assert any("Honest(steps=4)" in spec for spec in report.settings.not_run["suited"])
     with pytest.raises(InputError, match="this takes too long"):
         audited([f"{attack}(steps=101)"])

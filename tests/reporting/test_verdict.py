@@ -267,6 +267,7 @@ def test_every_flag_is_explained():
         "naive-attack",
         "nonfinite",
         "not-converged",
+        "out-of-budget",
         "patients-leak",
         "prior-only",
         "record-mismatch",

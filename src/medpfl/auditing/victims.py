@@ -26,7 +26,7 @@ def fitted(victims: Victims, data: LabelledImages, per_update: int, usual: int =
         return victims
     images = min(max(usual, per_update), len(data))
     if images < usual:
-        say(f"note: there are {images} images, and all are attacked (with more, {usual})")
+        say(f"note: there are {images} images, and all are attacked (with more, {usual} by default)")
     return victims.having(images=images)
 
 

@@ -134,7 +134,7 @@ def bounded(union: Union) -> str:
 
 
 def by(cells: Cells) -> str:
-    """Return the attack's name, both its forms if both were run, or the number of attacks and the strongest one."""
+    """Return the attack's name, both its forms if neither has all counts, or how many attacks and the strongest."""
     best = max(
         [cell for cell in cells if cell.verdict == LEAKS] or cells,
         key=lambda cell: (strength(cell)[:2], bool(cell.knows_defense), strength(cell)),
@@ -142,8 +142,9 @@ def by(cells: Cells) -> str:
     count = len({cell.attack for cell in cells})
     if count > 1:
         return f"{count} attacks (the strongest: {attacker(best)})"
-    both = {False, True} <= {cell.knows_defense for cell in cells}
-    return f"{label(best.attack)}, naive and adaptive together" if both else attacker(best)
+    pairs = ((best.union.asr, best.asr), (best.union.identified, best.identified))
+    more = any((hits(both, best.images) or 0) > (hits(own, best.images) or 0) for both, own in pairs)
+    return f"{label(best.attack)}, naive and adaptive together" if len(cells) > 1 and more else attacker(best)
 
 
 def example(cells: Cells) -> str:
