@@ -62,7 +62,7 @@ def lines(chosen: argparse.Namespace) -> Iterator[str]:
         yield from missing(known(chosen.out.read_text()) if chosen.out.is_file() else {})
         return
     began, found = time.perf_counter(), {}
-    for cell, said in cells(sorted(registry(model_package)), sorted(registry(attack_package)), kept):
+    for cell, said in cells(sorted(registry(model_package)), sorted(single()), kept):
         found[cell] = said
         if cell not in kept:
             yield f"{' '.join(cell)} {said} ({time.perf_counter() - began:.0f} s)"
@@ -70,10 +70,15 @@ def lines(chosen: argparse.Namespace) -> Iterator[str]:
     chosen.out.write_text(page(found))
 
 
+def single() -> list[str]:
+    """Return the registered attacks by name, without ensembles: these run where one of their members does."""
+    return [name for name, kind in registry(attack_package).items() if not kind.members]
+
+
 def missing(kept: Mapping[Cell, str]) -> Iterator[str]:
     """Yield the registered models and attacks that a page lacks."""
-    for place, package in ((0, model_package), (3, attack_package)):
-        yield from sorted(set(registry(package)) - {cell[place] for cell in kept})
+    for place, names in ((0, registry(model_package)), (3, single())):
+        yield from sorted(set(names) - {cell[place] for cell in kept})
 
 
 def cells(models: Sequence[str], attacks: Sequence[str], kept: Mapping[Cell, str]) -> Iterator[tuple[Cell, str]]:
