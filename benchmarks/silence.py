@@ -55,6 +55,7 @@ COMMANDS = {
     "audit, help": "audit --help",
     "list": "list",
     "demo": "demo --out demo",
+    "evaluate": "evaluate samples --size 16 --out evaluation",
     "audit": f"audit samples {_FAST} --out audit",
     "audit, ResNet-18": "audit samples --model ResNet(18) --mode eval --attack GradInv(steps=20) --images 2",
     "report": "report audit",

@@ -37,8 +37,7 @@ def test_images_that_are_only_recognized_are_a_leak_in_plain_words():
     )
     assert answer.meaning == (
         "Updates sent without a defense or with LaplaceNoise(scale=0.01) give patients' images away. Treat them like "
-        "the images themselves.",
-        "With 95 % confidence, these attacks reconstruct 58\u201393 % of such images.",
+        "the images themselves. With 95 % confidence, these attacks reconstruct 58\u201393 % of such images.",
         "The data does not say which images belong to one patient, so images are counted.",
     )
 

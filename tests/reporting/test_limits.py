@@ -128,11 +128,11 @@ def test_exposed_patients_are_counted_in_plain_words():
     )
     summary = united([full(by_patient=told)])
     meaning = answered(summary, Settings.of(SETTINGS)).meaning
-    assert meaning[2] == (
+    assert meaning[1] == (
         "Of 4 attacked patients, exposed without a defense: 2 by a reconstructed image, 4 by a re-identified image."
     )
     without = answered(united([full()]), Settings.of({**SETTINGS, "data": {"patients": None}})).meaning
-    assert without[2] == "The data does not say which images belong to one patient, so images are counted."
+    assert without[1] == "The data does not say which images belong to one patient, so images are counted."
 
 
 def test_a_page_without_a_contact_says_how_to_name_one(tmp_path):

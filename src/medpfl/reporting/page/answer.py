@@ -197,7 +197,8 @@ def _meaning(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[
         found.append(f"Updates sent {who} give patients' images away. Treat them like the images themselves.")
     if open_ or leaking:
         told = [bare] * open_ + leaking[:1]
-        found += [_certainty(told[0]), *dict.fromkeys(_people(cells, settings) for cells in told)]
+        found[-1:] = [" ".join(filter(None, [*found[-1:], _certainty(told[0])]))]
+        found += dict.fromkeys(_people(cells, settings) for cells in told)
     if holding:
         found.append(
             f"{_names(holding)} stopped the attacks that were run: with 95 % confidence, they expose fewer than "
