@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import product
 
 import torch
@@ -17,10 +16,9 @@ import torch
 from benchmarks.rows import columns, conditions, scores
 from benchmarks.scenes import REPORTED, TUNED, Scene, available, dealt, held_out, play
 from medpfl.attacks import GradInv, Posterior, WorstCase, iDLG
-from medpfl.attacks.matching.likelihood import with_noise
-from medpfl.attacks.worst_case import solvers_of
+from medpfl.attacks.worst_case import Search, solvers_of
 from medpfl.core.plan import Plan
-from medpfl.core.roles import Attack, Defense, Model
+from medpfl.core.roles import Defense, Model
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Observation, Reconstruction
 from medpfl.defenses import DPSGD, LaplaceNoise, NoDefense, TopK
@@ -57,18 +55,6 @@ HEAD = columns(
 HEAD += columns(("chosen", 7), ("diff", 7), ("any", 6), ("cost", 6))
 
 
-def limited(attack: Attack, budget: int) -> Callable[[Observation, torch.Generator], Reconstruction]:
-    """Return a search that makes at most `budget` evaluations of the update for each victim."""
-    short = replace(attack, steps=budget - 1)  # type: ignore[type-var]  (attacks are dataclasses)
-
-    def run(seen: Observation, generator: torch.Generator) -> Reconstruction:
-        noisy = isinstance(short, Posterior)
-        search = short.matching(seen) if isinstance(short, Posterior) else short.matching()  # type: ignore[attr-defined]
-        return replace(search, evaluations=budget)(with_noise(seen) if noisy else seen, generator)
-
-    return run
-
-
 def members(case: Scene, budget: int) -> dict[str, Callable[[Observation, torch.Generator], Reconstruction]]:
     """Return the members for a scene by name: analytic attacks that apply, and searches with the whole budget."""
     seen = case.seen
@@ -76,9 +62,10 @@ def members(case: Scene, budget: int) -> dict[str, Callable[[Observation, torch.
     found: dict[str, Callable[[Observation, torch.Generator], Reconstruction]] = {
         type(one).__name__: one for one in solvers
     }
-    searches = GradInv().suited(seen.model) or (iDLG(), Posterior(), GradInv())
+    deep = [one for one in GradInv().suited(seen.model) if isinstance(one, GradInv)]
+    searches = deep or [iDLG(), Posterior(), GradInv()]
     for one in searches:
-        found[type(one).__name__ + " trained" * ("layer" in repr(one))] = limited(one, budget)
+        found[type(one).__name__ + " trained" * ("layer" in repr(one))] = Search(one, budget)
     return found
 
 

@@ -26,7 +26,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
 from medpfl.core.types import Ended, Observation, Reconstruction
 
-__all__ = ["ENOUGH", "LEAST", "WorstCase", "solvers_of"]
+__all__ = ["ENOUGH", "LEAST", "Search", "WorstCase", "solvers_of"]
 
 _Settings = Posterior | iDLG | GradInv
 _SOLVERS: tuple[Attack, ...] = (RGAP(), DeepRGAP(), APRIL(), Separation())
@@ -94,7 +94,7 @@ class WorstCase(Attack):
         seeds = torch.randint(2**62, (members,), generator=generator).tolist()
         found = _Guesses(seen, len(solvers), members)
 
-        def add(k: int, attack: Attack | _Search, victims: Tensor) -> None:
+        def add(k: int, attack: Attack | Search, victims: Tensor) -> None:
             with progress.part(k / members, (k + 1) / members):
                 found.add(k, victims, attack(seen.of(victims), torch.Generator().manual_seed(seeds[k])))
 
@@ -106,7 +106,7 @@ class WorstCase(Attack):
         left = self.evaluations - int(found.evaluations.sum(1).amax())
         if searches and left > 1 and not unknown_order(seen) and len(victims := found.unexplained):
             last = Posterior() if _noisy(seen) else iDLG()
-            add(members - 1, _Search(last, left, Solved(found.best(victims).cpu())), victims)
+            add(members - 1, Search(last, left, Solved(found.best(victims).cpu())), victims)
         return found.reconstruction()
 
 
@@ -123,16 +123,16 @@ def _applies(solver: Attack, model: nn.Module, plans: tuple[Plan, ...], image_sh
     return True
 
 
-def _searches(seen: Observation, evaluations: int) -> list[_Search]:
+def _searches(seen: Observation, evaluations: int) -> list[Search]:
     """Return the searches for an observation, which share a budget for each victim; none below `LEAST`."""
     if evaluations < LEAST:
         return []
     if deep := [attack for attack in GradInv().suited(seen.model) if isinstance(attack, GradInv)]:
-        return [_Search(attack, evaluations // len(deep)) for attack in deep]
+        return [Search(attack, evaluations // len(deep)) for attack in deep]
     if unknown_order(seen):
-        return [_Search(Posterior(), evaluations)]
+        return [Search(Posterior(), evaluations)]
     shares = _NOISY_SHARES if _noisy(seen) else _EXACT_SHARES
-    return [_Search(attack, int(share * evaluations)) for attack, share in shares.items()]
+    return [Search(attack, int(share * evaluations)) for attack, share in shares.items()]
 
 
 def _noisy(seen: Observation) -> bool:
@@ -150,7 +150,7 @@ def _noisy(seen: Observation) -> bool:
 
 
 @dataclass(frozen=True)
-class _Search:
+class Search:
     """A search with a limit to its evaluations.
 
     Attributes:
@@ -164,6 +164,7 @@ class _Search:
     start: Solved | None = None
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        """Reconstruct the images of each victim."""
         most = int(self.most / _RACE) if unknown_order(seen) else self.most
         short = replace(self.attack, steps=most - 1)
         search = short.matching(seen) if isinstance(short, Posterior) else short.matching()

@@ -18,7 +18,7 @@ _GRANTED = {
     "masks": "the client's dropout masks",
     "auxiliary": "other images of the same kind",
 }
-"""What an attacker may know in addition, by grant."""
+"""Further knowledge that an attacker may have, by grant."""
 
 
 _FEW = 4
