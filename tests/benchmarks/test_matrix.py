@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import matrix
 from medpfl import attacks, models
-from medpfl.attacks import iDLG
+from medpfl.attacks import RGAP, WorstCase, iDLG
 from medpfl.core.roles import Attack
 
 pytestmark = pytest.mark.extra
@@ -58,7 +58,7 @@ def test_only_what_is_new_is_run(tmp_path, monkeypatch):
         tried.append(attack)
         return found[model, *next(names for names, own in matrix.PLANS.items() if own == plan), attack]
 
-    monkeypatch.setattr(matrix, "registry", lambda package: ["MLP"] if package is models else ["iDLG", "RGAP"])
+    monkeypatch.setattr(matrix, "registry", lambda package: ["MLP"] if package is models else {"iDLG": iDLG, "RGAP": RGAP})
     monkeypatch.setattr(matrix, "outcome", outcome)
     said = list(matrix.lines(matrix.parsed(["--new", "--out", str(path)])))
     assert tried == ["RGAP"] * 4
@@ -67,9 +67,11 @@ def test_only_what_is_new_is_run(tmp_path, monkeypatch):
 
 
 def test_what_the_page_lacks_is_named_and_nothing_is_run(tmp_path, monkeypatch):
+    """An ensemble is not named: its members have cells."""
     path, cell = tmp_path / "page.md", ("MLP", "FedSGD", "train", "iDLG")
+    registered = {"Newer": iDLG, "iDLG": iDLG, "Ensemble": WorstCase}
     path.write_text(matrix.page({cell: "runs"}))
-    monkeypatch.setattr(matrix, "registry", lambda package: ["MLP"] if package is models else ["Newer", "iDLG"])
+    monkeypatch.setattr(matrix, "registry", lambda package: ["MLP"] if package is models else registered)
     monkeypatch.setattr(matrix, "outcome", None)
     assert list(matrix.lines(matrix.parsed(["--missing", "--out", str(path)]))) == ["Newer"]
     assert matrix.known(path.read_text()) == {cell: "runs"}
