@@ -20,6 +20,7 @@ STAGES = {"attacks", "data", "defenses", "federated", "metrics", "models", "repo
 # What each may import besides core and itself. The face (medpfl/__init__.py) names what others make.
 MAY = {
     "core": set(),
+    "engines": set(),
     "data": set(),
     "models": set(),
     "defenses": set(),
@@ -33,12 +34,12 @@ MAY = {
     "inputs": {*STAGES - {"metrics", "reporting"}, "isolation", "runs"},
     "recording": {"data", "federated", "inputs", "models", "runs"},
     "inspection": {"attacks", "federated", "inputs", "runs"},
-    "auditing": {*STAGES, "inputs", "inspection", "isolation", "judging", "recording", "runs"},
+    "auditing": {*STAGES, "engines", "inputs", "inspection", "isolation", "judging", "recording", "runs"},
     "assumptions": {"auditing", "data", "inputs", "judging", "models", "reporting", "runs"},
     "evaluation": {"auditing", "data", "reporting", "runs"},
     "training": {*STAGES - {"attacks"}, "auditing", "inputs", "inspection", "runs"},
     "federation": {"auditing", "inputs", "judging", "reporting", "runs"},
-    "tradeoff": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
+    "tradeoff": {"auditing", "engines", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "reproduction": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "cli": {
         "assumptions", "auditing", "evaluation", "federation", "inputs", "inspection", "judging", "recording",

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from medpfl import InputError, Plan, Run, ThreatModel, audit, cli
-from medpfl.auditing.bounds import bounded
+from medpfl.auditing.privacy.bounds import bounded
 from medpfl.auditing.report import reread
 from medpfl.core.privacy.tradeoff import Mechanism
 from medpfl.judging.types import Cell, Rate

@@ -178,7 +178,7 @@ def test_over_the_rounds_of_a_training(folder, tmp_path):
 
 
 def test_runs_that_draw_or_train_do_not_have_the_option(folder, tmp_path, capsys):
-    with pytest.raises(InputError, match="numbers_only apply to attacks only"):
+    with pytest.raises(InputError, match="numbers_only applies to attacks only"):
         train("MLP", folder, run=Run(numbers_only=True))
     with pytest.raises(InputError, match="leave out numbers_only, or audit each set by itself"):
         reproduce(data="samples", run=Run(out=tmp_path / "r", numbers_only=True))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from medpfl.auditing.epsilon import spent, uncovered_statistics
+from medpfl.auditing.privacy.epsilon import spent, uncovered_statistics
 from medpfl.auditing.probe.disclosure import probe
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan

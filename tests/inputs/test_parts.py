@@ -166,7 +166,7 @@ def test_a_part_without_a_spec_is_refused():
 
 @pytest.mark.slow
 def test_what_private_defenses_spend():
-    from medpfl.auditing.epsilon import spent
+    from medpfl.auditing.privacy.epsilon import spent
     from medpfl.core.plan import Plan
     from medpfl.defenses import DPSGD, ClientDP
 
@@ -181,7 +181,7 @@ def test_what_private_defenses_spend():
 
 @pytest.mark.slow
 def test_no_epsilon_is_stated_where_something_else_leaves_the_client():
-    from medpfl.auditing.epsilon import spent
+    from medpfl.auditing.privacy.epsilon import spent
     from medpfl.core.plan import Plan
     from medpfl.defenses import DPSGD, ClientDP, Mixup
 

@@ -262,6 +262,7 @@ def test_every_flag_is_explained():
         "control-failed",
         "control-low",
         "control-weak",
+        "incomplete",
         "masked-vector",
         "misdisclosed",
         "naive-attack",

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from medpfl.auditing.feasibility import Feasibility
 from medpfl.auditing.forecast.budget import standard_attack
 from medpfl.auditing.forecast.costs import announced, estimated
 from medpfl.auditing.isolating import Isolation
-from medpfl.auditing.jobs import jobs_of
-from medpfl.auditing.player import Player
+from medpfl.auditing.jobs import Job
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.settings import settings_of
 from medpfl.auditing.store import claimed
+from medpfl.auditing.work import Work
 from medpfl.core.experiments.groups import Reading, Run
 from medpfl.core.experiments.settings import Json, Settings
-from medpfl.core.messages import log
+from medpfl.core.messages import log, say
 from medpfl.core.progress import phase
 from medpfl.core.roles import Attack, DataSource
 from medpfl.data.images import LabelledImages
+from medpfl.engines.choice import engine_of
+from medpfl.engines.engine import TRIES, Lost, Watch
 from medpfl.inputs.parts import Found, data_of
 from medpfl.inputs.standard import standard
 from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import check_outside, made
 from medpfl.runs.identity import unchanged
-from medpfl.runs.progress_bar import name_skipped, watching
+from medpfl.runs.progress_bar import Jobs, name_skipped, watching
 from medpfl.runs.study_key import study_index
 
-__all__ = ["Prepared", "checked", "executed", "feasible", "images_of", "shared_attacks"]
+__all__ = ["WORK", "Prepared", "checked", "executed", "feasible", "images_of", "shared_attacks"]
+
+
+WORK = Work.__module__
+"""The module that workers import."""
 
 
 class Prepared(Protocol):
@@ -109,32 +117,80 @@ def executed(
 ) -> Report:
     """Check a scenario, run its unfinished jobs, and report; `check` is that of a record."""
     scenario, tested = feasible(scenario, isolation)
-    run = scenario.run
+    run, gaps = scenario.run, list[Json]()
     out = None if run.out is None else Path(run.out)
     if out is not None:
         made(out)
     index = study_index(out, scenario.data, scenario.source, place, run.force, secret)
     scorer = Scorer(scenario.data, index, bool(scenario.label_shape), scenario.criteria.best_match)
-    player = Player(scenario, scorer, tested.wrong_layer is not None)
-    identity, jobs = scenario.identity(index), jobs_of(scenario)
+    work = Work(scenario, scorer, tested.wrong_layer is not None)
+    identity, jobs = scenario.identity(index), work.jobs
     sizes = {job.key: job.rows for job in jobs}
     cloak = identity.cloak if out is not None else Cloak(None)
     with claimed(out, identity, sizes, run.force, cloak, run.numbers_only) as store:
         with phase("testing what the defenses disclose"):
-            settings = isolation.added_to(settings_of(tested, player, check), scenario.attacks)
+            settings = isolation.added_to(settings_of(tested, work.player, check), scenario.attacks)
         store.note(settings=settings.to_dict(), jobs=[[*key, count] for key, count in sizes.items()])
-        todo = [job for job in jobs if job.key not in store]
+        numbers = [number for number, job in enumerate(jobs) if job.key not in store]
+        todo = [jobs[number] for number in numbers]
         done = sum(sizes.values()) - sum(job.rows for job in todo)
-        costs = estimated(player, todo) if run.visible else None
+        costs = estimated(work.player, todo) if run.visible else None
         if costs is not None:
             announced(costs, jobs, todo)
         with (
             unchanged(scenario.code, store.directory),
-            watching(sum(sizes.values()), done, run.visible, costs) as during,
+            watching(sum(sizes.values()), done, run.visible, costs) as shown,
+            closing(engine_of(run).results(work, numbers, _Told(shown, todo))) as results,
         ):
-            for job in todo:
-                with during(job.key, job.rows):
-                    store.add(job.key, *player(job))
-                log(f"{job.key.attack} x {job.control or job.key.defense}: {job.rows} images done")
+            for place, found in results:
+                if isinstance(found, Lost):
+                    gaps.append(_gap(todo[place], found))
+                else:
+                    store.add(todo[place].key, found.rows, tuple(map(torch.tensor, found.pictures)))
+                    log(f"{_named(todo[place])}: {todo[place].rows} images done")
+        if gaps:
+            settings = replace(settings, gaps=tuple(gaps), notes=(*settings.notes, *_of_gaps(gaps)))
+            store.note(settings=settings.to_dict())
         with phase("judging, and writing the pages"):
             return finish(store, Settings.of(store.cloak(settings.to_dict())), scenario.data.classes)
+
+
+class _Told(Watch):
+    """Passes on the state of tasks as that of jobs."""
+
+    def __init__(self, shown: Jobs, todo: Sequence[Job]) -> None:
+        self.shown, self.todo = shown, todo
+
+    def begin(self, place: int) -> None:
+        self.shown.begin(self.todo[place].key, self.todo[place].rows)
+
+    def report(self, place: int, share: float, said: Callable[[], str] = str) -> None:
+        self.shown.report(self.todo[place].key, share, said)
+
+    def end(self, place: int) -> None:
+        self.shown.end(self.todo[place].key)
+
+
+def _gap(job: Job, lost: Lost) -> Json:
+    """Report a job that could not be done, and return what pages say of it."""
+    say(
+        f"note: {job.rows} images of {_named(job)} were not attacked: {lost.why}. This job was begun {TRIES} times; the "
+        "same command tries it again"
+    )
+    return {**job.key._asdict(), "images": job.rows, "why": lost.why}
+
+
+def _of_gaps(gaps: Sequence[Json]) -> list[str]:
+    """Return the pages' notes on jobs that could not be done, one for each attack and defense."""
+    images: dict[tuple[str, str], int] = {}
+    for gap in gaps:
+        place = (f"{gap['attack']} x {gap['control'] or gap['defense']}", gap["why"])
+        images[place] = images.get(place, 0) + gap["images"]
+    return [
+        f"{count} images of {what} were not attacked: {why}. Repeat the same command to try them again."
+        for (what, why), count in images.items()
+    ]
+
+
+def _named(job: Job) -> str:
+    return f"{job.key.attack} x {job.control or job.key.defense}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medpfl.auditing.bounds import bounded, check_bounds
+from medpfl.auditing.privacy.bounds import bounded, check_bounds
 from medpfl.auditing.store import AUDIT, ROWS, Store, read_rows
 from medpfl.core.atomic_files import as_csv, write
 from medpfl.core.errors import InputError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from medpfl.auditing.execution import executed, images_of
+from medpfl.auditing.execution import WORK, executed, images_of
 from medpfl.auditing.forecast.plan import foreseen_of
 from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.records.run import RecordCase, options_in
@@ -23,6 +23,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Defense, Model
 from medpfl.core.threat import HONEST, ThreatModel
 from medpfl.data.images import LabelledImages
+from medpfl.engines.choice import ready
 from medpfl.inputs.parts import attacks_of, defenses_given, is_record, model_of, partition_of
 from medpfl.inputs.spelling import is_pattern
 from medpfl.runs.outlook import Outlook
@@ -96,12 +97,12 @@ class AuditCase:
 
     def report(self) -> Report:
         """Run the audit, and return its report."""
-        with pulsing(self.run.visible), self.scene() as (scenario, isolation, place):
+        with pulsing(self.run.visible), ready(self.run, WORK), self.scene() as (scenario, isolation, place):
             return executed(scenario, isolation, place)
 
     def outlook(self) -> Outlook:
         """Return the audit's plan; nothing is written."""
-        with self.scene() as (scenario, isolation, place):
+        with ready(self.run), self.scene() as (scenario, isolation, place):
             return foreseen_of(scenario, isolation, place)
 
     @contextmanager

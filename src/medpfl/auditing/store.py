@@ -21,7 +21,7 @@ from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import Kind, RunDirectory, append, known_in, lines, private_folder, read_lines
 from medpfl.runs.jobs import JobKey, job_of
 
-__all__ = ["AUDIT", "ROWS", "Store", "check_claim", "claimed", "read_rows", "stored"]
+__all__ = ["AUDIT", "ROWS", "Store", "check_claim", "claimed", "read_rows", "stored", "to_bytes"]
 
 ROWS = f"{SHARE_FOLDER}/findings.jsonl"
 """Path to the rows in a run directory."""
@@ -78,11 +78,12 @@ class Store:
         """Return all rows, in the experiment's order."""
         return [row for job in self.sizes for row in self._rows.get(job, ())]
 
-    def add(self, job: JobKey, rows: Sequence[Finding], truths: Tensor, guesses: Tensor) -> None:
-        """Store a finished job: its rows, target images and guesses, both (rows, C, H, W) in [0, 1]."""
+    def add(self, job: JobKey, rows: Sequence[Finding], pictures: tuple[Tensor, ...]) -> None:
+        """Store a finished job: its rows, and its target images and guesses, both uint8 (rows, C, H, W)."""
         job, rows = self.cloak(job), self.cloak(list(rows))
         if not self.numbers_only:
-            self._keep(job, {"truths": _to_bytes(truths), "guesses": _to_bytes(guesses)})
+            truths, guesses = pictures
+            self._keep(job, {"truths": truths, "guesses": guesses})
         if self.out is not None:
             append(self.out / ROWS, [row.to_dict() for row in rows])  # after the pictures: no row may lack its own
         self._rows[job] = rows
@@ -196,7 +197,8 @@ def _whole_jobs(path: Path, sizes: dict[JobKey, int]) -> dict[JobKey, list[Findi
     return {job: found for job, found in rows.items() if len(found) == sizes.get(job)}
 
 
-def _to_bytes(images: Tensor) -> Tensor:
+def to_bytes(images: Tensor) -> Tensor:
+    """Return images in [0, 1] as uint8; values that are not finite, or beyond that range, are cut to it."""
     return (images.detach().cpu().nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
 
 

@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from medpfl.core.errors import HIDDEN, resolved
 
-__all__ = ["KEY_FILE", "PRIVATE_FOLDER", "SHARE_FOLDER", "about", "log", "may_show", "say", "speaking", "told"]
+__all__ = ["KEY_FILE", "PRIVATE_FOLDER", "SHARE_FOLDER", "Speech", "about", "log", "may_show", "say", "speaking", "told"]
 
 _LOG = logging.getLogger("medpfl")
 _LOG.addHandler(logging.NullHandler())  # else Python prints warnings that no program asked for
@@ -53,6 +53,32 @@ def about(path: str | Path | None) -> None:
     """Register the location of private data. Messages then hide its path, its file names and its tables' cells."""
     if path is not None and str(path) not in ("", ".", "/", "samples"):
         _places[str(path)] = None
+
+
+class Speech(NamedTuple):
+    """The message rule of a command, for another process that works for it.
+
+    Attributes:
+        always, typed: as in `speaking`.
+        places: locations of private data, see `about`.
+    """
+
+    always: bool
+    typed: tuple[str, ...]
+    places: tuple[str, ...]
+
+    @classmethod
+    def now(cls) -> Speech | None:
+        """Return this process's rule; ``None`` outside `speaking`."""
+        own = warnings.showwarning is _show_warning
+        return cls(_always[0], tuple(_typed), tuple(_places)) if own else None
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Apply the rule in this process while the context lasts."""
+        with speaking(self.always, self.typed):
+            _places.update(dict.fromkeys(self.places))
+            yield
 
 
 @contextmanager

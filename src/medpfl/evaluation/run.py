@@ -146,7 +146,7 @@ def _case(
     if edition not in EDITIONS:
         raise InputError(f"there is no edition '{edition}': choose {' or '.join(EDITIONS)}")
     set_ = EDITIONS[edition]
-    for name in ("seed", "memory", "isolate"):
+    for name in ("seed", "memory", "isolate", "threads"):
         if getattr(run, name) != getattr(Run, name):
             raise InputError(f"{name} is {getattr(run, name)}, but the edition sets it: leave it out, or use audit")
     images: Any = {"size": reading.size, "fit": reading.fit, "channels": reading.channels}

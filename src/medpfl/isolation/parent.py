@@ -117,6 +117,10 @@ class Worker:
         """True if the process has been ended, so that it answers no more requests."""
         return self._process.ended
 
+    def __reduce__(self) -> tuple[type[Worker], tuple[bool]]:
+        """Return how another process gets such a worker: it starts its own, which ends with it."""
+        return Worker, (self.every,)
+
     def takes(self, text: str) -> bool:
         """Return True if the attack with this spec runs in the worker."""
         return self.every or is_place(text)
@@ -132,7 +136,7 @@ class Worker:
             answer = self.ask(text, {"do": "build", "spec": full})
         except InputError as error:  # it names the file by the absolute path that the worker got
             raise InputError(str(error).replace(_place(full), _place(text))) from error.__cause__
-        return self.known(answer.head.get("about"), text)
+        return replace(self.known(answer.head.get("about"), text), spec=full)
 
     def known(self, told: Any, who: str) -> Isolated:
         """Return a stand-in for an attack built by the worker.
@@ -216,16 +220,22 @@ class Isolated(Attack):
     Attributes:
         worker: the worker that runs the attack.
         about: the worker's description of the attack.
+        spec: spec with its file's absolute path, from which another worker can build the attack; ``""`` for a variant.
         scene: settings from which the worker rebuilds the model; ``None`` until `on` sets them.
     """
 
     worker: Worker
     about: About
+    spec: str = ""
     scene: Scene | None = None
 
     def on(self, scene: Scene) -> Isolated:
         """Return the same attack on the scene's model."""
         return replace(self, scene=scene)
+
+    def __reduce__(self) -> Any:
+        """Return how another process gets this attack: from a worker of its own."""
+        return _again, (self.worker, self.spec, self.scene)
 
     def __repr__(self) -> str:
         return self.about.spec
@@ -312,6 +322,10 @@ class Isolated(Attack):
 
     def _ask(self, head: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Message:
         return self.worker.ask(repr(self), {**head, "attack": self.about.number}, tensors)
+
+
+def _again(worker: Worker, spec: str, scene: Scene | None) -> Isolated:
+    return replace(worker.attack(spec), scene=scene)
 
 
 def absolute(text: str) -> str:

@@ -64,6 +64,7 @@ class Context:
         record: for a recorded update, the stated ``defense``, the relative ``difference`` between the record and the
             update that the target images give under that defense, how far the latter varies with the client's own
             random draws (``spread``), and how near two draws come if they differ by the stated noise alone (``noise``).
+        gaps: attack, defense and knowledge of the cells with images that could not be attacked.
     """
 
     tolerance: float = TOLERANCE
@@ -71,6 +72,7 @@ class Context:
     server_only: Sequence[str] = ()
     disclosure: Mapping[str, Json] = field(default_factory=dict)
     record: Json | None = None
+    gaps: frozenset[_Key] = frozenset()
 
     @classmethod
     def of(cls, settings: Settings) -> Context:
@@ -82,6 +84,7 @@ class Context:
             server_only=settings.server_only,
             disclosure={**untold, **settings.disclosure},
             record=settings.record,
+            gaps=frozenset((gap["attack"], gap["defense"], gap["knows"]) for gap in settings.gaps if not gap["control"]),
         )
 
     def reason(self, defense: str, knows: bool) -> str | None:
@@ -265,6 +268,8 @@ def _reason(key: _Key, tested: Mapping[_Key, Tested], found: _Rows, context: Con
     control = untested(tested[key], tested.get((attack, UNDEFENDED, False)), context.tolerance)
     if control == "control-failed":
         return control
+    if key in context.gaps:
+        return "incomplete"
     return context.reason(defense, knows) or control or ("out-of-budget" if out_of_budget(found.cells[key]) else None)
 
 
@@ -325,7 +330,8 @@ def _judged_union(
     """
     cells = [judged[key] for key in keys]
     qualified = [cell for cell in cells if cell.qualified]
-    if any("masked-vector" in cell.flags for cell in cells):  # whatever other attacks get from the sum
+    incomplete = any(gap[1] == key[1] for gap in context.gaps for key in keys[:1])
+    if incomplete or any("masked-vector" in cell.flags for cell in cells):  # whatever other attacks get from the sum
         qualified = []
     # Many attacks' guesses explain much by chance, so each attack by itself must be shown to keep the tolerance too.
     kept = [flag for cell in qualified for flag in cell.flags if flag in LIMITS]
@@ -334,7 +340,7 @@ def _judged_union(
     if any(cell.verdict == LEAKS for cell in cells):
         leaks_by = tuple(dict.fromkeys([*leaks_by, *(way for key in keys for way in tested[key].leaks_by)]))
     verdict = verdict_of(leaks_by, bool(qualified) and not exposed, limits)
-    flags = [*(limits if qualified else []), *(["patients-leak"] if exposed else [])]
+    flags = [*(["incomplete"] if incomplete else []), *(limits if qualified else []), *(["patients-leak"] if exposed else [])]
     return replace(
         union,
         leaks_by=leaks_by,

@@ -140,6 +140,7 @@ def doubts_of(rows: Sequence[Finding], cell: Tested, reason: str | None) -> list
         "prior-only": bool(own) and failed and not _beats_baselines(own, cell.numbers),
         "zero-gradient": len(own) < len(rows),
         "not-converged": _share(own, "not-converged") > 0.5,
+        "incomplete": reason == "incomplete",
         "out-of-budget": out_of_budget(own),
         "nonfinite": cell.numbers.nonfinite > 0,
         "wrong-derivative": _share(own, "wrong-derivative") > 0,

@@ -44,6 +44,7 @@ REASONS = {
     "control-weak": "without the defense, these attacks only re-identify the images of one client and reconstruct "
     "none, and a sum over clients is harder to attack",
     "patients-leak": "few images are exposed, but some patients are exposed by one of their images",
+    "incomplete": "some images were not attacked, because a worker process ended (repeat the command)",
     "out-of-budget": "the searches stopped at their budget before they converged (raise --minutes)",
     "worst-candidate": "an attack reconstructed images among its candidates but did not choose them",
     "small-gallery": "at least 20 images are needed to test re-identification",

@@ -111,6 +111,6 @@ class Studies(Options):
     scale: Scale = group(Scale())
     run: Run = group(
         Run(out="runs/reproduction"),
-        without=("memory", "isolate", "numbers_only", "title", "site", "contact", "alias"),
+        without=("memory", "isolate", "threads", "numbers_only", "title", "site", "contact", "alias"),
         texts={"out": "directory for runs and tables", "force": "discard results of other settings in --out"},
     )

@@ -14,8 +14,6 @@ __all__ = ["Estimate", "Pace", "Piece"]
 
 _PATIENT = 0.8
 """Share of a job's expected time after which its own pace counts."""
-
-
 _SURE = 0.02
 """Share of a job that must be done before its own pace counts."""
 
@@ -35,33 +33,47 @@ class Piece(NamedTuple):
     alone: bool = False
 
 
+class _Started(NamedTuple):
+    """A job that runs: since when, and the share of it that is done, at most (it may end early)."""
+
+    piece: Piece
+    began: float
+    share: float = 0.0
+
+    @property
+    def whole(self) -> float | None:
+        """Its seconds by its own pace; ``None`` if too little of it is done."""
+        return (monotonic() - self.began) / self.share if self.share > _SURE else None
+
+
 class Estimate:
     """An estimate of the time that is left for a list of jobs.
 
     Args:
         pieces: the jobs to run, by any key.
         trusted: True if the guesses are in seconds; else nothing is known until a job has run.
+        workers: number of jobs that run at the same time.
     """
 
-    def __init__(self, pieces: Mapping[object, Piece], trusted: bool = True) -> None:
+    def __init__(self, pieces: Mapping[object, Piece], trusted: bool = True, workers: int = 1) -> None:
         self.todo = dict(pieces)
-        self.trusted = trusted
+        self.trusted, self.workers = trusted, workers
         self._known: dict[str, tuple[float, float]] = {}
-        self._now: tuple[Piece, float, float] | None = None
+        self._now: dict[object, _Started] = {}
 
     def begin(self, key: object) -> None:
         """Start a job's clock."""
-        self._now = (self.todo.pop(key), monotonic(), 0.0)
+        self._now = {**self._now, key: _Started(self.todo.pop(key), monotonic())}  # another thread reads them
 
-    def report(self, share: float) -> None:
-        """Note the share of the current job that is done, at most (it may end early)."""
-        if self._now is not None:
-            self._now = (*self._now[:2], share)
+    def report(self, key: object, share: float) -> None:
+        """Note the share of a job that is done, at most (it may end early)."""
+        if key in self._now:
+            self._now = {**self._now, key: self._now[key]._replace(share=share)}
 
-    def end(self) -> None:
-        """Stop the current job's clock, and learn from it."""
-        assert self._now is not None
-        (piece, began, _), self._now = self._now, None
+    def end(self, key: object) -> None:
+        """Stop a job's clock, and learn from it."""
+        piece, began, _ = self._now[key]
+        self._now = {other: job for other, job in self._now.items() if other != key}
         for kind in piece.kinds:
             guessed, taken = self._known.get(kind, (0.0, 0.0))
             self._known[kind] = (guessed + piece.seconds, taken + monotonic() - began)
@@ -78,23 +90,23 @@ class Estimate:
                 return piece.seconds * taken / max(guessed, 1e-9)
         if not piece.alone:
             return piece.seconds if self.trusted else None
-        now = self._now  # another thread asks, while the work goes on
-        if now is None or now[2] <= _SURE or not set(kinds) & set(now[0].kinds[:-1]):
-            return None
-        return piece.seconds * (monotonic() - now[1]) / now[2] / max(now[0].seconds, 1e-9)
+        for job in self._now.values():
+            if job.whole is not None and set(kinds) & set(job.piece.kinds[:-1]):
+                return piece.seconds * job.whole / max(job.piece.seconds, 1e-9)
+        return None
 
     def left(self) -> float | None:
         """Return the seconds that are probably left, or ``None`` if nothing is known yet."""
-        todo, now = list(self.todo.values()), self._now  # another thread asks, while the work goes on
-        seconds = [self.expected(piece) for piece in todo]
-        if now is not None:
-            seconds.append(self._rest(*now))
-        return None if None in seconds else sum(filter(None, seconds))
+        todo, now = list(self.todo.values()), list(self._now.values())  # another thread asks, while the work goes on
+        ahead, rests = [self.expected(piece) for piece in todo], [self._rest(job) for job in now]
+        if None in ahead or None in rests:
+            return None
+        longest = max((rest for rest in rests if rest is not None), default=0.0)
+        return max(longest, (sum(filter(None, ahead)) + sum(filter(None, rests))) / self.workers)
 
-    def _rest(self, piece: Piece, began: float, share: float) -> float | None:
-        """Return the current job's seconds to come: by its kind, and once these are nearly over by its own pace."""
-        passed, expected = monotonic() - began, self.expected(piece)
-        whole = passed / share if share > _SURE else None
+    def _rest(self, job: _Started) -> float | None:
+        """Return a running job's seconds to come: by its kind, and once these are nearly over by its own pace."""
+        passed, expected, whole = monotonic() - job.began, self.expected(job.piece), job.whole
         if expected is None:
             return None if whole is None else whole - passed
         if passed < _PATIENT * expected:
@@ -113,6 +125,7 @@ class Pace:
     def __init__(self, todo: Mapping[str, int], visible: bool) -> None:
         self.todo, self.visible = dict(todo), visible
         self._taken: dict[str, list[float]] = {kind: [] for kind in todo}
+        self._began, self._at_once = monotonic(), 0
 
     @contextmanager
     def one(self, kind: str, what: str) -> Iterator[None]:
@@ -124,6 +137,22 @@ class Pace:
         with phase(what), later(self.left):
             yield
         self._taken[kind].append(monotonic() - began)
+
+    @contextmanager
+    def several(self, kind: str, count: int) -> Iterator[None]:
+        """Name runs that go on at the same time while they last; `ended` learns from each of them."""
+        self._began, self._at_once = monotonic(), 0
+        what = f"{count} {kind}s at the same time"
+        if self.visible:
+            say(what)
+        with phase(what), later(self.left):
+            yield
+
+    def ended(self, kind: str) -> None:
+        """Note that one of `several` runs ended; their mean time is that of all of them together."""
+        self.todo[kind] -= 1
+        self._at_once += 1
+        self._taken[kind] = [(monotonic() - self._began) / self._at_once]
 
     def left(self) -> float | None:
         """Return the seconds of the runs that have not begun; ``None`` if none of a kind has ended."""

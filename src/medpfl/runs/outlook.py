@@ -38,17 +38,19 @@ class Outlook:
         steps: the work, in its order.
         memory: estimated peak memory in GiB; ``None`` if unknown.
         notes: remarks, such as why a run directory would be refused.
+        workers: number of jobs that run at the same time.
     """
 
     steps: tuple[Step, ...]
     memory: float | None = None
     notes: tuple[str, ...] = ()
+    workers: int = 1
 
     @property
     def seconds(self) -> float | None:
         """The estimated time of all steps; ``None`` if a step's is unknown."""
         known = [step.seconds for step in self.steps if step.done < step.jobs]
-        return None if None in known else sum(filter(None, known))
+        return None if None in known else sum(filter(None, known)) / self.workers
 
     @classmethod
     def of(cls, parts: Iterable[tuple[str, Outlook]]) -> Outlook:
@@ -56,7 +58,8 @@ class Outlook:
         parts = list(parts)
         steps = [replace(step, what=f"{name}: {step.what}") for name, own in parts for step in own.steps]
         notes = dict.fromkeys(note for _, own in parts for note in own.notes)
-        return cls(tuple(steps), max((own.memory or 0.0 for _, own in parts), default=0.0) or None, tuple(notes))
+        memory = max((own.memory or 0.0 for _, own in parts), default=0.0) or None
+        return cls(tuple(steps), memory, tuple(notes), max((own.workers for _, own in parts), default=1))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON data, with the estimated minutes."""
@@ -88,7 +91,8 @@ class Outlook:
         time = "unknown time" if self.seconds is None else f"about {clock(self.seconds)}"
         memory = "" if self.memory is None else f", {self.memory:.1f} GiB of memory"
         counted = f"{jobs} job{'s' * (jobs != 1)}{f', {done} done' if done else ''}"
-        return f"in all: {counted}; {time}{memory}; nothing was run or written"
+        at_once = f" with {self.workers} workers" if self.workers > 1 else ""
+        return f"in all: {counted}; {time}{at_once}{memory}; nothing was run or written"
 
 
 def _jobs(step: Step) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from time import monotonic
 
 from medpfl.core import progress
@@ -13,7 +13,7 @@ from medpfl.runs.estimate import Estimate
 from medpfl.runs.jobs import JobKey
 from medpfl.runs.pulse import pulsing
 
-__all__ = ["files", "name_skipped", "rounds_of", "watching"]
+__all__ = ["Jobs", "files", "name_skipped", "rounds_of", "watching"]
 
 _NAMED = 10
 """Largest number of skipped files that are named."""
@@ -21,9 +21,6 @@ _APART = 0.2
 """Minimum seconds between two descriptions of a step, which may wait for an accelerator."""
 _LONGEST = 100
 """Largest number of characters that an attack may say of its progress."""
-
-During = Callable[[JobKey, int], AbstractContextManager[None]]
-
 
 def name_skipped(skipped: Sequence[str], notes: Sequence[str] = ()) -> None:
     """Print notes on the data and the names of skipped files, or only their number if names may not be shown."""
@@ -39,9 +36,57 @@ def files(count: int) -> str:
     return f"{count} file" + "s" * (count != 1)
 
 
+class Jobs:
+    """The jobs that run now, for the line that shows how much is done; this one shows nothing."""
+
+    def begin(self, job: JobKey, images: int) -> None:
+        """Note that a job with some images has begun."""
+
+    def report(self, job: JobKey, share: float, said: Callable[[], str] = str) -> None:
+        """Note that a share (0 to 1) of a job is done; `said` describes it, and is called only if shown."""
+
+    def end(self, job: JobKey) -> None:
+        """Note that a job is done."""
+
+
+class _Shown(Jobs):
+    def __init__(self, show: Callable[..., None], done: int, estimate: Estimate | None) -> None:
+        self.show, self.finished, self.estimate = show, done, estimate
+        self.running: dict[JobKey, tuple[int, float]] = {}
+        self._latest = -_APART
+
+    def begin(self, job: JobKey, images: int) -> None:
+        self.running[job] = (images, 0.0)
+        if self.estimate:
+            self.estimate.begin(job)
+        self._latest = -_APART
+        self._tell(job)
+
+    def report(self, job: JobKey, share: float, said: Callable[[], str] = str) -> None:
+        self.running[job] = (self.running[job][0], share)
+        if self.estimate:
+            self.estimate.report(job, share)
+        if (now := monotonic()) - self._latest >= _APART:
+            self._latest = now
+            self._tell(job, _printable(said()))
+
+    def end(self, job: JobKey) -> None:
+        images, _ = self.running.pop(job)
+        if self.estimate:
+            self.estimate.end(job)
+        self.finished += images
+        self._tell(job)
+
+    def _tell(self, job: JobKey, said: str = "") -> None:
+        several = len(self.running) > 1
+        what = f"{len(self.running)} jobs at once" if several else f"{job.attack} x {job.control or job.defense}"
+        done = self.finished + sum(images * share for images, share in self.running.values())
+        self.show(what, done, "" if several else said)
+
+
 @contextmanager
-def watching(total: int, done: int, visible: bool, estimate: Estimate | None = None) -> Iterator[During]:
-    """Show the number of finished images if `visible`; yield a context manager for each job.
+def watching(total: int, done: int, visible: bool, estimate: Estimate | None = None) -> Iterator[Jobs]:
+    """Show the number of finished images if `visible`; yield the jobs, which the work keeps up to date.
 
     Args:
         total, done: number of images, in all jobs and in finished ones.
@@ -49,35 +94,10 @@ def watching(total: int, done: int, visible: bool, estimate: Estimate | None = N
         estimate: estimate for the unfinished jobs, by key; without one, the mean speed counts.
     """
     if not visible:
-        yield lambda job, images: nullcontext()
+        yield Jobs()
         return
-    finished = done
     with pulsing(True) as pulse, pulse.counting(total, done, "images", estimate and estimate.left) as show:
-
-        @contextmanager
-        def during(job: JobKey, images: int) -> Iterator[None]:
-            nonlocal finished
-            before, what, latest = finished, f"{job.attack} x {job.control or job.defense}", -_APART
-
-            def listen(share: float, said: Callable[[], str]) -> None:
-                nonlocal latest
-                if estimate:
-                    estimate.report(share)
-                if (now := monotonic()) - latest >= _APART:
-                    latest = now
-                    show(what, before + share * images, _printable(said()))
-
-            show(what, before)
-            if estimate:
-                estimate.begin(job)
-            with progress.listening(listen):
-                yield
-            if estimate:
-                estimate.end()
-            finished += images
-            show(what, finished)
-
-        yield during
+        yield _Shown(show, done, estimate)
 
 
 def _printable(said: str) -> str:

@@ -37,7 +37,7 @@ def points_of(
       update, or in one sum of updates;
     - ``label_verdict``: the worst verdict on labels; ``None`` if no attack infers labels;
     - ``bound``: a differentially private defense's success bound over the rounds that the attack sees
-      (`medpfl.auditing.bounds`), else ``None``;
+      (`medpfl.auditing.privacy.bounds`), else ``None``;
     - ``accuracy``: balanced accuracy, the mean over seeds. Its interval is Student's over seeds if there are several,
       else the images';
     - ``loss``: the undefended model's accuracy minus this one's.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from medpfl.auditing.execution import shared_attacks
+from medpfl.auditing.execution import WORK, shared_attacks
 from medpfl.auditing.report import reread
 from medpfl.auditing.run import case_of, perform
 from medpfl.auditing.run import foresee as foresee_audit
@@ -17,6 +18,8 @@ from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.groups import About
 from medpfl.core.progress import phase
 from medpfl.core.signatures import taking
+from medpfl.engines.choice import engine_of, ready
+from medpfl.engines.engine import Inline, Lost
 from medpfl.runs.directory import RUNS, RunDirectory, check_made, known_in, made, reading
 from medpfl.runs.estimate import Pace
 from medpfl.runs.identity import Code, Identity, unchanged
@@ -63,7 +66,7 @@ def frontier(experiment: Frontier) -> FrontierResult:
 
 def perform_frontier(experiment: Frontier) -> FrontierResult:
     """Run `frontier` for an experiment."""
-    with pulsing(experiment.run.visible):
+    with pulsing(experiment.run.visible), ready(experiment.run, WORK, __name__):
         return _performed(experiment)
 
 
@@ -87,7 +90,7 @@ def _performed(experiment: Frontier) -> FrontierResult:
             # One training, then the audit: what cannot be trained or audited fails before hours of work.
             trainings = {s.spec: _trained(experiment, s, out, pace) for s in settings[:1]}
             audits = {} if experiment.round else _audited_at_once(experiment, settings, out, pace)
-            trainings |= {s.spec: _trained(experiment, s, out, pace) for s in settings[1:]}
+            trainings |= _others_trained(experiment, settings[1:], out, pace)
             directory.note(diverged=[spec for spec, own in trainings.items() if own is None])
             if experiment.round:
                 going = [s for s in settings if trainings[s.spec] is not None]
@@ -160,6 +163,8 @@ def _entries(experiment: Frontier, settings: Sequence[Setting]) -> dict[str, Any
     paths = ("data", "model", "weights", "validation", "test", "attack", "defense", "limit", "tolerance", "accept_leak")
     alike = (
         "isolate",
+        "engine",
+        "workers",
         "out",
         "force",
         "numbers_only",
@@ -201,6 +206,52 @@ def _audited(experiment: Frontier, settings: list[Setting], out: Path, pace: Pac
         with pace.one(_AUDIT, f"audit of {spec}"):
             found[spec] = replace(audit, attacks=attacks).report()
     return found
+
+
+class _Training(NamedTuple):
+    """Trains a setting under a seed, in its own run directory; returns True if it diverges."""
+
+    experiment: Frontier
+    out: Path
+
+    def __call__(self, task: tuple[Setting, int]) -> bool:
+        setting, seed = task
+        own = training_of(self.experiment, setting, seed, _training(self.out, setting, seed))
+        try:
+            perform_training(own.having(progress=False))
+        except DivergedError:
+            return True
+        return False
+
+
+def _others_trained(
+    experiment: Frontier, settings: list[Setting], out: Path, pace: Pace
+) -> dict[str, list[Trained] | None]:
+    """Train some settings under all seeds, several at once if the engine does; the result is as that of `_trained`.
+
+    Raises:
+        InputError: a training's worker ended each time; the other trainings are done and kept.
+    """
+    engine, tasks = engine_of(experiment.run), list(product(settings, _seeds(experiment.options())))
+    if isinstance(engine, Inline):
+        return {s.spec: _trained(experiment, s, out, pace) for s in settings}
+    diverged, lost = set[str](), ""
+    with pace.several(_TRAINING, len(tasks)), closing(engine.results(_Training(experiment, out), tasks)) as results:
+        for place, found in results:
+            setting, seed = tasks[place]
+            if isinstance(found, Lost):
+                lost = lost or f"the training with {setting.spec}, seed {seed}, could not be finished: {found.why}"
+            elif found:
+                diverged.add(setting.spec)
+            pace.ended(_TRAINING)
+    if lost:
+        raise InputError(f"{lost}; repeat the command to try it again")
+    return {
+        s.spec: None
+        if s.spec in diverged
+        else [reread_training(_training(out, s, seed)) for seed in _seeds(experiment.options())]
+        for s in settings
+    }
 
 
 def _trained(experiment: Frontier, setting: Setting, out: Path, pace: Pace) -> list[Trained] | None:

@@ -17,6 +17,7 @@ from medpfl.core.spec import expand
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.inputs.parts import attacks_of, defenses_given, defenses_of, model_of
 from medpfl.tradeoff.limits import Limit, updates_for
+from medpfl.training.train import OF_ATTACKS
 
 __all__ = ["Setting", "audit_of", "check", "parts_of", "strengths_of", "training_of", "with_images"]
 
@@ -102,9 +103,7 @@ def training_of(experiment: Frontier, setting: Setting, seed: int, out: Path | N
             experiment.run,
             seed=seed,
             out=out,
-            memory=Training.run.memory,
-            isolate=Training.run.isolate,
-            numbers_only=False,  # a training writes no image
+            **{name: getattr(Training.run, name) for name in OF_ATTACKS},
         ),
     )
 

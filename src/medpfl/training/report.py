@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medpfl.auditing.epsilon import has_statistics
+from medpfl.auditing.privacy.epsilon import has_statistics
 from medpfl.auditing.settings import of_reading
 from medpfl.core.atomic_files import write
 from medpfl.core.errors import InputError

@@ -36,7 +36,10 @@ from medpfl.training.splits import splits_of
 from medpfl.training.store import TRAINING, TrainingStore, rounds_in, training_in
 from medpfl.training.trainer import Trainer
 
-__all__ = ["foresee", "perform_training", "train"]
+__all__ = ["OF_ATTACKS", "foresee", "perform_training", "train"]
+
+OF_ATTACKS = ("memory", "isolate", "numbers_only", "engine", "workers", "threads")
+"""Options of a run that a training does not have."""
 
 
 def train(
@@ -73,8 +76,9 @@ def train(
     >>> [row.round for row in result.rows]
     [0, 1, 2]
     """
-    if (run.memory, run.isolate, run.numbers_only) != (Training.run.memory, Training.run.isolate, False):
-        raise InputError("memory, isolate and numbers_only apply to attacks only: leave them out for a training")
+    for name in OF_ATTACKS:
+        if getattr(run, name) != getattr(Run, name):
+            raise InputError(f"{name} applies to attacks only: leave it out for a training")
     with pulsing(run.visible):
         setup = _setup(model, data, defense, plan, schedule, cohort, weights, run)
         return _run(setup, None if run.out is None else Path(run.out), run)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from medpfl.auditing.epsilon import uncovered_statistics
+from medpfl.auditing.privacy.epsilon import uncovered_statistics
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.rounds import Round, Scores

@@ -134,7 +134,7 @@ def test_an_option_without_meaning_for_an_experiment_is_none_of_it():
     assert {"memory", "isolate", "loss"} & set(options_in(Training)) == set()
     with pytest.raises(InputError, match="there is no option 'loss'"):
         Training.of(loss="dice")
-    with pytest.raises(InputError, match="memory, isolate and numbers_only apply to attacks"):
+    with pytest.raises(InputError, match="memory applies to attacks"):
         train("MLP", run=Run(memory=1.0))
 
 

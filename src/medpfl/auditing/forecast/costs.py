@@ -18,6 +18,7 @@ from medpfl.core.messages import say
 from medpfl.core.progress import phase
 from medpfl.core.roles import NO_DEFENSE, Attack
 from medpfl.core.spec import registry
+from medpfl.engines.choice import workers_of
 from medpfl.core.types import Weights
 from medpfl.inputs.standard import budget_of
 from medpfl.inspection.check import shortened_names
@@ -63,7 +64,7 @@ def estimated(player: Player, todo: Sequence[Job], whole: bool = False) -> Estim
         kinds = (f"{spec} x {job.control or job.key.defense}, {job.knows}", f"{spec}, {exact}", spec, "")
         return Piece(kinds, seconds, alone=each is None and _computes(job.attack))
 
-    return Estimate({job.key: piece(job) for job in todo}, trusted=bool(known))
+    return Estimate({job.key: piece(job) for job in todo}, trusted=bool(known), workers=workers_of(player.scenario.run))
 
 
 def announced(estimate: Estimate, jobs: Sequence[Job], todo: Sequence[Job]) -> None:

@@ -16,6 +16,7 @@ from medpfl.auditing.settings import settings_of
 from medpfl.auditing.store import AUDIT, Store, check_claim
 from medpfl.core.experiments.settings import Json
 from medpfl.core.progress import phase
+from medpfl.engines.choice import workers_of
 from medpfl.runs.directory import RunDirectory, check_made, known_in
 from medpfl.runs.outlook import Outlook, Step
 from medpfl.runs.study_key import StudyIndex, study_index
@@ -44,8 +45,10 @@ def foreseen(player: Player, jobs: list[Job], done: set[Job], notes: tuple[str, 
         seconds = 0.0 if job in done else costs.expected(costs.todo[job.key])
         total = None if None in (seconds, old.seconds) else (old.seconds or 0.0) + (seconds or 0.0)
         steps[what] = Step(what, old.count + job.rows, "images", old.jobs + 1, old.done + (job in done), total)
-    memory = peak()
-    return Outlook(tuple(steps.values()), None if memory is None else memory + _stacks(player.scenario), notes)
+    memory, workers = peak(), workers_of(player.scenario.run)
+    each = None if memory is None else memory + _stacks(player.scenario)
+    processes = workers + 1 if workers > 1 else 1  # this one only waits for the others
+    return Outlook(tuple(steps.values()), None if each is None else each * processes, notes, workers)
 
 
 def finished(scenario: Scenario, index: StudyIndex, jobs: list[Job]) -> tuple[set[Job], tuple[str, ...]]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from medpfl.auditing.aggregation import aggregates
 from medpfl.auditing.defense_parts import at_client
-from medpfl.auditing.execution import checked, executed, images_of
+from medpfl.auditing.execution import WORK, checked, executed, images_of
 from medpfl.auditing.forecast.plan import foreseen_of
 from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.player import Player
@@ -41,6 +41,7 @@ from medpfl.core.signatures import taking
 from medpfl.core.threat import HONEST, ThreatModel
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import IID
+from medpfl.engines.choice import ready
 from medpfl.inputs.filters import Filtered, defense_in, without_silent
 from medpfl.inputs.network import network_of
 from medpfl.inputs.parts import attacks_of, defenses_given, model_of
@@ -129,12 +130,12 @@ class RecordCase(RecordOptions, _Pair):
             check: result of `check`, if it was called before.
             secret: secret of the study indices that several audits in memory share.
         """
-        with pulsing(self.run.visible), self.scene(check) as (scenario, isolation, place, told):
+        with pulsing(self.run.visible), ready(self.run, WORK), self.scene(check) as (scenario, isolation, place, told):
             return executed(scenario, isolation, place, told, secret)
 
     def outlook(self) -> Outlook:
         """Return the plan of the audit; nothing is written."""
-        with self.scene() as (scenario, isolation, place, told):
+        with ready(self.run), self.scene() as (scenario, isolation, place, told):
             return foreseen_of(scenario, isolation, place, told)
 
     @contextmanager

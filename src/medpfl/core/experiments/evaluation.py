@@ -43,4 +43,4 @@ class Evaluating(Options):
     edition: Literal["standard-2026.1"] = option("standard-2026.1", "edition of the standard evaluation")
     reading: Reading = group(Reading())
     plan: Plan = group(Plan())
-    run: Run = group(Run(), without=("seed", "memory", "minutes", "isolate"))
+    run: Run = group(Run(), without=("seed", "memory", "minutes", "isolate", "threads"))

@@ -75,4 +75,4 @@ class Demo(Options):
     """Options of ``medpfl demo``."""
 
     images: int | None = again(Victims, "images", None, "number of images to attack; unset: 24")
-    run: Run = group(Run(), without=("seed", "device", "memory", "minutes", "isolate", "numbers_only"))
+    run: Run = group(Run(), without=("seed", "device", "memory", "minutes", "isolate", "numbers_only", "engine", "workers", "threads"))

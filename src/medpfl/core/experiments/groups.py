@@ -192,6 +192,11 @@ class Run(About):
         seed: seed for all random draws.
         device: torch device, such as ``"cpu"`` or ``"cuda:1"``.
         memory: memory limit in GiB, by a fixed estimate, for victims attacked together. For attacks only.
+        engine: where jobs run: ``"inline"`` in this process, ``"processes"`` in several of this machine, ``"ray"`` on the
+            cluster at ``RAY_ADDRESS`` or on one that is started here; ``None``: processes if there are several workers.
+        workers: number of jobs that run at the same time; ``None``: 1, or as many as there are cores if `engine` says
+            so. Rows depend neither on it nor on `engine`.
+        threads: number of torch threads for each job. Rows depend on it in their last digits.
         minutes: time for the searches of an audit that names no attack. A probe turns it once into a number of
             evaluations, which the run keeps, so that its rows do not depend on the machine's load. For attacks only.
         isolate: True runs attacks in a separate process whose memory never holds a private image. By default, only
@@ -208,6 +213,23 @@ class Run(About):
     seed: int = option(0, "seed for all random draws", least=0, most=limits.SEED)
     device: str = option("cpu", "device for all computations: cpu, cuda, cuda:1, ...")
     memory: float = option(2.0, "memory limit in GiB for images attacked together", above=0, most=limits.MEMORY)
+    engine: Literal["inline", "processes", "ray"] | None = option(
+        None,
+        "where jobs run: in this process (inline), in several (processes), or on a cluster (ray: RAY_ADDRESS, or one "
+        "started here); unset: processes if --workers is above 1",
+        told=False,
+    )
+    workers: int | None = option(
+        None,
+        "number of jobs that run at the same time; unset: 1, or with --engine as many as there are cores",
+        least=1,
+        most=limits.WORKERS,
+        told=False,
+    )
+    threads: int = option(
+        1, "torch threads for each job; several speed up large models and change the last digits of rows", least=1,
+        most=limits.THREADS,
+    )
     minutes: float = option(
         2.0,
         "without --attack: minutes for the searches of an audit, turned once into a number of evaluations",

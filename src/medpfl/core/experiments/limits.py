@@ -34,6 +34,8 @@ __all__ = [
     "SPEC",
     "STEPS",
     "SWEEP",
+    "THREADS",
+    "WORKERS",
     "YAML_NODES",
     "certificates_problem",
     "check_classes",
@@ -69,6 +71,10 @@ MEMORY = 1e6
 """GiB."""
 MINUTES = 1e5
 """Minutes of searches: two months."""
+WORKERS = 4096
+"""Jobs at the same time."""
+THREADS = 256
+"""Torch threads for each job."""
 CLASSES = 10_000
 PARAMETERS = 10**9
 """Parameters and buffers in a model, counted together: 4 GB in float32."""

@@ -30,10 +30,11 @@ class Settings:
         server_side: specs of the defenses with a part acting only at the server.
         server_only: specs of the defenses with no part acting at the client.
         notes: notes for the reader of the page.
+        gaps: jobs that could not be done, since their worker ended each time: a job's key, ``images`` and ``why``.
         disclosure: by defense spec, the result of probing its disclosure.
         about: what the maker stated, see `medpfl.core.experiments.groups.About`.
         privacy: by defense spec, the epsilon spent, in words.
-        bounds: by defense spec, see `medpfl.auditing.bounds.bounds_of`.
+        bounds: by defense spec, see `medpfl.auditing.privacy.bounds.bounds_of`.
         record: a recorded update's ``defense``, and its ``difference`` from the update computed on the true images.
         isolation: how attacks in a separate process are isolated.
         tolerance: share of images below which a rate counts as no leak.
@@ -53,6 +54,7 @@ class Settings:
     server_side: tuple[str, ...] = ()
     server_only: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    gaps: tuple[Json, ...] = ()
     disclosure: Mapping[str, Json] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
     privacy: Mapping[str, str] | None = None

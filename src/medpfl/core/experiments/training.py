@@ -35,4 +35,4 @@ class Training(Options):
         },
     )
     schedule: Schedule = group(Schedule())
-    run: Run = group(Run(), without=("memory", "minutes", "isolate", "numbers_only"))
+    run: Run = group(Run(), without=("memory", "minutes", "isolate", "numbers_only", "engine", "workers", "threads"))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from medpfl.auditing.defense_parts import at_client
-from medpfl.auditing.epsilon import ROUNDS, private_parts, uncovered_statistics
+from medpfl.auditing.privacy.epsilon import ROUNDS, private_parts, uncovered_statistics
 from medpfl.auditing.records.recorded import behind
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer

@@ -1,0 +1,1 @@
+"""Where a run's tasks are computed: in this process, in several processes, or on a Ray cluster."""

@@ -1,0 +1,69 @@
+"""The choice of an engine by the options of a run. Does not import torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from medpfl.core.experiments.groups import Run
+from medpfl.core.messages import say
+from medpfl.engines.engine import Engine, Inline
+from medpfl.engines.processes import Processes, warm
+from medpfl.engines.threads import threads
+
+__all__ = ["cores", "engine_of", "ready", "workers_of"]
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers_of(run: Run) -> int:
+    """Return the number of tasks that a run's engine computes at the same time."""
+    if run.engine == "inline":
+        return 1
+    return run.workers or (1 if run.engine is None else cores())
+
+
+@contextmanager
+def ready(run: Run, *modules: str) -> Iterator[None]:
+    """Set the number of torch threads while the context lasts, and start what a run's engine needs before data is read.
+
+    Args:
+        run: the run.
+        modules: modules that its workers will import.
+
+    Raises:
+        InputError: the engine cannot be used here.
+    """
+    if isinstance(engine_of(run), Processes):
+        warm(modules)
+    if run.engine != "ray":
+        _note(workers_of(run), run.threads, cores())
+    with threads(run.threads):
+        yield
+
+
+@cache
+def _note(workers: int, threads: int, cores: int) -> None:
+    """Say once if workers have too few processor cores."""
+    if workers * threads > cores:
+        each = f" with {threads} threads each" if threads > 1 else ""
+        say(f"note: {workers} worker{'s' * (workers != 1)}{each} share {cores} processor cores, and slow each other down")
+
+
+def engine_of(run: Run) -> Engine:
+    """Return the engine of a run.
+
+    Raises:
+        InputError: Ray is asked for, but not installed.
+    """
+    if run.engine == "ray":
+        from medpfl.engines.cluster import Cluster
+
+        return Cluster(run.workers, run.threads, run.device)
+    processes = run.engine == "processes" or (run.engine is None and workers_of(run) > 1)
+    return Processes(workers_of(run), run.threads) if processes else Inline()

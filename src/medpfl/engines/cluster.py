@@ -1,0 +1,143 @@
+"""The engine that computes tasks on a Ray cluster, or on one that it starts on this machine. Does not import torch."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from importlib.metadata import version
+from typing import Any
+
+from medpfl.core.errors import InputError
+from medpfl.core.messages import Speech
+from medpfl.engines.engine import TRIES, Engine, Lost, Watch, Work
+from medpfl.engines.sending import packed
+from medpfl.engines.threads import set_threads
+
+__all__ = ["Cluster"]
+
+_PACKAGES = ("medpfl", "torch", "numpy")
+"""Packages whose versions must be the same in all workers."""
+_TICK = 0.5
+"""Seconds after which a wait for results ends, so that Ctrl-C is heard."""
+_INSTALL = "pip install 'medpfl[cluster]'"
+
+
+class Cluster(Engine):
+    """Computes tasks on the cluster at ``RAY_ADDRESS``; without one, on a cluster of this machine that ends with them.
+
+    Args:
+        workers: most tasks at the same time; ``None`` for as many as the cluster has room for.
+        threads: number of torch threads, and of processor cores, for each task.
+        device: device of the run. On CUDA, tasks on a machine share its GPUs equally.
+    """
+
+    def __init__(self, workers: int | None, threads: int = 1, device: str = "cpu") -> None:
+        try:
+            import ray  # noqa: F401
+        except ImportError:
+            raise InputError(f"the engine ray needs Ray: {_INSTALL}, or use --engine processes") from None
+        self.workers, self.threads, self.device = workers, threads, device
+
+    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Iterator[tuple[int, Any]]:
+        import ray
+
+        payload, watch = packed(work), watch or Watch()
+        address = os.environ.get("RAY_ADDRESS")
+        _connect(address, self.workers, self.threads)
+        try:
+            gpus = 0.0 if self.device == "cpu" else _share(ray.cluster_resources(), self.threads)
+            task = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=TRIES - 1, max_calls=0)(_perform)
+            shared, told = _stored(payload), {name: version(name) for name in _PACKAGES}
+            todo, running = deque(range(len(tasks))), dict[Any, int]()
+            while todo or running:
+                while todo and (self.workers is None or len(running) < self.workers):
+                    place = todo.popleft()
+                    running[task.remote(shared, tasks[place], self.threads, told, Speech.now())] = place
+                    watch.begin(place)
+                done, _ = ray.wait(list(running), num_returns=1, timeout=_TICK)
+                for reference in done:
+                    place = running.pop(reference)
+                    result = _result(reference)
+                    watch.end(place)
+                    yield place, result
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str | None, workers: int | None, threads: int) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report over the network
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            count = None if workers is None else workers * threads
+            ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = f"the cluster at RAY_ADDRESS={address}" if address else "a cluster on this machine"
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{where} cannot be used: {reason}; start it with 'ray start --head', unset RAY_ADDRESS to start one here, "
+            "or use --engine processes"
+        ) from error
+
+
+def _share(resources: Any, threads: int) -> float:
+    """Return the share of a GPU for each task, if tasks fill all processor cores."""
+    gpus, cores = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
+    if not gpus:
+        raise InputError("the cluster has no GPU that Ray knows: leave out --device, or use another cluster")
+    return min(1.0, gpus * threads / cores)
+
+
+def _stored(payload: bytes) -> Any:
+    """Put the work into Ray's store once, for all workers."""
+    import ray
+
+    try:
+        return ray.put(payload)
+    except (ray.exceptions.RayError, OSError) as error:
+        raise InputError(
+            f"Ray's object store has no space for this run's {len(payload) / 2**30:.2f} GiB: enlarge it (ray start "
+            "--object-store-memory BYTES), or use --engine processes"
+        ) from error
+
+
+def _result(reference: Any) -> Any:
+    """Return a task's result, or `Lost`; raise what the work raised."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, BaseException) else error from None
+    except ray.exceptions.RayError as error:  # its worker, its node, or its memory
+        reason = str(error).strip().partition("\n")[0]
+        return Lost(f"its worker on the cluster ended ({type(error).__name__}: {reason[:200]})")
+
+
+class _Opened:
+    """The work of this worker process, by the bytes that it came in."""
+
+    payload: bytes = b""
+    work: Any = None
+
+
+def _perform(payload: bytes, task: Any, threads: int, versions: dict[str, str], speech: Speech | None) -> Any:
+    """Compute a task in a worker of the cluster."""
+    own = {name: version(name) for name in versions}
+    if other := [f"{name} {own[name]} in place of {versions[name]}" for name in versions if own[name] != versions[name]]:
+        raise InputError(
+            f"a worker of the cluster has {' and '.join(other)}: install the same versions on all of its machines"
+        )
+    if _Opened.payload is not payload and _Opened.payload != payload:
+        set_threads(threads)
+        _Opened.payload, _Opened.work = payload, pickle.loads(payload)  # noqa: S301  (from the driver)
+    with speech.applied() if speech else nullcontext():
+        return _Opened.work(task)

@@ -1,0 +1,68 @@
+"""The role of an engine, and the one that computes in this process. Does not import torch.
+
+A task is computed by a callable object, the work, from a value. The work holds all that the tasks share, and a task's
+result depends on nothing else, so it is the same in every engine and in any order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from medpfl.core.progress import listening
+
+__all__ = ["TRIES", "Engine", "Inline", "Lost", "Watch"]
+
+TRIES = 3
+"""How often a task is begun before it is given up, if its worker ends each time."""
+
+Work = Callable[[Any], Any]
+
+
+class Lost(NamedTuple):
+    """The result of a task whose worker ended each time.
+
+    Attributes:
+        why: how the worker ended, in words.
+    """
+
+    why: str
+
+
+class Watch:
+    """A listener for the state of tasks, by their place in the sequence; this one ignores it."""
+
+    def begin(self, place: int) -> None:
+        """Note that a task has begun; it begins again if its worker ends."""
+
+    def report(self, place: int, share: float, said: Callable[[], str] = str) -> None:
+        """Note that a share (0 to 1) of a task is done."""
+
+    def end(self, place: int) -> None:
+        """Note that a task has a result."""
+
+
+class Engine(ABC):
+    """Computes tasks."""
+
+    @abstractmethod
+    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Iterator[tuple[int, Any]]:
+        """Yield each task's place and result as it is computed, or `Lost`. Closing the iterator ends all workers.
+
+        Raises:
+            Exception: what the work raises for a task; tasks that were not yet yielded are dropped.
+        """
+
+
+class Inline(Engine):
+    """Computes one task after the other in this process."""
+
+    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Iterator[tuple[int, Any]]:
+        watch = watch or Watch()
+        for place, task in enumerate(tasks):
+            watch.begin(place)
+            with listening(lambda share, said, place=place: watch.report(place, share, said)):
+                result = work(task)
+            watch.end(place)
+            yield place, result

@@ -1,0 +1,38 @@
+"""Work as bytes for another process, and its return there. Does not import torch."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from typing import Any
+
+import cloudpickle
+
+from medpfl.core.errors import InputError
+from medpfl.core.user_code.modules import own_modules
+
+__all__ = ["packed"]
+
+
+def packed(work: Any) -> bytes:
+    """Return work as bytes. The user's own modules are sent whole, since another process may not find them.
+
+    Raises:
+        InputError: a part cannot be sent.
+    """
+    known = cloudpickle.list_registry_pickle_by_value()
+    names = own_modules() - known - {"__main__"}  # what the main program defines is always sent whole
+    sent = [sys.modules[name] for name in names if getattr(sys.modules.get(name), "__name__", "") == name]
+    try:
+        for module in sent:
+            cloudpickle.register_pickle_by_value(module)
+        return cloudpickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"a part of this run cannot be sent to another process ({reason}): give your own parts as file.py:Name or "
+            "package.module:Name, without open files, locks or generators, or leave out --engine and --workers"
+        ) from error
+    finally:
+        for module in sent:
+            cloudpickle.unregister_pickle_by_value(module)

@@ -1,0 +1,67 @@
+"""The side of an engine in a worker process: it keeps the work, and computes tasks."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from contextlib import nullcontext, suppress
+from multiprocessing.connection import Connection
+from threading import Thread
+from typing import Any
+
+from medpfl.core.messages import Speech
+from medpfl.core.progress import listening
+from medpfl.engines.threads import set_threads
+
+__all__ = ["BEGUN", "begin", "perform"]
+
+BEGUN = 1e-9
+"""Share of a task that has begun."""
+
+
+class _State:
+    """What a worker process keeps between tasks."""
+
+    payload: bytes = b""
+    work: Any = None
+    shares: Any = None
+    speech: Speech | None = None
+
+
+def begin(payload: bytes, count: int, shares: Any, alive: Connection, speech: Speech | None) -> None:
+    """Prepare this process for tasks.
+
+    Args:
+        payload: the work, from `medpfl.engines.sending.packed`. It is opened with the first task, so that an error is
+            that task's.
+        count: number of torch threads.
+        shares: array for the share of each task that is done.
+        alive: a pipe that closes as soon as this process shall end, at the latest when its parent does.
+        speech: the parent's rule for messages.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent decides
+    Thread(target=_end_with, args=(alive,), daemon=True).start()
+    _State.payload, _State.shares, _State.speech = payload, shares, speech
+    set_threads(count)
+
+
+def perform(place: int, task: Any) -> Any:
+    """Compute a task, and note the share of it that is done."""
+    if _State.work is None:
+        _State.work, _State.payload = pickle.loads(_State.payload), b""  # noqa: S301  (from the parent process)
+
+    def note(share: float, _: Any) -> None:
+        _State.shares[place] = max(share, BEGUN)
+
+    note(BEGUN, None)
+    with listening(note), _State.speech.applied() if _State.speech else nullcontext():
+        return _State.work(task)
+
+
+def _end_with(alive: Connection) -> None:
+    with suppress(EOFError, OSError):
+        alive.recv_bytes()
+    sys.stdout.flush()
+    os._exit(0)
