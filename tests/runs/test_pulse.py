@@ -44,46 +44,60 @@ def head(line: str) -> str:
 
 
 def test_a_line_says_when_how_much_what_and_how_long(clock, monkeypatch):
-    with pulsing(True) as shown, watching(10, 4, True) as during:
+    with pulsing(True) as shown, watching(10, 4, True) as jobs:
         clock.now = 90.0
-        with during(JOB, 4):
-            clock.now = 100.0
-            progress.report(0.5, lambda: "step 5 of 10, objective 0.1")
-            line = shown.line()
+        jobs.begin(JOB, 4)
+        clock.now = 100.0
+        jobs.report(JOB, 0.5, lambda: "step 5 of 10, objective 0.1")
+        line = shown.line()
+        jobs.end(JOB)
         assert head(line) == (
             "0:01:40  6 of 10 images  iDLG() x NoDefense()  step 5 of 10, objective 0.1  about 3 min 20 s left"
         )
-        assert shown.done == 8
-        progress.report(0.1)  # nobody listens any more
         assert shown.done == 8
     assert shown.line() == "0:01:40"
 
 
 def test_what_an_attack_says_is_printable_and_short(clock):
-    with pulsing(True) as shown, watching(10, 0, True) as during, during(JOB, 4):
-        progress.report(0.1, lambda: "a\x1b[2J\nb")
+    with pulsing(True) as shown, watching(10, 0, True) as jobs:
+        jobs.begin(JOB, 4)
+        jobs.report(JOB, 0.1, lambda: "a\x1b[2J\nb")
         assert shown.said == ""
         clock.now = 1.0
-        progress.report(0.2, lambda: "x" * 1000)
+        jobs.report(JOB, 0.2, lambda: "x" * 1000)
         assert shown.said == "x" * 100
         clock.now += progress_bar._APART / 2
-        progress.report(0.3, lambda: pytest.fail("asked too often: it may wait for an accelerator"))
+        jobs.report(JOB, 0.3, lambda: pytest.fail("asked too often: it may wait for an accelerator"))
 
 
 def test_nothing_is_shown_or_asked_if_progress_is_off(capsys):
-    with watching(10, 4, False) as during, during(JOB, 3):
-        progress.report(0.5, lambda: pytest.fail("nobody asked"))
+    with watching(10, 4, False) as jobs:
+        jobs.begin(JOB, 3)
+        jobs.report(JOB, 0.5, lambda: pytest.fail("nobody asked"))
+        jobs.end(JOB)
     assert list(rounds_of(3, 5, False)) == [3, 4, 5]
     assert capsys.readouterr() == ("", "")
 
 
 def test_an_interrupted_job_counts_as_undone():
-    with pulsing(True) as shown, watching(10, 4, True) as during:
-        with during(JOB, 3):
-            pass
-        with pytest.raises(KeyboardInterrupt), during(JOB, 3):
-            raise KeyboardInterrupt
+    with pulsing(True) as shown, watching(10, 4, True) as jobs:
+        jobs.begin(JOB, 3)
+        jobs.end(JOB)
+        jobs.begin(JOB, 3)
         assert shown.done == 7
+
+
+def test_several_jobs_are_counted_together(clock):
+    other = JOB._replace(stack=1)
+    with pulsing(True) as shown, watching(10, 0, True) as jobs:
+        for job in (JOB, other):
+            jobs.begin(job, 4)
+        for job in (JOB, other):
+            clock.now += 1.0
+            jobs.report(job, 0.5, lambda: "step 5 of 10")
+        assert (shown.what, shown.done, shown.said) == ("2 jobs at once", 4, "")
+        jobs.end(JOB)
+        assert (shown.what, shown.done) == ("iDLG() x NoDefense()", 6)
 
 
 def test_rounds_are_counted_with_their_clients(clock):
@@ -276,7 +290,7 @@ def pieces(seconds: dict[str, float]) -> dict[str, Piece]:
 def run_job(estimate: Estimate, clock: Clock, name: str, seconds: float) -> None:
     estimate.begin(name)
     clock.now += seconds
-    estimate.end()
+    estimate.end(name)
 
 
 def test_an_estimate_begins_with_the_guesses_and_learns_from_jobs_of_the_same_kind(clock):
@@ -299,10 +313,10 @@ def test_a_job_that_lasts_longer_than_expected_is_judged_by_its_own_pace(clock):
     estimate = Estimate(pieces({"a1": 10.0}))
     estimate.begin("a1")
     clock.now = 4.0
-    estimate.report(0.1)
+    estimate.report("a1", 0.1)
     assert estimate.left() == 6.0, "it may end early, as expected"
     clock.now = 30.0
-    estimate.report(0.5)
+    estimate.report("a1", 0.5)
     assert estimate.left() == 15.0, "half of what its steps would take"
 
 
@@ -310,7 +324,7 @@ def test_a_job_that_is_faster_than_expected_is_judged_by_its_steps(clock):
     estimate = Estimate(pieces({"a1": 100.0}))
     estimate.begin("a1")
     clock.now = 5.0
-    estimate.report(0.5)
+    estimate.report("a1", 0.5)
     assert estimate.left() == 5.0
 
 
@@ -321,13 +335,27 @@ def test_a_job_that_nothing_tells_of_is_known_by_the_first_one_like_it(clock):
     assert jobs.left() is None
     jobs.begin("d")
     clock.now = 10.0
-    jobs.end()
+    jobs.end("d")
     assert jobs.left() is None, "another attack does not tell"
     jobs.begin("a")
     clock.now = 30.0
-    jobs.report(0.25)
+    jobs.report("a", 0.25)
     assert jobs.left() == 60 + 2 * 80, "its own pace, while it runs"
     clock.now = 90.0
-    jobs.end()
+    jobs.end("a")
     assert jobs.left() == 2 * 80
     assert jobs.expected(like[1]) == 80
+
+
+def test_workers_share_the_time_that_is_left(clock):
+    estimate = Estimate(pieces({"a1": 10.0, "a2": 10.0, "a3": 10.0}), workers=2)
+    assert estimate.left() == 15.0
+    for name in ("a1", "a2"):
+        estimate.begin(name)
+    clock.now = 4.0
+    assert estimate.left() == (6.0 + 6.0 + 10.0) / 2
+    estimate.end("a1")
+    estimate.begin("a3")
+    clock.now = 5.0
+    estimate.end("a2")
+    assert estimate.left() == pytest.approx(3.5), "one job cannot be shared"

@@ -142,12 +142,12 @@ def executed(
             watching(sum(sizes.values()), done, run.visible, costs) as shown,
             closing(engine_of(run).results(work, numbers, _Told(shown, todo))) as results,
         ):
-            for place, found in results:
+            for number, found in results:
                 if isinstance(found, Lost):
-                    gaps.append(_gap(todo[place], found))
+                    gaps.append(_gap(todo[number], found))
                 else:
-                    store.add(todo[place].key, found.rows, tuple(map(torch.tensor, found.pictures)))
-                    log(f"{_named(todo[place])}: {todo[place].rows} images done")
+                    store.add(todo[number].key, found.rows, tuple(map(torch.tensor, found.pictures)))
+                    log(f"{_named(todo[number])}: {todo[number].rows} images done")
         if gaps:
             settings = replace(settings, gaps=tuple(gaps), notes=(*settings.notes, *_of_gaps(gaps)))
             store.note(settings=settings.to_dict())
@@ -174,8 +174,8 @@ class _Told(Watch):
 def _gap(job: Job, lost: Lost) -> Json:
     """Report a job that could not be done, and return what pages say of it."""
     say(
-        f"note: {job.rows} images of {_named(job)} were not attacked: {lost.why}. This job was begun {TRIES} times; the "
-        "same command tries it again"
+        f"note: {job.rows} images of {_named(job)} were not attacked: {lost.why}. This job was begun {TRIES} times; "
+        "the same command tries it again"
     )
     return {**job.key._asdict(), "images": job.rows, "why": lost.why}
 

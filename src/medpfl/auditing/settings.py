@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from medpfl.auditing.aggregation import aggregates, decrypts, staying
-from medpfl.auditing.privacy.bounds import bounds_of
 from medpfl.auditing.defense_parts import discloses, server_only, server_side
-from medpfl.auditing.privacy.epsilon import spent
 from medpfl.auditing.feasibility import Feasibility
 from medpfl.auditing.player import Player
+from medpfl.auditing.privacy.bounds import bounds_of
+from medpfl.auditing.privacy.epsilon import spent
 from medpfl.auditing.records.recorded import Recorded
 from medpfl.auditing.scenario import Scenario
 from medpfl.core.errors import InputError

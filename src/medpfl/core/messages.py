@@ -19,7 +19,18 @@ from typing import Any, NamedTuple, TextIO
 
 from medpfl.core.errors import HIDDEN, resolved
 
-__all__ = ["KEY_FILE", "PRIVATE_FOLDER", "SHARE_FOLDER", "Speech", "about", "log", "may_show", "say", "speaking", "told"]
+__all__ = [
+    "KEY_FILE",
+    "PRIVATE_FOLDER",
+    "SHARE_FOLDER",
+    "Speech",
+    "about",
+    "log",
+    "may_show",
+    "say",
+    "speaking",
+    "told",
+]
 
 _LOG = logging.getLogger("medpfl")
 _LOG.addHandler(logging.NullHandler())  # else Python prints warnings that no program asked for

@@ -52,7 +52,8 @@ def _note(workers: int, threads: int, cores: int) -> None:
     """Say once if workers have too few processor cores."""
     if workers * threads > cores:
         each = f" with {threads} threads each" if threads > 1 else ""
-        say(f"note: {workers} worker{'s' * (workers != 1)}{each} share {cores} processor cores, and slow each other down")
+        who = f"{workers} worker{'s' * (workers != 1)}{each}"
+        say(f"note: {who} share {cores} processor cores, and slow each other down")
 
 
 def engine_of(run: Run) -> Engine:

@@ -42,6 +42,7 @@ class Cluster(Engine):
         self.workers, self.threads, self.device = workers, threads, device
 
     def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Iterator[tuple[int, Any]]:
+        """Compute tasks; see `Engine.results`."""
         import ray
 
         payload, watch = packed(work), watch or Watch()
@@ -132,12 +133,14 @@ class _Opened:
 def _perform(payload: bytes, task: Any, threads: int, versions: dict[str, str], speech: Speech | None) -> Any:
     """Compute a task in a worker of the cluster."""
     own = {name: version(name) for name in versions}
-    if other := [f"{name} {own[name]} in place of {versions[name]}" for name in versions if own[name] != versions[name]]:
+    if other := [
+        f"{name} {own[name]} in place of {versions[name]}" for name in versions if own[name] != versions[name]
+    ]:
         raise InputError(
             f"a worker of the cluster has {' and '.join(other)}: install the same versions on all of its machines"
         )
     if _Opened.payload is not payload and _Opened.payload != payload:
         set_threads(threads)
-        _Opened.payload, _Opened.work = payload, pickle.loads(payload)  # noqa: S301  (from the driver)
+        _Opened.payload, _Opened.work = payload, pickle.loads(payload)
     with speech.applied() if speech else nullcontext():
         return _Opened.work(task)

@@ -59,6 +59,7 @@ class Inline(Engine):
     """Computes one task after the other in this process."""
 
     def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Iterator[tuple[int, Any]]:
+        """Compute tasks; see `Engine.results`."""
         watch = watch or Watch()
         for place, task in enumerate(tasks):
             watch.begin(place)

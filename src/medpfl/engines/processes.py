@@ -58,6 +58,7 @@ class Processes(Engine):
         self.workers, self.threads = workers, threads
 
     def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Iterator[tuple[int, Any]]:
+        """Compute tasks; see `Engine.results`."""
         context = multiprocessing.get_context(_method())
         payload, shares, speech = packed(work), RawArray("d", len(tasks)), Speech.now()
 
@@ -161,7 +162,8 @@ def _how(status: int | None) -> str:
 def _without_main() -> Iterator[None]:
     """Hide the main program while a process starts, which would otherwise run it again.
 
-    Workers get all they need from `packed`. A script without ``if __name__ == "__main__"`` would start an audit in each.
+    Workers get all they need from `packed`. A script without ``if __name__ == "__main__"`` would start itself anew in
+    each of them.
     """
     main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
     try:

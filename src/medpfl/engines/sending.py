@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pickle
 import sys
-from typing import Any
+from collections import ChainMap
+from dataclasses import MISSING
+from io import BytesIO
+from typing import Any, ClassVar
 
 import cloudpickle
 
@@ -12,6 +15,12 @@ from medpfl.core.errors import InputError
 from medpfl.core.user_code.modules import own_modules
 
 __all__ = ["packed"]
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Sends a class of the user's own whole, and a dataclass's mark for a missing default as what it is everywhere."""
+
+    dispatch_table: ClassVar = ChainMap({type(MISSING): lambda _: "MISSING"}, cloudpickle.Pickler.dispatch_table)
 
 
 def packed(work: Any) -> bytes:
@@ -26,7 +35,9 @@ def packed(work: Any) -> bytes:
     try:
         for module in sent:
             cloudpickle.register_pickle_by_value(module)
-        return cloudpickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL)
+        made = BytesIO()
+        _Pickler(made, protocol=pickle.HIGHEST_PROTOCOL).dump(work)
+        return made.getvalue()
     except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(

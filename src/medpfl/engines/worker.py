@@ -25,6 +25,7 @@ class _State:
     """What a worker process keeps between tasks."""
 
     payload: bytes = b""
+    threads: int = 1
     work: Any = None
     shares: Any = None
     speech: Speech | None = None
@@ -43,14 +44,15 @@ def begin(payload: bytes, count: int, shares: Any, alive: Connection, speech: Sp
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent decides
     Thread(target=_end_with, args=(alive,), daemon=True).start()
-    _State.payload, _State.shares, _State.speech = payload, shares, speech
-    set_threads(count)
+    _State.payload, _State.threads, _State.shares, _State.speech = payload, count, shares, speech
 
 
 def perform(place: int, task: Any) -> Any:
     """Compute a task, and note the share of it that is done."""
     if _State.work is None:
-        _State.work, _State.payload = pickle.loads(_State.payload), b""  # noqa: S301  (from the parent process)
+        _State.work, _State.payload = pickle.loads(_State.payload), b""
+        if "torch" in sys.modules:  # other work does not wait for its import
+            set_threads(_State.threads)
 
     def note(share: float, _: Any) -> None:
         _State.shares[place] = max(share, BEGUN)

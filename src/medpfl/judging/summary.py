@@ -84,7 +84,9 @@ class Context:
             server_only=settings.server_only,
             disclosure={**untold, **settings.disclosure},
             record=settings.record,
-            gaps=frozenset((gap["attack"], gap["defense"], gap["knows"]) for gap in settings.gaps if not gap["control"]),
+            gaps=frozenset(
+                (gap["attack"], gap["defense"], gap["knows"]) for gap in settings.gaps if not gap["control"]
+            ),
         )
 
     def reason(self, defense: str, knows: bool) -> str | None:
@@ -340,7 +342,11 @@ def _judged_union(
     if any(cell.verdict == LEAKS for cell in cells):
         leaks_by = tuple(dict.fromkeys([*leaks_by, *(way for key in keys for way in tested[key].leaks_by)]))
     verdict = verdict_of(leaks_by, bool(qualified) and not exposed, limits)
-    flags = [*(["incomplete"] if incomplete else []), *(limits if qualified else []), *(["patients-leak"] if exposed else [])]
+    flags = [
+        *(["incomplete"] if incomplete else []),
+        *(limits if qualified else []),
+        *(["patients-leak"] if exposed else []),
+    ]
     return replace(
         union,
         leaks_by=leaks_by,

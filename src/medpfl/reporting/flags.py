@@ -83,8 +83,8 @@ FLAGS = {
     ),
     "incomplete": Flag(
         "some images were not attacked, since the worker process ended each time",
-        "The other images' rates stand, but they may differ from those of all images. Repeat the same command, with fewer "
-        "--workers or a lower --memory if the memory ran out: only what is missing is attacked.",
+        "The other images' rates stand, but they may differ from those of all images. Repeat the same command, with "
+        "fewer --workers or a lower --memory if the memory ran out: only what is missing is attacked.",
     ),
     "out-of-budget": Flag(
         "on most images the searches used up their budget of evaluations before they converged, or it was too small "

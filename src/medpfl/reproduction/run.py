@@ -79,7 +79,7 @@ def reproduce(
             continue
         try:
             with pace.one("audit", f"{task.experiment}: {task}"):
-                made.add(task, task.run(places.found[task.set], out, force, progress))
+                made.add(task, task.run(places.found[task.set], out, run))
         except InputError as error:
             made.gaps.append(Gap(task.experiment, str(task), f"{error}", True))
             continue

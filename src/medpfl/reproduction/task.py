@@ -8,7 +8,7 @@ from pathlib import Path
 from medpfl.auditing.report import Report
 from medpfl.auditing.run import foresee, perform
 from medpfl.core.experiments.experiment import Experiment
-from medpfl.core.experiments.groups import Reading
+from medpfl.core.experiments.groups import Reading, Run
 from medpfl.core.experiments.training import Training
 from medpfl.inputs.checkpoint import round_folder
 from medpfl.inputs.parts import Found, data_of
@@ -59,14 +59,16 @@ class Task:
         words = "".join(c if c.isalnum() else "-" for c in self.part.name.lower()).replace("--", "-")
         return root / RUNS / f"{self.experiment}-{self.set}-{words}"
 
-    def run(self, place: Path, root: Path, force: bool, progress: bool) -> Report:
-        """Run the audit, and reuse any work that is already done."""
+    def run(self, place: Path, root: Path, run: Run) -> Report:
+        """Run the audit as `run` says (its engine, force and progress), and reuse any work that is already done."""
         part, out, form = self.form.part(self.part), self.out(root), self.form
         experiment, found = self._experiment(place)
         if part.training and not self._given_weights:
-            trained = _trained(part, place, training_folder(out), form, force, progress)
+            trained = _trained(part, place, training_folder(out), form, run.force, run.visible)
             experiment = experiment.having(model=str(trained))
-        report = perform(experiment.having(out=out, force=force, progress=progress))
+        report = perform(
+            experiment.having(out=out, force=run.force, progress=run.visible, engine=run.engine, workers=run.workers)
+        )
         if part.explained:
             held = found.images
             keep(out, study_index(out, held, found.source, found.place).images, features(held.images))

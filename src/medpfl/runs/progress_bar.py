@@ -22,6 +22,7 @@ _APART = 0.2
 _LONGEST = 100
 """Largest number of characters that an attack may say of its progress."""
 
+
 def name_skipped(skipped: Sequence[str], notes: Sequence[str] = ()) -> None:
     """Print notes on the data and the names of skipped files, or only their number if names may not be shown."""
     for note in notes:

@@ -18,8 +18,8 @@ from medpfl.core.messages import say
 from medpfl.core.progress import phase
 from medpfl.core.roles import NO_DEFENSE, Attack
 from medpfl.core.spec import registry
-from medpfl.engines.choice import workers_of
 from medpfl.core.types import Weights
+from medpfl.engines.choice import workers_of
 from medpfl.inputs.standard import budget_of
 from medpfl.inspection.check import shortened_names
 from medpfl.runs.environment import explained

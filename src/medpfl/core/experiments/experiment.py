@@ -75,4 +75,7 @@ class Demo(Options):
     """Options of ``medpfl demo``."""
 
     images: int | None = again(Victims, "images", None, "number of images to attack; unset: 24")
-    run: Run = group(Run(), without=("seed", "device", "memory", "minutes", "isolate", "numbers_only", "engine", "workers", "threads"))
+    run: Run = group(
+        Run(),
+        without=("seed", "device", "memory", "minutes", "isolate", "numbers_only", "engine", "workers", "threads"),
+    )

@@ -192,8 +192,9 @@ class Run(About):
         seed: seed for all random draws.
         device: torch device, such as ``"cpu"`` or ``"cuda:1"``.
         memory: memory limit in GiB, by a fixed estimate, for victims attacked together. For attacks only.
-        engine: where jobs run: ``"inline"`` in this process, ``"processes"`` in several of this machine, ``"ray"`` on the
-            cluster at ``RAY_ADDRESS`` or on one that is started here; ``None``: processes if there are several workers.
+        engine: where jobs run: ``"inline"`` in this process, ``"processes"`` in several of this machine, ``"ray"`` on
+            the cluster at ``RAY_ADDRESS`` or on one that is started here; ``None``: processes if there are several
+            workers.
         workers: number of jobs that run at the same time; ``None``: 1, or as many as there are cores if `engine` says
             so. Rows depend neither on it nor on `engine`.
         threads: number of torch threads for each job. Rows depend on it in their last digits.
@@ -227,7 +228,9 @@ class Run(About):
         told=False,
     )
     threads: int = option(
-        1, "torch threads for each job; several speed up large models and change the last digits of rows", least=1,
+        1,
+        "torch threads for each job; several speed up large models and change the last digits of rows",
+        least=1,
         most=limits.THREADS,
     )
     minutes: float = option(

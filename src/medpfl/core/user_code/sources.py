@@ -217,7 +217,9 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-_MADE = ("__dict__", "__weakref__", "__module__", "__doc__", "__dataclass_fields__", "__dataclass_params__")
+_MADE = (
+    "__dict__", "__weakref__", "__module__", "__doc__", "__dataclass_fields__", "__dataclass_params__", "__slotnames__",
+)  # fmt: skip
 
 
 def _members(kind: type) -> list[Any]:
