@@ -40,8 +40,8 @@ from medpfl.runs.study_key import study_index
 __all__ = ["WORK", "Prepared", "checked", "executed", "feasible", "images_of", "shared_attacks"]
 
 
-WORK = Work.__module__
-"""The module that workers import."""
+WORK = (Work.__module__, "torch._dynamo")
+"""What workers import; torch imports the second with its first derivative, which takes seconds."""
 
 
 class Prepared(Protocol):

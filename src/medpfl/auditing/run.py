@@ -97,7 +97,7 @@ class AuditCase:
 
     def report(self) -> Report:
         """Run the audit, and return its report."""
-        with pulsing(self.run.visible), ready(self.run, WORK), self.scene() as (scenario, isolation, place):
+        with pulsing(self.run.visible), ready(self.run, *WORK), self.scene() as (scenario, isolation, place):
             return executed(scenario, isolation, place)
 
     def outlook(self) -> Outlook:

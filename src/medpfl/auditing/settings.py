@@ -18,6 +18,7 @@ from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.messages import say
 from medpfl.core.roles import NO_DEFENSE
 from medpfl.data.images import LabelledImages
+from medpfl.engines.choice import described
 from medpfl.inputs.checkpoint import Checkpoint
 from medpfl.inputs.standard import ENOUGH, LEAST, budget_of
 from medpfl.inspection.stability import UNSTABLE
@@ -86,6 +87,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
         },
         versions=versions(),
         device=str(scenario.device),
+        engine=described(scenario.run),
         seed=scenario.run.seed,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         assumed=tuple(_IN_CLEAR.format(defense) for defense in filter(decrypts, scenario.defenses)),

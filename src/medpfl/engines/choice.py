@@ -13,7 +13,7 @@ from medpfl.engines.engine import Engine, Inline
 from medpfl.engines.processes import Processes, warm
 from medpfl.engines.threads import threads
 
-__all__ = ["cores", "engine_of", "ready", "workers_of"]
+__all__ = ["cores", "described", "engine_of", "ready", "workers_of"]
 
 
 def cores() -> int:
@@ -54,6 +54,17 @@ def _note(workers: int, threads: int, cores: int) -> None:
         each = f" with {threads} threads each" if threads > 1 else ""
         who = f"{workers} worker{'s' * (workers != 1)}{each}"
         say(f"note: {who} share {cores} processor cores, and slow each other down")
+
+
+def described(run: Run) -> str:
+    """Return a run's engine in words.
+
+    >>> described(Run()), described(Run(workers=2)), described(Run(engine="ray", workers=4, threads=2))
+    ('inline, 1 thread', 'processes, 2 workers, 1 thread each', 'ray, 4 workers, 2 threads each')
+    """
+    threads = f"{run.threads} thread{'s' * (run.threads != 1)}"
+    count, name = workers_of(run), run.engine or ("processes" if workers_of(run) > 1 else "inline")
+    return f"inline, {threads}" if name == "inline" else f"{name}, {count} worker{'s' * (count != 1)}, {threads} each"
 
 
 def engine_of(run: Run) -> Engine:

@@ -11,7 +11,7 @@ from medpfl.reporting.words import DASH, number
 
 __all__ = ["Facts", "facts", "granted", "lead", "sent_beside"]
 
-RUN = {"device": "device", "seed": "seed", "started": "started"}
+RUN = {"device": "device", "engine": "engine", "seed": "seed", "started": "started"}
 TITLES = {
     "experiment": "Experiment",
     "data": "Data",

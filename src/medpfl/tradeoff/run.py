@@ -66,7 +66,7 @@ def frontier(experiment: Frontier) -> FrontierResult:
 
 def perform_frontier(experiment: Frontier) -> FrontierResult:
     """Run `frontier` for an experiment."""
-    with pulsing(experiment.run.visible), ready(experiment.run, WORK, __name__):
+    with pulsing(experiment.run.visible), ready(experiment.run, *WORK, __name__):
         return _performed(experiment)
 
 

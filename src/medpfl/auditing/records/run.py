@@ -130,7 +130,7 @@ class RecordCase(RecordOptions, _Pair):
             check: result of `check`, if it was called before.
             secret: secret of the study indices that several audits in memory share.
         """
-        with pulsing(self.run.visible), ready(self.run, WORK), self.scene(check) as (scenario, isolation, place, told):
+        with pulsing(self.run.visible), ready(self.run, *WORK), self.scene(check) as (scenario, isolation, place, told):
             return executed(scenario, isolation, place, told, secret)
 
     def outlook(self) -> Outlook:

@@ -26,6 +26,7 @@ class Settings:
         model: ``parameters``, ``outputs`` and ``batch_norm_layers``, those that keep statistics.
         versions: versions of packages on which rows depend.
         device, seed, started: the run's device, seed and start time.
+        engine: where its jobs ran, in words.
         assumed: the threat model's assumptions, in sentences.
         server_side: specs of the defenses with a part acting only at the server.
         server_only: specs of the defenses with no part acting at the client.
@@ -48,6 +49,7 @@ class Settings:
     model: Json = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str | None = None
+    engine: str | None = None
     seed: int | None = None
     started: str | None = None
     assumed: tuple[str, ...] = ()
