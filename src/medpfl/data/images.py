@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import CLASSES
+from medpfl.data.on_disk import OnDisk
 
 __all__ = ["LabelledImages", "check_numbered"]
 
@@ -38,7 +39,8 @@ class LabelledImages:
     """M images of one shape.
 
     Attributes:
-        images: (M, C, H, W), or (M, C, D, H, W) for volumes; float32 in [0, 1].
+        images: (M, C, H, W), or (M, C, D, H, W) for volumes; float32 in [0, 1]. Sets too large to be held in memory
+            are read again whenever they are used: index them like a tensor, or take `parts`.
         labels: (M,) int64 indices into `classes`.
         classes: class names.
         names: M image names relative to the source; shown only in the terminal and the key file.
@@ -51,7 +53,7 @@ class LabelledImages:
         spacing: voxel size along D, H and W in mm, if it is known and the same for all volumes.
     """
 
-    images: Tensor
+    images: Tensor | OnDisk
     labels: Tensor
     classes: tuple[str, ...]
     names: tuple[str, ...]

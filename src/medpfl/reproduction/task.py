@@ -69,7 +69,7 @@ class Task:
         report = perform(experiment.having(out=out, force=force, progress=progress))
         if part.explained:
             held = found.images
-            keep(out, study_index(out, held, found.source, found.place).images, features(held.images))
+            keep(out, study_index(out, held, found.source, found.place).images, features(held.images[:]))
         return report
 
     def outlook(self, place: Path, root: Path, force: bool) -> Outlook:
