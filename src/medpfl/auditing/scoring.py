@@ -19,7 +19,7 @@ from medpfl.data.images import LabelledImages
 from medpfl.data.reading.masks import class_of
 from medpfl.metrics.best_match import all_scores, noise_match, ranks
 from medpfl.metrics.identification import Nearest, nearest
-from medpfl.metrics.masks import majority, mask_dice, mask_iou
+from medpfl.metrics.masks import class_counts, majority, mask_dice, mask_iou
 from medpfl.metrics.noise import noise_scores
 from medpfl.metrics.pairing import pair
 from medpfl.metrics.pixel import SUCCESS, mse, ncc, ssim
@@ -102,7 +102,7 @@ class Scorer:
             found = self._victim(v, own, self._labels(guess, v, orders[v]), scores, compared[v], {**common, **ended})
             if self.segments and self.data.masks is not None:
                 told = None if guess.labels is None else guess.labels[v].cpu()[orders[v]]
-                found = _with_masks(found, told, self.data.masks, own)
+                found = _with_masks(found, told, self.data.masks[own], self._class_counts)
             rows += found
         return rows, torch.cat(truths), torch.cat(guesses)
 
@@ -197,6 +197,11 @@ class Scorer:
     @cached_property
     def _noise_match(self) -> dict[str, float]:
         return {name: noise_match(score, self.data.parts, self.data.shape) for name, score in _MATCHES.items()}
+
+    @cached_property
+    def _class_counts(self) -> Tensor:
+        assert self.data.masks is not None
+        return class_counts(self.data.masks)
 
     @cached_property
     def _sum(self) -> Tensor:
@@ -307,24 +312,23 @@ def _number(value: Tensor | float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _with_masks(rows: Sequence[Finding], guess: Tensor | None, masks: Tensor, own: Tensor) -> list[Finding]:
+def _with_masks(rows: Sequence[Finding], guess: Tensor | None, truth: Tensor, counts: Tensor) -> list[Finding]:
     """Add mask scores to the rows of one update.
 
     Args:
-        rows: N findings, in the order of `own`.
+        rows: N findings.
         guess: guessed masks (N, H, W), or ``None`` if the attack returns none.
-        masks: all images' masks (M, H, W).
-        own: indices (N,) of the update's images.
+        truth: the update's masks (N, H, W).
+        counts: class counts of all images' masks, see `medpfl.metrics.masks.class_counts`.
 
     Returns:
         The rows with the scores ``mask_dice``, ``mask_iou`` and ``majority_dice``. The last is a baseline without the
         update: each pixel's commonest class in the other images' masks.
     """
-    truth = masks[own]
-    scores = {"majority_dice": mask_dice(majority(masks, own), truth).tolist()}
+    scores = {"majority_dice": mask_dice(majority(counts, truth), truth).tolist()}
     if guess is not None:
         scores |= {"mask_dice": mask_dice(guess, truth).tolist(), "mask_iou": mask_iou(guess, truth).tolist()}
-    told = [None] * len(own) if guess is None else class_of(guess).tolist()
+    told = [None] * len(truth) if guess is None else class_of(guess).tolist()
     return [
         replace(row, label_guess=told[i], scores=row.scores | {name: values[i] for name, values in scores.items()})
         for i, row in enumerate(rows)
