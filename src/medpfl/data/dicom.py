@@ -44,7 +44,7 @@ class Dicom(LimitedTarget, _Files):
 
     Pixels are rescaled and then windowed by the file's VOI LUT or window (or by `window`), and MONOCHROME1 is inverted;
     16-bit images keep their precision. Dose and segmentation files and unreadable files are skipped and listed. No
-    DICOM tag reaches any output except the key file, which holds the ids.
+    DICOM tag reaches any output except the key file and the header index beside it, which hold the ids.
 
     Attributes:
         path: a folder, searched recursively; a DICOMDIR; or one file.

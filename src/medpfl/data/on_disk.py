@@ -28,7 +28,7 @@ D, H, W); with the reason why it cannot be read; or with None if it is to be lef
 
 
 class Gathered(NamedTuple, Generic[T]):
-    """What was read of a source's units.
+    """The images of a source, and the units that have none.
 
     Attributes:
         units: the M units with an image, in order.

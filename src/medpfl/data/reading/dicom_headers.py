@@ -84,7 +84,7 @@ class Found(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What a file's header says, and the file's size in bytes and time of change in ns when it was read."""
+    """A file's header, with the file's size in bytes and time of change in ns when it was read."""
 
     size: int
     changed: int
