@@ -1,8 +1,9 @@
 """``python -m benchmarks memory``: measure the peak memory of audits with 100 and 1,000 images, one process each.
 
 The target: ten times as many images take at most 1.2 times as much memory, because victims are attacked in stacks of
-limited size. The images are the reported ones and their mirrored and dimmed copies. A few steps are enough: memory does
-not depend on the images' content, and the history of L-BFGS is full after 100 steps.
+limited size, and only numbers are kept of what is done. The images are drawn smooth pictures in a temporary folder,
+which the audit reads like a user's, and only numbers are written. A few steps are enough: memory does not depend on the
+images' content, and the history of L-BFGS is full after 100 steps.
 """
 
 from __future__ import annotations
@@ -11,45 +12,54 @@ import argparse
 import resource
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
+from PIL import Image
 
-from benchmarks.scenes import available, held_out
-from medpfl import Victims, audit
-from medpfl.data.images import LabelledImages
+from medpfl import Run, Victims, audit
+from medpfl.data import ImageFolder
 
 MARK = 1.2
+_SIDE, _COARSE, _CLASSES = 32, 8, 4
 _UNIT = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB elsewhere
 
 
-def many(count: int) -> LabelledImages:
-    """Return `count` different images (3, 32, 32)."""
-    images, labels, classes = held_out(available()[0], min(count, 100), 32)
-    times = -(-count // len(images))
-    copies = [(images.flip(-1) if i % 2 else images) * 0.9 ** (i // 2) for i in range(times)]
-    return LabelledImages(
-        images=torch.cat(copies)[:count],
-        labels=labels.repeat(times)[:count],
-        classes=tuple(f"class {k}" for k in range(classes)),
-        names=tuple(f"image {i}" for i in range(count)),
-        patients=(None,) * count,
+def draw(root: Path, count: int) -> None:
+    """Write `count` different color pictures (32 x 32) into class folders."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        folder = root / f"class {i % _CLASSES}"
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = random.integers(0, 256, (_COARSE, _COARSE, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+
+
+def child(folder: str, images: int, steps: int) -> None:
+    """Attack all images in a folder, and print this process's peak memory in MiB and its time in seconds."""
+    started = time.perf_counter()
+    audit(
+        "LeNet('idlg')",
+        ImageFolder(Path(folder, "data"), _SIDE, limit=images),
+        attacks=[f"iDLG(steps={steps})"],
+        victims=Victims(images=images),
+        run=Run(out=Path(folder, "run"), numbers_only=True),
     )
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNIT, time.perf_counter() - started)
 
 
-def child(images: int, steps: int) -> None:
-    """Attack `images` images, and print this process's peak memory in MiB."""
-    audit("LeNet('idlg')", many(images), attacks=[f"iDLG(steps={steps})"], victims=Victims(images=images))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNIT)
-
-
-def peak(images: int, steps: int) -> float:
-    """Return the peak memory of `child` in a process of its own, in MiB."""
-    command = [sys.executable, "-m", "benchmarks.memory", str(images), str(steps)]
+def peak(images: int, steps: int) -> tuple[float, float]:
+    """Return the peak memory in MiB and the time in seconds of `child` in a process of its own."""
     root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.split()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        draw(Path(folder, "data"), images)
+        command = [sys.executable, "-m", "benchmarks.memory", folder, str(images), str(steps)]
+        done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
+    memory, seconds = done.stdout.split()[-2:]
+    return float(memory), float(seconds)
 
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
@@ -59,8 +69,10 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
         return
     peaks = []
     for images in chosen.images:
-        peaks.append(peak(images, chosen.steps))
-        yield f"peak memory of an audit of {images} images, {chosen.steps} steps each: {peaks[-1]:.0f} MiB"
+        memory, seconds = peak(images, chosen.steps)
+        peaks.append(memory)
+        each = f"{seconds:.0f} s, {1000 * seconds / images:.0f} ms an image"
+        yield f"peak memory of an audit of {images} images, {chosen.steps} steps each: {memory:.0f} MiB ({each})"
     yield f"ratio {max(peaks) / min(peaks):.2f} (the mark is {MARK})"
 
 
@@ -76,4 +88,4 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    child(*map(int, sys.argv[1:]))
+    child(sys.argv[1], *map(int, sys.argv[2:]))

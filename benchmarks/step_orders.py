@@ -21,7 +21,7 @@ from medpfl.core.roles import Attack
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Reconstruction
 from medpfl.metrics import ssim
-from medpfl.metrics.identification import distances, identified
+from medpfl.metrics.identification import distances, nearest
 from medpfl.metrics.pairing import pair
 from medpfl.models import ConvNet, LeNet
 
@@ -54,9 +54,9 @@ class Tally:
         guess = found.guesses[0].nan_to_num(0.0).clamp(0, 1)
         order = pair(guess, truth)
         self.scores.append(ssim(guess[order], truth))
-        apart = distances(guess[order], known)
         same = distances(truth, known) == 0
-        self.identified += int(identified(apart, places, same).sum())
+        near = nearest(guess[order], places, [known], lambda start, end: same[:, start:end])
+        self.identified += int(near.identified.sum())
         told = found.labels[0] if found.labels is not None else torch.full_like(labels, -1)
         self.labels += int(torch.equal(told.sort().values, labels.sort().values))
         self.ordered += int(torch.equal(told, labels))

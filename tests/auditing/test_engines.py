@@ -17,6 +17,7 @@ from torch import nn
 
 import medpfl
 from medpfl import InputError, Run, Victims
+from medpfl.auditing.report import reread
 from medpfl.auditing.store import read_rows
 from medpfl.cli import main
 from tests.auditing.audit_cases import plain, some_images
@@ -92,9 +93,10 @@ def test_rows_are_the_same_in_every_engine(tmp_path):
 @pytest.mark.slow
 def test_own_parts_reach_the_workers(file):
     options = {"attacks": [f"{file}:Mine", "iDLG(steps=2)"], "defenses": [f"{file}:Halved"]}
-    found = [bare(audited(f"{file}:make_model", run, **options).rows) for run in (Run(), Run(workers=2))]
+    runs = (Run(isolate=False), Run(isolate=False, workers=2))
+    found = [bare(audited(f"{file}:make_model", run, **options).rows) for run in runs]
     assert found[0] == found[1]
-    assert {row.attack for row in found[0]} == {"Mine()", "iDLG(steps=2)"}
+    assert {row["attack"] for row in found[0]} == {"Mine()", "iDLG(steps=2)"}
 
 
 class Own(nn.Module):
@@ -148,7 +150,7 @@ def test_a_job_whose_worker_ends_is_a_gap_that_the_same_call_fills(file, tmp_pat
     assert "4 images of Dying(" in (out / "share/report.html").read_text()
     assert capsys.readouterr().err.count("This job was begun 3 times; the same command tries it again") == 4
     assert {cell.defense: cell.union.flags for cell in report.summary}["LaplaceNoise(scale=0.01)"][0] == "incomplete"
-    assert medpfl.reread(out).settings.gaps == tuple(report.settings.gaps)
+    assert reread(out).settings.gaps == report.settings.gaps
     mark.touch()
     again = audited("LeNet('idlg')", run, **options)
     whole = audited("LeNet('idlg')", Run(isolate=False), **options)

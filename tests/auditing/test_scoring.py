@@ -12,7 +12,7 @@ from medpfl import Reconstruction
 from medpfl.auditing.scoring import Scorer, _best_first
 from medpfl.metrics import ncc, psnr, ssim
 from medpfl.metrics.best_match import noise_match
-from medpfl.metrics.identification import nearest_other
+from medpfl.metrics.identification import nearest
 from medpfl.metrics.noise import noise_scores
 from medpfl.runs.study_key import StudyIndex
 from tests.auditing.audit_cases import some_images
@@ -177,7 +177,7 @@ def test_best_matches_are_scored_if_they_are_asked_for():
         assert right.scores[f"best_{name}"] == pytest.approx(right.scores[name])
         assert wrong.scores[f"rank_{name}"] > 1
         assert right.scores[f"rank_{name}"] == 1
-        assert wrong.scores[f"noise_best_{name}"] == pytest.approx(noise_match(metric, data.images))
+        assert wrong.scores[f"noise_best_{name}"] == pytest.approx(noise_match(metric, data.parts, data.shape))
 
 
 def test_baselines_are_of_the_other_images():
@@ -259,7 +259,7 @@ def test_not_converged_is_of_the_attacker_s_own_objective_and_not_of_the_truth(l
 def test_baselines_are_scored_once_for_a_victim(monkeypatch):
     """Baselines depend on the target images alone: attacks, defenses and draws share them."""
     data, scored = some_images(6), []
-    monkeypatch.setattr("medpfl.auditing.scoring.nearest_other", lambda *a: scored.append(a) or nearest_other(*a))
+    monkeypatch.setattr("medpfl.auditing.scoring.nearest", lambda *a: scored.append(a) or nearest(*a))
     scorer = Scorer(data, StudyIndex("secret", data, "d"))
     victims = [torch.tensor([0, 1]), torch.tensor([2, 3])]
     found = []
@@ -269,7 +269,8 @@ def test_baselines_are_scored_once_for_a_victim(monkeypatch):
         found.append([(r.scores["mean_image_ssim"], r.scores["nearest_ssim"]) for r in rows])
     assert found[0] == found[1]
     assert len(set(found[0])) == 4
-    assert len(scored) == 2
+    assert len(scored) == 4, "guesses twice; the target images and the mean images once"
+    assert all(len(images) == 4 for images, *_ in scored), "all victims' images together"
 
 
 def test_the_first_of_equal_target_images_has_the_best_of_their_guesses():

@@ -33,6 +33,7 @@ from medpfl.attacks.matching.label_targets import label_vectors
 from medpfl.attacks.matching.objectives import SquaredDistance
 from medpfl.core.roles import Attack
 from medpfl.core.types import Batch, Reconstruction
+from medpfl.data import ImageFolder
 from medpfl.federated.local import local_update
 from medpfl.models import LeNet
 
@@ -295,22 +296,27 @@ def test_the_floor_and_the_engine_have_the_same_slope():
     assert "overhead: floor" in overhead.overhead(case, rounds=1, steps=1)
 
 
-def test_memory_takes_images_that_differ():
-    data = memory.many(230)
-    assert len(data) == len(data.images.flatten(1).unique(dim=0)) == 230
-    assert 0 <= data.images.min() <= data.images.max() <= 1
+def test_memory_takes_images_that_differ(tmp_path):
+    memory.draw(tmp_path, 30)
+    data = ImageFolder(tmp_path, 32).load()
+    assert len(data) == len(data.images.flatten(1).unique(dim=0)) == 30
+    assert len(data.classes) == 4
+    assert data.shape == (3, 32, 32)
 
 
 def test_memory_compares_the_peaks(monkeypatch):
-    monkeypatch.setattr(memory, "peak", lambda images, steps: 500.0 + images / 10)
+    monkeypatch.setattr(memory, "peak", lambda images, steps: (500.0 + images / 10, images * 0.2))
     *rows, last = memory.lines(memory.parsed([]))
     assert len(rows) == 2
+    assert "1000 images, 3 steps each: 600 MiB (200 s, 200 ms an image)" in rows[1]
     assert last == "ratio 1.18 (the mark is 1.2)"
 
 
 @pytest.mark.slow
 def test_a_process_of_its_own_tells_its_peak():
-    assert 100 < memory.peak(3, 1) < 20_000  # MiB; torch alone is hundreds
+    peak, seconds = memory.peak(12, 1)
+    assert 100 < peak < 20_000  # MiB; torch alone is hundreds
+    assert seconds > 0
 
 
 def test_capacity_rows_compare_the_count_with_what_is_read():

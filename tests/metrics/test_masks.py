@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medpfl.metrics.masks import majority, mask_dice, mask_iou
+from medpfl.metrics.masks import class_counts, majority, mask_dice, mask_iou
 
 
 @settings(max_examples=30, deadline=None)
@@ -35,5 +35,5 @@ def test_empty_masks_and_a_class_that_only_the_guess_has():
 
 def test_the_majority_is_of_the_others():
     masks = torch.tensor([[[1, 1]], [[1, 0]], [[1, 0]], [[0, 2]], [[2, 2]]])
-    assert majority(masks, torch.tensor([0, 3])).tolist() == [[[1, 0]], [[1, 0]]]
-    assert majority(masks, torch.tensor([1])).tolist() == [[[1, 2]]]
+    assert majority(class_counts(masks), masks[[0, 3]]).tolist() == [[[1, 0]], [[1, 0]]]
+    assert majority(class_counts(masks), masks[[1]]).tolist() == [[[1, 2]]]

@@ -33,6 +33,7 @@ from medpfl.inputs.parts import Found, data_of
 from medpfl.inputs.standard import standard
 from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import check_outside, made
+from medpfl.runs.header_index import keep_index, recall_index
 from medpfl.runs.identity import unchanged
 from medpfl.runs.progress_bar import Jobs, name_skipped, watching
 from medpfl.runs.study_key import study_index
@@ -64,10 +65,12 @@ class Prepared(Protocol):
 
 def images_of(data: str | Path | DataSource | LabelledImages, reading: Reading, run: Run) -> Found:
     """Read the images, and report skipped files."""
+    out = None if run.out is None else Path(run.out)
     with phase("reading the images"):
+        recall_index(out)
         found = data_of(data, reading)
     name_skipped(found.images.skipped, found.images.notes)
-    check_outside(None if run.out is None else Path(run.out), found.place)
+    check_outside(out, found.place)
     return found
 
 
@@ -122,6 +125,7 @@ def executed(
     if out is not None:
         made(out)
     index = study_index(out, scenario.data, scenario.source, place, run.force, secret)
+    keep_index(out, place)
     scorer = Scorer(scenario.data, index, bool(scenario.label_shape), scenario.criteria.best_match)
     work = Work(scenario, scorer, tested.wrong_layer is not None)
     identity, jobs = scenario.identity(index), work.jobs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import combinations
 from math import sqrt
 from typing import Any, NamedTuple
@@ -229,11 +230,14 @@ class Player:
 
     def _others(self) -> Tensor:
         """Return the images for the grant ``auxiliary``: no target image, no copy of one, and no victim's patient."""
-        data, private = self.scenario.data, set(torch.cat(self.scenario.victims).tolist())
-        patients = {data.patients[i] for i in private} - {None}
-        pictures = {int(data.copies[i]) for i in private}
-        free = [i for i in range(len(data)) if int(data.copies[i]) not in pictures and data.patients[i] not in patients]
-        return data.images[free].to(self.scenario.device)
+        return self.scenario.data.images[self._free].to(self.scenario.device)
+
+    @cached_property
+    def _free(self) -> list[int]:
+        data, private = self.scenario.data, torch.cat(self.scenario.victims).tolist()
+        patients, copies = {data.patients[i] for i in private} - {None}, data.copies.tolist()
+        pictures = {copies[i] for i in private}
+        return [i for i in range(len(data)) if copies[i] not in pictures and data.patients[i] not in patients]
 
     def _attack(self, attack: Attack, seen: Any, job: Job) -> Reconstruction:
         # The same under every run seed. If it followed from that seed, an attack could try small seeds until one gave

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache, cached_property
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from medpfl.core.types import Finding, Reconstruction
 from medpfl.data.images import LabelledImages
 from medpfl.data.reading.masks import class_of
 from medpfl.metrics.best_match import all_scores, noise_match, ranks
-from medpfl.metrics.identification import distances, identified, nearest_other
-from medpfl.metrics.masks import majority, mask_dice, mask_iou
+from medpfl.metrics.identification import Nearest, nearest
+from medpfl.metrics.masks import class_counts, majority, mask_dice, mask_iou
 from medpfl.metrics.noise import noise_scores
 from medpfl.metrics.pairing import pair
 from medpfl.metrics.pixel import SUCCESS, mse, ncc, ssim
@@ -52,6 +52,7 @@ class Scorer:
     index: StudyIndex
     segments: bool = False
     best_match: bool = False
+    _baselines: dict[tuple[int, ...], dict[str, list[Any]]] = field(default_factory=dict, init=False, repr=False)
 
     def rows(
         self,
@@ -73,13 +74,17 @@ class Scorer:
         Returns:
             V * N findings, the target images (V * N, C, H, W), and the guesses in the same order and shape.
         """
-        rows, truths, guesses = [], [], []
+        rows, orders, guesses = [], [], []
         each = seconds / sum(map(len, victims))
-        for v, own in enumerate(victims):
-            truth = self.data.images[own]
+        truths = self.data.images[torch.cat(victims)].split([len(own) for own in victims])
+        for v, (own, truth) in enumerate(zip(victims, truths, strict=True)):
             every = guess.guesses[v].cpu()
-            order = _best_first(pair(every, truth), every, truth, self.data.copies[own])
-            mine = every[order]
+            orders.append(_best_first(pair(every, truth), every, truth, self.data.copies[own]))
+            guesses.append(every[orders[-1]])
+        # The whole data set takes part in these, so it is passed through once for all victims.
+        compared = self._compared([mine.nan_to_num(0.0) for mine in guesses], victims)
+        self._score_baselines(victims, truths)
+        for v, own in enumerate(victims):
             flags = tuple(dict.fromkeys((*doubts[v], *_flags(guess, v))))
             ended = {
                 "loss": _number(guess.loss[v]),
@@ -90,36 +95,26 @@ class Scorer:
                 "flags": flags,
                 "seconds": each,
             }
-            found = self._victim(
-                v,
-                own,
-                mine.nan_to_num(0.0),
-                self._labels(guess, v, order),
-                _picked(guess, v, truth),
-                {**common, **ended},
-            )
+            mine, truth = guesses[v].nan_to_num(0.0), truths[v]
+            scores = {name: metric(mine, truth).tolist() for name, metric in registry(metric_package).items()}
+            scores |= self._baselines[tuple(own.tolist())]
+            scores |= {"ssim_worst": scores["ssim"], **_picked(guess, v, truth), **compared[v].best}
+            found = self._victim(v, own, self._labels(guess, v, orders[v]), scores, compared[v], {**common, **ended})
             if self.segments and self.data.masks is not None:
-                told = None if guess.labels is None else guess.labels[v].cpu()[order]
-                found = _with_masks(found, told, self.data.masks, own)
+                told = None if guess.labels is None else guess.labels[v].cpu()[orders[v]]
+                found = _with_masks(found, told, self.data.masks[own], self._class_counts)
             rows += found
-            truths.append(truth)
-            guesses.append(mine)
         return rows, torch.cat(truths), torch.cat(guesses)
 
     def _victim(
         self,
         v: int,
         own: Tensor,
-        guess: Tensor,
         labels: list[int | None],
-        picked: dict[str, list[Any]],
+        scores: dict[str, list[Any]],
+        compared: _Compared,
         common: dict[str, Any],
     ) -> list[Finding]:
-        truth = self.data.images[own]
-        scores = {name: metric(guess, truth).tolist() for name, metric in registry(metric_package).items()}
-        scores |= self._baselines(tuple(own.tolist()))
-        scores |= {"ssim_worst": scores["ssim"], **picked, **(self._best(guess, own) if self.best_match else {})}
-        found, gallery, nearest = self.identified(guess, own)
         return [
             Finding(
                 victim=v,
@@ -130,10 +125,10 @@ class Scorer:
                 label_guess=labels[i],
                 scores={name: _number(values[i]) for name, values in scores.items()},
                 success=scores["ssim"][i] >= SUCCESS,
-                identified=found[i],
-                gallery=gallery[i],
-                chance=min(1.0, len(own) / gallery[i]) if gallery[i] > 1 else None,
-                nearest_image=None if (named := nearest[i]) is None else self.index.images[named],
+                identified=compared.found[i],
+                gallery=compared.gallery[i],
+                chance=min(1.0, len(own) / compared.gallery[i]) if compared.gallery[i] > 1 else None,
+                nearest_image=None if (named := compared.nearest[i]) is None else self.index.images[named],
                 date=datetime.now(UTC).isoformat(timespec="seconds"),
                 **common,
             )
@@ -145,11 +140,20 @@ class Scorer:
             return [None] * len(order)
         return guess.labels[v].cpu()[order].tolist()
 
-    def _excluded(self, own: Tensor) -> Tensor:
-        """Return a mask (N, M) of images omitted from the gallery: the same patient's, and copies of the same image."""
-        patients, copies = self.data.patients, self.data.copies
-        of_patient = torch.tensor([[p is not None and p == patients[i] for p in patients] for i in own.tolist()])
-        return of_patient | (copies[own][:, None] == copies)
+    @cached_property
+    def _patients(self) -> Tensor:
+        """A number (M,) that all images of a patient share; an image without a patient has its own."""
+        first: dict[Any, int] = {}
+        return torch.tensor([first.setdefault((i,) if p is None else p, i) for i, p in enumerate(self.data.patients)])
+
+    def _excluded(self, own: Tensor, start: int, end: int) -> Tensor:
+        """Return a mask (N, end - start) of images omitted from the gallery: the patient's, and copies of the image."""
+        patients, copies = self._patients, self.data.copies
+        of_patient = patients[own][:, None] == patients[start:end]
+        return of_patient | (copies[own][:, None] == copies[start:end])
+
+    def _nearest(self, images: Tensor, own: Tensor) -> Nearest:
+        return nearest(images, own, self.data.parts(), lambda start, end: self._excluded(own, start, end))
 
     def identified(self, guess: Tensor, own: Tensor) -> tuple[list[bool | None], list[int], list[int | None]]:
         """Compare guesses (N, C, H, W) with the gallery.
@@ -158,24 +162,33 @@ class Scorer:
             Three lists with an entry for each guess: True if it is nearer to its own image than to all others (``None``
             without a gallery), the gallery size, and the index of the nearest image (``None`` without a gallery).
         """
-        excluded = self._excluded(own)
-        gallery = ((~excluded).sum(1) + excluded[torch.arange(len(own)), own]).tolist()
-        distance = distances(guess.clamp(0, 1), self.data.images)
-        found = identified(distance, own, excluded).tolist()
-        excluded[torch.arange(len(own)), own] = False
-        nearest = distance.masked_fill(excluded, torch.inf).argmin(1).tolist()
+        near = self._nearest(guess.clamp(0, 1), own)
+        found, places = near.identified.tolist(), near.of_all(own).tolist()
+        gallery = ((~self._excluded(own, 0, len(self.data))).sum(1) + 1).tolist()  # with the own image
         told = [count > 1 for count in gallery]
         return (
             [hit if any_ else None for hit, any_ in zip(found, told, strict=True)],
             gallery,
-            [place if any_ else None for place, any_ in zip(nearest, told, strict=True)],
+            [place if any_ else None for place, any_ in zip(places, told, strict=True)],
         )
+
+    def _compared(self, guesses: list[Tensor], victims: list[Tensor]) -> list[_Compared]:
+        """Compare each victim's guesses with all images."""
+        every, own = torch.cat(guesses), torch.cat(victims)
+        best = self._best(every, own) if self.best_match else {}
+        hits, gallery, near = self.identified(every, own)
+        found, start = [], 0
+        for count in map(len, victims):
+            here = slice(start, start := start + count)
+            scores = {name: values[here] for name, values in best.items()}
+            found.append(_Compared(hits[here], gallery[here], near[here], scores))
+        return found
 
     def _best(self, guess: Tensor, own: Tensor) -> dict[str, list[Any]]:
         """Return the guesses' best scores with any image, the ranks of their own images, and the best of noise."""
         found: dict[str, list[Any]] = {}
         for name, score in _MATCHES.items():
-            scores = all_scores(score, guess, self.data.images)
+            scores = all_scores(score, guess, self.data.parts())
             found[f"best_{name}"] = scores.amax(1).tolist()
             found[f"rank_{name}"] = ranks(scores, own).tolist()
             found[f"noise_best_{name}"] = [self._noise_match[name]] * len(own)
@@ -183,43 +196,65 @@ class Scorer:
 
     @cached_property
     def _noise_match(self) -> dict[str, float]:
-        return {name: noise_match(score, self.data.images) for name, score in _MATCHES.items()}
+        return {name: noise_match(score, self.data.parts, self.data.shape) for name, score in _MATCHES.items()}
+
+    @cached_property
+    def _class_counts(self) -> Tensor:
+        assert self.data.masks is not None
+        return class_counts(self.data.masks)
 
     @cached_property
     def _sum(self) -> Tensor:
-        return self.data.images.sum(0)
+        return torch.stack([part.sum(0) for part in self.data.parts()]).sum(0)
 
-    @cached_property
-    def _baselines(self) -> Callable[[tuple[int, ...]], dict[str, list[Any]]]:
-        """The cached scores of guesses without the update, which do not depend on attack and defense."""
-        return cache(self._score_baselines)
+    def _score_baselines(self, victims: Sequence[Tensor], truths: Sequence[Tensor]) -> None:
+        """Score guesses without the update, which do not depend on attack and defense, for victims that have none."""
+        copies, todo, means = self.data.copies, [], []
+        for own, truth in zip(victims, truths, strict=True):
+            if tuple(own.tolist()) in self._baselines:
+                continue
+            noise = {"noise_ssim": noise_scores(ssim, truth).tolist(), "noise_ncc": noise_scores(ncc, truth).tolist()}
+            self._baselines[tuple(own.tolist())] = noise | dict.fromkeys(_OTHERS, [None] * len(own))
+            others = (copies[own][:, None] != copies).sum(1)  # a copy of the target image is no baseline
+            if others.all():
+                count = others.view(-1, *[1] * (truth.ndim - 1))
+                todo.append((own, truth))
+                means.append((self._sum - (len(self.data) - count) * truth) / count)
+        if not todo:
+            return
+        every = torch.cat([own for own, _ in todo])
+        hits, start = self.identified(torch.cat(means), every)[0], 0
+        near = self._nearest(torch.cat([truth for _, truth in todo]), every)
+        images = self.data.images[near.place]
+        for (own, truth), mean in zip(todo, means, strict=True):
+            here = slice(start, start := start + len(own))
+            alone = near.other[here].isinf().tolist()  # no image of another patient
+            self._baselines[tuple(own.tolist())] |= {
+                "mean_image_ssim": ssim(mean, truth).tolist(),
+                "mean_image_ncc": ncc(mean, truth).tolist(),
+                "mean_image_identified": [None if hit is None else float(hit) for hit in hits[here]],
+                **{
+                    f"nearest_{name}": [
+                        None if only else one
+                        for one, only in zip(score(images[here], truth).tolist(), alone, strict=True)
+                    ]
+                    for name, score in _MATCHES.items()
+                },
+            }
 
-    def _score_baselines(self, victim: tuple[int, ...]) -> dict[str, list[Any]]:
-        own, copies = torch.tensor(victim), self.data.copies
-        truth = self.data.images[own]
-        noise = {"noise_ssim": noise_scores(ssim, truth).tolist(), "noise_ncc": noise_scores(ncc, truth).tolist()}
-        others = (copies[own][:, None] != copies).sum(1)  # a copy of the target image is no baseline
-        if not others.all():
-            return noise | dict.fromkeys(_OTHERS, [None] * len(own))
-        count = others.view(-1, *[1] * (truth.ndim - 1))
-        mean = (self._sum - (len(self.data) - count) * truth) / count
-        excluded = self._excluded(own)
-        nearest = nearest_other(distances(truth, self.data.images), own, excluded)
-        alone = excluded.all(1).tolist()  # no image of another patient
-        by_nearest = {"nearest_ssim": ssim, "nearest_ncc": ncc}
-        return {
-            **noise,
-            "mean_image_ssim": ssim(mean, truth).tolist(),
-            "mean_image_ncc": ncc(mean, truth).tolist(),
-            "mean_image_identified": [None if hit is None else float(hit) for hit in self.identified(mean, own)[0]],
-            **{
-                name: [
-                    None if only else one
-                    for one, only in zip(score(self.data.images[nearest], truth).tolist(), alone, strict=True)
-                ]
-                for name, score in by_nearest.items()
-            },
-        }
+
+class _Compared(NamedTuple):
+    """A victim's guesses compared with all images, with an entry for each guess.
+
+    Attributes:
+        found, gallery, nearest: as in `Scorer.identified`.
+        best: the scores of best matches by name; empty unless they are asked for.
+    """
+
+    found: list[bool | None]
+    gallery: list[int]
+    nearest: list[int | None]
+    best: dict[str, list[Any]]
 
 
 def _picked(guess: Reconstruction, v: int, truth: Tensor) -> dict[str, list[Any]]:
@@ -277,24 +312,23 @@ def _number(value: Tensor | float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _with_masks(rows: Sequence[Finding], guess: Tensor | None, masks: Tensor, own: Tensor) -> list[Finding]:
+def _with_masks(rows: Sequence[Finding], guess: Tensor | None, truth: Tensor, counts: Tensor) -> list[Finding]:
     """Add mask scores to the rows of one update.
 
     Args:
-        rows: N findings, in the order of `own`.
+        rows: N findings.
         guess: guessed masks (N, H, W), or ``None`` if the attack returns none.
-        masks: all images' masks (M, H, W).
-        own: indices (N,) of the update's images.
+        truth: the update's masks (N, H, W).
+        counts: class counts of all images' masks, see `medpfl.metrics.masks.class_counts`.
 
     Returns:
         The rows with the scores ``mask_dice``, ``mask_iou`` and ``majority_dice``. The last is a baseline without the
         update: each pixel's commonest class in the other images' masks.
     """
-    truth = masks[own]
-    scores = {"majority_dice": mask_dice(majority(masks, own), truth).tolist()}
+    scores = {"majority_dice": mask_dice(majority(counts, truth), truth).tolist()}
     if guess is not None:
         scores |= {"mask_dice": mask_dice(guess, truth).tolist(), "mask_iou": mask_iou(guess, truth).tolist()}
-    told = [None] * len(own) if guess is None else class_of(guess).tolist()
+    told = [None] * len(truth) if guess is None else class_of(guess).tolist()
     return [
         replace(row, label_guess=told[i], scores=row.scores | {name: values[i] for name, values in scores.items()})
         for i, row in enumerate(rows)

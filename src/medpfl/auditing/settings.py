@@ -222,10 +222,10 @@ _NEUTRAL = 0.01
 
 def _gray(data: LabelledImages) -> list[str]:
     """Return a note if most images are gray but have three channels."""
-    if data.images.ndim != 4 or data.images.shape[1] != 3:
+    if len(data.shape) != 3 or data.shape[0] != 3:
         return []
-    apart = (data.images - data.images.mean(1, keepdim=True)).abs().flatten(1).mean(1)
-    gray = int((apart <= _NEUTRAL).sum())
+    apart = ((part - part.mean(1, keepdim=True)).abs().flatten(1).mean(1) for part in data.parts())
+    gray = sum(int((one <= _NEUTRAL).sum()) for one in apart)
     if 2 * gray <= len(data):
         return []
     some = "All images are" if gray == len(data) else f"{gray} of {len(data)} images are"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +14,19 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError, listed, nearest
 from medpfl.data.images import LabelledImages
+from medpfl.data.on_disk import batched, gathered
 from medpfl.data.reading.dicom_headers import DicomFile, list_dicom, why_unread
 from medpfl.data.reading.dicom_pixels import dicom_frames, quiet
 from medpfl.data.reading.file_labels import Place, label_files
 from medpfl.data.reading.index import Patients, read_patients
 from medpfl.data.reading.listing import first, spread
-from medpfl.data.reading.resize import fitted, stacked
+from medpfl.data.reading.resize import fitted
 from medpfl.data.target import LimitedTarget, Located
 
 __all__ = ["Dicom"]
+
+_Frame = tuple[DicomFile, int]
+"""A file, and the position of a frame in it."""
 
 Group = Literal["patient", "study", "series", "file"]
 
@@ -40,7 +44,7 @@ class Dicom(LimitedTarget, _Files):
 
     Pixels are rescaled and then windowed by the file's VOI LUT or window (or by `window`), and MONOCHROME1 is inverted;
     16-bit images keep their precision. Dose and segmentation files and unreadable files are skipped and listed. No
-    DICOM tag reaches any output except the key file, which holds the ids.
+    DICOM tag reaches any output except the key file and the header index beside it, which hold the ids.
 
     Attributes:
         path: a folder, searched recursively; a DICOMDIR; or one file.
@@ -79,17 +83,16 @@ class Dicom(LimitedTarget, _Files):
         label_of = dict(zip(files, labels, strict=True))
         frames = [(file, frame) for file in files for frame in range(file.frames)]
         chosen = spread(frames, lambda unit: label_of[unit[0]], self.limit)
-        images, failed = self._read(chosen)
-        unread |= failed
-        if not images:
+        read = gathered(chosen, self._read, self.channels)
+        unread |= {file.place.file: why for (file, _), why in read.unread.items()}
+        if not read.units:
             raise InputError(_NOTHING.format(root=self.path, why=first(_lines(unread))))
-        units = list(images)
         return LabelledImages(
-            images=stacked(list(images.values()), self.channels),
-            labels=torch.tensor([label_of[file] for file, _ in units]),
+            images=read.images,
+            labels=torch.tensor([label_of[file] for file, _ in read.units]),
             classes=classes,
-            names=tuple(file.place.file + (f"#{frame}" if file.frames > 1 else "") for file, frame in units),
-            patients=tuple(owners[file] for file, _ in units),
+            names=tuple(file.place.file + (f"#{frame}" if file.frames > 1 else "") for file, frame in read.units),
+            patients=tuple(owners[file] for file, _ in read.units),
             skipped=tuple(_lines(unread)),
             left_out=len(frames) - len(chosen),
             notes=(*notes, *known.notes),
@@ -113,30 +116,23 @@ class Dicom(LimitedTarget, _Files):
             )
         return [str(owner) for owner in owners]
 
-    def _read(
-        self, chosen: Sequence[tuple[DicomFile, int]]
-    ) -> tuple[dict[tuple[DicomFile, int], Tensor], dict[str, str]]:
-        """Return the images, and the reason for each file that could not be read."""
+    def _read(self, chosen: Sequence[_Frame]) -> Iterator[tuple[_Frame, Tensor | str]]:
+        """Yield each image, or the reason why its file could not be read. Each file is opened once."""
         wanted: dict[DicomFile, list[int]] = {}
         for file, frame in chosen:
             wanted.setdefault(file, []).append(frame)
 
-        def read(file: DicomFile) -> list[Tensor] | str:
+        def read(file: DicomFile) -> Sequence[Tensor | str]:
             try:
                 shown = dicom_frames(file.path, wanted[file], self.window)
                 return [fitted(image, self.size, self.fit, spacing) for image, spacing in shown]
             except Exception as error:  # a broken file makes pydicom raise almost anything
-                return why_unread(file.path, error)
+                return [why_unread(file.path, error)] * len(wanted[file])
 
         with quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            done = dict(zip(wanted, pool.map(read, wanted), strict=True))
-        images = {
-            (file, frame): image
-            for file, read in done.items()
-            if not isinstance(read, str)
-            for frame, image in zip(wanted[file], read, strict=True)
-        }
-        return images, {file.place.file: read for file, read in done.items() if isinstance(read, str)}
+            for some in batched(list(wanted)):
+                for file, images in zip(some, pool.map(read, some), strict=True):
+                    yield from (((file, frame), image) for frame, image in zip(wanted[file], images, strict=True))
 
 
 _NOTHING = "no DICOM image in '{root}' could be read: {why}"

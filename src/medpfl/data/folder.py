@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.data.images import LabelledImages
+from medpfl.data.on_disk import batched, gathered
 from medpfl.data.reading.decode import decode, pillow_quiet, reason
 from medpfl.data.reading.index import read_patients
 from medpfl.data.reading.listing import first, list_images, printable
-from medpfl.data.reading.resize import Fit, fitted, stacked
+from medpfl.data.reading.resize import fitted
 from medpfl.data.target import LimitedTarget, Located
 
 __all__ = ["ImageFolder"]
@@ -51,18 +52,17 @@ class ImageFolder(LimitedTarget, Located):
         root = Path(self.path).expanduser()
         listing = list_images(root, self.limit)
         patients = read_patients(root, listing.names)
-        read = _read_all(listing.chosen, self.size, self.fit)
-        images = {path: image for path, image in read.items() if isinstance(image, Tensor)}
-        unread = listing.unread | {path: why for path, why in read.items() if isinstance(why, str)}
+        read = gathered(listing.chosen, self._read, self.channels)
+        unread = listing.unread | read.unread
         skipped = tuple(f"{printable(path.relative_to(root))}: {why}" for path, why in unread.items())
-        if not images:
+        if not read.units:
             raise InputError(f"no image in '{root}' could be read: {first(skipped)}")
-        classes = sorted({listing.labels[path] for path in images})
+        classes = sorted({listing.labels[path] for path in read.units})
         lost = sorted({listing.labels[path] for path in listing.chosen} - set(classes))
-        files = [path.relative_to(root) for path in images]
+        files = [path.relative_to(root) for path in read.units]
         return LabelledImages(
-            images=stacked(list(images.values()), self.channels),
-            labels=torch.tensor([classes.index(listing.labels[path]) for path in images]),
+            images=read.images,
+            labels=torch.tensor([classes.index(listing.labels[path]) for path in read.units]),
             classes=tuple(printable(Path(name)) for name in classes),
             names=tuple(map(printable, files)),
             patients=tuple(patients.of(printable(file)) for file in files),
@@ -71,18 +71,18 @@ class ImageFolder(LimitedTarget, Located):
             notes=(*listing.notes, *patients.notes, *(_LOST.format(name=printable(Path(name))) for name in lost)),
         )
 
+    def _read(self, files: Sequence[Path]) -> Iterator[tuple[Path, Tensor | str]]:
+        """Yield each picture, or the reason why it could not be read."""
+
+        def read(path: Path) -> Tensor | str:
+            try:
+                return fitted(decode(path), self.size, self.fit)
+            except Exception as error:  # a broken file makes Pillow raise almost anything
+                return reason(error, path)
+
+        with pillow_quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for some in batched(files):
+                yield from zip(some, pool.map(read, some), strict=True)
+
 
 _LOST = "No picture of class '{name}' could be read, so this class is left out."
-
-
-def _read_all(files: Sequence[Path], size: int, fit: Fit) -> Mapping[Path, Tensor | str]:
-    """Return each picture, or the reason why it could not be read."""
-
-    def read(path: Path) -> Tensor | str:
-        try:
-            return fitted(decode(path), size, fit)
-        except Exception as error:  # a broken file makes Pillow raise almost anything
-            return reason(error, path)
-
-    with pillow_quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(files, pool.map(read, files), strict=True))

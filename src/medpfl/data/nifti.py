@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.data.images import LabelledImages
+from medpfl.data.on_disk import gathered
 from medpfl.data.reading.decode import reason
 from medpfl.data.reading.dicom_pixels import quiet
 from medpfl.data.reading.file_labels import Place, label_files
@@ -19,7 +21,7 @@ from medpfl.data.reading.formats import of_other_formats
 from medpfl.data.reading.index import read_patients
 from medpfl.data.reading.listing import files_in, first, printable, spread
 from medpfl.data.reading.masks_among_images import without_masks
-from medpfl.data.reading.resize import fitted, fitted_volume, stacked
+from medpfl.data.reading.resize import fitted, fitted_volume
 from medpfl.data.reading.volumes import (
     PLANES,
     Volume,
@@ -96,21 +98,22 @@ class Nifti(LimitedTarget, _Volumes):
             for position in self._positions(shapes[file])
         ]
         chosen = spread(units, lambda unit: unit.label, self.limit)
-        images = self._read(chosen, unread)
+        spacings: dict[_Unit, tuple[float, ...] | None] = {}
+        read = gathered(chosen, lambda units: self._read(units, spacings), self.channels)
+        unread |= {unit.file: why for unit, why in read.unread.items()}
         lines = tuple(f"{printable(path.relative_to(root))}: {why}" for path, why in sorted(unread.items()))
-        if not images:
+        if not read.units:
             raise InputError(f"no NIfTI volume in '{given}' could be read: {first(lines) or 'it holds none'}")
-        kept = list(images)
         return LabelledImages(
-            images=stacked([image.pixels for image in images.values()], self.channels),
-            labels=torch.tensor([unit.label for unit in kept]),
+            images=read.images,
+            labels=torch.tensor([unit.label for unit in read.units]),
             classes=classes,
-            names=tuple(names[unit.file] + self._part(unit.position) for unit in kept),
-            patients=tuple(owners[unit.file] for unit in kept),
+            names=tuple(names[unit.file] + self._part(unit.position) for unit in read.units),
+            patients=tuple(owners[unit.file] for unit in read.units),
             skipped=lines,
             left_out=len(units) - len(chosen),
             notes=(*notes, *known.notes),
-            spacing=common_spacing([image.spacing for image in images.values()]),
+            spacing=common_spacing(list(spacings.values())),
         )
 
     def _positions(self, shape: Sequence[int]) -> range:
@@ -119,22 +122,27 @@ class Nifti(LimitedTarget, _Volumes):
     def _part(self, position: int) -> str:
         return "" if self.plane == "volume" else f"#{self.plane}{position}"
 
-    def _read(self, chosen: Sequence[_Unit], unread: dict[Path, str]) -> dict[_Unit, _Fitted]:
-        """Return the images. Read one file at a time, because volumes are large."""
-        wanted: dict[Path, list[_Unit]] = {}
-        for unit in chosen:
-            wanted.setdefault(unit.file, []).append(unit)
-        images: dict[_Unit, _Fitted] = {}
-        for file, units in wanted.items():
+    def _read(
+        self, chosen: Sequence[_Unit], spacings: dict[_Unit, tuple[float, ...] | None]
+    ) -> Iterator[tuple[_Unit, Tensor | str | None]]:
+        """Yield the images, one file at a time, because volumes are large; None for a slice with a single value.
+
+        Args:
+            chosen: what to read.
+            spacings: receives the voxel size of each image.
+        """
+        for file, units in groupby(chosen, lambda unit: unit.file):
             try:
                 whole = read_volume(file, self.frame)
             except Exception as error:  # a broken file makes nibabel raise almost anything
-                unread[file] = reason(error, file)
+                yield from ((unit, reason(error, file)) for unit in units)
                 continue
             for unit in units:
-                if (image := self._fitted(whole, unit.position)) is not None:
-                    images[unit] = image
-        return images
+                if (image := self._fitted(whole, unit.position)) is None:
+                    yield unit, None
+                else:
+                    spacings[unit] = image.spacing
+                    yield unit, image.pixels
 
     def _fitted(self, whole: Volume, position: int) -> _Fitted | None:
         """Return a slice or the volume, resized; None for a slice with a single value."""

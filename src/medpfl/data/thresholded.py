@@ -44,7 +44,7 @@ class Thresholded(Target, Located):
         options = {"size": self.size, "fit": self.fit, "channels": self.channels}
         place = str(self.path)
         data = (Samples(**options) if place == "samples" else source_at(place, **options)).load()
-        masks = torch.stack([_mask(image.mean(0)) for image in data.images])
+        masks = torch.stack([_mask(image.mean(0)) for part in data.parts() for image in part])
         if not masks.any():
             raise InputError(f"no image in '{place}' has both a bright and a dark part: there is nothing to segment")
         return replace(data, masks=masks, labels=class_of(masks), classes=("background", "structure"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,10 +21,16 @@ Score = Callable[[Tensor, Tensor], Tensor]
 """A metric of (guess, image), which takes one guess and many images; its higher values mean more similar images."""
 
 
-def all_scores(score: Score, guesses: Tensor, images: Tensor) -> Tensor:
-    """Return the scores (N, M) of guesses (N, C, H, W) with all images (M, C, H, W), both in [0, 1]."""
-    parts = images.split(max(1, _ELEMENTS // images[0].numel()))
-    return torch.stack([torch.cat([score(guess[None], part) for part in parts]) for guess in guesses])
+def all_scores(score: Score, guesses: Tensor, images: Iterable[Tensor]) -> Tensor:
+    """Return the scores (N, M) of guesses (N, C, H, W) with all images, both in [0, 1].
+
+    Args:
+        score: a metric.
+        guesses: (N, C, H, W).
+        images: consecutive parts (m, C, H, W) of the M images.
+    """
+    pieces = (piece for part in images for piece in part.split(max(1, _ELEMENTS // part[0].numel())))
+    return torch.cat([torch.stack([score(guess[None], piece) for guess in guesses]) for piece in pieces], 1)
 
 
 def ranks(scores: Tensor, own: Tensor) -> Tensor:
@@ -37,7 +43,13 @@ def ranks(scores: Tensor, own: Tensor) -> Tensor:
     return 1 + (scores > scores[torch.arange(len(own)), own][:, None] + _ROUNDING).sum(1)
 
 
-def noise_match(score: Score, images: Tensor) -> float:
-    """Return the 99th percentile of the best matches of 100 noise images with images (M, C, H, W)."""
-    best = [all_scores(score, noise, images).amax(1) for noise in noise_images(images.shape[1:])]
+def noise_match(score: Score, images: Callable[[], Iterable[Tensor]], shape: Sequence[int]) -> float:
+    """Return the 99th percentile of the best matches of 100 noise images with all images.
+
+    Args:
+        score: a metric.
+        images: function that returns the images as in `all_scores`, from the first on in every call.
+        shape: an image's (C, H, W), or a volume's (C, D, H, W).
+    """
+    best = [all_scores(score, noise, images()).amax(1) for noise in noise_images(shape)]
     return float(percentile_of(torch.cat(best), 0))

@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-__all__ = ["distances", "identified", "nearest_other"]
+__all__ = ["Nearest", "distances", "nearest"]
+
+_ELEMENTS = 2**20
+"""Number of gallery elements that are compared together."""
+
+_ROUNDING = 1e-5
+"""Relative rounding error of `distances`, with a wide margin."""
+
+
+class Nearest(NamedTuple):
+    """The gallery images nearest to N images.
+
+    Attributes:
+        own: distances (N,) to the images' own gallery images.
+        other: distances (N,) to the nearest other gallery images; infinite if there is none.
+        place: gallery indices (N,) of the latter; the first of equally near ones, 0 if there is none.
+    """
+
+    own: Tensor
+    other: Tensor
+    place: Tensor
+
+    @property
+    def identified(self) -> Tensor:
+        """(N,) booleans: nearer to the own image than to every other; a tie is not a re-identification."""
+        return self.own < self.other
+
+    def of_all(self, own: Tensor) -> Tensor:
+        """Return the index (N,) of the nearest gallery image, the own one (at `own`) included; the first on a tie."""
+        first = (self.own < self.other) | ((self.own == self.other) & (own < self.place))
+        return torch.where(first, own, self.place)
 
 
 def distances(images: Tensor, gallery: Tensor) -> Tensor:
@@ -16,25 +49,63 @@ def distances(images: Tensor, gallery: Tensor) -> Tensor:
     return torch.stack(rows) if rows else a.new_zeros(0, len(b))
 
 
-def identified(distance: Tensor, own: Tensor, excluded: Tensor) -> Tensor:
-    """Return True for each guess that is nearer to its own image than to every other image in the gallery.
+def nearest(images: Tensor, own: Tensor, gallery: Iterable[Tensor], excluded: Callable[[int, int], Tensor]) -> Nearest:
+    """Compare images with a gallery, which is passed through once, part by part.
+
+    The result is that of `distances` to all gallery images, but only near ones are compared by explicit differences:
+    the expanded square, a matrix product, tells in float64 which ones can be nearest at all.
 
     Args:
-        distance: (N, M) from `distances`.
-        own: (N,) gallery indices of the guesses' own images.
-        excluded: (N, M) booleans, true for images to leave out of the comparison: others of the same patient.
-
-    Returns:
-        (N,) booleans; a tie is not a re-identification.
+        images: (N, C, H, W) in [0, 1].
+        own: (N,) gallery indices of the images' own images.
+        gallery: consecutive parts (m, C, H, W) of the gallery, in [0, 1].
+        excluded: function of a range of gallery indices (start, end). It returns booleans (N, end - start), true for
+            images to leave out of the comparison: others of the same patient.
     """
-    rows = torch.arange(len(own))
-    others = distance.masked_fill(excluded, torch.inf)
-    others[rows, own] = torch.inf
-    return distance[rows, own] < others.min(1).values
+    queries, first = images.flatten(1), 0
+    found = _Search(queries, own)
+    for part in gallery:
+        for piece in part.flatten(1).split(max(1, _ELEMENTS // max(1, queries.shape[1]))):
+            found.compare(piece, first, excluded(first, first + len(piece)))
+            first += len(piece)
+    return Nearest(found.own, found.other, found.place)
 
 
-def nearest_other(distance: Tensor, own: Tensor, excluded: Tensor) -> Tensor:
-    """Return the index (N,) of each guess's nearest other gallery image, with the same exclusions."""
-    others = distance.masked_fill(excluded, torch.inf)
-    others[torch.arange(len(own)), own] = torch.inf
-    return others.argmin(1)
+class _Search:
+    """The nearest images so far, for queries (N, D) with their own images at `places` (N,)."""
+
+    def __init__(self, queries: Tensor, places: Tensor) -> None:
+        self.queries, self.places = queries, places
+        self.wide = queries.double()
+        self.squares = self.wide.square().sum(1)
+        self.own = queries.new_full((len(queries),), torch.inf)
+        self.other = self.own.clone()
+        self.place = torch.zeros(len(queries), dtype=torch.long)
+
+    def compare(self, piece: Tensor, first: int, excluded: Tensor) -> None:
+        """Compare all queries with gallery images (m, D), the first of which has the gallery index `first`."""
+        inside = ((self.places >= first) & (self.places < first + len(piece))).nonzero()[:, 0].tolist()
+        excluded = excluded.clone()
+        for k in inside:
+            place = int(self.places[k]) - first
+            excluded[k, place] = True
+            self.own[k] = _exact(self.queries[k], piece[[place]])[0]
+        wide = piece.double()
+        squares, size = wide.square().sum(1), piece.shape[1]
+        rough = ((self.squares[:, None] + squares - 2 * self.wide @ wide.T) / size).masked_fill_(excluded, torch.inf)
+        # Bounds on the errors of this product, and of float32 in `distances`.
+        error = 4 * torch.finfo(torch.float64).eps * (self.squares + squares.max())
+        least = rough.amin(1)
+        possible = (1 - _ROUNDING) * least - error <= self.other
+        for k in (possible & least.isfinite()).nonzero()[:, 0].tolist():
+            near = (rough[k] <= least[k] * (1 + 4 * _ROUNDING) + 2 * error[k]).nonzero()[:, 0]
+            exact = _exact(self.queries[k], piece[near])
+            best = exact.min()
+            if best < self.other[k]:
+                self.other[k], self.place[k] = best, first + near[(exact == best).nonzero()[0, 0]]
+
+
+def _exact(query: Tensor, images: Tensor) -> Tensor:
+    """Return the row of `distances` for one query (D,) and gallery images (m, D)."""
+    # A single row would be summed in another order if torch uses several threads.
+    return distances(query[None], images if len(images) > 1 else images.expand(2, -1))[0][: len(images)]

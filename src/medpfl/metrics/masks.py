@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["majority", "mask_dice", "mask_iou"]
+__all__ = ["class_counts", "majority", "mask_dice", "mask_iou"]
 
 
 def mask_dice(guess: Tensor, truth: Tensor) -> Tensor:
@@ -37,9 +37,17 @@ def _mean_overlap(guess: Tensor, truth: Tensor, score: Callable[[Tensor, Tensor]
     return torch.where(counts > 0, sums / counts.clamp(min=1), 1.0)
 
 
-def majority(masks: Tensor, without: Tensor) -> Tensor:
-    """Return each pixel's most common class (N, H, W) over all masks (M, H, W) but one, for each in `without` (N,)."""
-    classes = range(int(masks.max()) + 1)
-    counts = torch.stack([(masks == label).sum(0) for label in classes])
-    own = torch.stack([(masks[without] == label).long() for label in classes], 1)
+def class_counts(masks: Tensor) -> Tensor:
+    """Return how many of all masks (M, H, W) have each class at each pixel: (classes, H, W)."""
+    return torch.stack([(masks == label).sum(0) for label in range(int(masks.max()) + 1)])
+
+
+def majority(counts: Tensor, without: Tensor) -> Tensor:
+    """Return each pixel's most common class (N, H, W) over all masks but one.
+
+    Args:
+        counts: (classes, H, W) of all masks, from `class_counts`.
+        without: the N masks (N, H, W), each of which is left out once.
+    """
+    own = torch.stack([(without == label).long() for label in range(len(counts))], 1)
     return (counts - own).argmax(1)

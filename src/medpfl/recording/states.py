@@ -62,7 +62,7 @@ def perform_recording(asked: Recording) -> RecordingResult:
     truth = None
     if data is not None:
         labels = data.labels if data.masks is None else data.masks
-        truth = Truth(entering(data.images, pixels or Pixels()), labels, days=asked.days)
+        truth = Truth(entering(data.images[:], pixels or Pixels()), labels, days=asked.days)
     written = keep(path_of(asked.out), made, truth)
     view = view_of(written.record, written.truth, None if asked.model is None else model_of(asked.model))
     return RecordingResult(written, view, "" if truth is None else f"{truth.expires:%Y-%m-%d}")

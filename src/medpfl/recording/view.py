@@ -129,10 +129,10 @@ def truth_at(truth: str | Path, record: Record, reading: Reading) -> Truth:
     if record.images not in (None, len(data)):
         raise InputError(f"the record was made from {record.images} images, but --truth holds {len(data)}")
     labels = data.labels
-    _check_enough(Truth(data.images, labels), record)
+    _check_enough(Truth(data.images[:], labels), record)
     if record.classes is not None and set(data.classes) <= set(record.classes):
         labels = torch.tensor([record.classes.index(name) for name in data.classes])[labels]
-    return Truth(entering(data.images, record.pixels or Pixels()), labels if data.masks is None else data.masks)
+    return Truth(entering(data.images[:], record.pixels or Pixels()), labels if data.masks is None else data.masks)
 
 
 def _check_enough(truth: Truth, record: Record) -> None:

@@ -71,7 +71,7 @@ class Task:
         )
         if part.explained:
             held = found.images
-            keep(out, study_index(out, held, found.source, found.place).images, features(held.images))
+            keep(out, study_index(out, held, found.source, found.place).images, features(held.images[:]))
         return report
 
     def outlook(self, place: Path, root: Path, force: bool) -> Outlook:

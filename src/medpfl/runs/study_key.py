@@ -58,7 +58,9 @@ class StudyIndex(Key):
 
     def fingerprint(self, data: LabelledImages) -> str:
         """Return a keyed hash of the data without image names; it reveals only if two data sets are equal."""
-        digest = hmac.new(self.secret.encode(), data.images.numpy().tobytes(), hashlib.sha256)
+        digest = hmac.new(self.secret.encode(), digestmod=hashlib.sha256)
+        for part in data.parts():
+            digest.update(part.contiguous().numpy().data)
         digest.update(data.labels.numpy().tobytes())
         if data.masks is not None:
             digest.update(data.masks.numpy().tobytes())

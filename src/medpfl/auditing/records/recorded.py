@@ -207,7 +207,7 @@ def check_images(
         aggregation: secure aggregation behind a mean, if one is stated.
         held: the record as it was read, if its dtypes are others.
     """
-    truth = kept or Truth(entering(data.images, record.pixels or Pixels()), labels)
+    truth = kept or Truth(entering(data.images[:], record.pixels or Pixels()), labels)
     if record.clients > 1:
         return check_mean(network, record, truth, aggregation, held)
     return check_case(Case(network, record, truth, Neighbors(path, record), held))

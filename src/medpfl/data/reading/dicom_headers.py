@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +19,7 @@ from medpfl.data.reading.file_labels import Place
 from medpfl.data.reading.formats import of_other_formats
 from medpfl.data.reading.listing import files_in, printable
 
-__all__ = ["SUFFIXES", "DicomFile", "Found", "is_dicom", "list_dicom", "why_unread"]
+__all__ = ["SUFFIXES", "DicomFile", "Found", "is_dicom", "kept_headers", "list_dicom", "recall_headers", "why_unread"]
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 """Common suffixes of DICOM files, in lower case. Many DICOM files have none."""
@@ -80,6 +83,80 @@ class Found(NamedTuple):
     notes: tuple[str, ...]
 
 
+class _Known(NamedTuple):
+    """A file's header, with the file's size in bytes and time of change in ns when it was read."""
+
+    size: int
+    changed: int
+    frames: int
+    patient: str | None
+    study: str | None
+    series: str | None
+
+
+_known: dict[str, _Known] = {}
+"""Headers by absolute path without links to folders, of this process and of earlier ones (`recall_headers`)."""
+
+_SETTLED = 2.0
+"""Seconds since a file's last change before its header is kept: a later change might not show in its time."""
+
+
+def recall_headers(headers: dict[str, Any]) -> None:
+    """Take headers that `kept_headers` returned in an earlier process. Files that changed since are read again.
+
+    Raises:
+        ValueError: one is no header; none is taken.
+    """
+    _known.update({path: _checked(values) for path, values in headers.items()} | _known)
+
+
+def kept_headers(root: Path) -> dict[str, list[Any]]:
+    """Return the headers of unchanged files in a folder, as values for JSON. They hold paths and patients' ids."""
+    inside = str(root.resolve()) + os.sep
+    within = {path: header for path, header in _known.items() if path.startswith(inside)}
+    return {path: list(header) for path, header in within.items() if _recalled(Path(path))}
+
+
+def _checked(values: Any) -> _Known:
+    if not isinstance(values, list) or len(values) != len(_Known._fields):
+        raise ValueError("a header in it has other fields")
+    numbers, ids = values[:3], values[3:]
+    if not all(type(number) is int for number in numbers) or not 0 < numbers[2] <= _MOST_FRAMES:
+        raise ValueError("a number in it is out of range")
+    if not all(one is None or (isinstance(one, str) and one == one.strip() != "") for one in ids):
+        raise ValueError("an id in it is no text")
+    return _Known(*values)
+
+
+def _recalled(path: Path) -> _Known | None:
+    """Return a file's known header; None if it has none, or the file has changed since."""
+    known = _known.get(_called(path))
+    if known is None:
+        return None
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return known if (state.st_size, state.st_mtime_ns) == known[:2] and stat.S_ISREG(state.st_mode) else None
+
+
+def _keep(path: Path, state: os.stat_result, file: DicomFile) -> None:
+    """Keep a header, read after the file had the state `state`."""
+    if time.time() - state.st_mtime > _SETTLED:
+        place = file.place
+        known = _Known(state.st_size, state.st_mtime_ns, file.frames, place.patient, place.study, place.series)
+        _known[_called(path)] = known
+
+
+def _called(path: Path) -> str:
+    return os.path.join(_real(path.parent), path.name)  # noqa: PTH118 (called for each of many files)
+
+
+@lru_cache(maxsize=1024)
+def _real(folder: Path) -> str:
+    return str(folder.resolve())
+
+
 def list_dicom(given: Path) -> Found:
     """Return the DICOM images in a folder, a DICOMDIR, or one file.
 
@@ -105,6 +182,8 @@ def list_dicom(given: Path) -> Found:
 def is_dicom(path: Path) -> bool:
     """Return True if a file is DICOM, whatever its name: by its ``DICM`` mark, or by a header without one."""
     try:
+        if _recalled(path):
+            return True
         if oddity_of(path):
             return False
         with path.open("rb") as file:
@@ -169,13 +248,20 @@ def _read_header(path: Path, root: Path) -> DicomFile | str | None:
     """Return the file, the reason why it cannot be read, or None for a DICOMDIR."""
     if why := oddity_of(path):
         return why
+    if known := _recalled(path):
+        place = Place(printable(path.relative_to(root)), known.patient, known.study, known.series)
+        return DicomFile(path, place, known.frames)
     if not is_dicom(path):
         if not path.stat().st_size:
             return "empty file"
         return "has no DICOM header" if os.access(path, os.R_OK) else "Permission denied"
     try:
+        before = path.stat()
         with quiet():
-            return _described(read_header(path, stop_before_pixels=True, specific_tags=_WANTED), path, root)
+            found = _described(read_header(path, stop_before_pixels=True, specific_tags=_WANTED), path, root)
+        if isinstance(found, DicomFile):
+            _keep(path, before, found)
+        return found
     except Exception as error:  # a damaged file makes pydicom raise almost anything
         return f"damaged header ({reason(error, path)})"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-__all__ = ["Fit", "fitted", "fitted_volume", "stacked"]
+__all__ = ["Fit", "fitted", "fitted_volume", "stacked", "with_channels"]
 
 Fit = Literal["crop", "squash"]
 """Way to make an image square: cut out its middle, or scale both sides."""
@@ -115,10 +115,11 @@ def stacked(images: Sequence[Tensor], channels: int | None = None) -> Tensor:
         (M, channels, H, W), or (M, channels, D, H, W) for volumes.
     """
     channels = channels or max(len(image) for image in images)
-    return torch.stack([_with_channels(image, channels) for image in images])
+    return torch.stack([with_channels(image, channels) for image in images])
 
 
-def _with_channels(image: Tensor, channels: int) -> Tensor:
+def with_channels(image: Tensor, channels: int) -> Tensor:
+    """Return one image or volume with `channels` channels, as in `stacked`."""
     if len(image) == channels:
         return image
     if channels == 3:
