@@ -1,0 +1,78 @@
+"""The engine on a Ray cluster of two nodes: rows do not depend on nodes and workers that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+import medpfl
+from medpfl import InputError, Run, Victims
+from medpfl.engines import cluster
+from medpfl.engines.cluster import Cluster
+from tests.auditing.audit_cases import plain, some_images
+
+pytestmark = [pytest.mark.extra, pytest.mark.slow]
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Notes each call with its process, and takes a moment."""
+
+    folder: Path
+
+    def __call__(self, number: int) -> int:
+        (self.folder / f"{number}-{os.getpid()}").touch()
+        time.sleep(0.5)
+        return number
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """Start a head and a second node, each with one core, as separate programs on this machine."""
+    from ray.cluster_utils import Cluster as Nodes
+
+    started = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    started.add_node(num_cpus=1)
+    monkeypatch.setenv("RAY_ADDRESS", started.address)
+    yield started
+    started.shutdown()
+
+
+def test_a_killed_node_and_killed_workers_lose_no_task(nodes, tmp_path):
+    watched = []
+    for place, result in Cluster(None).results(Slow(tmp_path), list(range(10))):
+        watched.append((place, result))
+        if len(watched) == 1:
+            nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        if len(watched) == 4:
+            os.kill(
+                int(max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime).name.partition("-")[2]),
+                signal.SIGKILL,
+            )
+    assert sorted(watched) == [(number, number) for number in range(10)]
+
+
+def test_rows_are_those_of_this_process(nodes, tmp_path):
+    def rows(run):
+        report = medpfl.audit(
+            "LeNet('idlg')", some_images(8), attacks=["iDLG(steps=3)"], victims=Victims(images=4, size=16),
+            run=replace(run, memory=1e-6),
+        )  # fmt: skip
+        return plain(report.rows, "image", "nearest_image"), report.settings.engine
+
+    (own, inline), (theirs, ray) = rows(Run()), rows(Run(engine="ray"))
+    assert own == theirs
+    assert inline == "inline, 1 thread"
+    assert ray is not None
+    assert ray.startswith("ray, ")
+
+
+def test_other_versions_in_a_worker_are_refused(nodes, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "version", lambda name: "0.0")
+    with pytest.raises(InputError, match=r"a worker of the cluster has medpfl .* in place of 0.0 and torch"):
+        list(Cluster(None).results(Slow(tmp_path), [1]))
