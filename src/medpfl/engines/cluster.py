@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -22,6 +23,8 @@ _PACKAGES = ("medpfl", "torch", "numpy")
 """Packages whose versions must be the same in all workers."""
 _TICK = 0.5
 """Seconds after which a wait for results ends, so that Ctrl-C is heard."""
+_PATIENCE = 10.0
+"""Seconds in which a cluster must answer."""
 _INSTALL = "pip install 'medpfl[cluster]'"
 
 
@@ -76,6 +79,7 @@ def _connect(address: str | None, workers: int | None, threads: int) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address:
+            _check_reachable(address)
             ray.init(address=address, **quiet)
         else:
             count = None if workers is None else workers * threads
@@ -87,6 +91,14 @@ def _connect(address: str | None, workers: int | None, threads: int) -> None:
             f"{where} cannot be used: {reason}; start it with 'ray start --head', unset RAY_ADDRESS to start one here, "
             "or use --engine processes"
         ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raise `OSError` if nobody listens at ``host:port``, for which Ray would wait for minutes."""
+    host, found, port = address.rpartition("://")[2].rpartition(":")
+    if found and port.isdecimal():
+        with socket.create_connection((host.strip("[]"), int(port)), _PATIENCE):
+            pass
 
 
 def _share(resources: Any, threads: int) -> float:
