@@ -38,6 +38,7 @@ __all__ = [
     "read",
     "relabel",
     "told_of",
+    "unsent",
 ]
 
 _OUTSIDE = 1e-3
@@ -126,6 +127,18 @@ def named_as(record: Record, network: nn.Module, plan: Plan) -> Record:
         return named
     # Augmented in each epoch: the update is that of more images than the client has.
     return replace(named, update=replace(named.update, num_samples=images))
+
+
+def unsent(record: Record, plan: Plan) -> str:
+    """Return a note on the batch-norm statistics that a plan sends, but a record lacks; ``""`` if it lacks none."""
+    own = [name for name in record.weights.buffers if name.endswith(("running_mean", "running_var"))]
+    missing = [name for name in own if name not in (record.update.buffers or {})]
+    if not missing or "buffers" not in plan.sends:
+        return ""
+    return (
+        f"the record lacks {len(missing)} of the model's {len(own)} batch-norm statistics, such as '{missing[0]}', "
+        "which its plan sends: attacks do without them"
+    )
 
 
 def relabel(truth: LabelledImages, record: Record, plan: Plan) -> LabelledImages:
