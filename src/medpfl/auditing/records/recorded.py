@@ -172,7 +172,7 @@ def found_in(kept: Truth, path: Path, record: Record, plan: Plan) -> Found:
     """Return a truth file's images in [0, 1], one for each of the plan's images, client after client.
 
     Raises:
-        InputError: the images do not fit the record: their number, or pixels out of the range that the record states.
+        InputError: they do not fit the record: pixels out of the range that it states, or a label without a class.
     """
     images, labels = kept.images, kept.labels
     count = plan.images * record.clients
@@ -189,6 +189,11 @@ def found_in(kept: Truth, path: Path, record: Record, plan: Plan) -> Found:
     masks = labels.long() if labels.ndim > 2 else None
     of_images = labels.argmax(1) if labels.ndim == 2 else labels
     numbers = torch.zeros(len(images), dtype=torch.long) if masks is not None else of_images.long()
+    if wrong := [label for label in numbers.tolist() if not 0 <= label < len(classes)]:
+        raise InputError(
+            f"the truth file has an image with the label {wrong[0]}, but the record has {len(classes)} classes (0 to "
+            f"{len(classes) - 1}): record with the names of all classes, or without names"
+        )
     held = LabelledImages(shown.clamp(0, 1), numbers, classes, _names(images), (None,) * len(images), masks=masks)
     return Found(held, "truth file", str(private(path.resolve().parent)))
 
