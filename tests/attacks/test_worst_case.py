@@ -86,6 +86,7 @@ def test_a_certificate_comes_before_the_density(monkeypatch):
     monkeypatch.setattr(worst_case, "_SOLVERS", (Certain(),))
     found = WorstCase(evaluations=100)(convolutional(), generator())
     assert found.certificates == ("by its zeros",) * 3
+    assert found.found_by == ("Certain()",) * 3
     assert found.guesses[0, 0, 0, -1, -1] == 1
     assert found.evaluations.tolist() == [0, 0, 0]
 
@@ -96,6 +97,7 @@ def test_a_certificate_of_a_gray_guess_certifies_no_image(monkeypatch):
     found = WorstCase(evaluations=100)(convolutional(), generator())
     assert (found.evaluations > 0).all()
     assert found.certificates == ("", "", "")
+    assert set(found.found_by) <= {"Posterior()", "iDLG()", "iDLG(), from the best guess"}
 
 
 def test_a_budget_too_small_for_searches_is_no_failure_of_the_attack():

@@ -375,6 +375,30 @@ def test_memory_lays_out_the_stacks(folder):
     assert {r.stack for r in tiny(folder).rows} == {0}
 
 
+def test_an_update_that_no_memory_holds_is_refused_before_any_attack(monkeypatch):
+    monkeypatch.setattr("medpfl.auditing.feasibility.free_memory", lambda device: 0.5)
+    steps = Plan("FedAvg", batch_size=1, local_images=4, epochs=50)
+    kept = Answers()
+    large = {"model": "MLP((512, 512))", "attacks": [kept], "memory": 1e-3}
+    with pytest.raises(
+        InputError, match=r"takes about 1\.\d GiB, more than --memory \(0\.001\) and than the 0\.5 GiB"
+    ) as told:
+        tiny(some_images(4), plan=steps, **large)
+    assert "keeps all 200 local steps, so fewer epochs or local images help" in str(told.value)
+    assert str(told.value).endswith("state --memory 2")
+    assert kept.kept == []
+    monkeypatch.setattr("medpfl.auditing.feasibility.free_memory", lambda device: 1e-6)
+    with pytest.raises(InputError, match="that are free: smaller batches or images help"):
+        tiny(some_images(4), **large)
+
+
+@pytest.mark.parametrize("free", [8.0, None])
+def test_an_update_that_takes_more_memory_than_stated_but_not_than_free_is_noted(monkeypatch, capsys, free):
+    monkeypatch.setattr("medpfl.auditing.feasibility.free_memory", lambda device: free)
+    tiny(some_images(4), memory=1e-6)
+    assert "more than --memory (1e-06): updates are attacked one by one" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_users_network_is_left_as_it_was(folder, tmp_path):
     torch.manual_seed(0)

@@ -19,6 +19,7 @@ GOOD = {
     "labels": lambda g: replace(g, labels=torch.zeros(2, 2, dtype=torch.long)),
     "candidates": lambda g: replace(g, candidates=g.guesses[:, None].repeat(1, 3, 1, 1, 1, 1)),
     "certificates": lambda g: replace(g, certificates=("9 zeros of 12; 1 by chance.", "~" * 300)),
+    "finders": lambda g: replace(g, found_by=("iDLG()", "")),
     "a list of certificates": lambda g: replace(g, certificates=["", "rank 2"]),
     "NaN, and it says so": lambda g: replace(g, guesses=g.guesses * torch.nan, ended=("nonfinite",) * 2),
 }
@@ -45,6 +46,10 @@ BAD = {
     "one candidate": (lambda g: replace(g, candidates=g.guesses), r"candidates of shape .*\(2, any, 2, 1, 16, 16\)"),
     "trace": (lambda g: replace(g, trace=g.guesses), r"trace of shape"),
     "engine": (lambda g: replace(g, engine="fast"), "engine 'fast'"),
+    "one finder": (lambda g: replace(g, found_by=("iDLG()",)), "found_by of length 1: expected 2, one text"),
+    "a finder in another alphabet": (
+        lambda g: replace(g, found_by=("", "\u0441")), r"a name in found_by for victim 1 with the character '\\u0441'"
+    ),
     "one certificate": (lambda g: replace(g, certificates=("sure",)), "certificates of length 1: expected 2, one text"),
     "certificates as a text": (lambda g: replace(g, certificates="ab"), "certificates of type str: expected a tuple"),
     "certificates of numbers": (lambda g: replace(g, certificates=("", 3)), "certificate of type int for victim 1"),

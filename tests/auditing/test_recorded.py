@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medpfl import Batch, InputError, Plan, Record, Update, Weights, audit, audit_record, prepare
+from medpfl.auditing.records.recorded import unsent
 from medpfl.auditing.records.run import RecordCase
 from medpfl.auditing.run import perform
 from medpfl.core.experiments.experiment import Experiment
@@ -338,6 +339,10 @@ def replaced(name, change):
     return lambda tensors: {**tensors, name: change(tensors[name])}
 
 
+def added(name, shape):
+    return lambda tensors: {**tensors, name: torch.zeros(shape)}
+
+
 MISFITS = [
     (without("update/0.weight"), r"0\.weight: a parameter without an update"),
     (without("parameter/0.weight"), r"0\.weight: an update without a parameter"),
@@ -345,6 +350,7 @@ MISFITS = [
     (replaced("update/0.bias", lambda t: t.long()), r"0\.bias: update torch.int64, parameter torch.float32"),
     (replaced("update/0.bias", lambda t: t / 0), r"0\.bias: update with values that are not finite"),
     (replaced("parameter/0.bias", lambda t: t * float("nan")), r"0\.bias: parameter with values that are not finite"),
+    (added("sent_buffer/9.running_mean", 4), r"9\.running_mean: a sent buffer that the model does not have"),
     (
         lambda tensors: {**tensors, "extra": torch.zeros(1)},
         "contains a tensor 'extra' that does not belong in a record",
@@ -365,6 +371,12 @@ def test_a_record_that_does_not_fit_itself(tmp_path, change, message):
         ({"version": 9}, "a record of version 9, this MedPFL reads versions 1 to 2"),
         ({"kind": "difference"}, "the update is a difference, but a FedSGD plan sends a gradient"),
         ({"num_samples": 3}, "num_samples is 3, but the plan is for 1 images"),
+        ({"clients": 3}, "num_samples is 1, but the plan is for 3 images"),
+        ({"steps": {"runs": [[1, {"images": 1, "optimizer": ""}]], "images": 2}}, "num_samples is 1, but the plan is"),
+        (
+            {"steps": {"runs": [[2, {"images": 1, "optimizer": ""}]]}},
+            "one gradient is sent, but the record states 2 steps",
+        ),
         (
             {"steps": {"runs": [[1, {"images": 1, "optimizer": "Prox"}]]}, "kind": "difference"},
             "the optimizer is Prox; local_update knows SGD",
@@ -401,6 +413,50 @@ def test_a_record_that_does_not_fit_the_model_says_what_does_not(tmp_path, chang
     record, truth = make(tmp_path, Plan())
     with pytest.raises(InputError, match=f"the record does not fit the model:\n.*{message}"):
         look(edit(record, change), truth)
+
+
+NORMAL, NORMAL_SPEC = ConvNet(4, 1, "batch"), "ConvNet(4, 1, 'batch')"
+MEAN, VARIANCE = "0.1.running_mean", "0.1.running_var"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda tensors: {**added("buffer/9.running_var", 4)(tensors), "sent_buffer/9.running_var": torch.ones(4)},
+            r"9\.running_var: in the record, not in the model",
+        ),
+        (
+            lambda tensors: {k: t for k, t in tensors.items() if not k.endswith(MEAN)},
+            rf"{MEAN}: in the model, not in the record",
+        ),
+        (both(VARIANCE, lambda t: t[:3].clone()), rf"{VARIANCE}: \(3,\) in the record, \(4,\) in the model"),
+    ],
+    ids=["foreign", "missing", "other shape"],
+)
+def test_batch_norm_statistics_that_are_not_the_model_s(tmp_path, change, message):
+    record, truth = make(tmp_path, Plan(batch_size=2), model=NORMAL)
+    with pytest.raises(InputError, match=f"the record does not fit the model:\n.*{message}"):
+        look(edit(record, change), truth, model=NORMAL_SPEC)
+
+
+@pytest.mark.parametrize(
+    ("gone", "sends", "said"),
+    [
+        ([MEAN], True, f"lacks 1 of the model's 2 batch-norm statistics, such as '{MEAN}', which its plan sends"),
+        ([MEAN, VARIANCE], True, "lacks 2 of the model's 2 batch-norm statistics"),
+        ([MEAN, VARIANCE], False, ""),
+        (["0.1.num_batches_tracked"], True, ""),
+        ([], True, ""),
+    ],
+)
+def test_statistics_that_a_plan_sends_and_a_record_lacks_are_noted(tmp_path, gone, sends, said):
+    plan = Plan(batch_size=2) if sends else Plan(batch_size=2, sends=("num_samples",))
+    path, _ = make(tmp_path, plan, model=NORMAL)
+    kept = lambda tensors: {k: t for k, t in tensors.items() if k not in [f"sent_buffer/{name}" for name in gone]}  # noqa: E731
+    note = unsent(Record.load(edit(path, kept)), plan)
+    assert said in note
+    assert bool(said) == bool(note)
 
 
 @pytest.mark.slow

@@ -82,6 +82,14 @@ def test_a_certificate_is_in_all_rows_of_its_update():
         assert [row.certificate for row in rows] == expected
 
 
+def test_the_attack_behind_a_guess_is_in_all_rows_of_its_update():
+    data = some_images(4)
+    guess = guessed(near(data.images[:, None]))
+    for names, expected in (((), [""] * 4), (("RGAP()", "iDLG()", "iDLG()", ""), ["RGAP()", "iDLG()", "iDLG()", ""])):
+        rows, _, _ = score(data, replace(guess, found_by=names), [[0], [1], [2], [3]])
+        assert [row.found_by for row in rows] == expected
+
+
 @pytest.mark.slow
 def test_success_begins_at_ssim_09():
     data = some_images(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from torch.func import functional_call
 
 import medpfl
 from medpfl import InputError
+from medpfl.auditing.records.recorded import found_in
 from medpfl.auditing.records.run import RecordCase
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
+from medpfl.core.records.truth import Truth
 from medpfl.core.verdicts import INCONCLUSIVE, RECORDED
 from medpfl.defenses import LaplaceNoise, LocalDP, PercentilePrivacy
 from medpfl.judging.summary import Context
@@ -126,6 +129,20 @@ def test_a_truth_of_another_record(tmp_path):
     _, truth = client(tmp_path / "b", IMAGES.roll(1, 0))
     with pytest.raises(InputError, match="the record is wrong, so no attack was run"):
         look(record, truth, Answers())
+
+
+@pytest.mark.parametrize(
+    ("labels", "wrong"), [([0, 7], 7), ([-1, 0], -1), ([[0.1, 0.2, 0.7], [1.0, 0.0, 0.0]], 2)], ids=str
+)
+def test_a_label_without_a_class_is_refused(labels, wrong):
+    """The record names two classes, the truth has labels of others."""
+    model = LeNet("idlg").build((1, 16, 16), 2, seed=4)
+    weights = medpfl.Weights.of(model)
+    update = medpfl.Update(weights.parameters, "gradient", {}, 2)
+    record = medpfl.Record(update, medpfl.Plan(batch_size=2), weights, (1, 16, 16), ("benign", "malignant"))
+    truth = Truth(torch.rand(2, 1, 16, 16), torch.tensor(labels))
+    with pytest.raises(InputError, match=rf"the label {wrong}, but the record has 2 classes \(0 to 1\)"):
+        found_in(truth, Path("t"), record, record.regular_plan())
 
 
 def test_steps_that_no_plan_has_are_refused_with_the_reason(tmp_path):

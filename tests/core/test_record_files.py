@@ -302,3 +302,31 @@ def test_epochs_are_found_from_the_sizes_of_batches(sizes, images, expected):
 def test_sizes_that_are_no_epochs():
     for sizes in ([2, 4], [4, 3, 4], [4, 2, 4, 4]):
         assert "are no whole epochs" in Steps(tuple(map(Step, sizes))).irregularity()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "images", "expected"),
+    [([2] * 4, 4, (2, 4, 2)), ([2] * 2, 4, (2, 4, 1)), ([3] * 2, None, (3, 3, 2))],
+)
+def test_steps_under_poisson_sampling_are_whole_epochs(sizes, images, expected):
+    plan = Steps(tuple(map(Step, sizes)), "poisson", images).regular()
+    assert (plan.batch_size, plan.images, plan.epochs, plan.steps) == (*expected, len(sizes))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "images", "message"),
+    [
+        ([2] * 3, 4, "3 steps with 2 of 4 images are no whole epochs under Poisson sampling"),
+        ([2], 4, "1 steps with 2 of 4 images are no whole epochs"),
+        ([2] * 5, 5, "5 steps with 2 of 5 images are no whole epochs"),
+        ([1, 3], 4, r"take \[1, 3\] images: state the same expected number for each"),
+    ],
+)
+def test_steps_under_poisson_sampling_that_no_plan_has(sizes, images, message):
+    with pytest.raises(InputError, match=message):
+        Steps(tuple(map(Step, sizes)), "poisson", images).regular()
+
+
+def test_one_gradient_under_poisson_sampling_is_a_part_of_the_images():
+    plan = Steps((Step(2, optimizer=""),), "poisson", 8).regular()
+    assert (plan.algorithm, plan.batch_size, plan.images) == ("FedSGD", 2, 8)

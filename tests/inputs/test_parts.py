@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from medpfl import InputError, Reading
+from medpfl import InputError, Plan, Reading
 from medpfl.attacks import DLG, iDLG
 from medpfl.auditing.defense_parts import at_client, server_only, server_side
 from medpfl.core.roles import Defense
@@ -14,9 +14,18 @@ from medpfl.data.partition import IID, Dirichlet
 from medpfl.defenses import GaussianNoise, LaplaceNoise, NoDefense
 from medpfl.inputs.network import check_network
 from medpfl.inputs.parts import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
-from medpfl.models import LeNet
+from medpfl.models import MLP, ConvNet, LeNet
 from medpfl.models.user import UserModel
-from medpfl.runs.environment import device_of, explained, generator_of, seed_of, stack_size, versions
+from medpfl.runs.environment import (
+    device_of,
+    explained,
+    free_memory,
+    generator_of,
+    seed_of,
+    stack_size,
+    versions,
+    victim_size,
+)
 from medpfl.runs.progress_bar import name_skipped
 from tests.auditing.audit_cases import Answers, some_images
 
@@ -72,16 +81,37 @@ def test_seeds_are_named_and_far_apart():
 
 def test_stacks_are_fixed_by_memory_and_never_empty():
     network, images = LeNet("idlg").build((1, 16, 16), 2, 0), torch.rand(1, 1, 16, 16)
-    sizes = [stack_size(network, images, memory) for memory in (1e-9, 1e-3, 5e-3, 1e9, float("inf"))]
+    sizes = [stack_size(network, images, Plan(), memory) for memory in (1e-9, 1e-3, 5e-3, 1e9, float("inf"))]
     assert sizes == sorted(sizes)
     assert sizes[0] == 1
     assert 1 < sizes[2] < 64
     assert sizes[-2:] == [64, 64]
-    assert stack_size(network, images.repeat(8, 1, 1, 1), 5e-3) < sizes[2]
+    assert stack_size(network, images, Plan(batch_size=8), 5e-3) < sizes[2]
     assert not network._forward_hooks
     for wrong in (0, -1, float("nan")):
         with pytest.raises(InputError, match="it must be above 0"):
-            stack_size(network, images, wrong)
+            stack_size(network, images, Plan(), wrong)
+
+
+def test_a_victim_takes_memory_for_each_of_its_steps():
+    images = torch.rand(2, 1, 16, 16)
+    wide, convolutional = MLP((512,)).build((1, 16, 16), 2, 0), ConvNet(8, 2).build((1, 16, 16), 2, 0)
+
+    def size(network, steps, clients=1):
+        return victim_size(network, images, Plan("FedAvg", 2, 2, steps), clients)
+
+    assert size(wide, 1) == victim_size(wide, images, Plan(batch_size=2))
+    parameters = 4 * sum(p.numel() for p in wide.parameters()) / 2**30
+    assert size(wide, 9) - size(wide, 1) == pytest.approx(8 * 6 * parameters, rel=0.05)
+    assert size(convolutional, 9) > 4 * size(convolutional, 1), "activations are kept too"
+    assert size(wide, 3, clients=4) == pytest.approx(4 * size(wide, 3))
+    poisson = Plan("FedAvg", 2, 8, sampling="poisson")
+    assert victim_size(convolutional, images, poisson) > 2 * victim_size(convolutional, images, Plan("FedAvg", 2, 8))
+
+
+def test_free_memory_is_told_in_gib():
+    free = free_memory(torch.device("cpu"))
+    assert free is None or 0.01 < free < 1e6
 
 
 def test_devices():
@@ -97,7 +127,6 @@ def test_versions_are_those_installed():
 
 
 def test_a_network_of_one_class_of_data():
-    from medpfl import Plan
 
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     assert check_network(network, torch.rand(3, 1, 2, 2), 1, Plan()) == 2

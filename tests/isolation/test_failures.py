@@ -51,6 +51,7 @@ class Bad(Attack):
             "few texts": lambda: answer(seen, certificates=("sure",)),
             "many texts": lambda: answer(seen, certificates=("sure",) * 1000),
             "a long text": lambda: answer(seen, certificates=("x" * 100000,) * len(seen)),
+            "few names": lambda: answer(seen, found_by=("iDLG()",)),
             "a text of signs": lambda: answer(seen, certificates=("", "\\x1b[2J\\ud800")),
             "not a number": lambda: answer(
                 seen, torch.full_like(gray(seen), torch.nan), ended=("nonfinite",) * len(seen)
@@ -80,6 +81,7 @@ SAID = {
     "few texts": r"Bad\(what='few texts'\): the reconstruction has certificates of length 1: expected 2",
     "many texts": "the reconstruction has certificates of length 1000: expected 2",
     "a long text": "the reconstruction has a certificate of 100,000 characters for victim 0: at most 300 are allowed",
+    "few names": r"Bad\(what='few names'\): the reconstruction has found_by of length 1: expected 2",
     "a text of signs": r"a certificate for victim 1 with the character '\\x1b': only printable ASCII is allowed",
 }
 

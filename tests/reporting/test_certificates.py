@@ -1,4 +1,4 @@
-"""The lines of certificates under a cell's numbers."""
+"""The lines of certificates, and of an ensemble's attacks, under a cell's numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from medpfl.core.experiments.limits import CERTIFICATE
 from medpfl.judging.types import Cell
-from medpfl.reporting.figures.selection import Certified, certified
+from medpfl.reporting.figures.selection import Certified, certified, finders
 from tests.reporting.made_up import LAPLACE, UNDEFENDED, cell, row
 from tests.reporting.test_pages import Page, assert_only_its_own_script, pages
 
@@ -106,3 +106,17 @@ def test_a_certificate_from_another_party_s_file_is_escaped_and_cut(tmp_path, te
     for html in pages(tmp_path, [cell()], rows=updates(text)):
         assert_only_its_own_script(html)
         assert f"Certificate: {shown}The attack gave" in Page(html).words
+
+
+def test_an_ensemble_s_attacks_are_counted_the_commonest_first():
+    rows = [*updates("", found_by="iDLG()"), *updates("", images=3, found_by="RGAP()")]
+    other = updates("", found_by="DLG()", defense=LAPLACE)
+    assert finders(CELL, [*rows, *other]) == "RGAP (3 images); iDLG (2 images)"
+    assert finders(CELL, updates("", images=1, found_by="iDLG()")) == "iDLG (1 image)"
+    assert finders(CELL, updates("sure")) == ""
+
+
+def test_a_page_shows_an_ensemble_s_attacks_and_only_an_ensemble_s(tmp_path):
+    shown = pages(tmp_path, [cell()], rows=updates("", found_by="<b>Own()</b>"))
+    assert all("Found by: <b>Own</b> (2 images)" in Page(html).words for html in shown)
+    assert all("Found by" not in html for html in pages(tmp_path, [cell()], rows=updates("")))

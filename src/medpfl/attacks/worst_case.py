@@ -96,7 +96,8 @@ class WorstCase(Attack):
 
         def add(k: int, attack: Attack | Search, victims: Tensor) -> None:
             with progress.part(k / members, (k + 1) / members):
-                found.add(k, victims, attack(seen.of(victims), torch.Generator().manual_seed(seeds[k])))
+                made = attack(seen.of(victims), torch.Generator().manual_seed(seeds[k]))
+            found.add(k, victims, made, attack.name if isinstance(attack, Search) else repr(attack))
 
         for k, solver in enumerate(solvers):
             add(k, solver, torch.arange(len(seen)))
@@ -163,6 +164,11 @@ class Search:
     most: int
     start: Solved | None = None
 
+    @property
+    def name(self) -> str:
+        """The attack's spec, without the limit, and where it begins."""
+        return repr(self.attack) + ("" if self.start is None else ", from the best guess")
+
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the images of each victim."""
         most = int(self.most / _RACE) if unknown_order(seen) else self.most
@@ -198,14 +204,16 @@ class _Guesses:
         self.steps, self.evaluations = torch.zeros(2, *shape, dtype=torch.long)
         self.ended: list[list[Ended]] = [["nonfinite"] * members for _ in range(len(seen))]
         self.certificates = [[""] * members for _ in range(len(seen))]
+        self.names = [""] * members
 
     @property
     def unexplained(self) -> Tensor:
         """The victims (A,) whose update is not explained by any guess."""
         return (~self.explains.any(1)).nonzero()[:, 0]
 
-    def add(self, member: int, victims: Tensor, made: Reconstruction) -> None:
-        """Add a member's guesses for some victims (A,)."""
+    def add(self, member: int, victims: Tensor, made: Reconstruction, name: str) -> None:
+        """Add the guesses of a member with this name for some victims (A,)."""
+        self.names[member] = name
         finite = made.guesses.flatten(1).isfinite().all(1)
         images = torch.where(finite.view(-1, *[1] * (made.guesses.ndim - 1)), made.guesses, _GRAY)
         shown = images.flatten(1).amin(1) < images.flatten(1).amax(1)  # a gray guess was not read
@@ -251,4 +259,5 @@ class _Guesses:
             ended=tuple(ended),
             candidates=self.images[rows[:, None], order],
             certificates=tuple(self.certificates[v][m] for v, m in enumerate(best.tolist())),
+            found_by=tuple(self.names[m] for m in best.tolist()),
         )

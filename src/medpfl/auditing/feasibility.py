@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
+from math import ceil
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.jobs import knowledge_of
 from medpfl.auditing.scenario import Scenario
 from medpfl.core.errors import InputError
+from medpfl.core.messages import say
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Defense
 from medpfl.core.spec import registry
@@ -23,7 +25,7 @@ from medpfl.inputs.parts import GivenModel
 from medpfl.inspection.derivatives import check_derivatives
 from medpfl.inspection.stability import growth_of_changes
 from medpfl.metrics.pixel import ssim
-from medpfl.runs.environment import explained, generator_of, naming
+from medpfl.runs.environment import explained, free_memory, generator_of, naming
 
 __all__ = ["Feasibility"]
 
@@ -52,6 +54,7 @@ class Feasibility:
                 self._check_defense(defense)
         ssim(scenario.probe, scenario.probe)  # refuses images that are too small for it
         _ = scenario.outputs, self.wrong_layer, *map(scenario.stack, scenario.defenses)  # all run the network
+        self._check_memory()
         if scenario.plan.loss == "dice" and not scenario.label_shape:
             raise InputError("loss dice needs masks, but this model predicts one class per image: use cross_entropy")
         self._check_attacks(scenario.attacks)
@@ -71,6 +74,25 @@ class Feasibility:
         if aggregates(defense):
             check_sum(defense, self.scenario.clients, self.scenario.plan)
         knowledge_of(defense, self.scenario.threat)
+
+    def _check_memory(self) -> None:
+        """Raise `InputError` if an attack on a single update needs more memory than stated and than there is free."""
+        scenario = self.scenario
+        stated, needed = scenario.run.memory, max(map(scenario.victim_gib, scenario.defenses))
+        if needed <= stated:
+            return
+        free, steps = free_memory(scenario.device), scenario.plan.steps
+        size = f"an attack on one update takes about {needed:,.1f} GiB, more than --memory ({stated:g})"
+        if free is None or needed <= free:
+            say(f"note: {size}: updates are attacked one by one")
+            return
+        remedy = "smaller batches or images help"
+        if steps > 1:
+            remedy = f"it keeps all {steps} local steps, so fewer epochs or local images help"
+        raise InputError(
+            f"{size} and than the {free:,.1f} GiB that are free: {remedy}; to run it all the same, state --memory "
+            f"{ceil(needed)}"
+        )
 
     def refusal(self, attack: Attack) -> str:
         """Return why an attack does not take the model, as each defense changes it, or the plan; ``""`` if it does."""

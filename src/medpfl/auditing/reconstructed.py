@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.limits import certificates_problem
+from medpfl.core.experiments.limits import TEXTS, texts_problem
 from medpfl.core.types import Ended, Observation, Reconstruction
 from medpfl.core.user_code.strangers import explained
 
@@ -59,7 +59,8 @@ def _problem(guess: Reconstruction, seen: Observation) -> str:
         if problem := _unlike(value, shape, kind):
             said = str(tuple("any" if side is None else side for side in shape)).replace("'any'", "any")
             return f"{name} {problem}: expected a tensor of {kind} numbers of shape {said}, which is {words}"
-    return _ended(guess, victims) or certificates_problem(guess.certificates, victims) or _nonfinite(guess)
+    told = next(filter(None, (texts_problem(name, getattr(guess, name), victims) for name in TEXTS)), "")
+    return _ended(guess, victims) or told or _nonfinite(guess)
 
 
 def _unlike(value: Any, shape: tuple[int | None, ...], kind: str) -> str:

@@ -166,10 +166,12 @@ class Scenario:
 
     def gib(self, defense: Defense) -> float:
         """Return the GiB that a stack takes beyond its first victim, by a fixed estimate."""
-        together = self.together(defense)
-        images = self.data.images[torch.cat(self.victims[:together])].to(self.device)
+        return self.victim_gib(defense) * (self.stack(defense) - 1)
+
+    def victim_gib(self, defense: Defense) -> float:
+        """Return the GiB that the attack on one update takes, by a fixed estimate."""
         network = self.network(0).train(self.plan.mode == "train")
-        return victim_size(network, images) * (self.stack(defense) - 1)
+        return victim_size(network, self.probe, self.plan, self.together(defense))
 
     @cached_property
     def _stack(self) -> Callable[[int], int]:
@@ -177,8 +179,8 @@ class Scenario:
 
     def _stack_of(self, together: int) -> int:
         network = self.network(0).train(self.plan.mode == "train")
-        images = self.data.images[torch.cat(self.victims[:together])].to(self.device)
-        return min(stack_size(network, images, self.run.memory), len(self.victims) // together)
+        size = stack_size(network, self.probe, self.plan, self.run.memory, together)
+        return min(size, len(self.victims) // together)
 
     @cached_property
     def code(self) -> Code:

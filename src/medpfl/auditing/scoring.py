@@ -92,6 +92,7 @@ class Scorer:
                 "evaluations": int(guess.evaluations[v]),
                 "ended": guess.ended[v],
                 "certificate": guess.certificates[v] if guess.certificates else "",
+                "found_by": guess.found_by[v] if guess.found_by else "",
                 "flags": flags,
                 "seconds": each,
             }

@@ -217,6 +217,8 @@ class Reconstruction:
         certificates: V sentences on why the attacker can be sure of its reading, found without the target images, such
             as zeros beyond chance, a rank, or an error bound. Each is printable ASCII, has at most 300 characters, and
             may be empty. ``()``: the attack gives none.
+        found_by: V names of the attacks behind the guesses, for an attack that chooses among those of several. Each
+            obeys the rules of a certificate. ``()``: the attack runs no other.
     """
 
     guesses: Tensor
@@ -229,6 +231,7 @@ class Reconstruction:
     engine: str = "loop"
     trace: Tensor | None = None
     certificates: tuple[str, ...] = ()
+    found_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,8 @@ class Finding:
         seconds, date: duration of the attack per image, and its date.
         certificate: the attack's reason to be sure of its reading, the same for all images in the update; ``""`` if it
             gives none. Rows of older versions lack it.
+        found_by: the attack behind the guess, if the row's attack chose among several; otherwise ``""``, as in rows of
+            older versions.
     """
 
     __pydantic_config__: ClassVar[Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
@@ -290,6 +295,7 @@ class Finding:
     seconds: float
     date: str
     certificate: str = ""
+    found_by: str = ""
 
     @property
     def knows_defense(self) -> bool:

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.limits import certificates_problem
+from medpfl.core.experiments.limits import TEXTS, texts_problem
 from medpfl.core.plan import Plan
 from medpfl.core.types import Ended, Reconstruction, Tensors, Update, Weights
 from medpfl.federated.server import Received
@@ -146,7 +146,7 @@ def told_reconstruction(made: Any) -> Message:
     """Return a reconstruction as a message.
 
     Raises:
-        TypeError: the attack returned no `Reconstruction`, a field is not a tensor, or the certificates are no texts.
+        TypeError: the attack returned no `Reconstruction`, a field is not a tensor, or texts are none.
     """
     if not isinstance(made, Reconstruction):
         raise TypeError(f"it returned a {type(made).__name__}, not a medpfl.Reconstruction")
@@ -154,11 +154,12 @@ def told_reconstruction(made: Any) -> Message:
     for name, value in fields.items():
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"the reconstruction's {name} must be a tensor, not a {type(value).__name__}")
-    told = made.certificates
-    if not isinstance(told, tuple | list) or not all(isinstance(text, str) for text in told):
-        raise TypeError("the reconstruction's certificates must be a tuple of texts")
+    told = {name: getattr(made, name) for name in TEXTS}
+    for name, texts in told.items():
+        if not isinstance(texts, tuple | list) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"the reconstruction's {name} must be a tuple of texts")
     return Message(
-        {"ended": list(made.ended), "engine": made.engine, "certificates": list(told)},
+        {"ended": list(made.ended), "engine": made.engine, **{name: list(texts) for name, texts in told.items()}},
         {name: value for name, value in fields.items() if value is not None},
     )
 
@@ -170,7 +171,7 @@ def reconstruction_from(message: Message, received: Received) -> Reconstruction:
 
     Raises:
         InputError: a field is missing or unknown, has the wrong shape or type, or is a negative number of steps or
-            evaluations; or a certificate breaks the rule of `certificates_problem`.
+            evaluations; or a text breaks the rule of `texts_problem`.
     """
     victims, images, shape = len(received), received.num_images, tuple(received.image_shape)
     each, tensors = (victims, images, *shape), message.tensors
@@ -196,7 +197,8 @@ def reconstruction_from(message: Message, received: Received) -> Reconstruction:
     return Reconstruction(
         ended=_ended(message.head.get("ended"), victims),
         engine=_engine(message.head.get("engine")),
-        certificates=_certificates(message.head.get("certificates", []), victims),
+        certificates=_texts("certificates", message.head.get("certificates", []), victims),
+        found_by=_texts("found_by", message.head.get("found_by", []), victims),
         **{name: tensors.get(name) for name in _FIELDS},  # type: ignore[arg-type]  (required ones were checked)
     )
 
@@ -225,8 +227,8 @@ def _engine(found: Any) -> str:
     return found
 
 
-def _certificates(found: Any, victims: int) -> tuple[str, ...]:
-    if problem := certificates_problem(found, victims):
+def _texts(name: str, found: Any, victims: int) -> tuple[str, ...]:
+    if problem := texts_problem(name, found, victims):
         raise InputError(f"the reconstruction has {problem}")
     return tuple(found)
 

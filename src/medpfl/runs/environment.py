@@ -8,18 +8,21 @@ import json
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medpfl.core.errors import InputError
+from medpfl.core.plan import Plan
 from medpfl.core.user_code.strangers import explained
 
 __all__ = [
     "checked_module",
     "device_of",
     "explained",
+    "free_memory",
     "generator_of",
     "naming",
     "seed_of",
@@ -83,23 +86,35 @@ def checked_module(network: Any) -> nn.Module:
     return network
 
 
-def stack_size(network: nn.Module, images: Tensor, memory: float) -> int:
+def stack_size(network: nn.Module, images: Tensor, plan: Plan, memory: float, clients: int = 1) -> int:
     """Return how many victims to attack together: as many as fit into `memory` GiB by a fixed estimate, at most 64.
 
-    For each victim, the estimate counts its update three times, the activations of its images ten times (forward,
-    backward and their derivatives), and the optimizer's history of the images. It depends on the experiment alone,
-    never on free memory.
+    The estimate depends on the experiment alone, never on free memory.
+
+    Args:
+        network, images, plan, clients: as in `victim_size`.
+        memory: GiB.
 
     Raises:
         InputError: if `memory` is not above 0, or the model cannot be run.
     """
     if not memory > 0:
         raise InputError(f"memory is {memory}: it must be above 0 (GiB)")
-    return max(1, int(min(_LARGEST_STACK, memory / victim_size(network, images))))
+    return max(1, int(min(_LARGEST_STACK, memory / victim_size(network, images, plan, clients))))
 
 
-def victim_size(network: nn.Module, images: Tensor) -> float:
-    """Return the GiB that one victim with these images takes in a stack, by the estimate of `stack_size`.
+def victim_size(network: nn.Module, images: Tensor, plan: Plan, clients: int = 1) -> float:
+    """Return the GiB that one victim takes in a stack, by a fixed estimate.
+
+    It counts the parameters three times, and six times for each further local step, for every client, because an attack
+    differentiates through all steps; the activations of all images ten times in each epoch (forward, backward and their
+    derivatives); and the optimizer's history of the images.
+
+    Args:
+        network: the model, in the client's mode.
+        images: one batch of images (n, C, H, W).
+        plan: the client's plan.
+        clients: number of clients whose updates are summed into one.
 
     Raises:
         InputError: if the model cannot be run.
@@ -118,5 +133,21 @@ def victim_size(network: nn.Module, images: Tensor) -> float:
     finally:
         for handle in handles:
             handle.remove()
-    history = 2 * 100 * images.numel()
-    return 4 * (3 * parameters + 10 * activations + history) / 2**30
+    held, passes = plan.images * clients, plan.steps if plan.sampling == "poisson" else plan.epochs
+    states = clients * (3 + 6 * (plan.steps - 1))
+    history = 2 * 100 * held * images[0].numel()
+    return 4 * (states * parameters + 10 * activations * held * passes / len(images) + history) / 2**30
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Return the GiB that a device has free; ``None`` if the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**30
+    try:
+        known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(known["MemAvailable"].split()[0]) / 2**20
+    except (OSError, KeyError, ValueError):  # not on Linux
+        return None
+    with contextlib.suppress(OSError, ValueError):  # "max" where a container has no limit
+        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**30)
+    return free

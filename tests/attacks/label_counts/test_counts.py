@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from medpfl.attacks.label_counts.clients import Head, made_up
-from medpfl.attacks.label_counts.evidence import Gradient, best_counts, counts_of, rounded
+from medpfl.attacks.label_counts.evidence import Gradient, best_counts, classes_of, counts_of, rounded
 from medpfl.attacks.label_counts.phantoms import phantoms
 from medpfl.attacks.matching.labels import LastLayer
+from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.models import ConvNet, LeNet
 from tests.attacks.scenes import scene, smooth
@@ -166,3 +167,24 @@ def test_phantoms_of_a_family_are_alike():
     made = phantoms((1, 16, 16), 12, 6, torch.Generator().manual_seed(0)).flatten(2)
     within = made.var(1).mean()
     assert within < 0.8 * made.flatten(0, 1).var(0).mean()
+
+
+def test_counts_become_labels_in_order():
+    assert classes_of(torch.tensor([2, 0, 1]), 3, 3).tolist() == [0, 0, 2]
+    assert classes_of(torch.tensor([0.0, 3.0]), 3, 2).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([1.0, 2.0], r"label counts of shape \(2,\): give one for each of the 3 classes"),
+        ([[1.0, 1.0, 1.0]], r"of shape \(1, 3\)"),
+        ([4.0, -1.0, 0.0], "the label count of class 1 is -1: give a whole number from 0 on"),
+        ([1.5, 1.5, 0.0], "class 0 is 1.5"),
+        ([0.0, 3.0, float("nan")], "class 2 is nan"),
+        ([1.0, 1.0, 0.0], "the label counts sum to 2, but the update holds 3 images"),
+    ],
+)
+def test_counts_that_cannot_be_those_of_a_batch(counts, message):
+    with pytest.raises(InputError, match=message):
+        classes_of(torch.tensor(counts), 3, 3)

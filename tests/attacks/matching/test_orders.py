@@ -160,6 +160,28 @@ def test_guesses_of_a_problem_are_what_separate_problems_would_be():
             torch.testing.assert_close(slopes[i], slope[0], rtol=1e-3, atol=1e-6)
 
 
+def test_fewer_guesses_are_evaluated_together_where_steps_hold_many_weights(monkeypatch):
+    observation, whole, sizes = alone(seen(), 0), problem_module.Matching._stack, []
+
+    def counted(self, z, *known):
+        sizes.append(len(z))
+        return whole(self, z, *known)
+
+    def largest():
+        sizes.clear()
+        found = GradientMatching(steps=8)(observation, generator())
+        return max(sizes), found.guesses
+
+    monkeypatch.setattr(problem_module.Matching, "_stack", counted)
+    together, guesses = largest()
+    assert together > 1
+    weights = sum(t.numel() for t in observation.views[0].weights.parameters.values())
+    monkeypatch.setattr(problem_module, "_WEIGHTS", 3 * weights)  # of one guess: three steps
+    one, same = largest()
+    assert one == 1
+    torch.testing.assert_close(guesses, same, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("starts", range(1, 10))
 def test_a_growing_race_leaves_one_and_each_round_costs_the_same(starts):
     race, loss, left = Race(starts, 3, growing=True), torch.arange(starts).float(), []

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from medpfl.attacks.label_counts.clients import Clients, contrasts
+from medpfl.core.errors import InputError
 
-__all__ = ["Gradient", "best_counts", "counts_of", "rounded"]
+__all__ = ["Gradient", "best_counts", "classes_of", "counts_of", "rounded"]
 
 _CLASS_SHIFT = 0.3
 """Variance of a class's mean input, relative to the variance within a family."""
@@ -113,6 +114,30 @@ def rounded(counts: Tensor, total: int) -> Tensor:
     missing = total - int(whole.sum())
     whole[(counts - whole).argsort(descending=True, stable=True)[:missing]] += 1
     return whole
+
+
+def classes_of(counts: Tensor, images: int, classes: int) -> Tensor:
+    """Return the labels (N,), ascending, of a batch with known or inferred counts (K,).
+
+    Args:
+        counts: number of images in each class.
+        images: number N of images in the batch.
+        classes: number K of classes.
+
+    Raises:
+        InputError: there are not K counts, one is negative or no whole number, or their sum is not N.
+    """
+    if counts.shape != (classes,):
+        raise InputError(f"label counts of shape {tuple(counts.shape)}: give one for each of the {classes} classes")
+    wrong = (counts < 0) | (counts != counts.floor())  # NaN is no whole number either
+    if wrong.any():
+        place = int(wrong.nonzero()[0])
+        raise InputError(f"the label count of class {place} is {float(counts[place]):g}: give a whole number from 0 on")
+    if int(counts.sum()) != images:
+        raise InputError(
+            f"the label counts sum to {int(counts.sum())}, but the update holds {images} images: make them sum to that"
+        )
+    return torch.arange(classes).repeat_interleave(counts.long().cpu())
 
 
 def _by_ratio(clients: Clients, gradient: Gradient) -> Tensor:

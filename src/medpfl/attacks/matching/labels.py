@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from medpfl.attacks.label_counts.clients import Head, made_up
-from medpfl.attacks.label_counts.evidence import Gradient, best_counts, counts_of
+from medpfl.attacks.label_counts.evidence import Gradient, best_counts, classes_of, counts_of
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.spec import Part
@@ -81,7 +81,8 @@ class LastLayer(Labels):
         rows = _row_gradient(seen, dummy)
         if seen.num_images == 1:
             return self._of_one(seen, rows)
-        return torch.stack([_classes(c) for c in _counts(seen, rows, dummy)]).to(rows.device)
+        known = (classes_of(c, seen.num_images, seen.num_classes) for c in _counts(seen, rows, dummy))
+        return torch.stack(list(known)).to(rows.device)
 
     def _of_one(self, seen: Observation, rows: Tensor) -> Tensor:
         """Return one image's class each (V, 1), from an estimate (V, K) of the bias gradient.
@@ -114,11 +115,6 @@ def _counts(seen: Observation, rows: Tensor, dummy: Tensor) -> Iterator[Tensor]:
         else:
             chances = _mean_probability(seen, dummy)
             yield counts_of(chances.double().cpu(), row.double().cpu(), seen.num_images, smoothing)
-
-
-def _classes(counts: Tensor) -> Tensor:
-    """Return the classes (N,), ascending, of a batch with these counts (K,)."""
-    return torch.arange(len(counts)).repeat_interleave(counts.long())
 
 
 def _is_linear(seen: Observation, weight: str) -> bool:

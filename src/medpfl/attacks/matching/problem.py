@@ -33,9 +33,9 @@ LABEL_UNIT = 0.01
 STACKED_PARAMETERS = 2_000_000
 """Largest number of parameters for which victims are evaluated together on a CPU. Larger models gain nothing by it."""
 
-_TOGETHER = 2**18
-"""Largest number of elements of images, times epochs, in the guesses for one victim that are evaluated together. They
-need memory beside that of the victims of a stack, about 1 GiB for a wide network."""
+_TOGETHER, _WEIGHTS = 2**18, 2**25
+"""Largest numbers of elements of images, times epochs, and of parameters, times steps, in the guesses for one victim
+that are evaluated together. They need memory beside that of the victims of a stack, about 1 GiB for a wide network."""
 
 
 class Matching(Problem):
@@ -241,8 +241,11 @@ class Matching(Problem):
         """Largest number of rows that are evaluated together: the victims, or some guesses for one of them."""
         if self.guess is None:
             return len(self.seen)
-        pixels = self.pixels * max(plan.epochs for view in self.seen.views for plan in view.plans)
-        return max(len(self.seen), min(self.guesses["labels"].shape[1], _TOGETHER // pixels))
+        plans = [plan for view in self.seen.views for plan in view.plans]
+        pixels = self.pixels * max(plan.epochs for plan in plans)
+        weights = sum(t.numel() for t in self.seen.views[0].weights.parameters.values())
+        weights *= max(plan.steps for plan in plans)
+        return max(len(self.seen), min(self.guesses["labels"].shape[1], _TOGETHER // pixels, _WEIGHTS // weights))
 
     def _known(self, places: Tensor) -> tuple[Any, Any]:
         known, axis = self._known_to_all(self.victims[places])

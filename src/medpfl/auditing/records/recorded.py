@@ -38,6 +38,7 @@ __all__ = [
     "read",
     "relabel",
     "told_of",
+    "unsent",
 ]
 
 _OUTSIDE = 1e-3
@@ -128,6 +129,18 @@ def named_as(record: Record, network: nn.Module, plan: Plan) -> Record:
     return replace(named, update=replace(named.update, num_samples=images))
 
 
+def unsent(record: Record, plan: Plan) -> str:
+    """Return a note on the batch-norm statistics that a plan sends, but a record lacks; ``""`` if it lacks none."""
+    own = [name for name in record.weights.buffers if name.endswith(("running_mean", "running_var"))]
+    missing = [name for name in own if name not in (record.update.buffers or {})]
+    if not missing or "buffers" not in plan.sends:
+        return ""
+    return (
+        f"the record lacks {len(missing)} of the model's {len(own)} batch-norm statistics, such as '{missing[0]}', "
+        "which its plan sends: attacks do without them"
+    )
+
+
 def relabel(truth: LabelledImages, record: Record, plan: Plan) -> LabelledImages:
     """Renumber the target images' labels and masks to match the record's class order, by class name.
 
@@ -159,7 +172,7 @@ def found_in(kept: Truth, path: Path, record: Record, plan: Plan) -> Found:
     """Return a truth file's images in [0, 1], one for each of the plan's images, client after client.
 
     Raises:
-        InputError: the images do not fit the record: their number, or pixels out of the range that the record states.
+        InputError: they do not fit the record: pixels out of the range that it states, or a label without a class.
     """
     images, labels = kept.images, kept.labels
     count = plan.images * record.clients
@@ -176,6 +189,11 @@ def found_in(kept: Truth, path: Path, record: Record, plan: Plan) -> Found:
     masks = labels.long() if labels.ndim > 2 else None
     of_images = labels.argmax(1) if labels.ndim == 2 else labels
     numbers = torch.zeros(len(images), dtype=torch.long) if masks is not None else of_images.long()
+    if wrong := [label for label in numbers.tolist() if not 0 <= label < len(classes)]:
+        raise InputError(
+            f"the truth file has an image with the label {wrong[0]}, but the record has {len(classes)} classes (0 to "
+            f"{len(classes) - 1}): record with the names of all classes, or without names"
+        )
     held = LabelledImages(shown.clamp(0, 1), numbers, classes, _names(images), (None,) * len(images), masks=masks)
     return Found(held, "truth file", str(private(path.resolve().parent)))
 

@@ -25,6 +25,7 @@ from medpfl.auditing.records.recorded import (
     read,
     relabel,
     told_of,
+    unsent,
 )
 from medpfl.auditing.report import Report
 from medpfl.auditing.scenario import Scenario
@@ -157,6 +158,8 @@ class RecordCase(RecordOptions, _Pair):
             images = relabel(found.images, held, plan)
             network = network_of(recipe, images.shape, len(images.classes), seed_of(self.run.seed, "weights", 0))
             named = named_as(held, network, plan)
+            if note := unsent(named, plan):
+                say(f"note: {note}")
             scenario = Scenario(
                 model=entering,
                 weights=named.weights,

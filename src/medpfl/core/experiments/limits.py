@@ -34,10 +34,10 @@ __all__ = [
     "SPEC",
     "STEPS",
     "SWEEP",
+    "TEXTS",
     "THREADS",
     "WORKERS",
     "YAML_NODES",
-    "certificates_problem",
     "check_classes",
     "check_image_shape",
     "check_numbers",
@@ -45,6 +45,7 @@ __all__ = [
     "check_whole",
     "plain_ascii",
     "shortened",
+    "texts_problem",
 ]
 
 IMAGES = 1_000_000
@@ -85,7 +86,9 @@ NAME = 1000
 SPEC = 4000
 """Characters in a spec, or in another text that names something."""
 CERTIFICATE = 300
-"""Characters in a certificate, an attack's own reason to be sure of its reading."""
+"""Characters in a certificate, an attack's own reason to be sure of its reading, and in the name of an attack."""
+TEXTS = {"certificates": "certificate", "found_by": "name in found_by"}
+"""Fields of a reconstruction that hold a text for each victim, and what one of them is called."""
 NESTING = 32
 """Nesting depth of brackets in a spec, and of levels in a YAML or JSON file."""
 SWEEP = 1000
@@ -183,32 +186,34 @@ def shortened(value: Any, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def certificates_problem(found: Any, victims: int) -> str:
-    """Return the first problem with an attack's certificates; ``""`` if there is none.
+def texts_problem(field: str, found: Any, victims: int) -> str:
+    """Return the first problem with an attack's texts, one for each victim; ``""`` if there is none.
 
     The texts reach the page that may be shared, so they must be short and contain printable ASCII only. The problem
     quotes at most one character of them.
 
     Args:
-        found: the certificates, from any source: a tuple or list of one text per victim, or an empty one.
+        field: one of `TEXTS`, the field of the reconstruction that holds them.
+        found: the texts, from any source: a tuple or list of one text per victim, or an empty one.
         victims: number of victims.
 
-    >>> certificates_problem((), 2), certificates_problem(("rank 3 of 3", ""), 2)
+    >>> texts_problem("certificates", (), 2), texts_problem("certificates", ("rank 3 of 3", ""), 2)
     ('', '')
-    >>> print(certificates_problem(("tr\\u00e8s bien",), 1))
+    >>> print(texts_problem("certificates", ("tr\\u00e8s bien",), 1))
     a certificate for victim 0 with the character '\\xe8': only printable ASCII is allowed
     """
     if not isinstance(found, tuple | list):
-        return f"certificates of type {type(found).__name__}: expected a tuple of texts, one for each victim"
+        return f"{field} of type {type(found).__name__}: expected a tuple of texts, one for each victim"
     if len(found) not in (0, victims):
-        return f"certificates of length {len(found)}: expected {victims}, one text for each victim, or none at all"
+        return f"{field} of length {len(found)}: expected {victims}, one text for each victim, or none at all"
+    one = TEXTS[field]
     for victim, text in enumerate(found):
         if not isinstance(text, str):
-            return f"a certificate of type {type(text).__name__} for victim {victim}: expected a text"
+            return f"a {one} of type {type(text).__name__} for victim {victim}: expected a text"
         if len(text) > CERTIFICATE:
-            return f"a certificate of {len(text):,} characters for victim {victim}: at most {CERTIFICATE} are allowed"
+            return f"a {one} of {len(text):,} characters for victim {victim}: at most {CERTIFICATE} are allowed"
         if odd := next((letter for letter in text if not _plain(letter)), ""):
-            return f"a certificate for victim {victim} with the character {odd!a}: only printable ASCII is allowed"
+            return f"a {one} for victim {victim} with the character {odd!a}: only printable ASCII is allowed"
     return ""
 
 

@@ -206,9 +206,6 @@ class Steps:
         common |= {_OF_PLAN[name]: value for name, value in first.settings.items() if name in _OF_PLAN}
         if not common.get("momentum"):
             common.pop("dampening", None)  # torch dampens momentum only
-        if self.sampling == "poisson":
-            held = self.images or first.images
-            return Plan("FedAvg", first.images, held, len(self.steps) * first.images // held, **common)
         batch, local, epochs = self._epochs(self.images or images)
         return Plan("FedAvg", batch, local, epochs, **common)
 
@@ -223,11 +220,10 @@ class Steps:
                     return f"{word} changes between steps"
         if not first.optimizer and len(self.steps) > 1:
             return f"one gradient is sent, but the record states {len(self.steps)} steps"
-        if self.sampling == "shuffle":
-            try:
-                self._epochs(self.images)
-            except InputError as error:
-                return str(error)
+        try:
+            self._epochs(self.images)
+        except InputError as error:
+            return str(error)
         return ""
 
     def _mode(self) -> str:
@@ -241,6 +237,8 @@ class Steps:
             InputError: the sizes of the batches are not those of whole epochs.
         """
         sizes = [step.images for step in self.steps]
+        if self.sampling == "poisson":
+            return self._poisson_epochs(sizes, images or sizes[0])
         for length in [_length(sizes, images)] if images else range(len(sizes), 0, -1):
             whole = length and len(sizes) % length == 0 and sizes == sizes[:length] * (len(sizes) // length)
             if whole and _even(sizes[:length]):
@@ -250,6 +248,21 @@ class Steps:
             f"batches of {shortened(sizes)} images are no whole epochs{among}: equal batches, the last one of an epoch "
             "not larger"
         )
+
+    def _poisson_epochs(self, sizes: list[int], images: int) -> tuple[int, int, int]:
+        """Return the same under Poisson sampling, where each step states its expected number of images."""
+        batch, total = sizes[0], sum(sizes)
+        if len(set(sizes)) > 1:
+            raise InputError(
+                f"steps under Poisson sampling take {shortened(sizes)} images: state the same expected number for each"
+            )
+        one = self.algorithm == "FedSGD"
+        if images % batch or (total % images and not one):
+            raise InputError(
+                f"{len(sizes)} steps with {batch} of {images} images are no whole epochs under Poisson sampling: state "
+                "a multiple of the images in a step, and the steps of whole epochs"
+            )
+        return batch, images, 1 if one else total // images
 
 
 _COMMON = {

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from medpfl.core.experiments.limits import plain_ascii
 from medpfl.judging.types import Cell
 from medpfl.reporting.figures.grid import draw_grid, png
 from medpfl.reporting.figures.selection import cell_rows, examples
@@ -87,7 +88,8 @@ def pair_of(rank: str, row: Finding, picture: Picture) -> Pair:
     psnr = row.scores.get("psnr")
     scores = f"SSIM {similarity(row.scores['ssim'])}, PSNR {number(psnr, '.1f')} dB"
     named = f"class {row.label}" + ("" if row.label_guess is None else f", guessed {row.label_guess}")
-    return Pair(rank, f"image {row.image}", scores, named, truth, guess)
+    found = f", found by {label(by)}" if (by := plain_ascii(row.found_by)) else ""
+    return Pair(rank, f"image {row.image}", scores, named + found, truth, guess)
 
 
 def _slug(spec: str) -> str:

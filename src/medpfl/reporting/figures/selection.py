@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from medpfl.core.experiments.limits import plain_ascii
 from medpfl.core.verdicts import RANDOM_UPDATE
 from medpfl.judging.types import Cell
-from medpfl.reporting.words import counted, known
+from medpfl.reporting.words import counted, known, label
 
 if TYPE_CHECKING:
     from medpfl.core.types import Finding
 
-__all__ = ["Certified", "cell_rows", "certified", "examples"]
+__all__ = ["Certified", "cell_rows", "certified", "examples", "finders"]
 
 _SHOWN = 3
-"""Maximum number of different certificates shown for a cell."""
+"""Maximum number of different certificates, and of attacks in an ensemble, shown for a cell."""
 
 
 class Certified(NamedTuple):
@@ -75,6 +76,12 @@ def certified(cell: Cell, rows: Sequence[Finding]) -> Certified:
     more = len(texts) - _SHOWN
     beyond = f" See findings.jsonl for {counted(more, 'further text')}." if more > 0 else ""
     return Certified(tuple(texts[:_SHOWN]), f"{note}.{beyond}")
+
+
+def finders(cell: Cell, rows: Sequence[Finding]) -> str:
+    """Return which attacks found how many of a cell's guesses; ``""`` if the cell's attack runs no others."""
+    told = Counter(label(name) for row in cell_rows(cell, rows) if (name := plain_ascii(row.found_by).strip()))
+    return "; ".join(f"{name} ({counted(count, 'image')})" for name, count in told.most_common(_SHOWN))
 
 
 def _by_update(rows: Iterable[Finding]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from medpfl.judging.types import Cell, Rate
-from medpfl.reporting.figures.selection import Certified, certified
+from medpfl.reporting.figures.selection import Certified, certified, finders
 from medpfl.reporting.patients import PatientRow, patient_rows
 from medpfl.reporting.phrases import Cells, trials
 from medpfl.reporting.tables import Entry, Whole, entries, with_unions
@@ -32,6 +32,7 @@ class Line(NamedTuple):
         more: all numbers that are known, with all small print.
         order: values by which the table sorts.
         certified: certificates.
+        found_by: which attacks of an ensemble found its guesses; ``""`` if it is none.
         patient: the same by patient, if patients have several images.
         whole: True if the line stands for all attacks on a defense.
         run: the run's name, on a page of several.
@@ -48,6 +49,7 @@ class Line(NamedTuple):
     more: tuple[Entry, ...]
     order: tuple[float, float]
     certified: Certified
+    found_by: str
     patient: PatientRow | None
     whole: bool
     run: str = ""
@@ -89,6 +91,7 @@ def _line(
         more=tuple(entry for entry in numbers.values() if entry.value != DASH),
         order=(_or_least(cell.asr), _or_least(cell.identified)),
         certified=certified(cell, rows),
+        found_by=finders(cell, rows),
         patient=None if isinstance(cell, Whole) else patients.get((named, cell.defense)),
         whole=isinstance(cell, Whole),
     )
