@@ -411,24 +411,6 @@ def test_version(run):
     assert run("--version") == (0, f"medpfl {version('medpfl')}\n", "")
 
 
-@pytest.mark.slow
-def test_help_and_mistakes_do_without_torch():
-    words = [["--help"], ["audit", "--help"], ["--version"], ["audit", "--print-config"]]
-    wrong = [
-        ["audit", "--imagse"], ["adit"], ["audit", "no/folder"], ["train", "sampels"], ["audit", "--attack", "iDGL"],
-        ["audit", "--defense", "TopK(0.1) | LaplaceNose()"], ["audit", "--model", "LeNett"], ["audit", "--grant", "x"],
-        ["frontier", "--defense", "TopK"], ["frontier", "--out", "x", "--limit", "asr<1"], ["audit", "Dicm('x')"],
-        ["check-model", "LeNett()"], ["list", "iDGL"],
-    ]  # fmt: skip
-    code = (
-        f"import sys\nfrom medpfl.cli import main\nfor words in {words}:\n    main(words)\n"
-        f"for words in {wrong}:\n    assert main(words) == 2, words\n"
-        "assert not {'torch', 'matplotlib', 'torchmetrics'} & set(sys.modules), 'heavy'\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("role", ["attacks", "defenses", "models", "metrics", "data"])
 def test_list_names_every_member_with_its_line(run, role):
     status, text, _ = run("list")

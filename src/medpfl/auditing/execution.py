@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,21 +16,24 @@ from medpfl.auditing.forecast.costs import announced, estimated
 from medpfl.auditing.isolating import Isolation
 from medpfl.auditing.jobs import jobs_of
 from medpfl.auditing.player import Player
-from medpfl.auditing.report import Report, finish
+from medpfl.auditing.records.recorded import Recorded
+from medpfl.auditing.report import Report, finish, read
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
-from medpfl.auditing.settings import settings_of
-from medpfl.auditing.store import claimed
+from medpfl.auditing.settings import of_reading, settings_of
+from medpfl.auditing.store import AUDIT, ROWS, check_claim, claimed
+from medpfl.core.errors import InputError
 from medpfl.core.experiments.groups import Reading, Run
 from medpfl.core.experiments.settings import Json, Settings
-from medpfl.core.messages import log
+from medpfl.core.messages import log, say
 from medpfl.core.progress import phase
 from medpfl.core.roles import Attack, DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.parts import Found, data_of
-from medpfl.inputs.standard import standard
+from medpfl.inputs.standard import kept, standard
 from medpfl.runs.cloak import Cloak
-from medpfl.runs.directory import check_outside, made
+from medpfl.runs.directory import RunDirectory, check_outside, known_in, made, reading
+from medpfl.runs.environment import versions
 from medpfl.runs.identity import unchanged
 from medpfl.runs.progress_bar import name_skipped, watching
 from medpfl.runs.study_key import study_index
@@ -107,7 +112,12 @@ def shared_attacks(audits: Sequence[Prepared]) -> Sequence[str | Attack]:
 def executed(
     scenario: Scenario, isolation: Isolation, place: str, check: Json | None = None, secret: str | None = None
 ) -> Report:
-    """Check a scenario, run its unfinished jobs, and report; `check` is that of a record."""
+    """Check a scenario, run its unfinished jobs, and report; `check` is that of a record.
+
+    If all of that was done before, the report is read from the run directory.
+    """
+    if (found := _finished(scenario, isolation, place, check)) is not None:
+        return found
     scenario, tested = feasible(scenario, isolation)
     run = scenario.run
     out = None if run.out is None else Path(run.out)
@@ -137,4 +147,58 @@ def executed(
                     store.add(job.key, *player(job))
                 log(f"{job.key.attack} x {job.control or job.key.defense}: {job.rows} images done")
         with phase("judging, and writing the pages"):
-            return finish(store, Settings.of(store.cloak(settings.to_dict())), scenario.data.classes)
+            report = finish(store, Settings.of(store.cloak(settings.to_dict())), scenario.data.classes)
+            if store.directory is not None:
+                store.directory.note(reported=_reported(scenario, isolation, check, report.pages))  # the last step
+            return report
+
+
+def _finished(scenario: Scenario, isolation: Isolation, place: str, check: Json | None) -> Report | None:
+    """Return the report of this audit's run if nothing is left to do or to write, and ``None`` otherwise.
+
+    Then the run's identity and all that its pages say were the same, so what cannot work was refused by then.
+    """
+    run = scenario.run
+    known = {} if run.out is None or run.force else known_in(Path(run.out))
+    if run.out is None or not isinstance(known.get("reported"), dict):
+        return None
+    out, standard_one = Path(run.out), kept(known["identity"].get("attacks"))
+    if not scenario.attacks and standard_one is not None:
+        scenario = replace(scenario, attacks=isolation.as_these([standard_one]))
+    with suppress(InputError, OSError):  # whatever it is, the whole way says it
+        index = study_index(out, scenario.data, scenario.source, place, keep=False)
+        if not check_claim(RunDirectory(out, AUDIT, scenario.identity(index)), False, run.numbers_only):
+            return None
+        with phase("judging"), reading(out):
+            pages = [out / name for name in known["reported"]["pages"]]
+            if known["reported"] != _reported(scenario, isolation, check, pages) or not all(map(Path.is_file, pages)):
+                return None
+            store, report = read(out)
+        if run.numbers_only or all(map(store.pictured, store.sizes)):
+            if run.visible:
+                say(f"all {len(store.sizes)} jobs are done already")
+            return replace(report, pages=tuple(pages), classes=scenario.data.classes)
+    return None
+
+
+def _reported(scenario: Scenario, isolation: Isolation, check: Json | None, pages: Sequence[Path]) -> dict[str, Any]:
+    """Return what a finished run notes last, and a repetition compares: what was reported, beyond its identity.
+
+    That is a digest of all that settings say beyond the identity, a digest of the rows, and the names of the pages.
+    """
+    run, data = scenario.run, scenario.data
+    asked = {
+        "medpfl": versions()["medpfl"],
+        "criteria": repr(scenario.criteria),
+        "about": run.about(),
+        "isolate": [run.isolate, *isolation.notes],
+        "weights": scenario.weights is None,
+        "data": [len(data), len(data.skipped), *of_reading(data)],
+        "record": [check, *(d.unknown for d in scenario.defenses if isinstance(d, Recorded))],
+    }
+    out = Path(run.out or "")
+    return {
+        "asked": hashlib.sha256(json.dumps(asked, default=repr).encode()).hexdigest(),
+        "rows": hashlib.sha256((out / ROWS).read_bytes()).hexdigest(),
+        "pages": [page.relative_to(out).as_posix() for page in pages],
+    }

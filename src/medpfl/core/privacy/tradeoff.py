@@ -43,7 +43,6 @@ from math import ceil, exp, floor, sqrt
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from medpfl.core.errors import InputError, check_positive
 
@@ -105,6 +104,8 @@ class Mechanism:
         if not 0 <= kappa <= 1:
             raise InputError(f"kappa is {kappa}: it must be a probability, from 0 to 1")
         if self.rate == 1 or self.steps == 1:
+            from scipy.special import ndtr, ndtri  # slow to import
+
             seen = float(ndtr(ndtri(kappa) + self.mu))
             return (1 - self.rate) * kappa + self.rate * seen
         return min(1.0, *(exp(e) * kappa + divergence for e, divergence in self.profile))
