@@ -273,18 +273,24 @@ def closure(modules: Iterable[Module]) -> list[Module]:
 
 def _imported(module: Module) -> Iterator[str]:
     """Yield the full names of all possible modules in a source's import statements, including those in functions."""
-    try:
-        tree = ast.parse(module.content()) if module.file is not None else ast.Module([], [])
-    except (SyntaxError, ValueError, RecursionError):  # machine code, or no Python
-        return
-    for node in ast.walk(tree):
+    for node in _statements(module.content()) if module.file is not None else ():
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             above = module.package.split(".")[: len(module.package.split(".")) + 1 - node.level] if node.level else []
             whole = ".".join([*above, *([node.module] if node.module else [])])
             yield whole
             yield from (f"{whole}.{alias.name}" for alias in node.names if whole)
+
+
+@lru_cache(maxsize=1000)  # a run asks for each of its parts, at its beginning and at its end
+def _statements(source: bytes) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """Return all import statements in a source; none in machine code."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):  # machine code, or no Python
+        return ()
+    return tuple(node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
 
 
 def _named(name: str, importer: Module) -> Iterator[Module]:
