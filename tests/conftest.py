@@ -59,6 +59,18 @@ def no_pages_else(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("no_pages")
 
 
+@pytest.fixture
+def probes() -> None:
+    """Time a few steps of each search, as audits do that show their progress."""
+
+
+@pytest.fixture(autouse=True)
+def no_probes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suppose that searches take no time, except for tests that ask for `probes`: one takes as long as an audit."""
+    if "probes" not in request.fixturenames:
+        monkeypatch.setattr("medpfl.auditing.forecast.costs._of_steps", lambda *_: 0.01)
+
+
 @pytest.fixture(autouse=True)
 def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence progress lines, which would appear only on a busy machine."""

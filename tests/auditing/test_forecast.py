@@ -17,6 +17,8 @@ from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.threat import HONEST
 from medpfl.runs.estimate import Estimate
 
+pytestmark = pytest.mark.usefixtures("probes")
+
 OPTIONS = {"attacks": ["iDLG(steps=4)", "RGAP"], "defenses": ["LaplaceNoise(scale=0.01)"]}
 SMALL = Victims(images=3, size=16)
 

@@ -92,6 +92,7 @@ def test_an_audit_of_a_folder(marked, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize("words", [["--quiet"], [], ["--size", "4"], ["--images", "0"], ["--seed", "7"]])
 def test_no_message_in_a_log_names_a_file_or_a_class_folder(words, marked, tmp_path, capsys):
     out = tmp_path / "runs" / "a"

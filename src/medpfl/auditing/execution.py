@@ -36,7 +36,7 @@ from medpfl.runs.directory import RunDirectory, check_outside, known_in, made, r
 from medpfl.runs.environment import versions
 from medpfl.runs.identity import unchanged
 from medpfl.runs.progress_bar import name_skipped, watching
-from medpfl.runs.study_key import study_index
+from medpfl.runs.study_key import key_of, study_index
 
 __all__ = ["Prepared", "checked", "executed", "feasible", "images_of", "shared_attacks"]
 
@@ -166,10 +166,13 @@ def _finished(scenario: Scenario, isolation: Isolation, place: str, check: Json 
     if not scenario.attacks and standard_one is not None:
         scenario = replace(scenario, attacks=isolation.as_these([standard_one]))
     with suppress(InputError, OSError):  # whatever it is, the whole way says it
+        _ = scenario.code  # before any of it runs
         index = study_index(out, scenario.data, scenario.source, place, keep=False)
-        if not check_claim(RunDirectory(out, AUDIT, scenario.identity(index)), False, run.numbers_only):
+        directory = RunDirectory(out, AUDIT, scenario.identity(index))
+        if not check_claim(directory, False, run.numbers_only):
             return None
-        with phase("judging"), reading(out):
+        with phase("judging"), reading(out), directory.locked():
+            key_of(out)  # like the lock, this removes what a killed process left
             pages = [out / name for name in known["reported"]["pages"]]
             if known["reported"] != _reported(scenario, isolation, check, pages) or not all(map(Path.is_file, pages)):
                 return None
