@@ -80,6 +80,7 @@ def test_a_job_without_a_defense_is_expected_to_end_early():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared")
 def test_a_users_own_attack_is_not_run_for_an_estimate(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\nfrom medpfl.core.roles import Attack\n"

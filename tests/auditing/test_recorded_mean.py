@@ -72,6 +72,7 @@ def test_a_mean_is_attacked_as_one_update_over_the_images_of_all_clients(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared")
 def test_an_attack_in_a_process_of_its_own_gets_the_mean(tmp_path):
     (tmp_path / "own.py").write_text(OWN_ATTACK)
     record, truths = round_of(tmp_path / "made", 2, defense="SecAggPlus(max_weight=10.0)")
