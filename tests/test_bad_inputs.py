@@ -10,6 +10,7 @@ EVERY = 12
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared")
 def test_bad_inputs_end_in_words_with_status_2_and_in_time():
     numbers = []
 

@@ -1,4 +1,4 @@
-"""How to make the pages of a run again. Imports the product that made the run, and no other."""
+"""Makes the pages of a run again. Imports the product that made the run, and no other."""
 
 from __future__ import annotations
 
