@@ -10,6 +10,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch and numpy are imported
 
 import torch
+
+from medpfl.isolation.parent import Isolated, Worker
 
 torch.set_num_threads(1)
 pytest.register_assert_rewrite("tests.attacks.attack_contract", "tests.defenses.defense_contract")
@@ -59,6 +62,18 @@ def no_pages_else(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("no_pages")
 
 
+@pytest.fixture
+def probes() -> None:
+    """Time a few steps of each search, as audits do that show their progress."""
+
+
+@pytest.fixture(autouse=True)
+def no_probes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suppose that searches take no time, except for tests that ask for `probes`: one takes as long as an audit."""
+    if "probes" not in request.fixturenames:
+        monkeypatch.setattr("medpfl.auditing.forecast.costs._of_steps", lambda *_: 0.01)
+
+
 @pytest.fixture(autouse=True)
 def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence progress lines, which would appear only on a busy machine."""
@@ -69,6 +84,30 @@ def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_places_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the data folders of earlier tests: messages would hide their file names, such as "file"."""
     monkeypatch.setattr("medpfl.core.messages._places", {})
+
+
+@pytest.fixture(scope="session")
+def worker() -> Iterator[Worker]:
+    """Return one attack process for all tests that leave it alive: it takes seconds to start."""
+    made = Worker()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shared(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """Give audits the one process, and keep it alive. Modules that it imported for other tests do not count."""
+    told = worker.ask("other tests", {"do": "modules"}).head["modules"]
+    modules = Isolated.modules
+    monkeypatch.setattr(Isolated, "modules", lambda a: {k: v for k, v in modules(a).items() if k not in told})
+
+    @contextmanager
+    def lent(every: bool) -> Iterator[Worker]:
+        worker.every = every
+        yield worker
+
+    monkeypatch.setattr("medpfl.auditing.isolating.started", lent)
+    return worker
 
 
 @pytest.fixture

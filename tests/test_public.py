@@ -79,19 +79,3 @@ def test_import_is_light():
 
 def test_words_of_the_experiment_need_no_torch():
     assert not imported("from medpfl import InputError, Plan, ThreatModel") & HEAVY
-
-
-@pytest.mark.slow
-def test_help_needs_no_torch():
-    code = """
-from medpfl import cli
-for words in (["--help"], ["audit", "--help"], ["--version"]):
-    try:
-        status = cli.main(words)
-    except SystemExit as end:
-        status = end.code
-    assert status == 0, (words, status)
-"""
-    modules = imported(code)
-    assert "jsonargparse" in modules
-    assert not modules & HEAVY

@@ -25,7 +25,7 @@ from tests.auditing.audit_cases import draw_folder, plain, some_images
 from tests.flat import flat
 from tests.training.training_cases import small
 
-TINY = {"model": "MLP((6,))", "attacks": ["iDLG(steps=3)"], "images": 10}
+TINY = {"model": "MLP((6,))", "attacks": ["iDLG(steps=1)"], "images": 10}
 NAMES = [
     "favorable", "batch-4", "steps-5", "steps-20", "labels-inferred", "noise-1", "noise-10", "together",
 ]  # fmt: skip
@@ -191,9 +191,9 @@ def test_a_case_that_no_attack_takes_is_left_out_and_an_attack_that_does_not_tak
     assert [case.name for case in cases.cases] == ["favorable", "labels-inferred", "noise-1", "noise-10"]
     assert sum("it takes one image" in text for text in cases.left_out) == 4
     assert "doe" not in "".join(cases.left_out), "they go into files that may be shared"
-    both = planned(attacks=[OneImage(), "iDLG(steps=3)"])
+    both = planned(attacks=[OneImage(), "iDLG(steps=1)"])
     assert [case.name for case in both.cases] == NAMES
-    assert [repr(one) for one in both.scenarios["batch-4"].attacks] == ["iDLG(steps=3)"]
+    assert [repr(one) for one in both.scenarios["batch-4"].attacks] == ["iDLG(steps=1)"]
     assert len(both.scenarios["labels-inferred"].attacks) == 2
     assert sum("it takes one image" in text for text in both.left_out) == 4
 
@@ -295,11 +295,11 @@ def test_records_have_no_assumptions_to_drop(tmp_path, capsys):
 def test_the_command_line_plans_runs_and_fails(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     data = draw_folder(tmp_path / "data", {"a": 3, "b": 3}, size=16)
-    words = ["audit", str(data), "--realism", "--model", "MLP((6,))", "--attack", "iDLG(steps=3)", "--size", "16"]
+    words = ["audit", str(data), "--realism", "--model", "MLP((6,))", "--attack", "iDLG(steps=1)", "--size", "16"]
     words += ["--images", "6", "--out", str(tmp_path / "runs" / "r")]
     assert main([*words, "--dry-run"]) == 0
     plan = capsys.readouterr().out
-    assert "labels-inferred: iDLG(steps=3) x NoDefense()" in plan
+    assert "labels-inferred: iDLG(steps=1) x NoDefense()" in plan
     assert "nothing was run or written" in plan
     assert not (tmp_path / "runs").exists()
     assert main([*words, "--json", "--quiet"]) == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from contextlib import suppress
 from dataclasses import is_dataclass, replace
+from functools import cache
 
 import pytest
 import torch
@@ -50,11 +51,16 @@ STEPS = 3
 
 def taken(attack: Attack, plan: Plan, channels: int = 1) -> nn.Module | None:
     """Return the first network in `NETWORKS` that the attack's `check` accepts under a plan."""
-    for make in NETWORKS:
-        network = make(channels)
+    number = _number(attack, plan, channels)
+    return None if number is None else NETWORKS[number](channels)
+
+
+@cache
+def _number(attack: Attack, plan: Plan, channels: int) -> int | None:
+    for number, make in enumerate(NETWORKS):
         with suppress(InputError):
-            attack.check(prepare(network, plan), (plan,), (channels, 12, 12))
-            return network
+            attack.check(prepare(make(channels), plan), (plan,), (channels, 12, 12))
+            return number
     return None
 
 

@@ -121,9 +121,9 @@ def test_every_grant_is_passed_on_and_printed(folder, grants):
     torch.manual_seed(0)
     attack = Answers()
     threat = ThreatModel(grants)  # with "defense" in it, only attacks that are told of it are run
-    plan = Plan("FedAvg", batch_size=1, local_images=2, epochs=2)
+    plan = Plan("FedAvg", batch_size=1, local_images=2)
     report = tiny(
-        folder, model=Net(), attacks=[attack, "iDLG(steps=2)"], defenses=["LaplaceNoise"], threat=threat, plan=plan,
+        folder, model=Net(), attacks=[attack, "iDLG(steps=1)"], defenses=["LaplaceNoise"], threat=threat, plan=plan,
         naive="defense" not in grants,
     )  # fmt: skip
     seen = attack.kept[-1]
@@ -278,7 +278,7 @@ def test_color_and_gray(tmp_path):
 @pytest.mark.slow
 def test_a_resnet(folder):
     victims = Victims(images=1, size=16)
-    report = audit("ResNet(18)", folder, attacks=["GradInv(steps=2)"], plan=Plan(mode="eval"), victims=victims)
+    report = audit("ResNet(18)", folder, attacks=["GradInv(steps=1)"], plan=Plan(mode="eval"), victims=victims)
     assert len(report.summary) == 1
     assert report.settings.model["parameters"] > 11_000_000
     assert report.rows[0].engine == "loop of 1"
@@ -330,8 +330,8 @@ def test_a_users_file_and_weights(folder, tmp_path):
 def test_the_same_seed_gives_the_same_rows_and_another_one_others(folder):
     def run(seed):
         return tiny(
-            folder, seed=seed, defenses=["LaplaceNoise"], attacks=["iDLG(steps=2)", "GradInv(steps=2, restarts=2)"],
-            images=2, plan=Plan("FedAvg", batch_size=1, local_images=2, epochs=2), model="LeNet('idlg')",
+            folder, seed=seed, defenses=["LaplaceNoise"], attacks=["iDLG(steps=2)", "GradInv(steps=1, restarts=2)"],
+            images=2, plan=Plan("FedAvg", batch_size=1, local_images=2), model="LeNet('idlg')", naive=True,
         )  # fmt: skip
 
     first, second, other = run(0), run(0), run(1)

@@ -115,7 +115,7 @@ def test_no_tag_no_name_and_no_cell_of_a_csv_is_written(marked, log, tmp_path, m
 
 
 TINY = ["--model", "MLP((4,))", "--size", "16"]
-TRAINED = [*TINY, "--rounds", "2", "--clients", "2", "--batch-size", "1", "--holdout", "3"]
+TRAINED = [*TINY, "--rounds", "1", "--clients", "2", "--batch-size", "1", "--holdout", "3"]
 COMMANDS = {
     "audit": ["audit", *TINY, "--attack", "iDLG(steps=3)", "--images", "4", "--defense", "TopK(keep=0.5)"],
     "train": ["train", *TRAINED],

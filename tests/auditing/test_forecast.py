@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,9 @@ from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.threat import HONEST
 from medpfl.runs.estimate import Estimate
 
-OPTIONS = {"attacks": ["iDLG(steps=25)", "RGAP"], "defenses": ["LaplaceNoise(scale=0.01)"]}
+pytestmark = pytest.mark.usefixtures("probes")
+
+OPTIONS = {"attacks": ["iDLG(steps=4)", "RGAP"], "defenses": ["LaplaceNoise(scale=0.01)"]}
 SMALL = Victims(images=3, size=16)
 
 
@@ -27,6 +30,7 @@ def bare(report: medpfl.Report) -> list[dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pages")
 def test_rows_are_the_same_with_and_without_an_estimate(capsys, tmp_path):
     shown, silent = (
         medpfl.audit("LeNet('idlg')", victims=SMALL, run=Run(progress=on, out=tmp_path / str(on)), **OPTIONS)
@@ -51,12 +55,14 @@ def test_the_default_number_of_images_is_that_number_in_the_identity(folder, tmp
 
 @pytest.mark.slow
 def test_a_finished_audit_says_so_and_times_nothing(capsys, tmp_path, monkeypatch):
-    given = {"victims": SMALL, "run": Run(progress=True, out=tmp_path / "a"), **OPTIONS}
-    medpfl.audit("LeNet('idlg')", **given)
-    capsys.readouterr()
+    run = Run(progress=True, out=tmp_path / "a")
+    given = {"victims": SMALL, "attacks": ["iDLG(steps=2)"]}
+    medpfl.audit("LeNet('idlg')", run=run, **given)
     monkeypatch.setattr(costs, "_seconds", lambda *_: pytest.fail("an attack was run"))
-    medpfl.audit("LeNet('idlg')", **given)
-    assert capsys.readouterr().err == "all 8 jobs are done already\n"
+    for once_more in (run, replace(run, title="With other pages")):
+        capsys.readouterr()
+        medpfl.audit("LeNet('idlg')", run=once_more, **given)
+        assert capsys.readouterr().err == "all 2 jobs are done already\n"
 
 
 def case(**options) -> AuditCase:
@@ -74,6 +80,7 @@ def test_a_job_without_a_defense_is_expected_to_end_early():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared")
 def test_a_users_own_attack_is_not_run_for_an_estimate(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\nfrom medpfl.core.roles import Attack\n"
@@ -86,7 +93,7 @@ def test_a_users_own_attack_is_not_run_for_an_estimate(tmp_path):
         plan = case(attacks=[own], run=Run(isolate=isolate)).outlook()
         assert plan.seconds is None
         assert "unknown time" in plan.lines()[-1]
-    both = case(attacks=[own, "iDLG(steps=2)"]).outlook()
+    both = case(attacks=[own, "iDLG(steps=2)"], run=Run(isolate=False)).outlook()
     assert both.seconds is not None, "as much as the others take, until it has run"
 
 

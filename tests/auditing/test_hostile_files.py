@@ -171,7 +171,17 @@ def test_records(hostile, tmp_path):
         assert seen == []
 
 
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Leave the charts out of pages, which take most of the time; matplotlib is no reader of specs."""
+    for name in ("leak_figure", "similarity_figure"):
+        monkeypatch.setattr(f"medpfl.reporting.pages.{name}", lambda *_: "")
+    for name in ("privacy_figure", "score_figure", "step_figure"):
+        monkeypatch.setattr(f"medpfl.reporting.figures.training.{name}", lambda *_: "")
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_charts")
 def test_directories_of_trainings(hostile, tmp_path):
     out = tmp_path / "runs" / "t"
     small(out=out, rounds=1)
@@ -187,6 +197,7 @@ def test_directories_of_trainings(hostile, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_charts")
 def test_directories_of_audits(hostile, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(some_images(8), images=1, out=out)

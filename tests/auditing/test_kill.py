@@ -56,8 +56,8 @@ cli.main(sys.argv[1:])
 
 
 def words(folder: Path, out: Path) -> list[str]:
-    options = "--attack iDLG(steps=4) --attack DLG(steps=4) --draws 2 --images 3 --size 16 --memory 1e-6 --quiet"
-    return ["audit", str(folder), "--model", "LeNet('idlg')", *options.split(), "--out", str(out)]
+    options = "--attack iDLG(steps=1) --attack DLG(steps=1) --draws 2 --images 3 --size 16 --memory 1e-6 --quiet"
+    return ["audit", str(folder), "--model", "MLP((4,))", *options.split(), "--out", str(out)]
 
 
 @pytest.mark.slow

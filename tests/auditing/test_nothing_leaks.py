@@ -78,7 +78,7 @@ COMMON = ["--attack", "iDLG(steps=3)", "--size", "16", "--images", "4", "--defen
 @pytest.mark.slow
 def test_an_audit_of_a_folder(marked, tmp_path, capsys):
     out = tmp_path / "runs" / "a"
-    assert main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]) == 0
+    assert main(["audit", str(marked), "--model", "MLP((4,))", *COMMON, "--out", str(out)]) == 0
     content = check(out)
     assert b"class 0: 3" in content, "classes are numbers"
     classes = json.loads((out.parent / "medpfl-key.json").read_text())["classes"]
@@ -86,20 +86,21 @@ def test_an_audit_of_a_folder(marked, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "skipped 4 files that could not be read (--show-paths names them)" in shown.err
     assert MARK not in shown.err + shown.out, "which go to a job's log"
-    words = ["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out), "--show-paths"]
+    words = ["audit", str(marked), "--model", "MLP((4,))", *COMMON, "--out", str(out), "--show-paths"]
     assert main(words) == 0
     assert capsys.readouterr().err.count(MARK) >= 4, "where that is asked for"
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize("words", [["--quiet"], [], ["--size", "4"], ["--images", "0"], ["--seed", "7"]])
 def test_no_message_in_a_log_names_a_file_or_a_class_folder(words, marked, tmp_path, capsys):
     out = tmp_path / "runs" / "a"
-    both = [["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)] for _ in range(2)]
+    both = [["audit", str(marked), "--model", "MLP((4,))", *COMMON, "--out", str(out)] for _ in range(2)]
     main(both[0])
     main([*both[1], *words])
-    main(["audit", str(marked / CLASSES[0]), "--model", "LeNet('idlg')", *COMMON, *words])
-    main(["audit", f"ImageFolder('{marked}', limit=1)", "--model", "LeNet('idlg')", *COMMON, *words])
+    main(["audit", str(marked / CLASSES[0]), "--model", "MLP((4,))", *COMMON, *words])
+    main(["audit", f"ImageFolder('{marked}', limit=1)", "--model", "MLP((4,))", *COMMON, *words])
     main(["audit", str(marked / "nowhere"), *words])
     shown = capsys.readouterr()
     assert "error" in shown.err
@@ -169,7 +170,7 @@ def test_a_terminal_names_the_classes(marked, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("medpfl.reporting.terminal.may_show", lambda stream: True)
     out = tmp_path / "runs" / "a"
     names = f"class 0: {CLASSES[0]}, class 1: {CLASSES[1]}"
-    assert main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]) == 0
+    assert main(["audit", str(marked), "--model", "MLP((4,))", *COMMON, "--out", str(out)]) == 0
     assert names in capsys.readouterr().out
     assert main(["report", str(out)]) == 0
     assert names in capsys.readouterr().out, "from the key"
@@ -181,7 +182,7 @@ def test_a_terminal_names_the_classes(marked, tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_every_kind_of_file_was_searched(marked, tmp_path, capsys):
     out = tmp_path / "runs" / "a"
-    main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out), "--quiet"])
+    main(["audit", str(marked), "--model", "MLP((4,))", *COMMON, "--out", str(out), "--quiet"])
     assert {p.suffix or p.name for p in out.rglob("*") if p.is_file()} == {
         ".lock", ".json", ".jsonl", ".html", ".png", ".safetensors",
     }  # fmt: skip
@@ -194,7 +195,7 @@ def test_every_kind_of_file_was_searched(marked, tmp_path, capsys):
 @pytest.mark.slow
 def test_resumed_reported_again_and_discarded(marked, tmp_path, capsys):
     out = tmp_path / "runs" / "a"
-    words = ["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]
+    words = ["audit", str(marked), "--model", "MLP((4,))", *COMMON, "--out", str(out)]
     assert main(words) == 0
     (out / "share/findings.jsonl").write_bytes((out / "share/findings.jsonl").read_bytes()[:-30])
     assert main(words) == 0
@@ -235,9 +236,9 @@ def test_an_interrupted_and_a_failed_audit(marked, tmp_path, capsys, monkeypatch
         return play(self, job)
 
     monkeypatch.setattr(Player, "__call__", fail)
-    assert main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON, "--out", str(out)]) == 130
+    assert main(["audit", str(marked), "--model", "MLP((4,))", *COMMON, "--out", str(out)]) == 130
     assert MARK.encode() not in everything(out)
-    assert main(["audit", str(marked), "--model", "LeNet('idlg')", *COMMON[:-2], "--out", str(out)]) == 2
+    assert main(["audit", str(marked), "--model", "MLP((4,))", *COMMON[:-2], "--out", str(out)]) == 2
     assert MARK.encode() not in everything(out)
 
 

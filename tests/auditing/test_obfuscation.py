@@ -15,7 +15,7 @@ from tests.auditing.audit_cases import some_images
 
 pytestmark = pytest.mark.slow  # they share a fixture that takes seconds
 
-MODEL, ATTACK = "MLP((16,), activation='sigmoid')", "iDLG(steps=40)"
+MODEL, ATTACK = "MLP((16,), activation='sigmoid')", "iDLG(steps=25)"
 
 
 def flat(tensors):
@@ -97,7 +97,7 @@ class Liar(Flipped):
 @pytest.fixture(scope="module")
 def found():
     kinds = [kind(told) for kind in (Permuted, Flipped, Shifted, FixedNoise, LastOnly) for told in (False, True)]
-    report = audit(MODEL, some_images(16), attacks=[ATTACK], defenses=[*kinds, Liar()], victims=Victims(images=12))
+    report = audit(MODEL, some_images(16), attacks=[ATTACK], defenses=[*kinds, Liar()], victims=Victims(images=8))
     return {(cell.defense, cell.knows_defense): cell for cell in report.summary}, report.settings.disclosure
 
 

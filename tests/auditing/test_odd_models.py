@@ -76,12 +76,15 @@ PLANS = {
     "FedSGD, eval": ["--mode", "eval"],
     "FedAvg, train": ["--algorithm", "FedAvg", "--batch-size", "2", "--local-images", "4", "--grant", "masks"],
 }
-ATTACKS = ["DLG(steps=4)", "iDLG(steps=4)", "GradInv(steps=2)"]
+ATTACKS = ["DLG(steps=2)", "iDLG(steps=2)", "GradInv(steps=2)"]
 
 
 def fits(part, plan):
     """Return True if the update can be repeated; dropout inside attention cannot."""
     return part != "encoder" or plan.endswith("eval")
+
+
+pytestmark = pytest.mark.usefixtures("no_pages")
 
 
 @pytest.fixture
@@ -91,7 +94,7 @@ def model(tmp_path):
     return path
 
 
-def audited(capsys, folder, model, call, out, *words, attack="iDLG(steps=4)"):
+def audited(capsys, folder, model, call, out, *words, attack="iDLG(steps=2)"):
     options = ["--attack", attack, "--size", "12", "--images", "4", "--quiet", "--out", str(out)]
     status = cli.main(["audit", str(folder), "--model", f"{model}:{call}", *options, *words])
     shown = capsys.readouterr()

@@ -533,8 +533,8 @@ def test_options_that_a_record_excludes(tmp_path):
 def test_a_record_of_a_residual_network(tmp_path):
     """The record also holds batch-norm statistics, and buffers that no state dict contains."""
     plan = Plan(batch_size=2)
-    truth = draw_folder(tmp_path / "truth", COUNTS[2], size=40)
-    data = ImageFolder(truth, size=40).load()
+    truth = draw_folder(tmp_path / "truth", COUNTS[2])
+    data = ImageFolder(truth, size=16).load()
     network = ResNet(18).build(data.shape, 2, seed=1)
     ready, weights = prepare(network, plan), Weights.of(network)
     batch = Batch(data.images, data.labels)

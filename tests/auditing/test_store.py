@@ -251,7 +251,7 @@ def test_two_audits_on_one_directory_at_once(folder, run, monkeypatch):
         return []
 
     monkeypatch.setattr("medpfl.auditing.settings._notes", intrude)  # called while the directory is held
-    again(folder, out)
+    again(folder, out, title="With other pages")
     assert "another run is writing to" in messages[0]
     monkeypatch.undo()
     assert stamps(again(folder, out)) == stamps(first), "the directory is free again"
@@ -263,7 +263,7 @@ def test_an_audit_that_fails_lets_go_of_the_directory(folder, run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("medpfl.auditing.settings._notes", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            again(folder, out)
+            again(folder, out, title="With other pages")
     assert stamps(again(folder, out)) == stamps(first)
 
 

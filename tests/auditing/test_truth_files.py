@@ -225,6 +225,7 @@ def test_a_filter_that_no_attack_knows_is_no_evidence(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared")
 def test_an_isolated_attack_gets_the_same_model_for_normalized_pixels(tmp_path):
     pixels = Pixels(mean=(0.4,), std=(0.2,))
     (tmp_path / "own.py").write_text(OWN_ATTACK)

@@ -151,7 +151,7 @@ def test_options_may_be_spelled_with_underscores_and_equals_signs(run, folder, t
 @pytest.mark.usefixtures("no_pages")
 def test_repeated_options_keep_their_order(run, folder, tmp_path):
     out = tmp_path / "runs" / "a"
-    words = ["--model", "LeNet('idlg')", "--images", "2", "--size", "16", "--out", out]
+    words = ["--model", "MLP((6,))", "--images", "2", "--size", "16", "--out", out]
     words += ["--attack", "DLG(steps=2)", "--defense=GaussianNoise", "--attack=iDLG(steps=2)", "--grant", "labels"]
     words += ["--defense", "LaplaceNoise(scale=lin(0.1, 0.2, 2)) | GaussianNoise(scale=0.5)", "--grant", "defense"]
     assert run("audit", folder, *words)[0] == 0
@@ -302,13 +302,13 @@ def test_the_default_is_every_attack_that_applies_on_the_samples():
 def test_a_yaml_file_says_what_the_options_say(run, folder, tmp_path):
     out, path = tmp_path / "runs" / "a", tmp_path / "experiment.yaml"
     words = ["--attack", "DLG(steps=2)", "--attack", "iDLG(steps=2)", "--defense", "LaplaceNoise", "--batch-size", "2"]
-    common = ["--model", "LeNet('idlg')", "--images", "4", "--size", "16"]
+    common = ["--model", "MLP((6,))", "--images", "4", "--size", "16"]
     assert run("audit", folder, *common, *words, "--out", out)[0] == 0
     before = rows_of(out)
     path.write_text(
         yaml.safe_dump(
             {
-                "data": str(folder), "model": "LeNet('idlg')", "images": 4, "size": 16, "batch_size": 2,
+                "data": str(folder), "model": "MLP((6,))", "images": 4, "size": 16, "batch_size": 2,
                 "attack": ["DLG(steps=2)", "iDLG(steps=2)"], "defense": ["LaplaceNoise"], "out": str(out),
             }
         )
@@ -409,24 +409,6 @@ def test_version(run):
     from importlib.metadata import version
 
     assert run("--version") == (0, f"medpfl {version('medpfl')}\n", "")
-
-
-@pytest.mark.slow
-def test_help_and_mistakes_do_without_torch():
-    words = [["--help"], ["audit", "--help"], ["--version"], ["audit", "--print-config"]]
-    wrong = [
-        ["audit", "--imagse"], ["adit"], ["audit", "no/folder"], ["train", "sampels"], ["audit", "--attack", "iDGL"],
-        ["audit", "--defense", "TopK(0.1) | LaplaceNose()"], ["audit", "--model", "LeNett"], ["audit", "--grant", "x"],
-        ["frontier", "--defense", "TopK"], ["frontier", "--out", "x", "--limit", "asr<1"], ["audit", "Dicm('x')"],
-        ["check-model", "LeNett()"], ["list", "iDGL"],
-    ]  # fmt: skip
-    code = (
-        f"import sys\nfrom medpfl.cli import main\nfor words in {words}:\n    main(words)\n"
-        f"for words in {wrong}:\n    assert main(words) == 2, words\n"
-        "assert not {'torch', 'matplotlib', 'torchmetrics'} & set(sys.modules), 'heavy'\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("role", ["attacks", "defenses", "models", "metrics", "data"])
@@ -1021,16 +1003,8 @@ def _hear_interrupts() -> None:
 def test_ctrl_c_in_a_terminal(folder, tmp_path):
     out = tmp_path / "runs" / "a"
     words = [
-        "--model",
-        "LeNet('idlg')",
-        "--attack",
-        "iDLG(steps=20)",
-        "--images",
-        "8",
-        "--size",
-        "16",
-        "--memory",
-        "1e-6",
+        *["--model", "MLP((6,))", "--attack", "iDLG(steps=20)", "--images", "8", "--size", "16"],
+        *["--memory", "1e-6", "--quiet"],
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "medpfl.cli", "audit", str(folder), *words, "--out", str(out)],

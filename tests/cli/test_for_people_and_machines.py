@@ -74,7 +74,7 @@ def test_the_first_line_of_a_log_does_not_name_the_data(run, tmp_path):
 
 def test_the_first_line_comes_before_torch(tmp_path):
     code = """
-import builtins, sys
+import builtins, contextlib, io, json, sys
 from medpfl import cli
 original = builtins.__import__
 def watched(name, *rest):
@@ -82,8 +82,12 @@ def watched(name, *rest):
         raise SystemExit("torch")
     return original(name, *rest)
 builtins.__import__ = watched
-words = sys.argv[1:]
-cli.main(words)
+first = {}
+for name, rest in json.loads(sys.argv[1]).items():
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        cli.main([name, *rest])
+    first[name] = said.getvalue().splitlines()[0]
+print(json.dumps(first))
 """
     words = {
         "audit": ["samples"], "check-model": ["LeNet"], "compare": ["a", "b"], "demo": [],
@@ -92,9 +96,11 @@ cli.main(words)
         "record": ["a", "b"], "report": ["r"], "reproduce": [], "train": ["samples"],
     }  # fmt: skip
     assert set(words) == set(NAMES)
-    for name, rest in words.items():
-        done = subprocess.run([sys.executable, "-c", code, name, *rest], capture_output=True, text=True, check=False)
-        first = done.stderr.splitlines()[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(words)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    for name, first in json.loads(done.stdout).items():
         assert not first.startswith("medpfl: error"), (name, first)
         assert "torch" not in first, (name, first)
 

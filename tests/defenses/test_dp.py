@@ -281,6 +281,8 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
 
 @pytest.mark.slow
 def test_accountants_are_quiet():
+    accountant._prv.cache_clear()
+    accountant._pld.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         epsilon(1.0, 1.0, 2, 1e-5)

@@ -72,17 +72,19 @@ def new_process(lab):
 
 
 @pytest.mark.slow
-def test_an_edited_module_deep_below_an_attack_refuses_its_rows(lab, tmp_path):
+def test_an_edited_module_deep_below_an_attack_refuses_its_rows(lab, tmp_path, pages):
     out = tmp_path / "runs" / "a"
     tiny(lab, out)
+    assert len(json.loads((out / "run.json").read_text())["identity"]["sources"]) == 3
+    assert b"lab_" not in b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file()), "nor any name"
     rows = (out / "share/findings.jsonl").read_bytes()
     new_process(lab)
-    tiny(lab, out)
+    tiny(lab, out, isolate=False)
     assert (out / "share/findings.jsonl").read_bytes() == rows, "the same code continues"
     (lab / "lab_numbers.py").write_text("STEPS = 3\n")
     new_process(lab)
     with pytest.raises(InputError, match=r"the code of Mine changed \(module lab_numbers\).*--force"):
-        tiny(lab, out)
+        tiny(lab, out)  # in a process of its own again
     assert (out / "share/findings.jsonl").read_bytes() == rows
 
 
@@ -98,15 +100,6 @@ def test_a_run_begun_anew_with_edited_code_continues(lab, tmp_path):
     rows = (out / "share/findings.jsonl").read_bytes()
     tiny(lab, out, isolate=False)
     assert (out / "share/findings.jsonl").read_bytes() == rows
-
-
-@pytest.mark.slow
-def test_nothing_in_a_run_directory_names_a_module(lab, tmp_path, pages):
-    out = tmp_path / "runs" / "a"
-    tiny(lab, out)
-    identity = json.loads((out / "run.json").read_text())["identity"]
-    assert len(identity["sources"]) == 3
-    assert b"lab_" not in b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
 
 
 @pytest.mark.slow

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from functools import cache
 
 import pytest
 import torch
 
 from medpfl import InputError, Plan
-from medpfl.core.privacy import accountant
 from medpfl.data.partition import Partition
 from medpfl.defenses import DPSGD, SecAggPlus, TopK
 from medpfl.training.setup import TrainingSetup
@@ -30,12 +28,6 @@ DEFENSES = [
     "PRECODE(width=4)",
     "Soteria(prune=0.3)",
 ]
-
-
-@pytest.fixture
-def accounted_once(monkeypatch):
-    """Ask the accountants for the same numbers once, not in each of a test's trainings."""
-    monkeypatch.setattr(accountant, "epsilon", cache(accountant.epsilon))
 
 
 def test_a_row_for_each_round_and_one_before():
@@ -74,9 +66,7 @@ def test_the_seed_repeats_it_and_another_does_not():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("defense", DEFENSES)
-def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(
-    defense, tmp_path, monkeypatch, ctrl_c, accounted_once
-):
+def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(defense, tmp_path, monkeypatch, ctrl_c):
     options = {"defense": defense, "server_momentum": 0.5, "fraction": 0.7, "clients": 3, "seed": 3}
     whole = small(out=tmp_path / "runs" / "whole", **options)
     out, played, play = tmp_path / "runs" / "stopped", [], Trainer._play
@@ -205,7 +195,7 @@ def test_poisson_clients_have_the_same_images_in_every_round(monkeypatch):
 
 
 @pytest.mark.slow
-def test_epsilon_is_that_of_the_client_that_took_part_most(accounted_once):
+def test_epsilon_is_that_of_the_client_that_took_part_most():
     plan, defense = Plan("FedAvg", batch_size=4, sampling="poisson", sends=("num_samples",)), DPSGD(1.0, 2.0)
     rows = small(plan=plan, defense=defense, fraction=0.5, rounds=4, seed=2).rows
     taken = [max(sum(client in row.clients for row in rows[: n + 1]) for client in (0, 1)) for n in range(5)]

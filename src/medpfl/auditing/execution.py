@@ -15,6 +15,7 @@ from medpfl.auditing.forecast.budget import standard_attack
 from medpfl.auditing.forecast.costs import announced, estimated
 from medpfl.auditing.isolating import Isolation
 from medpfl.auditing.jobs import Job
+from medpfl.auditing.repeated import finished, reported
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
@@ -118,7 +119,12 @@ def shared_attacks(audits: Sequence[Prepared]) -> Sequence[str | Attack]:
 def executed(
     scenario: Scenario, isolation: Isolation, place: str, check: Json | None = None, secret: str | None = None
 ) -> Report:
-    """Check a scenario, run its unfinished jobs, and report; `check` is that of a record."""
+    """Check a scenario, run its unfinished jobs, and report; `check` is that of a record.
+
+    If all of that was done before, the report is read from the run directory.
+    """
+    if (found := finished(scenario, isolation, place, check)) is not None:
+        return found
     scenario, tested = feasible(scenario, isolation)
     run, gaps = scenario.run, list[Json]()
     out = None if run.out is None else Path(run.out)
@@ -156,7 +162,10 @@ def executed(
             settings = replace(settings, gaps=tuple(gaps), notes=(*settings.notes, *_of_gaps(gaps)))
             store.note(settings=settings.to_dict())
         with phase("judging, and writing the pages"):
-            return finish(store, Settings.of(store.cloak(settings.to_dict())), scenario.data.classes)
+            report = finish(store, Settings.of(store.cloak(settings.to_dict())), scenario.data.classes)
+            if store.directory is not None and not gaps:  # the last step
+                store.directory.note(reported=reported(scenario, isolation, check, report.pages))
+            return report
 
 
 class _Told(Watch):

@@ -116,14 +116,7 @@ class Feasibility:
         They are specialized attacks that accept this model under all of the audit's defenses, and attacks of the audit
         with other settings made for it.
         """
-        kinds = [kind for kind in self._left if kind.specialized]
-        network = None
-        with suppress(InputError), explained("it cannot be made ready"):  # `check` reports it
-            for ready, plans in self.scenario.scenes() if kinds else ():
-                kinds = [kind for kind in kinds if self._takes(kind(), ready, plans)]
-            network = self.scenario.network(0)
-        if network is None:
-            return []
+        network = self.scenario.network(0)
         suited: list[Attack] = []
         for attack in self.scenario.attacks:
             with explained(f"{type(attack).__name__} cannot say which settings suit this model"):
@@ -132,7 +125,18 @@ class Feasibility:
                     for found in self.scenario.placed(attack).suited(network)
                     if found not in self.scenario.attacks
                 ]
-        return [kind() for kind in kinds] + suited
+        return [kind() for kind in self._accepted if kind.specialized] + suited
+
+    @cached_property
+    def _accepted(self) -> list[type[Attack]]:
+        """Those of `_left` that accept the model, as each defense changes it, and the plan."""
+        accepted, seen = self._left, set()
+        for defense, (ready, plans) in zip(self.scenario.defenses, self.scenario.scenes(), strict=True):
+            scene = repr(defense) if defense.acts("model") else "", len(plans)
+            if scene not in seen:  # most defenses leave the model as it is, and a check may trace it
+                accepted = [kind for kind in accepted if self._takes(kind(), ready, plans)]
+            seen.add(scene)
+        return accepted
 
     @property
     def _left(self) -> list[type[Attack]]:
@@ -153,15 +157,11 @@ class Feasibility:
 
         The keys are ``suited``, ``others`` and ``unfit``.
         """
-        left = self._left
-        accepted = left
-        for ready, plans in self.scenario.scenes():
-            accepted = [kind for kind in accepted if self._takes(kind(), ready, plans)]
         suited = {_home(type(attack)) for attack in self.untried}
         return {
             "suited": [repr(attack) for attack in self.untried],
-            "others": [repr(kind()) for kind in accepted if _home(kind) not in suited],
-            "unfit": [repr(kind()) for kind in left if kind not in accepted],
+            "others": [repr(kind()) for kind in self._accepted if _home(kind) not in suited],
+            "unfit": [repr(kind()) for kind in self._left if kind not in self._accepted],
         }
 
     @cached_property

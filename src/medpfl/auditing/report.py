@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from medpfl.reporting.figures.plots import Plot
 
-__all__ = ["Comparison", "Report", "compare", "reread"]
+__all__ = ["Comparison", "Report", "compare", "finish", "read", "reread"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,12 +164,12 @@ def reread(out: Path) -> Report:
 
 
 def _reread(out: Path) -> Report:
-    store, report = _read(out)
+    store, report = read(out)
     return finish(store, report.settings, report.classes)
 
 
-def _read(out: Path) -> tuple[Store, Report]:
-    """Return a run directory's store and its report, and write nothing."""
+def read(out: Path) -> tuple[Store, Report]:
+    """Return a run directory's store and its report, and write nothing. Call it under `reading`."""
     directory = RunDirectory(out, AUDIT)
     run = directory.noted()
     settings = Settings.of(run.get("settings", {}))
@@ -230,5 +230,5 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     reports = []
     for place in places:
         with reading(place):
-            reports.append(_read(place)[1])
+            reports.append(read(place)[1])
     return Comparison(tuple(reports), tuple(map(str, places)))

@@ -7,7 +7,7 @@ from medpfl.cli.interruption import MESSAGE, STATUS  # first, to catch an interr
 # isort: split
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -31,6 +31,7 @@ from medpfl.cli.parser import (
     spelled,
     spelled_names,
 )
+from medpfl.cli.remaking import again, print_reproduction
 from medpfl.cli.running import LOADING, check_pdf, finished, planned, working
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiments.evaluation import Evaluating
@@ -230,24 +231,27 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
         return planned(given, partial(foresee_audits, experiment), experiment)
     with working(experiment, given.quiet):
         with phase(LOADING):
-            from medpfl.assumptions.run import perform_realism
             from medpfl.auditing.run import perform
             from medpfl.federation.folders import is_federation
-            from medpfl.federation.run import perform_federation
             from medpfl.judging.summary import by_defense
             from medpfl.reporting.terminal import print_audit, print_federation, print_leakage, print_realism
-            from medpfl.training.leakage import perform_leakage
 
         if is_federation(experiment.data):
+            from medpfl.federation.run import perform_federation
+
             found, show = perform_federation(experiment), print_federation
             verdicts = found.verdicts()
         elif experiment.realism:
+            from medpfl.assumptions.run import perform_realism
+
             found, show = perform_realism(experiment), print_realism
             verdicts = found.verdicts()
         elif experiment.rounds is None:
             found, show = perform(experiment), print_audit
             verdicts = by_defense(found.summary)
         else:
+            from medpfl.training.leakage import perform_leakage
+
             found, show = perform_leakage(experiment), print_leakage
             verdicts = {
                 f"{defense} in round {number}": verdict
@@ -405,30 +409,9 @@ def _shape(text: str) -> tuple[int, ...]:
 def _report(given: Namespace, words: list[str]) -> int:
     with working(f"summary and pages of {given.out}, again from its rows", given.quiet):
         with phase(LOADING):
-            from medpfl.assumptions.run import remake as remake_realism
-            from medpfl.auditing.report import reread
-            from medpfl.federation.run import remake as remake_federation
-            from medpfl.reporting.terminal import (
-                print_audit,
-                print_federation,
-                print_frontier,
-                print_realism,
-                print_training,
-            )
-            from medpfl.reproduction.run import remake
             from medpfl.runs.directory import known_in
-            from medpfl.tradeoff.run import remake as remake_frontier
-            from medpfl.training.report import reread_training
 
-        again: dict[str, tuple[Callable[[Path], Any], Callable[[Any, bool], object]]] = {
-            "audit": (reread, print_audit),
-            "training": (reread_training, print_training),
-            "federation": (remake_federation, print_federation),
-            "frontier": (remake_frontier, print_frontier),
-            "realism": (remake_realism, print_realism),
-            "reproduction": (remake, _print_reproduction),
-        }
-        make, show = again.get(str(known_in(Path(given.out)).get("kind")), again["audit"])
+            make, show = again(str(known_in(Path(given.out)).get("kind")))
         with phase("reading the rows, and writing the pages"):
             found = make(Path(given.out))
     return finished(found, given, show, _failed_part(found))
@@ -454,29 +437,12 @@ def _reproduce(given: Namespace, words: list[str]) -> int:
                 scale=asked.scale,
                 run=asked.run,
             )
-    return finished(found, given, _print_reproduction, _failed_part(found))
+    return finished(found, given, print_reproduction, _failed_part(found))
 
 
 def _failed_part(found: Any) -> int:
     """Return the exit status of a result, which shows whether a part of a reproduction failed."""
     return BAD_INPUT if any(gap.failed for gap in getattr(found, "gaps", ())) else _DONE
-
-
-def _print_reproduction(found: Any, quiet: bool = False) -> None:
-    from medpfl.reporting.terminal import folders_line
-    from medpfl.reporting.words import counted
-
-    for gap in found.gaps:
-        say(f"{'failed' if gap.failed else 'not run'}: {gap}", sys.stdout)
-    for table in found.tables:
-        if table.suffix == ".md":
-            print(f"wrote {table} (also as .csv and .tex)")
-    for page in found.legacy[:1]:
-        print(f"wrote {page}: the effect of the notebooks' scores")
-    if found.pictures:
-        panels = counted(len(found.pictures), "panel")
-        print(f"wrote {panels} of private images: {found.pictures[0].parent}")
-    print(folders_line([*found.tables, *found.pictures]))
 
 
 def _list(given: Namespace, words: list[str]) -> int:

@@ -20,17 +20,22 @@ __all__ = ["foresee_audits", "foresee_frontier", "foresee_standard", "foresee_st
 def foresee_audits(experiment: Experiment) -> Outlook:
     """Return the plan of an audit, of audits over rounds or over assumptions, or of a federation's audits."""
     with phase(LOADING):
-        from medpfl.assumptions.run import foresee_realism
         from medpfl.auditing.run import foresee
         from medpfl.federation.folders import is_federation
-        from medpfl.federation.run import foresee_federation
-        from medpfl.training.leakage import foresee_leakage
 
     if is_federation(experiment.data):
+        from medpfl.federation.run import foresee_federation
+
         return foresee_federation(experiment)
     if experiment.realism:
+        from medpfl.assumptions.run import foresee_realism
+
         return foresee_realism(experiment)
-    return foresee(experiment) if experiment.rounds is None else foresee_leakage(experiment)
+    if experiment.rounds is not None:
+        from medpfl.training.leakage import foresee_leakage
+
+        return foresee_leakage(experiment)
+    return foresee(experiment)
 
 
 def foresee_standard(asked: Evaluating) -> Outlook:

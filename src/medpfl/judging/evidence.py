@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from scipy import stats
+from scipy.special import betainc
 
 from medpfl.core.types import Finding
 from medpfl.metrics.rates import cluster_interval, effective_counts, interval
@@ -72,7 +72,7 @@ class Tally:
         if self.floor >= 1:
             return 1.0
         successes, trials = effective_counts(self.hits, self.updates)
-        return float(stats.beta.cdf(self.floor, successes, trials - successes + 1))
+        return float(betainc(successes, trials - successes + 1, self.floor))
 
     @property
     def excess(self) -> float:

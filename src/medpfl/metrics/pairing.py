@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 __all__ = ["pair"]
@@ -19,6 +18,10 @@ def pair(guesses: Tensor, truths: Tensor) -> Tensor:
     Returns:
         (N,) indices: ``guesses[pair(guesses, truths)][i]`` is the guess for ``truths[i]``.
     """
+    if len(guesses) == 1:
+        return torch.zeros(1, dtype=torch.long)
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     flat = guesses.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1).flatten(1).double()
     distance = torch.cdist(truths.flatten(1).double(), flat).square()
     _, columns = linear_sum_assignment(distance.cpu().numpy())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from medpfl.metrics.rates import cluster_interval
@@ -82,7 +81,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> float:
 
 
 def _area(score: Tensor, positive: Tensor) -> float:
-    ranks, count = torch.as_tensor(rankdata(score.double().numpy())), int(positive.sum())
+    _, place, ties = score.double().unique(return_inverse=True, return_counts=True)
+    ranks, count = (ties.cumsum(0) - (ties - 1) / 2)[place], int(positive.sum())
     wins = float(ranks[positive].sum()) - count * (count + 1) / 2
     return wins / (count * (len(score) - count))
 

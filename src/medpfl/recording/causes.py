@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from medpfl.core.errors import InputError
@@ -225,6 +224,8 @@ def _same_names(own: Tensors, other: Tensors) -> bool:
 
 def _least(function: Callable[[float], float], low: float, high: float) -> float:
     """Return where a function of one number is least, on a grid and then near its best point."""
+    from scipy.optimize import minimize_scalar  # slow to import
+
     grid = [low + (high - low) * i / 12 for i in range(13)]
     values = [function(x) for x in grid]
     best = values.index(min(values))

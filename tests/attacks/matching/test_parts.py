@@ -300,7 +300,7 @@ class Sliced(torch.nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", [iDLG(steps=60), DLG(steps=60)], ids=repr)
+@pytest.mark.parametrize("attack", [iDLG(steps=30), DLG(steps=30)], ids=repr)
 def test_granted_or_joint_labels_need_no_last_layer(attack):
     threat = ThreatModel(("labels",)) if isinstance(attack, iDLG) else None
     seen = scene(Sliced(), smooth(3).view(3, 1, 1, 12, 12), LABELS[:, :1], Plan(), threat=threat)

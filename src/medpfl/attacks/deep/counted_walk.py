@@ -9,8 +9,6 @@ from math import ceil, prod
 from typing import Literal, NamedTuple
 
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 from torch.fx import Node
 
@@ -253,6 +251,9 @@ def _crowded(where: Tensor, count: int, images: int, outputs: int, factor: float
         outputs: most positions that a weight gets: one per output channel.
         factor: equations that a position needs.
     """
+    from scipy.sparse import csr_array  # slow to import
+    from scipy.sparse.csgraph import maximum_flow
+
     kinds, sizes = torch.unique(_met(where, count).T, dim=0, return_counts=True)
     if not bool(kinds.any(1).all()):
         return _UNMET

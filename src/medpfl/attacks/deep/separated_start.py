@@ -21,7 +21,6 @@ from itertools import permutations
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.func import vjp
 from torch.fx import Node
@@ -339,6 +338,8 @@ def _rectified(values: Tensor) -> bool:
 
 def _least(misfit: Callable[[float], float]) -> float:
     """Return the factor, between the exponentials of `_SIZES`, for which a misfit is least."""
+    from scipy.optimize import minimize_scalar  # slow to import
+
     points = np.linspace(*_SIZES, _POINTS)
     best = int(np.argmin([misfit(float(np.exp(point))) for point in points]))
     low, high = points[max(best - 1, 0)], points[min(best + 1, _POINTS - 1)]

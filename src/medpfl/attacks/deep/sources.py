@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
 from torch import Tensor
 
 __all__ = ["RowSpace", "Sources", "separate"]
@@ -219,6 +218,8 @@ def _slack(alive: Any, space: RowSpace) -> float:
 
 def _most(direction: Any, alive: Any, slack: float) -> Any:
     """Return the solver's answer for the vector of mean 1 above -slack that has the most of a direction (r,)."""
+    from scipy.optimize import linprog  # slow to import
+
     return linprog(
         -direction,
         A_ub=-alive.T,

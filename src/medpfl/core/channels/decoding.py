@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from scipy.sparse.linalg import LinearOperator, lsqr
 from torch import Tensor
 
 from medpfl.core.channels.affine import Monomial, Probed, flattened, linear, monomial_of, unflattened
@@ -250,6 +249,8 @@ def _solved(dense: Probed, update: Update, channel: Channel) -> tuple[Update, Ch
 
 def _solver(dense: Probed) -> Callable[[Tensor], Tensor]:
     """Return a least-squares solver for the map's linear part: matrix-free LSQR (Paige and Saunders 1982)."""
+    from scipy.sparse.linalg import LinearOperator, lsqr  # slow to import
+
     device = dense.shift.device
     pull = cast("Callable[[Tensor], tuple[Tensor]]", torch.func.vjp(dense, torch.zeros_like(dense.shift))[1])
 

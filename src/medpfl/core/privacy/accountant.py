@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from medpfl.core.errors import InputError, check_positive
 
@@ -105,6 +105,7 @@ def _check(noise: float, rate: float, steps: int, delta: float) -> None:
         raise InputError("epsilon needs two accountants: pip install 'medpfl[dp]'") from None
 
 
+@lru_cache(maxsize=1000)  # an audit asks for the same numbers several times, and each takes a good second
 def _prv(noise: float, rate: float, steps: int, delta: float) -> float:
     from opacus.accountants import PRVAccountant
 
@@ -117,6 +118,7 @@ def _prv(noise: float, rate: float, steps: int, delta: float) -> float:
         return rough if rough > 2 else float(accountant.get_epsilon(delta, eps_error=max(rough / 200, 1e-4)))
 
 
+@lru_cache(maxsize=1000)
 def _pld(noise: float, rate: float, steps: int, delta: float) -> float:
     import dp_accounting
     from dp_accounting.pld import PLDAccountant

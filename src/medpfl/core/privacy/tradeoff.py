@@ -38,12 +38,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import ceil, exp, floor, sqrt
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from medpfl.core.errors import InputError, check_positive
 
@@ -105,6 +104,8 @@ class Mechanism:
         if not 0 <= kappa <= 1:
             raise InputError(f"kappa is {kappa}: it must be a probability, from 0 to 1")
         if self.rate == 1 or self.steps == 1:
+            from scipy.special import ndtr, ndtri  # slow to import
+
             seen = float(ndtr(ndtri(kappa) + self.mu))
             return (1 - self.rate) * kappa + self.rate * seen
         return min(1.0, *(exp(e) * kappa + divergence for e, divergence in self.profile))
@@ -135,11 +136,18 @@ def tightest(mechanisms: Sequence[Mechanism], kappa: float) -> float:
 
 def _composed(noise: float, rate: float, steps: int) -> Profile:
     try:
-        from dp_accounting.pld import pld_pmf, privacy_loss_mechanism
+        import dp_accounting.pld  # noqa: F401
     except ImportError:
         raise InputError("a bound over several sampled steps needs an accountant: pip install 'medpfl[dp]'") from None
     if noise < _LEAST:
         raise InputError(f"noise is {noise}: below {_LEAST}, several sampled steps cannot be composed")
+    return _profile(noise, rate, steps)
+
+
+@lru_cache(maxsize=100)
+def _profile(noise: float, rate: float, steps: int) -> Profile:
+    from dp_accounting.pld import pld_pmf, privacy_loss_mechanism
+
     loss = privacy_loss_mechanism.GaussianPrivacyLoss(
         noise, sampling_prob=rate, adjacency_type=privacy_loss_mechanism.AdjacencyType.REMOVE
     )  # "remove": from the law with the record to the law without it

@@ -8,8 +8,8 @@ import re
 import secrets
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-import jinja2
 from markupsafe import Markup, escape
 
 from medpfl.core.experiments.settings import Json
@@ -17,6 +17,9 @@ from medpfl.reporting.facts import facts
 from medpfl.reporting.page.maker import maker
 from medpfl.reporting.verdict import MARKS
 from medpfl.reporting.words import DASH, label
+
+if TYPE_CHECKING:
+    import jinja2
 
 __all__ = ["environment", "rendered"]
 
@@ -62,6 +65,8 @@ def _own(name: str) -> Markup:
 @cache
 def environment() -> jinja2.Environment:
     """Return the template environment, with filters for specs and sentences."""
+    import jinja2  # here, since most commands render no page
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medpfl.reporting", ""),
         autoescape=True,
