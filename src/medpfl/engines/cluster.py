@@ -6,14 +6,14 @@ import os
 import pickle
 import socket
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any
 
 from medpfl.core.errors import InputError
 from medpfl.core.messages import Speech
-from medpfl.engines.engine import TRIES, Engine, Lost, Watch, Work
+from medpfl.engines.engine import TRIES, Engine, Lost, Results, Watch, Work
 from medpfl.engines.sending import packed
 from medpfl.engines.threads import set_threads
 
@@ -38,16 +38,12 @@ class Cluster(Engine):
     """
 
     def __init__(self, workers: int | None, threads: int = 1, device: str = "cpu") -> None:
-        try:
-            import ray  # noqa: F401
-        except ImportError:
-            raise InputError(f"the engine ray needs Ray: {_INSTALL}, or use --engine processes") from None
+        _ray()
         self.workers, self.threads, self.device = workers, threads, device
 
-    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Iterator[tuple[int, Any]]:
+    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
         """Compute tasks; see `Engine.results`."""
-        import ray
-
+        ray = _ray()
         payload, watch = packed(work), watch or Watch()
         address = os.environ.get("RAY_ADDRESS")
         _connect(address, self.workers, self.threads)
@@ -71,9 +67,21 @@ class Cluster(Engine):
             ray.shutdown()
 
 
-def _connect(address: str | None, workers: int | None, threads: int) -> None:
-    import ray
+def _ray() -> Any:
+    """Import Ray.
 
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import ray  # type: ignore[import-not-found]  (an extra)
+    except ImportError:
+        raise InputError(f"the engine ray needs Ray: {_INSTALL}, or use --engine processes") from None
+    return ray
+
+
+def _connect(address: str | None, workers: int | None, threads: int) -> None:
+    ray = _ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report over the network
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -111,8 +119,7 @@ def _share(resources: Any, threads: int) -> float:
 
 def _stored(payload: bytes) -> Any:
     """Put the work into Ray's store once, for all workers."""
-    import ray
-
+    ray = _ray()
     try:
         return ray.put(payload)
     except (ray.exceptions.RayError, OSError) as error:
@@ -124,8 +131,7 @@ def _stored(payload: bytes) -> Any:
 
 def _result(reference: Any) -> Any:
     """Return a task's result, or `Lost`; raise what the work raised."""
-    import ray
-
+    ray = _ray()
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

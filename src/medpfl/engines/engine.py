@@ -7,17 +7,18 @@ result depends on nothing else, so it is the same in every engine and in any ord
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from medpfl.core.progress import listening
 
-__all__ = ["TRIES", "Engine", "Inline", "Lost", "Watch"]
+__all__ = ["TRIES", "Engine", "Inline", "Lost", "Results", "Watch", "Work"]
 
 TRIES = 3
 """How often a task is begun before it is given up, if its worker ends each time."""
 
 Work = Callable[[Any], Any]
+Results = Generator[tuple[int, Any], None, None]
 
 
 class Lost(NamedTuple):
@@ -47,7 +48,7 @@ class Engine(ABC):
     """Computes tasks."""
 
     @abstractmethod
-    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Iterator[tuple[int, Any]]:
+    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
         """Yield each task's place and result as it is computed, or `Lost`. Closing the iterator ends all workers.
 
         Raises:
@@ -58,7 +59,7 @@ class Engine(ABC):
 class Inline(Engine):
     """Computes one task after the other in this process."""
 
-    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Iterator[tuple[int, Any]]:
+    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
         """Compute tasks; see `Engine.results`."""
         watch = watch or Watch()
         for place, task in enumerate(tasks):

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from medpfl.core.messages import Speech
-from medpfl.engines.engine import TRIES, Engine, Lost, Watch, Work
+from medpfl.engines.engine import TRIES, Engine, Lost, Results, Watch, Work
 from medpfl.engines.sending import packed
 from medpfl.engines.worker import BEGUN, begin, perform
 
@@ -57,7 +57,7 @@ class Processes(Engine):
     def __init__(self, workers: int, threads: int = 1) -> None:
         self.workers, self.threads = workers, threads
 
-    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Iterator[tuple[int, Any]]:
+    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
         """Compute tasks; see `Engine.results`."""
         context = multiprocessing.get_context(_method())
         payload, shares, speech = packed(work), RawArray("d", len(tasks)), Speech.now()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections import ChainMap
 from dataclasses import MISSING
 from io import BytesIO
 from typing import Any, ClassVar
@@ -20,7 +19,7 @@ __all__ = ["packed"]
 class _Pickler(cloudpickle.Pickler):
     """Sends a class of the user's own whole, and a dataclass's mark for a missing default as what it is everywhere."""
 
-    dispatch_table: ClassVar = ChainMap({type(MISSING): lambda _: "MISSING"}, cloudpickle.Pickler.dispatch_table)
+    dispatch_table: ClassVar = {**cloudpickle.Pickler.dispatch_table, type(MISSING): lambda _: "MISSING"}
 
 
 def packed(work: Any) -> bytes:
