@@ -80,12 +80,11 @@ def test_every_option_arrives(monkeypatch, tmp_path):
         "holdout": 7, "clients": 3, "partition": "P", "rounds": 9, "fraction": 0.5, "decay": 0.9,
         "server_momentum": 0.2, "balance": True, "augment": True, "delta": 1e-6, "size": 20, "fit": "squash",
         "channels": 3, "seed": 5, "device": "cpu", "out": "o", "force": True, "progress": False, "memory": 2.0,
-        "minutes": 2.0,
+        "minutes": 2.0, "engine": None, "workers": None, "threads": 1,
         "isolate": None, "numbers_only": False, "title": "T", "site": "S", "contact": "C", "alias": "A",
     }  # fmt: skip
-    assert {*arrived, *given} - {"memory", "minutes", "isolate", "numbers_only"} | set(vars(plan)) - {"loss"} == set(
-        options_in(Training)
-    )
+    others = {"memory", "minutes", "isolate", "numbers_only", "engine", "workers", "threads"}
+    assert {*arrived, *given} - others | set(vars(plan)) - {"loss"} == set(options_in(Training))
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ __all__ = ["Played", "Work"]
 
 @dataclass(frozen=True)
 class Played:
-    """What a job gives.
+    """A job's rows and images.
 
     Attributes:
         rows: its rows.

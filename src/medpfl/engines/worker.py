@@ -22,7 +22,7 @@ BEGUN = 1e-9
 
 
 class _State:
-    """What a worker process keeps between tasks."""
+    """State of a worker process between tasks."""
 
     payload: bytes = b""
     threads: int = 1
