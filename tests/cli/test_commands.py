@@ -239,7 +239,8 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
         "memory": 0.5, "minutes": 3.0, "device": "cuda", "tolerance": 0.3, "out": str(tmp_path / "o"),
         "algorithm": "FedAvg", "batch_size": 2, "local_images": 6, "epochs": 3, "learning_rate": 0.5, "momentum": 0.25,
         "weight_decay": 0.125, "mode": "eval", "sampling": "poisson", "loss": "cross_entropy", "label_smoothing": 0.1,
-        "dampening": 0.0, "title": "T", "site": "S", "contact": "C", "alias": "A",
+        "dampening": 0.0, "title": "T", "site": "S", "contact": "C", "alias": "A", "engine": "ray", "workers": 3,
+        "threads": 2,
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     lists = ["--attack=A", "--attack=B", "--defense=C", "--grant=labels", "--no-gray", "--sends", "buffers"]
