@@ -98,6 +98,11 @@ def undated(out):
     return shown["points"], shown["recommendation"]
 
 
+def test_workers_train_and_audit_to_the_same_points(whole, pictures, tmp_path, no_pages_of_runs):
+    perform_frontier(small(pictures).having(out=tmp_path / "two", workers=2))
+    assert undated(tmp_path / "two") == undated(whole[0])
+
+
 @pytest.mark.slow
 def test_each_setting_is_a_point_made_of_its_training_and_its_audit(whole):
     out, found = whole
