@@ -56,7 +56,7 @@ def test_python(page, tmp_path, monkeypatch):
     document.loss = nn.functional.cross_entropy(document.model(torch.rand(1, 1, 32, 32)), torch.tensor([1]))
     document.torch, document.train = torch, train
     monkeypatch.setitem(sys.modules, "document", document)  # where a dataclass looks for its names
-    few = {name: replace(one, images=2) for name, one in EDITIONS.items()}
+    few = {name: replace(one, attack="WorstCase(evaluations=100)", images=2) for name, one in EDITIONS.items()}
     monkeypatch.setattr("medpfl.evaluation.run.EDITIONS", few)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

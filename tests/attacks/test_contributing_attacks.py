@@ -45,6 +45,7 @@ def test_it_declares_what_it_takes(attack, takes):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared")
 @each
 def test_without_an_edit_it_is_audited_by_its_path(name, place):
     spec = f"{place}:{name}(steps=2)" if name == "Yours" else f"{place}:{name}"
@@ -53,6 +54,7 @@ def test_without_an_edit_it_is_audited_by_its_path(name, place):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("name", ["FirstGradient"])
 def test_what_it_does_not_take_is_refused_before_any_work(name, place):
     with pytest.raises(InputError, match=r"FirstGradient.*needs the gradient of one image"):

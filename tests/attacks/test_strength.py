@@ -12,12 +12,12 @@ from tests.attacks.scenes import scene, smooth
 
 ANALYTIC = {"APRIL": APRIL(), "DeepRGAP": DeepRGAP(), "RGAP": RGAP()}
 SEARCHES = {
-    "CPL": CPL(steps=150),
-    "DLG": DLG(steps=150),
-    "GradInv": GradInv(steps=400, tv=1e-3),
-    "GradientMatching": GradientMatching(steps=150),
-    "Posterior": Posterior(steps=200),
-    "iDLG": iDLG(steps=150),
+    "CPL": CPL(steps=100),
+    "DLG": DLG(steps=100),
+    "GradInv": GradInv(steps=250, tv=1e-3),
+    "GradientMatching": GradientMatching(steps=100),
+    "Posterior": Posterior(steps=120),
+    "iDLG": iDLG(steps=100),
 }
 BUILT_IN = {**ANALYTIC, **SEARCHES}
 

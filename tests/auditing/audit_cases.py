@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -49,6 +50,15 @@ def some_images(count: int, classes: int = 2, patients: Sequence[str | None] | N
     patients = tuple(patients) if patients is not None else (None,) * count
     labels = torch.arange(count) % classes
     return LabelledImages(images, labels, tuple(f"class {c}" for c in range(classes)), names, patients)
+
+
+def without_charts(patch: pytest.MonkeyPatch) -> None:
+    """Leave the charts out of pages, which take most of the time of a page."""
+    for place in (
+        "pages.leak_figure", "pages.similarity_figure", "figures.training.privacy_figure",
+        "figures.training.score_figure", "figures.training.step_figure", "frontier.frontier_figure",
+    ):  # fmt: skip
+        patch.setattr(f"medpfl.reporting.{place}", lambda *_: "")
 
 
 def tiny(data: Any, **options: Any) -> Report:

@@ -31,7 +31,7 @@ from medpfl.runs.study_key import class_names
 from medpfl.tradeoff.run import remake
 from medpfl.training.report import reread_training
 from medpfl.training.state_files import unpacked
-from tests.auditing.audit_cases import some_images, tiny
+from tests.auditing.audit_cases import some_images, tiny, without_charts
 from tests.training.training_cases import small
 
 CALLS = (
@@ -173,11 +173,8 @@ def test_records(hostile, tmp_path):
 
 @pytest.fixture
 def no_charts(monkeypatch):
-    """Leave the charts out of pages, which take most of the time; matplotlib is no reader of specs."""
-    for name in ("leak_figure", "similarity_figure"):
-        monkeypatch.setattr(f"medpfl.reporting.pages.{name}", lambda *_: "")
-    for name in ("privacy_figure", "score_figure", "step_figure"):
-        monkeypatch.setattr(f"medpfl.reporting.figures.training.{name}", lambda *_: "")
+    """Leave the charts out of pages; matplotlib is no reader of specs."""
+    without_charts(monkeypatch)
 
 
 @pytest.mark.slow
