@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 
 import nibabel
@@ -124,9 +125,10 @@ def test_a_file_that_changed_is_refused(change, tmp_path, monkeypatch):
         path.write_bytes(b"no picture")
     else:
         path.unlink()
-    place = data.names.index("malignant/1.png")
+    place, filters = data.names.index("malignant/1.png"), list(warnings.filters)
     with pytest.raises(InputError, match="changed while it was in use"):
         data.images[place]
+    assert warnings.filters == filters, "readers mute warnings no longer"
     assert len(data.images[[place - 1]]) == 1
 
 

@@ -110,8 +110,8 @@ def test_the_nearest_is_the_one_of_all_distances_even_among_near_twins(dtype):
     every, rows = distances(images, gallery), torch.arange(30)
     others = every.masked_fill(excluded, torch.inf)
     others[rows, own] = torch.inf
-    assert found.own.equal(every[rows, own])
-    assert found.other.equal(others.amin(1))
+    assert found.own.equal(every[rows, own].double())
+    assert found.other.equal(others.amin(1).double())
     assert found.place.equal(others.argmin(1))
     others[rows, own] = every[rows, own]
     assert found.of_all(own).equal(others.argmin(1))

@@ -163,7 +163,10 @@ class Scorer:
             Three lists with an entry for each guess: True if it is nearer to its own image than to all others (``None``
             without a gallery), the gallery size, and the index of the nearest image (``None`` without a gallery).
         """
-        near = self._nearest(guess.clamp(0, 1), own)
+        return self._told(self._nearest(guess.clamp(0, 1), own), own)
+
+    def _told(self, near: Nearest, own: Tensor) -> tuple[list[bool | None], list[int], list[int | None]]:
+        """Return `identified` for guesses whose nearest images are known."""
         found, places = near.identified.tolist(), near.of_all(own).tolist()
         gallery = ((~self._excluded(own, 0, len(self.data))).sum(1) + 1).tolist()  # with the own image
         told = [count > 1 for count in gallery]
@@ -224,9 +227,10 @@ class Scorer:
         if not todo:
             return
         every = torch.cat([own for own, _ in todo])
-        hits, start = self.identified(torch.cat(means), every)[0], 0
-        near = self._nearest(torch.cat([truth for _, truth in todo]), every)
-        images = self.data.images[near.place]
+        both = torch.cat([*means, *(truth for _, truth in todo)]).clamp(0, 1)
+        found = self._nearest(both, every.repeat(2))
+        of_means, near = (Nearest(*(t[half] for t in found)) for half in (slice(len(every)), slice(len(every), None)))
+        hits, images, start = self._told(of_means, every)[0], self.data.images[near.place], 0
         for (own, truth), mean in zip(todo, means, strict=True):
             here = slice(start, start := start + len(own))
             alone = near.other[here].isinf().tolist()  # no image of another patient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +116,7 @@ class Dicom(LimitedTarget, _Files):
             )
         return [str(owner) for owner in owners]
 
-    def _read(self, chosen: Sequence[_Frame]) -> Iterator[tuple[_Frame, Tensor | str]]:
+    def _read(self, chosen: Sequence[_Frame]) -> Generator[tuple[_Frame, Tensor | str], None, None]:
         """Yield each image, or the reason why its file could not be read. Each file is opened once."""
         wanted: dict[DicomFile, list[int]] = {}
         for file, frame in chosen:

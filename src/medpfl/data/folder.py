@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,7 @@ class ImageFolder(LimitedTarget, Located):
             notes=(*listing.notes, *patients.notes, *(_LOST.format(name=printable(Path(name))) for name in lost)),
         )
 
-    def _read(self, files: Sequence[Path]) -> Iterator[tuple[Path, Tensor | str]]:
+    def _read(self, files: Sequence[Path]) -> Generator[tuple[Path, Tensor | str], None, None]:
         """Yield each picture, or the reason why it could not be read."""
 
         def read(path: Path) -> Tensor | str:

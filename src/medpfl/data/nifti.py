@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -124,7 +124,7 @@ class Nifti(LimitedTarget, _Volumes):
 
     def _read(
         self, chosen: Sequence[_Unit], spacings: dict[_Unit, tuple[float, ...] | None]
-    ) -> Iterator[tuple[_Unit, Tensor | str | None]]:
+    ) -> Generator[tuple[_Unit, Tensor | str | None], None, None]:
         """Yield the images, one file at a time, because volumes are large; None for a slice with a single value.
 
         Args:

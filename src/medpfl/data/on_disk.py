@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from math import prod
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -22,7 +23,7 @@ _TOGETHER = 64
 """Number of images or files that are decoded together."""
 
 T = TypeVar("T")
-Read = Callable[[Sequence[T]], Iterable[tuple[T, "Tensor | str | None"]]]
+Read = Callable[[Sequence[T]], Generator[tuple[T, "Tensor | str | None"], None, None]]
 """Function that reads units, one image each. It yields each unit, in order, with its image, (1 or 3, H, W) or (1 or 3,
 D, H, W); with the reason why it cannot be read; or with None if it is to be left out without a reason."""
 
@@ -54,7 +55,7 @@ class OnDisk:
     dtype = torch.float32
 
     def __init__(
-        self, read: Callable[[list[int]], Iterator[Tensor]], sums: list[bytes], shape: tuple[int, ...]
+        self, read: Callable[[list[int]], Generator[Tensor, None, None]], sums: list[bytes], shape: tuple[int, ...]
     ) -> None:
         self._read, self._sums = read, sums
         self.shape = torch.Size((len(sums), *shape))
@@ -76,10 +77,11 @@ class OnDisk:
         places = torch.arange(len(self))[index]
         needed, order = places.flatten().unique(return_inverse=True)
         images = torch.empty(len(needed), *self.shape[1:])
-        for i, (place, image) in enumerate(zip(needed.tolist(), self._read(needed.tolist()), strict=True)):
-            if _sum(image) != self._sums[place]:
-                raise InputError(_CHANGED)
-            images[i] = with_channels(image, self.shape[1])
+        with closing(self._read(needed.tolist())) as found:  # at once after an error, since readers mute warnings
+            for i, (place, image) in enumerate(zip(needed.tolist(), found, strict=True)):
+                if _sum(image) != self._sums[place]:
+                    raise InputError(_CHANGED)
+                images[i] = with_channels(image, self.shape[1])
         if len(needed) == len(order) and places.ndim == 1 and order.equal(torch.arange(len(order))):
             return images
         return images[order.view(places.shape)]
@@ -99,23 +101,25 @@ def gathered(units: Sequence[T], read: Read[T], channels: int | None) -> Gathere
     kept, sums, unread = list[T](), list[bytes](), dict[T, str]()
     shape: tuple[int, ...] = (channels or 1,)
     held: Tensor | None = torch.empty(0)
-    for unit, image in read(units):
-        if isinstance(image, Tensor):
-            shape = (channels or max(shape[0], len(image)), *image.shape[1:])
-            if (held := _room(held, len(kept), (len(units), *shape))) is not None:
-                held[len(kept)] = with_channels(image, shape[0])
-            kept.append(unit)
-            sums.append(_sum(image))
-        elif image is not None:
-            unread[unit] = image
+    with closing(read(units)) as found:
+        for unit, image in found:
+            if isinstance(image, Tensor):
+                shape = (channels or max(shape[0], len(image)), *image.shape[1:])
+                if (held := _room(held, len(kept), (len(units), *shape))) is not None:
+                    held[len(kept)] = with_channels(image, shape[0])
+                kept.append(unit)
+                sums.append(_sum(image))
+            elif image is not None:
+                unread[unit] = image
     if held is not None:
         return Gathered(kept, held[: len(kept)], unread)
 
-    def again(places: list[int]) -> Iterator[Tensor]:
-        for _, image in read([kept[place] for place in places]):
-            if not isinstance(image, Tensor):
-                raise InputError(_CHANGED)
-            yield image
+    def again(places: list[int]) -> Generator[Tensor, None, None]:
+        with closing(read([kept[place] for place in places])) as found:
+            for _, image in found:
+                if not isinstance(image, Tensor):
+                    raise InputError(_CHANGED)
+                yield image
 
     return Gathered(kept, OnDisk(again, sums, shape), unread)
 

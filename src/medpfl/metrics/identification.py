@@ -21,8 +21,8 @@ class Nearest(NamedTuple):
     """The gallery images nearest to N images.
 
     Attributes:
-        own: distances (N,) to the images' own gallery images.
-        other: distances (N,) to the nearest other gallery images; infinite if there is none.
+        own: distances (N,), as float64, to the images' own gallery images.
+        other: the same to the nearest other gallery images; infinite if there is none.
         place: gallery indices (N,) of the latter; the first of equally near ones, 0 if there is none.
     """
 
@@ -78,7 +78,7 @@ class _Search:
         self.queries, self.places = queries, places
         self.wide = queries.double()
         self.squares = self.wide.square().sum(1)
-        self.own = queries.new_full((len(queries),), torch.inf)
+        self.own = torch.full((len(queries),), torch.inf, dtype=torch.float64)
         self.other = self.own.clone()
         self.place = torch.zeros(len(queries), dtype=torch.long)
 
