@@ -58,7 +58,9 @@ def test_only_what_is_new_is_run(tmp_path, monkeypatch):
         tried.append(attack)
         return found[model, *next(names for names, own in matrix.PLANS.items() if own == plan), attack]
 
-    monkeypatch.setattr(matrix, "registry", lambda package: ["MLP"] if package is models else {"iDLG": iDLG, "RGAP": RGAP})
+    monkeypatch.setattr(
+        matrix, "registry", lambda package: ["MLP"] if package is models else {"iDLG": iDLG, "RGAP": RGAP}
+    )
     monkeypatch.setattr(matrix, "outcome", outcome)
     said = list(matrix.lines(matrix.parsed(["--new", "--out", str(path)])))
     assert tried == ["RGAP"] * 4
