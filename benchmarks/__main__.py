@@ -29,6 +29,7 @@ from benchmarks import (
     sources,
     step_orders,
     verdicts,
+    vit_limits,
     worst_case,
 )
 from benchmarks.scenes import available
@@ -53,6 +54,7 @@ PARTS = {
     "sources": sources,
     "step_orders": step_orders,
     "verdicts": verdicts,
+    "vit_limits": vit_limits,
     "worst_case": worst_case,
 }
 QUICK = {

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.func import jacfwd
 
 from benchmarks import __main__ as command
 from benchmarks import (
@@ -24,6 +25,7 @@ from benchmarks import (
     sources,
     step_orders,
     trained,
+    vit_limits,
 )
 from benchmarks.contested import CELLS, Tally
 from benchmarks.peers import Outcome
@@ -333,6 +335,44 @@ def test_capacity_rows_beyond_the_time_are_named():
     _, _, *rows, last = capacity.lines(capacity.parsed(["--cases", "2"]), lambda: False)
     assert all(row.endswith("not run: time is up") for row in rows)
     assert last.startswith("right: 0 of 0")
+
+
+@pytest.fixture
+def limits():
+    words = ["--model", "ViT(8, depth=1, width=12)", "--sets", "samples", "--size", "16", "--batches", "1", "2"]
+    return vit_limits.parsed([*words, "--noise", "0.1", "--steps", "3"])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # in torch's forward mode
+def test_limits_rows_hold_ranks_and_searches(limits):
+    _, head, one, two, second, *rows = vit_limits.lines(limits)
+    assert head.split()[:5] == ["set", "batch", "equations", "pixels", "rank"]
+    assert [row.split()[1] for row in (one, two)] == ["1", "2"]
+    assert [row.split()[3:5] for row in (one, two)] == [["256", "256"], ["512", "512"]]
+    assert second.split()[:3] == ["set", "batch", "start"]
+    assert [row.split()[1:3] for row in rows] == [["1", "0.1"], ["1", "own"], ["2", "0.1"], ["2", "own"]]
+    near, far = ([float(row.split()[7]) for row in rows[i::2]] for i in (0, 1))
+    assert all(one < other for one, other in zip(near, far, strict=True)), "the truth explains the update"
+    late = [line for line in vit_limits.lines(limits, lambda: False) if "not run" in line]
+    assert late[0] == "samples: not run: time is up"
+    assert len(late) == 1 + len(rows)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # in torch's forward mode
+def test_a_sketch_keeps_rank_and_condition(limits):
+    case = vit_limits.scene("samples", 1, limits)
+    (made,), size = vit_limits.sketched(case)
+    view = conditioning.in_double(case.seen).views[0]
+
+    def update(images):
+        tensors = local_update(case.seen.model, Batch(images, case.labels[0]), view.plan, view.weights).tensors
+        return torch.cat([t.flatten() for t in tensors.values()])
+
+    exact = jacfwd(update)(case.batches[0].double()).flatten(1)
+    assert exact.shape == (size, 256)
+    true, found = (torch.linalg.svdvals(matrix) for matrix in (exact, made))
+    assert int((found > 1e-10 * found[0]).sum()) == torch.linalg.matrix_rank(exact, rtol=1e-10)
+    assert ((found / true).log().abs() < 1).all()
 
 
 def test_small_networks_rows_hold_certificates_and_scores(monkeypatch):
