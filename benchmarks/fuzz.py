@@ -92,7 +92,7 @@ def wrong(found: object) -> str:
     """Return the fault in the images that were read, or ``""``."""
     if not isinstance(found, LabelledImages):
         return ""
-    if not (found.images.isfinite().all() and found.images.min() >= 0 and found.images.max() <= 1):
+    if not all(part.isfinite().all() and part.min() >= 0 and part.max() <= 1 for part in found.parts()):
         return "images that are not in [0, 1]"
     lengths = {len(part) for part in (found.images, found.labels, found.names, found.patients)}
     return "" if lengths == {len(found)} else "names, labels and images of different numbers"

@@ -134,8 +134,9 @@ def images_for(model: str) -> LabelledImages:
 
 
 def _with_masks(data: LabelledImages) -> LabelledImages:
-    middle = data.images.flatten(1).median(1).values.view(-1, 1, 1)
-    masks = (data.images[:, 0] > middle).to(torch.int64)
+    images = data.images[:]
+    middle = images.flatten(1).median(1).values.view(-1, 1, 1)
+    masks = (images[:, 0] > middle).to(torch.int64)
     return replace(data, masks=masks, labels=class_of(masks), classes=("background", "structure"))
 
 
