@@ -145,7 +145,7 @@ def test_a_job_whose_worker_ends_is_a_gap_that_the_same_call_fills(file, tmp_pat
     }  # fmt: skip
     (note,) = [note for note in report.settings.notes if "were not attacked" in note]
     assert note.startswith("4 images of Dying(mark=")
-    assert "SIGKILL; this machine may have run out of memory" in note
+    assert "its worker process was killed; if the memory ran out" in note
     assert "4 images of Dying(" in (out / "share/report.html").read_text()
     assert capsys.readouterr().err.count("This job was begun 3 times; the same command tries it again") == 4
     assert {cell.defense: cell.union.flags for cell in report.summary}["LaplaceNoise(scale=0.01)"][0] == "incomplete"

@@ -7,7 +7,6 @@ its tasks if a process ends, so a shared one would lose its neighbors' tasks too
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,8 @@ from medpfl.engines.worker import BEGUN, begin, perform
 
 __all__ = ["Processes", "warm"]
 
+_KILLED, _UNKNOWN = -9, 255
+"""Exit statuses: by SIGKILL, as if memory runs out; and what `multiprocessing` says if it could not see the end."""
 _TICK = 0.2
 """Seconds between two looks at the workers' progress."""
 
@@ -149,13 +150,9 @@ class _Worker:
 
 
 def _how(status: int | None) -> str:
-    if status is None:
-        return "its worker process ended"
-    if status >= 0:
+    if status is not None and status not in (_KILLED, _UNKNOWN):
         return f"its worker process ended with status {status}"
-    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-    hint = "; this machine may have run out of memory: use fewer --workers, or a lower --memory" * (name == "SIGKILL")
-    return f"its worker process was ended by {name}{hint}"
+    return "its worker process was killed; if the memory ran out, use fewer --workers, or a lower --memory"
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def recall_index(out: Path | None) -> None:
     """
     if out is None:
         return
-    with contextlib.suppress(InputError, OSError):  # the run itself will be refused, and say why
+    with contextlib.suppress(InputError, OSError, ValueError):  # the run itself will be refused, and say why
         path = key_file(out).with_name(INDEX_FILE)
         if path.exists() or path.is_symlink():
             try:
