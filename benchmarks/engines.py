@@ -58,8 +58,8 @@ class Task:
 
 
 TASKS = {
-    "LeNet, iDLG": Task("LeNet('idlg')", "iDLG", 256, 32, 0.05),
-    "ResNet-18, DeepRGAP": Task("ResNet(18)", "DeepRGAP", 8, 64, 1e-6),
+    "LeNet, iDLG": Task("LeNet('idlg')", "iDLG(steps=30)", 256, 32, 0.05),
+    "ResNet-18, DeepRGAP": Task("ResNet(18)", "DeepRGAP", 4, 64, 1e-6),
 }
 
 

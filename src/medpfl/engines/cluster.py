@@ -44,6 +44,8 @@ class Cluster(Engine):
     def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
         """Compute tasks; see `Engine.results`."""
         ray = _ray()
+        if not tasks:
+            return
         payload, watch = packed(work), watch or Watch()
         address = os.environ.get("RAY_ADDRESS")
         _connect(address, self.workers, self.threads)
@@ -53,7 +55,8 @@ class Cluster(Engine):
             shared, told = _stored(payload), {name: version(name) for name in _PACKAGES}
             todo, running = deque(range(len(tasks))), dict[Any, int]()
             while todo or running:
-                while todo and (self.workers is None or len(running) < self.workers):
+                room = self.workers or int(ray.cluster_resources().get("CPU", 1.0) / self.threads) or 1
+                while todo and len(running) < room:
                     place = todo.popleft()
                     running[task.remote(shared, tasks[place], self.threads, told, Speech.now())] = place
                     watch.begin(place)

@@ -60,6 +60,8 @@ class Processes(Engine):
 
     def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
         """Compute tasks; see `Engine.results`."""
+        if not tasks:
+            return
         context = multiprocessing.get_context(_method())
         payload, shares, speech = packed(work), RawArray("d", len(tasks)), Speech.now()
 
