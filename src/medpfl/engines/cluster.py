@@ -95,12 +95,12 @@ def _connect(address: str | None, workers: int | None, threads: int) -> None:
         else:
             count = None if workers is None else workers * threads
             ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "a cluster on this machine"
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{where} cannot be used: {reason}; start it with 'ray start --head', unset RAY_ADDRESS to start one here, "
-            "or use --engine processes"
+            f"{where} cannot be used: {reason}; start it with 'ray start --head', with the same RAY_AUTH_TOKEN here "
+            "and there; unset RAY_ADDRESS to start one here; or use --engine processes"
         ) from error
 
 
