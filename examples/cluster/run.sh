@@ -15,7 +15,7 @@ ray start --head --node-ip-address=127.0.0.1 --port="$port" --num-cpus=1 --inclu
 head=$!
 worker=
 # The worker first: it takes leave of the head.
-trap '[ -z "$worker" ] || { kill "$worker"; wait "$worker"; }; kill "$head"; wait "$head"' EXIT
+trap '[ -z "$worker" ] || { kill "$worker"; wait "$worker"; } || true; kill "$head"; wait "$head" || true' EXIT
 trap 'exit 130' INT TERM
 tries=0
 until RAY_ADDRESS="127.0.0.1:$port" ray status >/dev/null 2>&1; do
