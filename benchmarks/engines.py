@@ -11,7 +11,6 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from benchmarks.rows import columns, conditions, now
 from benchmarks.scenes import available, held_out
@@ -32,7 +31,6 @@ ENGINES = {
     "inline": Run(),
     "one": Run(engine="processes", workers=1),
     "two": Run(engine="processes", workers=2),
-    "ray": Run(engine="ray", workers=2),
 }
 HEAD = columns(("task", -30), ("jobs", 5), ("inline", 8), ("one", 8), ("two", 8), ("overhead", 9), ("efficiency", 11))
 
@@ -46,7 +44,6 @@ class Task:
         images: number of images.
         size: their side length.
         memory: GiB for a stack, which decides how many images a job holds.
-        mode: the clients' mode.
     """
 
     model: str
@@ -54,7 +51,6 @@ class Task:
     images: int
     size: int
     memory: float
-    mode: Any = "eval"
 
 
 TASKS = {
@@ -75,7 +71,7 @@ def work_of(task: Task) -> Work:
         patients=(None,) * task.images,
     )
     case = AuditCase(
-        task.model, data, [task.attack], [], Plan(mode=task.mode), HONEST, None, Victims(images=task.images),
+        task.model, data, [task.attack], [], Plan(mode="eval"), HONEST, None, Victims(images=task.images),
         Experiment.criteria, Run(memory=task.memory),
     )  # fmt: skip
     with case.scene() as (scenario, isolation, place):

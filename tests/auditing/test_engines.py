@@ -20,23 +20,16 @@ from medpfl import InputError, Run, Victims
 from medpfl.auditing.report import reread
 from medpfl.auditing.store import read_rows
 from medpfl.cli import main
-from tests.auditing.audit_cases import plain, some_images
+from tests.auditing.audit_cases import OWN_ATTACK, plain, some_images
 
-FILE = '''
-from dataclasses import dataclass
+FILE = (
+    OWN_ATTACK
+    + '''
 import os, signal
 from pathlib import Path
 from torch import nn
-from medpfl.attacks import iDLG
 from medpfl.core.roles import Attack, Defense
 import neighbor
-
-@dataclass(frozen=True, repr=False)
-class Mine(Attack):
-    """Ours."""
-    steps: int = 2
-    def __call__(self, seen, generator):
-        return iDLG(steps=self.steps)(seen, generator)
 
 @dataclass(frozen=True, repr=False)
 class Dying(Attack):
@@ -56,6 +49,7 @@ class Halved(Defense):
 def make_model(num_classes, in_channels):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.Sigmoid(), nn.Linear(4, num_classes))
 '''
+)
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import check_outside, made
 from medpfl.runs.header_index import keep_index, recall_index
 from medpfl.runs.identity import unchanged
+from medpfl.runs.jobs import JobKey
 from medpfl.runs.progress_bar import Jobs, name_skipped, watching
 from medpfl.runs.study_key import study_index
 
@@ -43,7 +44,7 @@ __all__ = ["WORK", "Prepared", "checked", "executed", "feasible", "images_of", "
 
 
 WORK = (Work.__module__, "torch._dynamo")
-"""What workers import; torch imports the second with its first derivative, which takes seconds."""
+"""Modules that workers import; torch imports the second with its first derivative, which takes seconds."""
 
 
 class Prepared(Protocol):
@@ -157,7 +158,7 @@ def executed(
                     gaps.append(_gap(todo[number], found))
                 else:
                     store.add(todo[number].key, found.rows, tuple(map(torch.tensor, found.pictures)))
-                    log(f"{_named(todo[number])}: {todo[number].rows} images done")
+                    log(f"{todo[number].key.named}: {todo[number].rows} images done")
         if gaps:
             settings = replace(settings, gaps=tuple(gaps), notes=(*settings.notes, *_of_gaps(gaps)))
             store.note(settings=settings.to_dict())
@@ -187,7 +188,7 @@ class _Told(Watch):
 def _gap(job: Job, lost: Lost) -> Json:
     """Report a job that could not be done, and return what pages say of it."""
     say(
-        f"note: {job.rows} images of {_named(job)} were not attacked: {lost.why}. This job was begun {TRIES} times; "
+        f"note: {job.rows} images of {job.key.named} were not attacked: {lost.why}. This job was begun {TRIES} times; "
         "the same command tries it again"
     )
     return {**job.key._asdict(), "images": job.rows, "why": lost.why}
@@ -197,13 +198,9 @@ def _of_gaps(gaps: Sequence[Json]) -> list[str]:
     """Return the pages' notes on jobs that could not be done, one for each attack and defense."""
     images: dict[tuple[str, str], int] = {}
     for gap in gaps:
-        place = (f"{gap['attack']} x {gap['control'] or gap['defense']}", gap["why"])
+        place = (JobKey(**{name: gap[name] for name in JobKey._fields}).named, gap["why"])
         images[place] = images.get(place, 0) + gap["images"]
     return [
         f"{count} images of {what} were not attacked: {why}. Repeat the same command to try them again."
         for (what, why), count in images.items()
     ]
-
-
-def _named(job: Job) -> str:
-    return f"{job.key.attack} x {job.control or job.key.defense}"

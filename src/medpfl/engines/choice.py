@@ -28,6 +28,10 @@ def workers_of(run: Run) -> int:
     return run.workers or (1 if run.engine is None else cores())
 
 
+def _name(run: Run) -> str:
+    return run.engine or ("processes" if workers_of(run) > 1 else "inline")
+
+
 @contextmanager
 def ready(run: Run, *modules: str) -> Iterator[None]:
     """Set the number of torch threads while the context lasts, and start what a run's engine needs before data is read.
@@ -63,7 +67,7 @@ def described(run: Run) -> str:
     ('inline, 1 thread', 'processes, 2 workers, 1 thread each', 'ray, 4 workers, 2 threads each')
     """
     threads = f"{run.threads} thread{'s' * (run.threads != 1)}"
-    count, name = workers_of(run), run.engine or ("processes" if workers_of(run) > 1 else "inline")
+    count, name = workers_of(run), _name(run)
     return f"inline, {threads}" if name == "inline" else f"{name}, {count} worker{'s' * (count != 1)}, {threads} each"
 
 
@@ -73,9 +77,9 @@ def engine_of(run: Run) -> Engine:
     Raises:
         InputError: Ray is asked for, but not installed.
     """
-    if run.engine == "ray":
+    name = _name(run)
+    if name == "ray":
         from medpfl.engines.cluster import Cluster
 
         return Cluster(run.workers, run.threads, run.device)
-    processes = run.engine == "processes" or (run.engine is None and workers_of(run) > 1)
-    return Processes(workers_of(run), run.threads) if processes else Inline()
+    return Processes(workers_of(run), run.threads) if name == "processes" else Inline()

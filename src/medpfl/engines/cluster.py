@@ -51,7 +51,7 @@ class Cluster(Engine):
         _connect(address, self.workers, self.threads)
         try:
             gpus = 0.0 if self.device == "cpu" else _share(ray.cluster_resources(), self.threads)
-            task = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=TRIES - 1, max_calls=0)(_perform)
+            task = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=TRIES - 1)(_perform)
             shared, told = _stored(payload), {name: version(name) for name in _PACKAGES}
             todo, running = deque(range(len(tasks))), dict[Any, int]()
             while todo or running:
@@ -86,7 +86,7 @@ def _ray() -> Any:
 def _connect(address: str | None, workers: int | None, threads: int) -> None:
     ray = _ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report over the network
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change to come
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address:

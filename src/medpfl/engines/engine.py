@@ -15,7 +15,7 @@ from medpfl.core.progress import listening
 __all__ = ["TRIES", "Engine", "Inline", "Lost", "Results", "Watch", "Work"]
 
 TRIES = 3
-"""How often a task is begun before it is given up, if its worker ends each time."""
+"""Number of times that a task is begun before it is given up, if its worker ends each time."""
 
 Work = Callable[[Any], Any]
 Results = Generator[tuple[int, Any], None, None]

@@ -24,6 +24,11 @@ class JobKey(NamedTuple):
     stack: int
     knows: bool = False
 
+    @property
+    def named(self) -> str:
+        """The job in words: its attack, and its control or defense."""
+        return f"{self.attack} x {self.control or self.defense}"
+
     def file_name(self) -> str:
         """Return the name of the file with the job's pictures."""
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()[:16] + ".safetensors"

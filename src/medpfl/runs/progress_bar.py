@@ -80,7 +80,7 @@ class _Shown(Jobs):
 
     def _tell(self, job: JobKey, said: str = "") -> None:
         several = len(self.running) > 1
-        what = f"{len(self.running)} jobs at once" if several else f"{job.attack} x {job.control or job.defense}"
+        what = f"{len(self.running)} jobs at once" if several else job.named
         done = self.finished + sum(images * share for images, share in self.running.values())
         self.show(what, done, "" if several else said)
 

@@ -40,7 +40,7 @@ def foreseen(player: Player, jobs: list[Job], done: set[Job], notes: tuple[str, 
     steps: dict[str, Step] = {}
     for job in jobs:
         knows = ", adaptive" if job.knows else ""
-        what = f"{job.key.attack} x {job.control or job.key.defense}{knows}"
+        what = f"{job.key.named}{knows}"
         old = steps.get(what, Step(what, 0, "images", 0, 0, 0.0))
         seconds = 0.0 if job in done else costs.expected(costs.todo[job.key])
         total = None if None in (seconds, old.seconds) else (old.seconds or 0.0) + (seconds or 0.0)
