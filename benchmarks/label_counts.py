@@ -3,14 +3,15 @@
 For each model, mode and plan: the share of updates in which all counts are exact, with its 95 % interval, and the mean
 share of images that are counted in a wrong class. Beside ours stand the two simple rules: the bias's gradient with
 predictions on white noise (Geng et al. 2021), and with predictions on the ratio of weight to bias (iLRG). Batches are
-drawn at random, so their counts are uneven. Nothing is granted.
+drawn at random, so their counts are uneven. Nothing is granted; with ``--auxiliary``, the attacker has the set's
+images of the other rows.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -106,13 +107,15 @@ def scenes(cell: Cell, chosen: argparse.Namespace) -> Iterator[Scene]:
     """Yield the updates for each set and draw of the weights."""
     for name in chosen.sets:
         images, labels, classes = held_out(name, 1000, SIZE, chosen.tune)
+        other, *_ = held_out(name, 1000, SIZE, not chosen.tune)
         for draw in range(chosen.draws):
             seed = (TUNED if chosen.tune else REPORTED) + draw
             network = network_of(cell, name, classes, seed)
             generator = torch.Generator().manual_seed(seed)
             own = [torch.randperm(len(images), generator=generator)[: cell.plan.images] for _ in range(chosen.count)]
             rows = torch.stack(own)
-            yield play(network, images[rows], labels[rows], classes, plan=cell.plan)
+            case = play(network, images[rows], labels[rows], classes, plan=cell.plan)
+            yield replace(case, seen=replace(case.seen, auxiliary=other)) if chosen.auxiliary else case
 
 
 def by_noise(case: Scene) -> Tensor:
@@ -210,5 +213,6 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trained", nargs="+", type=int, default=[0, 20], help="steps of training before the update")
     parser.add_argument("--draws", type=int, default=3, help="draws of the weights per set")
     parser.add_argument("--count", type=int, default=12, help="updates per draw")
+    parser.add_argument("--auxiliary", action="store_true", help="the attacker has the images of the other rows")
     parser.add_argument("--tune", action="store_true", help="even rows and other weights, for tuning")
     return parser.parse_args(arguments)

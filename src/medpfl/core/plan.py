@@ -56,7 +56,7 @@ class Plan(Part):
         most=limits.IMAGES,
     )
     epochs: int = option(1, "FedAvg: number of local epochs", least=1, most=limits.EPOCHS)
-    learning_rate: float = option(0.1, "FedAvg: local learning rate", above=0, most=limits.FACTOR)
+    learning_rate: float = option(0.01, "FedAvg: local learning rate", above=0, most=limits.FACTOR)
     momentum: float = option(0.0, "FedAvg: local momentum", least=0, most=limits.FACTOR)
     weight_decay: float = option(0.0, "FedAvg: local weight decay", least=0, most=limits.FACTOR)
     dampening: float = option(0.0, "FedAvg: dampening of local momentum", least=0, most=1)

@@ -9,7 +9,7 @@ from torch import nn
 from medpfl.attacks.label_counts.clients import Head, made_up
 from medpfl.attacks.label_counts.evidence import Gradient, best_counts, classes_of, counts_of, rounded
 from medpfl.attacks.label_counts.phantoms import phantoms
-from medpfl.attacks.matching.labels import LastLayer
+from medpfl.attacks.matching.labels import LastLayer, last_layer
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.models import ConvNet, LeNet
@@ -29,6 +29,13 @@ def inferred(seen):
     found = LastLayer().infer(seen, torch.zeros(2, *seen.image_shape))
     assert found is not None
     return found
+
+
+def _head(seen):
+    """Return the names of the last layer's weight and bias."""
+    weight, bias = last_layer(seen)
+    assert weight is not None
+    return Head(weight, bias)
 
 
 def share_exact(network, plan, classes, victims=6, seed=0, change=lambda update: update):
@@ -57,6 +64,20 @@ def test_counts_of_batches_are_exact(model, mode, classes):
 def test_counts_in_train_mode():
     network = ConvNet(8, 2, norm="batch").build((1, 12, 12), 3, 0)
     assert share_exact(network, Plan(batch_size=BATCH, mode="train"), 3) >= 0.5
+
+
+@pytest.mark.parametrize("own", [0, 31, 32])
+def test_enough_images_of_the_attacker_take_the_place_of_phantoms(own):
+    """All images of the attacker are the same here, and so are predictions on them."""
+    network = LeNet("idlg").build((1, 12, 12), 3, 0)
+    images = smooth(BATCH).view(1, BATCH, 1, 12, 12)
+    seen = scene(network, images, drawn(1, BATCH, 3, 0), Plan(batch_size=BATCH))
+    seen = replace(seen, auxiliary=smooth(1).expand(own, -1, -1, -1) if own else None)
+    clients = made_up(seen, _head(seen), seen.views[0].weights.parameters)
+    assert clients is not None
+    logits = clients.logits.flatten(0, 1)
+    assert (own == 32) is torch.allclose(logits, logits[0].expand_as(logits))
+    assert inferred(seen).shape == (1, BATCH)
 
 
 def test_counts_of_several_local_steps_are_those_at_the_weights_between():

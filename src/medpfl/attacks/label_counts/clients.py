@@ -1,4 +1,7 @@
-"""Clients with phantoms: what the last layer of the attacked model gets from them, and predicts."""
+"""Made-up clients: what the last layer of the attacked model gets from their images, and predicts.
+
+The images are phantoms, or auxiliary images where the attacker has them.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ _FAMILIES, _EACH = 64, 4
 
 _FAMILIES_MIXED, _MOST_MIXED = 32, 32
 """Families where batch norm mixes a batch's images, and most images in each: a family is then a whole batch."""
+
+_ENOUGH = 32
+"""Number of auxiliary images from which on they take the place of phantoms."""
 
 _COMPONENTS = 6
 """Principal components of the inputs, besides the mean and the last layer's own directions."""
@@ -57,7 +63,7 @@ class Clients:
 
 
 def made_up(seen: Observation, head: Head, parameters: Tensors) -> Clients | None:
-    """Return clients with phantoms; ``None`` unless the model's logits are the last layer's outputs.
+    """Return made-up clients; ``None`` unless the model's logits are the last layer's outputs.
 
     Args:
         seen: observation.
@@ -68,7 +74,7 @@ def made_up(seen: Observation, head: Head, parameters: Tensors) -> Clients | Non
     count, each = _FAMILIES, _EACH
     if mixes:
         count, each = _FAMILIES_MIXED, max(2, min(seen.views[0].plans[0].batch_size, _MOST_MIXED))
-    images = phantoms(seen.image_shape, count, each, torch.Generator().manual_seed(0))
+    images = _images(seen, count, each, torch.Generator().manual_seed(0))
     inputs, logits = _run(seen, head, parameters, images.to(parameters[head.weight]), mixes)
     rows = parameters[head.weight].flatten(1).double().cpu()
     if not _is_head(inputs, logits, rows, 0 if head.bias is None else parameters[head.bias].double().cpu()):
@@ -85,6 +91,14 @@ def made_up(seen: Observation, head: Head, parameters: Tensors) -> Clients | Non
         rows=rows @ basis,
         within=near.T @ near / (len(near) - count),
     )
+
+
+def _images(seen: Observation, families: int, each: int, generator: torch.Generator) -> Tensor:
+    """Return phantoms (families, each, C, H, W), or draws from the attacker's own images if there are enough."""
+    own = seen.auxiliary
+    if own is None or len(own) < _ENOUGH:
+        return phantoms(seen.image_shape, families, each, generator)
+    return own.cpu()[torch.randint(len(own), (families, each), generator=generator)]
 
 
 def contrasts(classes: int) -> Tensor:
