@@ -98,9 +98,27 @@ def test_what_cannot_be_solved_is_refused_with_the_reason(network, why):
         APRIL().check(network(), (Plan(),), (1, 12, 12))
 
 
-def test_a_batch_is_refused():
-    with pytest.raises(InputError, match="one gradient of one image"):
-        APRIL().check(Patches(), (Plan(batch_size=2),), (1, 12, 12))
+def test_several_steps_are_refused():
+    with pytest.raises(InputError, match="one gradient of one batch, not an update of 2 steps"):
+        APRIL().check(Patches(), (Plan("FedAvg", batch_size=2, local_images=4),), (1, 12, 12))
+
+
+def test_a_batch_gives_one_image_for_all():
+    images = smooth(6, 1, 16).view(2, 3, 1, 16, 16)
+    network = ViT(4, depth=2, width=48).build((1, 16, 16), 3, 0)
+    seen = scene(network, images, LABELS.mT.expand(2, -1), Plan(batch_size=3))
+    guess = APRIL()(seen, torch.Generator().manual_seed(0))
+    assert guess.guesses.shape == images.shape
+    assert guess.guesses.equal(guess.guesses[:, :1].expand_as(images))
+    assert guess.ended == ("stalled",) * 2
+
+
+def test_a_batch_of_one_image_twice_is_nearly_solved():
+    images = smooth(2, 1, 16)[:, None].expand(-1, 2, -1, -1, -1)
+    network = ViT(4, depth=2, width=48).build((1, 16, 16), 3, 0)
+    seen = scene(network, images, LABELS[:2].expand(-1, 2), Plan(batch_size=2))
+    guess = APRIL()(seen, torch.Generator().manual_seed(0))
+    assert (guess.guesses - images).square().mean() < 0.3 * (0.5 - images).square().mean()
 
 
 def test_noise_makes_images_blurred_and_not_wild():

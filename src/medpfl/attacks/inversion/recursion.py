@@ -34,19 +34,20 @@ class Inverted(NamedTuple):
     total: Tensor
 
 
-def check_plans(plans: tuple[Plan, ...]) -> None:
-    """Raise `InputError` for an update that is not the gradient of a single image."""
+def check_plans(plans: tuple[Plan, ...], batches: bool = False) -> None:
+    """Raise `InputError` for an update that is not the gradient of a single image, or, with `batches`, of one batch."""
     reason, plan = None, plans[0]
     if len(plans) > 1:
         reason = f"a sum over {len(plans)} clients"
-    elif plan.images > 1:
+    elif plan.images > 1 and not batches:
         reason = f"an update of {plan.images} images: gradients sum over images"
     elif plan.steps > 1:
         reason = f"an update of {plan.steps} steps: each step has its own gradient"
     elif plan.algorithm == "FedAvg" and plan.weight_decay:
         reason = "weight decay"
     if reason:
-        raise InputError(f"an analytic attack needs one gradient of one image, not {reason}; attack with iDLG")
+        needed = "one batch" if batches else "one image"
+        raise InputError(f"an analytic attack needs one gradient of {needed}, not {reason}; attack with iDLG")
 
 
 def invert(seen: Observation, generator: torch.Generator, steps: int, tolerance: float) -> Inverted:
