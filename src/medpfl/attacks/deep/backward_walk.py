@@ -30,7 +30,6 @@ from medpfl.attacks.deep.kernel_systems import (
     Inputs,
     active,
     flattened,
-    geometry_of,
     inputs,
     is_plain,
     kernels,
@@ -38,7 +37,7 @@ from medpfl.attacks.deep.kernel_systems import (
     pulls,
     unflattened,
 )
-from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, SolvedInputs
+from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, SolvedInputs, normalized_layer
 from medpfl.attacks.deep.passing import PLACEWISE, SLOPES, derivative, is_affine, obstacle, slope_at
 from medpfl.attacks.deep.pooled_convolution import SPARE_STATES, pooled_path
 from medpfl.attacks.deep.walk_state import Corrected, Memory, Peeled, Pull, Start, compared
@@ -221,7 +220,7 @@ class _Walk:
 
     def _normalized(self, node: Node, pull: Pull) -> None:
         """Pass a batch norm in train mode, and recover the inputs of the convolution before it."""
-        layer = self._normalized_layer(node)
+        layer = normalized_layer(self.graph, node, self.gradients)
         if layer is None or pull.value is None:
             self._stop(node, obstacle(node), pull)
             return
@@ -283,28 +282,6 @@ class _Walk:
             self.memory.solved[node] = dy, size, found
         assert found is None or isinstance(found, SolvedInputs)
         return found
-
-    def _normalized_layer(self, node: Node) -> NormalizedConvolution | None:
-        """Return a batch norm with the convolution before it; ``None`` if one of them is of another kind."""
-        (source,) = self.graph.sources(node)
-        gamma, beta = (self._parameter(node, place) for place in (1, 2))
-        plain = source.target is _OPS.convolution.default and is_plain(self.graph, source)
-        kernel = self._parameter(source, 1) if plain else None
-        if kernel is None or gamma is None or beta is None or len(source.users) > 1:
-            return None
-        values = {self.graph.parameters[n]: self.graph.fixed[n] for n in self.graph.parameters}
-        return NormalizedConvolution(
-            values[kernel],
-            geometry_of(source),
-            self.graph.shapes[self.graph.sources(source)[0]],
-            places_of(self.graph, source),
-            kernels(self.gradients[kernel]),
-            values[gamma],
-            float(node.args[7]),  # type: ignore[arg-type]
-            self.gradients[gamma],
-            self.gradients[beta],
-            self.graph.rectifier(self.graph.sources(source)[0]) is not None,
-        )
 
     def _layer(self, node: Node, pull: Pull) -> None:
         """Recover the inputs of a convolution or a linear layer from its weight's gradient."""
