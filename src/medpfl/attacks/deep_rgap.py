@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from medpfl.attacks.deep.backward_walk import peel
-from medpfl.attacks.deep.front_search import Front
+from medpfl.attacks.deep.contrast import stated_variances, with_contrast
+from medpfl.attacks.deep.front_search import Band, Front
 from medpfl.attacks.deep.graph import Graph, exact, graph_of
 from medpfl.attacks.deep.walk_state import Peeled
 from medpfl.attacks.inversion.gaussian_prior import expected_images
@@ -41,7 +42,8 @@ _SHARE = 1 / 3
 """Smallest number of recovered values with which an image is searched for, relative to the image's own."""
 
 _BASIS = Spectral(exponent=2.0, corner=4.0)
-_GRAY = 0.5
+_GRAY, _NOISE = 0.5, 0.1
+"""Mean of the images at the start of a search, and deviation of their coordinates under batch norm in train mode."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,7 +101,8 @@ class DeepRGAP(Attack):
         label = made_of[graph.output].argmin(1)  # the gradient vanishes for a class that the model is sure of
         like = next(iter(weights.parameters.values()))
         made = local_update(model, Batch(image.to(like), label.to(like.device)), Plan(mode=plans[0].mode), weights)
-        read = peel(graph, exact(made.tensors))
+        told = stated_variances(graph, model, weights.buffers, made.buffers or {})
+        read = peel(graph, exact(made.tensors), variances=told)
         rim = read.rim(graph)  # values that are 0, or the same for every image, reveal little
         values = sum(int(((made_of[k] != 0) & (made_of[k] != made_of_less[k])).sum()) for k in rim)
         if values < _SHARE * image.numel():
@@ -114,12 +117,14 @@ class DeepRGAP(Attack):
         view = seen.views[0]
         check_plans(view.plans)
         graph = graph_of(seen.model, view.weights, seen.image_shape)
-        read, finite = [], []
+        read, finite, after = [], [], []
         for v in range(len(seen)):
             progress.report(v / len(seen) / 2, lambda v=v: f"image {v + 1} of {len(seen)}")
             sent = exact({k: t[v] for k, t in view.update.tensors.items()})
             finite.append(all(bool(t.isfinite().all()) for t in sent.values()))
-            read.append(peel(graph, sent) if finite[-1] else Peeled({}, ()))
+            after.append({k: t[v] for k, t in (view.update.buffers or {}).items()})
+            told = stated_variances(graph, seen.model, view.weights.buffers, after[-1])
+            read.append(peel(graph, sent, variances=told) if finite[-1] else Peeled({}, ()))
         like = variables_like(seen)
         guesses = like.new_full((len(seen), 1, *seen.image_shape), _GRAY)
         steps, evaluations = torch.zeros(2, len(seen), dtype=torch.long)
@@ -127,10 +132,12 @@ class DeepRGAP(Attack):
         with progress.part(0.5, 1.0):
             for rim, victims in _alike(graph, read):
                 targets = {k: torch.stack([read[v].known[k] for v in victims.tolist()]).to(like) for k in rim}
-                images, found = self._images(graph, targets)
+                images, found = self._images(graph, targets, Band(gray=seen.gray), generator)
                 guesses[victims], steps[victims], evaluations[victims] = images, found.steps, found.evaluations
                 for v, why in zip(victims.tolist(), found.ended, strict=True):
                     ended[v] = why
+        for v, own in enumerate(after):
+            guesses[v] = with_contrast(graph, seen.model, guesses[v].cpu(), view.weights.buffers, own)
         guesses = guesses.clamp(0, 1)
         classes, loss = judged(seen, guesses)
         for v, (why, distance) in enumerate(zip(ended, loss.tolist(), strict=True)):
@@ -138,7 +145,9 @@ class DeepRGAP(Attack):
                 ended[v] = "stalled"
         return Reconstruction(guesses, classes, loss, steps, evaluations + 1, tuple(ended))
 
-    def _images(self, graph: Graph, targets: dict[Node, Tensor]) -> tuple[Tensor, Solution]:
+    def _images(
+        self, graph: Graph, targets: dict[Node, Tensor], band: Band, generator: torch.Generator
+    ) -> tuple[Tensor, Solution]:
         """Search for images (A, 1, C, H, W) whose values at the given nodes equal the targets (A, ...).
 
         Return the images and the solution.
@@ -147,9 +156,11 @@ class DeepRGAP(Attack):
         if graph.image in targets:
             none = torch.zeros(len(first), dtype=torch.long)
             return first, Solution(first.flatten(1), none.to(first), none, none, ("converged",) * len(first))
-        front = Front(graph, targets, _BASIS)
-        gray = first.new_full((len(first), *graph.shapes[graph.image]), _GRAY)
-        found = LBFGS(tolerance=self.tolerance, patience=50).minimize(front, front.variables(gray), self.steps)
+        front = Front(graph, targets, _BASIS, band)
+        start = front.variables(first.new_full((len(first), *graph.shapes[graph.image]), _GRAY))
+        if graph.mixes:  # a gray image has no contrast that batch norm could normalize
+            start = start + _NOISE * torch.randn(start.shape, generator=generator).to(start)
+        found = LBFGS(tolerance=self.tolerance, patience=50).minimize(front, start, self.steps)
         return front.images(found.z), found
 
 
@@ -172,4 +183,4 @@ def _alike(graph: Graph, read: list[Peeled]) -> Iterator[tuple[tuple[Node, ...],
         rims[one.rim(graph)].append(v)
     for rim, victims in rims.items():
         if rim:
-            yield from ((rim, some) for some in torch.tensor(victims).split(_TOGETHER))
+            yield from ((rim, some) for some in torch.tensor(victims).split(1 if graph.mixes else _TOGETHER))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -62,18 +63,21 @@ _SAME_SIZE, _RESIZES = 1e-7, 4
 """Relative change of a size that is none, and maximum number of times the walk begins again for one size."""
 
 
-def peel(graph: Graph, gradients: Tensors, start: Start | None = None) -> Peeled:
+def peel(
+    graph: Graph, gradients: Tensors, start: Start | None = None, variances: Mapping[Node, Tensor] | None = None
+) -> Peeled:
     """Recover the hidden values behind one update.
 
     Args:
         graph: the model's graph, for as many images as are in the update.
         gradients: the parameters' gradients, in float64 on the CPU; all may share one unknown factor.
         start: where the walk begins; ``None``: at the last layer, for an update of a single image.
+        variances: variances (C,) of the inputs of batch norms in train mode, by node, if they are sent.
     """
     memory = Memory()
-    walk = _Walk(graph, gradients, memory)
+    walk = _Walk(graph, gradients, memory, variances or {})
     while not walk.run(start):
-        walk = _Walk(graph, gradients, memory)
+        walk = _Walk(graph, gradients, memory, variances or {})
     known = {node: walk.rectified(node) for node in walk.known}
     reasons = tuple(reason for node, reason in walk.stops if node not in known)
     return compared(graph, Peeled(known, reasons, walk.residuals))
@@ -86,8 +90,8 @@ class _Again(Exception):  # noqa: N818  (no error: a ReLU was corrected)
 class _Walk:
     """One walk, with the findings of earlier ones."""
 
-    def __init__(self, graph: Graph, gradients: Tensors, memory: Memory) -> None:
-        self.graph, self.gradients, self.memory = graph, gradients, memory
+    def __init__(self, graph: Graph, gradients: Tensors, memory: Memory, variances: Mapping[Node, Tensor]) -> None:
+        self.graph, self.gradients, self.memory, self.variances = graph, gradients, memory, variances
         self.known: dict[Node, Tensor] = {}
         self.errors: dict[Node, Tensor] = {}
         self.pulls: dict[Node, Pull] = {}
@@ -339,9 +343,13 @@ class _Walk:
         self.residuals[name] = found.residual
         all_ = torch.ones(len(found.states), dtype=torch.bool)
         self.memory.rectifiers.setdefault(path.rectifier, Corrected(all_, found.states, 0))
-        shape = self.graph.shapes[path.source]
-        error = torch.full_like(found.value, found.residual * float(found.value.square().mean().sqrt()))
-        self._learn(path.source, unflattened(found.value, shape), unflattened(error, shape))
+        shape, told = self.graph.shapes[path.source], self.variances.get(path.convolution.next)
+        value = found.value
+        if told is not None:
+            made = path.layer.convolved(found.value).var(1).clamp(min=1e-300)
+            value = found.value * (told / made).median().sqrt()  # batch norm hides the size of its inputs
+        error = torch.full_like(value, found.residual * float(value.square().mean().sqrt()))
+        self._learn(path.source, unflattened(value, shape), unflattened(error, shape))
 
     def _inputs(self, node: Node, pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs | None:
         """Return the result of `inputs`, reusing an earlier walk's result for the same pull."""
